@@ -1,0 +1,78 @@
+"""The exception tree: a leaf says who must act.
+
+TunerError                      exit status 1
+├── UsageError                  exit status 2: what was typed or written must change
+│   ├── StudyFileError          the study file: missing, does not import, holds no or several studies
+│   ├── StudyError              a study's settings, or a study changed since its first trial
+│   ├── SpaceError              the search space
+│   │   └── MissingHParam       the trainer reads a hyperparameter that the space lacks
+│   ├── UnknownStudy            no study or trial of that name in the storage
+│   ├── StorageURLError         a storage URL that cannot be one
+│   └── DeviceError             a device that this machine does not have
+├── StorageLost                 the database cannot be reached
+├── LeaseLost                   another worker has taken the trial over; this one must drop it
+└── StudyStopped                the study ended early: the same error again and again, or its workers died
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TunerError(Exception):
+    """Root of everything that `tuner` raises on purpose."""
+
+    exit_status = 1
+
+
+class UsageError(TunerError):
+    """What was typed or written must change."""
+
+    exit_status = 2
+
+
+class StudyFileError(UsageError):
+    """A study file is missing, does not import, or does not hold exactly one study."""
+
+
+class StudyError(UsageError):
+    """A study's settings are wrong, or differ from those it was first launched with."""
+
+
+class SpaceError(UsageError):
+    """A search space is wrong, or a value lies outside it."""
+
+
+class MissingHParam(SpaceError, AttributeError):
+    """The trainer reads a hyperparameter that the search space does not have."""
+
+
+class UnknownStudy(UsageError):
+    """The storage has no study, or the study no trial, of that name."""
+
+
+class StorageURLError(UsageError):
+    """The storage URL cannot be one."""
+
+
+class DeviceError(UsageError):
+    """A device was asked for that this machine does not have."""
+
+
+class StorageLost(TunerError):
+    """The database cannot be reached."""
+
+
+class LeaseLost(TunerError):
+    """Another worker has taken the trial over; this one must drop it without writing."""
+
+
+class StudyStopped(TunerError):
+    """The study ended before its budget was spent."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `"; did you mean 'x'?"` for the closest known name, or an empty string."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]!r}?" if matches else ""

@@ -1,0 +1,43 @@
+"""How a sampler or pruner is named in a study: `"tpe"`, `{"name": "tpe", "n_startup_trials": 20}`, or an object."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from tuner.errors import StudyError, nearest
+
+Named = str | Mapping[str, Any]
+
+
+def split(kind: str, given: Named, known: Collection[str]) -> tuple[str, dict[str, Any]]:
+    """Return name and options of a named sampler or pruner.
+
+    Raises:
+        StudyError: the name is not known; the message lists those that are.
+    """
+    options = {"name": given} if isinstance(given, str) else dict(given)
+    name = options.pop("name", None)
+    if not isinstance(name, str) or name not in known:
+        hint = nearest(name, known) if isinstance(name, str) else "; give it as {'name': ..., option: value}"
+        raise StudyError(f"the {kind} must be one of {', '.join(sorted(known))}: got {name!r}{hint}")
+    return name, options
+
+
+def call(kind: str, name: str, make: Callable[..., Any], options: Mapping[str, Any], **fixed: Any) -> Any:
+    """Return `make(**fixed, **options)`, where an option overrides what is fixed.
+
+    Raises:
+        StudyError: `make` has no such option, or refuses its value.
+    """
+    known = [parameter for parameter in inspect.signature(make).parameters if parameter != "self"]
+    for option in options:
+        if option not in known:
+            raise StudyError(
+                f"{kind} {name!r} has no option {option!r}: it has {', '.join(known) or 'none'}{nearest(option, known)}"
+            )
+    try:
+        return make(**{**fixed, **options})
+    except (TypeError, ValueError) as error:
+        raise StudyError(f"{kind} {name!r} does not accept its options {dict(options)}: {error}") from None

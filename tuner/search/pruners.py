@@ -1,0 +1,102 @@
+"""Pruners by name. Their resource is the epoch; what they decide from lies in the storage, not on an object.
+
+Optuna's `"auto"` resources are estimated from the first finished trials and kept on the pruner, so two workers can
+disagree about the rungs; here they are set from the study.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from tuner.errors import StudyError
+from tuner.search.options import Named, call, split
+
+if TYPE_CHECKING:
+    from optuna.pruners import BasePruner
+
+
+def _asha(options: dict[str, Any], epochs: int) -> BasePruner:
+    from optuna.pruners import SuccessiveHalvingPruner
+
+    return call("pruner", "asha", SuccessiveHalvingPruner, options, min_resource=1, reduction_factor=3)
+
+
+def _hyperband(options: dict[str, Any], epochs: int) -> BasePruner:
+    from optuna.pruners import HyperbandPruner
+
+    return call("pruner", "hyperband", HyperbandPruner, options, min_resource=1, max_resource=epochs)
+
+
+def _median(options: dict[str, Any], epochs: int) -> BasePruner:
+    from optuna.pruners import MedianPruner
+
+    return call("pruner", "median", MedianPruner, options)
+
+
+def _percentile(options: dict[str, Any], epochs: int) -> BasePruner:
+    from optuna.pruners import PercentilePruner
+
+    return call("pruner", "percentile", PercentilePruner, options, percentile=25.0)
+
+
+def _patient(options: dict[str, Any], epochs: int) -> BasePruner:
+    from optuna.pruners import PatientPruner
+
+    wrapped = make_pruner(options.pop("wrapped", "median"), epochs)
+
+    def patient(patience: int, min_delta: float = 0.0) -> BasePruner:
+        return PatientPruner(wrapped, patience=patience, min_delta=min_delta)
+
+    return call("pruner", "patient", patient, options, patience=3)
+
+
+def _threshold(options: dict[str, Any], epochs: int) -> BasePruner:
+    from optuna.pruners import ThresholdPruner
+
+    return call("pruner", "threshold", ThresholdPruner, options)
+
+
+def _wilcoxon(options: dict[str, Any], epochs: int) -> BasePruner:
+    from optuna.pruners import WilcoxonPruner
+
+    return call("pruner", "wilcoxon", WilcoxonPruner, options)
+
+
+def _none(options: dict[str, Any], epochs: int) -> BasePruner:
+    from optuna.pruners import NopPruner
+
+    return call("pruner", "none", NopPruner, options)
+
+
+PRUNERS: dict[str, Callable[[dict[str, Any], int], BasePruner]] = {
+    "asha": _asha,
+    "hyperband": _hyperband,
+    "median": _median,
+    "none": _none,
+    "patient": _patient,
+    "percentile": _percentile,
+    "threshold": _threshold,
+    "wilcoxon": _wilcoxon,
+}
+"""Name -> maker, which takes the options and the study's epochs."""
+
+
+def make_pruner(given: Named | BasePruner, epochs: int) -> BasePruner:
+    """Return the pruner that a study names; an Optuna object is returned as it is.
+
+    Args:
+        given: A name, a mapping with `name` and the pruner's own options, or an Optuna pruner.
+        epochs: The study's epochs per trial.
+
+    Raises:
+        StudyError: unknown name or option.
+    """
+    from optuna.pruners import BasePruner
+
+    if isinstance(given, BasePruner):
+        return given
+    if not isinstance(given, str | dict):
+        raise StudyError(f"the pruner must be a name, a mapping or an Optuna pruner: got {given!r}")
+    name, options = split("pruner", given, PRUNERS)
+    return PRUNERS[name](options, epochs)

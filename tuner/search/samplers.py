@@ -1,0 +1,140 @@
+"""Samplers by name.
+
+A named sampler is made anew for each trial, seeded from the study's seed and the trial's number: whichever worker
+runs trial 17 draws the same random numbers for it, no two workers draw the same for different trials, and a resumed
+study does not repeat the numbers of its beginning.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tuner.errors import StudyError
+from tuner.search.options import Named, call, split
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.samplers import BaseSampler
+
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a named sampler may need to know of its study.
+
+    Attributes:
+        study_seed: The same for all trials.
+        trial_seed: This trial's own.
+        number: The trial's number.
+        distributions: Unconditional parameters; None for a define-by-run space.
+        is_conditional: Whether there are conditional ones as well.
+    """
+
+    study_seed: int
+    trial_seed: int
+    number: int
+    distributions: Mapping[str, BaseDistribution] | None
+    is_conditional: bool
+
+
+def _tpe(options: dict[str, Any], context: Context) -> BaseSampler:
+    from optuna.samplers import TPESampler
+
+    return call("sampler", "tpe", TPESampler, options, seed=context.trial_seed)
+
+
+def _random(options: dict[str, Any], context: Context) -> BaseSampler:
+    from optuna.samplers import RandomSampler
+
+    return call("sampler", "random", RandomSampler, options, seed=context.trial_seed)
+
+
+def _qmc(options: dict[str, Any], context: Context) -> BaseSampler:
+    from tuner.search.sequences import NumberedQMCSampler
+
+    return call(
+        "sampler",
+        "qmc",
+        NumberedQMCSampler,
+        options,
+        number=context.number,
+        seed=context.study_seed,
+        scramble=True,
+        warn_independent_sampling=False,
+    )
+
+
+def _grid(options: dict[str, Any], context: Context) -> BaseSampler:
+    from tuner.search.sequences import GridSampler
+
+    if context.distributions is None or context.is_conditional:
+        raise StudyError("the sampler 'grid' needs a space without conditional fields, given as a Space class")
+    return call(
+        "sampler",
+        "grid",
+        GridSampler,
+        options,
+        distributions=context.distributions,
+        number=context.number,
+        seed=context.study_seed,
+    )
+
+
+def _cmaes(options: dict[str, Any], context: Context) -> BaseSampler:
+    from optuna.samplers import CmaEsSampler
+
+    return call("sampler", "cmaes", CmaEsSampler, options, seed=context.trial_seed, warn_independent_sampling=False)
+
+
+def _gp(options: dict[str, Any], context: Context) -> BaseSampler:
+    from optuna.samplers import GPSampler
+
+    try:
+        import torch  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise StudyError("the sampler 'gp' needs PyTorch, which is not installed: pip install 'tuner[gp]'") from None
+    return call("sampler", "gp", GPSampler, options, seed=context.trial_seed, warn_independent_sampling=False)
+
+
+def _nsga2(options: dict[str, Any], context: Context) -> BaseSampler:
+    from optuna.samplers import NSGAIISampler
+
+    return call("sampler", "nsga2", NSGAIISampler, options, seed=context.trial_seed)
+
+
+SAMPLERS: dict[str, Callable[[dict[str, Any], Context], BaseSampler]] = {
+    "cmaes": _cmaes,
+    "gp": _gp,
+    "grid": _grid,
+    "nsga2": _nsga2,
+    "qmc": _qmc,
+    "random": _random,
+    "tpe": _tpe,
+}
+"""Name -> maker, which takes the options and the trial's context."""
+
+
+def make_sampler(given: Named | BaseSampler, context: Context) -> BaseSampler:
+    """Return the sampler for one trial of a study; an Optuna object is returned as it is.
+
+    Args:
+        given: A name, a mapping with `name` and the sampler's own options, or an Optuna sampler.
+        context: The study and the trial.
+
+    Raises:
+        StudyError: unknown name or option, a space that the sampler cannot search, or a package it lacks.
+    """
+    from optuna.exceptions import ExperimentalWarning
+    from optuna.samplers import BaseSampler
+
+    if isinstance(given, BaseSampler):
+        return given
+    if not isinstance(given, str | dict):
+        raise StudyError(f"the sampler must be a name, a mapping or an Optuna sampler: got {given!r}")
+    name, options = split("sampler", given, SAMPLERS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)  # naming it in the study is the consent
+        return SAMPLERS[name](options, context)

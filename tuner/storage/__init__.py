@@ -1,0 +1,42 @@
+"""Where trials live: every line of SQL. SQLite (WAL) is the embedded default, Postgres the shared one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tuner.storage.url import DEFAULT_URL, hide_password, storage_url
+
+if TYPE_CHECKING:
+    import optuna
+    from sqlalchemy import Engine
+
+__all__ = ["DEFAULT_URL", "connect", "hide_password", "open_storage", "storage_url"]
+
+
+def open_storage(url: str) -> optuna.storages.BaseStorage:
+    """Return the storage at `url`, its tables created if it has none.
+
+    Args:
+        url: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/DATABASE`.
+
+    Raises:
+        StorageURLError: the URL cannot be a storage's.
+        StorageLost: the database cannot be reached.
+
+    Concurrency: safe from many processes, also on an empty database.
+    """
+    from tuner.storage.engine import open_rdb_storage
+
+    return open_rdb_storage(url)
+
+
+def connect(url: str) -> Engine:
+    """Return an engine for `url`, after one successful connection; creates nothing.
+
+    Raises:
+        StorageURLError: the URL cannot be a storage's.
+        StorageLost: the database cannot be reached, or the SQLite file does not exist.
+    """
+    from tuner.storage.engine import connected_engine
+
+    return connected_engine(url)

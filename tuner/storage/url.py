@@ -1,0 +1,70 @@
+"""Storage URLs as text: which are accepted, and how they are shown without their password."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from tuner.errors import StorageURLError
+
+DEFAULT_URL = "sqlite:///tuner.db"
+_FORMS = "sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+
+
+def storage_url(given: str | None) -> str:
+    """Return `given`, else `$TUNER_STORAGE`, else the SQLite file `tuner.db` in the working directory.
+
+    Raises:
+        StorageURLError: the URL cannot be a storage's.
+    """
+    url = given or os.environ.get("TUNER_STORAGE") or DEFAULT_URL
+    driver_url(url)
+    return url
+
+
+def hide_password(text: str) -> str:
+    """Return `text` with the password of every URL in it replaced by `***`."""
+    text = re.sub(r"(\w://[^\s:/@]*):[^\s]*@(?=[^\s@]*(?:\s|$))", r"\1:***@", text)
+    return re.sub(r"(?i)(password=)[^\s&'\"]+", r"\1***", text)
+
+
+def driver_url(url: str) -> str:
+    """Return `url` with the driver spelt out, as SQLAlchemy wants it.
+
+    Raises:
+        StorageURLError: the URL cannot be a storage's.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        raise StorageURLError(f"a storage URL must be {_FORMS}: got {hide_password(url)!r}")
+    if scheme == "sqlite":
+        return _sqlite_url(url, rest)
+    if scheme in ("postgresql", "postgres", "postgresql+psycopg2"):
+        return _postgres_url(url, rest)
+    raise StorageURLError(f"a storage URL must be {_FORMS}: got {scheme!r} in {hide_password(url)!r}")
+
+
+def _sqlite_url(url: str, rest: str) -> str:
+    if not rest.startswith("/") or rest == "/" or rest == "/:memory:":
+        raise StorageURLError(f"a SQLite storage must be a file, sqlite:///FILE, because workers share it: got {url!r}")
+    folder = Path(rest.removeprefix("/").partition("?")[0]).parent
+    if not folder.is_dir():
+        raise StorageURLError(f"the folder of a SQLite storage must exist: no {str(folder)!r} (storage {url!r})")
+    return url
+
+
+def _postgres_url(url: str, rest: str) -> str:
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    # SQLAlchemy 2.1 takes `postgresql://` for psycopg 3, 2.0 for psycopg2; we depend on psycopg2.
+    try:
+        parsed = make_url(f"postgresql+psycopg2://{rest}")
+    except (ArgumentError, ValueError) as error:
+        raise StorageURLError(
+            f"a storage URL must be {_FORMS}: got {hide_password(url)!r} ({hide_password(str(error))})"
+        ) from None
+    if not parsed.database and "service" not in parsed.query:
+        raise StorageURLError(f"a Postgres storage URL must name a database: got {hide_password(url)!r}")
+    return f"postgresql+psycopg2://{rest}"

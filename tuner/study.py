@@ -1,0 +1,318 @@
+"""`Study`: space, trainer, data, objective, budget and search in one object; and loading one from a Python file."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import inspect
+import json
+import sys
+import traceback
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+from tuner.errors import StudyError, StudyFileError, TunerError
+from tuner.space import Domain, Space, SpaceMeta, parameters, parse_fixed, sample
+
+if TYPE_CHECKING:
+    import optuna
+
+Direction = Literal["maximize", "minimize"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One search.
+
+    Attributes:
+        name: The study's name in the storage.
+        space: A `Space` class, or a function from an Optuna trial to a `Space` instance (define-by-run).
+        trainer: A `tuner.training.TrainerModule` class or instance.
+        data: A function from the study's seed to `tuner.training.Splits`; called once in each worker, so that every
+            trial sees the same split.
+        objective: The name of a validation metric that the trainer reports, or several for a Pareto search.
+        direction: `"maximize"` or `"minimize"`, for one objective.
+        directions: The same for several objectives.
+        epochs: Passes over the training data that a trial makes unless it is pruned; > 0.
+        trials: The budget: complete, pruned, diverged and out-of-memory trials count, failed ones do not; > 0.
+        seed: Seeds the split, the samplers and, with its number, each trial; >= 0.
+        sampler: A name, a mapping with `name` and the sampler's options, or an Optuna sampler.
+        pruner: The same for the pruner. With several objectives there is no pruning.
+        fixed: Parameters that are not searched, by name; part of what the study is.
+
+    Raises:
+        StudyError: a setting is wrong; the message names it.
+    """
+
+    name: str
+    space: type[Space] | Callable[[optuna.Trial], Space]
+    trainer: Any
+    data: Callable[[int], Any]
+    objective: str | Sequence[str]
+    direction: Direction | None = None
+    directions: Sequence[Direction] | None = None
+    epochs: int
+    trials: int
+    seed: int = 0
+    sampler: Any = "tpe"
+    pruner: Any = "asha"
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._check_settings()
+        self._check_search()
+
+    def _check_settings(self) -> None:
+        if not isinstance(self.name, str) or not 0 < len(self.name) <= 512:
+            raise StudyError(f"a study's name must be a text of 1 to 512 characters: got {self.name!r}")
+        for setting, low in (("epochs", 1), ("trials", 1), ("seed", 0)):
+            value = getattr(self, setting)
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise StudyError(f"{setting} must be an integer of at least {low}: got {value!r} (study {self.name!r})")
+        if not (isinstance(self.space, SpaceMeta) or inspect.isfunction(self.space)):
+            raise StudyError(f"space must be a Space class or a function of an Optuna trial: got {self.space!r}")
+        if not callable(self.data):
+            raise StudyError(f"data must be a function of the study's seed: got {self.data!r}")
+        given = [self.direction] if self.direction is not None else list(self.directions or [])
+        if (self.direction is None) == (self.directions is None) or len(given) != len(self.objectives):
+            raise StudyError(
+                f"there must be one direction for each objective: got objective={self.objective!r}, "
+                f"direction={self.direction!r}, directions={self.directions!r} (study {self.name!r})"
+            )
+        for direction in given:
+            if direction not in ("maximize", "minimize"):
+                raise StudyError(f"a direction must be 'maximize' or 'minimize': got {direction!r}")
+        if self.fixed and not isinstance(self.space, SpaceMeta):
+            raise StudyError("hyperparameters of a define-by-run space cannot be fixed; change its function")
+
+    def _check_search(self) -> None:
+        if len(self.objectives) > 1 and self.pruner not in ("asha", "none"):
+            raise StudyError(f"several objectives cannot be pruned: use pruner='none', got {self.pruner!r}")
+        self.make_pruner()
+        size = getattr(self.make_sampler(0), "size", None)
+        if size is not None and self.trials > size:
+            raise StudyError(f"trials must not exceed the grid's {size} points: got trials={self.trials}")
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """The objectives' names; usually one."""
+        return (self.objective,) if isinstance(self.objective, str) else tuple(self.objective)
+
+    @property
+    def all_directions(self) -> tuple[Direction, ...]:
+        """The direction of each objective."""
+        return (self.direction,) if self.direction is not None else tuple(self.directions or ())
+
+    def make_pruner(self) -> optuna.pruners.BasePruner:
+        """Return the pruner; it holds no state that workers must agree on."""
+        from tuner.search import make_pruner
+
+        return make_pruner("none" if len(self.objectives) > 1 else self.pruner, self.epochs)
+
+    def make_sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        """Return the sampler for trial `number`: a new one for a name, the same one for an Optuna object."""
+        from tuner.search import Context, make_sampler
+
+        distributions = None
+        is_conditional = False
+        if isinstance(self.space, SpaceMeta):
+            found = {name: (self._domain(name, domain), when) for name, domain, when in parameters(self.space)}
+            distributions = {name: domain.distribution() for name, (domain, when) in found.items() if not when}
+            is_conditional = len(distributions) < len(found)
+        seed = trial_seed(self.seed, number, "sampler")
+        return make_sampler(self.sampler, Context(self.seed, seed, number, distributions, is_conditional))
+
+    def _domain(self, name: str, domain: Domain) -> Domain:
+        return domain.only(self.fixed[name]) if name in self.fixed else domain
+
+    def sample(self, trial: optuna.Trial) -> Space:
+        """Return the hyperparameters that Optuna suggests for a trial.
+
+        Raises:
+            StudyError: a define-by-run function returned something else.
+        """
+        if isinstance(self.space, SpaceMeta):
+            return sample(self.space, trial, self.fixed)
+        hparams = self.space(trial)  # pyright: ignore[reportCallIssue]
+        if not isinstance(hparams, Space):
+            raise StudyError(f"the space's function must return a Space instance: got {hparams!r}")
+        return hparams
+
+    def changed(
+        self, *, trials: int | None = None, seed: int | None = None, fixed: Mapping[str, str] | None = None
+    ) -> Study:
+        """Return the study with settings from the command line; `fixed` holds words still to be parsed.
+
+        Raises:
+            StudyError: a setting is wrong.
+            SpaceError: a fixed hyperparameter does not exist, or its value lies outside its domain.
+        """
+        changes: dict[str, Any] = {}
+        if trials is not None:
+            changes["trials"] = trials
+        if seed is not None:
+            changes["seed"] = seed
+        if fixed:
+            if not isinstance(self.space, SpaceMeta):
+                raise StudyError("hyperparameters of a define-by-run space cannot be fixed; change its function")
+            changes["fixed"] = {**self.fixed, **parse_fixed(self.space, fixed)}
+        return dataclasses.replace(self, **changes)
+
+    def record(self) -> dict[str, Any]:
+        """Return what makes trials of this study comparable, as plain JSON; recorded at its first launch."""
+        return {
+            "objective": list(self.objectives),
+            "direction": list(self.all_directions),
+            "epochs": self.epochs,
+            "seed": self.seed,
+            "space": self._describe_space(),
+        }
+
+    def _describe_space(self) -> dict[str, str]:
+        if not isinstance(self.space, SpaceMeta):
+            source = inspect.getsource(self.space)
+            return {self.space.__name__: f"function, sha256 {hashlib.sha256(source.encode()).hexdigest()[:12]}"}
+        described = {}
+        for name, domain, when in parameters(self.space):
+            fixed = f" fixed at {domain.encode(self.fixed[name])!r}" if name in self.fixed else ""
+            described[name] = f"{domain!r}{f' if {when}' if when else ''}{fixed}"
+        return described
+
+    def check_unchanged(self, recorded: Mapping[str, Any]) -> None:
+        """Compare with what was recorded when the study was first launched; more trials are fine.
+
+        Raises:
+            StudyError: something differs; the message names each difference.
+        """
+        # Through JSON, because that is how the record comes back.
+        differences = _differences(recorded, json.loads(json.dumps(self.record())))
+        if differences:
+            raise StudyError(
+                f"study {self.name!r} must stay as it was first launched, or its trials cannot be compared: "
+                f"{'; '.join(differences)}; change it back, or give the study a new name"
+            )
+
+    def launch(self, **options: Any) -> None:
+        """Run this study with several workers, as `tuner launch` does; it must be defined in a Python file.
+
+        Args:
+            options: `storage`, `workers`, `devices`, `devices_per_worker`; see `tuner.launch.launch`.
+        """
+        from tuner.launch import launch
+
+        path = getattr(sys.modules.get("__main__"), "__file__", None)
+        if path is None:
+            raise StudyFileError("a study must be defined in a file to be launched: workers import it; use run() here")
+        launch(f"{path}:{self.name}", trials=self.trials, seed=self.seed, **options)
+
+    def run(self, storage: str | None = None) -> None:
+        """Run this study with one worker in this process, as `tuner worker` does."""
+        from tuner.worker import run_worker
+
+        run_worker(self, storage)
+
+
+def trial_seed(study_seed: int, number: int, purpose: str) -> int:
+    """Return a seed in [0, 2^31) for one purpose of one trial: the same in every process, unrelated for others."""
+    digest = hashlib.sha256(f"{study_seed}/{number}/{purpose}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key in [*old, *(key for key in new if key not in old)]:
+        before, after = old.get(key, "absent"), new.get(key, "absent")
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += _differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append(f"{prefix}{key} was {_show(before)}, is {_show(after)}")
+    return found
+
+
+def _show(value: Any) -> str:
+    return ", ".join(str(item) for item in value) if isinstance(value, list) else str(value)
+
+
+def split_target(target: str) -> tuple[Path, str | None]:
+    """Split `FILE` or `FILE:NAME` and check that the file is there and is Python.
+
+    Raises:
+        StudyFileError: there is no such file, or it has a syntax error; the message has file and line.
+    """
+    path, name = Path(target), None
+    if not path.exists() and ":" in target:
+        file, _, name = target.rpartition(":")
+        path = Path(file)
+    if not path.is_file():
+        raise StudyFileError(f"a study file must exist: no file {str(path)!r}")
+    try:
+        compile(path.read_bytes(), str(path), "exec")
+    except SyntaxError as error:
+        raise StudyFileError(f"a study file must be Python: {path}:{error.lineno}: {error.msg}") from None
+    except ValueError as error:
+        raise StudyFileError(f"a study file must be Python: {path}: {error}") from None
+    return path, name
+
+
+def load_study(target: str) -> Study:
+    """Import a Python file and return the study in it.
+
+    Args:
+        target: `FILE`, or `FILE:NAME` with the variable's or the study's name where the file has several.
+
+    Raises:
+        StudyFileError: no file, a syntax or import error (shown with the file's own line), no study, or several.
+    """
+    path, name = split_target(target)
+    module = _import_file(path)
+    found = {
+        key: value
+        for key, value in vars(module).items()
+        if isinstance(value, Study) and not key.startswith("_")
+    }
+    unique = {id(study): key for key, study in reversed(found.items())}
+    if name is not None:
+        for key, study in found.items():
+            if name in (key, study.name):
+                return study
+        raise StudyFileError(f"{path} must hold the study asked for: no {name!r} in it, it has {_names(found)}")
+    if not unique:
+        raise StudyFileError(f"{path} must hold a study: no `Study(...)` is assigned to a name in it")
+    if len(unique) > 1:
+        raise StudyFileError(f"{path} holds several studies, so say which: {path}:NAME with one of {_names(found)}")
+    return next(iter(found.values()))
+
+
+def _names(found: Mapping[str, Study]) -> str:
+    return ", ".join(found) or "none"
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Run a file as a module of its own, its folder importable as for `python FILE`."""
+    module_name = f"tuner_study_{path.stem}_{uuid.uuid5(uuid.NAMESPACE_URL, str(path.absolute())).hex[:8]}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise StudyFileError(f"a study file must be Python, its name ending in .py: got {str(path)!r}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    sys.path.insert(0, str(path.absolute().parent))
+    try:
+        spec.loader.exec_module(module)
+    except TunerError as error:
+        raise type(error)(f"{_where(path, error)}{error}") from error
+    except Exception as error:
+        raise StudyFileError(
+            f"a study file must import: {_where(path, error)}{type(error).__name__}: {error}"
+        ) from error
+    return module
+
+
+def _where(path: Path, error: BaseException) -> str:
+    """Return `file:line: ` of the last line of the file itself that led to an error."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return f"{path}:{frames[-1].lineno}: " if frames else f"{path}: "
