@@ -48,9 +48,6 @@ class Trainer(TrainerModule):
     def init_model(self, hparams):
         return MLP(hparams.width, hparams.depth, hparams.dropout_rate)
 
-    def batch_size(self, hparams):
-        return 32
-
     def loss(self, outputs, batch, hparams):
         targets = optax.smooth_labels(jax.nn.one_hot(batch["labels"], 10), hparams.label_smoothing)
         hits = jnp.argmax(outputs, axis=-1) == batch["labels"]

@@ -15,7 +15,7 @@ import sys
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, dataclass_transform
+from typing import TYPE_CHECKING, Any, TypeGuard, dataclass_transform
 
 from tuner.errors import MissingHParam, SpaceError, nearest
 
@@ -143,7 +143,8 @@ class IntDomain(Domain):
         if (self.high - self.low) % self.step:
             reachable = self.high - (self.high - self.low) % self.step
             raise SpaceError(
-                f"high must be low plus a multiple of step: got high={self.high}, step={self.step}; use high={reachable}"
+                f"high must be low plus a multiple of step: got high={self.high}, step={self.step}; "
+                f"use high={reachable}"
             )
 
     def distribution(self) -> BaseDistribution:
@@ -191,11 +192,7 @@ class ChoiceDomain(Domain):
     @property
     def spaces(self) -> dict[Stored, type[Space]]:
         """The options that are spaces, by label."""
-        return {
-            label: option
-            for label, option in zip(self.labels, self.options, strict=True)
-            if isinstance(option, SpaceMeta)
-        }
+        return {label: option for label, option in zip(self.labels, self.options, strict=True) if is_space(option)}
 
     def check(self) -> None:
         if not self.options:
@@ -210,7 +207,7 @@ class ChoiceDomain(Domain):
                 hash(option)
             except TypeError:
                 raise SpaceError(f"options must be hashable: got {option!r}; use a tuple") from None
-        if self.spaces and not all(option is None or isinstance(option, SpaceMeta) for option in self.options):
+        if self.spaces and not all(option is None or is_space(option) for option in self.options):
             raise SpaceError(f"a choice of Space classes takes only Space classes and None: got {self!r}")
         if self.traced and not all(isinstance(option, int | float) for option in self.options):
             raise SpaceError(f"a traced choice needs numbers: got {self!r}")
@@ -328,6 +325,7 @@ class SpaceMeta(type):
     """Turns a class body into a frozen dataclass and keeps its domains."""
 
     __domains__: dict[str, Domain]
+    _own: dict[str, Domain]
 
     @classmethod
     def __prepare__(cls, name: str, bases: tuple[type, ...], /, **kwargs: Any) -> _Body:
@@ -402,6 +400,11 @@ class Space(metaclass=SpaceMeta):
         )
 
 
+def is_space(value: object) -> TypeGuard[type[Space]]:
+    """Return whether a value is a `Space` class."""
+    return isinstance(value, SpaceMeta)
+
+
 def domains_of(space: type[Space]) -> dict[str, Domain]:
     """Return the domains of a space's own fields, by field."""
     return space.__domains__
@@ -418,7 +421,7 @@ def is_traced(space: type[Space], field: str) -> bool:
     kind = types[field]
     if isinstance(kind, str):  # postponed annotations
         kind = vars(sys.modules.get(space.__module__, sys)).get(kind, kind)
-    return kind in (float, "float") or isinstance(kind, SpaceMeta)
+    return kind in (float, "float") or is_space(kind)
 
 
 def parameters(space: type[Space]) -> Iterator[tuple[str, Domain, str]]:
@@ -454,7 +457,7 @@ def _build(names: Mapping[str, str], space: type[Space], value_of: Callable[[str
     values = {}
     for field, domain in domains_of(space).items():
         value = value_of(names[field], domain)
-        if isinstance(value, SpaceMeta) and isinstance(domain, ChoiceDomain):
+        if is_space(value) and isinstance(domain, ChoiceDomain):
             label = domain.encode(value)
             value = _build(domain.child_names(names[field], label), value, value_of)
         values[field] = value
@@ -487,7 +490,7 @@ def from_params(space: type[Space], params: Mapping[str, Stored]) -> Space:
         if name not in params:
             raise SpaceError(f"every parameter of {space.__name__} must be given: {name!r} is missing")
         value = domain.decode(params[name])
-        if not (domain.contains(value) or isinstance(value, SpaceMeta)):
+        if not (domain.contains(value) or is_space(value)):
             raise SpaceError(f"{name} must lie in {domain!r}: got {value!r}")
         return value
 
@@ -517,9 +520,7 @@ def examples(space: type[Space]) -> Iterator[Space]:
         forced = pending.pop()
         taken: dict[str, Any] = {}
 
-        def value_of(
-            name: str, domain: Domain, forced: dict[str, Any] = forced, taken: dict[str, Any] = taken
-        ) -> Any:
+        def value_of(name: str, domain: Domain, forced: dict[str, Any] = forced, taken: dict[str, Any] = taken) -> Any:
             option = forced.get(name, domain.example())
             if isinstance(domain, ChoiceDomain) and domain.spaces:
                 seen.add((name, option))

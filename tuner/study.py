@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from tuner.errors import StudyError, StudyFileError, TunerError
-from tuner.space import Domain, Space, SpaceMeta, parameters, parse_fixed, sample
+from tuner.space import Domain, Space, is_space, parameters, parse_fixed, sample
 
 if TYPE_CHECKING:
     import optuna
@@ -74,7 +74,7 @@ class Study:
             value = getattr(self, setting)
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise StudyError(f"{setting} must be an integer of at least {low}: got {value!r} (study {self.name!r})")
-        if not (isinstance(self.space, SpaceMeta) or inspect.isfunction(self.space)):
+        if not (is_space(self.space) or inspect.isfunction(self.space)):
             raise StudyError(f"space must be a Space class or a function of an Optuna trial: got {self.space!r}")
         if not callable(self.data):
             raise StudyError(f"data must be a function of the study's seed: got {self.data!r}")
@@ -87,7 +87,7 @@ class Study:
         for direction in given:
             if direction not in ("maximize", "minimize"):
                 raise StudyError(f"a direction must be 'maximize' or 'minimize': got {direction!r}")
-        if self.fixed and not isinstance(self.space, SpaceMeta):
+        if self.fixed and not is_space(self.space):
             raise StudyError("hyperparameters of a define-by-run space cannot be fixed; change its function")
 
     def _check_search(self) -> None:
@@ -120,7 +120,7 @@ class Study:
 
         distributions = None
         is_conditional = False
-        if isinstance(self.space, SpaceMeta):
+        if is_space(self.space):
             found = {name: (self._domain(name, domain), when) for name, domain, when in parameters(self.space)}
             distributions = {name: domain.distribution() for name, (domain, when) in found.items() if not when}
             is_conditional = len(distributions) < len(found)
@@ -136,9 +136,10 @@ class Study:
         Raises:
             StudyError: a define-by-run function returned something else.
         """
-        if isinstance(self.space, SpaceMeta):
+        if is_space(self.space):
             return sample(self.space, trial, self.fixed)
-        hparams = self.space(trial)  # pyright: ignore[reportCallIssue]
+        function: Any = self.space
+        hparams = function(trial)
         if not isinstance(hparams, Space):
             raise StudyError(f"the space's function must return a Space instance: got {hparams!r}")
         return hparams
@@ -158,7 +159,7 @@ class Study:
         if seed is not None:
             changes["seed"] = seed
         if fixed:
-            if not isinstance(self.space, SpaceMeta):
+            if not is_space(self.space):
                 raise StudyError("hyperparameters of a define-by-run space cannot be fixed; change its function")
             changes["fixed"] = {**self.fixed, **parse_fixed(self.space, fixed)}
         return dataclasses.replace(self, **changes)
@@ -174,7 +175,7 @@ class Study:
         }
 
     def _describe_space(self) -> dict[str, str]:
-        if not isinstance(self.space, SpaceMeta):
+        if not is_space(self.space):
             source = inspect.getsource(self.space)
             return {self.space.__name__: f"function, sha256 {hashlib.sha256(source.encode()).hexdigest()[:12]}"}
         described = {}
@@ -270,11 +271,7 @@ def load_study(target: str) -> Study:
     """
     path, name = split_target(target)
     module = _import_file(path)
-    found = {
-        key: value
-        for key, value in vars(module).items()
-        if isinstance(value, Study) and not key.startswith("_")
-    }
+    found = {key: value for key, value in vars(module).items() if isinstance(value, Study) and not key.startswith("_")}
     unique = {id(study): key for key, study in reversed(found.items())}
     if name is not None:
         for key, study in found.items():

@@ -6,6 +6,7 @@ import enum
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 class Outcome(enum.StrEnum):
@@ -52,3 +53,14 @@ class Report:
 def all_finite(values: list[float]) -> bool:
     """Return whether no value is NaN or infinite."""
     return all(math.isfinite(value) for value in values)
+
+
+Event = dict[str, Any]
+"""What a worker says of itself: `event` is study, trial, report, end, idle, done or error; a launcher shows it."""
+
+
+@dataclass
+class Stop:
+    """Set from outside, a signal handler say; the worker gives its trial back at the next report."""
+
+    requested: bool = False

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 def _asha(options: dict[str, Any], epochs: int) -> BasePruner:
     from optuna.pruners import SuccessiveHalvingPruner
 
-    return call("pruner", "asha", SuccessiveHalvingPruner, options, min_resource=1, reduction_factor=3)
+    # Two rungs, at a ninth and a third of the epochs: the usual ones at 1, 3, 9, ... would judge a long training by
+    # its warm-up, and leave one trial in dozens to the end.
+    first_rung = -(-epochs // 9)
+    return call("pruner", "asha", SuccessiveHalvingPruner, options, min_resource=first_rung, reduction_factor=3)
 
 
 def _hyperband(options: dict[str, Any], epochs: int) -> BasePruner:

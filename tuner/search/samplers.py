@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
 
-
 @dataclass(frozen=True)
 class Context:
     """What a named sampler may need to know of its study.

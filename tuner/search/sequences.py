@@ -114,7 +114,7 @@ def _axis(name: str, distribution: BaseDistribution, values: Sequence[Any] | Non
 def _point(axes: Mapping[str, Sequence[Any]], index: int) -> dict[str, Any]:
     """Return the `index`-th combination, the last axis running fastest, without building the others."""
     point = {}
-    for name, axis in reversed(axes.items()):
+    for name, axis in reversed(list(axes.items())):
         index, at = divmod(index, len(axis))
         point[name] = axis[at]
     return point

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy
 from sqlalchemy import Connection, Engine, event
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from tuner.errors import StorageLost
 from tuner.storage import tables
@@ -69,7 +69,9 @@ def connected_engine(url: str) -> Engine:
     """See `tuner.storage.connect`."""
     path = _sqlite_path(driver_url(url))
     if path is not None and not path.exists():
-        raise StorageLost(f"the storage must exist: there is no file {str(path)!r} (storage {url!r}); launch a study first")
+        raise StorageLost(
+            f"the storage must exist: there is no file {str(path)!r} (storage {url!r}); launch a study first"
+        )
     engine = _new_engine(url)
     try:
         with engine.connect() as connection:
@@ -81,9 +83,27 @@ def connected_engine(url: str) -> Engine:
 
 
 @contextlib.contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """Open a connection to read from.
+
+    Raises:
+        StorageLost: the database does not answer.
+    """
+    try:
+        with engine.connect() as connection:
+            yield connection
+    except (OperationalError, InterfaceError) as error:
+        raise lost(error, engine.url.render_as_string()) from error
+
+
+@contextlib.contextmanager
 def transaction(engine: Engine) -> Iterator[Connection]:
-    """Open a transaction that holds its write lock from the start, commit it at the end, roll back on an error."""
-    with engine.connect() as connection, connection.begin():
+    """Open a transaction that holds its write lock from the start, commit it at the end, roll back on an error.
+
+    Raises:
+        StorageLost: the database does not answer.
+    """
+    with reading(engine) as connection, connection.begin():
         if engine.dialect.name == "sqlite":
             # A deferred transaction that reads first and then writes fails at once when another writer came between.
             connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -260,15 +260,20 @@ def release(engine: Engine, lease: Lease) -> None:
         )
 
 
-def release_dead(engine: Engine, worker: str) -> None:
-    """End the leases of a worker that is known to have died, so that nobody waits for them to expire."""
+def release_all(engine: Engine, worker: str, *, died: bool) -> None:
+    """End the leases of a worker that is known to be gone, so that nobody waits for them to expire.
+
+    Args:
+        engine: The storage's engine.
+        worker: The worker's name.
+        died: It ended by itself in the middle of its trial, which counts against the trial.
+    """
+    values: dict[str, Any] = {"expires_at_s": 0.0} if died else {"expires_at_s": 0.0, "worker": None}
     with transaction(engine) as connection:
-        connection.execute(leases.update().where(leases.c.worker == worker).values(expires_at_s=0.0))
+        connection.execute(leases.update().where(leases.c.worker == worker).values(values))
 
 
-def _upsert(
-    connection: Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]], unique: Sequence[str]
-) -> None:
+def _upsert(connection: Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]], unique: Sequence[str]) -> None:
     insert = (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table)
     changed = {name: insert.excluded[name] for name in rows[0] if name not in unique}
     connection.execute(insert.on_conflict_do_update(index_elements=unique, set_=changed), list(rows))

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
 from tuner.errors import UnknownStudy, nearest
+from tuner.storage.engine import reading
 from tuner.storage.tables import (
     studies,
     study_directions,
@@ -76,7 +77,7 @@ def read_studies(engine: Engine) -> list[StudyRow]:
     """Return all studies in the order of their creation; none where Optuna has no tables yet."""
     if not sa.inspect(engine).has_table("studies"):
         return []
-    with engine.connect() as connection:
+    with reading(engine) as connection:
         directions: dict[int, list[str]] = {}
         query = sa.select(study_directions.c.study_id, study_directions.c.direction)
         for study_id, direction in connection.execute(query.order_by(study_directions.c.objective)):
@@ -122,7 +123,7 @@ def outcome_counts(engine: Engine, study_id: int) -> dict[Outcome, int]:
         .group_by(trials.c.state, stored.c.value_json)
     )
     counts = dict.fromkeys(Outcome, 0)
-    with engine.connect() as connection:
+    with reading(engine) as connection:
         for state, text, count in connection.execute(query):
             counts[_outcome(state, text)] += count
     return counts
@@ -157,7 +158,7 @@ def read_trial(engine: Engine, study: StudyRow, number: int) -> TrialRow:
     query = sa.select(trials).where(trials.c.study_id == study.study_id, trials.c.number == number)
     rows = _load(engine, study, query, reports=True)
     if not rows:
-        with engine.connect() as connection:
+        with reading(engine) as connection:
             count = connection.execute(
                 sa.select(sa.func.count()).select_from(trials).where(trials.c.study_id == study.study_id)
             ).scalar_one()
@@ -185,7 +186,7 @@ def read_best(engine: Engine, study: StudyRow, count: int | None) -> list[TrialR
 def _load(
     engine: Engine, study: StudyRow, query: sa.Select[Any], reports: bool, in_query_order: bool = False
 ) -> list[TrialRow]:
-    with engine.connect() as connection:
+    with reading(engine) as connection:
         rows = {
             row.trial_id: TrialRow(
                 row.trial_id, row.number, _OUTCOME_OF_STATE[row.state], row.datetime_start, row.datetime_complete
@@ -227,13 +228,13 @@ def _state_of(row: TrialRow) -> str:
 
 def _of_trials(
     connection: Connection, ids: Sequence[int], table: sa.Table, columns: Sequence[str]
-) -> list[sa.Row[Any]]:
+) -> list[tuple[Any, ...]]:
     """Return `columns` of the table's rows that belong to these trials, in the order they were written."""
     key = next(iter(table.primary_key.columns))
     query = sa.select(table.c.trial_id, *(table.c[name] for name in columns)).order_by(key)
-    found: list[sa.Row[Any]] = []
+    found: list[tuple[Any, ...]] = []
     for start in range(0, len(ids), _CHUNK):
-        found += connection.execute(query.where(table.c.trial_id.in_(ids[start : start + _CHUNK]))).all()
+        found += map(tuple, connection.execute(query.where(table.c.trial_id.in_(ids[start : start + _CHUNK]))))
     return found
 
 
@@ -258,7 +259,7 @@ def last_errors(engine: Engine, study_id: int, count: int) -> list[str]:
         .order_by(trials.c.datetime_complete.desc(), trials.c.number.desc())
         .limit(count)
     )
-    with engine.connect() as connection:
+    with reading(engine) as connection:
         ended = connection.execute(query).all()
         attributes = _of_trials(
             connection, [row.trial_id for row in ended], trial_user_attributes, ("key", "value_json")
@@ -277,6 +278,6 @@ def read_record(engine: Engine, study_id: int) -> dict[str, Any]:
     query = sa.select(study_system_attributes.c.value_json).where(
         study_system_attributes.c.study_id == study_id, study_system_attributes.c.key == RECORD_KEY
     )
-    with engine.connect() as connection:
+    with reading(engine) as connection:
         text = connection.execute(query).scalar_one_or_none()
     return json.loads(text) if text else {}

@@ -1,4 +1,4 @@
-"""Training a Flax model as pure functions of hyperparameters: with the tuner, or alone. JAX is imported from here on."""
+"""Training a Flax model as pure functions of hyperparameters, with the tuner or alone. Imports JAX."""
 
 from tuner.training.data import ArrayDataset, Splits
 from tuner.training.layers import Dropout

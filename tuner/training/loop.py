@@ -12,13 +12,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tuner.errors import StudyError, nearest
 from tuner.training import metrics as metrics_
 from tuner.training.data import ArrayDataset, Batch, Splits, batch_order, gather, steps_per_epoch
 from tuner.training.hparams import register
 from tuner.training.metrics import Metrics
-from tuner.training.state import TrainState
+from tuner.training.state import Stream, TrainState
 from tuner.training.trainer import TrainerModule
 from tuner.trial import Report
 
@@ -32,7 +33,12 @@ def _batch_size(trainer: TrainerModule, hparams: Any, length: int) -> int:
     return min(size, length)
 
 
-@partial(jax.jit, static_argnames=("trainer", "total_steps"))
+# Runs once a trial and takes long to optimise, so the compiler is told not to.
+@partial(
+    jax.jit,
+    static_argnames=("trainer", "total_steps"),
+    compiler_options={"xla_backend_optimization_level": 0},
+)
 def init_state(trainer: TrainerModule, arrays: Batch, hparams: Any, seed: jax.Array, total_steps: int) -> TrainState:
     """Return the state before the first step, from a seed (Int[Array, ""])."""
     size = _batch_size(trainer, hparams, len(arrays["weight"]))
@@ -40,44 +46,54 @@ def init_state(trainer: TrainerModule, arrays: Batch, hparams: Any, seed: jax.Ar
     return trainer.init_state(hparams, batch, jax.random.key(seed), total_steps)
 
 
-def _epoch_order(state: TrainState, length: int, batch_size: int) -> tuple[jax.Array, jax.Array]:
-    """Return this epoch's batches; the order depends on the trial's key and the step only."""
-    key = jax.random.fold_in(jax.random.fold_in(state.key, -2), state.step)
-    return batch_order(jax.random.permutation(key, length), batch_size)
+def _key_and_step(state: TrainState) -> tuple[jax.Array, jax.Array]:
+    if state.key is None or state.step is None:
+        raise StudyError("a state made by init_state needs key and step to be trained: one of them is None")
+    return state.key, state.step
+
+
+@partial(jax.jit, static_argnames=("length", "batch_size"))
+def epoch_order(key: jax.Array, step: jax.Array, *, length: int, batch_size: int) -> tuple[jax.Array, jax.Array]:
+    """Return an epoch's batches, as `batch_order` does; they depend on the trial's key and the step only.
+
+    A program of its own: sorting takes long to compile, and models of all sizes share it.
+    """
+    return batch_order(jax.random.permutation(Stream.ORDER.key(key, step), length), batch_size)
 
 
 def _step(
     trainer: TrainerModule, arrays: Batch, hparams: Any, state: TrainState, at: tuple[jax.Array, jax.Array]
 ) -> tuple[TrainState, Metrics]:
-    return trainer.train_step(state, gather(arrays, *at), hparams, jax.random.fold_in(state.key, state.step))
+    return trainer.train_step(state, gather(arrays, *at), hparams, Stream.STEP.key(*_key_and_step(state)))
 
 
 @partial(jax.jit, static_argnames=("trainer",), donate_argnames=("state",))
 def train_epoch(
-    trainer: TrainerModule, arrays: Batch, hparams: Any, state: TrainState
+    trainer: TrainerModule, arrays: Batch, hparams: Any, state: TrainState, batches: tuple[jax.Array, jax.Array]
 ) -> tuple[TrainState, Metrics]:
     """Run one epoch as one program."""
-    length = len(arrays["weight"])
-    batches = _epoch_order(state, length, _batch_size(trainer, hparams, length))
     state, stacked = jax.lax.scan(partial(_step, trainer, arrays, hparams), state, batches)
     return state, metrics_.sum_steps(stacked)
 
 
-@partial(jax.jit, static_argnames=("trainer",))
-def epoch_order(trainer: TrainerModule, arrays: Batch, hparams: Any, state: TrainState) -> Any:
-    """Return the epoch's batches, one (indices, weights) a step."""
-    length = len(arrays["weight"])
-    indices, weights = _epoch_order(state, length, _batch_size(trainer, hparams, length))
-    return list(zip(indices, weights, strict=True))
-
-
-@partial(jax.jit, static_argnames=("trainer",), donate_argnames=("state", "total"))
+@partial(jax.jit, static_argnames=("trainer",), donate_argnames=("state",))
 def train_step(
-    trainer: TrainerModule, arrays: Batch, hparams: Any, state: TrainState, at: Any, total: Metrics | None
+    trainer: TrainerModule, arrays: Batch, hparams: Any, state: TrainState, at: tuple[jax.Array, jax.Array]
 ) -> tuple[TrainState, Metrics]:
-    """Run one step as one program, and add its metrics to `total`."""
-    state, metrics = _step(trainer, arrays, hparams, state, at)
-    return state, metrics if total is None else metrics_.add(total, metrics)
+    """Run one step as one program."""
+    return _step(trainer, arrays, hparams, state, at)
+
+
+@jax.jit
+def unstack(batches: tuple[jax.Array, jax.Array]) -> list[tuple[jax.Array, jax.Array]]:
+    """Return the batches one by one."""
+    return list(zip(*batches, strict=True))
+
+
+@jax.jit
+def sum_all(metrics: list[Metrics]) -> Metrics:
+    """Return the metrics of all steps together."""
+    return reduce(metrics_.add, metrics)
 
 
 @partial(jax.jit, static_argnames=("trainer",))
@@ -96,15 +112,15 @@ def eval_batches(trainer: TrainerModule, arrays: Batch, hparams: Any, state: Tra
 
 
 def _run_epoch(
-    trainer: TrainerModule, arrays: Batch, hparams: Any, state: TrainState
+    trainer: TrainerModule, arrays: Batch, hparams: Any, state: TrainState, batches: tuple[jax.Array, jax.Array]
 ) -> tuple[TrainState, Metrics]:
     if trainer.loop == "scan":
-        return train_epoch(trainer, arrays, hparams, state)
-    total = None
-    for at in epoch_order(trainer, arrays, hparams, state):
-        state, total = train_step(trainer, arrays, hparams, state, at, total)
-    assert total is not None
-    return state, total
+        return train_epoch(trainer, arrays, hparams, state, batches)
+    steps = []
+    for at in unstack(batches):
+        state, metrics = train_step(trainer, arrays, hparams, state, at)
+        steps.append(metrics)
+    return state, sum_all(steps)
 
 
 def train(
@@ -113,11 +129,13 @@ def train(
     """See `TrainerModule.train_model`."""
     register(hparams)
     hparams = jax.device_put(hparams)
-    arrays = splits.train.arrays
-    per_epoch = steps_per_epoch(len(splits.train), _batch_size(trainer, hparams, len(splits.train)))
-    state = init_state(trainer, arrays, hparams, jax.device_put(jnp.uint32(seed)), epochs * per_epoch)
+    arrays, length = splits.train.arrays, len(splits.train)
+    batch_size = _batch_size(trainer, hparams, length)
+    per_epoch = steps_per_epoch(length, batch_size)
+    state = init_state(trainer, arrays, hparams, jax.device_put(np.uint32(seed)), epochs * per_epoch)
     for epoch in range(1, epochs + 1):
-        state, trained = _run_epoch(trainer, arrays, hparams, state)
+        batches = epoch_order(*_key_and_step(state), length=length, batch_size=batch_size)
+        state, trained = _run_epoch(trainer, arrays, hparams, state, batches)
         validated = eval_batches(trainer, splits.validation.arrays, hparams, state)
         values = {**metrics_.to_floats(validated), **metrics_.to_floats(trained, "train_")}
         yield Report(epoch, epoch * per_epoch, values)
@@ -144,15 +162,13 @@ def check_trainer(trainer: Any, hparams: Any, splits: Any, objectives: Sequence[
         raise StudyError(f"data(seed) must return tuner.training.Splits: got {type(splits).__name__}")
     register(hparams)
     arrays = splits.train.arrays
-    state = jax.eval_shape(partial(init_state, trainer, total_steps=10), arrays, hparams, jnp.uint32(0))
+    state = init_state.eval_shape(trainer, arrays, hparams, np.uint32(0), total_steps=10)
 
-    def step(state: TrainState, arrays: Batch, hparams: Any) -> tuple[TrainState, Metrics]:
-        length = len(arrays["weight"])
-        indices, weights = _epoch_order(state, length, _batch_size(trainer, hparams, length))
-        return _step(trainer, arrays, hparams, state, (indices[0], weights[0]))
-
-    _, trained = jax.eval_shape(step, state, arrays, hparams)
-    validated = jax.eval_shape(partial(eval_batches, trainer), splits.validation.arrays, hparams, state)
+    length = len(splits.train)
+    size = _batch_size(trainer, hparams, length)
+    at = (jax.ShapeDtypeStruct((size,), jnp.int32), jax.ShapeDtypeStruct((size,), jnp.float32))
+    _, trained = jax.eval_shape(partial(_step, trainer), arrays, hparams, state, at)
+    validated = eval_batches.eval_shape(trainer, splits.validation.arrays, hparams, state)
     reported = [*validated, *(f"train_{name}" for name in trained)]
     for objective in objectives:
         if objective not in reported:

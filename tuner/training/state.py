@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+
+
+class Stream(enum.IntEnum):
+    """Independent streams of random numbers derived from a trial's key."""
+
+    INIT = 0
+    ORDER = 1
+    STEP = 2
+
+    def key(self, trial_key: jax.Array, step: jax.Array | int = 0) -> jax.Array:
+        """Return this stream's key at a step."""
+        return jax.random.fold_in(jax.random.fold_in(trial_key, int(self)), step)
 
 
 @jax.tree_util.register_dataclass

@@ -15,7 +15,7 @@ from tuner.errors import StudyError
 from tuner.training.data import ArrayDataset, Batch, Splits
 from tuner.training.metrics import Mean, Metrics
 from tuner.training.optimizer import adamw
-from tuner.training.state import TrainState
+from tuner.training.state import Stream, TrainState
 from tuner.trial import Report
 
 
@@ -70,7 +70,7 @@ class TrainerModule:
             key: The trial's key.
             total_steps: Updates of the whole training.
         """
-        variables = self._call("init", hparams, {"params": jax.random.fold_in(key, -1)}, batch, train=False)
+        variables = self._call("init", hparams, {"params": Stream.INIT.key(key)}, batch, train=False)
         params = variables.pop("params", {})
         opt_state = self.init_optimizer(hparams, total_steps).init(params)
         return TrainState(jnp.zeros((), jnp.int32), params, opt_state, variables, key, total_steps)
@@ -107,15 +107,11 @@ class TrainerModule:
             options["train"] = train
         return getattr(module, method)(first, self.inputs(batch), **options)
 
-    def train_step(
-        self, state: TrainState, batch: Batch, hparams: Any, key: jax.Array
-    ) -> tuple[TrainState, Metrics]:
+    def train_step(self, state: TrainState, batch: Batch, hparams: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
         """Return the state after one update, and the batch's metrics: those of `loss`, and the loss itself."""
 
         def mean_loss(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
-            outputs, collections = self.apply_model(
-                params, state.collections, batch, hparams, train=True, key=key
-            )
+            outputs, collections = self.apply_model(params, state.collections, batch, hparams, train=True, key=key)
             metrics = self._metrics(outputs, batch, hparams)
             return metrics["loss"].value, (collections, metrics)
 

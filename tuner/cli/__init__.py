@@ -1,0 +1,49 @@
+"""The command line: one module per group of commands. A command parses, calls one function below, prints.
+
+Results go to stdout, progress and logs to stderr. Exit status: 0 done, 1 failed, 2 misuse, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from tuner.cli import dashboard, queries, run
+from tuner.cli.options import DEBUG_VARIABLE
+from tuner.errors import TunerError
+
+app = typer.Typer(
+    name="tuner",
+    help="Tune hyperparameters of JAX and Flax models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(run.launch)
+app.command()(run.worker)
+app.command()(queries.studies)
+app.command()(queries.trials)
+app.command()(queries.best)
+app.command()(queries.show)
+app.command()(dashboard.dashboard)
+
+
+def main() -> None:
+    """Run the command line; every error that `tuner` raises on purpose is one line on stderr."""
+    try:
+        app()
+    except TunerError as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        print(f"tuner: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of a pipe, `head` say, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

@@ -1,0 +1,30 @@
+"""`tuner dashboard`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tuner.cli.options import DebugOption, StorageOption
+from tuner.errors import UsageError
+
+
+def dashboard(
+    storage: StorageOption = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; there is no login.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
+    debug: DebugOption = False,
+) -> None:
+    """Serve Optuna's dashboard over the storage, on loopback."""
+    import sys
+
+    from tuner.storage import hide_password, storage_url
+
+    if not 0 < port < 65536:
+        raise UsageError(f"--port must be 1 to 65535: got {port}")
+    url = storage_url(storage)
+    print(f"tuner: dashboard of {hide_password(url)} on http://{host}:{port}, Ctrl-C ends it", file=sys.stderr)
+    from tuner.dashboard import serve
+
+    serve(url, host, port)

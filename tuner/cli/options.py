@@ -1,0 +1,53 @@
+"""Options that several commands take."""
+
+from __future__ import annotations
+
+import enum
+import os
+from typing import Annotated
+
+import typer
+
+DEBUG_VARIABLE = "TUNER_DEBUG"
+
+
+class Format(enum.StrEnum):
+    """How results are printed."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+FileArgument = Annotated[
+    str, typer.Argument(metavar="FILE", help="Python file with a Study in it; FILE:NAME where it has several.")
+]
+StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="The study's name.")]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        metavar="URL",
+        help="sqlite:///FILE or postgresql://...; $TUNER_STORAGE, else sqlite:///tuner.db, by default.",
+        show_default=False,
+    ),
+]
+FormatOption = Annotated[Format, typer.Option("--format", help="How to print.")]
+TrialsOption = Annotated[
+    int | None, typer.Option("--trials", metavar="N", help="Trials in all, instead of the study's.", show_default=False)
+]
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", metavar="N", help="Seed, instead of the study's.", show_default=False)
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="A hyperparameter that is not searched; may be repeated."),
+]
+
+
+def _set_debug(is_on: bool) -> None:
+    if is_on:
+        os.environ[DEBUG_VARIABLE] = "1"  # workers are to inherit it
+
+
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the whole trace of an error.", callback=_set_debug)]

@@ -1,0 +1,184 @@
+"""`tuner studies`, `trials`, `best` and `show`: reading, without JAX and without Optuna."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tuner.cli.options import DebugOption, Format, FormatOption, StorageOption, StudyArgument
+from tuner.errors import UsageError
+from tuner.storage import connect, storage_url
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+Row = dict[str, Any]
+
+_RESULT_COLUMNS = ("number", "outcome", "value", "values", "seconds", "study")
+
+
+@contextmanager
+def _engine(storage: str | None) -> Iterator[Engine]:
+    engine = connect(storage_url(storage))
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def studies(storage: StorageOption = None, format: FormatOption = Format.TABLE, debug: DebugOption = False) -> None:
+    """List the studies of a storage."""
+    from tuner.results import study_rows
+
+    with _engine(storage) as engine:
+        emit(study_rows(engine), format)
+
+
+def trials(
+    study: StudyArgument,
+    storage: StorageOption = None,
+    format: FormatOption = Format.TABLE,
+    debug: DebugOption = False,
+) -> None:
+    """List the trials of a study."""
+    from tuner.results import trial_rows
+
+    with _engine(storage) as engine:
+        emit(trial_rows(engine, study), format)
+
+
+def best(
+    study: StudyArgument,
+    count: Annotated[int, typer.Option("-n", metavar="K", help="How many trials at most.")] = 1,
+    storage: StorageOption = None,
+    format: FormatOption = Format.TABLE,
+    debug: DebugOption = False,
+) -> None:
+    """List the best complete trials of a study; of one with several objectives, trials of its Pareto front."""
+    from tuner.results import best_rows
+
+    if count < 1:
+        raise UsageError(f"-n must be at least 1: got {count}")
+    with _engine(storage) as engine:
+        emit(best_rows(engine, study, count), format)
+
+
+def show(
+    study: StudyArgument,
+    number: Annotated[int, typer.Argument(metavar="NUMBER", help="The trial's number.")],
+    storage: StorageOption = None,
+    format: FormatOption = Format.TABLE,
+    debug: DebugOption = False,
+) -> None:
+    """Show one trial: hyperparameters, reports by epoch, timings, error."""
+    from tuner.results import show_row
+
+    with _engine(storage) as engine:
+        row = show_row(engine, study, number)
+    if format is Format.TABLE:
+        _print_fields(row)
+    elif format is Format.JSON:
+        print(json.dumps(row, indent=2))
+    else:
+        emit([row], format)
+
+
+def print_best(study: str, storage: str | None) -> None:
+    """Print the best trial of a study that has just ended."""
+    from tuner.results import best_rows
+
+    with _engine(storage) as engine:
+        rows = best_rows(engine, study)
+    for row in rows:
+        print(f"best trial of {study!r}:")
+        _print_fields(row)
+    if not rows:
+        print(f"no trial of {study!r} is complete")
+
+
+def emit(rows: Sequence[Row], format: Format) -> None:
+    """Print rows to stdout."""
+    if format is Format.JSON:
+        print(json.dumps(list(rows), indent=2))
+    elif format is Format.CSV:
+        print(to_csv(rows), end="")
+    else:
+        _print_table([_flat(row) for row in rows])
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Return rows as CSV with a header; hyperparameters become columns `hparams.NAME`, lists become JSON."""
+    flat = [_flat(row, "hparams.") for row in rows]
+    columns = list(dict.fromkeys(column for row in flat for column in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in flat:
+        writer.writerow({key: json.dumps(value) if isinstance(value, list) else value for key, value in row.items()})
+    return text.getvalue()
+
+
+def _flat(row: Row, prefix: str = "") -> Row:
+    """Return a row with its hyperparameters as columns of their own."""
+    flat: Row = {}
+    for key, value in row.items():
+        if key == "hparams":
+            flat.update({f"{prefix}{name}": hparam for name, hparam in value.items()})
+        else:
+            flat[key] = value
+    return flat
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    if isinstance(value, list):
+        return ", ".join(_text(item) for item in value)
+    return str(value)
+
+
+def _print_table(rows: Sequence[Row]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if not rows:
+        print("none")
+        return
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    # A column in which nothing is ever seen (no trial diverged, say) only takes room.
+    columns = [column for column in columns if any(row.get(column) not in (None, 0) for row in rows)]
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=10_000)  # in a pipe or a file nothing is cut off
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        cells = [row.get(column) for row in rows]
+        is_number = any(isinstance(cell, int | float) for cell in cells)
+        # On a narrow terminal the hyperparameters are shortened, not the result.
+        width = max(len(_text(cell)) for cell in cells) if column in _RESULT_COLUMNS else None
+        table.add_column(column, justify="right" if is_number else "left", no_wrap=True, min_width=width)
+    for row in rows:
+        table.add_row(*(_text(row.get(column)) for column in columns))
+    console.print(table)
+
+
+def _print_fields(row: Row) -> None:
+    for key, value in row.items():
+        if key == "hparams":
+            print("hparams")
+            for name, hparam in value.items():
+                print(f"  {name:<18} {_text(hparam)}")
+        elif key == "reports":
+            print("reports")
+            for report in value:
+                print(f"  epoch {report['epoch']:<12} {_text(report['value'])}")
+        elif value is not None:
+            print(f"{key:<20} {_text(value)}")

@@ -1,0 +1,184 @@
+"""`tuner launch` and `tuner worker`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
+from typing import Annotated, TextIO
+
+import typer
+
+from tuner.cli.options import (
+    DEBUG_VARIABLE,
+    DebugOption,
+    FileArgument,
+    SeedOption,
+    SetOption,
+    StorageOption,
+    TrialsOption,
+)
+from tuner.errors import StudyStopped, UsageError
+from tuner.trial import Event, Stop
+
+_GRACE_S = 10.0
+"""How long a worker without a launcher may take to give its trial back."""
+
+
+def launch(
+    file: FileArgument,
+    storage: StorageOption = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", help="Worker processes; one for each device (4 on CPUs) by default.")
+    ] = None,
+    devices: Annotated[str, typer.Option(help="auto, or device numbers as in 0,1.")] = "auto",
+    devices_per_worker: Annotated[
+        int | None, typer.Option(metavar="N", help="Devices that each worker holds; 1 by default.")
+    ] = None,
+    trials: TrialsOption = None,
+    seed: SeedOption = None,
+    fixed: SetOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Run a study with several workers until its budget of trials is spent; run again to resume."""
+    from tuner.launch import launch as launch_study
+
+    snapshot = launch_study(
+        file,
+        storage=storage,
+        workers=workers,
+        devices=devices,
+        devices_per_worker=devices_per_worker,
+        trials=trials,
+        seed=seed,
+        fixed=fixed or [],
+    )
+    from tuner.cli.queries import print_best
+
+    print_best(snapshot.study, storage)
+
+
+def worker(
+    file: FileArgument,
+    storage: StorageOption = None,
+    trials: TrialsOption = None,
+    seed: SeedOption = None,
+    fixed: SetOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Run one worker of a study in the foreground; what launch starts, and what a container runs."""
+    from tuner.devices import settle
+    from tuner.launch.local import check_number
+    from tuner.launch.process import EVENTS_VARIABLE
+
+    check_number("--trials", trials, 1)
+    check_number("--seed", seed, 0)
+    words = dict(_split(word) for word in fixed or [])
+    settle(os.environ)
+    descriptor = os.environ.pop(EVENTS_VARIABLE, None)
+    stop = _stop_on_signals()
+    work = partial(_work, file, storage, trials, seed, words, stop)
+    if descriptor is None:
+        work(_print_event)
+    else:
+        _stop_with_launcher(stop)
+        with open(int(descriptor), "w", encoding="utf-8", buffering=1) as pipe:
+            _work_for_launcher(work, pipe)
+    if stop.requested:
+        raise typer.Exit(130)
+
+
+def _work_for_launcher(work: Callable[[Callable[[Event], None]], None], pipe: TextIO) -> None:
+    """Run a worker whose events, and whose last word if the study is wrong, go to its launcher."""
+
+    def say(event: Event) -> None:
+        # A launcher that has died reads nothing; its end stops this worker by another way.
+        with contextlib.suppress(BrokenPipeError):
+            pipe.write(json.dumps(event) + "\n")
+
+    try:
+        work(say)
+    except (UsageError, StudyStopped) as error:
+        say({"event": "error", "message": str(error), "exit_status": error.exit_status})
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        raise typer.Exit(error.exit_status) from None
+
+
+def _work(
+    file: str,
+    storage: str | None,
+    trials: int | None,
+    seed: int | None,
+    fixed: dict[str, str],
+    stop: Stop,
+    say: Callable[[Event], None],
+) -> None:
+    from tuner.storage import storage_url
+    from tuner.study import load_study
+    from tuner.worker import run_worker
+
+    storage_url(storage)
+    study = load_study(file).changed(trials=trials, seed=seed, fixed=fixed)
+    run_worker(study, storage, say=say, stop=stop)
+
+
+def _split(word: str) -> tuple[str, str]:
+    name, separator, value = word.partition("=")
+    if not separator or not name:
+        raise UsageError(f"--set must be NAME=VALUE: got {word!r}")
+    return name.strip(), value.strip()
+
+
+def _print_event(event: Event) -> None:
+    """Show what a worker in the foreground does, a line an event."""
+    match event["event"]:
+        case "trial":
+            hparams = ", ".join(
+                f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+                for name, value in event["hparams"].items()
+            )
+            line = f"trial {event['trial']}: {hparams}"
+        case "report":
+            values = ", ".join(f"{value:.4g}" for value in event["values"])
+            line = f"trial {event['trial']}, epoch {event['epoch']}: {values}"
+        case "end":
+            line = f"trial {event['trial']}: {event['outcome']}"
+        case "study":
+            line = f"study {event['study']}, {event['trials']} trials"
+        case _:
+            return
+    print(f"tuner: {line}", file=sys.stderr, flush=True)
+
+
+def _stop_on_signals() -> Stop:
+    """Return a flag that SIGINT and SIGTERM set; a second signal ends the process at once."""
+    stop = Stop()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.requested = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+    return stop
+
+
+def _stop_with_launcher(stop: Stop) -> None:
+    """Stop when the launcher ends, however it ends: it holds the other side of our standard input."""
+
+    def wait() -> None:
+        sys.stdin.read()
+        stop.requested = True
+        time.sleep(_GRACE_S)
+        os._exit(130)
+
+    threading.Thread(target=wait, name="launcher-watch", daemon=True).start()

@@ -1,0 +1,288 @@
+"""Workers on this machine: started, watched, started again when they die, stopped together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from tuner.devices import DeviceGroup, assign, choose, environment, find_devices
+from tuner.errors import StudyStopped, TunerError, UsageError
+from tuner.launch.process import Message, WorkerProcess
+from tuner.launch.progress import LiveProgress, PlainProgress, Progress, Snapshot
+from tuner.storage import connect, hide_password, storage_url
+from tuner.study import split_target
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+
+_GRACE_S = 5.0
+"""How long a worker may take to give its trial back; then it is killed, and its trial given back for it."""
+_POLL_S = 0.5
+_MAX_EARLY_DEATHS = 3
+"""A worker that dies this often in a row without ending a trial is not started again."""
+
+
+class Interrupted(TunerError):
+    """The launch was stopped by a signal."""
+
+    exit_status = 130
+
+
+@dataclass
+class _Place:
+    """A device group and the worker that holds it at the moment."""
+
+    index: int
+    group: DeviceGroup
+    worker: WorkerProcess | None = None
+    starts: int = 0
+    early_deaths: int = 0
+    is_done: bool = False
+
+
+@dataclass
+class _Launch:
+    """The state of one launch."""
+
+    command: Sequence[str]
+    url: str
+    target: str
+    places: list[_Place]
+    inbox: queue.Queue[Message] = field(default_factory=queue.Queue)
+    snapshot: Snapshot = field(default_factory=Snapshot)
+    error: TunerError | None = None
+    engine: Engine | None = None
+    counted_s: float = 0.0
+
+    def run(self, progress: Progress, stop: threading.Event) -> None:
+        """Start the workers and return when all are done.
+
+        Raises:
+            TunerError: what a worker said was wrong, `StudyStopped` if no worker stays alive, `Interrupted`.
+        """
+        try:
+            for place in self.places:
+                self._start(place)
+            while not (stop.is_set() or self.error or all(place.is_done for place in self.places)):
+                self._read_messages(progress)
+                self._watch(progress)
+                self._count(_POLL_S)
+                progress.update(self.snapshot)
+        finally:
+            self._end_workers(progress)
+            self._count()
+            progress.update(self.snapshot)
+            if self.engine is not None:
+                self.engine.dispose()
+        if self.error is not None:
+            raise self.error
+        if stop.is_set():
+            raise Interrupted(
+                f"stopped with {self.snapshot.used} of {self.snapshot.trials or 'all'} trials finished; "
+                "the same command runs those that are missing"
+            )
+
+    def _start(self, place: _Place) -> None:
+        place.starts += 1
+        host = os.uname().nodename
+        name = f"{host}:{os.getpid()}:{place.index}.{place.starts}"
+        env = {**environment(place.group, os.environ), "TUNER_STORAGE": self.url, "PYTHONUNBUFFERED": "1"}
+        place.worker = WorkerProcess(place.index, name, self.command, env, self.inbox)
+        self.snapshot.workers[place.index] = "starting"
+
+    def _read_messages(self, progress: Progress) -> None:
+        """Wait a moment for messages and take in all there are."""
+        try:
+            message = self.inbox.get(timeout=0.1)
+            while True:
+                if message.event is not None:
+                    self._take(message.index, message.event)
+                else:
+                    progress.note(f"[{message.index}] {message.text}")
+                message = self.inbox.get_nowait()
+        except queue.Empty:
+            return
+
+    def _take(self, index: int, event: dict[str, Any]) -> None:
+        snapshot, place = self.snapshot, self.places[index]
+        match event["event"]:
+            case "study":
+                snapshot.study, snapshot.trials = event["study"], event["trials"]
+                snapshot.objective = event["objective"]
+                if snapshot.began_s is None:
+                    self._count()
+                    snapshot.began_s, snapshot.already = time.monotonic(), snapshot.used
+            case "trial":
+                snapshot.workers[index] = f"trial {event['trial']}"
+            case "report":
+                values = ", ".join(f"{value:.4g}" for value in event["values"])
+                snapshot.workers[index] = f"trial {event['trial']}, epoch {event['epoch']}: {values}"
+            case "end":
+                place.early_deaths = 0
+            case "idle":
+                snapshot.workers[index] = "waiting for other workers' trials"
+            case "done":
+                snapshot.workers[index] = "done"
+            case "error":
+                # Workers read the same file: the first to find it wrong speaks for all.
+                kind = UsageError if event["exit_status"] == UsageError.exit_status else StudyStopped
+                self.error = self.error or kind(event["message"])
+
+    def _watch(self, progress: Progress) -> None:
+        """Notice ended workers; start again those that died."""
+        for place in self.places:
+            if place.is_done or place.worker is None or not place.worker.has_ended():
+                continue
+            self._read_messages(progress)
+            if place.worker.process.returncode == 0:
+                place.is_done = True
+            elif self.error is None:
+                self._replace(place, place.worker, progress)
+
+    def _replace(self, place: _Place, dead: WorkerProcess, progress: Progress) -> None:
+        self._release(dead, died=True)
+        place.early_deaths += 1
+        progress.note(f"worker {place.index} died ({dead.ending})")
+        if place.early_deaths < _MAX_EARLY_DEATHS:
+            self._start(place)
+            return
+        place.is_done = True
+        self.snapshot.workers[place.index] = f"given up ({dead.ending})"
+        if all(other.is_done for other in self.places):
+            last = "\n".join(dead.last_lines[-5:])
+            self.error = StudyStopped(
+                f"a worker must stay alive: each died {_MAX_EARLY_DEATHS} times in a row, the last with "
+                f"{dead.ending}; `tuner worker {self.target}` shows more\n{last}".rstrip()
+            )
+
+    def _release(self, dead: WorkerProcess, *, died: bool) -> None:
+        """Free the trial of a worker that is gone; without this it is free when its lease ends."""
+        from tuner.storage.leases import release_all
+
+        with contextlib.suppress(TunerError):
+            release_all(self._connect(), dead.name, died=died)
+
+    def _connect(self) -> Engine:
+        if self.engine is None:
+            self.engine = connect(self.url)
+        return self.engine
+
+    def _end_workers(self, progress: Progress) -> None:
+        alive = [place.worker for place in self.places if place.worker is not None and not place.is_done]
+        for worker in alive:
+            worker.stop()
+        deadline_s = time.monotonic() + _GRACE_S
+        while any(worker.process.poll() is None for worker in alive) and time.monotonic() < deadline_s:
+            self._read_messages(progress)
+        for worker in alive:
+            if worker.process.poll() is None:
+                worker.kill()
+            if worker.process.returncode != 0:
+                self._release(worker, died=False)
+
+    def _count(self, at_most_every_s: float = 0.0) -> None:
+        """Read from the storage how far the study is; a database that is away for a moment is asked again later."""
+        from tuner.storage.queries import find_study, outcome_counts, read_best
+
+        if not self.snapshot.study or time.monotonic() < self.counted_s + at_most_every_s:
+            return
+        with contextlib.suppress(TunerError):
+            study = find_study(self._connect(), self.snapshot.study)
+            self.snapshot.counts = outcome_counts(self._connect(), study.study_id)
+            best = read_best(self._connect(), study, 1) if len(study.directions) == 1 else []
+            if best and best[0].values:
+                self.snapshot.best = f"{best[0].values[0]:.4f} (trial {best[0].number})"
+        self.counted_s = time.monotonic()
+
+
+def launch(
+    target: str,
+    *,
+    storage: str | None = None,
+    workers: int | None = None,
+    devices: str = "auto",
+    devices_per_worker: int | None = None,
+    trials: int | None = None,
+    seed: int | None = None,
+    fixed: Sequence[str] = (),
+) -> Snapshot:
+    """Run a study with workers on this machine until its budget is spent; progress goes to stderr.
+
+    Args:
+        target: `FILE` or `FILE:NAME`.
+        storage: The storage's URL; `$TUNER_STORAGE`, else `sqlite:///tuner.db`, if None.
+        workers: How many; one for each device (of CPUs at most four) by default.
+        devices: `auto`, or ids as in `0,1`.
+        devices_per_worker: Devices in each worker's group.
+        trials: The budget, instead of the study's.
+        seed: The seed, instead of the study's.
+        fixed: Words `name=value`: hyperparameters that are not searched.
+
+    Returns:
+        How the study stands at the end.
+
+    Raises:
+        UsageError: file, devices, storage URL or a setting of the study are wrong.
+        StorageLost: the database cannot be reached.
+        StudyStopped: the same error ended three trials in a row, or the workers died.
+        Interrupted: SIGINT or SIGTERM; the study can be resumed.
+    """
+    check_number("--trials", trials, 1)
+    check_number("--seed", seed, 0)
+    path, _ = split_target(target)
+    groups = assign(choose(find_devices(), devices), workers, devices_per_worker)
+    url = storage_url(storage)
+    console = Console(stderr=True)
+    count = f"{len(groups)} worker{'s' if len(groups) > 1 else ''}"
+    opening = f"{path} with {count} on {' | '.join(str(group) for group in groups)}, storage {hide_password(url)}"
+    PlainProgress(console).note(opening)
+    if not url.startswith("sqlite"):
+        connect(url).dispose()
+    options = [f"--trials={trials}"] if trials is not None else []
+    options += [f"--seed={seed}"] if seed is not None else []
+    options += [f"--set={word}" for word in fixed]
+    command = [sys.executable, "-m", "tuner", "worker", target, *options]
+    run = _Launch(command, url, target, [_Place(index, group) for index, group in enumerate(groups)])
+    progress = LiveProgress(console, groups) if console.is_terminal else PlainProgress(console)
+    with _signals() as stop, progress:
+        run.run(progress, stop)
+    return run.snapshot
+
+
+def check_number(flag: str, number: int | None, low: int) -> None:
+    """Raise UsageError unless `number` is None or at least `low`."""
+    if number is not None and number < low:
+        raise UsageError(f"{flag} must be at least {low}: got {number}")
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """Set the event on SIGINT, SIGTERM or SIGHUP while the body runs; a second signal ends the process at once."""
+    event = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

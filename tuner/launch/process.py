@@ -1,0 +1,102 @@
+"""One worker process, seen from its launcher: its pipes, its events, its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+EVENTS_VARIABLE = "TUNER_EVENTS_FD"
+"""Holds the number of the pipe on which a worker tells its launcher what it does, one JSON object a line."""
+
+
+@dataclass
+class Message:
+    """A line from a worker: an event, or (in `text`) something it printed."""
+
+    index: int
+    event: dict[str, Any] | None = None
+    text: str = ""
+
+
+@dataclass
+class WorkerProcess:
+    """A worker under way.
+
+    Its standard input is a pipe that nobody writes to: it ends when the launcher does, however that comes about,
+    and the worker with it.
+    """
+
+    index: int
+    name: str
+    command: Sequence[str]
+    env: Mapping[str, str]
+    inbox: queue.Queue[Message]
+    process: subprocess.Popen[str] = field(init=False)
+    last_lines: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        reading, writing = os.pipe()
+        self.process = subprocess.Popen(
+            self.command,
+            env={**self.env, "TUNER_WORKER": self.name, EVENTS_VARIABLE: str(writing)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            pass_fds=(writing,),
+            # Ctrl-C goes to the launcher alone, which then ends its workers in order.
+            start_new_session=True,
+        )
+        os.close(writing)
+        self._threads = [
+            threading.Thread(target=self._read_events, args=(reading,), daemon=True),
+            threading.Thread(target=self._read_output, daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _read_events(self, reading: int) -> None:
+        with open(reading, encoding="utf-8") as lines:
+            for line in lines:
+                self.inbox.put(Message(self.index, event=json.loads(line)))
+
+    def _read_output(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.last_lines = [*self.last_lines[-19:], line.rstrip()]
+            self.inbox.put(Message(self.index, text=line.rstrip()))
+
+    def has_ended(self) -> bool:
+        """Return whether the process is over and everything it said has been read."""
+        if self.process.poll() is None:
+            return False
+        for thread in self._threads:
+            thread.join(timeout=5)
+        return True
+
+    @property
+    def ending(self) -> str:
+        """How the process ended, in words."""
+        code = self.process.returncode
+        if code is not None and code < 0:
+            return f"killed by {signal.Signals(-code).name}"
+        return f"exit status {code}"
+
+    def stop(self) -> None:
+        """Ask the worker to give its trial back and end."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End the worker and whatever it started, now."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()

@@ -1,0 +1,169 @@
+"""What a launcher shows while a study runs: a live table on a terminal, plain lines elsewhere. On stderr."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Protocol
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from tuner.devices import DeviceGroup
+from tuner.trial import Outcome
+
+_PLAIN_EVERY_S = 5.0
+
+
+@dataclass
+class Snapshot:
+    """The state of a study under way.
+
+    Attributes:
+        study: Its name; empty until a worker has loaded it.
+        trials: The budget; 0 until then.
+        counts: Trials at each outcome, in the whole storage: other launches' workers count too.
+        best: The best value so far.
+        began_s: When this launch started its first trial, on the monotonic clock.
+        already: Trials that had used budget by then.
+        workers: What each worker does, by index.
+    """
+
+    objective: str = ""
+    study: str = ""
+    trials: int = 0
+    counts: Mapping[Outcome, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
+    best: str = ""
+    began_s: float | None = None
+    already: int = 0
+    workers: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def used(self) -> int:
+        """Trials that have used budget."""
+        return sum(count for outcome, count in self.counts.items() if outcome.uses_budget)
+
+    def seconds_left(self, now_s: float) -> float | None:
+        """Return the time to the end at the rate so far, None before the first end."""
+        done = self.used - self.already
+        if self.began_s is None or done <= 0:
+            return None
+        return (now_s - self.began_s) / done * max(0, self.trials - self.used)
+
+    def line(self, now_s: float) -> str:
+        """Return the state of the study in one line."""
+        counts = self.counts
+        parts = [f"{self.used}/{self.trials} trials", f"{counts[Outcome.COMPLETE]} complete"]
+        parts += [
+            f"{counts[outcome]} {outcome.replace('_', ' ')}"
+            for outcome in (Outcome.PRUNED, Outcome.RUNNING, Outcome.FAILED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY)
+            if counts[outcome] or outcome in (Outcome.PRUNED, Outcome.RUNNING, Outcome.FAILED)
+        ]
+        if self.best:
+            parts.append(f"best {self.best}")
+        left = self.seconds_left(now_s)
+        if left is not None:
+            parts.append(f"{format_seconds(left)} left")
+        return ", ".join(parts)
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration as people say it: `42 s`, `3 min 5 s`, `2 h 10 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+class Progress(Protocol):
+    """Shows a snapshot now and then, and lines that must not be lost in between."""
+
+    def update(self, snapshot: Snapshot) -> None: ...
+    def note(self, text: str) -> None: ...
+    def __enter__(self) -> Progress: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class PlainProgress:
+    """One line when something ended, at most every few seconds; for logs and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._shown = ""
+        self._next_s = 0.0
+
+    def update(self, snapshot: Snapshot) -> None:
+        now_s = time.monotonic()
+        if not snapshot.study or (now_s < self._next_s and snapshot.used < snapshot.trials):
+            return
+        line = snapshot.line(now_s)
+        if line != self._shown:
+            self.note(line)
+            self._shown, self._next_s = line, now_s + _PLAIN_EVERY_S
+
+    def note(self, text: str) -> None:
+        self._console.print(f"tuner: {text}", markup=False, highlight=False, soft_wrap=True)
+
+    def __enter__(self) -> PlainProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+class LiveProgress:
+    """A table that is redrawn in place; for terminals."""
+
+    def __init__(self, console: Console, groups: list[DeviceGroup]) -> None:
+        self._console, self._groups = console, groups
+        self._live = Live(console=console, refresh_per_second=4, transient=False)
+
+    def update(self, snapshot: Snapshot) -> None:
+        self._live.update(draw(snapshot, self._groups, time.monotonic()))
+
+    def note(self, text: str) -> None:
+        self._live.console.print(f"tuner: {text}", markup=False, highlight=False, soft_wrap=True)
+
+    def __enter__(self) -> LiveProgress:
+        self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.__exit__(kind, error, trace)
+
+
+def draw(snapshot: Snapshot, groups: list[DeviceGroup], now_s: float) -> Group:
+    """Return the live table."""
+    counts = Table(box=None, pad_edge=False, header_style="bold")
+    shown = {
+        "done": f"{snapshot.used}/{snapshot.trials}" if snapshot.trials else "",
+        "complete": str(snapshot.counts[Outcome.COMPLETE]),
+        "running": str(snapshot.counts[Outcome.RUNNING]),
+        "pruned": str(snapshot.counts[Outcome.PRUNED]),
+        "failed": str(snapshot.counts[Outcome.FAILED]),
+        "diverged": str(snapshot.counts[Outcome.DIVERGED] + snapshot.counts[Outcome.OUT_OF_MEMORY]),
+        f"best {snapshot.objective}".rstrip(): snapshot.best or "-",
+        "time left": "" if (left := snapshot.seconds_left(now_s)) is None else format_seconds(left),
+    }
+    for heading in shown:
+        counts.add_column(heading, justify="right", no_wrap=True)
+    counts.add_row(*shown.values())
+    workers = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("worker", "devices", "state"):
+        workers.add_column(heading, no_wrap=True)
+    for index, group in enumerate(groups):
+        workers.add_row(str(index), str(group), snapshot.workers.get(index, "starting"))
+    title = Text(f"study {snapshot.study}" if snapshot.study else "loading the study", style="bold")
+    return Group(title, counts, Text(""), workers)

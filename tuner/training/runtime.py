@@ -1,0 +1,53 @@
+"""What JAX does around a program: the compile cache and its clock, the backend, running out of memory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax
+import jax.monitoring
+
+_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+def use_persistent_cache() -> None:
+    """Let programs outlive the process, in `$JAX_COMPILATION_CACHE_DIR` or the user's cache folder."""
+    if jax.config.read("jax_compilation_cache_dir") is None:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(root / "tuner" / "xla"))
+    # By default JAX keeps only what took a second to compile; a study's programs are smaller and many.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+class CompileClock:
+    """Adds up the seconds that JAX spends compiling in this process, from its creation on."""
+
+    def __init__(self) -> None:
+        self.total_s = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._add)
+
+    def _add(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event == _COMPILE_EVENT:
+            self.total_s += duration_secs
+
+
+def missing_accelerator(wanted: str) -> str | None:
+    """Return a warning if a worker was given GPUs or TPUs that JAX does not see, else None.
+
+    Args:
+        wanted: The worker's device group as text, such as `gpu 0,1`; empty if it was given none.
+    """
+    kind = wanted.partition(" ")[0]
+    if kind not in ("gpu", "tpu") or jax.default_backend() != "cpu":
+        return None
+    extra = "cuda" if kind == "gpu" else "tpu"
+    return f"this worker was given {wanted}, but JAX sees only CPUs: pip install 'tuner[{extra}]'"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error means that a device or the host had no memory left."""
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return "RESOURCE_EXHAUSTED" in str(error)
+    return isinstance(error, MemoryError)

@@ -1,0 +1,298 @@
+"""The only join: claim a trial, train it, report, prune, tell. One worker runs trials one after another."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from tuner.devices import DEVICES_VARIABLE
+from tuner.errors import LeaseLost, StudyStopped, TunerError, UsageError
+from tuner.storage import connect, leases, open_storage, storage_url
+from tuner.storage.leases import Lease
+from tuner.storage.queries import last_errors
+from tuner.storage.studies import register
+from tuner.study import Study, trial_seed
+from tuner.trial import Event, Outcome, Report, Stop, all_finite
+
+if TYPE_CHECKING:
+    import optuna
+    from sqlalchemy import Engine
+
+
+LEASE_S = 30.0
+_POLL_S = 0.5
+_EQUAL_FAILURES = 3
+
+
+class _Stopped(Exception):
+    """The worker was asked to stop in the middle of a trial."""
+
+
+def default_name() -> str:
+    """Return a worker's name: unique among the processes of this and other machines."""
+    return os.environ.get("TUNER_WORKER") or f"{socket.gethostname()}:{os.getpid()}:{os.urandom(2).hex()}"
+
+
+def run_worker(
+    study: Study,
+    storage: str | None = None,
+    *,
+    name: str | None = None,
+    say: Callable[[Event], None] = lambda event: None,
+    stop: Stop | None = None,
+) -> None:
+    """Run trials of a study until its budget is spent.
+
+    Args:
+        study: The study.
+        storage: Its storage's URL; `$TUNER_STORAGE`, else `sqlite:///tuner.db`, if None.
+        name: The worker's name.
+        say: Called with each event.
+        stop: Set by somebody else to end early.
+
+    Raises:
+        UsageError: the study cannot run as it is written; nothing has been stored.
+        StudyStopped: the same error ended three trials in a row; the message has its traceback.
+        StorageLost: the database cannot be reached.
+
+    Concurrency: any number of workers, on any number of machines.
+    """
+    from tuner.training.runtime import CompileClock, missing_accelerator, use_persistent_cache
+
+    url = storage_url(storage)
+    use_persistent_cache()
+    warning = missing_accelerator(os.environ.get(DEVICES_VARIABLE, ""))
+    if warning:
+        print(f"tuner: {warning}", file=sys.stderr)
+    splits = study.data(study.seed)
+    check_study(study, splits)
+    optuna_storage = open_storage(url)
+    engine = connect(url)
+    worker = _Worker(study, splits, optuna_storage, engine, name or default_name(), say, stop or Stop(), CompileClock())
+    try:
+        worker.run()
+    finally:
+        engine.dispose()
+        optuna_storage.remove_session()
+
+
+def check_study(study: Study, splits: Any) -> None:
+    """Trace the training for an example of each conditional branch, before anything is stored.
+
+    Raises:
+        UsageError: see `tuner.training.loop.check_trainer`.
+    """
+    import optuna
+
+    from tuner.space import examples, is_space
+    from tuner.training.loop import check_trainer
+
+    if is_space(study.space):
+        candidates = examples(study.space)
+    else:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        sampler = optuna.samplers.RandomSampler(seed=study.seed)
+        candidates = iter([study.sample(optuna.create_study(sampler=sampler).ask())])
+    for hparams in candidates:
+        check_trainer(study.trainer, hparams, splits, study.objectives)
+
+
+class _Worker:
+    """The claim-train-tell loop of one process."""
+
+    def __init__(
+        self,
+        study: Study,
+        splits: Any,
+        storage: optuna.storages.BaseStorage,
+        engine: Engine,
+        name: str,
+        say: Callable[[Event], None],
+        stop: Stop,
+        clock: Any,
+    ) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.study, self.splits, self.storage, self.engine = study, splits, storage, engine
+        self.name, self.say, self.stop, self.clock = name, say, stop, clock
+        self.study_id, recorded = register(storage, engine, study.name, study.all_directions, study.record())
+        study.check_unchanged(recorded)
+        self.optuna_study = optuna.load_study(
+            study_name=study.name, storage=storage, sampler=study.make_sampler(0), pruner=study.make_pruner()
+        )
+        self.claimed_any = False
+
+    def run(self) -> None:
+        """Claim and run trials until the budget is spent or a stop is asked for."""
+        study = self.study
+        self.say(
+            {"event": "study", "study": study.name, "trials": study.trials, "objective": ", ".join(study.objectives)}
+        )
+        while not self.stop.requested:
+            self._stop_after_equal_failures()
+            lease = leases.claim(self.engine, self.study_id, self.name, budget=self.study.trials, lease_s=LEASE_S)
+            if lease is leases.NoTrial.DONE:
+                break
+            if isinstance(lease, leases.NoTrial):
+                self.say({"event": "idle"})
+                time.sleep(_POLL_S)
+                continue
+            with contextlib.suppress(LeaseLost):
+                self._run_trial(lease)
+        self.say({"event": "done"})
+
+    def _stop_after_equal_failures(self) -> None:
+        errors = last_errors(self.engine, self.study_id, _EQUAL_FAILURES)
+        # Compared by their last line: line numbers and values above it may differ.
+        if len(errors) == _EQUAL_FAILURES and len({error.strip().splitlines()[-1:][0] for error in errors}) == 1:
+            raise StudyStopped(
+                f"study {self.study.name!r} stopped: the same error ended {_EQUAL_FAILURES} trials in a row; "
+                f"mend it and launch again\n{errors[0].rstrip()}"
+            )
+
+    def _run_trial(self, lease: Lease) -> None:
+        """Run one claimed trial to its end, or give it back."""
+        began, compiled = time.perf_counter(), self.clock.total_s
+        error = None
+        with _renewed(self.engine, lease) as is_lost:
+            try:
+                trial = self._ask(lease)
+                outcome, values, error = self._train(lease, trial, is_lost)
+            except _Stopped:
+                leases.release(self.engine, lease)
+                self.say({"event": "end", "trial": lease.number, "outcome": "released"})
+                return
+            except UsageError:
+                # Not this trial's fault: the study is written so that it cannot run.
+                leases.release(self.engine, lease)
+                raise
+        self._after_trial(trial, outcome, values)
+        compile_s = self.clock.total_s - compiled
+        attributes = {
+            "worker": self.name,
+            "compile_s": round(compile_s, 4),
+            "train_s": round(time.perf_counter() - began - compile_s, 4),
+            **({"error": error} if error else {}),
+        }
+        leases.tell(self.engine, lease, outcome, values, attributes)
+        self.say({"event": "end", "trial": lease.number, "outcome": outcome, "values": values})
+
+    def _ask(self, lease: Lease) -> optuna.Trial:
+        """Return the Optuna trial of a claimed trial, with the sampler for its number."""
+        import optuna
+
+        sampler = self.study.make_sampler(lease.number)
+        is_first, self.claimed_any = not self.claimed_any, True
+        if sampler is self.study.sampler and is_first and (lease.number > 0 or lease.fence > 1):
+            # An Optuna object starts from its own seed in every process: all workers would suggest the same.
+            sampler.reseed_rng()
+        self.optuna_study.sampler = sampler
+        self._forget_trials()
+        return optuna.trial.Trial(self.optuna_study, lease.trial_id)
+
+    def _train(
+        self, lease: Lease, trial: optuna.Trial, is_lost: threading.Event
+    ) -> tuple[Outcome, list[float] | None, str | None]:
+        """Return how the trial ended, its values if complete, and its error if it failed."""
+        import optuna
+
+        from tuner.training.runtime import is_out_of_memory
+
+        try:
+            hparams = self.study.sample(trial)
+            self.say({"event": "trial", "trial": lease.number, "hparams": trial.params})
+            pruner = _Pruner(self.optuna_study, trial)
+            seed = trial_seed(self.study.seed, lease.number, "training")
+            values = None
+            reports = self.study.trainer.train_model(hparams, self.splits, epochs=self.study.epochs, seed=seed)
+            with contextlib.closing(reports):
+                for report in reports:
+                    values = report.values(self.study.objectives)
+                    self._store(lease, report, values, is_lost)
+                    if not all_finite(values):
+                        return Outcome.DIVERGED, None, None
+                    # The last report is the result: there is nothing left to save by pruning it.
+                    if report.epoch < self.study.epochs:
+                        if len(values) == 1 and pruner.should_prune(report.epoch, values[0]):
+                            return Outcome.PRUNED, None, None
+                        if self.stop.requested:
+                            raise _Stopped
+            return Outcome.COMPLETE, values, None
+        except (TunerError, _Stopped, optuna.exceptions.StorageInternalError):
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                return Outcome.OUT_OF_MEMORY, None, str(error)
+            return Outcome.FAILED, None, traceback.format_exc()
+
+    def _store(self, lease: Lease, report: Report, values: list[float], is_lost: threading.Event) -> None:
+        if is_lost.is_set():
+            raise LeaseLost(f"trial {lease.number} was taken over by another worker")
+        if len(values) == 1:
+            leases.report(self.engine, lease, report.epoch, values[0])
+        self.say({"event": "report", "trial": lease.number, "epoch": report.epoch, "values": values})
+
+    def _after_trial(self, trial: optuna.Trial, outcome: Outcome, values: list[float] | None) -> None:
+        """Let the sampler see the end of the trial, as `optuna.Study.tell` does."""
+        from optuna.trial import TrialState
+
+        state = {Outcome.COMPLETE: TrialState.COMPLETE, Outcome.FAILED: TrialState.FAIL}
+        frozen = self.storage.get_trial(trial._trial_id)
+        self._forget_trials()
+        self.optuna_study.sampler.after_trial(self.optuna_study, frozen, state.get(outcome, TrialState.PRUNED), values)
+
+    def _forget_trials(self) -> None:
+        """Drop the copy of all trials that Optuna keeps for the length of one of its own trials."""
+        self.optuna_study._thread_local.cached_all_trials = None
+
+
+class _Pruner:
+    """Asks the study's pruner about a running trial, of which it keeps its own copy."""
+
+    def __init__(self, study: optuna.Study, trial: optuna.Trial) -> None:
+        self.study, self.storage = study, study._storage
+        self.trial = self.storage.get_trial(trial._trial_id)
+        # A trial that was taken over starts again: what its dead worker reported lies ahead of it.
+        self.trial.intermediate_values = {}
+
+    def should_prune(self, epoch: int, value: float) -> bool:
+        """Return whether to stop after this epoch."""
+        self.trial.intermediate_values[epoch] = value
+        self.study._thread_local.cached_all_trials = None
+        is_hopeless = self.study.pruner.prune(self.study, self.trial)
+        # Pruners mark the rungs that a trial has passed in its attributes.
+        self.trial.system_attrs = self.storage.get_trial_system_attrs(self.trial._trial_id)
+        return is_hopeless
+
+
+@contextlib.contextmanager
+def _renewed(engine: Engine, lease: Lease) -> Iterator[threading.Event]:
+    """Renew a lease from a thread while the body runs; the event is set once the lease is lost."""
+    is_over, is_lost = threading.Event(), threading.Event()
+
+    def beat() -> None:
+        while not is_over.wait(lease.lease_s / 3):
+            try:
+                leases.renew(engine, lease)
+            except LeaseLost:
+                is_lost.set()
+                return
+            except Exception as error:
+                # The database may be away for a while; the lease's end, not this thread, decides.
+                print(f"tuner: lease of trial {lease.number} not renewed: {error}", file=sys.stderr)
+
+    thread = threading.Thread(target=beat, name=f"lease-{lease.number}", daemon=True)
+    thread.start()
+    try:
+        yield is_lost
+    finally:
+        is_over.set()
+        thread.join()
