@@ -13,7 +13,7 @@ _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 def use_persistent_cache() -> None:
     """Let programs outlive the process, in `$JAX_COMPILATION_CACHE_DIR` or the user's cache folder."""
-    if jax.config.read("jax_compilation_cache_dir") is None:
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(root / "tuner" / "xla"))
     # By default JAX keeps only what took a second to compile; a study's programs are smaller and many.
