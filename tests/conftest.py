@@ -1,5 +1,7 @@
 """What all tests share: strict JAX, eight CPU devices, a real Postgres from pip, a clean environment."""
 
+# ruff: noqa: E402 (the environment must be set before JAX is imported)
+
 from __future__ import annotations
 
 import os

@@ -26,12 +26,12 @@ _CREATION_LOCK = 7_461_120  # any number that other users of the database are un
 
 
 def _engine_arguments(url: str) -> dict[str, Any]:
-    """Return `create_engine`'s arguments. On Postgres each engine holds one connection; a worker has two engines."""
+    """Return `create_engine`'s arguments. On Postgres each engine keeps one connection; a worker has two engines."""
     if url.startswith("sqlite"):
         return {"connect_args": {"timeout": _BUSY_TIMEOUT_S}}
     return {
         "pool_size": 1,
-        "max_overflow": 0,
+        "max_overflow": 1,  # Optuna opens a second one for a moment when it checks the schema's version
         "pool_pre_ping": True,
         "connect_args": {"connect_timeout": _CONNECT_TIMEOUT_S, "application_name": "tuner"},
     }
