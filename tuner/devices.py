@@ -147,8 +147,8 @@ def assign(devices: Devices, workers: int | None, per_worker: int | None) -> lis
     count = len(devices.ids)
     if per_worker is not None and per_worker * (workers or 1) > count:
         raise DeviceError(
-            f"{workers or 1} workers with {per_worker} devices each need {per_worker * (workers or 1)} devices: "
-            f"there are {count} ({devices.kind} {', '.join(str(item) for item in devices.ids)})"
+            f"--devices-per-worker {per_worker} times {workers or 1} workers must not exceed the {count} devices "
+            f"there are: {devices.kind} {', '.join(str(item) for item in devices.ids)}"
         )
     if workers is None:
         workers = (

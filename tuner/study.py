@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import inspect
 import json
+import os
 import sys
 import traceback
 import uuid
@@ -311,5 +312,6 @@ def _import_file(path: Path) -> ModuleType:
 
 def _where(path: Path, error: BaseException) -> str:
     """Return `file:line: ` of the last line of the file itself that led to an error."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    own = str(path.absolute())
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if os.path.abspath(frame.filename) == own]
     return f"{path}:{frames[-1].lineno}: " if frames else f"{path}: "

@@ -16,7 +16,7 @@ from tuner.devices import DEVICES_VARIABLE
 from tuner.errors import LeaseLost, StudyStopped, TunerError, UsageError
 from tuner.storage import connect, leases, open_storage, storage_url
 from tuner.storage.leases import Lease
-from tuner.storage.queries import last_errors
+from tuner.storage.queries import failed_trials, last_errors
 from tuner.storage.studies import register
 from tuner.study import Study, trial_seed
 from tuner.trial import Event, Outcome, Report, Stop, all_finite
@@ -128,6 +128,8 @@ class _Worker:
         self.optuna_study = optuna.load_study(
             study_name=study.name, storage=storage, sampler=study.make_sampler(0), pruner=study.make_pruner()
         )
+        # What failed before this worker came was perhaps mended since.
+        self.failed_before = failed_trials(engine, self.study_id)
         self.claimed_any = False
 
     def run(self) -> None:
@@ -150,7 +152,7 @@ class _Worker:
         self.say({"event": "done"})
 
     def _stop_after_equal_failures(self) -> None:
-        errors = last_errors(self.engine, self.study_id, _EQUAL_FAILURES)
+        errors = last_errors(self.engine, self.study_id, _EQUAL_FAILURES, self.failed_before)
         # Compared by their last line: line numbers and values above it may differ.
         if len(errors) == _EQUAL_FAILURES and len({error.strip().splitlines()[-1:][0] for error in errors}) == 1:
             raise StudyStopped(

@@ -12,11 +12,13 @@ from tuner.errors import UsageError
 
 def dashboard(
     storage: StorageOption = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; there is no login.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on; there is no login.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="N", help="Port to listen on.")] = 8080,
     debug: DebugOption = False,
 ) -> None:
-    """Serve Optuna's dashboard over the storage, on loopback."""
+    """Serve Optuna's dashboard of a storage."""
     import sys
 
     from tuner.storage import hide_password, storage_url

@@ -60,7 +60,10 @@ def best(
     format: FormatOption = Format.TABLE,
     debug: DebugOption = False,
 ) -> None:
-    """List the best complete trials of a study; of one with several objectives, trials of its Pareto front."""
+    """List the best trials of a study.
+
+    Complete ones only; of a study with several objectives, those of its Pareto front.
+    """
     from tuner.results import best_rows
 
     if count < 1:
@@ -76,7 +79,10 @@ def show(
     format: FormatOption = Format.TABLE,
     debug: DebugOption = False,
 ) -> None:
-    """Show one trial: hyperparameters, reports by epoch, timings, error."""
+    """Show one trial.
+
+    Its hyperparameters, reports by epoch, timings, and error.
+    """
     from tuner.results import show_row
 
     with _engine(storage) as engine:

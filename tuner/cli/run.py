@@ -38,7 +38,7 @@ def launch(
     workers: Annotated[
         int | None, typer.Option(metavar="N", help="Worker processes; one for each device (4 on CPUs) by default.")
     ] = None,
-    devices: Annotated[str, typer.Option(help="auto, or device numbers as in 0,1.")] = "auto",
+    devices: Annotated[str, typer.Option(metavar="LIST", help="auto, or device numbers as in 0,1.")] = "auto",
     devices_per_worker: Annotated[
         int | None, typer.Option(metavar="N", help="Devices that each worker holds; 1 by default.")
     ] = None,
@@ -47,7 +47,10 @@ def launch(
     fixed: SetOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Run a study with several workers until its budget of trials is spent; run again to resume."""
+    """Run a study with several workers.
+
+    Ends when the budget of trials is spent. Run it again to resume a study, or to add trials with --trials.
+    """
     from tuner.launch import launch as launch_study
 
     snapshot = launch_study(
@@ -58,7 +61,7 @@ def launch(
         devices_per_worker=devices_per_worker,
         trials=trials,
         seed=seed,
-        fixed=fixed or [],
+        fixed=_split_all(fixed),
     )
     from tuner.cli.queries import print_best
 
@@ -73,14 +76,17 @@ def worker(
     fixed: SetOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Run one worker of a study in the foreground; what launch starts, and what a container runs."""
+    """Run one worker in the foreground.
+
+    What launch starts, and what a container runs; any number may work on one study.
+    """
     from tuner.devices import settle
     from tuner.launch.local import check_number
     from tuner.launch.process import EVENTS_VARIABLE
 
     check_number("--trials", trials, 1)
     check_number("--seed", seed, 0)
-    words = dict(_split(word) for word in fixed or [])
+    words = _split_all(fixed)
     settle(os.environ)
     descriptor = os.environ.pop(EVENTS_VARIABLE, None)
     stop = _stop_on_signals()
@@ -130,11 +136,15 @@ def _work(
     run_worker(study, storage, say=say, stop=stop)
 
 
-def _split(word: str) -> tuple[str, str]:
-    name, separator, value = word.partition("=")
-    if not separator or not name:
-        raise UsageError(f"--set must be NAME=VALUE: got {word!r}")
-    return name.strip(), value.strip()
+def _split_all(words: list[str] | None) -> dict[str, str]:
+    """Return the words of `--set` as name -> value."""
+    values = {}
+    for word in words or []:
+        name, separator, value = word.partition("=")
+        if not separator or not name:
+            raise UsageError(f"--set must be NAME=VALUE: got {word!r}")
+        values[name.strip()] = value.strip()
+    return values
 
 
 def _print_event(event: Event) -> None:

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -148,6 +148,9 @@ class _Launch:
             self._read_messages(progress)
             if place.worker.process.returncode == 0:
                 place.is_done = True
+            elif place.worker.process.returncode == UsageError.exit_status:
+                place.is_done = True  # what was wrong stays wrong; mostly its message has come as an event
+                self.error = self.error or UsageError("\n".join(place.worker.last_lines[-5:]))
             elif self.error is None:
                 self._replace(place, place.worker, progress)
 
@@ -216,7 +219,7 @@ def launch(
     devices_per_worker: int | None = None,
     trials: int | None = None,
     seed: int | None = None,
-    fixed: Sequence[str] = (),
+    fixed: Mapping[str, str] | None = None,
 ) -> Snapshot:
     """Run a study with workers on this machine until its budget is spent; progress goes to stderr.
 
@@ -228,7 +231,7 @@ def launch(
         devices_per_worker: Devices in each worker's group.
         trials: The budget, instead of the study's.
         seed: The seed, instead of the study's.
-        fixed: Words `name=value`: hyperparameters that are not searched.
+        fixed: Hyperparameters that are not searched: name -> value, as written on a command line.
 
     Returns:
         How the study stands at the end.
@@ -252,7 +255,7 @@ def launch(
         connect(url).dispose()
     options = [f"--trials={trials}"] if trials is not None else []
     options += [f"--seed={seed}"] if seed is not None else []
-    options += [f"--set={word}" for word in fixed]
+    options += [f"--set={name}={value}" for name, value in (fixed or {}).items()]
     command = [sys.executable, "-m", "tuner", "worker", target, *options]
     run = _Launch(command, url, target, [_Place(index, group) for index, group in enumerate(groups)])
     progress = LiveProgress(console, groups) if console.is_terminal else PlainProgress(console)

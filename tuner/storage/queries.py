@@ -251,11 +251,26 @@ def _number(value: float | None, kind: str) -> float:
     return special.get(kind, value if value is not None else math.nan)
 
 
-def last_errors(engine: Engine, study_id: int, count: int) -> list[str]:
-    """Return the errors of the last `count` ended trials, the newest first, up to the first that did not fail."""
+def failed_trials(engine: Engine, study_id: int) -> frozenset[int]:
+    """Return the ids of the trials that have failed."""
+    query = sa.select(trials.c.trial_id).where(trials.c.study_id == study_id, trials.c.state == "FAIL")
+    with reading(engine) as connection:
+        return frozenset(connection.execute(query).scalars())
+
+
+def last_errors(engine: Engine, study_id: int, count: int, without: frozenset[int] = frozenset()) -> list[str]:
+    """Return the errors of the last `count` ended trials, the newest first, up to the first that did not fail.
+
+    Args:
+        engine: The storage's engine.
+        study_id: The study.
+        count: How many ended trials to look at.
+        without: Trials to leave out, such as those that failed before a bug was mended.
+    """
     query = (
         sa.select(trials.c.trial_id, trials.c.state)
         .where(trials.c.study_id == study_id, trials.c.state.in_(["COMPLETE", "PRUNED", "FAIL"]))
+        .where(trials.c.trial_id.not_in(without))
         .order_by(trials.c.datetime_complete.desc(), trials.c.number.desc())
         .limit(count)
     )
