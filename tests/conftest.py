@@ -4,10 +4,19 @@
 
 from __future__ import annotations
 
+import atexit
+import json
 import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # Before anything imports JAX.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
@@ -18,6 +27,10 @@ for name in ("TUNER_STORAGE", "TUNER_DEBUG", "TUNER_CPUS", "TUNER_DEVICES", "CUD
     os.environ.pop(name, None)
 
 import pytest
+
+# Compiled programs of the tests' studies: shared, so that each is compiled once in a run.
+_CACHE = Path(tempfile.mkdtemp(prefix="tuner-tests-"))
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -59,3 +72,92 @@ def sqlite_url(tmp_path: Path) -> str:
 def storage_url(request: pytest.FixtureRequest) -> str:
     """The URL of an empty storage, once on SQLite and once on Postgres."""
     return request.getfixturevalue(f"{request.param}_url")
+
+
+@pytest.fixture
+def tiny_study(tmp_path: Path) -> Path:
+    """A study of seconds in a file of its own; what it does wrong is set by environment variables."""
+    path = tmp_path / "tiny.py"
+    path.write_text((Path(__file__).parent / "tiny_study.py").read_text())
+    return path
+
+
+class Tuner:
+    """Runs the real command line in a folder, and ends whatever it started."""
+
+    def __init__(self, folder: Path, storage: str) -> None:
+        self.folder = folder
+        self.started: list[subprocess.Popen[str]] = []
+        # Strictness about types is for our own code: a user's shell does not have it.
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_NUMPY", "XLA_"))}
+        self.env = {**inherited, "TUNER_STORAGE": storage, "XDG_CACHE_HOME": str(_CACHE), "COLUMNS": "200"}
+
+    def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
+        """Start a command and return at once; its stderr goes to the same pipe as its stdout."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tuner", *words],
+            cwd=self.folder,
+            env={**self.env, **env},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.started.append(process)
+        return process
+
+    def run(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end."""
+        return subprocess.run(
+            [sys.executable, "-m", "tuner", *words],
+            cwd=self.folder,
+            env={**self.env, **env},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+
+    def rows(self, *words: str) -> Any:
+        """Run a query and return its JSON."""
+        done = self.run(*words, "--format", "json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def end(self) -> None:
+        """Kill what still runs."""
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def tuner_on_sqlite(tmp_path: Path, sqlite_url: str) -> Iterator[Tuner]:
+    """The command line on an empty SQLite file."""
+    tuner = Tuner(tmp_path, sqlite_url)
+    yield tuner
+    tuner.end()
+
+
+@pytest.fixture
+def tuner_on_postgres(tmp_path: Path, postgres_url: str) -> Iterator[Tuner]:
+    """The command line on an empty Postgres database."""
+    tuner = Tuner(tmp_path, postgres_url)
+    yield tuner
+    tuner.end()
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., Any]:
+    """Return a function that calls a condition until it is true, or fails after a deadline."""
+
+    def wait(condition: Callable[[], Any], deadline_s: float = 60.0) -> Any:
+        end_s = time.monotonic() + deadline_s
+        pause = threading.Event()
+        while not (result := condition()):
+            assert time.monotonic() < end_s, f"not so within {deadline_s} s: {condition}"
+            pause.wait(0.05)
+        return result
+
+    return wait

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuner.devices import DEVICES_VARIABLE
 from tuner.errors import LeaseLost, StudyStopped, TunerError, UsageError
+from tuner.search import TrialPruner
 from tuner.storage import connect, leases, open_storage, storage_url
 from tuner.storage.leases import Lease
 from tuner.storage.queries import failed_trials, last_errors
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 LEASE_S = 30.0
 _POLL_S = 0.5
 _EQUAL_FAILURES = 3
+_ANY_FAILURES = 10
 
 
 class _Stopped(Exception):
@@ -139,7 +141,7 @@ class _Worker:
             {"event": "study", "study": study.name, "trials": study.trials, "objective": ", ".join(study.objectives)}
         )
         while not self.stop.requested:
-            self._stop_after_equal_failures()
+            self._stop_after_failures()
             lease = leases.claim(self.engine, self.study_id, self.name, budget=self.study.trials, lease_s=LEASE_S)
             if lease is leases.NoTrial.DONE:
                 break
@@ -151,19 +153,23 @@ class _Worker:
                 self._run_trial(lease)
         self.say({"event": "done"})
 
-    def _stop_after_equal_failures(self) -> None:
-        errors = last_errors(self.engine, self.study_id, _EQUAL_FAILURES, self.failed_before)
-        # Compared by their last line: line numbers and values above it may differ.
-        if len(errors) == _EQUAL_FAILURES and len({error.strip().splitlines()[-1:][0] for error in errors}) == 1:
-            raise StudyStopped(
-                f"study {self.study.name!r} stopped: the same error ended {_EQUAL_FAILURES} trials in a row; "
-                f"mend it and launch again\n{errors[0].rstrip()}"
-            )
+    def _stop_after_failures(self) -> None:
+        errors = last_errors(self.engine, self.study_id, _ANY_FAILURES, self.failed_before)
+        kinds = [kind for kind, _ in errors]
+        if len(kinds) >= _EQUAL_FAILURES and len(set(kinds[:_EQUAL_FAILURES])) == 1:
+            reason = f"the same error ended {_EQUAL_FAILURES} trials in a row"
+        elif len(kinds) >= _ANY_FAILURES:
+            reason = f"{_ANY_FAILURES} trials in a row failed"
+        else:
+            return
+        raise StudyStopped(
+            f"study {self.study.name!r} stopped: {reason}; mend it and launch again\n{errors[0][1].rstrip()}"
+        )
 
     def _run_trial(self, lease: Lease) -> None:
         """Run one claimed trial to its end, or give it back."""
         began, compiled = time.perf_counter(), self.clock.total_s
-        error = None
+        error: dict[str, str] = {}
         with _renewed(self.engine, lease) as is_lost:
             try:
                 trial = self._ask(lease)
@@ -182,7 +188,7 @@ class _Worker:
             "worker": self.name,
             "compile_s": round(compile_s, 4),
             "train_s": round(time.perf_counter() - began - compile_s, 4),
-            **({"error": error} if error else {}),
+            **error,
         }
         leases.tell(self.engine, lease, outcome, values, attributes)
         self.say({"event": "end", "trial": lease.number, "outcome": outcome, "values": values})
@@ -198,12 +204,14 @@ class _Worker:
             sampler.reseed_rng()
         self.optuna_study.sampler = sampler
         self._forget_trials()
+        # Optuna's cache must have met a trial that it did not create.
+        self.storage.get_all_trials(self.study_id, deepcopy=False)
         return optuna.trial.Trial(self.optuna_study, lease.trial_id)
 
     def _train(
         self, lease: Lease, trial: optuna.Trial, is_lost: threading.Event
-    ) -> tuple[Outcome, list[float] | None, str | None]:
-        """Return how the trial ended, its values if complete, and its error if it failed."""
+    ) -> tuple[Outcome, list[float] | None, dict[str, str]]:
+        """Return how the trial ended, its values if complete, and attributes that describe its error if it failed."""
         import optuna
 
         from tuner.training.runtime import is_out_of_memory
@@ -211,7 +219,7 @@ class _Worker:
         try:
             hparams = self.study.sample(trial)
             self.say({"event": "trial", "trial": lease.number, "hparams": trial.params})
-            pruner = _Pruner(self.optuna_study, trial)
+            pruner = TrialPruner(self.optuna_study, trial)
             seed = trial_seed(self.study.seed, lease.number, "training")
             values = None
             reports = self.study.trainer.train_model(hparams, self.splits, epochs=self.study.epochs, seed=seed)
@@ -220,20 +228,20 @@ class _Worker:
                     values = report.values(self.study.objectives)
                     self._store(lease, report, values, is_lost)
                     if not all_finite(values):
-                        return Outcome.DIVERGED, None, None
+                        return Outcome.DIVERGED, None, {}
                     # The last report is the result: there is nothing left to save by pruning it.
                     if report.epoch < self.study.epochs:
                         if len(values) == 1 and pruner.should_prune(report.epoch, values[0]):
-                            return Outcome.PRUNED, None, None
+                            return Outcome.PRUNED, None, {}
                         if self.stop.requested:
                             raise _Stopped
-            return Outcome.COMPLETE, values, None
+            return Outcome.COMPLETE, values, {}
         except (TunerError, _Stopped, optuna.exceptions.StorageInternalError):
             raise
         except Exception as error:
             if is_out_of_memory(error):
-                return Outcome.OUT_OF_MEMORY, None, str(error)
-            return Outcome.FAILED, None, traceback.format_exc()
+                return Outcome.OUT_OF_MEMORY, None, {"error": str(error)}
+            return Outcome.FAILED, None, _describe(error)
 
     def _store(self, lease: Lease, report: Report, values: list[float], is_lost: threading.Event) -> None:
         if is_lost.is_set():
@@ -256,23 +264,11 @@ class _Worker:
         self.optuna_study._thread_local.cached_all_trials = None
 
 
-class _Pruner:
-    """Asks the study's pruner about a running trial, of which it keeps its own copy."""
-
-    def __init__(self, study: optuna.Study, trial: optuna.Trial) -> None:
-        self.study, self.storage = study, study._storage
-        self.trial = self.storage.get_trial(trial._trial_id)
-        # A trial that was taken over starts again: what its dead worker reported lies ahead of it.
-        self.trial.intermediate_values = {}
-
-    def should_prune(self, epoch: int, value: float) -> bool:
-        """Return whether to stop after this epoch."""
-        self.trial.intermediate_values[epoch] = value
-        self.study._thread_local.cached_all_trials = None
-        is_hopeless = self.study.pruner.prune(self.study, self.trial)
-        # Pruners mark the rungs that a trial has passed in its attributes.
-        self.trial.system_attrs = self.storage.get_trial_system_attrs(self.trial._trial_id)
-        return is_hopeless
+def _describe(error: Exception) -> dict[str, str]:
+    """Return a trial's attributes for an error; errors of one kind differ at most in the values in their text."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    kind = f"{type(error).__qualname__} at {os.path.basename(last.filename)}:{last.lineno}"
+    return {"error_kind": kind, "error": "".join(traceback.format_exception(error))}
 
 
 @contextlib.contextmanager

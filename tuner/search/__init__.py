@@ -1,6 +1,6 @@
 """Samplers and pruners by name: Optuna's, and ours beside them. Optuna is imported when one is made."""
 
-from tuner.search.pruners import PRUNERS, make_pruner
+from tuner.search.pruners import PRUNERS, TrialPruner, make_pruner
 from tuner.search.samplers import SAMPLERS, Context, make_sampler
 
-__all__ = ["PRUNERS", "SAMPLERS", "Context", "make_pruner", "make_sampler"]
+__all__ = ["PRUNERS", "SAMPLERS", "Context", "TrialPruner", "make_pruner", "make_sampler"]

@@ -13,6 +13,7 @@ from tuner.errors import StudyError
 from tuner.search.options import Named, call, split
 
 if TYPE_CHECKING:
+    import optuna
     from optuna.pruners import BasePruner
 
 
@@ -103,3 +104,22 @@ def make_pruner(given: Named | BasePruner, epochs: int) -> BasePruner:
         raise StudyError(f"the pruner must be a name, a mapping or an Optuna pruner: got {given!r}")
     name, options = split("pruner", given, PRUNERS)
     return PRUNERS[name](options, epochs)
+
+
+class TrialPruner:
+    """Asks a study's pruner about one running trial, of which it keeps its own copy."""
+
+    def __init__(self, study: optuna.Study, trial: optuna.Trial) -> None:
+        self._study, self._storage = study, study._storage
+        self._trial = self._storage.get_trial(trial._trial_id)
+        # A trial that was taken over starts again: what its dead worker reported lies ahead of it.
+        self._trial.intermediate_values = {}
+
+    def should_prune(self, epoch: int, value: float) -> bool:
+        """Return whether to stop after this epoch, the trial having reported `value`."""
+        self._trial.intermediate_values[epoch] = value
+        self._study._thread_local.cached_all_trials = None
+        is_hopeless = self._study.pruner.prune(self._study, self._trial)
+        # Pruners mark the rungs that a trial has passed in its attributes.
+        self._trial.system_attrs = self._storage.get_trial_system_attrs(self._trial._trial_id)
+        return is_hopeless

@@ -126,7 +126,13 @@ def _adopt(connection: Connection, study_id: int, worker: str, now_s: float, lea
         deaths = row.deaths + (row.worker is not None)
         if deaths >= MAX_DEATHS:
             error = f"{deaths} workers died while they ran this trial, the last was {row.worker}"
-            _finish(connection, row.trial_id, "FAIL", None, {"outcome": Outcome.FAILED, "error": error})
+            _finish(
+                connection,
+                row.trial_id,
+                "FAIL",
+                None,
+                {"outcome": Outcome.FAILED, "error_kind": "dead workers", "error": error},
+            )
             continue
         connection.execute(
             leases.update()

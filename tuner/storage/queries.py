@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -258,8 +259,10 @@ def failed_trials(engine: Engine, study_id: int) -> frozenset[int]:
         return frozenset(connection.execute(query).scalars())
 
 
-def last_errors(engine: Engine, study_id: int, count: int, without: frozenset[int] = frozenset()) -> list[str]:
-    """Return the errors of the last `count` ended trials, the newest first, up to the first that did not fail.
+def last_errors(
+    engine: Engine, study_id: int, count: int, without: frozenset[int] = frozenset()
+) -> list[tuple[str, str]]:
+    """Return kind and traceback of the errors of the last `count` ended trials, the newest first, up to the first that did not fail.
 
     Args:
         engine: The storage's engine.
@@ -279,13 +282,9 @@ def last_errors(engine: Engine, study_id: int, count: int, without: frozenset[in
         attributes = _of_trials(
             connection, [row.trial_id for row in ended], trial_user_attributes, ("key", "value_json")
         )
-    errors = {trial_id: json.loads(text) for trial_id, key, text in attributes if key == "error"}
-    found = []
-    for row in ended:
-        if row.state != "FAIL":
-            break
-        found.append(errors.get(row.trial_id, ""))
-    return found
+    texts = {(trial_id, key): json.loads(text) for trial_id, key, text in attributes}
+    failed = itertools.takewhile(lambda row: row.state == "FAIL", ended)
+    return [(texts.get((row.trial_id, "error_kind"), ""), texts.get((row.trial_id, "error"), "")) for row in failed]
 
 
 def read_record(engine: Engine, study_id: int) -> dict[str, Any]:

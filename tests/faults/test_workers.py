@@ -1,0 +1,166 @@
+"""What dies, and what must hold afterwards: exact budget, no trial lost or doubled, no process left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy
+
+from tuner.storage import connect
+from tuner.storage.tables import leases, trial_intermediate_values
+
+SLOW = {"TINY_PAUSE_S": "0.3"}
+
+
+def children(pid: int) -> list[int]:
+    """The workers of a launcher, from the kernel."""
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(word) for word in path.read_text().split()] if path.exists() else []
+
+
+def is_alive(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()
+
+
+def count(url: str, table: sqlalchemy.Table) -> int:
+    engine = connect(url)
+    with engine.connect() as connection:
+        found = connection.execute(sqlalchemy.select(sqlalchemy.func.count()).select_from(table)).scalar_one()
+    engine.dispose()
+    return found
+
+
+def reports(url: str) -> Callable[[], int]:
+    """Return how many reports the storage holds; none while it does not exist."""
+
+    def read() -> int:
+        try:
+            return count(url, trial_intermediate_values)
+        except Exception:
+            return 0
+
+    return read
+
+
+def check_study(tuner: Any, trials: int, epochs: int = 3) -> list[dict[str, Any]]:
+    """Check that the budget is exact, that nothing is doubled, and that no lease is left; return the trials."""
+    rows = tuner.rows("trials", "tiny")
+    url = tuner.env["TUNER_STORAGE"]
+    assert [row["number"] for row in rows] == list(range(trials))
+    assert {row["outcome"] for row in rows} == {"complete"}
+    assert count(url, leases) == 0
+    assert reports(url)() == trials * epochs
+    return rows
+
+
+def test_a_killed_worker_is_replaced_and_its_trial_goes_on(
+    tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any], tmp_path: Path
+) -> None:
+    tuner = tuner_on_sqlite
+    url = tuner.env["TUNER_STORAGE"]
+    launcher = tuner.start("launch", "tiny.py", "--workers", "2", **SLOW)
+    wait_until(lambda: reports(url)() >= 4)
+    victim = children(launcher.pid)[0]
+    os.kill(victim, signal.SIGKILL)
+
+    output, _ = launcher.communicate(timeout=120)
+
+    assert launcher.returncode == 0, output
+    assert "died (killed by SIGKILL)" in output
+    interrupted = check_study(tuner, 6)
+    # The same study without a fault: the same trials, bit for bit.
+    tuner.env["TUNER_STORAGE"] = f"sqlite:///{tmp_path / 'quiet.db'}"
+    assert tuner.run("launch", "tiny.py", "--workers", "1").returncode == 0
+    quiet = check_study(tuner, 6)
+    assert [row["hparams"] for row in interrupted] == [row["hparams"] for row in quiet]
+    assert [row["value"] for row in interrupted] == [row["value"] for row in quiet]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_launch_ends_soon_and_resumes(
+    tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any], sent: signal.Signals
+) -> None:
+    tuner = tuner_on_sqlite
+    url = tuner.env["TUNER_STORAGE"]
+    launcher = tuner.start("launch", "tiny.py", "--workers", "2", **SLOW)
+    wait_until(lambda: reports(url)() >= 4)
+    workers = children(launcher.pid)
+    launcher.send_signal(sent)
+
+    output, _ = launcher.communicate(timeout=15)
+
+    assert launcher.returncode == 130
+    assert "the same command runs those that are missing" in output.splitlines()[-1]
+    assert not any(is_alive(pid) for pid in workers)
+    assert tuner.run("launch", "tiny.py", "--workers", "2").returncode == 0
+    check_study(tuner, 6)
+
+
+def test_workers_do_not_outlive_their_launcher(
+    tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any]
+) -> None:
+    tuner = tuner_on_sqlite
+    url = tuner.env["TUNER_STORAGE"]
+    launcher = tuner.start("launch", "tiny.py", "--workers", "2", **SLOW)
+    wait_until(lambda: reports(url)() >= 2)
+    workers = children(launcher.pid)
+    assert len(workers) == 2
+    launcher.kill()
+
+    wait_until(lambda: not any(is_alive(pid) for pid in workers), deadline_s=20)
+
+    assert tuner.run("launch", "tiny.py", "--workers", "2").returncode == 0, "they gave their trials back"
+    check_study(tuner, 6)
+
+
+def test_the_same_error_three_times_stops_the_study_once_mended_it_goes_on(
+    tuner_on_sqlite: Any, tiny_study: Path
+) -> None:
+    tuner = tuner_on_sqlite
+    done = tuner.run("launch", "tiny.py", "--workers", "2", TINY_MODE="bug")
+
+    assert done.returncode == 1
+    assert "the same error ended 3 trials in a row" in done.stderr
+    assert done.stderr.count("RuntimeError: planted bug") == 1
+    failed = tuner.rows("trials", "tiny")
+    # A second worker may be in a trial of its own when the third error is stored.
+    assert [row["outcome"] for row in failed[:3]] == ["failed"] * 3
+    assert len(failed) <= 4
+    assert "RuntimeError: planted bug" in tuner.rows("show", "tiny", "0")["error"]
+    assert tuner.rows("best", "tiny") == []
+
+    assert tuner.run("launch", "tiny.py", "--workers", "2").returncode == 0
+    outcomes = [row["outcome"] for row in tuner.rows("trials", "tiny")]
+    assert outcomes.count("complete") == 6, "failed trials do not use the budget"
+
+
+@pytest.mark.parametrize(("mode", "outcome"), [("nan", "diverged"), ("memory", "out_of_memory")])
+def test_hopeless_trials_use_budget_and_are_never_best(
+    tuner_on_sqlite: Any, tiny_study: Path, mode: str, outcome: str
+) -> None:
+    tuner = tuner_on_sqlite
+    assert tuner.run("launch", "tiny.py", "--workers", "1", TINY_MODE=mode).returncode == 0
+
+    rows = tuner.rows("trials", "tiny")
+
+    assert len(rows) == 6
+    for row in rows:
+        assert row["outcome"] == (outcome if row["hparams"]["noise"] > 0.5 else "complete")
+    assert {row["outcome"] for row in rows} == {"complete", outcome}, "the seed gives both"
+    assert {row["outcome"] for row in tuner.rows("best", "tiny", "-n", "9")} == {"complete"}
+
+
+def test_a_worker_that_cannot_live_is_given_up(tuner_on_sqlite: Any, tiny_study: Path) -> None:
+    tiny_study.write_text(f"{tiny_study.read_text()}\nimport os\nprint('last words', flush=True)\nos._exit(9)\n")
+
+    done = tuner_on_sqlite.run("launch", "tiny.py", "--workers", "1")
+
+    assert done.returncode == 1
+    assert "each died 3 times in a row, the last with exit status 9" in done.stderr
+    assert done.stderr.splitlines()[-1] == "last words"

@@ -1,0 +1,95 @@
+"""Wrong input: one clear line, the right exit status, nothing half written."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SECRET = "s3cret"
+
+
+def one_line(tuner: Any, words: list[str]) -> tuple[int, str]:
+    """Run a command that must fail; return its exit status and its only line after the opening one."""
+    done = tuner.run(*words)
+    lines = [line for line in done.stderr.splitlines() if not re.search(r" with \d workers? on ", line)]
+    assert done.stdout == ""
+    assert len(lines) == 1, done.stderr
+    assert SECRET not in done.stderr
+    return done.returncode, lines[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["launch", "none.py"], 2, "a study file must exist: no file 'none.py'"),
+        (["launch", "syntax.py"], 2, "a study file must be Python: syntax.py:2: "),
+        (["launch", "tiny.py", "--trials", "0"], 2, "--trials must be at least 1: got 0"),
+        (["launch", "tiny.py", "--trials", "-3"], 2, "--trials must be at least 1: got -3"),
+        (["launch", "tiny.py", "--workers", "0"], 2, "--workers must be at least 1: got 0"),
+        (["launch", "tiny.py", "--workers", "-1"], 2, "--workers must be at least 1: got -1"),
+        (["launch", "tiny.py", "--seed", "-1"], 2, "--seed must be at least 0: got -1"),
+        (["launch", "tiny.py", "--devices", "4711"], 2, "no device 4711 on this machine: it has cpu 0"),
+        (["launch", "tiny.py", "--devices", "all"], 2, "--devices must be auto or ids as in 0,1,2: got 'all'"),
+        (["launch", "tiny.py", "--set", "noise"], 2, "--set must be NAME=VALUE: got 'noise'"),
+        (["launch", "tiny.py", "--storage", "nonsense"], 2, "a storage URL must be sqlite:///FILE or postgresql://"),
+        (["launch", "tiny.py", "--storage", f"mysql://u:{SECRET}@h/d"], 2, "got 'mysql' in 'mysql://u:***@h/d'"),
+        (
+            ["launch", "tiny.py", "--storage", f"postgresql://u:{SECRET}@127.0.0.1:1/d"],
+            1,
+            "must answer: postgresql://u",
+        ),
+        (["best", "tiny", "--storage", f"postgresql://u:{SECRET}@127.0.0.1:1/d"], 1, "must answer: postgresql://u:***"),
+        (["best", "tiny"], 1, "the storage must exist: there is no file"),
+        (["worker", "tiny.py", "--trials", "0"], 2, "--trials must be at least 1: got 0"),
+        (["dashboard", "--port", "0"], 2, "--port must be 1 to 65535: got 0"),
+    ],
+)
+def test_what_is_wrong_before_anything_runs(
+    tuner_on_sqlite: Any, tiny_study: Path, tmp_path: Path, words: list[str], status: int, message: str
+) -> None:
+    (tmp_path / "syntax.py").write_text("x = 1\ndef f(:\n")
+
+    found = one_line(tuner_on_sqlite, words)
+
+    assert found[0] == status
+    assert message in found[1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["syntax.py", "tiny.py"], "nothing was written"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('objective="loss"', 'objective="los"', "'los' is not, it reports loss, train_loss; did you mean 'loss'?"),
+        ("    noise: float", "    other: float", "HParams has no 'noise', it has learning_rate, other"),
+        ('sampler="random"', 'sampler="tpee"', "one of cmaes, gp, grid, nsga2, qmc, random, tpe: got 'tpee'; did you"),
+        ('pruner="none"', 'pruner="ahsa"', "one of asha, hyperband, median, none, patient, percentile, threshold, wil"),
+        ("import numpy as np", "import numpie", "tiny.py:9: ModuleNotFoundError: No module named 'numpie'"),
+    ],
+)
+def test_what_is_wrong_in_the_study(
+    tuner_on_sqlite: Any, tiny_study: Path, tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    text = tiny_study.read_text().replace('MODE == "nan"', "True")
+    assert old in text
+    tiny_study.write_text(text.replace(old, new))
+
+    status, line = one_line(tuner_on_sqlite, ["launch", "tiny.py", "--workers", "1"])
+
+    assert status == 2
+    assert message in line
+    written = {path.name for path in tmp_path.iterdir()} - {"__pycache__"}
+    assert written == {"tiny.py"}, "no storage was made for a study that cannot run"
+
+
+def test_an_unknown_study_has_a_nearest_one(tuner_on_sqlite: Any, tiny_study: Path) -> None:
+    assert tuner_on_sqlite.run("worker", "tiny.py", "--trials", "1").returncode == 0
+
+    for command in (["best", "tinny"], ["trials", "tinny"], ["show", "tinny", "0"]):
+        assert one_line(tuner_on_sqlite, command) == (
+            2,
+            "tuner: no study 'tinny' in this storage: it has tiny; did you mean 'tiny'?",
+        )
+    assert one_line(tuner_on_sqlite, ["show", "tiny", "7"]) == (2, "tuner: study 'tiny' has no trial 7: it has 0 to 0")

@@ -1,0 +1,141 @@
+"""The launcher, its workers and the queries, as a user runs them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def notes(folder: Path) -> list[dict[str, str]]:
+    """What the workers of a tiny study were given."""
+    return [dict(line.split("=", 1) for line in path.read_text().splitlines()) for path in sorted(folder.iterdir())]
+
+
+def test_a_study_runs_resumes_and_is_queried(tuner_on_sqlite: Any, tiny_study: Path, tmp_path: Path) -> None:
+    tuner, given = tuner_on_sqlite, tmp_path / "notes"
+    given.mkdir()
+
+    done = tuner.run("launch", "tiny.py", "--workers", "2", TINY_NOTES=str(given))
+
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("tuner: tiny.py with 2 workers on cpu ")
+    assert "6/6 trials, 6 complete, 0 pruned, 0 running, 0 failed, best " in lines[-1]
+    assert done.stdout.startswith("best trial of 'tiny':\nnumber ")
+    cores = [note["cores"].split(",") for note in notes(given)]
+    if len(os.sched_getaffinity(0)) > 1:
+        assert not set(cores[0]) & set(cores[1])
+    assert [note["OMP_NUM_THREADS"] for note in notes(given)] == [str(len(own)) for own in cores]
+
+    trials = tuner.rows("trials", "tiny")
+    assert [row["number"] for row in trials] == list(range(6))
+    assert all(set(row) >= {"number", "outcome", "value", "hparams", "seconds"} for row in trials)
+    assert all(row["outcome"] == "complete" and row["seconds"] > 0 for row in trials)
+    by_value = sorted(trials, key=lambda row: row["value"])
+    assert tuner.rows("best", "tiny") == by_value[:1]
+    assert tuner.rows("best", "tiny", "-n", "4") == by_value[:4]
+    shown = tuner.rows("show", "tiny", "3")
+    assert [report["epoch"] for report in shown["reports"]] == [1, 2, 3]
+    assert shown["reports"][-1]["value"] == trials[3]["value"] == shown["value"]
+    assert tuner.rows("studies")[0] | {"best": None} == tuner.rows("studies")[0] | {
+        "study": "tiny",
+        "objective": "loss",
+        "direction": "minimize",
+        "complete": 6,
+        "best": None,
+    }
+    as_csv = list(csv.DictReader(io.StringIO(tuner.run("trials", "tiny", "--format", "csv").stdout)))
+    assert [float(row["hparams.noise"]) for row in as_csv] == [row["hparams"]["noise"] for row in trials]
+    table = tuner.run("trials", "tiny").stdout.splitlines()
+    assert table[0].split() == ["number", "outcome", "value", "seconds", "learning_rate", "noise"]
+    assert len(table) == 7
+
+    again = tuner.run("launch", "tiny.py", "--workers", "2")
+    assert again.returncode == 0
+    assert tuner.rows("trials", "tiny") == trials
+
+    more = tuner.run("launch", "tiny.py", "--workers", "1", "--trials", "8")
+    assert more.returncode == 0
+    assert tuner.rows("trials", "tiny")[:6] == trials
+    assert len(tuner.rows("trials", "tiny")) == 8
+
+    changed = tuner.run("launch", "tiny.py", "--workers", "1", TINY_EPOCHS="4")
+    assert changed.returncode == 2
+    assert "epochs was 3, is 4" in changed.stderr.splitlines()[-1]
+    fixed = tuner.run("launch", "tiny.py", "--workers", "1", "--set", "noise=0.25")
+    assert fixed.returncode == 2
+    assert "space.noise was uniform(0.0, 1.0), is uniform(0.0, 1.0) fixed at 0.25" in fixed.stderr.splitlines()[-1]
+    assert len(tuner.rows("trials", "tiny")) == 8
+
+
+def test_two_launches_on_postgres_share_one_exact_budget(tuner_on_postgres: Any, tiny_study: Path) -> None:
+    tuner = tuner_on_postgres
+    options = ("--workers", "1", "--trials", "12", "--set", "noise=0.5")
+    first, second = (tuner.start("launch", "tiny.py", *options, TINY_PAUSE_S="0.1") for _ in range(2))
+
+    outputs = [process.communicate(timeout=150)[0] for process in (first, second)]
+
+    assert (first.returncode, second.returncode) == (0, 0), outputs
+    trials = tuner.rows("trials", "tiny")
+    assert [row["number"] for row in trials] == list(range(12))
+    assert {row["outcome"] for row in trials} == {"complete"}
+    assert {row["hparams"]["noise"] for row in trials} == {0.5}
+    assert len({row["hparams"]["learning_rate"] for row in trials}) == 12, "no two workers draw the same"
+    workers = {tuner.rows("show", "tiny", str(number))["worker"] for number in range(12)}
+    assert len(workers) == 2, "both took part"
+
+
+def test_workers_get_their_gpus(tuner_on_sqlite: Any, tiny_study: Path, tmp_path: Path) -> None:
+    given, tools = tmp_path / "notes", tmp_path / "bin"
+    given.mkdir()
+    tools.mkdir()
+    (tools / "nvidia-smi").write_text("#!/bin/sh\nprintf '0\\n1\\n2\\n3\\n'\n")
+    (tools / "nvidia-smi").chmod(0o755)
+    env = {"PATH": f"{tools}:{os.environ['PATH']}", "TINY_NOTES": str(given), "JAX_PLATFORMS": "cpu"}
+
+    paired = tuner_on_sqlite.run("launch", "tiny.py", "--devices", "0,1,2,3", "--devices-per-worker", "2", **env)
+
+    assert paired.returncode == 0, paired.stderr
+    assert "2 workers on gpu 0,1 | gpu 2,3" in paired.stderr
+    assert "JAX sees only CPUs: pip install 'tuner[cuda]'" in paired.stderr
+    assert {note["CUDA_VISIBLE_DEVICES"] for note in notes(given)} == {"0,1", "2,3"}
+    assert {note["XLA_PYTHON_CLIENT_MEM_FRACTION"] for note in notes(given)} == {""}
+
+    for path in given.iterdir():
+        path.unlink()
+    shared = tuner_on_sqlite.run("launch", "tiny.py", "--devices", "2", "--workers", "2", "--trials", "7", **env)
+    assert shared.returncode == 0, shared.stderr
+    assert [note["CUDA_VISIBLE_DEVICES"] for note in notes(given)] == ["2", "2"]
+    assert [note["XLA_PYTHON_CLIENT_MEM_FRACTION"] for note in notes(given)] == ["0.450", "0.450"]
+
+
+def test_a_worker_runs_in_the_foreground(tuner_on_sqlite: Any, tiny_study: Path) -> None:
+    done = tuner_on_sqlite.run("worker", "tiny.py:tiny", "--trials", "2", "--seed", "5")
+
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("tuner: trial 1")]
+    assert lines[0].startswith("tuner: trial 1: learning_rate=")
+    assert lines[1].startswith("tuner: trial 1, epoch 1: ")
+    assert lines[-1] == "tuner: trial 1: complete"
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("module", ["tuner", "tuner.cli", "tuner.launch", "tuner.devices"])
+def test_commands_start_without_the_heavy_imports(module: str) -> None:
+    heavy = ("jax", "flax", "optuna", "sqlalchemy", "numpy")
+    code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_queries_import_neither_jax_nor_optuna() -> None:
+    code = "import sys, tuner.results; print([m for m in ('jax', 'flax', 'optuna', 'pandas') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,72 @@
+"""A study of seconds for tests: linear regression on made-up data. Environment variables make it slow or wrong."""
+
+import os
+import time
+from pathlib import Path
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from tuner import Space, Study, log_uniform, uniform
+from tuner.training import ArrayDataset, Splits, TrainerModule
+
+MODE = os.environ.get("TINY_MODE", "")
+PAUSE_S = float(os.environ.get("TINY_PAUSE_S", "0"))
+
+if "TINY_NOTES" in os.environ:  # what this worker was given
+    cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0)))
+    names = ("CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_MEM_FRACTION", "OMP_NUM_THREADS")
+    lines = [f"cores={cores}", *(f"{name}={os.environ.get(name, '')}" for name in names)]
+    Path(os.environ["TINY_NOTES"], str(os.getpid())).write_text("\n".join(lines))
+
+
+class HParams(Space):
+    learning_rate: float = log_uniform(1e-3, 1e-1)
+    noise: float = uniform(0.0, 1.0)
+
+
+class Model(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(1)(x)[:, 0]
+
+
+class Trainer(TrainerModule):
+    def init_model(self, hparams):
+        return Model()
+
+    def loss(self, outputs, batch, hparams):
+        errors = (outputs - batch["targets"]) ** 2
+        if MODE == "nan":
+            errors = jnp.where(hparams.noise > 0.5, jnp.nan, errors)
+        return errors, {}
+
+    def train_model(self, hparams, splits, *, epochs, seed):
+        if MODE == "bug":
+            raise RuntimeError("planted bug")
+        if MODE == "memory" and hparams.noise > 0.5:
+            raise MemoryError("planted")
+        for report in super().train_model(hparams, splits, epochs=epochs, seed=seed):
+            time.sleep(PAUSE_S)
+            yield report
+
+
+def data(seed: int) -> Splits:
+    rng = np.random.default_rng(seed)
+    inputs = rng.normal(size=(200, 3))
+    return ArrayDataset(inputs=inputs, targets=inputs @ [1.0, 2.0, 3.0]).split(0.2, seed)
+
+
+study = Study(
+    name="tiny",
+    space=HParams,
+    trainer=Trainer(),
+    data=data,
+    objective="loss",
+    direction="minimize",
+    epochs=int(os.environ.get("TINY_EPOCHS", "3")),
+    trials=6,
+    sampler="random",
+    pruner="none",
+)
