@@ -211,7 +211,7 @@ class _Worker:
     def _train(
         self, lease: Lease, trial: optuna.Trial, is_lost: threading.Event
     ) -> tuple[Outcome, list[float] | None, dict[str, str]]:
-        """Return how the trial ended, its values if complete, and attributes that describe its error if it failed."""
+        """Return how the trial ended, its last values, and attributes that describe its error if it failed."""
         import optuna
 
         from tuner.training.runtime import is_out_of_memory
@@ -232,7 +232,7 @@ class _Worker:
                     # The last report is the result: there is nothing left to save by pruning it.
                     if report.epoch < self.study.epochs:
                         if len(values) == 1 and pruner.should_prune(report.epoch, values[0]):
-                            return Outcome.PRUNED, None, {}
+                            return Outcome.PRUNED, values, {}
                         if self.stop.requested:
                             raise _Stopped
             return Outcome.COMPLETE, values, {}

@@ -13,7 +13,7 @@ from tuner.errors import UsageError
 def dashboard(
     storage: StorageOption = None,
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Address to listen on; there is no login.")
+        str, typer.Option(metavar="ADDRESS", help="Listen here; there is no login.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="N", help="Port to listen on.")] = 8080,
     debug: DebugOption = False,

@@ -262,12 +262,12 @@ def failed_trials(engine: Engine, study_id: int) -> frozenset[int]:
 def last_errors(
     engine: Engine, study_id: int, count: int, without: frozenset[int] = frozenset()
 ) -> list[tuple[str, str]]:
-    """Return kind and traceback of the errors of the last `count` ended trials, the newest first, up to the first that did not fail.
+    """Return kind and traceback of the latest errors, newest first, up to the first trial that did not fail.
 
     Args:
         engine: The storage's engine.
         study_id: The study.
-        count: How many ended trials to look at.
+        count: How many of the last ended trials to look at.
         without: Trials to leave out, such as those that failed before a bug was mended.
     """
     query = (
