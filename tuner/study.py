@@ -17,8 +17,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
+from tuner.domains import Domain, is_space
 from tuner.errors import StudyError, StudyFileError, TunerError
-from tuner.space import Domain, Space, is_space, parameters, parse_fixed, sample
+from tuner.space import Space, parameters, parse_fixed, sample
 
 if TYPE_CHECKING:
     import optuna
@@ -179,10 +180,13 @@ class Study:
         if not is_space(self.space):
             source = inspect.getsource(self.space)
             return {self.space.__name__: f"function, sha256 {hashlib.sha256(source.encode()).hexdigest()[:12]}"}
-        described = {}
+        described: dict[str, str] = {}
         for name, domain, when in parameters(self.space):
+            if name in described:  # several options of a choice share a parameter
+                described[name] += f" or {when}"
+                continue
             fixed = f" fixed at {domain.encode(self.fixed[name])!r}" if name in self.fixed else ""
-            described[name] = f"{domain!r}{f' if {when}' if when else ''}{fixed}"
+            described[name] = f"{domain!r}{fixed}{f' if {when}' if when else ''}"
         return described
 
     def check_unchanged(self, recorded: Mapping[str, Any]) -> None:

@@ -93,7 +93,8 @@ def check_study(study: Study, splits: Any) -> None:
     """
     import optuna
 
-    from tuner.space import examples, is_space
+    from tuner.domains import is_space
+    from tuner.space import examples
     from tuner.training.loop import check_trainer
 
     if is_space(study.space):

@@ -18,29 +18,24 @@ from hypothesis import strategies as st
 from optuna.distributions import distribution_to_json, json_to_distribution
 
 import tuner.space
-from tuner.errors import MissingHParam, SpaceError, UsageError
+from tuner.domains import Domain, FloatDomain, IntDomain, domains_of, parameters
+from tuner.errors import MissingHParam, SpaceError
 from tuner.space import (
-    Domain,
-    FloatDomain,
-    IntDomain,
     Space,
     SpaceMeta,
-    build,
     choice,
-    domains_of,
     examples,
     from_params,
     int_uniform,
     is_traced,
     log_uniform,
-    parameters,
     parse_fixed,
     sample,
     to_params,
     uniform,
 )
 
-thorough = settings(deadline=None, max_examples=100)
+thorough = settings(deadline=None, max_examples=60)
 nan, inf = math.nan, math.inf
 
 Colour = enum.Enum("Colour", ["RED", "BLUE"])
@@ -102,9 +97,6 @@ def new_study(seed: int = 0) -> optuna.Study:
     return optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
 
 
-# --- Values: what Optuna stores, and back
-
-
 @st.composite
 def float_domains(draw: st.DrawFn) -> tuple[Domain, Any]:
     log = draw(st.booleans())
@@ -135,11 +127,9 @@ def label_of(option: Any) -> Any:
 text = st.text(max_size=6)
 plain_values = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | text
 part_values = st.integers() | text | st.sampled_from([int, Colour.RED])
-option_values = (
-    plain_values
-    | st.sampled_from([*Colour, *Mode, "fast", "slow", int, math.exp, SGD.__init__])
-    | st.recursive(part_values, lambda part: st.lists(part, max_size=3).map(tuple), max_leaves=4)
-)
+tuple_values = st.recursive(part_values, lambda part: st.lists(part, max_size=3).map(tuple), max_leaves=4)
+named_values = st.sampled_from([*Colour, *Mode, "fast", "slow", int, math.exp, SGD.__init__])
+option_values = plain_values | tuple_values | named_values
 number_values = [st.integers(-(2**40), 2**40), st.floats(-1e30, 1e30), st.booleans()]
 
 
@@ -198,8 +188,6 @@ def test_sampled_number_lies_in_its_domain(case: tuple[Any, Any], seed: int) -> 
     assert eval(repr(domain), {**vars(tuner.space)}) == domain
 
 
-# --- Spaces: to Optuna and back
-
 POOL: list[Domain] = [uniform(0, 1), log_uniform(1e-3, 1), int_uniform(0, 8, step=2), int_uniform(1, 64, log=True)]
 POOL += [choice("a", None, 3, False, 2.5), choice(Colour.RED, int, (1, "b"))]
 
@@ -211,10 +199,8 @@ def space_classes(draw: st.DrawFn, pool: list[Domain], name: str = "Root", depth
     if depth:
         for at in range(draw(st.integers(1, 2))):
             inner = pool + ([choice(*(make({"a": pool[0]}, f"Leaf{n}") for n in range(2)))] if depth > 1 else [])
-            options = [
-                draw(space_classes(inner, f"{name}{at}{letter}", depth - 1))
-                for letter in "PQR"[: draw(st.integers(1, 3))]
-            ]
+            letters = "PQR"[: draw(st.integers(1, 3))]
+            options = [draw(space_classes(inner, f"{name}{at}{letter}", depth - 1)) for letter in letters]
             here.append(choice(*options, *[None] * draw(st.booleans())))
     fields = draw(st.lists(st.sampled_from("abcd"), min_size=1, max_size=4, unique=True))
     body: dict[str, Any] = {field: draw(st.sampled_from(here)) for field in fields}
@@ -246,12 +232,8 @@ def test_hparams_equal_what_the_trial_stored(space: type[Space], seed: int) -> N
 def test_branch_names_are_short_where_equal_and_full_where_they_clash() -> None:
     assert to_params(VALUES) == PARAMS
     assert from_params(HParams, PARAMS) == VALUES
-
-
-def test_parameters_name_each_condition() -> None:
-    listed: dict[str, list[str]] = {}
-    for name, _, when in parameters(HParams):
-        listed.setdefault(when, []).append(name)
+    rows = list(parameters(HParams))
+    listed = {when: [name for name, _, other in rows if other == when] for _, _, when in rows}
     assert listed == {
         "": ["width", "size", "depth", "rate", "colour", "opt"],
         "opt=SGD": ["opt.SGD.learning_rate", "opt.momentum"],
@@ -259,7 +241,6 @@ def test_parameters_name_each_condition() -> None:
         "opt.schedule=Cosine": ["opt.schedule.Cosine.warmup"],
         "opt.schedule=Linear": ["opt.schedule.Linear.warmup", "opt.schedule.end"],
     }
-    assert {name: domain for name, domain, _ in parameters(HParams)}["opt.schedule.end"] == uniform(0.0, 0.1)
 
 
 def test_examples_visit_every_space_once() -> None:
@@ -286,7 +267,7 @@ def test_examples_visit_every_option_of_every_name(space: type[Space]) -> None:
         ({"size": 4}, r"size must lie in int_uniform\(2, 10, step=4\): got 4"),
         ({"opt": "Adam"}, "must be one of .* got 'Adam'"),
         ({"opt": "AdamW"}, "every parameter of HParams must be given: 'opt.AdamW.learning_rate' is missing"),
-        ({"opt.momentum": 1}, r"opt.momentum must lie in uniform\(0.0, 0.99\): got 1.0"),
+        ({"opt.momentum": 1}, r"opt.momentum must lie in uniform\(0.0, 0.99\): got 1"),
     ],
 )
 def test_params_that_do_not_fit_are_refused(params: dict[str, Any], message: str) -> None:
@@ -295,8 +276,6 @@ def test_params_that_do_not_fit_are_refused(params: dict[str, Any], message: str
     with pytest.raises(SpaceError, match=r"must be one of \[32, 64, 128\]: got 33"):
         to_params(dataclasses.replace(VALUES, width=33))
 
-
-# --- Validation at class creation
 
 not_a_number = cast("Any", "0")
 REFUSED: dict[str, list[Any]] = {
@@ -331,20 +310,19 @@ REFUSED: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize(("message", "domain"), [(key, each) for key, domains in REFUSED.items() for each in domains])
 def test_impossible_domain_is_refused_with_its_field(message: str, domain: Any) -> None:
-    with pytest.raises(SpaceError, match=rf"^Bad\.field: .*{message}") as caught:
+    with pytest.raises(SpaceError, match=rf"^Bad\.field: .*{message}"):
         make({"good": uniform(0.0, 1.0), "field": domain}, "Bad")
-    assert isinstance(caught.value, UsageError)
 
 
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        ("field = uniform(0.0, 1.0)", r"Bad\.field: a field needs a type annotation"),
-        ("_field: float = uniform(0.0, 1.0)", r"Bad\._field: a field's name must not start with an underscore"),
-        ("field: float = uniform(0.0, 1.0); field: float = 0.5", r"Bad\.field: a field must be defined once"),
-        ("field: float = uniform(0.0, 1.0); field: float = uniform(0.0, 2.0)", r"Bad\.field: .* it stands twice"),
-    ],
-)
+BAD_BODIES = {
+    "field = uniform(0, 1)": r"^Bad\.field: a field needs a type annotation",
+    "_field: float = uniform(0, 1)": r"^Bad\._field: a field's name must not start with an underscore",
+    "field: float = uniform(0, 1); field: float = 0.5": r"^Bad\.field: a field must be defined once; it stands twice",
+    "field: int = choice(1, 2); field: int = choice(3, 4)": r"^Bad\.field: a field must be defined once",
+}
+
+
+@pytest.mark.parametrize(("lines", "message"), BAD_BODIES.items())
 def test_bad_body_is_refused_with_its_field(monkeypatch: pytest.MonkeyPatch, lines: str, message: str) -> None:
     with pytest.raises(SpaceError, match=message):
         run_module(monkeypatch, f"class Bad(Space):\n    {lines}")
@@ -355,9 +333,6 @@ def test_possible_domains_are_accepted() -> None:
     choices = [choice(SGD), choice(None, SGD), choice({"a": inf, "b": object()}), choice(1, "1"), choice(*Mode, "fast")]
     body = {f"field{at}": domain for at, domain in enumerate(numbers + choices)}
     assert domains_of(make(body)) == body
-
-
-# --- Instances
 
 
 def test_instance_is_frozen_equal_by_value_and_survives_copying() -> None:
@@ -371,7 +346,6 @@ def test_instance_is_frozen_equal_by_value_and_survives_copying() -> None:
         SGD(0.1, 0.5)  # pyright: ignore[reportCallIssue]
     for copied in (copy.copy(VALUES), copy.deepcopy(VALUES), pickle.loads(pickle.dumps(VALUES))):
         assert copied == VALUES
-        assert type(copied.opt) is SGD
 
 
 @pytest.mark.parametrize("header", ["", "from __future__ import annotations\n"])
@@ -386,8 +360,7 @@ def test_missing_hparam_names_the_nearest_and_all() -> None:
     message = r"SGD has no 'learnin_rate', it has learning_rate, momentum; did you mean 'learning_rate'\?$"
     with pytest.raises(MissingHParam, match=message) as caught:
         _ = SGD_VALUES.learnin_rate
-    assert isinstance(caught.value, AttributeError)
-    assert isinstance(caught.value, SpaceError)
+    assert {AttributeError, SpaceError} <= set(type(caught.value).__mro__)
     assert not hasattr(SGD_VALUES, "weight_decay")
     with pytest.raises(MissingHParam, match=r"Made has no 'width', it has none$"):
         _ = make({})().width
@@ -401,10 +374,7 @@ def test_field_without_domain_or_default_is_named() -> None:
         rate: float
         width: int = choice(1, 2)
 
-    message = "^Incomplete: every field must have a domain or a default: .*'rate'"
-    with pytest.raises(SpaceError, match=message):
-        build(Incomplete, lambda name, domain: domain.example())
-    with pytest.raises(SpaceError, match=message):
+    with pytest.raises(SpaceError, match=r"^Incomplete: every field must have a domain or a default: .*'rate'"):
         sample(Incomplete, new_study().ask())
     assert Incomplete(rate=0.1, width=1).rate == 0.1  # a define-by-run function gives it
 
@@ -430,8 +400,6 @@ def test_subclass_adds_overrides_and_replaces() -> None:
     assert set(trial.params) == {"learning_rate"}
     assert 0.5 <= cast("Mine", sample(Mine, new_study().ask())).momentum <= 0.6
 
-
-# --- What is traced
 
 TRACED = """
 class Nested(Space):
@@ -464,13 +432,16 @@ def test_what_is_traced(monkeypatch: pytest.MonkeyPatch, header: str) -> None:
     assert [field for field in fields if is_traced(space, field)] == [f for f in fields if f.startswith("yes_")]
 
 
-def test_traced_choice_has_one_type() -> None:
-    assert [type(choice(1, 0.5, traced=True).decode(label)) for label in (1, 0.5)] == [float, float]
+def test_type_is_part_of_a_value_and_one_over_a_traced_choice() -> None:
+    assert [choice(*Mode, "fast").encode(value) for value in ("fast", Mode.FAST)] == ["fast", "Mode.FAST"]
+    assert not any(choice(1, 2).contains(value) for value in (1.0, True))
+    assert repr(to_params(cast("Any", make({"x": uniform(0, 2)}))(x=1))) == "{'x': 1.0}"
+    assert type(uniform(0, 2).decode(1)) is float
+    assert choice((1, (int, Colour.RED)), ()).labels == ("(1, (int, Colour.RED))", "()")
+    for domain in (choice(1, 0.5, traced=True), choice({1: 1, 0.5: 0.5}, traced=True)):
+        assert [type(domain.decode(label)) for label in (1, 0.5)] == [float, float]
     assert [type(choice(1, 2, traced=True).decode(label)) for label in (1, 2)] == [int, int]
     assert [type(choice(1, 0.5).decode(label)) for label in (1, 0.5)] == [int, float]
-
-
-# --- Fixed values
 
 
 def test_fixed_words_become_values() -> None:
@@ -514,18 +485,10 @@ def test_fixed_value_is_recorded_and_never_varies() -> None:
                 assert trial.params[name] == recorded[name]
                 assert trial.distributions[name].single()
         assert len(widths) > 1  # what is not fixed goes on varying
-
-
-# --- Imports
+    assert int_uniform(1, 64, log=True).only(9) == IntDomain(9, 9, log=True)
 
 
 def test_module_imports_neither_jax_nor_optuna() -> None:
-    lines = [
-        "import sys, types",
-        "package = sys.modules['tuner'] = types.ModuleType('tuner')",  # the module without what the package imports
-        f"package.__path__ = {list(tuner.__path__)!r}",
-        "import tuner.space",
-        "assert 'jax' not in sys.modules and 'optuna' not in sys.modules",
-    ]
-    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
+    script = "import sys, tuner.space; assert not {'jax', 'optuna'} & sys.modules.keys()"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

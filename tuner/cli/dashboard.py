@@ -12,9 +12,7 @@ from tuner.errors import UsageError
 
 def dashboard(
     storage: StorageOption = None,
-    host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Listen here; there is no login.")
-    ] = "127.0.0.1",
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Listen here; there is no login.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="N", help="Port to listen on.")] = 8080,
     debug: DebugOption = False,
 ) -> None:

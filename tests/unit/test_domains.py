@@ -1,0 +1,147 @@
+"""Corners of domains: options that are equal, unlabelled or spaces, two number types, bounds beyond exact floats."""
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+
+from tuner.domains import domains_of, parameters
+from tuner.errors import SpaceError
+from tuner.space import (
+    Space,
+    SpaceMeta,
+    build,
+    choice,
+    from_params,
+    int_uniform,
+    is_traced,
+    parse_fixed,
+    sample,
+    to_params,
+    uniform,
+)
+
+
+def make(body: dict[str, Any], name: str = "Made", **annotations: Any) -> Any:
+    given = {field: annotations.get(field, object) for field in body}
+    return SpaceMeta(name, (Space,), {"__annotations__": given, **body})
+
+
+class One(Space):
+    lr: float = uniform(0, 1)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        make({"x": choice(0, 0.5, 1, traced=True)}),
+        make({"x": choice(0, 0.1, 1)}, x=float),
+        make({"x": choice({"slow": One(lr=0.1), "fast": One(lr=0.9)})}),
+        make({"x": choice(*np.linspace(0, 1, 3))}),
+    ],
+    ids=["traced ints and floats", "ints in a float field", "instances", "numpy"],
+)
+def test_round_trip(space: Any) -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(20):
+        trial = study.ask()
+        hparams = sample(space, trial)
+        assert to_params(hparams) == trial.params
+        assert from_params(space, json.loads(json.dumps(trial.params))) == hparams
+
+
+@pytest.mark.parametrize(
+    ("make_domain", "message"),
+    [
+        (lambda: choice({"a": 1, "b": 1}), "options must differ"),
+        (lambda: choice((1, 2), (1.0, 2)), "options must differ"),
+        (lambda: choice({"a": One, "b": One}), "options must differ"),
+        (lambda: choice({"a": math.nan}), "options must equal themselves"),
+        (lambda: choice((object(),), 1), "no stable label"),
+        (lambda: choice((lambda: 1,), 1), "no stable label"),
+        (lambda: choice(object(), object()), "no stable label"),
+        (lambda: int_uniform(0, 2**60), "bounds must"),
+        (lambda: uniform(0, 10**400), "bounds must"),
+        (lambda: uniform(-1e308, 1e308), "bounds must"),
+    ],
+)
+def test_refused(make_domain: Callable[[], Any], message: str) -> None:
+    with pytest.raises(SpaceError, match=rf"^Bad\.x: {message}"):
+        make({"x": make_domain()}, "Bad")
+
+
+@pytest.mark.parametrize(
+    ("domain", "stored"),
+    [
+        *((int_uniform(1, 4), stored) for stored in (2.7, "3", True, None)),
+        *((uniform(0, 4), stored) for stored in ("abc", "0.5", True, None)),
+    ],
+)
+def test_a_stored_value_of_another_type_is_refused(domain: Any, stored: Any) -> None:
+    with pytest.raises(SpaceError, match=r"^x must lie in (int_)?uniform"):
+        from_params(make({"x": domain}), {"x": stored})
+
+
+def test_errors_of_a_choice_name_the_parameter() -> None:
+    space = make({"x": choice(1, 2)})
+    with pytest.raises(SpaceError, match=r"^x must be one of"):
+        from_params(space, {"x": 3})
+    with pytest.raises(SpaceError, match=r"^x must be one of"):
+        to_params(space(x=3))
+
+
+def test_inheritance_of_constants_and_domains() -> None:
+    class Fixed(One):
+        lr: float = 0.5
+
+    class More(Fixed):
+        pass
+
+    assert domains_of(More) == {}
+    with pytest.raises(SpaceError, match=r"^Bare\.lr: .*annotation"):
+        SpaceMeta("Bare", (One,), {"lr": 0.5})
+
+    class Searched(Fixed):
+        lr: float = uniform(0, 2)
+
+    with pytest.raises(TypeError, match="'lr'"):
+        Searched()  # pyright: ignore[reportCallIssue]
+
+
+def test_a_users_own_error_is_not_renamed() -> None:
+    class Checked(Space):
+        x: int = int_uniform(1, 4)
+
+        def __post_init__(self) -> None:
+            raise TypeError("mine")
+
+    with pytest.raises(TypeError, match=r"^mine$"):
+        build(Checked, lambda name, domain: domain.example())
+
+
+def test_one_name_for_two_hyperparameters_is_refused() -> None:
+    class A(Space):
+        lr: float = uniform(0, 1)
+
+    B = make({"A": choice(make({"lr": uniform(0, 2)}, "C")), "lr": uniform(0, 3)}, "B", lr=float)
+    with pytest.raises(SpaceError, match=r"^Both: two hyperparameters are called 'opt\.A\.lr'"):
+        make({"opt": choice(A, B)}, "Both")
+
+
+def test_a_union_with_a_float_or_a_space_is_traced() -> None:
+    class Given(Space):
+        rate: float | None
+        inner: One | None
+        size: int | None
+
+    assert [is_traced(Given, field) for field in ("rate", "inner", "size")] == [True, True, False]
+
+
+def test_words_of_choices() -> None:
+    space = make({"flag": choice(True, False), "mixed": choice(1, "one")})
+    assert parse_fixed(space, {"flag": "true", "mixed": "one"}) == {"flag": True, "mixed": "one"}
+    assert [name for name, _, _ in parameters(space)] == ["flag", "mixed"]
