@@ -75,8 +75,10 @@ def _visible(ids: tuple[int, ...], limit: str | None) -> tuple[int, ...]:
     """Return the devices that the surrounding environment (a scheduler's, say) leaves us."""
     if limit is None:
         return ids
-    allowed = {int(word) for word in limit.split(",") if word.strip().isdigit()}
-    return tuple(item for item in ids if item in allowed)
+    words = [word.strip() for word in limit.split(",") if word.strip()]
+    if ids and any(word.startswith(("GPU-", "MIG-")) for word in words):
+        raise DeviceError(f"CUDA_VISIBLE_DEVICES must hold numbers, as nvidia-smi shows them: got {limit!r}")
+    return tuple(item for item in ids if str(item) in words)
 
 
 def _nvidia_gpus() -> tuple[int, ...]:
@@ -97,7 +99,7 @@ def _nvidia_gpus() -> tuple[int, ...]:
 def _tpu_chips(root: Path = Path("/dev")) -> tuple[int, ...]:
     """Return the TPU chips: `/dev/accelN`, or numbered `/dev/vfio/N` on newer hosts."""
     found = [path for path in root.glob("accel*") if re.fullmatch(r"accel\d+", path.name)]
-    if not found and Path("/dev/vfio/vfio").exists() and _has_google_pci_device():
+    if not found and (root / "vfio" / "vfio").exists() and _has_google_pci_device():
         found = [path for path in (root / "vfio").glob("*") if path.name.isdigit()]
     return tuple(range(len(found)))
 

@@ -8,6 +8,7 @@ different domains.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -245,6 +246,20 @@ def examples(space: type[Space]) -> Iterator[Space]:
         yield build(space, value_of)
 
 
+def check_fixed(space: type[Space], fixed: Mapping[str, Any]) -> None:
+    """Check the values of hyperparameters that are not searched, given by parameter.
+
+    Raises:
+        SpaceError: there is no such parameter, or the value is outside its domain.
+    """
+    domains = {name: domain for name, domain, _ in parameters(space)}
+    for name, value in fixed.items():
+        if name not in domains:
+            raise SpaceError(f"no hyperparameter {name!r}: the space has {', '.join(domains)}{nearest(name, domains)}")
+        if not domains[name].contains(value):
+            raise SpaceError(f"{name} must lie in {domains[name]!r}: got {value!r}")
+
+
 def parse_fixed(space: type[Space], words: Mapping[str, str]) -> dict[str, Any]:
     """Return parameter -> value for command-line words `name=value`.
 
@@ -252,18 +267,9 @@ def parse_fixed(space: type[Space], words: Mapping[str, str]) -> dict[str, Any]:
         SpaceError: there is no such parameter, or the value is outside its domain.
     """
     domains = {name: domain for name, domain, _ in parameters(space)}
-    fixed = {}
-    for name, text in words.items():
-        if name not in domains:
-            known = ", ".join(domains)
-            raise SpaceError(f"no hyperparameter {name!r}: the space has {known}{nearest(name, domains)}")
-        try:
-            value = domains[name].parse(text)
-            inside = domains[name].contains(value)
-        except ValueError:
-            inside = False
-            value = text
-        if not inside:
-            raise SpaceError(f"{name} must lie in {domains[name]!r}: got {value!r}")
-        fixed[name] = value
+    fixed: dict[str, Any] = dict(words)
+    for name in domains.keys() & words.keys():
+        with contextlib.suppress(ValueError):
+            fixed[name] = domains[name].parse(words[name])
+    check_fixed(space, fixed)
     return fixed

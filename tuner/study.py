@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tuner.domains import Domain, is_space
 from tuner.errors import StudyError, StudyFileError, TunerError
-from tuner.space import Space, parameters, parse_fixed, sample
+from tuner.space import Space, check_fixed, parameters, parse_fixed, sample
 
 if TYPE_CHECKING:
     import optuna
@@ -86,11 +86,16 @@ class Study:
                 f"there must be one direction for each objective: got objective={self.objective!r}, "
                 f"direction={self.direction!r}, directions={self.directions!r} (study {self.name!r})"
             )
+        names = self.objectives
+        if not names or len(set(names)) < len(names) or not all(isinstance(name, str) and name for name in names):
+            raise StudyError(f"objective must name one metric, or several different ones: got {self.objective!r}")
         for direction in given:
             if direction not in ("maximize", "minimize"):
                 raise StudyError(f"a direction must be 'maximize' or 'minimize': got {direction!r}")
         if self.fixed and not is_space(self.space):
             raise StudyError("hyperparameters of a define-by-run space cannot be fixed; change its function")
+        if is_space(self.space):
+            check_fixed(self.space, self.fixed)
 
     def _check_search(self) -> None:
         if len(self.objectives) > 1 and self.pruner not in ("asha", "none"):
@@ -103,7 +108,7 @@ class Study:
     @property
     def objectives(self) -> tuple[str, ...]:
         """The objectives' names; usually one."""
-        return (self.objective,) if isinstance(self.objective, str) else tuple(self.objective)
+        return (self.objective,) if isinstance(self.objective, str) else tuple(self.objective or ())
 
     @property
     def all_directions(self) -> tuple[Direction, ...]:
@@ -316,6 +321,6 @@ def _import_file(path: Path) -> ModuleType:
 
 def _where(path: Path, error: BaseException) -> str:
     """Return `file:line: ` of the last line of the file itself that led to an error."""
-    own = str(path.absolute())
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if os.path.abspath(frame.filename) == own]
+    own = os.path.realpath(path)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if os.path.realpath(frame.filename) == own]
     return f"{path}:{frames[-1].lineno}: " if frames else f"{path}: "

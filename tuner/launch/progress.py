@@ -97,17 +97,16 @@ class PlainProgress:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._shown = ""
+        self._shown: Mapping[Outcome, int] = {}
         self._next_s = 0.0
 
     def update(self, snapshot: Snapshot) -> None:
         now_s = time.monotonic()
         if not snapshot.study or (now_s < self._next_s and snapshot.used < snapshot.trials):
             return
-        line = snapshot.line(now_s)
-        if line != self._shown:
-            self.note(line)
-            self._shown, self._next_s = line, now_s + _PLAIN_EVERY_S
+        if snapshot.counts != self._shown:  # the time left alone is no news
+            self.note(snapshot.line(now_s))
+            self._shown, self._next_s = dict(snapshot.counts), now_s + _PLAIN_EVERY_S
 
     def note(self, text: str) -> None:
         self._console.print(f"tuner: {text}", markup=False, highlight=False, soft_wrap=True)

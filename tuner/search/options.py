@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -25,19 +26,39 @@ def split(kind: str, given: Named, known: Collection[str]) -> tuple[str, dict[st
     return name, options
 
 
-def call(kind: str, name: str, make: Callable[..., Any], options: Mapping[str, Any], **fixed: Any) -> Any:
-    """Return `make(**fixed, **options)`, where an option overrides what is fixed.
+def call(
+    kind: str,
+    name: str,
+    make: Callable[..., Any],
+    options: Mapping[str, Any],
+    given: Mapping[str, Any] | None = None,
+    **defaults: Any,
+) -> Any:
+    """Return `make` called with what is given, and with the options in place of the defaults.
+
+    Args:
+        kind: `sampler` or `pruner`, for messages.
+        name: Its name, for messages.
+        make: The constructor.
+        options: What the study says.
+        given: Arguments that are not the study's to say, such as the trial's seed.
+        defaults: Arguments that it may.
 
     Raises:
         StudyError: `make` has no such option, or refuses its value.
     """
-    known = [parameter for parameter in inspect.signature(make).parameters if parameter != "self"]
+    from optuna.exceptions import ExperimentalWarning
+
+    given = given or {}
+    known = [parameter for parameter in inspect.signature(make).parameters if parameter not in ("self", *given)]
     for option in options:
         if option not in known:
             raise StudyError(
                 f"{kind} {name!r} has no option {option!r}: it has {', '.join(known) or 'none'}{nearest(option, known)}"
             )
     try:
-        return make(**{**fixed, **options})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # naming it in the study is the consent
+            return make(**{**defaults, **options, **given})
     except (TypeError, ValueError) as error:
         raise StudyError(f"{kind} {name!r} does not accept its options {dict(options)}: {error}") from None

@@ -7,7 +7,6 @@ study does not repeat the numbers of its beginning.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -42,13 +41,13 @@ class Context:
 def _tpe(options: dict[str, Any], context: Context) -> BaseSampler:
     from optuna.samplers import TPESampler
 
-    return call("sampler", "tpe", TPESampler, options, seed=context.trial_seed)
+    return call("sampler", "tpe", TPESampler, options, {"seed": context.trial_seed})
 
 
 def _random(options: dict[str, Any], context: Context) -> BaseSampler:
     from optuna.samplers import RandomSampler
 
-    return call("sampler", "random", RandomSampler, options, seed=context.trial_seed)
+    return call("sampler", "random", RandomSampler, options, {"seed": context.trial_seed})
 
 
 def _qmc(options: dict[str, Any], context: Context) -> BaseSampler:
@@ -59,8 +58,7 @@ def _qmc(options: dict[str, Any], context: Context) -> BaseSampler:
         "qmc",
         NumberedQMCSampler,
         options,
-        number=context.number,
-        seed=context.study_seed,
+        {"number": context.number, "seed": context.study_seed},
         scramble=True,
         warn_independent_sampling=False,
     )
@@ -76,16 +74,16 @@ def _grid(options: dict[str, Any], context: Context) -> BaseSampler:
         "grid",
         GridSampler,
         options,
-        distributions=context.distributions,
-        number=context.number,
-        seed=context.study_seed,
+        {"distributions": context.distributions, "number": context.number, "seed": context.study_seed},
     )
 
 
 def _cmaes(options: dict[str, Any], context: Context) -> BaseSampler:
     from optuna.samplers import CmaEsSampler
 
-    return call("sampler", "cmaes", CmaEsSampler, options, seed=context.trial_seed, warn_independent_sampling=False)
+    return call(
+        "sampler", "cmaes", CmaEsSampler, options, {"seed": context.trial_seed}, warn_independent_sampling=False
+    )
 
 
 def _gp(options: dict[str, Any], context: Context) -> BaseSampler:
@@ -95,13 +93,13 @@ def _gp(options: dict[str, Any], context: Context) -> BaseSampler:
         import torch  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise StudyError("the sampler 'gp' needs PyTorch, which is not installed: pip install 'tuner[gp]'") from None
-    return call("sampler", "gp", GPSampler, options, seed=context.trial_seed, warn_independent_sampling=False)
+    return call("sampler", "gp", GPSampler, options, {"seed": context.trial_seed}, warn_independent_sampling=False)
 
 
 def _nsga2(options: dict[str, Any], context: Context) -> BaseSampler:
     from optuna.samplers import NSGAIISampler
 
-    return call("sampler", "nsga2", NSGAIISampler, options, seed=context.trial_seed)
+    return call("sampler", "nsga2", NSGAIISampler, options, {"seed": context.trial_seed})
 
 
 SAMPLERS: dict[str, Callable[[dict[str, Any], Context], BaseSampler]] = {
@@ -126,7 +124,6 @@ def make_sampler(given: Named | BaseSampler, context: Context) -> BaseSampler:
     Raises:
         StudyError: unknown name or option, a space that the sampler cannot search, or a package it lacks.
     """
-    from optuna.exceptions import ExperimentalWarning
     from optuna.samplers import BaseSampler
 
     if isinstance(given, BaseSampler):
@@ -134,6 +131,4 @@ def make_sampler(given: Named | BaseSampler, context: Context) -> BaseSampler:
     if not isinstance(given, str | dict):
         raise StudyError(f"the sampler must be a name, a mapping or an Optuna sampler: got {given!r}")
     name, options = split("sampler", given, SAMPLERS)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)  # naming it in the study is the consent
-        return SAMPLERS[name](options, context)
+    return SAMPLERS[name](options, context)

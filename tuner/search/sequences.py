@@ -75,9 +75,7 @@ class GridSampler(BaseSampler):
             raise StudyError(f"the grid's values must name parameters of the space: got {', '.join(unknown)}")
         axes = {name: _axis(name, distribution, values.get(name)) for name, distribution in distributions.items()}
         self.size = math.prod(len(axis) for axis in axes.values())
-        order = list(range(self.size))
-        random.Random(seed).shuffle(order)
-        self._point = _point(axes, order[number % self.size])
+        self._point = _point(axes, _shuffled(number % self.size, self.size, seed))
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return {}
@@ -109,6 +107,15 @@ def _axis(name: str, distribution: BaseDistribution, values: Sequence[Any] | Non
         f"the sampler 'grid' needs values for the float {name!r}: "
         f"{{'name': 'grid', 'values': {{{name!r}: [...], ...}}}}"
     )
+
+
+def _shuffled(index: int, size: int, seed: int) -> int:
+    """Return where a permutation of `range(size)` takes an index, without listing the permutation."""
+    rng = random.Random(seed)
+    start = rng.randrange(size)
+    # Steps of a length without a common divisor with the size visit every place once.
+    stride = next(step for step in iter(lambda: rng.randrange(1, size + 1), 0) if math.gcd(step, size) == 1)
+    return (start + index * stride) % size
 
 
 def _point(axes: Mapping[str, Sequence[Any]], index: int) -> dict[str, Any]:

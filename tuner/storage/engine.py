@@ -140,7 +140,7 @@ def open_rdb_storage(url: str) -> optuna.storages.BaseStorage:
                     connection.exec_driver_sql("PRAGMA journal_mode=WAL")
             storage = optuna.storages.RDBStorage(full_url, engine_kwargs=_engine_arguments(full_url))
             tables.tuner_tables.create_all(storage.engine)
-    except (OperationalError, optuna.exceptions.StorageInternalError) as error:
+    except (DBAPIError, optuna.exceptions.StorageInternalError) as error:
         raise lost(error, url) from None
     finally:
         engine.dispose()

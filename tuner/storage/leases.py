@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 from sqlalchemy.dialects import postgresql, sqlite
 
-from tuner.errors import LeaseLost
+from tuner.errors import LeaseLost, UnknownStudy
 from tuner.storage.engine import transaction
 from tuner.storage.tables import (
     leases,
@@ -77,42 +77,54 @@ def claim(engine: Engine, study_id: int, worker: str, *, budget: int, lease_s: f
     Returns:
         The lease, or why there is none.
 
+    Raises:
+        UnknownStudy: the study has been deleted.
+
     Concurrency: one transaction that holds the study's row.
     """
     with transaction(engine) as connection:
-        connection.execute(sa.select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update())
+        row = connection.execute(sa.select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update())
+        if row.first() is None:
+            raise UnknownStudy(f"the study must stay in the storage while it runs: number {study_id} was deleted")
         now_s = _now_s(connection)
-        finished = _count_finished(connection, study_id)
-        if finished >= budget:
+        if _count(connection, study_id)[0] >= budget:
             return NoTrial.DONE
         adopted = _adopt(connection, study_id, worker, now_s, lease_s)
         if adopted is not None:
             return adopted
-        if finished + _count_leased(connection, study_id) >= budget:
+        # Counted again: a trial may have been failed just now, because too many workers died in it.
+        if sum(_count(connection, study_id)) >= budget:
             return NoTrial.WAIT
         trial_id, number = _start_queued(connection, study_id) or _create(connection, study_id)
-        connection.execute(
-            leases.insert().values(trial_id=trial_id, worker=worker, fence=1, deaths=0, expires_at_s=now_s + lease_s)
-        )
-        return Lease(trial_id, number, worker, 1, lease_s)
+        fence = _open_lease(connection, trial_id, worker, now_s + lease_s)
+        return Lease(trial_id, number, worker, fence, lease_s)
 
 
-def _count_finished(connection: Connection, study_id: int) -> int:
+def _count(connection: Connection, study_id: int) -> tuple[int, int]:
+    """Return how many trials have used budget, and how many of ours are running.
+
+    One statement: between two, another worker may end a trial, which neither would count.
+    """
+    is_finished = trials.c.state.in_(["COMPLETE", "PRUNED"])
+    is_ours = (trials.c.state == "RUNNING") & leases.c.trial_id.is_not(None)
     query = (
-        sa.select(sa.func.count())
-        .select_from(trials)
-        .where(trials.c.study_id == study_id, trials.c.state.in_(["COMPLETE", "PRUNED"]))
+        sa.select(sa.func.count(sa.case((is_finished, 1))), sa.func.count(sa.case((is_ours, 1))))
+        .select_from(trials.outerjoin(leases, leases.c.trial_id == trials.c.trial_id))
+        .where(trials.c.study_id == study_id)
     )
-    return connection.execute(query).scalar_one()
+    finished, running = connection.execute(query).one()
+    return finished, running
 
 
-def _count_leased(connection: Connection, study_id: int) -> int:
-    query = (
-        sa.select(sa.func.count())
-        .select_from(trials.join(leases, leases.c.trial_id == trials.c.trial_id))
-        .where(trials.c.study_id == study_id, trials.c.state == "RUNNING")
-    )
-    return connection.execute(query).scalar_one()
+def _open_lease(connection: Connection, trial_id: int, worker: str, expires_at_s: float) -> int:
+    """Write the lease of a trial that has just been started; return its fence.
+
+    There may be one already: SQLite gives the ids of deleted trials to new ones.
+    """
+    old = connection.execute(sa.select(leases.c.fence).where(leases.c.trial_id == trial_id)).scalar_one_or_none()
+    row = {"trial_id": trial_id, "worker": worker, "fence": (old or 0) + 1, "deaths": 0, "expires_at_s": expires_at_s}
+    _upsert(connection, leases, [row], ["trial_id"])
+    return row["fence"]
 
 
 def _adopt(connection: Connection, study_id: int, worker: str, now_s: float, lease_s: float) -> Lease | None:
@@ -121,6 +133,8 @@ def _adopt(connection: Connection, study_id: int, worker: str, now_s: float, lea
         .select_from(trials.join(leases, leases.c.trial_id == trials.c.trial_id))
         .where(trials.c.study_id == study_id, trials.c.state == "RUNNING", leases.c.expires_at_s <= now_s)
         .order_by(trials.c.number)
+        # A lease that its owner is just writing to is not ours to take.
+        .with_for_update(of=leases, skip_locked=True)
     )
     for row in connection.execute(query).all():
         deaths = row.deaths + (row.worker is not None)
@@ -181,10 +195,14 @@ def _extend(connection: Connection, lease: Lease) -> None:
     statement = (
         leases.update()
         .where(leases.c.trial_id == lease.trial_id, leases.c.fence == lease.fence, leases.c.worker == lease.worker)
+        # Another Optuna tool may have ended the trial, or deleted its study.
+        .where(sa.exists().where(trials.c.trial_id == lease.trial_id, trials.c.state == "RUNNING"))
         .values(expires_at_s=_now_s(connection) + lease.lease_s)
     )
     if connection.execute(statement).rowcount != 1:
-        raise LeaseLost(f"trial {lease.number} must still belong to {lease.worker}: another worker has taken it over")
+        raise LeaseLost(
+            f"trial {lease.number} must still belong to {lease.worker}: another worker has taken it over, or ended it"
+        )
 
 
 def renew(engine: Engine, lease: Lease) -> None:

@@ -76,9 +76,9 @@ class TrialRow:
 
 def read_studies(engine: Engine) -> list[StudyRow]:
     """Return all studies in the order of their creation; none where Optuna has no tables yet."""
-    if not sa.inspect(engine).has_table("studies"):
-        return []
     with reading(engine) as connection:
+        if not sa.inspect(connection).has_table("studies"):
+            return []
         directions: dict[int, list[str]] = {}
         query = sa.select(study_directions.c.study_id, study_directions.c.direction)
         for study_id, direction in connection.execute(query.order_by(study_directions.c.objective)):

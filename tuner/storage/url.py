@@ -25,8 +25,13 @@ def storage_url(given: str | None) -> str:
 
 def hide_password(text: str) -> str:
     """Return `text` with the password of every URL in it replaced by `***`."""
-    text = re.sub(r"(\w://[^\s:/@]*):[^\s]*@(?=[^\s@]*(?:\s|$))", r"\1:***@", text)
-    return re.sub(r"(?i)(password=)[^\s&'\"]+", r"\1***", text)
+    text = re.sub(r"(?i)(password=)(?:'[^']*'|\"[^\"]*\"|[^\s&'\"]+)", r"\1***", text)
+    return re.sub(r"(\w://[^\s:/]*):[^\s]*@(?=[^\s@]*(?:\s|$))", r"\1:***@", text)
+
+
+def _shown(url: str) -> str:
+    """Return a URL that was refused for showing it: whatever stands between a colon and an @ may be a password."""
+    return re.sub(r"(?<=:)(?!//)[^@]*@", "***@", hide_password(url))
 
 
 def driver_url(url: str) -> str:
@@ -37,18 +42,21 @@ def driver_url(url: str) -> str:
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
-        raise StorageURLError(f"a storage URL must be {_FORMS}: got {hide_password(url)!r}")
+        raise StorageURLError(f"a storage URL must be {_FORMS}: got {_shown(url)!r}")
     if scheme == "sqlite":
         return _sqlite_url(url, rest)
     if scheme in ("postgresql", "postgres", "postgresql+psycopg2"):
         return _postgres_url(url, rest)
-    raise StorageURLError(f"a storage URL must be {_FORMS}: got {scheme!r} in {hide_password(url)!r}")
+    raise StorageURLError(f"a storage URL must be {_FORMS}: got {scheme!r} in {_shown(url)!r}")
 
 
 def _sqlite_url(url: str, rest: str) -> str:
-    if not rest.startswith("/") or rest == "/" or rest == "/:memory:":
-        raise StorageURLError(f"a SQLite storage must be a file, sqlite:///FILE, because workers share it: got {url!r}")
-    folder = Path(rest.removeprefix("/").partition("?")[0]).parent
+    path, _, query = rest.removeprefix("/").partition("?")
+    if not rest.startswith("/") or path in ("", ":memory:") or "mode=memory" in query:
+        raise StorageURLError(
+            f"a SQLite storage must be a file, sqlite:///FILE, because workers share it: got {_shown(url)!r}"
+        )
+    folder = Path(path).parent
     if not folder.is_dir():
         raise StorageURLError(f"the folder of a SQLite storage must exist: no {str(folder)!r} (storage {url!r})")
     return url
@@ -58,6 +66,11 @@ def _postgres_url(url: str, rest: str) -> str:
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
+    user = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[0] if "@" in rest else ""
+    if "@" in user.partition(":")[2] or re.search(r"\s", rest):
+        raise StorageURLError(
+            f"an @ or a blank in a storage URL's password must be escaped, as %40 or %20: got {_shown(url)!r}"
+        )
     # SQLAlchemy 2.1 takes `postgresql://` for psycopg 3, 2.0 for psycopg2; we depend on psycopg2.
     try:
         parsed = make_url(f"postgresql+psycopg2://{rest}")
