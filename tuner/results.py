@@ -40,7 +40,7 @@ def _study_row(engine: Engine, study: StudyRow) -> Row:
     }
     if len(study.directions) == 1:
         best = read_best(engine, study, 1)
-        row["best"] = best[0].values[0] if best and best[0].values else None
+        row["best"] = _plain(best[0].values[0]) if best and best[0].values else None
     return row
 
 
@@ -118,10 +118,10 @@ def _trial_row(study: StudyRow, trial: TrialRow) -> Row:
     else:
         row["values"] = values
     row["seconds"] = None if trial.seconds is None else round(trial.seconds, 3)
-    row["hparams"] = trial.hparams
+    row["hparams"] = {name: _plain(hparam) for name, hparam in trial.hparams.items()}
     return row
 
 
-def _plain(value: float) -> float | str:
-    """Return a float that JSON can carry: NaN and infinities as their names."""
-    return value if math.isfinite(value) else str(value)
+def _plain(value: Any) -> Any:
+    """Return a value that JSON can carry: NaN and infinities as their names."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -139,10 +139,12 @@ def _stored_outcome() -> sa.Subquery:
 
 
 def _outcome(state: str, text: str | None) -> Outcome:
-    """Return the outcome we stored, else (trials that another Optuna tool ran) the one that the state means."""
-    known = {outcome.value for outcome in Outcome}
-    stored = json.loads(text) if text and state in ("COMPLETE", "PRUNED", "FAIL") else None
-    return Outcome(stored) if stored in known else _OUTCOME_OF_STATE[state]
+    """Return what a state means; of a pruned trial, the outcome that we stored with it.
+
+    Other tools' users may have an attribute of that name, with anything in it.
+    """
+    stored = json.loads(text) if text and state == "PRUNED" else None
+    return Outcome(stored) if stored in (Outcome.DIVERGED, Outcome.OUT_OF_MEMORY) else _OUTCOME_OF_STATE[state]
 
 
 def read_trials(engine: Engine, study: StudyRow, *, reports: bool = False) -> list[TrialRow]:

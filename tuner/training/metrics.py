@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from tuner.errors import StudyError
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -31,7 +33,15 @@ class Mean:
         Args:
             values: One per example; any number type. Num[Array, "batch"].
             weights: Zero for padding. Float[Array, "batch"].
+
+        Raises:
+            StudyError: there is not one value for each example; broadcasting would sum over the wrong ones.
         """
+        if values.shape != weights.shape:
+            raise StudyError(
+                f"losses and metrics must have one value for each example: got shape {values.shape} for "
+                f"{weights.shape[0]} examples"
+            )
         # A padded example's value may be anything, NaN included: zero times NaN would poison the sum.
         kept = jnp.where(weights > 0, values.astype(jnp.float32), 0.0)
         return cls(jnp.sum(kept * weights), jnp.sum(weights))
