@@ -80,15 +80,15 @@ class Study:
             raise StudyError(f"space must be a Space class or a function of an Optuna trial: got {self.space!r}")
         if not callable(self.data):
             raise StudyError(f"data must be a function of the study's seed: got {self.data!r}")
+        names = self.objectives if isinstance(self.objective, str | list | tuple) else ()
+        if not names or len(set(names)) < len(names) or not all(isinstance(name, str) and name for name in names):
+            raise StudyError(f"objective must name one metric, or several different ones: got {self.objective!r}")
         given = [self.direction] if self.direction is not None else list(self.directions or [])
         if (self.direction is None) == (self.directions is None) or len(given) != len(self.objectives):
             raise StudyError(
                 f"there must be one direction for each objective: got objective={self.objective!r}, "
                 f"direction={self.direction!r}, directions={self.directions!r} (study {self.name!r})"
             )
-        names = self.objectives
-        if not names or len(set(names)) < len(names) or not all(isinstance(name, str) and name for name in names):
-            raise StudyError(f"objective must name one metric, or several different ones: got {self.objective!r}")
         for direction in given:
             if direction not in ("maximize", "minimize"):
                 raise StudyError(f"a direction must be 'maximize' or 'minimize': got {direction!r}")
@@ -108,7 +108,7 @@ class Study:
     @property
     def objectives(self) -> tuple[str, ...]:
         """The objectives' names; usually one."""
-        return (self.objective,) if isinstance(self.objective, str) else tuple(self.objective or ())
+        return (self.objective,) if isinstance(self.objective, str) else tuple(self.objective)
 
     @property
     def all_directions(self) -> tuple[Direction, ...]:

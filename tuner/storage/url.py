@@ -12,6 +12,10 @@ DEFAULT_URL = "sqlite:///tuner.db"
 _FORMS = "sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
 
 
+# user:password@host:port/database?options; only a user's name may hold an @.
+_POSTGRES = re.compile(r"(?:[^:/?#\s]*(?::[^@/?#\s]*)?@)?[^@/?#\s]*(?:/[^@?#\s]*)?(?:\?\S*)?")
+
+
 def storage_url(given: str | None) -> str:
     """Return `given`, else `$TUNER_STORAGE`, else the SQLite file `tuner.db` in the working directory.
 
@@ -31,7 +35,7 @@ def hide_password(text: str) -> str:
 
 def _shown(url: str) -> str:
     """Return a URL that was refused for showing it: whatever stands between a colon and an @ may be a password."""
-    return re.sub(r"(?<=:)(?!//)[^@]*@", "***@", hide_password(url))
+    return re.sub(r"(?s)(?<=:)(?!//).*@", "***@", hide_password(url))
 
 
 def driver_url(url: str) -> str:
@@ -52,7 +56,7 @@ def driver_url(url: str) -> str:
 
 def _sqlite_url(url: str, rest: str) -> str:
     path, _, query = rest.removeprefix("/").partition("?")
-    if not rest.startswith("/") or path in ("", ":memory:") or "mode=memory" in query:
+    if not rest.startswith("/") or path in ("", ":memory:") or path.startswith("file:") or "mode=memory" in query:
         raise StorageURLError(
             f"a SQLite storage must be a file, sqlite:///FILE, because workers share it: got {_shown(url)!r}"
         )
@@ -66,10 +70,10 @@ def _postgres_url(url: str, rest: str) -> str:
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
-    user = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[0] if "@" in rest else ""
-    if "@" in user.partition(":")[2] or re.search(r"\s", rest):
+    if not _POSTGRES.fullmatch(rest):
         raise StorageURLError(
-            f"an @ or a blank in a storage URL's password must be escaped, as %40 or %20: got {_shown(url)!r}"
+            f"a storage URL's password must have its @ / ? # and blanks escaped, as %40 %2F %3F %23 %20: "
+            f"got {_shown(url)!r}"
         )
     # SQLAlchemy 2.1 takes `postgresql://` for psycopg 3, 2.0 for psycopg2; we depend on psycopg2.
     try:

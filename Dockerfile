@@ -1,0 +1,46 @@
+# Workers, the dashboard and, with EXTRAS=mlflow, MLflow's server; docker-compose.yml puts them together.
+#
+#   docker build -t tuner .
+#   docker build -t tuner:cuda --build-arg EXTRAS=cuda .                 # NVIDIA GPUs: docker run --gpus all ...
+#   docker run --rm --init -v "$PWD/studies:/studies:ro" -v tuner:/work tuner launch /studies/digits_mlp.py
+#
+# --init: as process 1 Python would ignore a SIGTERM that comes before, or without, a handler.
+
+ARG BASE=python:3.12-slim
+FROM ${BASE}
+
+# Extras of pyproject.toml, separated by commas. Without any, JAX computes on CPUs.
+ARG EXTRAS=""
+
+ENV PYTHONUNBUFFERED=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_ROOT_USER_ACTION=ignore
+
+# A user without rights. The folders that volumes are mounted on belong to it: a new named volume takes its owner from
+# the folder under it.
+RUN useradd --create-home --uid 1000 tuner \
+    && install --directory --owner=tuner --group=tuner /work /artifacts /home/tuner/.cache
+
+# Dependencies first, for an empty package: this layer stays in the build cache until one of these two files changes.
+WORKDIR /src
+COPY pyproject.toml constraints.txt ./
+RUN mkdir tuner && touch README.md LICENSE tuner/__init__.py \
+    && pip install -c constraints.txt ".${EXTRAS:+[${EXTRAS}]}" \
+    && pip uninstall --yes tuner \
+    && rm -rf README.md LICENSE tuner build tuner.egg-info
+
+COPY README.md LICENSE ./
+COPY tuner tuner
+RUN pip install --no-deps . && rm -rf build tuner.egg-info
+
+USER tuner
+WORKDIR /work
+
+# Healthy while the storage answers; costs one connection, whatever the size of the database. Whether the process
+# itself lives, Docker sees without being told.
+HEALTHCHECK --interval=60s --timeout=20s --start-period=60s --retries=3 \
+    CMD ["python", "-c", "from tuner.storage import connect, storage_url; connect(storage_url(None)).dispose()"]
+
+ENTRYPOINT ["tuner"]
+CMD ["--help"]

@@ -1,0 +1,146 @@
+"""The usual tuning script: one process, one Optuna objective, a fresh `jax.jit` for each trial.
+
+    python benchmarks/usual_script.py --storage sqlite:////tmp/usual.db
+
+The other side of `trials_per_minute.py`, written as the examples of Optuna and Flax are: the objective asks for
+hyperparameters, builds model, optimizer and jitted steps around them, loops over shuffled mini-batches in NumPy,
+reports each epoch and prunes. The study is that of `studies/digits_mlp.py`: the same space, data, split, sampler,
+pruner and number of epochs.
+
+Nothing in it is slowed down: steps are jitted, the state is donated, nothing but the evaluation waits for the device,
+a last partial batch is left out (it would be compiled a second time), the validation set is one batch. There is no
+persistent compile cache, because JAX has none until it is configured.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optuna
+from flax.training.train_state import TrainState
+
+from tuner.search import make_pruner
+from tuner.study import load_study
+
+BATCH_SIZE = 64
+STUDY_FILE = Path(__file__).resolve().parent.parent / "studies" / "digits_mlp.py"
+
+
+class MLP(nn.Module):
+    """The model of `studies/digits_mlp.py` with Flax's own dropout."""
+
+    width: int
+    depth: int
+    dropout_rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        for _ in range(self.depth):
+            x = nn.relu(nn.Dense(self.width)(x))
+            x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        return nn.Dense(10)(x)
+
+
+def load_arrays(seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return training and validation arrays of the study's own split."""
+    splits = load_study(str(STUDY_FILE)).data(seed)
+    train, validation = splits.train.arrays, splits.validation.arrays
+    return {key: np.asarray(array) for key, array in train.items()}, {
+        key: np.asarray(array) for key, array in validation.items()
+    }
+
+
+def objective(
+    trial: optuna.Trial,
+    train: dict[str, np.ndarray],
+    validation: dict[str, np.ndarray],
+    epochs: int,
+    fixed: dict[str, int],
+) -> float:
+    learning_rate = trial.suggest_float("learning_rate", 1e-4, 1e-1, log=True)
+    weight_decay = trial.suggest_float("weight_decay", 1e-6, 1e-2, log=True)
+    dropout_rate = trial.suggest_float("dropout_rate", 0.0, 0.6)
+    label_smoothing = trial.suggest_float("label_smoothing", 0.0, 0.2)
+    width = fixed.get("width") or trial.suggest_categorical("width", [32, 64, 128])
+    depth = fixed.get("depth") or trial.suggest_categorical("depth", [1, 2, 3])
+
+    model = MLP(width, depth, dropout_rate)
+    steps = len(train["labels"]) // BATCH_SIZE
+    total = epochs * steps
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, total // 10, total, 0.01 * learning_rate)
+    optimizer = optax.adamw(
+        schedule, weight_decay=weight_decay, mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    )
+    init_key, dropout_key = jax.random.split(jax.random.key(trial.number))
+    params = model.init(init_key, jnp.ones((1, 64)), train=False)["params"]
+    state = TrainState.create(apply_fn=model.apply, params=params, tx=optimizer)
+
+    @partial(jax.jit, donate_argnums=0)
+    def train_step(state: TrainState, images: jax.Array, labels: jax.Array) -> tuple[TrainState, jax.Array]:
+        def mean_loss(params: Any) -> jax.Array:
+            key = jax.random.fold_in(dropout_key, state.step)
+            logits = model.apply({"params": params}, images, train=True, rngs={"dropout": key})
+            assert isinstance(logits, jax.Array)
+            targets = optax.smooth_labels(jax.nn.one_hot(labels, 10), label_smoothing)
+            return optax.softmax_cross_entropy(logits, targets).mean()
+
+        loss, grads = jax.value_and_grad(mean_loss)(state.params)
+        return state.apply_gradients(grads=grads), loss
+
+    @jax.jit
+    def eval_step(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+        logits = model.apply({"params": params}, images, train=False)
+        assert isinstance(logits, jax.Array)
+        return (logits.argmax(-1) == labels).mean()
+
+    rng = np.random.default_rng(trial.number)
+    accuracy = 0.0
+    for epoch in range(1, epochs + 1):
+        order = rng.permutation(len(train["labels"]))
+        for step in range(steps):
+            batch = order[step * BATCH_SIZE : (step + 1) * BATCH_SIZE]
+            state, _ = train_step(state, train["inputs"][batch], train["labels"][batch])
+        accuracy = float(eval_step(state.params, validation["inputs"], validation["labels"]))
+        trial.report(accuracy, epoch)
+        if epoch < epochs and trial.should_prune():
+            raise optuna.TrialPruned
+    return accuracy
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Tune the digits MLP with a plain Optuna script.")
+    parser.add_argument("--storage", required=True, help="URL of the database, as for Optuna's RDBStorage")
+    parser.add_argument("--trials", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pruner", choices=["asha", "none"], default="asha")
+    parser.add_argument("--width", type=int, help="fix the width instead of searching it")
+    parser.add_argument("--depth", type=int, help="fix the depth instead of searching it")
+    args = parser.parse_args()
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    train, validation = load_arrays(args.seed)
+    study = optuna.create_study(
+        study_name="digits_mlp",
+        storage=optuna.storages.RDBStorage(args.storage),
+        sampler=optuna.samplers.TPESampler(seed=args.seed),
+        pruner=make_pruner(args.pruner, args.epochs),
+        direction="maximize",
+    )
+    fixed = {name: value for name, value in (("width", args.width), ("depth", args.depth)) if value is not None}
+    study.optimize(
+        lambda trial: objective(trial, train, validation, args.epochs, fixed), n_trials=args.trials, n_jobs=1
+    )
+    print(f"best accuracy {study.best_value:.4f} of {len(study.trials)} trials")
+
+
+if __name__ == "__main__":
+    main()

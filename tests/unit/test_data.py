@@ -1,0 +1,291 @@
+"""What a program is given and gives back: datasets and their batches, hyperparameters as pytrees, means."""
+
+import os
+import re
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tuner import Space, choice, int_uniform, uniform
+from tuner.errors import StudyError
+from tuner.training import Mean
+from tuner.training.data import ArrayDataset, Splits, batch_order, gather, steps_per_epoch
+from tuner.training.hparams import register
+
+INPUTS = np.arange(12.0).reshape(6, 2)
+LABELS = np.arange(6)
+
+
+def dataset(length: int = 6) -> ArrayDataset:
+    return ArrayDataset(id=np.arange(length), inputs=np.arange(2.0 * length).reshape(length, 2))
+
+
+def ids(data: ArrayDataset) -> list[int]:
+    return np.asarray(data.arrays["id"]).tolist()
+
+
+# ArrayDataset
+
+
+@pytest.mark.parametrize(
+    ("arrays", "found"),
+    [
+        ({}, "got no array"),
+        ({"x": []}, r"got \{'x': 0\}"),
+        ({"x": [], "y": []}, r"got \{'x': 0, 'y': 0\}"),
+        ({"x": [1, 2], "y": [1]}, r"got \{'x': 2, 'y': 1\}"),
+        ({"x": np.zeros((3, 2)), "weight": np.ones(2)}, r"got \{'x': 3, 'weight': 2\}"),
+    ],
+)
+def test_arrays_must_have_one_length_of_at_least_one(arrays: dict[str, Any], found: str) -> None:
+    with pytest.raises(ValueError, match=f"arrays of one length, at least 1: {found}"):
+        ArrayDataset(**arrays)
+
+
+def test_length_is_the_number_of_examples() -> None:
+    assert len(ArrayDataset(inputs=INPUTS, labels=LABELS)) == 6
+    assert len(ArrayDataset(inputs=[[1.0], [2.0]])) == 2  # lists are arrays too
+
+
+def test_arrays_hold_the_values_and_a_weight_of_one_each() -> None:
+    arrays = ArrayDataset(inputs=INPUTS, labels=LABELS).arrays
+    assert sorted(arrays) == ["inputs", "labels", "weight"]
+    np.testing.assert_array_equal(arrays["inputs"], INPUTS)
+    np.testing.assert_array_equal(arrays["labels"], LABELS)
+    np.testing.assert_array_equal(arrays["weight"], np.ones(6))
+    assert arrays["weight"].dtype == jnp.float32
+
+
+def test_weights_given_are_kept() -> None:
+    arrays = ArrayDataset(inputs=INPUTS, weight=[1.0, 2.0, 0.5, 0.0, 1.0, 3.0]).arrays
+    np.testing.assert_array_equal(arrays["weight"], [1.0, 2.0, 0.5, 0.0, 1.0, 3.0])
+    assert arrays["weight"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        ("float64", "float32"),
+        ("int64", "int32"),
+        ("uint64", "uint32"),
+        ("float32", "float32"),
+        ("float16", "float16"),
+        ("int32", "int32"),
+        ("uint8", "uint8"),
+        ("bool", "bool"),
+    ],
+)
+def test_numbers_of_64_bits_become_32_bits_and_others_stay(given: str, stored: str) -> None:
+    with jax.enable_x64(True):  # else JAX itself would narrow them
+        array = ArrayDataset(x=np.array([0, 1], given)).arrays["x"]
+    assert array.dtype == stored
+    assert np.asarray(array).tolist() == [0, 1]
+
+
+def test_arrays_are_put_on_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    put: list[Any] = []
+    device_put = jax.device_put
+
+    def counting(value: Any) -> Any:
+        put.append(value)
+        return device_put(value)
+
+    monkeypatch.setattr(jax, "device_put", counting)
+    data = dataset()
+    assert put == []  # a launcher that only counts examples needs no device
+    first = data.arrays
+    assert len(put) == 1
+    assert data.arrays is first
+    assert len(put) == 1
+    assert all(isinstance(array, jax.Array) for array in first.values())
+
+
+def test_take_keeps_order_repeats_and_weights() -> None:
+    taken = ArrayDataset(id=np.arange(4), weight=[1.0, 2.0, 3.0, 4.0]).take([3, 1, 1])
+    assert len(taken) == 3
+    assert ids(taken) == [3, 1, 1]
+    np.testing.assert_array_equal(taken.arrays["weight"], [4.0, 2.0, 2.0])
+
+
+# Splits
+
+
+@given(length=st.integers(2, 60), fraction=st.floats(0.01, 0.99), seed=st.integers(0, 2**31 - 1))
+@settings(deadline=None, max_examples=50)
+def test_a_split_covers_every_example_once(length: int, fraction: float, seed: int) -> None:
+    count = round(fraction * length)
+    if not 0 < count < length:
+        with pytest.raises(ValueError, match="both sides of a split need examples"):
+            dataset(length).split(fraction, seed)
+        return
+    splits = dataset(length).split(fraction, seed)
+    assert len(splits.validation) == count
+    assert sorted(ids(splits.train) + ids(splits.validation)) == list(range(length))
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5, 1.5, 0.05, 0.95])
+def test_a_split_with_an_empty_side_is_refused(fraction: float) -> None:
+    with pytest.raises(ValueError, match=f"both sides of a split need examples: got fraction={fraction} of 6"):
+        dataset().split(fraction, 0)
+
+
+def test_a_split_keeps_the_arrays_of_an_example_together() -> None:
+    splits = dataset(20).split(0.3, 1)
+    for side in (splits.train, splits.validation):
+        np.testing.assert_array_equal(side.arrays["inputs"][:, 0], 2 * side.arrays["id"])
+
+
+def test_a_split_is_random_and_depends_on_its_seed_only() -> None:
+    one, again, other = (dataset(40).split(0.25, seed) for seed in (7, 7, 8))
+    assert isinstance(one, Splits)
+    assert ids(one.validation) == ids(again.validation)
+    assert ids(one.train) == ids(again.train)
+    assert ids(one.validation) != ids(other.validation)
+    assert ids(one.validation) not in (list(range(10)), list(range(30, 40)))
+
+
+def test_a_split_is_the_same_in_a_new_process() -> None:
+    code = (
+        "import numpy as np; from tuner.training import ArrayDataset; "
+        "s = ArrayDataset(id=np.arange(40)).split(0.25, 7); "
+        "print([int(i) for i in s.validation.arrays['id']], [int(i) for i in s.train.arrays['id']])"
+    )
+    env = {**os.environ, "PYTHONHASHSEED": "123"}
+    printed = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    here = dataset(40).split(0.25, 7)
+    assert printed.stdout.strip() == f"{ids(here.validation)} {ids(here.train)}"
+
+
+# Batches
+
+
+@pytest.mark.parametrize(
+    ("length", "batch_size", "steps"), [(1, 1, 1), (6, 2, 3), (7, 2, 4), (23, 7, 4), (21, 7, 3), (5, 5, 1), (6, 5, 2)]
+)
+def test_steps_per_epoch_counts_a_short_last_batch(length: int, batch_size: int, steps: int) -> None:
+    assert steps_per_epoch(length, batch_size) == steps
+
+
+def test_batch_order_by_hand() -> None:
+    indices, weights = batch_order(jnp.array([4, 2, 0, 3, 1]), 2)
+    assert indices.tolist() == [[4, 2], [0, 3], [1, 4]]  # filled up with the first of the order
+    assert weights.tolist() == [[1, 1], [1, 1], [1, 0]]
+    assert weights.dtype == jnp.float32
+
+
+def test_batch_order_without_padding() -> None:
+    indices, weights = batch_order(jnp.array([3, 1, 2, 0]), 2)
+    assert indices.tolist() == [[3, 1], [2, 0]]
+    assert weights.tolist() == [[1, 1], [1, 1]]
+
+
+@given(data=st.data(), length=st.integers(1, 50))
+@settings(deadline=None, max_examples=200)
+def test_every_example_stands_once_with_weight_one(data: st.DataObject, length: int) -> None:
+    batch_size = data.draw(st.integers(1, length))
+    order = data.draw(st.permutations(range(length)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tuner.training.data.jnp", np)  # JAX would compile anew for each shape
+        indices, weights = batch_order(np.array(order), batch_size)  # pyright: ignore[reportArgumentType]
+    assert indices.shape == weights.shape == (steps_per_epoch(length, batch_size), batch_size)
+    flat, weight = np.asarray(indices).ravel(), np.asarray(weights).ravel()
+    assert set(weight) <= {0.0, 1.0}
+    assert flat[weight == 1].tolist() == order
+    assert set(flat[weight == 0]) <= set(order)  # padding is made of real examples
+    assert np.asarray(weights)[:-1].all()  # and only in the last batch
+    assert weights[-1, 0] == 1
+
+
+def test_gather_by_hand() -> None:
+    arrays = ArrayDataset(id=np.array([10, 11, 12, 13]), weight=[1.0, 2.0, 3.0, 4.0]).arrays
+    batch = gather(arrays, jnp.array([2, 0, 2]), jnp.array([1.0, 1.0, 0.0]))
+    assert batch["id"].tolist() == [12, 10, 12]
+    assert batch["weight"].tolist() == [3, 1, 0]
+    assert sorted(arrays) == sorted(batch)
+    assert arrays["weight"].tolist() == [1, 2, 3, 4]  # the dataset's own are untouched
+
+
+def test_gather_keeps_shapes_and_types() -> None:
+    arrays = ArrayDataset(images=np.zeros((5, 3, 2), np.uint8), labels=np.arange(5)).arrays
+    batch = gather(arrays, jnp.array([4, 0]), jnp.ones(2))
+    assert (batch["images"].shape, batch["images"].dtype) == ((2, 3, 2), jnp.uint8)
+    assert batch["labels"].tolist() == [4, 0]
+
+
+# Means
+
+
+def test_a_mean_does_not_depend_on_the_batch_size() -> None:
+    values = np.random.default_rng(0).normal(size=23).astype(np.float32)
+    indices, weights = batch_order(jnp.arange(23), 7)
+    parts = [Mean.of(jnp.asarray(values)[at], weight) for at, weight in zip(indices, weights, strict=True)]
+    total = parts[0] + parts[1] + parts[2] + parts[3]
+    assert float(total.weight) == 23
+    assert float(total.value) == pytest.approx(values.mean(), rel=1e-6)
+    assert float(Mean.of(jnp.asarray(values), jnp.ones(23)).value) == pytest.approx(values.mean(), rel=1e-6)
+
+
+def test_nan_in_padding_reaches_neither_the_mean_nor_its_gradient() -> None:
+    values, weights = jnp.array([1.0, jnp.nan, 3.0, jnp.inf]), jnp.array([1.0, 0.0, 3.0, 0.0])
+    assert float(Mean.of(values, weights).value) == 2.5
+    np.testing.assert_allclose(jax.grad(lambda x: Mean.of(x, weights).value)(values), [0.25, 0, 0.75, 0])
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (1, 4), (4, 3), (), (1,)])
+def test_a_mean_needs_one_value_for_each_example(shape: tuple[int, ...]) -> None:
+    with jax.numpy_rank_promotion("allow"), pytest.raises(StudyError, match=rf"{re.escape(str(shape))}.* 4 examples"):
+        Mean.of(jnp.ones(shape), jnp.ones(4))
+
+
+def test_means_of_truth_values_and_integers() -> None:
+    hits = Mean.of(jnp.array([True, False, True, True]), jnp.array([1.0, 1.0, 1.0, 0.0]))
+    assert float(hits.value) == pytest.approx(2 / 3)
+    assert float(Mean.of(jnp.array([1, 2, 6], jnp.int32), jnp.ones(3)).value) == 3
+
+
+# Hyperparameters as pytrees
+
+
+class Inner(Space):
+    momentum: float = uniform(0.0, 0.9)
+
+
+class Other(Space):
+    beta: float = uniform(0.0, 0.9)
+    power: int = choice(1, 2)
+
+
+class Outer(Space):
+    rate: float = uniform(0.0, 1.0)
+    pinned: float = uniform(0.0, 1.0, static=True)
+    count: int = int_uniform(1, 9, traced=True)
+    width: int = choice(4, 8)
+    optimizer: Inner | Other | None = choice(None, Inner, Other)
+
+
+def outer(**changes: Any) -> Outer:
+    made = Outer(**{"rate": 0.5, "pinned": 0.5, "count": 3, "width": 4, "optimizer": Inner(momentum=0.25), **changes})
+    register(made)
+    return made
+
+
+def test_traced_fields_are_leaves_and_static_ones_structure() -> None:
+    assert jax.tree.leaves(outer()) == [0.5, 3, 0.25]
+    assert jax.tree.leaves(outer(optimizer=Other(beta=0.75, power=2))) == [0.5, 3, 0.75]
+    assert jax.tree.map(lambda leaf: leaf * 2, outer()) == outer(rate=1.0, count=6, optimizer=Inner(momentum=0.5))
+    structure = jax.tree.structure(outer())
+    for traced in ({"rate": 0.1}, {"count": 9}, {"optimizer": Inner(momentum=0.0)}):
+        assert jax.tree.structure(outer(**traced)) == structure
+    others = [
+        jax.tree.structure(outer(optimizer=branch)) for branch in (Other(beta=0, power=1), Other(beta=0, power=2))
+    ]
+    others += [jax.tree.structure(outer(**static)) for static in ({"width": 8}, {"pinned": 0.1}, {"optimizer": None})]
+    assert len({structure, *others}) == 6
+    register("not a space")
