@@ -317,12 +317,14 @@ def test_tpu_chips_are_found_where_there_is_no_gpu(tmp_path: Path, monkeypatch: 
 
 def test_tpu_chips_of_newer_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "vfio").mkdir()
-    for name in ("vfio", "0", "1", "devices"):
+    for name in ("0", "1", "devices"):
         (tmp_path / "vfio" / name).touch()
+    monkeypatch.setattr(tuner.devices, "_has_google_pci_device", lambda: True)
+    assert _tpu_chips(tmp_path) == ()
+    (tmp_path / "vfio" / "vfio").touch()
+    assert _tpu_chips(tmp_path) == (0, 1)
     monkeypatch.setattr(tuner.devices, "_has_google_pci_device", lambda: False)
     assert _tpu_chips(tmp_path) == ()  # somebody else's card
-    monkeypatch.setattr(tuner.devices, "_has_google_pci_device", lambda: True)
-    assert _tpu_chips(tmp_path) == (0, 1)
 
 
 @pytest.mark.parametrize("visible", ["GPU-8932f937-d72c", "0, GPU-8932f937-d72c", "MIG-8932f937-d72c"])
