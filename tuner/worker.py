@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tuner.devices import DEVICES_VARIABLE
@@ -17,7 +18,7 @@ from tuner.errors import LeaseLost, StudyStopped, TunerError, UsageError
 from tuner.search import TrialPruner
 from tuner.storage import connect, leases, open_storage, storage_url
 from tuner.storage.leases import Lease
-from tuner.storage.queries import failed_trials, last_errors
+from tuner.storage.queries import failed_trials, last_errors, read_system_attributes
 from tuner.storage.studies import register
 from tuner.study import Study, trial_seed
 from tuner.trial import Event, Outcome, Report, Stop, all_finite
@@ -220,7 +221,7 @@ class _Worker:
         try:
             hparams = self.study.sample(trial)
             self.say({"event": "trial", "trial": lease.number, "hparams": trial.params})
-            pruner = TrialPruner(self.optuna_study, trial)
+            pruner = TrialPruner(self.optuna_study, trial, partial(read_system_attributes, self.engine))
             seed = trial_seed(self.study.seed, lease.number, "training")
             values = None
             reports = self.study.trainer.train_model(hparams, self.splits, epochs=self.study.epochs, seed=seed)

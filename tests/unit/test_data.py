@@ -18,6 +18,7 @@ from tuner.errors import StudyError
 from tuner.training import Mean
 from tuner.training.data import ArrayDataset, Splits, batch_order, gather, steps_per_epoch
 from tuner.training.hparams import register
+from tuner.training.metrics import to_floats
 
 INPUTS = np.arange(12.0).reshape(6, 2)
 LABELS = np.arange(6)
@@ -242,6 +243,14 @@ def test_nan_in_padding_reaches_neither_the_mean_nor_its_gradient() -> None:
 def test_a_mean_needs_one_value_for_each_example(shape: tuple[int, ...]) -> None:
     with jax.numpy_rank_promotion("allow"), pytest.raises(StudyError, match=rf"{re.escape(str(shape))}.* 4 examples"):
         Mean.of(jnp.ones(shape), jnp.ones(4))
+
+
+def test_means_are_fetched_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched, device_get = [], jax.device_get
+    monkeypatch.setattr(jax, "device_get", lambda values: fetched.append(values) or device_get(values))
+    means = {"loss": Mean.of(jnp.array([1.0, 2.0]), jnp.ones(2)), "hits": Mean.of(jnp.ones(2), jnp.ones(2))}
+    assert to_floats(means, "train_") == {"train_loss": 1.5, "train_hits": 1.0}
+    assert len(fetched) == 1  # each wait for the device costs
 
 
 def test_means_of_truth_values_and_integers() -> None:

@@ -388,8 +388,10 @@ def test_without_a_pruner_every_trial_runs_to_its_end() -> None:
 
 
 @pytest.mark.parametrize("name", ["patient", "wilcoxon"])
-def test_naming_an_experimental_pruner_is_the_consent(name: str) -> None:
+def test_naming_an_experimental_pruner_is_the_consent(name: str, recwarn: pytest.WarningsRecorder) -> None:
     make_study(pruner=name).make_pruner()
+
+    assert list(recwarn) == []
 
 
 # --- Mistakes

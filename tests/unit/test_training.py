@@ -406,6 +406,13 @@ def test_the_final_state_is_the_generators_value() -> None:
     assert MLP_SCAN.eval_model(state, SPLITS.validation, hparams()) == last
 
 
+def test_an_epoch_takes_over_the_memory_of_the_state_before() -> None:
+    state, arrays = first_state(LINEAR, hparams()), SPLITS.train.arrays
+    batches = loop.epoch_order(state.key, state.step, length=23, batch_size=7)
+    loop.train_epoch(LINEAR, arrays, jax.device_put(hparams()), state, batches)
+    assert state.params["kernel"].is_deleted()
+
+
 def test_a_batch_is_at_most_the_data() -> None:
     reports, _ = run(Linear(1000), hparams())
     assert [report.step for report in reports] == [1, 2, 3]

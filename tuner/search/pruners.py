@@ -109,7 +109,10 @@ def make_pruner(given: Named | BasePruner, epochs: int) -> BasePruner:
 class TrialPruner:
     """Asks a study's pruner about one running trial, of which it keeps its own copy."""
 
-    def __init__(self, study: optuna.Study, trial: optuna.Trial) -> None:
+    def __init__(
+        self, study: optuna.Study, trial: optuna.Trial, read_attributes: Callable[[int], dict[str, Any]]
+    ) -> None:
+        self._read_attributes = read_attributes
         self._study, self._storage = study, study._storage
         self._trial = self._storage.get_trial(trial._trial_id)
         # A trial that was taken over starts again: what its dead worker reported lies ahead of it.
@@ -121,5 +124,5 @@ class TrialPruner:
         self._study._thread_local.cached_all_trials = None
         is_hopeless = self._study.pruner.prune(self._study, self._trial)
         # Pruners mark the rungs that a trial has passed in its attributes.
-        self._trial.system_attrs = self._storage.get_trial_system_attrs(self._trial._trial_id)
+        self._trial.system_attrs = self._read_attributes(self._trial._trial_id)
         return is_hopeless

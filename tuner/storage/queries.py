@@ -21,6 +21,7 @@ from tuner.storage.tables import (
     study_system_attributes,
     trial_intermediate_values,
     trial_params,
+    trial_system_attributes,
     trial_user_attributes,
     trial_values,
     trials,
@@ -297,3 +298,11 @@ def read_record(engine: Engine, study_id: int) -> dict[str, Any]:
     with reading(engine) as connection:
         text = connection.execute(query).scalar_one_or_none()
     return json.loads(text) if text else {}
+
+
+def read_system_attributes(engine: Engine, trial_id: int) -> dict[str, Any]:
+    """Return what samplers and pruners have noted about a trial."""
+    query = sa.select(trial_system_attributes.c.key, trial_system_attributes.c.value_json)
+    with reading(engine) as connection:
+        rows = connection.execute(query.where(trial_system_attributes.c.trial_id == trial_id))
+        return {key: json.loads(text) for key, text in rows}

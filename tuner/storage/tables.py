@@ -93,6 +93,14 @@ trial_user_attributes = Table(
     Column("key", String(512)),
     Column("value_json", Text),
 )
+trial_system_attributes = Table(
+    "trial_system_attributes",
+    optuna_tables,
+    Column("trial_system_attribute_id", Integer, primary_key=True),
+    Column("trial_id", Integer),
+    Column("key", String(512)),
+    Column("value_json", Text),
+)
 
 tuner_tables = MetaData()
 
