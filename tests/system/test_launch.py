@@ -139,3 +139,20 @@ def test_queries_import_neither_jax_nor_optuna() -> None:
     code = "import sys, tuner.results; print([m for m in ('jax', 'flax', 'optuna', 'pandas') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("call", ["study.run()", "study.launch(workers=1)"])
+def test_a_study_runs_from_python(tuner_on_sqlite: Any, tiny_study: Path, call: str) -> None:
+    tiny_study.write_text(f"{tiny_study.read_text()}\n\nif __name__ == '__main__':\n    {call}\n")
+
+    done = subprocess.run(
+        [sys.executable, "tiny.py"],
+        cwd=tiny_study.parent,
+        env=tuner_on_sqlite.env,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert [row["outcome"] for row in tuner_on_sqlite.rows("trials", "tiny")] == ["complete"] * 6
