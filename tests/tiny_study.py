@@ -1,6 +1,7 @@
 """A study of seconds for tests: linear regression on made-up data. Environment variables make it slow or wrong."""
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tuner import Space, Study, log_uniform, uniform
 from tuner.training import ArrayDataset, Splits, TrainerModule
 
 MODE = os.environ.get("TINY_MODE", "")
+KILLED = 0.35438542517570404  # the noise of trial 1
 PAUSE_S = float(os.environ.get("TINY_PAUSE_S", "0"))
 
 if "TINY_NOTES" in os.environ:  # what this worker was given
@@ -45,6 +47,8 @@ class Trainer(TrainerModule):
     def train_model(self, hparams, splits, *, epochs, seed):
         if MODE == "bug":
             raise RuntimeError("planted bug")
+        if MODE == "kill" and abs(hparams.noise - KILLED) < 1e-9:
+            os.kill(os.getpid(), signal.SIGKILL)
         if MODE == "memory" and hparams.noise > 0.5:
             raise MemoryError("planted")
         for report in super().train_model(hparams, splits, epochs=epochs, seed=seed):

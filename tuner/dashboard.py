@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from tuner.errors import UsageError
-from tuner.storage import connect, open_storage
+from tuner.storage import open_storage
 
 
 def serve(url: str, host: str, port: int) -> None:
     """Serve the dashboard until interrupted.
 
     Args:
-        url: The storage's URL; a SQLite file must exist.
+        url: The storage's URL.
         host: The address to listen on. There is no login: keep it on loopback, or behind something that has one.
         port: The port, 1 to 65535.
 
@@ -20,7 +20,6 @@ def serve(url: str, host: str, port: int) -> None:
     """
     from optuna_dashboard import run_server
 
-    connect(url).dispose()
     try:
         run_server(open_storage(url), host=host, port=port)
     except OSError as error:

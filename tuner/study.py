@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
 import importlib.util
@@ -9,6 +10,7 @@ import inspect
 import json
 import os
 import sys
+import textwrap
 import traceback
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -66,6 +68,8 @@ class Study:
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if isinstance(self.trainer, type):
+            object.__setattr__(self, "trainer", self.trainer())
         self._check_settings()
         self._check_search()
 
@@ -100,6 +104,8 @@ class Study:
     def _check_search(self) -> None:
         if len(self.objectives) > 1 and self.pruner not in ("asha", "none"):
             raise StudyError(f"several objectives cannot be pruned: use pruner='none', got {self.pruner!r}")
+        if len(self.objectives) > 1 and getattr(self.sampler, "get", lambda _: self.sampler)("name") == "cmaes":
+            raise StudyError("the sampler 'cmaes' searches for one objective; use tpe, nsga2, random, qmc or grid")
         self.make_pruner()
         size = getattr(self.make_sampler(0), "size", None)
         if size is not None and self.trials > size:
@@ -183,8 +189,7 @@ class Study:
 
     def _describe_space(self) -> dict[str, str]:
         if not is_space(self.space):
-            source = inspect.getsource(self.space)
-            return {self.space.__name__: f"function, sha256 {hashlib.sha256(source.encode()).hexdigest()[:12]}"}
+            return {self.space.__name__: f"function, sha256 {_digest(self.space)}"}
         described: dict[str, str] = {}
         for name, domain, when in parameters(self.space):
             if name in described:  # several options of a choice share a parameter
@@ -209,29 +214,59 @@ class Study:
             )
 
     def launch(self, **options: Any) -> None:
-        """Run this study with several workers, as `tuner launch` does; it must be defined in a Python file.
+        """Run this study with several workers, as `tuner launch` does; progress goes to stderr.
+
+        Workers import the running script again: it must hold this study under a name of its own, and call `launch`
+        below `if __name__ == "__main__":`.
 
         Args:
             options: `storage`, `workers`, `devices`, `devices_per_worker`; see `tuner.launch.launch`.
+
+        Raises:
+            StudyFileError: the running script is no file, or does not hold this study as it is.
+            TunerError: see `tuner.launch.launch`.
         """
         from tuner.launch import launch
 
-        path = getattr(sys.modules.get("__main__"), "__file__", None)
-        if path is None:
-            raise StudyFileError("a study must be defined in a file to be launched: workers import it; use run() here")
-        launch(f"{path}:{self.name}", trials=self.trials, seed=self.seed, **options)
+        main = sys.modules["__main__"]
+        path = getattr(main, "__file__", None)
+        variable = next((key for key, value in vars(main).items() if value is self), None)
+        if path is None or variable is None or Path(path).name == "__main__.py":
+            raise StudyFileError(
+                "to be launched, a study must stand in the running script under a name of its own, and launch() below "
+                f"`if __name__ == '__main__':`, because workers import that script: {self.name!r} in {path} does not; "
+                "use run() for one worker in this process"
+            )
+        launch(f"{path}:{variable}", **options)
 
     def run(self, storage: str | None = None) -> None:
-        """Run this study with one worker in this process, as `tuner worker` does."""
+        """Run this study with one worker in this process, as `tuner worker` does; progress goes to stderr.
+
+        Args:
+            storage: The storage's URL; `$TUNER_STORAGE`, else `sqlite:///tuner.db`, if None.
+
+        Raises:
+            TunerError: see `tuner.worker.run_worker`.
+        """
+        from tuner.trial import print_event
         from tuner.worker import run_worker
 
-        run_worker(self, storage)
+        run_worker(self, storage, say=print_event)
 
 
 def trial_seed(study_seed: int, number: int, purpose: str) -> int:
     """Return a seed in [0, 2^31) for one purpose of one trial: the same in every process, unrelated for others."""
     digest = hashlib.sha256(f"{study_seed}/{number}/{purpose}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
+
+
+def _digest(function: Any) -> str:
+    """Return a digest of a function that its comments and its layout do not change."""
+    try:
+        text = ast.dump(ast.parse(textwrap.dedent(inspect.getsource(function))))
+    except (OSError, SyntaxError):  # made by exec, or part of a longer line
+        text = f"{function.__code__.co_code!r} {function.__code__.co_consts!r} {function.__code__.co_names!r}"
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -284,8 +319,10 @@ def load_study(target: str) -> Study:
     found = {key: value for key, value in vars(module).items() if isinstance(value, Study) and not key.startswith("_")}
     unique = {id(study): key for key, study in reversed(found.items())}
     if name is not None:
-        for key, study in found.items():
-            if name in (key, study.name):
+        if name in found:
+            return found[name]
+        for study in found.values():
+            if name == study.name:
                 return study
         raise StudyFileError(f"{path} must hold the study asked for: no {name!r} in it, it has {_names(found)}")
     if not unique:
@@ -311,15 +348,15 @@ def _import_file(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except TunerError as error:
-        raise type(error)(f"{_where(path, error)}{error}") from error
-    except Exception as error:
+        raise type(error)(f"{where(path, error)}{error}") from error
+    except (Exception, SystemExit) as error:
         raise StudyFileError(
-            f"a study file must import: {_where(path, error)}{type(error).__name__}: {error}"
+            f"a study file must import: {where(path, error)}{type(error).__name__}: {error}"
         ) from error
     return module
 
 
-def _where(path: Path, error: BaseException) -> str:
+def where(path: Path, error: BaseException) -> str:
     """Return `file:line: ` of the last line of the file itself that led to an error."""
     own = os.path.realpath(path)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if os.path.realpath(frame.filename) == own]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -64,3 +65,32 @@ class Stop:
     """Set from outside, a signal handler say; the worker gives its trial back at the next report."""
 
     requested: bool = False
+
+
+def event_line(event: Event) -> str | None:
+    """Return what a worker in the foreground prints of an event, None for nothing."""
+    match event["event"]:
+        case "trial":
+            hparams = ", ".join(
+                f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+                for name, value in event["hparams"].items()
+            )
+            return f"trial {event['trial']}: {hparams}"
+        case "report":
+            values = ", ".join(f"{value:.4g}" for value in event["values"])
+            return f"trial {event['trial']}, epoch {event['epoch']}: {values}"
+        case "end":
+            return f"trial {event['trial']}: {event['outcome']}"
+        case "study":
+            return f"study {event['study']}, {event['trials']} trials"
+        case "idle":
+            return "waiting for a trial of another worker"
+        case _:
+            return None
+
+
+def print_event(event: Event) -> None:
+    """Print an event's line on stderr."""
+    line = event_line(event)
+    if line is not None:
+        print(f"tuner: {line}", file=sys.stderr, flush=True)

@@ -9,12 +9,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tuner.devices import DEVICES_VARIABLE
-from tuner.errors import LeaseLost, StudyStopped, TunerError, UsageError
+from tuner.errors import LeaseLost, StudyError, StudyStopped, TunerError
 from tuner.search import TrialPruner
 from tuner.storage import connect, leases, open_storage, storage_url
 from tuner.storage.leases import Lease
@@ -74,7 +74,7 @@ def run_worker(
     warning = missing_accelerator(os.environ.get(DEVICES_VARIABLE, ""))
     if warning:
         print(f"tuner: {warning}", file=sys.stderr)
-    splits = study.data(study.seed)
+    splits = _in_words("data(seed) must return the data", study.data, study.seed)
     check_study(study, splits)
     optuna_storage = open_storage(url)
     engine = connect(url)
@@ -103,9 +103,28 @@ def check_study(study: Study, splits: Any) -> None:
     else:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         sampler = optuna.samplers.RandomSampler(seed=study.seed)
-        candidates = iter([study.sample(optuna.create_study(sampler=sampler).ask())])
+        trial = optuna.create_study(sampler=sampler).ask()
+        candidates = iter([_in_words("the space's function must return hyperparameters", study.sample, trial)])
     for hparams in candidates:
-        check_trainer(study.trainer, hparams, splits, study.objectives)
+        _in_words("the trainer must run", check_trainer, study.trainer, hparams, splits, study.objectives)
+
+
+def _in_words(must: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function of the study's author; of an error tell in one line what and where it was."""
+    try:
+        return function(*arguments)
+    except TunerError:
+        raise
+    except Exception as error:
+        ours = os.path.dirname(__file__)
+        frames = [
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if "site-packages" not in frame.filename and not frame.filename.startswith(ours)
+        ] or traceback.extract_tb(error.__traceback__)
+        last = frames[-1]
+        reason = str(error).strip().partition("\n")[0]
+        raise StudyError(f"{must}: {last.filename}:{last.lineno}: {type(error).__name__}: {reason}") from error
 
 
 class _Worker:
@@ -172,19 +191,22 @@ class _Worker:
         """Run one claimed trial to its end, or give it back."""
         began, compiled = time.perf_counter(), self.clock.total_s
         error: dict[str, str] = {}
-        with _renewed(self.engine, lease) as is_lost:
+        with leases.renewed(self.engine, lease) as is_lost:
             try:
                 trial = self._ask(lease)
                 outcome, values, error = self._train(lease, trial, is_lost)
+                self._after_trial(trial, outcome, values)
             except _Stopped:
                 leases.release(self.engine, lease)
                 self.say({"event": "end", "trial": lease.number, "outcome": "released"})
                 return
-            except UsageError:
-                # Not this trial's fault: the study is written so that it cannot run.
-                leases.release(self.engine, lease)
+            except LeaseLost:
                 raise
-        self._after_trial(trial, outcome, values)
+            except BaseException:
+                # Not this trial's fault: a study that cannot run as it is written, a database that is away, Ctrl-C.
+                with contextlib.suppress(TunerError):
+                    leases.release(self.engine, lease)
+                raise
         compile_s = self.clock.total_s - compiled
         attributes = {
             "worker": self.name,
@@ -271,28 +293,3 @@ def _describe(error: Exception) -> dict[str, str]:
     last = traceback.extract_tb(error.__traceback__)[-1]
     kind = f"{type(error).__qualname__} at {os.path.basename(last.filename)}:{last.lineno}"
     return {"error_kind": kind, "error": "".join(traceback.format_exception(error))}
-
-
-@contextlib.contextmanager
-def _renewed(engine: Engine, lease: Lease) -> Iterator[threading.Event]:
-    """Renew a lease from a thread while the body runs; the event is set once the lease is lost."""
-    is_over, is_lost = threading.Event(), threading.Event()
-
-    def beat() -> None:
-        while not is_over.wait(lease.lease_s / 3):
-            try:
-                leases.renew(engine, lease)
-            except LeaseLost:
-                is_lost.set()
-                return
-            except Exception as error:
-                # The database may be away for a while; the lease's end, not this thread, decides.
-                print(f"tuner: lease of trial {lease.number} not renewed: {error}", file=sys.stderr)
-
-    thread = threading.Thread(target=beat, name=f"lease-{lease.number}", daemon=True)
-    thread.start()
-    try:
-        yield is_lost
-    finally:
-        is_over.set()
-        thread.join()

@@ -164,3 +164,12 @@ def test_a_worker_that_cannot_live_is_given_up(tuner_on_sqlite: Any, tiny_study:
     assert done.returncode == 1
     assert "each died 3 times in a row, the last with exit status 9" in done.stderr
     assert done.stderr.splitlines()[-1] == "last words"
+
+
+def test_a_trial_that_kills_its_workers_is_failed_and_the_study_goes_on(tuner_on_sqlite: Any, tiny_study: Path) -> None:
+    done = tuner_on_sqlite.run("launch", "tiny.py", "--workers", "1", TINY_MODE="kill")
+
+    assert done.returncode == 0, done.stderr
+    rows = tuner_on_sqlite.rows("trials", "tiny")
+    assert [row["outcome"] for row in rows] == ["complete", "failed", *["complete"] * 5]
+    assert "3 workers died while they ran this trial" in tuner_on_sqlite.rows("show", "tiny", "1")["error"]

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 SECRET = "s3cret"
@@ -93,3 +94,51 @@ def test_an_unknown_study_has_a_nearest_one(tuner_on_sqlite: Any, tiny_study: Pa
             "tuner: no study 'tinny' in this storage: it has tiny; did you mean 'tiny'?",
         )
     assert one_line(tuner_on_sqlite, ["show", "tiny", "7"]) == (2, "tuner: study 'tiny' has no trial 7: it has 0 to 0")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "    rng = ",
+            "    raise FileNotFoundError('data.csv')\n    rng = ",
+            "must return the data: {file}:60: FileNotFound",
+        ),
+        ("data=data", "data=lambda seed: 1", "data(seed) must return tuner.training.Splits: got int"),
+        ("nn.Dense(1)(x)[:, 0]", "nn.Dense(1)(x).no", "the trainer must run: {file}:34: AttributeError: "),
+        ("nn.Dense(1)(x)[:, 0]", "nn.Dense(1)(x)", "must have one value for each example: got shape (64, 64)"),
+        (
+            "class HParams",
+            "raise SystemExit(0)\n\n\nclass HParams",
+            "a study file must import: tiny.py:26: SystemExit: 0",
+        ),
+    ],
+)
+def test_what_fails_in_the_authors_code(
+    tuner_on_sqlite: Any, tiny_study: Path, old: str, new: str, message: str
+) -> None:
+    assert old in tiny_study.read_text()
+    tiny_study.write_text(tiny_study.read_text().replace(old, new, 1))
+
+    status, line = one_line(tuner_on_sqlite, ["launch", "tiny.py", "--workers", "1"])
+
+    assert status == 2
+    assert message.format(file=tiny_study) in line
+
+
+def test_a_file_that_is_no_database(tuner_on_sqlite: Any, tiny_study: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("not a database " * 100)
+
+    status, line = one_line(tuner_on_sqlite, ["launch", "tiny.py", "--workers", "1", "--storage", "sqlite:///text.db"])
+
+    assert status == 1
+    assert "file is not a database" in line
+
+
+def test_a_study_of_another_tool_with_another_direction(tuner_on_sqlite: Any, tiny_study: Path) -> None:
+    optuna.create_study(study_name="tiny", storage=tuner_on_sqlite.env["TUNER_STORAGE"], direction="maximize")
+
+    status, line = one_line(tuner_on_sqlite, ["launch", "tiny.py", "--workers", "1"])
+
+    assert status == 2
+    assert "study 'tiny' is in this storage with direction maximize: it must be minimize" in line

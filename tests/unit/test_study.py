@@ -481,16 +481,22 @@ def test_launch_names_file_and_study(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuner.launch, "launch", lambda target, **options: calls.append((target, options)))
     main = types.ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", main)
-    with pytest.raises(StudyFileError, match=r"must be defined in a file to be launched: .*; use run\(\) here"):
-        study().launch()
+    made = study(seed=4)
+    with pytest.raises(
+        StudyFileError, match=r"a study must stand in the running script .*; use run\(\) for one worker"
+    ):
+        made.launch()
     main.__file__ = "/some/study.py"
-    study(seed=4).launch(workers=2)
-    assert calls == [("/some/study.py:digits", {"trials": 30, "seed": 4, "workers": 2})]
+    with pytest.raises(StudyFileError, match=r"'digits' in /some/study\.py does not"):
+        made.launch()  # it is another study's script
+    vars(main)["searched"] = made
+    made.launch(workers=2)
+    assert calls == [("/some/study.py:searched", {"workers": 2})]
 
 
 def test_run_is_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    monkeypatch.setattr(tuner.worker, "run_worker", lambda *args: calls.append(args))
+    monkeypatch.setattr(tuner.worker, "run_worker", lambda *args, say: calls.append(args))
     made = study()
     made.run("sqlite:///x.db")
     made.run()

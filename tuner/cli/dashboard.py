@@ -19,11 +19,12 @@ def dashboard(
     """Serve Optuna's dashboard of a storage."""
     import sys
 
-    from tuner.storage import hide_password, storage_url
+    from tuner.storage import connect, hide_password, storage_url
 
     if not 0 < port < 65536:
         raise UsageError(f"--port must be 1 to 65535: got {port}")
     url = storage_url(storage)
+    connect(url).dispose()
     print(f"tuner: dashboard of {hide_password(url)} on http://{host}:{port}, Ctrl-C ends it", file=sys.stderr)
     from tuner.dashboard import serve
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-_RESULT_COLUMNS = ("number", "outcome", "value", "values", "seconds", "study")
+_RESULT_COLUMNS = ("number", "outcome", "value", "values", "seconds", "study", "best", "complete", "trials")
 
 
 @contextmanager
@@ -100,12 +100,15 @@ def print_best(study: str, storage: str | None) -> None:
     from tuner.results import best_rows
 
     with _engine(storage) as engine:
-        rows = best_rows(engine, study)
-    for row in rows:
-        print(f"best trial of {study!r}:")
-        _print_fields(row)
+        rows = best_rows(engine, study, None)
     if not rows:
         print(f"no trial of {study!r} is complete")
+    elif "values" in rows[0]:
+        print(f"Pareto front of {study!r}:")
+        emit(rows, Format.TABLE)
+    else:
+        print(f"best trial of {study!r}:")
+        _print_fields(rows[0])
 
 
 def emit(rows: Sequence[Row], format: Format) -> None:
@@ -169,7 +172,7 @@ def _print_table(rows: Sequence[Row]) -> None:
         cells = [row.get(column) for row in rows]
         is_number = any(isinstance(cell, int | float) for cell in cells)
         # On a narrow terminal the hyperparameters are shortened, not the result.
-        width = max(len(_text(cell)) for cell in cells) if column in _RESULT_COLUMNS else None
+        width = max(len(column), *(len(_text(cell)) for cell in cells)) if column in _RESULT_COLUMNS else None
         table.add_column(column, justify="right" if is_number else "left", no_wrap=True, min_width=width)
     for row in rows:
         table.add_row(*(_text(row.get(column)) for column in columns))
@@ -181,8 +184,8 @@ def _print_fields(row: Row) -> None:
         if key == "hparams":
             print("hparams")
             for name, hparam in value.items():
-                print(f"  {name:<18} {_text(hparam)}")
-        elif key == "reports":
+                print(f"  {name:<{max(18, *map(len, value))}} {_text(hparam)}")
+        elif key == "reports" and value:
             print("reports")
             for report in value:
                 print(f"  epoch {report['epoch']:<12} {_text(report['value'])}")

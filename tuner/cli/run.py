@@ -27,7 +27,7 @@ from tuner.cli.options import (
     TrialsOption,
 )
 from tuner.errors import StudyStopped, UsageError
-from tuner.trial import Event, Stop
+from tuner.trial import Event, Stop, print_event
 
 _GRACE_S = 10.0
 """How long a worker without a launcher may take to give its trial back."""
@@ -37,7 +37,8 @@ def launch(
     file: FileArgument,
     storage: StorageOption = None,
     workers: Annotated[
-        int | None, typer.Option(metavar="N", help="Worker processes; one for each device (4 on CPUs) by default.")
+        int | None,
+        typer.Option(metavar="N", help="Worker processes; one a device (of CPUs at most 4) by default."),
     ] = None,
     devices: Annotated[str, typer.Option(metavar="LIST", help="auto, or device numbers as in 0,1.")] = "auto",
     devices_per_worker: Annotated[
@@ -93,7 +94,7 @@ def worker(
     stop = _stop_on_signals()
     work = partial(_work, file, storage, trials, seed, words, stop)
     if descriptor is None:
-        work(_print_event)
+        work(print_event)
     else:
         _stop_with_launcher(stop)
         with open(int(descriptor), "w", encoding="utf-8", buffering=1) as pipe:
@@ -148,27 +149,6 @@ def _split_all(words: list[str] | None) -> dict[str, str]:
             raise UsageError(f"--set must be NAME=VALUE: got {word!r}")
         values[name.strip()] = value.strip()
     return values
-
-
-def _print_event(event: Event) -> None:
-    """Show what a worker in the foreground does, a line an event."""
-    match event["event"]:
-        case "trial":
-            hparams = ", ".join(
-                f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
-                for name, value in event["hparams"].items()
-            )
-            line = f"trial {event['trial']}: {hparams}"
-        case "report":
-            values = ", ".join(f"{value:.4g}" for value in event["values"])
-            line = f"trial {event['trial']}, epoch {event['epoch']}: {values}"
-        case "end":
-            line = f"trial {event['trial']}: {event['outcome']}"
-        case "study":
-            line = f"study {event['study']}, {event['trials']} trials"
-        case _:
-            return
-    print(f"tuner: {line}", file=sys.stderr, flush=True)
 
 
 def _stop_on_signals() -> Stop:

@@ -20,7 +20,7 @@ from tuner.devices import DeviceGroup, assign, choose, environment, find_devices
 from tuner.errors import StudyStopped, TunerError, UsageError
 from tuner.launch.process import Message, WorkerProcess
 from tuner.launch.progress import LiveProgress, PlainProgress, Progress, Snapshot
-from tuner.storage import connect, hide_password, storage_url
+from tuner.storage import connect, hide_password, is_new_file, storage_url
 from tuner.study import split_target
 
 if TYPE_CHECKING:
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 _GRACE_S = 5.0
 """How long a worker may take to give its trial back; then it is killed, and its trial given back for it."""
 _POLL_S = 0.5
-_MAX_EARLY_DEATHS = 3
-"""A worker that dies this often in a row without ending a trial is not started again."""
+_MAX_EARLY_DEATHS = 4
+"""A worker that dies this often in a row without ending a trial is not started again. One more than it takes for a
+trial that kills its workers to be failed (`storage.leases.MAX_DEATHS`): the study is to outlive such a trial."""
 
 
 class Interrupted(TunerError):
@@ -88,9 +89,11 @@ class _Launch:
                 self.engine.dispose()
         if self.error is not None:
             raise self.error
+        if not self.snapshot.study and not stop.is_set():
+            raise StudyStopped(f"a worker must run the study: those of {self.target} ended without a word")
         if stop.is_set():
             raise Interrupted(
-                f"stopped with {self.snapshot.used} of {self.snapshot.trials or 'all'} trials finished; "
+                f"stopped with {self.snapshot.used} of {self.snapshot.trials or 'its'} trials finished; "
                 "the same command runs those that are missing"
             )
 
@@ -251,7 +254,7 @@ def launch(
     count = f"{len(groups)} worker{'s' if len(groups) > 1 else ''}"
     opening = f"{path} with {count} on {' | '.join(str(group) for group in groups)}, storage {hide_password(url)}"
     PlainProgress(console).note(opening)
-    if not url.startswith("sqlite"):
+    if not is_new_file(url):
         connect(url).dispose()
     options = [f"--trials={trials}"] if trials is not None else []
     options += [f"--seed={seed}"] if seed is not None else []

@@ -6,8 +6,8 @@ at once get the same point. The trial's number needs no such agreement.
 
 from __future__ import annotations
 
+import hashlib
 import math
-import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,6 +50,8 @@ class NumberedQMCSampler(QMCSampler):
 
 class GridSampler(BaseSampler):
     """Every combination once, in an order shuffled by the seed; trial n gets the n-th.
+
+    A trial that fails takes its combination with it: the trial that comes in its place starts the order again.
 
     Args:
         distributions: The parameters, by name.
@@ -110,12 +112,17 @@ def _axis(name: str, distribution: BaseDistribution, values: Sequence[Any] | Non
 
 
 def _shuffled(index: int, size: int, seed: int) -> int:
-    """Return where a permutation of `range(size)` takes an index, without listing the permutation."""
-    rng = random.Random(seed)
-    start = rng.randrange(size)
-    # Steps of a length without a common divisor with the size visit every place once.
-    stride = next(step for step in iter(lambda: rng.randrange(1, size + 1), 0) if math.gcd(step, size) == 1)
-    return (start + index * stride) % size
+    """Return where a shuffle of `range(size)` takes an index, without shuffling the rest: a small Feistel cipher."""
+    half = (max(size - 1, 1).bit_length() + 1) // 2
+    mask = (1 << half) - 1
+    while True:
+        left, right = index >> half, index & mask
+        for turn in range(4):
+            digest = hashlib.sha256(f"{seed}/{turn}/{right}".encode()).digest()
+            left, right = right, left ^ (int.from_bytes(digest, "big") & mask)
+        index = left << half | right
+        if index < size:  # it permutes the next power of four; the others go round again
+            return index
 
 
 def _point(axes: Mapping[str, Sequence[Any]], index: int) -> dict[str, Any]:

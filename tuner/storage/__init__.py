@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tuner.storage.url import DEFAULT_URL, hide_password, storage_url
+from tuner.storage.url import DEFAULT_URL, hide_password, is_new_file, storage_url
 
 if TYPE_CHECKING:
     import optuna
     from sqlalchemy import Engine
 
-__all__ = ["DEFAULT_URL", "connect", "hide_password", "open_storage", "storage_url"]
+__all__ = ["DEFAULT_URL", "connect", "hide_password", "is_new_file", "open_storage", "storage_url"]
 
 
 def open_storage(url: str) -> optuna.storages.BaseStorage:

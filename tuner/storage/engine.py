@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from tuner.errors import StorageLost
 from tuner.storage import tables
-from tuner.storage.url import driver_url, hide_password
+from tuner.storage.url import driver_url, hide_password, sqlite_path
 
 if TYPE_CHECKING:
     import optuna
@@ -35,12 +35,6 @@ def _engine_arguments(url: str) -> dict[str, Any]:
         "pool_pre_ping": True,
         "connect_args": {"connect_timeout": _CONNECT_TIMEOUT_S, "application_name": "tuner"},
     }
-
-
-def _sqlite_path(url: str) -> Path | None:
-    if not url.startswith("sqlite"):
-        return None
-    return Path(url.removeprefix("sqlite:///").partition("?")[0])
 
 
 def _new_engine(url: str) -> Engine:
@@ -67,7 +61,7 @@ def lost(error: Exception, url: str) -> StorageLost:
 
 def connected_engine(url: str) -> Engine:
     """See `tuner.storage.connect`."""
-    path = _sqlite_path(driver_url(url))
+    path = sqlite_path(driver_url(url))
     if path is not None and not path.exists():
         raise StorageLost(
             f"the storage must exist: there is no file {str(path)!r} (storage {url!r}); launch a study first"
@@ -75,7 +69,9 @@ def connected_engine(url: str) -> Engine:
     engine = _new_engine(url)
     try:
         with engine.connect() as connection:
-            connection.execute(sqlalchemy.text("SELECT 1"))
+            # `SELECT 1` would not look into a SQLite file.
+            is_sqlite = engine.dialect.name == "sqlite"
+            connection.exec_driver_sql("PRAGMA schema_version" if is_sqlite else "SELECT 1")
     except DBAPIError as error:
         engine.dispose()
         raise lost(error, url) from None
@@ -134,7 +130,7 @@ def open_rdb_storage(url: str) -> optuna.storages.BaseStorage:
     full_url = driver_url(url)
     engine = _new_engine(url)
     try:
-        with _creation_lock(engine, _sqlite_path(full_url)):
+        with _creation_lock(engine, sqlite_path(full_url)):
             if engine.dialect.name == "sqlite":
                 with engine.connect() as connection:
                     connection.exec_driver_sql("PRAGMA journal_mode=WAL")

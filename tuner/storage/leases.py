@@ -6,11 +6,14 @@ fence; a worker whose lease was taken over finds its fence outdated at its next 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import enum
 import json
 import math
-from collections.abc import Mapping, Sequence
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -213,6 +216,31 @@ def renew(engine: Engine, lease: Lease) -> None:
     """
     with transaction(engine) as connection:
         _extend(connection, lease)
+
+
+@contextlib.contextmanager
+def renewed(engine: Engine, lease: Lease) -> Iterator[threading.Event]:
+    """Renew a lease from a thread while the body runs; the event is set once the lease is lost."""
+    is_over, is_lost = threading.Event(), threading.Event()
+
+    def beat() -> None:
+        while not is_over.wait(lease.lease_s / 3):
+            try:
+                renew(engine, lease)
+            except LeaseLost:
+                is_lost.set()
+                return
+            except Exception as error:
+                # The database may be away for a while; the lease's end, not this thread, decides.
+                print(f"tuner: lease of trial {lease.number} not renewed: {error}", file=sys.stderr)
+
+    thread = threading.Thread(target=beat, name=f"lease-{lease.number}", daemon=True)
+    thread.start()
+    try:
+        yield is_lost
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def report(engine: Engine, lease: Lease, epoch: int, value: float) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Engine
 from sqlalchemy.dialects import postgresql, sqlite
 
+from tuner.errors import StudyError
 from tuner.storage.engine import transaction
 from tuner.storage.queries import RECORD_KEY, read_record
 from tuner.storage.tables import study_system_attributes
@@ -32,6 +33,9 @@ def register(
     Returns:
         The study's id and the settings that are recorded, which may be an earlier launch's.
 
+    Raises:
+        StudyError: the storage has a study of that name with other directions.
+
     Concurrency: safe from many workers; all get the same answer.
     """
     from optuna.exceptions import DuplicatedStudyError
@@ -41,6 +45,12 @@ def register(
         study_id = storage.create_new_study([StudyDirection[text.upper()] for text in directions], name)
     except DuplicatedStudyError:
         study_id = storage.get_study_id_from_name(name)
+        stored = [direction.name.lower() for direction in storage.get_study_directions(study_id)]
+        if stored != list(directions):
+            raise StudyError(
+                f"study {name!r} is in this storage with direction {', '.join(stored)}: it must be "
+                f"{', '.join(directions)}; change it back, or give the study a new name"
+            ) from None
     insert = (sqlite if engine.dialect.name == "sqlite" else postgresql).insert(study_system_attributes)
     with transaction(engine) as connection:
         connection.execute(

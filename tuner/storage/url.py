@@ -55,8 +55,8 @@ def driver_url(url: str) -> str:
 
 
 def _sqlite_url(url: str, rest: str) -> str:
-    path, _, query = rest.removeprefix("/").partition("?")
-    if not rest.startswith("/") or path in ("", ":memory:") or path.startswith("file:") or "mode=memory" in query:
+    path = rest.removeprefix("/").partition("?")[0]
+    if not rest.startswith("/") or path in ("", ":memory:") or path.startswith("file:"):
         raise StorageURLError(
             f"a SQLite storage must be a file, sqlite:///FILE, because workers share it: got {_shown(url)!r}"
         )
@@ -85,3 +85,24 @@ def _postgres_url(url: str, rest: str) -> str:
     if not parsed.database and "service" not in parsed.query:
         raise StorageURLError(f"a Postgres storage URL must name a database: got {hide_password(url)!r}")
     return f"postgresql+psycopg2://{rest}"
+
+
+def is_new_file(url: str) -> bool:
+    """Return whether a URL names a SQLite file that does not exist yet.
+
+    Raises:
+        StorageURLError: it does not exist and cannot be made.
+    """
+    path = sqlite_path(url)
+    if path is None or path.exists():
+        return False
+    if not os.access(path.parent, os.W_OK):
+        raise StorageURLError(f"the folder of a SQLite storage must be writable: {str(path.parent)!r} is not")
+    return True
+
+
+def sqlite_path(url: str) -> Path | None:
+    """Return the file that a URL names, None if it is no SQLite URL."""
+    if not url.startswith("sqlite"):
+        return None
+    return Path(url.removeprefix("sqlite:///").partition("?")[0])

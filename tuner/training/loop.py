@@ -158,6 +158,8 @@ def check_trainer(trainer: Any, hparams: Any, splits: Any, objectives: Sequence[
     """
     if not isinstance(trainer, TrainerModule):
         raise StudyError(f"trainer must be a TrainerModule: got {trainer!r}")
+    if trainer.loop not in ("scan", "step"):
+        raise StudyError(f"a trainer's loop must be 'scan' or 'step': got {trainer.loop!r}")
     if not isinstance(splits, Splits):
         raise StudyError(f"data(seed) must return tuner.training.Splits: got {type(splits).__name__}")
     register(hparams)

@@ -37,9 +37,9 @@ class Mean:
         Raises:
             StudyError: there is not one value for each example; broadcasting would sum over the wrong ones.
         """
-        if values.shape != weights.shape:
+        if jnp.shape(values) != weights.shape:
             raise StudyError(
-                f"losses and metrics must have one value for each example: got shape {values.shape} for "
+                f"losses and metrics must have one value for each example: got shape {jnp.shape(values)} for "
                 f"{weights.shape[0]} examples"
             )
         # A padded example's value may be anything, NaN included: zero times NaN would poison the sum.
