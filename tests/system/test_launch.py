@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 
@@ -156,3 +157,13 @@ def test_a_study_runs_from_python(tuner_on_sqlite: Any, tiny_study: Path, call: 
 
     assert done.returncode == 0, done.stderr
     assert [row["outcome"] for row in tuner_on_sqlite.rows("trials", "tiny")] == ["complete"] * 6
+
+
+def test_the_best_of_several_objectives_are_a_front(tuner_on_sqlite: Any) -> None:
+    url = tuner_on_sqlite.env["TUNER_STORAGE"]
+    study = optuna.create_study(study_name="two", storage=url, directions=["minimize", "maximize"])
+    for values in [(1.0, 1.0), (2.0, 1.5), (3.0, 1.2)]:
+        study.add_trial(optuna.create_trial(values=values))
+
+    assert [row["values"] for row in tuner_on_sqlite.rows("best", "two")] == [[1.0, 1.0], [2.0, 1.5]]
+    assert [row["number"] for row in tuner_on_sqlite.rows("best", "two", "-n", "1")] == [0]

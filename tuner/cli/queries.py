@@ -55,7 +55,10 @@ def trials(
 
 def best(
     study: StudyArgument,
-    count: Annotated[int, typer.Option("-n", metavar="K", help="How many trials at most.")] = 1,
+    count: Annotated[
+        int | None,
+        typer.Option("-n", metavar="K", help="How many trials; by default one, or the whole Pareto front."),
+    ] = None,
     storage: StorageOption = None,
     format: FormatOption = Format.TABLE,
     debug: DebugOption = False,
@@ -64,12 +67,18 @@ def best(
 
     Complete ones only; of a study with several objectives, those of its Pareto front.
     """
-    from tuner.results import best_rows
-
-    if count < 1:
+    if count is not None and count < 1:
         raise UsageError(f"-n must be at least 1: got {count}")
     with _engine(storage) as engine:
-        emit(best_rows(engine, study, count), format)
+        emit(_best(engine, study, count), format)
+
+
+def _best(engine: Engine, study: str, count: int | None) -> list[Row]:
+    from tuner.results import best_rows
+
+    rows = best_rows(engine, study, count or 1)
+    # With several objectives one trial of the front is as arbitrary as any other.
+    return best_rows(engine, study, None) if count is None and rows and "values" in rows[0] else rows
 
 
 def show(
@@ -97,10 +106,8 @@ def show(
 
 def print_best(study: str, storage: str | None) -> None:
     """Print the best trial of a study that has just ended."""
-    from tuner.results import best_rows
-
     with _engine(storage) as engine:
-        rows = best_rows(engine, study, None)
+        rows = _best(engine, study, None)
     if not rows:
         print(f"no trial of {study!r} is complete")
     elif "values" in rows[0]:
