@@ -13,13 +13,13 @@ import sys
 import textwrap
 import traceback
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-from tuner.domains import Domain, is_space
+from tuner.domains import ChoiceDomain, Domain, domains_of, is_space
 from tuner.errors import StudyError, StudyFileError, TunerError
 from tuner.space import Space, check_fixed, parameters, parse_fixed, sample
 
@@ -102,7 +102,7 @@ class Study:
             check_fixed(self.space, self.fixed)
 
     def _check_search(self) -> None:
-        if len(self.objectives) > 1 and self.pruner not in ("asha", "none"):
+        if len(self.objectives) > 1 and isinstance(self.pruner, str) and self.pruner not in ("asha", "none"):
             raise StudyError(f"several objectives cannot be pruned: use pruner='none', got {self.pruner!r}")
         if len(self.objectives) > 1 and getattr(self.sampler, "get", lambda _: self.sampler)("name") == "cmaes":
             raise StudyError("the sampler 'cmaes' searches for one objective; use tpe, nsga2, random, qmc or grid")
@@ -190,7 +190,7 @@ class Study:
     def _describe_space(self) -> dict[str, str]:
         if not is_space(self.space):
             return {self.space.__name__: f"function, sha256 {_digest(self.space)}"}
-        described: dict[str, str] = {}
+        described = dict(_constants(self.space))
         for name, domain, when in parameters(self.space):
             if name in described:  # several options of a choice share a parameter
                 described[name] += f" or {when}"
@@ -260,6 +260,17 @@ def trial_seed(study_seed: int, number: int, purpose: str) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
+def _constants(space: type[Space], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield name and value of the fields that a space and those inside it give a plain value."""
+    domains = domains_of(space)
+    for field in dataclasses.fields(space):  # pyright: ignore[reportArgumentType]
+        if field.name not in domains and isinstance(field.default, bool | int | float | str | tuple | None):
+            yield f"{prefix}{field.name}", f"constant {field.default!r}"
+    for name, domain in domains.items():
+        for label, inner in domain.spaces.items() if isinstance(domain, ChoiceDomain) else ():
+            yield from _constants(inner, f"{prefix}{name}.{label}.")
+
+
 def _digest(function: Any) -> str:
     """Return a digest of a function that its comments and its layout do not change."""
     try:
@@ -299,7 +310,7 @@ def split_target(target: str) -> tuple[Path, str | None]:
     try:
         compile(path.read_bytes(), str(path), "exec")
     except SyntaxError as error:
-        raise StudyFileError(f"a study file must be Python: {path}:{error.lineno}: {error.msg}") from None
+        raise StudyFileError(f"a study file must be Python: {path}:{error.lineno or 1}: {error.msg}") from None
     except ValueError as error:
         raise StudyFileError(f"a study file must be Python: {path}: {error}") from None
     return path, name

@@ -106,7 +106,7 @@ def check_study(study: Study, splits: Any) -> None:
         trial = optuna.create_study(sampler=sampler).ask()
         candidates = iter([_in_words("the space's function must return hyperparameters", study.sample, trial)])
     for hparams in candidates:
-        _in_words("the trainer must run", check_trainer, study.trainer, hparams, splits, study.objectives)
+        _in_words("the trainer must run", check_trainer, study.trainer, hparams, splits, study.objectives, study.epochs)
 
 
 def _in_words(must: str, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -196,7 +196,7 @@ def test_plain_optuna_reads_what_we_wrote(storage_url: str) -> None:
     assert (study.best_value, study.best_trial.number) == (0.75, 1)
     assert study.best_trial.user_attrs == {"outcome": "complete", "worker": "worker"}
     assert study.best_trial.intermediate_values == {1: 0.375}
-    assert len(study.trials_dataframe()) == 2
+    assert len(study.trials) == 2
     optuna.delete_study(study_name="ours", storage=plain)
     plain.remove_session()
     plain.engine.dispose()

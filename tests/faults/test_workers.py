@@ -162,7 +162,7 @@ def test_a_worker_that_cannot_live_is_given_up(tuner_on_sqlite: Any, tiny_study:
     done = tuner_on_sqlite.run("launch", "tiny.py", "--workers", "1")
 
     assert done.returncode == 1
-    assert "each died 3 times in a row, the last with exit status 9" in done.stderr
+    assert "each died 4 times in a row, the last with exit status 9" in done.stderr
     assert done.stderr.splitlines()[-1] == "last words"
 
 

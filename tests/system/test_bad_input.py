@@ -67,7 +67,7 @@ def test_what_is_wrong_before_anything_runs(
         ("    noise: float", "    other: float", "HParams has no 'noise', it has learning_rate, other"),
         ('sampler="random"', 'sampler="tpee"', "one of cmaes, gp, grid, nsga2, qmc, random, tpe: got 'tpee'; did you"),
         ('pruner="none"', 'pruner="ahsa"', "one of asha, hyperband, median, none, patient, percentile, threshold, wil"),
-        ("import numpy as np", "import numpie", "tiny.py:9: ModuleNotFoundError: No module named 'numpie'"),
+        ("import numpy as np", "import numpie", "tiny.py:10: ModuleNotFoundError: No module named 'numpie'"),
     ],
 )
 def test_what_is_wrong_in_the_study(

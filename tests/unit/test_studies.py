@@ -29,6 +29,6 @@ def test_a_study_trains(path: Path) -> None:
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         for hparams in examples(study.space):
             assert isinstance(hparams, Space)
-            check_trainer(study.trainer, hparams, small, study.objectives)
+            check_trainer(study.trainer, hparams, small, study.objectives, 2)
             report = next(iter(study.trainer.train_model(hparams, small, epochs=2, seed=0)))
             assert 0.0 <= report.metrics["accuracy"] <= 1.0

@@ -501,3 +501,17 @@ def test_run_is_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     made.run("sqlite:///x.db")
     made.run()
     assert calls == [(made, "sqlite:///x.db"), (made, None)]
+
+
+def test_a_changed_constant_is_refused() -> None:
+    def with_classes(count: int) -> type[Space]:
+        class HParams(Space):
+            width: int = choice(32, 64)
+            classes: int = count
+
+        return HParams
+
+    recorded = study(space=with_classes(10)).record()
+    study(space=with_classes(10)).check_unchanged(recorded)
+    with pytest.raises(StudyError, match=r"space\.classes was constant 10, is constant 20"):
+        study(space=with_classes(20)).check_unchanged(recorded)

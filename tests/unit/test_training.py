@@ -475,23 +475,43 @@ SIZE = r"batch_size\(hparams\) must return a static integer of at least 1: got"
 )
 def test_a_trainer_that_would_fail_in_every_trial_is_refused_first(trainer: Any, message: str) -> None:
     with pytest.raises(StudyError, match=message):
-        check_trainer(trainer, hparams(), SPLITS, ["acuracy"])
+        check_trainer(trainer, hparams(), SPLITS, ["acuracy"], EPOCHS)
 
 
 def test_a_missing_hyperparameter_is_named() -> None:
     with pytest.raises(MissingHParam, match=r"HParams has no 'learning_rat', it has learning_rate, .*'learning_rate'"):
-        check_trainer(Linear(lambda hparams: hparams.learning_rat), hparams(), SPLITS, ["loss"])
+        check_trainer(Linear(lambda hparams: hparams.learning_rat), hparams(), SPLITS, ["loss"], EPOCHS)
+
+
+def test_a_warmup_is_measured_by_the_whole_training() -> None:
+    class Warm(Linear):
+        def init_optimizer(self, hparams: Any, total_steps: int) -> optax.GradientTransformation:
+            return lenient(optax.sgd(warmup_cosine(total_steps, warmup_steps=11)))
+
+    check_trainer(Warm(), hparams(), SPLITS, ["loss"], EPOCHS)
+    with pytest.raises(ValueError, match="got warmup_steps=11, total_steps=4"):
+        check_trainer(Warm(), hparams(), SPLITS, ["loss"], 1)
+
+
+def test_no_metric_takes_the_place_of_the_loss() -> None:
+    class Shadowed(Linear):
+        def loss(self, outputs: Any, batch: Any, hparams: Any) -> Any:
+            losses, metrics = super().loss(outputs, batch, hparams)
+            return losses, {**metrics, "loss": jnp.zeros_like(losses)}
+
+    with pytest.raises(StudyError, match="a metric must not be called 'loss'"):
+        check_trainer(Shadowed(), hparams(), SPLITS, ["loss"], EPOCHS)
 
 
 def test_data_must_be_splits() -> None:
     with pytest.raises(StudyError, match=r"data\(seed\) must return tuner\.training\.Splits: got ArrayDataset"):
-        check_trainer(LINEAR, hparams(), ALL, ["loss"])
+        check_trainer(LINEAR, hparams(), ALL, ["loss"], EPOCHS)
 
 
 def test_a_trainer_that_works_passes_and_nothing_is_compiled(compiled: list[str]) -> None:
     compiled.clear()
     for objectives in (["accuracy"], ["loss", "train_loss"], []):
-        check_trainer(Classifier(CNN(), "step"), hparams(), SPLITS, objectives)
+        check_trainer(Classifier(CNN(), "step"), hparams(), SPLITS, objectives, EPOCHS)
     assert compiled == []
 
 

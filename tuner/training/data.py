@@ -24,7 +24,7 @@ class ArrayDataset:
     """
 
     def __init__(self, **arrays: Any) -> None:
-        lengths = {name: len(array) for name, array in arrays.items()}
+        lengths = {name: len(array) if np.ndim(array) else 0 for name, array in arrays.items()}
         if not lengths or len(set(lengths.values())) != 1 or 0 in lengths.values():
             raise ValueError(f"a dataset needs arrays of one length, at least 1: got {lengths or 'no array'}")
         self._host = {name: np.asarray(array) for name, array in arrays.items()}
@@ -36,8 +36,8 @@ class ArrayDataset:
     @cached_property
     def arrays(self) -> Batch:
         """All examples, on the device; put there once."""
-        weight = {} if "weight" in self._host else {"weight": np.ones(len(self), np.float32)}
-        return jax.device_put({name: _narrow(array) for name, array in {**self._host, **weight}.items()})
+        weight = self._host.get("weight", np.ones(len(self))).astype(np.float32)
+        return jax.device_put({**{name: _narrow(array) for name, array in self._host.items()}, "weight": weight})
 
     def take(self, indices: Any) -> ArrayDataset:
         """Return the examples at `indices` (Int[Array, "n"]) as a dataset."""

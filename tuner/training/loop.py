@@ -148,7 +148,7 @@ def evaluate(trainer: TrainerModule, state: TrainState, dataset: ArrayDataset, h
     return metrics_.to_floats(eval_batches(trainer, dataset.arrays, jax.device_put(hparams), state))
 
 
-def check_trainer(trainer: Any, hparams: Any, splits: Any, objectives: Sequence[str]) -> None:
+def check_trainer(trainer: Any, hparams: Any, splits: Any, objectives: Sequence[str], epochs: int) -> None:
     """Trace the whole training without running it, to find what would fail in every trial.
 
     Raises:
@@ -164,10 +164,10 @@ def check_trainer(trainer: Any, hparams: Any, splits: Any, objectives: Sequence[
         raise StudyError(f"data(seed) must return tuner.training.Splits: got {type(splits).__name__}")
     register(hparams)
     arrays = splits.train.arrays
-    state = init_state.eval_shape(trainer, arrays, hparams, np.uint32(0), total_steps=10)
-
     length = len(splits.train)
     size = _batch_size(trainer, hparams, length)
+    total_steps = epochs * steps_per_epoch(length, size)
+    state = init_state.eval_shape(trainer, arrays, hparams, np.uint32(0), total_steps=total_steps)
     at = (jax.ShapeDtypeStruct((size,), jnp.int32), jax.ShapeDtypeStruct((size,), jnp.float32))
     _, trained = jax.eval_shape(partial(_step, trainer), arrays, hparams, state, at)
     validated = eval_batches.eval_shape(trainer, splits.validation.arrays, hparams, state)

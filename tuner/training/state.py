@@ -48,7 +48,9 @@ class TrainState:
 
     def apply_gradients(self, optimizer: optax.GradientTransformation, grads: Any, collections: Any) -> TrainState:
         """Return the state after one update."""
-        updates, opt_state = optimizer.update(grads, self.opt_state, self.params)
+        # Optax's Adam raises a float to an integer power, which a user's strict promotion would refuse.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = optimizer.update(grads, self.opt_state, self.params)
         return dataclasses.replace(
             self,
             step=None if self.step is None else self.step + jnp.ones_like(self.step),

@@ -126,6 +126,10 @@ class TrainerModule:
 
     def _metrics(self, outputs: Any, batch: Batch, hparams: Any) -> Metrics:
         losses, metrics = self.loss(outputs, batch, hparams)
+        if "loss" in metrics:
+            raise StudyError(
+                f"a metric must not be called 'loss', which is what is minimised: rename it in {type(self).__name__}"
+            )
         return {name: Mean.of(values, batch["weight"]) for name, values in {"loss": losses, **metrics}.items()}
 
     def train_model(self, hparams: Any, splits: Splits, *, epochs: int, seed: int) -> Iterator[Report]:
