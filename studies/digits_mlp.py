@@ -2,7 +2,7 @@
 
     tuner launch studies/digits_mlp.py
 
-Devices: 2 CPU cores, one worker on each. Time: 17 s. Best validation accuracy: 0.989 (2026-11-22).
+Devices: 2 CPU cores, one worker on each. Time: 15 s. Best validation accuracy: 0.992 (2026-11-22).
 
 A study is five things: a search space, a model, a loss, data, and how long to search.
 """
