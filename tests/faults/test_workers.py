@@ -30,10 +30,11 @@ def is_alive(pid: int) -> bool:
 
 def count(url: str, table: sqlalchemy.Table) -> int:
     engine = connect(url)
-    with engine.connect() as connection:
-        found = connection.execute(sqlalchemy.select(sqlalchemy.func.count()).select_from(table)).scalar_one()
-    engine.dispose()
-    return found
+    try:
+        with engine.connect() as connection:
+            return connection.execute(sqlalchemy.select(sqlalchemy.func.count()).select_from(table)).scalar_one()
+    finally:
+        engine.dispose()
 
 
 def reports(url: str) -> Callable[[], int]:

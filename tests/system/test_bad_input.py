@@ -136,7 +136,9 @@ def test_a_file_that_is_no_database(tuner_on_sqlite: Any, tiny_study: Path, tmp_
 
 
 def test_a_study_of_another_tool_with_another_direction(tuner_on_sqlite: Any, tiny_study: Path) -> None:
-    optuna.create_study(study_name="tiny", storage=tuner_on_sqlite.env["TUNER_STORAGE"], direction="maximize")
+    storage = optuna.storages.RDBStorage(tuner_on_sqlite.env["TUNER_STORAGE"])
+    optuna.create_study(study_name="tiny", storage=storage, direction="maximize")
+    storage.engine.dispose()
 
     status, line = one_line(tuner_on_sqlite, ["launch", "tiny.py", "--workers", "1"])
 

@@ -160,10 +160,11 @@ def test_a_study_runs_from_python(tuner_on_sqlite: Any, tiny_study: Path, call: 
 
 
 def test_the_best_of_several_objectives_are_a_front(tuner_on_sqlite: Any) -> None:
-    url = tuner_on_sqlite.env["TUNER_STORAGE"]
-    study = optuna.create_study(study_name="two", storage=url, directions=["minimize", "maximize"])
+    storage = optuna.storages.RDBStorage(tuner_on_sqlite.env["TUNER_STORAGE"])
+    study = optuna.create_study(study_name="two", storage=storage, directions=["minimize", "maximize"])
     for values in [(1.0, 1.0), (2.0, 1.5), (3.0, 1.2)]:
         study.add_trial(optuna.create_trial(values=values))
+    storage.engine.dispose()
 
     assert [row["values"] for row in tuner_on_sqlite.rows("best", "two")] == [[1.0, 1.0], [2.0, 1.5]]
     assert [row["number"] for row in tuner_on_sqlite.rows("best", "two", "-n", "1")] == [0]
