@@ -161,15 +161,19 @@ class _Worker:
         self.say(
             {"event": "study", "study": study.name, "trials": study.trials, "objective": ", ".join(study.objectives)}
         )
+        is_idle = False
         while not self.stop.requested:
             self._stop_after_failures()
             lease = leases.claim(self.engine, self.study_id, self.name, budget=self.study.trials, lease_s=LEASE_S)
             if lease is leases.NoTrial.DONE:
                 break
             if isinstance(lease, leases.NoTrial):
-                self.say({"event": "idle"})
+                if not is_idle:
+                    self.say({"event": "idle"})
+                is_idle = True
                 time.sleep(_POLL_S)
                 continue
+            is_idle = False
             with contextlib.suppress(LeaseLost):
                 self._run_trial(lease)
         self.say({"event": "done"})
