@@ -10,6 +10,9 @@ TunerError                      exit status 1
 │   ├── StorageURLError         a storage URL that cannot be one
 │   └── DeviceError             a device that this machine does not have
 ├── StorageLost                 the database cannot be reached
+├── NonFinite                   with debug: where the first NaN or infinity came from
+├── TrialPruned                 raised by a trainer's hook: the trial ends here
+├── CheckpointError             a checkpoint is torn, foreign or missing, or cannot be written
 ├── LeaseLost                   another worker has taken the trial over; this one must drop it
 └── StudyStopped                the study ended early: the same error again and again, or its workers died
 """
@@ -62,6 +65,18 @@ class DeviceError(UsageError):
 
 class StorageLost(TunerError):
     """The database cannot be reached."""
+
+
+class NonFinite(TunerError):
+    """A training was run to find its first NaN or infinity, and here it is."""
+
+
+class TrialPruned(TunerError):
+    """Raised by a trainer's hook to end the trial, which counts as pruned."""
+
+
+class CheckpointError(TunerError):
+    """A checkpoint is torn, foreign or missing, or cannot be written."""
 
 
 class LeaseLost(TunerError):

@@ -5,22 +5,18 @@ from __future__ import annotations
 import ast
 import dataclasses
 import hashlib
-import importlib.util
 import inspect
 import json
-import os
 import sys
 import textwrap
-import traceback
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from tuner.domains import ChoiceDomain, Domain, domains_of, is_space
-from tuner.errors import StudyError, StudyFileError, TunerError
+from tuner.errors import StudyError, StudyFileError
+from tuner.source import import_file
 from tuner.space import Space, check_fixed, parameters, parse_fixed, sample
 
 if TYPE_CHECKING:
@@ -48,6 +44,8 @@ class Study:
         sampler: A name, a mapping with `name` and the sampler's options, or an Optuna sampler.
         pruner: The same for the pruner. With several objectives there is no pruning.
         fixed: Parameters that are not searched, by name; part of what the study is.
+        save_every_s: Seconds of training between checkpoints to resume from; a shorter trial writes none.
+        keep_best: Trials whose best checkpoint is kept: the best of the study, by its first objective; >= 0.
 
     Raises:
         StudyError: a setting is wrong; the message names it.
@@ -66,6 +64,8 @@ class Study:
     sampler: Any = "tpe"
     pruner: Any = "asha"
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    save_every_s: float = 60.0
+    keep_best: int = 3
 
     def __post_init__(self) -> None:
         if isinstance(self.trainer, type):
@@ -76,10 +76,16 @@ class Study:
     def _check_settings(self) -> None:
         if not isinstance(self.name, str) or not 0 < len(self.name) <= 512:
             raise StudyError(f"a study's name must be a text of 1 to 512 characters: got {self.name!r}")
-        for setting, low in (("epochs", 1), ("trials", 1), ("seed", 0)):
+        for setting, low in (("epochs", 1), ("trials", 1), ("seed", 0), ("keep_best", 0)):
             value = getattr(self, setting)
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise StudyError(f"{setting} must be an integer of at least {low}: got {value!r} (study {self.name!r})")
+        if (
+            isinstance(self.save_every_s, bool)
+            or not isinstance(self.save_every_s, int | float)
+            or self.save_every_s < 0
+        ):
+            raise StudyError(f"save_every_s must be a number of seconds, at least 0: got {self.save_every_s!r}")
         if not (is_space(self.space) or inspect.isfunction(self.space)):
             raise StudyError(f"space must be a Space class or a function of an Optuna trial: got {self.space!r}")
         if not callable(self.data):
@@ -220,7 +226,7 @@ class Study:
         below `if __name__ == "__main__":`.
 
         Args:
-            options: `storage`, `workers`, `devices`, `devices_per_worker`; see `tuner.launch.launch`.
+            options: `storage`, `artifacts`, `workers`, `devices`, `devices_per_worker`; see `tuner.launch.launch`.
 
         Raises:
             StudyFileError: the running script is no file, or does not hold this study as it is.
@@ -251,7 +257,8 @@ class Study:
         from tuner.trial import print_event
         from tuner.worker import run_worker
 
-        run_worker(self, storage, say=print_event)
+        file = getattr(sys.modules["__main__"], "__file__", None)
+        run_worker(self, storage, file=file, say=print_event)
 
 
 def trial_seed(study_seed: int, number: int, purpose: str) -> int:
@@ -326,7 +333,7 @@ def load_study(target: str) -> Study:
         StudyFileError: no file, a syntax or import error (shown with the file's own line), no study, or several.
     """
     path, name = split_target(target)
-    module = _import_file(path)
+    module = import_file(path)
     found = {key: value for key, value in vars(module).items() if isinstance(value, Study) and not key.startswith("_")}
     unique = {id(study): key for key, study in reversed(found.items())}
     if name is not None:
@@ -345,30 +352,3 @@ def load_study(target: str) -> Study:
 
 def _names(found: Mapping[str, Study]) -> str:
     return ", ".join(found) or "none"
-
-
-def _import_file(path: Path) -> ModuleType:
-    """Run a file as a module of its own, its folder importable as for `python FILE`."""
-    module_name = f"tuner_study_{path.stem}_{uuid.uuid5(uuid.NAMESPACE_URL, str(path.absolute())).hex[:8]}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None:
-        raise StudyFileError(f"a study file must be Python, its name ending in .py: got {str(path)!r}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    sys.path.insert(0, str(path.absolute().parent))
-    try:
-        spec.loader.exec_module(module)
-    except TunerError as error:
-        raise type(error)(f"{where(path, error)}{error}") from error
-    except (Exception, SystemExit) as error:
-        raise StudyFileError(
-            f"a study file must import: {where(path, error)}{type(error).__name__}: {error}"
-        ) from error
-    return module
-
-
-def where(path: Path, error: BaseException) -> str:
-    """Return `file:line: ` of the last line of the file itself that led to an error."""
-    own = os.path.realpath(path)
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if os.path.realpath(frame.filename) == own]
-    return f"{path}:{frames[-1].lineno}: " if frames else f"{path}: "

@@ -9,17 +9,21 @@ import sys
 import threading
 import time
 import traceback
+import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuner.artifacts import artifacts_folder, collect, study_folder, trial_folder
 from tuner.devices import DEVICES_VARIABLE
-from tuner.errors import LeaseLost, StudyError, StudyStopped, TunerError
+from tuner.errors import LeaseLost, StudyStopped, TrialPruned, TunerError
 from tuner.search import TrialPruner
 from tuner.storage import connect, leases, open_storage, storage_url
 from tuner.storage.leases import Lease
-from tuner.storage.queries import failed_trials, last_errors, read_system_attributes
-from tuner.storage.studies import register
+from tuner.storage.queries import failed_trials, last_errors, rank_of, read_system_attributes, superfluous
+from tuner.storage.studies import agree, mode_of, register
 from tuner.study import Study, trial_seed
 from tuner.trial import Event, Outcome, Report, Stop, all_finite
 
@@ -47,6 +51,8 @@ def run_worker(
     study: Study,
     storage: str | None = None,
     *,
+    artifacts: str | None = None,
+    file: str | None = None,
     name: str | None = None,
     say: Callable[[Event], None] = lambda event: None,
     stop: Stop | None = None,
@@ -56,6 +62,9 @@ def run_worker(
     Args:
         study: The study.
         storage: Its storage's URL; `$TUNER_STORAGE`, else `sqlite:///tuner.db`, if None.
+        artifacts: The folder for checkpoints; `$TUNER_ARTIFACTS`, else `tuner-artifacts`, if None. Workers on several
+            machines that share one can go on with each other's trials.
+        file: The study's file, which checkpoints refer to.
         name: The worker's name.
         say: Called with each event.
         stop: Set by somebody else to end early.
@@ -67,18 +76,22 @@ def run_worker(
 
     Concurrency: any number of workers, on any number of machines.
     """
-    from tuner.training.runtime import CompileClock, missing_accelerator, use_persistent_cache
+    from tuner.rehearsal import check_study, in_words
+    from tuner.training.runtime import CompileClock, missing_accelerator, use_persistent_cache, worker_layout
 
     url = storage_url(storage)
     use_persistent_cache()
-    warning = missing_accelerator(os.environ.get(DEVICES_VARIABLE, ""))
+    devices = os.environ.get(DEVICES_VARIABLE, "")
+    warning = missing_accelerator(devices)
     if warning:
         print(f"tuner: {warning}", file=sys.stderr)
-    splits = _in_words("data(seed) must return the data", study.data, study.seed)
+    splits = in_words("data(seed) must return the data", study.data, study.seed)
     check_study(study, splits)
     optuna_storage = open_storage(url)
     engine = connect(url)
-    worker = _Worker(study, splits, optuna_storage, engine, name or default_name(), say, stop or Stop(), CompileClock())
+    about = {"study": study.name, "file": None if file is None else os.path.abspath(file)}
+    place = _Place(artifacts_folder(artifacts), about, worker_layout(devices), CompileClock())
+    worker = _Worker(study, splits, optuna_storage, engine, name or default_name(), say, stop or Stop(), place)
     try:
         worker.run()
     finally:
@@ -86,45 +99,14 @@ def run_worker(
         optuna_storage.remove_session()
 
 
-def check_study(study: Study, splits: Any) -> None:
-    """Trace the training for an example of each conditional branch, before anything is stored.
+@dataclass
+class _Place:
+    """Where a worker's trials run and leave their files."""
 
-    Raises:
-        UsageError: see `tuner.training.loop.check_trainer`.
-    """
-    import optuna
-
-    from tuner.domains import is_space
-    from tuner.space import examples
-    from tuner.training.loop import check_trainer
-
-    if is_space(study.space):
-        candidates = examples(study.space)
-    else:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        sampler = optuna.samplers.RandomSampler(seed=study.seed)
-        trial = optuna.create_study(sampler=sampler).ask()
-        candidates = iter([_in_words("the space's function must return hyperparameters", study.sample, trial)])
-    for hparams in candidates:
-        _in_words("the trainer must run", check_trainer, study.trainer, hparams, splits, study.objectives, study.epochs)
-
-
-def _in_words(must: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function of the study's author; of an error tell in one line what and where it was."""
-    try:
-        return function(*arguments)
-    except TunerError:
-        raise
-    except Exception as error:
-        ours = os.path.dirname(__file__)
-        frames = [
-            frame
-            for frame in traceback.extract_tb(error.__traceback__)
-            if "site-packages" not in frame.filename and not frame.filename.startswith(ours)
-        ] or traceback.extract_tb(error.__traceback__)
-        last = frames[-1]
-        reason = str(error).strip().partition("\n")[0]
-        raise StudyError(f"{must}: {last.filename}:{last.lineno}: {type(error).__name__}: {reason}") from error
+    artifacts: Path
+    about: dict[str, Any]
+    layout: Any
+    clock: Any
 
 
 class _Worker:
@@ -139,15 +121,17 @@ class _Worker:
         name: str,
         say: Callable[[Event], None],
         stop: Stop,
-        clock: Any,
+        place: _Place,
     ) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.study, self.splits, self.storage, self.engine = study, splits, storage, engine
-        self.name, self.say, self.stop, self.clock = name, say, stop, clock
+        self.name, self.say, self.stop, self.place = name, say, stop, place
         self.study_id, recorded = register(storage, engine, study.name, study.all_directions, study.record())
         study.check_unchanged(recorded)
+        identity = agree(engine, self.study_id, "tuner:id", uuid.uuid4().hex)
+        self.folder = study_folder(place.artifacts, study.name, identity)
         self.optuna_study = optuna.load_study(
             study_name=study.name, storage=storage, sampler=study.make_sampler(0), pruner=study.make_pruner()
         )
@@ -193,14 +177,18 @@ class _Worker:
 
     def _run_trial(self, lease: Lease) -> None:
         """Run one claimed trial to its end, or give it back."""
-        began, compiled = time.perf_counter(), self.clock.total_s
-        error: dict[str, str] = {}
-        with leases.renewed(self.engine, lease) as is_lost:
+        from tuner.training.checkpoints import Checkpoints
+
+        clock = self.place.clock
+        began, compile_s, compilations = time.perf_counter(), clock.total_s, clock.count
+        checkpoints = Checkpoints(trial_folder(self.folder, lease.number), every_s=self.study.save_every_s)
+        with leases.renewed(self.engine, lease) as is_lost, checkpoints:
             try:
                 trial = self._ask(lease)
-                outcome, values, error = self._train(lease, trial, is_lost)
+                outcome, values, attributes = self._train(lease, trial, checkpoints, is_lost)
                 self._after_trial(trial, outcome, values)
             except _Stopped:
+                checkpoints.close()  # what is saved must be there before another worker looks for it
                 leases.release(self.engine, lease)
                 self.say({"event": "end", "trial": lease.number, "outcome": "released"})
                 return
@@ -211,15 +199,32 @@ class _Worker:
                 with contextlib.suppress(TunerError):
                     leases.release(self.engine, lease)
                 raise
-        compile_s = self.clock.total_s - compiled
-        attributes = {
-            "worker": self.name,
-            "compile_s": round(compile_s, 4),
-            "train_s": round(time.perf_counter() - began - compile_s, 4),
-            **error,
-        }
-        leases.tell(self.engine, lease, outcome, values, attributes)
+            compile_s = clock.total_s - compile_s
+            attributes |= {
+                "worker": self.name,
+                "compilations": clock.count - compilations,
+                "compile_s": round(compile_s, 4),
+                "train_s": round(time.perf_counter() - began - compile_s, 4),
+            }
+            attributes |= self._keep_best(checkpoints, outcome, values)
+            leases.tell(self.engine, lease, outcome, values, attributes)
+            checkpoints.delete_latest()
+        if "checkpoint" in attributes:
+            collect(self.folder, partial(superfluous, self.engine, self.study_id, **self._best_k()))
         self.say({"event": "end", "trial": lease.number, "outcome": outcome, "values": values})
+
+    def _best_k(self) -> dict[str, Any]:
+        return {"keep": self.study.keep_best, "maximize": self.study.all_directions[0] == "maximize"}
+
+    def _keep_best(self, checkpoints: Any, outcome: Outcome, values: list[float] | None) -> dict[str, str]:
+        """Save the best checkpoint of a trial that is among the best of the study; return where."""
+        maximize = self.study.all_directions[0] == "maximize"
+        if outcome is not Outcome.COMPLETE or values is None or not self.study.keep_best:
+            return {}
+        if rank_of(self.engine, self.study_id, values[0], maximize=maximize) >= self.study.keep_best:
+            return {}
+        path = checkpoints.write_best()
+        return {} if path is None else {"checkpoint": str(path)}
 
     def _ask(self, lease: Lease) -> optuna.Trial:
         """Return the Optuna trial of a claimed trial, with the sampler for its number."""
@@ -237,33 +242,50 @@ class _Worker:
         return optuna.trial.Trial(self.optuna_study, lease.trial_id)
 
     def _train(
-        self, lease: Lease, trial: optuna.Trial, is_lost: threading.Event
+        self, lease: Lease, trial: optuna.Trial, checkpoints: Any, is_lost: threading.Event
     ) -> tuple[Outcome, list[float] | None, dict[str, str]]:
         """Return how the trial ended, its last values, and attributes that describe its error if it failed."""
         import optuna
 
         from tuner.training.runtime import is_out_of_memory
 
+        values = None
         try:
             hparams = self.study.sample(trial)
             self.say({"event": "trial", "trial": lease.number, "hparams": trial.params})
             pruner = TrialPruner(self.optuna_study, trial, partial(read_system_attributes, self.engine))
             seed = trial_seed(self.study.seed, lease.number, "training")
-            values = None
-            reports = self.study.trainer.train_model(hparams, self.splits, epochs=self.study.epochs, seed=seed)
+            reports = self.study.trainer.train_model(
+                hparams,
+                self.splits,
+                epochs=self.study.epochs,
+                seed=seed,
+                objective=self.study.objectives[0],
+                direction=self.study.all_directions[0],
+                checkpoints=checkpoints,
+                about={**self.place.about, "trial": lease.number},
+                layout=self.place.layout,
+                choose=partial(mode_of, self.engine, self.study_id),
+                stop=lambda: self.stop.requested or is_lost.is_set(),
+            )
+            epoch = 0
             with contextlib.closing(reports):
                 for report in reports:
-                    values = report.values(self.study.objectives)
+                    epoch, values = report.epoch, report.values(self.study.objectives)
                     self._store(lease, report, values, is_lost)
                     if not all_finite(values):
                         return Outcome.DIVERGED, None, {}
                     # The last report is the result: there is nothing left to save by pruning it.
-                    if report.epoch < self.study.epochs:
-                        if len(values) == 1 and pruner.should_prune(report.epoch, values[0]):
-                            return Outcome.PRUNED, values, {}
-                        if self.stop.requested:
-                            raise _Stopped
+                    is_last = report.epoch == self.study.epochs
+                    if not is_last and len(values) == 1 and pruner.should_prune(report.epoch, values[0]):
+                        return Outcome.PRUNED, values, {}
+            if is_lost.is_set():
+                raise LeaseLost(f"trial {lease.number} was taken over by another worker")
+            if epoch < self.study.epochs:  # asked to stop: saved, to go on elsewhere
+                raise _Stopped
             return Outcome.COMPLETE, values, {}
+        except TrialPruned:
+            return Outcome.PRUNED, values, {}
         except (TunerError, _Stopped, optuna.exceptions.StorageInternalError):
             raise
         except Exception as error:

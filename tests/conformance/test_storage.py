@@ -22,7 +22,7 @@ import tuner
 from tuner.errors import LeaseLost, StorageLost, UnknownStudy
 from tuner.storage import connect, leases
 from tuner.storage.leases import Lease
-from tuner.storage.queries import find_study, read_record, read_studies
+from tuner.storage.queries import RECORD_KEY, find_record, find_study, read_studies
 from tuner.storage.studies import register
 from tuner.storage.tables import optuna_tables, tuner_tables
 from tuner.storage.url import driver_url
@@ -237,7 +237,7 @@ def test_a_study_of_plain_optuna_has_no_record_until_it_is_launched(places: tupl
     storage, engine = places
     theirs = optuna.create_study(study_name="theirs", storage=storage)._study_id
 
-    assert read_record(engine, theirs) == {}
+    assert find_record(engine, theirs, RECORD_KEY) is None
     assert register(storage, engine, "theirs", ["minimize"], {"epochs": 9}) == (theirs, {"epochs": 9})
 
 

@@ -16,15 +16,30 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.training.dynamic_scale import DynamicScale
 
 from tuner import Space, choice, log_uniform, uniform
 from tuner.errors import MissingHParam, StudyError
 from tuner.study import load_study
-from tuner.training import ArrayDataset, Dropout, Mean, Splits, TrainerModule, TrainState, adamw, loop, warmup_cosine
+from tuner.training import (
+    ArrayDataset,
+    Dropout,
+    Layout,
+    Mean,
+    Splits,
+    TrainerModule,
+    Training,
+    TrainState,
+    adamw,
+    evaluation,
+    warmup_cosine,
+)
 from tuner.training.data import batch_order, gather
+from tuner.training.evaluation import check_trainer
+from tuner.training.feed import Feed
 from tuner.training.hparams import register
-from tuner.training.loop import check_trainer
-from tuner.training.state import Stream
+from tuner.training.programs import Carry, programs
+from tuner.training.state import Average, Stream
 from tuner.trial import Report
 
 ROOT, RNG = Path(__file__).parents[2], np.random.default_rng(0)
@@ -91,7 +106,7 @@ class Classifier(TrainerModule):
         return 7
 
     def init_optimizer(self, hparams: Any, total_steps: int) -> optax.GradientTransformation:
-        return lenient(super().init_optimizer(hparams, total_steps))
+        return lenient(adamw(hparams.learning_rate, hparams.weight_decay, total_steps))
 
 
 class Linear(TrainerModule):
@@ -132,7 +147,13 @@ def run(trainer: TrainerModule, hparams: Any, *, seed: int = 0, splits: Any = SP
 
 def first_state(trainer: TrainerModule, hparams: Any, seed: int = 0) -> Any:
     register(hparams)
-    return loop.init_state(trainer, SPLITS.train.arrays, jax.device_put(hparams), jnp.uint32(seed), STEPS)
+    return first_carry(trainer, hparams, seed).state
+
+
+def first_carry(trainer: TrainerModule, hparams: Any, seed: int = 0) -> Carry:
+    register(hparams)
+    made, placed = programs(trainer, hparams, Layout()), jax.device_put(hparams)
+    return made.init(Feed(SPLITS.train, Layout(), 7).first(), placed, jnp.uint32(seed), total_steps=STEPS)
 
 
 def batches_of(seed: int, epoch: int) -> list[tuple[Any, ...]]:
@@ -152,7 +173,7 @@ def assert_close(left: Any, right: Any, rtol: float = 0.0) -> None:
 
 @pytest.mark.parametrize(("batch", "mode"), [(4, "scan"), (4, "step"), (512, "scan")])
 def test_eval_model_gives_the_mean_over_all_examples(batch: int, mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "_EVAL_BATCH", batch)
+    monkeypatch.setattr(evaluation, "_EVAL_BATCH", batch)
     state = first_state(LINEAR, hparams())
     found = Linear(loop=mode).eval_model(state, SPLITS.validation, hparams())
     dense = jax.device_get(state.params)
@@ -168,6 +189,7 @@ def test_training_metrics_are_means_over_examples() -> None:
     whole = LINEAR.eval_model(state, SPLITS.train, hparams())
     for report in reports:
         trained = {name: value for name, value in report.metrics.items() if name.startswith("train_")}
+        assert trained.pop("train_grad_norm") > 0
         assert trained == pytest.approx({f"train_{name}": value for name, value in whole.items()}, rel=1e-5)
 
 
@@ -231,8 +253,8 @@ def test_first_steps_of_adamw_by_hand() -> None:
             np.testing.assert_allclose(update["bias"], [rate * factor, -rate * factor], rtol=1e-4)
     assert updates._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
     # The default is this one, without decay where the space has none.
-    optimizer = lenient(TrainerModule().init_optimizer(SimpleNamespace(learning_rate=0.1), 9))
-    default: Any = optimizer.update(grads, optimizer.init(params), params)[0]
+    made: Any = TrainerModule().build_optimizer(SimpleNamespace(learning_rate=0.1), 9)
+    default = made.update(grads, made.init(params), params)[0]
     np.testing.assert_allclose(default["kernel"], -0.1 * np.sign(g), rtol=1e-4)
 
 
@@ -299,9 +321,7 @@ def compiled() -> Iterator[list[str]]:
 
 @pytest.mark.parametrize("mode", ["scan", "step"])
 def test_trials_that_differ_in_numbers_compile_once(mode: Any, compiled: list[str]) -> None:
-    trainer, epoch = Classifier(loop=mode), {"scan": "train_epoch", "step": "train_step"}[mode]
-    programs: Any = [loop.init_state, getattr(loop, epoch), loop.eval_batches]
-    before = [program._cache_size() for program in programs]
+    trainer, epoch = Classifier(loop=mode), {"scan": "train_steps", "step": "train_step"}[mode]
     first, _ = run(trainer, hparams())
     assert epoch in " ".join(compiled)  # the listener listens
     compiled.clear()
@@ -310,9 +330,12 @@ def test_trials_that_differ_in_numbers_compile_once(mode: Any, compiled: list[st
         assert reports[-1].metrics["loss"] != first[-1].metrics["loss"]  # the number has an effect
     run(trainer, hparams(dropout_rate=0.6), seed=2**31 - 1)
     assert compiled == []
-    assert [program._cache_size() - size for program, size in zip(programs, before, strict=True)] == [1, 1, 1]
+    made: Any = programs(trainer, hparams(), Layout())
+    assert [program._cache_size() for program in (made.init, made.step, made.steps)].count(1) == 2
     run(trainer, hparams(width=8))
-    assert [program._cache_size() - size for program, size in zip(programs, before, strict=True)] == [2, 2, 2]
+    assert sum(epoch in name for name in compiled) == 1
+    other = programs(trainer, hparams(width=8), Layout())
+    assert made is programs(trainer, hparams(learning_rate=1), Layout()) is not other
 
 
 @pytest.mark.parametrize(("scan", "step"), [(MLP_SCAN, MLP_STEP), (CNN_SCAN, Classifier(CNN(), "step"))])
@@ -338,7 +361,7 @@ def test_a_seed_gives_the_same_bits_here_and_in_a_new_process() -> None:
 
 def test_every_stream_step_and_seed_draws_its_own_numbers() -> None:
     keys = [s.key(jax.random.key(seed), jnp.int32(at)) for s in Stream for at in (0, 1) for seed in (0, 1)]
-    assert len({np.asarray(jax.random.key_data(key)).tobytes() for key in keys}) == 12
+    assert len({np.asarray(jax.random.key_data(key)).tobytes() for key in keys}) == 4 * len(Stream)
     state, batch = first_state(MLP_SCAN, hparams()), gather(SPLITS.train.arrays, jnp.arange(7), jnp.ones(7))
     losses = [jax.jit(MLP_SCAN.train_step)(state, batch, hparams(), key)[1]["loss"].total for key in keys[:2]]
     assert float(losses[0]) != float(losses[1])  # dropout
@@ -384,8 +407,8 @@ def test_an_overridden_train_step_is_used_with_a_key_for_each_step() -> None:
 
 @pytest.mark.parametrize("trainer", [MLP_SCAN, MLP_STEP])
 def test_reports_come_one_an_epoch_when_asked_for(trainer: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    epochs, run_epoch = [], loop._run_epoch
-    monkeypatch.setattr(loop, "_run_epoch", lambda *args: epochs.append(1) or run_epoch(*args))
+    epochs, run_epoch = [], Training._train_epoch
+    monkeypatch.setattr(Training, "_train_epoch", lambda *args: epochs.append(1) or run_epoch(*args))
     reports: Any = trainer.train_model(hparams(), SPLITS, epochs=EPOCHS, seed=0)
     assert epochs == []
     first = next(reports)
@@ -393,7 +416,7 @@ def test_reports_come_one_an_epoch_when_asked_for(trainer: Classifier, monkeypat
     with jax.transfer_guard("disallow"):
         second = next(reports)
     assert (second.epoch, second.step, len(epochs)) == (2, 8, 2)
-    assert sorted(second.metrics) == ["accuracy", "loss", "train_accuracy", "train_loss"]
+    assert sorted(second.metrics) == ["accuracy", "loss", "train_accuracy", "train_grad_norm", "train_loss"]
     reports.close()
     assert next(reports, "closed") == "closed"
     assert len(epochs) == 2
@@ -407,10 +430,11 @@ def test_the_final_state_is_the_generators_value() -> None:
 
 
 def test_an_epoch_takes_over_the_memory_of_the_state_before() -> None:
-    state, arrays = first_state(LINEAR, hparams()), SPLITS.train.arrays
-    batches = loop.epoch_order(state.key, state.step, length=23, batch_size=7)
-    loop.train_epoch(LINEAR, arrays, jax.device_put(hparams()), state, batches)
-    assert state.params["kernel"].is_deleted()
+    carry, feed = first_carry(LINEAR, hparams()), Feed(SPLITS.train, Layout(), 7)
+    source = feed.resident(feed.in_order())
+    programs(LINEAR, hparams(), Layout()).steps(source, jax.device_put(hparams()), *carry, count=4)
+    assert carry.state.params["kernel"].is_deleted()
+    assert not carry.position.is_deleted()  # it starts every epoch
 
 
 def test_a_batch_is_at_most_the_data() -> None:
@@ -435,10 +459,13 @@ def test_a_state_survives_flattening_jit_and_vmap() -> None:
 
 @pytest.mark.parametrize("part", [field.name for field in dataclasses.fields(TrainState) if field.default is None])
 def test_every_part_of_a_state_may_be_none(part: str) -> None:
-    full = TrainState(jnp.int32(3), jnp.ones(2), {}, {"stats": jnp.ones(1)}, jax.random.key(0), 5)
+    params, stats = jnp.ones(2), {"stats": jnp.ones(1)}
+    full = TrainState(
+        jnp.int32(3), params, {}, stats, jax.random.key(0), Average(params, stats), DynamicScale(), total_steps=5
+    )
     state = dataclasses.replace(full, **{part: None})
     assert getattr(jax.jit(lambda x: x)(state), part) is None
-    assert len(jax.tree.leaves(state)) == 4 - (part != "opt_state")
+    assert len(jax.tree.leaves(state)) == 8 - len(jax.tree.leaves(getattr(full, part)))
 
 
 def test_an_update_needs_no_step_and_keeps_the_rest() -> None:
@@ -463,11 +490,14 @@ SIZE = r"batch_size\(hparams\) must return a static integer of at least 1: got"
     [
         (object(), "trainer must be a TrainerModule: got <object"),
         (Linear, "trainer must be a TrainerModule: got <class .*Linear"),
-        (MLP_SCAN, "'acuracy' is not, it reports accuracy, loss, train_accuracy, train_loss; did you mean 'accuracy'"),
+        (
+            MLP_SCAN,
+            "'acuracy' is not, it reports accuracy, loss, train_accuracy, .*; did you mean 'accuracy'",
+        ),
         (Linear(0), f"{SIZE} 0"),
         (Linear(True), f"{SIZE} True"),
         (Linear(lambda hparams: hparams.number), f"{SIZE} .*Tracer"),
-        (Linear(model="dense"), "init_model must return a flax.linen module: got str"),
+        (Linear(model="dense"), "init_model must return a Linen module, .* got 'dense'"),
         (TrainerModule(), r"a trainer must define init_model\(hparams\): TrainerModule does not"),
         (NoLoss(), r"a trainer must define loss\(outputs, batch, hparams\): NoLoss does not"),
         (Keyless(), "needs key and step to be trained: one of them is None"),

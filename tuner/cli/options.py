@@ -32,6 +32,15 @@ StorageOption = Annotated[
         show_default=False,
     ),
 ]
+ArtifactsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--artifacts",
+        metavar="DIR",
+        help="Folder for checkpoints; $TUNER_ARTIFACTS, else tuner-artifacts, by default.",
+        show_default=False,
+    ),
+]
 FormatOption = Annotated[Format, typer.Option("--format", help="How to print.")]
 TrialsOption = Annotated[
     int | None, typer.Option("--trials", metavar="N", help="Trials in all, instead of the study's.", show_default=False)

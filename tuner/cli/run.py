@@ -19,6 +19,7 @@ import typer
 
 from tuner.cli.options import (
     DEBUG_VARIABLE,
+    ArtifactsOption,
     DebugOption,
     FileArgument,
     SeedOption,
@@ -45,6 +46,7 @@ def launch(
         int | None, typer.Option(metavar="N", help="Devices that each worker holds; 1 by default.")
     ] = None,
     trials: TrialsOption = None,
+    artifacts: ArtifactsOption = None,
     seed: SeedOption = None,
     fixed: SetOption = None,
     debug: DebugOption = False,
@@ -58,6 +60,7 @@ def launch(
     snapshot = launch_study(
         file,
         storage=storage,
+        artifacts=artifacts,
         workers=workers,
         devices=devices,
         devices_per_worker=devices_per_worker,
@@ -74,6 +77,7 @@ def worker(
     file: FileArgument,
     storage: StorageOption = None,
     trials: TrialsOption = None,
+    artifacts: ArtifactsOption = None,
     seed: SeedOption = None,
     fixed: SetOption = None,
     debug: DebugOption = False,
@@ -92,7 +96,7 @@ def worker(
     settle(os.environ)
     descriptor = os.environ.pop(EVENTS_VARIABLE, None)
     stop = _stop_on_signals()
-    work = partial(_work, file, storage, trials, seed, words, stop)
+    work = partial(_work, file, storage, artifacts, trials, seed, words, stop)
     if descriptor is None:
         work(print_event)
     else:
@@ -125,6 +129,7 @@ def _work_for_launcher(work: Callable[[Callable[[Event], None]], None], pipe: Te
 def _work(
     file: str,
     storage: str | None,
+    artifacts: str | None,
     trials: int | None,
     seed: int | None,
     fixed: dict[str, str],
@@ -132,12 +137,12 @@ def _work(
     say: Callable[[Event], None],
 ) -> None:
     from tuner.storage import storage_url
-    from tuner.study import load_study
+    from tuner.study import load_study, split_target
     from tuner.worker import run_worker
 
     storage_url(storage)
     study = load_study(file).changed(trials=trials, seed=seed, fixed=fixed)
-    run_worker(study, storage, say=say, stop=stop)
+    run_worker(study, storage, artifacts=artifacts, file=str(split_target(file)[0]), say=say, stop=stop)
 
 
 def _split_all(words: list[str] | None) -> dict[str, str]:

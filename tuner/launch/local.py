@@ -217,6 +217,7 @@ def launch(
     target: str,
     *,
     storage: str | None = None,
+    artifacts: str | None = None,
     workers: int | None = None,
     devices: str = "auto",
     devices_per_worker: int | None = None,
@@ -229,6 +230,7 @@ def launch(
     Args:
         target: `FILE` or `FILE:NAME`.
         storage: The storage's URL; `$TUNER_STORAGE`, else `sqlite:///tuner.db`, if None.
+        artifacts: The folder for checkpoints; `$TUNER_ARTIFACTS`, else `tuner-artifacts`, if None.
         workers: How many; one for each device (of CPUs at most four) by default.
         devices: `auto`, or ids as in `0,1`.
         devices_per_worker: Devices in each worker's group.
@@ -257,6 +259,7 @@ def launch(
     if not is_new_file(url):
         connect(url).dispose()
     options = [f"--trials={trials}"] if trials is not None else []
+    options += [f"--artifacts={artifacts}"] if artifacts is not None else []
     options += [f"--seed={seed}"] if seed is not None else []
     options += [f"--set={name}={value}" for name, value in (fixed or {}).items()]
     command = [sys.executable, "-m", "tuner", "worker", target, *options]

@@ -6,7 +6,7 @@ import datetime
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -173,16 +173,10 @@ def read_trial(engine: Engine, study: StudyRow, number: int) -> TrialRow:
 
 def read_best(engine: Engine, study: StudyRow, count: int | None) -> list[TrialRow]:
     """Return the complete trials of a study with one objective, best first; ties go to the earlier trial."""
-    value = sa.case(
-        (trial_values.c.value_type == "INF_POS", sa.literal(math.inf)),
-        (trial_values.c.value_type == "INF_NEG", sa.literal(-math.inf)),
-        else_=trial_values.c.value,
-    )
     query = (
         sa.select(trials)
-        .join(trial_values, trial_values.c.trial_id == trials.c.trial_id)
-        .where(trials.c.study_id == study.study_id, trials.c.state == "COMPLETE", trial_values.c.objective == 0)
-        .order_by(value.desc() if study.maximize[0] else value.asc(), trials.c.number)
+        .select_from(_complete(study.study_id))
+        .order_by(_value().desc() if study.maximize[0] else _value().asc(), trials.c.number)
     )
     return _load(engine, study, query.limit(count), reports=False, in_query_order=True)
 
@@ -290,14 +284,60 @@ def last_errors(
     return [(texts.get((row.trial_id, "error_kind"), ""), texts.get((row.trial_id, "error"), "")) for row in failed]
 
 
-def read_record(engine: Engine, study_id: int) -> dict[str, Any]:
-    """Return the settings recorded with a study, empty if another tool created it."""
+def find_record(engine: Engine, study_id: int, key: str) -> Any | None:
+    """Return what is recorded with a study under a key, as plain JSON; None if nothing is."""
     query = sa.select(study_system_attributes.c.value_json).where(
-        study_system_attributes.c.study_id == study_id, study_system_attributes.c.key == RECORD_KEY
+        study_system_attributes.c.study_id == study_id, study_system_attributes.c.key == key
     )
     with reading(engine) as connection:
         text = connection.execute(query).scalar_one_or_none()
-    return json.loads(text) if text else {}
+    return json.loads(text) if text else None
+
+
+def rank_of(engine: Engine, study_id: int, value: float, *, maximize: bool) -> int:
+    """Return how many complete trials are better than a value of the first objective."""
+    better = _value() > value if maximize else _value() < value
+    query = sa.select(sa.func.count()).select_from(_complete(study_id)).where(better)
+    with reading(engine) as connection:
+        return connection.execute(query).scalar_one()
+
+
+def superfluous(engine: Engine, study_id: int, numbers: Collection[int], keep: int, *, maximize: bool) -> list[int]:
+    """Return those of these trials that have ended and are not among the best by their first objective.
+
+    Args:
+        engine: The storage's engine.
+        study_id: The study.
+        numbers: Trial numbers.
+        keep: How many of the best are not superfluous; of equal ones the earlier are better.
+        maximize: Whether the first objective is maximised.
+    """
+    best = (
+        sa.select(trials.c.number)
+        .select_from(_complete(study_id))
+        .order_by(_value().desc() if maximize else _value().asc(), trials.c.number)
+        .limit(keep)
+    )
+    ended = sa.select(trials.c.number).where(
+        trials.c.study_id == study_id, trials.c.number.in_(numbers), trials.c.state.in_(["COMPLETE", "PRUNED", "FAIL"])
+    )
+    with reading(engine) as connection:
+        kept = set(connection.execute(best).scalars())
+        return [number for number in connection.execute(ended).scalars() if number not in kept]
+
+
+def _value() -> sa.ColumnElement[float]:
+    return sa.case(
+        (trial_values.c.value_type == "INF_POS", sa.literal(math.inf)),
+        (trial_values.c.value_type == "INF_NEG", sa.literal(-math.inf)),
+        else_=trial_values.c.value,
+    )
+
+
+def _complete(study_id: int) -> sa.FromClause:
+    """Return the complete trials of a study joined with their first values."""
+    is_ours = (trials.c.study_id == study_id) & (trials.c.state == "COMPLETE") & (trial_values.c.objective == 0)
+    return trials.join(trial_values, (trial_values.c.trial_id == trials.c.trial_id) & is_ours)
 
 
 def read_system_attributes(engine: Engine, trial_id: int) -> dict[str, Any]:

@@ -1,10 +1,51 @@
 """Training a Flax model as pure functions of hyperparameters, with the tuner or alone. Imports JAX."""
 
+from tuner.training.checkpoints import Checkpoints, is_new_model_better
 from tuner.training.data import ArrayDataset, Splits
+from tuner.training.diagnosis import Profile
+from tuner.training.evaluation import memory
 from tuner.training.layers import Dropout
-from tuner.training.metrics import Mean
-from tuner.training.optimizer import adamw, warmup_cosine
+from tuner.training.learned import learned
+from tuner.training.loop import Training
+from tuner.training.mesh import Layout
+from tuner.training.metrics import ConfusionMatrix, Mean, Metric
+from tuner.training.models import Model
+from tuner.training.optimizer import OptimizerGroups, OptimizerSpec, adamw, warmup_cosine
+from tuner.training.restore import Loaded, load_from_checkpoint
+from tuner.training.schedules import Constant, Exponential, OneCycle, Piecewise, WarmupCosine
 from tuner.training.state import TrainState
+from tuner.training.stream import StreamDataset
 from tuner.training.trainer import TrainerModule
+from tuner.training.transforms import GradientNoise
 
-__all__ = ["ArrayDataset", "Dropout", "Mean", "Splits", "TrainState", "TrainerModule", "adamw", "warmup_cosine"]
+__all__ = [
+    "ArrayDataset",
+    "Checkpoints",
+    "ConfusionMatrix",
+    "Constant",
+    "Dropout",
+    "Exponential",
+    "GradientNoise",
+    "Layout",
+    "Loaded",
+    "Mean",
+    "Metric",
+    "Model",
+    "OneCycle",
+    "OptimizerGroups",
+    "OptimizerSpec",
+    "Piecewise",
+    "Profile",
+    "Splits",
+    "StreamDataset",
+    "TrainState",
+    "TrainerModule",
+    "Training",
+    "WarmupCosine",
+    "adamw",
+    "is_new_model_better",
+    "learned",
+    "load_from_checkpoint",
+    "memory",
+    "warmup_cosine",
+]

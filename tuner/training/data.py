@@ -1,23 +1,117 @@
-"""Datasets that fit on the device: they live there and are shuffled there."""
+"""Datasets and views of them: splits, folds, batches. What fits on the device lives there and is shuffled there."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tuner.errors import nearest
+
 Batch = dict[str, jax.Array]
 """Arrays with one leading axis; `weight` (Float[Array, "batch"]) is 0 for padding."""
 
 
-class ArrayDataset:
+class View:
+    """Some rows of examples that all views share: what every kind of dataset is."""
+
+    def __init__(self, shared: Any, rows: np.ndarray) -> None:
+        self._shared = shared
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def take(self, indices: Any) -> Self:
+        """Return a view of the examples at `indices` (Int[Array, "n"]) of this one.
+
+        Args:
+            indices: In any order, repeats allowed; at least one.
+
+        Raises:
+            ValueError: not a list of indices, or an empty one.
+            IndexError: no example has that index.
+        """
+        indices = np.asarray(indices)
+        if indices.ndim != 1 or not indices.size:
+            raise ValueError(f"a view needs a list of indices, at least 1: got shape {indices.shape}")
+        view = type(self).__new__(type(self))
+        View.__init__(view, self._shared, self._rows[indices])
+        return view
+
+    def split(self, fraction: float, seed: int, *, test: float | None = None, stratify: Any = None) -> Splits[Self]:
+        """Return the dataset split at random: `fraction` of it for validation, the rest for training.
+
+        Args:
+            fraction: In (0, 1); at least one example falls on each side.
+            seed: The same seed gives the same split in every process.
+            test: The fraction to hold back for a test, if any; what is for validation does not depend on it.
+            stratify: An array's name, or one class per example (Array, "n"): each class is split alike, to within an
+                example (with `test`, two).
+
+        Raises:
+            ValueError: one side would be empty, or `stratify` gives no class per example.
+        """
+        counts = [round(part * len(self)) for part in (fraction, test) if part is not None]
+        if min(counts) < 1 or sum(counts) >= len(self):
+            sides, found = ("both", "") if test is None else ("all three", f", test={test}")
+            raise ValueError(f"{sides} sides of a split need examples: got fraction={fraction}{found} of {len(self)}")
+        rest = np.random.default_rng(seed).permutation(len(self))
+        classes, parts = self._classes(stratify), []
+        for count in counts:
+            # Evenly spaced among the examples sorted by class, so that each class gives its share.
+            spaced = np.arange(count) if classes is None else np.arange(count) * len(rest) // count
+            chosen = np.zeros(len(rest), bool)
+            chosen[_by_class(rest, classes)[spaced]] = True
+            parts.append(self.take(rest[chosen]))
+            rest = rest[~chosen]
+        return Splits(self.take(rest), *parts)
+
+    def folds(self, count: int, seed: int, *, stratify: Any = None) -> list[Splits[Self]]:
+        """Return the splits of a k-fold cross-validation: each example is for validation in exactly one of them.
+
+        Args:
+            count: In 2 to the number of examples; the folds' sizes differ by at most one.
+            seed: The same seed gives the same folds in every process.
+            stratify: An array's name, or one class per example (Array, "n"): each class is dealt out evenly.
+
+        Raises:
+            ValueError: `count` is out of range, or `stratify` gives no class per example.
+        """
+        if not 2 <= count <= len(self):
+            raise ValueError(f"folds must number at least 2 and at most one per example: got {count} of {len(self)}")
+        order = np.random.default_rng(seed).permutation(len(self))
+        fold = np.empty(len(self), int)
+        fold[_by_class(order, self._classes(stratify))] = np.arange(len(self)) % count
+        return [Splits(self.take(order[fold != index]), self.take(order[fold == index])) for index in range(count)]
+
+    def _classes(self, stratify: Any) -> np.ndarray | None:
+        if stratify is None:
+            return None
+        classes = self._column(stratify) if isinstance(stratify, str) else np.asarray(stratify)
+        if classes.shape != (len(self),):
+            raise ValueError(f"stratify needs one class for each of {len(self)} examples: got shape {classes.shape}")
+        return classes
+
+    def _column(self, name: str) -> np.ndarray:
+        """What the examples have under a name, for `stratify`."""
+        raise NotImplementedError
+
+
+def _by_class(order: np.ndarray, classes: np.ndarray | None) -> np.ndarray:
+    """Return the positions in an order of examples, sorted by class if there are classes."""
+    return np.arange(len(order)) if classes is None else np.argsort(classes[order], kind="stable")
+
+
+class ArrayDataset(View):
     """Arrays with one leading axis of examples, by name: `ArrayDataset(inputs=images, labels=labels)`.
 
-    An array named `weight` weighs the examples in losses and metrics; without it all weigh 1.
+    An array named `weight` weighs the examples in losses and metrics; without it all weigh 1. Views (`take`, `split`,
+    `folds`) copy nothing: they share the arrays, and differ in `rows`.
 
     Raises:
         ValueError: no array, or lengths differ.
@@ -27,51 +121,64 @@ class ArrayDataset:
         lengths = {name: len(array) if np.ndim(array) else 0 for name, array in arrays.items()}
         if not lengths or len(set(lengths.values())) != 1 or 0 in lengths.values():
             raise ValueError(f"a dataset needs arrays of one length, at least 1: got {lengths or 'no array'}")
-        self._host = {name: np.asarray(array) for name, array in arrays.items()}
-        self._length = next(iter(lengths.values()))
+        shared = _Arrays({name: np.asarray(array) for name, array in arrays.items()})
+        super().__init__(shared, np.arange(next(iter(lengths.values()))))
 
-    def __len__(self) -> int:
-        return self._length
+    @property
+    def arrays(self) -> Batch:
+        """All examples that this view and others choose from, on the device; put there once for all of them."""
+        return self._shared.on_device
 
     @cached_property
-    def arrays(self) -> Batch:
-        """All examples, on the device; put there once."""
-        weight = self._host.get("weight", np.ones(len(self))).astype(np.float32)
-        return jax.device_put({**{name: _narrow(array) for name, array in self._host.items()}, "weight": weight})
+    def rows(self) -> jax.Array:
+        """Where in `arrays` the examples of this view stand: Int[Array, "n"] on the device; put there once."""
+        return jax.device_put(self._rows.astype(np.int32))
 
-    def take(self, indices: Any) -> ArrayDataset:
-        """Return the examples at `indices` (Int[Array, "n"]) as a dataset."""
-        return ArrayDataset(**{name: array[np.asarray(indices)] for name, array in self._host.items()})
+    def host(self) -> dict[str, np.ndarray]:
+        """Return the examples of this view as NumPy arrays, with `weight` and of the types that `arrays` has."""
+        return self._shared.at(self._rows)
 
-    def split(self, fraction: float, seed: int) -> Splits:
-        """Return the dataset split at random: `fraction` of it for validation, the rest for training.
-
-        Args:
-            fraction: In (0, 1); at least one example falls on each side.
-            seed: The same seed gives the same split in every process.
-
-        Raises:
-            ValueError: one side would be empty.
-        """
-        count = round(fraction * len(self))
-        if not 0 < count < len(self):
-            raise ValueError(f"both sides of a split need examples: got fraction={fraction} of {len(self)}")
-        order = np.random.default_rng(seed).permutation(len(self))
-        return Splits(train=self.take(order[count:]), validation=self.take(order[:count]))
+    def _column(self, name: str) -> np.ndarray:
+        host = self._shared.host
+        if name not in host:
+            raise ValueError(
+                f"stratify must name an array of the dataset: got {name!r} of {', '.join(host)}{nearest(name, host)}"
+            )
+        return host[name][self._rows]
 
 
-def _narrow(array: np.ndarray) -> np.ndarray:
+@dataclass(frozen=True, eq=False)
+class _Arrays:
+    """Arrays of examples that views share."""
+
+    host: dict[str, np.ndarray]
+
+    @cached_property
+    def on_device(self) -> Batch:
+        return jax.device_put(self.at(slice(None)))
+
+    def at(self, rows: Any) -> dict[str, np.ndarray]:
+        taken = {name: narrow(array[rows]) for name, array in self.host.items()}
+        length = len(next(iter(taken.values())))
+        return {**taken, "weight": taken.get("weight", np.ones(length)).astype(np.float32)}
+
+
+def narrow(array: np.ndarray) -> np.ndarray:
     """Return 64-bit numbers as 32-bit ones, which is what JAX computes with."""
-    narrow = {"float64": np.float32, "int64": np.int32, "uint64": np.uint32}
-    return array.astype(narrow.get(array.dtype.name, array.dtype))
+    narrower = {"float64": np.float32, "int64": np.int32, "uint64": np.uint32}
+    return array.astype(narrower.get(array.dtype.name, array.dtype))
+
+
+D = TypeVar("D", bound=View)
 
 
 @dataclass(frozen=True)
-class Splits:
-    """What a study trains and validates on."""
+class Splits(Generic[D]):
+    """What a study trains and validates on, and what it may keep for a test."""
 
-    train: ArrayDataset
-    validation: ArrayDataset
+    train: D
+    validation: D
+    test: D | None = None
 
 
 def steps_per_epoch(length: int, batch_size: int) -> int:
@@ -82,18 +189,18 @@ def steps_per_epoch(length: int, batch_size: int) -> int:
 def batch_order(order: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
     """Cut an order of examples into batches of one size.
 
-    The last batch is filled up with the first examples, at weight 0: real ones, so that batch statistics stay sane.
+    The last batch is filled up by going through the order again, at weight 0: with real examples, so that batch
+    statistics stay sane.
 
     Args:
         order: Int[Array, "examples"].
-        batch_size: At most the number of examples.
+        batch_size: May exceed the number of examples, as the devices of a trial may ask for.
 
     Returns:
         Indices Int[Array, "steps batch"] and weights Float[Array, "steps batch"].
     """
     steps = steps_per_epoch(order.shape[0], batch_size)
-    padding = steps * batch_size - order.shape[0]
-    indices = jnp.concatenate([order, order[:padding]]).reshape(steps, batch_size)
+    indices = jnp.resize(order, (steps, batch_size))
     weights = (jnp.arange(steps * batch_size) < order.shape[0]).astype(jnp.float32).reshape(steps, batch_size)
     return indices, weights
 

@@ -1,180 +1,354 @@
-"""The training loop: three compiled programs (start, epoch, evaluation) and the generator that drives them.
+"""The training loop: drives the compiled programs, reports, keeps the best, resumes.
 
-The trainer and the static hyperparameters are part of a program's identity, traced hyperparameters are its arguments.
-So `jax.jit`'s own cache is the compile cache: N trials that differ in traced hyperparameters compile once.
+Nothing here waits for the device during an epoch; its metrics are fetched once, at its end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from functools import partial, reduce
-from typing import Any
+import contextlib
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tuner.errors import StudyError, nearest
+from tuner.errors import CheckpointError, StudyError, TrialPruned
 from tuner.training import metrics as metrics_
-from tuner.training.data import ArrayDataset, Batch, Splits, batch_order, gather, steps_per_epoch
+from tuner.training.checkpoints import Checkpoints, is_new_model_better
+from tuner.training.data import Splits
+from tuner.training.diagnosis import Profile, check_finite, unjitted, with_progress
+from tuner.training.evaluation import asked_batch_size, check_optimizer, eval_metrics, overrides
+from tuner.training.feed import Feed
 from tuner.training.hparams import register
-from tuner.training.metrics import Metrics
-from tuner.training.state import Stream, TrainState
+from tuner.training.mesh import Layout
+from tuner.training.modes import Choose, Mode, check_mode, choose_here, chunk, measure, program_name
+from tuner.training.optimizer import skipped_steps
+from tuner.training.programs import Carry, Order, Source, programs
+from tuner.training.restore import describe, describe_hparams
+from tuner.training.state import TrainState
 from tuner.training.trainer import TrainerModule
 from tuner.trial import Report
 
-_EVAL_BATCH = 512
 
+@dataclass(frozen=True)
+class Best:
+    """The best validation so far.
 
-def _batch_size(trainer: TrainerModule, hparams: Any, length: int) -> int:
-    size = trainer.batch_size(hparams)
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise StudyError(f"batch_size(hparams) must return a static integer of at least 1: got {size!r}")
-    return min(size, length)
-
-
-# Runs once a trial and takes long to optimise, so the compiler is told not to.
-@partial(
-    jax.jit,
-    static_argnames=("trainer", "total_steps"),
-    compiler_options={"xla_backend_optimization_level": 0},
-)
-def init_state(trainer: TrainerModule, arrays: Batch, hparams: Any, seed: jax.Array, total_steps: int) -> TrainState:
-    """Return the state before the first step, from a seed (Int[Array, ""])."""
-    size = _batch_size(trainer, hparams, len(arrays["weight"]))
-    batch = {name: array[:size] for name, array in arrays.items()}
-    return trainer.init_state(hparams, batch, jax.random.key(seed), total_steps)
-
-
-def _key_and_step(state: TrainState) -> tuple[jax.Array, jax.Array]:
-    if state.key is None or state.step is None:
-        raise StudyError("a state made by init_state needs key and step to be trained: one of them is None")
-    return state.key, state.step
-
-
-@partial(jax.jit, static_argnames=("length", "batch_size"))
-def epoch_order(key: jax.Array, step: jax.Array, *, length: int, batch_size: int) -> tuple[jax.Array, jax.Array]:
-    """Return an epoch's batches, as `batch_order` does; they depend on the trial's key and the step only.
-
-    A program of its own: sorting takes long to compile, and models of all sizes share it.
+    Attributes:
+        epoch: Its epoch.
+        metrics: Its report's metrics.
+        state: What predictions need of the state then, on the host.
     """
-    return batch_order(jax.random.permutation(Stream.ORDER.key(key, step), length), batch_size)
+
+    epoch: int
+    metrics: Mapping[str, float]
+    state: TrainState
 
 
-def _step(
-    trainer: TrainerModule, arrays: Batch, hparams: Any, state: TrainState, at: tuple[jax.Array, jax.Array]
-) -> tuple[TrainState, Metrics]:
-    return trainer.train_step(state, gather(arrays, *at), hparams, Stream.STEP.key(*_key_and_step(state)))
+class Training(Generator[Report, None, TrainState]):
+    """One training under way: iterate over it for a report after each validated epoch.
 
+    In each epoch: the training steps, `on_training_epoch_end`, the validation, `on_validation_epoch_end`, the report;
+    then a checkpoint if one is due. `on_training_start` comes before the first step. A training that is resumed at
+    the start of an epoch yields the last report of its history again.
 
-@partial(jax.jit, static_argnames=("trainer",), donate_argnames=("state",))
-def train_epoch(
-    trainer: TrainerModule, arrays: Batch, hparams: Any, state: TrainState, batches: tuple[jax.Array, jax.Array]
-) -> tuple[TrainState, Metrics]:
-    """Run one epoch as one program."""
-    state, stacked = jax.lax.scan(partial(_step, trainer, arrays, hparams), state, batches)
-    return state, metrics_.sum_steps(stacked)
+    Args:
+        trainer: The trainer.
+        hparams: The hyperparameters.
+        splits: The data; the last report has the metrics of `splits.test`, if there is one, for the best state, with
+            the prefix `test_`.
+        epochs: Passes over the training data; > 0.
+        seed: In [0, 2^31).
+        objective: The metric by which the best state is chosen.
+        direction: `"minimize"` or `"maximize"`.
+        checkpoints: Where to resume from and to save to; the best state is handed to it as well.
+        about: What is saved beside the arrays, so that others know what they are: study, trial number.
+        layout: The devices; one by default.
+        choose: For `loop = "auto"`: looks up whether a program runs as scan or steps, or calls the function given and
+            remembers its answer. By default remembered in this process.
+        stop: Asked after each program; once true, the state is saved and the iteration ends.
+        debug: Run without compiling, and look for the first NaN or infinity after each step.
+        profile: Steps to be traced with JAX's profiler.
+        progress: Show a progress bar on stderr.
 
-
-@partial(jax.jit, static_argnames=("trainer",), donate_argnames=("state",))
-def train_step(
-    trainer: TrainerModule, arrays: Batch, hparams: Any, state: TrainState, at: tuple[jax.Array, jax.Array]
-) -> tuple[TrainState, Metrics]:
-    """Run one step as one program."""
-    return _step(trainer, arrays, hparams, state, at)
-
-
-@jax.jit
-def unstack(batches: tuple[jax.Array, jax.Array]) -> list[tuple[jax.Array, jax.Array]]:
-    """Return the batches one by one."""
-    return list(zip(*batches, strict=True))
-
-
-@jax.jit
-def sum_all(metrics: list[Metrics]) -> Metrics:
-    """Return the metrics of all steps together."""
-    return reduce(metrics_.add, metrics)
-
-
-@partial(jax.jit, static_argnames=("trainer",))
-def eval_batches(trainer: TrainerModule, arrays: Batch, hparams: Any, state: TrainState) -> Metrics:
-    """Return the metrics over all examples."""
-    length = len(arrays["weight"])
-    indices, weights = batch_order(jnp.arange(length), min(_EVAL_BATCH, length))
-
-    def step(at: tuple[jax.Array, jax.Array]) -> Metrics:
-        return trainer.eval_step(state, gather(arrays, *at), hparams)
-
-    if trainer.loop == "step":
-        # Convolutions are slow inside XLA's loops on CPUs: unrolled instead.
-        return reduce(metrics_.add, [step(at) for at in zip(indices, weights, strict=True)])
-    return metrics_.sum_steps(jax.lax.map(step, (indices, weights)))
-
-
-def _run_epoch(
-    trainer: TrainerModule, arrays: Batch, hparams: Any, state: TrainState, batches: tuple[jax.Array, jax.Array]
-) -> tuple[TrainState, Metrics]:
-    if trainer.loop == "scan":
-        return train_epoch(trainer, arrays, hparams, state, batches)
-    steps = []
-    for at in unstack(batches):
-        state, metrics = train_step(trainer, arrays, hparams, state, at)
-        steps.append(metrics)
-    return state, sum_all(steps)
-
-
-def train(
-    trainer: TrainerModule, hparams: Any, splits: Splits, *, epochs: int, seed: int
-) -> Generator[Report, None, TrainState]:
-    """See `TrainerModule.train_model`."""
-    register(hparams)
-    hparams = jax.device_put(hparams)
-    arrays, length = splits.train.arrays, len(splits.train)
-    batch_size = _batch_size(trainer, hparams, length)
-    per_epoch = steps_per_epoch(length, batch_size)
-    state = init_state(trainer, arrays, hparams, jax.device_put(np.uint32(seed)), epochs * per_epoch)
-    for epoch in range(1, epochs + 1):
-        batches = epoch_order(*_key_and_step(state), length=length, batch_size=batch_size)
-        state, trained = _run_epoch(trainer, arrays, hparams, state, batches)
-        validated = eval_batches(trainer, splits.validation.arrays, hparams, state)
-        values = {**metrics_.to_floats(validated), **metrics_.to_floats(trained, "train_")}
-        yield Report(epoch, epoch * per_epoch, values)
-    return state
-
-
-def evaluate(trainer: TrainerModule, state: TrainState, dataset: ArrayDataset, hparams: Any) -> dict[str, float]:
-    """See `TrainerModule.eval_model`."""
-    register(hparams)
-    return metrics_.to_floats(eval_batches(trainer, dataset.arrays, jax.device_put(hparams), state))
-
-
-def check_trainer(trainer: Any, hparams: Any, splits: Any, objectives: Sequence[str], epochs: int) -> None:
-    """Trace the whole training without running it, to find what would fail in every trial.
+    Attributes:
+        reports: All reports so far, those before a resumption included.
+        best: The best validation so far, or None.
+        mode: Whether epochs run as scans or as steps; None before the first.
 
     Raises:
-        StudyError: the trainer or the data are of the wrong type, or an objective is never reported; the message
-            lists what is reported.
-        MissingHParam: the trainer reads a hyperparameter that the space lacks.
+        StudyError: trainer, hyperparameters and data do not fit.
+        CheckpointError: the checkpoints are of another training.
+        TrialPruned: a hook raised it; the epoch's report came first.
+        NonFinite: with `debug`, where the first NaN or infinity came from.
     """
-    if not isinstance(trainer, TrainerModule):
-        raise StudyError(f"trainer must be a TrainerModule: got {trainer!r}")
-    if trainer.loop not in ("scan", "step"):
-        raise StudyError(f"a trainer's loop must be 'scan' or 'step': got {trainer.loop!r}")
-    if not isinstance(splits, Splits):
-        raise StudyError(f"data(seed) must return tuner.training.Splits: got {type(splits).__name__}")
-    register(hparams)
-    arrays = splits.train.arrays
-    length = len(splits.train)
-    size = _batch_size(trainer, hparams, length)
-    total_steps = epochs * steps_per_epoch(length, size)
-    state = init_state.eval_shape(trainer, arrays, hparams, np.uint32(0), total_steps=total_steps)
-    at = (jax.ShapeDtypeStruct((size,), jnp.int32), jax.ShapeDtypeStruct((size,), jnp.float32))
-    _, trained = jax.eval_shape(partial(_step, trainer), arrays, hparams, state, at)
-    validated = eval_batches.eval_shape(trainer, splits.validation.arrays, hparams, state)
-    reported = [*validated, *(f"train_{name}" for name in trained)]
-    for objective in objectives:
-        if objective not in reported:
-            raise StudyError(
-                f"the objective must be a metric that the trainer reports: {objective!r} is not, "
-                f"it reports {', '.join(reported)}{nearest(objective, reported)}"
-            )
+
+    def __init__(
+        self,
+        trainer: TrainerModule,
+        hparams: Any,
+        splits: Splits,
+        *,
+        epochs: int,
+        seed: int,
+        objective: str = "loss",
+        direction: Literal["minimize", "maximize"] = "minimize",
+        checkpoints: Checkpoints | None = None,
+        about: Mapping[str, Any] | None = None,
+        layout: Layout | None = None,
+        choose: Choose = choose_here,
+        stop: Callable[[], bool] = lambda: False,
+        debug: bool = False,
+        profile: Profile | None = None,
+        progress: bool = False,
+    ) -> None:
+        check_mode(trainer)
+        register(hparams)
+        self.trainer, self.splits, self.epochs, self.seed = trainer, splits, epochs, seed
+        self.objective, self.direction = objective, direction
+        self.checkpoints, self.about = checkpoints, dict(about or {})
+        self.layout, self._choose, self._stop = layout or Layout(), choose, stop
+        self._debug, self._profile = debug, profile
+        self._feed = Feed(splits.train, self.layout, asked_batch_size(trainer, hparams))
+        check_optimizer(trainer, hparams, epochs * self._feed.steps)
+        self.host_hparams, self.hparams = hparams, self.layout.put(hparams)
+        self._programs = programs(trainer, self.hparams, self.layout)
+        self.reports: list[Report] = []
+        self.best: Best | None = None
+        self.mode: Mode | None = None
+        # The epoch that the carry is in or about to start, and the steps done in it.
+        self._epoch, self._position = 1, 0
+        self._carry: Carry | None = None
+        self._is_stopping = False
+        self._generator = with_progress(self._run(), epochs) if progress else self._run()
+
+    def send(self, value: None) -> Report:
+        """Train until the next report; see `next`."""
+        return self._generator.send(value)
+
+    def throw(self, *error: Any) -> Report:
+        """End the training with an error; `close` does so in good order."""
+        return self._generator.throw(*error)
+
+    @property
+    def state(self) -> TrainState:
+        """The state after the latest step; it is used up when the iteration goes on."""
+        if self._carry is None:
+            raise StudyError("a training has a state from its first report on: iterate over it first")
+        return self._carry.state
+
+    @property
+    def step(self) -> int:
+        """Optimizer updates so far, as the loop counts them."""
+        return (self._epoch - 1) * self._feed.steps + self._position
+
+    def _run(self) -> Generator[Report, None, TrainState]:
+        with contextlib.ExitStack() as stack:
+            if self._debug:
+                stack.enter_context(unjitted())
+            if self._profile is not None:
+                stack.enter_context(contextlib.closing(self._profile))
+            self._begin()
+            self.trainer.on_training_start(self.state, self.host_hparams)
+            if self.reports and self._position == 0:
+                yield self.reports[-1]
+            while self._epoch <= self.epochs and not self._is_stopping:
+                yield from self._one_epoch()
+            if self.checkpoints is not None:
+                self.checkpoints.wait()
+        return self.state
+
+    def _begin(self) -> None:
+        """Restore the newest checkpoint, or make the first state."""
+        first, seed = self._feed.first(), self.layout.put(np.uint32(self.seed))
+        total_steps = self.epochs * self._feed.steps
+        if self.checkpoints is not None and self.checkpoints.has_latest():
+            shapes = self._programs.init.eval_shape(first, self.hparams, seed, total_steps=total_steps)
+            if self._restore(shapes):
+                return
+        carry = self._programs.init(first, self.hparams, seed, total_steps=total_steps)
+        self._carry, self._nothing_seen = carry, (carry.totals, carry.position)
+
+    def _one_epoch(self) -> Iterator[Report]:
+        """Train the rest of an epoch, validate, report."""
+        self._train_epoch()
+        if self._is_stopping:
+            return
+        epoch, is_last, carry = self._epoch, self._epoch == self.epochs, self._now
+        found, pruned = {}, None
+        if overrides(self.trainer, "on_training_epoch_end"):
+            found = metrics_.to_floats(carry.totals, "train_")
+            pruned = self._call_hook(self.trainer.on_training_epoch_end, found)
+        is_validated = is_last or epoch % self.trainer.validate_every == 0 or pruned is not None
+        if is_validated:
+            found = self._validate(found)
+            if overrides(self.trainer, "on_validation_epoch_end"):
+                pruned = self._call_hook(self.trainer.on_validation_epoch_end, found) or pruned
+            self._keep_best(found)
+            if is_last and self.splits.test is not None and self.best is not None:
+                state = self.layout.put(self.best.state)
+                found.update(metrics_.to_floats(self._metrics_of(self.splits.test, state), "test_"))
+            self.reports.append(Report(epoch, epoch * self._feed.steps, found))
+        self._epoch, self._position = epoch + 1, 0
+        self._carry = Carry(carry.state, *self._nothing_seen)
+        if is_validated:
+            yield self.reports[-1]
+        if pruned is not None:
+            raise pruned
+        if not is_last:
+            self._save_if_due()
+
+    @property
+    def _now(self) -> Carry:
+        assert self._carry is not None
+        return self._carry
+
+    def _call_hook(self, hook: Callable[..., Any], found: dict[str, float]) -> TrialPruned | None:
+        """Call a hook, take in what it adds to the metrics; return its wish to end the trial, if it has one."""
+        try:
+            found.update(hook(self.state, self.host_hparams, self._epoch, dict(found)) or {})
+        except TrialPruned as pruned:
+            return pruned
+        return None
+
+    # Steps.
+
+    def _train_epoch(self) -> None:
+        """Train the rest of an epoch, or until asked to stop."""
+        key = self._now.state.key
+        assert key is not None
+        order = self._feed.shuffled(key, (self._epoch - 1) * self._feed.steps)
+        self.mode = self.mode or self._find_mode(order)
+        with contextlib.closing(self._feed.sources(order, self._position)) as sources:
+            for source in sources:
+                self._advance(source)
+                if self._position >= self._feed.steps:
+                    return
+                self._save_if_due()
+                if self._is_stopping:
+                    return
+
+    def _find_mode(self, order: Order) -> Mode:
+        if self._debug or not self._feed.is_resident:
+            return "step"
+        if self.trainer.loop != "auto":
+            return self.trainer.loop
+        source = self._feed.resident(order)
+        name = program_name(self.trainer, self.hparams, self._feed, source)
+        return self._choose(name, lambda: measure(self._programs, source, self.hparams, self._now, self._feed.steps))
+
+    def _advance(self, source: Source) -> None:
+        """Run the next program: a chunk of steps, or one."""
+        count, before = 1, None
+        if self.mode == "scan":
+            count = min(chunk(self._feed.steps), self._feed.steps - self._position)
+        if self._profile is not None:
+            self._profile.before(self.step, count)
+        if self._debug:
+            before = self._programs.copy(self._now)
+        if self.mode == "scan":
+            self._carry = self._programs.steps(source, self.hparams, *self._now, count=count)
+        else:
+            self._carry = self._programs.step(source, self.hparams, *self._now)
+        self._position += count
+        if self._profile is not None:
+            self._profile.after(self.step, self._carry)
+        if before is not None:
+            check_finite(self.trainer, self.hparams, source, before, self._now, self.step)
+
+    # Validation.
+
+    def _validate(self, found: Mapping[str, float]) -> dict[str, float]:
+        """Return all metrics of the epoch; the one place where training waits for the device."""
+        carry = self._now
+        validated = self._metrics_of(self.splits.validation, carry.state)
+        skipped = None if carry.state.opt_state is None else skipped_steps(carry.state.opt_state)
+        validated, trained, skipped = jax.device_get((validated, carry.totals, skipped))
+        values = {**metrics_.to_floats(validated), **(found or metrics_.to_floats(trained, "train_"))}
+        return values if skipped is None else {**values, "train_skipped_steps": float(skipped)}
+
+    def _metrics_of(self, dataset: Any, state: TrainState) -> metrics_.Metrics:
+        return eval_metrics(self._programs, self.layout, self.hparams, dataset, state, self.mode or "step")
+
+    def _keep_best(self, found: Mapping[str, float]) -> None:
+        best = None if self.best is None else self.best.metrics.get(self.objective)
+        if is_new_model_better(found.get(self.objective), best, self.direction):
+            # A copy, because the next step uses the state up.
+            state = _to_host(self._programs.copy(self.state.for_evaluation()))
+            self.best = Best(self._epoch, dict(found), state)
+            self._offer_best()
+
+    # Checkpoints.
+
+    def _offer_best(self) -> None:
+        if self.checkpoints is not None and self.best is not None:
+            record = {**self._record(), "kind": "best"}
+            self.checkpoints.offer_best(self.best.epoch * self._feed.steps, self.best.state, record)
+
+    def _record(self) -> dict[str, Any]:
+        """Return what is saved beside the arrays, as plain JSON values."""
+        best = None if self.best is None else {"epoch": self.best.epoch, "metrics": dict(self.best.metrics)}
+        return {
+            **self.about,
+            **describe(self.trainer, self.host_hparams, self._feed.first()),
+            **self._identity(),
+            "objective": self.objective,
+            "direction": self.direction,
+            "epoch": self._epoch,
+            "position": self._position,
+            "mode": self.mode,
+            "best": best,
+            "reports": [asdict(report) for report in self.reports],
+        }
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what must be equal for a checkpoint to be one of this training."""
+        return {
+            "seed": self.seed,
+            "epochs": self.epochs,
+            "batch_size": self._feed.batch_size,
+            "examples": len(self.splits.train),
+            "hparams": describe_hparams(self.host_hparams),
+        }
+
+    def _save_if_due(self) -> None:
+        """Save for resuming, if it is time or the training is asked to stop."""
+        self._is_stopping = self._stop()
+        if self.checkpoints is not None and (self._is_stopping or self.checkpoints.is_due()):
+            best = self.state.for_evaluation() if self.best is None else self.best.state
+            record = {**self._record(), "kind": "latest"}
+            self.checkpoints.save(self.step, {"carry": self._now._asdict(), "best": best}, record)
+
+    def _restore(self, shapes: Carry) -> bool:
+        """Go on from the newest good checkpoint; return False if there is none."""
+        assert self.checkpoints is not None
+        like = {"carry": shapes._asdict(), "best": shapes.state.for_evaluation()}
+        restored = self.checkpoints.restore(like, shardings=self.layout.shardings(like))
+        if restored is None:
+            return False
+        _, tree, record = restored
+        for name, mine in self._identity().items():
+            if record.get(name) != mine:
+                raise CheckpointError(
+                    f"checkpoints must be of the training that resumes from them: those in {self.checkpoints.folder} "
+                    f"have {name}={record.get(name)!r}, this one has {name}={mine!r}; take another folder"
+                )
+        self._carry, self.mode = Carry(**tree["carry"]), record["mode"]
+        self._epoch, self._position = record["epoch"], record["position"]
+        self.reports = [Report(**report) for report in record["reports"]]
+        if record["best"] is not None:
+            self.best = Best(**record["best"], state=_to_host(tree["best"]))
+            self._offer_best()
+        nothing = (shapes.totals, shapes.position)
+        self._nothing_seen = self.layout.put(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), nothing))
+        return True
+
+
+def _to_host(tree: Any) -> Any:
+    """Return a pytree with its arrays fetched to the host; keys, which NumPy does not have, stay where they are."""
+    leaves, structure = jax.tree.flatten(tree)
+    is_key = [jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
+    fetched = iter(jax.device_get([leaf for leaf, key in zip(leaves, is_key, strict=True) if not key]))
+    return structure.unflatten([leaf if key else next(fetched) for leaf, key in zip(leaves, is_key, strict=True)])

@@ -1,19 +1,37 @@
-"""Metrics as sums and weights, so that the mean over an epoch is the mean over its examples."""
+"""Metrics as sums, so that the value over an epoch does not depend on how it was cut into batches."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tuner.errors import StudyError
 
 
+class Metric:
+    """What is added up over batches, and turned into numbers at the end of an epoch.
+
+    Subclasses are pytrees (`jax.tree_util.register_dataclass`) of arrays whose sums over batches are those of the
+    whole set; zero everywhere is "nothing seen yet".
+    """
+
+    def __add__(self, other: Self) -> Self:
+        """Return the metric of both batches together."""
+        return jax.tree.map(jnp.add, self, other)
+
+    def compute(self) -> float | Mapping[str, float]:
+        """Return the metric's value, or several by name; called on the host, with NumPy arrays inside."""
+        raise NotImplementedError(f"a metric must define compute(): {type(self).__name__} does not")
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Mean:
+class Mean(Metric):
     """A weighted mean under way.
 
     The mean of batch means is not the mean over examples when a batch is short; sums and weights added up are.
@@ -46,16 +64,65 @@ class Mean:
         kept = jnp.where(weights > 0, values.astype(jnp.float32), 0.0)
         return cls(jnp.sum(kept * weights), jnp.sum(weights))
 
-    def __add__(self, other: Mean) -> Mean:
-        return Mean(self.total + other.total, self.weight + other.weight)
+    @classmethod
+    def of_steps(cls, value: jax.Array) -> Mean:
+        """Return the mean over steps of a number that each step has one of, such as a gradient's norm."""
+        return cls(value.astype(jnp.float32), jnp.ones((), jnp.float32))
 
     @property
     def value(self) -> jax.Array:
         """The mean. Float[Array, ""]."""
         return self.total / self.weight
 
+    def compute(self) -> float:
+        return float(self.total / self.weight)
 
-Metrics = dict[str, Mean]
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ConfusionMatrix(Metric):
+    """Counts of true and predicted classes, and what follows from them over a whole set.
+
+    Attributes:
+        counts: Weight of the examples by true class (rows) and predicted class. Float[Array, "classes classes"].
+    """
+
+    counts: jax.Array
+
+    @classmethod
+    def of(cls, predicted: jax.Array, labels: jax.Array, weights: jax.Array, classes: int) -> ConfusionMatrix:
+        """Return the counts of a batch.
+
+        Args:
+            predicted: Int[Array, "..."], in [0, classes).
+            labels: The same shape; a label outside [0, classes) is not counted.
+            weights: Float[Array, "batch"], for the first axis of `labels`; zero for padding.
+            classes: How many there are; static.
+        """
+        spread = weights.reshape(weights.shape + (1,) * (labels.ndim - 1))
+        is_class = (labels >= 0) & (labels < classes)
+        seen = jnp.where(is_class, jnp.broadcast_to(spread, labels.shape), 0.0)
+        cells = jnp.where(is_class, labels * classes + predicted, 0)
+        counts = jnp.zeros(classes * classes, jnp.float32).at[cells.reshape(-1)].add(seen.reshape(-1))
+        return cls(counts.reshape(classes, classes))
+
+    def compute(self) -> dict[str, float]:
+        """Return accuracy, and F1 and intersection over union as means over the classes that occur."""
+        counts = np.asarray(self.counts, np.float64)
+        hits, true, predicted = np.diag(counts), counts.sum(1), counts.sum(0)
+        occurs = (true + predicted) > 0
+        f1 = 2 * hits[occurs] / (true + predicted)[occurs]
+        iou = hits[occurs] / (true + predicted - hits)[occurs]
+        return {"accuracy": float(hits.sum() / counts.sum()), "f1": float(f1.mean()), "iou": float(iou.mean())}
+
+
+Metrics = dict[str, Any]
+"""Metrics by name: `Mean`, or any other `Metric`."""
+
+
+def zeros(shapes: Metrics) -> Metrics:
+    """Return metrics that have seen nothing, from their shapes."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def add(left: Metrics, right: Metrics) -> Metrics:
@@ -63,12 +130,17 @@ def add(left: Metrics, right: Metrics) -> Metrics:
     return {name: left[name] + right[name] for name in left}
 
 
-def sum_steps(stacked: Metrics) -> Metrics:
-    """Return the metrics of all steps together, from leaves with a leading axis of steps."""
-    return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), stacked)
+def to_floats(metrics: Mapping[str, Metric], prefix: str = "") -> dict[str, float]:
+    """Fetch metrics to the host as Python floats; waits for the device.
 
-
-def to_floats(metrics: Mapping[str, Mean], prefix: str = "") -> dict[str, float]:
-    """Fetch metrics to the host as Python floats; waits for the device."""
-    fetched: dict[str, Mean] = jax.device_get(dict(metrics))
-    return {f"{prefix}{name}": float(mean.total / mean.weight) for name, mean in fetched.items()}
+    A metric of several values gives each its name behind its own: `confusion_f1`.
+    """
+    floats: dict[str, float] = {}
+    fetched: dict[str, Metric] = jax.device_get(dict(metrics))
+    for name, metric in fetched.items():
+        value = metric.compute()
+        if isinstance(value, Mapping):
+            floats.update({f"{prefix}{name}_{part}": float(number) for part, number in value.items()})
+        else:
+            floats[f"{prefix}{name}"] = float(value)
+    return floats

@@ -1,33 +1,339 @@
-"""The default optimizer, its rates traceable: a schedule is a shape without units times a traced peak."""
+"""Optimizers from settings: every number may be traced, and every setting has one owner.
+
+The order of an update, from the gradient of the loss to the step: mean over `accumulate_steps`, clip, noise, L2 decay,
+the optimizer with its schedule, decoupled decay, plateau. `skip_nonfinite` stands around it all.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import functools
+import inspect
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, Literal
 
 import jax
 import optax
+import optax.contrib
+from jax.core import Tracer
 
-Number = float | jax.Array
+from tuner.errors import StudyError, nearest
+from tuner.training.schedules import Constant, Number, Schedule, WarmupCosine, check_steps, require
+from tuner.training.transforms import (
+    GradientNoise,
+    SkipState,
+    accumulate,
+    add_noise,
+    clip,
+    lenient,
+    like,
+    rename_value_fn,
+    shrink,
+    skip_nonfinite,
+)
+
+# fmt: off
+OPTIMIZERS = (
+    "adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamaxw", "adamw", "adan", "amsgrad", "fromage",
+    "lamb", "lars", "lbfgs", "lion", "nadam", "nadamw", "noisy_sgd", "novograd", "optimistic_adam_v2",
+    "optimistic_gradient_descent", "polyak_sgd", "radam", "rmsprop", "rprop", "sgd", "sign_sgd",
+    "signum", "sm3", "yogi",
+    # optax.contrib
+    "acprop", "ademamix", "adopt", "cocob", "dadapt_adamw", "dog", "dowg", "galore", "madgrad", "momo", "momo_adam",
+    "muon", "prodigy", "schedule_free_adamw", "schedule_free_sgd", "simplified_ademamix", "sophia",
+)
+# fmt: on
+REFUSED = {
+    "differentially_private_aggregate": "it needs the gradient of every example",
+    "dpsgd": "it needs the gradient of every example",
+    "hutchinson_estimator_diag_hessian": "it is a part of sophia",
+    "mechanize": "it wraps another optimizer; pass it made",
+    "normalize": "it changes gradients and takes no steps; use clip_norm",
+    "optimistic_adam": "optax has deprecated it; use optimistic_adam_v2",
+    "reduce_on_plateau": "it scales another optimizer's updates; use plateau=",
+    "sam": "it needs a second gradient in each step",
+    "schedule_free": "it wraps another optimizer; use schedule_free_sgd or schedule_free_adamw",
+    "schedule_free_eval_params": "it is no optimizer; see evaluated_params",
+    "split_real_and_imaginary": "it wraps another optimizer; pass it made",
+}
+
+_SCHEDULE_FREE = ("schedule_free_adamw", "schedule_free_sgd")
+# Decoupled decay inside: lr * decay * w with the step, or what takes its place where the rate is estimated.
+_OWN_DECAY = (
+    *("acprop", "adamaxw", "adamw", "adan", "ademamix", "dadapt_adamw", "galore", "lamb", "lion", "momo", "momo_adam"),
+    *("nadamw", "novograd", "prodigy", "simplified_ademamix", "sophia", *_SCHEDULE_FREE),
+)
+# They compute where the parameters should be, so what is added to or scaled in their step is undone by the next.
+_POSITIONS = ("cocob", "madgrad", *_SCHEDULE_FREE)
+_FIXED_RATE = {
+    "rprop": "its learning_rate is the size of the first step only",
+    **dict.fromkeys(_SCHEDULE_FREE, "averaging takes the schedule's place; the option warmup_steps warms up"),
+}
+_WHOLE_LOSS = ("lbfgs", "sophia")
+_ELSEWHERE = {
+    **dict.fromkeys(("weight_decay", "weight_decay_rate", "adam_weight_decay"), "decay"),
+    **dict.fromkeys(("mask", "weight_decay_mask"), "decay_mask"),
+    "learning_rate": "learning_rate",
+    **dict.fromkeys(("key", "seed"), "the trial's key, which build is given"),
+}
+_BELOW_ONE = ("b1", "b2", "b3", "momentum", "rho")
+
+
+def decay_matrices(params: Any) -> Any:
+    """Mark arrays with two or more axes, so neither biases nor scales: the default of `decay_mask`."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def decay_all(params: Any) -> Any:
+    """Mark every array."""
+    return jax.tree.map(lambda leaf: True, params)
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """One of optax's optimizers and what stands around it.
+
+    Args:
+        name: As optax calls it; one of `OPTIMIZERS`.
+        learning_rate: The schedule's peak; None where the optimizer has none, or a default of its own.
+        options: The optimizer's further arguments, by name. Numbers may be traced, booleans and whole numbers not.
+        schedule: Shape of the learning rate; constant unless said, so that nothing happens that is not written.
+        decay: Weight decay; `decoupled` takes lr_t * decay * w off after preconditioning, `l2` adds decay * w to the
+            gradient before it. None is no decay, and then a mask is a mistake; 0 is a value like others.
+        decay_kind: Which of the two. Optimizers with a decay of their own (adamw, lion, ...) are decoupled.
+        decay_mask: Params -> tree of booleans; arrays with two or more axes if None.
+        clip_norm: Largest global norm of the loss's gradient, before any decay is added to it.
+        noise: Added to the clipped gradient.
+        accumulate_steps: Gradients to a real update, which schedules count; what is left at the end is dropped.
+        skip_nonfinite: Skip, and count, an update whose gradient, loss or result is not finite.
+        plateau: Arguments of `optax.contrib.reduce_on_plateau`; factor, rtol and atol must not be traced.
+    """
+
+    name: str = "adamw"
+    learning_rate: Number | None = None
+    _: KW_ONLY
+    options: Mapping[str, Any] = field(default_factory=dict)
+    schedule: Schedule = field(default_factory=Constant)
+    decay: Number | None = None
+    decay_kind: Literal["decoupled", "l2"] = "decoupled"
+    decay_mask: Callable[[Any], Any] | None = None
+    clip_norm: Number | None = None
+    noise: GradientNoise | None = None
+    accumulate_steps: int = 1
+    skip_nonfinite: bool = False
+    plateau: Mapping[str, Any] | None = None
+
+    def check(self, total_steps: int) -> None:
+        """Refuse what cannot work, as far as the numbers are concrete; call it before training, outside of jit.
+
+        Args:
+            total_steps: Gradients of the whole training.
+
+        Raises:
+            StudyError: a name is unknown, a number breaks its rule, or two settings contradict each other.
+        """
+        self.build(total_steps, jax.random.key(0))
+
+    def build(self, total_steps: int, key: jax.Array | None = None) -> optax.GradientTransformationExtraArgs:
+        """Return the optimizer.
+
+        Its `update(grads, state, params, value=..., grad=..., value_fn=...)` hands the loss on to those that use it.
+
+        Args:
+            total_steps: Gradients of the whole training.
+            key: The trial's key; needed for what draws random numbers, and the same in every step.
+
+        Returns:
+            A transformation that works under the strictest promotion flags, and keeps the dtypes of its state.
+
+        Raises:
+            StudyError: as `check`; or what draws random numbers was given no key.
+        """
+        inner = self._steps(total_steps, key)
+        return lenient(skip_nonfinite(inner) if self.skip_nonfinite else inner)
+
+    def _steps(self, total_steps: int, key: jax.Array | None) -> optax.GradientTransformationExtraArgs:
+        """Return all but the outermost layers."""
+        _check(self, total_steps)
+        needs_key = self.noise is not None or self.name in ("noisy_sgd", "sophia")
+        if needs_key and key is None:
+            what = "noise" if self.noise is not None else self.name
+            raise StudyError(f"{what} must be given the trial's key: got key=None; call build(total_steps, key)")
+        updates = total_steps // self.accumulate_steps
+        parts = []
+        if self.clip_norm is not None:
+            parts.append(clip(self.clip_norm))
+        if self.noise is not None and key is not None:
+            parts.append(add_noise(self.noise, key))
+        if self.decay is not None and self._adds_decay("l2"):
+            parts.append(optax.add_decayed_weights(self.decay, self._mask()))
+        parts.append(_made(self, updates, key))
+        if self.decay is not None and self._adds_decay("decoupled"):
+            parts.append(optax.masked(shrink(self._rate(self.learning_rate, updates), self.decay), self._mask()))
+        if self.plateau is not None:
+            parts.append(optax.contrib.reduce_on_plateau(**self.plateau))
+        chained = optax.chain(*parts)
+        return accumulate(chained, self.accumulate_steps) if self.accumulate_steps > 1 else chained
+
+    def _adds_decay(self, kind: str) -> bool:
+        """Tell whether decay of this kind is added here, not by the optimizer itself."""
+        return kind == self.decay_kind and self.name not in _OWN_DECAY and not _is_zero(self.decay)
+
+    def _mask(self) -> Callable[[Any], Any]:
+        """Return what marks the arrays that decay."""
+        return decay_matrices if self.decay_mask is None else self.decay_mask
+
+    def _rate(self, peak: Any, updates: int) -> Any:
+        """Return the learning rate, as a function of the step if it changes."""
+        if isinstance(self.schedule, Constant) and _is_zero(self.schedule.warmup_steps):
+            return peak
+        return lambda step: peak * self.schedule.factor(step, updates)
+
+
+@dataclass(frozen=True)
+class OptimizerGroups:
+    """Different optimizers for different parameters.
+
+    Each group is what its spec alone would be on its arrays: a norm is the group's, a count its own. A skipped update
+    is skipped as a whole.
+
+    Args:
+        groups: A spec for each group's name; None freezes the group.
+        label: Path such as "encoder/Dense_0/kernel" -> the name of its group.
+    """
+
+    groups: Mapping[str, OptimizerSpec | None]
+    label: Callable[[str], str]
+
+    def check(self, total_steps: int) -> None:
+        """Refuse what cannot work, as far as the numbers are concrete; see `OptimizerSpec.check`.
+
+        Args:
+            total_steps: Gradients of the whole training.
+
+        Raises:
+            StudyError: a group's spec is wrong, or the groups do not agree.
+        """
+        self.build(total_steps, jax.random.key(0))
+
+    def build(self, total_steps: int, key: jax.Array | None = None) -> optax.GradientTransformationExtraArgs:
+        """Return the optimizer; see `OptimizerSpec.build`.
+
+        Args:
+            total_steps: Gradients of the whole training.
+            key: The trial's key; each group draws its own numbers from it.
+
+        Returns:
+            A transformation whose `init` raises StudyError for an array that no group is named for.
+
+        Raises:
+            StudyError: as `check`; or what draws random numbers was given no key.
+        """
+        made: dict[Hashable, optax.GradientTransformation] = {}
+        for index, (name, spec) in enumerate(self.groups.items()):
+            if spec is None:
+                made[name] = optax.set_to_zero()
+            elif not isinstance(spec, OptimizerSpec):
+                raise StudyError(f"a group must be an OptimizerSpec, or None to freeze it: got {spec!r} ({name!r})")
+            elif spec.name in (*_WHOLE_LOSS, *_SCHEDULE_FREE):
+                raise StudyError(f"{spec.name} must have all parameters: got it in group {name!r}; use it alone")
+            else:
+                made[name] = spec._steps(total_steps, None if key is None else jax.random.fold_in(key, index))
+        skips = {spec.skip_nonfinite for spec in self.groups.values() if spec is not None}
+        if len(skips) != 1:
+            problem = "differ" if skips else "train nothing"
+            raise StudyError(f"groups must train something and agree on skip_nonfinite: got groups that {problem}")
+        inner = optax.partition(made, self._labels)
+        return lenient(skip_nonfinite(inner) if skips.pop() else inner)
+
+    def _labels(self, params: Any) -> Any:
+        """Return each array's group."""
+
+        def name(path: Any, leaf: Any) -> str:
+            where = jax.tree_util.keystr(path, simple=True, separator="/")
+            found = self.label(where)
+            if found not in self.groups:
+                raise StudyError(
+                    f"label must name one of the groups {sorted(self.groups)}: got {found!r} (array {where!r})"
+                    + nearest(str(found), self.groups)
+                )
+            return found
+
+        return jax.tree_util.tree_map_with_path(name, params)
+
+
+def as_optimizer(made: Any, total_steps: int, key: jax.Array | None = None) -> optax.GradientTransformationExtraArgs:
+    """Return a transformation that takes the loss as extra arguments, whatever a trainer's author gave.
+
+    Args:
+        made: An `OptimizerSpec`, `OptimizerGroups`, or any optax transformation.
+        total_steps: Gradients of the whole training.
+        key: The trial's key.
+
+    Returns:
+        A transformation that works under the strictest promotion flags.
+
+    Raises:
+        StudyError: it is nothing of that kind, or the spec is wrong.
+    """
+    if isinstance(made, OptimizerSpec | OptimizerGroups):
+        return made.build(total_steps, key)
+    if isinstance(made, optax.GradientTransformation):
+        return lenient(made)
+    raise StudyError(
+        f"an optimizer must be an OptimizerSpec, OptimizerGroups or an optax GradientTransformation: got {made!r}"
+    )
+
+
+def skipped_steps(opt_state: Any) -> jax.Array | None:
+    """Return how many updates were skipped because something was not finite.
+
+    Args:
+        opt_state: State of an optimizer made here.
+
+    Returns:
+        The count, an array of the population's shape; None where nothing counts.
+    """
+    found = _find(opt_state, SkipState)
+    return None if found is None else found.skipped
+
+
+def evaluated_params(opt_state: Any, params: Any) -> Any:
+    """Return the parameters to evaluate with: for schedule-free optimizers the average, otherwise `params`.
+
+    Args:
+        opt_state: State of an optimizer made here, of one member of a population.
+        params: The parameters that gradients are taken at.
+
+    Returns:
+        Parameters, of the same structure.
+    """
+    found = _find(opt_state, optax.contrib.ScheduleFreeState)
+    if found is None:
+        return params
+    with jax.numpy_dtype_promotion("standard"):
+        return like(optax.contrib.schedule_free_eval_params(found, params), params)
 
 
 def warmup_cosine(total_steps: int, *, warmup_steps: int | None = None) -> Callable[[Any], Any]:
-    """Return step -> factor: linear from 0 to 1, then half a cosine down to 0.01 (Loshchilov & Hutter, 2017).
+    """Return step -> factor: linear from 0 to 1, then half a cosine down to 0.01; see `WarmupCosine`.
 
     Args:
         total_steps: Updates of the whole training; > 0.
         warmup_steps: Updates until the factor is 1; a tenth of all by default.
 
+    Returns:
+        A function of the step.
+
     Raises:
         ValueError: the warm-up does not end before the training.
     """
-    if warmup_steps is None:
-        warmup_steps = total_steps // 10
-    if not 0 <= warmup_steps < total_steps:
-        raise ValueError(
-            f"the warm-up must end before training does: got warmup_steps={warmup_steps}, total_steps={total_steps}"
-        )
-    return optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup_steps, total_steps, end_value=0.01)
+    shape = WarmupCosine(warmup_steps=warmup_steps)
+    try:
+        shape.check(total_steps)
+    except StudyError as error:
+        raise ValueError(str(error)) from error
+    return lambda step: shape.factor(step, total_steps)
 
 
 def adamw(learning_rate: Number, weight_decay: Number, total_steps: int) -> optax.GradientTransformation:
@@ -37,14 +343,185 @@ def adamw(learning_rate: Number, weight_decay: Number, total_steps: int) -> opta
         learning_rate: The schedule's peak; may be traced.
         weight_decay: Decoupled decay of arrays with two or more axes (not of biases and scales); may be traced.
         total_steps: Updates of the whole training.
+
+    Returns:
+        The optimizer.
     """
-    shape = warmup_cosine(total_steps)
+    return OptimizerSpec("adamw", learning_rate, schedule=WarmupCosine(), decay=weight_decay).build(total_steps)
 
-    def is_matrix(params: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
-    return optax.adamw(
-        lambda step: learning_rate * shape(step),
-        weight_decay=weight_decay,  # pyright: ignore[reportArgumentType]  (optax says float, a tracer works)
-        mask=is_matrix,
-    )
+def _is_zero(number: Any) -> bool:
+    """Tell whether a number is known to be 0, or None."""
+    return number is None or (not isinstance(number, Tracer) and bool(number == 0))
+
+
+def _find(opt_state: Any, kind: type) -> Any:
+    """Return the first state of a kind, or None."""
+    leaves = jax.tree.leaves(opt_state, is_leaf=lambda leaf: isinstance(leaf, kind))
+    return next((leaf for leaf in leaves if isinstance(leaf, kind)), None)
+
+
+def _factory(name: str) -> Any:
+    """Return optax's function of that name."""
+    return getattr(optax, name, None) or getattr(optax.contrib, name)
+
+
+@functools.cache
+def _arguments(name: str) -> Mapping[str, inspect.Parameter]:
+    """Return an optimizer's arguments."""
+    return inspect.signature(_factory(name)).parameters
+
+
+def _made(spec: OptimizerSpec, updates: int, key: jax.Array | None) -> optax.GradientTransformation:
+    """Return optax's own part, with the decay that it owns."""
+    arguments = _arguments(spec.name)
+    given = dict(spec.options)
+    if spec.name in _OWN_DECAY:
+        # Said even if it is 0, which optax's defaults are not.
+        given["weight_decay"] = 0.0 if spec.decay is None else spec.decay
+        given |= {name: spec._mask() for name in ("mask", "weight_decay_mask") if name in arguments}
+    if spec.learning_rate is not None:
+        given["learning_rate"] = spec._rate(spec.learning_rate, updates)
+    if given.get("adam_learning_rate") is not None:
+        given["adam_learning_rate"] = spec._rate(given["adam_learning_rate"], updates)
+    if spec.name == "noisy_sgd":
+        given["key"] = key
+    if spec.name == "sophia":
+        given.setdefault("hessian_diagonal_fn", optax.contrib.hutchinson_estimator_diag_hessian(key))
+    try:
+        made = _factory(spec.name)(**given)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise StudyError(f"options must suit optax's {spec.name}: got {dict(spec.options)!r}; {error}") from error
+    return rename_value_fn(made) if spec.name == "sophia" else made
+
+
+def _check(spec: OptimizerSpec, total_steps: int) -> None:
+    """Raise for whatever is wrong with a spec."""
+    check_steps(total_steps)
+    _check_name(spec.name)
+    _check_options(spec)
+    _check_numbers(spec, total_steps)
+    _check_rate(spec)
+    _check_decay(spec)
+    _check_company(spec)
+
+
+def _check_name(name: Any) -> None:
+    if name in REFUSED:
+        raise StudyError(f"optimizer must take a gradient and return a step: got {name!r}; {REFUSED[name]}")
+    if name not in OPTIMIZERS:
+        raise StudyError(f"optimizer must be one of optax's: got {name!r}" + nearest(str(name), OPTIMIZERS))
+
+
+def _check_options(spec: OptimizerSpec) -> None:
+    known = {name: argument for name, argument in _arguments(spec.name).items() if name not in _ELSEWHERE}
+    for name, value in spec.options.items():
+        if name in _ELSEWHERE:
+            raise StudyError(f"options must not hold {name!r}: got {value!r} ({spec.name}); it is {_ELSEWHERE[name]}")
+        if name not in known:
+            raise StudyError(f"options must be arguments of {spec.name}: got {name!r}" + nearest(name, known))
+        is_number = isinstance(known[name].default, float) or name in _BELOW_ONE
+        if name in _BELOW_ONE and value is not None and not callable(value):
+            require(f"{spec.name}'s {name}", value, "at least 0 and below 1", lambda share: 0 <= share < 1)
+        elif is_number and value is not None and not callable(value):
+            require(f"{spec.name}'s {name}", value, "a finite number", lambda number: True)
+
+
+def _check_numbers(spec: OptimizerSpec, total_steps: int) -> None:
+    steps = spec.accumulate_steps
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= total_steps:
+        raise StudyError(
+            "accumulate_steps must be a whole number from 1 to total_steps: "
+            f"got accumulate_steps={steps!r}, total_steps={total_steps}"
+        )
+    if not isinstance(spec.schedule, Schedule):
+        raise StudyError(f"schedule must be a Schedule: got {spec.schedule!r}; use Constant(), WarmupCosine(), ...")
+    spec.schedule.check(total_steps // steps)
+    if spec.learning_rate is not None:
+        require("learning_rate", spec.learning_rate, "above 0", lambda rate: rate > 0)
+    if spec.decay is not None:
+        require("decay", spec.decay, "at least 0", lambda decay: decay >= 0)
+    if spec.clip_norm is not None:
+        require("clip_norm", spec.clip_norm, "above 0", lambda norm: norm > 0, "None clips nothing")
+    if not isinstance(spec.noise, GradientNoise | None):
+        raise StudyError(f"noise must be a GradientNoise or None: got {spec.noise!r}")
+    if spec.noise is not None:
+        require("noise.eta", spec.noise.eta, "at least 0", lambda eta: eta >= 0)
+        require("noise.gamma", spec.noise.gamma, "at least 0", lambda gamma: gamma >= 0)
+
+
+def _check_rate(spec: OptimizerSpec) -> None:
+    argument = _arguments(spec.name).get("learning_rate")
+    is_flat = isinstance(spec.schedule, Constant) and _is_zero(spec.schedule.warmup_steps)
+    if argument is None and spec.learning_rate is not None:
+        raise StudyError(f"{spec.name} must have no learning_rate: got {spec.learning_rate!r}; see its options")
+    if argument is not None and argument.default is argument.empty and spec.learning_rate is None:
+        raise StudyError(f"{spec.name} must have a learning_rate: got None")
+    if not is_flat and spec.learning_rate is None:
+        raise StudyError(f"a schedule must have a learning_rate to shape: got None with {spec.schedule} ({spec.name})")
+    if not is_flat and spec.name in _FIXED_RATE:
+        raise StudyError(f"{spec.name} must have a constant rate: got {spec.schedule}; {_FIXED_RATE[spec.name]}")
+
+
+def _check_decay(spec: OptimizerSpec) -> None:
+    if spec.decay_kind not in ("decoupled", "l2"):
+        raise StudyError(f"decay_kind must be 'decoupled' or 'l2': got {spec.decay_kind!r}")
+    if spec.name in _OWN_DECAY and spec.decay_kind == "l2":
+        other = spec.name.removesuffix("w").removeprefix("schedule_free_")
+        instead = other if other != spec.name and other in OPTIMIZERS else "adam"
+        raise StudyError(f"{spec.name} must have decoupled decay, its own: got decay_kind='l2'; use {instead!r}")
+    if spec.decay_mask is not None and not callable(spec.decay_mask):
+        raise StudyError(f"decay_mask must be a function of the parameters: got {spec.decay_mask!r}")
+    if spec.decay is None and spec.decay_mask is not None:
+        raise StudyError("decay_mask must come with a decay: got decay=None; set decay or drop the mask")
+    if _is_zero(spec.decay):
+        return
+    arguments = _arguments(spec.name)
+    if spec.name in _OWN_DECAY and not {"mask", "weight_decay_mask"} & set(arguments):
+        if spec.decay_mask is not decay_all:
+            raise StudyError(
+                f"decay_mask must be decay_all for {spec.name}, which decays every array: got {spec.decay_mask!r}"
+            )
+    elif spec.name not in _OWN_DECAY and spec.decay_kind == "decoupled":
+        if spec.name in _POSITIONS:
+            raise StudyError(f"{spec.name} must have l2 decay: got decay_kind='decoupled', which its next step undoes")
+        if spec.learning_rate is None:
+            raise StudyError(
+                f"decoupled decay must have a learning_rate, which scales it: got None ({spec.name}); "
+                "set learning_rate or decay_kind='l2'"
+            )
+
+
+def _check_company(spec: OptimizerSpec) -> None:
+    if spec.name == "noisy_sgd" and spec.noise is not None:
+        raise StudyError("noise must have one owner: got noise= and noisy_sgd; use 'sgd', or noisy_sgd's eta and gamma")
+    changes = {
+        "clip_norm": spec.clip_norm is not None,
+        "noise": spec.noise is not None,
+        "decay": not _is_zero(spec.decay),
+        "accumulate_steps": spec.accumulate_steps > 1,
+        "plateau": spec.plateau is not None,
+    }
+    if spec.name == "lbfgs" and any(changes.values()):
+        wrong = ", ".join(name for name, is_set in changes.items() if is_set)
+        raise StudyError(f"lbfgs must see the loss as it is, for it measures along its step: got {wrong}; leave it out")
+    if spec.plateau is not None:
+        _check_plateau(spec.name, spec.plateau)
+
+
+def _check_plateau(name: str, plateau: Mapping[str, Any]) -> None:
+    if name in _POSITIONS:
+        raise StudyError(f"plateau must not be used with {name}: a scaled step is undone by its next")
+    known = inspect.signature(optax.contrib.reduce_on_plateau).parameters
+    for argument, value in plateau.items():
+        if argument not in known:
+            raise StudyError(
+                f"plateau must hold arguments of reduce_on_plateau: got {argument!r}{nearest(argument, known)}"
+            )
+        require(f"plateau's {argument}", value, "at least 0", lambda number: number >= 0)
+        if argument in ("factor", "rtol", "atol") and isinstance(value, Tracer):
+            raise StudyError(f"plateau's {argument} must not be traced: optax compares it in Python; fix it")
+    try:
+        optax.contrib.reduce_on_plateau(**plateau)
+    except ValueError as error:
+        raise StudyError(f"plateau must suit optax's reduce_on_plateau: got {dict(plateau)!r}; {error}") from error

@@ -8,7 +8,10 @@ from pathlib import Path
 import jax
 import jax.monitoring
 
+from tuner.training.mesh import Layout
+
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+_CACHE_HIT_EVENT = "/jax/compilation_cache/cache_hits"
 
 
 def use_persistent_cache() -> None:
@@ -22,15 +25,37 @@ def use_persistent_cache() -> None:
 
 
 class CompileClock:
-    """Adds up the seconds that JAX spends compiling in this process, from its creation on."""
+    """Adds up what JAX compiles in this process, from its creation on.
+
+    Attributes:
+        total_s: Seconds spent, those of reading compiled programs from the persistent cache included.
+        count: Programs compiled; one found in the persistent cache is not.
+    """
 
     def __init__(self) -> None:
-        self.total_s = 0.0
+        self.total_s, self.count = 0.0, 0
         jax.monitoring.register_event_duration_secs_listener(self._add)
+        jax.monitoring.register_event_listener(self._found)
 
     def _add(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == _COMPILE_EVENT:
             self.total_s += duration_secs
+            self.count += 1
+
+    def _found(self, event: str, **kwargs: str | int) -> None:
+        if event == _CACHE_HIT_EVENT:
+            self.count -= 1
+
+
+def worker_layout(wanted: str) -> Layout:
+    """Return the layout of a worker's trials: all devices it was given.
+
+    Args:
+        wanted: The worker's device group as text, such as `gpu 0,1`; empty if it was given none. Virtual CPU devices
+            are used only by who was given them.
+    """
+    is_ours = wanted or jax.default_backend() != "cpu"
+    return Layout(jax.local_devices() if is_ours else ())
 
 
 def missing_accelerator(wanted: str) -> str | None:

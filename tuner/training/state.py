@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax.training.dynamic_scale import DynamicScale
 
 
 class Stream(enum.IntEnum):
@@ -18,10 +20,43 @@ class Stream(enum.IntEnum):
     INIT = 0
     ORDER = 1
     STEP = 2
+    EVAL = 3
+    NOISE = 4
+    AUGMENT = 5
 
     def key(self, trial_key: jax.Array, step: jax.Array | int = 0) -> jax.Array:
         """Return this stream's key at a step."""
         return jax.random.fold_in(jax.random.fold_in(trial_key, int(self)), step)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Average:
+    """Smoothed weights, for evaluation.
+
+    Attributes:
+        params: Exponential moving average of the parameters.
+        collections: The same of what the model carries beside them: batch statistics of the raw weights would not
+            fit the smoothed ones. Integers are copied.
+    """
+
+    params: Any
+    collections: Any
+
+    def update(self, params: Any, collections: Any, decay: float | jax.Array) -> Average:
+        """Return decay * average + (1 - decay) * new, leaf by leaf (Polyak & Juditsky, 1992).
+
+        The average starts at the first parameters, so nothing is to be debiased. `decay` is per update: at another
+        batch size the same horizon needs decay ** (new size / old size).
+        """
+
+        def smooth(old: jax.Array, new: jax.Array) -> jax.Array:
+            if not jnp.issubdtype(new.dtype, jnp.floating):
+                return new
+            rate = jnp.asarray(decay, new.dtype)
+            return rate * old + (1 - rate) * new
+
+        return Average(*jax.tree.map(smooth, (self.params, self.collections), (params, collections)))
 
 
 @jax.tree_util.register_dataclass
@@ -31,11 +66,13 @@ class TrainState:
 
     Attributes:
         step: Optimizer updates so far. Int[Array, ""].
-        params: The Flax parameter tree.
+        params: The parameters, nested dicts of arrays.
         opt_state: The optimizer's state.
         collections: What the model carries beside parameters, such as batch statistics.
         key: The trial's key; never changes. A step's key is derived from it and the step's number, so that
             training resumed at a step draws what it would have drawn.
+        average: Smoothed weights; evaluation uses them where there are any.
+        scale: The loss scale of float16 training.
         total_steps: Updates of the whole training, which schedules need; part of the structure, not an array.
     """
 
@@ -44,17 +81,51 @@ class TrainState:
     opt_state: Any = None
     collections: Any = None
     key: jax.Array | None = None
+    average: Average | None = None
+    scale: DynamicScale | None = None
     total_steps: int = field(default=0, metadata={"static": True})
 
-    def apply_gradients(self, optimizer: optax.GradientTransformation, grads: Any, collections: Any) -> TrainState:
-        """Return the state after one update."""
+    def apply_gradients(
+        self,
+        optimizer: optax.GradientTransformation,
+        grads: Any,
+        collections: Any = None,
+        *,
+        value: jax.Array | None = None,
+        value_fn: Callable[[Any], jax.Array] | None = None,
+        ema_decay: float | jax.Array | None = None,
+    ) -> TrainState:
+        """Return the state after one update.
+
+        Args:
+            optimizer: Any optax transformation.
+            grads: Gradients, shaped as the parameters.
+            collections: What the model carries after the step; unchanged if None.
+            value: The loss, for optimizers that use it (Polyak steps, reduction on a plateau).
+            value_fn: params -> loss, for optimizers that search along a line.
+            ema_decay: How much of the average is kept, where the state has one.
+        """
+        collections = self.collections if collections is None else collections
+        extra = {"value": value, "grad": grads, "value_fn": value_fn} if value is not None else {}
         # Optax's Adam raises a float to an integer power, which a user's strict promotion would refuse.
         with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = optimizer.update(grads, self.opt_state, self.params)
+            updates, opt_state = optax.with_extra_args_support(optimizer).update(
+                grads, self.opt_state, self.params, **extra
+            )
+            params = optax.apply_updates(self.params, updates)
+        average = self.average
+        if average is not None and ema_decay is not None:
+            average = average.update(params, collections, ema_decay)
         return dataclasses.replace(
             self,
             step=None if self.step is None else self.step + jnp.ones_like(self.step),
-            params=optax.apply_updates(self.params, updates),
+            params=params,
             opt_state=opt_state,
             collections=collections,
+            average=average,
         )
+
+    def for_evaluation(self) -> TrainState:
+        """Return what predictions need: the smoothed weights if there are any, else the weights; no optimizer."""
+        weights: Any = self if self.average is None else self.average
+        return TrainState(self.step, weights.params, None, weights.collections, self.key, total_steps=self.total_steps)

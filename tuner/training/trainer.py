@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
-from typing import Any, Literal
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax.training.dynamic_scale import DynamicScale
 
 from tuner.errors import StudyError
-from tuner.training.data import ArrayDataset, Batch, Splits
-from tuner.training.metrics import Mean, Metrics
-from tuner.training.optimizer import adamw
-from tuner.training.state import Stream, TrainState
-from tuner.trial import Report
+from tuner.training.data import Batch
+from tuner.training.metrics import Mean, Metric, Metrics
+from tuner.training.models import Model, as_model
+from tuner.training.optimizer import OptimizerGroups, OptimizerSpec, WarmupCosine, as_optimizer
+from tuner.training.state import Average, Stream, TrainState
+
+if TYPE_CHECKING:
+    from tuner.training.data import Splits
+    from tuner.training.loop import Training
+
+Optimizer = OptimizerSpec | OptimizerGroups | optax.GradientTransformation
 
 
 class TrainerModule:
@@ -26,18 +32,30 @@ class TrainerModule:
     run the same compiled program. Override `init_model` and `loss`; the rest has defaults.
 
     Attributes:
-        loop: `"scan"` runs an epoch as one compiled program, `"step"` as a loop of compiled steps. On CPUs a scan is
-            faster for small dense models and slower for convolutions.
+        loop: `"scan"` runs an epoch as one compiled program, `"step"` as a loop of compiled steps, `"auto"` measures
+            once which is faster for a program on a kind of device.
+        precision: What the model computes in; parameters, optimizer and batch statistics stay float32. `"float16"`
+            scales the loss (Micikevicius et al., 2018), `"bfloat16"` does not need to.
+        validate_every: Epochs between validations, and so between reports; the last epoch is always validated.
     """
 
-    loop: Literal["scan", "step"] = "scan"
+    loop: Literal["auto", "scan", "step"] = "auto"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    validate_every: int = 1
 
-    def init_model(self, hparams: Any) -> nn.Module:
-        """Return the Linen module for these hyperparameters; traced ones are JAX values here."""
+    # What a model is and how it is trained: pure, run inside compiled programs.
+
+    def init_model(self, hparams: Any) -> Any:
+        """Return the model for these hyperparameters; traced ones are JAX values here.
+
+        Returns:
+            A Linen module, an NNX module class (or a function of `rngs` that makes one), or a pair of pure functions
+            `(init, apply)`; see `tuner.training.models.as_model`.
+        """
         raise StudyError(f"a trainer must define init_model(hparams): {type(self).__name__} does not")
 
-    def loss(self, outputs: Any, batch: Batch, hparams: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Return the loss of each example and further metrics of each example.
+    def loss(self, outputs: Any, batch: Batch, hparams: Any) -> tuple[jax.Array, dict[str, Any]]:
+        """Return the loss of each example and further metrics.
 
         Args:
             outputs: What the model returned.
@@ -45,21 +63,46 @@ class TrainerModule:
             hparams: The hyperparameters.
 
         Returns:
-            Losses Float[Array, "batch"], and metrics by name, each Num[Array, "batch"].
+            Losses Float[Array, "batch"], and metrics by name: each one value for each example, Num[Array, "batch"],
+            or a `Metric` such as `ConfusionMatrix`.
         """
         raise StudyError(f"a trainer must define loss(outputs, batch, hparams): {type(self).__name__} does not")
+
+    def penalty(self, params: Any, hparams: Any) -> jax.Array | None:
+        """Return what is added to the mean loss before it is differentiated, Float[Array, ""]; None for nothing.
+
+        It is reported apart, as `train_penalty`: losses of trials that differ in a penalty's weight stay comparable.
+        """
+        return None
+
+    def augment(self, batch: Batch, hparams: Any, key: jax.Array) -> Batch:
+        """Return a training batch changed at random; runs inside the program."""
+        return batch
 
     def batch_size(self, hparams: Any) -> int:
         """Return the examples per training step; return a static hyperparameter to tune it."""
         return 64
 
     def inputs(self, batch: Batch) -> Any:
-        """Return what the model is called with."""
+        """Return what the model is called with; a tuple is several arguments."""
         return batch["inputs"]
 
-    def init_optimizer(self, hparams: Any, total_steps: int) -> optax.GradientTransformation:
-        """Return the optimizer: AdamW over `hparams.learning_rate` and, where there is one, `hparams.weight_decay`."""
-        return adamw(hparams.learning_rate, getattr(hparams, "weight_decay", 0.0), total_steps)
+    def init_optimizer(self, hparams: Any, total_steps: int) -> Optimizer:
+        """Return the optimizer: an `OptimizerSpec`, `OptimizerGroups` or any optax transformation.
+
+        By default AdamW with warm-up and cosine decay over `hparams.learning_rate` and, where there is one,
+        `hparams.weight_decay`.
+        """
+        return OptimizerSpec(
+            "adamw", hparams.learning_rate, schedule=WarmupCosine(), decay=getattr(hparams, "weight_decay", 0.0)
+        )
+
+    def ema_decay(self, hparams: Any) -> float | jax.Array | None:
+        """Return how much of the smoothed weights each update keeps; with None there are none.
+
+        Evaluation, and so the objective, is that of the smoothed weights.
+        """
+        return None
 
     def init_state(self, hparams: Any, batch: Batch, key: jax.Array, total_steps: int) -> TrainState:
         """Return the state before the first step.
@@ -70,15 +113,94 @@ class TrainerModule:
             key: The trial's key.
             total_steps: Updates of the whole training.
         """
-        variables = self._call("init", hparams, {"params": Stream.INIT.key(key)}, batch, train=False)
-        params = variables.pop("params", {})
-        opt_state = self.init_optimizer(hparams, total_steps).init(params)
-        return TrainState(jnp.zeros((), jnp.int32), params, opt_state, variables, key, total_steps)
+        params, collections = self.build_model(hparams).init(Stream.INIT.key(key), self._arguments(batch))
+        opt_state = self.build_optimizer(hparams, total_steps, Stream.NOISE.key(key)).init(params)
+        average = None if self.ema_decay(hparams) is None else Average(params, collections)
+        scale = _first_scale() if self.precision == "float16" else None
+        return TrainState(
+            jnp.zeros((), jnp.int32), params, opt_state, collections, key, average, scale, total_steps=total_steps
+        )
+
+    def train_step(self, state: TrainState, batch: Batch, hparams: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
+        """Return the state after one update, and the batch's metrics.
+
+        These are those of `loss`, the loss itself, the gradient's norm before clipping, and the penalty if there is
+        one.
+        """
+        batch = self.augment(batch, hparams, Stream.AUGMENT.key(key))
+
+        def objective(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
+            outputs, collections = self.apply_model(params, state.collections, batch, hparams, train=True, key=key)
+            metrics = self._metrics(outputs, batch, hparams)
+            loss, penalty = metrics["loss"].value, self.penalty(params, hparams)
+            if penalty is not None:
+                loss, metrics["penalty"] = loss + penalty, Mean.of_steps(penalty)
+            return loss, (collections, metrics)
+
+        optimizer, decay = self.build_optimizer(hparams, state.total_steps), self.ema_decay(hparams)
+        if state.scale is not None:
+            return _scaled_step(objective, state, optimizer, decay)
+        (value, (collections, metrics)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        metrics["grad_norm"] = Mean.of_steps(optax.tree.norm(grads))
+        after = state.apply_gradients(
+            optimizer,
+            grads,
+            collections,
+            value=value,
+            value_fn=lambda params: objective(params)[0],
+            ema_decay=decay,
+        )
+        return after, metrics
+
+    def eval_step(self, state: TrainState, batch: Batch, hparams: Any) -> Metrics:
+        """Return the batch's metrics in evaluation mode, of the smoothed weights if there are any."""
+        weights, key = state.for_evaluation(), None
+        if state.key is not None and state.step is not None:
+            key = Stream.EVAL.key(state.key, state.step)
+        outputs, _ = self.apply_model(weights.params, weights.collections, batch, hparams, train=False, key=key)
+        return self._metrics(outputs, batch, hparams)
+
+    # Around the training: run on the host, in this order; see `loop.Training`.
+
+    def on_training_start(self, state: TrainState, hparams: Any) -> None:
+        """Do something before the first step of a new or resumed training."""
+
+    def on_training_epoch_end(
+        self, state: TrainState, hparams: Any, epoch: int, metrics: Mapping[str, float]
+    ) -> Mapping[str, float] | None:
+        """Do something after an epoch's steps, with its training metrics; what is returned is reported as well.
+
+        May raise `tuner.errors.TrialPruned` to end the trial. The state is only valid during the call.
+        """
+
+    def on_validation_epoch_end(
+        self, state: TrainState, hparams: Any, epoch: int, metrics: Mapping[str, float]
+    ) -> Mapping[str, float] | None:
+        """Do something after a validation, with all metrics of the report; what is returned is reported as well.
+
+        May raise `tuner.errors.TrialPruned` to end the trial, after this epoch's report.
+        """
+
+    # Made of the above.
+
+    def build_model(self, hparams: Any) -> Model:
+        """Return the model as a pair of pure functions.
+
+        Raises:
+            StudyError: `init_model` returned no model.
+        """
+        return as_model(self.init_model(hparams))
+
+    def build_optimizer(
+        self, hparams: Any, total_steps: int, key: jax.Array | None = None
+    ) -> optax.GradientTransformationExtraArgs:
+        """Return the optimizer as an optax transformation; the key seeds its state, where it draws noise."""
+        return as_optimizer(self.init_optimizer(hparams, total_steps), total_steps, key)
 
     def apply_model(
         self, params: Any, collections: Any, batch: Batch, hparams: Any, *, train: bool, key: jax.Array | None = None
     ) -> tuple[Any, Any]:
-        """Run the model.
+        """Run the model in the trainer's precision.
 
         Args:
             params: The parameters.
@@ -86,69 +208,124 @@ class TrainerModule:
             batch: The batch.
             hparams: The hyperparameters.
             train: Training mode: dropout is on, batch statistics are updated.
-            key: For dropout; needed in training mode.
+            key: For dropout and the like; needed in training mode.
 
         Returns:
-            The outputs, and the collections after the call (the same in evaluation mode).
+            The outputs, floats as float32, and the collections after the call (the same in evaluation mode).
         """
-        variables = {"params": params, **collections}
-        if not train:
-            return self._call("apply", hparams, variables, batch, train=False), collections
-        return self._call(
-            "apply", hparams, variables, batch, train=True, rngs={"dropout": key}, mutable=list(collections)
-        )
+        return self.apply_inputs(params, collections, self._arguments(batch), hparams, train=train, key=key)
 
-    def _call(self, method: str, hparams: Any, first: Any, batch: Batch, *, train: bool, **options: Any) -> Any:
-        """Call `module.init` or `module.apply`, with `train` if the module's `__call__` takes it."""
-        module = self.init_model(hparams)
-        if not isinstance(module, nn.Module):
-            raise StudyError(f"init_model must return a flax.linen module: got {type(module).__name__}")
-        if "train" in inspect.signature(type(module).__call__).parameters:
-            options["train"] = train
-        return getattr(module, method)(first, self.inputs(batch), **options)
+    def apply_inputs(
+        self,
+        params: Any,
+        collections: Any,
+        inputs: tuple[Any, ...],
+        hparams: Any,
+        *,
+        train: bool,
+        key: jax.Array | None = None,
+    ) -> tuple[Any, Any]:
+        """Run the model on inputs instead of a batch; otherwise as `apply_model`."""
+        model = self.build_model(hparams)
+        if self.precision == "float32":
+            return model.apply(params, collections, inputs, train=train, key=key)
+        params, inputs = _cast((params, inputs), self.precision)
+        # Flax's normalisations mix precisions on purpose, which a user's strict promotion would refuse.
+        with jax.numpy_dtype_promotion("standard"):
+            outputs, after = model.apply(params, collections, inputs, train=train, key=key)
+        return _cast(outputs, "float32"), after
 
-    def train_step(self, state: TrainState, batch: Batch, hparams: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
-        """Return the state after one update, and the batch's metrics: those of `loss`, and the loss itself."""
-
-        def mean_loss(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
-            outputs, collections = self.apply_model(params, state.collections, batch, hparams, train=True, key=key)
-            metrics = self._metrics(outputs, batch, hparams)
-            return metrics["loss"].value, (collections, metrics)
-
-        grads, (collections, metrics) = jax.grad(mean_loss, has_aux=True)(state.params)
-        optimizer = self.init_optimizer(hparams, state.total_steps)
-        return state.apply_gradients(optimizer, grads, collections), metrics
-
-    def eval_step(self, state: TrainState, batch: Batch, hparams: Any) -> Metrics:
-        """Return the batch's metrics in evaluation mode: those of `loss`, and the loss itself."""
-        outputs, _ = self.apply_model(state.params, state.collections, batch, hparams, train=False)
-        return self._metrics(outputs, batch, hparams)
+    def _arguments(self, batch: Batch) -> tuple[Any, ...]:
+        inputs = self.inputs(batch)
+        return inputs if isinstance(inputs, tuple) else (inputs,)
 
     def _metrics(self, outputs: Any, batch: Batch, hparams: Any) -> Metrics:
         losses, metrics = self.loss(outputs, batch, hparams)
-        if "loss" in metrics:
+        taken = {"loss", "penalty", "grad_norm"} & set(metrics)
+        if taken:
             raise StudyError(
-                f"a metric must not be called 'loss', which is what is minimised: rename it in {type(self).__name__}"
+                f"a metric must not be called {taken.pop()!r}, which is reported anyway: rename it in "
+                f"{type(self).__name__}"
             )
-        return {name: Mean.of(values, batch["weight"]) for name, values in {"loss": losses, **metrics}.items()}
+        return {
+            name: values if isinstance(values, Metric) else Mean.of(values, batch["weight"])
+            for name, values in {"loss": losses, **metrics}.items()
+        }
 
-    def train_model(self, hparams: Any, splits: Splits, *, epochs: int, seed: int) -> Iterator[Report]:
-        """Train and yield a report after each epoch; closing the generator ends the training.
+    # What a user calls.
 
-        The generator's return value is the final `TrainState`.
+    def train_model(self, hparams: Any, splits: Splits, *, epochs: int, seed: int, **options: Any) -> Training:
+        """Train: a generator of reports, one after each validated epoch; closing it ends the training.
+
+        Its attributes `state` and `best` have the current and the best state.
 
         Args:
             hparams: The hyperparameters.
-            splits: Training and validation data.
+            splits: Training and validation data, and perhaps test data.
             epochs: Passes over the training data; > 0.
             seed: In [0, 2^31). The same seed gives the same reports, bit for bit on the same machine.
+            options: See `tuner.training.loop.Training`.
         """
-        from tuner.training.loop import train
+        from tuner.training.loop import Training
 
-        return train(self, hparams, splits, epochs=epochs, seed=seed)
+        return Training(self, hparams, splits, epochs=epochs, seed=seed, **options)
 
-    def eval_model(self, state: TrainState, dataset: ArrayDataset, hparams: Any) -> dict[str, float]:
-        """Return the example-weighted means of all metrics over a dataset, in evaluation mode."""
-        from tuner.training.loop import evaluate
+    def eval_model(self, state: TrainState, dataset: Any, hparams: Any) -> dict[str, float]:
+        """Return all metrics over a dataset, in evaluation mode; means are weighted by example."""
+        from tuner.training.evaluation import evaluate
 
         return evaluate(self, state, dataset, hparams)
+
+    def bind_model(self, state: TrainState, hparams: Any) -> Callable[..., Any]:
+        """Return the trained model as a function of its inputs: compiled, in evaluation mode, smoothed weights if any.
+
+        Args:
+            state: From `Training` or from a checkpoint.
+            hparams: The hyperparameters it was trained with.
+        """
+        from tuner.training.evaluation import bind
+
+        return bind(self, state, hparams)
+
+    def print_tabulate(self, hparams: Any, splits: Splits) -> None:
+        """Print the parameters: path, shape, type, size, and their total."""
+        from tuner.training.evaluation import tabulate
+
+        print(tabulate(self, hparams, splits))
+
+
+def _cast(tree: Any, precision: str) -> Any:
+    """Return the pytree with its floating-point arrays in another precision."""
+
+    def cast(leaf: Any) -> Any:
+        return leaf.astype(precision) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf
+
+    return jax.tree.map(cast, tree)
+
+
+def _first_scale() -> DynamicScale:
+    # Arrays of a definite type: Python numbers would change type, and with it the program, at the first step.
+    return DynamicScale(fin_steps=jnp.int32(0), scale=jnp.float32(2.0**15), minimum_scale=1.0)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def _scaled_step(
+    objective: Callable[[Any], tuple[jax.Array, tuple[Any, Metrics]]],
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    decay: float | jax.Array | None,
+) -> tuple[TrainState, Metrics]:
+    """Return a step whose loss is scaled so that small gradients survive float16; an overflow skips the update."""
+    assert state.scale is not None
+    scale, is_finite, (value, (collections, metrics)), grads = state.scale.value_and_grad(objective, has_aux=True)(
+        state.params
+    )
+    metrics["grad_norm"] = Mean.of_steps(optax.tree.norm(grads))
+    metrics["loss_scale"] = Mean.of_steps(jnp.asarray(scale.scale))
+    after = state.apply_gradients(optimizer, grads, collections, value=value, ema_decay=decay)
+
+    def chosen(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda one, other: jnp.where(is_finite, one, other), new, old)
+
+    kept = ("params", "opt_state", "collections", "average")
+    changes = {name: chosen(getattr(after, name), getattr(state, name)) for name in kept}
+    return dataclasses.replace(after, scale=scale, **changes), metrics

@@ -1,0 +1,667 @@
+"""Optimizers, schedules and the learned optimizer: by hand, and against optax itself."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+import pytest
+from optax._src import alias
+
+from tuner.errors import StudyError
+from tuner.training.learned import init_weights, learned
+from tuner.training.optimizer import (
+    _OWN_DECAY,
+    OPTIMIZERS,
+    REFUSED,
+    OptimizerGroups,
+    OptimizerSpec,
+    _arguments,
+    adamw,
+    as_optimizer,
+    decay_all,
+    evaluated_params,
+    skipped_steps,
+    warmup_cosine,
+)
+from tuner.training.schedules import Constant, Exponential, OneCycle, Piecewise, WarmupCosine
+from tuner.training.transforms import GradientNoise
+
+W, G = jnp.array([1.0, -2.0]), jnp.array([0.3, 0.1])
+KEY = jax.random.key(0)
+
+
+def spec(name: str = "sgd", rate: Any = 0.01, **settings: Any) -> OptimizerSpec:
+    return OptimizerSpec(name, rate, **settings)
+
+
+def lenient_call(function: Any, *arguments: Any) -> Any:
+    """Call optax's own, which strict promotion would refuse."""
+    with jax.numpy_dtype_promotion("standard"):
+        return function(*arguments)
+
+
+def run(made: Any, steps: int = 1, params: Any = W, grads: Any = G, extra: Any = None, total: int = 100) -> Any:
+    """Return the parameters after some steps along one gradient, and the state."""
+    optimizer: Any = as_optimizer(made, total, KEY)
+    state = optimizer.init(params)
+    for _ in range(steps):
+        updates, state = optimizer.update(grads, state, params, **(extra or {}))
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+def close(found: Any, expected: Any, rtol: float = 1e-5, atol: float = 0.0) -> None:
+    np.testing.assert_allclose(found, expected, rtol=rtol, atol=atol)
+
+
+def programs(traced: Any) -> int:
+    """Return how often a function was compiled."""
+    return traced._cache_size()
+
+
+# Schedules
+
+
+SHAPES = [
+    (Constant(warmup_steps=7), optax.warmup_constant_schedule(0, 1, 7)),
+    (WarmupCosine(warmup_steps=10), optax.warmup_cosine_decay_schedule(0, 1, 10, 100, 0.01)),
+    (WarmupCosine(), optax.warmup_cosine_decay_schedule(0, 1, 10, 100, 0.01)),
+    (WarmupCosine(warmup_steps=0, end_factor=0.5), optax.cosine_decay_schedule(1, 100, 0.5)),
+    (OneCycle(), optax.cosine_onecycle_schedule(100, 1)),
+    (
+        OneCycle(peak_fraction=0.5, start_factor=0.1, end_factor=0.01),
+        optax.cosine_onecycle_schedule(100, 1, 0.5, 10, 10),
+    ),
+    (Exponential(decay_rate=0.5, transition_steps=20), optax.exponential_decay(1, 20, 0.5)),
+    (
+        Exponential(decay_rate=0.5, transition_steps=20, is_staircase=True, end_factor=0.1, warmup_steps=5),
+        optax.warmup_exponential_decay_schedule(0, 1, 5, 20, 0.5, staircase=True, end_value=0.1),
+    ),
+    (Piecewise(boundaries=(30, 60), multipliers=(0.1, 0.5)), optax.piecewise_constant_schedule(1, {30: 0.1, 60: 0.5})),
+]
+
+
+@pytest.mark.parametrize(("shape", "peer"), SHAPES)
+def test_schedules_are_those_of_optax(shape: Any, peer: Any) -> None:
+    shape.check(100)
+    steps = jnp.arange(101, dtype=jnp.int32)
+    close(shape.factor(steps, 100), lenient_call(jax.vmap(peer), steps), atol=2e-6, rtol=1e-4)
+    assert shape.factor(jnp.int32(100), 100) == shape.factor(jnp.int32(10_000), 100)
+
+
+def test_numbers_of_a_schedule_are_traced_and_share_one_program() -> None:
+    def trace(warmup: Any, end: Any, rate: Any, boundary: Any) -> Any:
+        shapes = [
+            WarmupCosine(warmup_steps=warmup, end_factor=end),
+            OneCycle(peak_fraction=end),
+            Exponential(decay_rate=rate, transition_steps=warmup),
+            Piecewise(boundaries=(boundary, 90), multipliers=(rate, rate), warmup_steps=warmup),
+        ]
+        for shape in shapes:
+            shape.check(100)
+        return jnp.stack([shape.factor(jnp.arange(100), 100) for shape in shapes])
+
+    traced, numbers = jax.jit(trace), [(10, 0.25, 0.5, 50), (20, 0.5, 0.25, 60)]
+    for row in numbers:
+        close(traced(*(jnp.float32(number) for number in row)), trace(*row), atol=1e-6)
+    assert programs(traced) == 1
+
+
+def test_a_peak_times_a_shape_moves_the_parameters() -> None:
+    shape = spec(rate=1e-3, schedule=WarmupCosine(warmup_steps=10))
+    moved = [0.0]
+    optimizer: Any = shape.build(100)
+    state, update = optimizer.init(W), jax.jit(optimizer.update)
+    for _ in range(102):
+        updates, state = update(jnp.array([-1.0, 0.0]), state, W)
+        moved.append(float(updates[0]))
+    close([moved[1 + step] for step in (0, 5, 10, 55, 100, 101)], [0, 5e-4, 1e-3, 5.05e-4, 1e-5, 1e-5], atol=1e-9)
+    # Accumulated gradients count once: four gradients are one step of a schedule of 25.
+    shape = WarmupCosine(warmup_steps=2)
+    slow = run(spec(rate=1.0, schedule=shape, accumulate_steps=4), 40, total=40, grads=jnp.array([-1.0, 0.0]))[0]
+    close(slow[0] - W[0], shape.factor(jnp.arange(10), 10).sum())
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (
+            WarmupCosine(warmup_steps=100),
+            "must end before training does: got warmup_steps=100, total_steps=100; shorten",
+        ),
+        (Constant(warmup_steps=-1), "must end before training does: got warmup_steps=-1, total_steps=100"),
+        (Constant(warmup_steps="5"), "warmup_steps must be a number of updates: got warmup_steps='5'"),  # pyright: ignore[reportArgumentType]
+        (WarmupCosine(end_factor=1.5), "end_factor must be from 0 to 1: got end_factor=1.5"),
+        (OneCycle(peak_fraction=1.0), "peak_fraction must be between 0 and 1"),
+        (OneCycle(start_factor=float("nan")), "start_factor must be from 0 to 1: got start_factor=nan"),
+        (OneCycle(warmup_steps=3), "no warm-up beside its rise: got warmup_steps=3; set peak_fraction"),
+        (Exponential(decay_rate=0), "decay_rate must be above 0 and at most 1: got decay_rate=0"),
+        (Exponential(decay_rate=0.5, transition_steps=0), "transition_steps must be above 0"),
+        (Exponential(decay_rate=0.5, end_factor=-1), "end_factor must be from 0 to 1"),
+        (
+            Piecewise(boundaries=(1, 2), multipliers=(0.1,)),
+            r"one multiplier for each boundary: got boundaries=\(1, 2\)",
+        ),
+        (Piecewise(boundaries=(2, 1), multipliers=(0.1, 0.1)), "boundaries must increase and lie within training"),
+        (Piecewise(boundaries=(100,), multipliers=(0.1,)), "boundaries must increase and lie within .*total_steps=100"),
+        (Piecewise(boundaries=(1,), multipliers=(-0.1,)), r"multipliers\[0\] must be at least 0"),
+    ],
+)
+def test_schedules_that_cannot_be(shape: Any, message: str) -> None:
+    with pytest.raises(StudyError, match=message):
+        shape.check(100)
+    with pytest.raises(StudyError, match=message):
+        spec(schedule=shape).check(100)
+
+
+@pytest.mark.parametrize("total", [0, -3, 2.5, True, None])
+def test_the_length_of_training_is_known(total: Any) -> None:
+    for check in (Constant().check, spec().check, lambda n: learned(init_weights(KEY), total_steps=n)):
+        with pytest.raises(StudyError, match=f"total_steps must be a whole number .* got total_steps={total}"):
+            check(total)
+
+
+def test_the_old_functions_are_the_new_ones() -> None:
+    assert float(warmup_cosine(100)(jnp.int32(5))) == 0.5
+    with pytest.raises(ValueError, match="got warmup_steps=100, total_steps=100"):
+        warmup_cosine(100, warmup_steps=100)
+    kernel = W[None]
+    new = spec("adamw", 0.1, schedule=WarmupCosine(), decay=0.5)
+    close(run(adamw(0.1, 0.5, 100), 5, kernel, G[None])[0], run(new, 5, kernel, G[None])[0])
+
+
+# Decay and the order of things
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "options", "expected"),
+    [
+        ("sgd", "l2", {}, (0.98004, -1.99501)),
+        ("sgd", "l2", {"momentum": 0.9}, (0.94755, -1.98689)),
+        ("adam", "l2", {}, (0.95001, -1.95005)),
+        ("adamw", "decoupled", {}, (0.94511, -2.03992)),
+        ("adam", "decoupled", {}, (0.94511, -2.03992)),
+    ],
+)
+def test_decay_after_five_steps(name: str, kind: Any, options: Any, expected: Any) -> None:
+    made = spec(name, decay=0.1, decay_kind=kind, decay_mask=decay_all, options=options)
+    close(run(made, 5)[0], expected, atol=1.1e-5)
+    # Matrices decay, biases and scales do not, unless told to.
+    default = spec(name, decay=0.1, decay_kind=kind, options=options)
+    without = spec(name, options=options)
+    found = run(default, 5, {"kernel": W[None], "bias": W}, {"kernel": G[None], "bias": G})[0]
+    close(found["kernel"][0], expected, atol=1.1e-5)
+    close(found["bias"], run(without, 5)[0])
+
+
+def test_first_step_of_adamw() -> None:
+    close(run(spec("adamw", decay=0.1, decay_mask=decay_all))[0], (0.989, -2.008))
+    # A decay of 0 is a value like others, whatever stands beside it.
+    for name in ("adamw", "sgd", "novograd"):
+        close(run(spec(name, decay=0.0, decay_mask=decay_all), 3)[0], run(spec(name), 3)[0])
+    # With no decay given there is none, whatever optax's default.
+    for name in ("adamw", "lion", "adamaxw", "sophia"):
+        grads = jnp.zeros(2)
+        close(run(spec(name), 3, W, grads, {"value_fn": lambda w: jnp.sum(w**2)})[0], W, rtol=0)
+
+
+def test_decoupled_decay_follows_the_schedule() -> None:
+    shape = Piecewise(boundaries=(1,), multipliers=(0.5,))
+    for name in ("sgd", "adamw", "muon", "adafactor"):
+        made = spec(name, 0.1, decay=0.1, schedule=shape)
+        found = run(made, 2, W[None], jnp.zeros((1, 2)))[0]
+        close(found[0], W * (1 - 0.01) * (1 - 0.005))
+
+
+def test_clip_keeps_the_direction_and_comes_before_decay() -> None:
+    grads = jnp.array([3.0, 4.0])
+    close(W - run(spec(rate=1.0, clip_norm=1.0), grads=grads)[0], (0.6, 0.8))
+    close(W - run(spec(rate=1.0, clip_norm=2.5), grads=grads)[0], (1.5, 2.0))
+    assert (run(spec(clip_norm=5.1), grads=grads)[0] == run(spec(), grads=grads)[0]).all()
+    # One parameter at 1 with gradient 10: clip then decay .98951..., decay then clip would be .99049...
+    one, ten = jnp.array([[1.0, 0.0]]), jnp.array([[10.0, 0.0]])
+    for kind in ("l2", "decoupled"):
+        found = run(spec(decay=0.1, decay_kind=kind, clip_norm=1.0), 1, one, ten)[0]
+        close(found[0, 0], 1 - 0.01 * (1 + 0.1))
+
+
+def test_noise_has_its_variance_and_its_key() -> None:
+    made = spec(rate=1.0, noise=GradientNoise(0.25, 0.5))
+    zeros = {"a": jnp.zeros(20_000), "b": jnp.zeros(20_000)}
+    optimizer: Any = made.build(10, KEY)
+    other: Any = made.build(10, jax.random.key(1))
+    state, drawn = optimizer.init(zeros), []
+    for step in range(3):
+        updates, state = optimizer.update(zeros, state, zeros)
+        drawn.append(updates)
+        assert float(updates["a"].var()) == pytest.approx(0.25 / (1 + step) ** 0.5, rel=0.05)
+        assert float(updates["a"].mean()) == pytest.approx(0, abs=0.02)
+    again = optimizer.update(zeros, optimizer.init(zeros), zeros)[0]
+    assert (again["a"] == drawn[0]["a"]).all()
+    for different in (drawn[0]["b"], drawn[1]["a"], other.update(zeros, other.init(zeros), zeros)[0]["a"]):
+        assert abs(np.corrcoef(again["a"], different)[0, 1]) < 0.05
+    # The optimizer that is noise has the trial's key as well.
+    noisy: list[Any] = [spec("noisy_sgd").build(10, key) for key in (KEY, KEY, jax.random.key(1))]
+    first, same, another = (optimizer.update(W, optimizer.init(W), W)[0] for optimizer in noisy)
+    close(first, same, rtol=0)
+    assert not np.allclose(first, another)
+
+
+def test_noise_is_neither_clipped_nor_shared_by_groups() -> None:
+    one = spec(rate=1.0, noise=GradientNoise(1.0), clip_norm=0.001)
+    zeros = {"a": jnp.zeros(1000), "b": jnp.zeros(1000)}
+    found = run(OptimizerGroups({"a": one, "b": one}, lambda path: path), 1, zeros, zeros)[0]
+    assert float(found["a"].std()) == pytest.approx(1, rel=0.1)
+    assert abs(np.corrcoef(found["a"], found["b"])[0, 1]) < 0.1
+
+
+def test_accumulated_gradients_are_one_large_batch() -> None:
+    grads = jax.random.normal(KEY, (6, 2))
+    made = spec("sgd", 0.1, decay=0.1, decay_mask=decay_all, clip_norm=0.9, accumulate_steps=3)
+    optimizer, params = made.build(6), W
+    large: Any = spec("sgd", 0.1, decay=0.1, decay_mask=decay_all, clip_norm=0.9).build(2)
+    state = optimizer.init(W)
+    expected, expected_state = W, large.init(W)
+    for step, grad in enumerate(grads):
+        before = params
+        updates, state = optimizer.update(grad, state, params)
+        params = optax.apply_updates(params, updates)
+        if step % 3 == 2:
+            updates, expected_state = large.update(grads[step - 2 : step + 1].mean(0), expected_state, expected)
+            expected = optax.apply_updates(expected, updates)
+            close(params, expected)
+        else:
+            close(params, before, rtol=0)
+
+
+# What uses the loss
+
+
+def test_the_loss_reaches_what_uses_it() -> None:
+    grads, extra = jnp.array([1.0, -2.0]), {"value": jnp.float32(6)}
+    options: Any = {"max_learning_rate": 2.0}
+    settings: Any
+    for settings in ({}, {"clip_norm": 10.0}, {"skip_nonfinite": True}, {"accumulate_steps": 1, "clip_norm": 9.0}):
+        made = OptimizerSpec("polyak_sgd", options=options, **settings)
+        close(run(made, 1, jnp.zeros(2), grads, extra)[0], (-1.2, 2.4))
+    # Over two gradients the loss is their mean, not the last.
+    twice: Any = OptimizerSpec("polyak_sgd", options=options, accumulate_steps=2, clip_norm=10.0).build(2)
+    state = twice.init(W)
+    _, state = twice.update(grads, state, W, value=jnp.float32(8))
+    close(twice.update(grads, state, W, value=jnp.float32(4))[0], (-1.2, 2.4))
+    chained = optax.chain(optax.clip_by_global_norm(10.0), optax.polyak_sgd(**options))
+    close(run(chained, 1, jnp.zeros(2), grads, extra)[0], (-1.2, 2.4))
+    grouped = OptimizerGroups({"a": OptimizerSpec("polyak_sgd", options=options)}, lambda path: "a")
+    close(run(grouped, 1, jnp.zeros(2), grads, extra)[0], (-1.2, 2.4))
+
+
+def test_plateau_scales_the_whole_step() -> None:
+    made = spec(rate=1.0, plateau={"patience": 2, "factor": 0.5}, decay=0.1, decay_mask=decay_all)
+    optimizer: Any = made.build(10)
+    state, found = optimizer.init(W), []
+    for _ in range(5):
+        updates, state = optimizer.update(G, state, W, value=jnp.float32(1))
+        found.append(updates)
+    full = -(G + 0.1 * W)
+    close(jnp.stack(found), jnp.array([1, 1, 0.5, 0.5, 0.25])[:, None] * full[None])
+
+
+def test_lbfgs_searches_along_its_line() -> None:
+    def loss(w: Any) -> Any:
+        return jnp.sum(jnp.array([1.0, 30.0]) * (w - 1.0) ** 2)
+
+    optimizer: Any = OptimizerSpec("lbfgs", skip_nonfinite=True).build(9)
+
+    @jax.jit
+    def step(params: Any, state: Any) -> Any:
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(grads, state, params, value=value, grad=grads, value_fn=loss)
+        return optax.apply_updates(params, updates), state
+
+    params, state = W, optimizer.init(W)
+    for _ in range(6):
+        params, state = step(params, state)
+    assert float(loss(params)) < 1e-6
+    assert skipped_steps(state) == 0
+
+
+@pytest.mark.parametrize("name", ["schedule_free_sgd", "schedule_free_adamw"])
+def test_schedule_free_is_evaluated_at_its_average(name: str) -> None:
+    params, state = run(spec(name, 0.1, skip_nonfinite=True), 5)
+    found = evaluated_params(state, params)
+    inner: Any = state.inner[0]
+    close(found, lenient_call(optax.contrib.schedule_free_eval_params, inner, params))
+    assert not np.allclose(found, params)
+    params, state = run(spec(), 5)
+    assert evaluated_params(state, params) is params
+
+
+# Every optimizer
+
+
+def test_the_table_is_what_optax_exports() -> None:
+    aliases = {name for name in dir(alias) if not name.startswith("_") and hasattr(optax, name)}
+    aliases = {name for name in aliases if callable(getattr(optax, name)) and "learning_rate" in str(_signature(name))}
+    contrib = {name for name, made in inspect.getmembers(optax.contrib, inspect.isfunction)}
+    contrib = {name for name in contrib if not name.startswith("scale_by_")}
+    assert aliases | contrib == set(OPTIMIZERS) | set(REFUSED)
+    assert not set(OPTIMIZERS) & set(REFUSED)
+    # Where decay is added here, optax adds none.
+    for name in set(OPTIMIZERS) - set(_OWN_DECAY):
+        found = [made.default for made in _arguments(name).values() if "weight_decay" in made.name]
+        assert not any(value for value in found if value is not True), name  # the mask of lars is True
+    assert len(set(OPTIMIZERS)) == len(OPTIMIZERS)
+
+
+def _signature(name: str) -> Any:
+    return inspect.signature(getattr(optax, name))
+
+
+TARGET = {"kernel": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "bias": jnp.array([1.0, -1.0])}
+
+
+def distance(params: Any) -> Any:
+    return optax.tree.norm(optax.tree.sub(params, TARGET), squared=True)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_lowers_a_quadratic_with_its_numbers_traced(name: str) -> None:
+    rate = _arguments(name).get("learning_rate")
+    peak = None if rate is None or name == "lbfgs" else rate.default if rate.default not in (None, rate.empty) else 0.05
+    hidden = ("learning_rate", "weight_decay", "adam_weight_decay")
+    options = {
+        key: jnp.full(2, argument.default)
+        for key, argument in _arguments(name).items()
+        if isinstance(argument.default, float) and key not in hidden
+    }
+
+    @jax.jit
+    @jax.vmap
+    def train(scale: Any, options: Any) -> Any:
+        optimizer: Any = spec(name, None if peak is None else peak * scale, options=options).build(3, KEY)
+
+        def step(carry: Any, _: None) -> Any:
+            value, grads = jax.value_and_grad(distance)(carry[0])
+            extra = {"value": value, "grad": grads, "value_fn": distance}
+            updates, state = optimizer.update(grads, carry[1], carry[0], **extra)
+            return (optax.apply_updates(carry[0], updates), state), value
+
+        first = jax.tree.map(jnp.zeros_like, TARGET)
+        return distance(jax.lax.scan(step, (first, optimizer.init(first)), None, length=3)[0][0])
+
+    losses = train(jnp.array([1.0, 0.5]), options)
+    # Arrays that start at 0 have no norm, which is the length of fromage's step.
+    assert (losses <= 16.25).all() if name == "fromage" else (losses < 16.25).all()
+    train(jnp.array([0.7, 0.3]), options)
+    assert programs(train) == 1
+
+
+def test_every_setting_is_traced_in_one_program() -> None:
+    def build(rate: Any, decay: Any, norm: Any, eta: Any, momentum: Any) -> OptimizerSpec:
+        settings: Any = {"decay": decay, "decay_mask": decay_all, "clip_norm": norm, "noise": GradientNoise(eta, eta)}
+        options = {"momentum": momentum}
+        return spec("sgd", rate, options=options, accumulate_steps=2, skip_nonfinite=True, **settings)
+
+    def train(dtype: Any, *numbers: Any) -> Any:
+        # A carry keeps its type though a traced number is not weak.
+        optimizer: Any = build(*numbers).build(8, KEY)
+
+        def step(carry: Any, _: None) -> Any:
+            updates, state = optimizer.update(G.astype(dtype), carry[1], carry[0])
+            return (optax.apply_updates(carry[0], updates), state), None
+
+        params = W.astype(dtype)
+        return jax.lax.scan(step, (params, optimizer.init(params)), None, length=8)[0][0]
+
+    traced = jax.jit(train, static_argnums=0)
+    rows = [(0.1, 0.1, 0.2, 0.01, 0.9), (0.2, 0.0, 5.0, 0.5, 0.5)]
+    for row in rows:
+        close(traced(jnp.float32, *map(jnp.float32, row)), run(build(*row), 8, total=8)[0])
+    assert programs(traced) == 1
+    lanes = jax.vmap(lambda *row: train(jnp.float32, *row))(*map(jnp.array, zip(*rows, strict=True)))
+    close(lanes, jnp.stack([run(build(*row), 8, total=8)[0] for row in rows]))
+    half = traced(jnp.bfloat16, *map(jnp.float32, rows[0]))
+    assert half.dtype == jnp.bfloat16
+    close(half.astype(jnp.float32), run(build(*rows[0]), 8, total=8)[0], atol=0.1)
+
+
+# What is not finite
+
+
+@pytest.mark.parametrize("bad", ["gradient", "loss", "result"])
+def test_a_lane_that_is_not_finite_is_skipped_and_counted(bad: str) -> None:
+    made = spec("adam", 0.1, skip_nonfinite=True, decay=0.1, decay_mask=decay_all)
+    made = spec("sgd", 1e38, skip_nonfinite=True, options={"momentum": 0.5}) if bad == "result" else made
+    optimizer: Any = made.build(9)
+
+    @jax.jit
+    @jax.vmap
+    def step(params: Any, state: Any, grads: Any, value: Any) -> Any:
+        updates, state = optimizer.update(grads, state, params, value=value)
+        return optax.apply_updates(params, updates), state
+
+    params = jnp.stack([W, 2 * W])
+    state, grads, values = jax.vmap(optimizer.init)(params), jnp.stack([G, G]), jnp.ones(2)
+    params, state = step(params, state, grads * (1e-38 if bad == "result" else 1), values)
+    spoiled = {"gradient": jnp.array([1.0, jnp.nan]), "loss": jnp.ones(2), "result": jnp.array([1e-38, 100.0])}[bad]
+    bad_values = jnp.array([1, jnp.inf]) if bad == "loss" else values
+    healthy = step(params, state, grads * (1e-38 if bad == "result" else 1), values)
+    after = step(params, state, grads * spoiled[:, None], bad_values)
+    assert (after[0][0] == healthy[0][0]).all()
+    for new, good, old in zip(*map(jax.tree.leaves, (after[1].inner, healthy[1].inner, state.inner)), strict=True):
+        assert (new[0] == good[0]).all()
+        assert (new[1] == old[1]).all()
+    assert (after[0][1] == params[1]).all()
+    assert skipped_steps(after[1]).tolist() == [0, 1]  # pyright: ignore[reportOptionalMemberAccess]
+    assert skipped_steps(run(spec())[1]) is None
+
+
+def test_a_gradient_that_is_not_finite_counts_though_its_sign_is() -> None:
+    params, state = run(spec("sign_sgd", skip_nonfinite=True), 2, grads=G * jnp.inf)
+    close(params, W, rtol=0)
+    assert skipped_steps(state) == 2
+
+
+def test_a_traced_number_does_not_widen_what_it_touches() -> None:
+    half, momentum = W.astype(jnp.bfloat16), jnp.float32(0.9)
+    made = spec(rate=jnp.float32(0.1), options={"momentum": momentum}).build(9)
+    state = made.init(half)
+    updates, after = made.update(half, state, half)
+    dtypes = [[leaf.dtype for leaf in jax.tree.leaves(tree)] for tree in ((half, state), (updates, after))]
+    assert dtypes[0] == dtypes[1]
+
+
+# Groups
+
+
+PARAMS = {"encoder": {"Dense_0": {"kernel": W[None], "bias": W}}, "head": {"kernel": W[None]}, "embed": W}
+
+
+def label(path: str) -> str:
+    return {"encoder/Dense_0/kernel": "slow", "encoder/Dense_0/bias": "slow", "head/kernel": "fast"}.get(path, "still")
+
+
+def test_each_group_is_its_solo_optimizer() -> None:
+    slow, fast = spec("adamw", 0.01, decay=0.1, clip_norm=0.2), spec("sgd", 0.5, options={"momentum": 0.9})
+    grads = jax.tree.map(lambda leaf: jnp.broadcast_to(G, leaf.shape), PARAMS)
+    groups = OptimizerGroups({"slow": slow, "fast": fast, "still": None}, label)
+    groups.check(100)
+    found = run(groups, 4, PARAMS, grads)[0]
+    close(found["embed"], W, rtol=0)
+    close(found["head"]["kernel"], run(fast, 4, PARAMS["head"], grads["head"])[0]["kernel"])
+    solo = run(slow, 4, PARAMS["encoder"], grads["encoder"])[0]
+    jax.tree.map(close, found["encoder"], solo)
+
+
+def test_groups_skip_a_step_as_a_whole() -> None:
+    one = spec(skip_nonfinite=True)
+    grads = {"a": G * jnp.nan, "b": G}
+    found, state = run(OptimizerGroups({"a": one, "b": one}, lambda path: path), 2, {"a": W, "b": W}, grads)
+    assert (found["b"] == W).all()
+    assert skipped_steps(state) == 2
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ({}, "groups must train something"),
+        ({"a": None}, "agree on skip_nonfinite: got groups that train nothing"),
+        ({"a": spec(), "b": spec(skip_nonfinite=True)}, "agree on skip_nonfinite: got groups that differ"),
+        ({"a": "sgd"}, r"a group must be an OptimizerSpec, or None to freeze it: got 'sgd' \('a'\)"),
+        ({"a": spec("lbfgs", None)}, "lbfgs must have all parameters: got it in group 'a'"),
+        ({"a": spec("sdg")}, "must be one of optax's: got 'sdg'; did you mean 'sgd'"),
+    ],
+)
+def test_groups_that_cannot_be(groups: Any, message: str) -> None:
+    with pytest.raises(StudyError, match=message):
+        OptimizerGroups(groups, lambda path: "a").check(10)
+
+
+def test_a_label_names_a_group() -> None:
+    made = OptimizerGroups({"slow": spec(), "still": None}, label).build(10)
+    with pytest.raises(StudyError, match=r"one of the groups \['slow', 'still'\]: got 'fast' \(array 'head/kernel'\)"):
+        made.init(PARAMS)
+
+
+# Messages
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_another_interface_is_refused_with_its_reason(name: str) -> None:
+    with pytest.raises(StudyError, match=f"must take a gradient and return a step: got '{name}'; {REFUSED[name][:9]}"):
+        spec(name).check(10)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (spec("lyon"), "must be one of optax's: got 'lyon'; did you mean 'lion'"),
+        (spec(options={"momentun": 0.9}), "options must be arguments of sgd: got 'momentun'; did you mean 'momentum'"),
+        (spec("adamw", options={"weight_decay": 0.1}), "must not hold 'weight_decay': got 0.1 .adamw.; it is decay"),
+        (spec("adafactor", options={"weight_decay_rate": 0.1}), "must not hold 'weight_decay_rate'.*it is decay"),
+        (spec("muon", options={"adam_weight_decay": 0.1}), "must not hold 'adam_weight_decay'.*it is decay"),
+        (spec("adamw", options={"mask": None}), "must not hold 'mask'.*it is decay_mask"),
+        (spec("noisy_sgd", options={"key": 1}), "must not hold 'key'.*it is the trial's key"),
+        (spec(options={"learning_rate": 1.0}), "must not hold 'learning_rate'"),
+        (spec("adam", options={"b1": 1.0}), "adam's b1 must be at least 0 and below 1: got adam's b1=1.0"),
+        (spec("adam", options={"eps": "small"}), "adam's eps must be a finite number: got adam's eps='small'"),
+        (spec("muon", options={"ns_coeffs": "odd"}), "options must suit optax's muon: got .*'odd'.*; Unknown ns_coeff"),
+        (spec(rate=None), "sgd must have a learning_rate: got None"),
+        (spec(rate=-0.1), "learning_rate must be above 0: got learning_rate=-0.1"),
+        (spec(rate=float("inf")), "learning_rate must be above 0: got learning_rate=inf"),
+        (spec(rate=True), "learning_rate must be above 0: got learning_rate=True"),
+        (spec(rate=jnp.ones(3)), "learning_rate must be above 0"),
+        (spec("polyak_sgd", 0.1), "polyak_sgd must have no learning_rate: got 0.1; see its options"),
+        (spec("polyak_sgd", None, schedule=WarmupCosine()), "a schedule must have a learning_rate to shape: got None"),
+        (spec("rprop", schedule=WarmupCosine()), "rprop must have a constant rate.*size of the first step only"),
+        (
+            spec("schedule_free_sgd", schedule=Constant(warmup_steps=2)),
+            "must have a constant rate.*warmup_steps warms up",
+        ),
+        (spec(schedule=optax.constant_schedule(1)), "schedule must be a Schedule: got .*; use Constant"),
+        (spec(decay=-0.1), "decay must be at least 0: got decay=-0.1"),
+        (spec(decay=0.1, decay_kind="L2"), "decay_kind must be 'decoupled' or 'l2': got 'L2'"),
+        (spec("adamw", decay=0.1, decay_kind="l2"), "adamw must have decoupled decay, its own.*; use 'adam'"),
+        (spec("schedule_free_sgd", decay_kind="l2"), "must have decoupled decay, its own.*; use 'sgd'"),
+        (spec("lion", decay_kind="l2"), "lion must have decoupled decay, its own.*; use 'adam'"),
+        (spec(decay_mask=decay_all), "decay_mask must come with a decay: got decay=None"),
+        (spec(decay=0.1, decay_mask={"a": True}), "decay_mask must be a function of the parameters"),
+        (spec("novograd", decay=0.1), "decay_mask must be decay_all for novograd, which decays every array: got None"),
+        (spec("madgrad", decay=0.1), "madgrad must have l2 decay: got decay_kind='decoupled'"),
+        (spec("polyak_sgd", None, decay=0.1), "decoupled decay must have a learning_rate.*set learning_rate or"),
+        (spec(clip_norm=0), "clip_norm must be above 0: got clip_norm=0; None clips nothing"),
+        (spec(noise=0.1), "noise must be a GradientNoise or None: got 0.1"),
+        (spec(noise=GradientNoise(-1.0)), "noise.eta must be at least 0"),
+        (spec(noise=GradientNoise(1.0, -1.0)), "noise.gamma must be at least 0"),
+        (spec("noisy_sgd", noise=GradientNoise(1.0)), "noise must have one owner"),
+        (spec(accumulate_steps=0), "from 1 to total_steps: got accumulate_steps=0, total_steps=10"),
+        (spec(accumulate_steps=11), "from 1 to total_steps: got accumulate_steps=11, total_steps=10"),
+        (spec(accumulate_steps=5, schedule=Constant(warmup_steps=2)), "got warmup_steps=2, total_steps=2"),
+        (spec("lbfgs", None, clip_norm=1.0, accumulate_steps=2), "lbfgs must see .*got clip_norm, accumulate_steps"),
+        (spec(plateau={"patients": 1}), "arguments of reduce_on_plateau: got 'patients'; did you mean 'patience'"),
+        (spec(plateau={"patience": -1}), "plateau's patience must be at least 0"),
+        (spec(plateau={"factor": 2.0}), "plateau must suit optax's reduce_on_plateau: got .*Factor must be"),
+        (spec("cocob", 1.0, plateau={}), "plateau must not be used with cocob"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(made: Any, message: str) -> None:
+    with pytest.raises(StudyError, match=message) as caught:
+        made.check(10)
+    assert "\n" not in str(caught.value)
+
+
+def test_refusals_that_are_not_in_a_spec() -> None:
+    for made in (spec(noise=GradientNoise(1.0)), spec("sophia"), spec("noisy_sgd")):
+        with pytest.raises(StudyError, match="must be given the trial's key: got key=None"):
+            made.build(10)
+    with pytest.raises(StudyError, match=r"an optimizer must be .* GradientTransformation: got 'adam'"):
+        as_optimizer("adam", 10)
+    with pytest.raises(StudyError, match="plateau's factor must not be traced"):
+        jax.jit(lambda factor: spec(plateau={"factor": factor}).check(10))(0.5)
+
+
+# The learned optimizer
+
+HORIZON = 30
+
+
+def last_loss(optimizer: Any, key: jax.Array) -> jax.Array:
+    """Return the logarithm of the share of the loss left on a random quadratic of six parameters."""
+    curvature, first = jax.random.split(key)
+    scale, start = jnp.exp(jax.random.uniform(curvature, (6,), minval=-3.0, maxval=2.0)), jax.random.normal(first, (6,))
+
+    def loss(x: Any) -> Any:
+        return jnp.sum(scale * x**2)
+
+    def step(carry: Any, _: None) -> Any:
+        updates, state = optimizer.update(jax.grad(loss)(carry[0]), carry[1], carry[0])
+        return (optax.apply_updates(carry[0], updates), state), None
+
+    x = jax.lax.scan(step, (start, optimizer.init(start)), None, length=HORIZON)[0][0]
+    return jnp.log(loss(x) / loss(start) + 1e-9)
+
+
+def mean_loss(optimizer: Any, key: jax.Array, problems: int) -> jax.Array:
+    return jax.vmap(lambda one: last_loss(optimizer, one))(jax.random.split(key, problems)).mean()
+
+
+def test_a_meta_trained_optimizer_beats_tuned_sgd() -> None:
+    meta: Any = as_optimizer(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.01)), 1)
+    untrained = init_weights(KEY)
+
+    def step(carry: Any, key: jax.Array) -> Any:
+        grads = jax.grad(lambda weights: mean_loss(learned(weights, total_steps=HORIZON), key, 16))(carry[0])
+        updates, state = meta.update(grads, carry[1], carry[0])
+        return (optax.apply_updates(carry[0], updates), state), None
+
+    keys = jax.random.split(jax.random.key(1), 150)
+    weights = jax.jit(lambda first: jax.lax.scan(step, (first, meta.init(first)), keys)[0][0])(untrained)
+
+    held_out = jax.random.key(99)
+    judge = jax.jit(lambda weights: mean_loss(learned(weights, total_steps=HORIZON), held_out, 64))
+    rates = 0.005 * 1.2 ** jnp.arange(25.0)
+    sgd = jax.jit(jax.vmap(lambda rate: mean_loss(spec(rate=rate).build(HORIZON), held_out, 64)))(rates)
+    assert judge(weights) < judge(untrained) - 2
+    assert judge(weights) < jnp.nanmin(sgd) - 2
+
+
+def test_progress_is_of_the_horizon_and_ends_with_it() -> None:
+    weights = init_weights(KEY)
+    short, long = (run(learned(weights, total_steps=n), 3)[0] for n in (3, 300))
+    assert not np.allclose(short, long)
+    optimizer: Any = learned(weights, total_steps=3000)
+    state: Any = optimizer.init(W)
+    ends = [optimizer.update(G, state._replace(made=jnp.int32(n)), W)[0] for n in (3000, 6000)]
+    close(*ends)
+    with pytest.raises(TypeError, match="total_steps"):
+        learned(weights)  # pyright: ignore[reportCallIssue]
+    with pytest.raises(StudyError, match="weights must have the shapes of init_weights: got"):
+        learned({**weights, "out": W}, total_steps=3)
+    with pytest.raises(StudyError, match="must see the parameters: got params=None"):
+        optimizer.update(G, state)

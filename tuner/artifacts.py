@@ -1,0 +1,38 @@
+"""Where the files of a study's trials are: checkpoints for resuming, and the best for keeping. No JAX."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Collection
+from pathlib import Path
+from urllib.parse import quote
+
+VARIABLE = "TUNER_ARTIFACTS"
+
+
+def artifacts_folder(given: str | Path | None) -> Path:
+    """Return the folder of all studies' files: as given, else `$TUNER_ARTIFACTS`, else `tuner-artifacts` here."""
+    return Path(given or os.environ.get(VARIABLE) or "tuner-artifacts").absolute()
+
+
+def study_folder(folder: Path, name: str, identity: str) -> Path:
+    """Return the folder of one study; `identity` tells apart studies of one name in different storages."""
+    return folder / f"{quote(name, safe=' ')[:100]}-{identity[:8]}"
+
+
+def trial_folder(study: Path, number: int) -> Path:
+    """Return the folder of one trial."""
+    return study / str(number)
+
+
+def collect(study: Path, superfluous: Callable[[Collection[int]], Collection[int]]) -> None:
+    """Remove the folders of trials that nobody needs any more.
+
+    Args:
+        study: The study's folder.
+        superfluous: trial numbers -> those whose folder can go.
+    """
+    numbers = [int(path.name) for path in study.iterdir() if path.name.isdigit()] if study.is_dir() else []
+    for number in superfluous(numbers) if numbers else ():
+        shutil.rmtree(trial_folder(study, number), ignore_errors=True)

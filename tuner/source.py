@@ -1,0 +1,44 @@
+"""Importing a Python file that belongs to no package, such as a study."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import traceback
+import uuid
+from pathlib import Path
+from types import ModuleType
+
+from tuner.errors import StudyFileError, TunerError
+
+
+def import_file(path: Path) -> ModuleType:
+    """Run a file as a module of its own, its folder importable as for `python FILE`.
+
+    Raises:
+        StudyFileError: the file is no Python, or an error in it; the message has file and line.
+    """
+    module_name = f"tuner_study_{path.stem}_{uuid.uuid5(uuid.NAMESPACE_URL, str(path.absolute())).hex[:8]}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise StudyFileError(f"a study file must be Python, its name ending in .py: got {str(path)!r}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    sys.path.insert(0, str(path.absolute().parent))
+    try:
+        spec.loader.exec_module(module)
+    except TunerError as error:
+        raise type(error)(f"{_where(path, error)}{error}") from error
+    except (Exception, SystemExit) as error:
+        raise StudyFileError(
+            f"a study file must import: {_where(path, error)}{type(error).__name__}: {error}"
+        ) from error
+    return module
+
+
+def _where(path: Path, error: BaseException) -> str:
+    """Return `file:line: ` of the last line of the file itself that led to an error."""
+    own = os.path.realpath(path)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if os.path.realpath(frame.filename) == own]
+    return f"{path}:{frames[-1].lineno}: " if frames else f"{path}: "

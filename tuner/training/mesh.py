@@ -1,0 +1,124 @@
+"""Several devices in one trial: the batch divided among them, parameters copied to all or divided as well."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+
+from tuner.errors import StudyError
+
+Device: TypeAlias = Any
+"""A `jax.Device`, which type checkers do not see as a class."""
+AXIS = "data"
+"""The mesh's one axis."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the arrays of a trial lie. `Layout()` is one device; `Layout(jax.devices())` divides each batch.
+
+    Attributes:
+        devices: The trial's devices; of a single one nothing needs to be said to the compiler.
+        shard_params: Divide large parameters, their averages and their optimizer states among the devices, instead
+            of a copy on each (fully sharded data parallelism: Rajbhandari et al., 2020, stage 3).
+        rules: Where an array lies, by the first pattern found in its path, such as
+            `("Dense_0/kernel", PartitionSpec(None, "data"))`; comes before `shard_params`.
+        min_size: Arrays of fewer elements are copied.
+    """
+
+    devices: tuple[Device, ...] = ()
+    shard_params: bool = False
+    rules: tuple[tuple[str, PartitionSpec], ...] = ()
+    min_size: int = 2**14
+
+    def __init__(
+        self,
+        devices: Sequence[Device] = (),
+        *,
+        shard_params: bool = False,
+        rules: Sequence[tuple[str, PartitionSpec]] = (),
+        min_size: int = 2**14,
+    ) -> None:
+        for name, value in (("devices", tuple(devices)), ("shard_params", shard_params), ("rules", tuple(rules))):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "min_size", min_size)
+
+    @property
+    def size(self) -> int:
+        """Devices among which a batch is divided."""
+        return max(1, len(self.devices))
+
+    @property
+    def _mesh(self) -> Mesh:
+        return jax.make_mesh((self.size,), (AXIS,), axis_types=(AxisType.Auto,), devices=self.devices)
+
+    def put(self, tree: Any) -> Any:
+        """Return a pytree with each array on the trial's device, or a copy on each of them."""
+        if self.size == 1:
+            return jax.device_put(tree, self.devices[0] if self.devices else None)
+        return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))
+
+    def divide(self, batch: Any) -> Any:
+        """Say inside a program that a batch is divided along its first axis."""
+        if self.size == 1:
+            return batch
+        return jax.lax.with_sharding_constraint(batch, NamedSharding(self._mesh, PartitionSpec(AXIS)))
+
+    def keep(self, state: Any) -> Any:
+        """Say inside a program where a state lies, so that it stays there from step to step."""
+        return state if self.size == 1 else jax.lax.with_sharding_constraint(state, self.shardings(state))
+
+    def shardings(self, tree: Any) -> Any:
+        """Return the sharding of each array of a state, from its path and its shape.
+
+        Raises:
+            StudyError: a rule does not fit an array.
+        """
+        if self.size == 1:
+            device = self.devices[0] if self.devices else jax.devices()[0]
+            return jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(device), tree)
+        mesh = self._mesh
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: self._sharding(mesh, path, leaf), tree)
+
+    def _sharding(self, mesh: Mesh, path: Any, leaf: Any) -> Sharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        for pattern, spec in self.rules:
+            if leaf.ndim and re.search(pattern, name):
+                if self._fits(spec, leaf.shape):
+                    return NamedSharding(mesh, spec)
+                # An optimizer may keep something of another shape for a parameter: copied.
+                if name.startswith("params"):
+                    raise StudyError(
+                        f"a sharding rule must divide an axis by the number of devices: {pattern!r} with {spec} does "
+                        f"not fit {name} of shape {leaf.shape} on {self.size} devices"
+                    )
+        spec = PartitionSpec()
+        divisible = [axis for axis, length in enumerate(leaf.shape) if length % self.size == 0]
+        if self.shard_params and leaf.size >= self.min_size and divisible:
+            widest = max(divisible, key=lambda axis: leaf.shape[axis])
+            spec = PartitionSpec(*(AXIS if axis == widest else None for axis in range(leaf.ndim)))
+        return NamedSharding(mesh, spec)
+
+    def _fits(self, spec: PartitionSpec, shape: tuple[int, ...]) -> bool:
+        axes = list(zip(spec, shape, strict=False))
+        return len(spec) <= len(shape) and all(
+            axis is None or (axis == AXIS and length % self.size == 0) for axis, length in axes
+        )
+
+    def batch_size(self, asked: int, length: int) -> int:
+        """Return the size of a batch: as asked, but no larger than the data need.
+
+        Raises:
+            StudyError: it does not divide among the devices.
+        """
+        if asked % self.size:
+            raise StudyError(
+                f"batch_size must divide over the devices: got batch_size={asked} on {self.size} devices; use a "
+                f"multiple of {self.size}, or other devices"
+            )
+        return min(asked, -(-length // self.size) * self.size)

@@ -1,0 +1,224 @@
+"""The one protocol by which the trainer knows models: two pure functions. Linen, NNX and plain functions become it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from tuner.errors import StudyError
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as pure functions.
+
+    Attributes:
+        init: (key, inputs) -> (params, collections): nested dicts of arrays. Collections are what the model carries
+            beside parameters, such as batch statistics; `{}` if nothing.
+        apply: (params, collections, inputs, *, train, key) -> (outputs, collections). In evaluation mode the
+            collections come back as they went in.
+        module: What the model was made of, for tables and diagnosis.
+
+    `inputs` is a tuple of positional arguments.
+    """
+
+    init: Callable[..., tuple[Any, Any]]
+    apply: Callable[..., tuple[Any, Any]]
+    module: Any = None
+
+
+def as_model(made: Any) -> Model:
+    """Return what `init_model` returned as a `Model`.
+
+    Args:
+        made: A Linen module; an NNX module class, or any function of `rngs` that makes an NNX module; a pair of pure
+            functions init(key, *inputs) -> params and apply(params, *inputs) -> outputs, `apply` also given `train`
+            and `key` if it has such parameters; or a `Model`.
+
+    Raises:
+        StudyError: it is none of these.
+    """
+    if isinstance(made, Model):
+        return made
+    if isinstance(made, nn.Module):
+        return _linen(made)
+    if isinstance(made, tuple) and len(made) == 2 and all(map(callable, made)):
+        return _pair(*made)
+    if callable(made) and "rngs" in _parameters(made):
+        return _nnx(made)
+    raise StudyError(
+        "init_model must return a Linen module, an NNX module class (or a function of rngs that makes one), or a pair "
+        f"of functions (init, apply): got {made!r:.80}"
+    )
+
+
+Observe = Callable[[str, Any, Any], None]
+"""(path of a module, its inputs, its outputs) -> None; inner modules come before those that contain them."""
+
+_observers: list[Observe] = []
+
+
+@contextlib.contextmanager
+def watched(observe: Observe) -> Iterator[None]:
+    """Call `observe` for each module that a model runs inside the body. For diagnosis, not inside programs."""
+
+    def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        outputs = call(*args, **kwargs)
+        if context.method_name == "__call__":
+            observe("/".join(context.module.path) or type(context.module).__name__, args, outputs)
+        return outputs
+
+    _observers.append(observe)
+    try:
+        with nn.intercept_methods(intercept):
+            yield
+    finally:
+        _observers.remove(observe)
+
+
+@contextlib.contextmanager
+def _watched_nnx(root: Any) -> Iterator[None]:
+    """Tell the observers of each call of an NNX module inside `root`; NNX has no interceptors of its own."""
+    from flax import nnx
+
+    if not _observers:
+        yield
+        return
+    paths = {id(module): "/".join(map(str, path)) for path, module in nnx.iter_modules(root)}
+    kinds = {type(module) for _, module in nnx.iter_modules(root) if "__call__" in vars(type(module))}
+
+    def wrap(call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+            outputs = call(self, *args, **kwargs)
+            for observe in _observers:
+                observe(paths.get(id(self)) or type(self).__name__, args, outputs)
+            return outputs
+
+        return wrapped
+
+    before = {kind: vars(kind)["__call__"] for kind in kinds}
+    try:
+        for kind, call in before.items():
+            kind.__call__ = wrap(call)
+        yield
+    finally:
+        for kind, call in before.items():
+            kind.__call__ = call
+
+
+def _parameters(function: Callable[..., Any]) -> set[str]:
+    while isinstance(function, functools.partial):
+        function = function.func
+    try:
+        # The metaclass of NNX modules hides their constructor's signature.
+        return set(inspect.signature(function.__init__ if isinstance(function, type) else function).parameters)
+    except (TypeError, ValueError):  # builtins have none to show
+        return set()
+
+
+def _mode(function: Callable[..., Any], train: bool) -> dict[str, Any]:
+    """Return the mode under the name by which a model's call takes it, if it does."""
+    names = _parameters(function)
+    return {"train": train} if "train" in names else {"deterministic": not train} if "deterministic" in names else {}
+
+
+def _linen(module: nn.Module) -> Model:
+    call = type(module).__call__
+
+    def init(key: jax.Array, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
+        variables = dict(module.init({"params": key}, *inputs, **_mode(call, False)))
+        return variables.pop("params", {}), variables
+
+    def apply(
+        params: Any, collections: Any, inputs: tuple[Any, ...], *, train: bool, key: jax.Array | None
+    ) -> tuple[Any, Any]:
+        variables = {"params": params, **collections}
+        # Streams of other names than "dropout" fall back to "params".
+        rngs = None if key is None else {"dropout": key, "params": jax.random.fold_in(key, 1)}
+        if not train:
+            return module.apply(variables, *inputs, rngs=rngs, **_mode(call, False)), collections
+        outputs, changed = module.apply(
+            variables, *inputs, rngs=rngs, mutable=[name for name in collections], **_mode(call, True)
+        )
+        return outputs, {**collections, **changed}
+
+    return Model(init, apply, module)
+
+
+def _nnx(make: Callable[..., Any]) -> Model:
+    """Host an NNX module without a graph between calls: each call makes it anew and puts the variables in.
+
+    What the constructor draws is overwritten, so the compiler drops it; hyperparameters that the constructor keeps
+    (a traced dropout rate) are always those of this trial.
+    """
+    from flax import nnx
+
+    def split(module: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        # Random streams are made from the step's key, not carried along.
+        params, _, rest = nnx.split_state(nnx.state(module), nnx.Param, nnx.RngState, ...)
+        rest = nnx.filter_state(rest, nnx.Variable)
+        return _nested(nnx.to_flat_state(params)), _nested(nnx.to_flat_state(rest))
+
+    def init(key: jax.Array, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
+        return split(make(rngs=nnx.Rngs(key)))
+
+    def apply(
+        params: Any, collections: Any, inputs: tuple[Any, ...], *, train: bool, key: jax.Array | None
+    ) -> tuple[Any, Any]:
+        module = make(rngs=nnx.Rngs(jax.random.key(0) if key is None else key))
+        for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.RngState))):
+            if isinstance(variable, nnx.Variable):
+                found = _at(params if isinstance(variable, nnx.Param) else collections, path)
+                _at_module(module, path).set_value(found)
+        module.train() if train else module.eval()
+        with _watched_nnx(module):
+            outputs = module(*inputs, **_mode(type(module).__call__, train))
+        return outputs, split(module)[1] if train else collections
+
+    return Model(init, apply, make)
+
+
+def _nested(flat: Any) -> dict[str, Any]:
+    """Return NNX's flat state as nested dicts with text keys, which is what checkpoints hold."""
+    nested: dict[str, Any] = {}
+    for path, variable in flat:
+        inner = nested
+        for part in path[:-1]:
+            inner = inner.setdefault(str(part), {})
+        inner[str(path[-1])] = variable.get_value()
+    return nested
+
+
+def _at(nested: Any, path: tuple[Any, ...]) -> Any:
+    for part in path:
+        nested = nested[str(part)]
+    return nested
+
+
+def _at_module(module: Any, path: tuple[Any, ...]) -> Any:
+    for part in path:
+        module = module[part] if isinstance(part, int) else getattr(module, part)
+    return module
+
+
+def _pair(init_params: Callable[..., Any], apply_params: Callable[..., Any]) -> Model:
+    names = _parameters(apply_params)
+
+    def init(key: jax.Array, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
+        return init_params(key, *inputs), {}
+
+    def apply(
+        params: Any, collections: Any, inputs: tuple[Any, ...], *, train: bool, key: jax.Array | None
+    ) -> tuple[Any, Any]:
+        options = {name: value for name, value in (("train", train), ("key", key)) if name in names}
+        return apply_params(params, *inputs, **options), collections
+
+    return Model(init, apply, (init_params, apply_params))

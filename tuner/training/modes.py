@@ -1,0 +1,89 @@
+"""Scan or step: whether an epoch runs as one compiled loop or as a loop of compiled steps, by measurement.
+
+On CPUs a scan is several times faster for small dense models and several times slower for convolutions; the two differ
+in the last bits, so the choice is made once for a program and kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+
+from tuner.errors import StudyError
+from tuner.training.feed import Feed
+from tuner.training.programs import Carry, Programs, Source
+from tuner.training.trainer import TrainerModule
+
+Mode = Literal["scan", "step"]
+Choose = Callable[[str, Callable[[], Mode]], Mode]
+"""(program, measure) -> mode: looks up what a program runs as, or calls `measure()` and remembers the answer."""
+
+_CHUNK = 256
+"""Steps in one program at most: between programs a trial can be stopped and saved."""
+_SLOW_STEP_S = 0.02
+"""Of a step this long, starting it is a hundredth at most: there is nothing to win by a scan."""
+_TIMED_STEPS = 20
+
+_chosen: dict[str, Mode] = {}
+
+
+def choose_here(program: str, measure: Callable[[], Mode]) -> Mode:
+    """Remember the modes of programs in this process."""
+    if program not in _chosen:
+        _chosen[program] = measure()
+    return _chosen[program]
+
+
+def chunk(steps: int) -> int:
+    """Return how many steps of an epoch a scan takes at a time: equal parts, so that at most two programs differ."""
+    return -(-steps // -(-steps // _CHUNK))
+
+
+def check_mode(trainer: TrainerModule) -> None:
+    """Raise StudyError unless the trainer's `loop` is one."""
+    if trainer.loop not in ("auto", "scan", "step"):
+        raise StudyError(f"a trainer's loop must be 'auto', 'scan' or 'step': got {trainer.loop!r}")
+
+
+def program_name(trainer: TrainerModule, hparams: Any, feed: Feed, source: Source) -> str:
+    """Return what identifies a training program across processes: trainer, static values, shapes, kind of device."""
+    shapes = ", ".join(f"{name} {leaf.dtype}{list(leaf.shape[1:])}" for name, leaf in sorted(source.arrays.items()))
+    device = (feed.layout.devices or tuple(jax.devices()))[0]
+    return (
+        f"{type(trainer).__qualname__} {jax.tree.structure(hparams)} ({shapes}) "
+        f"{feed.steps} x {feed.batch_size} on {feed.layout.size} {device.device_kind}"
+    )
+
+
+def measure(programs: Programs, source: Source, hparams: Any, carry: Carry, steps: int) -> Mode:
+    """Return the faster of scan and step for these programs here; `carry` is only copied.
+
+    A program whose steps are long is not compiled a second time to find out.
+    """
+    count = min(steps, _TIMED_STEPS)
+
+    def run_steps(carry: Carry) -> Carry:
+        for _ in range(count):
+            carry = programs.step(source, hparams, *carry)
+        return carry
+
+    step_s = _least_s(programs, carry, run_steps) / count
+    if step_s > _SLOW_STEP_S:
+        return "step"
+    many = chunk(steps)
+    scan_s = _least_s(programs, carry, lambda carry: programs.steps(source, hparams, *carry, count=many)) / many
+    return "scan" if scan_s < step_s else "step"
+
+
+def _least_s(programs: Programs, carry: Carry, run: Callable[[Carry], Carry]) -> float:
+    """Return the least of three times, after one that compiles."""
+    times = []
+    for _ in range(4):
+        copied = jax.block_until_ready(programs.copy(carry))
+        began = time.perf_counter()
+        jax.block_until_ready(run(copied))
+        times.append(time.perf_counter() - began)
+    return min(times[1:])

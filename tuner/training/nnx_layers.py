@@ -1,0 +1,33 @@
+"""NNX layers whose hyperparameters may be traced; `layers` has the same for Linen. Apart, as few models need NNX."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Dropout(nnx.Module):
+    """Dropout whose rate may be a number inside the program (Srivastava et al., 2014).
+
+    `flax.nnx.Dropout` branches on `rate == 0`, which needs a Python number and so a program for each rate. A module's
+    `train()` and `eval()` switch this layer as they do that one.
+
+    Args:
+        rate: The share of values set to zero, in [0, 1); the others are divided by 1 - rate.
+        deterministic: Return the inputs as they are.
+        rngs: Where the masks' stream `dropout` comes from.
+    """
+
+    def __init__(self, rate: float | jax.Array, *, deterministic: bool = False, rngs: nnx.Rngs) -> None:
+        self.rate = rate
+        self.deterministic = deterministic
+        self.rngs = rngs["dropout"].fork()
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Return inputs with dropout applied in training, unchanged in evaluation; same shape and type."""
+        if self.deterministic:
+            return inputs
+        keep = 1.0 - jnp.asarray(self.rate, inputs.dtype)
+        kept = jax.random.bernoulli(self.rngs(), keep, inputs.shape)
+        return jnp.where(kept, inputs / keep, jnp.zeros_like(inputs))

@@ -1,0 +1,148 @@
+"""Any pytree as nested dicts of arrays, and back: what a checkpoint holds, without classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from tuner.errors import CheckpointError
+
+Path = tuple[str, ...]
+
+
+def to_plain(tree: Any) -> dict[str, Any]:
+    """Turn any pytree into nested dicts with string keys and array leaves.
+
+    Args:
+        tree: A pytree of arrays, typed PRNG keys and numbers.
+
+    Returns:
+        Dicts keyed by field name, key or index. Typed keys become their key data; a part without leaves becomes `{}`.
+
+    Raises:
+        CheckpointError: A leaf is no array, or two parts have the same name.
+    """
+    plain: dict[str, Any] = {}
+    for path, leaf in _named_leaves(tree, is_leaf=_has_no_leaves):
+        insert(plain, path, {} if _has_no_leaves(leaf) else _as_array(leaf, path))
+    return plain
+
+
+def from_plain(plain: Mapping[str, Any], like: Any, shardings: Any = None) -> Any:
+    """Turn what `to_plain` made back into a tree.
+
+    Args:
+        plain: Nested dicts of arrays.
+        like: A tree of the same structure, shapes and dtypes; its leaves are arrays, typed keys, numbers or
+            `jax.ShapeDtypeStruct`s. Where it has NumPy arrays or numbers, NumPy arrays come back; else JAX arrays.
+        shardings: Where JAX arrays go: one `jax.sharding.Sharding`, or a tree of them that matches `like`; None is
+            JAX's default device.
+
+    Returns:
+        The tree, bit for bit.
+
+    Raises:
+        CheckpointError: An array is missing, has no place in `like`, or is of another shape or dtype.
+    """
+    found = {path: array for path, array in flatten(plain) if not isinstance(array, Mapping)}
+    treedef = jax.tree.structure(like)
+    if shardings is None or isinstance(shardings, jax.sharding.Sharding):
+        places = [shardings] * treedef.num_leaves
+    else:
+        places = treedef.flatten_up_to(shardings)
+    leaves = []
+    for (path, expected), place in zip(_named_leaves(like), places, strict=True):
+        if path not in found:
+            raise CheckpointError(f"checkpoint must hold every array of the state: {_name(path)} is missing")
+        leaves.append(_restored(found.pop(path), expected, place, path))
+    if found:
+        raise CheckpointError(f"checkpoint must hold the state's arrays only: {_name(min(found))} has no place in it")
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def flatten(plain: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Yield (path, array) of nested dicts, and (path, {}) where a dict is empty."""
+    for name, part in plain.items():
+        if isinstance(part, Mapping) and part:
+            yield from flatten(part, (*path, name))
+        else:
+            yield (*path, name), part
+
+
+def insert(plain: dict[str, Any], path: Path, value: Any) -> None:
+    """Put a value at a path of nested dicts.
+
+    Raises:
+        CheckpointError: There is one already.
+    """
+    for name in path[:-1]:
+        plain = plain.setdefault(name, {})
+    if path[-1] in plain:
+        raise CheckpointError(f"every part of the state must have a name of its own: got two at {_name(path)}")
+    plain[path[-1]] = value
+
+
+def _restored(array: Any, expected: Any, place: jax.sharding.Sharding | None, path: Path) -> Any:
+    """Check one array and make it what `expected` is."""
+    is_key = _is_key(expected)
+    wanted = jax.eval_shape(jax.random.key_data, expected) if is_key else expected
+    shape, dtype = np.shape(wanted), np.dtype(getattr(wanted, "dtype", None) or np.asarray(wanted).dtype)
+    if (array.shape, array.dtype) != (shape, dtype):
+        raise CheckpointError(
+            f"checkpoint must fit the state: got {_kind(array.shape, array.dtype)} at {_name(path)}, "
+            f"where the state has {_kind(shape, dtype)}"
+        )
+    if is_key:
+        return jax.device_put(jax.random.wrap_key_data(jax.device_put(array), impl=_key_impl(expected)), place)
+    is_jax = isinstance(expected, jax.Array | jax.ShapeDtypeStruct)
+    if not is_jax or jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        return np.array(array)
+    if getattr(expected, "weak_type", False) and shape == ():
+        # A strong type would be another program's argument.
+        weak = jax.numpy.asarray(array.item())
+        array = weak if weak.dtype == dtype else array
+    return jax.device_put(array, place)
+
+
+def _as_array(leaf: Any, path: Path) -> Any:
+    """Return a leaf as an array, a typed key as its data."""
+    if _is_key(leaf):
+        return jax.random.key_data(leaf)
+    array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+    if array.dtype.kind in "OUSMm":
+        raise CheckpointError(f"every leaf of the state must be an array: got {type(leaf).__name__} at {_name(path)}")
+    return array
+
+
+def _is_key(leaf: Any) -> bool:
+    """Return whether a leaf, or what stands for it, is a typed PRNG key."""
+    return hasattr(leaf, "dtype") and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _key_impl(expected: Any) -> Any:
+    """Return the implementation of a key, or of a ShapeDtypeStruct of one, which `key_impl` does not take."""
+    impls: list[Any] = []
+    jax.eval_shape(lambda key: impls.append(jax.random.key_impl(key)), expected)
+    return impls[0]
+
+
+def _has_no_leaves(part: Any) -> bool:
+    return jax.tree.structure(part).num_leaves == 0
+
+
+def _named_leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Iterator[tuple[Path, Any]]:
+    """Yield (path of strings, leaf); a tree that is one leaf has the path ("",)."""
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]:
+        if path or not _has_no_leaves(leaf):
+            yield tuple(jax.tree_util.keystr((entry,), simple=True) for entry in path) or ("",), leaf
+
+
+def _name(path: Path) -> str:
+    return "/".join(path) or "the root"
+
+
+def _kind(shape: tuple[int, ...], dtype: Any) -> str:
+    return f"{np.dtype(dtype).name}[{','.join(map(str, shape))}]"
