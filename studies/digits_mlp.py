@@ -45,6 +45,8 @@ class MLP(nn.Module):
 # 3. The trainer says how hyperparameters become a model, and what is minimised: one loss per example, further
 #    metrics beside it. The optimizer is the default, AdamW over `learning_rate` and `weight_decay`.
 class Trainer(TrainerModule):
+    loop = "scan"  # for dense models this small; by default it is measured, which compiles both forms once
+
     def init_model(self, hparams):
         return MLP(hparams.width, hparams.depth, hparams.dropout_rate)
 

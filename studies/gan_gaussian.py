@@ -2,7 +2,7 @@
 
     tuner launch studies/gan_gaussian.py
 
-Devices: 2 CPU cores, one worker on each. Time: 00 s. Best validation distance: 0.000 (2026-11-22).
+Devices: 2 CPU cores, one worker on each. Time: 24 s. Best validation distance: 0.052 (2026-11-22).
 
 What is new beside `digits_mlp.py`: a training step of one's own. The networks play for the value
 V(D, G) = E[log D(x)] + E[log(1 - D(G(z)))]: the discriminator raises it, the generator works against it (Goodfellow et
@@ -11,6 +11,7 @@ al., 2014). `init_state`, `train_step` and `eval_step` are overridden; loop, sea
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -23,6 +24,7 @@ from tuner.training.state import Average
 
 MEAN, STD = 4.0, 1.25
 NOISE = 2  # numbers that a sample is made of
+SMOOTHING = 0.99  # networks that circle around the solution are closest to it on average
 
 
 # 1. What is searched. The discriminator may learn faster than the generator (Heusel et al., 2017), and may take
@@ -44,7 +46,7 @@ class MLP(nn.Module):
         return nn.Dense(1)(x)[:, 0]
 
 
-NETWORK = MLP()
+NETWORK: Any = MLP()
 
 
 def generate(params, noise):
@@ -74,8 +76,10 @@ class Distance(Metric):
 
     @classmethod
     def of(cls, real, fake, weight):
-        below = [weight @ (samples[:, None] < GRID).astype(jnp.float32) for samples in (real, fake)]
-        return cls(*below, jnp.sum(weight))
+        def below(samples):
+            return weight @ (samples[:, None] < GRID[None]).astype(jnp.float32)
+
+        return cls(below(real), below(fake), jnp.sum(weight))
 
     def compute(self):
         return float(np.trapezoid(np.abs(self.real - self.fake) / self.weight, GRID))
@@ -85,13 +89,14 @@ class Distance(Metric):
 #    state is as usual. A step is a function of the state, so the networks' steps follow each other like any functions.
 class Trainer(TrainerModule):
     def optimizers(self, hparams, total_steps):
-        rates = {
-            "generator": hparams.learning_rate,
-            "discriminator": hparams.learning_rate * hparams.discriminator_speed,
-        }
+        def adam(rate, steps):
+            spec = OptimizerSpec("adam", rate, schedule=WarmupCosine(), options={"b1": hparams.momentum})
+            return spec.build(steps)
+
+        fast = hparams.learning_rate * hparams.discriminator_speed
         return {
-            name: OptimizerSpec("adam", rate, schedule=WarmupCosine(), options={"b1": hparams.momentum}).build(total_steps)
-            for name, rate in rates.items()
+            "generator": adam(hparams.learning_rate, total_steps),
+            "discriminator": adam(fast, total_steps * hparams.discriminator_steps),
         }
 
     def init_state(self, hparams, batch, key, total_steps):
@@ -145,8 +150,9 @@ class Trainer(TrainerModule):
         for one in keys:
             state, played = self.discriminator_step(state, batch, hparams, one)
         state, loss = self.generator_step(state, batch, hparams, last)
-        average = state.average.update(state.params, {}, 0.99)
-        return dataclasses.replace(state, step=state.step + 1, average=average), {"value": played, "generator_loss": loss}
+        average = state.average.update(state.params, {}, SMOOTHING)
+        state = dataclasses.replace(state, step=state.step + 1, average=average)
+        return state, {"value": played, "generator_loss": loss}
 
     # Noise for the validation comes with its data: every trial is judged on the same.
     def eval_step(self, state, batch, hparams):

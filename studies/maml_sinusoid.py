@@ -2,7 +2,7 @@
 
     tuner launch studies/maml_sinusoid.py
 
-Devices: 2 CPU cores, one worker on each. Time: 00 s. Best validation loss: 0.000 (2026-11-22).
+Devices: 2 CPU cores, one worker on each. Time: 46 s. Best validation loss: 0.173 (2026-11-22).
 
 What is new beside `digits_mlp.py`: an example is a whole task, ten points of a sinusoid to adapt to and ten to be
 judged on. What is trained is the start from which a few gradient steps on the former do well on the latter (Finn et
@@ -24,7 +24,7 @@ from tuner.training import ArrayDataset, Mean, OptimizerSpec, Splits, TrainerMod
 class HParams(Space):
     learning_rate: float = log_uniform(3e-4, 1e-2)
     inner_rate: float = log_uniform(3e-3, 1e-1)
-    inner_steps: int = choice(1, 3)
+    inner_steps: int = choice(1, 2)
     first_order: bool = choice(False, True)
 
 

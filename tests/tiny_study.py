@@ -14,13 +14,21 @@ from tuner.training import ArrayDataset, Splits, TrainerModule
 
 MODE = os.environ.get("TINY_MODE", "")
 KILLED = 0.35438542517570404  # the noise of trial 1
-PAUSE_S = float(os.environ.get("TINY_PAUSE_S", "0"))
+PAUSE_S = float(os.environ.get("TINY_PAUSE_S", "0"))  # after each report
+STEP_S = float(os.environ.get("TINY_STEP_S", "0"))  # after each program but the last
 
 if "TINY_NOTES" in os.environ:  # what this worker was given
     cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0)))
     names = ("CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_MEM_FRACTION", "OMP_NUM_THREADS")
     lines = [f"cores={cores}", *(f"{name}={os.environ.get(name, '')}" for name in names)]
     Path(os.environ["TINY_NOTES"], str(os.getpid())).write_text("\n".join(lines))
+
+
+def note(line: str) -> None:
+    """Note how far a training has come: process, trial, steps."""
+    if "TINY_STEPS_FILE" in os.environ:
+        with Path(os.environ["TINY_STEPS_FILE"]).open("a") as file:
+            file.write(f"{line}\n")
 
 
 class HParams(Space):
@@ -35,6 +43,8 @@ class Model(nn.Module):
 
 
 class Trainer(TrainerModule):
+    loop = os.environ.get("TINY_LOOP", "auto")  # pyright: ignore[reportAssignmentType]
+
     def init_model(self, hparams):
         return Model()
 
@@ -44,14 +54,22 @@ class Trainer(TrainerModule):
             errors = jnp.where(hparams.noise > 0.5, jnp.nan, errors)
         return errors, {}
 
-    def train_model(self, hparams, splits, *, epochs, seed):
+    # All that a worker needs of a training is that it yields reports.
+    def train_model(self, hparams, splits, *, epochs, seed, stop=lambda: False, **options):  # pyright: ignore[reportIncompatibleMethodOverride]
         if MODE == "bug":
             raise RuntimeError("planted bug")
         if MODE == "kill" and abs(hparams.noise - KILLED) < 1e-9:
             os.kill(os.getpid(), signal.SIGKILL)
         if MODE == "memory" and hparams.noise > 0.5:
             raise MemoryError("planted")
-        for report in super().train_model(hparams, splits, epochs=epochs, seed=seed):
+
+        def slow_stop():
+            note(f"{os.getpid()} {options.get('about', {}).get('trial')} {training.step}")
+            time.sleep(STEP_S)
+            return stop()
+
+        training = super().train_model(hparams, splits, epochs=epochs, seed=seed, stop=slow_stop, **options)
+        for report in training:
             time.sleep(PAUSE_S)
             yield report
 
@@ -70,7 +88,8 @@ study = Study(
     objective="loss",
     direction="minimize",
     epochs=int(os.environ.get("TINY_EPOCHS", "3")),
-    trials=6,
+    trials=int(os.environ.get("TINY_TRIALS", "6")),
     sampler="random",
     pruner="none",
+    save_every_s=float(os.environ.get("TINY_SAVE_S", "60")),
 )

@@ -181,7 +181,8 @@ class _Worker:
 
         clock = self.place.clock
         began, compile_s, compilations = time.perf_counter(), clock.total_s, clock.count
-        checkpoints = Checkpoints(trial_folder(self.folder, lease.number), every_s=self.study.save_every_s)
+        folder, every_s = trial_folder(self.folder, lease.number), self.study.save_every_s
+        checkpoints = Checkpoints(folder, every_s=every_s, writes_best=False)
         with leases.renewed(self.engine, lease) as is_lost, checkpoints:
             try:
                 trial = self._ask(lease)

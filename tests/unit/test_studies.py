@@ -1,5 +1,6 @@
 """Every study of the collection loads, has a true docstring, and trains for an epoch."""
 
+import math
 import re
 from pathlib import Path
 
@@ -31,4 +32,4 @@ def test_a_study_trains(path: Path) -> None:
             assert isinstance(hparams, Space)
             check_trainer(study.trainer, hparams, small, study.objectives, 2)
             report = next(iter(study.trainer.train_model(hparams, small, epochs=2, seed=0)))
-            assert 0.0 <= report.metrics["accuracy"] <= 1.0
+            assert all(math.isfinite(report.metrics[name]) for name in study.objectives)

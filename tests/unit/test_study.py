@@ -496,7 +496,7 @@ def test_launch_names_file_and_study(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_run_is_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    monkeypatch.setattr(tuner.worker, "run_worker", lambda *args, say: calls.append(args))
+    monkeypatch.setattr(tuner.worker, "run_worker", lambda *args, file, say: calls.append(args))
     made = study()
     made.run("sqlite:///x.db")
     made.run()

@@ -85,6 +85,7 @@ class Checkpoints:
         folder: Where they are; made by the first save.
         every_s: Seconds from one `save` to when the next is due.
         keep: How many of the latest to keep; > 0.
+        writes_best: The training itself writes the best at its end; else whoever gave the checkpoints decides.
         clock: Tells the time in seconds.
     """
 
@@ -94,6 +95,7 @@ class Checkpoints:
         *,
         every_s: float = 60.0,
         keep: int = 2,
+        writes_best: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if keep < 1:
@@ -101,7 +103,7 @@ class Checkpoints:
         # Orbax takes no relative paths, and the process may change its folder.
         self.folder = Path(folder).absolute()
         self._latest, self._best = self.folder / "latest", self.folder / "best"
-        self._every_s, self._keep, self._clock = every_s, keep, clock
+        self._every_s, self._keep, self.writes_best, self._clock = every_s, keep, writes_best, clock
         self._began_s = clock()
         self._offered: tuple[int, Any, Mapping[str, Any]] | None = None
         self._writer: threading.Thread | None = None
@@ -137,23 +139,31 @@ class Checkpoints:
         return bool(files.newest_first(self._latest))
 
     def restore(
-        self, like: Any, *, shardings: Any = None, check: Callable[[dict[str, Any]], None] = lambda record: None
+        self, like: Any, *, shardings: Any = None, identity: Mapping[str, Any] | None = None
     ) -> tuple[int, Any, dict[str, Any]] | None:
         """Return the newest good checkpoint; each that is refused is told on stderr.
 
         Args:
             like: As in `from_plain`.
             shardings: As in `from_plain`, whatever devices the checkpoint was saved from.
-            check: Called with the record of each that is whole; what it raises, other than a CheckpointError, is
-                raised.
+            identity: What its record must say, for it to be one of this training.
 
         Returns:
             The step, the tree and the record; None if there is no good checkpoint.
+
+        Raises:
+            CheckpointError: The newest whole one is of another training.
         """
 
-        def use(path: Path) -> tuple[int, Any, dict[str, Any]]:
+        def use(path: Path) -> tuple[int, Any, dict[str, Any]] | CheckpointError:
             content = files.load(path)
-            check(content.record)
+            for name, mine in to_json(identity or {}).items():
+                theirs = to_json(content.record).get(name)
+                if theirs != mine:
+                    return CheckpointError(
+                        "checkpoints must be of the training that resumes from them: those in "
+                        f"{self.folder} have {name}={theirs!r}, this one has {name}={mine!r}; take another folder"
+                    )
             return content.step, from_plain(content.plain, like, shardings), content.record
 
         def refuse(path: Path, error: CheckpointError) -> None:
@@ -161,7 +171,10 @@ class Checkpoints:
             _tell(f"checkpoint {path} refused: {error}; {'there is none' if is_last else 'using the one'} before")
 
         self.wait()
-        return files.newest_good(self._latest, use, refuse)
+        found = files.newest_good(self._latest, use, refuse)
+        if isinstance(found, CheckpointError):
+            raise found
+        return found
 
     def delete_latest(self) -> None:
         """Remove what was kept for resuming, and the folder if nothing else is in it: the training is over.

@@ -1,6 +1,9 @@
-"""Layers whose hyperparameters may be traced, where Flax's own need Python numbers."""
+"""Layers whose hyperparameters may be traced, where Flax's own need Python numbers; and layers stacked in a loop."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -26,3 +29,36 @@ class Dropout(nn.Module):
         keep = 1.0 - jnp.asarray(self.rate, inputs.dtype)
         kept = jax.random.bernoulli(self.make_rng("dropout"), keep, inputs.shape)
         return jnp.where(kept, inputs / keep, jnp.zeros_like(inputs))
+
+
+class Stack(nn.Module):
+    """Equal layers one after another as a loop inside the program: compiling takes as long as for one of them.
+
+    Each layer has parameters and batch statistics of its own, stacked along a first axis of length `depth`.
+
+    Attributes:
+        layer: Makes one layer: a module whose call takes activations and `train`, and keeps their shape and type.
+        depth: How many; static.
+        remat: Forget activations inside each layer and compute them again for the gradient (Chen et al., 2016): memory
+            for one layer's insides instead of all layers', at the price of one more forward pass.
+    """
+
+    layer: Callable[..., nn.Module]
+    depth: int
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
+        """Return the last layer's output; shape and type of the inputs."""
+
+        def body(layer: nn.Module, carry: jax.Array, _: None) -> tuple[jax.Array, None]:
+            return layer(carry, train=train), None  # pyright: ignore[reportCallIssue]
+
+        step: Any = nn.remat(body, prevent_cse=False) if self.remat else body
+        looped = nn.scan(
+            step,
+            variable_axes={"params": 0, "batch_stats": 0},
+            split_rngs={"params": True, "dropout": True},
+            length=self.depth,
+        )
+        return looped(self.layer(name="layers"), inputs, None)[0]

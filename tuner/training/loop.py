@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tuner.errors import CheckpointError, StudyError, TrialPruned
+from tuner.errors import StudyError, TrialPruned
 from tuner.training import metrics as metrics_
 from tuner.training.checkpoints import Checkpoints, is_new_model_better
 from tuner.training.data import Splits
@@ -23,7 +23,7 @@ from tuner.training.evaluation import asked_batch_size, check_optimizer, eval_me
 from tuner.training.feed import Feed
 from tuner.training.hparams import register
 from tuner.training.mesh import Layout
-from tuner.training.modes import Choose, Mode, check_mode, choose_here, chunk, measure, program_name
+from tuner.training.modes import Choose, Mode, check_mode, chunk, measure, program_name, remembered
 from tuner.training.optimizer import skipped_steps
 from tuner.training.programs import Carry, Order, Source, programs
 from tuner.training.restore import describe, describe_hparams
@@ -98,7 +98,7 @@ class Training(Generator[Report, None, TrainState]):
         checkpoints: Checkpoints | None = None,
         about: Mapping[str, Any] | None = None,
         layout: Layout | None = None,
-        choose: Choose = choose_here,
+        choose: Choose | None = None,
         stop: Callable[[], bool] = lambda: False,
         debug: bool = False,
         profile: Profile | None = None,
@@ -109,7 +109,7 @@ class Training(Generator[Report, None, TrainState]):
         self.trainer, self.splits, self.epochs, self.seed = trainer, splits, epochs, seed
         self.objective, self.direction = objective, direction
         self.checkpoints, self.about = checkpoints, dict(about or {})
-        self.layout, self._choose, self._stop = layout or Layout(), choose, stop
+        self.layout, self._choose, self._stop = layout or Layout(), choose or remembered(trainer), stop
         self._debug, self._profile = debug, profile
         self._feed = Feed(splits.train, self.layout, asked_batch_size(trainer, hparams))
         check_optimizer(trainer, hparams, epochs * self._feed.steps)
@@ -158,6 +158,8 @@ class Training(Generator[Report, None, TrainState]):
                 yield from self._one_epoch()
             if self.checkpoints is not None:
                 self.checkpoints.wait()
+                if self.checkpoints.writes_best and not self._is_stopping:
+                    self.checkpoints.write_best()
         return self.state
 
     def _begin(self) -> None:
@@ -325,16 +327,11 @@ class Training(Generator[Report, None, TrainState]):
         """Go on from the newest good checkpoint; return False if there is none."""
         assert self.checkpoints is not None
         like = {"carry": shapes._asdict(), "best": shapes.state.for_evaluation()}
-        restored = self.checkpoints.restore(like, shardings=self.layout.shardings(like))
+        shardings = self.layout.shardings(like)
+        restored = self.checkpoints.restore(like, shardings=shardings, identity=self._identity())
         if restored is None:
             return False
         _, tree, record = restored
-        for name, mine in self._identity().items():
-            if record.get(name) != mine:
-                raise CheckpointError(
-                    f"checkpoints must be of the training that resumes from them: those in {self.checkpoints.folder} "
-                    f"have {name}={record.get(name)!r}, this one has {name}={mine!r}; take another folder"
-                )
         self._carry, self.mode = Carry(**tree["carry"]), record["mode"]
         self._epoch, self._position = record["epoch"], record["position"]
         self.reports = [Report(**report) for report in record["reports"]]

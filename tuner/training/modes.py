@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import jax
 
@@ -27,14 +28,19 @@ _SLOW_STEP_S = 0.02
 """Of a step this long, starting it is a hundredth at most: there is nothing to win by a scan."""
 _TIMED_STEPS = 20
 
-_chosen: dict[str, Mode] = {}
+_chosen: WeakKeyDictionary[TrainerModule, dict[str, Mode]] = WeakKeyDictionary()
 
 
-def choose_here(program: str, measure: Callable[[], Mode]) -> Mode:
-    """Remember the modes of programs in this process."""
-    if program not in _chosen:
-        _chosen[program] = measure()
-    return _chosen[program]
+def remembered(trainer: TrainerModule) -> Choose:
+    """Return a `Choose` that remembers the modes of a trainer's programs in this process."""
+
+    def choose(program: str, measure: Callable[[], Mode]) -> Mode:
+        known = _chosen.setdefault(trainer, {})
+        if program not in known:
+            known[program] = measure()
+        return known[program]
+
+    return choose
 
 
 def chunk(steps: int) -> int:

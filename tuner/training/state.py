@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import optax
 from flax.training.dynamic_scale import DynamicScale
 
+from tuner.training.optimizer import evaluated_params
+
 
 class Stream(enum.IntEnum):
     """Independent streams of random numbers derived from a trial's key."""
@@ -127,5 +129,9 @@ class TrainState:
 
     def for_evaluation(self) -> TrainState:
         """Return what predictions need: the smoothed weights if there are any, else the weights; no optimizer."""
-        weights: Any = self if self.average is None else self.average
-        return TrainState(self.step, weights.params, None, weights.collections, self.key, total_steps=self.total_steps)
+        params, collections = self.params, self.collections
+        if self.average is not None:
+            params, collections = self.average.params, self.average.collections
+        elif self.opt_state is not None:
+            params = evaluated_params(self.opt_state, params)
+        return TrainState(self.step, params, None, collections, self.key, total_steps=self.total_steps)

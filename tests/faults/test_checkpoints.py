@@ -1,0 +1,197 @@
+"""Checkpoints beside what fails: a full disk, a kill at any moment, other writers."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from tuner.training import checkpoint_files as files
+from tuner.training.checkpoints import Checkpoints, read
+
+
+def small_state(number: int = 0) -> dict[str, Any]:
+    return {"w": np.arange(24, dtype=np.float32).reshape(4, 6) + np.float32(number), "n": np.asarray(number)}
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def write_best(checkpoints: Checkpoints, number: int, record: dict[str, Any]) -> Path | None:
+    checkpoints.offer_best(number, small_state(number), record)
+    return checkpoints.write_best()
+
+
+def restored(checkpoints: Checkpoints, **options: Any) -> tuple[int, Any, dict[str, Any]]:
+    found = checkpoints.restore(small_state(), **options)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("only root may mount a file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def wait_for(condition: Any) -> None:
+    end_s = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end_s
+        threading.Event().wait(0.01)
+
+
+# TensorStore's callbacks may come after Orbax has closed its event loop.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(("by", "why"), [("us", "OSError: .*No space left on device"), ("orbax", "EXHAUSTED")])
+def test_a_full_disk_stops_nothing(
+    by: str,
+    why: str,
+    small_disk: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if by == "orbax":
+        monkeypatch.setattr(files, "_check_space", lambda *_: None)
+    folder = small_disk / "trial"
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(1, small_state(1), {})
+        checkpoints.wait()
+        ballast = small_disk / "ballast"
+        with pytest.raises(OSError, match="No space left"):
+            ballast.write_bytes(bytes(2**20))
+        checkpoints.save(2, small_state(2), {})
+        checkpoints.wait()
+        assert write_best(checkpoints, 2, {}) is None
+        told = capfd.readouterr().err.splitlines()
+        assert [line.partition(": ")[2].partition(":")[0] for line in told] == [
+            f"a checkpoint could not be written to {folder}/{name}" for name in ("latest", "best")
+        ]
+        assert all(line.endswith("; training goes on") for line in told)
+        assert re.search(why, told[0])
+        assert restored(checkpoints)[0] == 1
+        ballast.unlink()
+        checkpoints.save(4, small_state(4), {})
+        assert restored(checkpoints)[0] == 4
+        assert sorted(os.listdir(folder)) == ["best", "latest"] or os.listdir(folder) == ["latest"]
+        assert not caplog.records
+
+
+_WRITER = """
+import os, signal, sys
+import orbax.checkpoint
+import numpy as np
+from tuner.training.checkpoints import Checkpoints
+
+def state(n):
+    return {"w": np.arange(24, dtype=np.float32).reshape(4, 6) + np.float32(n), "n": np.asarray(n)}
+
+def write(folder, step, best):
+    with Checkpoints(folder) as checkpoints:
+        while True:
+            step += 1
+            if best:
+                checkpoints.offer_best(step, state(step), {"n": step})
+                assert checkpoints.write_best()
+            else:
+                checkpoints.save(step, state(step), {"n": step})
+                checkpoints.wait()
+            print(step, flush=True)
+
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the killed leave no zombies
+for line in sys.stdin:
+    folder, step, best = line.split()
+    if (pid := os.fork()) == 0:
+        write(folder, int(step), int(best))
+    print("pid", pid, flush=True)
+"""
+
+
+@pytest.fixture
+def zygote() -> Iterator[subprocess.Popen[str]]:
+    """A process that has everything imported and forks a writer for each line it is given."""
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", _WRITER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    yield process
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def _start_writer(zygote: subprocess.Popen[str], *words: Any) -> int:
+    assert zygote.stdin is not None
+    assert zygote.stdout is not None
+    print(*words, file=zygote.stdin, flush=True)
+    while not (line := zygote.stdout.readline()).startswith("pid"):
+        assert line, "the writer has ended"
+    return int(line.split()[1])
+
+
+def _kill_after(zygote: subprocess.Popen[str], pid: int, delay_s: float) -> int:
+    """Kill a writer some time after its first save; return the last step it is known to have saved."""
+    assert zygote.stdout is not None
+    step = int(zygote.stdout.readline())
+    threading.Event().wait(delay_s)
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not Path(f"/proc/{pid}").exists())
+    return step
+
+
+@pytest.mark.parametrize("best", [0, 1])
+def test_a_kill_at_any_moment_leaves_a_good_checkpoint(
+    best: int, zygote: subprocess.Popen[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    chance, step = random.Random(7), 0
+    for _ in range(15):
+        saved_step = _kill_after(zygote, _start_writer(zygote, tmp_path, step, best), chance.uniform(0, 0.2))
+        assert saved_step > step
+        plain, record = read(tmp_path) if best else restored(Checkpoints(tmp_path))[1:]
+        step = record["n"]
+        assert step >= saved_step
+        assert_same(plain, small_state(step))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.delete_latest()
+    assert os.listdir(tmp_path) == ["best"] if best else not tmp_path.exists()
+    assert capfd.readouterr().err == ""
+
+
+# Of files that vanish under it Orbax complains after it has raised.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_two_writers_and_a_reader_do_not_disturb_each_other(zygote: subprocess.Popen[str], tmp_path: Path) -> None:
+    pids = [_start_writer(zygote, tmp_path, 0, best) for best in (0, 0, 1, 1)]
+    wait_for(lambda: (tmp_path / "best").exists() and (tmp_path / "latest").exists())
+    end_s, reads = time.monotonic() + 4, 0
+    while time.monotonic() < end_s:
+        for path in (tmp_path, tmp_path / "latest"):
+            plain, record = read(path)
+            assert_same(plain, small_state(record["n"]))
+            reads += 1
+    for pid in pids:
+        os.kill(pid, 0)  # each is still alive
+        os.kill(pid, signal.SIGKILL)
+    assert reads > 0

@@ -1,0 +1,273 @@
+"""The studies whose training step is their own: the game of two networks, and a gradient through gradient steps."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy.stats import wasserstein_distance
+
+from tuner.source import import_file
+from tuner.training.data import Splits
+from tuner.training.hparams import register
+from tuner.training.mesh import Layout
+from tuner.training.metrics import to_floats
+from tuner.training.programs import Carry, Source, first_carry, one_step
+
+STUDIES = Path(__file__).parents[2] / "studies"
+GAN: Any = import_file(STUDIES / "gan_gaussian.py")
+MAML: Any = import_file(STUDIES / "maml_sinusoid.py")
+for study in (GAN.study, MAML.study):
+    study.trainer.loop = "scan"  # so that nothing is compiled to be measured
+KEY = jax.random.key(0)
+# Small programs: compiling them well takes longer than running them.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+PLAYERS = {
+    "learning_rate": 0.005,
+    "discriminator_speed": 4.0,
+    "momentum": 0.0,
+    "gradient_penalty": 0.1,
+    "discriminator_steps": 1,
+}
+LEARNER = {"learning_rate": 3e-3, "inner_rate": 1e-2, "inner_steps": 1, "first_order": False}
+
+
+def gan_hparams(**changes: Any) -> Any:
+    made = GAN.HParams(**{**PLAYERS, **changes})
+    register(made)
+    return made
+
+
+def maml_hparams(**changes: Any) -> Any:
+    made = MAML.HParams(**{**LEARNER, **changes})
+    register(made)
+    return made
+
+
+def small(module: Any, train: int = 80, validation: int = 40) -> Splits[Any]:
+    splits = module.data(0)
+    return Splits(splits.train.take(range(train)), splits.validation.take(range(validation)))
+
+
+def batch_of(module: Any, rows: int = 32) -> Any:
+    return {name: jnp.asarray(array) for name, array in small(module, rows).train.host().items()}
+
+
+def gan_state(batch: Any, hparams: Any, steps: int = 100) -> Any:
+    return INIT_GAN(hparams, batch, KEY, steps)
+
+
+INIT_GAN = jit(GAN.study.trainer.init_state, static_argnums=3)
+INIT_MAML = jit(MAML.study.trainer.init_state, static_argnums=3)
+
+
+def is_same(left: Any, right: Any) -> bool:
+    pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+    return all(np.array_equal(np.asarray(one), np.asarray(other)) for one, other in pairs)
+
+
+# The game.
+
+
+@pytest.mark.parametrize(
+    ("moves", "rests"),
+    [("generator", "discriminator"), ("discriminator", "generator")],
+)
+def test_a_step_of_one_network_leaves_the_other_as_it_is(moves: str, rests: str) -> None:
+    trainer, batch, hparams = GAN.study.trainer, batch_of(GAN), gan_hparams()
+    before = gan_state(batch, hparams)
+    step = jit(getattr(trainer, f"{moves}_step"))
+    after, _ = step(step(before, batch, hparams, KEY)[0], batch, hparams, KEY)
+    for tree in ("params", "opt_state"):
+        assert is_same(getattr(before, tree)[rests], getattr(after, tree)[rests])
+        assert not is_same(getattr(before, tree)[moves], getattr(after, tree)[moves])
+
+
+def test_each_network_has_its_rate_and_the_discriminator_its_steps() -> None:
+    batch, step = batch_of(GAN), jit(GAN.study.trainer.train_step)
+
+    def moved(**changes: Any) -> dict[str, float]:
+        hparams = gan_hparams(momentum=0.0, learning_rate=1e-4, **changes)
+        state = gan_state(batch, hparams)
+        after, _ = step(step(state, batch, hparams, KEY)[0], batch, hparams, KEY)
+        assert int(after.step) == 2
+        counts = [
+            int(leaf)
+            for leaf in jax.tree.leaves(after.opt_state["discriminator"])
+            if jnp.issubdtype(leaf.dtype, jnp.integer)
+        ]
+        assert set(counts) == {2 * hparams.discriminator_steps}
+        change = jax.tree.map(jnp.subtract, after.params, state.params)
+        return {name: float(optax.tree.norm(change[name])) for name in change}
+
+    base, faster = moved(discriminator_steps=2), moved(discriminator_steps=2, discriminator_speed=8.0)
+    assert 1.8 < faster["discriminator"] / base["discriminator"] < 2.2
+    assert 0.9 < faster["generator"] / base["generator"] < 1.1
+
+
+def test_the_value_of_equal_distributions_is_at_most_minus_log_4_which_a_half_attains() -> None:
+    trainer, batch, hparams = GAN.study.trainer, batch_of(GAN), gan_hparams(gradient_penalty=0.01)
+    state = gan_state(batch, hparams, 2000)
+    generator = state.params["generator"]
+    # The step draws this noise, so what is real is what will be generated.
+    noise = jax.random.normal(KEY, batch["noise"].shape)
+    batch = {**batch, "inputs": GAN.generate(generator, noise), "noise": noise}
+
+    def step(state: Any, _: None) -> Any:
+        state, played = trainer.discriminator_step(state, batch, hparams, KEY)
+        return state, played.value
+
+    state, values = jit(lambda state: jax.lax.scan(step, state, None, length=600))(state)
+    best = -np.log(4.0)
+    assert values[0] < best - 1e-3
+    assert float(values.max()) <= best + 1e-6
+    np.testing.assert_allclose(values[-1], best, atol=1e-4)
+    judged = jax.nn.sigmoid(GAN.logits(state.params["discriminator"], batch["inputs"]))
+    np.testing.assert_allclose(judged, 0.5, atol=0.02)
+    # By the metric that validation reports, of a discriminator that says exactly a half.
+    blind = jax.tree.map(jnp.zeros_like, state.params["discriminator"])
+    average = GAN.Average({"generator": generator, "discriminator": blind}, {})
+    found = to_floats(trainer.eval_step(GAN.dataclasses.replace(state, average=average), batch, hparams))
+    np.testing.assert_allclose(found["value"], best, rtol=1e-6)
+    assert found["distance"] == 0.0
+
+
+def test_the_value_by_hand() -> None:
+    real, fake = np.array([0.9, 0.3]), np.array([0.2, 0.6])
+    found = GAN.value(jnp.log(real / (1 - real)), jnp.log(fake / (1 - fake)))
+    np.testing.assert_allclose(found, np.log(real) + np.log(1 - fake), rtol=1e-5)
+
+
+def test_the_distance_is_that_of_scipy_and_adds_up_over_batches() -> None:
+    rng = np.random.default_rng(0)
+    real, fake = rng.normal(4.0, 1.25, 300).astype("f"), rng.normal(3.0, 2.0, 300).astype("f")
+    ones = np.ones(300, np.float32)
+    whole = GAN.Distance.of(*map(jnp.asarray, (real, fake, ones)))
+    parts = [
+        GAN.Distance.of(*(jnp.asarray(array[cut]) for array in (real, fake, ones)))
+        for cut in (slice(0, 100), slice(100, 300))
+    ]
+    np.testing.assert_allclose(whole.compute(), wasserstein_distance(real, fake), rtol=2e-3)
+    np.testing.assert_allclose((parts[0] + parts[1]).compute(), whole.compute(), rtol=1e-6)
+    # Padding counts for nothing.
+    padded = GAN.Distance.of(jnp.append(real, 99.0), jnp.append(fake, -99.0), jnp.append(ones, 0.0))
+    np.testing.assert_allclose(padded.compute(), whole.compute(), rtol=1e-6)
+
+
+def test_the_generator_learns_the_gaussian() -> None:
+    splits, hparams = GAN.data(0), gan_hparams()
+    noise = splits.validation.host()["noise"]
+    for seed in range(3):
+        training = GAN.study.trainer.train_model(hparams, splits, epochs=40, seed=seed)
+        reports = list(training)
+        samples = GAN.generate(training.state.for_evaluation().params["generator"], noise)
+        assert abs(float(samples.mean()) - GAN.MEAN) < 0.1
+        assert abs(float(samples.std()) - GAN.STD) < 0.15
+        assert reports[-1].metrics["distance"] < 0.2 < 1.0 < reports[0].metrics["distance"]
+
+
+# Learning to learn.
+
+
+@pytest.mark.parametrize(("first_order", "expected"), [(False, 2.120148), (True, 3.590490)])
+@pytest.mark.parametrize("is_traced", [False, True])
+def test_the_gradient_through_the_inner_loop_by_hand(first_order: bool, expected: float, is_traced: bool) -> None:
+    target, other, start = 2.0, -1.0, 3.0
+
+    def outer(params: Any, rate: Any) -> Any:
+        adapted = MAML.adapt(lambda params: 0.5 * (params["theta"] - target) ** 2, params, rate, 5, first_order)
+        return 0.5 * (adapted["theta"] - other) ** 2
+
+    gradient = jax.grad(outer)
+    found = (jit(gradient) if is_traced else gradient)({"theta": jnp.float32(start)}, 0.1)
+    np.testing.assert_allclose(found["theta"], expected, rtol=1e-6)
+
+
+def test_no_inner_steps_are_no_adaptation() -> None:
+    assert MAML.adapt(None, {"theta": 3.0}, 0.1, 0, False) == {"theta": 3.0}
+
+
+def test_a_batch_of_tasks_is_each_task_alone() -> None:
+    trainer, batch, hparams = MAML.study.trainer, batch_of(MAML, 6), maml_hparams(inner_rate=0.05)
+    params = INIT_MAML(hparams, batch, KEY, 10).params
+    task_losses = jit(trainer.task_losses, static_argnums=3)
+
+    def error(params: Any, x: Any, y: Any) -> Any:
+        return jnp.mean((MAML.MLP().apply({"params": params}, x) - y) ** 2)
+
+    judge, slope = jit(error), jit(jax.grad(error))
+    for steps in (0, 2):
+        found = task_losses(params, batch, hparams, steps)
+        for task, loss in enumerate(found):
+            row: Any = SimpleNamespace(**{name: array[task] for name, array in batch.items()})
+            theta = params
+            for _ in range(steps):
+                grads = slope(theta, row.support_x, row.support_y)
+                theta = jax.tree.map(lambda one, grad: one - 0.05 * grad, theta, grads)
+            np.testing.assert_allclose(loss, judge(theta, row.query_x, row.query_y), rtol=1e-5)
+
+
+def test_the_trainer_descends_the_mean_over_the_tasks() -> None:
+    trainer, batch = MAML.study.trainer, batch_of(MAML, 6)
+    batch = {**batch, "weight": jnp.array([1.0, 1.0, 1.0, 1.0, 0.0, 0.0])}
+    hparams = maml_hparams(inner_rate=0.05)
+    state = INIT_MAML(hparams, batch, KEY, 10)
+    real = jax.tree.map(lambda array: array[:4], batch)
+    mean = jax.value_and_grad(lambda params: trainer.task_losses(params, real, hparams, 1).mean())
+    loss, grads = jit(mean)(state.params)
+    after, metrics = jit(trainer.train_step)(state, batch, hparams, KEY)
+    np.testing.assert_allclose(metrics["grad_norm"].compute(), optax.tree.norm(grads), rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"].compute(), loss, rtol=1e-5)
+    expected = state.apply_gradients(trainer.build_optimizer(hparams, 10), grads)
+    for one, other in zip(jax.tree.leaves(after.params), jax.tree.leaves(expected.params), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_first_order_is_another_program_with_another_gradient_and_the_rate_is_not() -> None:
+    trainer, batch, compiled = MAML.study.trainer, batch_of(MAML, 6), []
+
+    def norm(state: Any, hparams: Any) -> Any:
+        compiled.append(hparams.first_order)
+        return trainer.train_step(state, batch, hparams, KEY)[1]["grad_norm"].value
+
+    step: Any = jit(norm)
+    norms = set()
+    for first_order in (False, True):
+        for rate in (0.02, 0.05):
+            hparams = maml_hparams(first_order=first_order, inner_rate=rate)
+            norms.add(round(float(step(INIT_MAML(hparams, batch, KEY, 10), hparams)), 4))
+    assert compiled == [False, True]
+    assert len(norms) == 4
+
+
+def test_error_falls_with_the_steps_of_adaptation() -> None:
+    splits, hparams = MAML.data(0), maml_hparams()
+    for seed in range(2):
+        training = MAML.study.trainer.train_model(hparams, splits, epochs=15, seed=seed)
+        *_, last = training
+        zero, one, five = (last.metrics[name] for name in ("loss_0_steps", "loss_1_step", "loss"))
+        assert zero > 1.5 * one > 1.5 * 1.2 * five
+        assert five < 1.5
+
+
+@pytest.mark.parametrize("module", [GAN, MAML], ids=["gan", "maml"])
+def test_two_steps_on_tiny_data_are_pure(module: Any) -> None:
+    trainer, batch = module.study.trainer, batch_of(module, 8)
+    hparams = gan_hparams() if module is GAN else maml_hparams()
+    carry = jit(lambda seed: first_carry(trainer, hparams, batch, seed, 4))(jnp.uint32(0))
+    step: Any = jit(lambda carry: one_step(trainer, Layout(), hparams, Source(batch), carry))
+    before: Carry = jax.tree.map(jnp.copy, carry)
+    first, again = step(step(carry)), step(step(carry))
+    keyless = [GAN.dataclasses.replace(one.state, key=None) for one in (before, carry, first, again)]
+    assert is_same(keyless[0], keyless[1])
+    assert is_same(keyless[2], keyless[3])
+    assert not is_same(keyless[0], keyless[2])
+    assert all(np.isfinite(value) for value in to_floats(first.totals).values())
