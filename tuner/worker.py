@@ -8,7 +8,6 @@ import socket
 import sys
 import threading
 import time
-import traceback
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tuner.artifacts import artifacts_folder, collect, study_folder, trial_folder
 from tuner.devices import DEVICES_VARIABLE
 from tuner.errors import LeaseLost, StudyStopped, TrialPruned, TunerError
+from tuner.failures import ANY_FAILURES, describe, reason_to_stop
 from tuner.search import TrialPruner
 from tuner.storage import connect, leases, open_storage, storage_url
 from tuner.storage.leases import Lease
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 LEASE_S = 30.0
 _POLL_S = 0.5
-_EQUAL_FAILURES = 3
-_ANY_FAILURES = 10
 
 
 class _Stopped(Exception):
@@ -163,17 +161,12 @@ class _Worker:
         self.say({"event": "done"})
 
     def _stop_after_failures(self) -> None:
-        errors = last_errors(self.engine, self.study_id, _ANY_FAILURES, self.failed_before)
-        kinds = [kind for kind, _ in errors]
-        if len(kinds) >= _EQUAL_FAILURES and len(set(kinds[:_EQUAL_FAILURES])) == 1:
-            reason = f"the same error ended {_EQUAL_FAILURES} trials in a row"
-        elif len(kinds) >= _ANY_FAILURES:
-            reason = f"{_ANY_FAILURES} trials in a row failed"
-        else:
-            return
-        raise StudyStopped(
-            f"study {self.study.name!r} stopped: {reason}; mend it and launch again\n{errors[0][1].rstrip()}"
-        )
+        errors = last_errors(self.engine, self.study_id, ANY_FAILURES, self.failed_before)
+        reason = reason_to_stop([kind for kind, _ in errors])
+        if reason is not None:
+            raise StudyStopped(
+                f"study {self.study.name!r} stopped: {reason}; mend it and launch again\n{errors[0][1].rstrip()}"
+            )
 
     def _run_trial(self, lease: Lease) -> None:
         """Run one claimed trial to its end, or give it back."""
@@ -292,7 +285,7 @@ class _Worker:
         except Exception as error:
             if is_out_of_memory(error):
                 return Outcome.OUT_OF_MEMORY, None, {"error": str(error)}
-            return Outcome.FAILED, None, _describe(error)
+            return Outcome.FAILED, None, describe(error)
 
     def _store(self, lease: Lease, report: Report, values: list[float], is_lost: threading.Event) -> None:
         if is_lost.is_set():
@@ -313,10 +306,3 @@ class _Worker:
     def _forget_trials(self) -> None:
         """Drop the copy of all trials that Optuna keeps for the length of one of its own trials."""
         self.optuna_study._thread_local.cached_all_trials = None
-
-
-def _describe(error: Exception) -> dict[str, str]:
-    """Return a trial's attributes for an error; errors of one kind differ at most in the values in their text."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    kind = f"{type(error).__qualname__} at {os.path.basename(last.filename)}:{last.lineno}"
-    return {"error_kind": kind, "error": "".join(traceback.format_exception(error))}

@@ -63,7 +63,11 @@ def test_what_is_wrong_before_anything_runs(
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('objective="loss"', 'objective="los"', "'los' is not, it reports loss, train_grad_norm, train_loss; did you mean 'loss'?"),
+        (
+            'objective="loss"',
+            'objective="los"',
+            "'los' is not, it reports loss, train_grad_norm, train_loss; did you mean 'loss'?",
+        ),
         ("    noise: float", "    other: float", "HParams has no 'noise', it has learning_rate, other"),
         ('sampler="random"', 'sampler="tpee"', "one of cmaes, gp, grid, nsga2, qmc, random, tpe: got 'tpee'; did you"),
         ('pruner="none"', 'pruner="ahsa"', "one of asha, hyperband, median, none, patient, percentile, threshold, wil"),
@@ -102,15 +106,15 @@ def test_an_unknown_study_has_a_nearest_one(tuner_on_sqlite: Any, tiny_study: Pa
         (
             "    rng = ",
             "    raise FileNotFoundError('data.csv')\n    rng = ",
-            "must return the data: {file}:60: FileNotFound",
+            "must return the data: {file}:78: FileNotFound",
         ),
         ("data=data", "data=lambda seed: 1", "data(seed) must return tuner.training.Splits: got int"),
-        ("nn.Dense(1)(x)[:, 0]", "nn.Dense(1)(x).no", "the trainer must run: {file}:34: AttributeError: "),
+        ("nn.Dense(1)(x)[:, 0]", "nn.Dense(1)(x).no", "the trainer must run: {file}:42: AttributeError: "),
         ("nn.Dense(1)(x)[:, 0]", "nn.Dense(1)(x)", "must have one value for each example: got shape (64, 64)"),
         (
             "class HParams",
             "raise SystemExit(0)\n\n\nclass HParams",
-            "a study file must import: tiny.py:26: SystemExit: 0",
+            "a study file must import: tiny.py:34: SystemExit: 0",
         ),
     ],
 )

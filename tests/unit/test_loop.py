@@ -18,6 +18,7 @@ from tuner.errors import TrialPruned
 from tuner.training import (
     ArrayDataset,
     ConfusionMatrix,
+    GradientNoise,
     Layout,
     Model,
     OptimizerSpec,
@@ -263,6 +264,13 @@ def test_the_gradients_norm_is_that_before_clipping() -> None:
     assert next(training).metrics["train_grad_norm"] == pytest.approx(np.linalg.norm(full), rel=1e-5)
     step = np.asarray(training.state.params) - [0.5, -1.0]
     np.testing.assert_allclose(step, -0.1 * 1e-2 * full / np.linalg.norm(full), rtol=1e-3)
+
+
+def test_gradient_noise_is_drawn_from_the_trials_seed() -> None:
+    noisy = Specified(noise=GradientNoise(0.1))
+    losses = [next(train(noisy, seed=seed)).metrics["loss"] for seed in (3, 3, 4)]
+    assert losses[0] == losses[1] != losses[2]
+    assert losses[0] != next(train(LINE, seed=3)).metrics["loss"]
 
 
 def test_steps_of_nan_gradients_are_skipped_and_counted() -> None:

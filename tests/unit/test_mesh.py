@@ -15,6 +15,7 @@ from tuner import Space, uniform
 from tuner.errors import StudyError
 from tuner.training import ArrayDataset, Dropout, Layout, OptimizerSpec, Splits, TrainerModule, Training
 from tuner.training.feed import Feed
+from tuner.training.hparams import register
 from tuner.training.programs import programs
 from tuner.training.runtime import worker_layout
 from tuner.training.state import Stream
@@ -31,6 +32,7 @@ class HParams(Space):
 
 
 H = HParams(learning_rate=0.05)
+register(H)
 
 
 class MLP(nn.Module):
@@ -181,7 +183,7 @@ def test_a_batch_size_that_does_not_divide_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", [PartitionSpec("data"), PartitionSpec("model"), PartitionSpec(None, None, "data")], ids=str
+    "spec", [PartitionSpec("data"), PartitionSpec(None, "model"), PartitionSpec(None, None, "data")], ids=str
 )
 def test_a_rule_that_does_not_fit_is_refused(spec: PartitionSpec) -> None:
     layout = Layout(EIGHT, rules=[("Dense_0/kernel", spec)])

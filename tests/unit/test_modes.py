@@ -39,6 +39,7 @@ class HParams(Space):
 
 
 H = HParams(learning_rate=0.01, width=2)
+register_hparams(H)
 
 
 class Line(TrainerModule):
@@ -128,7 +129,6 @@ def test_an_unknown_loop_is_refused() -> None:
 
 
 def test_a_name_is_of_a_program_not_of_its_numbers() -> None:
-    register_hparams(H)
     name = name_of()
     assert name == name_of(hparams=HParams(learning_rate=0.5, width=2))
     wider = ArrayDataset(inputs=ALL.host()["inputs"], labels=ALL.host()["labels"], extra=np.ones((600, 3)))

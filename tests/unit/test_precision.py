@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax.training.dynamic_scale import DynamicScale
 from jax.dtypes import TypePromotionError
 
 from tuner import Space, uniform
 from tuner.training import ArrayDataset, Dropout, OptimizerSpec, Splits, TrainerModule, Training
+from tuner.training.evaluation import check_trainer
 
 RNG = np.random.default_rng(0)
 HALF = ("bfloat16", "float16")
@@ -105,7 +105,7 @@ def test_activations_are_half_and_what_lasts_is_float32(precision: str) -> None:
     assert outputs.dtype == jnp.float32
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 0.02), ("float16", 0.03)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 2e-3), ("float16", 5e-4)])
 def test_half_precision_ends_close_to_float32(precision: str, tolerance: float) -> None:
     (half, _), (full, _) = trained(precision), trained("float32")
     first, last = full.reports[0].metrics["train_loss"], full.reports[-1].metrics["train_loss"]
@@ -134,9 +134,7 @@ def batch_of(factor: float = 1.0) -> Any:
 def first_state(scale: float = 2.0**15) -> Any:
     state: Any = jax.jit(lambda: FLOAT16.init_state(H, batch_of(), jax.random.key(0), 30))()
     assert float(state.scale.scale) == 2.0**15
-    made: Any = DynamicScale
-    fresh = made(growth_interval=2, fin_steps=jnp.int32(0), scale=jnp.float32(scale), minimum_scale=1.0)
-    return dataclasses.replace(state, scale=fresh)
+    return dataclasses.replace(state, scale=state.scale.replace(growth_interval=2, scale=jnp.float32(scale)))
 
 
 def test_an_overflow_skips_the_step_and_halves_the_scale() -> None:
@@ -177,6 +175,23 @@ def test_scaling_the_loss_leaves_gradients_as_they_are() -> None:
     scaled, unscaled = gradients(2.0**10), gradients(1.0)
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=2e-3), scaled, unscaled)
     assert max(abs(leaf).max() for leaf in jax.tree.leaves(scaled)) > 0.05
+
+
+@pytest.mark.parametrize("precision", HALF)
+def test_dropout_draws_the_same_in_half_precision(precision: str) -> None:
+    rngs, shape = {"dropout": jax.random.key(0)}, (20_000,)
+    half = Dropout(0.001).apply({}, jnp.ones(shape, precision), train=True, rngs=rngs)
+    full = Dropout(0.001).apply({}, jnp.ones(shape), train=True, rngs=rngs)
+    assert 5 < int((jnp.asarray(full) == 0).sum()) < 40
+    np.testing.assert_array_equal(jnp.asarray(half) == 0, jnp.asarray(full) == 0)
+
+
+def test_an_optimizer_may_search_along_a_line_in_float16() -> None:
+    class Searching(Classifier):
+        def init_optimizer(self, hparams: Any, total_steps: int) -> OptimizerSpec:
+            return OptimizerSpec("lbfgs")
+
+    check_trainer(Searching("float16"), H, SPLITS, ["loss"], 1)
 
 
 def test_strict_promotion_holds_for_the_trainer_and_not_inside_flax() -> None:

@@ -127,15 +127,17 @@ def with_progress(reports: Generator[Report, None, Any], epochs: int) -> Generat
     """Yield the same reports, with a bar on stderr that shows epochs and the latest metrics."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
 
     columns = (
         TextColumn("epoch"),
         MofNCompleteColumn(),
         BarColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.description}"),
+        # The others come first: however many metrics there are, they only get the room that is left.
+        TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
     )
-    with contextlib.closing(reports), Progress(*columns, console=Console(stderr=True)) as bar:
+    with contextlib.closing(reports), Progress(*columns, console=Console(stderr=True), expand=True) as bar:
         task = bar.add_task("", total=epochs)
         while True:
             try:

@@ -135,6 +135,8 @@ def check_optimizer(trainer: TrainerModule, hparams: Any, total_steps: int) -> N
     Raises:
         StudyError: something in it is wrong.
     """
+    if overrides(trainer, "init_state") and overrides(trainer, "train_step"):
+        return  # it has optimizers of its own
     made = trainer.init_optimizer(hparams, total_steps)
     if isinstance(made, OptimizerSpec | OptimizerGroups):
         made.check(total_steps)

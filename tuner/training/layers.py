@@ -26,9 +26,10 @@ class Dropout(nn.Module):
         """Return inputs with dropout applied in training, unchanged in evaluation; same shape and type."""
         if not train:
             return inputs
-        keep = 1.0 - jnp.asarray(self.rate, inputs.dtype)
+        # In float32 whatever the inputs are: of half precision's few numbers a small rate would round to zero.
+        keep = 1.0 - jnp.asarray(self.rate, jnp.float32)
         kept = jax.random.bernoulli(self.make_rng("dropout"), keep, inputs.shape)
-        return jnp.where(kept, inputs / keep, jnp.zeros_like(inputs))
+        return jnp.where(kept, inputs / keep.astype(inputs.dtype), jnp.zeros_like(inputs))
 
 
 class Stack(nn.Module):

@@ -126,7 +126,8 @@ class Training(Generator[Report, None, TrainState]):
 
     def send(self, value: None) -> Report:
         """Train until the next report; see `next`."""
-        return self._generator.send(value)
+        with unjitted() if self._debug else contextlib.nullcontext():
+            return self._generator.send(value)
 
     def throw(self, *error: Any) -> Report:
         """End the training with an error; `close` does so in good order."""
@@ -146,8 +147,6 @@ class Training(Generator[Report, None, TrainState]):
 
     def _run(self) -> Generator[Report, None, TrainState]:
         with contextlib.ExitStack() as stack:
-            if self._debug:
-                stack.enter_context(unjitted())
             if self._profile is not None:
                 stack.enter_context(contextlib.closing(self._profile))
             self._begin()

@@ -102,7 +102,8 @@ class ConfusionMatrix(Metric):
         spread = weights.reshape(weights.shape + (1,) * (labels.ndim - 1))
         is_class = (labels >= 0) & (labels < classes)
         seen = jnp.where(is_class, jnp.broadcast_to(spread, labels.shape), 0.0)
-        cells = jnp.where(is_class, labels * classes + predicted, 0)
+        # In the labels' own type, which may be uint8, the product would overflow.
+        cells = jnp.where(is_class, labels.astype(jnp.int32) * classes + predicted.astype(jnp.int32), 0)
         counts = jnp.zeros(classes * classes, jnp.float32).at[cells.reshape(-1)].add(seen.reshape(-1))
         return cls(counts.reshape(classes, classes))
 

@@ -352,7 +352,7 @@ def adamw(learning_rate: Number, weight_decay: Number, total_steps: int) -> opta
 
 def _is_zero(number: Any) -> bool:
     """Tell whether a number is known to be 0, or None."""
-    return number is None or (not isinstance(number, Tracer) and bool(number == 0))
+    return number is None or (not isinstance(number, Tracer) and float(number) == 0.0)
 
 
 def _find(opt_state: Any, kind: type) -> Any:

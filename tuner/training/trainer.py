@@ -137,7 +137,8 @@ class TrainerModule:
                 loss, metrics["penalty"] = loss + penalty, Mean.of_steps(penalty)
             return loss, (collections, metrics)
 
-        optimizer, decay = self.build_optimizer(hparams, state.total_steps), self.ema_decay(hparams)
+        noise = None if state.key is None else Stream.NOISE.key(state.key)
+        optimizer, decay = self.build_optimizer(hparams, state.total_steps, noise), self.ema_decay(hparams)
         if state.scale is not None:
             return _scaled_step(objective, state, optimizer, decay)
         (value, (collections, metrics)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
@@ -321,7 +322,14 @@ def _scaled_step(
     )
     metrics["grad_norm"] = Mean.of_steps(optax.tree.norm(grads))
     metrics["loss_scale"] = Mean.of_steps(jnp.asarray(scale.scale))
-    after = state.apply_gradients(optimizer, grads, collections, value=value, ema_decay=decay)
+    after = state.apply_gradients(
+        optimizer,
+        grads,
+        collections,
+        value=value,
+        value_fn=lambda params: objective(params)[0],
+        ema_decay=decay,
+    )
 
     def chosen(new: Any, old: Any) -> Any:
         return jax.tree.map(lambda one, other: jnp.where(is_finite, one, other), new, old)

@@ -1,0 +1,29 @@
+"""Trials that end with an error: what is kept of it, and when a study has had enough of them."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Sequence
+
+_EQUAL_FAILURES = 3
+ANY_FAILURES = 10
+"""So many trials that fail one after another stop a study, whatever their errors."""
+
+
+def reason_to_stop(kinds: Sequence[str]) -> str | None:
+    """Return why a study must stop, None if it need not.
+
+    Args:
+        kinds: What went wrong in the latest trials, newest first, up to the first that did not fail.
+    """
+    if len(kinds) >= _EQUAL_FAILURES and len(set(kinds[:_EQUAL_FAILURES])) == 1:
+        return f"the same error ended {_EQUAL_FAILURES} trials in a row"
+    return f"{ANY_FAILURES} trials in a row failed" if len(kinds) >= ANY_FAILURES else None
+
+
+def describe(error: Exception) -> dict[str, str]:
+    """Return a trial's attributes for an error; errors of one kind differ at most in the values in their text."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    kind = f"{type(error).__qualname__} at {os.path.basename(last.filename)}:{last.lineno}"
+    return {"error_kind": kind, "error": "".join(traceback.format_exception(error))}
