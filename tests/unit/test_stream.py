@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 
 from tuner.errors import StudyError
-from tuner.training import ArrayDataset, loop
+from tuner.training import ArrayDataset
 from tuner.training.data import batch_order, gather
+from tuner.training.programs import epoch_order
 from tuner.training.stream import StreamDataset
 
 LENGTH = 23
@@ -59,7 +60,7 @@ class Rows:
 def order(length: int = LENGTH, size: int = 4) -> tuple[np.ndarray, np.ndarray]:
     """An epoch's batches as the training loop orders them, fetched."""
     key, step = jax.random.key(5), jnp.int32(12)
-    return jax.device_get(loop.epoch_order(key, step, length=length, batch_size=size))
+    return jax.device_get(epoch_order(key, step, jnp.arange(length), batch_size=size))
 
 
 def same(got: Iterator[dict[str, np.ndarray]], data: ArrayDataset, at: tuple[np.ndarray, np.ndarray]) -> int:
@@ -128,12 +129,12 @@ def test_batches_of_views_are_those_of_the_views_on_the_device() -> None:
 def test_batches_are_the_same_in_a_new_process() -> None:
     code = (
         "import jax, jax.numpy as jnp, numpy as np\n"
-        "from tuner.training import loop\n"
+        "from tuner.training.programs import epoch_order\n"
         "from tuner.training.stream import StreamDataset\n"
         "class Source:\n"
         "    def __len__(self): return 40\n"
         "    def __getitem__(self, index): return {'id': index}\n"
-        "at = jax.device_get(loop.epoch_order(jax.random.key(5), jnp.int32(12), length=30, batch_size=4))\n"
+        "at = jax.device_get(epoch_order(jax.random.key(5), jnp.int32(12), jnp.arange(30), batch_size=4))\n"
         "batches = StreamDataset(Source()).split(0.25, 3).train.batches(*at, start=2)\n"
         "print([batch['id'].tolist() for batch in batches])\n"
     )
