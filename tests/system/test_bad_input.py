@@ -65,7 +65,11 @@ def test_what_is_wrong_before_anything_runs(
     [
         (
             'objective="loss"',
-            'objective="los"',
+            (
+                'objective="loss"',
+                'objective="los"',
+                "'los' is not, it reports loss, train_grad_norm, train_loss; did you mean 'loss'?",
+            ),
             "'los' is not, it reports loss, train_grad_norm, train_loss; did you mean",
         ),
         ("    noise: float", "    other: float", "HParams has no 'noise', it has learning_rate, other"),
