@@ -65,12 +65,8 @@ def test_what_is_wrong_before_anything_runs(
     [
         (
             'objective="loss"',
-            (
-                'objective="loss"',
-                'objective="los"',
-                "'los' is not, it reports loss, train_grad_norm, train_loss; did you mean 'loss'?",
-            ),
-            "'los' is not, it reports loss, train_grad_norm, train_loss; did you mean",
+            'objective="los"',
+            "'los' is not, it reports loss, train_grad_norm, train_loss; did you mean 'loss'?",
         ),
         ("    noise: float", "    other: float", "HParams has no 'noise', it has learning_rate, other"),
         ('sampler="random"', 'sampler="tpee"', "one of cmaes, gp, grid, nsga2, qmc, random, tpe: got 'tpee'; did you"),
