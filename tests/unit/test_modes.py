@@ -187,10 +187,10 @@ class Timed:
 @pytest.mark.parametrize(
     ("step_s", "scan_s", "steps", "expected", "scans"),
     [
-        (0.001, 0.0009, 600, "scan", [200] * 4),
+        (0.001, 0.0009, 600, "scan", [200] * 4),  # 0.2 s a round: three, after one that compiles
         (0.001, 0.0011, 600, "step", [200] * 4),
-        (0.001, 0.0009, 3, "scan", [3] * 4),
-        (0.019, 0.0001, 3, "scan", [3] * 4),
+        (0.001, 0.0009, 3, "scan", [3] * 21),  # 0.006 s a round: as many as are allowed
+        (0.019, 0.0001, 3, "scan", [3] * 7),  # 0.0573 s a round: for 0.3 s
         (0.021, 0.0001, 3, "step", []),  # slow steps: no second program is compiled
     ],
 )

@@ -6,6 +6,7 @@ import contextlib
 import io
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -114,16 +115,23 @@ def memory(trainer: TrainerModule, hparams: Any, splits: Splits, layout: Layout 
     }
 
 
+@lru_cache(maxsize=256)
+def _asked_batch_size(trainer: TrainerModule, structure: Any, types: tuple[Any, ...]) -> Any:
+    sizes: list[Any] = []
+    # Traced, as in a program: a size that differs from trial to trial would compile anew for each.
+    hparams = structure.unflatten(jax.ShapeDtypeStruct(*of) for of in types)
+    jax.eval_shape(lambda hparams: sizes.append(trainer.batch_size(hparams)), hparams)
+    return sizes[0]
+
+
 def asked_batch_size(trainer: TrainerModule, hparams: Any) -> int:
     """Return the trainer's batch size.
 
     Raises:
         StudyError: it is no static integer of at least 1.
     """
-    sizes: list[Any] = []
-    # Traced, as in a program: a size that differs from trial to trial would compile anew for each.
-    jax.eval_shape(lambda hparams: sizes.append(trainer.batch_size(hparams)), hparams)
-    size = sizes[0]
+    leaves, structure = jax.tree.flatten(hparams)
+    size = _asked_batch_size(trainer, structure, tuple((np.shape(leaf), np.result_type(leaf)) for leaf in leaves))
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise StudyError(f"batch_size(hparams) must return a static integer of at least 1: got {size!r}")
     return size
@@ -184,4 +192,4 @@ def check_trainer(trainer: Any, hparams: Any, splits: Any, objectives: Sequence[
 def _names(shapes: Metrics) -> list[str]:
     """Return the names under which metrics of these shapes are reported."""
     with np.errstate(all="ignore"):
-        return list(metrics_.to_floats(jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)))
+        return list(metrics_.as_floats(jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)))

@@ -27,6 +27,12 @@ def _placed(dataset: Dataset, layout: Layout) -> tuple[Batch, jax.Array]:
     return layout.put((dataset.arrays, dataset.rows))
 
 
+@lru_cache(maxsize=1024)
+def _placed_number(number: int, layout: Layout) -> jax.Array:
+    """Return a number where a trial's devices have it: putting it there costs more than an epoch's other calls."""
+    return layout.put(np.int32(number))
+
+
 class Feed:
     """A dataset cut into batches of one size.
 
@@ -46,7 +52,7 @@ class Feed:
 
     def shuffled(self, key: jax.Array, first_step: int) -> Order:
         """Return an epoch's batches: the same from a key in every process, and for streamed data."""
-        return epoch_order(key, self.layout.put(np.int32(first_step)), self._rows, batch_size=self.batch_size)
+        return epoch_order(key, _placed_number(first_step, self.layout), self._rows, batch_size=self.batch_size)
 
     def in_order(self) -> Order:
         """Return the batches of an evaluation."""

@@ -31,6 +31,8 @@ from tuner.training.state import TrainState
 from tuner.training.trainer import TrainerModule
 from tuner.trial import Report
 
+_SMALL_BYTES = 2**24
+
 
 @dataclass(frozen=True)
 class Best:
@@ -39,7 +41,7 @@ class Best:
     Attributes:
         epoch: Its epoch.
         metrics: Its report's metrics.
-        state: What predictions need of the state then, on the host.
+        state: What predictions need of the state then; on the host unless it is small.
     """
 
     epoch: int
@@ -121,6 +123,8 @@ class Training(Generator[Report, None, TrainState]):
         # The epoch that the carry is in or about to start, and the steps done in it.
         self._epoch, self._position = 1, 0
         self._carry: Carry | None = None
+        self._key: jax.Array | None = None
+        self._next_order: Order | None = None
         self._is_stopping = False
         self._generator = with_progress(self._run(), epochs) if progress else self._run()
 
@@ -218,18 +222,27 @@ class Training(Generator[Report, None, TrainState]):
 
     def _train_epoch(self) -> None:
         """Train the rest of an epoch, or until asked to stop."""
-        key = self._now.state.key
-        assert key is not None
-        order = self._feed.shuffled(key, (self._epoch - 1) * self._feed.steps)
+        order = self._shuffled(self._epoch) if self._next_order is None else self._next_order
+        self._next_order = None
         self.mode = self.mode or self._find_mode(order)
         with contextlib.closing(self._feed.sources(order, self._position)) as sources:
             for source in sources:
                 self._advance(source)
                 if self._position >= self._feed.steps:
+                    if self._epoch < self.epochs:
+                        # Sorted while the device still trains, and the host waits for it.
+                        self._next_order = self._shuffled(self._epoch + 1)
                     return
                 self._save_if_due()
                 if self._is_stopping:
                     return
+
+    def _shuffled(self, epoch: int) -> Order:
+        if self._key is None:
+            key = self._now.state.key
+            assert key is not None
+            self._key = _copy(key)  # the state's own is used up with it
+        return self._feed.shuffled(self._key, (epoch - 1) * self._feed.steps)
 
     def _find_mode(self, order: Order) -> Mode:
         if self._debug or not self._feed.is_resident:
@@ -267,7 +280,7 @@ class Training(Generator[Report, None, TrainState]):
         validated = self._metrics_of(self.splits.validation, carry.state)
         skipped = None if carry.state.opt_state is None else skipped_steps(carry.state.opt_state)
         validated, trained, skipped = jax.device_get((validated, carry.totals, skipped))
-        values = {**metrics_.to_floats(validated), **(found or metrics_.to_floats(trained, "train_"))}
+        values = {**metrics_.as_floats(validated), **(found or metrics_.as_floats(trained, "train_"))}
         return values if skipped is None else {**values, "train_skipped_steps": float(skipped)}
 
     def _metrics_of(self, dataset: Any, state: TrainState) -> metrics_.Metrics:
@@ -277,8 +290,10 @@ class Training(Generator[Report, None, TrainState]):
         best = None if self.best is None else self.best.metrics.get(self.objective)
         if is_new_model_better(found.get(self.objective), best, self.direction):
             # A copy, because the next step uses the state up.
-            state = _to_host(self._programs.copy(self.state.for_evaluation()))
-            self.best = Best(self._epoch, dict(found), state)
+            state = self._programs.copy(self.state.for_evaluation())
+            # Fetching few bytes takes longer than they are worth; of many, the device's memory is dearer.
+            is_small = self.layout.size == 1 and sum(leaf.nbytes for leaf in jax.tree.leaves(state)) < _SMALL_BYTES
+            self.best = Best(self._epoch, dict(found), state if is_small else _to_host(state))
             self._offer_best()
 
     # Checkpoints.
@@ -340,6 +355,9 @@ class Training(Generator[Report, None, TrainState]):
         nothing = (shapes.totals, shapes.position)
         self._nothing_seen = self.layout.put(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), nothing))
         return True
+
+
+_copy = jax.jit(jnp.copy)
 
 
 def _to_host(tree: Any) -> Any:

@@ -132,13 +132,17 @@ def add(left: Metrics, right: Metrics) -> Metrics:
 
 
 def to_floats(metrics: Mapping[str, Metric], prefix: str = "") -> dict[str, float]:
-    """Fetch metrics to the host as Python floats; waits for the device.
+    """Fetch metrics to the host as Python floats; waits for the device."""
+    return as_floats(jax.device_get(dict(metrics)), prefix)
+
+
+def as_floats(metrics: Mapping[str, Metric], prefix: str = "") -> dict[str, float]:
+    """Return fetched metrics as Python floats.
 
     A metric of several values gives each its name behind its own: `confusion_f1`.
     """
     floats: dict[str, float] = {}
-    fetched: dict[str, Metric] = jax.device_get(dict(metrics))
-    for name, metric in fetched.items():
+    for name, metric in metrics.items():
         value = metric.compute()
         if isinstance(value, Mapping):
             floats.update({f"{prefix}{name}_{part}": float(number) for part, number in value.items()})

@@ -26,7 +26,7 @@ _CHUNK = 256
 """Steps in one program at most: between programs a trial can be stopped and saved."""
 _SLOW_STEP_S = 0.02
 """Of a step this long, starting it is a hundredth at most: there is nothing to win by a scan."""
-_TIMED_STEPS = 20
+_TIMED_STEPS, _TIMED_ROUNDS, _TIMED_S = 20, 20, 0.3
 
 _chosen: WeakKeyDictionary[TrainerModule, dict[str, Mode]] = WeakKeyDictionary()
 
@@ -69,27 +69,34 @@ def measure(programs: Programs, source: Source, hparams: Any, carry: Carry, step
 
     A program whose steps are long is not compiled a second time to find out.
     """
-    count = min(steps, _TIMED_STEPS)
+    few, many = min(steps, _TIMED_STEPS), chunk(steps)
 
-    def run_steps(carry: Carry) -> Carry:
-        for _ in range(count):
+    def step_s() -> float:
+        return _seconds(programs, carry, one_by_one) / few
+
+    def one_by_one(carry: Carry) -> Carry:
+        for _ in range(few):
             carry = programs.step(source, hparams, *carry)
         return carry
 
-    step_s = _least_s(programs, carry, run_steps) / count
-    if step_s > _SLOW_STEP_S:
+    def scan_s() -> float:
+        return _seconds(programs, carry, lambda carry: programs.steps(source, hparams, *carry, count=many)) / many
+
+    step_s()  # compiles
+    if step_s() > _SLOW_STEP_S:
         return "step"
-    many = chunk(steps)
-    scan_s = _least_s(programs, carry, lambda carry: programs.steps(source, hparams, *carry, count=many)) / many
-    return "scan" if scan_s < step_s else "step"
+    scan_s()
+    # By turns and the least of each: other processes disturb one side for as long as the other.
+    began, times = time.perf_counter(), []
+    while len(times) < 3 or (time.perf_counter() - began < _TIMED_S and len(times) < _TIMED_ROUNDS):
+        times.append((step_s(), scan_s()))
+    least_step, least_scan = (min(side) for side in zip(*times, strict=True))
+    return "scan" if least_scan < least_step else "step"
 
 
-def _least_s(programs: Programs, carry: Carry, run: Callable[[Carry], Carry]) -> float:
-    """Return the least of three times, after one that compiles."""
-    times = []
-    for _ in range(4):
-        copied = jax.block_until_ready(programs.copy(carry))
-        began = time.perf_counter()
-        jax.block_until_ready(run(copied))
-        times.append(time.perf_counter() - began)
-    return min(times[1:])
+def _seconds(programs: Programs, carry: Carry, run: Callable[[Carry], Carry]) -> float:
+    """Return how long a function of a copy of the carry takes."""
+    copied = jax.block_until_ready(programs.copy(carry))
+    began = time.perf_counter()
+    jax.block_until_ready(run(copied))
+    return time.perf_counter() - began

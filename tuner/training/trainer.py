@@ -142,7 +142,7 @@ class TrainerModule:
         if state.scale is not None:
             return _scaled_step(objective, state, optimizer, decay)
         (value, (collections, metrics)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
-        metrics["grad_norm"] = Mean.of_steps(optax.tree.norm(grads))
+        metrics["grad_norm"] = Mean.of_steps(_norm(grads))
         after = state.apply_gradients(
             optimizer,
             grads,
@@ -304,6 +304,11 @@ def _cast(tree: Any, precision: str) -> Any:
     return jax.tree.map(cast, tree)
 
 
+def _norm(grads: Any) -> jax.Array:
+    # The barrier keeps XLA from fusing the sums into the backward pass, which made a small MLP's step a fifth slower.
+    return optax.tree.norm(jax.lax.optimization_barrier(grads))
+
+
 def _first_scale() -> DynamicScale:
     # Arrays of a definite type: Python numbers would change type, and with it the program, at the first step.
     return DynamicScale(fin_steps=jnp.int32(0), scale=jnp.float32(2.0**15), minimum_scale=1.0)  # pyright: ignore[reportArgumentType, reportCallIssue]
@@ -320,7 +325,7 @@ def _scaled_step(
     scale, is_finite, (value, (collections, metrics)), grads = state.scale.value_and_grad(objective, has_aux=True)(
         state.params
     )
-    metrics["grad_norm"] = Mean.of_steps(optax.tree.norm(grads))
+    metrics["grad_norm"] = Mean.of_steps(_norm(grads))
     metrics["loss_scale"] = Mean.of_steps(jnp.asarray(scale.scale))
     after = state.apply_gradients(
         optimizer,
