@@ -389,8 +389,7 @@ def gone(pid: int) -> bool:
 def test_a_program_may_end_in_mid_epoch(tmp_path: pathlib.Path) -> None:
     done, pids = half_read(tmp_path, 0, "pass")
     assert done.returncode == 0
-    # Python's own tracker of shared memory may say that Grain has freed a block before it could.
-    assert not [line for line in done.stderr.splitlines() if "Error" in line and "/psm_" not in line]
+    assert done.stderr == ""
     assert len(pids) == 2
     assert all(gone(pid) for pid in pids)
 

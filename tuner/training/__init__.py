@@ -11,7 +11,7 @@ from tuner.training.mesh import Layout
 from tuner.training.metrics import ConfusionMatrix, Mean, Metric
 from tuner.training.models import Model
 from tuner.training.optimizer import OptimizerGroups, OptimizerSpec, adamw, warmup_cosine
-from tuner.training.restore import Loaded, load_from_checkpoint
+from tuner.training.restore import Loaded, Run, load_from_checkpoint, load_run
 from tuner.training.schedules import Constant, Exponential, OneCycle, Piecewise, WarmupCosine
 from tuner.training.state import TrainState
 from tuner.training.stream import StreamDataset
@@ -36,6 +36,7 @@ __all__ = [
     "OptimizerSpec",
     "Piecewise",
     "Profile",
+    "Run",
     "Splits",
     "StreamDataset",
     "TrainState",
@@ -46,6 +47,7 @@ __all__ = [
     "is_new_model_better",
     "learned",
     "load_from_checkpoint",
+    "load_run",
     "memory",
     "warmup_cosine",
 ]

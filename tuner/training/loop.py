@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -26,7 +27,7 @@ from tuner.training.mesh import Layout
 from tuner.training.modes import Choose, Mode, check_mode, chunk, measure, program_name, remembered
 from tuner.training.optimizer import skipped_steps
 from tuner.training.programs import Carry, Order, Source, programs
-from tuner.training.restore import describe, describe_hparams
+from tuner.training.record import RunLog, identity, record
 from tuner.training.state import TrainState
 from tuner.training.trainer import TrainerModule
 from tuner.trial import Report
@@ -67,6 +68,7 @@ class Training(Generator[Report, None, TrainState]):
         direction: `"minimize"` or `"maximize"`.
         checkpoints: Where to resume from and to save to; the best state is handed to it as well.
         about: What is saved beside the arrays, so that others know what they are: study, trial number.
+        log: A folder for the file `run.json`, which says what is trained and has every report; see `load_run`.
         layout: The devices; one by default.
         choose: For `loop = "auto"`: looks up whether a program runs as scan or steps, or calls the function given and
             remembers its answer. By default remembered in this process.
@@ -76,6 +78,7 @@ class Training(Generator[Report, None, TrainState]):
         progress: Show a progress bar on stderr.
 
     Attributes:
+        feed: The training data cut into batches.
         reports: All reports so far, those before a resumption included.
         best: The best validation so far, or None.
         mode: Whether epochs run as scans or as steps; None before the first.
@@ -99,6 +102,7 @@ class Training(Generator[Report, None, TrainState]):
         direction: Literal["minimize", "maximize"] = "minimize",
         checkpoints: Checkpoints | None = None,
         about: Mapping[str, Any] | None = None,
+        log: str | Path | None = None,
         layout: Layout | None = None,
         choose: Choose | None = None,
         stop: Callable[[], bool] = lambda: False,
@@ -113,13 +117,14 @@ class Training(Generator[Report, None, TrainState]):
         self.checkpoints, self.about = checkpoints, dict(about or {})
         self.layout, self._choose, self._stop = layout or Layout(), choose or remembered(trainer), stop
         self._debug, self._profile = debug, profile
-        self._feed = Feed(splits.train, self.layout, asked_batch_size(trainer, hparams))
-        check_optimizer(trainer, hparams, epochs * self._feed.steps)
+        self.feed = Feed(splits.train, self.layout, asked_batch_size(trainer, hparams))
+        check_optimizer(trainer, hparams, epochs * self.feed.steps)
         self.host_hparams, self.hparams = hparams, self.layout.put(hparams)
         self._programs = programs(trainer, self.hparams, self.layout)
         self.reports: list[Report] = []
         self.best: Best | None = None
         self.mode: Mode | None = None
+        self._log = None if log is None else RunLog(log, self)
         # The epoch that the carry is in or about to start, and the steps done in it.
         self._epoch, self._position = 1, 0
         self._carry: Carry | None = None
@@ -147,13 +152,15 @@ class Training(Generator[Report, None, TrainState]):
     @property
     def step(self) -> int:
         """Optimizer updates so far, as the loop counts them."""
-        return (self._epoch - 1) * self._feed.steps + self._position
+        return (self._epoch - 1) * self.feed.steps + self._position
 
     def _run(self) -> Generator[Report, None, TrainState]:
         with contextlib.ExitStack() as stack:
             if self._profile is not None:
                 stack.enter_context(contextlib.closing(self._profile))
             self._begin()
+            if self._log is not None:
+                self._log.write(self)
             self.trainer.on_training_start(self.state, self.host_hparams)
             if self.reports and self._position == 0:
                 yield self.reports[-1]
@@ -167,8 +174,8 @@ class Training(Generator[Report, None, TrainState]):
 
     def _begin(self) -> None:
         """Restore the newest checkpoint, or make the first state."""
-        first, seed = self._feed.first(), self.layout.put(np.uint32(self.seed))
-        total_steps = self.epochs * self._feed.steps
+        first, seed = self.feed.first(), self.layout.put(np.uint32(self.seed))
+        total_steps = self.epochs * self.feed.steps
         if self.checkpoints is not None and self.checkpoints.has_latest():
             shapes = self._programs.init.eval_shape(first, self.hparams, seed, total_steps=total_steps)
             if self._restore(shapes):
@@ -195,10 +202,12 @@ class Training(Generator[Report, None, TrainState]):
             if is_last and self.splits.test is not None and self.best is not None:
                 state = self.layout.put(self.best.state)
                 found.update(metrics_.to_floats(self._metrics_of(self.splits.test, state), "test_"))
-            self.reports.append(Report(epoch, epoch * self._feed.steps, found))
+            self.reports.append(Report(epoch, epoch * self.feed.steps, found))
         self._epoch, self._position = epoch + 1, 0
         self._carry = Carry(carry.state, *self._nothing_seen)
         if is_validated:
+            if self._log is not None:
+                self._log.write(self)
             yield self.reports[-1]
         if pruned is not None:
             raise pruned
@@ -225,10 +234,10 @@ class Training(Generator[Report, None, TrainState]):
         order = self._shuffled(self._epoch) if self._next_order is None else self._next_order
         self._next_order = None
         self.mode = self.mode or self._find_mode(order)
-        with contextlib.closing(self._feed.sources(order, self._position)) as sources:
+        with contextlib.closing(self.feed.sources(order, self._position)) as sources:
             for source in sources:
                 self._advance(source)
-                if self._position >= self._feed.steps:
+                if self._position >= self.feed.steps:
                     if self._epoch < self.epochs:
                         # Sorted while the device still trains, and the host waits for it.
                         self._next_order = self._shuffled(self._epoch + 1)
@@ -239,25 +248,24 @@ class Training(Generator[Report, None, TrainState]):
 
     def _shuffled(self, epoch: int) -> Order:
         if self._key is None:
-            key = self._now.state.key
-            assert key is not None
-            self._key = _copy(key)  # the state's own is used up with it
-        return self._feed.shuffled(self._key, (epoch - 1) * self._feed.steps)
+            self._key = _copy(self._now.state.key)  # the state's own is used up with it
+        assert self._key is not None
+        return self.feed.shuffled(self._key, (epoch - 1) * self.feed.steps)
 
     def _find_mode(self, order: Order) -> Mode:
-        if self._debug or not self._feed.is_resident:
+        if self._debug or not self.feed.is_resident:
             return "step"
         if self.trainer.loop != "auto":
             return self.trainer.loop
-        source = self._feed.resident(order)
-        name = program_name(self.trainer, self.hparams, self._feed, source)
-        return self._choose(name, lambda: measure(self._programs, source, self.hparams, self._now, self._feed.steps))
+        source = self.feed.resident(order)
+        name = program_name(self.trainer, self.hparams, self.feed, source)
+        return self._choose(name, lambda: measure(self._programs, source, self.hparams, self._now, self.feed.steps))
 
     def _advance(self, source: Source) -> None:
         """Run the next program: a chunk of steps, or one."""
         count, before = 1, None
         if self.mode == "scan":
-            count = min(chunk(self._feed.steps), self._feed.steps - self._position)
+            count = min(chunk(self.feed.steps), self.feed.steps - self._position)
         if self._profile is not None:
             self._profile.before(self.step, count)
         if self._debug:
@@ -300,57 +308,34 @@ class Training(Generator[Report, None, TrainState]):
 
     def _offer_best(self) -> None:
         if self.checkpoints is not None and self.best is not None:
-            record = {**self._record(), "kind": "best"}
-            self.checkpoints.offer_best(self.best.epoch * self._feed.steps, self.best.state, record)
+            said = {**self._whereabouts(), "kind": "best"}
+            self.checkpoints.offer_best(self.best.epoch * self.feed.steps, self.best.state, said)
 
-    def _record(self) -> dict[str, Any]:
-        """Return what is saved beside the arrays, as plain JSON values."""
-        best = None if self.best is None else {"epoch": self.best.epoch, "metrics": dict(self.best.metrics)}
-        return {
-            **self.about,
-            **describe(self.trainer, self.host_hparams, self._feed.first()),
-            **self._identity(),
-            "objective": self.objective,
-            "direction": self.direction,
-            "epoch": self._epoch,
-            "position": self._position,
-            "mode": self.mode,
-            "best": best,
-            "reports": [asdict(report) for report in self.reports],
-        }
-
-    def _identity(self) -> dict[str, Any]:
-        """Return what must be equal for a checkpoint to be one of this training."""
-        return {
-            "seed": self.seed,
-            "epochs": self.epochs,
-            "batch_size": self._feed.batch_size,
-            "examples": len(self.splits.train),
-            "hparams": describe_hparams(self.host_hparams),
-        }
+    def _whereabouts(self) -> dict[str, Any]:
+        return {**record(self), "epoch": self._epoch, "position": self._position}
 
     def _save_if_due(self) -> None:
         """Save for resuming, if it is time or the training is asked to stop."""
         self._is_stopping = self._stop()
         if self.checkpoints is not None and (self._is_stopping or self.checkpoints.is_due()):
             best = self.state.for_evaluation() if self.best is None else self.best.state
-            record = {**self._record(), "kind": "latest"}
-            self.checkpoints.save(self.step, {"carry": self._now._asdict(), "best": best}, record)
+            said = {**self._whereabouts(), "kind": "latest"}
+            self.checkpoints.save(self.step, {"carry": self._now._asdict(), "best": best}, said)
 
     def _restore(self, shapes: Carry) -> bool:
         """Go on from the newest good checkpoint; return False if there is none."""
         assert self.checkpoints is not None
         like = {"carry": shapes._asdict(), "best": shapes.state.for_evaluation()}
         shardings = self.layout.shardings(like)
-        restored = self.checkpoints.restore(like, shardings=shardings, identity=self._identity())
+        restored = self.checkpoints.restore(like, shardings=shardings, identity=identity(self))
         if restored is None:
             return False
-        _, tree, record = restored
-        self._carry, self.mode = Carry(**tree["carry"]), record["mode"]
-        self._epoch, self._position = record["epoch"], record["position"]
-        self.reports = [Report(**report) for report in record["reports"]]
-        if record["best"] is not None:
-            self.best = Best(**record["best"], state=_to_host(tree["best"]))
+        _, tree, saved = restored
+        self._carry, self.mode = Carry(**tree["carry"]), saved["mode"]
+        self._epoch, self._position = saved["epoch"], saved["position"]
+        self.reports = [Report(**report) for report in saved["reports"]]
+        if saved["best"] is not None:
+            self.best = Best(**saved["best"], state=_to_host(tree["best"]))
             self._offer_best()
         nothing = (shapes.totals, shapes.position)
         self._nothing_seen = self.layout.put(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), nothing))

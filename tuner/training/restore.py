@@ -1,27 +1,35 @@
-"""A trained model back from its checkpoint, in a process that has nothing but the study file."""
+"""A trained model back from its checkpoint, a run from its log, in a process that has nothing but the study file."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import inspect
 import os
-import platform
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
-from tuner.errors import CheckpointError
+from tuner.errors import CheckpointError, StudyError
+from tuner.jsonfile import read_json
 from tuner.source import import_file
-from tuner.space import Space, from_params, to_params
+from tuner.space import Space, from_params
 from tuner.training.checkpoints import from_plain, read
+from tuner.training.data import Splits
 from tuner.training.hparams import register
 from tuner.training.mesh import Layout
 from tuner.training.programs import Source, programs
+from tuner.training.record import digest
 from tuner.training.state import TrainState
 from tuner.training.trainer import TrainerModule
+from tuner.trial import Report
+
+if TYPE_CHECKING:
+    from tuner.training.loop import Training
+
+
+_DICT = {"file": "", "module": "builtins", "name": "dict"}
 
 
 @dataclass(frozen=True)
@@ -43,36 +51,6 @@ class Loaded:
     def __call__(self, *inputs: Any) -> Any:
         """Return the model's outputs in evaluation mode, as `bind_model` does."""
         return self.trainer.bind_model(self.state, self.hparams)(*inputs)
-
-
-def describe(trainer: TrainerModule, hparams: Any, first: Source) -> dict[str, Any]:
-    """Return what `load_from_checkpoint` needs to know, as plain JSON values."""
-    batch = jax.eval_shape(lambda source: source.at(jax.numpy.int32(0)), first)
-    return {
-        "trainer": _reference(type(trainer)),
-        "space": _reference(type(hparams)),
-        "batch": {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in batch.items()},
-        "versions": versions(),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Return what results depend on, beside the code."""
-    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
-
-
-def describe_hparams(hparams: Any) -> Any:
-    """Return hyperparameters as plain JSON values: a space as its parameters, anything else as text."""
-    return to_params(hparams) if isinstance(hparams, Space) else repr(hparams)
-
-
-def _reference(kind: type) -> dict[str, str]:
-    try:
-        file = str(Path(inspect.getfile(kind)).resolve())
-    except (OSError, TypeError):  # typed into an interpreter
-        file = ""
-    return {"file": file, "module": kind.__module__, "name": kind.__qualname__}
 
 
 def load_from_checkpoint(path: str | Path, *, trainer: TrainerModule | None = None, hparams: Any = None) -> Loaded:
@@ -106,6 +84,66 @@ def load_from_checkpoint(path: str | Path, *, trainer: TrainerModule | None = No
     return Loaded(trainer, hparams, state, record)
 
 
+@dataclass(frozen=True)
+class Run:
+    """What the log of a run says.
+
+    Attributes:
+        trainer: The trainer.
+        hparams: The hyperparameters.
+        record: What was logged: seed, epochs, reports, versions, digests of the data.
+    """
+
+    trainer: TrainerModule
+    hparams: Any
+    record: Mapping[str, Any]
+
+    @property
+    def reports(self) -> list[Report]:
+        """The reports that were logged."""
+        return [Report(**report) for report in self.record["reports"]]
+
+    def train(self, splits: Splits, **options: Any) -> Training:
+        """Train again as it was trained: with the same versions on the same kind of device, bit for bit.
+
+        Args:
+            splits: The same data.
+            options: Further options of `Training`.
+
+        Raises:
+            StudyError: the data are others.
+        """
+        for name, expected in self.record["data"].items():
+            part = getattr(splits, name)
+            found = None if part is None else digest(part)
+            if found != expected:
+                raise StudyError(f"a run must be trained again on the same data: {name} has {found}, had {expected}")
+        said = {name: self.record[name] for name in ("epochs", "seed", "objective", "direction")}
+        mode = self.record["mode"]
+        fixed = {} if mode is None else {"choose": lambda program, measure: mode}
+        return self.trainer.train_model(self.hparams, splits, **{**said, **fixed, **options})
+
+
+def load_run(folder: str | Path, *, trainer: TrainerModule | None = None, hparams: Any = None) -> Run:
+    """Return a run from its log; see `log` of `Training`.
+
+    Args:
+        folder: The folder of the run.
+        trainer: The trainer, if its file is elsewhere or it needs arguments.
+        hparams: The hyperparameters, if they are neither a `Space` nor a dict of plain values.
+
+    Raises:
+        CheckpointError: there is no log, or it names what cannot be found.
+        StudyFileError: the trainer's file does not import.
+    """
+    path = Path(folder) / "run.json"
+    try:
+        record = read_json(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"the log of a run must be a file that can be read: {path} is not, {error}") from None
+    return Run(trainer or _find_trainer(path, record), hparams or _find_hparams(path, record), record)
+
+
 def _find_trainer(path: str | Path, record: dict[str, Any]) -> TrainerModule:
     """Return the trainer of the recorded study, else an instance of the recorded class."""
     study = record.get("study")
@@ -122,6 +160,8 @@ def _find_trainer(path: str | Path, record: dict[str, Any]) -> TrainerModule:
 
 
 def _find_hparams(path: str | Path, record: dict[str, Any]) -> Any:
+    if isinstance(record["hparams"], dict) and record["space"] == _DICT:
+        return record["hparams"]
     kind = _find(path, record["space"], "hparams=")
     if not (isinstance(kind, type) and issubclass(kind, Space)):
         raise CheckpointError(f"the hyperparameters of {path} are no Space: give hparams=")

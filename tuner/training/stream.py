@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import gc
 import importlib
 import importlib.machinery
 import multiprocessing.util
@@ -64,8 +63,7 @@ class StreamDataset(View):
 
         Threads and processes start with the first batch and end with the last, or when the generator is closed or
         dropped, which waits for batches that are being read. Processes take seconds to start: give them the order of
-        several epochs at once. Their batches come in shared memory, so that /dev/shm must hold as many as are read
-        ahead; containers often limit it to 64 MB.
+        several epochs at once.
 
         Args:
             indices: Which examples of this view, batch by batch. Int[np.ndarray, "steps batch"].
@@ -115,16 +113,13 @@ class _Reading:
             grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
         )
         if workers:
+            # Sent through a pipe: shared memory takes half the time, but /dev/shm is small in containers, and blocks
+            # that a program leaves there when it ends in mid-epoch are lost.
+            through_pipe = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+            dataset = grain.experimental.WithOptionsIterDataset(dataset, through_pipe)
             dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), _start_worker)
         with closing(iter(dataset)) as batches:
-            batch = None
-            for batch in batches:
-                # Copied, because what comes from a process is shared memory that vanishes with Grain's own array.
-                yield {name: np.array(array) for name, array in batch.items()} if workers else batch
-        if workers:
-            # The last batches, in shared memory, hang on exceptions that refer to themselves.
-            del batch, batches
-            gc.collect()
+            yield from batches
 
 
 @dataclass(frozen=True, eq=False)
