@@ -162,16 +162,17 @@ def _find_trainer(path: str | Path, record: dict[str, Any]) -> TrainerModule:
 def _find_hparams(path: str | Path, record: dict[str, Any]) -> Any:
     if isinstance(record["hparams"], dict) and record["space"] == _DICT:
         return record["hparams"]
-    kind = _find(path, record["space"], "hparams=")
+    kind = None if record["space"] == _DICT else _find(path, record["space"], "hparams=")
     if not (isinstance(kind, type) and issubclass(kind, Space)):
-        raise CheckpointError(f"the hyperparameters of {path} are no Space: give hparams=")
+        raise CheckpointError(f"the hyperparameters of {path} are neither a Space nor plain values: give hparams=")
     return from_params(kind, record["hparams"])
 
 
 def _find(path: str | Path, reference: dict[str, str], option: str) -> Any:
     """Return a recorded class, from its module if that is imported or can be, else from its file."""
     found: Any = sys.modules.get(reference["module"])
-    if found is None or os.path.realpath(getattr(found, "__file__", None) or "") != reference["file"]:
+    file = getattr(found, "__file__", None) or ""
+    if found is None or (file and os.path.realpath(file)) != reference["file"]:
         if not Path(reference["file"]).is_file():
             raise CheckpointError(
                 f"the file of {reference['name']} in {path} must exist: {reference['file']!r} does not; give {option}"
