@@ -139,9 +139,13 @@ class TrainerModule:
 
         noise = None if state.key is None else Stream.NOISE.key(state.key)
         optimizer, decay = self.build_optimizer(hparams, state.total_steps, noise), self.ema_decay(hparams)
-        if state.scale is not None:
-            return _scaled_step(objective, state, optimizer, decay)
-        (value, (collections, metrics)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        scale, is_finite = state.scale, None
+        if scale is None:
+            (value, (collections, metrics)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        else:
+            differentiate = scale.value_and_grad(objective, has_aux=True)
+            scale, is_finite, (value, (collections, metrics)), grads = differentiate(state.params)
+            metrics["loss_scale"] = Mean.of_steps(jnp.asarray(scale.scale))
         metrics["grad_norm"] = Mean.of_steps(_norm(grads))
         after = state.apply_gradients(
             optimizer,
@@ -151,7 +155,7 @@ class TrainerModule:
             value_fn=lambda params: objective(params)[0],
             ema_decay=decay,
         )
-        return after, metrics
+        return (after if is_finite is None else _unless_overflow(after, state, scale, is_finite)), metrics
 
     def eval_step(self, state: TrainState, batch: Batch, hparams: Any) -> Metrics:
         """Return the batch's metrics in evaluation mode, of the smoothed weights if there are any."""
@@ -314,31 +318,12 @@ def _first_scale() -> DynamicScale:
     return DynamicScale(fin_steps=jnp.int32(0), scale=jnp.float32(2.0**15), minimum_scale=1.0)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
-def _scaled_step(
-    objective: Callable[[Any], tuple[jax.Array, tuple[Any, Metrics]]],
-    state: TrainState,
-    optimizer: optax.GradientTransformation,
-    decay: float | jax.Array | None,
-) -> tuple[TrainState, Metrics]:
-    """Return a step whose loss is scaled so that small gradients survive float16; an overflow skips the update."""
-    assert state.scale is not None
-    scale, is_finite, (value, (collections, metrics)), grads = state.scale.value_and_grad(objective, has_aux=True)(
-        state.params
-    )
-    metrics["grad_norm"] = Mean.of_steps(_norm(grads))
-    metrics["loss_scale"] = Mean.of_steps(jnp.asarray(scale.scale))
-    after = state.apply_gradients(
-        optimizer,
-        grads,
-        collections,
-        value=value,
-        value_fn=lambda params: objective(params)[0],
-        ema_decay=decay,
-    )
+def _unless_overflow(after: TrainState, before: TrainState, scale: Any, is_finite: jax.Array) -> TrainState:
+    """Return the state after a step whose loss was scaled; a gradient that overflowed changes nothing but the scale."""
 
     def chosen(new: Any, old: Any) -> Any:
         return jax.tree.map(lambda one, other: jnp.where(is_finite, one, other), new, old)
 
     kept = ("params", "opt_state", "collections", "average")
-    changes = {name: chosen(getattr(after, name), getattr(state, name)) for name in kept}
-    return dataclasses.replace(after, scale=scale, **changes), metrics
+    changes = {name: chosen(getattr(after, name), getattr(before, name)) for name in kept}
+    return dataclasses.replace(after, scale=scale, **changes)
