@@ -16,19 +16,16 @@ from optax._src import alias
 from tuner.errors import StudyError
 from tuner.training.learned import init_weights, learned
 from tuner.training.optimizer import (
-    _OWN_DECAY,
-    OPTIMIZERS,
-    REFUSED,
     OptimizerGroups,
     OptimizerSpec,
-    _arguments,
     adamw,
     as_optimizer,
-    decay_all,
     evaluated_params,
     skipped_steps,
     warmup_cosine,
 )
+from tuner.training.optimizer_rules import decay_all
+from tuner.training.optimizer_table import OPTIMIZERS, OWN_DECAY, REFUSED, arguments_of
 from tuner.training.schedules import Constant, Exponential, OneCycle, Piecewise, WarmupCosine
 from tuner.training.transforms import GradientNoise
 
@@ -353,8 +350,8 @@ def test_the_table_is_what_optax_exports() -> None:
     assert aliases | contrib == set(OPTIMIZERS) | set(REFUSED)
     assert not set(OPTIMIZERS) & set(REFUSED)
     # Where decay is added here, optax adds none.
-    for name in set(OPTIMIZERS) - set(_OWN_DECAY):
-        found = [made.default for made in _arguments(name).values() if "weight_decay" in made.name]
+    for name in set(OPTIMIZERS) - set(OWN_DECAY):
+        found = [made.default for made in arguments_of(name).values() if "weight_decay" in made.name]
         assert not any(value for value in found if value is not True), name  # the mask of lars is True
     assert len(set(OPTIMIZERS)) == len(OPTIMIZERS)
 
@@ -372,12 +369,12 @@ def distance(params: Any) -> Any:
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_lowers_a_quadratic_with_its_numbers_traced(name: str) -> None:
-    rate = _arguments(name).get("learning_rate")
+    rate = arguments_of(name).get("learning_rate")
     peak = None if rate is None or name == "lbfgs" else rate.default if rate.default not in (None, rate.empty) else 0.05
     hidden = ("learning_rate", "weight_decay", "adam_weight_decay")
     options = {
         key: jnp.full(2, argument.default)
-        for key, argument in _arguments(name).items()
+        for key, argument in arguments_of(name).items()
         if isinstance(argument.default, float) and key not in hidden
     }
 
@@ -527,141 +524,3 @@ def test_a_label_names_a_group() -> None:
     made = OptimizerGroups({"slow": spec(), "still": None}, label).build(10)
     with pytest.raises(StudyError, match=r"one of the groups \['slow', 'still'\]: got 'fast' \(array 'head/kernel'\)"):
         made.init(PARAMS)
-
-
-# Messages
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_has_another_interface_is_refused_with_its_reason(name: str) -> None:
-    with pytest.raises(StudyError, match=f"must take a gradient and return a step: got '{name}'; {REFUSED[name][:9]}"):
-        spec(name).check(10)
-
-
-@pytest.mark.parametrize(
-    ("made", "message"),
-    [
-        (spec("lyon"), "must be one of optax's: got 'lyon'; did you mean 'lion'"),
-        (spec(options={"momentun": 0.9}), "options must be arguments of sgd: got 'momentun'; did you mean 'momentum'"),
-        (spec("adamw", options={"weight_decay": 0.1}), "must not hold 'weight_decay': got 0.1 .adamw.; it is decay"),
-        (spec("adafactor", options={"weight_decay_rate": 0.1}), "must not hold 'weight_decay_rate'.*it is decay"),
-        (spec("muon", options={"adam_weight_decay": 0.1}), "must not hold 'adam_weight_decay'.*it is decay"),
-        (spec("adamw", options={"mask": None}), "must not hold 'mask'.*it is decay_mask"),
-        (spec("noisy_sgd", options={"key": 1}), "must not hold 'key'.*it is the trial's key"),
-        (spec(options={"learning_rate": 1.0}), "must not hold 'learning_rate'"),
-        (spec("adam", options={"b1": 1.0}), "adam's b1 must be at least 0 and below 1: got adam's b1=1.0"),
-        (spec("adam", options={"eps": "small"}), "adam's eps must be a finite number: got adam's eps='small'"),
-        (spec("muon", options={"ns_coeffs": "odd"}), "options must suit optax's muon: got .*'odd'.*; Unknown ns_coeff"),
-        (spec(rate=None), "sgd must have a learning_rate: got None"),
-        (spec(rate=-0.1), "learning_rate must be above 0: got learning_rate=-0.1"),
-        (spec(rate=float("inf")), "learning_rate must be above 0: got learning_rate=inf"),
-        (spec(rate=True), "learning_rate must be above 0: got learning_rate=True"),
-        (spec(rate=jnp.ones(3)), "learning_rate must be above 0"),
-        (spec("polyak_sgd", 0.1), "polyak_sgd must have no learning_rate: got 0.1; see its options"),
-        (spec("polyak_sgd", None, schedule=WarmupCosine()), "a schedule must have a learning_rate to shape: got None"),
-        (spec("rprop", schedule=WarmupCosine()), "rprop must have a constant rate.*size of the first step only"),
-        (
-            spec("schedule_free_sgd", schedule=Constant(warmup_steps=2)),
-            "must have a constant rate.*warmup_steps warms up",
-        ),
-        (spec(schedule=optax.constant_schedule(1)), "schedule must be a Schedule: got .*; use Constant"),
-        (spec(decay=-0.1), "decay must be at least 0: got decay=-0.1"),
-        (spec(decay=0.1, decay_kind="L2"), "decay_kind must be 'decoupled' or 'l2': got 'L2'"),
-        (spec("adamw", decay=0.1, decay_kind="l2"), "adamw must have decoupled decay, its own.*; use 'adam'"),
-        (spec("schedule_free_sgd", decay_kind="l2"), "must have decoupled decay, its own.*; use 'sgd'"),
-        (spec("lion", decay_kind="l2"), "lion must have decoupled decay, its own.*; use 'adam'"),
-        (spec(decay_mask=decay_all), "decay_mask must come with a decay: got decay=None"),
-        (spec(decay=0.1, decay_mask={"a": True}), "decay_mask must be a function of the parameters"),
-        (spec("novograd", decay=0.1), "decay_mask must be decay_all for novograd, which decays every array: got None"),
-        (spec("madgrad", decay=0.1), "madgrad must have l2 decay: got decay_kind='decoupled'"),
-        (spec("polyak_sgd", None, decay=0.1), "decoupled decay must have a learning_rate.*set learning_rate or"),
-        (spec(clip_norm=0), "clip_norm must be above 0: got clip_norm=0; None clips nothing"),
-        (spec(noise=0.1), "noise must be a GradientNoise or None: got 0.1"),
-        (spec(noise=GradientNoise(-1.0)), "noise.eta must be at least 0"),
-        (spec(noise=GradientNoise(1.0, -1.0)), "noise.gamma must be at least 0"),
-        (spec("noisy_sgd", noise=GradientNoise(1.0)), "noise must have one owner"),
-        (spec(accumulate_steps=0), "from 1 to total_steps: got accumulate_steps=0, total_steps=10"),
-        (spec(accumulate_steps=11), "from 1 to total_steps: got accumulate_steps=11, total_steps=10"),
-        (spec(accumulate_steps=5, schedule=Constant(warmup_steps=2)), "got warmup_steps=2, total_steps=2"),
-        (spec("lbfgs", None, clip_norm=1.0, accumulate_steps=2), "lbfgs must see .*got clip_norm, accumulate_steps"),
-        (spec(plateau={"patients": 1}), "arguments of reduce_on_plateau: got 'patients'; did you mean 'patience'"),
-        (spec(plateau={"patience": -1}), "plateau's patience must be at least 0"),
-        (spec(plateau={"factor": 2.0}), "plateau must suit optax's reduce_on_plateau: got .*Factor must be"),
-        (spec("cocob", 1.0, plateau={}), "plateau must not be used with cocob"),
-    ],
-)
-def test_what_cannot_work_is_refused_before_training(made: Any, message: str) -> None:
-    with pytest.raises(StudyError, match=message) as caught:
-        made.check(10)
-    assert "\n" not in str(caught.value)
-
-
-def test_refusals_that_are_not_in_a_spec() -> None:
-    for made in (spec(noise=GradientNoise(1.0)), spec("sophia"), spec("noisy_sgd")):
-        with pytest.raises(StudyError, match="must be given the trial's key: got key=None"):
-            made.build(10)
-    with pytest.raises(StudyError, match=r"an optimizer must be .* GradientTransformation: got 'adam'"):
-        as_optimizer("adam", 10)
-    with pytest.raises(StudyError, match="plateau's factor must not be traced"):
-        jax.jit(lambda factor: spec(plateau={"factor": factor}).check(10))(0.5)
-
-
-# The learned optimizer
-
-HORIZON = 30
-
-
-def last_loss(optimizer: Any, key: jax.Array) -> jax.Array:
-    """Return the logarithm of the share of the loss left on a random quadratic of six parameters."""
-    curvature, first = jax.random.split(key)
-    scale, start = jnp.exp(jax.random.uniform(curvature, (6,), minval=-3.0, maxval=2.0)), jax.random.normal(first, (6,))
-
-    def loss(x: Any) -> Any:
-        return jnp.sum(scale * x**2)
-
-    def step(carry: Any, _: None) -> Any:
-        updates, state = optimizer.update(jax.grad(loss)(carry[0]), carry[1], carry[0])
-        return (optax.apply_updates(carry[0], updates), state), None
-
-    x = jax.lax.scan(step, (start, optimizer.init(start)), None, length=HORIZON)[0][0]
-    return jnp.log(loss(x) / loss(start) + 1e-9)
-
-
-def mean_loss(optimizer: Any, key: jax.Array, problems: int) -> jax.Array:
-    return jax.vmap(lambda one: last_loss(optimizer, one))(jax.random.split(key, problems)).mean()
-
-
-def test_a_meta_trained_optimizer_beats_tuned_sgd() -> None:
-    meta: Any = as_optimizer(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.01)), 1)
-    untrained = init_weights(KEY)
-
-    def step(carry: Any, key: jax.Array) -> Any:
-        grads = jax.grad(lambda weights: mean_loss(learned(weights, total_steps=HORIZON), key, 16))(carry[0])
-        updates, state = meta.update(grads, carry[1], carry[0])
-        return (optax.apply_updates(carry[0], updates), state), None
-
-    keys = jax.random.split(jax.random.key(1), 150)
-    weights = jax.jit(lambda first: jax.lax.scan(step, (first, meta.init(first)), keys)[0][0])(untrained)
-
-    held_out = jax.random.key(99)
-    judge = jax.jit(lambda weights: mean_loss(learned(weights, total_steps=HORIZON), held_out, 64))
-    rates = 0.005 * 1.2 ** jnp.arange(25.0)
-    sgd = jax.jit(jax.vmap(lambda rate: mean_loss(spec(rate=rate).build(HORIZON), held_out, 64)))(rates)
-    assert judge(weights) < judge(untrained) - 2
-    assert judge(weights) < jnp.nanmin(sgd) - 2
-
-
-def test_progress_is_of_the_horizon_and_ends_with_it() -> None:
-    weights = init_weights(KEY)
-    short, long = (run(learned(weights, total_steps=n), 3)[0] for n in (3, 300))
-    assert not np.allclose(short, long)
-    optimizer: Any = learned(weights, total_steps=3000)
-    state: Any = optimizer.init(W)
-    ends = [optimizer.update(G, state._replace(made=jnp.int32(n)), W)[0] for n in (3000, 6000)]
-    close(*ends)
-    with pytest.raises(TypeError, match="total_steps"):
-        learned(weights)  # pyright: ignore[reportCallIssue]
-    with pytest.raises(StudyError, match="weights must have the shapes of init_weights: got"):
-        learned({**weights, "out": W}, total_steps=3)
-    with pytest.raises(StudyError, match="must see the parameters: got params=None"):
-        optimizer.update(G, state)

@@ -11,6 +11,7 @@ from tuner.training.mesh import Layout
 from tuner.training.metrics import ConfusionMatrix, Mean, Metric
 from tuner.training.models import Model
 from tuner.training.optimizer import OptimizerGroups, OptimizerSpec, adamw, warmup_cosine
+from tuner.training.optimizer_rules import decay_all, decay_matrices
 from tuner.training.restore import Loaded, Run, load_from_checkpoint, load_run
 from tuner.training.schedules import Constant, Exponential, OneCycle, Piecewise, WarmupCosine
 from tuner.training.state import TrainState
@@ -44,6 +45,8 @@ __all__ = [
     "Training",
     "WarmupCosine",
     "adamw",
+    "decay_all",
+    "decay_matrices",
     "is_new_model_better",
     "learned",
     "load_from_checkpoint",

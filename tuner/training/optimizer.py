@@ -6,8 +6,6 @@ the optimizer with its schedule, decoupled decay, plateau. `skip_nonfinite` stan
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
@@ -15,10 +13,17 @@ from typing import Any, Literal
 import jax
 import optax
 import optax.contrib
-from jax.core import Tracer
 
 from tuner.errors import StudyError, nearest
-from tuner.training.schedules import Constant, Number, Schedule, WarmupCosine, check_steps, require
+from tuner.training.optimizer_rules import check_spec, decay_matrices, is_zero
+from tuner.training.optimizer_table import (
+    OWN_DECAY,
+    SCHEDULE_FREE,
+    WHOLE_LOSS,
+    arguments_of,
+    factory_of,
+)
+from tuner.training.schedules import Constant, Number, Schedule, WarmupCosine
 from tuner.training.transforms import (
     GradientNoise,
     SkipState,
@@ -31,62 +36,6 @@ from tuner.training.transforms import (
     shrink,
     skip_nonfinite,
 )
-
-# fmt: off
-OPTIMIZERS = (
-    "adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamaxw", "adamw", "adan", "amsgrad", "fromage",
-    "lamb", "lars", "lbfgs", "lion", "nadam", "nadamw", "noisy_sgd", "novograd", "optimistic_adam_v2",
-    "optimistic_gradient_descent", "polyak_sgd", "radam", "rmsprop", "rprop", "sgd", "sign_sgd",
-    "signum", "sm3", "yogi",
-    # optax.contrib
-    "acprop", "ademamix", "adopt", "cocob", "dadapt_adamw", "dog", "dowg", "galore", "madgrad", "momo", "momo_adam",
-    "muon", "prodigy", "schedule_free_adamw", "schedule_free_sgd", "simplified_ademamix", "sophia",
-)
-# fmt: on
-REFUSED = {
-    "differentially_private_aggregate": "it needs the gradient of every example",
-    "dpsgd": "it needs the gradient of every example",
-    "hutchinson_estimator_diag_hessian": "it is a part of sophia",
-    "mechanize": "it wraps another optimizer; pass it made",
-    "normalize": "it changes gradients and takes no steps; use clip_norm",
-    "optimistic_adam": "optax has deprecated it; use optimistic_adam_v2",
-    "reduce_on_plateau": "it scales another optimizer's updates; use plateau=",
-    "sam": "it needs a second gradient in each step",
-    "schedule_free": "it wraps another optimizer; use schedule_free_sgd or schedule_free_adamw",
-    "schedule_free_eval_params": "it is no optimizer; see evaluated_params",
-    "split_real_and_imaginary": "it wraps another optimizer; pass it made",
-}
-
-_SCHEDULE_FREE = ("schedule_free_adamw", "schedule_free_sgd")
-# Decoupled decay inside: lr * decay * w with the step, or what takes its place where the rate is estimated.
-_OWN_DECAY = (
-    *("acprop", "adamaxw", "adamw", "adan", "ademamix", "dadapt_adamw", "galore", "lamb", "lion", "momo", "momo_adam"),
-    *("nadamw", "novograd", "prodigy", "simplified_ademamix", "sophia", *_SCHEDULE_FREE),
-)
-# They compute where the parameters should be, so what is added to or scaled in their step is undone by the next.
-_POSITIONS = ("cocob", "madgrad", *_SCHEDULE_FREE)
-_FIXED_RATE = {
-    "rprop": "its learning_rate is the size of the first step only",
-    **dict.fromkeys(_SCHEDULE_FREE, "averaging takes the schedule's place; the option warmup_steps warms up"),
-}
-_WHOLE_LOSS = ("lbfgs", "sophia")
-_ELSEWHERE = {
-    **dict.fromkeys(("weight_decay", "weight_decay_rate", "adam_weight_decay"), "decay"),
-    **dict.fromkeys(("mask", "weight_decay_mask"), "decay_mask"),
-    "learning_rate": "learning_rate",
-    **dict.fromkeys(("key", "seed"), "the trial's key, which build is given"),
-}
-_BELOW_ONE = ("b1", "b2", "b3", "momentum", "rho")
-
-
-def decay_matrices(params: Any) -> Any:
-    """Mark arrays with two or more axes, so neither biases nor scales: the default of `decay_mask`."""
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-
-
-def decay_all(params: Any) -> Any:
-    """Mark every array."""
-    return jax.tree.map(lambda leaf: True, params)
 
 
 @dataclass(frozen=True)
@@ -154,7 +103,7 @@ class OptimizerSpec:
 
     def _steps(self, total_steps: int, key: jax.Array | None) -> optax.GradientTransformationExtraArgs:
         """Return all but the outermost layers."""
-        _check(self, total_steps)
+        check_spec(self, total_steps)
         needs_key = self.noise is not None or self.name in ("noisy_sgd", "sophia")
         if needs_key and key is None:
             what = "noise" if self.noise is not None else self.name
@@ -177,7 +126,7 @@ class OptimizerSpec:
 
     def _adds_decay(self, kind: str) -> bool:
         """Tell whether decay of this kind is added here, not by the optimizer itself."""
-        return kind == self.decay_kind and self.name not in _OWN_DECAY and not _is_zero(self.decay)
+        return kind == self.decay_kind and self.name not in OWN_DECAY and not is_zero(self.decay)
 
     def _mask(self) -> Callable[[Any], Any]:
         """Return what marks the arrays that decay."""
@@ -185,7 +134,7 @@ class OptimizerSpec:
 
     def _rate(self, peak: Any, updates: int) -> Any:
         """Return the learning rate, as a function of the step if it changes."""
-        if isinstance(self.schedule, Constant) and _is_zero(self.schedule.warmup_steps):
+        if isinstance(self.schedule, Constant) and is_zero(self.schedule.warmup_steps):
             return peak
         return lambda step: peak * self.schedule.factor(step, updates)
 
@@ -235,7 +184,7 @@ class OptimizerGroups:
                 made[name] = optax.set_to_zero()
             elif not isinstance(spec, OptimizerSpec):
                 raise StudyError(f"a group must be an OptimizerSpec, or None to freeze it: got {spec!r} ({name!r})")
-            elif spec.name in (*_WHOLE_LOSS, *_SCHEDULE_FREE):
+            elif spec.name in (*WHOLE_LOSS, *SCHEDULE_FREE):
                 raise StudyError(f"{spec.name} must have all parameters: got it in group {name!r}; use it alone")
             else:
                 made[name] = spec._steps(total_steps, None if key is None else jax.random.fold_in(key, index))
@@ -350,33 +299,17 @@ def adamw(learning_rate: Number, weight_decay: Number, total_steps: int) -> opta
     return OptimizerSpec("adamw", learning_rate, schedule=WarmupCosine(), decay=weight_decay).build(total_steps)
 
 
-def _is_zero(number: Any) -> bool:
-    """Tell whether a number is known to be 0, or None."""
-    return number is None or (not isinstance(number, Tracer) and float(number) == 0.0)
-
-
 def _find(opt_state: Any, kind: type) -> Any:
     """Return the first state of a kind, or None."""
     leaves = jax.tree.leaves(opt_state, is_leaf=lambda leaf: isinstance(leaf, kind))
     return next((leaf for leaf in leaves if isinstance(leaf, kind)), None)
 
 
-def _factory(name: str) -> Any:
-    """Return optax's function of that name."""
-    return getattr(optax, name, None) or getattr(optax.contrib, name)
-
-
-@functools.cache
-def _arguments(name: str) -> Mapping[str, inspect.Parameter]:
-    """Return an optimizer's arguments."""
-    return inspect.signature(_factory(name)).parameters
-
-
 def _made(spec: OptimizerSpec, updates: int, key: jax.Array | None) -> optax.GradientTransformation:
     """Return optax's own part, with the decay that it owns."""
-    arguments = _arguments(spec.name)
+    arguments = arguments_of(spec.name)
     given = dict(spec.options)
-    if spec.name in _OWN_DECAY:
+    if spec.name in OWN_DECAY:
         # Said even if it is 0, which optax's defaults are not.
         given["weight_decay"] = 0.0 if spec.decay is None else spec.decay
         given |= {name: spec._mask() for name in ("mask", "weight_decay_mask") if name in arguments}
@@ -389,139 +322,7 @@ def _made(spec: OptimizerSpec, updates: int, key: jax.Array | None) -> optax.Gra
     if spec.name == "sophia":
         given.setdefault("hessian_diagonal_fn", optax.contrib.hutchinson_estimator_diag_hessian(key))
     try:
-        made = _factory(spec.name)(**given)
+        made = factory_of(spec.name)(**given)
     except (TypeError, ValueError, AttributeError) as error:
         raise StudyError(f"options must suit optax's {spec.name}: got {dict(spec.options)!r}; {error}") from error
     return rename_value_fn(made) if spec.name == "sophia" else made
-
-
-def _check(spec: OptimizerSpec, total_steps: int) -> None:
-    """Raise for whatever is wrong with a spec."""
-    check_steps(total_steps)
-    _check_name(spec.name)
-    _check_options(spec)
-    _check_numbers(spec, total_steps)
-    _check_rate(spec)
-    _check_decay(spec)
-    _check_company(spec)
-
-
-def _check_name(name: Any) -> None:
-    if name in REFUSED:
-        raise StudyError(f"optimizer must take a gradient and return a step: got {name!r}; {REFUSED[name]}")
-    if name not in OPTIMIZERS:
-        raise StudyError(f"optimizer must be one of optax's: got {name!r}" + nearest(str(name), OPTIMIZERS))
-
-
-def _check_options(spec: OptimizerSpec) -> None:
-    known = {name: argument for name, argument in _arguments(spec.name).items() if name not in _ELSEWHERE}
-    for name, value in spec.options.items():
-        if name in _ELSEWHERE:
-            raise StudyError(f"options must not hold {name!r}: got {value!r} ({spec.name}); it is {_ELSEWHERE[name]}")
-        if name not in known:
-            raise StudyError(f"options must be arguments of {spec.name}: got {name!r}" + nearest(name, known))
-        is_number = isinstance(known[name].default, float) or name in _BELOW_ONE
-        if name in _BELOW_ONE and value is not None and not callable(value):
-            require(f"{spec.name}'s {name}", value, "at least 0 and below 1", lambda share: 0 <= share < 1)
-        elif is_number and value is not None and not callable(value):
-            require(f"{spec.name}'s {name}", value, "a finite number", lambda number: True)
-
-
-def _check_numbers(spec: OptimizerSpec, total_steps: int) -> None:
-    steps = spec.accumulate_steps
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= total_steps:
-        raise StudyError(
-            "accumulate_steps must be a whole number from 1 to total_steps: "
-            f"got accumulate_steps={steps!r}, total_steps={total_steps}"
-        )
-    if not isinstance(spec.schedule, Schedule):
-        raise StudyError(f"schedule must be a Schedule: got {spec.schedule!r}; use Constant(), WarmupCosine(), ...")
-    spec.schedule.check(total_steps // steps)
-    if spec.learning_rate is not None:
-        require("learning_rate", spec.learning_rate, "above 0", lambda rate: rate > 0)
-    if spec.decay is not None:
-        require("decay", spec.decay, "at least 0", lambda decay: decay >= 0)
-    if spec.clip_norm is not None:
-        require("clip_norm", spec.clip_norm, "above 0", lambda norm: norm > 0, "None clips nothing")
-    if not isinstance(spec.noise, GradientNoise | None):
-        raise StudyError(f"noise must be a GradientNoise or None: got {spec.noise!r}")
-    if spec.noise is not None:
-        require("noise.eta", spec.noise.eta, "at least 0", lambda eta: eta >= 0)
-        require("noise.gamma", spec.noise.gamma, "at least 0", lambda gamma: gamma >= 0)
-
-
-def _check_rate(spec: OptimizerSpec) -> None:
-    argument = _arguments(spec.name).get("learning_rate")
-    is_flat = isinstance(spec.schedule, Constant) and _is_zero(spec.schedule.warmup_steps)
-    if argument is None and spec.learning_rate is not None:
-        raise StudyError(f"{spec.name} must have no learning_rate: got {spec.learning_rate!r}; see its options")
-    if argument is not None and argument.default is argument.empty and spec.learning_rate is None:
-        raise StudyError(f"{spec.name} must have a learning_rate: got None")
-    if not is_flat and spec.learning_rate is None:
-        raise StudyError(f"a schedule must have a learning_rate to shape: got None with {spec.schedule} ({spec.name})")
-    if not is_flat and spec.name in _FIXED_RATE:
-        raise StudyError(f"{spec.name} must have a constant rate: got {spec.schedule}; {_FIXED_RATE[spec.name]}")
-
-
-def _check_decay(spec: OptimizerSpec) -> None:
-    if spec.decay_kind not in ("decoupled", "l2"):
-        raise StudyError(f"decay_kind must be 'decoupled' or 'l2': got {spec.decay_kind!r}")
-    if spec.name in _OWN_DECAY and spec.decay_kind == "l2":
-        other = spec.name.removesuffix("w").removeprefix("schedule_free_")
-        instead = other if other != spec.name and other in OPTIMIZERS else "adam"
-        raise StudyError(f"{spec.name} must have decoupled decay, its own: got decay_kind='l2'; use {instead!r}")
-    if spec.decay_mask is not None and not callable(spec.decay_mask):
-        raise StudyError(f"decay_mask must be a function of the parameters: got {spec.decay_mask!r}")
-    if spec.decay is None and spec.decay_mask is not None:
-        raise StudyError("decay_mask must come with a decay: got decay=None; set decay or drop the mask")
-    if _is_zero(spec.decay):
-        return
-    arguments = _arguments(spec.name)
-    if spec.name in _OWN_DECAY and not {"mask", "weight_decay_mask"} & set(arguments):
-        if spec.decay_mask is not decay_all:
-            raise StudyError(
-                f"decay_mask must be decay_all for {spec.name}, which decays every array: got {spec.decay_mask!r}"
-            )
-    elif spec.name not in _OWN_DECAY and spec.decay_kind == "decoupled":
-        if spec.name in _POSITIONS:
-            raise StudyError(f"{spec.name} must have l2 decay: got decay_kind='decoupled', which its next step undoes")
-        if spec.learning_rate is None:
-            raise StudyError(
-                f"decoupled decay must have a learning_rate, which scales it: got None ({spec.name}); "
-                "set learning_rate or decay_kind='l2'"
-            )
-
-
-def _check_company(spec: OptimizerSpec) -> None:
-    if spec.name == "noisy_sgd" and spec.noise is not None:
-        raise StudyError("noise must have one owner: got noise= and noisy_sgd; use 'sgd', or noisy_sgd's eta and gamma")
-    changes = {
-        "clip_norm": spec.clip_norm is not None,
-        "noise": spec.noise is not None,
-        "decay": not _is_zero(spec.decay),
-        "accumulate_steps": spec.accumulate_steps > 1,
-        "plateau": spec.plateau is not None,
-    }
-    if spec.name == "lbfgs" and any(changes.values()):
-        wrong = ", ".join(name for name, is_set in changes.items() if is_set)
-        raise StudyError(f"lbfgs must see the loss as it is, for it measures along its step: got {wrong}; leave it out")
-    if spec.plateau is not None:
-        _check_plateau(spec.name, spec.plateau)
-
-
-def _check_plateau(name: str, plateau: Mapping[str, Any]) -> None:
-    if name in _POSITIONS:
-        raise StudyError(f"plateau must not be used with {name}: a scaled step is undone by its next")
-    known = inspect.signature(optax.contrib.reduce_on_plateau).parameters
-    for argument, value in plateau.items():
-        if argument not in known:
-            raise StudyError(
-                f"plateau must hold arguments of reduce_on_plateau: got {argument!r}{nearest(argument, known)}"
-            )
-        require(f"plateau's {argument}", value, "at least 0", lambda number: number >= 0)
-        if argument in ("factor", "rtol", "atol") and isinstance(value, Tracer):
-            raise StudyError(f"plateau's {argument} must not be traced: optax compares it in Python; fix it")
-    try:
-        optax.contrib.reduce_on_plateau(**plateau)
-    except ValueError as error:
-        raise StudyError(f"plateau must suit optax's reduce_on_plateau: got {dict(plateau)!r}; {error}") from error

@@ -1,0 +1,68 @@
+"""The optimizers that optax has: their names, their arguments, and what is particular to each."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import optax
+import optax.contrib
+
+# fmt: off
+OPTIMIZERS = (
+    "adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamaxw", "adamw", "adan", "amsgrad", "fromage",
+    "lamb", "lars", "lbfgs", "lion", "nadam", "nadamw", "noisy_sgd", "novograd", "optimistic_adam_v2",
+    "optimistic_gradient_descent", "polyak_sgd", "radam", "rmsprop", "rprop", "sgd", "sign_sgd",
+    "signum", "sm3", "yogi",
+    # optax.contrib
+    "acprop", "ademamix", "adopt", "cocob", "dadapt_adamw", "dog", "dowg", "galore", "madgrad", "momo", "momo_adam",
+    "muon", "prodigy", "schedule_free_adamw", "schedule_free_sgd", "simplified_ademamix", "sophia",
+)
+# fmt: on
+REFUSED = {
+    "differentially_private_aggregate": "it needs the gradient of every example",
+    "dpsgd": "it needs the gradient of every example",
+    "hutchinson_estimator_diag_hessian": "it is a part of sophia",
+    "mechanize": "it wraps another optimizer; pass it made",
+    "normalize": "it changes gradients and takes no steps; use clip_norm",
+    "optimistic_adam": "optax has deprecated it; use optimistic_adam_v2",
+    "reduce_on_plateau": "it scales another optimizer's updates; use plateau=",
+    "sam": "it needs a second gradient in each step",
+    "schedule_free": "it wraps another optimizer; use schedule_free_sgd or schedule_free_adamw",
+    "schedule_free_eval_params": "it is no optimizer; see evaluated_params",
+    "split_real_and_imaginary": "it wraps another optimizer; pass it made",
+}
+
+SCHEDULE_FREE = ("schedule_free_adamw", "schedule_free_sgd")
+# Decoupled decay inside: lr * decay * w with the step, or what takes its place where the rate is estimated.
+OWN_DECAY = (
+    *("acprop", "adamaxw", "adamw", "adan", "ademamix", "dadapt_adamw", "galore", "lamb", "lion", "momo", "momo_adam"),
+    *("nadamw", "novograd", "prodigy", "simplified_ademamix", "sophia", *SCHEDULE_FREE),
+)
+# They compute where the parameters should be, so what is added to or scaled in their step is undone by the next.
+POSITIONS = ("cocob", "madgrad", *SCHEDULE_FREE)
+FIXED_RATE = {
+    "rprop": "its learning_rate is the size of the first step only",
+    **dict.fromkeys(SCHEDULE_FREE, "averaging takes the schedule's place; the option warmup_steps warms up"),
+}
+WHOLE_LOSS = ("lbfgs", "sophia")
+ELSEWHERE = {
+    **dict.fromkeys(("weight_decay", "weight_decay_rate", "adam_weight_decay"), "decay"),
+    **dict.fromkeys(("mask", "weight_decay_mask"), "decay_mask"),
+    "learning_rate": "learning_rate",
+    **dict.fromkeys(("key", "seed"), "the trial's key, which build is given"),
+}
+BELOW_ONE = ("b1", "b2", "b3", "momentum", "rho")
+
+
+def factory_of(name: str) -> Any:
+    """Return optax's function of that name."""
+    return getattr(optax, name, None) or getattr(optax.contrib, name)
+
+
+@functools.cache
+def arguments_of(name: str) -> Mapping[str, inspect.Parameter]:
+    """Return an optimizer's arguments."""
+    return inspect.signature(factory_of(name)).parameters
