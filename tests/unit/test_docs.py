@@ -66,3 +66,14 @@ def test_the_systems_page_links_what_exists() -> None:
 
 def test_changelog_has_an_unreleased_section() -> None:
     assert "\n## Unreleased\n" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_page_on_the_trainer_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "training.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, object] = {"__name__": "page"}
+    for block in blocks:
+        exec(compile(block, "docs/training.md", "exec"), names)
+    said = capsys.readouterr().out
+    for told in re.findall(r"print\(error\)  # (.*)", page):
+        assert told in said

@@ -193,6 +193,15 @@ def test_worker_processes_read_and_this_one_does_not(tmp_path: pathlib.Path) -> 
     assert len({pid for pid, index in lines if index in ("0", "1", "4", "5", "8", "9")} & {lines[0][0]}) == 1
 
 
+def test_batches_of_worker_processes_come_without_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    # In containers /dev/shm is small. Grain takes a batch that lies there through this class.
+    monkeypatch.delattr("multiprocessing.shared_memory.SharedMemory")
+    images = np.arange(2 << 20).reshape(2, -1)
+    at = np.array([[1, 0]]), np.ones((1, 2))
+    batches = StreamDataset(Rows({"images": images}), workers=1).batches(*at)
+    assert [batch["images"].tobytes() for batch in batches] == [images[::-1].astype("int32").tobytes()]
+
+
 def test_more_workers_than_steps_are_not_started() -> None:
     batches = numbered(workers=3).batches(np.arange(4).reshape(1, 4), np.ones((1, 4)))
     assert next(batches)["id"].tolist() == [0, 1, 2, 3]

@@ -4,7 +4,7 @@ from tuner.training.checkpoints import Checkpoints, is_new_model_better
 from tuner.training.data import ArrayDataset, Splits
 from tuner.training.diagnosis import Profile
 from tuner.training.evaluation import memory
-from tuner.training.layers import Dropout
+from tuner.training.layers import Dropout, Stack
 from tuner.training.learned import learned
 from tuner.training.loop import Training
 from tuner.training.mesh import Layout
@@ -39,6 +39,7 @@ __all__ = [
     "Profile",
     "Run",
     "Splits",
+    "Stack",
     "StreamDataset",
     "TrainState",
     "TrainerModule",

@@ -94,16 +94,17 @@ class ConfusionMatrix(Metric):
         """Return the counts of a batch.
 
         Args:
-            predicted: Int[Array, "..."], in [0, classes).
+            predicted: Int or Bool[Array, "..."], in [0, classes).
             labels: The same shape; a label outside [0, classes) is not counted.
             weights: Float[Array, "batch"], for the first axis of `labels`; zero for padding.
             classes: How many there are; static.
         """
+        # First of all, because in a type such as uint8 the products below would overflow.
+        labels, predicted = labels.astype(jnp.int32), predicted.astype(jnp.int32)
         spread = weights.reshape(weights.shape + (1,) * (labels.ndim - 1))
         is_class = (labels >= 0) & (labels < classes)
         seen = jnp.where(is_class, jnp.broadcast_to(spread, labels.shape), 0.0)
-        # In the labels' own type, which may be uint8, the product would overflow.
-        cells = jnp.where(is_class, labels.astype(jnp.int32) * classes + predicted.astype(jnp.int32), 0)
+        cells = jnp.where(is_class, labels * classes + predicted, 0)
         counts = jnp.zeros(classes * classes, jnp.float32).at[cells.reshape(-1)].add(seen.reshape(-1))
         return cls(counts.reshape(classes, classes))
 

@@ -113,8 +113,8 @@ class _Reading:
             grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
         )
         if workers:
-            # Sent through a pipe: shared memory takes half the time, but /dev/shm is small in containers, and blocks
-            # that a program leaves there when it ends in mid-epoch are lost.
+            # Sent through a pipe: shared memory takes half the time, but /dev/shm is small in containers, and Python's
+            # tracker of it complains when a program ends in mid-epoch.
             through_pipe = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
             dataset = grain.experimental.WithOptionsIterDataset(dataset, through_pipe)
             dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), _start_worker)
