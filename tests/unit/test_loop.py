@@ -394,3 +394,9 @@ def test_a_confusion_matrix_summed_over_batches_is_that_of_the_whole_set(
     np.testing.assert_array_equal(
         whole["cm"].counts, peer.confusion_matrix(true, guess, labels=range(classes), sample_weight=weight)
     )
+
+
+@pytest.mark.parametrize("option", ["check_val_every_n_nepoch", "progres", "layuot"])
+def test_a_misspelled_option_is_refused(option: str) -> None:
+    with pytest.raises(TypeError, match=f"'{option}'"):
+        Line().train_model(H, SPLITS, epochs=1, seed=0, **{option: 1})
