@@ -238,10 +238,10 @@ def test_altered_records_are_refused(change: Any, why: str, saved: Path, capfd: 
     with Checkpoints(saved) as checkpoints:
         assert restored(checkpoints)[0] == 10
         assert why in capfd.readouterr().err
-        assert checkpoints.restore({"other": 1}) is None
+        _truncate(saved / "latest" / "1" / "record.json")
+        assert checkpoints.restore(small_state()) is None
         told = capfd.readouterr().err.splitlines()
         assert [line.rsplit("; ", 1)[1] for line in told] == ["using the one before", "there is none before"]
-        assert "other is missing" in told[1]
         # Training starts anew; what it saves is not pushed out by the refused ones.
         checkpoints.save(0, {"other": 1}, {})
         checkpoints.wait()
@@ -257,6 +257,31 @@ def test_checkpoints_of_another_training_are_an_error(saved: Path) -> None:
             checkpoints.restore(small_state(), identity={"seed": 3, "epochs": 1})
         same = {"seed": 3, "hparams": {"rates": [1.0, NAN]}}
         assert checkpoints.restore({"other": 1}, identity=same) is not None
+
+
+@pytest.mark.parametrize(
+    ("like", "why"),
+    [
+        ({"other": 1}, "other is missing"),
+        ({"w": small_state()["w"]}, "n has no place in it"),
+        ({**small_state(), "w": np.ones((4, 7), np.float32)}, r"got float32\[4,6\] at w, where .* has float32\[4,7\]"),
+    ],
+)
+def test_checkpoints_of_another_state_are_an_error_and_stay(
+    like: Any, why: str, saved: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    start = "checkpoints must be of the training that resumes from them: those in"
+    with Checkpoints(saved) as checkpoints:
+        with pytest.raises(CheckpointError, match=f"^{start} {saved} have another state, {why}; take another folder$"):
+            checkpoints.restore(like, identity={"at": 20})
+        # Of another training by its record, which says more; also behind a torn one.
+        with pytest.raises(CheckpointError, match="have at=20, this one has at=21"):
+            checkpoints.restore(like, identity={"at": 21})
+        assert capfd.readouterr().err == ""
+        _truncate(saved / "latest" / "2" / "record.json")
+        with pytest.raises(CheckpointError, match=why):
+            checkpoints.restore(like)
+    assert sorted(os.listdir(saved / "latest")) == ["1", "2"]
 
 
 def test_a_torn_best_is_told_and_not_passed_over(saved: Path) -> None:
@@ -342,6 +367,50 @@ def test_a_vanished_folder_is_made_again_and_a_blocked_one_told(
     with pytest.raises(KeyError, match="mine"), Checkpoints(folder) as checkpoints:
         raise KeyError(checkpoints.save(4, small_state(4), {}) or "mine")
     assert "could not be written" in capfd.readouterr().err
+
+
+def test_the_same_trouble_is_told_once_and_another_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "trial"
+    folder.write_text("in the way")
+
+    def told() -> list[str]:
+        return capfd.readouterr().err.splitlines()
+
+    with Checkpoints(folder, every_s=0) as checkpoints:
+        for step in range(3):
+            checkpoints.save(step, small_state(), {})
+        checkpoints.wait()
+        (line,) = told()
+        assert line.endswith("; training goes on")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(files.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, next(free)))
+            free = iter(range(9))
+            folder.unlink()
+            for step in range(3):
+                checkpoints.save(step, small_state(), {})
+            checkpoints.wait()
+        (line,) = told()
+        assert "No space left" in line
+        # After one that was written it is news again.
+        checkpoints.save(1, small_state(), {})
+        checkpoints.wait()
+        shutil.rmtree(folder)
+        folder.write_text("in the way")
+        checkpoints.save(2, small_state(), {})
+        checkpoints.wait()
+        assert len(told()) == 1
+        # The best is written when the training has ended; each time somebody asks for it.
+        for _ in range(2):
+            assert write_best(checkpoints, 2, {}) is None
+            (line,) = told()
+            assert line.startswith(f"tuner: a checkpoint could not be written to {folder}/best: NotADirectoryError")
+            assert "training goes on" not in line
+
+
+@pytest.mark.parametrize("every_s", [-1, -0.1, NAN, "60", None, True])
+def test_seconds_between_saves_are_a_number(every_s: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"every_s must be a number of seconds, at least 0: got {every_s!r}"):
+        Checkpoints(tmp_path, every_s=every_s)
 
 
 # What is better.

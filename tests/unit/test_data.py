@@ -1,9 +1,11 @@
 """What a program is given and gives back: datasets and their batches, hyperparameters as pytrees, means."""
 
+import math
 import os
 import re
 import subprocess
 import sys
+import warnings
 from itertools import chain
 from typing import Any
 
@@ -50,6 +52,47 @@ def ids(data: ArrayDataset) -> list[int]:
 def test_arrays_must_have_one_length_of_at_least_one(arrays: dict[str, Any], found: str) -> None:
     with pytest.raises(ValueError, match=f"arrays of one length, at least 1: {found}"):
         ArrayDataset(**arrays)
+
+
+@pytest.mark.parametrize(
+    ("array", "found"),
+    [
+        (["a", "b"], "got names of dtype <U1"),
+        ([b"a", b"b"], r"got names of dtype \|S1"),
+        ([{}, None], "got names of dtype object"),
+        (np.array(["2024-01-01", "2024-01-02"], "M8[D]"), r"got names of dtype datetime64\[D\]"),
+        (np.ones(2, "m8[s]"), r"got names of dtype timedelta64\[s\]"),
+    ],
+)
+def test_arrays_must_be_of_numbers_or_booleans(array: Any, found: str) -> None:
+    with pytest.raises(ValueError, match=f"arrays must be of numbers or booleans: {found}; encode it$"):
+        ArrayDataset(inputs=[1.0, 2.0], names=array)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float8_e4m3fn, np.complex64, np.bool_, np.int8])
+def test_arrays_may_be_of_any_number_that_jax_has(dtype: Any) -> None:
+    assert ArrayDataset(x=np.ones(2, dtype)).arrays["x"].dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (np.ones((4, 1)), r"weight must be one real number for each example: got shape \(4, 1\), dtype float64"),
+        (np.ones(4, complex), "weight must be one real number for each example: got .* dtype complex128"),
+        ([1.0, 1.0, -0.5, 1.0], "weight must be finite and at least 0: got -0.5 at example 2"),
+        ([1.0, np.nan, -1.0, 1.0], "weight must be finite and at least 0: got nan at example 1"),
+        ([1.0, 1.0, 1.0, np.inf], "weight must be finite and at least 0: got inf at example 3"),
+        ([1e300, 1.0, 1.0, 1.0], r"weight must be finite and at least 0: got 1e\+300 at example 0"),
+    ],
+)
+def test_a_weight_is_one_finite_number_of_at_least_zero(weight: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ArrayDataset(inputs=np.ones((4, 2)), weight=weight)
+
+
+def test_a_weight_may_be_a_truth_value() -> None:
+    data = ArrayDataset(inputs=np.ones((2, 2)), weight=[True, False])
+    assert data.arrays["weight"].tolist() == [1.0, 0.0]
 
 
 def test_length_is_the_number_of_examples() -> None:
@@ -162,10 +205,17 @@ def test_a_split_covers_every_example_once(length: int, fraction: float, seed: i
     assert sorted(ids(splits.train) + ids(splits.validation)) == list(range(length))
 
 
-@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5, 1.5, 0.05, 0.95])
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5, 1.5, 0.05, 0.95, np.nan, np.inf])
 def test_a_split_with_an_empty_side_is_refused(fraction: float) -> None:
     with pytest.raises(ValueError, match=f"both sides of a split need examples: got fraction={fraction} of 6"):
         dataset().split(fraction, 0)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, None, True, "7"])
+def test_a_seed_is_a_whole_number_of_at_least_zero(seed: Any) -> None:
+    for divide in (lambda: dataset().split(0.5, seed), lambda: dataset().folds(2, seed)):
+        with pytest.raises(ValueError, match=f"seed must be a whole number, at least 0: got {seed!r}"):
+            divide()
 
 
 def test_a_split_keeps_the_arrays_of_an_example_together() -> None:
@@ -258,7 +308,7 @@ def counts_by_class(data: ArrayDataset | None, labels: np.ndarray) -> np.ndarray
 @settings(deadline=None, max_examples=50)
 def test_a_stratified_split_keeps_the_proportions_of_the_classes(labels: Any, fraction: float, seed: int) -> None:
     labels = np.array(labels)
-    data = ArrayDataset(id=np.arange(len(labels)), labels=labels)
+    data = ArrayDataset(id=np.arange(len(labels)), labels=np.unique(labels, return_inverse=True)[1])
     two, three = (data.split(fraction, seed, stratify="labels", test=test) for test in (None, 0.3))
     assert len(two.validation) == round(fraction * len(labels))
     assert sorted(ids(two.train) + ids(two.validation)) == list(range(len(labels)))
@@ -276,7 +326,7 @@ def test_a_stratified_split_keeps_the_proportions_of_the_classes(labels: Any, fr
 @settings(deadline=None, max_examples=50)
 def test_stratified_folds_keep_the_proportions_of_the_classes(labels: Any, count: int, seed: int) -> None:
     labels = np.array(labels)
-    data = ArrayDataset(id=np.arange(len(labels)), labels=labels)
+    data = ArrayDataset(id=np.arange(len(labels)), labels=np.unique(labels, return_inverse=True)[1])
     held = [counts_by_class(fold.validation, labels) for fold in data.folds(count, seed, stratify="labels")]
     assert np.ptp(held, axis=0).max() <= 1
 
@@ -390,6 +440,16 @@ def test_nan_in_padding_reaches_neither_the_mean_nor_its_gradient() -> None:
     values, weights = jnp.array([1.0, jnp.nan, 3.0, jnp.inf]), jnp.array([1.0, 0.0, 3.0, 0.0])
     assert float(Mean.of(values, weights).value) == 2.5
     np.testing.assert_allclose(jax.grad(lambda x: Mean.of(x, weights).value)(values), [0.25, 0, 0.75, 0])
+
+
+def test_a_mean_without_weight_is_nan_in_reports_and_nothing_to_gradients() -> None:
+    values = jnp.array([1.0, jnp.nan])
+    mean, gradient = jax.value_and_grad(lambda x: Mean.of(x, jnp.zeros(2)).value)(values)
+    assert float(mean) == 0.0
+    np.testing.assert_array_equal(gradient, [0.0, 0.0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert math.isnan(to_floats({"loss": Mean.of(values, jnp.zeros(2))})["loss"])
 
 
 @pytest.mark.parametrize("shape", [(4, 1), (1, 4), (4, 3), (), (1,)])

@@ -235,10 +235,17 @@ def profile(mode: str, folder: Path, first: int, last: int, reports: int = 3) ->
     training.close()
 
 
-@pytest.mark.parametrize(("first", "last", "traced"), [(5, 6, 2), (1, 1, 1)])
+@pytest.mark.parametrize(("first", "last", "traced"), [(5, 6, 2), (0, 0, 1)])
 def test_a_profile_has_the_steps_asked_for(first: int, last: int, traced: int, tmp_path: Path) -> None:
     profile("step", tmp_path, first, last)  # 12 steps
     assert calls(tmp_path, "train_step") == traced
+
+
+@pytest.mark.parametrize(("first", "last"), [(-1, 3), (4, 3), (1.0, 3), (1, "3"), (True, 3), (1, None)])
+def test_the_steps_of_a_profile_are_whole_numbers_in_order(first: Any, last: Any, tmp_path: Path) -> None:
+    message = f"must be whole numbers, 0 <= first <= last: got first={first!r}, last={last!r}"
+    with pytest.raises(StudyError, match=message):
+        Profile(tmp_path, first, last)
 
 
 def test_a_profile_of_scanned_epochs_has_them_whole(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The training loop's order of events, what it reports, and what a step computes beside the update, all by hand."""
 
 import dataclasses
+import math
 import re
 from typing import Any
 
@@ -14,7 +15,7 @@ from flax import nnx
 from sklearn import metrics as sklearn_metrics
 
 from tuner import Space, uniform
-from tuner.errors import TrialPruned
+from tuner.errors import StudyError, TrialPruned
 from tuner.training import (
     ArrayDataset,
     ConfusionMatrix,
@@ -30,6 +31,7 @@ from tuner.training import metrics as metrics_
 from tuner.training.data import batch_order
 from tuner.training.programs import programs
 from tuner.training.state import Average, Stream
+from tuner.training.trainer import settings_of
 
 RNG = np.random.default_rng(0)
 
@@ -282,8 +284,8 @@ def test_steps_of_nan_gradients_are_skipped_and_counted() -> None:
     for epoch in range(3):
         rows = jax.random.permutation(Stream.ORDER.key(jax.random.key(3), 2 * epoch), 8)
         for batch in np.asarray(batch_order(rows, 4)[0]):
-            w = w if 5 in batch else w - 0.1 * gradient(w, mean, batch)
-            mean = 0.5 * mean + 0.5 * float(X[batch].mean())
+            if 5 not in batch:  # else nothing changes
+                w, mean = w - 0.1 * gradient(w, mean, batch), 0.5 * mean + 0.5 * float(X[batch].mean())
     np.testing.assert_allclose(training.state.params, w, rtol=1e-4)
     assert "train_skipped_steps" not in next(train(LINE)).metrics
 
@@ -398,5 +400,82 @@ def test_a_confusion_matrix_summed_over_batches_is_that_of_the_whole_set(
 
 @pytest.mark.parametrize("option", ["check_val_every_n_nepoch", "progres", "layuot"])
 def test_a_misspelled_option_is_refused(option: str) -> None:
-    with pytest.raises(TypeError, match=f"'{option}'"):
+    with pytest.raises(StudyError, match=f"options of Training: got '{option}'"):
         Line().train_model(H, SPLITS, epochs=1, seed=0, **{option: 1})
+
+
+class Normed(Line):
+    """Batch statistics and a running mean beside a model that some examples make NaN."""
+
+    def ema_decay(self, hparams: Any) -> float:
+        return 0.5
+
+    def init_optimizer(self, hparams: Any, total_steps: int) -> OptimizerSpec:
+        return OptimizerSpec("sgd", hparams.learning_rate, skip_nonfinite=True)
+
+
+def test_a_skipped_step_leaves_no_nan_in_what_the_model_carries() -> None:
+    poisoned = ArrayDataset(inputs=np.where(np.arange(14)[:, None] == 5, np.nan, X), labels=Y)
+    splits = Splits(poisoned.take(np.arange(8)), poisoned.take(np.arange(8, 11)))
+    training = train(Normed(), splits=splits, epochs=2)
+    assert [report.metrics["train_skipped_steps"] for report in training] == [1, 2]
+    assert training.state.average is not None
+    for leaf in jax.tree.leaves((training.state.collections, training.state.average)):
+        assert np.isfinite(leaf).all()
+    assert training.state.collections["count"] == 2  # one of two steps an epoch
+    assert math.isfinite(training.reports[-1].metrics["loss"])
+
+
+def test_an_objective_that_is_never_reported_ends_the_first_epoch() -> None:
+    with pytest.raises(StudyError, match=r"'los' is not, it reports input, loss, .*; did you mean 'loss'\?"):
+        next(train(LINE, objective="los"))
+
+    class Late(Line):
+        def on_validation_epoch_end(self, state: Any, hparams: Any, epoch: int, metrics: Any) -> Any:
+            return {"late": 1.0} if epoch == 3 else None
+
+    training = train(Late(), objective="late")
+    assert len(list(training)) == 4
+    assert training.best is not None
+    assert training.best.epoch == 3
+    with pytest.raises(StudyError, match="'never' is not"):
+        list(train(Late(), objective="never"))
+
+
+@pytest.mark.parametrize(
+    ("hook", "added", "message"),
+    [
+        ("on_validation_epoch_end", 0.5, "must return a mapping of names to numbers, or None: got 0.5"),
+        ("on_validation_epoch_end", {"loss": 1.0}, "must not return 'loss', which is reported anyway: rename it"),
+        ("on_training_epoch_end", {"loss": 1.0}, "must not return 'loss', which is reported anyway: rename it"),
+        ("on_training_epoch_end", {"train_loss": 1.0}, "must not return 'train_loss'"),
+        ("on_training_epoch_end", {"note": "good"}, "must return numbers by name: got {'note': 'good'}"),
+    ],
+)
+def test_what_hooks_must_not_return(hook: str, added: Any, message: str) -> None:
+    hooked = type("Hooked", (Line,), {hook: lambda self, state, hparams, epoch, metrics: added})()
+    with pytest.raises(StudyError, match=f"{hook} {re.escape(message)}"):
+        next(train(hooked))
+
+
+def test_numbers_of_hooks_become_floats() -> None:
+    class Hooked(Line):
+        def on_validation_epoch_end(self, state: Any, hparams: Any, epoch: int, metrics: Any) -> Any:
+            return {"array": jnp.float32(0.5), "whole": np.int64(2)}
+
+    found = next(train(Hooked())).metrics
+    assert (type(found["array"]), found["array"], type(found["whole"]), found["whole"]) == (float, 0.5, float, 2.0)
+
+
+def test_a_trainer_whose_settings_change_is_another() -> None:
+    class Scaled(Line):
+        scale = 1.0
+
+        def loss(self, outputs: Any, batch: Any, hparams: Any) -> Any:
+            return self.scale * super().loss(outputs, batch, hparams)[0], {}
+
+    trainer = Scaled()
+    before = next(train(trainer)).metrics["loss"]
+    trainer.scale, trainer._seen = 3.0, 1  # pyright: ignore[reportAttributeAccessIssue]
+    assert next(train(trainer, hparams=HParams(learning_rate=0.0, decay=0.9))).metrics["loss"] > 2 * before
+    assert [name for name, _ in settings_of(trainer)] == ["precision", "scale"]

@@ -262,6 +262,19 @@ def test_a_traced_rate_is_the_share_of_zeros_and_keeps_the_mean(name: str) -> No
     assert traced == [True]
 
 
+@pytest.mark.parametrize("name", ["linen", "nnx"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_a_small_rate_drops_at_any_precision(name: str, dtype: Any) -> None:
+    layer = {"linen": Dropout(0.001), "nnx": NNXDropout(0.001, rngs=nnx.Rngs(0))}[name]
+    ones = jnp.ones((200, 1000), dtype)
+    if isinstance(layer, Dropout):
+        dropped: Any = layer.apply({}, ones, train=True, rngs={"dropout": KEY})
+    else:
+        dropped = layer(ones)
+    assert dropped.dtype == dtype
+    assert 100 < int((dropped == 0).sum()) < 300
+
+
 def test_the_nnx_layer_is_flaxs_own_but_for_the_traced_rate() -> None:
     x = jnp.asarray(RNG.normal(size=(16, 5)), jnp.float32)
     for rate in (0.0, 0.4):
@@ -472,6 +485,17 @@ def test_modules_in_a_list_become_nested_dicts_and_train() -> None:
 def test_what_is_no_model_is_refused(made: Any) -> None:
     with pytest.raises(StudyError, match=r"init_model must return a Linen module, .* or a pair .*\(init, apply\): got"):
         Classifier(lambda _: made).build_model(None)
+
+
+def test_an_nnx_module_instead_of_its_class_is_refused_in_one_line() -> None:
+    made = nnx.Sequential(nnx.Linear(5, 5, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(0)))
+    message = r"init_model must return .*: got an instance of Sequential; return the class, or a function of rngs$"
+    with pytest.raises(StudyError, match=message) as caught:
+        as_model(made)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(StudyError) as caught:
+        as_model({"w": np.eye(9)})
+    assert "\n" not in str(caught.value)
 
 
 def test_a_model_of_a_foreign_library_trains() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 import jax
@@ -524,3 +525,15 @@ def test_a_label_names_a_group() -> None:
     made = OptimizerGroups({"slow": spec(), "still": None}, label).build(10)
     with pytest.raises(StudyError, match=r"one of the groups \['slow', 'still'\]: got 'fast' \(array 'head/kernel'\)"):
         made.init(PARAMS)
+
+
+def test_a_group_that_is_not_frozen_has_an_array() -> None:
+    def misspelled(path: str) -> str:
+        return "encodr" if path.startswith("encodr") else "rest"
+
+    message = "a group must have an array, or be None: got none for 'encodr' from label; did you mean 'encoder'?"
+    with pytest.raises(StudyError, match=f"^{re.escape(message)}$"):
+        OptimizerGroups({"encodr": spec(), "rest": spec()}, misspelled).build(10).init(PARAMS)
+    with pytest.raises(StudyError, match=r"got none for 'xyz' from label$"):
+        OptimizerGroups({"xyz": spec(), "rest": spec()}, lambda path: "rest").build(10).init(PARAMS)
+    OptimizerGroups({"encodr": None, "rest": spec()}, misspelled).build(10).init(PARAMS)

@@ -63,6 +63,8 @@ def test_what_has_another_interface_is_refused_with_its_reason(name: str) -> Non
         (spec("madgrad", decay=0.1), "madgrad must have l2 decay: got decay_kind='decoupled'"),
         (spec("polyak_sgd", None, decay=0.1), "decoupled decay must have a learning_rate.*set learning_rate or"),
         (spec(clip_norm=0), "clip_norm must be above 0: got clip_norm=0; None clips nothing"),
+        (spec(skip_nonfinite="yes"), "skip_nonfinite must be True or False: got 'yes'"),
+        (spec(skip_nonfinite=1), "skip_nonfinite must be True or False: got 1"),
         (spec(noise=0.1), "noise must be a GradientNoise or None: got 0.1"),
         (spec(noise=GradientNoise(-1.0)), "noise.eta must be at least 0"),
         (spec(noise=GradientNoise(1.0, -1.0)), "noise.gamma must be at least 0"),
@@ -81,6 +83,37 @@ def test_what_cannot_work_is_refused_before_training(made: Any, message: str) ->
     with pytest.raises(StudyError, match=message) as caught:
         made.check(10)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("marks", "found"),
+    [
+        ({"a": True}, "got none for 'b/kernel'"),
+        ({"a": True, "b": {}}, "got none for 'b/kernel'"),
+        ({"a": True, "b": {"kernal": True}}, "got none for 'b/kernel'"),
+        ({"a": True, "b": True, "c": True}, "got one for 'c', which is no parameter"),
+        ({"a": {"x": True}, "b": True}, "got none for 'a'"),
+        ([True, True], "got none for 'a'"),
+        (None, "got none for 'a'"),
+    ],
+)
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+def test_a_mask_of_another_tree_is_refused_in_one_line(name: str, marks: Any, found: str) -> None:
+    params = {"a": jnp.ones(2), "b": {"kernel": jnp.ones((2, 2))}}
+    for kind in ("decoupled", "l2") if name == "sgd" else ("decoupled",):
+        made = spec(name, decay=0.1, decay_kind=kind, decay_mask=lambda _: marks).build(10)
+        with pytest.raises(StudyError, match=f"decay_mask must return the parameters' tree, of booleans: {found}") as e:
+            made.init(params)
+        assert "\n" not in str(e.value)
+
+
+def test_a_mark_may_stand_for_all_below_it() -> None:
+    params = {"a": jnp.ones(2), "b": {"kernel": jnp.ones((2, 2))}}
+    optimizer: Any = spec(decay=0.1, decay_mask=lambda _: {"a": False, "b": True}).build(10)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    assert (updates["a"] == 0).all()
+    assert (updates["b"]["kernel"] < 0).all()
 
 
 def test_refusals_that_are_not_in_a_spec() -> None:

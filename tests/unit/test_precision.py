@@ -145,11 +145,26 @@ def test_an_overflow_skips_the_step_and_halves_the_scale() -> None:
         jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(state, name))
     assert (float(after.scale.scale), int(after.scale.fin_steps), int(after.step)) == (2.0**9, 0, 2)
     assert float(metrics["loss_scale"].value) == 2.0**9
+    assert (float(metrics["overflow"].value), float(metrics["grad_norm"].weight)) == (1.0, 0.0)
     again, _ = STEP(after, batch_of())
     for name in ("params", "opt_state", "collections", "average"):
         pairs = zip(*map(jax.tree.leaves, (getattr(again, name), getattr(after, name))), strict=True)
         assert any((one != other).any() for one, other in pairs), name
     assert STEP._cache_size() == 1
+
+
+class Steep(Classifier):
+    def loss(self, outputs: Any, batch: Any, hparams: Any) -> Any:
+        losses, metrics = super().loss(outputs, batch, hparams)
+        return 100.0 * losses, metrics
+
+
+def test_an_overflow_is_counted_and_no_cause_for_alarm() -> None:
+    first = next(Steep("float16").train_model(H, SPLITS, epochs=2, seed=0))
+    assert 0 < first.metrics["train_overflow"] < 1
+    assert np.isfinite(list(first.metrics.values())).all()
+    found = next(Steep("float16").train_model(H, SPLITS, epochs=2, seed=0, debug=True))
+    assert found.metrics["train_overflow"] == first.metrics["train_overflow"]
 
 
 def test_the_scale_grows_after_steps_without_overflow_and_has_a_floor() -> None:

@@ -3,8 +3,11 @@
 import json
 import math
 import os
+import re
+import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,9 @@ import numpy as np
 import optax
 import pytest
 
-from tuner.errors import CheckpointError, StudyError
+from tuner.errors import CheckpointError, StudyError, TunerError
 from tuner.source import import_file
-from tuner.training import ArrayDataset, Checkpoints, Splits, TrainerModule, load_run
+from tuner.training import ArrayDataset, Checkpoints, Splits, TrainerModule, load_from_checkpoint, load_run
 
 FILE = """
 import jax, jax.numpy as jnp, numpy as np, optax
@@ -130,10 +133,10 @@ def test_a_log_is_enough_to_train_again_in_another_process(file: Any, tmp_path: 
 def test_other_data_are_refused_and_options_may_be_added(file: Any, tmp_path: Path) -> None:
     reports = list(train(file, tmp_path))
     run = load_run(tmp_path)
-    with pytest.raises(StudyError, match=r"must be trained again on the same data: train has \w{32}, had \w{32}"):
+    with pytest.raises(StudyError, match=r"must be trained again on the same data: train is not what it was"):
         run.train(file.data(1))
     splits = file.data(0)
-    with pytest.raises(StudyError, match=r"same data: test has None, had \w{32}"):
+    with pytest.raises(StudyError, match=r"same data: test is not what it was, by its digest; make the splits as"):
         run.train(Splits(splits.train, splits.validation))
     reordered = Splits(splits.train.take(np.arange(len(splits.train))[::-1]), splits.validation, splits.test)
     with pytest.raises(StudyError, match="same data: train"):
@@ -174,19 +177,19 @@ class Plain(TrainerModule):
         return (outputs - batch["inputs"][:, 0]) ** 2, {}
 
     def init_optimizer(self, hparams: Any, total_steps: int) -> Any:
-        return optax.sgd(hparams["learning_rate"])
+        return optax.sgd(hparams["learning_rate"] if isinstance(hparams, dict) else hparams[0])
 
 
 PLAIN = ArrayDataset(inputs=np.eye(2)).take([0, 1, 0, 1]).split(0.5, 0)
 
 
 def test_a_dict_of_plain_values_comes_back_and_others_are_asked_for(tmp_path: Path) -> None:
-    for number, hparams in enumerate([{"learning_rate": 0.5}, {"learning_rate": np.float32(0.5)}]):
+    for number, hparams in enumerate([{"learning_rate": np.float32(0.5)}, [0.5]]):
         list(Plain().train_model(hparams, PLAIN, epochs=1, seed=0, log=tmp_path / str(number)))
     assert load_run(tmp_path / "0").hparams == {"learning_rate": 0.5}
     with pytest.raises(CheckpointError, match=r"are neither a Space nor plain values: give hparams="):
         load_run(tmp_path / "1")
-    given = {"learning_rate": 0.25}
+    given: dict[str, float] = {}
     assert load_run(tmp_path / "1", hparams=given).hparams is given
 
 
@@ -213,9 +216,68 @@ def test_a_trainer_that_was_typed_in_is_asked_for(tmp_path: Path) -> None:
     assert len(load_run(folder, trainer=Plain()).reports) == 2
 
 
-@pytest.mark.parametrize("content", [None, "", "{"])
+@pytest.mark.parametrize("content", [None, "", "{", "{}", "[]"])
 def test_what_is_no_log_is_refused(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "run.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"the log of a run must be a file that can be read: .*run.json is not"):
         load_run(tmp_path)
+
+
+class Scaled(Plain):
+    def __init__(self, scale: float = 1.0) -> None:
+        self.scale = scale
+
+    def loss(self, outputs: Any, batch: Any, hparams: Any) -> Any:
+        return self.scale * super().loss(outputs, batch, hparams)[0], {}
+
+
+H = {"learning_rate": 0.5}
+
+
+def test_a_trainer_that_is_made_otherwise_is_asked_for(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path / "ck") as checkpoints:
+        list(Scaled(5.0).train_model(H, PLAIN, epochs=1, seed=0, log=tmp_path, checkpoints=checkpoints))
+    for load in (partial(load_run, tmp_path), partial(load_from_checkpoint, tmp_path / "ck")):
+        with pytest.raises(CheckpointError, match=r"had scale=5.0, Scaled\(\) has 1.0: give trainer="):
+            load()
+        assert load(trainer=Scaled(5.0)).hparams == H
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trainer": Plain()}, "trainer='Scaled', this one has trainer='Plain'"),
+        ({"trainer": Scaled(2.0)}, "'scale': 1.0"),
+        ({"splits": ArrayDataset(inputs=2 * np.eye(2)).take([0, 1, 0, 1]).split(0.5, 0)}, "data="),
+        ({"objective": "train_loss"}, "objective='loss', this one has objective='train_loss'"),
+        ({"direction": "maximize"}, "direction='minimize'"),
+    ],
+)
+def test_a_folder_is_of_one_trainer_and_data(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"trainer": Scaled(), "splits": PLAIN}
+
+    def run(options: Any, name: str) -> None:
+        folders = {
+            "log": {"log": tmp_path},
+            "checkpoints": {"checkpoints": Checkpoints(tmp_path / "ck", every_s=0)},
+        }
+        chosen = {**given, **options}
+        trainer, splits = chosen.pop("trainer"), chosen.pop("splits")
+        list(trainer.train_model(H, splits, epochs=2, seed=0, **chosen, **folders[name]))
+
+    for name in ("log", "checkpoints"):
+        run({}, name)
+        with pytest.raises(TunerError, match=re.escape(message)):
+            run(change, name)
+
+
+def test_a_log_that_cannot_be_written_stops_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    training = Plain().train_model(H, PLAIN, epochs=4, seed=0, log=tmp_path / "run")
+    next(training)
+    shutil.rmtree(tmp_path / "run")
+    assert len(list(training)) == 3
+    assert capfd.readouterr().err.count("tuner: the log could not be written to ") == 1
+    (tmp_path / "file").touch()
+    with pytest.raises(StudyError, match="log must be a folder that can be made: "):
+        Plain().train_model(H, PLAIN, epochs=4, seed=0, log=tmp_path / "file")

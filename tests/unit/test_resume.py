@@ -20,7 +20,7 @@ import optax
 import pytest
 
 from tuner import Space, choice, log_uniform, uniform
-from tuner.errors import CheckpointError
+from tuner.errors import CheckpointError, NonFinite, TrialPruned
 from tuner.training import (
     ArrayDataset,
     Checkpoints,
@@ -267,6 +267,76 @@ def test_a_stream_goes_on_in_mid_epoch_with_the_same_examples(tmp_path: Path) ->
     assert_same_training(train(MLP_STEP, streamed(), checkpoints=never(tmp_path)), expected)
 
 
+@pytest.mark.parametrize("name", ["mlp-step", "mlp-scan"])
+def test_a_resumed_training_runs_the_programs_that_a_new_one_does(name: str, tmp_path: Path) -> None:
+    expected = uninterrupted(name)
+    train(TRAINERS[name], stop_at=1, checkpoints=never(tmp_path))
+    compiled: list[str] = []
+
+    def note(event: str, duration: float, **kwargs: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(str(kwargs.get("fun_name")))
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        resumed = train(TRAINERS[name], checkpoints=never(tmp_path))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+    assert compiled == []
+    assert_same_training(resumed, expected)
+
+
+@pytest.mark.parametrize("end", ["close", "prune"])
+def test_the_best_is_written_however_a_training_ends(end: str, tmp_path: Path) -> None:
+    trainer = Pruning() if end == "prune" else MLP_STEP
+    training = Training(trainer, HPARAMS, SPLITS, epochs=EPOCHS, seed=7, checkpoints=never(tmp_path))
+    next(training), next(training)
+    if end == "prune":
+        with pytest.raises(TrialPruned):
+            next(training)
+    else:
+        training.close()
+    assert training.best is not None
+    found = load_from_checkpoint(tmp_path, trainer=trainer)
+    assert found.record["best"]["epoch"] == training.best.epoch
+    assert_bit_equal(found.state.params, training.best.state.params)
+
+
+class Pruning(Trainer):
+    def on_validation_epoch_end(self, state: Any, hparams: Any, epoch: int, metrics: Any) -> None:
+        if epoch == 2:
+            raise TrialPruned
+
+
+class Growing(TrainerModule):
+    """Doubles a number until it is infinite, in the second epoch."""
+
+    loop = "scan"
+
+    def init_model(self, hparams: Any) -> Any:
+        return lambda key, x: jnp.float32(2.0**110), lambda params, x: params * x[:, 0] ** 0
+
+    def loss(self, outputs: Any, batch: Any, hparams: Any) -> Any:
+        return -outputs, {}
+
+    def batch_size(self, hparams: Any) -> int:
+        return 5
+
+    def init_optimizer(self, hparams: Any, total_steps: int) -> Any:
+        return optax.stateless(lambda updates, params: jax.tree.map(lambda leaf: 2 * leaf, params))
+
+
+def test_debugging_a_resumed_scan_looks_at_each_step(tmp_path: Path) -> None:
+    splits = Splits(ALL.take(range(40)), ALL.take([0]))
+    with pytest.raises(NonFinite, match=r"step 1\d ") as anew:
+        list(Growing().train_model({}, splits, epochs=3, seed=0, debug=True))
+    asked = iter([False, False, False, True])  # two steps a program: in the first epoch's end
+    list(Growing().train_model({}, splits, epochs=3, seed=0, checkpoints=never(tmp_path), stop=lambda: next(asked)))
+    with pytest.raises(NonFinite) as resumed:
+        list(Growing().train_model({}, splits, epochs=3, seed=0, checkpoints=never(tmp_path), debug=True))
+    assert str(resumed.value) == str(anew.value)
+
+
 # Refused.
 
 
@@ -311,8 +381,7 @@ def test_a_disk_that_takes_no_checkpoint_fails_no_training(tmp_path: Path, capfd
     checkpoints = often(tmp_path / "file")
     assert_same_training(train(MLP_STEP, checkpoints=checkpoints), uninterrupted("mlp-step"))
     assert checkpoints.write_best() is None
-    # After each step but the last, and the best: by the training, and again by hand.
-    assert capfd.readouterr().err.count("; training goes on\n") == EPOCHS * STEPS + 1
+    assert capfd.readouterr().err.count("; training goes on\n") == 1  # said once
 
 
 # On other devices.
@@ -405,7 +474,7 @@ def test_the_record_says_what_it_is(tmp_path: Path) -> None:
         assert record["hparams"] == {"learning_rate": 0.1, "dropout_rate": 0.4, "width": 6}
         assert (record["seed"], record["epochs"], record["batch_size"], record["examples"]) == (7, EPOCHS, 8, 25)
         assert (record["objective"], record["direction"]) == ("value", "minimize")
-        assert record["trainer"] == {"file": str(Path(__file__).resolve()), "module": __name__, "name": "Scripted"}
+        assert record["class"] == {"file": str(Path(__file__).resolve()), "module": __name__, "name": "Scripted"}
         assert record["space"]["name"] == "HParams"
         assert math.isnan(record["reports"][0]["metrics"]["value"])
     assert [report["epoch"] for report in read(tmp_path / "latest")[1]["reports"]] == [1, 2]

@@ -534,7 +534,9 @@ def test_no_metric_takes_the_place_of_the_loss() -> None:
 
 
 def test_data_must_be_splits() -> None:
-    with pytest.raises(StudyError, match=r"data\(seed\) must return tuner\.training\.Splits: got ArrayDataset"):
+    with pytest.raises(
+        StudyError, match=r"data must be tuner\.training\.Splits, .*: got ArrayDataset; see ArrayDataset.split"
+    ):
         check_trainer(LINEAR, hparams(), ALL, ["loss"], EPOCHS)
 
 

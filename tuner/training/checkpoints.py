@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import shutil
 import sys
 import threading
@@ -78,15 +79,18 @@ class Checkpoints:
     """The checkpoints of one trial (or one run) in a folder: the latest few for resuming, the best one for inference.
 
     Saving takes the time of a copy of the arrays; a thread writes them. A checkpoint that cannot be written is told
-    on stderr and never stops the training. Several processes may use a folder: each checkpoint is wholly of one of
-    them.
+    on stderr, the same trouble of one save after another only once, and never stops the training. Several processes
+    may use a folder: each checkpoint is wholly of one of them.
 
     Args:
         folder: Where they are; made by the first save.
-        every_s: Seconds from one `save` to when the next is due.
+        every_s: Seconds from one `save` to when the next is due; infinity is never.
         keep: How many of the latest to keep; > 0.
         writes_best: The training itself writes the best at its end; else whoever gave the checkpoints decides.
         clock: Tells the time in seconds.
+
+    Raises:
+        ValueError: A number is out of range.
     """
 
     def __init__(
@@ -100,6 +104,8 @@ class Checkpoints:
     ) -> None:
         if keep < 1:
             raise ValueError(f"keep must be at least 1: got {keep}")
+        if isinstance(every_s, bool) or not isinstance(every_s, int | float) or not every_s >= 0:
+            raise ValueError(f"every_s must be a number of seconds, at least 0: got {every_s!r}")
         # Orbax takes no relative paths, and the process may change its folder.
         self.folder = Path(folder).absolute()
         self._latest, self._best = self.folder / "latest", self.folder / "best"
@@ -107,6 +113,7 @@ class Checkpoints:
         self._began_s = clock()
         self._offered: tuple[int, Any, Mapping[str, Any]] | None = None
         self._writer: threading.Thread | None = None
+        self._told: str | None = None
 
     # To resume from.
 
@@ -131,8 +138,17 @@ class Checkpoints:
         self._began_s = self._clock()
         self.wait()
         content = _copied(step, tree, record)
-        self._writer = threading.Thread(target=self._write, args=(self._latest, content, self._keep))
+        self._writer = threading.Thread(target=self._write_latest, args=(content,))
         self._writer.start()
+
+    def _write_latest(self, content: files.Content) -> None:
+        """Write one to resume from; tell if that is not possible, unless the one before it had the same trouble."""
+        trouble = _write(self._latest, content, self._keep)
+        # Without what is another each time: scratch folders' names, bytes that are free.
+        gist = None if trouble is None else re.sub(r"\.tmp-\w+|\d+", "", trouble)
+        if trouble is not None and gist != self._told:
+            _tell(f"{trouble}; training goes on")
+        self._told = gist
 
     def has_latest(self) -> bool:
         """Return whether there may be something to resume from."""
@@ -141,7 +157,7 @@ class Checkpoints:
     def restore(
         self, like: Any, *, shardings: Any = None, identity: Mapping[str, Any] | None = None
     ) -> tuple[int, Any, dict[str, Any]] | None:
-        """Return the newest good checkpoint; each that is refused is told on stderr.
+        """Return the newest good checkpoint; each that is torn is told on stderr and passed over.
 
         Args:
             like: As in `from_plain`.
@@ -152,19 +168,25 @@ class Checkpoints:
             The step, the tree and the record; None if there is no good checkpoint.
 
         Raises:
-            CheckpointError: The newest whole one is of another training.
+            CheckpointError: The newest whole one is of another training: its record or its arrays are others. To pass
+                over it would be to train anew, and to remove it in time.
         """
 
         def use(path: Path) -> tuple[int, Any, dict[str, Any]] | CheckpointError:
             content = files.load(path)
+            others = f"checkpoints must be of the training that resumes from them: those in {self.folder}"
             for name, mine in to_json(identity or {}).items():
                 theirs = to_json(content.record).get(name)
                 if theirs != mine:
                     return CheckpointError(
-                        "checkpoints must be of the training that resumes from them: those in "
-                        f"{self.folder} have {name}={theirs!r}, this one has {name}={mine!r}; take another folder"
+                        f"{others} have {name}={theirs!r}, this one has {name}={mine!r}; take another folder"
                     )
-            return content.step, from_plain(content.plain, like, shardings), content.record
+            try:
+                tree = from_plain(content.plain, like, shardings)
+            except CheckpointError as error:
+                why = str(error).partition(": ")[2]
+                return CheckpointError(f"{others} have another state, {why}; take another folder")
+            return content.step, tree, content.record
 
         def refuse(path: Path, error: CheckpointError) -> None:
             is_last = path == files.newest_first(self._latest)[-1]
@@ -194,13 +216,15 @@ class Checkpoints:
 
         Args:
             step: Optimizer updates so far.
-            tree: A pytree of arrays on the host, which nobody changes.
+            tree: A pytree of arrays, on the host or on devices, which nobody changes or donates.
             record: As in `save`.
         """
         self._offered = (step, tree, record)
 
     def write_best(self) -> Path | None:
         """Write what was last offered as the best; the old one stays until the new one is complete.
+
+        Each call that fails is told: it is asked for once, at the end of a training.
 
         Returns:
             Its folder, for `read`; None if nothing was offered or it could not be written.
@@ -209,21 +233,15 @@ class Checkpoints:
             CheckpointError: As in `save`.
             TypeError: As in `save`.
         """
-        if self._offered is None or not self._write(self._best, _copied(*self._offered), 1):
+        if self._offered is None:
+            return None
+        trouble = _write(self._best, _copied(*self._offered), 1)
+        if trouble is not None:
+            _tell(trouble)
             return None
         return self._best
 
     # Both.
-
-    def _write(self, series: Path, content: files.Content, keep: int) -> bool:
-        """Write one checkpoint; return whether that was possible."""
-        try:
-            files.add(series, content, keep)
-        # Also what TensorStore raises for a full disk, which is no OSError.
-        except Exception as error:
-            _tell(f"a checkpoint could not be written to {series}: {files.one_line(error)}; training goes on")
-            return False
-        return True
 
     def wait(self) -> None:
         """Wait until all is written, or told."""
@@ -238,6 +256,16 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _write(series: Path, content: files.Content, keep: int) -> str | None:
+    """Write one checkpoint; return why that was not possible."""
+    try:
+        files.add(series, content, keep)
+    # Also what TensorStore raises for a full disk, which is no OSError.
+    except Exception as error:
+        return f"a checkpoint could not be written to {series}: {files.one_line(error)}"
+    return None
 
 
 def _copied(step: int, tree: Any, record: Mapping[str, Any]) -> files.Content:

@@ -54,13 +54,15 @@ class View:
                 example (with `test`, two).
 
         Raises:
-            ValueError: one side would be empty, or `stratify` gives no class per example.
+            ValueError: one side would be empty, the seed is none, or `stratify` gives no class per example.
         """
-        counts = [round(part * len(self)) for part in (fraction, test) if part is not None]
+        # Also of NaN, which rounds to no number, comes nothing.
+        shares = [part if 0 < part < 1 else 0 for part in (fraction, test) if part is not None]
+        counts = [round(share * len(self)) for share in shares]
         if min(counts) < 1 or sum(counts) >= len(self):
             sides, found = ("both", "") if test is None else ("all three", f", test={test}")
             raise ValueError(f"{sides} sides of a split need examples: got fraction={fraction}{found} of {len(self)}")
-        rest = np.random.default_rng(seed).permutation(len(self))
+        rest = _shuffled(len(self), seed)
         classes, parts = self._classes(stratify), []
         for count in counts:
             # Evenly spaced among the examples sorted by class, so that each class gives its share.
@@ -80,11 +82,11 @@ class View:
             stratify: An array's name, or one class per example (Array, "n"): each class is dealt out evenly.
 
         Raises:
-            ValueError: `count` is out of range, or `stratify` gives no class per example.
+            ValueError: `count` is out of range, the seed is none, or `stratify` gives no class per example.
         """
         if not 2 <= count <= len(self):
             raise ValueError(f"folds must number at least 2 and at most one per example: got {count} of {len(self)}")
-        order = np.random.default_rng(seed).permutation(len(self))
+        order = _shuffled(len(self), seed)
         fold = np.empty(len(self), int)
         fold[_by_class(order, self._classes(stratify))] = np.arange(len(self)) % count
         return [Splits(self.take(order[fold != index]), self.take(order[fold == index])) for index in range(count)]
@@ -102,6 +104,13 @@ class View:
         raise NotImplementedError
 
 
+def _shuffled(length: int, seed: Any) -> np.ndarray:
+    # NumPy would take None as well, and shuffle differently each time.
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"seed must be a whole number, at least 0: got {seed!r}")
+    return np.random.default_rng(seed).permutation(length)
+
+
 def _by_class(order: np.ndarray, classes: np.ndarray | None) -> np.ndarray:
     """Return the positions in an order of examples, sorted by class if there are classes."""
     return np.arange(len(order)) if classes is None else np.argsort(classes[order], kind="stable")
@@ -114,15 +123,20 @@ class ArrayDataset(View):
     `folds`) copy nothing: they share the arrays, and differ in `rows`.
 
     Raises:
-        ValueError: no array, or lengths differ.
+        ValueError: no array, lengths differ, an array holds no numbers, or a weight is none.
     """
 
     def __init__(self, **arrays: Any) -> None:
         lengths = {name: len(array) if np.ndim(array) else 0 for name, array in arrays.items()}
         if not lengths or len(set(lengths.values())) != 1 or 0 in lengths.values():
             raise ValueError(f"a dataset needs arrays of one length, at least 1: got {lengths or 'no array'}")
-        shared = _Arrays({name: np.asarray(array) for name, array in arrays.items()})
-        super().__init__(shared, np.arange(next(iter(lengths.values()))))
+        host = {name: np.asarray(array) for name, array in arrays.items()}
+        for name, array in host.items():
+            if not _is_numeric(array.dtype):
+                raise ValueError(f"arrays must be of numbers or booleans: got {name} of dtype {array.dtype}; encode it")
+        if "weight" in host:
+            _check_weight(host["weight"])
+        super().__init__(_Arrays(host), np.arange(next(iter(lengths.values()))))
 
     @property
     def arrays(self) -> Batch:
@@ -145,6 +159,22 @@ class ArrayDataset(View):
                 f"stratify must name an array of the dataset: got {name!r} of {', '.join(host)}{nearest(name, host)}"
             )
         return host[name][self._rows]
+
+
+def _is_numeric(dtype: np.dtype) -> bool:
+    # JAX knows the numbers that NumPy does not have, such as bfloat16; to both, spans of time are integers.
+    return dtype.kind != "m" and (jnp.issubdtype(dtype, np.number) or jnp.issubdtype(dtype, np.bool_))
+
+
+def _check_weight(weight: np.ndarray) -> None:
+    if weight.ndim != 1 or jnp.issubdtype(weight.dtype, np.complexfloating):
+        raise ValueError(
+            f"weight must be one real number for each example: got shape {weight.shape}, dtype {weight.dtype}"
+        )
+    is_weight = (weight >= 0) & (weight <= np.finfo(np.float32).max)
+    if not is_weight.all():
+        at = int(np.argmin(is_weight))
+        raise ValueError(f"weight must be finite and at least 0: got {weight[at]} at example {at}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tuner.errors import NonFinite
+from tuner.errors import NonFinite, StudyError
 from tuner.training.models import watched
 from tuner.training.programs import Carry, Source
 from tuner.training.state import Stream
@@ -97,12 +97,23 @@ class Profile:
         folder: Where the trace goes.
         first: The first step traced, counted from 0; a scanned epoch is traced whole.
         last: The last one.
+
+    Raises:
+        StudyError: first and last are no such steps.
     """
 
     folder: str | Path
     first: int
     last: int
     _is_running: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        are_whole = all(isinstance(step, int) and not isinstance(step, bool) for step in (self.first, self.last))
+        if not are_whole or not 0 <= self.first <= self.last:
+            raise StudyError(
+                "a Profile's steps must be whole numbers, 0 <= first <= last: "
+                f"got first={self.first!r}, last={self.last!r}"
+            )
 
     def before(self, step: int, count: int) -> None:
         """Start the trace if one of the `count` steps from `step` on is to be in it."""

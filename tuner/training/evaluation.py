@@ -22,11 +22,12 @@ from tuner.training.feed import Dataset, Feed
 from tuner.training.hparams import register
 from tuner.training.mesh import Layout
 from tuner.training.metrics import Metrics
-from tuner.training.modes import Mode, check_mode
+from tuner.training.modes import Mode, check_settings
 from tuner.training.optimizer import OptimizerGroups, OptimizerSpec
 from tuner.training.programs import Carry, Programs, programs
+from tuner.training.schedules import require
 from tuner.training.state import TrainState
-from tuner.training.trainer import TrainerModule
+from tuner.training.trainer import TrainerModule, settings_of
 
 _EVAL_BATCH = 512
 
@@ -116,7 +117,7 @@ def memory(trainer: TrainerModule, hparams: Any, splits: Splits, layout: Layout 
 
 
 @lru_cache(maxsize=256)
-def _asked_batch_size(trainer: TrainerModule, structure: Any, types: tuple[Any, ...]) -> Any:
+def _asked_batch_size(trainer: TrainerModule, settings: Any, structure: Any, types: tuple[Any, ...]) -> Any:
     sizes: list[Any] = []
     # Traced, as in a program: a size that differs from trial to trial would compile anew for each.
     hparams = structure.unflatten(jax.ShapeDtypeStruct(*of) for of in types)
@@ -131,10 +132,42 @@ def asked_batch_size(trainer: TrainerModule, hparams: Any) -> int:
         StudyError: it is no static integer of at least 1.
     """
     leaves, structure = jax.tree.flatten(hparams)
-    size = _asked_batch_size(trainer, structure, tuple((np.shape(leaf), np.result_type(leaf)) for leaf in leaves))
+    size = _asked_batch_size(
+        trainer, settings_of(trainer), structure, tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    )
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise StudyError(f"batch_size(hparams) must return a static integer of at least 1: got {size!r}")
     return size
+
+
+def check_data(splits: Any) -> None:
+    """Raise StudyError unless data are splits."""
+    if not isinstance(splits, Splits):
+        raise StudyError(
+            f"data must be tuner.training.Splits, of training and validation: got {type(splits).__name__}; see "
+            "ArrayDataset.split"
+        )
+
+
+def check_hparams(hparams: Any) -> None:
+    """Make hyperparameters a pytree, and raise StudyError unless its leaves are numbers."""
+    register(hparams)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(hparams):
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float):
+            where = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise StudyError(
+                f"hyperparameters must be a Space or a pytree of numbers: got {leaf!r}{where and f' ({where})'}; what "
+                "is no number, or sets a shape, is a choice of a Space"
+            )
+
+
+def check_average(trainer: TrainerModule, hparams: Any) -> None:
+    """Raise StudyError unless the decay of smoothed weights is a share."""
+    if not overrides(trainer, "ema_decay"):
+        return
+    decay = trainer.ema_decay(hparams)
+    if decay is not None:
+        require("ema_decay", decay, "at least 0 and at most 1", lambda share: 0 <= share <= 1)
 
 
 def check_optimizer(trainer: TrainerModule, hparams: Any, total_steps: int) -> None:
@@ -150,6 +183,11 @@ def check_optimizer(trainer: TrainerModule, hparams: Any, total_steps: int) -> N
         made.check(total_steps)
 
 
+def has_hooks(trainer: TrainerModule) -> bool:
+    """Return whether a trainer may report metrics of its own."""
+    return any(overrides(trainer, hook) for hook in ("on_training_epoch_end", "on_validation_epoch_end"))
+
+
 def overrides(trainer: TrainerModule, method: str) -> bool:
     """Return whether a trainer has its own version of a method."""
     return getattr(type(trainer), method) is not getattr(TrainerModule, method)
@@ -163,12 +201,9 @@ def check_trainer(trainer: Any, hparams: Any, splits: Any, objectives: Sequence[
             lists what is reported.
         MissingHParam: the trainer reads a hyperparameter that the space lacks.
     """
-    if not isinstance(trainer, TrainerModule):
-        raise StudyError(f"trainer must be a TrainerModule: got {trainer!r}")
-    check_mode(trainer)
-    if not isinstance(splits, Splits):
-        raise StudyError(f"data(seed) must return tuner.training.Splits: got {type(splits).__name__}")
-    register(hparams)
+    check_settings(trainer)
+    check_data(splits)
+    check_hparams(hparams)
     size = asked_batch_size(trainer, hparams)
     check_optimizer(trainer, hparams, epochs * steps_per_epoch(len(splits.train), size))
     carry = first_shapes(trainer, hparams, splits, epochs)
@@ -178,8 +213,7 @@ def check_trainer(trainer: Any, hparams: Any, splits: Any, objectives: Sequence[
     source = Feed(splits.validation, layout, _EVAL_BATCH).first()
     validated, _ = made.eval_step.eval_shape(source, hparams, carry.state, None, position)
     reported = [*_names(validated), *(f"train_{name}" for name in _names(carry.totals))]
-    hooks = ("on_training_epoch_end", "on_validation_epoch_end")
-    if any(overrides(trainer, hook) for hook in hooks):
+    if has_hooks(trainer):
         return  # a hook may report anything
     for objective in objectives:
         if objective not in reported:

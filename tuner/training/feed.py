@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator
 from functools import lru_cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +21,15 @@ Dataset = ArrayDataset | StreamDataset
 
 
 @lru_cache(maxsize=8)
-def _placed(dataset: Dataset, layout: Layout) -> tuple[Batch, jax.Array]:
-    """Return a dataset's arrays and rows where a trial's devices have them; put there once for all trials."""
-    if isinstance(dataset, StreamDataset):
-        return {}, layout.put(jnp.arange(len(dataset), dtype=jnp.int32))
-    return layout.put((dataset.arrays, dataset.rows))
+def _placed_arrays(shared: Any, layout: Layout) -> Batch:
+    """Return the arrays that all views of a dataset share, where a trial's devices have them; put there once."""
+    return layout.put(shared.on_device)
+
+
+@lru_cache(maxsize=64)
+def _placed_rows(dataset: Dataset, layout: Layout) -> jax.Array:
+    """Return which rows a view has, where a trial's devices have them; put there once for all trials."""
+    return layout.put(dataset.rows if isinstance(dataset, ArrayDataset) else jnp.arange(len(dataset), dtype=jnp.int32))
 
 
 @lru_cache(maxsize=1024)
@@ -48,7 +53,8 @@ class Feed:
         self.batch_size = layout.batch_size(batch_size, len(dataset))
         self.steps = steps_per_epoch(len(dataset), self.batch_size)
         self.is_resident = isinstance(dataset, ArrayDataset)
-        self._arrays, self._rows = _placed(dataset, layout)
+        self._arrays = _placed_arrays(dataset._shared, layout) if isinstance(dataset, ArrayDataset) else {}
+        self._rows = _placed_rows(dataset, layout)
 
     def shuffled(self, key: jax.Array, first_step: int) -> Order:
         """Return an epoch's batches: the same from a key in every process, and for streamed data."""

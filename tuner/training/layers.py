@@ -26,10 +26,15 @@ class Dropout(nn.Module):
         """Return inputs with dropout applied in training, unchanged in evaluation; same shape and type."""
         if not train:
             return inputs
-        # In float32 whatever the inputs are: of half precision's few numbers a small rate would round to zero.
-        keep = 1.0 - jnp.asarray(self.rate, jnp.float32)
-        kept = jax.random.bernoulli(self.make_rng("dropout"), keep, inputs.shape)
-        return jnp.where(kept, inputs / keep.astype(inputs.dtype), jnp.zeros_like(inputs))
+        return drop(inputs, self.make_rng("dropout"), self.rate)
+
+
+def drop(inputs: jax.Array, key: jax.Array, rate: float | jax.Array) -> jax.Array:
+    """Set a share `rate` of the inputs to zero and divide the others by 1 - rate; same shape and type."""
+    # In float32 whatever the inputs are: of half precision's few numbers a small rate would round to zero.
+    keep = 1.0 - jnp.asarray(rate, jnp.float32)
+    kept = jax.random.bernoulli(key, keep, inputs.shape)
+    return jnp.where(kept, inputs / keep.astype(inputs.dtype), jnp.zeros_like(inputs))
 
 
 class Stack(nn.Module):

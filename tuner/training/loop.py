@@ -6,7 +6,7 @@ Nothing here waits for the device during an epoch; its metrics are fetched once,
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,19 +15,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tuner.errors import StudyError, TrialPruned
+from tuner.errors import StudyError, TrialPruned, nearest
 from tuner.training import metrics as metrics_
 from tuner.training.checkpoints import Checkpoints, is_new_model_better
 from tuner.training.data import Splits
 from tuner.training.diagnosis import Profile, check_finite, unjitted, with_progress
-from tuner.training.evaluation import asked_batch_size, check_optimizer, eval_metrics, overrides
+from tuner.training.evaluation import (
+    asked_batch_size,
+    check_average,
+    check_data,
+    check_hparams,
+    check_optimizer,
+    eval_metrics,
+    has_hooks,
+    overrides,
+)
 from tuner.training.feed import Feed
-from tuner.training.hparams import register
 from tuner.training.mesh import Layout
-from tuner.training.modes import Choose, Mode, check_mode, chunk, measure, program_name, remembered
+from tuner.training.modes import Choose, Mode, check_settings, chunk, measure, program_name, remembered
 from tuner.training.optimizer import skipped_steps
 from tuner.training.programs import Carry, Order, Source, programs
-from tuner.training.record import RunLog, identity, record
+from tuner.training.record import RunLog, digests, identity, record
 from tuner.training.state import TrainState
 from tuner.training.trainer import TrainerModule
 from tuner.trial import Report
@@ -64,7 +72,7 @@ class Training(Generator[Report, None, TrainState]):
             the prefix `test_`.
         epochs: Passes over the training data; > 0.
         seed: In [0, 2^31).
-        objective: The metric by which the best state is chosen.
+        objective: The metric by which the best state is chosen; by default `loss`, if the trainer reports it.
         direction: `"minimize"` or `"maximize"`.
         checkpoints: Where to resume from and to save to; the best state is handed to it as well.
         about: What is saved beside the arrays, so that others know what they are: study, trial number.
@@ -73,12 +81,14 @@ class Training(Generator[Report, None, TrainState]):
         choose: For `loop = "auto"`: looks up whether a program runs as scan or steps, or calls the function given and
             remembers its answer. By default remembered in this process.
         stop: Asked after each program; once true, the state is saved and the iteration ends.
-        debug: Run without compiling, and look for the first NaN or infinity after each step.
+        debug: Run without compiling, and look for the first NaN or infinity after each step; a step that
+            `skip_nonfinite` skips counts, a step whose float16 gradient overflows does not.
         profile: Steps to be traced with JAX's profiler.
         progress: Show a progress bar on stderr.
 
     Attributes:
         feed: The training data cut into batches.
+        batch: Shapes and types of a batch; known from the first step on.
         reports: All reports so far, those before a resumption included.
         best: The best validation so far, or None.
         mode: Whether epochs run as scans or as steps; None before the first.
@@ -98,7 +108,7 @@ class Training(Generator[Report, None, TrainState]):
         *,
         epochs: int,
         seed: int,
-        objective: str = "loss",
+        objective: str | None = None,
         direction: Literal["minimize", "maximize"] = "minimize",
         checkpoints: Checkpoints | None = None,
         about: Mapping[str, Any] | None = None,
@@ -110,20 +120,26 @@ class Training(Generator[Report, None, TrainState]):
         profile: Profile | None = None,
         progress: bool = False,
     ) -> None:
-        check_mode(trainer)
-        register(hparams)
+        check_settings(trainer)
+        check_data(splits)
+        check_hparams(hparams)
+        _check_arguments(epochs, seed, direction)
+        _check_kinds(checkpoints=checkpoints, layout=layout, profile=profile, stop=stop)
         self.trainer, self.splits, self.epochs, self.seed = trainer, splits, epochs, seed
-        self.objective, self.direction = objective, direction
+        self.objective, self.direction, self._must_report = objective or "loss", direction, objective is not None
         self.checkpoints, self.about = checkpoints, dict(about or {})
         self.layout, self._choose, self._stop = layout or Layout(), choose or remembered(trainer), stop
         self._debug, self._profile = debug, profile
         self.feed = Feed(splits.train, self.layout, asked_batch_size(trainer, hparams))
         check_optimizer(trainer, hparams, epochs * self.feed.steps)
+        check_average(trainer, hparams)
         self.host_hparams, self.hparams = hparams, self.layout.put(hparams)
         self._programs = programs(trainer, self.hparams, self.layout)
         self.reports: list[Report] = []
         self.best: Best | None = None
         self.mode: Mode | None = None
+        # Read and hashed only if somebody will compare it.
+        self.data = {} if checkpoints is None and log is None else digests(splits)
         self._log = None if log is None else RunLog(log, self)
         # The epoch that the carry is in or about to start, and the steps done in it.
         self._epoch, self._position = 1, 0
@@ -158,6 +174,7 @@ class Training(Generator[Report, None, TrainState]):
         with contextlib.ExitStack() as stack:
             if self._profile is not None:
                 stack.enter_context(contextlib.closing(self._profile))
+            stack.callback(self._leave)
             self._begin()
             if self._log is not None:
                 self._log.write(self)
@@ -166,15 +183,21 @@ class Training(Generator[Report, None, TrainState]):
                 yield self.reports[-1]
             while self._epoch <= self.epochs and not self._is_stopping:
                 yield from self._one_epoch()
-            if self.checkpoints is not None:
-                self.checkpoints.wait()
-                if self.checkpoints.writes_best and not self._is_stopping:
-                    self.checkpoints.write_best()
+            if not self._is_stopping:
+                self._check_objective(self.reports)
         return self.state
+
+    def _leave(self) -> None:
+        """Write what is due however the iteration ends: at the end, closed by the caller, pruned, or by an error."""
+        if self.checkpoints is not None:
+            self.checkpoints.wait()
+            if self.checkpoints.writes_best and not self._is_stopping:
+                self.checkpoints.write_best()
 
     def _begin(self) -> None:
         """Restore the newest checkpoint, or make the first state."""
         first, seed = self.feed.first(), self.layout.put(np.uint32(self.seed))
+        self.batch = jax.eval_shape(lambda source: source.at(jnp.int32(0)), first)
         total_steps = self.epochs * self.feed.steps
         if self.checkpoints is not None and self.checkpoints.has_latest():
             shapes = self._programs.init.eval_shape(first, self.hparams, seed, total_steps=total_steps)
@@ -192,17 +215,19 @@ class Training(Generator[Report, None, TrainState]):
         found, pruned = {}, None
         if overrides(self.trainer, "on_training_epoch_end"):
             found = metrics_.to_floats(carry.totals, "train_")
-            pruned = self._call_hook(self.trainer.on_training_epoch_end, found)
+            pruned = self._call_hook("on_training_epoch_end", found)
         is_validated = is_last or epoch % self.trainer.validate_every == 0 or pruned is not None
         if is_validated:
             found = self._validate(found)
             if overrides(self.trainer, "on_validation_epoch_end"):
-                pruned = self._call_hook(self.trainer.on_validation_epoch_end, found) or pruned
+                pruned = self._call_hook("on_validation_epoch_end", found) or pruned
             self._keep_best(found)
             if is_last and self.splits.test is not None and self.best is not None:
-                state = self.layout.put(self.best.state)
+                state = jax.device_put(self.best.state, self.layout.shardings(self.best.state))
                 found.update(metrics_.to_floats(self._metrics_of(self.splits.test, state), "test_"))
             self.reports.append(Report(epoch, epoch * self.feed.steps, found))
+            if not has_hooks(self.trainer):  # a hook may report it later
+                self._check_objective(self.reports[-1:])
         self._epoch, self._position = epoch + 1, 0
         self._carry = Carry(carry.state, *self._nothing_seen)
         if is_validated:
@@ -219,12 +244,13 @@ class Training(Generator[Report, None, TrainState]):
         assert self._carry is not None
         return self._carry
 
-    def _call_hook(self, hook: Callable[..., Any], found: dict[str, float]) -> TrialPruned | None:
+    def _call_hook(self, hook: str, found: dict[str, float]) -> TrialPruned | None:
         """Call a hook, take in what it adds to the metrics; return its wish to end the trial, if it has one."""
         try:
-            found.update(hook(self.state, self.host_hparams, self._epoch, dict(found)) or {})
+            added = getattr(self.trainer, hook)(self.state, self.host_hparams, self._epoch, dict(found)) or {}
         except TrialPruned as pruned:
             return pruned
+        found.update(_numbers(hook, added, found))
         return None
 
     # Steps.
@@ -264,13 +290,14 @@ class Training(Generator[Report, None, TrainState]):
     def _advance(self, source: Source) -> None:
         """Run the next program: a chunk of steps, or one."""
         count, before = 1, None
-        if self.mode == "scan":
+        is_scan = self.mode == "scan" and not self._debug
+        if is_scan:
             count = min(chunk(self.feed.steps), self.feed.steps - self._position)
         if self._profile is not None:
             self._profile.before(self.step, count)
         if self._debug:
             before = self._programs.copy(self._now)
-        if self.mode == "scan":
+        if is_scan:
             self._carry = self._programs.steps(source, self.hparams, *self._now, count=count)
         else:
             self._carry = self._programs.step(source, self.hparams, *self._now)
@@ -288,8 +315,19 @@ class Training(Generator[Report, None, TrainState]):
         validated = self._metrics_of(self.splits.validation, carry.state)
         skipped = None if carry.state.opt_state is None else skipped_steps(carry.state.opt_state)
         validated, trained, skipped = jax.device_get((validated, carry.totals, skipped))
-        values = {**metrics_.as_floats(validated), **(found or metrics_.as_floats(trained, "train_"))}
+        values = metrics_.as_floats(validated)
+        values |= _numbers("on_training_epoch_end", found or metrics_.as_floats(trained, "train_"), values)
         return values if skipped is None else {**values, "train_skipped_steps": float(skipped)}
+
+    def _check_objective(self, reports: Sequence[Report]) -> None:
+        """Raise StudyError if an objective was asked for that is in none of these reports."""
+        if not self._must_report or any(self.objective in report.metrics for report in reports):
+            return
+        known = list(reports[-1].metrics)
+        raise StudyError(
+            f"the objective must be a metric that the trainer reports: {self.objective!r} is not, it reports "
+            f"{', '.join(known)}{nearest(self.objective, known)}"
+        )
 
     def _metrics_of(self, dataset: Any, state: TrainState) -> metrics_.Metrics:
         return eval_metrics(self._programs, self.layout, self.hparams, dataset, state, self.mode or "step")
@@ -326,7 +364,8 @@ class Training(Generator[Report, None, TrainState]):
         """Go on from the newest good checkpoint; return False if there is none."""
         assert self.checkpoints is not None
         like = {"carry": shapes._asdict(), "best": shapes.state.for_evaluation()}
-        shardings = self.layout.shardings(like)
+        # Said of one device, it would make other programs of those that a new training runs.
+        shardings = self.layout.shardings(like) if self.layout.devices else None
         restored = self.checkpoints.restore(like, shardings=shardings, identity=identity(self))
         if restored is None:
             return False
@@ -343,6 +382,36 @@ class Training(Generator[Report, None, TrainState]):
 
 
 _copy = jax.jit(jnp.copy)
+
+
+def _check_arguments(epochs: Any, seed: Any, direction: Any) -> None:
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+        raise StudyError(f"epochs must be a whole number of at least 1: got {epochs!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**31:
+        raise StudyError(f"seed must be a whole number in [0, 2^31): got {seed!r}")
+    if direction not in ("minimize", "maximize"):
+        raise StudyError(f"direction must be 'minimize' or 'maximize': got {direction!r}")
+
+
+def _check_kinds(**options: Any) -> None:
+    """Raise StudyError for an option of a kind that fails much later."""
+    for name, kind in (("checkpoints", Checkpoints), ("layout", Layout), ("profile", Profile)):
+        if not isinstance(options[name], kind | None):
+            raise StudyError(f"{name} must be a tuner.training.{kind.__name__} or None: got {options[name]!r}")
+    if not callable(options["stop"]):
+        raise StudyError(f"stop must be a function that says whether to stop: got {options['stop']!r}")
+
+
+def _numbers(hook: str, added: Any, found: Mapping[str, float]) -> dict[str, float]:
+    """Return what a hook adds to the metrics, as Python floats."""
+    if not isinstance(added, Mapping):
+        raise StudyError(f"{hook} must return a mapping of names to numbers, or None: got {added!r}")
+    if taken := sorted(added.keys() & found.keys()):
+        raise StudyError(f"{hook} must not return {taken[0]!r}, which is reported anyway: rename it")
+    try:
+        return {str(name): float(value) for name, value in added.items()}
+    except (TypeError, ValueError) as error:
+        raise StudyError(f"{hook} must return numbers by name: got {added!r} ({error})") from None
 
 
 def _to_host(tree: Any) -> Any:

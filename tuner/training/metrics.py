@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -48,6 +49,9 @@ class Mean(Metric):
     def of(cls, values: jax.Array, weights: jax.Array) -> Mean:
         """Return the mean of per-example values.
 
+        What has weight 0 may be NaN here, but not on its way here where a gradient is taken: the chain rule multiplies
+        its 0 with the derivatives before it, and 0 * NaN is NaN. So an example of weight 0 must have finite inputs.
+
         Args:
             values: One per example; any number type. Num[Array, "batch"].
             weights: Zero for padding. Float[Array, "batch"].
@@ -60,7 +64,7 @@ class Mean(Metric):
                 f"losses and metrics must have one value for each example: got shape {jnp.shape(values)} for "
                 f"{weights.shape[0]} examples"
             )
-        # A padded example's value may be anything, NaN included: zero times NaN would poison the sum.
+        # Chosen, not multiplied away: zero times NaN would poison the sum.
         kept = jnp.where(weights > 0, values.astype(jnp.float32), 0.0)
         return cls(jnp.sum(kept * weights), jnp.sum(weights))
 
@@ -71,11 +75,12 @@ class Mean(Metric):
 
     @property
     def value(self) -> jax.Array:
-        """The mean. Float[Array, ""]."""
-        return self.total / self.weight
+        """The mean, for gradients: without any weight 0, as are its gradients then. Float[Array, ""]."""
+        return self.total / jnp.where(self.weight == 0, jnp.ones_like(self.weight), self.weight)
 
     def compute(self) -> float:
-        return float(self.total / self.weight)
+        """Return the mean; NaN without any weight."""
+        return float(self.total / self.weight) if self.weight else math.nan
 
 
 @jax.tree_util.register_dataclass
@@ -94,25 +99,33 @@ class ConfusionMatrix(Metric):
         """Return the counts of a batch.
 
         Args:
-            predicted: Int or Bool[Array, "..."], in [0, classes).
-            labels: The same shape; a label outside [0, classes) is not counted.
+            predicted: Int or Bool[Array, "..."], in [0, classes). There is no cell for one outside, and without it the
+                metrics would be too good: NaN goes into the row of its true class, so that all metrics are NaN.
+            labels: The same shape; a label outside [0, classes) is not counted, whatever was predicted.
             weights: Float[Array, "batch"], for the first axis of `labels`; zero for padding.
             classes: How many there are; static.
         """
         # First of all, because in a type such as uint8 the products below would overflow.
         labels, predicted = labels.astype(jnp.int32), predicted.astype(jnp.int32)
         spread = weights.reshape(weights.shape + (1,) * (labels.ndim - 1))
-        is_class = (labels >= 0) & (labels < classes)
-        seen = jnp.where(is_class, jnp.broadcast_to(spread, labels.shape), 0.0)
-        cells = jnp.where(is_class, labels * classes + predicted, 0)
+        is_counted = (labels >= 0) & (labels < classes) & (spread != 0)
+        cell = jnp.clip(predicted, 0, classes - 1)
+        seen = jnp.where(cell == predicted, jnp.broadcast_to(spread, labels.shape), jnp.nan)
+        seen = jnp.where(is_counted, seen, 0.0)
+        cells = jnp.where(is_counted, labels * classes + cell, 0)
         counts = jnp.zeros(classes * classes, jnp.float32).at[cells.reshape(-1)].add(seen.reshape(-1))
         return cls(counts.reshape(classes, classes))
 
     def compute(self) -> dict[str, float]:
-        """Return accuracy, and F1 and intersection over union as means over the classes that occur."""
+        """Return accuracy, and F1 and intersection over union as means over the classes that occur.
+
+        All are NaN if nothing was counted, or a prediction was no class.
+        """
         counts = np.asarray(self.counts, np.float64)
+        if not counts.any():
+            return dict.fromkeys(("accuracy", "f1", "iou"), math.nan)
         hits, true, predicted = np.diag(counts), counts.sum(1), counts.sum(0)
-        occurs = (true + predicted) > 0
+        occurs = (true + predicted) != 0  # also where it is NaN
         f1 = 2 * hits[occurs] / (true + predicted)[occurs]
         iou = hits[occurs] / (true + predicted - hits)[occurs]
         return {"accuracy": float(hits.sum() / counts.sum()), "f1": float(f1.mean()), "iou": float(iou.mean())}

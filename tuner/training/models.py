@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -51,11 +52,13 @@ def as_model(made: Any) -> Model:
         return _linen(made)
     if isinstance(made, tuple) and len(made) == 2 and all(map(callable, made)):
         return _pair(*made)
-    if callable(made) and "rngs" in _parameters(made):
+    is_nnx = _is_nnx_module(made)
+    if not is_nnx and callable(made) and "rngs" in _parameters(made):
         return _nnx(made)
+    instance = f"an instance of {type(made).__name__}; return the class, or a function of rngs"
     raise StudyError(
         "init_model must return a Linen module, an NNX module class (or a function of rngs that makes one), or a pair "
-        f"of functions (init, apply): got {made!r:.80}"
+        f"of functions (init, apply): got {instance if is_nnx else ' '.join(repr(made).split())[:80]}"
     )
 
 
@@ -112,6 +115,12 @@ def _watched_nnx(root: Any) -> Iterator[None]:
     finally:
         for kind, call in before.items():
             kind.__call__ = call
+
+
+def _is_nnx_module(made: Any) -> bool:
+    # Where nobody has imported NNX, which takes a while, there is none.
+    nnx = sys.modules.get("flax.nnx")
+    return nnx is not None and isinstance(made, nnx.Module)
 
 
 def _parameters(function: Callable[..., Any]) -> set[str]:

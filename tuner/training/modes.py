@@ -16,7 +16,7 @@ import jax
 from tuner.errors import StudyError
 from tuner.training.feed import Feed
 from tuner.training.programs import Carry, Programs, Source
-from tuner.training.trainer import TrainerModule
+from tuner.training.trainer import TrainerModule, settings_of
 
 Mode = Literal["scan", "step"]
 Choose = Callable[[str, Callable[[], Mode]], Mode]
@@ -48,10 +48,24 @@ def chunk(steps: int) -> int:
     return -(-steps // -(-steps // _CHUNK))
 
 
-def check_mode(trainer: TrainerModule) -> None:
-    """Raise StudyError unless the trainer's `loop` is one."""
+def check_settings(trainer: Any) -> None:
+    """Raise StudyError unless this is a trainer whose attributes are what they can be."""
+    if not isinstance(trainer, TrainerModule):
+        raise StudyError(f"trainer must be a TrainerModule: got {trainer!r}")
+    try:
+        hash(trainer)
+    except TypeError:
+        raise StudyError(
+            f"a trainer must be hashable, as programs are kept by it: {type(trainer).__name__} is not; "
+            "@dataclass(eq=False) is"
+        ) from None
     if trainer.loop not in ("auto", "scan", "step"):
         raise StudyError(f"a trainer's loop must be 'auto', 'scan' or 'step': got {trainer.loop!r}")
+    if trainer.precision not in ("float32", "bfloat16", "float16"):
+        raise StudyError(f"a trainer's precision must be 'float32', 'bfloat16' or 'float16': got {trainer.precision!r}")
+    every = trainer.validate_every
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise StudyError(f"a trainer's validate_every must be a whole number of at least 1: got {every!r}")
 
 
 def program_name(trainer: TrainerModule, hparams: Any, feed: Feed, source: Source) -> str:
@@ -59,7 +73,7 @@ def program_name(trainer: TrainerModule, hparams: Any, feed: Feed, source: Sourc
     shapes = ", ".join(f"{name} {leaf.dtype}{list(leaf.shape[1:])}" for name, leaf in sorted(source.arrays.items()))
     device = (feed.layout.devices or tuple(jax.devices()))[0]
     return (
-        f"{type(trainer).__qualname__} {jax.tree.structure(hparams)} ({shapes}) "
+        f"{type(trainer).__qualname__} {dict(settings_of(trainer))} {jax.tree.structure(hparams)} ({shapes}) "
         f"{feed.steps} x {feed.batch_size} on {feed.layout.size} {device.device_kind}"
     )
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
+
+from tuner.training.layers import drop
 
 
 class Dropout(nnx.Module):
@@ -28,6 +29,4 @@ class Dropout(nnx.Module):
         """Return inputs with dropout applied in training, unchanged in evaluation; same shape and type."""
         if self.deterministic:
             return inputs
-        keep = 1.0 - jnp.asarray(self.rate, inputs.dtype)
-        kept = jax.random.bernoulli(self.rngs(), keep, inputs.shape)
-        return jnp.where(kept, inputs / keep, jnp.zeros_like(inputs))
+        return drop(inputs, self.rngs(), self.rate)

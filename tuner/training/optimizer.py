@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -15,7 +16,7 @@ import optax
 import optax.contrib
 
 from tuner.errors import StudyError, nearest
-from tuner.training.optimizer_rules import check_spec, decay_matrices, is_zero
+from tuner.training.optimizer_rules import check_spec, decay_matrices, is_zero, marks
 from tuner.training.optimizer_table import (
     OWN_DECAY,
     SCHEDULE_FREE,
@@ -130,7 +131,7 @@ class OptimizerSpec:
 
     def _mask(self) -> Callable[[Any], Any]:
         """Return what marks the arrays that decay."""
-        return decay_matrices if self.decay_mask is None else self.decay_mask
+        return decay_matrices if self.decay_mask is None else partial(marks, self.decay_mask)
 
     def _rate(self, peak: Any, updates: int) -> Any:
         """Return the learning rate, as a function of the step if it changes."""
@@ -173,7 +174,8 @@ class OptimizerGroups:
             key: The trial's key; each group draws its own numbers from it.
 
         Returns:
-            A transformation whose `init` raises StudyError for an array that no group is named for.
+            A transformation whose `init` raises StudyError for an array that no group is named for, and for a group
+            that is not None and has no array.
 
         Raises:
             StudyError: as `check`; or what draws random numbers was given no key.
@@ -197,9 +199,11 @@ class OptimizerGroups:
 
     def _labels(self, params: Any) -> Any:
         """Return each array's group."""
+        paths: list[str] = []
 
         def name(path: Any, leaf: Any) -> str:
             where = jax.tree_util.keystr(path, simple=True, separator="/")
+            paths.append(where)
             found = self.label(where)
             if found not in self.groups:
                 raise StudyError(
@@ -208,7 +212,16 @@ class OptimizerGroups:
                 )
             return found
 
-        return jax.tree_util.tree_map_with_path(name, params)
+        labels = jax.tree_util.tree_map_with_path(name, params)
+        used = set(jax.tree.leaves(labels))
+        for group, spec in self.groups.items():
+            if spec is not None and group not in used:
+                known = {*map(str, used), *paths, *(part for path in paths for part in path.split("/"))} - {group}
+                raise StudyError(
+                    f"a group must have an array, or be None: got none for {group!r} from label"
+                    + nearest(str(group), sorted(known))
+                )
+        return labels
 
 
 def as_optimizer(made: Any, total_steps: int, key: jax.Array | None = None) -> optax.GradientTransformationExtraArgs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -37,6 +37,35 @@ def decay_matrices(params: Any) -> Any:
 def decay_all(params: Any) -> Any:
     """Mark every array."""
     return jax.tree.map(lambda leaf: True, params)
+
+
+def marks(mask: Callable[[Any], Any], params: Any) -> Any:
+    """Return what a `decay_mask` makes of parameters.
+
+    Raises:
+        StudyError: it is no tree like theirs; a mark may stand for all that is below it.
+    """
+    made = mask(params)
+    try:
+        jax.tree.map(lambda mark, part: None, made, params)
+    except ValueError:
+        raise StudyError(
+            f"decay_mask must return the parameters' tree, of booleans: got {_difference(made, params)}"
+        ) from None
+    return made
+
+
+def _difference(made: Any, params: Any) -> str:
+    """Say where a tree of marks differs from the parameters."""
+    by_tree = (jax.tree_util.tree_leaves_with_path(tree) for tree in (made, params))
+    marked, arrays = ([jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in one] for one in by_tree)
+    for name in arrays:
+        if not any(f"{name}/".startswith(f"{mark}/") for mark in marked):
+            return f"none for {name!r}"
+    for mark in marked:
+        if not any(f"{name}/".startswith(f"{mark}/") for name in arrays):
+            return f"one for {mark!r}, which is no parameter{nearest(mark, arrays)}"
+    return f"{type(made).__name__} for {type(params).__name__}, or the like further down"
 
 
 def is_zero(number: Any) -> bool:
@@ -92,6 +121,8 @@ def _check_numbers(spec: OptimizerSpec, total_steps: int) -> None:
         require("decay", spec.decay, "at least 0", lambda decay: decay >= 0)
     if spec.clip_norm is not None:
         require("clip_norm", spec.clip_norm, "above 0", lambda norm: norm > 0, "None clips nothing")
+    if not isinstance(spec.skip_nonfinite, bool):
+        raise StudyError(f"skip_nonfinite must be True or False: got {spec.skip_nonfinite!r}")
     if not isinstance(spec.noise, GradientNoise | None):
         raise StudyError(f"noise must be a GradientNoise or None: got {spec.noise!r}")
     if spec.noise is not None:

@@ -18,7 +18,7 @@ from tuner.training.data import Batch, batch_order, gather
 from tuner.training.mesh import Layout
 from tuner.training.metrics import Metrics
 from tuner.training.state import Stream, TrainState
-from tuner.training.trainer import TrainerModule
+from tuner.training.trainer import TrainerModule, settings_of
 
 _KEPT = 16
 """Sets of programs kept in memory. A study over hundreds of widths would else hold all its programs to the end."""
@@ -162,10 +162,10 @@ class Programs:
 
 
 @lru_cache(maxsize=_KEPT)
-def _programs(trainer: TrainerModule, structure: Any, layout: Layout) -> Programs:
+def _programs(trainer: TrainerModule, settings: Any, structure: Any, layout: Layout) -> Programs:
     return Programs(trainer, layout)
 
 
 def programs(trainer: TrainerModule, hparams: Any, layout: Layout) -> Programs:
     """Return the programs for a trainer and the static part of these hyperparameters; the latest few are kept."""
-    return _programs(trainer, jax.tree.structure(hparams), layout)
+    return _programs(trainer, settings_of(trainer), jax.tree.structure(hparams), layout)

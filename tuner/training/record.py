@@ -7,6 +7,7 @@ import importlib.metadata
 import inspect
 import os
 import platform
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import lru_cache
@@ -16,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from tuner.errors import StudyError
-from tuner.jsonfile import read_json, to_json, write_json
+from tuner.errors import CheckpointError, StudyError
+from tuner.jsonfile import from_json, read_json, to_json, write_json
 from tuner.space import Space, to_params
-from tuner.training.data import ArrayDataset
+from tuner.training.data import ArrayDataset, Splits
 from tuner.training.feed import Dataset
+from tuner.training.trainer import TrainerModule, settings_of
 
 if TYPE_CHECKING:
     from tuner.training.loop import Training
@@ -34,22 +36,24 @@ def identity(training: Training) -> dict[str, Any]:
         "batch_size": training.feed.batch_size,
         "examples": len(training.splits.train),
         "hparams": describe_hparams(training.host_hparams),
+        "trainer": type(training.trainer).__qualname__,
+        "settings": settings(training.trainer),
+        "objective": training.objective,
+        "direction": training.direction,
+        "data": training.data,
     }
 
 
 def record(training: Training) -> dict[str, Any]:
     """Return what there is to know about a training beside its arrays."""
     best = training.best
-    batch = jax.eval_shape(lambda source: source.at(jax.numpy.int32(0)), training.feed.first())
     return {
         **training.about,
-        "trainer": _reference(type(training.trainer)),
-        "space": _reference(type(training.host_hparams)),
-        "batch": {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in batch.items()},
-        "versions": versions(),
         **identity(training),
-        "objective": training.objective,
-        "direction": training.direction,
+        "class": _reference(type(training.trainer)),
+        "space": _reference(type(training.host_hparams)),
+        "batch": {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in training.batch.items()},
+        "versions": versions(),
         "mode": training.mode,
         "best": None if best is None else {"epoch": best.epoch, "metrics": dict(best.metrics)},
         "reports": [asdict(report) for report in training.reports],
@@ -70,22 +74,50 @@ class RunLog:
     """
 
     def __init__(self, folder: str | Path, training: Training) -> None:
-        self._path = Path(folder) / "run.json"
+        self._path, self._told = Path(folder).absolute() / "run.json", ""
         if self._path.exists():
-            theirs = read_json(self._path)
+            theirs = read_log(self._path)
             for name, mine in to_json(identity(training)).items():
                 if theirs.get(name) != mine:
                     raise StudyError(
                         f"the folder of a run must be its own: {self._path} has {name}={theirs.get(name)!r}, this one "
                         f"has {name}={mine!r}; take another folder"
                     )
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        parts = {name: getattr(training.splits, name) for name in ("train", "validation", "test")}
-        self._data = {name: digest(part) for name, part in parts.items() if part is not None}
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StudyError(f"log must be a folder that can be made: {folder} is not, {error}") from None
 
     def write(self, training: Training) -> None:
-        """Write what is known so far."""
-        write_json(self._path, {**record(training), "data": self._data})
+        """Write what is known so far; a log that cannot be written is told on stderr and never stops the training."""
+        try:
+            write_json(self._path, record(training))
+        except OSError as error:
+            told = f"tuner: the log could not be written to {self._path}: {error.strerror}"
+            if told != self._told:
+                print(told, file=sys.stderr)
+            self._told = told
+
+
+def read_log(path: Path) -> dict[str, Any]:
+    """Return a log.
+
+    Raises:
+        CheckpointError: it is none.
+    """
+    try:
+        found = read_json(path)
+        if not isinstance(found, dict) or not {"class", "hparams", "reports", "data"} <= found.keys():
+            raise ValueError("it is no log of a run")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"the log of a run must be a file that can be read: {path} is not, {error}") from None
+    return found
+
+
+def digests(splits: Splits) -> dict[str, str | None]:
+    """Return what tells these data from others of the same shapes."""
+    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    return {name: digest(part) for name, part in parts.items() if part is not None}
 
 
 @lru_cache(maxsize=8)
@@ -115,13 +147,21 @@ def describe_hparams(hparams: Any) -> Any:
     """Return hyperparameters as plain JSON values: of a space or a dict the values, anything else as text."""
     if isinstance(hparams, Space):
         return to_params(hparams)
-    return dict(hparams) if is_plain(hparams) else repr(hparams)
+    if is_plain(hparams):
+        return {name: value.item() if isinstance(value, np.generic) else value for name, value in hparams.items()}
+    return repr(hparams)
+
+
+def settings(trainer: TrainerModule) -> dict[str, Any]:
+    """Return the plain attributes of a trainer as JSON has them."""
+    return from_json(to_json(dict(settings_of(trainer))))
 
 
 def is_plain(hparams: Any) -> bool:
     """Return whether hyperparameters are a dict that comes back from JSON as it was."""
     return type(hparams) is dict and all(
-        isinstance(name, str) and (value is None or type(value) in (bool, int, float, str))
+        isinstance(name, str)
+        and (value is None or type(value) in (bool, int, float, str) or isinstance(value, np.number))
         for name, value in hparams.items()
     )
 

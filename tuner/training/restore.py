@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from tuner.errors import CheckpointError, StudyError
-from tuner.jsonfile import read_json
 from tuner.source import import_file
 from tuner.space import Space, from_params
 from tuner.training.checkpoints import from_plain, read
-from tuner.training.data import Splits
+from tuner.training.data import Splits, steps_per_epoch
 from tuner.training.hparams import register
 from tuner.training.mesh import Layout
 from tuner.training.programs import Source, programs
-from tuner.training.record import digest
+from tuner.training.record import digests, read_log, settings
 from tuner.training.state import TrainState
 from tuner.training.trainer import TrainerModule
 from tuner.trial import Report
@@ -56,7 +55,8 @@ class Loaded:
 def load_from_checkpoint(path: str | Path, *, trainer: TrainerModule | None = None, hparams: Any = None) -> Loaded:
     """Return a trained model from a checkpoint's folder alone.
 
-    The study's file, or that of the trainer's class, must still be where it was.
+    The study's file, or that of the trainer's class, must still be where it was; it is imported, so that what it does
+    beside defining things belongs below `if __name__ == "__main__":`.
 
     Args:
         path: A checkpoint, or a trial's folder: its best checkpoint, else the latest.
@@ -75,7 +75,7 @@ def load_from_checkpoint(path: str | Path, *, trainer: TrainerModule | None = No
     batch: Any = {name: jax.ShapeDtypeStruct(tuple(shape), dtype) for name, (shape, dtype) in record["batch"].items()}
     placed, seed = jax.device_put(hparams), jax.ShapeDtypeStruct((), "uint32")
     init = programs(trainer, placed, Layout()).init
-    steps = -(-record["examples"] // record["batch_size"])
+    steps = steps_per_epoch(record["examples"], record["batch_size"])
     shapes = init.eval_shape(Source(batch), placed, seed, total_steps=record["epochs"] * steps).state
     if record["kind"] == "best":
         state = from_plain(plain, shapes.for_evaluation())
@@ -113,11 +113,13 @@ class Run:
         Raises:
             StudyError: the data are others.
         """
-        for name, expected in self.record["data"].items():
-            part = getattr(splits, name)
-            found = None if part is None else digest(part)
-            if found != expected:
-                raise StudyError(f"a run must be trained again on the same data: {name} has {found}, had {expected}")
+        mine = digests(splits)
+        for name in ("train", "validation", "test"):
+            if mine.get(name) != self.record["data"].get(name):
+                raise StudyError(
+                    f"a run must be trained again on the same data: {name} is not what it was, by its digest; make the "
+                    "splits as for the first time, test set included"
+                )
         said = {name: self.record[name] for name in ("epochs", "seed", "objective", "direction")}
         mode = self.record["mode"]
         fixed = {} if mode is None else {"choose": lambda program, measure: mode}
@@ -125,7 +127,7 @@ class Run:
 
 
 def load_run(folder: str | Path, *, trainer: TrainerModule | None = None, hparams: Any = None) -> Run:
-    """Return a run from its log; see `log` of `Training`.
+    """Return a run from its log; see `log` of `Training`. Its trainer's file is imported.
 
     Args:
         folder: The folder of the run.
@@ -137,11 +139,10 @@ def load_run(folder: str | Path, *, trainer: TrainerModule | None = None, hparam
         StudyFileError: the trainer's file does not import.
     """
     path = Path(folder) / "run.json"
-    try:
-        record = read_json(path)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"the log of a run must be a file that can be read: {path} is not, {error}") from None
-    return Run(trainer or _find_trainer(path, record), hparams or _find_hparams(path, record), record)
+    record = read_log(path)
+    if hparams is None:
+        hparams = _find_hparams(path, record)
+    return Run(trainer or _find_trainer(path, record), hparams, record)
 
 
 def _find_trainer(path: str | Path, record: dict[str, Any]) -> TrainerModule:
@@ -150,13 +151,24 @@ def _find_trainer(path: str | Path, record: dict[str, Any]) -> TrainerModule:
     if study is not None:
         for value in vars(import_file(Path(record["file"]))).values():
             if getattr(value, "name", None) == study and isinstance(getattr(value, "trainer", None), TrainerModule):
-                return value.trainer
+                return _as_recorded(path, record, value.trainer)
         raise CheckpointError(f"{record['file']} must hold the study {study!r} of {path}: it does not; give trainer=")
-    kind = _find(path, record["trainer"], "trainer=")
+    kind = _find(path, record["class"], "trainer=")
     try:
-        return kind()
+        return _as_recorded(path, record, kind())
     except TypeError as error:
         raise CheckpointError(f"the trainer of {path} must be made by hand, {error}: give trainer=") from None
+
+
+def _as_recorded(path: str | Path, record: dict[str, Any], trainer: TrainerModule) -> TrainerModule:
+    mine = settings(trainer)
+    for name, value in record["settings"].items():
+        if mine.get(name) != value:
+            raise CheckpointError(
+                f"the trainer of {path} had {name}={value!r}, {type(trainer).__name__}() has {mine.get(name)!r}: give "
+                "trainer="
+            )
+    return trainer
 
 
 def _find_hparams(path: str | Path, record: dict[str, Any]) -> Any:

@@ -6,6 +6,7 @@ import dataclasses
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax.training.dynamic_scale import DynamicScale
 
-from tuner.training.optimizer import evaluated_params
+from tuner.training.optimizer import evaluated_params, skipped_steps
 
 
 class Stream(enum.IntEnum):
@@ -118,6 +119,13 @@ class TrainState:
         average = self.average
         if average is not None and ema_decay is not None:
             average = average.update(params, collections, ema_decay)
+        skipped = skipped_steps(opt_state)
+        if skipped is not None:
+            # What the model carries is as bad as the gradient was: one NaN would stay in batch statistics for ever.
+            is_kept = skipped == skipped_steps(self.opt_state)
+            collections, average = jax.tree.map(
+                partial(jnp.where, is_kept), (collections, average), (self.collections, self.average)
+            )
         return dataclasses.replace(
             self,
             step=None if self.step is None else self.step + jnp.ones_like(self.step),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax.training.dynamic_scale import DynamicScale
 
-from tuner.errors import StudyError
+from tuner.errors import StudyError, nearest
 from tuner.training.data import Batch
 from tuner.training.metrics import Mean, Metric, Metrics
 from tuner.training.models import Model, as_model
@@ -29,7 +31,9 @@ class TrainerModule:
     """A model, its loss and its optimizer, as pure functions of hyperparameters.
 
     Every method that touches arrays is pure and takes `hparams`: trials that differ only in traced hyperparameters
-    run the same compiled program. Override `init_model` and `loss`; the rest has defaults.
+    run the same compiled program. Override `init_model` and `loss`; the rest has defaults. Numbers, texts and tuples
+    among an instance's attributes are settings: programs are compiled for them, and a checkpoint is of a trainer with
+    equal ones. What a hook counts goes into attributes whose names begin with an underscore.
 
     Attributes:
         loop: `"scan"` runs an epoch as one compiled program, `"step"` as a loop of compiled steps, `"auto"` measures
@@ -84,23 +88,34 @@ class TrainerModule:
         return 64
 
     def inputs(self, batch: Batch) -> Any:
-        """Return what the model is called with; a tuple is several arguments."""
+        """Return what the model is called with, by default the array `inputs`; a tuple is several arguments."""
+        if "inputs" not in batch:
+            raise StudyError(
+                f"the data must have an array 'inputs', or {type(self).__name__} must define inputs(batch): the batch "
+                f"has {', '.join(batch)}"
+            )
         return batch["inputs"]
 
     def init_optimizer(self, hparams: Any, total_steps: int) -> Optimizer:
         """Return the optimizer: an `OptimizerSpec`, `OptimizerGroups` or any optax transformation.
 
-        By default AdamW with warm-up and cosine decay over `hparams.learning_rate` and, where there is one,
-        `hparams.weight_decay`.
+        By default AdamW with warm-up and cosine decay over the hyperparameter `learning_rate` and, where there is
+        one, `weight_decay`.
         """
-        return OptimizerSpec(
-            "adamw", hparams.learning_rate, schedule=WarmupCosine(), decay=getattr(hparams, "weight_decay", 0.0)
-        )
+        given = hparams.get if isinstance(hparams, Mapping) else partial(getattr, hparams)
+        rate = given("learning_rate", None)
+        if rate is None:
+            raise StudyError(
+                f"the default optimizer needs a hyperparameter 'learning_rate': {type(hparams).__name__} has none; add "
+                f"it, or define init_optimizer in {type(self).__name__}"
+            )
+        return OptimizerSpec("adamw", rate, schedule=WarmupCosine(), decay=given("weight_decay", 0.0))
 
     def ema_decay(self, hparams: Any) -> float | jax.Array | None:
-        """Return how much of the smoothed weights each update keeps; with None there are none.
+        """Return how much of the smoothed weights each step keeps; with None there are none.
 
-        Evaluation, and so the objective, is that of the smoothed weights.
+        Evaluation, and so the objective, is that of the smoothed weights. A step that only accumulates gradients
+        counts, a skipped one does not.
         """
         return None
 
@@ -125,15 +140,16 @@ class TrainerModule:
         """Return the state after one update, and the batch's metrics.
 
         These are those of `loss`, the loss itself, the gradient's norm before clipping, and the penalty if there is
-        one.
+        one; in float16 also the loss scale and the share of steps whose gradient overflowed, `overflow`.
         """
-        batch = self.augment(batch, hparams, Stream.AUGMENT.key(key))
+        batch = self._augmented(batch, hparams, Stream.AUGMENT.key(key))
 
         def objective(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
             outputs, collections = self.apply_model(params, state.collections, batch, hparams, train=True, key=key)
             metrics = self._metrics(outputs, batch, hparams)
             loss, penalty = metrics["loss"].value, self.penalty(params, hparams)
             if penalty is not None:
+                penalty = jnp.asarray(penalty, loss.dtype)
                 loss, metrics["penalty"] = loss + penalty, Mean.of_steps(penalty)
             return loss, (collections, metrics)
 
@@ -146,7 +162,11 @@ class TrainerModule:
             differentiate = scale.value_and_grad(objective, has_aux=True)
             scale, is_finite, (value, (collections, metrics)), grads = differentiate(state.params)
             metrics["loss_scale"] = Mean.of_steps(jnp.asarray(scale.scale))
+            metrics["overflow"] = Mean.of_steps(1.0 - is_finite.astype(jnp.float32))
         metrics["grad_norm"] = Mean.of_steps(_norm(grads))
+        if is_finite is not None:  # there is no norm of an overflow
+            norm = metrics["grad_norm"]
+            metrics["grad_norm"] = jax.tree.map(lambda part: jnp.where(is_finite, part, jnp.zeros_like(part)), norm)
         after = state.apply_gradients(
             optimizer,
             grads,
@@ -173,17 +193,19 @@ class TrainerModule:
     def on_training_epoch_end(
         self, state: TrainState, hparams: Any, epoch: int, metrics: Mapping[str, float]
     ) -> Mapping[str, float] | None:
-        """Do something after an epoch's steps, with its training metrics; what is returned is reported as well.
+        """Do something after an epoch's steps, with its training metrics.
 
-        May raise `tuner.errors.TrialPruned` to end the trial. The state is only valid during the call.
+        What is returned, numbers by name, is reported as well if the epoch is validated. May raise
+        `tuner.errors.TrialPruned` to end the trial. The state is only valid during the call.
         """
 
     def on_validation_epoch_end(
         self, state: TrainState, hparams: Any, epoch: int, metrics: Mapping[str, float]
     ) -> Mapping[str, float] | None:
-        """Do something after a validation, with all metrics of the report; what is returned is reported as well.
+        """Do something after a validation, with the epoch's metrics; what is returned is reported as well.
 
-        May raise `tuner.errors.TrialPruned` to end the trial, after this epoch's report.
+        Those of the test set are not among them: they come once, after the last validation. May raise
+        `tuner.errors.TrialPruned` to end the trial, after this epoch's report.
         """
 
     # Made of the above.
@@ -245,17 +267,43 @@ class TrainerModule:
         return inputs if isinstance(inputs, tuple) else (inputs,)
 
     def _metrics(self, outputs: Any, batch: Batch, hparams: Any) -> Metrics:
-        losses, metrics = self.loss(outputs, batch, hparams)
-        taken = {"loss", "penalty", "grad_norm"} & set(metrics)
+        made = self.loss(outputs, batch, hparams)
+        if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], Mapping)):
+            raise StudyError(
+                f"{type(self).__name__}.loss must return the losses and a dict of metrics: got {type(made).__name__}"
+            )
+        losses, metrics = made
+        taken = {"loss", "penalty", "grad_norm", "loss_scale", "overflow"} & set(metrics)
         if taken:
             raise StudyError(
                 f"a metric must not be called {taken.pop()!r}, which is reported anyway: rename it in "
                 f"{type(self).__name__}"
             )
+        made = {"loss": losses, **metrics}
+        for name, values in made.items():
+            if not isinstance(values, Metric) and jnp.shape(values) != batch["weight"].shape:
+                raise StudyError(
+                    f"losses and metrics must have one value for each example, not their mean: {name!r} has shape "
+                    f"{jnp.shape(values)} for {len(batch['weight'])} examples ({type(self).__name__}.loss)"
+                )
         return {
             name: values if isinstance(values, Metric) else Mean.of(values, batch["weight"])
-            for name, values in {"loss": losses, **metrics}.items()
+            for name, values in made.items()
         }
+
+    def _augmented(self, batch: Batch, hparams: Any, key: jax.Array) -> Batch:
+        changed = self.augment(batch, hparams, key)
+        if not isinstance(changed, Mapping) or batch.keys() - changed.keys():
+            raise StudyError(
+                f"{type(self).__name__}.augment must return the whole batch, {', '.join(batch)}: got "
+                f"{', '.join(changed) if isinstance(changed, Mapping) else type(changed).__name__}"
+            )
+        if changed["weight"].shape != batch["weight"].shape:
+            raise StudyError(
+                f"{type(self).__name__}.augment must keep the number of examples: got {changed['weight'].shape} for "
+                f"{batch['weight'].shape}"
+            )
+        return changed
 
     # What a user calls.
 
@@ -270,9 +318,16 @@ class TrainerModule:
             epochs: Passes over the training data; > 0.
             seed: In [0, 2^31). The same seed gives the same reports, bit for bit on the same machine.
             options: See `tuner.training.loop.Training`.
+
+        Raises:
+            StudyError: an option is unknown, or something does not fit; see `Training`.
         """
         from tuner.training.loop import Training
 
+        known = list(inspect.signature(Training).parameters)
+        for name in options:
+            if name not in known:
+                raise StudyError(f"train_model must be given options of Training: got {name!r}{nearest(name, known)}")
         return Training(self, hparams, splits, epochs=epochs, seed=seed, **options)
 
     def eval_model(self, state: TrainState, dataset: Any, hparams: Any) -> dict[str, float]:
@@ -297,6 +352,19 @@ class TrainerModule:
         from tuner.training.evaluation import tabulate
 
         print(tabulate(self, hparams, splits))
+
+
+def settings_of(trainer: TrainerModule) -> tuple[tuple[str, Any], ...]:
+    """Return the settings of a trainer, by name; hashable. Objects among its attributes are not compared."""
+    given = {"precision": trainer.precision, **getattr(trainer, "__dict__", {})}
+    names = sorted(name for name in given if not name.startswith("_") and name not in ("loop", "validate_every"))
+    return tuple((name, given[name]) for name in names if _is_plain(given[name]))
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def _cast(tree: Any, precision: str) -> Any:
