@@ -15,13 +15,13 @@ def check_study(study: Study, splits: Any) -> None:
     """Trace the training for an example of each conditional branch, before anything is stored.
 
     Raises:
-        UsageError: see `tuner.training.evaluation.check_trainer`.
+        UsageError: see `tuner.training.checks.check_trainer`.
     """
     import optuna
 
     from tuner.domains import is_space
     from tuner.space import examples
-    from tuner.training.evaluation import check_trainer
+    from tuner.training.checks import check_trainer
 
     if is_space(study.space):
         candidates = examples(study.space)

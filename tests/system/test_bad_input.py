@@ -108,9 +108,13 @@ def test_an_unknown_study_has_a_nearest_one(tuner_on_sqlite: Any, tiny_study: Pa
             "    raise FileNotFoundError('data.csv')\n    rng = ",
             "must return the data: {file}:78: FileNotFound",
         ),
-        ("data=data", "data=lambda seed: 1", "data(seed) must return tuner.training.Splits: got int"),
+        ("data=data", "data=lambda seed: 1", "data must be tuner.training.Splits, of training and validation: got int"),
         ("nn.Dense(1)(x)[:, 0]", "nn.Dense(1)(x).no", "the trainer must run: {file}:42: AttributeError: "),
-        ("nn.Dense(1)(x)[:, 0]", "nn.Dense(1)(x)", "must have one value for each example: got shape (64, 64)"),
+        (
+            "nn.Dense(1)(x)[:, 0]",
+            "nn.Dense(1)(x)",
+            "must have one value for each example, not their mean: 'loss' has shape (64, 64)",
+        ),
         (
             "class HParams",
             "raise SystemExit(0)\n\n\nclass HParams",

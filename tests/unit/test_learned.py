@@ -10,7 +10,7 @@ import pytest
 
 from tuner.errors import StudyError
 from tuner.training import OptimizerSpec
-from tuner.training.learned import init_weights, learned
+from tuner.training.learned_optimizer import init_weights, learned
 from tuner.training.optimizer import as_optimizer
 
 W, G = jnp.array([1.0, -2.0]), jnp.array([0.3, 0.1])

@@ -15,7 +15,7 @@ import pytest
 from optax._src import alias
 
 from tuner.errors import StudyError
-from tuner.training.learned import init_weights, learned
+from tuner.training.learned_optimizer import init_weights, learned
 from tuner.training.optimizer import (
     OptimizerGroups,
     OptimizerSpec,

@@ -273,7 +273,7 @@ def test_a_resumed_training_runs_the_programs_that_a_new_one_does(name: str, tmp
     train(TRAINERS[name], stop_at=1, checkpoints=never(tmp_path))
     compiled: list[str] = []
 
-    def note(event: str, duration: float, **kwargs: Any) -> None:
+    def note(event: str, duration_secs: float, **kwargs: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             compiled.append(str(kwargs.get("fun_name")))
 
@@ -290,7 +290,7 @@ def test_a_resumed_training_runs_the_programs_that_a_new_one_does(name: str, tmp
 def test_the_best_is_written_however_a_training_ends(end: str, tmp_path: Path) -> None:
     trainer = Pruning() if end == "prune" else MLP_STEP
     training = Training(trainer, HPARAMS, SPLITS, epochs=EPOCHS, seed=7, checkpoints=never(tmp_path))
-    next(training), next(training)
+    assert [next(training).epoch, next(training).epoch] == [1, 2]
     if end == "prune":
         with pytest.raises(TrialPruned):
             next(training)

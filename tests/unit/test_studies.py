@@ -11,7 +11,7 @@ from tuner.domains import is_space
 from tuner.space import Space, examples
 from tuner.study import load_study
 from tuner.training import Splits
-from tuner.training.evaluation import check_trainer
+from tuner.training.checks import check_trainer
 
 STUDIES = sorted((Path(__file__).parent.parent.parent / "studies").glob("*.py"))
 

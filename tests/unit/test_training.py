@@ -34,8 +34,8 @@ from tuner.training import (
     evaluation,
     warmup_cosine,
 )
+from tuner.training.checks import check_trainer
 from tuner.training.data import batch_order, gather
-from tuner.training.evaluation import check_trainer
 from tuner.training.feed import Feed
 from tuner.training.hparams import register
 from tuner.training.programs import Carry, programs

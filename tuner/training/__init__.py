@@ -5,7 +5,7 @@ from tuner.training.data import ArrayDataset, Splits
 from tuner.training.diagnosis import Profile
 from tuner.training.evaluation import memory
 from tuner.training.layers import Dropout, Stack
-from tuner.training.learned import learned
+from tuner.training.learned_optimizer import init_weights, learned
 from tuner.training.loop import Training
 from tuner.training.mesh import Layout
 from tuner.training.metrics import ConfusionMatrix, Mean, Metric
@@ -48,6 +48,7 @@ __all__ = [
     "adamw",
     "decay_all",
     "decay_matrices",
+    "init_weights",
     "is_new_model_better",
     "learned",
     "load_from_checkpoint",

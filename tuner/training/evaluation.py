@@ -1,40 +1,34 @@
-"""What is asked of a trainer beside training: evaluate, predict, describe, check before anything is stored."""
+"""What is asked of a trainer beside training: evaluate, predict, describe."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import math
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from tuner.errors import StudyError, nearest
 from tuner.training import metrics as metrics_
-from tuner.training.data import Splits, steps_per_epoch
+from tuner.training.checks import EVAL_BATCH, asked_batch_size, first_shapes
+from tuner.training.data import Splits
 from tuner.training.feed import Dataset, Feed
 from tuner.training.hparams import register
 from tuner.training.mesh import Layout
 from tuner.training.metrics import Metrics
-from tuner.training.modes import Mode, check_settings
-from tuner.training.optimizer import OptimizerGroups, OptimizerSpec
-from tuner.training.programs import Carry, Programs, programs
-from tuner.training.schedules import require
+from tuner.training.modes import Mode
+from tuner.training.programs import Programs, programs
 from tuner.training.state import TrainState
-from tuner.training.trainer import TrainerModule, settings_of
-
-_EVAL_BATCH = 512
+from tuner.training.trainer import TrainerModule
 
 
 def eval_metrics(programs: Programs, layout: Layout, hparams: Any, dataset: Dataset, state: Any, mode: Mode) -> Metrics:
     """Return the metrics over a dataset, still on the device."""
-    feed = Feed(dataset, layout, layout.size * -(-_EVAL_BATCH // layout.size))
+    feed = Feed(dataset, layout, layout.size * -(-EVAL_BATCH // layout.size))
     order = feed.in_order()
     if feed.is_resident and (mode == "scan" or feed.steps == 1):
         return programs.eval_all(feed.resident(order), hparams, state)
@@ -65,15 +59,6 @@ def bind(trainer: TrainerModule, state: TrainState, hparams: Any) -> Callable[..
         return made.predict(weights.params, weights.collections, jax.device_put(inputs), hparams)
 
     return bound
-
-
-def first_shapes(trainer: TrainerModule, hparams: Any, splits: Splits, epochs: int = 1) -> Carry:
-    """Return the shapes of what a training starts with; nothing is computed."""
-    layout = Layout()
-    register(hparams)
-    feed = Feed(splits.train, layout, asked_batch_size(trainer, hparams))
-    made = programs(trainer, hparams, layout)
-    return made.init.eval_shape(feed.first(), hparams, np.uint32(0), total_steps=epochs * feed.steps)
 
 
 def tabulate(trainer: TrainerModule, hparams: Any, splits: Splits) -> str:
@@ -114,116 +99,3 @@ def memory(trainer: TrainerModule, hparams: Any, splits: Splits, layout: Layout 
         "temporary": analysis.temp_size_in_bytes,
         "outputs": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
     }
-
-
-@lru_cache(maxsize=256)
-def _asked_batch_size(trainer: TrainerModule, settings: Any, structure: Any, types: tuple[Any, ...]) -> Any:
-    sizes: list[Any] = []
-    # Traced, as in a program: a size that differs from trial to trial would compile anew for each.
-    hparams = structure.unflatten(jax.ShapeDtypeStruct(*of) for of in types)
-    jax.eval_shape(lambda hparams: sizes.append(trainer.batch_size(hparams)), hparams)
-    return sizes[0]
-
-
-def asked_batch_size(trainer: TrainerModule, hparams: Any) -> int:
-    """Return the trainer's batch size.
-
-    Raises:
-        StudyError: it is no static integer of at least 1.
-    """
-    leaves, structure = jax.tree.flatten(hparams)
-    size = _asked_batch_size(
-        trainer, settings_of(trainer), structure, tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-    )
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise StudyError(f"batch_size(hparams) must return a static integer of at least 1: got {size!r}")
-    return size
-
-
-def check_data(splits: Any) -> None:
-    """Raise StudyError unless data are splits."""
-    if not isinstance(splits, Splits):
-        raise StudyError(
-            f"data must be tuner.training.Splits, of training and validation: got {type(splits).__name__}; see "
-            "ArrayDataset.split"
-        )
-
-
-def check_hparams(hparams: Any) -> None:
-    """Make hyperparameters a pytree, and raise StudyError unless its leaves are numbers."""
-    register(hparams)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(hparams):
-        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float):
-            where = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise StudyError(
-                f"hyperparameters must be a Space or a pytree of numbers: got {leaf!r}{where and f' ({where})'}; what "
-                "is no number, or sets a shape, is a choice of a Space"
-            )
-
-
-def check_average(trainer: TrainerModule, hparams: Any) -> None:
-    """Raise StudyError unless the decay of smoothed weights is a share."""
-    if not overrides(trainer, "ema_decay"):
-        return
-    decay = trainer.ema_decay(hparams)
-    if decay is not None:
-        require("ema_decay", decay, "at least 0 and at most 1", lambda share: 0 <= share <= 1)
-
-
-def check_optimizer(trainer: TrainerModule, hparams: Any, total_steps: int) -> None:
-    """Check an `OptimizerSpec` with the trial's own numbers, which inside a program are not known.
-
-    Raises:
-        StudyError: something in it is wrong.
-    """
-    if overrides(trainer, "init_state") and overrides(trainer, "train_step"):
-        return  # it has optimizers of its own
-    made = trainer.init_optimizer(hparams, total_steps)
-    if isinstance(made, OptimizerSpec | OptimizerGroups):
-        made.check(total_steps)
-
-
-def has_hooks(trainer: TrainerModule) -> bool:
-    """Return whether a trainer may report metrics of its own."""
-    return any(overrides(trainer, hook) for hook in ("on_training_epoch_end", "on_validation_epoch_end"))
-
-
-def overrides(trainer: TrainerModule, method: str) -> bool:
-    """Return whether a trainer has its own version of a method."""
-    return getattr(type(trainer), method) is not getattr(TrainerModule, method)
-
-
-def check_trainer(trainer: Any, hparams: Any, splits: Any, objectives: Sequence[str], epochs: int) -> None:
-    """Trace the whole training without running it, to find what would fail in every trial.
-
-    Raises:
-        StudyError: the trainer or the data are of the wrong type, or an objective is never reported; the message
-            lists what is reported.
-        MissingHParam: the trainer reads a hyperparameter that the space lacks.
-    """
-    check_settings(trainer)
-    check_data(splits)
-    check_hparams(hparams)
-    size = asked_batch_size(trainer, hparams)
-    check_optimizer(trainer, hparams, epochs * steps_per_epoch(len(splits.train), size))
-    carry = first_shapes(trainer, hparams, splits, epochs)
-    made, layout = programs(trainer, hparams, Layout()), Layout()
-    made.step.eval_shape(Feed(splits.train, layout, size).first(), hparams, *carry)
-    position = jax.ShapeDtypeStruct((), jnp.int32)
-    source = Feed(splits.validation, layout, _EVAL_BATCH).first()
-    validated, _ = made.eval_step.eval_shape(source, hparams, carry.state, None, position)
-    reported = [*_names(validated), *(f"train_{name}" for name in _names(carry.totals))]
-    if has_hooks(trainer):
-        return  # a hook may report anything
-    for objective in objectives:
-        if objective not in reported:
-            raise StudyError(
-                f"the objective must be a metric that the trainer reports: {objective!r} is not, "
-                f"it reports {', '.join(reported)}{nearest(objective, reported)}"
-            )
-
-
-def _names(shapes: Metrics) -> list[str]:
-    """Return the names under which metrics of these shapes are reported."""
-    with np.errstate(all="ignore"):
-        return list(metrics_.as_floats(jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)))

@@ -18,21 +18,24 @@ import numpy as np
 from tuner.errors import StudyError, TrialPruned, nearest
 from tuner.training import metrics as metrics_
 from tuner.training.checkpoints import Checkpoints, is_new_model_better
-from tuner.training.data import Splits
-from tuner.training.diagnosis import Profile, check_finite, unjitted, with_progress
-from tuner.training.evaluation import (
+from tuner.training.checks import (
     asked_batch_size,
+    check_arguments,
     check_average,
     check_data,
     check_hparams,
+    check_kinds,
     check_optimizer,
-    eval_metrics,
+    check_settings,
     has_hooks,
     overrides,
 )
+from tuner.training.data import Splits
+from tuner.training.diagnosis import Profile, check_finite, unjitted, with_progress
+from tuner.training.evaluation import eval_metrics
 from tuner.training.feed import Feed
 from tuner.training.mesh import Layout
-from tuner.training.modes import Choose, Mode, check_settings, chunk, measure, program_name, remembered
+from tuner.training.modes import Choose, Mode, chunk, measure, program_name, remembered
 from tuner.training.optimizer import skipped_steps
 from tuner.training.programs import Carry, Order, Source, programs
 from tuner.training.record import RunLog, digests, identity, record
@@ -123,8 +126,8 @@ class Training(Generator[Report, None, TrainState]):
         check_settings(trainer)
         check_data(splits)
         check_hparams(hparams)
-        _check_arguments(epochs, seed, direction)
-        _check_kinds(checkpoints=checkpoints, layout=layout, profile=profile, stop=stop)
+        check_arguments(epochs, seed, direction)
+        check_kinds(stop, (Checkpoints, checkpoints), (Layout, layout), (Profile, profile))
         self.trainer, self.splits, self.epochs, self.seed = trainer, splits, epochs, seed
         self.objective, self.direction, self._must_report = objective or "loss", direction, objective is not None
         self.checkpoints, self.about = checkpoints, dict(about or {})
@@ -382,24 +385,6 @@ class Training(Generator[Report, None, TrainState]):
 
 
 _copy = jax.jit(jnp.copy)
-
-
-def _check_arguments(epochs: Any, seed: Any, direction: Any) -> None:
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-        raise StudyError(f"epochs must be a whole number of at least 1: got {epochs!r}")
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**31:
-        raise StudyError(f"seed must be a whole number in [0, 2^31): got {seed!r}")
-    if direction not in ("minimize", "maximize"):
-        raise StudyError(f"direction must be 'minimize' or 'maximize': got {direction!r}")
-
-
-def _check_kinds(**options: Any) -> None:
-    """Raise StudyError for an option of a kind that fails much later."""
-    for name, kind in (("checkpoints", Checkpoints), ("layout", Layout), ("profile", Profile)):
-        if not isinstance(options[name], kind | None):
-            raise StudyError(f"{name} must be a tuner.training.{kind.__name__} or None: got {options[name]!r}")
-    if not callable(options["stop"]):
-        raise StudyError(f"stop must be a function that says whether to stop: got {options['stop']!r}")
 
 
 def _numbers(hook: str, added: Any, found: Mapping[str, float]) -> dict[str, float]:

@@ -13,7 +13,6 @@ from weakref import WeakKeyDictionary
 
 import jax
 
-from tuner.errors import StudyError
 from tuner.training.feed import Feed
 from tuner.training.programs import Carry, Programs, Source
 from tuner.training.trainer import TrainerModule, settings_of
@@ -46,26 +45,6 @@ def remembered(trainer: TrainerModule) -> Choose:
 def chunk(steps: int) -> int:
     """Return how many steps of an epoch a scan takes at a time: equal parts, so that at most two programs differ."""
     return -(-steps // -(-steps // _CHUNK))
-
-
-def check_settings(trainer: Any) -> None:
-    """Raise StudyError unless this is a trainer whose attributes are what they can be."""
-    if not isinstance(trainer, TrainerModule):
-        raise StudyError(f"trainer must be a TrainerModule: got {trainer!r}")
-    try:
-        hash(trainer)
-    except TypeError:
-        raise StudyError(
-            f"a trainer must be hashable, as programs are kept by it: {type(trainer).__name__} is not; "
-            "@dataclass(eq=False) is"
-        ) from None
-    if trainer.loop not in ("auto", "scan", "step"):
-        raise StudyError(f"a trainer's loop must be 'auto', 'scan' or 'step': got {trainer.loop!r}")
-    if trainer.precision not in ("float32", "bfloat16", "float16"):
-        raise StudyError(f"a trainer's precision must be 'float32', 'bfloat16' or 'float16': got {trainer.precision!r}")
-    every = trainer.validate_every
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise StudyError(f"a trainer's validate_every must be a whole number of at least 1: got {every!r}")
 
 
 def program_name(trainer: TrainerModule, hparams: Any, feed: Feed, source: Source) -> str:
