@@ -400,6 +400,7 @@ def test_every_optimizer_lowers_a_quadratic_with_its_numbers_traced(name: str) -
     assert programs(train) == 1
 
 
+@pytest.mark.slow
 def test_every_setting_is_traced_in_one_program() -> None:
     def build(rate: Any, decay: Any, norm: Any, eta: Any, momentum: Any) -> OptimizerSpec:
         settings: Any = {"decay": decay, "decay_mask": decay_all, "clip_norm": norm, "noise": GradientNoise(eta, eta)}

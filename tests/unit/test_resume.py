@@ -595,6 +595,7 @@ print(json.dumps({"found": found, "best": best, "bound": float((outputs.argmax(-
 """
 
 
+@pytest.mark.slow
 def test_the_best_trial_of_a_study_is_loaded_by_its_path(tuner_on_sqlite: Any) -> None:
     tuner, file = tuner_on_sqlite, tuner_on_sqlite.folder / "digits_mlp.py"
     text = (ROOT / "studies" / "digits_mlp.py").read_text()

@@ -173,7 +173,7 @@ def assert_close(left: Any, right: Any, rtol: float = 0.0) -> None:
 
 @pytest.mark.parametrize(("batch", "mode"), [(4, "scan"), (4, "step"), (512, "scan")])
 def test_eval_model_gives_the_mean_over_all_examples(batch: int, mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "_EVAL_BATCH", batch)
+    monkeypatch.setattr(evaluation, "EVAL_BATCH", batch)
     state = first_state(LINEAR, hparams())
     found = Linear(loop=mode).eval_model(state, SPLITS.validation, hparams())
     dense = jax.device_get(state.params)

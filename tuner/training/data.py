@@ -16,6 +16,12 @@ Batch = dict[str, jax.Array]
 """Arrays with one leading axis; `weight` (Float[Array, "batch"]) is 0 for padding."""
 
 
+def _put(tree: Any) -> Any:
+    """Put arrays on the device; as arrays also where a program is just being traced, since they outlive it."""
+    with jax.ensure_compile_time_eval():
+        return jax.device_put(tree)
+
+
 class View:
     """Some rows of examples that all views share: what every kind of dataset is."""
 
@@ -146,7 +152,7 @@ class ArrayDataset(View):
     @cached_property
     def rows(self) -> jax.Array:
         """Where in `arrays` the examples of this view stand: Int[Array, "n"] on the device; put there once."""
-        return jax.device_put(self._rows.astype(np.int32))
+        return _put(self._rows.astype(np.int32))
 
     def host(self) -> dict[str, np.ndarray]:
         """Return the examples of this view as NumPy arrays, with `weight` and of the types that `arrays` has."""
@@ -185,7 +191,7 @@ class _Arrays:
 
     @cached_property
     def on_device(self) -> Batch:
-        return jax.device_put(self.at(slice(None)))
+        return _put(self.at(slice(None)))
 
     def at(self, rows: Any) -> dict[str, np.ndarray]:
         taken = {name: narrow(array[rows]) for name, array in self.host.items()}
