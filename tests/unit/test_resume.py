@@ -267,6 +267,21 @@ def test_a_stream_goes_on_in_mid_epoch_with_the_same_examples(tmp_path: Path) ->
     assert_same_training(train(MLP_STEP, streamed(), checkpoints=never(tmp_path)), expected)
 
 
+def test_a_stream_is_read_for_its_epochs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = 0
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal begun
+        begun += 1
+        return batches(*args, **kwargs)
+
+    batches = StreamDataset.batches
+    monkeypatch.setattr(StreamDataset, "batches", counted)
+    data = Splits(StreamDataset(Rows()), SPLITS.validation)
+    train(MLP_STEP, data, checkpoints=often(tmp_path), log=tmp_path / "log")
+    assert begun == EPOCHS + 1  # and once for the shapes
+
+
 @pytest.mark.parametrize("name", ["mlp-step", "mlp-scan"])
 def test_a_resumed_training_runs_the_programs_that_a_new_one_does(name: str, tmp_path: Path) -> None:
     expected = uninterrupted(name)
