@@ -130,9 +130,9 @@ def test_the_same_error_three_times_stops_the_study_once_mended_it_goes_on(
     assert "the same error ended 3 trials in a row" in done.stderr
     assert done.stderr.count("RuntimeError: planted bug") == 1
     failed = tuner.rows("trials", "tiny")
-    # A second worker may be in a trial of its own when the third error is stored.
+    # A worker does not count what failed before it started, and the second one may start later.
     assert [row["outcome"] for row in failed[:3]] == ["failed"] * 3
-    assert len(failed) <= 4
+    assert len(failed) <= 6
     assert "RuntimeError: planted bug" in tuner.rows("show", "tiny", "0")["error"]
     assert tuner.rows("best", "tiny") == []
 
