@@ -162,6 +162,7 @@ def test_the_distance_is_that_of_scipy_and_adds_up_over_batches() -> None:
     np.testing.assert_allclose(padded.compute(), whole.compute(), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_generator_learns_the_gaussian() -> None:
     splits, hparams = GAN.data(0), gan_hparams()
     noise = splits.validation.host()["noise"]
@@ -215,6 +216,7 @@ def test_a_batch_of_tasks_is_each_task_alone() -> None:
             np.testing.assert_allclose(loss, judge(theta, row.query_x, row.query_y), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_trainer_descends_the_mean_over_the_tasks() -> None:
     trainer, batch = MAML.study.trainer, batch_of(MAML, 6)
     batch = {**batch, "weight": jnp.array([1.0, 1.0, 1.0, 1.0, 0.0, 0.0])}
@@ -248,6 +250,7 @@ def test_first_order_is_another_program_with_another_gradient_and_the_rate_is_no
     assert len(norms) == 4
 
 
+@pytest.mark.slow
 def test_error_falls_with_the_steps_of_adaptation() -> None:
     splits, hparams = MAML.data(0), maml_hparams()
     for seed in range(2):

@@ -38,6 +38,7 @@ def mean_loss(optimizer: Any, key: jax.Array, problems: int) -> jax.Array:
     return jax.vmap(lambda one: last_loss(optimizer, one))(jax.random.split(key, problems)).mean()
 
 
+@pytest.mark.slow
 def test_a_meta_trained_optimizer_beats_tuned_sgd() -> None:
     meta: Any = as_optimizer(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.01)), 1)
     untrained = init_weights(KEY)
