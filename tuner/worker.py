@@ -133,8 +133,10 @@ class _Worker:
         self.optuna_study = optuna.load_study(
             study_name=study.name, storage=storage, sampler=study.make_sampler(0), pruner=study.make_pruner()
         )
-        # What failed before this worker came was perhaps mended since.
-        self.failed_before = failed_trials(engine, self.study_id)
+        # What failed before was perhaps mended since. Before the launch, not before this worker: one that starts later
+        # than the others, or again, would let the same error end three trials more.
+        began_s = float(os.environ.get("TUNER_LAUNCHED_AT") or time.time())
+        self.failed_before = failed_trials(engine, self.study_id, began_s)
         self.claimed_any = False
 
     def run(self) -> None:

@@ -449,3 +449,12 @@ def test_is_new_model_better(new: float | None, best: float | None, larger: bool
 def test_a_direction_is_maximize_or_minimize() -> None:
     with pytest.raises(ValueError, match="'maximize' or 'minimize': got 'max'"):
         is_new_model_better(1.0, None, "max")
+
+
+def test_of_asyncio_only_writes_that_failed_before_are_unsaid(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
+    late = "Future exception was never retrieved\nfuture: <Future finished exception=ValueError('{}')>"
+    logging.getLogger("asyncio").error(late.format("RESOURCE_EXHAUSTED: Failed writing: /a/ocdbt.process_0/d/1"))
+    assert not caplog.records
+    logging.getLogger("asyncio").error(late.format("of somebody else"))
+    logging.getLogger("asyncio").error("/ocdbt is fine")
+    assert len(caplog.records) == 2

@@ -7,6 +7,7 @@ import math
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -433,7 +434,7 @@ def test_errors_from_before_a_launch_can_be_left_out(shelf: Shelf) -> None:
     study, other = shelf.add_study("ours"), shelf.add_study("other")
     shelf.end(study, Outcome.COMPLETE, 1.0)
     shelf.end(study, Outcome.FAILED, error="old", error_kind="A")
-    before = failed_trials(shelf.engine, study._study_id)
+    before = failed_trials(shelf.engine, study._study_id, time.time())
     shelf.end(study, Outcome.FAILED, error="new", error_kind="B")
 
     assert len(before) == 1

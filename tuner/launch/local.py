@@ -66,6 +66,7 @@ class _Launch:
     error: TunerError | None = None
     engine: Engine | None = None
     counted_s: float = 0.0
+    began_s: float = field(default_factory=time.time)
 
     def run(self, progress: Progress, stop: threading.Event) -> None:
         """Start the workers and return when all are done.
@@ -102,6 +103,7 @@ class _Launch:
         host = os.uname().nodename
         name = f"{host}:{os.getpid()}:{place.index}.{place.starts}"
         env = {**environment(place.group, os.environ), "TUNER_STORAGE": self.url, "PYTHONUNBUFFERED": "1"}
+        env["TUNER_LAUNCHED_AT"] = str(self.began_s)
         place.worker = WorkerProcess(place.index, name, self.command, env, self.inbox)
         self.snapshot.workers[place.index] = "starting"
 

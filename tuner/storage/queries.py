@@ -249,9 +249,12 @@ def _number(value: float | None, kind: str) -> float:
     return special.get(kind, value if value is not None else math.nan)
 
 
-def failed_trials(engine: Engine, study_id: int) -> frozenset[int]:
-    """Return the ids of the trials that have failed."""
-    query = sa.select(trials.c.trial_id).where(trials.c.study_id == study_id, trials.c.state == "FAIL")
+def failed_trials(engine: Engine, study_id: int, before_s: float) -> frozenset[int]:
+    """Return the ids of the trials that had failed by a time, in seconds since 1970."""
+    before = datetime.datetime.fromtimestamp(before_s, datetime.UTC).replace(tzinfo=None)
+    query = sa.select(trials.c.trial_id).where(
+        trials.c.study_id == study_id, trials.c.state == "FAIL", trials.c.datetime_complete < before
+    )
     with reading(engine) as connection:
         return frozenset(connection.execute(query).scalars())
 

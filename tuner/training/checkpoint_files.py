@@ -248,12 +248,19 @@ def _orbax_handler() -> Iterator[Any]:
     import orbax.checkpoint
 
     logging.getLogger("absl").addFilter(_is_not_from_orbax)
+    logging.getLogger("asyncio").addFilter(_is_no_late_write)
     with contextlib.closing(orbax.checkpoint.PyTreeCheckpointHandler()) as handler:
         yield handler
 
 
 def _is_not_from_orbax(record: logging.LogRecord) -> bool:
     return "/orbax/" not in record.pathname
+
+
+def _is_no_late_write(record: logging.LogRecord) -> bool:
+    """Tell what Orbax has raised already from what asyncio says of its other writes, some time after they failed."""
+    message = record.getMessage()
+    return not (message.startswith("Future exception was never retrieved") and "/ocdbt" in message)
 
 
 def one_line(error: BaseException) -> str:
