@@ -8,6 +8,7 @@ TunerError                      exit status 1
 │   │   └── MissingHParam       the trainer reads a hyperparameter that the space lacks
 │   ├── UnknownStudy            no study or trial of that name in the storage
 │   ├── StorageURLError         a storage URL that cannot be one
+│   ├── StorageSchemaError      the storage's tables are those of another version
 │   └── DeviceError             a device that this machine does not have
 ├── StorageLost                 the database cannot be reached
 ├── NonFinite                   with debug: where the first NaN or infinity came from
@@ -57,6 +58,10 @@ class UnknownStudy(UsageError):
 
 class StorageURLError(UsageError):
     """The storage URL cannot be one."""
+
+
+class StorageSchemaError(UsageError):
+    """The storage has tables of an older or a newer version."""
 
 
 class DeviceError(UsageError):

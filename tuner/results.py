@@ -106,7 +106,7 @@ def show_row(engine: Engine, study_name: str, number: int) -> Row:
         "started": trial.started.isoformat(timespec="seconds") + "Z" if trial.started else None,
         "completed": trial.completed.isoformat(timespec="seconds") + "Z" if trial.completed else None,
         "reports": [{"epoch": epoch, "value": _plain(value)} for epoch, value in trial.reports.items()],
-        **{key: trial.attributes.get(key) for key in ("worker", "compile_s", "train_s", "checkpoint", "error")},
+        **{key: trial.record.get(key) for key in ("worker", "compile_s", "train_s", "checkpoint", "error")},
     }
 
 

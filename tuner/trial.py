@@ -11,20 +11,21 @@ from typing import Any
 
 
 class Outcome(enum.StrEnum):
-    """How a trial ended, as stored with it; `running` and `waiting` are not ends."""
+    """How a trial stands. `preempted` is no end: its worker gave it back or vanished, and another goes on with it."""
 
     COMPLETE = "complete"
     PRUNED = "pruned"
     DIVERGED = "diverged"
     OUT_OF_MEMORY = "out_of_memory"
     FAILED = "failed"
+    PREEMPTED = "preempted"
     RUNNING = "running"
     WAITING = "waiting"
 
     @property
     def uses_budget(self) -> bool:
         """True for the ends that count towards the number of trials asked for."""
-        return self not in (Outcome.FAILED, Outcome.RUNNING, Outcome.WAITING)
+        return self in (Outcome.COMPLETE, Outcome.PRUNED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY)
 
 
 @dataclass(frozen=True, slots=True)

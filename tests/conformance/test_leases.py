@@ -5,7 +5,7 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,13 +18,18 @@ from sqlalchemy import event
 
 import tuner
 from tuner.errors import LeaseLost
-from tuner.storage import connect, leases
-from tuner.storage.leases import MAX_DEATHS, Lease, NoTrial
+from tuner.storage import claims, connect, leases
+from tuner.storage.claims import MAX_DEATHS, Claimant, NoTrial
+from tuner.storage.leases import Lease
 from tuner.storage.studies import register
-from tuner.trial import Outcome
+from tuner.trial import Outcome, Report
 
 LEASE_S = 300.0  # no lease ends while a test runs, unless it is meant to
 nan, inf = math.nan, math.inf
+
+
+def report(engine: sa.Engine, lease: Lease, epoch: int, value: float) -> None:
+    leases.report(engine, lease, [Report(epoch, 10 * epoch, {"loss": value})], "loss")
 
 
 class Desk:
@@ -36,10 +41,10 @@ class Desk:
         self.study_id = self.register()
 
     def register(self, name: str | None = None) -> int:
-        return register(self.storage, self.engine, name or self.name, ["minimize"], {"epochs": 3})[0]
+        return register(self.storage, self.engine, name or self.name, ["minimize"], {"epochs": 3}).study_id
 
     def ask(self, worker: str = "one", *, budget: int = 10, lease_s: float = LEASE_S) -> Lease | NoTrial:
-        return leases.claim(self.engine, self.study_id, worker, budget=budget, lease_s=lease_s)
+        return claims.claim(self.engine, Claimant(self.study_id, worker, trials=budget, lease_s=lease_s))
 
     def claim(self, worker: str = "one", *, budget: int = 10, lease_s: float = LEASE_S) -> Lease:
         lease = self.ask(worker, budget=budget, lease_s=lease_s)
@@ -56,10 +61,20 @@ class Desk:
     def trials(self) -> list[FrozenTrial]:
         """Return the trials as plain Optuna reads them, without its cache."""
         storage: Any = self.storage
-        return storage._backend.get_all_trials(self.study_id)
+        return storage._rdb.get_all_trials(self.study_id)
 
     def states(self) -> list[str]:
         return [trial.state.name for trial in self.trials()]
+
+    def records(
+        self, *names: str, default: Sequence[str] = ("worker", "train_s", "error", "compilations", "checkpoint")
+    ) -> list[dict[str, Any]]:
+        """Return columns of the study's records, and number and outcome."""
+        columns = ", ".join(["number", "outcome", *(names or default)])
+        query = f"SELECT {columns} FROM tuner_records JOIN trials USING (trial_id) WHERE trials.study_id = :id"
+        with self.engine.connect() as connection:
+            rows = connection.execute(sa.text(f"{query} ORDER BY number"), {"id": self.study_id})
+            return [dict(row._mapping) for row in rows]
 
     def leases(self) -> list[tuple[int, str | None, int, int]]:
         """Return (number, worker, fence, deaths) of each lease of the study."""
@@ -77,8 +92,7 @@ def desk_at(url: str) -> Iterator[Desk]:
         yield Desk(url, storage, engine)
     finally:
         engine.dispose()
-        storage.remove_session()
-        storage._backend.engine.dispose()
+        storage.close()
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
@@ -110,8 +124,8 @@ BLOCKED = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' 
 
 WRITES: dict[str, Callable[[sa.Engine, Lease], None]] = {
     "renew": leases.renew,
-    "report": lambda engine, lease: leases.report(engine, lease, 1, 0.125),
-    "tell": lambda engine, lease: leases.tell(engine, lease, Outcome.COMPLETE, [0.125], {"stale": True}),
+    "report": lambda engine, lease: report(engine, lease, 1, 0.125),
+    "tell": lambda engine, lease: leases.tell(engine, lease, Outcome.COMPLETE, [0.125], {"worker": "stale"}),
     "release": leases.release,
 }
 
@@ -150,7 +164,7 @@ def test_a_worker_waits_while_the_rest_runs_elsewhere(desk: Desk) -> None:
     assert desk.ask(budget=1) is NoTrial.DONE
 
 
-@pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome not in ("running", "waiting")])
+@pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome not in ("running", "waiting", "preempted")])
 def test_only_a_failed_trial_does_not_use_the_budget(desk: Desk, outcome: Outcome) -> None:
     desk.tell(desk.claim(budget=1), outcome)
 
@@ -170,7 +184,7 @@ def test_many_workers_run_exactly_the_budget(desk: Desk) -> None:
 
     def run(engine: sa.Engine, lease: Lease, turn: int) -> None:
         begun.append((lease.number, lease.fence))
-        leases.report(engine, lease, 1, 0.5)
+        report(engine, lease, 1, 0.5)
         if turn % 5 == 0:
             leases.release(engine, lease)
         elif turn % 3 == 0:
@@ -180,8 +194,9 @@ def test_many_workers_run_exactly_the_budget(desk: Desk) -> None:
 
     def work(name: str) -> None:
         engine, turn = connect(desk.url), 0
+        claimant = Claimant(desk.study_id, name, trials=budget, lease_s=LEASE_S)
         while True:
-            lease = leases.claim(engine, desk.study_id, name, budget=budget, lease_s=LEASE_S)
+            lease = claims.claim(engine, claimant)
             assert time.monotonic() < deadline_s
             with changed:
                 if isinstance(lease, Lease):
@@ -225,7 +240,8 @@ def test_a_trial_that_ends_during_a_claim_is_counted(postgres_desk: Desk) -> Non
                 telling.join(timeout=1.0)  # it may have to wait for the claim
 
         event.listen(engine, "after_cursor_execute", tell_meanwhile)
-        assert isinstance(leases.claim(engine, desk.study_id, "two", budget=2, lease_s=LEASE_S), NoTrial), f"{at=}"
+        claimant = Claimant(desk.study_id, "two", trials=2, lease_s=LEASE_S)
+        assert isinstance(claims.claim(engine, claimant), NoTrial), f"{at=}"
         if telling.ident is not None:
             telling.join()
         engine.dispose()
@@ -282,7 +298,7 @@ def test_the_oldest_expired_trial_comes_before_queued_and_new_ones(desk: Desk) -
     for worker in ("one", "two", "one"):
         desk.claim(worker)
     desk.study.enqueue_trial({})
-    leases.release_all(desk.engine, "one", died=True)
+    claims.release_all(desk.engine, "one", died=True)
 
     assert [desk.claim("three").number for _ in range(4)] == [0, 2, 3, 4]
 
@@ -341,7 +357,7 @@ def test_a_released_trial_is_taken_over_at_once_and_nobody_died(desk: Desk) -> N
 def test_the_leases_of_a_worker_that_is_gone_end_at_once(desk: Desk, died: bool, deaths: int) -> None:
     gone, other = desk.claim("one", budget=2), desk.claim("two", budget=2)
 
-    leases.release_all(desk.engine, "one", died=died)
+    claims.release_all(desk.engine, "one", died=died)
     new = desk.claim("three", budget=2)
     assert (new.number, new.fence) == (gone.number, 2)
     assert desk.leases() == [(0, "three", 2, deaths), (1, "two", 1, 0)]
@@ -352,17 +368,19 @@ def test_the_leases_of_a_worker_that_is_gone_end_at_once(desk: Desk, died: bool,
 def test_a_trial_that_kills_its_workers_is_failed(desk: Desk) -> None:
     held = [desk.claim("worker-0", budget=1)]
     for fence in range(2, MAX_DEATHS + 1):
-        leases.release_all(desk.engine, held[-1].worker, died=True)
+        claims.release_all(desk.engine, held[-1].worker, died=True)
         held.append(desk.claim(f"worker-{fence - 1}", budget=1))
         assert (held[-1].number, held[-1].fence) == (0, fence)
-    leases.release_all(desk.engine, held[-1].worker, died=True)
+    claims.release_all(desk.engine, held[-1].worker, died=True)
 
     assert desk.claim("last", budget=1).number == 1  # in its place, since a failed trial does not use the budget
     deadly = desk.trials()[0]
     assert deadly.state is TrialState.FAIL
     assert deadly.datetime_complete is not None
     assert deadly.user_attrs["outcome"] == "failed"
-    assert deadly.user_attrs["error"] == "3 workers died while they ran this trial, the last was worker-2"
+    (record,) = desk.records("error_kind", "error")
+    assert record["error_kind"] == "dead workers"
+    assert record["error"] == "3 workers died while they ran this trial, the last was worker-2"
     assert_lost(desk, held[-1])
 
 
@@ -372,7 +390,7 @@ def test_a_trial_that_kills_its_workers_is_failed(desk: Desk) -> None:
 def test_a_report_is_overwritten_and_never_doubled(desk: Desk) -> None:
     lease = desk.claim()
     for epoch, value in [(1, 0.5), (2, inf), (3, -inf), (4, nan), (1, 0.25), (2, 0.5), (4, 4.0), (5, nan), (3, -inf)]:
-        leases.report(desk.engine, lease, epoch, value)
+        report(desk.engine, lease, epoch, value)
 
     (trial,) = desk.trials()
     assert trial.intermediate_values == pytest.approx({1: 0.25, 2: 0.5, 3: -inf, 4: 4.0, 5: nan}, rel=0, nan_ok=True)
@@ -384,7 +402,7 @@ def test_a_report_is_overwritten_and_never_doubled(desk: Desk) -> None:
 @pytest.mark.parametrize("value", [0.1, -1e300, 5e-324, inf, -inf, nan])
 def test_a_report_is_stored_as_optuna_stores_it(desk: Desk, value: float) -> None:
     ours, theirs = desk.claim(), desk.study.ask()
-    leases.report(desk.engine, ours, 7, value)
+    report(desk.engine, ours, 7, value)
     theirs.report(value, 7)
 
     columns = "step, intermediate_value, intermediate_value_type"
@@ -410,12 +428,13 @@ def test_optuna_sees_how_a_trial_ended(
     desk: Desk, outcome: Outcome, values: list[float] | None, state: TrialState
 ) -> None:
     lease = desk.claim()
-    attributes = {"worker": "one", "train_s": 0.5, "error": "Ärger\n'quoted'", "nested": {"a": [1, None]}}
-    leases.tell(desk.engine, lease, outcome, values, attributes)
+    record = {"worker": "one", "train_s": 0.5, "error": "Ärger\n'quoted'", "compilations": 3, "checkpoint": None}
+    leases.tell(desk.engine, lease, outcome, values, record)
 
     (trial,) = desk.trials()
     assert (trial.state, trial.values) == (state, values)
-    assert trial.user_attrs == {**attributes, "outcome": outcome.value}
+    assert trial.user_attrs == {"outcome": outcome.value}
+    assert desk.records() == [{**record, "number": 0, "outcome": outcome.value}]
     assert trial.datetime_start is not None
     assert trial.datetime_complete is not None
     assert trial.datetime_start <= trial.datetime_complete

@@ -20,13 +20,13 @@ from optuna.testing.pytest_storages import StorageTestCase
 
 import tuner
 from tuner.errors import LeaseLost, StorageLost, UnknownStudy
-from tuner.storage import connect, leases
+from tuner.storage import claims, connect, leases
 from tuner.storage.leases import Lease
 from tuner.storage.queries import RECORD_KEY, find_record, find_study, read_studies
-from tuner.storage.studies import register
+from tuner.storage.studies import Registered, register
 from tuner.storage.tables import optuna_tables, tuner_tables
 from tuner.storage.url import driver_url
-from tuner.trial import Outcome
+from tuner.trial import Outcome, Report
 
 optuna_models = cast("sa.MetaData", BaseModel.metadata)
 
@@ -38,8 +38,17 @@ def opened(url: str) -> Iterator[BaseStorage]:
     try:
         yield storage
     finally:
-        storage.remove_session()
-        storage._backend.engine.dispose()
+        storage.close()
+
+
+def claim(engine: sa.Engine, study_id: int, worker: str) -> Lease:
+    lease = claims.claim(engine, claims.Claimant(study_id, worker, trials=2, lease_s=300.0))
+    assert isinstance(lease, Lease)
+    return lease
+
+
+def report(engine: sa.Engine, lease: Lease, value: float) -> None:
+    leases.report(engine, lease, [Report(1, 10, {"loss": value})], "loss")
 
 
 @contextlib.contextmanager
@@ -182,19 +191,18 @@ def test_the_real_tables_have_every_column_that_we_name(shared_url: str) -> None
 
 def test_plain_optuna_reads_what_we_wrote(storage_url: str) -> None:
     with opened(storage_url) as storage, connected(storage_url) as engine:
-        study_id, _ = register(storage, engine, "ours", ["maximize"], {"epochs": 3})
+        study_id = register(storage, engine, "ours", ["maximize"], {"epochs": 3}).study_id
         for value in (0.5, 0.75):
-            lease = leases.claim(engine, study_id, "worker", budget=2, lease_s=60.0)
-            assert isinstance(lease, Lease)
+            lease = claim(engine, study_id, "worker")
             trial = optuna.Trial(optuna.load_study(study_name="ours", storage=storage), lease.trial_id)
             trial.suggest_int("width", 1, 9)
-            leases.report(engine, lease, 1, value / 2)
+            report(engine, lease, value / 2)
             leases.tell(engine, lease, Outcome.COMPLETE, [value], {"worker": "worker"})
 
     plain = optuna.storages.RDBStorage(driver_url(storage_url))
     study = optuna.load_study(study_name="ours", storage=plain)
     assert (study.best_value, study.best_trial.number) == (0.75, 1)
-    assert study.best_trial.user_attrs == {"outcome": "complete", "worker": "worker"}
+    assert study.best_trial.user_attrs == {"outcome": "complete"}
     assert study.best_trial.intermediate_values == {1: 0.375}
     assert len(study.trials) == 2
     optuna.delete_study(study_name="ours", storage=plain)
@@ -216,7 +224,7 @@ def places(storage_url: str) -> Iterator[tuple[BaseStorage, sa.Engine]]:
 def test_whoever_comes_first_records_the_study(storage_url: str) -> None:
     start = threading.Barrier(2)
 
-    def launch(epochs: int) -> tuple[int, dict[str, Any]]:
+    def launch(epochs: int) -> Registered:
         with opened(storage_url) as storage, connected(storage_url) as engine:
             start.wait(timeout=60)
             return register(storage, engine, "raced", ["maximize", "minimize"], {"epochs": epochs})
@@ -225,11 +233,11 @@ def test_whoever_comes_first_records_the_study(storage_url: str) -> None:
         one, two = pool.map(launch, (3, 4))
 
     assert one == two
-    assert one[1] in ({"epochs": 3}, {"epochs": 4})
+    assert one.record in ({"epochs": 3}, {"epochs": 4})
     with opened(storage_url) as storage, connected(storage_url) as engine:
         assert register(storage, engine, "raced", ["maximize", "minimize"], {"epochs": 5}) == one
         (study,) = read_studies(engine)
-    assert (study.study_id, study.name, study.record) == (one[0], "raced", one[1])
+    assert (study.study_id, study.name, study.record) == (one.study_id, "raced", one.record)
     assert (study.directions, study.maximize) == (("maximize", "minimize"), (True, False))
 
 
@@ -238,13 +246,13 @@ def test_a_study_of_plain_optuna_has_no_record_until_it_is_launched(places: tupl
     theirs = optuna.create_study(study_name="theirs", storage=storage)._study_id
 
     assert find_record(engine, theirs, RECORD_KEY) is None
-    assert register(storage, engine, "theirs", ["minimize"], {"epochs": 9}) == (theirs, {"epochs": 9})
+    registered = register(storage, engine, "theirs", ["minimize"], {"epochs": 9})
+    assert (registered.study_id, registered.record) == (theirs, {"epochs": 9})
 
 
 def claim_and_delete(storage: BaseStorage, engine: sa.Engine) -> tuple[int, Lease]:
-    study_id, _ = register(storage, engine, "ours", ["minimize"], {})
-    lease = leases.claim(engine, study_id, "one", budget=2, lease_s=300.0)
-    assert isinstance(lease, Lease)
+    study_id = register(storage, engine, "ours", ["minimize"], {}).study_id
+    lease = claim(engine, study_id, "one")
     optuna.delete_study(study_name="ours", storage=storage)
     return study_id, lease
 
@@ -253,28 +261,27 @@ def test_a_study_may_be_deleted_while_it_runs(places: tuple[BaseStorage, sa.Engi
     _, lease = claim_and_delete(*places)
 
     with pytest.raises(LeaseLost, match="trial 0 must still belong to one"):
-        leases.report(places[1], lease, 1, 0.5)
+        report(places[1], lease, 0.5)
 
 
 def test_a_study_may_follow_a_deleted_one(places: tuple[BaseStorage, sa.Engine]) -> None:
     storage, engine = places
     _, old = claim_and_delete(storage, engine)
-    study_id, _ = register(storage, engine, "ours", ["minimize"], {})  # on SQLite with the ids of what was deleted
+    study_id = register(storage, engine, "ours", ["minimize"], {}).study_id  # on SQLite with the ids of what was deleted
 
-    new = leases.claim(engine, study_id, "two", budget=2, lease_s=300.0)
-    assert isinstance(new, Lease)
+    new = claim(engine, study_id, "two")
     assert (new.number, new.worker) == (0, "two")
     with pytest.raises(LeaseLost, match="trial 0 must still belong to one"):
-        leases.report(engine, old, 1, 0.5)
+        report(engine, old, 0.5)
     assert storage.get_all_trials(study_id)[0].intermediate_values == {}
-    leases.report(engine, new, 1, 0.5)
+    report(engine, new, 0.5)
 
 
 def test_a_worker_learns_that_its_study_was_deleted(places: tuple[BaseStorage, sa.Engine]) -> None:
     study_id, _ = claim_and_delete(*places)
 
     with pytest.raises(UnknownStudy, match="deleted"):
-        leases.claim(places[1], study_id, "one", budget=2, lease_s=300.0)
+        claim(places[1], study_id, "one")
 
 
 # --- A database that does not answer

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 from tuner.storage.url import DEFAULT_URL, hide_password, is_new_file, storage_url
 
 if TYPE_CHECKING:
-    import optuna
     from sqlalchemy import Engine
+
+    from tuner.storage.optuna_storage import Storage
 
 __all__ = ["DEFAULT_URL", "connect", "hide_password", "is_new_file", "open_storage", "storage_url"]
 
 
-def open_storage(url: str) -> optuna.storages.BaseStorage:
+def open_storage(url: str) -> Storage:
     """Return the storage at `url`, its tables created if it has none.
 
     Args:
@@ -22,12 +23,13 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
     Raises:
         StorageURLError: the URL cannot be a storage's.
         StorageLost: the database cannot be reached.
+        StorageSchemaError: its tables are those of another version; `tuner upgrade` upgrades older ones.
 
     Concurrency: safe from many processes, also on an empty database.
     """
-    from tuner.storage.engine import open_rdb_storage
+    from tuner.storage.optuna_storage import Storage
 
-    return open_rdb_storage(url)
+    return Storage(url)
 
 
 def connect(url: str) -> Engine:

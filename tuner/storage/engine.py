@@ -1,52 +1,73 @@
-"""Connections: engines for SQLite and Postgres, creation of the tables, and transactions."""
+"""Connections: engines for SQLite and Postgres, and reading and writing through a database's bad minutes."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import random
+import sqlite3
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import sqlalchemy
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tuner.errors import StorageLost
-from tuner.storage import tables
 from tuner.storage.url import driver_url, hide_password, sqlite_path
 
-if TYPE_CHECKING:
-    import optuna
+T = TypeVar("T")
 
-_BUSY_TIMEOUT_S = 60
+_BUSY_TIMEOUT_S = 10
 _CONNECT_TIMEOUT_S = 10
-_CREATION_LOCK = 7_461_120  # any number that other users of the database are unlikely to lock
+
+# Of what a URL, a role or a database sets itself, nothing is changed. A worker that is stopped (SIGSTOP) in the middle
+# of a transaction would otherwise keep all others from claiming for as long as it is stopped.
+_LIMITS = """
+SELECT set_config(name, setting, false)
+FROM (VALUES ('statement_timeout', '120s'), ('lock_timeout', '30s'), ('idle_in_transaction_session_timeout', '30s'))
+AS limits (name, setting) WHERE current_setting(name) = '0'
+"""
+# A connection whose other side vanished without a word is noticed within a minute, not after TCP's two hours.
+_KEEPALIVE = {
+    "keepalives_idle": 20,
+    "keepalives_interval": 10,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 60_000,
+}
 
 
-def _engine_arguments(url: str) -> dict[str, Any]:
-    """Return `create_engine`'s arguments. On Postgres each engine keeps one connection; a worker has two engines."""
-    if url.startswith("sqlite"):
-        return {"connect_args": {"timeout": _BUSY_TIMEOUT_S}}
-    return {
-        "pool_size": 1,
-        "max_overflow": 1,  # Optuna opens a second one for a moment when it checks the schema's version
-        "pool_pre_ping": True,
-        "connect_args": {"connect_timeout": _CONNECT_TIMEOUT_S, "application_name": "tuner"},
-    }
-
-
-def _new_engine(url: str) -> Engine:
-    engine = sqlalchemy.create_engine(driver_url(url), **_engine_arguments(url))
-    if engine.dialect.name == "sqlite":
-
-        @event.listens_for(engine, "connect")
-        def set_pragmas(connection: Any, _record: Any) -> None:
-            # NORMAL under WAL cannot corrupt the file; only a power cut may lose the last transactions.
-            connection.execute("PRAGMA synchronous=NORMAL")
-
+def new_engine(url: str) -> Engine:
+    """Return an engine that holds at most two connections: one for the work, one for the thread that renews leases."""
+    full_url = driver_url(url)
+    if full_url.startswith("sqlite"):
+        engine = sqlalchemy.create_engine(full_url, connect_args={"timeout": _BUSY_TIMEOUT_S})
+        event.listen(engine, "connect", _prepare_sqlite)
+        return engine
+    parsed = sqlalchemy.make_url(full_url)
+    arguments = {"connect_timeout": _CONNECT_TIMEOUT_S, "application_name": "tuner", **_KEEPALIVE}
+    engine = sqlalchemy.create_engine(
+        parsed,
+        pool_size=2,
+        max_overflow=0,
+        pool_pre_ping=True,
+        connect_args={name: value for name, value in arguments.items() if name not in parsed.query},
+    )
+    event.listen(engine, "connect", _prepare_postgres)
     return engine
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    # NORMAL under WAL cannot corrupt the file; only a power cut may lose the last transactions.
+    connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def _prepare_postgres(connection: Any, _record: Any) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(_LIMITS)
+    connection.commit()
 
 
 def lost(error: Exception, url: str) -> StorageLost:
@@ -66,7 +87,7 @@ def connected_engine(url: str) -> Engine:
         raise StorageLost(
             f"the storage must exist: there is no file {str(path)!r} (storage {url!r}); launch a study first"
         )
-    engine = _new_engine(url)
+    engine = new_engine(url)
     try:
         with engine.connect() as connection:
             # `SELECT 1` would not look into a SQLite file.
@@ -78,66 +99,139 @@ def connected_engine(url: str) -> Engine:
     return engine
 
 
-@contextlib.contextmanager
-def reading(engine: Engine) -> Iterator[Connection]:
-    """Open a connection to read from.
+# --- Patience
+
+_PATIENCE = "tuner_patience"
+_CONFLICT_TRIES = 8
+_LONGEST_PAUSE_S = 10.0
+_CONFLICTS = {"40001", "40P01", "55P03"}  # serialization, deadlock, lock timeout: rolled back, nothing is wrong
+_PASSING = {
+    "25006",  # read only: a standby that is being promoted
+    "25P03",  # we were idle in a transaction for too long
+    "53300",  # too many connections
+    "57014",  # statement timeout
+    "57P01",  # shut down, crashed, starting up
+    "57P02",
+    "57P03",
+    "57P05",
+}
+_LASTING = ("authentication failed", "does not exist", "no pg_hba.conf entry", "invalid connection option")
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait for a database that does not answer, and when to wait no longer."""
+
+    seconds: float
+    is_over: Callable[[], bool] = lambda: False
+
+
+_IMPATIENT = Patience(0.0)
+
+
+def patient(engine: Engine, patience: Patience) -> Engine:
+    """Return an engine on the same connections whose reads and writes wait for a database that is away."""
+    return engine.execution_options(**{_PATIENCE: patience})
+
+
+def read(engine: Engine, work: Callable[[Connection], T]) -> T:
+    """Return what `work` reads on a connection. It is called again if that was cut off.
 
     Raises:
         StorageLost: the database does not answer.
     """
-    try:
+    if engine.dialect.name != "sqlite":
+        # Each statement sees what is committed before it anyway; this saves a BEGIN and a ROLLBACK over the network.
+        engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    def attempt(_: int) -> T:
         with engine.connect() as connection:
-            yield connection
-    except (OperationalError, InterfaceError) as error:
-        raise lost(error, engine.url.render_as_string()) from error
+            return work(connection)
+
+    return retried(engine, attempt)
 
 
-@contextlib.contextmanager
-def transaction(engine: Engine) -> Iterator[Connection]:
-    """Open a transaction that holds its write lock from the start, commit it at the end, roll back on an error.
+def write(engine: Engine, work: Callable[[Connection, int], T]) -> T:
+    """Return the result of `work`, done in a transaction that holds its write lock from the start.
+
+    Args:
+        engine: The storage's engine.
+        work: Gets the connection and how often it was tried before. If it was, an earlier try may have been committed:
+            a connection that breaks during COMMIT leaves that open.
 
     Raises:
         StorageLost: the database does not answer.
     """
-    with reading(engine) as connection, connection.begin():
-        if engine.dialect.name == "sqlite":
-            # A deferred transaction that reads first and then writes fails at once when another writer came between.
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-        yield connection
 
-
-@contextlib.contextmanager
-def _creation_lock(engine: Engine, path: Path | None) -> Iterator[None]:
-    """Let one process at a time create tables: Optuna's `create_all` is not safe against another one."""
-    if path is not None:
-        folder = os.open(path.absolute().parent, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(folder)
-        return
-    with engine.connect() as connection:
-        connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": _CREATION_LOCK})
-        yield
-        connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), {"key": _CREATION_LOCK})
-
-
-def open_rdb_storage(url: str) -> optuna.storages.BaseStorage:
-    """See `tuner.storage.open_storage`."""
-    import optuna
-
-    full_url = driver_url(url)
-    engine = _new_engine(url)
-    try:
-        with _creation_lock(engine, sqlite_path(full_url)):
+    def attempt(tries: int) -> T:
+        with engine.connect() as connection, connection.begin():
             if engine.dialect.name == "sqlite":
-                with engine.connect() as connection:
-                    connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-            storage = optuna.storages.RDBStorage(full_url, engine_kwargs=_engine_arguments(full_url))
-            tables.tuner_tables.create_all(storage.engine)
-    except (DBAPIError, optuna.exceptions.StorageInternalError) as error:
-        raise lost(error, url) from None
-    finally:
-        engine.dispose()
-    return optuna.storages.get_storage(storage)
+                # A deferred transaction that reads first and then writes fails at once when another writer came
+                # between.
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            return work(connection, tries)
+
+    return retried(engine, attempt)
+
+
+def write_once(engine: Engine, work: Callable[[Connection, int], T]) -> T:
+    """Do as `write` where `work` is a single statement on Postgres, which is a transaction of its own there."""
+    if engine.dialect.name == "sqlite":
+        return write(engine, work)
+    engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    def attempt(tries: int) -> T:
+        with engine.connect() as connection:
+            return work(connection, tries)
+
+    return retried(engine, attempt)
+
+
+def retried(engine: Engine, attempt: Callable[[int], T]) -> T:
+    """Return the result of `attempt`, made again as the engine's patience allows; it gets the number of tries before.
+
+    Raises:
+        StorageLost: the database does not answer.
+    """
+    patience: Patience = engine.get_execution_options().get(_PATIENCE, _IMPATIENT)
+    began_s, tries, has_told = time.monotonic(), 0, False
+    while True:
+        try:
+            result = attempt(tries)
+        except (DBAPIError, PoolTimeout) as error:
+            kind = _kind(error)
+            may_wait = kind != "other" and time.monotonic() < began_s + patience.seconds
+            is_conflict = kind == "conflict" and tries < _CONFLICT_TRIES
+            if patience.is_over() or not (may_wait or is_conflict):
+                if kind == "other" and not isinstance(error, OperationalError | InterfaceError):
+                    raise
+                raise lost(error, engine.url.render_as_string()) from error
+            if not is_conflict and not has_told:
+                has_told = True
+                print(f"tuner: {lost(error, engine.url.render_as_string())}; waiting for it", file=sys.stderr)
+            # Jitter, so that workers that were cut off together do not come back together.
+            _pause(min(_LONGEST_PAUSE_S, 0.05 * 2**tries) * random.uniform(0.5, 1.5), patience)
+            tries += 1
+        else:
+            if has_told:
+                print("tuner: the storage answers again", file=sys.stderr)
+            return result
+
+
+def _pause(seconds: float, patience: Patience) -> None:
+    end_s = time.monotonic() + seconds
+    while (left_s := end_s - time.monotonic()) > 0 and not patience.is_over():
+        time.sleep(min(0.1, left_s))
+
+
+def _kind(error: Exception) -> str:
+    """Return `conflict` (rolled back for certain), `passing` (a database that is away for a while) or `other`."""
+    original = getattr(error, "orig", None)
+    if isinstance(original, sqlite3.Error):
+        return "conflict" if "locked" in str(original) or "busy" in str(original) else "other"
+    code = getattr(original, "pgcode", None)
+    if code is not None:
+        return "conflict" if code in _CONFLICTS else "passing" if code in _PASSING or code[:2] == "08" else "other"
+    # Without a code it is the connection that failed, or could not be made.
+    is_connection = isinstance(error, OperationalError | InterfaceError | PoolTimeout)
+    return "passing" if is_connection and not any(text in str(original) for text in _LASTING) else "other"

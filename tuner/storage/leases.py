@@ -1,47 +1,39 @@
-"""Who runs which trial: claim, renew, report, tell, release. Each is one transaction, safe from many workers.
+"""Holding a trial: renew, report, tell, release. Each is one transaction that carries a fence.
 
-The study's row is the lock under which trials are claimed, so the number of trials is exact. A lease carries a
-fence; a worker whose lease was taken over finds its fence outdated at its next write and gets `LeaseLost`.
+A worker whose lease was taken over finds its fence outdated at its next write and gets `LeaseLost`. On Postgres a
+write and its fence are one statement.
 """
 
 from __future__ import annotations
 
 import contextlib
-import datetime
-import enum
 import json
 import math
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
-from sqlalchemy.dialects import postgresql, sqlite
 
 from tuner.errors import LeaseLost, UnknownStudy
-from tuner.storage.engine import transaction
+from tuner.storage.dialect import clock, insert, utc_now
+from tuner.storage.engine import read, write_once
 from tuner.storage.tables import (
+    attempts,
     leases,
-    studies,
+    records,
+    reports,
     trial_intermediate_values,
+    trial_params,
+    trial_system_attributes,
     trial_user_attributes,
     trial_values,
     trials,
 )
-from tuner.trial import Outcome
-
-MAX_DEATHS = 3
-"""A trial in which this many workers died is failed: a fourth would probably die as well."""
-
-
-class NoTrial(enum.Enum):
-    """Why there is nothing to claim."""
-
-    WAIT = "the rest of the budget is running elsewhere; a trial may come back"
-    DONE = "the budget is spent"
+from tuner.trial import Outcome, Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,157 +47,81 @@ class Lease:
     lease_s: float
 
 
-def _now_s(connection: Connection) -> float:
-    """Return the database's clock, in seconds since 1970."""
+# --- Writes that carry a fence
+
+
+Write = Callable[[sa.FromClause], Any]
+"""Makes a statement that changes nothing unless the relation it is given, one column `trial_id`, has a row."""
+
+
+def only(lease: Lease) -> sa.FromClause:
+    """Return the relation of a trial that is known to be held."""
+    return sa.select(sa.literal(lease.trial_id).label("trial_id")).subquery("held")
+
+
+def _fenced(connection: Connection, lease: Lease, change: sa.Update | sa.Delete, writes: Sequence[Write]) -> bool:
+    """Change the lease if it is still held, and only then do the writes; return whether it was."""
+    change = change.where(
+        leases.c.trial_id == lease.trial_id,
+        leases.c.fence == lease.fence,
+        leases.c.worker == lease.worker,
+        # Another Optuna tool may have ended the trial, or deleted its study.
+        sa.exists().where(trials.c.trial_id == lease.trial_id, trials.c.state == "RUNNING"),
+    )
     if connection.dialect.name == "sqlite":
-        return connection.execute(sa.text("SELECT (julianday('now') - 2440587.5) * 86400.0")).scalar_one()
-    return float(connection.execute(sa.text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
+        if connection.execute(change).rowcount != 1:
+            return False
+        for make in writes:
+            connection.execute(make(only(lease)))
+        return True
+    held = change.returning(leases.c.trial_id).cte("held")
+    several = [make(held).cte(f"write_{index}") for index, make in enumerate(writes)]
+    return connection.execute(sa.select(held.c.trial_id).add_cte(*several)).first() is not None
 
 
-def _utc_now() -> datetime.datetime:
-    """Return the time as Optuna stores it: UTC, without a zone."""
-    return datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
+def _extended(connection: Connection, lease: Lease) -> sa.Update:
+    return leases.update().values(expires_at_s=clock(connection.dialect.name) + lease.lease_s)
 
 
-def claim(engine: Engine, study_id: int, worker: str, *, budget: int, lease_s: float) -> Lease | NoTrial:
-    """Take over a trial whose lease has ended, else start a queued one, else create the next if the budget allows.
-
-    Args:
-        engine: The storage's engine.
-        study_id: The study.
-        worker: The worker's name.
-        budget: Trials asked for: complete, pruned, diverged and out-of-memory ones count, failed ones do not.
-        lease_s: How long the lease lasts without a renewal, in seconds.
-
-    Returns:
-        The lease, or why there is none.
-
-    Raises:
-        UnknownStudy: the study has been deleted.
-
-    Concurrency: one transaction that holds the study's row.
-    """
-    with transaction(engine) as connection:
-        row = connection.execute(sa.select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update())
-        if row.first() is None:
-            raise UnknownStudy(f"the study must stay in the storage while it runs: number {study_id} was deleted")
-        now_s = _now_s(connection)
-        if _count(connection, study_id)[0] >= budget:
-            return NoTrial.DONE
-        adopted = _adopt(connection, study_id, worker, now_s, lease_s)
-        if adopted is not None:
-            return adopted
-        # Counted again: a trial may have been failed just now, because too many workers died in it.
-        if sum(_count(connection, study_id)) >= budget:
-            return NoTrial.WAIT
-        trial_id, number = _start_queued(connection, study_id) or _create(connection, study_id)
-        fence = _open_lease(connection, trial_id, worker, now_s + lease_s)
-        return Lease(trial_id, number, worker, fence, lease_s)
-
-
-def _count(connection: Connection, study_id: int) -> tuple[int, int]:
-    """Return how many trials have used budget, and how many of ours are running.
-
-    One statement: between two, another worker may end a trial, which neither would count.
-    """
-    is_finished = trials.c.state.in_(["COMPLETE", "PRUNED"])
-    is_ours = (trials.c.state == "RUNNING") & leases.c.trial_id.is_not(None)
-    query = (
-        sa.select(sa.func.count(sa.case((is_finished, 1))), sa.func.count(sa.case((is_ours, 1))))
-        .select_from(trials.outerjoin(leases, leases.c.trial_id == trials.c.trial_id))
-        .where(trials.c.study_id == study_id)
+def _lost(lease: Lease) -> LeaseLost:
+    return LeaseLost(
+        f"trial {lease.number} must still belong to {lease.worker}: another worker has taken it over, or ended it"
     )
-    finished, running = connection.execute(query).one()
-    return finished, running
 
 
-def _open_lease(connection: Connection, trial_id: int, worker: str, expires_at_s: float) -> int:
-    """Write the lease of a trial that has just been started; return its fence.
-
-    There may be one already: SQLite gives the ids of deleted trials to new ones.
-    """
-    old = connection.execute(sa.select(leases.c.fence).where(leases.c.trial_id == trial_id)).scalar_one_or_none()
-    row = {"trial_id": trial_id, "worker": worker, "fence": (old or 0) + 1, "deaths": 0, "expires_at_s": expires_at_s}
-    _upsert(connection, leases, [row], ["trial_id"])
-    return row["fence"]
-
-
-def _adopt(connection: Connection, study_id: int, worker: str, now_s: float, lease_s: float) -> Lease | None:
-    query = (
-        sa.select(leases.c.trial_id, trials.c.number, leases.c.worker, leases.c.fence, leases.c.deaths)
-        .select_from(trials.join(leases, leases.c.trial_id == trials.c.trial_id))
-        .where(trials.c.study_id == study_id, trials.c.state == "RUNNING", leases.c.expires_at_s <= now_s)
-        .order_by(trials.c.number)
-        # A lease that its owner is just writing to is not ours to take.
-        .with_for_update(of=leases, skip_locked=True)
-    )
-    for row in connection.execute(query).all():
-        deaths = row.deaths + (row.worker is not None)
-        if deaths >= MAX_DEATHS:
-            error = f"{deaths} workers died while they ran this trial, the last was {row.worker}"
-            _finish(
-                connection,
-                row.trial_id,
-                "FAIL",
-                None,
-                {"outcome": Outcome.FAILED, "error_kind": "dead workers", "error": error},
-            )
-            continue
-        connection.execute(
-            leases.update()
-            .where(leases.c.trial_id == row.trial_id)
-            .values(worker=worker, fence=row.fence + 1, deaths=deaths, expires_at_s=now_s + lease_s)
-        )
-        return Lease(row.trial_id, row.number, worker, row.fence + 1, lease_s)
-    return None
-
-
-def _start_queued(connection: Connection, study_id: int) -> tuple[int, int] | None:
-    query = (
-        sa.select(trials.c.trial_id, trials.c.number)
-        .where(trials.c.study_id == study_id, trials.c.state == "WAITING")
-        .order_by(trials.c.number)
-        .limit(1)
-        .with_for_update()
-    )
-    row = connection.execute(query).first()
-    if row is None:
-        return None
-    connection.execute(
-        trials.update().where(trials.c.trial_id == row.trial_id).values(state="RUNNING", datetime_start=_utc_now())
-    )
-    return row.trial_id, row.number
-
-
-def _create(connection: Connection, study_id: int) -> tuple[int, int]:
-    number = connection.execute(
-        sa.select(sa.func.count()).select_from(trials).where(trials.c.study_id == study_id)
-    ).scalar_one()
-    statement = (
-        trials.insert()
-        .values(number=number, study_id=study_id, state="RUNNING", datetime_start=_utc_now())
-        .returning(trials.c.trial_id)
-    )
-    return connection.execute(statement).scalar_one(), number
-
-
-def _extend(connection: Connection, lease: Lease) -> None:
-    """Renew the lease inside a transaction; every write of a worker starts with this.
+def _write_held(engine: Engine, lease: Lease, *writes: Write) -> None:
+    """Renew the lease and do the writes.
 
     Raises:
         LeaseLost: another worker has the trial, or it has ended.
     """
-    statement = (
-        leases.update()
-        .where(leases.c.trial_id == lease.trial_id, leases.c.fence == lease.fence, leases.c.worker == lease.worker)
-        # Another Optuna tool may have ended the trial, or deleted its study.
-        .where(sa.exists().where(trials.c.trial_id == lease.trial_id, trials.c.state == "RUNNING"))
-        .values(expires_at_s=_now_s(connection) + lease.lease_s)
-    )
-    if connection.execute(statement).rowcount != 1:
-        raise LeaseLost(
-            f"trial {lease.number} must still belong to {lease.worker}: another worker has taken it over, or ended it"
-        )
+    is_held = write_once(engine, lambda connection, _: _fenced(connection, lease, _extended(connection, lease), writes))
+    if not is_held:
+        raise _lost(lease)
+
+
+def upsert(dialect: str, table: sa.Table, rows: Sequence[Mapping[str, Any]], unique: Sequence[str]) -> Write:
+    """Return the write that stores rows, in place of those that are there. All rows have the same columns."""
+
+    def make(held: sa.FromClause) -> Any:
+        parts = [
+            sa.select(*(sa.cast(value, table.c[name].type).label(name) for name, value in row.items())).select_from(
+                held
+            )
+            for row in rows
+        ]
+        statement = insert(dialect, table)
+        source = parts[0].where(sa.true()) if len(parts) == 1 else _all_of(parts)
+        statement = statement.from_select(list(rows[0]), source)
+        changed = {name: statement.excluded[name] for name in rows[0] if name not in unique}
+        return statement.on_conflict_do_update(index_elements=unique, set_=changed)
+
+    return make
+
+
+def _all_of(parts: Sequence[sa.Select[Any]]) -> sa.Select[Any]:
+    # SQLite takes ON CONFLICT for a join's ON unless a WHERE stands before it.
+    return sa.select(sa.union_all(*parts).subquery()).where(sa.true())
 
 
 def renew(engine: Engine, lease: Lease) -> None:
@@ -214,89 +130,152 @@ def renew(engine: Engine, lease: Lease) -> None:
     Raises:
         LeaseLost: another worker has the trial.
     """
-    with transaction(engine) as connection:
-        _extend(connection, lease)
+    _write_held(engine, lease)
 
 
-@contextlib.contextmanager
-def renewed(engine: Engine, lease: Lease) -> Iterator[threading.Event]:
-    """Renew a lease from a thread while the body runs; the event is set once the lease is lost."""
-    is_over, is_lost = threading.Event(), threading.Event()
-
-    def beat() -> None:
-        while not is_over.wait(lease.lease_s / 3):
-            try:
-                renew(engine, lease)
-            except LeaseLost:
-                is_lost.set()
-                return
-            except Exception as error:
-                # The database may be away for a while; the lease's end, not this thread, decides.
-                print(f"tuner: lease of trial {lease.number} not renewed: {error}", file=sys.stderr)
-
-    thread = threading.Thread(target=beat, name=f"lease-{lease.number}", daemon=True)
-    thread.start()
-    try:
-        yield is_lost
-    finally:
-        is_over.set()
-        thread.join()
-
-
-def report(engine: Engine, lease: Lease, epoch: int, value: float) -> None:
-    """Store an intermediate value and extend the lease. A value already there is overwritten, never doubled.
+def store_params(engine: Engine, lease: Lease, params: Sequence[tuple[str, float, str]]) -> None:
+    """Store hyperparameters, each as name, Optuna's number for its value, and its distribution as JSON.
 
     Raises:
         LeaseLost: another worker has the trial.
     """
-    stored, kind = _stored(value)
-    row = {
-        "trial_id": lease.trial_id,
-        "step": epoch,
-        "intermediate_value": stored,
-        "intermediate_value_type": kind,
-    }
-    with transaction(engine) as connection:
-        _extend(connection, lease)
-        _upsert(connection, trial_intermediate_values, [row], ["trial_id", "step"])
+    rows = [
+        {"trial_id": lease.trial_id, "param_name": name, "param_value": number, "distribution_json": text}
+        for name, number, text in params
+    ]
+    _write_held(engine, lease, upsert(engine.dialect.name, trial_params, rows, ["trial_id", "param_name"]))
+
+
+def store_attribute(engine: Engine, lease: Lease, table: sa.Table, key: str, value: Any) -> None:
+    """Store one of Optuna's user or system attributes of a trial.
+
+    Raises:
+        LeaseLost: another worker has the trial.
+    """
+    row = {"trial_id": lease.trial_id, "key": key, "value_json": json.dumps(value)}
+    assert table in (trial_user_attributes, trial_system_attributes)
+    _write_held(engine, lease, upsert(engine.dialect.name, table, [row], ["trial_id", "key"]))
+
+
+def report(engine: Engine, lease: Lease, several: Sequence[Report], objective: str | None) -> None:
+    """Store the metrics of epochs and extend the lease. What is already there is overwritten, never doubled.
+
+    Args:
+        engine: The storage's engine.
+        lease: The trial's.
+        several: The reports, usually one.
+        objective: The metric that Optuna is told as well; None if there are several objectives.
+
+    Raises:
+        LeaseLost: another worker has the trial.
+    """
+    rows = [
+        {
+            "trial_id": lease.trial_id,
+            "epoch": one.epoch,
+            "step": one.step,
+            "metrics": json.dumps({name: encode_metric(value) for name, value in one.metrics.items()}),
+        }
+        for one in several
+    ]
+    writes = [upsert(engine.dialect.name, reports, rows, ["trial_id", "epoch"])]
+    if objective is not None:
+        rows = []
+        for one in several:
+            stored, kind = stored_number(one.metrics[objective])
+            row = {"trial_id": lease.trial_id, "step": one.epoch}
+            rows.append({**row, "intermediate_value": stored, "intermediate_value_type": kind})
+        writes.append(upsert(engine.dialect.name, trial_intermediate_values, rows, ["trial_id", "step"]))
+    _write_held(engine, lease, *writes)
+
+
+def encode_metric(value: float) -> float | str:
+    """Return a metric as JSON can hold it: NaN and infinities as text."""
+    return value if math.isfinite(value) else str(value)
+
+
+# --- Ends
 
 
 def tell(
-    engine: Engine, lease: Lease, outcome: Outcome, values: Sequence[float] | None, attributes: Mapping[str, Any]
+    engine: Engine, lease: Lease, outcome: Outcome, values: Sequence[float] | None, record: Mapping[str, Any]
 ) -> None:
-    """End a trial: its state, values and attributes in one transaction.
+    """End a trial: its state, values and record in one transaction.
 
     Optuna has no state for a diverged or out-of-memory trial: they are stored as pruned, so that samplers learn to
     avoid them (a failed trial is invisible to them), with the outcome as an attribute.
 
+    Args:
+        engine: The storage's engine.
+        lease: The trial's.
+        outcome: How it ended.
+        values: Its objectives, if it has any.
+        record: Columns of `tuner_records`.
+
     Raises:
         LeaseLost: another worker has the trial.
     """
+    writes = endings(engine.dialect.name, lease, outcome, values, record)
+
+    def work(connection: Connection, tries: int) -> bool:
+        is_held = _fenced(connection, lease, leases.delete(), writes)
+        return is_held or (tries > 0 and _has_ended(connection, lease, outcome))
+
+    if not write_once(engine, work):
+        raise _lost(lease)
+
+
+def _has_ended(connection: Connection, lease: Lease, ending: str) -> bool:
+    """Return whether this attempt has ended so: its commit went through though the answer was lost."""
+    query = sa.select(attempts.c.ending).where(
+        attempts.c.trial_id == lease.trial_id, attempts.c.fence == lease.fence, attempts.c.worker == lease.worker
+    )
+    return connection.execute(query).scalar_one_or_none() == ending
+
+
+def endings(
+    dialect: str, lease: Lease, outcome: Outcome, values: Sequence[float] | None, record: Mapping[str, Any]
+) -> list[Write]:
+    """Return the writes that end a trial, all but that to its lease; the arguments are those of `tell`."""
     state = {Outcome.COMPLETE: "COMPLETE", Outcome.FAILED: "FAIL"}.get(outcome, "PRUNED")
-    with transaction(engine) as connection:
-        _extend(connection, lease)
-        _finish(connection, lease.trial_id, state, values, {**attributes, "outcome": outcome})
-
-
-def _finish(
-    connection: Connection,
-    trial_id: int,
-    state: str,
-    values: Sequence[float] | None,
-    attributes: Mapping[str, Any],
-) -> None:
+    writes = [_attempt_ending(dialect, lease, outcome, record.get("error"))]
     if values is not None:
         rows = []
         for objective, value in enumerate(values):
-            stored, kind = _stored(value)
-            rows.append({"trial_id": trial_id, "objective": objective, "value": stored, "value_type": kind})
-        _upsert(connection, trial_values, rows, ["trial_id", "objective"])
-    rows = [{"trial_id": trial_id, "key": key, "value_json": json.dumps(value)} for key, value in attributes.items()]
-    _upsert(connection, trial_user_attributes, rows, ["trial_id", "key"])
-    connection.execute(
-        trials.update().where(trials.c.trial_id == trial_id).values(state=state, datetime_complete=_utc_now())
+            stored, kind = stored_number(value)
+            rows.append({"trial_id": lease.trial_id, "objective": objective, "value": stored, "value_type": kind})
+        writes.append(upsert(dialect, trial_values, rows, ["trial_id", "objective"]))
+    told = {"trial_id": lease.trial_id, "key": "outcome", "value_json": json.dumps(outcome)}
+    writes.append(upsert(dialect, trial_user_attributes, [told], ["trial_id", "key"]))
+
+    def end_trial(held: sa.FromClause) -> Any:
+        return (
+            trials.update()
+            .where(trials.c.trial_id.in_(sa.select(held.c.trial_id)))
+            .values(state=state, datetime_complete=utc_now(dialect))
+        )
+
+    def insert_record(held: sa.FromClause) -> Any:
+        given = {"outcome": outcome.value, **record}
+        columns = [sa.cast(value, records.c[name].type).label(name) for name, value in given.items()]
+        source = sa.select(trials.c.trial_id, trials.c.study_id, clock(dialect), *columns).where(
+            trials.c.trial_id.in_(sa.select(held.c.trial_id))
+        )
+        return records.insert().from_select(["trial_id", "study_id", "ended_at_s", *given], source)
+
+    return [*writes, end_trial, insert_record]
+
+
+def _attempt_ending(dialect: str, lease: Lease, ending: str, error: str | None = None) -> Write:
+    return lambda held: (
+        attempts.update()
+        .where(
+            attempts.c.trial_id.in_(sa.select(held.c.trial_id)),
+            attempts.c.fence == lease.fence,
+            attempts.c.ended_at_s.is_(None),
+        )
+        .values(ended_at_s=clock(dialect), ending=str(ending), error=error)
     )
-    connection.execute(leases.delete().where(leases.c.trial_id == trial_id))
 
 
 def release(engine: Engine, lease: Lease) -> None:
@@ -305,33 +284,93 @@ def release(engine: Engine, lease: Lease) -> None:
     Raises:
         LeaseLost: another worker has the trial already.
     """
-    with transaction(engine) as connection:
-        _extend(connection, lease)
-        connection.execute(
-            leases.update().where(leases.c.trial_id == lease.trial_id).values(worker=None, expires_at_s=0.0)
-        )
+    if not _give_back(engine, lease, Outcome.PREEMPTED, None):
+        raise _lost(lease)
 
 
-def release_all(engine: Engine, worker: str, *, died: bool) -> None:
-    """End the leases of a worker that is known to be gone, so that nobody waits for them to expire.
+def _give_back(engine: Engine, lease: Lease, ending: Outcome, error: str | None) -> bool:
+    change = leases.update().values(worker=None, expires_at_s=0.0)
+    writes = [_attempt_ending(engine.dialect.name, lease, ending, error)]
+
+    def work(connection: Connection, tries: int) -> bool:
+        return _fenced(connection, lease, change, writes) or (tries > 0 and _has_ended(connection, lease, ending))
+
+    return write_once(engine, work)
+
+
+def retry(engine: Engine, lease: Lease, error: str, limit: int) -> bool:
+    """Give a trial that failed back to be tried again, unless it has failed too often; return whether it will be.
 
     Args:
         engine: The storage's engine.
-        worker: The worker's name.
-        died: It ended by itself in the middle of its trial, which counts against the trial.
+        lease: The trial's.
+        error: The traceback, which stays with the attempt.
+        limit: How often a failed trial is tried again.
+
+    Raises:
+        LeaseLost: another worker has the trial already.
     """
-    values: dict[str, Any] = {"expires_at_s": 0.0} if died else {"expires_at_s": 0.0, "worker": None}
-    with transaction(engine) as connection:
-        connection.execute(leases.update().where(leases.c.worker == worker).values(values))
+    query = sa.select(sa.func.count()).where(
+        attempts.c.trial_id == lease.trial_id, attempts.c.ending == Outcome.FAILED.value
+    )
+    if read(engine, lambda connection: connection.execute(query).scalar_one()) >= limit:
+        return False
+    if not _give_back(engine, lease, Outcome.FAILED, error):
+        raise _lost(lease)
+    return True
 
 
-def _upsert(connection: Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]], unique: Sequence[str]) -> None:
-    insert = (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table)
-    changed = {name: insert.excluded[name] for name in rows[0] if name not in unique}
-    connection.execute(insert.on_conflict_do_update(index_elements=unique, set_=changed), list(rows))
+# --- The thread that renews
 
 
-def _stored(value: float) -> tuple[float | None, str]:
+@dataclass
+class Watch:
+    """What a worker learns beside its training."""
+
+    is_lost: threading.Event = field(default_factory=threading.Event)
+    """Another worker has the trial."""
+    must_stop: threading.Event = field(default_factory=threading.Event)
+    """The study was stopped, or its hours are spent: the trial is to be given back."""
+
+
+@contextlib.contextmanager
+def renewed(engine: Engine, lease: Lease, must_stop: Callable[[], bool] = lambda: False) -> Iterator[Watch]:
+    """Renew a lease from a thread while the body runs.
+
+    Args:
+        engine: An engine that does not wait for a database that is away: the thread tries again by itself.
+        lease: The lease.
+        must_stop: Asked after each renewal whether the trial must be given back.
+    """
+    is_over, watch = threading.Event(), Watch()
+
+    def beat() -> None:
+        is_cut_off = False
+        while not is_over.wait(min(1.0, lease.lease_s / 6) if is_cut_off else lease.lease_s / 6):
+            try:
+                renew(engine, lease)
+                if must_stop():
+                    watch.must_stop.set()
+                is_cut_off = False
+            except (LeaseLost, UnknownStudy):
+                watch.is_lost.set()
+                return
+            except Exception as error:
+                # The database may be away for a while; the lease's end, not this thread, decides.
+                if not is_cut_off:
+                    print(f"tuner: lease of trial {lease.number} not renewed: {error}", file=sys.stderr)
+                is_cut_off = True
+
+    thread = threading.Thread(target=beat, name=f"lease-{lease.number}", daemon=True)
+    thread.start()
+    try:
+        yield watch
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def stored_number(value: float) -> tuple[float | None, str]:
     """Return a float as Optuna stores it: finite ones as numbers, the others as a type."""
     if math.isnan(value):
         return None, "NAN"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import itertools
 import json
 import math
 from collections.abc import Collection, Sequence
@@ -14,15 +13,17 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
 from tuner.errors import UnknownStudy, nearest
-from tuner.storage.engine import reading
+from tuner.storage.claims import latest_errors
+from tuner.storage.dialect import clock
+from tuner.storage.engine import read
 from tuner.storage.tables import (
+    leases,
+    records,
     studies,
     study_directions,
     study_system_attributes,
     trial_intermediate_values,
     trial_params,
-    trial_system_attributes,
-    trial_user_attributes,
     trial_values,
     trials,
 )
@@ -35,6 +36,7 @@ _OUTCOME_OF_STATE = {
     "RUNNING": Outcome.RUNNING,
     "WAITING": Outcome.WAITING,
 }
+RECORDED = ("worker", "compile_s", "compilations", "train_s", "checkpoint", "error_kind", "error")
 _CHUNK = 500  # ids in one IN (...): SQLite allows 32,766 variables, Postgres plans short lists well
 
 
@@ -55,7 +57,10 @@ class StudyRow:
 
 @dataclass
 class TrialRow:
-    """A trial as it stands in the storage; `values` is None unless it is complete."""
+    """A trial as it stands in the storage; `values` is None unless it is complete.
+
+    `record` has our columns of `RECORDED`, each None where we know nothing.
+    """
 
     trial_id: int
     number: int
@@ -65,7 +70,7 @@ class TrialRow:
     values: list[float] | None = None
     hparams: dict[str, Any] = field(default_factory=dict)
     reports: dict[int, float] = field(default_factory=dict)
-    attributes: dict[str, Any] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float | None:
@@ -77,23 +82,26 @@ class TrialRow:
 
 def read_studies(engine: Engine) -> list[StudyRow]:
     """Return all studies in the order of their creation; none where Optuna has no tables yet."""
-    with reading(engine) as connection:
-        if not sa.inspect(connection).has_table("studies"):
-            return []
-        directions: dict[int, list[str]] = {}
-        query = sa.select(study_directions.c.study_id, study_directions.c.direction)
-        for study_id, direction in connection.execute(query.order_by(study_directions.c.objective)):
-            directions.setdefault(study_id, []).append(direction.lower())
-        query = sa.select(study_system_attributes.c.study_id, study_system_attributes.c.value_json)
-        records = {
-            study_id: json.loads(text)
-            for study_id, text in connection.execute(query.where(study_system_attributes.c.key == RECORD_KEY))
-        }
-        rows = connection.execute(sa.select(studies.c.study_id, studies.c.study_name).order_by(studies.c.study_id))
-        return [
-            StudyRow(study_id, name, tuple(directions.get(study_id, ())), records.get(study_id, {}))
-            for study_id, name in rows
-        ]
+    return read(engine, _read_studies)
+
+
+def _read_studies(connection: Connection) -> list[StudyRow]:
+    if not sa.inspect(connection).has_table("studies"):
+        return []
+    directions: dict[int, list[str]] = {}
+    query = sa.select(study_directions.c.study_id, study_directions.c.direction)
+    for study_id, direction in connection.execute(query.order_by(study_directions.c.objective)):
+        directions.setdefault(study_id, []).append(direction.lower())
+    query = sa.select(study_system_attributes.c.study_id, study_system_attributes.c.value_json)
+    recorded = {
+        study_id: json.loads(text)
+        for study_id, text in connection.execute(query.where(study_system_attributes.c.key == RECORD_KEY))
+    }
+    rows = connection.execute(sa.select(studies.c.study_id, studies.c.study_name).order_by(studies.c.study_id))
+    return [
+        StudyRow(study_id, name, tuple(directions.get(study_id, ())), recorded.get(study_id, {}))
+        for study_id, name in rows
+    ]
 
 
 def find_study(engine: Engine, name: str) -> StudyRow:
@@ -117,40 +125,46 @@ RECORD_KEY = "tuner:study"
 
 def outcome_counts(engine: Engine, study_id: int) -> dict[Outcome, int]:
     """Return how many trials of a study stand at each outcome."""
-    stored = _stored_outcome()
-    query = (
-        sa.select(trials.c.state, stored.c.value_json, sa.func.count())
-        .select_from(trials.outerjoin(stored, stored.c.trial_id == trials.c.trial_id))
-        .where(trials.c.study_id == study_id)
-        .group_by(trials.c.state, stored.c.value_json)
-    )
     counts = dict.fromkeys(Outcome, 0)
-    with reading(engine) as connection:
-        for state, text, count in connection.execute(query):
-            counts[_outcome(state, text)] += count
+
+    def work(connection: Connection) -> list[Any]:
+        ours = _Ours(connection)
+        of_study = sa.select(ours.outcome.label("outcome")).select_from(ours.trials)
+        outcomes = of_study.where(trials.c.study_id == study_id).subquery()
+        query = sa.select(outcomes.c.outcome, sa.func.count()).group_by(outcomes.c.outcome)
+        return [tuple(row) for row in connection.execute(query)]
+
+    for outcome, count in read(engine, work):
+        counts[Outcome(outcome)] += count
     return counts
 
 
-def _stored_outcome() -> sa.Subquery:
-    return (
-        sa.select(trial_user_attributes.c.trial_id, trial_user_attributes.c.value_json)
-        .where(trial_user_attributes.c.key == "outcome")
-        .subquery()
-    )
+class _Ours:
+    """The trials with what our own tables know of them; a database of plain Optuna lacks these, and we know nothing."""
+
+    def __init__(self, connection: Connection) -> None:
+        has_tables = sa.inspect(connection).has_table(records.name)
+        self.records, lease = (table if has_tables else _nothing_of(table) for table in (records, leases))
+        self.trials = trials.outerjoin(self.records, self.records.c.trial_id == trials.c.trial_id).outerjoin(
+            lease, lease.c.trial_id == trials.c.trial_id
+        )
+        known = self.records.c.outcome
+        is_given_back = lease.c.expires_at_s <= clock(connection.dialect.name)
+        self.outcome = sa.case(
+            ((trials.c.state == "PRUNED") & known.in_(["diverged", "out_of_memory"]), known),
+            ((trials.c.state == "RUNNING") & is_given_back, Outcome.PREEMPTED.value),
+            *((trials.c.state == state, outcome.value) for state, outcome in _OUTCOME_OF_STATE.items()),
+        )
 
 
-def _outcome(state: str, text: str | None) -> Outcome:
-    """Return what a state means; of a pruned trial, the outcome that we stored with it.
-
-    Other tools' users may have an attribute of that name, with anything in it.
-    """
-    stored = json.loads(text) if text and state == "PRUNED" else None
-    return Outcome(stored) if stored in (Outcome.DIVERGED, Outcome.OUT_OF_MEMORY) else _OUTCOME_OF_STATE[state]
+def _nothing_of(table: sa.Table) -> sa.FromClause:
+    columns = [sa.cast(sa.null(), column.type).label(column.name) for column in table.columns]
+    return sa.select(*columns).where(sa.false()).subquery()
 
 
 def read_trials(engine: Engine, study: StudyRow, *, reports: bool = False) -> list[TrialRow]:
     """Return all trials of a study by number, with their intermediate values if `reports`."""
-    return _load(engine, study, sa.select(trials).where(trials.c.study_id == study.study_id), reports)
+    return _load(engine, study, [trials.c.study_id == study.study_id], reports=reports)
 
 
 def read_trial(engine: Engine, study: StudyRow, number: int) -> TrialRow:
@@ -159,13 +173,10 @@ def read_trial(engine: Engine, study: StudyRow, number: int) -> TrialRow:
     Raises:
         UnknownStudy: the study has no trial of that number.
     """
-    query = sa.select(trials).where(trials.c.study_id == study.study_id, trials.c.number == number)
-    rows = _load(engine, study, query, reports=True)
+    rows = _load(engine, study, [trials.c.study_id == study.study_id, trials.c.number == number], reports=True)
     if not rows:
-        with reading(engine) as connection:
-            count = connection.execute(
-                sa.select(sa.func.count()).select_from(trials).where(trials.c.study_id == study.study_id)
-            ).scalar_one()
+        query = sa.select(sa.func.count()).select_from(trials).where(trials.c.study_id == study.study_id)
+        count = read(engine, lambda connection: connection.execute(query).scalar_one())
         known = f"it has 0 to {count - 1}" if count else "it has none yet"
         raise UnknownStudy(f"study {study.name!r} has no trial {number}: {known}")
     return rows[0]
@@ -173,55 +184,63 @@ def read_trial(engine: Engine, study: StudyRow, number: int) -> TrialRow:
 
 def read_best(engine: Engine, study: StudyRow, count: int | None) -> list[TrialRow]:
     """Return the complete trials of a study with one objective, best first; ties go to the earlier trial."""
-    query = (
-        sa.select(trials)
-        .select_from(_complete(study.study_id))
-        .order_by(_value().desc() if study.maximize[0] else _value().asc(), trials.c.number)
-    )
-    return _load(engine, study, query.limit(count), reports=False, in_query_order=True)
+    order = [_value().desc() if study.maximize[0] else _value().asc(), trials.c.number]
+    of_study = [trials.c.study_id == study.study_id, trials.c.state == "COMPLETE"]
+    return _load(engine, study, of_study, order=order, limit=count)
 
 
 def _load(
-    engine: Engine, study: StudyRow, query: sa.Select[Any], reports: bool, in_query_order: bool = False
+    engine: Engine,
+    study: StudyRow,
+    where: Sequence[sa.ColumnElement[bool]],
+    *,
+    reports: bool = False,
+    order: Sequence[sa.ColumnElement[Any]] = (trials.c.number,),
+    limit: int | None = None,
 ) -> list[TrialRow]:
-    with reading(engine) as connection:
-        rows = {
-            row.trial_id: TrialRow(
-                row.trial_id, row.number, _OUTCOME_OF_STATE[row.state], row.datetime_start, row.datetime_complete
-            )
-            for row in connection.execute(query)
-        }
-        ids = list(rows)
-        for trial_id, name, value, text in _of_trials(
-            connection,
-            ids,
-            trial_params,
-            ("param_name", "param_value", "distribution_json"),
+    def work(connection: Connection) -> list[TrialRow]:
+        ours = _Ours(connection)
+        source = ours.trials
+        if len(order) > 1:
+            is_first = (trial_values.c.trial_id == trials.c.trial_id) & (trial_values.c.objective == 0)
+            source = source.join(trial_values, is_first)
+        kept = [ours.records.c[name] for name in RECORDED]
+        query = sa.select(
+            trials.c.trial_id,
+            trials.c.number,
+            ours.outcome,
+            trials.c.datetime_start,
+            trials.c.datetime_complete,
+            *kept,
+        ).select_from(source)
+        rows: dict[int, TrialRow] = {}
+        for trial_id, number, outcome, start, complete, *record in connection.execute(
+            query.where(*where).order_by(*order).limit(limit)
         ):
-            rows[trial_id].hparams[name] = _decode(value, text)
-        for trial_id, key, text in _of_trials(connection, ids, trial_user_attributes, ("key", "value_json")):
-            row = rows[trial_id]
-            if key == "outcome":
-                row.outcome = _outcome(_state_of(row), text)
-            else:
-                row.attributes[key] = json.loads(text)
-        for trial_id, objective, value, kind in _of_trials(
-            connection, ids, trial_values, ("objective", "value", "value_type")
-        ):
-            if rows[trial_id].outcome is Outcome.COMPLETE:
-                values = rows[trial_id].values = rows[trial_id].values or [math.nan] * len(study.directions)
-                values[objective] = _number(value, kind)
-        if reports:
-            columns = ("step", "intermediate_value", "intermediate_value_type")
-            for trial_id, step, value, kind in _of_trials(connection, ids, trial_intermediate_values, columns):
-                rows[trial_id].reports[step] = _number(value, kind)
+            rows[trial_id] = TrialRow(trial_id, number, Outcome(outcome), start, complete)
+            rows[trial_id].record = dict(zip(RECORDED, record, strict=True))
+        _fill(connection, study, rows, reports)
+        return list(rows.values())
+
+    return read(engine, work)
+
+
+def _fill(connection: Connection, study: StudyRow, rows: dict[int, TrialRow], reports: bool) -> None:
+    ids = list(rows)
+    columns = ("param_name", "param_value", "distribution_json")
+    for trial_id, name, value, text in _of_trials(connection, ids, trial_params, columns):
+        rows[trial_id].hparams[name] = _decode(value, text)
+    columns = ("objective", "value", "value_type")
+    for trial_id, objective, value, kind in _of_trials(connection, ids, trial_values, columns):
+        if rows[trial_id].outcome is Outcome.COMPLETE:
+            values = rows[trial_id].values = rows[trial_id].values or [math.nan] * len(study.directions)
+            values[objective] = _number(value, kind)
+    if reports:
+        columns = ("step", "intermediate_value", "intermediate_value_type")
+        for trial_id, step, value, kind in _of_trials(connection, ids, trial_intermediate_values, columns):
+            rows[trial_id].reports[step] = _number(value, kind)
     for row in rows.values():
         row.reports = dict(sorted(row.reports.items()))
-    return list(rows.values()) if in_query_order else sorted(rows.values(), key=lambda row: row.number)
-
-
-def _state_of(row: TrialRow) -> str:
-    return {outcome: state for state, outcome in _OUTCOME_OF_STATE.items()}[row.outcome]
 
 
 def _of_trials(
@@ -249,42 +268,15 @@ def _number(value: float | None, kind: str) -> float:
     return special.get(kind, value if value is not None else math.nan)
 
 
-def failed_trials(engine: Engine, study_id: int, before_s: float) -> frozenset[int]:
-    """Return the ids of the trials that had failed by a time, in seconds since 1970."""
-    before = datetime.datetime.fromtimestamp(before_s, datetime.UTC).replace(tzinfo=None)
-    query = sa.select(trials.c.trial_id).where(
-        trials.c.study_id == study_id, trials.c.state == "FAIL", trials.c.datetime_complete < before
-    )
-    with reading(engine) as connection:
-        return frozenset(connection.execute(query).scalars())
-
-
-def last_errors(
-    engine: Engine, study_id: int, count: int, without: frozenset[int] = frozenset()
-) -> list[tuple[str, str]]:
+def last_errors(engine: Engine, study_id: int, since_s: float) -> list[tuple[str, str]]:
     """Return kind and traceback of the latest errors, newest first, up to the first trial that did not fail.
 
     Args:
         engine: The storage's engine.
         study_id: The study.
-        count: How many of the last ended trials to look at.
-        without: Trials to leave out, such as those that failed before a bug was mended.
+        since_s: Trials that ended before, in seconds of the database's clock, are left out.
     """
-    query = (
-        sa.select(trials.c.trial_id, trials.c.state)
-        .where(trials.c.study_id == study_id, trials.c.state.in_(["COMPLETE", "PRUNED", "FAIL"]))
-        .where(trials.c.trial_id.not_in(without))
-        .order_by(trials.c.datetime_complete.desc(), trials.c.number.desc())
-        .limit(count)
-    )
-    with reading(engine) as connection:
-        ended = connection.execute(query).all()
-        attributes = _of_trials(
-            connection, [row.trial_id for row in ended], trial_user_attributes, ("key", "value_json")
-        )
-    texts = {(trial_id, key): json.loads(text) for trial_id, key, text in attributes}
-    failed = itertools.takewhile(lambda row: row.state == "FAIL", ended)
-    return [(texts.get((row.trial_id, "error_kind"), ""), texts.get((row.trial_id, "error"), "")) for row in failed]
+    return read(engine, lambda connection: latest_errors(connection, study_id, since_s))
 
 
 def find_record(engine: Engine, study_id: int, key: str) -> Any | None:
@@ -292,8 +284,7 @@ def find_record(engine: Engine, study_id: int, key: str) -> Any | None:
     query = sa.select(study_system_attributes.c.value_json).where(
         study_system_attributes.c.study_id == study_id, study_system_attributes.c.key == key
     )
-    with reading(engine) as connection:
-        text = connection.execute(query).scalar_one_or_none()
+    text = read(engine, lambda connection: connection.execute(query).scalar_one_or_none())
     return json.loads(text) if text else None
 
 
@@ -301,8 +292,7 @@ def rank_of(engine: Engine, study_id: int, value: float, *, maximize: bool) -> i
     """Return how many complete trials are better than a value of the first objective."""
     better = _value() > value if maximize else _value() < value
     query = sa.select(sa.func.count()).select_from(_complete(study_id)).where(better)
-    with reading(engine) as connection:
-        return connection.execute(query).scalar_one()
+    return read(engine, lambda connection: connection.execute(query).scalar_one())
 
 
 def superfluous(engine: Engine, study_id: int, numbers: Collection[int], keep: int, *, maximize: bool) -> list[int]:
@@ -324,9 +314,12 @@ def superfluous(engine: Engine, study_id: int, numbers: Collection[int], keep: i
     ended = sa.select(trials.c.number).where(
         trials.c.study_id == study_id, trials.c.number.in_(numbers), trials.c.state.in_(["COMPLETE", "PRUNED", "FAIL"])
     )
-    with reading(engine) as connection:
+
+    def work(connection: Connection) -> list[int]:
         kept = set(connection.execute(best).scalars())
         return [number for number in connection.execute(ended).scalars() if number not in kept]
+
+    return read(engine, work)
 
 
 def _value() -> sa.ColumnElement[float]:
@@ -341,11 +334,3 @@ def _complete(study_id: int) -> sa.FromClause:
     """Return the complete trials of a study joined with their first values."""
     is_ours = (trials.c.study_id == study_id) & (trials.c.state == "COMPLETE") & (trial_values.c.objective == 0)
     return trials.join(trial_values, (trial_values.c.trial_id == trials.c.trial_id) & is_ours)
-
-
-def read_system_attributes(engine: Engine, trial_id: int) -> dict[str, Any]:
-    """Return what samplers and pruners have noted about a trial."""
-    query = sa.select(trial_system_attributes.c.key, trial_system_attributes.c.value_json)
-    with reading(engine) as connection:
-        rows = connection.execute(query.where(trial_system_attributes.c.trial_id == trial_id))
-        return {key: json.loads(text) for key, text in rows}

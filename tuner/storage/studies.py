@@ -1,27 +1,40 @@
-"""Creating a study and recording its settings, once, whoever comes first."""
+"""A study's own rows: created and recorded once, whoever comes first; stopped and resumed; its workers."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Engine
-from sqlalchemy.dialects import postgresql, sqlite
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine
 
 from tuner.errors import StudyError
-from tuner.storage.engine import transaction
+from tuner.storage.claims import Claimant
+from tuner.storage.dialect import clock, insert
+from tuner.storage.engine import write
 from tuner.storage.queries import RECORD_KEY, find_record
-from tuner.storage.tables import study_system_attributes
+from tuner.storage.tables import budgets, study_system_attributes, workers
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 
+@dataclass(frozen=True)
+class Registered:
+    """A study as it stands in the storage: its id, its recorded settings, and what tells it from a later namesake."""
+
+    study_id: int
+    record: dict[str, Any]
+    identity: str
+
+
 def register(
     storage: BaseStorage, engine: Engine, name: str, directions: Sequence[str], record: Mapping[str, Any]
-) -> tuple[int, dict[str, Any]]:
+) -> Registered:
     """Create the study unless it exists, and record its settings unless some are recorded.
 
     Args:
@@ -32,7 +45,7 @@ def register(
         record: The settings; plain JSON.
 
     Returns:
-        The study's id and the settings that are recorded, which may be an earlier launch's.
+        The study; its settings may be an earlier launch's.
 
     Raises:
         StudyError: the storage has a study of that name with other directions.
@@ -52,7 +65,16 @@ def register(
                 f"study {name!r} is in this storage with direction {', '.join(stored)}: it must be "
                 f"{', '.join(directions)}; change it back, or give the study a new name"
             ) from None
-    return study_id, agree(engine, study_id, RECORD_KEY, record)
+    return Registered(study_id, agree(engine, study_id, RECORD_KEY, record), _identify(engine, study_id))
+
+
+def _identify(engine: Engine, study_id: int) -> str:
+    def work(connection: Connection, _: int) -> str:
+        statement = insert(connection.dialect.name, budgets).values(study_id=study_id, identity=uuid.uuid4().hex)
+        connection.execute(statement.on_conflict_do_nothing(index_elements=["study_id"]))
+        return connection.execute(sa.select(budgets.c.identity).where(budgets.c.study_id == study_id)).scalar_one()
+
+    return write(engine, work)
 
 
 def agree(engine: Engine, study_id: int, key: str, value: Any) -> Any:
@@ -60,13 +82,16 @@ def agree(engine: Engine, study_id: int, key: str, value: Any) -> Any:
 
     Concurrency: safe from many workers; all get the same answer.
     """
-    insert = (sqlite if engine.dialect.name == "sqlite" else postgresql).insert(study_system_attributes)
-    with transaction(engine) as connection:
+
+    def work(connection: Connection, _: int) -> None:
+        statement = insert(connection.dialect.name, study_system_attributes)
         connection.execute(
-            insert.values(study_id=study_id, key=key, value_json=json.dumps(value)).on_conflict_do_nothing(
+            statement.values(study_id=study_id, key=key, value_json=json.dumps(value)).on_conflict_do_nothing(
                 index_elements=["study_id", "key"]
             )
         )
+
+    write(engine, work)
     recorded = find_record(engine, study_id, key)
     assert recorded is not None
     return recorded
@@ -80,3 +105,69 @@ def mode_of(engine: Engine, study_id: int, program: str, measure: Callable[[], s
     key = f"tuner:loop:{hashlib.sha256(program.encode()).hexdigest()[:16]}"
     recorded = find_record(engine, study_id, key)
     return (recorded or agree(engine, study_id, key, {"program": program, "mode": measure()}))["mode"]
+
+
+def join(engine: Engine, claimant: Claimant, about: Mapping[str, Any]) -> None:
+    """Enter a worker, and what it asks for, into the study's books.
+
+    Args:
+        engine: The storage's engine.
+        claimant: The worker.
+        about: `host`, `pid`, `devices`, and anything else that is to be known of it as plain JSON.
+    """
+    asked = {"trials": claimant.trials, "wall_s": claimant.wall_s, "device_s": claimant.device_s}
+    more = {key: value for key, value in about.items() if key not in ("host", "pid", "devices")}
+
+    def work(connection: Connection, _: int) -> None:
+        now = clock(connection.dialect.name)
+        connection.execute(budgets.update().where(budgets.c.study_id == claimant.study_id).values(**asked))
+        row = {"worker": claimant.worker, "study_id": claimant.study_id, "started_at_s": now, "seen_at_s": now}
+        for name in ("host", "pid", "devices"):
+            row[name] = about[name]
+        statement = insert(connection.dialect.name, workers).values(**row, about=json.dumps(more))
+        changed = {name: statement.excluded[name] for name in (*row, "about") if name != "worker"}
+        connection.execute(
+            statement.on_conflict_do_update(index_elements=["worker"], set_={**changed, "ended_at_s": None})
+        )
+
+    write(engine, work)
+
+
+def leave(engine: Engine, worker: str) -> None:
+    """Note that a worker has ended in good order."""
+
+    def work(connection: Connection, _: int) -> None:
+        connection.execute(
+            workers.update().where(workers.c.worker == worker).values(ended_at_s=clock(connection.dialect.name))
+        )
+
+    write(engine, work)
+
+
+def stop(engine: Engine, study_id: int) -> bool:
+    """Stop a study: its workers, wherever they are, give their trials back and end. Return whether it ran before."""
+
+    def work(connection: Connection, _: int) -> bool:
+        now = clock(connection.dialect.name)
+        statement = insert(connection.dialect.name, budgets).values(
+            study_id=study_id, identity=uuid.uuid4().hex, stopped_at_s=now
+        )
+        was_running = budgets.c.stopped_at_s.is_(None)
+        changed = connection.execute(
+            statement.on_conflict_do_update(
+                index_elements=["study_id"], set_={"stopped_at_s": statement.excluded.stopped_at_s}, where=was_running
+            )
+        )
+        return changed.rowcount == 1
+
+    return write(engine, work)
+
+
+def resume(engine: Engine, study_id: int) -> bool:
+    """Let a stopped study be worked on again; return whether it was stopped."""
+
+    def work(connection: Connection, _: int) -> bool:
+        statement = budgets.update().where(budgets.c.study_id == study_id, budgets.c.stopped_at_s.is_not(None))
+        return connection.execute(statement.values(stopped_at_s=None)).rowcount == 1
+
+    return write(engine, work)

@@ -7,11 +7,13 @@ importing Optuna; a test compares the descriptions with Optuna's models.
 from __future__ import annotations
 
 from sqlalchemy import (
+    Boolean,
     Column,
     DateTime,
     Enum,
     Float,
     ForeignKey,
+    Index,
     Integer,
     MetaData,
     String,
@@ -103,21 +105,132 @@ trial_system_attributes = Table(
 )
 
 tuner_tables = MetaData()
+VERSION_TABLE = "tuner_alembic_version"
 
-# Only declared so that the foreign key below has a target; Optuna owns the table.
-_trials = Table("trials", tuner_tables, Column("trial_id", Integer, primary_key=True))
+# Only declared so that foreign keys below have targets; Optuna owns the tables.
+Table("studies", tuner_tables, Column("study_id", Integer, primary_key=True))
+Table("trials", tuner_tables, Column("trial_id", Integer, primary_key=True))
+
+# Seconds since 1970 on the database's clock; workers' clocks may differ.
+_Seconds = Float(53)
+
+
+def _trial_id() -> Column[int]:
+    return Column("trial_id", Integer, ForeignKey("trials.trial_id", ondelete="CASCADE"), primary_key=True)
+
+
+def _study_id(primary_key: bool = False) -> Column[int]:
+    target = ForeignKey("studies.study_id", ondelete="CASCADE")
+    return Column("study_id", Integer, target, primary_key=primary_key, nullable=False)
+
 
 leases = Table(
     "tuner_leases",
     tuner_tables,
-    Column("trial_id", Integer, ForeignKey("trials.trial_id", ondelete="CASCADE"), primary_key=True),
+    _trial_id(),
     # The worker's name; NULL once it gave the trial back in good order.
     Column("worker", String(200)),
     # Counts the owners of the trial: a write that carries an older fence is refused.
     Column("fence", Integer, nullable=False),
     # How many workers died in this trial.
     Column("deaths", Integer, nullable=False),
-    # Seconds since 1970 on the database's clock; workers' clocks may differ.
-    Column("expires_at_s", Float(53), nullable=False),
+    Column("expires_at_s", _Seconds, nullable=False),
 )
 """Who runs which trial, and until when. A row exists exactly while its trial is running under our workers."""
+
+attempts = Table(
+    "tuner_attempts",
+    tuner_tables,
+    _trial_id(),
+    Column("fence", Integer, primary_key=True),
+    _study_id(),
+    Column("worker", String(200), nullable=False),
+    Column("devices", Integer, nullable=False),
+    Column("started_at_s", _Seconds, nullable=False),
+    # NULL while it goes on.
+    Column("ended_at_s", _Seconds),
+    # An outcome, `preempted` (given back, to go on elsewhere) or `died`.
+    Column("ending", String(20)),
+    # The traceback of one that failed.
+    Column("error", Text),
+    Index("tuner_attempts_of_study", "study_id"),
+)
+"""Each time a worker has held a trial: its lineage, and what device hours are counted from."""
+
+records = Table(
+    "tuner_records",
+    tuner_tables,
+    _trial_id(),
+    _study_id(),
+    Column("outcome", String(20), nullable=False),
+    Column("ended_at_s", _Seconds, nullable=False),
+    Column("worker", String(200)),
+    Column("compile_s", Float(53)),
+    Column("compilations", Integer),
+    Column("train_s", Float(53)),
+    Column("checkpoint", Text),
+    # What went wrong, alike for errors of one kind; and the traceback.
+    Column("error_kind", Text),
+    Column("error", Text),
+    Index("tuner_records_by_end", "study_id", "ended_at_s"),
+)
+"""How each of our trials ended, what it took, and its error."""
+
+reports = Table(
+    "tuner_reports",
+    tuner_tables,
+    _trial_id(),
+    Column("epoch", Integer, primary_key=True),
+    # Optimizer updates so far.
+    Column("step", Integer, nullable=False),
+    # Name -> value as a JSON object; NaN and infinities are the texts `nan`, `inf`, `-inf`.
+    Column("metrics", Text, nullable=False),
+)
+"""The curves: all metrics of each epoch. Optuna's table holds one objective's."""
+
+rungs = Table(
+    "tuner_rungs",
+    tuner_tables,
+    _trial_id(),
+    Column("rung", Integer, primary_key=True),
+    _study_id(),
+    Column("bracket", Integer, nullable=False),
+    Column("value", Float(53), nullable=False),
+    # What was decided when the trial came here: one that comes again after a restart is not judged again.
+    Column("is_promoted", Boolean, nullable=False),
+    Index("tuner_rungs_by_value", "study_id", "bracket", "rung", "value"),
+)
+"""The rungs of successive halving: each trial counts once in each."""
+
+budgets = Table(
+    "tuner_budgets",
+    tuner_tables,
+    _study_id(primary_key=True),
+    # Tells a study from a later one of the same name and id.
+    Column("identity", String(32), nullable=False),
+    # What the latest launch asked for.
+    Column("trials", Integer),
+    Column("wall_s", Float(53)),
+    Column("device_s", Float(53)),
+    # Set by `tuner stop`: no worker claims a trial, those under way are given back.
+    Column("stopped_at_s", _Seconds),
+)
+"""What may still be spent on a study; one row for each study that was launched."""
+
+workers = Table(
+    "tuner_workers",
+    tuner_tables,
+    Column("worker", String(200), primary_key=True),
+    _study_id(),
+    Column("host", String(255), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("devices", String(255), nullable=False),
+    Column("started_at_s", _Seconds, nullable=False),
+    # The last sign of life.
+    Column("seen_at_s", _Seconds, nullable=False),
+    Column("ended_at_s", _Seconds),
+    # JSON: versions of Python and packages, the study file, and the state of its Git repository.
+    Column("about", Text, nullable=False),
+    Index("tuner_workers_of_study", "study_id"),
+)
+"""Each worker that ever joined a study, and what it ran with."""

@@ -1,0 +1,403 @@
+"""Claiming trials: exactly as many as the budget allows, whatever the number of workers.
+
+The study's row is the lock under which trials are claimed.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine
+
+from tuner.errors import UnknownStudy
+from tuner.failures import ANY_FAILURES, reason_to_stop
+from tuner.storage.dialect import clock, greatest, least, utc_now
+from tuner.storage.engine import write
+from tuner.storage.leases import Lease, endings, only
+from tuner.storage.tables import attempts, budgets, leases, records, studies, trials, workers
+from tuner.trial import Outcome
+
+MAX_DEATHS = 3
+"""A trial in which this many workers died is failed: a fourth would probably die as well."""
+_AFTER_RESTART_S = 20.0
+_SETTLE_AFTER = 200
+
+
+class NoTrial(enum.Enum):
+    """Why there is nothing to claim."""
+
+    WAIT = "the rest of the budget is running elsewhere; a trial may come back"
+    DONE = "the budget is spent"
+    HOURS = "the hours of the budget are spent"
+    STOPPED = "the study was stopped"
+    FAILING = "the latest trials failed"
+
+
+@dataclass
+class Settled:
+    """What a worker need not count again: trials up to an id, all of which have ended."""
+
+    up_to: int = -1
+    total: int = 0
+    used: int = 0
+
+
+@dataclass
+class Claimant:
+    """A worker as the storage sees it, and what it may claim.
+
+    Attributes:
+        study_id: The study.
+        worker: The worker's name.
+        trials: Trials asked for: complete, pruned, diverged and out-of-memory ones count, failed ones do not.
+        lease_s: How long a lease lasts without a renewal, in seconds.
+        wall_s: Seconds in which at least one worker may be at work on the study.
+        device_s: Seconds of training that may be spent, times the devices of each worker.
+        devices: How many devices this worker has.
+        identity: Tells the study from a later one with its id.
+        failures_since_s: Failures that ended before, in seconds of the database's clock, do not stop the study; None
+            for no such check.
+    """
+
+    study_id: int
+    worker: str
+    trials: int
+    lease_s: float
+    wall_s: float | None = None
+    device_s: float | None = None
+    devices: int = 1
+    identity: str | None = None
+    failures_since_s: float | None = None
+    settled: Settled = field(default_factory=Settled)
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """A study as a claim finds it; the first four are counts of trials that are not settled."""
+
+    total: int
+    used: int
+    running: int
+    newest: int | None
+    oldest_open: int | None
+    queued: int | None
+    has_expired: bool
+
+
+def claim(engine: Engine, claimant: Claimant) -> Lease | NoTrial:
+    """Take over a trial whose lease has ended, else start a queued one, else create the next if the budget allows.
+
+    Returns:
+        The lease, or why there is none.
+
+    Raises:
+        UnknownStudy: the study has been deleted.
+
+    Concurrency: one transaction that holds the study's row.
+    """
+
+    def work(connection: Connection, tries: int) -> Lease | NoTrial:
+        now_s = _lock_study(connection, claimant)
+        if isinstance(now_s, NoTrial):
+            return now_s
+        if tries and (own := _own_lease(connection, claimant)) is not None:
+            return own
+        standing = _standing(connection, claimant, now_s)
+        if claimant.settled.used + standing.used >= claimant.trials:
+            return NoTrial.DONE
+        if _is_failing(connection, claimant):
+            return NoTrial.FAILING
+        if _hours_are_spent(connection, claimant, now_s):
+            return NoTrial.HOURS
+        if standing.has_expired:
+            adopted = _adopt(connection, claimant, now_s)
+            if adopted is not None:
+                return adopted
+            # Counted again: a trial may have been failed just now, because too many workers died in it.
+            standing = _standing(connection, claimant, now_s)
+        if claimant.settled.used + standing.used + standing.running >= claimant.trials:
+            return NoTrial.WAIT
+        trial_id, number = _start_queued(connection, standing) or _create(connection, claimant, standing)
+        fence = _open_lease(connection, claimant, trial_id, now_s)
+        _settle(connection, claimant, standing)
+        return Lease(trial_id, number, claimant.worker, fence, claimant.lease_s)
+
+    return write(engine, work)
+
+
+def _lock_study(connection: Connection, claimant: Claimant) -> float | NoTrial:
+    """Hold the study's row until the end of the transaction; return the time."""
+    query = (
+        sa.select(budgets.c.identity, budgets.c.stopped_at_s, clock(connection.dialect.name))
+        .select_from(studies.outerjoin(budgets, budgets.c.study_id == studies.c.study_id))
+        .where(studies.c.study_id == claimant.study_id)
+        .with_for_update(of=studies)
+    )
+    row = connection.execute(query).first()
+    if row is None or claimant.identity not in (None, row[0]):
+        raise UnknownStudy(f"the study must stay in the storage while it runs: number {claimant.study_id} was deleted")
+    return NoTrial.STOPPED if row[1] is not None else row[2]
+
+
+def _own_lease(connection: Connection, claimant: Claimant) -> Lease | None:
+    """Return the lease of a claim whose commit went through though its answer was lost."""
+    query = (
+        sa.select(leases.c.trial_id, trials.c.number, leases.c.fence)
+        .select_from(leases.join(trials, trials.c.trial_id == leases.c.trial_id))
+        .where(leases.c.worker == claimant.worker, trials.c.study_id == claimant.study_id)
+    )
+    row = connection.execute(query).first()
+    return None if row is None else Lease(row[0], row[1], claimant.worker, row[2], claimant.lease_s)
+
+
+def _standing(connection: Connection, claimant: Claimant, now_s: float) -> _Standing:
+    """Count the trials that are not settled.
+
+    One statement: between two, another worker may end a trial, which neither would count.
+    """
+    is_ours = (trials.c.state == "RUNNING") & leases.c.trial_id.is_not(None)
+    is_ended = trials.c.state.in_(["COMPLETE", "PRUNED", "FAIL"])
+    count, first = sa.func.count, sa.func.min
+    query = (
+        sa.select(
+            count(),
+            count(sa.case((trials.c.state.in_(["COMPLETE", "PRUNED"]), 1))),
+            count(sa.case((is_ours, 1))),
+            sa.func.max(trials.c.trial_id),
+            first(sa.case((~is_ended, trials.c.trial_id))),
+            first(sa.case((trials.c.state == "WAITING", trials.c.trial_id))),
+            count(sa.case((is_ours & _has_expired(connection, now_s), 1))),
+        )
+        .select_from(trials.outerjoin(leases, leases.c.trial_id == trials.c.trial_id))
+        .where(trials.c.study_id == claimant.study_id, trials.c.trial_id > claimant.settled.up_to)
+    )
+    *counts, expired = connection.execute(query).one()
+    return _Standing(*counts, has_expired=expired > 0)
+
+
+def _has_expired(connection: Connection, now_s: float) -> sa.ColumnElement[bool]:
+    """Return whether a lease's trial may be taken over.
+
+    A lease that ended while the server was down could not be renewed: its worker gets a while to do so.
+    """
+    has_ended = leases.c.expires_at_s <= now_s
+    if connection.dialect.name == "sqlite":
+        return has_ended
+    started_s = sa.literal_column("extract(epoch FROM pg_postmaster_start_time())", sa.Float(53))
+    was_given_back = leases.c.expires_at_s == 0.0
+    return has_ended & (was_given_back | (leases.c.expires_at_s >= started_s) | (started_s <= now_s - _AFTER_RESTART_S))
+
+
+def _settle(connection: Connection, claimant: Claimant, standing: _Standing) -> None:
+    """Move the mark up to which trials need not be counted again, once enough have ended.
+
+    Trials of a study get their ids under its row's lock: none can appear below the mark.
+    """
+    if standing.total < _SETTLE_AFTER or standing.newest is None:
+        return
+    settled = claimant.settled
+    up_to = standing.newest if standing.oldest_open is None else standing.oldest_open - 1
+    is_used = trials.c.state.in_(["COMPLETE", "PRUNED"])
+    query = sa.select(sa.func.count(), sa.func.count(sa.case((is_used, 1)))).where(
+        trials.c.study_id == claimant.study_id, trials.c.trial_id > settled.up_to, trials.c.trial_id <= up_to
+    )
+    total, used = connection.execute(query).one()
+    claimant.settled = Settled(up_to, settled.total + total, settled.used + used)
+
+
+def _is_failing(connection: Connection, claimant: Claimant) -> bool:
+    """Return whether the latest trials failed so that the study must stop; under the lock, so that none starts then."""
+    if claimant.failures_since_s is None:
+        return False
+    errors = latest_errors(connection, claimant.study_id, claimant.failures_since_s)
+    return reason_to_stop([kind for kind, _ in errors]) is not None
+
+
+def latest_errors(connection: Connection, study_id: int, since_s: float) -> list[tuple[str, str]]:
+    """Return kind and traceback of the latest errors, newest first, up to the first trial that did not fail."""
+    query = (
+        sa.select(records.c.outcome, records.c.error_kind, records.c.error)
+        .where(records.c.study_id == study_id, records.c.ended_at_s >= since_s)
+        .order_by(records.c.ended_at_s.desc())
+        .limit(ANY_FAILURES)
+    )
+    errors = []
+    for outcome, kind, error in connection.execute(query):
+        if outcome != Outcome.FAILED:
+            break
+        errors.append((kind or "", error or ""))
+    return errors
+
+
+def _hours_are_spent(connection: Connection, claimant: Claimant, now_s: float) -> bool:
+    if claimant.wall_s is None and claimant.device_s is None:
+        return False
+    wall_s, device_s = spent(connection, claimant.study_id, now_s)
+    return wall_s >= (claimant.wall_s or math.inf) or device_s >= (claimant.device_s or math.inf)
+
+
+def spent(connection: Connection, study_id: int, now_s: float) -> tuple[float, float]:
+    """Return the seconds in which at least one worker was at work on a study, and the device seconds of all.
+
+    The first is the length of the union of the attempts' intervals. An attempt whose worker vanished counts to the end
+    of its lease.
+    """
+    start = attempts.c.started_at_s
+    open_end = greatest(connection, start, least(connection, now_s, leases.c.expires_at_s))
+    end = sa.func.coalesce(attempts.c.ended_at_s, open_end, start)
+    of_study = (
+        sa.select(start.label("start"), end.label("end"), attempts.c.devices)
+        .select_from(attempts.outerjoin(leases, leases.c.trial_id == attempts.c.trial_id))
+        .where(attempts.c.study_id == study_id)
+        .subquery()
+    )
+    before = sa.func.max(of_study.c.end).over(order_by=of_study.c.start, rows=(None, -1))
+    covered = sa.select(
+        greatest(
+            connection, of_study.c.end - greatest(connection, of_study.c.start, sa.func.coalesce(before, 0.0)), 0.0
+        ).label("wall_s"),
+        ((of_study.c.end - of_study.c.start) * of_study.c.devices).label("device_s"),
+    ).subquery()
+    wall_s, device_s = connection.execute(
+        sa.select(sa.func.sum(covered.c.wall_s), sa.func.sum(covered.c.device_s))
+    ).one()
+    return wall_s or 0.0, device_s or 0.0
+
+
+def _open_lease(connection: Connection, claimant: Claimant, trial_id: int, now_s: float) -> int:
+    """Write the lease of a trial that has just been started, and its first attempt; return its fence."""
+    values = {"trial_id": trial_id, "worker": claimant.worker, "fence": 1, "deaths": 0}
+    connection.execute(leases.insert().values(**values, expires_at_s=now_s + claimant.lease_s))
+    _open_attempt(connection, claimant, trial_id, 1, now_s)
+    return 1
+
+
+def _open_attempt(connection: Connection, claimant: Claimant, trial_id: int, fence: int, now_s: float) -> None:
+    connection.execute(
+        attempts.insert().values(
+            trial_id=trial_id,
+            fence=fence,
+            study_id=claimant.study_id,
+            worker=claimant.worker,
+            devices=claimant.devices,
+            started_at_s=now_s,
+        )
+    )
+
+
+def _adopt(connection: Connection, claimant: Claimant, now_s: float) -> Lease | None:
+    query = (
+        sa.select(
+            leases.c.trial_id,
+            trials.c.number,
+            leases.c.worker,
+            leases.c.fence,
+            leases.c.deaths,
+            leases.c.expires_at_s,
+        )
+        .select_from(trials.join(leases, leases.c.trial_id == trials.c.trial_id))
+        .where(trials.c.study_id == claimant.study_id, trials.c.state == "RUNNING", _has_expired(connection, now_s))
+        .order_by(trials.c.number)
+        # A lease that its owner is just writing to is not ours to take.
+        .with_for_update(of=leases, skip_locked=True)
+    )
+    for row in connection.execute(query).all():
+        _close_attempts(connection, attempts.c.trial_id == row.trial_id, "died", min(now_s, row.expires_at_s))
+        deaths = row.deaths + (row.worker is not None)
+        if deaths >= MAX_DEATHS:
+            _end_deadly(connection, claimant, row, deaths)
+            continue
+        connection.execute(
+            leases.update()
+            .where(leases.c.trial_id == row.trial_id)
+            .values(worker=claimant.worker, fence=row.fence + 1, deaths=deaths, expires_at_s=now_s + claimant.lease_s)
+        )
+        _open_attempt(connection, claimant, row.trial_id, row.fence + 1, now_s)
+        return Lease(row.trial_id, row.number, claimant.worker, row.fence + 1, claimant.lease_s)
+    return None
+
+
+def _close_attempts(
+    connection: Connection, which: sa.ColumnElement[bool], ending: str, end_s: float | sa.ColumnElement[float]
+) -> None:
+    connection.execute(
+        attempts.update()
+        .where(which, attempts.c.ended_at_s.is_(None))
+        .values(ended_at_s=greatest(connection, attempts.c.started_at_s, end_s), ending=ending)
+    )
+
+
+def _end_deadly(connection: Connection, claimant: Claimant, row: sa.Row[Any], deaths: int) -> None:
+    error = f"{deaths} workers died while they ran this trial, the last was {row.worker}"
+    record = {"worker": row.worker, "error_kind": "dead workers", "error": error}
+    lease = Lease(row.trial_id, row.number, row.worker, row.fence, claimant.lease_s)
+    for make in endings(connection.dialect.name, lease, Outcome.FAILED, None, record):
+        connection.execute(make(only(lease)))
+    connection.execute(leases.delete().where(leases.c.trial_id == row.trial_id))
+
+
+def _start_queued(connection: Connection, standing: _Standing) -> tuple[int, int] | None:
+    if standing.queued is None:
+        return None
+    statement = (
+        trials.update()
+        .where(trials.c.trial_id == standing.queued, trials.c.state == "WAITING")
+        .values(state="RUNNING", datetime_start=utc_now(connection.dialect.name))
+        .returning(trials.c.trial_id, trials.c.number)
+    )
+    row = connection.execute(statement).first()
+    return None if row is None else (row[0], row[1])
+
+
+def _create(connection: Connection, claimant: Claimant, standing: _Standing) -> tuple[int, int]:
+    number = claimant.settled.total + standing.total
+    statement = (
+        trials.insert()
+        .values(
+            number=number,
+            study_id=claimant.study_id,
+            state="RUNNING",
+            datetime_start=utc_now(connection.dialect.name),
+        )
+        .returning(trials.c.trial_id)
+    )
+    return connection.execute(statement).scalar_one(), number
+
+
+def release_all(engine: Engine, worker: str, *, died: bool) -> None:
+    """End the leases of a worker that is known to be gone, so that nobody waits for them to expire.
+
+    Args:
+        engine: The storage's engine.
+        worker: The worker's name.
+        died: It ended by itself in the middle of its trial, which counts against the trial.
+    """
+    values: dict[str, Any] = {"expires_at_s": 0.0} if died else {"expires_at_s": 0.0, "worker": None}
+
+    def work(connection: Connection, _: int) -> None:
+        now_s = clock(connection.dialect.name)
+        connection.execute(leases.update().where(leases.c.worker == worker).values(values))
+        ending = "died" if died else Outcome.PREEMPTED.value
+        _close_attempts(connection, attempts.c.worker == worker, ending, now_s)
+        connection.execute(
+            workers.update().where(workers.c.worker == worker, workers.c.ended_at_s.is_(None)).values(ended_at_s=now_s)
+        )
+
+    write(engine, work)
+
+
+def must_stop(engine: Engine, claimant: Claimant) -> bool:
+    """Note that a worker is alive; return whether it must give its trial back."""
+
+    def work(connection: Connection, _: int) -> bool:
+        now = clock(connection.dialect.name)
+        connection.execute(workers.update().where(workers.c.worker == claimant.worker).values(seen_at_s=now))
+        query = sa.select(budgets.c.stopped_at_s, now).where(budgets.c.study_id == claimant.study_id)
+        row = connection.execute(query).first()
+        return row is not None and (row[0] is not None or _hours_are_spent(connection, claimant, row[1]))
+
+    return write(engine, work)

@@ -1,0 +1,8 @@
+"""What Alembic runs: our migrations, on the connection that `tuner.storage.schema` hands over."""
+
+from alembic import context
+
+from tuner.storage.tables import VERSION_TABLE
+
+context.configure(connection=context.config.attributes["connection"], version_table=VERSION_TABLE)
+context.run_migrations()

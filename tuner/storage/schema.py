@@ -1,0 +1,195 @@
+"""The tables: made where there are none, refused where they are another version's, upgraded on request."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine
+
+from tuner.errors import StorageSchemaError
+from tuner.storage import tables
+from tuner.storage.url import hide_password, sqlite_path
+
+if TYPE_CHECKING:
+    from alembic.script import ScriptDirectory
+
+_CREATION_LOCK = 7_461_120  # any number that other users of the database are unlikely to lock
+
+
+@dataclass(frozen=True)
+class Versions:
+    """Which migrations a database has seen; None for tables that do not exist."""
+
+    optuna: str | None
+    tuner: str | None
+
+
+def prepare(engine: Engine) -> None:
+    """Make the tables that are missing, all or none of them.
+
+    Raises:
+        StorageSchemaError: there are tables of an older or a newer version.
+
+    Concurrency: safe from many processes, also on an empty database.
+    """
+    with engine.connect() as connection:
+        versions = read_versions(connection)
+    if None in (versions.optuna, versions.tuner):
+        # Optuna's `create_all` is not safe against another one.
+        with _locked(engine) as connection:
+            versions = read_versions(connection)
+            if versions.optuna is None:
+                _create_optuna_tables(connection)
+            elif versions.optuna != _optuna_scripts().get_current_head():
+                _check(versions, engine)
+            if versions.tuner is None:
+                migrate(connection)
+            versions = read_versions(connection)
+    _check(versions, engine)
+
+
+def read_versions(connection: Connection) -> Versions:
+    """Return which versions a database's tables have."""
+    names = set(sa.inspect(connection).get_table_names())
+
+    def revision(table: str) -> str:
+        found = connection.execute(sa.text(f"SELECT version_num FROM {table}")).scalars().all()
+        return ", ".join(found)
+
+    optuna = tuner = None
+    if "studies" in names:
+        optuna = revision("alembic_version") if "alembic_version" in names else ""
+    if tables.VERSION_TABLE in names:
+        tuner = revision(tables.VERSION_TABLE)
+    elif "tuner_leases" in names:
+        tuner = "0001"  # the first versions recorded none
+    return Versions(optuna, tuner)
+
+
+def _check(versions: Versions, engine: Engine) -> None:
+    for owner, found, scripts in (
+        ("Optuna", versions.optuna, _optuna_scripts()),
+        ("tuner", versions.tuner, _tuner_scripts()),
+    ):
+        head = scripts.get_current_head()
+        if found == head:
+            continue
+        shown = f"the tables of {owner} in {hide_password(engine.url.render_as_string())}"
+        if not found or found in [script.revision for script in scripts.walk_revisions()]:
+            raise StorageSchemaError(
+                f"{shown} must be at version {head}: they are at {found or 'an early one'}; "
+                "make a backup, end what works on them, and run `tuner upgrade`"
+            )
+        raise StorageSchemaError(
+            f"{shown} must be at version {head}: they are at {found!r}, which this installation does not know; "
+            f"install a newer {owner.lower()}"
+        )
+
+
+@contextlib.contextmanager
+def _locked(engine: Engine) -> Iterator[Connection]:
+    """Open a transaction that only one process at a time can have, on the only connection it takes."""
+    path = sqlite_path(engine.url.render_as_string())
+    with contextlib.ExitStack() as stack:
+        if path is not None:
+            folder = os.open(path.absolute().parent, os.O_RDONLY)
+            stack.callback(os.close, folder)
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        connection = stack.enter_context(engine.connect())
+        if path is not None:
+            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+            connection.rollback()
+        stack.enter_context(connection.begin())
+        if path is not None:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CREATION_LOCK})
+        yield connection
+
+
+def _create_optuna_tables(connection: Connection) -> None:
+    """Do what `RDBStorage` does in four transactions on two connections, in the one given."""
+    import optuna
+    from alembic.migration import MigrationContext
+    from optuna.storages._rdb import models
+
+    metadata: Any = models.BaseModel.metadata
+    metadata.create_all(connection)
+    connection.execute(
+        metadata.tables["version_info"]
+        .insert()
+        .values(schema_version=models.SCHEMA_VERSION, library_version=optuna.__version__)
+    )
+    with _quiet_alembic():
+        MigrationContext.configure(connection).stamp(_optuna_scripts(), "head")
+
+
+def migrate(connection: Connection) -> None:
+    """Apply those of our migrations that a database has not seen."""
+    from alembic.command import stamp, upgrade
+
+    config = _tuner_config()
+    config.attributes["connection"] = connection
+    versions = read_versions(connection)
+    with _quiet_alembic():
+        if versions.tuner is not None and not sa.inspect(connection).has_table(tables.VERSION_TABLE):
+            stamp(config, versions.tuner)
+        upgrade(config, "head")
+    forget_deleted(connection)
+
+
+def forget_deleted(connection: Connection) -> None:
+    """Let SQLite delete our rows with Optuna's: it gives the ids of deleted studies and trials to new ones.
+
+    Postgres does it by the foreign keys; in SQLite these are off unless a connection switches them on, and other tools
+    delete as well.
+    """
+    if connection.dialect.name != "sqlite":
+        return
+    for parent, key in (("trials", "trial_id"), ("studies", "study_id")):
+        ours = [table.name for table in tables.tuner_tables.sorted_tables if table.name != parent and key in table.c]
+        for name in ours:
+            connection.exec_driver_sql(f"DELETE FROM {name} WHERE {key} NOT IN (SELECT {key} FROM {parent})")
+        deletes = " ".join(f"DELETE FROM {name} WHERE {key} = old.{key};" for name in ours)
+        connection.exec_driver_sql(f"DROP TRIGGER IF EXISTS tuner_forget_{parent}")
+        connection.exec_driver_sql(f"CREATE TRIGGER tuner_forget_{parent} AFTER DELETE ON {parent} BEGIN {deletes} END")
+
+
+@contextlib.contextmanager
+def _quiet_alembic() -> Iterator[None]:
+    logger = logging.getLogger("alembic")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _tuner_config() -> Any:
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    return config
+
+
+def _tuner_scripts() -> ScriptDirectory:
+    from alembic.script import ScriptDirectory
+
+    return ScriptDirectory.from_config(_tuner_config())
+
+
+def _optuna_scripts() -> ScriptDirectory:
+    from alembic.script import ScriptDirectory
+    from optuna.storages import _rdb
+
+    return ScriptDirectory(str(Path(_rdb.__file__).parent / "alembic"))
