@@ -1,9 +1,10 @@
-"""Importing a Python file that belongs to no package, such as a study."""
+"""A Python file that belongs to no package, such as a study: importing it, and the state of its Git repository."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
 import sys
 import traceback
 import uuid
@@ -42,3 +43,16 @@ def _where(path: Path, error: BaseException) -> str:
     own = os.path.realpath(path)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if os.path.realpath(frame.filename) == own]
     return f"{path}:{frames[-1].lineno}: " if frames else f"{path}: "
+
+
+def git_state(path: Path) -> dict[str, str | bool] | None:
+    """Return the commit of the repository that a file lies in, and whether anything in it differs; None without."""
+    command = ["git", "-C", str(path.absolute().parent)]
+    try:
+        commit, status = (
+            subprocess.run([*command, *words], capture_output=True, text=True, timeout=10, check=True).stdout
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit.strip(), "is_changed": bool(status.strip())}

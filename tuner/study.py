@@ -46,6 +46,9 @@ class Study:
         fixed: Parameters that are not searched, by name; part of what the study is.
         save_every_s: Seconds of training between checkpoints to resume from; a shorter trial writes none.
         keep_best: Trials whose best checkpoint is kept: the best of the study, by its first objective; >= 0.
+        wall_hours: The budget in hours in which at least one worker is at work on the study; None for no such limit.
+        device_hours: The budget in hours of training, times the devices of each worker; None for no such limit.
+        retries: How often a trial that ended with an error is tried again before it counts as failed; >= 0.
 
     Raises:
         StudyError: a setting is wrong; the message names it.
@@ -66,6 +69,9 @@ class Study:
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     save_every_s: float = 60.0
     keep_best: int = 3
+    wall_hours: float | None = None
+    device_hours: float | None = None
+    retries: int = 1
 
     def __post_init__(self) -> None:
         if isinstance(self.trainer, type):
@@ -76,10 +82,14 @@ class Study:
     def _check_settings(self) -> None:
         if not isinstance(self.name, str) or not 0 < len(self.name) <= 512:
             raise StudyError(f"a study's name must be a text of 1 to 512 characters: got {self.name!r}")
-        for setting, low in (("epochs", 1), ("trials", 1), ("seed", 0), ("keep_best", 0)):
+        for setting, low in (("epochs", 1), ("trials", 1), ("seed", 0), ("keep_best", 0), ("retries", 0)):
             value = getattr(self, setting)
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise StudyError(f"{setting} must be an integer of at least {low}: got {value!r} (study {self.name!r})")
+        for setting in ("wall_hours", "device_hours"):
+            hours = getattr(self, setting)
+            if hours is not None and (isinstance(hours, bool) or not isinstance(hours, int | float) or not hours > 0):
+                raise StudyError(f"{setting} must be a number of hours above 0: got {hours!r}")
         if (
             isinstance(self.save_every_s, bool)
             or not isinstance(self.save_every_s, int | float)
@@ -163,20 +173,18 @@ class Study:
             raise StudyError(f"the space's function must return a Space instance: got {hparams!r}")
         return hparams
 
-    def changed(
-        self, *, trials: int | None = None, seed: int | None = None, fixed: Mapping[str, str] | None = None
-    ) -> Study:
-        """Return the study with settings from the command line; `fixed` holds words still to be parsed.
+    def changed(self, *, fixed: Mapping[str, str] | None = None, **settings: Any) -> Study:
+        """Return the study with settings from the command line.
+
+        Args:
+            fixed: Hyperparameters that are not searched: name -> word still to be parsed.
+            settings: Other attributes by name; None leaves one as it is.
 
         Raises:
             StudyError: a setting is wrong.
             SpaceError: a fixed hyperparameter does not exist, or its value lies outside its domain.
         """
-        changes: dict[str, Any] = {}
-        if trials is not None:
-            changes["trials"] = trials
-        if seed is not None:
-            changes["seed"] = seed
+        changes = {name: value for name, value in settings.items() if value is not None}
         if fixed:
             if not is_space(self.space):
                 raise StudyError("hyperparameters of a define-by-run space cannot be fixed; change its function")

@@ -58,7 +58,7 @@ def all_finite(values: list[float]) -> bool:
 
 
 Event = dict[str, Any]
-"""What a worker says of itself: `event` is study, trial, report, end, idle, done or error; a launcher shows it."""
+"""What a worker says: `event` is study, trial, report, end, idle, hours, done or error; a launcher shows it."""
 
 
 @dataclass
@@ -84,6 +84,8 @@ def event_line(event: Event) -> str | None:
             return f"trial {event['trial']}: {event['outcome']}"
         case "study":
             return f"study {event['study']}, {event['trials']} trials"
+        case "hours":
+            return "the study's hours are spent"
         case "idle":
             return "waiting for a trial of another worker"
         case _:

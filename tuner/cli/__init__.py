@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from tuner.cli import dashboard, queries, run
+from tuner.cli import control, dashboard, queries, run
 from tuner.cli.options import DEBUG_VARIABLE
 from tuner.errors import TunerError
 
@@ -29,6 +29,9 @@ app.command()(queries.studies)
 app.command()(queries.trials)
 app.command()(queries.best)
 app.command()(queries.show)
+app.command()(control.stop)
+app.command()(control.resume)
+app.command()(control.upgrade)
 app.command()(dashboard.dashboard)
 
 

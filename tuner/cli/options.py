@@ -45,6 +45,24 @@ FormatOption = Annotated[Format, typer.Option("--format", help="How to print.")]
 TrialsOption = Annotated[
     int | None, typer.Option("--trials", metavar="N", help="Trials in all, instead of the study's.", show_default=False)
 ]
+WallHoursOption = Annotated[
+    float | None,
+    typer.Option(
+        "--wall-hours",
+        metavar="H",
+        help="Hours in which at least one worker may be at work on the study, instead of the study's.",
+        show_default=False,
+    ),
+]
+DeviceHoursOption = Annotated[
+    float | None,
+    typer.Option(
+        "--device-hours",
+        metavar="H",
+        help="Hours of training, times the devices of each worker, instead of the study's.",
+        show_default=False,
+    ),
+]
 SeedOption = Annotated[
     int | None, typer.Option("--seed", metavar="N", help="Seed, instead of the study's.", show_default=False)
 ]

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
-from typing import Annotated, TextIO
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -21,11 +21,13 @@ from tuner.cli.options import (
     DEBUG_VARIABLE,
     ArtifactsOption,
     DebugOption,
+    DeviceHoursOption,
     FileArgument,
     SeedOption,
     SetOption,
     StorageOption,
     TrialsOption,
+    WallHoursOption,
 )
 from tuner.errors import StudyStopped, UsageError
 from tuner.trial import Event, Stop, print_event
@@ -46,6 +48,8 @@ def launch(
         int | None, typer.Option(metavar="N", help="Devices that each worker holds; 1 by default.")
     ] = None,
     trials: TrialsOption = None,
+    wall_hours: WallHoursOption = None,
+    device_hours: DeviceHoursOption = None,
     artifacts: ArtifactsOption = None,
     seed: SeedOption = None,
     fixed: SetOption = None,
@@ -65,6 +69,8 @@ def launch(
         devices=devices,
         devices_per_worker=devices_per_worker,
         trials=trials,
+        wall_hours=wall_hours,
+        device_hours=device_hours,
         seed=seed,
         fixed=_split_all(fixed),
     )
@@ -77,6 +83,8 @@ def worker(
     file: FileArgument,
     storage: StorageOption = None,
     trials: TrialsOption = None,
+    wall_hours: WallHoursOption = None,
+    device_hours: DeviceHoursOption = None,
     artifacts: ArtifactsOption = None,
     seed: SeedOption = None,
     fixed: SetOption = None,
@@ -96,7 +104,8 @@ def worker(
     settle(os.environ)
     descriptor = os.environ.pop(EVENTS_VARIABLE, None)
     stop = _stop_on_signals()
-    work = partial(_work, file, storage, artifacts, trials, seed, words, stop)
+    settings = {"trials": trials, "wall_hours": wall_hours, "device_hours": device_hours, "seed": seed}
+    work = partial(_work, file, storage, artifacts, settings, words, stop)
     if descriptor is None:
         work(print_event)
     else:
@@ -130,8 +139,7 @@ def _work(
     file: str,
     storage: str | None,
     artifacts: str | None,
-    trials: int | None,
-    seed: int | None,
+    settings: dict[str, Any],
     fixed: dict[str, str],
     stop: Stop,
     say: Callable[[Event], None],
@@ -141,7 +149,7 @@ def _work(
     from tuner.worker import run_worker
 
     storage_url(storage)
-    study = load_study(file).changed(trials=trials, seed=seed, fixed=fixed)
+    study = load_study(file).changed(fixed=fixed, **settings)
     run_worker(study, storage, artifacts=artifacts, file=str(split_target(file)[0]), say=say, stop=stop)
 
 

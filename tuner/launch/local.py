@@ -136,6 +136,8 @@ class _Launch:
                 snapshot.workers[index] = f"trial {event['trial']}, epoch {event['epoch']}: {values}"
             case "end":
                 place.early_deaths = 0
+            case "hours":
+                snapshot.is_out_of_hours = True
             case "idle":
                 snapshot.workers[index] = "waiting for other workers' trials"
             case "done":
@@ -177,7 +179,7 @@ class _Launch:
 
     def _release(self, dead: WorkerProcess, *, died: bool) -> None:
         """Free the trial of a worker that is gone; without this it is free when its lease ends."""
-        from tuner.storage.leases import release_all
+        from tuner.storage.claims import release_all
 
         with contextlib.suppress(TunerError):
             release_all(self._connect(), dead.name, died=died)
@@ -224,6 +226,8 @@ def launch(
     devices: str = "auto",
     devices_per_worker: int | None = None,
     trials: int | None = None,
+    wall_hours: float | None = None,
+    device_hours: float | None = None,
     seed: int | None = None,
     fixed: Mapping[str, str] | None = None,
 ) -> Snapshot:
@@ -237,6 +241,8 @@ def launch(
         devices: `auto`, or ids as in `0,1`.
         devices_per_worker: Devices in each worker's group.
         trials: The budget, instead of the study's.
+        wall_hours: Hours in which at least one worker may be at work on the study, instead of the study's.
+        device_hours: Hours of training, times the devices of each worker, instead of the study's.
         seed: The seed, instead of the study's.
         fixed: Hyperparameters that are not searched: name -> value, as written on a command line.
 
@@ -262,6 +268,8 @@ def launch(
         connect(url).dispose()
     options = [f"--trials={trials}"] if trials is not None else []
     options += [f"--artifacts={artifacts}"] if artifacts is not None else []
+    options += [f"--wall-hours={wall_hours}"] if wall_hours is not None else []
+    options += [f"--device-hours={device_hours}"] if device_hours is not None else []
     options += [f"--seed={seed}"] if seed is not None else []
     options += [f"--set={name}={value}" for name, value in (fixed or {}).items()]
     command = [sys.executable, "-m", "tuner", "worker", target, *options]
@@ -269,6 +277,11 @@ def launch(
     progress = LiveProgress(console, groups) if console.is_terminal else PlainProgress(console)
     with _signals() as stop, progress:
         run.run(progress, stop)
+        if run.snapshot.is_out_of_hours:
+            progress.note(
+                f"the study's hours are spent with {run.snapshot.used} of {run.snapshot.trials} trials finished; "
+                "more hours run those that are missing"
+            )
     return run.snapshot
 
 

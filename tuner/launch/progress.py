@@ -31,6 +31,7 @@ class Snapshot:
         began_s: When this launch started its first trial, on the monotonic clock.
         already: Trials that had used budget by then.
         workers: What each worker does, by index.
+        is_out_of_hours: Whether the study ended because its wall or device hours were spent.
     """
 
     objective: str = ""
@@ -41,6 +42,7 @@ class Snapshot:
     began_s: float | None = None
     already: int = 0
     workers: dict[int, str] = field(default_factory=dict)
+    is_out_of_hours: bool = False
 
     @property
     def used(self) -> int:

@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 
 def _asha(options: dict[str, Any], epochs: int) -> BasePruner:
-    from optuna.pruners import SuccessiveHalvingPruner
+    from tuner.search.halving import AshaPruner
 
     # Two rungs, at a ninth and a third of the epochs: the usual ones at 1, 3, 9, ... would judge a long training by
     # its warm-up, and leave one trial in dozens to the end.
     first_rung = -(-epochs // 9)
-    return call("pruner", "asha", SuccessiveHalvingPruner, options, min_resource=first_rung, reduction_factor=3)
+    return call("pruner", "asha", AshaPruner, options, min_resource=first_rung, reduction_factor=3)
 
 
 def _hyperband(options: dict[str, Any], epochs: int) -> BasePruner:
-    from optuna.pruners import HyperbandPruner
+    from tuner.search.halving import BracketPruner
 
-    return call("pruner", "hyperband", HyperbandPruner, options, min_resource=1, max_resource=epochs)
+    return call("pruner", "hyperband", BracketPruner, options, min_resource=1, max_resource=epochs)
 
 
 def _median(options: dict[str, Any], epochs: int) -> BasePruner:
@@ -109,12 +109,9 @@ def make_pruner(given: Named | BasePruner, epochs: int) -> BasePruner:
 class TrialPruner:
     """Asks a study's pruner about one running trial, of which it keeps its own copy."""
 
-    def __init__(
-        self, study: optuna.Study, trial: optuna.Trial, read_attributes: Callable[[int], dict[str, Any]]
-    ) -> None:
-        self._read_attributes = read_attributes
-        self._study, self._storage = study, study._storage
-        self._trial = self._storage.get_trial(trial._trial_id)
+    def __init__(self, study: optuna.Study, trial: optuna.Trial) -> None:
+        self._study = study
+        self._trial = study._storage.get_trial(trial._trial_id)
         # A trial that was taken over starts again: what its dead worker reported lies ahead of it.
         self._trial.intermediate_values = {}
 
@@ -123,6 +120,6 @@ class TrialPruner:
         self._trial.intermediate_values[epoch] = value
         self._study._thread_local.cached_all_trials = None
         is_hopeless = self._study.pruner.prune(self._study, self._trial)
-        # Pruners mark the rungs that a trial has passed in its attributes.
-        self._trial.system_attrs = self._read_attributes(self._trial._trial_id)
+        # Optuna's own pruners mark the rungs that a trial has passed in the storage.
+        self._trial._system_attrs |= self._study._storage.get_trial(self._trial._trial_id).system_attrs
         return is_hopeless

@@ -121,10 +121,11 @@ def claim(engine: Engine, claimant: Claimant) -> Lease | NoTrial:
             standing = _standing(connection, claimant, now_s)
         if claimant.settled.used + standing.used + standing.running >= claimant.trials:
             return NoTrial.WAIT
-        trial_id, number = _start_queued(connection, standing) or _create(connection, claimant, standing)
+        queued = _start_queued(connection, standing)
+        trial_id, number = queued or _create(connection, claimant, standing)
         fence = _open_lease(connection, claimant, trial_id, now_s)
         _settle(connection, claimant, standing)
-        return Lease(trial_id, number, claimant.worker, fence, claimant.lease_s)
+        return Lease(trial_id, number, claimant.worker, fence, claimant.lease_s, is_new=queued is None)
 
     return write(engine, work)
 

@@ -126,7 +126,7 @@ class Patience:
     is_over: Callable[[], bool] = lambda: False
 
 
-_IMPATIENT = Patience(0.0)
+IMPATIENT = Patience(0.0)
 
 
 def patient(engine: Engine, patience: Patience) -> Engine:
@@ -193,7 +193,7 @@ def retried(engine: Engine, attempt: Callable[[int], T]) -> T:
     Raises:
         StorageLost: the database does not answer.
     """
-    patience: Patience = engine.get_execution_options().get(_PATIENCE, _IMPATIENT)
+    patience: Patience = engine.get_execution_options().get(_PATIENCE, IMPATIENT)
     began_s, tries, has_told = time.monotonic(), 0, False
     while True:
         try:

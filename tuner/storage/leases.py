@@ -45,6 +45,8 @@ class Lease:
     worker: str
     fence: int
     lease_s: float
+    is_new: bool = False
+    """Nobody has written to the trial yet."""
 
 
 # --- Writes that carry a fence

@@ -55,7 +55,7 @@ def load_trials(
     rows = connection.execute(query).all()
     if not rows:
         return None
-    found = {row[0]: _frozen(*row) for row in rows if row[0] is not None}
+    found = {row[0]: new_trial(*row) for row in rows if row[0] is not None}
     if found:
         _fill(found, connection.execute(_details(study_id, list(found))))
     return list(found.values())
@@ -65,14 +65,17 @@ def load_trial(connection: Connection, trial_id: int) -> FrozenTrial | None:
     """Return one trial, None if there is none of that id."""
     columns = ("trial_id", "number", "state", "datetime_start", "datetime_complete")
     row = connection.execute(sa.select(*(trials.c[name] for name in columns)).where(trials.c.trial_id == trial_id))
-    found = {row[0]: _frozen(*row) for row in row}
+    found = {row[0]: new_trial(*row) for row in row}
     if not found:
         return None
     _fill(found, connection.execute(_details(0, [trial_id])))
     return found[trial_id]
 
 
-def _frozen(trial_id: int, number: int, state: str, start: Any, complete: Any) -> FrozenTrial:
+def new_trial(
+    trial_id: int, number: int, state: str = "RUNNING", start: Any = None, complete: Any = None
+) -> FrozenTrial:
+    """Return a trial that nothing belongs to yet."""
     return FrozenTrial(
         number=number,
         state=_STATES[state],

@@ -31,7 +31,7 @@ from tuner.storage import schema
 from tuner.storage.dialect import insert
 from tuner.storage.engine import Patience, lost, new_engine, patient, read, retried, write, write_once
 from tuner.storage.leases import Lease, store_attribute, store_params, stored_number
-from tuner.storage.loading import copies, load_trial, load_trials
+from tuner.storage.loading import copies, load_trial, load_trials, new_trial
 from tuner.storage.rungs import enter_rung
 from tuner.storage.tables import (
     studies,
@@ -208,7 +208,7 @@ class Storage(BaseStorage):
         Raises:
             KeyError: there is no such trial.
         """
-        trial = self.get_trial(lease.trial_id)
+        trial = new_trial(lease.trial_id, lease.number) if lease.is_new else self.get_trial(lease.trial_id)
         with self._lock:
             self._held[lease.trial_id] = _Held(lease, study_id, trial)
 

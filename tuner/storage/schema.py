@@ -193,3 +193,13 @@ def _optuna_scripts() -> ScriptDirectory:
     from optuna.storages import _rdb
 
     return ScriptDirectory(str(Path(_rdb.__file__).parent / "alembic"))
+
+
+def upgrade(url: str) -> list[str]:
+    """Bring the tables of a database to this version; return what was done, a line each.
+
+    Raises:
+        StorageLost: the database cannot be reached.
+        StorageSchemaError: its tables are newer than this installation.
+    """
+    raise NotImplementedError

@@ -107,7 +107,9 @@ def _carry_over(connection: sa.Connection) -> None:
         record["ended_at_s"] = (ended - _EPOCH).total_seconds() if ended else 0.0
         if key in _RECORDED:
             record[key] = json.loads(text)
-    records: list[dict] = [dict.fromkeys(_RECORDED) | record for record in found.values() if record.get("outcome") in _OUTCOMES]
+    records: list[dict] = [
+        dict.fromkeys(_RECORDED) | record for record in found.values() if record.get("outcome") in _OUTCOMES
+    ]
     if records:
         op.bulk_insert(_RECORDS, records)
     identities = connection.execute(

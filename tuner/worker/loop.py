@@ -1,0 +1,224 @@
+"""The worker's loop: claim a trial, run it, until the budget is spent. One worker runs trials one after another."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuner.artifacts import artifacts_folder, study_folder
+from tuner.devices import DEVICES_VARIABLE
+from tuner.errors import LeaseLost, StorageLost, StudyStopped
+from tuner.failures import reason_to_stop
+from tuner.source import git_state
+from tuner.storage import claims, open_storage, storage_url
+from tuner.storage.claims import Claimant, NoTrial
+from tuner.storage.dialect import now_s
+from tuner.storage.engine import Patience, patient
+from tuner.storage.leases import Lease
+from tuner.storage.queries import last_errors
+from tuner.storage.studies import join, leave, mode_of, register
+from tuner.study import Study
+from tuner.trial import Event, Stop
+from tuner.worker.attempt import Attempt
+
+if TYPE_CHECKING:
+    import optuna
+
+    from tuner.storage.optuna_storage import Storage
+
+
+LEASE_S = 30.0
+PATIENCE_S = 600.0
+"""How long a worker waits for a database that is away; it trains meanwhile, as long as it has a trial."""
+_LAST_PATIENCE_S = 3.0
+_POLL_S = 0.5
+
+
+def default_name() -> str:
+    """Return a worker's name: unique among the processes of this and other machines."""
+    return os.environ.get("TUNER_WORKER") or f"{socket.gethostname()}:{os.getpid()}:{os.urandom(2).hex()}"
+
+
+def run_worker(
+    study: Study,
+    storage: str | None = None,
+    *,
+    artifacts: str | None = None,
+    file: str | None = None,
+    name: str | None = None,
+    say: Callable[[Event], None] = lambda event: None,
+    stop: Stop | None = None,
+) -> None:
+    """Run trials of a study until its budget is spent.
+
+    Args:
+        study: The study.
+        storage: Its storage's URL; `$TUNER_STORAGE`, else `sqlite:///tuner.db`, if None.
+        artifacts: The folder for checkpoints; `$TUNER_ARTIFACTS`, else `tuner-artifacts`, if None. Workers on several
+            machines that share one can go on with each other's trials.
+        file: The study's file, which checkpoints refer to.
+        name: The worker's name.
+        say: Called with each event.
+        stop: Set by somebody else to end early.
+
+    Raises:
+        UsageError: the study cannot run as it is written; nothing has been stored.
+        StudyStopped: the same error ended three trials in a row (the message has its traceback), or `tuner stop`.
+        StorageLost: the database cannot be reached, or stays away for `PATIENCE_S` seconds.
+
+    Concurrency: any number of workers, on any number of machines.
+    """
+    from tuner.rehearsal import check_study, in_words
+    from tuner.training.runtime import CompileClock, missing_accelerator, use_persistent_cache, worker_layout
+
+    url = storage_url(storage)
+    use_persistent_cache()
+    devices = os.environ.get(DEVICES_VARIABLE, "")
+    warning = missing_accelerator(devices)
+    if warning:
+        print(f"tuner: {warning}", file=sys.stderr)
+    splits = in_words("data(seed) must return the data", study.data, study.seed)
+    check_study(study, splits)
+    about = {"study": study.name, "file": None if file is None else os.path.abspath(file)}
+    place = Place(artifacts_folder(artifacts), about, worker_layout(devices), devices, CompileClock())
+    optuna_storage = open_storage(url)
+    try:
+        Worker(study, splits, optuna_storage, name or default_name(), say, stop or Stop(), place).run()
+    finally:
+        optuna_storage.close()
+
+
+@dataclass
+class Place:
+    """Where a worker's trials run and leave their files."""
+
+    artifacts: Path
+    about: dict[str, Any]
+    layout: Any
+    devices: str
+    clock: Any
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is kept of a worker: where it runs and with what."""
+        from tuner.training.record import versions
+
+        file = self.about["file"]
+        return {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "devices": self.devices or f"cpu {os.cpu_count()}",
+            "file": file,
+            "git": None if file is None else git_state(Path(file)),
+            "versions": versions(),
+        }
+
+
+class Worker:
+    """The claim-train-tell loop of one process."""
+
+    def __init__(
+        self,
+        study: Study,
+        splits: Any,
+        storage: Storage,
+        name: str,
+        say: Callable[[Event], None],
+        stop: Stop,
+        place: Place,
+    ) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        storage.wait_for_database(Patience(PATIENCE_S, lambda: stop.requested))
+        self.study, self.splits, self.storage, self.engine = study, splits, storage, storage.engine
+        self.say, self.stop, self.place = say, stop, place
+        registered = register(storage, self.engine, study.name, study.all_directions, study.record())
+        study.check_unchanged(registered.record)
+        self.study_id = registered.study_id
+        self.folder = study_folder(place.artifacts, study.name, registered.identity)
+        self.optuna_study = optuna.load_study(
+            study_name=study.name, storage=storage, sampler=study.make_sampler(0), pruner=study.make_pruner()
+        )
+        # What failed before was perhaps mended since. Before the launch, not before this worker: one that starts later
+        # than the others, or again, would let the same error end three trials more.
+        launched_for_s = time.time() - float(os.environ.get("TUNER_LAUNCHED_AT") or time.time())
+        self.claimant = Claimant(
+            self.study_id,
+            name,
+            trials=study.trials,
+            lease_s=LEASE_S,
+            wall_s=None if study.wall_hours is None else 3600 * study.wall_hours,
+            device_s=None if study.device_hours is None else 3600 * study.device_hours,
+            devices=max(1, len(place.layout.devices)),
+            identity=registered.identity,
+            failures_since_s=now_s(self.engine) - launched_for_s,
+        )
+        self.claimed_any = False
+        self.modes: dict[str, str] = {}
+
+    def run(self) -> None:
+        """Claim and run trials until the budget is spent or a stop is asked for."""
+        study = self.study
+        join(self.engine, self.claimant, self.place.describe())
+        self.say(
+            {"event": "study", "study": study.name, "trials": study.trials, "objective": ", ".join(study.objectives)}
+        )
+        is_idle = False
+        while not self.stop.requested:
+            lease = claims.claim(self.engine, self.claimant)
+            if lease is NoTrial.WAIT:
+                if not is_idle:
+                    self.say({"event": "idle"})
+                is_idle = True
+                time.sleep(_POLL_S)
+                continue
+            if isinstance(lease, NoTrial):
+                self._end(lease)
+                break
+            is_idle = False
+            with contextlib.suppress(LeaseLost):
+                Attempt(self, lease).run()
+        self.be_brief()
+        with contextlib.suppress(StorageLost):
+            leave(self.engine, self.claimant.worker)
+        self.say({"event": "done"})
+
+    def _end(self, reason: NoTrial) -> None:
+        """Raise `StudyStopped` unless a worker ends because everything is done."""
+        name = self.study.name
+        if reason is NoTrial.HOURS:
+            self.say({"event": "hours"})
+        if reason is NoTrial.STOPPED:
+            raise StudyStopped(f"study {name!r} is stopped: `tuner resume {name}` lets it be launched again")
+        if reason is NoTrial.FAILING:
+            assert self.claimant.failures_since_s is not None
+            errors = last_errors(self.engine, self.study_id, self.claimant.failures_since_s)
+            why = reason_to_stop([kind for kind, _ in errors])
+            trace = f"\n{errors[0][1].rstrip()}" if errors else ""
+            raise StudyStopped(f"study {name!r} stopped: {why}; mend it and launch again{trace}")
+
+    def be_brief(self) -> None:
+        """Wait for a database that is away but a moment: the worker is about to end."""
+        self.engine = patient(self.engine, Patience(_LAST_PATIENCE_S))
+
+    def sampler_of(self, lease: Lease) -> optuna.samplers.BaseSampler:
+        """Return the sampler for a trial: one for its number, or the study's own object."""
+        sampler = self.study.make_sampler(lease.number)
+        is_first, self.claimed_any = not self.claimed_any, True
+        if sampler is self.study.sampler and is_first and (lease.number > 0 or lease.fence > 1):
+            # An Optuna object starts from its own seed in every process: all workers would suggest the same.
+            sampler.reseed_rng()
+        return sampler
+
+    def mode_of(self, program: str, measure: Callable[[], str]) -> str:
+        """Return whether a program runs as scan or as steps, as this study has it."""
+        if program not in self.modes:
+            self.modes[program] = mode_of(self.engine, self.study_id, program, measure)
+        return self.modes[program]
