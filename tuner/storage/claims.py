@@ -17,7 +17,7 @@ from tuner.errors import UnknownStudy
 from tuner.failures import ANY_FAILURES, reason_to_stop
 from tuner.storage.dialect import clock, greatest, least, utc_now
 from tuner.storage.engine import write
-from tuner.storage.leases import Lease, endings, only
+from tuner.storage.leases import Lease, endings, run_write
 from tuner.storage.tables import attempts, budgets, leases, records, studies, trials, workers
 from tuner.trial import Outcome
 
@@ -336,8 +336,8 @@ def _end_deadly(connection: Connection, claimant: Claimant, row: sa.Row[Any], de
     error = f"{deaths} workers died while they ran this trial, the last was {row.worker}"
     record = {"worker": row.worker, "error_kind": "dead workers", "error": error}
     lease = Lease(row.trial_id, row.number, row.worker, row.fence, claimant.lease_s)
-    for make in endings(connection.dialect.name, lease, Outcome.FAILED, None, record):
-        connection.execute(make(only(lease)))
+    for ending in endings(connection.dialect.name, lease, Outcome.FAILED, None, record):
+        run_write(connection, row.trial_id, ending)
     connection.execute(leases.delete().where(leases.c.trial_id == row.trial_id))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -43,3 +44,32 @@ def greatest(connection: Connection, *values: Any) -> sa.ColumnElement[Any]:
 def insert(dialect: str, table: sa.Table) -> Any:
     """Return an INSERT that takes ON CONFLICT."""
     return (sqlite if dialect == "sqlite" else postgresql).insert(table)
+
+
+_TEXTS: dict[tuple[str, Hashable], str] = {}
+
+
+def run_prepared(
+    connection: Connection, key: Hashable, build: Callable[[], Any], values: Mapping[str, Any]
+) -> sa.CursorResult[Any]:
+    """Run a statement whose text is made once in a process.
+
+    A worker sends the same few statements for each trial and report. Building, keying and compiling them costs
+    SQLAlchemy far more than the database takes to run them, and it does not cache those with ON CONFLICT at all.
+
+    Args:
+        connection: The connection.
+        key: What tells the statement from others.
+        build: Makes it, with `sqlalchemy.bindparam`s for all values.
+        values: Their values by name; numbers, texts and None.
+
+    Returns:
+        The rows as the driver has them: without SQLAlchemy's types.
+    """
+    dialect = connection.dialect
+    text = _TEXTS.get((dialect.name, key))
+    if text is None:
+        # Only these two take values by name.
+        named = sqlite.dialect(paramstyle="named") if dialect.name == "sqlite" else dialect
+        text = _TEXTS[dialect.name, key] = str(build().compile(dialect=named))
+    return connection.exec_driver_sql(text, dict(values))

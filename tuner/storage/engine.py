@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import random
 import sqlite3
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import sqlalchemy
 from sqlalchemy import Connection, Engine, event
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tuner.errors import StorageLost
@@ -22,6 +24,7 @@ T = TypeVar("T")
 
 _BUSY_TIMEOUT_S = 10
 _CONNECT_TIMEOUT_S = 10
+_PING_AFTER_S = 1.0
 
 # Of what a URL, a role or a database sets itself, nothing is changed. A worker that is stopped (SIGSTOP) in the middle
 # of a transaction would otherwise keep all others from claiming for as long as it is stopped.
@@ -52,10 +55,11 @@ def new_engine(url: str) -> Engine:
         parsed,
         pool_size=2,
         max_overflow=0,
-        pool_pre_ping=True,
         connect_args={name: value for name, value in arguments.items() if name not in parsed.query},
     )
     event.listen(engine, "connect", _prepare_postgres)
+    event.listen(engine, "checkin", _note_use)
+    event.listen(engine, "checkout", _ping)
     return engine
 
 
@@ -68,6 +72,35 @@ def _prepare_postgres(connection: Any, _record: Any) -> None:
     with connection.cursor() as cursor:
         cursor.execute(_LIMITS)
     connection.commit()
+
+
+def _note_use(_connection: Any, record: Any) -> None:
+    record.info["used_at_s"] = time.monotonic()
+
+
+def _ping(connection: Any, record: Any, _proxy: Any) -> None:
+    """Try a connection that has rested, as `pool_pre_ping` does for each: one that dies at work is noticed anyway."""
+    if time.monotonic() < record.info.get("used_at_s", math.inf) + _PING_AFTER_S:
+        return
+    try:
+        with _autocommit(connection), connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    except Exception as error:
+        raise DisconnectionError(str(error)) from error  # the pool makes a new one
+
+
+@contextlib.contextmanager
+def _autocommit(connection: Any) -> Iterator[None]:
+    """Make each statement on a psycopg2 connection a transaction of its own.
+
+    SQLAlchemy's isolation level AUTOCOMMIT does the same with a statement to the server before and after.
+    """
+    connection.autocommit = True
+    try:
+        yield
+    finally:
+        if not connection.closed:
+            connection.autocommit = False
 
 
 def lost(error: Exception, url: str) -> StorageLost:
@@ -140,15 +173,19 @@ def read(engine: Engine, work: Callable[[Connection], T]) -> T:
     Raises:
         StorageLost: the database does not answer.
     """
-    if engine.dialect.name != "sqlite":
-        # Each statement sees what is committed before it anyway; this saves a BEGIN and a ROLLBACK over the network.
-        engine = engine.execution_options(isolation_level="AUTOCOMMIT")
 
     def attempt(_: int) -> T:
-        with engine.connect() as connection:
+        # Each statement sees what is committed before it anyway; this saves a BEGIN and a ROLLBACK over the network.
+        with engine.connect() as connection, _single_statements(connection):
             return work(connection)
 
     return retried(engine, attempt)
+
+
+def _single_statements(connection: Connection) -> contextlib.AbstractContextManager[None]:
+    if connection.dialect.name == "sqlite":
+        return contextlib.nullcontext()
+    return _autocommit(connection.connection.dbapi_connection)
 
 
 def write(engine: Engine, work: Callable[[Connection, int], T]) -> T:
@@ -178,10 +215,9 @@ def write_once(engine: Engine, work: Callable[[Connection, int], T]) -> T:
     """Do as `write` where `work` is a single statement on Postgres, which is a transaction of its own there."""
     if engine.dialect.name == "sqlite":
         return write(engine, work)
-    engine = engine.execution_options(isolation_level="AUTOCOMMIT")
 
     def attempt(tries: int) -> T:
-        with engine.connect() as connection:
+        with engine.connect() as connection, _single_statements(connection):
             return work(connection, tries)
 
     return retried(engine, attempt)

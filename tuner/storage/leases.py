@@ -11,7 +11,7 @@ import json
 import math
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
 from tuner.errors import LeaseLost, UnknownStudy
-from tuner.storage.dialect import clock, insert, utc_now
+from tuner.storage.dialect import clock, insert, run_prepared, utc_now
 from tuner.storage.engine import read, write_once
 from tuner.storage.tables import (
     attempts,
@@ -52,37 +52,91 @@ class Lease:
 # --- Writes that carry a fence
 
 
-Write = Callable[[sa.FromClause], Any]
-"""Makes a statement that changes nothing unless the relation it is given, one column `trial_id`, has a row."""
+@dataclass(frozen=True)
+class Write:
+    """A statement that changes nothing unless a relation `held`, with one column `trial_id`, has a row.
+
+    Attributes:
+        key: What tells its text from others'.
+        values: Its values by name.
+        make: Makes it from `held` and a function from a value's name to its place in the text.
+    """
+
+    key: Hashable
+    values: Mapping[str, Any]
+    make: Callable[[sa.FromClause, Bind], Any]
 
 
-def only(lease: Lease) -> sa.FromClause:
-    """Return the relation of a trial that is known to be held."""
-    return sa.select(sa.literal(lease.trial_id).label("trial_id")).subquery("held")
+class Bind:
+    """Places for values in a text that several writes share."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+
+    def __call__(self, name: str, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+        return sa.cast(sa.bindparam(f"{self._prefix}{name}", type_=column.type), column.type)
 
 
-def _fenced(connection: Connection, lease: Lease, change: sa.Update | sa.Delete, writes: Sequence[Write]) -> bool:
-    """Change the lease if it is still held, and only then do the writes; return whether it was."""
-    change = change.where(
-        leases.c.trial_id == lease.trial_id,
-        leases.c.fence == lease.fence,
-        leases.c.worker == lease.worker,
-        # Another Optuna tool may have ended the trial, or deleted its study.
-        sa.exists().where(trials.c.trial_id == lease.trial_id, trials.c.state == "RUNNING"),
-    )
-    if connection.dialect.name == "sqlite":
-        if connection.execute(change).rowcount != 1:
+def run_write(connection: Connection, trial_id: int, write: Write) -> None:
+    """Do a write for a trial that is known to be held."""
+
+    def build() -> Any:
+        held = sa.select(sa.bindparam("held_id", type_=sa.Integer).label("trial_id")).subquery("held")
+        return write.make(held, Bind("w_"))
+
+    values = {f"w_{name}": value for name, value in write.values.items()}
+    run_prepared(connection, write.key, build, {**values, "held_id": trial_id})
+
+
+def _fenced(connection: Connection, lease: Lease, change: str, writes: Sequence[Write]) -> bool:
+    """Change the lease if it is still held, and only then do the writes; return whether it was.
+
+    Args:
+        connection: A connection; on SQLite in a transaction.
+        lease: The lease.
+        change: `extend`, `release` or `end`.
+        writes: What else to do, in any order.
+    """
+    dialect = connection.dialect.name
+    values: dict[str, Any] = {"held_id": lease.trial_id, "fence": lease.fence, "worker": lease.worker}
+    if change == "extend":
+        values["lease_s"] = lease.lease_s
+    if dialect == "sqlite":
+        if run_prepared(connection, change, lambda: _change(dialect, change), values).rowcount != 1:
             return False
-        for make in writes:
-            connection.execute(make(only(lease)))
+        for write in writes:
+            run_write(connection, lease.trial_id, write)
         return True
-    held = change.returning(leases.c.trial_id).cte("held")
-    several = [make(held).cte(f"write_{index}") for index, make in enumerate(writes)]
-    return connection.execute(sa.select(held.c.trial_id).add_cte(*several)).first() is not None
+
+    def build() -> sa.Select[Any]:
+        held = _change(dialect, change).returning(leases.c.trial_id).cte("held")
+        several = [write.make(held, Bind(f"w{at}_")).cte(f"write_{at}") for at, write in enumerate(writes)]
+        return sa.select(held.c.trial_id).add_cte(*several)
+
+    for at, write in enumerate(writes):
+        values |= {f"w{at}_{name}": value for name, value in write.values.items()}
+    key = (change, *(write.key for write in writes))
+    return run_prepared(connection, key, build, values).first() is not None
 
 
-def _extended(connection: Connection, lease: Lease) -> sa.Update:
-    return leases.update().values(expires_at_s=clock(connection.dialect.name) + lease.lease_s)
+def _change(dialect: str, change: str) -> Any:
+    def place(name: str, type_: Any) -> sa.ColumnElement[Any]:
+        return sa.cast(sa.bindparam(name, type_=type_), type_)
+
+    held_id = place("held_id", sa.Integer())
+    statement: Any = leases.delete() if change == "end" else leases.update()
+    statement = statement.where(
+        leases.c.trial_id == held_id,
+        leases.c.fence == place("fence", sa.Integer()),
+        leases.c.worker == place("worker", sa.Text()),
+        # Another Optuna tool may have ended the trial, or deleted its study.
+        sa.exists().where(trials.c.trial_id == held_id, trials.c.state == sa.literal_column("'RUNNING'")),
+    )
+    if change == "extend":
+        return statement.values(expires_at_s=clock(dialect) + place("lease_s", sa.Float(53)))
+    if change == "release":
+        return statement.values(worker=sa.null(), expires_at_s=sa.literal_column("0.0"))
+    return statement
 
 
 def _lost(lease: Lease) -> LeaseLost:
@@ -97,33 +151,34 @@ def _write_held(engine: Engine, lease: Lease, *writes: Write) -> None:
     Raises:
         LeaseLost: another worker has the trial, or it has ended.
     """
-    is_held = write_once(engine, lambda connection, _: _fenced(connection, lease, _extended(connection, lease), writes))
-    if not is_held:
+    if not write_once(engine, lambda connection, _: _fenced(connection, lease, "extend", writes)):
         raise _lost(lease)
 
 
-def upsert(dialect: str, table: sa.Table, rows: Sequence[Mapping[str, Any]], unique: Sequence[str]) -> Write:
-    """Return the write that stores rows, in place of those that are there. All rows have the same columns."""
+def upsert(dialect: str, table: sa.Table, rows: Sequence[Mapping[str, Any]], unique: str) -> Write:
+    """Return the write that stores rows of a trial, in place of those that are there.
 
-    def make(held: sa.FromClause) -> Any:
+    Args:
+        dialect: The database's.
+        table: The table; it has a column `trial_id`.
+        rows: The rows' other columns, the same for all.
+        unique: The column that tells a trial's rows apart.
+    """
+    columns = tuple(rows[0])
+
+    def make(held: sa.FromClause, bind: Bind) -> Any:
         parts = [
-            sa.select(*(sa.cast(value, table.c[name].type).label(name) for name, value in row.items())).select_from(
-                held
-            )
-            for row in rows
+            sa.select(held.c.trial_id, *(bind(f"{name}_{at}", table.c[name]).label(name) for name in columns))
+            for at in range(len(rows))
         ]
-        statement = insert(dialect, table)
-        source = parts[0].where(sa.true()) if len(parts) == 1 else _all_of(parts)
-        statement = statement.from_select(list(rows[0]), source)
-        changed = {name: statement.excluded[name] for name in rows[0] if name not in unique}
-        return statement.on_conflict_do_update(index_elements=unique, set_=changed)
+        source = parts[0] if len(parts) == 1 else sa.select(sa.union_all(*parts).subquery())
+        # SQLite takes ON CONFLICT for a join's ON unless a WHERE stands before it.
+        statement = insert(dialect, table).from_select(["trial_id", *columns], source.where(sa.literal_column("1 = 1")))
+        changed = {name: statement.excluded[name] for name in columns if name != unique}
+        return statement.on_conflict_do_update(index_elements=["trial_id", unique], set_=changed)
 
-    return make
-
-
-def _all_of(parts: Sequence[sa.Select[Any]]) -> sa.Select[Any]:
-    # SQLite takes ON CONFLICT for a join's ON unless a WHERE stands before it.
-    return sa.select(sa.union_all(*parts).subquery()).where(sa.true())
+    values = {f"{name}_{at}": value for at, row in enumerate(rows) for name, value in row.items()}
+    return Write((table.name, columns, len(rows)), values, make)
 
 
 def renew(engine: Engine, lease: Lease) -> None:
@@ -141,11 +196,8 @@ def store_params(engine: Engine, lease: Lease, params: Sequence[tuple[str, float
     Raises:
         LeaseLost: another worker has the trial.
     """
-    rows = [
-        {"trial_id": lease.trial_id, "param_name": name, "param_value": number, "distribution_json": text}
-        for name, number, text in params
-    ]
-    _write_held(engine, lease, upsert(engine.dialect.name, trial_params, rows, ["trial_id", "param_name"]))
+    rows = [{"param_name": name, "param_value": number, "distribution_json": text} for name, number, text in params]
+    _write_held(engine, lease, upsert(engine.dialect.name, trial_params, rows, "param_name"))
 
 
 def store_attribute(engine: Engine, lease: Lease, table: sa.Table, key: str, value: Any) -> None:
@@ -154,9 +206,9 @@ def store_attribute(engine: Engine, lease: Lease, table: sa.Table, key: str, val
     Raises:
         LeaseLost: another worker has the trial.
     """
-    row = {"trial_id": lease.trial_id, "key": key, "value_json": json.dumps(value)}
     assert table in (trial_user_attributes, trial_system_attributes)
-    _write_held(engine, lease, upsert(engine.dialect.name, table, [row], ["trial_id", "key"]))
+    row = {"key": key, "value_json": json.dumps(value)}
+    _write_held(engine, lease, upsert(engine.dialect.name, table, [row], "key"))
 
 
 def report(engine: Engine, lease: Lease, several: Sequence[Report], objective: str | None) -> None:
@@ -173,21 +225,19 @@ def report(engine: Engine, lease: Lease, several: Sequence[Report], objective: s
     """
     rows = [
         {
-            "trial_id": lease.trial_id,
             "epoch": one.epoch,
             "step": one.step,
             "metrics": json.dumps({name: encode_metric(value) for name, value in one.metrics.items()}),
         }
         for one in several
     ]
-    writes = [upsert(engine.dialect.name, reports, rows, ["trial_id", "epoch"])]
+    writes = [upsert(engine.dialect.name, reports, rows, "epoch")]
     if objective is not None:
         rows = []
         for one in several:
             stored, kind = stored_number(one.metrics[objective])
-            row = {"trial_id": lease.trial_id, "step": one.epoch}
-            rows.append({**row, "intermediate_value": stored, "intermediate_value_type": kind})
-        writes.append(upsert(engine.dialect.name, trial_intermediate_values, rows, ["trial_id", "step"]))
+            rows.append({"step": one.epoch, "intermediate_value": stored, "intermediate_value_type": kind})
+        writes.append(upsert(engine.dialect.name, trial_intermediate_values, rows, "step"))
     _write_held(engine, lease, *writes)
 
 
@@ -220,7 +270,7 @@ def tell(
     writes = endings(engine.dialect.name, lease, outcome, values, record)
 
     def work(connection: Connection, tries: int) -> bool:
-        is_held = _fenced(connection, lease, leases.delete(), writes)
+        is_held = _fenced(connection, lease, "end", writes)
         return is_held or (tries > 0 and _has_ended(connection, lease, outcome))
 
     if not write_once(engine, work):
@@ -245,39 +295,51 @@ def endings(
         rows = []
         for objective, value in enumerate(values):
             stored, kind = stored_number(value)
-            rows.append({"trial_id": lease.trial_id, "objective": objective, "value": stored, "value_type": kind})
-        writes.append(upsert(dialect, trial_values, rows, ["trial_id", "objective"]))
-    told = {"trial_id": lease.trial_id, "key": "outcome", "value_json": json.dumps(outcome)}
-    writes.append(upsert(dialect, trial_user_attributes, [told], ["trial_id", "key"]))
+            rows.append({"objective": objective, "value": stored, "value_type": kind})
+        writes.append(upsert(dialect, trial_values, rows, "objective"))
+    told = {"key": "outcome", "value_json": json.dumps(outcome)}
+    writes.append(upsert(dialect, trial_user_attributes, [told], "key"))
 
-    def end_trial(held: sa.FromClause) -> Any:
+    def end_trial(held: sa.FromClause, bind: Bind) -> Any:
         return (
             trials.update()
             .where(trials.c.trial_id.in_(sa.select(held.c.trial_id)))
-            .values(state=state, datetime_complete=utc_now(dialect))
+            .values(state=bind("state", trials.c.state), datetime_complete=utc_now(dialect))
         )
 
-    def insert_record(held: sa.FromClause) -> Any:
-        given = {"outcome": outcome.value, **record}
-        columns = [sa.cast(value, records.c[name].type).label(name) for name, value in given.items()]
+    given = {"outcome": outcome.value, **record}
+
+    def insert_record(held: sa.FromClause, bind: Bind) -> Any:
+        columns = [bind(name, records.c[name]).label(name) for name in given]
         source = sa.select(trials.c.trial_id, trials.c.study_id, clock(dialect), *columns).where(
             trials.c.trial_id.in_(sa.select(held.c.trial_id))
         )
         return records.insert().from_select(["trial_id", "study_id", "ended_at_s", *given], source)
 
-    return [*writes, end_trial, insert_record]
+    return [
+        *writes,
+        Write("end_trial", {"state": state}, end_trial),
+        Write(("insert_record", *given), given, insert_record),
+    ]
 
 
 def _attempt_ending(dialect: str, lease: Lease, ending: str, error: str | None = None) -> Write:
-    return lambda held: (
-        attempts.update()
-        .where(
-            attempts.c.trial_id.in_(sa.select(held.c.trial_id)),
-            attempts.c.fence == lease.fence,
-            attempts.c.ended_at_s.is_(None),
+    def make(held: sa.FromClause, bind: Bind) -> Any:
+        return (
+            attempts.update()
+            .where(
+                attempts.c.trial_id.in_(sa.select(held.c.trial_id)),
+                attempts.c.fence == bind("fence", attempts.c.fence),
+                attempts.c.ended_at_s.is_(None),
+            )
+            .values(
+                ended_at_s=clock(dialect),
+                ending=bind("ending", attempts.c.ending),
+                error=bind("error", attempts.c.error),
+            )
         )
-        .values(ended_at_s=clock(dialect), ending=str(ending), error=error)
-    )
+
+    return Write("attempt_ending", {"fence": lease.fence, "ending": str(ending), "error": error}, make)
 
 
 def release(engine: Engine, lease: Lease) -> None:
@@ -291,11 +353,10 @@ def release(engine: Engine, lease: Lease) -> None:
 
 
 def _give_back(engine: Engine, lease: Lease, ending: Outcome, error: str | None) -> bool:
-    change = leases.update().values(worker=None, expires_at_s=0.0)
     writes = [_attempt_ending(engine.dialect.name, lease, ending, error)]
 
     def work(connection: Connection, tries: int) -> bool:
-        return _fenced(connection, lease, change, writes) or (tries > 0 and _has_ended(connection, lease, ending))
+        return _fenced(connection, lease, "release", writes) or (tries > 0 and _has_ended(connection, lease, ending))
 
     return write_once(engine, work)
 

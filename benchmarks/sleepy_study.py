@@ -1,0 +1,68 @@
+"""A study whose training costs nothing, or a second of sleep: what is left is the service's own work."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+from tuner import Space, Study, uniform
+from tuner.training import ArrayDataset, Splits, TrainerModule
+from tuner.trial import Report
+
+EPOCHS = 10
+SLEEP_S = float(os.environ.get("SLEEPY_S", "0"))
+
+
+class HParams(Space):
+    """Six hyperparameters that are searched, and what the optimizer wants."""
+
+    learning_rate: float = 0.1
+    x0: float = uniform(0.0, 1.0)
+    x1: float = uniform(0.0, 1.0)
+    x2: float = uniform(0.0, 1.0)
+    x3: float = uniform(0.0, 1.0)
+    x4: float = uniform(0.0, 1.0)
+    x5: float = uniform(0.0, 1.0)
+
+
+class Trainer(TrainerModule):
+    """Reports a made-up curve."""
+
+    def init_model(self, hparams: HParams) -> nn.Module:
+        """Return a model, which is never trained."""
+        return nn.Dense(1)
+
+    def loss(self, outputs: Any, batch: Any, hparams: HParams) -> Any:
+        """Return the squared error."""
+        return (outputs[:, 0] - batch["targets"]) ** 2, {}
+
+    def train_model(self, hparams: Any, splits: Any, *, epochs: int, **options: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Yield a report for each epoch."""
+        values = [getattr(hparams, f"x{index}") for index in range(6)]
+        time.sleep(SLEEP_S)
+        for epoch in range(1, epochs + 1):
+            loss = float(sum((value - 0.5) ** 2 for value in values) + 1.0 / epoch)
+            yield Report(epoch, 10 * epoch, {"loss": loss, "train_loss": loss})
+
+
+def data(seed: int) -> Splits:
+    """Return a few numbers."""
+    inputs = np.random.default_rng(seed).normal(size=(20, 2))
+    return ArrayDataset(inputs=inputs, targets=inputs.sum(1)).split(0.2, seed)
+
+
+def sleepy_study(**changes: Any) -> Study:
+    """Return the study with other settings."""
+    settings: dict[str, Any] = {
+        "epochs": EPOCHS, "trials": 300, "sampler": "random", "pruner": "asha", "keep_best": 0, **changes
+    }  # fmt: skip
+    return Study(
+        name="sleepy", space=HParams, trainer=Trainer(), data=data, objective="loss", direction="minimize", **settings
+    )
+
+
+study = sleepy_study(epochs=1 if SLEEP_S else EPOCHS, pruner="none" if SLEEP_S else "asha")
