@@ -17,6 +17,11 @@ EPOCHS = 10
 SLEEP_S = float(os.environ.get("SLEEPY_S", "0"))
 
 
+def curve(number: int, epoch: int) -> float:
+    """Return a loss that gets better from trial to trial: none is pruned, each reports ten times."""
+    return 1.0 / (1 + number) + 1e-9 / epoch
+
+
 class HParams(Space):
     """Six hyperparameters that are searched, and what the optimizer wants."""
 
@@ -42,10 +47,9 @@ class Trainer(TrainerModule):
 
     def train_model(self, hparams: Any, splits: Any, *, epochs: int, **options: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Yield a report for each epoch."""
-        values = [getattr(hparams, f"x{index}") for index in range(6)]
         time.sleep(SLEEP_S)
         for epoch in range(1, epochs + 1):
-            loss = float(sum((value - 0.5) ** 2 for value in values) + 1.0 / epoch)
+            loss = curve(options["about"]["trial"], epoch)
             yield Report(epoch, 10 * epoch, {"loss": loss, "train_loss": loss})
 
 

@@ -15,14 +15,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import optuna
 import sqlalchemy as sa
-from sleepy_study import EPOCHS, sleepy_study
+from sleepy_study import EPOCHS, curve, sleepy_study
 from sqlalchemy import event
 
 from tuner.search import make_pruner
@@ -73,13 +72,8 @@ def suggest(trial: optuna.Trial) -> None:
         trial.suggest_float(f"x{index}", 0.0, 1.0)
 
 
-def curve(params: dict[str, float], epoch: int) -> float:
-    """Return a validation loss that falls with the epochs and depends on the hyperparameters."""
-    return sum((value - 0.5) ** 2 for value in params.values()) + 1.0 / epoch
-
-
-def by_optuna(url: str, sampler: str, trials: int) -> None:
-    """Run trials as a script with Optuna does."""
+def by_optuna(url: str, sampler: str, trials: int) -> float:
+    """Run trials as a script with Optuna does; return the seconds that they took."""
     storage = optuna.storages.RDBStorage(driver_url(url))
     make = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}[sampler]
     pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=-(-EPOCHS // 9), reduction_factor=3)
@@ -87,22 +81,29 @@ def by_optuna(url: str, sampler: str, trials: int) -> None:
         study_name="sleepy", storage=storage, sampler=make(seed=0), pruner=pruner, load_if_exists=True
     )
 
+    seconds = optimize(study, trials)
+    storage.remove_session()
+    storage.engine.dispose()
+    return seconds
+
+
+def optimize(study: optuna.Study, trials: int) -> float:
     def objective(trial: optuna.Trial) -> float:
         suggest(trial)
         value = 0.0
         for epoch in range(1, EPOCHS + 1):
-            value = curve(trial.params, epoch)
+            value = curve(trial.number, epoch)
             trial.report(value, epoch)
             if epoch < EPOCHS and trial.should_prune():
                 raise optuna.TrialPruned
         return value
 
+    began = time.perf_counter()
     study.optimize(objective, n_trials=trials)
-    storage.remove_session()
-    storage.engine.dispose()
+    return time.perf_counter() - began
 
 
-def by_plain_optimize(url: str, sampler: str, trials: int) -> None:
+def by_plain_optimize(url: str, sampler: str, trials: int) -> float:
     """Run the same script on our storage."""
     storage = open_storage(url)
     make = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}[sampler]
@@ -113,42 +114,26 @@ def by_plain_optimize(url: str, sampler: str, trials: int) -> None:
         pruner=make_pruner("asha", EPOCHS),
         load_if_exists=True,
     )
-
-    def objective(trial: optuna.Trial) -> float:
-        suggest(trial)
-        value = 0.0
-        for epoch in range(1, EPOCHS + 1):
-            value = curve(trial.params, epoch)
-            trial.report(value, epoch)
-            if epoch < EPOCHS and trial.should_prune():
-                raise optuna.TrialPruned
-        return value
-
-    study.optimize(objective, n_trials=trials)
+    seconds = optimize(study, trials)
     storage.close()
+    return seconds
 
 
-def by_worker(url: str, sampler: str, trials: int) -> None:
+def by_worker(url: str, sampler: str, trials: int) -> float:
     """Run trials as a worker does, with a trainer that costs nothing."""
+    at: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        run_worker(sleepy_study(sampler=sampler, trials=trials), url, artifacts=folder)
-
-
-@contextmanager
-def timed(statements: Statements, trials: int) -> Iterator[dict[str, float]]:
-    """Measure milliseconds and statements per trial."""
-    result: dict[str, float] = {}
-    began, count = time.perf_counter(), statements.count
-    yield result
-    result["ms"] = 1000 * (time.perf_counter() - began) / trials
-    result["statements"] = (statements.count - count) / trials
+        study = sleepy_study(sampler=sampler, trials=trials)
+        # From the first trial: a worker enters its versions into the books before.
+        run_worker(study, url, artifacts=folder, say=lambda said: at.setdefault(said["event"], time.perf_counter()))
+    return at["done"] - at["trial"]
 
 
 def compare(
     server: Server, statements: Statements, sampler: str, trials: int, repeats: int, held: int
 ) -> list[dict[str, Any]]:
     """Time both sides by turns, on databases of their own that hold so many trials already."""
-    sides: dict[str, Callable[[str, str, int], None]] = {
+    sides: dict[str, Callable[[str, str, int], float]] = {
         "RDBStorage": by_optuna,
         "optimize on ours": by_plain_optimize,
         "worker": by_worker,
@@ -162,9 +147,11 @@ def compare(
             if held:
                 fill(url, held)
             budget = 2 + held + trials if side == "worker" else trials
-            with timed(statements, trials) as result:
-                run(url, sampler, budget)
-            rows.append({"part": f"{held} held" if held else "trial", "sampler": sampler, "side": side, **result})
+            before = statements.count
+            ms = 1000 * run(url, sampler, budget) / trials
+            per_trial = (statements.count - before) / trials
+            part = f"{held} held" if held else "trial"
+            rows.append({"part": part, "sampler": sampler, "side": side, "ms": ms, "statements": per_trial})
             print(json.dumps(rows[-1]), flush=True)
     return rows
 
@@ -175,7 +162,7 @@ def fill(url: str, count: int) -> None:
     study = "(SELECT study_id FROM studies WHERE study_name = 'sleepy')"
     distribution = '{"name": "FloatDistribution", "attributes": {"step": null, "low": 0.0, "high": 1.0, "log": false}}'
     has_ours = sa.inspect(engine).has_table("tuner_rungs")
-    rungs = f"SELECT trial_id, {{}} FROM trials JOIN added USING (trial_id), generate_series(0, 1) AS r (rung)"
+    rungs = "SELECT trial_id, {} FROM trials JOIN added USING (trial_id), generate_series(0, 1) AS r (rung)"
     sets = [
         "CREATE TEMP TABLE added (trial_id integer, i integer)",
         f"WITH new AS (INSERT INTO trials (number, study_id, state, datetime_start, datetime_complete) SELECT i + "

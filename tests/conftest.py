@@ -42,6 +42,8 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     # Not below pytest's folder: as root the server runs as another user, to whom any new pytest session shuts it.
     folder = Path(tempfile.mkdtemp(prefix="tuner-postgres-"))
     server = get_server(folder / "data", cleanup_mode="stop")
+    # A lease that ended before the server started gets a while to be renewed; those of tests end a second back.
+    time.sleep(2.0)
     try:
         yield server.get_uri()
     finally:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ from sqlalchemy import Connection, Engine
 
 from tuner.errors import UnknownStudy
 from tuner.failures import ANY_FAILURES, reason_to_stop
-from tuner.storage.dialect import clock, greatest, least, utc_now
+from tuner.storage.dialect import clock, greatest, least, run_prepared, utc_now
 from tuner.storage.engine import write
 from tuner.storage.leases import Lease, endings, run_write
 from tuner.storage.tables import attempts, budgets, leases, records, studies, trials, workers
@@ -132,13 +133,16 @@ def claim(engine: Engine, claimant: Claimant) -> Lease | NoTrial:
 
 def _lock_study(connection: Connection, claimant: Claimant) -> float | NoTrial:
     """Hold the study's row until the end of the transaction; return the time."""
-    query = (
-        sa.select(budgets.c.identity, budgets.c.stopped_at_s, clock(connection.dialect.name))
-        .select_from(studies.outerjoin(budgets, budgets.c.study_id == studies.c.study_id))
-        .where(studies.c.study_id == claimant.study_id)
-        .with_for_update(of=studies)
-    )
-    row = connection.execute(query).first()
+
+    def build() -> Any:
+        return (
+            sa.select(budgets.c.identity, budgets.c.stopped_at_s, clock(connection.dialect.name))
+            .select_from(studies.outerjoin(budgets, budgets.c.study_id == studies.c.study_id))
+            .where(studies.c.study_id == sa.bindparam("study_id"))
+            .with_for_update(of=studies)
+        )
+
+    row = run_prepared(connection, "lock study", build, {"study_id": claimant.study_id}).first()
     if row is None or claimant.identity not in (None, row[0]):
         raise UnknownStudy(f"the study must stay in the storage while it runs: number {claimant.study_id} was deleted")
     return NoTrial.STOPPED if row[1] is not None else row[2]
@@ -160,27 +164,39 @@ def _standing(connection: Connection, claimant: Claimant, now_s: float) -> _Stan
 
     One statement: between two, another worker may end a trial, which neither would count.
     """
-    is_ours = (trials.c.state == "RUNNING") & leases.c.trial_id.is_not(None)
-    is_ended = trials.c.state.in_(["COMPLETE", "PRUNED", "FAIL"])
-    count, first = sa.func.count, sa.func.min
-    query = (
-        sa.select(
-            count(),
-            count(sa.case((trials.c.state.in_(["COMPLETE", "PRUNED"]), 1))),
-            count(sa.case((is_ours, 1))),
-            sa.func.max(trials.c.trial_id),
-            first(sa.case((~is_ended, trials.c.trial_id))),
-            first(sa.case((trials.c.state == "WAITING", trials.c.trial_id))),
-            count(sa.case((is_ours & _has_expired(connection, now_s), 1))),
+
+    def build() -> Any:
+        is_ours = (trials.c.state == _word("RUNNING")) & leases.c.trial_id.is_not(None)
+        is_used = (trials.c.state == _word("COMPLETE")) | (trials.c.state == _word("PRUNED"))
+        is_open = (trials.c.state == _word("RUNNING")) | (trials.c.state == _word("WAITING"))
+        is_queued = trials.c.state == _word("WAITING")
+        has_expired = _has_expired(connection, sa.bindparam("now_s", type_=sa.Float(53)))
+        one, of_trial = sa.literal_column("1"), trials.c.trial_id
+        count, first = sa.func.count, sa.func.min
+        return (
+            sa.select(
+                count(),
+                count(sa.case((is_used, one))),
+                count(sa.case((is_ours, one))),
+                sa.func.max(of_trial),
+                first(sa.case((is_open, of_trial))),
+                first(sa.case((is_queued, of_trial))),
+                count(sa.case((is_ours & has_expired, one))),
+            )
+            .select_from(trials.outerjoin(leases, leases.c.trial_id == of_trial))
+            .where(trials.c.study_id == sa.bindparam("study_id"), of_trial > sa.bindparam("up_to"))
         )
-        .select_from(trials.outerjoin(leases, leases.c.trial_id == trials.c.trial_id))
-        .where(trials.c.study_id == claimant.study_id, trials.c.trial_id > claimant.settled.up_to)
-    )
-    *counts, expired = connection.execute(query).one()
+
+    values = {"study_id": claimant.study_id, "up_to": claimant.settled.up_to, "now_s": now_s}
+    *counts, expired = run_prepared(connection, "standing", build, values).one()
     return _Standing(*counts, has_expired=expired > 0)
 
 
-def _has_expired(connection: Connection, now_s: float) -> sa.ColumnElement[bool]:
+def _word(state: str) -> sa.ColumnElement[Any]:
+    return sa.literal_column(f"'{state}'")
+
+
+def _has_expired(connection: Connection, now_s: float | sa.ColumnElement[float]) -> sa.ColumnElement[bool]:
     """Return whether a lease's trial may be taken over.
 
     A lease that ended while the server was down could not be renewed: its worker gets a while to do so.
@@ -189,8 +205,9 @@ def _has_expired(connection: Connection, now_s: float) -> sa.ColumnElement[bool]
     if connection.dialect.name == "sqlite":
         return has_ended
     started_s = sa.literal_column("extract(epoch FROM pg_postmaster_start_time())", sa.Float(53))
-    was_given_back = leases.c.expires_at_s == 0.0
-    return has_ended & (was_given_back | (leases.c.expires_at_s >= started_s) | (started_s <= now_s - _AFTER_RESTART_S))
+    is_up_s = sa.literal_column(str(_AFTER_RESTART_S))
+    was_given_back = leases.c.expires_at_s == sa.literal_column("0.0")
+    return has_ended & (was_given_back | (leases.c.expires_at_s >= started_s) | (started_s + is_up_s <= now_s))
 
 
 def _settle(connection: Connection, claimant: Claimant, standing: _Standing) -> None:
@@ -220,14 +237,18 @@ def _is_failing(connection: Connection, claimant: Claimant) -> bool:
 
 def latest_errors(connection: Connection, study_id: int, since_s: float) -> list[tuple[str, str]]:
     """Return kind and traceback of the latest errors, newest first, up to the first trial that did not fail."""
-    query = (
-        sa.select(records.c.outcome, records.c.error_kind, records.c.error)
-        .where(records.c.study_id == study_id, records.c.ended_at_s >= since_s)
-        .order_by(records.c.ended_at_s.desc())
-        .limit(ANY_FAILURES)
-    )
+
+    def build() -> Any:
+        return (
+            sa.select(records.c.outcome, records.c.error_kind, records.c.error)
+            .where(records.c.study_id == sa.bindparam("study_id"), records.c.ended_at_s >= sa.bindparam("since_s"))
+            .order_by(records.c.ended_at_s.desc())
+            .limit(sa.literal_column(str(ANY_FAILURES)))
+        )
+
     errors = []
-    for outcome, kind, error in connection.execute(query):
+    values = {"study_id": study_id, "since_s": since_s}
+    for outcome, kind, error in run_prepared(connection, "latest errors", build, values):
         if outcome != Outcome.FAILED:
             break
         errors.append((kind or "", error or ""))
@@ -271,23 +292,22 @@ def spent(connection: Connection, study_id: int, now_s: float) -> tuple[float, f
 
 def _open_lease(connection: Connection, claimant: Claimant, trial_id: int, now_s: float) -> int:
     """Write the lease of a trial that has just been started, and its first attempt; return its fence."""
-    values = {"trial_id": trial_id, "worker": claimant.worker, "fence": 1, "deaths": 0}
-    connection.execute(leases.insert().values(**values, expires_at_s=now_s + claimant.lease_s))
+    row = {"trial_id": trial_id, "worker": claimant.worker, "fence": 1, "deaths": 0}
+    _insert(connection, leases, {**row, "expires_at_s": now_s + claimant.lease_s})
     _open_attempt(connection, claimant, trial_id, 1, now_s)
     return 1
 
 
+def _insert(connection: Connection, table: sa.Table, row: Mapping[str, Any]) -> None:
+    def build() -> Any:
+        return table.insert().values({name: sa.bindparam(name, type_=table.c[name].type) for name in row}).inline()
+
+    run_prepared(connection, ("insert", table.name, *row), build, row)
+
+
 def _open_attempt(connection: Connection, claimant: Claimant, trial_id: int, fence: int, now_s: float) -> None:
-    connection.execute(
-        attempts.insert().values(
-            trial_id=trial_id,
-            fence=fence,
-            study_id=claimant.study_id,
-            worker=claimant.worker,
-            devices=claimant.devices,
-            started_at_s=now_s,
-        )
-    )
+    row = {"trial_id": trial_id, "fence": fence, "study_id": claimant.study_id, "worker": claimant.worker}
+    _insert(connection, attempts, {**row, "devices": claimant.devices, "started_at_s": now_s})
 
 
 def _adopt(connection: Connection, claimant: Claimant, now_s: float) -> Lease | None:
@@ -356,17 +376,14 @@ def _start_queued(connection: Connection, standing: _Standing) -> tuple[int, int
 
 def _create(connection: Connection, claimant: Claimant, standing: _Standing) -> tuple[int, int]:
     number = claimant.settled.total + standing.total
-    statement = (
-        trials.insert()
-        .values(
-            number=number,
-            study_id=claimant.study_id,
-            state="RUNNING",
-            datetime_start=utc_now(connection.dialect.name),
-        )
-        .returning(trials.c.trial_id)
-    )
-    return connection.execute(statement).scalar_one(), number
+
+    def build() -> Any:
+        row = {"number": sa.bindparam("number"), "study_id": sa.bindparam("study_id"), "state": _word("RUNNING")}
+        started = {"datetime_start": utc_now(connection.dialect.name)}
+        return trials.insert().values({**row, **started}).returning(trials.c.trial_id)
+
+    values = {"number": number, "study_id": claimant.study_id}
+    return run_prepared(connection, "create trial", build, values).scalar_one(), number
 
 
 def release_all(engine: Engine, worker: str, *, died: bool) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+import json
+from collections.abc import Callable, Collection, Hashable, Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -44,6 +45,19 @@ def greatest(connection: Connection, *values: Any) -> sa.ColumnElement[Any]:
 def insert(dialect: str, table: sa.Table) -> Any:
     """Return an INSERT that takes ON CONFLICT."""
     return (sqlite if dialect == "sqlite" else postgresql).insert(table)
+
+
+def one_of(dialect: str, column: sa.ColumnElement[Any], name: str) -> sa.ColumnElement[bool]:
+    """Return whether a column is one of the ids in the value `name`, which `ids_value` makes."""
+    if dialect == "sqlite":
+        listed = sa.func.json_each(sa.bindparam(name)).table_valued("value")
+        return column.in_(sa.select(listed.c.value))
+    return column == sa.func.any(sa.cast(sa.bindparam(name), postgresql.ARRAY(sa.Integer)))
+
+
+def ids_value(dialect: str, ids: Collection[int]) -> Any:
+    """Return ids as the value of `one_of`."""
+    return json.dumps(list(ids)) if dialect == "sqlite" else list(ids)
 
 
 _TEXTS: dict[tuple[str, Hashable], str] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import json
 import math
@@ -13,6 +14,7 @@ from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection
 
+from tuner.storage.dialect import ids_value, one_of, run_prepared
 from tuner.storage.tables import (
     studies,
     trial_intermediate_values,
@@ -26,6 +28,8 @@ from tuner.storage.tables import (
 _LISTED = 500  # trials that are named one by one rather than by a range of ids
 _SPECIAL = {"INF_POS": math.inf, "INF_NEG": -math.inf, "NAN": math.nan}
 _STATES = {state.name: state for state in TrialState}
+
+_COLUMNS = ("trial_id", "number", "state", "datetime_start", "datetime_complete")
 
 to_distribution = functools.lru_cache(maxsize=4096)(json_to_distribution)
 """A study has a few distributions, which each of its trials repeats as JSON."""
@@ -42,33 +46,39 @@ def load_trials(
         newer_than: All trials with a greater id than this.
         also: And those with these ids.
     """
-    wanted = trials.c.trial_id > newer_than
-    if also:
-        wanted |= trials.c.trial_id.in_(also)
-    columns = ("trial_id", "number", "state", "datetime_start", "datetime_complete")
-    query = (
-        sa.select(*(trials.c[name] for name in columns))
-        .select_from(studies.outerjoin(trials, (trials.c.study_id == studies.c.study_id) & wanted))
-        .where(studies.c.study_id == study_id)
-        .order_by(trials.c.trial_id)
-    )
-    rows = connection.execute(query).all()
+    dialect = connection.dialect.name
+
+    def build() -> Any:
+        wanted = trials.c.trial_id > sa.bindparam("newer_than")
+        wanted |= one_of(dialect, trials.c.trial_id, "also")
+        return (
+            sa.select(*(trials.c[name] for name in _COLUMNS))
+            .select_from(studies.outerjoin(trials, (trials.c.study_id == studies.c.study_id) & wanted))
+            .where(studies.c.study_id == sa.bindparam("study_id"))
+            .order_by(trials.c.trial_id)
+        )
+
+    values = {"study_id": study_id, "newer_than": newer_than, "also": ids_value(dialect, also)}
+    rows = run_prepared(connection, "load trials", build, values).all()
     if not rows:
         return None
     found = {row[0]: new_trial(*row) for row in rows if row[0] is not None}
     if found:
-        _fill(found, connection.execute(_details(study_id, list(found))))
+        _fill(found, _details(connection, study_id, list(found)))
     return list(found.values())
 
 
 def load_trial(connection: Connection, trial_id: int) -> FrozenTrial | None:
     """Return one trial, None if there is none of that id."""
-    columns = ("trial_id", "number", "state", "datetime_start", "datetime_complete")
-    row = connection.execute(sa.select(*(trials.c[name] for name in columns)).where(trials.c.trial_id == trial_id))
-    found = {row[0]: new_trial(*row) for row in row}
-    if not found:
+
+    def build() -> Any:
+        return sa.select(*(trials.c[name] for name in _COLUMNS)).where(trials.c.trial_id == sa.bindparam("trial_id"))
+
+    row = run_prepared(connection, "load trial", build, {"trial_id": trial_id}).first()
+    if row is None:
         return None
-    _fill(found, connection.execute(_details(0, [trial_id])))
+    found = {trial_id: new_trial(*row)}
+    _fill(found, _details(connection, 0, [trial_id]))
     return found[trial_id]
 
 
@@ -80,8 +90,8 @@ def new_trial(
         number=number,
         state=_STATES[state],
         value=None,
-        datetime_start=start,
-        datetime_complete=complete,
+        datetime_start=_time(start),
+        datetime_complete=_time(complete),
         params={},
         distributions={},
         user_attrs={},
@@ -91,46 +101,51 @@ def new_trial(
     )
 
 
+def _time(value: Any) -> datetime.datetime | None:
+    """Return a time as the drivers have it: SQLite's as text."""
+    return datetime.datetime.fromisoformat(value) if isinstance(value, str) else value
+
+
 # Kinds of rows below. Parameters come in the order they were suggested in, which is that of their keys.
 _PARAM, _VALUE, _REPORT, _USER, _SYSTEM = range(5)
 
 
-def _details(study_id: int, ids: list[int]) -> sa.CompoundSelect[Any]:
-    """Return the query for everything that belongs to trials, as (kind, trial_id, position, name, number, text)."""
-    if len(ids) <= _LISTED:
-        listed: Any = ids
-    else:
-        listed = sa.select(trials.c.trial_id).where(trials.c.study_id == study_id, trials.c.trial_id >= ids[0])
-    nothing = sa.null()
+def _details(connection: Connection, study_id: int, ids: list[int]) -> sa.CursorResult[Any]:
+    """Return everything that belongs to trials, as rows of (kind, trial_id, position, name, number, text)."""
+    dialect = connection.dialect.name
+    is_listed = len(ids) <= _LISTED
+    params, values, reports = trial_params.c, trial_values.c, trial_intermediate_values.c
+    user, system = trial_user_attributes.c, trial_system_attributes.c
+    zero, nothing = sa.literal_column("0"), sa.null()
+    value, report = reports.intermediate_value, reports.intermediate_value_type
 
-    def part(kind: int, table: sa.Table, position: Any, name: Any, number: Any, text: Any) -> sa.Select[Any]:
-        columns = (
+    def part(kind: int, columns: Any, position: Any, name: Any, number: Any, text: Any) -> sa.Select[Any]:
+        if is_listed:
+            is_wanted = one_of(dialect, columns.trial_id, "ids")
+        else:
+            of_study = trials.c.study_id == sa.bindparam("study_id")
+            newer = sa.select(trials.c.trial_id).where(of_study, trials.c.trial_id >= sa.bindparam("first"))
+            is_wanted = columns.trial_id.in_(newer)
+        return sa.select(
             sa.literal_column(str(kind)).label("kind"),
-            table.c.trial_id,
+            columns.trial_id,
             position,
             sa.cast(name, sa.Text),
             sa.cast(number, sa.Float(53)),
             sa.cast(text, sa.Text),
-        )
-        return sa.select(*columns).where(table.c.trial_id.in_(listed))
+        ).where(is_wanted)
 
-    params, values, reports = trial_params.c, trial_values.c, trial_intermediate_values.c
-    user, system = trial_user_attributes.c, trial_system_attributes.c
-    zero = sa.literal_column("0")
-    return sa.union_all(
-        part(_PARAM, trial_params, params.param_id, params.param_name, params.param_value, params.distribution_json),
-        part(_VALUE, trial_values, values.objective, nothing, values.value, values.value_type),
-        part(
-            _REPORT,
-            trial_intermediate_values,
-            reports.step,
-            nothing,
-            reports.intermediate_value,
-            reports.intermediate_value_type,
-        ),
-        part(_USER, trial_user_attributes, zero, user.key, nothing, user.value_json),
-        part(_SYSTEM, trial_system_attributes, zero, system.key, nothing, system.value_json),
-    )
+    def build() -> Any:
+        return sa.union_all(
+            part(_PARAM, params, params.param_id, params.param_name, params.param_value, params.distribution_json),
+            part(_VALUE, values, values.objective, nothing, values.value, values.value_type),
+            part(_REPORT, reports, reports.step, nothing, value, report),
+            part(_USER, user, zero, user.key, nothing, user.value_json),
+            part(_SYSTEM, system, zero, system.key, nothing, system.value_json),
+        )
+
+    wanted = {"ids": ids_value(dialect, ids)} if is_listed else {"study_id": study_id, "first": ids[0]}
+    return run_prepared(connection, ("details", is_listed), build, wanted)
 
 
 def _fill(found: dict[int, FrozenTrial], rows: Any) -> None:

@@ -28,7 +28,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tuner.storage import schema
-from tuner.storage.dialect import insert
+from tuner.storage.dialect import insert, run_prepared
 from tuner.storage.engine import Patience, lost, new_engine, patient, read, retried, write, write_once
 from tuner.storage.leases import Lease, store_attribute, store_params, stored_number
 from tuner.storage.loading import copies, load_trial, load_trials, new_trial
@@ -302,18 +302,23 @@ class Storage(BaseStorage):
 
     def _insert(self, trial_id: int, table: sa.Table, row: dict[str, Any], changed: Sequence[str]) -> None:
         """Store a row that belongs to a trial, if the trial has not ended."""
-        unique = [name for name in row if name not in changed and name not in ("param_value", "distribution_json")]
-        columns = [sa.cast(value, table.c[name].type).label(name) for name, value in row.items()]
-        source = sa.select(trials.c.trial_id, *columns).where(
-            trials.c.trial_id == trial_id, trials.c.state.in_(["RUNNING", "WAITING"])
-        )
-        statement = insert(self.engine.dialect.name, table).from_select(["trial_id", *row], source)
-        if changed:
+        unique = ["trial_id", *(name for name in row if name in ("param_name", "step", "key"))]
+        dialect = self.engine.dialect.name
+
+        def build() -> Any:
+            columns = [sa.cast(sa.bindparam(name, type_=table.c[name].type), table.c[name].type) for name in row]
+            is_open = (trials.c.state == sa.literal_column("'RUNNING'")) | (
+                trials.c.state == sa.literal_column("'WAITING'")
+            )
+            source = sa.select(trials.c.trial_id, *columns).where(trials.c.trial_id == sa.bindparam("id"), is_open)
+            statement = insert(dialect, table).from_select(["trial_id", *row], source)
+            if not changed:
+                return statement.on_conflict_do_nothing(index_elements=unique)
             set_ = {name: statement.excluded[name] for name in changed}
-            statement = statement.on_conflict_do_update(index_elements=["trial_id", *unique], set_=set_)
-        else:
-            statement = statement.on_conflict_do_nothing(index_elements=["trial_id", *unique])
-        count = write_once(self.engine, lambda connection, _: connection.execute(statement).rowcount)
+            return statement.on_conflict_do_update(index_elements=unique, set_=set_)
+
+        key, values = ("open trial", table.name, *row), {**row, "id": trial_id}
+        count = write_once(self.engine, lambda connection, _: run_prepared(connection, key, build, values).rowcount)
         if count == 0:
             self._check_updatable(trial_id)
 
@@ -349,10 +354,8 @@ class Storage(BaseStorage):
             if connection.execute(statement).rowcount != 1:
                 return False
             if rows:
-                put = insert(connection.dialect.name, trial_values)
-                changed = {name: put.excluded[name] for name in ("value", "value_type")}
-                put = put.on_conflict_do_update(index_elements=["trial_id", "objective"], set_=changed)
-                connection.execute(put, rows)
+                for row in rows:
+                    run_prepared(connection, "open trial's value", lambda: _put_value(connection), row)
             return True
 
         is_set = write(self.engine, work)
@@ -409,6 +412,14 @@ class Storage(BaseStorage):
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
         return self._cold(lambda: self._rdb.get_best_trial(study_id))
+
+
+def _put_value(connection: Connection) -> Any:
+    names = ("trial_id", "objective", "value", "value_type")
+    places = {name: sa.bindparam(name, type_=trial_values.c[name].type) for name in names}
+    statement = insert(connection.dialect.name, trial_values).values(places)
+    changed = {name: statement.excluded[name] for name in ("value", "value_type")}
+    return statement.on_conflict_do_update(index_elements=["trial_id", "objective"], set_=changed)
 
 
 def _cold_storage(url: str, engine: Engine) -> RDBStorage:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
-from tuner.storage.dialect import insert
+from tuner.storage.dialect import insert, run_prepared
 from tuner.storage.engine import write
 from tuner.storage.tables import rungs
 
@@ -41,31 +43,31 @@ def enter_rung(
 
     Concurrency: one transaction. Of two trials that enter at the same moment each may miss the other.
     """
+    place = {"study_id": study_id, "bracket": bracket, "rung": rung, "trial_id": trial_id}
+
+    def count() -> sa.Select[Any]:
+        at = {name: sa.bindparam(name) for name in place}
+        better = sa.bindparam("value", type_=sa.Float(53))
+        is_better = rungs.c.value > better if maximize else rungs.c.value < better
+        decided = sa.select(rungs.c.is_promoted).where(rungs.c.trial_id == at["trial_id"], rungs.c.rung == at["rung"])
+        return sa.select(
+            sa.func.count(), sa.func.count(sa.case((is_better, sa.literal_column("1")))), decided.scalar_subquery()
+        ).where(
+            *(rungs.c[name] == at[name] for name in ("study_id", "bracket", "rung")), rungs.c.trial_id != at["trial_id"]
+        )
+
+    def store(dialect: str) -> Any:
+        columns = {name: sa.bindparam(name, type_=rungs.c[name].type) for name in (*place, "value", "is_promoted")}
+        return insert(dialect, rungs).values(columns).on_conflict_do_nothing(index_elements=["trial_id", "rung"])
 
     def work(connection: Connection, _: int) -> bool:
-        before = sa.select(rungs.c.is_promoted).where(rungs.c.trial_id == trial_id, rungs.c.rung == rung)
-        is_better = rungs.c.value > value if maximize else rungs.c.value < value
-        query = sa.select(
-            sa.func.count(),
-            sa.func.count(sa.case((is_better, 1))),
-            before.scalar_subquery(),
-        ).where(
-            rungs.c.study_id == study_id,
-            rungs.c.bracket == bracket,
-            rungs.c.rung == rung,
-            rungs.c.trial_id != trial_id,
-        )
-        others, better, decided = connection.execute(query).one()
+        values = {**place, "value": value}
+        others, better, decided = run_prepared(connection, ("count rung", maximize), count, values).one()
         if decided is not None:
             return bool(decided)
-        count = others + 1
-        is_promoted = count > bootstrap_count and better <= max(0, count // reduction_factor - 1)
-        row = {"trial_id": trial_id, "rung": rung, "study_id": study_id, "bracket": bracket}
-        connection.execute(
-            insert(connection.dialect.name, rungs)
-            .values(**row, value=value, is_promoted=is_promoted)
-            .on_conflict_do_nothing(index_elements=["trial_id", "rung"])
-        )
+        is_promoted = others + 1 > bootstrap_count and better <= max(0, (others + 1) // reduction_factor - 1)
+        dialect = connection.dialect.name
+        run_prepared(connection, "store rung", lambda: store(dialect), {**values, "is_promoted": is_promoted})
         return is_promoted
 
     return write(engine, work)
