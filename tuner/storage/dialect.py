@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Hashable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError
 
 from tuner.storage.engine import read
 
@@ -60,30 +63,69 @@ def ids_value(dialect: str, ids: Collection[int]) -> Any:
     return json.dumps(list(ids)) if dialect == "sqlite" else list(ids)
 
 
-_TEXTS: dict[tuple[str, Hashable], str] = {}
+@dataclass(frozen=True)
+class _Text:
+    """A statement's text, and the names of its values in their order."""
+
+    text: str
+    names: tuple[str, ...]
+
+
+_TEXTS: dict[tuple[str, Hashable], _Text] = {}
+_PREPARED = "tuner_prepared"
+_NOT_PREPARED_HERE = {"26000", "42P05"}
+_servers_prepare = True
 
 
 def run_prepared(
     connection: Connection, key: Hashable, build: Callable[[], Any], values: Mapping[str, Any]
 ) -> sa.CursorResult[Any]:
-    """Run a statement whose text is made once in a process.
+    """Run a statement whose text is made once in a process, and on Postgres planned once for a connection.
 
     A worker sends the same few statements for each trial and report. Building, keying and compiling them costs
-    SQLAlchemy far more than the database takes to run them, and it does not cache those with ON CONFLICT at all.
+    SQLAlchemy far more than the database takes to run them (and it caches none with ON CONFLICT); planning them costs
+    Postgres more than running them.
 
     Args:
         connection: The connection.
         key: What tells the statement from others.
         build: Makes it, with `sqlalchemy.bindparam`s for all values.
-        values: Their values by name; numbers, texts and None.
+        values: Their values by name; numbers, texts, None, and what `ids_value` makes.
 
     Returns:
         The rows as the driver has them: without SQLAlchemy's types.
     """
-    dialect = connection.dialect
-    text = _TEXTS.get((dialect.name, key))
-    if text is None:
-        # Only these two take values by name.
-        named = sqlite.dialect(paramstyle="named") if dialect.name == "sqlite" else dialect
-        text = _TEXTS[dialect.name, key] = str(build().compile(dialect=named))
-    return connection.exec_driver_sql(text, dict(values))
+    dialect = connection.dialect.name
+    made = _TEXTS.get((dialect, key))
+    if made is None:
+        made = _TEXTS[dialect, key] = _compile(dialect, build())
+    if dialect == "sqlite":
+        return connection.exec_driver_sql(made.text, tuple(values[name] for name in made.names))
+    places = ", ".join(f"%({name})s" for name in made.names)
+    if not _servers_prepare:
+        text = re.sub(r"\$(\d+)", lambda found: f"%({made.names[int(found[1]) - 1]})s", made.text.replace("%", "%%"))
+        return connection.exec_driver_sql(text, dict(values))
+    prepared = connection.info.setdefault(_PREPARED, {})
+    name = prepared.get(key)
+    try:
+        if name is None:
+            name = f"tuner_{len(prepared)}"
+            connection.exec_driver_sql(f"PREPARE {name} AS {made.text}".replace("%", "%%"))
+            prepared[key] = name
+        return connection.exec_driver_sql(f"EXECUTE {name} ({places})" if places else f"EXECUTE {name}", dict(values))
+    except DBAPIError as error:
+        _note_pooler(error)
+        raise
+
+
+def _compile(dialect: str, statement: Any) -> _Text:
+    named = sqlite.dialect() if dialect == "sqlite" else postgresql.dialect(paramstyle="numeric_dollar")
+    compiled = statement.compile(dialect=named)
+    return _Text(str(compiled), tuple(compiled.positiontup or ()))
+
+
+def _note_pooler(error: DBAPIError) -> None:
+    """Prepare no more where a pooler such as PgBouncer hands each transaction another server connection."""
+    global _servers_prepare
+    if getattr(error.orig, "pgcode", None) in _NOT_PREPARED_HERE:
+        _servers_prepare = False

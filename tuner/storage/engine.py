@@ -137,7 +137,8 @@ def connected_engine(url: str) -> Engine:
 _PATIENCE = "tuner_patience"
 _CONFLICT_TRIES = 8
 _LONGEST_PAUSE_S = 10.0
-_CONFLICTS = {"40001", "40P01", "55P03"}  # serialization, deadlock, lock timeout: rolled back, nothing is wrong
+# Serialization, deadlock, lock timeout, a pooler without prepared statements: rolled back, and works when repeated.
+_CONFLICTS = {"40001", "40P01", "55P03", "26000", "42P05"}
 _PASSING = {
     "25006",  # read only: a standby that is being promoted
     "25P03",  # we were idle in a transaction for too long

@@ -81,7 +81,8 @@ def run_write(connection: Connection, trial_id: int, write: Write) -> None:
     """Do a write for a trial that is known to be held."""
 
     def build() -> Any:
-        held = sa.select(sa.bindparam("held_id", type_=sa.Integer).label("trial_id")).subquery("held")
+        held_id = sa.cast(sa.bindparam("held_id", type_=sa.Integer), sa.Integer)
+        held = sa.select(held_id.label("trial_id")).subquery("held")
         return write.make(held, Bind("w_"))
 
     values = {f"w_{name}": value for name, value in write.values.items()}
