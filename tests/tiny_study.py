@@ -1,5 +1,6 @@
 """A study of seconds for tests: linear regression on made-up data. Environment variables make it slow or wrong."""
 
+import contextlib
 import os
 import signal
 import time
@@ -9,6 +10,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+import tuner.storage.claims
+import tuner.worker.loop
 from tuner import Space, Study, log_uniform, uniform
 from tuner.training import ArrayDataset, Splits, TrainerModule
 
@@ -23,12 +26,39 @@ if "TINY_NOTES" in os.environ:  # what this worker was given
     lines = [f"cores={cores}", *(f"{name}={os.environ.get(name, '')}" for name in names)]
     Path(os.environ["TINY_NOTES"], str(os.getpid())).write_text("\n".join(lines))
 
+# How long a worker waits for a database that is away, and how long its leases last.
+for variable in ("PATIENCE_S", "LEASE_S"):
+    if f"TINY_{variable}" in os.environ:
+        setattr(tuner.worker.loop, variable, float(os.environ[f"TINY_{variable}"]))
+
 
 def note(line: str) -> None:
     """Note how far a training has come: process, trial, steps."""
     if "TINY_STEPS_FILE" in os.environ:
         with Path(os.environ["TINY_STEPS_FILE"]).open("a") as file:
             file.write(f"{line}\n")
+
+
+def stop_in_claim(path: Path, claims: int) -> None:
+    """Let the first worker that comes to its n-th claim stop itself in the middle of it, its process id in a file."""
+    standing, made = tuner.storage.claims._standing, 0
+
+    def standing_or_stop(*args):
+        nonlocal made
+        made += 1
+        found = standing(*args)
+        if made == claims:
+            with contextlib.suppress(FileExistsError), path.open("x") as file:
+                file.write(str(os.getpid()))
+                file.flush()
+                os.kill(os.getpid(), signal.SIGSTOP)
+        return found
+
+    tuner.storage.claims._standing = standing_or_stop
+
+
+if "TINY_STOPPED_FILE" in os.environ:
+    stop_in_claim(Path(os.environ["TINY_STOPPED_FILE"]), claims=2)
 
 
 class HParams(Space):
@@ -74,7 +104,16 @@ class Trainer(TrainerModule):
             yield report
 
 
+def wait_for_others(folder: Path) -> None:
+    """Wait, just before the storage is opened, until a file `go` lets all workers go at once."""
+    (folder / str(os.getpid())).touch()
+    while not (folder / "go").exists():
+        time.sleep(0.01)
+
+
 def data(seed: int) -> Splits:
+    if "TINY_START_FOLDER" in os.environ:
+        wait_for_others(Path(os.environ["TINY_START_FOLDER"]))
     rng = np.random.default_rng(seed)
     inputs = rng.normal(size=(200, 3))
     return ArrayDataset(inputs=inputs, targets=inputs @ [1.0, 2.0, 3.0]).split(0.2, seed)

@@ -164,7 +164,9 @@ def test_a_worker_waits_while_the_rest_runs_elsewhere(desk: Desk) -> None:
     assert desk.ask(budget=1) is NoTrial.DONE
 
 
-@pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome not in ("running", "waiting", "preempted")])
+@pytest.mark.parametrize(
+    "outcome", [outcome for outcome in Outcome if outcome not in ("running", "waiting", "preempted")]
+)
 def test_only_a_failed_trial_does_not_use_the_budget(desk: Desk, outcome: Outcome) -> None:
     desk.tell(desk.claim(budget=1), outcome)
 

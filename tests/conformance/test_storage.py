@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from optuna.storages import BaseStorage
 from optuna.storages._rdb.models import BaseModel
 from optuna.testing.pytest_storages import StorageTestCase
+from storage_tools import opened
 
 import tuner
 from tuner.errors import LeaseLost, StorageLost, UnknownStudy
@@ -29,16 +30,6 @@ from tuner.storage.url import driver_url
 from tuner.trial import Outcome, Report
 
 optuna_models = cast("sa.MetaData", BaseModel.metadata)
-
-
-@contextlib.contextmanager
-def opened(url: str) -> Iterator[BaseStorage]:
-    """Open a storage, and close its connections at the end."""
-    storage: Any = tuner.open_storage(url)
-    try:
-        yield storage
-    finally:
-        storage.close()
 
 
 def claim(engine: sa.Engine, study_id: int, worker: str) -> Lease:
@@ -267,7 +258,9 @@ def test_a_study_may_be_deleted_while_it_runs(places: tuple[BaseStorage, sa.Engi
 def test_a_study_may_follow_a_deleted_one(places: tuple[BaseStorage, sa.Engine]) -> None:
     storage, engine = places
     _, old = claim_and_delete(storage, engine)
-    study_id = register(storage, engine, "ours", ["minimize"], {}).study_id  # on SQLite with the ids of what was deleted
+    study_id = register(
+        storage, engine, "ours", ["minimize"], {}
+    ).study_id  # on SQLite with the ids of what was deleted
 
     new = claim(engine, study_id, "two")
     assert (new.number, new.worker) == (0, "two")

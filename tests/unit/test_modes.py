@@ -217,8 +217,8 @@ def test_workers_of_a_study_take_the_first_answer(sqlite_url: str) -> None:
     storage: Any = tuner.open_storage(sqlite_url)
     engine = connect(sqlite_url)
     try:
-        first, _ = register(storage, engine, "first", ["minimize"], {})
-        second, _ = register(storage, engine, "second", ["minimize"], {})
+        first = register(storage, engine, "first", ["minimize"], {}).study_id
+        second = register(storage, engine, "second", ["minimize"], {}).study_id
         ask = partial(mode_of, engine)
         # Another worker answers while this one measures.
         assert ask(first, "program", lambda: ask(first, "program", lambda: "scan") and "step") == "scan"
@@ -228,8 +228,7 @@ def test_workers_of_a_study_take_the_first_answer(sqlite_url: str) -> None:
         found = list(train(choose=partial(ask, second)))
         assert found == list(train(choose=lambda program, measure: ask(second, program, lambda: pytest.fail("asked"))))
     finally:
-        storage.remove_session()
-        storage._backend.engine.dispose()
+        storage.close()
         engine.dispose()
 
 

@@ -23,9 +23,11 @@ import tuner
 from tuner.errors import UnknownStudy
 from tuner.results import best_rows, pareto_front, show_row, study_rows, trial_rows
 from tuner.storage import connect, leases, tables
-from tuner.storage.queries import TrialRow, failed_trials, last_errors
+from tuner.storage.claims import Claimant, claim
+from tuner.storage.dialect import now_s
+from tuner.storage.queries import TrialRow, last_errors
 from tuner.storage.studies import register
-from tuner.trial import Outcome
+from tuner.trial import Outcome, Report
 
 nan, inf = math.nan, math.inf
 ENDS = [Outcome.COMPLETE, Outcome.PRUNED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outcome.FAILED]
@@ -42,14 +44,14 @@ class Shelf:
         return optuna.load_study(study_name=name, storage=self.storage)
 
     def claim(self, study: optuna.Study) -> leases.Lease:
-        lease = leases.claim(self.engine, study._study_id, "worker", budget=10**6, lease_s=300.0)
+        lease = claim(self.engine, Claimant(study._study_id, "worker", trials=10**6, lease_s=300.0))
         assert isinstance(lease, leases.Lease)
         return lease
 
-    def end(self, study: optuna.Study, outcome: Outcome, *values: float, **attributes: Any) -> int:
+    def end(self, study: optuna.Study, outcome: Outcome, *values: float, **record: Any) -> int:
         """Run a trial as our workers do and return its number."""
         lease = self.claim(study)
-        leases.tell(self.engine, lease, outcome, values or None, attributes)
+        leases.tell(self.engine, lease, outcome, values or None, record)
         return lease.number
 
 
@@ -61,8 +63,7 @@ def shelf_at(url: str) -> Iterator[Shelf]:
         yield Shelf(storage, engine)
     finally:
         engine.dispose()
-        storage.remove_session()
-        storage._backend.engine.dispose()
+        storage.close()
 
 
 @pytest.fixture
@@ -140,9 +141,9 @@ def test_a_trial_is_shown_with_its_reports_and_its_error(any_shelf: Shelf) -> No
     any_shelf.claim(study)
     lease = any_shelf.claim(study)
     for epoch, value in [(2, inf), (1, 0.5), (10, nan), (3, -inf), (2, 0.25)]:
-        leases.report(any_shelf.engine, lease, epoch, value)
-    attributes = {"worker": "w", "compile_s": 0.5, "train_s": 1.5, "error": "Traceback ...\n", "other": 1}
-    leases.tell(any_shelf.engine, lease, Outcome.FAILED, None, attributes)
+        leases.report(any_shelf.engine, lease, [Report(epoch, 9, {"loss": value})], "loss")
+    record = {"worker": "w", "compile_s": 0.5, "train_s": 1.5, "error": "Traceback ...\n", "compilations": 1}
+    leases.tell(any_shelf.engine, lease, Outcome.FAILED, None, record)
 
     row = show_row(any_shelf.engine, "ours", 1)
     stored = any_shelf.storage.get_trial(lease.trial_id)
@@ -153,7 +154,7 @@ def test_a_trial_is_shown_with_its_reports_and_its_error(any_shelf: Shelf) -> No
         {"epoch": 10, "value": "nan"},
     ]
     assert {key: row[key] for key in ("worker", "compile_s", "train_s", "error")} == {
-        key: attributes[key] for key in ("worker", "compile_s", "train_s", "error")
+        key: record[key] for key in ("worker", "compile_s", "train_s", "error")
     }
     assert (row["study"], row["number"], row["outcome"], row["value"]) == ("ours", 1, "failed", None)
     assert stored.duration is not None
@@ -269,7 +270,7 @@ def test_every_row_is_json(shelf: Shelf) -> None:
     end_in_every_way(shelf, study)
     for value in (inf, -inf):
         lease = shelf.claim(study)
-        leases.report(shelf.engine, lease, 1, nan)
+        leases.report(shelf.engine, lease, [Report(1, 9, {"loss": nan})], "loss")
         leases.tell(shelf.engine, lease, Outcome.COMPLETE, [value], {})
     shelf.end(shelf.add_study("two", "minimize", "maximize"), Outcome.COMPLETE, inf, 1.0)
 
@@ -391,9 +392,9 @@ def test_the_number_of_statements_does_not_grow_with_the_trials(any_shelf: Shelf
         assert [row["number"] for row in best] == [0, 1, 2][:count]
 
     assert counts[1] == counts[500] < 40
-    # Three tables (parameters, attributes, values), a statement for each 500 trials.
-    assert counts[501] == counts[500] + 3
-    assert counts[1200] == counts[500] + 6
+    # Two tables (parameters, values), a statement for each 500 trials.
+    assert counts[501] == counts[500] + 2
+    assert counts[1200] == counts[500] + 4
 
 
 def test_queries_start_without_optuna_and_jax(shelf: Shelf, sqlite_url: str) -> None:
@@ -413,31 +414,37 @@ def test_queries_start_without_optuna_and_jax(shelf: Shelf, sqlite_url: str) -> 
 
 def test_the_last_errors_are_those_since_the_last_success(any_shelf: Shelf) -> None:
     study, engine = any_shelf.add_study("ours"), any_shelf.engine
+
+    def errors() -> list[tuple[str, str]]:
+        time.sleep(0.005)  # SQLite's clock counts milliseconds
+        return last_errors(engine, study._study_id, 0.0)
+
     slow = any_shelf.claim(study)
-    assert last_errors(engine, study._study_id, 3) == []
+    assert errors() == []
     any_shelf.end(study, Outcome.FAILED, error="first", error_kind="A")
     any_shelf.end(study, Outcome.COMPLETE, 1.0)
-    assert last_errors(engine, study._study_id, 3) == []
+    assert errors() == []
     any_shelf.end(study, Outcome.FAILED, error="second", error_kind="A")
+    assert errors() == [("A", "second")]
     any_shelf.end(study, Outcome.FAILED, error="third", error_kind="B")
     any_shelf.claim(study)
 
-    assert last_errors(engine, study._study_id, 3) == [("B", "third"), ("A", "second")]
-    assert last_errors(engine, study._study_id, 1) == [("B", "third")]
+    assert errors() == [("B", "third"), ("A", "second")]
     leases.tell(engine, slow, Outcome.FAILED, None, {})  # the first to begin, the last to end; it says nothing
-    assert last_errors(engine, study._study_id, 3) == [("", ""), ("B", "third"), ("A", "second")]
+    assert errors() == [("", ""), ("B", "third"), ("A", "second")]
     any_shelf.end(study, Outcome.DIVERGED)
-    assert last_errors(engine, study._study_id, 3) == []
+    assert errors() == []
 
 
 def test_errors_from_before_a_launch_can_be_left_out(shelf: Shelf) -> None:
     study, other = shelf.add_study("ours"), shelf.add_study("other")
     shelf.end(study, Outcome.COMPLETE, 1.0)
+    time.sleep(0.005)
     shelf.end(study, Outcome.FAILED, error="old", error_kind="A")
-    before = failed_trials(shelf.engine, study._study_id, time.time())
+    time.sleep(0.005)
+    since_s = now_s(shelf.engine)
     shelf.end(study, Outcome.FAILED, error="new", error_kind="B")
 
-    assert len(before) == 1
-    assert last_errors(shelf.engine, study._study_id, 3, before) == [("B", "new")]
-    assert last_errors(shelf.engine, study._study_id, 3) == [("B", "new"), ("A", "old")]
-    assert last_errors(shelf.engine, other._study_id, 3) == []
+    assert last_errors(shelf.engine, study._study_id, since_s) == [("B", "new")]
+    assert last_errors(shelf.engine, study._study_id, 0.0) == [("B", "new"), ("A", "old")]
+    assert last_errors(shelf.engine, other._study_id, 0.0) == []

@@ -242,7 +242,7 @@ def latest_errors(connection: Connection, study_id: int, since_s: float) -> list
         return (
             sa.select(records.c.outcome, records.c.error_kind, records.c.error)
             .where(records.c.study_id == sa.bindparam("study_id"), records.c.ended_at_s >= sa.bindparam("since_s"))
-            .order_by(records.c.ended_at_s.desc())
+            .order_by(records.c.ended_at_s.desc(), records.c.trial_id.desc())
             .limit(sa.literal_column(str(ANY_FAILURES)))
         )
 

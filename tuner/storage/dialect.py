@@ -65,10 +65,11 @@ def ids_value(dialect: str, ids: Collection[int]) -> Any:
 
 @dataclass(frozen=True)
 class _Text:
-    """A statement's text, and the names of its values in their order."""
+    """A statement's text, the names of its values in their order, and the values that it brings itself."""
 
     text: str
     names: tuple[str, ...]
+    constants: Mapping[str, Any]
 
 
 _TEXTS: dict[tuple[str, Hashable], _Text] = {}
@@ -99,12 +100,13 @@ def run_prepared(
     made = _TEXTS.get((dialect, key))
     if made is None:
         made = _TEXTS[dialect, key] = _compile(dialect, build())
+    values = {**made.constants, **values}
     if dialect == "sqlite":
         return connection.exec_driver_sql(made.text, tuple(values[name] for name in made.names))
     places = ", ".join(f"%({name})s" for name in made.names)
     if not _servers_prepare:
         text = re.sub(r"\$(\d+)", lambda found: f"%({made.names[int(found[1]) - 1]})s", made.text.replace("%", "%%"))
-        return connection.exec_driver_sql(text, dict(values))
+        return connection.exec_driver_sql(text, values)
     prepared = connection.info.setdefault(_PREPARED, {})
     name = prepared.get(key)
     try:
@@ -112,7 +114,7 @@ def run_prepared(
             name = f"tuner_{len(prepared)}"
             connection.exec_driver_sql(f"PREPARE {name} AS {made.text}".replace("%", "%%"))
             prepared[key] = name
-        return connection.exec_driver_sql(f"EXECUTE {name} ({places})" if places else f"EXECUTE {name}", dict(values))
+        return connection.exec_driver_sql(f"EXECUTE {name} ({places})" if places else f"EXECUTE {name}", values)
     except DBAPIError as error:
         _note_pooler(error)
         raise
@@ -121,7 +123,8 @@ def run_prepared(
 def _compile(dialect: str, statement: Any) -> _Text:
     named = sqlite.dialect() if dialect == "sqlite" else postgresql.dialect(paramstyle="numeric_dollar")
     compiled = statement.compile(dialect=named)
-    return _Text(str(compiled), tuple(compiled.positiontup or ()))
+    constants = {name: value for name, value in compiled.params.items() if value is not None}
+    return _Text(str(compiled), tuple(compiled.positiontup or ()), constants)
 
 
 def _note_pooler(error: DBAPIError) -> None:

@@ -42,7 +42,7 @@ from tuner.storage.tables import (
     trial_values,
     trials,
 )
-from tuner.storage.url import driver_url
+from tuner.storage.url import for_optuna
 
 T = TypeVar("T")
 
@@ -424,8 +424,5 @@ def _put_value(connection: Connection) -> Any:
 
 def _cold_storage(url: str, engine: Engine) -> RDBStorage:
     """Return Optuna's own storage on our connections."""
-    # A brace is a place to fill in for Optuna.
-    full_url = driver_url(url).replace("{", "{{").replace("}", "}}")
-    return RDBStorage(
-        full_url, engine_kwargs={"pool": engine.pool}, skip_table_creation=True, skip_compatibility_check=True
-    )
+    pool = {"pool": engine.pool}
+    return RDBStorage(for_optuna(url), engine_kwargs=pool, skip_table_creation=True, skip_compatibility_check=True)

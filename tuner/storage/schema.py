@@ -6,6 +6,9 @@ import contextlib
 import fcntl
 import logging
 import os
+import sqlite3
+import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
 
 from tuner.errors import StorageSchemaError
 from tuner.storage import tables
-from tuner.storage.url import hide_password, sqlite_path
+from tuner.storage.engine import connected_engine, lost
+from tuner.storage.url import driver_url, for_optuna, hide_password, sqlite_path
 
 if TYPE_CHECKING:
     from alembic.script import ScriptDirectory
@@ -42,18 +47,15 @@ def prepare(engine: Engine) -> None:
     """
     with engine.connect() as connection:
         versions = read_versions(connection)
+    _check(versions, engine)
     if None in (versions.optuna, versions.tuner):
         # Optuna's `create_all` is not safe against another one.
         with _locked(engine) as connection:
             versions = read_versions(connection)
             if versions.optuna is None:
                 _create_optuna_tables(connection)
-            elif versions.optuna != _optuna_scripts().get_current_head():
-                _check(versions, engine)
             if versions.tuner is None:
                 migrate(connection)
-            versions = read_versions(connection)
-    _check(versions, engine)
 
 
 def read_versions(connection: Connection) -> Versions:
@@ -74,16 +76,19 @@ def read_versions(connection: Connection) -> Versions:
     return Versions(optuna, tuner)
 
 
-def _check(versions: Versions, engine: Engine) -> None:
+def _check(versions: Versions, engine: Engine, *, may_be_older: bool = False) -> None:
+    """Raise StorageSchemaError if there are tables of another version."""
     for owner, found, scripts in (
         ("Optuna", versions.optuna, _optuna_scripts()),
         ("tuner", versions.tuner, _tuner_scripts()),
     ):
         head = scripts.get_current_head()
-        if found == head:
+        if found is None or found == head:
             continue
         shown = f"the tables of {owner} in {hide_password(engine.url.render_as_string())}"
         if not found or found in [script.revision for script in scripts.walk_revisions()]:
+            if may_be_older:
+                continue
             raise StorageSchemaError(
                 f"{shown} must be at version {head}: they are at {found or 'an early one'}; "
                 "make a backup, end what works on them, and run `tuner upgrade`"
@@ -202,4 +207,73 @@ def upgrade(url: str) -> list[str]:
         StorageLost: the database cannot be reached.
         StorageSchemaError: its tables are newer than this installation.
     """
-    raise NotImplementedError
+    from optuna.exceptions import StorageInternalError
+
+    engine = connected_engine(url)
+    path = sqlite_path(driver_url(url))
+    done = []
+    try:
+        with engine.connect() as connection:
+            before = read_versions(connection)
+        if before.optuna is None:
+            raise StorageSchemaError(f"there must be a study in {hide_password(url)} to upgrade: it has no tables")
+        _check(before, engine, may_be_older=True)
+        head = _optuna_scripts().get_current_head()
+        if before == Versions(head, _tuner_scripts().get_current_head()):
+            return [f"the tables of {hide_password(url)} are at this version already"]
+        if path is not None:
+            done.append(f"a copy of the database as it was is in {_back_up(engine, path)}")
+        if before.optuna != head:
+            _upgrade_optuna(url)
+            done.append(f"the tables of Optuna were at version {before.optuna or 'unknown'}, they are at {head}")
+        with _locked(engine) as connection:
+            migrate(connection)
+            after = read_versions(connection)
+        _check(after, engine)
+        if before.tuner != after.tuner:
+            done.append(f"the tables of tuner were at version {before.tuner or 'none'}, they are at {after.tuner}")
+    except (DBAPIError, StorageInternalError) as error:
+        raise lost(error, url) from None
+    finally:
+        engine.dispose()
+    return done
+
+
+def _back_up(engine: Engine, path: Path) -> Path:
+    """Copy a SQLite database, with what is still in its log: Optuna's migrations of SQLite are no transaction."""
+    copy = path.with_name(f"{path.name}.before-upgrade-{time.strftime('%Y%m%dT%H%M%S')}")
+    with engine.connect() as connection, contextlib.closing(sqlite3.connect(copy)) as target:
+        source: Any = connection.connection.dbapi_connection
+        source.backup(target)
+    return copy
+
+
+def _upgrade_optuna(url: str) -> None:
+    """Run Optuna's own migrations.
+
+    Raises:
+        StorageSchemaError: they failed; Optuna cannot upgrade what was made before its version 2.4.
+    """
+    from optuna.storages import RDBStorage
+
+    root = logging.getLogger()
+    silent = logging.NullHandler()  # else Optuna's Alembic script takes all logging over
+    root.addHandler(silent)
+    try:
+        with _quiet_alembic(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            storage = RDBStorage(for_optuna(url), skip_compatibility_check=True, skip_table_creation=True)
+            try:
+                storage.upgrade()
+            finally:
+                storage.remove_session()
+                storage.engine.dispose()
+    except Exception as error:
+        line = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        raise StorageSchemaError(
+            f"Optuna's migrations must run through: they stopped at {type(error).__name__}: {hide_password(line)}; "
+            "a SQLite database may be half upgraded: put the copy back that was made of it. Optuna cannot upgrade "
+            "tables from before its version 2.4"
+        ) from error
+    finally:
+        root.removeHandler(silent)

@@ -87,6 +87,11 @@ def _postgres_url(url: str, rest: str) -> str:
     return f"postgresql+psycopg2://{rest}"
 
 
+def for_optuna(url: str) -> str:
+    """Return a URL as `RDBStorage` wants it, to which a brace is a place to fill in."""
+    return driver_url(url).replace("{", "{{").replace("}", "}}")
+
+
 def is_new_file(url: str) -> bool:
     """Return whether a URL names a SQLite file that does not exist yet.
 

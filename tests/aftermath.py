@@ -1,0 +1,155 @@
+"""What must hold after any fault: the budget exact, nothing lost, doubled or torn, nobody left behind."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from tuner.results import trial_rows
+from tuner.storage import connect
+from tuner.storage.tables import attempts, leases, records, reports, trial_intermediate_values, trials
+from tuner.training.checkpoints import read
+from tuner.trial import Outcome
+
+UNFINISHED = {"died", "failed", "preempted"}
+"""How attempts end that are not the last of their trial."""
+
+
+def processes_of(url: str) -> list[int]:
+    """Return the processes that were started with a storage's URL and still run, whoever is their parent now."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdecimal():
+            continue
+        try:
+            environment = (folder / "environ").read_bytes()  # of a zombie it is empty
+        except OSError:
+            continue
+        if f"TUNER_STORAGE={url}".encode() in environment.split(b"\0"):
+            found.append(int(folder.name))
+    return found
+
+
+def table(url: str, *columns: sa.Column[Any], by: tuple[sa.Column[Any], ...] = ()) -> list[Any]:
+    """Return columns of one of the tables."""
+    engine = connect(url)
+    try:
+        with engine.connect() as connection:
+            return list(connection.execute(sa.select(*columns).order_by(*by)).all())
+    finally:
+        engine.dispose()
+
+
+def attempts_of(url: str) -> dict[int, list[Any]]:
+    """Return the attempts of each trial by number, in their order: fence, worker, start, end, ending, error."""
+    numbers = dict(table(url, trials.c.trial_id, trials.c.number))
+    found: dict[int, list[Any]] = {number: [] for number in numbers.values()}
+    c = attempts.c
+    columns = (c.trial_id, c.fence, c.worker, c.started_at_s, c.ended_at_s, c.ending, c.error)
+    for row in table(url, *columns, by=(c.trial_id, c.fence)):
+        found[numbers[row.trial_id]].append(row)
+    return found
+
+
+def endings_of(url: str) -> dict[int, list[str]]:
+    """Return how the attempts of each trial ended, by its number."""
+    return {number: [row.ending for row in rows] for number, rows in attempts_of(url).items()}
+
+
+def results(url: str) -> dict[int, tuple[Any, ...]]:
+    """Return what a complete trial came to, by its number: to be the same, bit for bit, with a fault and without."""
+    numbers = dict(table(url, trials.c.trial_id, trials.c.number))
+    curves: dict[int, list[Any]] = {number: [] for number in numbers.values()}
+    for trial_id, *point in table(url, *reports.c, by=(reports.c.trial_id, reports.c.epoch)):
+        curves[numbers[trial_id]].append(tuple(point))
+    return {
+        row["number"]: (row["hparams"], row["value"], curves[row["number"]])
+        for row in _rows(url)
+        if row["outcome"] == Outcome.COMPLETE
+    }
+
+
+def _rows(url: str) -> list[dict[str, Any]]:
+    engine = connect(url)
+    try:
+        return trial_rows(engine, "tiny")
+    finally:
+        engine.dispose()
+
+
+def check_aftermath(
+    url: str,
+    artifacts: Path,
+    budget: int,
+    *,
+    epochs: int = 3,
+    failed: int = 0,
+    keeps_best: int = 3,
+    left_behind: int = 0,
+) -> None:
+    """Check a study whose budget is spent.
+
+    Args:
+        url: The storage's URL; it has this study only.
+        artifacts: The folder for checkpoints.
+        budget: How many trials must have used the budget.
+        epochs: How many a complete trial has.
+        failed: How many trials must have failed.
+        keeps_best: How many of the best must have their checkpoint; 0 if the disk lost some.
+        left_behind: How many trials may still have checkpoints to resume from: a worker died after it had told.
+    """
+    assert processes_of(url) == [], "nobody is left behind"
+    rows = _rows(url)
+    outcomes = Counter(Outcome(row["outcome"]) for row in rows)
+    assert sum(count for outcome, count in outcomes.items() if outcome.uses_budget) == budget, outcomes
+    assert outcomes[Outcome.FAILED] == failed, outcomes
+    assert [row["number"] for row in rows] == list(range(budget + failed))
+    assert table(url, leases.c.trial_id, leases.c.worker) == []
+    _check_reports(url, {row["number"] for row in rows if row["outcome"] == Outcome.COMPLETE}, epochs)
+    _check_attempts(url, {row["number"]: row["outcome"] for row in rows})
+    _check_checkpoints(url, artifacts, rows, keeps_best, left_behind)
+
+
+def _check_reports(url: str, complete: set[int], epochs: int) -> None:
+    numbers = dict(table(url, trials.c.trial_id, trials.c.number))
+    told = Counter((numbers[trial_id], epoch) for trial_id, epoch in table(url, reports.c.trial_id, reports.c.epoch))
+    steps = trial_intermediate_values.c
+    told_optuna = Counter((numbers[trial_id], step) for trial_id, step in table(url, steps.trial_id, steps.step))
+    assert told == told_optuna
+    assert set(told.values()) == {1}, "no epoch is doubled"
+    found = {number: sorted(epoch for of, epoch in told if of == number) for number in complete}
+    assert found == {number: list(range(1, epochs + 1)) for number in complete}, "no epoch is missing"
+
+
+def _check_attempts(url: str, outcomes: dict[int, str]) -> None:
+    recorded = table(url, records.c.trial_id, records.c.outcome)
+    assert len(recorded) == len(outcomes), "each trial has one end"
+    for number, tries in attempts_of(url).items():
+        assert all(row.ended_at_s is not None for row in tries), f"an attempt of trial {number} goes on"
+        assert [row.fence for row in tries] == list(range(1, len(tries) + 1))
+        *before, last = [row.ending for row in tries]
+        assert set(before) <= UNFINISHED
+        assert last == outcomes[number] or (last == "died" and outcomes[number] == Outcome.FAILED)
+        for earlier, later in zip(tries, tries[1:], strict=False):
+            assert later.started_at_s >= earlier.ended_at_s - 0.01, f"two workers had trial {number} at once"
+
+
+def _check_checkpoints(
+    url: str, artifacts: Path, rows: list[dict[str, Any]], keeps_best: int, left_behind: int
+) -> None:
+    for checkpoint in artifacts.glob("*/*/*/*"):
+        if checkpoint.parent.name in ("best", "latest"):
+            read(checkpoint)  # raises if it is torn
+    assert list(artifacts.rglob(".tmp-*")) == [], "nothing half written is left"
+    assert len(list(artifacts.glob("*/*/latest"))) <= left_behind
+    complete = [row for row in rows if row["outcome"] == Outcome.COMPLETE]
+    paths = dict(table(url, records.c.trial_id, records.c.checkpoint))
+    of_number = {number: paths[trial_id] for trial_id, number in table(url, trials.c.trial_id, trials.c.number)}
+    for row in sorted(complete, key=lambda row: row["value"])[:keeps_best]:
+        path = of_number[row["number"]]
+        assert path is not None, f"trial {row['number']} is among the best"
+        _, record = read(path)
+        assert record["trial"] == row["number"]

