@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,7 @@ def _check_attempts(url: str, outcomes: dict[int, str]) -> None:
         *before, last = [row.ending for row in tries]
         assert set(before) <= UNFINISHED
         assert last == outcomes[number] or (last == "died" and outcomes[number] == Outcome.FAILED)
-        for earlier, later in zip(tries, tries[1:], strict=False):
+        for earlier, later in itertools.pairwise(tries):
             assert later.started_at_s >= earlier.ended_at_s - 0.01, f"two workers had trial {number} at once"
 
 

@@ -154,6 +154,18 @@ def tuner_on_postgres(tmp_path: Path, postgres_url: str) -> Iterator[Tuner]:
 
 
 @pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("only root may mount a file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
 def wait_until() -> Callable[..., Any]:
     """Return a function that calls a condition until it is true, or fails after a deadline."""
 

@@ -17,6 +17,14 @@ from tuner.devices import DeviceGroup
 from tuner.trial import Outcome
 
 _PLAIN_EVERY_S = 5.0
+_IN_ORDER = (
+    Outcome.PRUNED,
+    Outcome.RUNNING,
+    Outcome.PREEMPTED,
+    Outcome.FAILED,
+    Outcome.DIVERGED,
+    Outcome.OUT_OF_MEMORY,
+)
 
 
 @dataclass
@@ -62,7 +70,7 @@ class Snapshot:
         parts = [f"{self.used}/{self.trials} trials", f"{counts[Outcome.COMPLETE]} complete"]
         parts += [
             f"{counts[outcome]} {outcome.replace('_', ' ')}"
-            for outcome in (Outcome.PRUNED, Outcome.RUNNING, Outcome.FAILED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY)
+            for outcome in _IN_ORDER
             if counts[outcome] or outcome in (Outcome.PRUNED, Outcome.RUNNING, Outcome.FAILED)
         ]
         if self.best:

@@ -20,13 +20,13 @@ class Reporter:
     """Stores the reports of one trial.
 
     Args:
-        engine: The storage's engine; its patience is used by `flush` only.
+        engine: The storage's engine.
         lease: The trial's.
         objective: The metric that Optuna is told as well; None if there are several objectives.
     """
 
     def __init__(self, engine: Engine, lease: Lease, objective: str | None) -> None:
-        self._engine, self._lease, self._objective = engine, lease, objective
+        self._engine, self._lease, self._objective = patient(engine, IMPATIENT), lease, objective
         self._kept: list[Report] = []
         self._pause_s, self._next_try_s = 0.0, 0.0
 
@@ -40,7 +40,7 @@ class Reporter:
         if time.monotonic() < self._next_try_s:
             return False
         try:
-            report(patient(self._engine, IMPATIENT), self._lease, self._kept, self._objective)
+            report(self._engine, self._lease, self._kept, self._objective)
         except StorageLost as error:
             if not self._pause_s:
                 print(f"tuner: {error}; trial {self._lease.number} goes on meanwhile", file=sys.stderr)
@@ -50,13 +50,13 @@ class Reporter:
         self._kept, self._pause_s = [], 0.0
         return True
 
-    def flush(self) -> None:
-        """Store what was kept, waiting for the database as long as the engine does.
+    def flush(self, engine: Engine) -> None:
+        """Store what was kept, waiting for the database as long as this engine does.
 
         Raises:
             LeaseLost: another worker has the trial.
             StorageLost: the database stays away.
         """
         if self._kept:
-            report(self._engine, self._lease, self._kept, self._objective)
+            report(engine, self._lease, self._kept, self._objective)
             self._kept = []

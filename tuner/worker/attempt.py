@@ -11,7 +11,7 @@ from tuner.artifacts import collect, trial_folder
 from tuner.errors import LeaseLost, TrialPruned, TunerError
 from tuner.failures import describe
 from tuner.search import TrialPruner
-from tuner.storage import claims, leases
+from tuner.storage import claims, hide_password, leases
 from tuner.storage.engine import IMPATIENT, patient
 from tuner.storage.leases import Lease, Watch
 from tuner.storage.queries import rank_of, superfluous
@@ -64,7 +64,7 @@ class Attempt:
             try:
                 trial = self._ask()
                 outcome, values, record = self._train(trial, checkpoints)
-                self.reporter.flush()
+                self.reporter.flush(worker.engine)
                 self._after_trial(trial, outcome, values)
                 self._end(checkpoints, outcome, values, record)
             except _Stopped:
@@ -74,9 +74,8 @@ class Attempt:
                 raise
             except BaseException:
                 # Not this trial's fault: a study that cannot run as it is written, a database that is away, Ctrl-C.
-                worker.be_brief()
                 with contextlib.suppress(TunerError):
-                    leases.release(worker.engine, lease)
+                    leases.release(worker.brief_engine(), lease)
                 raise
 
     @contextlib.contextmanager
@@ -184,6 +183,8 @@ class Attempt:
     ) -> None:
         """Tell the storage how the trial ended; one that failed is tried again, if it has not been too often."""
         worker, lease = self.worker, self.lease
+        if "error" in record:
+            record["error"] = hide_password(record["error"])
         if outcome is Outcome.FAILED and leases.retry(worker.engine, lease, record["error"], self.study.retries):
             checkpoints.close()
             worker.say({"event": "end", "trial": lease.number, "outcome": "failed, to be tried again"})
@@ -220,8 +221,8 @@ class Attempt:
 
     def _give_back(self) -> None:
         worker = self.worker
-        worker.be_brief()
+        engine = worker.brief_engine()
         with contextlib.suppress(LeaseLost):
-            self.reporter.flush()
-            leases.release(worker.engine, self.lease)
+            self.reporter.flush(engine)
+            leases.release(engine, self.lease)
         worker.say({"event": "end", "trial": self.lease.number, "outcome": "released"})

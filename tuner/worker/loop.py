@@ -30,6 +30,7 @@ from tuner.worker.attempt import Attempt
 
 if TYPE_CHECKING:
     import optuna
+    from sqlalchemy import Engine
 
     from tuner.storage.optuna_storage import Storage
 
@@ -170,6 +171,17 @@ class Worker:
         self.say(
             {"event": "study", "study": study.name, "trials": study.trials, "objective": ", ".join(study.objectives)}
         )
+        try:
+            self._work()
+        except StorageLost:
+            if not self.stop.requested:  # else it no longer waited, because somebody waits for it
+                raise
+        finally:
+            with contextlib.suppress(StorageLost):
+                leave(self.brief_engine(), self.claimant.worker)
+        self.say({"event": "done"})
+
+    def _work(self) -> None:
         is_idle = False
         while not self.stop.requested:
             lease = claims.claim(self.engine, self.claimant)
@@ -185,10 +197,6 @@ class Worker:
             is_idle = False
             with contextlib.suppress(LeaseLost):
                 Attempt(self, lease).run()
-        self.be_brief()
-        with contextlib.suppress(StorageLost):
-            leave(self.engine, self.claimant.worker)
-        self.say({"event": "done"})
 
     def _end(self, reason: NoTrial) -> None:
         """Raise `StudyStopped` unless a worker ends because everything is done."""
@@ -204,9 +212,9 @@ class Worker:
             trace = f"\n{errors[0][1].rstrip()}" if errors else ""
             raise StudyStopped(f"study {name!r} stopped: {why}; mend it and launch again{trace}")
 
-    def be_brief(self) -> None:
-        """Wait for a database that is away but a moment: the worker is about to end."""
-        self.engine = patient(self.engine, Patience(_LAST_PATIENCE_S))
+    def brief_engine(self) -> Engine:
+        """Return the engine for a worker's last words: it waits a moment for a database that is away, and no longer."""
+        return patient(self.engine, Patience(_LAST_PATIENCE_S))
 
     def sampler_of(self, lease: Lease) -> optuna.samplers.BaseSampler:
         """Return the sampler for a trial: one for its number, or the study's own object."""
