@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial
 
 import tuner
+from tuner.storage import claims, connect, leases
+from tuner.storage.claims import Claimant, NoTrial
+from tuner.storage.leases import Lease
 from tuner.storage.optuna_storage import Storage
+from tuner.storage.studies import register
+from tuner.trial import Outcome, Report
+
+LEASE_S = 300.0  # no lease ends while a test runs, unless it is meant to
 
 
 @contextlib.contextmanager
@@ -17,3 +32,85 @@ def opened(url: str) -> Iterator[Storage]:
         yield storage
     finally:
         storage.close()
+
+
+def report(engine: sa.Engine, lease: Lease, epoch: int, value: float) -> None:
+    leases.report(engine, lease, [Report(epoch, 10 * epoch, {"loss": value})], "loss")
+
+
+class Desk:
+    """A study of its own in a database that all tests share, and the calls of its workers."""
+
+    def __init__(self, url: str, storage: BaseStorage, engine: sa.Engine) -> None:
+        self.url, self.storage, self.engine = url, storage, engine
+        self.name = uuid.uuid4().hex
+        self.study_id = self.register()
+
+    def register(self, name: str | None = None) -> int:
+        return register(self.storage, self.engine, name or self.name, ["minimize"], {"epochs": 3}).study_id
+
+    def ask(self, worker: str = "one", *, budget: int = 10, lease_s: float = LEASE_S) -> Lease | NoTrial:
+        return claims.claim(self.engine, Claimant(self.study_id, worker, trials=budget, lease_s=lease_s))
+
+    def claim(self, worker: str = "one", *, budget: int = 10, lease_s: float = LEASE_S) -> Lease:
+        lease = self.ask(worker, budget=budget, lease_s=lease_s)
+        assert isinstance(lease, Lease)
+        return lease
+
+    def tell(self, lease: Lease, outcome: Outcome = Outcome.COMPLETE, **attributes: Any) -> None:
+        leases.tell(self.engine, lease, outcome, [1.0] if outcome is Outcome.COMPLETE else None, attributes)
+
+    @property
+    def study(self) -> optuna.Study:
+        return optuna.load_study(study_name=self.name, storage=self.storage)
+
+    def trials(self) -> list[FrozenTrial]:
+        """Return the trials as plain Optuna reads them, without its cache."""
+        storage: Any = self.storage
+        return storage._rdb.get_all_trials(self.study_id)
+
+    def states(self) -> list[str]:
+        return [trial.state.name for trial in self.trials()]
+
+    def records(
+        self, *names: str, default: Sequence[str] = ("worker", "train_s", "error", "compilations", "checkpoint")
+    ) -> list[dict[str, Any]]:
+        """Return columns of the study's records, and number and outcome."""
+        columns = ", ".join(["number", "outcome", *(names or default)])
+        query = f"SELECT {columns} FROM tuner_records JOIN trials USING (trial_id) WHERE trials.study_id = :id"
+        with self.engine.connect() as connection:
+            rows = connection.execute(sa.text(f"{query} ORDER BY number"), {"id": self.study_id})
+            return [dict(row._mapping) for row in rows]
+
+    def leases(self) -> list[tuple[int, str | None, int, int]]:
+        """Return (number, worker, fence, deaths) of each lease of the study."""
+        table = "tuner_leases JOIN trials USING (trial_id)"
+        query = f"SELECT number, worker, fence, deaths FROM {table} WHERE study_id = :id ORDER BY number"
+        with self.engine.connect() as connection:
+            return [(*row,) for row in connection.execute(sa.text(query), {"id": self.study_id})]
+
+
+@contextlib.contextmanager
+def desk_at(url: str) -> Iterator[Desk]:
+    storage: Any = tuner.open_storage(url)
+    engine = connect(url)
+    try:
+        yield Desk(url, storage, engine)
+    finally:
+        engine.dispose()
+        storage.close()
+
+
+@contextlib.contextmanager
+def shared_desk_at(request: pytest.FixtureRequest, folders: pytest.TempPathFactory, name: str) -> Iterator[Desk]:
+    """Open a desk for all tests of a module: on SQLite or on Postgres, as the fixture's parameter says."""
+    url = f"sqlite:///{folders.mktemp(name) / 'study.db'}"
+    if request.param == "postgres":
+        server = sa.make_url(request.getfixturevalue("postgres_server")).set(drivername="postgresql+psycopg2")
+        engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.execute(sa.text(f"CREATE DATABASE {name}"))
+        engine.dispose()
+        url = server.set(database=name).render_as_string(hide_password=False)
+    with desk_at(url) as desk:
+        yield desk

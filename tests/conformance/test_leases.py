@@ -1,111 +1,31 @@
 """Who runs which trial, on SQLite and on Postgres: exact budgets, take-overs, fences, and what Optuna sees of it."""
 
-import contextlib
 import math
 import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import optuna
 import pytest
 import sqlalchemy as sa
-from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from sqlalchemy import event
+from storage_tools import LEASE_S, Desk, desk_at, report, shared_desk_at
 
-import tuner
 from tuner.errors import LeaseLost
 from tuner.storage import claims, connect, leases
 from tuner.storage.claims import MAX_DEATHS, Claimant, NoTrial
 from tuner.storage.leases import Lease
-from tuner.storage.studies import register
-from tuner.trial import Outcome, Report
+from tuner.trial import Outcome
 
-LEASE_S = 300.0  # no lease ends while a test runs, unless it is meant to
 nan, inf = math.nan, math.inf
-
-
-def report(engine: sa.Engine, lease: Lease, epoch: int, value: float) -> None:
-    leases.report(engine, lease, [Report(epoch, 10 * epoch, {"loss": value})], "loss")
-
-
-class Desk:
-    """A study of its own in a database that all tests share, and the calls of its workers."""
-
-    def __init__(self, url: str, storage: BaseStorage, engine: sa.Engine) -> None:
-        self.url, self.storage, self.engine = url, storage, engine
-        self.name = uuid.uuid4().hex
-        self.study_id = self.register()
-
-    def register(self, name: str | None = None) -> int:
-        return register(self.storage, self.engine, name or self.name, ["minimize"], {"epochs": 3}).study_id
-
-    def ask(self, worker: str = "one", *, budget: int = 10, lease_s: float = LEASE_S) -> Lease | NoTrial:
-        return claims.claim(self.engine, Claimant(self.study_id, worker, trials=budget, lease_s=lease_s))
-
-    def claim(self, worker: str = "one", *, budget: int = 10, lease_s: float = LEASE_S) -> Lease:
-        lease = self.ask(worker, budget=budget, lease_s=lease_s)
-        assert isinstance(lease, Lease)
-        return lease
-
-    def tell(self, lease: Lease, outcome: Outcome = Outcome.COMPLETE, **attributes: Any) -> None:
-        leases.tell(self.engine, lease, outcome, [1.0] if outcome is Outcome.COMPLETE else None, attributes)
-
-    @property
-    def study(self) -> optuna.Study:
-        return optuna.load_study(study_name=self.name, storage=self.storage)
-
-    def trials(self) -> list[FrozenTrial]:
-        """Return the trials as plain Optuna reads them, without its cache."""
-        storage: Any = self.storage
-        return storage._rdb.get_all_trials(self.study_id)
-
-    def states(self) -> list[str]:
-        return [trial.state.name for trial in self.trials()]
-
-    def records(
-        self, *names: str, default: Sequence[str] = ("worker", "train_s", "error", "compilations", "checkpoint")
-    ) -> list[dict[str, Any]]:
-        """Return columns of the study's records, and number and outcome."""
-        columns = ", ".join(["number", "outcome", *(names or default)])
-        query = f"SELECT {columns} FROM tuner_records JOIN trials USING (trial_id) WHERE trials.study_id = :id"
-        with self.engine.connect() as connection:
-            rows = connection.execute(sa.text(f"{query} ORDER BY number"), {"id": self.study_id})
-            return [dict(row._mapping) for row in rows]
-
-    def leases(self) -> list[tuple[int, str | None, int, int]]:
-        """Return (number, worker, fence, deaths) of each lease of the study."""
-        table = "tuner_leases JOIN trials USING (trial_id)"
-        query = f"SELECT number, worker, fence, deaths FROM {table} WHERE study_id = :id ORDER BY number"
-        with self.engine.connect() as connection:
-            return [(*row,) for row in connection.execute(sa.text(query), {"id": self.study_id})]
-
-
-@contextlib.contextmanager
-def desk_at(url: str) -> Iterator[Desk]:
-    storage: Any = tuner.open_storage(url)
-    engine = connect(url)
-    try:
-        yield Desk(url, storage, engine)
-    finally:
-        engine.dispose()
-        storage.close()
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
 def shared_desk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
-    url = f"sqlite:///{tmp_path_factory.mktemp('leases') / 'study.db'}"
-    if request.param == "postgres":
-        server = sa.make_url(request.getfixturevalue("postgres_server")).set(drivername="postgresql+psycopg2")
-        engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            connection.execute(sa.text("CREATE DATABASE leases"))
-        engine.dispose()
-        url = server.set(database="leases").render_as_string(hide_password=False)
-    with desk_at(url) as desk:
+    with shared_desk_at(request, tmp_path_factory, "leases") as desk:
         yield desk
 
 

@@ -60,6 +60,11 @@ def test_what_is_wrong_before_anything_runs(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["syntax.py", "tiny.py"], "nothing was written"
 
 
+def line_of(text: str, part: str) -> int:
+    """Return the number of the line in which a part of a text begins."""
+    return text[: text.index(part)].count("\n") + 1
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -71,7 +76,7 @@ def test_what_is_wrong_before_anything_runs(
         ("    noise: float", "    other: float", "HParams has no 'noise', it has learning_rate, other"),
         ('sampler="random"', 'sampler="tpee"', "one of cmaes, gp, grid, nsga2, qmc, random, tpe: got 'tpee'; did you"),
         ('pruner="none"', 'pruner="ahsa"', "one of asha, hyperband, median, none, patient, percentile, threshold, wil"),
-        ("import numpy as np", "import numpie", "tiny.py:10: ModuleNotFoundError: No module named 'numpie'"),
+        ("import numpy as np", "import numpie", "tiny.py:{line}: ModuleNotFoundError: No module named 'numpie'"),
     ],
 )
 def test_what_is_wrong_in_the_study(
@@ -84,7 +89,7 @@ def test_what_is_wrong_in_the_study(
     status, line = one_line(tuner_on_sqlite, ["launch", "tiny.py", "--workers", "1"])
 
     assert status == 2
-    assert message in line
+    assert message.format(line=line_of(text, old)) in line
     written = {path.name for path in tmp_path.iterdir()} - {"__pycache__"}
     assert written == {"tiny.py"}, "no storage was made for a study that cannot run"
 
@@ -106,10 +111,10 @@ def test_an_unknown_study_has_a_nearest_one(tuner_on_sqlite: Any, tiny_study: Pa
         (
             "    rng = ",
             "    raise FileNotFoundError('data.csv')\n    rng = ",
-            "must return the data: {file}:78: FileNotFound",
+            "must return the data: {file}:{line}: FileNotFound",
         ),
         ("data=data", "data=lambda seed: 1", "data must be tuner.training.Splits, of training and validation: got int"),
-        ("nn.Dense(1)(x)[:, 0]", "nn.Dense(1)(x).no", "the trainer must run: {file}:42: AttributeError: "),
+        ("nn.Dense(1)(x)[:, 0]", "nn.Dense(1)(x).no", "the trainer must run: {file}:{line}: AttributeError: "),
         (
             "nn.Dense(1)(x)[:, 0]",
             "nn.Dense(1)(x)",
@@ -118,20 +123,21 @@ def test_an_unknown_study_has_a_nearest_one(tuner_on_sqlite: Any, tiny_study: Pa
         (
             "class HParams",
             "raise SystemExit(0)\n\n\nclass HParams",
-            "a study file must import: tiny.py:34: SystemExit: 0",
+            "a study file must import: tiny.py:{line}: SystemExit: 0",
         ),
     ],
 )
 def test_what_fails_in_the_authors_code(
     tuner_on_sqlite: Any, tiny_study: Path, old: str, new: str, message: str
 ) -> None:
-    assert old in tiny_study.read_text()
-    tiny_study.write_text(tiny_study.read_text().replace(old, new, 1))
+    text = tiny_study.read_text()
+    assert old in text
+    tiny_study.write_text(text.replace(old, new, 1))
 
     status, line = one_line(tuner_on_sqlite, ["launch", "tiny.py", "--workers", "1"])
 
     assert status == 2
-    assert message.format(file=tiny_study) in line
+    assert message.format(file=tiny_study, line=line_of(text, old)) in line
 
 
 def test_a_file_that_is_no_database(tuner_on_sqlite: Any, tiny_study: Path, tmp_path: Path) -> None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import enum
 import os
-import sys
 from typing import Annotated
 
 import typer
-
-from tuner.storage import hide_password
 
 DEBUG_VARIABLE = "TUNER_DEBUG"
 
@@ -20,16 +17,6 @@ class Format(enum.StrEnum):
     TABLE = "table"
     JSON = "json"
     CSV = "csv"
-
-
-def _warn_of_password(url: str | None) -> str | None:
-    if url is not None and hide_password(url) != url:
-        print(
-            "tuner: the password in --storage shows in the list of processes; "
-            "$TUNER_STORAGE, a PGPASSFILE or a service file keep it to yourself",
-            file=sys.stderr,
-        )
-    return url
 
 
 FileArgument = Annotated[
@@ -43,7 +30,6 @@ StorageOption = Annotated[
         metavar="URL",
         help="sqlite:///FILE or postgresql://...; $TUNER_STORAGE, else sqlite:///tuner.db, by default.",
         show_default=False,
-        callback=_warn_of_password,
     ),
 ]
 ArtifactsOption = Annotated[

@@ -20,7 +20,7 @@ from tuner.devices import DeviceGroup, assign, choose, environment, find_devices
 from tuner.errors import StudyStopped, TunerError, UsageError
 from tuner.launch.process import Message, WorkerProcess
 from tuner.launch.progress import LiveProgress, PlainProgress, Progress, Snapshot
-from tuner.storage import connect, hide_password, is_new_file, storage_url
+from tuner.storage import connect, hide_password, is_new_file, storage_url, warn_of_password
 from tuner.study import split_target
 
 if TYPE_CHECKING:
@@ -266,6 +266,7 @@ def launch(
     PlainProgress(console).note(opening)
     if not is_new_file(url):
         connect(url).dispose()
+    warn_of_password()
     options = [f"--trials={trials}"] if trials is not None else []
     options += [f"--artifacts={artifacts}"] if artifacts is not None else []
     options += [f"--wall-hours={wall_hours}"] if wall_hours is not None else []

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tuner.storage.url import DEFAULT_URL, hide_password, is_new_file, storage_url
+from tuner.storage.url import DEFAULT_URL, hide_password, is_new_file, storage_url, warn_of_password
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from tuner.storage.optuna_storage import Storage
 
-__all__ = ["DEFAULT_URL", "connect", "hide_password", "is_new_file", "open_storage", "storage_url"]
+__all__ = ["DEFAULT_URL", "connect", "hide_password", "is_new_file", "open_storage", "storage_url", "warn_of_password"]
 
 
 def open_storage(url: str) -> Storage:

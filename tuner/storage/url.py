@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 
 from tuner.errors import StorageURLError
@@ -31,6 +32,17 @@ def hide_password(text: str) -> str:
     """Return `text` with the password of every URL in it replaced by `***`."""
     text = re.sub(r"(?i)(password=)(?:'[^']*'|\"[^\"]*\"|[^\s&'\"]+)", r"\1***", text)
     return re.sub(r"(\w://[^\s:/]*):[^\s]*@(?=[^\s@]*(?:\s|$))", r"\1:***@", text)
+
+
+def warn_of_password() -> None:
+    """Say so on stderr if a storage's password is on this process's command line."""
+    words = " ".join(sys.argv)
+    if hide_password(words) != words:
+        print(
+            "tuner: a password on the command line shows in the list of processes; "
+            "$TUNER_STORAGE, a PGPASSFILE or a service file keep it to yourself",
+            file=sys.stderr,
+        )
 
 
 def _shown(url: str) -> str:

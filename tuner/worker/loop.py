@@ -17,7 +17,7 @@ from tuner.devices import DEVICES_VARIABLE
 from tuner.errors import LeaseLost, StorageLost, StudyStopped
 from tuner.failures import reason_to_stop
 from tuner.source import git_state
-from tuner.storage import claims, open_storage, storage_url
+from tuner.storage import claims, open_storage, storage_url, warn_of_password
 from tuner.storage.claims import Claimant, NoTrial
 from tuner.storage.dialect import now_s
 from tuner.storage.engine import Patience, patient
@@ -90,6 +90,7 @@ def run_worker(
     about = {"study": study.name, "file": None if file is None else os.path.abspath(file)}
     place = Place(artifacts_folder(artifacts), about, worker_layout(devices), devices, CompileClock())
     optuna_storage = open_storage(url)
+    warn_of_password()
     try:
         Worker(study, splits, optuna_storage, name or default_name(), say, stop or Stop(), place).run()
     finally:
