@@ -139,7 +139,8 @@ def _lock_study(connection: Connection, claimant: Claimant) -> float | NoTrial:
             sa.select(budgets.c.identity, budgets.c.stopped_at_s, clock(connection.dialect.name))
             .select_from(studies.outerjoin(budgets, budgets.c.study_id == studies.c.study_id))
             .where(studies.c.study_id == sa.bindparam("study_id"))
-            .with_for_update(of=studies)
+            # NO KEY: whoever ends a trial refers to the study's row, and need not wait.
+            .with_for_update(of=studies, key_share=True)
         )
 
     row = run_prepared(connection, "lock study", build, {"study_id": claimant.study_id}).first()

@@ -36,6 +36,9 @@ from tuner.storage.tables import (
 from tuner.trial import Outcome, Report
 
 
+_MOST_REPORTS = 100  # in one statement: after an outage there may be thousands
+
+
 @dataclass(frozen=True, slots=True)
 class Lease:
     """A worker's claim on a trial, until `lease_s` seconds after the last claim, renewal or report."""
@@ -224,6 +227,10 @@ def report(engine: Engine, lease: Lease, several: Sequence[Report], objective: s
     Raises:
         LeaseLost: another worker has the trial.
     """
+    if len(several) > _MOST_REPORTS:
+        report(engine, lease, several[:_MOST_REPORTS], objective)
+        report(engine, lease, several[_MOST_REPORTS:], objective)
+        return
     rows = [
         {
             "epoch": one.epoch,

@@ -239,7 +239,7 @@ class Storage(BaseStorage):
             return self._cold(lambda: self._rdb.create_new_trial(study_id, template_trial))
 
         def work(connection: Connection, _: int) -> int:
-            lock = sa.select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update()
+            lock = sa.select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update(key_share=True)
             if connection.execute(lock).first() is None:
                 raise KeyError(f"there is no study of id {study_id}")
             number = sa.select(sa.func.count()).select_from(trials).where(trials.c.study_id == study_id)
