@@ -34,29 +34,33 @@ def processes_of(url: str) -> list[int]:
     return found
 
 
-def table(url: str, *columns: sa.Column[Any], by: tuple[sa.Column[Any], ...] = ()) -> list[Any]:
-    """Return columns of one of the tables."""
+def table(
+    url: str, *columns: sa.Column[Any], by: tuple[sa.Column[Any], ...] = (), source: sa.FromClause | None = None
+) -> list[Any]:
+    """Return columns of one of the tables, or of tables that are joined."""
+    query = sa.select(*columns).order_by(*by)
     engine = connect(url)
     try:
         with engine.connect() as connection:
-            return list(connection.execute(sa.select(*columns).order_by(*by)).all())
+            return list(connection.execute(query if source is None else query.select_from(source)).all())
     finally:
         engine.dispose()
 
 
 def attempts_of(url: str) -> dict[int, list[Any]]:
     """Return the attempts of each trial by number, in their order: fence, worker, start, end, ending, error."""
-    numbers = dict(table(url, trials.c.trial_id, trials.c.number))
-    found: dict[int, list[Any]] = {number: [] for number in numbers.values()}
     c = attempts.c
-    columns = (c.trial_id, c.fence, c.worker, c.started_at_s, c.ended_at_s, c.ending, c.error)
-    for row in table(url, *columns, by=(c.trial_id, c.fence)):
-        found[numbers[row.trial_id]].append(row)
+    # One query: others may add trials meanwhile.
+    joined = trials.join(attempts, c.trial_id == trials.c.trial_id)
+    columns = (trials.c.number, c.fence, c.worker, c.started_at_s, c.ended_at_s, c.ending, c.error)
+    found: dict[int, list[Any]] = {}
+    for row in table(url, *columns, by=(trials.c.number, c.fence), source=joined):
+        found.setdefault(row.number, []).append(row)
     return found
 
 
-def endings_of(url: str) -> dict[int, list[str]]:
-    """Return how the attempts of each trial ended, by its number."""
+def endings_of(url: str) -> dict[int, list[str | None]]:
+    """Return how the attempts of each trial ended, by its number; None of one that goes on."""
     return {number: [row.ending for row in rows] for number, rows in attempts_of(url).items()}
 
 
@@ -128,7 +132,9 @@ def _check_reports(url: str, complete: set[int], epochs: int) -> None:
 def _check_attempts(url: str, outcomes: dict[int, str]) -> None:
     recorded = table(url, records.c.trial_id, records.c.outcome)
     assert len(recorded) == len(outcomes), "each trial has one end"
-    for number, tries in attempts_of(url).items():
+    found = attempts_of(url)
+    assert found.keys() == outcomes.keys()
+    for number, tries in found.items():
         assert all(row.ended_at_s is not None for row in tries), f"an attempt of trial {number} goes on"
         assert [row.fence for row in tries] == list(range(1, len(tries) + 1))
         *before, last = [row.ending for row in tries]

@@ -92,7 +92,8 @@ def shift_clock(shift_s: float) -> None:
 
 
 def plant_failures(trainer: Any, folder: Path) -> None:
-    fails = dict(tuple(map(int, word.split(":"))) for word in os.environ["TINY_FAILS"].split())
+    pairs = [word.split(":") for word in os.environ["TINY_FAILS"].split()]
+    fails = {int(number): int(count) for number, count in pairs}
     train = type(trainer).train_model
 
     def train_or_fail(self: Any, hparams: Any, splits: Any, **options: Any) -> Any:

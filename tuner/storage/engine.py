@@ -149,7 +149,13 @@ _PASSING = {
     "57P03",
     "57P05",
 }
-_LASTING = ("authentication failed", "does not exist", "no pg_hba.conf entry", "invalid connection option")
+_LASTING = (
+    "authentication failed",
+    "no password supplied",
+    "does not exist",
+    "no pg_hba.conf entry",
+    "invalid connection option",
+)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,6 @@ from tuner.storage.tables import (
 )
 from tuner.trial import Outcome, Report
 
-
 _MOST_REPORTS = 100  # in one statement: after an outage there may be thousands
 
 

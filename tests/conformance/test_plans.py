@@ -1,0 +1,244 @@
+"""How Postgres runs the statements of a trial when a study is large: by indices, never through a whole table."""
+
+from collections.abc import Hashable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from optuna.study import StudyDirection
+from sqlalchemy import event
+from storage_tools import opened
+
+from tuner.storage import claims, dialect, leases
+from tuner.storage.leases import Lease
+from tuner.storage.optuna_storage import Storage
+from tuner.storage.tables import trial_system_attributes, trial_user_attributes
+from tuner.trial import Outcome, Report
+
+TRIALS = 20_000
+RUNS = 8  # after five Postgres decides whether to plan a prepared statement once for all
+
+LARGE = {
+    "trials", "trial_params", "trial_values", "trial_intermediate_values", "trial_user_attributes",
+    "trial_system_attributes", "tuner_attempts", "tuner_records", "tuner_reports", "tuner_rungs",
+}  # fmt: skip
+
+FLOAT = '{"name": "FloatDistribution", "attributes": {"step": null, "low": 0.0, "high": 1.0, "log": false}}'
+FILL = [
+    "INSERT INTO trials (number, study_id, state, datetime_start, datetime_complete) "
+    "SELECT i - 1, :study, 'COMPLETE', now(), now() FROM generate_series(1, :count) AS g (i)",
+    "INSERT INTO trial_params (trial_id, param_name, param_value, distribution_json) "
+    "SELECT trial_id, 'x' || p, random(), :float FROM trials, generate_series(0, 2) AS s (p)",
+    "INSERT INTO trial_values (trial_id, objective, value, value_type) "
+    "SELECT trial_id, 0, random(), 'FINITE' FROM trials",
+    "INSERT INTO trial_intermediate_values (trial_id, step, intermediate_value, intermediate_value_type) "
+    "SELECT trial_id, s, random(), 'FINITE' FROM trials, generate_series(1, 3) AS t (s)",
+    "INSERT INTO trial_user_attributes (trial_id, key, value_json) SELECT trial_id, 'outcome', '1' FROM trials",
+    "INSERT INTO trial_system_attributes (trial_id, key, value_json) SELECT trial_id, 'k', '1' FROM trials",
+    "INSERT INTO tuner_attempts (trial_id, fence, study_id, worker, devices, started_at_s, ended_at_s, ending) "
+    "SELECT trial_id, 1, study_id, 'w' || trial_id % 32, 1, number, number + 30, 'complete' FROM trials",
+    "INSERT INTO tuner_records (trial_id, study_id, outcome, ended_at_s) "
+    "SELECT trial_id, study_id, 'complete', number + 30 FROM trials",
+    "INSERT INTO tuner_reports (trial_id, epoch, step, metrics) "
+    "SELECT trial_id, e, 10 * e, '{}' FROM trials, generate_series(1, 3) AS t (e)",
+    # Five brackets: of a rung that has most of the table's rows, Postgres rightly reads the table.
+    "INSERT INTO tuner_rungs (trial_id, rung, study_id, bracket, value, is_promoted) "
+    "SELECT trial_id, r, study_id, number % 5, random(), true FROM trials, generate_series(0, 1) AS s (r) "
+    "WHERE r = 0 OR number % 4 = 0",
+]  # fmt: skip
+
+
+class Desk:
+    """A worker's statements on a large study, as they were sent last."""
+
+    def __init__(self, storage: Storage, study_id: int) -> None:
+        self.storage, self.study_id = storage, study_id
+        self.engine = storage.engine
+        self.sent: dict[str, tuple[str, Any]] = {}
+        self.claimant = claims.Claimant(study_id, "one", trials=10 * TRIALS, lease_s=300.0, failures_since_s=0.0)
+        event.listen(self.engine, "before_cursor_execute", self._note)
+
+    def _note(self, _connection: Any, _cursor: Any, text: str, parameters: Any, *_: Any) -> None:
+        if text.startswith("EXECUTE"):
+            self.sent[text.removeprefix("EXECUTE ").split("(")[0].strip()] = (text, parameters)
+
+    def claim(self) -> Lease:
+        lease = claims.claim(self.engine, self.claimant)
+        assert isinstance(lease, Lease)
+        return lease
+
+    def run_a_trial(self) -> None:
+        """Do what a worker does for a trial."""
+        storage, engine = self.storage, self.engine
+        storage.get_all_trials(self.study_id, deepcopy=False)
+        lease = self.claim()
+        params = [(f"x{at}", 0.5, FLOAT) for at in range(3)]
+        leases.store_params(engine, lease, params)
+        storage.get_trial(lease.trial_id)
+        leases.renew(engine, lease)
+        for table in (trial_user_attributes, trial_system_attributes):
+            leases.store_attribute(engine, lease, table, "k", 1)
+        for epoch in (1, 2):
+            leases.report(engine, lease, [Report(epoch, 10 * epoch, {"loss": 0.5})], "loss")
+            for maximize in (False, True):
+                place: dict[str, Any] = {
+                    "bracket": 0,
+                    "reduction_factor": 4,
+                    "bootstrap_count": 0,
+                    "maximize": maximize,
+                }
+                storage.enter_rung(self.study_id, lease.trial_id, rung=epoch - 1, value=0.5, **place)
+        # Plain Optuna's way into a trial.
+        storage.set_trial_user_attr(lease.trial_id, "theirs", 1)
+        storage.set_trial_system_attr(lease.trial_id, "theirs", 1)
+        storage.set_trial_intermediate_value(lease.trial_id, 99, 0.5)
+        leases.tell(engine, lease, Outcome.COMPLETE, [0.5], {"worker": "one"})
+        failed = self.claim()
+        leases.tell(engine, failed, Outcome.FAILED, None, {"error_kind": "E", "error": "E"})
+        leases.release(engine, self.claim())
+        again = self.claim()
+        leases.tell(engine, again, Outcome.PRUNED, None, {})
+        theirs = storage.create_new_trial(self.study_id)
+        storage.set_trial_param(theirs, "x0", 0.5, optuna.distributions.FloatDistribution(0.0, 1.0))
+        storage.set_trial_state_values(theirs, optuna.trial.TrialState.COMPLETE, [0.5])
+
+    def plans(self, mode: str = "auto") -> dict[Hashable, dict[str, Any]]:
+        """Return the plan of each prepared statement, with the values that it was last sent with."""
+        plans = {}
+        with self.engine.connect() as connection:
+            names: dict[Hashable, str] = dict(connection.info[dialect._PREPARED])
+            sent = dict(self.sent)
+            connection.exec_driver_sql(f"SET plan_cache_mode = {mode}")
+            for key, name in names.items():
+                text, parameters = sent[name]
+                rows = connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {text}", parameters)
+                (plan,) = rows.scalar_one()
+                plans[key] = plan["Plan"]
+            connection.exec_driver_sql("RESET plan_cache_mode")
+        return plans
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for part in plan.get("Plans", ()):
+        yield from nodes(part)
+
+
+def scans(plan: dict[str, Any]) -> set[tuple[str, str]]:
+    """Return (kind, table or index) for all that reads a table."""
+    found = set()
+    for node in nodes(plan):
+        if "Scan" in node["Node Type"]:
+            found.add((node["Node Type"], node.get("Index Name") or node.get("Relation Name") or ""))
+    return found
+
+
+@pytest.fixture(scope="module")
+def desk(request: pytest.FixtureRequest) -> Iterator[Desk]:
+    server = sa.make_url(request.getfixturevalue("postgres_server")).set(drivername="postgresql+psycopg2")
+    engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql("CREATE DATABASE plans")
+    engine.dispose()
+    url = server.set(database="plans").render_as_string(hide_password=False)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(dialect, "_servers_prepare", True)
+    with opened(url) as storage:
+        study_id = storage.create_new_study([StudyDirection.MINIMIZE])
+        with storage.engine.begin() as connection:
+            for template in FILL:
+                text = template
+                for name, value in (("%", "%%"), (":study", study_id), (":count", TRIALS), (":float", f"'{FLOAT}'")):
+                    text = text.replace(name, str(value))
+                connection.exec_driver_sql(text)
+        with storage.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("ANALYZE")
+        desk = Desk(storage, study_id)
+        for _ in range(RUNS):
+            desk.run_a_trial()
+        yield desk
+    patch.undo()
+
+
+def whole_tables(plan: dict[str, Any]) -> set[str]:
+    return {table for kind, table in scans(plan) if kind == "Seq Scan" and table in LARGE}
+
+
+def test_no_statement_of_a_trial_reads_a_whole_table(desk: Desk) -> None:
+    plans = desk.plans()
+    del plans["details", False]  # the first reading of all trials
+
+    found = {key: whole for key, plan in plans.items() if (whole := whole_tables(plan))}
+    assert found == {}
+    # Nothing that a trial needs has been left out.
+    kinds = [key if isinstance(key, str) else key[0] for key in plans if isinstance(key, str | tuple)]
+    assert set(kinds) == {
+        "load trials", "details", "lock study", "standing", "latest errors", "create trial", "insert", "extend",
+        "load trial", "count rung", "store rung", "open trial", "end", "release", "open trial's value",
+    }  # fmt: skip
+    prepared = {key for name, key in dialect._TEXTS if name == "postgresql"}
+    assert plans.keys() <= prepared
+
+
+def test_a_claim_counts_only_trials_that_are_not_settled(desk: Desk) -> None:
+    assert desk.claimant.settled.total >= TRIALS
+    settled = desk.plans()["standing"]
+    assert ("Index Scan", "trials_pkey") in scans(settled)
+    assert settled["Plan Rows"] == 1
+    assert sum(node["Plan Rows"] for node in nodes(settled)) < TRIALS / 20
+
+    # A worker that has just come counts all trials, once.
+    desk.claimant = new = replace(desk.claimant, settled=claims.Settled())
+    lease = desk.claim()
+    assert whole_tables(desk.plans()["standing"]) == {"trials"}
+    assert new.settled.total >= TRIALS
+    leases.tell(desk.engine, lease, Outcome.COMPLETE, [0.5], {})
+    desk.run_a_trial()
+    assert whole_tables(desk.plans()["standing"]) == set()
+
+
+@pytest.mark.parametrize("rung", [0, 1])
+@pytest.mark.parametrize("maximize", [False, True])
+def test_a_place_in_a_rung_is_counted_over_its_index(desk: Desk, rung: int, maximize: bool) -> None:
+    count = sa.text("SELECT count(*) FROM tuner_rungs")
+    with desk.engine.connect() as connection:
+        assert connection.execute(count).scalar_one() >= TRIALS
+    trial_id = desk.storage.create_new_trial(desk.study_id)
+    place: dict[str, Any] = {"bracket": 0, "reduction_factor": 4, "bootstrap_count": 0, "maximize": maximize}
+    desk.storage.enter_rung(desk.study_id, trial_id, rung=rung, value=0.5, **place)
+
+    plan = desk.plans()["count rung", maximize]
+    assert whole_tables(plan) == set()
+    assert "tuner_rungs_by_value" in {index for _, index in scans(plan)}
+
+
+def test_refreshing_reads_what_is_new_by_its_id(desk: Desk) -> None:
+    open_ids = [desk.storage.create_new_trial(desk.study_id) for _ in range(64)]  # as many run elsewhere
+    for _ in range(RUNS):
+        desk.storage.get_all_trials(desk.study_id, deepcopy=False)
+    plans = desk.plans()
+
+    for key in ("load trials", ("details", True)):
+        assert whole_tables(plans[key]) == set(), key
+        assert {index for kind, index in scans(plans[key]) if "Index" in kind} != set()
+    for trial_id in open_ids:
+        desk.storage.set_trial_state_values(trial_id, optuna.trial.TrialState.FAIL)
+
+
+def test_a_scan_of_a_whole_table_would_be_noticed(desk: Desk) -> None:
+    with desk.engine.connect() as connection:
+        connection.exec_driver_sql("SET enable_indexscan = off")
+        connection.exec_driver_sql("SET enable_bitmapscan = off")
+        connection.exec_driver_sql("SET enable_indexonlyscan = off")
+        connection.commit()
+    try:
+        plans = desk.plans("force_custom_plan")
+    finally:
+        with desk.engine.connect() as connection:
+            connection.exec_driver_sql("RESET ALL")
+            connection.commit()
+
+    found: set[str] = set().union(*(whole_tables(plan) for plan in plans.values()))
+    assert LARGE - found <= {"tuner_reports"}  # which a worker only writes to

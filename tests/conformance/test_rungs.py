@@ -1,0 +1,377 @@
+"""Successive halving whose rungs lie in the database decides as Optuna's own does, which reads all trials."""
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from optuna.pruners import BasePruner, HyperbandPruner, SuccessiveHalvingPruner
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+from sqlalchemy import event
+from storage_tools import opened
+
+from tuner.search.halving import AshaPruner, BracketPruner
+from tuner.search.pruners import TrialPruner
+from tuner.storage.leases import Lease
+from tuner.storage.optuna_storage import Storage
+from tuner.storage.tables import rungs
+
+inf, nan = math.inf, math.nan
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def storage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storage]:
+    url = f"sqlite:///{tmp_path_factory.mktemp('rungs') / 'study.db'}"
+    if request.param == "postgres":
+        server = sa.make_url(request.getfixturevalue("postgres_server")).set(drivername="postgresql+psycopg2")
+        engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.exec_driver_sql("CREATE DATABASE rungs")
+        engine.dispose()
+        url = server.set(database="rungs").render_as_string(hide_password=False)
+    with opened(url) as storage:
+        yield storage
+
+
+@contextmanager
+def statements(storage: Storage) -> Iterator[list[str]]:
+    """Collect what a storage sends, without what begins a transaction or prepares a statement."""
+    sent: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, text: str, *_: Any) -> None:
+        if not text.startswith(("BEGIN", "PREPARE")):
+            sent.append(text)
+
+    event.listen(storage.engine, "before_cursor_execute", note)
+    try:
+        yield sent
+    finally:
+        event.remove(storage.engine, "before_cursor_execute", note)
+
+
+@dataclass
+class Search:
+    """Curves that are reported to a pruner: trial by trial, or some at a time."""
+
+    direction: str
+    at_once: int
+    steps: list[int]
+    curves: list[list[float]]
+
+    def study(self, storage: Any = None) -> optuna.Study:
+        name = f"search {self.direction} {len(self.curves)}"  # Hyperband's brackets depend on it
+        if storage is not None and name in optuna.get_all_study_names(storage):
+            optuna.delete_study(study_name=name, storage=storage)
+        return optuna.create_study(study_name=name, direction=self.direction, storage=storage)
+
+    def decide(self, study: optuna.Study, judge: Any) -> list[int | None]:
+        """Return for each curve the step at which it was pruned."""
+        pruned: list[int | None] = [None] * len(self.curves)
+        for first in range(0, len(self.curves), self.at_once):
+            running = {number: judge(study) for number in range(first, min(first + self.at_once, len(self.curves)))}
+            for at, step in enumerate(self.steps):
+                for number in [number for number in running if pruned[number] is None]:
+                    if running[number].should_prune(step, self.curves[number][at]):
+                        pruned[number] = step
+        return pruned
+
+
+class ByWorker:
+    """A trial as a worker asks about it: it holds the trial, and reports go another way."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        storage = study._storage
+        self.trial_id = trial_id = storage.create_new_trial(study._study_id)
+        if isinstance(storage, Storage):
+            number = storage.get_trial(trial_id).number
+            storage.hold(Lease(trial_id, number, "one", 1, 300.0, is_new=True), study._study_id)
+        self._pruner = TrialPruner(study, optuna.Trial(study, trial_id))
+
+    def should_prune(self, step: int, value: float) -> bool:
+        return self._pruner.should_prune(step, value)
+
+
+class ByScript:
+    """A trial as a script with Optuna asks about it."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._trial = study.ask()
+
+    def should_prune(self, step: int, value: float) -> bool:
+        self._trial.report(value, step)
+        return self._trial.should_prune()
+
+
+def random_search(seed: int, count: int, values: Sequence[float]) -> Search:
+    generator = random.Random(seed)
+    steps = sorted(generator.sample(range(1, 28), generator.choice([4, 9, 14])))
+    pool = [generator.choice(values) for _ in range(6)] + [generator.random() for _ in range(3)]
+    curves = [[generator.choice(pool) for _ in steps] for _ in range(count)]
+    return Search(generator.choice(["minimize", "maximize"]), generator.randint(1, 5), steps, curves)
+
+
+def random_pruners(seed: int) -> list[tuple[BasePruner, BasePruner]]:
+    """Return pairs of ours and Optuna's."""
+    generator = random.Random(seed)
+    halving: dict[str, Any] = {
+        "min_resource": generator.randint(1, 3),
+        "reduction_factor": generator.choice([2, 3, 4]),
+        "bootstrap_count": generator.choice([0, 0, 1, 3]),
+        "min_early_stopping_rate": generator.choice([0, 0, 1, 2]),
+    }
+    hyperband: dict[str, Any] = {name: value for name, value in halving.items() if name != "min_early_stopping_rate"}
+    hyperband["max_resource"] = generator.choice([9, 27, 30])
+    return [
+        (AshaPruner(**halving), SuccessiveHalvingPruner(**halving)),
+        (BracketPruner(**hyperband), HyperbandPruner(**hyperband)),
+    ]
+
+
+VALUES = [0.0, 0.5, 0.5, 1.0, -1.0, inf, -inf]
+
+
+@pytest.mark.parametrize("values", [VALUES, [*VALUES, nan]], ids=["numbers", "nan"])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_worker_is_told_what_optunas_pruner_would_say(storage: Storage, seed: int, values: list[float]) -> None:
+    search = random_search(seed, 16, values)
+    for ours, theirs in random_pruners(seed):
+        here, there = search.study(storage), search.study()
+        here.pruner, there.pruner = ours, theirs
+        assert search.decide(here, ByWorker) == search.decide(there, ByWorker), (ours, search)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_script_is_told_what_optunas_pruner_would_say(storage: Storage, seed: int) -> None:
+    search = random_search(100 + seed, 10, VALUES)
+    for ours, theirs in random_pruners(100 + seed):
+        here, there = search.study(storage), search.study()
+        here.pruner, there.pruner = ours, theirs
+        assert search.decide(here, ByScript) == search.decide(there, ByScript), (ours, search)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(200, 260))
+def test_any_search_is_pruned_as_optunas_pruner_does(storage: Storage, seed: int) -> None:
+    search = random_search(seed, 40, [*VALUES, nan] if seed % 2 else VALUES)
+    for ours, theirs in random_pruners(seed):
+        here, there = search.study(storage), search.study()
+        here.pruner, there.pruner = ours, theirs
+        assert search.decide(here, ByWorker) == search.decide(there, ByWorker), (ours, search)
+
+
+def test_the_searches_above_compare_something() -> None:
+    decided: list[int | None] = []
+    for seed in range(8):
+        search = random_search(seed, 16, VALUES)
+        for _, theirs in random_pruners(seed):
+            study = search.study()
+            study.pruner = theirs
+            decided += search.decide(study, ByWorker)
+
+    assert 0.15 < decided.count(None) / len(decided) < 0.85
+    assert len(set(decided)) > 8  # steps at which a trial was pruned
+
+
+def test_a_nan_between_two_rungs_prunes_no_trial(storage: Storage) -> None:
+    search = Search("minimize", 1, [1, 2, 3], [[0.5, nan, 0.5], [nan, 0.5, 0.5], [0.25, 0.25, nan]])
+    for judge in (ByWorker, ByScript):
+        here, there = search.study(storage), search.study()
+        here.pruner = AshaPruner(min_resource=1, reduction_factor=3)
+        there.pruner = SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
+        assert search.decide(there, judge) == [None, 1, 3]
+        assert search.decide(here, judge) == [None, 1, 3]
+
+
+def test_an_automatic_resource_is_optunas(storage: Storage) -> None:
+    search = random_search(7, 12, VALUES)
+    for ours, theirs in [
+        (AshaPruner(reduction_factor=2), SuccessiveHalvingPruner(reduction_factor=2)),
+        (BracketPruner(reduction_factor=2), HyperbandPruner(reduction_factor=2)),
+    ]:
+        decided = []
+        for study, pruner in [(search.study(storage), ours), (search.study(), theirs)]:
+            study.pruner = pruner
+            distant = optuna.create_trial(value=0.0, intermediate_values=dict.fromkeys(range(1, 28), 0.25))
+            study.add_trial(distant)
+            search.at_once = 1
+            decided.append(search.decide(study, ByScript))
+        assert decided[0] == decided[1]
+
+
+@pytest.mark.parametrize("judge", [ByWorker, ByScript])
+def test_without_a_report_nothing_is_pruned(storage: Storage, judge: Any) -> None:
+    study = optuna.create_study(storage=storage, pruner=AshaPruner(min_resource=1))
+    for pruner in (AshaPruner(min_resource=1), BracketPruner(max_resource=9)):
+        trial = study.ask()
+        assert not pruner.prune(study, storage.get_trial(trial._trial_id))
+
+
+# --- A rung
+
+
+@dataclass
+class Rung:
+    storage: Storage
+    study_id: int
+
+    def add(self) -> int:
+        return self.storage.create_new_trial(self.study_id)
+
+    def enter(self, trial_id: int, value: float, **place: Any) -> bool:
+        given = {"bracket": 0, "rung": 0, "reduction_factor": 2, "bootstrap_count": 0, "maximize": False, **place}
+        return self.storage.enter_rung(self.study_id, trial_id, value=value, **given)
+
+    def rows(self) -> list[tuple[Any, ...]]:
+        columns = (rungs.c.trial_id, rungs.c.bracket, rungs.c.rung, rungs.c.value, rungs.c.is_promoted)
+        query = sa.select(*columns).where(rungs.c.study_id == self.study_id).order_by(rungs.c.trial_id, rungs.c.rung)
+        with self.storage.engine.connect() as connection:
+            return [(*row,) for row in connection.execute(query)]
+
+
+def new_rung(storage: Storage, name: str | None = None) -> Rung:
+    return Rung(storage, storage.create_new_study([StudyDirection.MINIMIZE], name))
+
+
+def test_a_trial_counts_once_in_a_rung_and_is_judged_once(storage: Storage) -> None:
+    rung = new_rung(storage)
+    first, second, third = rung.add(), rung.add(), rung.add()
+    assert rung.enter(first, 0.5)
+    assert not rung.enter(second, 0.75)
+    before = rung.rows()
+    assert before == [(first, 0, 0, 0.5, True), (second, 0, 0, 0.75, False)]
+
+    assert not rung.enter(second, 0.0)  # would be promoted now
+    assert rung.enter(first, 9.0)  # would not
+    assert rung.rows() == before
+    assert not rung.enter(third, 0.625)  # of three one is promoted: with a trial counted twice it were two of four
+    assert rung.enter(first, 0.5, rung=1)  # another rung of the same trial
+    assert len(rung.rows()) == 4
+
+
+def test_a_value_is_compared_with_those_in_the_rung_not_with_its_own_earlier_one(storage: Storage) -> None:
+    rung = new_rung(storage)
+    trial_ids = [rung.add() for _ in range(4)]
+    # n // 2 of n are promoted, at least one; equal values are equally good.
+    promoted = [rung.enter(trial_id, value) for trial_id, value in zip(trial_ids, [3.0, 2.0, 2.0, 2.5], strict=True)]
+
+    assert promoted == [True, True, True, False]
+
+
+@pytest.mark.parametrize(("maximize", "promoted"), [(False, [True, False, True]), (True, [True, True, False])])
+def test_the_direction_tells_what_is_better(storage: Storage, maximize: bool, promoted: list[bool]) -> None:
+    rung = new_rung(storage)
+
+    assert [rung.enter(rung.add(), value, maximize=maximize) for value in (0.5, 0.75, 0.25)] == promoted
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_nobody_is_promoted_before_a_rung_has_enough_trials(storage: Storage, count: int) -> None:
+    rung = new_rung(storage)
+
+    promoted = [rung.enter(rung.add(), -value, bootstrap_count=count) for value in range(5)]
+    assert promoted == [at >= count for at in range(5)]
+    assert len(rung.rows()) == 5
+
+
+def test_infinite_values_are_compared(storage: Storage) -> None:
+    rung = new_rung(storage)
+
+    entered = [rung.enter(rung.add(), value) for value in (inf, inf, 1e308, -inf, -inf, -1e308)]
+    assert entered == [True, True, True, True, True, True]
+    assert [row[3] for row in rung.rows()] == [inf, inf, 1e308, -inf, -inf, -1e308]
+    assert not rung.enter(rung.add(), 0.0)
+
+
+def test_rungs_brackets_and_studies_do_not_see_each_other(storage: Storage) -> None:
+    rung, other = new_rung(storage), new_rung(storage)
+    assert rung.enter(rung.add(), 0.0)
+    assert not rung.enter(rung.add(), 1.0)
+
+    assert rung.enter(rung.add(), 1.0, bracket=1)
+    assert rung.enter(rung.add(), 1.0, rung=1)
+    assert other.enter(other.add(), 1.0)
+    assert not rung.enter(rung.add(), 2.0, bracket=1)
+    assert not rung.enter(rung.add(), 2.0, rung=1)
+    assert not other.enter(other.add(), 2.0)
+
+
+def test_the_rungs_of_a_deleted_study_are_forgotten(storage: Storage) -> None:
+    for _ in range(2):  # on SQLite with the same ids
+        rung = new_rung(storage, "comes and goes")
+        assert rung.enter(rung.add(), 0.0)
+        assert not rung.enter(rung.add(), 1.0)
+        assert len(rung.rows()) == 2
+        storage.delete_study(rung.study_id)
+        assert rung.rows() == []
+
+
+# --- What it costs, and where it is Optuna's
+
+
+@pytest.mark.parametrize("pruner", [AshaPruner(1, 3), BracketPruner(1, 27, 3)], ids=["asha", "hyperband"])
+def test_a_decision_reads_no_trials(storage: Storage, pruner: BasePruner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("all trials were read")
+
+    study = optuna.create_study(storage=storage, pruner=pruner)
+    for _ in range(3):
+        ByWorker(study).should_prune(1, 0.5)  # texts are made, on Postgres prepared
+    trial = ByWorker(study)
+    assert study.direction is StudyDirection.MINIMIZE
+    monkeypatch.setattr(Storage, "get_all_trials", refuse)
+    counts = {}
+    for step in range(1, 28):
+        with statements(storage) as sent:
+            assert not trial.should_prune(step, 1.0 / (step + 2))
+        counts[step] = len(sent)
+        assert all("tuner_rungs" in text or text.startswith("EXECUTE") for text in sent), sent
+    entered = {
+        3 ** (bracket + rung)
+        for trial_id, bracket, rung, *_ in Rung(storage, study._study_id).rows()
+        if trial_id == trial.trial_id
+    }
+    assert counts == {step: 2 if step in entered else 0 for step in counts}
+    assert entered
+
+
+def test_several_rungs_at_once_cost_a_count_each(storage: Storage) -> None:
+    study = optuna.create_study(storage=storage, pruner=AshaPruner(1, 3))
+    ByWorker(study).should_prune(1, 0.5)
+    trial = ByWorker(study)
+    with statements(storage) as sent:
+        assert not trial.should_prune(9, 0.25)
+    assert len(sent) == 6
+    with statements(storage) as sent:
+        assert not trial.should_prune(10, 99.0)
+    assert sent == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_on_another_storage_our_pruners_are_optunas(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = random_search(seed, 16, [*VALUES, nan])
+    for ours, theirs in random_pruners(seed):
+        decided = []
+        for pruner in (ours, theirs):
+            study = search.study()
+            study.pruner = pruner
+            decided.append(search.decide(study, ByScript))
+            marks = [trial.system_attrs for trial in study.trials]
+            assert any("completed_rung_0" in mark for mark in marks)  # where Optuna keeps them
+        assert decided[0] == decided[1]
+
+
+def test_our_rungs_leave_no_marks_on_the_trials(storage: Storage) -> None:
+    study = optuna.create_study(storage=storage, pruner=AshaPruner(1, 3))
+    trial = study.ask()
+    trial.report(0.5, 1)
+    assert not trial.should_prune()
+    study.tell(trial, state=TrialState.PRUNED)
+
+    assert storage.get_trial(trial._trial_id).system_attrs == {}
+    assert Rung(storage, study._study_id).rows() == [(trial._trial_id, 0, 0, 0.5, True)]

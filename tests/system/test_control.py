@@ -1,0 +1,213 @@
+"""Studies that end before their trials are done, and go on: `tuner stop` and `resume`, wall and device hours."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from tuner.storage import connect
+from tuner.storage.tables import attempts, leases, workers
+
+STOPPED = "tuner: study 'tiny' is stopped: `tuner resume tiny` lets it be launched again"
+SHAPE = {"TINY_TRIALS": "4", "TINY_EPOCHS": "12"}
+SLOW = {**SHAPE, "TINY_PAUSE_S": "1.0"}
+LAUNCH = ("launch", "tiny.py", "--workers", "2")
+
+
+def message(text: str) -> list[str]:
+    """Return a command's lines on stderr, without the opening one and those of progress."""
+    skipped = r" with \d workers? on |^tuner: \d+/\d+ trials"
+    return [line for line in text.splitlines() if not re.search(skipped, line)]
+
+
+def rows(tuner: Any, *columns: sa.Column[Any]) -> list[tuple[Any, ...]]:
+    engine = connect(tuner.env["TUNER_STORAGE"])
+    with engine.connect() as connection:
+        found = [tuple(row) for row in connection.execute(sa.select(*columns))]
+    engine.dispose()
+    return found
+
+
+def train(tuner: Any, wait_until: Callable[..., Any], *words: str, **env: str) -> subprocess.Popen[str]:
+    """Launch a slow study and return once both workers have made a report."""
+    process = tuner.start(*LAUNCH, *words, **{**SLOW, **env})
+
+    def both_train() -> bool:
+        assert process.poll() is None
+        running = [row["number"] for row in tuner.rows("trials", "tiny") if row["outcome"] == "running"]
+        return len(running) == 2 and all(tuner.rows("show", "tiny", str(number))["reports"] for number in running)
+
+    wait_until(lambda: tuner.run("studies").returncode == 0 and tuner.rows("studies"), deadline_s=100)
+    wait_until(both_train, deadline_s=100)
+    return process
+
+
+def test_a_stopped_study_ends_soon_and_resumed_it_ends_as_if_nothing_had_been(
+    tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any]
+) -> None:
+    tuner = tuner_on_sqlite
+    launched = train(tuner, wait_until)
+
+    stopped, began_s = tuner.run("stop", "tiny"), time.monotonic()
+    assert (stopped.returncode, stopped.stderr) == (0, "tuner: study 'tiny' is stopped\n")
+    output, _ = launched.communicate(timeout=60)
+    # A renewal comes every 5 seconds, a report each second, at which the worker looks.
+    assert time.monotonic() - began_s < 15.0
+    assert launched.returncode == 1
+    assert message(output) == [STOPPED]
+    trials = tuner.rows("trials", "tiny")
+    assert [row["outcome"] for row in trials if row["outcome"] != "complete"] == ["preempted"] * 2
+    assert "2 preempted" in output.splitlines()[-2]
+    assert {row[0] for row in rows(tuner, attempts.c.ending)} <= {"complete", "preempted"}, "no attempt is left open"
+    assert all(row == (None, 0.0) for row in rows(tuner, leases.c.worker, leases.c.expires_at_s))
+    assert None not in [row[0] for row in rows(tuner, workers.c.ended_at_s)], "all workers have ended"
+
+    again = tuner.run("stop", "tiny")
+    assert (again.returncode, again.stderr) == (0, "tuner: study 'tiny' was stopped already\n")
+    refused = tuner.run(*LAUNCH, **SLOW)
+    assert refused.returncode == 1
+    assert message(refused.stderr) == [STOPPED]
+    assert tuner.rows("trials", "tiny") == trials, "it changed nothing"
+
+    resumed = tuner.run("resume", "tiny")
+    assert (resumed.returncode, resumed.stderr) == (0, "tuner: study 'tiny' may be launched again\n")
+    assert tuner.run("resume", "tiny").stderr == "tuner: study 'tiny' was not stopped\n"
+    finished = tuner.run(*LAUNCH, **SHAPE)
+    assert finished.returncode == 0, finished.stderr
+    ended = tuner.rows("trials", "tiny")
+    assert [row["outcome"] for row in ended] == ["complete"] * 4
+    assert len(rows(tuner, attempts.c.trial_id)) == 6, "two trials were taken up again"
+    shown = tuner.rows("show", "tiny", "3")
+    assert shown["worker"] in [row[0] for row in rows(tuner, workers.c.worker)]
+    assert shown["compile_s"] >= 0.0
+    assert shown["train_s"] > 0.0
+    assert shown["error"] is None
+
+    tuner.env["TUNER_STORAGE"] = f"sqlite:///{tiny_study.parent / 'undisturbed.db'}"
+    assert tuner.run(*LAUNCH, **SHAPE).returncode == 0
+    undisturbed = tuner.rows("trials", "tiny")
+    for key in ("number", "outcome", "value", "hparams"):
+        assert [row[key] for row in ended] == [row[key] for row in undisturbed]
+
+
+@pytest.mark.parametrize("command", ["stop", "resume"])
+def test_an_unknown_study_is_one_line_with_the_nearest(tuner_on_sqlite: Any, tiny_study: Path, command: str) -> None:
+    tuner = tuner_on_sqlite
+    nowhere = tuner.run(command, "tiny")
+    assert nowhere.returncode == 1
+    assert len(nowhere.stderr.splitlines()) == 1
+    assert "the storage must exist" in nowhere.stderr
+    assert sorted(path.name for path in tiny_study.parent.iterdir()) == ["tiny.py"]
+    make = "import tuner, sys; tuner.open_storage(sys.argv[1]).create_new_study([1], 'digits')"
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", make, tuner.env["TUNER_STORAGE"]], check=True, capture_output=True
+    )
+
+    done = tuner.run(command, "digit")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "tuner: no study 'digit' in this storage: it has digits; did you mean 'digits'?"
+    ]
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("flag", "words", "hours"),
+    [
+        ("wall", ("--workers", "2"), 0.0005),
+        pytest.param("device", ("--workers", "2"), 0.001, marks=pytest.mark.slow),
+    ],
+)
+def test_hours_end_a_launch_and_more_of_them_finish_the_study(
+    tuner_on_sqlite: Any, tiny_study: Path, flag: str, words: tuple[str, ...], hours: float
+) -> None:
+    """Trials take a second almost: two workers cannot run 20 of them in two seconds."""
+    tuner = tuner_on_sqlite
+    env = {"TINY_PAUSE_S": "0.3", "TINY_TRIALS": "20", "TINY_LEASE_S": "3"}
+
+    done = tuner.run("launch", "tiny.py", *words, f"--{flag}-hours", str(hours), **env)
+    assert done.returncode == 0, done.stderr
+    outcomes = [row["outcome"] for row in tuner.rows("trials", "tiny")]
+    complete = outcomes.count("complete")
+    assert 0 < complete < 20
+    assert set(outcomes) <= {"complete", "preempted"}
+    (line,) = message(done.stderr)
+    assert line == (
+        f"tuner: the study's hours are spent with {complete} of 20 trials finished; more hours run those that are "
+        "missing"
+    )
+    assert done.stdout.startswith("best trial of 'tiny':\n")
+    intervals = rows(tuner, attempts.c.started_at_s, attempts.c.ended_at_s, attempts.c.devices)
+    last, first = max(end for _, end, _ in intervals), min(start for start, _, _ in intervals)
+    spent_s = last - first if flag == "wall" else sum((end - start) * devices for start, end, devices in intervals)
+    assert 3600 * hours * 0.5 < spent_s < 3600 * hours + 8.0, "it ends soon after"
+
+    same = tuner.run("launch", "tiny.py", *words, f"--{flag}-hours", str(hours), **env)
+    assert same.returncode == 0
+    assert message(same.stderr) == [line]
+    assert [row["outcome"] for row in tuner.rows("trials", "tiny")] == outcomes
+
+    more = tuner.run("launch", "tiny.py", *words, f"--{flag}-hours", "1", **{**env, "TINY_PAUSE_S": "0"})
+    assert more.returncode == 0, more.stderr
+    assert message(more.stderr) == []
+    assert [row["outcome"] for row in tuner.rows("trials", "tiny")] == ["complete"] * 20
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "shown"),
+    [
+        ("--wall-hours", "-1", "-1.0"),
+        ("--device-hours", "nan", "nan"),
+        *(pytest.param("--wall-hours", value, value, marks=pytest.mark.slow) for value in ("0.0", "nan")),
+        *(pytest.param("--device-hours", value, value, marks=pytest.mark.slow) for value in ("0.0", "-0.5")),
+    ],
+)
+def test_hours_that_cannot_be_are_one_line(
+    tuner_on_sqlite: Any, tiny_study: Path, tmp_path: Path, flag: str, value: str, shown: str
+) -> None:
+    done = tuner_on_sqlite.run("launch", "tiny.py", "--workers", "2", flag, value)
+
+    assert done.returncode == 2
+    setting = flag.strip("-").replace("-", "_")
+    assert message(done.stderr) == [f"tuner: {setting} must be a number of hours above 0: got {shown}"]
+    assert done.stdout == ""
+    assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["tiny.py"], "nothing is written"
+
+
+@pytest.mark.slow
+def test_a_worker_in_the_foreground_is_stopped_too(
+    tuner_on_postgres: Any, tiny_study: Path, wait_until: Callable[..., Any]
+) -> None:
+    tuner = tuner_on_postgres
+    process = tuner.start("worker", "tiny.py", TINY_LEASE_S="3", **SLOW)
+    wait_until(lambda: tuner.run("studies").returncode == 0 and tuner.rows("studies"), deadline_s=100)
+    wait_until(lambda: [row["outcome"] for row in tuner.rows("trials", "tiny")] == ["running"])
+
+    assert tuner.run("stop", "tiny").returncode == 0
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert output.splitlines()[-1] == STOPPED
+    assert [row["outcome"] for row in tuner.rows("trials", "tiny")] == ["preempted"]
+    assert None not in [row[0] for row in rows(tuner, workers.c.ended_at_s)]
+
+
+@pytest.mark.slow
+def test_a_study_that_fails_shows_its_traceback_once_though_trials_are_tried_again(
+    tuner_on_sqlite: Any, tiny_study: Path
+) -> None:
+    done = tuner_on_sqlite.run(*LAUNCH, TINY_MODE="bug")
+
+    assert done.returncode == 1
+    assert done.stderr.count("RuntimeError: planted bug") == 1
+    assert done.stderr.count("Traceback (most recent call last)") == 1
+    endings = [row[0] for row in rows(tuner_on_sqlite, attempts.c.ending)]
+    assert endings.count("failed") >= 2 * 3, "each is tried twice"
+    assert "RuntimeError: planted bug" in tuner_on_sqlite.rows("show", "tiny", "0")["error"]

@@ -1,0 +1,104 @@
+"""The state of the repository that a study's file lies in."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tuner.source import git_state
+
+GIT = ["git", "-c", "user.name=Tester", "-c", "user.email=tester@example.org", "-c", "commit.gpgsign=false"]
+
+
+def git(folder: Path, *words: str) -> str:
+    done = subprocess.run([*GIT, "-C", str(folder), *words], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what the tests' own repository or user set, a hook of Git's say."""
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """A committed file in a folder of a repository, with another file beside the folder."""
+    (tmp_path / "studies").mkdir()
+    path = tmp_path / "studies" / "study.py"
+    path.write_text("x = 1\n")
+    (tmp_path / "model.py").write_text("y = 1\n")
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "--quiet", "--message", "first")
+    return path
+
+
+def test_a_clean_repository_has_a_commit_and_no_change(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = {"commit": git(study.parent, "rev-parse", "HEAD"), "is_changed": False}
+
+    assert git_state(study) == expected
+    assert len(expected["commit"]) == 40
+    monkeypatch.chdir(study.parent)
+    assert git_state(Path("study.py")) == expected
+    monkeypatch.chdir("/")
+    assert git_state(study) == expected, "wherever the process runs"
+
+
+@pytest.mark.parametrize("name", ["studies/study.py", "model.py"])
+@pytest.mark.parametrize("is_staged", [True, False])
+def test_any_changed_file_counts(study: Path, name: str, is_staged: bool) -> None:
+    before, path = git_state(study), study.parent.parent / name
+    path.write_text("z = 2\n")
+    if is_staged:
+        git(study.parent, "add", str(path))
+
+    assert before is not None
+    assert git_state(study) == {"commit": before["commit"], "is_changed": True}
+    git(study.parent, "commit", "--quiet", "--all", "--message", "second")
+    after = git_state(study)
+    assert after is not None
+    assert after == {"commit": git(study.parent, "rev-parse", "HEAD"), "is_changed": False}
+    assert after["commit"] != before["commit"]
+
+
+def test_a_deleted_file_counts(study: Path) -> None:
+    (study.parent.parent / "model.py").unlink()
+
+    state = git_state(study)
+    assert state is not None
+    assert state["is_changed"] is True
+
+
+def test_files_that_git_does_not_know_do_not_count(study: Path) -> None:
+    (study.parent / "tuner.db").touch()
+
+    state = git_state(study)
+    assert state is not None
+    assert state["is_changed"] is False
+
+
+def test_without_a_repository_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+
+    assert git_state(tmp_path / "study.py") is None
+
+
+def test_a_repository_without_a_commit_says_nothing(tmp_path: Path) -> None:
+    git(tmp_path, "init", "--quiet")
+
+    assert git_state(tmp_path / "study.py") is None
+
+
+def test_without_git_nothing_is_known(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    assert git_state(study) is None
+
+
+def test_a_folder_that_is_gone_is_no_repository(tmp_path: Path) -> None:
+    assert git_state(tmp_path / "none" / "study.py") is None
