@@ -570,12 +570,12 @@ def test_failures_count_in_the_order_of_their_ends(desk: Books) -> None:
     claimant = desk.claimant(failures_since_s=0.0)
     first, second, third, fourth = (desk.lease(claimant) for _ in range(4))
     desk.end(fourth, "A")
-    desk.end(second)
     desk.end(third, "A")
-    desk.end(first, "A")
+    desk.end(first)
+    desk.end(second, "A")
 
-    fifth = desk.lease(claimant)  # two since the last success
-    desk.end(fifth, "A")
+    for _ in range(2):  # one since the last success, then two
+        desk.fail(claimant, "A")
     assert claims.claim(desk.engine, claimant) is NoTrial.FAILING
 
 
@@ -615,19 +615,18 @@ def test_failures_before_a_launch_do_not_count(desk: Books) -> None:
 
 def test_a_trial_that_is_to_be_tried_again_is_no_failure(desk: Books) -> None:
     claimant = desk.claimant(failures_since_s=0.0)
-    for _ in range(4):
-        assert leases.retry(desk.engine, desk.lease(claimant), "trace", limit=10)
+    for lease in [desk.lease(claimant) for _ in range(ANY_FAILURES + 1)]:
+        assert leases.retry(desk.engine, lease, "trace", limit=10)
 
     assert isinstance(claims.claim(desk.engine, claimant), Lease)
 
 
 def test_a_study_that_fails_is_stopped_before_a_trial_is_taken_over_and_done_before_it_fails(desk: Books) -> None:
     claimant = desk.claimant(failures_since_s=0.0, trials=1)
-    given_back = desk.lease(desk.claimant("two"))
-    leases.release(desk.engine, given_back)
+    unfinished = desk.lease(desk.claimant("two"))
     for kind in "AAA":
-        leases.renew(desk.engine, lease := desk.lease(desk.claimant()))
-        desk.end(lease, kind)
+        desk.fail(desk.claimant(), kind)
+    leases.release(desk.engine, unfinished)
 
     assert claims.claim(desk.engine, claimant) is NoTrial.FAILING
     add_ended(desk, "COMPLETE")

@@ -17,6 +17,8 @@ from tuner.storage.optuna_storage import Storage
 from tuner.storage.tables import trial_system_attributes, trial_user_attributes
 from tuner.trial import Outcome, Report
 
+pytestmark = pytest.mark.slow
+
 TRIALS = 20_000
 RUNS = 8  # after five Postgres decides whether to plan a prepared statement once for all
 
@@ -212,6 +214,15 @@ def test_a_place_in_a_rung_is_counted_over_its_index(desk: Desk, rung: int, maxi
     plan = desk.plans()["count rung", maximize]
     assert whole_tables(plan) == set()
     assert "tuner_rungs_by_value" in {index for _, index in scans(plan)}
+
+
+def test_the_latest_errors_are_read_from_the_end_of_their_index(desk: Desk) -> None:
+    plan = desk.plans()["latest errors"]
+
+    kinds = {node["Node Type"] for node in nodes(plan)}
+    assert {"Limit", "Index Scan"} <= kinds
+    assert "Sort" not in kinds  # which would read all records first
+    assert ("Index Scan", "tuner_records_by_end") in scans(plan)
 
 
 def test_refreshing_reads_what_is_new_by_its_id(desk: Desk) -> None:

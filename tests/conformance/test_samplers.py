@@ -89,12 +89,6 @@ class TestMultivariateTPE(OverOurStorage, BasicSamplerTestCase, RelativeSamplerT
         return lambda: TPESampler(n_startup_trials=0, multivariate=True)
 
 
-class TestGroupedTPE(OverOurStorage, RelativeSamplerTestCase):
-    @pytest.fixture
-    def sampler(self) -> Make:
-        return lambda: TPESampler(n_startup_trials=0, multivariate=True, group=True, constant_liar=True)
-
-
 class TestRandom(OverOurStorage, BasicSamplerTestCase, MultiObjectiveSamplerTestCase):
     @pytest.fixture
     def sampler(self) -> Make:

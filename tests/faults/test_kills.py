@@ -261,7 +261,7 @@ def test_checkpoints_that_vanish_cost_time_only(
         shutil.rmtree(faulty.artifacts, ignore_errors=True)
     wait_until(lambda: faulty.reports() >= 7)
     launcher.send_signal(signal.SIGTERM)
-    assert ended(launcher, 15) == 130, said(launcher)
+    assert ended(launcher, 30) == 130, said(launcher)
     assert "preempted" in str(endings_of(faulty.url))
     shutil.rmtree(faulty.artifacts, ignore_errors=True)  # and after the trials were given back
 
@@ -269,6 +269,8 @@ def test_checkpoints_that_vanish_cost_time_only(
 
     assert ended(again) == 0, said(again)
     assert "Traceback" not in said(launcher) + said(again)
+    best = min(quiet, key=lambda number: (number > 4, quiet[number][1]))
+    assert list(faulty.artifacts.glob(f"*/{best}/best/*")), "what was trained afterwards is there"
     check_aftermath(faulty.url, faulty.artifacts, 5, keeps_best=0)
     check_same(results(faulty.url), quiet, 5)
 
@@ -420,7 +422,7 @@ def test_a_worker_asked_to_end_saves_and_another_goes_on_from_there(
     wait_until(lambda: notes.exists() and len(notes.read_text().splitlines()) >= 4)
     first.send_signal(sent)
 
-    assert ended(first, 5) == 130
+    assert ended(first, 10) == 130
 
     assert "Traceback" not in said(first)
     assert said(first).splitlines()[-1] == "tuner: trial 0: released"
@@ -452,7 +454,7 @@ def test_a_second_signal_ends_a_worker_at_once(
         worker.wait(0.5)
     worker.send_signal(signal.SIGINT)
 
-    assert ended(worker, 3) == 130
+    assert ended(worker, 10) == 130
 
     assert "Traceback" not in said(worker)
     assert endings_of(faulty.url) == {0: ["preempted"]}, "it gave its trial back nevertheless"
@@ -481,7 +483,7 @@ def test_a_worker_that_waits_for_another_ends_at_once(faulty: Faulty, wait_until
     read_until(idle, "waiting for a trial of another worker")
     idle.send_signal(signal.SIGTERM)
 
-    assert ended(idle, 3) == 130
+    assert ended(idle, 10) == 130
 
     assert "Traceback" not in said(idle)
     assert holds.poll() is None
@@ -500,7 +502,7 @@ def test_a_worker_that_waits_for_its_database_ends_soon(faulty_on_postgres: Faul
     read_until(worker, "waiting for it")
     worker.send_signal(signal.SIGTERM)
 
-    status = ended(worker, 15)
+    status = ended(worker, 20)
     allow_connections(postgres_server, faulty.url, True)
 
     assert status == 130, said(worker)

@@ -122,14 +122,14 @@ def test_an_unknown_study_is_one_line_with_the_nearest(tuner_on_sqlite: Any, tin
 @pytest.mark.parametrize(
     ("flag", "words", "hours"),
     [
-        ("wall", ("--workers", "2"), 0.0005),
-        pytest.param("device", ("--workers", "2"), 0.001, marks=pytest.mark.slow),
+        ("wall", ("--workers", "2"), 0.001),
+        pytest.param("device", ("--workers", "1"), 0.001, marks=pytest.mark.slow),
     ],
 )
 def test_hours_end_a_launch_and_more_of_them_finish_the_study(
     tuner_on_sqlite: Any, tiny_study: Path, flag: str, words: tuple[str, ...], hours: float
 ) -> None:
-    """Trials take a second almost: two workers cannot run 20 of them in two seconds."""
+    """Trials take a second almost: two workers cannot run 20 of them in four seconds."""
     tuner = tuner_on_sqlite
     env = {"TINY_PAUSE_S": "0.3", "TINY_TRIALS": "20", "TINY_LEASE_S": "3"}
 
@@ -137,18 +137,17 @@ def test_hours_end_a_launch_and_more_of_them_finish_the_study(
     assert done.returncode == 0, done.stderr
     outcomes = [row["outcome"] for row in tuner.rows("trials", "tiny")]
     complete = outcomes.count("complete")
-    assert 0 < complete < 20
+    assert complete < 20
     assert set(outcomes) <= {"complete", "preempted"}
     (line,) = message(done.stderr)
     assert line == (
         f"tuner: the study's hours are spent with {complete} of 20 trials finished; more hours run those that are "
         "missing"
     )
-    assert done.stdout.startswith("best trial of 'tiny':\n")
     intervals = rows(tuner, attempts.c.started_at_s, attempts.c.ended_at_s, attempts.c.devices)
     last, first = max(end for _, end, _ in intervals), min(start for start, _, _ in intervals)
     spent_s = last - first if flag == "wall" else sum((end - start) * devices for start, end, devices in intervals)
-    assert 3600 * hours * 0.5 < spent_s < 3600 * hours + 8.0, "it ends soon after"
+    assert 3600 * hours * 0.9 < spent_s < 3600 * hours + 10.0, "it ends soon after"
 
     same = tuner.run("launch", "tiny.py", *words, f"--{flag}-hours", str(hours), **env)
     assert same.returncode == 0

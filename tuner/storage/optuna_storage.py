@@ -136,6 +136,7 @@ class Storage(BaseStorage):
         """Close all connections; a later call opens new ones."""
         self._rdb.remove_session()
         self.engine.dispose()
+        self._rdb.engine.pool = self.engine.pool  # disposing made a new one
 
     def remove_session(self) -> None:
         self._rdb.remove_session()

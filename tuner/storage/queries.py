@@ -316,8 +316,11 @@ def superfluous(engine: Engine, study_id: int, numbers: Collection[int], keep: i
     )
 
     def work(connection: Connection) -> list[int]:
+        # In this order: a trial that ends between the two statements, perhaps as the best, must not be taken for one
+        # that has ended and is not among the best.
+        gone = list(connection.execute(ended).scalars())
         kept = set(connection.execute(best).scalars())
-        return [number for number in connection.execute(ended).scalars() if number not in kept]
+        return [number for number in gone if number not in kept]
 
     return read(engine, work)
 
