@@ -8,6 +8,7 @@ import random
 import sqlite3
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -135,7 +136,6 @@ def connected_engine(url: str) -> Engine:
 # --- Patience
 
 _PATIENCE = "tuner_patience"
-_CONFLICT_TRIES = 8
 _LONGEST_PAUSE_S = 10.0
 # Serialization, deadlock, lock timeout, a pooler without prepared statements: rolled back, and works when repeated.
 _CONFLICTS = {"40001", "40P01", "55P03", "26000", "42P05"}
@@ -164,9 +164,12 @@ class Patience:
 
     seconds: float
     is_over: Callable[[], bool] = lambda: False
+    conflict_tries: int = 8
 
 
 IMPATIENT = Patience(0.0)
+PROMPT = Patience(0.0, conflict_tries=0)
+"""Not even a lock is waited for longer than the driver does."""
 
 
 def patient(engine: Engine, patience: Patience) -> Engine:
@@ -237,28 +240,38 @@ def retried(engine: Engine, attempt: Callable[[int], T]) -> T:
         StorageLost: the database does not answer.
     """
     patience: Patience = engine.get_execution_options().get(_PATIENCE, IMPATIENT)
-    began_s, tries, has_told = time.monotonic(), 0, False
+    began_s, tries = time.monotonic(), 0
     while True:
         try:
             result = attempt(tries)
         except (DBAPIError, PoolTimeout) as error:
             kind = _kind(error)
             may_wait = kind != "other" and time.monotonic() < began_s + patience.seconds
-            is_conflict = kind == "conflict" and tries < _CONFLICT_TRIES
+            is_conflict = kind == "conflict" and tries < patience.conflict_tries
             if patience.is_over() or not (may_wait or is_conflict):
                 if kind == "other" and not isinstance(error, OperationalError | InterfaceError):
                     raise
                 raise lost(error, engine.url.render_as_string()) from error
-            if not is_conflict and not has_told:
-                has_told = True
-                print(f"tuner: {lost(error, engine.url.render_as_string())}; waiting for it", file=sys.stderr)
+            if not is_conflict:
+                tell_away(engine, lost(error, engine.url.render_as_string()), "waiting for it")
             # Jitter, so that workers that were cut off together do not come back together.
             _pause(min(_LONGEST_PAUSE_S, 0.05 * 2**tries) * random.uniform(0.5, 1.5), patience)
             tries += 1
         else:
-            if has_told:
+            if engine.pool in _away:
+                _away.discard(engine.pool)
                 print("tuner: the storage answers again", file=sys.stderr)
             return result
+
+
+_away: weakref.WeakSet[Any] = weakref.WeakSet()  # pools of databases that are known not to answer
+
+
+def tell_away(engine: Engine, error: StorageLost, meanwhile: str) -> None:
+    """Say on stderr that a database does not answer: once, until it answers again."""
+    if engine.pool not in _away:
+        _away.add(engine.pool)
+        print(f"tuner: {error}; {meanwhile}", file=sys.stderr)
 
 
 def _pause(seconds: float, patience: Patience) -> None:

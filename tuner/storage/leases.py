@@ -18,9 +18,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
-from tuner.errors import LeaseLost, UnknownStudy
+from tuner.errors import LeaseLost, StorageLost, UnknownStudy
 from tuner.storage.dialect import clock, insert, run_prepared, utc_now
-from tuner.storage.engine import read, write_once
+from tuner.storage.engine import PROMPT, patient, read, tell_away, write_once
 from tuner.storage.tables import (
     attempts,
     leases,
@@ -408,11 +408,12 @@ def renewed(engine: Engine, lease: Lease, must_stop: Callable[[], bool] = lambda
     """Renew a lease from a thread while the body runs.
 
     Args:
-        engine: An engine that does not wait for a database that is away: the thread tries again by itself.
+        engine: The storage's engine. The thread does not wait for a database that is away, but tries again by itself.
         lease: The lease.
         must_stop: Asked after each renewal whether the trial must be given back.
     """
     is_over, watch = threading.Event(), Watch()
+    engine = patient(engine, PROMPT)
 
     def beat() -> None:
         is_cut_off = False
@@ -425,10 +426,12 @@ def renewed(engine: Engine, lease: Lease, must_stop: Callable[[], bool] = lambda
             except (LeaseLost, UnknownStudy):
                 watch.is_lost.set()
                 return
-            except Exception as error:
+            except StorageLost as error:
                 # The database may be away for a while; the lease's end, not this thread, decides.
-                if not is_cut_off:
-                    print(f"tuner: lease of trial {lease.number} not renewed: {error}", file=sys.stderr)
+                tell_away(engine, error, f"the lease of trial {lease.number} is not renewed")
+                is_cut_off = True
+            except Exception as error:  # the thread must go on, or the trial is lost for a trifle
+                print(f"tuner: the lease of trial {lease.number} is not renewed: {error}", file=sys.stderr)
                 is_cut_off = True
 
     thread = threading.Thread(target=beat, name=f"lease-{lease.number}", daemon=True)

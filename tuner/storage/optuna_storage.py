@@ -29,7 +29,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tuner.storage import schema
 from tuner.storage.dialect import insert, run_prepared
-from tuner.storage.engine import Patience, lost, new_engine, patient, read, retried, write, write_once
+from tuner.storage.engine import IMPATIENT, Patience, lost, new_engine, patient, read, retried, write, write_once
 from tuner.storage.leases import Lease, store_attribute, store_params, stored_number
 from tuner.storage.loading import copies, load_trial, load_trials, new_trial
 from tuner.storage.rungs import enter_rung
@@ -97,6 +97,7 @@ class Storage(BaseStorage):
 
     Args:
         url: The database's URL.
+        patience: How long to wait in each call, this one included, for a database that does not answer.
 
     Raises:
         StorageLost: the database cannot be reached, now or in any call.
@@ -105,16 +106,16 @@ class Storage(BaseStorage):
     Concurrency: safe from many processes and threads.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, patience: Patience = IMPATIENT) -> None:
         self.url = url
         self._lock = threading.RLock()
         self._known: dict[int, _Known] = {}
         self._held: dict[int, _Held] = {}
         self._studies_of_new: dict[int, int] = {}  # of trials created here that have not ended here
-        self.engine = new_engine(url)
+        self.engine = patient(new_engine(url), patience)
         try:
-            schema.prepare(self.engine)
-            self._rdb = _cold_storage(url, self.engine)
+            retried(self.engine, lambda _: schema.prepare(self.engine))
+            self._rdb = self._cold(lambda: _cold_storage(url, self.engine))
         except (DBAPIError, StorageInternalError) as error:
             self.engine.dispose()
             raise lost(error, url) from None
@@ -127,10 +128,6 @@ class Storage(BaseStorage):
 
     def __setstate__(self, state: dict[str, str]) -> None:
         self.__init__(state["url"])
-
-    def wait_for_database(self, patience: Patience) -> None:
-        """From now on, wait in each call for a database that does not answer."""
-        self.engine = patient(self.engine, patience)
 
     def close(self) -> None:
         """Close all connections; a later call opens new ones."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-import sys
 import time
+from collections.abc import Iterable
 
 from sqlalchemy import Engine
 
 from tuner.errors import StorageLost
-from tuner.storage.engine import IMPATIENT, patient
+from tuner.storage.engine import PROMPT, patient, tell_away
 from tuner.storage.leases import Lease, report
 from tuner.trial import Report
 
@@ -26,9 +26,13 @@ class Reporter:
     """
 
     def __init__(self, engine: Engine, lease: Lease, objective: str | None) -> None:
-        self._engine, self._lease, self._objective = patient(engine, IMPATIENT), lease, objective
-        self._kept: list[Report] = []
+        self._engine, self._lease, self._objective = patient(engine, PROMPT), lease, objective
+        self._kept: dict[int, Report] = {}
         self._pause_s, self._next_try_s = 0.0, 0.0
+
+    def keep(self, several: Iterable[Report]) -> None:
+        """Have reports stored with the next one: those of a checkpoint, whose worker may have died before it could."""
+        self._kept |= {one.epoch: one for one in several}
 
     def store(self, one: Report) -> bool:
         """Store a report and those kept before it, without waiting; return whether that worked.
@@ -36,18 +40,17 @@ class Reporter:
         Raises:
             LeaseLost: another worker has the trial.
         """
-        self._kept.append(one)
+        self.keep([one])
         if time.monotonic() < self._next_try_s:
             return False
         try:
-            report(self._engine, self._lease, self._kept, self._objective)
+            self._store(self._engine)
         except StorageLost as error:
-            if not self._pause_s:
-                print(f"tuner: {error}; trial {self._lease.number} goes on meanwhile", file=sys.stderr)
+            tell_away(self._engine, error, f"trial {self._lease.number} goes on meanwhile")
             self._pause_s = min(_LONGEST_PAUSE_S, 2 * self._pause_s or 0.5)
             self._next_try_s = time.monotonic() + self._pause_s * random.uniform(0.5, 1.0)
             return False
-        self._kept, self._pause_s = [], 0.0
+        self._pause_s = 0.0
         return True
 
     def flush(self, engine: Engine) -> None:
@@ -58,5 +61,8 @@ class Reporter:
             StorageLost: the database stays away.
         """
         if self._kept:
-            report(engine, self._lease, self._kept, self._objective)
-            self._kept = []
+            self._store(engine)
+
+    def _store(self, engine: Engine) -> None:
+        report(engine, self._lease, list(self._kept.values()), self._objective)
+        self._kept = {}

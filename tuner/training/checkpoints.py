@@ -114,6 +114,8 @@ class Checkpoints:
         self._offered: tuple[int, Any, Mapping[str, Any]] | None = None
         self._writer: threading.Thread | None = None
         self._told: str | None = None
+        self.restored: dict[str, Any] | None = None
+        """The record of the checkpoint that a training went on from, None if there was none."""
 
     # To resume from.
 
@@ -196,6 +198,7 @@ class Checkpoints:
         found = files.newest_good(self._latest, use, refuse)
         if isinstance(found, CheckpointError):
             raise found
+        self.restored = None if found is None else found[2]
         return found
 
     def delete_latest(self) -> None:

@@ -12,7 +12,7 @@ from tuner.errors import LeaseLost, TrialPruned, TunerError
 from tuner.failures import describe
 from tuner.search import TrialPruner
 from tuner.storage import claims, hide_password, leases
-from tuner.storage.engine import IMPATIENT, patient
+from tuner.storage.engine import PROMPT, patient
 from tuner.storage.leases import Lease, Watch
 from tuner.storage.queries import rank_of, superfluous
 from tuner.storage.reporter import Reporter
@@ -56,11 +56,10 @@ class Attempt:
         from tuner.training.checkpoints import Checkpoints
 
         worker, lease = self.worker, self.lease
-        prompt = patient(worker.engine, IMPATIENT)
         folder = trial_folder(worker.folder, lease.number)
         checkpoints = Checkpoints(folder, every_s=self.study.save_every_s, writes_best=False)
-        must_stop = partial(claims.must_stop, prompt, worker.claimant)
-        with leases.renewed(prompt, lease, must_stop) as self.watch, checkpoints, self._held():
+        must_stop = partial(claims.must_stop, patient(worker.engine, PROMPT), worker.claimant)
+        with leases.renewed(worker.engine, lease, must_stop) as self.watch, checkpoints, self._held():
             try:
                 trial = self._ask()
                 outcome, values, record = self._train(trial, checkpoints)
@@ -126,6 +125,8 @@ class Attempt:
             epoch = 0
             with contextlib.closing(reports):
                 for report in reports:
+                    if epoch == 0 and checkpoints.restored is not None:
+                        self.reporter.keep(Report(**earlier) for earlier in checkpoints.restored["reports"])
                     epoch, values = report.epoch, report.values(self.objectives)
                     is_stored = self._store(report, values)
                     if not all_finite(values):

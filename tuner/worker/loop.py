@@ -17,10 +17,10 @@ from tuner.devices import DEVICES_VARIABLE
 from tuner.errors import LeaseLost, StorageLost, StudyStopped
 from tuner.failures import reason_to_stop
 from tuner.source import git_state
-from tuner.storage import claims, open_storage, storage_url, warn_of_password
+from tuner.storage import claims, storage_url, warn_of_password
 from tuner.storage.claims import Claimant, NoTrial
 from tuner.storage.dialect import now_s
-from tuner.storage.engine import Patience, patient
+from tuner.storage.engine import IMPATIENT, Patience, patient
 from tuner.storage.leases import Lease
 from tuner.storage.queries import last_errors
 from tuner.storage.studies import join, leave, mode_of, register
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tuner.storage.optuna_storage import Storage
 
 
+LAUNCHED_VARIABLE = "TUNER_LAUNCHED_AT"
 LEASE_S = 30.0
 PATIENCE_S = 600.0
 """How long a worker waits for a database that is away; it trains meanwhile, as long as it has a trial."""
@@ -77,6 +78,7 @@ def run_worker(
     Concurrency: any number of workers, on any number of machines.
     """
     from tuner.rehearsal import check_study, in_words
+    from tuner.storage.optuna_storage import Storage
     from tuner.training.runtime import CompileClock, missing_accelerator, use_persistent_cache, worker_layout
 
     url = storage_url(storage)
@@ -89,10 +91,14 @@ def run_worker(
     check_study(study, splits)
     about = {"study": study.name, "file": None if file is None else os.path.abspath(file)}
     place = Place(artifacts_folder(artifacts), about, worker_layout(devices), devices, CompileClock())
-    optuna_storage = open_storage(url)
+    stop = stop or Stop()
+    patience = Patience(PATIENCE_S, lambda: stop.requested)
+    # A launcher has found the storage before it started this worker. Whoever starts one by hand may have mistyped.
+    optuna_storage = Storage(url, patience if LAUNCHED_VARIABLE in os.environ else IMPATIENT)
+    optuna_storage.engine = patient(optuna_storage.engine, patience)
     warn_of_password()
     try:
-        Worker(study, splits, optuna_storage, name or default_name(), say, stop or Stop(), place).run()
+        Worker(study, splits, optuna_storage, name or default_name(), say, stop, place).run()
     finally:
         optuna_storage.close()
 
@@ -138,7 +144,6 @@ class Worker:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        storage.wait_for_database(Patience(PATIENCE_S, lambda: stop.requested))
         self.study, self.splits, self.storage, self.engine = study, splits, storage, storage.engine
         self.say, self.stop, self.place = say, stop, place
         registered = register(storage, self.engine, study.name, study.all_directions, study.record())
@@ -150,7 +155,7 @@ class Worker:
         )
         # What failed before was perhaps mended since. Before the launch, not before this worker: one that starts later
         # than the others, or again, would let the same error end three trials more.
-        launched_for_s = time.time() - float(os.environ.get("TUNER_LAUNCHED_AT") or time.time())
+        launched_for_s = time.time() - float(os.environ.get(LAUNCHED_VARIABLE) or time.time())
         self.claimant = Claimant(
             self.study_id,
             name,
