@@ -548,6 +548,20 @@ def test_a_study_that_was_never_launched_can_be_stopped(desk: Books) -> None:
     assert desk.lease(claimant).number == 0
 
 
+@pytest.mark.xfail(strict=True, reason="such a database lacks our tables")
+def test_a_study_in_a_database_of_plain_optuna_can_be_stopped(storage_url: str) -> None:
+    plain = optuna.storages.RDBStorage(storage_url)
+    study_id = optuna.create_study(study_name="plain", storage=plain)._study_id
+    plain.remove_session()
+    plain.engine.dispose()
+    engine = connect(storage_url)
+    try:
+        assert not resume(engine, study_id)
+        assert stop(engine, study_id)
+    finally:
+        engine.dispose()
+
+
 # --- Failures
 
 
@@ -829,6 +843,16 @@ def test_a_take_over_whose_answer_was_lost_is_the_same(
     assert desk.leases() == [(0, "one", 2, 1)], "one died, not two"
     desk.tell(lease)
     assert desk.attempts() == [(0, 1, "gone", 1, "died"), (0, 2, "one", 1, "complete")]
+
+
+@pytest.mark.xfail(strict=True, reason="the lease of a trial that another tool ended is still there")
+def test_a_claim_whose_answer_was_lost_is_not_one_of_a_trial_that_another_tool_ended(
+    postgres_desk: Books, breaking_desk: Callable[[], Books]
+) -> None:
+    postgres_desk.study.tell(postgres_desk.lease(postgres_desk.claimant()).number, state=TrialState.FAIL)
+
+    assert breaking_desk().lease(postgres_desk.claimant()).number == 1
+    assert postgres_desk.states() == ["FAIL", "RUNNING"]
 
 
 @pytest.mark.parametrize("outcome", [Outcome.COMPLETE, Outcome.FAILED, Outcome.DIVERGED])

@@ -36,7 +36,7 @@ from storage_tools import opened
 
 from tuner.errors import LeaseLost
 from tuner.storage import claims, dialect, leases, loading
-from tuner.storage.engine import Patience
+from tuner.storage.engine import Patience, patient
 from tuner.storage.leases import Lease
 from tuner.storage.optuna_storage import Storage
 from tuner.storage.tables import (
@@ -542,10 +542,7 @@ def test_a_study_that_another_deleted_is_unknown(place: Place) -> None:
             call()
 
 
-def test_a_study_made_anew_under_the_same_name_is_another(storage_url: str, request: pytest.FixtureRequest) -> None:
-    if storage_url.startswith("sqlite"):
-        reason = "what is kept of a study outlives it where another gets its id; Optuna's own cache does the same"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+def test_a_study_made_anew_under_the_same_name_is_another(storage_url: str) -> None:
     with opened(storage_url) as one, opened(storage_url) as two:
         for at, direction in enumerate([StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE]):
             study = optuna.create_study(study_name="again", storage=two, direction=direction)
@@ -990,7 +987,7 @@ def test_a_statement_is_prepared_once_for_a_connection(postgres_url: str) -> Non
         assert prepared(storage) == names
 
         # A connection that was lost takes what was prepared with it.
-        storage.wait_for_database(Patience(30.0))
+        storage.engine = patient(storage.engine, Patience(30.0))
         with plain.engine.connect() as connection:
             connection.exec_driver_sql(CONNECTIONS.replace("count(*)", "pg_terminate_backend(pid)"))
         with statements(storage) as sent:

@@ -182,7 +182,6 @@ def test_the_searches_above_compare_something() -> None:
     assert len(set(decided)) > 8  # steps at which a trial was pruned
 
 
-@pytest.mark.xfail(strict=True, reason="a script's trial does not remember its rungs: NaN prunes it before the next")
 def test_a_nan_between_two_rungs_prunes_no_trial(storage: Storage) -> None:
     search = Search("minimize", 1, [1, 2, 3], [[0.5, nan, 0.5], [nan, 0.5, 0.5], [0.25, 0.25, nan]])
     for judge in (ByWorker, ByScript):
@@ -193,7 +192,6 @@ def test_a_nan_between_two_rungs_prunes_no_trial(storage: Storage) -> None:
         assert search.decide(here, judge) == [None, 1, 3]
 
 
-@pytest.mark.xfail(strict=True, reason="the trial that settles the resource is judged by Optuna, and not in our rung")
 def test_an_automatic_resource_is_optunas(storage: Storage) -> None:
     search = random_search(7, 12, VALUES)
     for ours, theirs in [

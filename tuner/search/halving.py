@@ -6,7 +6,7 @@ same from a count over an index; on any other storage they are Optuna's.
 
 from __future__ import annotations
 
-import math
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from optuna.pruners import HyperbandPruner, SuccessiveHalvingPruner
@@ -23,8 +23,12 @@ class AshaPruner(SuccessiveHalvingPruner):
     Args: those of `optuna.pruners.SuccessiveHalvingPruner`, whose decisions it makes.
     """
 
+    @cached_property
+    def _is_auto(self) -> bool:
+        return self._min_resource is None  # looked at before the first decision, which settles it
+
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        if not hasattr(study._storage, "enter_rung") or self._min_resource is None:
+        if self._is_auto or not hasattr(study._storage, "enter_rung"):
             return super().prune(study, trial)
         return _is_hopeless(self, study, trial, bracket=0)
 
@@ -35,8 +39,12 @@ class BracketPruner(HyperbandPruner):
     Args: those of `optuna.pruners.HyperbandPruner`, whose decisions it makes.
     """
 
+    @cached_property
+    def _is_auto(self) -> bool:
+        return self._max_resource == "auto"
+
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        if not hasattr(study._storage, "enter_rung") or self._max_resource == "auto":
+        if self._is_auto or not hasattr(study._storage, "enter_rung"):
             return super().prune(study, trial)
         if not self._pruners:
             self._try_initialization(study)
@@ -56,8 +64,6 @@ def _is_hopeless(pruner: SuccessiveHalvingPruner, study: Study, trial: FrozenTri
     while step >= first * pruner._reduction_factor**rung:
         key = f"completed_rung_{rung}"
         if key not in trial.system_attrs:
-            if math.isnan(value):
-                return True
             enter = getattr(study._storage, "enter_rung")  # noqa: B009 (Optuna's interface has no such method)
             is_promoted = enter(
                 study._study_id,

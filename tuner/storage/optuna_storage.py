@@ -171,7 +171,11 @@ class Storage(BaseStorage):
         self._cold(lambda: self._rdb.set_study_system_attr(study_id, key, value))
 
     def get_study_id_from_name(self, study_name: str) -> int:
-        return self._cold(lambda: self._rdb.get_study_id_from_name(study_name))
+        study_id = self._cold(lambda: self._rdb.get_study_id_from_name(study_name))
+        with self._lock:
+            # Asked by name it may be another study than the one we know: SQLite uses the ids of deleted ones again.
+            self._known.pop(study_id, None)
+        return study_id
 
     def get_study_name_from_id(self, study_id: int) -> str:
         known = self._of(study_id)

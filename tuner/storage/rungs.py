@@ -1,7 +1,8 @@
-"""Successive halving in the database: a trial's place in a rung is a count over an index, not a scan of all trials."""
+"""Successive halving in the database: a trial's place is counted among the rung's values; no trial is read."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import sqlalchemy as sa
@@ -36,7 +37,7 @@ def enter_rung(
         study_id: Its study.
         bracket: Which of Hyperband's brackets; 0 without.
         rung: Counted from 0.
-        value: The trial's value; not NaN.
+        value: The trial's value; with NaN it is not promoted, and the rung is left as it is.
         reduction_factor: One in so many trials is promoted; > 1.
         bootstrap_count: Trials that a rung must have before any is promoted.
         maximize: Whether larger is better.
@@ -52,9 +53,7 @@ def enter_rung(
         decided = sa.select(rungs.c.is_promoted).where(rungs.c.trial_id == at["trial_id"], rungs.c.rung == at["rung"])
         return sa.select(
             sa.func.count(), sa.func.count(sa.case((is_better, sa.literal_column("1")))), decided.scalar_subquery()
-        ).where(
-            *(rungs.c[name] == at[name] for name in ("study_id", "bracket", "rung")), rungs.c.trial_id != at["trial_id"]
-        )
+        ).where(*(rungs.c[name] == at[name] for name in ("study_id", "bracket", "rung")))
 
     def store(dialect: str) -> Any:
         columns = {name: sa.bindparam(name, type_=rungs.c[name].type) for name in (*place, "value", "is_promoted")}
@@ -65,6 +64,8 @@ def enter_rung(
         others, better, decided = run_prepared(connection, ("count rung", maximize), count, values).one()
         if decided is not None:
             return bool(decided)
+        if math.isnan(value):
+            return False
         is_promoted = others + 1 > bootstrap_count and better <= max(0, (others + 1) // reduction_factor - 1)
         dialect = connection.dialect.name
         run_prepared(connection, "store rung", lambda: store(dialect), {**values, "is_promoted": is_promoted})
