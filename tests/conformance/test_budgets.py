@@ -302,7 +302,7 @@ def test_the_count_is_that_of_one_who_counts_everything(
     assert [row[:3] for row in desk.leases() if trials[row[0]].state is TrialState.RUNNING] == [
         row for row in held if row[2]
     ]
-    assert len(done.marks) > 5, "the mark moved"
+    assert len(done.marks) > 2, "the mark moved"
 
 
 def add_ended(desk: Books, *states: str) -> list[int]:
@@ -1132,7 +1132,10 @@ def test_reports_are_kept_while_the_storage_is_away_and_stored_together(
 
     assert stored_reports(desk, lease) == {epoch: (10 * epoch, {"loss": epoch / 8}) for epoch in range(1, 7)}
     assert desk.trials()[0].intermediate_values == {epoch: epoch / 8 for epoch in range(1, 7)}
-    assert capsys.readouterr().err == "tuner: the storage must answer; trial 0 goes on meanwhile\n"
+    assert capsys.readouterr().err.splitlines() == [
+        "tuner: the storage must answer; trial 0 goes on meanwhile",
+        "tuner: the storage answers again",
+    ]
 
 
 def test_the_pauses_between_tries_grow_to_a_limit_and_start_again(desk: Books, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -499,7 +499,9 @@ def test_a_worker_that_waits_for_its_database_ends_soon(faulty_on_postgres: Faul
     worker = faulty.worker(TINY_PAUSE_S="0.5", TINY_LEASE_S="2", **env)
     read_until(worker, "trial 0, epoch 1")
     allow_connections(postgres_server, faulty.url, False)
-    read_until(worker, "waiting for it")
+    read_until(worker, "trial 0, epoch 3")
+    with pytest.raises(subprocess.TimeoutExpired):
+        worker.wait(1.5)  # it has trained to the end, and waits to say so
     worker.send_signal(signal.SIGTERM)
 
     status = ended(worker, 20)
@@ -512,9 +514,6 @@ def test_a_worker_that_waits_for_its_database_ends_soon(faulty_on_postgres: Faul
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True, reason="what was kept for the database dies with the worker; resumed, a training tells its last epoch"
-)
 def test_epochs_of_a_time_without_database_are_told_by_the_worker_that_goes_on(
     faulty_on_postgres: Faulty, postgres_server: str
 ) -> None:
@@ -522,7 +521,7 @@ def test_epochs_of_a_time_without_database_are_told_by_the_worker_that_goes_on(
     worker = faulty.worker(TINY_TRIALS="1", TINY_PAUSE_S="0.5", TINY_LEASE_S="2")
     read_until(worker, "trial 0, epoch 1")
     allow_connections(postgres_server, faulty.url, False)
-    read_until(worker, "waiting for it")  # it has trained to the end meanwhile
+    read_until(worker, "trial 0, epoch 3")
     worker.kill()
     assert ended(worker) == -signal.SIGKILL
     allow_connections(postgres_server, faulty.url, True)

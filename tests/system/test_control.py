@@ -65,11 +65,12 @@ def test_a_stopped_study_ends_soon_and_resumed_it_ends_as_if_nothing_had_been(
     assert message(output) == [STOPPED]
     trials = tuner.rows("trials", "tiny")
     assert [row["outcome"] for row in trials if row["outcome"] != "complete"] == ["preempted"] * 2
-    assert "2 preempted" in output.splitlines()[-2]
     assert {row[0] for row in rows(tuner, attempts.c.ending)} <= {"complete", "preempted"}, "no attempt is left open"
     assert all(row == (None, 0.0) for row in rows(tuner, leases.c.worker, leases.c.expires_at_s))
     assert None not in [row[0] for row in rows(tuner, workers.c.ended_at_s)], "all workers have ended"
 
+    elsewhere = f"sqlite:///{tiny_study.parent / 'undisturbed.db'}"
+    undisturbed = tuner.start(*LAUNCH, **SHAPE, TUNER_STORAGE=elsewhere)
     again = tuner.run("stop", "tiny")
     assert (again.returncode, again.stderr) == (0, "tuner: study 'tiny' was stopped already\n")
     refused = tuner.run(*LAUNCH, **SLOW)
@@ -91,11 +92,12 @@ def test_a_stopped_study_ends_soon_and_resumed_it_ends_as_if_nothing_had_been(
     assert shown["train_s"] > 0.0
     assert shown["error"] is None
 
-    tuner.env["TUNER_STORAGE"] = f"sqlite:///{tiny_study.parent / 'undisturbed.db'}"
-    assert tuner.run(*LAUNCH, **SHAPE).returncode == 0
-    undisturbed = tuner.rows("trials", "tiny")
+    output, _ = undisturbed.communicate(timeout=100)
+    assert undisturbed.returncode == 0, output
+    tuner.env["TUNER_STORAGE"] = elsewhere
+    expected = tuner.rows("trials", "tiny")
     for key in ("number", "outcome", "value", "hparams"):
-        assert [row[key] for row in ended] == [row[key] for row in undisturbed]
+        assert [row[key] for row in ended] == [row[key] for row in expected]
 
 
 @pytest.mark.parametrize("command", ["stop", "resume"])
@@ -163,8 +165,8 @@ def test_hours_end_a_launch_and_more_of_them_finish_the_study(
 @pytest.mark.parametrize(
     ("flag", "value", "shown"),
     [
-        ("--wall-hours", "-1", "-1.0"),
         ("--device-hours", "nan", "nan"),
+        pytest.param("--wall-hours", "-1", "-1.0", marks=pytest.mark.slow),
         *(pytest.param("--wall-hours", value, value, marks=pytest.mark.slow) for value in ("0.0", "nan")),
         *(pytest.param("--device-hours", value, value, marks=pytest.mark.slow) for value in ("0.0", "-0.5")),
     ],

@@ -13,9 +13,10 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import os
 import shutil
-import time
+import tempfile
 import urllib.parse
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -116,8 +117,17 @@ def clear_scratch(folder: Path, older_than_s: float) -> None:
     """Remove what killed processes have left half written."""
     for path in folder.glob(f"{_SCRATCH}*"):
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime >= older_than_s:
+            if older_than_s <= 0 or _disk_time_s(folder) - path.stat().st_mtime >= older_than_s:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _disk_time_s(folder: Path) -> float:
+    """Return the time of the disk's clock: a file server's may be another than ours. -inf on a full disk."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            return os.fstat(probe.fileno()).st_mtime
+    except OSError:
+        return -math.inf
 
 
 # One checkpoint.
