@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable, Collection
@@ -33,6 +34,8 @@ def collect(study: Path, superfluous: Callable[[Collection[int]], Collection[int
         study: The study's folder.
         superfluous: trial numbers -> those whose folder can go.
     """
-    numbers = [int(path.name) for path in study.iterdir() if path.name.isdigit()] if study.is_dir() else []
+    numbers: list[int] = []
+    with contextlib.suppress(FileNotFoundError):  # somebody may remove all of it at any moment
+        numbers = [int(path.name) for path in study.iterdir() if path.name.isdigit()]
     for number in superfluous(numbers) if numbers else ():
         shutil.rmtree(trial_folder(study, number), ignore_errors=True)

@@ -286,7 +286,7 @@ class Workers:
             assert len(self.model.rows) < 10 * steps
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 40))])
+@pytest.mark.parametrize("seed", [0, 1, 2, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 12))])
 def test_the_count_is_that_of_one_who_counts_everything(
     desk: Books, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -548,7 +548,6 @@ def test_a_study_that_was_never_launched_can_be_stopped(desk: Books) -> None:
     assert desk.lease(claimant).number == 0
 
 
-@pytest.mark.xfail(strict=True, reason="such a database lacks our tables")
 def test_a_study_in_a_database_of_plain_optuna_can_be_stopped(storage_url: str) -> None:
     plain = optuna.storages.RDBStorage(storage_url)
     study_id = optuna.create_study(study_name="plain", storage=plain)._study_id
@@ -845,7 +844,6 @@ def test_a_take_over_whose_answer_was_lost_is_the_same(
     assert desk.attempts() == [(0, 1, "gone", 1, "died"), (0, 2, "one", 1, "complete")]
 
 
-@pytest.mark.xfail(strict=True, reason="the lease of a trial that another tool ended is still there")
 def test_a_claim_whose_answer_was_lost_is_not_one_of_a_trial_that_another_tool_ended(
     postgres_desk: Books, breaking_desk: Callable[[], Books]
 ) -> None:
@@ -902,7 +900,6 @@ def test_a_stop_whose_answer_was_lost_has_stopped_the_study(
     assert isinstance(claims.claim(postgres_desk.engine, postgres_desk.claimant()), Lease)
 
 
-@pytest.mark.xfail(strict=True, reason="the mark moves before the claim is committed")
 def test_a_claim_that_is_undone_settles_nothing(postgres_desk: Books, monkeypatch: pytest.MonkeyPatch) -> None:
     """A trial that has killed its workers is failed by the claim: undone, it runs again."""
     monkeypatch.setattr(claims, "_SETTLE_AFTER", 1)
@@ -975,7 +972,6 @@ def test_after_a_restart_of_the_server_leases_may_be_renewed_for_a_while(
     with_own_texts.dispose()
 
 
-@pytest.mark.xfail(strict=True, reason="the time is read before the lock is waited for")
 def test_a_lease_is_as_long_for_a_worker_that_had_to_wait_for_its_claim(postgres_desk: Books) -> None:
     desk, found = postgres_desk, []
     claiming = threading.Thread(target=lambda: found.append(desk.lease(desk.claimant(lease_s=1.0))))

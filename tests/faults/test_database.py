@@ -261,7 +261,7 @@ def test_training_goes_on_through_a_restart(tuner: Any, server: Server, url: str
 
 @pytest.mark.parametrize(
     ("pause_s", "epochs", "places"),
-    [(0.5, 17, 10), pytest.param(2.0, 36, 30, marks=pytest.mark.slow)],
+    [(0.5, 17, 10), pytest.param(2.0, 36, 30, marks=pytest.mark.long)],
     ids=["5 s", "60 s"],
 )
 def test_trials_train_on_while_the_server_is_away(
@@ -291,6 +291,7 @@ def test_trials_train_on_while_the_server_is_away(
     assert {said for _, said in lines} <= {"goes on meanwhile", "not renewed"}
 
 
+@pytest.mark.slow
 def test_workers_whose_connections_are_cut_off_again_and_again_lose_nothing(
     tuner: Any, server: Server, database: str, url: str, wait_until: Wait
 ) -> None:
@@ -339,6 +340,7 @@ def test_a_worker_whose_database_stays_away_ends_and_another_goes_on_with_its_tr
 # --- A server that cuts off one of them
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_stopped_in_a_transaction_does_not_stop_the_others(
     tuner: Any, server: Server, database: str, url: str, tmp_path: Path, wait_until: Wait
 ) -> None:
@@ -369,6 +371,7 @@ def test_a_worker_that_is_stopped_in_a_transaction_does_not_stop_the_others(
     assert by_worker[0][0] >= 2, "one before it was stopped, and others afterwards"
 
 
+@pytest.mark.slow
 def test_a_worker_takes_no_more_than_two_connections(tuner: Any, server: Server, database: str, url: str) -> None:
     server.ask(f"ALTER DATABASE {database} CONNECTION LIMIT 2")
     worker = tuner.start("worker", "tiny.py", TINY_PAUSE_S="0.1", TINY_TRIALS="3", TINY_LEASE_S="1")
@@ -478,7 +481,7 @@ def test_twenty_processes_start_at_once_on_an_empty_storage(any_url: str) -> Non
     check(any_url, "", 30, epochs=1, keeps_best=0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("any_url", ["sqlite", "postgres"], indirect=True)
 def test_twenty_workers_start_at_once_on_an_empty_storage(
     any_url: str, tuner_on_sqlite: Any, tiny_study: Path, tmp_path: Path, wait_until: Wait
@@ -643,6 +646,7 @@ def test_a_missing_password_is_refused_at_once_however_patient_the_caller(server
     assert time.monotonic() < began_s + 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["password file", "service file"])
 def test_a_password_or_all_may_come_from_a_file(
     tuner: Any, server: Server, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str

@@ -300,7 +300,6 @@ def test_workers_whose_clocks_are_an_hour_apart_take_over_dead_ones_trials_only(
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="its own half-written checkpoints look an hour old to it, and are removed")
 def test_a_worker_whose_clock_is_hours_ahead_of_the_disks_can_save(faulty: Faulty) -> None:
     worker = faulty.worker(TINY_CLOCK_S="7200", TINY_TRIALS="1")
 

@@ -109,9 +109,11 @@ class PlainProgress:
         self._console = console
         self._shown: Mapping[Outcome, int] = {}
         self._next_s = 0.0
+        self._last: Snapshot | None = None
 
     def update(self, snapshot: Snapshot) -> None:
         now_s = time.monotonic()
+        self._last = snapshot
         if not snapshot.study or (now_s < self._next_s and snapshot.used < snapshot.trials):
             return
         if snapshot.counts != self._shown:  # the time left alone is no news
@@ -127,7 +129,9 @@ class PlainProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        pass
+        if self._last is not None:
+            self._next_s = 0.0  # how it ended is always news
+            self.update(self._last)
 
 
 class LiveProgress:

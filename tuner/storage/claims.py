@@ -87,6 +87,7 @@ class _Standing:
     oldest_open: int | None
     queued: int | None
     has_expired: bool
+    now_s: float
 
 
 def claim(engine: Engine, claimant: Claimant) -> Lease | NoTrial:
@@ -100,15 +101,18 @@ def claim(engine: Engine, claimant: Claimant) -> Lease | NoTrial:
 
     Concurrency: one transaction that holds the study's row.
     """
+    settled = claimant.settled
 
     def work(connection: Connection, tries: int) -> Lease | NoTrial:
-        now_s = _lock_study(connection, claimant)
-        if isinstance(now_s, NoTrial):
-            return now_s
+        nonlocal settled
+        settled = claimant.settled  # of an earlier try nothing may have been committed
+        if _lock_study(connection, claimant):
+            return NoTrial.STOPPED
         if tries and (own := _own_lease(connection, claimant)) is not None:
             return own
-        standing = _standing(connection, claimant, now_s)
-        if claimant.settled.used + standing.used >= claimant.trials:
+        standing = _standing(connection, claimant)
+        now_s = standing.now_s
+        if settled.used + standing.used >= claimant.trials:
             return NoTrial.DONE
         if _is_failing(connection, claimant):
             return NoTrial.FAILING
@@ -119,24 +123,26 @@ def claim(engine: Engine, claimant: Claimant) -> Lease | NoTrial:
             if adopted is not None:
                 return adopted
             # Counted again: a trial may have been failed just now, because too many workers died in it.
-            standing = _standing(connection, claimant, now_s)
-        if claimant.settled.used + standing.used + standing.running >= claimant.trials:
+            standing = _standing(connection, claimant)
+        if settled.used + standing.used + standing.running >= claimant.trials:
             return NoTrial.WAIT
         queued = _start_queued(connection, standing)
         trial_id, number = queued or _create(connection, claimant, standing)
         fence = _open_lease(connection, claimant, trial_id, now_s)
-        _settle(connection, claimant, standing)
+        settled = _settle(connection, claimant, standing)
         return Lease(trial_id, number, claimant.worker, fence, claimant.lease_s, is_new=queued is None)
 
-    return write(engine, work)
+    claimed = write(engine, work)
+    claimant.settled = settled
+    return claimed
 
 
-def _lock_study(connection: Connection, claimant: Claimant) -> float | NoTrial:
-    """Hold the study's row until the end of the transaction; return the time."""
+def _lock_study(connection: Connection, claimant: Claimant) -> bool:
+    """Hold the study's row until the end of the transaction; return whether the study is stopped."""
 
     def build() -> Any:
         return (
-            sa.select(budgets.c.identity, budgets.c.stopped_at_s, clock(connection.dialect.name))
+            sa.select(budgets.c.identity, budgets.c.stopped_at_s)
             .select_from(studies.outerjoin(budgets, budgets.c.study_id == studies.c.study_id))
             .where(studies.c.study_id == sa.bindparam("study_id"))
             # NO KEY: whoever ends a trial refers to the study's row, and need not wait.
@@ -146,7 +152,7 @@ def _lock_study(connection: Connection, claimant: Claimant) -> float | NoTrial:
     row = run_prepared(connection, "lock study", build, {"study_id": claimant.study_id}).first()
     if row is None or claimant.identity not in (None, row[0]):
         raise UnknownStudy(f"the study must stay in the storage while it runs: number {claimant.study_id} was deleted")
-    return NoTrial.STOPPED if row[1] is not None else row[2]
+    return row[1] is not None
 
 
 def _own_lease(connection: Connection, claimant: Claimant) -> Lease | None:
@@ -155,23 +161,25 @@ def _own_lease(connection: Connection, claimant: Claimant) -> Lease | None:
         sa.select(leases.c.trial_id, trials.c.number, leases.c.fence)
         .select_from(leases.join(trials, trials.c.trial_id == leases.c.trial_id))
         .where(leases.c.worker == claimant.worker, trials.c.study_id == claimant.study_id)
+        .where(trials.c.state == "RUNNING")  # not one that another tool has ended
     )
     row = connection.execute(query).first()
     return None if row is None else Lease(row[0], row[1], claimant.worker, row[2], claimant.lease_s)
 
 
-def _standing(connection: Connection, claimant: Claimant, now_s: float) -> _Standing:
-    """Count the trials that are not settled.
+def _standing(connection: Connection, claimant: Claimant) -> _Standing:
+    """Count the trials that are not settled, and read the clock: the lock may have been waited for.
 
     One statement: between two, another worker may end a trial, which neither would count.
     """
+    now = clock(connection.dialect.name)
 
     def build() -> Any:
         is_ours = (trials.c.state == _word("RUNNING")) & leases.c.trial_id.is_not(None)
         is_used = (trials.c.state == _word("COMPLETE")) | (trials.c.state == _word("PRUNED"))
         is_open = (trials.c.state == _word("RUNNING")) | (trials.c.state == _word("WAITING"))
         is_queued = trials.c.state == _word("WAITING")
-        has_expired = _has_expired(connection, sa.bindparam("now_s", type_=sa.Float(53)))
+        has_expired = _has_expired(connection, now)
         one, of_trial = sa.literal_column("1"), trials.c.trial_id
         count, first = sa.func.count, sa.func.min
         return (
@@ -183,14 +191,15 @@ def _standing(connection: Connection, claimant: Claimant, now_s: float) -> _Stan
                 first(sa.case((is_open, of_trial))),
                 first(sa.case((is_queued, of_trial))),
                 count(sa.case((is_ours & has_expired, one))),
+                now,
             )
             .select_from(trials.outerjoin(leases, leases.c.trial_id == of_trial))
             .where(trials.c.study_id == sa.bindparam("study_id"), of_trial > sa.bindparam("up_to"))
         )
 
-    values = {"study_id": claimant.study_id, "up_to": claimant.settled.up_to, "now_s": now_s}
-    *counts, expired = run_prepared(connection, "standing", build, values).one()
-    return _Standing(*counts, has_expired=expired > 0)
+    values = {"study_id": claimant.study_id, "up_to": claimant.settled.up_to}
+    *counts, expired, now_s = run_prepared(connection, "standing", build, values).one()
+    return _Standing(*counts, has_expired=expired > 0, now_s=now_s)
 
 
 def _word(state: str) -> sa.ColumnElement[Any]:
@@ -211,13 +220,13 @@ def _has_expired(connection: Connection, now_s: float | sa.ColumnElement[float])
     return has_ended & (was_given_back | (leases.c.expires_at_s >= started_s) | (started_s + is_up_s <= now_s))
 
 
-def _settle(connection: Connection, claimant: Claimant, standing: _Standing) -> None:
-    """Move the mark up to which trials need not be counted again, once enough have ended.
+def _settle(connection: Connection, claimant: Claimant, standing: _Standing) -> Settled:
+    """Return the mark up to which trials need not be counted again: moved, once enough have ended.
 
     Trials of a study get their ids under its row's lock: none can appear below the mark.
     """
     if standing.total < _SETTLE_AFTER or standing.newest is None:
-        return
+        return claimant.settled
     settled = claimant.settled
     up_to = standing.newest if standing.oldest_open is None else standing.oldest_open - 1
     is_used = trials.c.state.in_(["COMPLETE", "PRUNED"])
@@ -225,7 +234,7 @@ def _settle(connection: Connection, claimant: Claimant, standing: _Standing) -> 
         trials.c.study_id == claimant.study_id, trials.c.trial_id > settled.up_to, trials.c.trial_id <= up_to
     )
     total, used = connection.execute(query).one()
-    claimant.settled = Settled(up_to, settled.total + total, settled.used + used)
+    return Settled(up_to, settled.total + total, settled.used + used)
 
 
 def _is_failing(connection: Connection, claimant: Claimant) -> bool:

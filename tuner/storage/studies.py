@@ -17,6 +17,7 @@ from tuner.storage.claims import Claimant
 from tuner.storage.dialect import clock, insert
 from tuner.storage.engine import write
 from tuner.storage.queries import RECORD_KEY, find_record
+from tuner.storage.schema import prepare
 from tuner.storage.tables import budgets, study_system_attributes, workers
 
 if TYPE_CHECKING:
@@ -146,6 +147,7 @@ def leave(engine: Engine, worker: str) -> None:
 
 def stop(engine: Engine, study_id: int) -> bool:
     """Stop a study: its workers, wherever they are, give their trials back and end. Return whether it ran before."""
+    prepare(engine)
 
     def work(connection: Connection, _: int) -> bool:
         now = clock(connection.dialect.name)
@@ -165,6 +167,7 @@ def stop(engine: Engine, study_id: int) -> bool:
 
 def resume(engine: Engine, study_id: int) -> bool:
     """Let a stopped study be worked on again; return whether it was stopped."""
+    prepare(engine)
 
     def work(connection: Connection, _: int) -> bool:
         statement = budgets.update().where(budgets.c.study_id == study_id, budgets.c.stopped_at_s.is_not(None))

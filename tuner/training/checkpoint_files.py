@@ -115,7 +115,11 @@ def add(series: Path, content: Content, keep: int) -> None:
 
 def clear_scratch(folder: Path, older_than_s: float) -> None:
     """Remove what killed processes have left half written."""
-    for path in folder.glob(f"{_SCRATCH}*"):
+    try:
+        found = list(folder.glob(f"{_SCRATCH}*"))
+    except FileNotFoundError:  # somebody may remove all of it at any moment
+        return
+    for path in found:
         with contextlib.suppress(FileNotFoundError):
             if older_than_s <= 0 or _disk_time_s(folder) - path.stat().st_mtime >= older_than_s:
                 shutil.rmtree(path, ignore_errors=True)
