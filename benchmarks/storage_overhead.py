@@ -183,8 +183,8 @@ def fill(url: str, count: int) -> None:
     ]
     if has_ours:
         sets.append(
-            "INSERT INTO tuner_rungs (trial_id, rung, study_id, bracket, value, is_promoted) "
-            + rungs.format("rung, study_id, 0, random(), true")
+            "INSERT INTO tuner_rungs (trial_id, rung, study_id, position, bracket, value, is_promoted) "
+            + rungs.format("rung, study_id, 100 + row_number() OVER (), 0, random(), true")
         )
     else:
         sets.append(

@@ -45,9 +45,8 @@ FILL = [
     "SELECT trial_id, study_id, 'complete', number + 30 FROM trials",
     "INSERT INTO tuner_reports (trial_id, epoch, step, metrics) "
     "SELECT trial_id, e, 10 * e, '{}' FROM trials, generate_series(1, 3) AS t (e)",
-    # Five brackets: of a rung that has most of the table's rows, Postgres rightly reads the table.
-    "INSERT INTO tuner_rungs (trial_id, rung, study_id, bracket, value, is_promoted) "
-    "SELECT trial_id, r, study_id, number % 5, random(), true FROM trials, generate_series(0, 1) AS s (r) "
+    "INSERT INTO tuner_rungs (trial_id, rung, study_id, position, bracket, value, is_promoted) "
+    "SELECT trial_id, r, study_id, row_number() OVER (), 0, random(), true FROM trials, generate_series(0, 1) AS s (r) "
     "WHERE r = 0 OR number % 4 = 0",
 ]  # fmt: skip
 
@@ -178,7 +177,7 @@ def test_no_statement_of_a_trial_reads_a_whole_table(desk: Desk) -> None:
     kinds = [key if isinstance(key, str) else key[0] for key in plans if isinstance(key, str | tuple)]
     assert set(kinds) == {
         "load trials", "details", "lock study", "standing", "latest errors", "create trial", "insert", "extend",
-        "load trial", "count rung", "store rung", "open trial", "end", "release", "open trial's value",
+        "load trial", "lock rungs", "new in rungs", "enter rung", "open trial", "end", "release", "open trial's value",
     }  # fmt: skip
     prepared = {key for name, key in dialect._TEXTS if name == "postgresql"}
     assert plans.keys() <= prepared
@@ -201,19 +200,18 @@ def test_a_claim_counts_only_trials_that_are_not_settled(desk: Desk) -> None:
     assert whole_tables(desk.plans()["standing"]) == set()
 
 
-@pytest.mark.parametrize("rung", [0, 1])
-@pytest.mark.parametrize("maximize", [False, True])
-def test_a_place_in_a_rung_is_counted_over_its_index(desk: Desk, rung: int, maximize: bool) -> None:
+def test_of_a_rung_only_what_is_new_is_read(desk: Desk) -> None:
     count = sa.text("SELECT count(*) FROM tuner_rungs")
     with desk.engine.connect() as connection:
         assert connection.execute(count).scalar_one() >= TRIALS
-    trial_id = desk.storage.create_new_trial(desk.study_id)
-    place: dict[str, Any] = {"bracket": 0, "reduction_factor": 4, "bootstrap_count": 0, "maximize": maximize}
-    desk.storage.enter_rung(desk.study_id, trial_id, rung=rung, value=0.5, **place)
+    place: dict[str, Any] = {"bracket": 0, "reduction_factor": 4, "bootstrap_count": 0, "maximize": True}
+    for _ in range(3):
+        trial_id = desk.storage.create_new_trial(desk.study_id)
+        desk.storage.enter_rung(desk.study_id, trial_id, rung=0, value=0.5, **place)
 
-    plan = desk.plans()["count rung", maximize]
+    plan = desk.plans()["new in rungs"]
     assert whole_tables(plan) == set()
-    assert "tuner_rungs_by_value" in {index for _, index in scans(plan)}
+    assert "tuner_rungs_by_position" in {index for _, index in scans(plan)}
 
 
 def test_the_latest_errors_are_read_from_the_end_of_their_index(desk: Desk) -> None:

@@ -305,6 +305,21 @@ def test_rungs_brackets_and_studies_do_not_see_each_other(storage: Storage) -> N
     assert not other.enter(other.add(), 2.0)
 
 
+def test_two_processes_see_each_others_trials(storage_url: str) -> None:
+    """Each reads what is new; together they decide as one does."""
+    with opened(storage_url) as one, opened(storage_url) as two:
+        rung = new_rung(one)
+        several = [rung, Rung(two, rung.study_id)]
+        values = [0.5, 0.75, 0.25, 0.625, 0.375, 0.875, 0.125, 0.5]
+        apart = [several[at % 2].enter(rung.add(), value) for at, value in enumerate(values)]
+        alone = new_rung(one)
+
+        assert apart == [alone.enter(alone.add(), value) for value in values]
+        with one.engine.connect() as connection:
+            query = sa.select(rungs.c.position).where(rungs.c.study_id == rung.study_id).order_by(rungs.c.position)
+            assert connection.execute(query).scalars().all() == list(range(1, 9))
+
+
 def test_the_rungs_of_a_deleted_study_are_forgotten(storage: Storage) -> None:
     for _ in range(2):  # on SQLite with the same ids
         rung = new_rung(storage, "comes and goes")
@@ -334,23 +349,24 @@ def test_a_decision_reads_no_trials(storage: Storage, pruner: BasePruner, monkey
         with statements(storage) as sent:
             assert not trial.should_prune(step, 1.0 / (step + 2))
         counts[step] = len(sent)
-        assert all("tuner_rungs" in text or text.startswith("EXECUTE") for text in sent), sent
+        assert all("tuner_rungs" in text or text.startswith(("EXECUTE", "BEGIN")) or "studies" in text for text in sent)
     entered = {
         3 ** (bracket + rung)
         for trial_id, bracket, rung, *_ in Rung(storage, study._study_id).rows()
         if trial_id == trial.trial_id
     }
-    assert counts == {step: 2 if step in entered else 0 for step in counts}
+    assert set(counts[step] for step in entered) <= {3, 4}  # on SQLite with its BEGIN
+    assert {step for step, count in counts.items() if count} == entered
     assert entered
 
 
-def test_several_rungs_at_once_cost_a_count_each(storage: Storage) -> None:
+def test_several_rungs_at_once_cost_the_same_each(storage: Storage) -> None:
     study = optuna.create_study(storage=storage, pruner=AshaPruner(1, 3))
     ByWorker(study).should_prune(1, 0.5)
     trial = ByWorker(study)
     with statements(storage) as sent:
         assert not trial.should_prune(9, 0.25)
-    assert len(sent) == 6
+    assert len(sent) == 9
     with statements(storage) as sent:
         assert not trial.should_prune(10, 99.0)
     assert sent == []

@@ -304,7 +304,9 @@ def test_deleted_trials_take_our_rows_with_them(storage_url: str) -> None:
         },
         "tuner_records": {"study_id": study_id, "outcome": "complete", "ended_at_s": 0.0},
         "tuner_reports": {"epoch": 1, "step": 1, "metrics": "{}"},
-        "tuner_rungs": {"rung": 0, "study_id": study_id, "bracket": 0, "value": 0.0, "is_promoted": True},
+        "tuner_rungs": {
+            "rung": 0, "study_id": study_id, "position": 1, "bracket": 0, "value": 0.0, "is_promoted": True
+        },
         "tuner_budgets": {"study_id": study_id, "identity": "x"},
         "tuner_workers": {
             "study_id": study_id, "worker": "w", "host": "h", "pid": 1, "devices": "cpu", "started_at_s": 0.0,

@@ -1,7 +1,7 @@
 """Successive halving and Hyperband whose rungs lie in the database, if the storage can count them there.
 
 Optuna's pruners read all trials at each rung, and a trial that was started again counts twice in it. Ours decide the
-same from a count over an index; on any other storage they are Optuna's.
+same from the rungs alone, of which they read what is new; on any other storage they are Optuna's.
 """
 
 from __future__ import annotations

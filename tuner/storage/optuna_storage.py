@@ -32,7 +32,7 @@ from tuner.storage.dialect import insert, run_prepared
 from tuner.storage.engine import IMPATIENT, Patience, lost, new_engine, patient, read, retried, write, write_once
 from tuner.storage.leases import Lease, store_attribute, store_params, stored_number
 from tuner.storage.loading import copies, load_trial, load_trials, new_trial
-from tuner.storage.rungs import enter_rung
+from tuner.storage.rungs import Rungs, enter_rung
 from tuner.storage.tables import (
     studies,
     trial_intermediate_values,
@@ -57,6 +57,7 @@ class _Known:
     unfinished: set[int] = field(default_factory=set)
     newest: int = -1
     distributions: dict[str, BaseDistribution] = field(default_factory=dict)
+    rungs: Rungs = field(default_factory=Rungs)
 
     def add(self, several: list[FrozenTrial]) -> None:
         for trial in several:
@@ -232,7 +233,8 @@ class Storage(BaseStorage):
 
     def enter_rung(self, study_id: int, trial_id: int, **place: Any) -> bool:
         """See `tuner.storage.rungs.enter_rung`."""
-        return enter_rung(self.engine, trial_id, study_id, **place)
+        with self._lock:
+            return enter_rung(self.engine, self._of(study_id).rungs, trial_id, study_id, **place)
 
     # --- Trials
 

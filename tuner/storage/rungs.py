@@ -1,20 +1,44 @@
-"""Successive halving in the database: a trial's place is counted among the rung's values; no trial is read."""
+"""Successive halving: a trial's place in a rung, from what is new in the rung since this process last looked."""
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right, insort
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
-from tuner.storage.dialect import insert, run_prepared
+from tuner.storage.dialect import run_prepared
 from tuner.storage.engine import write
-from tuner.storage.tables import rungs
+from tuner.storage.tables import rungs, studies
+
+
+@dataclass
+class Rungs:
+    """What a process knows of the rungs of a study.
+
+    Attributes:
+        newest: The position up to which the table was read.
+        values: (bracket, rung) -> the values in it, ascending.
+        decided: (trial's id, rung) -> whether the trial was promoted.
+    """
+
+    newest: int = 0
+    values: dict[tuple[int, int], list[float]] = field(default_factory=dict)
+    decided: dict[tuple[int, int], bool] = field(default_factory=dict)
+
+    def add(self, position: int, trial_id: int, bracket: int, rung: int, value: float, is_promoted: bool) -> None:
+        """Take in a row of the table."""
+        self.newest = position
+        insort(self.values.setdefault((bracket, rung), []), value)
+        self.decided[trial_id, rung] = bool(is_promoted)
 
 
 def enter_rung(
     engine: Engine,
+    known: Rungs,
     trial_id: int,
     study_id: int,
     *,
@@ -33,6 +57,7 @@ def enter_rung(
 
     Args:
         engine: The storage's engine.
+        known: What this process knows of the study's rungs; brought up to date.
         trial_id: The trial.
         study_id: Its study.
         bracket: Which of Hyperband's brackets; 0 without.
@@ -42,33 +67,41 @@ def enter_rung(
         bootstrap_count: Trials that a rung must have before any is promoted.
         maximize: Whether larger is better.
 
-    Concurrency: one transaction. Of two trials that enter at the same moment each may miss the other.
+    Concurrency: one transaction that holds the study's row, so that positions have no gaps and no trial misses
+        another. `known` is for one thread at a time.
     """
     place = {"study_id": study_id, "bracket": bracket, "rung": rung, "trial_id": trial_id}
 
-    def count() -> sa.Select[Any]:
-        at = {name: sa.bindparam(name) for name in place}
-        better = sa.bindparam("value", type_=sa.Float(53))
-        is_better = rungs.c.value > better if maximize else rungs.c.value < better
-        decided = sa.select(rungs.c.is_promoted).where(rungs.c.trial_id == at["trial_id"], rungs.c.rung == at["rung"])
-        return sa.select(
-            sa.func.count(), sa.func.count(sa.case((is_better, sa.literal_column("1")))), decided.scalar_subquery()
-        ).where(*(rungs.c[name] == at[name] for name in ("study_id", "bracket", "rung")))
-
-    def store(dialect: str) -> Any:
-        columns = {name: sa.bindparam(name, type_=rungs.c[name].type) for name in (*place, "value", "is_promoted")}
-        return insert(dialect, rungs).values(columns).on_conflict_do_nothing(index_elements=["trial_id", "rung"])
-
     def work(connection: Connection, _: int) -> bool:
-        values = {**place, "value": value}
-        others, better, decided = run_prepared(connection, ("count rung", maximize), count, values).one()
+        run_prepared(connection, "lock rungs", _lock, {"study_id": study_id})
+        for row in run_prepared(connection, "new in rungs", _news, {"study_id": study_id, "newest": known.newest}):
+            known.add(*row)
+        decided = known.decided.get((trial_id, rung))
         if decided is not None:
-            return bool(decided)
+            return decided
         if math.isnan(value):
             return False
-        is_promoted = others + 1 > bootstrap_count and better <= max(0, (others + 1) // reduction_factor - 1)
-        dialect = connection.dialect.name
-        run_prepared(connection, "store rung", lambda: store(dialect), {**values, "is_promoted": is_promoted})
+        others = known.values.get((bracket, rung), [])
+        better = len(others) - bisect_right(others, value) if maximize else bisect_left(others, value)
+        count = len(others) + 1
+        is_promoted = count > bootstrap_count and better <= max(0, count // reduction_factor - 1)
+        row = {**place, "position": known.newest + 1, "value": value, "is_promoted": is_promoted}
+        run_prepared(connection, "enter rung", _enter, row)
         return is_promoted
 
     return write(engine, work)
+
+
+def _lock() -> sa.Select[Any]:
+    study_id = sa.bindparam("study_id", type_=sa.Integer)
+    return sa.select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update(key_share=True)
+
+
+def _news() -> sa.Select[Any]:
+    columns = ("position", "trial_id", "bracket", "rung", "value", "is_promoted")
+    is_new = (rungs.c.study_id == sa.bindparam("study_id")) & (rungs.c.position > sa.bindparam("newest"))
+    return sa.select(*(rungs.c[name] for name in columns)).where(is_new).order_by(rungs.c.position)
+
+
+def _enter() -> sa.Insert:
+    return rungs.insert().values({column.name: sa.bindparam(column.name, type_=column.type) for column in rungs.c})

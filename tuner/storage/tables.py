@@ -194,11 +194,13 @@ rungs = Table(
     _trial_id(),
     Column("rung", Integer, primary_key=True),
     _study_id(),
+    # Counts the rows of a study as they come.
+    Column("position", Integer, nullable=False),
     Column("bracket", Integer, nullable=False),
     Column("value", Float(53), nullable=False),
     # What was decided when the trial came here: one that comes again after a restart is not judged again.
     Column("is_promoted", Boolean, nullable=False),
-    Index("tuner_rungs_by_value", "study_id", "bracket", "rung", "value"),
+    Index("tuner_rungs_by_position", "study_id", "position", unique=True),
 )
 """The rungs of successive halving: each trial counts once in each."""
 

@@ -63,11 +63,12 @@ def upgrade() -> None:
         _trial_id(),
         sa.Column("rung", sa.Integer, primary_key=True),
         _study_id(),
+        sa.Column("position", sa.Integer, nullable=False),
         sa.Column("bracket", sa.Integer, nullable=False),
         sa.Column("value", sa.Float(53), nullable=False),
         sa.Column("is_promoted", sa.Boolean, nullable=False),
     )
-    op.create_index("tuner_rungs_by_value", "tuner_rungs", ["study_id", "bracket", "rung", "value"])
+    op.create_index("tuner_rungs_by_position", "tuner_rungs", ["study_id", "position"], unique=True)
     op.create_table(
         "tuner_budgets",
         _study_id(primary_key=True),
