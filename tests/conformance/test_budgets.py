@@ -286,7 +286,7 @@ class Workers:
             assert len(self.model.rows) < 10 * steps
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 12))])
+@pytest.mark.parametrize("seed", [0, 1, 2, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(3, 40))])
 def test_the_count_is_that_of_one_who_counts_everything(
     desk: Books, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,12 +77,14 @@ class OverOurStorage:
             storage.close()
 
 
+@pytest.mark.long
 class TestTPE(OverOurStorage, BasicSamplerTestCase, MultiObjectiveSamplerTestCase):
     @pytest.fixture
     def sampler(self) -> Make:
         return lambda: TPESampler(n_startup_trials=0)
 
 
+@pytest.mark.long
 class TestMultivariateTPE(OverOurStorage, BasicSamplerTestCase, RelativeSamplerTestCase):
     @pytest.fixture
     def sampler(self) -> Make:
@@ -101,12 +103,14 @@ class TestRandomOnPostgres(TestRandom):
         return postgres_of_samplers
 
 
+@pytest.mark.long
 class TestCmaEs(OverOurStorage, BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase):
     @pytest.fixture
     def sampler(self) -> Make:
         return lambda: CmaEsSampler(n_startup_trials=0)
 
 
+@pytest.mark.long
 class TestCmaEsOnPostgres(OverOurStorage, RelativeSamplerTestCase, SingleOnlySamplerTestCase):
     @pytest.fixture
     def url(self, postgres_of_samplers: str) -> str:
@@ -117,12 +121,14 @@ class TestCmaEsOnPostgres(OverOurStorage, RelativeSamplerTestCase, SingleOnlySam
         return lambda: CmaEsSampler(n_startup_trials=0)
 
 
+@pytest.mark.long
 class TestNSGAII(OverOurStorage, BasicSamplerTestCase, MultiObjectiveSamplerTestCase):
     @pytest.fixture
     def sampler(self) -> Make:
         return NSGAIISampler
 
 
+@pytest.mark.long
 class TestQMC(OverOurStorage, BasicSamplerTestCase):
     @pytest.fixture
     def sampler(self) -> Make:

@@ -142,7 +142,11 @@ def test_a_worker_killed_anywhere_is_replaced_and_nothing_is_lost_or_doubled(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["after_claim 1", "before_tell 2"], ids=lambda place: place.split()[0])
+@pytest.mark.parametrize(
+    "place",
+    [pytest.param("after_claim 1", marks=pytest.mark.long), "before_tell 2"],
+    ids=lambda place: place.split()[0],
+)
 def test_without_a_launcher_a_dead_workers_trial_is_free_when_its_lease_ends(
     place: str, faulty: Faulty, quiet: dict[int, Any]
 ) -> None:
@@ -169,7 +173,12 @@ def state_of(pid: int) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "meanwhile"),
-    [("before_report 5", "taken"), ("before_tell 2", "taken"), ("before_best 2", "ended"), ("in_save 4", "ended")],
+    [
+        ("before_report 5", "taken"),
+        pytest.param("before_tell 2", "taken", marks=pytest.mark.long),
+        ("before_best 2", "ended"),
+        pytest.param("in_save 4", "ended", marks=pytest.mark.long),
+    ],
 )
 def test_a_worker_that_slept_through_its_lease_drops_the_trial_quietly_and_goes_on(
     place: str, meanwhile: str, faulty_on_postgres: Faulty, wait_until: Callable[..., Any], quiet: dict[int, Any]
@@ -220,7 +229,10 @@ def is_open(tries: list[Any], worker: str) -> bool:
         "before",
         pytest.param(
             "while writing",
-            marks=pytest.mark.xfail(reason="TensorStore calls back after Orbax has closed its event loop: a traceback"),
+            marks=[
+                pytest.mark.long,
+                pytest.mark.xfail(reason="TensorStore calls back after Orbax has closed its event loop: a traceback"),
+            ],
         ),
     ],
 )
@@ -279,7 +291,7 @@ def test_checkpoints_that_vanish_cost_time_only(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ahead", ["dead", "alive"])
+@pytest.mark.parametrize("ahead", ["dead", pytest.param("alive", marks=pytest.mark.long)])
 def test_workers_whose_clocks_are_an_hour_apart_take_over_dead_ones_trials_only(
     ahead: str, faulty_on_postgres: Faulty, quiet: dict[int, Any]
 ) -> None:
@@ -351,7 +363,7 @@ def test_two_launches_of_one_study_share_its_budget(faulty: Faulty, quiet: dict[
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["worker", "launch"])
+@pytest.mark.parametrize("command", ["worker", pytest.param("launch", marks=pytest.mark.long)])
 def test_a_worker_whose_study_has_changed_is_refused_and_disturbs_nobody(
     command: str, faulty: Faulty, wait_until: Callable[..., Any], quiet: dict[int, Any]
 ) -> None:
@@ -411,7 +423,7 @@ def test_a_failed_trial_is_tried_again_under_its_number_and_does_not_use_the_bud
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_a_worker_asked_to_end_saves_and_another_goes_on_from_there(
     sent: signal.Signals, faulty: Faulty, wait_until: Callable[..., Any], quiet: dict[int, Any]
 ) -> None:

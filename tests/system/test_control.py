@@ -166,9 +166,9 @@ def test_hours_end_a_launch_and_more_of_them_finish_the_study(
     ("flag", "value", "shown"),
     [
         ("--device-hours", "nan", "nan"),
-        pytest.param("--wall-hours", "-1", "-1.0", marks=pytest.mark.slow),
-        *(pytest.param("--wall-hours", value, value, marks=pytest.mark.slow) for value in ("0.0", "nan")),
-        *(pytest.param("--device-hours", value, value, marks=pytest.mark.slow) for value in ("0.0", "-0.5")),
+        pytest.param("--wall-hours", "-1", "-1.0", marks=pytest.mark.long),
+        *(pytest.param("--wall-hours", value, value, marks=pytest.mark.long) for value in ("0.0", "nan")),
+        *(pytest.param("--device-hours", value, value, marks=pytest.mark.long) for value in ("0.0", "-0.5")),
     ],
 )
 def test_hours_that_cannot_be_are_one_line(
