@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Sequence
 
 _EQUAL_FAILURES = 3
+_LONGEST_ERROR = 50_000
 ANY_FAILURES = 10
 """So many trials that fail one after another stop a study, whatever their errors."""
 
@@ -26,4 +27,9 @@ def describe(error: Exception) -> dict[str, str]:
     """Return a trial's attributes for an error; errors of one kind differ at most in the values in their text."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     kind = f"{type(error).__qualname__} at {os.path.basename(last.filename)}:{last.lineno}"
-    return {"error_kind": kind, "error": "".join(traceback.format_exception(error))}
+    return {"error_kind": storable(kind), "error": storable("".join(traceback.format_exception(error)))}
+
+
+def storable(text: str) -> str:
+    """Return a text that any database takes: no lone surrogates, as in undecodable file names, no NUL, no novel."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")[-_LONGEST_ERROR:]

@@ -200,6 +200,26 @@ def test_studies_of_one_database_have_budgets_and_leases_of_their_own(desk: Desk
     assert (lease.number, lease.fence) == (0, 1)
 
 
+def test_a_budget_that_was_lowered_holds_for_trials_that_were_given_back_too(desk: Desk) -> None:
+    several = [desk.claim(f"worker-{at}") for at in range(5)]
+    for lease in several:
+        leases.release(desk.engine, lease)
+
+    taken = [desk.ask(f"other-{at}", budget=2) for at in range(5)]
+    assert [isinstance(lease, Lease) for lease in taken] == [True, True, False, False, False]
+    assert taken[2] is NoTrial.WAIT
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+def test_a_budget_is_exact_whatever_isolation_the_database_sets(postgres_desk: Desk, level: str) -> None:
+    desk = postgres_desk
+    with desk.engine.begin() as connection:
+        name = connection.execute(sa.text("SELECT current_database()")).scalar_one()
+        connection.execute(sa.text(f"ALTER DATABASE {name} SET default_transaction_isolation = '{level}'"))
+    desk.engine.dispose()
+    test_many_workers_run_exactly_the_budget(desk)
+
+
 # --- Take-overs
 
 

@@ -542,6 +542,22 @@ def test_a_study_that_another_deleted_is_unknown(place: Place) -> None:
             call()
 
 
+def test_a_study_with_the_id_of_a_deleted_one_is_another(sqlite_url: str) -> None:
+    with opened(sqlite_url) as one, opened(sqlite_url) as two:
+        old = optuna.create_study(study_name="old", storage=two)
+        old.add_trials([optuna.create_trial(value=1.0)] * 3)
+        assert len(one.get_all_trials(old._study_id)) == 3
+        assert one.get_study_name_from_id(old._study_id) == "old"
+        two.delete_study(old._study_id)
+        new = optuna.create_study(study_name="new", storage=two)
+        new.add_trial(optuna.create_trial(value=2.0))
+
+        assert new._study_id == old._study_id
+        assert [trial.value for trial in one.get_all_trials(new._study_id)] == [2.0]
+        assert [study.study_name for study in one.get_all_studies()] == ["new"]
+        assert one.get_study_name_from_id(new._study_id) == "new"
+
+
 def test_a_study_made_anew_under_the_same_name_is_another(storage_url: str) -> None:
     with opened(storage_url) as one, opened(storage_url) as two:
         for at, direction in enumerate([StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE]):

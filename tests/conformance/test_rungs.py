@@ -16,11 +16,12 @@ from optuna.trial import TrialState
 from sqlalchemy import event
 from storage_tools import opened
 
+from tuner.errors import LeaseLost
 from tuner.search.halving import AshaPruner, BracketPruner
 from tuner.search.pruners import TrialPruner
 from tuner.storage.leases import Lease
 from tuner.storage.optuna_storage import Storage
-from tuner.storage.tables import rungs
+from tuner.storage.tables import leases, rungs
 
 inf, nan = math.inf, math.nan
 
@@ -93,6 +94,9 @@ class ByWorker:
         self.trial_id = trial_id = storage.create_new_trial(study._study_id)
         if isinstance(storage, Storage):
             number = storage.get_trial(trial_id).number
+            row = {"trial_id": trial_id, "worker": "one", "fence": 1, "deaths": 0, "expires_at_s": 9e9}
+            with storage.engine.begin() as connection:
+                connection.execute(leases.insert().values(row))
             storage.hold(Lease(trial_id, number, "one", 1, 300.0, is_new=True), study._study_id)
         self._pruner = TrialPruner(study, optuna.Trial(study, trial_id))
 
@@ -303,6 +307,17 @@ def test_rungs_brackets_and_studies_do_not_see_each_other(storage: Storage) -> N
     assert not rung.enter(rung.add(), 2.0, bracket=1)
     assert not rung.enter(rung.add(), 2.0, rung=1)
     assert not other.enter(other.add(), 2.0)
+
+
+def test_a_late_worker_cannot_enter_a_rung(storage: Storage) -> None:
+    study = optuna.create_study(storage=storage, pruner=AshaPruner(1, 3))
+    late = ByWorker(study)
+    with storage.engine.begin() as connection:
+        connection.execute(leases.update().where(leases.c.trial_id == late.trial_id).values(fence=2, worker="two"))
+
+    with pytest.raises(LeaseLost):
+        late.should_prune(1, 0.5)
+    assert Rung(storage, study._study_id).rows() == []
 
 
 def test_two_processes_see_each_others_trials(storage_url: str) -> None:

@@ -164,6 +164,7 @@ def _text(value: Any) -> str:
 def _print_table(rows: Sequence[Row]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     if not rows:
         print("none")
@@ -180,9 +181,9 @@ def _print_table(rows: Sequence[Row]) -> None:
         is_number = any(isinstance(cell, int | float) for cell in cells)
         # On a narrow terminal the hyperparameters are shortened, not the result.
         width = max(len(column), *(len(_text(cell)) for cell in cells)) if column in _RESULT_COLUMNS else None
-        table.add_column(column, justify="right" if is_number else "left", no_wrap=True, min_width=width)
+        table.add_column(Text(column), justify="right" if is_number else "left", no_wrap=True, min_width=width)
     for row in rows:
-        table.add_row(*(_text(row.get(column)) for column in columns))
+        table.add_row(*(Text(_text(row.get(column))) for column in columns))  # a bracket is no markup
     console.print(table)
 
 

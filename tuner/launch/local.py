@@ -32,7 +32,7 @@ _GRACE_S = 5.0
 _POLL_S = 0.5
 _MAX_EARLY_DEATHS = 4
 """A worker that dies this often in a row without ending a trial is not started again. One more than it takes for a
-trial that kills its workers to be failed (`storage.leases.MAX_DEATHS`): the study is to outlive such a trial."""
+trial that kills its workers to be failed (`storage.claims.MAX_DEATHS`): the study is to outlive such a trial."""
 
 
 class Interrupted(TunerError):

@@ -171,12 +171,12 @@ def draw(snapshot: Snapshot, groups: list[DeviceGroup], now_s: float) -> Group:
         "time left": "" if (left := snapshot.seconds_left(now_s)) is None else format_seconds(left),
     }
     for heading in shown:
-        counts.add_column(heading, justify="right", no_wrap=True)
+        counts.add_column(Text(heading), justify="right", no_wrap=True)
     counts.add_row(*shown.values())
     workers = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("worker", "devices", "state"):
         workers.add_column(heading, no_wrap=True)
     for index, group in enumerate(groups):
-        workers.add_row(str(index), str(group), snapshot.workers.get(index, "starting"))
+        workers.add_row(str(index), str(group), Text(snapshot.workers.get(index, "starting")))
     title = Text(f"study {snapshot.study}" if snapshot.study else "loading the study", style="bold")
     return Group(title, counts, Text(""), workers)

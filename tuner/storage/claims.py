@@ -16,8 +16,8 @@ from sqlalchemy import Connection, Engine
 
 from tuner.errors import UnknownStudy
 from tuner.failures import ANY_FAILURES, reason_to_stop
-from tuner.storage.dialect import clock, greatest, least, run_prepared, utc_now
-from tuner.storage.engine import write
+from tuner.storage.dialect import clock, greatest, least, of_study, run_prepared, utc_now
+from tuner.storage.engine import read, write, write_once
 from tuner.storage.leases import Lease, endings, run_write
 from tuner.storage.tables import attempts, budgets, leases, records, studies, trials, workers
 from tuner.trial import Outcome
@@ -86,7 +86,7 @@ class _Standing:
     newest: int | None
     oldest_open: int | None
     queued: int | None
-    has_expired: bool
+    expired: int
     now_s: float
 
 
@@ -118,7 +118,9 @@ def claim(engine: Engine, claimant: Claimant) -> Lease | NoTrial:
             return NoTrial.FAILING
         if _hours_are_spent(connection, claimant, now_s):
             return NoTrial.HOURS
-        if standing.has_expired:
+        if settled.used + standing.used + standing.running - standing.expired >= claimant.trials:
+            return NoTrial.WAIT  # also for those that were given back: the budget may have been lowered since
+        if standing.expired:
             adopted = _adopt(connection, claimant, now_s)
             if adopted is not None:
                 return adopted
@@ -194,12 +196,12 @@ def _standing(connection: Connection, claimant: Claimant) -> _Standing:
                 now,
             )
             .select_from(trials.outerjoin(leases, leases.c.trial_id == of_trial))
-            .where(trials.c.study_id == sa.bindparam("study_id"), of_trial > sa.bindparam("up_to"))
+            .where(of_study(sa.bindparam("study_id")), of_trial > sa.bindparam("up_to"))
         )
 
     values = {"study_id": claimant.study_id, "up_to": claimant.settled.up_to}
     *counts, expired, now_s = run_prepared(connection, "standing", build, values).one()
-    return _Standing(*counts, has_expired=expired > 0, now_s=now_s)
+    return _Standing(*counts, expired=expired, now_s=now_s)
 
 
 def _word(state: str) -> sa.ColumnElement[Any]:
@@ -420,12 +422,13 @@ def release_all(engine: Engine, worker: str, *, died: bool) -> None:
 
 def must_stop(engine: Engine, claimant: Claimant) -> bool:
     """Note that a worker is alive; return whether it must give its trial back."""
+    now = clock(engine.dialect.name)
+    seen = workers.update().where(workers.c.worker == claimant.worker).values(seen_at_s=now)
+    query = sa.select(budgets.c.stopped_at_s, now).where(budgets.c.study_id == claimant.study_id)
 
-    def work(connection: Connection, _: int) -> bool:
-        now = clock(connection.dialect.name)
-        connection.execute(workers.update().where(workers.c.worker == claimant.worker).values(seen_at_s=now))
-        query = sa.select(budgets.c.stopped_at_s, now).where(budgets.c.study_id == claimant.study_id)
+    def work(connection: Connection) -> bool:
         row = connection.execute(query).first()
         return row is not None and (row[0] is not None or _hours_are_spent(connection, claimant, row[1]))
 
-    return write(engine, work)
+    write_once(engine, lambda connection, _: connection.execute(seen))
+    return read(engine, work)

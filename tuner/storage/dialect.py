@@ -14,6 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
 from tuner.storage.engine import read
+from tuner.storage.tables import trials
 
 
 def clock(dialect: str) -> sa.ColumnElement[float]:
@@ -24,7 +25,7 @@ def clock(dialect: str) -> sa.ColumnElement[float]:
 
 
 def utc_now(dialect: str) -> sa.ColumnElement[Any]:
-    """Return the expression for the database's time as Optuna stores it: without a zone; ours is UTC."""
+    """Return the expression for the database's time without a zone, as Optuna's columns have it; ours is UTC."""
     if dialect == "sqlite":
         return sa.literal_column("strftime('%Y-%m-%d %H:%M:%f000', 'now')", sa.DateTime())
     return sa.literal_column("(clock_timestamp() AT TIME ZONE 'UTC')", sa.DateTime())
@@ -48,6 +49,14 @@ def greatest(connection: Connection, *values: Any) -> sa.ColumnElement[Any]:
 def insert(dialect: str, table: sa.Table) -> Any:
     """Return an INSERT that takes ON CONFLICT."""
     return (sqlite if dialect == "sqlite" else postgresql).insert(table)
+
+
+def of_study(study_id: Any) -> sa.ColumnElement[bool]:
+    """Return whether a trial is one of a study, where the trials are searched by their ids.
+
+    Plus nothing: else Postgres takes the index on the study, and reads all its trials to find the few that are new.
+    """
+    return trials.c.study_id + sa.literal_column("0") == study_id
 
 
 def one_of(dialect: str, column: sa.ColumnElement[Any], name: str) -> sa.ColumnElement[bool]:

@@ -72,6 +72,8 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 def _prepare_postgres(connection: Any, _record: Any) -> None:
     with connection.cursor() as cursor:
         cursor.execute(_LIMITS)
+        # Who waited for a lock must see what its holder has done, whatever the database or the role sets.
+        cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED")
     connection.commit()
 
 

@@ -142,7 +142,8 @@ def _change(dialect: str, change: str) -> Any:
     return statement
 
 
-def _lost(lease: Lease) -> LeaseLost:
+def lost_lease(lease: Lease) -> LeaseLost:
+    """Return the error of a worker whose trial is another's."""
     return LeaseLost(
         f"trial {lease.number} must still belong to {lease.worker}: another worker has taken it over, or ended it"
     )
@@ -155,7 +156,7 @@ def _write_held(engine: Engine, lease: Lease, *writes: Write) -> None:
         LeaseLost: another worker has the trial, or it has ended.
     """
     if not write_once(engine, lambda connection, _: _fenced(connection, lease, "extend", writes)):
-        raise _lost(lease)
+        raise lost_lease(lease)
 
 
 def upsert(dialect: str, table: sa.Table, rows: Sequence[Mapping[str, Any]], unique: str) -> Write:
@@ -250,7 +251,7 @@ def report(engine: Engine, lease: Lease, several: Sequence[Report], objective: s
 
 def encode_metric(value: float) -> float | str:
     """Return a metric as JSON can hold it: NaN and infinities as text."""
-    return value if math.isfinite(value) else str(value)
+    return float(value) if math.isfinite(value) else str(float(value))
 
 
 # --- Ends
@@ -281,7 +282,7 @@ def tell(
         return is_held or (tries > 0 and _has_ended(connection, lease, outcome))
 
     if not write_once(engine, work):
-        raise _lost(lease)
+        raise lost_lease(lease)
 
 
 def _has_ended(connection: Connection, lease: Lease, ending: str) -> bool:
@@ -290,6 +291,11 @@ def _has_ended(connection: Connection, lease: Lease, ending: str) -> bool:
         attempts.c.trial_id == lease.trial_id, attempts.c.fence == lease.fence, attempts.c.worker == lease.worker
     )
     return connection.execute(query).scalar_one_or_none() == ending
+
+
+def _is_held(table: sa.Table, held: sa.FromClause) -> sa.ColumnElement[bool]:
+    # A value, where IN (SELECT ...) would be a join that Postgres may do over all trials.
+    return table.c.trial_id == sa.select(held.c.trial_id).scalar_subquery()
 
 
 def endings(
@@ -310,7 +316,7 @@ def endings(
     def end_trial(held: sa.FromClause, bind: Bind) -> Any:
         return (
             trials.update()
-            .where(trials.c.trial_id.in_(sa.select(held.c.trial_id)))
+            .where(_is_held(trials, held))
             .values(state=bind("state", trials.c.state), datetime_complete=utc_now(dialect))
         )
 
@@ -318,9 +324,7 @@ def endings(
 
     def insert_record(held: sa.FromClause, bind: Bind) -> Any:
         columns = [bind(name, records.c[name]).label(name) for name in given]
-        source = sa.select(trials.c.trial_id, trials.c.study_id, clock(dialect), *columns).where(
-            trials.c.trial_id.in_(sa.select(held.c.trial_id))
-        )
+        source = sa.select(trials.c.trial_id, trials.c.study_id, clock(dialect), *columns).where(_is_held(trials, held))
         return records.insert().from_select(["trial_id", "study_id", "ended_at_s", *given], source)
 
     return [
@@ -335,7 +339,7 @@ def _attempt_ending(dialect: str, lease: Lease, ending: str, error: str | None =
         return (
             attempts.update()
             .where(
-                attempts.c.trial_id.in_(sa.select(held.c.trial_id)),
+                _is_held(attempts, held),
                 attempts.c.fence == bind("fence", attempts.c.fence),
                 attempts.c.ended_at_s.is_(None),
             )
@@ -356,7 +360,7 @@ def release(engine: Engine, lease: Lease) -> None:
         LeaseLost: another worker has the trial already.
     """
     if not _give_back(engine, lease, Outcome.PREEMPTED, None):
-        raise _lost(lease)
+        raise lost_lease(lease)
 
 
 def _give_back(engine: Engine, lease: Lease, ending: Outcome, error: str | None) -> bool:
@@ -386,7 +390,7 @@ def retry(engine: Engine, lease: Lease, error: str, limit: int) -> bool:
     if read(engine, lambda connection: connection.execute(query).scalar_one()) >= limit:
         return False
     if not _give_back(engine, lease, Outcome.FAILED, error):
-        raise _lost(lease)
+        raise lost_lease(lease)
     return True
 
 
@@ -445,6 +449,7 @@ def renewed(engine: Engine, lease: Lease, must_stop: Callable[[], bool] = lambda
 
 def stored_number(value: float) -> tuple[float | None, str]:
     """Return a float as Optuna stores it: finite ones as numbers, the others as a type."""
+    value = float(value)  # psycopg2 takes NumPy's for names
     if math.isnan(value):
         return None, "NAN"
     if math.isinf(value):

@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection
 
-from tuner.storage.dialect import ids_value, one_of, run_prepared
+from tuner.storage.dialect import ids_value, of_study, one_of, run_prepared
 from tuner.storage.tables import (
     studies,
     trial_intermediate_values,
@@ -37,8 +37,8 @@ to_distribution = functools.lru_cache(maxsize=4096)(json_to_distribution)
 
 def load_trials(
     connection: Connection, study_id: int, newer_than: int, also: Collection[int] = ()
-) -> list[FrozenTrial] | None:
-    """Return some trials of a study by id; None if there is no such study.
+) -> tuple[str, list[FrozenTrial]] | None:
+    """Return a study's name and some of its trials by id; None if there is no such study.
 
     Args:
         connection: A connection.
@@ -52,8 +52,8 @@ def load_trials(
         wanted = trials.c.trial_id > sa.bindparam("newer_than")
         wanted |= one_of(dialect, trials.c.trial_id, "also")
         return (
-            sa.select(*(trials.c[name] for name in _COLUMNS))
-            .select_from(studies.outerjoin(trials, (trials.c.study_id == studies.c.study_id) & wanted))
+            sa.select(*(trials.c[name] for name in _COLUMNS), studies.c.study_name)
+            .select_from(studies.outerjoin(trials, of_study(studies.c.study_id) & wanted))
             .where(studies.c.study_id == sa.bindparam("study_id"))
             .order_by(trials.c.trial_id)
         )
@@ -62,10 +62,10 @@ def load_trials(
     rows = run_prepared(connection, "load trials", build, values).all()
     if not rows:
         return None
-    found = {row[0]: new_trial(*row) for row in rows if row[0] is not None}
+    found = {row[0]: new_trial(*row[:-1]) for row in rows if row[0] is not None}
     if found:
         _fill(found, _details(connection, study_id, list(found)))
-    return list(found.values())
+    return rows[0][-1], list(found.values())
 
 
 def load_trial(connection: Connection, trial_id: int) -> FrozenTrial | None:
@@ -113,7 +113,7 @@ _PARAM, _VALUE, _REPORT, _USER, _SYSTEM = range(5)
 def _details(connection: Connection, study_id: int, ids: list[int]) -> sa.CursorResult[Any]:
     """Return everything that belongs to trials, as rows of (kind, trial_id, position, name, number, text)."""
     dialect = connection.dialect.name
-    is_listed = len(ids) <= _LISTED
+    is_listed = len(ids) <= _LISTED or len(ids) < (ids[-1] - ids[0]) / 4  # else a range of ids says it shorter
     params, values, reports = trial_params.c, trial_values.c, trial_intermediate_values.c
     user, system = trial_user_attributes.c, trial_system_attributes.c
     zero, nothing = sa.literal_column("0"), sa.null()

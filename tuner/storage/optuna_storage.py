@@ -163,6 +163,7 @@ class Storage(BaseStorage):
         with self._lock:
             self._known.pop(study_id, None)
             self._studies_of_new.clear()
+            self._held = {trial_id: held for trial_id, held in self._held.items() if held.study_id != study_id}
         self._cold(lambda: self._rdb.delete_study(study_id))
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
@@ -197,7 +198,12 @@ class Storage(BaseStorage):
         return self._cold(lambda: self._rdb.get_study_system_attrs(study_id))
 
     def get_all_studies(self) -> list[FrozenStudy]:
-        return self._cold(self._rdb.get_all_studies)
+        found = self._cold(self._rdb.get_all_studies)
+        with self._lock:
+            for study in found:
+                if self._of(study._study_id).name not in (None, study.study_name):
+                    self._known[study._study_id] = _Known()
+        return found
 
     def _of(self, study_id: int) -> _Known:
         with self._lock:
@@ -234,7 +240,9 @@ class Storage(BaseStorage):
     def enter_rung(self, study_id: int, trial_id: int, **place: Any) -> bool:
         """See `tuner.storage.rungs.enter_rung`."""
         with self._lock:
-            return enter_rung(self.engine, self._of(study_id).rungs, trial_id, study_id, **place)
+            held = self._held.get(trial_id)
+            lease = None if held is None else held.lease
+            return enter_rung(self.engine, self._of(study_id).rungs, lease, trial_id, study_id, **place)
 
     # --- Trials
 
@@ -271,7 +279,7 @@ class Storage(BaseStorage):
             raise
         text = distribution_to_json(distribution)
         if held is not None:
-            held.new_params.append((param_name, param_value_internal, text))
+            held.new_params.append((param_name, float(param_value_internal), text))
             held.trial._params[param_name] = distribution.to_external_repr(param_value_internal)
             held.trial._distributions[param_name] = distribution
         else:
@@ -403,16 +411,23 @@ class Storage(BaseStorage):
             known = self._of(study_id)
             held = [held for held in self._held.values() if held.study_id == study_id]
             also = known.unfinished - {held.trial._trial_id for held in held}
-            newest = known.newest
-            changed = read(self.engine, lambda connection: load_trials(connection, study_id, newest, sorted(also)))
-            if changed is None:
-                self._known.pop(study_id, None)
-                raise KeyError(f"there is no study of id {study_id}")
+            name, changed = self._load(study_id, known.newest, sorted(also))
+            if known.name not in (None, name):  # SQLite has given the id of a deleted study to another
+                known = self._known[study_id] = _Known()
+                name, changed = self._load(study_id, -1, [])
+            known.name = name
             known.add(changed)
             known.add([held.trial for held in held])
             found = known.trials
             found = list(found) if states is None else [trial for trial in found if trial.state in states]
         return list(copies(found)) if deepcopy else found
+
+    def _load(self, study_id: int, newer_than: int, also: list[int]) -> tuple[str, list[FrozenTrial]]:
+        found = read(self.engine, lambda connection: load_trials(connection, study_id, newer_than, also))
+        if found is None:
+            self._known.pop(study_id, None)
+            raise KeyError(f"there is no study of id {study_id}")
+        return found
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
         return self._cold(lambda: self._rdb.get_best_trial(study_id))

@@ -12,7 +12,8 @@ from sqlalchemy import Connection, Engine
 
 from tuner.storage.dialect import run_prepared
 from tuner.storage.engine import write
-from tuner.storage.tables import rungs, studies
+from tuner.storage.leases import Lease, lost_lease
+from tuner.storage.tables import leases, rungs, studies
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Rungs:
 def enter_rung(
     engine: Engine,
     known: Rungs,
+    lease: Lease | None,
     trial_id: int,
     study_id: int,
     *,
@@ -58,6 +60,7 @@ def enter_rung(
     Args:
         engine: The storage's engine.
         known: What this process knows of the study's rungs; brought up to date.
+        lease: The lease on the trial; None for one that is not ours.
         trial_id: The trial.
         study_id: Its study.
         bracket: Which of Hyperband's brackets; 0 without.
@@ -66,6 +69,9 @@ def enter_rung(
         reduction_factor: One in so many trials is promoted; > 1.
         bootstrap_count: Trials that a rung must have before any is promoted.
         maximize: Whether larger is better.
+
+    Raises:
+        LeaseLost: another worker has the trial.
 
     Concurrency: one transaction that holds the study's row, so that positions have no gaps and no trial misses
         another. `known` is for one thread at a time.
@@ -86,10 +92,29 @@ def enter_rung(
         count = len(others) + 1
         is_promoted = count > bootstrap_count and better <= max(0, count // reduction_factor - 1)
         row = {**place, "position": known.newest + 1, "value": value, "is_promoted": is_promoted}
-        run_prepared(connection, "enter rung", _enter, row)
+        if lease is None:
+            run_prepared(connection, "enter rung", _enter, row)
+        elif (
+            run_prepared(
+                connection, "enter rung, held", _enter_held, {**row, "fence": lease.fence, "worker": lease.worker}
+            ).rowcount
+            != 1
+        ):
+            raise lost_lease(lease)
         return is_promoted
 
     return write(engine, work)
+
+
+def _enter_held() -> sa.Insert:
+    """Enter if the lease is held: nobody can take it over while the study's row is."""
+    places = [sa.cast(sa.bindparam(column.name, type_=column.type), column.type) for column in rungs.c]
+    is_held = sa.exists().where(
+        leases.c.trial_id == sa.cast(sa.bindparam("trial_id", type_=sa.Integer), sa.Integer),
+        leases.c.fence == sa.bindparam("fence", type_=sa.Integer),
+        leases.c.worker == sa.bindparam("worker", type_=sa.Text),
+    )
+    return rungs.insert().from_select([column.name for column in rungs.c], sa.select(*places).where(is_held))
 
 
 def _lock() -> sa.Select[Any]:

@@ -136,7 +136,7 @@ leases = Table(
     Column("deaths", Integer, nullable=False),
     Column("expires_at_s", _Seconds, nullable=False),
 )
-"""Who runs which trial, and until when. A row exists exactly while its trial is running under our workers."""
+"""Who runs which trial, and until when: a row while our workers run it. One ended by another tool keeps its row."""
 
 attempts = Table(
     "tuner_attempts",

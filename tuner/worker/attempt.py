@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuner.artifacts import collect, trial_folder
 from tuner.errors import LeaseLost, TrialPruned, TunerError
-from tuner.failures import describe
+from tuner.failures import describe, storable
 from tuner.search import TrialPruner
 from tuner.storage import claims, hide_password, leases
 from tuner.storage.engine import PROMPT, patient
@@ -146,7 +146,7 @@ class Attempt:
             raise
         except Exception as error:
             if is_out_of_memory(error):
-                return Outcome.OUT_OF_MEMORY, None, {"error": str(error)}
+                return Outcome.OUT_OF_MEMORY, None, {"error": storable(str(error))}
             return Outcome.FAILED, None, describe(error)
 
     def _must_stop(self) -> bool:
