@@ -84,6 +84,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_goes_on(
     assert [row["value"] for row in interrupted] == [row["value"] for row in quiet]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_launch_ends_soon_and_resumes(
     tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any], sent: signal.Signals
@@ -104,6 +105,7 @@ def test_an_interrupted_launch_ends_soon_and_resumes(
     check_study(tuner, 6)
 
 
+@pytest.mark.slow
 def test_workers_do_not_outlive_their_launcher(
     tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any]
 ) -> None:
@@ -142,6 +144,7 @@ def test_the_same_error_three_times_stops_the_study_once_mended_it_goes_on(
     assert outcomes.count("complete") == 6, "failed trials do not use the budget"
 
 
+@pytest.mark.slow
 def test_a_worker_that_starts_late_counts_the_failures_of_its_launch(tuner_on_sqlite: Any, tiny_study: Path) -> None:
     tuner, began_s = tuner_on_sqlite, str(time.time())
     for _ in range(2):
@@ -168,6 +171,7 @@ def test_hopeless_trials_use_budget_and_are_never_best(
     assert {row["outcome"] for row in tuner.rows("best", "tiny", "-n", "9")} == {"complete"}
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_live_is_given_up(tuner_on_sqlite: Any, tiny_study: Path) -> None:
     tiny_study.write_text(f"{tiny_study.read_text()}\nimport os\nprint('last words', flush=True)\nos._exit(9)\n")
 
@@ -178,6 +182,7 @@ def test_a_worker_that_cannot_live_is_given_up(tuner_on_sqlite: Any, tiny_study:
     assert done.stderr.splitlines()[-1] == "last words"
 
 
+@pytest.mark.slow
 def test_a_trial_that_kills_its_workers_is_failed_and_the_study_goes_on(tuner_on_sqlite: Any, tiny_study: Path) -> None:
     done = tuner_on_sqlite.run("launch", "tiny.py", "--workers", "1", TINY_MODE="kill")
 

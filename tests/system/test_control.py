@@ -50,6 +50,7 @@ def train(tuner: Any, wait_until: Callable[..., Any], *words: str, **env: str) -
     return process
 
 
+@pytest.mark.slow
 def test_a_stopped_study_ends_soon_and_resumed_it_ends_as_if_nothing_had_been(
     tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any]
 ) -> None:

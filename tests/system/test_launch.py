@@ -76,6 +76,7 @@ def test_a_study_runs_resumes_and_is_queried(tuner_on_sqlite: Any, tiny_study: P
     assert len(tuner.rows("trials", "tiny")) == 8
 
 
+@pytest.mark.slow
 def test_two_launches_on_postgres_share_one_exact_budget(tuner_on_postgres: Any, tiny_study: Path) -> None:
     tuner = tuner_on_postgres
     options = ("--workers", "1", "--trials", "12", "--set", "noise=0.5")
@@ -93,6 +94,7 @@ def test_two_launches_on_postgres_share_one_exact_budget(tuner_on_postgres: Any,
     assert len(workers) == 2, "both took part"
 
 
+@pytest.mark.slow
 def test_workers_get_their_gpus(tuner_on_sqlite: Any, tiny_study: Path, tmp_path: Path) -> None:
     given, tools = tmp_path / "notes", tmp_path / "bin"
     given.mkdir()
