@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 import tuner
 from tuner.storage import claims, connect, leases
 from tuner.storage.claims import Claimant, NoTrial
-from tuner.storage.leases import Lease
+from tuner.storage.fences import Lease
 from tuner.storage.optuna_storage import Storage
 from tuner.storage.studies import register
 from tuner.trial import Outcome, Report

@@ -13,6 +13,7 @@ from tuner.storage.queries import (
     TrialRow,
     find_study,
     outcome_counts,
+    read_attempts,
     read_best,
     read_studies,
     read_trial,
@@ -107,6 +108,19 @@ def show_row(engine: Engine, study_name: str, number: int) -> Row:
         "completed": trial.completed.isoformat(timespec="seconds") + "Z" if trial.completed else None,
         "reports": [{"epoch": epoch, "value": _plain(value)} for epoch, value in trial.reports.items()],
         **{key: trial.record.get(key) for key in ("worker", "compile_s", "train_s", "checkpoint", "error")},
+        "attempts": [_attempt_row(attempt) for attempt in read_attempts(engine, trial.trial_id)],
+    }
+
+
+def _attempt_row(attempt: Row) -> Row:
+    """Return one worker's run of a trial; `ending` is an outcome, `preempted` or `died`, None while it goes on."""
+    end_s = attempt["ended_at_s"]
+    return {
+        "worker": attempt["worker"],
+        "devices": attempt["devices"],
+        "seconds": None if end_s is None else round(end_s - attempt["started_at_s"], 3),
+        "ending": attempt["ending"],
+        "error": attempt["error"],
     }
 
 

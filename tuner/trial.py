@@ -58,7 +58,7 @@ def all_finite(values: list[float]) -> bool:
 
 
 Event = dict[str, Any]
-"""What a worker says: `event` is study, trial, report, end, idle, hours, done or error; a launcher shows it."""
+"""What a worker says: `event` is study, trial, report, end, retry, idle, hours, done or error."""
 
 
 @dataclass
@@ -80,6 +80,8 @@ def event_line(event: Event) -> str | None:
         case "report":
             values = ", ".join(f"{value:.4g}" for value in event["values"])
             return f"trial {event['trial']}, epoch {event['epoch']}: {values}"
+        case "retry":
+            return f"trial {event['trial']} failed and is tried again: {event['error']}"
         case "end":
             return f"trial {event['trial']}: {event['outcome']}"
         case "study":

@@ -25,11 +25,11 @@ from storage_tools import LEASE_S, Desk, report, shared_desk_at
 from tuner.errors import LeaseLost, StorageLost, UnknownStudy
 from tuner.failures import ANY_FAILURES
 from tuner.source import git_state
-from tuner.storage import claims, connect, dialect, leases, reporter
+from tuner.storage import claims, connect, dialect, hours, leases, reporter
 from tuner.storage.claims import MAX_DEATHS, Claimant, NoTrial
 from tuner.storage.dialect import now_s
 from tuner.storage.engine import Patience, patient
-from tuner.storage.leases import Lease
+from tuner.storage.fences import Lease
 from tuner.storage.reporter import Reporter
 from tuner.storage.studies import Registered, join, leave, register, resume, stop
 from tuner.storage.tables import attempts, budgets, workers
@@ -140,6 +140,9 @@ class Model:
         used = sum(row.state in ("COMPLETE", "PRUNED") for row in self.rows)
         if used >= budget:
             return NoTrial.DONE
+        held = sum(row.state == "RUNNING" and row.fence > 0 and not row.has_expired for row in self.rows)
+        if used + held >= budget:
+            return NoTrial.WAIT  # of a budget that has been lowered, nothing is left for those that were given back
         for number, row in enumerate(self.rows):
             if row.state == "RUNNING" and row.has_expired:
                 row.deaths += row.worker is not None
@@ -321,26 +324,57 @@ def add_ended(desk: Books, *states: str) -> list[int]:
     return [row["id"] for row in rows]
 
 
-def test_after_two_hundred_ended_trials_the_mark_moves_up_to_the_first_that_is_open(desk: Books) -> None:
+def test_at_first_and_after_two_hundred_ended_trials_the_mark_moves_over_all_that_is_there(desk: Books) -> None:
     first, second = desk.claimant("one", trials=500), desk.claimant("two", trials=500)
-    old = add_ended(desk, *["COMPLETE", "PRUNED", "FAIL"] * 66)  # 198, of which 132 count
+    add_ended(desk, *["COMPLETE", "PRUNED", "FAIL"] * 2)  # of which four count
+    zombie = desk.study.ask()  # of a plain Optuna process, which may have been killed
 
-    assert desk.lease(first).number == 198
-    assert (first.settled.up_to, first.settled.total, first.settled.used) == (-1, 0, 0), "too few to settle"
-    add_ended(desk, *["COMPLETE"] * 100)
-    assert desk.lease(first).number == 299
-    assert (first.settled.up_to, first.settled.total, first.settled.used) == (old[-1], 198, 132)
-    assert desk.lease(first).number == 300
-    assert first.settled.up_to == old[-1], "the rest is not enough"
-    assert desk.lease(second).number == 301, "who comes later counts for itself"
-    assert second.settled == first.settled
+    held = [desk.lease(first)]
+    assert first.settled == claims.Settled(held[0].trial_id, 6, 4, (zombie._trial_id, held[0].trial_id))
+    add_ended(desk, *["COMPLETE"] * 197)
+    held.append(desk.lease(first))
+    assert (held[1].number, first.settled.total) == (205, 6), "too few to settle"
+    add_ended(desk, "FAIL")
+    held.append(desk.lease(first))
+    open_ids = (zombie._trial_id, *(lease.trial_id for lease in held))
+    assert first.settled == claims.Settled(held[2].trial_id, 204, 201, open_ids)
+    held.append(desk.lease(second))
+    assert held[3].number == 208
+    assert second.settled == claims.Settled(held[3].trial_id, 204, 201, (*open_ids, held[3].trial_id))
 
-    for trials, answer in ((232, NoTrial.DONE), (233, NoTrial.WAIT), (236, NoTrial.WAIT)):
+    # Four are held, the zombie does not count.
+    for trials, answer in ((201, NoTrial.DONE), (202, NoTrial.WAIT), (205, NoTrial.WAIT)):
         for claimant in (first, second, desk.claimant("three")):
             claimant.trials = trials
             assert claims.claim(desk.engine, claimant) is answer
-    first.trials = 237
-    assert desk.lease(first).number == 302
+    desk.study.tell(zombie, 1.0)
+    desk.tell(held[0])
+    desk.tell(held[1], Outcome.FAILED)
+    for claimant in (first, second):
+        claimant.trials = 205
+        assert claims.claim(desk.engine, claimant) is NoTrial.WAIT, "203 used, two held"
+    first.trials = 206
+    assert desk.lease(first).number == 209
+
+
+def test_of_a_long_queue_a_part_is_settled_at_a_time(desk: Books, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "_MOST_OPEN", 3)
+    monkeypatch.setattr(claims, "_SETTLE_AFTER", 2)
+    claimant = desk.claimant("one")
+    queued = [desk.study.add_trial(optuna.trial.create_trial(state=TrialState.WAITING)) for _ in range(8)]
+    ids = [trial._trial_id for trial in desk.study.get_trials(deepcopy=False)]
+    assert len(queued) == len(ids)
+    found = []
+    for at in range(10):
+        lease = desk.lease(claimant)
+        assert lease.number == at
+        found.append((claimant.settled.up_to - ids[0], claimant.settled.total, len(claimant.settled.still_open)))
+        desk.tell(lease)
+
+    assert found == [
+        (2, 0, 3), (2, 0, 3), (4, 2, 3), (4, 2, 3), (6, 4, 3),
+        (6, 4, 3), (7, 6, 2), (7, 6, 2), (8, 8, 1), (8, 8, 1),
+    ]  # fmt: skip
 
 
 def test_a_claim_of_a_long_study_reads_the_rest_only(desk: Books, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,11 +387,20 @@ def test_a_claim_of_a_long_study_reads_the_rest_only(desk: Books, monkeypatch: p
 
     assert [found.total for found in seen] == [450, 1, 2]
 
+    held = desk.lease(desk.claimant("holder", trials=454))
+    waiting = desk.claimant("waiting", trials=454)
+    for _ in range(2):
+        assert claims.claim(desk.engine, waiting) is NoTrial.WAIT
+    assert [found.total for found in seen[-2:]] == [454, 1], "who waits counts all but once"
+    desk.tell(held)
+    assert claims.claim(desk.engine, waiting) is NoTrial.DONE
+
 
 def test_racing_workers_with_marks_of_their_own_run_exactly_the_budget(
     desk: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(claims, "_SETTLE_AFTER", 3)
+    monkeypatch.setattr(claims, "_MOST_OPEN", 3)
     budget, deadline_s = 40, time.monotonic() + 60.0
     marks: list[int] = []
 
@@ -439,9 +482,44 @@ def test_the_hours_spent_are_those_of_a_count_by_hand(desk: Books, count: int) -
 
     covered = {cell for one in several for cell in one.cells(now)}
     with desk.engine.connect() as connection:
-        wall_s, device_s = claims.spent(connection, desk.study_id, now / 4)
-    assert wall_s == len(covered) / 4
-    assert device_s == sum(len(one.cells(now)) * one.devices for one in several) / 4
+        used, settled = hours.count_hours(connection, desk.study_id, now / 4, hours.Hours())
+    assert settled == hours.Hours(), "too few to settle"
+    assert used.wall_s == len(covered) / 4
+    assert used.device_s == sum(len(one.cells(now)) * one.devices for one in several) / 4
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_hours_that_are_settled_are_not_counted_otherwise_later(
+    desk: Books, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attempts begin, go on and end; a worker with settled hours counts what one counts that has none."""
+    monkeypatch.setattr(hours, "_SETTLE_AFTER", 3)
+    generator, settled, marks = random.Random(seed), hours.Hours(), []
+    now, running = 1000, {}
+    for _ in range(40):
+        now += generator.choice([0, 1, 7, 30])
+        for trial_id in [
+            one for one, lease_end in running.items() if generator.random() < 0.3 or lease_end <= now - 50
+        ]:
+            # It ends now, or a worker that vanished is found to have ended when its lease did.
+            lease_end = running.pop(trial_id)
+            where = f"WHERE trial_id = {trial_id}"
+            desk.execute(f"UPDATE tuner_attempts SET ended_at_s = {min(now, lease_end) / 4}, ending = 'died' {where}")
+            desk.execute(f"DELETE FROM tuner_leases {where}")
+        for trial_id, lease_end in running.items():
+            if lease_end > now and generator.random() < 0.7:
+                running[trial_id] = now + 30
+                desk.execute(f"UPDATE tuner_leases SET expires_at_s = {(now + 30) / 4} WHERE trial_id = {trial_id}")
+        if generator.random() < 0.6:
+            store_attempts(desk, [Interval(now, None, generator.randint(1, 4), now + 30)])
+            (newest,) = desk.execute("SELECT max(trial_id) AS id FROM trials")
+            running[newest.id] = now + 30
+        with desk.engine.connect() as connection:
+            expected, _ = hours.count_hours(connection, desk.study_id, now / 4, hours.Hours())
+            used, settled = hours.count_hours(connection, desk.study_id, now / 4, settled)
+        assert used == expected
+        marks.append(settled.until_s)
+    assert len(set(marks)) > 5
 
 
 @pytest.mark.parametrize(("limit", "spent_s"), [("wall_s", 150.0), ("device_s", 360.0)])
@@ -842,6 +920,24 @@ def test_a_take_over_whose_answer_was_lost_is_the_same(
     assert desk.leases() == [(0, "one", 2, 1)], "one died, not two"
     desk.tell(lease)
     assert desk.attempts() == [(0, 1, "gone", 1, "died"), (0, 2, "one", 1, "complete")]
+
+
+def test_a_claim_whose_answer_was_lost_before_a_stop_is_not_forgotten(
+    postgres_desk: Books, breaking_desk: Callable[[], Books], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk, lock_study, calls = breaking_desk(), claims._lock_study, []
+
+    def stopped_at_the_second(connection: sa.Connection, claimant: Claimant) -> bool:
+        calls.append(lock_study(connection, claimant))
+        return len(calls) > 1
+
+    monkeypatch.setattr(claims, "_lock_study", stopped_at_the_second)
+    answer = claims.claim(desk.engine, desk.claimant())
+
+    # Were it forgotten, its lease would run out, and the trial would be said to have killed its worker.
+    assert len(calls) == 2
+    assert desk.states() == ([] if answer is NoTrial.STOPPED else ["RUNNING"])
+    assert isinstance(answer, Lease) == bool(desk.leases())
 
 
 def test_a_claim_whose_answer_was_lost_is_not_one_of_a_trial_that_another_tool_ended(

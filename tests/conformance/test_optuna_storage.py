@@ -37,7 +37,7 @@ from storage_tools import opened
 from tuner.errors import LeaseLost
 from tuner.storage import claims, dialect, leases, loading
 from tuner.storage.engine import Patience, patient
-from tuner.storage.leases import Lease
+from tuner.storage.fences import Lease
 from tuner.storage.optuna_storage import Storage
 from tuner.storage.tables import (
     trial_intermediate_values,

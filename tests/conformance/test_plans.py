@@ -12,7 +12,7 @@ from sqlalchemy import event
 from storage_tools import opened
 
 from tuner.storage import claims, dialect, leases
-from tuner.storage.leases import Lease
+from tuner.storage.fences import Lease
 from tuner.storage.optuna_storage import Storage
 from tuner.storage.tables import trial_system_attributes, trial_user_attributes
 from tuner.trial import Outcome, Report
@@ -105,6 +105,10 @@ class Desk:
         storage.set_trial_param(theirs, "x0", 0.5, optuna.distributions.FloatDistribution(0.0, 1.0))
         storage.set_trial_state_values(theirs, optuna.trial.TrialState.COMPLETE, [0.5])
 
+    def name_of(self, key: Hashable) -> str:
+        with self.engine.connect() as connection:
+            return connection.info[dialect._PREPARED][key]
+
     def plans(self, mode: str = "auto") -> dict[Hashable, dict[str, Any]]:
         """Return the plan of each prepared statement, with the values that it was last sent with."""
         plans = {}
@@ -169,7 +173,8 @@ def whole_tables(plan: dict[str, Any]) -> set[str]:
 
 def test_no_statement_of_a_trial_reads_a_whole_table(desk: Desk) -> None:
     plans = desk.plans()
-    del plans["details", False]  # the first reading of all trials
+    for first in ("details", "load trials", "standing"):
+        del plans[first, False]  # the first reading of all trials
 
     found = {key: whole for key, plan in plans.items() if (whole := whole_tables(plan))}
     assert found == {}
@@ -183,21 +188,62 @@ def test_no_statement_of_a_trial_reads_a_whole_table(desk: Desk) -> None:
     assert plans.keys() <= prepared
 
 
+def rows_touched(desk: Desk, key: Hashable, **changed: Any) -> float:
+    """Run a statement as it was sent last, undo it, and return how many rows its plan has looked at."""
+    with desk.engine.connect() as connection:
+        text, parameters = desk.sent[connection.info[dialect._PREPARED][key]]
+        rows = connection.exec_driver_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) {text}", {**parameters, **changed})
+        (plan,) = rows.scalar_one()
+        connection.rollback()
+    return sum(
+        (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
+        for node in nodes(plan["Plan"])
+    )
+
+
+def test_the_trials_of_other_studies_are_not_looked_at(desk: Desk) -> None:
+    """A study beside large and newer ones. After six times a statement is planned for any values."""
+    fill = (
+        "INSERT INTO trials (number, study_id, state) SELECT g, {}, 'COMPLETE' FROM generate_series(0, 9999) AS g (g)"
+    )
+    names = [f"other {at}" for at in range(4)]
+    others = [desk.storage.create_new_study([StudyDirection.MINIMIZE], name) for name in names]
+    with desk.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        for other in others:
+            connection.exec_driver_sql(fill.format(other))
+        connection.exec_driver_sql("ANALYZE")
+    for _ in range(RUNS):
+        desk.run_a_trial()
+    assert rows_touched(desk, ("standing", True)) < 500
+    assert rows_touched(desk, ("load trials", True)) < 500
+
+    lease = desk.claim()
+    held = {"held_id": lease.trial_id, "worker": lease.worker}
+    ends: list[Any] = [key for key in desk.plans() if isinstance(key, tuple) and key[0] == "end"]
+    assert len(ends) > 1
+    for end in ends:
+        names = [name for name in desk.sent[desk.name_of(end)][1] if name.endswith("fence")]
+        assert 0 < rows_touched(desk, end, **held, **dict.fromkeys(names, lease.fence)) < 100
+    leases.tell(desk.engine, lease, Outcome.COMPLETE, [0.5], {})
+    for other in others:
+        desk.storage.delete_study(other)
+
+
 def test_a_claim_counts_only_trials_that_are_not_settled(desk: Desk) -> None:
     assert desk.claimant.settled.total >= TRIALS
-    settled = desk.plans()["standing"]
-    assert ("Index Scan", "trials_pkey") in scans(settled)
+    settled = desk.plans()["standing", True]
+    assert "trials_pkey" in {index for _, index in scans(settled)}
     assert settled["Plan Rows"] == 1
     assert sum(node["Plan Rows"] for node in nodes(settled)) < TRIALS / 20
 
     # A worker that has just come counts all trials, once.
     desk.claimant = new = replace(desk.claimant, settled=claims.Settled())
     lease = desk.claim()
-    assert whole_tables(desk.plans()["standing"]) == {"trials"}
+    assert {index for _, index in scans(desk.plans()["standing", False])} >= {"ix_trials_study_id"}
     assert new.settled.total >= TRIALS
     leases.tell(desk.engine, lease, Outcome.COMPLETE, [0.5], {})
     desk.run_a_trial()
-    assert whole_tables(desk.plans()["standing"]) == set()
+    assert whole_tables(desk.plans()["standing", True]) == set()
 
 
 def test_of_a_rung_only_what_is_new_is_read(desk: Desk) -> None:
@@ -229,7 +275,7 @@ def test_refreshing_reads_what_is_new_by_its_id(desk: Desk) -> None:
         desk.storage.get_all_trials(desk.study_id, deepcopy=False)
     plans = desk.plans()
 
-    for key in ("load trials", ("details", True)):
+    for key in (("load trials", True), ("details", True)):
         assert whole_tables(plans[key]) == set(), key
         assert {index for kind, index in scans(plans[key]) if "Index" in kind} != set()
     for trial_id in open_ids:

@@ -19,7 +19,7 @@ from storage_tools import opened
 from tuner.errors import LeaseLost
 from tuner.search.halving import AshaPruner, BracketPruner
 from tuner.search.pruners import TrialPruner
-from tuner.storage.leases import Lease
+from tuner.storage.fences import Lease
 from tuner.storage.optuna_storage import Storage
 from tuner.storage.tables import leases, rungs
 

@@ -22,7 +22,8 @@ from storage_tools import opened
 
 import tuner
 from tuner.errors import StorageLost, StorageSchemaError
-from tuner.storage import schema
+from tuner.results import study_rows
+from tuner.storage import connect, schema
 from tuner.storage.engine import new_engine
 from tuner.storage.tables import VERSION_TABLE, tuner_tables
 from tuner.storage.url import driver_url
@@ -287,6 +288,19 @@ def test_the_command_says_what_it_did(sqlite_url: str) -> None:
     assert "they are at v3.2.0.a" in lines[1]
     assert done[1].stderr.count("at this version already") == 1
     assert [line.split(",")[0] for line in done[2].stdout.splitlines()] == ["study", "old", "pair"]
+
+
+def test_a_query_on_old_tables_says_what_to_do(storage_url: str) -> None:
+    restore(storage_url, "2.10.1")
+    engine = connect(storage_url)
+    try:
+        with pytest.raises(
+            StorageSchemaError, match=r"must be of this version: .*value_type.*; `tuner upgrade`"
+        ) as caught:
+            study_rows(engine)
+    finally:
+        engine.dispose()
+    assert "\n" not in str(caught.value)
 
 
 # --- What belongs to trials that are deleted

@@ -22,7 +22,7 @@ from storage_tools import opened
 import tuner
 from tuner.errors import LeaseLost, StorageLost, UnknownStudy
 from tuner.storage import claims, connect, leases
-from tuner.storage.leases import Lease
+from tuner.storage.fences import Lease
 from tuner.storage.queries import RECORD_KEY, find_record, find_study, read_studies
 from tuner.storage.studies import Registered, register
 from tuner.storage.tables import optuna_tables, tuner_tables

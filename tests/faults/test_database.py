@@ -18,8 +18,10 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
+import optuna
 import psycopg2
 import pytest
 import sqlalchemy as sa
@@ -27,9 +29,13 @@ from aftermath import check_aftermath, endings_of, processes_of, table
 from sqlalchemy.exc import DBAPIError
 
 from tuner.errors import StorageLost
+from tuner.search.halving import AshaPruner
+from tuner.search.pruners import TrialPruner
 from tuner.storage import connect, open_storage
 from tuner.storage.engine import Patience, new_engine, patient, read, write
+from tuner.storage.optuna_storage import Storage
 from tuner.storage.tables import reports, trial_intermediate_values
+from tuner.worker.attempt import Attempt
 
 ROLE, PASSWORD = "asker", "gr33n-Thumb"
 Wait = Callable[..., Any]
@@ -311,6 +317,27 @@ def test_workers_whose_connections_are_cut_off_again_and_again_lose_nothing(
     assert launcher.returncode == 0, output
     assert ended >= 10
     check(url, output, 11)
+
+
+def test_a_database_that_goes_away_before_a_pruning_decision_does_not_hold_training_up(
+    server: Server, database: str, url: str
+) -> None:
+    storage = Storage(url, Patience(600.0))
+    storage.engine = waiting = patient(storage.engine, Patience(600.0))
+    study = optuna.create_study(storage=storage, pruner=AshaPruner(min_resource=1))
+    trial = study.ask()
+    pruner = TrialPruner(study, trial)
+    attempt = Attempt.__new__(Attempt)
+    attempt.worker = cast("Any", SimpleNamespace(storage=storage))
+    began_s = time.monotonic()
+    with server.refused(database):
+        assert not attempt._is_hopeless(pruner, 1, 0.5)
+    assert time.monotonic() < began_s + 60
+
+    assert storage.engine is waiting, "what else it does is waited for again"
+    assert not attempt._is_hopeless(pruner, 2, 0.5), "it is the best so far"
+    assert rows(url, "SELECT rung, value FROM tuner_rungs") == [(0, 0.5)]
+    storage.close()
 
 
 @pytest.mark.slow

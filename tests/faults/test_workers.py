@@ -132,11 +132,12 @@ def test_the_same_error_three_times_stops_the_study_once_mended_it_goes_on(
     assert done.returncode == 1
     assert "the same error ended 3 trials in a row" in done.stderr
     assert done.stderr.count("RuntimeError: planted bug") == 1
-    failed = tuner.rows("trials", "tiny")
-    # A second worker may be in a trial of its own when the third error is stored.
-    assert [row["outcome"] for row in failed[:3]] == ["failed"] * 3
-    assert len(failed) <= 4
-    assert "RuntimeError: planted bug" in tuner.rows("show", "tiny", "0")["error"]
+    rows = tuner.rows("trials", "tiny")
+    failed = [row["number"] for row in rows if row["outcome"] == "failed"]
+    others = [row["outcome"] for row in rows if row["outcome"] != "failed"]
+    # The other worker may be in a trial of its own when the third error is stored: it fails as well or is given back.
+    assert (len(failed), others) in [(3, []), (3, ["preempted"]), (4, [])]
+    assert "RuntimeError: planted bug" in tuner.rows("show", "tiny", str(failed[0]))["error"]
     assert tuner.rows("best", "tiny") == []
 
     assert tuner.run("launch", "tiny.py", "--workers", "2").returncode == 0

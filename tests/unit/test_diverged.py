@@ -10,7 +10,7 @@ import pytest
 import tuner
 from tuner.storage import claims, leases
 from tuner.storage.claims import Claimant
-from tuner.storage.leases import Lease
+from tuner.storage.fences import Lease
 from tuner.storage.optuna_storage import Storage
 from tuner.storage.studies import register
 from tuner.trial import Outcome, Report

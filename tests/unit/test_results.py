@@ -25,6 +25,7 @@ from tuner.results import best_rows, pareto_front, show_row, study_rows, trial_r
 from tuner.storage import connect, leases, tables
 from tuner.storage.claims import Claimant, claim
 from tuner.storage.dialect import now_s
+from tuner.storage.fences import Lease
 from tuner.storage.queries import TrialRow, last_errors
 from tuner.storage.studies import register
 from tuner.trial import Outcome, Report
@@ -43,9 +44,9 @@ class Shelf:
         register(self.storage, self.engine, name, directions or ("minimize",), record)
         return optuna.load_study(study_name=name, storage=self.storage)
 
-    def claim(self, study: optuna.Study) -> leases.Lease:
+    def claim(self, study: optuna.Study) -> Lease:
         lease = claim(self.engine, Claimant(study._study_id, "worker", trials=10**6, lease_s=300.0))
-        assert isinstance(lease, leases.Lease)
+        assert isinstance(lease, Lease)
         return lease
 
     def end(self, study: optuna.Study, outcome: Outcome, *values: float, **record: Any) -> int:
@@ -339,6 +340,23 @@ def assert_complete(shelf: Shelf, attribute: Any) -> None:
     assert [row["outcome"] for row in trial_rows(shelf.engine, "ours")] == ["complete"]
     assert [row["value"] for row in best_rows(shelf.engine, "ours")] == [1.0]
     assert study_rows(shelf.engine)[0]["complete"] == 1
+
+
+def test_a_trial_that_was_tried_again_is_shown_with_each_attempt(any_shelf: Shelf) -> None:
+    study, engine = any_shelf.add_study("ours"), any_shelf.engine
+    assert leases.retry(engine, any_shelf.claim(study), "Traceback ...\nOSError: once", 1)
+    again = any_shelf.claim(study)
+    running = show_row(engine, "ours", 0)["attempts"]
+    leases.tell(engine, again, Outcome.COMPLETE, [0.5], {})
+
+    shown = show_row(engine, "ours", 0)["attempts"]
+    assert [(row["worker"], row["devices"], row["ending"]) for row in shown] == [
+        ("worker", 1, "failed"),
+        ("worker", 1, "complete"),
+    ]
+    assert [row["error"] for row in shown] == ["Traceback ...\nOSError: once", None]
+    assert all(row["seconds"] >= 0 for row in shown)
+    assert (running[1]["ending"], running[1]["seconds"]) == (None, None)
 
 
 @pytest.mark.parametrize("attribute", [["a", "list"], {"a": "mapping"}, "running", "failed"])

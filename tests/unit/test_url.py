@@ -275,3 +275,11 @@ def test_an_at_sign_in_a_query_password_is_hidden() -> None:
 
 def test_a_quoted_password_is_hidden() -> None:
     assert hide_password("host=db password='my secret' port=1") == "host=db password=*** port=1"
+
+
+@pytest.mark.parametrize(
+    "text", ["{'password': 'secret'}", "password = secret", '"password":"secret"', "Password: secret"]
+)
+def test_a_password_is_hidden_however_it_is_written(text: str) -> None:
+    assert "secret" not in hide_password(text)
+    assert "***" in hide_password(text)

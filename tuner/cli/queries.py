@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -187,6 +188,17 @@ def _print_table(rows: Sequence[Row]) -> None:
     console.print(table)
 
 
+def _print_attempts(attempts: list[Row]) -> None:
+    """Print who ran a trial, if it was more than one run; with the errors of those before the last."""
+    if len(attempts) < 2:
+        return
+    print("attempts")
+    for at, attempt in enumerate(attempts, start=1):
+        print(f"  {at:<18} {attempt['ending'] or 'running'}, {attempt['worker']}, {_text(attempt['seconds'])} s")
+        if attempt["error"] and at < len(attempts):
+            print(textwrap.indent(attempt["error"].rstrip(), " " * 21))
+
+
 def _print_fields(row: Row) -> None:
     for key, value in row.items():
         if key == "hparams":
@@ -197,5 +209,7 @@ def _print_fields(row: Row) -> None:
             print("reports")
             for report in value:
                 print(f"  epoch {report['epoch']:<12} {_text(report['value'])}")
+        elif key == "attempts":
+            _print_attempts(value)
         elif value is not None:
             print(f"{key:<20} {_text(value)}")

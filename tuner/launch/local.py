@@ -22,6 +22,7 @@ from tuner.launch.process import Message, WorkerProcess
 from tuner.launch.progress import LiveProgress, PlainProgress, Progress, Snapshot
 from tuner.storage import connect, hide_password, is_new_file, storage_url, warn_of_password
 from tuner.study import split_target
+from tuner.trial import event_line
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -114,6 +115,8 @@ class _Launch:
             while True:
                 if message.event is not None:
                     self._take(message.index, message.event)
+                    if message.event["event"] == "retry":
+                        progress.note(f"[{message.index}] {event_line(message.event)}")
                 else:
                     progress.note(f"[{message.index}] {message.text}")
                 message = self.inbox.get_nowait()
@@ -134,7 +137,7 @@ class _Launch:
             case "report":
                 values = ", ".join(f"{value:.4g}" for value in event["values"])
                 snapshot.workers[index] = f"trial {event['trial']}, epoch {event['epoch']}: {values}"
-            case "end":
+            case "end" | "retry":
                 place.early_deaths = 0
             case "hours":
                 snapshot.is_out_of_hours = True

@@ -16,9 +16,11 @@ from sqlalchemy import Connection, Engine
 
 from tuner.errors import UnknownStudy
 from tuner.failures import ANY_FAILURES, reason_to_stop
-from tuner.storage.dialect import clock, greatest, least, of_study, run_prepared, utc_now
+from tuner.storage.dialect import clock, greatest, ids_value, of_study, one_of, run_prepared, utc_now
 from tuner.storage.engine import read, write, write_once
-from tuner.storage.leases import Lease, endings, run_write
+from tuner.storage.fences import Lease, run_write
+from tuner.storage.hours import Hours, count_hours
+from tuner.storage.leases import endings
 from tuner.storage.tables import attempts, budgets, leases, records, studies, trials, workers
 from tuner.trial import Outcome
 
@@ -26,6 +28,7 @@ MAX_DEATHS = 3
 """A trial in which this many workers died is failed: a fourth would probably die as well."""
 _AFTER_RESTART_S = 20.0
 _SETTLE_AFTER = 200
+_MOST_OPEN = 200
 
 
 class NoTrial(enum.Enum):
@@ -38,13 +41,21 @@ class NoTrial(enum.Enum):
     FAILING = "the latest trials failed"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Settled:
-    """What a worker need not count again: trials up to an id, all of which have ended."""
+    """What a worker need not count again: the trials up to an id that have ended.
+
+    Attributes:
+        up_to: The id.
+        total: How many they are.
+        used: How many of them count against the budget.
+        still_open: The others up to the id. A plain Optuna process that was killed leaves one open for ever.
+    """
 
     up_to: int = -1
     total: int = 0
     used: int = 0
+    still_open: tuple[int, ...] = ()
 
 
 @dataclass
@@ -62,6 +73,8 @@ class Claimant:
         identity: Tells the study from a later one with its id.
         failures_since_s: Failures that ended before, in seconds of the database's clock, do not stop the study; None
             for no such check.
+        settled: What it has counted already; each claim brings it up to date.
+        hours: Likewise what had been used until a moment that is past.
     """
 
     study_id: int
@@ -74,6 +87,7 @@ class Claimant:
     identity: str | None = None
     failures_since_s: float | None = None
     settled: Settled = field(default_factory=Settled)
+    hours: Hours = field(default_factory=Hours)
 
 
 @dataclass(frozen=True)
@@ -83,8 +97,7 @@ class _Standing:
     total: int
     used: int
     running: int
-    newest: int | None
-    oldest_open: int | None
+    still_open: int
     queued: int | None
     expired: int
     now_s: float
@@ -106,10 +119,11 @@ def claim(engine: Engine, claimant: Claimant) -> Lease | NoTrial:
     def work(connection: Connection, tries: int) -> Lease | NoTrial:
         nonlocal settled
         settled = claimant.settled  # of an earlier try nothing may have been committed
-        if _lock_study(connection, claimant):
-            return NoTrial.STOPPED
+        is_stopped = _lock_study(connection, claimant)
         if tries and (own := _own_lease(connection, claimant)) is not None:
-            return own
+            return own  # also of a study that was stopped since: it is given back as any other
+        if is_stopped:
+            return NoTrial.STOPPED
         standing = _standing(connection, claimant)
         now_s = standing.now_s
         if settled.used + standing.used >= claimant.trials:
@@ -119,6 +133,7 @@ def claim(engine: Engine, claimant: Claimant) -> Lease | NoTrial:
         if _hours_are_spent(connection, claimant, now_s):
             return NoTrial.HOURS
         if settled.used + standing.used + standing.running - standing.expired >= claimant.trials:
+            settled = _settle(connection, claimant, standing, claimant.settled.up_to)
             return NoTrial.WAIT  # also for those that were given back: the budget may have been lowered since
         if standing.expired:
             adopted = _adopt(connection, claimant, now_s)
@@ -131,7 +146,7 @@ def claim(engine: Engine, claimant: Claimant) -> Lease | NoTrial:
         queued = _start_queued(connection, standing)
         trial_id, number = queued or _create(connection, claimant, standing)
         fence = _open_lease(connection, claimant, trial_id, now_s)
-        settled = _settle(connection, claimant, standing)
+        settled = _settle(connection, claimant, standing, trial_id)
         return Lease(trial_id, number, claimant.worker, fence, claimant.lease_s, is_new=queued is None)
 
     claimed = write(engine, work)
@@ -174,34 +189,47 @@ def _standing(connection: Connection, claimant: Claimant) -> _Standing:
 
     One statement: between two, another worker may end a trial, which neither would count.
     """
-    now = clock(connection.dialect.name)
+    dialect = connection.dialect.name
+    now = clock(dialect)
 
     def build() -> Any:
-        is_ours = (trials.c.state == _word("RUNNING")) & leases.c.trial_id.is_not(None)
-        is_used = (trials.c.state == _word("COMPLETE")) | (trials.c.state == _word("PRUNED"))
-        is_open = (trials.c.state == _word("RUNNING")) | (trials.c.state == _word("WAITING"))
-        is_queued = trials.c.state == _word("WAITING")
+        state, of_trial = trials.c.state, trials.c.trial_id
+        is_ours = (state == _word("RUNNING")) & leases.c.trial_id.is_not(None)
+        is_open = (state == _word("RUNNING")) | (state == _word("WAITING"))
+        is_queued = state == _word("WAITING")
         has_expired = _has_expired(connection, now)
-        one, of_trial = sa.literal_column("1"), trials.c.trial_id
-        count, first = sa.func.count, sa.func.min
+        one = sa.literal_column("1")
+        count = sa.func.count
         return (
             sa.select(
                 count(),
-                count(sa.case((is_used, one))),
+                count(sa.case((_is_used(state), one))),
                 count(sa.case((is_ours, one))),
-                sa.func.max(of_trial),
-                first(sa.case((is_open, of_trial))),
-                first(sa.case((is_queued, of_trial))),
+                count(sa.case((is_open, one))),
+                sa.func.min(sa.case((is_queued, of_trial))),
                 count(sa.case((is_ours & has_expired, one))),
                 now,
             )
             .select_from(trials.outerjoin(leases, leases.c.trial_id == of_trial))
-            .where(of_study(sa.bindparam("study_id")), of_trial > sa.bindparam("up_to"))
+            .where(_is_unsettled(dialect, are_new))
         )
 
-    values = {"study_id": claimant.study_id, "up_to": claimant.settled.up_to}
-    *counts, expired, now_s = run_prepared(connection, "standing", build, values).one()
+    are_new = claimant.settled.up_to >= 0
+    values = _unsettled(dialect, claimant)
+    *counts, expired, now_s = run_prepared(connection, ("standing", are_new), build, values).one()
     return _Standing(*counts, expired=expired, now_s=now_s)
+
+
+def _is_unsettled(dialect: str, are_new: bool) -> sa.ColumnElement[bool]:
+    """Return whether a trial is to be counted, for the values of `_unsettled`."""
+    is_unsettled = (trials.c.trial_id > sa.bindparam("up_to")) | one_of(dialect, trials.c.trial_id, "still_open")
+    return is_unsettled & of_study(dialect, sa.bindparam("study_id"), are_new)
+
+
+def _unsettled(dialect: str, claimant: Claimant) -> dict[str, Any]:
+    settled = claimant.settled
+    still_open = ids_value(dialect, settled.still_open)
+    return {"study_id": claimant.study_id, "up_to": settled.up_to, "still_open": still_open}
 
 
 def _word(state: str) -> sa.ColumnElement[Any]:
@@ -222,21 +250,32 @@ def _has_expired(connection: Connection, now_s: float | sa.ColumnElement[float])
     return has_ended & (was_given_back | (leases.c.expires_at_s >= started_s) | (started_s + is_up_s <= now_s))
 
 
-def _settle(connection: Connection, claimant: Claimant, standing: _Standing) -> Settled:
-    """Return the mark up to which trials need not be counted again: moved, once enough have ended.
+def _settle(connection: Connection, claimant: Claimant, standing: _Standing, newest: int) -> Settled:
+    """Return what need not be counted again: more than before at first, and once there are many trials since.
 
-    Trials of a study get their ids under its row's lock: none can appear below the mark.
+    That is many that have ended, or many of other studies between the last mark and the newest trial. Trials of a study get their ids under its row's lock: none can appear below its newest.
     """
-    if standing.total < _SETTLE_AFTER or standing.newest is None:
-        return claimant.settled
     settled = claimant.settled
-    up_to = standing.newest if standing.oldest_open is None else standing.oldest_open - 1
-    is_used = trials.c.state.in_(["COMPLETE", "PRUNED"])
-    query = sa.select(sa.func.count(), sa.func.count(sa.case((is_used, 1)))).where(
-        trials.c.study_id == claimant.study_id, trials.c.trial_id > settled.up_to, trials.c.trial_id <= up_to
-    )
-    total, used = connection.execute(query).one()
-    return Settled(up_to, settled.total + total, settled.used + used)
+    if settled.up_to >= 0 and max(standing.total - standing.still_open, newest - settled.up_to) < _SETTLE_AFTER:
+        return settled
+    dialect = connection.dialect.name
+    values, is_unsettled = _unsettled(dialect, claimant), _is_unsettled(dialect, settled.up_to >= 0)
+    of_trial, state = trials.c.trial_id, trials.c.state
+    are_open = is_unsettled & state.in_(["RUNNING", "WAITING"])
+    oldest = sa.select(of_trial).where(are_open).order_by(of_trial).limit(_MOST_OPEN)
+    still_open = tuple(connection.execute(oldest, values).scalars())
+    have_ended = is_unsettled & of_trial.not_in(still_open)  # one of these may end just now
+    if len(still_open) == _MOST_OPEN:  # many are queued
+        have_ended &= of_trial <= still_open[-1]
+    counts = sa.select(sa.func.max(of_trial), sa.func.count(), sa.func.count(sa.case((_is_used(state), 1))))
+    newest, total, used = connection.execute(counts.where(have_ended), values).one()
+    up_to = max(newest or -1, settled.up_to, *still_open[-1:])
+    return Settled(up_to, settled.total + total, settled.used + used, still_open)
+
+
+def _is_used(state: sa.Column[Any]) -> sa.ColumnElement[bool]:
+    """Return whether a trial counts against the budget."""
+    return (state == _word("COMPLETE")) | (state == _word("PRUNED"))
 
 
 def _is_failing(connection: Connection, claimant: Claimant) -> bool:
@@ -270,36 +309,8 @@ def latest_errors(connection: Connection, study_id: int, since_s: float) -> list
 def _hours_are_spent(connection: Connection, claimant: Claimant, now_s: float) -> bool:
     if claimant.wall_s is None and claimant.device_s is None:
         return False
-    wall_s, device_s = spent(connection, claimant.study_id, now_s)
-    return wall_s >= (claimant.wall_s or math.inf) or device_s >= (claimant.device_s or math.inf)
-
-
-def spent(connection: Connection, study_id: int, now_s: float) -> tuple[float, float]:
-    """Return the seconds in which at least one worker was at work on a study, and the device seconds of all.
-
-    The first is the length of the union of the attempts' intervals. An attempt whose worker vanished counts to the end
-    of its lease.
-    """
-    start = attempts.c.started_at_s
-    open_end = greatest(connection, start, least(connection, now_s, leases.c.expires_at_s))
-    end = sa.func.coalesce(attempts.c.ended_at_s, open_end, start)
-    of_study = (
-        sa.select(start.label("start"), end.label("end"), attempts.c.devices)
-        .select_from(attempts.outerjoin(leases, leases.c.trial_id == attempts.c.trial_id))
-        .where(attempts.c.study_id == study_id)
-        .subquery()
-    )
-    before = sa.func.max(of_study.c.end).over(order_by=of_study.c.start, rows=(None, -1))
-    covered = sa.select(
-        greatest(
-            connection, of_study.c.end - greatest(connection, of_study.c.start, sa.func.coalesce(before, 0.0)), 0.0
-        ).label("wall_s"),
-        ((of_study.c.end - of_study.c.start) * of_study.c.devices).label("device_s"),
-    ).subquery()
-    wall_s, device_s = connection.execute(
-        sa.select(sa.func.sum(covered.c.wall_s), sa.func.sum(covered.c.device_s))
-    ).one()
-    return wall_s or 0.0, device_s or 0.0
+    used, claimant.hours = count_hours(connection, claimant.study_id, now_s, claimant.hours)
+    return used.wall_s >= (claimant.wall_s or math.inf) or used.device_s >= (claimant.device_s or math.inf)
 
 
 def _open_lease(connection: Connection, claimant: Claimant, trial_id: int, now_s: float) -> int:

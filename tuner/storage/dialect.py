@@ -51,12 +51,14 @@ def insert(dialect: str, table: sa.Table) -> Any:
     return (sqlite if dialect == "sqlite" else postgresql).insert(table)
 
 
-def of_study(study_id: Any) -> sa.ColumnElement[bool]:
-    """Return whether a trial is one of a study, where the trials are searched by their ids.
+def of_study(dialect: str, study_id: Any, are_new: bool) -> sa.ColumnElement[bool]:
+    """Return whether a trial is one of a study; `are_new` if it must also have a greater id than a late one.
 
-    Plus nothing: else Postgres takes the index on the study, and reads all its trials to find the few that are new.
+    Then plus nothing: Postgres knows neither how many such trials there are nor that the ids of a study lie together,
+    takes the index on the study, and reads all its trials. SQLite's index on the study has the ids in it.
     """
-    return trials.c.study_id + sa.literal_column("0") == study_id
+    column: sa.ColumnElement[Any] = trials.c.study_id
+    return (column + sa.literal_column("0") if are_new and dialect == "postgresql" else column) == study_id
 
 
 def one_of(dialect: str, column: sa.ColumnElement[Any], name: str) -> sa.ColumnElement[bool]:

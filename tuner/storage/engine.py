@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from tuner.errors import StorageLost
+from tuner.errors import StorageLost, StorageSchemaError
 from tuner.storage.url import driver_url, hide_password, sqlite_path
 
 T = TypeVar("T")
@@ -108,12 +108,15 @@ def _autocommit(connection: Any) -> Iterator[None]:
 
 def lost(error: Exception, url: str) -> StorageLost:
     """Return the one-line error for a database that does not answer."""
-    reason = str(getattr(error, "orig", None) or error).strip().splitlines()
-    line = " ".join(part.strip() for part in reason[:2]) if reason else type(error).__name__
     return StorageLost(
-        f"the storage must answer: {hide_password(url)} does not ({hide_password(line)}); "
-        "check --storage or $TUNER_STORAGE"
+        f"the storage must answer: {hide_password(url)} does not ({_line(error)}); check --storage or $TUNER_STORAGE"
     )
+
+
+def _line(error: Exception) -> str:
+    """Return what a driver says of an error, in one line and without passwords."""
+    reason = str(getattr(error, "orig", None) or error).strip().splitlines()
+    return hide_password(" ".join(part.strip() for part in reason[:2]) if reason else type(error).__name__)
 
 
 def connected_engine(url: str) -> Engine:
@@ -251,6 +254,11 @@ def retried(engine: Engine, attempt: Callable[[int], T]) -> T:
             may_wait = kind != "other" and time.monotonic() < began_s + patience.seconds
             is_conflict = kind == "conflict" and tries < patience.conflict_tries
             if patience.is_over() or not (may_wait or is_conflict):
+                if _lacks_tables(error):
+                    raise StorageSchemaError(
+                        f"the tables in {engine.url.render_as_string()} must be of this version: {_line(error)}; "
+                        "`tuner upgrade` makes them so"
+                    ) from error
                 if kind == "other" and not isinstance(error, OperationalError | InterfaceError):
                     raise
                 raise lost(error, engine.url.render_as_string()) from error
@@ -280,6 +288,13 @@ def _pause(seconds: float, patience: Patience) -> None:
     end_s = time.monotonic() + seconds
     while (left_s := end_s - time.monotonic()) > 0 and not patience.is_over():
         time.sleep(min(0.1, left_s))
+
+
+def _lacks_tables(error: Exception) -> bool:
+    """Return whether a statement names a table or a column that the database does not have."""
+    original = getattr(error, "orig", None)
+    is_sqlites = isinstance(original, sqlite3.Error) and str(original).startswith(("no such table", "no such column"))
+    return is_sqlites or getattr(original, "pgcode", None) in ("42P01", "42703")
 
 
 def _kind(error: Exception) -> str:

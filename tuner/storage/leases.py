@@ -1,29 +1,20 @@
-"""Holding a trial: renew, report, tell, release. Each is one transaction that carries a fence.
-
-A worker whose lease was taken over finds its fence outdated at its next write and gets `LeaseLost`. On Postgres a
-write and its fence are one statement.
-"""
+"""Holding a trial: renew, report, tell, release. Each is one transaction that carries a fence."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import math
-import sys
-import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
-from tuner.errors import LeaseLost, StorageLost, UnknownStudy
-from tuner.storage.dialect import clock, insert, run_prepared, utc_now
-from tuner.storage.engine import PROMPT, patient, read, tell_away, write_once
+from tuner.storage.dialect import clock, utc_now
+from tuner.storage.encoding import encode_metric, stored_number
+from tuner.storage.engine import read, write_once
+from tuner.storage.fences import Bind, Lease, Write, fenced, lost_lease, upsert, write_held
 from tuner.storage.tables import (
     attempts,
-    leases,
     records,
     reports,
     trial_intermediate_values,
@@ -38,160 +29,13 @@ from tuner.trial import Outcome, Report
 _MOST_REPORTS = 100  # in one statement: after an outage there may be thousands
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """A worker's claim on a trial, until `lease_s` seconds after the last claim, renewal or report."""
-
-    trial_id: int
-    number: int
-    worker: str
-    fence: int
-    lease_s: float
-    is_new: bool = False
-    """Nobody has written to the trial yet."""
-
-
-# --- Writes that carry a fence
-
-
-@dataclass(frozen=True)
-class Write:
-    """A statement that changes nothing unless a relation `held`, with one column `trial_id`, has a row.
-
-    Attributes:
-        key: What tells its text from others'.
-        values: Its values by name.
-        make: Makes it from `held` and a function from a value's name to its place in the text.
-    """
-
-    key: Hashable
-    values: Mapping[str, Any]
-    make: Callable[[sa.FromClause, Bind], Any]
-
-
-class Bind:
-    """Places for values in a text that several writes share."""
-
-    def __init__(self, prefix: str) -> None:
-        self._prefix = prefix
-
-    def __call__(self, name: str, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
-        return sa.cast(sa.bindparam(f"{self._prefix}{name}", type_=column.type), column.type)
-
-
-def run_write(connection: Connection, trial_id: int, write: Write) -> None:
-    """Do a write for a trial that is known to be held."""
-
-    def build() -> Any:
-        held_id = sa.cast(sa.bindparam("held_id", type_=sa.Integer), sa.Integer)
-        held = sa.select(held_id.label("trial_id")).subquery("held")
-        return write.make(held, Bind("w_"))
-
-    values = {f"w_{name}": value for name, value in write.values.items()}
-    run_prepared(connection, write.key, build, {**values, "held_id": trial_id})
-
-
-def _fenced(connection: Connection, lease: Lease, change: str, writes: Sequence[Write]) -> bool:
-    """Change the lease if it is still held, and only then do the writes; return whether it was.
-
-    Args:
-        connection: A connection; on SQLite in a transaction.
-        lease: The lease.
-        change: `extend`, `release` or `end`.
-        writes: What else to do, in any order.
-    """
-    dialect = connection.dialect.name
-    values: dict[str, Any] = {"held_id": lease.trial_id, "fence": lease.fence, "worker": lease.worker}
-    if change == "extend":
-        values["lease_s"] = lease.lease_s
-    if dialect == "sqlite":
-        if run_prepared(connection, change, lambda: _change(dialect, change), values).rowcount != 1:
-            return False
-        for write in writes:
-            run_write(connection, lease.trial_id, write)
-        return True
-
-    def build() -> sa.Select[Any]:
-        held = _change(dialect, change).returning(leases.c.trial_id).cte("held")
-        several = [write.make(held, Bind(f"w{at}_")).cte(f"write_{at}") for at, write in enumerate(writes)]
-        return sa.select(held.c.trial_id).add_cte(*several)
-
-    for at, write in enumerate(writes):
-        values |= {f"w{at}_{name}": value for name, value in write.values.items()}
-    key = (change, *(write.key for write in writes))
-    return run_prepared(connection, key, build, values).first() is not None
-
-
-def _change(dialect: str, change: str) -> Any:
-    def place(name: str, type_: Any) -> sa.ColumnElement[Any]:
-        return sa.cast(sa.bindparam(name, type_=type_), type_)
-
-    held_id = place("held_id", sa.Integer())
-    statement: Any = leases.delete() if change == "end" else leases.update()
-    statement = statement.where(
-        leases.c.trial_id == held_id,
-        leases.c.fence == place("fence", sa.Integer()),
-        leases.c.worker == place("worker", sa.Text()),
-        # Another Optuna tool may have ended the trial, or deleted its study.
-        sa.exists().where(trials.c.trial_id == held_id, trials.c.state == sa.literal_column("'RUNNING'")),
-    )
-    if change == "extend":
-        return statement.values(expires_at_s=clock(dialect) + place("lease_s", sa.Float(53)))
-    if change == "release":
-        return statement.values(worker=sa.null(), expires_at_s=sa.literal_column("0.0"))
-    return statement
-
-
-def lost_lease(lease: Lease) -> LeaseLost:
-    """Return the error of a worker whose trial is another's."""
-    return LeaseLost(
-        f"trial {lease.number} must still belong to {lease.worker}: another worker has taken it over, or ended it"
-    )
-
-
-def _write_held(engine: Engine, lease: Lease, *writes: Write) -> None:
-    """Renew the lease and do the writes.
-
-    Raises:
-        LeaseLost: another worker has the trial, or it has ended.
-    """
-    if not write_once(engine, lambda connection, _: _fenced(connection, lease, "extend", writes)):
-        raise lost_lease(lease)
-
-
-def upsert(dialect: str, table: sa.Table, rows: Sequence[Mapping[str, Any]], unique: str) -> Write:
-    """Return the write that stores rows of a trial, in place of those that are there.
-
-    Args:
-        dialect: The database's.
-        table: The table; it has a column `trial_id`.
-        rows: The rows' other columns, the same for all.
-        unique: The column that tells a trial's rows apart.
-    """
-    columns = tuple(rows[0])
-
-    def make(held: sa.FromClause, bind: Bind) -> Any:
-        parts = [
-            sa.select(held.c.trial_id, *(bind(f"{name}_{at}", table.c[name]).label(name) for name in columns))
-            for at in range(len(rows))
-        ]
-        source = parts[0] if len(parts) == 1 else sa.select(sa.union_all(*parts).subquery())
-        # SQLite takes ON CONFLICT for a join's ON unless a WHERE stands before it.
-        statement = insert(dialect, table).from_select(["trial_id", *columns], source.where(sa.literal_column("1 = 1")))
-        changed = {name: statement.excluded[name] for name in columns if name != unique}
-        return statement.on_conflict_do_update(index_elements=["trial_id", unique], set_=changed)
-
-    values = {f"{name}_{at}": value for at, row in enumerate(rows) for name, value in row.items()}
-    return Write((table.name, columns, len(rows)), values, make)
-
-
 def renew(engine: Engine, lease: Lease) -> None:
     """Extend a lease by its length from now.
 
     Raises:
         LeaseLost: another worker has the trial.
     """
-    _write_held(engine, lease)
+    write_held(engine, lease)
 
 
 def store_params(engine: Engine, lease: Lease, params: Sequence[tuple[str, float, str]]) -> None:
@@ -201,7 +45,7 @@ def store_params(engine: Engine, lease: Lease, params: Sequence[tuple[str, float
         LeaseLost: another worker has the trial.
     """
     rows = [{"param_name": name, "param_value": number, "distribution_json": text} for name, number, text in params]
-    _write_held(engine, lease, upsert(engine.dialect.name, trial_params, rows, "param_name"))
+    write_held(engine, lease, upsert(engine.dialect.name, trial_params, rows, "param_name"))
 
 
 def store_attribute(engine: Engine, lease: Lease, table: sa.Table, key: str, value: Any) -> None:
@@ -212,7 +56,7 @@ def store_attribute(engine: Engine, lease: Lease, table: sa.Table, key: str, val
     """
     assert table in (trial_user_attributes, trial_system_attributes)
     row = {"key": key, "value_json": json.dumps(value)}
-    _write_held(engine, lease, upsert(engine.dialect.name, table, [row], "key"))
+    write_held(engine, lease, upsert(engine.dialect.name, table, [row], "key"))
 
 
 def report(engine: Engine, lease: Lease, several: Sequence[Report], objective: str | None) -> None:
@@ -246,12 +90,7 @@ def report(engine: Engine, lease: Lease, several: Sequence[Report], objective: s
             stored, kind = stored_number(one.metrics[objective])
             rows.append({"step": one.epoch, "intermediate_value": stored, "intermediate_value_type": kind})
         writes.append(upsert(engine.dialect.name, trial_intermediate_values, rows, "step"))
-    _write_held(engine, lease, *writes)
-
-
-def encode_metric(value: float) -> float | str:
-    """Return a metric as JSON can hold it: NaN and infinities as text."""
-    return float(value) if math.isfinite(value) else str(float(value))
+    write_held(engine, lease, *writes)
 
 
 # --- Ends
@@ -278,7 +117,7 @@ def tell(
     writes = endings(engine.dialect.name, lease, outcome, values, record)
 
     def work(connection: Connection, tries: int) -> bool:
-        is_held = _fenced(connection, lease, "end", writes)
+        is_held = fenced(connection, lease, "end", writes)
         return is_held or (tries > 0 and _has_ended(connection, lease, outcome))
 
     if not write_once(engine, work):
@@ -367,7 +206,7 @@ def _give_back(engine: Engine, lease: Lease, ending: Outcome, error: str | None)
     writes = [_attempt_ending(engine.dialect.name, lease, ending, error)]
 
     def work(connection: Connection, tries: int) -> bool:
-        return _fenced(connection, lease, "release", writes) or (tries > 0 and _has_ended(connection, lease, ending))
+        return fenced(connection, lease, "release", writes) or (tries > 0 and _has_ended(connection, lease, ending))
 
     return write_once(engine, work)
 
@@ -392,66 +231,3 @@ def retry(engine: Engine, lease: Lease, error: str, limit: int) -> bool:
     if not _give_back(engine, lease, Outcome.FAILED, error):
         raise lost_lease(lease)
     return True
-
-
-# --- The thread that renews
-
-
-@dataclass
-class Watch:
-    """What a worker learns beside its training."""
-
-    is_lost: threading.Event = field(default_factory=threading.Event)
-    """Another worker has the trial."""
-    must_stop: threading.Event = field(default_factory=threading.Event)
-    """The study was stopped, or its hours are spent: the trial is to be given back."""
-
-
-@contextlib.contextmanager
-def renewed(engine: Engine, lease: Lease, must_stop: Callable[[], bool] = lambda: False) -> Iterator[Watch]:
-    """Renew a lease from a thread while the body runs.
-
-    Args:
-        engine: The storage's engine. The thread does not wait for a database that is away, but tries again by itself.
-        lease: The lease.
-        must_stop: Asked after each renewal whether the trial must be given back.
-    """
-    is_over, watch = threading.Event(), Watch()
-    engine = patient(engine, PROMPT)
-
-    def beat() -> None:
-        is_cut_off = False
-        while not is_over.wait(min(1.0, lease.lease_s / 6) if is_cut_off else lease.lease_s / 6):
-            try:
-                renew(engine, lease)
-                if must_stop():
-                    watch.must_stop.set()
-                is_cut_off = False
-            except (LeaseLost, UnknownStudy):
-                watch.is_lost.set()
-                return
-            except StorageLost as error:
-                # The database may be away for a while; the lease's end, not this thread, decides.
-                tell_away(engine, error, f"the lease of trial {lease.number} is not renewed")
-                is_cut_off = True
-            except Exception as error:  # the thread must go on, or the trial is lost for a trifle
-                print(f"tuner: the lease of trial {lease.number} is not renewed: {error}", file=sys.stderr)
-                is_cut_off = True
-
-    thread = threading.Thread(target=beat, name=f"lease-{lease.number}", daemon=True)
-    thread.start()
-    try:
-        yield watch
-    finally:
-        is_over.set()
-        thread.join()
-
-
-def stored_number(value: float) -> tuple[float | None, str]:
-    """Return a float as Optuna stores it: finite ones as numbers, the others as a type."""
-    value = float(value)  # psycopg2 takes NumPy's for names
-    if math.isnan(value):
-        return None, "NAN"
-    if math.isinf(value):
-        return None, "INF_POS" if value > 0 else "INF_NEG"
-    return value, "FINITE"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import functools
 import json
-import math
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -15,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection
 
 from tuner.storage.dialect import ids_value, of_study, one_of, run_prepared
+from tuner.storage.encoding import loaded_number
 from tuner.storage.tables import (
     studies,
     trial_intermediate_values,
@@ -26,7 +26,6 @@ from tuner.storage.tables import (
 )
 
 _LISTED = 500  # trials that are named one by one rather than by a range of ids
-_SPECIAL = {"INF_POS": math.inf, "INF_NEG": -math.inf, "NAN": math.nan}
 _STATES = {state.name: state for state in TrialState}
 
 _COLUMNS = ("trial_id", "number", "state", "datetime_start", "datetime_complete")
@@ -51,15 +50,17 @@ def load_trials(
     def build() -> Any:
         wanted = trials.c.trial_id > sa.bindparam("newer_than")
         wanted |= one_of(dialect, trials.c.trial_id, "also")
+        wanted &= of_study(dialect, studies.c.study_id, are_new)
         return (
             sa.select(*(trials.c[name] for name in _COLUMNS), studies.c.study_name)
-            .select_from(studies.outerjoin(trials, of_study(studies.c.study_id) & wanted))
+            .select_from(studies.outerjoin(trials, wanted))
             .where(studies.c.study_id == sa.bindparam("study_id"))
             .order_by(trials.c.trial_id)
         )
 
+    are_new = newer_than >= 0
     values = {"study_id": study_id, "newer_than": newer_than, "also": ids_value(dialect, also)}
-    rows = run_prepared(connection, "load trials", build, values).all()
+    rows = run_prepared(connection, ("load trials", are_new), build, values).all()
     if not rows:
         return None
     found = {row[0]: new_trial(*row[:-1]) for row in rows if row[0] is not None}
@@ -158,9 +159,9 @@ def _fill(found: dict[int, FrozenTrial], rows: Any) -> None:
         if kind == _PARAM:
             params.setdefault(trial_id, []).append((position, name, number, to_distribution(text)))
         elif kind == _REPORT:
-            trial.intermediate_values[position] = number if text == "FINITE" else _SPECIAL[text]
+            trial.intermediate_values[position] = loaded_number(number, text)
         elif kind == _VALUE:
-            values.setdefault(trial_id, {})[position] = number if text == "FINITE" else _SPECIAL[text]
+            values.setdefault(trial_id, {})[position] = loaded_number(number, text)
         elif kind == _USER:
             trial._user_attrs[name] = json.loads(text)
         else:

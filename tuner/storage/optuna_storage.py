@@ -29,8 +29,10 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tuner.storage import schema
 from tuner.storage.dialect import insert, run_prepared
+from tuner.storage.encoding import stored_number
 from tuner.storage.engine import IMPATIENT, Patience, lost, new_engine, patient, read, retried, write, write_once
-from tuner.storage.leases import Lease, store_attribute, store_params, stored_number
+from tuner.storage.fences import Lease
+from tuner.storage.leases import store_attribute, store_params
 from tuner.storage.loading import copies, load_trial, load_trials, new_trial
 from tuner.storage.rungs import Rungs, enter_rung
 from tuner.storage.tables import (

@@ -15,8 +15,10 @@ from sqlalchemy import Connection, Engine
 from tuner.errors import UnknownStudy, nearest
 from tuner.storage.claims import latest_errors
 from tuner.storage.dialect import clock
+from tuner.storage.encoding import loaded_number
 from tuner.storage.engine import read
 from tuner.storage.tables import (
+    attempts,
     leases,
     records,
     studies,
@@ -182,6 +184,19 @@ def read_trial(engine: Engine, study: StudyRow, number: int) -> TrialRow:
     return rows[0]
 
 
+def read_attempts(engine: Engine, trial_id: int) -> list[dict[str, Any]]:
+    """Return who ran a trial, in order: columns of `tuner_attempts`. Nobody of ours ran one of plain Optuna."""
+    names = ("worker", "devices", "started_at_s", "ended_at_s", "ending", "error")
+    query = sa.select(*(attempts.c[name] for name in names)).where(attempts.c.trial_id == trial_id)
+
+    def work(connection: Connection) -> list[dict[str, Any]]:
+        if not sa.inspect(connection).has_table(attempts.name):
+            return []
+        return [dict(row._mapping) for row in connection.execute(query.order_by(attempts.c.fence))]
+
+    return read(engine, work)
+
+
 def read_best(engine: Engine, study: StudyRow, count: int | None) -> list[TrialRow]:
     """Return the complete trials of a study with one objective, best first; ties go to the earlier trial."""
     order = [_value().desc() if study.maximize[0] else _value().asc(), trials.c.number]
@@ -234,11 +249,11 @@ def _fill(connection: Connection, study: StudyRow, rows: dict[int, TrialRow], re
     for trial_id, objective, value, kind in _of_trials(connection, ids, trial_values, columns):
         if rows[trial_id].outcome is Outcome.COMPLETE:
             values = rows[trial_id].values = rows[trial_id].values or [math.nan] * len(study.directions)
-            values[objective] = _number(value, kind)
+            values[objective] = loaded_number(value, kind)
     if reports:
         columns = ("step", "intermediate_value", "intermediate_value_type")
         for trial_id, step, value, kind in _of_trials(connection, ids, trial_intermediate_values, columns):
-            rows[trial_id].reports[step] = _number(value, kind)
+            rows[trial_id].reports[step] = loaded_number(value, kind)
     for row in rows.values():
         row.reports = dict(sorted(row.reports.items()))
 
@@ -261,11 +276,6 @@ def _decode(value: float, distribution: str) -> Any:
     if "choices" in kind["attributes"]:
         return kind["attributes"]["choices"][int(value)]
     return int(value) if kind["name"].startswith("Int") else value
-
-
-def _number(value: float | None, kind: str) -> float:
-    special = {"NAN": math.nan, "INF_POS": math.inf, "INF_NEG": -math.inf}
-    return special.get(kind, value if value is not None else math.nan)
 
 
 def last_errors(engine: Engine, study_id: int, since_s: float) -> list[tuple[str, str]]:

@@ -10,7 +10,8 @@ from sqlalchemy import Engine
 
 from tuner.errors import StorageLost
 from tuner.storage.engine import PROMPT, patient, tell_away
-from tuner.storage.leases import Lease, report
+from tuner.storage.fences import Lease
+from tuner.storage.leases import report
 from tuner.trial import Report
 
 _LONGEST_PAUSE_S = 15.0

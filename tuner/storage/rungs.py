@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine
 
 from tuner.storage.dialect import run_prepared
 from tuner.storage.engine import write
-from tuner.storage.leases import Lease, lost_lease
+from tuner.storage.fences import Lease, lost_lease
 from tuner.storage.tables import leases, rungs, studies
 
 

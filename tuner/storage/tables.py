@@ -153,7 +153,7 @@ attempts = Table(
     Column("ending", String(20)),
     # The traceback of one that failed.
     Column("error", Text),
-    Index("tuner_attempts_of_study", "study_id"),
+    Index("tuner_attempts_by_end", "study_id", "ended_at_s"),
 )
 """Each time a worker has held a trial: its lineage, and what device hours are counted from."""
 

@@ -30,7 +30,7 @@ def storage_url(given: str | None) -> str:
 
 def hide_password(text: str) -> str:
     """Return `text` with the password of every URL in it replaced by `***`."""
-    text = re.sub(r"(?i)(password=)(?:'[^']*'|\"[^\"]*\"|[^\s&'\"]+)", r"\1***", text)
+    text = re.sub(r"(?i)(password['\"]?\s*[=:]\s*)(?:'[^']*'|\"[^\"]*\"|[^\s&'\"]+)", r"\1***", text)
     return re.sub(r"(\w://[^\s:/]*):[^\s]*@(?=[^\s@]*(?:\s|$))", r"\1:***@", text)
 
 

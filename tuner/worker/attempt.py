@@ -8,13 +8,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tuner.artifacts import collect, trial_folder
-from tuner.errors import LeaseLost, TrialPruned, TunerError
+from tuner.errors import LeaseLost, StorageLost, TrialPruned, TunerError
 from tuner.failures import describe, storable
 from tuner.search import TrialPruner
 from tuner.storage import claims, hide_password, leases
 from tuner.storage.engine import PROMPT, patient
-from tuner.storage.leases import Lease, Watch
+from tuner.storage.fences import Lease
 from tuner.storage.queries import rank_of, superfluous
+from tuner.storage.renewal import Watch, renewed
 from tuner.storage.reporter import Reporter
 from tuner.study import trial_seed
 from tuner.trial import Outcome, Report, all_finite
@@ -59,7 +60,7 @@ class Attempt:
         folder = trial_folder(worker.folder, lease.number)
         checkpoints = Checkpoints(folder, every_s=self.study.save_every_s, writes_best=False)
         must_stop = partial(claims.must_stop, patient(worker.engine, PROMPT), worker.claimant)
-        with leases.renewed(worker.engine, lease, must_stop) as self.watch, checkpoints, self._held():
+        with renewed(worker.engine, lease, must_stop) as self.watch, checkpoints, self._held():
             try:
                 trial = self._ask()
                 outcome, values, record = self._train(trial, checkpoints)
@@ -134,7 +135,7 @@ class Attempt:
                     # The last report is the result: there is nothing left to save by pruning it. And while the
                     # database is away nothing can be compared.
                     may_prune = is_stored and report.epoch < study.epochs and len(values) == 1
-                    if may_prune and pruner.should_prune(report.epoch, values[0]):
+                    if may_prune and self._is_hopeless(pruner, report.epoch, values[0]):
                         return Outcome.PRUNED, values, {}
             self._check_lease()
             if epoch < study.epochs:  # asked to stop: saved, to go on elsewhere
@@ -148,6 +149,17 @@ class Attempt:
             if is_out_of_memory(error):
                 return Outcome.OUT_OF_MEMORY, None, {"error": storable(str(error))}
             return Outcome.FAILED, None, describe(error)
+
+    def _is_hopeless(self, pruner: TrialPruner, epoch: int, value: float) -> bool:
+        """Ask the pruner; a database that goes away meanwhile is not waited for, and prunes nothing."""
+        storage = self.worker.storage
+        waiting, storage.engine = storage.engine, patient(storage.engine, PROMPT)
+        try:
+            return pruner.should_prune(epoch, value)
+        except StorageLost:
+            return False
+        finally:
+            storage.engine = waiting
 
     def _must_stop(self) -> bool:
         watch = self.watch
@@ -188,7 +200,8 @@ class Attempt:
             record["error"] = hide_password(record["error"])
         if outcome is Outcome.FAILED and leases.retry(worker.engine, lease, record["error"], self.study.retries):
             checkpoints.close()
-            worker.say({"event": "end", "trial": lease.number, "outcome": "failed, to be tried again"})
+            last_line = record["error"].rstrip().rpartition("\n")[2]
+            worker.say({"event": "retry", "trial": lease.number, "error": last_line})
             return
         began, compile_s, compilations = self.began
         compile_s = self.clock.total_s - compile_s

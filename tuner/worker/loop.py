@@ -21,7 +21,7 @@ from tuner.storage import claims, storage_url, warn_of_password
 from tuner.storage.claims import Claimant, NoTrial
 from tuner.storage.dialect import now_s
 from tuner.storage.engine import IMPATIENT, Patience, patient
-from tuner.storage.leases import Lease
+from tuner.storage.fences import Lease
 from tuner.storage.queries import last_errors
 from tuner.storage.studies import join, leave, mode_of, register
 from tuner.study import Study

@@ -35,7 +35,7 @@ def upgrade() -> None:
         sa.Column("ending", sa.String(20)),
         sa.Column("error", sa.Text),
     )
-    op.create_index("tuner_attempts_of_study", "tuner_attempts", ["study_id"])
+    op.create_index("tuner_attempts_by_end", "tuner_attempts", ["study_id", "ended_at_s"])
     op.create_table(
         "tuner_records",
         _trial_id(),

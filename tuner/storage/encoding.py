@@ -1,0 +1,27 @@
+"""How numbers that JSON and SQL do not have are stored: NaN and the infinities."""
+
+from __future__ import annotations
+
+import math
+
+_KINDS = {"NAN": math.nan, "INF_POS": math.inf, "INF_NEG": -math.inf}
+
+
+def stored_number(value: float) -> tuple[float | None, str]:
+    """Return a float as Optuna stores it: finite ones as numbers, the others as a type."""
+    value = float(value)  # psycopg2 takes NumPy's for names
+    if math.isnan(value):
+        return None, "NAN"
+    if math.isinf(value):
+        return None, "INF_POS" if value > 0 else "INF_NEG"
+    return value, "FINITE"
+
+
+def loaded_number(value: float | None, kind: str) -> float:
+    """Return the float that is stored as a number and a type."""
+    return _KINDS.get(kind, math.nan if value is None else value)
+
+
+def encode_metric(value: float) -> float | str:
+    """Return a metric as JSON can hold it: NaN and infinities as text."""
+    return float(value) if math.isfinite(value) else str(float(value))
