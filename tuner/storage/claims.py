@@ -253,7 +253,8 @@ def _has_expired(connection: Connection, now_s: float | sa.ColumnElement[float])
 def _settle(connection: Connection, claimant: Claimant, standing: _Standing, newest: int) -> Settled:
     """Return what need not be counted again: more than before at first, and once there are many trials since.
 
-    That is many that have ended, or many of other studies between the last mark and the newest trial. Trials of a study get their ids under its row's lock: none can appear below its newest.
+    That is many that have ended, or many of other studies between the last mark and the newest trial. Trials of a
+    study get their ids under its row's lock: none can appear below its newest.
     """
     settled = claimant.settled
     if settled.up_to >= 0 and max(standing.total - standing.still_open, newest - settled.up_to) < _SETTLE_AFTER:
