@@ -481,7 +481,18 @@ def test_modules_in_a_list_become_nested_dicts_and_train() -> None:
 # Wrong things, foreign things, watched things.
 
 
-@pytest.mark.parametrize("made", [None, 3, "MLP", (pure_init,), (pure_init, 1), LinenNet, lambda x: x], ids=repr)
+NO_MODELS = {
+    "None": None,
+    "number": 3,
+    "name": "MLP",
+    "one function": (pure_init,),
+    "no function": (pure_init, 1),
+    "class": LinenNet,
+    "lambda": lambda x: x,
+}
+
+
+@pytest.mark.parametrize("made", NO_MODELS.values(), ids=NO_MODELS)
 def test_what_is_no_model_is_refused(made: Any) -> None:
     with pytest.raises(StudyError, match=r"init_model must return a Linen module, .* or a pair .*\(init, apply\): got"):
         Classifier(lambda _: made).build_model(None)
