@@ -158,7 +158,7 @@ def run_once(side: str, space: str, trials: int, pruner: str) -> Run:
             raise SystemExit(f"{' '.join(words)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
         engine = connect(url)
         try:
-            rows = read_trials(engine, find_study(engine, "digits_mlp"), reports=True)
+            rows = read_trials(engine, find_study(engine, "digits_mlp"), with_reports=True)
         finally:
             engine.dispose()
     if sum(row.outcome.uses_budget for row in rows) != trials:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Engine
 
+from tuner.filters import filtered, in_order
 from tuner.storage.queries import (
+    Standing,
     StudyRow,
     TrialRow,
     find_study,
     outcome_counts,
+    read_about,
     read_attempts,
     read_best,
+    read_metrics,
+    read_standings,
     read_studies,
     read_trial,
     read_trials,
@@ -25,14 +30,17 @@ Row = dict[str, Any]
 
 
 def study_rows(engine: Engine) -> list[Row]:
-    """Return one row for each study: its name, objectives, counts and best value."""
-    return [_study_row(engine, study) for study in read_studies(engine)]
+    """Return one row for each study: its name, state, objectives, counts and best value."""
+    standings = read_standings(engine)
+    return [_study_row(engine, study, standings.get(study.study_id)) for study in read_studies(engine)]
 
 
-def _study_row(engine: Engine, study: StudyRow) -> Row:
+def _study_row(engine: Engine, study: StudyRow, standing: Standing | None) -> Row:
     counts = outcome_counts(engine, study.study_id)
     row: Row = {
         "study": study.name,
+        "state": None if standing is None else _state(standing, counts),
+        "workers": 0 if standing is None else standing.workers,
         "objective": ", ".join(study.record.get("objective", [])) or None,
         "direction": ", ".join(study.directions),
         "trials": sum(counts.values()),
@@ -45,14 +53,45 @@ def _study_row(engine: Engine, study: StudyRow) -> Row:
     return row
 
 
-def trial_rows(engine: Engine, study_name: str) -> list[Row]:
+def _state(standing: Standing, counts: Mapping[Outcome, int]) -> str:
+    """Return what a study is doing; the first that holds of: stopped, finished, out of hours, running, idle."""
+    used = sum(count for outcome, count in counts.items() if outcome.uses_budget)
+    if standing.is_stopped:
+        return "stopped"
+    if standing.trials is not None and used >= standing.trials:
+        return "finished"
+    if standing.is_out_of_hours:
+        return "out of hours"
+    return "running" if standing.workers else "idle"
+
+
+def trial_rows(
+    engine: Engine,
+    study_name: str,
+    *,
+    where: Sequence[str] = (),
+    outcomes: Collection[Outcome] = (),
+    sort: str | None = None,
+    limit: int | None = None,
+) -> list[Row]:
     """Return one row for each trial, by number.
+
+    Args:
+        engine: The storage's engine.
+        study_name: The study.
+        where: Conditions that all must hold; see `tuner.filters.filtered`.
+        outcomes: Only trials with one of these; all if empty.
+        sort: A column or hyperparameter, `-NAME` for the largest first.
+        limit: How many at most.
 
     Raises:
         UnknownStudy: there is no such study.
+        UsageError: a condition, or what to sort by, is none.
     """
     study = find_study(engine, study_name)
-    return [_trial_row(study, trial) for trial in read_trials(engine, study)]
+    rows = [_trial_row(study, trial) for trial in read_trials(engine, study)]
+    kept = [row for row in filtered(rows, where) if not outcomes or row["outcome"] in outcomes]
+    return in_order(kept, sort)[:limit]
 
 
 def best_rows(engine: Engine, study_name: str, count: int | None = 1) -> list[Row]:
@@ -101,15 +140,39 @@ def show_row(engine: Engine, study_name: str, number: int) -> Row:
     """
     study = find_study(engine, study_name)
     trial = read_trial(engine, study, number)
+    attempts = read_attempts(engine, trial.trial_id)
+    last = attempts[-1]["worker"] if attempts else ""
     return {
         "study": study.name,
         **_trial_row(study, trial),
         "started": trial.started.isoformat(timespec="seconds") + "Z" if trial.started else None,
         "completed": trial.completed.isoformat(timespec="seconds") + "Z" if trial.completed else None,
-        "reports": [{"epoch": epoch, "value": _plain(value)} for epoch, value in trial.reports.items()],
-        **{key: trial.record.get(key) for key in ("worker", "compile_s", "train_s", "checkpoint", "error")},
-        "attempts": [_attempt_row(attempt) for attempt in read_attempts(engine, trial.trial_id)],
+        **_timings(trial),
+        "worker": trial.record.get("worker"),
+        "checkpoint": trial.record.get("checkpoint"),
+        "error": trial.record.get("error"),
+        "reports": _report_rows(trial, read_metrics(engine, trial.trial_id)),
+        "attempts": [_attempt_row(attempt) for attempt in attempts],
+        "ran_with": read_about(engine, {attempt["worker"] for attempt in attempts[-1:]}).get(last),
     }
+
+
+def _timings(trial: TrialRow) -> Row:
+    """Return where a trial's seconds went; `wait_s` is the rest: earlier attempts at it, and time nobody ran it."""
+    compile_s, train_s, compilations = (trial.record.get(key) for key in ("compile_s", "train_s", "compilations"))
+    wait_s = None
+    if trial.seconds is not None and compile_s is not None and train_s is not None:
+        wait_s = max(0.0, round(trial.seconds - compile_s - train_s, 3))
+    return {"compile_s": compile_s, "compilations": compilations, "train_s": train_s, "wait_s": wait_s}
+
+
+def _report_rows(trial: TrialRow, metrics: Mapping[int, tuple[int, Mapping[str, float]]]) -> list[Row]:
+    rows = []
+    for epoch in sorted({*trial.reports, *metrics}):
+        step, named = metrics.get(epoch, (None, {}))
+        row: Row = {"epoch": epoch, "step": step, "value": _plain(trial.reports.get(epoch))}
+        rows.append({**row, "metrics": {name: _plain(value) for name, value in named.items()}})
+    return rows
 
 
 def _attempt_row(attempt: Row) -> Row:

@@ -993,7 +993,8 @@ def test_a_statement_is_prepared_once_for_a_connection(postgres_url: str) -> Non
     with opened(postgres_url) as storage, plain_optuna(postgres_url) as plain:
         study_id = storage.create_new_study([StudyDirection.MINIMIZE])
         with statements(storage) as sent:
-            a_trial(storage, study_id, 0.5)
+            for value in (0.5, 1.0):  # what is read first is all there is, later what is new
+                a_trial(storage, study_id, value)
         names = prepared(storage)
         assert len(names) == len(set(names)) == sum(text.startswith("PREPARE") for text in sent) >= 6
         with statements(storage) as sent:
@@ -1049,6 +1050,7 @@ def test_a_server_that_keeps_nothing_prepared_is_served_all_the_same(
             monkeypatch.setattr(dialect, "_servers_prepare", True)
             storage.close()
             if trouble == "lost":
+                run()
                 run()
                 assert prepared(storage) != [], name
             with storage.engine.connect() as connection:

@@ -131,7 +131,8 @@ def test_the_same_error_three_times_stops_the_study_once_mended_it_goes_on(
 
     assert done.returncode == 1
     assert "the same error ended 3 trials in a row" in done.stderr
-    assert done.stderr.count("RuntimeError: planted bug") == 1
+    assert done.stderr.count("Traceback") == 1
+    assert "failed and is tried again: RuntimeError: planted bug\n" in done.stderr
     rows = tuner.rows("trials", "tiny")
     failed = [row["number"] for row in rows if row["outcome"] == "failed"]
     others = [row["outcome"] for row in rows if row["outcome"] != "failed"]

@@ -193,7 +193,7 @@ def test_a_dict_of_plain_values_comes_back_and_others_are_asked_for(tmp_path: Pa
     assert load_run(tmp_path / "1", hparams=given).hparams is given
 
 
-def test_a_trainer_that_was_typed_in_is_asked_for(tmp_path: Path) -> None:
+def test_a_trainer_that_was_typed_in_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
         "import sys, numpy as np, jax.numpy as jnp, optax\n"
         "from tuner.training import ArrayDataset, Checkpoints, TrainerModule, load_from_checkpoint, load_run\n"
@@ -211,6 +211,11 @@ def test_a_trainer_that_was_typed_in_is_asked_for(tmp_path: Path) -> None:
     )
     folder = tmp_path / "typed"
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
+    main = sys.modules["__main__"]
+    monkeypatch.delattr(main, "__file__", raising=False)
+    with pytest.raises(CheckpointError, match=r"^__main__ must define Typed of .* it does not; give trainer="):
+        load_run(folder)
+    monkeypatch.setattr(main, "__file__", str(tmp_path / "other.py"), raising=False)
     with pytest.raises(CheckpointError, match=r"the file of Typed in .* must exist: '' does not; give trainer="):
         load_run(folder)
     assert len(load_run(folder, trainer=Plain()).reports) == 2

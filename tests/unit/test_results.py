@@ -1,6 +1,7 @@
 """What the query commands print: every row against what Optuna itself says of the same database."""
 
 import contextlib
+import datetime
 import itertools
 import json
 import math
@@ -27,7 +28,7 @@ from tuner.storage.claims import Claimant, claim
 from tuner.storage.dialect import now_s
 from tuner.storage.fences import Lease
 from tuner.storage.queries import TrialRow, last_errors
-from tuner.storage.studies import register
+from tuner.storage.studies import join, register, stop
 from tuner.trial import Outcome, Report
 
 nan, inf = math.nan, math.inf
@@ -149,10 +150,8 @@ def test_a_trial_is_shown_with_its_reports_and_its_error(any_shelf: Shelf) -> No
     row = show_row(any_shelf.engine, "ours", 1)
     stored = any_shelf.storage.get_trial(lease.trial_id)
     assert row["reports"] == [
-        {"epoch": 1, "value": 0.5},
-        {"epoch": 2, "value": 0.25},
-        {"epoch": 3, "value": "-inf"},
-        {"epoch": 10, "value": "nan"},
+        {"epoch": epoch, "step": 9, "value": value, "metrics": {"loss": value}}
+        for epoch, value in [(1, 0.5), (2, 0.25), (3, "-inf"), (10, "nan")]
     ]
     assert {key: row[key] for key in ("worker", "compile_s", "train_s", "error")} == {
         key: record[key] for key in ("worker", "compile_s", "train_s", "error")
@@ -164,6 +163,88 @@ def test_a_trial_is_shown_with_its_reports_and_its_error(any_shelf: Shelf) -> No
     assert row["started"] <= row["completed"]
     running = show_row(any_shelf.engine, "ours", 0)
     assert [running[key] for key in ("outcome", "completed", "reports", "error")] == ["running", None, [], None]
+    assert [running[key] for key in ("compile_s", "train_s", "wait_s", "ran_with")] == [None] * 4
+    theirs = study.ask()
+    theirs.report(0.5, 3)
+    plain = show_row(any_shelf.engine, "ours", theirs.number)
+    assert plain["reports"] == [{"epoch": 3, "step": None, "value": 0.5, "metrics": {}}]
+    assert plain["attempts"] == []
+
+
+def test_where_a_trials_seconds_went(any_shelf: Shelf) -> None:
+    study = any_shelf.add_study("ours")
+    numbers = [
+        any_shelf.end(study, Outcome.COMPLETE, 1.0, compile_s=compile_s, train_s=train_s)
+        for compile_s, train_s in [(0.5, 2.25), (4.0, 7.0), (None, 2.0)]
+    ]
+    with any_shelf.engine.begin() as connection:
+        (start,) = connection.execute(sa.select(sa.func.min(tables.trials.c.datetime_start))).one()
+        ten_later = start + datetime.timedelta(seconds=10)
+        connection.execute(tables.trials.update().values(datetime_start=start, datetime_complete=ten_later))
+
+    shown = [show_row(any_shelf.engine, "ours", number) for number in numbers]
+    assert [(row["seconds"], row["wait_s"]) for row in shown] == [(10.0, 7.25), (10.0, 0.0), (10.0, None)]
+
+
+def test_a_trial_is_shown_with_what_its_last_worker_ran_with(any_shelf: Shelf) -> None:
+    study, engine = any_shelf.add_study("ours"), any_shelf.engine
+    claimant = Claimant(study._study_id, "worker", trials=9, lease_s=300.0)
+    about = {"file": "/a/study.py", "git": {"commit": "c0ffee", "is_changed": True}, "versions": {"jax": "0.8"}}
+    join(engine, claimant, {"host": "here", "pid": 7, "devices": "cpu 2", **about})
+    number = any_shelf.end(study, Outcome.COMPLETE, 1.0)
+
+    assert show_row(engine, "ours", number)["ran_with"] == {"host": "here", "devices": "cpu 2", **about}
+
+
+def test_a_study_says_what_it_is_doing(any_shelf: Shelf) -> None:
+    engine = any_shelf.engine
+    optuna.create_study(study_name="plain", storage=any_shelf.storage)
+    study = any_shelf.add_study("ours")
+
+    def state() -> tuple[str | None, int]:
+        plain, ours = study_rows(engine)
+        assert (plain["state"], plain["workers"]) == (None, 0)
+        return ours["state"], ours["workers"]
+
+    def ask_for(**budget: Any) -> None:
+        claimant = Claimant(study._study_id, "worker", lease_s=300.0, **{"trials": 3, **budget})
+        join(engine, claimant, {"host": "here", "pid": 7, "devices": "cpu"})
+
+    assert state() == ("idle", 0)
+    ask_for()
+    leases_held = [any_shelf.claim(study), any_shelf.claim(study)]
+    assert state() == ("running", 2)
+    leases.tell(engine, leases_held[0], Outcome.DIVERGED, None, {})
+    leases.release(engine, leases_held[1])
+    assert state() == ("idle", 0)
+    ask_for(wall_s=1e-9)
+    assert state() == ("out of hours", 0)
+    ask_for(device_s=1e-9)
+    assert state() == ("out of hours", 0)
+    ask_for(wall_s=1e9, device_s=1e9)
+    assert state() == ("idle", 0)
+    any_shelf.end(study, Outcome.FAILED)
+    ask_for(trials=1)
+    assert state() == ("finished", 0)
+    stop(engine, study._study_id)
+    assert state() == ("stopped", 0)
+
+
+def test_trials_are_filtered_sorted_and_cut(shelf: Shelf) -> None:
+    study = shelf.add_study("ours")
+    for x in (3.0, 1.0, 2.0, 0.0):
+        trial = study.ask()
+        trial.suggest_float("x", x, x)
+        study.tell(trial, x**2) if x else study.tell(trial, state=TrialState.FAIL)
+
+    def numbers(**options: Any) -> list[int]:
+        return [row["number"] for row in trial_rows(shelf.engine, "ours", **options)]
+
+    assert numbers(sort="x") == [3, 1, 2, 0]
+    assert numbers(sort="-value", limit=2) == [0, 2]
+    assert numbers(where=["x>=2"]) == [0, 2]
+    assert numbers(where=["x>=0"], outcomes=[Outcome.FAILED]) == [3]
+    assert numbers(outcomes=[Outcome.FAILED, Outcome.COMPLETE], limit=3) == [0, 1, 2]
 
 
 def define(trial: optuna.Trial) -> None:

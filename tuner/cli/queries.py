@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tuner.cli.options import DebugOption, Format, FormatOption, StorageOption, StudyArgument
+from tuner.cli.printing import Row, emit, print_fields
 from tuner.errors import UsageError
 from tuner.storage import connect, storage_url
+from tuner.trial import Outcome
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
-
-Row = dict[str, Any]
-
-_RESULT_COLUMNS = ("number", "outcome", "value", "values", "seconds", "study", "best", "complete", "trials")
 
 
 @contextmanager
@@ -34,7 +29,10 @@ def _engine(storage: str | None) -> Iterator[Engine]:
 
 
 def studies(storage: StorageOption = None, format: FormatOption = Format.TABLE, debug: DebugOption = False) -> None:
-    """List the studies of a storage."""
+    """List the studies of a storage, with what each is doing.
+
+    For example: tuner studies --storage postgresql://tuner@db/tuner
+    """
     from tuner.results import study_rows
 
     with _engine(storage) as engine:
@@ -43,15 +41,34 @@ def studies(storage: StorageOption = None, format: FormatOption = Format.TABLE, 
 
 def trials(
     study: StudyArgument,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION",
+            help="Only trials for which it holds, as in 'learning_rate<1e-3' or optimizer=adam; may be repeated.",
+        ),
+    ] = None,
+    outcome: Annotated[list[Outcome] | None, typer.Option(help="Only trials that stand so; may be repeated.")] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A column or hyperparameter to sort by; -NAME for the largest first."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="How many trials at most.")] = None,
     storage: StorageOption = None,
     format: FormatOption = Format.TABLE,
     debug: DebugOption = False,
 ) -> None:
-    """List the trials of a study."""
+    """List the trials of a study.
+
+    For example: tuner trials digits_mlp --where 'learning_rate<1e-3' --outcome complete --sort value --limit 10
+    """
     from tuner.results import trial_rows
 
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit must be at least 1: got {limit}")
     with _engine(storage) as engine:
-        emit(trial_rows(engine, study), format)
+        rows = trial_rows(engine, study, where=where or (), outcomes=outcome or (), sort=sort, limit=limit)
+        emit(rows, format)
 
 
 def best(
@@ -67,6 +84,7 @@ def best(
     """List the best trials of a study.
 
     Complete ones only; of a study with several objectives, those of its Pareto front.
+    For example: tuner best digits_mlp -n 5 --format json
     """
     if count is not None and count < 1:
         raise UsageError(f"-n must be at least 1: got {count}")
@@ -91,14 +109,15 @@ def show(
 ) -> None:
     """Show one trial.
 
-    Its hyperparameters, reports by epoch, timings, and error.
+    Its hyperparameters, timings, curves, error, who ran it, and with what versions.
+    For example: tuner show digits_mlp 16
     """
     from tuner.results import show_row
 
     with _engine(storage) as engine:
         row = show_row(engine, study, number)
     if format is Format.TABLE:
-        _print_fields(row)
+        print_fields(row)
     elif format is Format.JSON:
         print(json.dumps(row, indent=2))
     else:
@@ -116,100 +135,4 @@ def print_best(study: str, storage: str | None) -> None:
         emit(rows, Format.TABLE)
     else:
         print(f"best trial of {study!r}:")
-        _print_fields(rows[0])
-
-
-def emit(rows: Sequence[Row], format: Format) -> None:
-    """Print rows to stdout."""
-    if format is Format.JSON:
-        print(json.dumps(list(rows), indent=2))
-    elif format is Format.CSV:
-        print(to_csv(rows), end="")
-    else:
-        _print_table([_flat(row) for row in rows])
-
-
-def to_csv(rows: Sequence[Row]) -> str:
-    """Return rows as CSV with a header; hyperparameters become columns `hparams.NAME`, lists become JSON."""
-    flat = [_flat(row, "hparams.") for row in rows]
-    columns = list(dict.fromkeys(column for row in flat for column in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    for row in flat:
-        writer.writerow({key: json.dumps(value) if isinstance(value, list) else value for key, value in row.items()})
-    return text.getvalue()
-
-
-def _flat(row: Row, prefix: str = "") -> Row:
-    """Return a row with its hyperparameters as columns of their own."""
-    flat: Row = {}
-    for key, value in row.items():
-        if key == "hparams":
-            flat.update({f"{prefix}{name}": hparam for name, hparam in value.items()})
-        else:
-            flat[key] = value
-    return flat
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    if isinstance(value, list):
-        return ", ".join(_text(item) for item in value)
-    return str(value)
-
-
-def _print_table(rows: Sequence[Row]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    if not rows:
-        print("none")
-        return
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    # A column in which nothing is ever seen (no trial diverged, say) only takes room.
-    columns = [column for column in columns if any(row.get(column) not in (None, 0) for row in rows)]
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=10_000)  # in a pipe or a file nothing is cut off
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        cells = [row.get(column) for row in rows]
-        is_number = any(isinstance(cell, int | float) for cell in cells)
-        # On a narrow terminal the hyperparameters are shortened, not the result.
-        width = max(len(column), *(len(_text(cell)) for cell in cells)) if column in _RESULT_COLUMNS else None
-        table.add_column(Text(column), justify="right" if is_number else "left", no_wrap=True, min_width=width)
-    for row in rows:
-        table.add_row(*(Text(_text(row.get(column))) for column in columns))  # a bracket is no markup
-    console.print(table)
-
-
-def _print_attempts(attempts: list[Row]) -> None:
-    """Print who ran a trial, if it was more than one run; with the errors of those before the last."""
-    if len(attempts) < 2:
-        return
-    print("attempts")
-    for at, attempt in enumerate(attempts, start=1):
-        print(f"  {at:<18} {attempt['ending'] or 'running'}, {attempt['worker']}, {_text(attempt['seconds'])} s")
-        if attempt["error"] and at < len(attempts):
-            print(textwrap.indent(attempt["error"].rstrip(), " " * 21))
-
-
-def _print_fields(row: Row) -> None:
-    for key, value in row.items():
-        if key == "hparams":
-            print("hparams")
-            for name, hparam in value.items():
-                print(f"  {name:<{max(18, *map(len, value))}} {_text(hparam)}")
-        elif key == "reports" and value:
-            print("reports")
-            for report in value:
-                print(f"  epoch {report['epoch']:<12} {_text(report['value'])}")
-        elif key == "attempts":
-            _print_attempts(value)
-        elif value is not None:
-            print(f"{key:<20} {_text(value)}")
+        print_fields(rows[0])

@@ -17,10 +17,13 @@ from tuner.storage.claims import latest_errors
 from tuner.storage.dialect import clock
 from tuner.storage.encoding import loaded_number
 from tuner.storage.engine import read
+from tuner.storage.hours import Hours, count_hours
 from tuner.storage.tables import (
     attempts,
+    budgets,
     leases,
     records,
+    reports,
     studies,
     study_directions,
     study_system_attributes,
@@ -28,6 +31,7 @@ from tuner.storage.tables import (
     trial_params,
     trial_values,
     trials,
+    workers,
 )
 from tuner.trial import Outcome
 
@@ -164,9 +168,9 @@ def _nothing_of(table: sa.Table) -> sa.FromClause:
     return sa.select(*columns).where(sa.false()).subquery()
 
 
-def read_trials(engine: Engine, study: StudyRow, *, reports: bool = False) -> list[TrialRow]:
-    """Return all trials of a study by number, with their intermediate values if `reports`."""
-    return _load(engine, study, [trials.c.study_id == study.study_id], reports=reports)
+def read_trials(engine: Engine, study: StudyRow, *, with_reports: bool = False) -> list[TrialRow]:
+    """Return all trials of a study by number, with their intermediate values if `with_reports`."""
+    return _load(engine, study, [trials.c.study_id == study.study_id], with_reports=with_reports)
 
 
 def read_trial(engine: Engine, study: StudyRow, number: int) -> TrialRow:
@@ -175,7 +179,7 @@ def read_trial(engine: Engine, study: StudyRow, number: int) -> TrialRow:
     Raises:
         UnknownStudy: the study has no trial of that number.
     """
-    rows = _load(engine, study, [trials.c.study_id == study.study_id, trials.c.number == number], reports=True)
+    rows = _load(engine, study, [trials.c.study_id == study.study_id, trials.c.number == number], with_reports=True)
     if not rows:
         query = sa.select(sa.func.count()).select_from(trials).where(trials.c.study_id == study.study_id)
         count = read(engine, lambda connection: connection.execute(query).scalar_one())
@@ -197,6 +201,85 @@ def read_attempts(engine: Engine, trial_id: int) -> list[dict[str, Any]]:
     return read(engine, work)
 
 
+def read_metrics(engine: Engine, trial_id: int) -> dict[int, tuple[int, dict[str, float]]]:
+    """Return all that a trial of ours has reported: epoch -> optimizer updates so far, and metrics by name."""
+    query = sa.select(reports.c.epoch, reports.c.step, reports.c.metrics).where(reports.c.trial_id == trial_id)
+
+    def work(connection: Connection) -> dict[int, tuple[int, dict[str, float]]]:
+        if not sa.inspect(connection).has_table(reports.name):
+            return {}
+        return {
+            epoch: (step, {name: float(value) for name, value in json.loads(text).items()})
+            for epoch, step, text in connection.execute(query.order_by(reports.c.epoch))
+        }
+
+    return read(engine, work)
+
+
+def read_about(engine: Engine, names: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Return what is kept of workers, by name: host, devices, study file, Git state, versions."""
+    query = sa.select(workers.c.worker, workers.c.host, workers.c.devices, workers.c.about)
+
+    def work(connection: Connection) -> dict[str, dict[str, Any]]:
+        if not names or not sa.inspect(connection).has_table(workers.name):
+            return {}
+        found = connection.execute(query.where(workers.c.worker.in_(names)))
+        return {name: {"host": host, "devices": devices, **json.loads(about)} for name, host, devices, about in found}
+
+    return read(engine, work)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a study may go, and whether it does.
+
+    Attributes:
+        trials: The trials that the latest launch asked for; None for a study of plain Optuna.
+        wall_s: Its wall-clock budget in seconds, None for none.
+        device_s: Its device time budget in seconds, None for none.
+        used: What it has used of both.
+        is_stopped: Somebody stopped it.
+        workers: How many hold a trial now.
+    """
+
+    trials: int | None = None
+    wall_s: float | None = None
+    device_s: float | None = None
+    used: Hours = field(default_factory=Hours)
+    is_stopped: bool = False
+    workers: int = 0
+
+    @property
+    def is_out_of_hours(self) -> bool:
+        """Whether one of the budgets in hours is spent."""
+        pairs = ((self.wall_s, self.used.wall_s), (self.device_s, self.used.device_s))
+        return any(limit is not None and used >= limit for limit, used in pairs)
+
+
+def read_standings(engine: Engine) -> dict[int, Standing]:
+    """Return the standing of each study of ours, by its id."""
+
+    def work(connection: Connection) -> dict[int, Standing]:
+        if not sa.inspect(connection).has_table(budgets.name):
+            return {}
+        now_s = connection.execute(sa.select(clock(connection.dialect.name))).scalar_one()
+        live = sa.select(trials.c.study_id, sa.func.count()).join(leases, leases.c.trial_id == trials.c.trial_id)
+        live = live.where(trials.c.state == "RUNNING", leases.c.expires_at_s > now_s).group_by(trials.c.study_id)
+        held = {study_id: count for study_id, count in connection.execute(live)}
+        columns = (budgets.c.trials, budgets.c.wall_s, budgets.c.device_s, budgets.c.stopped_at_s)
+        return {
+            study_id: Standing(
+                *limits,
+                used=count_hours(connection, study_id, now_s, Hours())[0],
+                is_stopped=stopped_at_s is not None,
+                workers=held.get(study_id, 0),
+            )
+            for study_id, *limits, stopped_at_s in connection.execute(sa.select(budgets.c.study_id, *columns))
+        }
+
+    return read(engine, work)
+
+
 def read_best(engine: Engine, study: StudyRow, count: int | None) -> list[TrialRow]:
     """Return the complete trials of a study with one objective, best first; ties go to the earlier trial."""
     order = [_value().desc() if study.maximize[0] else _value().asc(), trials.c.number]
@@ -209,7 +292,7 @@ def _load(
     study: StudyRow,
     where: Sequence[sa.ColumnElement[bool]],
     *,
-    reports: bool = False,
+    with_reports: bool = False,
     order: Sequence[sa.ColumnElement[Any]] = (trials.c.number,),
     limit: int | None = None,
 ) -> list[TrialRow]:
@@ -234,13 +317,13 @@ def _load(
         ):
             rows[trial_id] = TrialRow(trial_id, number, Outcome(outcome), start, complete)
             rows[trial_id].record = dict(zip(RECORDED, record, strict=True))
-        _fill(connection, study, rows, reports)
+        _fill(connection, study, rows, with_reports)
         return list(rows.values())
 
     return read(engine, work)
 
 
-def _fill(connection: Connection, study: StudyRow, rows: dict[int, TrialRow], reports: bool) -> None:
+def _fill(connection: Connection, study: StudyRow, rows: dict[int, TrialRow], with_reports: bool) -> None:
     ids = list(rows)
     columns = ("param_name", "param_value", "distribution_json")
     for trial_id, name, value, text in _of_trials(connection, ids, trial_params, columns):
@@ -250,7 +333,7 @@ def _fill(connection: Connection, study: StudyRow, rows: dict[int, TrialRow], re
         if rows[trial_id].outcome is Outcome.COMPLETE:
             values = rows[trial_id].values = rows[trial_id].values or [math.nan] * len(study.directions)
             values[objective] = loaded_number(value, kind)
-    if reports:
+    if with_reports:
         columns = ("step", "intermediate_value", "intermediate_value_type")
         for trial_id, step, value, kind in _of_trials(connection, ids, trial_intermediate_values, columns):
             rows[trial_id].reports[step] = loaded_number(value, kind)

@@ -194,6 +194,7 @@ def _find(path: str | Path, reference: dict[str, str], option: str) -> Any:
         found = getattr(found, part, None)
     if found is None:
         raise CheckpointError(
-            f"{reference['file']} must define {reference['name']} of {path}: it does not; give {option}"
+            f"{reference['file'] or reference['module']} must define {reference['name']} of {path}: it does not; "
+            f"give {option}"
         )
     return found

@@ -1,0 +1,156 @@
+"""Printing rows to stdout: a table that fits the terminal, JSON, or CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from tuner.cli.options import Format
+
+Row = dict[str, Any]
+
+_RESULT_COLUMNS = ("number", "outcome", "value", "values", "seconds", "study", "state", "best", "complete", "trials")
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def emit(rows: Sequence[Row], format: Format) -> None:
+    """Print rows to stdout."""
+    if format is Format.JSON:
+        print(json.dumps(list(rows), indent=2))
+    elif format is Format.CSV:
+        print(to_csv(rows), end="")
+    else:
+        _print_table([_flat(row) for row in rows])
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Return rows as CSV with a header; hyperparameters become columns `hparams.NAME`, what is nested becomes JSON."""
+    flat = [_flat(row, "hparams.") for row in rows]
+    columns = list(dict.fromkeys(column for row in flat for column in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in flat:
+        writer.writerow(
+            {key: json.dumps(value) if isinstance(value, list | dict) else value for key, value in row.items()}
+        )
+    return text.getvalue()
+
+
+def _flat(row: Row, prefix: str = "") -> Row:
+    """Return a row with its hyperparameters as columns of their own."""
+    flat: Row = {}
+    for key, value in row.items():
+        if key == "hparams":
+            flat.update({f"{prefix}{name}": hparam for name, hparam in value.items()})
+        else:
+            flat[key] = value
+    return flat
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    if isinstance(value, list):
+        return ", ".join(_text(item) for item in value)
+    return str(value)
+
+
+def _print_table(rows: Sequence[Row]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not rows:
+        print("none")
+        return
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    # A column in which nothing is ever seen (no trial diverged, say) only takes room.
+    columns = [column for column in columns if any(row.get(column) not in (None, 0) for row in rows)]
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=10_000)  # in a pipe or a file nothing is cut off
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        cells = [row.get(column) for row in rows]
+        is_number = any(isinstance(cell, int | float) for cell in cells)
+        # On a narrow terminal the hyperparameters are shortened, not the result.
+        width = max(len(column), *(len(_text(cell)) for cell in cells)) if column in _RESULT_COLUMNS else None
+        table.add_column(Text(column), justify="right" if is_number else "left", no_wrap=True, min_width=width)
+    for row in rows:
+        table.add_row(*(Text(_text(row.get(column))) for column in columns))  # a bracket is no markup
+    console.print(table)
+
+
+def _print_attempts(attempts: list[Row]) -> None:
+    """Print who ran a trial, if it was more than one run; with the errors of those before the last."""
+    if len(attempts) < 2:
+        return
+    print("attempts")
+    for at, attempt in enumerate(attempts, start=1):
+        print(f"  {at:<18} {attempt['ending'] or 'running'}, {attempt['worker']}, {_text(attempt['seconds'])} s")
+        if attempt["error"] and at < len(attempts):
+            print(textwrap.indent(attempt["error"].rstrip(), " " * 21))
+
+
+def _print_curves(reports: list[Row]) -> None:
+    """Print each metric's course over the epochs in a line, and its last value."""
+    curves: dict[str, list[float]] = {}
+    for report in reports:
+        for name, value in (report["metrics"] or {"value": report["value"]}).items():
+            curves.setdefault(name, []).append(math.nan if value is None else float(value))
+    if curves:
+        print(f"curves               epochs {reports[0]['epoch']} to {reports[-1]['epoch']}")
+    for name, values in curves.items():
+        print(f"  {name:<{max(18, *map(len, curves))}} {sparkline(values)}  {_text(values[-1])}")
+
+
+def sparkline(values: Sequence[float], width: int = 40) -> str:
+    """Return a curve as bars, of more than `width` values the means of equal parts; `!` where nothing is finite."""
+    count = min(width, len(values))
+    edges = [len(values) * at // count for at in range(count + 1)]
+    parts = [[one for one in values[start:stop] if math.isfinite(one)] for start, stop in itertools.pairwise(edges)]
+    means = [math.fsum(part) / len(part) if part else None for part in parts]
+    known = [mean for mean in means if mean is not None]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    top = len(_BARS) - 1
+    return "".join(
+        "!" if mean is None else _BARS[round(top * (mean - low) / (high - low)) if high > low else 0] for mean in means
+    )
+
+
+def _print_ran_with(about: Row) -> None:
+    """Print where a trial ran last and with what."""
+    for key in ("host", "devices", "file"):
+        if about.get(key):
+            print(f"{key:<20} {about[key]}")
+    git = about.get("git")
+    if git:
+        print(f"{'git':<20} {git['commit'][:12]}{' with changes' if git['is_changed'] else ''}")
+    if about.get("versions"):
+        print(f"{'versions':<20} {', '.join(f'{name} {version}' for name, version in about['versions'].items())}")
+
+
+def print_fields(row: Row) -> None:
+    """Print one row, a field a line; what is unknown is left out."""
+    for key, value in row.items():
+        if key == "hparams":
+            print("hparams")
+            for name, hparam in value.items():
+                print(f"  {name:<{max(18, *map(len, value))}} {_text(hparam)}")
+        elif key == "reports":
+            _print_curves(value)
+        elif key == "attempts":
+            _print_attempts(value)
+        elif key == "ran_with":
+            _print_ran_with(value or {})
+        elif value is not None:
+            print(f"{key:<20} {_text(value)}")

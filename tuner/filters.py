@@ -1,0 +1,105 @@
+"""Conditions on rows, as `--where` and `--sort` have them: `learning_rate<1e-3`, `activation=relu`, `-value`."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from tuner.errors import UsageError, nearest
+
+Row = dict[str, Any]
+
+_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "!=": operator.ne,
+    "==": operator.eq,
+    "<": operator.lt,
+    ">": operator.gt,
+    "=": operator.eq,
+}
+_CONDITION = re.compile(r"\s*(.+?)\s*(<=|>=|!=|==|<|>|=)\s*(.*?)\s*", re.DOTALL)
+
+
+def filtered(rows: Sequence[Row], conditions: Iterable[str]) -> list[Row]:
+    """Return the rows for which all conditions hold.
+
+    Args:
+        rows: Rows with columns and, under `hparams`, hyperparameters.
+        conditions: Each NAME, one of < <= > >= = !=, and a value. NAME is a column, or a hyperparameter, which
+            `hparams.NAME` tells from a column of its name. A row that lacks it, or has none there, fails it.
+
+    Raises:
+        UsageError: one is no condition, or no row has such a column or hyperparameter.
+    """
+    kept = list(rows)
+    for text in conditions:
+        match = _CONDITION.fullmatch(text)
+        if match is None:
+            raise UsageError(f"--where must be NAME<VALUE, or with <= > >= = !=: got {text!r}")
+        name, sign, word = match.groups()
+        _check_known(rows, name, "--where")
+        kept = [row for row in kept if _holds(_look_up(row, name), _OPERATORS[sign], sign, word)]
+    return kept
+
+
+def in_order(rows: Sequence[Row], key: str | None) -> list[Row]:
+    """Return the rows sorted by a column or hyperparameter, `-NAME` for the largest first; those without it last.
+
+    Raises:
+        UsageError: no row has it.
+    """
+    if key is None:
+        return list(rows)
+    name, is_reversed = key.removeprefix("-"), key.startswith("-")
+    _check_known(rows, name, "--sort")
+    present = [row for row in rows if _is_there(_look_up(row, name))]
+    absent = [row for row in rows if not _is_there(_look_up(row, name))]
+    return sorted(present, key=lambda row: _rank(_look_up(row, name)), reverse=is_reversed) + absent
+
+
+def _check_known(rows: Sequence[Row], name: str, option: str) -> None:
+    columns = [column for column in dict.fromkeys(key for row in rows for key in row) if column != "hparams"]
+    hparams = list(dict.fromkeys(hparam for row in rows for hparam in row.get("hparams", {})))
+    if rows and name not in columns and name.removeprefix("hparams.") not in hparams:
+        known = list(dict.fromkeys([*columns, *hparams]))
+        raise UsageError(f"{option} must name one of {', '.join(known)}: got {name!r}{nearest(name, known)}")
+
+
+def _look_up(row: Row, name: str) -> Any:
+    if name in row and name != "hparams":
+        return row[name]
+    return row.get("hparams", {}).get(name.removeprefix("hparams."))
+
+
+def _is_there(value: Any) -> bool:
+    return value is not None and value != "nan"
+
+
+def _number(value: Any) -> float | None:
+    """Return a number, or the text of one: rows have NaN and the infinities as text."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _rank(value: Any) -> tuple[int, Any]:
+    number = _number(value)
+    return (1, str(value)) if number is None or math.isnan(number) else (0, number)
+
+
+def _holds(value: Any, compare: Callable[[Any, Any], bool], sign: str, word: str) -> bool:
+    if value is None:
+        return (sign == "!=" and word.lower() != "none") or (sign in ("=", "==") and word.lower() == "none")
+    mine, given = _number(value), _number(word)
+    if mine is not None and given is not None:
+        return compare(mine, given)
+    if sign in ("=", "==", "!="):
+        return compare(str(value).lower(), word.lower())
+    return False  # nothing is said of whether "relu" is less than 3
