@@ -49,7 +49,7 @@ def _study_row(engine: Engine, study: StudyRow, standing: Standing | None) -> Ro
     }
     if len(study.directions) == 1:
         best = read_best(engine, study, 1)
-        row["best"] = _plain(best[0].values[0]) if best and best[0].values else None
+        row["best"] = plain(best[0].values[0]) if best and best[0].values else None
     return row
 
 
@@ -170,8 +170,8 @@ def _report_rows(trial: TrialRow, metrics: Mapping[int, tuple[int, Mapping[str, 
     rows = []
     for epoch in sorted({*trial.reports, *metrics}):
         step, named = metrics.get(epoch, (None, {}))
-        row: Row = {"epoch": epoch, "step": step, "value": _plain(trial.reports.get(epoch))}
-        rows.append({**row, "metrics": {name: _plain(value) for name, value in named.items()}})
+        row: Row = {"epoch": epoch, "step": step, "value": plain(trial.reports.get(epoch))}
+        rows.append({**row, "metrics": {name: plain(value) for name, value in named.items()}})
     return rows
 
 
@@ -189,16 +189,16 @@ def _attempt_row(attempt: Row) -> Row:
 
 def _trial_row(study: StudyRow, trial: TrialRow) -> Row:
     row: Row = {"number": trial.number, "outcome": trial.outcome.value}
-    values = None if trial.values is None else [_plain(value) for value in trial.values]
+    values = None if trial.values is None else [plain(value) for value in trial.values]
     if len(study.directions) == 1:
         row["value"] = None if values is None else values[0]
     else:
         row["values"] = values
     row["seconds"] = None if trial.seconds is None else round(trial.seconds, 3)
-    row["hparams"] = {name: _plain(hparam) for name, hparam in trial.hparams.items()}
+    row["hparams"] = {name: plain(hparam) for name, hparam in trial.hparams.items()}
     return row
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return a value that JSON can carry: NaN and infinities as their names."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -122,6 +123,43 @@ def show(
         print(json.dumps(row, indent=2))
     else:
         emit([row], format)
+
+
+def compare(
+    studies: Annotated[list[str], typer.Argument(metavar="STUDY...", help="The studies' names.")],
+    storage: StorageOption = None,
+    format: FormatOption = Format.TABLE,
+    debug: DebugOption = False,
+) -> None:
+    """Lay studies side by side.
+
+    Best and median of the (first) objective, trials, device hours, and the hours that pruning saved: an estimate.
+    For example: tuner compare digits_mlp digits_cnn
+    """
+    from tuner.analysis import compare_rows
+
+    with _engine(storage) as engine:
+        emit(compare_rows(engine, studies), format)
+
+
+def importance(
+    study: StudyArgument,
+    storage: StorageOption = None,
+    format: FormatOption = Format.TABLE,
+    debug: DebugOption = False,
+) -> None:
+    """Say which hyperparameters matter, by two methods.
+
+    PED-ANOVA asks what tells the best tenth of the trials from the others, fANOVA what the objective varies with over
+    the whole space. Whether they agree is said on stderr.
+    For example: tuner importance digits_mlp
+    """
+    from tuner.analysis import importance_rows
+
+    rows, notes = importance_rows(storage_url(storage), study)
+    emit(rows, format)
+    for note in notes:
+        print(f"tuner: {note}", file=sys.stderr)
 
 
 def print_best(study: str, storage: str | None) -> None:

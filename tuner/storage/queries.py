@@ -280,6 +280,70 @@ def read_standings(engine: Engine) -> dict[int, Standing]:
     return read(engine, work)
 
 
+def read_values(engine: Engine, study_id: int) -> list[float]:
+    """Return the first objective of each complete trial."""
+    query = sa.select(_value()).select_from(_complete(study_id))
+    return read(engine, lambda connection: list(connection.execute(query).scalars()))
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What an ended trial of ours took.
+
+    Attributes:
+        number: Its number.
+        outcome: How it ended.
+        epochs: The last that it reported, 0 if none.
+        device_s: Seconds of all attempts at it, times the devices of each.
+        compile_device_s: Of these, what the last attempt compiled.
+    """
+
+    number: int
+    outcome: Outcome
+    epochs: int
+    device_s: float
+    compile_device_s: float
+
+
+def read_efforts(engine: Engine, study_id: int) -> list[Effort]:
+    """Return what each ended trial of ours took, by number; nothing for a study of plain Optuna."""
+    tried = (
+        sa.select(
+            attempts.c.trial_id,
+            sa.func.sum((attempts.c.ended_at_s - attempts.c.started_at_s) * attempts.c.devices).label("device_s"),
+            sa.func.max(attempts.c.devices).label("devices"),
+        )
+        .where(attempts.c.study_id == study_id, attempts.c.ended_at_s.is_not(None))
+        .group_by(attempts.c.trial_id)
+        .subquery()
+    )
+    reached = (
+        sa.select(reports.c.trial_id, sa.func.max(reports.c.epoch).label("epochs"))
+        .join(records, records.c.trial_id == reports.c.trial_id)
+        .where(records.c.study_id == study_id)
+        .group_by(reports.c.trial_id)
+        .subquery()
+    )
+    compile_s = sa.func.coalesce(records.c.compile_s, 0.0) * tried.c.devices
+    query = (
+        sa.select(
+            trials.c.number, records.c.outcome, sa.func.coalesce(reached.c.epochs, 0), tried.c.device_s, compile_s
+        )
+        .select_from(records.join(trials, trials.c.trial_id == records.c.trial_id))
+        .join(tried, tried.c.trial_id == records.c.trial_id)
+        .outerjoin(reached, reached.c.trial_id == records.c.trial_id)
+        .where(records.c.study_id == study_id)
+        .order_by(trials.c.number)
+    )
+
+    def work(connection: Connection) -> list[Effort]:
+        if not sa.inspect(connection).has_table(records.name):
+            return []
+        return [Effort(number, Outcome(outcome), *rest) for number, outcome, *rest in connection.execute(query)]
+
+    return read(engine, work)
+
+
 def read_best(engine: Engine, study: StudyRow, count: int | None) -> list[TrialRow]:
     """Return the complete trials of a study with one objective, best first; ties go to the earlier trial."""
     order = [_value().desc() if study.maximize[0] else _value().asc(), trials.c.number]

@@ -1,0 +1,155 @@
+"""Studies side by side, and importances, on studies whose answers are known."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy as sa
+
+import tuner
+from tuner.analysis import compare_rows, importance_rows, saved_s
+from tuner.errors import UnknownStudy, UsageError
+from tuner.storage import connect, leases
+from tuner.storage.claims import Claimant, claim
+from tuner.storage.fences import Lease
+from tuner.storage.queries import Effort
+from tuner.storage.studies import register
+from tuner.storage.tables import attempts
+from tuner.trial import Outcome, Report
+
+
+@pytest.fixture
+def storage(sqlite_url: str) -> Iterator[Any]:
+    storage = tuner.open_storage(sqlite_url)
+    yield storage
+    storage.close()
+
+
+@pytest.fixture
+def any_storage(storage_url: str) -> Iterator[Any]:
+    storage = tuner.open_storage(storage_url)
+    yield storage
+    storage.close()
+
+
+def run(engine: sa.Engine, study_id: int, outcome: Outcome, value: float | None, epochs: int, **record: float) -> Lease:
+    """Run a trial on two devices as our workers do."""
+    lease = claim(engine, Claimant(study_id, "worker", trials=100, lease_s=300.0, devices=2))
+    assert isinstance(lease, Lease)
+    for epoch in range(1, epochs + 1):
+        leases.report(engine, lease, [Report(epoch, epoch, {"loss": 1.0})], "loss")
+    leases.tell(engine, lease, outcome, None if value is None else [value], record)
+    return lease
+
+
+def test_studies_lie_side_by_side(any_storage: Any, storage_url: str) -> None:
+    engine = connect(storage_url)
+    ours = register(any_storage, engine, "ours", ["maximize"], {"objective": ["accuracy"], "epochs": 10})
+    for value in (0.5, 0.25, 0.75, 0.125):
+        run(engine, ours.study_id, Outcome.COMPLETE, value, 10)
+    run(engine, ours.study_id, Outcome.PRUNED, None, 4, compile_s=90.0)
+    run(engine, ours.study_id, Outcome.PRUNED, None, 0)
+    run(engine, ours.study_id, Outcome.DIVERGED, None, 2)
+    run(engine, ours.study_id, Outcome.FAILED, None, 1)
+    with engine.begin() as connection:  # each took 450 seconds
+        connection.execute(attempts.update().values(started_at_s=1000.0, ended_at_s=1450.0))
+    theirs = optuna.create_study(study_name="theirs", storage=any_storage)
+    for value in (3.0, math.inf, 1.0):
+        theirs.tell(theirs.ask(), value)
+
+    first, second = compare_rows(engine, ["ours", "theirs"])
+    assert first == {
+        "study": "ours", "objective": "accuracy", "direction": "maximize", "best": 0.75, "median": 0.375, "trials": 8,
+        "complete": 4, "pruned": 2, "diverged": 1, "out_of_memory": 0, "failed": 1,
+        "device_hours": 2.0,  # eight times 450 seconds on two devices
+        "hours_saved": 0.3,  # six epochs of (450 - 90) / 4 seconds on two devices
+    }  # fmt: skip
+    assert [second[key] for key in ("best", "median", "trials", "device_hours", "hours_saved")] == [
+        1.0, 3.0, 3, None, None,
+    ]  # fmt: skip
+    with pytest.raises(UnknownStudy, match=r"no study 'our' in this storage: .* did you mean 'ours'"):
+        compare_rows(engine, ["ours", "our"])
+    engine.dispose()
+
+
+def test_a_pruned_trial_saves_the_epochs_it_did_not_run() -> None:
+    assert saved_s(Effort(0, Outcome.PRUNED, 2, 30.0, 10.0), 5) == 30.0
+    assert saved_s(Effort(0, Outcome.PRUNED, 5, 30.0, 10.0), 5) == 0.0
+    assert saved_s(Effort(0, Outcome.PRUNED, 9, 30.0, 10.0), 5) == 0.0
+    assert saved_s(Effort(0, Outcome.PRUNED, 2, 8.0, 10.0), 5) == 0.0
+    assert saved_s(Effort(0, Outcome.DIVERGED, 2, 30.0, 10.0), 5) == 0.0
+
+
+def fill(storage: Any, name: str, count: int, *directions: str, record: Any = None) -> optuna.Study:
+    """Add trials whose objective depends much on x, little on y, not at all on z."""
+    study = optuna.create_study(
+        study_name=name, storage=storage, directions=directions, sampler=optuna.samplers.RandomSampler(seed=0)
+    )
+    for _ in range(count):
+        trial = study.ask()
+        x, y = (trial.suggest_float(name, 0.0, 1.0) for name in "xy")
+        trial.suggest_categorical("z", ("a", "b"))
+        signs = [-1.0 if direction == "maximize" else 1.0 for direction in directions]
+        study.tell(trial, [sign * value for sign, value in zip(signs, (10 * x + y, 10 * y + x), strict=False)])
+    return study
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_importances_are_optunas(storage: Any, sqlite_url: str, direction: str) -> None:
+    from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
+
+    study = fill(storage, "ours", 60, direction)
+    rows, notes = importance_rows(sqlite_url, "ours")
+
+    assert [row["hparam"] for row in rows] == ["x", "y", "z"]
+    for method, evaluator in (
+        ("ped_anova", PedAnovaImportanceEvaluator()),
+        ("fanova", FanovaImportanceEvaluator(seed=0)),
+    ):
+        expected = get_param_importances(study, evaluator=evaluator)
+        assert {row["hparam"]: row[method] for row in rows} == expected
+        assert sum(expected.values()) == pytest.approx(1.0)
+    assert notes[0] == "from 60 complete trials"
+    assert "the methods agree that x matters most" in notes[1]
+
+
+def test_each_objective_has_importances_of_its_own(storage: Any, sqlite_url: str) -> None:
+    fill(storage, "ours", 60, "minimize", "maximize")
+    rows, notes = importance_rows(sqlite_url, "ours")
+
+    tops = {row["objective"]: row["hparam"] for row in reversed(rows)}
+    assert tops == {"objective 0": "x", "objective 1": "y"}
+    assert len(notes) == 3
+
+
+def test_of_very_many_trials_a_part_is_drawn(storage: Any, sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(storage, "ours", 60, "minimize")
+    monkeypatch.setattr("tuner.analysis.MOST_TRIALS", 20)
+    _, notes = importance_rows(sqlite_url, "ours")
+    assert notes[0] == "from 20 complete trials of 60"
+
+
+def test_methods_that_disagree_are_told(storage: Any, sqlite_url: str) -> None:
+    """Among the best only y matters; over the whole space x, which is either bad or irrelevant."""
+    study = optuna.create_study(study_name="ours", storage=storage, sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(200):
+        trial = study.ask()
+        x, y = (trial.suggest_float(name, 0.0, 1.0) for name in "xy")
+        study.tell(trial, (100.0 if x < 0.5 else 0.0) + (y if y > 0.1 else -10.0))
+    _, notes = importance_rows(sqlite_url, "ours")
+    assert "the methods disagree: y matters most for being among the best (PED-ANOVA), x over the whole" in notes[1]
+
+
+def test_what_cannot_be_analysed_is_said(storage: Any, sqlite_url: str) -> None:
+    fill(storage, "few", 9, "minimize")
+    with pytest.raises(UsageError, match="at least 10 complete trials: 'few' has 9 so far"):
+        importance_rows(sqlite_url, "few")
+    study = optuna.create_study(study_name="nothing", storage=storage)
+    for _ in range(12):
+        study.tell(study.ask(), 1.0)
+    with pytest.raises(UsageError, match="hyperparameters that vary: the complete trials of 'nothing' have none"):
+        importance_rows(sqlite_url, "nothing")
+    with pytest.raises(UnknownStudy):
+        importance_rows(sqlite_url, "fews")

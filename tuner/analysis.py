@@ -1,0 +1,173 @@
+"""What trials say together: how studies compare, and which hyperparameters matter."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Engine
+
+from tuner.errors import UsageError
+from tuner.results import plain
+from tuner.storage.queries import Effort, find_study, outcome_counts, read_efforts, read_values
+from tuner.trial import Outcome
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+Row = dict[str, Any]
+
+MOST_TRIALS = 2000
+"""Trials that importances are computed from; of more, as many are drawn at equal distances."""
+_FEWEST_TRIALS = 10
+
+
+def compare_rows(engine: Engine, names: Sequence[str]) -> list[Row]:
+    """Return one row for each study: best and median objective, counts, hours, and hours that pruning saved.
+
+    Of several objectives the first is compared.
+
+    Raises:
+        UnknownStudy: there is no such study.
+    """
+    return [_compare_row(engine, name) for name in names]
+
+
+def _compare_row(engine: Engine, name: str) -> Row:
+    study = find_study(engine, name)
+    counts = outcome_counts(engine, study.study_id)
+    values = read_values(engine, study.study_id)
+    efforts = read_efforts(engine, study.study_id)
+    better = max if study.maximize[0] else min
+    epochs = study.record.get("epochs")
+    return {
+        "study": study.name,
+        "objective": next(iter(study.record.get("objective", [])), None),
+        "direction": study.directions[0],
+        "best": plain(better(values)) if values else None,
+        "median": plain(statistics.median(values)) if values else None,
+        "trials": sum(counts.values()),
+        **{outcome.value: counts[outcome] for outcome in Outcome if outcome.uses_budget or outcome is Outcome.FAILED},
+        "device_hours": _hours(effort.device_s for effort in efforts) if efforts else None,
+        "hours_saved": _hours(map(saved_s, efforts, [epochs] * len(efforts))) if efforts and epochs else None,
+    }
+
+
+def saved_s(effort: Effort, epochs: int) -> float:
+    """Return the device seconds that pruning a trial saved, 0 for others.
+
+    An estimate: those of its epochs that were not run, each as long as one of those that were. What it compiled, it
+    would have compiled as well.
+    """
+    if effort.outcome is not Outcome.PRUNED or not effort.epochs:
+        return 0.0
+    trained_s = max(0.0, effort.device_s - effort.compile_device_s)
+    return max(0, epochs - effort.epochs) * trained_s / effort.epochs
+
+
+def _hours(seconds: Iterable[float]) -> float:
+    return round(sum(seconds) / 3600, 4)
+
+
+# --- Importances
+
+
+def importance_rows(storage_url: str, name: str) -> tuple[list[Row], list[str]]:
+    """Return the importance of each hyperparameter for each objective by two methods, and what is to be said of them.
+
+    PED-ANOVA (Watanabe et al., 2023, arXiv:2304.10255) asks what tells the best tenth of the trials from all; fANOVA
+    (Hutter et al., 2014) which share of the objective's variance over the whole space is due to each alone. Both sum
+    to one over the hyperparameters.
+
+    Raises:
+        UnknownStudy: there is no such study.
+        UsageError: too few complete trials, or nothing varies in them.
+    """
+    import optuna
+
+    from tuner.storage import connect, open_storage
+
+    engine = connect(storage_url)
+    try:
+        study = find_study(engine, name)
+    finally:
+        engine.dispose()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = open_storage(storage_url)
+    try:
+        whole = optuna.load_study(study_name=name, storage=storage)
+        complete = whole.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
+    finally:
+        storage.close()
+    if len(complete) < _FEWEST_TRIALS:
+        raise UsageError(
+            f"importances need at least {_FEWEST_TRIALS} complete trials: {name!r} has {len(complete)} so far"
+        )
+    count = min(len(complete), MOST_TRIALS)
+    drawn = [complete[len(complete) * at // count] for at in range(count)]
+    notes = [f"from {count} complete trials{f' of {len(complete)}' if count < len(complete) else ''}"]
+    rows: list[Row] = []
+    for at, objective in enumerate(
+        study.record.get("objective") or [f"objective {at}" for at, _ in enumerate(study.directions)]
+    ):
+        found = _importances(drawn, at, study.directions[at], name)
+        rows += [{"objective": objective, **row} for row in found]
+        notes.append(f"{objective}: {_verdict(found)}")
+    return rows, notes
+
+
+def _importances(drawn: Sequence[FrozenTrial], objective: int, direction: str, name: str) -> list[Row]:
+    """Return the importances for one objective, from a study of that alone."""
+    import optuna
+    from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
+
+    study = optuna.create_study(direction=direction)
+    study.add_trials(
+        [
+            optuna.trial.create_trial(
+                params=trial.params, distributions=trial.distributions, value=trial.values[objective]
+            )
+            for trial in drawn
+        ]
+    )
+    try:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of values that are all alike
+            ped_anova, fanova = (
+                get_param_importances(study, evaluator=evaluator)
+                for evaluator in (PedAnovaImportanceEvaluator(), FanovaImportanceEvaluator(seed=0))
+            )
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(f"importances must be computable from the trials of {name!r}: {error}") from None
+    names = sorted({*ped_anova, *fanova}, key=lambda one: -ped_anova.get(one, 0.0) - fanova.get(one, 0.0))
+    if not names:
+        raise UsageError(f"importances need hyperparameters that vary: the complete trials of {name!r} have none")
+    return [{"hparam": one, "ped_anova": ped_anova.get(one), "fanova": fanova.get(one)} for one in names]
+
+
+def _verdict(rows: Sequence[Row]) -> str:
+    """Return whether the two methods agree, in words."""
+    both = [row for row in rows if row["ped_anova"] is not None and row["fanova"] is not None]
+    if len(both) < 2:
+        return "there is nothing to compare"
+    first, second = (max(both, key=lambda row: row[method])["hparam"] for method in ("ped_anova", "fanova"))
+    tau = _kendall([row["ped_anova"] for row in both], [row["fanova"] for row in both])
+    ranks = f"rank correlation {tau:.2f}"
+    if first != second:
+        return (
+            f"the methods disagree: {first} matters most for being among the best (PED-ANOVA), {second} over the "
+            f"whole space (fANOVA); {ranks}"
+        )
+    if tau < 0.5:
+        return f"the methods agree that {first} matters most, and not on the rest; {ranks}"
+    return f"the methods agree that {first} matters most; {ranks}"
+
+
+def _kendall(first: Sequence[float], second: Sequence[float]) -> float:
+    from scipy.stats import kendalltau
+
+    tau: Any
+    tau, _ = kendalltau(first, second)
+    return 0.0 if math.isnan(tau) else float(tau)  # where one of them sees no difference
