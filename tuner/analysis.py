@@ -124,7 +124,7 @@ def _importances(drawn: Sequence[FrozenTrial], objective: int, direction: str, n
     import optuna
     from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
 
-    study = optuna.create_study(direction=direction)
+    study = optuna.create_study(direction=optuna.study.StudyDirection[direction.upper()])
     study.add_trials(
         [
             optuna.trial.create_trial(
