@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tuner.domains import ChoiceDomain, Domain, domains_of, is_space
-from tuner.errors import StudyError, StudyFileError
+from tuner.errors import SpaceError, StudyError, StudyFileError
 from tuner.source import import_file
-from tuner.space import Space, check_fixed, parameters, parse_fixed, sample
+from tuner.space import Space, check_fixed, from_params, parameters, parse_fixed, sample
 
 if TYPE_CHECKING:
     import optuna
@@ -172,6 +172,21 @@ class Study:
         if not isinstance(hparams, Space):
             raise StudyError(f"the space's function must return a Space instance: got {hparams!r}")
         return hparams
+
+    def hparams_of(self, params: Mapping[str, Any]) -> Space:
+        """Return the hyperparameters that a trial of this study has stored (`hparams` of `tuner show --format json`).
+
+        Raises:
+            SpaceError: a parameter is missing, or its value is outside its domain.
+        """
+        import optuna
+
+        if is_space(self.space):
+            return from_params(self.space, params)
+        try:
+            return self.sample(optuna.trial.FixedTrial(dict(params)))  # pyright: ignore[reportArgumentType]
+        except ValueError as error:
+            raise SpaceError(f"the hyperparameters must be those of {self.space.__name__}: {error}") from None
 
     def changed(self, *, fixed: Mapping[str, str] | None = None, **settings: Any) -> Study:
         """Return the study with settings from the command line.

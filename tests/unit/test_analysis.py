@@ -82,7 +82,7 @@ def test_a_pruned_trial_saves_the_epochs_it_did_not_run() -> None:
     assert saved_s(Effort(0, Outcome.DIVERGED, 2, 30.0, 10.0), 5) == 0.0
 
 
-def fill(storage: Any, name: str, count: int, *directions: str, record: Any = None) -> optuna.Study:
+def fill(storage: Any, name: str, count: int, *directions: Any) -> optuna.Study:
     """Add trials whose objective depends much on x, little on y, not at all on z."""
     study = optuna.create_study(
         study_name=name, storage=storage, directions=directions, sampler=optuna.samplers.RandomSampler(seed=0)

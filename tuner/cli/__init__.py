@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from tuner.cli import control, dashboard, queries, run
+from tuner.cli import control, dashboard, export, queries, run
 from tuner.cli.options import DEBUG_VARIABLE
 from tuner.errors import TunerError
 
@@ -31,6 +31,7 @@ app.command()(queries.best)
 app.command()(queries.show)
 app.command()(queries.compare)
 app.command()(queries.importance)
+app.command()(export.export)
 app.command()(control.stop)
 app.command()(control.resume)
 app.command()(control.upgrade)

@@ -1,0 +1,44 @@
+"""`tuner export`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tuner.cli.options import DebugOption, StorageOption, StudyArgument
+from tuner.errors import UsageError
+from tuner.storage import connect, storage_url
+
+
+def export(
+    study: StudyArgument,
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="FILE.csv, FILE.json, FILE.parquet or FILE.zip.")],
+    trial: Annotated[
+        int | None, typer.Option(metavar="NUMBER", help="The trial to bundle (.zip); the best by default.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+    storage: StorageOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Write a study's trials to a file, or one trained model to a bundle that runs.
+
+    A bundle has the checkpoint, hyperparameters, the study's file and versions; its run.py evaluates the model.
+    For example: tuner export digits_mlp trials.parquet, or tuner export digits_mlp best.zip --trial 16
+    """
+    from tuner.export import export_bundle, export_trials
+
+    is_bundle = path.suffix.lower() == ".zip"
+    if trial is not None and not is_bundle:
+        raise UsageError(f"--trial is for bundles (.zip): got {str(path)!r}")
+    engine = connect(storage_url(storage))
+    try:
+        if is_bundle:
+            what = f"trial {export_bundle(engine, study, path, trial, force=force)}"
+        else:
+            what = f"{export_trials(engine, study, path, force=force)} trials"
+    finally:
+        engine.dispose()
+    print(f"tuner: {what} of {study!r} written to {path}", file=sys.stderr)

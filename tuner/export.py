@@ -1,0 +1,212 @@
+"""Taking results out of the storage: a file with a row for each trial, or a bundle that runs one trained model."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine
+
+from tuner.errors import UsageError
+from tuner.results import best_rows, plain, show_row
+from tuner.storage.queries import StudyRow, TrialRow, find_study, read_trials
+
+Row = dict[str, Any]
+
+_RECORDED = ("compile_s", "compilations", "train_s", "worker", "checkpoint", "error_kind", "error")
+
+
+def export_trials(engine: Engine, study_name: str, path: Path, *, force: bool = False) -> int:
+    """Write a row for each trial to `path`; return how many.
+
+    Columns are those of `docs/json.md`, hyperparameters `hparams.NAME`. Of several objectives each has a column
+    `values.NAME`.
+
+    Args:
+        engine: The storage's engine.
+        study_name: The study.
+        path: `.csv`, `.json` or `.parquet`.
+        force: Whether a file that is there may be replaced.
+
+    Raises:
+        UnknownStudy: there is no such study.
+        UsageError: the file is there, its folder is not, or its name ends otherwise.
+    """
+    write = {".csv": _write_csv, ".json": _write_json, ".parquet": _write_parquet}.get(path.suffix.lower())
+    if write is None:
+        raise UsageError(f"what is exported must be .csv, .json, .parquet or, for one trial, .zip: got {str(path)!r}")
+    study = find_study(engine, study_name)
+    rows = [_flat_row(study, trial) for trial in read_trials(engine, study)]
+    with _in_place(path, force) as scratch:
+        write(rows, scratch)
+    return len(rows)
+
+
+def _flat_row(study: StudyRow, trial: TrialRow) -> Row:
+    row: Row = {"number": trial.number, "outcome": trial.outcome.value}
+    if len(study.directions) == 1:
+        row["value"] = None if trial.values is None else trial.values[0]
+    else:
+        names = study.record.get("objective") or map(str, range(len(study.directions)))
+        row |= {f"values.{name}": None if trial.values is None else trial.values[at] for at, name in enumerate(names)}
+    row["seconds"] = trial.seconds
+    for key, time in (("started", trial.started), ("completed", trial.completed)):
+        row[key] = None if time is None else time.isoformat(timespec="milliseconds") + "Z"
+    row |= {key: trial.record.get(key) for key in _RECORDED}
+    return row | {f"hparams.{name}": value for name, value in trial.hparams.items()}
+
+
+@contextlib.contextmanager
+def _in_place(path: Path, force: bool) -> Iterator[Path]:
+    """Yield a scratch file that takes the place of `path` if the body succeeds."""
+    if path.exists() and not force:
+        raise UsageError(f"what is exported must not replace anything: {path} exists; --force replaces it")
+    if not path.parent.is_dir():
+        raise UsageError(f"what is exported must have a folder to be in: there is no {path.parent}")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=path.suffix)
+    os.close(descriptor)
+    scratch = Path(name)
+    try:
+        yield scratch
+        umask = os.umask(0)
+        os.umask(umask)
+        scratch.chmod(0o666 & ~umask)
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _columns(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(column for row in rows for column in row))
+
+
+def _write_csv(rows: Sequence[Row], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, _columns(rows), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _write_json(rows: Sequence[Row], path: Path) -> None:
+    plain_rows = [{key: plain(value) for key, value in row.items()} for row in rows]
+    path.write_text(json.dumps(plain_rows, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_parquet(rows: Sequence[Row], path: Path) -> None:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise UsageError("Parquet files need pyarrow: pip install 'tuner[parquet]'") from None
+    columns = {}
+    for column in _columns(rows):
+        values = [row.get(column) for row in rows]
+        kinds = {type(value) for value in values if value is not None}
+        # A column has one type: choices of several kinds become JSON.
+        is_mixed = len(kinds) > 1 and not kinds <= {int, float}
+        columns[column] = [json.dumps(value) for value in values] if is_mixed else values
+    parquet.write_table(pyarrow.table(columns), path)
+
+
+# --- Bundles
+
+
+def export_bundle(engine: Engine, study_name: str, path: Path, number: int | None, *, force: bool = False) -> int:
+    """Write one trial's model with all that runs it to a zip file; return the trial's number.
+
+    Args:
+        engine: The storage's engine.
+        study_name: The study.
+        path: The file to write.
+        number: The trial; the best if None.
+        force: Whether a file that is there may be replaced.
+
+    Raises:
+        UnknownStudy: there is no such study or trial.
+        UsageError: the trial has no checkpoint, or its study file is not on this machine.
+    """
+    study = find_study(engine, study_name)
+    if number is None:
+        best = best_rows(engine, study_name)
+        if not best:
+            raise UsageError(f"the best trial can be exported once one is complete: {study_name!r} has none")
+        number = int(best[0]["number"])
+    trial = show_row(engine, study_name, number)
+    checkpoint, file = _files_of(trial)
+    versions = trial["ran_with"].get("versions", {})
+    texts = {
+        "trial.json": json.dumps({**trial, "seed": study.record["seed"]}, indent=2) + "\n",
+        "run.py": _RUN.format(file=file.name, study=study_name, number=number),
+        "requirements.txt": _requirements(versions),
+        "README.md": _README.format(study=study_name, number=number, python=versions.get("python", "3.11")),
+    }
+    with _in_place(path, force) as scratch, zipfile.ZipFile(scratch, "w", zipfile.ZIP_DEFLATED) as bundle:
+        for name, text in texts.items():
+            bundle.writestr(name, text)
+        bundle.write(file, file.name)
+        for part in sorted(checkpoint.rglob("*")):
+            bundle.write(part, Path("checkpoint") / part.relative_to(checkpoint))
+    return number
+
+
+def _files_of(trial: Row) -> tuple[Path, Path]:
+    """Return a trial's checkpoint and its study's file."""
+    name = f"trial {trial['number']} of {trial['study']!r}"
+    if trial["checkpoint"] is None:
+        raise UsageError(
+            f"a bundle needs a checkpoint: {name} has none; a study keeps those of its best trials (`keep_best`)"
+        )
+    checkpoint = Path(trial["checkpoint"])
+    if not checkpoint.is_dir():
+        raise UsageError(
+            f"the checkpoint of {name} must be on this machine: there is no {checkpoint}; it was removed when better "
+            "trials came, or lies where its worker ran"
+        )
+    file = Path((trial["ran_with"] or {}).get("file") or "")
+    if not file.is_file():
+        raise UsageError(f"the study file of {name} must be on this machine: there is no {str(file)!r}")
+    return checkpoint, file
+
+
+def _requirements(versions: dict[str, str]) -> str:
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return "".join(f"{name}=={versions[name]}\n" for name in names if name in versions) + "tuner\n"
+
+
+_README = """# Trial {number} of {study}
+
+The trained model, the study it comes from, and what it ran with.
+
+    pip install -r requirements.txt     # Python {python}
+    python run.py
+
+`run.py` loads the model, evaluates it on the study's validation data, and compares with what the study recorded.
+`trial.json` has hyperparameters, curves, timings, versions and the state of the repository. Modules that the study
+file imports from beside it are not part of the bundle.
+"""
+
+_RUN = '''"""Load trial {number} of {study}, evaluate it, and compare with what was recorded."""
+
+import json
+from pathlib import Path
+
+from tuner.study import load_study
+from tuner.training import load_from_checkpoint
+
+here = Path(__file__).parent
+trial = json.loads((here / "trial.json").read_text())
+study = load_study(f"{{here / '{file}'}}:{study}")
+hparams = study.hparams_of(trial["hparams"])
+loaded = load_from_checkpoint(here / "checkpoint", trainer=study.trainer, hparams=hparams)
+found = study.trainer.eval_model(loaded.state, study.data(trial["seed"]).validation, hparams)
+recorded = loaded.record["best"]["metrics"]
+for name, value in found.items():
+    print(f"{{name}}: {{value:.6g}}, recorded {{recorded[name]:.6g}}")
+'''
