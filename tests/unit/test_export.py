@@ -22,7 +22,6 @@ from tuner.export import export_bundle, export_trials
 from tuner.results import trial_rows
 from tuner.storage import connect
 
-
 KINDS = ('a, "quoted"\nü', 3, None)
 
 
@@ -59,7 +58,8 @@ def test_every_trial_comes_back_from_the_file(storage: Any, storage_url: str, tm
     elif kind == "parquet":
         rows = parquet.read_table(path).to_pylist()
     else:
-        rows = list(csv.DictReader(path.open(newline="", encoding="utf-8")))
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
     expected = trial_rows(engine, "ours")
     assert [int(row["number"]) for row in rows] == [0, 1, 2]
     assert [row["outcome"] for row in rows] == ["complete", "complete", "failed"]
@@ -72,9 +72,9 @@ def test_every_trial_comes_back_from_the_file(storage: Any, storage_url: str, tm
     assert kinds == written.get(kind, [KINDS[0], "3", ""])
     for row, trial in zip(rows, storage.get_all_trials(1), strict=True):
         started = datetime.datetime.fromisoformat(row["started"].removesuffix("Z"))
-        assert abs((started - trial.datetime_start).total_seconds() % 3600) < 0.001
+        assert abs((started - trial.datetime_start).total_seconds()) < 0.001
     export_trials(engine, "pair", tmp_path / "pair.csv")
-    (row,) = csv.DictReader((tmp_path / "pair.csv").open())
+    (row,) = csv.DictReader((tmp_path / "pair.csv").read_text().splitlines())
     assert (row["values.0"], row["values.1"]) == ("1.0", "2.0")
     engine.dispose()
 
@@ -92,7 +92,7 @@ def test_nothing_is_replaced_or_left_half_written(
         with pytest.raises(ZeroDivisionError):
             export_trials(engine, "ours", path, force=True)
     assert path.read_text() == "mine"
-    assert os.listdir(tmp_path) == ["out.json"] or set(os.listdir(tmp_path)) <= {"out.json", "study.db"}
+    assert [name for name in os.listdir(tmp_path) if not name.startswith("study.db")] == ["out.json"]
     export_trials(engine, "ours", path, force=True)
     assert len(json.loads(path.read_text())) == 3
     old = os.umask(0o027)
