@@ -27,15 +27,28 @@ def trial_folder(study: Path, number: int) -> Path:
     return study / str(number)
 
 
-def collect(study: Path, superfluous: Callable[[Collection[int]], Collection[int]]) -> None:
-    """Remove the folders of trials that nobody needs any more.
+def collect(study: Path, superfluous: Callable[[Collection[int]], Collection[int]]) -> tuple[list[int], int]:
+    """Remove the folders of trials that nobody needs any more; return the trials, and how many bytes they took.
 
     Args:
         study: The study's folder.
         superfluous: trial numbers -> those whose folder can go.
     """
+    removed, size = [], 0
     numbers: list[int] = []
     with contextlib.suppress(FileNotFoundError):  # somebody may remove all of it at any moment
         numbers = [int(path.name) for path in study.iterdir() if path.name.isdigit()]
     for number in superfluous(numbers) if numbers else ():
-        shutil.rmtree(trial_folder(study, number), ignore_errors=True)
+        folder = trial_folder(study, number)
+        size += _size(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        removed.append(number)
+    return sorted(removed), size
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # somebody else removes it
+            total += path.lstat().st_size
+    return total

@@ -1,10 +1,15 @@
-"""`tuner stop`, `resume` and `upgrade`: safe while workers run, unless they say otherwise."""
+"""What people do to a study by hand: safe while workers run, unless a command says otherwise."""
 
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
-from tuner.cli.options import DebugOption, StorageOption, StudyArgument
+import typer
+
+from tuner.artifacts import artifacts_folder
+from tuner.cli.options import ArtifactsOption, DebugOption, StorageOption, StudyArgument, split_pairs
+from tuner.errors import UsageError
 from tuner.storage import connect, storage_url
 
 
@@ -12,6 +17,7 @@ def stop(study: StudyArgument, storage: StorageOption = None, debug: DebugOption
     """Stop a study on all machines.
 
     Its workers save their trials, give them back, and end within seconds; none starts before `tuner resume`.
+    For example: tuner stop digits_mlp
     """
     from tuner.storage.queries import find_study
     from tuner.storage.studies import stop as stop_study
@@ -22,7 +28,10 @@ def stop(study: StudyArgument, storage: StorageOption = None, debug: DebugOption
 
 
 def resume(study: StudyArgument, storage: StorageOption = None, debug: DebugOption = False) -> None:
-    """Let a stopped study be launched again, on any machine."""
+    """Let a stopped study be launched again, on any machine.
+
+    For example: tuner resume digits_mlp
+    """
     from tuner.storage.queries import find_study
     from tuner.storage.studies import resume as resume_study
 
@@ -30,6 +39,98 @@ def resume(study: StudyArgument, storage: StorageOption = None, debug: DebugOpti
     was_stopped = resume_study(engine, find_study(engine, study).study_id)
     words = "may be launched again" if was_stopped else "was not stopped"
     print(f"tuner: study {study!r} {words}", file=sys.stderr)
+
+
+def enqueue(
+    study: StudyArgument,
+    values: Annotated[list[str], typer.Argument(metavar="NAME=VALUE...", help="Hyperparameters; others are sampled.")],
+    storage: StorageOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Queue a trial with given hyperparameters; the next free worker runs it.
+
+    It counts towards the study's trials.
+    For example: tuner enqueue digits_mlp learning_rate=3e-3 width=128
+    """
+    from tuner.upkeep import enqueue as enqueue_trial
+
+    params = enqueue_trial(storage_url(storage), study, split_pairs("a hyperparameter", values))
+    words = ", ".join(f"{name}={value}" for name, value in params.items())
+    print(f"tuner: a trial of {study!r} with {words} is queued", file=sys.stderr)
+
+
+def retry(
+    study: StudyArgument,
+    number: Annotated[int, typer.Argument(metavar="NUMBER", help="The trial's number.")],
+    storage: StorageOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Queue a new trial with the hyperparameters of one that failed, diverged or ran out of memory.
+
+    For example: tuner retry digits_mlp 16
+    """
+    from tuner.upkeep import retry as retry_trial
+
+    retry_trial(storage_url(storage), study, number)
+    print(f"tuner: a trial with the hyperparameters of trial {number} of {study!r} is queued", file=sys.stderr)
+
+
+def delete(
+    study: StudyArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    artifacts: ArtifactsOption = None,
+    storage: StorageOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Delete a study: its trials and its checkpoints on this machine. Asks first.
+
+    Workers that are at it end.
+    For example: tuner delete digits_mlp
+    """
+    from tuner.upkeep import belongings
+    from tuner.upkeep import delete as delete_study
+
+    url = storage_url(storage)
+    engine = connect(url)
+    try:
+        found = belongings(engine, study, artifacts_folder(artifacts))
+    finally:
+        engine.dispose()
+    what = f"study {study!r}, its {found.trials} trials{f' and {found.folder}' if found.folder else ''}"
+    at_work = f"; workers at it: {found.workers}" if found.workers else ""
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError(f"--yes must be given where nobody can be asked: would delete {what}{at_work}")
+        if not typer.confirm(f"delete {what}{at_work}?", err=True):
+            print("tuner: nothing was deleted", file=sys.stderr)
+            return
+    delete_study(url, study, found.folder)
+    print(f"tuner: deleted {what}", file=sys.stderr)
+
+
+def gc(
+    study: StudyArgument,
+    keep: Annotated[int, typer.Option(metavar="K", help="How many of the best trials keep theirs.")] = 3,
+    artifacts: ArtifactsOption = None,
+    storage: StorageOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Remove the checkpoints of trials that have ended and are not among the best.
+
+    Workers do so as they go; this is for when fewer are to be kept, or a worker died.
+    For example: tuner gc digits_mlp --keep 1
+    """
+    from tuner.upkeep import clear
+
+    if keep < 0:
+        raise UsageError(f"--keep must be at least 0: got {keep}")
+    engine = connect(storage_url(storage))
+    try:
+        numbers, size = clear(engine, study, artifacts_folder(artifacts), keep)
+    finally:
+        engine.dispose()
+    of_trials = f" of trials {', '.join(map(str, numbers))}" if numbers else ""
+    print(f"tuner: removed {size / 1e6:.1f} MB of checkpoints{of_trials}", file=sys.stderr)
 
 
 def upgrade(storage: StorageOption = None, debug: DebugOption = False) -> None:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from tuner.errors import UsageError
+
 DEBUG_VARIABLE = "TUNER_DEBUG"
 
 
@@ -70,6 +72,21 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="A hyperparameter that is not searched; may be repeated."),
 ]
+
+
+def split_pairs(what: str, words: list[str] | None) -> dict[str, str]:
+    """Return words of the kind NAME=VALUE as name -> value.
+
+    Raises:
+        UsageError: one is not; the message begins with `what`.
+    """
+    values = {}
+    for word in words or []:
+        name, separator, value = word.partition("=")
+        if not separator or not name:
+            raise UsageError(f"{what} must be NAME=VALUE: got {word!r}")
+        values[name.strip()] = value.strip()
+    return values
 
 
 def _set_debug(is_on: bool) -> None:

@@ -28,6 +28,7 @@ from tuner.cli.options import (
     StorageOption,
     TrialsOption,
     WallHoursOption,
+    split_pairs,
 )
 from tuner.errors import StudyStopped, UsageError
 from tuner.trial import Event, Stop, print_event
@@ -72,7 +73,7 @@ def launch(
         wall_hours=wall_hours,
         device_hours=device_hours,
         seed=seed,
-        fixed=_split_all(fixed),
+        fixed=split_pairs("--set", fixed),
     )
     from tuner.cli.queries import print_best
 
@@ -100,7 +101,7 @@ def worker(
 
     check_number("--trials", trials, 1)
     check_number("--seed", seed, 0)
-    words = _split_all(fixed)
+    words = split_pairs("--set", fixed)
     settle(os.environ)
     descriptor = os.environ.pop(EVENTS_VARIABLE, None)
     stop = _stop_on_signals()
@@ -151,17 +152,6 @@ def _work(
     storage_url(storage)
     study = load_study(file).changed(fixed=fixed, **settings)
     run_worker(study, storage, artifacts=artifacts, file=str(split_target(file)[0]), say=say, stop=stop)
-
-
-def _split_all(words: list[str] | None) -> dict[str, str]:
-    """Return the words of `--set` as name -> value."""
-    values = {}
-    for word in words or []:
-        name, separator, value = word.partition("=")
-        if not separator or not name:
-            raise UsageError(f"--set must be NAME=VALUE: got {word!r}")
-        values[name.strip()] = value.strip()
-    return values
 
 
 def _stop_on_signals() -> Stop:

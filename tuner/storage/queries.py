@@ -344,6 +344,28 @@ def read_efforts(engine: Engine, study_id: int) -> list[Effort]:
     return read(engine, work)
 
 
+def read_identity(engine: Engine, study_id: int) -> str | None:
+    """Return what tells a study of ours from a later one of its name; None for one of plain Optuna."""
+    query = sa.select(budgets.c.identity).where(budgets.c.study_id == study_id)
+
+    def work(connection: Connection) -> str | None:
+        has_table = sa.inspect(connection).has_table(budgets.name)
+        return connection.execute(query).scalar_one_or_none() if has_table else None
+
+    return read(engine, work)
+
+
+def read_distributions(engine: Engine, study_id: int) -> dict[str, list[str]]:
+    """Return the distributions, as JSON, from which a study's trials have drawn each hyperparameter."""
+    pair = (trial_params.c.param_name, trial_params.c.distribution_json)
+    query = sa.select(*pair).join(trials, trials.c.trial_id == trial_params.c.trial_id)
+    query = query.where(trials.c.study_id == study_id).group_by(*pair).order_by(sa.func.min(trial_params.c.param_id))
+    known: dict[str, list[str]] = {}
+    for name, text in read(engine, lambda connection: list(connection.execute(query))):
+        known.setdefault(name, []).append(text)
+    return known
+
+
 def read_best(engine: Engine, study: StudyRow, count: int | None) -> list[TrialRow]:
     """Return the complete trials of a study with one objective, best first; ties go to the earlier trial."""
     order = [_value().desc() if study.maximize[0] else _value().asc(), trials.c.number]

@@ -1,0 +1,228 @@
+"""What people do to a study by hand, seen by Optuna and on the disk."""
+
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+import tuner
+from tuner.artifacts import study_folder
+from tuner.errors import UnknownStudy, UsageError
+from tuner.results import trial_rows
+from tuner.storage import connect, leases
+from tuner.storage.claims import Claimant, claim
+from tuner.storage.fences import Lease
+from tuner.storage.studies import register
+from tuner.trial import Outcome
+from tuner.upkeep import clear, delete, enqueue, retry
+
+
+@pytest.fixture
+def storage(storage_url: str) -> Iterator[Any]:
+    storage = tuner.open_storage(storage_url)
+    yield storage
+    storage.close()
+
+
+def define(trial: optuna.Trial) -> dict[str, Any]:
+    return {
+        "rate": trial.suggest_float("rate", 1e-5, 1e-1, log=True),
+        "share": trial.suggest_float("share", 0.0, 1.0, step=0.25),
+        "width": trial.suggest_int("width", 8, 64, step=8),
+        "kind": trial.suggest_categorical("kind", ("relu", None, True, 3)),
+    }
+
+
+def make(storage: Any, name: str = "ours") -> optuna.Study:
+    study = optuna.create_study(study_name=name, storage=storage)
+    trial = study.ask()
+    define(trial)
+    study.tell(trial, 1.0)
+    return study
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        ({"rate": "3e-3"}, {"rate": 3e-3}),
+        ({"rate": "0.1", "share": "0.75", "width": "16"}, {"rate": 0.1, "share": 0.75, "width": 16}),
+        ({"kind": "relu"}, {"kind": "relu"}),
+        ({"kind": "None"}, {"kind": None}),
+        ({"kind": "null"}, {"kind": None}),
+        ({"kind": "True"}, {"kind": True}),
+        ({"kind": "3"}, {"kind": 3}),
+    ],
+)
+def test_a_queued_trial_gets_what_was_asked_for(
+    storage: Any, storage_url: str, words: dict[str, str], values: dict[str, Any]
+) -> None:
+    study = make(storage)
+    assert enqueue(storage_url, "ours", words) == values
+
+    assert [trial.state for trial in study.get_trials()] == [TrialState.COMPLETE, TrialState.WAITING]
+    trial = study.ask()
+    assert trial.number == 1
+    drawn = define(trial)
+    assert {name: drawn[name] for name in values} == values
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"rate": "0.2"}, r"rate must lie in \[1e-05, 0.1\]: got '0.2'"),
+        ({"rate": "fast"}, r"rate must lie in .*: got 'fast'"),
+        ({"rate": "nan"}, r"rate must lie in .*: got 'nan'"),
+        ({"width": "12"}, r"width must lie in \[8, 64\] in steps of 8: got '12'"),
+        ({"width": "16.5"}, r"width must lie in"),
+        ({"kind": "gelu"}, r"kind must lie in \{relu, None, True, 3\}: got 'gelu'"),
+        ({"raet": "0.01"}, r"'ours' has no hyperparameter 'raet': it has rate, .*; did you mean 'rate'"),
+    ],
+)
+def test_what_no_trial_can_have_is_not_queued(
+    storage: Any, storage_url: str, words: dict[str, str], message: str
+) -> None:
+    study = make(storage)
+    with pytest.raises(UsageError, match=message):
+        enqueue(storage_url, "ours", {"share": "0.5", **words})
+    assert len(study.get_trials()) == 1
+
+
+def test_a_study_without_trials_knows_no_hyperparameters(storage: Any, storage_url: str) -> None:
+    optuna.create_study(study_name="new", storage=storage)
+    with pytest.raises(UsageError, match="known from a study's first trial on: 'new' has none yet"):
+        enqueue(storage_url, "new", {"rate": "0.01"})
+    with pytest.raises(UnknownStudy):
+        enqueue(storage_url, "old", {"rate": "0.01"})
+
+
+def test_a_domain_that_changed_has_the_values_of_both(storage: Any, storage_url: str) -> None:
+    study = optuna.create_study(study_name="ours", storage=storage)
+    for high in (1.0, 8.0):
+        trial = study.ask()
+        trial.suggest_float("x", high / 2, high)
+        study.tell(trial, 1.0)
+    for word in ("0.5", "6"):
+        enqueue(storage_url, "ours", {"x": word})
+    with pytest.raises(UsageError, match=r"x must lie in \[0.5, 1.0\] or \[4.0, 8.0\]: got '2'"):
+        enqueue(storage_url, "ours", {"x": "2"})
+
+
+def test_a_failed_trial_is_tried_again_as_a_new_one(storage: Any, storage_url: str) -> None:
+    study = make(storage)
+    failed = study.ask()
+    hparams = define(failed)
+    study.tell(failed, state=TrialState.FAIL)
+    retry(storage_url, "ours", failed.number)
+
+    again = study.ask()
+    assert (again.number, define(again)) == (2, hparams)
+    assert again.user_attrs == {"retry_of": 1}
+    for number, state in ((0, "complete"), (2, "running")):
+        with pytest.raises(UsageError, match=f"must have failed, diverged .*: trial {number} of 'ours' is {state}"):
+            retry(storage_url, "ours", number)
+    with pytest.raises(UnknownStudy):
+        retry(storage_url, "ours", 9)
+    assert len(study.get_trials()) == 3
+
+
+def test_a_study_is_deleted_with_its_files_and_another_is_not(storage: Any, storage_url: str, tmp_path: Path) -> None:
+    make(storage, "first")
+    make(storage, "second")
+    (tmp_path / "files" / "1").mkdir(parents=True)
+    delete(storage_url, "first", tmp_path / "files")
+    assert [study.study_name for study in storage.get_all_studies()] == ["second"]
+    assert not (tmp_path / "files").exists()
+    with pytest.raises(UnknownStudy):
+        delete(storage_url, "first", None)
+
+
+def test_checkpoints_of_the_best_and_of_those_that_run_are_kept(storage: Any, storage_url: str, tmp_path: Path) -> None:
+    engine = connect(storage_url)
+    study = register(storage, engine, "ours", ["maximize"], {})
+    held = []
+    for value in (0.5, 0.9, 0.1, None, 0.7, "running"):
+        lease = claim(engine, Claimant(study.study_id, "one", trials=9, lease_s=300.0))
+        assert isinstance(lease, Lease)
+        held.append(lease)
+        if value != "running":
+            outcome = Outcome.PRUNED if value is None else Outcome.COMPLETE
+            leases.tell(engine, lease, outcome, None if value is None else [float(value)], {})
+    folder = study_folder(tmp_path, "ours", study.identity)
+    for number in range(6):
+        (folder / str(number) / "best").mkdir(parents=True)
+        (folder / str(number) / "best" / "arrays").write_bytes(bytes(1000))
+
+    numbers, size = clear(engine, "ours", tmp_path, 2)
+    assert numbers == [0, 2, 3]
+    assert 3000 <= size < 3 * 10_000
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "4", "5"]
+    assert clear(engine, "ours", tmp_path, 0)[0] == [1, 4]
+    with pytest.raises(UsageError, match=r"the checkpoints of 'ours' must be in .*elsewhere: they are not; give --art"):
+        clear(engine, "ours", tmp_path / "elsewhere", 2)
+    assert [row["outcome"] for row in trial_rows(engine, "ours")][5] == "running"
+    engine.dispose()
+
+
+# --- The commands
+
+
+def answer(tuner: Any, word: str, *words: str) -> tuple[int, str]:
+    """Run a command on a terminal and answer its question."""
+    ours, theirs = pty.openpty()
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tuner", *words],
+            cwd=tuner.folder, env=tuner.env, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        os.write(ours, f"{word}\n".encode())
+        _, error = process.communicate(timeout=100)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    return process.returncode, error
+
+
+@pytest.mark.slow
+def test_a_study_is_deleted_under_its_workers(
+    tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any], tmp_path: Path
+) -> None:
+    tuner = tuner_on_sqlite
+    worker = tuner.start("worker", "tiny.py", TINY_PAUSE_S="0.2")
+    wait_until(lambda: tuner.run("show", "tiny", "1").returncode == 0)
+
+    done = tuner.run("delete", "tiny")
+    assert done.returncode == 2
+    assert "--yes must be given where nobody can be asked: would delete study 'tiny', its " in done.stderr
+    assert done.stderr.rstrip().endswith("; workers at it: 1")
+    code, error = answer(tuner, "n", "delete", "tiny")
+    assert (code, error.endswith("? [y/N]:tuner: nothing was deleted\n")) == (0, True), error
+    code, error = answer(tuner, "y", "delete", "tiny")
+    assert (code, "tuner: deleted study 'tiny'" in error) == (0, True)
+
+    output, _ = worker.communicate(timeout=60)
+    assert worker.returncode == 2
+    assert "must stay in the storage while it runs" in output.splitlines()[-1]
+    assert tuner.rows("studies") == []
+
+
+@pytest.mark.slow
+def test_a_queued_trial_is_run_next(tuner_on_sqlite: Any, tiny_study: Path) -> None:
+    tuner = tuner_on_sqlite
+    assert tuner.run("worker", "tiny.py", "--trials", "2").returncode == 0
+    name, value = next(iter(tuner.rows("show", "tiny", "0")["hparams"].items()))
+    done = tuner.run("enqueue", "tiny", f"{name}={value}")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith(f"tuner: a trial of 'tiny' with {name}={value} is queued")
+    wrong = tuner.run("enqueue", "tiny", "nonsense")
+    assert (wrong.returncode, wrong.stderr) == (2, "tuner: a hyperparameter must be NAME=VALUE: got 'nonsense'\n")
+    assert tuner.run("worker", "tiny.py", "--trials", "4").returncode == 0
+    rows = tuner.rows("trials", "tiny")
+    assert len(rows) == 4
+    assert rows[2]["hparams"][name] == value
