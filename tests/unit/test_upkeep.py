@@ -194,7 +194,7 @@ def test_a_study_is_deleted_under_its_workers(
     tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any], tmp_path: Path
 ) -> None:
     tuner = tuner_on_sqlite
-    worker = tuner.start("worker", "tiny.py", TINY_PAUSE_S="0.2")
+    worker = tuner.start("worker", "tiny.py", "--trials", "300", TINY_PAUSE_S="0.2")
     wait_until(lambda: tuner.run("show", "tiny", "1").returncode == 0)
 
     done = tuner.run("delete", "tiny")
