@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Engine
 
+from tuner.confidence import Confirmed, rank
 from tuner.filters import filtered, in_order
+from tuner.storage.confirmations import read_confirmations
 from tuner.storage.queries import (
     Standing,
     StudyRow,
@@ -18,6 +21,7 @@ from tuner.storage.queries import (
     read_about,
     read_attempts,
     read_best,
+    read_by_ids,
     read_metrics,
     read_standings,
     read_studies,
@@ -94,23 +98,39 @@ def trial_rows(
     return in_order(kept, sort)[:limit]
 
 
-def best_rows(engine: Engine, study_name: str, count: int | None = 1) -> list[Row]:
+def best_rows(engine: Engine, study_name: str, count: int | None = 1, *, confirmed: bool = True) -> list[Row]:
     """Return the best complete trials, best first; of a study with several objectives its Pareto front.
+
+    Those that were trained again with other seeds (`tuner confirm`) come first, by the mean of these: the value that
+    made a trial the best is the better for luck.
 
     Args:
         engine: The storage's engine.
         study_name: The study.
         count: How many at most; None for all.
+        confirmed: Whether to look at what was trained again.
 
     Raises:
         UnknownStudy: there is no such study.
     """
     study = find_study(engine, study_name)
-    if len(study.directions) == 1:
-        best = read_best(engine, study, count)
-    else:
-        best = pareto_front(read_trials(engine, study), study.maximize)[:count]
-    return [_trial_row(study, trial) for trial in best]
+    if len(study.directions) > 1:
+        return [_trial_row(study, trial) for trial in pareto_front(read_trials(engine, study), study.maximize)[:count]]
+    ranked = rank(read_confirmations(engine, study.study_id) if confirmed else {}, maximize=study.maximize[0])
+    best = {trial.trial_id: trial for trial in read_best(engine, study, None if count is None else count + len(ranked))}
+    again = {trial.trial_id: trial for trial in read_by_ids(engine, study, [one for one in ranked if one not in best])}
+    order = [trial_id for trial_id in ranked if trial_id in best or trial_id in again]
+    order += [trial_id for trial_id in best if trial_id not in ranked]
+    found = {**best, **again}
+    tied = [found[one].number for one in order[1:] if one in ranked and ranked[one].is_tied]
+    return [_best_row(study, found[one], ranked.get(one), [] if at else tied) for at, one in enumerate(order[:count])]
+
+
+def _best_row(study: StudyRow, trial: TrialRow, confirmed: Confirmed | None, tied: list[int]) -> Row:
+    """Return a trial's row with `confirmed`: what is known of it from other seeds, None if nothing is."""
+    row = _trial_row(study, trial)
+    known = None if confirmed is None else {**dataclasses.asdict(confirmed), "tied_with": tied}
+    return {**{key: row[key] for key in row if key != "hparams"}, "confirmed": known, "hparams": row["hparams"]}
 
 
 def pareto_front(trials: Sequence[TrialRow], maximize: Sequence[bool]) -> list[TrialRow]:

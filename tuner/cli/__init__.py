@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from tuner.cli import control, dashboard, export, queries, run
+from tuner.cli import control, dashboard, export, queries, rerun, run
 from tuner.cli.options import DEBUG_VARIABLE
 from tuner.errors import TunerError
 
@@ -32,6 +32,8 @@ app.command()(queries.show)
 app.command()(queries.compare)
 app.command()(queries.importance)
 app.command()(export.export)
+app.command()(rerun.reproduce)
+app.command()(rerun.confirm)
 app.command()(control.enqueue)
 app.command()(control.retry)
 app.command()(control.stop)

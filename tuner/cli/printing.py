@@ -15,7 +15,10 @@ from tuner.cli.options import Format
 
 Row = dict[str, Any]
 
-_RESULT_COLUMNS = ("number", "outcome", "value", "values", "seconds", "study", "state", "best", "complete", "trials")
+_RESULT_COLUMNS = {
+    *("number", "outcome", "value", "values", "mean", "low", "high", "seconds"),
+    *("study", "state", "best", "complete", "trials"),
+}
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -49,6 +52,8 @@ def _flat(row: Row, prefix: str = "") -> Row:
     for key, value in row.items():
         if key == "hparams":
             flat.update({f"{prefix}{name}": hparam for name, hparam in value.items()})
+        elif key == "confirmed":
+            flat.update({name: (value or {}).get(name) for name in ("mean", "low", "high", "seeds", "is_tied")})
         else:
             flat[key] = value
     return flat
@@ -127,6 +132,12 @@ def sparkline(values: Sequence[float], width: int = 40) -> str:
     )
 
 
+def _print_confirmed(confirmed: Row | None) -> None:
+    if confirmed is not None:
+        low, high = _text(confirmed["low"]), _text(confirmed["high"])
+        print(f"{'with other seeds':<20} {_text(confirmed['mean'])} [{low}, {high}], {confirmed['seeds']} seeds")
+
+
 def _print_ran_with(about: Row) -> None:
     """Print where a trial ran last and with what."""
     for key in ("host", "devices", "file"):
@@ -146,6 +157,8 @@ def print_fields(row: Row) -> None:
             print("hparams")
             for name, hparam in value.items():
                 print(f"  {name:<{max(18, *map(len, value))}} {_text(hparam)}")
+        elif key == "confirmed":
+            _print_confirmed(value)
         elif key == "reports":
             _print_curves(value)
         elif key == "attempts":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
@@ -84,13 +84,27 @@ def best(
 ) -> None:
     """List the best trials of a study.
 
-    Complete ones only; of a study with several objectives, those of its Pareto front.
+    Complete ones only; of a study with several objectives, those of its Pareto front. Those that `tuner confirm` has
+    trained again come first, by their mean over other seeds, with its 95 % interval.
     For example: tuner best digits_mlp -n 5 --format json
     """
     if count is not None and count < 1:
         raise UsageError(f"-n must be at least 1: got {count}")
     with _engine(storage) as engine:
-        emit(_best(engine, study, count), format)
+        rows = _best(engine, study, count)
+    emit(rows, format)
+    say_ties(rows)
+
+
+def say_ties(rows: Sequence[Row]) -> None:
+    """Say on stderr which trials cannot be told apart from the best, if other seeds have been tried."""
+    confirmed = rows[0].get("confirmed") if rows else None
+    tied = [str(number) for number in confirmed["tied_with"]] if confirmed else []
+    if tied:
+        others = f"trial{'s' if len(tied) > 1 else ''} {', '.join(tied)}"
+        print(
+            f"tuner: trial {rows[0]['number']} cannot be told apart from {others} (95 %, paired seeds)", file=sys.stderr
+        )
 
 
 def _best(engine: Engine, study: str, count: int | None) -> list[Row]:

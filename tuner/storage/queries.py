@@ -173,6 +173,11 @@ def read_trials(engine: Engine, study: StudyRow, *, with_reports: bool = False) 
     return _load(engine, study, [trials.c.study_id == study.study_id], with_reports=with_reports)
 
 
+def read_by_ids(engine: Engine, study: StudyRow, ids: Sequence[int]) -> list[TrialRow]:
+    """Return some trials by their ids."""
+    return _load(engine, study, [trials.c.trial_id.in_(ids)]) if ids else []
+
+
 def read_trial(engine: Engine, study: StudyRow, number: int) -> TrialRow:
     """Return one trial with its reports.
 
@@ -225,6 +230,19 @@ def read_about(engine: Engine, names: Collection[str]) -> dict[str, dict[str, An
             return {}
         found = connection.execute(query.where(workers.c.worker.in_(names)))
         return {name: {"host": host, "devices": devices, **json.loads(about)} for name, host, devices, about in found}
+
+    return read(engine, work)
+
+
+def read_study_file(engine: Engine, study_id: int) -> str | None:
+    """Return the path of the file that a study's latest worker had; None if no worker had one."""
+    query = sa.select(workers.c.about).where(workers.c.study_id == study_id).order_by(workers.c.started_at_s.desc())
+
+    def work(connection: Connection) -> str | None:
+        if not sa.inspect(connection).has_table(workers.name):
+            return None
+        files = (json.loads(about).get("file") for about in connection.execute(query).scalars())
+        return next((file for file in files if file), None)
 
     return read(engine, work)
 

@@ -236,3 +236,17 @@ workers = Table(
     Index("tuner_workers_of_study", "study_id"),
 )
 """Each worker that ever joined a study, and what it ran with."""
+
+confirmations = Table(
+    "tuner_confirmations",
+    tuner_tables,
+    _trial_id(),
+    # Repeats of one number have one seed, whatever the trial.
+    Column("repeat", Integer, primary_key=True),
+    _study_id(),
+    # The objective; NULL if it was not finite.
+    Column("value", Float(53)),
+    Column("trained_at_s", _Seconds, nullable=False),
+    Index("tuner_confirmations_of_study", "study_id"),
+)
+"""Trials that were trained again with other seeds, to see how much of their objective was luck."""

@@ -1,0 +1,124 @@
+"""`tuner reproduce` and `tuner confirm`: training stored trials again, in the foreground."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from tuner.cli.options import (
+    DebugOption,
+    Format,
+    FormatOption,
+    SetOption,
+    StorageOption,
+    StudyArgument,
+    split_pairs,
+)
+from tuner.cli.printing import emit
+from tuner.errors import UsageError
+from tuner.storage import connect, storage_url
+from tuner.trial import Report
+
+FileOption = Annotated[
+    str | None,
+    typer.Option(
+        "--file", metavar="FILE", help="The study's file; that of its latest worker by default.", show_default=False
+    ),
+]
+
+
+def reproduce(
+    study: StudyArgument,
+    number: Annotated[int, typer.Argument(metavar="NUMBER", help="The trial's number.")],
+    tolerance: Annotated[
+        float, typer.Option(metavar="X", help="The relative difference up to which numbers match.")
+    ] = 1e-4,
+    file: FileOption = None,
+    fixed: SetOption = None,
+    storage: StorageOption = None,
+    format: FormatOption = Format.TABLE,
+    debug: DebugOption = False,
+) -> None:
+    """Train a trial again from its seed, and say whether its numbers come back.
+
+    Nothing is stored. On the same kind of machine with the same versions they come back bit for bit. Exit status 1 if
+    they do not match.
+    For example: tuner reproduce digits_mlp 16
+    """
+    from tuner.devices import settle
+    from tuner.worker.rerun import open_study
+    from tuner.worker.rerun import reproduce as reproduce_trial
+
+    if not 0 <= tolerance < 1:
+        raise UsageError(f"--tolerance must lie in [0, 1): got {tolerance}")
+    settle(os.environ)
+    engine = connect(storage_url(storage))
+    try:
+        rerunner = open_study(engine, study, file, split_pairs("--set", fixed))
+        found = reproduce_trial(rerunner, number, lambda report: _say_epoch(number, report))
+    finally:
+        engine.dispose()
+    emit([{key: _plain(value) for key, value in vars(one).items()} for one in found], format)
+    worst = max(found, key=lambda one: one.difference)
+    if worst.difference == 0:
+        print(f"tuner: trial {number} of {study!r} is the same, bit for bit", file=sys.stderr)
+    else:
+        verdict = "matches" if worst.difference <= tolerance else "does not match"
+        difference = f"the largest relative difference is {worst.difference:.3g} ({worst.metric})"
+        print(f"tuner: trial {number} of {study!r} {verdict}: {difference}", file=sys.stderr)
+    if worst.difference > tolerance:
+        raise typer.Exit(1)
+
+
+def _say_epoch(number: int, report: Report) -> None:
+    print(f"tuner: trial {number}, epoch {report.epoch}", file=sys.stderr)
+
+
+def _plain(value: object) -> object:
+    from tuner.results import plain
+
+    return plain(value)
+
+
+def confirm(
+    study: StudyArgument,
+    count: Annotated[int, typer.Option("-n", metavar="K", help="How many of the best trials.")] = 5,
+    seeds: Annotated[int, typer.Option(metavar="N", help="How many other seeds for each.")] = 3,
+    file: FileOption = None,
+    fixed: SetOption = None,
+    storage: StorageOption = None,
+    format: FormatOption = Format.TABLE,
+    debug: DebugOption = False,
+) -> None:
+    """Train the best trials again with other seeds, to see how much of their values was luck.
+
+    `tuner best` ranks by the mean of these from then on, with a 95 % interval, and says which trials cannot be told
+    apart. Run it again with more seeds to add to them.
+    For example: tuner confirm digits_mlp -n 5 --seeds 3
+    """
+    from tuner.cli.queries import say_ties
+    from tuner.devices import settle
+    from tuner.results import best_rows
+    from tuner.worker.rerun import confirm as confirm_trials
+    from tuner.worker.rerun import open_study
+
+    for option, value in (("-n", count), ("--seeds", seeds)):
+        if value < 1:
+            raise UsageError(f"{option} must be at least 1: got {value}")
+    settle(os.environ)
+    engine = connect(storage_url(storage))
+    try:
+        rerunner = open_study(engine, study, file, split_pairs("--set", fixed))
+        confirm_trials(rerunner, count, seeds, _say_repeat)
+        rows = [row for row in best_rows(engine, study, None) if row["confirmed"] is not None]
+    finally:
+        engine.dispose()
+    emit(rows, format)
+    say_ties(rows)
+
+
+def _say_repeat(number: int, repeat: int, value: float | None) -> None:
+    print(f"tuner: trial {number}, seed {repeat}: {'not finite' if value is None else f'{value:.5g}'}", file=sys.stderr)

@@ -1,0 +1,190 @@
+"""Training a stored trial again: as it was, to see whether its numbers come back, or with other seeds."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine
+
+from tuner.errors import UsageError
+from tuner.results import best_rows
+from tuner.storage.confirmations import read_confirmations, store_confirmation
+from tuner.storage.queries import StudyRow, find_study, read_metrics, read_study_file, read_trial
+from tuner.storage.studies import mode_of
+from tuner.study import Study, load_study, trial_seed
+from tuner.trial import Outcome, Report
+
+
+@dataclass(frozen=True)
+class Rerunner:
+    """A study that is ready to train trials of it again: its row, the `Study`, and its data."""
+
+    engine: Engine
+    row: StudyRow
+    study: Study
+    splits: Any
+
+    def train(self, params: Mapping[str, Any], seed: int, epochs: int) -> Iterator[Report]:
+        """Yield the reports of a training with stored hyperparameters, up to an epoch."""
+        from tuner.devices import DEVICES_VARIABLE
+        from tuner.training.runtime import worker_layout
+
+        study = self.study
+        training = study.trainer.train_model(
+            study.hparams_of(params),
+            self.splits,
+            epochs=study.epochs,
+            seed=seed,
+            objective=study.objectives[0],
+            direction=study.all_directions[0],
+            layout=worker_layout(os.environ.get(DEVICES_VARIABLE, "")),
+            choose=lambda program, measure: mode_of(self.engine, self.row.study_id, program, measure),
+        )
+        try:
+            for report in training:
+                yield report
+                if report.epoch >= epochs:
+                    break
+        finally:
+            training.close()
+
+
+def open_study(engine: Engine, name: str, file: str | None, fixed: Mapping[str, str]) -> Rerunner:
+    """Return a stored study, from the file it was launched from last or another.
+
+    Args:
+        engine: The storage's engine.
+        name: The study.
+        file: `FILE` or `FILE:NAME`; by default the one its latest worker had.
+        fixed: Hyperparameters that are not searched, as it was launched: name -> text.
+
+    Raises:
+        UnknownStudy: there is no such study.
+        UsageError: its file is not here, or the study in it has changed.
+    """
+    from tuner.training.runtime import use_persistent_cache
+
+    row = find_study(engine, name)
+    if not row.record:
+        raise UsageError(f"a trial can be trained again if `tuner launch` ran it: {name!r} is of another tool")
+    path = file or read_study_file(engine, row.study_id)
+    if path is None:
+        raise UsageError(f"the file of study {name!r} is not recorded: give --file")
+    if file is None and not Path(path).is_file():
+        raise UsageError(f"the file of study {name!r} must be on this machine: there is no {path}; give --file")
+    target = path if file is not None else f"{path}:{name}"
+    study = load_study(target).changed(seed=row.record["seed"], fixed=fixed)
+    study.check_unchanged(row.record)
+    use_persistent_cache()
+    return Rerunner(engine, row, study, study.data(study.seed))
+
+
+# --- As it was
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One metric, recorded and found again.
+
+    Attributes:
+        metric: Its name.
+        epochs: How many epochs have it in both.
+        recorded: The last recorded value.
+        found: The last found value.
+        difference: The largest relative difference, of |a - b| to the larger of |a| and |b|; infinite if only one is
+            finite.
+    """
+
+    metric: str
+    epochs: int
+    recorded: float
+    found: float
+    difference: float
+
+
+def reproduce(rerunner: Rerunner, number: int, say: Callable[[Report], None]) -> list[Comparison]:
+    """Train a trial again from its seed, as far as it went, and compare all metrics of all epochs.
+
+    Raises:
+        UnknownStudy: the study has no such trial.
+        UsageError: the trial has reported nothing.
+    """
+    engine, study = rerunner.engine, rerunner.study
+    trial = read_trial(engine, rerunner.row, number)
+    recorded = {epoch: metrics for epoch, (_, metrics) in read_metrics(engine, trial.trial_id).items()}
+    if not recorded:
+        raise UsageError(f"a trial must have reported something to be compared with: trial {number} has not")
+    found = {}
+    for report in rerunner.train(trial.hparams, trial_seed(study.seed, number, "training"), max(recorded)):
+        say(report)
+        found[report.epoch] = dict(report.metrics)
+    names = dict.fromkeys(name for metrics in recorded.values() for name in metrics)
+    return [_compare(name, recorded, found) for name in names]
+
+
+def _compare(
+    name: str, recorded: Mapping[int, Mapping[str, float]], found: Mapping[int, Mapping[str, float]]
+) -> Comparison:
+    epochs = [epoch for epoch in recorded if name in recorded[epoch] and name in found.get(epoch, {})]
+    pairs = [(recorded[epoch][name], found[epoch][name]) for epoch in epochs]
+    is_whole = len(epochs) == sum(name in metrics for metrics in recorded.values())
+    difference = max((relative(*pair) for pair in pairs), default=0.0) if is_whole else math.inf
+    last = pairs[-1] if pairs else (math.nan, math.nan)
+    return Comparison(name, len(epochs), *last, difference)
+
+
+def relative(first: float, second: float) -> float:
+    """Return the relative difference of two numbers; 0 for the same infinity, and for two NaN."""
+    if first == second or (math.isnan(first) and math.isnan(second)):
+        return 0.0
+    if not (math.isfinite(first) and math.isfinite(second)):
+        return math.inf
+    return abs(first - second) / max(abs(first), abs(second))
+
+
+# --- With other seeds
+
+
+def confirm(rerunner: Rerunner, count: int, seeds: int, say: Callable[[int, int, float | None], None]) -> int:
+    """Train the best trials again, each with `seeds` other seeds, and store their objectives; return how many ran.
+
+    What is stored already is not trained again.
+
+    Args:
+        rerunner: The study.
+        count: How many of the best trials.
+        seeds: How many seeds for each.
+        say: Called with trial, repeat and objective after each training.
+
+    Raises:
+        UsageError: the study has several objectives, or no complete trial.
+    """
+    engine, study, row = rerunner.engine, rerunner.study, rerunner.row
+    if len(study.objectives) > 1:
+        raise UsageError(f"trials are confirmed by one objective: {study.name!r} has {len(study.objectives)}")
+    numbers = [best["number"] for best in best_rows(engine, study.name, count, confirmed=False)]
+    if not numbers:
+        raise UsageError(f"trials can be confirmed once some are complete: {study.name!r} has none")
+    ran = 0
+    for number in numbers:
+        trial = read_trial(engine, row, number)
+        assert trial.outcome is Outcome.COMPLETE
+        known = read_confirmations(engine, row.study_id).get(trial.trial_id, {})
+        for repeat in range(1, seeds + 1):
+            if repeat in known:
+                continue
+            value = None
+            for report in rerunner.train(trial.hparams, trial_seed(study.seed, repeat, "confirmation"), study.epochs):
+                value = report.values(study.objectives)[0]
+                if not math.isfinite(value):
+                    value = None
+                    break
+            store_confirmation(engine, row.study_id, trial.trial_id, repeat, value)
+            say(number, repeat, value)
+            ran += 1
+    return ran
