@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from tuner.cli import control, dashboard, export, queries, rerun, run
+from tuner.cli import control, dashboard, doctor, export, queries, rerun, run
 from tuner.cli.options import DEBUG_VARIABLE
 from tuner.errors import TunerError
 
@@ -40,6 +40,7 @@ app.command()(control.stop)
 app.command()(control.resume)
 app.command()(control.delete)
 app.command()(control.gc)
+app.command()(doctor.doctor)
 app.command()(control.upgrade)
 app.command()(dashboard.dashboard)
 

@@ -47,7 +47,7 @@ def prepare(engine: Engine) -> None:
     """
     with engine.connect() as connection:
         versions = read_versions(connection)
-    _check(versions, engine)
+    check_tables(versions, engine)
     if None in (versions.optuna, versions.tuner):
         # Optuna's `create_all` is not safe against another one.
         with _locked(engine) as connection:
@@ -76,7 +76,7 @@ def read_versions(connection: Connection) -> Versions:
     return Versions(optuna, tuner)
 
 
-def _check(versions: Versions, engine: Engine, *, may_be_older: bool = False) -> None:
+def check_tables(versions: Versions, engine: Engine, *, may_be_older: bool = False) -> None:
     """Raise StorageSchemaError if there are tables of another version."""
     for owner, found, scripts in (
         ("Optuna", versions.optuna, _optuna_scripts()),
@@ -217,7 +217,7 @@ def upgrade(url: str) -> list[str]:
             before = read_versions(connection)
         if before.optuna is None:
             raise StorageSchemaError(f"there must be a study in {hide_password(url)} to upgrade: it has no tables")
-        _check(before, engine, may_be_older=True)
+        check_tables(before, engine, may_be_older=True)
         head = _optuna_scripts().get_current_head()
         if before == Versions(head, _tuner_scripts().get_current_head()):
             return [f"the tables of {hide_password(url)} are at this version already"]
@@ -229,7 +229,7 @@ def upgrade(url: str) -> list[str]:
         with _locked(engine) as connection:
             migrate(connection)
             after = read_versions(connection)
-        _check(after, engine)
+        check_tables(after, engine)
         if before.tuner != after.tuner:
             done.append(f"the tables of tuner were at version {before.tuner or 'none'}, they are at {after.tuner}")
     except (DBAPIError, StorageInternalError) as error:

@@ -1,0 +1,119 @@
+"""`tuner doctor` on healthy and on sick places."""
+
+import http.server
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+import tuner
+from tuner.doctor import _health_page, _storage, _tracking, examine
+from tuner.storage.url import driver_url
+
+
+@pytest.fixture
+def tracker() -> Iterator[tuple[str, list[str]]]:
+    """A server that answers; yields its address and the paths it was asked for."""
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_healthy_place(tuner_on_postgres: Any) -> None:
+    folder = tuner_on_postgres.folder
+    rows = {row["check"]: row for row in tuner_on_postgres.rows("doctor")}
+    assert list(rows) == [
+        "python", "packages", "devices", "storage", "tables", "connections", "clock", "disk", "tracking",
+    ]  # fmt: skip
+    assert {row["status"] for row in rows.values()} == {"ok"}
+    assert rows["storage"]["found"].startswith("postgresql://postgres:***@")
+    assert "PostgreSQL 1" in rows["storage"]["found"]
+    assert rows["tables"]["found"] == "none yet"
+    used, _, most = rows["connections"]["found"].split()
+    assert 1 <= int(used) < int(most)
+    assert f"for checkpoints in {folder}/tuner-artifacts" in rows["disk"]["found"]
+    assert not (folder / "tuner-artifacts").exists(), "nothing is created"
+    assert "JAX sees " in rows["devices"]["found"]
+
+
+def test_a_sick_place(tuner_on_sqlite: Any) -> None:
+    wrong = "postgresql://somebody:secret@127.0.0.1:1/tuner"
+    done = tuner_on_sqlite.run(
+        "doctor", "--storage", wrong, "--format", "csv", MLFLOW_TRACKING_URI="http://me:secret@127.0.0.1:1/mlflow"
+    )
+    assert done.returncode == 1
+    assert "secret" not in done.stdout + done.stderr
+    lines = {line.split(",")[0]: line for line in done.stdout.splitlines()}
+    assert lines["storage"].startswith('storage,fail,"the storage must answer: postgresql://somebody:***@127.0.0.1:1')
+    assert lines["tracking"].startswith("tracking,warn,http://me:***@127.0.0.1:1/mlflow does not answer: ")
+    assert "Connection refused" in lines["tracking"]
+
+
+def test_a_file_that_is_not_there_yet_is_no_trouble(sqlite_url: str, tmp_path: Path) -> None:
+    (row,) = _storage(sqlite_url)
+    assert (row["status"], row["found"]) == ("ok", f"{sqlite_url}: not there yet, the first launch makes it")
+    assert os.listdir(tmp_path) == []
+
+
+def test_tables_of_another_version_and_few_connections(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuner.open_storage(postgres_url).close()
+    engine = sa.create_engine(driver_url(postgres_url))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE tuner_alembic_version SET version_num = '0001'")
+    engine.dispose()
+    monkeypatch.setattr("tuner.storage.health._connections", lambda _: (81, 100))
+    monkeypatch.setattr("tuner.doctor._SLOW_S", 0.0)
+    monkeypatch.setattr("tuner.doctor._SKEW_S", 0.0)
+    rows = {row["check"]: row for row in _storage(postgres_url)}
+    assert {check: row["status"] for check, row in rows.items()} == {
+        "storage": "warn", "tables": "fail", "connections": "warn", "clock": "warn",
+    }  # fmt: skip
+    assert "must be at version" in rows["tables"]["found"]
+    assert rows["connections"]["found"] == "81 of 100"
+
+
+def test_devices_that_jax_does_not_use_are_told(
+    monkeypatch: pytest.MonkeyPatch, sqlite_url: str, tmp_path: Path
+) -> None:
+    """A machine with two GPUs and a JAX for CPUs."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "nvidia-smi").write_text("#!/bin/sh\necho 0\necho 1\n")
+    (tools / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    rows = {row["check"]: row for row in examine(sqlite_url, locked / "artifacts")}
+    assert rows["devices"]["status"] == "warn"
+    assert rows["devices"]["found"].startswith("gpu 0,1; JAX sees ")
+    assert rows["devices"]["advice"] == "JAX does not use the gpu: pip install 'tuner[cuda]'"
+
+
+def test_a_tracking_server_is_asked_for_its_health(tracker: tuple[str, list[str]]) -> None:
+    address, asked = tracker
+    assert _tracking({"MLFLOW_TRACKING_URI": f"http://me:secret@{address}/under/"})["found"] == (
+        f"http://me:***@{address}/under/ answers"
+    )
+    assert asked == ["/under/health"]
+    assert _tracking({})["found"].startswith("off: ")
+    assert _tracking({"MLFLOW_TRACKING_URI": "file:///runs"})["status"] == "ok"
+    assert _health_page("https://a.b:8/c") == "https://a.b:8/c/health"

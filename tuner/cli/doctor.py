@@ -1,0 +1,29 @@
+"""`tuner doctor`."""
+
+from __future__ import annotations
+
+import typer
+
+from tuner.artifacts import artifacts_folder
+from tuner.cli.options import ArtifactsOption, DebugOption, Format, FormatOption, StorageOption
+from tuner.cli.printing import emit
+from tuner.storage import storage_url
+
+
+def doctor(
+    storage: StorageOption = None,
+    artifacts: ArtifactsOption = None,
+    format: FormatOption = Format.TABLE,
+    debug: DebugOption = False,
+) -> None:
+    """Look whether all is well here: Python, devices, storage, clock, disk, tracking.
+
+    Changes nothing. Exit status 1 if something fails.
+    For example: tuner doctor --storage postgresql://tuner@db/tuner
+    """
+    from tuner.doctor import examine
+
+    rows = examine(storage_url(storage), artifacts_folder(artifacts))
+    emit(rows, format)
+    if any(row["status"] == "fail" for row in rows):
+        raise typer.Exit(1)
