@@ -213,3 +213,21 @@ def test_a_study_that_fails_shows_its_traceback_once_though_trials_are_tried_aga
     endings = [row[0] for row in rows(tuner_on_sqlite, attempts.c.ending)]
     assert endings.count("failed") >= 2 * 3, "each is tried twice"
     assert "RuntimeError: planted bug" in tuner_on_sqlite.rows("show", "tiny", "0")["error"]
+
+
+def test_names_of_studies_are_completed(tuner_on_sqlite: Any, tiny_study: Path) -> None:
+    tuner = tuner_on_sqlite
+
+    def complete(words: str) -> list[str]:
+        script = "import sys; sys.argv = ['tuner']; from tuner.cli import main; main()"
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=tuner.folder, capture_output=True, text=True, timeout=100,
+            env={**tuner.env, "_TUNER_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": "2"},
+        )  # fmt: skip
+        return done.stdout.split()
+
+    assert complete("tuner best ") == [], "there is no storage yet"
+    assert tuner.run("worker", "tiny.py", "--trials", "1").returncode == 0
+    assert complete("tuner best ti") == ["tiny"]
+    assert complete("tuner compare ti") == ["tiny"]
+    assert complete("tuner best x") == []

@@ -24,7 +24,28 @@ class Format(enum.StrEnum):
 FileArgument = Annotated[
     str, typer.Argument(metavar="FILE", help="Python file with a Study in it; FILE:NAME where it has several.")
 ]
-StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="The study's name.")]
+
+
+def complete_study(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the studies whose names begin so; none, without a word, where the storage cannot be read."""
+    from tuner.errors import TunerError
+    from tuner.storage import connect, storage_url
+    from tuner.storage.queries import read_studies
+
+    try:
+        engine = connect(storage_url(context.params.get("storage")))
+        try:
+            return [study.name for study in read_studies(engine) if study.name.startswith(incomplete)]
+        finally:
+            engine.dispose()
+    except TunerError:
+        return []
+
+
+StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="The study's name.", autocompletion=complete_study)]
+StudiesArgument = Annotated[
+    list[str], typer.Argument(metavar="STUDY...", help="The studies' names.", autocompletion=complete_study)
+]
 StorageOption = Annotated[
     str | None,
     typer.Option(

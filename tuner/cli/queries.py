@@ -140,7 +140,7 @@ def show(
 
 
 def compare(
-    studies: Annotated[list[str], typer.Argument(metavar="STUDY...", help="The studies' names.")],
+    studies: StudiesArgument,
     storage: StorageOption = None,
     format: FormatOption = Format.TABLE,
     debug: DebugOption = False,
