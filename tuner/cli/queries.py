@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuner.cli.options import DebugOption, Format, FormatOption, StorageOption, StudyArgument
+from tuner.cli.options import DebugOption, Format, FormatOption, StorageOption, StudiesArgument, StudyArgument
 from tuner.cli.printing import Row, emit, print_fields
 from tuner.errors import UsageError
 from tuner.storage import connect, storage_url
