@@ -44,7 +44,7 @@ def export_trials(engine: Engine, study_name: str, path: Path, *, force: bool = 
         raise UsageError(f"what is exported must be .csv, .json, .parquet or, for one trial, .zip: got {str(path)!r}")
     study = find_study(engine, study_name)
     rows = [_flat_row(study, trial) for trial in read_trials(engine, study)]
-    with _in_place(path, force) as scratch:
+    with in_place(path, force) as scratch:
         write(rows, scratch)
     return len(rows)
 
@@ -64,7 +64,7 @@ def _flat_row(study: StudyRow, trial: TrialRow) -> Row:
 
 
 @contextlib.contextmanager
-def _in_place(path: Path, force: bool) -> Iterator[Path]:
+def in_place(path: Path, force: bool) -> Iterator[Path]:
     """Yield a scratch file that takes the place of `path` if the body succeeds."""
     if path.exists() and not force:
         raise UsageError(f"what is exported must not replace anything: {path} exists; --force replaces it")
@@ -147,7 +147,7 @@ def export_bundle(engine: Engine, study_name: str, path: Path, number: int | Non
         "requirements.txt": _requirements(versions),
         "README.md": _README.format(study=study_name, number=number, python=versions.get("python", "3.11")),
     }
-    with _in_place(path, force) as scratch, zipfile.ZipFile(scratch, "w", zipfile.ZIP_DEFLATED) as bundle:
+    with in_place(path, force) as scratch, zipfile.ZipFile(scratch, "w", zipfile.ZIP_DEFLATED) as bundle:
         for name, text in texts.items():
             bundle.writestr(name, text)
         bundle.write(file, file.name)

@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from tuner.cli import control, dashboard, doctor, export, queries, rerun, run
+from tuner.cli import control, dashboard, doctor, export, plot, queries, rerun, run
 from tuner.cli.options import DEBUG_VARIABLE
 from tuner.errors import TunerError
 
@@ -30,6 +30,7 @@ app.command()(queries.best)
 app.command()(queries.show)
 app.command()(queries.compare)
 app.command()(queries.importance)
+app.command()(plot.plot)
 app.command()(export.export)
 app.command()(rerun.reproduce)
 app.command()(rerun.confirm)

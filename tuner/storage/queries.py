@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine
 
 from tuner.errors import UnknownStudy, nearest
 from tuner.storage.claims import latest_errors
-from tuner.storage.dialect import clock
+from tuner.storage.dialect import clock, greatest, least
 from tuner.storage.encoding import loaded_number
 from tuner.storage.engine import read
 from tuner.storage.hours import Hours, count_hours
@@ -24,6 +24,7 @@ from tuner.storage.tables import (
     leases,
     records,
     reports,
+    rungs,
     studies,
     study_directions,
     study_system_attributes,
@@ -382,6 +383,67 @@ def read_distributions(engine: Engine, study_id: int) -> dict[str, list[str]]:
     for name, text in read(engine, lambda connection: list(connection.execute(query))):
         known.setdefault(name, []).append(text)
     return known
+
+
+@dataclass(frozen=True)
+class TimelineRow:
+    """An attempt at a trial: who, on what, when; one that goes on ends now, or when its lease does."""
+
+    number: int
+    worker: str
+    devices: str
+    started_at_s: float
+    ended_at_s: float
+    ending: str | None
+
+
+def read_timeline(engine: Engine, study_id: int) -> list[TimelineRow]:
+    """Return all attempts at a study's trials, by their start."""
+    start = attempts.c.started_at_s
+
+    def work(connection: Connection) -> list[TimelineRow]:
+        if not sa.inspect(connection).has_table(attempts.name):
+            return []
+        now = clock(connection.dialect.name)
+        ongoing = greatest(connection, start, least(connection, now, sa.func.coalesce(leases.c.expires_at_s, start)))
+        query = (
+            sa.select(
+                trials.c.number, attempts.c.worker, sa.func.coalesce(workers.c.devices, ""), start,
+                sa.func.coalesce(attempts.c.ended_at_s, ongoing), attempts.c.ending,
+            )
+            .select_from(attempts.join(trials, trials.c.trial_id == attempts.c.trial_id))
+            .outerjoin(leases, leases.c.trial_id == attempts.c.trial_id)
+            .outerjoin(workers, workers.c.worker == attempts.c.worker)
+            .where(attempts.c.study_id == study_id)
+            .order_by(start, trials.c.number)
+        )  # fmt: skip
+        return [TimelineRow(*row) for row in connection.execute(query)]
+
+    return read(engine, work)
+
+
+@dataclass(frozen=True)
+class RungRow:
+    """How many trials came to a rung of a bracket, and how many of them went on at once."""
+
+    bracket: int
+    rung: int
+    entered: int
+    promoted: int
+
+
+def read_rungs(engine: Engine, study_id: int) -> list[RungRow]:
+    """Return the rungs of a study, by bracket and rung."""
+    place = (rungs.c.bracket, rungs.c.rung)
+    went_on = sa.func.count(sa.case((rungs.c.is_promoted, 1)))
+    query = sa.select(*place, sa.func.count(), went_on).where(rungs.c.study_id == study_id).group_by(*place)
+
+    def work(connection: Connection) -> list[RungRow]:
+        if not sa.inspect(connection).has_table(rungs.name):
+            return []
+        return [RungRow(*row) for row in connection.execute(query.order_by(*place))]
+
+    return read(engine, work)
 
 
 def read_best(engine: Engine, study: StudyRow, count: int | None) -> list[TrialRow]:

@@ -1,0 +1,180 @@
+"""Pictures of studies: what is in them, against the storage's numbers."""
+
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy as sa
+
+import tuner
+from tuner import plots
+from tuner.analysis import compare_rows
+from tuner.errors import UnknownStudy, UsageError
+from tuner.plots import KINDS, opened, plot
+from tuner.storage import connect, leases
+from tuner.storage.claims import Claimant, claim
+from tuner.storage.fences import Lease
+from tuner.storage.studies import join, register
+from tuner.storage.tables import attempts
+from tuner.trial import Outcome, Report
+
+NAME = "ours <b>&"
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A study of 24 trials of two workers, of which a third is pruned in its second epoch; and others."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('plots') / 'study.db'}"
+    storage = tuner.open_storage(url)
+    engine = connect(url)
+    study = register(storage, engine, NAME, ["minimize"], {"objective": ["loss"], "epochs": 4})
+    for at in range(24):
+        name = f"worker {at % 2}"
+        claimant = Claimant(study.study_id, name, trials=99, lease_s=300.0)
+        join(engine, claimant, {"host": "here", "pid": 1, "devices": f"gpu {at % 2}"})
+        lease = claim(engine, claimant)
+        assert isinstance(lease, Lease)
+        for param, value in (("rate", (at + 1) / 25), ("width", float(at % 3)), ("other", at / 30)):
+            storage.set_trial_param(lease.trial_id, param, value, optuna.distributions.FloatDistribution(0.0, 3.0))
+        place: dict[str, Any] = {"bracket": 0, "reduction_factor": 3, "bootstrap_count": 0, "maximize": False}
+        storage.enter_rung(study.study_id, lease.trial_id, rung=0, value=at / 10, **place)
+        is_pruned = at % 3 == 2
+        for epoch in range(1, 3 if is_pruned else 5):
+            leases.report(engine, lease, [Report(epoch, epoch, {"loss": at / epoch})], "loss")
+        outcome, values = (Outcome.PRUNED, None) if is_pruned else (Outcome.COMPLETE, [at / 4])
+        leases.tell(engine, lease, outcome, values, {"compile_s": 20.0})
+    held = claim(engine, Claimant(study.study_id, "worker 0", trials=99, lease_s=300.0))
+    assert isinstance(held, Lease)
+    with engine.begin() as connection:
+        ended = attempts.c.trial_id != held.trial_id
+        c = attempts.c
+        connection.execute(
+            attempts.update().where(ended).values(started_at_s=60.0 * c.trial_id, ended_at_s=60.0 * c.trial_id + 50)
+        )
+        connection.execute(attempts.update().where(~ended).values(started_at_s=2000.0))
+    for name, count in (("pair", 2), ("four", 4)):
+        several = optuna.create_study(study_name=name, storage=storage, directions=[optuna.study.StudyDirection.MINIMIZE] * count)
+        for at in range(12):
+            trial = several.ask()
+            x = trial.suggest_float("x", 0.0, 1.0)
+            several.tell(trial, [x, 1 - x, x, float(at)][:count])
+    engine.dispose()
+    storage.close()
+    return url
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "pareto"])
+def test_each_kind_is_a_picture_and_the_same_each_time(url: str, tmp_path: Path, kind: str) -> None:
+    plot(url, NAME, kind, tmp_path / "one.svg")
+    root = ElementTree.fromstring((tmp_path / "one.svg").read_text())
+    assert root.tag.endswith("svg")
+    assert len(list(root.iter())) > 50
+    if kind != "timeline":  # it goes on
+        plot(url, NAME, kind, tmp_path / "two.svg")
+        assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+
+
+def test_a_picture_for_a_paper(url: str, tmp_path: Path) -> None:
+    plot(url, "pair", "pareto", tmp_path / "front.PNG")
+    assert (tmp_path / "front.PNG").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_timeline_has_a_bar_for_each_attempt(url: str) -> None:
+    with opened(url, NAME) as subject:
+        figure: Any = plots._timeline(subject)
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["worker 0\ngpu 0", "worker 1\ngpu 1"]
+    assert {bars.get_label(): len(bars.patches) for bars in axes.containers} == {
+        "complete": 16, "pruned": 8, "running": 1,
+    }  # fmt: skip
+    (pruned,) = [bars for bars in axes.containers if bars.get_label() == "pruned"]
+    seconds = 3600.0 if axes.get_xlabel().startswith("h ") else 1.0
+    first = pruned.patches[0]
+    assert first.get_width() * seconds == pytest.approx(50.0)
+    assert first.get_x() * seconds == pytest.approx(120.0), "two minutes after the first"
+
+
+def test_rungs_say_who_came_and_who_went_on(url: str) -> None:
+    with opened(url, NAME) as subject:
+        figure: Any = plots._rungs(subject)
+    (axes,) = figure.axes
+    came, went_on = ([bar.get_height() for bar in bars] for bars in axes.containers)
+    engine = connect(url)
+    with engine.connect() as connection:
+        counts = connection.execute(sa.text("SELECT count(*), sum(is_promoted) FROM tuner_rungs")).one()
+    engine.dispose()
+    assert (came, went_on) == ([24], [counts[1]])
+    assert 0 < counts[1] < 24
+
+
+def test_what_pruning_saved_is_what_compare_says(url: str) -> None:
+    engine = connect(url)
+    (row,) = compare_rows(engine, [NAME])
+    engine.dispose()
+    # Eight trials: two epochs of (50 - 20) / 2 seconds each.
+    assert row["hours_saved"] == pytest.approx(8 * 2 * 15 / 3600, abs=1e-4)
+    with opened(url, NAME) as subject:
+        figure: Any = plots._savings(subject)
+    (axes,) = figure.axes
+    spent, whole = (collection.get_paths()[0].vertices[:, 1].max() for collection in axes.collections)
+    assert spent == pytest.approx(24 * 50 / 3600)
+    assert whole - spent == pytest.approx(8 * 2 * 15 / 3600)
+
+
+def test_a_report_needs_nothing_else(url: str, tmp_path: Path) -> None:
+    plot(url, NAME, "report", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "<h1>ours &lt;b&gt;&amp;</h1>" in page
+    assert NAME not in page
+    assert page.count("<svg") == len(KINDS) - 1
+    assert "<li>a Pareto front is drawn of two or three objectives: &#x27;ours &lt;b&gt;&amp;&#x27; has 1</li>" in page
+    assert not re.search(r"""(?:src|href)\s*=\s*["'](?!#|data:)""", page), "everything is inside"
+    assert "rate=0.04" in page
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_of_very_many_trials_a_part_is_drawn(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "MOST_LINES", 10)
+    with opened(url, NAME) as subject:
+        assert len(subject.part.trials) == 10
+        figure: Any = KINDS["intermediate"](subject)
+        assert [text.get_text() for text in figure.texts] == ["10 of the trials"]
+        assert len(KINDS["edf"](subject).axes) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "file", "message"),
+    [
+        (NAME, "histroy", "a.png", r"one of history, .*, report: got 'histroy'; did you mean 'history'"),
+        (NAME, "history", "a.pdf", r"the file of the plot 'history' must end in .png or .svg: got '.*a.pdf'"),
+        (NAME, "report", "a.png", r"the file of the plot 'report' must end in .html"),
+        (NAME, "pareto", "a.png", r"of two or three objectives: 'ours <b>&' has 1"),
+        ("four", "pareto", "a.png", r"of two or three objectives: 'four' has 4"),
+        ("pair", "timeline", "a.png", r"a timeline needs trials that workers ran: 'pair' has none"),
+        ("pair", "rungs", "a.png", r"rungs are those of the pruners asha and hyperband: 'pair' has none"),
+        ("pair", "savings", "a.png", r"time saved is known of studies that tuner ran: 'pair' is none"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said(url: str, tmp_path: Path, name: str, kind: str, file: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        plot(url, name, kind, tmp_path / file)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_study_is_not_drawn(url: str, tmp_path: Path) -> None:
+    with pytest.raises(UnknownStudy):
+        plot(url, "none", "history", tmp_path / "a.png")
+    (tmp_path / "a.png").write_text("mine")
+    with pytest.raises(UsageError, match=r"a.png exists; --force replaces it"):
+        plot(url, NAME, "history", tmp_path / "a.png")
+    plot(url, NAME, "history", tmp_path / "a.png", force=True)
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_has_a_name_for_the_file(tuner_on_sqlite: Any, url: str) -> None:
+    done = tuner_on_sqlite.run("plot", NAME, "edf", "--storage", url)
+    assert (done.returncode, done.stderr) == (0, f"tuner: edf of {NAME!r} written to {NAME}-edf.png\n")
+    assert (tuner_on_sqlite.folder / f"{NAME}-edf.png").stat().st_size > 10_000
