@@ -33,6 +33,7 @@ app.command()(control.stop)
 app.command()(control.resume)
 app.command()(control.upgrade)
 app.command()(dashboard.dashboard)
+app.add_typer(dashboard.user)
 
 
 def main() -> None:
