@@ -42,6 +42,10 @@ _ALWAYS: Headers = [
     ("Referrer-Policy", "same-origin"),
     ("Cross-Origin-Resource-Policy", "same-origin"),
 ]
+_POLICY = (
+    "Content-Security-Policy",
+    "default-src 'none';img-src 'self';style-src 'self';form-action 'self';base-uri 'none';frame-ancestors 'none'",
+)
 _NOT_STORED = ("Cache-Control", "no-store")
 
 
@@ -253,9 +257,8 @@ class Login:
         self, start_response: Callable[..., Any], status: str, page: str, headers: Headers | None = None
     ) -> Iterable[bytes]:
         body = page.encode()
-        policy = "default-src 'none';img-src 'self';style-src 'self';form-action 'self';base-uri 'none';frame-ancestors 'none'"
         about = [("Content-Type", "text/html; charset=utf-8"), ("Content-Length", str(len(body)))]
-        start_response(status, [*about, *(headers or []), ("Content-Security-Policy", policy), _NOT_STORED, *_ALWAYS])
+        start_response(status, [*about, *(headers or []), _POLICY, _NOT_STORED, *_ALWAYS])
         return [body]
 
     def _refuse(self, request: Request, refused: Refused, start_response: Callable[..., Any]) -> Iterable[bytes]:

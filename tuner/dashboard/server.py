@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tuner.dashboard.users import Users
 from tuner.errors import UsageError
 from tuner.storage import hide_password, open_storage
 
@@ -106,24 +107,21 @@ def serve(url: str, serving: Serving) -> None:
         UsageError: what `check_serving` refuses; the users, certificate or log file cannot be used; the address cannot
             be listened on.
     """
+    serving = check_serving(serving)
+    users = None if serving.users is None else Users(serving.users)
+    tls = None if serving.tls_cert is None else _tls(serving)
+    audit = _audit(serving.audit_log)
+    # Late: Optuna takes a second to import, and what is wrong with the files is said before.
     from cheroot.wsgi import Server
 
     from tuner.dashboard.app import make_app
-    from tuner.dashboard.users import Users
 
-    serving = check_serving(serving)
-    users = None if serving.users is None else Users(serving.users)
     app = make_app(
-        open_storage(url),
-        users,
-        prefix=serving.prefix,
-        is_behind_proxy=serving.is_behind_proxy,
-        audit=_audit(serving.audit_log),
+        open_storage(url), users, prefix=serving.prefix, is_behind_proxy=serving.is_behind_proxy, audit=audit
     )
     server = Server((serving.host, serving.port), app, numthreads=_THREADS, server_name="tuner")
     server.max_request_header_size = _MOST_HEADER_BYTES
-    if serving.tls_cert is not None:
-        server.ssl_adapter = _tls(serving)
+    server.ssl_adapter = tls
     try:
         server.prepare()
     except OSError as error:
