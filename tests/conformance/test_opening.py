@@ -15,7 +15,8 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from tuner.dashboard.opening import _BLOCK, Opening
+from tuner.dashboard import opening
+from tuner.dashboard.opening import Opening
 from tuner.storage import open_storage
 from tuner.storage.url import for_optuna
 
@@ -166,16 +167,17 @@ def test_few_trials_and_none_and_no_study_are_told_alike(sides: Sides) -> None:
 
 
 def test_a_preferential_study_is_told_alike(sides: Sides) -> None:
-    from optuna_dashboard.preferential import create_study
-
-    made = create_study(n_generate=2, storage=sides.storage, study_name="liked")
+    study = optuna.create_study(storage=sides.storage, study_name="liked")
+    # As `optuna_dashboard.preferential.create_study` does, which needs PyTorch.
+    sides.storage.set_study_system_attr(study._study_id, "preference:is_preferential", True)
     for number in range(3):
-        made.add_trial(create_trial(value=None, state=TrialState.RUNNING, user_attrs={"n": number}))
-    assert sides.compare(made._study)["is_preferential"] is True
+        study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs={"n": number}))
+    assert sides.compare(study)["is_preferential"] is True
 
 
-@pytest.mark.parametrize("count", [_BLOCK - 1, _BLOCK, _BLOCK + 1])
-def test_blocks_join(sqlite_url: str, count: int) -> None:
+@pytest.mark.parametrize("count", [3, 4, 5, 8])
+def test_blocks_join(sqlite_url: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "_BLOCK", 4)
     sides = Sides(sqlite_url)
     study = optuna.create_study(storage=sides.storage, study_name="many")
     study.add_trials([create_trial(value=float(number)) for number in range(count)])
@@ -183,13 +185,13 @@ def test_blocks_join(sqlite_url: str, count: int) -> None:
     sides.close()
 
 
-def test_a_thousand_trials_are_written_after_a_few(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hundred_trials_are_written_after_a_few(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What makes it quick: optuna-dashboard itself is shown no more than the kinds of trials."""
     storage, shown = open_storage(sqlite_url), []
     study = optuna.create_study(storage=storage, study_name="many")
     distributions = {"rate": SPACE["rate"]}
     study.add_trials(
-        [create_trial(value=x / 1000, params={"rate": 0.5}, distributions=distributions) for x in range(1000)]
+        [create_trial(value=x / 100, params={"rate": 0.5}, distributions=distributions) for x in range(100)]
     )
     make = optuna_dashboard.wsgi
 
@@ -201,6 +203,6 @@ def test_a_thousand_trials_are_written_after_a_few(sqlite_url: str, monkeypatch:
     monkeypatch.setattr(optuna_dashboard, "wsgi", watched)
     _, found = ask(Opening(app, storage), f"/api/studies/{study._study_id}")
 
-    assert [trial.number for trial in shown] == [0, 999]
-    assert [trial["values"] for trial in found["trials"]] == [[x] for x in range(1000)]
+    assert [trial.number for trial in shown] == [0, 99]
+    assert [trial["values"] for trial in found["trials"]] == [[x / 100] for x in range(100)]
     storage.close()
