@@ -54,7 +54,7 @@ class Served:
     tls: ssl.SSLContext | None = None
 
     def ask(
-        self, method: str, path: str, body: Any = None, form: dict[str, str] | None = None, **headers: str
+        self, method: str, path: str, body: Any = None, form: Any = None, **headers: str
     ) -> Answer:
         """Send one request; keyword arguments are headers, `_` for `-`."""
         where = (self.host, self.port)

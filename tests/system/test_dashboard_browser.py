@@ -34,7 +34,7 @@ class Browser:
         for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
             options.add_argument(word)
         options.add_argument(f"--user-data-dir={folder / 'profile'}")
-        options.add_argument("--window-size=1180,840")
+        options.add_argument("--window-size=1240,840")
         options.binary_location = str(CHROMIUM)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
@@ -163,7 +163,8 @@ def test_workers_are_seen_at_work_and_dead(
 ) -> None:
     browser.go("/workers")
     browser.log_in("rob")
-    workers = [tuner_on_postgres.start("worker", str(tiny_study), TINY_PAUSE_S="2", TINY_EPOCHS="50") for _ in range(2)]
+    slow = {"TINY_PAUSE_S": "0.4", "TINY_EPOCHS": "12", "TINY_TRIALS": "100"}
+    workers = [tuner_on_postgres.start("worker", str(tiny_study), **slow) for _ in range(2)]
 
     def cells() -> list[list[str]]:
         rows = browser.driver.find_elements(By.CSS_SELECTOR, "#workers tr")[1:]
@@ -173,6 +174,8 @@ def test_workers_are_seen_at_work_and_dead(
     browser.until(lambda: [row[2] for row in cells()] == ["at work"] * 2 and all(row[6] and row[7] for row in cells()))
     assert sorted(row[5] for row in cells()) == ["0", "1"]
     assert all("loss" in row[7] for row in cells())
+    # And later what has ended, and what a trial saved that compiled nothing.
+    browser.until(lambda: all(int(row[9]) > 1 and row[6] and float(row[12].removesuffix(" s")) > 0 for row in cells()))
     browser.picture("workers")
 
     for worker in workers:
@@ -180,7 +183,7 @@ def test_workers_are_seen_at_work_and_dead(
         worker.wait()
     browser.until(lambda: {row[2] for row in cells()} <= {"idle", "lost"} and len(cells()) == 2)
 
-    bug = tuner_on_postgres.run("worker", str(tiny_study), TINY_MODE="bug", TINY_EPOCHS="50")
+    bug = tuner_on_postgres.run("worker", str(tiny_study), TINY_MODE="bug", **slow)
     assert bug.returncode == 1
     browser.until(lambda: "RuntimeError: planted bug" in browser.texts("#failures summary"))
     browser.driver.find_element(By.CSS_SELECTOR, "#failures summary").click()
