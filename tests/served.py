@@ -53,9 +53,7 @@ class Served:
     audit: Path
     tls: ssl.SSLContext | None = None
 
-    def ask(
-        self, method: str, path: str, body: Any = None, form: Any = None, **headers: str
-    ) -> Answer:
+    def ask(self, method: str, path: str, body: Any = None, form: Any = None, **headers: str) -> Answer:
         """Send one request; keyword arguments are headers, `_` for `-`."""
         where = (self.host, self.port)
         made = http.client.HTTPConnection(*where, timeout=30)

@@ -32,7 +32,7 @@ class Scene:
         self.now_s = now_s(storage.engine)
         self.studies: dict[str, optuna.Study] = {}
 
-    def study(self, name: str, direction: str = "minimize") -> int:
+    def study(self, name: str, direction: Any = "minimize") -> int:
         self.studies[name] = optuna.create_study(storage=self.storage, study_name=name, direction=direction)
         return self.studies[name]._study_id
 

@@ -124,9 +124,7 @@ def test_a_study_with_everything_is_told_alike(sides: Sides) -> None:
     running.report(0.5, 3)
     study.enqueue_trial({"rate": 0.1}, user_attrs={"from": "us"})
     optuna_dashboard.save_note(study, "of the study")
-    optuna_dashboard.save_note(
-        study.trials[7]._trial_id and optuna.trial.Trial(study, study.trials[7]._trial_id), "*7*"
-    )
+    optuna_dashboard.save_note(optuna.trial.Trial(study, study.trials[7]._trial_id), "*7*")
     constrained = create_trial(
         value=1.0,
         params={"rate": 0.5},
@@ -148,8 +146,11 @@ def test_a_study_with_everything_is_told_alike(sides: Sides) -> None:
     assert sides.compare(study)["trials"][60]["state"] == "Complete", "what has changed since is told"
 
 
-@pytest.mark.parametrize("directions", [["minimize", "maximize"], ["maximize", "minimize", "maximize"]])
-def test_a_pareto_front_is_told_alike(sides: Sides, directions: list[str]) -> None:
+@pytest.mark.parametrize(
+    "directions",
+    [["minimize", "maximize"], pytest.param(["maximize", "minimize", "maximize"], marks=pytest.mark.slow)],
+)
+def test_a_pareto_front_is_told_alike(sides: Sides, directions: Any) -> None:
     study = optuna.create_study(storage=sides.storage, study_name="several", directions=directions)
     fill(study, 70, len(directions))
     assert len(sides.compare(study)["best_trials"]) > 1

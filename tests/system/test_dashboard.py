@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+import logging
 import re
 import signal
 import ssl
@@ -18,8 +21,9 @@ import sqlalchemy as sa
 import trustme
 from served import PASSWORD, Served, make_users, serve
 
-from tuner.dashboard.app import routes
+from tuner.dashboard.app import make_app, routes
 from tuner.storage import open_storage
+from tuner.storage.engine import IMPATIENT, new_engine, patient
 
 NOBODY = "00000000-0000-0000-0000-000000000000"
 
@@ -240,6 +244,8 @@ def test_every_answer_has_its_headers(served: Served) -> None:
         assert headers["cache-control"] == "no-store", path
         assert "access-control-allow-origin" not in headers, path
     assert served.ask("GET", "/static/bundle.js", **known).headers["cache-control"] == "private, no-cache"
+    head = served.ask("HEAD", "/login")
+    assert (head.status, head.body) == (200, b"")
 
 
 def test_the_front_end_is_whole_below_the_prefix(served: Served) -> None:
@@ -285,6 +291,7 @@ def test_without_users_it_answers_to_this_machine_alone(open_served: Served, sto
     assert "Log out" not in open_served.ask("GET", "/workers").text
 
 
+@pytest.mark.slow
 def test_tls_and_an_end_in_good_order(storage_on_postgres: str, users_file: Path, tmp_path: Path) -> None:
     authority = trustme.CA()
     made = authority.issue_cert("127.0.0.1")
@@ -303,6 +310,31 @@ def test_tls_and_an_end_in_good_order(storage_on_postgres: str, users_file: Path
         assert (tmp_path / "audit.jsonl").stat().st_mode & 0o777 == 0o600
         served.process.send_signal(signal.SIGTERM)
         assert served.process.wait(timeout=30) == 0
+
+
+def test_a_database_that_is_away_is_said(sqlite_url: str) -> None:
+    storage = open_storage(sqlite_url)
+    optuna.create_study(storage=storage)
+    app = make_app(storage, None, prefix="", is_behind_proxy=False, audit=logging.Logger("test"))
+    storage.close()
+    storage.engine = patient(new_engine("postgresql://user:secret@127.0.0.1:1/gone"), IMPATIENT)
+    answers = {}
+    for path in ("/workers", "/checkpoints", "/api/studies/1"):
+        told: list[str] = []
+        given = {"REQUEST_METHOD": "GET", "PATH_INFO": path, "HTTP_HOST": "localhost", "wsgi.url_scheme": "http"}
+        given |= {"wsgi.errors": io.StringIO(), "wsgi.input": io.BytesIO(), "HTTP_ACCEPT": "text/html"}
+        body = b"".join(app(given, lambda status, headers, *_, told=told: told.append(status)))
+        answers[path] = told[0][:3], body.decode()
+    storage._rdb.remove_session()
+
+    assert {path: status for path, (status, _) in answers.items()} == {
+        "/workers": "503",
+        "/checkpoints": "503",
+        "/api/studies/1": "500",
+    }
+    assert "the database must answer: postgresql" in answers["/workers"][1]
+    assert "secret" not in str(answers)
+    assert json.loads(answers["/api/studies/1"][1]) == {"reason": "internal server error"}
 
 
 def run(folder: Path, *words: str, given: str = "") -> subprocess.CompletedProcess[str]:

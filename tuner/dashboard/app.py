@@ -16,9 +16,9 @@ from tuner.artifacts import describe_checkpoint
 from tuner.dashboard.front import Front
 from tuner.dashboard.login import CALLER, WSGI, Login
 from tuner.dashboard.opening import Opening
-from tuner.dashboard.pages import checkpoints_page, workers_page
+from tuner.dashboard.pages import checkpoints_page, refusal_page, workers_page
 from tuner.dashboard.users import Users
-from tuner.errors import UnknownStudy
+from tuner.errors import StorageLost, UnknownStudy
 from tuner.storage.activity import read_checkpoints, read_compiling, read_failures, read_workers
 from tuner.storage.optuna_storage import Storage
 from tuner.storage.queries import StudyRow, find_study, read_studies
@@ -57,7 +57,16 @@ def routes(storage: Storage) -> bottle.Bottle:
     app.get("/workers", callback=lambda: _page(workers_page, **_chosen(storage), **_activity(storage)))
     app.get("/workers.json", callback=lambda: _json(_activity(storage)))
     app.get("/checkpoints", callback=lambda: _page(checkpoints_page, **_chosen(storage), groups=_groups(storage)))
+    app.error(500)(_failed)
     return app
+
+
+def _failed(error: bottle.HTTPError) -> str:
+    """Return the page for an error of a page; a database that is away is no bug."""
+    if isinstance(error.exception, StorageLost):
+        bottle.response.status = 503
+        return refusal_page(bottle.request.environ["SCRIPT_NAME"], str(error.exception))
+    return refusal_page(bottle.request.environ["SCRIPT_NAME"], "Something went wrong; the server's stderr says what.")
 
 
 def _page(render: Any, **given: Any) -> str:

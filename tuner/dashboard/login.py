@@ -101,6 +101,12 @@ class Login:
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         request = read_request(environ, self.prefix, self.is_behind_proxy)
+        answer = self._respond(environ, request, start_response)
+        return [] if request.method == "HEAD" and isinstance(answer, list) else answer
+
+    def _respond(
+        self, environ: dict[str, Any], request: Request, start_response: Callable[..., Any]
+    ) -> Iterable[bytes]:
         caller = None
         try:
             if request.path is None:

@@ -25,6 +25,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from tuner.dashboard.login import WSGI
+from tuner.errors import StorageLost
 from tuner.storage.optuna_storage import Storage
 
 _PATH = re.compile(r"/api/studies/(\d+)")
@@ -62,7 +63,7 @@ class Opening:
             trials = self.storage.get_all_trials(study_id, deepcopy=False)
             singled = _singled_out(self.storage.get_study_system_attrs(study_id))
             directions = self.storage.get_study_directions(study_id)
-        except KeyError:
+        except (KeyError, StorageLost):  # its own answer to these
             return self.app(environ, start_response)
         kinds = [_kind(trial, singled) for trial in trials]
         samples = _samples(trials, kinds, directions)

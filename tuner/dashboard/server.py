@@ -11,7 +11,7 @@ import signal
 import socket
 import ssl
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +21,7 @@ from tuner.storage import hide_password, open_storage
 
 _THREADS = 8
 _MOST_HEADER_BYTES = 64 * 1024
+_MOST_BODY_BYTES = 8 * 1024 * 1024  # a note is the longest; what strangers send is read, and thrown away
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 
 
@@ -74,7 +75,7 @@ def check_serving(serving: Serving) -> Serving:
             f"passwords must not travel in the clear: got --host {serving.host} without TLS; "
             "give --tls-cert and --tls-key, or --behind-proxy if a proxy in front has TLS"
         )
-    return Serving(**{**serving.__dict__, "prefix": prefix})
+    return replace(serving, prefix=prefix)
 
 
 def is_loopback(host: str) -> bool:
@@ -121,6 +122,7 @@ def serve(url: str, serving: Serving) -> None:
     )
     server = Server((serving.host, serving.port), app, numthreads=_THREADS, server_name="tuner")
     server.max_request_header_size = _MOST_HEADER_BYTES
+    server.max_request_body_size = _MOST_BODY_BYTES
     server.ssl_adapter = tls
     try:
         server.prepare()
