@@ -14,6 +14,7 @@ import optuna_dashboard
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
+from optuna_dashboard.preferential._system_attrs import report_skip
 
 from tuner.dashboard import opening
 from tuner.dashboard.opening import Opening
@@ -173,7 +174,8 @@ def test_a_preferential_study_is_told_alike(sides: Sides) -> None:
     sides.storage.set_study_system_attr(study._study_id, "preference:is_preferential", True)
     for number in range(3):
         study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs={"n": number}))
-    assert sides.compare(study)["is_preferential"] is True
+    report_skip(study._study_id, study.trials[1]._trial_id, sides.storage)
+    assert sides.compare(study)["skipped_trial_numbers"] == [1]
 
 
 @pytest.mark.parametrize("count", [3, 4, 5, 8])

@@ -205,7 +205,7 @@ class Users:
                 PasswordHasher().verify(secret, password)
             except (VerificationError, InvalidHashError):
                 return None
-        return user if is_person else None
+        return user
 
     def with_token(self, token: str) -> User | None:
         """Return the user of a bearer token."""
