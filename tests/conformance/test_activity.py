@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import sqlalchemy as sa
 
-from tuner.dashboard.app import _state
+from tuner.dashboard.app import _group, _state
 from tuner.storage import open_storage
 from tuner.storage.activity import read_checkpoints, read_compiling, read_failures, read_workers
 from tuner.storage.dialect import now_s
 from tuner.storage.optuna_storage import Storage
+from tuner.storage.queries import StudyRow
 from tuner.storage.tables import attempts, leases, records, reports, workers
+from tuner.training import checkpoint_files
+from tuner.training.checkpoint_files import Content
 
 
 @pytest.fixture
@@ -185,6 +191,33 @@ def test_checkpoints_come_best_first(storage: Storage, direction: str, best: lis
     assert rows[1]["value"] == 2.0
     assert rows[1]["curve"] == [(1, {"loss": 2.0}), (2, {"loss": 4.0})]
     assert (rows[1]["checkpoint"], rows[1]["worker"]) == ("/best", "w")
+
+
+def test_checkpoints_are_described_where_their_files_are(storage: Storage, tmp_path: Path) -> None:
+    scene = Scene(storage)
+    study_id = scene.study("first")
+    here = tmp_path / "first-1"
+    checkpoint_files.add(here / "0" / "best", Content(7, {"a": np.zeros(3)}, {"best": {"epoch": 2}}), 1)
+    checkpoint_files.add(here / "1" / "best", Content(7, {"a": np.zeros(3)}, {"best": None}), 1)
+    head = here / "1" / "best" / "1" / "record.json"
+    head.write_text(head.read_text().replace('"step": 7', '"step": []').replace('"files"', '"file"'))
+    places = {0: here / "0", 1: here / "1", 2: here / "2", 3: tmp_path / "elsewhere" / "3"}  # 2 has been surpassed
+    for number, place in places.items():
+        trial_id = scene.trial("first", float(number))
+        about = {"outcome": "complete", "ended_at_s": scene.now_s, "checkpoint": str(place / "best")}
+        scene.add(records, trial_id=trial_id, study_id=study_id, **about)
+        scene.add(reports, trial_id=trial_id, epoch=1, step=1, metrics=json.dumps({"value": "nan", "other": 1.0}))
+    files = [path for path in (here / "0" / "best" / "1" / "arrays").rglob("*") if path.is_file()]
+
+    found = _group(storage, StudyRow(study_id, "first", ("minimize",), {}))
+
+    assert {row["trial"]: row["about"] for row in found["rows"]} == {
+        0: {"step": 7, "epoch": 2, "size_bytes": sum(path.stat().st_size for path in files), "files": len(files)},
+        3: None,
+    }, "of a torn one nothing is told either"
+    assert math.isnan(found["rows"][0]["curve"][0])
+    files[0].unlink()
+    assert [row["trial"] for row in _group(storage, StudyRow(study_id, "first", ("minimize",), {}))["rows"]] == [3]
 
 
 def test_a_storage_without_anything_tells_nothing(storage: Storage) -> None:
