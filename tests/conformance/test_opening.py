@@ -188,6 +188,22 @@ def test_blocks_join(sqlite_url: str, count: int, monkeypatch: pytest.MonkeyPatc
     sides.close()
 
 
+def test_of_very_many_trials_the_front_end_draws_no_curves(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = open_storage(sqlite_url)
+    study = optuna.create_study(storage=storage, study_name="many")
+    study.add_trials([create_trial(value=1.0, intermediate_values={1: 0.5}) for _ in range(4)])
+    app, path = Opening(optuna_dashboard.wsgi(storage), storage), f"/api/studies/{study._study_id}"
+    told = {}
+    for most in (4, 3):
+        monkeypatch.setattr(opening, "MOST_CURVES", most)
+        told[most] = ask(app, path)[1]
+
+    assert told[4].pop("has_intermediate_values") is True
+    assert told[3].pop("has_intermediate_values") is False
+    assert told[3] == told[4]
+    storage.close()
+
+
 def test_a_hundred_trials_are_written_after_a_few(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What makes it quick: optuna-dashboard itself is shown no more than the kinds of trials."""
     storage, shown = open_storage(sqlite_url), []

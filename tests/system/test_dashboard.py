@@ -213,6 +213,7 @@ def test_logging_out_ends_the_session(served: Served) -> None:
     assert [line["event"] for line in served.lines()[-2:]] == ["refused", "logout"]
 
 
+@pytest.mark.slow
 def test_logins_are_limited_by_user_and_by_address(served: Served) -> None:
     for number in range(10):  # one user, from many addresses
         assert served.log_in("eve", "wrong password", X_Forwarded_For=f"192.0.2.{number}").status == 401

@@ -51,7 +51,7 @@ class Browser:
 
     def find(self, how: str, what: str) -> Any:
         """Wait for an element and return it."""
-        return self.wait(lambda: next(iter(self.driver.find_elements(how, what)), None), 60.0)
+        return self.wait(lambda: next(iter(self.driver.find_elements(how, what)), None), 120.0)
 
     def until(self, condition: Callable[[], Any]) -> Any:
         """Wait until a condition on the page holds; it may be looked at while the page changes."""
@@ -62,7 +62,7 @@ class Browser:
             except WebDriverException:
                 return None
 
-        return self.wait(holds, 60.0)
+        return self.wait(holds, 120.0)
 
     def texts(self, css: str) -> list[str]:
         return [element.text for element in self.driver.find_elements(By.CSS_SELECTOR, css)]

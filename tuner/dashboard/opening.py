@@ -32,6 +32,9 @@ _PATH = re.compile(r"/api/studies/(\d+)")
 _TOLD_OF_ONE = re.compile(r"dashboard:(?:artifacts:)?(\d+):")  # study attributes that belong to one trial
 _SHOWN_ATTRIBUTES = ("fixed_params", "constraints", "artifacts:")  # system attributes of trials that are shown
 _LONGEST_ATTRIBUTE = 1024
+MOST_CURVES = 2_000
+"""The front-end draws a curve with a legend for each trial that has reports, and stands still for minutes at thousands:
+of larger studies it is told that there is no such plot. The reports themselves are told."""
 _BLOCK = 500  # trials that are sent together
 # What differs between trials of a kind.
 _OWN = ("trial_id", "number", "params", "user_attrs", "intermediate_values", "values", "datetime_start",
@@ -71,6 +74,7 @@ class Opening:
         detail = json.loads(body) if status.startswith("200") else {}
         if "trials" not in detail or detail.get("is_preferential"):
             return self.app(environ, start_response)
+        detail["has_intermediate_values"] &= len(trials) <= MOST_CURVES
         shown = {trial["number"]: trial for trial in detail.pop("trials")}
         patterns = _patterns(samples, shown, singled)
         start = int(after)
