@@ -20,7 +20,7 @@ ENV PYTHONUNBUFFERED=1 \
 # A user without rights. The folders that volumes are mounted on belong to it: a new named volume takes its owner from
 # the folder under it.
 RUN useradd --create-home --uid 1000 tuner \
-    && install --directory --owner=tuner --group=tuner /work /artifacts /home/tuner/.cache
+    && install --directory --owner=tuner --group=tuner /work /artifacts /users /home/tuner/.cache
 
 # Dependencies first, for an empty package: this layer stays in the build cache until one of these two files changes.
 WORKDIR /src

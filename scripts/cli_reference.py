@@ -9,6 +9,7 @@ TARGET = Path(__file__).parent.parent / "docs" / "cli.md"
 COMMANDS = [
     *("launch", "worker", "studies", "trials", "best", "show", "compare", "importance", "plot", "export"),
     *("reproduce", "confirm", "enqueue", "retry", "stop", "resume", "delete", "gc", "doctor", "upgrade", "dashboard"),
+    *("user add", "user token"),
 ]
 HEADER = "# Command line\n\nMade by `python scripts/cli_reference.py` from the commands' help; do not edit.\n"
 
@@ -26,7 +27,7 @@ def help_of(*words: str) -> str:
 def reference() -> str:
     """Return the text of docs/cli.md."""
     parts = [HEADER, f"```\n{help_of()}\n```\n"]
-    parts += [f"## tuner {command}\n\n```\n{help_of(command)}\n```\n" for command in COMMANDS]
+    parts += [f"## tuner {command}\n\n```\n{help_of(*command.split())}\n```\n" for command in COMMANDS]
     return "\n".join(parts)
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 VARIABLE = "TUNER_ARTIFACTS"
+RECORD = "record.json"
+"""The file in a checkpoint that says what it is; `tuner.training.checkpoint_files` writes it."""
 
 
 def artifacts_folder(given: str | Path | None) -> Path:
@@ -52,3 +56,30 @@ def _size(folder: Path) -> int:
         with contextlib.suppress(FileNotFoundError):  # somebody else removes it
             total += path.lstat().st_size
     return total
+
+
+@dataclass(frozen=True)
+class CheckpointAbout:
+    """What is known of a checkpoint without reading its arrays."""
+
+    step: int
+    epoch: int | None
+    size_bytes: int
+    files: int
+
+
+def describe_checkpoint(path: Path) -> CheckpointAbout | None:
+    """Return what a checkpoint says of itself; None if it is not there, or not one of ours.
+
+    Args:
+        path: A checkpoint, or the folder of numbered ones that a trial's record names, of which the newest counts.
+    """
+    try:
+        numbered = [folder for folder in path.iterdir() if folder.name.isdecimal()]
+        folder = max(numbered, key=lambda found: int(found.name), default=path)
+        head = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        sizes = [(folder / name).stat().st_size for name in head["files"]]
+        best = head["record"].get("best") or head["record"]
+        return CheckpointAbout(head["step"], best.get("epoch"), sum(sizes), len(sizes))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

@@ -45,7 +45,8 @@ def one_line(tuner: Any, words: list[str]) -> tuple[int, str]:
         (["best", "tiny", "--storage", f"postgresql://u:{SECRET}@127.0.0.1:1/d"], 1, "must answer: postgresql://u:***"),
         (["best", "tiny"], 1, "the storage must exist: there is no file"),
         (["worker", "tiny.py", "--trials", "0"], 2, "--trials must be at least 1: got 0"),
-        (["dashboard", "--port", "0"], 2, "--port must be 1 to 65535: got 0"),
+        (["dashboard", "--port", "70000"], 2, "--port must be 1 to 65535, or 0 for a free one: got 70000"),
+        (["dashboard", "--host", "0.0.0.0"], 2, "any address but loopback needs a login"),
     ],
 )
 def test_what_is_wrong_before_anything_runs(

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tomllib
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 import sqlalchemy
 import yaml
+from served import make_users
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -101,7 +103,7 @@ def test_the_image_runs_tuner_as_a_user_without_rights_from_pinned_versions() ->
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert SERVICES["mlflow"]["build"]["args"]["EXTRAS"] in extras
     # The owner of a new named volume is that of the folder in the image.
-    assert {"/artifacts", "/home/tuner/.cache"} <= set(re.findall(r"/[\w./]+", DOCKERFILE))
+    assert {"/artifacts", "/users", "/home/tuner/.cache"} <= set(re.findall(r"/[\w./]+", DOCKERFILE))
 
 
 @pytest.mark.parametrize("service", OURS)
@@ -208,16 +210,21 @@ def test_the_services_commands_see_a_study_through(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = words_of("dashboard", {"0.0.0.0": "127.0.0.1", "8080": str(port)})
-    assert command == ["dashboard", "--host", "127.0.0.1", "--port", str(port)]
+    users = str(make_users(tuner.folder / "users"))
+    command = words_of("dashboard", {"0.0.0.0": "127.0.0.1", "8080": str(port), "/users/dashboard": users})
+    assert command == [
+        *("dashboard", "--host", "127.0.0.1", "--port", str(port)),
+        *("--behind-proxy", "--users", users),
+    ]
     dashboard = tuner.start(*command)
 
     health = SERVICES["dashboard"]["healthcheck"]["test"]
     wait_until(lambda: dashboard.poll() is not None or is_listening(port))
     assert dashboard.poll() is None, dashboard.communicate()[0]
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as page:
-        assert page.status == 200
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies", timeout=10) as answer:
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies", timeout=10)
+    asked = urllib.request.Request(f"http://127.0.0.1:{port}/api/studies", headers={"Authorization": "Bearer ci"})
+    with urllib.request.urlopen(asked, timeout=10) as answer:
         assert [study["study_name"] for study in json.load(answer)["study_summaries"]] == ["tiny"]
     assert check_health(health, tuner, port).returncode == 0
 

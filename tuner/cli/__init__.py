@@ -43,6 +43,7 @@ app.command()(control.gc)
 app.command()(doctor.doctor)
 app.command()(control.upgrade)
 app.command()(dashboard.dashboard)
+app.add_typer(dashboard.user)
 
 
 def main() -> None:

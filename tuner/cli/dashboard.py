@@ -1,31 +1,86 @@
-"""`tuner dashboard`."""
+"""`tuner dashboard`, and `tuner user` for those who may use it."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tuner.cli.options import DebugOption, StorageOption
+from tuner.dashboard.users import Role
 from tuner.errors import UsageError
+
+user = typer.Typer(name="user", help="Who may use the dashboard.", no_args_is_help=True, rich_markup_mode=None)
+
+_FileOption = Annotated[Path, typer.Option("--users", metavar="FILE", help="The users file; made if there is none.")]
+_RoleOption = Annotated[Role, typer.Option("--role", help="A reader may look, an editor may also change.")]
+_NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The user's name.")]
 
 
 def dashboard(
     storage: StorageOption = None,
-    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Listen here; there is no login.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(metavar="N", help="Port to listen on.")] = 8080,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Listen here; any address but loopback needs --users.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="N", help="Port to listen on; 0 takes a free one.")] = 8080,
+    users: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Let in these users alone; `tuner user` makes it.", show_default=False),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Serve TLS with this certificate (PEM).", show_default=False)
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The certificate's key (PEM).", show_default=False)
+    ] = None,
+    behind_proxy: Annotated[
+        bool, typer.Option("--behind-proxy", help="Believe X-Forwarded-For and -Proto: a proxy sets them.")
+    ] = False,
+    prefix: Annotated[
+        str, typer.Option(metavar="PATH", help="Serve below this path, such as /tuner.", show_default=False)
+    ] = "",
+    audit_log: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Append audit lines here, instead of to stderr.", show_default=False),
+    ] = None,
     debug: DebugOption = False,
 ) -> None:
-    """Serve Optuna's dashboard of a storage."""
-    import sys
+    """Serve the dashboard of a storage: Optuna's, and pages on workers and checkpoints."""
+    from tuner.dashboard import Serving, check_serving, serve
+    from tuner.storage import connect, storage_url
 
-    from tuner.storage import connect, hide_password, storage_url
-
-    if not 0 < port < 65536:
-        raise UsageError(f"--port must be 1 to 65535: got {port}")
+    serving = check_serving(Serving(host, port, users, tls_cert, tls_key, behind_proxy, prefix, audit_log))
     url = storage_url(storage)
     connect(url).dispose()
-    print(f"tuner: dashboard of {hide_password(url)} on http://{host}:{port}, Ctrl-C ends it", file=sys.stderr)
-    from tuner.dashboard import serve
+    serve(url, serving)
 
-    serve(url, host, port)
+
+@user.command()
+def add(name: _NameArgument, users: _FileOption, role: _RoleOption, debug: DebugOption = False) -> None:
+    """Add a user with a password, which is asked for twice, or read as a line of standard input."""
+    from tuner.dashboard import add_user, hash_password
+
+    add_user(users, name, role, hash_password(_password(name)))
+
+
+@user.command()
+def token(name: _NameArgument, users: _FileOption, role: _RoleOption, debug: DebugOption = False) -> None:
+    """Add a user with a bearer token for scripts, and print it: it cannot be shown again."""
+    from tuner.dashboard import add_user, hash_token, new_token
+
+    made = new_token()
+    add_user(users, name, role, hash_token(made))
+    print(made)
+
+
+def _password(name: str) -> str:
+    import getpass
+    import sys
+
+    if not sys.stdin.isatty():
+        return sys.stdin.readline().removesuffix("\n")
+    first = getpass.getpass(f"password of {name}: ")
+    if getpass.getpass("the same again: ") != first:
+        raise UsageError("the password must be typed twice alike: the two differ")
+    return first

@@ -1,0 +1,374 @@
+"""The dashboard as it is served: the real command in a process of its own, asked over HTTP, on Postgres."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+import signal
+import ssl
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy as sa
+import trustme
+from served import PASSWORD, Served, make_users, serve
+
+from tuner.dashboard.app import make_app, routes
+from tuner.storage import open_storage
+from tuner.storage.engine import IMPATIENT, new_engine, patient
+
+NOBODY = "00000000-0000-0000-0000-000000000000"
+
+
+@pytest.fixture(scope="module")
+def storage_on_postgres(postgres_server: str) -> Iterator[str]:
+    """The URL of a Postgres database for all tests here, with a study of four trials."""
+    name = f"tuner_{uuid.uuid4().hex[:12]}"
+    url = sa.make_url(postgres_server).set(drivername="postgresql+psycopg2")
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    made = url.set(drivername="postgresql", database=name).render_as_string(hide_password=False)
+    storage = open_storage(made)
+    study = optuna.create_study(study_name="small", storage=storage, direction="minimize")
+    for x in (0.25, 0.5, 0.75):
+        trial = study.ask({"x": optuna.distributions.FloatDistribution(0.0, 1.0)})
+        trial.report(x, 1)
+        study.tell(trial, x)
+    study.ask()
+    storage.close()
+    yield made
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+    engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def users_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_users(tmp_path_factory.mktemp("users") / "users")
+
+
+@pytest.fixture(scope="module")
+def served(storage_on_postgres: str, users_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """With a login, below a prefix, behind a proxy that is us."""
+    words = ("--users", str(users_file), "--behind-proxy", "--prefix", "/tuner")
+    with serve(tmp_path_factory.mktemp("served"), storage_on_postgres, *words, prefix="/tuner") as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def open_served(storage_on_postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Without users, on loopback."""
+    with serve(tmp_path_factory.mktemp("open"), storage_on_postgres) as served:
+        yield served
+
+
+def content(url: str) -> dict[str, list[Any]]:
+    """Return everything in a database."""
+    engine = sa.create_engine(sa.make_url(url).set(drivername="postgresql+psycopg2"))
+    tables = sa.MetaData()
+    tables.reflect(engine)
+    with engine.connect() as connection:
+        found = {name: sorted(map(repr, connection.execute(sa.select(table)))) for name, table in tables.tables.items()}
+    engine.dispose()
+    assert found["trials"]
+    return found
+
+
+def all_routes(url: str) -> list[tuple[str, str]]:
+    """Return method and path of every route that the application has, for a study, trial and file that there are."""
+    storage = open_storage(url)
+    study_id = storage.get_study_id_from_name("small")
+    trial_id = storage.get_all_trials(study_id)[-1]._trial_id
+    values = {"study_id": study_id, "trial_id": trial_id, "artifact_id": NOBODY, "history_id": NOBODY}
+    values |= {"filename": "bundle.js.LICENSE.txt", "name": "bar.js", "plot_type": "edf", "": ""}
+    found = [
+        (route.method, re.sub(r"<([^:>]*)[^>]*>", lambda part: str(values[part[1]]), route.rule))
+        for route in routes(storage).routes
+    ]
+    storage.close()
+    return found
+
+
+def test_the_list_of_routes_is_all_of_them(storage_on_postgres: str) -> None:
+    found = all_routes(storage_on_postgres)
+
+    assert {method for method, _ in found} == {"GET", "POST", "PUT", "DELETE"}
+    assert len(found) > 35
+    assert ("GET", "/workers.json") in found
+    assert len({path for _, path in found if re.match(r"/api/studies/\d+/\d+/note", path)}) == 1
+
+
+def test_nothing_is_answered_to_strangers(served: Served, storage_on_postgres: str) -> None:
+    before = content(storage_on_postgres)
+
+    for method, path in all_routes(storage_on_postgres):
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Cookie": "tuner_session=wrong"}):
+            answer = served.ask(method, path, Origin=served.origin, **headers)
+            is_public = method == "GET" and path == "/favicon.ico"
+            assert answer.status == (200 if is_public else 401), (method, path)
+            if not is_public:
+                assert set(answer.json) == {"reason"}, "and nothing else is told"
+    page = served.ask("GET", "/dashboard/studies/1", Accept="text/html")
+    assert (page.status, page.headers["location"]) == (303, "/tuner/login?next=/dashboard/studies/1")
+    assert served.ask("GET", "/assets/page.css").status == 200
+    assert served.ask("GET", "/../tuner/api/studies").status in (401, 404)
+    assert content(storage_on_postgres) == before
+
+
+@pytest.mark.parametrize("way", ["cookie", "token"])
+def test_a_reader_reads_everything_and_changes_nothing(served: Served, storage_on_postgres: str, way: str) -> None:
+    before = content(storage_on_postgres)
+    known = {"Cookie": served.cookie("rob")} if way == "cookie" else {"Authorization": "Bearer ci"}
+
+    for method, path in all_routes(storage_on_postgres):
+        answer = served.ask(method, path, {} if method != "GET" else None, Origin=served.origin, **known)
+        if method == "GET":
+            assert answer.status in (200, 302) or path.startswith("/artifacts/") or "/plot/" in path, (path, answer)
+        else:
+            assert answer.status == 403, (method, path)
+            assert answer.json == {"reason": "a reader may look, and change nothing"}
+            assert served.lines()[-1]["event"] == "refused"
+    assert content(storage_on_postgres) == before, "and no route that reads writes"
+
+
+def test_what_another_site_makes_a_browser_send_is_refused(served: Served, storage_on_postgres: str) -> None:
+    before, known = content(storage_on_postgres), served.cookie("ann")
+
+    for method, path in all_routes(storage_on_postgres):
+        if method == "GET":
+            continue
+        for headers in (
+            {},
+            {"Origin": "https://evil.example"},
+            {"Origin": "null"},
+            {"Origin": served.origin, "Sec-Fetch-Site": "cross-site"},
+        ):
+            answer = served.ask(method, path, {}, Cookie=known, **headers)
+            assert answer.status == 403, (method, path, headers)
+            assert "must come from the dashboard's own pages" in answer.json["reason"]
+    assert content(storage_on_postgres) == before
+    login = served.log_in("ann", Origin="https://evil.example")
+    assert login.status == 403, "nor is anybody logged in from there"
+    assert "set-cookie" not in login.headers
+
+
+def test_an_editor_changes_and_each_change_has_its_line(served: Served, storage_on_postgres: str) -> None:
+    study_id = next(path for _, path in all_routes(storage_on_postgres) if path.endswith("/note")).split("/")[3]
+    note, cookie = f"/api/studies/{study_id}/note", served.cookie("ann")
+    logged_in = served.lines()[-1]
+
+    by_page = served.ask("PUT", note, {"version": 1, "body": "one"}, Cookie=cookie, Origin=served.origin)
+    by_script = served.ask("PUT", note, {"version": 2, "body": "two"}, Authorization="Bearer cd")
+    in_vain = served.ask("PUT", note, {"version": 2, "body": "again"}, Authorization="Bearer cd")
+
+    assert (by_page.status, by_script.status, in_vain.status) == (204, 204, 409)
+    lines = served.lines()[-3:]
+    assert [(line["event"], line["user"], line["method"], line["path"], line["status"]) for line in lines] == [
+        ("change", "ann", "PUT", note, 204),
+        ("change", "cd", "PUT", note, 204),
+        ("change", "cd", "PUT", note, 409),
+    ]
+    assert {line["address"] for line in lines} == {"127.0.0.1"}
+    assert set(lines[0]) == {"time", "event", "user", "method", "path", "status", "address"}
+    assert (logged_in["event"], logged_in["user"]) == ("login", "ann")
+    detail = served.ask("GET", f"/api/studies/{study_id}", Authorization="Bearer ci")
+    assert detail.json["note"] == {"version": 2, "body": "two"}
+    assert PASSWORD not in served.audit.read_text()
+
+
+def test_a_login_gives_a_cookie_that_scripts_and_other_sites_do_not_get(served: Served) -> None:
+    plain = served.log_in("ann")
+    secure = served.log_in("ann", X_Forwarded_Proto="https", Origin=served.origin.replace("http:", "https:"))
+
+    assert (plain.status, plain.headers["location"]) == (303, "/tuner/workers")
+    value, *attributes = plain.headers["set-cookie"].split("; ")
+    assert len(value) > 40
+    assert attributes == ["HttpOnly", "SameSite=Strict", "Path=/tuner"]
+    assert secure.headers["set-cookie"].split("; ")[1:] == ["HttpOnly", "SameSite=Strict", "Path=/tuner", "Secure"]
+    assert secure.headers["set-cookie"].split("; ")[0] != value, "each login is a session of its own"
+
+
+def test_logging_out_ends_the_session(served: Served) -> None:
+    cookie = served.cookie("rob")
+    page = served.ask("GET", "/workers", Cookie=cookie)
+    assert page.status == 200
+    assert "Log out rob" in page.text
+
+    assert served.ask("GET", "/logout", Cookie=cookie).status == 404, "a link cannot log anybody out"
+    assert served.ask("POST", "/logout", Cookie=cookie, Origin="https://evil.example").status == 403
+    out = served.ask("POST", "/logout", Cookie=cookie, Origin=served.origin)
+
+    assert (out.status, out.headers["location"]) == (303, "/tuner/login")
+    assert "Max-Age=0" in out.headers["set-cookie"]
+    assert served.ask("GET", "/workers", Cookie=cookie).status == 401
+    assert [line["event"] for line in served.lines()[-2:]] == ["refused", "logout"]
+
+
+@pytest.mark.slow
+def test_logins_are_limited_by_user_and_by_address(served: Served) -> None:
+    for number in range(10):  # one user, from many addresses
+        assert served.log_in("eve", "wrong password", X_Forwarded_For=f"192.0.2.{number}").status == 401
+    refused = served.log_in("eve", X_Forwarded_For="192.0.2.99")
+    assert refused.status == 429, "the right password no more than another"
+    assert 0 < int(refused.headers["retry-after"]) <= 300
+
+    for number in range(10):  # one address, many users
+        assert served.log_in(f"user-{number}", "wrong password", X_Forwarded_For="198.51.100.1").status == 401
+    assert served.log_in("ann", X_Forwarded_For="198.51.100.1").status == 429
+    assert served.log_in("ann", X_Forwarded_For="198.51.100.2").status == 303, "nobody else is shut out"
+
+    lines = served.lines()[-3:]
+    assert [(line["event"], line["status"], line["address"]) for line in lines] == [
+        ("login refused", 401, "198.51.100.1"),
+        ("refused", 429, "198.51.100.1"),
+        ("login", 303, "198.51.100.2"),
+    ]
+    assert "user-1" not in served.audit.read_text(), "what is no user's name may be a password"
+
+
+def test_every_answer_has_its_headers(served: Served) -> None:
+    known = {"Authorization": "Bearer ci"}
+    for path in ("/dashboard", "/api/studies", "/workers", "/workers.json", "/checkpoints", "/login", "/nowhere"):
+        headers = served.ask("GET", path, **known).headers
+        assert headers["x-frame-options"] == "DENY", path
+        assert headers["x-content-type-options"] == "nosniff", path
+        assert "frame-ancestors 'none'" in headers["content-security-policy"], path
+        assert headers["cache-control"] == "no-store", path
+        assert "access-control-allow-origin" not in headers, path
+    assert served.ask("GET", "/static/bundle.js", **known).headers["cache-control"] == "private, no-cache"
+    head = served.ask("HEAD", "/login")
+    assert (head.status, head.body) == (200, b"")
+
+
+def test_the_front_end_is_whole_below_the_prefix(served: Served) -> None:
+    known = {"Authorization": "Bearer ci"}
+    page = served.ask("GET", "/dashboard", **known)
+
+    sources = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert sources == ["/tuner/favicon.ico", "/tuner/assets/bar.js", "/tuner/static/bundle.js"]
+    assert 'data-role="reader"' in page.text
+    for source in sources:
+        assert served.ask("GET", source.removeprefix("/tuner"), **known).status == 200, source
+    plain = served.ask("GET", "/static/bundle.js", **known)
+    zipped = served.ask("GET", "/static/bundle.js", Accept_Encoding="gzip", **known)
+    assert b'url_prefix:"/tuner/dashboard"' in plain.body
+    assert zipped.headers["content-encoding"] == "gzip"
+    assert len(zipped.body) < len(plain.body) / 2
+    assert served.ask("GET", "/", **known).headers["location"] == "/tuner/dashboard"
+    assert served.ask("GET", "/incompatible-rdb-schema", **known).headers["location"] == "/tuner/dashboard"
+    assert served.ask("GET", "x/api/studies", **known).status == 404
+
+
+def test_without_users_it_answers_to_this_machine_alone(open_served: Served, storage_on_postgres: str) -> None:
+    before = content(storage_on_postgres)
+    assert open_served.ask("GET", "/api/studies").status == 200
+    assert open_served.ask("GET", "/workers", Host="localhost:1234").status == 200
+
+    rebound = open_served.ask("GET", "/api/studies", Host="evil.example:8080")
+    by_site = open_served.ask(
+        "POST", "/api/studies", {"study_name": "s", "directions": ["minimize"]}, Origin="http://evil"
+    )
+
+    assert rebound.status == 421
+    assert "answers to loopback names alone, such as localhost: got Host 'evil.example:8080'" in rebound.json["reason"]
+    assert by_site.status == 403
+    # What only a proxy may say is not believed.
+    forwarded = open_served.ask("GET", "/", X_Forwarded_Host="evil.example")
+    assert forwarded.headers["location"] == "/dashboard"
+    assert content(storage_on_postgres) == before
+    made = open_served.ask("POST", "/api/studies", {"study_name": "made", "directions": ["minimize"]})
+    assert made.status == 201, "a script of this machine may"
+    assert open_served.lines()[-1]["event"] == "change"
+    assert open_served.ask("DELETE", f"/api/studies/{made.json['study_summary']['study_id']}").status == 204
+    assert "Log out" not in open_served.ask("GET", "/workers").text
+
+
+@pytest.mark.slow
+def test_tls_and_an_end_in_good_order(storage_on_postgres: str, users_file: Path, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    made = authority.issue_cert("127.0.0.1")
+    made.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    made.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    tls = ssl.create_default_context()
+    authority.configure_trust(tls)
+    words = ("--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem"))
+
+    with serve(tmp_path, storage_on_postgres, "--users", str(users_file), *words, tls=tls) as served:
+        answer = served.log_in("ann")
+        assert answer.status == 303
+        assert answer.headers["set-cookie"].endswith("; HttpOnly; SameSite=Strict; Path=/; Secure")
+        cookie = answer.headers["set-cookie"].partition(";")[0]
+        assert served.ask("GET", "/api/studies", Cookie=cookie).status == 200
+        assert (tmp_path / "audit.jsonl").stat().st_mode & 0o777 == 0o600
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(timeout=30) == 0
+
+
+def test_a_database_that_is_away_is_said(sqlite_url: str) -> None:
+    storage = open_storage(sqlite_url)
+    optuna.create_study(storage=storage)
+    app = make_app(storage, None, prefix="", is_behind_proxy=False, audit=logging.Logger("test"))
+    storage.close()
+    storage.engine = patient(new_engine("postgresql://user:secret@127.0.0.1:1/gone"), IMPATIENT)
+    answers = {}
+    for path in ("/workers", "/checkpoints", "/api/studies/1"):
+        told: list[str] = []
+        given = {"REQUEST_METHOD": "GET", "PATH_INFO": path, "HTTP_HOST": "localhost", "wsgi.url_scheme": "http"}
+        given |= {"wsgi.errors": io.StringIO(), "wsgi.input": io.BytesIO(), "HTTP_ACCEPT": "text/html"}
+        body = b"".join(app(given, lambda status, headers, *_, told=told: told.append(status)))
+        answers[path] = told[0][:3], body.decode()
+    storage._rdb.remove_session()
+
+    assert {path: status for path, (status, _) in answers.items()} == {
+        "/workers": "503",
+        "/checkpoints": "503",
+        "/api/studies/1": "500",
+    }
+    assert "must answer: postgresql" in answers["/workers"][1], answers["/workers"]
+    assert "secret" not in str(answers)
+    assert json.loads(answers["/api/studies/1"][1]) == {"reason": "internal server error"}
+
+
+def run(folder: Path, *words: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tuner", *words], cwd=folder, input=given, capture_output=True, text=True, timeout=60
+    )
+
+
+def test_users_are_made_by_commands(tmp_path: Path) -> None:
+    added = run(tmp_path, "user", "add", "ann", "--role", "editor", "--users", "users", given=f"{PASSWORD}\n")
+    token = run(tmp_path, "user", "token", "ci", "--role", "reader", "--users", "users")
+    again = run(tmp_path, "user", "token", "ci", "--role", "reader", "--users", "users")
+    short = run(tmp_path, "user", "add", "bob", "--role", "editor", "--users", "users", given="short\n")
+
+    assert (added.returncode, added.stdout, added.stderr) == (0, "", "")
+    assert (token.returncode, len(token.stdout.strip())) == (0, 43)
+    lines = (tmp_path / "users").read_text().splitlines()
+    assert [line.split()[:2] for line in lines] == [["ann", "editor"], ["ci", "reader"]]
+    assert token.stdout.strip() not in lines[1]
+    assert (again.returncode, again.stderr.count("\n")) == (2, 1)
+    assert "a user's name must be new: users has 'ci'" in again.stderr
+    assert "at least 8 characters" in short.stderr
+    assert (tmp_path / "users").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_cannot_be_served_is_said_in_a_line(tmp_path: Path, storage_on_postgres: str) -> None:
+    (tmp_path / "key.pem").write_text("no key")
+    for words, message in [
+        (["--users", "none"], "the users file must be readable: none: No such file or directory; make it by"),
+        (["--tls-cert", "key.pem", "--tls-key", "key.pem"], "must be a certificate and its key in PEM: got key.pem"),
+        (["--audit-log", "no/audit"], "--audit-log must be a file to write to: no/audit: No such file"),
+        (["--host", "192.0.2.1", "--users", "none", "--behind-proxy"], "the users file must be readable"),
+    ]:
+        done = run(tmp_path, "dashboard", "--port", "0", "--storage", storage_on_postgres, *words)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert message in done.stderr

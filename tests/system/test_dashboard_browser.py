@@ -1,0 +1,191 @@
+"""The dashboard in a real browser, over a study that real workers run. `TUNER_PICTURES=FOLDER` keeps screenshots."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from served import PASSWORD, Served, make_users, serve
+
+webdriver = pytest.importorskip("selenium.webdriver")
+from selenium.common.exceptions import WebDriverException  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        CHROMIUM is None or DRIVER is None, reason="needs Chromium: apt-get install chromium chromium-driver"
+    ),
+]
+
+
+class Browser:
+    """Headless Chromium, looking at one dashboard."""
+
+    def __init__(self, folder: Path, served: Served, wait: Callable[..., Any]) -> None:
+        options = webdriver.ChromeOptions()
+        for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
+            options.add_argument(word)
+        options.add_argument(f"--user-data-dir={folder / 'profile'}")
+        options.add_argument("--window-size=1240,840")
+        options.binary_location = str(CHROMIUM)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+        self.driver.set_page_load_timeout(120)
+        self.served = served
+        self.wait = wait
+
+    def go(self, path: str) -> None:
+        self.driver.get(self.served.origin + self.served.prefix + path)
+
+    @property
+    def path(self) -> str:
+        return self.driver.current_url.removeprefix(self.served.origin)
+
+    def find(self, how: str, what: str) -> Any:
+        """Wait for an element and return it."""
+        return self.wait(lambda: next(iter(self.driver.find_elements(how, what)), None), 120.0)
+
+    def until(self, condition: Callable[[], Any]) -> Any:
+        """Wait until a condition on the page holds; it may be looked at while the page changes."""
+
+        def holds() -> Any:
+            try:
+                return condition()
+            except WebDriverException:
+                return None
+
+        return self.wait(holds, 120.0)
+
+    def texts(self, css: str) -> list[str]:
+        return [element.text for element in self.driver.find_elements(By.CSS_SELECTOR, css)]
+
+    def log_in(self, name: str, password: str = PASSWORD) -> None:
+        self.find(By.NAME, "name").send_keys(name)
+        self.find(By.NAME, "password").send_keys(password)
+        self.find(By.CSS_SELECTOR, "main button").click()
+
+    def picture(self, name: str) -> None:
+        folder = os.environ.get("TUNER_PICTURES")
+        if folder:
+            self.driver.save_screenshot(str(Path(folder) / f"dashboard-{name}.png"))
+
+    def complaints(self) -> list[str]:
+        """What the browser complained of, but for refused requests."""
+        lines = [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
+        return [line for line in lines if "status of 401" not in line and "status of 403" not in line]
+
+
+@pytest.fixture
+def browser(tuner_on_postgres: Any, tmp_path: Path, wait_until: Callable[..., Any]) -> Iterator[Browser]:
+    words = ("--users", str(make_users(tmp_path / "users")), "--prefix", "/tuner")
+    with serve(tmp_path, tuner_on_postgres.env["TUNER_STORAGE"], *words, prefix="/tuner") as served:
+        made = Browser(tmp_path, served, wait_until)
+        yield made
+        made.driver.quit()
+
+
+def test_a_person_looks_at_a_study_and_leaves(tuner_on_postgres: Any, tiny_study: Path, browser: Browser) -> None:
+    done = tuner_on_postgres.run("launch", str(tiny_study), "--workers", "2", "--trials", "24")
+    assert done.returncode == 0, done.stderr
+    trials = tuner_on_postgres.rows("trials", "tiny")
+    values = {row["number"]: row["value"] for row in trials if row["outcome"] == "complete"}
+    ended = len([row for row in trials if row["outcome"] in ("complete", "pruned")])
+    driver = browser.driver
+
+    browser.go("/dashboard/studies/1")
+    assert browser.path == "/tuner/login?next=/dashboard/studies/1", "first a login"
+    browser.picture("login")
+    browser.log_in("ann", "wrong password")
+    assert browser.find(By.CSS_SELECTOR, "p.wrong").text == "That name and password are not known."
+    browser.log_in("ann")
+    browser.until(lambda: browser.path.startswith("/tuner/dashboard/studies/1"))
+    assert driver.get_cookies()[0]["httpOnly"] is True
+    assert driver.get_cookies()[0]["sameSite"] == "Strict"
+    assert driver.execute_script("return document.cookie") == ""
+
+    # The history: a point for each trial with a value, plotted by the front-end.
+    points = "return Math.max(0, ...document.getElementById('plot-history').data.filter(" \
+        "trace => trace.mode === 'markers').map(trace => trace.x.length))"  # fmt: skip
+    browser.until(lambda: driver.execute_script(points) == ended)
+    assert browser.find(By.ID, "tuner-bar").text.split() == ["Workers", "Checkpoints", "ann", "(editor)", "Log", "out"]
+    browser.picture("study")
+
+    # The table of trials, sorted by value.
+    browser.find(By.CSS_SELECTOR, "a[href='/tuner/dashboard/studies/1/smartSelection']").click()
+    browser.until(lambda: len(browser.texts("tbody tr")) > 5)
+
+    def table() -> list[tuple[int, float]]:
+        rows = [row.split("\t") for row in driver.execute_script(shown)]
+        return [(int(number), float(value)) for number, value in rows if number.isdecimal()]
+
+    shown = "return [...document.querySelectorAll('tbody tr')].filter(row => row.cells.length > 3)" \
+        ".map(row => row.cells[0].innerText + '\\t' + row.cells[2].innerText)"  # fmt: skip
+    assert [number for number, _ in table()] == sorted(number for number, _ in table())
+    for is_falling in (True, False):
+        before = table()
+        heads = driver.find_elements(By.CSS_SELECTOR, "th [role=button]")
+        driver.execute_script("arguments[0].click()", next(head for head in heads if "Value" in head.text))
+        browser.until(lambda before=before: table() != before)
+        assert table() == sorted(values.items(), key=lambda row: row[1], reverse=is_falling)[: len(before)]
+
+    browser.go("/checkpoints")
+    assert len(browser.texts("table.checkpoints tr")) > 1
+    assert driver.execute_script("return document.querySelector('svg polyline').points.numberOfItems") == 3
+    browser.picture("checkpoints")
+
+    # Out, and refused: by a page, and by what an open page asks for.
+    browser.go("/dashboard/studies/1")
+    browser.find(By.ID, "tuner-log-out").click()
+    browser.until(lambda: browser.path == "/tuner/login")
+    browser.go("/dashboard/studies/1")
+    browser.until(lambda: browser.path == "/tuner/login?next=/dashboard/studies/1")
+    browser.log_in("rob")
+    browser.until(lambda: driver.execute_script(points) == ended)
+    asked = "const done = arguments[0]; fetch('/tuner/api/studies/1', {method: 'DELETE'}).then(a => done(a.status))"
+    assert driver.execute_async_script(asked) == 403, "a reader"
+    driver.delete_all_cookies()
+    driver.execute_script("fetch('/tuner/api/studies')")
+    browser.until(lambda: browser.path.startswith("/tuner/login?next="))
+    assert browser.complaints() == []
+    assert [row["study"] for row in tuner_on_postgres.rows("studies")] == ["tiny"]
+
+
+def test_workers_are_seen_at_work_and_dead(
+    tuner_on_postgres: Any, tiny_study: Path, browser: Browser, wait_until: Callable[..., Any]
+) -> None:
+    browser.go("/workers")
+    browser.log_in("rob")
+    slow = {"TINY_PAUSE_S": "0.4", "TINY_EPOCHS": "12", "TINY_TRIALS": "100"}
+    workers = [tuner_on_postgres.start("worker", str(tiny_study), **slow) for _ in range(2)]
+
+    def cells() -> list[list[str]]:
+        rows = browser.driver.find_elements(By.CSS_SELECTOR, "#workers tr")[1:]
+        return [[cell.text for cell in row.find_elements(By.TAG_NAME, "td")] for row in rows]
+
+    # By itself the page comes to show both, with trial, epoch and metrics.
+    browser.until(lambda: [row[2] for row in cells()] == ["at work"] * 2 and all(row[6] and row[7] for row in cells()))
+    assert sorted(row[5] for row in cells()) == ["0", "1"]
+    assert all("loss" in row[7] for row in cells())
+    # And later what has ended, and what a trial saved that compiled nothing.
+    browser.until(lambda: all(int(row[9]) > 1 and row[6] and float(row[12].removesuffix(" s")) > 0 for row in cells()))
+    browser.picture("workers")
+
+    for worker in workers:
+        worker.send_signal(signal.SIGKILL)
+        worker.wait()
+    browser.until(lambda: {row[2] for row in cells()} <= {"idle", "lost"} and len(cells()) == 2)
+
+    bug = tuner_on_postgres.run("worker", str(tiny_study), TINY_MODE="bug", **slow)
+    assert bug.returncode == 1
+    browser.until(lambda: "RuntimeError: planted bug" in browser.texts("#failures summary"))
+    browser.driver.find_element(By.CSS_SELECTOR, "#failures summary").click()
+    assert "Traceback (most recent call last)" in browser.find(By.CSS_SELECTOR, "#failures pre").text
+    assert browser.complaints() == []

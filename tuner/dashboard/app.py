@@ -1,0 +1,166 @@
+"""The dashboard as one WSGI application: Optuna's, our pages beside it, the login around all of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import bottle
+import optuna_dashboard
+
+from tuner.artifacts import describe_checkpoint
+from tuner.dashboard.front import Front
+from tuner.dashboard.login import CALLER, WSGI, Login
+from tuner.dashboard.opening import Opening
+from tuner.dashboard.pages import checkpoints_page, refusal_page, workers_page
+from tuner.dashboard.users import Users
+from tuner.errors import StorageLost, UnknownStudy
+from tuner.storage.activity import read_checkpoints, read_compiling, read_failures, read_workers
+from tuner.storage.optuna_storage import Storage
+from tuner.storage.queries import StudyRow, find_study, read_studies
+
+ASSETS = Path(__file__).parent / "assets"
+LOST_S = 60.0
+"""A worker that has not been seen for so long is lost: twice as long as its lease."""
+_POLICY = "default-src 'none';img-src 'self';script-src 'self';style-src 'self';form-action 'self';base-uri 'none'"
+_PARAMETER = "study"
+
+
+def make_app(
+    storage: Storage, users: Users | None, *, prefix: str, is_behind_proxy: bool, audit: logging.Logger
+) -> WSGI:
+    """Return the whole dashboard.
+
+    Args:
+        storage: The storage.
+        users: Who may log in; None to let in everybody who reaches this machine's loopback.
+        prefix: The path that the dashboard is under, as `/tuner`, or nothing.
+        is_behind_proxy: Whether every request comes through a proxy.
+        audit: Gets one JSON line for each login, refusal and change.
+
+    Raises:
+        UsageError: The front-end cannot be served below the prefix.
+    """
+    folder = Path(optuna_dashboard.__file__).parent
+    front = Front(Opening(routes(storage), storage), prefix, folder)
+    return Login(front, users, prefix=prefix, is_behind_proxy=is_behind_proxy, audit=audit)
+
+
+def routes(storage: Storage) -> bottle.Bottle:
+    """Return Optuna's dashboard with our routes, without a login."""
+    app: Any = optuna_dashboard.wsgi(storage)
+    app.get("/assets/<name>", callback=lambda name: bottle.static_file(name, root=str(ASSETS)))
+    app.get("/workers", callback=lambda: _page(workers_page, **_chosen(storage), **_activity(storage)))
+    app.get("/workers.json", callback=lambda: _json(_activity(storage)))
+    app.get("/checkpoints", callback=lambda: _page(checkpoints_page, **_chosen(storage), groups=_groups(storage)))
+    app.error(500)(_failed)
+    return app
+
+
+def _failed(error: bottle.HTTPError) -> str:
+    """Return the page for an error of a page; a database that is away is no bug."""
+    if isinstance(error.exception, StorageLost):
+        bottle.response.status = 503
+        return refusal_page(bottle.request.environ["SCRIPT_NAME"], str(error.exception))
+    return refusal_page(bottle.request.environ["SCRIPT_NAME"], "Something went wrong; the server's stderr says what.")
+
+
+def _page(render: Any, **given: Any) -> str:
+    bottle.response.set_header("Content-Security-Policy", _POLICY)
+    caller = bottle.request.environ[CALLER]
+    user = caller.name if caller.has_session else None
+    return render(prefix=bottle.request.environ["SCRIPT_NAME"], user=user, **given)
+
+
+def _json(value: Any) -> str:
+    bottle.response.content_type = "application/json"
+    return json.dumps(_plain(value), allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON can carry: NaN and infinities as their names."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list) else value
+
+
+def _study(storage: Storage) -> StudyRow | None:
+    """Return the study that the request names, None for all.
+
+    Raises:
+        HTTPError: There is none of that name.
+    """
+    query: Any = bottle.request.query
+    name = query.getunicode(_PARAMETER)
+    try:
+        return find_study(storage.engine, name) if name else None
+    except UnknownStudy as error:
+        raise bottle.HTTPError(404, str(error)) from None
+
+
+def _chosen(storage: Storage) -> dict[str, Any]:
+    """Return what the head of a page needs: the studies, and which was chosen."""
+    study = _study(storage)
+    query = bottle.urlencode({_PARAMETER: study.name}) if study else ""
+    return {
+        "studies": [row.name for row in read_studies(storage.engine)],
+        "study": study.name if study else None,
+        "query": f"?{query}" if query else "",
+    }
+
+
+def _activity(storage: Storage) -> dict[str, Any]:
+    """Return workers, what compiling cost and saved them, and the latest failures."""
+    study = _study(storage)
+    study_id = study.study_id if study else None
+    compiling = {(row["study_id"], row["worker"]): row for row in read_compiling(storage.engine, study_id)}
+    nothing = {"trials": 0, "train_s": 0.0, "compile_s": 0.0, "compilations": 0, "saved_s": None}
+    workers = []
+    for row in read_workers(storage.engine, study_id):
+        done = compiling.get((row.pop("study_id"), row["worker"]), nothing)
+        del row["trial_id"]
+        workers.append({**row, **{name: done[name] for name in nothing}, "state": _state(row)})
+    saved = [row["saved_s"] for row in compiling.values() if row["saved_s"] is not None]
+    return {
+        "workers": workers,
+        "failures": read_failures(storage.engine, study_id),
+        "at_work": sum(row["state"] == "at work" for row in workers),
+        "compile_s": sum(row["compile_s"] for row in compiling.values()),
+        "saved_s": sum(saved) if saved else None,
+    }
+
+
+def _state(row: dict[str, Any]) -> str:
+    """Return `at work` for a worker that holds a trial, `idle` between trials, `lost` or `ended`."""
+    if row["ended_at_s"] is not None:
+        return "ended"
+    has_lease = row["lease_rest_s"] is not None and row["lease_rest_s"] > 0
+    if has_lease:
+        return "at work"
+    return "idle" if row["unseen_s"] < LOST_S else "lost"
+
+
+def _groups(storage: Storage) -> list[dict[str, Any]]:
+    """Return each study with its best checkpoints."""
+    study = _study(storage)
+    studies = [study] if study else read_studies(storage.engine)
+    return [_group(storage, row) for row in studies]
+
+
+def _group(storage: Storage, study: StudyRow) -> dict[str, Any]:
+    objective = next(iter(study.record.get("objective", [])), "value")
+    rows = []
+    for row in read_checkpoints(storage.engine, study.study_id):
+        path = Path(row["checkpoint"])
+        about = describe_checkpoint(path)
+        if about is None and path.parent.parent.is_dir():  # the study's folder is here: this one has been surpassed
+            continue
+        curve = [float(metrics[objective]) for _, metrics in row["curve"] if objective in metrics]
+        rows.append({**row, "about": about and asdict(about), "curve": curve})
+    return {"study": study.name, "objective": objective, "rows": rows}
