@@ -56,7 +56,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
         )
         connection.execute(attempts.update().where(~ended).values(started_at_s=2000.0))
     for name, count in (("pair", 2), ("four", 4)):
-        several = optuna.create_study(study_name=name, storage=storage, directions=[optuna.study.StudyDirection.MINIMIZE] * count)
+        directions = [optuna.study.StudyDirection.MINIMIZE] * count
+        several = optuna.create_study(study_name=name, storage=storage, directions=directions)
         for at in range(12):
             trial = several.ask()
             x = trial.suggest_float("x", 0.0, 1.0)
