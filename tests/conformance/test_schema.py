@@ -154,7 +154,7 @@ def test_an_old_database_is_upgraded_on_request_and_loses_nothing(storage_url: s
 
     said = schema.upgrade(storage_url)
 
-    assert any("the tables of tuner were at version none, they are at 0002" in line for line in said)
+    assert any("the tables of tuner were at version none, they are at 0003" in line for line in said)
     assert any("the tables of Optuna were at" in line for line in said) == (version in REFUSED)
     assert any("a copy of the database" in line for line in said) == storage_url.startswith("sqlite")
     with opened(storage_url) as storage:
@@ -221,7 +221,7 @@ def test_our_first_tables_become_these(storage_url: str) -> None:
         )
         connection.execute(sa.text("INSERT INTO tuner_leases VALUES (:id, 'w', 3, 1, 7.5)"), {"id": running._trial_id})
 
-    with pytest.raises(StorageSchemaError, match=r"of tuner in .* must be at version 0002: they are at 0001"):
+    with pytest.raises(StorageSchemaError, match=r"of tuner in .* must be at version 0003: they are at 0001"):
         tuner.open_storage(storage_url)
     schema.upgrade(storage_url)
 
@@ -326,6 +326,8 @@ def test_deleted_trials_take_our_rows_with_them(storage_url: str) -> None:
             "study_id": study_id, "worker": "w", "host": "h", "pid": 1, "devices": "cpu", "started_at_s": 0.0,
             "seen_at_s": 0.0, "about": "{}",
         },
+        "tuner_mirrors": {"study_id": study_id, "target": "t", "expires_at_s": 0.0},
+        "tuner_mirrored": {"target": "t", "run": "r", "epoch": 1, "digest": "", "is_ended": False},
     }  # fmt: skip
     with connection_to(storage_url) as connection:
         for name, row in rows.items():

@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from tuner.cli import control, dashboard, queries, run
+from tuner.cli import control, dashboard, queries, run, tracking
 from tuner.cli.options import DEBUG_VARIABLE
 from tuner.errors import TunerError
 
@@ -33,6 +33,7 @@ app.command()(control.stop)
 app.command()(control.resume)
 app.command()(control.upgrade)
 app.command()(dashboard.dashboard)
+app.command()(tracking.track)
 
 
 def main() -> None:

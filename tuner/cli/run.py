@@ -23,11 +23,14 @@ from tuner.cli.options import (
     DebugOption,
     DeviceHoursOption,
     FileArgument,
+    MlflowOption,
     SeedOption,
     SetOption,
     StorageOption,
+    TensorboardOption,
     TrialsOption,
     WallHoursOption,
+    WandbOption,
 )
 from tuner.errors import StudyStopped, UsageError
 from tuner.trial import Event, Stop, print_event
@@ -53,6 +56,9 @@ def launch(
     artifacts: ArtifactsOption = None,
     seed: SeedOption = None,
     fixed: SetOption = None,
+    mlflow: MlflowOption = None,
+    tensorboard: TensorboardOption = None,
+    wandb: WandbOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Run a study with several workers.
@@ -73,6 +79,9 @@ def launch(
         device_hours=device_hours,
         seed=seed,
         fixed=_split_all(fixed),
+        mlflow=mlflow,
+        tensorboard=tensorboard,
+        wandb=wandb,
     )
     from tuner.cli.queries import print_best
 

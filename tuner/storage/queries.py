@@ -169,6 +169,11 @@ def read_trials(engine: Engine, study: StudyRow, *, reports: bool = False) -> li
     return _load(engine, study, [trials.c.study_id == study.study_id], reports=reports)
 
 
+def read_some(engine: Engine, study: StudyRow, trial_ids: Collection[int]) -> list[TrialRow]:
+    """Return these trials of a study, by number."""
+    return _load(engine, study, [trials.c.study_id == study.study_id, trials.c.trial_id.in_(trial_ids)])
+
+
 def read_trial(engine: Engine, study: StudyRow, number: int) -> TrialRow:
     """Return one trial with its reports.
 

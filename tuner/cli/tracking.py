@@ -1,0 +1,97 @@
+"""`tuner track`: studies in MLflow, TensorBoard and W&B."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tuner.cli.options import (
+    DebugOption,
+    MlflowOption,
+    StorageOption,
+    StudyArgument,
+    TensorboardOption,
+    WandbOption,
+)
+from tuner.errors import UsageError
+
+if TYPE_CHECKING:
+    from tuner.mirror import Ending
+
+
+def track(
+    study: StudyArgument,
+    mlflow: MlflowOption = None,
+    tensorboard: TensorboardOption = None,
+    wandb: WandbOption = None,
+    storage: StorageOption = None,
+    once: Annotated[bool, typer.Option("--once", help="End when all that is there now is sent.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Send a study to MLflow, TensorBoard or W&B.
+
+    Follows until the study is finished. What launch starts with the same options; also for a study that ran without
+    them, and for what a tracker that was away still lacks.
+    """
+    from tuner.launch.process import EVENTS_VARIABLE
+    from tuner.mirror import Ending, follow
+    from tuner.storage import storage_url
+    from tuner.tracking import MLFLOW_VARIABLE, make_trackers
+
+    url = storage_url(storage)
+    trackers = make_trackers(mlflow or os.environ.get(MLFLOW_VARIABLE), tensorboard, wandb)
+    if not trackers:
+        raise UsageError("a tracker must be named: none is; give --mlflow URI, --tensorboard DIR or --wandb PROJECT")
+    ending = Ending()
+    _end_on_signals(ending)
+    descriptor = os.environ.pop(EVENTS_VARIABLE, None)
+    if descriptor is not None:  # it is for workers
+        os.close(int(descriptor))
+        _end_with_launcher(ending)
+    _step_back()
+    follow(url, study, trackers, once=once, ending=ending)
+    if ending.now:
+        raise typer.Exit(130)
+
+
+def _step_back() -> None:
+    """Leave the processor to whoever else wants it."""
+    os.nice(19)
+    # Linux may weigh sessions against each other, and processes only within theirs.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/autogroup").write_text("19")
+
+
+def _end_on_signals(ending: Ending) -> None:
+    """End on SIGINT and SIGTERM; a second signal ends the process at once."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if ending.now:
+            raise KeyboardInterrupt
+        ending.now = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+
+
+def _end_with_launcher(ending: Ending) -> None:
+    """Send what is left when the launcher ends, however it ends: it holds the other side of our standard input."""
+    from tuner.launch.mirror import GRACE_S
+
+    def wait() -> None:
+        sys.stdin.read()
+        ending.by_s = time.monotonic() + GRACE_S
+        # Whatever hangs then: nobody is left to end it.
+        time.sleep(2 * GRACE_S)
+        os._exit(1)
+
+    threading.Thread(target=wait, name="launcher-watch", daemon=True).start()
