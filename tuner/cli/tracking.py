@@ -48,8 +48,8 @@ def track(
     from tuner.tracking import MLFLOW_VARIABLE, make_trackers
 
     url = storage_url(storage)
-    trackers = make_trackers(mlflow or os.environ.get(MLFLOW_VARIABLE), tensorboard, wandb)
-    if not trackers:
+    uri = mlflow or os.environ.get(MLFLOW_VARIABLE)
+    if not (uri or tensorboard or wandb):
         raise UsageError("a tracker must be named: none is; give --mlflow URI, --tensorboard DIR or --wandb PROJECT")
     ending = Ending()
     _end_on_signals(ending)
@@ -57,18 +57,20 @@ def track(
     if descriptor is not None:  # it is for workers
         os.close(int(descriptor))
         _end_with_launcher(ending)
-    _step_back()
+    trackers = make_trackers(uri, tensorboard, wandb)
+    if descriptor is not None:
+        _step_back()
     follow(url, study, trackers, once=once, ending=ending)
     if ending.now:
         raise typer.Exit(130)
 
 
 def _step_back() -> None:
-    """Leave the processor to whoever else wants it."""
-    os.nice(19)
+    """Let trials go first. Not by 19: other load would then keep the rest from being sent when the launcher ends."""
+    os.nice(10)
     # Linux may weigh sessions against each other, and processes only within theirs.
     with contextlib.suppress(OSError):
-        Path("/proc/self/autogroup").write_text("19")
+        Path("/proc/self/autogroup").write_text("10")
 
 
 def _end_on_signals(ending: Ending) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from tuner.launch.process import Message, WorkerProcess
 from tuner.launch.progress import Progress
-from tuner.tracking import MLFLOW_VARIABLE, make_trackers
+from tuner.tracking import MLFLOW_VARIABLE, check_trackers
 
 GRACE_S = 15.0
 """How long a launcher's end may take to send the rest; most of it is for a study that ends while MLflow is imported."""
@@ -25,8 +25,7 @@ def mirror_command(mlflow: str | None, tensorboard: str | None, wandb: str | Non
         UsageError: a tracker is named that cannot be one, or is not installed.
     """
     # What was typed must be right. $MLFLOW_TRACKING_URI may be meant for others: its troubles are the mirror's.
-    for tracker in make_trackers(mlflow, tensorboard, wandb):
-        tracker.close()
+    check_trackers(mlflow, tensorboard, wandb)
     options = [f"--tensorboard={os.path.abspath(tensorboard)}"] if tensorboard else []
     options += [f"--wandb={wandb}"] if wandb else []
     uri = mlflow or os.environ.get(MLFLOW_VARIABLE)

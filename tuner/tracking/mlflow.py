@@ -9,15 +9,12 @@ import os
 import posixpath
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from tuner.errors import TrackerLost, TrackerRefused, UsageError
 from tuner.tracking.tracker import TrackedReport, TrackedStudy, TrackedTrial
 from tuner.trial import Outcome
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 _MOST_METRICS, _MOST_PARAMS = 1000, 100  # in one request
 _LONGEST_NAME, _LONGEST_PARAM, _LONGEST_TAG, _LONGEST_EXPERIMENT = 250, 6000, 5000, 500
@@ -54,8 +51,8 @@ def address(uri: str) -> str:
     """
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https") and not re.match(r"(sqlite|postgresql|mysql|mssql)\b", parts.scheme):
-        shown = uri if "@" not in uri else "one with a password"
-        raise UsageError(f"--mlflow must be http(s)://HOST:PORT, or the URL of MLflow's database: got {shown!r}")
+        shown = repr(uri) if "@" not in uri else "one with a password"
+        raise UsageError(f"--mlflow must be http(s)://HOST:PORT, or the URL of MLflow's database: got {shown}")
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
@@ -72,20 +69,13 @@ class MlflowTracker:
     def __init__(self, uri: str) -> None:
         self._uri, self._address = uri, address(uri).rstrip("/")
         self.target = f"mlflow {self._address}"[:300]
-        self._made: MlflowClient | None = None
+        os.environ.update({name: os.environ.get(name, value) for name, value in _ITSELF.items()})
+        from mlflow import MlflowClient
+
+        self.client = MlflowClient(uri, uri)
         self._experiment = self._parent = ""
         self._runs: dict[str, str] = {}  # trial number -> run
         self._study: TrackedStudy | None = None
-
-    @property
-    def client(self) -> MlflowClient:
-        """MLflow's client; it takes seconds to import."""
-        if self._made is None:
-            os.environ.update({name: os.environ.get(name, value) for name, value in _ITSELF.items()})
-            from mlflow import MlflowClient
-
-            self._made = MlflowClient(self._uri, self._uri)
-        return self._made
 
     # --- The study
 
@@ -128,7 +118,7 @@ class MlflowTracker:
             settings = {f"tuner.{name}": value for name, value in study.settings.items()}
             tags = {"tuner.kind": "study", "tuner.identity": study.identity, "tuner.study": study.name, **settings}
             made = self.client.create_run(self._experiment, run_name=study.name[:_LONGEST_NAME], tags=_tags(tags))
-            return made.info.run_id
+            return str(made.info.run_id)
         kept = place if place in ids else ids[0]
         for run_id in ids:
             if run_id != kept:
@@ -221,7 +211,7 @@ class MlflowTracker:
             self.client.delete_run(run)
 
     def close(self) -> None:
-        self._made = None
+        pass  # it holds nothing open
 
     # --- For `tuner register`
 

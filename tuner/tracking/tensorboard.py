@@ -37,7 +37,7 @@ class TensorboardTracker:
         self._folder = Path(folder).absolute()
         try:
             # The same path on another machine may be another folder.
-            self.target = f"tensorboard {str(self._folder)[:250]} {_identity(self._folder)}"
+            self.target = f"tensorboard {str(self._folder)[:250]} {identity(self._folder)}"
         except OSError as error:
             raise UsageError(
                 f"--tensorboard must be a folder that can be written: {folder}: {error.strerror}"
@@ -50,7 +50,10 @@ class TensorboardTracker:
         self._study = self._folder / f"{quote(study.name, safe=' ')[:100]}-{study.identity[:8]}"
         with _writing():
             self.close()
-            found = _identity(self._study)
+            try:
+                found = identity(self._study)
+            except UsageError as error:
+                raise TrackerLost(str(error)) from None
             # What was begun and is not known was begun by a process that died: it is written anew.
             for path in self._study.iterdir():
                 if path.is_dir() and not (found == place and path.name in known):
@@ -132,20 +135,24 @@ def _writing() -> Iterator[None]:
         raise TrackerLost(f"TensorBoard's files must be written: {error}") from None
 
 
-def _identity(folder: Path) -> str:
-    """Return what tells a folder from others, for good; made by whoever asks first."""
-    folder.mkdir(parents=True, exist_ok=True)
+def identity(folder: Path) -> str:
+    """Return what tells a folder from others, for good; folder and identity are made by whoever asks first.
+
+    Raises:
+        UsageError: there cannot be such a folder.
+    """
     path = folder / _IDENTITY
-    if not path.exists():
-        scratch = folder / f"{_IDENTITY}-{uuid.uuid4().hex}"
-        scratch.write_text(uuid.uuid4().hex[:16])
-        try:
-            path.hardlink_to(scratch)  # unlike `replace` this leaves one that is there
-        except FileExistsError:
-            pass
-        finally:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            scratch = folder / f"{_IDENTITY}-{uuid.uuid4().hex}"
+            scratch.write_text(uuid.uuid4().hex[:16])
+            with contextlib.suppress(FileExistsError):
+                path.hardlink_to(scratch)  # unlike `replace` this leaves one that is there
             scratch.unlink()
-    return path.read_text()
+        return path.read_text()
+    except OSError as error:
+        raise UsageError(f"--tensorboard must be a folder to write to: {folder} is not, {error.strerror}") from None
 
 
 def _proto(name: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from tuner.errors import UsageError
@@ -107,8 +108,31 @@ class Tracker(Protocol):
         ...
 
 
+def check_trackers(mlflow: str | None, tensorboard: str | None, wandb: str | None) -> None:
+    """Find out whether `make_trackers` could make these, without importing what takes seconds.
+
+    Raises:
+        UsageError: an address is wrong, or the tracker's library is not installed.
+    """
+    for asked, package, name in (
+        (mlflow, "mlflow", "MLflow"),
+        (tensorboard, "tensorboard", "TensorBoard"),
+        (wandb, "wandb", "W&B"),
+    ):
+        if asked and importlib.util.find_spec(package) is None:
+            raise UsageError(f"{name} must be installed to be sent a study: `pip install 'tuner[{package}]'`")
+    if mlflow:
+        from tuner.tracking.mlflow import address
+
+        address(mlflow)
+    if tensorboard:
+        from tuner.tracking.tensorboard import identity
+
+        identity(Path(tensorboard))
+
+
 def make_trackers(mlflow: str | None, tensorboard: str | None, wandb: str | None) -> list[Tracker]:
-    """Return the trackers that are asked for.
+    """Return the trackers that are asked for, their libraries imported.
 
     Args:
         mlflow: The URI of an MLflow server.
@@ -116,27 +140,20 @@ def make_trackers(mlflow: str | None, tensorboard: str | None, wandb: str | None
         wandb: A project of W&B; its other settings are W&B's own environment variables.
 
     Raises:
-        UsageError: an address is wrong, or the tracker's library is not installed.
+        UsageError: as in `check_trackers`.
     """
+    check_trackers(mlflow, tensorboard, wandb)
     made: list[Tracker] = []
     if mlflow:
-        _require("mlflow", "MLflow")
         from tuner.tracking.mlflow import MlflowTracker
 
         made.append(MlflowTracker(mlflow))
     if tensorboard:
-        _require("tensorboard", "TensorBoard")
         from tuner.tracking.tensorboard import TensorboardTracker
 
         made.append(TensorboardTracker(tensorboard))
     if wandb:
-        _require("wandb", "W&B")
         from tuner.tracking.wandb import WandbTracker
 
         made.append(WandbTracker(wandb))
     return made
-
-
-def _require(package: str, name: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise UsageError(f"{name} must be installed to be sent a study: `pip install 'tuner[{package}]'`")
