@@ -31,7 +31,7 @@ _POLL_S = 1.0
 _LONGEST_PAUSE_S = 30.0
 _ONCE_PATIENCE_S = 30.0
 _STORAGE_PATIENCE_S = 600.0
-_TRIALS, _EPOCHS = 20, 50  # sent between two renewals of the lease
+_TRIALS, _EPOCHS = 20, 200  # sent between two renewals of the lease
 
 
 @dataclass

@@ -361,7 +361,7 @@ def long_study(url: str) -> str:
         insert = (
             "INSERT INTO tuner_reports (trial_id, epoch, step, metrics, reported_at_s) SELECT trial_id, 100 + n, "
             "1000 + n, '{\"loss\": 0.' || n || ', \"other\": 1.5}', 1e9 + n "
-            "FROM trials, generate_series(1, 2000) AS s (n) WHERE study_id = :id AND state <> 'RUNNING'"
+            "FROM trials, generate_series(1, 300) AS s (n) WHERE study_id = :id AND state <> 'RUNNING'"
         )
         with desk.engine.begin() as connection:
             connection.execute(sa.text(insert), {"id": desk.study_id})
@@ -579,3 +579,76 @@ def test_names_that_mlflow_does_not_take_are_replaced() -> None:
         assert os.path.normpath(name) == name, name
         assert not name.startswith(("/", "..")), name
         assert name != "."
+
+
+# --- Models
+
+
+PREDICT = """
+import sys
+import mlflow, numpy as np
+mlflow.set_tracking_uri(sys.argv[2])
+model = mlflow.pyfunc.load_model(sys.argv[1])
+inputs = np.load("inputs.npy")
+np.save("registered.npy", model.predict(inputs))
+"""
+
+
+@pytest.mark.slow
+def test_a_registered_model_predicts_bit_for_bit_in_another_process(
+    tuner_on_postgres: Any, tiny_study: Path, mlflow: Server, tmp_path: Path
+) -> None:
+    import numpy as np
+
+    from tuner.training import load_from_checkpoint
+
+    tuner, url = tuner_on_postgres, tuner_on_postgres.env["TUNER_STORAGE"]
+    assert tuner.run(*LAUNCH, TINY_TRIALS="3").returncode == 0
+    best = tuner.rows("best", "tiny")[0]
+    checkpoint = tuner.rows("show", "tiny", str(best["number"]))["checkpoint"]
+    inputs = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
+    np.save(tmp_path / "inputs.npy", inputs)
+    expected = np.asarray(load_from_checkpoint(checkpoint)(inputs))
+
+    done = tuner.run("register", "tiny", "--mlflow", mlflow.url, "--name", "model")
+    assert (done.returncode, done.stdout) == (0, "models:/model/1\n"), done.stderr
+    again = tuner.run("register", "tiny", "--mlflow", mlflow.url, "--name", "model", "--trial", "1")
+    assert (again.returncode, again.stdout) == (0, "models:/model/2\n"), again.stderr
+
+    # As on another machine: neither the study's file nor its artifacts are there.
+    tiny_study.rename(tmp_path / "elsewhere.txt")
+    (tmp_path / "tuner-artifacts").rename(tmp_path / "gone")
+    subprocess.run(
+        [sys.executable, "-c", PREDICT, "models:/model/1", mlflow.url], cwd=tmp_path, env=tuner.env, check=True
+    )
+    found = np.load(tmp_path / "registered.npy")
+    assert found.dtype == expected.dtype
+    assert found.tobytes() == expected.tobytes()
+    assert len(check(mlflow, url)) == 3  # the study is there as well
+    told = {row.key: row.value for row in mlflow.rows("SELECT * FROM model_version_tags WHERE version = 1")}
+    assert (told["tuner.study"], told["tuner.trial"]) == ("tiny", str(best["number"]))
+    assert float(told["tuner.value.loss"]) == best["value"]
+
+    refused = tuner.run("register", "tiny", "--mlflow", mlflow.url)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"tuner: the checkpoint of trial {best['number']} of study 'tiny' must be there")
+
+
+def test_what_cannot_be_registered_is_refused_in_one_line(
+    tuner_on_sqlite: Any, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with desk_at(sqlite_url) as desk:
+        fill(desk)
+        empty = desk.register("empty")
+        assert empty
+        name = desk.name
+    cases = {
+        ("register", name): "an MLflow server must be named",
+        ("register", name, "--mlflow", "http://127.0.0.1:1"): "trial 0 of study",
+        ("register", "empty", "--mlflow", "http://127.0.0.1:1"): "study 'empty' must have a complete trial",
+    }
+    for words, message in cases.items():
+        done = tuner_on_sqlite.run(*words)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"tuner: {message}"), done.stderr
+        assert len(done.stderr.splitlines()) == 1

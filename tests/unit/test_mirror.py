@@ -368,7 +368,7 @@ def test_enqueued_trials_wait_and_deleted_ones_are_forgotten(desk: Desk) -> None
 
 def test_many_trials_and_long_curves_are_sent_in_pieces(desk: Desk) -> None:
     lease, book = desk.claim(budget=50), Book()
-    several = [Report(epoch, 10 * epoch, {"loss": 1.0 / epoch}) for epoch in range(1, 131)]
+    several = [Report(epoch, 10 * epoch, {"loss": 1.0 / epoch}) for epoch in range(1, 431)]
     leases.report(desk.engine, lease, several, "loss")
     for _ in range(25):
         other = desk.claim(budget=50)

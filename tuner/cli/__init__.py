@@ -34,6 +34,7 @@ app.command()(control.resume)
 app.command()(control.upgrade)
 app.command()(dashboard.dashboard)
 app.command()(tracking.track)
+app.command()(tracking.register)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""`tuner track`: studies in MLflow, TensorBoard and W&B."""
+"""`tuner track` and `tuner register`: studies in MLflow, TensorBoard and W&B, and their models in MLflow."""
 
 from __future__ import annotations
 
@@ -63,6 +63,33 @@ def track(
     follow(url, study, trackers, once=once, ending=ending)
     if ending.now:
         raise typer.Exit(130)
+
+
+def register(
+    study: StudyArgument,
+    trial: Annotated[
+        int | None, typer.Option("--trial", metavar="N", help="This trial instead of the best.", show_default=False)
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="MODEL", help="The registered model; named as the study by default."),
+    ] = None,
+    mlflow: MlflowOption = None,
+    storage: StorageOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Register the best trial's model with MLflow.
+
+    Prints its URI, which mlflow.pyfunc.load_model takes wherever the tuner is installed.
+    """
+    from tuner.registry import register as register_model
+    from tuner.storage import storage_url
+    from tuner.tracking import MLFLOW_VARIABLE
+
+    uri = mlflow or os.environ.get(MLFLOW_VARIABLE)
+    if not uri:
+        raise UsageError(f"an MLflow server must be named: none is; give --mlflow URI or ${MLFLOW_VARIABLE}")
+    print(register_model(storage_url(storage), study, uri, number=trial, name=name))
 
 
 def _step_back() -> None:

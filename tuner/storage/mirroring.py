@@ -165,6 +165,12 @@ def place_of(engine: Engine, study_id: int, target: str) -> tuple[str | None, se
     return read(engine, work)
 
 
+def run_of(engine: Engine, trial_id: int, target: str) -> str | None:
+    """Return what a tracker calls a trial, None if it does not have it."""
+    query = sa.select(mirrored.c.run).where(mirrored.c.trial_id == trial_id, mirrored.c.target == target)
+    return read(engine, lambda connection: connection.execute(query).scalar_one_or_none())
+
+
 def unsent_ids(engine: Engine, study_id: int, target: str, after: int) -> list[int]:
     """Return the ids, greater than `after`, of the trials that have begun and whose end a tracker does not have."""
 

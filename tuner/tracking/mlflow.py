@@ -99,7 +99,7 @@ class MlflowTracker:
         found: Any = self.client.get_experiment_by_name(name)
         if found is None:
             try:
-                return self.client.create_experiment(name)
+                return str(self.client.create_experiment(name))
             except MlflowException:  # perhaps somebody else was faster
                 found = self.client.get_experiment_by_name(name)
                 if found is None:
@@ -213,11 +213,29 @@ class MlflowTracker:
     def close(self) -> None:
         pass  # it holds nothing open
 
-    # --- For `tuner register`
+    # --- Its models
 
-    def run_of(self, number: int) -> str | None:
-        """Return the run of a trial of the study that is open, None if there is none."""
-        return self._runs.get(str(number))
+    def register(self, run: str, folder: str, name: str, tags: Mapping[str, str]) -> str:
+        """Put a model's folder beside a trial's run and make it a version of a registered model; return its URI.
+
+        Args:
+            run: What `open_trial` has returned.
+            folder: What MLflow's `save_model` has written.
+            name: The registered model; made if there is none.
+            tags: Texts by name, for the version.
+        """
+        from mlflow.exceptions import MlflowException
+
+        with self._answering():
+            self.client.log_artifacts(run, folder, "model")
+            try:
+                self.client.create_registered_model(name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            source = f"runs:/{run}/model"
+            made = self.client.create_model_version(name, source, run, tags=_tags(tags))
+        return f"models:/{name}/{made.version}"
 
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:

@@ -114,11 +114,8 @@ def check_trackers(mlflow: str | None, tensorboard: str | None, wandb: str | Non
     Raises:
         UsageError: an address is wrong, or the tracker's library is not installed.
     """
-    for asked, package, name in (
-        (mlflow, "mlflow", "MLflow"),
-        (tensorboard, "tensorboard", "TensorBoard"),
-        (wandb, "wandb", "W&B"),
-    ):
+    packages = (mlflow, "mlflow", "MLflow"), (tensorboard, "tensorboard", "TensorBoard"), (wandb, "wandb", "W&B")
+    for asked, package, name in packages:
         if asked and importlib.util.find_spec(package) is None:
             raise UsageError(f"{name} must be installed to be sent a study: `pip install 'tuner[{package}]'`")
     if mlflow:
