@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 TARGET = Path(__file__).parent.parent / "docs" / "cli.md"
-COMMANDS = ["launch", "worker", "studies", "trials", "best", "show", "stop", "resume", "upgrade", "dashboard"]
+COMMANDS = [
+    "launch", "worker", "studies", "trials", "best", "show", "stop", "resume", "upgrade", "dashboard",
+    "track", "register",
+]  # fmt: skip
 HEADER = "# Command line\n\nMade by `python scripts/cli_reference.py` from the commands' help; do not edit.\n"
 
 

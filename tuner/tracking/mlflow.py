@@ -119,7 +119,7 @@ class MlflowTracker:
             tags = {"tuner.kind": "study", "tuner.identity": study.identity, "tuner.study": study.name, **settings}
             made = self.client.create_run(self._experiment, run_name=study.name[:_LONGEST_NAME], tags=_tags(tags))
             return str(made.info.run_id)
-        kept = place if place in ids else ids[0]
+        kept = place if place is not None and place in ids else str(ids[0])
         for run_id in ids:
             if run_id != kept:
                 self.client.delete_run(run_id)

@@ -50,6 +50,7 @@ class TensorboardTracker:
         self._study = self._folder / f"{quote(study.name, safe=' ')[:100]}-{study.identity[:8]}"
         with _writing():
             self.close()
+            self._fresh.clear()
             try:
                 found = identity(self._study)
             except UsageError as error:
