@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import socket
 import statistics
 import subprocess
@@ -58,14 +59,21 @@ def start_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
     raise SystemExit(f"MLflow's server must start: {(folder / 'server.log').read_text()[-1000:]}")
 
 
-def launch(folder: Path, name: str, uri: str | None) -> dict[int, float]:
-    """Run the study once; return the seconds that each trial trained, without each worker's first."""
+def launch(folder: Path, name: str, uri: str | None) -> tuple[dict[int, float], float]:
+    """Run the study once.
+
+    Returns:
+        The seconds that each trial trained, without each worker's first; and the processor's seconds of the whole
+        command with all its processes, which other load changes less.
+    """
     url = f"sqlite:///{folder / name}.db"
     env = {**os.environ, "TUNER_STORAGE": url, "XDG_CACHE_HOME": str(folder / "cache")}
     env.pop("MLFLOW_TRACKING_URI", None)
     words = ["launch", "study.py", "--workers", "2", "--set", "optimizer=SGD", "--set", "channels=8"]
     command = [sys.executable, "-m", "tuner", *words, *(["--mlflow", uri] if uri else [])]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=600)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode != 0:
         raise SystemExit(done.stderr)
     engine = connect(url)
@@ -77,7 +85,7 @@ def launch(folder: Path, name: str, uri: str | None) -> dict[int, float]:
         if trial.record["worker"] in seen:
             seconds[trial.number] = trial.record["train_s"]
         seen.add(trial.record["worker"])
-    return seconds
+    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def main() -> None:
@@ -101,10 +109,13 @@ def main() -> None:
         try:
             launch(folder, "warm", None)  # fills the compile cache
             found: dict[str, list[dict[int, float]]] = {side: [] for side in SIDES}
+            cpu: dict[str, list[float]] = {side: [] for side in SIDES}
             for repeat in range(arguments.repeats):
                 turn = repeat % len(SIDES)
                 for side in (*SIDES[turn:], *SIDES[:turn]):
-                    found[side].append(launch(folder, f"{side.replace(' ', '-')}-{repeat}", uris[side]))
+                    seconds, cpu_s = launch(folder, f"{side.replace(' ', '-')}-{repeat}", uris[side])
+                    found[side].append(seconds)
+                    cpu[side].append(cpu_s)
         finally:
             server.terminate()
             server.wait()
@@ -125,8 +136,9 @@ def main() -> None:
         print(
             f"{side:15} {statistics.median(medians[side]):.3f} s a trial; runs {[round(s, 3) for s in medians[side]]}"
         )
+        print(f"{'':15} {statistics.median(cpu[side]):.1f} s of processor a launch; {[round(s, 1) for s in cpu[side]]}")
     if arguments.json:
-        record = {**machine(), "question": "tracking_cost", "ratios": ratios, "medians_s": medians}
+        record = {**machine(), "question": "tracking_cost", "ratios": ratios, "medians_s": medians, "cpu_s": cpu}
         with arguments.json.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(record) + "\n")
 

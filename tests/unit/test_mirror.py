@@ -315,6 +315,8 @@ def test_a_trial_that_is_refused_holds_nothing_up(desk: Desk, capfd: pytest.Capt
     def refuse(call: str, run: str) -> None:
         if call == "log" and run.startswith("run 2."):
             raise TrackerRefused("not this one")
+        if call == "end_trial" and run.startswith("run 3.") and book.ended[run] == 1:
+            raise TrackerLost("away for a moment")  # so that all is gone through once more
 
     book.fails = refuse
     with pytest.raises(TrackerRefused, match=r"^1 trials could not be sent; the first: trial 2: not this one$"):
