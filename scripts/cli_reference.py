@@ -9,7 +9,7 @@ TARGET = Path(__file__).parent.parent / "docs" / "cli.md"
 COMMANDS = [
     *("launch", "worker", "studies", "trials", "best", "show", "compare", "importance", "plot", "export"),
     *("reproduce", "confirm", "enqueue", "retry", "stop", "resume", "delete", "gc", "doctor", "upgrade", "dashboard"),
-    *("user add", "user token"),
+    *("track", "register", "user add", "user token"),
 ]
 HEADER = "# Command line\n\nMade by `python scripts/cli_reference.py` from the commands' help; do not edit.\n"
 

@@ -68,7 +68,8 @@ def results(url: str) -> dict[int, tuple[Any, ...]]:
     """Return what a complete trial came to, by its number: to be the same, bit for bit, with a fault and without."""
     numbers = dict(table(url, trials.c.trial_id, trials.c.number))
     curves: dict[int, list[Any]] = {number: [] for number in numbers.values()}
-    for trial_id, *point in table(url, *reports.c, by=(reports.c.trial_id, reports.c.epoch)):
+    c = reports.c
+    for trial_id, *point in table(url, c.trial_id, c.epoch, c.step, c.metrics, by=(c.trial_id, c.epoch)):
         curves[numbers[trial_id]].append(tuple(point))
     return {
         row["number"]: (row["hparams"], row["value"], curves[row["number"]])

@@ -101,16 +101,22 @@ def desk_at(url: str) -> Iterator[Desk]:
         storage.close()
 
 
+def new_database(server: str) -> str:
+    """Make a database on a server and return its URL. Its name is its own: one module's tests may be run in parts."""
+    url = sa.make_url(server).set(drivername="postgresql+psycopg2")
+    name = f"tuner_{uuid.uuid4().hex[:12]}"
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    engine.dispose()
+    return url.set(database=name).render_as_string(hide_password=False)
+
+
 @contextlib.contextmanager
 def shared_desk_at(request: pytest.FixtureRequest, folders: pytest.TempPathFactory, name: str) -> Iterator[Desk]:
     """Open a desk for all tests of a module: on SQLite or on Postgres, as the fixture's parameter says."""
     url = f"sqlite:///{folders.mktemp(name) / 'study.db'}"
     if request.param == "postgres":
-        server = sa.make_url(request.getfixturevalue("postgres_server")).set(drivername="postgresql+psycopg2")
-        engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            connection.execute(sa.text(f"CREATE DATABASE {name}"))
-        engine.dispose()
-        url = server.set(database=name).render_as_string(hide_password=False)
+        url = new_database(request.getfixturevalue("postgres_server"))
     with desk_at(url) as desk:
         yield desk

@@ -14,6 +14,8 @@ TunerError                      exit status 1
 ├── NonFinite                   with debug: where the first NaN or infinity came from
 ├── TrialPruned                 raised by a trainer's hook: the trial ends here
 ├── CheckpointError             a checkpoint is torn, foreign or missing, or cannot be written
+├── TrackerLost                 a tracker does not answer; what it lacks is sent when it does
+├── TrackerRefused              a tracker does not take one trial
 ├── LeaseLost                   another worker has taken the trial over; this one must drop it
 └── StudyStopped                the study ended early: the same error again and again, or its workers died
 """
@@ -82,6 +84,14 @@ class TrialPruned(TunerError):
 
 class CheckpointError(TunerError):
     """A checkpoint is torn, foreign or missing, or cannot be written."""
+
+
+class TrackerLost(TunerError):
+    """A tracker (MLflow, W&B) does not answer."""
+
+
+class TrackerRefused(TunerError):
+    """A tracker answers, and does not take what it was sent of one trial."""
 
 
 class LeaseLost(TunerError):

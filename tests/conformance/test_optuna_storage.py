@@ -32,7 +32,7 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
-from storage_tools import opened
+from storage_tools import new_database, opened
 
 from tuner.errors import LeaseLost
 from tuner.storage import claims, dialect, leases, loading
@@ -201,12 +201,7 @@ KINDS: dict[str, tuple[BaseDistribution, list[Any]]] = {
 def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, ...]]:
     url = f"sqlite:///{tmp_path_factory.mktemp('optuna') / 'study.db'}"
     if request.param == "postgres":
-        server = sa.make_url(request.getfixturevalue("postgres_server")).set(drivername="postgresql+psycopg2")
-        engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            connection.exec_driver_sql("CREATE DATABASE optuna_storage")
-        engine.dispose()
-        url = server.set(database="optuna_storage").render_as_string(hide_password=False)
+        url = new_database(request.getfixturevalue("postgres_server"))
     with opened(url) as one, opened(url) as two, plain_optuna(url) as plain:
         yield url, one, two, plain
 

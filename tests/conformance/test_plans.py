@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from optuna.study import StudyDirection
 from sqlalchemy import event
-from storage_tools import opened
+from storage_tools import new_database, opened
 
 from tuner.storage import claims, dialect, leases
 from tuner.storage.fences import Lease
@@ -142,12 +142,7 @@ def scans(plan: dict[str, Any]) -> set[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def desk(request: pytest.FixtureRequest) -> Iterator[Desk]:
-    server = sa.make_url(request.getfixturevalue("postgres_server")).set(drivername="postgresql+psycopg2")
-    engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.exec_driver_sql("CREATE DATABASE plans")
-    engine.dispose()
-    url = server.set(database="plans").render_as_string(hide_password=False)
+    url = new_database(request.getfixturevalue("postgres_server"))
     patch = pytest.MonkeyPatch()
     patch.setattr(dialect, "_servers_prepare", True)
     with opened(url) as storage:

@@ -14,7 +14,7 @@ from optuna.pruners import BasePruner, HyperbandPruner, SuccessiveHalvingPruner
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from sqlalchemy import event
-from storage_tools import opened
+from storage_tools import new_database, opened
 
 from tuner.errors import LeaseLost
 from tuner.search.halving import AshaPruner, BracketPruner
@@ -30,12 +30,7 @@ inf, nan = math.inf, math.nan
 def storage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storage]:
     url = f"sqlite:///{tmp_path_factory.mktemp('rungs') / 'study.db'}"
     if request.param == "postgres":
-        server = sa.make_url(request.getfixturevalue("postgres_server")).set(drivername="postgresql+psycopg2")
-        engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            connection.exec_driver_sql("CREATE DATABASE rungs")
-        engine.dispose()
-        url = server.set(database="rungs").render_as_string(hide_password=False)
+        url = new_database(request.getfixturevalue("postgres_server"))
     with opened(url) as storage:
         yield storage
 

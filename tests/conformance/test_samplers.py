@@ -6,7 +6,6 @@ from pathlib import Path
 
 import optuna
 import pytest
-import sqlalchemy as sa
 from optuna.samplers import BaseSampler, CmaEsSampler, NSGAIISampler, QMCSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage
 from optuna.testing.pytest_samplers import (
@@ -15,7 +14,7 @@ from optuna.testing.pytest_samplers import (
     RelativeSamplerTestCase,
     SingleOnlySamplerTestCase,
 )
-from storage_tools import opened
+from storage_tools import new_database, opened
 
 import tuner
 from tuner.storage.optuna_storage import Storage
@@ -38,12 +37,7 @@ def with_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def postgres_of_samplers(postgres_server: str) -> str:
-    server = sa.make_url(postgres_server).set(drivername="postgresql+psycopg2")
-    engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.exec_driver_sql("CREATE DATABASE samplers")
-    engine.dispose()
-    return server.set(database="samplers").render_as_string(hide_password=False)
+    return new_database(postgres_server)
 
 
 class OverOurStorage:

@@ -327,6 +327,8 @@ def test_deleted_trials_take_our_rows_with_them(storage_url: str) -> None:
             "seen_at_s": 0.0, "about": "{}",
         },
         "tuner_confirmations": {"study_id": study_id, "repeat": 1, "value": 0.5, "trained_at_s": 0.0},
+        "tuner_mirrors": {"study_id": study_id, "target": "t", "expires_at_s": 0.0},
+        "tuner_mirrored": {"target": "t", "run": "r", "epoch": 1, "digest": "", "is_ended": False},
     }  # fmt: skip
     with connection_to(storage_url) as connection:
         for name, row in rows.items():

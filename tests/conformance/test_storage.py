@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from optuna.storages import BaseStorage
 from optuna.storages._rdb.models import BaseModel
 from optuna.testing.pytest_storages import StorageTestCase
-from storage_tools import opened
+from storage_tools import new_database, opened
 
 import tuner
 from tuner.errors import LeaseLost, StorageLost, UnknownStudy
@@ -56,12 +56,7 @@ def shared_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     """The URL of a database with tables, for tests that leave nothing in it."""
     url = f"sqlite:///{tmp_path_factory.mktemp('storage') / 'study.db'}"
     if request.param == "postgres":
-        server = sa.make_url(request.getfixturevalue("postgres_server")).set(drivername="postgresql+psycopg2")
-        engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            connection.execute(sa.text("CREATE DATABASE storage"))
-        engine.dispose()
-        url = server.set(database="storage").render_as_string(hide_password=False)
+        url = new_database(request.getfixturevalue("postgres_server"))
     with opened(url):
         return url
 

@@ -10,7 +10,6 @@ import signal
 import ssl
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import pytest
 import sqlalchemy as sa
 import trustme
 from served import PASSWORD, Served, make_users, serve
+from storage_tools import new_database
 
 from tuner.dashboard.app import make_app, routes
 from tuner.storage import open_storage
@@ -29,14 +29,9 @@ NOBODY = "00000000-0000-0000-0000-000000000000"
 
 
 @pytest.fixture(scope="module")
-def storage_on_postgres(postgres_server: str) -> Iterator[str]:
+def storage_on_postgres(postgres_server: str) -> str:
     """The URL of a Postgres database for all tests here, with a study of four trials."""
-    name = f"tuner_{uuid.uuid4().hex[:12]}"
-    url = sa.make_url(postgres_server).set(drivername="postgresql+psycopg2")
-    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    made = url.set(drivername="postgresql", database=name).render_as_string(hide_password=False)
+    made = new_database(postgres_server).replace("+psycopg2", "")
     storage = open_storage(made)
     study = optuna.create_study(study_name="small", storage=storage, direction="minimize")
     for x in (0.25, 0.5, 0.75):
@@ -45,10 +40,7 @@ def storage_on_postgres(postgres_server: str) -> Iterator[str]:
         study.tell(trial, x)
     study.ask()
     storage.close()
-    yield made
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
-    engine.dispose()
+    return made
 
 
 @pytest.fixture(scope="module")

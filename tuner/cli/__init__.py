@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from tuner.cli import control, dashboard, doctor, export, plot, queries, rerun, run
+from tuner.cli import control, dashboard, doctor, export, plot, queries, rerun, run, tracking
 from tuner.cli.options import DEBUG_VARIABLE
 from tuner.errors import TunerError
 
@@ -43,6 +43,8 @@ app.command()(control.gc)
 app.command()(doctor.doctor)
 app.command()(control.upgrade)
 app.command()(dashboard.dashboard)
+app.command()(tracking.track)
+app.command()(tracking.register)
 app.add_typer(dashboard.user)
 
 

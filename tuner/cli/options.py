@@ -64,6 +64,30 @@ ArtifactsOption = Annotated[
         show_default=False,
     ),
 ]
+MlflowOption = Annotated[
+    str | None,
+    typer.Option(
+        "--mlflow",
+        metavar="URI",
+        help="Send the study to this MLflow server; $MLFLOW_TRACKING_URI by default.",
+        show_default=False,
+    ),
+]
+TensorboardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tensorboard", metavar="DIR", help="Write the study for TensorBoard into this folder.", show_default=False
+    ),
+]
+WandbOption = Annotated[
+    str | None,
+    typer.Option(
+        "--wandb",
+        metavar="PROJECT",
+        help="Send the study to this project, or ENTITY/PROJECT, of W&B.",
+        show_default=False,
+    ),
+]
 FormatOption = Annotated[Format, typer.Option("--format", help="How to print.")]
 TrialsOption = Annotated[
     int | None, typer.Option("--trials", metavar="N", help="Trials in all, instead of the study's.", show_default=False)

@@ -23,11 +23,14 @@ from tuner.cli.options import (
     DebugOption,
     DeviceHoursOption,
     FileArgument,
+    MlflowOption,
     SeedOption,
     SetOption,
     StorageOption,
+    TensorboardOption,
     TrialsOption,
     WallHoursOption,
+    WandbOption,
     split_pairs,
 )
 from tuner.errors import StudyStopped, UsageError
@@ -54,6 +57,9 @@ def launch(
     artifacts: ArtifactsOption = None,
     seed: SeedOption = None,
     fixed: SetOption = None,
+    mlflow: MlflowOption = None,
+    tensorboard: TensorboardOption = None,
+    wandb: WandbOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Run a study with several workers.
@@ -74,6 +80,9 @@ def launch(
         device_hours=device_hours,
         seed=seed,
         fixed=split_pairs("--set", fixed),
+        mlflow=mlflow,
+        tensorboard=tensorboard,
+        wandb=wandb,
     )
     from tuner.cli.queries import print_best
 

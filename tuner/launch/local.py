@@ -18,6 +18,7 @@ from rich.console import Console
 
 from tuner.devices import DeviceGroup, assign, choose, environment, find_devices
 from tuner.errors import StudyStopped, TunerError, UsageError
+from tuner.launch.mirror import MirrorProcess, mirror_command
 from tuner.launch.process import Message, WorkerProcess
 from tuner.launch.progress import LiveProgress, PlainProgress, Progress, Snapshot
 from tuner.storage import connect, hide_password, is_new_file, storage_url, warn_of_password
@@ -62,6 +63,7 @@ class _Launch:
     url: str
     target: str
     places: list[_Place]
+    mirror: MirrorProcess
     inbox: queue.Queue[Message] = field(default_factory=queue.Queue)
     snapshot: Snapshot = field(default_factory=Snapshot)
     error: TunerError | None = None
@@ -81,12 +83,14 @@ class _Launch:
             while not (stop.is_set() or self.error or all(place.is_done for place in self.places)):
                 self._read_messages(progress)
                 self._watch(progress)
+                self.mirror.watch(progress)
                 self._count(_POLL_S)
                 progress.update(self.snapshot)
         finally:
             self._end_workers(progress)
             self._count()
             progress.update(self.snapshot)
+            self.mirror.end(progress)
             if self.engine is not None:
                 self.engine.dispose()
         if self.error is not None:
@@ -129,6 +133,7 @@ class _Launch:
             case "study":
                 snapshot.study, snapshot.trials = event["study"], event["trials"]
                 snapshot.objective = event["objective"]
+                self.mirror.start(event["study"])
                 if snapshot.began_s is None:
                     self._count()
                     snapshot.began_s, snapshot.already = time.monotonic(), snapshot.used
@@ -233,6 +238,9 @@ def launch(
     device_hours: float | None = None,
     seed: int | None = None,
     fixed: Mapping[str, str] | None = None,
+    mlflow: str | None = None,
+    tensorboard: str | None = None,
+    wandb: str | None = None,
 ) -> Snapshot:
     """Run a study with workers on this machine until its budget is spent; progress goes to stderr.
 
@@ -248,6 +256,9 @@ def launch(
         device_hours: Hours of training, times the devices of each worker, instead of the study's.
         seed: The seed, instead of the study's.
         fixed: Hyperparameters that are not searched: name -> value, as written on a command line.
+        mlflow: An MLflow server to send the study to; `$MLFLOW_TRACKING_URI` if None.
+        tensorboard: A folder to write the study into for TensorBoard.
+        wandb: A project of W&B to send the study to.
 
     Returns:
         How the study stands at the end.
@@ -263,6 +274,7 @@ def launch(
     path, _ = split_target(target)
     groups = assign(choose(find_devices(), devices), workers, devices_per_worker)
     url = storage_url(storage)
+    mirror = MirrorProcess(mirror_command(mlflow, tensorboard, wandb), url)
     console = Console(stderr=True)
     count = f"{len(groups)} worker{'s' if len(groups) > 1 else ''}"
     opening = f"{path} with {count} on {' | '.join(str(group) for group in groups)}, storage {hide_password(url)}"
@@ -277,7 +289,7 @@ def launch(
     options += [f"--seed={seed}"] if seed is not None else []
     options += [f"--set={name}={value}" for name, value in (fixed or {}).items()]
     command = [sys.executable, "-m", "tuner", "worker", target, *options]
-    run = _Launch(command, url, target, [_Place(index, group) for index, group in enumerate(groups)])
+    run = _Launch(command, url, target, [_Place(index, group) for index, group in enumerate(groups)], mirror)
     progress = LiveProgress(console, groups) if console.is_terminal else PlainProgress(console)
     with _signals() as stop, progress:
         run.run(progress, stop)

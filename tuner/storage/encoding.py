@@ -25,3 +25,8 @@ def loaded_number(value: float | None, kind: str) -> float:
 def encode_metric(value: float) -> float | str:
     """Return a metric as JSON can hold it: NaN and infinities as text."""
     return float(value) if math.isfinite(value) else str(float(value))
+
+
+def decode_metric(value: float | str) -> float:
+    """Return the metric that `encode_metric` was given."""
+    return float(value)

@@ -136,7 +136,14 @@ def write_held(engine: Engine, lease: Lease, *writes: Write) -> None:
         raise lost_lease(lease)
 
 
-def upsert(dialect: str, table: sa.Table, rows: Sequence[Mapping[str, Any]], unique: str) -> Write:
+def upsert(
+    dialect: str,
+    table: sa.Table,
+    rows: Sequence[Mapping[str, Any]],
+    unique: str,
+    *,
+    at_first: Mapping[str, sa.ColumnElement[Any]] | None = None,
+) -> Write:
     """Return the write that stores rows of a trial, in place of those that are there.
 
     Args:
@@ -144,19 +151,25 @@ def upsert(dialect: str, table: sa.Table, rows: Sequence[Mapping[str, Any]], uni
         table: The table; it has a column `trial_id`.
         rows: The rows' other columns, the same for all.
         unique: The column that tells a trial's rows apart.
+        at_first: Further columns as the database's expressions, which rows that are there keep as they are.
     """
-    columns = tuple(rows[0])
+    columns, firsts = tuple(rows[0]), dict(at_first or {})
 
     def make(held: sa.FromClause, bind: Bind) -> Any:
         parts = [
-            sa.select(held.c.trial_id, *(bind(f"{name}_{at}", table.c[name]).label(name) for name in columns))
+            sa.select(
+                held.c.trial_id,
+                *(bind(f"{name}_{at}", table.c[name]).label(name) for name in columns),
+                *(expression.label(name) for name, expression in firsts.items()),
+            )
             for at in range(len(rows))
         ]
         source = parts[0] if len(parts) == 1 else sa.select(sa.union_all(*parts).subquery())
         # SQLite takes ON CONFLICT for a join's ON unless a WHERE stands before it.
-        statement = insert(dialect, table).from_select(["trial_id", *columns], source.where(sa.literal_column("1 = 1")))
+        names = ["trial_id", *columns, *firsts]
+        statement = insert(dialect, table).from_select(names, source.where(sa.literal_column("1 = 1")))
         changed = {name: statement.excluded[name] for name in columns if name != unique}
         return statement.on_conflict_do_update(index_elements=["trial_id", unique], set_=changed)
 
     values = {f"{name}_{at}": value for at, row in enumerate(rows) for name, value in row.items()}
-    return Write((table.name, columns, len(rows)), values, make)
+    return Write((table.name, columns, tuple(firsts), len(rows)), values, make)

@@ -83,7 +83,8 @@ def report(engine: Engine, lease: Lease, several: Sequence[Report], objective: s
         }
         for one in several
     ]
-    writes = [upsert(engine.dialect.name, reports, rows, "epoch")]
+    now = {"reported_at_s": clock(engine.dialect.name)}
+    writes = [upsert(engine.dialect.name, reports, rows, "epoch", at_first=now)]
     if objective is not None:
         rows = []
         for one in several:

@@ -179,6 +179,11 @@ def read_by_ids(engine: Engine, study: StudyRow, ids: Sequence[int]) -> list[Tri
     return _load(engine, study, [trials.c.trial_id.in_(ids)]) if ids else []
 
 
+def read_some(engine: Engine, study: StudyRow, trial_ids: Collection[int]) -> list[TrialRow]:
+    """Return these trials of a study, by number."""
+    return _load(engine, study, [trials.c.study_id == study.study_id, trials.c.trial_id.in_(trial_ids)])
+
+
 def read_trial(engine: Engine, study: StudyRow, number: int) -> TrialRow:
     """Return one trial with its reports.
 

@@ -66,10 +66,12 @@ def register(
                 f"study {name!r} is in this storage with direction {', '.join(stored)}: it must be "
                 f"{', '.join(directions)}; change it back, or give the study a new name"
             ) from None
-    return Registered(study_id, agree(engine, study_id, RECORD_KEY, record), _identify(engine, study_id))
+    return Registered(study_id, agree(engine, study_id, RECORD_KEY, record), identify(engine, study_id))
 
 
-def _identify(engine: Engine, study_id: int) -> str:
+def identify(engine: Engine, study_id: int) -> str:
+    """Return what tells a study from a later one of the same name and id; made once, by whoever asks first."""
+
     def work(connection: Connection, _: int) -> str:
         statement = insert(connection.dialect.name, budgets).values(study_id=study_id, identity=uuid.uuid4().hex)
         connection.execute(statement.on_conflict_do_nothing(index_elements=["study_id"]))

@@ -185,6 +185,9 @@ reports = Table(
     Column("step", Integer, nullable=False),
     # Name -> value as a JSON object; NaN and infinities are the texts `nan`, `inf`, `-inf`.
     Column("metrics", Text, nullable=False),
+    # When the epoch was first reported: a tracker that is sent it twice must find the same time. NULL in rows older
+    # than this column.
+    Column("reported_at_s", _Seconds),
 )
 """The curves: all metrics of each epoch. Optuna's table holds one objective's."""
 
@@ -250,3 +253,31 @@ confirmations = Table(
     Index("tuner_confirmations_of_study", "study_id"),
 )
 """Trials that were trained again with other seeds, to see how much of their objective was luck."""
+
+mirrors = Table(
+    "tuner_mirrors",
+    tuner_tables,
+    _study_id(primary_key=True),
+    # The tracker, without passwords.
+    Column("target", String(300), primary_key=True),
+    # The process that sends; NULL once it has ended in good order.
+    Column("owner", String(200)),
+    Column("expires_at_s", _Seconds, nullable=False),
+    # What the tracker calls the study: another answer is another tracker, to which nothing was sent yet.
+    Column("place", String(200)),
+)
+"""Who sends a study to a tracker: one process at a time, until its lease ends."""
+
+mirrored = Table(
+    "tuner_mirrored",
+    tuner_tables,
+    _trial_id(),
+    Column("target", String(300), primary_key=True),
+    # What the tracker calls the trial.
+    Column("run", String(200), nullable=False),
+    # The last epoch that was accepted, 0 for none, and a digest of all reports up to it.
+    Column("epoch", Integer, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("is_ended", Boolean, nullable=False),
+)
+"""What a tracker has of each trial."""

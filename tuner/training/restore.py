@@ -151,16 +151,21 @@ def _find_trainer(path: str | Path, record: dict[str, Any]) -> TrainerModule:
     if study is not None:
         for value in vars(import_file(Path(record["file"]))).values():
             if getattr(value, "name", None) == study and isinstance(getattr(value, "trainer", None), TrainerModule):
-                return _as_recorded(path, record, value.trainer)
+                return as_recorded(path, record, value.trainer)
         raise CheckpointError(f"{record['file']} must hold the study {study!r} of {path}: it does not; give trainer=")
     kind = _find(path, record["class"], "trainer=")
     try:
-        return _as_recorded(path, record, kind())
+        return as_recorded(path, record, kind())
     except TypeError as error:
         raise CheckpointError(f"the trainer of {path} must be made by hand, {error}: give trainer=") from None
 
 
-def _as_recorded(path: str | Path, record: dict[str, Any], trainer: TrainerModule) -> TrainerModule:
+def as_recorded(path: str | Path, record: dict[str, Any], trainer: TrainerModule) -> TrainerModule:
+    """Return a trainer if its settings are those of a checkpoint's.
+
+    Raises:
+        CheckpointError: they are not.
+    """
     mine = settings(trainer)
     for name, value in record["settings"].items():
         if mine.get(name) != value:

@@ -1,0 +1,382 @@
+"""The mirror against a tracker that keeps a book: nothing lost, nothing doubled, whatever is cut off where."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from storage_tools import Desk, shared_desk_at
+from tracking_tools import curves, fill, report, rows
+
+from tuner import mirror
+from tuner.errors import StorageLost, TrackerLost, TrackerRefused, UnknownStudy
+from tuner.mirror import Ending, follow
+from tuner.storage import leases, mirroring
+from tuner.tracking import TrackedReport, TrackedStudy, TrackedTrial
+from tuner.trial import Outcome, Report
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def shared_desk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    with shared_desk_at(request, tmp_path_factory, "mirror") as desk:
+        yield desk
+
+
+@pytest.fixture
+def desk(shared_desk: Desk) -> Desk:
+    """A study of its own."""
+    return Desk(shared_desk.url, shared_desk.storage, shared_desk.engine)
+
+
+class Book:
+    """A tracker as MLflow is one: a row that is equal in key, time, step and value is taken once, none is changed."""
+
+    def __init__(self) -> None:
+        self.target = "book"
+        self.rows: dict[str, list[tuple[str, int, float, float]]] = {}
+        self.trials: dict[str, TrackedTrial] = {}
+        self.ended: dict[str, int] = {}
+        self.is_finished = False
+        self.place = "library"
+        self.calls: list[str] = []
+        self.fails: Callable[[str, str], None] = lambda call, run: None
+
+    def _note(self, call: str, run: str) -> None:
+        self.calls.append(call)
+        self.fails(call, run)
+
+    def open_study(self, study: TrackedStudy, place: str | None, known: Collection[str]) -> str:
+        self._note("open_study", "")
+        self.study, self.is_finished = study, False
+        return self.place
+
+    def open_trial(self, trial: TrackedTrial, run: str | None) -> str:
+        run = run or next((run for run, known in self.trials.items() if known.number == trial.number), None)
+        run = run or f"run {trial.number}.{len(self.trials)}"
+        self.trials[run] = trial
+        self.rows.setdefault(run, [])
+        self._note("open_trial", run)
+        return run
+
+    def log(self, run: str, reports: Sequence[TrackedReport]) -> None:
+        for one in reports:
+            for name, value in one.metrics.items():
+                row = (name, one.step, one.at_s, value)
+                if repr(row) not in map(repr, self.rows[run]):
+                    self.rows[run].append(row)
+        self._note("log", run)
+
+    def end_trial(self, run: str, trial: TrackedTrial) -> None:
+        self.trials[run] = trial
+        self.ended[run] = self.ended.get(run, 0) + 1
+        self._note("end_trial", run)
+
+    def drop_trial(self, run: str) -> None:
+        del self.rows[run], self.trials[run]
+        self._note("drop_trial", run)
+
+    def end_study(self) -> None:
+        self.is_finished = True
+
+    def close(self) -> None:
+        pass
+
+    def curves(self) -> dict[int, dict[tuple[str, int], float]]:
+        found: dict[int, dict[tuple[str, int], float]] = {}
+        for run, trial in self.trials.items():
+            assert trial.number not in found, "no trial is doubled"
+            own = found[trial.number] = {(name, step): value for name, step, _, value in self.rows[run]}
+            assert len(own) == len(self.rows[run]), "no point is doubled"
+        return found
+
+
+def catch_up(desk: Desk, book: Book) -> None:
+    follow(desk.url, desk.name, [book], once=True, ending=Ending())
+
+
+def check(desk: Desk, book: Book) -> None:
+    """Compare the book with the database."""
+    assert repr(sorted_points(book.curves())) == repr(sorted_points(curves(desk.url, desk.name)))
+    told = {trial.number: (trial.outcome, dict(trial.hparams)) for trial in book.trials.values()}
+    assert told == {n: (Outcome(row["outcome"]), row["hparams"]) for n, row in rows(desk.url, desk.name).items()}
+
+
+def sorted_points(found: dict[int, dict[Any, float]]) -> list[Any]:
+    return sorted((number, *point, value) for number, points in found.items() for point, value in points.items())
+
+
+def held(desk: Desk) -> list[Any]:
+    query = "SELECT owner, expires_at_s FROM tuner_mirrors WHERE study_id = :id"
+    with desk.engine.connect() as connection:
+        return list(connection.execute(sa.text(query), {"id": desk.study_id}))
+
+
+def test_a_study_is_sent_whole(desk: Desk) -> None:
+    fill(desk)
+    book = Book()
+
+    catch_up(desk, book)
+
+    check(desk, book)
+    by_number = {trial.number: trial for trial in book.trials.values()}
+    first = by_number[0]
+    assert first.results == {"value": 0.5, "train_s": 1.5, "seconds": first.results["seconds"]}
+    assert first.step == 20
+    assert first.tags == {
+        "worker": "one", "attempts": "1", "endings": "complete", "host": "here", "devices": "gpu 0",
+        "file": "/studies/it.py", "git.commit": "abc", "git.is_changed": "True", "versions.jax": "0.10.2",
+    }  # fmt: skip
+    assert by_number[4].tags["error"] == "Traceback\nValueError: no"
+    assert by_number[5].tags["endings"] == "failed, complete"
+    assert by_number[6].tags["endings"] == "preempted, complete"
+    assert by_number[6].tags["worker"] == "two"
+    assert by_number[8].results == {}
+    assert by_number[8].ended_s is None
+    assert first.ended_s is not None
+    assert first.began_s <= min(at_s for *_, at_s, _ in book.rows["run 0.0"]) <= first.ended_s
+    assert not book.is_finished
+    assert [row.owner for row in held(desk)] == [None]
+
+
+def test_what_was_sent_is_not_sent_again_and_what_is_new_is(desk: Desk) -> None:
+    fill(desk)
+    book = Book()
+    catch_up(desk, book)
+    book.calls.clear()
+
+    catch_up(desk, book)
+    assert book.calls == ["open_study", "open_trial"], "of the trial that runs there may be tags"
+
+    with desk.engine.connect() as connection:
+        query = sa.text("SELECT trial_id FROM trials WHERE study_id = :id AND number = 8")
+        lease = leases.Lease(connection.execute(query, {"id": desk.study_id}).scalar_one(), 8, "one", 1, 300.0)
+    report(desk, lease, 2)
+    desk.tell(lease)
+    book.calls.clear()
+    catch_up(desk, book)
+
+    assert book.calls == ["open_study", "open_trial", "log", "end_trial"]
+    assert "run 8.8" in book.ended
+    check(desk, book)
+
+
+@pytest.mark.parametrize("call", ["open_study", "open_trial", "log", "end_trial"])
+@pytest.mark.parametrize("at", [1, 4])
+def test_a_tracker_that_goes_away_after_taking_something_is_caught_up(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, call: str, at: int
+) -> None:
+    fill(desk)
+    monkeypatch.setattr(mirror, "_ONCE_PATIENCE_S", 0.0)
+    book = Book()
+
+    def fails(name: str, run: str) -> None:
+        if name == call and book.calls.count(call) >= at:
+            raise TrackerLost("the book is shut")
+
+    if (call, at) == ("open_study", 4):
+        catch_up(desk, book)
+        book.calls = ["open_study"] * 3
+    book.fails = fails
+    with pytest.raises(TrackerLost, match=r"^the book is shut; what it lacks of '\w+' can be sent later$"):
+        catch_up(desk, book)
+    book.fails = lambda name, run: None
+    catch_up(desk, book)
+
+    check(desk, book)
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_what_was_accepted_and_not_remembered_is_not_doubled(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    fill(desk)
+    monkeypatch.setattr(mirror, "_TRIALS", 5)
+    book, made = Book(), []
+    save = mirroring.save
+
+    def die(*arguments: Any, **options: Any) -> bool:
+        made.append(1)
+        if len(made) == at:
+            raise StorageLost("killed")
+        return save(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mirroring, "save", die)
+        with pytest.raises(StorageLost, match="killed"):
+            catch_up(desk, book)
+    sent = book.calls.count("log")
+    assert sent
+    catch_up(desk, book)
+
+    assert book.calls.count("log") > len(book.trials), "something was sent twice"
+    check(desk, book)
+
+
+def test_numbers_that_have_changed_are_sent_anew(desk: Desk) -> None:
+    """A trial that began again on other devices reports other numbers for the same epochs."""
+    lease, book = desk.claim(), Book()
+    report(desk, lease, 1, 2)
+    catch_up(desk, book)
+    leases.release(desk.engine, lease)
+    lease = desk.claim("two")
+    report(desk, lease, 1, 2, 3, loss=1.5)
+    desk.tell(lease)
+
+    catch_up(desk, book)
+
+    assert "drop_trial" in book.calls
+    assert book.curves() == {0: {("loss", 10): 1.5, ("loss", 20): 0.75, ("loss", 30): 0.5}}
+    check(desk, book)
+
+
+def test_a_report_keeps_its_first_time(desk: Desk) -> None:
+    lease = desk.claim()
+    report(desk, lease, 1)
+    with desk.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE tuner_reports SET reported_at_s = reported_at_s - 100"))
+
+    report(desk, lease, 1, 2)
+
+    with desk.engine.connect() as connection:
+        query = sa.text("SELECT reported_at_s FROM tuner_reports WHERE trial_id = :id ORDER BY epoch")
+        first, second = connection.execute(query, {"id": lease.trial_id}).scalars()
+    assert second - 200 < first < second - 50
+
+
+def test_reports_of_before_there_were_times_are_as_old_as_their_trial(desk: Desk) -> None:
+    lease, book = desk.claim(), Book()
+    report(desk, lease, 1)
+    with desk.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE tuner_reports SET reported_at_s = NULL"))
+
+    catch_up(desk, book)
+
+    ((_, _, at_s, _),) = book.rows["run 0.0"]
+    assert at_s == book.trials["run 0.0"].began_s > 1e9
+
+
+def test_another_process_sends_until_its_lease_ends(desk: Desk, capfd: pytest.CaptureFixture[str]) -> None:
+    report(desk, desk.claim(), 1)
+    book, ending = Book(), Ending(by_s=math.inf)
+    assert mirroring.hold(desk.engine, desk.study_id, "book", "other", 300.0)
+
+    follow(desk.url, desk.name, [book], once=False, ending=ending)  # whoever ends does not wait for the other
+
+    assert book.calls == []
+    assert f"another process sends {desk.name!r} to book; waiting for its end" in capfd.readouterr().err
+    assert not mirroring.hold(desk.engine, desk.study_id, "book", "third", 300.0)
+    assert mirroring.hold(desk.engine, desk.study_id, "book", "other", -1.0)
+    catch_up(desk, book)
+    check(desk, book)
+
+
+def test_a_process_that_lost_its_lease_remembers_nothing(desk: Desk) -> None:
+    lease = desk.claim()
+    report(desk, lease, 1)
+    book = Book()
+
+    def lose(call: str, run: str) -> None:
+        if call == "log":
+            book.fails = lambda call, run: None
+            with desk.engine.begin() as connection:
+                connection.execute(sa.text("UPDATE tuner_mirrors SET owner = 'other', expires_at_s = 1e12"))
+
+    book.fails = lose
+    follow(desk.url, desk.name, [book], once=False, ending=Ending(by_s=math.inf))
+
+    with desk.engine.connect() as connection:
+        query = sa.text("SELECT * FROM tuner_mirrored WHERE trial_id = :id")
+        assert list(connection.execute(query, {"id": lease.trial_id})) == []
+    assert [row.owner for row in held(desk)] == ["other"]
+    with desk.engine.begin() as connection:
+        connection.execute(sa.text("DELETE FROM tuner_mirrors"))
+
+
+def test_a_tracker_that_has_nothing_of_a_study_gets_all_of_it(desk: Desk) -> None:
+    fill(desk)
+    catch_up(desk, Book())
+    empty = Book()
+    empty.place = "new library"
+
+    catch_up(desk, empty)
+
+    check(desk, empty)
+
+
+def test_a_trial_that_is_refused_holds_nothing_up(desk: Desk, capfd: pytest.CaptureFixture[str]) -> None:
+    fill(desk)
+    book = Book()
+
+    def refuse(call: str, run: str) -> None:
+        if call == "log" and run.startswith("run 2."):
+            raise TrackerRefused("not this one")
+        if call == "end_trial" and run.startswith("run 3.") and book.ended[run] == 1:
+            raise TrackerLost("away for a moment")  # so that all is gone through once more
+
+    book.fails = refuse
+    with pytest.raises(TrackerRefused, match=r"^1 trials could not be sent; the first: trial 2: not this one$"):
+        catch_up(desk, book)
+
+    assert capfd.readouterr().err.count("trial 2 is left out: not this one") == 1
+    book.fails = lambda call, run: None
+    catch_up(desk, book)
+    check(desk, book)
+
+
+def test_a_study_is_followed_until_its_budget_is_used(desk: Desk) -> None:
+    with desk.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE tuner_budgets SET trials = 1 WHERE study_id = :id"), {"id": desk.study_id})
+    lease = desk.claim(budget=1)
+    book = Book()
+
+    def go_on(call: str, run: str) -> None:
+        if call == "open_trial" and lease.trial_id:
+            book.fails = lambda call, run: None
+            report(desk, lease, 1, 2)
+            desk.tell(lease)
+
+    book.fails = go_on
+    follow(desk.url, desk.name, [book], once=False, ending=Ending())
+
+    check(desk, book)
+    assert book.is_finished
+
+
+def test_a_study_without_trials_and_one_that_is_not_there(desk: Desk) -> None:
+    book = Book()
+    catch_up(desk, book)
+    assert book.calls == ["open_study"]
+    assert book.study.name == desk.name
+    assert "sqlite:///" in book.study.settings["storage"] or "postgres:***@" in book.study.settings["storage"]
+    with pytest.raises(UnknownStudy, match="no study 'nowhere'"):
+        follow(desk.url, "nowhere", [book], once=True, ending=Ending())
+
+
+def test_enqueued_trials_wait_and_deleted_ones_are_forgotten(desk: Desk) -> None:
+    desk.study.enqueue_trial({"x": 0.5})
+    book = Book()
+    catch_up(desk, book)
+    assert book.trials == {}
+
+    optuna.delete_study(study_name=desk.name, storage=desk.storage)
+    with pytest.raises(UnknownStudy):
+        catch_up(desk, book)
+
+
+def test_many_trials_and_long_curves_are_sent_in_pieces(desk: Desk) -> None:
+    lease, book = desk.claim(budget=50), Book()
+    several = [Report(epoch, 10 * epoch, {"loss": 1.0 / epoch}) for epoch in range(1, 431)]
+    leases.report(desk.engine, lease, several, "loss")
+    for _ in range(25):
+        other = desk.claim(budget=50)
+        report(desk, other, 1)
+        desk.tell(other)
+
+    catch_up(desk, book)
+
+    assert book.calls.count("log") == 3 + 25
+    check(desk, book)

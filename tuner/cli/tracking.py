@@ -1,0 +1,126 @@
+"""`tuner track` and `tuner register`: studies in MLflow, TensorBoard and W&B, and their models in MLflow."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tuner.cli.options import (
+    DebugOption,
+    MlflowOption,
+    StorageOption,
+    StudyArgument,
+    TensorboardOption,
+    WandbOption,
+)
+from tuner.errors import UsageError
+
+if TYPE_CHECKING:
+    from tuner.mirror import Ending
+
+
+def track(
+    study: StudyArgument,
+    mlflow: MlflowOption = None,
+    tensorboard: TensorboardOption = None,
+    wandb: WandbOption = None,
+    storage: StorageOption = None,
+    once: Annotated[bool, typer.Option("--once", help="End when all that is there now is sent.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Send a study to MLflow, TensorBoard or W&B.
+
+    Follows until the study is finished. What launch starts with the same options; also for a study that ran without
+    them, and for what a tracker that was away still lacks.
+    """
+    from tuner.launch.process import EVENTS_VARIABLE
+    from tuner.mirror import Ending, follow
+    from tuner.storage import storage_url
+    from tuner.tracking import MLFLOW_VARIABLE, make_trackers
+
+    url = storage_url(storage)
+    uri = mlflow or os.environ.get(MLFLOW_VARIABLE)
+    if not (uri or tensorboard or wandb):
+        raise UsageError("a tracker must be named: none is; give --mlflow URI, --tensorboard DIR or --wandb PROJECT")
+    ending = Ending()
+    _end_on_signals(ending)
+    descriptor = os.environ.pop(EVENTS_VARIABLE, None)
+    if descriptor is not None:  # it is for workers
+        os.close(int(descriptor))
+        _end_with_launcher(ending)
+    trackers = make_trackers(uri, tensorboard, wandb)
+    if descriptor is not None:
+        _step_back()
+    follow(url, study, trackers, once=once, ending=ending)
+    if ending.now:
+        raise typer.Exit(130)
+
+
+def register(
+    study: StudyArgument,
+    trial: Annotated[
+        int | None, typer.Option("--trial", metavar="N", help="This trial instead of the best.", show_default=False)
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="MODEL", help="The registered model; named as the study by default."),
+    ] = None,
+    mlflow: MlflowOption = None,
+    storage: StorageOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Register the best trial's model with MLflow.
+
+    Prints its URI, which mlflow.pyfunc.load_model takes wherever the tuner is installed.
+    """
+    from tuner.registry import register as register_model
+    from tuner.storage import storage_url
+    from tuner.tracking import MLFLOW_VARIABLE
+
+    uri = mlflow or os.environ.get(MLFLOW_VARIABLE)
+    if not uri:
+        raise UsageError(f"an MLflow server must be named: none is; give --mlflow URI or ${MLFLOW_VARIABLE}")
+    print(register_model(storage_url(storage), study, uri, number=trial, name=name))
+
+
+def _step_back() -> None:
+    """Let trials go first. Not by 19: other load would then keep the rest from being sent when the launcher ends."""
+    os.nice(10)
+    # Linux may weigh sessions against each other, and processes only within theirs.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/autogroup").write_text("10")
+
+
+def _end_on_signals(ending: Ending) -> None:
+    """End on SIGINT and SIGTERM; a second signal ends the process at once."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if ending.now:
+            raise KeyboardInterrupt
+        ending.now = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+
+
+def _end_with_launcher(ending: Ending) -> None:
+    """Send what is left when the launcher ends, however it ends: it holds the other side of our standard input."""
+    from tuner.launch.mirror import GRACE_S
+
+    def wait() -> None:
+        sys.stdin.read()
+        ending.by_s = time.monotonic() + GRACE_S
+        # Whatever hangs then: nobody is left to end it.
+        time.sleep(2 * GRACE_S)
+        os._exit(1)
+
+    threading.Thread(target=wait, name="launcher-watch", daemon=True).start()
