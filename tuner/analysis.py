@@ -12,7 +12,8 @@ from sqlalchemy import Engine
 
 from tuner.errors import UsageError
 from tuner.results import plain
-from tuner.storage.queries import Effort, find_study, outcome_counts, read_efforts, read_values
+from tuner.storage.lineage import Effort, read_efforts
+from tuner.storage.queries import find_study, outcome_counts, read_values
 from tuner.trial import Outcome
 
 if TYPE_CHECKING:

@@ -23,7 +23,8 @@ from tuner.errors import UsageError, nearest
 from tuner.export import in_place
 from tuner.results import best_rows
 from tuner.storage import connect, open_storage
-from tuner.storage.queries import StudyRow, find_study, read_efforts, read_rungs, read_timeline
+from tuner.storage.lineage import read_efforts, read_rungs, read_timeline
+from tuner.storage.queries import StudyRow, find_study
 
 if TYPE_CHECKING:
     import optuna

@@ -12,17 +12,15 @@ from sqlalchemy import Engine
 from tuner.confidence import Confirmed, rank
 from tuner.filters import filtered, in_order
 from tuner.storage.confirmations import read_confirmations
+from tuner.storage.lineage import read_about, read_attempts, read_metrics
 from tuner.storage.queries import (
     Standing,
     StudyRow,
     TrialRow,
     find_study,
     outcome_counts,
-    read_about,
-    read_attempts,
     read_best,
     read_by_ids,
-    read_metrics,
     read_standings,
     read_studies,
     read_trial,

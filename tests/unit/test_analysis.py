@@ -14,7 +14,7 @@ from tuner.errors import UnknownStudy, UsageError
 from tuner.storage import connect, leases
 from tuner.storage.claims import Claimant, claim
 from tuner.storage.fences import Lease
-from tuner.storage.queries import Effort
+from tuner.storage.lineage import Effort
 from tuner.storage.studies import register
 from tuner.storage.tables import attempts
 from tuner.trial import Outcome, Report

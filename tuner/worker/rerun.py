@@ -14,7 +14,8 @@ from sqlalchemy import Engine
 from tuner.errors import UsageError
 from tuner.results import best_rows
 from tuner.storage.confirmations import read_confirmations, store_confirmation
-from tuner.storage.queries import StudyRow, find_study, read_metrics, read_study_file, read_trial
+from tuner.storage.lineage import read_metrics, read_study_file
+from tuner.storage.queries import StudyRow, find_study, read_trial
 from tuner.storage.studies import mode_of
 from tuner.study import Study, load_study, trial_seed
 from tuner.trial import Outcome, Report
