@@ -7,7 +7,7 @@ from pathlib import Path
 
 TARGET = Path(__file__).parent.parent / "docs" / "cli.md"
 COMMANDS = [
-    *("launch", "worker", "studies", "trials", "best", "show", "compare", "importance", "plot", "export"),
+    *("launch", "worker", "studies", "trials", "best", "show", "watch", "compare", "importance", "plot", "export"),
     *("reproduce", "confirm", "enqueue", "retry", "stop", "resume", "delete", "gc", "doctor", "upgrade", "dashboard"),
     *("track", "register", "user add", "user token"),
 ]

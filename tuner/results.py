@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 
 from tuner.confidence import Confirmed, rank
 from tuner.filters import filtered, in_order
+from tuner.storage.activity import read_workers
 from tuner.storage.confirmations import read_confirmations
 from tuner.storage.lineage import read_about, read_attempts, read_metrics
 from tuner.storage.queries import (
@@ -21,6 +22,7 @@ from tuner.storage.queries import (
     outcome_counts,
     read_best,
     read_by_ids,
+    read_latest,
     read_standings,
     read_studies,
     read_trial,
@@ -65,6 +67,37 @@ def _state(standing: Standing, counts: Mapping[Outcome, int]) -> str:
     if standing.is_out_of_hours:
         return "out of hours"
     return "running" if standing.workers else "idle"
+
+
+def progress(engine: Engine, study_name: str, last: int) -> Row:
+    """Return how a study stands: its row, what each of its workers trains now, and the latest trials that ended.
+
+    Args:
+        engine: The storage's engine.
+        study_name: The study.
+        last: How many that have ended.
+
+    Raises:
+        UnknownStudy: there is no such study.
+    """
+    study = find_study(engine, study_name)
+    ended = [_trial_row(study, trial) for trial in read_latest(engine, study, last)]
+    return {
+        "study": _study_row(engine, study, read_standings(engine, study.study_id).get(study.study_id)),
+        "workers": [_busy_row(row) for row in read_workers(engine, study.study_id) if row["trial"] is not None],
+        "ended": [{key: row[key] for key in row if key != "hparams"} for row in ended],
+    }
+
+
+def _busy_row(row: Row) -> Row:
+    metrics = {name: value for name, value in (row["metrics"] or {}).items() if not name.startswith("train_")}
+    return {
+        "worker": row["worker"],
+        "devices": row["devices"],
+        "trial": row["trial"],
+        "epoch": row["epoch"],
+        "metrics": ", ".join(f"{name} {float(value):.4g}" for name, value in metrics.items()),
+    }
 
 
 def trial_rows(

@@ -231,3 +231,28 @@ def test_names_of_studies_are_completed(tuner_on_sqlite: Any, tiny_study: Path) 
     assert complete("tuner best ti") == ["tiny"]
     assert complete("tuner compare ti") == ["tiny"]
     assert complete("tuner best x") == []
+
+
+def test_a_study_is_watched_until_it_is_finished(
+    tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any]
+) -> None:
+    tuner = tuner_on_sqlite
+    worker = tuner.start("worker", "tiny.py", TINY_PAUSE_S="0.1")
+    wait_until(lambda: tuner.run("studies", "--format", "csv").stdout.count("tiny") == 1)
+    watched = tuner.run("watch", "tiny", "--every", "0.1")
+    assert watched.returncode == 0
+    lines = [line for line in watched.stdout.splitlines() if line]
+    assert lines[-1].startswith("tiny: finished, 6 complete, best ")
+    assert len(lines) == len(set(lines)) >= 2, "a line for each change"
+    assert any("tiny: running, " in line for line in lines)
+    worker.communicate(timeout=60)
+
+    wrong = tuner.run("watch", "tiny", "--every", "0")
+    assert (wrong.returncode, wrong.stderr) == (2, "tuner: --every must be above 0: got 0.0\n")
+    on_terminal = subprocess.run(
+        ["script", "-qec", f"{sys.executable} -m tuner watch tiny", "/dev/null"],
+        cwd=tuner.folder, env=tuner.env, capture_output=True, text=True, timeout=100, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert on_terminal.returncode == 0
+    assert "study tiny" in on_terminal.stdout
+    assert on_terminal.stdout.count("complete") >= 6, "the latest ends are listed"

@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from tuner.cli import control, dashboard, doctor, export, plot, queries, rerun, run, tracking
+from tuner.cli import control, dashboard, doctor, export, plot, queries, rerun, run, tracking, watch
 from tuner.cli.options import DEBUG_VARIABLE
 from tuner.errors import TunerError
 
@@ -28,6 +28,7 @@ app.command()(queries.studies)
 app.command()(queries.trials)
 app.command()(queries.best)
 app.command()(queries.show)
+app.command()(watch.watch)
 app.command()(queries.compare)
 app.command()(queries.importance)
 app.command()(plot.plot)

@@ -59,13 +59,14 @@ def _flat(row: Row, prefix: str = "") -> Row:
     return flat
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """Return a value as a table shows it."""
     if value is None:
         return "-"
     if isinstance(value, float):
         return f"{value:.5g}"
     if isinstance(value, list):
-        return ", ".join(_text(item) for item in value)
+        return ", ".join(as_text(item) for item in value)
     return str(value)
 
 
@@ -88,10 +89,10 @@ def _print_table(rows: Sequence[Row]) -> None:
         cells = [row.get(column) for row in rows]
         is_number = any(isinstance(cell, int | float) for cell in cells)
         # On a narrow terminal the hyperparameters are shortened, not the result.
-        width = max(len(column), *(len(_text(cell)) for cell in cells)) if column in _RESULT_COLUMNS else None
+        width = max(len(column), *(len(as_text(cell)) for cell in cells)) if column in _RESULT_COLUMNS else None
         table.add_column(Text(column), justify="right" if is_number else "left", no_wrap=True, min_width=width)
     for row in rows:
-        table.add_row(*(Text(_text(row.get(column))) for column in columns))  # a bracket is no markup
+        table.add_row(*(Text(as_text(row.get(column))) for column in columns))  # a bracket is no markup
     console.print(table)
 
 
@@ -101,7 +102,7 @@ def _print_attempts(attempts: list[Row]) -> None:
         return
     print("attempts")
     for at, attempt in enumerate(attempts, start=1):
-        print(f"  {at:<18} {attempt['ending'] or 'running'}, {attempt['worker']}, {_text(attempt['seconds'])} s")
+        print(f"  {at:<18} {attempt['ending'] or 'running'}, {attempt['worker']}, {as_text(attempt['seconds'])} s")
         if attempt["error"] and at < len(attempts):
             print(textwrap.indent(attempt["error"].rstrip(), " " * 21))
 
@@ -115,7 +116,7 @@ def _print_curves(reports: list[Row]) -> None:
     if curves:
         print(f"curves               epochs {reports[0]['epoch']} to {reports[-1]['epoch']}")
     for name, values in curves.items():
-        print(f"  {name:<{max(18, *map(len, curves))}} {sparkline(values)}  {_text(values[-1])}")
+        print(f"  {name:<{max(18, *map(len, curves))}} {sparkline(values)}  {as_text(values[-1])}")
 
 
 def sparkline(values: Sequence[float], width: int = 40) -> str:
@@ -134,8 +135,8 @@ def sparkline(values: Sequence[float], width: int = 40) -> str:
 
 def _print_confirmed(confirmed: Row | None) -> None:
     if confirmed is not None:
-        low, high = _text(confirmed["low"]), _text(confirmed["high"])
-        print(f"{'with other seeds':<20} {_text(confirmed['mean'])} [{low}, {high}], {confirmed['seeds']} seeds")
+        low, high = as_text(confirmed["low"]), as_text(confirmed["high"])
+        print(f"{'with other seeds':<20} {as_text(confirmed['mean'])} [{low}, {high}], {confirmed['seeds']} seeds")
 
 
 def _print_ran_with(about: Row) -> None:
@@ -156,7 +157,7 @@ def print_fields(row: Row) -> None:
         if key == "hparams":
             print("hparams")
             for name, hparam in value.items():
-                print(f"  {name:<{max(18, *map(len, value))}} {_text(hparam)}")
+                print(f"  {name:<{max(18, *map(len, value))}} {as_text(hparam)}")
         elif key == "confirmed":
             _print_confirmed(value)
         elif key == "reports":
@@ -166,4 +167,4 @@ def print_fields(row: Row) -> None:
         elif key == "ran_with":
             _print_ran_with(value or {})
         elif value is not None:
-            print(f"{key:<20} {_text(value)}")
+            print(f"{key:<20} {as_text(value)}")

@@ -105,7 +105,9 @@ def _latest_reports(connection: Connection, trial_ids: Sequence[int]) -> dict[in
         .group_by(reports.c.trial_id)
         .subquery()
     )
-    query = sa.select(reports).join(last, (last.c.trial_id == reports.c.trial_id) & (last.c.epoch == reports.c.epoch))
+    columns = (reports.c.trial_id, reports.c.epoch, reports.c.step, reports.c.metrics)
+    is_last = (last.c.trial_id == reports.c.trial_id) & (last.c.epoch == reports.c.epoch)
+    query = sa.select(*columns).join(last, is_last)
     return {
         trial_id: {"epoch": epoch, "step": step, "metrics": json.loads(metrics)}
         for trial_id, epoch, step, metrics in connection.execute(query, {"ids": ids_value(dialect, trial_ids)})

@@ -170,6 +170,16 @@ def read_trials(engine: Engine, study: StudyRow, *, with_reports: bool = False) 
     return _load(engine, study, [trials.c.study_id == study.study_id], with_reports=with_reports)
 
 
+def read_latest(engine: Engine, study: StudyRow, count: int) -> list[TrialRow]:
+    """Return the trials that ended last, the latest first."""
+    query = sa.select(trials.c.trial_id).where(
+        trials.c.study_id == study.study_id, trials.c.datetime_complete.is_not(None)
+    )
+    query = query.order_by(trials.c.datetime_complete.desc(), trials.c.number.desc()).limit(count)
+    ids = read(engine, lambda connection: list(connection.execute(query).scalars()))
+    return sorted(read_by_ids(engine, study, ids), key=lambda trial: ids.index(trial.trial_id))
+
+
 def read_by_ids(engine: Engine, study: StudyRow, ids: Sequence[int]) -> list[TrialRow]:
     """Return some trials by their ids."""
     return _load(engine, study, [trials.c.trial_id.in_(ids)]) if ids else []
@@ -222,8 +232,8 @@ class Standing:
         return any(limit is not None and used >= limit for limit, used in pairs)
 
 
-def read_standings(engine: Engine) -> dict[int, Standing]:
-    """Return the standing of each study of ours, by its id."""
+def read_standings(engine: Engine, only: int | None = None) -> dict[int, Standing]:
+    """Return the standing of each study of ours, or of one, by its id."""
 
     def work(connection: Connection) -> dict[int, Standing]:
         if not sa.inspect(connection).has_table(budgets.name):
@@ -240,7 +250,9 @@ def read_standings(engine: Engine) -> dict[int, Standing]:
                 is_stopped=stopped_at_s is not None,
                 workers=held.get(study_id, 0),
             )
-            for study_id, *limits, stopped_at_s in connection.execute(sa.select(budgets.c.study_id, *columns))
+            for study_id, *limits, stopped_at_s in connection.execute(
+                sa.select(budgets.c.study_id, *columns).where(sa.true() if only is None else budgets.c.study_id == only)
+            )
         }
 
     return read(engine, work)

@@ -1,0 +1,98 @@
+"""`tuner watch`: a study as it goes on, from any machine."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tuner.cli.options import DebugOption, StorageOption, StudyArgument
+from tuner.cli.printing import as_text
+from tuner.errors import StorageLost, UsageError
+from tuner.storage import connect, storage_url
+from tuner.trial import Outcome
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+Row = dict[str, Any]
+
+_LAST = 5
+
+
+def watch(
+    study: StudyArgument,
+    every: Annotated[float, typer.Option(metavar="SECONDS", help="How often to look.")] = 2.0,
+    storage: StorageOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Show a study while it runs, wherever its workers are.
+
+    On a terminal a table that is redrawn: counts, best trial, what each worker trains, the latest ends. Elsewhere a
+    line for each change. Ends when the study is finished, or by Ctrl-C.
+    For example: tuner watch digits_mlp --storage postgresql://tuner@db/tuner
+    """
+    from rich.console import Console
+    from rich.live import Live
+
+    from tuner.results import progress
+
+    if not every > 0:
+        raise UsageError(f"--every must be above 0: got {every}")
+    engine = connect(storage_url(storage))
+    console = Console()
+    said = ""
+    try:
+        with Live(console=console, auto_refresh=False, transient=False) as live:
+            while True:
+                try:
+                    state = progress(engine, study, _LAST)
+                except StorageLost as error:  # away for a moment, perhaps
+                    live.console.print(f"tuner: {error}", markup=False, highlight=False, soft_wrap=True)
+                    time.sleep(every)
+                    continue
+                if console.is_terminal:
+                    live.update(_draw(state), refresh=True)
+                elif (line := _line(state)) != said:
+                    said = line
+                    print(line, flush=True)
+                if state["study"]["state"] == "finished" and not state["workers"]:
+                    return
+                time.sleep(every)
+    finally:
+        engine.dispose()
+
+
+def _line(state: Row) -> str:
+    row = state["study"]
+    counts = ", ".join(f"{row[outcome]} {outcome.replace('_', ' ')}" for outcome in Outcome if row[outcome])
+    best = f", best {as_text(row['best'])}" if row["best"] is not None else ""
+    return f"{row['study']}: {row['state'] or 'of another tool'}, {counts or 'no trials'}{best}"
+
+
+def _draw(state: Row) -> Group:
+    from rich.console import Group
+    from rich.text import Text
+
+    row = state["study"]
+    counts = {outcome.replace("_", " "): row[outcome] for outcome in Outcome if row[outcome]}
+    summary = {"state": row["state"], **counts, f"best {row['objective'] or ''}".rstrip(): row["best"]}
+    parts: list[Any] = [Text(f"study {row['study']}", style="bold"), _table([summary])]
+    if state["workers"]:
+        parts += [Text(""), _table(state["workers"])]
+    if state["ended"]:
+        parts += [Text(""), _table(state["ended"])]
+    return Group(*parts)
+
+
+def _table(rows: list[Row]) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in rows[0]:
+        table.add_column(Text(column), no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(as_text(row[column])) for column in rows[0]))
+    return table
