@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 from tuner.errors import UsageError
 from tuner.results import plain
 from tuner.storage.lineage import Effort, read_efforts
-from tuner.storage.queries import find_study, outcome_counts, read_values
+from tuner.storage.queries import find_study, outcome_counts, read_standings, read_values
 from tuner.trial import Outcome
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def _compare_row(engine: Engine, name: str) -> Row:
     efforts = read_efforts(engine, study.study_id)
     better = max if study.maximize[0] else min
     epochs = study.record.get("epochs")
+    standing = read_standings(engine, study.study_id).get(study.study_id) if study.record else None
     return {
         "study": study.name,
         "objective": next(iter(study.record.get("objective", [])), None),
@@ -52,7 +53,7 @@ def _compare_row(engine: Engine, name: str) -> Row:
         "median": plain(statistics.median(values)) if values else None,
         "trials": sum(counts.values()),
         **{outcome.value: counts[outcome] for outcome in Outcome if outcome.uses_budget or outcome is Outcome.FAILED},
-        "device_hours": _hours(effort.device_s for effort in efforts) if efforts else None,
+        "device_hours": None if standing is None else _hours([standing.used.device_s]),
         "hours_saved": _hours(map(saved_s, efforts, [epochs] * len(efforts))) if efforts and epochs else None,
     }
 
@@ -60,13 +61,12 @@ def _compare_row(engine: Engine, name: str) -> Row:
 def saved_s(effort: Effort, epochs: int) -> float:
     """Return the device seconds that pruning a trial saved, 0 for others.
 
-    An estimate: those of its epochs that were not run, each as long as one of those that were. What it compiled, it
-    would have compiled as well.
+    An estimate: its epochs that were not run, each as long as those of its own after the first; nothing for a trial
+    that was pruned after one, or taken over.
     """
-    if effort.outcome is not Outcome.PRUNED or not effort.epochs:
+    if effort.outcome is not Outcome.PRUNED:
         return 0.0
-    trained_s = max(0.0, effort.device_s - effort.compile_device_s)
-    return max(0, epochs - effort.epochs) * trained_s / effort.epochs
+    return max(0, epochs - effort.epochs) * effort.epoch_device_s
 
 
 def _hours(seconds: Iterable[float]) -> float:

@@ -84,9 +84,9 @@ def _storage(url: str) -> list[Row]:
     from tuner.storage.health import read_health
 
     shown = hide_password(url)
-    if is_new_file(url):
-        return [_row("storage", "ok", f"{shown}: not there yet, the first launch makes it")]
     try:
+        if is_new_file(url):
+            return [_row("storage", "ok", f"{shown}: not there yet, the first launch makes it")]
         engine = connect(url)
         try:
             health = read_health(engine)
@@ -112,7 +112,9 @@ def _storage(url: str) -> list[Row]:
 
 
 def _disk(artifacts: Path) -> Row:
-    place = next(folder for folder in (artifacts, *artifacts.parents) if folder.is_dir())
+    place = next(path for path in (artifacts, *artifacts.parents) if path.exists())
+    if not place.is_dir():
+        return _row("disk", "fail", f"{place} is no folder", "give --artifacts, or set TUNER_ARTIFACTS")
     if not os.access(place, os.W_OK):
         return _row("disk", "fail", f"{place} cannot be written to", "give --artifacts, or set TUNER_ARTIFACTS")
     usage = shutil.disk_usage(place)

@@ -14,9 +14,9 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from tuner.errors import UsageError
-from tuner.results import best_rows, plain, show_row
-from tuner.storage.queries import StudyRow, TrialRow, find_study, read_trials
+from tuner.errors import TunerError, UsageError
+from tuner.results import best_rows, check_file, plain, show_row
+from tuner.storage.queries import StudyRow, TrialRow, find_study, read_trial, read_trials
 
 Row = dict[str, Any]
 
@@ -70,17 +70,22 @@ def in_place(path: Path, force: bool) -> Iterator[Path]:
         raise UsageError(f"what is exported must not replace anything: {path} exists; --force replaces it")
     if not path.parent.is_dir():
         raise UsageError(f"what is exported must have a folder to be in: there is no {path.parent}")
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=path.suffix)
-    os.close(descriptor)
-    scratch = Path(name)
+    if path.is_dir():
+        raise UsageError(f"what is exported must be a file: {path} is a folder")
     try:
-        yield scratch
-        umask = os.umask(0)
-        os.umask(umask)
-        scratch.chmod(0o666 & ~umask)
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".tuner-", suffix=path.suffix)
+        os.close(descriptor)
+        scratch = Path(name)
+        try:
+            yield scratch
+            umask = os.umask(0)
+            os.umask(umask)
+            scratch.chmod(0o666 & ~umask)
+            scratch.replace(path)
+        finally:
+            scratch.unlink(missing_ok=True)
+    except OSError as error:
+        raise TunerError(f"{path} must be writable: {error.strerror or error}") from None
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:
@@ -140,17 +145,18 @@ def export_bundle(engine: Engine, study_name: str, path: Path, number: int | Non
         number = int(best[0]["number"])
     trial = show_row(engine, study_name, number)
     checkpoint, file = _files_of(trial)
+    check_file(engine, read_trial(engine, study, number), file)
     versions = trial["ran_with"].get("versions", {})
     texts = {
         "trial.json": json.dumps({**trial, "seed": study.record["seed"]}, indent=2) + "\n",
-        "run.py": _RUN.format(file=file.name, study=study_name, number=number),
+        "run.py": _RUN,
         "requirements.txt": _requirements(versions),
         "README.md": _README.format(study=study_name, number=number, python=versions.get("python", "3.11")),
     }
     with in_place(path, force) as scratch, zipfile.ZipFile(scratch, "w", zipfile.ZIP_DEFLATED) as bundle:
         for name, text in texts.items():
             bundle.writestr(name, text)
-        bundle.write(file, file.name)
+        bundle.write(file, "study.py")
         for part in sorted(checkpoint.rglob("*")):
             bundle.write(part, Path("checkpoint") / part.relative_to(checkpoint))
     return number
@@ -188,11 +194,11 @@ The trained model, the study it comes from, and what it ran with.
     python run.py
 
 `run.py` loads the model, evaluates it on the study's validation data, and compares with what the study recorded.
-`trial.json` has hyperparameters, curves, timings, versions and the state of the repository. Modules that the study
-file imports from beside it are not part of the bundle.
+`study.py` is the study's file; `trial.json` has hyperparameters, curves, timings, versions and the state of the
+repository. Modules that the study file imports from beside it are not part of the bundle.
 """
 
-_RUN = '''"""Load trial {number} of {study}, evaluate it, and compare with what was recorded."""
+_RUN = '''"""Load the trial, evaluate it, and compare with what was recorded."""
 
 import json
 from pathlib import Path
@@ -202,11 +208,13 @@ from tuner.training import load_from_checkpoint
 
 here = Path(__file__).parent
 trial = json.loads((here / "trial.json").read_text())
-study = load_study(f"{{here / '{file}'}}:{study}")
+study = load_study(f"{here / 'study.py'}:{trial['study']}")
 hparams = study.hparams_of(trial["hparams"])
 loaded = load_from_checkpoint(here / "checkpoint", trainer=study.trainer, hparams=hparams)
 found = study.trainer.eval_model(loaded.state, study.data(trial["seed"]).validation, hparams)
 recorded = loaded.record["best"]["metrics"]
 for name, value in found.items():
-    print(f"{{name}}: {{value:.6g}}, recorded {{recorded[name]:.6g}}")
+    print(f"{name}: {value:.6g}, recorded {recorded[name]:.6g}")
+if any(abs(value - recorded[name]) > 1e-3 * max(abs(value), abs(recorded[name])) for name, value in found.items()):
+    raise SystemExit("the model must give the numbers that were recorded: it does not; compare the versions")
 '''

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from tuner.errors import UsageError, nearest
+from tuner.trial import Outcome
 
 Row = dict[str, Any]
 
@@ -41,7 +42,14 @@ def filtered(rows: Sequence[Row], conditions: Iterable[str]) -> list[Row]:
         if match is None:
             raise UsageError(f"--where must be NAME<VALUE, or with <= > >= = !=: got {text!r}")
         name, sign, word = match.groups()
+        if not word or word[0] in "<>=!":
+            raise UsageError(f"--where must be NAME<VALUE, or with <= > >= = !=: got {text!r}")
         _check_known(rows, name, "--where")
+        outcomes = [outcome.value for outcome in Outcome]
+        if name == "outcome" and word.lower() not in outcomes:
+            raise UsageError(f"an outcome is one of {', '.join(outcomes)}: got {word!r}{nearest(word, outcomes)}")
+        if "<" in sign or ">" in sign:
+            _check_number(rows, name, word)
         kept = [row for row in kept if _holds(_look_up(row, name), _OPERATORS[sign], sign, word)]
     return kept
 
@@ -67,6 +75,13 @@ def _check_known(rows: Sequence[Row], name: str, option: str) -> None:
     if rows and name not in columns and name.removeprefix("hparams.") not in hparams:
         known = list(dict.fromkeys([*columns, *hparams]))
         raise UsageError(f"{option} must name one of {', '.join(known)}: got {name!r}{nearest(name, known)}")
+
+
+def _check_number(rows: Sequence[Row], name: str, word: str) -> None:
+    """Refuse to ask whether something is less than a word, or whether what is no number is less."""
+    values = [value for row in rows if (value := _look_up(row, name)) is not None]
+    if _number(word) is None or (values and all(_number(value) is None for value in values)):
+        raise UsageError(f"--where must compare numbers by < and >: got {name!r} and {word!r}; = and != take any value")
 
 
 def _look_up(row: Row, name: str) -> Any:

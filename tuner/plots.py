@@ -87,6 +87,8 @@ def opened(url: str, name: str) -> Iterator[Subject]:
         storage = open_storage(url)
         try:
             whole = optuna.load_study(study_name=name, storage=storage)
+            if not whole.get_trials(deepcopy=False):
+                raise UsageError(f"a study must have trials to be drawn: {name!r} has none yet")
             yield Subject(row, engine, whole, _part(whole))
         finally:
             storage.close()

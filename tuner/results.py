@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine
 
 from tuner.confidence import Confirmed, rank
+from tuner.errors import UsageError
 from tuner.filters import filtered, in_order
+from tuner.source import code_digest
 from tuner.storage.activity import read_workers
 from tuner.storage.confirmations import read_confirmations
 from tuner.storage.lineage import read_about, read_attempts, read_metrics
@@ -150,10 +153,12 @@ def best_rows(engine: Engine, study_name: str, count: int | None = 1, *, confirm
     ranked = rank(read_confirmations(engine, study.study_id) if confirmed else {}, maximize=study.maximize[0])
     best = {trial.trial_id: trial for trial in read_best(engine, study, None if count is None else count + len(ranked))}
     again = {trial.trial_id: trial for trial in read_by_ids(engine, study, [one for one in ranked if one not in best])}
-    order = [trial_id for trial_id in ranked if trial_id in best or trial_id in again]
-    order += [trial_id for trial_id in best if trial_id not in ranked]
     found = {**best, **again}
-    tied = [found[one].number for one in order[1:] if one in ranked and ranked[one].is_tied]
+    known = [trial_id for trial_id in ranked if trial_id in found]
+    order = [trial_id for trial_id in known if ranked[trial_id].mean is not None]
+    order += [trial_id for trial_id in best if trial_id not in ranked]
+    order += [trial_id for trial_id in known if ranked[trial_id].mean is None]  # not finite with another seed
+    tied = [found[one].number for one in known[1:] if ranked[one].is_tied]
     return [_best_row(study, found[one], ranked.get(one), [] if at else tied) for at, one in enumerate(order[:count])]
 
 
@@ -224,6 +229,21 @@ def _report_rows(trial: TrialRow, metrics: Mapping[int, tuple[int, Mapping[str, 
         row: Row = {"epoch": epoch, "step": step, "value": plain(trial.reports.get(epoch))}
         rows.append({**row, "metrics": {name: plain(value) for name, value in named.items()}})
     return rows
+
+
+def check_file(engine: Engine, trial: TrialRow, file: Path) -> None:
+    """Compare a study's file with that which a trial ran with; its comments and layout do not count.
+
+    Raises:
+        UsageError: they differ.
+    """
+    worker = trial.record.get("worker") or ""
+    ran_with = read_about(engine, [worker]).get(worker, {}).get("code")
+    if ran_with is not None and ran_with != code_digest(file):
+        raise UsageError(
+            f"the study's file must be as it was when trial {trial.number} ran: the code in {file} has changed since; "
+            "put it back, or give a copy of what it was with --file"
+        )
 
 
 def _attempt_row(attempt: Row) -> Row:

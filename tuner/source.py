@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import importlib.util
 import os
 import subprocess
@@ -43,6 +45,15 @@ def _where(path: Path, error: BaseException) -> str:
     own = os.path.realpath(path)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if os.path.realpath(frame.filename) == own]
     return f"{path}:{frames[-1].lineno}: " if frames else f"{path}: "
+
+
+def code_digest(path: Path) -> str | None:
+    """Return what tells a file's code from other code, whatever its comments and layout; None if it is no Python."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return None
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
 
 
 def git_state(path: Path) -> dict[str, str | bool] | None:

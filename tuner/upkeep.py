@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuner.artifacts import collect, study_folder
-from tuner.errors import UsageError, nearest
+from tuner.errors import TunerError, UsageError, nearest
+from tuner.results import best_rows
 from tuner.storage import connect, open_storage
 from tuner.storage.queries import (
     find_study,
@@ -99,8 +100,8 @@ def _describe(domain: BaseDistribution) -> str:
     return f"[{low}, {high}]{f' in steps of {step}' if step not in (None, 1) else ''}"
 
 
-def retry(url: str, name: str, number: int) -> int:
-    """Queue a trial with the hyperparameters of one that failed; return how many it has.
+def retry(url: str, name: str, number: int) -> None:
+    """Queue a trial with the hyperparameters of one that failed.
 
     It is a new trial, with a number, a seed and a curve of its own; its attribute `retry_of` names the old one.
 
@@ -118,8 +119,11 @@ def retry(url: str, name: str, number: int) -> int:
             f"a trial that is tried again must have failed, diverged or run out of memory: trial {number} of {name!r} "
             f"is {trial.outcome}; `tuner reproduce` runs one again as it was, `tuner enqueue` takes its hyperparameters"
         )
+    if not trial.hparams:
+        raise UsageError(
+            f"a trial that is tried again must have hyperparameters: trial {number} failed before it had any"
+        )
     _queue(url, name, trial.hparams, {"retry_of": number})
-    return len(trial.hparams)
 
 
 def _queue(url: str, name: str, params: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
@@ -132,6 +136,19 @@ def _queue(url: str, name: str, params: Mapping[str, Any], attributes: Mapping[s
         study.enqueue_trial(dict(params), user_attrs=dict(attributes))
     finally:
         storage.close()
+
+
+def used_up(engine: Engine, name: str) -> int | None:
+    """Return the number of trials that a study was launched for if all of them are used, so that none is run any more.
+
+    Raises:
+        UnknownStudy: there is no such study.
+    """
+    study = find_study(engine, name)
+    standing = read_standings(engine, study.study_id).get(study.study_id)
+    counts = outcome_counts(engine, study.study_id)
+    used = sum(count for outcome, count in counts.items() if outcome.uses_budget)
+    return standing.trials if standing is not None and standing.trials is not None and used >= standing.trials else None
 
 
 @dataclass(frozen=True)
@@ -178,6 +195,8 @@ def delete(url: str, name: str, folder: Path | None) -> None:
         storage.close()
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            raise TunerError(f"the study is deleted, its checkpoints must be removed by hand: {folder} is still there")
 
 
 def clear(engine: Engine, name: str, artifacts: Path, keep: int) -> tuple[list[int], int]:
@@ -187,7 +206,7 @@ def clear(engine: Engine, name: str, artifacts: Path, keep: int) -> tuple[list[i
         engine: The storage's engine.
         name: The study.
         artifacts: The folder of all studies' checkpoints.
-        keep: How many of the best keep theirs, by the first objective.
+        keep: How many of the best keep theirs; of several objectives by the first, and the Pareto front as well.
 
     Raises:
         UnknownStudy: there is no such study.
@@ -199,4 +218,13 @@ def clear(engine: Engine, name: str, artifacts: Path, keep: int) -> tuple[list[i
     if folder is None or not folder.is_dir():
         raise UsageError(f"the checkpoints of {name!r} must be in {artifacts}: they are not; give --artifacts")
     maximize = study.maximize[0]
-    return collect(folder, lambda numbers: superfluous(engine, study.study_id, numbers, keep, maximize=maximize))
+    # Also those that other seeds have shown to be the best, and of several objectives the whole front.
+    best = (
+        {row["number"] for row in best_rows(engine, name, keep if len(study.directions) == 1 else None)} if keep else ()
+    )
+
+    def hopeless(numbers: Collection[int]) -> list[int]:
+        found = superfluous(engine, study.study_id, numbers, keep, maximize=maximize)
+        return [number for number in found if number not in best]
+
+    return collect(folder, hopeless)

@@ -344,3 +344,16 @@ def test_deleted_trials_take_our_rows_with_them(storage_url: str) -> None:
     assert rows.keys() == {name for name in tuner_tables.tables if name.startswith("tuner_")}
     left = everything(storage_url)
     assert {name: left[name] for name in rows} == {name: [] for name in rows}
+
+
+def test_what_other_tools_leave_of_a_deleted_trial_is_not_the_next_ones(sqlite_url: str) -> None:
+    """Optuna deletes the reports that it has read; one more may be stored before it deletes the trial."""
+    with opened(sqlite_url) as storage:
+        study = optuna.create_study(study_name="ours", storage=storage)
+        trial = study.ask()
+        trial.suggest_float("x", 0.0, 1.0)
+        trial.report(0.5, 1)
+    with connection_to(sqlite_url) as connection:
+        connection.execute(sa.text("DELETE FROM trials"))
+        for name in ("trial_params", "trial_intermediate_values"):
+            assert connection.execute(sa.text(f"SELECT count(*) FROM {name}")).scalar_one() == 0

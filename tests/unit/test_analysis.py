@@ -14,9 +14,9 @@ from tuner.errors import UnknownStudy, UsageError
 from tuner.storage import connect, leases
 from tuner.storage.claims import Claimant, claim
 from tuner.storage.fences import Lease
-from tuner.storage.lineage import Effort
+from tuner.storage.lineage import Effort, read_efforts
 from tuner.storage.studies import register
-from tuner.storage.tables import attempts
+from tuner.storage.tables import attempts, reports
 from tuner.trial import Outcome, Report
 
 
@@ -55,6 +55,7 @@ def test_studies_lie_side_by_side(any_storage: Any, storage_url: str) -> None:
     run(engine, ours.study_id, Outcome.FAILED, None, 1)
     with engine.begin() as connection:  # each took 450 seconds
         connection.execute(attempts.update().values(started_at_s=1000.0, ended_at_s=1450.0))
+        connection.execute(reports.update().values(reported_at_s=1100.0 + 60.0 * reports.c.epoch))
     theirs = optuna.create_study(study_name="theirs", storage=any_storage)
     for value in (3.0, math.inf, 1.0):
         theirs.tell(theirs.ask(), value)
@@ -64,7 +65,7 @@ def test_studies_lie_side_by_side(any_storage: Any, storage_url: str) -> None:
         "study": "ours", "objective": "accuracy", "direction": "maximize", "best": 0.75, "median": 0.375, "trials": 8,
         "complete": 4, "pruned": 2, "diverged": 1, "out_of_memory": 0, "failed": 1,
         "device_hours": 2.0,  # eight times 450 seconds on two devices
-        "hours_saved": 0.3,  # six epochs of (450 - 90) / 4 seconds on two devices
+        "hours_saved": 0.2,  # six epochs of a minute on two devices
     }  # fmt: skip
     assert [second[key] for key in ("best", "median", "trials", "device_hours", "hours_saved")] == [
         1.0, 3.0, 3, None, None,
@@ -75,11 +76,25 @@ def test_studies_lie_side_by_side(any_storage: Any, storage_url: str) -> None:
 
 
 def test_a_pruned_trial_saves_the_epochs_it_did_not_run() -> None:
-    assert saved_s(Effort(0, Outcome.PRUNED, 2, 30.0, 10.0), 5) == 30.0
-    assert saved_s(Effort(0, Outcome.PRUNED, 5, 30.0, 10.0), 5) == 0.0
-    assert saved_s(Effort(0, Outcome.PRUNED, 9, 30.0, 10.0), 5) == 0.0
-    assert saved_s(Effort(0, Outcome.PRUNED, 2, 8.0, 10.0), 5) == 0.0
-    assert saved_s(Effort(0, Outcome.DIVERGED, 2, 30.0, 10.0), 5) == 0.0
+    assert saved_s(Effort(0, Outcome.PRUNED, 2, 50.0, 10.0), 5) == 30.0
+    assert saved_s(Effort(0, Outcome.PRUNED, 5, 50.0, 10.0), 5) == 0.0
+    assert saved_s(Effort(0, Outcome.PRUNED, 9, 50.0, 10.0), 5) == 0.0
+    assert saved_s(Effort(0, Outcome.DIVERGED, 2, 50.0, 10.0), 5) == 0.0
+
+
+def test_only_between_reports_of_one_attempt_is_an_epochs_time_known(any_storage: Any, storage_url: str) -> None:
+    engine = connect(storage_url)
+    study_id = register(any_storage, engine, "ours", ["minimize"], {"objective": ["loss"], "epochs": 10}).study_id
+    run(engine, study_id, Outcome.PRUNED, None, 3)
+    run(engine, study_id, Outcome.PRUNED, None, 1)
+    taken = claim(engine, Claimant(study_id, "worker", trials=100, lease_s=300.0, devices=2))
+    assert isinstance(taken, Lease)
+    leases.release(engine, taken)
+    run(engine, study_id, Outcome.PRUNED, None, 3)
+    with engine.begin() as connection:
+        connection.execute(reports.update().values(reported_at_s=100.0 + 60.0 * reports.c.epoch))
+    assert [effort.epoch_device_s for effort in read_efforts(engine, study_id)] == [120.0, 0.0, 0.0]
+    engine.dispose()
 
 
 def fill(storage: Any, name: str, count: int, *directions: Any) -> optuna.Study:

@@ -18,7 +18,7 @@ from tuner.storage import connect, leases
 from tuner.storage.claims import Claimant, claim
 from tuner.storage.fences import Lease
 from tuner.storage.studies import join, register
-from tuner.storage.tables import attempts
+from tuner.storage.tables import attempts, reports
 from tuner.trial import Outcome, Report
 
 NAME = "ours <b>&"
@@ -55,6 +55,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
             attempts.update().where(ended).values(started_at_s=60.0 * c.trial_id, ended_at_s=60.0 * c.trial_id + 50)
         )
         connection.execute(attempts.update().where(~ended).values(started_at_s=2000.0))
+        connection.execute(reports.update().values(reported_at_s=15.0 * reports.c.epoch))
     for name, count in (("pair", 2), ("four", 4)):
         directions = [optuna.study.StudyDirection.MINIMIZE] * count
         several = optuna.create_study(study_name=name, storage=storage, directions=directions)
@@ -115,7 +116,7 @@ def test_what_pruning_saved_is_what_compare_says(url: str) -> None:
     engine = connect(url)
     (row,) = compare_rows(engine, [NAME])
     engine.dispose()
-    # Eight trials: two epochs of (50 - 20) / 2 seconds each.
+    # Eight trials: two epochs of 15 seconds each.
     assert row["hours_saved"] == pytest.approx(8 * 2 * 15 / 3600, abs=1e-4)
     with opened(url, NAME) as subject:
         figure: Any = plots._savings(subject)

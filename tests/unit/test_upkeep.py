@@ -10,6 +10,7 @@ from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy as sa
 from optuna.trial import TrialState
 
 import tuner
@@ -20,6 +21,7 @@ from tuner.storage import connect, leases
 from tuner.storage.claims import Claimant, claim
 from tuner.storage.fences import Lease
 from tuner.storage.studies import register
+from tuner.storage.tables import CHILDREN_OF_TRIALS
 from tuner.trial import Outcome
 from tuner.upkeep import clear, delete, enqueue, retry
 
@@ -137,6 +139,13 @@ def test_a_study_is_deleted_with_its_files_and_another_is_not(storage: Any, stor
     make(storage, "second")
     (tmp_path / "files" / "1").mkdir(parents=True)
     delete(storage_url, "first", tmp_path / "files")
+    engine = connect(storage_url)
+    with engine.connect() as connection:
+        for name in CHILDREN_OF_TRIALS:
+            lost = f"SELECT count(*) FROM {name} WHERE trial_id NOT IN (SELECT trial_id FROM trials)"
+            assert connection.execute(sa.text(lost)).scalar_one() == 0
+        assert connection.execute(sa.text("SELECT count(*) FROM trial_params")).scalar_one() == 4
+    engine.dispose()
     assert [study.study_name for study in storage.get_all_studies()] == ["second"]
     assert not (tmp_path / "files").exists()
     with pytest.raises(UnknownStudy):
@@ -210,6 +219,11 @@ def test_a_study_is_deleted_under_its_workers(
     assert worker.returncode == 2
     assert "must stay in the storage while it runs" in output.splitlines()[-1]
     assert tuner.rows("studies") == []
+    engine = connect(tuner.env["TUNER_STORAGE"])
+    with engine.connect() as connection:
+        for name in (*CHILDREN_OF_TRIALS, "trials", "tuner_reports", "tuner_attempts"):
+            assert connection.execute(sa.text(f"SELECT count(*) FROM {name}")).scalar_one() == 0, name
+    engine.dispose()
 
 
 @pytest.mark.slow

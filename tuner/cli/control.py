@@ -57,6 +57,21 @@ def enqueue(
     params = enqueue_trial(storage_url(storage), study, split_pairs("a hyperparameter", values))
     words = ", ".join(f"{name}={value}" for name, value in params.items())
     print(f"tuner: a trial of {study!r} with {words} is queued", file=sys.stderr)
+    _warn_used_up(study, storage)
+
+
+def _warn_used_up(study: str, storage: str | None) -> None:
+    """Say so if a queued trial is not run until the study is launched for more."""
+    from tuner.upkeep import used_up
+
+    engine = connect(storage_url(storage))
+    try:
+        trials = used_up(engine, study)
+    finally:
+        engine.dispose()
+    if trials is not None:
+        words = f"the {trials} trials of {study!r} are used up: launch it with --trials {trials + 1} to run this one"
+        print(f"tuner: {words}", file=sys.stderr)
 
 
 def retry(
@@ -73,6 +88,7 @@ def retry(
 
     retry_trial(storage_url(storage), study, number)
     print(f"tuner: a trial with the hyperparameters of trial {number} of {study!r} is queued", file=sys.stderr)
+    _warn_used_up(study, storage)
 
 
 def delete(

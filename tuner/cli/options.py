@@ -123,13 +123,15 @@ def split_pairs(what: str, words: list[str] | None) -> dict[str, str]:
     """Return words of the kind NAME=VALUE as name -> value.
 
     Raises:
-        UsageError: one is not; the message begins with `what`.
+        UsageError: one is not, or a name stands twice; the message begins with `what`.
     """
     values = {}
     for word in words or []:
         name, separator, value = word.partition("=")
         if not separator or not name:
             raise UsageError(f"{what} must be NAME=VALUE: got {word!r}")
+        if name.strip() in values:
+            raise UsageError(f"{what} must be given once: {name.strip()!r} stands twice")
         values[name.strip()] = value.strip()
     return values
 

@@ -7,18 +7,25 @@ import io
 import itertools
 import json
 import math
+import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuner.cli.options import Format
+from tuner.trial import Outcome
 
 Row = dict[str, Any]
 
 _RESULT_COLUMNS = {
     *("number", "outcome", "value", "values", "mean", "low", "high", "seconds"),
-    *("study", "state", "best", "complete", "trials"),
+    *("study", "state", "best", "median", "complete", "trials", "device_hours", "hours_saved"),
+    *("check", "status", "metric", "recorded", "difference", "hparam", "ped_anova", "fanova"),
 }
+_WORDS = {"found", "advice", "objective", "direction"}
+_FOLDED = 24
+_CONFIRMED = ("mean", "low", "high", "seeds", "is_tied", "tied_with")
+_COUNTS = {*Outcome, "workers"}
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -51,9 +58,10 @@ def _flat(row: Row, prefix: str = "") -> Row:
     flat: Row = {}
     for key, value in row.items():
         if key == "hparams":
-            flat.update({f"{prefix}{name}": hparam for name, hparam in value.items()})
+            taken = {*row, *_CONFIRMED}
+            flat.update({f"{prefix or 'hparams.' * (name in taken)}{name}": hparam for name, hparam in value.items()})
         elif key == "confirmed":
-            flat.update({name: (value or {}).get(name) for name in ("mean", "low", "high", "seeds", "is_tied")})
+            flat.update({name: (value or {}).get(name) for name in _CONFIRMED if prefix or name != "tied_with"})
         else:
             flat[key] = value
     return flat
@@ -71,6 +79,7 @@ def as_text(value: Any) -> str:
 
 
 def _print_table(rows: Sequence[Row]) -> None:
+    """Print rows as a table; on a terminal without the hyperparameters that do not fit, which are then named."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -79,21 +88,42 @@ def _print_table(rows: Sequence[Row]) -> None:
         print("none")
         return
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    # A column in which nothing is ever seen (no trial diverged, say) only takes room.
-    columns = [column for column in columns if any(row.get(column) not in (None, 0) for row in rows)]
+    columns = [column for column in columns if any(_is_told(column, row.get(column)) for row in rows)]
+    widths = {column: max(len(column), *(len(as_text(row.get(column))) for row in rows)) for column in columns}
     console = Console()
     if not console.is_terminal:
         console = Console(width=10_000)  # in a pipe or a file nothing is cut off
+    fitting = _fitting(widths, console.width)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        cells = [row.get(column) for row in rows]
-        is_number = any(isinstance(cell, int | float) for cell in cells)
-        # On a narrow terminal the hyperparameters are shortened, not the result.
-        width = max(len(column), *(len(as_text(cell)) for cell in cells)) if column in _RESULT_COLUMNS else None
-        table.add_column(Text(column), justify="right" if is_number else "left", no_wrap=True, min_width=width)
+    for column in fitting:
+        is_number = any(isinstance(row.get(column), int | float) for row in rows)
+        # Words are folded where they must be, numbers never.
+        table.add_column(
+            Text(column), justify="right" if is_number else "left", overflow="fold",
+            min_width=widths[column] if is_number or column in _RESULT_COLUMNS else None,
+        )  # fmt: skip
     for row in rows:
-        table.add_row(*(Text(as_text(row.get(column))) for column in columns))  # a bracket is no markup
+        table.add_row(*(Text(as_text(row.get(column))) for column in fitting))  # a bracket is no markup
     console.print(table)
+    left_out = [column for column in columns if column not in fitting]
+    if left_out:
+        print(f"tuner: not shown for want of room: {', '.join(left_out)}", file=sys.stderr)
+
+
+def _is_told(column: str, value: Any) -> bool:
+    """Return whether a value makes its column worth its room: not where no trial diverged, say."""
+    return value is not None and not (column in _COUNTS and value == 0)
+
+
+def _fitting(widths: Mapping[str, int], room: int) -> list[str]:
+    """Return the columns that fit, dropping from the end those that are neither results nor words to be folded."""
+    kept = list(widths)
+    for column in reversed(list(widths)):
+        if sum(min(widths[one], _FOLDED) if one in _WORDS else widths[one] for one in kept) + 2 * len(kept) - 2 <= room:
+            break
+        if column not in _RESULT_COLUMNS | _WORDS:
+            kept.remove(column)
+    return kept
 
 
 def _print_attempts(attempts: list[Row]) -> None:
@@ -124,12 +154,13 @@ def sparkline(values: Sequence[float], width: int = 40) -> str:
     count = min(width, len(values))
     edges = [len(values) * at // count for at in range(count + 1)]
     parts = [[one for one in values[start:stop] if math.isfinite(one)] for start, stop in itertools.pairwise(edges)]
-    means = [math.fsum(part) / len(part) if part else None for part in parts]
+    means = [math.fsum(one / len(part) for one in part) if part else None for part in parts]
     known = [mean for mean in means if mean is not None]
     low, high = min(known, default=0.0), max(known, default=0.0)
     top = len(_BARS) - 1
     return "".join(
-        "!" if mean is None else _BARS[round(top * (mean - low) / (high - low)) if high > low else 0] for mean in means
+        "!" if mean is None else _BARS[round(top * ((mean / 2 - low / 2) / (high / 2 - low / 2))) if high > low else 0]
+        for mean in means
     )
 
 

@@ -102,9 +102,7 @@ def say_ties(rows: Sequence[Row]) -> None:
     tied = [str(number) for number in confirmed["tied_with"]] if confirmed else []
     if tied:
         others = f"trial{'s' if len(tied) > 1 else ''} {', '.join(tied)}"
-        print(
-            f"tuner: trial {rows[0]['number']} cannot be told apart from {others} (95 %, paired seeds)", file=sys.stderr
-        )
+        print(f"tuner: trial {rows[0]['number']} cannot be told apart from {others} (95 %, Tukey)", file=sys.stderr)
 
 
 def _best(engine: Engine, study: str, count: int | None) -> list[Row]:

@@ -82,14 +82,14 @@ class Effort:
         outcome: How it ended.
         epochs: The last that it reported, 0 if none.
         device_s: Seconds of all attempts at it, times the devices of each.
-        compile_device_s: Of these, what the last attempt compiled.
+        epoch_device_s: Those of an epoch after the first, 0 if it is not known.
     """
 
     number: int
     outcome: Outcome
     epochs: int
     device_s: float
-    compile_device_s: float
+    epoch_device_s: float
 
 
 def read_efforts(engine: Engine, study_id: int) -> list[Effort]:
@@ -99,23 +99,29 @@ def read_efforts(engine: Engine, study_id: int) -> list[Effort]:
             attempts.c.trial_id,
             sa.func.sum((attempts.c.ended_at_s - attempts.c.started_at_s) * attempts.c.devices).label("device_s"),
             sa.func.max(attempts.c.devices).label("devices"),
+            sa.func.count().label("tries"),
         )
         .where(attempts.c.study_id == study_id, attempts.c.ended_at_s.is_not(None))
         .group_by(attempts.c.trial_id)
         .subquery()
     )
     reached = (
-        sa.select(reports.c.trial_id, sa.func.max(reports.c.epoch).label("epochs"))
+        sa.select(
+            reports.c.trial_id,
+            sa.func.max(reports.c.epoch).label("epochs"),
+            (sa.func.max(reports.c.epoch) - sa.func.min(reports.c.epoch)).label("between"),
+            (sa.func.max(reports.c.reported_at_s) - sa.func.min(reports.c.reported_at_s)).label("between_s"),
+        )
         .join(records, records.c.trial_id == reports.c.trial_id)
         .where(records.c.study_id == study_id)
         .group_by(reports.c.trial_id)
         .subquery()
     )
-    compile_s = sa.func.coalesce(records.c.compile_s, 0.0) * tried.c.devices
+    # Between the reports of one attempt: what comes before the first (compiling, the data) a longer trial has once too.
+    is_known = (tried.c.tries == 1) & (reached.c.between > 0) & reached.c.between_s.is_not(None)
+    epoch_s = sa.case((is_known, reached.c.between_s / reached.c.between * tried.c.devices), else_=0.0)
     query = (
-        sa.select(
-            trials.c.number, records.c.outcome, sa.func.coalesce(reached.c.epochs, 0), tried.c.device_s, compile_s
-        )
+        sa.select(trials.c.number, records.c.outcome, sa.func.coalesce(reached.c.epochs, 0), tried.c.device_s, epoch_s)
         .select_from(records.join(trials, trials.c.trial_id == records.c.trial_id))
         .join(tried, tried.c.trial_id == records.c.trial_id)
         .outerjoin(reached, reached.c.trial_id == records.c.trial_id)

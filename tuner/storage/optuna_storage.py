@@ -35,6 +35,7 @@ from tuner.storage.fences import Lease
 from tuner.storage.leases import store_attribute, store_params
 from tuner.storage.loading import copies, load_trial, load_trials, new_trial
 from tuner.storage.rungs import Rungs, enter_rung
+from tuner.storage.studies import delete
 from tuner.storage.tables import (
     studies,
     trial_intermediate_values,
@@ -166,7 +167,8 @@ class Storage(BaseStorage):
             self._known.pop(study_id, None)
             self._studies_of_new.clear()
             self._held = {trial_id: held for trial_id, held in self._held.items() if held.study_id != study_id}
-        self._cold(lambda: self._rdb.delete_study(study_id))
+        if not delete(self.engine, study_id):
+            raise KeyError(f"no study of id {study_id}")
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
         self._cold(lambda: self._rdb.set_study_user_attr(study_id, key, value))

@@ -152,15 +152,20 @@ def migrate(connection: Connection) -> None:
 
 
 def forget_deleted(connection: Connection) -> None:
-    """Let SQLite delete our rows with Optuna's: it gives the ids of deleted studies and trials to new ones.
+    """Let SQLite delete what belongs to a trial or a study with it: it gives their ids to new ones.
 
-    Postgres does it by the foreign keys; in SQLite these are off unless a connection switches them on, and other tools
-    delete as well.
+    Postgres does it by the foreign keys; in SQLite these are off unless a connection switches them on. Optuna deletes
+    what it has read before: a report that a worker stores meanwhile would become the next trial's.
     """
     if connection.dialect.name != "sqlite":
         return
-    for parent, key in (("trials", "trial_id"), ("studies", "study_id")):
+    present = set(sa.inspect(connection).get_table_names())
+    for parent, key, theirs in (
+        ("trials", "trial_id", tables.CHILDREN_OF_TRIALS),
+        ("studies", "study_id", tables.CHILDREN_OF_STUDIES),
+    ):
         ours = [table.name for table in tables.tuner_tables.sorted_tables if table.name != parent and key in table.c]
+        ours += [name for name in theirs if name in present]
         for name in ours:
             connection.exec_driver_sql(f"DELETE FROM {name} WHERE {key} NOT IN (SELECT {key} FROM {parent})")
         deletes = " ".join(f"DELETE FROM {name} WHERE {key} = old.{key};" for name in ours)

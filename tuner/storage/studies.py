@@ -18,7 +18,15 @@ from tuner.storage.dialect import clock, insert
 from tuner.storage.engine import write
 from tuner.storage.queries import RECORD_KEY, find_record
 from tuner.storage.schema import prepare
-from tuner.storage.tables import budgets, study_system_attributes, workers
+from tuner.storage.tables import (
+    CHILDREN_OF_STUDIES,
+    CHILDREN_OF_TRIALS,
+    budgets,
+    leases,
+    studies,
+    study_system_attributes,
+    workers,
+)
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -145,6 +153,31 @@ def leave(engine: Engine, worker: str) -> None:
         )
 
     write(engine, work)
+
+
+def delete(engine: Engine, study_id: int) -> bool:
+    """Delete a study with all its trials in one transaction; return whether there was one.
+
+    Concurrency: workers that hold its trials find their leases gone; nothing that they write comes afterwards.
+    """
+    of_study = "SELECT trial_id FROM trials WHERE study_id = :study_id"
+
+    def work(connection: Connection, _: int) -> bool:
+        given = {"study_id": study_id}
+        found = connection.execute(
+            sa.select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update()
+        ).first()
+        if found is None:
+            return False
+        # First of all: a write that is under way is waited for, later ones find no lease.
+        connection.execute(sa.text(f"DELETE FROM {leases.name} WHERE trial_id IN ({of_study})"), given)
+        for name in CHILDREN_OF_TRIALS:
+            connection.execute(sa.text(f"DELETE FROM {name} WHERE trial_id IN ({of_study})"), given)
+        for name in ("trials", *CHILDREN_OF_STUDIES, "studies"):
+            connection.execute(sa.text(f"DELETE FROM {name} WHERE study_id = :study_id"), given)
+        return True
+
+    return write(engine, work)
 
 
 def stop(engine: Engine, study_id: int) -> bool:

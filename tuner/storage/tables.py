@@ -104,6 +104,12 @@ trial_system_attributes = Table(
     Column("value_json", Text),
 )
 
+CHILDREN_OF_TRIALS = (
+    "trial_heartbeats", "trial_intermediate_values", "trial_params", "trial_system_attributes", "trial_user_attributes",
+    "trial_values",
+)  # fmt: skip
+CHILDREN_OF_STUDIES = ("study_directions", "study_system_attributes", "study_user_attributes")
+
 tuner_tables = MetaData()
 VERSION_TABLE = "tuner_alembic_version"
 

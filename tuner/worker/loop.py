@@ -16,7 +16,7 @@ from tuner.artifacts import artifacts_folder, study_folder
 from tuner.devices import DEVICES_VARIABLE
 from tuner.errors import LeaseLost, StorageLost, StudyStopped
 from tuner.failures import reason_to_stop
-from tuner.source import git_state
+from tuner.source import code_digest, git_state
 from tuner.storage import claims, storage_url, warn_of_password
 from tuner.storage.claims import Claimant, NoTrial
 from tuner.storage.dialect import now_s
@@ -123,6 +123,7 @@ class Place:
             "pid": os.getpid(),
             "devices": self.devices or f"cpu {os.cpu_count()}",
             "file": file,
+            "code": None if file is None else code_digest(Path(file)),
             "git": None if file is None else git_state(Path(file)),
             "versions": versions(),
         }

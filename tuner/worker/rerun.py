@@ -11,23 +11,24 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from tuner.errors import UsageError
-from tuner.results import best_rows
+from tuner.errors import StudyError, UsageError
+from tuner.results import best_rows, check_file
 from tuner.storage.confirmations import read_confirmations, store_confirmation
 from tuner.storage.lineage import read_metrics, read_study_file
-from tuner.storage.queries import StudyRow, find_study, read_trial
+from tuner.storage.queries import StudyRow, find_study, read_by_ids, read_trial
 from tuner.storage.studies import mode_of
-from tuner.study import Study, load_study, trial_seed
-from tuner.trial import Outcome, Report
+from tuner.study import Study, load_study, split_target, trial_seed
+from tuner.trial import Report
 
 
 @dataclass(frozen=True)
 class Rerunner:
-    """A study that is ready to train trials of it again: its row, the `Study`, and its data."""
+    """A study that is ready to train trials of it again: its row, the `Study`, its file, and its data."""
 
     engine: Engine
     row: StudyRow
     study: Study
+    file: Path
     splits: Any
 
     def train(self, params: Mapping[str, Any], seed: int, epochs: int) -> Iterator[Report]:
@@ -80,9 +81,12 @@ def open_study(engine: Engine, name: str, file: str | None, fixed: Mapping[str, 
         raise UsageError(f"the file of study {name!r} must be on this machine: there is no {path}; give --file")
     target = path if file is not None else f"{path}:{name}"
     study = load_study(target).changed(seed=row.record["seed"], fixed=fixed)
-    study.check_unchanged(row.record)
+    try:
+        study.check_unchanged(row.record)
+    except StudyError as error:
+        raise StudyError(f"{error}; what it was launched with by --set must be given again") from None
     use_persistent_cache()
-    return Rerunner(engine, row, study, study.data(study.seed))
+    return Rerunner(engine, row, study, split_target(target)[0], study.data(study.seed))
 
 
 # --- As it was
@@ -113,10 +117,11 @@ def reproduce(rerunner: Rerunner, number: int, say: Callable[[Report], None]) ->
 
     Raises:
         UnknownStudy: the study has no such trial.
-        UsageError: the trial has reported nothing.
+        UsageError: the trial has reported nothing, or the study's file has changed since it ran.
     """
     engine, study = rerunner.engine, rerunner.study
     trial = read_trial(engine, rerunner.row, number)
+    check_file(engine, trial, rerunner.file)
     recorded = {epoch: metrics for epoch, (_, metrics) in read_metrics(engine, trial.trial_id).items()}
     if not recorded:
         raise UsageError(f"a trial must have reported something to be compared with: trial {number} has not")
@@ -151,10 +156,11 @@ def relative(first: float, second: float) -> float:
 # --- With other seeds
 
 
-def confirm(rerunner: Rerunner, count: int, seeds: int, say: Callable[[int, int, float | None], None]) -> int:
-    """Train the best trials again, each with `seeds` other seeds, and store their objectives; return how many ran.
+def confirm(rerunner: Rerunner, count: int, seeds: int, say: Callable[[int, int, float | None], None]) -> None:
+    """Train the best trials again, each with `seeds` other seeds, and store their objectives.
 
-    What is stored already is not trained again.
+    What is stored already is not trained again. Trials that were confirmed before get as many seeds: only those that
+    all have are compared.
 
     Args:
         rerunner: The study.
@@ -163,7 +169,7 @@ def confirm(rerunner: Rerunner, count: int, seeds: int, say: Callable[[int, int,
         say: Called with trial, repeat and objective after each training.
 
     Raises:
-        UsageError: the study has several objectives, or no complete trial.
+        UsageError: the study has several objectives, no complete trial, or its file has changed since one ran.
     """
     engine, study, row = rerunner.engine, rerunner.study, rerunner.row
     if len(study.objectives) > 1:
@@ -171,13 +177,14 @@ def confirm(rerunner: Rerunner, count: int, seeds: int, say: Callable[[int, int,
     numbers = [best["number"] for best in best_rows(engine, study.name, count, confirmed=False)]
     if not numbers:
         raise UsageError(f"trials can be confirmed once some are complete: {study.name!r} has none")
-    ran = 0
-    for number in numbers:
-        trial = read_trial(engine, row, number)
-        assert trial.outcome is Outcome.COMPLETE
-        known = read_confirmations(engine, row.study_id).get(trial.trial_id, {})
+    known = read_confirmations(engine, row.study_id)
+    chosen = [read_trial(engine, row, number) for number in numbers]
+    chosen += [trial for trial in read_by_ids(engine, row, list(known)) if trial.number not in numbers]
+    for trial in chosen:
+        check_file(engine, trial, rerunner.file)
+    for trial in chosen:
         for repeat in range(1, seeds + 1):
-            if repeat in known:
+            if repeat in known.get(trial.trial_id, {}):
                 continue
             value = None
             for report in rerunner.train(trial.hparams, trial_seed(study.seed, repeat, "confirmation"), study.epochs):
@@ -186,6 +193,4 @@ def confirm(rerunner: Rerunner, count: int, seeds: int, say: Callable[[int, int,
                     value = None
                     break
             store_confirmation(engine, row.study_id, trial.trial_id, repeat, value)
-            say(number, repeat, value)
-            ran += 1
-    return ran
+            say(trial.number, repeat, value)
