@@ -1164,7 +1164,7 @@ def test_a_real_worker_says_where_it_runs_and_with_what(desk: Books) -> None:
     assert row["host"]
     assert row["pid"] > 0
     assert row["devices"].startswith("cpu ")
-    assert set(row["about"]) == {"file", "git", "versions"}
+    assert set(row["about"]) == {"file", "code", "git", "versions"}
     assert row["about"]["git"] == git_state(Path(__file__))
     assert {"python", "jax", "numpy"} <= set(row["about"]["versions"])
 
