@@ -95,6 +95,43 @@ for line in sys.stdin:
 """
 
 
+VANISHING = """
+import pathlib, shutil, sys, threading
+import numpy as np
+from tuner.training import checkpoint_files as files
+
+root, ended, failures = pathlib.Path(sys.argv[1]), threading.Event(), 0
+
+
+def remove():
+    while not ended.wait(0.002):
+        shutil.rmtree(root, ignore_errors=True)
+
+
+remover = threading.Thread(target=remove)
+remover.start()
+try:
+    for step in range(150):
+        try:
+            files.add(root / "latest", files.Content(step, {f"{i}": np.ones(500) * i for i in range(30)}, {}), 1)
+        except (OSError, ValueError):
+            failures += 1
+finally:
+    ended.set()
+    remover.join()
+print(failures)
+"""
+
+
+def test_a_folder_that_vanishes_under_a_save_is_an_error_and_no_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", VANISHING, str(tmp_path / "series")]
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+
+    assert int(done.stdout) > 50, "the folder did vanish"
+    assert done.stderr == ""
+
+
 @pytest.fixture
 def zygote() -> Iterator[subprocess.Popen[str]]:
     """A process that has everything imported and forks a writer for each line it is given."""

@@ -458,3 +458,8 @@ def test_of_asyncio_only_writes_that_failed_before_are_unsaid(saved: Path, caplo
     logging.getLogger("asyncio").error(late.format("of somebody else"))
     logging.getLogger("asyncio").error("/ocdbt is fine")
     assert len(caplog.records) == 2
+    of_task = "Task exception was never retrieved\nfuture: <Task finished>"
+    logging.getLogger("asyncio").error(of_task, exc_info=ValueError("NOT_FOUND: /a/ocdbt.process_0/d/1"))
+    assert len(caplog.records) == 2
+    logging.getLogger("asyncio").error(of_task, exc_info=ValueError("of somebody else"))
+    assert len(caplog.records) == 3

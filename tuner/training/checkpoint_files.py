@@ -7,6 +7,7 @@ number that no other has: so it is complete or not there, and nothing is ever re
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import hashlib
@@ -16,7 +17,9 @@ import logging
 import math
 import os
 import shutil
+import sys
 import tempfile
+import traceback
 import urllib.parse
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -263,6 +266,8 @@ def _orbax_handler() -> Iterator[Any]:
 
     logging.getLogger("absl").addFilter(_is_not_from_orbax)
     logging.getLogger("asyncio").addFilter(_is_no_late_write)
+    if not isinstance(sys.unraisablehook, _LateWrites):
+        sys.unraisablehook = _LateWrites(sys.unraisablehook)
     with contextlib.closing(orbax.checkpoint.PyTreeCheckpointHandler()) as handler:
         yield handler
 
@@ -273,8 +278,25 @@ def _is_not_from_orbax(record: logging.LogRecord) -> bool:
 
 def _is_no_late_write(record: logging.LogRecord) -> bool:
     """Tell what Orbax has raised already from what asyncio says of its other writes, some time after they failed."""
-    message = record.getMessage()
-    return not (message.startswith("Future exception was never retrieved") and "/ocdbt" in message)
+    said = record.getMessage()
+    error = record.exc_info[1] if record.exc_info else None  # what a task says of itself is cut short
+    return not ("exception was never retrieved" in said and "/ocdbt" in f"{said} {error}")
+
+
+@dataclass(frozen=True)
+class _LateWrites:
+    """What hears of errors that nobody can catch, but for what TensorStore's threads say after a failed save.
+
+    Orbax has raised the first failure and closed its event loop; the other writes end later and find it closed.
+    """
+
+    then: Callable[[Any], Any]
+
+    def __call__(self, unraisable: Any) -> None:
+        frames = [frame.f_code for frame, _ in traceback.walk_tb(unraisable.exc_traceback)]
+        by_no_python = frames[:1] == [asyncio.BaseEventLoop.call_soon_threadsafe.__code__]
+        if not (by_no_python and str(unraisable.exc_value) == "Event loop is closed"):
+            self.then(unraisable)
 
 
 def one_line(error: BaseException) -> str:
