@@ -288,6 +288,10 @@ def test_attributes_of_a_held_trial_go_through(place: Place, text: str) -> None:
     trial.set_user_attr(f"u {text}", {**value, "tuple": (1.5, True)})
     trial.set_user_attr(f"u {text}", {**value, "tuple": (1.5, True)})  # again
     trial.storage.set_trial_system_attr(trial._trial_id, f"s {text}", text)
+    assert place.stored()[0].system_attrs == {}, "what a sampler notes is written with what it suggests"
+    trial.storage.flush(trial._trial_id)
+    trial.storage.set_trial_system_attr(trial._trial_id, f"s {text}", text)  # later at once
+    assert place.stored()[0].system_attrs == {f"s {text}": text}
     (stored,), held = place.stored(), place.one.get_trial(trial._trial_id)
     assert stored.user_attrs == held.user_attrs == {f"u {text}": value}
     assert stored.system_attrs == held.system_attrs == {f"s {text}": text}
@@ -320,12 +324,13 @@ def test_nothing_is_written_to_a_trial_that_was_taken_over(place: Place, taker: 
 def test_a_trial_that_was_taken_over_is_held_with_what_its_first_worker_wrote(place: Place) -> None:
     lease, trial = place.hold(lease_s=-1.0)
     suggested = suggest_three(trial)
-    leases.store_params(place.two.engine, lease, place.one._held[lease.trial_id].new_params)
+    leases.store_suggested(place.two.engine, lease, place.one._held[lease.trial_id].new_params, {"noted": "1"})
     trial.set_user_attr("k", [1])
 
     taken, again = place.hold(place.two, worker="two")
     assert (taken.trial_id, taken.is_new) == (lease.trial_id, False)
     assert (again.params, again.user_attrs) == (suggested, {"k": [1]})
+    assert place.one.get_trial(lease.trial_id).system_attrs == {} != place.two.get_trial(lease.trial_id).system_attrs
     with statements(place.two) as sent:
         assert suggest_three(again) == suggested
         place.two.flush(taken.trial_id)
@@ -733,6 +738,7 @@ def test_long_texts_are_kept_whole(place: Place, size: int) -> None:
             place.one.set_trial_user_attr(key, name, value)
             place.one.set_trial_system_attr(key, name, value)
 
+    place.one.flush(lease.trial_id)
     place.one.drop(lease.trial_id)
     for trial in place.one.get_all_trials(place.study_id):
         assert trial.user_attrs == trial.system_attrs == {"value": text, text[:512]: [text]}
@@ -795,9 +801,9 @@ def test_plain_optuna_may_work_on_our_study_meanwhile(place: Place) -> None:
     ours.enqueue_trial({"x": 0.375})
     assert ours.ask().suggest_float("x", 0.0, 1.0) == 0.125
     assert theirs.ask().suggest_float("x", 0.0, 1.0) == 0.375
-    template = optuna.create_trial(value=-1.0, params={"x": 0.5}, distributions={"x": FloatDistribution(0.0, 1.0)})
-    theirs.add_trial(template)
-    ours.add_trial(template)
+    for study, value in ((theirs, -1.0), (ours, -0.5)):
+        distributions = {"x": FloatDistribution(0.0, 1.0)}
+        study.add_trial(optuna.create_trial(value=value, params={"x": 0.5}, distributions=distributions))
     theirs.set_user_attr("theirs", [1])
     ours.set_user_attr("ours", {"a": "%s"})
     ours.set_user_attr("ours", {"a": ":x"})

@@ -365,7 +365,8 @@ def test_a_decision_reads_no_trials(storage: Storage, pruner: BasePruner, monkey
         for trial_id, bracket, rung, *_ in Rung(storage, study._study_id).rows()
         if trial_id == trial.trial_id
     }
-    assert set(counts[step] for step in entered) <= {3, 4}  # on SQLite with its BEGIN
+    messages = 3 if storage.engine.dialect.name == "sqlite" else 2  # the lock, what is new, our own place
+    assert {counts[step] for step in entered} == {messages}
     assert {step for step, count in counts.items() if count} == entered
     assert entered
 
@@ -376,7 +377,7 @@ def test_several_rungs_at_once_cost_the_same_each(storage: Storage) -> None:
     trial = ByWorker(study)
     with statements(storage) as sent:
         assert not trial.should_prune(9, 0.25)
-    assert len(sent) == 9
+    assert len(sent) == (9 if storage.engine.dialect.name == "sqlite" else 6)
     with statements(storage) as sent:
         assert not trial.should_prune(10, 99.0)
     assert sent == []

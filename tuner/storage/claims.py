@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +17,7 @@ from tuner.errors import UnknownStudy
 from tuner.failures import ANY_FAILURES, reason_to_stop
 from tuner.storage.dialect import clock, greatest, ids_value, of_study, one_of, run_prepared, utc_now
 from tuner.storage.engine import read, write, write_once
-from tuner.storage.fences import Lease, run_write
+from tuner.storage.fences import Lease, Write, insertion, run_with, run_write
 from tuner.storage.hours import Hours, count_hours
 from tuner.storage.leases import endings
 from tuner.storage.tables import attempts, budgets, leases, records, studies, trials, workers
@@ -143,11 +142,10 @@ def claim(engine: Engine, claimant: Claimant) -> Lease | NoTrial:
             standing = _standing(connection, claimant)
         if settled.used + standing.used + standing.running >= claimant.trials:
             return NoTrial.WAIT
-        queued = _start_queued(connection, standing)
+        queued = _start_queued(connection, claimant, standing)
         trial_id, number = queued or _create(connection, claimant, standing)
-        fence = _open_lease(connection, claimant, trial_id, now_s)
         settled = _settle(connection, claimant, standing, trial_id)
-        return Lease(trial_id, number, claimant.worker, fence, claimant.lease_s, is_new=queued is None)
+        return Lease(trial_id, number, claimant.worker, 1, claimant.lease_s, is_new=queued is None)
 
     claimed = write(engine, work)
     claimant.settled = settled
@@ -314,24 +312,15 @@ def _hours_are_spent(connection: Connection, claimant: Claimant, now_s: float) -
     return used.wall_s >= (claimant.wall_s or math.inf) or used.device_s >= (claimant.device_s or math.inf)
 
 
-def _open_lease(connection: Connection, claimant: Claimant, trial_id: int, now_s: float) -> int:
-    """Write the lease of a trial that has just been started, and its first attempt; return its fence."""
-    row = {"trial_id": trial_id, "worker": claimant.worker, "fence": 1, "deaths": 0}
-    _insert(connection, leases, {**row, "expires_at_s": now_s + claimant.lease_s})
-    _open_attempt(connection, claimant, trial_id, 1, now_s)
-    return 1
+def _first_lease(claimant: Claimant, now_s: float) -> list[Write]:
+    """Return the writes of the lease of a trial that is just being started, and of its first attempt."""
+    lease = {"worker": claimant.worker, "fence": 1, "deaths": 0, "expires_at_s": now_s + claimant.lease_s}
+    return [insertion(leases, lease), _attempt(claimant, 1, now_s)]
 
 
-def _insert(connection: Connection, table: sa.Table, row: Mapping[str, Any]) -> None:
-    def build() -> Any:
-        return table.insert().values({name: sa.bindparam(name, type_=table.c[name].type) for name in row}).inline()
-
-    run_prepared(connection, ("insert", table.name, *row), build, row)
-
-
-def _open_attempt(connection: Connection, claimant: Claimant, trial_id: int, fence: int, now_s: float) -> None:
-    row = {"trial_id": trial_id, "fence": fence, "study_id": claimant.study_id, "worker": claimant.worker}
-    _insert(connection, attempts, {**row, "devices": claimant.devices, "started_at_s": now_s})
+def _attempt(claimant: Claimant, fence: int, now_s: float) -> Write:
+    row = {"fence": fence, "study_id": claimant.study_id, "worker": claimant.worker}
+    return insertion(attempts, {**row, "devices": claimant.devices, "started_at_s": now_s})
 
 
 def _adopt(connection: Connection, claimant: Claimant, now_s: float) -> Lease | None:
@@ -361,7 +350,7 @@ def _adopt(connection: Connection, claimant: Claimant, now_s: float) -> Lease | 
             .where(leases.c.trial_id == row.trial_id)
             .values(worker=claimant.worker, fence=row.fence + 1, deaths=deaths, expires_at_s=now_s + claimant.lease_s)
         )
-        _open_attempt(connection, claimant, row.trial_id, row.fence + 1, now_s)
+        run_write(connection, row.trial_id, _attempt(claimant, row.fence + 1, now_s))
         return Lease(row.trial_id, row.number, claimant.worker, row.fence + 1, claimant.lease_s)
     return None
 
@@ -385,7 +374,7 @@ def _end_deadly(connection: Connection, claimant: Claimant, row: sa.Row[Any], de
     connection.execute(leases.delete().where(leases.c.trial_id == row.trial_id))
 
 
-def _start_queued(connection: Connection, standing: _Standing) -> tuple[int, int] | None:
+def _start_queued(connection: Connection, claimant: Claimant, standing: _Standing) -> tuple[int, int] | None:
     if standing.queued is None:
         return None
     statement = (
@@ -395,7 +384,11 @@ def _start_queued(connection: Connection, standing: _Standing) -> tuple[int, int
         .returning(trials.c.trial_id, trials.c.number)
     )
     row = connection.execute(statement).first()
-    return None if row is None else (row[0], row[1])
+    if row is None:
+        return None
+    for one in _first_lease(claimant, standing.now_s):
+        run_write(connection, row[0], one)
+    return row[0], row[1]
 
 
 def _create(connection: Connection, claimant: Claimant, standing: _Standing) -> tuple[int, int]:
@@ -407,7 +400,9 @@ def _create(connection: Connection, claimant: Claimant, standing: _Standing) -> 
         return trials.insert().values({**row, **started}).returning(trials.c.trial_id)
 
     values = {"number": number, "study_id": claimant.study_id}
-    return run_prepared(connection, "create trial", build, values).scalar_one(), number
+    trial_id = run_with(connection, "create trial", build, values, _first_lease(claimant, standing.now_s))
+    assert trial_id is not None
+    return trial_id, number
 
 
 def release_all(engine: Engine, worker: str, *, died: bool) -> None:

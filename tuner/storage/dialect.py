@@ -74,7 +74,7 @@ def ids_value(dialect: str, ids: Collection[int]) -> Any:
     return json.dumps(list(ids)) if dialect == "sqlite" else list(ids)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Text:
     """A statement's text, the names of its values in their order, and the values that it brings itself."""
 
@@ -90,7 +90,12 @@ _servers_prepare = True
 
 
 def run_prepared(
-    connection: Connection, key: Hashable, build: Callable[[], Any], values: Mapping[str, Any]
+    connection: Connection,
+    key: Hashable,
+    build: Callable[[], Any],
+    values: Mapping[str, Any],
+    *,
+    after: tuple[Hashable, Callable[[], Any]] | None = None,
 ) -> sa.CursorResult[Any]:
     """Run a statement whose text is made once in a process, and on Postgres planned once for a connection.
 
@@ -103,32 +108,52 @@ def run_prepared(
         key: What tells the statement from others.
         build: Makes it, with `sqlalchemy.bindparam`s for all values.
         values: Their values by name; numbers, texts, None, and what `ids_value` makes.
+        after: Key and maker of a statement to run before it, for the same values; Postgres gets both in one message.
 
     Returns:
         The rows as the driver has them: without SQLAlchemy's types.
     """
+    statements = [_made(connection, *statement) for statement in (*([after] if after else []), (key, build))]
+    values = dict(values)
+    for made in statements:
+        values |= made.constants
+    if connection.dialect.name == "sqlite":
+        results = [
+            connection.exec_driver_sql(made.text, tuple(values[name] for name in made.names)) for made in statements
+        ]
+        return results[-1]
+    if not _servers_prepare:
+        return connection.exec_driver_sql("; ".join(map(_with_places, statements)), values)
+    try:
+        several = [_prepared(connection, made) for made in statements]
+        return connection.exec_driver_sql("; ".join(several), values)
+    except DBAPIError as error:
+        _note_pooler(error)
+        raise
+
+
+def _made(connection: Connection, key: Hashable, build: Callable[[], Any]) -> _Text:
     dialect = connection.dialect.name
     made = _TEXTS.get((dialect, key))
     if made is None:
         made = _TEXTS[dialect, key] = _compile(dialect, build())
-    values = {**made.constants, **values}
-    if dialect == "sqlite":
-        return connection.exec_driver_sql(made.text, tuple(values[name] for name in made.names))
-    places = ", ".join(f"%({name})s" for name in made.names)
-    if not _servers_prepare:
-        text = re.sub(r"\$(\d+)", lambda found: f"%({made.names[int(found[1]) - 1]})s", made.text.replace("%", "%%"))
-        return connection.exec_driver_sql(text, values)
-    prepared = connection.info.setdefault(_PREPARED, {})
-    name = prepared.get(key)
-    try:
-        if name is None:
-            name = f"tuner_{len(prepared)}"
-            connection.exec_driver_sql(f"PREPARE {name} AS {made.text}".replace("%", "%%"))
-            prepared[key] = name
-        return connection.exec_driver_sql(f"EXECUTE {name} ({places})" if places else f"EXECUTE {name}", values)
-    except DBAPIError as error:
-        _note_pooler(error)
-        raise
+    return made
+
+
+def _with_places(made: _Text) -> str:
+    """Return a statement for Postgres with the driver's places for its values."""
+    return re.sub(r"\$(\d+)", lambda found: f"%({made.names[int(found[1]) - 1]})s", made.text.replace("%", "%%"))
+
+
+def _prepared(connection: Connection, made: _Text) -> str:
+    """Return the call of a statement that this connection has prepared, now if not before."""
+    calls = connection.info.setdefault(_PREPARED, {})
+    call = calls.get(made)
+    if call is None:
+        name, places = f"tuner_{len(calls)}", ", ".join(f"%({name})s" for name in made.names)
+        connection.exec_driver_sql(f"PREPARE {name} AS {made.text}".replace("%", "%%"))
+        call = calls[made] = f"EXECUTE {name} ({places})" if places else f"EXECUTE {name}"
+    return call
 
 
 def _compile(dialect: str, statement: Any) -> _Text:

@@ -77,26 +77,43 @@ def fenced(connection: Connection, lease: Lease, change: str, writes: Sequence[W
         change: `extend`, `release` or `end`.
         writes: What else to do, in any order.
     """
-    dialect = connection.dialect.name
     values: dict[str, Any] = {"held_id": lease.trial_id, "fence": lease.fence, "worker": lease.worker}
     if change == "extend":
         values["lease_s"] = lease.lease_s
-    if dialect == "sqlite":
-        if run_prepared(connection, change, lambda: _change(dialect, change), values).rowcount != 1:
-            return False
-        for write in writes:
-            run_write(connection, lease.trial_id, write)
-        return True
+    dialect = connection.dialect.name
+    return run_with(connection, change, lambda: _change(dialect, change), values, writes) is not None
 
-    def build() -> sa.Select[Any]:
-        held = _change(dialect, change).returning(leases.c.trial_id).cte("held")
+
+def run_with(
+    connection: Connection, key: str, build: Callable[[], Any], values: Mapping[str, Any], writes: Sequence[Write]
+) -> int | None:
+    """Do a change to one trial, and writes for the trial that it changed: on Postgres in one statement.
+
+    Args:
+        connection: A connection; on SQLite in a transaction.
+        key: As that of `run_prepared`.
+        build: As that of `run_prepared`; the change returns a trial's id, or no row.
+        values: As those of `run_prepared`.
+        writes: What else to do, in any order.
+
+    Returns:
+        The trial's id; None if nothing was done.
+    """
+    if connection.dialect.name == "sqlite":
+        trial_id = run_prepared(connection, key, build, values).scalar_one_or_none()
+        if trial_id is not None:
+            for write in writes:
+                run_write(connection, trial_id, write)
+        return trial_id
+
+    def with_writes() -> sa.Select[Any]:
+        held = build().cte("held")
         several = [write.make(held, Bind(f"w{at}_")).cte(f"write_{at}") for at, write in enumerate(writes)]
         return sa.select(held.c.trial_id).add_cte(*several)
 
-    for at, write in enumerate(writes):
-        values |= {f"w{at}_{name}": value for name, value in write.values.items()}
-    key = (change, *(write.key for write in writes))
-    return run_prepared(connection, key, build, values).first() is not None
+    theirs = {f"w{at}_{name}": value for at, write in enumerate(writes) for name, value in write.values.items()}
+    whole_key = (key, *(write.key for write in writes))
+    return run_prepared(connection, whole_key, with_writes, {**values, **theirs}).scalar_one_or_none()
 
 
 def _change(dialect: str, change: str) -> Any:
@@ -111,12 +128,22 @@ def _change(dialect: str, change: str) -> Any:
         leases.c.worker == place("worker", sa.Text()),
         # Another Optuna tool may have ended the trial, or deleted its study.
         sa.exists().where(trials.c.trial_id == held_id, trials.c.state == sa.literal_column("'RUNNING'")),
-    )
+    ).returning(leases.c.trial_id)
     if change == "extend":
         return statement.values(expires_at_s=clock(dialect) + place("lease_s", sa.Float(53)))
     if change == "release":
         return statement.values(worker=sa.null(), expires_at_s=sa.literal_column("0.0"))
     return statement
+
+
+def insertion(table: sa.Table, row: Mapping[str, Any]) -> Write:
+    """Return the write that adds a trial's row, given without its `trial_id`."""
+
+    def make(held: sa.FromClause, bind: Bind) -> Any:
+        source = sa.select(held.c.trial_id, *(bind(name, table.c[name]).label(name) for name in row))
+        return table.insert().from_select(["trial_id", *row], source)
+
+    return Write(("insert", table.name, *row), row, make)
 
 
 def lost_lease(lease: Lease) -> LeaseLost:

@@ -38,14 +38,28 @@ def renew(engine: Engine, lease: Lease) -> None:
     write_held(engine, lease)
 
 
-def store_params(engine: Engine, lease: Lease, params: Sequence[tuple[str, float, str]]) -> None:
-    """Store hyperparameters, each as name, Optuna's number for its value, and its distribution as JSON.
+def store_suggested(
+    engine: Engine, lease: Lease, params: Sequence[tuple[str, float, str]], attributes: Mapping[str, str]
+) -> None:
+    """Store what a sampler has suggested, and what it notes of that.
+
+    Args:
+        engine: The storage's engine.
+        lease: The trial's.
+        params: Hyperparameters, each as name, Optuna's number for its value, and its distribution as JSON.
+        attributes: System attributes as JSON.
 
     Raises:
         LeaseLost: another worker has the trial.
     """
-    rows = [{"param_name": name, "param_value": number, "distribution_json": text} for name, number, text in params]
-    write_held(engine, lease, upsert(engine.dialect.name, trial_params, rows, "param_name"))
+    dialect, writes = engine.dialect.name, []
+    if params:
+        rows = [{"param_name": name, "param_value": number, "distribution_json": text} for name, number, text in params]
+        writes.append(upsert(dialect, trial_params, rows, "param_name"))
+    if attributes:
+        rows = [{"key": key, "value_json": text} for key, text in attributes.items()]
+        writes.append(upsert(dialect, trial_system_attributes, rows, "key"))
+    write_held(engine, lease, *writes)
 
 
 def store_attribute(engine: Engine, lease: Lease, table: sa.Table, key: str, value: Any) -> None:

@@ -32,7 +32,7 @@ from tuner.storage.dialect import insert, run_prepared
 from tuner.storage.encoding import stored_number
 from tuner.storage.engine import IMPATIENT, Patience, lost, new_engine, patient, read, retried, write, write_once
 from tuner.storage.fences import Lease
-from tuner.storage.leases import store_attribute, store_params
+from tuner.storage.leases import store_attribute, store_suggested
 from tuner.storage.loading import copies, load_trial, load_trials, new_trial
 from tuner.storage.rungs import Rungs, enter_rung
 from tuner.storage.studies import delete
@@ -91,13 +91,16 @@ class _Held:
     study_id: int
     trial: FrozenTrial
     new_params: list[tuple[str, float, str]] = field(default_factory=list)
+    new_attributes: dict[str, str] = field(default_factory=dict)
+    """System attributes of the time before the first `flush`: samplers note there what they suggest."""
+    is_suggested: bool = False
 
 
 class Storage(BaseStorage):
     """Optuna's storage on SQLite or Postgres.
 
     Trials that have ended are read once and kept; others are read again when asked for, all in two statements. A trial
-    whose lease is handed to `hold` is served from memory, and its hyperparameters are written together by `flush`.
+    whose lease is handed to `hold` is served from memory, and what is suggested for it is written together by `flush`.
 
     Args:
         url: The database's URL.
@@ -226,15 +229,16 @@ class Storage(BaseStorage):
             self._held[lease.trial_id] = _Held(lease, study_id, trial)
 
     def flush(self, trial_id: int) -> None:
-        """Write the hyperparameters that were suggested since the last time, together.
+        """Write the hyperparameters that were suggested since the last time and the sampler's notes on them, together.
 
         Raises:
             LeaseLost: another worker has the trial.
         """
         held = self._held[trial_id]
-        if held.new_params:
-            store_params(self.engine, held.lease, held.new_params)
-            held.new_params = []
+        held.is_suggested = True
+        if held.new_params or held.new_attributes:
+            store_suggested(self.engine, held.lease, held.new_params, held.new_attributes)
+        held.new_params, held.new_attributes = [], {}
 
     def drop(self, trial_id: int) -> None:
         """Forget a trial that was held."""
@@ -397,9 +401,13 @@ class Storage(BaseStorage):
         if held is None:
             self._insert(trial_id, table, {"key": key, "value_json": json.dumps(value)}, ("value_json",))
             return
-        store_attribute(self.engine, held.lease, table, key, value)
+        text = json.dumps(value)
+        if table is trial_system_attributes and not held.is_suggested:
+            held.new_attributes[key] = text
+        else:
+            store_attribute(self.engine, held.lease, table, key, value)
         attributes = held.trial._user_attrs if table is trial_user_attributes else held.trial._system_attrs
-        attributes[key] = json.loads(json.dumps(value))
+        attributes[key] = json.loads(text)
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         held = self._held.get(trial_id)

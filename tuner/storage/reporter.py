@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from sqlalchemy import Engine
 
 from tuner.errors import StorageLost
-from tuner.storage.engine import PROMPT, patient, tell_away
+from tuner.storage.engine import tell_away
 from tuner.storage.fences import Lease
 from tuner.storage.leases import report
 from tuner.trial import Report
@@ -21,13 +21,13 @@ class Reporter:
     """Stores the reports of one trial.
 
     Args:
-        engine: The storage's engine.
+        engine: The storage's engine, `PROMPT`: training does not wait.
         lease: The trial's.
         objective: The metric that Optuna is told as well; None if there are several objectives.
     """
 
     def __init__(self, engine: Engine, lease: Lease, objective: str | None) -> None:
-        self._engine, self._lease, self._objective = patient(engine, PROMPT), lease, objective
+        self._engine, self._lease, self._objective = engine, lease, objective
         self._kept: dict[int, Report] = {}
         self._pause_s, self._next_try_s = 0.0, 0.0
 

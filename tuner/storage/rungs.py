@@ -79,8 +79,8 @@ def enter_rung(
     place = {"study_id": study_id, "bracket": bracket, "rung": rung, "trial_id": trial_id}
 
     def work(connection: Connection, _: int) -> bool:
-        run_prepared(connection, "lock rungs", _lock, {"study_id": study_id})
-        for row in run_prepared(connection, "new in rungs", _news, {"study_id": study_id, "newest": known.newest}):
+        news = {"study_id": study_id, "newest": known.newest}
+        for row in run_prepared(connection, "new in rungs", _news, news, after=("lock rungs", _lock)):
             known.add(*row)
         decided = known.decided.get((trial_id, rung))
         if decided is not None:

@@ -12,7 +12,6 @@ from tuner.errors import LeaseLost, StorageLost, TrialPruned, TunerError
 from tuner.failures import describe, storable
 from tuner.search import TrialPruner
 from tuner.storage import claims, hide_password, leases
-from tuner.storage.engine import PROMPT, patient
 from tuner.storage.fences import Lease
 from tuner.storage.queries import rank_of, superfluous
 from tuner.storage.renewal import Watch, renewed
@@ -42,7 +41,7 @@ class Attempt:
     def __init__(self, worker: Worker, lease: Lease) -> None:
         self.worker, self.lease, self.study = worker, lease, worker.study
         self.objectives = worker.study.objectives
-        self.reporter = Reporter(worker.engine, lease, self.objectives[0] if len(self.objectives) == 1 else None)
+        self.reporter = Reporter(worker.prompt_engine, lease, self.objectives[0] if len(self.objectives) == 1 else None)
         self.watch = Watch()
         self.clock = worker.place.clock
         self.began = time.perf_counter(), self.clock.total_s, self.clock.count
@@ -59,7 +58,7 @@ class Attempt:
         worker, lease = self.worker, self.lease
         folder = trial_folder(worker.folder, lease.number)
         checkpoints = Checkpoints(folder, every_s=self.study.save_every_s, writes_best=False)
-        must_stop = partial(claims.must_stop, patient(worker.engine, PROMPT), worker.claimant)
+        must_stop = partial(claims.must_stop, worker.prompt_engine, worker.claimant)
         with renewed(worker.engine, lease, must_stop) as self.watch, checkpoints, self._held():
             try:
                 trial = self._ask()
@@ -153,7 +152,7 @@ class Attempt:
     def _is_hopeless(self, pruner: TrialPruner, epoch: int, value: float) -> bool:
         """Ask the pruner; a database that goes away meanwhile is not waited for, and prunes nothing."""
         storage = self.worker.storage
-        waiting, storage.engine = storage.engine, patient(storage.engine, PROMPT)
+        waiting, storage.engine = storage.engine, self.worker.prompt_engine
         try:
             return pruner.should_prune(epoch, value)
         except StorageLost:

@@ -20,7 +20,7 @@ from tuner.source import code_digest, git_state
 from tuner.storage import claims, storage_url, warn_of_password
 from tuner.storage.claims import Claimant, NoTrial
 from tuner.storage.dialect import now_s
-from tuner.storage.engine import IMPATIENT, Patience, patient
+from tuner.storage.engine import IMPATIENT, PROMPT, Patience, patient
 from tuner.storage.fences import Lease
 from tuner.storage.queries import last_errors
 from tuner.storage.studies import join, leave, mode_of, register
@@ -146,6 +146,7 @@ class Worker:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.study, self.splits, self.storage, self.engine = study, splits, storage, storage.engine
+        self.prompt_engine = patient(self.engine, PROMPT)
         self.say, self.stop, self.place = say, stop, place
         registered = register(storage, self.engine, study.name, study.all_directions, study.record())
         study.check_unchanged(registered.record)
@@ -169,6 +170,7 @@ class Worker:
             failures_since_s=now_s(self.engine) - launched_for_s,
         )
         self.claimed_any = False
+        self.common_space: Any = None
         self.modes: dict[str, str] = {}
 
     def run(self) -> None:
@@ -230,7 +232,15 @@ class Worker:
         if sampler is self.study.sampler and is_first and (lease.number > 0 or lease.fence > 1):
             # An Optuna object starts from its own seed in every process: all workers would suggest the same.
             sampler.reseed_rng()
+        self._share_space(sampler)
         return sampler
+
+    def _share_space(self, sampler: Any) -> None:
+        """Hand on which parameters all trials have in common: a new sampler would look through all of them again."""
+        from optuna.search_space import IntersectionSearchSpace
+
+        if isinstance(getattr(sampler, "_search_space", None), IntersectionSearchSpace):
+            self.common_space = sampler._search_space = self.common_space or sampler._search_space
 
     def mode_of(self, program: str, measure: Callable[[], str]) -> str:
         """Return whether a program runs as scan or as steps, as this study has it."""

@@ -1,0 +1,82 @@
+"""A worker's loop beside what each trial needs anew."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+import pytest
+from optuna.search_space import intersection
+from storage_tools import opened
+
+from tuner import Space, Study, choice, log_uniform, uniform
+from tuner.training import ArrayDataset, TrainerModule
+from tuner.trial import Report
+from tuner.worker import run_worker
+from tuner.worker.loop import Worker
+
+
+class Searched(Space):
+    slope: float = uniform(-2.0, 6.0)
+    learning_rate: float = log_uniform(1e-4, 1.0)
+    kind: str = choice("a", "b", "c")
+
+
+class Costless(TrainerModule):
+    """Reports a value without training."""
+
+    def init_model(self, hparams: Any) -> nn.Module:
+        return nn.Dense(1)
+
+    def loss(self, outputs: Any, batch: Any, hparams: Any) -> Any:
+        return (outputs[:, 0] - batch["targets"]) ** 2, {}
+
+    def train_model(self, hparams: Searched, splits: Any, *, epochs: int, **options: Any) -> Any:
+        yield Report(1, 1, {"loss": abs(hparams.slope) + len(hparams.kind) * math.log(hparams.learning_rate)})
+
+
+def a_few_numbers(seed: int) -> Any:
+    inputs = np.random.default_rng(seed).normal(size=(20, 2))
+    return ArrayDataset(inputs=inputs, targets=inputs.sum(1)).split(0.2, seed)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes"])
+def test_what_all_trials_have_in_common_is_handed_from_sampler_to_sampler(
+    sampler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[int] = []
+
+    def looking(trials: list[Any], include_pruned: bool, space: Any, known: int) -> Any:
+        looked_at.append(sum(trial.number >= known for trial in trials))
+        return calculate(trials, include_pruned, space, known)
+
+    def run(name: str) -> list[dict[str, Any]]:
+        looked_at.clear()
+        study = Study(
+            name="common",
+            space=Searched,
+            trainer=Costless(),
+            data=a_few_numbers,
+            objective="loss",
+            direction="minimize",
+            epochs=1,
+            trials=16,
+            sampler=sampler,
+            keep_best=0,
+        )
+        url = f"sqlite:///{tmp_path}/{name}.db"
+        run_worker(study, url, artifacts=str(tmp_path / name))
+        with opened(url) as storage:
+            return [trial.params for trial in storage.get_all_trials(storage.get_study_id_from_name("common"))]
+
+    calculate = intersection._calculate
+    monkeypatch.setattr(intersection, "_calculate", looking)
+    handed_on = run("one")
+    assert len(looked_at) == 16
+    assert max(looked_at) <= 2
+    monkeypatch.setattr(Worker, "_share_space", lambda *_: None)
+    assert run("two") == handed_on
+    assert max(looked_at) == 16
