@@ -39,7 +39,7 @@ def fill(desk: Desk) -> None:
     )  # fmt: skip
     for outcome in (Outcome.COMPLETE, Outcome.PRUNED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outcome.FAILED):
         lease = desk.claim(budget=50)
-        leases.store_params(desk.engine, lease, [("x", lease.number / 10, FLOAT)])
+        leases.store_suggested(desk.engine, lease, [("x", lease.number / 10, FLOAT)], {})
         report(desk, lease, 1, 2, accuracy=0.25 + lease.number)
         if outcome is Outcome.DIVERGED:
             values = {"loss": math.nan, "accuracy": math.inf, "low": -math.inf}
@@ -62,11 +62,11 @@ def fill(desk: Desk) -> None:
     report(desk, again, 2)
     desk.tell(again)
     odd = desk.claim(budget=50)
-    leases.store_params(desk.engine, odd, [(name, 0.5, FLOAT) for name in ODD])
+    leases.store_suggested(desk.engine, odd, [(name, 0.5, FLOAT) for name in ODD], {})
     leases.report(desk.engine, odd, [Report(1, 7, {"loss": 1.0, **{name: 2.0 for name in ODD}})], "loss")
     desk.tell(odd)
     running = desk.claim(budget=50)
-    leases.store_params(desk.engine, running, [("x", 0.75, FLOAT)])
+    leases.store_suggested(desk.engine, running, [("x", 0.75, FLOAT)], {})
     report(desk, running, 1)
 
 

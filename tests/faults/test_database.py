@@ -32,7 +32,7 @@ from tuner.errors import StorageLost
 from tuner.search.halving import AshaPruner
 from tuner.search.pruners import TrialPruner
 from tuner.storage import connect, open_storage
-from tuner.storage.engine import Patience, new_engine, patient, read, write
+from tuner.storage.engine import PROMPT, Patience, new_engine, patient, read, write
 from tuner.storage.optuna_storage import Storage
 from tuner.storage.tables import reports, trial_intermediate_values
 from tuner.worker.attempt import Attempt
@@ -328,7 +328,7 @@ def test_a_database_that_goes_away_before_a_pruning_decision_does_not_hold_train
     trial = study.ask()
     pruner = TrialPruner(study, trial)
     attempt = Attempt.__new__(Attempt)
-    attempt.worker = cast("Any", SimpleNamespace(storage=storage))
+    attempt.worker = cast("Any", SimpleNamespace(storage=storage, prompt_engine=patient(storage.engine, PROMPT)))
     began_s = time.monotonic()
     with server.refused(database):
         assert not attempt._is_hopeless(pruner, 1, 0.5)
