@@ -289,7 +289,7 @@ def test_attributes_of_a_held_trial_go_through(place: Place, text: str) -> None:
     trial.set_user_attr(f"u {text}", {**value, "tuple": (1.5, True)})  # again
     trial.storage.set_trial_system_attr(trial._trial_id, f"s {text}", text)
     assert place.stored()[0].system_attrs == {}, "what a sampler notes is written with what it suggests"
-    trial.storage.flush(trial._trial_id)
+    place.one.flush(trial._trial_id)
     trial.storage.set_trial_system_attr(trial._trial_id, f"s {text}", text)  # later at once
     assert place.stored()[0].system_attrs == {f"s {text}": text}
     (stored,), held = place.stored(), place.one.get_trial(trial._trial_id)
@@ -802,7 +802,7 @@ def test_plain_optuna_may_work_on_our_study_meanwhile(place: Place) -> None:
     assert ours.ask().suggest_float("x", 0.0, 1.0) == 0.125
     assert theirs.ask().suggest_float("x", 0.0, 1.0) == 0.375
     for study, value in ((theirs, -1.0), (ours, -0.5)):
-        distributions = {"x": FloatDistribution(0.0, 1.0)}
+        distributions: dict[str, Any] = {"x": FloatDistribution(0.0, 1.0)}
         study.add_trial(optuna.create_trial(value=value, params={"x": 0.5}, distributions=distributions))
     theirs.set_user_attr("theirs", [1])
     ours.set_user_attr("ours", {"a": "%s"})
