@@ -22,6 +22,7 @@ from storage_tools import new_database, opened
 import tuner
 from tuner.errors import LeaseLost, StorageLost, UnknownStudy
 from tuner.storage import claims, connect, leases
+from tuner.storage.dialect import clock
 from tuner.storage.fences import Lease
 from tuner.storage.queries import RECORD_KEY, find_record, find_study, read_studies
 from tuner.storage.studies import Registered, register
@@ -347,3 +348,12 @@ def test_a_server_that_goes_away_after_connecting_is_lost_too(closed_port: int) 
 
     with pytest.raises(StorageLost, match="the storage must answer"):
         find_study(engine, "ours")
+
+
+def test_sqlites_two_clocks_agree_to_the_millisecond(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    with opened(url), connected(url) as engine, engine.connect() as connection:
+        for _ in range(200):  # SQLite's `now` is one moment in a statement
+            query = sa.select(clock("sqlite"), sa.func.strftime("%s", "now"), sa.func.strftime("%f", "now"))
+            seconds, whole, second = connection.execute(query).one()
+            assert f"{seconds:.6f}" == f"{int(whole) + float(second) % 1:.6f}"

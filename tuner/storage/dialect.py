@@ -20,7 +20,8 @@ from tuner.storage.tables import trials
 def clock(dialect: str) -> sa.ColumnElement[float]:
     """Return the expression for the database's time, in seconds since 1970; workers' clocks may differ."""
     if dialect == "sqlite":
-        return sa.literal_column("((julianday('now') - 2440587.5) * 86400.0)", sa.Float(53))
+        # SQLite's time is whole milliseconds; unrounded, days would put it before or after what `utc_now` says.
+        return sa.literal_column("round((julianday('now') - 2440587.5) * 86400.0, 3)", sa.Float(53))
     return sa.literal_column("CAST(extract(epoch FROM clock_timestamp()) AS double precision)", sa.Float(53))
 
 
