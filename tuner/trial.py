@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import enum
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from tuner.log import is_json, tell
 
 
 class Outcome(enum.StrEnum):
@@ -57,8 +58,12 @@ def all_finite(values: list[float]) -> bool:
     return all(math.isfinite(value) for value in values)
 
 
+DEADLY = "dead workers"
+"""The kind of error of a trial in which too many workers died."""
+
 Event = dict[str, Any]
-"""What a worker says: `event` is study, trial, report, end, retry, idle, hours, done or error."""
+"""What a worker says. `event` is study, trial, report, end, retry, lost, deadly, idle, hours, done, error or seconds;
+`seconds` what its time since the event before went on: training, compiling, waiting, database."""
 
 
 @dataclass
@@ -95,7 +100,10 @@ def event_line(event: Event) -> str | None:
 
 
 def print_event(event: Event) -> None:
-    """Print an event's line on stderr."""
-    line = event_line(event)
-    if line is not None:
-        print(f"tuner: {line}", file=sys.stderr, flush=True)
+    """Print an event's line on stderr, or in a JSON log all of it."""
+    line, fields = event_line(event), dict(event)
+    name, message = fields.pop("event"), fields.pop("message", None)
+    if not is_json():
+        fields, message = {}, None
+    if line or message or (is_json() and name != "seconds"):
+        tell(message or line, name, **fields)

@@ -125,14 +125,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def plain() -> tuple[PlainProgress, io.StringIO]:
-    out = io.StringIO()
-    return PlainProgress(Console(file=out, width=40)), out
-
-
-def test_plain_progress_speaks_every_few_seconds_at_most(clock: Clock) -> None:
-    progress, out = plain()
-    expected = []
+def test_plain_progress_speaks_every_few_seconds_at_most(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    progress = PlainProgress()
+    said, expected = "", []
     for now_s, done, is_shown in [
         (1000.0, 0, True),  # at once
         (1004.9, 1, False),
@@ -145,44 +140,65 @@ def test_plain_progress_speaks_every_few_seconds_at_most(clock: Clock) -> None:
         clock.now_s = now_s
         progress.update(Snapshot(study="s", trials=10, counts=counts(complete=done)))
         expected += [f"tuner: {done}/10 trials, {done} complete, 0 pruned, 0 running, 0 failed"] * is_shown
-        assert out.getvalue().splitlines() == expected  # long lines are not wrapped
+        said += capsys.readouterr().err
+        assert said.splitlines() == expected  # long lines are not wrapped
 
 
-def test_plain_progress_says_nothing_twice(clock: Clock) -> None:
-    progress, out = plain()
+def test_plain_progress_says_nothing_twice(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    progress = PlainProgress()
     for _ in range(3):
         progress.update(Snapshot(study="s", trials=10))
         clock.now_s += 60
-    assert len(out.getvalue().splitlines()) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_plain_progress_does_not_wait_with_the_end(clock: Clock) -> None:
-    progress, out = plain()
+def test_plain_progress_does_not_wait_with_the_end(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    progress = PlainProgress()
     progress.update(Snapshot(study="s", trials=2, counts=counts(complete=1)))
     for _ in range(2):
         progress.update(Snapshot(study="s", trials=2, counts=counts(complete=2)))
-    assert [line[:17] for line in out.getvalue().splitlines()] == ["tuner: 1/2 trials", "tuner: 2/2 trials"]
+    assert [line[:17] for line in capsys.readouterr().err.splitlines()] == ["tuner: 1/2 trials", "tuner: 2/2 trials"]
 
 
-def test_plain_progress_waits_for_a_study(clock: Clock) -> None:
-    progress, out = plain()
+def test_plain_progress_waits_for_a_study(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    progress = PlainProgress()
     progress.update(Snapshot())
-    assert out.getvalue() == ""
+    assert capsys.readouterr().err == ""
 
 
-def test_plain_progress_speaks_when_something_ended(clock: Clock) -> None:
-    progress, out = plain()
+def test_plain_progress_speaks_when_something_ended(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    progress = PlainProgress()
     for _ in range(3):
         progress.update(Snapshot(study="s", trials=10, counts=counts(complete=1), began_s=0.0))
         clock.now_s += 60
-    assert len(out.getvalue().splitlines()) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_plain_progress_prints_notes_as_they_are() -> None:
-    out = io.StringIO()
-    with PlainProgress(Console(file=out, width=20, force_terminal=True)) as progress:
-        progress.note("[0] [bold]not markup[/bold] and longer than the terminal 3.14")
-    assert out.getvalue() == "tuner: [0] [bold]not markup[/bold] and longer than the terminal 3.14\n"
+def test_plain_progress_prints_notes_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with PlainProgress() as progress:
+        progress.note("[bold]not markup[/bold] and longer than the terminal 3.14", "a_note")
+        progress.say({"event": "output", "place": 0, "message": "[bold]printed[/bold] :smile:"})
+    assert capsys.readouterr().err.splitlines() == [
+        "tuner: [bold]not markup[/bold] and longer than the terminal 3.14",
+        "tuner: [0] [bold]printed[/bold] :smile:",
+    ]
+
+
+def test_people_are_shown_failures_and_what_was_printed_beside_the_snapshot(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = PlainProgress()
+    for event in [
+        {"event": "trial", "place": 1, "trial": 3, "hparams": {"width": 2}},
+        {"event": "report", "place": 1, "trial": 3, "epoch": 1, "values": [0.5]},
+        {"event": "retry", "place": 1, "trial": 3, "error": "ValueError: no"},
+        {"event": "lost", "place": 1, "trial": 3, "message": "gone"},
+        {"event": "track", "message": "sent"},
+        {"event": "seconds", "place": 1},
+    ]:
+        progress.say(event)
+    assert capsys.readouterr().err.splitlines() == [
+        "tuner: [1] trial 3 failed and is tried again: ValueError: no",
+        "tuner: [track] sent",
+    ]
 
 
 # The live table
@@ -237,8 +253,10 @@ def test_live_progress_draws_and_keeps_notes(clock: Clock) -> None:
     with LiveProgress(console, GROUPS) as progress:
         clock.now_s = 150.0
         progress.update(snapshot())
-        progress.note("[1] a note [red]as it is[/red]")
+        progress.note("a note [red]as it is[/red]", "a_note")
+        progress.say({"event": "output", "place": 1, "message": "[red]printed[/red]"})
     shown = out.getvalue()
-    assert "tuner: [1] a note [red]as it is[/red]" in shown
+    assert "tuner: a note [red]as it is[/red]" in shown
+    assert "tuner: [1] [red]printed[/red]" in shown
     assert "92/200" in shown
     assert "9 min 0 s" in shown

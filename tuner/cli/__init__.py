@@ -13,6 +13,7 @@ import typer
 from tuner.cli import control, dashboard, doctor, export, plot, queries, rerun, run, tracking, watch
 from tuner.cli.options import DEBUG_VARIABLE
 from tuner.errors import TunerError
+from tuner.log import tell
 
 app = typer.Typer(
     name="tuner",
@@ -56,7 +57,7 @@ def main() -> None:
     except TunerError as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
-        print(f"tuner: {error}", file=sys.stderr)
+        tell(str(error), "error", "error", exit_status=error.exit_status)
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
         sys.exit(130)

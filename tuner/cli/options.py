@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from tuner.errors import UsageError
+from tuner.log import use_json
 
 DEBUG_VARIABLE = "TUNER_DEBUG"
 
@@ -19,6 +20,13 @@ class Format(enum.StrEnum):
     TABLE = "table"
     JSON = "json"
     CSV = "csv"
+
+
+class LogFormat(enum.StrEnum):
+    """What a command says on stderr."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 FileArgument = Annotated[
@@ -134,6 +142,18 @@ def split_pairs(what: str, words: list[str] | None) -> dict[str, str]:
             raise UsageError(f"{what} must be given once: {name.strip()!r} stands twice")
         values[name.strip()] = value.strip()
     return values
+
+
+def _set_log_format(format: LogFormat) -> LogFormat:
+    if format is LogFormat.JSON:
+        use_json()
+    return format
+
+
+LogFormatOption = Annotated[
+    LogFormat,
+    typer.Option("--log-format", help="What is said on stderr: lines for people, or JSON.", callback=_set_log_format),
+]
 
 
 def _set_debug(is_on: bool) -> None:

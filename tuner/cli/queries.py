@@ -13,6 +13,7 @@ import typer
 from tuner.cli.options import DebugOption, Format, FormatOption, StorageOption, StudiesArgument, StudyArgument
 from tuner.cli.printing import Row, emit, print_fields
 from tuner.errors import UsageError
+from tuner.log import tell
 from tuner.storage import connect, storage_url
 from tuner.trial import Outcome
 
@@ -172,6 +173,15 @@ def importance(
     emit(rows, format)
     for note in notes:
         print(f"tuner: {note}", file=sys.stderr)
+
+
+def tell_best(study: str, storage: str | None) -> None:
+    """Say in a JSON log which trials of a study that has just ended are the best."""
+    with _engine(storage) as engine:
+        rows = _best(engine, study, None)
+    for row in rows:
+        known = {name: row[name] for name in ("value", "values", "hparams") if name in row}
+        tell(None, "best", trial=row["number"], **known)
 
 
 def print_best(study: str, storage: str | None) -> None:

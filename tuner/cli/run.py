@@ -23,6 +23,8 @@ from tuner.cli.options import (
     DebugOption,
     DeviceHoursOption,
     FileArgument,
+    LogFormat,
+    LogFormatOption,
     MlflowOption,
     SeedOption,
     SetOption,
@@ -60,6 +62,25 @@ def launch(
     mlflow: MlflowOption = None,
     tensorboard: TensorboardOption = None,
     wandb: WandbOption = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            "--metrics-port",
+            metavar="N",
+            help="Serve metrics for Prometheus on this port, 0 for a free one; off by default.",
+            show_default=False,
+        ),
+    ] = None,
+    metrics_host: Annotated[
+        str | None,
+        typer.Option(
+            "--metrics-host",
+            metavar="ADDRESS",
+            help="Serve them on this address; 127.0.0.1 by default. They have no login.",
+            show_default=False,
+        ),
+    ] = None,
+    log_format: LogFormatOption = LogFormat.TEXT,
     debug: DebugOption = False,
 ) -> None:
     """Run a study with several workers.
@@ -83,10 +104,12 @@ def launch(
         mlflow=mlflow,
         tensorboard=tensorboard,
         wandb=wandb,
+        metrics_port=metrics_port,
+        metrics_host=metrics_host,
     )
-    from tuner.cli.queries import print_best
+    from tuner.cli.queries import print_best, tell_best
 
-    print_best(snapshot.study, storage)
+    (tell_best if log_format is LogFormat.JSON else print_best)(snapshot.study, storage)
 
 
 def worker(
@@ -98,6 +121,7 @@ def worker(
     artifacts: ArtifactsOption = None,
     seed: SeedOption = None,
     fixed: SetOption = None,
+    log_format: LogFormatOption = LogFormat.TEXT,
     debug: DebugOption = False,
 ) -> None:
     """Run one worker in the foreground.
@@ -111,6 +135,10 @@ def worker(
     check_number("--trials", trials, 1)
     check_number("--seed", seed, 0)
     words = split_pairs("--set", fixed)
+    if log_format is LogFormat.JSON and EVENTS_VARIABLE not in os.environ:
+        from tuner.launch.relay import relay
+
+        raise typer.Exit(relay())
     settle(os.environ)
     descriptor = os.environ.pop(EVENTS_VARIABLE, None)
     stop = _stop_on_signals()
@@ -139,7 +167,7 @@ def _work_for_launcher(work: Callable[[Callable[[Event], None]], None], pipe: Te
     try:
         work(say)
     except (UsageError, StudyStopped) as error:
-        say({"event": "error", "message": str(error), "exit_status": error.exit_status})
+        say({"event": "error", "level": "error", "message": str(error), "exit_status": error.exit_status})
         if os.environ.get(DEBUG_VARIABLE):
             raise
         raise typer.Exit(error.exit_status) from None

@@ -18,12 +18,14 @@ from rich.console import Console
 
 from tuner.devices import DeviceGroup, assign, choose, environment, find_devices
 from tuner.errors import StudyStopped, TunerError, UsageError
+from tuner.launch.metrics import Tally, served
 from tuner.launch.mirror import MirrorProcess, mirror_command
 from tuner.launch.process import Message, WorkerProcess
-from tuner.launch.progress import LiveProgress, PlainProgress, Progress, Snapshot
+from tuner.launch.progress import JsonProgress, LiveProgress, PlainProgress, Progress, Snapshot
+from tuner.log import is_json, set_about, tell
 from tuner.storage import connect, hide_password, is_new_file, storage_url, warn_of_password
 from tuner.study import split_target
-from tuner.trial import event_line
+from tuner.trial import DEADLY, Event
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -53,6 +55,8 @@ class _Place:
     starts: int = 0
     early_deaths: int = 0
     is_done: bool = False
+    trial: int | None = None
+    """The trial that the worker has said it began, until it says how that ended."""
 
 
 @dataclass
@@ -64,6 +68,7 @@ class _Launch:
     target: str
     places: list[_Place]
     mirror: MirrorProcess
+    tally: Tally
     inbox: queue.Queue[Message] = field(default_factory=queue.Queue)
     snapshot: Snapshot = field(default_factory=Snapshot)
     error: TunerError | None = None
@@ -86,6 +91,8 @@ class _Launch:
                 self.mirror.watch(progress)
                 self._count(_POLL_S)
                 progress.update(self.snapshot)
+                workers = [place.worker for place in self.places if place.worker is not None]
+                self.tally.observe(self.snapshot, sum(worker.process.poll() is None for worker in workers))
         finally:
             self._end_workers(progress)
             self._count()
@@ -117,20 +124,20 @@ class _Launch:
         try:
             message = self.inbox.get(timeout=0.1)
             while True:
-                if message.event is not None:
+                if not message.is_printed:
                     self._take(message.index, message.event)
-                    if message.event["event"] == "retry":
-                        progress.note(f"[{message.index}] {event_line(message.event)}")
-                else:
-                    progress.note(f"[{message.index}] {message.text}")
+                if message.is_printed or message.event["event"] != "error":  # that is raised
+                    progress.say({"worker": message.worker, "place": message.index, **message.event})
                 message = self.inbox.get_nowait()
         except queue.Empty:
             return
 
     def _take(self, index: int, event: dict[str, Any]) -> None:
         snapshot, place = self.snapshot, self.places[index]
+        self.tally.take(index, event)
         match event["event"]:
             case "study":
+                set_about(study=event["study"])
                 snapshot.study, snapshot.trials = event["study"], event["trials"]
                 snapshot.objective = event["objective"]
                 self.mirror.start(event["study"])
@@ -139,11 +146,14 @@ class _Launch:
                     snapshot.began_s, snapshot.already = time.monotonic(), snapshot.used
             case "trial":
                 snapshot.workers[index] = f"trial {event['trial']}"
+                place.trial = event["trial"]
             case "report":
                 values = ", ".join(f"{value:.4g}" for value in event["values"])
                 snapshot.workers[index] = f"trial {event['trial']}, epoch {event['epoch']}: {values}"
             case "end" | "retry":
-                place.early_deaths = 0
+                place.early_deaths, place.trial = 0, None
+            case "lost":
+                place.trial = None
             case "hours":
                 snapshot.is_out_of_hours = True
             case "idle":
@@ -170,9 +180,11 @@ class _Launch:
                 self._replace(place, place.worker, progress)
 
     def _replace(self, place: _Place, dead: WorkerProcess, progress: Progress) -> None:
-        self._release(dead, died=True)
+        self._bury(place, dead, progress, died=True)
         place.early_deaths += 1
-        progress.note(f"worker {place.index} died ({dead.ending})")
+        self.tally.add_death(place.index)
+        about = {"worker": dead.name, "place": place.index, "ending": dead.ending}
+        progress.note(f"worker {place.index} died ({dead.ending})", "died", "warning", **about)
         if place.early_deaths < _MAX_EARLY_DEATHS:
             self._start(place)
             return
@@ -185,12 +197,31 @@ class _Launch:
                 f"{dead.ending}; `tuner worker {self.target}` shows more\n{last}".rstrip()
             )
 
-    def _release(self, dead: WorkerProcess, *, died: bool) -> None:
+    def _bury(self, place: _Place, dead: WorkerProcess, progress: Progress, *, died: bool) -> None:
         """Free the trial of a worker that is gone; without this it is free when its lease ends."""
         from tuner.storage.claims import release_all
 
         with contextlib.suppress(TunerError):
+            end = self._untold_end(place, dead)
+            if end is not None:
+                self._take(place.index, end)
+                progress.say({"worker": dead.name, "place": place.index, **end})
+            place.trial = None
             release_all(self._connect(), dead.name, died=died)
+
+    def _untold_end(self, place: _Place, dead: WorkerProcess) -> Event | None:
+        """Return the end of a dead worker's trial, if it came to tell the storage and not its launcher."""
+        from tuner.storage.queries import find_study, read_trial
+
+        if place.trial is None:
+            return None
+        row = read_trial(self._connect(), find_study(self._connect(), self.snapshot.study), place.trial)
+        kept = row.record
+        # What another worker failed, because too many had died in it, bears the name of the last of these.
+        if kept["worker"] != dead.name or kept["error_kind"] == DEADLY:
+            return None
+        took = {name: kept[name] for name in ("train_s", "compile_s")}
+        return {"event": "end", "trial": row.number, "outcome": row.outcome, "values": row.values, **took}
 
     def _connect(self) -> Engine:
         if self.engine is None:
@@ -198,17 +229,20 @@ class _Launch:
         return self.engine
 
     def _end_workers(self, progress: Progress) -> None:
-        alive = [place.worker for place in self.places if place.worker is not None and not place.is_done]
-        for worker in alive:
+        alive = [(place, place.worker) for place in self.places if place.worker is not None and not place.is_done]
+        for _, worker in alive:
             worker.stop()
         deadline_s = time.monotonic() + _GRACE_S
-        while any(worker.process.poll() is None for worker in alive) and time.monotonic() < deadline_s:
+        while any(worker.process.poll() is None for _, worker in alive) and time.monotonic() < deadline_s:
             self._read_messages(progress)
-        for worker in alive:
+        for _, worker in alive:
             if worker.process.poll() is None:
                 worker.kill()
+            worker.has_ended()
+        self._read_messages(progress)  # their last words
+        for place, worker in alive:
             if worker.process.returncode != 0:
-                self._release(worker, died=False)
+                self._bury(place, worker, progress, died=False)
 
     def _count(self, at_most_every_s: float = 0.0) -> None:
         """Read from the storage how far the study is; a database that is away for a moment is asked again later."""
@@ -221,6 +255,7 @@ class _Launch:
             self.snapshot.counts = outcome_counts(self._connect(), study.study_id)
             best = read_best(self._connect(), study, 1) if len(study.directions) == 1 else []
             if best and best[0].values:
+                self.snapshot.best_value = best[0].values[0]
                 self.snapshot.best = f"{best[0].values[0]:.4f} (trial {best[0].number})"
         self.counted_s = time.monotonic()
 
@@ -241,6 +276,8 @@ def launch(
     mlflow: str | None = None,
     tensorboard: str | None = None,
     wandb: str | None = None,
+    metrics_port: int | None = None,
+    metrics_host: str | None = None,
 ) -> Snapshot:
     """Run a study with workers on this machine until its budget is spent; progress goes to stderr.
 
@@ -259,6 +296,8 @@ def launch(
         mlflow: An MLflow server to send the study to; `$MLFLOW_TRACKING_URI` if None.
         tensorboard: A folder to write the study into for TensorBoard.
         wandb: A project of W&B to send the study to.
+        metrics_port: Where to serve metrics for Prometheus; 0 takes a free port. None for no metrics.
+        metrics_host: The address to serve them on; 127.0.0.1 if None. Whoever reaches it can read them.
 
     Returns:
         How the study stands at the end.
@@ -271,34 +310,49 @@ def launch(
     """
     check_number("--trials", trials, 1)
     check_number("--seed", seed, 0)
+    if metrics_host is not None and metrics_port is None:
+        raise UsageError(f"--metrics-host needs a port: got {metrics_host} alone; give --metrics-port N as well")
     path, _ = split_target(target)
     groups = assign(choose(find_devices(), devices), workers, devices_per_worker)
     url = storage_url(storage)
     mirror = MirrorProcess(mirror_command(mlflow, tensorboard, wandb), url)
-    console = Console(stderr=True)
     count = f"{len(groups)} worker{'s' if len(groups) > 1 else ''}"
     opening = f"{path} with {count} on {' | '.join(str(group) for group in groups)}, storage {hide_password(url)}"
-    PlainProgress(console).note(opening)
+    devices_of = [str(group) for group in groups]
+    tell(opening, "launch", file=str(path), devices=devices_of, storage=hide_password(url))
     if not is_new_file(url):
         connect(url).dispose()
     warn_of_password()
-    options = [f"--trials={trials}"] if trials is not None else []
+    options = ["--log-format=json"] if is_json() else []
+    options += [f"--trials={trials}"] if trials is not None else []
     options += [f"--artifacts={artifacts}"] if artifacts is not None else []
     options += [f"--wall-hours={wall_hours}"] if wall_hours is not None else []
     options += [f"--device-hours={device_hours}"] if device_hours is not None else []
     options += [f"--seed={seed}"] if seed is not None else []
     options += [f"--set={name}={value}" for name, value in (fixed or {}).items()]
     command = [sys.executable, "-m", "tuner", "worker", target, *options]
-    run = _Launch(command, url, target, [_Place(index, group) for index, group in enumerate(groups)], mirror)
-    progress = LiveProgress(console, groups) if console.is_terminal else PlainProgress(console)
-    with _signals() as stop, progress:
+    tally = Tally(devices_of)
+    run = _Launch(command, url, target, [_Place(index, group) for index, group in enumerate(groups)], mirror, tally)
+    with contextlib.ExitStack() as stack:
+        if metrics_port is not None:
+            address = stack.enter_context(served(tally, metrics_host or "127.0.0.1", metrics_port))
+            tell(f"metrics on {address}", "metrics", address=address)
+        stop, progress = stack.enter_context(_signals()), stack.enter_context(_progress(groups))
         run.run(progress, stop)
         if run.snapshot.is_out_of_hours:
             progress.note(
                 f"the study's hours are spent with {run.snapshot.used} of {run.snapshot.trials} trials finished; "
-                "more hours run those that are missing"
+                "more hours run those that are missing",
+                "hours",
             )
     return run.snapshot
+
+
+def _progress(groups: list[DeviceGroup]) -> Progress:
+    console = Console(stderr=True)
+    if is_json():
+        return JsonProgress()
+    return LiveProgress(console, groups) if console.is_terminal else PlainProgress()
 
 
 def check_number(flag: str, number: int | None, low: int) -> None:

@@ -64,13 +64,16 @@ class MirrorProcess:
         has_ended = process is not None and process.has_ended()
         with contextlib.suppress(queue.Empty):
             while True:
-                progress.note(f"[track] {self._inbox.get_nowait().text.removeprefix('tuner: ')}")
+                message = self._inbox.get_nowait().event["message"]
+                progress.say({"event": "track", "message": message.removeprefix("tuner: ")})
         if process is not None and has_ended:
             self._process = None
             if process.process.returncode != 0:
                 progress.note(
                     f"not all of study {self._study!r} was sent to its trackers ({process.ending}); "
-                    f"`tuner track --once` with the same trackers sends the rest"
+                    f"`tuner track --once` with the same trackers sends the rest",
+                    "track_ended",
+                    "warning",
                 )
 
     def end(self, progress: Progress) -> None:

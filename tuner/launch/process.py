@@ -12,17 +12,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tuner.log import is_json, parse
+
 EVENTS_VARIABLE = "TUNER_EVENTS_FD"
 """Holds the number of the pipe on which a worker tells its launcher what it does, one JSON object a line."""
 
 
 @dataclass
 class Message:
-    """A line from a worker: an event, or (in `text`) something it printed."""
+    """A line from a worker.
+
+    Attributes:
+        index: The worker's place.
+        worker: Its name.
+        event: What it said; a line that it printed is an event `output`, unless it is one of a JSON log.
+        is_printed: Whether it printed this, which is for people.
+    """
 
     index: int
-    event: dict[str, Any] | None = None
-    text: str = ""
+    worker: str
+    event: dict[str, Any]
+    is_printed: bool = False
 
 
 @dataclass
@@ -66,13 +76,14 @@ class WorkerProcess:
     def _read_events(self, reading: int) -> None:
         with open(reading, encoding="utf-8") as lines:
             for line in lines:
-                self.inbox.put(Message(self.index, event=json.loads(line)))
+                self.inbox.put(Message(self.index, self.name, json.loads(line)))
 
     def _read_output(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self.last_lines = [*self.last_lines[-19:], line.rstrip()]
-            self.inbox.put(Message(self.index, text=line.rstrip()))
+            event = (parse(line) if is_json() else None) or {"event": "output", "message": line.rstrip()}
+            self.last_lines = [*self.last_lines[-19:], event.get("error") or event.get("message", "")]
+            self.inbox.put(Message(self.index, self.name, event, is_printed=True))
 
     def has_ended(self) -> bool:
         """Return whether the process is over and everything it said has been read."""

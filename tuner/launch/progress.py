@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -14,7 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tuner.devices import DeviceGroup
-from tuner.trial import Outcome
+from tuner.log import tell
+from tuner.storage import hide_password
+from tuner.trial import Event, Outcome, event_line, print_event
 
 _PLAIN_EVERY_S = 5.0
 _IN_ORDER = (
@@ -35,7 +37,8 @@ class Snapshot:
         study: Its name; empty until a worker has loaded it.
         trials: The budget; 0 until then.
         counts: Trials at each outcome, in the whole storage: other launches' workers count too.
-        best: The best value so far.
+        best: The best value so far, in words.
+        best_value: The same as a number; None with several objectives.
         began_s: When this launch started its first trial, on the monotonic clock.
         already: Trials that had used budget by then.
         workers: What each worker does, by index.
@@ -47,6 +50,7 @@ class Snapshot:
     trials: int = 0
     counts: Mapping[Outcome, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
     best: str = ""
+    best_value: float | None = None
     began_s: float | None = None
     already: int = 0
     workers: dict[int, str] = field(default_factory=dict)
@@ -92,21 +96,34 @@ def format_seconds(seconds: float) -> str:
 
 
 class Progress(Protocol):
-    """Shows a snapshot now and then, and lines that must not be lost in between."""
+    """Shows a snapshot now and then, and what must not be lost in between: the launcher's words, workers' events."""
 
     def update(self, snapshot: Snapshot) -> None: ...
-    def note(self, text: str) -> None: ...
+    def note(self, message: str, event: str, level: str = "info", **fields: Any) -> None: ...
+    def say(self, event: Event) -> None: ...
     def __enter__(self) -> Progress: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
 
+def shown(event: Event) -> str | None:
+    """Return what people are shown of a worker's or the mirror's event, beside the snapshot; None for nothing."""
+    match event["event"]:
+        case "retry":
+            return f"[{event['place']}] {event_line(event)}"
+        case "output":
+            return f"[{event['place']}] {event['message']}"
+        case "track":
+            return f"[track] {event['message']}"
+        case _:
+            return None
+
+
 class PlainProgress:
     """One line when something ended, at most every few seconds; for logs and pipes."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self) -> None:
         self._shown: Mapping[Outcome, int] = {}
         self._next_s = 0.0
         self._last: Snapshot | None = None
@@ -117,11 +134,17 @@ class PlainProgress:
         if not snapshot.study or (now_s < self._next_s and snapshot.used < snapshot.trials):
             return
         if snapshot.counts != self._shown:  # the time left alone is no news
-            self.note(snapshot.line(now_s))
+            known = {"trials": snapshot.trials, "counts": dict(snapshot.counts), "best": snapshot.best_value}
+            self.note(snapshot.line(now_s), "progress", **known, left_s=snapshot.seconds_left(now_s))
             self._shown, self._next_s = dict(snapshot.counts), now_s + _PLAIN_EVERY_S
 
-    def note(self, text: str) -> None:
-        self._console.print(f"tuner: {text}", markup=False, highlight=False, soft_wrap=True)
+    def note(self, message: str, event: str, level: str = "info", **fields: Any) -> None:
+        tell(message, event, level, **fields)
+
+    def say(self, event: Event) -> None:
+        text = shown(event)
+        if text is not None:
+            self.note(text, event["event"])
 
     def __enter__(self) -> PlainProgress:
         return self
@@ -134,6 +157,14 @@ class PlainProgress:
             self.update(self._last)
 
 
+class JsonProgress(PlainProgress):
+    """The same, and every event of the workers; for logs that programs read."""
+
+    def say(self, event: Event) -> None:
+        texts = {name: hide_password(event[name]) for name in ("message", "error") if name in event}
+        print_event({**event, **texts})
+
+
 class LiveProgress:
     """A table that is redrawn in place; for terminals."""
 
@@ -144,8 +175,13 @@ class LiveProgress:
     def update(self, snapshot: Snapshot) -> None:
         self._live.update(draw(snapshot, self._groups, time.monotonic()))
 
-    def note(self, text: str) -> None:
-        self._live.console.print(f"tuner: {text}", markup=False, highlight=False, soft_wrap=True)
+    def note(self, message: str, event: str, level: str = "info", **fields: Any) -> None:
+        self._live.console.print(f"tuner: {message}", markup=False, highlight=False, soft_wrap=True)
+
+    def say(self, event: Event) -> None:
+        text = shown(event)
+        if text is not None:
+            self.note(text, event["event"])
 
     def __enter__(self) -> LiveProgress:
         self._live.__enter__()

@@ -21,7 +21,7 @@ from tuner.storage.fences import Lease, Write, insertion, run_with, run_write
 from tuner.storage.hours import Hours, count_hours
 from tuner.storage.leases import endings
 from tuner.storage.tables import attempts, budgets, leases, records, studies, trials, workers
-from tuner.trial import Outcome
+from tuner.trial import DEADLY, Outcome
 
 MAX_DEATHS = 3
 """A trial in which this many workers died is failed: a fourth would probably die as well."""
@@ -73,6 +73,7 @@ class Claimant:
         failures_since_s: Failures that ended before, in seconds of the database's clock, do not stop the study; None
             for no such check.
         settled: What it has counted already; each claim brings it up to date.
+        deadly: The trials that the latest claim failed, because too many workers had died in them.
         hours: Likewise what had been used until a moment that is past.
     """
 
@@ -87,6 +88,7 @@ class Claimant:
     failures_since_s: float | None = None
     settled: Settled = field(default_factory=Settled)
     hours: Hours = field(default_factory=Hours)
+    deadly: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ def claim(engine: Engine, claimant: Claimant) -> Lease | NoTrial:
         is_stopped = _lock_study(connection, claimant)
         if tries and (own := _own_lease(connection, claimant)) is not None:
             return own  # also of a study that was stopped since: it is given back as any other
+        claimant.deadly = []
         if is_stopped:
             return NoTrial.STOPPED
         standing = _standing(connection, claimant)
@@ -367,11 +370,12 @@ def _close_attempts(
 
 def _end_deadly(connection: Connection, claimant: Claimant, row: sa.Row[Any], deaths: int) -> None:
     error = f"{deaths} workers died while they ran this trial, the last was {row.worker}"
-    record = {"worker": row.worker, "error_kind": "dead workers", "error": error}
+    record = {"worker": row.worker, "error_kind": DEADLY, "error": error}
     lease = Lease(row.trial_id, row.number, row.worker, row.fence, claimant.lease_s)
     for ending in endings(connection.dialect.name, lease, Outcome.FAILED, None, record):
         run_write(connection, row.trial_id, ending)
     connection.execute(leases.delete().where(leases.c.trial_id == row.trial_id))
+    claimant.deadly.append(row.number)
 
 
 def _start_queued(connection: Connection, claimant: Claimant, standing: _Standing) -> tuple[int, int] | None:

@@ -6,7 +6,7 @@ import contextlib
 import math
 import random
 import sqlite3
-import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, Opera
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tuner.errors import StorageLost, StorageSchemaError
+from tuner.log import tell
 from tuner.storage.url import driver_url, hide_password, sqlite_path
 
 T = TypeVar("T")
@@ -244,6 +245,32 @@ def retried(engine: Engine, attempt: Callable[[int], T]) -> T:
     Raises:
         StorageLost: the database does not answer.
     """
+    is_inner, _waited.is_inside = _waited.is_inside, True
+    began_s = time.monotonic()
+    try:
+        return _retried(engine, attempt)
+    finally:
+        if not is_inner:
+            _waited.is_inside = False
+            _waited.seconds += time.monotonic() - began_s
+
+
+class _Waited(threading.local):
+    """How long each thread has waited for databases: those that renew leases keep no trial waiting."""
+
+    seconds = 0.0
+    is_inside = False
+
+
+_waited = _Waited()
+
+
+def database_s() -> float:
+    """Return the seconds that this thread has spent in `read` and `write`, also waiting for a database that is away."""
+    return _waited.seconds
+
+
+def _retried(engine: Engine, attempt: Callable[[int], T]) -> T:
     patience: Patience = engine.get_execution_options().get(_PATIENCE, IMPATIENT)
     began_s, tries = time.monotonic(), 0
     while True:
@@ -270,7 +297,7 @@ def retried(engine: Engine, attempt: Callable[[int], T]) -> T:
         else:
             if engine.pool in _away:
                 _away.discard(engine.pool)
-                print("tuner: the storage answers again", file=sys.stderr)
+                tell("the storage answers again", "storage_back")
             return result
 
 
@@ -281,7 +308,7 @@ def tell_away(engine: Engine, error: StorageLost, meanwhile: str) -> None:
     """Say on stderr that a database does not answer: once, until it answers again."""
     if engine.pool not in _away:
         _away.add(engine.pool)
-        print(f"tuner: {error}; {meanwhile}", file=sys.stderr)
+        tell(f"{error}; {meanwhile}", "storage_away", "warning")
 
 
 def _pause(seconds: float, patience: Patience) -> None:

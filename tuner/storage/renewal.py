@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import Engine
 
 from tuner.errors import LeaseLost, StorageLost, UnknownStudy
+from tuner.log import tell
 from tuner.storage.engine import PROMPT, patient, tell_away
 from tuner.storage.fences import Lease
 from tuner.storage.leases import renew
@@ -54,7 +54,7 @@ def renewed(engine: Engine, lease: Lease, must_stop: Callable[[], bool] = lambda
                 tell_away(engine, error, f"the lease of trial {lease.number} is not renewed")
                 is_cut_off = True
             except Exception as error:  # the thread must go on, or the trial is lost for a trifle
-                print(f"tuner: the lease of trial {lease.number} is not renewed: {error}", file=sys.stderr)
+                tell(f"the lease of trial {lease.number} is not renewed: {error}", "lease_not_renewed", "warning")
                 is_cut_off = True
 
     thread = threading.Thread(target=beat, name=f"lease-{lease.number}", daemon=True)

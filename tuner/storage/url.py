@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from tuner.errors import StorageURLError
+from tuner.log import tell
 
 DEFAULT_URL = "sqlite:///tuner.db"
 _FORMS = "sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
@@ -38,10 +39,11 @@ def warn_of_password() -> None:
     """Say so on stderr if a storage's password is on this process's command line."""
     words = " ".join(sys.argv)
     if hide_password(words) != words:
-        print(
-            "tuner: a password on the command line shows in the list of processes; "
+        tell(
+            "a password on the command line shows in the list of processes; "
             "$TUNER_STORAGE, a PGPASSFILE or a service file keep it to yourself",
-            file=sys.stderr,
+            "password_shown",
+            "warning",
         )
 
 

@@ -7,7 +7,6 @@ import json
 import math
 import re
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ import numpy as np
 
 from tuner.errors import CheckpointError
 from tuner.jsonfile import to_json
+from tuner.log import tell
 from tuner.training import checkpoint_files as files
 from tuner.training.plain import from_plain, to_plain
 
@@ -149,7 +149,7 @@ class Checkpoints:
         # Without what is another each time: scratch folders' names, bytes that are free.
         gist = None if trouble is None else re.sub(r"\.tmp-\w+|\d+", "", trouble)
         if trouble is not None and gist != self._told:
-            _tell(f"{trouble}; training goes on")
+            tell(f"{trouble}; training goes on", "checkpoint", "warning")
         self._told = gist
 
     def has_latest(self) -> bool:
@@ -192,7 +192,8 @@ class Checkpoints:
 
         def refuse(path: Path, error: CheckpointError) -> None:
             is_last = path == files.newest_first(self._latest)[-1]
-            _tell(f"checkpoint {path} refused: {error}; {'there is none' if is_last else 'using the one'} before")
+            before = "there is none" if is_last else "using the one"
+            tell(f"checkpoint {path} refused: {error}; {before} before", "checkpoint", "warning")
 
         self.wait()
         found = files.newest_good(self._latest, use, refuse)
@@ -240,7 +241,7 @@ class Checkpoints:
             return None
         trouble = _write(self._best, _copied(*self._offered), 1)
         if trouble is not None:
-            _tell(trouble)
+            tell(trouble, "checkpoint", "warning")
             return None
         return self._best
 
@@ -278,7 +279,3 @@ def _copied(step: int, tree: Any, record: Mapping[str, Any]) -> files.Content:
     recorded = to_json(record)
     json.dumps(recorded, allow_nan=False)
     return files.Content(int(step), plain, recorded)
-
-
-def _tell(text: str) -> None:
-    print(f"tuner: {text}", file=sys.stderr, flush=True)

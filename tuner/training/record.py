@@ -7,7 +7,6 @@ import importlib.metadata
 import inspect
 import os
 import platform
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import lru_cache
@@ -19,6 +18,7 @@ import numpy as np
 
 from tuner.errors import CheckpointError, StudyError
 from tuner.jsonfile import from_json, read_json, to_json, write_json
+from tuner.log import tell
 from tuner.space import Space, to_params
 from tuner.training.data import ArrayDataset, Splits
 from tuner.training.feed import Dataset
@@ -93,9 +93,9 @@ class RunLog:
         try:
             write_json(self._path, record(training))
         except OSError as error:
-            told = f"tuner: the log could not be written to {self._path}: {error.strerror}"
+            told = f"the log could not be written to {self._path}: {error.strerror}"
             if told != self._told:
-                print(told, file=sys.stderr)
+                tell(told, "run_log", "warning")
             self._told = told
 
 

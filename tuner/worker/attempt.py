@@ -61,10 +61,11 @@ class Attempt:
         must_stop = partial(claims.must_stop, worker.prompt_engine, worker.claimant)
         with renewed(worker.engine, lease, must_stop) as self.watch, checkpoints, self._held():
             try:
-                trial = self._ask()
-                outcome, values, record = self._train(trial, checkpoints)
-                self.reporter.flush(worker.engine)
-                self._after_trial(trial, outcome, values)
+                with worker.account.doing("training"):
+                    trial = self._ask()
+                    outcome, values, record = self._train(trial, checkpoints)
+                    self.reporter.flush(worker.engine)
+                    self._after_trial(trial, outcome, values)
                 self._end(checkpoints, outcome, values, record)
             except _Stopped:
                 checkpoints.close()  # what is saved must be there before another worker looks for it
@@ -162,6 +163,7 @@ class Attempt:
 
     def _must_stop(self) -> bool:
         watch = self.watch
+        self.worker.say_seconds()
         return self.worker.stop.requested or watch.is_lost.is_set() or watch.must_stop.is_set()
 
     def _check_lease(self) -> None:
@@ -171,7 +173,8 @@ class Attempt:
     def _store(self, report: Report, values: list[float]) -> bool:
         self._check_lease()
         is_stored = self.reporter.store(report)
-        self.worker.say({"event": "report", "trial": self.lease.number, "epoch": report.epoch, "values": values})
+        where = {"trial": self.lease.number, "epoch": report.epoch, "step": report.step}
+        self.worker.say({"event": "report", **where, "values": values})
         return is_stored
 
     def _after_trial(self, trial: optuna.Trial, outcome: Outcome, values: list[float] | None) -> None:
@@ -200,7 +203,7 @@ class Attempt:
         if outcome is Outcome.FAILED and leases.retry(worker.engine, lease, record["error"], self.study.retries):
             checkpoints.close()
             last_line = record["error"].rstrip().rpartition("\n")[2]
-            worker.say({"event": "retry", "trial": lease.number, "error": last_line})
+            worker.say({"event": "retry", "level": "warning", "trial": lease.number, "error": last_line})
             return
         began, compile_s, compilations = self.began
         compile_s = self.clock.total_s - compile_s
@@ -217,7 +220,8 @@ class Attempt:
         checkpoints.delete_latest()
         if path is not None:
             collect(worker.folder, partial(superfluous, worker.engine, worker.study_id, **self._best_k()))
-        worker.say({"event": "end", "trial": lease.number, "outcome": outcome, "values": values})
+        took = {name: record[name] for name in ("train_s", "compile_s")}
+        worker.say({"event": "end", "trial": lease.number, "outcome": outcome, "values": values, **took})
 
     def _best_k(self) -> dict[str, Any]:
         return {"keep": self.study.keep_best, "maximize": self.study.all_directions[0] == "maximize"}
@@ -235,7 +239,6 @@ class Attempt:
     def _give_back(self) -> None:
         worker = self.worker
         engine = worker.brief_engine()
-        with contextlib.suppress(LeaseLost):
-            self.reporter.flush(engine)
-            leases.release(engine, self.lease)
+        self.reporter.flush(engine)
+        leases.release(engine, self.lease)
         worker.say({"event": "end", "trial": self.lease.number, "outcome": "released"})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,16 +15,18 @@ from tuner.artifacts import artifacts_folder, study_folder
 from tuner.devices import DEVICES_VARIABLE
 from tuner.errors import LeaseLost, StorageLost, StudyStopped
 from tuner.failures import reason_to_stop
+from tuner.log import is_json, now, set_about, tell
 from tuner.source import code_digest, git_state
 from tuner.storage import claims, storage_url, warn_of_password
 from tuner.storage.claims import Claimant, NoTrial
 from tuner.storage.dialect import now_s
-from tuner.storage.engine import IMPATIENT, PROMPT, Patience, patient
+from tuner.storage.engine import IMPATIENT, PROMPT, Patience, database_s, patient
 from tuner.storage.fences import Lease
 from tuner.storage.queries import last_errors
 from tuner.storage.studies import join, leave, mode_of, register
 from tuner.study import Study
 from tuner.trial import Event, Stop
+from tuner.worker.account import Account
 from tuner.worker.attempt import Attempt
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def run_worker(
             machines that share one can go on with each other's trials.
         file: The study's file, which checkpoints refer to.
         name: The worker's name.
-        say: Called with each event.
+        say: Called with each event, see `tuner.trial.Event`.
         stop: Set by somebody else to end early.
 
     Raises:
@@ -86,11 +87,13 @@ def run_worker(
     devices = os.environ.get(DEVICES_VARIABLE, "")
     warning = missing_accelerator(devices)
     if warning:
-        print(f"tuner: {warning}", file=sys.stderr)
+        tell(warning, "no_accelerator", "warning")
     splits = in_words("data(seed) must return the data", study.data, study.seed)
     check_study(study, splits)
     about = {"study": study.name, "file": None if file is None else os.path.abspath(file)}
-    place = Place(artifacts_folder(artifacts), about, worker_layout(devices), devices, CompileClock())
+    clock = CompileClock()
+    account = Account({"compiling": lambda: clock.total_s, "database": database_s})
+    place = Place(artifacts_folder(artifacts), about, worker_layout(devices), devices, clock, account)
     stop = stop or Stop()
     patience = Patience(PATIENCE_S, lambda: stop.requested)
     # A launcher has found the storage before it started this worker. Whoever starts one by hand may have mistyped.
@@ -105,13 +108,14 @@ def run_worker(
 
 @dataclass
 class Place:
-    """Where a worker's trials run and leave their files."""
+    """Where a worker's trials run and leave their files, and the clocks they run by."""
 
     artifacts: Path
     about: dict[str, Any]
     layout: Any
     devices: str
     clock: Any
+    account: Account
 
     def describe(self) -> dict[str, Any]:
         """Return what is kept of a worker: where it runs and with what."""
@@ -145,9 +149,12 @@ class Worker:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        if is_json():
+            optuna.logging.disable_default_handler()
+            optuna.logging.enable_propagation()
         self.study, self.splits, self.storage, self.engine = study, splits, storage, storage.engine
         self.prompt_engine = patient(self.engine, PROMPT)
-        self.say, self.stop, self.place = say, stop, place
+        self._say, self.stop, self.place, self.account = say, stop, place, place.account
         registered = register(storage, self.engine, study.name, study.all_directions, study.record())
         study.check_unchanged(registered.record)
         self.study_id = registered.study_id
@@ -190,22 +197,42 @@ class Worker:
                 leave(self.brief_engine(), self.claimant.worker)
         self.say({"event": "done"})
 
+    def say(self, event: Event) -> None:
+        """Say an event, with its time and what the worker's own time went on since the one before."""
+        seconds = {name: round(spent_s, 6) for name, spent_s in self.account.take().items()}
+        self._say({"time": now(), **event, "seconds": seconds})
+
+    def say_seconds(self) -> None:
+        """Say what the time goes on, now and then: an epoch may take an hour."""
+        if self.account.is_due():
+            self.say({"event": "seconds"})
+
     def _work(self) -> None:
         is_idle = False
         while not self.stop.requested:
             lease = claims.claim(self.engine, self.claimant)
+            for number in self.claimant.deadly:
+                message = f"trial {number} failed: too many workers died while they ran it"
+                self.say({"event": "deadly", "level": "warning", "trial": number, "message": message})
             if lease is NoTrial.WAIT:
                 if not is_idle:
                     self.say({"event": "idle"})
                 is_idle = True
-                time.sleep(_POLL_S)
+                with self.account.doing("waiting"):
+                    time.sleep(_POLL_S)
+                self.say_seconds()
                 continue
             if isinstance(lease, NoTrial):
                 self._end(lease)
                 break
             is_idle = False
-            with contextlib.suppress(LeaseLost):
+            set_about(trial=lease.number)
+            try:
                 Attempt(self, lease).run()
+            except LeaseLost as error:
+                self.say({"event": "lost", "level": "warning", "trial": lease.number, "message": str(error)})
+            finally:
+                set_about(trial=None)
 
     def _end(self, reason: NoTrial) -> None:
         """Raise `StudyStopped` unless a worker ends because everything is done."""

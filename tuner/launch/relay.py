@@ -1,0 +1,56 @@
+"""A worker without a launcher whose log is JSON: a child whose output is read.
+
+XLA writes to stderr past Python, and what it writes last, before it aborts, must come through as well.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+from types import FrameType
+
+from tuner.launch.process import Message, WorkerProcess
+from tuner.launch.progress import JsonProgress
+from tuner.log import set_about
+
+
+def relay() -> int:
+    """Run this process's command once more, as a worker with a launcher; say as JSON all that it says and prints.
+
+    Returns:
+        Its exit status; of one that was killed by a signal 128 more than the signal's number, as shells have it.
+    """
+    inbox: queue.Queue[Message] = queue.Queue()
+    name = os.environ.get("TUNER_WORKER") or f"{os.uname().nodename}:{os.getpid()}:{os.urandom(2).hex()}"
+    command = [sys.executable, "-m", "tuner", *sys.argv[1:]]
+    worker = WorkerProcess(0, name, command, {**os.environ, "PYTHONUNBUFFERED": "1"}, inbox)
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        worker.stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, pass_on)
+    progress, is_over = JsonProgress(), False
+    while not is_over:
+        is_over = worker.has_ended()  # before the last look: what it said is there then
+        _say_all(inbox, progress)
+    status = worker.process.returncode
+    if status >= 0:
+        return status
+    progress.note(f"the worker died ({worker.ending})", "died", "error", worker=name, ending=worker.ending)
+    return 128 - status
+
+
+def _say_all(inbox: queue.Queue[Message], progress: JsonProgress) -> None:
+    """Wait a moment for messages and say all there are."""
+    try:
+        message = inbox.get(timeout=0.1)
+        while True:
+            if message.event["event"] == "study" and not message.is_printed:
+                set_about(study=message.event["study"])
+            progress.say({"worker": message.worker, **message.event})
+            message = inbox.get_nowait()
+    except queue.Empty:
+        return

@@ -1,0 +1,133 @@
+"""What a process says on stderr: lines of text, or JSON objects, one a line. docs/observability.md has their fields."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+_REQUIRED = {"time", "level", "event"}
+
+_about: dict[str, Any] = {}
+
+
+class _Lines(logging.Handler):
+    """Writes to whatever stderr is at the moment: tests and live tables put another in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        if text:
+            print(text, file=sys.stderr, flush=True)
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return f"tuner: {record.getMessage()}"
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {name: value for name, value in _about.items() if value is not None}
+        fields |= getattr(record, "fields", {})
+        line = {
+            "time": fields.pop("time", None) or _iso(record.created),
+            "level": {"CRITICAL": "error"}.get(record.levelname, record.levelname.lower()),
+            "event": getattr(record, "event", "log"),
+            **fields,
+        }
+        if not hasattr(record, "event"):
+            line["logger"] = record.name
+        message = record.getMessage().strip()
+        if message:
+            line["message"] = message
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(_plain(line), allow_nan=False, default=str)
+
+
+# Of its own, not `logging.getLogger("tuner")`: nobody's settings silence it, nor do they make lines of it twice.
+_log = logging.Logger("tuner", logging.INFO)
+_handler = _Lines()
+_handler.setFormatter(_Text())
+_log.addHandler(_handler)
+
+
+def tell(message: str | None, event: str, level: str = "info", **fields: Any) -> None:
+    """Say something on stderr.
+
+    Args:
+        message: What a person reads; all there is in a log of text.
+        event: What it is, in one word.
+        level: `info`, `warning` or `error`.
+        fields: What a JSON log has beside it; `time` in place of now.
+    """
+    _log.log(logging.getLevelNamesMapping()[level.upper()], message or "", extra={"event": event, "fields": fields})
+
+
+def set_about(**fields: Any) -> None:
+    """Have these fields in every line of a JSON log from now on; None takes one away.
+
+    In those of all threads: a worker has one trial at a time, and threads that renew its lease and write its
+    checkpoints.
+    """
+    _about.update(fields)
+
+
+def use_json() -> None:
+    """Make all that this process says from now on JSON: also warnings, errors that nobody catches, others' logs."""
+    if is_json():
+        return
+    _handler.setFormatter(_Json())
+    logging.getLogger().addHandler(_handler)
+    logging.captureWarnings(True)
+    sys.excepthook = _tell_crash
+    threading.excepthook = lambda crash: _tell_crash(crash.exc_type, crash.exc_value, crash.exc_traceback)
+
+
+def is_json() -> bool:
+    """Return whether this process's log is JSON."""
+    return isinstance(_handler.formatter, _Json)
+
+
+def _tell_crash(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    said = {"event": "crash", "fields": {}}
+    exc_info = (kind, error, trace) if error is not None else None
+    _log.error(f"{kind.__name__}: {error}".strip(": "), exc_info=exc_info, extra=said)
+
+
+def parse(line: str) -> dict[str, Any] | None:
+    """Return what a process with a JSON log said in a line; None if the line is something else that it printed."""
+    if not line.startswith("{"):
+        return None
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and found.keys() >= _REQUIRED else None
+
+
+def now() -> str:
+    """Return the time as lines of a JSON log have it: UTC, to the millisecond."""
+    return _iso(time.time())
+
+
+def _iso(at_s: float) -> str:
+    whole, milliseconds = divmod(math.floor(at_s * 1000), 1000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{milliseconds:03d}Z"
+
+
+def _plain(value: Any) -> Any:
+    """Return a value with NaN and the infinities as texts, as the queries print them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value
