@@ -49,17 +49,12 @@ class Scrape:
         return {key: value for key, value in self.samples.items() if self.kinds[key[0]] == "counter"}
 
 
-def address_in(line: str) -> str | None:
-    found = re.search(r"metrics on (http://127\.0\.0\.1:\d+/metrics)", line)
-    return found[1] if found else None
-
-
 def address_of(launcher: subprocess.Popen[str]) -> str:
     """Read a launcher's output up to where it says where its metrics are."""
     assert launcher.stdout is not None
     for line in launcher.stdout:
-        if (url := address_in(line)) is not None:
-            return url
+        if found := re.fullmatch(r"tuner: metrics on (http://\S+:\d+/metrics)\n", line):
+            return found[1]
     pytest.fail("the launcher ended without metrics")
 
 

@@ -73,7 +73,7 @@ def test_trials_of_workers_that_are_killed_count_once(
         assert Counter(attempt.ending for attempt in attempts if attempt.worker != "the test") == Counter(
             complete=6, **({"died": 1} if place.startswith("before") else {})
         )
-        # Each has three pauses. Of those of the attempt that died all had been told, too.
+        # Three pauses each, also in the trial whose worker died: it had told its reports.
         assert last.sum("tuner_seconds_total", "training") > 6 * 3 * 0.1
         give_back()
         output, _ = launcher.communicate(timeout=60)

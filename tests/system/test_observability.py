@@ -109,6 +109,7 @@ def test_wrong_addresses_are_refused_in_one_line(
 NOISY = """
 
 import logging, os, sys, warnings
+import optuna
 
 class Noisy(Trainer):
     def on_training_epoch_end(self, state, hparams, epoch, metrics):
@@ -118,6 +119,8 @@ class Noisy(Trainer):
             os.write(2, b"past Python\\n")
             warnings.warn("a warning")
             logging.getLogger("theirs").error("an error of theirs")
+            optuna.logging.get_logger("optuna.theirs").warning("a word of Optuna")
+            print("postgresql://me:secret@host/db")
         if epoch == 2:
             EPOCH_2
 
@@ -142,6 +145,9 @@ def check_noise(lines: list[dict[str, Any]]) -> None:
         assert line["study"] == "tiny"
         assert line["worker"]
     assert isinstance(warned["trial"], int)
+    assert "a word of Optuna" in [line["message"] for line in lines if line.get("logger") == "optuna.theirs"]
+    assert "postgresql://me:***@host/db" in {line["message"] for line in output}
+    assert "secret" not in str(lines)
 
 
 def test_a_launchs_log_is_json_to_the_last_line(tuner_on_sqlite: Any, tiny_study: Path) -> None:
@@ -154,6 +160,7 @@ def test_a_launchs_log_is_json_to_the_last_line(tuner_on_sqlite: Any, tiny_study
     launch, *_, last = lines
     assert (launch["event"], launch["storage"]) == ("launch", tuner_on_sqlite.env["TUNER_STORAGE"])
     assert (last["event"], last["level"], last["study"]) == ("error", "error", "tiny")
+    assert [line["event"] for line in lines].count("error") == 1
     assert "the same error ended 3 trials in a row" in last["message"]
     assert last["message"].endswith("RuntimeError: planted bug")
     retry = next(line for line in lines if line["event"] == "retry")
