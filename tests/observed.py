@@ -100,8 +100,21 @@ def listening(pid: int) -> set[tuple[str, int]]:
     return found
 
 
+PAGE = (Path(__file__).parents[1] / "docs" / "observability.md").read_text()
+
+
+def documented(heading: str, column: int) -> set[str]:
+    """Return the names in a column of the table of the page whose first heading is this."""
+    table = PAGE.split(f"\n| {heading} |")[1].split("\n\n")[0]
+    cells = [row.split("|")[column] for row in table.splitlines() if row.startswith("| `")]
+    return {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+
+
 def json_lines(text: str) -> list[dict[str, Any]]:
-    """Return the lines of a JSON log; fails where one is not."""
+    """Return the lines of a JSON log; fails where one is not, or has what the page does not tell."""
     lines = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
-    assert all({"time", "level", "event"} <= line.keys() for line in lines)
+    fields = documented("field", 1) | documented("event", 3)
+    for line in lines:
+        assert {"time", "level", "event"} <= line.keys() <= fields
+        assert line["event"] in documented("event", 1)
     return lines

@@ -132,7 +132,18 @@ def test_a_worker_runs_in_the_foreground(tuner_on_sqlite: Any, tiny_study: Path)
 
 @pytest.mark.parametrize("module", ["tuner", "tuner.cli", "tuner.launch", "tuner.devices"])
 def test_commands_start_without_the_heavy_imports(module: str) -> None:
-    heavy = ("jax", "flax", "optuna", "sqlalchemy", "numpy", "mlflow", "tensorboard", "wandb")
+    heavy = (
+        "jax",
+        "flax",
+        "optuna",
+        "sqlalchemy",
+        "numpy",
+        "mlflow",
+        "tensorboard",
+        "wandb",
+        "cheroot",
+        "prometheus_client",
+    )
     code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

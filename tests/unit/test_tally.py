@@ -1,0 +1,75 @@
+"""What a launch counts, from events by hand, and the page that lists it."""
+
+import urllib.request
+
+import pytest
+from observed import documented
+
+import tuner.launch.metrics
+from tuner.errors import UsageError
+from tuner.launch.metrics import Tally, served
+from tuner.launch.progress import Snapshot
+from tuner.trial import Outcome
+
+SNAPSHOT = Snapshot(study="tiny", counts=dict.fromkeys(Outcome, 4), best_value=-0.5)
+
+
+def samples(tally: Tally) -> dict[tuple[str, ...], float]:
+    return {
+        (sample.name, *list(sample.labels.values())[1:]): sample.value
+        for family in tally.collect()
+        for sample in family.samples
+    }
+
+
+def test_events_add_up_by_place() -> None:
+    tally = Tally(["gpu 0", "gpu 1,2"])
+    tally.observe(SNAPSHOT, 2)
+    ends = ["complete", "pruned", "complete", "diverged", "out_of_memory", "failed", "released"]
+    for outcome in ends:
+        tally.take(0, {"event": "end", "outcome": outcome, "seconds": {"training": 2.0, "compiling": 0.5}})
+    tally.take(1, {"event": "deadly", "seconds": {"database": 0.25}})
+    tally.take(1, {"event": "lost"})
+    tally.take(1, {"event": "retry", "seconds": {"training": 1.0}})
+    tally.add_death(1)
+
+    found = samples(tally)
+
+    assert {outcome: found["tuner_trials_total", outcome] for outcome in {*ends} - {"released"}} == {
+        "complete": 2,
+        "pruned": 1,
+        "diverged": 1,
+        "out_of_memory": 1,
+        "failed": 2,
+    }
+    assert found["tuner_seconds_total", "0", "training"] == found["tuner_device_busy_seconds_total", "0", "gpu 0"] == 14
+    assert found["tuner_seconds_total", "0", "compiling"] == 3.5
+    assert found["tuner_seconds_total", "1", "database"] == 0.25
+    assert found["tuner_seconds_total", "1", "waiting"] == 0, "there from the start, or increase() misses the first"
+    assert found["tuner_device_busy_seconds_total", "1", "gpu 1,2"] == 1
+    assert [found["tuner_lease_losses_total", place] for place in "01"] == [0, 1]
+    assert [found["tuner_worker_deaths_total", place] for place in "01"] == [0, 1]
+    assert found["tuner_workers",] == 2
+    assert found["tuner_study_trials", "running"] == 4
+    assert found["tuner_best_value",] == -0.5
+
+
+def test_the_page_lists_every_metric() -> None:
+    tally = Tally(["cpu 0"])
+    assert samples(tally) == {}, "before the study is known"
+    tally.observe(SNAPSHOT, 1)
+    assert {name for name, *_ in samples(tally)} == documented("metric", 1)
+
+
+def test_an_address_of_ipv6_is_told_as_one() -> None:
+    tally = Tally(["cpu 0"])
+    tally.observe(SNAPSHOT, 1)
+    with served(tally, "::1", 0) as url:
+        assert url.startswith("http://[::1]:")
+        assert b'tuner_workers{study="tiny"} 1.0\n' in urllib.request.urlopen(url, timeout=20).read()
+
+
+def test_without_the_library_it_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuner.launch.metrics.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"must be installed to serve metrics: `pip install 'tuner\[metrics\]'`$"):
+        served(Tally(["cpu 0"]), "127.0.0.1", 0).__enter__()
