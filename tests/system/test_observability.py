@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import socket
 import urllib.error
@@ -83,8 +85,11 @@ def test_a_port_that_is_taken_is_told_before_any_worker_starts(tuner_on_sqlite: 
     assert done.returncode == 2
     opening, error = done.stderr.splitlines()
     assert "workers on" in opening
-    assert error.startswith(f"tuner: metrics must have an address to be served on: 127.0.0.1:{port} is none (")
-    assert "in use" in error
+    listen, advice = (
+        f"metrics must be able to listen on 127.0.0.1:{port}",
+        "give another --metrics-port or --metrics-host",
+    )
+    assert error == f"tuner: {listen}: {os.strerror(errno.EADDRINUSE)}; {advice}"
     assert not (tiny_study.parent / "study.db").exists()
 
 

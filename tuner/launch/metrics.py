@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -168,8 +169,11 @@ def served(tally: Tally, host: str, port: int) -> Iterator[str]:
     try:
         server.prepare()
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise UsageError(f"metrics must have an address to be served on: {host}:{port} is none ({reason})") from None
+        # cheroot has it in a sentence of its own, in the words of the last address that it tried.
+        reason = re.sub(r".*\[Errno -?\d+\] |\)*$", "", str(error))
+        raise UsageError(
+            f"metrics must be able to listen on {host}:{port}: {reason}; give another --metrics-port or --metrics-host"
+        ) from None
     thread = threading.Thread(target=server.serve, name="metrics", daemon=True)
     thread.start()
     try:
