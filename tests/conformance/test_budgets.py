@@ -34,6 +34,7 @@ from tuner.storage.reporter import Reporter
 from tuner.storage.studies import Registered, join, leave, register, resume, stop
 from tuner.storage.tables import attempts, budgets, workers
 from tuner.trial import Outcome, Report
+from tuner.worker.account import Account
 from tuner.worker.loop import Place
 
 nan, inf = math.nan, math.inf
@@ -1158,7 +1159,7 @@ def test_the_books_have_what_the_latest_launch_asked_for(desk: Books) -> None:
 
 def test_a_real_worker_says_where_it_runs_and_with_what(desk: Books) -> None:
     name = uuid.uuid4().hex
-    join(desk.engine, desk.claimant(name), Place(Path(), {"file": __file__}, None, "", None).describe())
+    join(desk.engine, desk.claimant(name), Place(Path(), {"file": __file__}, None, "", None, Account({})).describe())
 
     row = worker_row(desk, name)
     assert row["host"]
