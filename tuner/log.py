@@ -28,7 +28,8 @@ class _Lines(logging.Handler):
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return f"tuner: {record.getMessage()}"
+        message = record.getMessage()
+        return f"tuner: {message}" if message else ""
 
 
 class _Json(logging.Formatter):

@@ -24,6 +24,7 @@ def lines_of(code: str) -> list[dict[str, Any]]:
 
 def test_people_get_the_message(capsys: pytest.CaptureFixture[str]) -> None:
     tell("the storage is away", "storage_away", "warning", trial=3)
+    tell(None, "only_for_programs", trial=3)
     print_event({"event": "report", "trial": 3, "epoch": 1, "values": [0.25], "seconds": {}, "time": "now"})
     print_event({"event": "lost", "trial": 3, "message": "only for programs", "seconds": {}})
     print_event({"event": "seconds", "seconds": {"training": 1.0}})

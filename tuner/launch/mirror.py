@@ -64,7 +64,7 @@ class MirrorProcess:
         has_ended = process is not None and process.has_ended()
         with contextlib.suppress(queue.Empty):
             while True:
-                message = self._inbox.get_nowait().event["message"]
+                message = self._inbox.get_nowait().event.get("message", "")
                 progress.say({"event": "track", "message": message.removeprefix("tuner: ")})
         if process is not None and has_ended:
             self._process = None
