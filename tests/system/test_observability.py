@@ -182,10 +182,14 @@ def test_a_launchs_log_is_json_to_the_last_line(tuner_on_sqlite: Any, tiny_study
 
 @pytest.mark.slow
 def test_a_launchs_log_has_what_the_study_has(tuner_on_sqlite: Any, tiny_study: Path) -> None:
-    done = tuner_on_sqlite.run("launch", "tiny.py", "--workers", "1", "--trials", "3", "--log-format", "json")
+    options = ("--workers", "1", "--trials", "3", "--artifacts", "tiny.py/no-folder")
+    done = tuner_on_sqlite.run("launch", "tiny.py", *options, "--log-format", "json")
 
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     lines = json_lines(done.stderr)
+    refused = [line for line in lines if line["event"] == "checkpoint"]
+    assert {(line["level"], line["study"], line["place"]) for line in refused} == {("warning", "tiny", 0)}
+    assert {line["trial"] for line in refused} <= {0, 1, 2}
     rows = rows_of(tuner_on_sqlite.env["TUNER_STORAGE"])
     told = {line["trial"]: line["hparams"] for line in lines if line["event"] == "trial"}
     assert told == {row.number: row.hparams for row in rows}
