@@ -34,7 +34,7 @@ def reference(package: griffe.Module) -> str:
     told: dict[str, str] = {}
     for path, chosen in SECTIONS.items():
         module = package[path.removeprefix("tuner.")] if path != "tuner" else package
-        names = [name for name in chosen or module.exports if f"{path}.{name}" != ERRORS]
+        names = [str(name) for name in chosen or module.exports or () if f"{path}.{name}" != ERRORS]
         parts += [f"## {path}\n", f"{text_of(module).partition(chr(10) * 2)[0]}\n"]
         parts += [part for name in names for part in described(final(module[name]), name, told)]
     tree = text_of(package["errors"]).partition("\n\n")[2]
@@ -120,7 +120,7 @@ def parameters(item: griffe.Function | griffe.Class) -> Iterator[str]:
     for parameter in item.parameters:
         if parameter.name in ("self", "cls"):
             continue
-        kind = parameter.kind
+        kind = parameter.kind or griffe.ParameterKind.positional_or_keyword
         if kind is griffe.ParameterKind.keyword_only and not is_keyword:
             yield "*"
         is_keyword |= kind in (griffe.ParameterKind.keyword_only, griffe.ParameterKind.var_positional)

@@ -70,10 +70,15 @@ def test_the_api_page_has_every_word_of_every_public_docstring() -> None:
     "page", ["README.md", *(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
 )
 def test_links_lead_somewhere(page: str) -> None:
-    text = (ROOT / page).read_text()
-    for target in re.findall(r"\]\(([^)#]+)\)", text):
-        if "://" not in target:
-            assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links {target}, which is not there"
+    for target, heading in re.findall(r"\]\(([^)#\s]*)(?:#([^)]+))?\)", (ROOT / page).read_text()):
+        if "://" in target:
+            continue
+        linked = (ROOT / page).parent / target if target else ROOT / page
+        assert linked.exists(), f"{page} links {target}, which is not there"
+        if heading:
+            headings = re.findall(r"(?m)^#+ (.*)$", linked.read_text())
+            anchors = [re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings]
+            assert heading in anchors, f"{page} links #{heading} of {target}, which has {', '.join(anchors)}"
 
 
 def texts_of_the_program() -> Iterator[str]:
@@ -81,7 +86,7 @@ def texts_of_the_program() -> Iterator[str]:
     for path in (ROOT / "tuner").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):
-                yield "".join(part.value if isinstance(part, ast.Constant) else "..." for part in node.values)  # pyright: ignore[reportReturnType]
+                yield "".join(str(part.value) if isinstance(part, ast.Constant) else "..." for part in node.values)
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 yield node.value
 
