@@ -4,7 +4,6 @@ import ast
 import inspect
 import re
 import tomllib
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,16 +53,18 @@ def docstrings(name: str, item: object) -> Iterator[tuple[str, str]]:
             yield f"{name}.{key}", inspect.cleandoc(function.__doc__)
 
 
-def test_the_api_page_has_every_word_of_every_public_docstring() -> None:
-    page = (ROOT / "docs" / "api.md").read_text()
-    words_of = re.compile(r"[A-Za-z0-9_]+").findall
+def test_the_api_page_has_every_public_docstring() -> None:
+    page = (ROOT / "docs" / "api.md").read_text().replace("```python", "```")
+
+    def words_of(text: str) -> str:
+        return " ".join(re.findall(r"\w+", text))
+
     for public, item in public_names().items():
         part = page.partition(f"\n### {public}\n")[2].partition("\n### ")[0]
         assert part, f"docs/api.md must have {public}"
         for name, text in docstrings(public, item):
             text = re.sub(r"(?m)^Args:$", "Parameters:", text)
-            missing = Counter(words_of(text)) - Counter(words_of(part))
-            assert not missing, f"docs/api.md lacks words of {name}: {missing}"
+            assert words_of(text) in words_of(part), f"docs/api.md must have the docstring of {name}"
 
 
 @pytest.mark.parametrize(
