@@ -36,7 +36,7 @@ NOT_RUN = {
     r"pip install( -c constraints\.txt)? (-e )?('tuner\[\w+\]'|\.|'\.\[\w+\]')": "it is installed where tests run",
     r"python -m pytest": "it is what runs this",
 }
-"""Commands that are not run, and why; any other is. Extras are looked up all the same."""
+"""Commands that are not run, and why; any other is."""
 SERVERS = {"tuner dashboard": "/", "mlflow server": "/health"}
 """Commands that run until they are stopped, and the page by which they answer."""
 PYTHON_RUNS = ("docs/guide/", "docs/storage.md")
@@ -102,6 +102,29 @@ def test_commands_in_the_text_exist_with_their_options(page: str) -> None:
     prose = re.sub(r"(?ms)^```.*?^```$", "", (ROOT / page).read_text())
     for span in re.findall(r"`(tuner\s[^`]+)`", prose):
         check_words(page, shlex.split(span)[1:])
+
+
+def test_examples_in_the_help_exist_with_their_options() -> None:
+    examples = re.findall(r"For example: (.+?)\n\n", re.sub(r"\n +(?=\S)", " ", (ROOT / "docs" / "cli.md").read_text()))
+    assert len(examples) > 15
+    for command in (part for example in examples for part in example.split(", or ")):
+        assert command.startswith("tuner "), command
+        check_words("docs/cli.md", shlex.split(command)[1:])
+
+
+def test_what_is_treated_apart_is_there() -> None:
+    commands = [command for page in PAGES for block in blocks_of(page) for command, _ in block.commands()]
+    for pattern in [*NOT_RUN, *(f"{server}.*" for server in SERVERS)]:
+        assert any(re.fullmatch(pattern, command) for command in commands), f"no page has {pattern}"
+    for command in commands:
+        check_extras(command)
+
+
+def check_extras(command: str) -> None:
+    """Check that what a command installs beside the package can be installed."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for name in re.findall(r"(?:tuner|\.)\[(\w+)\]", command if command.startswith("pip ") else ""):
+        assert name in extras, f"{command}: pyproject.toml has no extra {name!r}"
 
 
 def check_words(page: str, words: list[str]) -> None:
@@ -275,8 +298,8 @@ def test_a_page_runs_as_it_stands(page: str, desk: Desk, wait_until: Callable[..
         for command, head in block.commands():
             server = next((name for name in SERVERS if command.startswith(name)), None)
             if any(re.fullmatch(pattern, command) for pattern in NOT_RUN):
-                check_extras(command)
-            elif server is not None:
+                continue
+            if server is not None:
                 desk.serve(command, SERVERS[server], wait_until)
             else:
                 printed = desk.run(command)
@@ -286,9 +309,3 @@ def test_a_page_runs_as_it_stands(page: str, desk: Desk, wait_until: Callable[..
                 (desk.folder / block.title).write_text(block.text)
             script = f"python - <<'PYTHON'\n{desk.here(block.text)}\nPYTHON"
             desk.run(script)
-
-
-def check_extras(command: str) -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    for name in re.findall(r"\[(\w+)\]", command):
-        assert name in extras, f"{command}: pyproject.toml has no extra {name!r}"
