@@ -143,7 +143,10 @@ def test_of_very_many_trials_a_part_is_drawn(storage: Any, sqlite_url: str, monk
     fill(storage, "ours", 60, "minimize")
     monkeypatch.setattr("tuner.analysis.MOST_TRIALS", 20)
     _, notes = importance_rows(sqlite_url, "ours")
-    assert notes[0] == "from 20 complete trials of 60"
+    assert notes[0] == "from 60 complete trials, PED-ANOVA from 20 of them"
+    monkeypatch.setattr("tuner.analysis.FANOVA_TRIALS", 30)
+    _, notes = importance_rows(sqlite_url, "ours")
+    assert notes[0] == "from 60 complete trials, PED-ANOVA from 20 of them, fANOVA from 30 of them"
 
 
 def test_methods_that_disagree_are_told(storage: Any, sqlite_url: str) -> None:
