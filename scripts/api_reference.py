@@ -21,6 +21,7 @@ SECTIONS = {
     "tuner.search": ["make_pruner"],
     "tuner.training": None,
     "tuner.training.nnx_layers": ["Dropout"],
+    "tuner.models": None,
     "tuner.trial": ["Outcome", "Report"],
     "tuner.launch": ["launch"],
 }
@@ -36,10 +37,16 @@ def reference(package: griffe.Module) -> str:
         module = package[path.removeprefix("tuner.")] if path != "tuner" else package
         names = [str(name) for name in chosen or module.exports or () if f"{path}.{name}" != ERRORS]
         parts += [f"## {path}\n", f"{text_of(module).partition(chr(10) * 2)[0]}\n"]
-        parts += [part for name in names for part in described(final(module[name]), name, told)]
+        parts += [part for name in names for part in described(public(module, name), name, told)]
     tree = text_of(package["errors"]).partition("\n\n")[2]
     parts += [f"## {ERRORS}\n", f"```text\n{tree}\n```\n"]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def public(module: griffe.Module, name: str) -> griffe.Object:
+    """Return what a module's name stands for: what was imported from a submodule, not the submodule of that name."""
+    found = final(module[name])
+    return final(found[name]) if found.is_module else found
 
 
 def final(item: griffe.Object | griffe.Alias) -> griffe.Object:

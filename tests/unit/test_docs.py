@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import tuner
-from tuner import training
+from tuner import models, training
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -40,12 +40,12 @@ def test_the_architecture_page_names_every_room() -> None:
 def public_names() -> dict[str, object]:
     """What docs/api.md must describe, by the name it has there."""
     found = {name: getattr(tuner, name) for name in tuner.__all__ if name != "errors"}
-    return found | {name: getattr(training, name) for name in training.__all__}
+    return found | {name: getattr(module, name) for module in (training, models) for name in module.__all__}
 
 
 def docstrings(name: str, item: object) -> Iterator[tuple[str, str]]:
     """Yield name and docstring of a function or a class, and of what is public in it."""
-    yield name, inspect.getdoc(item) or ""
+    yield name, (inspect.getdoc(item) or "") if callable(item) else ""
     for key, member in vars(item).items() if inspect.isclass(item) else ():
         function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
         is_own = inspect.isfunction(function) and function.__module__.startswith("tuner.")
