@@ -1,18 +1,20 @@
 """What does MLflow tracking cost a trial's training time?
 
-    python benchmarks/tracking_cost.py --json results.jsonl
+    python benchmarks/tracking_cost.py [--windows 60] [--seconds 4] [--json FILE]
 
-Launches the same study by turns without tracking, with `--mlflow` to a server, and with `--mlflow` to a server that is
-not there; the same trials with the same hyperparameters, each run a storage of its own. `README.md` beside this file
-has the figures.
+Launches one long study with `--mlflow` and stops and continues its mirror by turns (SIGSTOP, SIGCONT): epochs in
+windows with tracking beside epochs in the windows around them without, of the same trials in the same processes.
+`README.md` beside this file has the figures.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import os
-import resource
+import signal
 import socket
 import statistics
 import subprocess
@@ -21,20 +23,21 @@ import tempfile
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
+import sqlalchemy as sa
 from trials_per_minute import ROOT, machine
 
 from tuner.storage import connect
-from tuner.storage.queries import find_study, read_trials
+from tuner.storage.dialect import now_s
 
-SIDES = ("without", "tracked", "server stopped")
 STUDY = """
 import dataclasses
 from tuner.study import load_study
 study = dataclasses.replace(
-    load_study({file!r}), sampler="random", pruner="none", keep_best=0, epochs={epochs}, trials={trials}
+    load_study({file!r}), sampler="random", pruner="none", keep_best=0, epochs=20, trials=100_000
 )
-study.trainer.loop = "step"  # else each run measures which is faster, and may find another
+study.trainer.loop = "step"
 """
 
 
@@ -49,7 +52,7 @@ def start_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1"]
     command += [f"--backend-store-uri=sqlite:///{folder}/mlflow.db", f"--artifacts-destination={folder}/artifacts"]
     with (folder / "server.log").open("wb") as log:
-        server = subprocess.Popen(["nice", "-n", "19", *command], stdout=log, stderr=log)
+        server = subprocess.Popen(["nice", "-n", "19", *command], stdout=log, stderr=log, start_new_session=True)
     for _ in range(240):
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
@@ -59,88 +62,89 @@ def start_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
     raise SystemExit(f"MLflow's server must start: {(folder / 'server.log').read_text()[-1000:]}")
 
 
-def launch(folder: Path, name: str, uri: str | None) -> tuple[dict[int, float], float]:
-    """Run the study once.
+def mirror_of(launcher: int) -> int:
+    """Return the process id of a launcher's mirror."""
+    for _ in range(600):
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (process / "cmdline").read_text().split("\0")
+                parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:  # ended meanwhile
+                continue
+            if parent == launcher and "track" in words:
+                return int(process.name)
+        time.sleep(0.1)
+    raise SystemExit("the launcher must start a mirror")
 
-    Returns:
-        The seconds that each trial trained, without each worker's first; and the processor's seconds of the whole
-        command with all its processes, which other load changes less.
-    """
-    url = f"sqlite:///{folder / name}.db"
+
+def reports_between(engine: sa.Engine, edges: list[float]) -> list[int]:
+    """Return how many epochs were reported between each two moments."""
+    with engine.connect() as connection:
+        times = sorted(connection.execute(sa.text("SELECT reported_at_s FROM tuner_reports")).scalars())
+    return [sum(start <= at < end for at in times) for start, end in itertools.pairwise(edges)]
+
+
+def measure(folder: Path, side: str, uri: str, workers: int, windows: int, window_s: float) -> dict[str, Any]:
+    """Return the epochs of each window, the first with the mirror stopped."""
+    url = f"sqlite:///{folder}/{side}-{workers}.db"
     env = {**os.environ, "TUNER_STORAGE": url, "XDG_CACHE_HOME": str(folder / "cache")}
-    env.pop("MLFLOW_TRACKING_URI", None)
-    words = ["launch", "study.py", "--workers", "2", "--set", "optimizer=SGD", "--set", "channels=8"]
-    command = [sys.executable, "-m", "tuner", *words, *(["--mlflow", uri] if uri else [])]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=600)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode != 0:
-        raise SystemExit(done.stderr)
-    engine = connect(url)
-    trials = read_trials(engine, find_study(engine, "digits_cnn"))
-    engine.dispose()
-    seen: set[str] = set()
-    seconds = {}
-    for trial in trials:
-        if trial.record["worker"] in seen:
-            seconds[trial.number] = trial.record["train_s"]
-        seen.add(trial.record["worker"])
-    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    words = ["launch", "study.py", "--workers", str(workers), "--set", "optimizer=SGD", "--set", "channels=8"]
+    command = [sys.executable, "-m", "tuner", *words, "--mlflow", uri]
+    with (folder / f"{side}-{workers}.log").open("wb") as log:
+        launcher = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log)
+        try:
+            mirror = mirror_of(launcher.pid)
+            time.sleep(20.0)  # programs are compiled, MLflow is imported
+            engine = connect(url)
+            edges = [now_s(engine)]
+            for window in range(windows):
+                os.kill(mirror, signal.SIGCONT if window % 2 else signal.SIGSTOP)
+                time.sleep(window_s)
+                edges.append(now_s(engine))
+            os.kill(mirror, signal.SIGCONT)
+            assert launcher.poll() is None, (folder / f"{side}-{workers}.log").read_text()
+            counts = reports_between(engine, edges)
+            engine.dispose()
+        finally:
+            launcher.send_signal(signal.SIGINT)
+            launcher.wait(60)
+    rates = [count / (end - start) for count, (start, end) in zip(counts, itertools.pairwise(edges), strict=True)]
+    # Each window with tracking beside the mean of the two around it: the machine's speed drifts.
+    costs = [(rates[at - 1] + rates[at + 1]) / 2 / rates[at] - 1 for at in range(1, len(rates) - 1, 2)]
+    return {"side": side, "workers": workers, "rates": rates, "costs": costs}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What does MLflow tracking cost a trial's training time?")
-    parser.add_argument("--repeats", type=int, default=6)
-    parser.add_argument("--trials", type=int, default=20)
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="append the figures as one JSON line")
+    parser.add_argument("--windows", type=int, default=61)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of a window")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="append the figures as JSON lines")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tuner-tracking-") as scratch:
         folder = Path(scratch)
-        file = str(ROOT / "studies" / "digits_cnn.py")
-        (folder / "study.py").write_text(STUDY.format(file=file, epochs=arguments.epochs, trials=arguments.trials))
+        (folder / "study.py").write_text(STUDY.format(file=str(ROOT / "studies" / "digits_cnn.py")))
         port = free_port()
-        uris = {
-            "without": None,
-            "tracked": f"http://127.0.0.1:{port}",
-            "server stopped": f"http://127.0.0.1:{free_port()}",
-        }
         server = start_server(folder, port)
         try:
-            launch(folder, "warm", None)  # fills the compile cache
-            found: dict[str, list[dict[int, float]]] = {side: [] for side in SIDES}
-            cpu: dict[str, list[float]] = {side: [] for side in SIDES}
-            for repeat in range(arguments.repeats):
-                turn = repeat % len(SIDES)
-                for side in (*SIDES[turn:], *SIDES[:turn]):
-                    seconds, cpu_s = launch(folder, f"{side.replace(' ', '-')}-{repeat}", uris[side])
-                    found[side].append(seconds)
-                    cpu[side].append(cpu_s)
+            uris = {"tracked": f"http://127.0.0.1:{port}", "stopped": f"http://127.0.0.1:{free_port()}"}
+            for workers in arguments.workers:
+                for side, uri in uris.items():
+                    row = measure(folder, side, uri, workers, arguments.windows, arguments.seconds)
+                    costs = row["costs"]
+                    error = statistics.stdev(costs) / math.sqrt(len(costs))
+                    print(
+                        f"{workers} workers, server {side}: {100 * statistics.mean(costs):+.2f} % of training time, "
+                        f"standard error {100 * error:.2f} %, median {100 * statistics.median(costs):+.2f} % of "
+                        f"{len(costs)} windows; {statistics.median(row['rates']):.1f} epochs a second (at most +3 %)",
+                        flush=True,
+                    )
+                    if arguments.json:
+                        with arguments.json.open("a", encoding="utf-8") as lines:
+                            lines.write(json.dumps({**machine(), "question": "tracking_cost", **row}) + "\n")
         finally:
-            server.terminate()
+            os.killpg(server.pid, signal.SIGTERM)
             server.wait()
-    medians = {side: [statistics.median(run.values()) for run in found[side]] for side in SIDES}
-    ratios = {}
-    for side in SIDES[1:]:
-        # A trial against itself, in the same repeat: the machine's speed changes from one to the next.
-        pairs = [
-            run[number] / plain[number]
-            for run, plain in zip(found[side], found["without"], strict=True)
-            for number in run.keys() & plain.keys()
-        ]
-        ratios[side] = statistics.median(pairs)
-        print(
-            f"{side:15} {100 * (ratios[side] - 1):+.1f} % of training time (median of {len(pairs)} pairs; at most +3 %)"
-        )
-    for side in SIDES:
-        print(
-            f"{side:15} {statistics.median(medians[side]):.3f} s a trial; runs {[round(s, 3) for s in medians[side]]}"
-        )
-        print(f"{'':15} {statistics.median(cpu[side]):.1f} s of processor a launch; {[round(s, 1) for s in cpu[side]]}")
-    if arguments.json:
-        record = {**machine(), "question": "tracking_cost", "ratios": ratios, "medians_s": medians, "cpu_s": cpu}
-        with arguments.json.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(record) + "\n")
 
 
 if __name__ == "__main__":

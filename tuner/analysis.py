@@ -17,12 +17,15 @@ from tuner.storage.queries import find_study, outcome_counts, read_standings, re
 from tuner.trial import Outcome
 
 if TYPE_CHECKING:
+    import optuna
     from optuna.trial import FrozenTrial
 
 Row = dict[str, Any]
 
 MOST_TRIALS = 2000
-"""Trials that importances are computed from; of more, as many are drawn at equal distances."""
+"""Trials that PED-ANOVA's importances are computed from; of more, as many are drawn at equal distances."""
+FANOVA_TRIALS = 500
+"""Likewise fANOVA's, whose time grows with the square: half a minute for 1,000."""
 _FEWEST_TRIALS = 10
 
 
@@ -107,38 +110,32 @@ def importance_rows(storage_url: str, name: str) -> tuple[list[Row], list[str]]:
         raise UsageError(
             f"importances need at least {_FEWEST_TRIALS} complete trials: {name!r} has {len(complete)} so far"
         )
-    count = min(len(complete), MOST_TRIALS)
-    drawn = [complete[len(complete) * at // count] for at in range(count)]
-    notes = [f"from {count} complete trials{f' of {len(complete)}' if count < len(complete) else ''}"]
+    notes = [f"from {len(complete)} complete trials"]
+    used = {"PED-ANOVA": MOST_TRIALS, "fANOVA": FANOVA_TRIALS}
+    fewer = [f"{method} from {most} of them" for method, most in used.items() if len(complete) > most]
+    notes[0] += "".join(f", {part}" for part in fewer)
     rows: list[Row] = []
     for at, objective in enumerate(
         study.record.get("objective") or [f"objective {at}" for at, _ in enumerate(study.directions)]
     ):
-        found = _importances(drawn, at, study.directions[at], name)
+        found = _importances(complete, at, study.directions[at], name)
         rows += [{"objective": objective, **row} for row in found]
         notes.append(f"{objective}: {_verdict(found)}")
     return rows, notes
 
 
-def _importances(drawn: Sequence[FrozenTrial], objective: int, direction: str, name: str) -> list[Row]:
-    """Return the importances for one objective, from a study of that alone."""
-    import optuna
+def _importances(complete: Sequence[FrozenTrial], objective: int, direction: str, name: str) -> list[Row]:
+    """Return the importances for one objective, from studies of that alone."""
     from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
 
-    study = optuna.create_study(direction=optuna.study.StudyDirection[direction.upper()])
-    study.add_trials(
-        [
-            optuna.trial.create_trial(
-                params=trial.params, distributions=trial.distributions, value=trial.values[objective]
-            )
-            for trial in drawn
-        ]
-    )
     try:
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # of values that are all alike
             ped_anova, fanova = (
-                get_param_importances(study, evaluator=evaluator)
-                for evaluator in (PedAnovaImportanceEvaluator(), FanovaImportanceEvaluator(seed=0))
+                get_param_importances(_drawn(complete, most, objective, direction), evaluator=evaluator)
+                for most, evaluator in (
+                    (MOST_TRIALS, PedAnovaImportanceEvaluator()),
+                    (FANOVA_TRIALS, FanovaImportanceEvaluator(seed=0)),
+                )
             )
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"importances must be computable from the trials of {name!r}: {error}") from None
@@ -146,6 +143,18 @@ def _importances(drawn: Sequence[FrozenTrial], objective: int, direction: str, n
     if not names:
         raise UsageError(f"importances need hyperparameters that vary: the complete trials of {name!r} have none")
     return [{"hparam": one, "ped_anova": ped_anova.get(one), "fanova": fanova.get(one)} for one in names]
+
+
+def _drawn(complete: Sequence[FrozenTrial], most: int, objective: int, direction: str) -> optuna.Study:
+    """Return a study in memory of one objective and at most so many of the trials."""
+    import optuna
+
+    study = optuna.create_study(direction=optuna.study.StudyDirection[direction.upper()])
+    count = min(len(complete), most)
+    for trial in (complete[len(complete) * at // count] for at in range(count)):
+        values = {"params": trial.params, "distributions": trial.distributions, "value": trial.values[objective]}
+        study.add_trial(optuna.trial.create_trial(**values))
+    return study
 
 
 def _verdict(rows: Sequence[Row]) -> str:

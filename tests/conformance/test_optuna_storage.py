@@ -292,6 +292,11 @@ def test_attributes_of_a_held_trial_go_through(place: Place, text: str) -> None:
     place.one.flush(trial._trial_id)
     trial.storage.set_trial_system_attr(trial._trial_id, f"s {text}", text)  # later at once
     assert place.stored()[0].system_attrs == {f"s {text}": text}
+    trial.storage.set_trial_system_attr(trial._trial_id, f"s {text}", [text])
+    trial.suggest_float("later", 0.0, 1.0)
+    place.one.flush(trial._trial_id)
+    assert place.stored()[0].system_attrs == {f"s {text}": [text]}, "what is written once is not written again"
+    trial.storage.set_trial_system_attr(trial._trial_id, f"s {text}", text)
     (stored,), held = place.stored(), place.one.get_trial(trial._trial_id)
     assert stored.user_attrs == held.user_attrs == {f"u {text}": value}
     assert stored.system_attrs == held.system_attrs == {f"s {text}": text}

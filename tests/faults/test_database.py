@@ -723,3 +723,27 @@ def texts(server: Server, database: str) -> list[str]:
     tables = server.ask("SELECT tablename FROM pg_tables WHERE schemaname = 'public'", database=database)
     assert len(tables) > 15
     return [text for (table,) in tables for (text,) in server.ask(f"SELECT t::text FROM {table} t", database=database)]
+
+
+# --- A disk
+
+
+@pytest.mark.slow
+def test_a_full_disk_under_the_database_ends_a_launch_in_one_line_and_with_room_it_goes_on(
+    tuner_on_sqlite: Any, tiny_study: Path, small_disk: Path
+) -> None:
+    tuner = tuner_on_sqlite
+    tuner.env["TUNER_STORAGE"] = f"sqlite:///{small_disk / 'study.db'}"
+    (small_disk / "ballast").write_bytes(bytes(150_000))  # the tables have room, and a few trials
+    env = {"TINY_TRIALS": "20", "TINY_PAUSE_S": "0.05"}
+
+    full = tuner.run("launch", "tiny.py", "--workers", "2", **env)
+
+    assert full.returncode == 1
+    assert "Traceback" not in full.stderr
+    last = full.stderr.splitlines()[-1]
+    assert re.fullmatch(r"tuner: the storage must answer: .* \(database or disk is full\); check --storage .*", last)
+    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    roomy = tuner.run("launch", "tiny.py", "--workers", "2", **env)
+    assert roomy.returncode == 0, roomy.stderr
+    assert [row["outcome"] for row in tuner.rows("trials", "tiny")] == ["complete"] * 20

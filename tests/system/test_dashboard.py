@@ -10,6 +10,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from served import PASSWORD, Served, make_users, serve
 from storage_tools import new_database
 
 from tuner.dashboard.app import make_app, routes
+from tuner.plots import KINDS
 from tuner.storage import open_storage
 from tuner.storage.engine import IMPATIENT, new_engine, patient
 
@@ -81,13 +83,13 @@ def all_routes(url: str) -> list[tuple[str, str]]:
     study_id = storage.get_study_id_from_name("small")
     trial_id = storage.get_all_trials(study_id)[-1]._trial_id
     values = {"study_id": study_id, "trial_id": trial_id, "artifact_id": NOBODY, "history_id": NOBODY}
-    values |= {"filename": "bundle.js.LICENSE.txt", "name": "bar.js", "plot_type": "edf", "": ""}
+    values |= {"filename": "bundle.js.LICENSE.txt", "name": "bar.js", "plot_type": "edf", "kind": "edf", "": ""}
     found = [
         (route.method, re.sub(r"<([^:>]*)[^>]*>", lambda part: str(values[part[1]]), route.rule))
         for route in routes(storage).routes
     ]
     storage.close()
-    return found
+    return [(method, f"{path}?study=small" if path.startswith("/plots/") else path) for method, path in found]
 
 
 def test_the_list_of_routes_is_all_of_them(storage_on_postgres: str) -> None:
@@ -229,7 +231,16 @@ def test_logins_are_limited_by_user_and_by_address(served: Served) -> None:
 
 def test_every_answer_has_its_headers(served: Served) -> None:
     known = {"Authorization": "Bearer ci"}
-    for path in ("/dashboard", "/api/studies", "/workers", "/workers.json", "/checkpoints", "/login", "/nowhere"):
+    for path in (
+        "/dashboard",
+        "/api/studies",
+        "/workers",
+        "/workers.json",
+        "/checkpoints",
+        "/plots",
+        "/login",
+        "/nowhere",
+    ):
         headers = served.ask("GET", path, **known).headers
         assert headers["x-frame-options"] == "DENY", path
         assert headers["x-content-type-options"] == "nosniff", path
@@ -239,6 +250,26 @@ def test_every_answer_has_its_headers(served: Served) -> None:
     assert served.ask("GET", "/static/bundle.js", **known).headers["cache-control"] == "private, no-cache"
     head = served.ask("HEAD", "/login")
     assert (head.status, head.body) == (200, b"")
+
+
+def test_plots_are_pictures_and_what_cannot_be_drawn_says_why(served: Served) -> None:
+    known = {"Authorization": "Bearer ci"}
+    page = served.ask("GET", "/plots?study=small", **known)
+    sources = re.findall(r'src="(/tuner/plots/[^"]+)"', page.text)
+    assert sources == [f"/tuner/plots/{kind}.svg?study=small" for kind in KINDS]
+    assert "img-src 'self'" in page.headers["content-security-policy"]
+
+    answers = {source: served.ask("GET", source.removeprefix("/tuner"), **known) for source in sources}
+
+    for source, answer in answers.items():
+        assert (answer.status, answer.headers["content-type"]) == (200, "image/svg+xml"), source
+        assert ElementTree.fromstring(answer.body).tag == "{http://www.w3.org/2000/svg}svg"
+    assert "must" not in answers[sources[0]].text, "the history"
+    rungs = answers["/tuner/plots/rungs.svg?study=small"].text
+    assert "rungs are those of the pruners asha and hyperband: &#x27;small&#x27; has none" in rungs
+    assert "Choose a study" in served.ask("GET", "/plots", **known).text
+    for path in ("/plots/histories.svg?study=small", "/plots/history.svg", "/plots/history.svg?study=none"):
+        assert served.ask("GET", path, **known).status == 404, path
 
 
 def test_the_front_end_is_whole_below_the_prefix(served: Served) -> None:

@@ -16,6 +16,8 @@ webdriver = pytest.importorskip("selenium.webdriver")
 from selenium.common.exceptions import WebDriverException  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 
+from tuner.plots import KINDS  # noqa: E402
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 pytestmark = [
@@ -115,7 +117,15 @@ def test_a_person_looks_at_a_study_and_leaves(tuner_on_postgres: Any, tiny_study
     points = "return Math.max(0, ...document.getElementById('plot-history').data.filter(" \
         "trace => trace.mode === 'markers').map(trace => trace.x.length))"  # fmt: skip
     browser.until(lambda: driver.execute_script(points) == ended)
-    assert browser.find(By.ID, "tuner-bar").text.split() == ["Workers", "Checkpoints", "ann", "(editor)", "Log", "out"]
+    assert browser.find(By.ID, "tuner-bar").text.split() == [
+        "Workers",
+        "Checkpoints",
+        "Plots",
+        "ann",
+        "(editor)",
+        "Log",
+        "out",
+    ]
     browser.picture("study")
 
     # The table of trials, sorted by value.
@@ -140,6 +150,13 @@ def test_a_person_looks_at_a_study_and_leaves(tuner_on_postgres: Any, tiny_study
     assert len(browser.texts("table.checkpoints tr")) > 1
     assert driver.execute_script("return document.querySelector('svg polyline').points.numberOfItems") == 3
     browser.picture("checkpoints")
+
+    browser.go("/plots?study=tiny")
+    widths = "return [...document.querySelectorAll('img.plot')].map(made => made.complete ? made.naturalWidth : 0)"
+    driver.execute_script("document.querySelectorAll('img.plot').forEach(made => { made.loading = 'eager'; })")
+    browser.until(lambda: min(driver.execute_script(widths)) > 0)
+    assert len(driver.execute_script(widths)) == len(KINDS)
+    browser.picture("plots")
 
     # Out, and refused: by a page, and by what an open page asks for.
     browser.go("/dashboard/studies/1")

@@ -142,8 +142,13 @@ def test_each_objective_has_importances_of_its_own(storage: Any, sqlite_url: str
 def test_of_very_many_trials_a_part_is_drawn(storage: Any, sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(storage, "ours", 60, "minimize")
     monkeypatch.setattr("tuner.analysis.MOST_TRIALS", 20)
-    _, notes = importance_rows(sqlite_url, "ours")
-    assert notes[0] == "from 20 complete trials of 60"
+    rows, notes = importance_rows(sqlite_url, "ours")
+    assert notes[0] == "from 60 complete trials, PED-ANOVA from 20 of them"
+    monkeypatch.setattr("tuner.analysis.FANOVA_TRIALS", 30)
+    fewer, notes = importance_rows(sqlite_url, "ours")
+    assert notes[0] == "from 60 complete trials, PED-ANOVA from 20 of them, fANOVA from 30 of them"
+    by_name = ({row["hparam"]: row["fanova"] for row in found} for found in (rows, fewer))
+    assert next(by_name) != next(by_name)
 
 
 def test_methods_that_disagree_are_told(storage: Any, sqlite_url: str) -> None:

@@ -1,12 +1,16 @@
 """What the documents say, held against the code."""
 
+import ast
+import inspect
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import tuner
+from tuner import models, training
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -33,12 +37,71 @@ def test_the_architecture_page_names_every_room() -> None:
         assert any(path.exists() for path in found), f"docs/architecture.md names {name}, which is not there"
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def public_names() -> dict[str, object]:
+    """What docs/api.md must describe, by the name it has there."""
+    found = {name: getattr(tuner, name) for name in tuner.__all__ if name != "errors"}
+    return found | {name: getattr(module, name) for module in (training, models) for name in module.__all__}
+
+
+def docstrings(name: str, item: object) -> Iterator[tuple[str, str]]:
+    """Yield name and docstring of a function or a class, and of what is public in it."""
+    yield name, (inspect.getdoc(item) or "") if callable(item) else ""
+    for key, member in vars(item).items() if inspect.isclass(item) else ():
+        function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+        is_own = inspect.isfunction(function) and function.__module__.startswith("tuner.")
+        if is_own and not key.startswith("_") and function.__doc__:
+            yield f"{name}.{key}", inspect.cleandoc(function.__doc__)
+
+
+def test_the_api_page_has_every_public_docstring() -> None:
+    page = (ROOT / "docs" / "api.md").read_text().replace("```python", "```")
+
+    def words_of(text: str) -> str:
+        return " ".join(re.findall(r"\w+", text))
+
+    for public, item in public_names().items():
+        part = page.partition(f"\n### {public}\n")[2].partition("\n### ")[0]
+        assert part, f"docs/api.md must have {public}"
+        for name, text in docstrings(public, item):
+            text = re.sub(r"(?m)^Args:$", "Parameters:", text)
+            assert words_of(text) in words_of(part), f"docs/api.md must have the docstring of {name}"
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", *(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
+)
 def test_links_lead_somewhere(page: str) -> None:
-    text = (ROOT / page).read_text()
-    for target in re.findall(r"\]\(([^)#]+)\)", text):
-        if "://" not in target:
-            assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links {target}, which is not there"
+    for target, heading in re.findall(r"\]\(([^)#\s]*)(?:#([^)]+))?\)", (ROOT / page).read_text()):
+        if "://" in target:
+            continue
+        linked = (ROOT / page).parent / target if target else ROOT / page
+        assert linked.exists(), f"{page} links {target}, which is not there"
+        if heading:
+            headings = re.findall(r"(?m)^#+ (.*)$", linked.read_text())
+            anchors = [re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings]
+            assert heading in anchors, f"{page} links #{heading} of {target}, which has {', '.join(anchors)}"
+
+
+def texts_of_the_program() -> Iterator[str]:
+    """Every text in the program, with `...` for what is filled in."""
+    for path in (ROOT / "tuner").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(str(part.value) if isinstance(part, ast.Constant) else "..." for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_what_the_page_on_failures_says_is_seen_is_in_the_program() -> None:
+    rows = re.findall(r"(?m)^\| (.+?) \| .+\|$", (ROOT / "docs" / "guide" / "failures.md").read_text())
+    seen = [span for row in rows for span in re.findall(r"`([^`]+)`", row) if not span.startswith("tuner ")]
+    assert len(seen) > 20
+    program = list(texts_of_the_program())
+    for span in seen:
+        # Numbers and names are filled in; what follows a colon is an error's own text.
+        pieces = re.split(r"\.\.\.|\b\d+\b|SIGKILL|ValueError", span)
+        is_there = any(all(piece.strip() in text for piece in pieces) for text in program)
+        assert is_there, f"docs/guide/failures.md quotes {span!r}, which the program does not say"
 
 
 def test_the_readme_is_short_and_has_the_two_commands() -> None:

@@ -16,9 +16,11 @@ from tuner.artifacts import describe_checkpoint
 from tuner.dashboard.front import Front
 from tuner.dashboard.login import CALLER, WSGI, Login
 from tuner.dashboard.opening import Opening
-from tuner.dashboard.pages import checkpoints_page, refusal_page, workers_page
+from tuner.dashboard.pages import checkpoints_page, plots_page, refusal_page, workers_page
+from tuner.dashboard.pictures import Pictures
 from tuner.dashboard.users import Users
 from tuner.errors import StorageLost, UnknownStudy
+from tuner.plots import KINDS
 from tuner.storage.activity import read_checkpoints, read_compiling, read_failures, read_workers
 from tuner.storage.optuna_storage import Storage
 from tuner.storage.queries import StudyRow, find_study, read_studies
@@ -57,6 +59,9 @@ def routes(storage: Storage) -> bottle.Bottle:
     app.get("/workers", callback=lambda: _page(workers_page, **_chosen(storage), **_activity(storage)))
     app.get("/workers.json", callback=lambda: _json(_activity(storage)))
     app.get("/checkpoints", callback=lambda: _page(checkpoints_page, **_chosen(storage), groups=_groups(storage)))
+    pictures = Pictures(storage)
+    app.get("/plots", callback=lambda: _page(plots_page, **_chosen(storage), kinds=list(KINDS)))
+    app.get("/plots/<kind:re:[a-z]+>.svg", callback=lambda kind: _picture(storage, pictures, kind))
     app.error(500)(_failed)
     return app
 
@@ -144,6 +149,15 @@ def _state(row: dict[str, Any]) -> str:
     if has_lease:
         return "at work"
     return "idle" if row["unseen_s"] < LOST_S else "lost"
+
+
+def _picture(storage: Storage, pictures: Pictures, kind: str) -> bytes:
+    study = _study(storage)
+    if study is None or kind not in KINDS:
+        raise bottle.HTTPError(404, f"a plot is /plots/KIND.svg?study=NAME, its kind one of {', '.join(KINDS)}")
+    bottle.response.content_type = "image/svg+xml"
+    bottle.response.set_header("Content-Security-Policy", "default-src 'none';style-src 'unsafe-inline'")
+    return pictures.svg(study, kind)
 
 
 def _groups(storage: Storage) -> list[dict[str, Any]]:

@@ -68,6 +68,7 @@ _TOP = (
 <a href="{{prefix}}/dashboard">Studies</a>
 <a href="{{prefix}}/workers{{query}}">Workers</a>
 <a href="{{prefix}}/checkpoints{{query}}">Checkpoints</a>
+<a href="{{prefix}}/plots{{query}}">Plots</a>
 <form method="get">
 <select name="study" aria-label="Study">
 <option value="">all studies</option>
@@ -186,6 +187,25 @@ Those of trials that others have surpassed are removed.</p>
 )
 
 
+_PLOTS = SimpleTemplate(
+    _TOP
+    + """% if not study:
+<p class="note">Choose a study above.</p>
+% else:
+<p class="note">As <code>tuner plot {{study}} KIND</code> draws them; <code>tuner plot {{study}} report</code> makes one
+page of all.</p>
+% for kind in kinds:
+<h2>{{kind.capitalize()}}</h2>
+<a href="{{prefix}}/plots/{{kind}}.svg{{query}}"><img class="plot" loading="lazy" alt="{{kind}}"
+ src="{{prefix}}/plots/{{kind}}.svg{{query}}"></a>
+% end
+% end
+</body>
+</html>
+"""
+)
+
+
 def login_page(prefix: str, asked: str, wrong: str = "") -> str:
     """Return the login page.
 
@@ -212,6 +232,11 @@ def checkpoints_page(**given: Any) -> str:
     """Return the page of checkpoints."""
     formats = {"blank": blank, "number": number, "size": size, "polyline": polyline}
     return _CHECKPOINTS.render(title="Checkpoints", reloads=False, **formats, **given)
+
+
+def plots_page(**given: Any) -> str:
+    """Return the page of plots."""
+    return _PLOTS.render(title="Plots", reloads=False, **given)
 
 
 def seconds(value: float | None) -> str:

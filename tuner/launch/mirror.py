@@ -14,6 +14,7 @@ from tuner.launch.process import Message, WorkerProcess
 from tuner.launch.progress import Progress
 from tuner.tracking import MLFLOW_VARIABLE, check_trackers
 
+_NICENESS = 10
 GRACE_S = 15.0
 """How long a launcher's end may take to send the rest; most of it is for a study that ends while MLflow is imported."""
 
@@ -57,6 +58,8 @@ class MirrorProcess:
         env = {**os.environ, **environment, "TUNER_STORAGE": self.url, "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "-m", "tuner", "track", *options, "--", study]
         self._process = WorkerProcess(0, "mirror", command, env, self._inbox)
+        with contextlib.suppress(OSError):  # training comes first on a busy machine
+            os.setpriority(os.PRIO_PROCESS, self._process.process.pid, _NICENESS)
 
     def watch(self, progress: Progress) -> None:
         """Show what it says, and notice its end."""

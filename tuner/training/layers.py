@@ -43,7 +43,8 @@ class Stack(nn.Module):
     Each layer has parameters and batch statistics of its own, stacked along a first axis of length `depth`.
 
     Attributes:
-        layer: Makes one layer: a module whose call takes activations and `train`, and keeps their shape and type.
+        layer: Makes one layer: a module whose call takes activations (or a tuple with what goes along with them, a
+            mask say) and `train`, and returns the same with shapes and types kept.
         depth: How many; static.
         remat: Forget activations inside each layer and compute them again for the gradient (Chen et al., 2016): memory
             for one layer's insides instead of all layers', at the price of one more forward pass.
@@ -54,10 +55,10 @@ class Stack(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
-        """Return the last layer's output; shape and type of the inputs."""
+    def __call__(self, inputs: Any, *, train: bool) -> Any:
+        """Return the last layer's output; shapes and types of the inputs."""
 
-        def body(layer: nn.Module, carry: jax.Array, _: None) -> tuple[jax.Array, None]:
+        def body(layer: nn.Module, carry: Any, _: None) -> tuple[Any, None]:
             return layer(carry, train=train), None  # pyright: ignore[reportCallIssue]
 
         step: Any = nn.remat(body, prevent_cse=False) if self.remat else body

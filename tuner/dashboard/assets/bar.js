@@ -36,7 +36,7 @@
     bar.style.cssText =
       "position:fixed;right:12px;bottom:12px;z-index:2000;display:flex;gap:14px;align-items:center;" +
       "padding:6px 12px;border-radius:6px;background:#1c2733;color:#fff;font:13px system-ui,sans-serif;opacity:.92";
-    bar.append(link("Workers", "/workers"), link("Checkpoints", "/checkpoints"));
+    bar.append(link("Workers", "/workers"), link("Checkpoints", "/checkpoints"), link("Plots", "/plots"));
     if (user) {
       const who = document.createElement("span");
       who.textContent = user + " (" + role + ")";

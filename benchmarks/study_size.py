@@ -1,0 +1,94 @@
+"""How many bytes a trial takes in a Postgres database.
+
+    python benchmarks/study_size.py [--trials 1000] [--json FILE]
+
+Needs the `test` extra, which brings the server. Trials are run by a real worker with a trainer that costs nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy as sa
+from sleepy_study import Trainer, sleepy_study
+from storage_overhead import Server
+
+from tuner.storage.url import driver_url
+from tuner.trial import Report
+from tuner.worker import run_worker
+
+WARM_UP = 100
+"""Trials that are there before: an empty table has pages as well."""
+
+
+class Talkative(Trainer):
+    """Reports so many metrics, with as many digits as real ones have."""
+
+    def __init__(self, metrics: int) -> None:
+        self.metrics = metrics
+
+    def train_model(self, *arguments: Any, **options: Any) -> Any:
+        """Yield the reports."""
+        for report in super().train_model(*arguments, **options):
+            names = ["loss", "train_loss", *(f"metric_{index}" for index in range(self.metrics - 2))]
+            values = [report.metrics["loss"] / (3 + index) for index, _ in enumerate(names)]
+            yield Report(report.epoch, report.step, dict(zip(names, values, strict=True)))
+
+
+def measure(server: Server, epochs: int, metrics: int, trials: int) -> dict[str, Any]:
+    """Return the bytes that a trial adds, those of indexes included, by table."""
+    url = server.new_database()
+    study = sleepy_study(epochs=epochs, pruner="asha")
+    study = dataclasses.replace(study, trainer=Talkative(metrics))
+    with tempfile.TemporaryDirectory() as folder:
+        run_worker(dataclasses.replace(study, trials=WARM_UP), url, artifacts=folder)
+        before = sizes(url)
+        run_worker(dataclasses.replace(study, trials=WARM_UP + trials), url, artifacts=folder)
+    added = {name: (size - before[name]) / trials for name, size in sizes(url).items() if size != before[name]}
+    return {"epochs": epochs, "metrics": metrics, "trials": trials, "bytes": sum(added.values()), "tables": added}
+
+
+def sizes(url: str) -> dict[str, int]:
+    """Return the bytes of each table, with its indexes and after autovacuum's work."""
+    engine = sa.create_engine(driver_url(url), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql("VACUUM")
+        query = "SELECT relname, pg_total_relation_size(oid) FROM pg_class WHERE relkind = 'r' AND relnamespace = "
+        found = connection.exec_driver_sql(query + "'public'::regnamespace").all()
+    engine.dispose()
+    return dict(map(tuple, found))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with tempfile.TemporaryDirectory(prefix="tuner-bench-") as folder:
+        os.chmod(folder, 0o755)
+        server = Server(folder)
+        try:
+            rows = [
+                measure(server, epochs, metrics, arguments.trials)
+                for epochs, metrics in ((10, 4), (10, 12), (50, 4), (50, 12))
+            ]
+        finally:
+            server.close()
+    for row in rows:
+        tables = ", ".join(f"{name} {size:.0f}" for name, size in sorted(row["tables"].items(), key=lambda at: -at[1]))
+        print(f"{row['epochs']} epochs of {row['metrics']} metrics: {row['bytes']:.0f} bytes a trial ({tables})")
+    if arguments.json:
+        with arguments.json.open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Models by name, made of hyperparameters."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from tuner.errors import StudyError, nearest
+from tuner.models.dense import CNN, MLP
+from tuner.models.flavours import NnxMLP, linear
+from tuner.models.resnet import cifar_resnet, resnet
+from tuner.models.transformer import Transformer
+
+
+def _nnx_mlp(features: int, classes: int, width: int = 64, depth: int = 2) -> Callable[..., NnxMLP]:
+    return lambda rngs: NnxMLP(features, classes, width, depth, rngs=rngs)
+
+
+MODELS: dict[str, Callable[..., Any]] = {
+    "cifar_resnet": cifar_resnet,
+    "cnn": CNN,
+    "decoder": partial(Transformer, is_causal=True),
+    "encoder": Transformer,
+    "linear": linear,
+    "mlp": MLP,
+    "nnx_mlp": _nnx_mlp,
+    "resnet": resnet,
+}
+"""Name -> what makes the model; its arguments are the model's hyperparameters."""
+
+_OF_FLAX = ("parent", "name")
+
+
+def make_model(name: str, hparams: Any = None, **given: Any) -> Any:
+    """Return a model, for a trainer's `init_model` to return.
+
+    So a space with `model: str = choice("mlp", "cnn")` has the model of each stored trial:
+    `make_model(hparams.model, hparams, classes=10)` with `hparams = tuner.space.from_params(HParams, row["hparams"])`.
+
+    Args:
+        name: One of `MODELS`.
+        hparams: A `Space` or a mapping. Those of its fields are taken that are arguments of the model; other fields,
+            the optimizer's say, are left alone.
+        given: Arguments of the model that are not searched; they come before those of `hparams`.
+
+    Raises:
+        StudyError: unknown name, an argument in `given` that the model does not have, or one that is missing.
+    """
+    if name not in MODELS:
+        raise StudyError(f"a model must be one of {', '.join(MODELS)}: got {name!r}{nearest(name, MODELS)}")
+    arguments = {key: found for key, found in _arguments(MODELS[name]).items() if key not in _OF_FLAX}
+    for key in given:
+        if key not in arguments:
+            raise StudyError(
+                f"the model {name!r} has arguments {', '.join(arguments)}: got {key!r}{nearest(key, arguments)}"
+            )
+    taken = {key: _field(hparams, key) for key in arguments if key not in given and _has(hparams, key)}
+    missing = [
+        key for key, found in arguments.items() if found.default is found.empty and key not in {**taken, **given}
+    ]
+    if missing:
+        raise StudyError(f"the model {name!r} needs {', '.join(missing)}: give it, or add it to the space")
+    return MODELS[name](**taken, **given)
+
+
+def _arguments(make: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(make).parameters
+
+
+def _has(hparams: Any, key: str) -> bool:
+    return key in hparams if isinstance(hparams, Mapping) else hasattr(hparams, key)
+
+
+def _field(hparams: Any, key: str) -> Any:
+    return hparams[key] if isinstance(hparams, Mapping) else getattr(hparams, key)

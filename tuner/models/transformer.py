@@ -1,0 +1,158 @@
+"""A Transformer (Vaswani et al., 2017) with normalisation before each part (Xiong et al., 2020), for tokens."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tuner.errors import StudyError, nearest
+from tuner.training import Dropout, Stack
+
+POSITIONS = ("learned", "rotary")
+
+
+class Attention(nn.Module):
+    """Self-attention.
+
+    Attributes:
+        heads: They share the width.
+        is_causal: Whether a place sees no later ones.
+        is_rotary: Whether queries and keys are turned by their places.
+        dtype: Of the activations.
+    """
+
+    heads: int
+    is_causal: bool
+    is_rotary: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, is_there: jax.Array) -> jax.Array:
+        """Return [batch, length, width] of the same; keys where `is_there` [batch, length] is False are not seen."""
+        width = hidden.shape[-1]
+        project = partial(nn.DenseGeneral, (self.heads, width // self.heads), dtype=self.dtype)
+        query, key, value = (project(name=name)(hidden) for name in ("query", "key", "value"))
+        if self.is_rotary:
+            query, key = rotate(query), rotate(key)
+        mask = is_there[:, None, None, :]
+        seen = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=self.is_causal)
+        return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name="out")(seen)
+
+
+def rotate(heads: jax.Array) -> jax.Array:
+    """Turn [batch, length, heads, size] by place: rotary positions (Su et al., 2021, equation 34).
+
+    Numbers i and i + size / 2 of place m are turned by the angle m * 10000 ** (-2 i / size).
+    """
+    size = heads.shape[-1]
+    turns = 10_000.0 ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
+    places = jnp.arange(heads.shape[1], dtype=jnp.float32)
+    angles = places[None, :, None, None] * turns[None, None, None, :]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    first, second = jnp.split(heads.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(heads.dtype)
+
+
+class Layer(nn.Module):
+    """Attention and a network of two dense layers, each behind a normalisation and beside a residual connection."""
+
+    heads: int
+    is_causal: bool
+    is_rotary: bool
+    dropout_rate: float | jax.Array
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, carry: tuple[jax.Array, jax.Array], *, train: bool) -> tuple[jax.Array, jax.Array]:
+        hidden, is_there = carry
+        norm, dense = partial(nn.LayerNorm, dtype=self.dtype), partial(nn.Dense, dtype=self.dtype)
+        seen = Attention(self.heads, self.is_causal, self.is_rotary, self.dtype)(norm()(hidden), is_there)
+        hidden = hidden + Dropout(self.dropout_rate)(seen, train=train)
+        wide = nn.gelu(dense(4 * hidden.shape[-1])(norm()(hidden)))
+        hidden = hidden + Dropout(self.dropout_rate)(dense(hidden.shape[-1])(wide), train=train)
+        return hidden, is_there
+
+
+class Transformer(nn.Module):
+    """An encoder, or with `is_causal` a decoder, of tokens.
+
+    Attributes:
+        vocabulary: Tokens are numbers in [0, vocabulary).
+        width: Of the activations; a multiple of `heads`.
+        heads: Of attention.
+        depth: Layers.
+        longest: The longest sequence.
+        is_causal: Whether a place sees no later ones.
+        positions: `learned` (a vector for each place) or `rotary`.
+        outputs: Numbers for each place; `vocabulary` if None.
+        padding: The token that fills sequences up, which no place sees; None if there is none.
+        dropout_rate: On embeddings and at the end of each part; may be traced.
+        is_scanned: Whether layers are a loop inside the program (`Stack`), which compiles as fast as one layer.
+        remat: See `Stack`; needs `is_scanned`.
+        dtype: Of the activations, for instance `jnp.bfloat16`; parameters and outputs are float32.
+    """
+
+    vocabulary: int
+    width: int = 64
+    heads: int = 4
+    depth: int = 2
+    longest: int = 256
+    is_causal: bool = False
+    positions: str = "learned"
+    outputs: int | None = None
+    padding: int | None = None
+    dropout_rate: float | jax.Array = 0.0
+    is_scanned: bool = True
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, *, train: bool) -> jax.Array:
+        """Return outputs [batch, length, outputs] for tokens [batch, length].
+
+        Raises:
+            StudyError: attributes that do not go together, or a sequence that is too long.
+        """
+        self._check(tokens)
+        # The trainer may hand over floats, which hold whole numbers.
+        tokens = tokens.astype(jnp.int32)
+        is_there = jnp.ones(tokens.shape, bool) if self.padding is None else tokens != self.padding
+        hidden = nn.Embed(self.vocabulary, self.width, dtype=self.dtype)(tokens)
+        if self.positions == "learned":
+            table = self.param("positions", nn.initializers.normal(0.02), (self.longest, self.width))
+            hidden = hidden + table[None, : tokens.shape[1]].astype(self.dtype)
+        hidden = Dropout(self.dropout_rate)(hidden, train=train)
+        layer = partial(Layer, self.heads, self.is_causal, self.positions == "rotary", self.dropout_rate, self.dtype)
+        if self.is_scanned:
+            hidden, _ = Stack(layer, self.depth, self.remat, name="stack")((hidden, is_there), train=train)
+        else:
+            for at in range(self.depth):
+                hidden, _ = layer(name=f"layer_{at}")((hidden, is_there), train=train)
+        hidden = nn.LayerNorm(dtype=self.dtype)(hidden)
+        return nn.Dense(self.outputs or self.vocabulary, dtype=self.dtype, name="head")(hidden).astype(jnp.float32)
+
+    def _check(self, tokens: jax.Array) -> None:
+        if self.positions not in POSITIONS:
+            raise StudyError(
+                f"positions must be one of {', '.join(POSITIONS)}: got {self.positions!r}"
+                f"{nearest(self.positions, POSITIONS)}"
+            )
+        if self.width % self.heads:
+            raise StudyError(f"the width must be a multiple of the heads: got width {self.width}, heads {self.heads}")
+        if self.positions == "rotary" and self.width // self.heads % 2:
+            raise StudyError(
+                f"rotary positions need heads of even size: got width {self.width} over {self.heads} heads"
+            )
+        if self.remat and not self.is_scanned:
+            raise StudyError("remat needs is_scanned: without the loop it saves nothing")
+        if tokens.ndim != 2:
+            raise StudyError(f"tokens must be [batch, length]: got the shape {tokens.shape}")
+        if tokens.shape[1] > self.longest:
+            raise StudyError(
+                f"a sequence must be at most longest={self.longest} tokens long: got {tokens.shape[1]}; raise longest"
+            )
