@@ -34,6 +34,11 @@ def one_line(tuner: Any, words: list[str]) -> tuple[int, str]:
         (["launch", "tiny.py", "--seed", "-1"], 2, "--seed must be at least 0: got -1"),
         (["launch", "tiny.py", "--devices", "4711"], 2, "no device 4711 on this machine: it has cpu 0"),
         (["launch", "tiny.py", "--devices", "all"], 2, "--devices must be auto or ids as in 0,1,2: got 'all'"),
+        (
+            ["launch", "tiny.py", "--live"],
+            2,
+            "--live needs a terminal on standard error: got none; `tuner watch STUDY`",
+        ),
         (["launch", "tiny.py", "--set", "noise"], 2, "--set must be NAME=VALUE: got 'noise'"),
         (["launch", "tiny.py", "--storage", "nonsense"], 2, "a storage URL must be sqlite:///FILE or postgresql://"),
         (["launch", "tiny.py", "--storage", f"mysql://u:{SECRET}@h/d"], 2, "got 'mysql' in 'mysql://u:***@h/d'"),

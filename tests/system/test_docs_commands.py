@@ -29,7 +29,7 @@ from tuner.cli import app
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md")))]
 PAGES = [page for page in PAGES if page not in ("docs/cli.md", "docs/api.md")]  # made from the code
-LANGUAGES = {"sh", "console", "text", "python", "nginx"}
+LANGUAGES = {"sh", "console", "text", "python", "nginx", "yaml", "promql"}
 """What a block may be. `sh` has commands, `console` commands after `$` with what they print, `text` what is printed."""
 
 NOT_RUN = {
@@ -281,7 +281,8 @@ def desk(tmp_path: Path, databases: list[tuple[str, str]], request: pytest.Fixtu
         made = trustme.CA().issue_cert("localhost")
         made.private_key_pem.write_to_path(tmp_path / "key.pem")
         made.cert_chain_pems[0].write_to_path(tmp_path / "fullchain.pem")
-    made_desk = Desk(tmp_path, environment(tmp_path), databases)
+    free_port = ("--metrics-port 9100", "--metrics-port 0")
+    made_desk = Desk(tmp_path, environment(tmp_path), [*databases, free_port])
     text = (ROOT / page).read_text()
     if "db.example.org" in text and "CREATE ROLE" not in text:
         admin = "psql postgresql://postgres@db.example.org/postgres -c"

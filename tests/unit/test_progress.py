@@ -11,6 +11,7 @@ from rich.console import Console
 
 import tuner.launch.progress
 from tuner.devices import DeviceGroup
+from tuner.launch import local
 from tuner.launch.progress import LiveProgress, PlainProgress, Snapshot, draw, format_seconds
 from tuner.trial import Outcome
 
@@ -260,3 +261,20 @@ def test_live_progress_draws_and_keeps_notes(clock: Clock) -> None:
     assert "tuner: [1] [red]printed[/red]" in shown
     assert "92/200" in shown
     assert "9 min 0 s" in shown
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "live", "kind"),
+    [
+        (True, None, LiveProgress),
+        (True, False, PlainProgress),
+        (True, True, LiveProgress),
+        (False, None, PlainProgress),
+    ],
+)
+def test_a_table_is_for_terminals_that_want_one(
+    is_terminal: bool, live: bool | None, kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console(file=io.StringIO(), force_terminal=is_terminal)
+    monkeypatch.setattr(local, "Console", lambda **_: console)
+    assert type(local._progress(GROUPS, live)) is kind

@@ -81,6 +81,10 @@ def launch(
         ),
     ] = None,
     log_format: LogFormatOption = LogFormat.TEXT,
+    live: Annotated[
+        bool | None,
+        typer.Option("--live/--no-live", help="A table that is redrawn, or lines; the table on a terminal by default."),
+    ] = None,
     debug: DebugOption = False,
 ) -> None:
     """Run a study with several workers.
@@ -106,6 +110,7 @@ def launch(
         wandb=wandb,
         metrics_port=metrics_port,
         metrics_host=metrics_host,
+        live=live,
     )
     from tuner.cli.queries import print_best, tell_best
 

@@ -278,6 +278,7 @@ def launch(
     wandb: str | None = None,
     metrics_port: int | None = None,
     metrics_host: str | None = None,
+    live: bool | None = None,
 ) -> Snapshot:
     """Run a study with workers on this machine until its budget is spent; progress goes to stderr.
 
@@ -298,6 +299,7 @@ def launch(
         wandb: A project of W&B to send the study to.
         metrics_port: Where to serve metrics for Prometheus; 0 takes a free port. None for no metrics.
         metrics_host: The address to serve them on; 127.0.0.1 if None. Whoever reaches it can read them.
+        live: Whether to show a table that is redrawn, rather than lines; on a terminal if None.
 
     Returns:
         How the study stands at the end.
@@ -310,6 +312,7 @@ def launch(
     """
     check_number("--trials", trials, 1)
     check_number("--seed", seed, 0)
+    _check_live(live)
     if metrics_host is not None and metrics_port is None:
         raise UsageError(f"--metrics-host needs a port: got {metrics_host} alone; give --metrics-port N as well")
     path, _ = split_target(target)
@@ -337,7 +340,7 @@ def launch(
         if metrics_port is not None:
             address = stack.enter_context(served(tally, metrics_host or "127.0.0.1", metrics_port))
             tell(f"metrics on {address}", "metrics", address=address)
-        stop, progress = stack.enter_context(_signals()), stack.enter_context(_progress(groups))
+        stop, progress = stack.enter_context(_signals()), stack.enter_context(_progress(groups, live))
         run.run(progress, stop)
         if run.snapshot.is_out_of_hours:
             progress.note(
@@ -348,11 +351,17 @@ def launch(
     return run.snapshot
 
 
-def _progress(groups: list[DeviceGroup]) -> Progress:
+def _progress(groups: list[DeviceGroup], live: bool | None) -> Progress:
     console = Console(stderr=True)
     if is_json():
         return JsonProgress()
-    return LiveProgress(console, groups) if console.is_terminal else PlainProgress()
+    return LiveProgress(console, groups) if console.is_terminal and live is not False else PlainProgress()
+
+
+def _check_live(live: bool | None) -> None:
+    if live and (is_json() or not sys.stderr.isatty()):
+        found = "--log-format json" if is_json() else "none"
+        raise UsageError(f"--live needs a terminal on standard error: got {found}; `tuner watch STUDY` works elsewhere")
 
 
 def check_number(flag: str, number: int | None, low: int) -> None:
