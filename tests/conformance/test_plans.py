@@ -62,8 +62,8 @@ class Desk:
         event.listen(self.engine, "before_cursor_execute", self._note)
 
     def _note(self, _connection: Any, _cursor: Any, text: str, parameters: Any, *_: Any) -> None:
-        if text.startswith("EXECUTE"):
-            self.sent[text.removeprefix("EXECUTE ").split("(")[0].strip()] = (text, parameters)
+        for call in text.split("; ") if text.startswith("EXECUTE") else ():
+            self.sent[called(call)] = (call, parameters)
 
     def claim(self) -> Lease:
         lease = claims.claim(self.engine, self.claimant)
@@ -107,13 +107,13 @@ class Desk:
 
     def name_of(self, key: Hashable) -> str:
         with self.engine.connect() as connection:
-            return connection.info[dialect._PREPARED][key]
+            return called(connection.info[dialect._PREPARED][key])
 
     def plans(self, mode: str = "auto") -> dict[Hashable, dict[str, Any]]:
         """Return the plan of each prepared statement, with the values that it was last sent with."""
         plans = {}
         with self.engine.connect() as connection:
-            names: dict[Hashable, str] = dict(connection.info[dialect._PREPARED])
+            names = {key: called(call) for key, call in connection.info[dialect._PREPARED].items()}
             sent = dict(self.sent)
             connection.exec_driver_sql(f"SET plan_cache_mode = {mode}")
             for key, name in names.items():
@@ -123,6 +123,11 @@ class Desk:
                 plans[key] = plan["Plan"]
             connection.exec_driver_sql("RESET plan_cache_mode")
         return plans
+
+
+def called(call: str) -> str:
+    """Return the name of the prepared statement in `EXECUTE name (...)`."""
+    return call.split()[1]
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -186,7 +191,7 @@ def test_no_statement_of_a_trial_reads_a_whole_table(desk: Desk) -> None:
 def rows_touched(desk: Desk, key: Hashable, **changed: Any) -> float:
     """Run a statement as it was sent last, undo it, and return how many rows its plan has looked at."""
     with desk.engine.connect() as connection:
-        text, parameters = desk.sent[connection.info[dialect._PREPARED][key]]
+        text, parameters = desk.sent[called(connection.info[dialect._PREPARED][key])]
         rows = connection.exec_driver_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) {text}", {**parameters, **changed})
         (plan,) = rows.scalar_one()
         connection.rollback()

@@ -75,7 +75,7 @@ def ids_value(dialect: str, ids: Collection[int]) -> Any:
     return json.dumps(list(ids)) if dialect == "sqlite" else list(ids)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class _Text:
     """A statement's text, the names of its values in their order, and the values that it brings itself."""
 
@@ -114,19 +114,18 @@ def run_prepared(
     Returns:
         The rows as the driver has them: without SQLAlchemy's types.
     """
-    statements = [_made(connection, *statement) for statement in (*([after] if after else []), (key, build))]
-    values = dict(values)
-    for made in statements:
-        values |= made.constants
+    statements = {one: _made(connection, one, make) for one, make in (*([after] if after else []), (key, build))}
     if connection.dialect.name == "sqlite":
-        results = [
-            connection.exec_driver_sql(made.text, tuple(values[name] for name in made.names)) for made in statements
-        ]
+        results = [_run_on_sqlite(connection, made, values) for made in statements.values()]
         return results[-1]
+    constants = [name for made in statements.values() for name in made.constants]
+    assert len(constants) == len({*constants}), "two statements in one message must not share names"
+    for made in statements.values():
+        values = {**made.constants, **values}
     if not _servers_prepare:
-        return connection.exec_driver_sql("; ".join(map(_with_places, statements)), values)
+        return connection.exec_driver_sql("; ".join(map(_with_places, statements.values())), values)
     try:
-        several = [_prepared(connection, made) for made in statements]
+        several = [_prepared(connection, one, made) for one, made in statements.items()]
         return connection.exec_driver_sql("; ".join(several), values)
     except DBAPIError as error:
         _note_pooler(error)
@@ -141,19 +140,24 @@ def _made(connection: Connection, key: Hashable, build: Callable[[], Any]) -> _T
     return made
 
 
+def _run_on_sqlite(connection: Connection, made: _Text, values: Mapping[str, Any]) -> sa.CursorResult[Any]:
+    values = {**made.constants, **values}
+    return connection.exec_driver_sql(made.text, tuple(values[name] for name in made.names))
+
+
 def _with_places(made: _Text) -> str:
     """Return a statement for Postgres with the driver's places for its values."""
     return re.sub(r"\$(\d+)", lambda found: f"%({made.names[int(found[1]) - 1]})s", made.text.replace("%", "%%"))
 
 
-def _prepared(connection: Connection, made: _Text) -> str:
+def _prepared(connection: Connection, key: Hashable, made: _Text) -> str:
     """Return the call of a statement that this connection has prepared, now if not before."""
     calls = connection.info.setdefault(_PREPARED, {})
-    call = calls.get(made)
+    call = calls.get(key)
     if call is None:
         name, places = f"tuner_{len(calls)}", ", ".join(f"%({name})s" for name in made.names)
         connection.exec_driver_sql(f"PREPARE {name} AS {made.text}".replace("%", "%%"))
-        call = calls[made] = f"EXECUTE {name} ({places})" if places else f"EXECUTE {name}"
+        call = calls[key] = f"EXECUTE {name} ({places})" if places else f"EXECUTE {name}"
     return call
 
 
