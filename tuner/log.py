@@ -13,6 +13,9 @@ from types import TracebackType
 from typing import Any
 
 _REQUIRED = {"time", "level", "event"}
+_LEVELS = ("info", "warning", "error")
+_OF_PIPES = {"study", "trial", "report", "retry", "end", "idle", "hours", "done", "lost", "deadly", "seconds"}
+"""What workers tell their launcher on a pipe: a printed line that is called so is the study's own."""
 
 _about: dict[str, Any] = {}
 
@@ -21,9 +24,12 @@ class _Lines(logging.Handler):
     """Writes to whatever stderr is at the moment: tests and live tables put another in its place."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = self.format(record)
-        if text:
-            print(text, file=sys.stderr, flush=True)
+        try:
+            text = self.format(record)
+            if text:
+                print(text, file=sys.stderr, flush=True)
+        except Exception:  # as logging's own handlers: a wrong call of a library must not fail a trial
+            self.handleError(record)
 
 
 class _Text(logging.Formatter):
@@ -35,14 +41,14 @@ class _Text(logging.Formatter):
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = {name: value for name, value in _about.items() if value is not None}
-        fields |= getattr(record, "fields", {})
+        fields |= getattr(record, "tuner_fields", {})
         line = {
             "time": fields.pop("time", None) or _iso(record.created),
-            "level": {"CRITICAL": "error"}.get(record.levelname, record.levelname.lower()),
-            "event": getattr(record, "event", "log"),
+            "level": _LEVELS[(record.levelno >= logging.WARNING) + (record.levelno >= logging.ERROR)],
+            "event": getattr(record, "tuner_event", "log"),
             **fields,
         }
-        if not hasattr(record, "event"):
+        if not hasattr(record, "tuner_event"):
             line["logger"] = record.name
         message = record.getMessage().strip()
         if message:
@@ -68,7 +74,8 @@ def tell(message: str | None, event: str, level: str = "info", **fields: Any) ->
         level: `info`, `warning` or `error`.
         fields: What a JSON log has beside it; `time` in place of now.
     """
-    _log.log(logging.getLevelNamesMapping()[level.upper()], message or "", extra={"event": event, "fields": fields})
+    extra = {"tuner_event": event, "tuner_fields": fields}
+    _log.log(logging.getLevelNamesMapping()[level.upper()], message or "", extra=extra)
 
 
 def set_about(**fields: Any) -> None:
@@ -97,7 +104,7 @@ def is_json() -> bool:
 
 
 def _tell_crash(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
-    said = {"event": "crash", "fields": {}}
+    said = {"tuner_event": "crash", "tuner_fields": {}}
     exc_info = (kind, error, trace) if error is not None else None
     _log.error(f"{kind.__name__}: {error}".strip(": "), exc_info=exc_info, extra=said)
 
@@ -110,7 +117,10 @@ def parse(line: str) -> dict[str, Any] | None:
         found = json.loads(line)
     except ValueError:
         return None
-    return found if isinstance(found, dict) and found.keys() >= _REQUIRED else None
+    if not (isinstance(found, dict) and found.keys() >= _REQUIRED):
+        return None
+    are_texts = all(isinstance(found.get(name, ""), str) for name in ("time", "event", "message", "error"))
+    return found if are_texts and found["level"] in _LEVELS and found["event"] not in _OF_PIPES else None
 
 
 def now() -> str:

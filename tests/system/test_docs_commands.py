@@ -41,6 +41,10 @@ SERVERS = {"tuner dashboard": "/", "mlflow server": "/health"}
 """Commands that run until they are stopped, and the page by which they answer."""
 PYTHON_RUNS = ("docs/guide/", "docs/storage.md")
 """Pages whose Python is run, each block by itself; that of docs/training.md is one script (tests/unit/test_docs.py)."""
+LONG = {
+    f"docs/{name}.md" for name in ("tracking", "guide/several-machines", "guide/reproducing", "guide/your-own-model")
+}
+"""Pages that take a minute and more."""
 FIRST = "tuner launch studies/digits_mlp.py"
 """What pages begin after, other than the two that have it."""
 
@@ -293,7 +297,14 @@ def desk(tmp_path: Path, databases: list[tuple[str, str]], request: pytest.Fixtu
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("page", [page for page in PAGES if has_something_to_run(page)])
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.long if page in LONG else ())
+        for page in PAGES
+        if has_something_to_run(page)
+    ],
+)
 def test_a_page_runs_as_it_stands(page: str, desk: Desk, wait_until: Callable[..., object]) -> None:
     for block in blocks_of(page):
         for command, head in block.commands():

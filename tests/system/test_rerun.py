@@ -17,6 +17,7 @@ def make(tuner: Any, *words: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_trial_comes_back_bit_for_bit_and_a_changed_record_does_not(tuner_on_sqlite: Any) -> None:
     tuner = tuner_on_sqlite
     make(tuner, "--trials", "3", "--seed", "7", "--set", "depth=1")

@@ -99,6 +99,10 @@ def test_events_are_told_whole_and_running_seconds_not_at_all() -> None:
         ("{not json}", False),
         ("time level event", False),
         ("", False),
+        ('{"time": "t", "level": "notice", "event": "log"}', False),
+        ('{"time": "t", "level": 20, "event": "log"}', False),
+        ('{"time": "t", "level": "info", "event": "report"}', False),
+        ('{"time": "t", "level": "info", "event": "log", "message": 5}', False),
     ],
 )
 def test_lines_of_json_logs_are_told_from_others(line: str, is_ours: bool) -> None:
@@ -112,3 +116,17 @@ def test_settings_of_others_do_not_silence_it() -> None:
         "tell('still here', 'a')\n"
     )
     assert line["message"] == "still here"
+
+
+def test_records_of_others_neither_raise_nor_have_levels_of_their_own() -> None:
+    lines = lines_of(
+        "import logging\n"
+        "logging.raiseExceptions = False\n"  # else logging says on stderr what was wrong with the call
+        "logging.warning('x %d', 'a')\n"
+        "logging.warning('m', extra={'fields': 'abc', 'event': 'theirs'})\n"
+        "logging.log(35, 'between')\n"
+        "tell('still here', 'a')\n"
+    )
+    assert [(line["level"], line["event"], line["message"]) for line in lines] == [
+        ("warning", "log", "m"), ("warning", "log", "between"), ("info", "a", "still here"),
+    ]  # fmt: skip

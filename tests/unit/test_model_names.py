@@ -69,6 +69,7 @@ def test_what_is_given_comes_before_what_is_searched() -> None:
     assert not make_model("encoder", vocabulary=7).is_causal
 
 
+@pytest.mark.slow
 def test_dense_models_by_hand() -> None:
     module: Any = MLP(3, width=4, depth=1)
     outputs, variables = module.init_with_output(KEY, IMAGES, train=False)
@@ -96,3 +97,22 @@ def test_dense_models_by_hand() -> None:
 def test_what_is_no_model_is_refused(words: Any, given: Any, why: str) -> None:
     with pytest.raises(StudyError, match=why):
         make_model(*words, **given)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "cifar_resnet", "decoder"])
+def test_the_trainers_half_precision_reaches_every_layer(name: str) -> None:
+    given = GIVEN.get(name, {"classes": 5})
+    inputs = jnp.arange(24).reshape(4, 6) % 7 if "vocabulary" in given else IMAGES
+    module = make_model(name, **given)
+    half: Any = jax.eval_shape(lambda: module.init(KEY, inputs, train=False))
+    half = {**half, "params": jax.tree.map(lambda leaf: leaf.update(dtype=jnp.bfloat16), half["params"])}
+    rounded = inputs if "vocabulary" in given else inputs.astype(jnp.bfloat16)
+
+    def run(variables: Any) -> Any:
+        return module.apply(variables, rounded, train=False, capture_intermediates=True)
+
+    with jax.numpy_dtype_promotion("standard"):  # Flax's normalisations mix types on purpose
+        outputs, kept = jax.eval_shape(run, half)
+    inner = [leaf for path, leaf in jax.tree.leaves_with_path(kept) if len(path) > 3]
+    assert {leaf.dtype for leaf in inner if jnp.issubdtype(leaf.dtype, jnp.floating)} == {jnp.dtype("bfloat16")}
+    assert outputs.dtype == jnp.float32

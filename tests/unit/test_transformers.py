@@ -44,6 +44,7 @@ def test_an_encoder_looks_both_ways() -> None:
     assert float(abs(before[:, 0] - after[:, 0]).max()) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_causal", [True, False])
 def test_padding_is_not_seen(is_causal: bool) -> None:
     module, variables = made(padding=0, is_causal=is_causal)
@@ -196,3 +197,8 @@ def test_reversing_is_learned() -> None:
 def test_what_does_not_go_together_is_refused(settings: Any, shape: Any, why: str) -> None:
     with pytest.raises(StudyError, match=why):
         Transformer(11, **settings).init(KEY, jnp.zeros(shape), train=False)
+
+
+def test_rounded_tokens_are_refused() -> None:
+    with pytest.raises(StudyError, match="tokens must be integers where inputs are rounded: got bfloat16"):
+        Transformer(1000).init(KEY, jnp.zeros((1, 4), jnp.bfloat16), train=False)

@@ -19,7 +19,7 @@ from tuner.dashboard.users import Users
 from tuner.errors import UsageError
 from tuner.storage import hide_password, open_storage
 
-_THREADS = 8
+_THREADS = 24  # a page of plots holds several while they are drawn one after another
 _MOST_HEADER_BYTES = 64 * 1024
 _MOST_BODY_BYTES = 8 * 1024 * 1024  # a note is the longest; what strangers send is read, and thrown away
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)*")

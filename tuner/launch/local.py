@@ -163,7 +163,7 @@ class _Launch:
             case "error":
                 # Workers read the same file: the first to find it wrong speaks for all.
                 kind = UsageError if event["exit_status"] == UsageError.exit_status else StudyStopped
-                self.error = self.error or kind(event["message"])
+                self.error = self.error or kind(hide_password(event["message"]))
 
     def _watch(self, progress: Progress) -> None:
         """Notice ended workers; start again those that died."""
@@ -175,7 +175,7 @@ class _Launch:
                 place.is_done = True
             elif place.worker.process.returncode == UsageError.exit_status:
                 place.is_done = True  # what was wrong stays wrong; mostly its message has come as an event
-                self.error = self.error or UsageError("\n".join(place.worker.last_lines[-5:]))
+                self.error = self.error or UsageError(hide_password("\n".join(place.worker.last_lines[-5:])))
             elif self.error is None:
                 self._replace(place, place.worker, progress)
 
@@ -184,14 +184,16 @@ class _Launch:
         place.early_deaths += 1
         self.tally.add_death(place.index)
         about = {"worker": dead.name, "place": place.index, "ending": dead.ending}
-        progress.note(f"worker {place.index} died ({dead.ending})", "died", "warning", **about)
+        is_last = place.early_deaths >= _MAX_EARLY_DEATHS
+        told = f"worker {place.index} died ({dead.ending})" + ("; it is not started again" if is_last else "")
+        progress.note(told, "died", "error" if is_last else "warning", **about)
         if place.early_deaths < _MAX_EARLY_DEATHS:
             self._start(place)
             return
         place.is_done = True
         self.snapshot.workers[place.index] = f"given up ({dead.ending})"
         if all(other.is_done for other in self.places):
-            last = "\n".join(dead.last_lines[-5:])
+            last = hide_password("\n".join(dead.last_lines[-5:]))
             self.error = StudyStopped(
                 f"a worker must stay alive: each died {_MAX_EARLY_DEATHS} times in a row, the last with "
                 f"{dead.ending}; `tuner worker {self.target}` shows more\n{last}".rstrip()

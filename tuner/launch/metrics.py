@@ -168,7 +168,7 @@ def served(tally: Tally, host: str, port: int) -> Iterator[str]:
     server.error_log = _tell_error
     try:
         server.prepare()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter of names that no host can have
         # cheroot has it in a sentence of its own, in the words of the last address that it tried.
         reason = re.sub(r".*\[Errno -?\d+\] |\)*$", "", str(error))
         raise UsageError(

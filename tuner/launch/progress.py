@@ -161,7 +161,7 @@ class JsonProgress(PlainProgress):
     """The same, and every event of the workers; for logs that programs read."""
 
     def say(self, event: Event) -> None:
-        texts = {name: hide_password(event[name]) for name in ("message", "error") if name in event}
+        texts = {name: hide_password(value) for name, value in event.items() if isinstance(value, str)}
         print_event({**event, **texts})
 
 

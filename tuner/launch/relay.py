@@ -30,7 +30,7 @@ def relay() -> int:
     def pass_on(number: int, frame: FrameType | None) -> None:
         worker.stop()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, pass_on)
     progress, is_over = JsonProgress(), False
     while not is_over:

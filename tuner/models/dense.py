@@ -19,14 +19,15 @@ class MLP(nn.Module):
         width: Of each hidden layer.
         depth: Hidden layers.
         dropout_rate: May be traced.
-        dtype: Of the activations; parameters and outputs are float32.
+        dtype: Of the activations; that of parameters and inputs if None, which the trainer's `precision` sets. Outputs
+            are float32.
     """
 
     classes: int
     width: int = 64
     depth: int = 2
     dropout_rate: float | jax.Array = 0.0
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
@@ -47,7 +48,8 @@ class CNN(nn.Module):
         depth: Convolutions.
         dropout_rate: Before the last layer; may be traced.
         bn_momentum: Of the running statistics.
-        dtype: Of the activations; parameters and outputs are float32.
+        dtype: Of the activations; that of parameters and inputs if None, which the trainer's `precision` sets. Outputs
+            are float32.
     """
 
     classes: int
@@ -55,7 +57,7 @@ class CNN(nn.Module):
     depth: int = 2
     dropout_rate: float | jax.Array = 0.0
     bn_momentum: float = 0.9
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:

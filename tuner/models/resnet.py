@@ -79,7 +79,8 @@ class ResNet(nn.Module):
             images of 32x32 and less.
         is_shortcut_normed: See `Block`.
         bn_momentum: Of the running statistics.
-        dtype: Of the activations; parameters and outputs are float32.
+        dtype: Of the activations; that of parameters and inputs if None, which the trainer's `precision` sets. Outputs
+            are float32.
     """
 
     classes: int
@@ -89,7 +90,7 @@ class ResNet(nn.Module):
     stem: str = "imagenet"
     is_shortcut_normed: bool = True
     bn_momentum: float = 0.9
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -121,7 +122,7 @@ def resnet(
     width: int = 64,
     stem: str = "imagenet",
     bn_momentum: float = 0.9,
-    dtype: Any = jnp.float32,
+    dtype: Any = None,
 ) -> ResNet:
     """Return the network of depth 18, 34 or 50 (the last with its stride in the 3x3 convolutions).
 
@@ -136,9 +137,7 @@ def resnet(
     return ResNet(classes, kind, blocks, width, stem, bn_momentum=bn_momentum, dtype=dtype)
 
 
-def cifar_resnet(
-    classes: int, blocks: int = 3, width: int = 16, bn_momentum: float = 0.9, dtype: Any = jnp.float32
-) -> ResNet:
+def cifar_resnet(classes: int, blocks: int = 3, width: int = 16, bn_momentum: float = 0.9, dtype: Any = None) -> ResNet:
     """Return the paper's network for 32x32 images: three stages of `blocks` basic blocks each, 3x3 stem.
 
     Where the shape changes, the shortcut is a 1x1 convolution with a bias, as in the UvA deep learning course.

@@ -94,7 +94,8 @@ class Transformer(nn.Module):
         dropout_rate: On embeddings and at the end of each part; may be traced.
         is_scanned: Whether layers are a loop inside the program (`Stack`), which compiles as fast as one layer.
         remat: See `Stack`; needs `is_scanned`.
-        dtype: Of the activations, for instance `jnp.bfloat16`; parameters and outputs are float32.
+        dtype: Of the activations; that of the parameters if None, which the trainer's `precision` sets. Outputs are
+            float32.
     """
 
     vocabulary: int
@@ -109,7 +110,7 @@ class Transformer(nn.Module):
     dropout_rate: float | jax.Array = 0.0
     is_scanned: bool = True
     remat: bool = False
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, tokens: jax.Array, *, train: bool) -> jax.Array:
@@ -125,7 +126,7 @@ class Transformer(nn.Module):
         hidden = nn.Embed(self.vocabulary, self.width, dtype=self.dtype)(tokens)
         if self.positions == "learned":
             table = self.param("positions", nn.initializers.normal(0.02), (self.longest, self.width))
-            hidden = hidden + table[None, : tokens.shape[1]].astype(self.dtype)
+            hidden = hidden + table[None, : tokens.shape[1]].astype(hidden.dtype)
         hidden = Dropout(self.dropout_rate)(hidden, train=train)
         layer = partial(Layer, self.heads, self.is_causal, self.positions == "rotary", self.dropout_rate, self.dtype)
         if self.is_scanned:
@@ -150,6 +151,8 @@ class Transformer(nn.Module):
             )
         if self.remat and not self.is_scanned:
             raise StudyError("remat needs is_scanned: without the loop it saves nothing")
+        if jnp.issubdtype(tokens.dtype, jnp.floating) and tokens.dtype.itemsize < 4:
+            raise StudyError(f"tokens must be integers where inputs are rounded: got {tokens.dtype}, which has few")
         if tokens.ndim != 2:
             raise StudyError(f"tokens must be [batch, length]: got the shape {tokens.shape}")
         if tokens.shape[1] > self.longest:
