@@ -52,9 +52,10 @@ def collect(study: Path, superfluous: Callable[[Collection[int]], Collection[int
 
 def _size(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # somebody else removes it
-            total += path.lstat().st_size
+    for place, _, names in os.walk(folder):  # which passes over folders that somebody else removes meanwhile
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(place, name)).st_size
     return total
 
 

@@ -42,7 +42,8 @@ SERVERS = {"tuner dashboard": "/", "mlflow server": "/health"}
 PYTHON_RUNS = ("docs/guide/", "docs/storage.md")
 """Pages whose Python is run, each block by itself; that of docs/training.md is one script (tests/unit/test_docs.py)."""
 LONG = {
-    f"docs/{name}.md" for name in ("tracking", "guide/several-machines", "guide/reproducing", "guide/your-own-model")
+    "docs/tracking.md",
+    *(f"docs/guide/{name}.md" for name in ("first-study", "several-machines", "reproducing", "your-own-model")),
 }
 """Pages that take a minute and more."""
 FIRST = "tuner launch studies/digits_mlp.py"

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 import tuner
+from tuner import artifacts
 from tuner.artifacts import study_folder
 from tuner.errors import UnknownStudy, UsageError
 from tuner.results import trial_rows
@@ -240,3 +241,23 @@ def test_a_queued_trial_is_run_next(tuner_on_sqlite: Any, tiny_study: Path) -> N
     rows = tuner.rows("trials", "tiny")
     assert len(rows) == 4
     assert rows[2]["hparams"][name] == value
+
+
+def test_a_folder_that_another_worker_removes_meanwhile_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = tmp_path / "7" / "best" / "1" / "arrays"
+    inner.mkdir(parents=True)
+    (inner / "data").write_bytes(bytes(100))
+    (tmp_path / "7" / "kept").write_bytes(bytes(20))
+    scan = os.scandir
+
+    def vanishing(path: Any = ".") -> Any:
+        if str(path) == str(inner):
+            raise FileNotFoundError(path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    assert artifacts._size(tmp_path / "7") == 20
+    monkeypatch.undo()
+    assert artifacts.collect(tmp_path, lambda numbers: numbers) == ([7], 120)
