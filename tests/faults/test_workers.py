@@ -181,6 +181,7 @@ def test_a_worker_that_cannot_live_is_given_up(tuner_on_sqlite: Any, tiny_study:
 
     assert done.returncode == 1
     assert "each died 4 times in a row, the last with exit status 9" in done.stderr
+    assert done.stderr.count("died (exit status 9)\n") == 3 * done.stderr.count("; it is not started again\n") > 0
     assert done.stderr.splitlines()[-1] == "last words"
 
 

@@ -101,6 +101,11 @@ def test_a_port_that_is_taken_is_told_before_any_worker_starts(tuner_on_sqlite: 
     [
         (("--metrics-port", "65536"), "--metrics-port must be 1 to 65535, or 0 for a free one: got 65536"),
         (("--metrics-port", "-1"), "--metrics-port must be 1 to 65535, or 0 for a free one: got -1"),
+        (
+            ("--metrics-port", "0", "--metrics-host", "a..b"),
+            "metrics must be able to listen on a..b:0: no host can have that name; "
+            "give another --metrics-port or --metrics-host",
+        ),
         (("--metrics-host", "::1"), "--metrics-host needs a port: got ::1 alone; give --metrics-port N as well"),
     ],
 )
@@ -128,6 +133,10 @@ class Noisy(Trainer):
             logging.getLogger("theirs").error("an error of theirs")
             optuna.logging.get_logger("optuna.theirs").warning("a word of Optuna")
             print("postgresql://me:secret@host/db")
+            print('{"time": "t", "level": "info", "event": "log", "address": "postgresql://me:secret@host/db"}')
+            print('{"time": "t", "level": "info", "event": "report"}')
+            logging.log(35, "of a level between")
+            logging.warning("a wrong call %d", "text")
         if epoch == 2:
             EPOCH_2
 
@@ -155,6 +164,12 @@ def check_noise(lines: list[dict[str, Any]]) -> None:
     assert "a word of Optuna" in [line["message"] for line in lines if line.get("logger") == "optuna.theirs"]
     assert "postgresql://me:***@host/db" in {line["message"] for line in output}
     assert "secret" not in str(lines)
+    assert (
+        next(line["address"] for line in lines if line["event"] == "log" and "address" in line)
+        == "postgresql://me:***@host/db"
+    )
+    assert '{"time": "t", "level": "info", "event": "report"}' in {line["message"] for line in output}
+    assert ("warning", "of a level between") in {(line["level"], line.get("message")) for line in lines}
 
 
 def test_a_launchs_log_is_json_to_the_last_line(tuner_on_sqlite: Any, tiny_study: Path) -> None:

@@ -313,6 +313,7 @@ def launch(
         Interrupted: SIGINT or SIGTERM; the study can be resumed.
     """
     check_number("--trials", trials, 1)
+    set_about(study=None)  # another launch of this process may have had one
     check_number("--seed", seed, 0)
     _check_live(live)
     if metrics_host is not None and metrics_port is None:

@@ -168,9 +168,11 @@ def served(tally: Tally, host: str, port: int) -> Iterator[str]:
     server.error_log = _tell_error
     try:
         server.prepare()
-    except (OSError, UnicodeError) as error:  # the latter of names that no host can have
+    except (OSError, UnicodeError) as error:
         # cheroot has it in a sentence of its own, in the words of the last address that it tried.
         reason = re.sub(r".*\[Errno -?\d+\] |\)*$", "", str(error))
+        if isinstance(error, UnicodeError):
+            reason = "no host can have that name"
         raise UsageError(
             f"metrics must be able to listen on {host}:{port}: {reason}; give another --metrics-port or --metrics-host"
         ) from None
