@@ -257,7 +257,11 @@ def test_a_folder_that_another_worker_removes_meanwhile_is_no_error(
             raise FileNotFoundError(path)
         return scan(path)
 
+    (tmp_path / "7" / "gone").symlink_to("nowhere")
+    look = os.lstat
+    monkeypatch.setattr(os, "lstat", lambda path: look(path if Path(path).name != "gone" else "/nowhere/at/all"))
     monkeypatch.setattr(os, "scandir", vanishing)
     assert artifacts._size(tmp_path / "7") == 20
     monkeypatch.undo()
+    (tmp_path / "7" / "gone").unlink()
     assert artifacts.collect(tmp_path, lambda numbers: numbers) == ([7], 120)
