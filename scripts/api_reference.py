@@ -22,6 +22,7 @@ SECTIONS = {
     "tuner.training": None,
     "tuner.training.nnx_layers": ["Dropout"],
     "tuner.models": None,
+    "tuner.methods": None,
     "tuner.trial": ["Outcome", "Report"],
     "tuner.launch": ["launch"],
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import tuner
-from tuner import models, training
+from tuner import methods, models, training
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -40,7 +40,7 @@ def test_the_architecture_page_names_every_room() -> None:
 def public_names() -> dict[str, object]:
     """What docs/api.md must describe, by the name it has there."""
     found = {name: getattr(tuner, name) for name in tuner.__all__ if name != "errors"}
-    return found | {name: getattr(module, name) for module in (training, models) for name in module.__all__}
+    return found | {name: getattr(module, name) for module in (training, models, methods) for name in module.__all__}
 
 
 def docstrings(name: str, item: object) -> Iterator[tuple[str, str]]:

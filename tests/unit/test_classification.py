@@ -1,0 +1,55 @@
+"""Smoothed labels and weights as hyperparameters of a classifier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tuner.methods import Classifier
+from tuner.models import linear
+from tuner.training import ArrayDataset, Splits
+
+LOGITS = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.5, 0.0]])
+BATCH: Any = {"labels": jnp.array([0, 2]), "weight": jnp.ones(2)}
+
+
+class Linear(Classifier):
+    def init_model(self, hparams: Any) -> Any:
+        return linear(self.classes)
+
+
+def log_softmax(logits: Any) -> Any:
+    logits = np.asarray(logits, np.float64)
+    return logits - np.log(np.exp(logits).sum(1, keepdims=True))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.6])
+def test_targets_are_smoothed_and_nll_is_not(smoothing: float) -> None:
+    losses, metrics = jax.jit(Classifier(3).loss)(LOGITS, BATCH, {"label_smoothing": smoothing})
+    log = log_softmax(LOGITS)
+    true = -log[[0, 1], [0, 2]]
+    np.testing.assert_allclose(losses, (1 - smoothing) * true - smoothing * log.mean(1), rtol=1e-6)
+    np.testing.assert_allclose(metrics["nll"], true, rtol=1e-6)
+    assert metrics["accuracy"].tolist() == [True, False]
+
+
+def test_without_the_hyperparameter_it_is_plain_cross_entropy() -> None:
+    losses, metrics = Classifier(3).loss(LOGITS, BATCH, {})
+    np.testing.assert_array_equal(losses, metrics["nll"])
+
+
+def test_smoothed_weights_are_those_that_are_evaluated() -> None:
+    rng = np.random.default_rng(0)
+    dataset = ArrayDataset(inputs=rng.normal(size=(96, 4)), labels=rng.integers(0, 3, 96))
+    splits = Splits(dataset, dataset)
+    found = {}
+    for name, more in {"raw": {}, "none": {"ema_decay": 0.0}, "slow": {"ema_decay": 1.0}}.items():
+        training = Linear(3).train_model({"learning_rate": 0.1, **more}, splits, epochs=2, seed=0)
+        found[name] = [report.metrics["nll"] for report in training]
+    assert found["none"] == pytest.approx(found["raw"], rel=1e-6)
+    assert found["slow"][0] == found["slow"][1]  # those of the first weights, for ever
+    assert found["slow"][1] != found["raw"][1]

@@ -1,0 +1,53 @@
+"""Classification with smoothed labels and smoothed weights: what most methods here are compared with, or built on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tuner.training import TrainerModule
+from tuner.training.data import Batch
+
+
+class Classifier(TrainerModule):
+    """Softmax classification of `inputs` into `labels`; subclasses define `init_model`.
+
+    Two hyperparameters are taken where a space has them. `label_smoothing` a: the targets are
+    (1 - a) onehot + a / classes (Szegedy et al., 2016, section 7). `ema_decay` d: evaluation is that of the smoothed
+    weights d average + (1 - d) new (Polyak & Juditsky, 1992).
+
+    Args:
+        classes: How many there are.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+
+    def loss(self, outputs: jax.Array, batch: Batch, hparams: Any) -> tuple[jax.Array, dict[str, Any]]:
+        """Return the cross-entropy with the smoothed labels; `accuracy`, and `nll`, which is that with the true ones.
+
+        Args:
+            outputs: Logits, Float[Array, "batch classes"].
+            batch: With `labels`, Int[Array, "batch"].
+            hparams: The hyperparameters.
+        """
+        labels = batch["labels"].astype(jnp.int32)
+        nll = optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
+        metrics = {"accuracy": jnp.argmax(outputs, axis=-1) == labels, "nll": nll}
+        smoothing = field(hparams, "label_smoothing")
+        if smoothing is None:
+            return nll, metrics
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, self.classes), smoothing)
+        return optax.softmax_cross_entropy(outputs, targets), metrics
+
+    def ema_decay(self, hparams: Any) -> Any:
+        return field(hparams, "ema_decay")
+
+
+def field(hparams: Any, name: str, default: Any = None) -> Any:
+    """Return a hyperparameter, or the default if the space has none of that name."""
+    return hparams.get(name, default) if isinstance(hparams, Mapping) else getattr(hparams, name, default)
