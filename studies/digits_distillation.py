@@ -60,14 +60,14 @@ class Student(DistilledClassifier):
         return 20
 
 
-# 3. The data. Half of all images are for validation, which neither teacher nor student is trained on. The teacher learns
-#    from the rest, and tells once what it thinks of every image.
+# 3. The data. Half of all images are for validation: neither teacher nor student is trained on them. The teacher learns
+#    from the other half, and tells once what it thinks of every image.
 def data(seed: int) -> Splits:
     images, labels = load_digits(return_X_y=True)
     splits = ArrayDataset(inputs=images / 16.0, labels=labels).split(0.5, seed, stratify="labels")
     teacher, hparams = Teacher(10), {"learning_rate": 3e-3, "weight_decay": 1e-2}
     training = teacher.train_model(hparams, splits, epochs=30, seed=seed)
-    *_, last = training
+    list(training)
     few = Splits(splits.train.take(np.arange(EXAMPLES)), splits.validation)
     return with_teacher(few, teacher.bind_model(training.state, hparams))
 

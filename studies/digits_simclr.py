@@ -34,8 +34,8 @@ class HParams(Space):
     contrastive: bool = choice(True, False)
 
 
-# 2. The encoder: images (batch, 8, 8, 1) to features (batch, 64). The mean over the image at the end lets it take images
-#    of any size; batch statistics are carried along.
+# 2. The encoder: images (batch, 8, 8, 1) to features (batch, 64). The mean over the image at the end lets it take
+#    images of any size; batch statistics are carried along.
 class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x, *, train: bool):

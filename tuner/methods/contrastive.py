@@ -154,9 +154,7 @@ class SimCLR(TrainerModule):
         Metrics: `contrastive`, `probe_loss` and `probe_accuracy`, both over the examples with a label. The first
         grows with the logarithm of the batch's size: in training and in validation it is not the same number.
         """
-        contrastive = nt_xent(
-            outputs["first"], outputs["second"], batch["weight"], field(hparams, "temperature", 0.5)
-        )
+        contrastive = nt_xent(outputs["first"], outputs["second"], batch["weight"], field(hparams, "temperature", 0.5))
         labels = batch["labels"].astype(jnp.int32)
         is_labelled = labels >= 0
         errors = optax.softmax_cross_entropy_with_integer_labels(outputs["logits"], jnp.maximum(labels, 0))

@@ -67,17 +67,21 @@ def with_teacher(
             raise StudyError(f"with_teacher needs an ArrayDataset: got {type(dataset).__name__}")
         arrays = dataset.host()
         indices, _ = batch_order(jnp.arange(len(dataset)), min(batch_size, len(dataset)))
-        parts = [np.asarray(teacher(arrays["inputs"][rows])) for rows in np.asarray(indices)]
-        logits = np.concatenate(parts)[: len(dataset)]
-        if logits.ndim != 2 or len(logits) != len(dataset) or not np.isfinite(logits).all():
-            raise StudyError(
-                f"a teacher must return finite logits [batch, classes]: got the shape {list(parts[0].shape)} for "
-                f"{indices.shape[1]} examples{'' if np.isfinite(logits).all() else ', with NaN or infinity'}"
-            )
-        return ArrayDataset(**arrays, teacher_logits=logits)
+        parts = [_checked(np.asarray(teacher(arrays["inputs"][rows])), len(rows)) for rows in np.asarray(indices)]
+        return ArrayDataset(**arrays, teacher_logits=np.concatenate(parts)[: len(dataset)])
 
     test = None if splits.test is None else taught(splits.test)
     return Splits(taught(splits.train), taught(splits.validation), test)
+
+
+def _checked(logits: np.ndarray, examples: int) -> np.ndarray:
+    is_finite = np.isfinite(logits).all()
+    if logits.ndim != 2 or len(logits) != examples or not is_finite:
+        raise StudyError(
+            f"a teacher must return finite logits [batch, classes]: got the shape {list(logits.shape)} for {examples} "
+            f"examples{'' if is_finite else ', with NaN or infinity'}"
+        )
+    return logits
 
 
 class DistilledClassifier(Classifier):
