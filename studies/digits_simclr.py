@@ -30,7 +30,7 @@ class HParams(Space):
     learning_rate: float = log_uniform(1e-3, 3e-2)
     probe_learning_rate: float = log_uniform(1e-2, 0.3)
     temperature: float = log_uniform(0.05, 1.0)
-    strength: float = uniform(0.2, 1.0)
+    strength: float = uniform(0.1, 0.8)
     contrastive: bool = choice(True, False)
 
 

@@ -55,7 +55,7 @@ def test_a_shift_is_scipys(strength: float) -> None:
 
 def test_a_turn_is_scipys() -> None:
     angle = 0.3 * float(jax.random.uniform(KEY, (), minval=-180.0, maxval=180.0))
-    expected = ndimage.rotate(IMAGES[0], angle, reshape=False, order=1, mode="nearest")
+    expected = ndimage.rotate(IMAGES[0], -angle, reshape=False, order=1, mode="nearest")
     np.testing.assert_allclose(rotate(KEY, jnp.asarray(IMAGES[0]), 0.3), expected, atol=1e-5)
     assert abs(angle) > 5
 
