@@ -2,7 +2,7 @@
 
     tuner launch studies/digits_simclr.py
 
-Devices: 2 CPU cores, one worker on each. Time: 00 s. Best validation probe_accuracy: 0.000 (2026-11-22).
+Devices: 2 CPU cores, one worker on each. Time: 170 s. Best validation probe_accuracy: 0.894 (2026-11-22).
 
 What is new beside `digits_mlp.py`: a trainer of `tuner.methods`, which needs a model and, here, how an image is changed
 at random: what an encoder must not see is all that it is taught. `contrastive=False` leaves the encoder at random, the
@@ -91,14 +91,14 @@ study = Study(
 def picture(loaded: Loaded, splits: Splits):
     from matplotlib.figure import Figure
 
-    images, labels = (splits.validation.host()[name] for name in ("inputs", "labels"))
+    images, labels = (splits.validation.host()[name][:400] for name in ("inputs", "labels"))
     trainer, hparams = loaded.trainer, loaded.hparams
     first = trainer.init_state(hparams, {"inputs": jnp.asarray(images)}, jax.random.key(0), 1)
     figure = Figure(figsize=(8, 4), layout="constrained")
     for axes, state, name in zip(figure.subplots(1, 2), (first, loaded.state), ("at random", "SimCLR"), strict=True):
         features = trainer.bind_model(state, hparams)(images)["features"]
         points = PCA(2).fit_transform(np.asarray(features))
-        shown = axes.scatter(*points.T, c=labels, cmap="tab10", s=6)
+        shown = axes.scatter(*points.T, c=labels, cmap="tab10", vmin=-0.5, vmax=9.5, s=9, linewidths=0)
         axes.set(title=name, xticks=[], yticks=[])
     figure.colorbar(shown, ticks=range(10), label="digit")
     return figure
