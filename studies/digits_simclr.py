@@ -98,9 +98,9 @@ def picture(loaded: Loaded, splits: Splits):
     for axes, state, name in zip(figure.subplots(1, 2), (first, loaded.state), ("at random", "SimCLR"), strict=True):
         features = trainer.bind_model(state, hparams)(images)["features"]
         points = PCA(2).fit_transform(np.asarray(features))
-        shown = axes.scatter(*points.T, c=labels, cmap="tab10", vmin=-0.5, vmax=9.5, s=9, linewidths=0)
+        axes.scatter(*points.T, c=labels, cmap="tab10", vmin=-0.5, vmax=9.5, s=9, linewidths=0)
         axes.set(title=name, xticks=[], yticks=[])
-    figure.colorbar(shown, ticks=range(10), label="digit")
+    figure.colorbar(figure.axes[-1].collections[0], ticks=range(10), label="digit")
     return figure
 
 

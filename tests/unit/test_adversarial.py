@@ -160,7 +160,7 @@ def test_training_descends_the_mean_of_the_clean_and_the_attacked_loss() -> None
     variables = {"params": state.params, **state.collections}
 
     def evaluated(inputs: Any) -> Any:
-        logits = Normed().apply(variables, inputs, train=False)
+        logits: Any = Normed().apply(variables, inputs, train=False)
         return optax.softmax_cross_entropy_with_integer_labels(logits, LABELS)
 
     attacked = fgsm(evaluated, INPUTS, 0.1)
@@ -183,8 +183,8 @@ def test_without_an_epsilon_it_is_plain_training() -> None:
     after = []
     for trainer in (Plain(3), Robust()):
         step, state = jit(trainer.train_step), started(trainer, hparams)
-        for _ in range(2):
-            state, metrics = step(state, BATCH, hparams, KEY)
+        state, _ = step(state, BATCH, hparams, KEY)
+        state, metrics = step(state, BATCH, hparams, KEY)
         after.append((state.params, to_floats(metrics)))
     for one, other in zip(*(jax.tree.leaves(params) for params, _ in after), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)

@@ -176,7 +176,7 @@ def test_batch_statistics_are_those_of_both_views() -> None:
     _, after = jit(partial(trainer.apply_model, train=True))(state.params, state.collections, batch, HPARAMS, key=KEY)
     both = jnp.concatenate([batch["first"], batch["second"]])
     conv = {"params": {"Conv_0": state.params["encoder"]["Conv_0"]}}
-    hidden = Encoder(False).apply(conv, both, train=False, capture_intermediates=True)[1]  # pyright: ignore
+    hidden: Any = Encoder(False).apply(conv, both, train=False, capture_intermediates=True)[1]
     seen = hidden["intermediates"]["Conv_0"]["__call__"][0].mean((1, 2))
     found = after["batch_stats"]["BatchNorm_0"]
     np.testing.assert_allclose(found["mean"], 0.1 * seen.mean(0), atol=1e-6)
@@ -187,7 +187,7 @@ def test_the_probe_reads_the_encoders_output_of_the_image_as_it_is() -> None:
     trainer = NORMED
     _, after, _ = stepped(trainer)
     encoder = {"params": after.params["encoder"], **after.collections}
-    features = Encoder(True).apply(encoder, BATCH["inputs"], train=False)
+    features: Any = Encoder(True).apply(encoder, BATCH["inputs"], train=False)
     expected = features @ after.params["probe"]["kernel"] + after.params["probe"]["bias"][None]
     outputs = trainer.bind_model(after, HPARAMS)(BATCH["inputs"])
     np.testing.assert_allclose(outputs["features"], features, atol=1e-6)
@@ -202,7 +202,7 @@ def test_the_probe_reads_the_encoders_output_of_the_image_as_it_is() -> None:
     batch = trainer.augment(BATCH, HPARAMS, KEY)
     apply = jit(partial(trainer.apply_model, train=True))
     trained, statistics = apply(after.params, after.collections, batch, HPARAMS, key=KEY)
-    now = Encoder(True).apply({"params": after.params["encoder"], **statistics}, BATCH["inputs"], train=False)
+    now: Any = Encoder(True).apply({"params": after.params["encoder"], **statistics}, BATCH["inputs"], train=False)
     np.testing.assert_allclose(trained["features"], now, atol=1e-6)
 
 

@@ -131,7 +131,7 @@ class SimCLR(TrainerModule):
             if views:
                 both = (jnp.concatenate(views),)
                 hidden, collections = encoder.apply(params["encoder"], collections, both, train=train, key=key)
-                projections = head.apply({"params": params["head"]}, hidden)
+                projections: Any = head.apply({"params": params["head"]}, hidden)
                 outputs["first"], outputs["second"] = jnp.split(projections, 2)
             features, _ = encoder.apply(params["encoder"], collections, (images,), train=False, key=key)
             features = jax.lax.stop_gradient(features)
