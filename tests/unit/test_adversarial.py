@@ -240,17 +240,21 @@ def test_an_attack_may_lead_away_from_the_prediction() -> None:
         Robust(target="labels")
 
 
-def test_validation_counts_hits_under_attack_and_no_padding() -> None:
-    trainer, state = Robust(epsilon=0.3, pgd_steps=7), started(Robust())
-    predicted = jnp.argmax(trainer.bind_model(state, HPARAMS)(INPUTS), axis=-1)
-    batch = {**BATCH, "labels": predicted, "weight": jnp.array([1.0, 1.0, 1.0, 0.0, 0.0])}
+@pytest.mark.parametrize("epsilon", [1e-3, 0.3])
+def test_validation_counts_hits_under_attack_and_no_padding(epsilon: float) -> None:
+    trainer, state = Robust(epsilon=epsilon, pgd_steps=7), started(Robust())
+    predict = trainer.bind_model(state, HPARAMS)
+    predicted = jnp.argmax(predict(INPUTS), axis=-1)
+    # Padding would be missed, with and without an attack.
+    labels = jnp.where(jnp.arange(5) < 3, predicted, (predicted + 1) % 3)
+    batch = {**BATCH, "labels": labels, "weight": jnp.array([1.0, 1.0, 1.0, 0.0, 0.0])}
     found = to_floats(jit(trainer.eval_step)(state, batch, HPARAMS))
     assert found["accuracy"] == 1.0
     for name, steps in (("fgsm_accuracy", None), ("pgd_accuracy", 7)):
-        attacked = trainer.attack(state, batch, HPARAMS, 0.3, steps, jax.random.key(0))
-        hits = jnp.argmax(trainer.bind_model(state, HPARAMS)(attacked), axis=-1) == predicted
+        attacked = trainer.attack(state, batch, HPARAMS, epsilon, steps, jax.random.key(0))
+        hits = jnp.argmax(predict(attacked), axis=-1) == labels
         assert found[name] == pytest.approx(float(hits[:3].mean()))
-    assert found["fgsm_accuracy"] < 1.0
+        assert (found[name] == 1.0) == (epsilon == 1e-3)
 
 
 # The study.

@@ -71,7 +71,8 @@ def test_a_crop_is_a_window_inside_the_image() -> None:
         # Each side is drawn alone and between 0.4 and 1; the window is inside, its places at equal distances.
         assert 0.4 <= sides.min() < 0.5
         assert 0.9 < sides.max() <= 1.0
-        assert line[:, 0].min() >= 0.0
+        assert 0.0 <= line[:, 0].min() < 0.1
+        assert line[:, 0].max() > 0.3
         assert line[:, -1].max() <= 1.0 + 1e-6
         steps = np.diff(line) * (line.shape[1] - 1)
         np.testing.assert_allclose(steps, np.broadcast_to(sides[:, None], steps.shape), atol=1e-5)

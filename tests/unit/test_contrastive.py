@@ -199,6 +199,8 @@ def test_the_probe_reads_the_encoders_output_of_the_image_as_it_is() -> None:
     known = log[[0, 1, 2, 5]]
     assert found["probe_loss"] == pytest.approx(-known[range(4), labels].mean(), rel=1e-5)
     assert found["probe_accuracy"] == pytest.approx((known.argmax(1) == labels).mean())
+    # The probe is not trained on what has none: four of six have one.
+    assert found["loss"] == pytest.approx(found["contrastive"] + found["probe_loss"] * 4 / 6, rel=1e-5)
     batch = trainer.augment(BATCH, HPARAMS, KEY)
     apply = jit(partial(trainer.apply_model, train=True))
     trained, statistics = apply(after.params, after.collections, batch, HPARAMS, key=KEY)
