@@ -77,9 +77,9 @@ study = Study(
     data=data,
     objective="accuracy",
     direction="maximize",
-    epochs=30,
+    epochs=60,
     trials=24,
-    # baseline=HParams(learning_rate=3e-3, label_smoothing=0.0, average_rate=1.0),
+    baseline=HParams(learning_rate=2e-2, label_smoothing=0.0, average_rate=1.0),
 )
 
 
@@ -100,5 +100,5 @@ def picture(loaded, splits):
 
 
 if __name__ == "__main__":
-    checkpoint, out = sys.argv[1:]
-    picture(load_from_checkpoint(checkpoint), data(study.seed)).savefig(out, dpi=80)
+    chosen = load_from_checkpoint(sys.argv[1])
+    picture(chosen, data(study.seed)).savefig(sys.argv[2], dpi=80)

@@ -67,7 +67,7 @@ study = Study(
     trials=16,
     sampler="tpe",
     pruner={"name": "median", "n_startup_trials": 5, "n_warmup_steps": EPOCHS // 4},
-    # baseline=HParams(dropout_rate=0.0, weight_decay=1e-6, learning_rate=1e-3),
+    baseline=HParams(dropout_rate=0.0, weight_decay=1e-6, learning_rate=1e-3),
 )
 
 
@@ -88,5 +88,5 @@ def picture(loaded, splits):
 
 
 if __name__ == "__main__":
-    checkpoint, out = sys.argv[1:]
-    picture(load_from_checkpoint(checkpoint), data(study.seed)).savefig(out, dpi=80)
+    chosen = load_from_checkpoint(sys.argv[1])
+    picture(chosen, data(study.seed)).savefig(sys.argv[2], dpi=80)

@@ -93,7 +93,7 @@ study = Study(
     direction="minimize",
     epochs=5,
     trials=12,
-    # baseline=HParams(learning_rate=1e-3, dropout_rate=0.0, positions="learned", depth=1),
+    baseline=HParams(learning_rate=1e-3, dropout_rate=0.0, positions="learned", depth=1),
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -141,12 +142,20 @@ def test_every_character_is_predicted_once_and_paragraphs_do_not_repeat(text: An
 
 
 def test_the_table_of_pairs_by_hand(text: Any) -> None:
-    module, _ = text
+    module, splits = text
     host = {"inputs": np.array([[0, 1, 0]]), "targets": np.array([[1, 0, 2]])}
     table = module.bigram_bits(host)
     total = 2 + 0.1 * len(module.ALPHABET)
     np.testing.assert_allclose([table[0, 1], table[0, 3]], [-math.log2(1.1 / total), -math.log2(0.1 / total)])
     np.testing.assert_allclose((2.0**-table).sum(1), 1.0)
+    train, asked = splits.train.host(), splits.validation.host()
+    pairs = Counter(zip(train["inputs"].ravel().tolist(), train["targets"].ravel().tolist(), strict=True))
+    firsts = Counter(train["inputs"].ravel().tolist())
+    bits = [
+        -math.log2((pairs[first, second] + 0.1) / (firsts[first] + 0.1 * len(module.ALPHABET)))
+        for first, second in zip(asked["inputs"][0].tolist(), asked["targets"][0].tolist(), strict=True)
+    ]
+    assert asked["bigram_bits"][0] == pytest.approx(np.mean(bits), rel=1e-5), "counted in the training data alone"
 
 
 @pytest.mark.slow
