@@ -2,7 +2,7 @@
 
     tuner launch studies/topics_decoder.py
 
-Devices: 2 CPU cores, one worker on each. Time: 00 s. Best validation bits: 0.000 (2026-11-22).
+Devices: 2 CPU cores, one worker on each. Time: 45 s. Best validation bits: 2.444 (2026-11-22).
 
 What is new beside `digits_mlp.py`: an example is a sequence, and its loss a mean over places; and a yardstick beside
 the objective, computed with the data: `bigram_bits`, what a table of pairs of characters needs for one character. The
@@ -11,9 +11,11 @@ Python 3.11.7).
 
     python studies/topics_decoder.py CHECKPOINT
 
-writes text with a trained model:
+writes text with a trained model, after a minute of learning:
 
-    SAMPLE
+       2: * | Ex. "To defirnger indervisioniption mays fre argument" is and it byt presed.
+       With ther is eefase relent, the fou
+    compling its ard with bound preson expces,
 """
 
 import sys
@@ -93,7 +95,7 @@ study = Study(
     direction="minimize",
     epochs=5,
     trials=12,
-    baseline=HParams(learning_rate=1e-3, dropout_rate=0.0, positions="learned", depth=1),
+    baseline=HParams(learning_rate=1e-2, dropout_rate=0.0, positions="learned", depth=1),
 )
 
 
