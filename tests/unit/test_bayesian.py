@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from tuner import Space, log_uniform
 from tuner.methods import EnsembleClassifier, LangevinClassifier, MapClassifier
 from tuner.methods.bayesian import mixture, prior_penalty
 from tuner.training import ArrayDataset, Dropout, Splits
+from tuner.training.hparams import register
 from tuner.training.metrics import to_floats
 
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -35,6 +37,9 @@ class Net(nn.Module):
         return nn.Dense(3)(Dropout(0.3)(x, train=train))
 
 
+PREDICT = jit(lambda variables, inputs: Net().apply(variables, inputs, train=False))
+
+
 class Mixin:
     loop = "scan"
 
@@ -49,6 +54,12 @@ class Map(Mixin, MapClassifier): ...
 
 
 class Ensemble(Mixin, EnsembleClassifier): ...
+
+
+def hparams_of(rate: float, precision: float = 1.0) -> Any:
+    made = HParams(learning_rate=rate, prior_precision=precision)
+    register(made)
+    return made
 
 
 def batch_of(rows: int) -> Any:
@@ -79,10 +90,10 @@ def test_a_mixture_is_the_mean_of_probabilities() -> None:
     np.testing.assert_allclose(jnp.exp(mixture(poisoned, counted)), [[0.55, 0.45]], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_members_are_trained_as_each_would_be_alone() -> None:
     alone, together, batch = Map(20), Ensemble(20, members=3), batch_of(8)
-    hparams = {"learning_rate": 0.1}
-    hparams = HParams(learning_rate=0.1, prior_precision=1.0)
+    hparams = hparams_of(0.1)
     state = jit(together.init_state, static_argnums=3)(hparams, batch, KEY, 10)
     after, metrics = state, None
     for _ in range(2):
@@ -108,24 +119,17 @@ def test_members_are_trained_as_each_would_be_alone() -> None:
 
 def test_an_ensemble_predicts_the_mean_of_its_members() -> None:
     together, batch = Ensemble(20, members=3), batch_of(8)
-    hparams = HParams(learning_rate=0.1, prior_precision=1.0)
-    state = together.init_state(hparams, batch, KEY, 10)
-    single = [
-        jax.nn.softmax(
-            Net().apply(
-                {"params": jax.tree.map(lambda leaf, at=at: leaf[at], state.params),
-                 **jax.tree.map(lambda leaf, at=at: leaf[at], state.collections)},
-                batch["inputs"], train=False,
-            )
-        )
-        for at in range(3)
-    ]  # fmt: skip
+    hparams = hparams_of(0.1)
+    state = jit(together.init_state, static_argnums=3)(hparams, batch, KEY, 10)
+    variables = {"params": state.params, **state.collections}
+    members = [jax.tree.map(lambda leaf, at=at: leaf[at], variables) for at in range(3)]
+    single = [np.asarray(jax.nn.softmax(PREDICT(member, batch["inputs"]))) for member in members]
     mean = np.mean(single, axis=0)
-    found = together.bind_model(state, hparams)(batch["inputs"])
+    found, _ = jit(partial(together.apply_model, train=False))(state.params, state.collections, batch, hparams)
     np.testing.assert_allclose(np.exp(found), mean, rtol=1e-5)
     kept = np.asarray(batch["weight"]) > 0
     nll = -np.log(mean[np.arange(8), batch["labels"]])[kept].mean()
-    np.testing.assert_allclose(to_floats(together.eval_step(state, batch, hparams))["nll"], nll, rtol=1e-5)
+    np.testing.assert_allclose(to_floats(jit(together.eval_step)(state, batch, hparams))["nll"], nll, rtol=1e-5)
     # Jensen: never worse than the members on average.
     singles = [-np.log(one[np.arange(8), batch["labels"]])[kept].mean() for one in single]
     assert nll < np.mean(singles)
@@ -157,7 +161,7 @@ class Linear(LangevinClassifier):
 
 
 def linear_hparams(eps: float) -> Any:
-    return HParams(learning_rate=eps * N / 2, prior_precision=PRECISION)
+    return hparams_of(eps * N / 2, PRECISION)
 
 
 def with_kernel(state: Any, weights: Any) -> Any:
@@ -179,10 +183,9 @@ def test_a_step_is_half_eps_of_the_gradient_and_noise_of_variance_eps() -> None:
     np.testing.assert_allclose(np.cov(steps.T), eps * np.eye(2), atol=0.04 * eps)
     # Of a part of the data the gradient is weighed by N/n: a mean.
     half = {name: array[: N // 2] for name, array in DATA.items()}
-    state = with_kernel(trainer.init_state(linear_hparams(eps), half, KEY, 10), start)
-    grads = [
-        trainer.train_step(state, batch, linear_hparams(eps), KEY)[0].params["kernel"][:, 0] for batch in (half, DATA)
-    ]
+    state = with_kernel(jit(trainer.init_state, static_argnums=3)(linear_hparams(eps), half, KEY, 10), start)
+    step = jit(trainer.train_step)
+    grads = [step(state, batch, linear_hparams(eps), KEY)[0].params["kernel"][:, 0] for batch in (half, DATA)]
     gradient = (X[: N // 2].T @ (Y[: N // 2] - X[: N // 2] @ start) * 2 - X.T @ (Y - X @ start)) / NOISE
     np.testing.assert_allclose(grads[0] - grads[1], eps / 2 * gradient, atol=1e-5)
 
@@ -212,7 +215,7 @@ def test_samples_are_those_of_the_posterior(eps: float) -> None:
 
 def test_after_the_burn_in_every_so_many_steps_the_weights_are_a_sample() -> None:
     trainer, hparams = Linear(N, samples=3, burn_in=0.4), linear_hparams(0.01)
-    state, seen, step = trainer.init_state(hparams, DATA, KEY, 10), [], jit(trainer.train_step)
+    state, seen, step = jit(trainer.init_state, static_argnums=3)(hparams, DATA, KEY, 10), [], jit(trainer.train_step)
     for at in range(10):
         state, _ = step(state, DATA, hparams, jax.random.fold_in(KEY, at))
         seen.append(np.asarray(state.params["kernel"]))
@@ -224,11 +227,13 @@ def test_after_the_burn_in_every_so_many_steps_the_weights_are_a_sample() -> Non
 
 
 def test_a_classifier_predicts_the_mixture_of_its_samples_only() -> None:
-    class Chain(Mixin, LangevinClassifier): ...
+    class Chain(Mixin, LangevinClassifier):
+        def init_model(self, hparams: Any) -> Any:
+            return nn.Dense(3)
 
     trainer, hparams, batch = (
         Chain(16, samples=3, burn_in=0.5),
-        HParams(learning_rate=0.05, prior_precision=1.0),
+        hparams_of(0.05),
         batch_of(16),
     )
     dataset = ArrayDataset(**{name: np.asarray(batch[name]) for name in ("inputs", "labels")})
@@ -237,10 +242,10 @@ def test_a_classifier_predicts_the_mixture_of_its_samples_only() -> None:
     for report in training:
         state = training.state
         taken.append(int(state.collections["taken"]))
-        samples, model = state.collections["samples"], state.collections["model"]
+        samples = state.collections["samples"]
         used = [jax.tree.map(lambda leaf, at=at: leaf[at], samples) for at in range(max(taken[-1], 1))]
-        single = [Net().apply({"params": one, **model}, batch["inputs"], train=False) for one in used]
-        expected = np.mean([jax.nn.softmax(one) for one in single], axis=0)
+        single = [np.asarray(batch["inputs"]) @ np.asarray(one["kernel"]) + np.asarray(one["bias"]) for one in used]
+        expected = np.mean([softmax(one, axis=1) for one in single], axis=0)
         np.testing.assert_allclose(np.exp(trainer.bind_model(state, hparams)(batch["inputs"])), expected, rtol=1e-4)
         nll = -np.log(expected[np.arange(16), batch["labels"]]).mean()
         np.testing.assert_allclose(report.metrics["nll"], nll, rtol=1e-4)

@@ -1,7 +1,7 @@
 """A normalising flow of affine couplings: an exact density, and samples of it (Dinh, Sohl-Dickstein & Bengio, 2017).
 
-With z = f(x) invertible and z ~ N(0, I): log p(x) = log N(f(x); 0, I) + log |det df/dx|. A coupling leaves the first half
-of the coordinates as it is and moves the rest, y_2 = x_2 exp(s(x_1)) + t(x_1): its Jacobian is triangular, its
+With z = f(x) invertible and z ~ N(0, I): log p(x) = log N(f(x); 0, I) + log |det df/dx|. A coupling leaves the first
+half of the coordinates as it is and moves the rest, y_2 = x_2 exp(s(x_1)) + t(x_1): its Jacobian is triangular, its
 log-determinant is the sum of s(x_1), and it is inverted without inverting s and t.
 """
 
@@ -104,8 +104,8 @@ class FlowTrainer(TrainerModule):
     """Maximum likelihood of `inputs` under a flow; `init_model` returns one, such as `Flow`.
 
     The model is called as model(x, inverse) and returns y with the log-determinant. In nats: `loss` is the mean of
-    -log p(x); `entropy`, of a validation, the same of as many samples of the model itself, which the step's key draws. A
-    loss far above the entropy says that the model is surer of its density than the data bear out.
+    -log p(x); `entropy`, of a validation, the same of as many samples of the model itself, drawn with the state's key.
+    A loss far above the entropy says that the model is surer of its density than the data bear out.
     """
 
     def loss(self, outputs: Any, batch: Batch, hparams: Any) -> tuple[jax.Array, dict[str, Any]]:

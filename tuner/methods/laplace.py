@@ -124,23 +124,27 @@ class Laplace(TrainerModule):
         key: jax.Array | None = None,
     ) -> tuple[Any, Any]:
         """Return outputs and features in training mode, and in evaluation mode what `predict` makes of them."""
-        apply = super().apply_inputs
-        made, model = apply(params, collections["model"], inputs, hparams, train=train, key=key)
-        if not (isinstance(made, tuple) and len(made) == 2 and made[0].ndim == made[1].ndim == 2):
-            raise StudyError(
-                "the model must return its outputs (batch, outputs) and the last layer's inputs (batch, features) for "
-                f"{type(self).__name__}: got {jax.tree.map(jnp.shape, made)}"
-            )
+        made, model = super().apply_inputs(params, collections["model"], inputs, hparams, train=train, key=key)
         if train:
             return made, {**collections, "model": model}
-        return self.predict(made[0], with_bias(made[1]), collections["curvature"], hparams), collections
+        outputs, features = self._checked(made)
+        return self.predict(outputs, with_bias(features), collections["curvature"], hparams), collections
 
     def _curvature(self, state: TrainState, batch: Batch, hparams: Any) -> jax.Array:
         """Return the curvature of a batch at a state's weights."""
         made, _ = super().apply_inputs(
             state.params, state.collections["model"], self._arguments(batch), hparams, train=False
         )
-        return gauss_newton(self.hessian(made[0], hparams), with_bias(made[1]), batch["weight"])
+        outputs, features = self._checked(made)
+        return gauss_newton(self.hessian(outputs, hparams), with_bias(features), batch["weight"])
+
+    def _checked(self, made: Any) -> tuple[jax.Array, jax.Array]:
+        if isinstance(made, tuple) and len(made) == 2 and made[0].ndim == made[1].ndim == 2:
+            return made
+        raise StudyError(
+            "the model must return its outputs (batch, outputs) and the last layer's inputs (batch, features) for "
+            f"{type(self).__name__}: got {jax.tree.map(jnp.shape, made)}"
+        )
 
 
 class LaplaceClassifier(Laplace):
