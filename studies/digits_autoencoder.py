@@ -56,7 +56,7 @@ class Trainer(Autoencoder):
 
 
 # 3. The data: the digits of `digits_mlp.py`, without their labels. The first eight, which are 0 to 7, are shown.
-IMAGES = load_digits().images.astype(np.float32) / 16.0
+IMAGES = load_digits(return_X_y=True)[0].reshape(-1, 8, 8).astype(np.float32) / 16.0
 
 
 def data(seed: int) -> Splits:

@@ -31,8 +31,9 @@ class Linear(Autoencoder):
 
 def correlated(count: int) -> Splits:
     rng = np.random.default_rng(1)
-    mixed = rng.normal(size=(count, 8)) @ rng.normal(size=(8, 8)) * np.array([3, 2, 1, 1, 0.5, 0.5, 0.2, 0.1])
-    dataset = ArrayDataset(inputs=mixed / 3 + 1.0)
+    turned, _ = np.linalg.qr(rng.normal(size=(8, 8)))
+    components = rng.normal(size=(count, 8)) * np.array([2.0, 1.0, 0.3, 0.3, 0.2, 0.2, 0.1, 0.1])
+    dataset = ArrayDataset(inputs=components @ turned + 1.0)
     return Splits(dataset, dataset)
 
 
@@ -51,10 +52,10 @@ def test_the_linear_one_is_pca() -> None:
     residual = np.mean((found.inverse_transform(found.transform(inputs)) - inputs) ** 2)
     training = Linear().train_model({"learning_rate": 0.03}, splits, epochs=120, seed=0)
     *_, last = training
-    assert residual * (1 - 1e-5) <= last.metrics["loss"] < residual * 1.005
+    assert residual * (1 - 1e-5) <= last.metrics["loss"] < residual * 1.01
     # The plane is that of the components: distances from it are equal, example by example.
     made = training.trainer.bind_model(training.state, {"learning_rate": 0.03})(inputs)
-    np.testing.assert_allclose(made, found.inverse_transform(found.transform(inputs)), atol=0.15)
+    np.testing.assert_allclose(made, found.inverse_transform(found.transform(inputs)), atol=0.1)
 
 
 def test_every_few_epochs_there_is_a_picture_of_originals_above_reconstructions(tmp_path: Path) -> None:

@@ -72,9 +72,9 @@ def batch_of(rows: int) -> Any:
     }
 
 
-def close(left: Any, right: Any, **tolerance: float) -> None:
+def close(left: Any, right: Any, rtol: float, atol: float) -> None:
     for one, other in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
-        np.testing.assert_allclose(one, other, **tolerance)
+        np.testing.assert_allclose(one, other, rtol=rtol, atol=atol)
 
 
 def test_the_penalty_is_minus_the_log_density_of_the_prior_over_the_examples() -> None:
@@ -102,13 +102,14 @@ def test_members_are_trained_as_each_would_be_alone() -> None:
     assert metrics is not None
     solo_step, losses = jit(alone.train_step), []
     for member, own in enumerate(jax.random.split(KEY, 3)):
-        solo = jit(alone.init_state, static_argnums=3)(hparams, batch, own, 10)
+        seen, solo = None, jit(alone.init_state, static_argnums=3)(hparams, batch, own, 10)
         step_key = jax.random.split(KEY, 3)[member]
         for _ in range(2):
             solo, seen = solo_step(solo, batch, hparams, step_key)
         for name in ("params", "collections", "opt_state"):
             mine = jax.tree.map(lambda leaf, member=member: leaf[member], getattr(after, name))
             close(mine, getattr(solo, name), rtol=2e-4, atol=1e-6)
+        assert seen is not None
         losses.append(to_floats(seen))
     found = to_floats(metrics)
     for name in ("loss", "brier", "accuracy", "penalty", "grad_norm"):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from tuner.methods import Classifier, Sharpness, extreme_eigenvalues, hessian_product, hessian_trace
 from tuner.training import ArrayDataset, Splits
@@ -48,8 +49,8 @@ def test_a_product_with_the_hessian_of_a_quadratic_is_one_with_its_matrix() -> N
     np.testing.assert_allclose(np.concatenate([found["a"].ravel(), found["b"]]), expected, atol=1e-5)
     # All of it, column by column.
     columns = [
-        jax.flatten_util.ravel_pytree(hessian_product(quadratic(matrix), params_of(6), one))[0]
-        for one in map(jax.flatten_util.ravel_pytree(params_of(6))[1], jnp.eye(6))
+        ravel_pytree(hessian_product(quadratic(matrix), params_of(6), one))[0]
+        for one in map(ravel_pytree(params_of(6))[1], jnp.eye(6))
     ]
     np.testing.assert_allclose(columns, matrix, atol=1e-5)
 
