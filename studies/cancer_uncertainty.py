@@ -36,6 +36,7 @@ class HParams(Space):
     method: str = choice("map", "laplace", "ensemble", "langevin")
     learning_rate: float = log_uniform(1e-3, 1e-1)
     prior_precision: float = log_uniform(1e-2, 1e1)
+    temperature: float = log_uniform(1e-2, 1.0)
 
 
 # 2. The network returns the last layer's inputs as well, which Laplace's approximation needs; the others look away.
@@ -119,7 +120,7 @@ study = Study(
     epochs=60,
     trials=40,
     pruner="none",
-    # baseline=HParams(method="map", learning_rate=1e-2, prior_precision=1.0),
+    baseline=HParams(method="map", learning_rate=1e-2, prior_precision=1.0, temperature=1.0),
 )
 
 

@@ -72,7 +72,7 @@ study = Study(
     direction="minimize",
     epochs=40,
     trials=20,
-    # baseline=HParams(learning_rate=3e-3, weight_decay=1e-6, depth=0, width=64),
+    baseline=HParams(learning_rate=3e-3, weight_decay=1e-6, depth=0, width=64),
 )
 
 
@@ -83,7 +83,7 @@ def picture(loaded, splits):
     digits = splits.validation.host()["inputs"][:10]
     figure = Figure(figsize=(6, 1.4), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(pairs(digits.reshape(-1, 8, 8), loaded(digits)), cmap="gray_r", vmin=0, vmax=1)
+    axes.imshow(pairs(digits.reshape(-1, 8, 8), loaded(digits)), cmap="gray", vmin=0, vmax=1)
     axes.set_axis_off()
     return figure
 

@@ -51,7 +51,7 @@ study = Study(
     direction="minimize",
     epochs=60,
     trials=20,
-    # baseline=HParams(learning_rate=1e-2, weight_decay=1e-5, couplings=0),
+    baseline=HParams(learning_rate=1e-2, weight_decay=1e-5, couplings=0),
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import flax.linen as nn
@@ -167,6 +168,18 @@ def linear_hparams(eps: float) -> Any:
 
 def with_kernel(state: Any, weights: Any) -> Any:
     return dataclasses.replace(state, params={"kernel": jnp.asarray(weights, jnp.float32)[:, None]})
+
+
+def test_a_temperature_scales_the_variance_of_the_noise() -> None:
+    hparams = SimpleNamespace(learning_rate=0.3, prior_precision=1.0)
+    noise = Linear(N).init_optimizer(hparams, 10).noise
+    assert noise is not None
+    np.testing.assert_allclose(noise.eta * 0.3**2, 2 * 0.3 / N)  # eps = 2 r / N
+    assert noise.gamma == 0.0
+    hparams.temperature = 0.25
+    cold = Linear(N).init_optimizer(hparams, 10).noise
+    assert cold is not None
+    assert cold.eta == noise.eta / 4
 
 
 def test_a_step_is_half_eps_of_the_gradient_and_noise_of_variance_eps() -> None:

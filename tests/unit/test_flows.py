@@ -17,7 +17,7 @@ from tuner.training.metrics import to_floats
 from tuner.training.state import TrainState
 
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-KEY = jax.random.key(3)
+KEY = jax.random.key(0)
 MEAN, COVARIANCE = np.array([1.0, -2.0]), np.array([[2.0, -0.9], [-0.9, 0.7]])
 GAUSSIAN: Any = multivariate_normal(MEAN, COVARIANCE)  # pyright: ignore[reportArgumentType]
 

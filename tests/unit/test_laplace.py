@@ -202,3 +202,27 @@ def test_a_model_that_keeps_its_features_to_itself_is_refused() -> None:
     dataset = ArrayDataset(inputs=X, labels=np.zeros(40, int))
     with pytest.raises(StudyError, match=r"must return its outputs .* and the last layer's inputs"):
         next(Mute(40).train_model(hparams_of(), Splits(dataset, dataset), epochs=1, seed=0))
+
+
+class Cold(HParams):
+    temperature: float = log_uniform(1e-3, 1.0)
+
+
+def cold_hparams(temperature: float) -> Any:
+    made = Cold(learning_rate=0.1, prior_precision=PRECISION, noise_variance=NOISE, temperature=temperature)
+    register(made)
+    return made
+
+
+def test_a_temperature_scales_the_posterior_covariance() -> None:
+    curvature, phi = jnp.asarray(PHI.T @ PHI / NOISE, jnp.float32), jnp.asarray(PHI[:5], jnp.float32)
+    outputs, spread = jnp.zeros((5, 1)), np.einsum("na,ab,nb->n", PHI[:5], POSTERIOR, PHI[:5])
+    for temperature in (1.0, 0.25):
+        found = jit(Regressor(64).predict)(outputs, phi, curvature, cold_hparams(temperature))
+        np.testing.assert_allclose(found[:, 1], NOISE + temperature * spread, rtol=1e-4)
+    # Of classes too: at a quarter the draws are half as far away, as with all precisions four times as great.
+    logits, wide = jnp.asarray(RNG.normal(size=(5, 2)), jnp.float32), jnp.kron(jnp.eye(2), curvature)
+    predict = jit(LaplaceClassifier(40, draws=4).predict)
+    cold = predict(logits, phi, wide, cold_hparams(0.25))
+    sharp = predict(logits, phi, 4 * wide, hparams_of(prior_precision=4 * PRECISION))
+    np.testing.assert_allclose(cold, sharp, atol=1e-5)

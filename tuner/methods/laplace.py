@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from tuner.errors import StudyError
 from tuner.methods.bayesian import MapClassifier, mixture, prior_penalty
+from tuner.methods.classification import field
 from tuner.training import TrainerModule, TrainState
 from tuner.training.data import Batch, steps_per_epoch
 from tuner.training.metrics import Metrics
@@ -167,7 +168,9 @@ class LaplaceClassifier(Laplace):
     def predict(self, outputs: jax.Array, features: jax.Array, curvature: jax.Array, hparams: Any) -> jax.Array:
         """Return log-probabilities, Float[Array, "batch classes"]."""
         drawn = weight_samples(curvature, hparams.prior_precision, jax.random.key(0), self.draws)
-        drawn = drawn.reshape(self.draws, outputs.shape[-1], features.shape[-1])
+        drawn = jnp.sqrt(field(hparams, "temperature", 1.0)) * drawn.reshape(
+            self.draws, outputs.shape[-1], features.shape[-1]
+        )
         return mixture(outputs[None] + jnp.einsum("nf,kcf->knc", features, drawn))
 
 
@@ -192,4 +195,5 @@ class LaplaceRegressor(Laplace):
     def predict(self, outputs: jax.Array, features: jax.Array, curvature: jax.Array, hparams: Any) -> jax.Array:
         """Return mean and variance, Float[Array, "batch 2"]: phi^T covariance phi beside the noise."""
         spread = jnp.einsum("na,ab,nb->n", features, covariance(curvature, hparams.prior_precision), features)
-        return jnp.stack([outputs[:, 0], spread + hparams.noise_variance], axis=-1)
+        variance = field(hparams, "temperature", 1.0) * spread + hparams.noise_variance
+        return jnp.stack([outputs[:, 0], variance], axis=-1)
