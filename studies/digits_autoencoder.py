@@ -2,7 +2,7 @@
 
     tuner launch studies/digits_autoencoder.py
 
-Devices: 2 CPU cores, one worker on each. Time: 60 s. Best validation loss: 0.020 (2026-11-22).
+Devices: 2 CPU cores, one worker on each. Time: 64 s. Best validation loss: 0.022 (2026-11-22).
 
 What is new beside `digits_mlp.py`: there are no labels, and a hook lets one look. Every ten epochs the trainer saves a
 picture of eight digits above their reconstructions, `pictures/reconstructions-0010.png` in the trial's folder.
@@ -72,7 +72,8 @@ study = Study(
     direction="minimize",
     epochs=40,
     trials=20,
-    baseline=HParams(learning_rate=3e-3, weight_decay=1e-6, depth=0, width=64),
+    # Of scikit-learn's PCA with four components the validation error is 0.038, which this comes to as well.
+    baseline=HParams(learning_rate=3e-2, weight_decay=1e-6, depth=0, width=64),
 )
 
 

@@ -2,12 +2,12 @@
 
     tuner launch studies/digits_noise.py
 
-Devices: 2 CPU cores, one worker on each. Time: 60 s. Best validation accuracy: 0.900 (2026-11-22).
+Devices: 2 CPU cores, one worker on each. Time: 101 s. Best validation accuracy: 0.961 (2026-11-22).
 
 What is new beside `digits_mlp.py`: noise of variance eta / (1 + t)^gamma on the gradient of update t (Neelakantan et
 al., 2015), and a look at the Hessian: `sharpness` is its greatest eigenvalue on the validation set. The weights begin
 so small that nothing comes through ten layers: loss and gradient are flat, and it takes a push to leave that place.
-With the smallest eta there is hardly any noise; with the greatest nothing but noise.
+With the smallest eta, of the baseline, there is hardly any noise, and one digit in ten is right.
 """
 
 import flax.linen as nn

@@ -2,11 +2,13 @@
 
     tuner launch studies/digits_uncertainty.py
 
-Devices: 2 CPU cores, one worker on each. Time: 60 s. Best validation nll: 0.240 (2026-11-22).
+Devices: 2 CPU cores, one worker on each. Time: 72 s. Best validation nll: 0.277 (2026-11-22).
 
 What is new beside `digits_mlp.py`: the method is a hyperparameter. The mode of the posterior, a Gaussian around it, an
 ensemble of modes and samples of the posterior are trainers of `tuner.methods` with one network, one prior and one
 score, the probability given to what was the case. `ece` is how far stated probabilities are from frequencies.
+
+It picks the ensemble: 0.281 over other seeds, where the mode alone comes to 0.307.
 
     python studies/digits_uncertainty.py tuner-artifacts/digits_uncertainty-*/TRIAL out.png
 """

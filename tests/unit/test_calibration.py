@@ -13,9 +13,9 @@ from sklearn.metrics import brier_score_loss, log_loss
 
 from tuner.methods import ExpectedCalibrationError, forecast_metrics
 
-# Confidences .5 (the lower bin of two), .9, .8, .6; the second and third are hits.
+# Confidences .5 (the lower bin of two), .9, .8, .6; all but the first are hits.
 PROBABILITIES = jnp.array([[0.5, 0.5], [0.1, 0.9], [0.8, 0.2], [0.6, 0.4]])
-LABELS = jnp.array([1, 1, 0, 1])
+LABELS = jnp.array([1, 1, 0, 0])
 
 
 def error(probabilities: Any, labels: Any, weights: Any = None, bins: int = 15) -> Any:
@@ -27,12 +27,12 @@ def test_the_error_by_hand() -> None:
     made = error(PROBABILITIES, LABELS, bins=2)
     np.testing.assert_allclose(made.weight, [1, 3])
     np.testing.assert_allclose(made.confidence, [0.5, 2.3], rtol=1e-6)
-    np.testing.assert_allclose(made.hits, [0, 2])
-    # 1/4 |0 - .5| + 3/4 |2/3 - 2.3/3|
-    np.testing.assert_allclose(made.compute(), 0.125 + 0.075, rtol=1e-6)
+    np.testing.assert_allclose(made.hits, [0, 3])
+    # 1/4 |0 - .5| + 3/4 |1 - 2.3/3|: too sure in one bin, not sure enough in the other
+    np.testing.assert_allclose(made.compute(), 0.125 + 0.175, rtol=1e-6)
     confidence, accuracy, share = made.curve()
     np.testing.assert_allclose(confidence, [0.5, 2.3 / 3], rtol=1e-6)
-    np.testing.assert_allclose(accuracy, [0, 2 / 3], rtol=1e-6)
+    np.testing.assert_allclose(accuracy, [0, 1], rtol=1e-6)
     np.testing.assert_allclose(share, [0.25, 0.75])
 
 
