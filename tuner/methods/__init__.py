@@ -35,4 +35,29 @@ __all__ = [
     "shift",
     "soft_losses",
     "with_teacher",
+from tuner.methods.autoencoder import Autoencoder, pairs
+from tuner.methods.bayesian import EnsembleClassifier, LangevinClassifier, MapClassifier
+from tuner.methods.calibration import ExpectedCalibrationError, forecast_metrics
+from tuner.methods.classification import Classifier
+from tuner.methods.curvature import Sharpness, extreme_eigenvalues, hessian_product, hessian_trace
+from tuner.methods.flows import Flow, FlowTrainer
+from tuner.methods.laplace import LaplaceClassifier, LaplaceRegressor
+
+__all__ = [
+    "Autoencoder",
+    "Classifier",
+    "EnsembleClassifier",
+    "ExpectedCalibrationError",
+    "Flow",
+    "FlowTrainer",
+    "LangevinClassifier",
+    "LaplaceClassifier",
+    "LaplaceRegressor",
+    "MapClassifier",
+    "Sharpness",
+    "extreme_eigenvalues",
+    "forecast_metrics",
+    "hessian_product",
+    "hessian_trace",
+    "pairs",
 ]
