@@ -1,0 +1,105 @@
+"""Digits with a searched architecture: DARTS, and the network it finds, trained from scratch.
+
+    tuner launch studies/digits_darts.py
+
+Devices: 2 CPU cores, one worker on each. Time: 00 s. Best validation discrete_accuracy: 0.000 (2026-11-22).
+
+What is new beside `digits_cnn.py`: a trial trains twice. First mixtures of operations, whose weights descend the loss
+on one half of the training data while the architecture descends that on the other (Liu et al., 2019). Then the network
+that is left of them, from scratch, on both halves; its accuracy is the objective. The baseline is a random
+architecture: the search leaves it as it began, and everything else is the same.
+
+    python studies/digits_darts.py CHECKPOINT darts.png     the cells that were found
+"""
+
+import sys
+
+import jax
+from sklearn.datasets import load_digits
+
+from tuner import Space, Study, choice, log_uniform
+from tuner.methods import ArchitectureSearch, DiscreteClassifier, alphas_of, genotype, paired_halves
+from tuner.training import ArrayDataset, Splits
+
+EPOCHS = 8
+CELLS, CHANNELS = ("normal", "reduce"), 4
+
+
+# 1. What is searched about the search. Second order looks a step of the weights ahead; `none` is the baseline.
+class HParams(Space):
+    learning_rate: float = log_uniform(0.01, 0.3)
+    architecture_rate: float = log_uniform(1e-3, 1e-1)
+    search_order: str = choice("first", "second", "none")
+
+
+# 2. The data: a fifth for validation. The pairs of a search are made of the same examples that the network found is
+#    trained on.
+def images(seed: int) -> Splits:
+    inputs, labels = load_digits(return_X_y=True)
+    return ArrayDataset(inputs=inputs.reshape(-1, 8, 8, 1) / 16.0, labels=labels).split(0.2, seed)
+
+
+def data(seed: int) -> Splits:
+    splits = images(seed)
+    return Splits(paired_halves(splits.train, seed), splits.validation)
+
+
+# 3. The trainer. After the last epoch, the only one that is validated, a hook trains what was found. Its program is
+#    another for each architecture, so most of that time goes on compiling.
+class Trainer(ArchitectureSearch):
+    loop = "step"  # XLA's convolutions are slow inside loops on CPUs
+    validate_every = EPOCHS
+
+    def on_validation_epoch_end(self, state, hparams, epoch, metrics):
+        found = genotype(alphas_of(jax.device_get(state.params)), self.operations)
+        network = DiscreteClassifier(self.classes, found, self.cells, self.channels)
+        network.loop = "step"
+        seed = int(jax.random.key_data(state.key)[-1]) // 2
+        fixed = {"learning_rate": 1e-2, "weight_decay": 1e-3}
+        *_, last = network.train_model(fixed, images(study.seed), epochs=2 * epoch, seed=seed)
+        return {"discrete_accuracy": last.metrics["accuracy"], "discrete_nll": last.metrics["nll"]}
+
+
+study = Study(
+    name="digits_darts",
+    space=HParams,
+    trainer=Trainer(10, CELLS, CHANNELS),
+    data=data,
+    objective="discrete_accuracy",
+    direction="maximize",
+    epochs=EPOCHS,
+    trials=10,
+    pruner="none",
+)
+
+
+# 4. What it looks like. The architecture is part of the checkpoint.
+def picture(loaded, splits):
+    from matplotlib.figure import Figure
+
+    found = genotype(alphas_of(loaded.state.params), loaded.trainer.operations)
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    for axes, (kind, nodes) in zip(figure.subplots(1, len(found)), found.items(), strict=True):
+        places = [(0.0, 1.0), (0.0, 0.0)] + [(1.0 + at, 0.5 + 0.3 * (-1) ** at) for at in range(len(nodes))]
+        names = ["earlier\ncell", "last\ncell", *(f"node {at}" for at in range(len(nodes)))]
+        for at, node in enumerate(nodes):
+            for operation, source in node:
+                (x, y), (to_x, to_y) = places[source], places[2 + at]
+                arrow = {"arrowstyle": "->", "shrinkA": 20, "shrinkB": 20}
+                axes.annotate("", (to_x, to_y), (x, y), arrowprops=arrow)
+                axes.text((x + to_x) / 2, (y + to_y) / 2, operation, ha="center", fontsize=7, backgroundcolor="white")
+        for name, (x, y) in zip(names, places, strict=True):
+            axes.text(x, y, name, ha="center", va="center", fontsize=8, bbox={"boxstyle": "round", "fc": "lightblue"})
+        axes.set(title=kind, xlim=(-0.5, len(nodes) + 0.5), ylim=(-0.3, 1.3))
+        axes.set_axis_off()
+    return figure
+
+
+def draw(checkpoint, file):
+    from tuner.training import load_from_checkpoint
+
+    picture(load_from_checkpoint(checkpoint), data(study.seed)).savefig(file)
+
+
+if __name__ == "__main__":
+    draw(sys.argv[1], sys.argv[2])
