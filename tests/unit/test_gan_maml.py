@@ -282,7 +282,7 @@ def test_the_gradient_through_the_inner_loop_by_hand(first_order: bool, expected
 
     def outer(params: Any, rate: Any) -> Any:
         def inner(params: Any, carried: Any, step: int) -> Any:
-            return 0.5 * (params["theta"] - target) ** 2, carried + [step]
+            return 0.5 * (params["theta"] - target) ** 2, [*carried, step]
 
         adapted, carried = adapt(inner, params, [], rate, 5, first_order=first_order)
         assert carried == [0, 1, 2, 3, 4]

@@ -69,8 +69,8 @@ def held_out_losses(
 ) -> np.ndarray:
     """Return each example's loss by a model that was trained without it: a difficulty, Float[Array, "examples"].
 
-    A model that has seen an example may have learnt a wrong label by heart. The folds are trained one after another with
-    equal hyperparameters, so compiled once if they are of one size. The same everywhere on machines of one kind.
+    A model that has seen an example may have learnt a wrong label by heart. Folds of one size share their programs. The
+    numbers are the same on machines of one kind.
 
     Args:
         trainer: Any whose `loss` has a value for each example.

@@ -1,7 +1,7 @@
 """Differentiable architecture search (Liu et al., 2019, arXiv:1806.09055): the bilevel training of mixtures.
 
-The mixtures' logits, alpha, descend the loss on held-out data at the weights that training data lead to, and the weights
-w descend that on training data (equations 3 and 4). `genotype` makes the result discrete, `DiscreteClassifier` trains it.
+The mixtures' logits, alpha, descend the loss on held-out data at the weights that training data lead to, the weights w
+that on training data (equations 3 and 4). `genotype` makes the result discrete, `DiscreteClassifier` trains that.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def paired_halves(dataset: ArrayDataset, seed: int) -> ArrayDataset:
     """Return a dataset of pairs, one example to train the weights with and one for the architecture.
 
     The halves are cut once, so what moves the architecture never moves the weights. An example of the result has the
-    arrays of the first under their names, those of the second under `held_out_` and their names. An odd one is left out.
+    arrays of the first, and those of the second with `held_out_` before their names. An odd one is left out.
 
     Args:
         dataset: At least two examples, all of weight 1.
@@ -146,12 +146,9 @@ class ArchitectureSearch(Classifier):
         if self.precision != "float32":
             raise StudyError(f"an architecture search must compute in float32: got precision={self.precision!r}")
         params, collections = self.build_model(hparams).init(Stream.INIT.key(key), (batch["inputs"],))
-        opt_state = {
-            name: optimizer.init(part)
-            for (name, optimizer), part in zip(
-                self._optimizers(hparams, total_steps).items(), split(params), strict=True
-            )
-        }
+        weights, alphas = split(params)
+        optimizers = self._optimizers(hparams, total_steps)
+        opt_state = {"weights": optimizers["weights"].init(weights), "alphas": optimizers["alphas"].init(alphas)}
         return TrainState(jnp.int32(0), params, opt_state, collections, key, total_steps=total_steps)
 
     def train_step(self, state: TrainState, batch: Batch, hparams: Any, key: jax.Array) -> tuple[TrainState, Metrics]:

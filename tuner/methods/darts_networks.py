@@ -1,4 +1,4 @@
-"""Networks of DARTS cells: of mixtures, and of what is left of them (Liu et al., 2019, arXiv:1806.09055, section 2.4)."""
+"""Networks of DARTS cells: of mixtures, and of what is left of them (Liu et al., 2019, arXiv:1806.09055)."""
 
 from __future__ import annotations
 
@@ -156,9 +156,7 @@ class DiscreteNetwork(nn.Module):
         _check_cells(self.cells)
         told = json.loads(self.genotype)
         if missing := set(self.cells) - set(told):
-            raise StudyError(
-                f"a genotype must have every kind of cell: {missing.pop()!r} is missing in {self.genotype}"
-            )
+            raise StudyError(f"a genotype must have every kind of cell: no {missing.pop()!r} in {self.genotype}")
         wirings = {kind: _wiring(told[kind]) for kind in set(self.cells)}
         return _run(self.cells, self.channels, self.classes, wirings, None, images, train)
 

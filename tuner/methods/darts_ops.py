@@ -1,4 +1,4 @@
-"""What an edge of a DARTS cell may compute, mixtures of it, and cells (Liu et al., 2019, arXiv:1806.09055, section 3.1).
+"""What an edge of a DARTS cell may compute, mixtures of it, and cells (Liu et al., 2019, arXiv:1806.09055).
 
 Images are [batch, height, width, channels]. Convolutions are in the order ReLU, convolution, batch normalisation.
 """
@@ -27,16 +27,15 @@ OPERATIONS = (
 """The paper's eight, under the names of its code."""
 
 Wiring = tuple[tuple[tuple[tuple[str, ...], int], ...], ...]
-"""Of each node its edges: the operations on the edge, and where it comes from: 0 and 1 are the two inputs, node i is i + 2."""
+"""Of each node its edges: an edge's operations, and where it comes from: 0 and 1 are the inputs, node i is i + 2."""
 
 
 def check_operations(operations: Sequence[str]) -> None:
     """Raise StudyError unless these are names of operations, each once."""
     for operation in operations:
         if operation not in OPERATIONS:
-            raise StudyError(
-                f"an operation must be one of {', '.join(OPERATIONS)}: got {operation!r}{nearest(operation, OPERATIONS)}"
-            )
+            known, meant = ", ".join(OPERATIONS), nearest(operation, OPERATIONS)
+            raise StudyError(f"an operation must be one of {known}: got {operation!r}{meant}")
     if len(set(operations)) != len(operations) or not operations:
         raise StudyError(f"operations must be at least one, each once: got {', '.join(operations) or 'none at all'}")
 
@@ -83,10 +82,8 @@ class Separable(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        channels, size, stride, dilation = (
-            images.shape[-1],
-            *((of, of) for of in (self.size, self.stride, self.dilation)),
-        )
+        size, stride, dilation = ((both, both) for both in (self.size, self.stride, self.dilation))
+        channels = images.shape[-1]
         hidden = nn.Conv(
             channels, size, stride, kernel_dilation=dilation, feature_group_count=channels, use_bias=False
         )(nn.relu(images))
@@ -187,10 +184,9 @@ class Cell(nn.Module):
             logits: Of the mixtures on the edges, Float[Array, "edges operations"]; None if an edge has one operation.
             train: Training mode.
         """
+        halving = 2 if self.follows_reduction else 1
         states: list[Any] = [
-            Pointwise(self.channels, 2 if self.follows_reduction else 1, self.affine, name="earlier")(
-                earlier, train=train
-            ),
+            Pointwise(self.channels, halving, self.affine, name="earlier")(earlier, train=train),
             Pointwise(self.channels, 1, self.affine, name="later")(later, train=train),
         ]
         row = 0

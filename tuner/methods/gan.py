@@ -1,4 +1,4 @@
-"""Generative adversarial networks: two networks, two optimizers, one trainer (Goodfellow et al., 2014, arXiv:1406.2661)."""
+"""Generative adversarial networks: two networks and two optimizers (Goodfellow et al., 2014, arXiv:1406.2661)."""
 
 from __future__ import annotations
 
@@ -126,10 +126,8 @@ class Adversarial(TrainerModule):
         if self.precision != "float32":
             raise StudyError(f"an adversarial trainer must compute in float32: got precision={self.precision!r}")
         params, collections = self.build_model(hparams).init(Stream.INIT.key(key), self.inputs(batch))
-        opt_state = {
-            name: optimizer.init(params[name])
-            for name, optimizer in self.build_optimizers(hparams, total_steps).items()
-        }
+        optimizers = self.build_optimizers(hparams, total_steps)
+        opt_state = {name: optimizer.init(params[name]) for name, optimizer in optimizers.items()}
         average = None if self.ema_decay(hparams) is None else Average(params, collections)
         return TrainState(jnp.int32(0), params, opt_state, collections, key, average, total_steps=total_steps)
 
@@ -175,7 +173,7 @@ class Adversarial(TrainerModule):
         return self._descend("generator", state, objective, hparams)
 
     def train_step(self, state: TrainState, batch: Batch, hparams: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
-        """Return the state after the discriminator's steps and one of the generator, and the metrics of the last two."""
+        """Return the state after the discriminator's steps and the generator's, and the metrics of the last two."""
         *keys, last = jax.random.split(key, field(hparams, "discriminator_steps", 1) + 1)
         metrics: Metrics = {}
         for one in keys:

@@ -17,16 +17,16 @@ from tuner.training.metrics import Metrics
 from tuner.training.state import Stream, TrainState
 
 TaskLoss = Callable[[Any, Any, int], tuple[jax.Array, Any]]
-"""(params, carried, step) -> the loss of a task's support examples, Float[Array, ""], and what goes to the next step."""
+"""(params, carried, step) -> loss of a task's support examples, Float[Array, ""], and what goes to the next step."""
 
 
 def adapt(
     loss: TaskLoss, params: Any, carried: Any, rate: Any, steps: int, *, first_order: bool = False
 ) -> tuple[Any, Any]:
-    """Return the parameters after gradient descent, theta_(k+1) = theta_k - rate * grad loss(theta_k), and what is carried.
+    """Return the parameters after gradient descent, theta - rate * grad loss(theta) at each step, and what is carried.
 
     Differentiating through it is the paper's equation 1. First order takes the inner gradients for constants (section
-    5.2): no second derivatives, and a factor of each step's Jacobian less in the meta-gradient.
+    5.2): no second derivatives, and in the meta-gradient no Jacobians of the steps.
 
     Args:
         loss: Of one task.
@@ -55,8 +55,8 @@ class MetaLearner(TrainerModule):
 
     Models may draw random numbers and carry statistics. A task adapts in training mode, in validation too, because that
     is training: dropout is on, batch statistics are those of its points. Its query points are seen in training mode
-    while the start is trained, and else in evaluation mode with the statistics the task has then. What the start carries
-    on is the mean over the tasks of what they end with.
+    while the start is trained, and else in evaluation mode with the statistics the task has then. The start's own
+    become the mean of what the tasks end with.
 
     Args:
         judged_after: Inner steps after which validation judges, increasing. Metrics are called `loss_0_steps` and so
@@ -155,7 +155,7 @@ class MetaLearner(TrainerModule):
 
 
 def _mean_over_tasks(weight: jax.Array, each: jax.Array) -> jax.Array:
-    """Return the mean of what the tasks carry, Num[Array, "tasks ..."], padding left out; of integers the first task's."""
+    """Return the mean over the tasks of Num[Array, "tasks ..."], padding left out; of integers the first task's."""
     if not jnp.issubdtype(each.dtype, jnp.floating):
         return each[0]
     shares = weight / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)

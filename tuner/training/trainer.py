@@ -101,8 +101,8 @@ class TrainerModule:
             batch_size: Examples to a batch.
 
         Returns:
-            Elements of `rows` and their weights: Int[Array, "steps batch"] and Float[Array, "steps batch"], as many steps
-            as batches cover the examples.
+            Elements of `rows`, Int[Array, "steps batch"], and their weights, Float[Array, "steps batch"]: as many steps
+            as batches that cover the examples.
         """
         from tuner.training.programs import epoch_order
 
