@@ -33,7 +33,7 @@ class HParams(Space):
     learning_rate: float = log_uniform(1e-3, 3e-2)
     discriminator_speed: float = log_uniform(0.5, 8.0)
     momentum: float = uniform(0.0, 0.9)
-    gradient_penalty: float = log_uniform(1e-3, 1.0)
+    gradient_penalty: float = log_uniform(1e-2, 1.0)
     discriminator_steps: int = choice(1, 2)
 
 

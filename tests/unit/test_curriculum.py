@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,14 +147,15 @@ def test_wrong_labels_are_the_hardest() -> None:
         def init_model(self, hparams: Any) -> Any:
             return linear(3)
 
-    losses = held_out_losses(Teacher(3), {"learning_rate": 0.1}, dataset, epochs=4, seed=0, folds=3)
+    score = partial(held_out_losses, Teacher(3), {"learning_rate": 0.3}, epochs=20, seed=0, folds=3)
+    losses = score(dataset)
     assert losses.shape == (300,)
     sorted_rows = easiest_first(dataset, losses).rows
-    assert is_wrong[np.asarray(sorted_rows[:150])].mean() < 0.03
+    assert is_wrong[np.asarray(sorted_rows[:150])].mean() < 0.06  # of a fifth
     assert is_wrong[np.asarray(sorted_rows[-60:])].mean() > 0.7
     # Each by a model that has not seen it: what it says of one example does not depend on that one's label.
     changed = ArrayDataset(inputs=inputs, labels=np.where(np.arange(300) == 7, (given + 1) % 3, given))
-    others = held_out_losses(Teacher(3), {"learning_rate": 0.1}, changed, epochs=4, seed=0, folds=3)
+    others = score(changed)
     fold = next(part for part in np.array_split(np.random.default_rng(0).permutation(300), 3) if 7 in part)
     same = [at for at in fold if at != 7]
     np.testing.assert_array_equal(others[same], losses[same])

@@ -198,11 +198,12 @@ def test_half_the_penalty_goes_into_the_discriminators_gradient() -> None:
         def init_networks(self, hparams: Any) -> Any:
             return GAN.MLP(), Linear()
 
-    moved = {}
+    moved, init, step = {}, jit(Samples().init_state, static_argnums=3), jit(Samples().discriminator_step)
+    slope = None
     for gamma in (0.001, 1.0):
         hparams = gan_hparams(gradient_penalty=gamma)
-        state = Samples().init_state(hparams, batch, KEY, 10)
-        after, _ = Samples().discriminator_step(state, batch, hparams, KEY)
+        state = init(hparams, batch, KEY, 10)
+        after, _ = step(state, batch, hparams, KEY)
         before, after = (one.params["discriminator"]["Dense_0"] for one in (state, after))
         moved[gamma] = jax.tree.map(jnp.subtract, before, after)
         slope = before["kernel"]

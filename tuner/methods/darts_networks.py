@@ -46,7 +46,7 @@ def genotype(alphas: Mapping[str, Any], operations: tuple[str, ...] = OPERATIONS
 
 def _nodes(logits: np.ndarray, operations: tuple[str, ...]) -> list[list[list[Any]]]:
     nodes = next((count for count in range(1, len(logits) + 1) if edges(count) >= len(logits)), 0)
-    if logits.ndim != 2 or edges(nodes) != len(logits) or logits.shape[1] != len(operations):
+    if logits.ndim != 2 or not nodes or edges(nodes) != len(logits) or logits.shape[1] != len(operations):
         raise StudyError(
             f"alphas must be of shape (edges, {len(operations)}) with 2, 5, 9, 14, ... edges: got {logits.shape}"
         )
