@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from storage_overhead import Server
 from trials_per_minute import ROOT, machine
 
 from tuner.storage import connect
@@ -41,6 +42,9 @@ study.trainer.loop = "step"
 """
 
 
+CORES = sorted(os.sched_getaffinity(0))
+
+
 def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -48,11 +52,12 @@ def free_port() -> int:
 
 
 def start_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
-    """Start MLflow's server, behind everything else: it stands for one on another machine."""
+    """Start MLflow's server on the last core: it stands for one on another machine."""
     command = [sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1"]
     command += [f"--backend-store-uri=sqlite:///{folder}/mlflow.db", f"--artifacts-destination={folder}/artifacts"]
     with (folder / "server.log").open("wb") as log:
-        server = subprocess.Popen(["nice", "-n", "19", *command], stdout=log, stderr=log, start_new_session=True)
+        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    os.sched_setaffinity(server.pid, CORES[-1:])
     for _ in range(240):
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
@@ -84,11 +89,13 @@ def reports_between(engine: sa.Engine, edges: list[float]) -> list[int]:
     return [sum(start <= at < end for at in times) for start, end in itertools.pairwise(edges)]
 
 
-def measure(folder: Path, side: str, uri: str, workers: int, windows: int, window_s: float) -> dict[str, Any]:
-    """Return the epochs of each window, the first with the mirror stopped."""
-    url = f"sqlite:///{folder}/{side}-{workers}.db"
+def measure(folder: Path, url: str, side: str, uri: str, workers: int, windows: int, window_s: float) -> dict[str, Any]:
+    """Return the epochs of each window, the first with the mirror stopped.
+
+    Between a window without tracking and one with it the mirror sends what it missed, which no window counts.
+    """
     env = {**os.environ, "TUNER_STORAGE": url, "XDG_CACHE_HOME": str(folder / "cache")}
-    words = ["launch", "study.py", "--workers", str(workers), "--set", "optimizer=SGD", "--set", "channels=8"]
+    words = ["launch", "study.py", "--workers", str(workers), "--set", "optimizer=SGD", "--set", "channels=16"]
     command = [sys.executable, "-m", "tuner", *words, "--mlflow", uri]
     with (folder / f"{side}-{workers}.log").open("wb") as log:
         launcher = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log)
@@ -96,9 +103,12 @@ def measure(folder: Path, side: str, uri: str, workers: int, windows: int, windo
             mirror = mirror_of(launcher.pid)
             time.sleep(20.0)  # programs are compiled, MLflow is imported
             engine = connect(url)
-            edges = [now_s(engine)]
+            edges = []
             for window in range(windows):
                 os.kill(mirror, signal.SIGCONT if window % 2 else signal.SIGSTOP)
+                if window % 2:
+                    time.sleep(window_s)
+                edges.append(now_s(engine))
                 time.sleep(window_s)
                 edges.append(now_s(engine))
             os.kill(mirror, signal.SIGCONT)
@@ -108,7 +118,7 @@ def measure(folder: Path, side: str, uri: str, workers: int, windows: int, windo
         finally:
             launcher.send_signal(signal.SIGINT)
             launcher.wait(60)
-    rates = [count / (end - start) for count, (start, end) in zip(counts, itertools.pairwise(edges), strict=True)]
+    rates = [count / (end - start) for count, (start, end) in zip(counts, itertools.pairwise(edges), strict=True)][::2]
     # Each window with tracking beside the mean of the two around it: the machine's speed drifts.
     costs = [(rates[at - 1] + rates[at + 1]) / 2 / rates[at] - 1 for at in range(1, len(rates) - 1, 2)]
     return {"side": side, "workers": workers, "rates": rates, "costs": costs}
@@ -117,20 +127,27 @@ def measure(folder: Path, side: str, uri: str, workers: int, windows: int, windo
 def main() -> None:
     parser = argparse.ArgumentParser(description="What does MLflow tracking cost a trial's training time?")
     parser.add_argument("--windows", type=int, default=61)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of a window")
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--seconds", type=float, default=6.0, help="of a window")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1])
     parser.add_argument("--json", type=Path, metavar="FILE", help="append the figures as JSON lines")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tuner-tracking-") as scratch:
         folder = Path(scratch)
+        if len(CORES) < 2:
+            raise SystemExit("two cores are needed: the last is the server's")
         (folder / "study.py").write_text(STUDY.format(file=str(ROOT / "studies" / "digits_cnn.py")))
         port = free_port()
         server = start_server(folder, port)
+        os.sched_setaffinity(0, CORES[-1:])
+        postgres = Server(scratch)
+        os.sched_setaffinity(0, CORES[:-1])  # workers and mirror
         try:
             uris = {"tracked": f"http://127.0.0.1:{port}", "stopped": f"http://127.0.0.1:{free_port()}"}
             for workers in arguments.workers:
                 for side, uri in uris.items():
-                    row = measure(folder, side, uri, workers, arguments.windows, arguments.seconds)
+                    row = measure(
+                        folder, postgres.new_database(), side, uri, workers, arguments.windows, arguments.seconds
+                    )
                     costs = row["costs"]
                     error = statistics.stdev(costs) / math.sqrt(len(costs))
                     print(
@@ -145,6 +162,7 @@ def main() -> None:
         finally:
             os.killpg(server.pid, signal.SIGTERM)
             server.wait()
+            postgres.close()
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ class Confirmed:
         low: Lower end of the 95 % t interval of the mean; None where nothing is known of the noise.
         high: Its upper end.
         is_tied: Whether it cannot be told apart from the trial with the best mean.
+        margin: By how much the means of two trials must differ to be told apart; None where that is not known.
     """
 
     seeds: int
@@ -36,6 +37,7 @@ class Confirmed:
     low: float | None
     high: float | None
     is_tied: bool
+    margin: float | None
 
 
 def rank(repeats: Mapping[int, Repeats], *, maximize: bool) -> dict[int, Confirmed]:
@@ -66,9 +68,9 @@ def rank(repeats: Mapping[int, Repeats], *, maximize: bool) -> dict[int, Confirm
         mean = means[trial]
         low, high = (None, None) if half is None else (mean - half, mean + half)
         is_tied = trial == order[0] or margin is None or abs(mean - means[order[0]]) <= margin
-        ranked[trial] = Confirmed(len(table[trial]), mean, low, high, is_tied)
+        ranked[trial] = Confirmed(len(table[trial]), mean, low, high, is_tied, margin)
     others = [trial for trial in repeats if trial not in ranked]
-    return ranked | {trial: Confirmed(len(repeats[trial]), None, None, None, False) for trial in others}
+    return ranked | {trial: Confirmed(len(repeats[trial]), None, None, None, False, None) for trial in others}
 
 
 def _keys_of_first(finite: Mapping[int, Repeats]) -> set[int]:

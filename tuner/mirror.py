@@ -27,7 +27,7 @@ from tuner.storage.studies import identify
 from tuner.tracking import TrackedReport, TrackedStudy, TrackedTrial, Tracker
 
 LEASE_S = 30.0
-_POLL_S = 1.0
+_POLL_S = 3.0  # so that of short trials each is sent once, whole
 _LONGEST_PAUSE_S = 30.0
 _ONCE_PATIENCE_S = 30.0
 _STORAGE_PATIENCE_S = 600.0

@@ -21,6 +21,7 @@ from tuner.storage.queries import (
     Standing,
     StudyRow,
     TrialRow,
+    find_baseline,
     find_study,
     outcome_counts,
     read_best,
@@ -136,7 +137,7 @@ def best_rows(engine: Engine, study_name: str, count: int | None = 1, *, confirm
     """Return the best complete trials, best first; of a study with several objectives its Pareto front.
 
     Those that were trained again with other seeds (`tuner confirm`) come first, by the mean of these: the value that
-    made a trial the best is the better for luck.
+    made a trial the best is the better for luck. Each row says how it compares with the study's baseline, if any.
 
     Args:
         engine: The storage's engine.
@@ -159,14 +160,42 @@ def best_rows(engine: Engine, study_name: str, count: int | None = 1, *, confirm
     order += [trial_id for trial_id in best if trial_id not in ranked]
     order += [trial_id for trial_id in known if ranked[trial_id].mean is None]  # not finite with another seed
     tied = [found[one].number for one in known[1:] if ranked[one].is_tied]
-    return [_best_row(study, found[one], ranked.get(one), [] if at else tied) for at, one in enumerate(order[:count])]
+    baseline = _find_baseline(engine, study)
+    rows = []
+    for at, one in enumerate(order[:count]):
+        row, confirmed = _trial_row(study, found[one]), ranked.get(one)
+        hparams = row.pop("hparams")
+        row["confirmed"] = (
+            None if confirmed is None else {**dataclasses.asdict(confirmed), "tied_with": [] if at else tied}
+        )
+        row["baseline"] = None if baseline is None else _compared(study, found[one], baseline, ranked)
+        rows.append({**row, "hparams": hparams})
+    return rows
 
 
-def _best_row(study: StudyRow, trial: TrialRow, confirmed: Confirmed | None, tied: list[int]) -> Row:
-    """Return a trial's row with `confirmed`: what is known of it from other seeds, None if nothing is."""
-    row = _trial_row(study, trial)
-    known = None if confirmed is None else {**dataclasses.asdict(confirmed), "tied_with": tied}
-    return {**{key: row[key] for key in row if key != "hparams"}, "confirmed": known, "hparams": row["hparams"]}
+def _find_baseline(engine: Engine, study: StudyRow) -> TrialRow | None:
+    """Return the trial with the hyperparameters that a study is compared with, if it is complete."""
+    number = find_baseline(engine, study)
+    return None if number is None else read_trial(engine, study, number)
+
+
+def _compared(study: StudyRow, trial: TrialRow, baseline: TrialRow, ranked: Mapping[int, Confirmed]) -> Row:
+    """Return by how much a trial is better than the baseline, over the seeds of both if there are any.
+
+    The ends of the interval are Tukey's: they hold also of a trial that was chosen as the best of many.
+    """
+    own, other = ranked.get(trial.trial_id), ranked.get(baseline.trial_id)
+    values, seeds, margin = (trial.values, baseline.values), 0, None
+    if own is not None and other is not None:
+        values, seeds, margin = ([own.mean], [other.mean]), own.seeds, own.margin
+    first, second = (None if value is None else value[0] for value in values)
+    row: Row = {"number": baseline.number, "value": plain(second), "better_by": None, "low": None, "high": None}
+    if first is not None and second is not None:
+        better = first - second if study.maximize[0] else second - first
+        row["better_by"] = plain(better)
+        if margin is not None and trial.trial_id != baseline.trial_id:
+            row |= {"low": better - margin, "high": better + margin}
+    return {**row, "seeds": seeds}
 
 
 def pareto_front(trials: Sequence[TrialRow], maximize: Sequence[bool]) -> list[TrialRow]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tuner.domains import ChoiceDomain, Domain, domains_of, is_space
 from tuner.errors import SpaceError, StudyError, StudyFileError
 from tuner.source import import_file
-from tuner.space import Space, check_fixed, from_params, parameters, parse_fixed, sample
+from tuner.space import Space, check_fixed, from_params, parameters, parse_fixed, sample, to_params
 
 if TYPE_CHECKING:
     import optuna
@@ -44,6 +44,9 @@ class Study:
         sampler: A name, a mapping with `name` and the sampler's options, or an Optuna sampler.
         pruner: The same for the pruner. With several objectives there is no pruning.
         fixed: Parameters that are not searched, by name; part of what the study is.
+        baseline: Hyperparameters to compare with, an instance of `space`: the first trial has them and is not pruned,
+            `tuner best` says by how much the best is better, and `tuner confirm` how sure that is. What is fixed is
+            fixed in it as well.
         save_every_s: Seconds of training between checkpoints to resume from; a shorter trial writes none.
         keep_best: Trials whose best checkpoint is kept: the best of the study, by its first objective; >= 0.
         wall_hours: The budget in hours in which at least one worker is at work on the study; None for no such limit.
@@ -67,6 +70,7 @@ class Study:
     sampler: Any = "tpe"
     pruner: Any = "asha"
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    baseline: Space | None = None
     save_every_s: float = 60.0
     keep_best: int = 3
     wall_hours: float | None = None
@@ -116,6 +120,31 @@ class Study:
             raise StudyError("hyperparameters of a define-by-run space cannot be fixed; change its function")
         if is_space(self.space):
             check_fixed(self.space, self.fixed)
+        if self.baseline is not None:
+            self._check_baseline()
+
+    def _check_baseline(self) -> None:
+        if not is_space(self.space):
+            raise StudyError(
+                "a study with a baseline needs a Space class: the trials of a define-by-run space have none"
+            )
+        if type(self.baseline) is not self.space:
+            raise StudyError(f"baseline must be hyperparameters, {self.space.__name__}(...): got {self.baseline!r}")
+        try:
+            from_params(self.space, self.baseline_params)
+        except SpaceError as error:
+            raise StudyError(f"baseline must be hyperparameters that a trial can have: {error}") from None
+
+    @property
+    def baseline_params(self) -> dict[str, Any]:
+        """What a trial with the baseline's hyperparameters has stored; empty without a baseline."""
+        if self.baseline is None or not is_space(self.space):
+            return {}
+        fixed = {
+            name: domain.encode(self.fixed[name]) for name, domain, _ in parameters(self.space) if name in self.fixed
+        }
+        params = to_params(self.baseline)
+        return {**params, **{name: value for name, value in fixed.items() if name in params}}
 
     def _check_search(self) -> None:
         if len(self.objectives) > 1 and isinstance(self.pruner, str) and self.pruner not in ("asha", "none"):
@@ -124,7 +153,8 @@ class Study:
             raise StudyError("the sampler 'cmaes' searches for one objective; use tpe, nsga2, random, qmc or grid")
         self.make_pruner()
         size = getattr(self.make_sampler(0), "size", None)
-        if size is not None and self.trials > size:
+        searched = self.trials - (self.baseline is not None)
+        if size is not None and searched > size:
             raise StudyError(f"trials must not exceed the grid's {size} points: got trials={self.trials}")
 
     @property
@@ -154,6 +184,8 @@ class Study:
             distributions = {name: domain.distribution() for name, (domain, when) in found.items() if not when}
             is_conditional = len(distributions) < len(found)
         seed = trial_seed(self.seed, number, "sampler")
+        if self.baseline is not None:  # whose trial takes no point of a grid or a sequence
+            number = max(0, number - 1)
         return make_sampler(self.sampler, Context(self.seed, seed, number, distributions, is_conditional))
 
     def _domain(self, name: str, domain: Domain) -> Domain:
@@ -214,6 +246,7 @@ class Study:
             "epochs": self.epochs,
             "seed": self.seed,
             "space": self._describe_space(),
+            **({} if self.baseline is None else {"baseline": self.baseline_params}),
         }
 
     def _describe_space(self) -> dict[str, str]:

@@ -10,9 +10,18 @@ from tuner.storage import connect
 from tuner.storage.tables import confirmations, reports
 
 
+BASELINE = """
+import dataclasses
+
+study = dataclasses.replace(study, baseline=HParams(
+    learning_rate=1e-4, weight_decay=1e-2, dropout_rate=0.6, label_smoothing=0.2, width=32, depth=1
+))
+"""
+
+
 def make(tuner: Any, *words: str) -> None:
     source = Path(__file__).parent.parent.parent / "studies" / "digits_mlp.py"
-    (tuner.folder / "digits.py").write_text(source.read_text())
+    (tuner.folder / "digits.py").write_text(source.read_text() + BASELINE)
     done = tuner.run("launch", "digits.py", "--workers", "2", *words)
     assert done.returncode == 0, done.stderr
 
@@ -65,22 +74,30 @@ def test_the_best_are_ranked_by_other_seeds(tuner_on_postgres: Any) -> None:
 
     done = tuner.run("confirm", "digits_mlp", "-n", "2", "--seeds", "2")
     assert done.returncode == 0, done.stderr
-    top = [row["number"] for row in before[:2]]
+    assert 0 in [row["number"] for row in before[2:]]  # the baseline, which has no good hyperparameters
+    top = [*(row["number"] for row in before[:2]), 0]
     said = [line for line in done.stderr.splitlines() if ", seed " in line]
     assert [line.split(":")[1].strip() for line in said] == [
         f"trial {number}, seed {repeat}" for number in top for repeat in (1, 2)
     ]
     after = tuner.rows("best", "digits_mlp", "-n", "9")
     assert sorted(row["number"] for row in after) == sorted(row["number"] for row in before)
-    assert {row["number"] for row in after[:2]} == set(top)
-    means = [row["confirmed"]["mean"] for row in after[:2]]
+    assert {row["number"] for row in after[:3]} == set(top)
+    assert after[2]["number"] == 0
+    means = [row["confirmed"]["mean"] for row in after[:3]]
     assert means == sorted(means, reverse=True)
-    assert all(row["confirmed"] is None for row in after[2:])
+    assert all(row["confirmed"] is None for row in after[3:])
+    compared = after[0]["baseline"]
+    assert (compared["number"], compared["seeds"], compared["value"]) == (0, 2, means[2])
+    assert compared["better_by"] == pytest.approx(means[0] - means[2])
+    said_of_it = f"trial {after[0]['number']} is better than the baseline (trial 0, "
+    assert said_of_it in done.stderr.splitlines()[-1]
+    assert said_of_it in tuner.run("best", "digits_mlp").stderr
     engine = connect(tuner.env["TUNER_STORAGE"])
     with engine.connect() as connection:
         stored = connection.execute(sa.select(confirmations.c.trial_id, confirmations.c.value)).all()
     engine.dispose()
-    assert len(stored) == 4
+    assert len(stored) == 6
     by_trial = {trial_id: [value for other, value in stored if other == trial_id] for trial_id, _ in stored}
     assert sorted(means) == pytest.approx(sorted(sum(values) / 2 for values in by_trial.values()))
 
@@ -89,6 +106,6 @@ def test_the_best_are_ranked_by_other_seeds(tuner_on_postgres: Any) -> None:
     assert [line.split(":")[1].strip() for line in again.stderr.splitlines() if ", seed " in line] == [
         f"trial {number}, seed 3" for number in top
     ]
-    assert {row["confirmed"]["seeds"] for row in tuner.rows("best", "digits_mlp", "-n", "2")} == {3}
+    assert {row["confirmed"]["seeds"] for row in tuner.rows("best", "digits_mlp", "-n", "3")} == {3}
     wrong = tuner.run("confirm", "digits_mlp", "--seeds", "0")
     assert (wrong.returncode, wrong.stderr) == (2, "tuner: --seeds must be at least 1: got 0\n")

@@ -92,11 +92,14 @@ def test_what_was_not_finite_comes_last_and_is_never_tied() -> None:
     for maximize, order in ((True, [2, 4, 1, 3]), (False, [4, 2, 1, 3])):
         ranked = rank(repeats, maximize=maximize)
         assert list(ranked) == order
-        assert ranked[1] == Confirmed(2, None, None, None, False)
+        assert ranked[1] == Confirmed(2, None, None, None, False, None)
         assert ranked[2].mean == pytest.approx(0.55)
 
 
 def test_a_single_repeat_tells_nothing_apart() -> None:
     ranked = rank({1: {1: 0.9}, 2: {1: 0.1}}, maximize=True)
-    assert list(ranked.values()) == [Confirmed(1, 0.9, None, None, True), Confirmed(1, 0.1, None, None, True)]
+    assert list(ranked.values()) == [
+        Confirmed(1, 0.9, None, None, True, None),
+        Confirmed(1, 0.1, None, None, True, None),
+    ]
     assert rank({}, maximize=True) == {}

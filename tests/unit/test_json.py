@@ -16,7 +16,8 @@ from tuner.storage import connect, leases
 from tuner.storage.claims import Claimant, claim
 from tuner.storage.confirmations import store_confirmation
 from tuner.storage.fences import Lease
-from tuner.storage.studies import join, register
+from tuner.storage.queries import BASELINE_KEY
+from tuner.storage.studies import agree, join, register
 from tuner.trial import Outcome, Report
 from tuner.worker.rerun import Comparison
 
@@ -50,7 +51,10 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, A
     url = f"sqlite:///{folder / 'study.db'}"
     storage = tuner.open_storage(url)
     engine = connect(url)
-    study = register(storage, engine, "ours", ["minimize"], {"objective": ["loss"], "epochs": 2})
+    study = register(
+        storage, engine, "ours", ["minimize"], {"objective": ["loss"], "epochs": 2, "baseline": {"x": 3.0}}
+    )
+    agree(engine, study.study_id, BASELINE_KEY, {"number": 3})
     claimant = Claimant(study.study_id, "worker", trials=99, lease_s=300.0)
     join(engine, claimant, {"host": "here", "pid": 1, "devices": "cpu", "file": None, "git": None, "versions": {}})
     for at in range(12):

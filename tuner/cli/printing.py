@@ -18,13 +18,14 @@ from tuner.trial import Outcome
 Row = dict[str, Any]
 
 _RESULT_COLUMNS = {
-    *("number", "outcome", "value", "values", "mean", "low", "high", "seconds"),
+    *("number", "outcome", "value", "values", "mean", "low", "high", "better_by", "seconds"),
     *("study", "state", "best", "median", "complete", "trials", "device_hours", "hours_saved"),
     *("check", "status", "metric", "recorded", "difference", "hparam", "ped_anova", "fanova"),
 }
 _WORDS = {"found", "advice", "objective", "direction"}
 _FOLDED = 24
-_CONFIRMED = ("mean", "low", "high", "seeds", "is_tied", "tied_with")
+_CONFIRMED = ("mean", "low", "high", "seeds", "is_tied", "margin", "tied_with")
+_BASELINE = ("number", "value", "better_by", "low", "high", "seeds")
 _COUNTS = {*Outcome, "workers"}
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -58,10 +59,15 @@ def _flat(row: Row, prefix: str = "") -> Row:
     flat: Row = {}
     for key, value in row.items():
         if key == "hparams":
-            taken = {*row, *_CONFIRMED}
+            taken = {*row, *_CONFIRMED, "better_by"}
             flat.update({f"{prefix or 'hparams.' * (name in taken)}{name}": hparam for name, hparam in value.items()})
         elif key == "confirmed":
-            flat.update({name: (value or {}).get(name) for name in _CONFIRMED if prefix or name != "tied_with"})
+            hidden = () if prefix else ("tied_with", "margin")
+            flat.update({name: (value or {}).get(name) for name in _CONFIRMED if name not in hidden})
+        elif key == "baseline" and prefix:
+            flat.update({f"baseline.{name}": (value or {}).get(name) for name in _BASELINE})
+        elif key == "baseline":
+            flat["better_by"] = (value or {}).get("better_by")
         else:
             flat[key] = value
     return flat

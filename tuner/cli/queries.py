@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tuner.cli.options import DebugOption, Format, FormatOption, StorageOption, StudiesArgument, StudyArgument
-from tuner.cli.printing import Row, emit, print_fields
+from tuner.cli.printing import Row, as_text, emit, print_fields
 from tuner.errors import UsageError
 from tuner.log import tell
 from tuner.storage import connect, storage_url
@@ -94,7 +94,32 @@ def best(
     with _engine(storage) as engine:
         rows = _best(engine, study, count)
     emit(rows, format)
+    say_how_sure(rows)
+
+
+def say_how_sure(rows: Sequence[Row]) -> None:
+    """Say on stderr how the best compares with the other trials and with the baseline."""
     say_ties(rows)
+    _say_baseline(rows)
+
+
+def _say_baseline(rows: Sequence[Row]) -> None:
+    baseline = rows[0].get("baseline") if rows else None
+    if baseline is None:
+        return
+    number, than = rows[0]["number"], f"the baseline (trial {baseline['number']}, {as_text(baseline['value'])})"
+    if number == baseline["number"]:
+        print(f"tuner: trial {number}, the best, is the baseline", file=sys.stderr)
+        return
+    if baseline["better_by"] is None:
+        print(f"tuner: trial {number} cannot be compared with {than}", file=sys.stderr)
+        return
+    by = f"tuner: trial {number} is better than {than} by {as_text(baseline['better_by'])}"
+    if baseline["low"] is None:
+        print(f"{by}, of one seed: `tuner confirm` says how sure that is", file=sys.stderr)
+        return
+    ends = f"[{as_text(baseline['low'])}, {as_text(baseline['high'])}]"
+    print(f"{by} {ends} (95 %, Tukey, {baseline['seeds']} seeds)", file=sys.stderr)
 
 
 def say_ties(rows: Sequence[Row]) -> None:

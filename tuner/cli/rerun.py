@@ -96,10 +96,10 @@ def confirm(
     """Train the best trials again with other seeds, to see how much of their values was luck.
 
     `tuner best` ranks by the mean of these from then on, with a 95 % interval, and says which trials cannot be told
-    apart. Run it again with more seeds to add to them.
+    apart. The study's baseline, if it has one, is trained again as well. Run it again with more seeds to add to them.
     For example: tuner confirm digits_mlp -n 5 --seeds 3
     """
-    from tuner.cli.queries import say_ties
+    from tuner.cli.queries import say_how_sure
     from tuner.devices import settle
     from tuner.results import best_rows
     from tuner.worker.rerun import confirm as confirm_trials
@@ -117,7 +117,7 @@ def confirm(
     finally:
         engine.dispose()
     emit(rows, format)
-    say_ties(rows)
+    say_how_sure(rows)
 
 
 def _say_repeat(number: int, repeat: int, value: float | None) -> None:

@@ -124,6 +124,8 @@ def find_study(engine: Engine, name: str) -> StudyRow:
 
 RECORD_KEY = "tuner:study"
 """The study attribute under which a study's settings are recorded."""
+BASELINE_KEY = "tuner:baseline"
+"""That under which the number of the trial stands that is compared with; there once it is complete."""
 
 
 def outcome_counts(engine: Engine, study_id: int) -> dict[Outcome, int]:
@@ -385,6 +387,14 @@ def find_record(engine: Engine, study_id: int, key: str) -> Any | None:
     )
     text = read(engine, lambda connection: connection.execute(query).scalar_one_or_none())
     return json.loads(text) if text else None
+
+
+def find_baseline(engine: Engine, study: StudyRow) -> int | None:
+    """Return the number of the complete trial that has the study's baseline; None without one."""
+    if "baseline" not in study.record:
+        return None
+    found = find_record(engine, study.study_id, BASELINE_KEY)
+    return None if found is None else found["number"]
 
 
 def rank_of(engine: Engine, study_id: int, value: float, *, maximize: bool) -> int:

@@ -13,9 +13,10 @@ from tuner.failures import describe, storable
 from tuner.search import TrialPruner
 from tuner.storage import claims, hide_password, leases
 from tuner.storage.fences import Lease
-from tuner.storage.queries import rank_of, superfluous
+from tuner.storage.queries import BASELINE_KEY, rank_of, superfluous
 from tuner.storage.renewal import Watch, renewed
 from tuner.storage.reporter import Reporter
+from tuner.storage.studies import agree
 from tuner.study import trial_seed
 from tuner.trial import Outcome, Report, all_finite
 
@@ -66,6 +67,8 @@ class Attempt:
                     outcome, values, record = self._train(trial, checkpoints)
                     self.reporter.flush(worker.engine)
                     self._after_trial(trial, outcome, values)
+                if outcome is Outcome.COMPLETE and self._is_baseline(trial):
+                    agree(worker.engine, worker.study_id, BASELINE_KEY, {"number": lease.number})
                 self._end(checkpoints, outcome, values, record)
             except _Stopped:
                 checkpoints.close()  # what is saved must be there before another worker looks for it
@@ -91,6 +94,9 @@ class Attempt:
 
         worker = self.worker
         worker.storage.hold(self.lease, worker.study_id)
+        if self.study.baseline is not None and self.lease.number == 0:
+            # Optuna's own way to give a trial its hyperparameters; it suggests no others then.
+            worker.storage.set_trial_system_attr(self.lease.trial_id, "fixed_params", self.study.baseline_params)
         worker.optuna_study.sampler = worker.sampler_of(self.lease)
         self._forget_trials()
         return optuna.trial.Trial(worker.optuna_study, self.lease.trial_id)
@@ -109,7 +115,7 @@ class Attempt:
             hparams = study.sample(trial)
             worker.storage.flush(lease.trial_id)
             worker.say({"event": "trial", "trial": lease.number, "hparams": trial.params})
-            pruner = TrialPruner(worker.optuna_study, trial)
+            pruner, is_baseline = TrialPruner(worker.optuna_study, trial), self._is_baseline(trial)
             reports = study.trainer.train_model(
                 hparams,
                 worker.splits,
@@ -135,7 +141,7 @@ class Attempt:
                     # The last report is the result: there is nothing left to save by pruning it. And while the
                     # database is away nothing can be compared.
                     may_prune = is_stored and report.epoch < study.epochs and len(values) == 1
-                    if may_prune and self._is_hopeless(pruner, report.epoch, values[0]):
+                    if may_prune and self._is_hopeless(pruner, report.epoch, values[0]) and not is_baseline:
                         return Outcome.PRUNED, values, {}
             self._check_lease()
             if epoch < study.epochs:  # asked to stop: saved, to go on elsewhere
@@ -149,6 +155,9 @@ class Attempt:
             if is_out_of_memory(error):
                 return Outcome.OUT_OF_MEMORY, None, {"error": storable(str(error))}
             return Outcome.FAILED, None, describe(error)
+
+    def _is_baseline(self, trial: optuna.Trial) -> bool:
+        return self.study.baseline is not None and trial.params == self.study.baseline_params
 
     def _is_hopeless(self, pruner: TrialPruner, epoch: int, value: float) -> bool:
         """Ask the pruner; a database that goes away meanwhile is not waited for, and prunes nothing."""

@@ -15,7 +15,7 @@ from tuner.errors import StudyError, UsageError
 from tuner.results import best_rows, check_file
 from tuner.storage.confirmations import read_confirmations, store_confirmation
 from tuner.storage.lineage import read_metrics, read_study_file
-from tuner.storage.queries import StudyRow, find_study, read_by_ids, read_trial
+from tuner.storage.queries import StudyRow, find_baseline, find_study, read_by_ids, read_trial
 from tuner.storage.studies import mode_of
 from tuner.study import Study, load_study, split_target, trial_seed
 from tuner.trial import Report
@@ -157,7 +157,7 @@ def relative(first: float, second: float) -> float:
 
 
 def confirm(rerunner: Rerunner, count: int, seeds: int, say: Callable[[int, int, float | None], None]) -> None:
-    """Train the best trials again, each with `seeds` other seeds, and store their objectives.
+    """Train the best trials again, and the study's baseline, each with `seeds` other seeds; store their objectives.
 
     What is stored already is not trained again. Trials that were confirmed before get as many seeds: only those that
     all have are compared.
@@ -177,6 +177,9 @@ def confirm(rerunner: Rerunner, count: int, seeds: int, say: Callable[[int, int,
     numbers = [best["number"] for best in best_rows(engine, study.name, count, confirmed=False)]
     if not numbers:
         raise UsageError(f"trials can be confirmed once some are complete: {study.name!r} has none")
+    baseline = find_baseline(engine, row)
+    if baseline is not None and baseline not in numbers:
+        numbers.append(baseline)
     known = read_confirmations(engine, row.study_id)
     chosen = [read_trial(engine, row, number) for number in numbers]
     chosen += [trial for trial in read_by_ids(engine, row, list(known)) if trial.number not in numbers]
