@@ -94,7 +94,7 @@ def test_every_operation_keeps_the_channels_and_stride_two_halves_the_image(kind
         shape, variables = jax.eval_shape(lambda x, module=module: module.init_with_output(KEY, x, train=True), images)
         assert shape.shape == (2, after, after, 4)
         names = {str(path[-1].key) for path, _ in jax.tree_util.tree_leaves_with_path(variables)}
-        assert names <= {"kernel", "mean", "var"}  # neither scale nor offset, and no bias
+        assert names <= {"kernel", "depthwise", "pointwise", "mean", "var"}  # neither scale nor offset, and no bias
 
 
 @pytest.mark.parametrize(
@@ -453,3 +453,22 @@ def test_the_rate_ahead_is_that_of_the_weights() -> None:
 
     _, rates = jit(lambda: jax.lax.scan(step, optimizer.init(weights), None, length=20))()
     np.testing.assert_allclose(rates, SEARCH.look_ahead(given, jnp.arange(20), 20), rtol=1e-5, atol=1e-8)
+
+
+def test_a_separable_convolution_is_one_of_each_channel_and_then_one_over_them() -> None:
+    images = jax.random.normal(KEY, (2, 7, 7, 4))
+    module = Operation("dil_conv_3x3", 2)
+    variables = variables_of(module, images)
+    kernels = variables["params"]["Separable_0"]
+    names = ("NHWC", "HWIO", "NHWC")
+    hidden = jax.lax.conv_general_dilated(
+        nn.relu(images),
+        kernels["depthwise"],
+        (2, 2),
+        "SAME",
+        rhs_dilation=(2, 2),
+        feature_group_count=4,
+        dimension_numbers=names,
+    )
+    expected = jnp.einsum("bhwi,io->bhwo", hidden, kernels["pointwise"][0, 0]) / np.sqrt(1 + 1e-5)
+    np.testing.assert_allclose(run(module, images), expected, rtol=1e-4, atol=1e-5)

@@ -88,7 +88,7 @@ def _run(
 ) -> jax.Array:
     """Return logits [batch, classes] of a stem, cells, the mean over the image and a linear layer; inside a module."""
     affine = alphas is None
-    stem = nn.Conv(channels, (3, 3), use_bias=False, name="stem")(images)
+    stem = nn.Conv(3 * channels, (3, 3), use_bias=False, name="stem")(images)
     earlier = later = Norm(True, name="stem_norm")(stem, train=train)
     for at, kind in enumerate(cells):
         is_reduction, follows = kind == "reduce", at > 0 and cells[at - 1] == "reduce"
@@ -109,7 +109,7 @@ class SearchNetwork(nn.Module):
     Attributes:
         classes: Outputs.
         cells: Their kinds; a `reduce` halves the image and doubles the channels.
-        channels: Of each node of the first cell, and of the stem.
+        channels: Of each node; of the stem three times as many.
         nodes: In each cell.
         operations: On each edge.
     """

@@ -73,7 +73,11 @@ class Pointwise(nn.Module):
 
 
 class Separable(nn.Module):
-    """ReLU, a convolution of each channel by itself, one of 1x1 over all, normalisation."""
+    """ReLU, a convolution of each channel by itself, one of 1x1 over all, normalisation.
+
+    Computed as one convolution with the product of both kernels, which is the same: on CPUs a convolution of each
+    channel by itself takes several times as long, backwards above all.
+    """
 
     size: int
     stride: int
@@ -82,12 +86,18 @@ class Separable(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        size, stride, dilation = ((both, both) for both in (self.size, self.stride, self.dilation))
-        channels = images.shape[-1]
-        hidden = nn.Conv(
-            channels, size, stride, kernel_dilation=dilation, feature_group_count=channels, use_bias=False
-        )(nn.relu(images))
-        hidden = nn.Conv(channels, (1, 1), use_bias=False)(hidden)
+        channels, draw = images.shape[-1], nn.initializers.lecun_normal()
+        depthwise = self.param("depthwise", draw, (self.size, self.size, 1, channels))
+        pointwise = self.param("pointwise", draw, (1, 1, channels, channels))
+        images, kernel = nn.dtypes.promote_dtype(nn.relu(images), jnp.swapaxes(depthwise, 2, 3) * pointwise)
+        hidden = jax.lax.conv_general_dilated(
+            images,
+            kernel,
+            (self.stride, self.stride),
+            "SAME",
+            rhs_dilation=(self.dilation, self.dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
         return Norm(self.affine)(hidden, train=train)
 
 
