@@ -109,6 +109,10 @@ study = Study(
     direction="minimize",
     epochs=40,
     trials=20,
+    pruner="none",  # early in a game the later winners are not ahead
+    baseline=HParams(
+        learning_rate=1e-2, discriminator_speed=1.0, momentum=0.0, gradient_penalty=1e-2, discriminator_steps=1
+    ),
 )
 
 

@@ -24,8 +24,8 @@ from tuner.training import ArrayDataset, OptimizerSpec, Splits, WarmupCosine
 # 1. What is searched. The inner rate is a number inside the compiled program. The number of inner steps is the length
 #    of a chain of operations, and the first-order variant leaves operations out: both are part of the program.
 class HParams(Space):
-    learning_rate: float = log_uniform(3e-4, 1e-2)
-    inner_rate: float = log_uniform(3e-3, 1e-1)
+    learning_rate: float = log_uniform(2e-3, 2e-2)
+    inner_rate: float = log_uniform(3e-3, 3e-2)
     inner_steps: int = choice(0, 1, 2)
     first_order: bool = choice(False, True)
 
@@ -69,6 +69,7 @@ study = Study(
     direction="minimize",
     epochs=15,
     trials=16,
+    baseline=HParams(learning_rate=5e-3, inner_rate=1e-2, inner_steps=0, first_order=False),
 )
 
 

@@ -177,8 +177,8 @@ def test_equal_scores_keep_the_datas_order() -> None:
 
 def test_an_order_of_the_wrong_shape_is_refused() -> None:
     class Short(Trainer):
-        def order(self, hparams: Any, *args: Any, batch_size: int) -> Any:
-            return tuple(part[:-1] for part in super().order(hparams, *args, batch_size=batch_size))
+        def order(self, hparams: Any, key: Any, step: Any, rows: Any, *, batch_size: int) -> Any:
+            return tuple(part[:-1] for part in super().order(hparams, key, step, rows, batch_size=batch_size))
 
     with pytest.raises(StudyError, match=r"order\(\.\.\.\) must return indices and weights of shape \(8, 8\)"):
         list(Short(3).train_model(HPARAMS, splits(), epochs=1, seed=0))

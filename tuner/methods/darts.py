@@ -209,7 +209,8 @@ class ArchitectureSearch(Classifier):
 
     def _descend(self, name: str, state: TrainState, grads: Any, hparams: Any) -> TrainState:
         """Return the state after a step of the weights or of the architecture."""
-        part = dict(zip(("weights", "alphas"), split(state.params), strict=True))[name]
+        weights, alphas = split(state.params)
+        part = weights if name == "weights" else alphas
         optimizer = self._optimizers(hparams, state.total_steps)[name]
         after = TrainState(params=part, opt_state=state.opt_state[name]).apply_gradients(optimizer, grads)
         return dataclasses.replace(

@@ -127,7 +127,7 @@ class SearchNetwork(nn.Module):
         wiring = tuple(tuple((self.operations, source) for source in range(2 + node)) for node in range(self.nodes))
         shape, start = (edges(self.nodes), len(self.operations)), nn.initializers.normal(1e-3)
         alphas = {kind: self.param(ALPHAS + kind, start, shape) for kind in sorted(set(self.cells))}
-        wirings = dict.fromkeys(KINDS, wiring)
+        wirings = {kind: wiring for kind in alphas}
         return _run(self.cells, self.channels, self.classes, wirings, alphas, images, train)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 
 from tuner.errors import StudyError, nearest
 
@@ -89,7 +90,7 @@ class Separable(nn.Module):
         channels, draw = images.shape[-1], nn.initializers.lecun_normal()
         depthwise = self.param("depthwise", draw, (self.size, self.size, 1, channels))
         pointwise = self.param("pointwise", draw, (1, 1, channels, channels))
-        images, kernel = nn.dtypes.promote_dtype(nn.relu(images), jnp.swapaxes(depthwise, 2, 3) * pointwise)
+        images, kernel = promote_dtype(nn.relu(images), jnp.swapaxes(depthwise, 2, 3) * pointwise)
         hidden = jax.lax.conv_general_dilated(
             images,
             kernel,
@@ -164,7 +165,9 @@ class Mixed(nn.Module):
         outputs = [
             Operation(kind, self.stride, self.affine, name=kind)(images, train=train) for kind in self.operations
         ]
-        return sum(weight * output for weight, output in zip(jax.nn.softmax(logits), outputs, strict=True))
+        return jax.tree.reduce(
+            jnp.add, [one * output for one, output in zip(jax.nn.softmax(logits), outputs, strict=True)]
+        )
 
 
 class Cell(nn.Module):
