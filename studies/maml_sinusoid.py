@@ -69,7 +69,7 @@ study = Study(
     direction="minimize",
     epochs=15,
     trials=16,
-    baseline=HParams(learning_rate=5e-3, inner_rate=1e-2, inner_steps=0, first_order=False),
+    baseline=HParams(learning_rate=5e-3, inner_rate=5e-3, inner_steps=0, first_order=False),
 )
 
 

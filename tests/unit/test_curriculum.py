@@ -152,7 +152,7 @@ def test_wrong_labels_are_the_hardest() -> None:
     assert losses.shape == (300,)
     sorted_rows = easiest_first(dataset, losses).rows
     assert is_wrong[np.asarray(sorted_rows[:150])].mean() < 0.06  # of a fifth
-    assert is_wrong[np.asarray(sorted_rows[-60:])].mean() > 0.7
+    assert is_wrong[np.asarray(sorted_rows[-60:])].mean() > 0.6
     # Each by a model that has not seen it: what it says of one example does not depend on that one's label.
     changed = ArrayDataset(inputs=inputs, labels=np.where(np.arange(300) == 7, (given + 1) % 3, given))
     others = score(changed)
