@@ -247,6 +247,11 @@ def test_padding_changes_no_step_of_the_game() -> None:
     one, two = step(state, batch, hparams, KEY), step(state, other, hparams, KEY)
     keyless = [(dataclasses.replace(after, key=None), metrics) for after, metrics in (one, two)]
     assert is_same(*keyless)
+    assert {name: float(metric.weight) for name, metric in one[1].items()} == {
+        "value": 20.0,
+        "squared_slope": 20.0,
+        "generator_loss": 20.0,
+    }
 
 
 @pytest.mark.parametrize(
