@@ -9,7 +9,6 @@ import sqlalchemy as sa
 from tuner.storage import connect
 from tuner.storage.tables import confirmations, reports
 
-
 BASELINE = """
 import dataclasses
 

@@ -21,7 +21,7 @@ def test_a_study_trains(path: Path) -> None:
     study = load_study(str(path))
     text = path.read_text()
     assert f"tuner launch studies/{path.name}\n" in text
-    assert re.search(r"Time: .*\d s\. Best validation \w+: 0\.\d+ \(\d{4}-\d\d-\d\d\)\.", text)
+    assert re.search(r"Time: .*\d s\. Best validation \w+: \d\.\d+ \(\d{4}-\d\d-\d\d\)\.", text)
     assert study.name == path.stem
     splits = study.data(study.seed)
     small = Splits(splits.train.take(range(80)), splits.validation.take(range(40)))

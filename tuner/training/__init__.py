@@ -12,6 +12,7 @@ from tuner.training.metrics import ConfusionMatrix, Mean, Metric
 from tuner.training.models import Model
 from tuner.training.optimizer import OptimizerGroups, OptimizerSpec, adamw, warmup_cosine
 from tuner.training.optimizer_rules import decay_all, decay_matrices
+from tuner.training.pictures import save_picture, tile
 from tuner.training.restore import Loaded, Run, load_from_checkpoint, load_run
 from tuner.training.schedules import Constant, Exponential, OneCycle, Piecewise, WarmupCosine
 from tuner.training.state import TrainState
@@ -54,5 +55,7 @@ __all__ = [
     "load_from_checkpoint",
     "load_run",
     "memory",
+    "save_picture",
+    "tile",
     "warmup_cosine",
 ]

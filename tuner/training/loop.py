@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +38,7 @@ from tuner.training.feed import Feed
 from tuner.training.mesh import Layout
 from tuner.training.modes import Choose, Mode, chunk, measure, program_name, remembered
 from tuner.training.optimizer import skipped_steps
+from tuner.training.pictures import Pictures
 from tuner.training.programs import Carry, Order, Source, programs
 from tuner.training.record import RunLog, digests, identity, record
 from tuner.training.state import TrainState
@@ -79,7 +81,8 @@ class Training(Generator[Report, None, TrainState]):
         direction: `"minimize"` or `"maximize"`.
         checkpoints: Where to resume from and to save to; the best state is handed to it as well.
         about: What is saved beside the arrays, so that others know what they are: study, trial number.
-        log: A folder for the file `run.json`, which says what is trained and has every report; see `load_run`.
+        log: A folder for the file `run.json`, which says what is trained and has every report (see `load_run`), and
+            for what hooks give to `save_picture`; without it that goes to the folder of the checkpoints.
         layout: The devices; one by default.
         choose: For `loop = "auto"`: looks up whether a program runs as scan or steps, or calls the function given and
             remembers its answer. By default remembered in this process.
@@ -144,6 +147,7 @@ class Training(Generator[Report, None, TrainState]):
         # Read and hashed only if somebody will compare it.
         self.data = {} if checkpoints is None and log is None else digests(splits)
         self._log = None if log is None else RunLog(log, self)
+        self._pictures = Pictures(checkpoints.folder if log is None and checkpoints is not None else log)
         # The epoch that the carry is in or about to start, and the steps done in it.
         self._epoch, self._position = 1, 0
         self._carry: Carry | None = None
@@ -181,7 +185,8 @@ class Training(Generator[Report, None, TrainState]):
             self._begin()
             if self._log is not None:
                 self._log.write(self)
-            self.trainer.on_training_start(self.state, self.host_hparams)
+            with self._pictures.taken():
+                self.trainer.on_training_start(self.state, self.host_hparams)
             if self.reports and self._position == 0:
                 yield self.reports[-1]
             while self._epoch <= self.epochs and not self._is_stopping:
@@ -250,7 +255,8 @@ class Training(Generator[Report, None, TrainState]):
     def _call_hook(self, hook: str, found: dict[str, float]) -> TrialPruned | None:
         """Call a hook, take in what it adds to the metrics; return its wish to end the trial, if it has one."""
         try:
-            added = getattr(self.trainer, hook)(self.state, self.host_hparams, self._epoch, dict(found)) or {}
+            with self._pictures.taken():
+                added = getattr(self.trainer, hook)(self.state, self.host_hparams, self._epoch, dict(found)) or {}
         except TrialPruned as pruned:
             return pruned
         found.update(_numbers(hook, added, found))
@@ -279,7 +285,8 @@ class Training(Generator[Report, None, TrainState]):
         if self._key is None:
             self._key = _copy(self._now.state.key)  # the state's own is used up with it
         assert self._key is not None
-        return self.feed.shuffled(self._key, (epoch - 1) * self.feed.steps)
+        order = partial(self.trainer.order, self.hparams)
+        return self.feed.shuffled(self._key, (epoch - 1) * self.feed.steps, order)
 
     def _find_mode(self, order: Order) -> Mode:
         if self._debug or not self.feed.is_resident:

@@ -227,7 +227,7 @@ class Attempt:
             record["checkpoint"] = path
         leases.tell(worker.engine, lease, outcome, values, record)
         checkpoints.delete_latest()
-        if path is not None:
+        if checkpoints.folder.exists():  # with the best checkpoint, or with pictures only
             collect(worker.folder, partial(superfluous, worker.engine, worker.study_id, **self._best_k()))
         took = {name: record[name] for name in ("train_s", "compile_s")}
         worker.say({"event": "end", "trial": lease.number, "outcome": outcome, "values": values, **took})

@@ -1,0 +1,94 @@
+"""Digits through a bottleneck of four numbers: an autoencoder, beside the linear one, which is PCA.
+
+    tuner launch studies/digits_autoencoder.py
+
+Devices: 2 CPU cores, one worker on each. Time: 64 s. Best validation loss: 0.022 (2026-11-22).
+
+What is new beside `digits_mlp.py`: there are no labels, and a hook lets one look. Every ten epochs the trainer saves a
+picture of eight digits above their reconstructions, `pictures/reconstructions-0010.png` in the trial's folder.
+
+    python studies/digits_autoencoder.py tuner-artifacts/digits_autoencoder-*/TRIAL out.png
+"""
+
+import sys
+
+import flax.linen as nn
+import numpy as np
+from sklearn.datasets import load_digits
+
+from tuner import Space, Study, choice, log_uniform
+from tuner.methods import Autoencoder, pairs
+from tuner.training import ArrayDataset, Splits, load_from_checkpoint
+
+LATENT = 4
+
+
+# 1. What is searched. Without hidden layers the autoencoder is linear: then the best is a projection on the first
+#    four principal components, so that is what depth is worth its price against.
+class HParams(Space):
+    learning_rate: float = log_uniform(3e-4, 3e-2)
+    weight_decay: float = log_uniform(1e-6, 1e-1)
+    depth: int = choice(0, 1, 2)
+    width: int = choice(64, 128)
+
+
+# 2. Encoder and decoder mirror each other around the bottleneck.
+class Model(nn.Module):
+    depth: int
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        features = x.shape[-1]
+        for _ in range(self.depth):
+            x = nn.gelu(nn.Dense(self.width)(x))
+        x = nn.Dense(LATENT, name="code")(x)
+        for _ in range(self.depth):
+            x = nn.gelu(nn.Dense(self.width)(x))
+        return nn.Dense(features)(x)
+
+
+class Trainer(Autoencoder):
+    loop = "scan"
+
+    def init_model(self, hparams):
+        return Model(hparams.depth, hparams.width)
+
+
+# 3. The data: the digits of `digits_mlp.py`, without their labels. The first eight, which are 0 to 7, are shown.
+IMAGES = load_digits(return_X_y=True)[0].reshape(-1, 8, 8).astype(np.float32) / 16.0
+
+
+def data(seed: int) -> Splits:
+    return ArrayDataset(inputs=IMAGES.reshape(-1, 64)).split(0.2, seed)
+
+
+study = Study(
+    name="digits_autoencoder",
+    space=HParams,
+    trainer=Trainer(shown=IMAGES[:8], every=10),
+    data=data,
+    objective="loss",
+    direction="minimize",
+    epochs=40,
+    trials=20,
+    # Of scikit-learn's PCA with four components the validation error is 0.038, which this comes to as well.
+    baseline=HParams(learning_rate=3e-2, weight_decay=1e-6, depth=0, width=64),
+)
+
+
+# 4. What comes out: digits that were not trained on, and what is left of them after four numbers.
+def picture(loaded, splits):
+    from matplotlib.figure import Figure
+
+    digits = splits.validation.host()["inputs"][:10]
+    figure = Figure(figsize=(6, 1.4), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(pairs(digits.reshape(-1, 8, 8), loaded(digits)), cmap="gray", vmin=0, vmax=1)
+    axes.set_axis_off()
+    return figure
+
+
+if __name__ == "__main__":
+    checkpoint, file = sys.argv[1:]
+    picture(load_from_checkpoint(checkpoint), data(study.seed)).savefig(file)

@@ -1,0 +1,148 @@
+"""Digits from 150 labels: how sure may a network be? Four answers, one of which the search picks.
+
+    tuner launch studies/digits_uncertainty.py
+
+Devices: 2 CPU cores, one worker on each. Time: 72 s. Best validation nll: 0.277 (2026-11-22).
+
+What is new beside `digits_mlp.py`: the method is a hyperparameter. The mode of the posterior, a Gaussian around it, an
+ensemble of modes and samples of the posterior are trainers of `tuner.methods` with one network, one prior and one
+score, the probability given to what was the case. `ece` is how far stated probabilities are from frequencies.
+
+It picks the ensemble: 0.281 over other seeds, where the mode alone comes to 0.307.
+
+    python studies/digits_uncertainty.py tuner-artifacts/digits_uncertainty-*/TRIAL out.png
+"""
+
+import sys
+
+import flax.linen as nn
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from tuner import Space, Study, choice, log_uniform
+from tuner.methods import (
+    EnsembleClassifier,
+    ExpectedCalibrationError,
+    LangevinClassifier,
+    LaplaceClassifier,
+    MapClassifier,
+)
+from tuner.training import ArrayDataset, Splits, TrainerModule, load_from_checkpoint
+
+LABELLED = 150
+
+
+# 1. What is searched. Each method is a class of programs; those of one method differ in numbers only.
+class HParams(Space):
+    method: str = choice("map", "laplace", "ensemble", "langevin")
+    learning_rate: float = log_uniform(3e-3, 3e-1)
+    prior_precision: float = log_uniform(1e-2, 1e1)
+    temperature: float = log_uniform(1e-3, 1.0)
+
+
+# 2. The network returns the last layer's inputs as well, which Laplace's approximation needs; the others look away.
+class MLP(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        for _ in range(2):
+            x = nn.tanh(nn.Dense(32)(x))
+        return nn.Dense(10)(x), x
+
+
+class Network:
+    def init_model(self, hparams):
+        return MLP()
+
+    def batch_size(self, hparams):
+        return 25
+
+
+class Map(Network, MapClassifier): ...
+
+
+class Laplace(Network, LaplaceClassifier): ...
+
+
+class Ensemble(Network, EnsembleClassifier): ...
+
+
+class Langevin(Network, LangevinClassifier): ...
+
+
+# 3. A trainer that is one of several: what is asked of it, the one that the hyperparameters name does.
+class Trainer(TrainerModule):
+    loop = "scan"
+    validate_every = 10
+
+    def __init__(self):
+        self.methods = {
+            "map": Map(LABELLED),
+            "laplace": Laplace(LABELLED),
+            "ensemble": Ensemble(LABELLED, members=5),
+            "langevin": Langevin(LABELLED, samples=16),
+        }
+
+    def batch_size(self, hparams):
+        return self.methods[hparams.method].batch_size(hparams)
+
+    def init_state(self, hparams, batch, key, total_steps):
+        return self.methods[hparams.method].init_state(hparams, batch, key, total_steps)
+
+    def train_step(self, state, batch, hparams, key):
+        return self.methods[hparams.method].train_step(state, batch, hparams, key)
+
+    def eval_step(self, state, batch, hparams):
+        return self.methods[hparams.method].eval_step(state, batch, hparams)
+
+    def apply_inputs(self, params, collections, inputs, hparams, *, train, key=None):
+        method = self.methods[hparams.method]
+        return method.apply_inputs(params, collections, inputs, hparams, train=train, key=key)
+
+
+# 4. The data: few digits are trained on, so that there is something to be unsure of; the other 1,647 tell how much.
+def data(seed: int) -> Splits:
+    images, labels = load_digits(return_X_y=True)
+    split = train_test_split(images / 16.0, labels, train_size=LABELLED, stratify=labels, random_state=seed)
+    return Splits(
+        ArrayDataset(inputs=split[0], labels=split[2]),
+        ArrayDataset(inputs=split[1], labels=split[3]),
+    )
+
+
+# 5. The search prunes nothing: samples of the posterior are only there at the end.
+study = Study(
+    name="digits_uncertainty",
+    space=HParams,
+    trainer=Trainer(),
+    data=data,
+    objective="nll",
+    direction="minimize",
+    epochs=60,
+    trials=40,
+    pruner="none",
+    baseline=HParams(method="map", learning_rate=3e-2, prior_precision=0.5, temperature=1.0),
+)
+
+
+# 6. What comes out: of the digits that the network is 80 % sure of, does it have 80 % right?
+def picture(loaded, splits):
+    import jax
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    digits = splits.validation.host()
+    probabilities = np.exp(loaded(digits["inputs"]))
+    parts = ExpectedCalibrationError.of(probabilities, digits["labels"], digits["weight"], bins=10)
+    confidence, accuracy, share = jax.device_get(parts).curve()
+    figure = Figure(figsize=(3.6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="tab:gray", linestyle="--", linewidth=1)
+    axes.plot(confidence, accuracy, color="tab:blue")
+    axes.scatter(confidence, accuracy, s=20 + 400 * share, color="tab:blue", alpha=0.6)
+    axes.set(xlabel="confidence", ylabel="accuracy", title=f"{loaded.hparams.method}: error {parts.compute():.3f}")
+    return figure
+
+
+if __name__ == "__main__":
+    checkpoint, file = sys.argv[1:]
+    picture(load_from_checkpoint(checkpoint), data(study.seed)).savefig(file)

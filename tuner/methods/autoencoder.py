@@ -1,0 +1,81 @@
+"""Autoencoders, and the pictures by which people judge them (Hinton & Salakhutdinov, 2006)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tuner.training import TrainerModule, TrainState, save_picture, tile
+from tuner.training.data import Batch
+
+
+def squared_error(reconstructions: jax.Array, inputs: jax.Array) -> jax.Array:
+    """Return each example's mean squared error over its features: Float[Array, "batch"].
+
+    Args:
+        reconstructions: Float[Array, "batch *features"].
+        inputs: The same shape.
+
+    Raises:
+        ValueError: the shapes differ; broadcasting would compare each example with all.
+    """
+    if reconstructions.shape != inputs.shape:
+        raise ValueError(f"reconstructions must have the shape of the inputs: {reconstructions.shape}, {inputs.shape}")
+    return jnp.mean((reconstructions - inputs) ** 2, axis=tuple(range(1, inputs.ndim)))
+
+
+def pairs(originals: np.ndarray, reconstructions: np.ndarray | jax.Array) -> np.ndarray:
+    """Return one picture: the originals in the upper row, their reconstructions below.
+
+    Args:
+        originals: Float[Array, "count height width"], from 0 to 1.
+        reconstructions: As many numbers, in any shape that begins with the count.
+
+    Returns:
+        Float[Array, "2*height+1 count*(width+1)-1"].
+    """
+    below = np.asarray(reconstructions).reshape(originals.shape)
+    return tile(np.concatenate([originals, below]), columns=len(originals))
+
+
+class Autoencoder(TrainerModule):
+    """Reconstruction of `inputs` by a model with a bottleneck, which `init_model` of a subclass defines.
+
+    The model's outputs are the reconstructions. With linear layers alone the best there is are the projections on the
+    first principal components (Baldi & Hornik, 1989).
+
+    Args:
+        shown: Images to be reconstructed in a picture, Float[Array, "count height width"] from 0 to 1; in the order
+            of their pixels they are inputs of the model. None for no pictures.
+        every: Epochs between pictures; > 0.
+    """
+
+    def __init__(self, shown: np.ndarray | None = None, every: int = 10) -> None:
+        self._shown, self._every = shown, every
+
+    def loss(self, outputs: jax.Array, batch: Batch, hparams: Any) -> tuple[jax.Array, dict[str, Any]]:
+        """Return the mean squared error of each reconstruction.
+
+        Args:
+            outputs: Reconstructions, Float[Array, "batch *features"].
+            batch: With `inputs`, the same shape.
+            hparams: The hyperparameters.
+        """
+        return squared_error(outputs, batch["inputs"]), {}
+
+    def on_validation_epoch_end(
+        self, state: TrainState, hparams: Any, epoch: int, metrics: Mapping[str, float]
+    ) -> None:
+        """Save a picture of originals and reconstructions, `reconstructions-EPOCH`, every few epochs."""
+        if self._shown is not None and epoch % self._every == 0:
+            save_picture(f"reconstructions-{epoch:04d}", self.draw(state, hparams))
+
+    def draw(self, state: TrainState, hparams: Any) -> np.ndarray:
+        """Return the picture of `shown` and what this state makes of it; see `pairs`."""
+        assert self._shown is not None
+        flat = self._shown.reshape(len(self._shown), -1).astype(np.float32)
+        return pairs(self._shown, self.bind_model(state, hparams)(flat))

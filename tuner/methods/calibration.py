@@ -1,0 +1,89 @@
+"""How much a classifier's probabilities are worth: proper scores of each example, and the calibration of all."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tuner.training import Metric
+from tuner.training.data import Batch
+
+BINS = 15
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ExpectedCalibrationError(Metric):
+    """The mean gap between confidence and accuracy, over bins of equal width (Guo et al., 2017, equation 5).
+
+    sum_b n_b / n |accuracy_b - confidence_b|: the confidence is the probability of the likeliest class, and bin b has
+    those in (b / bins, (b + 1) / bins]. Its parts are sums, so that batches add up to what the whole set gives.
+
+    Attributes:
+        weight: Of the examples in each bin. Float[Array, "bins"].
+        confidence: Sums of confidences, weighted. Float[Array, "bins"].
+        hits: Weight of the examples whose likeliest class is theirs. Float[Array, "bins"].
+    """
+
+    weight: jax.Array
+    confidence: jax.Array
+    hits: jax.Array
+
+    @classmethod
+    def of(
+        cls, probabilities: jax.Array, labels: jax.Array, weights: jax.Array, bins: int = BINS
+    ) -> ExpectedCalibrationError:
+        """Return the parts of a batch; a probability that is NaN makes the error NaN.
+
+        Args:
+            probabilities: Float[Array, "batch classes"].
+            labels: Int[Array, "batch"].
+            weights: Zero for padding. Float[Array, "batch"].
+            bins: How many; static.
+        """
+        is_counted = weights > 0
+        confidence = jnp.where(is_counted, jnp.max(probabilities, axis=-1), 1.0).astype(jnp.float32)
+        hits = (jnp.argmax(probabilities, axis=-1) == labels).astype(jnp.float32)
+        at = jnp.clip(jnp.ceil(confidence * bins).astype(jnp.int32) - 1, 0, bins - 1)
+
+        def binned(values: jax.Array) -> jax.Array:
+            return jnp.zeros(bins, jnp.float32).at[at].add(values * weights)
+
+        return cls(binned(jnp.ones_like(confidence)), binned(confidence), binned(hits))
+
+    def compute(self) -> float:
+        """Return the error, in [0, 1]; NaN if nothing was seen."""
+        total = float(np.sum(self.weight))
+        return float(np.sum(np.abs(self.hits - self.confidence))) / total if total else math.nan
+
+    def curve(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return confidence, accuracy and share of the examples for each bin that has any: Float[Array, "used"]."""
+        weight, confidence, hits = (np.asarray(part, np.float64) for part in (self.weight, self.confidence, self.hits))
+        used = weight > 0
+        return confidence[used] / weight[used], hits[used] / weight[used], weight[used] / weight.sum()
+
+
+def forecast_metrics(logits: jax.Array, batch: Batch) -> dict[str, Any]:
+    """Return what a probabilistic forecast of classes is judged by.
+
+    `nll`, -log p(label); `brier`, sum_c (p_c - [c = label])^2 (Brier, 1950), in [0, 2]; `accuracy`; and `ece`. The
+    first two are proper: nothing but the true probabilities minimises them on average.
+
+    Args:
+        logits: Unnormalised log-probabilities, Float[Array, "batch classes"].
+        batch: With `labels`, Int[Array, "batch"], and `weight`.
+    """
+    labels = batch["labels"].astype(jnp.int32)
+    logs = jax.nn.log_softmax(logits)
+    probabilities, truth = jnp.exp(logs), jax.nn.one_hot(labels, logits.shape[-1], dtype=logs.dtype)
+    return {
+        "nll": -jnp.take_along_axis(logs, labels[:, None], axis=-1)[:, 0],
+        "brier": jnp.sum((probabilities - truth) ** 2, axis=-1),
+        "accuracy": jnp.argmax(logs, axis=-1) == labels,
+        "ece": ExpectedCalibrationError.of(probabilities, labels, batch["weight"]),
+    }

@@ -1,0 +1,134 @@
+"""The Hessian of a loss without the matrix: its products with vectors, extreme eigenvalues and trace.
+
+A product costs about two gradients and no memory beyond (Pearlmutter, 1994), so that what can be made of products
+works for any model: eigenvalues by Lanczos' method, the trace by Hutchinson's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from tuner.training import TrainerModule, TrainState
+from tuner.training.data import Batch
+from tuner.training.metrics import Mean, Metrics
+from tuner.training.state import Stream
+
+Loss = Callable[[Any], jax.Array]
+"""Params -> Float[Array, ""], twice differentiable."""
+
+
+def hessian_product(loss: Loss, params: Any, vector: Any) -> Any:
+    """Return H v, H the Hessian of the loss at these parameters: the gradient's derivative along v.
+
+    Args:
+        loss: The loss.
+        params: Where.
+        vector: A pytree like `params`.
+
+    Returns:
+        A pytree like `params`. Forward over reverse: no activations are kept for the outer derivative.
+    """
+    return jax.jvp(jax.grad(loss), (params,), (vector,))[1]
+
+
+def flat_product(loss: Loss, params: Any) -> tuple[Callable[[jax.Array], jax.Array], int]:
+    """Return v -> H v for flat vectors (Float[Array, "params"]), and their length."""
+    flat, unravel = ravel_pytree(params)
+
+    def product(vector: jax.Array) -> jax.Array:
+        return ravel_pytree(hessian_product(loss, params, unravel(vector)))[0]
+
+    return product, flat.size
+
+
+def extreme_eigenvalues(loss: Loss, params: Any, key: jax.Array, steps: int = 20) -> tuple[jax.Array, jax.Array]:
+    """Return the least and the greatest eigenvalue of the Hessian, by Lanczos' method from a random vector.
+
+    After k steps they are the extremes of v^T H v over the unit vectors of the Krylov space of k products, so never
+    beyond the true ones; exact once k reaches the number of different eigenvalues. Unlike power iteration it tells the
+    greatest from the one of greatest size, and needs fewer products. The vectors are kept and made orthogonal anew, as
+    in float32 they lose it.
+
+    Args:
+        loss: The loss.
+        params: Where.
+        key: For the first vector.
+        steps: Products; at most the number of parameters are made. Static.
+
+    Returns:
+        Two of Float[Array, ""].
+    """
+    product, size = flat_product(loss, params)
+    steps = min(steps, size)
+    first = jax.random.normal(key, (size,))
+    basis = jnp.zeros((steps, size)).at[0].set(first / jnp.linalg.norm(first))
+
+    def step(basis: jax.Array, at: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        image = product(basis[at])
+        diagonal, scale = image @ basis[at], jnp.linalg.norm(image)
+        for _ in range(2):  # the second time removes what rounding left
+            image = image - basis.T @ (basis @ image)
+        norm = jnp.linalg.norm(image)
+        # Rounding errors are no direction: the space is exhausted, and zeros follow.
+        norm = jnp.where(norm > 1e-5 * scale, norm, 0.0)
+        following = jnp.where(norm > 0, image / jnp.where(norm > 0, norm, 1.0), 0.0)
+        return basis.at[at + 1].set(following, mode="drop"), (diagonal, norm)
+
+    _, (diagonal, beside) = jax.lax.scan(step, basis, jnp.arange(steps))
+    # The eigenvalues of what follows an exhausted space would be 0; as v^T H v they lie between the extremes.
+    is_alive = jnp.concatenate([jnp.ones(1, bool), jnp.cumprod(beside[:-1] > 0) > 0])
+    diagonal = jnp.where(is_alive, diagonal, diagonal[0])
+    eigenvalues = jnp.linalg.eigvalsh(jnp.diag(diagonal) + jnp.diag(beside[:-1], 1) + jnp.diag(beside[:-1], -1))
+    return eigenvalues[0], eigenvalues[-1]
+
+
+def hessian_trace(loss: Loss, params: Any, key: jax.Array, probes: int = 20) -> jax.Array:
+    """Return Hutchinson's estimate of the Hessian's trace, the mean of v^T H v over random signs v (1990).
+
+    It is unbiased; its variance is 2/probes times the sum of the squares off the diagonal, so that of a diagonal
+    matrix a single probe is exact.
+
+    Args:
+        loss: The loss.
+        params: Where.
+        key: For the signs.
+        probes: Products; static.
+
+    Returns:
+        Float[Array, ""].
+    """
+    product, size = flat_product(loss, params)
+
+    def probe(key: jax.Array) -> jax.Array:
+        signs = jax.random.rademacher(key, (size,), jnp.float32)
+        return signs @ product(signs)
+
+    return jnp.mean(jax.lax.map(probe, jax.random.split(key, probes)))
+
+
+class Sharpness(TrainerModule):
+    """Adds `sharpness` to a trainer's validation: `class Mine(Sharpness, Classifier)`.
+
+    That is the greatest eigenvalue of the Hessian of the mean loss at the weights that are evaluated, in evaluation
+    mode. Gradient descent with rate r is unstable where it exceeds 2/r, and settles near that (Cohen et al., 2021). Of
+    a validation set larger than a batch it is the mean over batches.
+    """
+
+    lanczos_steps = 12
+
+    def eval_step(self, state: TrainState, batch: Batch, hparams: Any) -> Metrics:
+        metrics = super().eval_step(state, batch, hparams)
+        weights = state.for_evaluation()
+        assert weights.key is not None
+
+        def loss(params: Any) -> jax.Array:
+            outputs, _ = self.apply_model(params, weights.collections, batch, hparams, train=False)
+            return Mean.of(self.loss(outputs, batch, hparams)[0], batch["weight"]).value
+
+        _, greatest = extreme_eigenvalues(loss, weights.params, Stream.EVAL.key(weights.key), self.lanczos_steps)
+        return {**metrics, "sharpness": Mean.of_steps(greatest)}

@@ -1,0 +1,146 @@
+"""A normalising flow of affine couplings: an exact density, and samples of it (Dinh, Sohl-Dickstein & Bengio, 2017).
+
+With z = f(x) invertible and z ~ N(0, I): log p(x) = log N(f(x); 0, I) + log |det df/dx|. A coupling leaves the first
+half of the coordinates as it is and moves the rest, y_2 = x_2 exp(s(x_1)) + t(x_1): its Jacobian is triangular, its
+log-determinant is the sum of s(x_1), and it is inverted without inverting s and t.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tuner.training import TrainerModule, TrainState
+from tuner.training.data import Batch
+from tuner.training.metrics import Mean, Metrics
+from tuner.training.state import Stream
+
+LARGEST_SCALE = 2.0
+"""Bound on |s|: a coupling may stretch by e^2 at most, so that none overflows early in training."""
+
+
+def log_normal(z: jax.Array) -> jax.Array:
+    """Return log N(z; 0, I): Float[Array, "batch"] of Float[Array, "batch features"]."""
+    return -0.5 * (jnp.sum(z**2, axis=-1) + z.shape[-1] * jnp.log(2 * jnp.pi))
+
+
+class Affine(nn.Module):
+    """z = (x - b) L^T with L lower triangular and a positive diagonal: alone it is a Gaussian with any covariance."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, inverse: bool) -> tuple[jax.Array, jax.Array]:
+        """Return y and log |det dy/dx|: Float[Array, "batch features"] and Float[Array, "batch"]."""
+        features = x.shape[-1]
+        shift = self.param("shift", nn.initializers.zeros, (features,))
+        log_diagonal = self.param("log_diagonal", nn.initializers.zeros, (features,))
+        lower = jnp.tril(self.param("lower", nn.initializers.zeros, (features, features)), -1)
+        matrix = lower + jnp.diag(jnp.exp(log_diagonal))
+        log_det = jnp.full(len(x), jnp.sum(log_diagonal))
+        if inverse:
+            return jax.scipy.linalg.solve_triangular(matrix, x.T, lower=True).T + shift[None], -log_det
+        return (x - shift[None]) @ matrix.T, log_det
+
+
+class Coupling(nn.Module):
+    """One affine coupling, the identity at first; s = c tanh(.) is bounded.
+
+    Attributes:
+        width: Of the two hidden layers by which s and t are made of the coordinates that stay.
+        is_swapped: The last coordinates stay, instead of the first.
+    """
+
+    width: int
+    is_swapped: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, inverse: bool) -> tuple[jax.Array, jax.Array]:
+        """Return y and log |det dy/dx|: Float[Array, "batch features"] and Float[Array, "batch"]."""
+        order = slice(None, None, -1) if self.is_swapped else slice(None)
+        kept, moved = jnp.split(x[:, order], [x.shape[-1] // 2], axis=-1)
+        hidden = kept
+        for _ in range(2):
+            hidden = nn.silu(nn.Dense(self.width)(hidden))
+        made = nn.Dense(2 * moved.shape[-1], kernel_init=nn.initializers.zeros)(hidden)
+        scale, shift = jnp.split(made, 2, axis=-1)
+        scale = LARGEST_SCALE * jnp.tanh(scale / LARGEST_SCALE)
+        if inverse:
+            moved, scale = (moved - shift) * jnp.exp(-scale), -scale
+        else:
+            moved = moved * jnp.exp(scale) + shift
+        return jnp.concatenate([kept, moved], axis=-1)[:, order], jnp.sum(scale, axis=-1)
+
+
+class Flow(nn.Module):
+    """An affine layer and then couplings, every second one swapped; without couplings a Gaussian.
+
+    Attributes:
+        couplings: How many.
+        width: Of their hidden layers.
+    """
+
+    couplings: int
+    width: int = 32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, inverse: bool = False) -> tuple[jax.Array, jax.Array]:
+        """Return y and log |det dy/dx| for y = f(x), or for y = f^-1(x).
+
+        Args:
+            x: Float[Array, "batch features"], at least two features if there are couplings.
+            inverse: From noise to data; static.
+        """
+        layers = [Affine(), *(Coupling(self.width, is_swapped=at % 2 == 1) for at in range(self.couplings))]
+        total = jnp.zeros(len(x), x.dtype)
+        for layer in reversed(layers) if inverse else layers:
+            x, log_det = layer(x, inverse)
+            total = total + log_det
+        return x, total
+
+
+class FlowTrainer(TrainerModule):
+    """Maximum likelihood of `inputs` under a flow; `init_model` returns one, such as `Flow`.
+
+    The model is called as model(x, inverse) and returns y with the log-determinant. In nats: `loss` is the mean of
+    -log p(x); `entropy`, of a validation, the same of as many samples of the model itself, drawn with the state's key.
+    A loss far above the entropy says that the model is surer of its density than the data bear out.
+    """
+
+    def loss(self, outputs: Any, batch: Batch, hparams: Any) -> tuple[jax.Array, dict[str, Any]]:
+        """Return -log p(x) for each example.
+
+        Args:
+            outputs: z, Float[Array, "batch features"], and log |det dz/dx|, Float[Array, "batch"].
+            batch: The batch.
+            hparams: The hyperparameters.
+        """
+        z, log_det = outputs
+        return -(log_normal(z) + log_det), {}
+
+    def eval_step(self, state: TrainState, batch: Batch, hparams: Any) -> Metrics:
+        metrics = super().eval_step(state, batch, hparams)
+        assert state.key is not None
+        assert state.step is not None
+        key = Stream.EVAL.key(state.key, state.step)
+        _, log_density = self.sample(state, hparams, key, batch["inputs"].shape)
+        return {**metrics, "entropy": Mean.of(-log_density, batch["weight"])}
+
+    def sample(
+        self, state: TrainState, hparams: Any, key: jax.Array, shape: tuple[int, ...]
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return samples of the model and their log-densities: Float[Array, "count features"], Float[Array, "count"].
+
+        Args:
+            state: From a training or a checkpoint.
+            hparams: The hyperparameters it was trained with.
+            key: The same key gives the same samples.
+            shape: Count and features; static.
+        """
+        weights = state.for_evaluation()
+        noise = jax.random.normal(key, shape)
+        (samples, log_det), _ = self.apply_inputs(
+            weights.params, weights.collections, (noise, True), hparams, train=False
+        )
+        return samples, log_normal(noise) - log_det
