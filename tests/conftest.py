@@ -28,9 +28,11 @@ for name in ("TUNER_STORAGE", "TUNER_DEBUG", "TUNER_CPUS", "TUNER_DEVICES", "CUD
 
 import pytest
 
-# Compiled programs of the tests' studies: shared, so that each is compiled once in a run.
-_CACHE = Path(tempfile.mkdtemp(prefix="tuner-tests-"))
-atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+if "TUNER_TESTS_CACHE" not in os.environ:  # the process that starts the others, which inherit it
+    # Compiled programs of the tests' studies: shared, so that each is compiled once in a run.
+    os.environ["TUNER_TESTS_CACHE"] = tempfile.mkdtemp(prefix="tuner-tests-")
+    atexit.register(shutil.rmtree, os.environ["TUNER_TESTS_CACHE"], ignore_errors=True)
+CACHE = os.environ["TUNER_TESTS_CACHE"]
 
 
 @pytest.fixture(scope="session")
@@ -95,7 +97,7 @@ class Tuner:
         self.started: list[subprocess.Popen[str]] = []
         # Strictness about types is for our own code: a user's shell does not have it.
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_NUMPY", "XLA_"))}
-        self.env = {**inherited, "TUNER_STORAGE": storage, "XDG_CACHE_HOME": str(_CACHE), "COLUMNS": "200"}
+        self.env = {**inherited, "TUNER_STORAGE": storage, "XDG_CACHE_HOME": CACHE, "COLUMNS": "200"}
 
     def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
         """Start a command and return at once; its stderr goes to the same pipe as its stdout."""

@@ -253,7 +253,7 @@ def environment(folder: Path) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_NUMPY", "XLA_"))}
     path = os.pathsep.join([str(Path(sys.executable).parent), inherited["PATH"]])
     home = {"HOME": str(folder), "COLUMNS": "200", "MLFLOW_DISABLE_TELEMETRY": "true", "MPLBACKEND": "agg"}
-    return {**inherited, **home, "PATH": path, "XDG_CACHE_HOME": str(folder.parent / "cache")}
+    return {**inherited, **home, "PATH": path, "XDG_CACHE_HOME": os.environ["TUNER_TESTS_CACHE"]}
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tuner.methods import Classifier
@@ -53,3 +54,32 @@ def test_smoothed_weights_are_those_that_are_evaluated() -> None:
     assert found["none"] == pytest.approx(found["raw"], rel=1e-6)
     assert found["slow"][0] == found["slow"][1]  # those of the first weights, for ever
     assert found["slow"][1] != found["raw"][1]
+
+
+class Descending(Linear):
+    def init_optimizer(self, hparams: Any, total_steps: int) -> Any:
+        return optax.sgd(1.0)  # so that a step is the gradient
+
+
+@pytest.mark.parametrize("weight", [(1.0, 1.0, 1.0, 1.0, 1.0), (1.0, 2.0, 1.0, 0.0, 0.0)], ids=["full", "padded"])
+def test_gradients_of_single_examples_average_to_that_of_the_batch(weight: tuple[float, ...]) -> None:
+    """One step on the batch, against `vmap` of the gradient of one example's loss."""
+    rng = np.random.default_rng(1)
+    batch: Any = {"inputs": rng.normal(size=(5, 4)).astype("f"), "labels": np.array([0, 2, 1, 1, 0], np.int32)}
+    batch = jax.tree.map(jnp.asarray, {**batch, "weight": np.array(weight, np.float32)})
+    trainer, hparams = Descending(3), {"label_smoothing": 0.2}
+    state = trainer.init_state(hparams, batch, jax.random.key(0), 10)
+
+    def loss(params: Any, example: Any) -> jax.Array:
+        alone = jax.tree.map(lambda array: array[None], example)
+        outputs, _ = trainer.apply_model(params, {}, alone, hparams, train=True, key=state.key)
+        return trainer.loss(outputs, alone, hparams)[0][0]
+
+    single = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 0)))(state.params, batch)
+    after, metrics = jax.jit(trainer.train_step)(state, batch, hparams, jax.random.key(1))
+    norms = []
+    for one, before, now in zip(*map(jax.tree.leaves, (single, state.params, after.params)), strict=True):
+        expected = np.average(one, axis=0, weights=weight)
+        np.testing.assert_allclose(before - now, expected, atol=1e-6)
+        norms.append(np.sum(expected**2))
+    np.testing.assert_allclose(metrics["grad_norm"].compute(), np.sqrt(np.sum(norms)), rtol=1e-5)

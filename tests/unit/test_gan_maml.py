@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,12 +16,16 @@ import optax
 import pytest
 from scipy.stats import wasserstein_distance
 
+from tuner.errors import StudyError
+from tuner.methods import Adversarial, MetaLearner, adapt
+from tuner.methods.gan import squared_slopes, value
 from tuner.source import import_file
 from tuner.training.data import Splits
 from tuner.training.hparams import register
 from tuner.training.mesh import Layout
 from tuner.training.metrics import to_floats
 from tuner.training.programs import Carry, Source, first_carry, one_step
+from tuner.training.state import Average
 
 STUDIES = Path(__file__).parents[2] / "studies"
 GAN: Any = import_file(STUDIES / "gan_gaussian.py")
@@ -118,31 +124,31 @@ def test_the_value_of_equal_distributions_is_at_most_minus_log_4_which_a_half_at
     state = gan_state(batch, hparams, 2000)
     generator = state.params["generator"]
     # The step draws this noise, so what is real is what will be generated.
-    noise = jax.random.normal(KEY, batch["noise"].shape)
-    batch = {**batch, "inputs": GAN.generate(generator, noise), "noise": noise}
+    noise = jax.random.normal(jax.random.split(KEY, 4)[0], batch["noise"].shape)
+    batch = {**batch, "inputs": GAN.MLP().apply({"params": generator}, noise), "noise": noise}
 
     def step(state: Any, _: None) -> Any:
-        state, played = trainer.discriminator_step(state, batch, hparams, KEY)
-        return state, played.value
+        state, metrics = trainer.discriminator_step(state, batch, hparams, KEY)
+        return state, metrics["value"].value
 
     state, values = jit(lambda state: jax.lax.scan(step, state, None, length=600))(state)
     best = -np.log(4.0)
     assert values[0] < best - 1e-3
     assert float(values.max()) <= best + 1e-6
     np.testing.assert_allclose(values[-1], best, atol=1e-4)
-    judged = jax.nn.sigmoid(GAN.logits(state.params["discriminator"], batch["inputs"]))
+    judged = jax.nn.sigmoid(GAN.Discriminator().apply({"params": state.params["discriminator"]}, batch["inputs"]))
     np.testing.assert_allclose(judged, 0.5, atol=0.02)
     # By the metric that validation reports, of a discriminator that says exactly a half.
     blind = jax.tree.map(jnp.zeros_like, state.params["discriminator"])
-    average = GAN.Average({"generator": generator, "discriminator": blind}, {})
-    found = to_floats(trainer.eval_step(GAN.dataclasses.replace(state, average=average), batch, hparams))
+    average = Average({"generator": generator, "discriminator": blind}, state.collections)
+    found = to_floats(trainer.eval_step(dataclasses.replace(state, average=average), batch, hparams))
     np.testing.assert_allclose(found["value"], best, rtol=1e-6)
     assert found["distance"] == 0.0
 
 
 def test_the_value_by_hand() -> None:
     real, fake = np.array([0.9, 0.3]), np.array([0.2, 0.6])
-    found = GAN.value(jnp.log(real / (1 - real)), jnp.log(fake / (1 - fake)))
+    found = value(jnp.log(real / (1 - real)), jnp.log(fake / (1 - fake)))
     np.testing.assert_allclose(found, np.log(real) + np.log(1 - fake), rtol=1e-5)
 
 
@@ -162,6 +168,103 @@ def test_the_distance_is_that_of_scipy_and_adds_up_over_batches() -> None:
     np.testing.assert_allclose(padded.compute(), whole.compute(), rtol=1e-6)
 
 
+def test_the_penalty_is_the_squared_slope_at_each_sample() -> None:
+    weights, samples = jnp.array([[3.0, -4.0]]), jnp.ones((3, 1, 2))
+    # Of w x the slope is w; of (w x)^2 it is 2 (w x) w, and w x = -1.
+    linear = squared_slopes(lambda samples: (samples * weights[None]).sum((1, 2)), samples)
+    square = squared_slopes(lambda samples: (samples * weights[None]).sum((1, 2)) ** 2, samples)
+    np.testing.assert_allclose(linear, [25.0] * 3)
+    np.testing.assert_allclose(square, [100.0] * 3)
+
+
+def test_half_the_penalty_goes_into_the_discriminators_gradient() -> None:
+    trainer, batch = GAN.study.trainer, batch_of(GAN)
+    batch["weight"] = batch["weight"].at[20:].set(0.0)
+
+    class Linear(nn.Module):
+        @nn.compact
+        def __call__(self, samples: Any) -> Any:
+            return nn.Dense(1)(samples)[:, 0]
+
+    class Plain(type(trainer)):
+        def init_networks(self, hparams: Any) -> Any:
+            return Linear(), Linear()
+
+        def init_optimizers(self, hparams: Any, total_steps: int) -> Any:
+            return optax.sgd(1.0), optax.sgd(1.0)
+
+    # D(x) = w x + b has the slope w, so gamma / 2 w^2 adds gamma w to the gradient of w alone.
+    class Samples(Plain):
+        def init_networks(self, hparams: Any) -> Any:
+            return GAN.MLP(), Linear()
+
+    moved, init, step = {}, jit(Samples().init_state, static_argnums=3), jit(Samples().discriminator_step)
+    slope = None
+    for gamma in (0.001, 1.0):
+        hparams = gan_hparams(gradient_penalty=gamma)
+        state = init(hparams, batch, KEY, 10)
+        after, _ = step(state, batch, hparams, KEY)
+        before, after = (one.params["discriminator"]["Dense_0"] for one in (state, after))
+        moved[gamma] = jax.tree.map(jnp.subtract, before, after)
+        slope = before["kernel"]
+    np.testing.assert_allclose(moved[1.0]["kernel"] - moved[0.001]["kernel"], 0.999 * slope, rtol=1e-4)
+    np.testing.assert_allclose(moved[1.0]["bias"], moved[0.001]["bias"], rtol=1e-5)
+
+
+class Normed(nn.Module):
+    @nn.compact
+    def __call__(self, x: Any, *, train: bool) -> Any:
+        return nn.Dense(1)(nn.BatchNorm(use_running_average=not train, momentum=0.5)(nn.Dense(3)(x)))[:, 0]
+
+
+class NormedSamples(nn.Module):
+    @nn.compact
+    def __call__(self, x: Any, *, train: bool) -> Any:
+        return Normed()(x, train=train)[:, None]
+
+
+class NormedGame(Adversarial):
+    def init_networks(self, hparams: Any) -> Any:
+        return NormedSamples(), Normed()
+
+
+@pytest.mark.parametrize(("moves", "rests"), [("generator", "discriminator"), ("discriminator", "generator")])
+def test_batch_statistics_move_with_their_network_only(moves: str, rests: str) -> None:
+    trainer, batch, hparams = NormedGame(), batch_of(GAN), {"learning_rate": 0.1, "gradient_penalty": 0.1}
+    before = jit(trainer.init_state, static_argnums=3)(hparams, batch, KEY, 10)
+    after, _ = jit(getattr(trainer, f"{moves}_step"))(before, batch, hparams, KEY)
+    for tree in ("params", "opt_state", "collections"):
+        assert is_same(getattr(before, tree)[rests], getattr(after, tree)[rests])
+        assert not is_same(getattr(before, tree)[moves], getattr(after, tree)[moves])
+    assert set(jit(trainer.eval_step)(after, batch, hparams)) == {"value"}
+
+
+def test_padding_changes_no_step_of_the_game() -> None:
+    trainer, batch, hparams = GAN.study.trainer, batch_of(GAN), gan_hparams()
+    batch["weight"] = batch["weight"].at[20:].set(0.0)
+    other = {**batch, "inputs": batch["inputs"].at[20:].set(99.0)}
+    step, state = jit(trainer.train_step), gan_state(batch, hparams)
+    one, two = step(state, batch, hparams, KEY), step(state, other, hparams, KEY)
+    keyless = [(dataclasses.replace(after, key=None), metrics) for after, metrics in (one, two)]
+    assert is_same(*keyless)
+    assert {name: float(metric.weight) for name, metric in one[1].items()} == {
+        "value": 20.0,
+        "squared_slope": 20.0,
+        "generator_loss": 20.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("trainer", "message"),
+    [(Adversarial(), "must define init_networks"), (GAN.study.trainer, "must compute in float32: got precision")],
+)
+def test_a_game_that_cannot_be_is_refused(trainer: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if trainer is GAN.study.trainer:
+        monkeypatch.setattr(trainer, "precision", "bfloat16", raising=False)
+    with pytest.raises(StudyError, match=message):
+        trainer.init_state(gan_hparams(), batch_of(GAN), KEY, 10)
+
+
 @pytest.mark.slow
 def test_the_generator_learns_the_gaussian() -> None:
     splits, hparams = GAN.data(0), gan_hparams()
@@ -169,7 +272,7 @@ def test_the_generator_learns_the_gaussian() -> None:
     for seed in range(3):
         training = GAN.study.trainer.train_model(hparams, splits, epochs=40, seed=seed)
         reports = list(training)
-        samples = GAN.generate(training.state.for_evaluation().params["generator"], noise)
+        samples = GAN.study.trainer.bind_model(training.state, hparams)(noise)
         assert abs(float(samples.mean()) - GAN.MEAN) < 0.1
         assert abs(float(samples.std()) - GAN.STD) < 0.15
         assert reports[-1].metrics["distance"] < 0.2 < 1.0 < reports[0].metrics["distance"]
@@ -184,7 +287,11 @@ def test_the_gradient_through_the_inner_loop_by_hand(first_order: bool, expected
     target, other, start = 2.0, -1.0, 3.0
 
     def outer(params: Any, rate: Any) -> Any:
-        adapted = MAML.adapt(lambda params: 0.5 * (params["theta"] - target) ** 2, params, rate, 5, first_order)
+        def inner(params: Any, carried: Any, step: int) -> Any:
+            return 0.5 * (params["theta"] - target) ** 2, [*carried, step]
+
+        adapted, carried = adapt(inner, params, [], rate, 5, first_order=first_order)
+        assert carried == [0, 1, 2, 3, 4]
         return 0.5 * (adapted["theta"] - other) ** 2
 
     gradient = jax.grad(outer)
@@ -192,14 +299,20 @@ def test_the_gradient_through_the_inner_loop_by_hand(first_order: bool, expected
     np.testing.assert_allclose(found["theta"], expected, rtol=1e-6)
 
 
+def losses_after(params: Any, batch: Any, hparams: Any, steps: int) -> Any:
+    trainer = MAML.study.trainer
+    outputs, _ = trainer.adapted_outputs(params, {}, batch, hparams, steps)
+    return trainer.loss(outputs, batch, hparams)[0]
+
+
 def test_no_inner_steps_are_no_adaptation() -> None:
-    assert MAML.adapt(None, {"theta": 3.0}, 0.1, 0, False) == {"theta": 3.0}
+    assert adapt(None, {"theta": 3.0}, "carried", 0.1, 0) == ({"theta": 3.0}, "carried")  # type: ignore[arg-type]
 
 
 def test_a_batch_of_tasks_is_each_task_alone() -> None:
-    trainer, batch, hparams = MAML.study.trainer, batch_of(MAML, 6), maml_hparams(inner_rate=0.05)
+    batch, hparams = batch_of(MAML, 6), maml_hparams(inner_rate=0.05)
     params = INIT_MAML(hparams, batch, KEY, 10).params
-    task_losses = jit(trainer.task_losses, static_argnums=3)
+    task_losses = jit(losses_after, static_argnums=3)
 
     def error(params: Any, x: Any, y: Any) -> Any:
         return jnp.mean((MAML.MLP().apply({"params": params}, x) - y) ** 2)
@@ -216,6 +329,67 @@ def test_a_batch_of_tasks_is_each_task_alone() -> None:
             np.testing.assert_allclose(loss, judge(theta, row.query_x, row.query_y), rtol=1e-5)
 
 
+class Regressor(nn.Module):
+    """Batch statistics and dropout."""
+
+    @nn.compact
+    def __call__(self, x: Any, *, train: bool) -> Any:
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.5)(x)
+        return nn.Dense(1)(nn.Dropout(0.5, deterministic=not train)(nn.relu(nn.Dense(16)(x))))
+
+
+class NormedLearner(MetaLearner):
+    def init_model(self, hparams: Any) -> Any:
+        return Regressor()
+
+
+def test_statistics_pass_through_a_tasks_steps_and_their_mean_over_real_tasks_is_kept() -> None:
+    trainer, batch = NormedLearner(), batch_of(MAML, 3)
+    batch["weight"] = jnp.array([1.0, 1.0, 0.0])
+    hparams = {"inner_rate": 0.01, "inner_steps": 2, "learning_rate": 0.1}
+    static = {name: value for name, value in hparams.items() if name != "inner_rate"}
+    init = jit(lambda rate: trainer.init_state({**static, "inner_rate": rate}, batch, KEY, 10))
+    state = init(0.01)
+    before = state.collections["batch_stats"]["BatchNorm_0"]["mean"]
+    np.testing.assert_array_equal(before, [0.0])
+    step = jit(lambda state, rate, key: trainer.train_step(state, batch, {**static, "inner_rate": rate}, key))
+    after, metrics = step(state, 0.01, KEY)
+    # Half of the old and half of the new each time: twice the support points, then the query points.
+    expected = []
+    for task in range(2):
+        support, query = (float(batch[name][task].mean()) for name in ("support_x", "query_x"))
+        expected.append(((0.0 + support) / 2 + support) / 4 + query / 2)
+    found = after.collections["batch_stats"]["BatchNorm_0"]["mean"]
+    np.testing.assert_allclose(found, [np.mean(expected)], rtol=1e-5)
+    # Dropout draws by the step's key.
+    assert float(metrics["loss"].value) == float(step(state, 0.01, KEY)[1]["loss"].value)
+    assert float(metrics["loss"].value) != float(step(state, 0.01, jax.random.key(1))[1]["loss"].value)
+    judged = jit(lambda state, rate: trainer.eval_step(state, batch, {**static, "inner_rate": rate}))
+    assert set(judged(after, 0.01)) == {"loss_0_steps", "loss_1_step", "loss"}
+    assert is_same(judged(after, 0.01), judged(after, 0.01))
+
+
+def test_without_inner_steps_it_is_ordinary_training_on_the_query_points() -> None:
+    trainer, batch, hparams = MAML.study.trainer, batch_of(MAML, 6), maml_hparams(inner_steps=0)
+    state = INIT_MAML(hparams, batch, KEY, 10)
+
+    def joint(params: Any) -> Any:
+        return jnp.mean((MAML.MLP().apply({"params": params}, batch["query_x"]) - batch["query_y"]) ** 2)
+
+    _, metrics = jit(trainer.train_step)(state, batch, hparams, KEY)
+    loss, grads = jit(jax.value_and_grad(joint))(state.params)
+    np.testing.assert_allclose(metrics["loss"].compute(), loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"].compute(), optax.tree.norm(grads), rtol=1e-5)
+
+
+def test_a_meta_learner_refuses_what_would_be_broadcast_and_steps_that_are_none() -> None:
+    with pytest.raises(StudyError, match=r"outputs must have the targets' shape: got \(10,\) for \(10, 1\)"):
+        MetaLearner().task_loss(jnp.zeros(10), jnp.zeros((10, 1)), {})
+    for steps in ((), (1, 1), (5, 0), (-1, 0)):
+        with pytest.raises(StudyError, match="judged_after must be increasing numbers of steps"):
+            MetaLearner(steps)
+
+
 @pytest.mark.slow
 def test_the_trainer_descends_the_mean_over_the_tasks() -> None:
     trainer, batch = MAML.study.trainer, batch_of(MAML, 6)
@@ -223,7 +397,7 @@ def test_the_trainer_descends_the_mean_over_the_tasks() -> None:
     hparams = maml_hparams(inner_rate=0.05)
     state = INIT_MAML(hparams, batch, KEY, 10)
     real = jax.tree.map(lambda array: array[:4], batch)
-    mean = jax.value_and_grad(lambda params: trainer.task_losses(params, real, hparams, 1).mean())
+    mean = jax.value_and_grad(lambda params: losses_after(params, real, hparams, 1).mean())
     loss, grads = jit(mean)(state.params)
     after, metrics = jit(trainer.train_step)(state, batch, hparams, KEY)
     np.testing.assert_allclose(metrics["grad_norm"].compute(), optax.tree.norm(grads), rtol=1e-5)
@@ -269,7 +443,7 @@ def test_two_steps_on_tiny_data_are_pure(module: Any) -> None:
     step: Any = jit(lambda carry: one_step(trainer, Layout(), hparams, Source(batch), carry))
     before: Carry = jax.tree.map(jnp.copy, carry)
     first, again = step(step(carry)), step(step(carry))
-    keyless = [GAN.dataclasses.replace(one.state, key=None) for one in (before, carry, first, again)]
+    keyless = [dataclasses.replace(one.state, key=None) for one in (before, carry, first, again)]
     assert is_same(keyless[0], keyless[1])
     assert is_same(keyless[2], keyless[3])
     assert not is_same(keyless[0], keyless[2])

@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from tuner.errors import StudyError, nearest
+from tuner.models.kernels import RMSNorm
 from tuner.training import Dropout, Stack
 
 POSITIONS = ("learned", "rotary")
+NORMS: dict[str, Any] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm, "rms_kernel": RMSNorm}
 
 
 class Attention(nn.Module):
@@ -64,16 +66,17 @@ class Layer(nn.Module):
     heads: int
     is_causal: bool
     is_rotary: bool
+    norm: Any
     dropout_rate: float | jax.Array
     dtype: Any
 
     @nn.compact
     def __call__(self, carry: tuple[jax.Array, jax.Array], *, train: bool) -> tuple[jax.Array, jax.Array]:
         hidden, is_there = carry
-        norm, dense = partial(nn.LayerNorm, dtype=self.dtype), partial(nn.Dense, dtype=self.dtype)
-        seen = Attention(self.heads, self.is_causal, self.is_rotary, self.dtype)(norm()(hidden), is_there)
+        dense = partial(nn.Dense, dtype=self.dtype)
+        seen = Attention(self.heads, self.is_causal, self.is_rotary, self.dtype)(self.norm()(hidden), is_there)
         hidden = hidden + Dropout(self.dropout_rate)(seen, train=train)
-        wide = nn.gelu(dense(4 * hidden.shape[-1])(norm()(hidden)))
+        wide = nn.gelu(dense(4 * hidden.shape[-1])(self.norm()(hidden)))
         hidden = hidden + Dropout(self.dropout_rate)(dense(hidden.shape[-1])(wide), train=train)
         return hidden, is_there
 
@@ -89,6 +92,8 @@ class Transformer(nn.Module):
         longest: The longest sequence.
         is_causal: Whether a place sees no later ones.
         positions: `learned` (a vector for each place) or `rotary`.
+        norm: `layer`, `rms` (Zhang & Sennrich, 2019), or `rms_kernel`: the same with the same parameters, in a kernel
+            (`tuner.models.kernels`) that has been run on CPUs only.
         outputs: Numbers for each place; `vocabulary` if None.
         padding: The token that fills sequences up, which no place sees; None if there is none.
         dropout_rate: On embeddings and at the end of each part; may be traced.
@@ -105,6 +110,7 @@ class Transformer(nn.Module):
     longest: int = 256
     is_causal: bool = False
     positions: str = "learned"
+    norm: str = "layer"
     outputs: int | None = None
     padding: int | None = None
     dropout_rate: float | jax.Array = 0.0
@@ -128,21 +134,21 @@ class Transformer(nn.Module):
             table = self.param("positions", nn.initializers.normal(0.02), (self.longest, self.width))
             hidden = hidden + table[None, : tokens.shape[1]].astype(hidden.dtype)
         hidden = Dropout(self.dropout_rate)(hidden, train=train)
-        layer = partial(Layer, self.heads, self.is_causal, self.positions == "rotary", self.dropout_rate, self.dtype)
+        norm, is_rotary = partial(NORMS[self.norm], dtype=self.dtype), self.positions == "rotary"
+        layer = partial(Layer, self.heads, self.is_causal, is_rotary, norm, self.dropout_rate, self.dtype)
         if self.is_scanned:
             hidden, _ = Stack(layer, self.depth, self.remat, name="stack")((hidden, is_there), train=train)
         else:
             for at in range(self.depth):
                 hidden, _ = layer(name=f"layer_{at}")((hidden, is_there), train=train)
-        hidden = nn.LayerNorm(dtype=self.dtype)(hidden)
+        hidden = norm()(hidden)
         return nn.Dense(self.outputs or self.vocabulary, dtype=self.dtype, name="head")(hidden).astype(jnp.float32)
 
     def _check(self, tokens: jax.Array) -> None:
-        if self.positions not in POSITIONS:
-            raise StudyError(
-                f"positions must be one of {', '.join(POSITIONS)}: got {self.positions!r}"
-                f"{nearest(self.positions, POSITIONS)}"
-            )
+        for name, known in (("positions", POSITIONS), ("norm", NORMS)):
+            given = getattr(self, name)
+            if given not in known:
+                raise StudyError(f"{name} must be one of {', '.join(known)}: got {given!r}{nearest(given, known)}")
         if self.width % self.heads:
             raise StudyError(f"the width must be a multiple of the heads: got width {self.width}, heads {self.heads}")
         if self.positions == "rotary" and self.width // self.heads % 2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from functools import lru_cache
 from typing import Any
 
@@ -56,9 +56,25 @@ class Feed:
         self._arrays = _placed_arrays(dataset._shared, layout) if isinstance(dataset, ArrayDataset) else {}
         self._rows = _placed_rows(dataset, layout)
 
-    def shuffled(self, key: jax.Array, first_step: int) -> Order:
-        """Return an epoch's batches: the same from a key in every process, and for streamed data."""
-        return epoch_order(key, _placed_number(first_step, self.layout), self._rows, batch_size=self.batch_size)
+    def shuffled(self, key: jax.Array, first_step: int, order: Callable[..., Order] = epoch_order) -> Order:
+        """Return an epoch's batches: the same from a key in every process, and for streamed data.
+
+        Args:
+            key: The trial's key.
+            first_step: Of the epoch.
+            order: See `TrainerModule.order`, its hyperparameters given.
+
+        Raises:
+            StudyError: `order` made batches of another size or number.
+        """
+        made = order(key, _placed_number(first_step, self.layout), self._rows, batch_size=self.batch_size)
+        expected = (self.steps, self.batch_size)
+        if any(part.shape != expected for part in made):
+            raise StudyError(
+                f"order(...) must return indices and weights of shape {expected}, steps and batch: got "
+                f"{' and '.join(str(part.shape) for part in made)}"
+            )
+        return made
 
     def in_order(self) -> Order:
         """Return the batches of an evaluation."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -284,7 +285,8 @@ class Training(Generator[Report, None, TrainState]):
         if self._key is None:
             self._key = _copy(self._now.state.key)  # the state's own is used up with it
         assert self._key is not None
-        return self.feed.shuffled(self._key, (epoch - 1) * self.feed.steps)
+        order = partial(self.trainer.order, self.hparams)
+        return self.feed.shuffled(self._key, (epoch - 1) * self.feed.steps, order)
 
     def _find_mode(self, order: Order) -> Mode:
         if self._debug or not self.feed.is_resident:

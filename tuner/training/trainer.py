@@ -23,6 +23,7 @@ from tuner.training.state import Average, Stream, TrainState
 if TYPE_CHECKING:
     from tuner.training.data import Splits
     from tuner.training.loop import Training
+    from tuner.training.programs import Order
 
 Optimizer = OptimizerSpec | OptimizerGroups | optax.GradientTransformation
 
@@ -86,6 +87,26 @@ class TrainerModule:
     def batch_size(self, hparams: Any) -> int:
         """Return the examples per training step; return a static hyperparameter to tune it."""
         return 64
+
+    def order(self, hparams: Any, key: jax.Array, step: jax.Array, rows: jax.Array, *, batch_size: int) -> Order:
+        """Return the training batches of an epoch; by default each example once, in a random order.
+
+        They must follow from the arguments alone: a training that is resumed in mid-epoch asks again.
+
+        Args:
+            hparams: The hyperparameters.
+            key: The trial's key.
+            step: The epoch's first step, Int[Array, ""].
+            rows: Where the training data stand, in the data's order: Int[Array, "examples"].
+            batch_size: Examples to a batch.
+
+        Returns:
+            Elements of `rows`, Int[Array, "steps batch"], and their weights, Float[Array, "steps batch"]: as many steps
+            as batches that cover the examples.
+        """
+        from tuner.training.programs import epoch_order
+
+        return epoch_order(key, step, rows, batch_size=batch_size)
 
     def inputs(self, batch: Batch) -> Any:
         """Return what the model is called with, by default the array `inputs`; a tuple is several arguments."""

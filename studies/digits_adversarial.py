@@ -1,0 +1,89 @@
+"""Digits that stay recognised when every pixel is changed for the worse: adversarial training.
+
+    tuner launch studies/digits_adversarial.py
+
+Devices: 2 CPU cores, one worker on each. Time: 53 s. Best validation pgd_accuracy: 0.720 (2026-11-22).
+
+What is new beside `digits_mlp.py`: a trainer of `tuner.methods` that attacks its own model, and an objective that is
+the accuracy under attack. How far training attacks is searched; `epsilon_train=0` is plain training, the baseline,
+whose model is fooled by most attacks. `python studies/digits_adversarial.py CHECKPOINT out.png` draws digits before and
+after one.
+"""
+
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.datasets import load_digits
+
+from tuner import Space, Study, choice, log_uniform, uniform
+from tuner.methods import AdversarialClassifier
+from tuner.training import ArrayDataset, Loaded, Splits, load_from_checkpoint
+
+EPSILON = 0.15  # of a pixel's range: what validation attacks with, whatever a trial was trained with
+
+
+# 1. What is searched. With one step training attacks by FGSM, with more by PGD: another program each.
+class HParams(Space):
+    learning_rate: float = log_uniform(1e-3, 3e-2)
+    weight_decay: float = log_uniform(1e-6, 1e-1)
+    epsilon_train: float = uniform(0.0, 0.3)
+    attack_steps: int = choice(1, 5)
+
+
+class MLP(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        for _ in range(2):
+            x = nn.relu(nn.Dense(128)(x))
+        return nn.Dense(10)(x)
+
+
+# 2. The trainer: pixels are within [0, 1], which is what bounds attacks unless it is told otherwise.
+class Trainer(AdversarialClassifier):
+    loop = "scan"  # for dense models this small
+
+    def init_model(self, hparams):
+        return MLP()
+
+
+def data(seed: int) -> Splits:
+    images, labels = load_digits(return_X_y=True)
+    return ArrayDataset(inputs=images / 16.0, labels=labels).split(0.4, seed, stratify="labels")
+
+
+study = Study(
+    name="digits_adversarial",
+    space=HParams,
+    trainer=Trainer(classes=10, epsilon=EPSILON),
+    data=data,
+    objective="pgd_accuracy",
+    direction="maximize",
+    epochs=40,
+    trials=20,
+    baseline=HParams(learning_rate=0.01, weight_decay=1e-3, epsilon_train=0.0, attack_steps=1),
+)
+
+
+# 3. A picture: digits as they are and attacked, with what the model takes them for.
+def picture(loaded: Loaded, splits: Splits):
+    from matplotlib.figure import Figure
+
+    batch = {name: jnp.asarray(array[:10]) for name, array in splits.validation.host().items()}
+    attacked = study.trainer.attack(loaded.state, batch, loaded.hparams, EPSILON, 10, jax.random.key(0))
+    figure = Figure(figsize=(8, 2.4), layout="constrained")
+    for row, images in zip(figure.subplots(2, 10), (batch["inputs"], attacked), strict=True):
+        guesses = np.argmax(loaded(images), axis=-1)
+        for axes, image, guess, label in zip(row, images, guesses, batch["labels"], strict=True):
+            axes.imshow(image.reshape(8, 8), cmap="gray", vmin=0, vmax=1)
+            axes.set_title(guess, color="black" if guess == label else "red")
+            axes.axis("off")
+    figure.suptitle("As they are, and attacked; red where the model is wrong")
+    return figure
+
+
+if __name__ == "__main__":
+    chosen = load_from_checkpoint(sys.argv[1])
+    picture(chosen, data(study.seed)).savefig(sys.argv[2], dpi=80)

@@ -1,0 +1,109 @@
+"""Digits with a searched architecture: DARTS, and the network it finds, trained from scratch.
+
+    tuner launch studies/digits_darts.py
+
+Devices: 2 CPU cores, one worker on each. Time: 213 s. Best validation discrete_accuracy: 0.981 (2026-11-22).
+
+What is new beside `digits_cnn.py`: a trial trains twice. First mixtures of operations, whose weights descend the loss
+on one half of the training data while the architecture descends that on the other (Liu et al., 2019). Then the network
+that is left of them, from scratch, on both halves; its accuracy is the objective. The baseline is a random
+architecture: the search leaves it as it began, and everything else is the same.
+
+    python studies/digits_darts.py CHECKPOINT darts.png     the cells that were found
+"""
+
+import sys
+
+import jax
+from sklearn.datasets import load_digits
+
+from tuner import Space, Study, choice, log_uniform
+from tuner.methods import ArchitectureSearch, DiscreteClassifier, alphas_of, genotype, paired_halves
+from tuner.training import ArrayDataset, Splits
+
+EPOCHS = 6
+CELLS, CHANNELS, NODES = ("reduce",), 3, 2  # a cell that halves the image: convolutions are slow on CPUs
+OPERATIONS = ("none", "skip_connect", "max_pool_3x3", "sep_conv_3x3", "dil_conv_3x3")
+
+
+# 1. What is searched about the search. Second order looks a step of the weights ahead; `none` is the baseline.
+class HParams(Space):
+    learning_rate: float = log_uniform(0.01, 0.3)
+    architecture_rate: float = log_uniform(1e-3, 1e-1)
+    search_order: str = choice("first", "none")
+
+
+# 2. The data: a fifth for validation. The pairs of a search are made of the same examples that the network found is
+#    trained on.
+def images(seed: int) -> Splits:
+    inputs, labels = load_digits(return_X_y=True)
+    return ArrayDataset(inputs=inputs.reshape(-1, 8, 8, 1) / 16.0, labels=labels).split(0.2, seed)
+
+
+def data(seed: int) -> Splits:
+    splits = images(seed)
+    return Splits(paired_halves(splits.train, seed), splits.validation)
+
+
+# 3. The trainer. After the last epoch, the only one that is validated, a hook trains what was found. Its program is
+#    another for each architecture, and compiled for it.
+class Trainer(ArchitectureSearch):
+    loop = "step"  # XLA's convolutions are slow inside loops on CPUs
+    validate_every = EPOCHS
+
+    def on_validation_epoch_end(self, state, hparams, epoch, metrics):
+        found = genotype(alphas_of(jax.device_get(state.params)), self.operations)
+        network = DiscreteClassifier(self.classes, found, self.cells, self.channels)
+        network.loop = "step"
+        seed = int(jax.random.key_data(state.key)[-1]) // 2  # pyright: ignore[reportArgumentType]
+        fixed = {"learning_rate": 1e-2, "weight_decay": 1e-3}
+        *_, last = network.train_model(fixed, images(study.seed), epochs=2 * epoch, seed=seed)
+        return {"discrete_accuracy": last.metrics["accuracy"], "discrete_nll": last.metrics["nll"]}
+
+
+study = Study(
+    name="digits_darts",
+    space=HParams,
+    trainer=Trainer(10, CELLS, CHANNELS, NODES, OPERATIONS),
+    data=data,
+    objective="discrete_accuracy",
+    direction="maximize",
+    epochs=EPOCHS,
+    trials=8,
+    pruner="none",
+    baseline=HParams(learning_rate=0.1, architecture_rate=1e-2, search_order="none"),
+)
+
+
+# 4. What it looks like. The architecture is part of the checkpoint.
+def picture(loaded, splits):
+    from matplotlib.figure import Figure
+
+    found = genotype(alphas_of(loaded.state.params), loaded.trainer.operations)
+    figure = Figure(figsize=(5 * len(found), 3), layout="constrained")
+    for axes, (kind, nodes) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
+        places = [(0.0, 1.0), (0.0, 0.0)] + [(1.0 + at, (at + 1) % 2) for at in range(len(nodes))]
+        names = ["earlier\ncell", "last\ncell", *(f"node {at}" for at in range(len(nodes)))]
+        for at, node in enumerate(nodes):
+            for operation, source in node:
+                (x, y), (to_x, to_y) = places[source], places[2 + at]
+                arrow = {"arrowstyle": "->", "shrinkA": 20, "shrinkB": 20}
+                axes.annotate("", (to_x, to_y), (x, y), arrowprops=arrow)
+                place = (0.6 * x + 0.4 * to_x, 0.6 * y + 0.4 * to_y)
+                white = {"fc": "white", "ec": "none", "pad": 1}
+                axes.text(*place, operation, ha="center", va="center", fontsize=8, bbox=white)
+        for name, (x, y) in zip(names, places, strict=True):
+            axes.text(x, y, name, ha="center", va="center", fontsize=8, bbox={"boxstyle": "round", "fc": "lightblue"})
+        axes.set(title=kind, xlim=(-0.5, len(nodes) + 0.5), ylim=(-0.3, 1.3))
+        axes.set_axis_off()
+    return figure
+
+
+def draw(checkpoint, file):
+    from tuner.training import load_from_checkpoint
+
+    picture(load_from_checkpoint(checkpoint), data(study.seed)).savefig(file)
+
+
+if __name__ == "__main__":
+    draw(sys.argv[1], sys.argv[2])

@@ -1,0 +1,107 @@
+"""A small student that learns digits from few examples, and from what a large teacher says of them.
+
+    tuner launch studies/digits_distillation.py
+
+Devices: 2 CPU cores, one worker on each. Time: 57 s. Best validation accuracy: 0.958 (2026-11-22).
+
+What is new beside `digits_mlp.py`: a teacher, trained once where the data are made; its logits become an array of the
+data. The student has a hundred images; what the teacher says about how alike digits are makes more of them (Hinton et
+al., 2015, section 6, has the same with 3% of the data). `alpha=1` is training on the labels alone, the baseline.
+`python studies/digits_distillation.py CHECKPOINT out.png` draws images, their labels and the teacher's soft ones.
+"""
+
+import sys
+
+import flax.linen as nn
+import jax
+import numpy as np
+from sklearn.datasets import load_digits
+
+from tuner import Space, Study, log_uniform, uniform
+from tuner.methods import Classifier, DistilledClassifier, with_teacher
+from tuner.training import ArrayDataset, Loaded, Splits, load_from_checkpoint
+
+EXAMPLES = 100  # that the student has
+
+
+# 1. What is searched: numbers inside one program.
+class HParams(Space):
+    learning_rate: float = log_uniform(1e-3, 1e-1)
+    weight_decay: float = log_uniform(1e-6, 1e-1)
+    temperature: float = log_uniform(1.0, 20.0)
+    alpha: float = uniform(0.0, 1.0)
+
+
+class MLP(nn.Module):
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        for _ in range(2):
+            x = nn.relu(nn.Dense(self.width)(x))
+        return nn.Dense(10)(x)
+
+
+# 2. Teacher and student: the same model in two sizes.
+class Teacher(Classifier):
+    loop = "scan"  # for dense models this small
+
+    def init_model(self, hparams):
+        return MLP(256)
+
+
+class Student(DistilledClassifier):
+    loop = "scan"
+
+    def init_model(self, hparams):
+        return MLP(16)
+
+    def batch_size(self, hparams):
+        return 20
+
+
+# 3. The data. Half of all images are for validation: neither teacher nor student is trained on them. The teacher learns
+#    from the other half, and tells once what it thinks of every image.
+def data(seed: int) -> Splits:
+    images, labels = load_digits(return_X_y=True)
+    splits = ArrayDataset(inputs=images / 16.0, labels=labels).split(0.5, seed, stratify="labels")
+    teacher, hparams = Teacher(10), {"learning_rate": 3e-3, "weight_decay": 1e-2}
+    training = teacher.train_model(hparams, splits, epochs=30, seed=seed)
+    list(training)
+    few = Splits(splits.train.take(np.arange(EXAMPLES)), splits.validation)
+    return with_teacher(few, teacher.bind_model(training.state, hparams))
+
+
+study = Study(
+    name="digits_distillation",
+    space=HParams,
+    trainer=Student(10),
+    data=data,
+    objective="accuracy",
+    direction="maximize",
+    epochs=60,
+    trials=30,
+    baseline=HParams(learning_rate=0.02, weight_decay=0.1, temperature=1.0, alpha=1.0),
+)
+
+
+# 4. A picture: what the labels do not say.
+def picture(loaded: Loaded, splits: Splits):
+    from matplotlib.figure import Figure
+
+    found, temperature = splits.train.host(), float(loaded.hparams.temperature)
+    soft = np.asarray(jax.nn.softmax(found["teacher_logits"] / temperature))
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    unsure = np.argsort(soft.max(1))[:6]
+    for column, example in zip(figure.subplots(2, 6, sharey="row").T, unsure, strict=True):
+        column[0].imshow(found["inputs"][example].reshape(8, 8), cmap="gray")
+        column[0].set(title=f"label {found['labels'][example]}", xticks=[], yticks=[])
+        column[1].bar(range(10), soft[example])
+        column[1].set(xticks=range(0, 10, 3))
+    figure.suptitle(f"Soft labels at temperature {temperature:.1f}")
+    return figure
+
+
+if __name__ == "__main__":
+    chosen = load_from_checkpoint(sys.argv[1])
+    picture(chosen, data(study.seed)).savefig(sys.argv[2], dpi=80)

@@ -1,0 +1,109 @@
+"""Digits with five labels for each class: features learned without labels, by SimCLR, and a linear probe on them.
+
+    tuner launch studies/digits_simclr.py
+
+Devices: 2 CPU cores, one worker on each. Time: 170 s. Best validation probe_accuracy: 0.894 (2026-11-22).
+
+What is new beside `digits_mlp.py`: a trainer of `tuner.methods`, which needs a model and, here, how an image is changed
+at random: what an encoder must not see is all that it is taught. `contrastive=False` leaves the encoder at random, the
+baseline. `python studies/digits_simclr.py CHECKPOINT out.png` draws the features of both.
+"""
+
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
+
+from tuner import Space, Study, choice, log_uniform, uniform
+from tuner.methods import SimCLR, augment, contrast, crop, noise, rotate, scaled, shift
+from tuner.training import ArrayDataset, Loaded, Splits, load_from_checkpoint
+
+LABELLED = 5  # of each class
+
+
+# 1. What is searched: all numbers inside the program, but for the comparison.
+class HParams(Space):
+    learning_rate: float = log_uniform(1e-3, 3e-2)
+    probe_learning_rate: float = log_uniform(1e-2, 0.3)
+    temperature: float = log_uniform(0.05, 1.0)
+    strength: float = uniform(0.1, 0.8)
+    contrastive: bool = choice(True, False)
+
+
+# 2. The encoder: images (batch, 8, 8, 1) to features (batch, 64). The mean over the image at the end lets it take
+#    images of any size; batch statistics are carried along.
+class Encoder(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train: bool):
+        for channels, stride in ((16, 1), (32, 2), (64, 2)):
+            x = nn.Conv(channels, (3, 3), (stride, stride), use_bias=False)(x)
+            x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+        return x.mean((1, 2))
+
+
+# 3. Transforms of one strength, each in units that suit it. Digits may not be mirrored: a 2 would be something else.
+TRANSFORMS = (scaled(crop, 0.4), scaled(shift, 0.2), scaled(rotate, 0.15), contrast, scaled(noise, 0.2))
+
+
+class Trainer(SimCLR):
+    loop = "step"  # XLA's convolutions are slow inside loops on CPUs
+
+    def init_model(self, hparams):
+        return Encoder()
+
+    def view(self, images, hparams, key):
+        return augment(key, images, hparams.strength, TRANSFORMS)
+
+    def batch_size(self, hparams):
+        return 256
+
+
+# 4. The data: all training images, of which the probe knows few labels; -1 is none. Validation knows all.
+def data(seed: int) -> Splits:
+    images, labels = load_digits(return_X_y=True)
+    dataset = ArrayDataset(inputs=images.reshape(-1, 8, 8, 1) / 16.0, labels=labels)
+    splits = dataset.split(0.4, seed, stratify="labels")
+    train = splits.train.host()
+    known = np.concatenate([np.flatnonzero(train["labels"] == digit)[:LABELLED] for digit in range(10)])
+    few = np.full_like(train["labels"], -1)
+    few[known] = train["labels"][known]
+    return Splits(ArrayDataset(inputs=train["inputs"], labels=few), splits.validation)
+
+
+study = Study(
+    name="digits_simclr",
+    space=HParams,
+    trainer=Trainer(classes=10),
+    data=data,
+    objective="probe_accuracy",
+    direction="maximize",
+    epochs=30,
+    trials=12,
+    baseline=HParams(learning_rate=0.01, probe_learning_rate=0.02, temperature=0.2, strength=0.4, contrastive=False),
+)
+
+
+# 5. A picture: the features of validation images on their two main axes, of an encoder at random and of this one.
+def picture(loaded: Loaded, splits: Splits):
+    from matplotlib.figure import Figure
+
+    images, labels = (splits.validation.host()[name][:400] for name in ("inputs", "labels"))
+    trainer, hparams = loaded.trainer, loaded.hparams
+    first = trainer.init_state(hparams, {"inputs": jnp.asarray(images)}, jax.random.key(0), 1)
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    for axes, state, name in zip(figure.subplots(1, 2), (first, loaded.state), ("at random", "SimCLR"), strict=True):
+        features = trainer.bind_model(state, hparams)(images)["features"]
+        points = PCA(2).fit_transform(np.asarray(features))
+        axes.scatter(*points.T, c=labels, cmap="tab10", vmin=-0.5, vmax=9.5, s=9, linewidths=0)
+        axes.set(title=name, xticks=[], yticks=[])
+    figure.colorbar(figure.axes[-1].collections[0], ticks=range(10), label="digit")
+    return figure
+
+
+if __name__ == "__main__":
+    chosen = load_from_checkpoint(sys.argv[1])
+    picture(chosen, data(study.seed)).savefig(sys.argv[2], dpi=80)

@@ -1,0 +1,148 @@
+"""Curriculum learning: from easy examples to all of them, in stages (Bengio et al., 2009; Hacohen & Weinshall, 2019).
+
+Difficulty is a number for each example, whatever it was made from: noise, length, or the loss of a model that was
+quickly trained (`held_out_losses`). The training data are sorted by it; the trainer draws from an allowed beginning.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tuner.errors import StudyError
+from tuner.methods.classification import field
+from tuner.training import ArrayDataset, Splits, TrainerModule
+from tuner.training.checks import EVAL_BATCH
+from tuner.training.data import Batch
+from tuner.training.programs import Order
+from tuner.training.state import Stream, TrainState
+
+
+def difficulty(step: jax.Array, stage_steps: jax.Array | int, stages: jax.Array | int) -> jax.Array:
+    """Return the share of the examples that is allowed, (min(floor(s / S), N - 1) + 1) / N.
+
+    Args:
+        step: s, Int[Array, "..."].
+        stage_steps: S, > 0; may be traced.
+        stages: N, > 0; may be traced.
+    """
+    return _stage(step, stage_steps, stages).astype(jnp.float32) / jnp.asarray(stages, jnp.float32)
+
+
+def allowed(step: jax.Array, stage_steps: jax.Array | int, stages: jax.Array | int, examples: int) -> jax.Array:
+    """Return how many examples that is: at least one, rounded up, in whole numbers. Int[Array, "..."]."""
+    stages = jnp.asarray(stages, jnp.int32)
+    return (_stage(step, stage_steps, stages) * examples + stages - 1) // stages
+
+
+def _stage(step: jax.Array, stage_steps: jax.Array | int, stages: jax.Array | int) -> jax.Array:
+    """Return the stage that a step is in, from 1 to N."""
+    stages = jnp.asarray(stages, jnp.int32)
+    return jnp.minimum(step.astype(jnp.int32) // jnp.asarray(stage_steps, jnp.int32), stages - 1) + 1
+
+
+def easiest_first(dataset: ArrayDataset, scores: np.ndarray) -> ArrayDataset:
+    """Return a view of the dataset sorted from easy to hard; examples of equal scores keep their order.
+
+    Args:
+        dataset: The training data.
+        scores: Difficulties, Float[Array, "examples"]; finite.
+
+    Raises:
+        StudyError: there is not one finite number for each example.
+    """
+    scores = np.asarray(scores)
+    if scores.shape != (len(dataset),) or not np.isfinite(scores).all():
+        raise StudyError(
+            f"a curriculum needs one finite number for each of {len(dataset)} examples: got shape {scores.shape}, "
+            f"{int((~np.isfinite(scores)).sum())} of them not finite"
+        )
+    return dataset.take(np.argsort(scores, kind="stable"))
+
+
+def held_out_losses(
+    trainer: TrainerModule, hparams: Any, dataset: ArrayDataset, *, epochs: int, seed: int, folds: int = 3
+) -> np.ndarray:
+    """Return each example's loss by a model that was trained without it: a difficulty, Float[Array, "examples"].
+
+    A model that has seen an example may have learnt a wrong label by heart. Folds of one size share their programs. The
+    numbers are the same on machines of one kind.
+
+    Args:
+        trainer: Any whose `loss` has a value for each example.
+        hparams: The hyperparameters.
+        dataset: The training data.
+        epochs: Of each training.
+        seed: Of the folds, and of the trainings.
+        folds: At least 2.
+    """
+    order, losses = np.random.default_rng(seed).permutation(len(dataset)), np.empty(len(dataset), np.float32)
+    for held_out in np.array_split(order, folds):
+        part = Splits(dataset.take(np.setdiff1d(order, held_out)), dataset.take(held_out))
+        training = trainer.train_model(hparams, part, epochs=epochs, seed=seed)
+        list(training)
+        losses[held_out] = _losses(trainer, training.state, hparams, part.validation)
+    return losses
+
+
+def _losses(trainer: TrainerModule, state: TrainState, hparams: Any, dataset: ArrayDataset) -> np.ndarray:
+    """Return the loss of each example in evaluation mode."""
+
+    @jax.jit
+    def of_batch(weights: TrainState, hparams: Any, batch: Batch) -> jax.Array:
+        outputs, _ = trainer.apply_model(weights.params, weights.collections, batch, hparams, train=False)
+        return trainer.loss(outputs, batch, hparams)[0]
+
+    weights, host, size = state.for_evaluation(), dataset.host(), EVAL_BATCH
+    batches = [{name: array[at : at + size] for name, array in host.items()} for at in range(0, len(dataset), size)]
+    return np.concatenate([of_batch(weights, hparams, batch) for batch in batches])
+
+
+class Curriculum(TrainerModule):
+    """Mixed into a trainer, draws its batches from the easy examples first: `class Trainer(Curriculum, Classifier)`.
+
+    The training data must be sorted, see `easiest_first`. A batch is drawn with replacement, uniformly from the
+    examples that its step allows, so it may be larger than they are many. It follows from the trial's key and the step
+    alone: a training that is resumed draws what it would have drawn.
+
+    Hyperparameters: `stages`, a whole number (1 is no curriculum), and `stage_epochs`, the length of each but the last
+    in epochs. Both may be traced: `choice(1, 2, 4, traced=True)`.
+    """
+
+    def order(self, hparams: Any, key: jax.Array, step: jax.Array, rows: jax.Array, *, batch_size: int) -> Order:
+        stages, stage_epochs = field(hparams, "stages"), field(hparams, "stage_epochs")
+        return staged_order(key, step, rows, stages, stage_epochs, batch_size=batch_size)
+
+
+@partial(jax.jit, static_argnames=("batch_size",))
+def staged_order(
+    key: jax.Array, step: jax.Array, rows: jax.Array, stages: Any, stage_epochs: Any, *, batch_size: int
+) -> Order:
+    """Return the batches of an epoch that begins at a step; see `Curriculum`.
+
+    Args:
+        key: The trial's.
+        step: The epoch's first, Int[Array, ""].
+        rows: From easy to hard, Int[Array, "examples"].
+        stages: How many.
+        stage_epochs: Length of a stage in epochs; at least a step.
+        batch_size: Static.
+
+    Returns:
+        Indices Int[Array, "steps batch"] and weights Float[Array, "steps batch"], as `TrainerModule.order` has them.
+    """
+    examples = rows.shape[0]
+    steps = -(-examples // batch_size)
+    stage_steps = jnp.maximum(jnp.round(jnp.asarray(stage_epochs, jnp.float32) * steps).astype(jnp.int32), 1)
+
+    def draw(step: jax.Array) -> jax.Array:
+        # A step's draws depend on nothing but the step: epochs of another length would see the same.
+        count = allowed(step, stage_steps, stages, examples)
+        return rows[jax.random.randint(Stream.ORDER.key(key, step), (batch_size,), 0, count)]
+
+    indices = jax.vmap(draw)(step.astype(jnp.int32) + jnp.arange(steps, dtype=jnp.int32))
+    return indices, jnp.ones(indices.shape, jnp.float32)

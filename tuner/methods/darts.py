@@ -1,0 +1,231 @@
+"""Differentiable architecture search (Liu et al., 2019, arXiv:1806.09055): the bilevel training of mixtures.
+
+The mixtures' logits, alpha, descend the loss on held-out data at the weights that training data lead to, the weights w
+that on training data (equations 3 and 4). `genotype` makes the result discrete, `DiscreteClassifier` trains that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from tuner.errors import StudyError
+from tuner.methods.classification import Classifier, field
+from tuner.methods.darts_networks import ALPHAS, KINDS, SearchNetwork
+from tuner.methods.darts_ops import OPERATIONS
+from tuner.training import ArrayDataset, Mean, OptimizerSpec, TrainState, WarmupCosine, warmup_cosine
+from tuner.training.data import Batch
+from tuner.training.metrics import Metrics
+from tuner.training.optimizer import as_optimizer
+from tuner.training.state import Stream
+
+Loss = Callable[[Any, Any], jax.Array]
+"""(weights, alphas) -> Float[Array, ""]."""
+HELD_OUT = "held_out_"
+
+
+def architecture_gradient(
+    train_loss: Loss, held_out_loss: Loss, weights: Any, alphas: Any, rate: jax.Array | float | None
+) -> tuple[jax.Array, Any]:
+    """Return the held-out loss, and the gradient by which the architecture descends it.
+
+    Second order is that of L_held_out(w - rate * dL_train/dw, alpha), equations 6 to 8: the product with second
+    derivatives is the difference of two gradients, at w +- epsilon dL_held_out/dw', epsilon = 0.01 / |dL_held_out/dw'|.
+
+    Args:
+        train_loss: On training data.
+        held_out_loss: On held-out data.
+        weights: w.
+        alphas: The architecture.
+        rate: xi, of the step of the weights that is looked ahead; None for first order, which looks at w itself.
+    """
+    if rate is None:
+        return jax.value_and_grad(held_out_loss, argnums=1)(weights, alphas)
+    ahead = _moved(weights, jax.grad(train_loss)(weights, alphas), -rate)
+    loss, (slopes, direct) = jax.value_and_grad(held_out_loss, argnums=(0, 1))(ahead, alphas)
+    epsilon = 0.01 / jnp.maximum(optax.tree.norm(slopes), 1e-8)
+    above = jax.grad(train_loss, argnums=1)(_moved(weights, slopes, epsilon), alphas)
+    below = jax.grad(train_loss, argnums=1)(_moved(weights, slopes, -epsilon), alphas)
+    product = jax.tree.map(lambda one, other: (one - other) / (2 * epsilon), above, below)
+    return loss, _moved(direct, product, -rate)
+
+
+def _moved(tree: Any, direction: Any, by: Any) -> Any:
+    return jax.tree.map(lambda leaf, slope: leaf + by * slope, tree, direction)
+
+
+def paired_halves(dataset: ArrayDataset, seed: int) -> ArrayDataset:
+    """Return a dataset of pairs, one example to train the weights with and one for the architecture.
+
+    The halves are cut once, so what moves the architecture never moves the weights. An example of the result has the
+    arrays of the first, and those of the second with `held_out_` before their names. An odd one is left out.
+
+    Args:
+        dataset: At least two examples, all of weight 1.
+        seed: Of the cut.
+
+    Raises:
+        StudyError: there are too few examples, or they have weights.
+    """
+    arrays = dataset.host()
+    if len(dataset) < 2 or not (arrays.pop("weight") == 1).all():
+        raise StudyError(f"halves need at least 2 examples, all of weight 1: got {len(dataset)}, or other weights")
+    order, half = np.random.default_rng(seed).permutation(len(dataset)), len(dataset) // 2
+    first, second = order[:half], order[half : 2 * half]
+    return ArrayDataset(
+        **{name: array[first] for name, array in arrays.items()},
+        **{HELD_OUT + name: array[second] for name, array in arrays.items()},
+    )
+
+
+class ArchitectureSearch(Classifier):
+    """Searches an architecture while its weights are trained; the training data are those of `paired_halves`.
+
+    Each step moves the architecture on the held-out examples of the batch, then the weights on the others. Batch
+    statistics that are carried along are those of the latter.
+
+    Hyperparameters: `learning_rate` of the weights (momentum 0.9, cosine) and, where there is one, their
+    `weight_decay`; `architecture_rate` of Adam on the logits; `search_order` (static): `second`, `first`, or `none`,
+    which leaves the architecture as it began, drawn at random, and is what a search is to be compared with.
+
+    Args:
+        classes: How many there are.
+        cells: See `SearchNetwork`.
+        channels: See `SearchNetwork`.
+        nodes: See `SearchNetwork`.
+        operations: See `SearchNetwork`.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        cells: tuple[str, ...] = KINDS,
+        channels: int = 8,
+        nodes: int = 2,
+        operations: tuple[str, ...] = OPERATIONS,
+    ) -> None:
+        super().__init__(classes)
+        self.cells, self.channels, self.nodes, self.operations = tuple(cells), channels, nodes, tuple(operations)
+
+    def init_model(self, hparams: Any) -> SearchNetwork:
+        return SearchNetwork(self.classes, self.cells, self.channels, self.nodes, self.operations)
+
+    def ema_decay(self, hparams: Any) -> None:
+        """Return None: a smoothed architecture would be judged with weights of another."""
+
+    def init_optimizers(self, hparams: Any, total_steps: int) -> tuple[Any, Any]:
+        """Return the optimizers of weights and architecture, each as `init_optimizer` may return one.
+
+        By default those of the paper: SGD with momentum 0.9 and a cosine; Adam with b1 = 0.5 and decay 0.001.
+        """
+        weights = OptimizerSpec(
+            "sgd",
+            hparams.learning_rate,
+            options={"momentum": 0.9},
+            schedule=WarmupCosine(),
+            decay=field(hparams, "weight_decay", 0.0),
+            decay_kind="l2",
+            clip_norm=5.0,
+        )
+        alphas = OptimizerSpec("adam", hparams.architecture_rate, options={"b1": 0.5}, decay=1e-3, decay_kind="l2")
+        return weights, alphas
+
+    def look_ahead(self, hparams: Any, step: jax.Array, total_steps: int) -> jax.Array:
+        """Return xi of `architecture_gradient`, for second order: as in the paper the weights' rate at this step."""
+        return hparams.learning_rate * warmup_cosine(total_steps)(step)
+
+    # Made of the above.
+
+    def init_state(self, hparams: Any, batch: Batch, key: jax.Array, total_steps: int) -> TrainState:
+        if self.precision != "float32":
+            raise StudyError(f"an architecture search must compute in float32: got precision={self.precision!r}")
+        params, collections = self.build_model(hparams).init(Stream.INIT.key(key), (batch["inputs"],))
+        weights, alphas = split(params)
+        optimizers = self._optimizers(hparams, total_steps)
+        opt_state = {"weights": optimizers["weights"].init(weights), "alphas": optimizers["alphas"].init(alphas)}
+        return TrainState(jnp.int32(0), params, opt_state, collections, key, total_steps=total_steps)
+
+    def train_step(self, state: TrainState, batch: Batch, hparams: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
+        """Return the state after a step of the architecture and one of the weights, and the batch's metrics.
+
+        These are those of the weights' step, and of the architecture's the loss `held_out_loss`.
+        """
+        order: Literal["second", "first", "none"] = hparams.search_order
+        if order not in ("second", "first", "none"):
+            raise StudyError(f"search_order must be 'second', 'first' or 'none': got {order!r}")
+        metrics: Metrics = {}
+        if order != "none":
+            state, metrics = self.architecture_step(state, batch, hparams, jax.random.fold_in(key, 1))
+        state, more = self.weights_step(state, batch, hparams, key)
+        assert state.step is not None
+        return dataclasses.replace(state, step=state.step + jnp.ones_like(state.step)), {**metrics, **more}
+
+    def architecture_step(
+        self, state: TrainState, batch: Batch, hparams: Any, key: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        """Return the state after a step of the architecture; weights and batch statistics stay as they are."""
+        held_out = {name.removeprefix(HELD_OUT): array for name, array in batch.items() if name.startswith(HELD_OUT)}
+
+        def loss_on(examples: Batch) -> Loss:
+            return lambda weights, alphas: self._loss({**weights, **alphas}, state, examples, hparams, key)[0]
+
+        ahead = None
+        if hparams.search_order == "second":
+            assert state.step is not None
+            ahead = self.look_ahead(hparams, state.step, state.total_steps)
+        losses = loss_on(batch), loss_on({**held_out, "weight": batch["weight"]})
+        loss, grads = architecture_gradient(*losses, *split(state.params), ahead)
+        held_out_loss = Mean(loss * jnp.sum(batch["weight"]), jnp.sum(batch["weight"]))
+        return self._descend("alphas", state, grads, hparams), {"held_out_loss": held_out_loss}
+
+    def weights_step(self, state: TrainState, batch: Batch, hparams: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
+        """Return the state after a step of the weights; the architecture stays as it is."""
+        weights, alphas = split(state.params)
+
+        def objective(weights: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
+            return self._loss({**weights, **alphas}, state, batch, hparams, key)
+
+        grads, (collections, metrics) = jax.grad(objective, has_aux=True)(weights)
+        after = self._descend("weights", state, grads, hparams)
+        norm = Mean.of_steps(optax.tree.norm(grads))
+        return dataclasses.replace(after, collections=collections), {**metrics, "grad_norm": norm}
+
+    def _optimizers(self, hparams: Any, total_steps: int) -> dict[str, Any]:
+        made = self.init_optimizers(hparams, total_steps)
+        return {name: as_optimizer(one, total_steps) for name, one in zip(("weights", "alphas"), made, strict=True)}
+
+    def _loss(
+        self, params: Any, state: TrainState, batch: Batch, hparams: Any, key: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, Metrics]]:
+        outputs, collections = self.apply_model(params, state.collections, batch, hparams, train=True, key=key)
+        metrics = self._metrics(outputs, batch, hparams)
+        return metrics["loss"].value, (collections, metrics)
+
+    def _descend(self, name: str, state: TrainState, grads: Any, hparams: Any) -> TrainState:
+        """Return the state after a step of the weights or of the architecture."""
+        weights, alphas = split(state.params)
+        part = weights if name == "weights" else alphas
+        optimizer = self._optimizers(hparams, state.total_steps)[name]
+        after = TrainState(params=part, opt_state=state.opt_state[name]).apply_gradients(optimizer, grads)
+        return dataclasses.replace(
+            state,
+            params={**state.params, **after.params},
+            opt_state={**state.opt_state, name: after.opt_state},
+        )
+
+
+def split(params: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a search network's weights, and its architecture."""
+    alphas = {name: leaf for name, leaf in params.items() if name.startswith(ALPHAS)}
+    return {name: leaf for name, leaf in params.items() if name not in alphas}, alphas
+
+
+def alphas_of(params: Any) -> dict[str, jax.Array]:
+    """Return a search network's architecture by kind of cell, as `genotype` takes it."""
+    return {name.removeprefix(ALPHAS): leaf for name, leaf in split(params)[1].items()}

@@ -1,0 +1,223 @@
+"""Generative adversarial networks: two networks and two optimizers (Goodfellow et al., 2014, arXiv:1406.2661)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tuner.errors import StudyError
+from tuner.methods.classification import field
+from tuner.training import Mean, Metric, Model, OptimizerSpec, TrainerModule
+from tuner.training.data import Batch
+from tuner.training.metrics import Metrics
+from tuner.training.models import as_model
+from tuner.training.optimizer import as_optimizer
+from tuner.training.state import Average, Stream, TrainState
+
+Objective = Callable[[Any], tuple[jax.Array, tuple[Any, Metrics]]]
+"""params -> what a network descends, Float[Array, ""], its collections after the step, and metrics."""
+
+
+def value(real_logits: jax.Array, fake_logits: jax.Array) -> jax.Array:
+    """Return what the two play for, log D(x) + log(1 - D(G(z))): the paper's equation 1, for each pair of samples."""
+    return nn.log_sigmoid(real_logits) + nn.log_sigmoid(-fake_logits)
+
+
+def generator_loss(fake_logits: jax.Array) -> jax.Array:
+    """Return -log D(G(z)): of the paper's two losses the one whose gradient stays where the discriminator is sure."""
+    return -nn.log_sigmoid(fake_logits)
+
+
+def squared_slopes(logits: Callable[[jax.Array], jax.Array], samples: jax.Array) -> jax.Array:
+    """Return |grad_x D(x)|^2 at each sample: the penalty R1 (Mescheder et al., 2018, equation 9).
+
+    Args:
+        logits: Samples -> Float[Array, "batch"].
+        samples: Float[Array, "batch ..."].
+    """
+    slopes = jax.grad(lambda samples: jnp.sum(logits(samples)))(samples)
+    return jnp.sum(slopes.reshape(slopes.shape[0], -1) ** 2, axis=1)
+
+
+class Adversarial(TrainerModule):
+    """Trains a generator against a discriminator; subclasses define `init_networks`, and what `judge` finds.
+
+    An example has `inputs`, a real sample, and `noise`, from which the generator makes one in validation: it comes with
+    the data, so that all trials are judged on the same. In training normal noise of its shape is drawn anew.
+
+    Parameters, optimizer states and collections are dicts with an entry for each network. In a step the discriminator
+    moves first, then the generator; each leaves all of the other as it is, batch statistics too. As a model
+    (`bind_model`, `load_from_checkpoint`) it turns noise into samples.
+
+    Hyperparameters, where a space has them: `discriminator_steps` to each of the generator's (static, 1 unless said);
+    `gradient_penalty`, the weight gamma of gamma / 2 |grad_x D(x)|^2 on real samples; those of `init_optimizers`.
+    """
+
+    def init_networks(self, hparams: Any) -> tuple[Any, Any]:
+        """Return generator and discriminator, each as `init_model` may return a model.
+
+        The generator turns noise into samples, the discriminator samples into logits, Float[Array, "batch"].
+        """
+        raise StudyError(f"an adversarial trainer must define init_networks(hparams): {type(self).__name__} does not")
+
+    def init_optimizers(self, hparams: Any, total_steps: int) -> tuple[Any, Any]:
+        """Return the optimizers of generator and discriminator, each as `init_optimizer` may return one.
+
+        By default Adam with two rates (Heusel et al., 2017): `learning_rate`, and for the discriminator
+        `discriminator_speed` times as much, where there is such a hyperparameter. Schedules are given the steps that
+        each network takes.
+        """
+        rate = field(hparams, "learning_rate")
+        if rate is None:
+            raise StudyError(
+                "the default optimizers need a hyperparameter 'learning_rate': "
+                f"{type(hparams).__name__} has none; add it, or define init_optimizers in {type(self).__name__}"
+            )
+        return OptimizerSpec("adam", rate), OptimizerSpec("adam", rate * field(hparams, "discriminator_speed", 1.0))
+
+    def judge(self, real: jax.Array, fake: jax.Array, batch: Batch, hparams: Any) -> dict[str, Any]:
+        """Return metrics of real and generated validation samples: one value for each, or a `Metric`."""
+        return {}
+
+    # Made of the above.
+
+    def build_networks(self, hparams: Any) -> dict[str, Model]:
+        """Return both networks by name."""
+        generator, discriminator = self.init_networks(hparams)
+        return {"generator": as_model(generator), "discriminator": as_model(discriminator)}
+
+    def build_optimizers(self, hparams: Any, total_steps: int) -> dict[str, Any]:
+        """Return both optimizers by name, as optax transformations."""
+        generator, discriminator = self.init_optimizers(hparams, total_steps)
+        steps = total_steps * field(hparams, "discriminator_steps", 1)
+        return {
+            "generator": as_optimizer(generator, total_steps),
+            "discriminator": as_optimizer(discriminator, steps),
+        }
+
+    def build_model(self, hparams: Any) -> Model:
+        """Return both networks as one model whose inputs are noise; samples are needed to initialise it."""
+        networks = self.build_networks(hparams)
+
+        def init(key: jax.Array, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
+            params, collections = {}, {}
+            for one, argument, (name, network) in zip(jax.random.split(key), inputs, networks.items(), strict=True):
+                params[name], collections[name] = network.init(one, (argument,))
+            return params, collections
+
+        def apply(params: Any, collections: Any, inputs: tuple[Any, ...], *, train: bool, key: Any) -> tuple[Any, Any]:
+            found, after = networks["generator"].apply(
+                params["generator"], collections["generator"], inputs[:1], train=train, key=key
+            )
+            return found, {**collections, "generator": after}
+
+        return Model(init, apply, networks["generator"].module)
+
+    def inputs(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Return what generator and discriminator are called with."""
+        return batch["noise"], batch["inputs"]
+
+    def init_state(self, hparams: Any, batch: Batch, key: jax.Array, total_steps: int) -> TrainState:
+        if self.precision != "float32":
+            raise StudyError(f"an adversarial trainer must compute in float32: got precision={self.precision!r}")
+        params, collections = self.build_model(hparams).init(Stream.INIT.key(key), self.inputs(batch))
+        optimizers = self.build_optimizers(hparams, total_steps)
+        opt_state = {name: optimizer.init(params[name]) for name, optimizer in optimizers.items()}
+        average = None if self.ema_decay(hparams) is None else Average(params, collections)
+        return TrainState(jnp.int32(0), params, opt_state, collections, key, average, total_steps=total_steps)
+
+    def discriminator_step(
+        self, state: TrainState, batch: Batch, hparams: Any, key: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        """Return the state after a step of the discriminator, and what was played for."""
+        noise_key, *keys = jax.random.split(key, 4)
+        fake, _ = self._generate(state.params, state, batch, hparams, noise_key, keys[0])
+        network, gamma = self.build_networks(hparams)["discriminator"], field(hparams, "gradient_penalty")
+
+        def objective(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
+            before = state.collections["discriminator"]
+            real_logits, after = network.apply(params, before, (batch["inputs"],), train=True, key=keys[1])
+            fake_logits, after = network.apply(params, after, (fake,), train=True, key=keys[2])
+            played = Mean.of(value(real_logits, fake_logits), batch["weight"])
+            if gamma is None:
+                return -played.value, (after, {"value": played})
+
+            def logits(samples: jax.Array) -> jax.Array:
+                return network.apply(params, before, (samples,), train=True, key=keys[1])[0]
+
+            slopes = Mean.of(squared_slopes(logits, batch["inputs"]), batch["weight"])
+            return -played.value + gamma / 2 * slopes.value, (after, {"value": played, "squared_slope": slopes})
+
+        return self._descend("discriminator", state, objective, hparams)
+
+    def generator_step(
+        self, state: TrainState, batch: Batch, hparams: Any, key: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        """Return the state after a step of the generator, and its loss."""
+        noise_key, *keys = jax.random.split(key, 3)
+        network = self.build_networks(hparams)["discriminator"]
+
+        def objective(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
+            fake, after = self._generate({"generator": params}, state, batch, hparams, noise_key, keys[0])
+            logits, _ = network.apply(
+                state.params["discriminator"], state.collections["discriminator"], (fake,), train=True, key=keys[1]
+            )
+            loss = Mean.of(generator_loss(logits), batch["weight"])
+            return loss.value, (after, {"generator_loss": loss})
+
+        return self._descend("generator", state, objective, hparams)
+
+    def train_step(self, state: TrainState, batch: Batch, hparams: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
+        """Return the state after the discriminator's steps and the generator's, and the metrics of the last two."""
+        *keys, last = jax.random.split(key, field(hparams, "discriminator_steps", 1) + 1)
+        metrics: Metrics = {}
+        for one in keys:
+            state, metrics = self.discriminator_step(state, batch, hparams, one)
+        state, more = self.generator_step(state, batch, hparams, last)
+        average, decay = state.average, self.ema_decay(hparams)
+        if average is not None and decay is not None:
+            average = average.update(state.params, state.collections, decay)
+        assert state.step is not None
+        state = dataclasses.replace(state, step=state.step + jnp.ones_like(state.step), average=average)
+        return state, {**metrics, **more}
+
+    def eval_step(self, state: TrainState, batch: Batch, hparams: Any) -> Metrics:
+        """Return what `judge` finds in the validation's samples, and `value`."""
+        weights, networks = state.for_evaluation(), self.build_networks(hparams)
+
+        def run(name: str, argument: jax.Array) -> jax.Array:
+            params, collections = weights.params[name], weights.collections[name]
+            return networks[name].apply(params, collections, (argument,), train=False, key=None)[0]
+
+        real, fake = batch["inputs"], run("generator", batch["noise"])
+        played = value(run("discriminator", real), run("discriminator", fake))
+        return {
+            name: found if isinstance(found, Metric) else Mean.of(found, batch["weight"])
+            for name, found in {"value": played, **self.judge(real, fake, batch, hparams)}.items()
+        }
+
+    def _generate(
+        self, params: Any, state: TrainState, batch: Batch, hparams: Any, noise_key: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        """Return samples made of fresh noise, and the generator's collections after it."""
+        noise = jax.random.normal(noise_key, batch["noise"].shape, batch["noise"].dtype)
+        network, collections = self.build_networks(hparams)["generator"], state.collections["generator"]
+        return network.apply(params["generator"], collections, (noise,), train=True, key=key)
+
+    def _descend(self, name: str, state: TrainState, objective: Objective, hparams: Any) -> tuple[TrainState, Metrics]:
+        """Return the state after a step of one network, the other left as it is."""
+        grads, (collections, metrics) = jax.grad(objective, has_aux=True)(state.params[name])
+        optimizer = self.build_optimizers(hparams, state.total_steps)[name]
+        before = TrainState(params=state.params[name], opt_state=state.opt_state[name])
+        after = before.apply_gradients(optimizer, grads, collections)
+        return dataclasses.replace(
+            state,
+            params={**state.params, name: after.params},
+            opt_state={**state.opt_state, name: after.opt_state},
+            collections={**state.collections, name: after.collections},
+        ), metrics
