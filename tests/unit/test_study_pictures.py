@@ -17,7 +17,7 @@ from tuner.training import Splits
 from tuner.training.restore import Loaded
 
 STUDIES = Path(__file__).parents[2] / "studies"
-DRAWN = sorted(path for path in STUDIES.glob("*.py") if "\ndef picture(loaded, splits)" in path.read_text())
+DRAWN = [STUDIES / f"{name}.py" for name in ("digits_autoencoder", "digits_uncertainty", "moons_flow")]
 
 
 def trained(module: Any, hparams: Any) -> tuple[Any, Any, Splits]:
