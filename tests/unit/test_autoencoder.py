@@ -45,6 +45,7 @@ def test_the_error_is_a_mean_over_features_for_each_example() -> None:
         squared_error(made[:, 0], inputs)
 
 
+@pytest.mark.slow
 def test_the_linear_one_is_pca() -> None:
     splits = correlated(300)
     inputs = splits.train.host()["inputs"]

@@ -204,6 +204,7 @@ def test_a_step_is_half_eps_of_the_gradient_and_noise_of_variance_eps() -> None:
     np.testing.assert_allclose(grads[0] - grads[1], eps / 2 * gradient, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eps", [0.005])
 def test_samples_are_those_of_the_posterior(eps: float) -> None:
     count, every = 4000, 20
@@ -240,6 +241,7 @@ def test_after_the_burn_in_every_so_many_steps_the_weights_are_a_sample() -> Non
     np.testing.assert_array_equal(state.collections["samples"]["kernel"], [seen[5], seen[7], seen[9]])
 
 
+@pytest.mark.slow
 def test_a_classifier_predicts_the_mixture_of_its_samples_only() -> None:
     class Chain(Mixin, LangevinClassifier):
         def init_model(self, hparams: Any) -> Any:

@@ -93,6 +93,7 @@ def test_one_probe_gives_the_trace_of_a_diagonal_exactly() -> None:
         np.testing.assert_allclose(found, 6.5, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_probes_are_unbiased_with_the_variance_that_theory_says() -> None:
     matrix, probes = symmetric([3.0, 1.0, -2.0, 0.5, 4.0, 0.0]), 50
     keys = jax.random.split(KEY, 400)
@@ -135,6 +136,7 @@ def test_sharpness_is_the_greatest_eigenvalue_of_the_hessian_by_hand() -> None:
     assert {"loss", "accuracy", "nll"} <= set(found)
 
 
+@pytest.mark.slow
 def test_it_is_reported_for_the_weights_that_are_evaluated() -> None:
     rng = np.random.default_rng(0)
     dataset = ArrayDataset(inputs=rng.normal(size=(40, 3)), labels=rng.integers(0, 2, 40))

@@ -53,7 +53,7 @@ def gaussian_params(mean: np.ndarray, covariance: np.ndarray) -> Any:
     return {"Affine_0": {name: jnp.asarray(value, jnp.float32) for name, value in values.items()}}
 
 
-@pytest.mark.parametrize("features", [2, 3])
+@pytest.mark.parametrize("features", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_the_inverse_is_exact_and_the_determinant_is_that_of_the_jacobian(features: int) -> None:
     flow = Flow(couplings=3, width=8)
     params = perturbed(flow, features)
@@ -85,6 +85,7 @@ def test_at_first_it_is_the_identity() -> None:
     np.testing.assert_array_equal(log_det, 0.0)
 
 
+@pytest.mark.slow
 def test_the_density_of_couplings_integrates_to_one() -> None:
     trainer, side = Trainer(4), np.linspace(-16, 16, 600, dtype=np.float32)
     x, y = np.meshgrid(side, side)
@@ -143,6 +144,7 @@ def trainer_key(state: Any) -> Any:
     return Stream.EVAL.key(state.key, state.step)
 
 
+@pytest.mark.slow
 def test_training_finds_the_gaussian_of_greatest_likelihood() -> None:
     x = np.random.default_rng(0).multivariate_normal(MEAN, COVARIANCE, 256)
     dataset = ArrayDataset(inputs=x)

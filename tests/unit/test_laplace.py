@@ -148,6 +148,7 @@ def trained(hparams: Any) -> Any:
     return training.state, reports[-1].metrics
 
 
+@pytest.mark.slow
 def test_predictions_are_less_sure_the_less_is_known() -> None:
     state, _ = trained(hparams_of(prior_precision=0.1))
 
@@ -165,6 +166,7 @@ def test_predictions_are_less_sure_the_less_is_known() -> None:
     assert wide.max(1).mean() < found.max(1).mean() - 0.005
 
 
+@pytest.mark.slow
 def test_of_two_classes_the_mixture_is_about_what_probit_gives() -> None:
     trainer = LaplaceClassifier(40, draws=4096)
     curvature = gauss_newton(softmax_hessian(jnp.zeros((40, 2))), jnp.asarray(PHI, jnp.float32), jnp.ones(40))
@@ -181,6 +183,7 @@ def test_of_two_classes_the_mixture_is_about_what_probit_gives() -> None:
     assert np.abs(found - 1 / (1 + np.exp(-np.asarray(outputs[:, 1])))).max() > 0.02
 
 
+@pytest.mark.slow
 def test_the_curvature_is_that_of_one_epoch_and_predictions_do_not_change_from_call_to_call() -> None:
     hparams = hparams_of(learning_rate=1e-4)
     state, metrics = trained(hparams)

@@ -66,6 +66,20 @@ class MapClassifier(TrainerModule):
         metrics = forecast_metrics(logits_of(outputs), batch)
         return metrics["nll"], metrics
 
+    def apply_inputs(
+        self,
+        params: Any,
+        collections: Any,
+        inputs: tuple[Any, ...],
+        hparams: Any,
+        *,
+        train: bool,
+        key: jax.Array | None = None,
+    ) -> tuple[Any, Any]:
+        """Return the model's outputs in training mode, and in evaluation mode the log-probabilities."""
+        outputs, after = super().apply_inputs(params, collections, inputs, hparams, train=train, key=key)
+        return (outputs if train else jax.nn.log_softmax(logits_of(outputs))), after
+
 
 def logits_of(outputs: Any) -> jax.Array:
     """Return a model's outputs without what a tuple has behind them."""
@@ -121,7 +135,7 @@ class EnsembleClassifier(MapClassifier):
             return apply(params, collections, inputs, hparams, train=True, key=key)
 
         def member(params: Any, collections: Any) -> jax.Array:
-            return logits_of(apply(params, collections, inputs, hparams, train=False, key=key)[0])
+            return apply(params, collections, inputs, hparams, train=False, key=key)[0]
 
         return mixture(jax.vmap(member)(params, collections)), collections
 
@@ -193,7 +207,7 @@ class LangevinClassifier(MapClassifier):
             return outputs, {**collections, "model": model}
 
         def sample(params: Any) -> jax.Array:
-            return logits_of(apply(params, collections["model"], inputs, hparams, train=False, key=key)[0])
+            return apply(params, collections["model"], inputs, hparams, train=False, key=key)[0]
 
         counted = jnp.arange(self.samples) < jnp.maximum(collections["taken"], 1)
         return mixture(jax.vmap(sample)(collections["samples"]), counted), collections
