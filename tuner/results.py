@@ -163,11 +163,11 @@ def best_rows(engine: Engine, study_name: str, count: int | None = 1, *, confirm
     baseline = _find_baseline(engine, study)
     rows = []
     for at, one in enumerate(order[:count]):
-        row, confirmed = _trial_row(study, found[one]), ranked.get(one)
+        row, repeats = _trial_row(study, found[one]), ranked.get(one)
         hparams = row.pop("hparams")
-        row["confirmed"] = (
-            None if confirmed is None else {**dataclasses.asdict(confirmed), "tied_with": [] if at else tied}
-        )
+        row["confirmed"] = None
+        if repeats is not None:
+            row["confirmed"] = {**dataclasses.asdict(repeats), "tied_with": [] if at else tied}
         row["baseline"] = None if baseline is None else _compared(study, found[one], baseline, ranked)
         rows.append({**row, "hparams": hparams})
     return rows
