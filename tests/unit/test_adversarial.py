@@ -178,6 +178,7 @@ def test_training_descends_the_mean_of_the_clean_and_the_attacked_loss() -> None
     np.testing.assert_allclose(mean, 0.1 * both.mean(0), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_without_an_epsilon_it_is_plain_training() -> None:
     hparams = {**HPARAMS, "epsilon_train": 0.0, "label_smoothing": 0.1}
     after = []

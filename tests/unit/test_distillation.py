@@ -145,6 +145,7 @@ class Linear(DistilledClassifier):
         return linear(self.classes)
 
 
+@pytest.mark.slow
 def test_a_student_of_the_teachers_kind_becomes_the_teacher_whatever_the_labels_say() -> None:
     weights = RNG.normal(size=(4, 3)).astype(np.float32)
     dataset = ArrayDataset(inputs=RNG.normal(size=(256, 4)), labels=np.zeros(256, int))
@@ -162,7 +163,7 @@ def test_a_student_of_the_teachers_kind_becomes_the_teacher_whatever_the_labels_
 @pytest.mark.slow
 def test_soft_labels_help_where_examples_are_few() -> None:
     scores: dict[float, list[float]] = {0.1: [], 1.0: []}
-    for seed in range(3):
+    for seed in range(2):
         splits = STUDY.data(seed)
         for alpha, found in scores.items():
             hparams = STUDY.HParams(learning_rate=0.02, weight_decay=1e-3, temperature=4.0, alpha=alpha)
@@ -179,6 +180,6 @@ def test_the_picture_is_drawn() -> None:
     hparams = STUDY.HParams(learning_rate=0.02, weight_decay=1e-3, temperature=4.0, alpha=0.5)
     register(hparams)
     figure = STUDY.picture(Loaded(STUDY.study.trainer, hparams, TrainState(), {}), splits)
-    for axes in figure.axes[1::2]:
+    for axes in figure.axes[6:]:
         np.testing.assert_allclose(sum(bar.get_height() for bar in axes.patches), 1.0, rtol=1e-5)
     assert len(figure.axes) == 12

@@ -190,6 +190,7 @@ def test_reversing_is_learned() -> None:
         ({"width": 18, "heads": 4}, (1, 9), "a multiple of the heads: got width 18, heads 4"),
         ({"width": 12, "heads": 4, "positions": "rotary"}, (1, 9), "need heads of even size: got width 12 over 4"),
         ({"positions": "learnt"}, (1, 9), "one of learned, rotary: got 'learnt'; did you mean 'learned'"),
+        ({"norm": "rsm"}, (1, 9), "norm must be one of layer, rms, rms_kernel: got 'rsm'; did you mean 'rms'"),
         ({"is_scanned": False, "remat": True}, (1, 9), "remat needs is_scanned"),
         ({}, (1, 9, 2), r"tokens must be \[batch, length\]: got the shape \(1, 9, 2\)"),
     ],
