@@ -129,10 +129,11 @@ def test_the_matrix_is_the_hessian_of_the_last_layer() -> None:
 
 
 def test_draws_have_the_covariance_and_come_with_their_opposites() -> None:
-    curvature = jnp.asarray(PHI.T @ PHI / NOISE, jnp.float32)
-    drawn = np.asarray(weight_samples(curvature, PRECISION, KEY, 200_000), np.float64)
+    curvature = PHI.T @ PHI / 50  # of the precision's size
+    expected = np.linalg.inv(curvature + PRECISION * np.eye(3))
+    drawn = np.asarray(weight_samples(jnp.asarray(curvature, jnp.float32), PRECISION, KEY, 200_000), np.float64)
     np.testing.assert_allclose(drawn[:100_000], -drawn[100_000:])
-    np.testing.assert_allclose(np.cov(drawn.T), POSTERIOR, atol=0.02 * np.abs(POSTERIOR).max())
+    np.testing.assert_allclose(np.cov(drawn.T), expected, atol=0.02 * np.abs(expected).max())
 
 
 INPUTS = RNG.normal(size=(50, 2)).astype("f")

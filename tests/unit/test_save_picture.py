@@ -45,8 +45,11 @@ class Painter(TrainerModule):
         save_picture("latest", np.full((4, 4), epoch / 255))
 
 
+PAINTER = Painter()  # one for all, so that its programs are compiled once
+
+
 def train(**options: Any) -> list[Any]:
-    return list(Painter().train_model({"learning_rate": 0.1}, SPLITS, epochs=2, seed=0, **options))
+    return list(PAINTER.train_model({"learning_rate": 0.1}, SPLITS, epochs=2, seed=0, **options))
 
 
 @pytest.mark.parametrize("where", ["log", "checkpoints", "both"])
@@ -80,7 +83,7 @@ def test_without_a_folder_and_outside_of_hooks_nothing_is_saved(tmp_path: Path, 
 
 def test_of_two_trainings_each_saves_into_its_own(tmp_path: Path) -> None:
     def begin(name: str) -> Any:
-        return Painter().train_model({"learning_rate": 0.1}, SPLITS, epochs=2, seed=0, log=tmp_path / name)
+        return PAINTER.train_model({"learning_rate": 0.1}, SPLITS, epochs=2, seed=0, log=tmp_path / name)
 
     pairs = list(zip(begin("one"), begin("two"), strict=True))
     assert len(pairs) == 2
@@ -133,7 +136,7 @@ def test_pictures_go_with_the_trials_folder(keep: int, tmp_path: Path) -> None:
     study = Study(
         name="painted",
         space=HParams,
-        trainer=Painter(),
+        trainer=PAINTER,
         data=lambda seed: SPLITS,
         objective="loss",
         direction="minimize",
