@@ -33,10 +33,19 @@ ERRORS = "tuner.errors"
 def reference(package: griffe.Module) -> str:
     """Return the text of docs/api.md."""
     parts = [HEADER]
+    modules = {path: package[path.removeprefix("tuner.")] if path != "tuner" else package for path in SECTIONS}
+    public_in = {
+        path: [str(name) for name in chosen or modules[path].exports or () if f"{path}.{name}" != ERRORS]
+        for path, chosen in SECTIONS.items()
+    }
+    # A method is described with the class that defines it, where that is public, and else with the first that has it.
     told: dict[str, str] = {}
-    for path, chosen in SECTIONS.items():
-        module = package[path.removeprefix("tuner.")] if path != "tuner" else package
-        names = [str(name) for name in chosen or module.exports or () if f"{path}.{name}" != ERRORS]
+    for path, names in public_in.items():
+        for name in names:
+            item = public(modules[path], name)
+            told |= {f"{item.path}.{member}": name for member in item.members if isinstance(item, griffe.Class)}
+    for path, names in public_in.items():
+        module = modules[path]
         parts += [f"## {path}\n", f"{text_of(module).partition(chr(10) * 2)[0]}\n"]
         parts += [part for name in names for part in described(public(module, name), name, told)]
     tree = text_of(package["errors"]).partition("\n\n")[2]
@@ -72,7 +81,7 @@ def described(item: griffe.Object, name: str, told: dict[str, str]) -> Iterator[
     Args:
         item: The function or class.
         name: What it is called where it is public.
-        told: Where a method was described already: its path -> the class. Several classes may inherit one.
+        told: Where a method is described: its path -> the class. Several classes may inherit one.
     """
     text_of(item)
     yield f"### {name}\n"
@@ -82,10 +91,10 @@ def described(item: griffe.Object, name: str, told: dict[str, str]) -> Iterator[
         return
     again: dict[str, list[str]] = {}
     for method in members(item):
-        if method.path in told:
-            again.setdefault(told[method.path], []).append(f"`{method.name}`")
+        teller = told.setdefault(method.path, name)
+        if teller != name:
+            again.setdefault(teller, []).append(f"`{method.name}`")
             continue
-        told[method.path] = name
         yield f"**`{signature(method, f'{name}.{method.name}')}`**\n"
         yield from sections(method)
     yield from (f"As `{other}` has it: {', '.join(methods)}.\n" for other, methods in again.items())
