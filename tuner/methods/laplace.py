@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from tuner.errors import StudyError
-from tuner.methods.bayesian import MapClassifier, mixture, prior_penalty
+from tuner.methods.bayesian import logits_of, mixture, prior_penalty
+from tuner.methods.calibration import forecast_metrics
 from tuner.methods.classification import field
 from tuner.training import TrainerModule, TrainState
 from tuner.training.data import Batch, steps_per_epoch
@@ -160,7 +161,10 @@ class LaplaceClassifier(Laplace):
         super().__init__(examples)
         self.draws = draws
 
-    loss = MapClassifier.loss
+    def loss(self, outputs: Any, batch: Batch, hparams: Any) -> tuple[jax.Array, dict[str, Any]]:
+        """Return the cross-entropy, and all of `forecast_metrics`."""
+        metrics = forecast_metrics(logits_of(outputs), batch)
+        return metrics["nll"], metrics
 
     def hessian(self, outputs: jax.Array, hparams: Any) -> jax.Array:
         return softmax_hessian(outputs)
