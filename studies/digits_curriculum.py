@@ -2,7 +2,7 @@
 
     tuner launch studies/digits_curriculum.py
 
-Devices: 2 CPU cores, one worker on each. Time: 93 s. Best validation accuracy: 0.881 (2026-11-22).
+Devices: 2 CPU cores, one worker on each. Time: 12 s. Best validation accuracy: 0.904 (2026-11-22).
 
 What is new beside `digits_mlp.py`: the order of the examples is searched. How difficult one is says a network that was
 trained on the others for a moment: wrong labels are the hardest (Hacohen & Weinshall, 2019). The baseline has one
@@ -72,6 +72,7 @@ study = Study(
     direction="maximize",
     epochs=EPOCHS,
     trials=40,
+    pruner="none",  # a curriculum begins with few examples, and so behind
     baseline=HParams(learning_rate=3e-3, weight_decay=1e-3, dropout_rate=0.3, stages=1, stage_epochs=1.0),
 )
 

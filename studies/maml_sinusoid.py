@@ -84,11 +84,11 @@ def picture(loaded, splits):
     for steps, style in ((0, ":"), (1, "--"), (5, "-")):
         batch = {**task, "query_x": grid[None, :, None]}
         outputs, _ = loaded.trainer.adapted_outputs(loaded.state.params, {}, batch, loaded.hparams, steps)
-        axes.plot(grid, outputs[0, :, 0], style, color="tab:blue", label=f"after {steps} steps")
+        axes.plot(grid, outputs[0, :, 0], style, color="tab:blue", label=f"{steps} steps")
     axes.plot(task["support_x"][0], task["support_y"][0], "o", color="black", label="adapted to")
     axes.plot(task["query_x"][0], task["query_y"][0], "o", color="black", mfc="none", label="judged on")
     axes.set(xlabel="x", ylabel="y")
-    axes.legend(fontsize="small", ncols=2)
+    figure.legend(fontsize="small", loc="outside upper center", ncols=5)
     return figure
 
 
