@@ -3,6 +3,7 @@
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -16,7 +17,14 @@ from tuner.training.checks import check_trainer
 STUDIES = sorted((Path(__file__).parent.parent.parent / "studies").glob("*.py"))
 
 
-@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+QUICK = ("digits_cnn", "digits_mlp", "maml_sinusoid")
+
+
+def cases() -> list[Any]:
+    return [pytest.param(path, marks=[] if path.stem in QUICK else pytest.mark.slow, id=path.stem) for path in STUDIES]
+
+
+@pytest.mark.parametrize("path", cases())
 def test_a_study_trains(path: Path) -> None:
     study = load_study(str(path))
     text = path.read_text()
