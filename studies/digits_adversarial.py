@@ -85,5 +85,4 @@ def picture(loaded: Loaded, splits: Splits):
 
 
 if __name__ == "__main__":
-    chosen = load_from_checkpoint(sys.argv[1])
-    picture(chosen, data(study.seed)).savefig(sys.argv[2], dpi=80)
+    picture(load_from_checkpoint(sys.argv[1]), data(study.seed)).savefig(sys.argv[2])

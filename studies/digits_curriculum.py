@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 from tuner import Space, Study, choice, log_uniform, uniform
 from tuner.methods import Classifier, Curriculum, easiest_first, held_out_losses
 from tuner.models import MLP
-from tuner.training import ArrayDataset, Splits
+from tuner.training import ArrayDataset, Splits, load_from_checkpoint
 
 DRAWN = 0.75  # the share of the training labels that is drawn at random; a tenth of them happen to be right
 EPOCHS = 30
@@ -94,11 +94,5 @@ def picture(loaded, splits):
     return figure
 
 
-def draw(checkpoint, file):
-    from tuner.training import load_from_checkpoint
-
-    picture(load_from_checkpoint(checkpoint), data(study.seed)).savefig(file)
-
-
 if __name__ == "__main__":
-    draw(sys.argv[1], sys.argv[2])
+    picture(load_from_checkpoint(sys.argv[1]), data(study.seed)).savefig(sys.argv[2])

@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 
 from tuner import Space, Study, choice, log_uniform
 from tuner.methods import ArchitectureSearch, DiscreteClassifier, alphas_of, genotype, paired_halves
-from tuner.training import ArrayDataset, Splits
+from tuner.training import ArrayDataset, Splits, load_from_checkpoint
 
 EPOCHS = 6
 CELLS, CHANNELS, NODES = ("reduce",), 3, 2  # a cell that halves the image: convolutions are slow on CPUs
@@ -99,11 +99,5 @@ def picture(loaded, splits):
     return figure
 
 
-def draw(checkpoint, file):
-    from tuner.training import load_from_checkpoint
-
-    picture(load_from_checkpoint(checkpoint), data(study.seed)).savefig(file)
-
-
 if __name__ == "__main__":
-    draw(sys.argv[1], sys.argv[2])
+    picture(load_from_checkpoint(sys.argv[1]), data(study.seed)).savefig(sys.argv[2])

@@ -21,7 +21,7 @@ import numpy as np
 
 from tuner import Space, Study, choice, log_uniform, uniform
 from tuner.methods import Adversarial
-from tuner.training import ArrayDataset, Metric, OptimizerSpec, Splits, WarmupCosine
+from tuner.training import ArrayDataset, Metric, OptimizerSpec, Splits, WarmupCosine, load_from_checkpoint
 
 MEAN, STD = 4.0, 1.25
 NOISE = 2  # numbers that a sample is made of
@@ -132,11 +132,5 @@ def picture(loaded, splits):
     return figure
 
 
-def draw(checkpoint, file):
-    from tuner.training import load_from_checkpoint
-
-    picture(load_from_checkpoint(checkpoint), data(study.seed)).savefig(file)
-
-
 if __name__ == "__main__":
-    draw(sys.argv[1], sys.argv[2])
+    picture(load_from_checkpoint(sys.argv[1]), data(study.seed)).savefig(sys.argv[2])

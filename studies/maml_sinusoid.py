@@ -18,7 +18,7 @@ import numpy as np
 
 from tuner import Space, Study, choice, log_uniform
 from tuner.methods import MetaLearner
-from tuner.training import ArrayDataset, OptimizerSpec, Splits, WarmupCosine
+from tuner.training import ArrayDataset, OptimizerSpec, Splits, WarmupCosine, load_from_checkpoint
 
 
 # 1. What is searched. The inner rate is a number inside the compiled program. The number of inner steps is the length
@@ -92,11 +92,5 @@ def picture(loaded, splits):
     return figure
 
 
-def draw(checkpoint, file):
-    from tuner.training import load_from_checkpoint
-
-    picture(load_from_checkpoint(checkpoint), data(study.seed)).savefig(file)
-
-
 if __name__ == "__main__":
-    draw(sys.argv[1], sys.argv[2])
+    picture(load_from_checkpoint(sys.argv[1]), data(study.seed)).savefig(sys.argv[2])

@@ -76,5 +76,4 @@ def picture(loaded, splits):
 
 
 if __name__ == "__main__":
-    checkpoint, file = sys.argv[1:]
-    picture(load_from_checkpoint(checkpoint), data(study.seed)).savefig(file)
+    picture(load_from_checkpoint(sys.argv[1]), data(study.seed)).savefig(sys.argv[2])

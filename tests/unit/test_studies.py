@@ -1,4 +1,4 @@
-"""Every study of the collection loads, has a true docstring, and trains for an epoch."""
+"""Every study of the collection loads, has a true docstring, trains for an epoch, and draws its picture."""
 
 import math
 import re
@@ -9,15 +9,16 @@ import jax
 import pytest
 
 from tuner.domains import is_space
+from tuner.source import import_file
 from tuner.space import Space, examples
-from tuner.study import load_study
 from tuner.training import Splits
 from tuner.training.checks import check_trainer
+from tuner.training.restore import Loaded
 
 STUDIES = sorted((Path(__file__).parent.parent.parent / "studies").glob("*.py"))
 
-
-QUICK = ("digits_cnn", "digits_mlp", "maml_sinusoid")
+PLAIN = ("digits_cnn", "digits_mlp")  # they show how a study is written, and are compared with nothing
+QUICK = (*PLAIN, "maml_sinusoid")
 
 
 def cases() -> list[Any]:
@@ -25,8 +26,9 @@ def cases() -> list[Any]:
 
 
 @pytest.mark.parametrize("path", cases())
-def test_a_study_trains(path: Path) -> None:
-    study = load_study(str(path))
+def test_a_study_trains(path: Path, tmp_path: Path) -> None:
+    module: Any = import_file(path)
+    study = module.study
     text = path.read_text()
     assert f"tuner launch studies/{path.name}\n" in text
     assert re.search(r"Time: .*\d s\. Best validation \w+: \d\.\d+ \(\d{4}-\d\d-\d\d\)\.", text)
@@ -34,10 +36,19 @@ def test_a_study_trains(path: Path) -> None:
     splits = study.data(study.seed)
     small = Splits(splits.train.take(range(80)), splits.validation.take(range(40)))
     assert is_space(study.space)
+    assert (study.baseline is None) == (study.name in PLAIN)
+    loaded = None
     # A user's shell is not as strict about types as our own tests are.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         for hparams in examples(study.space):
             assert isinstance(hparams, Space)
             check_trainer(study.trainer, hparams, small, study.objectives, 2)
-            report = next(iter(study.trainer.train_model(hparams, small, epochs=2, seed=0)))
+            training = study.trainer.train_model(hparams, small, epochs=2, seed=0)
+            report = next(training)
             assert all(math.isfinite(report.metrics[name]) for name in study.objectives)
+            loaded = Loaded(study.trainer, hparams, training.state.for_evaluation(), {})
+        if hasattr(module, "picture"):
+            module.picture(loaded, small).savefig(tmp_path / "out.png")
+            assert (tmp_path / "out.png").stat().st_size > 1000
+            assert f"python studies/{path.name} " in text
+            assert (path.parents[1] / "docs" / "images" / "studies" / f"{path.stem}.png").exists()
