@@ -216,6 +216,7 @@ def test_a_study_that_fails_shows_its_traceback_once_though_trials_are_tried_aga
     assert "RuntimeError: planted bug" in tuner_on_sqlite.rows("show", "tiny", str(failed))["error"]
 
 
+@pytest.mark.slow
 def test_names_of_studies_are_completed(tuner_on_sqlite: Any, tiny_study: Path) -> None:
     tuner = tuner_on_sqlite
 
@@ -234,6 +235,7 @@ def test_names_of_studies_are_completed(tuner_on_sqlite: Any, tiny_study: Path) 
     assert complete("tuner best x") == []
 
 
+@pytest.mark.slow
 def test_a_study_is_watched_until_it_is_finished(
     tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any]
 ) -> None:

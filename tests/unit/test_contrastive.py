@@ -184,6 +184,7 @@ def test_batch_statistics_are_those_of_both_views() -> None:
     np.testing.assert_allclose(found["var"], 0.9 + 0.1 * seen.var(0), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_probe_reads_the_encoders_output_of_the_image_as_it_is() -> None:
     trainer = NORMED
     _, after, _ = stepped(trainer)

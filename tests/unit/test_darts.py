@@ -263,7 +263,7 @@ def batch_of(rows: int = 8) -> Any:
 INIT = jit(SEARCH.init_state, static_argnums=3)
 
 
-@pytest.mark.parametrize("order", ["second", "first"])
+@pytest.mark.parametrize("order", [pytest.param("second", marks=pytest.mark.slow), "first"])
 def test_held_out_data_alone_move_the_architecture_and_training_data_the_weights(order: str) -> None:
     batch, given = batch_of(), hparams(order)
     # Not at the first step, where the weights' rate is 0.

@@ -232,6 +232,7 @@ def test_workers_of_a_study_take_the_first_answer(sqlite_url: str) -> None:
         engine.dispose()
 
 
+@pytest.mark.slow
 def test_only_the_latest_programs_are_kept() -> None:
     trainer, alive, made = Line(), [], None
     for width in range(1, 41):

@@ -25,7 +25,7 @@ def made(**settings: Any) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
-@pytest.mark.parametrize("is_scanned", [True, False])
+@pytest.mark.parametrize("is_scanned", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_causal_decoder_does_not_look_ahead(positions: str, is_scanned: bool) -> None:
     module, variables = made(is_causal=True, positions=positions, is_scanned=is_scanned)
     run = jax.jit(lambda tokens: module.apply(variables, tokens, train=False))
