@@ -429,6 +429,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_workers_wait_for_a_sqlite_file_that_another_process_locks(
     tuner_on_sqlite: Any, sqlite_url: str, tiny_study: Path, steps: Steps, wait_until: Wait
@@ -728,6 +729,7 @@ def texts(server: Server, database: str) -> list[str]:
 # --- A disk
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_full_disk_under_the_database_ends_a_launch_in_one_line_and_with_room_it_goes_on(
     tuner_on_sqlite: Any, tiny_study: Path, small_disk: Path

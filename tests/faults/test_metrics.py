@@ -101,6 +101,7 @@ def test_a_trial_that_kills_its_workers_counts_as_failed_once(
     assert launcher.returncode == 0, output
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_worker_that_sleeps_through_its_lease_loses_it_once(
     tuner_on_postgres: Any, tiny_study: Path, wait_until: Callable[..., Any]

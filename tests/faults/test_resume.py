@@ -141,7 +141,7 @@ def zygote(tmp_path: Path) -> Iterator[Zygote]:
 
 @pytest.mark.parametrize(
     "rounds",
-    [1, pytest.param(5, marks=pytest.mark.slow), pytest.param(20, marks=[pytest.mark.slow, pytest.mark.long])],
+    [1, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.long])],
 )
 @pytest.mark.parametrize("loop", ["step", "scan"])
 def test_killed_at_any_moment_it_ends_with_the_same_bits(

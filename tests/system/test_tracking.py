@@ -588,6 +588,7 @@ np.save("registered.npy", model.predict(inputs))
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_registered_model_predicts_bit_for_bit_in_another_process(
     tuner_on_postgres: Any, tiny_study: Path, mlflow: Server, tmp_path: Path

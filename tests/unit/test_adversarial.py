@@ -269,6 +269,7 @@ def made(**changes: Any) -> Any:
     return hparams
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_training_against_attacks_makes_robust_and_masks_no_gradients() -> None:
     trainer = STUDY.study.trainer

@@ -266,6 +266,7 @@ def test_the_probe_knows_five_labels_of_each_class() -> None:
     assert np.unique(train["labels"], return_counts=True)[1].tolist() == [len(train["labels"]) - 50] + [5] * 10
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_learned_features_beat_those_of_a_random_encoder() -> None:
     gains = []

@@ -421,6 +421,7 @@ def test_cells_of_an_unknown_kind_are_refused() -> None:
         SearchNetwork(3, ("normal", "reduction")).init(KEY, jnp.ones((1, 8, 8, 1)), train=False)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_search_is_trained_made_discrete_and_trained_again() -> None:
     """The label is where the one bright pixel of a noisy image is brightest: something to be learnt."""

@@ -160,6 +160,7 @@ def test_a_student_of_the_teachers_kind_becomes_the_teacher_whatever_the_labels_
 # The study.
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_soft_labels_help_where_examples_are_few() -> None:
     scores: dict[float, list[float]] = {0.1: [], 1.0: []}

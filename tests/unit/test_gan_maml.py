@@ -265,6 +265,7 @@ def test_a_game_that_cannot_be_is_refused(trainer: Any, message: str, monkeypatc
         trainer.init_state(gan_hparams(), batch_of(GAN), KEY, 10)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_generator_learns_the_gaussian() -> None:
     splits, hparams = GAN.data(0), gan_hparams()
@@ -424,6 +425,7 @@ def test_first_order_is_another_program_with_another_gradient_and_the_rate_is_no
     assert len(norms) == 4
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_error_falls_with_the_steps_of_adaptation() -> None:
     splits, hparams = MAML.data(0), maml_hparams()

@@ -91,6 +91,7 @@ def test_convolutions_before_a_normalisation_have_no_bias_and_momentum_is_as_tol
     np.testing.assert_allclose(updated["batch_stats"]["stem_norm"]["mean"], 0.25 * seen, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_half_precision_is_that_of_activations_only() -> None:
     module: Any = cifar_resnet(10, 1, width=4, dtype=jnp.bfloat16)
@@ -102,6 +103,7 @@ def test_half_precision_is_that_of_activations_only() -> None:
     assert kept["intermediates"]["stage_2_block_0"]["__call__"][0].dtype == jnp.bfloat16
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_thirty_two_images_are_learned_by_heart() -> None:
     module: Any = cifar_resnet(4, 1, width=8)

@@ -156,6 +156,7 @@ def test_bf16_is_that_of_activations_and_near_float32() -> None:
     assert kinds == {jnp.dtype("float32")}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_reversing_is_learned() -> None:
     """The UvA course's task: an encoder that sees all places reverses a sequence."""
