@@ -26,7 +26,7 @@ CELLS, CHANNELS, NODES = ("reduce",), 3, 2  # a cell that halves the image: conv
 OPERATIONS = ("none", "skip_connect", "max_pool_3x3", "sep_conv_3x3", "dil_conv_3x3")
 
 
-# 1. What is searched about the search. Second order looks a step of the weights ahead; `none` is the baseline.
+# 1. What is searched about the search; `none` is the baseline.
 class HParams(Space):
     learning_rate: float = log_uniform(0.01, 0.3)
     architecture_rate: float = log_uniform(1e-3, 1e-1)
