@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tuner import Space, Study, choice, log_uniform, uniform
-from tuner.methods import Adversarial
+from tuner.methods import GANTrainer
 from tuner.training import ArrayDataset, Metric, OptimizerSpec, Splits, WarmupCosine, load_from_checkpoint
 
 MEAN, STD = 4.0, 1.25
@@ -77,7 +77,7 @@ class Distance(Metric):
 
 # 4. The trainer: networks, optimizers, and what validation finds in the samples. Those are of the smoothed weights:
 #    networks that circle around the solution are closest to it on average.
-class Trainer(Adversarial):
+class Trainer(GANTrainer):
     def init_networks(self, hparams):
         return MLP(), Discriminator()
 

@@ -207,7 +207,7 @@ def test_the_best_is_held_against_it(
         assert said == "tuner: trial 0, the best, is the baseline\n"
     else:
         assert said.startswith(f"tuner: trial {rows[0]['number']} is better than the baseline (trial 0, 9) by ")
-        assert said.endswith(", of one seed: `tuner confirm` says how sure that is\n")
+        assert said.endswith(", of one seed: `tuner confirm` with more seeds says how sure that is\n")
 
     # Over the seeds of both: the paired t test's interval, where there are two trials.
     generator = np.random.default_rng(0)
@@ -230,9 +230,13 @@ def test_the_best_is_held_against_it(
     assert (itself["better_by"], itself["low"], itself["high"]) == (0.0, None, None)
     capsys.readouterr()
     say_how_sure([row])
-    low, high = interval
-    by = f"by {baseline['better_by']:.5g} [{low:.5g}, {high:.5g}] (95 %, Tukey, 6 seeds)\n"
-    assert capsys.readouterr().err.endswith(by)
+    low, high = interval if direction == "maximize" else (-interval[1], -interval[0])
+    word = "better" if direction == "maximize" else "worse"
+    said = capsys.readouterr().err
+    assert f"trial {chosen} is {word} than the baseline (trial 0, " in said
+    assert said.endswith(f"by {abs(baseline['better_by']):.5g} [{low:.5g}, {high:.5g}] (95 %, Tukey, 6 seeds)\n")
+    say_how_sure([{**row, "baseline": {**baseline, "low": None, "high": None}}])
+    assert ", over 6 seeds that show no noise: `tuner confirm` with more seeds" in capsys.readouterr().err
     header, *_ = to_csv(rows).splitlines()
     assert "baseline.number,baseline.value,baseline.better_by,baseline.low,baseline.high,baseline.seeds" in header
     engine.dispose()

@@ -17,7 +17,7 @@ import pytest
 from scipy.stats import wasserstein_distance
 
 from tuner.errors import StudyError
-from tuner.methods import Adversarial, MetaLearner, adapt
+from tuner.methods import GANTrainer, MetaLearner, adapt
 from tuner.methods.gan import squared_slopes, value
 from tuner.source import import_file
 from tuner.training.data import Splits
@@ -223,7 +223,7 @@ class NormedSamples(nn.Module):
         return Normed()(x, train=train)[:, None]
 
 
-class NormedGame(Adversarial):
+class NormedGame(GANTrainer):
     def init_networks(self, hparams: Any) -> Any:
         return NormedSamples(), Normed()
 
@@ -256,7 +256,7 @@ def test_padding_changes_no_step_of_the_game() -> None:
 
 @pytest.mark.parametrize(
     ("trainer", "message"),
-    [(Adversarial(), "must define init_networks"), (GAN.study.trainer, "must compute in float32: got precision")],
+    [(GANTrainer(), "must define init_networks"), (GAN.study.trainer, "must compute in float32: got precision")],
 )
 def test_a_game_that_cannot_be_is_refused(trainer: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if trainer is GAN.study.trainer:

@@ -114,12 +114,16 @@ def _say_baseline(rows: Sequence[Row]) -> None:
     if baseline["better_by"] is None:
         print(f"tuner: trial {number} cannot be compared with {than}", file=sys.stderr)
         return
-    by = f"tuner: trial {number} is better than {than} by {as_text(baseline['better_by'])}"
+    better_by, seeds = float(baseline["better_by"]), baseline["seeds"]
+    by = f"tuner: trial {number} is {'worse' if better_by < 0 else 'better'} than {than} by {as_text(abs(better_by))}"
     if baseline["low"] is None:
-        print(f"{by}, of one seed: `tuner confirm` says how sure that is", file=sys.stderr)
+        known = f"over {seeds} seeds that show no noise" if seeds > 1 else "of one seed"
+        print(f"{by}, {known}: `tuner confirm` with more seeds says how sure that is", file=sys.stderr)
         return
-    ends = f"[{as_text(baseline['low'])}, {as_text(baseline['high'])}]"
-    print(f"{by} {ends} (95 %, Tukey, {baseline['seeds']} seeds)", file=sys.stderr)
+    sign = -1 if better_by < 0 else 1
+    low, high = sorted((sign * baseline["low"], sign * baseline["high"]))
+    ends = f"[{as_text(low)}, {as_text(high)}]"
+    print(f"{by} {ends} (95 %, Tukey, {seeds} seeds)", file=sys.stderr)
 
 
 def say_ties(rows: Sequence[Row]) -> None:

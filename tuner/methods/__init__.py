@@ -13,12 +13,11 @@ from tuner.methods.darts import ArchitectureSearch, alphas_of, paired_halves
 from tuner.methods.darts_networks import DiscreteClassifier, DiscreteNetwork, SearchNetwork, genotype
 from tuner.methods.distillation import DistilledClassifier, soft_losses, with_teacher
 from tuner.methods.flows import Flow, FlowTrainer
-from tuner.methods.gan import Adversarial
+from tuner.methods.gan import GANTrainer
 from tuner.methods.laplace import LaplaceClassifier, LaplaceRegressor
 from tuner.methods.maml import MetaLearner, adapt
 
 __all__ = [
-    "Adversarial",
     "AdversarialClassifier",
     "ArchitectureSearch",
     "Autoencoder",
@@ -31,6 +30,7 @@ __all__ = [
     "ExpectedCalibrationError",
     "Flow",
     "FlowTrainer",
+    "GANTrainer",
     "LangevinClassifier",
     "LaplaceClassifier",
     "LaplaceRegressor",

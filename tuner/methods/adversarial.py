@@ -120,6 +120,8 @@ class AdversarialClassifier(Classifier):
     ) -> None:
         if target not in ("label", "prediction"):
             raise StudyError(f"the target of attacks must be 'label' or 'prediction': got {target!r}")
+        if pgd_steps < 1:
+            raise StudyError(f"an attack must have at least 1 step: got pgd_steps={pgd_steps}")
         super().__init__(classes)
         self.epsilon = epsilon
         self.bounds = bounds

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tuner.errors import StudyError
 from tuner.training import TrainerModule, TrainState, save_picture, tile
 from tuner.training.data import Batch
 
@@ -55,6 +56,8 @@ class Autoencoder(TrainerModule):
     """
 
     def __init__(self, shown: np.ndarray | None = None, every: int = 10) -> None:
+        if every < 1:
+            raise StudyError(f"there must be at least 1 epoch from picture to picture: got every={every}")
         self._shown, self._every = shown, every
 
     def loss(self, outputs: jax.Array, batch: Batch, hparams: Any) -> tuple[jax.Array, dict[str, Any]]:

@@ -16,8 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tuner.errors import StudyError
 from tuner.methods.calibration import forecast_metrics
-from tuner.methods.classification import field
+from tuner.methods.classification import field, needed
 from tuner.training import GradientNoise, OptimizerSpec, TrainerModule, TrainState
 from tuner.training.data import Batch
 from tuner.training.metrics import Metrics
@@ -59,7 +60,7 @@ class MapClassifier(TrainerModule):
         self.examples = examples
 
     def penalty(self, params: Any, hparams: Any) -> jax.Array:
-        return prior_penalty(params, hparams.prior_precision, self.examples)
+        return prior_penalty(params, needed(hparams, "prior_precision"), self.examples)
 
     def loss(self, outputs: Any, batch: Batch, hparams: Any) -> tuple[jax.Array, dict[str, Any]]:
         """Return the cross-entropy, and all of `forecast_metrics`."""
@@ -99,6 +100,8 @@ class EnsembleClassifier(MapClassifier):
 
     def __init__(self, examples: int, members: int = 5) -> None:
         super().__init__(examples)
+        if members < 1:
+            raise StudyError(f"an ensemble needs at least 1 member: got {members}")
         self.members = members
 
     def init_state(self, hparams: Any, batch: Batch, key: jax.Array, total_steps: int) -> TrainState:
@@ -160,10 +163,15 @@ class LangevinClassifier(MapClassifier):
 
     def __init__(self, examples: int, samples: int = 16, burn_in: float = 0.5) -> None:
         super().__init__(examples)
+        if samples < 1 or not 0 <= burn_in < 1:
+            raise StudyError(f"there must be at least 1 sample, and burn_in in [0, 1): got {samples} and {burn_in}")
         self.samples, self.burn_in = samples, burn_in
 
+    def ema_decay(self, hparams: Any) -> None:
+        """Return None: an average of the chain's weights is no sample."""
+
     def init_optimizer(self, hparams: Any, total_steps: int) -> OptimizerSpec:
-        rate, temperature = hparams.learning_rate, field(hparams, "temperature", 1.0)
+        rate, temperature = needed(hparams, "learning_rate"), field(hparams, "temperature", 1.0)
         variance = temperature * 2.0 / (rate * self.examples)
         return OptimizerSpec("sgd", rate, noise=GradientNoise(eta=variance, gamma=0.0))
 

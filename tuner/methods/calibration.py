@@ -19,7 +19,7 @@ BINS = 15
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ExpectedCalibrationError(Metric):
-    """The mean gap between confidence and accuracy, over bins of equal width (Guo et al., 2017, equation 5).
+    """The mean gap between confidence and accuracy, over bins of equal width (Guo et al., 2017, section 2).
 
     sum_b n_b / n |accuracy_b - confidence_b|: the confidence is the probability of the likeliest class, and bin b has
     those in (b / bins, (b + 1) / bins]. Its parts are sums, so that batches add up to what the whole set gives.

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from tuner.errors import StudyError
 from tuner.training import TrainerModule
 from tuner.training.data import Batch
 
@@ -46,6 +47,17 @@ class Classifier(TrainerModule):
 
     def ema_decay(self, hparams: Any) -> Any:
         return field(hparams, "ema_decay")
+
+
+def needed(hparams: Any, name: str) -> Any:
+    """Return a hyperparameter that a method cannot do without.
+
+    Raises:
+        StudyError: the hyperparameters have none of that name.
+    """
+    if isinstance(hparams, Mapping) and name not in hparams:
+        raise StudyError(f"the hyperparameters must have {name!r}: they have {', '.join(hparams)}")
+    return hparams[name] if isinstance(hparams, Mapping) else getattr(hparams, name)
 
 
 def field(hparams: Any, name: str, default: Any = None) -> Any:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tuner.errors import StudyError
-from tuner.methods.classification import field
+from tuner.methods.classification import needed
 from tuner.training import ArrayDataset, Splits, TrainerModule
 from tuner.training.checks import EVAL_BATCH
 from tuner.training.data import Batch
@@ -79,7 +79,12 @@ def held_out_losses(
         epochs: Of each training.
         seed: Of the folds, and of the trainings.
         folds: At least 2.
+
+    Raises:
+        StudyError: there are too few folds, or too many.
     """
+    if not 2 <= folds <= len(dataset):
+        raise StudyError(f"folds must number at least 2 and at most one per example: got {folds} of {len(dataset)}")
     order, losses = np.random.default_rng(seed).permutation(len(dataset)), np.empty(len(dataset), np.float32)
     for held_out in np.array_split(order, folds):
         part = Splits(dataset.take(np.setdiff1d(order, held_out)), dataset.take(held_out))
@@ -114,7 +119,7 @@ class Curriculum(TrainerModule):
     """
 
     def order(self, hparams: Any, key: jax.Array, step: jax.Array, rows: jax.Array, *, batch_size: int) -> Order:
-        stages, stage_epochs = field(hparams, "stages"), field(hparams, "stage_epochs")
+        stages, stage_epochs = needed(hparams, "stages"), needed(hparams, "stage_epochs")
         return staged_order(key, step, rows, stages, stage_epochs, batch_size=batch_size)
 
 

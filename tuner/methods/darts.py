@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from tuner.errors import StudyError
-from tuner.methods.classification import Classifier, field
+from tuner.methods.classification import Classifier, field, needed
 from tuner.methods.darts_networks import ALPHAS, KINDS, SearchNetwork
 from tuner.methods.darts_ops import OPERATIONS
 from tuner.training import ArrayDataset, Mean, OptimizerSpec, TrainState, WarmupCosine, warmup_cosine
@@ -94,6 +94,8 @@ class ArchitectureSearch(Classifier):
     `weight_decay`; `architecture_rate` of Adam on the logits; `search_order` (static): `second`, `first`, or `none`,
     which leaves the architecture as it began, drawn at random, and is what a search is to be compared with.
 
+    `penalty` and `augment` are not called. Unlike the paper's program it has neither drop path nor an auxiliary tower.
+
     Args:
         classes: How many there are.
         cells: See `SearchNetwork`.
@@ -122,23 +124,26 @@ class ArchitectureSearch(Classifier):
     def init_optimizers(self, hparams: Any, total_steps: int) -> tuple[Any, Any]:
         """Return the optimizers of weights and architecture, each as `init_optimizer` may return one.
 
-        By default those of the paper: SGD with momentum 0.9 and a cosine; Adam with b1 = 0.5 and decay 0.001.
+        By default after the paper: SGD with momentum 0.9 and a cosine, here behind a short warm-up; Adam with b1 = 0.5
+        and decay 0.001.
         """
         weights = OptimizerSpec(
             "sgd",
-            hparams.learning_rate,
+            needed(hparams, "learning_rate"),
             options={"momentum": 0.9},
             schedule=WarmupCosine(),
             decay=field(hparams, "weight_decay", 0.0),
             decay_kind="l2",
             clip_norm=5.0,
         )
-        alphas = OptimizerSpec("adam", hparams.architecture_rate, options={"b1": 0.5}, decay=1e-3, decay_kind="l2")
+        alphas = OptimizerSpec(
+            "adam", needed(hparams, "architecture_rate"), options={"b1": 0.5}, decay=1e-3, decay_kind="l2"
+        )
         return weights, alphas
 
     def look_ahead(self, hparams: Any, step: jax.Array, total_steps: int) -> jax.Array:
         """Return xi of `architecture_gradient`, for second order: as in the paper the weights' rate at this step."""
-        return hparams.learning_rate * warmup_cosine(total_steps)(step)
+        return needed(hparams, "learning_rate") * warmup_cosine(total_steps)(step)
 
     # Made of the above.
 
@@ -156,7 +161,7 @@ class ArchitectureSearch(Classifier):
 
         These are those of the weights' step, and of the architecture's the loss `held_out_loss`.
         """
-        order: Literal["second", "first", "none"] = hparams.search_order
+        order: Literal["second", "first", "none"] = needed(hparams, "search_order")
         if order not in ("second", "first", "none"):
             raise StudyError(f"search_order must be 'second', 'first' or 'none': got {order!r}")
         metrics: Metrics = {}
@@ -176,7 +181,7 @@ class ArchitectureSearch(Classifier):
             return lambda weights, alphas: self._loss({**weights, **alphas}, state, examples, hparams, key)[0]
 
         ahead = None
-        if hparams.search_order == "second":
+        if needed(hparams, "search_order") == "second":
             assert state.step is not None
             ahead = self.look_ahead(hparams, state.step, state.total_steps)
         losses = loss_on(batch), loss_on({**held_out, "weight": batch["weight"]})

@@ -52,6 +52,9 @@ def with_teacher(
 ) -> Splits[ArrayDataset]:
     """Return the splits with an array `teacher_logits`: the teacher sees every example once, not once an epoch.
 
+    Logits are the same on machines of one kind; elsewhere their last bits differ, and with them what the data are
+    known by: a trial that another kind of machine began is not resumed there.
+
     Args:
         splits: With an array `inputs`.
         teacher: Inputs [batch, ...] -> logits Float[Array, "batch classes"], in evaluation mode: what

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tuner.errors import StudyError
 from tuner.training import TrainerModule, TrainState
 from tuner.training.data import Batch
 from tuner.training.metrics import Mean, Metrics
@@ -92,6 +93,8 @@ class Flow(nn.Module):
             x: Float[Array, "batch features"], at least two features if there are couplings.
             inverse: From noise to data; static.
         """
+        if self.couplings and x.shape[-1] < 2:
+            raise StudyError(f"a coupling needs at least 2 features: got {x.shape[-1]}; use couplings=0")
         layers = [Affine(), *(Coupling(self.width, is_swapped=at % 2 == 1) for at in range(self.couplings))]
         total = jnp.zeros(len(x), x.dtype)
         for layer in reversed(layers) if inverse else layers:
@@ -104,7 +107,8 @@ class FlowTrainer(TrainerModule):
     """Maximum likelihood of `inputs` under a flow; `init_model` returns one, such as `Flow`.
 
     The model is called as model(x, inverse) and returns y with the log-determinant. In nats: `loss` is the mean of
-    -log p(x); `entropy`, of a validation, the same of as many samples of the model itself, drawn with the state's key.
+    -log p(x); `entropy`, of a validation, the same of samples of the model itself, drawn with the state's key: as many
+    as a batch has examples, the same for each batch.
     A loss far above the entropy says that the model is surer of its density than the data bear out.
     """
 

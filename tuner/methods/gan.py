@@ -44,7 +44,7 @@ def squared_slopes(logits: Callable[[jax.Array], jax.Array], samples: jax.Array)
     return jnp.sum(slopes.reshape(slopes.shape[0], -1) ** 2, axis=1)
 
 
-class Adversarial(TrainerModule):
+class GANTrainer(TrainerModule):
     """Trains a generator against a discriminator; subclasses define `init_networks`, and what `judge` finds.
 
     An example has `inputs`, a real sample, and `noise`, from which the generator makes one in validation: it comes with
@@ -53,6 +53,8 @@ class Adversarial(TrainerModule):
     Parameters, optimizer states and collections are dicts with an entry for each network. In a step the discriminator
     moves first, then the generator; each leaves all of the other as it is, batch statistics too. As a model
     (`bind_model`, `load_from_checkpoint`) it turns noise into samples.
+
+    `penalty` and `augment` are not called: say it in the networks, or override a step.
 
     Hyperparameters, where a space has them: `discriminator_steps` to each of the generator's (static, 1 unless said);
     `gradient_penalty`, the weight gamma of gamma / 2 |grad_x D(x)|^2 on real samples; those of `init_optimizers`.
@@ -91,13 +93,13 @@ class Adversarial(TrainerModule):
         generator, discriminator = self.init_networks(hparams)
         return {"generator": as_model(generator), "discriminator": as_model(discriminator)}
 
-    def build_optimizers(self, hparams: Any, total_steps: int) -> dict[str, Any]:
-        """Return both optimizers by name, as optax transformations."""
+    def build_optimizers(self, hparams: Any, total_steps: int, key: jax.Array | None = None) -> dict[str, Any]:
+        """Return both optimizers by name, as optax transformations; the key seeds their noise, where they draw any."""
         generator, discriminator = self.init_optimizers(hparams, total_steps)
         steps = total_steps * field(hparams, "discriminator_steps", 1)
         return {
-            "generator": as_optimizer(generator, total_steps),
-            "discriminator": as_optimizer(discriminator, steps),
+            "generator": as_optimizer(generator, total_steps, key),
+            "discriminator": as_optimizer(discriminator, steps, None if key is None else jax.random.fold_in(key, 1)),
         }
 
     def build_model(self, hparams: Any) -> Model:
@@ -126,7 +128,7 @@ class Adversarial(TrainerModule):
         if self.precision != "float32":
             raise StudyError(f"an adversarial trainer must compute in float32: got precision={self.precision!r}")
         params, collections = self.build_model(hparams).init(Stream.INIT.key(key), self.inputs(batch))
-        optimizers = self.build_optimizers(hparams, total_steps)
+        optimizers = self.build_optimizers(hparams, total_steps, Stream.NOISE.key(key))
         opt_state = {name: optimizer.init(params[name]) for name, optimizer in optimizers.items()}
         average = None if self.ema_decay(hparams) is None else Average(params, collections)
         return TrainState(jnp.int32(0), params, opt_state, collections, key, average, total_steps=total_steps)
@@ -212,7 +214,8 @@ class Adversarial(TrainerModule):
     def _descend(self, name: str, state: TrainState, objective: Objective, hparams: Any) -> tuple[TrainState, Metrics]:
         """Return the state after a step of one network, the other left as it is."""
         grads, (collections, metrics) = jax.grad(objective, has_aux=True)(state.params[name])
-        optimizer = self.build_optimizers(hparams, state.total_steps)[name]
+        assert state.key is not None
+        optimizer = self.build_optimizers(hparams, state.total_steps, Stream.NOISE.key(state.key))[name]
         before = TrainState(params=state.params[name], opt_state=state.opt_state[name])
         after = before.apply_gradients(optimizer, grads, collections)
         return dataclasses.replace(

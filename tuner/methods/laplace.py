@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from tuner.errors import StudyError
 from tuner.methods.bayesian import logits_of, mixture, prior_penalty
 from tuner.methods.calibration import forecast_metrics
-from tuner.methods.classification import field
+from tuner.methods.classification import field, needed
 from tuner.training import TrainerModule, TrainState
 from tuner.training.data import Batch, steps_per_epoch
 from tuner.training.metrics import Metrics
@@ -82,6 +82,9 @@ class Laplace(TrainerModule):
     def __init__(self, examples: int) -> None:
         self.examples = examples
 
+    def ema_decay(self, hparams: Any) -> None:
+        """Return None: the curvature is that of the weights themselves."""
+
     def hessian(self, outputs: jax.Array, hparams: Any) -> jax.Array:
         """Return the Hessian of -log p(y | outputs) in the outputs: Float[Array, "batch outputs outputs"]."""
         raise NotImplementedError
@@ -98,7 +101,7 @@ class Laplace(TrainerModule):
         raise NotImplementedError
 
     def penalty(self, params: Any, hparams: Any) -> jax.Array:
-        return prior_penalty(params, hparams.prior_precision, self.examples)
+        return prior_penalty(params, needed(hparams, "prior_precision"), self.examples)
 
     def init_state(self, hparams: Any, batch: Batch, key: jax.Array, total_steps: int) -> TrainState:
         state = super().init_state(hparams, batch, key, total_steps)
@@ -159,6 +162,8 @@ class LaplaceClassifier(Laplace):
 
     def __init__(self, examples: int, draws: int = 64) -> None:
         super().__init__(examples)
+        if draws < 2 or draws % 2:
+            raise StudyError(f"draws come in pairs, so their number must be even, at least 2: got {draws}")
         self.draws = draws
 
     def loss(self, outputs: Any, batch: Batch, hparams: Any) -> tuple[jax.Array, dict[str, Any]]:
@@ -171,7 +176,7 @@ class LaplaceClassifier(Laplace):
 
     def predict(self, outputs: jax.Array, features: jax.Array, curvature: jax.Array, hparams: Any) -> jax.Array:
         """Return log-probabilities, Float[Array, "batch classes"]."""
-        drawn = weight_samples(curvature, hparams.prior_precision, jax.random.key(0), self.draws)
+        drawn = weight_samples(curvature, needed(hparams, "prior_precision"), jax.random.key(0), self.draws)
         drawn = jnp.sqrt(field(hparams, "temperature", 1.0)) * drawn.reshape(
             self.draws, outputs.shape[-1], features.shape[-1]
         )
@@ -187,17 +192,19 @@ class LaplaceRegressor(Laplace):
     def loss(self, outputs: Any, batch: Batch, hparams: Any) -> tuple[jax.Array, dict[str, Any]]:
         """Return -log p(label); `squared_error` is that of the mean."""
         if isinstance(outputs, tuple):
-            mean, variance = outputs[0][:, 0], jnp.full(len(outputs[0]), hparams.noise_variance)
+            mean, variance = outputs[0][:, 0], jnp.full(len(outputs[0]), needed(hparams, "noise_variance"))
         else:
             mean, variance = outputs[:, 0], outputs[:, 1]
         squared = (batch["labels"] - mean) ** 2
         return 0.5 * (squared / variance + jnp.log(2 * jnp.pi * variance)), {"squared_error": squared}
 
     def hessian(self, outputs: jax.Array, hparams: Any) -> jax.Array:
-        return jnp.full((len(outputs), 1, 1), 1.0 / hparams.noise_variance)
+        return jnp.full((len(outputs), 1, 1), 1.0 / needed(hparams, "noise_variance"))
 
     def predict(self, outputs: jax.Array, features: jax.Array, curvature: jax.Array, hparams: Any) -> jax.Array:
         """Return mean and variance, Float[Array, "batch 2"]: phi^T covariance phi beside the noise."""
-        spread = jnp.einsum("na,ab,nb->n", features, covariance(curvature, hparams.prior_precision), features)
-        variance = field(hparams, "temperature", 1.0) * spread + hparams.noise_variance
+        spread = jnp.einsum(
+            "na,ab,nb->n", features, covariance(curvature, needed(hparams, "prior_precision")), features
+        )
+        variance = field(hparams, "temperature", 1.0) * spread + needed(hparams, "noise_variance")
         return jnp.stack([outputs[:, 0], variance], axis=-1)

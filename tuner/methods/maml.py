@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from tuner.errors import StudyError
-from tuner.methods.classification import field
+from tuner.methods.classification import field, needed
 from tuner.training import Mean, TrainerModule
 from tuner.training.data import Batch
 from tuner.training.metrics import Metrics
@@ -50,8 +50,8 @@ class MetaLearner(TrainerModule):
     An example is a task: arrays `support_x`, `support_y` to adapt to, `query_x`, `query_y` to be judged on, each
     [tasks, points, ...]. Everything else is as in any trainer: optimizer, smoothed weights, penalty, precision.
 
-    Hyperparameters: `inner_rate` (traced), `inner_steps` (static; 0 trains one model for all tasks at once), and
-    `first_order` (static) where a space has it.
+    Hyperparameters: `inner_rate` (traced), `inner_steps` (static; 0 trains one model for all tasks at once, on their
+    query points alone), and `first_order` (static) where a space has it.
 
     Models may draw random numbers and carry statistics. A task adapts in training mode, in validation too, because that
     is training: dropout is on, batch statistics are those of its points. Its query points are seen in training mode
@@ -119,7 +119,7 @@ class MetaLearner(TrainerModule):
                 return self.task_loss(outputs, task["support_y"], hparams)[0], carried
 
             first_order = bool(field(hparams, "first_order", False))
-            rate = field(hparams, "inner_rate")
+            rate = needed(hparams, "inner_rate")
             adapted, carried = adapt(support_loss, params, collections, rate, steps, first_order=first_order)
             return self.apply_inputs(adapted, carried, (task["query_x"],), hparams, train=train, key=key)
 
@@ -134,7 +134,7 @@ class MetaLearner(TrainerModule):
 
         In evaluation mode the collections come back as they went in; else they are the mean over the tasks.
         """
-        steps = field(hparams, "inner_steps") if train else self.judged_after[-1]
+        steps = needed(hparams, "inner_steps") if train else self.judged_after[-1]
         outputs, each = self.adapted_outputs(params, collections, batch, hparams, steps, train=train, key=key)
         return outputs, jax.tree.map(partial(_mean_over_tasks, batch["weight"]), each) if train else collections
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -167,6 +167,8 @@ def check_trainer(trainer: Any, hparams: Any, splits: Any, objectives: Sequence[
     size = asked_batch_size(trainer, hparams)
     check_optimizer(trainer, hparams, epochs * steps_per_epoch(len(splits.train), size))
     carry = first_shapes(trainer, hparams, splits, epochs)
+    number, rows = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((len(splits.train),), jnp.int32)
+    jax.eval_shape(partial(trainer.order, hparams, batch_size=size), jax.random.key(0), number, rows)
     made, layout = programs(trainer, hparams, Layout()), Layout()
     made.step.eval_shape(Feed(splits.train, layout, size).first(), hparams, *carry)
     position = jax.ShapeDtypeStruct((), jnp.int32)

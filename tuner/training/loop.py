@@ -327,7 +327,7 @@ class Training(Generator[Report, None, TrainState]):
         validated, trained, skipped = jax.device_get((validated, carry.totals, skipped))
         values = metrics_.as_floats(validated)
         values |= _numbers("on_training_epoch_end", found or metrics_.as_floats(trained, "train_"), values)
-        return values if skipped is None else {**values, "train_skipped_steps": float(skipped)}
+        return values if skipped is None else {**values, "train_skipped_steps": float(np.sum(skipped))}
 
     def _check_objective(self, reports: Sequence[Report]) -> None:
         """Raise StudyError if an objective was asked for that is in none of these reports."""

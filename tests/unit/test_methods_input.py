@@ -1,0 +1,108 @@
+"""Methods that are given what they cannot do say so in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tuner import Space, log_uniform
+from tuner.errors import MissingHParam, StudyError
+from tuner.methods import (
+    AdversarialClassifier,
+    Autoencoder,
+    Classifier,
+    Curriculum,
+    EnsembleClassifier,
+    Flow,
+    LangevinClassifier,
+    LaplaceClassifier,
+    held_out_losses,
+)
+from tuner.models import linear
+from tuner.training import ArrayDataset, Splits
+from tuner.training.checks import check_trainer
+from tuner.training.hparams import register
+
+DATA = ArrayDataset(inputs=np.zeros((12, 4)), labels=np.arange(12) % 3)
+
+
+class Plain(Classifier):
+    def init_model(self, hparams: Any) -> Any:
+        return linear(self.classes)
+
+
+class Staged(Curriculum, Plain): ...
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LaplaceClassifier(9, draws=63), "even, at least 2: got 63"),
+        (lambda: EnsembleClassifier(9, members=0), "at least 1 member: got 0"),
+        (lambda: LangevinClassifier(9, samples=0), "at least 1 sample, .*: got 0"),
+        (lambda: LangevinClassifier(9, burn_in=1.0), r"burn_in in \[0, 1\): got 16 and 1.0"),
+        (lambda: Autoencoder(every=0), "got every=0"),
+        (lambda: AdversarialClassifier(3, epsilon=0.1, pgd_steps=0), "got pgd_steps=0"),
+        (lambda: Flow(2).init(jax.random.key(0), jnp.zeros((3, 1))), "at least 2 features: got 1"),
+        (lambda: held_out_losses(Plain(3), {}, DATA, epochs=1, seed=0, folds=1), "at least 2 .*: got 1 of 12"),
+        (lambda: held_out_losses(Plain(3), {}, DATA, epochs=1, seed=0, folds=13), "at least 2 .*: got 13 of 12"),
+    ],
+)
+def test_what_cannot_be_is_refused(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(StudyError, match=message):
+        make()
+
+
+def test_a_curriculum_without_stages_is_found_before_anything_is_stored() -> None:
+    class Bare(Space):
+        learning_rate: float = log_uniform(1e-3, 1e-1)
+
+    hparams = Bare(learning_rate=0.01)
+    register(hparams)
+    with pytest.raises(MissingHParam, match="Bare has no 'stages'"):
+        check_trainer(Staged(3), hparams, Splits(DATA, DATA), ["accuracy"], 2)
+    with pytest.raises(StudyError, match="must have 'stages': they have learning_rate"):
+        check_trainer(Staged(3), {"learning_rate": 0.01}, Splits(DATA, DATA), ["accuracy"], 2)
+
+
+class Tanh(nn.Module):
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        hidden = nn.tanh(nn.Dense(2)(inputs))
+        return nn.Dense(3)(hidden), hidden
+
+
+@pytest.mark.parametrize("method", [LaplaceClassifier, LangevinClassifier])
+def test_posteriors_have_no_smoothed_weights(method: Any) -> None:
+    class Trainer(method):
+        def init_model(self, hparams: Any) -> Any:
+            return Tanh()
+
+    hparams = {"learning_rate": 0.01, "prior_precision": 1.0, "ema_decay": 0.9}
+    assert Trainer(12).ema_decay(hparams) is None
+
+
+def test_an_ensembles_skipped_steps_are_counted_together() -> None:
+    class Trainer(EnsembleClassifier):
+        loop = "step"
+
+        def init_model(self, hparams: Any) -> Any:
+            return linear(3)
+
+        def init_optimizer(self, hparams: Any, total_steps: int) -> Any:
+            from tuner.training import OptimizerSpec
+
+            return OptimizerSpec("sgd", 0.1, skip_nonfinite=True)
+
+    spoilt = np.zeros((12, 4))
+    spoilt[0] = np.nan
+    data = ArrayDataset(inputs=spoilt, labels=np.arange(12) % 3)
+    training = Trainer(12, members=2).train_model({"prior_precision": 1.0}, Splits(data, DATA), epochs=1, seed=0)
+    (report,) = training
+    assert report.metrics["train_skipped_steps"] == 2.0
