@@ -2,7 +2,7 @@
 
     tuner launch studies/digits_autoencoder.py
 
-Devices: 2 CPU cores, one worker on each. Time: 64 s. Best validation loss: 0.022 (2026-11-22).
+Devices: 2 CPU cores, one worker on each. Time: 19 s. Best validation loss: 0.017 (2026-11-22).
 
 What is new beside `digits_mlp.py`: there are no labels, and a hook lets one look. Every ten epochs the trainer saves a
 picture of eight digits above their reconstructions, `pictures/reconstructions-0010.png` in the trial's folder.

@@ -80,6 +80,17 @@ def test_what_a_row_names_is_there(row: Row) -> None:
     assert any(word.startswith("tests/") for word in row.quoted("test")), f"{row.ids} must name a file of tests"
 
 
+def test_every_study_has_its_figure_in_the_table() -> None:
+    page = (ROOT / "docs" / "systems.md").read_text()
+    for path in sorted((ROOT / "studies").glob("*.py")):
+        figure = re.search(r"Best validation \w+: ([\d.]+) \(", path.read_text())
+        rows = [line for line in page.splitlines() if f"](../studies/{path.name})" in line]
+        assert figure is not None
+        assert len(rows) == 1, f"docs/systems.md must have one row of results of {path.name}"
+        best = rows[0].split(" | ")[2]
+        assert figure[1] in best.split(", "), f"{path.name} says {figure[1]}, its row {best}"
+
+
 def test_the_page_is_read_as_it_is_meant() -> None:
     page = """
 | ids | system | code | test (oracle) |
