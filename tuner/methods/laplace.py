@@ -87,7 +87,7 @@ class Laplace(TrainerModule):
 
     def hessian(self, outputs: jax.Array, hparams: Any) -> jax.Array:
         """Return the Hessian of -log p(y | outputs) in the outputs: Float[Array, "batch outputs outputs"]."""
-        raise NotImplementedError
+        raise StudyError(f"a Laplace trainer must define hessian(outputs, hparams): {type(self).__name__} does not")
 
     def predict(self, outputs: jax.Array, features: jax.Array, curvature: jax.Array, hparams: Any) -> jax.Array:
         """Return what is predicted under the posterior.
@@ -98,7 +98,10 @@ class Laplace(TrainerModule):
             curvature: As from `gauss_newton`.
             hparams: The hyperparameters.
         """
-        raise NotImplementedError
+        raise StudyError(
+            "a Laplace trainer must define predict(outputs, features, curvature, hparams): "
+            f"{type(self).__name__} does not"
+        )
 
     def penalty(self, params: Any, hparams: Any) -> jax.Array:
         return prior_penalty(params, needed(hparams, "prior_precision"), self.examples)
