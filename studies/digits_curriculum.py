@@ -8,10 +8,8 @@ What is new beside `digits_mlp.py`: the order of the examples is searched. How d
 trained on the others for a moment: wrong labels are the hardest (Hacohen & Weinshall, 2019). The baseline has one
 stage, in which all examples are allowed.
 
-    python studies/digits_curriculum.py CHECKPOINT curriculum.png     the easiest and the hardest examples
+    tuner plot digits_curriculum picture     the easiest and the hardest examples
 """
-
-import sys
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -19,7 +17,7 @@ from sklearn.datasets import load_digits
 from tuner import Space, Study, choice, log_uniform, uniform
 from tuner.methods import Classifier, Curriculum, easiest_first, held_out_losses
 from tuner.models import MLP
-from tuner.training import ArrayDataset, Splits, load_from_checkpoint
+from tuner.training import ArrayDataset, Splits
 
 DRAWN = 0.75  # the share of the training labels that is drawn at random; a tenth of them happen to be right
 EPOCHS = 30
@@ -63,20 +61,6 @@ def data(seed: int) -> Splits:
     return Splits(easiest_first(noisy, scores), splits.validation)
 
 
-study = Study(
-    name="digits_curriculum",
-    space=HParams,
-    trainer=Trainer(10),
-    data=data,
-    objective="accuracy",
-    direction="maximize",
-    epochs=EPOCHS,
-    trials=40,
-    pruner="none",  # a curriculum begins with few examples, and so behind
-    baseline=HParams(learning_rate=3e-3, weight_decay=1e-3, dropout_rate=0.3, stages=1, stage_epochs=1.0),
-)
-
-
 # 4. What it looks like: of the training data the easiest, and the hardest, each with the label it has there.
 def picture(loaded, splits):
     from matplotlib.figure import Figure
@@ -94,5 +78,16 @@ def picture(loaded, splits):
     return figure
 
 
-if __name__ == "__main__":
-    picture(load_from_checkpoint(sys.argv[1]), data(study.seed)).savefig(sys.argv[2])
+study = Study(
+    name="digits_curriculum",
+    space=HParams,
+    trainer=Trainer(10),
+    data=data,
+    objective="accuracy",
+    direction="maximize",
+    epochs=EPOCHS,
+    trials=40,
+    pruner="none",  # a curriculum begins with few examples, and so behind
+    baseline=HParams(learning_rate=3e-3, weight_decay=1e-3, dropout_rate=0.3, stages=1, stage_epochs=1.0),
+    picture=picture,
+)

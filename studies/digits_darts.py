@@ -9,17 +9,15 @@ on one half of the training data while the architecture descends that on the oth
 that is left of them, from scratch, on both halves; its accuracy is the objective. The baseline is a random
 architecture: the search leaves it as it began, and everything else is the same.
 
-    python studies/digits_darts.py CHECKPOINT darts.png     the cells that were found
+    tuner plot digits_darts picture     the cells that were found
 """
-
-import sys
 
 import jax
 from sklearn.datasets import load_digits
 
 from tuner import Space, Study, choice, log_uniform
 from tuner.methods import ArchitectureSearch, DiscreteClassifier, alphas_of, genotype, paired_halves
-from tuner.training import ArrayDataset, Splits, load_from_checkpoint
+from tuner.training import ArrayDataset, Splits
 
 EPOCHS = 6
 CELLS, CHANNELS, NODES = ("reduce",), 3, 2  # a cell that halves the image: convolutions are slow on CPUs
@@ -61,20 +59,6 @@ class Trainer(ArchitectureSearch):
         return {"discrete_accuracy": last.metrics["accuracy"], "discrete_nll": last.metrics["nll"]}
 
 
-study = Study(
-    name="digits_darts",
-    space=HParams,
-    trainer=Trainer(10, CELLS, CHANNELS, NODES, OPERATIONS),
-    data=data,
-    objective="discrete_accuracy",
-    direction="maximize",
-    epochs=EPOCHS,
-    trials=8,
-    pruner="none",
-    baseline=HParams(learning_rate=0.1, architecture_rate=1e-2, search_order="none"),
-)
-
-
 # 4. What it looks like. The architecture is part of the checkpoint.
 def picture(loaded, splits):
     from matplotlib.figure import Figure
@@ -99,5 +83,16 @@ def picture(loaded, splits):
     return figure
 
 
-if __name__ == "__main__":
-    picture(load_from_checkpoint(sys.argv[1]), data(study.seed)).savefig(sys.argv[2])
+study = Study(
+    name="digits_darts",
+    space=HParams,
+    trainer=Trainer(10, CELLS, CHANNELS, NODES, OPERATIONS),
+    data=data,
+    objective="discrete_accuracy",
+    direction="maximize",
+    epochs=EPOCHS,
+    trials=8,
+    pruner="none",
+    baseline=HParams(learning_rate=0.1, architecture_rate=1e-2, search_order="none"),
+    picture=picture,
+)

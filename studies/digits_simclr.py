@@ -6,10 +6,8 @@ Devices: 2 CPU cores, one worker on each. Time: 68 s. Best validation probe_accu
 
 What is new beside `digits_mlp.py`: a trainer of `tuner.methods`, which needs a model and, here, how an image is changed
 at random: what an encoder must not see is all that it is taught. `contrastive=False` leaves the encoder at random, the
-baseline. `python studies/digits_simclr.py CHECKPOINT out.png` draws the features of both.
+baseline. `tuner plot digits_simclr picture` draws the features of both.
 """
-
-import sys
 
 import flax.linen as nn
 import jax
@@ -20,7 +18,7 @@ from sklearn.decomposition import PCA
 
 from tuner import Space, Study, choice, log_uniform, uniform
 from tuner.methods import SimCLR, augment, contrast, crop, noise, rotate, scaled, shift
-from tuner.training import ArrayDataset, Loaded, Splits, load_from_checkpoint
+from tuner.training import ArrayDataset, Loaded, Splits
 
 LABELLED = 5  # of each class
 
@@ -74,19 +72,6 @@ def data(seed: int) -> Splits:
     return Splits(ArrayDataset(inputs=train["inputs"], labels=few), splits.validation)
 
 
-study = Study(
-    name="digits_simclr",
-    space=HParams,
-    trainer=Trainer(classes=10),
-    data=data,
-    objective="probe_accuracy",
-    direction="maximize",
-    epochs=30,
-    trials=12,
-    baseline=HParams(learning_rate=0.01, probe_learning_rate=0.02, temperature=0.2, strength=0.4, contrastive=False),
-)
-
-
 # 5. A picture: the features of validation images on their two main axes, of an encoder at random and of this one.
 def picture(loaded: Loaded, splits: Splits):
     from matplotlib.figure import Figure
@@ -104,5 +89,15 @@ def picture(loaded: Loaded, splits: Splits):
     return figure
 
 
-if __name__ == "__main__":
-    picture(load_from_checkpoint(sys.argv[1]), data(study.seed)).savefig(sys.argv[2])
+study = Study(
+    name="digits_simclr",
+    space=HParams,
+    trainer=Trainer(classes=10),
+    data=data,
+    objective="probe_accuracy",
+    direction="maximize",
+    epochs=30,
+    trials=12,
+    baseline=HParams(learning_rate=0.01, probe_learning_rate=0.02, temperature=0.2, strength=0.4, contrastive=False),
+    picture=picture,
+)

@@ -10,10 +10,8 @@ score, the probability given to what was the case. `ece` is how far stated proba
 
 It picks the ensemble: 0.281 over other seeds, where the mode alone comes to 0.307.
 
-    python studies/digits_uncertainty.py tuner-artifacts/digits_uncertainty-*/TRIAL out.png
+    tuner plot digits_uncertainty picture
 """
-
-import sys
 
 import flax.linen as nn
 from sklearn.datasets import load_digits
@@ -27,7 +25,7 @@ from tuner.methods import (
     LaplaceClassifier,
     MapClassifier,
 )
-from tuner.training import ArrayDataset, Splits, TrainerModule, load_from_checkpoint
+from tuner.training import ArrayDataset, Splits, TrainerModule
 
 LABELLED = 150
 
@@ -85,6 +83,9 @@ class Trainer(TrainerModule):
     def batch_size(self, hparams):
         return self.methods[hparams.method].batch_size(hparams)
 
+    def order(self, hparams, key, step, rows, *, batch_size):
+        return self.methods[hparams.method].order(hparams, key, step, rows, batch_size=batch_size)
+
     def init_state(self, hparams, batch, key, total_steps):
         return self.methods[hparams.method].init_state(hparams, batch, key, total_steps)
 
@@ -109,22 +110,7 @@ def data(seed: int) -> Splits:
     )
 
 
-# 5. The search prunes nothing: samples of the posterior are only there at the end.
-study = Study(
-    name="digits_uncertainty",
-    space=HParams,
-    trainer=Trainer(),
-    data=data,
-    objective="nll",
-    direction="minimize",
-    epochs=60,
-    trials=40,
-    pruner="none",
-    baseline=HParams(method="map", learning_rate=3e-2, prior_precision=0.5, temperature=1.0),
-)
-
-
-# 6. What comes out: of the digits that the network is 80 % sure of, does it have 80 % right?
+# 5. What comes out: of the digits that the network is 80 % sure of, does it have 80 % right?
 def picture(loaded, splits):
     import jax
     import numpy as np
@@ -143,5 +129,17 @@ def picture(loaded, splits):
     return figure
 
 
-if __name__ == "__main__":
-    picture(load_from_checkpoint(sys.argv[1]), data(study.seed)).savefig(sys.argv[2])
+# 6. The search prunes nothing: samples of the posterior are only there at the end.
+study = Study(
+    name="digits_uncertainty",
+    space=HParams,
+    trainer=Trainer(),
+    data=data,
+    objective="nll",
+    direction="minimize",
+    epochs=60,
+    trials=40,
+    pruner="none",
+    baseline=HParams(method="map", learning_rate=3e-2, prior_precision=0.5, temperature=1.0),
+    picture=picture,
+)

@@ -8,10 +8,9 @@ What is new beside `digits_mlp.py`: a trainer whose step is no descent of one lo
 V(D, G) = E[log D(x)] + E[log(1 - D(G(z)))]: the discriminator raises it, the generator works against it (Goodfellow et
 al., 2014). The baseline is the plain game: equal rates, a step each, next to no penalty.
 
-    python studies/gan_gaussian.py CHECKPOINT gan.png     what is generated, and the density
+    tuner plot gan_gaussian picture     what is generated, and the density
 """
 
-import sys
 from dataclasses import dataclass
 
 import flax.linen as nn
@@ -21,7 +20,7 @@ import numpy as np
 
 from tuner import Space, Study, choice, log_uniform, uniform
 from tuner.methods import GANTrainer
-from tuner.training import ArrayDataset, Metric, OptimizerSpec, Splits, WarmupCosine, load_from_checkpoint
+from tuner.training import ArrayDataset, Metric, OptimizerSpec, Splits, WarmupCosine
 
 MEAN, STD = 4.0, 1.25
 NOISE = 2  # numbers that a sample is made of
@@ -100,22 +99,6 @@ def data(seed: int) -> Splits:
     return ArrayDataset(inputs=rng.normal(MEAN, STD, (8192, 1)), noise=rng.normal(size=(8192, NOISE))).split(0.5, seed)
 
 
-study = Study(
-    name="gan_gaussian",
-    space=HParams,
-    trainer=Trainer(),
-    data=data,
-    objective="distance",
-    direction="minimize",
-    epochs=40,
-    trials=20,
-    pruner="none",  # early in a game the later winners are not ahead
-    baseline=HParams(
-        learning_rate=1e-2, discriminator_speed=1.0, momentum=0.0, gradient_penalty=1e-2, discriminator_steps=1
-    ),
-)
-
-
 # 6. What it looks like: a trained generator is a function of noise.
 def picture(loaded, splits):
     from matplotlib.figure import Figure
@@ -132,5 +115,18 @@ def picture(loaded, splits):
     return figure
 
 
-if __name__ == "__main__":
-    picture(load_from_checkpoint(sys.argv[1]), data(study.seed)).savefig(sys.argv[2])
+study = Study(
+    name="gan_gaussian",
+    space=HParams,
+    trainer=Trainer(),
+    data=data,
+    objective="distance",
+    direction="minimize",
+    epochs=40,
+    trials=20,
+    pruner="none",  # early in a game the later winners are not ahead
+    baseline=HParams(
+        learning_rate=1e-2, discriminator_speed=1.0, momentum=0.0, gradient_penalty=1e-2, discriminator_steps=1
+    ),
+    picture=picture,
+)

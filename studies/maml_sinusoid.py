@@ -8,17 +8,15 @@ What is new beside `digits_mlp.py`: an example is a whole task, ten points of a 
 judged on. What is trained is the start from which a few gradient steps on the former do well on the latter (Finn et
 al., 2017). The baseline trains one network for all tasks together, and adapts as well when it is judged.
 
-    python studies/maml_sinusoid.py CHECKPOINT maml.png     a task before and after adapting
+    tuner plot maml_sinusoid picture     a task before and after adapting
 """
-
-import sys
 
 import flax.linen as nn
 import numpy as np
 
 from tuner import Space, Study, choice, log_uniform
 from tuner.methods import MetaLearner
-from tuner.training import ArrayDataset, OptimizerSpec, Splits, WarmupCosine, load_from_checkpoint
+from tuner.training import ArrayDataset, OptimizerSpec, Splits, WarmupCosine
 
 
 # 1. What is searched. The inner rate is a number inside the compiled program. The number of inner steps is the length
@@ -60,19 +58,6 @@ def data(seed: int) -> Splits:
     return ArrayDataset(support_x=x[:, :10], support_y=y[:, :10], query_x=x[:, 10:], query_y=y[:, 10:]).split(0.1, seed)
 
 
-study = Study(
-    name="maml_sinusoid",
-    space=HParams,
-    trainer=Trainer((0, 1, 5)),
-    data=data,
-    objective="loss",
-    direction="minimize",
-    epochs=15,
-    trials=16,
-    baseline=HParams(learning_rate=5e-3, inner_rate=5e-3, inner_steps=0, first_order=False),
-)
-
-
 # 4. What it looks like: the network before and after it has seen ten points of a task that is new to it.
 def picture(loaded, splits):
     from matplotlib.figure import Figure
@@ -92,5 +77,15 @@ def picture(loaded, splits):
     return figure
 
 
-if __name__ == "__main__":
-    picture(load_from_checkpoint(sys.argv[1]), data(study.seed)).savefig(sys.argv[2])
+study = Study(
+    name="maml_sinusoid",
+    space=HParams,
+    trainer=Trainer((0, 1, 5)),
+    data=data,
+    objective="loss",
+    direction="minimize",
+    epochs=15,
+    trials=16,
+    baseline=HParams(learning_rate=5e-3, inner_rate=5e-3, inner_steps=0, first_order=False),
+    picture=picture,
+)

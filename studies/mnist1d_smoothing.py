@@ -9,12 +9,10 @@ smoothed labels (Szegedy et al., 2016), that is judged by an average of its weig
 Juditsky, 1992). The learning rate stays as it is to the end: an average is another way to calm down. The signals
 (Greydanus & Kobak, 2020) are made by a program; logistic regression has 32.9 % of them right, a perceptron 63.4 %.
 
-    python studies/mnist1d_smoothing.py CHECKPOINT out.png
+    tuner plot mnist1d_smoothing picture
 
 draws a signal of each class and what a trained model thinks of it (`pip install 'tuner[plots]'`).
 """
-
-import sys
 
 import flax.linen as nn
 import jax
@@ -22,7 +20,7 @@ import numpy as np
 
 from tuner import Space, Study, errors, log_uniform, uniform
 from tuner.methods import Classifier
-from tuner.training import ArrayDataset, Constant, OptimizerSpec, Splits, load_from_checkpoint
+from tuner.training import ArrayDataset, Constant, OptimizerSpec, Splits
 
 
 # 1. What is searched: numbers alone, so that all trials share one compiled program. `average_rate` is the weight of
@@ -70,19 +68,6 @@ def data(seed: int) -> Splits:
     return Splits(parts.train, parts.validation, ArrayDataset(inputs=made["x_test"], labels=made["y_test"]))
 
 
-study = Study(
-    name="mnist1d_smoothing",
-    space=HParams,
-    trainer=Trainer(classes=10),
-    data=data,
-    objective="accuracy",
-    direction="maximize",
-    epochs=60,
-    trials=24,
-    baseline=HParams(learning_rate=2e-2, label_smoothing=0.0, average_rate=1.0),
-)
-
-
 def picture(loaded, splits):
     """Return a figure of a signal of each class, with the class that a model finds most probable."""
     from matplotlib.figure import Figure
@@ -99,5 +84,15 @@ def picture(loaded, splits):
     return figure
 
 
-if __name__ == "__main__":
-    picture(load_from_checkpoint(sys.argv[1]), data(study.seed)).savefig(sys.argv[2])
+study = Study(
+    name="mnist1d_smoothing",
+    space=HParams,
+    trainer=Trainer(classes=10),
+    data=data,
+    objective="accuracy",
+    direction="maximize",
+    epochs=60,
+    trials=24,
+    baseline=HParams(learning_rate=2e-2, label_smoothing=0.0, average_rate=1.0),
+    picture=picture,
+)

@@ -8,10 +8,8 @@ What is new beside `digits_mlp.py`: nothing is predicted. The model says how lik
 loss is what it says of points it has not seen, in nats. Without couplings the flow is a Gaussian with any covariance.
 Each validation draws samples as well, with the trial's key: `entropy` is the model's own.
 
-    python studies/moons_flow.py tuner-artifacts/moons_flow-*/TRIAL out.png
+    tuner plot moons_flow picture
 """
-
-import sys
 
 import jax
 import numpy as np
@@ -19,7 +17,7 @@ from sklearn.datasets import make_moons
 
 from tuner import Space, Study, choice, log_uniform
 from tuner.methods import Flow, FlowTrainer
-from tuner.training import ArrayDataset, Splits, load_from_checkpoint
+from tuner.training import ArrayDataset, Splits
 
 
 # 1. What is searched. The couplings are the program; decay keeps them from following single points.
@@ -45,19 +43,6 @@ def data(seed: int) -> Splits:
     return ArrayDataset(inputs=points).split(0.5, seed)
 
 
-study = Study(
-    name="moons_flow",
-    space=HParams,
-    trainer=Trainer(),
-    data=data,
-    objective="loss",
-    direction="minimize",
-    epochs=60,
-    trials=20,
-    baseline=HParams(learning_rate=1e-2, weight_decay=1e-5, couplings=0),
-)
-
-
 # 3. What comes out: as many samples as there are points, and the density under both.
 def picture(loaded, splits):
     from matplotlib.figure import Figure
@@ -75,5 +60,15 @@ def picture(loaded, splits):
     return figure
 
 
-if __name__ == "__main__":
-    picture(load_from_checkpoint(sys.argv[1]), data(study.seed)).savefig(sys.argv[2])
+study = Study(
+    name="moons_flow",
+    space=HParams,
+    trainer=Trainer(),
+    data=data,
+    objective="loss",
+    direction="minimize",
+    epochs=60,
+    trials=20,
+    baseline=HParams(learning_rate=1e-2, weight_decay=1e-5, couplings=0),
+    picture=picture,
+)

@@ -9,16 +9,15 @@ the objective, computed with the data: `bigram_bits`, what a table of pairs of c
 text is `pydoc_data.topics`, which every Python has; it differs from version to version, and so do the figures (here:
 Python 3.11.7).
 
-    python studies/topics_decoder.py CHECKPOINT
+    tuner plot topics_decoder picture
 
-writes text with a trained model, after a minute of learning:
+draws what a trained model writes, after a minute of learning:
 
        2: * | Ex. "To defirnger indervisioniption mays fre argument" is and it byt presed.
        With ther is eefase relent, the fou
     compling its ard with bound preson expces,
 """
 
-import sys
 from pydoc_data.topics import topics
 
 import jax
@@ -28,7 +27,7 @@ import optax
 
 from tuner import Space, Study, choice, log_uniform, uniform
 from tuner.models import make_model
-from tuner.training import ArrayDataset, Splits, TrainerModule, load_from_checkpoint
+from tuner.training import ArrayDataset, Splits, TrainerModule
 
 LENGTH = 64  # characters that the model sees
 CHARACTERS = 160_000  # of the text, for a study of a minute
@@ -86,19 +85,6 @@ def bigram_bits(host):
     return -np.log2(counts / counts.sum(1, keepdims=True))
 
 
-study = Study(
-    name="topics_decoder",
-    space=HParams,
-    trainer=Trainer(),
-    data=data,
-    objective="bits",
-    direction="minimize",
-    epochs=5,
-    trials=12,
-    baseline=HParams(learning_rate=1e-2, dropout_rate=0.0, positions="learned", depth=1),
-)
-
-
 def sample(predict, length, key, prompt="The "):
     """Return the prompt and what a model writes behind it, one character after the other.
 
@@ -118,5 +104,24 @@ def sample(predict, length, key, prompt="The "):
     return "".join(ALPHABET[number] for number in written)
 
 
-if __name__ == "__main__":
-    print(sample(load_from_checkpoint(sys.argv[1]), 400, jax.random.key(0)))
+def picture(loaded, splits):
+    """Return a figure of 400 characters that a model writes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 2))
+    figure.text(0, 1, sample(loaded, 400, jax.random.key(0)), va="top", family="monospace")
+    return figure
+
+
+study = Study(
+    name="topics_decoder",
+    space=HParams,
+    trainer=Trainer(),
+    data=data,
+    objective="bits",
+    direction="minimize",
+    epochs=5,
+    trials=12,
+    baseline=HParams(learning_rate=1e-2, dropout_rate=0.0, positions="learned", depth=1),
+    picture=picture,
+)

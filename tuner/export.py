@@ -54,8 +54,8 @@ def _flat_row(study: StudyRow, trial: TrialRow) -> Row:
     if len(study.directions) == 1:
         row["value"] = None if trial.values is None else trial.values[0]
     else:
-        names = study.record.get("objective") or map(str, range(len(study.directions)))
-        row |= {f"values.{name}": None if trial.values is None else trial.values[at] for at, name in enumerate(names)}
+        values = trial.values or [None] * len(study.directions)
+        row |= {f"values.{name}": value for name, value in zip(study.objectives, values, strict=True)}
     row["seconds"] = trial.seconds
     for key, time in (("started", trial.started), ("completed", trial.completed)):
         row[key] = None if time is None else time.isoformat(timespec="milliseconds") + "Z"
@@ -139,12 +139,9 @@ def export_bundle(engine: Engine, study_name: str, path: Path, number: int | Non
     """
     study = find_study(engine, study_name)
     if number is None:
-        best = best_rows(engine, study_name)
-        if not best:
-            raise UsageError(f"the best trial can be exported once one is complete: {study_name!r} has none")
-        number = int(best[0]["number"])
+        number = best_number(engine, study_name)
     trial = show_row(engine, study_name, number)
-    checkpoint, file = _files_of(trial)
+    checkpoint, file = checkpoint_of(trial), file_of(trial)
     check_file(engine, read_trial(engine, study, number), file)
     versions = trial["ran_with"].get("versions", {})
     texts = {
@@ -162,12 +159,32 @@ def export_bundle(engine: Engine, study_name: str, path: Path, number: int | Non
     return number
 
 
-def _files_of(trial: Row) -> tuple[Path, Path]:
-    """Return a trial's checkpoint and its study's file."""
+def best_number(engine: Engine, study_name: str) -> int:
+    """Return the number of the best trial.
+
+    Raises:
+        UnknownStudy: there is no such study.
+        UsageError: no trial is complete.
+    """
+    best = best_rows(engine, study_name)
+    if not best:
+        raise UsageError(f"there is a best trial once one is complete: {study_name!r} has none")
+    return int(best[0]["number"])
+
+
+def checkpoint_of(trial: Row) -> Path:
+    """Return a trial's checkpoint.
+
+    Args:
+        trial: Its row, of `tuner.results.show_row`.
+
+    Raises:
+        UsageError: it has none, or none on this machine.
+    """
     name = f"trial {trial['number']} of {trial['study']!r}"
     if trial["checkpoint"] is None:
         raise UsageError(
-            f"a bundle needs a checkpoint: {name} has none; a study keeps those of its best trials (`keep_best`)"
+            f"there must be a checkpoint: {name} has none; a study keeps those of its best trials (`keep_best`)"
         )
     checkpoint = Path(trial["checkpoint"])
     if not checkpoint.is_dir():
@@ -175,10 +192,23 @@ def _files_of(trial: Row) -> tuple[Path, Path]:
             f"the checkpoint of {name} must be on this machine: there is no {checkpoint}; it was removed when better "
             "trials came, or lies where its worker ran"
         )
+    return checkpoint
+
+
+def file_of(trial: Row) -> Path:
+    """Return the study file that a trial ran with.
+
+    Args:
+        trial: Its row, of `tuner.results.show_row`.
+
+    Raises:
+        UsageError: it is not on this machine.
+    """
     file = Path((trial["ran_with"] or {}).get("file") or "")
     if not file.is_file():
+        name = f"trial {trial['number']} of {trial['study']!r}"
         raise UsageError(f"the study file of {name} must be on this machine: there is no {str(file)!r}")
-    return checkpoint, file
+    return file
 
 
 def _requirements(versions: dict[str, str]) -> str:

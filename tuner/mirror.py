@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import json
 import math
@@ -252,16 +253,18 @@ class Mirror:
                 sent = accepted[trial_id] = sent or Sent(trial_id, run)
                 self._said[trial_id] = standing
             new = [report for report in unsent.reports if report.epoch > sent.epoch]
-            for start in range(0, len(new), _EPOCHS):
-                piece = new[start : start + _EPOCHS]
+            pieces = [new[start : start + _EPOCHS] for start in range(0, len(new), _EPOCHS)]
+            with_end = pieces.pop() if unsent.is_ended and pieces else []
+            for piece in pieces:
                 if not self._keeps(accepted):
                     return
                 self.tracker.log(sent.run, [describe_report(report, trial.began_s) for report in piece])
-                digest = mirroring.digest(sent.digest, piece)
-                sent = accepted[trial_id] = Sent(trial_id, sent.run, piece[-1].epoch, digest)
+                sent = accepted[trial_id] = sent.after(piece)
             if unsent.is_ended:
-                self.tracker.end_trial(sent.run, trial)
-                accepted[trial_id] = Sent(trial_id, sent.run, sent.epoch, sent.digest, is_ended=True)
+                if not self._keeps(accepted):
+                    return
+                self.tracker.end_trial(sent.run, trial, [describe_report(report, trial.began_s) for report in with_end])
+                accepted[trial_id] = dataclasses.replace(sent.after(with_end), is_ended=True)
                 self._said.pop(trial_id, None)
         except TrackerRefused as error:
             self.refused[unsent.row.trial_id] = f"trial {unsent.row.number}: {error}"
@@ -333,11 +336,10 @@ def describe_trial(study: StudyRow, unsent: Unsent) -> TrackedTrial:
 
 def _results(study: StudyRow, unsent: Unsent) -> dict[str, float]:
     row = unsent.row
-    names = study.record.get("objective") or [str(at) for at in range(len(study.directions))]
     values = row.values or []
     found = {"value": values[0]} if len(values) == 1 else {}
     if len(values) > 1:
-        found = {f"value.{name}": value for name, value in zip(names, values, strict=True)}
+        found = {f"value.{name}": value for name, value in zip(study.objectives, values, strict=True)}
     took = {"seconds": row.seconds, **{name: row.record.get(name) for name in ("train_s", "compile_s", "compilations")}}
     return {**found, **{name: float(value) for name, value in took.items() if value is not None}}
 

@@ -92,19 +92,28 @@ def subject_of(storage: Storage, row: StudyRow) -> Subject:
     Raises:
         UsageError: it has no trials yet, or matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise UsageError("plots need matplotlib: pip install 'tuner[plots]'") from None
+    need_matplotlib()
     import optuna
 
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "tuner"  # the same study gives the same file
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     whole = optuna.load_study(study_name=row.name, storage=storage)
     if not whole.get_trials(deepcopy=False):
         raise UsageError(f"a study must have trials to be drawn: {row.name!r} has none yet")
     return Subject(row, storage.engine, whole, _part(whole))
+
+
+def need_matplotlib() -> None:
+    """Make matplotlib draw without a screen, and the same file each time.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise UsageError("plots need matplotlib: pip install 'tuner[plots]'") from None
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "tuner"
 
 
 def _part(study: optuna.Study) -> optuna.Study:
@@ -280,16 +289,21 @@ def plot(url: str, name: str, kind: str, path: Path, *, force: bool = False) -> 
         UsageError: the kind is unknown, cannot be drawn of this study, or the file's name ends otherwise.
     """
     if kind not in (*KINDS, "report"):
-        known = [*KINDS, "report"]
+        known = [*KINDS, "picture", "report"]
         raise UsageError(f"a plot must be one of {', '.join(known)}: got {kind!r}{nearest(kind, known)}")
-    suffixes = (".html",) if kind == "report" else (".png", ".svg")
-    if path.suffix.lower() not in suffixes:
-        raise UsageError(f"the file of the plot {kind!r} must end in {' or '.join(suffixes)}: got {str(path)!r}")
+    check_suffix(kind, path)
     with opened(url, name) as subject, in_place(path, force) as scratch:
         if kind == "report":
             scratch.write_text(report(subject), encoding="utf-8")
         else:
             scratch.write_bytes(draw(subject, kind, path.suffix.lower().removeprefix(".")))
+
+
+def check_suffix(kind: str, path: Path) -> None:
+    """Raise a `UsageError` unless a plot of a kind can be written to a file of this name."""
+    suffixes = (".html",) if kind == "report" else (".png", ".svg")
+    if path.suffix.lower() not in suffixes:
+        raise UsageError(f"the file of the plot {kind!r} must end in {' or '.join(suffixes)}: got {str(path)!r}")
 
 
 def draw(subject: Subject, kind: str, format: str) -> bytes:
@@ -305,15 +319,19 @@ def draw(subject: Subject, kind: str, format: str) -> bytes:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             warnings.simplefilter("ignore", UserWarning)  # of layouts, and of values that are all alike
-            figure = KINDS[kind](subject)
-            file = io.BytesIO()
-            metadata = {"Date": None} if format == "svg" else {"Software": None}
-            figure.savefig(file, format=format, dpi=200, bbox_inches="tight", metadata=metadata)
-        return file.getvalue()
+            return written(KINDS[kind](subject), format)
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"{kind!r} cannot be drawn of {subject.row.name!r}: {error}") from None
     finally:
         pyplot.close("all")
+
+
+def written(figure: Figure, format: str) -> bytes:
+    """Return a figure as a file of a format; the same figure gives the same file."""
+    file = io.BytesIO()
+    metadata = {"Date": None} if format == "svg" else {"Software": None}
+    figure.savefig(file, format=format, dpi=200, bbox_inches="tight", metadata=metadata)
+    return file.getvalue()
 
 
 def report(subject: Subject) -> str:

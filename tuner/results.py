@@ -118,7 +118,7 @@ def trial_rows(
     Args:
         engine: The storage's engine.
         study_name: The study.
-        where: Conditions that all must hold; see `tuner.filters.filtered`.
+        where: Conditions that all must hold; see `tuner.filters.filtered`. One of several objectives is `values.NAME`.
         outcomes: Only trials with one of these; all if empty.
         sort: A column or hyperparameter, `-NAME` for the largest first.
         limit: How many at most.
@@ -128,9 +128,20 @@ def trial_rows(
         UsageError: a condition, or what to sort by, is none.
     """
     study = find_study(engine, study_name)
-    rows = [_trial_row(study, trial) for trial in read_trials(engine, study)]
+    rows = [_with_named_values(study, _trial_row(study, trial)) for trial in read_trials(engine, study)]
     kept = [row for row in filtered(rows, where) if not outcomes or row["outcome"] in outcomes]
-    return in_order(kept, sort)[:limit]
+    return [_without_named_values(row) for row in in_order(kept, sort)[:limit]]
+
+
+def _with_named_values(study: StudyRow, row: Row) -> Row:
+    if "values" not in row:
+        return row
+    values = row["values"] or [None] * len(study.directions)
+    return row | {f"values.{name}": value for name, value in zip(study.objectives, values, strict=True)}
+
+
+def _without_named_values(row: Row) -> Row:
+    return {name: value for name, value in row.items() if not name.startswith("values.")}
 
 
 def best_rows(engine: Engine, study_name: str, count: int | None = 1, *, confirmed: bool = True) -> list[Row]:

@@ -47,6 +47,8 @@ class Study:
         baseline: Hyperparameters to compare with, an instance of `space`: the first trial has them and is not pruned,
             `tuner best` says by how much the best is better, and `tuner confirm` how sure that is. What is fixed is
             fixed in it as well.
+        picture: A function from a trained model, `tuner.training.Loaded`, and the data to a matplotlib figure:
+            `tuner plot NAME picture` draws the best trial's model with it, or another's.
         save_every_s: Seconds of training between checkpoints to resume from; a shorter trial writes none.
         keep_best: Trials whose best checkpoint is kept: the best of the study, by its first objective; >= 0.
         wall_hours: The budget in hours in which at least one worker is at work on the study; None for no such limit.
@@ -71,6 +73,7 @@ class Study:
     pruner: Any = "asha"
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     baseline: Space | None = None
+    picture: Callable[[Any, Any], Any] | None = None
     save_every_s: float = 60.0
     keep_best: int = 3
     wall_hours: float | None = None
@@ -104,6 +107,8 @@ class Study:
             raise StudyError(f"space must be a Space class or a function of an Optuna trial: got {self.space!r}")
         if not callable(self.data):
             raise StudyError(f"data must be a function of the study's seed: got {self.data!r}")
+        if self.picture is not None and not callable(self.picture):
+            raise StudyError(f"picture must be a function of a trained model and the data: got {self.picture!r}")
         names = self.objectives if isinstance(self.objective, str | list | tuple) else ()
         if not names or len(set(names)) < len(names) or not all(isinstance(name, str) and name for name in names):
             raise StudyError(f"objective must name one metric, or several different ones: got {self.objective!r}")

@@ -65,6 +65,7 @@ CASES = [
     Case("metrics", "prometheus_client", [*LAUNCH, "--metrics-port", "0"]),
     Case("parquet", "pyarrow", ["export", "empty", "trials.parquet"]),
     Case("plots", "matplotlib", ["plot", "empty", "history"]),
+    Case("plots", "matplotlib", ["plot", "empty", "picture"]),
 ]
 WITH_JAX = [
     Case("gp", "torch", ["worker", "gp.py"]),
@@ -91,7 +92,7 @@ def test_every_extra_has_a_case() -> None:
     assert {case.extra for case in (*CASES, *WITH_JAX)} == set(extras) - {"test", "dev"}
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.extra)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.extra}-{case.words[-1]}")
 def test_what_is_missing_is_named(
     tuner_on_sqlite: Any, sqlite_url: str, tiny_study: Path, tmp_path: Path, case: Case
 ) -> None:

@@ -131,6 +131,16 @@ class Own(Regression):
         return {"loss": Mean.of(batch["labels"], batch["weight"])}
 
 
+class Composite(Own):
+    """Runs a model that it has not made, and has no one loss."""
+
+    def apply_inputs(self, params: Any, collections: Any, inputs: Any, hparams: Any, **options: Any) -> Any:
+        return inputs[0][:, 0], collections
+
+    def loss(self, outputs: Any, batch: Any, hparams: Any) -> Any:
+        raise StudyError("no loss")
+
+
 def step_of(example: int, seed: int) -> int:
     """The number, from 1, of the first step whose batch has an example."""
     order = jax.random.permutation(Stream.ORDER.key(jax.random.key(seed), 0), 12)
@@ -150,6 +160,7 @@ CASES = {
     "the gradient": (Regression(where="gradient"), "in metrics/grad_norm/total, from finite outputs", 3),
     "nnx": (Regression(NNXNet), "in the output of middle", 3),
     "an own step": (Own(), "in params/w, from finite outputs", 3),
+    "an own step around a model": (Composite(), "in params/w, from finite outputs", 3),
 }
 
 

@@ -116,7 +116,7 @@ def test_what_cannot_be_bundled_is_said(storage: Any, storage_url: str, tmp_path
     fill(storage)
     optuna.create_study(study_name="empty", storage=storage)
     engine, path = connect(storage_url), tmp_path / "out.zip"
-    with pytest.raises(UsageError, match=r"a bundle needs a checkpoint: trial 0 of 'ours' has none; a study keeps"):
+    with pytest.raises(UsageError, match=r"there must be a checkpoint: trial 0 of 'ours' has none; a study keeps"):
         export_bundle(engine, "ours", path, None)
     with pytest.raises(UsageError, match=r"once one is complete: 'empty' has none"):
         export_bundle(engine, "empty", path, None)

@@ -15,13 +15,16 @@ from tuner import Space, log_uniform
 from tuner.errors import MissingHParam, StudyError
 from tuner.methods import (
     AdversarialClassifier,
+    ArchitectureSearch,
     Autoencoder,
     Classifier,
     Curriculum,
     EnsembleClassifier,
     Flow,
+    GANTrainer,
     LangevinClassifier,
     LaplaceClassifier,
+    MapClassifier,
     held_out_losses,
 )
 from tuner.models import linear
@@ -86,6 +89,36 @@ def test_posteriors_have_no_smoothed_weights(method: Any) -> None:
 
     hparams = {"learning_rate": 0.01, "prior_precision": 1.0, "ema_decay": 0.9}
     assert Trainer(12).ema_decay(hparams) is None
+
+
+@pytest.mark.parametrize("method", [MapClassifier, EnsembleClassifier, LangevinClassifier, LaplaceClassifier])
+def test_a_posterior_of_other_data_is_refused(method: Any) -> None:
+    class Trainer(method):
+        def init_model(self, hparams: Any) -> Any:
+            return Tanh()
+
+    hparams = {"learning_rate": 0.01, "prior_precision": 1.0}
+    check_trainer(Trainer(12), hparams, Splits(DATA, DATA), ["nll"], 2)
+    with pytest.raises(
+        StudyError, match="examples must be the number of training examples: Trainer has 13, the data 12"
+    ):
+        check_trainer(Trainer(13), hparams, Splits(DATA, DATA), ["nll"], 2)
+
+
+@pytest.mark.parametrize("method", ["penalty", "augment", "loss", "init_model", "init_optimizer"])
+def test_what_a_gan_does_not_call_is_refused(method: str) -> None:
+    trainer = type("Mine", (GANTrainer,), {method: lambda self, *given: None})()
+    with pytest.raises(StudyError, match=f"GANTrainer does not call {method}: Mine must not define it"):
+        trainer.init_state({}, {}, jax.random.key(0), 1)
+    with pytest.raises(StudyError, match=r"must define init_networks"):
+        GANTrainer().init_state({}, {}, jax.random.key(0), 1)
+
+
+@pytest.mark.parametrize("method", ["penalty", "augment", "init_optimizer", "ema_decay"])
+def test_what_a_search_of_architectures_does_not_call_is_refused(method: str) -> None:
+    trainer = type("Mine", (ArchitectureSearch,), {method: lambda self, *given: None})(3)
+    with pytest.raises(StudyError, match=f"ArchitectureSearch does not call {method}: Mine must not define it"):
+        trainer.init_state({}, {}, jax.random.key(0), 1)
 
 
 def test_an_ensembles_skipped_steps_are_counted_together() -> None:

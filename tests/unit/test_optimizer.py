@@ -336,6 +336,10 @@ def test_schedule_free_is_evaluated_at_its_average(name: str) -> None:
     inner: Any = state.inner[0]
     close(found, lenient_call(optax.contrib.schedule_free_eval_params, inner, params))
     assert not np.allclose(found, params)
+    # Of several optimizers each has the parameters of its name, and what has none stays as it is.
+    several = evaluated_params({"one": state, "other": run(spec(), 5)[1]}, {"one": params, "other": W, "free": W})
+    close(several["one"], found)
+    assert (several["other"] is W, several["free"] is W) == (True, True)
     params, state = run(spec(), 5)
     assert evaluated_params(state, params) is params
 

@@ -21,13 +21,13 @@ from optuna.trial import TrialState
 from sqlalchemy import event
 
 import tuner
-from tuner.errors import UnknownStudy
+from tuner.errors import UnknownStudy, UsageError
 from tuner.results import best_rows, pareto_front, show_row, study_rows, trial_rows
 from tuner.storage import connect, leases, tables
 from tuner.storage.claims import Claimant, claim
 from tuner.storage.dialect import now_s
 from tuner.storage.fences import Lease
-from tuner.storage.queries import TrialRow, last_errors
+from tuner.storage.queries import TrialRow, find_study, last_errors
 from tuner.storage.studies import join, register, stop
 from tuner.trial import Outcome, Report
 
@@ -342,6 +342,22 @@ def test_the_best_of_several_objectives_are_optunas(shelf: Shelf, directions: tu
     assert 1 < len(rows) < 30
     assert best_rows(shelf.engine, "ours", 2) == rows[:2]
     assert "value" not in rows[0]
+
+
+def test_several_objectives_are_asked_for_by_name(shelf: Shelf) -> None:
+    study = shelf.add_study("pair", "minimize", "maximize")
+    for first, second in ((3.0, 1.0), (1.0, 2.0), (2.0, inf)):
+        shelf.end(study, Outcome.COMPLETE, first, second)
+    shelf.end(study, Outcome.FAILED)
+
+    (one, other), everything = find_study(shelf.engine, "pair").objectives, trial_rows(shelf.engine, "pair")
+    by_first = trial_rows(shelf.engine, "pair", sort=f"values.{one}")
+    assert [row["number"] for row in by_first] == [1, 2, 0, 3]
+    kept = trial_rows(shelf.engine, "pair", where=[f"values.{other}>1", f"values.{one}<2"])
+    assert kept == [everything[1]]
+    assert list(everything[0]) == ["number", "outcome", "values", "seconds", "hparams"], "they are no columns"
+    with pytest.raises(UsageError, match=rf"--sort must name one of .*values\.{one}, values\.{other}.*: got 'value'"):
+        trial_rows(shelf.engine, "pair", sort="value")
 
 
 # --- Plain JSON

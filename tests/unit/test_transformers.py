@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -98,7 +100,7 @@ def test_a_loop_of_layers_is_the_layers_one_after_another(remat: bool) -> None:
 
 @pytest.mark.slow
 def test_a_loop_that_forgets_takes_less_memory() -> None:
-    """By the compiled program's own account; the figures are in the page on systems."""
+    """By the compiled program's own account; the page on systems has the figures."""
 
     def temporary_bytes(**settings: Any) -> int:
         module: Any = Transformer(50, width=32, heads=2, depth=8, longest=64, is_causal=True, **settings)
@@ -108,8 +110,13 @@ def test_a_loop_that_forgets_takes_less_memory() -> None:
         analysis: Any = step.lower(params).compile().memory_analysis()
         return analysis.temp_size_in_bytes
 
-    loop, forgetting = temporary_bytes(), temporary_bytes(remat=True)
-    assert forgetting < 0.6 * loop
+    found = [temporary_bytes(is_scanned=False), temporary_bytes(), temporary_bytes(remat=True)]
+    assert found[2] < 0.2 * found[1]
+    page = (Path(__file__).parents[2] / "docs" / "systems.md").read_text()
+    stated = re.search(r"a Transformer's step are ([\d.]+) MB unrolled, ([\d.]+) in a loop, ([\d.]+) with remat", page)
+    assert stated is not None
+    # Another XLA may lay out its memory otherwise, somewhat.
+    assert [size / 1e6 for size in found] == pytest.approx([float(size) for size in stated.groups()], rel=0.2)
 
 
 def test_parameters_by_formula() -> None:

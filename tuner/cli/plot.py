@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,8 @@ from typing import Annotated
 import typer
 
 from tuner.cli.options import DebugOption, StorageOption, StudyArgument
-from tuner.storage import storage_url
+from tuner.errors import UsageError
+from tuner.storage import connect, storage_url
 
 
 def plot(
@@ -19,7 +21,7 @@ def plot(
         typer.Argument(
             metavar="KIND",
             help="history, intermediate, importances, parallel, contour, slice, edf, pareto, timeline, rungs, savings; "
-            "or report: a page with all of them.",
+            "picture, which a study draws of a model (Study(picture=...)); or report: a page with all of a study.",
         ),
     ],
     out: Annotated[
@@ -27,15 +29,43 @@ def plot(
         typer.Option(metavar="FILE", help="FILE.png or FILE.svg, of a report FILE.html; STUDY-KIND.png by default."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+    trial: Annotated[
+        int | None,
+        typer.Option(metavar="NUMBER", help="The trial whose model is drawn (picture); the best by default."),
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="The study's file (picture); that the trial ran with by default."),
+    ] = None,
     storage: StorageOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Draw a study, for a paper or as one page for the browser that needs nothing else.
 
-    For example: tuner plot digits_mlp history --out history.svg, or tuner plot digits_mlp report --out report.html
+    For example: tuner plot digits_mlp history --out history.svg, or tuner plot digits_mlp report --out report.html, or
+    tuner plot digits_simclr picture --trial 7
     """
-    from tuner.plots import plot as draw_plot
-
     path = out or Path(f"{study.replace('/', '_')}-{kind}.{'html' if kind == 'report' else 'png'}")
-    draw_plot(storage_url(storage), study, kind, path, force=force)
-    print(f"tuner: {kind} of {study!r} written to {path}", file=sys.stderr)
+    what = kind
+    if kind == "picture":
+        what = f"picture of trial {_draw_picture(storage_url(storage), study, path, trial, file, force)}"
+    else:
+        from tuner.plots import plot as draw_plot
+
+        for option, value in (("--trial", trial), ("--file", file)):
+            if value is not None:
+                raise UsageError(f"{option} is for a picture, which is drawn of a trial's model: got {kind!r}")
+        draw_plot(storage_url(storage), study, kind, path, force=force)
+    print(f"tuner: {what} of {study!r} written to {path}", file=sys.stderr)
+
+
+def _draw_picture(url: str, study: str, path: Path, trial: int | None, file: str | None, force: bool) -> int:
+    from tuner.devices import settle
+    from tuner.drawing import draw_picture
+
+    settle(os.environ)
+    engine = connect(url)
+    try:
+        return draw_picture(engine, study, path, trial, file=file, force=force)
+    finally:
+        engine.dispose()

@@ -47,7 +47,8 @@ def trials(
         list[str] | None,
         typer.Option(
             metavar="CONDITION",
-            help="Only trials for which it holds, as in 'learning_rate<1e-3' or optimizer=adam; may be repeated.",
+            help="Only trials for which it holds, as in 'learning_rate<1e-3', optimizer=adam or, of several objectives,"
+            " 'values.loss<1'; may be repeated.",
         ),
     ] = None,
     outcome: Annotated[list[Outcome] | None, typer.Option(help="Only trials that stand so; may be repeated.")] = None,

@@ -22,6 +22,7 @@ from tuner.methods.classification import field, needed
 from tuner.training import GradientNoise, OptimizerSpec, TrainerModule, TrainState
 from tuner.training.data import Batch
 from tuner.training.metrics import Metrics
+from tuner.training.programs import Order
 
 
 def prior_penalty(params: Any, precision: Any, examples: int) -> jax.Array:
@@ -47,10 +48,8 @@ def mixture(logits: jax.Array, counted: jax.Array | None = None) -> jax.Array:
     return jax.nn.logsumexp(kept, axis=0) - jnp.log(jnp.sum(counted).astype(logs.dtype))
 
 
-class MapClassifier(TrainerModule):
-    """The mode of the posterior: one set of weights, the usual training with an L2 penalty (maximum a posteriori).
-
-    The model's outputs are logits, Float[Array, "batch classes"], or a tuple that begins with them.
+class Posterior(TrainerModule):
+    """A trainer whose loss and penalty are -log p(weights | data) / N.
 
     Args:
         examples: The number N of training examples, by which prior and likelihood are weighed.
@@ -61,6 +60,21 @@ class MapClassifier(TrainerModule):
 
     def penalty(self, params: Any, hparams: Any) -> jax.Array:
         return prior_penalty(params, needed(hparams, "prior_precision"), self.examples)
+
+    def order(self, hparams: Any, key: jax.Array, step: jax.Array, rows: jax.Array, *, batch_size: int) -> Order:
+        if len(rows) != self.examples:
+            raise StudyError(
+                f"examples must be the number of training examples: {type(self).__name__} has {self.examples}, the "
+                f"data {len(rows)}"
+            )
+        return super().order(hparams, key, step, rows, batch_size=batch_size)
+
+
+class MapClassifier(Posterior):
+    """The mode of the posterior: one set of weights, the usual training with an L2 penalty (maximum a posteriori).
+
+    The model's outputs are logits, Float[Array, "batch classes"], or a tuple that begins with them.
+    """
 
     def loss(self, outputs: Any, batch: Batch, hparams: Any) -> tuple[jax.Array, dict[str, Any]]:
         """Return the cross-entropy, and all of `forecast_metrics`."""

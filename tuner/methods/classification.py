@@ -49,6 +49,25 @@ class Classifier(TrainerModule):
         return field(hparams, "ema_decay")
 
 
+def refuse_uncalled(trainer: TrainerModule, kind: type[TrainerModule], *methods: str) -> None:
+    """Refuse methods that have no effect.
+
+    Args:
+        trainer: A trainer with steps of its own.
+        kind: Its class that has these steps.
+        methods: Those of `TrainerModule` that these do not call.
+
+    Raises:
+        StudyError: a subclass of `kind` defines one.
+    """
+    for method in methods:
+        if getattr(type(trainer), method) is not getattr(kind, method):
+            raise StudyError(
+                f"{kind.__name__} does not call {method}: {type(trainer).__name__} must not define it; override a step "
+                "instead"
+            )
+
+
 def needed(hparams: Any, name: str) -> Any:
     """Return a hyperparameter that a method cannot do without.
 

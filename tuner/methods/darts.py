@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from tuner.errors import StudyError
-from tuner.methods.classification import Classifier, field, needed
+from tuner.methods.classification import Classifier, field, needed, refuse_uncalled
 from tuner.methods.darts_networks import ALPHAS, KINDS, SearchNetwork
 from tuner.methods.darts_ops import OPERATIONS
 from tuner.training import ArrayDataset, Mean, OptimizerSpec, TrainState, WarmupCosine, warmup_cosine
@@ -94,7 +94,8 @@ class ArchitectureSearch(Classifier):
     `weight_decay`; `architecture_rate` of Adam on the logits; `search_order` (static): `second`, `first`, or `none`,
     which leaves the architecture as it began, drawn at random, and is what a search is to be compared with.
 
-    `penalty` and `augment` are not called. Unlike the paper's program it has neither drop path nor an auxiliary tower.
+    `penalty`, `augment` and `init_optimizer` are not called, and refused. Unlike the paper's program it has neither
+    drop path nor an auxiliary tower, and no normalisation behind pools.
 
     Args:
         classes: How many there are.
@@ -148,6 +149,7 @@ class ArchitectureSearch(Classifier):
     # Made of the above.
 
     def init_state(self, hparams: Any, batch: Batch, key: jax.Array, total_steps: int) -> TrainState:
+        refuse_uncalled(self, ArchitectureSearch, "penalty", "augment", "init_optimizer", "ema_decay")
         if self.precision != "float32":
             raise StudyError(f"an architecture search must compute in float32: got precision={self.precision!r}")
         params, collections = self.build_model(hparams).init(Stream.INIT.key(key), (batch["inputs"],))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from tuner.errors import StudyError
-from tuner.methods.classification import field
+from tuner.methods.classification import field, refuse_uncalled
 from tuner.training import Mean, Metric, Model, OptimizerSpec, TrainerModule
 from tuner.training.data import Batch
 from tuner.training.metrics import Metrics
@@ -54,7 +54,7 @@ class GANTrainer(TrainerModule):
     moves first, then the generator; each leaves all of the other as it is, batch statistics too. As a model
     (`bind_model`, `load_from_checkpoint`) it turns noise into samples.
 
-    `penalty` and `augment` are not called: say it in the networks, or override a step.
+    `penalty`, `augment`, `loss` and `init_optimizer` are not called, and refused: override a step instead.
 
     Hyperparameters, where a space has them: `discriminator_steps` to each of the generator's (static, 1 unless said);
     `gradient_penalty`, the weight gamma of gamma / 2 |grad_x D(x)|^2 on real samples; those of `init_optimizers`.
@@ -125,6 +125,7 @@ class GANTrainer(TrainerModule):
         return batch["noise"], batch["inputs"]
 
     def init_state(self, hparams: Any, batch: Batch, key: jax.Array, total_steps: int) -> TrainState:
+        refuse_uncalled(self, GANTrainer, "penalty", "augment", "loss", "init_model", "init_optimizer")
         if self.precision != "float32":
             raise StudyError(f"an adversarial trainer must compute in float32: got precision={self.precision!r}")
         params, collections = self.build_model(hparams).init(Stream.INIT.key(key), self.inputs(batch))

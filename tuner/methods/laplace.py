@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from tuner.errors import StudyError
-from tuner.methods.bayesian import logits_of, mixture, prior_penalty
+from tuner.methods.bayesian import Posterior, logits_of, mixture
 from tuner.methods.calibration import forecast_metrics
 from tuner.methods.classification import field, needed
-from tuner.training import TrainerModule, TrainState
+from tuner.training import TrainState
 from tuner.training.data import Batch, steps_per_epoch
 from tuner.training.metrics import Metrics
 
@@ -67,20 +67,14 @@ def weight_samples(curvature: jax.Array, precision: Any, key: jax.Array, count: 
     return jnp.concatenate([drawn, -drawn])
 
 
-class Laplace(TrainerModule):
+class Laplace(Posterior):
     """A posterior of the last layer around what training finds; subclasses say which likelihood.
 
     The model returns its outputs and the last layer's inputs, Float[Array, "batch features"]; the last layer is affine
     in these. The training is that of the mode; beside it each step adds its batch to the curvature, anew in each epoch:
     after an epoch it is that of all examples, at weights which are the last ones as far as the learning rate has come
     down. There are no smoothed weights: a curvature has no meaning as an average.
-
-    Args:
-        examples: The number N of training examples.
     """
-
-    def __init__(self, examples: int) -> None:
-        self.examples = examples
 
     def ema_decay(self, hparams: Any) -> None:
         """Return None: the curvature is that of the weights themselves."""
@@ -102,9 +96,6 @@ class Laplace(TrainerModule):
             "a Laplace trainer must define predict(outputs, features, curvature, hparams): "
             f"{type(self).__name__} does not"
         )
-
-    def penalty(self, params: Any, hparams: Any) -> jax.Array:
-        return prior_penalty(params, needed(hparams, "prior_precision"), self.examples)
 
     def init_state(self, hparams: Any, batch: Batch, key: jax.Array, total_steps: int) -> TrainState:
         state = super().init_state(hparams, batch, key, total_steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -29,6 +30,11 @@ class Sent:
     epoch: int = 0
     digest: str = ""
     is_ended: bool = False
+
+    def after(self, several: Sequence[StoredReport]) -> Sent:
+        """Return what a tracker has when it has been sent the reports that follow."""
+        epoch = several[-1].epoch if several else self.epoch
+        return dataclasses.replace(self, epoch=epoch, digest=digest(self.digest, several))
 
 
 @dataclass(frozen=True)

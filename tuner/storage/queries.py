@@ -57,6 +57,11 @@ class StudyRow:
         """For each objective, whether larger is better."""
         return tuple(direction == "maximize" for direction in self.directions)
 
+    @property
+    def objectives(self) -> list[str]:
+        """The objectives' names; their numbers if another tool made the study."""
+        return self.record.get("objective") or [str(at) for at, _ in enumerate(self.directions)]
+
 
 @dataclass
 class TrialRow:

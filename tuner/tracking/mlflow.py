@@ -184,23 +184,17 @@ class MlflowTracker:
             self.client.log_batch(run, metrics=some_metrics, params=some_params, tags=some_tags)
 
     def log(self, run: str, reports: Sequence[TrackedReport]) -> None:
-        from mlflow.entities import Metric
-
         with self._answering():
-            metrics = [
-                Metric(name, value, _ms(report.at_s), report.step)
-                for report in reports
-                for name, value in _named({**report.metrics, "tuner.epoch": float(report.epoch)}).items()
-            ]
-            for some in _batches(metrics, _MOST_METRICS):
+            for some in _batches(_metrics(reports), _MOST_METRICS):
                 self.client.log_batch(run, metrics=some)
 
-    def end_trial(self, run: str, trial: TrackedTrial) -> None:
+    def end_trial(self, run: str, trial: TrackedTrial, reports: Sequence[TrackedReport]) -> None:
         from mlflow.entities import Metric
 
         assert trial.ended_s is not None
         results = _named({f"tuner.{name}": value for name, value in trial.results.items()})
-        metrics = [Metric(name, value, _ms(trial.ended_s), trial.step) for name, value in results.items()]
+        metrics = _metrics(reports)
+        metrics += [Metric(name, value, _ms(trial.ended_s), trial.step) for name, value in results.items()]
         with self._answering():
             self._describe(run, trial, metrics)
             self.client.set_terminated(run, _STATUS.get(trial.outcome, "FAILED"), end_time=_ms(trial.ended_s))
@@ -259,6 +253,17 @@ class MlflowTracker:
         for secret in filter(None, (f"{login}@" if login else "", login.partition(":")[2])):
             text = text.replace(secret, "")
         return f"MLflow at {self._address}: {text[:500]}"
+
+
+def _metrics(reports: Sequence[TrackedReport]) -> list[Any]:
+    """Return MLflow's metrics of reports."""
+    from mlflow.entities import Metric
+
+    return [
+        Metric(name, value, _ms(report.at_s), report.step)
+        for report in reports
+        for name, value in _named({**report.metrics, "tuner.epoch": float(report.epoch)}).items()
+    ]
 
 
 def _ms(seconds: float) -> int:

@@ -83,7 +83,9 @@ class TensorboardTracker:
                 self._add(run, report.at_s, report.step, _scalars(metrics))
             self._writers[run].flush()
 
-    def end_trial(self, run: str, trial: TrackedTrial) -> None:
+    def end_trial(self, run: str, trial: TrackedTrial, reports: Sequence[TrackedReport]) -> None:
+        if reports:
+            self.log(run, reports)
         assert trial.ended_s is not None
         told = {"outcome": trial.outcome.value, **trial.tags}
         summaries = [

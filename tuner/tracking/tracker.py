@@ -91,8 +91,8 @@ class Tracker(Protocol):
         """Add reports, which follow those before."""
         ...
 
-    def end_trial(self, run: str, trial: TrackedTrial) -> None:
-        """Say how a trial ended."""
+    def end_trial(self, run: str, trial: TrackedTrial, reports: Sequence[TrackedReport]) -> None:
+        """Add the last reports, and say how a trial ended."""
         ...
 
     def drop_trial(self, run: str) -> None:

@@ -83,7 +83,9 @@ class WandbTracker:
                 row = {**report.metrics, "tuner.epoch": report.epoch, "_timestamp": report.at_s}
                 opened.log(row, step=report.step, commit=True)
 
-    def end_trial(self, run: str, trial: TrackedTrial) -> None:
+    def end_trial(self, run: str, trial: TrackedTrial, reports: Sequence[TrackedReport]) -> None:
+        if reports:
+            self.log(run, reports)
         self.open_trial(trial, run)
         with _answering():
             opened = self._runs.pop(run)

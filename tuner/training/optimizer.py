@@ -264,12 +264,15 @@ def evaluated_params(opt_state: Any, params: Any) -> Any:
     """Return the parameters to evaluate with: for schedule-free optimizers the average, otherwise `params`.
 
     Args:
-        opt_state: State of an optimizer made here, of one member of a population.
+        opt_state: State of an optimizer made here, of one member of a population; or a dict of several, each of the
+            parameters of its name.
         params: The parameters that gradients are taken at.
 
     Returns:
         Parameters, of the same structure.
     """
+    if isinstance(opt_state, dict) and isinstance(params, dict) and opt_state.keys() <= params.keys():
+        return {**params, **{name: evaluated_params(one, params[name]) for name, one in opt_state.items()}}
     found = _find(opt_state, optax.contrib.ScheduleFreeState)
     if found is None:
         return params
