@@ -29,7 +29,7 @@ def picture(loaded, splits):
     return figure
 
 
-study = dataclasses.replace(study, picture=picture, keep_best=2, trials=3)
+study = dataclasses.replace(study, picture=picture, keep_best=2, trials=3, seed=5)
 """
 
 
