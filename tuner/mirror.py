@@ -263,7 +263,12 @@ class Mirror:
             if unsent.is_ended:
                 if not self._keeps(accepted):
                     return
-                self.tracker.end_trial(sent.run, trial, [describe_report(report, trial.began_s) for report in with_end])
+                reports = [describe_report(report, trial.began_s) for report in with_end]
+                try:
+                    self.tracker.end_trial(sent.run, trial, reports)
+                except TrackerRefused:  # something that is said of the trial, perhaps: its curves are kept
+                    self.tracker.log(sent.run, reports)
+                    raise
                 accepted[trial_id] = dataclasses.replace(sent.after(with_end), is_ended=True)
                 self._said.pop(trial_id, None)
         except TrackerRefused as error:

@@ -128,20 +128,19 @@ def trial_rows(
         UsageError: a condition, or what to sort by, is none.
     """
     study = find_study(engine, study_name)
-    rows = [_with_named_values(study, _trial_row(study, trial)) for trial in read_trials(engine, study)]
-    kept = [row for row in filtered(rows, where) if not outcomes or row["outcome"] in outcomes]
-    return [_without_named_values(row) for row in in_order(kept, sort)[:limit]]
+    rows = {trial.number: _trial_row(study, trial) for trial in read_trials(engine, study)}
+    asked = filtered([_by_objective(study, row) for row in rows.values()], where)
+    kept = [row for row in asked if not outcomes or row["outcome"] in outcomes]
+    return [rows[row["number"]] for row in in_order(kept, sort)[:limit]]
 
 
-def _with_named_values(study: StudyRow, row: Row) -> Row:
+def _by_objective(study: StudyRow, row: Row) -> Row:
+    """Return a row with a column for each of several objectives in place of `values`."""
     if "values" not in row:
         return row
     values = row["values"] or [None] * len(study.directions)
-    return row | {f"values.{name}": value for name, value in zip(study.objectives, values, strict=True)}
-
-
-def _without_named_values(row: Row) -> Row:
-    return {name: value for name, value in row.items() if not name.startswith("values.")}
+    named = {f"values.{name}": value for name, value in zip(study.objectives, values, strict=True)}
+    return {name: row[name] for name in row if name != "values"} | named
 
 
 def best_rows(engine: Engine, study_name: str, count: int | None = 1, *, confirmed: bool = True) -> list[Row]:
@@ -271,15 +270,20 @@ def _report_rows(trial: TrialRow, metrics: Mapping[int, tuple[int, Mapping[str, 
     return rows
 
 
+def has_changed(engine: Engine, trial: TrialRow, file: Path) -> bool:
+    """Return whether a study's file differs from that which a trial ran with; its comments and layout do not count."""
+    worker = trial.record.get("worker") or ""
+    ran_with = read_about(engine, [worker]).get(worker, {}).get("code")
+    return ran_with is not None and ran_with != code_digest(file)
+
+
 def check_file(engine: Engine, trial: TrialRow, file: Path) -> None:
-    """Compare a study's file with that which a trial ran with; its comments and layout do not count.
+    """Compare a study's file with that which a trial ran with.
 
     Raises:
         UsageError: they differ.
     """
-    worker = trial.record.get("worker") or ""
-    ran_with = read_about(engine, [worker]).get(worker, {}).get("code")
-    if ran_with is not None and ran_with != code_digest(file):
+    if has_changed(engine, trial, file):
         raise UsageError(
             f"the study's file must be as it was when trial {trial.number} ran: the code in {file} has changed since; "
             "put it back, or give a copy of what it was with --file"

@@ -393,7 +393,15 @@ def load_study(target: str) -> Study:
     Raises:
         StudyFileError: no file, a syntax or import error (shown with the file's own line), no study, or several.
     """
-    path, name = split_target(target)
+    return study_in(*split_target(target))
+
+
+def study_in(path: Path, name: str | None) -> Study:
+    """Import a Python file and return the study in it; the arguments are those that `split_target` returns.
+
+    Raises:
+        StudyFileError: as for `load_study`.
+    """
     module = import_file(path)
     found = {key: value for key, value in vars(module).items() if isinstance(value, Study) and not key.startswith("_")}
     unique = {id(study): key for key, study in reversed(found.items())}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tuner.drawing import draw_picture
-from tuner.errors import StudyError, TunerError, UnknownStudy, UsageError
+from tuner.errors import TunerError, UnknownStudy, UsageError
 from tuner.results import trial_rows
 from tuner.storage import connect
 from tuner.study import load_study
@@ -61,10 +61,10 @@ def said(path: Path) -> tuple[float, float]:
 def test_the_picture_is_of_the_trial_that_is_asked_for(engine: Any, place: Any, tmp_path: Path) -> None:
     rows = sorted(trial_rows(engine, "tiny"), key=lambda row: row["value"])
     path = tmp_path / "out.svg"
-    assert draw_picture(engine, "tiny", path) == rows[0]["number"]
+    assert draw_picture(engine, "tiny", path) == (rows[0]["number"], False)
     assert said(path) == (rows[0]["hparams"]["noise"], pytest.approx(rows[0]["value"], rel=1e-5))
     first = path.read_bytes()
-    assert draw_picture(engine, "tiny", path, rows[1]["number"], force=True) == rows[1]["number"]
+    assert draw_picture(engine, "tiny", path, rows[1]["number"], force=True) == (rows[1]["number"], False)
     assert said(path) == (rows[1]["hparams"]["noise"], pytest.approx(rows[1]["value"], rel=1e-5))
     assert path.read_bytes() != first
     draw_picture(engine, "tiny", path, rows[0]["number"], force=True)
@@ -78,7 +78,17 @@ def test_the_picture_is_of_the_trial_that_is_asked_for(engine: Any, place: Any, 
     ("change", "expected"),
     [
         ("picture = None", r"a study must say how its models are drawn, Study\(picture=...\): 'tiny' does not"),
-        ("picture = lambda loaded, splits: 3", r"picture\(loaded, splits\) must return a matplotlib Figure: got 3"),
+        ("picture = lambda loaded, splits: 3", r"picture\(loaded, splits\) must return a matplotlib Figure: got int"),
+        (
+            "def picture(loaded, splits):\n    figure = Figure()\n    figure.suptitle('$\\\\foo{$')\n    return figure",
+            r"picture\(loaded, splits\) must return a figure that can be drawn: .*: ValueError: ",
+        ),
+        (
+            "class HParams(Space):\n    other: float = uniform(0.0, 1.0)\n"
+            "study = dataclasses.replace(study, space=HParams)",
+            r"the study's file must be as it was when trial \d ran: the code in .*other\.py has changed since",
+        ),
+        ("study = dataclasses.replace(study, name='other')", r"must hold the study asked for: no 'tiny' in it"),
         (
             "def picture(loaded, splits):\n    raise ValueError('none today')",
             r"picture\(loaded, splits\) must return a figure: .*other\.py:\d+: ValueError: none today",
@@ -93,9 +103,15 @@ def test_what_is_wrong_with_a_study_is_told(
     (tmp_path / "other.py").write_text(f"{text}\n\n{change}\nstudy = dataclasses.replace(study, picture=picture)\n")
     with pytest.raises(TunerError, match=expected) as caught:
         draw_picture(engine, "tiny", tmp_path / "out.png", file=str(tmp_path / "other.py"))
-    assert isinstance(caught.value, UsageError | StudyError)
+    assert caught.value.exit_status == 2
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_a_changed_file_draws_and_is_known_to_have_changed(engine: Any, place: Any, tmp_path: Path) -> None:
+    (tmp_path / "other.py").write_text((place[0] / "tiny.py").read_text() + "\nmore = 1\n")
+    number, has_changed = draw_picture(engine, "tiny", tmp_path / "out.png", file=f"{tmp_path / 'other.py'}:study")
+    assert (number in range(3), has_changed) == (True, True)
 
 
 def test_what_is_wrong_with_the_question_is_told(engine: Any, place: Any, tmp_path: Path) -> None:

@@ -105,10 +105,17 @@ def test_a_posterior_of_other_data_is_refused(method: Any) -> None:
         check_trainer(Trainer(13), hparams, Splits(DATA, DATA), ["nll"], 2)
 
 
-@pytest.mark.parametrize("method", ["penalty", "augment", "loss", "init_model", "init_optimizer"])
-def test_what_a_gan_does_not_call_is_refused(method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "instead"),
+    [
+        *((name, "discriminator_step or generator_step") for name in ("penalty", "augment", "loss")),
+        ("init_model", "init_networks"),
+        ("init_optimizer", "init_optimizers"),
+    ],
+)
+def test_what_a_gan_does_not_call_is_refused(method: str, instead: str) -> None:
     trainer = type("Mine", (GANTrainer,), {method: lambda self, *given: None})()
-    with pytest.raises(StudyError, match=f"GANTrainer does not call {method}: Mine must not define it"):
+    with pytest.raises(StudyError, match=f"GANTrainer does not call {method}: Mine must not define it, but {instead}$"):
         trainer.init_state({}, {}, jax.random.key(0), 1)
     with pytest.raises(StudyError, match=r"must define init_networks"):
         GANTrainer().init_state({}, {}, jax.random.key(0), 1)

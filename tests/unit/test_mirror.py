@@ -326,6 +326,8 @@ def test_a_trial_that_is_refused_holds_nothing_up(desk: Desk, capfd: pytest.Capt
         catch_up(desk, book)
 
     assert capfd.readouterr().err.count("trial 2 is left out: not this one") == 1
+    known = curves(desk.url, desk.name)[2]
+    assert repr(sorted_points({2: book.curves()[2]})) == repr(sorted_points({2: known})), "what is known of it is there"
     book.fails = lambda call, run: None
     catch_up(desk, book)
     check(desk, book)

@@ -356,8 +356,8 @@ def test_several_objectives_are_asked_for_by_name(shelf: Shelf) -> None:
     kept = trial_rows(shelf.engine, "pair", where=[f"values.{other}>1", f"values.{one}<2"])
     assert kept == [everything[1]]
     assert list(everything[0]) == ["number", "outcome", "values", "seconds", "hparams"], "they are no columns"
-    with pytest.raises(UsageError, match=rf"--sort must name one of .*values\.{one}, values\.{other}.*: got 'value'"):
-        trial_rows(shelf.engine, "pair", sort="value")
+    with pytest.raises(UsageError, match=rf"--sort must name one of .*values\.{one}, values\.{other}.*: got 'values'"):
+        trial_rows(shelf.engine, "pair", sort="values")
 
 
 # --- Plain JSON

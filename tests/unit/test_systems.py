@@ -80,6 +80,14 @@ def test_what_a_row_names_is_there(row: Row) -> None:
     assert any(word.startswith("tests/") for word in row.quoted("test")), f"{row.ids} must name a file of tests"
 
 
+def test_every_picture_of_the_pages_is_there() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    shown = [(page, link) for page in pages for link in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text())]
+    assert len(shown) > 12
+    for page, link in shown:
+        assert (page.parent / link).is_file(), f"{page.relative_to(ROOT)} shows {link}, which is not there"
+
+
 def test_every_study_has_its_figure_in_the_table() -> None:
     page = (ROOT / "docs" / "systems.md").read_text()
     for path in sorted((ROOT / "studies").glob("*.py")):

@@ -48,7 +48,10 @@ def plot(
     path = out or Path(f"{study.replace('/', '_')}-{kind}.{'html' if kind == 'report' else 'png'}")
     what = kind
     if kind == "picture":
-        what = f"picture of trial {_draw_picture(storage_url(storage), study, path, trial, file, force)}"
+        number, has_changed = _draw_picture(storage_url(storage), study, path, trial, file, force)
+        what = f"picture of trial {number}"
+        if has_changed:
+            print(f"tuner: the code of {study!r} has changed since trial {number} ran", file=sys.stderr)
     else:
         from tuner.plots import plot as draw_plot
 
@@ -59,7 +62,9 @@ def plot(
     print(f"tuner: {what} of {study!r} written to {path}", file=sys.stderr)
 
 
-def _draw_picture(url: str, study: str, path: Path, trial: int | None, file: str | None, force: bool) -> int:
+def _draw_picture(
+    url: str, study: str, path: Path, trial: int | None, file: str | None, force: bool
+) -> tuple[int, bool]:
     from tuner.devices import settle
     from tuner.drawing import draw_picture
 

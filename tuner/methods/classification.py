@@ -49,22 +49,21 @@ class Classifier(TrainerModule):
         return field(hparams, "ema_decay")
 
 
-def refuse_uncalled(trainer: TrainerModule, kind: type[TrainerModule], *methods: str) -> None:
+def refuse_uncalled(trainer: TrainerModule, kind: type[TrainerModule], **methods: str) -> None:
     """Refuse methods that have no effect.
 
     Args:
         trainer: A trainer with steps of its own.
         kind: Its class that has these steps.
-        methods: Those of `TrainerModule` that these do not call.
+        methods: Those of `TrainerModule` that these do not call, and what to define instead.
 
     Raises:
         StudyError: a subclass of `kind` defines one.
     """
-    for method in methods:
+    for method, instead in methods.items():
         if getattr(type(trainer), method) is not getattr(kind, method):
             raise StudyError(
-                f"{kind.__name__} does not call {method}: {type(trainer).__name__} must not define it; override a step "
-                "instead"
+                f"{kind.__name__} does not call {method}: {type(trainer).__name__} must not define it, but {instead}"
             )
 
 

@@ -94,8 +94,8 @@ class ArchitectureSearch(Classifier):
     `weight_decay`; `architecture_rate` of Adam on the logits; `search_order` (static): `second`, `first`, or `none`,
     which leaves the architecture as it began, drawn at random, and is what a search is to be compared with.
 
-    `penalty`, `augment` and `init_optimizer` are not called, and refused. Unlike the paper's program it has neither
-    drop path nor an auxiliary tower, and no normalisation behind pools.
+    `penalty`, `augment`, `init_optimizer` and `ema_decay` are not called, and refused. Unlike the paper's program it
+    has neither drop path nor an auxiliary tower, and no normalisation behind pools.
 
     Args:
         classes: How many there are.
@@ -149,7 +149,8 @@ class ArchitectureSearch(Classifier):
     # Made of the above.
 
     def init_state(self, hparams: Any, batch: Batch, key: jax.Array, total_steps: int) -> TrainState:
-        refuse_uncalled(self, ArchitectureSearch, "penalty", "augment", "init_optimizer", "ema_decay")
+        steps = dict.fromkeys(("penalty", "augment"), "architecture_step or weights_step")
+        refuse_uncalled(self, ArchitectureSearch, **steps, init_optimizer="init_optimizers", ema_decay="train_step")
         if self.precision != "float32":
             raise StudyError(f"an architecture search must compute in float32: got precision={self.precision!r}")
         params, collections = self.build_model(hparams).init(Stream.INIT.key(key), (batch["inputs"],))

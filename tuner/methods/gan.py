@@ -54,7 +54,7 @@ class GANTrainer(TrainerModule):
     moves first, then the generator; each leaves all of the other as it is, batch statistics too. As a model
     (`bind_model`, `load_from_checkpoint`) it turns noise into samples.
 
-    `penalty`, `augment`, `loss` and `init_optimizer` are not called, and refused: override a step instead.
+    `penalty`, `augment`, `loss`, `init_model` and `init_optimizer` are not called, and refused.
 
     Hyperparameters, where a space has them: `discriminator_steps` to each of the generator's (static, 1 unless said);
     `gradient_penalty`, the weight gamma of gamma / 2 |grad_x D(x)|^2 on real samples; those of `init_optimizers`.
@@ -125,7 +125,8 @@ class GANTrainer(TrainerModule):
         return batch["noise"], batch["inputs"]
 
     def init_state(self, hparams: Any, batch: Batch, key: jax.Array, total_steps: int) -> TrainState:
-        refuse_uncalled(self, GANTrainer, "penalty", "augment", "loss", "init_model", "init_optimizer")
+        steps = dict.fromkeys(("penalty", "augment", "loss"), "discriminator_step or generator_step")
+        refuse_uncalled(self, GANTrainer, **steps, init_model="init_networks", init_optimizer="init_optimizers")
         if self.precision != "float32":
             raise StudyError(f"an adversarial trainer must compute in float32: got precision={self.precision!r}")
         params, collections = self.build_model(hparams).init(Stream.INIT.key(key), self.inputs(batch))

@@ -69,13 +69,16 @@ def _origin(trainer: TrainerModule, hparams: Any, source: Source, before: Carry)
     with watched(observe):
         try:
             outputs, _ = trainer.apply_model(state.params, state.collections, batch, hparams, train=True, key=key)
-            losses = None if seen else trainer.loss(outputs, batch, hparams)[0]
-        except Exception:  # a train_step of another kind, which calls its models and losses by itself
+        except Exception:  # a train_step of another kind, which calls its models by itself
             return seen[0] if seen else None
     if seen:
         return seen[0]
     if _first_nonfinite(outputs) is not None:
         return "in the model's output"
+    try:
+        losses, _ = trainer.loss(outputs, batch, hparams)
+    except Exception:  # the same: its loss is its own
+        return None
     if _first_nonfinite(losses) is not None:
         return "in the loss, from a finite output of the model"
     return None

@@ -17,7 +17,7 @@ from tuner.storage.confirmations import read_confirmations, store_confirmation
 from tuner.storage.lineage import read_metrics, read_study_file
 from tuner.storage.queries import StudyRow, find_baseline, find_study, read_by_ids, read_trial
 from tuner.storage.studies import mode_of
-from tuner.study import Study, load_study, split_target, trial_seed
+from tuner.study import Study, split_target, study_in, trial_seed
 from tuner.trial import Report
 
 
@@ -79,14 +79,14 @@ def open_study(engine: Engine, name: str, file: str | None, fixed: Mapping[str, 
         raise UsageError(f"the file of study {name!r} is not recorded: give --file")
     if file is None and not Path(path).is_file():
         raise UsageError(f"the file of study {name!r} must be on this machine: there is no {path}; give --file")
-    target = path if file is not None else f"{path}:{name}"
-    study = load_study(target).changed(seed=row.record["seed"], fixed=fixed)
+    found, asked = split_target(path) if file is not None else (Path(path), name)
+    study = study_in(found, asked).changed(seed=row.record["seed"], fixed=fixed)
     try:
         study.check_unchanged(row.record)
     except StudyError as error:
         raise StudyError(f"{error}; what it was launched with by --set must be given again") from None
     use_persistent_cache()
-    return Rerunner(engine, row, study, split_target(target)[0], study.data(study.seed))
+    return Rerunner(engine, row, study, found, study.data(study.seed))
 
 
 # --- As it was
