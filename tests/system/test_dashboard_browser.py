@@ -180,7 +180,7 @@ def test_workers_are_seen_at_work_and_dead(
 ) -> None:
     browser.go("/workers")
     browser.log_in("rob")
-    slow = {"TINY_PAUSE_S": "0.4", "TINY_EPOCHS": "12", "TINY_TRIALS": "100"}
+    slow = {"TINY_PAUSE_S": "0.4", "TINY_EPOCHS": "12", "TINY_TRIALS": "100", "TINY_LEASE_S": "10"}
     workers = [tuner_on_postgres.start("worker", str(tiny_study), **slow) for _ in range(2)]
 
     def cells() -> list[list[str]]:

@@ -292,7 +292,7 @@ def test_learned_features_beat_those_of_a_random_encoder() -> None:
     assert min(gains) > 0.05
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_picture_is_drawn() -> None:
     splits, hparams = STUDY.data(0), made()
     small = Splits(splits.train.take(range(80)), splits.validation.take(range(40)))

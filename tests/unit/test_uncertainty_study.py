@@ -20,7 +20,7 @@ STUDIES = Path(__file__).parents[2] / "studies"
 
 def trained(module: Any, hparams: Any) -> tuple[Any, Any, Splits]:
     splits = module.data(0)
-    small = Splits(splits.train.take(range(80)), splits.validation.take(range(40)))
+    small = Splits(splits.train, splits.validation.take(range(40)))
     training = module.study.trainer.train_model(hparams, small, epochs=2, seed=0)
     *_, last = training
     return Loaded(module.study.trainer, hparams, training.best.state, {}), last, small
