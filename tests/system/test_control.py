@@ -55,12 +55,12 @@ def test_a_stopped_study_ends_soon_and_resumed_it_ends_as_if_nothing_had_been(
     tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any]
 ) -> None:
     tuner = tuner_on_sqlite
-    launched = train(tuner, wait_until)
+    launched = train(tuner, wait_until, TINY_PAUSE_S="2.0")  # a slow machine must not be done with them before
 
     stopped, began_s = tuner.run("stop", "tiny"), time.monotonic()
     assert (stopped.returncode, stopped.stderr) == (0, "tuner: study 'tiny' is stopped\n")
     output, _ = launched.communicate(timeout=60)
-    # A renewal comes every 5 seconds, a report each second, at which the worker looks.
+    # A renewal comes every 5 seconds, a report every two, at which the worker looks.
     assert time.monotonic() - began_s < 15.0
     assert launched.returncode == 1
     assert message(output) == [STOPPED]
