@@ -50,13 +50,7 @@ class Scrapes:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "place",
-    [
-        pytest.param("after_tell 2", id="after_tell"),
-        pytest.param("before_tell 2", id="before_tell", marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.parametrize("place", ["after_tell 2", "before_tell 2"], ids=["after_tell", "before_tell"])
 def test_trials_of_workers_that_are_killed_count_once(
     place: str, tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any]
 ) -> None:

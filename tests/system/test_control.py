@@ -126,7 +126,7 @@ def test_an_unknown_study_is_one_line_with_the_nearest(tuner_on_sqlite: Any, tin
     ("flag", "words", "hours"),
     [
         ("wall", ("--workers", "2"), 0.001),
-        pytest.param("device", ("--workers", "1"), 0.001, marks=pytest.mark.long),
+        pytest.param("device", ("--workers", "1"), 0.001, marks=pytest.mark.slow),
     ],
 )
 def test_hours_end_a_launch_and_more_of_them_finish_the_study(

@@ -189,7 +189,11 @@ def test_workers_are_seen_at_work_and_dead(
 
     # By itself the page comes to show both, with trial, epoch and metrics.
     browser.until(lambda: [row[2] for row in cells()] == ["at work"] * 2 and all(row[6] and row[7] for row in cells()))
-    assert len({int(row[5]) for row in cells()}) == 2, "each another trial"
+
+    def running() -> set[str]:
+        return {str(row["number"]) for row in tuner_on_postgres.rows("trials", "tiny", "--outcome", "running")}
+
+    browser.until(lambda: len(shown := {row[5] for row in cells()}) == 2 and shown == running())
     assert all("loss" in row[7] for row in cells())
     # And later what has ended, and what a trial saved that compiled nothing.
     browser.until(lambda: all(int(row[9]) > 1 and row[6] and float(row[12].removesuffix(" s")) > 0 for row in cells()))

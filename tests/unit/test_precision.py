@@ -159,7 +159,7 @@ class Steep(Classifier):
         return 10.0 * losses, metrics
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_an_overflow_is_counted_and_no_cause_for_alarm() -> None:
     splits = Splits(ALL.take(np.arange(40)), ALL.take([0]))  # two steps
     first = next(Steep("float16").train_model(H, splits, epochs=2, seed=0))
