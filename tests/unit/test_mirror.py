@@ -74,6 +74,7 @@ class Book:
                     self.rows[run].append(row)
 
     def end_trial(self, run: str, trial: TrackedTrial, reports: Sequence[TrackedReport]) -> None:
+        self.fails("before_end", run)
         self._write(run, reports)
         self.trials[run] = trial
         self.ended[run] = self.ended.get(run, 0) + 1
@@ -316,7 +317,7 @@ def test_a_trial_that_is_refused_holds_nothing_up(desk: Desk, capfd: pytest.Capt
     book = Book()
 
     def refuse(call: str, run: str) -> None:
-        if call == "end_trial" and run.startswith("run 2."):
+        if call == "before_end" and run.startswith("run 2."):
             raise TrackerRefused("not this one")
         if call == "end_trial" and run.startswith("run 3.") and book.ended[run] == 1:
             raise TrackerLost("away for a moment")  # so that all is gone through once more
