@@ -14,9 +14,10 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from tuner.errors import TunerError, UsageError
+from tuner.errors import TunerError, UsageError, how_to_install
 from tuner.results import best_rows, check_file, plain, show_row
 from tuner.storage.queries import StudyRow, TrialRow, find_study, read_trial, read_trials
+from tuner.wheel import make_wheel
 
 Row = dict[str, Any]
 
@@ -109,7 +110,7 @@ def _write_parquet(rows: Sequence[Row], path: Path) -> None:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise UsageError("Parquet files need pyarrow: pip install 'tuner[parquet]'") from None
+        raise UsageError(f"Parquet files need pyarrow: {how_to_install('parquet')}") from None
     columns = {}
     for column in _columns(rows):
         values = [row.get(column) for row in rows]
@@ -144,15 +145,17 @@ def export_bundle(engine: Engine, study_name: str, path: Path, number: int | Non
     checkpoint, file = checkpoint_of(trial), file_of(trial)
     check_file(engine, read_trial(engine, study, number), file)
     versions = trial["ran_with"].get("versions", {})
+    wheel = make_wheel()
     texts = {
         "trial.json": json.dumps({**trial, "seed": study.record["seed"]}, indent=2) + "\n",
         "run.py": _RUN,
-        "requirements.txt": _requirements(versions),
+        "requirements.txt": f"{_requirements(versions)}./{wheel.name}\n",
         "README.md": _README.format(study=study_name, number=number, python=versions.get("python", "3.11")),
     }
     with in_place(path, force) as scratch, zipfile.ZipFile(scratch, "w", zipfile.ZIP_DEFLATED) as bundle:
         for name, text in texts.items():
             bundle.writestr(name, text)
+        bundle.writestr(wheel.name, wheel.content)
         bundle.write(file, "study.py")
         for part in sorted(checkpoint.rglob("*")):
             bundle.write(part, Path("checkpoint") / part.relative_to(checkpoint))
@@ -213,15 +216,18 @@ def file_of(trial: Row) -> Path:
 
 def _requirements(versions: dict[str, str]) -> str:
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    return "".join(f"{name}=={versions[name]}\n" for name in names if name in versions) + "tuner\n"
+    return "".join(f"{name}=={versions[name]}\n" for name in names if name in versions)
 
 
 _README = """# Trial {number} of {study}
 
 The trained model, the study it comes from, and what it ran with.
 
-    pip install -r requirements.txt     # Python {python}
+    pip install -r requirements.txt     # Python {python}; in this folder
     python run.py
+
+`requirements.txt` has the versions that the trial ran with, and the wheel of tuner that lies in this folder. Do not
+install `tuner` from the public package index: that is another project.
 
 `run.py` loads the model, evaluates it on the study's validation data, and compares with what the study recorded.
 `study.py` is the study's file; `trial.json` has hyperparameters, curves, timings, versions and the state of the

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.monitoring
 
+from tuner.errors import how_to_install
 from tuner.training.mesh import Layout
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
@@ -68,7 +69,7 @@ def missing_accelerator(wanted: str) -> str | None:
     if kind not in ("gpu", "tpu") or jax.default_backend() != "cpu":
         return None
     extra = "cuda" if kind == "gpu" else "tpu"
-    return f"this worker was given {wanted}, but JAX sees only CPUs: pip install 'tuner[{extra}]'"
+    return f"this worker was given {wanted}, but JAX sees only CPUs: {how_to_install(extra)}"
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 WORK = Path("/tmp/tuner-0.1")
@@ -69,12 +70,15 @@ def dump(url: str) -> str:
     metadata, lines = sa.MetaData(), []
     metadata.reflect(engine)
     with engine.connect() as connection:
-        for enum in sa.inspect(connection).get_enums():
+        inspector: Any = sa.inspect(connection)
+        for enum in inspector.get_enums():
             labels = ", ".join(f"'{label}'" for label in enum["labels"])
             lines.append(f"CREATE TYPE {enum['name']} AS ENUM ({labels})")
         for table in metadata.sorted_tables:
             lines.append(str(CreateTable(table).compile(engine)).strip())
-            lines += [str(CreateIndex(index).compile(engine)) for index in sorted(table.indexes, key=lambda i: i.name)]
+            lines += [
+                str(CreateIndex(index).compile(engine)) for index in sorted(table.indexes, key=lambda i: str(i.name))
+            ]
         for table in metadata.sorted_tables:
             for row in connection.execute(sa.select(table).order_by(*table.primary_key)):
                 insert = table.insert().values(dict(row._mapping))
