@@ -208,6 +208,8 @@ class Worker:
             self.say({"event": "seconds"})
 
     def _work(self) -> None:
+        from tuner.training.runtime import tidy
+
         is_idle = False
         while not self.stop.requested:
             lease = claims.claim(self.engine, self.claimant)
@@ -233,6 +235,7 @@ class Worker:
                 self.say({"event": "lost", "level": "warning", "trial": lease.number, "message": str(error)})
             finally:
                 set_about(trial=None)
+            tidy()
 
     def _end(self, reason: NoTrial) -> None:
         """Raise `StudyStopped` unless a worker ends because everything is done."""

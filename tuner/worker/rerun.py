@@ -171,6 +171,8 @@ def confirm(rerunner: Rerunner, count: int, seeds: int, say: Callable[[int, int,
     Raises:
         UsageError: the study has several objectives, no complete trial, or its file has changed since one ran.
     """
+    from tuner.training.runtime import tidy
+
     engine, study, row = rerunner.engine, rerunner.study, rerunner.row
     if len(study.objectives) > 1:
         raise UsageError(f"trials are confirmed by one objective: {study.name!r} has {len(study.objectives)}")
@@ -197,3 +199,4 @@ def confirm(rerunner: Rerunner, count: int, seeds: int, say: Callable[[int, int,
                     break
             store_confirmation(engine, row.study_id, trial.trial_id, repeat, value)
             say(trial.number, repeat, value)
+            tidy()
