@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from tuner.errors import TunerError, UsageError, how_to_install
-from tuner.results import best_rows, check_file, plain, show_row
+from tuner.results import best_rows, check_file, no_feasible, plain, show_row
 from tuner.storage.queries import StudyRow, TrialRow, find_study, read_trial, read_trials
 from tuner.wheel import make_wheel
 
@@ -27,8 +27,8 @@ _RECORDED = ("compile_s", "compilations", "train_s", "worker", "checkpoint", "er
 def export_trials(engine: Engine, study_name: str, path: Path, *, force: bool = False) -> int:
     """Write a row for each trial to `path`; return how many.
 
-    Columns are those of `docs/json.md`, hyperparameters `hparams.NAME`. Of several objectives each has a column
-    `values.NAME`.
+    Columns are those of `docs/json.md`, hyperparameters `hparams.NAME`, constraints `constraints.NAME`. Of several
+    objectives each has a column `values.NAME`.
 
     Args:
         engine: The storage's engine.
@@ -57,6 +57,8 @@ def _flat_row(study: StudyRow, trial: TrialRow) -> Row:
     else:
         values = trial.values or [None] * len(study.directions)
         row |= {f"values.{name}": value for name, value in zip(study.objectives, values, strict=True)}
+    row["is_feasible"] = trial.is_feasible
+    row |= {f"constraints.{name}": value for name, value in trial.constraints.items()}
     row["seconds"] = trial.seconds
     for key, time in (("started", trial.started), ("completed", trial.completed)):
         row[key] = None if time is None else time.isoformat(timespec="milliseconds") + "Z"
@@ -167,11 +169,12 @@ def best_number(engine: Engine, study_name: str) -> int:
 
     Raises:
         UnknownStudy: there is no such study.
-        UsageError: no trial is complete.
+        UsageError: no trial is complete and satisfies its constraints.
     """
     best = best_rows(engine, study_name)
     if not best:
-        raise UsageError(f"there is a best trial once one is complete: {study_name!r} has none")
+        missing = f"there is a best trial once one is complete: {study_name!r} has none"
+        raise UsageError(no_feasible(engine, study_name) or missing)
     return int(best[0]["number"])
 
 

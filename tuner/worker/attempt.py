@@ -13,7 +13,8 @@ from tuner.failures import describe, storable
 from tuner.search import TrialPruner
 from tuner.storage import claims, hide_password, leases
 from tuner.storage.fences import Lease
-from tuner.storage.queries import BASELINE_KEY, rank_of, superfluous
+from tuner.storage.queries import BASELINE_KEY
+from tuner.storage.ranking import is_among_best, is_feasible, superfluous
 from tuner.storage.renewal import Watch, renewed
 from tuner.storage.reporter import Reporter
 from tuner.storage.studies import agree
@@ -239,8 +240,10 @@ class Attempt:
         """Save the best checkpoint of a trial that is among the best of the study; return where."""
         if outcome is not Outcome.COMPLETE or values is None or not self.study.keep_best:
             return None
-        maximize = self.study.all_directions[0] == "maximize"
-        if rank_of(self.worker.engine, self.worker.study_id, values[0], maximize=maximize) >= self.study.keep_best:
+        worker = self.worker
+        if not is_feasible(worker.storage.get_trial(self.lease.trial_id).constraints):
+            return None
+        if not is_among_best(worker.engine, worker.study_id, values[0], **self._best_k()):
             return None
         path = checkpoints.write_best()
         return None if path is None else str(path)

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from tuner.errors import StudyError, UsageError
-from tuner.results import best_rows, check_file
+from tuner.results import best_rows, check_file, no_feasible
 from tuner.storage.confirmations import read_confirmations, store_confirmation
 from tuner.storage.lineage import read_metrics, read_study_file
 from tuner.storage.queries import StudyRow, find_baseline, find_study, read_by_ids, read_trial
@@ -178,7 +178,8 @@ def confirm(rerunner: Rerunner, count: int, seeds: int, say: Callable[[int, int,
         raise UsageError(f"trials are confirmed by one objective: {study.name!r} has {len(study.objectives)}")
     numbers = [best["number"] for best in best_rows(engine, study.name, count, confirmed=False)]
     if not numbers:
-        raise UsageError(f"trials can be confirmed once some are complete: {study.name!r} has none")
+        missing = f"trials can be confirmed once some are complete: {study.name!r} has none"
+        raise UsageError(no_feasible(engine, study.name) or missing)
     baseline = find_baseline(engine, row)
     if baseline is not None and baseline not in numbers:
         numbers.append(baseline)
