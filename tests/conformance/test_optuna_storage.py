@@ -639,7 +639,7 @@ def test_a_copied_trial_is_what_deepcopy_would_make(place: Place) -> None:
         copied._system_attrs["dict"]["a"]["b"].append(99)
         copied.state = TrialState.FAIL
         for distribution in copied._distributions.values():
-            distribution.__dict__.update(low=-99, high=-99, choices=())
+            vars(distribution).update(low=-99, high=-99, choices=())
         copied._distributions.clear()
         assert as_text(kept) == as_text(deep)
         assert same(place.one.get_all_trials(place.study_id), [deep])
@@ -666,13 +666,13 @@ def test_whoever_changes_a_trial_that_it_was_given_changes_no_other(place: Place
     trial.set_user_attr("nested", {"list": [1, {"deep": 2}]})
     study.tell(trial, 0.5)
     for distribution in own.values():
-        distribution.__dict__.update(low=-9.0, high=9.0, choices=("z",))
+        vars(distribution).update(low=-9.0, high=9.0, choices=("z",))
     (before,) = copy.deepcopy(study.get_trials())
     assert before.distributions == distributions
 
     given = READINGS[way](study, trial._trial_id)
     for distribution in given.distributions.values():
-        distribution.__dict__.update(low=-9.0, high=9.0, choices=("z",))
+        vars(distribution).update(low=-9.0, high=9.0, choices=("z",))
     given._user_attrs["nested"]["list"][1]["deep"] = 3
     given._params["x"] = given._values[0] = 99.0  # pyright: ignore[reportOptionalSubscript]
     for other, read in READINGS.items():

@@ -193,9 +193,10 @@ def copies(trials: Collection[FrozenTrial]) -> Iterator[FrozenTrial]:
 def _copied_distribution(distribution: BaseDistribution) -> BaseDistribution:
     kind = type(distribution)
     copied = kind.__new__(kind)
-    copied.__dict__.update(distribution.__dict__)
+    fields: Any = copied.__dict__
+    fields.update(distribution.__dict__)
     if kind is CategoricalDistribution:
-        copied.__dict__["choices"] = tuple([_copied(choice) for choice in copied.__dict__["choices"]])
+        fields["choices"] = tuple([_copied(choice) for choice in fields["choices"]])
     return copied
 
 
