@@ -218,3 +218,20 @@ def test_the_best_of_several_objectives_are_a_front(tuner_on_sqlite: Any) -> Non
 
     assert [row["values"] for row in tuner_on_sqlite.rows("best", "two")] == [[1.0, 1.0], [2.0, 1.5]]
     assert [row["number"] for row in tuner_on_sqlite.rows("best", "two", "-n", "1")] == [0]
+
+
+@pytest.mark.slow
+def test_a_launch_ends_when_an_optuna_grid_has_no_point_left(tuner_on_sqlite: Any, tiny_study: Path) -> None:
+    text = tiny_study.read_text()
+    grid = 'optuna.samplers.GridSampler({"learning_rate": [0.01, 0.02, 0.05], "noise": [0.25, 0.5]})'
+    assert text.count('sampler="random"') == 1
+    tiny_study.write_text("import optuna\n" + text.replace('sampler="random"', f"sampler={grid}"))
+
+    done = tuner_on_sqlite.run("launch", "tiny.py", "--workers", "2", "--trials", "20")
+    assert done.returncode == 0, done.stderr
+    trials = tuner_on_sqlite.rows("trials", "tiny")
+    assert {row["outcome"] for row in trials} == {"complete"}
+    points = {(row["hparams"]["learning_rate"], row["hparams"]["noise"]) for row in trials}
+    assert points == {(rate, noise) for rate in (0.01, 0.02, 0.05) for noise in (0.25, 0.5)}
+    assert f"the sampler has ended the search with {len(trials)} of 20 trials finished" in done.stderr
+    assert "died" not in done.stderr

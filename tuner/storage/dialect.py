@@ -32,6 +32,27 @@ def utc_now(dialect: str) -> sa.ColumnElement[Any]:
     return sa.literal_column("(clock_timestamp() AT TIME ZONE 'UTC')", sa.DateTime())
 
 
+def is_recent(
+    dialect: str, column: sa.ColumnElement[Any], seconds: int, *, in_session_zone: bool = False
+) -> sa.ColumnElement[bool]:
+    """Return whether a time without a zone is at most so many seconds away from the database's.
+
+    In either direction: a process whose clock or time zone is wrong has not begun in the future.
+
+    Args:
+        dialect: The database's.
+        column: The time, in UTC.
+        seconds: How far away it may be.
+        in_session_zone: Postgres stored the time in the time zone of a session, as its `now()` without a zone.
+    """
+    if dialect == "sqlite":
+        low, high = (f"strftime('%Y-%m-%d %H:%M:%f', 'now', '{sign}{seconds} seconds')" for sign in "-+")
+    else:
+        now = "CAST(clock_timestamp() AS timestamp)" if in_session_zone else "(clock_timestamp() AT TIME ZONE 'UTC')"
+        low, high = (f"{now} {sign} interval '{seconds} seconds'" for sign in "-+")
+    return (column >= sa.literal_column(low)) & (column <= sa.literal_column(high))
+
+
 def now_s(engine: Engine) -> float:
     """Return the database's time, in seconds since 1970."""
     return read(engine, lambda connection: connection.execute(sa.select(clock(engine.dialect.name))).scalar_one())

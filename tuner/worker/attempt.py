@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tuner.artifacts import collect, trial_folder
 from tuner.errors import LeaseLost, StorageLost, TrialPruned, TunerError
-from tuner.failures import describe, storable
+from tuner.failures import describe, last_line, storable
 from tuner.search import TrialPruner
 from tuner.storage import claims, hide_password, leases
 from tuner.storage.fences import Lease
@@ -45,6 +46,8 @@ class Attempt:
         self.objectives = worker.study.objectives
         self.reporter = Reporter(worker.prompt_engine, lease, self.objectives[0] if len(self.objectives) == 1 else None)
         self.watch = Watch()
+        self.curve: dict[int, float] = {}  # what Optuna is told of the epochs so far
+        self.is_asked = False
         self.clock = worker.place.clock
         self.began = time.perf_counter(), self.clock.total_s, self.clock.count
 
@@ -64,13 +67,16 @@ class Attempt:
         with renewed(worker.engine, lease, must_stop) as self.watch, checkpoints, self._held():
             try:
                 with worker.account.doing("training"):
-                    trial = self._ask()
-                    outcome, values, record = self._train(trial, checkpoints)
+                    self._hold()
+                    outcome, values, record = self._train(checkpoints)
                     self.reporter.flush(worker.engine)
-                    self._after_trial(trial, outcome, values)
-                if outcome is Outcome.COMPLETE and self._is_baseline(trial):
+                if outcome is Outcome.FAILED and self._is_tried_again(checkpoints, record):
+                    return
+                error = self._after_trial(outcome, values)
+                if outcome is Outcome.COMPLETE and self._is_baseline():
                     agree(worker.engine, worker.study_id, BASELINE_KEY, {"number": lease.number})
                 self._end(checkpoints, outcome, values, record)
+                worker.note_sampler_error(lease.number, outcome, error)
             except _Stopped:
                 checkpoints.close()  # what is saved must be there before another worker looks for it
                 self._give_back()
@@ -89,22 +95,25 @@ class Attempt:
         finally:
             self.worker.storage.drop(self.lease.trial_id)
 
-    def _ask(self) -> optuna.Trial:
-        """Return the Optuna trial of the claimed trial, with the sampler for its number."""
-        import optuna
-
+    def _hold(self) -> None:
         worker = self.worker
         worker.storage.hold(self.lease, worker.study_id)
         if self.study.baseline is not None and self.lease.number == 0:
             # Optuna's own way to give a trial its hyperparameters; it suggests no others then.
             worker.storage.set_trial_system_attr(self.lease.trial_id, "fixed_params", self.study.baseline_params)
-        worker.optuna_study.sampler = worker.sampler_of(self.lease)
-        self._forget_trials()
-        return optuna.trial.Trial(worker.optuna_study, self.lease.trial_id)
 
-    def _train(
-        self, trial: optuna.Trial, checkpoints: Checkpoints
-    ) -> tuple[Outcome, list[float] | None, dict[str, str]]:
+    def _ask(self) -> optuna.Trial:
+        """Return the Optuna trial of the claimed trial, with the sampler for its number."""
+        import optuna
+
+        study = self._optuna_study()
+        study._stop_flag = False  # a trial that is tried again asks its sampler again
+        study.sampler = self.worker.sampler_of(self.lease)
+        trial = optuna.trial.Trial(study, self.lease.trial_id)
+        self.is_asked = True
+        return trial
+
+    def _train(self, checkpoints: Checkpoints) -> tuple[Outcome, list[float] | None, dict[str, str]]:
         """Return how the trial ended, its last values, and what is to be recorded of its error if it failed."""
         import optuna
 
@@ -113,10 +122,11 @@ class Attempt:
         worker, study, lease = self.worker, self.study, self.lease
         values = None
         try:
+            trial = self._ask()
             hparams = study.sample(trial)
             worker.storage.flush(lease.trial_id)
             worker.say({"event": "trial", "trial": lease.number, "hparams": trial.params})
-            pruner, is_baseline = TrialPruner(worker.optuna_study, trial), self._is_baseline(trial)
+            pruner, is_baseline = TrialPruner(worker.optuna_study, trial), self._is_baseline()
             reports = study.trainer.train_model(
                 hparams,
                 worker.splits,
@@ -134,7 +144,7 @@ class Attempt:
             with contextlib.closing(reports):
                 for report in reports:
                     if epoch == 0 and checkpoints.restored is not None:
-                        self.reporter.keep(Report(**earlier) for earlier in checkpoints.restored["reports"])
+                        self._keep(Report(**earlier) for earlier in checkpoints.restored["reports"])
                     epoch, values = report.epoch, report.values(self.objectives)
                     is_stored = self._store(report, values)
                     if not all_finite(values):
@@ -157,8 +167,10 @@ class Attempt:
                 return Outcome.OUT_OF_MEMORY, None, {"error": storable(str(error))}
             return Outcome.FAILED, None, describe(error)
 
-    def _is_baseline(self, trial: optuna.Trial) -> bool:
-        return self.study.baseline is not None and trial.params == self.study.baseline_params
+    def _is_baseline(self) -> bool:
+        if self.study.baseline is None:
+            return False
+        return self.worker.storage.get_trial(self.lease.trial_id).params == self.study.baseline_params
 
     def _is_hopeless(self, pruner: TrialPruner, epoch: int, value: float) -> bool:
         """Ask the pruner; a database that goes away meanwhile is not waited for, and prunes nothing."""
@@ -180,41 +192,73 @@ class Attempt:
         if self.watch.is_lost.is_set():
             raise LeaseLost(f"trial {self.lease.number} was taken over by another worker")
 
+    def _keep(self, earlier: Iterable[Report]) -> None:
+        """Have the reports from before a restart stored with the next one."""
+        several = list(earlier)
+        self.reporter.keep(several)
+        self.curve |= {report.epoch: report.values(self.objectives)[0] for report in several}
+
     def _store(self, report: Report, values: list[float]) -> bool:
         self._check_lease()
+        self.curve[report.epoch] = values[0]
         is_stored = self.reporter.store(report)
         where = {"trial": self.lease.number, "epoch": report.epoch, "step": report.step}
         self.worker.say({"event": "report", **where, "values": values})
         return is_stored
 
-    def _after_trial(self, trial: optuna.Trial, outcome: Outcome, values: list[float] | None) -> None:
-        """Let the sampler see the end of the trial, as `optuna.Study.tell` does."""
+    def _after_trial(self, outcome: Outcome, values: list[float] | None) -> BaseException | None:
+        """Let the sampler see the end of the trial before it is stored, as `optuna.Study.tell` does.
+
+        Returns:
+            What the sampler raised. The trial has ended all the same, and must be stored first.
+        """
+        from optuna.exceptions import StorageInternalError
         from optuna.trial import TrialState
 
+        if not self.is_asked:  # `before_trial` failed: Optuna has no trial then
+            return None
         state = {Outcome.COMPLETE: TrialState.COMPLETE, Outcome.FAILED: TrialState.FAIL}
-        frozen = self.worker.storage.get_trial(trial._trial_id)
-        self._forget_trials()
-        study = self.worker.optuna_study
-        study.sampler.after_trial(study, frozen, state.get(outcome, TrialState.PRUNED), values)
+        storage = self.worker.storage
+        storage.flush(self.lease.trial_id)  # what was suggested before an error; what follows is written at once
+        frozen = storage.get_trial(self.lease.trial_id)
+        if len(self.objectives) == 1:
+            frozen.intermediate_values = dict(self.curve)
+        study = self._optuna_study()
+        try:
+            with self.worker.account.doing("training"):
+                study.sampler.after_trial(study, frozen, state.get(outcome, TrialState.PRUNED), values)
+        except (LeaseLost, StorageLost, StorageInternalError):
+            raise  # nothing can be stored
+        except BaseException as error:
+            return error
+        return None
 
-    def _forget_trials(self) -> None:
-        """Drop the copy of all trials that Optuna keeps for the length of one of its own trials."""
-        self.worker.optuna_study._thread_local.cached_all_trials = None
+    def _optuna_study(self) -> optuna.Study:
+        """Return the study as a sampler may have it: without the copy of all trials from before, and free to stop."""
+        study = self.worker.optuna_study
+        study._thread_local.cached_all_trials = None
+        study._thread_local.in_optimize_loop = True  # else `Study.stop` raises an error
+        return study
 
     # --- Ends
+
+    def _is_tried_again(self, checkpoints: Checkpoints, record: dict[str, Any]) -> bool:
+        """Give a trial that failed back to be tried again, unless it has been too often; return whether it will be."""
+        worker, lease, error = self.worker, self.lease, hide_password(record["error"])
+        if not leases.retry(worker.engine, lease, error, self.study.retries):
+            return False
+        checkpoints.close()
+        worker.optuna_study._stop_flag = False  # the search goes on with this trial
+        worker.say({"event": "retry", "level": "warning", "trial": lease.number, "error": last_line(error)})
+        return True
 
     def _end(
         self, checkpoints: Checkpoints, outcome: Outcome, values: list[float] | None, record: dict[str, Any]
     ) -> None:
-        """Tell the storage how the trial ended; one that failed is tried again, if it has not been too often."""
+        """Tell the storage how the trial ended."""
         worker, lease = self.worker, self.lease
         if "error" in record:
             record["error"] = hide_password(record["error"])
-        if outcome is Outcome.FAILED and leases.retry(worker.engine, lease, record["error"], self.study.retries):
-            checkpoints.close()
-            last_line = record["error"].rstrip().rpartition("\n")[2]
-            worker.say({"event": "retry", "level": "warning", "trial": lease.number, "error": last_line})
-            return
         began, compile_s, compilations = self.began
         compile_s = self.clock.total_s - compile_s
         record |= {

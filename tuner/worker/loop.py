@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from tuner.artifacts import artifacts_folder, study_folder
 from tuner.devices import DEVICES_VARIABLE
 from tuner.errors import LeaseLost, StorageLost, StudyStopped
-from tuner.failures import reason_to_stop
+from tuner.failures import describe, last_line, reason_to_stop
 from tuner.log import is_json, now, set_about, tell
 from tuner.source import code_digest, git_state
-from tuner.storage import claims, storage_url, warn_of_password
+from tuner.storage import claims, hide_password, storage_url, warn_of_password
 from tuner.storage.claims import Claimant, NoTrial
 from tuner.storage.dialect import now_s
 from tuner.storage.engine import IMPATIENT, PROMPT, Patience, database_s, patient
@@ -25,7 +25,7 @@ from tuner.storage.fences import Lease
 from tuner.storage.queries import last_errors
 from tuner.storage.studies import join, leave, mode_of, register
 from tuner.study import Study
-from tuner.trial import Event, Stop
+from tuner.trial import Event, Outcome, Stop
 from tuner.worker.account import Account
 from tuner.worker.attempt import Attempt
 
@@ -177,6 +177,7 @@ class Worker:
             failures_since_s=now_s(self.engine) - launched_for_s,
         )
         self.claimed_any = False
+        self.sampler_errors: list[str] = []  # their kinds, newest first, since the last trial without one
         self.common_space: Any = None
         self.modes: dict[str, str] = {}
 
@@ -236,6 +237,9 @@ class Worker:
             finally:
                 set_about(trial=None)
             tidy()
+            if self.optuna_study._stop_flag:
+                self.say({"event": "finished"})
+                break
 
     def _end(self, reason: NoTrial) -> None:
         """Raise `StudyStopped` unless a worker ends because everything is done."""
@@ -251,6 +255,28 @@ class Worker:
             trace = f"\n{errors[0][1].rstrip()}" if errors else ""
             raise StudyStopped(f"study {name!r} stopped: {why}; mend it and launch again{trace}")
 
+    def note_sampler_error(self, number: int, outcome: Outcome, error: BaseException | None) -> None:
+        """Warn if the sampler raised an error after a trial, which is stored by now; None if it did not.
+
+        Raises:
+            StudyStopped: it did so after each of the latest trials.
+        """
+        if error is None:
+            self.sampler_errors = []
+            return
+        if not isinstance(error, Exception):
+            raise error
+        described = describe(error)
+        trace = hide_password(described["error"]).rstrip()
+        message = f"the sampler failed after trial {number}, which is stored as {outcome}: {last_line(trace)}"
+        self.say({"event": "sampler", "level": "warning", "trial": number, "message": message})
+        self.sampler_errors.insert(0, described["error_kind"])
+        if reason_to_stop(self.sampler_errors) is not None:
+            raise StudyStopped(
+                f"study {self.study.name!r} stopped: the sampler failed after {len(self.sampler_errors)} trials in a "
+                f"row, which are stored; fix the sampler and launch again\n{trace}"
+            )
+
     def brief_engine(self) -> Engine:
         """Return the engine for a worker's last words: it waits a moment for a database that is away, and no longer."""
         return patient(self.engine, Patience(_LAST_PATIENCE_S))
@@ -258,10 +284,10 @@ class Worker:
     def sampler_of(self, lease: Lease) -> optuna.samplers.BaseSampler:
         """Return the sampler for a trial: one for its number, or the study's own object."""
         sampler = self.study.make_sampler(lease.number)
-        is_first, self.claimed_any = not self.claimed_any, True
-        if sampler is self.study.sampler and is_first and (lease.number > 0 or lease.fence > 1):
+        if sampler is self.study.sampler and not self.claimed_any and (lease.number > 0 or lease.fence > 1):
             # An Optuna object starts from its own seed in every process: all workers would suggest the same.
             sampler.reseed_rng()
+        self.claimed_any = True
         self._share_space(sampler)
         return sampler
 
