@@ -31,10 +31,11 @@ _PING_AFTER_S = 1.0
 # Of what a URL, a role or a database sets itself, nothing is changed. A worker that is stopped (SIGSTOP) in the middle
 # of a transaction would otherwise keep all others from claiming for as long as it is stopped.
 _LIMITS = """
-SELECT set_config(name, setting, false)
+SELECT set_config(name, setting, {is_local})
 FROM (VALUES ('statement_timeout', '120s'), ('lock_timeout', '30s'), ('idle_in_transaction_session_timeout', '30s'))
 AS limits (name, setting) WHERE current_setting(name) = '0'
 """
+_POOLED = "tuner_pooled"
 # A connection whose other side vanished without a word is noticed within a minute, not after TCP's two hours.
 _KEEPALIVE = {
     "keepalives_idle": 20,
@@ -70,12 +71,35 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.execute("PRAGMA synchronous=NORMAL")
 
 
-def _prepare_postgres(connection: Any, _record: Any) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute(_LIMITS)
-        # Who waited for a lock must see what its holder has done, whatever the database or the role sets.
-        cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED")
+def _prepare_postgres(connection: Any, record: Any) -> None:
+    record.info[_POOLED] = _is_pooled(connection)
+    if not record.info[_POOLED]:
+        with connection.cursor() as cursor:
+            cursor.execute(_LIMITS.format(is_local="false"))
+            # Who waited for a lock must see what its holder has done, whatever the database or the role sets.
+            cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED")
     connection.commit()
+
+
+def _is_pooled(connection: Any) -> bool:
+    """Return whether a pooler such as PgBouncer is between us and the server: it makes up the process ids it tells.
+
+    It may give each transaction another session, which then goes to others: nothing is set or prepared in it.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        return cursor.fetchone() != (connection.get_backend_pid(),)
+
+
+def is_pooled(connection: Connection) -> bool:
+    """Return whether a connection goes through a pooler."""
+    return connection.info.get(_POOLED, False)
+
+
+def limit_transaction(connection: Connection) -> None:
+    """Set for a transaction that begins what a pooler's session does not keep: limits, and the isolation."""
+    if is_pooled(connection):
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED;" + _LIMITS.format(is_local="true"))
 
 
 def _note_use(_connection: Any, record: Any) -> None:
@@ -143,8 +167,10 @@ def connected_engine(url: str) -> Engine:
 
 _PATIENCE = "tuner_patience"
 _LONGEST_PAUSE_S = 10.0
+NOT_PREPARED = {"26000", "42P05"}
+"""A prepared statement is not there, or another of its name is: a pooler gave us another session."""
 # Serialization, deadlock, lock timeout, a pooler without prepared statements: rolled back, and works when repeated.
-_CONFLICTS = {"40001", "40P01", "55P03", "26000", "42P05"}
+_CONFLICTS = {"40001", "40P01", "55P03", *NOT_PREPARED}
 _PASSING = {
     "25006",  # read only: a standby that is being promoted
     "25P03",  # we were idle in a transaction for too long
@@ -161,6 +187,9 @@ _LASTING = (
     "does not exist",
     "no pg_hba.conf entry",
     "invalid connection option",
+    "unsupported startup parameter",  # PgBouncer's
+    "no such database",
+    "no such user",
 )
 
 
@@ -222,6 +251,7 @@ def write(engine: Engine, work: Callable[[Connection, int], T]) -> T:
                 # A deferred transaction that reads first and then writes fails at once when another writer came
                 # between.
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
+            limit_transaction(connection)
             return work(connection, tries)
 
     return retried(engine, attempt)
@@ -279,7 +309,9 @@ def _retried(engine: Engine, attempt: Callable[[int], T]) -> T:
         except (DBAPIError, PoolTimeout) as error:
             kind = _kind(error)
             may_wait = kind != "other" and time.monotonic() < began_s + patience.seconds
-            is_conflict = kind == "conflict" and tries < patience.conflict_tries
+            # Without preparing it works at once, also for those who do not wait.
+            most_tries = max(patience.conflict_tries, _pgcode(error) in NOT_PREPARED)
+            is_conflict = kind == "conflict" and tries < most_tries
             if patience.is_over() or not (may_wait or is_conflict):
                 if _lacks_tables(error):
                     raise StorageSchemaError(
@@ -317,11 +349,15 @@ def _pause(seconds: float, patience: Patience) -> None:
         time.sleep(min(0.1, left_s))
 
 
+def _pgcode(error: Exception) -> str | None:
+    return getattr(getattr(error, "orig", None), "pgcode", None)
+
+
 def _lacks_tables(error: Exception) -> bool:
     """Return whether a statement names a table or a column that the database does not have."""
     original = getattr(error, "orig", None)
     is_sqlites = isinstance(original, sqlite3.Error) and str(original).startswith(("no such table", "no such column"))
-    return is_sqlites or getattr(original, "pgcode", None) in ("42P01", "42703")
+    return is_sqlites or _pgcode(error) in ("42P01", "42703")
 
 
 def _kind(error: Exception) -> str:
@@ -329,7 +365,7 @@ def _kind(error: Exception) -> str:
     original = getattr(error, "orig", None)
     if isinstance(original, sqlite3.Error):
         return "conflict" if "locked" in str(original) or "busy" in str(original) else "other"
-    code = getattr(original, "pgcode", None)
+    code = _pgcode(error)
     if code is not None:
         return "conflict" if code in _CONFLICTS else "passing" if code in _PASSING or code[:2] == "08" else "other"
     # Without a code it is the connection that failed, or could not be made.
