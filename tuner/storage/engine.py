@@ -20,7 +20,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tuner.errors import StorageLost, StorageSchemaError
 from tuner.log import tell
+from tuner.storage import deadlines
 from tuner.storage.url import driver_url, hide_password, sqlite_path
+from tuner.storage.waited import waiting
 
 T = TypeVar("T")
 
@@ -36,6 +38,7 @@ FROM (VALUES ('statement_timeout', '120s'), ('lock_timeout', '30s'), ('idle_in_t
 AS limits (name, setting) WHERE current_setting(name) = '0'
 """
 _POOLED = "tuner_pooled"
+_AFTER_THE_SERVER_S = 10.0
 # A connection whose other side vanished without a word is noticed within a minute, not after TCP's two hours.
 _KEEPALIVE = {
     "keepalives_idle": 20,
@@ -58,12 +61,24 @@ def new_engine(url: str) -> Engine:
         parsed,
         pool_size=2,
         max_overflow=0,
-        connect_args={name: value for name, value in arguments.items() if name not in parsed.query},
+        connect_args={
+            **{name: value for name, value in arguments.items() if name not in parsed.query},
+            "connection_factory": deadlines.Connection,
+            "cursor_factory": deadlines.Cursor,
+        },
     )
+    event.listen(engine, "do_connect", _connect)
     event.listen(engine, "connect", _prepare_postgres)
     event.listen(engine, "checkin", _note_use)
     event.listen(engine, "checkout", _ping)
     return engine
+
+
+def _connect(dialect: Any, _record: Any, arguments: Any, options: dict[str, Any]) -> Any:
+    with contextlib.suppress(ValueError):  # libpq says what is wrong
+        timeout_s = float(options["connect_timeout"])
+        options = {**options, "connect_timeout": deadlines.connect_timeout(timeout_s if timeout_s > 0 else math.inf)}
+    return dialect.connect(*arguments, **options)
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
@@ -75,9 +90,11 @@ def _prepare_postgres(connection: Any, record: Any) -> None:
     record.info[_POOLED] = _is_pooled(connection)
     if not record.info[_POOLED]:
         with connection.cursor() as cursor:
-            cursor.execute(_LIMITS.format(is_local="false"))
             # Who waited for a lock must see what its holder has done, whatever the database or the role sets.
-            cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED")
+            isolation = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED"
+            limit = "SELECT setting::float / 1000 FROM pg_settings WHERE name = 'statement_timeout'"
+            cursor.execute(f"{_LIMITS.format(is_local='false')}; {isolation}; {limit}")
+            connection.limit_s = cursor.fetchone()[0] + _AFTER_THE_SERVER_S  # the server ends a statement first
     connection.commit()
 
 
@@ -200,16 +217,29 @@ class Patience:
     seconds: float
     is_over: Callable[[], bool] = lambda: False
     conflict_tries: int = 8
+    statement_s: float = math.inf
+    """How long a server may be silent in the middle of a statement before its connection is given up; twice as long at
+    the next try. Never longer than the server's own `statement_timeout` and ten seconds."""
 
 
 IMPATIENT = Patience(0.0)
-PROMPT = Patience(0.0, conflict_tries=0)
+PROMPT = Patience(0.0, conflict_tries=0, statement_s=10.0)
 """Not even a lock is waited for longer than the driver does."""
 
 
 def patient(engine: Engine, patience: Patience) -> Engine:
     """Return an engine on the same connections whose reads and writes wait for a database that is away."""
     return engine.execution_options(**{_PATIENCE: patience})
+
+
+@contextlib.contextmanager
+def hurried(patience: Patience) -> Iterator[None]:
+    """Have this thread's reads and writes wait no longer than this while the body runs, whatever their engine says."""
+    before, _of_thread.patience = _of_thread.patience, patience
+    try:
+        yield
+    finally:
+        _of_thread.patience = before
 
 
 def read(engine: Engine, work: Callable[[Connection], T]) -> T:
@@ -275,37 +305,24 @@ def retried(engine: Engine, attempt: Callable[[int], T]) -> T:
     Raises:
         StorageLost: the database does not answer.
     """
-    is_inner, _waited.is_inside = _waited.is_inside, True
-    began_s = time.monotonic()
-    try:
+    with waiting():
         return _retried(engine, attempt)
-    finally:
-        if not is_inner:
-            _waited.is_inside = False
-            _waited.seconds += time.monotonic() - began_s
 
 
-class _Waited(threading.local):
-    """How long each thread has waited for databases: those that renew leases keep no trial waiting."""
-
-    seconds = 0.0
-    is_inside = False
+class _OfThread(threading.local):
+    patience: Patience | None = None
 
 
-_waited = _Waited()
-
-
-def database_s() -> float:
-    """Return the seconds that this thread has spent in `read` and `write`, also waiting for a database that is away."""
-    return _waited.seconds
+_of_thread = _OfThread()
 
 
 def _retried(engine: Engine, attempt: Callable[[int], T]) -> T:
-    patience: Patience = engine.get_execution_options().get(_PATIENCE, IMPATIENT)
+    patience: Patience = _of_thread.patience or engine.get_execution_options().get(_PATIENCE, IMPATIENT)
     began_s, tries = time.monotonic(), 0
     while True:
         try:
-            result = attempt(tries)
+            with deadlines.limit(patience.statement_s * 2 ** min(tries, 10), patience.is_over):
+                result = attempt(tries)
         except (DBAPIError, PoolTimeout) as error:
             kind = _kind(error)
             may_wait = kind != "other" and time.monotonic() < began_s + patience.seconds
