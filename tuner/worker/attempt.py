@@ -13,6 +13,7 @@ from tuner.errors import LeaseLost, StorageLost, TrialPruned, TunerError
 from tuner.failures import describe, last_line, storable
 from tuner.search import TrialPruner
 from tuner.storage import claims, hide_password, leases
+from tuner.storage.engine import PROMPT, hurried
 from tuner.storage.fences import Lease
 from tuner.storage.queries import BASELINE_KEY
 from tuner.storage.ranking import is_among_best, is_feasible, superfluous
@@ -21,9 +22,11 @@ from tuner.storage.reporter import Reporter
 from tuner.storage.studies import agree
 from tuner.study import trial_seed
 from tuner.trial import Outcome, Report, all_finite
+from tuner.worker.reports import Reports
 
 if TYPE_CHECKING:
     import optuna
+    from sqlalchemy import Engine
 
     from tuner.training.checkpoints import Checkpoints
     from tuner.worker.loop import Worker
@@ -45,6 +48,7 @@ class Attempt:
         self.worker, self.lease, self.study = worker, lease, worker.study
         self.objectives = worker.study.objectives
         self.reporter = Reporter(worker.prompt_engine, lease, self.objectives[0] if len(self.objectives) == 1 else None)
+        self.reports: Reports | None = None
         self.watch = Watch()
         self.curve: dict[int, float] = {}  # what Optuna is told of the epochs so far
         self.is_asked = False
@@ -69,7 +73,7 @@ class Attempt:
                 with worker.account.doing("training"):
                     self._hold()
                     outcome, values, record = self._train(checkpoints)
-                    self.reporter.flush(worker.engine)
+                    self._finish_reports(worker.engine)
                 if outcome is Outcome.FAILED and self._is_tried_again(checkpoints, record):
                     return
                 error = self._after_trial(outcome, values)
@@ -127,6 +131,12 @@ class Attempt:
             worker.storage.flush(lease.trial_id)
             worker.say({"event": "trial", "trial": lease.number, "hparams": trial.params})
             pruner, is_baseline = TrialPruner(worker.optuna_study, trial), self._is_baseline()
+            self.reports = Reports(
+                worker.background,
+                self.reporter,
+                lambda report: self._is_hopeless(pruner, report.epoch, report.values(self.objectives)[0]),
+                lambda: worker.stop.requested,
+            )
             reports = study.trainer.train_model(
                 hparams,
                 worker.splits,
@@ -144,15 +154,14 @@ class Attempt:
             with contextlib.closing(reports):
                 for report in reports:
                     if epoch == 0 and checkpoints.restored is not None:
-                        self._keep(Report(**earlier) for earlier in checkpoints.restored["reports"])
+                        self._keep(self.reports, (Report(**earlier) for earlier in checkpoints.restored["reports"]))
                     epoch, values = report.epoch, report.values(self.objectives)
-                    is_stored = self._store(report, values)
+                    # The last report is the result: there is nothing left to save by pruning it.
+                    may_prune = report.epoch < study.epochs and len(values) == 1 and all_finite(values)
+                    is_hopeless = self._store(self.reports, report, values, may_prune)
                     if not all_finite(values):
                         return Outcome.DIVERGED, None, {}
-                    # The last report is the result: there is nothing left to save by pruning it. And while the
-                    # database is away nothing can be compared.
-                    may_prune = is_stored and report.epoch < study.epochs and len(values) == 1
-                    if may_prune and self._is_hopeless(pruner, report.epoch, values[0]) and not is_baseline:
+                    if is_hopeless and not is_baseline:
                         return Outcome.PRUNED, values, {}
             self._check_lease()
             if epoch < study.epochs:  # asked to stop: saved, to go on elsewhere
@@ -174,14 +183,11 @@ class Attempt:
 
     def _is_hopeless(self, pruner: TrialPruner, epoch: int, value: float) -> bool:
         """Ask the pruner; a database that goes away meanwhile is not waited for, and prunes nothing."""
-        storage = self.worker.storage
-        waiting, storage.engine = storage.engine, self.worker.prompt_engine
         try:
-            return pruner.should_prune(epoch, value)
+            with hurried(PROMPT):
+                return pruner.should_prune(epoch, value)
         except StorageLost:
             return False
-        finally:
-            storage.engine = waiting
 
     def _must_stop(self) -> bool:
         watch = self.watch
@@ -192,19 +198,24 @@ class Attempt:
         if self.watch.is_lost.is_set():
             raise LeaseLost(f"trial {self.lease.number} was taken over by another worker")
 
-    def _keep(self, earlier: Iterable[Report]) -> None:
+    def _keep(self, reports: Reports, earlier: Iterable[Report]) -> None:
         """Have the reports from before a restart stored with the next one."""
         several = list(earlier)
-        self.reporter.keep(several)
+        reports.keep(several)
         self.curve |= {report.epoch: report.values(self.objectives)[0] for report in several}
 
-    def _store(self, report: Report, values: list[float]) -> bool:
+    def _store(self, reports: Reports, report: Report, values: list[float], may_prune: bool) -> bool:
         self._check_lease()
         self.curve[report.epoch] = values[0]
-        is_stored = self.reporter.store(report)
+        is_hopeless = reports.store(report, may_prune=may_prune)
         where = {"trial": self.lease.number, "epoch": report.epoch, "step": report.step}
         self.worker.say({"event": "report", **where, "values": values})
-        return is_stored
+        return is_hopeless
+
+    def _finish_reports(self, engine: Engine) -> None:
+        """Wait until all reports are stored, as long as this engine waits."""
+        if self.reports is not None:
+            self.reports.finish(engine)
 
     def _after_trial(self, outcome: Outcome, values: list[float] | None) -> BaseException | None:
         """Let the sampler see the end of the trial before it is stored, as `optuna.Study.tell` does.
@@ -295,6 +306,6 @@ class Attempt:
     def _give_back(self) -> None:
         worker = self.worker
         engine = worker.brief_engine()
-        self.reporter.flush(engine)
+        self._finish_reports(engine)
         leases.release(engine, self.lease)
         worker.say({"event": "end", "trial": self.lease.number, "outcome": "released"})

@@ -18,12 +18,14 @@ from tuner.failures import describe, last_line, reason_to_stop
 from tuner.log import is_json, now, set_about, tell
 from tuner.source import code_digest, git_state
 from tuner.storage import claims, hide_password, storage_url, warn_of_password
+from tuner.storage.background import Background
 from tuner.storage.claims import Claimant, NoTrial
 from tuner.storage.dialect import now_s
-from tuner.storage.engine import IMPATIENT, PROMPT, Patience, database_s, patient
+from tuner.storage.engine import IMPATIENT, PROMPT, Patience, patient
 from tuner.storage.fences import Lease
 from tuner.storage.queries import last_errors
 from tuner.storage.studies import join, leave, mode_of, register
+from tuner.storage.waited import database_s
 from tuner.study import Study
 from tuner.trial import Event, Outcome, Stop
 from tuner.worker.account import Account
@@ -40,6 +42,7 @@ LAUNCHED_VARIABLE = "TUNER_LAUNCHED_AT"
 LEASE_S = 30.0
 PATIENCE_S = 600.0
 """How long a worker waits for a database that is away; it trains meanwhile, as long as it has a trial."""
+_STATEMENT_S = 20.0
 _LAST_PATIENCE_S = 3.0
 _POLL_S = 0.5
 
@@ -95,7 +98,7 @@ def run_worker(
     account = Account({"compiling": lambda: clock.total_s, "database": database_s})
     place = Place(artifacts_folder(artifacts), about, worker_layout(devices), devices, clock, account)
     stop = stop or Stop()
-    patience = Patience(PATIENCE_S, lambda: stop.requested)
+    patience = Patience(PATIENCE_S, lambda: stop.requested, statement_s=_STATEMENT_S)
     # A launcher has found the storage before it started this worker. Whoever starts one by hand may have mistyped.
     optuna_storage = Storage(url, patience if LAUNCHED_VARIABLE in os.environ else IMPATIENT)
     optuna_storage.engine = patient(optuna_storage.engine, patience)
@@ -154,6 +157,7 @@ class Worker:
             optuna.logging.enable_propagation()
         self.study, self.splits, self.storage, self.engine = study, splits, storage, storage.engine
         self.prompt_engine = patient(self.engine, PROMPT)
+        self.background = Background("reports")
         self._say, self.stop, self.place, self.account = say, stop, place, place.account
         registered = register(storage, self.engine, study.name, study.all_directions, study.record())
         study.check_unchanged(registered.record)
@@ -178,6 +182,7 @@ class Worker:
         )
         self.claimed_any = False
         self.sampler_errors: list[str] = []  # their kinds, newest first, since the last trial without one
+        self.last_words_end_s: float | None = None
         self.common_space: Any = None
         self.modes: dict[str, str] = {}
 
@@ -194,6 +199,7 @@ class Worker:
             if not self.stop.requested:  # else it no longer waited, because somebody waits for it
                 raise
         finally:
+            self.background.close()
             with contextlib.suppress(StorageLost):
                 leave(self.brief_engine(), self.claimant.worker)
         self.say({"event": "done"})
@@ -228,7 +234,7 @@ class Worker:
             if isinstance(lease, NoTrial):
                 self._end(lease)
                 break
-            is_idle = False
+            is_idle, self.last_words_end_s = False, None
             set_about(trial=lease.number)
             try:
                 Attempt(self, lease).run()
@@ -278,8 +284,14 @@ class Worker:
             )
 
     def brief_engine(self) -> Engine:
-        """Return the engine for a worker's last words: it waits a moment for a database that is away, and no longer."""
-        return patient(self.engine, Patience(_LAST_PATIENCE_S))
+        """Return the engine for a worker's last words.
+
+        It waits a moment for a database that is away, and no longer: the moment is for all of them together.
+        """
+        if self.last_words_end_s is None:
+            self.last_words_end_s = time.monotonic() + _LAST_PATIENCE_S
+        left_s = self.last_words_end_s - time.monotonic()
+        return patient(self.engine, Patience(left_s, statement_s=max(1.0, left_s)))
 
     def sampler_of(self, lease: Lease) -> optuna.samplers.BaseSampler:
         """Return the sampler for a trial: one for its number, or the study's own object."""
