@@ -15,7 +15,7 @@ import pytest
 from tuner.dashboard.front import below_prefix
 from tuner.dashboard.login import Login
 from tuner.dashboard.pages import checkpoints_page, login_page, polyline, workers_page
-from tuner.dashboard.request import is_loopback_name, network_of, page_after_login, read_request
+from tuner.dashboard.request import is_loopback_name, page_after_login, read_request
 from tuner.dashboard.server import Serving, check_serving
 from tuner.dashboard.sessions import IDLE_S, LONGEST_S, Attempts, Sessions
 from tuner.dashboard.users import (
@@ -30,6 +30,7 @@ from tuner.dashboard.users import (
     read_users,
 )
 from tuner.errors import UsageError
+from tuner.web.address import network_of
 
 ANN = User("ann", Role.EDITOR, "$argon2id$a")
 
