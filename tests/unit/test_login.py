@@ -15,7 +15,7 @@ import pytest
 from tuner.dashboard.front import below_prefix
 from tuner.dashboard.login import Login
 from tuner.dashboard.pages import checkpoints_page, login_page, polyline, workers_page
-from tuner.dashboard.request import is_loopback_name, network_of, page_after_login, read_request
+from tuner.dashboard.request import is_loopback_name, page_after_login, read_body, read_request
 from tuner.dashboard.server import Serving, check_serving
 from tuner.dashboard.sessions import IDLE_S, LONGEST_S, Attempts, Sessions
 from tuner.dashboard.users import (
@@ -30,6 +30,7 @@ from tuner.dashboard.users import (
     read_users,
 )
 from tuner.errors import UsageError
+from tuner.web.address import network_of
 
 ANN = User("ann", Role.EDITOR, "$argon2id$a")
 
@@ -283,10 +284,25 @@ def test_attempts_from_one_ipv6_network_count_together() -> None:
         ("https://evil.example", "/dashboard"),
         ("", "/dashboard"),
         ("/a\r\nSet-Cookie: x", "/dashboard"),
+        ("/a\0", "/dashboard"),
+        ("/a\u2028b", "/dashboard"),
+        ("/\u20ac/\u00e9", "/%E2%82%AC/%C3%A9"),
+        ("/a%20b?x=1&y=%26#z", "/a%20b?x=1&y=%26#z"),
+        ('/"<>', "/%22%3C%3E"),
     ],
 )
 def test_a_login_leads_to_our_own_pages(asked: str, shown: str) -> None:
     assert page_after_login(asked) == shown
+
+
+def test_a_body_whose_end_is_missing_is_none() -> None:
+    given = environ(CONTENT_LENGTH="200000")
+    given["wsgi.input"] = io.BytesIO(b"x" * 200_000)
+    assert read_body(given) == b"x" * 200_000
+    given["wsgi.input"] = io.BytesIO(b"x" * 199_999)
+    with pytest.raises(EOFError, match="the request ended 1 bytes before its Content-Length"):
+        read_body(given)
+    assert read_body(environ()) == b""
 
 
 def test_an_address_is_known_by_what_the_door_says_of_it() -> None:

@@ -2,8 +2,10 @@
 
 import socket
 import urllib.request
+from collections.abc import Callable
 
 import pytest
+from attackers import PLAIN, attacked
 from observed import documented
 
 import tuner.launch.metrics
@@ -81,3 +83,13 @@ def test_without_the_library_it_is_told_how_to_get_it(monkeypatch: pytest.Monkey
         match=r"must be installed to serve metrics: run `pip install -e '\.\[metrics\]'` in the clone of tuner$",
     ):
         served(Tally(["cpu 0"]), "127.0.0.1", 0).__enter__()
+
+
+@pytest.mark.parametrize("begin", PLAIN)
+def test_clients_that_wait_do_not_stop_the_metrics(begin: Callable[[socket.socket], None]) -> None:
+    tally = Tally(["cpu 0"])
+    tally.observe(SNAPSHOT, 1)
+    with served(tally, "127.0.0.1", 0) as url, attacked(int(url.split(":")[2].split("/")[0]), begin, 40):
+        for _ in range(3):
+            with urllib.request.urlopen(url, timeout=30) as answer:
+                assert b"tuner_best_value" in answer.read()

@@ -13,11 +13,13 @@ import bottle
 import optuna_dashboard
 
 from tuner.artifacts import describe_checkpoint
+from tuner.dashboard.checks import check_routes
 from tuner.dashboard.front import Front
 from tuner.dashboard.login import CALLER, WSGI, Login
 from tuner.dashboard.opening import Opening
 from tuner.dashboard.pages import checkpoints_page, plots_page, refusal_page, workers_page
 from tuner.dashboard.pictures import Pictures
+from tuner.dashboard.table import send_csv
 from tuner.dashboard.users import Users
 from tuner.errors import StorageLost, UnknownStudy
 from tuner.plots import KINDS
@@ -55,6 +57,9 @@ def make_app(
 def routes(storage: Storage) -> bottle.Bottle:
     """Return Optuna's dashboard with our routes, without a login."""
     app: Any = optuna_dashboard.wsgi(storage)
+    for route in app.routes:
+        if route.rule == "/csv/<study_id:int>":
+            route.callback = lambda study_id: send_csv(storage, study_id)
     app.get("/assets/<name>", callback=lambda name: bottle.static_file(name, root=str(ASSETS)))
     app.get("/workers", callback=lambda: _page(workers_page, **_chosen(storage), **_activity(storage)))
     app.get("/workers.json", callback=lambda: _json(_activity(storage)))
@@ -63,6 +68,7 @@ def routes(storage: Storage) -> bottle.Bottle:
     app.get("/plots", callback=lambda: _page(plots_page, **_chosen(storage), kinds=list(KINDS)))
     app.get("/plots/<kind:re:[a-z]+>.svg", callback=lambda kind: _picture(storage, pictures, kind))
     app.error(500)(_failed)
+    check_routes(app, storage)
     return app
 
 
@@ -74,11 +80,12 @@ def _failed(error: bottle.HTTPError) -> str:
     return refusal_page(bottle.request.environ["SCRIPT_NAME"], "Something went wrong; the server's stderr says what.")
 
 
-def _page(render: Any, **given: Any) -> str:
+def _page(render: Any, **given: Any) -> bytes:
     bottle.response.set_header("Content-Security-Policy", _POLICY)
     caller = bottle.request.environ[CALLER]
     user = caller.name if caller.has_session else None
-    return render(prefix=bottle.request.environ["SCRIPT_NAME"], user=user, **given)
+    page: str = render(prefix=bottle.request.environ["SCRIPT_NAME"], user=user, **given)
+    return page.encode("utf-8", "backslashreplace")  # metrics may have halves of surrogate pairs in their names
 
 
 def _json(value: Any) -> str:
@@ -103,6 +110,8 @@ def _study(storage: Storage) -> StudyRow | None:
     """
     query: Any = bottle.request.query
     name = query.getunicode(_PARAMETER)
+    if name is None and query.get(_PARAMETER):
+        raise bottle.HTTPError(400, f"{_PARAMETER} must be the name of a study in UTF-8")
     try:
         return find_study(storage.engine, name) if name else None
     except UnknownStudy as error:

@@ -70,8 +70,8 @@ class Front:
             return self._page(environ, start_response)
         if self._script is not None and path == _BUNDLE:
             return self._send_script(environ, start_response, self._script)
-        if "HTTP_ACCEPT_ENCODING" not in environ:
-            environ["HTTP_ACCEPT_ENCODING"] = ""  # optuna-dashboard fails without it
+        # optuna-dashboard knows this one alone, and fails without the header or if it is no UTF-8.
+        environ["HTTP_ACCEPT_ENCODING"] = "gzip" if "gzip" in environ.get("HTTP_ACCEPT_ENCODING", "") else ""
         return self.app(environ, start_response)
 
     def _page(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:

@@ -7,9 +7,11 @@ something unless it is GET, HEAD or OPTIONS. Routes that a later version of Optu
 from __future__ import annotations
 
 import datetime
+import io
 import json
 import logging
 import math
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +22,13 @@ from tuner.dashboard.request import (
     COOKIE,
     Request,
     is_loopback_name,
-    network_of,
     page_after_login,
+    read_body,
     read_request,
 )
 from tuner.dashboard.sessions import Attempts, Sessions
 from tuner.dashboard.users import Role, User, Users
+from tuner.web.address import network_of
 
 WSGI = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 Headers = list[tuple[str, str]]
@@ -36,6 +39,7 @@ PUBLIC_ASSETS = frozenset({"/assets/page.css", "/favicon.ico"})
 _UNCHANGING = ("/static/", "/assets/", "/favicon.ico")
 _FAILURES, _WINDOW_S = 10, 300.0
 _LONGEST_FORM_BYTES = 4096
+_AT_ONCE = 24  # a page of plots holds several while they are drawn one after another
 _ALWAYS: Headers = [
     ("X-Frame-Options", "DENY"),
     ("X-Content-Type-Options", "nosniff"),
@@ -98,6 +102,7 @@ class Login:
         self.sessions = sessions or Sessions()
         self.by_address = Attempts(_FAILURES, _WINDOW_S)
         self.by_name = Attempts(_FAILURES, _WINDOW_S)
+        self._at_once = threading.BoundedSemaphore(_AT_ONCE)
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         request = read_request(environ, self.prefix, self.is_behind_proxy)
@@ -146,7 +151,7 @@ class Login:
         if user is not None:
             return Caller(user.name, user.role, has_session=True)
         if request.wants_page and request.is_safe:
-            asked = quote(request.path or "/", safe="/")
+            asked = quote((request.path or "/").encode("latin-1"), safe="/")  # WSGI has bytes as Latin-1
             raise Refused("303 See Other", "log in first", [("Location", f"{self.prefix}/login?next={asked}")])
         raise Refused("401 Unauthorized", "log in first", [("WWW-Authenticate", "Bearer")])
 
@@ -235,6 +240,8 @@ class Login:
         environ["SCRIPT_NAME"], environ["PATH_INFO"] = self.prefix, request.path or "/"
         environ["wsgi.url_scheme"] = request.scheme
         environ[CALLER] = caller
+        if not request.is_safe:  # before a place among those at work is taken: clients may be slow
+            environ["wsgi.input"] = io.BytesIO(_body(environ))
         is_same_for_all = (request.path or "").startswith(_UNCHANGING)
 
         def start(status: str, headers: Headers, *rest: Any) -> Any:
@@ -242,7 +249,8 @@ class Login:
                 self._note(request, "change", caller, status)
             return start_response(status, self._dressed(headers, is_same_for_all), *rest)
 
-        return self.app(environ, start)
+        with self._at_once:
+            return self.app(environ, start)
 
     def _dressed(self, headers: Headers, is_same_for_all: bool) -> Headers:
         """Return the headers of the application inside with ours; its redirects stay below the prefix."""
@@ -291,14 +299,21 @@ class Login:
         self.audit.info("%s", json.dumps(line))
 
 
+def _body(environ: dict[str, Any]) -> bytes:
+    try:
+        return read_body(environ)
+    except EOFError as error:
+        raise Refused("400 Bad Request", str(error)) from None
+
+
 def _form(environ: dict[str, Any]) -> dict[str, str]:
     """Return the fields of a small form.
 
     Raises:
-        Refused: The body is too long.
+        Refused: The body is too long, or its end is missing.
     """
     length = environ.get("CONTENT_LENGTH") or "0"
     if not length.isdecimal() or int(length) > _LONGEST_FORM_BYTES:
         raise Refused("413 Content Too Large", f"a login must have at most {_LONGEST_FORM_BYTES} bytes")
-    text = environ["wsgi.input"].read(int(length)).decode("utf-8", "replace")
+    text = _body(environ).decode("utf-8", "replace")
     return {name: values[-1] for name, values in parse_qs(text, keep_blank_values=True).items()}

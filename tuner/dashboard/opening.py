@@ -31,7 +31,8 @@ from tuner.errors import StorageLost
 from tuner.storage.optuna_storage import Storage
 from tuner.storage.ranking import is_feasible
 
-_PATH = re.compile(r"/api/studies/(\d+)")
+_PATH = re.compile(r"/api/studies/([0-9]{1,9})")
+_COUNT = re.compile(r"[0-9]{1,9}")
 _TOLD_OF_ONE = re.compile(r"dashboard:(?:artifacts:)?(\d+):")  # study attributes that belong to one trial
 _SHOWN_ATTRIBUTES = ("fixed_params", "constraints", "artifacts:")  # system attributes of trials that are shown
 _LONGEST_ATTRIBUTE = 1024
@@ -63,7 +64,7 @@ class Opening:
         asked = _PATH.fullmatch(environ["PATH_INFO"].rstrip("/"))
         query = parse_qs(environ.get("QUERY_STRING", ""))
         after = query.get("after", ["0"])[0]
-        if environ["REQUEST_METHOD"] != "GET" or asked is None or set(query) - {"after"} or not after.isdecimal():
+        if environ["REQUEST_METHOD"] != "GET" or asked is None or set(query) - {"after"} or not _COUNT.fullmatch(after):
             return self.app(environ, start_response)
         study_id = int(asked[1])
         try:

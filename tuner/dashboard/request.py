@@ -6,10 +6,12 @@ import ipaddress
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 COOKIE = "tuner_session"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_URL = "/%:?#[]@!$&'()*+,;=~"  # what a URL may have beside letters and digits
+_PIECE = 64 * 1024
 _FORWARDED = ("HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_PROTO", "HTTP_X_FORWARDED_HOST", "HTTP_FORWARDED")
 
 
@@ -106,16 +108,27 @@ def is_loopback_name(host: str) -> bool:
         return False
 
 
-def network_of(address: str) -> str:
-    """Return whose attempts count together: an IPv4 address, or the /64 network of an IPv6 address."""
-    try:
-        found = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    return str(ipaddress.ip_network((found, 64), strict=False)) if found.version == 6 else str(found)
-
-
 def page_after_login(asked: str) -> str:
-    """Return the page that was asked for before the login if it is one of ours, else the dashboard's first."""
+    """Return the page that was asked for before the login if it is one of ours, else the dashboard's first.
+
+    It can be sent as a `Location`: what is not ASCII is percent-encoded.
+    """
     is_ours = asked.startswith("/") and not asked.startswith("//") and "\\" not in asked and asked.isprintable()
-    return asked if is_ours else "/dashboard"
+    return quote(asked, safe=_URL) if is_ours else "/dashboard"
+
+
+def read_body(environ: dict[str, Any]) -> bytes:
+    """Return the body of a WSGI request.
+
+    Raises:
+        EOFError: The client ended before all of it had come.
+    """
+    left = int(environ.get("CONTENT_LENGTH") or "0")
+    pieces: list[bytes] = []
+    while left:  # in pieces, so that the server sees that the client sends
+        piece = environ["wsgi.input"].read(min(left, _PIECE))
+        if not piece:
+            raise EOFError(f"the request ended {left} bytes before its Content-Length")
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)

@@ -19,8 +19,6 @@ from tuner.dashboard.users import Users
 from tuner.errors import UsageError
 from tuner.storage import hide_password, open_storage
 
-_THREADS = 24  # a page of plots holds several while they are drawn one after another
-_MOST_HEADER_BYTES = 64 * 1024
 _MOST_BODY_BYTES = 8 * 1024 * 1024  # a note is the longest; what strangers send is read, and thrown away
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 
@@ -113,17 +111,16 @@ def serve(url: str, serving: Serving) -> None:
     tls = None if serving.tls_cert is None else _tls(serving)
     audit = _audit(serving.audit_log)
     # Late: Optuna takes a second to import, and what is wrong with the files is said before.
-    from cheroot.wsgi import Server
-
     from tuner.dashboard.app import make_app
+    from tuner.web.server import Limits, Server
 
     app = make_app(
         open_storage(url), users, prefix=serving.prefix, is_behind_proxy=serving.is_behind_proxy, audit=audit
     )
-    server = Server((serving.host, serving.port), app, numthreads=_THREADS, server_name="tuner")
-    server.max_request_header_size = _MOST_HEADER_BYTES
-    server.max_request_body_size = _MOST_BODY_BYTES
-    server.ssl_adapter = tls
+    limits = Limits(body_bytes=_MOST_BODY_BYTES)
+    if serving.is_behind_proxy:  # all clients have its address
+        limits = replace(limits, per_address=None)
+    server = Server(serving.host, serving.port, app, limits, tls=tls)
     try:
         server.prepare()
     except OSError as error:
@@ -144,14 +141,14 @@ def _end(*_: Any) -> NoReturn:
 def _address(serving: Serving, server: Any) -> str:
     host = f"[{serving.host}]" if ":" in serving.host else serving.host
     scheme = "http" if serving.tls_cert is None else "https"
-    return f"{scheme}://{host}:{server.bind_addr[1]}{serving.prefix}/"
+    return f"{scheme}://{host}:{server.bound_port}{serving.prefix}/"
 
 
 def _tls(serving: Serving) -> Any:
-    from cheroot.ssl.builtin import BuiltinSSLAdapter
+    from tuner.web.server import TLS
 
     try:
-        return BuiltinSSLAdapter(str(serving.tls_cert), str(serving.tls_key))
+        return TLS(str(serving.tls_cert), str(serving.tls_key))
     except (OSError, ssl.SSLError, ValueError) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         raise UsageError(

@@ -209,5 +209,7 @@ class Users:
 
     def with_token(self, token: str) -> User | None:
         """Return the user of a bearer token."""
-        secret = hash_token(token)
-        return next((user for user in self._now().values() if secrets.compare_digest(user.secret, secret)), None)
+        secret = hash_token(token).encode()
+        return next(
+            (user for user in self._now().values() if secrets.compare_digest(user.secret.encode(), secret)), None
+        )

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 _ENDS = tuple(outcome for outcome in Outcome if outcome.uses_budget or outcome is Outcome.FAILED)
 _DOING = ("training", "compiling", "waiting", "database")
-_THREADS = 2
-_MOST_BYTES = 64 * 1024  # of a request
 
 
 class Tally:
@@ -158,14 +156,13 @@ def served(tally: Tally, host: str, port: int) -> Iterator[str]:
     if importlib.util.find_spec("prometheus_client") is None:
         raise UsageError(f"prometheus-client must be installed to serve metrics: {how_to_install('metrics')}")
     # Late: without the option nothing of this is needed.
-    from cheroot.wsgi import Server
     from prometheus_client import CollectorRegistry, make_wsgi_app
+
+    from tuner.web.server import Limits, Server
 
     registry = CollectorRegistry()
     registry.register(tally)  # pyright: ignore[reportArgumentType]: all it needs is `collect`
-    server = Server((host, port), make_wsgi_app(registry), numthreads=_THREADS, server_name="tuner")
-    server.max_request_header_size = server.max_request_body_size = _MOST_BYTES
-    server.error_log = _tell_error
+    server = Server(host, port, make_wsgi_app(registry), Limits(), tell=_tell_error)
     try:
         server.prepare()
     except (OSError, UnicodeError) as error:
@@ -180,11 +177,11 @@ def served(tally: Tally, host: str, port: int) -> Iterator[str]:
     thread.start()
     try:
         shown = f"[{host}]" if ":" in host else host
-        yield f"http://{shown}:{server.bind_addr[1]}/metrics"
+        yield f"http://{shown}:{server.bound_port}/metrics"
     finally:
         server.stop()
         thread.join()
 
 
-def _tell_error(msg: str = "", level: int = 20, traceback: bool = False) -> None:
-    tell(f"metrics could not be served: {msg}", "metrics", "warning")
+def _tell_error(message: str) -> None:
+    tell(f"metrics could not be served: {message}", "metrics", "warning")

@@ -31,6 +31,22 @@ _MOST_WORKERS = 200
 _OF_INTEREST = ("failed", "died", "out_of_memory")
 
 
+def study_of(engine: Engine, study_id: int | None, trial_id: int | None) -> int | None:
+    """Return the id of the study that has a trial, None if there is no such study or trial.
+
+    Args:
+        engine: The storage's engine.
+        study_id: The study; None for any.
+        trial_id: The trial; None for the study alone.
+    """
+    query = sa.select(studies.c.study_id)
+    if study_id is not None:
+        query = query.where(studies.c.study_id == study_id)
+    if trial_id is not None:
+        query = query.join(trials, trials.c.study_id == studies.c.study_id).where(trials.c.trial_id == trial_id)
+    return read(engine, lambda connection: connection.execute(query.limit(1)).scalar_one_or_none())
+
+
 def read_workers(engine: Engine, study_id: int | None) -> list[Row]:
     """Return the workers of a study, or of all: those that have not ended first, then by their last sign of life.
 

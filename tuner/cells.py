@@ -1,0 +1,32 @@
+"""Cells of CSV files that a spreadsheet program does not run as formulas."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+# What begins a formula in Excel, LibreOffice or Google Sheets, with the wide forms that some of them accept.
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+_ESCAPED = re.compile(r"'+[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+_NUMBER = re.compile(r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|inf|infinity|nan)", re.IGNORECASE)
+
+
+def safe_cell(value: Any) -> Any:
+    """Return a value as a cell of a CSV file: text that a spreadsheet would run as a formula begins with an apostrophe.
+
+    That is text which begins with `=`, `+`, `-`, `@`, a tab or a line break, and is not a number; text which begins
+    with apostrophes before one of these gets one more, so that `plain_cell` gives back every text. All other values are
+    returned as they are.
+
+    Example:
+        >>> [safe_cell(value) for value in ("=1+1", "-0.5", -0.5, "it's", None)]
+        ["'=1+1", '-0.5', -0.5, "it's", None]
+    """
+    if isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value):
+        return f"'{value}"
+    return value
+
+
+def plain_cell(text: str) -> str:
+    """Return the text that `safe_cell` was given for a cell."""
+    return text[1:] if _ESCAPED.match(text) else text
