@@ -32,7 +32,7 @@ def picture(name: str, url: str) -> str:
     """Return the SVG."""
     engine = connect(url)
     study = find_study(engine, name)
-    trials = [trial for trial in read_trials(engine, study, reports=True) if trial.reports]
+    trials = [trial for trial in read_trials(engine, study, with_reports=True) if trial.reports]
     best = read_best(engine, study, 1)[0].number
     epochs = study.record["epochs"]
     engine.dispose()
