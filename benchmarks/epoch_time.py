@@ -146,7 +146,12 @@ def by_hand(module: nn.Module, splits: Splits, epochs: int, mode: str) -> Callab
         return jax.random.permutation(key, len(inputs))[: steps * BATCH].reshape(steps, BATCH)
 
     jit_init, jit_step = jax.jit(init), jax.jit(step, donate_argnums=0)
-    scan = jax.jit(lambda carry, rows: jax.lax.scan(step, carry, rows), donate_argnums=0)
+
+    def epoch(carry: Any, rows: jax.Array) -> Any:
+        carry, metrics = jax.lax.scan(step, carry, rows)
+        return carry, jax.tree.map(jnp.mean, metrics)
+
+    scan = jax.jit(epoch, donate_argnums=0)
     unstack = jax.jit(lambda rows: list(rows))
     mean = jax.jit(lambda metrics: jax.tree.map(lambda *parts: jnp.stack(parts).mean(), *metrics))
 

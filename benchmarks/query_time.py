@@ -33,10 +33,13 @@ def commands(url: str) -> dict[str, tuple[list[str], list[str] | None]]:
     def ours(*words: str) -> list[str]:
         return [tuner, *words, "--storage", url, "--format", "json"]
 
+    def theirs(*words: str) -> list[str]:
+        return [optuna, *words, "--storage", plain, "--format", "json"]
+
     return {
-        "best": (ours("best", "sleepy"), [optuna, "best-trial", "--study-name", "sleepy", "--storage", plain]),
-        "studies": (ours("studies"), [optuna, "studies", "--storage", plain]),
-        "trials": (ours("trials", "sleepy"), [optuna, "trials", "--study-name", "sleepy", "--storage", plain]),
+        "best": (ours("best", "sleepy"), theirs("best-trial", "--study-name", "sleepy")),
+        "studies": (ours("studies"), theirs("studies")),
+        "trials": (ours("trials", "sleepy"), theirs("trials", "--study-name", "sleepy")),
         "trials, the ten best": (ours("trials", "sleepy", "--sort", "value", "--limit", "10"), None),
         "show": (ours("show", "sleepy", "777"), None),
         "compare": (ours("compare", "sleepy"), None),

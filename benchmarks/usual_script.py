@@ -52,10 +52,7 @@ class MLP(nn.Module):
 def load_arrays(seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Return training and validation arrays of the study's own split."""
     splits = load_study(str(STUDY_FILE)).data(seed)
-    train, validation = splits.train.arrays, splits.validation.arrays
-    return {key: np.asarray(array) for key, array in train.items()}, {
-        key: np.asarray(array) for key, array in validation.items()
-    }
+    return splits.train.host(), splits.validation.host()
 
 
 def objective(

@@ -148,7 +148,7 @@ def test_arrays_are_put_on_the_device_once(monkeypatch: pytest.MonkeyPatch) -> N
     views = [data, data.take([0, 2]), *(fold.train for fold in data.folds(2, 0))]
     assert len(data.host()["id"]) == 6
     assert put == []  # a launcher that only counts examples needs no device
-    assert all(view.arrays is views[0].arrays for view in views)  # shared by all views
+    assert all(view._shared.on_device is data.arrays for view in views)  # training takes rows of what all share
     assert len(put) == 1
     rows = [view.rows for view in views]
     assert len(put) == 1 + len(views)
@@ -172,10 +172,27 @@ def test_a_view_is_rows_of_all_arrays() -> None:
     assert (len(view), len(data)) == (3, 6)
     assert data.rows.tolist() == [0, 1, 2, 3, 4, 5]
     host = view.host()
-    assert sorted(host) == sorted(view.arrays)
-    for name, array in view.arrays.items():
+    assert sorted(host) == sorted(data.arrays)
+    for name, array in data.arrays.items():
         assert host[name].dtype == array.dtype
         np.testing.assert_array_equal(host[name], array[view.rows])
+
+
+def test_the_arrays_of_a_view_are_its_own_examples_and_no_others() -> None:
+    data = ArrayDataset(id=np.arange(10), weight=np.arange(10.0))
+    splits = data.split(0.2, 0, test=0.3)
+    assert splits.test is not None
+    parts = [splits.train, splits.validation, splits.test]
+    assert [len(part.arrays["id"]) for part in parts] == [5, 2, 3]
+    seen = np.concatenate([part.arrays["id"] for part in parts])
+    assert sorted(seen.tolist()) == list(range(10))
+    assert data.take([7, 7, 1]).arrays["id"].tolist() == [7, 7, 1]
+    assert data.take([8, 3]).take([1]).arrays["id"].tolist() == [3]
+    assert data.take(range(9, -1, -1)).arrays["id"].tolist() == list(range(9, -1, -1))
+    for part in [*parts, data]:
+        assert part.arrays["weight"].tolist() == part.arrays["id"].tolist()
+        assert part.arrays is part.arrays  # put on the device once
+        assert all(isinstance(array, jax.Array) for array in part.arrays.values())
 
 
 @pytest.mark.parametrize(("indices", "shape"), [([], r"\(0,\)"), (3, r"\(\)"), ([[1, 2]], r"\(1, 2\)")])

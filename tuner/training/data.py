@@ -126,7 +126,8 @@ class ArrayDataset(View):
     """Arrays with one leading axis of examples, by name: `ArrayDataset(inputs=images, labels=labels)`.
 
     An array named `weight` weighs the examples in losses and metrics; without it all weigh 1. Views (`take`, `split`,
-    `folds`) copy nothing: they share the arrays, and differ in `rows`.
+    `folds`) copy nothing: they share the arrays, and differ in `rows`. What `arrays` and `host()` of a view return are
+    its own examples.
 
     Raises:
         ValueError: no array, lengths differ, an array holds no numbers, or a weight is none.
@@ -144,14 +145,19 @@ class ArrayDataset(View):
             _check_weight(host["weight"])
         super().__init__(_Arrays(host), np.arange(next(iter(lengths.values()))))
 
-    @property
+    @cached_property
     def arrays(self) -> Batch:
-        """All examples that this view and others choose from, on the device; put there once for all of them."""
-        return self._shared.on_device
+        """The examples of this view, and no others, on the device, with `weight`.
+
+        Of a whole dataset they are the arrays that its views share; a view's are a copy, made when it is first asked
+        for. Training copies nothing: it takes `rows` of what is shared.
+        """
+        is_whole = np.array_equal(self._rows, np.arange(len(self._shared)))
+        return self._shared.on_device if is_whole else _put(self.host())
 
     @cached_property
     def rows(self) -> jax.Array:
-        """Where in `arrays` the examples of this view stand: Int[Array, "n"] on the device; put there once."""
+        """Where in the whole dataset the examples of this view are: Int[Array, "n"] on the device; put there once."""
         return _put(self._rows.astype(np.int32))
 
     def host(self) -> dict[str, np.ndarray]:
@@ -188,6 +194,9 @@ class _Arrays:
     """Arrays of examples that views share."""
 
     host: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.host.values())))
 
     @cached_property
     def on_device(self) -> Batch:
