@@ -1,8 +1,10 @@
 """How sure one can be that a trial is the best, from repeats of it with other seeds.
 
 Repeat `k` has the same seed in every trial, so that the objectives of several trials are a table of trials and seeds.
-What a seed does to all trials alike cancels out of their differences; what is left is their noise. It is estimated
-from all trials together: a few seeds of one trial alone, of a metric that counts images, may all be equal by chance.
+What a seed does to all trials alike cancels out of their differences; what is left is their noise. For the differences
+it is estimated from all trials together: a few seeds of one trial alone, of a metric that counts images, may all be
+equal by chance. The interval of a trial's own mean is computed from that trial's values alone: rows that share seeds
+are not independent, and one trial may be noisier than the others.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ Repeats = Mapping[int, float | None]
 """Repeat -> objective, None if it was not finite."""
 
 LEVEL = 0.95
+_HUGE = 1e100
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class Confirmed:
     Attributes:
         seeds: How many repeats count: those that all confirmed trials have.
         mean: Their mean; None if one was not finite: such a trial is never the best.
-        low: Lower end of the 95 % t interval of the mean; None where nothing is known of the noise.
+        low: Lower end of the 95 % t interval of the mean, from the trial's own values; None for fewer than two, or if
+            they are all equal.
         high: Its upper end.
         is_tied: Whether it cannot be told apart from the trial with the best mean.
         margin: By how much the means of two trials must differ to be told apart; None where that is not known.
@@ -45,9 +49,9 @@ def rank(repeats: Mapping[int, Repeats], *, maximize: bool, infeasible: Collecti
 
     Compared are the repeats that all of them have. A trial is tied with the first unless their means differ by more
     than Tukey's honestly significant difference in a two-way layout without interaction (Scheffé, The Analysis of
-    Variance, 1959, 3.6 and 4.2): with 95 % no two equal trials are told apart, whichever came out first. An interval
-    is of Student's t, its variance pooled over the trials. With fewer than two repeats, or where no noise was seen at
-    all, nothing can be told.
+    Variance, 1959, 3.6 and 4.2): with 95 % no two equal trials are told apart, whichever came out first. With fewer
+    than two repeats, or where no noise was seen at all, nothing can be told. The interval of a mean is Student's t
+    for that trial alone.
 
     Args:
         repeats: trial -> its repeats.
@@ -57,22 +61,26 @@ def rank(repeats: Mapping[int, Repeats], *, maximize: bool, infeasible: Collecti
     """
     finite = {trial: row for trial, row in repeats.items() if row and None not in row.values()}
     shared = functools.reduce(lambda known, row: known & row.keys(), finite.values(), _keys_of_first(finite))
+    # Squares and sums of very large values would overflow.
+    unit = max((abs(value) for row in finite.values() for value in row.values() if value is not None), default=1.0)
+    unit = unit if unit > _HUGE else 1.0
     table = {
-        trial: [value for repeat in sorted(shared) if (value := row[repeat]) is not None]
+        trial: [value / unit for repeat in sorted(shared) if (value := row[repeat]) is not None]
         for trial, row in finite.items()
     }
     means = {trial: statistics.fmean(row) for trial, row in table.items() if row}
     order = sorted(means, key=lambda trial: means[trial], reverse=maximize)
     order.sort(key=lambda trial: trial in infeasible)
     rows = [table[trial] for trial in order]
-    half, margin = half_width(rows), significant_difference(rows)
+    margin = significant_difference(rows)
     ranked = {}
     for trial in order:
-        mean = means[trial]
-        low, high = (None, None) if half is None else (mean - half, mean + half)
+        mean, half = means[trial], half_width(table[trial])
+        low, high = (None, None) if half is None else ((mean - half) * unit, (mean + half) * unit)
         is_tied = trial == order[0] or margin is None or abs(mean - means[order[0]]) <= margin
         is_tied = is_tied and trial not in infeasible
-        ranked[trial] = Confirmed(len(table[trial]), mean, low, high, is_tied, margin)
+        differ_by = None if margin is None else margin * unit
+        ranked[trial] = Confirmed(len(table[trial]), mean * unit, low, high, is_tied, differ_by)
     others = [trial for trial in repeats if trial not in ranked]
     return ranked | {trial: Confirmed(len(repeats[trial]), None, None, None, False, None) for trial in others}
 
@@ -81,16 +89,14 @@ def _keys_of_first(finite: Mapping[int, Repeats]) -> set[int]:
     return set(next(iter(finite.values()), {}))
 
 
-def half_width(rows: Sequence[Sequence[float]]) -> float | None:
-    """Return half the width of the t interval of each row's mean, with the variance that the rows have within them."""
-    count = len(rows[0]) if rows else 0
-    if count < 2:
+def half_width(values: Sequence[float]) -> float | None:
+    """Return half the width of the 95 % t interval of the mean; None for fewer than two values, or if all are equal."""
+    if len(values) < 2 or len({*values}) == 1:
         return None
     from scipy.special import stdtrit
 
-    variance = statistics.fmean(statistics.variance(row) for row in rows)
-    freedom = len(rows) * (count - 1)
-    return float(stdtrit(freedom, (1 + LEVEL) / 2)) * math.sqrt(variance / count) or None
+    quantile = float(stdtrit(len(values) - 1, (1 + LEVEL) / 2))
+    return quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def significant_difference(rows: Sequence[Sequence[float]]) -> float | None:

@@ -181,7 +181,8 @@ def best_rows(engine: Engine, study_name: str, count: int | None = 1, *, confirm
         hparams = row.pop("hparams")
         row["confirmed"] = None
         if of_others is not None:
-            row["confirmed"] = {**dataclasses.asdict(of_others), "tied_with": [] if at else tied}
+            told = {name: plain(value) for name, value in dataclasses.asdict(of_others).items()}
+            row["confirmed"] = {**told, "tied_with": [] if at else tied}
         row["baseline"] = None if baseline is None else _compared(study, found[one], baseline, ranked)
         rows.append({**row, "hparams": hparams})
     return rows
@@ -220,7 +221,7 @@ def _compared(study: StudyRow, trial: TrialRow, baseline: TrialRow, ranked: Mapp
         better = first - second if study.maximize[0] else second - first
         row["better_by"] = plain(better)
         if margin is not None and trial.trial_id != baseline.trial_id:
-            row |= {"low": better - margin, "high": better + margin}
+            row |= {"low": plain(better - margin), "high": plain(better + margin)}
     return {**row, "seeds": seeds}
 
 

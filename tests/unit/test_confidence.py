@@ -1,6 +1,8 @@
 """Intervals and ties of repeated trials, against NumPy, scipy, and what happens to trials that are all alike."""
 
 import math
+import runpy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,15 +17,52 @@ def table(rows: Any) -> dict[int, dict[int, float | None]]:
 
 
 @pytest.mark.parametrize(("trials", "seeds"), [(1, 2), (2, 2), (3, 5), (6, 3)])
-def test_an_interval_is_students_with_a_pooled_variance(trials: int, seeds: int) -> None:
-    rows = np.random.default_rng(trials).normal(size=(trials, seeds))
-    pooled = rows.var(axis=1, ddof=1).mean()
-    low, high = scipy.stats.t.interval(0.95, trials * (seeds - 1), scale=math.sqrt(pooled / seeds))
-    half = half_width(rows.tolist())
-    assert half == pytest.approx((high - low) / 2)
-    for one in rank(table(rows), maximize=True).values():
-        ends: Any = (one.low, one.mean, one.high)
-        assert np.diff(ends) == pytest.approx([half, half])
+def test_an_interval_is_students_of_its_own_values(trials: int, seeds: int) -> None:
+    rows = np.random.default_rng(trials).normal(size=(trials, seeds)) * 10.0 ** np.arange(trials)[:, None]
+    for trial, one in rank(table(rows), maximize=True).items():
+        interval = scipy.stats.t.interval(0.95, seeds - 1, loc=rows[trial].mean(), scale=scipy.stats.sem(rows[trial]))
+        assert (one.low, one.high) == pytest.approx(interval)
+
+
+def test_an_interval_by_hand() -> None:
+    """Mean 5, standard deviation 2 of three values; Student's quantile for two degrees of freedom is 4.302653."""
+    assert half_width([3.0, 5.0, 7.0]) == pytest.approx(4.302653 * 2 / math.sqrt(3), rel=1e-6)
+    assert (half_width([5.0]), half_width([]), half_width([0.1, 0.1, 0.1])) == (None, None, None)
+
+
+def test_a_noisier_trial_has_a_wider_interval_than_its_neighbours() -> None:
+    rows = np.array([[0.9, 0.901, 0.899], [0.89, 0.95, 0.83]])
+    steady, noisy = (one for _, one in sorted(rank(table(rows), maximize=True).items()))
+    assert steady.high - steady.low == pytest.approx((noisy.high - noisy.low) / 60)  # type: ignore[operator]
+    alone = rank(table(rows[:1]), maximize=True)[0]
+    assert (alone.low, alone.high) == (steady.low, steady.high), "whatever else was confirmed"
+
+
+SPREADS = [(3, 0.0, 0), (3, 3.0, 0), (3, 0.0, 1), (3, 3.0, 1)]
+MORE_SPREADS = [(seeds, sd, noise) for seeds in (2, 10) for sd in (0.0, 3.0) for noise in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "seed_sd", "noise"), [*SPREADS, *(pytest.param(*one, marks=pytest.mark.slow) for one in MORE_SPREADS)]
+)
+def test_intervals_cover_the_mean_of_every_trial_as_often_as_they_promise(
+    seeds: int, seed_sd: float, noise: int
+) -> None:
+    """By simulation, with and without an effect of the seed, with equal and unequal noise."""
+    path = Path(__file__).parent.parent.parent / "benchmarks" / "interval_coverage.py"
+    script = runpy.run_path(str(path))
+    rounds = 400
+    shares, _ = script["coverage"](seeds, seed_sd, script["NOISE_SD"][noise], rounds)
+    deviation = math.sqrt(0.95 * 0.05 / rounds)
+    assert all(abs(share - 0.95) < 3.5 * deviation for share in shares), shares
+
+
+def test_huge_values_are_ranked() -> None:
+    ranked = rank(table([[1e308, 1.2e308, 1.1e308], [-1e308, -1.1e308, -1.2e308]]), maximize=True)
+    assert list(ranked) == [0, 1]
+    assert [one.mean for one in ranked.values()] == pytest.approx([1.1e308, -1.1e308])
+    assert ranked[0].low == pytest.approx(1.1e308 - 4.302653 * 1e307 / math.sqrt(3))
+    assert [one.is_tied for one in ranked.values()] == [True, False]
 
 
 @pytest.mark.parametrize(("trials", "seeds"), [(2, 2), (3, 5), (6, 3)])

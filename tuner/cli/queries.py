@@ -127,7 +127,7 @@ def _say_baseline(rows: Sequence[Row]) -> None:
         print(f"{by}, {known}: `tuner confirm` with more seeds says how sure that is", file=sys.stderr)
         return
     sign = -1 if better_by < 0 else 1
-    low, high = sorted((sign * baseline["low"], sign * baseline["high"]))
+    low, high = sorted((sign * float(baseline["low"]), sign * float(baseline["high"])))
     ends = f"[{as_text(low)}, {as_text(high)}]"
     print(f"{by} {ends} (95 %, Tukey, {seeds} seeds)", file=sys.stderr)
 

@@ -116,8 +116,8 @@ def tell(
 ) -> None:
     """End a trial: its state, values and record in one transaction.
 
-    Optuna has no state for a diverged or out-of-memory trial: they are stored as pruned, so that samplers learn to
-    avoid them (a failed trial is invisible to them), with the outcome as an attribute.
+    Optuna has no state for a diverged or out-of-memory trial: they are stored as pruned, so that TPE learns to avoid
+    them (a failed trial is invisible to samplers), with the outcome as an attribute.
 
     Args:
         engine: The storage's engine.

@@ -130,7 +130,7 @@ class Attempt:
             hparams = study.sample(trial)
             worker.storage.flush(lease.trial_id)
             worker.say({"event": "trial", "trial": lease.number, "hparams": trial.params})
-            pruner, is_baseline = TrialPruner(worker.optuna_study, trial), self._is_baseline()
+            pruner, is_baseline = TrialPruner(worker.pruning_study, trial), self._is_baseline()
             self.reports = Reports(
                 worker.background,
                 self.reporter,

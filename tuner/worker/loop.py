@@ -151,6 +151,8 @@ class Worker:
     ) -> None:
         import optuna
 
+        from tuner.search.view import SamplerView
+
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         if is_json():
             optuna.logging.disable_default_handler()
@@ -163,9 +165,10 @@ class Worker:
         study.check_unchanged(registered.record)
         self.study_id = registered.study_id
         self.folder = study_folder(place.artifacts, study.name, registered.identity)
-        self.optuna_study = optuna.load_study(
-            study_name=study.name, storage=storage, sampler=study.make_sampler(0), pruner=study.make_pruner()
-        )
+        given: dict[str, Any] = {"sampler": study.make_sampler(0), "pruner": study.make_pruner()}
+        view: Any = SamplerView(storage)
+        self.optuna_study = optuna.load_study(study_name=study.name, storage=view, **given)
+        self.pruning_study = optuna.load_study(study_name=study.name, storage=storage, **given)
         # What failed before was perhaps mended since. Before the launch, not before this worker: one that starts later
         # than the others, or again, would let the same error end three trials more.
         launched_for_s = time.time() - float(os.environ.get(LAUNCHED_VARIABLE) or time.time())

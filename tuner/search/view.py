@@ -1,0 +1,51 @@
+"""What samplers are shown of a study: a trial that diverged or ran out of memory without its reports."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Container
+from typing import TYPE_CHECKING, Any
+
+from optuna.storages import BaseStorage
+from optuna.trial import TrialState
+
+from tuner.trial import Outcome
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+_OUTCOMES = (Outcome.DIVERGED.value, Outcome.OUT_OF_MEMORY.value)
+
+
+class SamplerView:
+    """A storage in which trials that diverged or ran out of memory have no reports; all else is the storage's.
+
+    Such trials are stored as pruned. TPE ranks pruned trials by how long they ran: one that diverged late would be
+    better than all that were pruned early. Without reports it is the last.
+
+    Args:
+        storage: The storage.
+    """
+
+    def __init__(self, storage: BaseStorage) -> None:
+        self._storage = storage
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """Return a study's trials, see `optuna.storages.BaseStorage`."""
+        return [_shown(trial) for trial in self._storage.get_all_trials(study_id, deepcopy=deepcopy, states=states)]
+
+
+BaseStorage.register(SamplerView)
+
+
+def _shown(trial: FrozenTrial) -> FrozenTrial:
+    if trial.state != TrialState.PRUNED or trial._user_attrs.get("outcome") not in _OUTCOMES:
+        return trial
+    copied = copy.copy(trial)
+    copied.intermediate_values = {}
+    return copied
