@@ -157,10 +157,7 @@ class Study:
         if len(self.objectives) > 1 and getattr(self.sampler, "get", lambda _: self.sampler)("name") == "cmaes":
             raise StudyError("the sampler 'cmaes' searches for one objective; use tpe, nsga2, random, qmc or grid")
         self.make_pruner()
-        size = getattr(self.make_sampler(0), "size", None)
-        searched = self.trials - (self.baseline is not None)
-        if size is not None and searched > size:
-            raise StudyError(f"trials must not exceed the grid's {size} points: got trials={self.trials}")
+        self.make_sampler(0)
 
     @property
     def objectives(self) -> tuple[str, ...]:

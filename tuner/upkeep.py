@@ -138,8 +138,23 @@ def _queue(url: str, name: str, params: Mapping[str, Any], attributes: Mapping[s
         storage.close()
 
 
-def used_up(engine: Engine, name: str) -> int | None:
-    """Return the number of trials that a study was launched for if all of them are used, so that none is run any more.
+@dataclass(frozen=True)
+class Shortage:
+    """A study whose queued trials are more than its budget has room for.
+
+    Attributes:
+        trials: How many trials it was launched for last.
+        used: How many have used that budget.
+        needed: How many it must be launched for, so that all queued ones run if those that run now count.
+    """
+
+    trials: int
+    used: int
+    needed: int
+
+
+def find_shortage(engine: Engine, name: str) -> Shortage | None:
+    """Return why queued trials are not all run; None if they are, or if the study was never launched.
 
     Raises:
         UnknownStudy: there is no such study.
@@ -148,7 +163,10 @@ def used_up(engine: Engine, name: str) -> int | None:
     standing = read_standings(engine, study.study_id).get(study.study_id)
     counts = outcome_counts(engine, study.study_id)
     used = sum(count for outcome, count in counts.items() if outcome.uses_budget)
-    return standing.trials if standing is not None and standing.trials is not None and used >= standing.trials else None
+    needed = sum(count for outcome, count in counts.items() if outcome is not Outcome.FAILED)
+    if standing is None or standing.trials is None or needed <= standing.trials:
+        return None
+    return Shortage(standing.trials, used, needed)
 
 
 @dataclass(frozen=True)

@@ -126,8 +126,12 @@ def test_it_takes_no_point_of_a_grid_or_a_sequence(sampler: Any, tmp_path: Path)
         assert compared[2:] == plain[1:]
     else:
         assert compared[1:] == plain
-        with pytest.raises(StudyError, match="must not exceed the grid's 6 points"):
-            a_study(space=Flat, sampler=sampler, trials=8, baseline=Flat(width=2, learning_rate=0.5))
+        # As many trials as there is something to try, whatever the number asked for.
+        assert points(8, baseline=Flat(width=2, learning_rate=0.5)) == compared
+        on_grid = points(9, baseline=Flat(width=2, learning_rate=0.1))
+        assert on_grid[0] == {"width": 2, "learning_rate": 0.1}
+        assert len(on_grid) == 6
+        assert sorted(map(str, on_grid)) == sorted(map(str, plain))
 
 
 def test_what_is_fixed_is_fixed_in_it(tmp_path: Path, sqlite_url: str) -> None:

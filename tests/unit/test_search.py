@@ -252,9 +252,74 @@ def test_what_is_not_a_grid_is_refused(space: Any, options: dict[str, Any], reas
         make_study(space=space, sampler={"name": "grid", **options})
 
 
-def test_a_grid_must_not_be_smaller_than_the_trials() -> None:
-    with pytest.raises(StudyError, match="trials must not exceed the grid's 18 points: got trials=19"):
-        make_study(space=Discrete, sampler="grid", trials=19)
+def ask(search: optuna.Study, study: Study) -> optuna.Trial:
+    """Return the next trial of a search that one worker runs, queued ones first."""
+    waiting = search.get_trials(states=[TrialState.WAITING])
+    number = waiting[0].number if waiting else len(search.trials)
+    return suggest(search, study, number)
+
+
+def test_a_grid_goes_round_what_is_queued_and_what_failed() -> None:
+    study, search = make_study(space=Discrete, sampler="grid", trials=18), new_search()
+    order = [tuple(suggest(new_search(), study, number).params.values()) for number in range(18)]
+    queued = [
+        dict(zip(("width", "kind", "flag"), order[9], strict=True)),  # a point that is not tried yet
+        dict(zip(("width", "kind", "flag"), order[0], strict=True)),  # one that is
+        {"width": 4, "flag": False},  # some point with these
+    ]
+    drawn: list[tuple[Any, ...]] = []
+    while len(drawn) < 19:
+        if len(search.trials) == 3:
+            for params in queued:
+                search.enqueue_trial(params)
+        trial = ask(search, study)
+        if trial.number in (1, 5, 6):
+            search.tell(trial, state=TrialState.FAIL)
+        else:
+            search.tell(trial, 0.0)
+            drawn.append(tuple(trial.params.values()))
+    assert drawn[:2] == [order[0], order[2]]
+    assert drawn[2:4] == [order[9], order[0]]
+    assert set(drawn) == set(order)
+    assert len(drawn) == 18 + 1, "the one that was queued though it had been tried"
+    # Whoever asks for more gets a point again.
+    assert tuple(ask(search, study).params.values()) in order
+
+
+def test_a_queued_part_of_a_point_is_completed_to_a_free_one() -> None:
+    study, search = make_study(space=Discrete, sampler="grid", trials=18), new_search()
+    for _ in range(6):
+        search.enqueue_trial({"width": 4})
+    drawn = [ask(search, study).params for _ in range(6)]
+    assert {params["width"] for params in drawn} == {4}
+    assert len({str(params) for params in drawn}) == 6
+
+
+def test_what_can_count_is_every_point_once_and_what_is_queued_beside() -> None:
+    study, search = make_study(space=Discrete, sampler="grid", trials=18), new_search()
+
+    def most() -> int:
+        sampler: Any = study.make_sampler(0)
+        return sampler.most_trials(search.trials)
+
+    point = {"width": 4, "kind": "a", "flag": True}
+    assert most() == 18
+    search.enqueue_trial(point)
+    assert most() == 18  # a point
+    search.enqueue_trial(point)
+    assert most() == 19  # the same again
+    search.enqueue_trial({"width": 6})
+    assert most() == 19  # completed to a point
+    for _ in range(3):
+        search.tell(ask(search, study), 0.0)
+    assert most() == 19
+    search.tell(ask(search, study), state=TrialState.FAIL)
+    assert most() == 19
+    while len(search.get_trials(states=[TrialState.COMPLETE])) < 19:
+        search.tell(ask(search, study), 0.0)
+    assert most() == 19
+    search.enqueue_trial({"width": 6})
+    assert most() == 20  # there is no such point left
 
 
 def test_a_trial_of_a_grid_does_not_cost_more_with_more_points() -> None:

@@ -62,15 +62,18 @@ def enqueue(
 
 def _warn_used_up(study: str, storage: str | None) -> None:
     """Say so if a queued trial is not run until the study is launched for more."""
-    from tuner.upkeep import used_up
+    from tuner.upkeep import find_shortage
 
     engine = connect(storage_url(storage))
     try:
-        trials = used_up(engine, study)
+        found = find_shortage(engine, study)
     finally:
         engine.dispose()
-    if trials is not None:
-        words = f"the {trials} trials of {study!r} are used up: launch it with --trials {trials + 1} to run this one"
+    if found is not None:
+        how = "used up" if found.used >= found.trials else "used up, running or queued"
+        words = (
+            f"the {found.trials} trials of {study!r} are {how}: launch it with --trials {found.needed} to run this one"
+        )
         print(f"tuner: {words}", file=sys.stderr)
 
 

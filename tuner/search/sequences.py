@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, QMCSampler, RandomSampler
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from tuner.errors import StudyError
+
+POINT = "tuner:grid_point"
+"""The system attribute with a trial's combination, before it has hyperparameters."""
 
 
 class NumberedQMCSampler(QMCSampler):
@@ -49,9 +52,11 @@ class NumberedQMCSampler(QMCSampler):
 
 
 class GridSampler(BaseSampler):
-    """Every combination once, in an order shuffled by the seed; trial n gets the n-th.
+    """Every combination once, in an order shuffled by the seed.
 
-    A trial that fails takes its combination with it: the trial that comes in its place starts the order again.
+    Trial n gets the n-th combination, or the first after it that no other trial has: one that runs, or that ended
+    without an error. Combinations of failed trials are tried again, and those of queued trials are not repeated.
+    Hyperparameters of a queued trial that were not given make a combination that is free, if there is one.
 
     Args:
         distributions: The parameters, by name.
@@ -61,6 +66,8 @@ class GridSampler(BaseSampler):
 
     Raises:
         StudyError: a float has no `values`, or `values` name an unknown parameter or lie outside its range.
+
+    Concurrency: over our storage no two workers take one combination; over another one they may.
     """
 
     def __init__(
@@ -75,9 +82,75 @@ class GridSampler(BaseSampler):
         unknown = sorted(set(values) - set(distributions))
         if unknown:
             raise StudyError(f"the grid's values must name parameters of the space: got {', '.join(unknown)}")
-        axes = {name: _axis(name, distribution, values.get(name)) for name, distribution in distributions.items()}
-        self.size = math.prod(len(axis) for axis in axes.values())
-        self._point = _point(axes, _shuffled(number % self.size, self.size, seed))
+        self._axes = {name: _axis(name, distribution, values.get(name)) for name, distribution in distributions.items()}
+        self.size = math.prod(len(axis) for axis in self._axes.values())
+        self._number, self._seed = number, seed
+        self._point: Mapping[str, Any] = next(self._points({}))
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        if POINT in trial.system_attrs:  # it was begun before
+            self._point = trial.system_attrs[POINT]
+            return
+        fixed = trial.system_attrs.get("fixed_params", {})
+        if self._key(fixed) is not None:
+            return
+        trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
+        others = [other for other in trials if other.number != trial.number]
+        taken = {key for other in others if (key := self._key_of(other)) is not None}
+
+        def choose(noted: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+            all_taken = taken | {self._key(point) for point in noted}
+            free = (point for point in self._points(fixed) if self._key(point) not in all_taken)
+            return next(free, None) or next(self._points(fixed))
+
+        take = getattr(study._storage, "take_point", None)
+        if take is None:
+            self._point = choose([])
+            study._storage.set_trial_system_attr(trial._trial_id, POINT, self._point)
+        else:
+            self._point = take(study._study_id, trial._trial_id, POINT, choose)
+
+    def most_trials(self, trials: Sequence[FrozenTrial]) -> int:
+        """Return how many trials can count in a study, given all that it has: one for each combination, and others.
+
+        The others are those that have counted, or are queued, and take no combination from the grid.
+        """
+        done = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+        taken = {key for trial in done if self._is_on_grid(key := self._key_of(trial))}
+        others = len(done) - len(taken)
+        for trial in trials:
+            if trial.state != TrialState.WAITING:
+                continue
+            points = self._points(trial.system_attrs.get("fixed_params", {}))
+            keys = (self._key(point) for point in points)
+            key = next((key for key in keys if key not in taken and self._is_on_grid(key)), None)
+            if key is None:
+                others += 1
+            else:
+                taken.add(key)
+        return self.size + others
+
+    def _key_of(self, trial: FrozenTrial) -> tuple[Any, ...] | None:
+        """Return the combination that a trial has or will have; None if it failed or nobody knows it yet."""
+        if trial.state == TrialState.FAIL:
+            return None
+        attributes = trial.system_attrs
+        points = (trial.params, attributes.get(POINT, {}), attributes.get("fixed_params", {}))
+        return next((key for point in points if (key := self._key(point)) is not None), None)
+
+    def _key(self, point: Mapping[str, Any]) -> tuple[Any, ...] | None:
+        """Return a combination's values in the order of the axes; None if it lacks some."""
+        return tuple(point[name] for name in self._axes) if all(name in point for name in self._axes) else None
+
+    def _is_on_grid(self, key: tuple[Any, ...] | None) -> bool:
+        return key is not None and all(value in axis for value, axis in zip(key, self._axes.values(), strict=True))
+
+    def _points(self, fixed: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yield all combinations with some fixed values, from the trial's own on."""
+        axes = {name: [fixed[name]] if name in fixed else axis for name, axis in self._axes.items()}
+        size = math.prod(len(axis) for axis in axes.values())
+        for at in range(size):
+            yield _point(axes, _shuffled((self._number + at) % size, size, self._seed))
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return {}
@@ -131,4 +204,4 @@ def _point(axes: Mapping[str, Sequence[Any]], index: int) -> dict[str, Any]:
     for name, axis in reversed(list(axes.items())):
         index, at = divmod(index, len(axis))
         point[name] = axis[at]
-    return point
+    return {name: point[name] for name in axes}

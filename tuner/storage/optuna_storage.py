@@ -34,6 +34,7 @@ from tuner.storage.engine import IMPATIENT, Patience, lost, new_engine, patient,
 from tuner.storage.fences import Lease
 from tuner.storage.leases import store_attribute, store_suggested
 from tuner.storage.loading import copies, load_trial, load_trials, new_trial, to_distribution
+from tuner.storage.points import Point, take_point
 from tuner.storage.rungs import Rungs, enter_rung
 from tuner.storage.studies import delete
 from tuner.storage.tables import (
@@ -251,6 +252,14 @@ class Storage(BaseStorage):
             held = self._held.get(trial_id)
             lease = None if held is None else held.lease
             return enter_rung(self.engine, self._of(study_id).rungs, lease, trial_id, study_id, **place)
+
+    def take_point(self, study_id: int, trial_id: int, key: str, choose: Callable[[Sequence[Point]], Point]) -> Point:
+        """See `tuner.storage.points.take_point`."""
+        held = self._held.get(trial_id)
+        point = take_point(self.engine, None if held is None else held.lease, trial_id, study_id, key, choose)
+        if held is not None:
+            held.trial._system_attrs[key] = dict(point)
+        return point
 
     # --- Trials
 

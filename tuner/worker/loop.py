@@ -183,6 +183,7 @@ class Worker:
             identity=registered.identity,
             failures_since_s=now_s(self.engine) - launched_for_s,
         )
+        self.most_trials = getattr(self.optuna_study.sampler, "most_trials", None)
         self.claimed_any = False
         self.sampler_errors: list[str] = []  # their kinds, newest first, since the last trial without one
         self.last_words_end_s: float | None = None
@@ -222,6 +223,7 @@ class Worker:
 
         is_idle = False
         while not self.stop.requested:
+            self.claimant.trials = self._most_trials()
             lease = claims.claim(self.engine, self.claimant)
             for number in self.claimant.deadly:
                 message = f"trial {number} failed: too many workers died while they ran it"
@@ -250,11 +252,19 @@ class Worker:
                 self.say({"event": "finished"})
                 break
 
+    def _most_trials(self) -> int:
+        """Return how many trials may count: those asked for, and of a grid no more than it takes to try every point."""
+        if self.most_trials is None:
+            return self.study.trials
+        return min(self.study.trials, self.most_trials(self.storage.get_all_trials(self.study_id, deepcopy=False)))
+
     def _end(self, reason: NoTrial) -> None:
         """Raise `StudyStopped` unless a worker ends because everything is done."""
         name = self.study.name
         if reason is NoTrial.HOURS:
             self.say({"event": "hours"})
+        if reason is NoTrial.DONE and self.claimant.trials < self.study.trials:
+            self.say({"event": "finished"})
         if reason is NoTrial.STOPPED:
             raise StudyStopped(f"study {name!r} is stopped: `tuner resume {name}` lets it be launched again")
         if reason is NoTrial.FAILING:

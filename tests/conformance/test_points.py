@@ -1,0 +1,146 @@
+"""Workers that share a grid try each point once, also when trials fail, are given back or are queued meanwhile."""
+
+import random
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, IntDistribution
+from optuna.trial import TrialState
+from storage_tools import LEASE_S, Desk, opened, shared_desk_at
+
+from tuner.errors import LeaseLost
+from tuner.search.sequences import POINT, GridSampler
+from tuner.storage import claims, leases
+from tuner.storage.claims import Claimant, NoTrial
+from tuner.storage.fences import Lease
+from tuner.trial import Outcome
+
+AXES = {"n": IntDistribution(1, 5), "c": CategoricalDistribution(("a", "b", "d"))}
+SIZE = 15
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def shared_desk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    with shared_desk_at(request, tmp_path_factory, "points") as desk:
+        yield desk
+
+
+@pytest.fixture
+def desk(shared_desk: Desk) -> Desk:
+    return Desk(shared_desk.url, shared_desk.storage, shared_desk.engine)
+
+
+def sampler_of(number: int) -> GridSampler:
+    return GridSampler(distributions=AXES, number=number, seed=3)
+
+
+def suggest(study: optuna.Study, lease: Lease) -> dict[str, Any]:
+    """Suggest a held trial's hyperparameters, as a worker does."""
+    study.sampler = sampler_of(lease.number)
+    trial = optuna.Trial(study, lease.trial_id)
+    for name, distribution in AXES.items():
+        trial._suggest(name, distribution)
+    return trial.params
+
+
+def test_workers_at_once_try_every_point_once(desk: Desk) -> None:
+    deadline_s = time.monotonic() + 120.0
+    for _ in range(2):
+        desk.study.enqueue_trial({"n": 3, "c": "a"})
+    desk.study.enqueue_trial({"n": 2})
+
+    def work(index: int) -> None:
+        generator = random.Random(index)
+        with opened(desk.url) as storage:
+            study = optuna.load_study(study_name=desk.name, storage=storage)
+            claimant = Claimant(desk.study_id, f"worker-{index}", trials=99, lease_s=LEASE_S)
+            while True:
+                assert time.monotonic() < deadline_s
+                known = storage.get_all_trials(desk.study_id, deepcopy=False)
+                claimant.trials = sampler_of(0).most_trials(known)
+                lease = claims.claim(storage.engine, claimant)
+                if lease is NoTrial.DONE:
+                    return
+                if not isinstance(lease, Lease):
+                    time.sleep(0.005)
+                    continue
+                storage.hold(lease, desk.study_id)
+                suggest(study, lease)
+                storage.flush(lease.trial_id)
+                end = generator.random()
+                if end < 0.2:
+                    leases.release(storage.engine, lease)
+                else:
+                    outcome = Outcome.FAILED if end < 0.4 else Outcome.COMPLETE
+                    values = [1.0] if outcome is Outcome.COMPLETE else None
+                    leases.tell(storage.engine, lease, outcome, values, {})
+                storage.drop(lease.trial_id)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    done = [trial.params for trial in desk.trials() if trial.state is TrialState.COMPLETE]
+    points = [(params["n"], params["c"]) for params in done]
+    assert len(set(points)) == SIZE
+    queued = sum(trial.system_attrs.get("fixed_params") == {"n": 3, "c": "a"} for trial in desk.trials())
+    assert queued == 2
+    assert points.count((3, "a")) <= 2  # one of the two may have failed
+    assert len(points) - points.count((3, "a")) == SIZE - 1, "no other is tried twice"
+
+
+def test_a_point_is_taken_from_the_moment_that_it_is_chosen(desk: Desk) -> None:
+    with opened(desk.url) as one, opened(desk.url) as two:
+        first, second = desk.claim("one"), desk.claim("two")
+        noted = []
+        for storage, lease in ((one, first), (two, second)):
+            study = optuna.load_study(study_name=desk.name, storage=storage)
+            storage.hold(lease, desk.study_id)
+            study.sampler = GridSampler(distributions=AXES, number=0, seed=3)  # both would like the same
+            optuna.Trial(study, lease.trial_id)  # nothing is suggested yet
+            noted.append(storage.get_trial(lease.trial_id).system_attrs[POINT])
+        assert noted[0] != noted[1]
+        stored = [trial.system_attrs[POINT] for trial in desk.trials()]
+        assert stored == noted
+
+
+def test_a_trial_that_was_given_back_keeps_its_point(desk: Desk) -> None:
+    with opened(desk.url) as storage:
+        study = optuna.load_study(study_name=desk.name, storage=storage)
+        lease = desk.claim("one")
+        storage.hold(lease, desk.study_id)
+        study.sampler = sampler_of(0)
+        optuna.Trial(study, lease.trial_id)
+        noted = storage.get_trial(lease.trial_id).system_attrs[POINT]
+        leases.release(desk.engine, lease)
+        storage.drop(lease.trial_id)
+        other, again = desk.claim("two"), desk.claim("three")
+        assert other.number == 0
+        with opened(desk.url) as elsewhere:
+            elsewhere.hold(other, desk.study_id)
+            assert suggest(optuna.load_study(study_name=desk.name, storage=elsewhere), other) == noted
+        storage.hold(again, desk.study_id)
+        assert suggest(study, again) != noted
+
+
+def test_whoever_lost_its_trial_takes_no_point(desk: Desk) -> None:
+    lease = desk.claim("one", lease_s=-1.0)
+    with opened(desk.url) as storage:
+        study = optuna.load_study(study_name=desk.name, storage=storage)
+        storage.hold(lease, desk.study_id)
+        assert desk.claim("two").number == 0
+        study.sampler = sampler_of(0)
+        with pytest.raises(LeaseLost):
+            optuna.Trial(study, lease.trial_id)
+    assert POINT not in desk.trials()[0].system_attrs
+
+
+def test_a_grid_serves_a_study_of_plain_optuna_too(desk: Desk) -> None:
+    study = desk.study
+    for number in range(SIZE):
+        study.sampler = sampler_of(number)
+        trial = study.ask(dict(AXES))
+        study.tell(trial, 1.0)
+    assert len({tuple(trial.params.values()) for trial in desk.trials()}) == SIZE
