@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from tuner.errors import TunerError, UsageError
-from tuner.results import best_rows, check_file, plain, show_row
+from tuner.results import best_rows, check_file, format_time, plain, show_row
 from tuner.storage.queries import StudyRow, TrialRow, find_study, read_trial, read_trials
 
 Row = dict[str, Any]
@@ -58,7 +58,7 @@ def _flat_row(study: StudyRow, trial: TrialRow) -> Row:
         row |= {f"values.{name}": value for name, value in zip(study.objectives, values, strict=True)}
     row["seconds"] = trial.seconds
     for key, time in (("started", trial.started), ("completed", trial.completed)):
-        row[key] = None if time is None else time.isoformat(timespec="milliseconds") + "Z"
+        row[key] = format_time(time, "milliseconds")
     row |= {key: trial.record.get(key) for key in _RECORDED}
     return row | {f"hparams.{name}": value for name, value in trial.hparams.items()}
 

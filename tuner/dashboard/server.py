@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from tuner.dashboard.users import Users
 from tuner.errors import UsageError
-from tuner.storage import hide_password, open_storage
+from tuner.storage import hide_password
 
 _THREADS = 24  # a page of plots holds several while they are drawn one after another
 _MOST_HEADER_BYTES = 64 * 1024
@@ -116,10 +116,12 @@ def serve(url: str, serving: Serving) -> None:
     from cheroot.wsgi import Server
 
     from tuner.dashboard.app import make_app
+    from tuner.storage.optuna_storage import Storage
+    from tuner.storage.zones import UTC
 
-    app = make_app(
-        open_storage(url), users, prefix=serving.prefix, is_behind_proxy=serving.is_behind_proxy, audit=audit
-    )
+    # Times with a zone: a browser takes those without one for its own.
+    storage = Storage(url, zone=UTC)
+    app = make_app(storage, users, prefix=serving.prefix, is_behind_proxy=serving.is_behind_proxy, audit=audit)
     server = Server((serving.host, serving.port), app, numthreads=_THREADS, server_name="tuner")
     server.max_request_header_size = _MOST_HEADER_BYTES
     server.max_request_body_size = _MOST_BODY_BYTES
