@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import uuid
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -19,8 +21,10 @@ from tuner.storage.claims import Claimant, NoTrial
 from tuner.storage.fences import Lease
 from tuner.storage.optuna_storage import Storage
 from tuner.storage.studies import register
+from tuner.storage.url import driver_url
 from tuner.trial import Outcome, Report
 
+DATA = Path(__file__).parent / "data"
 LEASE_S = 300.0  # no lease ends while a test runs, unless it is meant to
 
 
@@ -32,6 +36,41 @@ def opened(url: str) -> Iterator[Storage]:
         yield storage
     finally:
         storage.close()
+
+
+@contextlib.contextmanager
+def connection_to(url: str) -> Iterator[sa.Connection]:
+    engine = sa.create_engine(driver_url(url))
+    try:
+        with engine.begin() as connection:
+            yield connection
+    finally:
+        engine.dispose()
+
+
+def restore(url: str, version: str) -> None:
+    """Fill an empty database with what an old Optuna has written."""
+    kind = "sqlite" if url.startswith("sqlite") else "postgres"
+    text = (DATA / f"optuna-{version}.{kind}.sql").read_text()
+    if kind == "sqlite":
+        with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as database:
+            database.executescript(text)
+        return
+    with connection_to(url) as connection:
+        connection.exec_driver_sql(text.replace("%", "%%"))
+
+
+def everything(url: str) -> dict[str, Any]:
+    """Return all rows of all tables, and how SQLite keeps them."""
+    with connection_to(url) as connection:
+        names = sa.inspect(connection).get_table_names()
+        found: dict[str, Any] = {
+            name: [repr(row) for row in connection.execute(sa.text(f"SELECT * FROM {name}"))] for name in names
+        }
+        if url.startswith("sqlite"):
+            for about in ("SELECT sql FROM sqlite_master", "PRAGMA journal_mode"):
+                found[about] = connection.execute(sa.text(about)).scalars().all()
+    return found
 
 
 def report(engine: sa.Engine, lease: Lease, epoch: int, value: float) -> None:

@@ -112,6 +112,10 @@ def _storage(url: str) -> list[Row]:
     advice = "a report takes one statement, a trial some thirty: move the workers nearer to it" if is_slow else None
     rows = [_row("storage", "warn" if is_slow else "ok", f"{shown}: {health.server}, {trip}", advice)]
     rows.append(_row("tables", "ok" if health.tables_fit else "fail", health.tables))
+    if health.unknown_zones:
+        from tuner.storage.zones import ADVICE
+
+        rows.append(_row("times", "warn", f"those of {health.unknown_zones} trials are of an unknown zone", ADVICE))
     if health.connections is not None:
         used, most = health.connections
         is_full = used > 0.8 * most

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from tuner.errors import TunerError, UsageError, how_to_install
-from tuner.results import best_rows, check_file, no_feasible, plain, show_row
+from tuner.results import best_rows, check_file, format_time, no_feasible, plain, show_row
 from tuner.storage.queries import StudyRow, TrialRow, find_study, read_trial, read_trials
 from tuner.wheel import make_wheel
 
@@ -61,7 +61,7 @@ def _flat_row(study: StudyRow, trial: TrialRow) -> Row:
     row |= {f"constraints.{name}": value for name, value in trial.constraints.items()}
     row["seconds"] = trial.seconds
     for key, time in (("started", trial.started), ("completed", trial.completed)):
-        row[key] = None if time is None else time.isoformat(timespec="milliseconds") + "Z"
+        row[key] = format_time(time, "milliseconds")
     row |= {key: trial.record.get(key) for key in _RECORDED}
     return row | {f"hparams.{name}": value for name, value in trial.hparams.items()}
 

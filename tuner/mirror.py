@@ -22,7 +22,7 @@ from tuner.storage import connect, hide_password, mirroring
 from tuner.storage.encoding import decode_metric
 from tuner.storage.engine import Patience, patient
 from tuner.storage.mirroring import Sent, StoredReport, Unsent
-from tuner.storage.queries import StudyRow, find_study
+from tuner.storage.queries import StudyRow, TrialRow, find_study
 from tuner.storage.schema import prepare
 from tuner.storage.studies import identify
 from tuner.tracking import TrackedReport, TrackedStudy, TrackedTrial, Tracker
@@ -327,12 +327,13 @@ def describe_trial(study: StudyRow, unsent: Unsent) -> TrackedTrial:
     """Return a trial as trackers are told it."""
     row, reports = unsent.row, unsent.reports
     began_s = _seconds(row.started) or (unsent.attempts[0]["started_at_s"] if unsent.attempts else 0.0)
+    ended_s = _seconds(row.completed)
     return TrackedTrial(
         number=row.number,
         outcome=row.outcome,
         hparams=row.hparams,
         began_s=began_s,
-        ended_s=_seconds(row.completed),
+        ended_s=max(ended_s, began_s) if _has_unknown_zone(row) and ended_s is not None else ended_s,
         step=reports[-1].step if reports else 0,
         results=_results(study, unsent) if unsent.is_ended else {},
         tags=_tags(unsent),
@@ -366,6 +367,7 @@ def _tags(unsent: Unsent) -> dict[str, str]:
         "is_feasible": unsent.row.is_feasible,
         "checkpoint": unsent.row.record.get("checkpoint"),
         "error": unsent.row.record.get("error"),
+        "time_zone": "unknown" if _has_unknown_zone(unsent.row) else None,
     }
     return {name: str(value) for name, value in found.items() if value not in (None, "")}
 
@@ -378,5 +380,9 @@ def describe_report(report: StoredReport, began_s: float) -> TrackedReport:
 
 
 def _seconds(moment: datetime.datetime | None) -> float | None:
-    """Return a moment of Optuna's tables, which our storage writes in UTC, as seconds since 1970."""
+    """Return a trial's time as seconds since 1970; one of an unknown zone as if it were UTC."""
     return None if moment is None else moment.replace(tzinfo=datetime.UTC).timestamp()
+
+
+def _has_unknown_zone(row: TrialRow) -> bool:
+    return any(time is not None and time.tzinfo is None for time in (row.started, row.completed))

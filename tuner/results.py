@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -261,8 +262,8 @@ def show_row(engine: Engine, study_name: str, number: int) -> Row:
         "study": study.name,
         **_trial_row(study, trial),
         "constraints": {name: plain(value) for name, value in trial.constraints.items()} or None,
-        "started": trial.started.isoformat(timespec="seconds") + "Z" if trial.started else None,
-        "completed": trial.completed.isoformat(timespec="seconds") + "Z" if trial.completed else None,
+        "started": format_time(trial.started),
+        "completed": format_time(trial.completed),
         **_timings(trial),
         "worker": trial.record.get("worker"),
         "checkpoint": trial.record.get("checkpoint"),
@@ -271,6 +272,13 @@ def show_row(engine: Engine, study_name: str, number: int) -> Row:
         "attempts": [_attempt_row(attempt) for attempt in attempts],
         "ran_with": read_about(engine, {attempt["worker"] for attempt in attempts[-1:]}).get(last),
     }
+
+
+def format_time(moment: datetime.datetime | None, timespec: str = "seconds") -> str | None:
+    """Return a trial's time in ISO 8601, UTC with a `Z`; without a `Z` if its zone is unknown."""
+    if moment is None or moment.tzinfo is None:
+        return moment and moment.isoformat(timespec=timespec)
+    return moment.astimezone(datetime.UTC).replace(tzinfo=None).isoformat(timespec=timespec) + "Z"
 
 
 def _timings(trial: TrialRow) -> Row:

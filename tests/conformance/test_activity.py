@@ -22,6 +22,8 @@ from tuner.storage.tables import attempts, leases, records, reports, workers
 from tuner.training import checkpoint_files
 from tuner.training.checkpoint_files import Content
 
+pytestmark = pytest.mark.timezone
+
 
 @pytest.fixture
 def storage(storage_url: str) -> Any:

@@ -554,6 +554,7 @@ def store_attempts(desk: Books, several: Sequence[Interval]) -> None:
         desk.execute(f"INSERT INTO tuner_attempts ({columns}) VALUES ({values})", rows)
 
 
+@pytest.mark.timezone
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 8, 20, 60])
 def test_the_hours_spent_are_those_of_a_count_by_hand(desk: Books, count: int) -> None:
     generator, now = random.Random(count), 300
@@ -627,6 +628,7 @@ def test_hours_end_a_study_and_more_of_them_let_it_go_on(desk: Books, limit: str
     assert desk.lease(enough).number == running.number
 
 
+@pytest.mark.timezone
 def test_the_hours_of_running_trials_count_as_they_pass(desk: Books) -> None:
     by_wall, by_device = desk.claimant("one", wall_s=60.0, devices=4), desk.claimant("two", device_s=400.0, devices=4)
     desk.lease(by_wall)

@@ -116,6 +116,7 @@ def fill(study: optuna.Study, count: int, objectives: int = 1, seed: int = 0) ->
     study.add_trials(trials)
 
 
+@pytest.mark.timezone
 def test_a_study_with_everything_is_told_alike(sides: Sides) -> None:
     study = optuna.create_study(storage=sides.storage, study_name="all", direction="maximize")
     fill(study, 60)

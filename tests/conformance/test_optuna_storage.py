@@ -728,6 +728,7 @@ def frozen_trials(draw: st.DrawFn) -> FrozenTrial:
     )
 
 
+@pytest.mark.timezone
 @settings(deadline=None, max_examples=20)
 @given(several=st.lists(frozen_trials(), min_size=1, max_size=3))
 def test_trials_are_loaded_as_optuna_loads_them(shared: tuple[Any, ...], several: list[FrozenTrial]) -> None:
@@ -743,6 +744,7 @@ def test_trials_are_loaded_as_optuna_loads_them(shared: tuple[Any, ...], several
         assert (found.state, found.params, found.user_attrs) == (trial.state, trial.params, trial.user_attrs)
 
 
+@pytest.mark.timezone
 @settings(deadline=None, max_examples=15)
 @given(trial=frozen_trials())
 def test_what_we_write_optuna_reads(shared: tuple[Any, ...], trial: FrozenTrial) -> None:
@@ -877,6 +879,7 @@ def test_plain_optuna_may_work_on_our_study_meanwhile(place: Place) -> None:
     assert same(place.one.get_all_trials(place.study_id), place.stored())
 
 
+@pytest.mark.timezone
 def test_a_running_trial_may_change_hands_between_storages(place: Place) -> None:
     trial_id = place.one.create_new_trial(place.study_id)
     writers = itertools.cycle([place.plain, place.one, place.two])

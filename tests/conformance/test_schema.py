@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
-from storage_tools import opened
+from storage_tools import connection_to, everything, opened, restore
 
 import tuner
 from tuner.errors import StorageLost, StorageSchemaError
@@ -28,43 +25,7 @@ from tuner.storage.engine import new_engine
 from tuner.storage.tables import VERSION_TABLE, tuner_tables
 from tuner.storage.url import driver_url
 
-DATA = Path(__file__).parents[1] / "data"
 inf, nan = math.inf, math.nan
-
-
-@contextlib.contextmanager
-def connection_to(url: str) -> Iterator[sa.Connection]:
-    engine = sa.create_engine(driver_url(url))
-    try:
-        with engine.begin() as connection:
-            yield connection
-    finally:
-        engine.dispose()
-
-
-def restore(url: str, version: str) -> None:
-    """Fill an empty database with what an old Optuna has written."""
-    kind = "sqlite" if url.startswith("sqlite") else "postgres"
-    text = (DATA / f"optuna-{version}.{kind}.sql").read_text()
-    if kind == "sqlite":
-        with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as database:
-            database.executescript(text)
-        return
-    with connection_to(url) as connection:
-        connection.exec_driver_sql(text.replace("%", "%%"))
-
-
-def everything(url: str) -> dict[str, Any]:
-    """Return all rows of all tables, and how SQLite keeps them."""
-    with connection_to(url) as connection:
-        names = sa.inspect(connection).get_table_names()
-        found: dict[str, Any] = {
-            name: [repr(row) for row in connection.execute(sa.text(f"SELECT * FROM {name}"))] for name in names
-        }
-        if url.startswith("sqlite"):
-            for about in ("SELECT sql FROM sqlite_master", "PRAGMA journal_mode"):
-                found[about] = connection.execute(sa.text(about)).scalars().all()
-    return found
 
 
 # --- From nothing
@@ -154,7 +115,7 @@ def test_an_old_database_is_upgraded_on_request_and_loses_nothing(storage_url: s
 
     said = schema.upgrade(storage_url)
 
-    assert any("the tables of tuner were at version none, they are at 0004" in line for line in said)
+    assert any("the tables of tuner were at version none, they are at 0005" in line for line in said)
     assert any("the tables of Optuna were at" in line for line in said) == (version in REFUSED)
     assert any("a copy of the database" in line for line in said) == storage_url.startswith("sqlite")
     with opened(storage_url) as storage:
@@ -221,7 +182,7 @@ def test_our_first_tables_become_these(storage_url: str) -> None:
         )
         connection.execute(sa.text("INSERT INTO tuner_leases VALUES (:id, 'w', 3, 1, 7.5)"), {"id": running._trial_id})
 
-    with pytest.raises(StorageSchemaError, match=r"of tuner in .* must be at version 0004: they are at 0001"):
+    with pytest.raises(StorageSchemaError, match=r"of tuner in .* must be at version 0005: they are at 0001"):
         tuner.open_storage(storage_url)
     schema.upgrade(storage_url)
 
@@ -284,8 +245,9 @@ def test_the_command_says_what_it_did(sqlite_url: str) -> None:
 
     assert [one.returncode for one in done] == [0, 0, 0]
     lines = done[0].stderr.splitlines()
-    assert [line.split(" ")[0] for line in lines] == ["tuner:"] * 3
+    assert [line.split(" ")[0] for line in lines] == ["tuner:"] * 4
     assert "they are at v3.2.0.a" in lines[1]
+    assert "`tuner upgrade --from-timezone ZONE`" in lines[3]
     assert done[1].stderr.count("at this version already") == 1
     assert [line.split(",")[0] for line in done[2].stdout.splitlines()] == ["study", "old", "pair"]
 
@@ -328,6 +290,7 @@ def test_deleted_trials_take_our_rows_with_them(storage_url: str) -> None:
         },
         "tuner_confirmations": {"study_id": study_id, "repeat": 1, "value": 0.5, "trained_at_s": 0.0},
         "tuner_mirrors": {"study_id": study_id, "target": "t", "expires_at_s": 0.0},
+        "tuner_unknown_zones": {"is_start": True, "is_end": False},
         "tuner_mirrored": {"target": "t", "run": "r", "epoch": 1, "digest": "", "is_ended": False},
     }  # fmt: skip
     with connection_to(storage_url) as connection:

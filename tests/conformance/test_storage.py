@@ -350,6 +350,7 @@ def test_a_server_that_goes_away_after_connecting_is_lost_too(closed_port: int) 
         find_study(engine, "ours")
 
 
+@pytest.mark.timezone
 def test_sqlites_two_clocks_agree_to_the_millisecond(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}"
     with opened(url), connected(url) as engine, engine.connect() as connection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import io
 import json
 import logging
@@ -286,6 +287,22 @@ def test_every_answer_has_its_headers(served: Served) -> None:
     assert served.ask("GET", "/static/bundle.js", **known).headers["cache-control"] == "private, no-cache"
     head = served.ask("HEAD", "/login")
     assert (head.status, head.body) == (200, b"")
+
+
+@pytest.mark.timezone
+def test_times_have_a_zone(served: Served) -> None:
+    known = {"Authorization": "Bearer ci"}
+    (study_id,) = [
+        row["study_id"]
+        for row in served.ask("GET", "/api/studies", **known).json["study_summaries"]
+        if row["study_name"] == "small"
+    ]
+    detail = served.ask("GET", f"/api/studies/{study_id}", **known).json
+    for trial in [*detail["trials"][:3], *detail["best_trials"]]:
+        start, end = (datetime.datetime.fromisoformat(trial[f"datetime_{name}"]) for name in ("start", "complete"))
+        age = datetime.datetime.now(datetime.UTC) - start
+        assert start <= end
+        assert datetime.timedelta(0) <= age < datetime.timedelta(minutes=20)
 
 
 def test_plots_are_pictures_and_what_cannot_be_drawn_says_why(served: Served) -> None:

@@ -13,6 +13,8 @@ import pytest
 from tuner.log import parse, tell
 from tuner.trial import print_event
 
+pytestmark = pytest.mark.timezone
+
 
 def lines_of(code: str) -> list[dict[str, Any]]:
     """Run code in a process whose log is JSON; return its stderr."""

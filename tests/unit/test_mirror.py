@@ -238,6 +238,7 @@ def test_numbers_that_have_changed_are_sent_anew(desk: Desk) -> None:
     check(desk, book)
 
 
+@pytest.mark.timezone
 def test_a_report_keeps_its_first_time(desk: Desk) -> None:
     lease = desk.claim()
     report(desk, lease, 1)
@@ -252,6 +253,7 @@ def test_a_report_keeps_its_first_time(desk: Desk) -> None:
     assert second - 200 < first < second - 50
 
 
+@pytest.mark.timezone
 def test_reports_of_before_there_were_times_are_as_old_as_their_trial(desk: Desk) -> None:
     lease, book = desk.claim(), Book()
     report(desk, lease, 1)

@@ -84,6 +84,7 @@ def test_a_picture_for_a_paper(url: str, tmp_path: Path) -> None:
     assert (tmp_path / "front.PNG").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.timezone
 def test_the_timeline_has_a_bar_for_each_attempt(url: str) -> None:
     with opened(url, NAME) as subject:
         figure: Any = plots._timeline(subject)

@@ -138,6 +138,7 @@ def test_a_study_has_its_own_trials_only(shelf: Shelf) -> None:
     assert [row["best"] for row in study_rows(shelf.engine)] == [1.0, 2.0]
 
 
+@pytest.mark.timezone
 def test_a_trial_is_shown_with_its_reports_and_its_error(any_shelf: Shelf) -> None:
     study = any_shelf.add_study("ours")
     any_shelf.claim(study)
@@ -171,6 +172,7 @@ def test_a_trial_is_shown_with_its_reports_and_its_error(any_shelf: Shelf) -> No
     assert plain["attempts"] == []
 
 
+@pytest.mark.timezone
 def test_where_a_trials_seconds_went(any_shelf: Shelf) -> None:
     study = any_shelf.add_study("ours")
     numbers = [

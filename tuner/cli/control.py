@@ -152,13 +152,21 @@ def gc(
     print(f"tuner: removed {size / 1e6:.1f} MB of checkpoints{of_trials}", file=sys.stderr)
 
 
-def upgrade(storage: StorageOption = None, debug: DebugOption = False) -> None:
+def upgrade(
+    from_timezone: Annotated[
+        str | None,
+        typer.Option(metavar="ZONE", help="Convert local times of earlier versions to UTC: America/New_York, UTC, ..."),
+    ] = None,
+    storage: StorageOption = None,
+    debug: DebugOption = False,
+) -> None:
     """Bring a storage's tables to this version.
 
-    Nothing may work on them meanwhile. Optuna's own tables are upgraded as well: older versions of Optuna can then not
-    use them any more.
+    Stop all workers first. Optuna's own tables are upgraded as well: older versions of Optuna can then not use them any
+    more. Programs of earlier versions stored some times in their local zone: --from-timezone converts these to UTC.
+    For example: tuner upgrade --from-timezone America/New_York
     """
     from tuner.storage.schema import upgrade as upgrade_tables
 
-    for line in upgrade_tables(storage_url(storage)):
+    for line in upgrade_tables(storage_url(storage), from_timezone):
         print(f"tuner: {line}", file=sys.stderr)

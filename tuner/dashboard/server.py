@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from tuner.dashboard.users import Users
 from tuner.errors import UsageError
-from tuner.storage import hide_password, open_storage
+from tuner.storage import hide_password
 
 _MOST_BODY_BYTES = 8 * 1024 * 1024  # a note is the longest; what strangers send is read, and thrown away
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)*")
@@ -112,11 +112,13 @@ def serve(url: str, serving: Serving) -> None:
     audit = _audit(serving.audit_log)
     # Late: Optuna takes a second to import, and what is wrong with the files is said before.
     from tuner.dashboard.app import make_app
+    from tuner.storage.optuna_storage import Storage
+    from tuner.storage.zones import UTC
     from tuner.web.server import Limits, Server
 
-    app = make_app(
-        open_storage(url), users, prefix=serving.prefix, is_behind_proxy=serving.is_behind_proxy, audit=audit
-    )
+    # Times with a zone: a browser takes those without one for its own.
+    storage = Storage(url, zone=UTC)
+    app = make_app(storage, users, prefix=serving.prefix, is_behind_proxy=serving.is_behind_proxy, audit=audit)
     limits = Limits(body_bytes=_MOST_BODY_BYTES)
     if serving.is_behind_proxy:  # all clients have its address
         limits = replace(limits, per_address=None)

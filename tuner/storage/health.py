@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
 from tuner.errors import StorageSchemaError
+from tuner.storage import zones
 from tuner.storage.dialect import clock
 from tuner.storage.engine import read
 from tuner.storage.schema import check_tables, read_versions
@@ -28,6 +29,7 @@ class Health:
         tables: The versions of the tables, or what is wrong with them.
         tables_fit: Whether they are those of this version, or there are none yet.
         connections: How many the server has now, and how many it takes from such users; None on SQLite.
+        unknown_zones: How many trials have times of an unknown zone.
     """
 
     server: str
@@ -36,6 +38,7 @@ class Health:
     tables: str
     tables_fit: bool
     connections: tuple[int, int] | None
+    unknown_zones: int
 
 
 def read_health(engine: Engine) -> Health:
@@ -71,6 +74,7 @@ def _read(connection: Connection, engine: Engine) -> Health:
         tables,
         tables_fit,
         None if is_sqlite else _connections(connection),
+        zones.count(connection),
     )
 
 

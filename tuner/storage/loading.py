@@ -24,6 +24,7 @@ from tuner.storage.tables import (
     trial_values,
     trials,
 )
+from tuner.storage.zones import UTC, local_time
 
 _LISTED = 500  # trials that are named one by one rather than by a range of ids
 _STATES = {state.name: state for state in TrialState}
@@ -35,7 +36,12 @@ to_distribution = functools.lru_cache(maxsize=4096)(json_to_distribution)
 
 
 def load_trials(
-    connection: Connection, study_id: int, newer_than: int, also: Collection[int] = ()
+    connection: Connection,
+    study_id: int,
+    newer_than: int,
+    also: Collection[int] = (),
+    *,
+    zone: datetime.tzinfo | None = None,
 ) -> tuple[str, list[FrozenTrial]] | None:
     """Return a study's name and some of its trials by id; None if there is no such study.
 
@@ -44,6 +50,7 @@ def load_trials(
         study_id: The study.
         newer_than: All trials with a greater id than this.
         also: And those with these ids.
+        zone: As that of `new_trial`.
     """
     dialect = connection.dialect.name
 
@@ -63,14 +70,14 @@ def load_trials(
     rows = run_prepared(connection, ("load trials", are_new), build, values).all()
     if not rows:
         return None
-    found = {row[0]: new_trial(*row[:-1]) for row in rows if row[0] is not None}
+    found = {row[0]: new_trial(*row[:-1], zone=zone) for row in rows if row[0] is not None}
     if found:
         _fill(found, _details(connection, study_id, list(found)))
     return rows[0][-1], list(found.values())
 
 
-def load_trial(connection: Connection, trial_id: int) -> FrozenTrial | None:
-    """Return one trial, None if there is none of that id."""
+def load_trial(connection: Connection, trial_id: int, zone: datetime.tzinfo | None = None) -> FrozenTrial | None:
+    """Return one trial, None if there is none of that id; `zone` is that of `new_trial`."""
 
     def build() -> Any:
         return sa.select(*(trials.c[name] for name in _COLUMNS)).where(trials.c.trial_id == sa.bindparam("trial_id"))
@@ -78,21 +85,36 @@ def load_trial(connection: Connection, trial_id: int) -> FrozenTrial | None:
     row = run_prepared(connection, "load trial", build, {"trial_id": trial_id}).first()
     if row is None:
         return None
-    found = {trial_id: new_trial(*row)}
+    found = {trial_id: new_trial(*row, zone=zone)}
     _fill(found, _details(connection, 0, [trial_id]))
     return found[trial_id]
 
 
 def new_trial(
-    trial_id: int, number: int, state: str = "RUNNING", start: Any = None, complete: Any = None
+    trial_id: int,
+    number: int,
+    state: str = "RUNNING",
+    start: Any = None,
+    complete: Any = None,
+    *,
+    zone: datetime.tzinfo | None = None,
 ) -> FrozenTrial:
-    """Return a trial that nothing belongs to yet."""
+    """Return a trial that nothing belongs to yet.
+
+    Args:
+        trial_id: Its id.
+        number: Its number in its study.
+        state: The name of its state.
+        start: When it started, as the driver has it.
+        complete: When it ended.
+        zone: The zone of its times; None for local times without a zone, as Optuna's own storage returns them.
+    """
     return FrozenTrial(
         number=number,
         state=_STATES[state],
         value=None,
-        datetime_start=_time(start),
-        datetime_complete=_time(complete),
+        datetime_start=_time(start, zone),
+        datetime_complete=_time(complete, zone),
         params={},
         distributions={},
         user_attrs={},
@@ -102,9 +124,12 @@ def new_trial(
     )
 
 
-def _time(value: Any) -> datetime.datetime | None:
-    """Return a time as the drivers have it: SQLite's as text."""
-    return datetime.datetime.fromisoformat(value) if isinstance(value, str) else value
+def _time(value: Any, zone: datetime.tzinfo | None) -> datetime.datetime | None:
+    """Return a time that a driver has read: SQLite's is text."""
+    if value is None:
+        return None
+    stored = datetime.datetime.fromisoformat(value) if isinstance(value, str) else value
+    return local_time(stored) if zone is None else stored.replace(tzinfo=UTC).astimezone(zone)
 
 
 # Kinds of rows below. Parameters come in the order they were suggested in, which is that of their keys.

@@ -47,6 +47,7 @@ from tuner.storage.tables import (
     trials,
 )
 from tuner.storage.url import for_optuna
+from tuner.storage.zones import UTC, utc_time
 
 T = TypeVar("T")
 
@@ -106,6 +107,7 @@ class Storage(BaseStorage):
     Args:
         url: The database's URL.
         patience: How long to wait in each call, this one included, for a database that does not answer.
+        zone: The zone of trials' times. None for local times without a zone, which is what `RDBStorage` returns.
 
     Raises:
         StorageLost: the database cannot be reached, now or in any call.
@@ -114,8 +116,8 @@ class Storage(BaseStorage):
     Concurrency: safe from many processes and threads.
     """
 
-    def __init__(self, url: str, patience: Patience = IMPATIENT) -> None:
-        self.url = url
+    def __init__(self, url: str, patience: Patience = IMPATIENT, zone: datetime.tzinfo | None = None) -> None:
+        self.url, self.zone = url, zone
         self._lock = threading.RLock()
         self._known: dict[int, _Known] = {}
         self._held: dict[int, _Held] = {}
@@ -131,11 +133,11 @@ class Storage(BaseStorage):
             self.engine.dispose()
             raise
 
-    def __getstate__(self) -> dict[str, str]:
-        return {"url": self.url}
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, "zone": self.zone}
 
-    def __setstate__(self, state: dict[str, str]) -> None:
-        self.__init__(state["url"])
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["url"], zone=state.get("zone"))
 
     def close(self) -> None:
         """Close all connections; a later call opens new ones."""
@@ -276,7 +278,7 @@ class Storage(BaseStorage):
                 number=number.scalar_subquery(),
                 study_id=study_id,
                 state="RUNNING",
-                datetime_start=datetime.datetime.now(),
+                datetime_start=utc_time(datetime.datetime.now(UTC)),
             )
             return connection.execute(statement.returning(trials.c.trial_id)).scalar_one()
 
@@ -367,7 +369,7 @@ class Storage(BaseStorage):
         return trial_id
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        now = datetime.datetime.now()
+        now = utc_time(datetime.datetime.now(UTC))
         change: dict[str, Any] = {"state": state.name}
         if state == TrialState.RUNNING:
             change["datetime_start"] = now
@@ -421,7 +423,7 @@ class Storage(BaseStorage):
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         held = self._held.get(trial_id)
-        trial = held.trial if held is not None else read(self.engine, lambda c: load_trial(c, trial_id))
+        trial = held.trial if held is not None else read(self.engine, lambda c: load_trial(c, trial_id, self.zone))
         if trial is None:
             raise KeyError(f"there is no trial of id {trial_id}")
         return next(copies([trial]))  # also of one that was just read: its distributions are those of others
@@ -445,14 +447,15 @@ class Storage(BaseStorage):
         return list(copies(found)) if deepcopy else found
 
     def _load(self, study_id: int, newer_than: int, also: list[int]) -> tuple[str, list[FrozenTrial]]:
-        found = read(self.engine, lambda connection: load_trials(connection, study_id, newer_than, also))
+        found = read(self.engine, lambda c: load_trials(c, study_id, newer_than, also, zone=self.zone))
         if found is None:
             self._known.pop(study_id, None)
             raise KeyError(f"there is no study of id {study_id}")
         return found
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
-        return self._cold(lambda: self._rdb.get_best_trial(study_id))
+        best = self._cold(lambda: self._rdb.get_best_trial(study_id))
+        return best if self.zone is None else self.get_trial(best._trial_id)
 
 
 def _put_value(connection: Connection) -> Any:

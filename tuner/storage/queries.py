@@ -30,7 +30,9 @@ from tuner.storage.tables import (
     trial_params,
     trial_values,
     trials,
+    unknown_zones,
 )
+from tuner.storage.zones import is_optuna_5
 from tuner.trial import Outcome
 
 _OUTCOME_OF_STATE = {
@@ -68,6 +70,7 @@ class StudyRow:
 class TrialRow:
     """A trial as it stands in the storage; `values` is None unless it is complete.
 
+    `started` and `completed` are UTC; without a zone where an earlier version stored local time of an unknown zone.
     `record` has our columns of `RECORDED`, each None where we know nothing. `constraints` has Optuna's by name; each is
     satisfied if it is 0 or less.
     """
@@ -90,10 +93,13 @@ class TrialRow:
 
     @property
     def seconds(self) -> float | None:
-        """From the trial's start to its end, None while it runs."""
+        """From the trial's start to its end; None while it runs, or if times of unknown zones do not give it."""
         if self.started is None or self.completed is None:
             return None
-        return (self.completed - self.started).total_seconds()
+        if (self.started.tzinfo is None) != (self.completed.tzinfo is None):
+            return None
+        seconds = (self.completed - self.started).total_seconds()
+        return seconds if seconds >= 0 or self.started.tzinfo is not None else None
 
 
 def read_studies(engine: Engine) -> list[StudyRow]:
@@ -162,7 +168,10 @@ class _Ours:
 
     def __init__(self, connection: Connection) -> None:
         has_tables = sa.inspect(connection).has_table(records.name)
-        self.records, lease = (table if has_tables else _nothing_of(table) for table in (records, leases))
+        self.records, lease, self.unknown_zones = (
+            table if has_tables else _nothing_of(table) for table in (records, leases, unknown_zones)
+        )
+        self.is_old_optuna = not has_tables and not is_optuna_5(connection)
         self.trials = trials.outerjoin(self.records, self.records.c.trial_id == trials.c.trial_id).outerjoin(
             lease, lease.c.trial_id == trials.c.trial_id
         )
@@ -319,6 +328,8 @@ def _load(
 
     def work(connection: Connection) -> list[TrialRow]:
         ours = _Ours(connection)
+        unknown = ours.unknown_zones.c
+        source = ours.trials.outerjoin(ours.unknown_zones, unknown.trial_id == trials.c.trial_id)
         kept = [ours.records.c[name] for name in RECORDED]
         query = sa.select(
             trials.c.trial_id,
@@ -326,18 +337,26 @@ def _load(
             ours.outcome,
             trials.c.datetime_start,
             trials.c.datetime_complete,
+            unknown.is_start,
+            unknown.is_end,
             *kept,
-        ).select_from(ours.trials)
+        ).select_from(source)
         rows: dict[int, TrialRow] = {}
-        for trial_id, number, outcome, start, complete, *record in connection.execute(
+        for trial_id, number, outcome, start, complete, is_start, is_end, *record in connection.execute(
             query.where(*where).order_by(trials.c.number)
         ):
-            rows[trial_id] = TrialRow(trial_id, number, Outcome(outcome), start, complete)
+            started = _time(start, is_known=not (is_start or ours.is_old_optuna))
+            completed = _time(complete, is_known=not (is_end or ours.is_old_optuna))
+            rows[trial_id] = TrialRow(trial_id, number, Outcome(outcome), started, completed)
             rows[trial_id].record = dict(zip(RECORDED, record, strict=True))
         _fill(connection, study, rows, with_reports)
         return list(rows.values())
 
     return read(engine, work)
+
+
+def _time(stored: datetime.datetime | None, *, is_known: bool) -> datetime.datetime | None:
+    return stored.replace(tzinfo=datetime.UTC) if stored is not None and is_known else stored
 
 
 def _fill(connection: Connection, study: StudyRow, rows: dict[int, TrialRow], with_reports: bool) -> None:

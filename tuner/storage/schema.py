@@ -19,11 +19,13 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from tuner.errors import StorageSchemaError
-from tuner.storage import tables
+from tuner.storage import tables, zones
 from tuner.storage.engine import connected_engine, limit_transaction, lost
 from tuner.storage.url import driver_url, for_optuna, hide_password, sqlite_path
 
 if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
+
     from alembic.script import ScriptDirectory
 
 _CREATION_LOCK = 7_461_120  # any number that other users of the database are unlikely to lock
@@ -139,16 +141,19 @@ def _create_optuna_tables(connection: Connection) -> None:
 
 
 def migrate(connection: Connection) -> None:
-    """Apply those of our migrations that a database has not seen."""
+    """Apply those of our migrations that a database has not seen, and mark times that may be local."""
     from alembic.command import stamp, upgrade
 
     config = _tuner_config()
     config.attributes["connection"] = connection
     versions = read_versions(connection)
+    is_new_to_zones = not sa.inspect(connection).has_table(tables.unknown_zones.name)
     with _quiet_alembic():
         if versions.tuner is not None and not sa.inspect(connection).has_table(tables.VERSION_TABLE):
             stamp(config, versions.tuner)
         upgrade(config, "head")
+    if is_new_to_zones and not (versions.tuner is None and zones.is_optuna_5(connection)):
+        zones.mark(connection)
     forget_deleted(connection)
 
 
@@ -206,38 +211,50 @@ def _optuna_scripts() -> ScriptDirectory:
     return ScriptDirectory(str(Path(_rdb.__file__).parent / "alembic"))
 
 
-def upgrade(url: str) -> list[str]:
+def upgrade(url: str, from_timezone: str | None = None) -> list[str]:
     """Bring the tables of a database to this version; return what was done, a line each.
+
+    Args:
+        url: The storage's URL.
+        from_timezone: The zone of the programs that stored trials' times as local time; these are converted to UTC.
 
     Raises:
         StorageLost: the database cannot be reached.
         StorageSchemaError: its tables are newer than this installation.
+        UsageError: there is no such time zone.
     """
     from optuna.exceptions import StorageInternalError
 
+    zone = None if from_timezone is None else zones.find_zone(from_timezone)
     engine = connected_engine(url)
     path = sqlite_path(driver_url(url))
-    done = []
+    done, converted = [], None
     try:
         with engine.connect() as connection:
-            before = read_versions(connection)
+            before, unknown = read_versions(connection), zones.count(connection)
         if before.optuna is None:
             raise StorageSchemaError(f"there must be a study in {hide_password(url)} to upgrade: it has no tables")
         check_tables(before, engine, may_be_older=True)
         head = _optuna_scripts().get_current_head()
-        if before == Versions(head, _tuner_scripts().get_current_head()):
-            return [f"the tables of {hide_password(url)} are at this version already"]
+        is_current = before == Versions(head, _tuner_scripts().get_current_head())
+        if is_current and (zone is None or not unknown):
+            done.append(f"the tables of {hide_password(url)} are at this version already")
+            return done + _about_zones(unknown, zone, None)
         if path is not None:
             done.append(f"a copy of the database as it was is in {_back_up(engine, path)}")
         if before.optuna != head:
+            _mark_before_optuna(engine, before)
             _upgrade_optuna(url)
             done.append(f"the tables of Optuna were at version {before.optuna or 'unknown'}, they are at {head}")
         with _locked(engine) as connection:
             migrate(connection)
-            after = read_versions(connection)
+            if zone is not None:
+                converted = zones.convert(connection, zone)
+            after, unknown = read_versions(connection), zones.count(connection)
         check_tables(after, engine)
         if before.tuner != after.tuner:
             done.append(f"the tables of tuner were at version {before.tuner or 'none'}, they are at {after.tuner}")
+        done += _about_zones(unknown, zone, converted)
     except (DBAPIError, StorageInternalError) as error:
         raise lost(error, url) from None
     finally:
@@ -245,9 +262,38 @@ def upgrade(url: str) -> list[str]:
     return done
 
 
+def _about_zones(unknown: int, zone: ZoneInfo | None, converted: zones.Converted | None) -> list[str]:
+    """Return what there is to say of times that were stored as local time."""
+    if zone is None:
+        if not unknown:
+            return []
+        return [f"{unknown} trials have times of an unknown zone: {zones.ADVICE}"]
+    if converted is None or not (converted.trials or converted.left):
+        return ["no trial has times of an unknown zone: nothing was converted"]
+    lines = [f"the times of {converted.trials} trials were converted from {zone.key} to UTC"]
+    if converted.ambiguous:
+        lines.append(
+            f"{converted.ambiguous} of them have a time that occurred twice in {zone.key}, when clocks were put back: "
+            "the earlier was taken, unless the trial would have ended before it started or in the future"
+        )
+    if converted.left:
+        more = f", and {len(converted.left) - 1} more" if len(converted.left) > 1 else ""
+        lines.append(f"{len(converted.left)} trials were left as they were: {converted.left[0]}{more}")
+    return lines
+
+
+def _mark_before_optuna(engine: Engine, before: Versions) -> None:
+    """Mark local times while the tables still tell that an older Optuna made them: it may end in the middle."""
+    with _locked(engine) as connection:
+        is_marked = sa.inspect(connection).has_table(tables.unknown_zones.name)
+        if before.tuner is None and not is_marked and not zones.is_optuna_5(connection):
+            tables.unknown_zones.create(connection)
+            zones.mark(connection)
+
+
 def _back_up(engine: Engine, path: Path) -> Path:
     """Copy a SQLite database, with what is still in its log: Optuna's migrations of SQLite are no transaction."""
-    copy = path.with_name(f"{path.name}.before-upgrade-{time.strftime('%Y%m%dT%H%M%S')}")
+    copy = path.with_name(f"{path.name}.before-upgrade-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
     with engine.connect() as connection, contextlib.closing(sqlite3.connect(copy)) as target:
         source: Any = connection.connection.dbapi_connection
         source.backup(target)

@@ -57,6 +57,7 @@ trials = Table(
     Column("number", Integer),
     Column("study_id", Integer),
     Column("state", trial_state, nullable=False),
+    # UTC without a zone; those that `tuner_unknown_zones` names are local times.
     Column("datetime_start", DateTime),
     Column("datetime_complete", DateTime),
 )
@@ -294,3 +295,12 @@ mirrored = Table(
     Column("is_ended", Boolean, nullable=False),
 )
 """What a tracker has of each trial."""
+
+unknown_zones = Table(
+    "tuner_unknown_zones",
+    tuner_tables,
+    _trial_id(),
+    Column("is_start", Boolean, nullable=False),
+    Column("is_end", Boolean, nullable=False),
+)
+"""Trials whose start or end was stored as local time of an unknown zone, before all programs stored UTC."""
