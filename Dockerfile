@@ -27,12 +27,12 @@ WORKDIR /src
 COPY pyproject.toml constraints.txt ./
 RUN mkdir tuner && touch README.md LICENSE tuner/__init__.py \
     && pip install -c constraints.txt ".${EXTRAS:+[${EXTRAS}]}" \
-    && pip uninstall --yes tuner \
-    && rm -rf README.md LICENSE tuner build tuner.egg-info
+    && pip uninstall --yes tuner-jax \
+    && rm -rf README.md LICENSE tuner build tuner_jax.egg-info
 
 COPY README.md LICENSE ./
 COPY tuner tuner
-RUN pip install --no-deps . && rm -rf build tuner.egg-info
+RUN pip install --no-deps . && rm -rf build tuner_jax.egg-info
 
 USER tuner
 WORKDIR /work

@@ -11,7 +11,7 @@ Juditsky, 1992). The learning rate stays as it is to the end: an average is anot
 
     tuner plot mnist1d_smoothing picture
 
-draws a signal of each class and what a trained model thinks of it (`pip install 'tuner[plots]'`).
+draws a signal of each class and what a trained model thinks of it (`pip install -e '.[plots]'`).
 """
 
 import flax.linen as nn
@@ -62,7 +62,7 @@ def data(seed: int) -> Splits:
     try:
         from mnist1d.data import get_dataset_args, make_dataset
     except ImportError:
-        raise errors.UsageError("the signals come with mnist1d: pip install 'tuner[data]'") from None
+        raise errors.UsageError("the signals come with mnist1d: pip install -e '.[data]'") from None
     made = make_dataset(get_dataset_args())
     parts = ArrayDataset(inputs=made["x"], labels=made["y"]).split(0.2, seed, stratify="labels")
     return Splits(parts.train, parts.validation, ArrayDataset(inputs=made["x_test"], labels=made["y_test"]))

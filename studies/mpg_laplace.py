@@ -6,7 +6,7 @@ Devices: 2 CPU cores, one worker on each. Time: 21 s. Best validation loss: 0.47
 
 What is new beside `digits_mlp.py`: a table, its columns on a common scale, and a regression that says how sure it is:
 the loss is -log p(y) under a Gaussian whose variance is the noise's and the weights'. Without hidden layers this is
-Bayesian linear regression, exactly, which is the baseline. Needs `pip install 'tuner[data]'`.
+Bayesian linear regression, exactly, which is the baseline. Needs `pip install -e '.[data]'`.
 
     tuner plot mpg_laplace picture     predictions with their error bars
 """
@@ -54,7 +54,7 @@ def data(seed: int) -> Splits:
     try:
         from mlxtend.data import autompg_data
     except ImportError:
-        raise errors.StudyError("the cars come with mlxtend: pip install 'tuner[data]'") from None
+        raise errors.StudyError("the cars come with mlxtend: pip install -e '.[data]'") from None
     columns, mpg = autompg_data()
     origin = np.eye(3)[columns[:, 6].astype(int) - 1]
     table = np.random.default_rng(seed).permutation(np.column_stack([columns[:, :6], origin, mpg]))

@@ -13,7 +13,8 @@ from sqlalchemy import Engine
 from tuner.errors import UsageError
 from tuner.results import plain
 from tuner.storage.lineage import Effort, read_efforts
-from tuner.storage.queries import find_study, outcome_counts, read_standings, read_values
+from tuner.storage.queries import find_study, outcome_counts, read_standings
+from tuner.storage.ranking import is_feasible, read_values
 from tuner.trial import Outcome
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _FEWEST_TRIALS = 10
 def compare_rows(engine: Engine, names: Sequence[str]) -> list[Row]:
     """Return one row for each study: best and median objective, counts, hours, and hours that pruning saved.
 
-    Of several objectives the first is compared.
+    Best and median are of complete trials that satisfy their constraints. Of several objectives the first is compared.
 
     Raises:
         UnknownStudy: there is no such study.
@@ -111,6 +112,8 @@ def importance_rows(storage_url: str, name: str) -> tuple[list[Row], list[str]]:
             f"importances need at least {_FEWEST_TRIALS} complete trials: {name!r} has {len(complete)} so far"
         )
     notes = [f"from {len(complete)} complete trials"]
+    infeasible = sum(not is_feasible(trial.constraints) for trial in complete)
+    notes[0] += f" ({infeasible} of them infeasible)" if infeasible else ""
     used = {"PED-ANOVA": MOST_TRIALS, "fANOVA": FANOVA_TRIALS}
     fewer = [f"{method} from {most} of them" for method, most in used.items() if len(complete) > most]
     notes[0] += "".join(f", {part}" for part in fewer)

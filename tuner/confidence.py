@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 Repeats = Mapping[int, float | None]
@@ -40,7 +40,7 @@ class Confirmed:
     margin: float | None
 
 
-def rank(repeats: Mapping[int, Repeats], *, maximize: bool) -> dict[int, Confirmed]:
+def rank(repeats: Mapping[int, Repeats], *, maximize: bool, infeasible: Collection[int] = ()) -> dict[int, Confirmed]:
     """Return what the repeats of several trials say, the best mean first; those that were not always finite last.
 
     Compared are the repeats that all of them have. A trial is tied with the first unless their means differ by more
@@ -52,6 +52,8 @@ def rank(repeats: Mapping[int, Repeats], *, maximize: bool) -> dict[int, Confirm
     Args:
         repeats: trial -> its repeats.
         maximize: Whether larger is better.
+        infeasible: Trials that violate a constraint. They are compared with the others, but come after those that are
+            finite and are never the best or tied with it.
     """
     finite = {trial: row for trial, row in repeats.items() if row and None not in row.values()}
     shared = functools.reduce(lambda known, row: known & row.keys(), finite.values(), _keys_of_first(finite))
@@ -61,6 +63,7 @@ def rank(repeats: Mapping[int, Repeats], *, maximize: bool) -> dict[int, Confirm
     }
     means = {trial: statistics.fmean(row) for trial, row in table.items() if row}
     order = sorted(means, key=lambda trial: means[trial], reverse=maximize)
+    order.sort(key=lambda trial: trial in infeasible)
     rows = [table[trial] for trial in order]
     half, margin = half_width(rows), significant_difference(rows)
     ranked = {}
@@ -68,6 +71,7 @@ def rank(repeats: Mapping[int, Repeats], *, maximize: bool) -> dict[int, Confirm
         mean = means[trial]
         low, high = (None, None) if half is None else (mean - half, mean + half)
         is_tied = trial == order[0] or margin is None or abs(mean - means[order[0]]) <= margin
+        is_tied = is_tied and trial not in infeasible
         ranked[trial] = Confirmed(len(table[trial]), mean, low, high, is_tied, margin)
     others = [trial for trial in repeats if trial not in ranked]
     return ranked | {trial: Confirmed(len(repeats[trial]), None, None, None, False, None) for trial in others}

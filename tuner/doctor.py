@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tuner.devices import find_devices
-from tuner.errors import TunerError
+from tuner.errors import DISTRIBUTION, TunerError, how_to_install
 from tuner.storage import connect, hide_password, is_new_file
 
 Row = dict[str, Any]
@@ -57,7 +57,20 @@ def _packages() -> Row:
             missing.append(name)
     if missing:
         return _row("packages", "fail", f"without {', '.join(missing)}", f"pip install {' '.join(missing)}")
+    if (other := _other_tuner()) is not None:
+        advice = (
+            "both put a package `tuner` into the same folder: `pip uninstall tuner tuner-jax`, "
+            "then `pip install -e .` in the clone of tuner"
+        )
+        return _row("packages", "fail", f"tuner {other} beside {DISTRIBUTION}", advice)
     return _row("packages", "ok", ", ".join(found))
+
+
+def _other_tuner() -> str | None:
+    """Return the version of an installed distribution called `tuner`, which is another project or an older name."""
+    # A clone may still have the folder `tuner.egg-info` of an earlier build, which has no record of installed files.
+    installed = (found for found in importlib.metadata.distributions(name="tuner") if found.read_text("RECORD"))
+    return next((found.version for found in installed), None)
 
 
 def _devices() -> Row:
@@ -76,7 +89,7 @@ def _devices() -> Row:
     found = f"{machine.kind} {','.join(map(str, machine.ids))}; JAX sees {count} of kind {kind}"
     if machine.kind != "cpu" and backend == "cpu":
         extra = "cuda" if machine.kind == "gpu" else "tpu"
-        return _row("devices", "warn", found, f"JAX does not use the {machine.kind}: pip install 'tuner[{extra}]'")
+        return _row("devices", "warn", found, f"JAX does not use the {machine.kind}: {how_to_install(extra)}")
     return _row("devices", "ok", found)
 
 

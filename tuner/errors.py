@@ -102,6 +102,18 @@ class StudyStopped(TunerError):
     """The study ended before its budget was spent."""
 
 
+DISTRIBUTION = "tuner-jax"
+"""What the package is called where packages are installed from; `tuner` is another project there."""
+
+
+def how_to_install(extra: str) -> str:
+    """Return the words that say how to install one of the project's extras.
+
+    The public package index does not have this project yet, so that it is installed from a clone.
+    """
+    return f"run `pip install -e '.[{extra}]'` in the clone of tuner"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return `"; did you mean 'x'?"` for the closest known name, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -14,9 +14,10 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from tuner.errors import TunerError, UsageError
-from tuner.results import best_rows, check_file, plain, show_row
+from tuner.errors import TunerError, UsageError, how_to_install
+from tuner.results import best_rows, check_file, no_feasible, plain, show_row
 from tuner.storage.queries import StudyRow, TrialRow, find_study, read_trial, read_trials
+from tuner.wheel import make_wheel
 
 Row = dict[str, Any]
 
@@ -26,8 +27,8 @@ _RECORDED = ("compile_s", "compilations", "train_s", "worker", "checkpoint", "er
 def export_trials(engine: Engine, study_name: str, path: Path, *, force: bool = False) -> int:
     """Write a row for each trial to `path`; return how many.
 
-    Columns are those of `docs/json.md`, hyperparameters `hparams.NAME`. Of several objectives each has a column
-    `values.NAME`.
+    Columns are those of `docs/json.md`, hyperparameters `hparams.NAME`, constraints `constraints.NAME`. Of several
+    objectives each has a column `values.NAME`.
 
     Args:
         engine: The storage's engine.
@@ -56,6 +57,8 @@ def _flat_row(study: StudyRow, trial: TrialRow) -> Row:
     else:
         values = trial.values or [None] * len(study.directions)
         row |= {f"values.{name}": value for name, value in zip(study.objectives, values, strict=True)}
+    row["is_feasible"] = trial.is_feasible
+    row |= {f"constraints.{name}": value for name, value in trial.constraints.items()}
     row["seconds"] = trial.seconds
     for key, time in (("started", trial.started), ("completed", trial.completed)):
         row[key] = None if time is None else time.isoformat(timespec="milliseconds") + "Z"
@@ -109,7 +112,7 @@ def _write_parquet(rows: Sequence[Row], path: Path) -> None:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise UsageError("Parquet files need pyarrow: pip install 'tuner[parquet]'") from None
+        raise UsageError(f"Parquet files need pyarrow: {how_to_install('parquet')}") from None
     columns = {}
     for column in _columns(rows):
         values = [row.get(column) for row in rows]
@@ -144,15 +147,17 @@ def export_bundle(engine: Engine, study_name: str, path: Path, number: int | Non
     checkpoint, file = checkpoint_of(trial), file_of(trial)
     check_file(engine, read_trial(engine, study, number), file)
     versions = trial["ran_with"].get("versions", {})
+    wheel = make_wheel()
     texts = {
         "trial.json": json.dumps({**trial, "seed": study.record["seed"]}, indent=2) + "\n",
         "run.py": _RUN,
-        "requirements.txt": _requirements(versions),
+        "requirements.txt": f"{_requirements(versions)}./{wheel.name}\n",
         "README.md": _README.format(study=study_name, number=number, python=versions.get("python", "3.11")),
     }
     with in_place(path, force) as scratch, zipfile.ZipFile(scratch, "w", zipfile.ZIP_DEFLATED) as bundle:
         for name, text in texts.items():
             bundle.writestr(name, text)
+        bundle.writestr(wheel.name, wheel.content)
         bundle.write(file, "study.py")
         for part in sorted(checkpoint.rglob("*")):
             bundle.write(part, Path("checkpoint") / part.relative_to(checkpoint))
@@ -164,11 +169,12 @@ def best_number(engine: Engine, study_name: str) -> int:
 
     Raises:
         UnknownStudy: there is no such study.
-        UsageError: no trial is complete.
+        UsageError: no trial is complete and satisfies its constraints.
     """
     best = best_rows(engine, study_name)
     if not best:
-        raise UsageError(f"there is a best trial once one is complete: {study_name!r} has none")
+        missing = f"there is a best trial once one is complete: {study_name!r} has none"
+        raise UsageError(no_feasible(engine, study_name) or missing)
     return int(best[0]["number"])
 
 
@@ -213,15 +219,18 @@ def file_of(trial: Row) -> Path:
 
 def _requirements(versions: dict[str, str]) -> str:
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    return "".join(f"{name}=={versions[name]}\n" for name in names if name in versions) + "tuner\n"
+    return "".join(f"{name}=={versions[name]}\n" for name in names if name in versions)
 
 
 _README = """# Trial {number} of {study}
 
 The trained model, the study it comes from, and what it ran with.
 
-    pip install -r requirements.txt     # Python {python}
+    pip install -r requirements.txt     # Python {python}; in this folder
     python run.py
+
+`requirements.txt` has the versions that the trial ran with, and the wheel of tuner that lies in this folder. Do not
+install `tuner` from the public package index: that is another project.
 
 `run.py` loads the model, evaluates it on the study's validation data, and compares with what the study recorded.
 `study.py` is the study's file; `trial.json` has hyperparameters, curves, timings, versions and the state of the

@@ -33,3 +33,8 @@ def describe(error: Exception) -> dict[str, str]:
 def storable(text: str) -> str:
     """Return a text that any database takes: no lone surrogates, as in undecodable file names, no NUL, no novel."""
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")[-_LONGEST_ERROR:]
+
+
+def last_line(trace: str) -> str:
+    """Return the last line of a traceback: the error itself."""
+    return trace.rstrip().rpartition("\n")[2]

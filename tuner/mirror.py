@@ -395,6 +395,7 @@ def _tags(unsent: Unsent) -> dict[str, str]:
         "git.commit": git.get("commit"),
         "git.is_changed": git.get("is_changed"),
         **{f"versions.{name}": version for name, version in about.get("versions", {}).items()},
+        "is_feasible": unsent.row.is_feasible,
         "checkpoint": unsent.row.record.get("checkpoint"),
         "error": unsent.row.record.get("error"),
     }

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Engine
 
 from tuner.analysis import compare_rows, saved_s
-from tuner.errors import UsageError, nearest
+from tuner.errors import UsageError, how_to_install, nearest
 from tuner.export import in_place
 from tuner.results import best_rows
 from tuner.storage import connect, open_storage
@@ -111,7 +111,7 @@ def need_matplotlib() -> None:
     try:
         import matplotlib
     except ImportError:
-        raise UsageError("plots need matplotlib: pip install 'tuner[plots]'") from None
+        raise UsageError(f"plots need matplotlib: {how_to_install('plots')}") from None
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "tuner"
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tuner.errors import CheckpointError, UsageError
 from tuner.jsonfile import read_json, write_json
 from tuner.mirror import Ending, follow
+from tuner.results import no_feasible
 from tuner.source import import_file
 from tuner.storage import connect, hide_password, mirroring
 from tuner.storage.queries import StudyRow, TrialRow, find_study, read_best, read_trial
@@ -85,7 +86,8 @@ def _chosen(engine: Engine, study: StudyRow, number: int | None) -> TrialRow:
         raise UsageError(f"study {study.name!r} has several objectives, so say which trial: --trial N, of `tuner best`")
     best = read_best(engine, study, 1)
     if not best:
-        raise UsageError(f"study {study.name!r} must have a complete trial to register: it has none yet")
+        missing = f"study {study.name!r} must have a complete trial to register: it has none yet"
+        raise UsageError(no_feasible(engine, study.name) or missing)
     return best[0]
 
 

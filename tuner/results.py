@@ -32,6 +32,7 @@ from tuner.storage.queries import (
     read_trial,
     read_trials,
 )
+from tuner.storage.ranking import read_values
 from tuner.trial import Outcome
 
 Row = dict[str, Any]
@@ -146,6 +147,7 @@ def _by_objective(study: StudyRow, row: Row) -> Row:
 def best_rows(engine: Engine, study_name: str, count: int | None = 1, *, confirmed: bool = True) -> list[Row]:
     """Return the best complete trials, best first; of a study with several objectives its Pareto front.
 
+    Trials that violate a constraint are left out.
     Those that were trained again with other seeds (`tuner confirm`) come first, by the mean of these: the value that
     made a trial the best is the better for luck. Each row says how it compares with the study's baseline, if any.
 
@@ -161,11 +163,13 @@ def best_rows(engine: Engine, study_name: str, count: int | None = 1, *, confirm
     study = find_study(engine, study_name)
     if len(study.directions) > 1:
         return [_trial_row(study, trial) for trial in pareto_front(read_trials(engine, study), study.maximize)[:count]]
-    ranked = rank(read_confirmations(engine, study.study_id) if confirmed else {}, maximize=study.maximize[0])
+    repeats = read_confirmations(engine, study.study_id) if confirmed else {}
+    again = {trial.trial_id: trial for trial in read_by_ids(engine, study, list(repeats))}
+    infeasible = {trial_id for trial_id, trial in again.items() if trial.is_feasible is False}
+    ranked = rank(repeats, maximize=study.maximize[0], infeasible=infeasible)
     best = {trial.trial_id: trial for trial in read_best(engine, study, None if count is None else count + len(ranked))}
-    again = {trial.trial_id: trial for trial in read_by_ids(engine, study, [one for one in ranked if one not in best])}
     found = {**best, **again}
-    known = [trial_id for trial_id in ranked if trial_id in found]
+    known = [trial_id for trial_id in ranked if trial_id in found and trial_id not in infeasible]
     order = [trial_id for trial_id in known if ranked[trial_id].mean is not None]
     order += [trial_id for trial_id in best if trial_id not in ranked]
     order += [trial_id for trial_id in known if ranked[trial_id].mean is None]  # not finite with another seed
@@ -173,14 +177,26 @@ def best_rows(engine: Engine, study_name: str, count: int | None = 1, *, confirm
     baseline = _find_baseline(engine, study)
     rows = []
     for at, one in enumerate(order[:count]):
-        row, repeats = _trial_row(study, found[one]), ranked.get(one)
+        row, of_others = _trial_row(study, found[one]), ranked.get(one)
         hparams = row.pop("hparams")
         row["confirmed"] = None
-        if repeats is not None:
-            row["confirmed"] = {**dataclasses.asdict(repeats), "tied_with": [] if at else tied}
+        if of_others is not None:
+            row["confirmed"] = {**dataclasses.asdict(of_others), "tied_with": [] if at else tied}
         row["baseline"] = None if baseline is None else _compared(study, found[one], baseline, ranked)
         rows.append({**row, "hparams": hparams})
     return rows
+
+
+def no_feasible(engine: Engine, study_name: str) -> str | None:
+    """Return what to say of a study all of whose complete trials violate a constraint; None if that is not so."""
+    study = find_study(engine, study_name)
+    complete = outcome_counts(engine, study.study_id)[Outcome.COMPLETE]
+    if not complete or read_values(engine, study.study_id):
+        return None
+    return (
+        f"a best trial must satisfy every constraint: none of the {complete} complete trials of {study_name!r} does; "
+        f"`tuner show {study_name} NUMBER` shows a trial's constraints"
+    )
 
 
 def _find_baseline(engine: Engine, study: StudyRow) -> TrialRow | None:
@@ -209,12 +225,15 @@ def _compared(study: StudyRow, trial: TrialRow, baseline: TrialRow, ranked: Mapp
 
 
 def pareto_front(trials: Sequence[TrialRow], maximize: Sequence[bool]) -> list[TrialRow]:
-    """Return the complete trials that no other one beats in one objective and equals or beats in all, by number."""
+    """Return the complete trials that no other one beats in one objective and equals or beats in all, by number.
+
+    Trials that violate a constraint neither belong to the front nor beat any.
+    """
     signs = [-1.0 if larger else 1.0 for larger in maximize]
     costs = {
         trial.trial_id: [sign * value for sign, value in zip(signs, trial.values, strict=True)]
         for trial in trials
-        if trial.outcome is Outcome.COMPLETE and trial.values is not None
+        if trial.outcome is Outcome.COMPLETE and trial.values is not None and trial.is_feasible is not False
     }
 
     def is_beaten(trial_id: int) -> bool:
@@ -240,6 +259,7 @@ def show_row(engine: Engine, study_name: str, number: int) -> Row:
     return {
         "study": study.name,
         **_trial_row(study, trial),
+        "constraints": {name: plain(value) for name, value in trial.constraints.items()} or None,
         "started": trial.started.isoformat(timespec="seconds") + "Z" if trial.started else None,
         "completed": trial.completed.isoformat(timespec="seconds") + "Z" if trial.completed else None,
         **_timings(trial),
@@ -309,6 +329,7 @@ def _trial_row(study: StudyRow, trial: TrialRow) -> Row:
         row["value"] = None if values is None else values[0]
     else:
         row["values"] = values
+    row["is_feasible"] = trial.is_feasible
     row["seconds"] = None if trial.seconds is None else round(trial.seconds, 3)
     row["hparams"] = {name: plain(hparam) for name, hparam in trial.hparams.items()}
     return row

@@ -23,8 +23,8 @@ from tuner.storage.queries import (
     read_identity,
     read_standings,
     read_trial,
-    superfluous,
 )
+from tuner.storage.ranking import superfluous
 from tuner.trial import Outcome
 
 if TYPE_CHECKING:

@@ -1,5 +1,6 @@
 """What may still be spent on a study, and who worked on it: counts, hours, stops, failures, attempts, lost answers."""
 
+import datetime
 import itertools
 import json
 import math
@@ -33,6 +34,8 @@ from tuner.storage.fences import Lease
 from tuner.storage.reporter import Reporter
 from tuner.storage.studies import Registered, join, leave, register, resume, stop
 from tuner.storage.tables import attempts, budgets, workers
+from tuner.storage.tables import trials as trials_table
+from tuner.storage.url import for_optuna
 from tuner.trial import Outcome, Report
 from tuner.worker.account import Account
 from tuner.worker.loop import Place
@@ -61,6 +64,12 @@ class Books(Desk):
     def set_lease(self, lease: Lease, expires_at_s: str) -> None:
         """Let a lease end at a time, which is an SQL expression."""
         self.execute(f"UPDATE tuner_leases SET expires_at_s = {expires_at_s} WHERE trial_id = {lease.trial_id}")
+
+    def set_start(self, trial: optuna.Trial, offset_s: float) -> None:
+        """Let a trial have begun so many seconds from now."""
+        start = datetime.datetime.now(datetime.UTC).replace(tzinfo=None) + datetime.timedelta(seconds=offset_s)
+        table = trials_table.update().where(trials_table.c.trial_id == trial._trial_id)
+        self.execute(table.values(datetime_start=start))
 
     def now_s(self) -> float:
         return now_s(self.engine)
@@ -141,7 +150,8 @@ class Model:
         used = sum(row.state in ("COMPLETE", "PRUNED") for row in self.rows)
         if used >= budget:
             return NoTrial.DONE
-        held = sum(row.state == "RUNNING" and row.fence > 0 and not row.has_expired for row in self.rows)
+        # Also those of plain Optuna, whose processes have begun them just now.
+        held = sum(row.state == "RUNNING" and not row.has_expired for row in self.rows)
         if used + held >= budget:
             return NoTrial.WAIT  # of a budget that has been lowered, nothing is left for those that were given back
         for number, row in enumerate(self.rows):
@@ -152,7 +162,7 @@ class Model:
                     continue
                 row.worker, row.fence, row.has_expired = worker, row.fence + 1, False
                 return number, row.fence, False
-        if used + sum(row.state == "RUNNING" and row.fence > 0 for row in self.rows) >= budget:
+        if used + sum(row.state == "RUNNING" for row in self.rows) >= budget:
             return NoTrial.WAIT
         for number, row in enumerate(self.rows):
             if row.state == "WAITING":
@@ -328,7 +338,8 @@ def add_ended(desk: Books, *states: str) -> list[int]:
 def test_at_first_and_after_two_hundred_ended_trials_the_mark_moves_over_all_that_is_there(desk: Books) -> None:
     first, second = desk.claimant("one", trials=500), desk.claimant("two", trials=500)
     add_ended(desk, *["COMPLETE", "PRUNED", "FAIL"] * 2)  # of which four count
-    zombie = desk.study.ask()  # of a plain Optuna process, which may have been killed
+    zombie = desk.study.ask()  # of a plain Optuna process, which was killed two hours ago
+    desk.set_start(zombie, -7200)
 
     held = [desk.lease(first)]
     assert first.settled == claims.Settled(held[0].trial_id, 6, 4, (zombie._trial_id, held[0].trial_id))
@@ -356,6 +367,82 @@ def test_at_first_and_after_two_hundred_ended_trials_the_mark_moves_over_all_tha
         assert claims.claim(desk.engine, claimant) is NoTrial.WAIT, "203 used, two held"
     first.trials = 206
     assert desk.lease(first).number == 209
+
+
+@pytest.fixture
+def plain(desk: Books) -> Iterator[optuna.Study]:
+    """The desk's study as a process of plain Optuna has it."""
+    storage = optuna.storages.RDBStorage(for_optuna(desk.url))
+    yield optuna.load_study(study_name=desk.name, storage=storage)
+    storage.remove_session()
+    storage.engine.dispose()
+
+
+def test_a_running_trial_of_a_plain_optuna_process_uses_budget(desk: Books, plain: optuna.Study) -> None:
+    claimant = desk.claimant(trials=2)
+    theirs, held = plain.ask(), desk.lease(claimant)
+    assert claims.claim(desk.engine, claimant) is NoTrial.WAIT
+    desk.tell(held)
+    assert claims.claim(desk.engine, claimant) is NoTrial.WAIT
+    plain.tell(theirs, 1.0)
+    assert claims.claim(desk.engine, claimant) is NoTrial.DONE
+
+    # One that failed leaves its place to another.
+    claimant.trials = 3
+    failing = plain.ask()
+    assert claims.claim(desk.engine, claimant) is NoTrial.WAIT
+    plain.tell(failing, state=TrialState.FAIL)
+    desk.tell(desk.lease(claimant))
+    assert claims.claim(desk.engine, claimant) is NoTrial.DONE
+
+
+def test_a_queued_trial_that_a_plain_optuna_process_took_uses_budget(desk: Books, plain: optuna.Study) -> None:
+    desk.study.enqueue_trial({"x": 0.5})
+    assert plain.ask().number == 0
+    assert claims.claim(desk.engine, desk.claimant(trials=1)) is NoTrial.WAIT
+
+
+@pytest.mark.parametrize(
+    ("began_s", "heartbeat_s", "is_counted"),
+    [
+        (-3500, None, True),
+        (-3700, None, False),
+        (3700, None, False),  # in the local time of another zone
+        (-36000, -540, True),
+        (-36000, -660, False),
+        (-3500, -660, True),
+    ],
+)
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Kolkata", "America/New_York"])
+def test_a_trial_of_a_process_that_died_uses_budget_for_a_while(
+    desk: Books, plain: Any, began_s: float, heartbeat_s: float | None, is_counted: bool, zone: str
+) -> None:
+    theirs = plain.ask()
+    desk.set_start(theirs, began_s)
+    is_postgres = desk.engine.dialect.name == "postgresql"
+    if is_postgres:  # which has heartbeats in the time zone of the session
+        desk.execute(f"ALTER DATABASE {desk.engine.url.database} SET TimeZone = '{zone}'")
+        desk.engine.dispose()
+        plain._storage.remove_session()
+        plain._storage._backend.engine.dispose()
+    try:
+        if heartbeat_s is not None:
+            for _ in range(2):  # the first is written by the server, later ones by the process
+                plain._storage.record_heartbeat(theirs._trial_id)
+            later = f"heartbeat + interval '{heartbeat_s} seconds'"
+            if not is_postgres:
+                later = f"strftime('%Y-%m-%d %H:%M:%f', heartbeat, '{heartbeat_s} seconds')"
+            desk.execute(f"UPDATE trial_heartbeats SET heartbeat = {later} WHERE trial_id = {theirs._trial_id}")
+        claimant = desk.claimant(trials=1)
+        if is_counted:
+            assert claims.claim(desk.engine, claimant) is NoTrial.WAIT
+        else:
+            desk.tell(desk.lease(claimant))
+            assert claims.claim(desk.engine, claimant) is NoTrial.DONE
+    finally:
+        if is_postgres:
+            desk.execute(f"ALTER DATABASE {desk.engine.url.database} RESET TimeZone")
+            desk.engine.dispose()
 
 
 def test_of_a_long_queue_a_part_is_settled_at_a_time(desk: Books, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,6 +157,33 @@ def test_a_pareto_front_is_told_alike(sides: Sides, directions: Any) -> None:
     assert len(sides.compare(study)["best_trials"]) > 1
 
 
+@pytest.mark.parametrize("directions", [["minimize"], ["maximize"], ["minimize", "maximize"]])
+def test_an_infeasible_trial_is_not_told_to_be_the_best(sides: Sides, directions: Any) -> None:
+    """Where optuna-dashboard says that it is, and knows nothing of the constraints of Optuna 5."""
+    study = optuna.create_study(storage=sides.storage, study_name="some", directions=directions)
+    chance = random.Random(2)
+    constraints: list[Any] = [{"constraints:memory": 1.0, "constraints:time": -1.0}, {"constraints": [0.5]}, {}]
+    constraints += [{"constraints:memory": math.inf}, {"constraints:memory": -1.0}, {"constraints": None}]
+    for at in range(60):
+        attributes, bad = constraints[at % 6], at % 6 in (0, 1, 3)
+        values = [chance.random() + (bad and (9 if one == "maximize" else -9)) for one in directions]
+        study.add_trial(create_trial(values=values, system_attrs=attributes))
+    best = study.best_trials if len(directions) > 1 else [study.best_trial]
+
+    status, found = ask(Opening(optuna_dashboard.wsgi(sides.storage), sides.storage), f"/api/studies/{study._study_id}")
+    _, plain = ask(optuna_dashboard.wsgi(sides.plain_storage), f"/api/studies/{study._study_id}")
+
+    assert status.startswith("200")
+    assert [trial["number"] for trial in found["best_trials"]] == [trial.number for trial in best]
+    assert all(trial == found["trials"][trial["number"]] for trial in found["best_trials"])
+    told = [trial["constraints"] for trial in found["trials"][:6]]
+    assert told == [[1.0, -1.0], [0.5], [], [sys.float_info.max], [-1.0], []]
+    for trial in (*found["trials"], *plain["trials"]):
+        del trial["constraints"]
+    assert found["trials"] == plain["trials"]
+    assert {**found, "best_trials": None} == {**plain, "best_trials": None}
+
+
 def test_few_trials_and_none_and_no_study_are_told_alike(sides: Sides) -> None:
     study = optuna.create_study(storage=sides.storage, study_name="few")
     assert sides.compare(study)["trials"] == []

@@ -627,19 +627,76 @@ def test_a_copied_trial_is_what_deepcopy_would_make(place: Place) -> None:
         assert copied.__dict__.keys() == deep.__dict__.keys()
         assert copied.distributions == deep.distributions
         for name, value in deep.__dict__.items():
-            if name != "_distributions":  # nobody changes one
-                assert_copied(copied.__dict__[name], kept.__dict__[name])
+            assert_copied(copied.__dict__[name], kept.__dict__[name])
             assert type(copied.__dict__[name]) is type(value)
-        assert copied._distributions is not kept._distributions
+        for name, distribution in deep._distributions.items():
+            assert type(copied._distributions[name]) is type(distribution)
+            assert copied._distributions[name] is not kept._distributions[name]
 
         copied._params["float"] = copied.intermediate_values[1] = 99.0
         copied.values[0] = 99.0
         copied._user_attrs["list"][1].append(99)
         copied._system_attrs["dict"]["a"]["b"].append(99)
         copied.state = TrialState.FAIL
+        for distribution in copied._distributions.values():
+            vars(distribution).update(low=-99, high=-99, choices=())
         copied._distributions.clear()
         assert as_text(kept) == as_text(deep)
         assert same(place.one.get_all_trials(place.study_id), [deep])
+
+
+READINGS: dict[str, Callable[[optuna.Study, int], FrozenTrial]] = {
+    "get_trials": lambda study, _: study.get_trials()[0],
+    "trials": lambda study, _: study.trials[0],
+    "filtered": lambda study, _: study.get_trials(states=[TrialState.COMPLETE])[0],
+    "get_trial": lambda study, trial_id: study._storage.get_trial(trial_id),
+    "get_best_trial": lambda study, _: study._storage.get_best_trial(study._study_id),
+    "best_trial": lambda study, _: study.best_trial,
+    "best_trials": lambda study, _: study.best_trials[0],
+}
+"""All ways to read a study's only trial that give it to the caller."""
+
+
+@pytest.mark.parametrize("way", READINGS)
+def test_whoever_changes_a_trial_that_it_was_given_changes_no_other(place: Place, way: str) -> None:
+    study = place.study()
+    distributions = {"x": FloatDistribution(0.0, 1.0), "kind": CategoricalDistribution(("a", "b"))}
+    own = copy.deepcopy(distributions)
+    trial = study.ask(own)
+    trial.set_user_attr("nested", {"list": [1, {"deep": 2}]})
+    study.tell(trial, 0.5)
+    for distribution in own.values():
+        vars(distribution).update(low=-9.0, high=9.0, choices=("z",))
+    (before,) = copy.deepcopy(study.get_trials())
+    assert before.distributions == distributions
+
+    given = READINGS[way](study, trial._trial_id)
+    for distribution in given.distributions.values():
+        vars(distribution).update(low=-9.0, high=9.0, choices=("z",))
+    given._user_attrs["nested"]["list"][1]["deep"] = 3
+    given._params["x"] = given._values[0] = 99.0  # pyright: ignore[reportOptionalSubscript]
+    for other, read in READINGS.items():
+        found = read(study, trial._trial_id)
+        assert as_text(found)["_user_attrs"] == as_text(before)["_user_attrs"], other
+        assert (found, found.distributions) == (before, distributions), other
+    # Nor is a trial that is suggested now: its distribution must go with those of before.
+    assert 0.0 <= study.ask(distributions).params["x"] <= 1.0
+
+
+def test_whoever_changes_what_it_was_told_of_a_study_changes_nothing(place: Place) -> None:
+    place.one.set_study_user_attr(place.study_id, "nested", {"list": [1]})
+    for read in (
+        lambda: place.one.get_study_user_attrs(place.study_id),
+        lambda: next(s for s in place.one.get_all_studies() if s._study_id == place.study_id).user_attrs,
+    ):
+        read()["nested"]["list"].append(2)
+        assert read() == {"nested": {"list": [1]}}
+    for directions in (
+        lambda: place.one.get_study_directions(place.study_id),
+        lambda: next(s for s in place.one.get_all_studies() if s._study_id == place.study_id).directions,
+    ):
+        directions().clear()
+        assert len(directions()) == 1
 
 
 # --- Optuna's own storage as the oracle
@@ -1055,14 +1112,16 @@ def test_a_server_that_keeps_nothing_prepared_is_served_all_the_same(
         for name, run in calls_of(storage, study_id).items():
             monkeypatch.setattr(dialect, "_servers_prepare", True)
             storage.close()
-            if trouble == "lost":
-                run()
-                run()
-                assert prepared(storage) != [], name
+            run()
+            run()
+            names = prepared(storage)
+            assert names != [], name
+            if trouble == "taken":
+                storage.close()
             with storage.engine.connect() as connection:
                 connection.exec_driver_sql("DEALLOCATE ALL")
-                for at in range(20 * (trouble == "taken")):
-                    connection.exec_driver_sql(f"PREPARE tuner_{at} AS SELECT 1")
+                for one in names if trouble == "taken" else []:
+                    connection.exec_driver_sql(f"PREPARE {one} AS SELECT 1")
             before, count = prepared(storage), len(plain.get_all_trials(study_id))
             run()
             assert not dialect._servers_prepare, name

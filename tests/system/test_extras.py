@@ -103,7 +103,7 @@ def test_what_is_missing_is_named(
 
     assert done.returncode == case.status
     (line,) = [line for line in done.stderr.splitlines() if not re.search(r" with \d workers? on ", line)]
-    assert f"pip install 'tuner[{case.extra}]'" in line
+    assert f"pip install -e '.[{case.extra}]'" in line
 
 
 @pytest.mark.slow
@@ -116,6 +116,6 @@ def test_what_a_study_misses_is_named(tuner_on_sqlite: Any, tiny_study: Path, tm
 
     assert done.returncode == case.status, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if "pip install" in line]
-    assert f"pip install 'tuner[{case.extra}]'" in line
+    assert f"pip install -e '.[{case.extra}]'" in line
     if case.status:
         assert len(done.stderr.splitlines()) == 1

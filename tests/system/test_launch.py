@@ -107,7 +107,7 @@ def test_workers_get_their_gpus(tuner_on_sqlite: Any, tiny_study: Path, tmp_path
 
     assert paired.returncode == 0, paired.stderr
     assert "2 workers on gpu 0,1 | gpu 2,3" in paired.stderr
-    assert "JAX sees only CPUs: pip install 'tuner[cuda]'" in paired.stderr
+    assert "JAX sees only CPUs: run `pip install -e '.[cuda]'` in the clone of tuner" in paired.stderr
     assert {note["CUDA_VISIBLE_DEVICES"] for note in notes(given)} == {"0,1", "2,3"}
     assert {note["XLA_PYTHON_CLIENT_MEM_FRACTION"] for note in notes(given)} == {""}
 
@@ -172,6 +172,43 @@ def test_a_study_runs_from_python(tuner_on_sqlite: Any, tiny_study: Path, call: 
     assert [row["outcome"] for row in tuner_on_sqlite.rows("trials", "tiny")] == ["complete"] * 6
 
 
+def test_a_trial_that_violates_a_constraint_is_never_the_best(
+    tuner_on_sqlite: Any, tiny_study: Path, tmp_path: Path
+) -> None:
+    """Nor is its checkpoint kept. An Optuna sampler computes the constraint; the loss falls where it is violated."""
+    tuner, text = tuner_on_sqlite, tiny_study.read_text()
+    sampler = "TPESampler(seed=3, n_startup_trials=99, constraints_func=lambda trial: [trial.params['noise'] - LIMIT])"
+    text = text.replace('sampler="random"', f"sampler=optuna.samplers.{sampler}, keep_best=2")
+    text = text.replace("class HParams", "import optuna\nLIMIT = float(os.environ['LIMIT'])\n\n\nclass HParams")
+    text = text.replace('if MODE == "nan":', "errors = errors - 100.0 * hparams.noise\n        if False:")
+    tiny_study.write_text(text)
+
+    done = tuner.run("launch", "tiny.py", "--workers", "1", "--trials", "3", LIMIT="-1.0")
+    assert done.returncode == 0, done.stderr
+    reason = "a best trial must satisfy every constraint: none of the 3 complete trials of 'tiny' does"
+    assert done.stdout.startswith(reason)
+    assert "3/3 trials, 3 complete, 0 pruned, 0 running, 0 failed" in done.stderr.splitlines()[-1]
+    assert "best" not in done.stderr.splitlines()[-1]
+    assert list((tmp_path / "tuner-artifacts").rglob("best")) == []
+    for command in (["export", "tiny", "model.zip"], ["confirm", "tiny"], ["best", "tiny"]):
+        refused = tuner.run(*command, LIMIT="-1.0")
+        assert (refused.returncode == 0) == (command[0] == "best"), refused.stderr
+        assert reason in refused.stderr.splitlines()[-1]
+
+    done = tuner.run("launch", "tiny.py", "--workers", "1", "--trials", "12", LIMIT="0.5")
+    assert done.returncode == 0, done.stderr
+    rows = tuner.rows("trials", "tiny")
+    feasible = [row for row in rows[3:] if row["hparams"]["noise"] <= 0.5]
+    assert [row["is_feasible"] for row in rows] == [row in feasible for row in rows]
+    best = sorted(feasible, key=lambda row: row["value"])[:2]
+    assert best[0]["value"] > min(row["value"] for row in rows)
+    assert [row["number"] for row in tuner.rows("best", "tiny", "-n", "2")] == [row["number"] for row in best]
+    assert f"best {best[0]['value']:.4f} (trial {best[0]['number']})" in done.stderr.splitlines()[-1]
+    assert done.stdout.splitlines()[1].split() == ["number", str(best[0]["number"])]
+    kept = {path.parent.name for path in (tmp_path / "tuner-artifacts").rglob("best")}
+    assert kept == {str(row["number"]) for row in best}
+
+
 def test_the_best_of_several_objectives_are_a_front(tuner_on_sqlite: Any) -> None:
     storage = optuna.storages.RDBStorage(tuner_on_sqlite.env["TUNER_STORAGE"])
     study = optuna.create_study(study_name="two", storage=storage, directions=["minimize", "maximize"])
@@ -181,3 +218,20 @@ def test_the_best_of_several_objectives_are_a_front(tuner_on_sqlite: Any) -> Non
 
     assert [row["values"] for row in tuner_on_sqlite.rows("best", "two")] == [[1.0, 1.0], [2.0, 1.5]]
     assert [row["number"] for row in tuner_on_sqlite.rows("best", "two", "-n", "1")] == [0]
+
+
+@pytest.mark.slow
+def test_a_launch_ends_when_an_optuna_grid_has_no_point_left(tuner_on_sqlite: Any, tiny_study: Path) -> None:
+    text = tiny_study.read_text()
+    grid = 'optuna.samplers.GridSampler({"learning_rate": [0.01, 0.02, 0.05], "noise": [0.25, 0.5]})'
+    assert text.count('sampler="random"') == 1
+    tiny_study.write_text("import optuna\n" + text.replace('sampler="random"', f"sampler={grid}"))
+
+    done = tuner_on_sqlite.run("launch", "tiny.py", "--workers", "2", "--trials", "20")
+    assert done.returncode == 0, done.stderr
+    trials = tuner_on_sqlite.rows("trials", "tiny")
+    assert {row["outcome"] for row in trials} == {"complete"}
+    points = {(row["hparams"]["learning_rate"], row["hparams"]["noise"]) for row in trials}
+    assert points == {(rate, noise) for rate in (0.01, 0.02, 0.05) for noise in (0.25, 0.5)}
+    assert f"the sampler has ended the search with {len(trials)} of 20 trials finished" in done.stderr
+    assert "died" not in done.stderr

@@ -37,6 +37,11 @@ def test_what_has_another_interface_is_refused_with_its_reason(name: str) -> Non
         (spec("noisy_sgd", options={"key": 1}), "must not hold 'key'.*it is the trial's key"),
         (spec(options={"learning_rate": 1.0}), "must not hold 'learning_rate'"),
         (spec("adam", options={"b1": 1.0}), "adam's b1 must be at least 0 and below 1: got adam's b1=1.0"),
+        (
+            spec("schedule_free_sgd", options={"b1": 0.0}),
+            "schedule_free_sgd's b1 must be above 0 and below 1: got .*b1=0.0; evaluation divides by it",
+        ),
+        (spec("schedule_free_adamw", options={"b1": None}), "schedule_free_adamw's b1 must be above 0 and below 1"),
         (spec("adam", options={"eps": "small"}), "adam's eps must be a finite number: got adam's eps='small'"),
         (spec("muon", options={"ns_coeffs": "odd"}), "options must suit optax's muon: got .*'odd'.*; Unknown ns_coeff"),
         (spec(rate=None), "sgd must have a learning_rate: got None"),

@@ -355,7 +355,8 @@ def test_several_objectives_are_asked_for_by_name(shelf: Shelf) -> None:
     assert [row["number"] for row in by_first] == [1, 2, 0, 3]
     kept = trial_rows(shelf.engine, "pair", where=[f"values.{other}>1", f"values.{one}<2"])
     assert kept == [everything[1]]
-    assert list(everything[0]) == ["number", "outcome", "values", "seconds", "hparams"], "they are no columns"
+    columns = ["number", "outcome", "values", "is_feasible", "seconds", "hparams"]
+    assert list(everything[0]) == columns, "they are no columns"
     with pytest.raises(UsageError, match=rf"--sort must name one of .*values\.{one}, values\.{other}.*: got 'values'"):
         trial_rows(shelf.engine, "pair", sort="values")
 

@@ -36,6 +36,7 @@ from tuner.training import (
 from tuner.training.checkpoint_files import newest_first
 from tuner.training.checkpoints import read
 from tuner.training.loop import Training
+from tuner.training.optimizer_table import OPTIMIZERS, SCHEDULE_FREE, arguments_of
 
 ROOT, RNG = Path(__file__).parents[2], np.random.default_rng(0)
 EPOCHS, STEPS = 3, 4  # 25 examples in batches of 8, the last padded
@@ -280,6 +281,54 @@ def test_a_stream_is_read_for_its_epochs_alone(tmp_path: Path, monkeypatch: pyte
     data = Splits(StreamDataset(Rows()), SPLITS.validation)
     train(MLP_STEP, data, checkpoints=often(tmp_path), log=tmp_path / "log")
     assert begun == EPOCHS + 1  # and once for the shapes
+
+
+class Line(TrainerModule):
+    """Logistic regression with any optimizer of the table."""
+
+    loop = "step"
+
+    def __init__(self, optimizer: str) -> None:
+        self.optimizer = optimizer
+
+    def init_model(self, hparams: Any) -> nn.Module:
+        return nn.Dense(3)
+
+    def init_optimizer(self, hparams: Any, total_steps: int) -> OptimizerSpec:
+        has_rate = "learning_rate" in arguments_of(self.optimizer)
+        return OptimizerSpec(self.optimizer, 0.01 if has_rate else None)
+
+    def loss(self, outputs: Any, batch: Any, hparams: Any) -> Any:
+        return optax.softmax_cross_entropy_with_integer_labels(outputs, batch["labels"]), {}
+
+    def batch_size(self, hparams: Any) -> int:
+        return 13
+
+
+# Of each kind one: evaluated at an average, by matrices, along a line, and the most used.
+_QUICK = ("adamw", "lbfgs", "muon", *SCHEDULE_FREE)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in _QUICK else [pytest.mark.slow]) for name in OPTIMIZERS]
+)
+def test_every_optimizer_resumes_and_its_checkpoints_load(name: str, tmp_path: Path) -> None:
+    trainer = Line(name)
+    whole = train(trainer, hparams={}, checkpoints=never(tmp_path / "whole"))
+    assert whole.best is not None
+    best = load_from_checkpoint(tmp_path / "whole", trainer=trainer, hparams={})
+    assert_bit_equal(best.state, whole.best.state)
+    # Its validation loss, computed here from the parameters that were loaded, is the one that was reported.
+    params, rows = plain_keys(best.state.params), np.arange(25, 45)
+    logits = np.asarray(INPUTS[rows] @ params["kernel"] + params["bias"], np.float64)
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(rows)), LABELS[rows]]
+    assert math.isclose(losses.mean(), whole.best.metrics["loss"], rel_tol=1e-5)
+
+    folder = tmp_path / "stopped"
+    stopped = train(trainer, hparams={}, stop_at=3, checkpoints=never(folder))  # in the second epoch
+    latest = load_from_checkpoint(folder, trainer=trainer, hparams={})
+    assert_bit_equal(latest.state, stopped.state)
+    assert_same_training(train(trainer, hparams={}, checkpoints=never(folder)), whole)
 
 
 @pytest.mark.parametrize("name", ["mlp-step", "mlp-scan"])

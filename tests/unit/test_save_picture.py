@@ -109,7 +109,7 @@ def test_what_cannot_be_written_is_told_once_and_the_training_goes_on(
             (folder / "pictures").write_text("")
         else:
             monkeypatch.setitem(__import__("sys").modules, "matplotlib.image", None)
-            why = "pip install 'tuner[plots]'"
+            why = "pip install -e '.[plots]'"
         reports = train(log=folder)
     assert len(reports) == 2
     told = [line for line in capfd.readouterr().err.splitlines() if "pictures" in line]

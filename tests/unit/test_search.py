@@ -190,7 +190,9 @@ def test_a_seed_cannot_be_an_option_of_a_sampler(name: str) -> None:
 def test_gaussian_processes_need_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
 
-    with pytest.raises(StudyError, match=r"sampler 'gp' needs PyTorch, .*: pip install 'tuner\[gp\]'$"):
+    with pytest.raises(
+        StudyError, match=r"sampler 'gp' needs PyTorch, .*: run `pip install -e '\.\[gp\]'` in the clone of tuner$"
+    ):
         make_study(sampler="gp")
 
 

@@ -325,7 +325,9 @@ def test_a_source_of_a_study_file_can_be_sent_to_a_process(tmp_path: pathlib.Pat
 def test_without_grain_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     data = numbered()  # needs no Grain yet
     monkeypatch.setitem(sys.modules, "grain", None)
-    with pytest.raises(StudyError, match=r"needs Grain, which is not installed: pip install 'tuner\[stream\]'"):
+    with pytest.raises(
+        StudyError, match=r"needs Grain, which is not installed: run `pip install -e '\.\[stream\]'` in the clone"
+    ):
         next(data.batches(np.zeros((1, 2), int), np.ones((1, 2))))
 
 

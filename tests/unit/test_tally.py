@@ -76,5 +76,8 @@ def test_an_address_of_ipv6_is_told_as_one() -> None:
 
 def test_without_the_library_it_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuner.launch.metrics.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"must be installed to serve metrics: `pip install 'tuner\[metrics\]'`$"):
+    with pytest.raises(
+        UsageError,
+        match=r"must be installed to serve metrics: run `pip install -e '\.\[metrics\]'` in the clone of tuner$",
+    ):
         served(Tally(["cpu 0"]), "127.0.0.1", 0).__enter__()

@@ -18,7 +18,7 @@ from tuner.trial import Outcome
 Row = dict[str, Any]
 
 _RESULT_COLUMNS = {
-    *("number", "outcome", "value", "values", "mean", "low", "high", "better_by", "seconds"),
+    *("number", "outcome", "value", "values", "is_feasible", "mean", "low", "high", "better_by", "seconds"),
     *("study", "state", "best", "median", "complete", "trials", "device_hours", "hours_saved"),
     *("check", "status", "metric", "recorded", "difference", "hparam", "ped_anova", "fanova"),
 }
@@ -191,8 +191,8 @@ def _print_ran_with(about: Row) -> None:
 def print_fields(row: Row) -> None:
     """Print one row, a field a line; what is unknown is left out."""
     for key, value in row.items():
-        if key == "hparams":
-            print("hparams")
+        if key == "hparams" or (key == "constraints" and value):
+            print(key)
             for name, hparam in value.items():
                 print(f"  {name:<{max(18, *map(len, value))}} {as_text(hparam)}")
         elif key == "confirmed":

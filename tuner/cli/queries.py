@@ -86,15 +86,20 @@ def best(
 ) -> None:
     """List the best trials of a study.
 
-    Complete ones only; of a study with several objectives, those of its Pareto front. Those that `tuner confirm` has
-    trained again come first, by their mean over other seeds, with its 95 % interval.
+    Complete trials that satisfy their constraints; of a study with several objectives, its Pareto front. Those that
+    `tuner confirm` has trained again come first, by their mean over other seeds, with its 95 % interval.
     For example: tuner best digits_mlp -n 5 --format json
     """
+    from tuner.results import no_feasible
+
     if count is not None and count < 1:
         raise UsageError(f"-n must be at least 1: got {count}")
     with _engine(storage) as engine:
         rows = _best(engine, study, count)
+        missing = None if rows else no_feasible(engine, study)
     emit(rows, format)
+    if missing is not None:
+        print(f"tuner: {missing}", file=sys.stderr)
     say_how_sure(rows)
 
 
@@ -216,10 +221,13 @@ def tell_best(study: str, storage: str | None) -> None:
 
 def print_best(study: str, storage: str | None) -> None:
     """Print the best trial of a study that has just ended."""
+    from tuner.results import no_feasible
+
     with _engine(storage) as engine:
         rows = _best(engine, study, None)
+        missing = None if rows else no_feasible(engine, study)
     if not rows:
-        print(f"no trial of {study!r} is complete")
+        print(missing or f"no trial of {study!r} is complete")
     elif "values" in rows[0]:
         print(f"Pareto front of {study!r}:")
         emit(rows, Format.TABLE)

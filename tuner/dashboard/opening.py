@@ -3,7 +3,8 @@
 optuna-dashboard makes it from Python objects, trial by trial: it compares search spaces, serialises dictionaries, and
 encodes them. But trials of one kind (state, hyperparameters and their distributions, user attributes) look alike. So we
 let optuna-dashboard answer for a few of each kind, and write the others ourselves after their pattern. All that it
-tells beside the trials comes from it. Trials with notes, artifacts or constraints are left to it.
+tells beside the trials comes from it. Trials with notes, artifacts or constraints are left to it, but that it calls
+trials the best that violate a constraint, and does not know the constraints of Optuna 5.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import math
 import numbers
 import re
+import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
@@ -27,11 +29,13 @@ from optuna.trial import FrozenTrial, TrialState
 from tuner.dashboard.login import WSGI
 from tuner.errors import StorageLost
 from tuner.storage.optuna_storage import Storage
+from tuner.storage.ranking import is_feasible
 
 _PATH = re.compile(r"/api/studies/(\d+)")
 _TOLD_OF_ONE = re.compile(r"dashboard:(?:artifacts:)?(\d+):")  # study attributes that belong to one trial
 _SHOWN_ATTRIBUTES = ("fixed_params", "constraints", "artifacts:")  # system attributes of trials that are shown
 _LONGEST_ATTRIBUTE = 1024
+_MOST = sys.float_info.max
 MOST_CURVES = 2_000
 """The front-end draws a curve with a legend for each trial that has reports, and stands still for minutes at thousands:
 of larger studies it is told that there is no such plot. The reports themselves are told."""
@@ -69,13 +73,15 @@ class Opening:
         except (KeyError, StorageLost):  # its own answer to these
             return self.app(environ, start_response)
         kinds = [_kind(trial, singled) for trial in trials]
-        samples = _samples(trials, kinds, directions)
+        best = _best(trials, directions)
+        samples = _samples(trials, kinds, best)
         status, headers, body = _ask(_Sampled(self.storage, study_id, samples), environ)
         detail = json.loads(body) if status.startswith("200") else {}
         if "trials" not in detail or detail.get("is_preferential"):
             return self.app(environ, start_response)
         detail["has_intermediate_values"] &= len(trials) <= MOST_CURVES
         shown = {trial["number"]: trial for trial in detail.pop("trials")}
+        _correct(detail, shown, trials, best)
         patterns = _patterns(samples, shown, singled)
         start = int(after)
         texts = (
@@ -105,24 +111,35 @@ def _kind(trial: FrozenTrial, singled: set[int]) -> Hashable:
     return trial.state, distributions, attributes, bool(trial.intermediate_values)
 
 
-def _samples(
-    trials: Sequence[FrozenTrial], kinds: Sequence[Hashable], directions: Sequence[StudyDirection]
-) -> list[FrozenTrial]:
-    """Return trials that have in common all that all have: of each kind the first and the last, and a Pareto front.
+def _samples(trials: Sequence[FrozenTrial], kinds: Sequence[Hashable], best: Sequence[int]) -> list[FrozenTrial]:
+    """Return trials that have in common all that all have: of each kind the first and the last, and the best.
 
     Both ends, because the order of what is told beside the trials follows from them.
     """
     last = {kind: number for number, kind in enumerate(kinds)}
     first = {kind: number for number, kind in reversed(list(enumerate(kinds)))}
-    chosen = {*first.values(), *last.values()}
+    return [trials[place] for place in sorted({*first.values(), *last.values(), *best})]
+
+
+def _best(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> list[int]:
+    """Return the places of the best complete trials, those of a Pareto front or, of one objective, of the best alone.
+
+    Trials that violate a constraint are left out, as by `optuna.Study.best_trials`.
+    """
+    complete = [
+        place
+        for place, trial in enumerate(trials)
+        if trial.state == TrialState.COMPLETE and is_feasible(trial.constraints)
+    ]
     if len(directions) > 1:
-        chosen |= _front(trials, directions)
-    return [trials[place] for place in sorted(chosen)]
+        return sorted(_front(trials, complete, directions))
+    sign = -1.0 if directions[0] == StudyDirection.MAXIMIZE else 1.0
+    return [min(complete, key=lambda place: sign * trials[place].values[0])] if complete else []
 
 
-def _front(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> set[int]:
-    """Return the places of the complete trials that no other one beats."""
-    places = np.array([place for place, trial in enumerate(trials) if trial.state == TrialState.COMPLETE], dtype=int)
+def _front(trials: Sequence[FrozenTrial], among: Sequence[int], directions: Sequence[StudyDirection]) -> set[int]:
+    """Return the places of those of some complete trials that no other one of them beats."""
+    places = np.array(among, dtype=int)
     signs = [-1.0 if direction == StudyDirection.MAXIMIZE else 1.0 for direction in directions]
     costs = np.array([trials[place].values for place in places]).reshape(len(places), len(signs)) * signs
     at = 0
@@ -131,6 +148,22 @@ def _front(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) 
         at = int((~is_beaten[:at]).sum()) + 1
         places, costs = places[~is_beaten], costs[~is_beaten]
     return set(places.tolist())
+
+
+def _correct(
+    detail: dict[str, Any], shown: dict[int, dict[str, Any]], trials: Sequence[FrozenTrial], best: Sequence[int]
+) -> None:
+    """Put right what optuna-dashboard tells of constraints: all of each trial, and which trials are the best."""
+    constrained = [trial for trial in trials if trial.constraints]
+    for trial in shown.values():
+        trial["constraints"] = trial["constraints"] or []  # None if the function that computes them failed
+    for trial in constrained:
+        # The front-end looks at their signs; JSON has neither NaN nor infinities.
+        shown[trial.number]["constraints"] = [
+            one if abs(one) <= _MOST else -_MOST if one < 0 else _MOST for one in trial.constraints.values()
+        ]
+    if not all(is_feasible(trial.constraints) for trial in constrained):
+        detail["best_trials"] = [shown[trials[place].number] for place in best]
 
 
 class _Sampled:

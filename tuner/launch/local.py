@@ -156,6 +156,8 @@ class _Launch:
                 place.trial = None
             case "hours":
                 snapshot.is_out_of_hours = True
+            case "finished":
+                snapshot.is_finished = True
             case "idle":
                 snapshot.workers[index] = "waiting for other workers' trials"
             case "done":
@@ -350,6 +352,11 @@ def launch(
                 f"the study's hours are spent with {run.snapshot.used} of {run.snapshot.trials} trials finished; "
                 "more hours run those that are missing",
                 "hours",
+            )
+        if run.snapshot.is_finished and run.snapshot.used < run.snapshot.trials:
+            progress.note(
+                f"the sampler has ended the search with {run.snapshot.used} of {run.snapshot.trials} trials finished",
+                "finished",
             )
     return run.snapshot
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tuner.errors import UsageError
+from tuner.errors import UsageError, how_to_install
 from tuner.launch.progress import Snapshot
 from tuner.log import tell
 from tuner.trial import Event, Outcome
@@ -156,7 +156,7 @@ def served(tally: Tally, host: str, port: int) -> Iterator[str]:
     if not 0 <= port < 65536:
         raise UsageError(f"--metrics-port must be 1 to 65535, or 0 for a free one: got {port}")
     if importlib.util.find_spec("prometheus_client") is None:
-        raise UsageError("prometheus-client must be installed to serve metrics: `pip install 'tuner[metrics]'`")
+        raise UsageError(f"prometheus-client must be installed to serve metrics: {how_to_install('metrics')}")
     # Late: without the option nothing of this is needed.
     from cheroot.wsgi import Server
     from prometheus_client import CollectorRegistry, make_wsgi_app

@@ -43,6 +43,7 @@ class Snapshot:
         already: Trials that had used budget by then.
         workers: What each worker does, by index.
         is_out_of_hours: Whether the study ended because its wall or device hours were spent.
+        is_finished: Whether a sampler ended the search, by `Study.stop()`.
     """
 
     objective: str = ""
@@ -55,6 +56,7 @@ class Snapshot:
     already: int = 0
     workers: dict[int, str] = field(default_factory=dict)
     is_out_of_hours: bool = False
+    is_finished: bool = False
 
     @property
     def used(self) -> int:
@@ -112,6 +114,8 @@ def shown(event: Event) -> str | None:
     match event["event"]:
         case "retry":
             return f"[{event['place']}] {event_line(event)}"
+        case "sampler":
+            return f"[{event['place']}] {event['message']}"
         case "output":
             return f"[{event['place']}] {event['message']}"
         case "track":

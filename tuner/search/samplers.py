@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tuner.errors import StudyError
+from tuner.errors import StudyError, how_to_install
 from tuner.search.options import Named, call, split
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _gp(options: dict[str, Any], context: Context) -> BaseSampler:
     try:
         import torch  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise StudyError("the sampler 'gp' needs PyTorch, which is not installed: pip install 'tuner[gp]'") from None
+        raise StudyError(f"the sampler 'gp' needs PyTorch, which is not installed: {how_to_install('gp')}") from None
     return call("sampler", "gp", GPSampler, options, {"seed": context.trial_seed}, warn_independent_sampling=False)
 
 

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine
 from tuner.storage.dialect import clock, greatest, ids_value, one_of
 from tuner.storage.encoding import loaded_number
 from tuner.storage.engine import read
+from tuner.storage.ranking import is_feasible, read_constraints
 from tuner.storage.tables import (
     attempts,
     leases,
@@ -205,6 +206,7 @@ def read_checkpoints(engine: Engine, study_id: int, count: int = 10) -> list[Row
     Returns:
         Rows of `trial_id`, `trial`, `value`, `checkpoint` (a folder on the worker's machine), `worker`, and `curve`:
         the trial's reports as (epoch, metrics). Checkpoints of trials that others have surpassed since are removed.
+        Trials that violate a constraint are left out.
     """
 
     def work(connection: Connection) -> list[Row]:
@@ -228,13 +230,14 @@ def read_checkpoints(engine: Engine, study_id: int, count: int = 10) -> list[Row
             .join(trial_values, is_first)
             .where(records.c.study_id == study_id, records.c.checkpoint.is_not(None))
             .order_by(value.desc() if direction == "MAXIMIZE" else value.asc(), trials.c.number)
-            .limit(count)
         )
         names = ("trial_id", "trial", "value", "checkpoint", "worker")
         rows: list[Row] = [
             dict(zip(names, (trial_id, number, loaded_number(found, kind), *rest), strict=True))
             for trial_id, number, found, kind, *rest in connection.execute(query)
         ]
+        constraints = read_constraints(connection, [row["trial_id"] for row in rows])
+        rows = [row for row in rows if is_feasible(constraints.get(row["trial_id"], {}))][:count]
         curves = _curves(connection, [row["trial_id"] for row in rows])
         return [{**row, "curve": curves.get(row["trial_id"], [])} for row in rows]
 

@@ -15,17 +15,21 @@ from sqlalchemy import Connection, Engine
 
 from tuner.errors import UnknownStudy
 from tuner.failures import ANY_FAILURES, reason_to_stop
-from tuner.storage.dialect import clock, greatest, ids_value, of_study, one_of, run_prepared, utc_now
+from tuner.storage.dialect import clock, greatest, ids_value, is_recent, of_study, one_of, run_prepared, utc_now
 from tuner.storage.engine import read, write, write_once
 from tuner.storage.fences import Lease, Write, insertion, run_with, run_write
 from tuner.storage.hours import Hours, count_hours
 from tuner.storage.leases import endings
-from tuner.storage.tables import attempts, budgets, leases, records, studies, trials, workers
+from tuner.storage.tables import attempts, budgets, leases, records, studies, trial_heartbeats, trials, workers
 from tuner.trial import DEADLY, Outcome
 
 MAX_DEATHS = 3
 """A trial in which this many workers died is failed: a fourth would probably die as well."""
 _AFTER_RESTART_S = 20.0
+OTHERS_TRIAL_S = 3600
+"""How long the running trial of a plain Optuna process uses budget: so long after it began..."""
+OTHERS_HEARTBEAT_S = 600
+"""...and while its latest heartbeat is younger than this."""
 _SETTLE_AFTER = 200
 _MOST_OPEN = 200
 
@@ -64,7 +68,8 @@ class Claimant:
     Attributes:
         study_id: The study.
         worker: The worker's name.
-        trials: Trials asked for: complete, pruned, diverged and out-of-memory ones count, failed ones do not.
+        trials: Trials asked for: complete, pruned, diverged and out-of-memory ones count, failed ones do not. Running
+            ones are expected to count, also those of plain Optuna processes.
         lease_s: How long a lease lasts without a renewal, in seconds.
         wall_s: Seconds in which at least one worker may be at work on the study.
         device_s: Seconds of training that may be spent, times the devices of each worker.
@@ -93,7 +98,11 @@ class Claimant:
 
 @dataclass(frozen=True)
 class _Standing:
-    """A study as a claim finds it; the first four are counts of trials that are not settled."""
+    """A study as a claim finds it; the first four are counts of trials that are not settled.
+
+    `running` trials use budget: those that our workers hold or have lost, and those of plain Optuna processes that
+    have begun lately or have a heartbeat.
+    """
 
     total: int
     used: int
@@ -199,13 +208,14 @@ def _standing(connection: Connection, claimant: Claimant) -> _Standing:
         is_open = (state == _word("RUNNING")) | (state == _word("WAITING"))
         is_queued = state == _word("WAITING")
         has_expired = _has_expired(connection, now)
+        is_others = (state == _word("RUNNING")) & leases.c.trial_id.is_(None) & _is_alive(dialect)
         one = sa.literal_column("1")
         count = sa.func.count
         return (
             sa.select(
                 count(),
                 count(sa.case((_is_used(state), one))),
-                count(sa.case((is_ours, one))),
+                count(sa.case((is_ours | is_others, one))),
                 count(sa.case((is_open, one))),
                 sa.func.min(sa.case((is_queued, of_trial))),
                 count(sa.case((is_ours & has_expired, one))),
@@ -219,6 +229,16 @@ def _standing(connection: Connection, claimant: Claimant) -> _Standing:
     values = _unsettled(dialect, claimant)
     *counts, expired, now_s = run_prepared(connection, ("standing", are_new), build, values).one()
     return _Standing(*counts, expired=expired, now_s=now_s)
+
+
+def _is_alive(dialect: str) -> sa.ColumnElement[bool]:
+    """Return whether a running trial that is not ours probably has a living process."""
+    # A value, not EXISTS, which Postgres may answer by reading all heartbeats first.
+    latest = sa.select(trial_heartbeats.c.heartbeat).where(trial_heartbeats.c.trial_id == trials.c.trial_id)
+    began_lately = is_recent(dialect, trials.c.datetime_start, OTHERS_TRIAL_S)
+    heartbeat = latest.scalar_subquery()
+    has_heartbeat = is_recent(dialect, heartbeat, OTHERS_HEARTBEAT_S, in_session_zone=True)
+    return began_lately | has_heartbeat
 
 
 def _is_unsettled(dialect: str, are_new: bool) -> sa.ColumnElement[bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Collection, Hashable, Mapping
@@ -13,7 +14,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
-from tuner.storage.engine import read
+from tuner.storage.engine import NOT_PREPARED, is_pooled, read
 from tuner.storage.tables import trials
 
 
@@ -30,6 +31,27 @@ def utc_now(dialect: str) -> sa.ColumnElement[Any]:
     if dialect == "sqlite":
         return sa.literal_column("strftime('%Y-%m-%d %H:%M:%f000', 'now')", sa.DateTime())
     return sa.literal_column("(clock_timestamp() AT TIME ZONE 'UTC')", sa.DateTime())
+
+
+def is_recent(
+    dialect: str, column: sa.ColumnElement[Any], seconds: int, *, in_session_zone: bool = False
+) -> sa.ColumnElement[bool]:
+    """Return whether a time without a zone is at most so many seconds away from the database's.
+
+    In either direction: a process whose clock or time zone is wrong has not begun in the future.
+
+    Args:
+        dialect: The database's.
+        column: The time, in UTC.
+        seconds: How far away it may be.
+        in_session_zone: Postgres stored the time in the time zone of a session, as its `now()` without a zone.
+    """
+    if dialect == "sqlite":
+        low, high = (f"strftime('%Y-%m-%d %H:%M:%f', 'now', '{sign}{seconds} seconds')" for sign in "-+")
+    else:
+        now = "CAST(clock_timestamp() AS timestamp)" if in_session_zone else "(clock_timestamp() AT TIME ZONE 'UTC')"
+        low, high = (f"{now} {sign} interval '{seconds} seconds'" for sign in "-+")
+    return (column >= sa.literal_column(low)) & (column <= sa.literal_column(high))
 
 
 def now_s(engine: Engine) -> float:
@@ -86,7 +108,6 @@ class _Text:
 
 _TEXTS: dict[tuple[str, Hashable], _Text] = {}
 _PREPARED = "tuner_prepared"
-_NOT_PREPARED_HERE = {"26000", "42P05"}
 _servers_prepare = True
 
 
@@ -122,7 +143,7 @@ def run_prepared(
     assert len(constants) == len({*constants}), "two statements in one message must not share names"
     for made in statements.values():
         values = {**made.constants, **values}
-    if not _servers_prepare:
+    if not _servers_prepare or is_pooled(connection):
         return connection.exec_driver_sql("; ".join(map(_with_places, statements.values())), values)
     try:
         several = [_prepared(connection, one, made) for one, made in statements.items()]
@@ -155,7 +176,9 @@ def _prepared(connection: Connection, key: Hashable, made: _Text) -> str:
     calls = connection.info.setdefault(_PREPARED, {})
     call = calls.get(key)
     if call is None:
-        name, places = f"tuner_{len(calls)}", ", ".join(f"%({name})s" for name in made.names)
+        # By what it does: where a pooler hands sessions on, another client's statement of this name does the same.
+        name = f"tuner_{hashlib.sha256(made.text.encode()).hexdigest()[:24]}"
+        places = ", ".join(f"%({name})s" for name in made.names)
         connection.exec_driver_sql(f"PREPARE {name} AS {made.text}".replace("%", "%%"))
         call = calls[key] = f"EXECUTE {name} ({places})" if places else f"EXECUTE {name}"
     return call
@@ -171,5 +194,5 @@ def _compile(dialect: str, statement: Any) -> _Text:
 def _note_pooler(error: DBAPIError) -> None:
     """Prepare no more where a pooler such as PgBouncer hands each transaction another server connection."""
     global _servers_prepare
-    if getattr(error.orig, "pgcode", None) in _NOT_PREPARED_HERE:
+    if getattr(error.orig, "pgcode", None) in NOT_PREPARED:
         _servers_prepare = False

@@ -20,7 +20,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tuner.errors import StorageLost, StorageSchemaError
 from tuner.log import tell
+from tuner.storage import deadlines
 from tuner.storage.url import driver_url, hide_password, sqlite_path
+from tuner.storage.waited import waiting
 
 T = TypeVar("T")
 
@@ -31,10 +33,12 @@ _PING_AFTER_S = 1.0
 # Of what a URL, a role or a database sets itself, nothing is changed. A worker that is stopped (SIGSTOP) in the middle
 # of a transaction would otherwise keep all others from claiming for as long as it is stopped.
 _LIMITS = """
-SELECT set_config(name, setting, false)
+SELECT set_config(name, setting, {is_local})
 FROM (VALUES ('statement_timeout', '120s'), ('lock_timeout', '30s'), ('idle_in_transaction_session_timeout', '30s'))
 AS limits (name, setting) WHERE current_setting(name) = '0'
 """
+_POOLED = "tuner_pooled"
+_AFTER_THE_SERVER_S = 10.0
 # A connection whose other side vanished without a word is noticed within a minute, not after TCP's two hours.
 _KEEPALIVE = {
     "keepalives_idle": 20,
@@ -57,12 +61,24 @@ def new_engine(url: str) -> Engine:
         parsed,
         pool_size=2,
         max_overflow=0,
-        connect_args={name: value for name, value in arguments.items() if name not in parsed.query},
+        connect_args={
+            **{name: value for name, value in arguments.items() if name not in parsed.query},
+            "connection_factory": deadlines.Connection,
+            "cursor_factory": deadlines.Cursor,
+        },
     )
+    event.listen(engine, "do_connect", _connect)
     event.listen(engine, "connect", _prepare_postgres)
     event.listen(engine, "checkin", _note_use)
     event.listen(engine, "checkout", _ping)
     return engine
+
+
+def _connect(dialect: Any, _record: Any, arguments: Any, options: dict[str, Any]) -> Any:
+    with contextlib.suppress(ValueError):  # libpq says what is wrong
+        timeout_s = float(options["connect_timeout"])
+        options = {**options, "connect_timeout": deadlines.connect_timeout(timeout_s if timeout_s > 0 else math.inf)}
+    return dialect.connect(*arguments, **options)
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
@@ -70,12 +86,37 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.execute("PRAGMA synchronous=NORMAL")
 
 
-def _prepare_postgres(connection: Any, _record: Any) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute(_LIMITS)
-        # Who waited for a lock must see what its holder has done, whatever the database or the role sets.
-        cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED")
+def _prepare_postgres(connection: Any, record: Any) -> None:
+    record.info[_POOLED] = _is_pooled(connection)
+    if not record.info[_POOLED]:
+        with connection.cursor() as cursor:
+            # Who waited for a lock must see what its holder has done, whatever the database or the role sets.
+            isolation = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED"
+            limit = "SELECT setting::float / 1000 FROM pg_settings WHERE name = 'statement_timeout'"
+            cursor.execute(f"{_LIMITS.format(is_local='false')}; {isolation}; {limit}")
+            connection.limit_s = cursor.fetchone()[0] + _AFTER_THE_SERVER_S  # the server ends a statement first
     connection.commit()
+
+
+def _is_pooled(connection: Any) -> bool:
+    """Return whether a pooler such as PgBouncer is between us and the server: it makes up the process ids it tells.
+
+    It may give each transaction another session, which then goes to others: nothing is set or prepared in it.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        return cursor.fetchone() != (connection.get_backend_pid(),)
+
+
+def is_pooled(connection: Connection) -> bool:
+    """Return whether a connection goes through a pooler."""
+    return connection.info.get(_POOLED, False)
+
+
+def limit_transaction(connection: Connection) -> None:
+    """Set for a transaction that begins what a pooler's session does not keep: limits, and the isolation."""
+    if is_pooled(connection):
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED;" + _LIMITS.format(is_local="true"))
 
 
 def _note_use(_connection: Any, record: Any) -> None:
@@ -143,8 +184,10 @@ def connected_engine(url: str) -> Engine:
 
 _PATIENCE = "tuner_patience"
 _LONGEST_PAUSE_S = 10.0
+NOT_PREPARED = {"26000", "42P05"}
+"""A prepared statement is not there, or another of its name is: a pooler gave us another session."""
 # Serialization, deadlock, lock timeout, a pooler without prepared statements: rolled back, and works when repeated.
-_CONFLICTS = {"40001", "40P01", "55P03", "26000", "42P05"}
+_CONFLICTS = {"40001", "40P01", "55P03", *NOT_PREPARED}
 _PASSING = {
     "25006",  # read only: a standby that is being promoted
     "25P03",  # we were idle in a transaction for too long
@@ -161,6 +204,9 @@ _LASTING = (
     "does not exist",
     "no pg_hba.conf entry",
     "invalid connection option",
+    "unsupported startup parameter",  # PgBouncer's
+    "no such database",
+    "no such user",
 )
 
 
@@ -171,16 +217,29 @@ class Patience:
     seconds: float
     is_over: Callable[[], bool] = lambda: False
     conflict_tries: int = 8
+    statement_s: float = math.inf
+    """How long a server may be silent in the middle of a statement before its connection is given up; twice as long at
+    the next try. Never longer than the server's own `statement_timeout` and ten seconds."""
 
 
 IMPATIENT = Patience(0.0)
-PROMPT = Patience(0.0, conflict_tries=0)
+PROMPT = Patience(0.0, conflict_tries=0, statement_s=10.0)
 """Not even a lock is waited for longer than the driver does."""
 
 
 def patient(engine: Engine, patience: Patience) -> Engine:
     """Return an engine on the same connections whose reads and writes wait for a database that is away."""
     return engine.execution_options(**{_PATIENCE: patience})
+
+
+@contextlib.contextmanager
+def hurried(patience: Patience) -> Iterator[None]:
+    """Have this thread's reads and writes wait no longer than this while the body runs, whatever their engine says."""
+    before, _of_thread.patience = _of_thread.patience, patience
+    try:
+        yield
+    finally:
+        _of_thread.patience = before
 
 
 def read(engine: Engine, work: Callable[[Connection], T]) -> T:
@@ -222,6 +281,7 @@ def write(engine: Engine, work: Callable[[Connection, int], T]) -> T:
                 # A deferred transaction that reads first and then writes fails at once when another writer came
                 # between.
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
+            limit_transaction(connection)
             return work(connection, tries)
 
     return retried(engine, attempt)
@@ -245,41 +305,30 @@ def retried(engine: Engine, attempt: Callable[[int], T]) -> T:
     Raises:
         StorageLost: the database does not answer.
     """
-    is_inner, _waited.is_inside = _waited.is_inside, True
-    began_s = time.monotonic()
-    try:
+    with waiting():
         return _retried(engine, attempt)
-    finally:
-        if not is_inner:
-            _waited.is_inside = False
-            _waited.seconds += time.monotonic() - began_s
 
 
-class _Waited(threading.local):
-    """How long each thread has waited for databases: those that renew leases keep no trial waiting."""
-
-    seconds = 0.0
-    is_inside = False
+class _OfThread(threading.local):
+    patience: Patience | None = None
 
 
-_waited = _Waited()
-
-
-def database_s() -> float:
-    """Return the seconds that this thread has spent in `read` and `write`, also waiting for a database that is away."""
-    return _waited.seconds
+_of_thread = _OfThread()
 
 
 def _retried(engine: Engine, attempt: Callable[[int], T]) -> T:
-    patience: Patience = engine.get_execution_options().get(_PATIENCE, IMPATIENT)
+    patience: Patience = _of_thread.patience or engine.get_execution_options().get(_PATIENCE, IMPATIENT)
     began_s, tries = time.monotonic(), 0
     while True:
         try:
-            result = attempt(tries)
+            with deadlines.limit(patience.statement_s * 2 ** min(tries, 10), patience.is_over):
+                result = attempt(tries)
         except (DBAPIError, PoolTimeout) as error:
             kind = _kind(error)
             may_wait = kind != "other" and time.monotonic() < began_s + patience.seconds
-            is_conflict = kind == "conflict" and tries < patience.conflict_tries
+            # Without preparing it works at once, also for those who do not wait.
+            most_tries = max(patience.conflict_tries, _pgcode(error) in NOT_PREPARED)
+            is_conflict = kind == "conflict" and tries < most_tries
             if patience.is_over() or not (may_wait or is_conflict):
                 if _lacks_tables(error):
                     raise StorageSchemaError(
@@ -317,11 +366,15 @@ def _pause(seconds: float, patience: Patience) -> None:
         time.sleep(min(0.1, left_s))
 
 
+def _pgcode(error: Exception) -> str | None:
+    return getattr(getattr(error, "orig", None), "pgcode", None)
+
+
 def _lacks_tables(error: Exception) -> bool:
     """Return whether a statement names a table or a column that the database does not have."""
     original = getattr(error, "orig", None)
     is_sqlites = isinstance(original, sqlite3.Error) and str(original).startswith(("no such table", "no such column"))
-    return is_sqlites or getattr(original, "pgcode", None) in ("42P01", "42703")
+    return is_sqlites or _pgcode(error) in ("42P01", "42703")
 
 
 def _kind(error: Exception) -> str:
@@ -329,7 +382,7 @@ def _kind(error: Exception) -> str:
     original = getattr(error, "orig", None)
     if isinstance(original, sqlite3.Error):
         return "conflict" if "locked" in str(original) or "busy" in str(original) else "other"
-    code = getattr(original, "pgcode", None)
+    code = _pgcode(error)
     if code is not None:
         return "conflict" if code in _CONFLICTS else "passing" if code in _PASSING or code[:2] == "08" else "other"
     # Without a code it is the connection that failed, or could not be made.

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 import sqlalchemy as sa
-from optuna.distributions import BaseDistribution, json_to_distribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection
 
@@ -176,21 +176,28 @@ def _fill(found: dict[int, FrozenTrial], rows: Any) -> None:
 
 
 def copies(trials: Collection[FrozenTrial]) -> Iterator[FrozenTrial]:
-    """Yield copies of trials that may be changed: some twenty times as fast as `copy.deepcopy`.
-
-    Distributions are shared: nobody changes them.
-    """
+    """Yield copies of trials that may be changed, and share nothing: some ten times as fast as `copy.deepcopy`."""
     for trial in trials:
         copied = FrozenTrial.__new__(FrozenTrial)
         fields: Any = copied.__dict__
         fields.update(trial.__dict__)
-        for name in ("_params", "_distributions", "intermediate_values"):
-            fields[name] = dict(fields[name])
-        for name in ("_user_attrs", "_system_attrs"):
+        fields["intermediate_values"] = dict(fields["intermediate_values"])
+        fields["_distributions"] = {key: _copied_distribution(one) for key, one in fields["_distributions"].items()}
+        for name in ("_params", "_user_attrs", "_system_attrs"):
             fields[name] = {key: _copied(value) for key, value in fields[name].items()}
         if fields["_values"] is not None:
             fields["_values"] = list(fields["_values"])
         yield copied
+
+
+def _copied_distribution(distribution: BaseDistribution) -> BaseDistribution:
+    kind = type(distribution)
+    copied = kind.__new__(kind)
+    fields: Any = copied.__dict__
+    fields.update(distribution.__dict__)
+    if kind is CategoricalDistribution:
+        fields["choices"] = tuple([_copied(choice) for choice in fields["choices"]])
+    return copied
 
 
 def _copied(value: Any) -> Any:

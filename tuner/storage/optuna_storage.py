@@ -33,7 +33,7 @@ from tuner.storage.encoding import stored_number
 from tuner.storage.engine import IMPATIENT, Patience, lost, new_engine, patient, read, retried, write, write_once
 from tuner.storage.fences import Lease
 from tuner.storage.leases import store_attribute, store_suggested
-from tuner.storage.loading import copies, load_trial, load_trials, new_trial
+from tuner.storage.loading import copies, load_trial, load_trials, new_trial, to_distribution
 from tuner.storage.rungs import Rungs, enter_rung
 from tuner.storage.studies import delete
 from tuner.storage.tables import (
@@ -286,6 +286,7 @@ class Storage(BaseStorage):
             self._check_updatable(trial_id)  # of two errors Optuna wants this one
             raise
         text = distribution_to_json(distribution)
+        distribution = to_distribution(text)  # the caller may change its own
         if held is not None:
             held.new_params.append((param_name, float(param_value_internal), text))
             held.trial._params[param_name] = distribution.to_external_repr(param_value_internal)
@@ -414,7 +415,7 @@ class Storage(BaseStorage):
         trial = held.trial if held is not None else read(self.engine, lambda c: load_trial(c, trial_id))
         if trial is None:
             raise KeyError(f"there is no trial of id {trial_id}")
-        return next(copies([trial])) if held is not None else trial
+        return next(copies([trial]))  # also of one that was just read: its distributions are those of others
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None

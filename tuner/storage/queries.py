@@ -18,6 +18,7 @@ from tuner.storage.dialect import clock
 from tuner.storage.encoding import loaded_number
 from tuner.storage.engine import read
 from tuner.storage.hours import Hours, count_hours
+from tuner.storage.ranking import Ranked, best_trials, is_feasible, read_constraints
 from tuner.storage.tables import (
     budgets,
     leases,
@@ -67,7 +68,8 @@ class StudyRow:
 class TrialRow:
     """A trial as it stands in the storage; `values` is None unless it is complete.
 
-    `record` has our columns of `RECORDED`, each None where we know nothing.
+    `record` has our columns of `RECORDED`, each None where we know nothing. `constraints` has Optuna's by name; each is
+    satisfied if it is 0 or less.
     """
 
     trial_id: int
@@ -79,6 +81,12 @@ class TrialRow:
     hparams: dict[str, Any] = field(default_factory=dict)
     reports: dict[int, float] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
+    constraints: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_feasible(self) -> bool | None:
+        """Whether the trial satisfies all its constraints, None if it has none."""
+        return is_feasible(self.constraints) if self.constraints else None
 
     @property
     def seconds(self) -> float | None:
@@ -183,13 +191,14 @@ def read_latest(engine: Engine, study: StudyRow, count: int) -> list[TrialRow]:
         trials.c.study_id == study.study_id, trials.c.datetime_complete.is_not(None)
     )
     query = query.order_by(trials.c.datetime_complete.desc(), trials.c.number.desc()).limit(count)
-    ids = read(engine, lambda connection: list(connection.execute(query).scalars()))
-    return sorted(read_by_ids(engine, study, ids), key=lambda trial: ids.index(trial.trial_id))
+    return read_by_ids(engine, study, read(engine, lambda connection: list(connection.execute(query).scalars())))
 
 
 def read_by_ids(engine: Engine, study: StudyRow, ids: Sequence[int]) -> list[TrialRow]:
-    """Return some trials by their ids."""
-    return _load(engine, study, [trials.c.trial_id.in_(ids)]) if ids else []
+    """Return some trials by their ids, in that order."""
+    parts = [ids[start : start + _CHUNK] for start in range(0, len(ids), _CHUNK)]
+    found = {row.trial_id: row for part in parts for row in _load(engine, study, [trials.c.trial_id.in_(part)])}
+    return [found[trial_id] for trial_id in ids if trial_id in found]
 
 
 def read_some(engine: Engine, study: StudyRow, trial_ids: Collection[int]) -> list[TrialRow]:
@@ -265,12 +274,6 @@ def read_standings(engine: Engine, only: int | None = None) -> dict[int, Standin
     return read(engine, work)
 
 
-def read_values(engine: Engine, study_id: int) -> list[float]:
-    """Return the first objective of each complete trial."""
-    query = sa.select(_value()).select_from(_complete(study_id))
-    return read(engine, lambda connection: list(connection.execute(query).scalars()))
-
-
 def read_identity(engine: Engine, study_id: int) -> str | None:
     """Return what tells a study of ours from a later one of its name; None for one of plain Optuna."""
     query = sa.select(budgets.c.identity).where(budgets.c.study_id == study_id)
@@ -294,10 +297,15 @@ def read_distributions(engine: Engine, study_id: int) -> dict[str, list[str]]:
 
 
 def read_best(engine: Engine, study: StudyRow, count: int | None) -> list[TrialRow]:
-    """Return the complete trials of a study with one objective, best first; ties go to the earlier trial."""
-    order = [_value().desc() if study.maximize[0] else _value().asc(), trials.c.number]
-    of_study = [trials.c.study_id == study.study_id, trials.c.state == "COMPLETE"]
-    return _load(engine, study, of_study, order=order, limit=count)
+    """Return the best complete trials of a study with one objective, best first; ties go to the earlier trial.
+
+    Trials that violate a constraint are left out.
+    """
+
+    def work(connection: Connection) -> list[Ranked]:
+        return best_trials(connection, study.study_id, maximize=study.maximize[0], limit=count)
+
+    return read_by_ids(engine, study, [one.trial_id for one in read(engine, work)])
 
 
 def _load(
@@ -306,15 +314,11 @@ def _load(
     where: Sequence[sa.ColumnElement[bool]],
     *,
     with_reports: bool = False,
-    order: Sequence[sa.ColumnElement[Any]] = (trials.c.number,),
-    limit: int | None = None,
 ) -> list[TrialRow]:
+    """Return trials by number."""
+
     def work(connection: Connection) -> list[TrialRow]:
         ours = _Ours(connection)
-        source = ours.trials
-        if len(order) > 1:
-            is_first = (trial_values.c.trial_id == trials.c.trial_id) & (trial_values.c.objective == 0)
-            source = source.join(trial_values, is_first)
         kept = [ours.records.c[name] for name in RECORDED]
         query = sa.select(
             trials.c.trial_id,
@@ -323,10 +327,10 @@ def _load(
             trials.c.datetime_start,
             trials.c.datetime_complete,
             *kept,
-        ).select_from(source)
+        ).select_from(ours.trials)
         rows: dict[int, TrialRow] = {}
         for trial_id, number, outcome, start, complete, *record in connection.execute(
-            query.where(*where).order_by(*order).limit(limit)
+            query.where(*where).order_by(trials.c.number)
         ):
             rows[trial_id] = TrialRow(trial_id, number, Outcome(outcome), start, complete)
             rows[trial_id].record = dict(zip(RECORDED, record, strict=True))
@@ -350,6 +354,8 @@ def _fill(connection: Connection, study: StudyRow, rows: dict[int, TrialRow], wi
         columns = ("step", "intermediate_value", "intermediate_value_type")
         for trial_id, step, value, kind in _of_trials(connection, ids, trial_intermediate_values, columns):
             rows[trial_id].reports[step] = loaded_number(value, kind)
+    for trial_id, constraints in read_constraints(connection, ids).items():
+        rows[trial_id].constraints = constraints
     for row in rows.values():
         row.reports = dict(sorted(row.reports.items()))
 
@@ -400,54 +406,3 @@ def find_baseline(engine: Engine, study: StudyRow) -> int | None:
         return None
     found = find_record(engine, study.study_id, BASELINE_KEY)
     return None if found is None else found["number"]
-
-
-def rank_of(engine: Engine, study_id: int, value: float, *, maximize: bool) -> int:
-    """Return how many complete trials are better than a value of the first objective."""
-    better = _value() > value if maximize else _value() < value
-    query = sa.select(sa.func.count()).select_from(_complete(study_id)).where(better)
-    return read(engine, lambda connection: connection.execute(query).scalar_one())
-
-
-def superfluous(engine: Engine, study_id: int, numbers: Collection[int], keep: int, *, maximize: bool) -> list[int]:
-    """Return those of these trials that have ended and are not among the best by their first objective.
-
-    Args:
-        engine: The storage's engine.
-        study_id: The study.
-        numbers: Trial numbers.
-        keep: How many of the best are not superfluous; of equal ones the earlier are better.
-        maximize: Whether the first objective is maximised.
-    """
-    best = (
-        sa.select(trials.c.number)
-        .select_from(_complete(study_id))
-        .order_by(_value().desc() if maximize else _value().asc(), trials.c.number)
-        .limit(keep)
-    )
-    ended = sa.select(trials.c.number).where(
-        trials.c.study_id == study_id, trials.c.number.in_(numbers), trials.c.state.in_(["COMPLETE", "PRUNED", "FAIL"])
-    )
-
-    def work(connection: Connection) -> list[int]:
-        # In this order: a trial that ends between the two statements, perhaps as the best, must not be taken for one
-        # that has ended and is not among the best.
-        gone = list(connection.execute(ended).scalars())
-        kept = set(connection.execute(best).scalars())
-        return [number for number in gone if number not in kept]
-
-    return read(engine, work)
-
-
-def _value() -> sa.ColumnElement[float]:
-    return sa.case(
-        (trial_values.c.value_type == "INF_POS", sa.literal(math.inf)),
-        (trial_values.c.value_type == "INF_NEG", sa.literal(-math.inf)),
-        else_=trial_values.c.value,
-    )
-
-
-def _complete(study_id: int) -> sa.FromClause:
-    """Return the complete trials of a study joined with their first values."""
-    is_ours = (trials.c.study_id == study_id) & (trials.c.state == "COMPLETE") & (trial_values.c.objective == 0)
-    return trials.join(trial_values, (trial_values.c.trial_id == trials.c.trial_id) & is_ours)

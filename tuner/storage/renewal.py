@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from sqlalchemy import Engine
 
 from tuner.errors import LeaseLost, StorageLost, UnknownStudy
 from tuner.log import tell
-from tuner.storage.engine import PROMPT, patient, tell_away
+from tuner.storage.engine import PROMPT, hurried, tell_away
 from tuner.storage.fences import Lease
 from tuner.storage.leases import renew
 
@@ -36,15 +37,17 @@ def renewed(engine: Engine, lease: Lease, must_stop: Callable[[], bool] = lambda
         must_stop: Asked after each renewal whether the trial must be given back.
     """
     is_over, watch = threading.Event(), Watch()
-    engine = patient(engine, PROMPT)
+    # A silent connection must be given up early enough to renew the lease on another one.
+    patience = dataclasses.replace(PROMPT, statement_s=min(5.0, max(1.0, lease.lease_s / 6)))
 
     def beat() -> None:
         is_cut_off = False
         while not is_over.wait(min(1.0, lease.lease_s / 6) if is_cut_off else lease.lease_s / 6):
             try:
-                renew(engine, lease)
-                if must_stop():
-                    watch.must_stop.set()
+                with hurried(patience):
+                    renew(engine, lease)
+                    if must_stop():
+                        watch.must_stop.set()
                 is_cut_off = False
             except (LeaseLost, UnknownStudy):
                 watch.is_lost.set()

@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 
 from tuner.errors import StorageSchemaError
 from tuner.storage import tables
-from tuner.storage.engine import connected_engine, lost
+from tuner.storage.engine import connected_engine, limit_transaction, lost
 from tuner.storage.url import driver_url, for_optuna, hide_password, sqlite_path
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def _locked(engine: Engine) -> Iterator[Connection]:
         if path is not None:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         else:
+            limit_transaction(connection)
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CREATION_LOCK})
         yield connection
 

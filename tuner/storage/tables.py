@@ -103,6 +103,13 @@ trial_system_attributes = Table(
     Column("key", String(512)),
     Column("value_json", Text),
 )
+trial_heartbeats = Table(
+    "trial_heartbeats",
+    optuna_tables,
+    Column("trial_heartbeat_id", Integer, primary_key=True),
+    Column("trial_id", Integer, nullable=False),
+    Column("heartbeat", DateTime, nullable=False),
+)
 
 CHILDREN_OF_TRIALS = (
     "trial_heartbeats", "trial_intermediate_values", "trial_params", "trial_system_attributes", "trial_user_attributes",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from tuner.errors import UsageError
+from tuner.errors import UsageError, how_to_install
 from tuner.trial import Outcome
 
 MLFLOW_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -117,7 +117,7 @@ def check_trackers(mlflow: str | None, tensorboard: str | None, wandb: str | Non
     packages = (mlflow, "mlflow", "MLflow"), (tensorboard, "tensorboard", "TensorBoard"), (wandb, "wandb", "W&B")
     for asked, package, name in packages:
         if asked and importlib.util.find_spec(package) is None:
-            raise UsageError(f"{name} must be installed to be sent a study: `pip install 'tuner[{package}]'`")
+            raise UsageError(f"{name} must be installed to be sent a study: {how_to_install(package)}")
     if mlflow:
         from tuner.tracking.mlflow import address
 

@@ -373,7 +373,8 @@ class Training(Generator[Report, None, TrainState]):
     def _restore(self, shapes: Carry) -> bool:
         """Go on from the newest good checkpoint; return False if there is none."""
         assert self.checkpoints is not None
-        like = {"carry": shapes._asdict(), "best": shapes.state.for_evaluation()}
+        best = jax.eval_shape(TrainState.for_evaluation, shapes.state)
+        like = {"carry": shapes._asdict(), "best": best}
         # Said of one device, it would make other programs of those that a new training runs.
         shardings = self.layout.shardings(like) if self.layout.devices else None
         restored = self.checkpoints.restore(like, shardings=shardings, identity=identity(self))

@@ -20,6 +20,7 @@ from tuner.training.optimizer_table import (
     OWN_DECAY,
     POSITIONS,
     REFUSED,
+    SCHEDULE_FREE,
     arguments_of,
 )
 from tuner.training.schedules import Constant, Schedule, check_steps, require
@@ -99,7 +100,10 @@ def _check_options(spec: OptimizerSpec) -> None:
         if name not in known:
             raise StudyError(f"options must be arguments of {spec.name}: got {name!r}" + nearest(name, known))
         is_number = isinstance(known[name].default, float) or name in BELOW_ONE
-        if name in BELOW_ONE and value is not None and not callable(value):
+        if name == "b1" and spec.name in SCHEDULE_FREE:
+            why = "evaluation divides by it"
+            require(f"{spec.name}'s b1", value, "above 0 and below 1", lambda share: 0 < share < 1, why)
+        elif name in BELOW_ONE and value is not None and not callable(value):
             require(f"{spec.name}'s {name}", value, "at least 0 and below 1", lambda share: 0 <= share < 1)
         elif is_number and value is not None and not callable(value):
             require(f"{spec.name}'s {name}", value, "a finite number", lambda number: True)

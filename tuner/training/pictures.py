@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from tuner.errors import StudyError
+from tuner.errors import StudyError, how_to_install
 from tuner.log import tell
 
 
@@ -53,7 +53,7 @@ class Pictures:
                 scratch.unlink(missing_ok=True)
             trouble = ""
         except ImportError:
-            trouble = "pictures need matplotlib: pip install 'tuner[plots]'"
+            trouble = f"pictures need matplotlib: {how_to_install('plots')}"
         except OSError as error:
             trouble = f"pictures could not be written to {self._folder}: {error.strerror}"
         if trouble and trouble != self._told:

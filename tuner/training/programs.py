@@ -6,6 +6,7 @@ N trials that differ in traced hyperparameters compile once.
 
 from __future__ import annotations
 
+import gc
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ from tuner.training.trainer import TrainerModule, settings_of
 
 _KEPT = 16
 """Sets of programs kept in memory. A study over hundreds of widths would else hold all its programs to the end."""
+_DROPPED = 32
+"""Sets of programs dropped until JAX is told to forget them."""
 
 Order = tuple[jax.Array, jax.Array]
 """Indices and weights of all batches of an epoch, as from `batch_order`."""
@@ -169,3 +172,17 @@ def _programs(trainer: TrainerModule, settings: Any, structure: Any, layout: Lay
 def programs(trainer: TrainerModule, hparams: Any, layout: Layout) -> Programs:
     """Return the programs for a trainer and the static part of these hyperparameters; the latest few are kept."""
     return _programs(trainer, settings_of(trainer), jax.tree.structure(hparams), layout)
+
+
+def forget_dropped() -> None:
+    """Free the memory of programs that are no longer kept, once there are many; call it between trials.
+
+    JAX holds about 1 MB for each set of programs after its last user is gone, and can only forget all programs at
+    once. Those still kept are traced again at their next use, and read from the persistent cache. A study that has no
+    more sets of programs than are kept is not affected.
+    """
+    info = _programs.cache_info()
+    if info.misses - info.currsize >= _DROPPED:
+        _programs.cache_clear()  # which also sets these counts to 0
+        jax.clear_caches()
+        gc.collect()

@@ -78,7 +78,7 @@ def load_from_checkpoint(path: str | Path, *, trainer: TrainerModule | None = No
     steps = steps_per_epoch(record["examples"], record["batch_size"])
     shapes = init.eval_shape(Source(batch), placed, seed, total_steps=record["epochs"] * steps).state
     if record["kind"] == "best":
-        state = from_plain(plain, shapes.for_evaluation())
+        state = from_plain(plain, jax.eval_shape(TrainState.for_evaluation, shapes))
     else:
         state = from_plain(plain["carry"]["state"], shapes)
     return Loaded(trainer, hparams, state, record)

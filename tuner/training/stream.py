@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from tuner import study_files
-from tuner.errors import StudyError
+from tuner.errors import StudyError, how_to_install
 from tuner.training.data import View, narrow
 
 HostBatch = dict[str, np.ndarray]
@@ -224,7 +224,7 @@ def _import_grain() -> Any:
     try:
         grain = importlib.import_module("grain")
     except ImportError:
-        raise StudyError("a StreamDataset needs Grain, which is not installed: pip install 'tuner[stream]'") from None
+        raise StudyError(f"a StreamDataset needs Grain, which is not installed: {how_to_install('stream')}") from None
     from absl import flags
 
     # Grain reads its settings from command line flags, which must have been parsed; here there are none.

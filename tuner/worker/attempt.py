@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tuner.artifacts import collect, trial_folder
 from tuner.errors import LeaseLost, StorageLost, TrialPruned, TunerError
-from tuner.failures import describe, storable
+from tuner.failures import describe, last_line, storable
 from tuner.search import TrialPruner
 from tuner.storage import claims, hide_password, leases
+from tuner.storage.engine import PROMPT, hurried
 from tuner.storage.fences import Lease
-from tuner.storage.queries import BASELINE_KEY, rank_of, superfluous
+from tuner.storage.queries import BASELINE_KEY
+from tuner.storage.ranking import is_among_best, is_feasible, superfluous
 from tuner.storage.renewal import Watch, renewed
 from tuner.storage.reporter import Reporter
 from tuner.storage.studies import agree
 from tuner.study import trial_seed
 from tuner.trial import Outcome, Report, all_finite
+from tuner.worker.reports import Reports
 
 if TYPE_CHECKING:
     import optuna
+    from sqlalchemy import Engine
 
     from tuner.training.checkpoints import Checkpoints
     from tuner.worker.loop import Worker
@@ -43,7 +48,10 @@ class Attempt:
         self.worker, self.lease, self.study = worker, lease, worker.study
         self.objectives = worker.study.objectives
         self.reporter = Reporter(worker.prompt_engine, lease, self.objectives[0] if len(self.objectives) == 1 else None)
+        self.reports: Reports | None = None
         self.watch = Watch()
+        self.curve: dict[int, float] = {}  # what Optuna is told of the epochs so far
+        self.is_asked = False
         self.clock = worker.place.clock
         self.began = time.perf_counter(), self.clock.total_s, self.clock.count
 
@@ -63,13 +71,16 @@ class Attempt:
         with renewed(worker.engine, lease, must_stop) as self.watch, checkpoints, self._held():
             try:
                 with worker.account.doing("training"):
-                    trial = self._ask()
-                    outcome, values, record = self._train(trial, checkpoints)
-                    self.reporter.flush(worker.engine)
-                    self._after_trial(trial, outcome, values)
-                if outcome is Outcome.COMPLETE and self._is_baseline(trial):
+                    self._hold()
+                    outcome, values, record = self._train(checkpoints)
+                    self._finish_reports(worker.engine)
+                if outcome is Outcome.FAILED and self._is_tried_again(checkpoints, record):
+                    return
+                error = self._after_trial(outcome, values)
+                if outcome is Outcome.COMPLETE and self._is_baseline():
                     agree(worker.engine, worker.study_id, BASELINE_KEY, {"number": lease.number})
                 self._end(checkpoints, outcome, values, record)
+                worker.note_sampler_error(lease.number, outcome, error)
             except _Stopped:
                 checkpoints.close()  # what is saved must be there before another worker looks for it
                 self._give_back()
@@ -88,22 +99,25 @@ class Attempt:
         finally:
             self.worker.storage.drop(self.lease.trial_id)
 
-    def _ask(self) -> optuna.Trial:
-        """Return the Optuna trial of the claimed trial, with the sampler for its number."""
-        import optuna
-
+    def _hold(self) -> None:
         worker = self.worker
         worker.storage.hold(self.lease, worker.study_id)
         if self.study.baseline is not None and self.lease.number == 0:
             # Optuna's own way to give a trial its hyperparameters; it suggests no others then.
             worker.storage.set_trial_system_attr(self.lease.trial_id, "fixed_params", self.study.baseline_params)
-        worker.optuna_study.sampler = worker.sampler_of(self.lease)
-        self._forget_trials()
-        return optuna.trial.Trial(worker.optuna_study, self.lease.trial_id)
 
-    def _train(
-        self, trial: optuna.Trial, checkpoints: Checkpoints
-    ) -> tuple[Outcome, list[float] | None, dict[str, str]]:
+    def _ask(self) -> optuna.Trial:
+        """Return the Optuna trial of the claimed trial, with the sampler for its number."""
+        import optuna
+
+        study = self._optuna_study()
+        study._stop_flag = False  # a trial that is tried again asks its sampler again
+        study.sampler = self.worker.sampler_of(self.lease)
+        trial = optuna.trial.Trial(study, self.lease.trial_id)
+        self.is_asked = True
+        return trial
+
+    def _train(self, checkpoints: Checkpoints) -> tuple[Outcome, list[float] | None, dict[str, str]]:
         """Return how the trial ended, its last values, and what is to be recorded of its error if it failed."""
         import optuna
 
@@ -112,10 +126,17 @@ class Attempt:
         worker, study, lease = self.worker, self.study, self.lease
         values = None
         try:
+            trial = self._ask()
             hparams = study.sample(trial)
             worker.storage.flush(lease.trial_id)
             worker.say({"event": "trial", "trial": lease.number, "hparams": trial.params})
-            pruner, is_baseline = TrialPruner(worker.optuna_study, trial), self._is_baseline(trial)
+            pruner, is_baseline = TrialPruner(worker.optuna_study, trial), self._is_baseline()
+            self.reports = Reports(
+                worker.background,
+                self.reporter,
+                lambda report: self._is_hopeless(pruner, report.epoch, report.values(self.objectives)[0]),
+                lambda: worker.stop.requested,
+            )
             reports = study.trainer.train_model(
                 hparams,
                 worker.splits,
@@ -133,15 +154,14 @@ class Attempt:
             with contextlib.closing(reports):
                 for report in reports:
                     if epoch == 0 and checkpoints.restored is not None:
-                        self.reporter.keep(Report(**earlier) for earlier in checkpoints.restored["reports"])
+                        self._keep(self.reports, (Report(**earlier) for earlier in checkpoints.restored["reports"]))
                     epoch, values = report.epoch, report.values(self.objectives)
-                    is_stored = self._store(report, values)
+                    # The last report is the result: there is nothing left to save by pruning it.
+                    may_prune = report.epoch < study.epochs and len(values) == 1 and all_finite(values)
+                    is_hopeless = self._store(self.reports, report, values, may_prune)
                     if not all_finite(values):
                         return Outcome.DIVERGED, None, {}
-                    # The last report is the result: there is nothing left to save by pruning it. And while the
-                    # database is away nothing can be compared.
-                    may_prune = is_stored and report.epoch < study.epochs and len(values) == 1
-                    if may_prune and self._is_hopeless(pruner, report.epoch, values[0]) and not is_baseline:
+                    if is_hopeless and not is_baseline:
                         return Outcome.PRUNED, values, {}
             self._check_lease()
             if epoch < study.epochs:  # asked to stop: saved, to go on elsewhere
@@ -156,19 +176,18 @@ class Attempt:
                 return Outcome.OUT_OF_MEMORY, None, {"error": storable(str(error))}
             return Outcome.FAILED, None, describe(error)
 
-    def _is_baseline(self, trial: optuna.Trial) -> bool:
-        return self.study.baseline is not None and trial.params == self.study.baseline_params
+    def _is_baseline(self) -> bool:
+        if self.study.baseline is None:
+            return False
+        return self.worker.storage.get_trial(self.lease.trial_id).params == self.study.baseline_params
 
     def _is_hopeless(self, pruner: TrialPruner, epoch: int, value: float) -> bool:
         """Ask the pruner; a database that goes away meanwhile is not waited for, and prunes nothing."""
-        storage = self.worker.storage
-        waiting, storage.engine = storage.engine, self.worker.prompt_engine
         try:
-            return pruner.should_prune(epoch, value)
+            with hurried(PROMPT):
+                return pruner.should_prune(epoch, value)
         except StorageLost:
             return False
-        finally:
-            storage.engine = waiting
 
     def _must_stop(self) -> bool:
         watch = self.watch
@@ -179,41 +198,78 @@ class Attempt:
         if self.watch.is_lost.is_set():
             raise LeaseLost(f"trial {self.lease.number} was taken over by another worker")
 
-    def _store(self, report: Report, values: list[float]) -> bool:
+    def _keep(self, reports: Reports, earlier: Iterable[Report]) -> None:
+        """Have the reports from before a restart stored with the next one."""
+        several = list(earlier)
+        reports.keep(several)
+        self.curve |= {report.epoch: report.values(self.objectives)[0] for report in several}
+
+    def _store(self, reports: Reports, report: Report, values: list[float], may_prune: bool) -> bool:
         self._check_lease()
-        is_stored = self.reporter.store(report)
+        self.curve[report.epoch] = values[0]
+        is_hopeless = reports.store(report, may_prune=may_prune)
         where = {"trial": self.lease.number, "epoch": report.epoch, "step": report.step}
         self.worker.say({"event": "report", **where, "values": values})
-        return is_stored
+        return is_hopeless
 
-    def _after_trial(self, trial: optuna.Trial, outcome: Outcome, values: list[float] | None) -> None:
-        """Let the sampler see the end of the trial, as `optuna.Study.tell` does."""
+    def _finish_reports(self, engine: Engine) -> None:
+        """Wait until all reports are stored, as long as this engine waits."""
+        if self.reports is not None:
+            self.reports.finish(engine)
+
+    def _after_trial(self, outcome: Outcome, values: list[float] | None) -> BaseException | None:
+        """Let the sampler see the end of the trial before it is stored, as `optuna.Study.tell` does.
+
+        Returns:
+            What the sampler raised. The trial has ended all the same, and must be stored first.
+        """
+        from optuna.exceptions import StorageInternalError
         from optuna.trial import TrialState
 
+        if not self.is_asked:  # `before_trial` failed: Optuna has no trial then
+            return None
         state = {Outcome.COMPLETE: TrialState.COMPLETE, Outcome.FAILED: TrialState.FAIL}
-        frozen = self.worker.storage.get_trial(trial._trial_id)
-        self._forget_trials()
-        study = self.worker.optuna_study
-        study.sampler.after_trial(study, frozen, state.get(outcome, TrialState.PRUNED), values)
+        storage = self.worker.storage
+        storage.flush(self.lease.trial_id)  # what was suggested before an error; what follows is written at once
+        frozen = storage.get_trial(self.lease.trial_id)
+        if len(self.objectives) == 1:
+            frozen.intermediate_values = dict(self.curve)
+        study = self._optuna_study()
+        try:
+            with self.worker.account.doing("training"):
+                study.sampler.after_trial(study, frozen, state.get(outcome, TrialState.PRUNED), values)
+        except (LeaseLost, StorageLost, StorageInternalError):
+            raise  # nothing can be stored
+        except BaseException as error:
+            return error
+        return None
 
-    def _forget_trials(self) -> None:
-        """Drop the copy of all trials that Optuna keeps for the length of one of its own trials."""
-        self.worker.optuna_study._thread_local.cached_all_trials = None
+    def _optuna_study(self) -> optuna.Study:
+        """Return the study as a sampler may have it: without the copy of all trials from before, and free to stop."""
+        study = self.worker.optuna_study
+        study._thread_local.cached_all_trials = None
+        study._thread_local.in_optimize_loop = True  # else `Study.stop` raises an error
+        return study
 
     # --- Ends
+
+    def _is_tried_again(self, checkpoints: Checkpoints, record: dict[str, Any]) -> bool:
+        """Give a trial that failed back to be tried again, unless it has been too often; return whether it will be."""
+        worker, lease, error = self.worker, self.lease, hide_password(record["error"])
+        if not leases.retry(worker.engine, lease, error, self.study.retries):
+            return False
+        checkpoints.close()
+        worker.optuna_study._stop_flag = False  # the search goes on with this trial
+        worker.say({"event": "retry", "level": "warning", "trial": lease.number, "error": last_line(error)})
+        return True
 
     def _end(
         self, checkpoints: Checkpoints, outcome: Outcome, values: list[float] | None, record: dict[str, Any]
     ) -> None:
-        """Tell the storage how the trial ended; one that failed is tried again, if it has not been too often."""
+        """Tell the storage how the trial ended."""
         worker, lease = self.worker, self.lease
         if "error" in record:
             record["error"] = hide_password(record["error"])
-        if outcome is Outcome.FAILED and leases.retry(worker.engine, lease, record["error"], self.study.retries):
-            checkpoints.close()
-            last_line = record["error"].rstrip().rpartition("\n")[2]
-            worker.say({"event": "retry", "level": "warning", "trial": lease.number, "error": last_line})
-            return
         began, compile_s, compilations = self.began
         compile_s = self.clock.total_s - compile_s
         record |= {
@@ -239,8 +295,10 @@ class Attempt:
         """Save the best checkpoint of a trial that is among the best of the study; return where."""
         if outcome is not Outcome.COMPLETE or values is None or not self.study.keep_best:
             return None
-        maximize = self.study.all_directions[0] == "maximize"
-        if rank_of(self.worker.engine, self.worker.study_id, values[0], maximize=maximize) >= self.study.keep_best:
+        worker = self.worker
+        if not is_feasible(worker.storage.get_trial(self.lease.trial_id).constraints):
+            return None
+        if not is_among_best(worker.engine, worker.study_id, values[0], **self._best_k()):
             return None
         path = checkpoints.write_best()
         return None if path is None else str(path)
@@ -248,6 +306,6 @@ class Attempt:
     def _give_back(self) -> None:
         worker = self.worker
         engine = worker.brief_engine()
-        self.reporter.flush(engine)
+        self._finish_reports(engine)
         leases.release(engine, self.lease)
         worker.say({"event": "end", "trial": self.lease.number, "outcome": "released"})

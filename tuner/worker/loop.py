@@ -14,18 +14,20 @@ from typing import TYPE_CHECKING, Any
 from tuner.artifacts import artifacts_folder, study_folder
 from tuner.devices import DEVICES_VARIABLE
 from tuner.errors import LeaseLost, StorageLost, StudyStopped
-from tuner.failures import reason_to_stop
+from tuner.failures import describe, last_line, reason_to_stop
 from tuner.log import is_json, now, set_about, tell
 from tuner.source import code_digest, git_state
-from tuner.storage import claims, storage_url, warn_of_password
+from tuner.storage import claims, hide_password, storage_url, warn_of_password
+from tuner.storage.background import Background
 from tuner.storage.claims import Claimant, NoTrial
 from tuner.storage.dialect import now_s
-from tuner.storage.engine import IMPATIENT, PROMPT, Patience, database_s, patient
+from tuner.storage.engine import IMPATIENT, PROMPT, Patience, patient
 from tuner.storage.fences import Lease
 from tuner.storage.queries import last_errors
 from tuner.storage.studies import join, leave, mode_of, register
+from tuner.storage.waited import database_s
 from tuner.study import Study
-from tuner.trial import Event, Stop
+from tuner.trial import Event, Outcome, Stop
 from tuner.worker.account import Account
 from tuner.worker.attempt import Attempt
 
@@ -40,6 +42,7 @@ LAUNCHED_VARIABLE = "TUNER_LAUNCHED_AT"
 LEASE_S = 30.0
 PATIENCE_S = 600.0
 """How long a worker waits for a database that is away; it trains meanwhile, as long as it has a trial."""
+_STATEMENT_S = 20.0
 _LAST_PATIENCE_S = 3.0
 _POLL_S = 0.5
 
@@ -96,7 +99,7 @@ def run_worker(
     place = Place(artifacts_folder(artifacts), about, worker_layout(devices), devices, clock, account)
     stop = stop or Stop()
     stop.is_heeded = True
-    patience = Patience(PATIENCE_S, lambda: stop.requested)
+    patience = Patience(PATIENCE_S, lambda: stop.requested, statement_s=_STATEMENT_S)
     # A launcher has found the storage before it started this worker. Whoever starts one by hand may have mistyped.
     optuna_storage = Storage(url, patience if LAUNCHED_VARIABLE in os.environ else IMPATIENT)
     optuna_storage.engine = patient(optuna_storage.engine, patience)
@@ -155,6 +158,7 @@ class Worker:
             optuna.logging.enable_propagation()
         self.study, self.splits, self.storage, self.engine = study, splits, storage, storage.engine
         self.prompt_engine = patient(self.engine, PROMPT)
+        self.background = Background("reports")
         self._say, self.stop, self.place, self.account = say, stop, place, place.account
         registered = register(storage, self.engine, study.name, study.all_directions, study.record())
         study.check_unchanged(registered.record)
@@ -178,6 +182,8 @@ class Worker:
             failures_since_s=now_s(self.engine) - launched_for_s,
         )
         self.claimed_any = False
+        self.sampler_errors: list[str] = []  # their kinds, newest first, since the last trial without one
+        self.last_words_end_s: float | None = None
         self.common_space: Any = None
         self.modes: dict[str, str] = {}
 
@@ -194,6 +200,7 @@ class Worker:
             if not self.stop.requested:  # else it no longer waited, because somebody waits for it
                 raise
         finally:
+            self.background.close()
             with contextlib.suppress(StorageLost):
                 leave(self.brief_engine(), self.claimant.worker)
         self.say({"event": "done"})
@@ -209,6 +216,8 @@ class Worker:
             self.say({"event": "seconds"})
 
     def _work(self) -> None:
+        from tuner.training.runtime import tidy
+
         is_idle = False
         while not self.stop.requested:
             lease = claims.claim(self.engine, self.claimant)
@@ -226,7 +235,7 @@ class Worker:
             if isinstance(lease, NoTrial):
                 self._end(lease)
                 break
-            is_idle = False
+            is_idle, self.last_words_end_s = False, None
             set_about(trial=lease.number)
             try:
                 Attempt(self, lease).run()
@@ -234,6 +243,10 @@ class Worker:
                 self.say({"event": "lost", "level": "warning", "trial": lease.number, "message": str(error)})
             finally:
                 set_about(trial=None)
+            tidy()
+            if self.optuna_study._stop_flag:
+                self.say({"event": "finished"})
+                break
 
     def _end(self, reason: NoTrial) -> None:
         """Raise `StudyStopped` unless a worker ends because everything is done."""
@@ -249,17 +262,45 @@ class Worker:
             trace = f"\n{errors[0][1].rstrip()}" if errors else ""
             raise StudyStopped(f"study {name!r} stopped: {why}; mend it and launch again{trace}")
 
+    def note_sampler_error(self, number: int, outcome: Outcome, error: BaseException | None) -> None:
+        """Warn if the sampler raised an error after a trial, which is stored by now; None if it did not.
+
+        Raises:
+            StudyStopped: it did so after each of the latest trials.
+        """
+        if error is None:
+            self.sampler_errors = []
+            return
+        if not isinstance(error, Exception):
+            raise error
+        described = describe(error)
+        trace = hide_password(described["error"]).rstrip()
+        message = f"the sampler failed after trial {number}, which is stored as {outcome}: {last_line(trace)}"
+        self.say({"event": "sampler", "level": "warning", "trial": number, "message": message})
+        self.sampler_errors.insert(0, described["error_kind"])
+        if reason_to_stop(self.sampler_errors) is not None:
+            raise StudyStopped(
+                f"study {self.study.name!r} stopped: the sampler failed after {len(self.sampler_errors)} trials in a "
+                f"row, which are stored; fix the sampler and launch again\n{trace}"
+            )
+
     def brief_engine(self) -> Engine:
-        """Return the engine for a worker's last words: it waits a moment for a database that is away, and no longer."""
-        return patient(self.engine, Patience(_LAST_PATIENCE_S))
+        """Return the engine for a worker's last words.
+
+        It waits a moment for a database that is away, and no longer: the moment is for all of them together.
+        """
+        if self.last_words_end_s is None:
+            self.last_words_end_s = time.monotonic() + _LAST_PATIENCE_S
+        left_s = self.last_words_end_s - time.monotonic()
+        return patient(self.engine, Patience(left_s, statement_s=max(1.0, left_s)))
 
     def sampler_of(self, lease: Lease) -> optuna.samplers.BaseSampler:
         """Return the sampler for a trial: one for its number, or the study's own object."""
         sampler = self.study.make_sampler(lease.number)
-        is_first, self.claimed_any = not self.claimed_any, True
-        if sampler is self.study.sampler and is_first and (lease.number > 0 or lease.fence > 1):
+        if sampler is self.study.sampler and not self.claimed_any and (lease.number > 0 or lease.fence > 1):
             # An Optuna object starts from its own seed in every process: all workers would suggest the same.
             sampler.reseed_rng()
+        self.claimed_any = True
         self._share_space(sampler)
         return sampler
 

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from tuner.errors import StudyError, UsageError
-from tuner.results import best_rows, check_file
+from tuner.results import best_rows, check_file, no_feasible
 from tuner.storage.confirmations import read_confirmations, store_confirmation
 from tuner.storage.lineage import read_metrics, read_study_file
 from tuner.storage.queries import StudyRow, find_baseline, find_study, read_by_ids, read_trial
@@ -171,12 +171,15 @@ def confirm(rerunner: Rerunner, count: int, seeds: int, say: Callable[[int, int,
     Raises:
         UsageError: the study has several objectives, no complete trial, or its file has changed since one ran.
     """
+    from tuner.training.runtime import tidy
+
     engine, study, row = rerunner.engine, rerunner.study, rerunner.row
     if len(study.objectives) > 1:
         raise UsageError(f"trials are confirmed by one objective: {study.name!r} has {len(study.objectives)}")
     numbers = [best["number"] for best in best_rows(engine, study.name, count, confirmed=False)]
     if not numbers:
-        raise UsageError(f"trials can be confirmed once some are complete: {study.name!r} has none")
+        missing = f"trials can be confirmed once some are complete: {study.name!r} has none"
+        raise UsageError(no_feasible(engine, study.name) or missing)
     baseline = find_baseline(engine, row)
     if baseline is not None and baseline not in numbers:
         numbers.append(baseline)
@@ -197,3 +200,4 @@ def confirm(rerunner: Rerunner, count: int, seeds: int, say: Callable[[int, int,
                     break
             store_confirmation(engine, row.study_id, trial.trial_id, repeat, value)
             say(trial.number, repeat, value)
+            tidy()

@@ -1,0 +1,117 @@
+"""How much memory does a worker hold after many trials whose static hyperparameters differ?
+
+    python benchmarks/worker_memory.py --trials 1000 --json results.jsonl
+
+One worker runs a study in which nearly every trial has a width of its own, and so programs of its own. Its resident
+memory is read after the trials 20, 200 and 1,000, beside the size of its compile cache on disk.
+
+`README.md` beside this file has the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from trials_per_minute import machine
+
+from tuner import Space, Study, int_uniform, log_uniform
+from tuner.training import ArrayDataset, OptimizerSpec, TrainerModule
+from tuner.trial import Stop
+from tuner.worker import run_worker
+
+AT = (20, 50, 100, 200, 500, 1000, 1500)
+
+
+class HParams(Space):
+    """Few trials of a study draw a width that another has."""
+
+    learning_rate: float = log_uniform(1e-3, 1e-1)
+    width: int = int_uniform(2, 20_000)
+
+
+class Trainer(TrainerModule):
+    """A linear model that is quick to compile: what stays in memory is mostly JAX's traces, not machine code."""
+
+    loop = "step"  # "auto" would compile twice as much to measure
+
+    def init_model(self, hparams: Any) -> Any:
+        def init(key: jax.Array, inputs: jax.Array) -> dict[str, jax.Array]:
+            return {"weights": jnp.zeros((inputs.shape[1], hparams.width))}
+
+        def apply(params: Any, inputs: jax.Array) -> jax.Array:
+            return jnp.sum(inputs @ params["weights"], axis=1)
+
+        return init, apply
+
+    def init_optimizer(self, hparams: Any, total_steps: int) -> OptimizerSpec:
+        return OptimizerSpec("sgd", hparams.learning_rate / hparams.width)
+
+    def loss(self, outputs: jax.Array, batch: Any, hparams: Any) -> tuple[jax.Array, dict[str, Any]]:
+        return (outputs - batch["targets"]) ** 2, {}
+
+
+def data(seed: int) -> Any:
+    """Return 64 examples, split."""
+    inputs = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
+    return ArrayDataset(inputs=inputs, targets=inputs.sum(1)).split(0.25, seed)
+
+
+def resident_mb() -> float:
+    """Return the resident memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def size_mb(folder: Path) -> float:
+    """Return the size of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+
+
+def run(trials: int, folder: Path) -> list[dict[str, Any]]:
+    """Run the study in this process; return a row for each number of trials in `AT`."""
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    study = Study(
+        name="memory", space=HParams, trainer=Trainer(), data=data, objective="loss", direction="minimize", epochs=1,
+        trials=trials, sampler="random", pruner="none", keep_best=1,
+    )  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    ended, began = 0, time.perf_counter()
+
+    def say(event: Any) -> None:
+        nonlocal ended
+        if event["event"] != "end":
+            return
+        ended += 1
+        if ended in AT or ended == trials:
+            sizes = {"resident_mb": round(resident_mb()), "cache_mb": round(size_mb(folder / "tuner"), 1)}
+            rows.append({"trials": ended, **sizes, "seconds": round(time.perf_counter() - began)})
+            print(json.dumps(rows[-1]), flush=True)
+
+    run_worker(study, f"sqlite:///{folder}/memory.db", artifacts=str(folder / "artifacts"), say=say, stop=Stop())
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--json", help="append the rows to this file")
+    options = parser.parse_args()
+    print(json.dumps(machine()), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = run(options.trials, Path(folder))
+    if options.json:
+        with open(options.json, "a") as file:
+            file.writelines(json.dumps({"benchmark": "worker_memory", **row}) + "\n" for row in rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""How long each thread waits for databases: those that renew leases keep no trial waiting."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+
+
+class Waited:
+    """Seconds that one thread has waited, which any thread may read."""
+
+    def __init__(self) -> None:
+        self._so_far: tuple[float, float | None] = (0.0, None)  # in one piece: ended waits, and since when one goes on
+
+    @property
+    def seconds(self) -> float:
+        """The seconds, those of a wait that goes on included."""
+        before_s, since_s = self._so_far
+        return before_s + (0.0 if since_s is None else time.monotonic() - since_s)
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count the body; what is within another body is counted once."""
+        before_s, since_s = self._so_far
+        if since_s is not None:
+            yield
+            return
+        self._so_far = before_s, time.monotonic()
+        try:
+            yield
+        finally:
+            self._so_far = self.seconds, None
+
+
+class _OfThread(threading.local):
+    def __init__(self) -> None:
+        self.waited = Waited()
+
+
+_of_thread = _OfThread()
+
+
+def waiting() -> contextlib.AbstractContextManager[None]:
+    """Count the body as time that this thread waits for a database."""
+    return _of_thread.waited.counted()
+
+
+def waited() -> Waited:
+    """Return what this thread has waited."""
+    return _of_thread.waited
+
+
+def database_s() -> float:
+    """Return the seconds that this thread has waited for databases, also for one that is away."""
+    return _of_thread.waited.seconds
