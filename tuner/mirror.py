@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,7 @@ _LONGEST_PAUSE_S = 30.0
 _ONCE_PATIENCE_S = 30.0
 _STORAGE_PATIENCE_S = 600.0
 _TRIALS, _EPOCHS = 20, 200  # sent between two renewals of the lease
+_NUMBERS = 2000  # metrics sent in one call of a tracker, so that each call is short
 
 
 @dataclass
@@ -43,6 +44,29 @@ class Ending:
     """At once, whatever is left to send."""
     by_s: float | None = None
     """When all is sent, and not later than this on the monotonic clock."""
+    grace_s: float = 0.0
+    """How far `by_s` moves from the moment in which a tracker has taken something."""
+    on_progress: Callable[[], None] = lambda: None
+    """Called when sending begins, and when a tracker has taken something."""
+    progressed_s: float = -math.inf
+    """When that was the last time."""
+
+    def ask(self, grace_s: float, start_s: float) -> None:
+        """End when all is sent, or when no tracker has taken anything for `grace_s`.
+
+        Args:
+            grace_s: Seconds.
+            start_s: Seconds that the start may take, if sending has not begun.
+        """
+        self.grace_s = grace_s
+        self.by_s = time.monotonic() + (start_s if self.progressed_s == -math.inf else grace_s)
+
+    def note_progress(self) -> None:
+        """Note that sending begins, or that a tracker has taken something."""
+        self.progressed_s = time.monotonic()
+        if self.by_s is not None:
+            self.by_s = self.progressed_s + self.grace_s if self.grace_s else self.by_s
+        self.on_progress()
 
     def is_over(self) -> bool:
         """Return whether the time is up."""
@@ -73,8 +97,9 @@ def follow(url: str, name: str, trackers: Sequence[Tracker], *, once: bool, endi
         engine = patient(engine, Patience(_STORAGE_PATIENCE_S, ending.is_over))
         study = find_study(engine, name)
         card = describe_study(study, identify(engine, study.study_id), url)
-        mirrors = [Mirror(engine, study, card, tracker) for tracker in trackers]
+        mirrors = [Mirror(engine, study, card, tracker, ending) for tracker in trackers]
         try:
+            ending.note_progress()
             _work(engine, study, mirrors, once=once, ending=ending)
         finally:
             for mirror in mirrors:
@@ -93,14 +118,14 @@ def _work(engine: Engine, study: StudyRow, mirrors: Sequence[Mirror], *, once: b
         is_last = once or ending.by_s is not None
         is_finished = mirroring.is_finished(engine, study.study_id)
         for mirror in mirrors:
-            mirror.step(ending)
+            mirror.step()
         behind = [mirror for mirror in mirrors if not mirror.is_up_to_date]
         if (is_last or is_finished) and not behind:
             if is_finished:
                 for mirror in mirrors:
                     mirror.finish()
             return
-        gives_up = once and time.monotonic() > began_s + _ONCE_PATIENCE_S
+        gives_up = once and time.monotonic() > max(began_s, ending.progressed_s) + _ONCE_PATIENCE_S
         if behind and ending.by_s is not None:
             # Whoever waits for us does not wait for a tracker that is away, or for another process that sends.
             gives_up = ending.is_over() or all(mirror.trouble or not mirror.is_held for mirror in behind)
@@ -136,6 +161,7 @@ class Mirror:
     study: StudyRow
     card: TrackedStudy
     tracker: Tracker
+    ending: Ending
     owner: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}:{os.urandom(2).hex()}")
     is_held: bool = False
     is_up_to_date: bool = False
@@ -153,9 +179,9 @@ class Mirror:
     def _key(self) -> tuple[Engine, int, str]:
         return self.engine, self.study.study_id, self.tracker.target
 
-    def step(self, ending: Ending) -> None:
+    def step(self) -> None:
         """Send what there is, if this process may and the tracker answers; never raises for the tracker's sake."""
-        if time.monotonic() < self._next_s and ending.by_s is None:
+        if time.monotonic() < self._next_s and self.ending.by_s is None:
             return
         if not self._hold():
             self._next_s = time.monotonic() + LEASE_S / 6
@@ -164,7 +190,7 @@ class Mirror:
         try:
             if not self._is_open:
                 self._open()
-            self._send_all(self._unsent_ids(), ending)
+            self._send_all(self._unsent_ids())
             if self._was_away and self.is_up_to_date:
                 # What was given up while it was away may have been done since.
                 self._open()
@@ -195,6 +221,7 @@ class Mirror:
             mirroring.enter_place(*self._key, self.owner, found)
             self._after = 0
         self._is_open = True
+        self.ending.note_progress()
 
     def _unsent_ids(self) -> list[int]:
         found = mirroring.unsent_ids(*self._key, self._after)
@@ -210,11 +237,11 @@ class Mirror:
         self._pause_s = min(_LONGEST_PAUSE_S, 2 * self._pause_s or 1.0)
         self._next_s = time.monotonic() + self._pause_s
 
-    def _send_all(self, ids: Sequence[int], ending: Ending) -> None:
+    def _send_all(self, ids: Sequence[int]) -> None:
         self.is_up_to_date = False
         ids = [trial_id for trial_id in ids if trial_id not in self.refused]
         for start in range(0, len(ids), _TRIALS):
-            if ending.is_over():
+            if self.ending.is_over():
                 return
             lacking = mirroring.read_unsent(self.engine, self.study, self.tracker.target, ids[start : start + _TRIALS])
             accepted: dict[int, Sent] = {}
@@ -225,7 +252,7 @@ class Mirror:
                     self._send(unsent, accepted)
             finally:
                 self._remember(accepted)
-            if not self.is_held:
+            if not self.is_held or self.ending.now:
                 return
         self.is_up_to_date = True
 
@@ -233,7 +260,7 @@ class Mirror:
         """Return whether this process may go on sending; what was accepted is saved when the lease is renewed."""
         if time.monotonic() > self._renewed_s + LEASE_S / 3:
             self._remember(accepted)
-        return self.is_held
+        return self.is_held and not self.ending.now
 
     def _remember(self, accepted: dict[int, Sent]) -> None:
         """Save how far the tracker is, and renew the lease; what was accepted and not saved is sent again."""
@@ -252,14 +279,18 @@ class Mirror:
                 run = self.tracker.open_trial(trial, sent.run if sent else None)
                 sent = accepted[trial_id] = sent or Sent(trial_id, run)
                 self._said[trial_id] = standing
+                self.ending.note_progress()
             new = [report for report in unsent.reports if report.epoch > sent.epoch]
-            pieces = [new[start : start + _EPOCHS] for start in range(0, len(new), _EPOCHS)]
+            widest = max((report.metrics.count(":") for report in new), default=0)
+            size = max(1, min(_EPOCHS, _NUMBERS // max(1, widest)))
+            pieces = [new[start : start + size] for start in range(0, len(new), size)]
             with_end = pieces.pop() if unsent.is_ended and pieces else []
             for piece in pieces:
                 if not self._keeps(accepted):
                     return
                 self.tracker.log(sent.run, [describe_report(report, trial.began_s) for report in piece])
                 sent = accepted[trial_id] = sent.after(piece)
+                self.ending.note_progress()
             if unsent.is_ended:
                 if not self._keeps(accepted):
                     return
@@ -271,6 +302,7 @@ class Mirror:
                     raise
                 accepted[trial_id] = dataclasses.replace(sent.after(with_end), is_ended=True)
                 self._said.pop(trial_id, None)
+                self.ending.note_progress()
         except TrackerRefused as error:
             self.refused[unsent.row.trial_id] = f"trial {unsent.row.number}: {error}"
             _say(f"trial {unsent.row.number} is left out: {error}")

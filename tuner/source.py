@@ -9,25 +9,27 @@ import os
 import subprocess
 import sys
 import traceback
-import uuid
 from pathlib import Path
 from types import ModuleType
 
 from tuner.errors import StudyFileError, TunerError
+from tuner.study_files import module_name
 
 
 def import_file(path: Path) -> ModuleType:
     """Run a file as a module of its own, its folder importable as for `python FILE`.
 
+    Processes that its code starts can import the module by its name.
+
     Raises:
         StudyFileError: the file is no Python, or an error in it; the message has file and line.
     """
-    module_name = f"tuner_study_{path.stem}_{uuid.uuid5(uuid.NAMESPACE_URL, str(path.absolute())).hex[:8]}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
+    name = module_name(path)
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise StudyFileError(f"a study file must be Python, its name ending in .py: got {str(path)!r}")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
+    sys.modules[name] = module
     sys.path.insert(0, str(path.absolute().parent))
     try:
         spec.loader.exec_module(module)

@@ -68,9 +68,15 @@ error or seconds; `seconds` what its time since the event before went on: traini
 
 @dataclass
 class Stop:
-    """Set from outside, a signal handler say; the worker gives its trial back at the next report."""
+    """Set from outside, a signal handler say; the worker gives its trial back at the next report.
+
+    Attributes:
+        requested: Whether somebody wants the worker to end.
+        is_heeded: Whether the worker has begun to look at that: not while it still imports the study and its data.
+    """
 
     requested: bool = False
+    is_heeded: bool = False
 
 
 def event_line(event: Event) -> str | None:

@@ -105,6 +105,23 @@ def test_an_interrupted_launch_ends_soon_and_resumes(
     check_study(tuner, 6)
 
 
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_whose_data_never_come_ends_on_the_first_signal(
+    tuner_on_sqlite: Any, tiny_study: Path, tmp_path: Path, wait_until: Callable[..., Any], sent: signal.Signals
+) -> None:
+    folder = tmp_path / "start"
+    folder.mkdir()
+    worker = tuner_on_sqlite.start("worker", "tiny.py", TINY_START_FOLDER=str(folder))
+    wait_until(lambda: list(folder.iterdir()), deadline_s=120)
+
+    worker.send_signal(sent)
+
+    output, _ = worker.communicate(timeout=60)
+    assert worker.returncode == 130, output
+    assert "Traceback" not in output
+    assert not (tmp_path / "study.db").exists()
+
+
 @pytest.mark.slow
 def test_workers_do_not_outlive_their_launcher(
     tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any]

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import os
+import queue
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import sqlalchemy as sa
@@ -22,7 +24,8 @@ from storage_tools import desk_at, new_database
 from tracking_tools import ODD, curves, fill, rows
 
 from tuner.errors import UsageError
-from tuner.launch.mirror import mirror_command
+from tuner.launch.mirror import MirrorProcess, mirror_command
+from tuner.launch.progress import Progress
 from tuner.tracking.mlflow import address, allowed_name
 
 LAUNCH = ("launch", "tiny.py", "--workers", "2")
@@ -255,6 +258,39 @@ def test_a_launch_with_a_server_that_is_never_there_says_so_and_is_fine(
     later = tuner.run("track", "tiny", "--once", "--mlflow", mlflow.url)
     assert later.returncode == 0, later.stderr
     assert len(check(mlflow, tuner.env["TUNER_STORAGE"])) == 2
+
+
+class Said:
+    """What a launch shows of its mirror."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, message: str, event: str, level: str = "info", **fields: Any) -> None:
+        self.lines.append(message)
+
+    def say(self, event: dict[str, Any]) -> None:
+        self.lines.append(event["message"])
+
+
+def test_a_launcher_hears_of_each_thing_that_a_tracker_takes(
+    tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with desk_at(sqlite_url) as desk:
+        fill(desk)
+        name = desk.name
+    heard, shown, put = [], Said(), queue.Queue.put
+    launched = MirrorProcess(([f"--tensorboard={tmp_path / 'tb'}"], {}), sqlite_url)
+    monkeypatch.setattr(queue.Queue, "put", lambda self, message: (heard.append(message), put(self, message))[1])
+
+    launched.start(name)
+    launched.end(cast("Progress", shown), threading.Event())
+
+    told = [message.event for message in heard if not message.is_printed]
+    assert told == [{"event": "progress"}] * len(told)
+    assert len(told) >= 1 + 1 + 9 + 8, "the start, the study, nine trials, eight ends"
+    assert not any("not all of study" in line for line in shown.lines), shown.lines
+    assert len(list((tmp_path / "tb").glob("*/[0-9]*"))) == 9
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
@@ -44,6 +45,7 @@ class Book:
         self.place = "library"
         self.calls: list[str] = []
         self.fails: Callable[[str, str], None] = lambda call, run: None
+        self.measure: Callable[[Sequence[TrackedReport]], None] = lambda reports: None
 
     def _note(self, call: str, run: str) -> None:
         self.calls.append(call)
@@ -63,6 +65,7 @@ class Book:
         return run
 
     def log(self, run: str, reports: Sequence[TrackedReport]) -> None:
+        self.measure(reports)
         self._write(run, reports)
         self._note("log", run)
 
@@ -278,6 +281,97 @@ def test_another_process_sends_until_its_lease_ends(desk: Desk, capfd: pytest.Ca
     assert not mirroring.hold(desk.engine, desk.study_id, "book", "third", 300.0)
     assert mirroring.hold(desk.engine, desk.study_id, "book", "other", -1.0)
     catch_up(desk, book)
+    check(desk, book)
+
+
+class Clock:
+    """Time that passes only when it is told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+def test_whoever_is_asked_to_end_sends_the_rest_as_long_as_the_tracker_takes_it(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(desk)
+    clock, book, told = Clock(), Book(), []
+    monkeypatch.setattr(mirror, "time", clock)
+    book.fails = lambda call, run: clock.sleep(14.0)
+    ending = Ending(on_progress=lambda: told.append(clock.now_s))
+    ending.ask(15.0, 120.0)
+
+    follow(desk.url, desk.name, [book], once=False, ending=ending)
+
+    check(desk, book)
+    assert clock.now_s > 1200.0, "each call took nearly as long as may pass without one"
+    assert len(told) >= 19, "nine trials, opened and ended"
+    assert max(later - before for before, later in itertools.pairwise(told)) < 60.0
+
+
+def test_whoever_is_asked_to_end_gives_up_a_tracker_that_takes_nothing_more(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(desk)
+    clock, book = Clock(), Book()
+    monkeypatch.setattr(mirror, "time", clock)
+    monkeypatch.setattr(mirror, "_TRIALS", 1)
+
+    def hang(call: str, run: str) -> None:
+        if call == "end_trial" and len(book.ended) == 3:
+            clock.sleep(16.0)
+            raise TrackerRefused("too slow")
+
+    book.fails = hang
+    ending = Ending()
+    ending.ask(15.0, 120.0)
+    with pytest.raises(TrackerLost, match=r"^there was no time to send all of '\w+'; the rest can be sent later$"):
+        follow(desk.url, desk.name, [book], once=False, ending=ending)
+    assert len(book.ended) == 3
+
+    book.fails = lambda call, run: None
+    catch_up(desk, book)
+    check(desk, book)
+
+
+def test_a_tracker_that_was_away_for_a_moment_is_not_given_up_after_a_long_time_of_sending(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(desk)
+    clock, book = Clock(), Book()
+    monkeypatch.setattr(mirror, "time", clock)
+
+    def fail_once(call: str, run: str) -> None:
+        clock.sleep(10.0)
+        if call == "end_trial" and run.startswith("run 6."):
+            book.fails = lambda call, run: None
+            raise TrackerLost("away for a moment")
+
+    book.fails = fail_once
+    catch_up(desk, book)
+
+    assert clock.now_s > 1000.0 + 10.0 * 10
+    check(desk, book)
+
+
+def test_reports_with_many_metrics_are_sent_in_small_pieces(desk: Desk) -> None:
+    lease, book = desk.claim(), Book()
+    metrics = {f"metric {number}": 0.5 for number in range(500)}
+    leases.report(
+        desk.engine, lease, [Report(epoch, epoch, {"loss": 1.0, **metrics}) for epoch in range(1, 11)], "loss"
+    )
+    sizes: list[int] = []
+    book.measure = lambda reports: sizes.append(sum(len(one.metrics) for one in reports))
+
+    catch_up(desk, book)
+
+    assert sizes == [3 * 501, 3 * 501, 3 * 501, 501]
     check(desk, book)
 
 

@@ -355,7 +355,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
         return str(path)
 
     yield write
-    for name in [name for name in sys.modules if name.startswith(("tuner_study_", "sibling_"))]:
+    for name in [name for name in sys.modules if name.startswith(("tuner.study_files.", "sibling_"))]:
         del sys.modules[name]
 
 

@@ -197,11 +197,18 @@ def _work(
 
 
 def _stop_on_signals() -> Stop:
-    """Return a flag that SIGINT and SIGTERM set; a second signal ends the process at once."""
+    """Return a flag that SIGINT and SIGTERM set; a second signal ends the process at once.
+
+    The first does so too before the worker can have a trial: the study's file or its data may take long, or wait for
+    a process that never answers.
+    """
     stop = Stop()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if stop.requested:
+        if stop.requested or not stop.is_heeded:
+            if not stop.requested:  # whatever the study's code makes of the interrupt
+                _end_later()
+            stop.requested = True
             raise KeyboardInterrupt
         stop.requested = True
 
@@ -216,7 +223,16 @@ def _stop_with_launcher(stop: Stop) -> None:
     def wait() -> None:
         sys.stdin.read()
         stop.requested = True
+        _end_later()
+
+    threading.Thread(target=wait, name="launcher-watch", daemon=True).start()
+
+
+def _end_later() -> None:
+    """End this process in a few seconds, whatever it does then."""
+
+    def end() -> None:
         time.sleep(_GRACE_S)
         os._exit(130)
 
-    threading.Thread(target=wait, name="launcher-watch", daemon=True).start()
+    threading.Thread(target=end, name="last-resort", daemon=True).start()

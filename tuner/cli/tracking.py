@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -54,8 +55,8 @@ def track(
     ending = Ending()
     _end_on_signals(ending)
     descriptor = os.environ.pop(EVENTS_VARIABLE, None)
-    if descriptor is not None:  # it is for workers
-        os.close(int(descriptor))
+    if descriptor is not None:
+        ending.on_progress = partial(_tell_launcher, int(descriptor))
         _end_with_launcher(ending)
     trackers = make_trackers(uri, tensorboard, wandb)
     if descriptor is not None:
@@ -112,15 +113,22 @@ def _end_on_signals(ending: Ending) -> None:
         signal.signal(number, handle)
 
 
+def _tell_launcher(descriptor: int) -> None:
+    """Tell the launcher that a tracker has taken something: it waits for the rest as long as it hears of more."""
+    with contextlib.suppress(BrokenPipeError):  # the launcher has died
+        os.write(descriptor, b'{"event": "progress"}\n')
+
+
 def _end_with_launcher(ending: Ending) -> None:
     """Send what is left when the launcher ends, however it ends: it holds the other side of our standard input."""
-    from tuner.launch.mirror import GRACE_S
+    from tuner.launch.mirror import GRACE_S, START_S
 
     def wait() -> None:
         sys.stdin.read()
-        ending.by_s = time.monotonic() + GRACE_S
+        ending.ask(GRACE_S, START_S)
         # Whatever hangs then: nobody is left to end it.
-        time.sleep(2 * GRACE_S)
+        while time.monotonic() < (ending.by_s or 0.0) + GRACE_S:
+            time.sleep(0.5)
         os._exit(1)
 
     threading.Thread(target=wait, name="launcher-watch", daemon=True).start()

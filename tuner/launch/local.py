@@ -97,7 +97,7 @@ class _Launch:
             self._end_workers(progress)
             self._count()
             progress.update(self.snapshot)
-            self.mirror.end(progress)
+            self.mirror.end(progress, stop)
             if self.engine is not None:
                 self.engine.dispose()
         if self.error is not None:

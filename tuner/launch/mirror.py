@@ -6,8 +6,9 @@ import contextlib
 import os
 import queue
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tuner.launch.process import Message, WorkerProcess
@@ -16,7 +17,12 @@ from tuner.tracking import MLFLOW_VARIABLE, check_trackers
 
 _NICENESS = 10
 GRACE_S = 15.0
-"""How long a launcher's end may take to send the rest; most of it is for a study that ends while MLflow is imported."""
+"""How long after a launch's end the mirror waits for a tracker that takes nothing more; while one does, it goes on."""
+START_S = 120.0
+"""How long its start, imports mostly, may take beyond a launch's end on a slow and busy machine."""
+_KILL_AFTER_S = GRACE_S + 15.0
+"""A mirror that should have ended by itself for so long is killed."""
+_TELL_AFTER_S, _STOP_S = 5.0, 2.0
 
 
 def mirror_command(mlflow: str | None, tensorboard: str | None, wandb: str | None) -> tuple[list[str], dict[str, str]]:
@@ -48,6 +54,8 @@ class MirrorProcess:
     _study: str = ""
     _process: WorkerProcess | None = None
     _inbox: queue.Queue[Message] = field(default_factory=queue.Queue)
+    _progressed_s: float | None = None
+    """When it said last that a tracker had taken something; None until it begins to send."""
 
     def start(self, study: str) -> None:
         """Start it, once."""
@@ -67,8 +75,12 @@ class MirrorProcess:
         has_ended = process is not None and process.has_ended()
         with contextlib.suppress(queue.Empty):
             while True:
-                message = self._inbox.get_nowait().event.get("message", "")
-                progress.say({"event": "track", "message": message.removeprefix("tuner: ")})
+                message = self._inbox.get_nowait()
+                if message.is_printed:
+                    text = message.event.get("message", "")
+                    progress.say({"event": "track", "message": text.removeprefix("tuner: ")})
+                else:
+                    self._progressed_s = time.monotonic()
         if process is not None and has_ended:
             self._process = None
             if process.process.returncode != 0:
@@ -79,16 +91,49 @@ class MirrorProcess:
                     "warning",
                 )
 
-    def end(self, progress: Progress) -> None:
-        """Give it a moment to send the rest, then end it."""
+    def end(self, progress: Progress, stop: threading.Event) -> None:
+        """Let it send the rest, then end it.
+
+        It is waited for as long as a tracker takes something; after a signal for no longer than `GRACE_S`, and not at
+        all if the signal comes meanwhile.
+
+        Args:
+            progress: Where to show what it says.
+            stop: Set by signals.
+        """
         if self._process is None:
             return
         assert self._process.process.stdin is not None
         self._process.process.stdin.close()
-        deadline_s = time.monotonic() + GRACE_S + 2.0
-        while self._process is not None and time.monotonic() < deadline_s:
-            self.watch(progress)
-            time.sleep(0.05)
+        began_s = time.monotonic()
+        if stop.is_set():
+            self._watch_until(progress, lambda: time.monotonic() >= began_s + GRACE_S + 2.0)
+        else:
+
+            def is_over() -> bool:
+                return stop.is_set() or time.monotonic() >= self._deadline_s(began_s)
+
+            self._watch_until(progress, lambda: is_over() or time.monotonic() >= began_s + _TELL_AFTER_S)
+            if self._process is not None and not is_over():
+                study = self._study
+                progress.note(f"sending the rest of study {study!r} to its trackers; Ctrl-C ends this", "track")
+            self._watch_until(progress, is_over)
+        if self._process is not None:
+            self._process.stop()
+            asked_s = time.monotonic()
+            self._watch_until(progress, lambda: time.monotonic() >= asked_s + _STOP_S)
         if self._process is not None:
             self._process.kill()
             self.watch(progress)
+
+    def _watch_until(self, progress: Progress, is_over: Callable[[], bool]) -> None:
+        """Show what it says until it has ended, or a condition holds."""
+        while self._process is not None and not is_over():
+            self.watch(progress)
+            time.sleep(0.05)
+
+    def _deadline_s(self, began_s: float) -> float:
+        """Return until when it may say nothing, given when it was asked to end."""
+        if self._progressed_s is None:
+            return began_s + START_S
+        return max(began_s, self._progressed_s) + _KILL_AFTER_S

@@ -80,10 +80,11 @@ class WorkerProcess:
 
     def _read_output(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            event = (parse(line) if is_json() else None) or {"event": "output", "message": line.rstrip()}
-            self.last_lines = [*self.last_lines[-19:], event.get("error") or event.get("message", "")]
-            self.inbox.put(Message(self.index, self.name, event, is_printed=True))
+        with self.process.stdout as lines:
+            for line in lines:
+                event = (parse(line) if is_json() else None) or {"event": "output", "message": line.rstrip()}
+                self.last_lines = [*self.last_lines[-19:], event.get("error") or event.get("message", "")]
+                self.inbox.put(Message(self.index, self.name, event, is_printed=True))
 
     def has_ended(self) -> bool:
         """Return whether the process is over and everything it said has been read."""

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from tuner import study_files
 from tuner.errors import StudyError, how_to_install
 from tuner.training.data import View, narrow
 
@@ -179,10 +180,11 @@ class _Pickled:
     def __init__(self, source: Source) -> None:
         import cloudpickle
 
-        # A study file is a module that other processes cannot import by its name.
+        # Other processes may not be able to import a module by its name; a study file they would have to run again.
         module = sys.modules[type(source).__module__]
         found = importlib.machinery.PathFinder.find_spec(module.__name__.partition(".")[0])
-        by_value = found is None and hasattr(module, "__file__")
+        is_study_file = module.__name__.startswith(f"{study_files.__name__}.")
+        by_value = (found is None and hasattr(module, "__file__")) or is_study_file
         if by_value:
             cloudpickle.register_pickle_by_value(module)
         try:

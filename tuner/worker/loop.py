@@ -98,6 +98,7 @@ def run_worker(
     account = Account({"compiling": lambda: clock.total_s, "database": database_s})
     place = Place(artifacts_folder(artifacts), about, worker_layout(devices), devices, clock, account)
     stop = stop or Stop()
+    stop.is_heeded = True
     patience = Patience(PATIENCE_S, lambda: stop.requested, statement_s=_STATEMENT_S)
     # A launcher has found the storage before it started this worker. Whoever starts one by hand may have mistyped.
     optuna_storage = Storage(url, patience if LAUNCHED_VARIABLE in os.environ else IMPATIENT)
