@@ -125,7 +125,7 @@ class Asked:
         return self.storage.get_study_id_from_name(name)
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
 def asked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
     """The dashboard over a database with studies of hostile names."""
     url = f"sqlite:///{tmp_path_factory.mktemp('hostile') / 'study.db'}"
@@ -264,6 +264,16 @@ def test_bodies_of_all_kinds(asked: Asked, key: tuple[str, str]) -> None:
                 assert asked.ask(method, path, raw, CONTENT_TYPE=kind).status in range(400, 410)
     listed = json.loads(asked.ask("GET", "/api/studies").body)
     assert all(0 < len(study["study_name"]) <= 512 for study in listed["study_summaries"])
+
+
+def test_values_that_are_nested_too_deeply_are_refused(asked: Asked) -> None:
+    study = optuna.create_study(storage=asked.storage, study_name="deep")
+    path = f"/api/trials/{study.ask()._trial_id}/user-attrs"
+    for depth, status in ((60, 204), (64, 400), (900, 400), (50_000, 400)):
+        body = '{"user_attrs": {"a": ' + "[" * depth + "]" * depth + "}}"
+        told = asked.ask("POST", path, body.encode())
+        assert told.status == status, depth
+        assert status == 204 or "the body must not be nested deeper than 64" in told.body.decode()
 
 
 def test_what_has_ended_is_not_changed(asked: Asked) -> None:

@@ -105,6 +105,9 @@ def test_many_addresses_stop_nobody_else() -> None:
         kept = honest.sock
         for number in range(60):
             send_nothing(held.enter_context(connect(server.bound_port, f"127.0.0.{2 + number % 5}")))
+        last = held.enter_context(connect(server.bound_port, "127.0.0.7"))
+        last.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert last.recv(15) == b"HTTP/1.1 200 OK", "so all before it have been accepted"
         honest.request("GET", "/")
         assert honest.getresponse().read() == b"fine"
         assert honest.sock is kept, "the address with the most connections loses one, not this one"
