@@ -45,8 +45,8 @@ class Reports:
         self._is_hopeless = False
 
     def keep(self, several: Iterable[Report]) -> None:
-        """See `Reporter.keep`."""
-        self._unanswered.append(self._background.submit(partial(self._keep, list(several))))
+        """See `Reporter.keep`. The answer to the next report is waited for all the same."""
+        self._background.submit(partial(self._reporter.keep, list(several)))
 
     def store(self, report: Report, *, may_prune: bool) -> bool:
         """Store a report; return whether the trial is to be pruned, as far as that is known.
@@ -88,10 +88,6 @@ class Reports:
     def _collect(self) -> None:
         while self._unanswered and self._unanswered[0].done():
             self._is_hopeless = self._unanswered.popleft().result() or self._is_hopeless
-
-    def _keep(self, several: list[Report]) -> bool:
-        self._reporter.keep(several)
-        return False
 
     def _store(self, report: Report, may_prune: bool) -> bool:
         # While the database is away nothing can be compared.
