@@ -62,8 +62,9 @@ DEADLY = "dead workers"
 """The kind of error of a trial in which too many workers died."""
 
 Event = dict[str, Any]
-"""What a worker says. `event` is study, trial, report, end, retry, lost, deadly, sampler, finished, idle, hours, done,
-error or seconds; `seconds` what its time since the event before went on: training, compiling, waiting, database."""
+"""What a worker says. `event` is study, trial, report, end, retry, lost, deadly, sampler, unused, finished, idle,
+hours, done, error or seconds; `seconds` what its time since the event before went on: training, compiling, waiting,
+database."""
 
 
 @dataclass
@@ -99,6 +100,8 @@ def event_line(event: Event) -> str | None:
             return f"study {event['study']}, {event['trials']} trials"
         case "hours":
             return "the study's hours are spent"
+        case "sampler" | "unused":
+            return event["message"]
         case "finished":
             return "the sampler has ended the search"
         case "idle":

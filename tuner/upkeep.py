@@ -44,16 +44,21 @@ def enqueue(url: str, name: str, words: Mapping[str, str]) -> dict[str, Any]:
 
     Raises:
         UnknownStudy: there is no such study.
-        UsageError: a hyperparameter is unknown or its value outside its domain, or no trial has said which there are.
+        UsageError: a hyperparameter is unknown, its value outside its domain, or the trial might not have it; or no
+            trial has said yet which there are.
     """
     engine = connect(url)
     try:
-        known = read_distributions(engine, find_study(engine, name).study_id)
+        study = find_study(engine, name)
+        known = read_distributions(engine, study.study_id)
     finally:
         engine.dispose()
     if not known:
         raise UsageError(f"hyperparameters are known from a study's first trial on: {name!r} has none yet; launch it")
     params = {key: _parse(key, word, known, name) for key, word in words.items()}
+    conditions = conditions_in(study.record.get("space", {}), known)
+    for key in params:
+        _check_exists(key, params, conditions, known)
     _queue(url, name, params, {})
     return params
 
@@ -72,6 +77,64 @@ def _parse(key: str, word: str, known: Mapping[str, list[str]], study: str) -> A
         if found:
             return found[0]
     raise UsageError(f"{key} must lie in {' or '.join(map(_describe, domains))}: got {word!r}")
+
+
+def conditions_in(space: Mapping[str, str], known: Mapping[str, list[str]]) -> dict[str, list[tuple[str, str]]]:
+    """Return under which options of which choices each conditional hyperparameter exists; one of them is enough.
+
+    Args:
+        space: A study's space as `Study.record` describes it, such as `uniform(0.0, 1.0) if optimizer=SGD or kind=b`.
+            That of a define-by-run space says nothing on conditions.
+        known: The distributions of the hyperparameters as JSON, by name.
+    """
+    options = [(name, str(label)) for name, texts in known.items() for label in _labels(texts)]
+    found: dict[str, list[tuple[str, str]]] = {}
+    for name, text in space.items():
+        rest, conditions = text, []
+        while True:
+            ends = [(word, option) for option in options for word in (" or ", " if ") if _ends(rest, word, option)]
+            if not ends:
+                break
+            # Of `a=b` and `c.a=b` both end a text: the longer one does.
+            word, option = max(ends, key=lambda end: len("=".join(end[1])))
+            conditions.append(option)
+            rest = rest.removesuffix(f"{word}{option[0]}={option[1]}")
+            if word == " if ":
+                found[name] = conditions[::-1]
+                break
+    return found
+
+
+def _ends(text: str, word: str, option: tuple[str, str]) -> bool:
+    return text.endswith(f"{word}{option[0]}={option[1]}")
+
+
+def _labels(texts: list[str]) -> list[Any]:
+    from optuna.distributions import CategoricalDistribution, json_to_distribution
+
+    domains = [json_to_distribution(text) for text in texts]
+    return [label for domain in domains if isinstance(domain, CategoricalDistribution) for label in domain.choices]
+
+
+def _check_exists(
+    name: str,
+    params: Mapping[str, Any],
+    conditions: Mapping[str, list[tuple[str, str]]],
+    known: Mapping[str, list[str]],
+) -> None:
+    """Raise UsageError unless a trial with these hyperparameters has one of this name."""
+    if name not in conditions:
+        return
+    needed = " or ".join(f"{choice}={label}" for choice, label in conditions[name])
+    for choice, label in conditions[name]:
+        given = [params[choice]] if choice in params else _labels(known.get(choice, []))
+        if {str(value) for value in given} == {label}:  # it is given, or there is no other
+            return _check_exists(choice, params, conditions, known)
+    others = {choice: params[choice] for choice, _ in conditions[name] if choice in params}
+    found = ", ".join(f"{choice}={value}" for choice, value in others.items())
+    if found:
+        raise UsageError(f"a trial must have what it is queued with: {name} needs {needed}, got {found}")
+    raise UsageError(f"a trial must have what it is queued with: {name} needs {needed}; give that as well")
 
 
 def _readings(domain: BaseDistribution, word: str) -> list[Any]:

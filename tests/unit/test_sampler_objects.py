@@ -219,6 +219,26 @@ def test_a_pruner_that_fails_stops_the_study_with_its_traceback(work: Any) -> No
     assert [trial.state for trial in found] == [TrialState.FAIL] * 3
 
 
+# --- What was queued
+
+
+def test_a_value_that_a_queued_trial_does_not_have_is_said(work: Any, tmp_path: Path) -> None:
+    def space(trial: optuna.Trial) -> Space:
+        if trial.suggest_categorical("c", ["a", "b"]) == "a":
+            return Finite(n=trial.suggest_int("n", 1, 3), c="a")
+        return Finite(n=1, c="b")
+
+    work(make_study(sampler="random", space=space, trials=1))
+    with opened(f"sqlite:///{tmp_path}/study.db") as storage:
+        study = optuna.load_study(study_name="objects", storage=storage)
+        study.enqueue_trial({"c": "b", "n": 2})
+        study.enqueue_trial({"c": "a", "n": 2})
+    found, events, _ = work(make_study(sampler="random", space=space, trials=3))
+    assert [trial.params for trial in found[1:]] == [{"c": "b"}, {"c": "a", "n": 2}]
+    said = [(event["trial"], event["message"]) for event in events if event["event"] == "unused"]
+    assert said == [(1, "trial 1 was queued with n=2, which it does not have")]
+
+
 # --- What a sampler is told
 
 

@@ -14,17 +14,17 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 import tuner
-from tuner import artifacts
+from tuner import Space, Study, artifacts, choice, log_uniform, uniform
 from tuner.artifacts import study_folder
 from tuner.errors import UnknownStudy, UsageError
 from tuner.results import trial_rows
 from tuner.storage import connect, leases
 from tuner.storage.claims import Claimant, claim
 from tuner.storage.fences import Lease
-from tuner.storage.studies import register
+from tuner.storage.studies import join, register
 from tuner.storage.tables import CHILDREN_OF_TRIALS
 from tuner.trial import Outcome
-from tuner.upkeep import clear, delete, enqueue, retry
+from tuner.upkeep import Shortage, clear, delete, enqueue, find_shortage, retry
 
 
 @pytest.fixture
@@ -115,6 +115,118 @@ def test_a_domain_that_changed_has_the_values_of_both(storage: Any, storage_url:
         enqueue(storage_url, "ours", {"x": word})
     with pytest.raises(UsageError, match=r"x must lie in \[0.5, 1.0\] or \[4.0, 8.0\]: got '2'"):
         enqueue(storage_url, "ours", {"x": "2"})
+
+
+class Nesterov(Space):
+    damping: float = uniform(0.0, 1.0)
+
+
+class Heavy(Space):
+    mass: float = uniform(0.0, 1.0)
+
+
+class SGD(Space):
+    momentum: float = uniform(0.5, 0.95)
+    kind: Nesterov | Heavy = choice(Nesterov, Heavy)
+    decay: float = uniform(0.0, 1.0)
+
+
+class AdamW(Space):
+    b1: float = uniform(0.8, 0.99)
+    decay: float = uniform(0.0, 1.0)
+
+
+class Lion(Space):
+    b1: float = uniform(0.1, 0.2)
+
+
+class Searched(Space):
+    learning_rate: float = log_uniform(1e-4, 1e-1)
+    optimizer: SGD | AdamW | Lion = choice(SGD, AdamW, Lion)
+
+
+def make_conditional(storage: Any, url: str, trials: int = 30, **settings: Any) -> Study:
+    """Store a study as a worker does, with enough trials to have met every option."""
+    given: dict[str, Any] = {"name": "ours", "space": Searched, "trainer": object(), "data": lambda seed: None}
+    study = Study(**given, objective="loss", direction="minimize", epochs=1, trials=trials, **settings)
+    engine = connect(url)
+    register(storage, engine, "ours", ["minimize"], study.record())
+    engine.dispose()
+    optuna_study = optuna.load_study(study_name="ours", storage=storage, sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(trials):
+        trial = optuna_study.ask()
+        study.sample(trial)
+        optuna_study.tell(trial, 1.0)
+    return study
+
+
+def test_what_a_trial_might_not_have_is_not_queued(storage: Any, storage_url: str) -> None:
+    make_conditional(storage, storage_url)
+    for words, message in [
+        ({"optimizer.momentum": "0.9"}, "optimizer.momentum needs optimizer=SGD; give that as well"),
+        ({"optimizer.momentum": "0.9", "optimizer": "AdamW"}, "momentum needs optimizer=SGD, got optimizer=AdamW"),
+        ({"optimizer": "SGD", "optimizer.AdamW.b1": "0.9"}, "AdamW.b1 needs optimizer=AdamW, got optimizer=SGD"),
+        ({"optimizer.decay": "0.5"}, "optimizer.decay needs optimizer=SGD or optimizer=AdamW; give that as well"),
+        ({"optimizer": "Lion", "optimizer.decay": "0.5"}, "needs optimizer=SGD or optimizer=AdamW, got optimizer=Lion"),
+        ({"optimizer.kind": "Heavy"}, "optimizer.kind needs optimizer=SGD; give that as well"),
+        ({"optimizer": "SGD", "optimizer.kind.mass": "0.5"}, "mass needs optimizer.kind=Heavy; give that as well"),
+        # The option that it needs needs one itself.
+        ({"optimizer.kind": "Heavy", "optimizer.kind.mass": "0.5"}, "kind needs optimizer=SGD; give that as well"),
+    ]:
+        with pytest.raises(UsageError, match=f"a trial must have what it is queued with: .*{message}"):
+            enqueue(storage_url, "ours", words)
+    assert len(storage.get_all_trials(storage.get_study_id_from_name("ours"))) == 30
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"learning_rate": "0.01"},
+        {"optimizer": "SGD", "optimizer.momentum": "0.9"},
+        {"optimizer": "AdamW", "optimizer.AdamW.b1": "0.9", "optimizer.decay": "0.5"},
+        {"optimizer": "SGD", "optimizer.kind": "Heavy", "optimizer.kind.mass": "0.25", "optimizer.decay": "0.5"},
+    ],
+)
+def test_what_a_trial_is_queued_with_it_has(storage: Any, storage_url: str, words: dict[str, str]) -> None:
+    study = make_conditional(storage, storage_url)
+    params = enqueue(storage_url, "ours", words)
+    assert params.keys() == words.keys()
+    trial = optuna.load_study(study_name="ours", storage=storage).ask()
+    study.sample(trial)
+    assert {name: trial.params[name] for name in params} == params
+
+
+def test_an_option_that_is_fixed_need_not_be_given(storage: Any, storage_url: str) -> None:
+    make_conditional(storage, storage_url, trials=9, fixed={"optimizer": SGD})
+    assert enqueue(storage_url, "ours", {"optimizer.momentum": "0.9"}) == {"optimizer.momentum": 0.9}
+    with pytest.raises(UsageError, match=r"needs optimizer.kind=Heavy; give that as well"):
+        enqueue(storage_url, "ours", {"optimizer.kind.mass": "0.5"})
+
+
+def test_the_hint_counts_every_queued_trial(storage: Any, storage_url: str) -> None:
+    engine = connect(storage_url)
+    study_id = register(storage, engine, "ours", ["minimize"], {}).study_id
+    study = optuna.load_study(study_name="ours", storage=storage)
+    claimant = Claimant(study_id, "one", trials=4, lease_s=300.0)
+    study.enqueue_trial({})
+    assert find_shortage(engine, "ours") is None, "it was never launched"
+    join(engine, claimant, {"host": "here", "pid": 1, "devices": "cpu"})
+    for outcome in (Outcome.COMPLETE, Outcome.FAILED, None):
+        lease = claim(engine, claimant)
+        assert isinstance(lease, Lease)
+        if outcome is not None:
+            leases.tell(engine, lease, outcome, [1.0] if outcome is Outcome.COMPLETE else None, {})
+    assert find_shortage(engine, "ours") is None, "one is used, one runs"
+    for needed in (3, 4, 5, 6):
+        study.enqueue_trial({})
+        found = find_shortage(engine, "ours")
+        assert found == (None if needed <= 4 else Shortage(4, 1, needed))
+    # As many as said do run.
+    claimant.trials = 6
+    running = [claim(engine, claimant) for _ in range(5)]
+    assert [isinstance(one, Lease) for one in running] == [True] * 4 + [False]
+    assert study.get_trials(states=[TrialState.WAITING]) == []
+    engine.dispose()
 
 
 def test_a_failed_trial_is_tried_again_as_a_new_one(storage: Any, storage_url: str) -> None:

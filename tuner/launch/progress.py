@@ -114,7 +114,7 @@ def shown(event: Event) -> str | None:
     match event["event"]:
         case "retry":
             return f"[{event['place']}] {event_line(event)}"
-        case "sampler":
+        case "sampler" | "unused":
             return f"[{event['place']}] {event['message']}"
         case "output":
             return f"[{event['place']}] {event['message']}"

@@ -130,6 +130,7 @@ class Attempt:
             hparams = study.sample(trial)
             worker.storage.flush(lease.trial_id)
             worker.say({"event": "trial", "trial": lease.number, "hparams": trial.params})
+            self._warn_of_unused(trial)
             pruner, is_baseline = TrialPruner(worker.pruning_study, trial), self._is_baseline()
             self.reports = Reports(
                 worker.background,
@@ -175,6 +176,14 @@ class Attempt:
             if is_out_of_memory(error):
                 return Outcome.OUT_OF_MEMORY, None, {"error": storable(str(error))}
             return Outcome.FAILED, None, describe(error)
+
+    def _warn_of_unused(self, trial: optuna.Trial) -> None:
+        """Say so if a trial was queued with hyperparameters that it turned out not to have."""
+        given = self.worker.storage.get_trial(self.lease.trial_id).system_attrs.get("fixed_params", {})
+        unused = [f"{name}={value}" for name, value in given.items() if name not in trial.params]
+        if unused:
+            message = f"trial {trial.number} was queued with {', '.join(unused)}, which it does not have"
+            self.worker.say({"event": "unused", "level": "warning", "trial": trial.number, "message": message})
 
     def _is_baseline(self) -> bool:
         if self.study.baseline is None:
