@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import socket
 import time
@@ -156,9 +157,9 @@ class Worker:
             optuna.logging.disable_default_handler()
             optuna.logging.enable_propagation()
         self.study, self.splits, self.storage, self.engine = study, splits, storage, storage.engine
-        self.prompt_engine = patient(self.engine, PROMPT)
         self.background = Background("reports")
         self._say, self.stop, self.place, self.account = say, stop, place, place.account
+        self.prompt_engine = patient(self.engine, dataclasses.replace(PROMPT, is_over=self.must_end))
         registered = register(storage, self.engine, study.name, study.all_directions, study.record())
         study.check_unchanged(registered.record)
         self.study_id = registered.study_id
@@ -199,8 +200,9 @@ class Worker:
                 raise
         finally:
             self.background.close()
-            with contextlib.suppress(StorageLost):
-                leave(self.brief_engine(), self.claimant.worker)
+            if self.last_words_end_s is None or time.monotonic() < self.last_words_end_s:
+                with contextlib.suppress(StorageLost):
+                    leave(self.brief_engine(), self.claimant.worker)
         self.say({"event": "done"})
 
     def say(self, event: Event) -> None:
@@ -253,6 +255,10 @@ class Worker:
             why = reason_to_stop([kind for kind, _ in errors])
             trace = f"\n{errors[0][1].rstrip()}" if errors else ""
             raise StudyStopped(f"study {name!r} stopped: {why}; mend it and launch again{trace}")
+
+    def must_end(self) -> bool:
+        """Return whether somebody has asked the worker to end."""
+        return self.stop.requested
 
     def brief_engine(self) -> Engine:
         """Return the engine for a worker's last words.
