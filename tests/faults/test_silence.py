@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
 import sqlalchemy as sa
+from aftermath import check_aftermath, endings_of, processes_of
 from postgres_server import PASSWORD, ROLE, Server
 from silent_proxy import Proxy
 
@@ -131,3 +136,125 @@ def test_nothing_is_watched_while_nothing_is_sent(engine: sa.Engine, wait_until:
     assert deadlines._watcher._statements == set()
     wait_until(lambda: deadlines._watcher._is_resting)
     assert read(engine, one) == 1
+
+
+# --- Training
+
+
+class Steps:
+    """How far each worker has trained, as the tiny study notes it: without the database."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "steps"
+        self.path.touch()
+        self.env = {"TINY_STEPS_FILE": str(self.path), "TINY_LOOP": "scan", "TINY_PAUSE_S": "0.3"}
+
+    def have_passed(self, number: int, workers: int = 1) -> Callable[[], bool]:
+        """Return whether each of so many workers has passed so many places since now."""
+        before = len(self.path.read_text().splitlines())
+
+        def check() -> bool:
+            since = [line.split()[0] for line in self.path.read_text().splitlines()[before:]]
+            return len(set(since)) >= workers and min(map(since.count, set(since))) >= number
+
+        return check
+
+
+@pytest.fixture
+def steps(tmp_path: Path) -> Steps:
+    return Steps(tmp_path)
+
+
+@pytest.fixture
+def tuner(tuner_on_sqlite: Any, through: str, tiny_study: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The command line on the empty database through the proxy."""
+    monkeypatch.chdir(tuner_on_sqlite.folder)
+    tuner_on_sqlite.env["TUNER_STORAGE"] = through
+    return tuner_on_sqlite
+
+
+def have_reported(server: Server, database: str, workers: int = 1) -> Callable[[], bool]:
+    """Return whether trials of so many workers have reported: asked on the server's socket, which is never silent."""
+
+    def check() -> bool:
+        try:
+            found = server.ask("SELECT count(DISTINCT trial_id) FROM tuner_reports", database=database)
+        except psycopg2.Error:
+            return False  # there are no tables yet
+        return found[0][0] >= workers
+
+    return check
+
+
+def check_all(server: Server, database: str, output: str, trials: int, epochs: int) -> None:
+    """Check that nothing was lost or doubled, and that no trial changed hands."""
+    assert "Traceback" not in output, output
+    assert PASSWORD not in output
+    url = server.url(database)
+    check_aftermath(url, Path("tuner-artifacts"), trials, epochs=epochs)
+    assert endings_of(url) == {number: ["complete"] for number in range(trials)}
+
+
+def test_training_goes_on_while_old_connections_are_silent_and_leases_are_renewed_on_new_ones(
+    tuner: Any, proxy: Proxy, server: Server, database: str, steps: Steps, wait_until: Wait
+) -> None:
+    worker = tuner.start("worker", "tiny.py", **steps.env, TINY_EPOCHS="60", TINY_TRIALS="1", TINY_LEASE_S="8")
+    wait_until(have_reported(server, database), 180)
+    query = "SELECT expires_at_s FROM tuner_leases"
+    assert proxy.silence() >= 1
+    before = server.ask(query, database=database)[0][0]
+    wait_until(steps.have_passed(5), 120)
+    wait_until(lambda: [row for row in server.ask(query, database=database) if row[0] > before], 120)
+
+    output, _ = worker.communicate(timeout=240)
+
+    assert worker.returncode == 0, output
+    check_all(server, database, output, 1, 60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["network", "server"])
+def test_a_launch_goes_on_through_a_silent_network_and_a_frozen_server(
+    tuner: Any, proxy: Proxy, server: Server, database: str, steps: Steps, wait_until: Wait, way: str
+) -> None:
+    budget = {"TINY_EPOCHS": "60", "TINY_TRIALS": "2", "TINY_LEASE_S": "300"}
+    launcher = tuner.start("launch", "tiny.py", "--workers", "2", **steps.env, **budget)
+    wait_until(have_reported(server, database, 2), 180)
+    if way == "network":
+        proxy.hold()
+        wait_until(steps.have_passed(12, workers=2), 180)
+        proxy.resume()
+    else:
+        with server.frozen():
+            wait_until(steps.have_passed(12, workers=2), 180)
+
+    output, _ = launcher.communicate(timeout=280)
+
+    assert launcher.returncode == 0, output
+    check_all(server, database, output, 2, 60)
+
+
+# --- Ends
+
+
+@pytest.mark.parametrize("way", [pytest.param("network", marks=pytest.mark.slow), "server"])
+def test_ctrl_c_ends_a_launch_whose_database_is_silent(
+    tuner: Any, proxy: Proxy, server: Server, database: str, through: str, steps: Steps, wait_until: Wait, way: str
+) -> None:
+    budget = {"TINY_EPOCHS": "10000", "TINY_TRIALS": "2"}
+    launcher = tuner.start("launch", "tiny.py", "--workers", "2", **steps.env, **budget)
+    wait_until(have_reported(server, database, 2), 180)
+    with contextlib.ExitStack() as silence:
+        if way == "network":
+            proxy.hold()
+        else:
+            silence.enter_context(server.frozen())
+        wait_until(steps.have_passed(5, workers=2), 120)
+        launcher.send_signal(signal.SIGINT)
+        output, _ = launcher.communicate(timeout=120)
+
+        # The database is still silent.
+        assert launcher.returncode == 130, output
+        assert output.splitlines()[-1].startswith("tuner: stopped with 0 of 2 trials finished"), output
+        assert "Traceback" not in output, output
+        wait_until(lambda: processes_of(through) == [], 60)

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from types import FrameType
 from typing import Annotated, Any, TextIO
 
 import typer
@@ -36,6 +35,7 @@ from tuner.cli.options import (
     split_pairs,
 )
 from tuner.errors import StudyStopped, UsageError
+from tuner.signals import end_on_signals
 from tuner.trial import Event, Stop, print_event
 
 _GRACE_S = 10.0
@@ -113,8 +113,9 @@ def launch(
         live=live,
     )
     from tuner.cli.queries import print_best, tell_best
+    from tuner.storage.background import aside
 
-    (tell_best if log_format is LogFormat.JSON else print_best)(snapshot.study, storage)
+    aside(partial(tell_best if log_format is LogFormat.JSON else print_best, snapshot.study, storage))
 
 
 def worker(
@@ -204,16 +205,16 @@ def _stop_on_signals() -> Stop:
     """
     stop = Stop()
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        if stop.requested or not stop.is_heeded:
-            if not stop.requested:  # whatever the study's code makes of the interrupt
-                _end_later()
-            stop.requested = True
+    def request() -> None:
+        is_first, stop.requested = not stop.requested, True
+        if stop.is_heeded:
+            return
+        if is_first:  # whatever the study's code makes of the interrupt
+            _end_later()
+        if threading.current_thread() is threading.main_thread():
             raise KeyboardInterrupt
-        stop.requested = True
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handle)
+    end_on_signals((signal.SIGINT, signal.SIGTERM), request)
     return stop
 
 

@@ -10,30 +10,32 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
 from tuner.devices import DeviceGroup, assign, choose, environment, find_devices
 from tuner.errors import StudyStopped, TunerError, UsageError
+from tuner.launch.database import Counts, StudyDatabase
 from tuner.launch.metrics import Tally, served
 from tuner.launch.mirror import MirrorProcess, mirror_command
 from tuner.launch.process import Message, WorkerProcess
 from tuner.launch.progress import JsonProgress, LiveProgress, PlainProgress, Progress, Snapshot
 from tuner.log import is_json, set_about, tell
+from tuner.signals import end_on_signals
 from tuner.storage import connect, hide_password, is_new_file, storage_url, warn_of_password
+from tuner.storage.background import aside
 from tuner.study import split_target
-from tuner.trial import DEADLY, Event
-
-if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
+from tuner.trial import Event
 
 _GRACE_S = 5.0
 """How long a worker may take to give its trial back; then it is killed, and its trial given back for it."""
 _POLL_S = 0.5
+_WAIT_S, _LAST_WAIT_S = 2.0, 1.0
+"""How long to wait for an answer of the database, which is taken in later if it is late; and after a signal."""
+_FINAL_COUNT_S = 15.0
 _MAX_EARLY_DEATHS = 4
 """A worker that dies this often in a row without ending a trial is not started again. One more than it takes for a
 trial that kills its workers to be failed (`storage.claims.MAX_DEATHS`): the study is to outlive such a trial."""
@@ -72,9 +74,14 @@ class _Launch:
     inbox: queue.Queue[Message] = field(default_factory=queue.Queue)
     snapshot: Snapshot = field(default_factory=Snapshot)
     error: TunerError | None = None
-    engine: Engine | None = None
+    counting: Future[Counts | None] | None = None
+    asked_s: float = 0.0
     counted_s: float = 0.0
+    burials: list[tuple[_Place, str, Future[Event | None]]] = field(default_factory=list)
     began_s: float = field(default_factory=time.time)
+
+    def __post_init__(self) -> None:
+        self.database = StudyDatabase(self.url)
 
     def run(self, progress: Progress, stop: threading.Event) -> None:
         """Start the workers and return when all are done.
@@ -90,16 +97,16 @@ class _Launch:
                 self._watch(progress)
                 self.mirror.watch(progress)
                 self._count(_POLL_S)
+                self._take_burials(progress)
                 progress.update(self.snapshot)
                 workers = [place.worker for place in self.places if place.worker is not None]
                 self.tally.observe(self.snapshot, sum(worker.process.poll() is None for worker in workers))
         finally:
             self._end_workers(progress)
-            self._count()
+            self._count_at_end(stop)
             progress.update(self.snapshot)
             self.mirror.end(progress, stop)
-            if self.engine is not None:
-                self.engine.dispose()
+            self.database.close()
         if self.error is not None:
             raise self.error
         if not self.snapshot.study and not stop.is_set():
@@ -142,8 +149,7 @@ class _Launch:
                 snapshot.objective = event["objective"]
                 self.mirror.start(event["study"])
                 if snapshot.began_s is None:
-                    self._count()
-                    snapshot.began_s, snapshot.already = time.monotonic(), snapshot.used
+                    self._count(wait_s=_WAIT_S)
             case "trial":
                 snapshot.workers[index] = f"trial {event['trial']}"
                 place.trial = event["trial"]
@@ -201,36 +207,25 @@ class _Launch:
                 f"{dead.ending}; `tuner worker {self.target}` shows more\n{last}".rstrip()
             )
 
-    def _bury(self, place: _Place, dead: WorkerProcess, progress: Progress, *, died: bool) -> None:
+    def _bury(
+        self, place: _Place, dead: WorkerProcess, progress: Progress, *, died: bool, wait_s: float = _WAIT_S
+    ) -> None:
         """Free the trial of a worker that is gone; without this it is free when its lease ends."""
-        from tuner.storage.claims import release_all
+        burial = self.database.release(dead.name, self.snapshot.study, place.trial, died=died)
+        place.trial = None
+        self.burials.append((place, dead.name, burial))
+        self.database.wait(burial, wait_s)
+        self._take_burials(progress)
 
-        with contextlib.suppress(TunerError):
-            end = self._untold_end(place, dead)
+    def _take_burials(self, progress: Progress) -> None:
+        """Take in the ends of trials that dead workers came to tell the storage, and not this launcher."""
+        done = [burial for burial in self.burials if burial[2].done()]
+        self.burials = [burial for burial in self.burials if burial not in done]
+        for place, name, burial in done:
+            end = burial.result()
             if end is not None:
                 self._take(place.index, end)
-                progress.say({"worker": dead.name, "place": place.index, **end})
-            place.trial = None
-            release_all(self._connect(), dead.name, died=died)
-
-    def _untold_end(self, place: _Place, dead: WorkerProcess) -> Event | None:
-        """Return the end of a dead worker's trial, if it came to tell the storage and not its launcher."""
-        from tuner.storage.queries import find_study, read_trial
-
-        if place.trial is None:
-            return None
-        row = read_trial(self._connect(), find_study(self._connect(), self.snapshot.study), place.trial)
-        kept = row.record
-        # What another worker failed, because too many had died in it, bears the name of the last of these.
-        if kept["worker"] != dead.name or kept["error_kind"] == DEADLY:
-            return None
-        took = {name: kept[name] for name in ("train_s", "compile_s")}
-        return {"event": "end", "trial": row.number, "outcome": row.outcome, "values": row.values, **took}
-
-    def _connect(self) -> Engine:
-        if self.engine is None:
-            self.engine = connect(self.url)
-        return self.engine
+                progress.say({"worker": name, "place": place.index, **end})
 
     def _end_workers(self, progress: Progress) -> None:
         alive = [(place, place.worker) for place in self.places if place.worker is not None and not place.is_done]
@@ -244,24 +239,43 @@ class _Launch:
                 worker.kill()
             worker.has_ended()
         self._read_messages(progress)  # their last words
+        deadline_s = max(deadline_s, time.monotonic() + (0.0 if self._is_silent() else _LAST_WAIT_S))
         for place, worker in alive:
             if worker.process.returncode != 0:
-                self._bury(place, worker, progress, died=False)
+                self._bury(place, worker, progress, died=False, wait_s=deadline_s - time.monotonic())
 
-    def _count(self, at_most_every_s: float = 0.0) -> None:
-        """Read from the storage how far the study is; a database that is away for a moment is asked again later."""
-        from tuner.storage.queries import find_study, outcome_counts, read_best
+    def _is_silent(self) -> bool:
+        """Return whether the database has not answered for a while."""
+        return self.counting is not None and time.monotonic() > self.asked_s + _LAST_WAIT_S
 
-        if not self.snapshot.study or time.monotonic() < self.counted_s + at_most_every_s:
+    def _count_at_end(self, stop: threading.Event) -> None:
+        """Count what has ended: after a signal only if the database answers at once."""
+        if stop.is_set() and (self.burials or self._is_silent()):
             return
-        with contextlib.suppress(TunerError):
-            study = find_study(self._connect(), self.snapshot.study)
-            self.snapshot.counts = outcome_counts(self._connect(), study.study_id)
-            best = read_best(self._connect(), study, 1) if len(study.directions) == 1 else []
-            if best and best[0].values:
-                self.snapshot.best_value = best[0].values[0]
-                self.snapshot.best = f"{best[0].values[0]:.4f} (trial {best[0].number})"
-        self.counted_s = time.monotonic()
+        deadline_s = time.monotonic() + (_LAST_WAIT_S if stop.is_set() else _FINAL_COUNT_S)
+        while self.snapshot.study and time.monotonic() < deadline_s:
+            is_first = self.counting is None  # else it may be of a moment before the last ends
+            self._count(wait_s=deadline_s - time.monotonic())
+            if is_first:
+                return
+
+    def _count(self, at_most_every_s: float = 0.0, wait_s: float = 0.2) -> None:
+        """Learn from the storage how far the study is, now or, if it does not answer so soon, at a later call."""
+        if self.counting is None:
+            if not self.snapshot.study or time.monotonic() < self.counted_s + at_most_every_s:
+                return
+            self.counting, self.asked_s = self.database.count(self.snapshot.study), time.monotonic()
+        if not self.database.wait(self.counting, wait_s):
+            return
+        counts, self.counting, self.counted_s = self.counting.result(), None, time.monotonic()
+        snapshot = self.snapshot
+        if counts is None:  # away for a moment
+            return
+        snapshot.counts = counts.by_outcome
+        if counts.best is not None:
+            snapshot.best_value, snapshot.best = counts.best, f"{counts.best:.4f} (trial {counts.best_trial})"
+        if snapshot.began_s is None:
+            snapshot.began_s, snapshot.already = time.monotonic(), snapshot.used
 
 
 def launch(
@@ -329,7 +343,7 @@ def launch(
     devices_of = [str(group) for group in groups]
     tell(opening, "launch", file=str(path), devices=devices_of, storage=hide_password(url))
     if not is_new_file(url):
-        connect(url).dispose()
+        aside(lambda: connect(url).dispose())
     warn_of_password()
     options = ["--log-format=json"] if is_json() else []
     options += [f"--trials={trials}"] if trials is not None else []
@@ -382,20 +396,10 @@ def check_number(flag: str, number: int | None, low: int) -> None:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[threading.Event]:
-    """Set the event on SIGINT, SIGTERM or SIGHUP while the body runs; a second signal ends the process at once."""
+    """Set the event on SIGINT, SIGTERM or SIGHUP while the body runs; a second signal ends the process."""
     event = threading.Event()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    undo = end_on_signals((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), event.set)
     try:
         yield event
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        undo()

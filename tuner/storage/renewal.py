@@ -28,17 +28,24 @@ class Watch:
 
 
 @contextlib.contextmanager
-def renewed(engine: Engine, lease: Lease, must_stop: Callable[[], bool] = lambda: False) -> Iterator[Watch]:
+def renewed(
+    engine: Engine,
+    lease: Lease,
+    must_stop: Callable[[], bool] = lambda: False,
+    is_ending: Callable[[], bool] = lambda: False,
+) -> Iterator[Watch]:
     """Renew a lease from a thread while the body runs.
 
     Args:
         engine: The storage's engine. The thread does not wait for a database that is away, but tries again by itself.
         lease: The lease.
         must_stop: Asked after each renewal whether the trial must be given back.
+        is_ending: Whether the worker is to end: then a silent server is not waited for.
     """
     is_over, watch = threading.Event(), Watch()
     # A silent connection must be given up early enough to renew the lease on another one.
-    patience = dataclasses.replace(PROMPT, statement_s=min(5.0, max(1.0, lease.lease_s / 6)))
+    statement_s = min(5.0, max(1.0, lease.lease_s / 6))
+    patience = dataclasses.replace(PROMPT, statement_s=statement_s, is_over=lambda: is_over.is_set() or is_ending())
 
     def beat() -> None:
         is_cut_off = False

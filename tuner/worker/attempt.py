@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterable
 from functools import partial
@@ -68,7 +69,7 @@ class Attempt:
         folder = trial_folder(worker.folder, lease.number)
         checkpoints = Checkpoints(folder, every_s=self.study.save_every_s, writes_best=False)
         must_stop = partial(claims.must_stop, worker.prompt_engine, worker.claimant)
-        with renewed(worker.engine, lease, must_stop) as self.watch, checkpoints, self._held():
+        with renewed(worker.engine, lease, must_stop, worker.must_end) as self.watch, checkpoints, self._held():
             try:
                 with worker.account.doing("training"):
                     self._hold()
@@ -136,7 +137,7 @@ class Attempt:
                 worker.background,
                 self.reporter,
                 lambda report: self._is_hopeless(pruner, report.epoch, report.values(self.objectives)[0]),
-                lambda: worker.stop.requested,
+                worker.must_end,
             )
             reports = study.trainer.train_model(
                 hparams,
@@ -193,7 +194,7 @@ class Attempt:
     def _is_hopeless(self, pruner: TrialPruner, epoch: int, value: float) -> bool:
         """Ask the pruner; a database that goes away meanwhile is not waited for, and prunes nothing."""
         try:
-            with hurried(PROMPT):
+            with hurried(dataclasses.replace(PROMPT, is_over=self.worker.must_end)):
                 return pruner.should_prune(epoch, value)
         except StorageLost:
             return False

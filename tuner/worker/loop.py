@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import socket
 import time
@@ -159,9 +160,9 @@ class Worker:
             optuna.logging.disable_default_handler()
             optuna.logging.enable_propagation()
         self.study, self.splits, self.storage, self.engine = study, splits, storage, storage.engine
-        self.prompt_engine = patient(self.engine, PROMPT)
         self.background = Background("reports")
         self._say, self.stop, self.place, self.account = say, stop, place, place.account
+        self.prompt_engine = patient(self.engine, dataclasses.replace(PROMPT, is_over=self.must_end))
         registered = register(storage, self.engine, study.name, study.all_directions, study.record())
         study.check_unchanged(registered.record)
         self.study_id = registered.study_id
@@ -205,8 +206,9 @@ class Worker:
                 raise
         finally:
             self.background.close()
-            with contextlib.suppress(StorageLost):
-                leave(self.brief_engine(), self.claimant.worker)
+            if self.last_words_end_s is None or time.monotonic() < self.last_words_end_s:
+                with contextlib.suppress(StorageLost):
+                    leave(self.brief_engine(), self.claimant.worker)
         self.say({"event": "done"})
 
     def say(self, event: Event) -> None:
@@ -296,6 +298,10 @@ class Worker:
                 f"study {self.study.name!r} stopped: the sampler failed after {len(self.sampler_errors)} trials in a "
                 f"row, which are stored; fix the sampler and launch again\n{trace}"
             )
+
+    def must_end(self) -> bool:
+        """Return whether somebody has asked the worker to end."""
+        return self.stop.requested
 
     def brief_engine(self) -> Engine:
         """Return the engine for a worker's last words.

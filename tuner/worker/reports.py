@@ -17,13 +17,14 @@ from tuner.trial import Report
 _ANSWER_S = 1.5
 """How long training waits for the database at each report. With a healthy one the answer is always there by then."""
 _LAST_S = 3.0
+"""How long the last reports of a worker that ends may take."""
 
 
 class Reports:
     """Hands a trial's reports to a thread in their order, and learns from it whether to prune the trial.
 
     Training waits for the answer to each report while the database needs no more than a moment. Of one that needs
-    longer, it learns the answer at a later report, and does not wait again until all reports before have been answered.
+    longer, it learns the answer at a later report, and does not wait again until all reports before have been stored.
 
     Args:
         background: The thread.
@@ -43,6 +44,7 @@ class Reports:
         self._ask, self._is_over = is_hopeless, is_over
         self._unanswered: deque[Future[bool]] = deque()
         self._is_hopeless = False
+        self._is_away = False
 
     def keep(self, several: Iterable[Report]) -> None:
         """See `Reporter.keep`. The answer to the next report is waited for all the same."""
@@ -60,7 +62,7 @@ class Reports:
             Exception: whatever the pruner raised.
         """
         self._collect()
-        is_behind = bool(self._unanswered)
+        is_behind = bool(self._unanswered) or self._is_away
         future = self._background.submit(partial(self._store, report, may_prune))
         self._unanswered.append(future)
         if not is_behind:
@@ -90,5 +92,6 @@ class Reports:
             self._is_hopeless = self._unanswered.popleft().result() or self._is_hopeless
 
     def _store(self, report: Report, may_prune: bool) -> bool:
+        self._is_away = not self._reporter.store(report)
         # While the database is away nothing can be compared.
-        return self._reporter.store(report) and may_prune and self._ask(report)
+        return not self._is_away and may_prune and self._ask(report)

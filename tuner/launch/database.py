@@ -1,0 +1,118 @@
+"""What a launcher reads of its study and tells of dead workers: on a thread of its own, for it must notice signals."""
+
+from __future__ import annotations
+
+import contextlib
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tuner.errors import TunerError
+from tuner.storage import connect
+from tuner.storage.background import Background
+from tuner.trial import DEADLY, Event
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+_STATEMENT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How far a study is.
+
+    Attributes:
+        by_outcome: How many trials stand how.
+        best: The best value; None without one, and of several objectives.
+        best_trial: The number of its trial.
+    """
+
+    by_outcome: Any
+    best: float | None
+    best_trial: int | None
+
+
+class StudyDatabase:
+    """The storage of a launcher's study; each call returns at once.
+
+    Args:
+        url: The storage's URL.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._background = Background("launcher-database")
+        self._engine: Engine | None = None
+
+    def count(self, study: str) -> Future[Counts | None]:
+        """Count a study's trials; None if the database is away."""
+        return self._background.submit(lambda: self._count(study))
+
+    def release(self, worker: str, study: str, trial: int | None, *, died: bool) -> Future[Event | None]:
+        """Free the trial of a worker that is gone.
+
+        Args:
+            worker: The worker's name.
+            study: Its study.
+            trial: The trial that it has said it began, if it has not said how that ended.
+            died: Whether it ended by itself in the middle of its trial.
+
+        Returns:
+            The end of the trial, if the worker came to tell the storage and not its launcher.
+        """
+        return self._background.submit(lambda: self._release(worker, study, trial, died))
+
+    def wait(self, future: Future[Any], seconds: float) -> bool:
+        """Wait for an answer; return whether it has come. Handlers of signals run meanwhile."""
+        return self._background.wait(future, seconds, seconds)
+
+    def close(self) -> None:
+        """Close the connections when what was asked for has been done; does not wait for it."""
+        self._background.submit(lambda: self._engine and self._engine.dispose())
+        self._background.close()
+
+    # --- On the thread
+
+    def _connect(self) -> Engine:
+        from tuner.storage.engine import Patience, hurried, patient
+
+        if self._engine is None:
+            patience = Patience(0.0, statement_s=_STATEMENT_S)
+            with hurried(patience):
+                self._engine = patient(connect(self._url), patience)
+        return self._engine
+
+    def _count(self, name: str) -> Counts | None:
+        from tuner.storage.queries import find_study, outcome_counts, read_best
+
+        with contextlib.suppress(TunerError):
+            engine = self._connect()
+            study = find_study(engine, name)
+            by_outcome = outcome_counts(engine, study.study_id)
+            rows = read_best(engine, study, 1) if len(study.directions) == 1 else []
+            if rows and rows[0].values:
+                return Counts(by_outcome, rows[0].values[0], rows[0].number)
+            return Counts(by_outcome, None, None)
+        return None
+
+    def _release(self, worker: str, study: str, trial: int | None, died: bool) -> Event | None:
+        from tuner.storage.claims import release_all
+
+        end = None
+        with contextlib.suppress(TunerError):
+            end = None if trial is None else self._untold_end(worker, study, trial)
+        with contextlib.suppress(TunerError):
+            release_all(self._connect(), worker, died=died)
+        return end
+
+    def _untold_end(self, worker: str, study: str, trial: int) -> Event | None:
+        from tuner.storage.queries import find_study, read_trial
+
+        row = read_trial(self._connect(), find_study(self._connect(), study), trial)
+        kept = row.record
+        # What another worker failed, because too many had died in it, bears the name of the last of these.
+        if kept["worker"] != worker or kept["error_kind"] == DEADLY:
+            return None
+        took = {name: kept[name] for name in ("train_s", "compile_s")}
+        return {"event": "end", "trial": row.number, "outcome": row.outcome, "values": row.values, **took}
