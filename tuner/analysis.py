@@ -58,19 +58,38 @@ def _compare_row(engine: Engine, name: str) -> Row:
         "trials": sum(counts.values()),
         **{outcome.value: counts[outcome] for outcome in Outcome if outcome.uses_budget or outcome is Outcome.FAILED},
         "device_hours": None if standing is None else _hours([standing.used.device_s]),
-        "hours_saved": _hours(map(saved_s, efforts, [epochs] * len(efforts))) if efforts and epochs else None,
+        "hours_saved": _hours_saved(efforts, epochs) if efforts and epochs else None,
     }
 
 
-def saved_s(effort: Effort, epochs: int) -> float:
-    """Return the device seconds that pruning a trial saved, 0 for others.
+def saved_s(effort: Effort, epochs: int, typical_s: float | None) -> float | None:
+    """Return the device seconds that pruning a trial saved, 0 for others; None if that is not known.
 
-    An estimate: its epochs that were not run, each as long as those of its own after the first; nothing for a trial
-    that was pruned after one, or taken over.
+    An estimate: its epochs that were not run, each as long as its own after the first. The time of those is not known
+    of a trial that was pruned after one epoch, or taken over: then a typical epoch's is taken.
+
+    Args:
+        effort: What the trial took.
+        epochs: Those of a trial that is not pruned.
+        typical_s: Device seconds of an epoch of the study, see `typical_epoch_s`.
     """
-    if effort.outcome is not Outcome.PRUNED:
+    left = max(0, epochs - effort.epochs)
+    if effort.outcome is not Outcome.PRUNED or not left:
         return 0.0
-    return max(0, epochs - effort.epochs) * effort.epoch_device_s
+    epoch_s = effort.epoch_device_s or typical_s
+    return None if epoch_s is None else left * epoch_s
+
+
+def typical_epoch_s(efforts: Iterable[Effort]) -> float | None:
+    """Return the median device seconds of an epoch, over the trials of which it is known; None if it is of none."""
+    known = [effort.epoch_device_s for effort in efforts if effort.epoch_device_s > 0]
+    return statistics.median(known) if known else None
+
+
+def _hours_saved(efforts: Sequence[Effort], epochs: int) -> float | None:
+    typical_s = typical_epoch_s(efforts)
+    saved = [saved_s(effort, epochs, typical_s) for effort in efforts]
+    return None if None in saved else _hours(one for one in saved if one is not None)
 
 
 def _hours(seconds: Iterable[float]) -> float:

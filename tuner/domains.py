@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
+import struct
 from abc import ABCMeta, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,32 @@ if TYPE_CHECKING:
 
 Stored = None | bool | int | float | str
 """What Optuna stores for a parameter: a plain JSON value."""
+
+
+FLOAT_MAX, FLOAT_TINY = 3.4028234663852886e38, 1.1754943508222875e-38
+"""The largest and the smallest positive normal float32: what is smaller may be 0 in a program."""
+
+
+def as_traced(value: float) -> float:
+    """Return what a traced number is inside a program: an int32, or a float32 as a float.
+
+    Raises:
+        SpaceError: it is neither.
+    """
+    if isinstance(value, bool) or not math.isfinite(value):
+        return value
+    if isinstance(value, int):
+        if not -(2**31) <= value < 2**31:
+            raise SpaceError(
+                f"traced integers are int32 and must lie in [-2**31, 2**31): got {value!r}; make it static, or a float"
+            )
+        return value
+    if not (value == 0 or FLOAT_TINY <= abs(value) <= FLOAT_MAX):
+        raise SpaceError(
+            f"traced numbers are float32 and must be 0, or lie between {FLOAT_TINY:.3g} and {FLOAT_MAX:.3g}: got "
+            f"{value!r}; make it static, or search its logarithm"
+        )
+    return struct.unpack("f", struct.pack("f", value))[0]
 
 
 def is_space(value: object) -> TypeGuard[type[Space]]:
@@ -94,6 +121,11 @@ class FloatDomain(Domain):
             raise SpaceError(f"a log scale needs low > 0: got low={self.low!r}")
         if self.low >= self.high:
             raise SpaceError(f"low must be below high: got low={self.low!r}, high={self.high!r}")
+        if self.traced and as_traced(float(self.low)) == as_traced(float(self.high)):
+            raise SpaceError(
+                f"low and high must differ as float32, which traced numbers are: got low={self.low!r}, "
+                f"high={self.high!r}; make it static"
+            )
 
     def distribution(self) -> BaseDistribution:
         from optuna.distributions import FloatDistribution
@@ -142,6 +174,9 @@ class IntDomain(Domain):
                 raise SpaceError(f"low, high and step must be integers: got {self!r}")
         if max(abs(self.low), abs(self.high)) > 2**53:
             raise SpaceError(f"bounds must lie within ±2**53, where Optuna's floats are exact: got {self!r}")
+        if self.traced:
+            as_traced(self.low)
+            as_traced(self.high)
         if self.log and self.low < 1:
             raise SpaceError(f"a log scale needs low >= 1: got low={self.low}")
         if self.low >= self.high:
@@ -235,6 +270,8 @@ class ChoiceDomain(Domain):
             raise SpaceError(f"a choice of Space classes takes only Space classes and None: got {self!r}")
         if self.traced and not all(isinstance(option, int | float) for option in self.options):
             raise SpaceError(f"a traced choice needs numbers: got {self!r}")
+        if self.traced and len({as_traced(option) for option in self.options}) < len(self.options):
+            raise SpaceError(f"options must differ as float32, which traced numbers are: got {self!r}")
 
     def distribution(self) -> BaseDistribution:
         from optuna.distributions import CategoricalDistribution

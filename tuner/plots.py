@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 
-from tuner.analysis import compare_rows, saved_s
+from tuner.analysis import compare_rows, saved_s, typical_epoch_s
 from tuner.errors import UsageError, how_to_install, nearest
 from tuner.export import in_place
 from tuner.results import best_rows
@@ -247,10 +247,10 @@ def _savings(subject: Subject) -> Figure:
     if not efforts or not epochs:
         raise UsageError(f"time saved is known of studies that tuner ran: {subject.row.name!r} is none")
     figure, axes = _axes("Time saved by pruning (estimate)", "trial", "device hours")
-    spent, saved = [0.0], [0.0]
+    spent, saved, typical_s = [0.0], [0.0], typical_epoch_s(efforts)
     for effort in efforts:
         spent.append(spent[-1] + effort.device_s / 3600)
-        saved.append(saved[-1] + saved_s(effort, epochs) / 3600)
+        saved.append(saved[-1] + (saved_s(effort, epochs, typical_s) or 0.0) / 3600)
     numbers = [0, *(effort.number + 1 for effort in efforts)]
     axes.fill_between(numbers, spent, color="tab:blue", alpha=0.6, label="spent")
     whole = [a + b for a, b in zip(spent, saved, strict=True)]

@@ -20,6 +20,7 @@ from tuner.domains import (
     Domain,
     IntDomain,
     Stored,
+    as_traced,
     choice,
     domains_of,
     int_uniform,
@@ -85,6 +86,13 @@ class SpaceMeta(type):
                 domain.check()
             except SpaceError as error:
                 raise SpaceError(f"{name}.{field}: {error}") from None
+        for field in dataclasses.fields(made):  # pyright: ignore[reportArgumentType]
+            # A constant float is a number inside the program as well.
+            if field.name not in domains and type(field.default) is float:
+                try:
+                    as_traced(field.default)
+                except SpaceError as error:
+                    raise SpaceError(f"{name}.{field.name}: {error}") from None
         made._own = domains
         made.__domains__ = {field: domain for field, domain in {**inherited, **domains}.items() if field not in plain}
         _check_names(made)

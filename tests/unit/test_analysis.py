@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 import tuner
-from tuner.analysis import compare_rows, importance_rows, saved_s
+from tuner.analysis import compare_rows, importance_rows, saved_s, typical_epoch_s
 from tuner.errors import UnknownStudy, UsageError
 from tuner.storage import connect, leases
 from tuner.storage.claims import Claimant, claim
@@ -65,7 +65,7 @@ def test_studies_lie_side_by_side(any_storage: Any, storage_url: str) -> None:
         "study": "ours", "objective": "accuracy", "direction": "maximize", "best": 0.75, "median": 0.375, "trials": 8,
         "complete": 4, "pruned": 2, "diverged": 1, "out_of_memory": 0, "failed": 1,
         "device_hours": 2.0,  # eight times 450 seconds on two devices
-        "hours_saved": 0.2,  # six epochs of a minute on two devices
+        "hours_saved": 0.5333,  # six epochs of a minute on two devices, and ten of the trial that reported none
     }  # fmt: skip
     assert [second[key] for key in ("best", "median", "trials", "device_hours", "hours_saved")] == [
         1.0, 3.0, 3, None, None,
@@ -76,10 +76,34 @@ def test_studies_lie_side_by_side(any_storage: Any, storage_url: str) -> None:
 
 
 def test_a_pruned_trial_saves_the_epochs_it_did_not_run() -> None:
-    assert saved_s(Effort(0, Outcome.PRUNED, 2, 50.0, 10.0), 5) == 30.0
-    assert saved_s(Effort(0, Outcome.PRUNED, 5, 50.0, 10.0), 5) == 0.0
-    assert saved_s(Effort(0, Outcome.PRUNED, 9, 50.0, 10.0), 5) == 0.0
-    assert saved_s(Effort(0, Outcome.DIVERGED, 2, 50.0, 10.0), 5) == 0.0
+    assert saved_s(Effort(0, Outcome.PRUNED, 2, 50.0, 10.0), 5, 7.0) == 30.0
+    assert saved_s(Effort(0, Outcome.PRUNED, 5, 50.0, 10.0), 5, 7.0) == 0.0
+    assert saved_s(Effort(0, Outcome.PRUNED, 9, 50.0, 10.0), 5, 7.0) == 0.0
+    assert saved_s(Effort(0, Outcome.DIVERGED, 2, 50.0, 10.0), 5, 7.0) == 0.0
+
+
+def test_a_trial_without_a_second_epoch_saves_typical_ones() -> None:
+    first = Effort(0, Outcome.PRUNED, 1, 50.0, 0.0)
+    others = [Effort(at, Outcome.COMPLETE, 5, 50.0, seconds) for at, seconds in enumerate((9.0, 0.0, 3.0, 5.0))]
+    assert typical_epoch_s([first, *others]) == 5.0
+    assert saved_s(first, 5, 5.0) == 20.0
+    assert typical_epoch_s([first]) is None
+    assert saved_s(first, 5, None) is None
+    assert saved_s(first, 1, None) == 0.0
+
+
+def test_hours_saved_are_unknown_rather_than_none_where_no_trial_has_a_second_epoch(
+    any_storage: Any, storage_url: str
+) -> None:
+    engine = connect(storage_url)
+    study_id = register(any_storage, engine, "ours", ["minimize"], {"objective": ["loss"], "epochs": 10}).study_id
+    run(engine, study_id, Outcome.PRUNED, None, 1)
+    assert compare_rows(engine, ["ours"])[0]["hours_saved"] is None
+    run(engine, study_id, Outcome.COMPLETE, 0.5, 10)
+    with engine.begin() as connection:
+        connection.execute(reports.update().values(reported_at_s=100.0 + 60.0 * reports.c.epoch))
+    assert compare_rows(engine, ["ours"])[0]["hours_saved"] == 0.3  # nine minutes on two devices
+    engine.dispose()
 
 
 def test_only_between_reports_of_one_attempt_is_an_epochs_time_known(any_storage: Any, storage_url: str) -> None:

@@ -40,6 +40,24 @@ def test_at_least_one_example_is_allowed_and_in_the_end_all() -> None:
     assert set(np.asarray(allowed(steps, 10, 1, 7)).tolist()) == {7}
 
 
+@pytest.mark.parametrize("examples", [7, 1000, 3_000_000, 2**31 - 1])
+def test_what_is_allowed_is_exact_where_the_product_needs_more_than_32_bits(examples: int) -> None:
+    rng = np.random.default_rng(examples)
+    stages = np.concatenate([[1, 3, 1000, 46_341, 2**30 + 1, 2**31 - 1], rng.integers(1, 2**31, 60)])
+    steps = np.concatenate([[0, 2, 999, 46_000, 2**30, 2**31 - 2], rng.integers(0, stages[6:])])
+    found = jax.jit(jax.vmap(lambda step, stages: allowed(step, 1, stages, examples)))(
+        jnp.asarray(steps, jnp.int32), jnp.asarray(stages, jnp.int32)
+    )
+    expected = [-(-(int(step) + 1) * examples // int(whole)) for step, whole in zip(steps, stages, strict=True)]
+    assert found.tolist() == expected  # by Python's integers, which have no end
+
+
+def test_a_stage_of_billions_of_steps_is_one() -> None:
+    rows = jnp.arange(8, dtype=jnp.int32)
+    drawn = {int(row) for step in range(0, 400, 4) for row in order(step, rows, 2, 1e9, 2)[0].reshape(-1)}
+    assert drawn == {0, 1, 2, 3}
+
+
 def order(step: int, rows: Any, stages: int, stage_epochs: float, batch_size: int, key: Any = KEY) -> Any:
     made = staged_order(key, jnp.int32(step), rows, stages, stage_epochs, batch_size=batch_size)
     return tuple(np.asarray(part) for part in made)

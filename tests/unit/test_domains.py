@@ -9,7 +9,7 @@ import numpy as np
 import optuna
 import pytest
 
-from tuner.domains import domains_of, parameters
+from tuner.domains import FLOAT_MAX, FLOAT_TINY, domains_of, parameters
 from tuner.errors import SpaceError
 from tuner.space import (
     Space,
@@ -19,6 +19,7 @@ from tuner.space import (
     from_params,
     int_uniform,
     is_traced,
+    log_uniform,
     parse_fixed,
     sample,
     to_params,
@@ -145,3 +146,39 @@ def test_words_of_choices() -> None:
     space = make({"flag": choice(True, False), "mixed": choice(1, "one")})
     assert parse_fixed(space, {"flag": "true", "mixed": "one"}) == {"flag": True, "mixed": "one"}
     assert [name for name, _, _ in parameters(space)] == ["flag", "mixed"]
+
+
+@pytest.mark.parametrize(
+    ("make_domain", "message"),
+    [
+        (lambda: log_uniform(1e-50, 1e-3), r"traced numbers are float32 and must be 0, or lie between .*: got 1e-50"),
+        (lambda: uniform(0.0, 1e-46), "got 1e-46; make it static"),
+        (lambda: uniform(-1e-39, 1.0), "got -1e-39"),  # a subnormal, which a device may take for 0
+        (lambda: uniform(0, 5e39), r"got 5e\+39"),
+        (lambda: uniform(1.0, 1.0 + 1e-9), "low and high must differ as float32"),
+        (lambda: int_uniform(0, 2**31, traced=True), r"int32 and must lie in \[-2\*\*31, 2\*\*31\): got 2147483648"),
+        (lambda: int_uniform(-(2**31) - 1, 0, traced=True), "got -2147483649"),
+        (lambda: int_uniform(1, 2**40, log=True, traced=True), "got 1099511627776"),
+        (lambda: choice(1, 2**31, traced=True), "got 2147483648"),
+        (lambda: choice(0.5, 1e-46, traced=True), "got 1e-46"),
+        (lambda: choice(0.5, 5e39, traced=True), r"got 5e\+39"),
+        (lambda: choice(0.1, 0.1 + 1e-12, traced=True), "options must differ as float32"),
+    ],
+)
+def test_traced_numbers_that_a_program_cannot_hold_are_refused(make_domain: Callable[[], Any], message: str) -> None:
+    with pytest.raises(SpaceError, match=f"Made.x: .*{message}"):
+        make({"x": make_domain()})
+
+
+def test_static_numbers_and_what_a_program_can_hold_are_taken() -> None:
+    tiny, largest = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+    make({"x": uniform(0.0, 5e39, static=True), "y": log_uniform(1e-50, 1.0, static=True), "z": int_uniform(0, 2**40)})
+    make({"x": uniform(-largest, largest), "y": log_uniform(tiny, largest), "z": uniform(0.0, tiny)})
+    make({"x": int_uniform(-(2**31), 2**31 - 1, traced=True), "y": choice(1e-50, 2**40)})
+    assert (tiny, largest) == (FLOAT_TINY, FLOAT_MAX)
+
+
+def test_a_constant_float_is_a_number_inside_the_program_too() -> None:
+    with pytest.raises(SpaceError, match=r"Made.eps: traced numbers are float32 .*: got 1e-46"):
+        make({"eps": 1e-46}, eps=float)
+    assert make({"eps": math.inf, "steps": 2**40}, eps=float, steps=int)().steps == 2**40

@@ -20,6 +20,7 @@ from tuner.errors import StudyError
 from tuner.methods import GANTrainer, MetaLearner, adapt
 from tuner.methods.gan import squared_slopes, value
 from tuner.source import import_file
+from tuner.training import ArrayDataset, OptimizerSpec
 from tuner.training.data import Splits
 from tuner.training.hparams import register
 from tuner.training.mesh import Layout
@@ -450,3 +451,57 @@ def test_two_steps_on_tiny_data_are_pure(module: Any) -> None:
     assert is_same(keyless[2], keyless[3])
     assert not is_same(keyless[0], keyless[2])
     assert all(np.isfinite(value) for value in to_floats(first.totals).values())
+
+
+class WithStatistics(nn.Module):
+    """A network with batch statistics."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        return nn.Dense(1)(nn.BatchNorm(use_running_average=not train, momentum=0.5)(x))
+
+
+class Flat(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        return nn.Dense(1)(nn.BatchNorm(use_running_average=not train, momentum=0.5)(x))[:, 0]
+
+
+class Skipping(GANTrainer):
+    loop = "step"
+
+    def init_networks(self, hparams: Any) -> tuple[Any, Any]:
+        return WithStatistics(), Flat()
+
+    def init_optimizers(self, hparams: Any, total_steps: int) -> tuple[Any, Any]:
+        return (OptimizerSpec("adam", 0.01, skip_nonfinite=True),) * 2
+
+    def ema_decay(self, hparams: Any) -> float:
+        return 0.5
+
+
+@pytest.mark.parametrize("is_bad", [False, True])
+def test_an_adversarial_step_that_is_not_finite_changes_nothing(is_bad: bool) -> None:
+    real = np.random.default_rng(0).normal(size=(8, 1))
+    real[3] = np.nan if is_bad else real[3]
+    dataset = ArrayDataset(inputs=real, noise=np.random.default_rng(1).normal(size=(8, 2)))
+    training = Skipping().train_model({}, Splits(dataset, dataset), epochs=2, seed=0, objective="value")
+    report = list(training)[-1]
+    state: Any = training.state
+    # The generator never sees real samples; only the discriminator that judged them would have spread the NaN.
+    assert report.metrics["train_skipped_steps"] == (2.0 if is_bad else 0.0)
+    kept = (state.params, state.collections, state.average)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept))
+    first = Skipping().train_model({}, Splits(dataset, dataset), epochs=1, seed=0, objective="value")
+    first._begin()
+    start: Any = first.state
+    for name in ("generator", "discriminator"):
+        moved = [
+            not np.array_equal(new, old)
+            for new, old in zip(
+                jax.tree.leaves((state.params[name], state.average.params[name], state.collections[name])),
+                jax.tree.leaves((start.params[name], start.average.params[name], start.collections[name])),
+                strict=True,
+            )
+        ]
+        assert any(moved) == (name == "generator" or not is_bad)

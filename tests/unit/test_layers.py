@@ -39,6 +39,18 @@ class Loop(nn.Module):
         return x
 
 
+class Counting(nn.Module):
+    """A layer with a collection and a random stream that only it knows."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        count = self.variable("counts", "n", lambda: jnp.zeros((), jnp.int32))
+        if train:
+            count.value += 1
+            x = x + jax.random.normal(self.make_rng("noise"), x.shape)
+        return x + nn.Dense(WIDTH)(x)
+
+
 def variables_of(module: nn.Module) -> Any:
     return jax.jit(partial(module.init, train=False))({"params": jax.random.key(0)}, X)
 
@@ -170,3 +182,39 @@ def test_memory_of_a_step_with_and_without_activations() -> None:
     for found in (plain, remat):
         assert found["arguments"] == pytest.approx(state_bytes + data_bytes, abs=500)
         assert 0 <= found["outputs"] < 1000  # the state takes over the memory of the one before
+
+
+def test_a_stack_carries_collections_that_only_its_layer_knows() -> None:
+    stacked = Stack(Counting, DEPTH)
+    variables = dict(stacked.init(jax.random.key(0), X, train=False))
+    assert variables["counts"]["layers"]["n"].tolist() == [0] * DEPTH
+    rngs = {"noise": jax.random.key(1)}
+    for expected in (1, 2):
+        _, changed = stacked.apply(variables, X, train=True, mutable=["counts"], rngs=rngs)
+        variables |= dict(changed)
+        assert variables["counts"]["layers"]["n"].tolist() == [expected] * DEPTH
+    kernels = variables["params"]["layers"]["Dense_0"]["kernel"]
+    assert len({float(kernel[0, 0]) for kernel in kernels}) == DEPTH  # each layer is drawn anew
+    x: Any = X
+    outputs: Any = stacked.apply(variables, X, train=False)
+    for index in range(DEPTH):
+        one = jax.tree.map(lambda leaf, index=index: leaf[index], variables["params"]["layers"])
+        x = Counting().apply({"params": one, "counts": {"n": jnp.int32(0)}}, x, train=False)
+    np.testing.assert_allclose(outputs, x, rtol=1e-4, atol=1e-4)
+
+
+class Counted(TrainerModule):
+    """A stack of counting layers under the trainer, which knows nothing of their collection."""
+
+    def init_model(self, hparams: Any) -> nn.Module:
+        return Stack(Counting, DEPTH)
+
+    def loss(self, outputs: Any, batch: Any, hparams: Any) -> Any:
+        return jnp.mean(outputs**2, axis=-1), {}
+
+
+def test_a_trainer_follows_the_collections_of_a_stack() -> None:
+    dataset = ArrayDataset(inputs=np.asarray(X))
+    training = Counted().train_model({"learning_rate": 0.01}, Splits(dataset, dataset), epochs=3, seed=0)
+    list(training)
+    assert training.state.collections["counts"]["layers"]["n"].tolist() == [3] * DEPTH

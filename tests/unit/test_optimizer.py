@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from typing import Any
 
@@ -21,6 +22,7 @@ from tuner.training.optimizer import (
     OptimizerSpec,
     adamw,
     as_optimizer,
+    clipped_norm,
     evaluated_params,
     skipped_steps,
     warmup_cosine,
@@ -276,6 +278,73 @@ def test_accumulated_gradients_are_one_large_batch() -> None:
             close(params, expected)
         else:
             close(params, before, rtol=0)
+
+
+def test_accumulated_gradients_are_weighted_by_their_examples() -> None:
+    # Ten examples in batches of 8 and 2: the gradient of the whole is 8/10 of one and 2/10 of the other.
+    grads, weights = jnp.array([[1.0, -2.0], [3.0, 0.5]]), jnp.array([8.0, 2.0])
+    made: Any = spec("sgd", 0.1, accumulate_steps=2).build(4)
+    polyak: Any = OptimizerSpec("polyak_sgd", options={"max_learning_rate": 2.0}, accumulate_steps=2).build(4)
+    state, its_state = made.init(W), polyak.init(W)
+    updates, its_updates = W, W
+    for _ in range(2):  # also the second time: nothing is left of the first
+        for grad, weight, value in zip(grads, weights, (6.0, 1.0), strict=True):
+            updates, state = made.update(grad, state, W, weight=weight)
+            extra = {"value": jnp.float32(value), "weight": weight}
+            its_updates, its_state = polyak.update(grad, its_state, W, **extra)
+        mean = np.array([0.8 * 1 + 0.2 * 3, 0.8 * -2 + 0.2 * 0.5])
+        close(updates, -0.1 * mean)
+        # Polyak's step is the loss over the squared norm, here of the mean loss 5: min(5 / (1.96 + 2.25), 2).
+        close(its_updates, -5.0 / (mean**2).sum() * mean)
+    updates, state = made.update(grads[0], made.init(W), W, weight=jnp.float32(0))
+    updates, state = made.update(grads[1], state, W, weight=jnp.float32(2))
+    close(updates, -0.1 * grads[1])
+    updates, _ = made.update(grads[0], made.update(grads[0], made.init(W), W, weight=jnp.float32(0))[1], W, weight=0.0)
+    close(updates, 0.0)
+
+
+def test_gradients_accumulated_by_an_earlier_version_count_as_they_did() -> None:
+    made: Any = spec("sgd", 0.1, accumulate_steps=4).build(8)
+    grads = jax.random.normal(KEY, (4, 2))
+    state, updates = made.init(W), W
+    # Two gradients of four, as means, beside a weight that they did not have.
+    old = state._replace(made=jnp.int32(2), grads=(grads[0] + grads[1]) / 4, accumulated_weight=jnp.float32(-1))
+    for grad in grads[2:]:
+        updates, old = made.update(grad, old, W, weight=jnp.float32(16))
+    close(updates, -0.1 * grads.mean(0))
+    assert float(old.accumulated_weight) == 0
+
+
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [
+        (spec(clip_norm=2.0), (2.0, 1.0)),
+        (spec(clip_norm=9.0), (5.0, 1.0)),
+        (spec(), None),
+        (optax.sgd(0.1), None),
+        (spec(clip_norm=2.0, accumulate_steps=2), (0.0, 0.0)),  # only the mean of two is clipped
+        (OptimizerGroups({"a": spec(clip_norm=2.0), "b": spec()}, lambda path: path), (math.sqrt(4 + 16), 1.0)),
+        (OptimizerGroups({"a": spec(clip_norm=2.0), "b": None}, lambda path: path), (2.0, 1.0)),
+        (OptimizerGroups({"a": spec(clip_norm=2.0, accumulate_steps=2), "b": spec()}, lambda path: path), None),
+    ],
+)
+def test_the_norm_after_clipping(made: Any, expected: Any) -> None:
+    grads = {"a": jnp.array([0.0, 3.0]), "b": jnp.array([4.0])}
+    state = as_optimizer(made, 8).init(grads)
+    found = clipped_norm(made, grads, state, jnp.float32(1))
+    assert (None if found is None else tuple(map(float, found))) == (expected and pytest.approx(expected))
+
+
+def test_the_norm_after_clipping_is_that_of_the_step() -> None:
+    made, one, two = spec(rate=1.0, clip_norm=2.0, accumulate_steps=2), jnp.array([0.0, 3.0]), jnp.array([8.0, 3.0])
+    optimizer: Any = made.build(8)
+    _, state = optimizer.update(one, optimizer.init(W), W, weight=jnp.float32(3))
+    norm, count = map(float, clipped_norm(made, two, state, jnp.float32(1)) or ())
+    updates, _ = optimizer.update(two, state, W, weight=jnp.float32(1))
+    assert (norm, count) == (pytest.approx(2.0), 1.0)
+    assert float(optax.tree.norm(updates)) == pytest.approx(norm)
+    small = spec(rate=1.0, clip_norm=50.0, accumulate_steps=2)
+    assert float((clipped_norm(small, two, state, jnp.float32(1)) or (0,))[0]) == pytest.approx(math.hypot(2.0, 3.0))
 
 
 # What uses the loss

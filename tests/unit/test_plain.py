@@ -184,3 +184,17 @@ def test_a_checkpoint_moves_between_numbers_of_devices(save_on: int, restore_on:
         assert np.array_equal(np.asarray(found["w"]), np.asarray(values))
         assert found["key"] == tree["key"]
         assert found["weak"].weak_type
+
+
+def test_a_checkpoint_of_an_earlier_version_gets_the_parts_that_were_added() -> None:
+    before = {"totals": {"loss": {"total": np.float32(3)}}, "opt_state": {"made": np.int32(1)}}
+    now = {
+        "totals": {"loss": {"total": jnp.float32(0)}, "clipped_grad_norm": {"total": jnp.float32(5)}},
+        "opt_state": {"made": jnp.int32(0), "accumulated_weight": jnp.ones((2,))},
+    }
+    found = from_plain(to_plain(before), now)
+    assert (float(found["totals"]["loss"]["total"]), int(found["opt_state"]["made"])) == (3.0, 1)
+    assert float(found["totals"]["clipped_grad_norm"]["total"]) == 0.0
+    assert found["opt_state"]["accumulated_weight"].tolist() == [-1.0, -1.0]
+    with pytest.raises(CheckpointError, match=r"opt_state/other is missing"):
+        from_plain(to_plain(before), {**now, "opt_state": {**now["opt_state"], "other": jnp.float32(0)}})

@@ -99,20 +99,23 @@ def new_study(seed: int = 0) -> optuna.Study:
 
 @st.composite
 def float_domains(draw: st.DrawFn) -> tuple[Domain, Any]:
-    log = draw(st.booleans())
-    bounds = st.floats(1e-30, 1e30) if log else st.floats(-1e30, 1e30)
+    log, traced = draw(st.booleans()), draw(st.booleans())
+    low, high = (2.0**-100, 2.0**100) if log else (-(2.0**100), 2.0**100)
+    # Bounds of traced numbers must differ as float32.
+    bounds = st.floats(low, high, width=32, allow_subnormal=False) if traced else st.floats(low, high)
     low, high = sorted(draw(st.lists(bounds, min_size=2, max_size=2, unique=True)))
-    return FloatDomain(low, high, log, traced=draw(st.booleans())), draw(st.floats(low, high))
+    return FloatDomain(low, high, log, traced=traced), draw(st.floats(low, high))
 
 
 @st.composite
 def int_domains(draw: st.DrawFn) -> tuple[Domain, Any]:
-    log = draw(st.booleans())
-    low = draw(st.integers(1 if log else -(2**40), 2**40))
+    log, traced = draw(st.booleans()), draw(st.booleans())
+    most = 2**30 if traced else 2**40  # an int32 with the steps below
+    low = draw(st.integers(1 if log else -most, most))
     step = 1 if log else draw(st.integers(1, 1000))
     steps = draw(st.integers(1, 10**6))
     value = low + step * draw(st.integers(0, steps))
-    return IntDomain(low, low + step * steps, step, log, traced=draw(st.booleans())), value
+    return IntDomain(low, low + step * steps, step, log, traced=traced), value
 
 
 def label_of(option: Any) -> Any:
@@ -130,7 +133,11 @@ part_values = st.integers() | text | st.sampled_from([int, Colour.RED])
 tuple_values = st.recursive(part_values, lambda part: st.lists(part, max_size=3).map(tuple), max_leaves=4)
 named_values = st.sampled_from([*Colour, *Mode, "fast", "slow", int, math.exp, SGD.__init__])
 option_values = plain_values | tuple_values | named_values
-number_values = [st.integers(-(2**40), 2**40), st.floats(-1e30, 1e30), st.booleans()]
+number_values = [
+    st.integers(-(2**31), 2**31 - 1),
+    st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False),
+    st.booleans(),
+]
 
 
 @st.composite

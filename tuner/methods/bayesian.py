@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from tuner.errors import StudyError
-from tuner.methods.calibration import forecast_metrics
+from tuner.methods.calibration import check_forecast_labels, forecast_metrics
 from tuner.methods.classification import field, needed
 from tuner.training import GradientNoise, OptimizerSpec, TrainerModule, TrainState
 from tuner.training.data import Batch
@@ -80,6 +80,9 @@ class MapClassifier(Posterior):
         """Return the cross-entropy, and all of `forecast_metrics`."""
         metrics = forecast_metrics(logits_of(outputs), batch)
         return metrics["nll"], metrics
+
+    def check_data(self, dataset: Any, hparams: Any, part: str) -> None:
+        check_forecast_labels(self, dataset, hparams, part)
 
     def apply_inputs(
         self,

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tuner.training import Metric
+from tuner.training import ArrayDataset, Metric, TrainerModule
 from tuner.training.data import Batch
+from tuner.training.labels import check_labels, only_classes
 
 BINS = 15
 
@@ -82,8 +83,30 @@ def forecast_metrics(logits: jax.Array, batch: Batch) -> dict[str, Any]:
     logs = jax.nn.log_softmax(logits)
     probabilities, truth = jnp.exp(logs), jax.nn.one_hot(labels, logits.shape[-1], dtype=logs.dtype)
     return {
-        "nll": -jnp.take_along_axis(logs, labels[:, None], axis=-1)[:, 0],
+        "nll": only_classes(-jnp.take_along_axis(logs, labels[:, None], axis=-1)[:, 0], labels, logits.shape[-1]),
         "brier": jnp.sum((probabilities - truth) ** 2, axis=-1),
         "accuracy": jnp.argmax(logs, axis=-1) == labels,
         "ece": ExpectedCalibrationError.of(probabilities, labels, batch["weight"]),
     }
+
+
+def check_forecast_labels(trainer: TrainerModule, dataset: Any, hparams: Any, part: str) -> None:
+    """Check labels where the model's last layer says how many classes there are; see `TrainerModule.check_data`.
+
+    Args:
+        trainer: One whose outputs are log-probabilities in evaluation mode.
+        dataset: The dataset.
+        hparams: The hyperparameters.
+        part: What the dataset is.
+
+    Raises:
+        StudyError: a label is no class.
+    """
+    if not isinstance(dataset, ArrayDataset):
+        return
+
+    def outputs(batch: Batch, key: jax.Array) -> jax.Array:
+        state = trainer.init_state(hparams, batch, key, 1)
+        return trainer.apply_model(state.params, state.collections, batch, hparams, train=False, key=key)[0]
+
+    check_labels(dataset, jax.eval_shape(outputs, dataset.take([0]).host(), jax.random.key(0)).shape[-1], part)

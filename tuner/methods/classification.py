@@ -12,6 +12,7 @@ import optax
 from tuner.errors import StudyError
 from tuner.training import TrainerModule
 from tuner.training.data import Batch
+from tuner.training.labels import check_labels, only_classes
 
 
 class Classifier(TrainerModule):
@@ -37,13 +38,16 @@ class Classifier(TrainerModule):
             hparams: The hyperparameters.
         """
         labels = batch["labels"].astype(jnp.int32)
-        nll = optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
+        nll = only_classes(optax.softmax_cross_entropy_with_integer_labels(outputs, labels), labels, self.classes)
         metrics = {"accuracy": jnp.argmax(outputs, axis=-1) == labels, "nll": nll}
         smoothing = field(hparams, "label_smoothing")
         if smoothing is None:
             return nll, metrics
         targets = optax.smooth_labels(jax.nn.one_hot(labels, self.classes), smoothing)
-        return optax.softmax_cross_entropy(outputs, targets), metrics
+        return only_classes(optax.softmax_cross_entropy(outputs, targets), labels, self.classes), metrics
+
+    def check_data(self, dataset: Any, hparams: Any, part: str) -> None:
+        check_labels(dataset, self.classes, part)
 
     def ema_decay(self, hparams: Any) -> Any:
         return field(hparams, "ema_decay")

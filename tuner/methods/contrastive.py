@@ -19,6 +19,7 @@ from tuner.errors import StudyError
 from tuner.methods.classification import field
 from tuner.training import Mean, Model, OptimizerGroups, OptimizerSpec, TrainerModule, TrainState, WarmupCosine
 from tuner.training.data import Batch
+from tuner.training.labels import check_labels
 from tuner.training.metrics import Metrics
 
 
@@ -139,6 +140,9 @@ class SimCLR(TrainerModule):
             return {**outputs, "features": features, "logits": logits}, collections
 
         return Model(init, apply, encoder.module)
+
+    def check_data(self, dataset: Any, hparams: Any, part: str) -> None:
+        check_labels(dataset, self.classes, part, lowest=-1)
 
     def init_optimizer(self, hparams: Any, total_steps: int) -> OptimizerGroups:
         """Return AdamW for encoder and head, nothing at all if it is not contrastive, and Adam for the probe."""

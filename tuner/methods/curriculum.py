@@ -36,7 +36,28 @@ def difficulty(step: jax.Array, stage_steps: jax.Array | int, stages: jax.Array 
 def allowed(step: jax.Array, stage_steps: jax.Array | int, stages: jax.Array | int, examples: int) -> jax.Array:
     """Return how many examples that is: at least one, rounded up, in whole numbers. Int[Array, "..."]."""
     stages = jnp.asarray(stages, jnp.int32)
-    return (_stage(step, stage_steps, stages) * examples + stages - 1) // stages
+    return _share(_stage(step, stage_steps, stages), stages, examples)
+
+
+def _share(part: jax.Array, whole: jax.Array, count: int) -> jax.Array:
+    """Return count * part / whole rounded up, for 0 <= part <= whole, where the product may need 62 bits.
+
+    Long division by bits of `part`, from the highest: no number on the way is larger than `whole` or `count`.
+    """
+    each, more = count // whole, count % whole  # of each unit of `part`
+
+    def add_bit(at: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        quotient, rest = found  # rest < whole
+        is_over = rest >= whole - rest
+        quotient = 2 * quotient + is_over.astype(jnp.int32)
+        rest = jnp.where(is_over, rest - (whole - rest), rest + rest)
+        added = jnp.where(part >> (30 - at) & 1 == 1, more, 0)
+        is_over = rest >= whole - added
+        return quotient + is_over.astype(jnp.int32), jnp.where(is_over, rest - (whole - added), rest + added)
+
+    nothing = jnp.zeros_like(part + whole)
+    quotient, rest = jax.lax.fori_loop(jnp.int32(0), jnp.int32(31), add_bit, (nothing, nothing))
+    return part * each + quotient + (rest > 0).astype(jnp.int32)
 
 
 def _stage(step: jax.Array, stage_steps: jax.Array | int, stages: jax.Array | int) -> jax.Array:
@@ -142,7 +163,8 @@ def staged_order(
     """
     examples = rows.shape[0]
     steps = -(-examples // batch_size)
-    stage_steps = jnp.maximum(jnp.round(jnp.asarray(stage_epochs, jnp.float32) * steps).astype(jnp.int32), 1)
+    stage_steps = jnp.round(jnp.asarray(stage_epochs, jnp.float32) * steps)
+    stage_steps = jnp.clip(stage_steps, 1, 2**31 - 128).astype(jnp.int32)  # the largest float32 that is an int32
 
     def draw(step: jax.Array) -> jax.Array:
         # A step's draws depend on nothing but the step: epochs of another length would see the same.

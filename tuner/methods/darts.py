@@ -21,6 +21,7 @@ from tuner.methods.darts_networks import ALPHAS, KINDS, SearchNetwork
 from tuner.methods.darts_ops import OPERATIONS
 from tuner.training import ArrayDataset, Mean, OptimizerSpec, TrainState, WarmupCosine, warmup_cosine
 from tuner.training.data import Batch
+from tuner.training.labels import check_labels
 from tuner.training.metrics import Metrics
 from tuner.training.optimizer import as_optimizer
 from tuner.training.state import Stream
@@ -119,6 +120,10 @@ class ArchitectureSearch(Classifier):
     def init_model(self, hparams: Any) -> SearchNetwork:
         return SearchNetwork(self.classes, self.cells, self.channels, self.nodes, self.operations)
 
+    def check_data(self, dataset: Any, hparams: Any, part: str) -> None:
+        super().check_data(dataset, hparams, part)
+        check_labels(dataset, self.classes, part, name=f"{HELD_OUT}labels")
+
     def ema_decay(self, hparams: Any) -> None:
         """Return None: a smoothed architecture would be judged with weights of another."""
 
@@ -190,7 +195,8 @@ class ArchitectureSearch(Classifier):
         losses = loss_on(batch), loss_on({**held_out, "weight": batch["weight"]})
         loss, grads = architecture_gradient(*losses, *split(state.params), ahead)
         held_out_loss = Mean(loss * jnp.sum(batch["weight"]), jnp.sum(batch["weight"]))
-        return self._descend("alphas", state, grads, hparams), {"held_out_loss": held_out_loss}
+        after = self._descend("alphas", state, grads, hparams, held_out_loss.weight)
+        return after, {"held_out_loss": held_out_loss}
 
     def weights_step(self, state: TrainState, batch: Batch, hparams: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
         """Return the state after a step of the weights; the architecture stays as it is."""
@@ -200,9 +206,8 @@ class ArchitectureSearch(Classifier):
             return self._loss({**weights, **alphas}, state, batch, hparams, key)
 
         grads, (collections, metrics) = jax.grad(objective, has_aux=True)(weights)
-        after = self._descend("weights", state, grads, hparams)
-        norm = Mean.of_steps(optax.tree.norm(grads))
-        return dataclasses.replace(after, collections=collections), {**metrics, "grad_norm": norm}
+        after = self._descend("weights", state, grads, hparams, jnp.sum(batch["weight"]), collections)
+        return after, {**metrics, "grad_norm": Mean.of_steps(optax.tree.norm(grads))}
 
     def _optimizers(self, hparams: Any, total_steps: int) -> dict[str, Any]:
         made = self.init_optimizers(hparams, total_steps)
@@ -215,15 +220,19 @@ class ArchitectureSearch(Classifier):
         metrics = self._metrics(outputs, batch, hparams)
         return metrics["loss"].value, (collections, metrics)
 
-    def _descend(self, name: str, state: TrainState, grads: Any, hparams: Any) -> TrainState:
+    def _descend(
+        self, name: str, state: TrainState, grads: Any, hparams: Any, weight: jax.Array, collections: Any = None
+    ) -> TrainState:
         """Return the state after a step of the weights or of the architecture."""
         weights, alphas = split(state.params)
         part = weights if name == "weights" else alphas
         optimizer = self._optimizers(hparams, state.total_steps)[name]
-        after = TrainState(params=part, opt_state=state.opt_state[name]).apply_gradients(optimizer, grads)
+        before = TrainState(params=part, opt_state=state.opt_state[name], collections=state.collections)
+        after = before.apply_gradients(optimizer, grads, collections, weight=weight)
         return dataclasses.replace(
             state,
             params={**state.params, **after.params},
+            collections=after.collections,
             opt_state={**state.opt_state, name: after.opt_state},
         )
 

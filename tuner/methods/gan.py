@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ from tuner.training import Mean, Metric, Model, OptimizerSpec, TrainerModule
 from tuner.training.data import Batch
 from tuner.training.metrics import Metrics
 from tuner.training.models import as_model
-from tuner.training.optimizer import as_optimizer
+from tuner.training.optimizer import as_optimizer, skipped_steps
 from tuner.training.state import Average, Stream, TrainState
 
 Objective = Callable[[Any], tuple[jax.Array, tuple[Any, Metrics]]]
@@ -157,7 +158,7 @@ class GANTrainer(TrainerModule):
             slopes = Mean.of(squared_slopes(logits, batch["inputs"]), batch["weight"])
             return -played.value + gamma / 2 * slopes.value, (after, {"value": played, "squared_slope": slopes})
 
-        return self._descend("discriminator", state, objective, hparams)
+        return self._descend("discriminator", state, objective, hparams, jnp.sum(batch["weight"]))
 
     def generator_step(
         self, state: TrainState, batch: Batch, hparams: Any, key: jax.Array
@@ -174,18 +175,21 @@ class GANTrainer(TrainerModule):
             loss = Mean.of(generator_loss(logits), batch["weight"])
             return loss.value, (after, {"generator_loss": loss})
 
-        return self._descend("generator", state, objective, hparams)
+        return self._descend("generator", state, objective, hparams, jnp.sum(batch["weight"]))
 
     def train_step(self, state: TrainState, batch: Batch, hparams: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
         """Return the state after the discriminator's steps and the generator's, and the metrics of the last two."""
         *keys, last = jax.random.split(key, field(hparams, "discriminator_steps", 1) + 1)
+        before = state.opt_state
         metrics: Metrics = {}
         for one in keys:
             state, metrics = self.discriminator_step(state, batch, hparams, one)
         state, more = self.generator_step(state, batch, hparams, last)
         average, decay = state.average, self.ema_decay(hparams)
         if average is not None and decay is not None:
-            average = average.update(state.params, state.collections, decay)
+            updated = average.update(state.params, state.collections, decay)
+            steps = {"generator": 1, "discriminator": len(keys)}
+            average = _of_updated(average, updated, before, state.opt_state, steps)
         assert state.step is not None
         state = dataclasses.replace(state, step=state.step + jnp.ones_like(state.step), average=average)
         return state, {**metrics, **more}
@@ -213,16 +217,37 @@ class GANTrainer(TrainerModule):
         network, collections = self.build_networks(hparams)["generator"], state.collections["generator"]
         return network.apply(params["generator"], collections, (noise,), train=True, key=key)
 
-    def _descend(self, name: str, state: TrainState, objective: Objective, hparams: Any) -> tuple[TrainState, Metrics]:
+    def _descend(
+        self, name: str, state: TrainState, objective: Objective, hparams: Any, weight: jax.Array
+    ) -> tuple[TrainState, Metrics]:
         """Return the state after a step of one network, the other left as it is."""
         grads, (collections, metrics) = jax.grad(objective, has_aux=True)(state.params[name])
         assert state.key is not None
         optimizer = self.build_optimizers(hparams, state.total_steps, Stream.NOISE.key(state.key))[name]
-        before = TrainState(params=state.params[name], opt_state=state.opt_state[name])
-        after = before.apply_gradients(optimizer, grads, collections)
+        before = TrainState(
+            params=state.params[name], opt_state=state.opt_state[name], collections=state.collections[name]
+        )
+        after = before.apply_gradients(optimizer, grads, collections, weight=weight)
         return dataclasses.replace(
             state,
             params={**state.params, name: after.params},
             opt_state={**state.opt_state, name: after.opt_state},
             collections={**state.collections, name: after.collections},
         ), metrics
+
+
+def _of_updated(
+    average: Average, updated: Average, before: dict[str, Any], after: dict[str, Any], steps: dict[str, int]
+) -> Average:
+    """Return the smoothed weights, updated for each network but one whose steps were all skipped."""
+    params, collections = dict(updated.params), dict(updated.collections)
+    for name, made in steps.items():
+        skipped, skipped_before = skipped_steps(after[name]), skipped_steps(before[name])
+        if skipped is not None and skipped_before is not None:
+            is_updated = skipped - skipped_before < made
+            params[name], collections[name] = jax.tree.map(
+                partial(jnp.where, is_updated),
+                (params[name], collections[name]),
+                (average.params[name], average.collections[name]),
+            )
+    return Average(params, collections)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from tuner.errors import StudyError
 from tuner.methods.bayesian import Posterior, logits_of, mixture
-from tuner.methods.calibration import forecast_metrics
+from tuner.methods.calibration import check_forecast_labels, forecast_metrics
 from tuner.methods.classification import field, needed
 from tuner.training import TrainState
 from tuner.training.data import Batch, steps_per_epoch
@@ -164,6 +164,9 @@ class LaplaceClassifier(Laplace):
         """Return the cross-entropy, and all of `forecast_metrics`."""
         metrics = forecast_metrics(logits_of(outputs), batch)
         return metrics["nll"], metrics
+
+    def check_data(self, dataset: Any, hparams: Any, part: str) -> None:
+        check_forecast_labels(self, dataset, hparams, part)
 
     def hessian(self, outputs: jax.Array, hparams: Any) -> jax.Array:
         return softmax_hessian(outputs)

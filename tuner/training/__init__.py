@@ -4,6 +4,7 @@ from tuner.training.checkpoints import Checkpoints, is_new_model_better
 from tuner.training.data import ArrayDataset, Splits
 from tuner.training.diagnosis import Profile
 from tuner.training.evaluation import memory
+from tuner.training.labels import check_labels
 from tuner.training.layers import Dropout, Stack
 from tuner.training.learned_optimizer import init_weights, learned
 from tuner.training.loop import Training
@@ -47,6 +48,7 @@ __all__ = [
     "Training",
     "WarmupCosine",
     "adamw",
+    "check_labels",
     "decay_all",
     "decay_matrices",
     "init_weights",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tuner.errors import StudyError, nearest
+from tuner.domains import as_traced
+from tuner.errors import SpaceError, StudyError, nearest
 from tuner.training import metrics as metrics_
 from tuner.training.data import Splits, steps_per_epoch
 from tuner.training.feed import Feed
@@ -20,6 +22,8 @@ from tuner.training.metrics import Metrics
 from tuner.training.optimizer import OptimizerGroups, OptimizerSpec
 from tuner.training.programs import Carry, programs
 from tuner.training.schedules import require
+from tuner.training.spelling import check_spelling
+from tuner.training.tracing import explained
 from tuner.training.trainer import TrainerModule, settings_of
 
 EVAL_BATCH = 512
@@ -41,6 +45,7 @@ def check_settings(trainer: Any) -> None:
         raise StudyError(f"a trainer's loop must be 'auto', 'scan' or 'step': got {trainer.loop!r}")
     if trainer.precision not in ("float32", "bfloat16", "float16"):
         raise StudyError(f"a trainer's precision must be 'float32', 'bfloat16' or 'float16': got {trainer.precision!r}")
+    check_spelling(trainer)
     every = trainer.validate_every
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise StudyError(f"a trainer's validate_every must be a whole number of at least 1: got {every!r}")
@@ -76,6 +81,30 @@ def check_data(splits: Any) -> None:
         )
 
 
+_checked: WeakKeyDictionary[Any, set[Any]] = WeakKeyDictionary()
+"""Datasets, and the trainers that have checked them."""
+
+
+def check_examples(trainer: TrainerModule, hparams: Any, datasets: Mapping[str, Any]) -> None:
+    """Let a trainer check datasets, by what they are for; each once.
+
+    Raises:
+        StudyError: one is not what the trainer learns from.
+    """
+    if not overrides(trainer, "check_data"):
+        return
+    mine = (type(trainer), settings_of(trainer))
+    for part, dataset in datasets.items():
+        if dataset is not None and mine not in _checked.setdefault(dataset, set()):
+            trainer.check_data(dataset, hparams, part)
+            _checked[dataset].add(mine)
+
+
+def parts(splits: Splits) -> dict[str, Any]:
+    """Return the datasets of splits by what they are for."""
+    return {"training": splits.train, "validation": splits.validation, "test": splits.test}
+
+
 def check_hparams(hparams: Any) -> None:
     """Make hyperparameters a pytree, and raise StudyError unless its leaves are numbers."""
     register(hparams)
@@ -86,6 +115,12 @@ def check_hparams(hparams: Any) -> None:
                 f"hyperparameters must be a Space or a pytree of numbers: got {leaf!r}{where and f' ({where})'}; what "
                 "is no number, or sets a shape, is a choice of a Space"
             )
+        if isinstance(leaf, int | float):
+            try:
+                as_traced(leaf)
+            except SpaceError as error:
+                where = jax.tree_util.keystr(path, simple=True, separator="/")
+                raise StudyError(f"hyperparameter {where}: {error}") from None
 
 
 def check_average(trainer: TrainerModule, hparams: Any) -> None:
@@ -153,6 +188,7 @@ def first_shapes(trainer: TrainerModule, hparams: Any, splits: Splits, epochs: i
     return made.init.eval_shape(feed.first(), hparams, np.uint32(0), total_steps=epochs * feed.steps)
 
 
+@explained()
 def check_trainer(trainer: Any, hparams: Any, splits: Any, objectives: Sequence[str], epochs: int) -> None:
     """Trace the whole training without running it, to find what would fail in every trial.
 
@@ -164,6 +200,7 @@ def check_trainer(trainer: Any, hparams: Any, splits: Any, objectives: Sequence[
     check_settings(trainer)
     check_data(splits)
     check_hparams(hparams)
+    check_examples(trainer, hparams, parts(splits))
     size = asked_batch_size(trainer, hparams)
     check_optimizer(trainer, hparams, epochs * steps_per_epoch(len(splits.train), size))
     carry = first_shapes(trainer, hparams, splits, epochs)

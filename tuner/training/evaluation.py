@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tuner.training import metrics as metrics_
-from tuner.training.checks import EVAL_BATCH, asked_batch_size, first_shapes
+from tuner.training.checks import EVAL_BATCH, asked_batch_size, check_examples, first_shapes
 from tuner.training.data import Splits
 from tuner.training.feed import Dataset, Feed
 from tuner.training.hparams import register
@@ -23,6 +23,7 @@ from tuner.training.metrics import Metrics
 from tuner.training.modes import Mode
 from tuner.training.programs import Programs, programs
 from tuner.training.state import TrainState
+from tuner.training.tracing import explained
 from tuner.training.trainer import TrainerModule
 
 
@@ -40,9 +41,11 @@ def eval_metrics(programs: Programs, layout: Layout, hparams: Any, dataset: Data
     return totals
 
 
+@explained()
 def evaluate(trainer: TrainerModule, state: TrainState, dataset: Dataset, hparams: Any) -> dict[str, float]:
     """See `TrainerModule.eval_model`."""
     register(hparams)
+    check_examples(trainer, hparams, {"evaluation": dataset})
     layout, hparams = Layout(), jax.device_put(hparams)
     made = programs(trainer, hparams, layout)
     mode: Mode = "scan" if trainer.loop == "scan" else "step"
@@ -61,6 +64,7 @@ def bind(trainer: TrainerModule, state: TrainState, hparams: Any) -> Callable[..
     return bound
 
 
+@explained()
 def tabulate(trainer: TrainerModule, hparams: Any, splits: Splits) -> str:
     """See `TrainerModule.print_tabulate`."""
     table = Table("parameter", "shape", "type", "size")
@@ -75,6 +79,7 @@ def tabulate(trainer: TrainerModule, hparams: Any, splits: Splits) -> str:
     return console.file.getvalue().rstrip()
 
 
+@explained()
 def memory(trainer: TrainerModule, hparams: Any, splits: Splits, layout: Layout | None = None) -> dict[str, int]:
     """Return what a training step needs of a device's memory, in bytes, from the compiled program.
 

@@ -40,7 +40,7 @@ def drop(inputs: jax.Array, key: jax.Array, rate: float | jax.Array) -> jax.Arra
 class Stack(nn.Module):
     """Equal layers one after another as a loop inside the program: compiling takes as long as for one of them.
 
-    Each layer has parameters and batch statistics of its own, stacked along a first axis of length `depth`.
+    Each layer has variables of its own in all collections, stacked along a first axis of length `depth`.
 
     Attributes:
         layer: Makes one layer: a module whose call takes activations (or a tuple with what goes along with them, a
@@ -64,8 +64,8 @@ class Stack(nn.Module):
         step: Any = nn.remat(body, prevent_cse=False) if self.remat else body
         looped = nn.scan(
             step,
-            variable_axes={"params": 0, "batch_stats": 0},
-            split_rngs={"params": True, "dropout": True},
+            variable_axes={True: 0},  # all collections: also those that only the layer knows
+            split_rngs={True: True},
             length=self.depth,
         )
         return looped(self.layer(name="layers"), inputs, None)[0]

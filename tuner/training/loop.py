@@ -24,12 +24,14 @@ from tuner.training.checks import (
     check_arguments,
     check_average,
     check_data,
+    check_examples,
     check_hparams,
     check_kinds,
     check_optimizer,
     check_settings,
     has_hooks,
     overrides,
+    parts,
 )
 from tuner.training.data import Splits
 from tuner.training.diagnosis import Profile, check_finite, unjitted, with_progress
@@ -42,6 +44,7 @@ from tuner.training.pictures import Pictures
 from tuner.training.programs import Carry, Order, Source, programs
 from tuner.training.record import RunLog, digests, identity, record
 from tuner.training.state import TrainState
+from tuner.training.tracing import explained
 from tuner.training.trainer import TrainerModule
 from tuner.trial import Report
 
@@ -106,6 +109,7 @@ class Training(Generator[Report, None, TrainState]):
         NonFinite: with `debug`, where the first NaN or infinity came from.
     """
 
+    @explained()
     def __init__(
         self,
         trainer: TrainerModule,
@@ -129,6 +133,7 @@ class Training(Generator[Report, None, TrainState]):
         check_settings(trainer)
         check_data(splits)
         check_hparams(hparams)
+        check_examples(trainer, hparams, parts(splits))
         check_arguments(epochs, seed, direction)
         check_kinds(stop, (Checkpoints, checkpoints), (Layout, layout), (Profile, profile))
         self.trainer, self.splits, self.epochs, self.seed = trainer, splits, epochs, seed
@@ -158,7 +163,7 @@ class Training(Generator[Report, None, TrainState]):
 
     def send(self, value: None) -> Report:
         """Train until the next report; see `next`."""
-        with unjitted() if self._debug else contextlib.nullcontext():
+        with explained(), unjitted() if self._debug else contextlib.nullcontext():
             return self._generator.send(value)
 
     def throw(self, *error: Any) -> Report:

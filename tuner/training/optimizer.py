@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 import optax.contrib
 
@@ -26,6 +27,7 @@ from tuner.training.optimizer_table import (
 )
 from tuner.training.schedules import Constant, Number, Schedule, WarmupCosine
 from tuner.training.transforms import (
+    AccumulateState,
     GradientNoise,
     SkipState,
     accumulate,
@@ -254,10 +256,48 @@ def skipped_steps(opt_state: Any) -> jax.Array | None:
         opt_state: State of an optimizer made here.
 
     Returns:
-        The count, an array of the population's shape; None where nothing counts.
+        The count, of all optimizers together if there are several, an array of the population's shape; None where
+        nothing counts.
     """
-    found = _find(opt_state, SkipState)
-    return None if found is None else found.skipped
+    leaves = jax.tree.leaves(opt_state, is_leaf=lambda leaf: isinstance(leaf, SkipState))
+    counts = [leaf.skipped for leaf in leaves if isinstance(leaf, SkipState)]
+    return sum(counts[1:], counts[0]) if counts else None
+
+
+def clipped_norm(made: Any, grads: Any, opt_state: Any, weight: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+    """Return the norm that a gradient has once it is clipped, as the optimizer is about to do.
+
+    Args:
+        made: What a trainer's `init_optimizer` returned.
+        grads: The gradient of the loss.
+        opt_state: The optimizer's state before the update.
+        weight: The weight of the batch's examples. Float[Array, ""].
+
+    Returns:
+        The norm, Float[Array, ""], and 1 if there is one now, else 0: of gradients that are accumulated only their
+        mean is clipped. None where it is not known: nothing is clipped, groups accumulate, or it is no spec.
+    """
+    if isinstance(made, OptimizerGroups):
+        specs = [spec for spec in made.groups.values() if spec is not None]
+        if all(spec.clip_norm is None for spec in specs) or any(spec.accumulate_steps > 1 for spec in specs):
+            return None
+        of_group: dict[str, list[jax.Array]] = {}
+        for name, grad in zip(jax.tree.leaves(made._labels(grads)), jax.tree.leaves(grads), strict=True):
+            of_group.setdefault(name, []).append(grad)
+        kept = ((spec, of_group[name]) for name, spec in made.groups.items() if spec is not None)
+        return jnp.sqrt(sum(_below(optax.tree.norm(part), spec.clip_norm) ** 2 for spec, part in kept)), jnp.float32(1)
+    if not isinstance(made, OptimizerSpec) or made.clip_norm is None:
+        return None
+    if made.accumulate_steps == 1:
+        return _below(optax.tree.norm(grads), made.clip_norm), jnp.float32(1)
+    state = _find(opt_state, AccumulateState).plus(grads, 0.0, weight, made.accumulate_steps)
+    norm = _below(optax.tree.norm(state.means()[0]), made.clip_norm)
+    is_last = state.made == made.accumulate_steps - 1
+    return jnp.where(is_last, norm, 0.0), is_last.astype(jnp.float32)
+
+
+def _below(norm: jax.Array, limit: Number | None) -> jax.Array:
+    return norm if limit is None else jnp.minimum(norm, jnp.asarray(limit, norm.dtype))
 
 
 def evaluated_params(opt_state: Any, params: Any) -> Any:

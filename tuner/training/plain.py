@@ -12,6 +12,9 @@ from tuner.errors import CheckpointError
 
 Path = tuple[str, ...]
 
+_ADDED = {"clipped_grad_norm": 0.0, "accumulated_weight": -1.0}
+"""Parts of the state that checkpoints of earlier versions lack, and what their arrays are filled with."""
+
 
 def to_plain(tree: Any) -> dict[str, Any]:
     """Turn any pytree into nested dicts with string keys and array leaves.
@@ -55,6 +58,9 @@ def from_plain(plain: Mapping[str, Any], like: Any, shardings: Any = None) -> An
         places = treedef.flatten_up_to(shardings)
     leaves = []
     for (path, expected), place in zip(_named_leaves(like), places, strict=True):
+        added = [name for name in path if name in _ADDED]
+        if path not in found and added:
+            found[path] = np.full(np.shape(expected), _ADDED[added[0]], expected.dtype)
         if path not in found:
             raise CheckpointError(f"checkpoint must hold every array of the state: {_name(path)} is missing")
         leaves.append(_restored(found.pop(path), expected, place, path))

@@ -97,6 +97,7 @@ class TrainState:
         value: jax.Array | None = None,
         value_fn: Callable[[Any], jax.Array] | None = None,
         ema_decay: float | jax.Array | None = None,
+        weight: jax.Array | None = None,
     ) -> TrainState:
         """Return the state after one update.
 
@@ -107,9 +108,12 @@ class TrainState:
             value: The loss, for optimizers that use it (Polyak steps, reduction on a plateau).
             value_fn: params -> loss, for optimizers that search along a line.
             ema_decay: How much of the average is kept, where the state has one.
+            weight: The weight of all examples of the batch, by which accumulated gradients are averaged.
         """
         collections = self.collections if collections is None else collections
         extra = {"value": value, "grad": grads, "value_fn": value_fn} if value is not None else {}
+        if weight is not None:
+            extra["weight"] = weight
         # Optax's Adam raises a float to an integer power, which a user's strict promotion would refuse.
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = optax.with_extra_args_support(optimizer).update(

@@ -17,7 +17,7 @@ from tuner.errors import StudyError, nearest
 from tuner.training.data import Batch
 from tuner.training.metrics import Mean, Metric, Metrics
 from tuner.training.models import Model, as_model
-from tuner.training.optimizer import OptimizerGroups, OptimizerSpec, WarmupCosine, as_optimizer
+from tuner.training.optimizer import OptimizerGroups, OptimizerSpec, WarmupCosine, as_optimizer, clipped_norm
 from tuner.training.state import Average, Stream, TrainState
 
 if TYPE_CHECKING:
@@ -160,8 +160,9 @@ class TrainerModule:
     def train_step(self, state: TrainState, batch: Batch, hparams: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
         """Return the state after one update, and the batch's metrics.
 
-        These are those of `loss`, the loss itself, the gradient's norm before clipping, and the penalty if there is
-        one; in float16 also the loss scale and the share of steps whose gradient overflowed, `overflow`.
+        These are those of `loss`, the loss itself, the gradient's norm, and the penalty if there is one; where an
+        `OptimizerSpec` clips, also the norm after clipping, `clipped_grad_norm`; in float16 the loss scale and the
+        share of steps whose gradient overflowed, `overflow`.
         """
         batch = self._augmented(batch, hparams, Stream.AUGMENT.key(key))
 
@@ -185,9 +186,14 @@ class TrainerModule:
             metrics["loss_scale"] = Mean.of_steps(jnp.asarray(scale.scale))
             metrics["overflow"] = Mean.of_steps(1.0 - is_finite.astype(jnp.float32))
         metrics["grad_norm"] = Mean.of_steps(_norm(grads))
+        weight = jnp.sum(batch["weight"])
+        with jax.numpy_dtype_promotion("standard"):
+            clipped = self._clipped_norm(grads, state, hparams, weight)
+        if clipped is not None:
+            metrics["clipped_grad_norm"] = Mean(*clipped)
         if is_finite is not None:  # there is no norm of an overflow
-            norm = metrics["grad_norm"]
-            metrics["grad_norm"] = jax.tree.map(lambda part: jnp.where(is_finite, part, jnp.zeros_like(part)), norm)
+            for name in metrics.keys() & {"grad_norm", "clipped_grad_norm"}:
+                metrics[name] = jax.tree.map(lambda part: jnp.where(is_finite, part, 0.0), metrics[name])
         after = state.apply_gradients(
             optimizer,
             grads,
@@ -195,6 +201,7 @@ class TrainerModule:
             value=value,
             value_fn=lambda params: objective(params)[0],
             ema_decay=decay,
+            weight=weight,
         )
         return (after if is_finite is None else _unless_overflow(after, state, scale, is_finite)), metrics
 
@@ -207,6 +214,17 @@ class TrainerModule:
         return self._metrics(outputs, batch, hparams)
 
     # Around the training: run on the host, in this order; see `loop.Training`.
+
+    def check_data(self, dataset: Any, hparams: Any, part: str) -> None:
+        """Raise StudyError if a dataset is not what this trainer learns from; asked once for each dataset.
+
+        By default nothing is checked. A trainer of labels that are classes can call `tuner.training.check_labels`.
+
+        Args:
+            dataset: An `ArrayDataset` or a `StreamDataset`.
+            hparams: The hyperparameters of the first trial that uses it.
+            part: What it is for: `training`, `validation`, `test` or `evaluation`.
+        """
 
     def on_training_start(self, state: TrainState, hparams: Any) -> None:
         """Do something before the first step of a new or resumed training."""
@@ -294,7 +312,7 @@ class TrainerModule:
                 f"{type(self).__name__}.loss must return the losses and a dict of metrics: got {type(made).__name__}"
             )
         losses, metrics = made
-        taken = {"loss", "penalty", "grad_norm", "loss_scale", "overflow"} & set(metrics)
+        taken = {"loss", "penalty", "grad_norm", "clipped_grad_norm", "loss_scale", "overflow"} & set(metrics)
         if taken:
             raise StudyError(
                 f"a metric must not be called {taken.pop()!r}, which is reported anyway: rename it in "
@@ -311,6 +329,11 @@ class TrainerModule:
             name: values if isinstance(values, Metric) else Mean.of(values, batch["weight"])
             for name, values in made.items()
         }
+
+    def _clipped_norm(self, grads: Any, state: TrainState, hparams: Any, weight: jax.Array) -> Any:
+        if type(self).build_optimizer is not TrainerModule.build_optimizer:
+            return None  # whatever init_optimizer returns, it is another optimizer
+        return clipped_norm(self.init_optimizer(hparams, state.total_steps), grads, state.opt_state, weight)
 
     def _augmented(self, batch: Batch, hparams: Any, key: jax.Array) -> Batch:
         changed = self.augment(batch, hparams, key)

@@ -32,12 +32,36 @@ class CountState(NamedTuple):
 
 
 class AccumulateState(NamedTuple):
-    """Means of gradients and losses since the last real update, as far as they go."""
+    """Weighted sums of gradients and losses since the last real update, and of the weights."""
 
     made: jax.Array
     grads: Any
     value: jax.Array
     inner: Any
+    accumulated_weight: jax.Array
+
+    def plus(self, grads: Any, value: Any, weight: Any, every: int) -> AccumulateState:
+        """Return the sums with one more gradient and loss, a mean over examples of this weight.
+
+        Checkpoints of earlier versions have the weight -1 and means for sums: all gradients had the same weight, which
+        is taken to be the present one's.
+        """
+        weight = jnp.asarray(weight, jnp.float32)
+        is_old = self.accumulated_weight < 0
+        factor = jnp.where(is_old, every * weight, 1.0)
+        so_far = jnp.where(is_old, self.made.astype(jnp.float32) * weight, self.accumulated_weight)
+
+        def add(total: jax.Array, new: Any) -> jax.Array:
+            return total * factor.astype(total.dtype) + jnp.asarray(new, total.dtype) * weight.astype(total.dtype)
+
+        return AccumulateState(
+            self.made, jax.tree.map(add, self.grads, grads), add(self.value, value), self.inner, so_far + weight
+        )
+
+    def means(self) -> tuple[Any, jax.Array]:
+        """Return the means of gradients and losses; 0 where nothing has a weight."""
+        share = 1.0 / jnp.where(self.accumulated_weight > 0, self.accumulated_weight, 1.0)
+        return jax.tree.map(lambda total: total * share.astype(total.dtype), (self.grads, self.value))
 
 
 class SkipState(NamedTuple):
@@ -121,26 +145,31 @@ def rename_value_fn(optimizer: optax.GradientTransformation) -> optax.GradientTr
 
 
 def accumulate(inner: optax.GradientTransformationExtraArgs, every: int) -> optax.GradientTransformationExtraArgs:
-    """Hand on the mean of the last gradients and losses; optax's own hands on the last loss only."""
+    """Hand on the mean of the last gradients and losses, each weighted by the extra argument `weight`.
+
+    That is the weight of the examples it is a mean over, 1 if it is not given: so what is handed on is the mean over
+    all these examples. Optax's own gives a short batch the weight of a full one, and hands on the last loss only.
+    """
 
     def init(params: Any) -> AccumulateState:
         wide = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), params)
-        return AccumulateState(_zero(), wide, jnp.zeros(()), inner.init(params))
+        return AccumulateState(_zero(), wide, jnp.zeros(()), inner.init(params), jnp.zeros(()))
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-        grads = jax.tree.map(lambda total, grad: total + grad / every, state.grads, updates)
-        value = state.value + jnp.asarray(extra.get("value", 0.0), state.value.dtype) / every
-        means = {"value": value, "grad": like(grads, updates)}
+    def update(updates: Any, state: Any, params: Any = None, *, weight: Any = 1.0, **extra: Any) -> Any:
+        state = state.plus(updates, extra.get("value", 0.0), weight, every)
+        mean, value = state.means()
+        means = {"value": value, "grad": like(mean, updates)}
         handed = {name: means.get(name, given) for name, given in extra.items()}
 
         def emit() -> Any:
-            steps, after = inner.update(like(grads, updates), state.inner, params, **handed)
+            steps, after = inner.update(like(mean, updates), state.inner, params, **handed)
             return like(steps, updates), like(after, state.inner)
 
         is_last = state.made == every - 1
         steps, after = jax.lax.cond(is_last, emit, lambda: (optax.tree.zeros_like(updates), state.inner))
-        grads, value = jax.tree.map(lambda total: jnp.where(is_last, 0, total), (grads, value))
-        return steps, AccumulateState((state.made + 1) % every, grads, value, after)
+        sums = (state.grads, state.value, state.accumulated_weight)
+        grads, value, whole = jax.tree.map(lambda total: jnp.where(is_last, 0, total), sums)
+        return steps, AccumulateState((state.made + 1) % every, grads, value, after, whole)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

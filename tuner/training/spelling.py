@@ -1,0 +1,75 @@
+"""Misspelt settings and methods of a trainer: without a check they are taken for its own, and do nothing."""
+
+from __future__ import annotations
+
+import difflib
+import dis
+import types
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+from tuner.errors import StudyError
+
+_ELSEWHERE = {
+    "check_val_every_n_epoch": "validate_every",
+    "configure_optimizers": "init_optimizer",
+    "training_step": "train_step",
+    "validation_step": "eval_step",
+    "on_train_start": "on_training_start",
+    "on_train_epoch_end": "on_training_epoch_end",
+}
+"""What PyTorch Lightning calls it."""
+_ALIKE = 0.8
+"""Of two names, from which ratio of `difflib` on one is taken for a slip of the other."""
+
+
+def check_spelling(trainer: Any) -> None:
+    """Raise StudyError if a trainer has an attribute or a method that is nearly one of `TrainerModule`, and unused.
+
+    A name that the trainer's own code reads is its own, however alike.
+    """
+    slip = _slip(type(trainer), frozenset(vars(trainer)))
+    if slip is not None:
+        name, meant = slip
+        raise StudyError(
+            f"a trainer's settings and methods must have known names: {type(trainer).__name__} has {name!r}, which "
+            f"nothing reads; did you mean {meant!r}? If it is your own, begin its name with an underscore"
+        )
+
+
+@lru_cache(maxsize=256)
+def _slip(kind: type, attributes: frozenset[str]) -> tuple[str, str] | None:
+    """Return the first name that is misspelt, and what was meant."""
+    ours, theirs = [], []
+    for each in kind.__mro__[:-1]:
+        (ours if each.__module__.partition(".")[0] == "tuner" else theirs).append(each)
+    known = {name for each in ours for name in (*vars(each), *each.__annotations__) if not name.startswith("_")}
+    known |= {name for each in ours for name in _attributes(each, "STORE_ATTR") if not name.startswith("_")}
+    targets = {**_ELSEWHERE, **{name: name for name in known}}
+    own = {name for each in theirs for name in vars(each) if not name.startswith("_")} | attributes
+    read = {name for each in theirs for name in _attributes(each, "LOAD_")}
+    for name in sorted(own - known - read):
+        alike = difflib.get_close_matches(name.lower(), targets, n=1, cutoff=_ALIKE)
+        if alike and not name.startswith("_"):
+            return name, targets[alike[0]]
+    return None
+
+
+def _attributes(kind: type, operation: str) -> Iterator[str]:
+    """Yield the names that a class's code reads or sets; of a method's own name those elsewhere than in itself."""
+    for name, member in vars(kind).items():
+        parts = (member.fget, member.fset) if isinstance(member, property) else (member,)
+        for part in parts:
+            code = getattr(getattr(part, "__func__", part), "__code__", None)
+            if code is not None:
+                yield from (each for each in _names(code, operation) if each != name)
+
+
+def _names(code: types.CodeType, operation: str) -> Iterator[str]:
+    for step in dis.get_instructions(code):
+        if step.opname.startswith(operation) and isinstance(step.argval, str):
+            yield step.argval  # also a text, as in getattr(self, "name")
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant, operation)
