@@ -188,13 +188,17 @@ class Attempt:
         return is_stored
 
     def _after_trial(self, trial: optuna.Trial, outcome: Outcome, values: list[float] | None) -> None:
-        """Let the sampler see the end of the trial, as `optuna.Study.tell` does."""
+        """Let the sampler see the end of the trial, as `optuna.Study.tell` does.
+
+        Under a Hyperband pruner it gets the study of the trial's bracket.
+        """
+        from optuna.pruners import _filter_study
         from optuna.trial import TrialState
 
         state = {Outcome.COMPLETE: TrialState.COMPLETE, Outcome.FAILED: TrialState.FAIL}
         frozen = self.worker.storage.get_trial(trial._trial_id)
         self._forget_trials()
-        study = self.worker.optuna_study
+        study = _filter_study(self.worker.optuna_study, frozen)
         study.sampler.after_trial(study, frozen, state.get(outcome, TrialState.PRUNED), values)
 
     def _forget_trials(self) -> None:
