@@ -150,10 +150,16 @@ def _importances(complete: Sequence[FrozenTrial], objective: int, direction: str
     """Return the importances for one objective, from studies of that alone."""
     from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
 
+    finite = [trial for trial in complete if math.isfinite(trial.values[objective])]
+    if len(finite) < _FEWEST_TRIALS:
+        raise UsageError(
+            f"importances need at least {_FEWEST_TRIALS} complete trials with a finite objective: {name!r} has "
+            f"{len(finite)} so far"
+        )
     try:
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # of values that are all alike
             ped_anova, fanova = (
-                get_param_importances(_drawn(complete, most, objective, direction), evaluator=evaluator)
+                get_param_importances(_drawn(finite, most, objective, direction), evaluator=evaluator)
                 for most, evaluator in (
                     (MOST_TRIALS, PedAnovaImportanceEvaluator()),
                     (FANOVA_TRIALS, FanovaImportanceEvaluator(seed=0)),
@@ -168,15 +174,27 @@ def _importances(complete: Sequence[FrozenTrial], objective: int, direction: str
 
 
 def _drawn(complete: Sequence[FrozenTrial], most: int, objective: int, direction: str) -> optuna.Study:
-    """Return a study in memory of one objective and at most so many of the trials."""
+    """Return a study in memory of one objective and at most so many of the trials.
+
+    Objectives are divided by a power of two that leaves the largest near 1. Importances do not depend on their scale,
+    but fANOVA's variances would overflow.
+    """
     import optuna
 
     study = optuna.create_study(direction=optuna.study.StudyDirection[direction.upper()])
     count = min(len(complete), most)
-    for trial in (complete[len(complete) * at // count] for at in range(count)):
-        values = {"params": trial.params, "distributions": trial.distributions, "value": trial.values[objective]}
-        study.add_trial(optuna.trial.create_trial(**values))
+    chosen = [complete[len(complete) * at // count] for at in range(count)]
+    values = scaled([trial.values[objective] for trial in chosen])
+    for trial, value in zip(chosen, values, strict=True):
+        of_trial = {"params": trial.params, "distributions": trial.distributions, "value": value}
+        study.add_trial(optuna.trial.create_trial(**of_trial))
     return study
+
+
+def scaled(values: Sequence[float]) -> list[float]:
+    """Return finite values divided by the power of two that leaves the largest magnitude in [0.5, 1)."""
+    exponent = max((math.frexp(value)[1] for value in values if value), default=0)
+    return [math.ldexp(value, -exponent) for value in values]
 
 
 def _verdict(rows: Sequence[Row]) -> str:

@@ -190,6 +190,7 @@ def test_a_trial_that_violates_a_constraint_is_never_the_best(
     assert "3/3 trials, 3 complete, 0 pruned, 0 running, 0 failed" in done.stderr.splitlines()[-1]
     assert "best" not in done.stderr.splitlines()[-1]
     assert list((tmp_path / "tuner-artifacts").rglob("best")) == []
+    assert [tuner.rows("show", "tiny", str(number)).get("checkpoint") for number in range(3)] == [None] * 3
     for command in (["export", "tiny", "model.zip"], ["confirm", "tiny"], ["best", "tiny"]):
         refused = tuner.run(*command, LIMIT="-1.0")
         assert (refused.returncode == 0) == (command[0] == "best"), refused.stderr

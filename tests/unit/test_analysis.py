@@ -154,6 +154,34 @@ def test_importances_are_optunas(storage: Any, sqlite_url: str, direction: str) 
     assert "the methods agree that x matters most" in notes[1]
 
 
+@pytest.mark.parametrize("exponent", [1020, -1060])
+def test_importances_do_not_depend_on_the_scale(storage: Any, sqlite_url: str, exponent: int) -> None:
+    """Objectives near the largest float, whose variances overflow, and near the smallest, whose variances vanish."""
+    space: Any = {name: optuna.distributions.FloatDistribution(0.0, 1.0) for name in ("x", "y")}
+    for name, scale in (("plain", 0), ("scaled", exponent)):
+        study = optuna.create_study(study_name=name, storage=storage)
+        for at in range(24):
+            params = {"x": at / 24, "y": (at * 7 % 24) / 24}
+            value = (-1.0) ** at * (1 + at % 5) if name == "plain" else math.ldexp((-1.0) ** at * (1 + at % 5), scale)
+            study.add_trial(optuna.create_trial(value=value, params=params, distributions=space))
+
+    assert importance_rows(sqlite_url, "scaled") == importance_rows(sqlite_url, "plain")
+
+
+def test_the_largest_floats_of_both_signs_have_importances(storage: Any, sqlite_url: str) -> None:
+    study = optuna.create_study(study_name="ours", storage=storage)
+    space: Any = {name: optuna.distributions.FloatDistribution(0.0, 1.0) for name in ("x", "y")}
+    for at in range(20):  # x alone decides
+        params = {"x": at / 20, "y": (at * 7 % 20) / 20}
+        value = 1e308 if at < 10 else -1e308
+        study.add_trial(optuna.create_trial(value=value, params=params, distributions=space))
+
+    first, second = importance_rows(sqlite_url, "ours")[0]
+    assert (first["hparam"], second["hparam"]) == ("x", "y")
+    assert first["fanova"] > 0.99
+    assert first["ped_anova"] > 0.9
+
+
 def test_each_objective_has_importances_of_its_own(storage: Any, sqlite_url: str) -> None:
     fill(storage, "ours", 60, "minimize", "maximize")
     rows, notes = importance_rows(sqlite_url, "ours")
@@ -197,3 +225,9 @@ def test_what_cannot_be_analysed_is_said(storage: Any, sqlite_url: str) -> None:
         importance_rows(sqlite_url, "nothing")
     with pytest.raises(UnknownStudy):
         importance_rows(sqlite_url, "fews")
+    infinite = optuna.create_study(study_name="infinite", storage=storage)
+    infinite.add_trials([optuna.create_trial(value=math.inf if at < 8 else 1.0) for at in range(12)])
+    with pytest.raises(
+        UsageError, match="at least 10 complete trials with a finite objective: 'infinite' has 4 so far"
+    ):
+        importance_rows(sqlite_url, "infinite")

@@ -8,6 +8,7 @@ from typing import Any
 
 import flax.linen as nn
 import numpy as np
+import optuna
 import pytest
 from optuna.search_space import intersection
 from storage_tools import opened
@@ -41,6 +42,66 @@ class Costless(TrainerModule):
 def a_few_numbers(seed: int) -> Any:
     inputs = np.random.default_rng(seed).normal(size=(20, 2))
     return ArrayDataset(inputs=inputs, targets=inputs.sum(1)).split(0.2, seed)
+
+
+class Noting(optuna.samplers.RandomSampler):
+    """Notes which trials its hooks are shown."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.seen: list[tuple[str, int, list[int]]] = []
+
+    def before_trial(self, study: Any, trial: Any) -> None:
+        self.seen.append(("before", trial.number, [one.number for one in study.get_trials(deepcopy=False)]))
+
+    def after_trial(self, study: Any, trial: Any, state: Any, values: Any) -> None:
+        self.seen.append(("after", trial.number, [one.number for one in study.get_trials(deepcopy=False)]))
+
+
+class ThreeEpochs(Costless):
+    def train_model(self, hparams: Searched, splits: Any, *, epochs: int, **options: Any) -> Any:
+        for epoch in range(1, epochs + 1):
+            yield Report(epoch, epoch, {"loss": hparams.slope})
+
+
+def test_under_hyperband_a_sampler_is_shown_the_bracket(tmp_path: Path) -> None:
+    """As by Optuna itself, before a trial and after it."""
+    name, trials, epochs = "brackets", 14, 9
+    plain = optuna.create_study(
+        study_name=name, sampler=Noting(0), pruner=optuna.pruners.HyperbandPruner(max_resource=epochs)
+    )
+
+    def objective(trial: optuna.Trial) -> float:
+        slope = trial.suggest_float("slope", -2.0, 6.0)
+        trial.suggest_float("learning_rate", 1e-4, 1.0, log=True)
+        trial.suggest_categorical("kind", ["a", "b", "c"])
+        for epoch in range(1, epochs):
+            trial.report(slope, epoch)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return slope
+
+    plain.optimize(objective, n_trials=trials)
+    sampler = Noting(0)
+    study = Study(
+        name=name,
+        space=Searched,
+        trainer=ThreeEpochs(),
+        data=a_few_numbers,
+        objective="loss",
+        direction="minimize",
+        epochs=epochs,
+        trials=trials,
+        sampler=sampler,
+        pruner=optuna.pruners.HyperbandPruner(max_resource=epochs),
+        keep_best=0,
+    )
+    url = f"sqlite:///{tmp_path}/study.db"
+    run_worker(study, url, artifacts=str(tmp_path))
+
+    assert sampler.seen == plain.sampler.seen  # type: ignore[attr-defined]
+    assert len({tuple(shown) for hook, _, shown in sampler.seen if hook == "after"}) > 3
+    assert any(len(shown) < number for _, number, shown in sampler.seen), "a bracket is not the study"
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "cmaes"])

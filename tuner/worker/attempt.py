@@ -230,10 +230,13 @@ class Attempt:
     def _after_trial(self, outcome: Outcome, values: list[float] | None) -> BaseException | None:
         """Let the sampler see the end of the trial before it is stored, as `optuna.Study.tell` does.
 
+        Under a Hyperband pruner it gets the study of the trial's bracket.
+
         Returns:
             What the sampler raised. The trial has ended all the same, and must be stored first.
         """
         from optuna.exceptions import StorageInternalError
+        from optuna.pruners import _filter_study
         from optuna.trial import TrialState
 
         if not self.is_asked:  # `before_trial` failed: Optuna has no trial then
@@ -244,7 +247,7 @@ class Attempt:
         frozen = storage.get_trial(self.lease.trial_id)
         if len(self.objectives) == 1:
             frozen.intermediate_values = dict(self.curve)
-        study = self._optuna_study()
+        study = _filter_study(self._optuna_study(), frozen)
         try:
             with self.worker.account.doing("training"):
                 study.sampler.after_trial(study, frozen, state.get(outcome, TrialState.PRUNED), values)
