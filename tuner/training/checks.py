@@ -21,6 +21,7 @@ from tuner.training.optimizer import OptimizerGroups, OptimizerSpec
 from tuner.training.programs import Carry, programs
 from tuner.training.schedules import require
 from tuner.training.trainer import TrainerModule, settings_of
+from tuner.trial import OPTIMIZER_RULES
 
 EVAL_BATCH = 512
 """Examples to a batch of an evaluation."""
@@ -150,7 +151,9 @@ def first_shapes(trainer: TrainerModule, hparams: Any, splits: Splits, epochs: i
     register(hparams)
     feed = Feed(splits.train, layout, asked_batch_size(trainer, hparams))
     made = programs(trainer, hparams, layout)
-    return made.init.eval_shape(feed.first(), hparams, np.uint32(0), total_steps=epochs * feed.steps)
+    # Said as `Training` says it, which then need not trace the program again.
+    fixed = {"total_steps": epochs * feed.steps, "optimizer_rules": OPTIMIZER_RULES}
+    return made.init.eval_shape(feed.first(), hparams, np.uint32(0), **fixed)
 
 
 def check_trainer(trainer: Any, hparams: Any, splits: Any, objectives: Sequence[str], epochs: int) -> None:

@@ -25,7 +25,7 @@ from tuner.storage.fences import Lease
 from tuner.storage.queries import last_errors
 from tuner.storage.studies import join, leave, mode_of, register
 from tuner.study import Study
-from tuner.trial import Event, Stop
+from tuner.trial import Event, Stop, optimizer_rules_of
 from tuner.worker.account import Account
 from tuner.worker.attempt import Attempt
 
@@ -158,6 +158,7 @@ class Worker:
         registered = register(storage, self.engine, study.name, study.all_directions, study.record())
         study.check_unchanged(registered.record)
         self.study_id = registered.study_id
+        self.optimizer_rules = optimizer_rules_of(registered.record)
         self.folder = study_folder(place.artifacts, study.name, registered.identity)
         self.optuna_study = optuna.load_study(
             study_name=study.name, storage=storage, sampler=study.make_sampler(0), pruner=study.make_pruner()
