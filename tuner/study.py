@@ -18,6 +18,7 @@ from tuner.domains import ChoiceDomain, Domain, domains_of, is_space
 from tuner.errors import SpaceError, StudyError, StudyFileError
 from tuner.source import import_file
 from tuner.space import Space, check_fixed, from_params, parameters, parse_fixed, sample, to_params
+from tuner.trial import OPTIMIZER_RULES, optimizer_rules_of, with_rules
 
 if TYPE_CHECKING:
     import optuna
@@ -248,6 +249,7 @@ class Study:
             "epochs": self.epochs,
             "seed": self.seed,
             "space": self._describe_space(),
+            "optimizer_rules": OPTIMIZER_RULES,
             **({} if self.baseline is None else {"baseline": self.baseline_params}),
         }
 
@@ -270,7 +272,15 @@ class Study:
             StudyError: something differs; the message names each difference.
         """
         # Through JSON, because that is how the record comes back.
-        differences = _differences(recorded, json.loads(json.dumps(self.record())))
+        mine = json.loads(json.dumps(self.record()))
+        rules = optimizer_rules_of(recorded)
+        if rules > OPTIMIZER_RULES:
+            raise StudyError(
+                f"study {self.name!r} was begun with a newer version of tuner, optimizer_rules={rules}: this version "
+                f"knows {OPTIMIZER_RULES}; use the newer one"
+            )
+        # An older study goes on by the rules it was begun with.
+        differences = _differences(with_rules(recorded), {**mine, "optimizer_rules": rules})
         if differences:
             raise StudyError(
                 f"study {self.name!r} must stay as it was first launched, or its trials cannot be compared: "

@@ -10,6 +10,23 @@ from typing import Any
 
 from tuner.log import is_json, tell
 
+OPTIMIZER_RULES = 2
+"""How optimizers treat parameters. A record without this number is of 1, and goes on so.
+
+1: arrays of two or more axes decay; a `Stack` of layers is one array.
+2: biases and scales never decay, and each layer of a `Stack` is treated as the same layer outside of one.
+"""
+
+
+def optimizer_rules_of(record: Mapping[str, Any]) -> int:
+    """Return the rules by which a study or a training was begun, from its record."""
+    return record.get("optimizer_rules", 1)
+
+
+def with_rules(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record that says its rules also where it was written by a version that had only one."""
+    return {**record, "optimizer_rules": optimizer_rules_of(record)}
+
 
 class Outcome(enum.StrEnum):
     """How a trial stands. `preempted` is no end: its worker gave it back or vanished, and another goes on with it."""

@@ -283,6 +283,7 @@ def test_what_is_recorded() -> None:
             "optimizer.momentum": "uniform(0.0, 0.9) if optimizer=SGD",
             "optimizer.beta": "uniform(0.8, 0.99) if optimizer=Adam",
         },
+        "optimizer_rules": 2,
     }
     assert json.loads(json.dumps(record)) == record
 
@@ -453,6 +454,15 @@ def test_siblings_can_be_imported_and_the_module_has_its_file(write: Write) -> N
     made = load_study(write("from sibling_of_a_study import NAME\ns = make(NAME)\nassert __name__ != '__main__'\n"))
     assert made.name == "from the sibling"
     assert sys.modules[made.space.__module__].__file__ == write("")
+
+
+def test_a_study_of_an_older_version_goes_on_and_one_of_a_newer_version_is_refused() -> None:
+    made = study()
+    recorded = made.record()
+    del recorded["optimizer_rules"]
+    made.check_unchanged(recorded)
+    with pytest.raises(StudyError, match=r"newer version of tuner, optimizer_rules=3: this version knows 2; use the"):
+        made.check_unchanged({**recorded, "optimizer_rules": 3})
 
 
 def test_a_colon_in_a_folder_is_no_name(write: Write) -> None:

@@ -170,6 +170,15 @@ def load(folder: Path) -> Content:
     return Content(head["step"], plain, from_json(head["record"]))
 
 
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return what was saved beside the arrays, without reading them.
+
+    Raises:
+        CheckpointError: The record is torn, or not ours.
+    """
+    return from_json(_read_head(folder)["record"])
+
+
 def _read_head(folder: Path) -> dict[str, Any]:
     """Return what `record.json` says, its own digest checked."""
     try:

@@ -21,6 +21,7 @@ from tuner.jsonfile import to_json
 from tuner.log import tell
 from tuner.training import checkpoint_files as files
 from tuner.training.plain import from_plain, to_plain
+from tuner.trial import with_rules
 
 __all__ = ["Checkpoints", "from_plain", "is_new_model_better", "read", "to_plain"]
 
@@ -156,6 +157,10 @@ class Checkpoints:
         """Return whether there may be something to resume from."""
         return bool(files.newest_first(self._latest))
 
+    def latest_record(self) -> dict[str, Any] | None:
+        """Return the record of the newest checkpoint to resume from whose record can be read; None if there is none."""
+        return files.newest_good(self._latest, files.read_record, lambda path, error: None)
+
     def restore(
         self, like: Any, *, shardings: Any = None, identity: Mapping[str, Any] | None = None
     ) -> tuple[int, Any, dict[str, Any]] | None:
@@ -178,7 +183,7 @@ class Checkpoints:
             content = files.load(path)
             others = f"checkpoints must be of the training that resumes from them: those in {self.folder}"
             for name, mine in to_json(identity or {}).items():
-                theirs = to_json(content.record).get(name)
+                theirs = with_rules(to_json(content.record)).get(name)
                 if theirs != mine:
                     return CheckpointError(
                         f"{others} have {name}={theirs!r}, this one has {name}={mine!r}; take another folder"

@@ -25,6 +25,7 @@ from tuner.training.schedules import require
 from tuner.training.spelling import check_spelling
 from tuner.training.tracing import explained
 from tuner.training.trainer import TrainerModule, settings_of
+from tuner.trial import OPTIMIZER_RULES
 
 EVAL_BATCH = 512
 """Examples to a batch of an evaluation."""
@@ -185,7 +186,9 @@ def first_shapes(trainer: TrainerModule, hparams: Any, splits: Splits, epochs: i
     register(hparams)
     feed = Feed(splits.train, layout, asked_batch_size(trainer, hparams))
     made = programs(trainer, hparams, layout)
-    return made.init.eval_shape(feed.first(), hparams, np.uint32(0), total_steps=epochs * feed.steps)
+    # Said as `Training` says it, which then need not trace the program again.
+    fixed = {"total_steps": epochs * feed.steps, "optimizer_rules": OPTIMIZER_RULES}
+    return made.init.eval_shape(feed.first(), hparams, np.uint32(0), **fixed)
 
 
 @explained()

@@ -9,6 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tuner.training.stacks import declare_stack
+
 
 class Dropout(nn.Module):
     """Dropout whose rate may be a number inside the program (Srivastava et al., 2014).
@@ -40,7 +42,8 @@ def drop(inputs: jax.Array, key: jax.Array, rate: float | jax.Array) -> jax.Arra
 class Stack(nn.Module):
     """Equal layers one after another as a loop inside the program: compiling takes as long as for one of them.
 
-    Each layer has variables of its own in all collections, stacked along a first axis of length `depth`.
+    Each layer has variables of its own in all collections, stacked along a first axis of length `depth`. An
+    `OptimizerSpec` of a trainer treats each layer as if it stood alone: it trains as layers one after another do.
 
     Attributes:
         layer: Makes one layer: a module whose call takes activations (or a tuple with what goes along with them, a
@@ -62,6 +65,7 @@ class Stack(nn.Module):
             return layer(carry, train=train), None  # pyright: ignore[reportCallIssue]
 
         step: Any = nn.remat(body, prevent_cse=False) if self.remat else body
+        declare_stack((*self.path, "layers"), self.depth)
         looped = nn.scan(
             step,
             variable_axes={True: 0},  # all collections: also those that only the layer knows

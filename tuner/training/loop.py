@@ -42,7 +42,7 @@ from tuner.training.modes import Choose, Mode, chunk, measure, program_name, rem
 from tuner.training.optimizer import skipped_steps
 from tuner.training.pictures import Pictures
 from tuner.training.programs import Carry, Order, Source, programs
-from tuner.training.record import RunLog, digests, identity, record
+from tuner.training.record import RunLog, digests, find_optimizer_rules, identity, record
 from tuner.training.state import TrainState
 from tuner.training.tracing import explained
 from tuner.training.trainer import TrainerModule
@@ -87,6 +87,8 @@ class Training(Generator[Report, None, TrainState]):
         log: A folder for the file `run.json`, which says what is trained and has every report (see `load_run`), and
             for what hooks give to `save_picture`; without it that goes to the folder of the checkpoints.
         layout: The devices; one by default.
+        optimizer_rules: `tuner.trial.OPTIMIZER_RULES` of a training that was begun with another version; by default
+            those of its checkpoints or its log, and the newest for a new one.
         choose: For `loop = "auto"`: looks up whether a program runs as scan or steps, or calls the function given and
             remembers its answer. By default remembered in this process.
         stop: Asked after each program; once true, the state is saved and the iteration ends.
@@ -124,6 +126,7 @@ class Training(Generator[Report, None, TrainState]):
         about: Mapping[str, Any] | None = None,
         log: str | Path | None = None,
         layout: Layout | None = None,
+        optimizer_rules: int | None = None,
         choose: Choose | None = None,
         stop: Callable[[], bool] = lambda: False,
         debug: bool = False,
@@ -141,6 +144,7 @@ class Training(Generator[Report, None, TrainState]):
         self.checkpoints, self.about = checkpoints, dict(about or {})
         self.layout, self._choose, self._stop = layout or Layout(), choose or remembered(trainer), stop
         self._debug, self._profile = debug, profile
+        self.optimizer_rules = find_optimizer_rules(optimizer_rules, checkpoints, log)
         self.feed = Feed(splits.train, self.layout, asked_batch_size(trainer, hparams))
         check_optimizer(trainer, hparams, epochs * self.feed.steps)
         check_average(trainer, hparams)
@@ -211,12 +215,12 @@ class Training(Generator[Report, None, TrainState]):
         """Restore the newest checkpoint, or make the first state."""
         first, seed = self.feed.first(), self.layout.put(np.uint32(self.seed))
         self.batch = jax.eval_shape(lambda source: source.at(jnp.int32(0)), first)
-        total_steps = self.epochs * self.feed.steps
+        fixed = {"total_steps": self.epochs * self.feed.steps, "optimizer_rules": self.optimizer_rules}
         if self.checkpoints is not None and self.checkpoints.has_latest():
-            shapes = self._programs.init.eval_shape(first, self.hparams, seed, total_steps=total_steps)
+            shapes = self._programs.init.eval_shape(first, self.hparams, seed, **fixed)
             if self._restore(shapes):
                 return
-        carry = self._programs.init(first, self.hparams, seed, total_steps=total_steps)
+        carry = self._programs.init(first, self.hparams, seed, **fixed)
         self._carry, self._nothing_seen = carry, (carry.totals, carry.position)
 
     def _one_epoch(self) -> Iterator[Report]:

@@ -21,11 +21,13 @@ from tuner.training.optimizer_rules import check_spec, decay_matrices, is_zero, 
 from tuner.training.optimizer_table import (
     OWN_DECAY,
     SCHEDULE_FREE,
+    WHOLE_ARRAY,
     WHOLE_LOSS,
     arguments_of,
     factory_of,
 )
 from tuner.training.schedules import Constant, Number, Schedule, WarmupCosine
+from tuner.training.stacks import Layers, aware_of_layers, layer_by_layer
 from tuner.training.transforms import (
     AccumulateState,
     GradientNoise,
@@ -53,7 +55,7 @@ class OptimizerSpec:
         decay: Weight decay; `decoupled` takes lr_t * decay * w off after preconditioning, `l2` adds decay * w to the
             gradient before it. None is no decay, and then a mask is a mistake; 0 is a value like others.
         decay_kind: Which of the two. Optimizers with a decay of their own (adamw, lion, ...) are decoupled.
-        decay_mask: Params -> tree of booleans; arrays with two or more axes if None.
+        decay_mask: Params -> tree of booleans; `decay_matrices` if None: neither biases nor scales.
         clip_norm: Largest global norm of the loss's gradient, before any decay is added to it.
         noise: Added to the clipped gradient.
         accumulate_steps: Gradients to a real update, which schedules count; what is left at the end is dropped.
@@ -112,28 +114,45 @@ class OptimizerSpec:
             what = "noise" if self.noise is not None else self.name
             raise StudyError(f"{what} must be given the trial's key: got key=None; call build(total_steps, key)")
         updates = total_steps // self.accumulate_steps
-        parts = []
+        made = partial(self._chain, updates, key)
+        made(Layers())  # what is wrong with the options is said now
+        chained = aware_of_layers(made)
+        return accumulate(chained, self.accumulate_steps) if self.accumulate_steps > 1 else chained
+
+    def _chain(self, updates: int, key: jax.Array | None, layers: Layers) -> optax.GradientTransformation:
+        """Return what is done to a gradient, in order."""
+        parts, mask = [], self._mask(layers)
         if self.clip_norm is not None:
             parts.append(clip(self.clip_norm))
         if self.noise is not None and key is not None:
             parts.append(add_noise(self.noise, key))
         if self.decay is not None and self._adds_decay("l2"):
-            parts.append(optax.add_decayed_weights(self.decay, self._mask()))
-        parts.append(_made(self, updates, key))
+            parts.append(optax.add_decayed_weights(self.decay, mask))
+        parts.append(self._own(updates, key, mask, layers))
         if self.decay is not None and self._adds_decay("decoupled"):
-            parts.append(optax.masked(shrink(self._rate(self.learning_rate, updates), self.decay), self._mask()))
+            parts.append(optax.masked(shrink(self._rate(self.learning_rate, updates), self.decay), mask))
         if self.plateau is not None:
             parts.append(optax.contrib.reduce_on_plateau(**self.plateau))
-        chained = optax.chain(*parts)
-        return accumulate(chained, self.accumulate_steps) if self.accumulate_steps > 1 else chained
+        return optax.chain(*parts)
+
+    def _own(
+        self, updates: int, key: jax.Array | None, mask: Callable[[Any], Any], layers: Layers
+    ) -> optax.GradientTransformation:
+        """Return optax's own part, in a stack layer by layer where it looks at a whole array."""
+        made = partial(_made, self, updates, key)
+        if not layers.stacks or layers.rules == 1 or self.name not in WHOLE_ARRAY:
+            return made(mask)
+        # Galore decomposes matrices in a branch that is seldom taken.
+        return layer_by_layer(made, mask, layers, one_by_one=self.name == "galore")
 
     def _adds_decay(self, kind: str) -> bool:
         """Tell whether decay of this kind is added here, not by the optimizer itself."""
         return kind == self.decay_kind and self.name not in OWN_DECAY and not is_zero(self.decay)
 
-    def _mask(self) -> Callable[[Any], Any]:
+    def _mask(self, layers: Layers) -> Callable[[Any], Any]:
         """Return what marks the arrays that decay."""
-        return decay_matrices if self.decay_mask is None else partial(marks, self.decay_mask)
+        mask = self.decay_mask
+        return layers.default_mask if mask is None or mask is decay_matrices else partial(marks, mask)
 
     def _rate(self, peak: Any, updates: int) -> Any:
         """Return the learning rate, as a function of the step if it changes."""
@@ -346,7 +365,7 @@ def adamw(learning_rate: Number, weight_decay: Number, total_steps: int) -> opta
 
     Args:
         learning_rate: The schedule's peak; may be traced.
-        weight_decay: Decoupled decay of arrays with two or more axes (not of biases and scales); may be traced.
+        weight_decay: Decoupled decay of arrays with two or more axes, but not of biases and scales; may be traced.
         total_steps: Updates of the whole training.
 
     Returns:
@@ -361,14 +380,16 @@ def _find(opt_state: Any, kind: type) -> Any:
     return next((leaf for leaf in leaves if isinstance(leaf, kind)), None)
 
 
-def _made(spec: OptimizerSpec, updates: int, key: jax.Array | None) -> optax.GradientTransformation:
+def _made(
+    spec: OptimizerSpec, updates: int, key: jax.Array | None, mask: Callable[[Any], Any]
+) -> optax.GradientTransformation:
     """Return optax's own part, with the decay that it owns."""
     arguments = arguments_of(spec.name)
     given = dict(spec.options)
     if spec.name in OWN_DECAY:
         # Said even if it is 0, which optax's defaults are not.
         given["weight_decay"] = 0.0 if spec.decay is None else spec.decay
-        given |= {name: spec._mask() for name in ("mask", "weight_decay_mask") if name in arguments}
+        given |= {name: mask for name in ("mask", "weight_decay_mask") if name in arguments}
     if spec.learning_rate is not None:
         given["learning_rate"] = spec._rate(spec.learning_rate, updates)
     if given.get("adam_learning_rate") is not None:

@@ -24,6 +24,7 @@ from tuner.training.optimizer_table import (
     arguments_of,
 )
 from tuner.training.schedules import Constant, Schedule, check_steps, require
+from tuner.training.stacks import Layers
 from tuner.training.transforms import GradientNoise
 
 if TYPE_CHECKING:
@@ -31,8 +32,11 @@ if TYPE_CHECKING:
 
 
 def decay_matrices(params: Any) -> Any:
-    """Mark arrays with two or more axes, so neither biases nor scales: the default of `decay_mask`."""
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    """Mark arrays with two or more axes that are not called `bias` or `scale`: the default of `decay_mask`.
+
+    As `decay_mask` in a trainer, it does not count the axis that `Stack` adds.
+    """
+    return Layers().default_mask(params)
 
 
 def decay_all(params: Any) -> Any:

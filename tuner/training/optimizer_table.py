@@ -47,6 +47,8 @@ FIXED_RATE = {
     "rprop": "its learning_rate is the size of the first step only",
     **dict.fromkeys(SCHEDULE_FREE, "averaging takes the schedule's place; the option warmup_steps warms up"),
 }
+# What they do to one number of an array depends on the others: norms, means, factors.
+WHOLE_ARRAY = ("adafactor", "fromage", "galore", "lamb", "lars", "muon", "novograd", "sm3")
 WHOLE_LOSS = ("lbfgs", "sophia")
 ELSEWHERE = {
     **dict.fromkeys(("weight_decay", "weight_decay_rate", "adam_weight_decay"), "decay"),

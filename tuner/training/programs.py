@@ -18,8 +18,10 @@ from tuner.training import metrics as metrics_
 from tuner.training.data import Batch, batch_order, gather
 from tuner.training.mesh import Layout
 from tuner.training.metrics import Metrics
+from tuner.training.stacks import collect_stacks
 from tuner.training.state import Stream, TrainState
 from tuner.training.trainer import TrainerModule, settings_of
+from tuner.trial import OPTIMIZER_RULES
 
 _KEPT = 16
 """Sets of programs kept in memory. A study over hundreds of widths would else hold all its programs to the end."""
@@ -67,9 +69,17 @@ def eval_order(rows: jax.Array, *, batch_size: int) -> Order:
     return batch_order(rows, batch_size)
 
 
-def first_carry(trainer: TrainerModule, hparams: Any, batch: Batch, seed: jax.Array, total_steps: int) -> Carry:
+def first_carry(
+    trainer: TrainerModule,
+    hparams: Any,
+    batch: Batch,
+    seed: jax.Array,
+    total_steps: int,
+    optimizer_rules: int = OPTIMIZER_RULES,
+) -> Carry:
     """Return the state before the first step, from a seed (Int[Array, ""]), and metrics that have seen nothing."""
-    state = trainer.init_state(hparams, batch, jax.random.key(seed), total_steps)
+    with collect_stacks(optimizer_rules):
+        state = trainer.init_state(hparams, batch, jax.random.key(seed), total_steps)
     if state.key is None or state.step is None:
         raise StudyError("a state made by init_state needs key and step to be trained: one of them is None")
     shapes = jax.eval_shape(partial(trainer.train_step, state, batch, hparams, state.key))[1]
@@ -117,7 +127,7 @@ class Programs:
     """The compiled programs of one trainer, one set of static hyperparameters and one layout.
 
     Attributes:
-        init: (source, hparams, seed, total_steps=) -> `Carry` before the first step.
+        init: (source, hparams, seed, total_steps=, optimizer_rules=) -> `Carry` before the first step.
         step: (source, hparams, state, totals, position) -> `Carry` after one step; the state given is used up.
         steps: the same after `count=` steps.
         eval_step: (source, hparams, state, totals, position) -> totals and position after one more batch.
@@ -128,9 +138,16 @@ class Programs:
 
     def __init__(self, trainer: TrainerModule, layout: Layout) -> None:
         # The state and the batch are arguments of their own below, because only the state is used up.
-        def init_state(source: Source, hparams: Any, seed: jax.Array, *, total_steps: int) -> Carry:
+        def init_state(
+            source: Source,
+            hparams: Any,
+            seed: jax.Array,
+            *,
+            total_steps: int,
+            optimizer_rules: int = OPTIMIZER_RULES,
+        ) -> Carry:
             batch = layout.divide(source.at(jnp.zeros((), jnp.int32)))
-            carry = first_carry(trainer, hparams, batch, seed, total_steps)
+            carry = first_carry(trainer, hparams, batch, seed, total_steps, optimizer_rules)
             return carry._replace(state=layout.keep(carry.state))
 
         def train_step(source: Source, hparams: Any, state: TrainState, totals: Metrics, position: jax.Array) -> Carry:
@@ -155,7 +172,8 @@ class Programs:
 
         # Runs once a trial and takes long to optimise, so the compiler is told not to.
         fast_to_compile = {"xla_backend_optimization_level": 0}
-        self.init = jax.jit(init_state, static_argnames=("total_steps",), compiler_options=fast_to_compile)
+        static = ("total_steps", "optimizer_rules")
+        self.init = jax.jit(init_state, static_argnames=static, compiler_options=fast_to_compile)
         self.step = jax.jit(train_step, donate_argnames=("state",))
         self.steps = jax.jit(train_steps, static_argnames=("count",), donate_argnames=("state",))
         self.eval_step = jax.jit(eval_step)

@@ -23,8 +23,10 @@ from tuner.space import Space, to_params
 from tuner.training.data import ArrayDataset, Splits
 from tuner.training.feed import Dataset
 from tuner.training.trainer import TrainerModule, settings_of
+from tuner.trial import OPTIMIZER_RULES, optimizer_rules_of, with_rules
 
 if TYPE_CHECKING:
+    from tuner.training.checkpoints import Checkpoints
     from tuner.training.loop import Training
 
 
@@ -41,6 +43,7 @@ def identity(training: Training) -> dict[str, Any]:
         "objective": training.objective,
         "direction": training.direction,
         "data": training.data,
+        "optimizer_rules": training.optimizer_rules,
     }
 
 
@@ -78,7 +81,7 @@ class RunLog:
         if self._path.exists():
             theirs = read_log(self._path)
             for name, mine in to_json(identity(training)).items():
-                if theirs.get(name) != mine:
+                if with_rules(theirs).get(name) != mine:
                     raise StudyError(
                         f"the folder of a run must be its own: {self._path} has {name}={theirs.get(name)!r}, this one "
                         f"has {name}={mine!r}; take another folder"
@@ -111,6 +114,26 @@ def read_log(path: Path) -> dict[str, Any]:
             raise ValueError("it is no log of a run")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"the log of a run must be a file that can be read: {path} is not, {error}") from None
+    return found
+
+
+def find_optimizer_rules(asked: int | None, checkpoints: Checkpoints | None, log: str | Path | None) -> int:
+    """Return the rules of a training: those asked for, else those that it was begun with, else the newest.
+
+    Raises:
+        StudyError: this version has no such rules.
+    """
+    begun = None if checkpoints is None else checkpoints.latest_record()
+    path = None if log is None else Path(log).absolute() / "run.json"
+    if begun is None and path is not None and path.exists():
+        begun = read_log(path)
+    newest = OPTIMIZER_RULES
+    found = asked if asked is not None else newest if begun is None else optimizer_rules_of(begun)
+    if isinstance(found, bool) or not isinstance(found, int) or not 1 <= found <= newest:
+        raise StudyError(
+            f"optimizer_rules must be a whole number from 1 to {newest}: got {found!r}; a training is resumed with the "
+            "version of tuner that began it, or a newer one"
+        )
     return found
 
 

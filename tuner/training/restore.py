@@ -22,7 +22,7 @@ from tuner.training.programs import Source, programs
 from tuner.training.record import digests, read_log, settings
 from tuner.training.state import TrainState
 from tuner.training.trainer import TrainerModule
-from tuner.trial import Report
+from tuner.trial import Report, optimizer_rules_of
 
 if TYPE_CHECKING:
     from tuner.training.loop import Training
@@ -76,7 +76,8 @@ def load_from_checkpoint(path: str | Path, *, trainer: TrainerModule | None = No
     placed, seed = jax.device_put(hparams), jax.ShapeDtypeStruct((), "uint32")
     init = programs(trainer, placed, Layout()).init
     steps = steps_per_epoch(record["examples"], record["batch_size"])
-    shapes = init.eval_shape(Source(batch), placed, seed, total_steps=record["epochs"] * steps).state
+    fixed = {"total_steps": record["epochs"] * steps, "optimizer_rules": optimizer_rules_of(record)}
+    shapes = init.eval_shape(Source(batch), placed, seed, **fixed).state
     if record["kind"] == "best":
         state = from_plain(plain, jax.eval_shape(TrainState.for_evaluation, shapes))
     else:
@@ -121,6 +122,7 @@ class Run:
                     "splits as for the first time, test set included"
                 )
         said = {name: self.record[name] for name in ("epochs", "seed", "objective", "direction")}
+        said["optimizer_rules"] = optimizer_rules_of(self.record)
         mode = self.record["mode"]
         fixed = {} if mode is None else {"choose": lambda program, measure: mode}
         return self.trainer.train_model(self.hparams, splits, **{**said, **fixed, **options})

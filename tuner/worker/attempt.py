@@ -149,6 +149,7 @@ class Attempt:
                 checkpoints=checkpoints,
                 about={**worker.place.about, "trial": lease.number},
                 layout=worker.place.layout,
+                optimizer_rules=worker.optimizer_rules,
                 choose=worker.mode_of,
                 stop=self._must_stop,
             )

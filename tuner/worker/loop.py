@@ -28,7 +28,7 @@ from tuner.storage.queries import last_errors
 from tuner.storage.studies import join, leave, mode_of, register
 from tuner.storage.waited import database_s
 from tuner.study import Study
-from tuner.trial import Event, Outcome, Stop
+from tuner.trial import Event, Outcome, Stop, optimizer_rules_of
 from tuner.worker.account import Account
 from tuner.worker.attempt import Attempt
 
@@ -166,6 +166,7 @@ class Worker:
         registered = register(storage, self.engine, study.name, study.all_directions, study.record())
         study.check_unchanged(registered.record)
         self.study_id = registered.study_id
+        self.optimizer_rules = optimizer_rules_of(registered.record)
         self.folder = study_folder(place.artifacts, study.name, registered.identity)
         given: dict[str, Any] = {"sampler": study.make_sampler(0), "pruner": study.make_pruner()}
         view: Any = SamplerView(storage)

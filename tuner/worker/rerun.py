@@ -18,7 +18,7 @@ from tuner.storage.lineage import read_metrics, read_study_file
 from tuner.storage.queries import StudyRow, find_baseline, find_study, read_by_ids, read_trial
 from tuner.storage.studies import mode_of
 from tuner.study import Study, split_target, study_in, trial_seed
-from tuner.trial import Report
+from tuner.trial import Report, optimizer_rules_of
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Rerunner:
             objective=study.objectives[0],
             direction=study.all_directions[0],
             layout=worker_layout(os.environ.get(DEVICES_VARIABLE, "")),
+            optimizer_rules=optimizer_rules_of(self.row.record),
             choose=lambda program, measure: mode_of(self.engine, self.row.study_id, program, measure),
         )
         try:

@@ -1,0 +1,182 @@
+"""Which axes of the parameters count the layers of a `Stack`, so that optimizers treat each layer as its own.
+
+A `Stack` declares its axis while the model is initialised. The optimizer reads what was declared when its state is
+made, and the state keeps it as part of its structure: no later step needs the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+
+from tuner.trial import OPTIMIZER_RULES
+
+MASKED = optax.MaskedNode()
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What an optimizer knows of a model's layers.
+
+    Attributes:
+        rules: See `tuner.trial.OPTIMIZER_RULES`.
+        stacks: (path, length) of each stack: the arrays below the path have an axis of that length in front.
+    """
+
+    rules: int = OPTIMIZER_RULES
+    stacks: tuple[tuple[str, int], ...] = ()
+
+    def axes(self, path: str, shape: tuple[int, ...]) -> int:
+        """Return how many of an array's first axes count layers; with one stack inside another there are several.
+
+        Args:
+            path: Of the array, such as "stack/layers/Dense_0/kernel". What holds the whole model may add to its front.
+            shape: Of the array.
+        """
+        count = 0
+        for stack, length in self.stacks:  # the outer before the inner
+            if f"/{stack}/" in f"/{path}/" and count < len(shape) and shape[count] == length:
+                count += 1
+        return count
+
+    def default_mask(self, params: Any) -> Any:
+        """Mark the arrays that decay; see `tuner.training.decay_matrices`."""
+        if self.rules == 1:
+            return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+        def decays(path: Any, leaf: Any) -> bool:
+            where = path_of(path)
+            is_named = where.rpartition("/")[2] in ("bias", "scale")
+            return not is_named and leaf.ndim - self.axes(where, leaf.shape) > 1
+
+        return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def path_of(path: Any) -> str:
+    """Return a leaf's path as text."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+# What stacks declare while a model is initialised; None where nobody collects it.
+_declared: ContextVar[tuple[int, set[tuple[str, int]]] | None] = ContextVar("declared", default=None)
+
+
+@contextlib.contextmanager
+def collect_stacks(rules: int) -> Iterator[None]:
+    """Hand on what stacks declare to the optimizers whose state is made inside the body."""
+    token = _declared.set((rules, set()))
+    try:
+        yield
+    finally:
+        _declared.reset(token)
+
+
+def declare_stack(path: tuple[str, ...], length: int) -> None:
+    """Declare that the arrays of the module at a path have a first axis of `length` layers."""
+    found = _declared.get()
+    if found is not None:
+        found[1].add(("/".join(path), length))
+
+
+def declared_layers() -> Layers:
+    """Return what has been declared so far; outside of a training nothing, under the newest rules."""
+    found = _declared.get()
+    return Layers() if found is None else Layers(found[0], tuple(sorted(found[1], key=lambda one: len(one[0]))))
+
+
+class ChainState(tuple):
+    """The states of a chain of transformations, and what they know of layers: to JAX a tuple of the same paths."""
+
+    layers: Layers
+
+    def __new__(cls, states: Any = (), layers: Layers | None = None) -> ChainState:
+        made = super().__new__(cls, states)
+        made.layers = layers or Layers()
+        return made
+
+
+def _children(state: ChainState) -> tuple[Any, Layers]:
+    return [(jax.tree_util.SequenceKey(at), part) for at, part in enumerate(state)], state.layers
+
+
+jax.tree_util.register_pytree_with_keys(
+    ChainState,
+    _children,
+    lambda layers, states: ChainState(states, layers),
+    lambda state: (tuple(state), state.layers),
+)
+
+
+def aware_of_layers(make: Callable[[Layers], optax.GradientTransformation]) -> optax.GradientTransformationExtraArgs:
+    """Return a chain that is made for the layers declared when its state is made.
+
+    Args:
+        make: Layers -> a transformation whose state is a tuple.
+    """
+
+    def init(params: Any) -> ChainState:
+        layers = declared_layers()
+        return ChainState(make(layers).init(params), layers)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        made = optax.with_extra_args_support(make(state.layers))
+        steps, after = made.update(updates, tuple(state), params, **extra)
+        return steps, ChainState(after, state.layers)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+Mask = Callable[[Any], Any]
+
+
+def layer_by_layer(
+    make: Callable[[Mask], optax.GradientTransformation], mask: Mask, layers: Layers, *, one_by_one: bool
+) -> optax.GradientTransformationExtraArgs:
+    """Return an optimizer that sees each layer of a stack as an array of its own.
+
+    Args:
+        make: Mask of what decays -> the optimizer, in which no array depends on another.
+        mask: Parameters -> what decays; asked for all parameters as they are, stacked.
+        layers: The layers.
+        one_by_one: Loop over layers instead of computing all at once: a branch inside is then only run if it is taken.
+    """
+
+    def label(path: Any, leaf: Any) -> str:
+        axes = layers.axes(path_of(path), leaf.shape)
+        return "x".join(["layers", *map(str, leaf.shape[:axes])]) if axes else "whole"
+
+    def grouped(params: Any) -> optax.GradientTransformationExtraArgs:
+        labels = jax.tree_util.tree_map_with_path(label, params)
+        # A mark may stand for all that is below it.
+        marks = jax.tree.map(lambda mark, part: jax.tree.map(lambda _: mark, part), mask(params), params)
+        made: dict[Any, Any] = {}
+        for group in sorted(set(jax.tree.leaves(labels))):
+            of_group = jax.tree.map(lambda mark, one, group=group: mark if one == group else MASKED, marks, labels)
+            made[group] = make(lambda _, of_group=of_group: of_group)
+            for _ in range(group.count("x")):
+                made[group] = _mapped(made[group], one_by_one)
+        return optax.with_extra_args_support(optax.partition(made, lambda _: labels))
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        return grouped(updates if params is None else params).update(updates, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(lambda params: grouped(params).init(params), update)
+
+
+def _mapped(inner: optax.GradientTransformation, one_by_one: bool) -> optax.GradientTransformation:
+    """Return a transformation of arrays with one more axis in front, along which each has a state of its own."""
+    supported = optax.with_extra_args_support(inner)
+
+    def over(function: Callable[..., Any]) -> Callable[..., Any]:
+        return (lambda *trees: jax.lax.map(lambda each: function(*each), trees)) if one_by_one else jax.vmap(function)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        return over(lambda *trees: supported.update(*trees, **extra))(updates, state, params)
+
+    return optax.GradientTransformationExtraArgs(over(inner.init), update)
