@@ -17,7 +17,7 @@ from tuner.errors import LeaseLost, StorageLost, StudyStopped
 from tuner.failures import reason_to_stop
 from tuner.log import is_json, now, set_about, tell
 from tuner.source import code_digest, git_state
-from tuner.storage import claims, storage_url, warn_of_password
+from tuner.storage import claims, leases, storage_url, warn_of_password
 from tuner.storage.claims import Claimant, NoTrial
 from tuner.storage.dialect import now_s
 from tuner.storage.engine import IMPATIENT, PROMPT, Patience, database_s, patient
@@ -231,6 +231,8 @@ class Worker:
                 Attempt(self, lease).run()
             except LeaseLost as error:
                 self.say({"event": "lost", "level": "warning", "trial": lease.number, "message": str(error)})
+                with contextlib.suppress(StorageLost):
+                    leases.withdraw_death(self.brief_engine(), lease)
             finally:
                 set_about(trial=None)
 
