@@ -48,6 +48,7 @@ class ClockedDesk(Desk):
         self.execute("UPDATE tuner_leases SET ahead_s = ahead_s - :by", by=seconds)
         self.execute("UPDATE tuner_attempts SET started_at_s = started_at_s - :by", by=seconds)
         self.execute("UPDATE tuner_attempts SET ended_at_s = ended_at_s - :by", by=seconds)
+        self.engine.dispose()  # else its connections know that the clock of this process has not jumped
 
     def rest_s(self) -> float:
         """Return the seconds to the end of the only lease, on the wall clock."""
@@ -98,6 +99,15 @@ def test_an_attempt_is_as_long_as_it_was_at_work(desk: ClockedDesk, jump_s: floa
     assert 0 <= used.device_s < 120
 
 
+def test_a_jump_while_a_connection_is_open_is_noticed(desk: ClockedDesk, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.claim("A", budget=1, lease_s=30.0)
+    assert desk.ask("B", budget=1) is NoTrial.WAIT
+    before_s, real = desk.rest_s(), boot._ahead_s
+    monkeypatch.setattr(boot, "_ahead_s", lambda: real() + 60.0)
+    assert desk.ask("B", budget=1) is NoTrial.WAIT
+    assert 40.0 < desk.rest_s() - before_s <= 60.0
+
+
 def test_a_change_of_the_clocks_rate_moves_nothing(desk: ClockedDesk) -> None:
     desk.claim("A", lease_s=30.0)
     desk.jump(0.5)
@@ -132,6 +142,7 @@ def _set_boot(desk: ClockedDesk, **changes: str) -> None:
     here = this_boot()
     assert here is not None
     desk.execute("UPDATE tuner_leases SET boot = :boot", boot=str(dataclasses.replace(here, **changes)))
+    desk.engine.dispose()
 
 
 def test_a_reboot_ends_the_leases_of_its_host(desk: ClockedDesk) -> None:

@@ -8,6 +8,7 @@ ahead of the other, `ahead_s`. If this has changed, the wall clock has jumped: a
 from __future__ import annotations
 
 import functools
+import math
 import os
 import socket
 import subprocess
@@ -26,6 +27,7 @@ from tuner.storage.tables import attempts, leases
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _TIME_NAMESPACE = "/proc/self/ns/time"
 _SYSCTL = ("sysctl", "-n", "kern.bootsessionuuid")
+_CHECKED = "tuner_ahead_s"
 _NEVER = sa.literal_column("0.0")  # the end of a lease that was given back
 _JUMP_S = 1.0  # less is a correction of the clock's rate, or the time between two readings
 
@@ -103,8 +105,11 @@ def rebase(connection: Connection) -> None:
     boot = this_boot()
     if connection.dialect.name != "sqlite" or boot is None:
         return
+    ahead_s = _ahead_s()
+    if abs(ahead_s - connection.info.get(_CHECKED, math.inf)) < _JUMP_S / 2:
+        return  # nothing has jumped since this connection found all leases right
     values: dict[str, Any] = {
-        "id": f"{boot.id} ", "clock": f"{boot.id} {boot.namespace} ", "host": f" {boot.host}", "ahead_s": _ahead_s()
+        "id": f"{boot.id} ", "clock": f"{boot.id} {boot.namespace} ", "host": f" {boot.host}", "ahead_s": ahead_s
     }  # fmt: skip
 
     def build() -> Any:
@@ -114,6 +119,7 @@ def rebase(connection: Connection) -> None:
 
     named = {f"now_{name}": value for name, value in values.items()}
     if run_prepared(connection, "rebase", build, named).first() is None:
+        connection.info[_CHECKED] = ahead_s  # not after a change, which may be rolled back
         return
     of_lease = (leases.c.trial_id == attempts.c.trial_id) & (leases.c.fence == attempts.c.fence) & _has_jumped(values)
     jump_s = sa.select(values["ahead_s"] - leases.c.ahead_s).where(of_lease)
