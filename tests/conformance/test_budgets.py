@@ -547,7 +547,8 @@ def store_attempts(desk: Books, several: Sequence[Interval]) -> None:
         rows.append({**row, "start_s": one.start / 4, "end_s": end_s, "ending": None if end_s is None else "died"})
         if one.lease_end is not None:
             lease = {"id": trial_id, "fence": fence, "end_s": one.lease_end / 4}
-            desk.execute("INSERT INTO tuner_leases VALUES (:id, 'x', :fence, 0, :end_s)", lease)
+            names = "trial_id, worker, fence, deaths, expires_at_s"
+            desk.execute(f"INSERT INTO tuner_leases ({names}) VALUES (:id, 'x', :fence, 0, :end_s)", lease)
     columns = "trial_id, fence, study_id, worker, devices, started_at_s, ended_at_s, ending"
     values = ":trial_id, :fence, :study_id, :worker, :devices, :start_s, :end_s, :ending"
     if rows:

@@ -115,7 +115,7 @@ def test_an_old_database_is_upgraded_on_request_and_loses_nothing(storage_url: s
 
     said = schema.upgrade(storage_url)
 
-    assert any("the tables of tuner were at version none, they are at 0005" in line for line in said)
+    assert any("the tables of tuner were at version none, they are at 0006" in line for line in said)
     assert any("the tables of Optuna were at" in line for line in said) == (version in REFUSED)
     assert any("a copy of the database" in line for line in said) == storage_url.startswith("sqlite")
     with opened(storage_url) as storage:
@@ -182,7 +182,7 @@ def test_our_first_tables_become_these(storage_url: str) -> None:
         )
         connection.execute(sa.text("INSERT INTO tuner_leases VALUES (:id, 'w', 3, 1, 7.5)"), {"id": running._trial_id})
 
-    with pytest.raises(StorageSchemaError, match=r"of tuner in .* must be at version 0005: they are at 0001"):
+    with pytest.raises(StorageSchemaError, match=r"of tuner in .* must be at version 0006: they are at 0001"):
         tuner.open_storage(storage_url)
     schema.upgrade(storage_url)
 

@@ -179,6 +179,8 @@ class Old:
         self.local(2, "datetime_complete")
         self.local(3, "datetime_start")
         with connection_to(desk.url) as connection:
+            for name in ("boot", "ahead_s", "ahead_fence"):
+                connection.execute(sa.text(f"ALTER TABLE tuner_leases DROP COLUMN {name}"))
             unknown_zones.drop(connection)
             connection.execute(sa.text("UPDATE tuner_alembic_version SET version_num = '0004'"))
 
@@ -221,7 +223,9 @@ def test_times_of_an_unknown_zone_stay_and_are_marked(old: Old, tmp_path: Path) 
 
     said = schema.upgrade(old.desk.url)
 
-    assert said[-1].startswith("3 trials have times of an unknown zone: `tuner upgrade --from-timezone ZONE` converts")
+    assert said[-1].startswith(
+        "times of an unknown zone: those of 3 trials; `tuner upgrade --from-timezone ZONE` converts"
+    )
     assert stored_times(old.desk.url) == before
     assert old.marks() == {1: (True, True), 2: (False, True), 3: (True, False)}
     worker, ours, ended, running, queued = old.shown()
@@ -251,7 +255,7 @@ def _times_row(url: str) -> dict[str, Any]:
 def test_local_times_are_converted_once(old: Old) -> None:
     said = schema.upgrade(old.desk.url, "America/New_York")
 
-    assert said[-1] == "the times of 3 trials were converted from America/New_York to UTC"
+    assert said[-1] == "converted from America/New_York to UTC: the times of 3 trials"
     assert stored_times(old.desk.url) == old.utc
     assert old.marks() == {}
     assert all(_ends(times) == "ZZ" for times in old.shown()[:3])
@@ -313,10 +317,12 @@ def test_hours_that_occur_twice_and_times_that_never_were(old: Old) -> None:
     assert stored[3] == (at(11, 1, 5, 30), None)
     assert stored[2] == (at(3, 8, 6, 0), at(3, 8, 2, 30))
     assert old.marks() == {2: (False, True)}
-    assert said[-3] == "the times of 2 trials were converted from America/New_York to UTC"
-    assert said[-2].startswith("2 of them have a time that occurred twice in America/New_York, when clocks were put ba")
+    assert said[-3] == "converted from America/New_York to UTC: the times of 2 trials"
+    assert said[-2].startswith(
+        "of these, 2 trials with a time that occurred twice in America/New_York, when clocks were"
+    )
     assert said[-1] == (
-        f"1 trials were left as they were: trial 2 of {old.desk.name!r} (2026-03-08 06:00:00 to 2026-03-08 02:30:00) "
+        f"left as they were, 1 trial: trial 2 of {old.desk.name!r} (2026-03-08 06:00:00 to 2026-03-08 02:30:00) "
         "has a time that clocks in America/New_York skipped"
     )
 
@@ -333,7 +339,7 @@ def test_what_cannot_be_of_the_zone_is_left(old: Old) -> None:
 
     assert old.marks() == {1: (True, True), 3: (True, False)}
     assert stored_times(old.desk.url)[2] == old.utc[2]
-    assert said[-1].startswith(f"2 trials were left as they were: trial 1 of {old.desk.name!r} (")
+    assert said[-1].startswith(f"left as they were, 2 trials: trial 1 of {old.desk.name!r} (")
     assert said[-1].endswith(") would lie in the future if its times were of America/New_York, and 1 more")
     old.set(1, datetime_start=start - datetime.timedelta(days=1), datetime_complete=end - datetime.timedelta(days=2))
     said = schema.upgrade(old.desk.url, "America/New_York")
@@ -383,9 +389,9 @@ def test_an_upgrade_that_ends_in_the_middle_forgets_no_local_times(
             schema.upgrade(storage_url)
     said = schema.upgrade(storage_url)
 
-    assert "5 trials have times of an unknown zone" in said[-1]
+    assert "times of an unknown zone: those of 5 trials" in said[-1]
     said = schema.upgrade(storage_url, "Asia/Tokyo")
-    assert "the times of 5 trials were converted from Asia/Tokyo to UTC" in said
+    assert "converted from Asia/Tokyo to UTC: the times of 5 trials" in said
 
 
 # --- Trackers

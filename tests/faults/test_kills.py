@@ -206,9 +206,9 @@ def test_a_worker_that_slept_through_its_lease_drops_the_trial_quietly_and_goes_
     assert said(first).count(f"trial {slept}: complete") == 0
     tries = attempts_of(faulty.url)
     assert [(attempt.worker, attempt.ending) for attempt in tries[slept]] == [
-        ("sleeper", "died"),
+        ("sleeper", "preempted"),
         ("other", "complete"),
-    ]
+    ], "it has said that it is alive"
     later = [rows[-1] for rows in tries.values() if rows[-1].started_at_s > went_on_s]
     assert "sleeper" in [attempt.worker for attempt in later], "it goes on with other trials"
     check_aftermath(faulty.url, faulty.artifacts, 8, left_behind=1 if place.startswith("in_save") else 0)

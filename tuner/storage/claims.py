@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Engine
 
 from tuner.errors import UnknownStudy
 from tuner.failures import ANY_FAILURES, reason_to_stop
+from tuner.storage.boot import lease_clock, rebase
 from tuner.storage.dialect import clock, greatest, ids_value, is_recent, of_study, one_of, run_prepared, utc_now
 from tuner.storage.engine import read, write, write_once
 from tuner.storage.fences import Lease, Write, insertion, run_with, run_write
@@ -132,6 +133,7 @@ def claim(engine: Engine, claimant: Claimant) -> Lease | NoTrial:
         is_stopped = _lock_study(connection, claimant)
         if tries and (own := _own_lease(connection, claimant)) is not None:
             return own  # also of a study that was stopped since: it is given back as any other
+        rebase(connection)
         claimant.deadly = []
         if is_stopped:
             return NoTrial.STOPPED
@@ -335,9 +337,10 @@ def _hours_are_spent(connection: Connection, claimant: Claimant, now_s: float) -
     return used.wall_s >= (claimant.wall_s or math.inf) or used.device_s >= (claimant.device_s or math.inf)
 
 
-def _first_lease(claimant: Claimant, now_s: float) -> list[Write]:
+def _first_lease(connection: Connection, claimant: Claimant, now_s: float) -> list[Write]:
     """Return the writes of the lease of a trial that is just being started, and of its first attempt."""
     lease = {"worker": claimant.worker, "fence": 1, "deaths": 0, "expires_at_s": now_s + claimant.lease_s}
+    lease |= lease_clock(connection.dialect.name, 1)
     return [insertion(leases, lease), _attempt(claimant, 1, now_s)]
 
 
@@ -372,6 +375,7 @@ def _adopt(connection: Connection, claimant: Claimant, now_s: float) -> Lease | 
             leases.update()
             .where(leases.c.trial_id == row.trial_id)
             .values(worker=claimant.worker, fence=row.fence + 1, deaths=deaths, expires_at_s=now_s + claimant.lease_s)
+            .values(lease_clock(connection.dialect.name, row.fence + 1))
         )
         run_write(connection, row.trial_id, _attempt(claimant, row.fence + 1, now_s))
         return Lease(row.trial_id, row.number, claimant.worker, row.fence + 1, claimant.lease_s)
@@ -410,7 +414,7 @@ def _start_queued(connection: Connection, claimant: Claimant, standing: _Standin
     row = connection.execute(statement).first()
     if row is None:
         return None
-    for one in _first_lease(claimant, standing.now_s):
+    for one in _first_lease(connection, claimant, standing.now_s):
         run_write(connection, row[0], one)
     return row[0], row[1]
 
@@ -424,7 +428,7 @@ def _create(connection: Connection, claimant: Claimant, standing: _Standing) -> 
         return trials.insert().values({**row, **started}).returning(trials.c.trial_id)
 
     values = {"number": number, "study_id": claimant.study_id}
-    trial_id = run_with(connection, "create trial", build, values, _first_lease(claimant, standing.now_s))
+    trial_id = run_with(connection, "create trial", build, values, _first_lease(connection, claimant, standing.now_s))
     assert trial_id is not None
     return trial_id, number
 
@@ -441,6 +445,7 @@ def release_all(engine: Engine, worker: str, *, died: bool) -> None:
 
     def work(connection: Connection, _: int) -> None:
         now_s = clock(connection.dialect.name)
+        rebase(connection)
         connection.execute(leases.update().where(leases.c.worker == worker).values(values))
         ending = "died" if died else Outcome.PREEMPTED.value
         _close_attempts(connection, attempts.c.worker == worker, ending, now_s)

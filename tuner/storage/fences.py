@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
 from tuner.errors import LeaseLost
+from tuner.storage.boot import lease_clock, rebase
 from tuner.storage.dialect import clock, insert, run_prepared
 from tuner.storage.engine import write_once
 from tuner.storage.tables import leases, trials
@@ -77,10 +78,12 @@ def fenced(connection: Connection, lease: Lease, change: str, writes: Sequence[W
         change: `extend`, `release` or `end`.
         writes: What else to do, in any order.
     """
+    dialect = connection.dialect.name
+    rebase(connection)
     values: dict[str, Any] = {"held_id": lease.trial_id, "fence": lease.fence, "worker": lease.worker}
     if change == "extend":
-        values["lease_s"] = lease.lease_s
-    dialect = connection.dialect.name
+        on_clock = lease_clock(dialect, lease.fence)
+        values |= {"lease_s": lease.lease_s, **{f"of_{name}": value for name, value in on_clock.items()}}
     return run_with(connection, change, lambda: _change(dialect, change), values, writes) is not None
 
 
@@ -130,7 +133,8 @@ def _change(dialect: str, change: str) -> Any:
         sa.exists().where(trials.c.trial_id == held_id, trials.c.state == sa.literal_column("'RUNNING'")),
     ).returning(leases.c.trial_id)
     if change == "extend":
-        return statement.values(expires_at_s=clock(dialect) + place("lease_s", sa.Float(53)))
+        on_clock = {name: place(f"of_{name}", leases.c[name].type) for name in lease_clock(dialect, 0)}
+        return statement.values(expires_at_s=clock(dialect) + place("lease_s", sa.Float(53)), **on_clock)
     if change == "release":
         return statement.values(worker=sa.null(), expires_at_s=sa.literal_column("0.0"))
     return statement

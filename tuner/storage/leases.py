@@ -11,10 +11,11 @@ from sqlalchemy import Connection, Engine
 
 from tuner.storage.dialect import clock, utc_now
 from tuner.storage.encoding import encode_metric, stored_number
-from tuner.storage.engine import read, write_once
+from tuner.storage.engine import read, write, write_once
 from tuner.storage.fences import Bind, Lease, Write, fenced, lost_lease, upsert, write_held
 from tuner.storage.tables import (
     attempts,
+    leases,
     records,
     reports,
     trial_intermediate_values,
@@ -224,6 +225,20 @@ def _give_back(engine: Engine, lease: Lease, ending: Outcome, error: str | None)
         return fenced(connection, lease, "release", writes) or (tries > 0 and _has_ended(connection, lease, ending))
 
     return write_once(engine, work)
+
+
+def withdraw_death(engine: Engine, lease: Lease) -> None:
+    """Note that a worker whose trial was taken over is alive after all: its lease ended, but it did not die."""
+
+    def work(connection: Connection, _: int) -> None:
+        own = (attempts.c.trial_id == lease.trial_id) & (attempts.c.fence == lease.fence)
+        own &= (attempts.c.worker == lease.worker) & (attempts.c.ending == "died")
+        # The attempt's ending says whether this was done before.
+        if connection.execute(attempts.update().where(own).values(ending=Outcome.PREEMPTED.value)).rowcount:
+            is_counted = (leases.c.trial_id == lease.trial_id) & (leases.c.fence > lease.fence) & (leases.c.deaths > 0)
+            connection.execute(leases.update().where(is_counted).values(deaths=leases.c.deaths - 1))
+
+    write(engine, work)
 
 
 def retry(engine: Engine, lease: Lease, error: str, limit: int) -> bool:

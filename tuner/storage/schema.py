@@ -265,21 +265,23 @@ def upgrade(url: str, from_timezone: str | None = None) -> list[str]:
 def _about_zones(unknown: int, zone: ZoneInfo | None, converted: zones.Converted | None) -> list[str]:
     """Return what there is to say of times that were stored as local time."""
     if zone is None:
-        if not unknown:
-            return []
-        return [f"{unknown} trials have times of an unknown zone: {zones.ADVICE}"]
+        return [f"times of an unknown zone: those of {_trials(unknown)}; {zones.ADVICE}"] if unknown else []
     if converted is None or not (converted.trials or converted.left):
         return ["no trial has times of an unknown zone: nothing was converted"]
-    lines = [f"the times of {converted.trials} trials were converted from {zone.key} to UTC"]
+    lines = [f"converted from {zone.key} to UTC: the times of {_trials(converted.trials)}"]
     if converted.ambiguous:
         lines.append(
-            f"{converted.ambiguous} of them have a time that occurred twice in {zone.key}, when clocks were put back: "
-            "the earlier was taken, unless the trial would have ended before it started or in the future"
+            f"of these, {_trials(converted.ambiguous)} with a time that occurred twice in {zone.key}, when clocks were "
+            "put back: the earlier was taken, unless the trial would have ended before it started or in the future"
         )
     if converted.left:
         more = f", and {len(converted.left) - 1} more" if len(converted.left) > 1 else ""
-        lines.append(f"{len(converted.left)} trials were left as they were: {converted.left[0]}{more}")
+        lines.append(f"left as they were, {_trials(len(converted.left))}: {converted.left[0]}{more}")
     return lines
+
+
+def _trials(count: int) -> str:
+    return f"{count} trial{'s' if count != 1 else ''}"
 
 
 def _mark_before_optuna(engine: Engine, before: Versions) -> None:

@@ -148,7 +148,14 @@ leases = Table(
     Column("fence", Integer, nullable=False),
     # How many workers died in this trial.
     Column("deaths", Integer, nullable=False),
+    # On the wall clock; what stands below corrects it on SQLite, and is NULL on Postgres.
     Column("expires_at_s", _Seconds, nullable=False),
+    # Boot, time namespace and host in which the lease was last extended.
+    Column("boot", String(300)),
+    # How far the wall clock was then ahead of the time since the boot without suspension.
+    Column("ahead_s", Float(53)),
+    # The fence of that time. Another fence: a version that does not know these columns has the lease.
+    Column("ahead_fence", Integer),
 )
 """Who runs which trial, and until when: a row while our workers run it. One ended by another tool keeps its row."""
 

@@ -18,7 +18,7 @@ from tuner.errors import LeaseLost, StorageLost, StudyStopped
 from tuner.failures import describe, last_line, reason_to_stop
 from tuner.log import is_json, now, set_about, tell
 from tuner.source import code_digest, git_state
-from tuner.storage import claims, hide_password, storage_url, warn_of_password
+from tuner.storage import claims, hide_password, leases, storage_url, warn_of_password
 from tuner.storage.background import Background
 from tuner.storage.claims import Claimant, NoTrial
 from tuner.storage.dialect import now_s
@@ -249,6 +249,8 @@ class Worker:
                 Attempt(self, lease).run()
             except LeaseLost as error:
                 self.say({"event": "lost", "level": "warning", "trial": lease.number, "message": str(error)})
+                with contextlib.suppress(StorageLost):
+                    leases.withdraw_death(self.brief_engine(), lease)
             finally:
                 set_about(trial=None)
             tidy()
