@@ -643,23 +643,100 @@ def texts(server: Server, database: str) -> list[str]:
 # --- A disk
 
 
-@pytest.mark.long
-@pytest.mark.slow
-def test_a_full_disk_under_the_database_ends_a_launch_in_one_line_and_with_room_it_goes_on(
-    tuner_on_sqlite: Any, tiny_study: Path, small_disk: Path
+@pytest.mark.parametrize("code", ["53100", "53200", "58030"])
+def test_a_server_without_room_is_waited_for(engine: sa.Engine, capsys: pytest.CaptureFixture[str], code: str) -> None:
+    text = "could not extend file: No space left on device"
+    fail = f"DO $$ BEGIN RAISE EXCEPTION '{text}' USING ERRCODE = '{code}'; END $$"
+
+    def work(connection: sa.Connection, tries: int) -> int:
+        return connection.exec_driver_sql(fail if tries < 2 else "SELECT 1").rowcount
+
+    assert write(engine, work) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert text in first
+    assert ("the storage's disk is full" in first) == (code == "53100")
+    assert first.endswith("; waiting for it")
+    assert second == "tuner: the storage answers again"
+
+
+@pytest.fixture
+def file(sqlite_url: str) -> Iterator[sa.Engine]:
+    """An engine with patience on a SQLite file that has a table and may not grow."""
+    engine = patient(new_engine(sqlite_url), Patience(30.0))
+    write(engine, lambda connection, _: connection.exec_driver_sql("CREATE TABLE texts (text TEXT)"))
+    yield engine
+    engine.dispose()
+
+
+def write_much(connection: sa.Connection, _: int = 0) -> None:
+    connection.exec_driver_sql("INSERT INTO texts VALUES (?)", ("x" * 100_000,))
+
+
+def limit_pages(engine: sa.Engine, pages: int) -> None:
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+
+
+def test_a_full_sqlite_file_is_waited_for(file: sa.Engine, capsys: pytest.CaptureFixture[str]) -> None:
+    limit_pages(file, 4)
+
+    def work(connection: sa.Connection, tries: int) -> int:
+        if tries == 2:
+            connection.exec_driver_sql("PRAGMA max_page_count = 1000")
+        write_much(connection)
+        return tries
+
+    assert write(file, work) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"tuner: the storage's disk is full: sqlite:///.* \(database or disk is full\); .*", first)
+    assert second == "tuner: the storage answers again"
+    assert read(file, lambda c: c.exec_driver_sql("SELECT count(*) FROM texts").scalar_one()) == 1
+
+
+def test_a_sqlite_file_that_becomes_read_only_is_waited_for_and_one_that_is_so_is_not(
+    file: sa.Engine, sqlite_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tuner = tuner_on_sqlite
-    tuner.env["TUNER_STORAGE"] = f"sqlite:///{small_disk / 'study.db'}"
-    (small_disk / "ballast").write_bytes(bytes(150_000))  # the tables have room, and a few trials
-    env = {"TINY_TRIALS": "20", "TINY_PAUSE_S": "0.05"}
+    def work(connection: sa.Connection, tries: int) -> int:
+        connection.exec_driver_sql(f"PRAGMA query_only = {int(tries < 2)}")
+        try:
+            write_much(connection)
+        finally:
+            connection.exec_driver_sql("PRAGMA query_only = 0")
+        return tries
 
-    full = tuner.run("launch", "tiny.py", "--workers", "2", **env)
+    assert write(file, work) == 2
+    assert "attempt to write a readonly database" in capsys.readouterr().err
+    other = patient(new_engine(sqlite_url), Patience(600.0))
+    with pytest.raises(StorageLost, match="readonly"):
+        write(other, lambda connection, _: work(connection, 0))
+    other.dispose()
 
-    assert full.returncode == 1
-    assert "Traceback" not in full.stderr
-    last = full.stderr.splitlines()[-1]
-    assert re.fullmatch(r"tuner: the storage must answer: .* \(database or disk is full\); check --storage .*", last)
+
+@pytest.mark.slow
+def test_a_launch_waits_while_the_disk_under_the_database_is_full(
+    tuner_on_sqlite: Any, tiny_study: Path, small_disk: Path, wait_until: Wait
+) -> None:
+    tuner, url = tuner_on_sqlite, f"sqlite:///{small_disk / 'study.db'}"
+    tuner.env["TUNER_STORAGE"] = url
+    launcher = tuner.start("launch", "tiny.py", "--workers", "2", TINY_TRIALS="20", TINY_PAUSE_S="0.3")
+    wait_until(has_reports(url, 2), 180)
+    ballast = small_disk / "ballast"
+    with contextlib.suppress(OSError), ballast.open("wb") as file:
+        while True:
+            file.write(bytes(4096))
+            file.flush()
+    assert launcher.stdout is not None
+    lines = []
+    for line in launcher.stdout:
+        lines.append(line)
+        if "disk is full" in line or "disk I/O error" in line:
+            break
+    ballast.unlink()
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
-    roomy = tuner.run("launch", "tiny.py", "--workers", "2", **env)
-    assert roomy.returncode == 0, roomy.stderr
-    assert [row["outcome"] for row in tuner.rows("trials", "tiny")] == ["complete"] * 20
+
+    rest, _ = launcher.communicate(timeout=250)
+
+    output = "".join(lines) + rest
+    assert launcher.returncode == 0, output
+    assert "; waiting for it" in output or "goes on meanwhile" in output or "is not renewed" in output
+    check(url, output, 20)

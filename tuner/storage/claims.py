@@ -17,7 +17,7 @@ from tuner.errors import UnknownStudy
 from tuner.failures import ANY_FAILURES, reason_to_stop
 from tuner.storage.boot import lease_clock, rebase
 from tuner.storage.dialect import clock, greatest, ids_value, is_recent, of_study, one_of, run_prepared, utc_now
-from tuner.storage.engine import read, write, write_once
+from tuner.storage.engine import is_recovering, read, write, write_once
 from tuner.storage.fences import Lease, Write, insertion, run_with, run_write
 from tuner.storage.hours import Hours, count_hours
 from tuner.storage.leases import endings
@@ -148,6 +148,8 @@ def claim(engine: Engine, claimant: Claimant) -> Lease | NoTrial:
         if settled.used + standing.used + standing.running - standing.expired >= claimant.trials:
             settled = _settle(connection, claimant, standing, claimant.settled.up_to)
             return NoTrial.WAIT  # also for those that were given back: the budget may have been lowered since
+        if standing.expired and is_recovering(engine):
+            return NoTrial.WAIT  # their workers were cut off as well, and renew them first
         if standing.expired:
             adopted = _adopt(connection, claimant, now_s)
             if adopted is not None:

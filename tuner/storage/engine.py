@@ -149,7 +149,10 @@ def _autocommit(connection: Any) -> Iterator[None]:
 
 
 def lost(error: Exception, url: str) -> StorageLost:
-    """Return the one-line error for a database that does not answer."""
+    """Return the one-line error for a database that does not answer, or whose disk is full."""
+    original = getattr(error, "orig", None)
+    if _pgcode(error) == "53100" or _sqlite_code(original) == sqlite3.SQLITE_FULL:
+        return StorageLost(f"the storage's disk is full: {hide_password(url)} ({_line(error)}); free some space")
     return StorageLost(
         f"the storage must answer: {hide_password(url)} does not ({_line(error)}); check --storage or $TUNER_STORAGE"
     )
@@ -191,13 +194,17 @@ _CONFLICTS = {"40001", "40P01", "55P03", *NOT_PREPARED}
 _PASSING = {
     "25006",  # read only: a standby that is being promoted
     "25P03",  # we were idle in a transaction for too long
+    "53100",  # the disk is full
+    "53200",  # out of memory
     "53300",  # too many connections
     "57014",  # statement timeout
     "57P01",  # shut down, crashed, starting up
     "57P02",
     "57P03",
     "57P05",
+    "58030",  # a file could not be read or written
 }
+_PASSING_IN_SQLITE = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 _LASTING = (
     "authentication failed",
     "no password supplied",
@@ -282,7 +289,9 @@ def write(engine: Engine, work: Callable[[Connection, int], T]) -> T:
                 # between.
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             limit_transaction(connection)
-            return work(connection, tries)
+            result = work(connection, tries)
+        _written.add(engine.pool)
+        return result
 
     return retried(engine, attempt)
 
@@ -324,7 +333,7 @@ def _retried(engine: Engine, attempt: Callable[[int], T]) -> T:
             with deadlines.limit(patience.statement_s * 2 ** min(tries, 10), patience.is_over):
                 result = attempt(tries)
         except (DBAPIError, PoolTimeout) as error:
-            kind = _kind(error)
+            kind = _kind(error, engine.pool in _written)
             may_wait = kind != "other" and time.monotonic() < began_s + patience.seconds
             # Without preparing it works at once, also for those who do not wait.
             most_tries = max(patience.conflict_tries, _pgcode(error) in NOT_PREPARED)
@@ -346,11 +355,20 @@ def _retried(engine: Engine, attempt: Callable[[int], T]) -> T:
         else:
             if engine.pool in _away:
                 _away.discard(engine.pool)
+                _back_s[engine.pool] = time.monotonic()
                 tell("the storage answers again", "storage_back")
             return result
 
 
 _away: weakref.WeakSet[Any] = weakref.WeakSet()  # pools of databases that are known not to answer
+_back_s: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()  # since when they answer again
+_written: weakref.WeakSet[Any] = weakref.WeakSet()  # pools of databases that this process has written to
+_RECOVERY_S = 10.0
+
+
+def is_recovering(engine: Engine) -> bool:
+    """Return whether a database was away a moment ago: others may not have renewed their leases yet."""
+    return engine.pool in _away or time.monotonic() < _back_s.get(engine.pool, -math.inf) + _RECOVERY_S
 
 
 def tell_away(engine: Engine, error: StorageLost, meanwhile: str) -> None:
@@ -377,11 +395,21 @@ def _lacks_tables(error: Exception) -> bool:
     return is_sqlites or _pgcode(error) in ("42P01", "42703")
 
 
-def _kind(error: Exception) -> str:
+def _sqlite_code(error: Any) -> int | None:
+    """Return SQLite's primary error code."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
+
+
+def _kind(error: Exception, has_written: bool) -> str:
     """Return `conflict` (rolled back for certain), `passing` (a database that is away for a while) or `other`."""
     original = getattr(error, "orig", None)
     if isinstance(original, sqlite3.Error):
-        return "conflict" if "locked" in str(original) or "busy" in str(original) else "other"
+        if "locked" in str(original) or "busy" in str(original):
+            return "conflict"
+        # A system makes a disk read-only after an error; one that was so from the start is a mistake.
+        has_become_read_only = has_written and _sqlite_code(original) == sqlite3.SQLITE_READONLY
+        return "passing" if has_become_read_only or _sqlite_code(original) in _PASSING_IN_SQLITE else "other"
     code = _pgcode(error)
     if code is not None:
         return "conflict" if code in _CONFLICTS else "passing" if code in _PASSING or code[:2] == "08" else "other"
