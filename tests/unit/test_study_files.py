@@ -1,4 +1,4 @@
-"""Processes that a study's code starts find the study's functions, however they start and whatever the file is called."""
+"""Processes that a study's code starts find the study's functions, however they start and the file is called."""
 
 from __future__ import annotations
 
