@@ -5,11 +5,9 @@
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -27,12 +25,12 @@ for name in ("TUNER_STORAGE", "TUNER_DEBUG", "TUNER_CPUS", "TUNER_DEVICES", "CUD
     os.environ.pop(name, None)
 
 import pytest
+from command_line import Tuner
 
 if "TUNER_TESTS_CACHE" not in os.environ:  # the process that starts the others, which inherit it
     # Compiled programs of the tests' studies: shared, so that each is compiled once in a run.
     os.environ["TUNER_TESTS_CACHE"] = tempfile.mkdtemp(prefix="tuner-tests-")
     atexit.register(shutil.rmtree, os.environ["TUNER_TESTS_CACHE"], ignore_errors=True)
-CACHE = os.environ["TUNER_TESTS_CACHE"]
 
 
 @pytest.fixture(scope="session")
@@ -87,56 +85,6 @@ def tiny_study(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.py"
     path.write_text((Path(__file__).parent / "tiny_study.py").read_text())
     return path
-
-
-class Tuner:
-    """Runs the real command line in a folder, and ends whatever it started."""
-
-    def __init__(self, folder: Path, storage: str) -> None:
-        self.folder = folder
-        self.started: list[subprocess.Popen[str]] = []
-        # Strictness about types is for our own code: a user's shell does not have it.
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_NUMPY", "XLA_"))}
-        self.env = {**inherited, "TUNER_STORAGE": storage, "XDG_CACHE_HOME": CACHE, "COLUMNS": "200"}
-
-    def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
-        """Start a command and return at once; its stderr goes to the same pipe as its stdout."""
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tuner", *words],
-            cwd=self.folder,
-            env={**self.env, **env},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self.started.append(process)
-        return process
-
-    def run(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end."""
-        return subprocess.run(
-            [sys.executable, "-m", "tuner", *words],
-            cwd=self.folder,
-            env={**self.env, **env},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
-
-    def rows(self, *words: str) -> Any:
-        """Run a query and return its JSON."""
-        done = self.run(*words, "--format", "json")
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    def end(self) -> None:
-        """Kill what still runs."""
-        for process in self.started:
-            if process.poll() is None:
-                process.kill()
-            process.communicate()
 
 
 @pytest.fixture

@@ -5,19 +5,47 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 _REQUIRED = {"time", "level", "event"}
 _LEVELS = ("info", "warning", "error")
-_OF_PIPES = {"study", "trial", "report", "retry", "end", "idle", "hours", "done", "lost", "deadly", "seconds"}
+_OF_PIPES = {
+    "study", "trial", "report", "retry", "restart", "end", "idle", "hours", "done", "lost", "deadly", "seconds",
+}  # fmt: skip
 """What workers tell their launcher on a pipe: a printed line that is called so is the study's own."""
 
 _about: dict[str, Any] = {}
+
+
+_has_reader = True
+
+
+def has_reader() -> bool:
+    """Return whether somebody may read what this process says: not if a pipe's reader, `head` say, has gone."""
+    return _has_reader
+
+
+def _lose_reader() -> None:
+    """Say nothing more, and end in good order where SIGTERM does that: nobody watches this command any more."""
+    global _has_reader
+    _has_reader = False
+    drop(sys.stderr)
+    if callable(signal.getsignal(signal.SIGTERM)):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def drop(stream: TextIO) -> None:
+    """Send what is still written to a stream, whose reader has gone, to nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 class _Lines(logging.Handler):
@@ -28,6 +56,8 @@ class _Lines(logging.Handler):
             text = self.format(record)
             if text:
                 print(text, file=sys.stderr, flush=True)
+        except BrokenPipeError:
+            _lose_reader()
         except Exception:  # as logging's own handlers: a wrong call of a library must not fail a trial
             self.handleError(record)
 

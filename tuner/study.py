@@ -370,16 +370,22 @@ def _show(value: Any) -> str:
     return ", ".join(str(item) for item in value) if isinstance(value, list) else str(value)
 
 
+def split_path(target: str) -> tuple[Path, str | None]:
+    """Split `FILE` or `FILE:NAME`, whatever the file is like."""
+    path = Path(target)
+    if path.exists() or ":" not in target:
+        return path, None
+    file, _, name = target.rpartition(":")
+    return Path(file), name
+
+
 def split_target(target: str) -> tuple[Path, str | None]:
     """Split `FILE` or `FILE:NAME` and check that the file is there and is Python.
 
     Raises:
         StudyFileError: there is no such file, or it has a syntax error; the message has file and line.
     """
-    path, name = Path(target), None
-    if not path.exists() and ":" in target:
-        file, _, name = target.rpartition(":")
-        path = Path(file)
+    path, name = split_path(target)
     if not path.is_file():
         raise StudyFileError(f"a study file must exist: no file {str(path)!r}")
     try:

@@ -79,9 +79,9 @@ DEADLY = "dead workers"
 """The kind of error of a trial in which too many workers died."""
 
 Event = dict[str, Any]
-"""What a worker says. `event` is study, trial, report, end, retry, lost, deadly, sampler, unused, finished, idle,
-hours, done, error or seconds; `seconds` what its time since the event before went on: training, compiling, waiting,
-database."""
+"""What a worker says. `event` is study, trial, report, end, retry, restart, lost, deadly, sampler, unused, finished,
+idle, hours, done, error or seconds; `seconds` what its time since the event before went on: training, compiling,
+waiting, database."""
 
 
 @dataclass
@@ -111,6 +111,8 @@ def event_line(event: Event) -> str | None:
             return f"trial {event['trial']}, epoch {event['epoch']}: {values}"
         case "retry":
             return f"trial {event['trial']} failed and is tried again: {event['error']}"
+        case "restart":
+            return f"trial {event['trial']} starts again from its first epoch: {event['error']}"
         case "end":
             return f"trial {event['trial']}: {event['outcome']}"
         case "study":

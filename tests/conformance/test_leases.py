@@ -47,6 +47,7 @@ WRITES: dict[str, Callable[[sa.Engine, Lease], None]] = {
     "report": lambda engine, lease: report(engine, lease, 1, 0.125),
     "tell": lambda engine, lease: leases.tell(engine, lease, Outcome.COMPLETE, [0.125], {"worker": "stale"}),
     "release": leases.release,
+    "forget": leases.forget_reports,
 }
 
 
@@ -57,6 +58,23 @@ def assert_lost(desk: Desk, lease: Lease) -> None:
         with pytest.raises(LeaseLost, match=f"trial {lease.number} must still belong to {lease.worker}: "):
             write(desk.engine, lease)
     assert (desk.trials(), desk.leases()) == before
+
+
+def test_a_trial_that_starts_again_has_no_reports_and_others_keep_theirs(desk: Desk) -> None:
+    again, other = desk.claim(), desk.claim("two")
+    for lease in (again, other):
+        report(desk.engine, lease, 1, 0.5)
+        report(desk.engine, lease, 2, 0.25)
+
+    leases.forget_reports(desk.engine, again)
+
+    assert [trial.intermediate_values for trial in desk.trials()] == [{}, {1: 0.5, 2: 0.25}]
+    query = "SELECT trial_id, count(*) FROM tuner_reports JOIN trials USING (trial_id) WHERE study_id = :id GROUP BY 1"
+    with desk.engine.connect() as connection:
+        rows = connection.execute(sa.text(query), {"id": desk.study_id}).all()
+    assert [tuple(row) for row in rows] == [(other.trial_id, 2)]
+    report(desk.engine, again, 1, 0.75)
+    assert desk.trials()[0].intermediate_values == {1: 0.75}
 
 
 # --- Budgets

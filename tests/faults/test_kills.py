@@ -85,7 +85,7 @@ def faulty_on_postgres(tuner_on_postgres: Any, tiny_study: Path) -> Faulty:
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
     """What trials come to if nothing goes wrong."""
-    from conftest import Tuner
+    from command_line import Tuner
 
     folder = tmp_path_factory.mktemp("quiet")
     (folder / "tiny.py").write_text((TESTS / "tiny_study.py").read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -11,9 +12,10 @@ from typing import Any
 
 import pytest
 import sqlalchemy
+from aftermath import processes_of
 
 from tuner.storage import connect
-from tuner.storage.tables import leases, trial_intermediate_values
+from tuner.storage.tables import attempts, leases, trial_intermediate_values
 
 SLOW = {"TINY_PAUSE_S": "0.3"}
 
@@ -120,6 +122,87 @@ def test_a_worker_whose_data_never_come_ends_on_the_first_signal(
     assert worker.returncode == 130, output
     assert "Traceback" not in output
     assert not (tmp_path / "study.db").exists()
+
+
+@pytest.mark.slow
+def test_a_trial_that_cannot_resume_starts_again_and_the_study_goes_on(
+    tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any], tmp_path: Path
+) -> None:
+    tuner = tuner_on_sqlite
+    url = tuner.env["TUNER_STORAGE"]
+    few = {"TINY_TRIALS": "2", "TINY_EPOCHS": "6"}
+    first = tuner.start("worker", "tiny.py", **few, TINY_PAUSE_S="0.3")
+    wait_until(lambda: reports(url)() >= 3, deadline_s=150)
+    first.send_signal(signal.SIGTERM)
+    assert first.communicate(timeout=60)[0].splitlines()[-1] == "tuner: trial 0: released"
+    assert first.returncode == 130
+    assert list((tmp_path / "tuner-artifacts").glob("*/*/latest/*")), "it has a checkpoint"
+    text = tiny_study.read_text()
+    assert "nn.Dense(1)(x)[:, 0]" in text
+    tiny_study.write_text(text.replace("nn.Dense(1)(x)[:, 0]", "nn.Dense(1)(nn.Dense(2)(x))[:, 0]"))
+
+    done = tuner.run("launch", "tiny.py", "--workers", "1", **few)
+
+    assert done.returncode == 0, done.stderr
+    told = "tuner: [0] trial 0 starts again from its first epoch: its checkpoint has another state, "
+    assert sum(line.startswith(told) for line in done.stderr.splitlines()) == 1, done.stderr
+    assert " died (" not in done.stderr
+    interrupted = check_study(tuner, 2, epochs=6)
+    # The changed study without an interruption: the same curves, and nothing of the old ones.
+    tuner.env["TUNER_STORAGE"] = f"sqlite:///{tmp_path / 'quiet.db'}"
+    assert tuner.run("launch", "tiny.py", "--workers", "1", **few).returncode == 0
+    quiet = check_study(tuner, 2, epochs=6)
+    assert [row["value"] for row in interrupted] == [row["value"] for row in quiet]
+
+
+@pytest.mark.slow
+def test_a_syntax_error_stops_no_worker_that_is_at_work(
+    tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any]
+) -> None:
+    tuner = tuner_on_sqlite
+    url = tuner.env["TUNER_STORAGE"]
+    text = tiny_study.read_text()
+    launcher = tuner.start("launch", "tiny.py", "--workers", "2", TINY_TRIALS="16", TINY_PAUSE_S="0.5")
+
+    def at_work() -> int:
+        return count(url, leases)
+
+    wait_until(lambda: reports(url)() and at_work() == 2, deadline_s=120)
+    tiny_study.write_text(f"{text}\ndef broken(:\n")
+    os.kill(children(launcher.pid)[0], signal.SIGKILL)
+
+    output, _ = launcher.communicate(timeout=200)
+
+    assert launcher.returncode == 0, output
+    changed = re.findall(r"the study's file has changed: worker (\d), which starts again, runs the new version", output)
+    refused = re.findall(
+        r"worker (\d) cannot run the study's file as it is now, and the others go on: "
+        r"a study file must be Python: tiny\.py:\d+: ",
+        output,
+    )
+    assert changed == refused
+    assert len(refused) == 1
+    tiny_study.write_text(text)
+    check_study(tuner, 16)
+
+
+@pytest.mark.slow
+def test_a_launch_whose_reader_has_gone_ends_in_good_order(
+    tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any]
+) -> None:
+    tuner = tuner_on_sqlite
+    launcher = tuner.start("launch", "tiny.py", "--workers", "1", TINY_PAUSE_S="0.5")
+    assert launcher.stdout is not None
+    assert "tiny.py with 1 worker" in launcher.stdout.readline()
+    launcher.stdout.close()  # as `head -1`
+
+    assert launcher.wait(120) == 130, "it ends as by a signal"
+
+    assert processes_of(tuner.env["TUNER_STORAGE"]) == []
+    launcher.stdout = None
+    assert count(tuner.env["TUNER_STORAGE"], attempts) >= 1
+    assert tuner.run("launch", "tiny.py", "--workers", "1").returncode == 0, "it gave its trial back"
+    check_study(tuner, 6)
 
 
 @pytest.mark.slow

@@ -42,11 +42,6 @@ def one_line(tuner: Any, words: list[str]) -> tuple[int, str]:
         (["launch", "tiny.py", "--set", "noise"], 2, "--set must be NAME=VALUE: got 'noise'"),
         (["launch", "tiny.py", "--storage", "nonsense"], 2, "a storage URL must be sqlite:///FILE or postgresql://"),
         (["launch", "tiny.py", "--storage", f"mysql://u:{SECRET}@h/d"], 2, "got 'mysql' in 'mysql://u:***@h/d'"),
-        (
-            ["launch", "tiny.py", "--storage", f"postgresql://u:{SECRET}@127.0.0.1:1/d"],
-            1,
-            "must answer: postgresql://u",
-        ),
         (["best", "tiny", "--storage", f"postgresql://u:{SECRET}@127.0.0.1:1/d"], 1, "must answer: postgresql://u:***"),
         (["best", "tiny"], 1, "the storage must exist: there is no file"),
         (["worker", "tiny.py", "--trials", "0"], 2, "--trials must be at least 1: got 0"),
@@ -64,6 +59,20 @@ def test_what_is_wrong_before_anything_runs(
     assert found[0] == status
     assert message in found[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["syntax.py", "tiny.py"], "nothing was written"
+
+
+@pytest.mark.slow
+def test_a_launch_waits_a_moment_for_a_server_that_is_not_there(
+    tuner_on_sqlite: Any, tiny_study: Path, tmp_path: Path
+) -> None:
+    done = tuner_on_sqlite.run("launch", "tiny.py", "--storage", f"postgresql://u:{SECRET}@127.0.0.1:1/d")
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert SECRET not in done.stderr
+    _, waiting, why = done.stderr.splitlines()
+    assert "must answer: postgresql://u:***" in why
+    assert waiting == f"{why}; waiting up to 10 s for it to start"
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.py"], "nothing was written"
 
 
 def line_of(text: str, part: str) -> int:

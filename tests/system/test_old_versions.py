@@ -19,7 +19,7 @@ import numpy as np
 import optuna
 import pytest
 import sqlalchemy as sa
-from conftest import Tuner
+from command_line import Tuner
 from optuna.storages import RDBStorage
 
 from tuner.training.checkpoints import read

@@ -463,3 +463,31 @@ def test_of_asyncio_only_writes_that_failed_before_are_unsaid(saved: Path, caplo
     assert len(caplog.records) == 2
     logging.getLogger("asyncio").error(of_task, exc_info=ValueError("of somebody else"))
     assert len(caplog.records) == 3
+
+
+def test_a_training_that_may_restart_removes_checkpoints_of_another_and_says_why(tmp_path: Path) -> None:
+    said: list[str] = []
+    old = {"w": np.zeros(3, np.float32)}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(5, old, {"seed": 1})
+        checkpoints.save(6, old, {"seed": 1})
+
+    for like, identity, why in (
+        (old, {"seed": 2}, "its checkpoint has seed=1, this one has seed=2"),
+        ({"w": np.zeros(4, np.float32)}, {"seed": 1}, "its checkpoint has another state, "),
+    ):
+        with Checkpoints(tmp_path) as checkpoints, pytest.raises(CheckpointError, match="take another folder"):
+            checkpoints.restore(like, identity=identity)
+        kept = tmp_path.with_name(f"kept {len(said)}")
+        shutil.copytree(tmp_path, kept)
+        with Checkpoints(kept, restart=said.append) as checkpoints:
+            assert checkpoints.restore(like, identity=identity) is None
+            assert checkpoints.restored is None
+            assert not checkpoints.has_latest(), "else the next worker would start it again once more"
+        assert said[-1].startswith(why)
+        assert len(said) in (1, 2)
+    with Checkpoints(tmp_path, restart=said.append) as checkpoints:
+        found = checkpoints.restore(old, identity={"seed": 1})
+    assert found is not None
+    assert found[0] == 6
+    assert len(said) == 2

@@ -474,7 +474,7 @@ class Skipping(GANTrainer):
         return WithStatistics(), Flat()
 
     def init_optimizers(self, hparams: Any, total_steps: int) -> tuple[Any, Any]:
-        return (OptimizerSpec("adam", 0.01, skip_nonfinite=True),) * 2
+        return OptimizerSpec("adam", 0.01, skip_nonfinite=True), OptimizerSpec("adam", 0.01, skip_nonfinite=True)
 
     def ema_decay(self, hparams: Any) -> float:
         return 0.5

@@ -13,7 +13,7 @@ import typer
 from tuner.cli import control, dashboard, doctor, export, plot, queries, rerun, run, tracking, watch
 from tuner.cli.options import DEBUG_VARIABLE
 from tuner.errors import TunerError
-from tuner.log import tell
+from tuner.log import drop, tell
 
 app = typer.Typer(
     name="tuner",
@@ -52,8 +52,12 @@ app.add_typer(dashboard.user)
 
 def main() -> None:
     """Run the command line; every error that `tuner` raises on purpose is one line on stderr."""
+    _open_standard_streams()
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except TunerError as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
@@ -63,5 +67,16 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         # The reader of a pipe, `head` say, has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop(sys.stdout)
         sys.exit(0)
+
+
+def _open_standard_streams() -> None:
+    """Open standard streams that were closed, as by `2>&-`: a database must not get their numbers."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 (for the life of the process)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115

@@ -188,12 +188,16 @@ def _work(
     stop: Stop,
     say: Callable[[Event], None],
 ) -> None:
-    from tuner.storage import storage_url
+    from tuner.storage import connect_when_up, is_new_file, storage_url
     from tuner.study import load_study, split_target
     from tuner.worker import run_worker
+    from tuner.worker.loop import LAUNCHED_VARIABLE
 
-    storage_url(storage)
+    url = storage_url(storage)
     study = load_study(file).changed(fixed=fixed, **settings)
+    # A launcher has found it before, and its workers wait longer.
+    if LAUNCHED_VARIABLE not in os.environ and not is_new_file(url):
+        connect_when_up(url).dispose()
     run_worker(study, storage, artifacts=artifacts, file=str(split_target(file)[0]), say=say, stop=stop)
 
 

@@ -23,11 +23,12 @@ from tuner.launch.metrics import Tally, served
 from tuner.launch.mirror import MirrorProcess, mirror_command
 from tuner.launch.process import Message, WorkerProcess
 from tuner.launch.progress import JsonProgress, LiveProgress, PlainProgress, Progress, Snapshot
-from tuner.log import is_json, set_about, tell
+from tuner.log import has_reader, is_json, set_about, tell
 from tuner.signals import end_on_signals
-from tuner.storage import connect, hide_password, is_new_file, storage_url, warn_of_password
+from tuner.source import code_digest
+from tuner.storage import connect_when_up, hide_password, is_new_file, storage_url, warn_of_password
 from tuner.storage.background import aside
-from tuner.study import split_target
+from tuner.study import split_path, split_target
 from tuner.trial import Event
 
 _GRACE_S = 5.0
@@ -57,6 +58,10 @@ class _Place:
     starts: int = 0
     early_deaths: int = 0
     is_done: bool = False
+    is_at_work: bool = False
+    """Whether the worker has the study loaded."""
+    refusal: str = ""
+    """Why the study cannot run as its file is now, in the words of the worker."""
     trial: int | None = None
     """The trial that the worker has said it began, until it says how that ended."""
 
@@ -79,6 +84,8 @@ class _Launch:
     counted_s: float = 0.0
     burials: list[tuple[_Place, str, Future[Event | None]]] = field(default_factory=list)
     began_s: float = field(default_factory=time.time)
+    code: str | None = None
+    """Tells the code of the study's file from other code: as it was when this launch began, or as was last told."""
 
     def __post_init__(self) -> None:
         self.database = StudyDatabase(self.url)
@@ -119,6 +126,7 @@ class _Launch:
 
     def _start(self, place: _Place) -> None:
         place.starts += 1
+        place.is_at_work, place.refusal = False, ""
         host = os.uname().nodename
         name = f"{host}:{os.getpid()}:{place.index}.{place.starts}"
         env = {**environment(place.group, os.environ), "TUNER_STORAGE": self.url, "PYTHONUNBUFFERED": "1"}
@@ -147,6 +155,7 @@ class _Launch:
                 set_about(study=event["study"])
                 snapshot.study, snapshot.trials = event["study"], event["trials"]
                 snapshot.objective = event["objective"]
+                place.is_at_work = True
                 self.mirror.start(event["study"])
                 if snapshot.began_s is None:
                     self._count(wait_s=_WAIT_S)
@@ -169,9 +178,9 @@ class _Launch:
             case "done":
                 snapshot.workers[index] = "done"
             case "error":
-                # Workers read the same file: the first to find it wrong speaks for all.
-                kind = UsageError if event["exit_status"] == UsageError.exit_status else StudyStopped
-                self.error = self.error or kind(hide_password(event["message"]))
+                place.refusal = hide_password(event["message"])
+                if event["exit_status"] != UsageError.exit_status:
+                    self.error = self.error or StudyStopped(place.refusal)
 
     def _watch(self, progress: Progress) -> None:
         """Notice ended workers; start again those that died."""
@@ -182,10 +191,37 @@ class _Launch:
             if place.worker.process.returncode == 0:
                 place.is_done = True
             elif place.worker.process.returncode == UsageError.exit_status:
-                place.is_done = True  # what was wrong stays wrong; mostly its message has come as an event
-                self.error = self.error or UsageError(hide_password("\n".join(place.worker.last_lines[-5:])))
+                self._give_up(place, place.worker, progress)
             elif self.error is None:
                 self._replace(place, place.worker, progress)
+
+    def _give_up(self, place: _Place, refused: WorkerProcess, progress: Progress) -> None:
+        """Note that a worker says that the study cannot run as it is written, which starting it again does not change.
+
+        That ends the launch, unless others are at work: the file was changed after they had read it.
+        """
+        place.is_done, place.is_at_work = True, False
+        why = place.refusal or hide_password("\n".join(refused.last_lines[-5:]))
+        if not any(other.is_at_work for other in self.places):
+            self.error = self.error or UsageError(why)
+            return
+        self.snapshot.workers[place.index] = "given up (the study's file)"
+        about = {"worker": refused.name, "place": place.index}
+        told = f"worker {place.index} cannot run the study's file as it is now, and the others go on: {why}"
+        progress.note(told, "not_restarted", "error", **about)
+
+    def _tell_of_change(self, place: _Place, progress: Progress) -> None:
+        """Say that the study's file is another than before, when a worker is started again and so reads it."""
+        code = code_digest(split_path(self.target)[0])
+        if code != self.code:
+            progress.note(
+                f"the study's file has changed: worker {place.index}, which starts again, runs the new version; "
+                "workers that run already keep the old one",
+                "study_changed",
+                "warning",
+                place=place.index,
+            )
+        self.code = code
 
     def _replace(self, place: _Place, dead: WorkerProcess, progress: Progress) -> None:
         self._bury(place, dead, progress, died=True)
@@ -196,9 +232,10 @@ class _Launch:
         told = f"worker {place.index} died ({dead.ending})" + ("; it is not started again" if is_last else "")
         progress.note(told, "died", "error" if is_last else "warning", **about)
         if place.early_deaths < _MAX_EARLY_DEATHS:
+            self._tell_of_change(place, progress)
             self._start(place)
             return
-        place.is_done = True
+        place.is_done, place.is_at_work = True, False
         self.snapshot.workers[place.index] = f"given up ({dead.ending})"
         if all(other.is_done for other in self.places):
             last = hide_password("\n".join(dead.last_lines[-5:]))
@@ -343,7 +380,7 @@ def launch(
     devices_of = [str(group) for group in groups]
     tell(opening, "launch", file=str(path), devices=devices_of, storage=hide_password(url))
     if not is_new_file(url):
-        aside(lambda: connect(url).dispose())
+        aside(lambda: connect_when_up(url).dispose())
     warn_of_password()
     options = ["--log-format=json"] if is_json() else []
     options += [f"--trials={trials}"] if trials is not None else []
@@ -354,7 +391,8 @@ def launch(
     options += [f"--set={name}={value}" for name, value in (fixed or {}).items()]
     command = [sys.executable, "-m", "tuner", "worker", target, *options]
     tally = Tally(devices_of)
-    run = _Launch(command, url, target, [_Place(index, group) for index, group in enumerate(groups)], mirror, tally)
+    places = [_Place(index, group) for index, group in enumerate(groups)]
+    run = _Launch(command, url, target, places, mirror, tally, code=code_digest(path))
     with contextlib.ExitStack() as stack:
         if metrics_port is not None:
             address = stack.enter_context(served(tally, metrics_host or "127.0.0.1", metrics_port))
@@ -399,6 +437,8 @@ def _signals() -> Iterator[threading.Event]:
     """Set the event on SIGINT, SIGTERM or SIGHUP while the body runs; a second signal ends the process."""
     event = threading.Event()
     undo = end_on_signals((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), event.set)
+    if not has_reader():
+        event.set()
     try:
         yield event
     finally:

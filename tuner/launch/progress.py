@@ -112,7 +112,7 @@ class Progress(Protocol):
 def shown(event: Event) -> str | None:
     """Return what people are shown of a worker's or the mirror's event, beside the snapshot; None for nothing."""
     match event["event"]:
-        case "retry":
+        case "retry" | "restart":
             return f"[{event['place']}] {event_line(event)}"
         case "sampler" | "unused":
             return f"[{event['place']}] {event['message']}"

@@ -11,7 +11,16 @@ if TYPE_CHECKING:
 
     from tuner.storage.optuna_storage import Storage
 
-__all__ = ["DEFAULT_URL", "connect", "hide_password", "is_new_file", "open_storage", "storage_url", "warn_of_password"]
+__all__ = [
+    "DEFAULT_URL",
+    "connect",
+    "connect_when_up",
+    "hide_password",
+    "is_new_file",
+    "open_storage",
+    "storage_url",
+    "warn_of_password",
+]
 
 
 def open_storage(url: str) -> Storage:
@@ -42,3 +51,17 @@ def connect(url: str) -> Engine:
     from tuner.storage.engine import connected_engine
 
     return connected_engine(url)
+
+
+def connect_when_up(url: str) -> Engine:
+    """Return an engine as `connect` does; wait for a Postgres server that is starting up, and say so once.
+
+    It is waited for up to a minute; where nobody listens at the address yet, up to ten seconds.
+
+    Raises:
+        StorageURLError: the URL cannot be a storage's.
+        StorageLost: the database cannot be reached, or the SQLite file does not exist.
+    """
+    from tuner.storage.starting import engine_when_up
+
+    return engine_when_up(url)

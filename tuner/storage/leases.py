@@ -109,6 +109,24 @@ def report(engine: Engine, lease: Lease, several: Sequence[Report], objective: s
     write_held(engine, lease, *writes)
 
 
+def forget_reports(engine: Engine, lease: Lease) -> None:
+    """Remove what was reported of a trial that starts again from its first epoch, and extend the lease.
+
+    What it has entered into rungs stays: other trials were compared with that.
+
+    Raises:
+        LeaseLost: another worker has the trial.
+    """
+    write_held(engine, lease, *(_removal(table) for table in (reports, trial_intermediate_values)))
+
+
+def _removal(table: sa.Table) -> Write:
+    def make(held: sa.FromClause, bind: Bind) -> Any:
+        return table.delete().where(_is_held(table, held))
+
+    return Write(("removal", table.name), {}, make)
+
+
 # --- Ends
 
 

@@ -89,6 +89,8 @@ class Checkpoints:
         keep: How many of the latest to keep; > 0.
         writes_best: The training itself writes the best at its end; else whoever gave the checkpoints decides.
         clock: Tells the time in seconds.
+        restart: Called with the reason if the newest whole checkpoint is of another training: those to resume from are
+            removed, and the training starts again. If None, `restore` raises an error.
 
     Raises:
         ValueError: A number is out of range.
@@ -102,6 +104,7 @@ class Checkpoints:
         keep: int = 2,
         writes_best: bool = True,
         clock: Callable[[], float] = time.monotonic,
+        restart: Callable[[str], None] | None = None,
     ) -> None:
         if keep < 1:
             raise ValueError(f"keep must be at least 1: got {keep}")
@@ -111,6 +114,7 @@ class Checkpoints:
         self.folder = Path(folder).absolute()
         self._latest, self._best = self.folder / "latest", self.folder / "best"
         self._every_s, self._keep, self.writes_best, self._clock = every_s, keep, writes_best, clock
+        self._restart = restart
         self._began_s = clock()
         self._offered: tuple[int, Any, Mapping[str, Any]] | None = None
         self._writer: threading.Thread | None = None
@@ -176,23 +180,19 @@ class Checkpoints:
 
         Raises:
             CheckpointError: The newest whole one is of another training: its record or its arrays are others. To pass
-                over it would be to train anew, and to remove it in time.
+                over it would be to train anew, and to remove it in time. Not raised with `restart`.
         """
 
         def use(path: Path) -> tuple[int, Any, dict[str, Any]] | CheckpointError:
             content = files.load(path)
-            others = f"checkpoints must be of the training that resumes from them: those in {self.folder}"
             for name, mine in to_json(identity or {}).items():
                 theirs = with_rules(to_json(content.record)).get(name)
                 if theirs != mine:
-                    return CheckpointError(
-                        f"{others} have {name}={theirs!r}, this one has {name}={mine!r}; take another folder"
-                    )
+                    return CheckpointError(f"{name}={theirs!r}, this one has {name}={mine!r}")
             try:
                 tree = from_plain(content.plain, like, shardings)
             except CheckpointError as error:
-                why = str(error).partition(": ")[2]
-                return CheckpointError(f"{others} have another state, {why}; take another folder")
+                return CheckpointError(f"another state, {str(error).partition(': ')[2]}")
             return content.step, tree, content.record
 
         def refuse(path: Path, error: CheckpointError) -> None:
@@ -202,8 +202,15 @@ class Checkpoints:
 
         self.wait()
         found = files.newest_good(self._latest, use, refuse)
+        if isinstance(found, CheckpointError) and self._restart is not None:
+            self._restart(f"its checkpoint has {found}")
+            self.delete_latest()
+            found = None
         if isinstance(found, CheckpointError):
-            raise found
+            raise CheckpointError(
+                f"checkpoints must be of the training that resumes from them: those in {self.folder} have {found}; "
+                "take another folder"
+            )
         self.restored = None if found is None else found[2]
         return found
 

@@ -67,7 +67,8 @@ class Attempt:
 
         worker, lease = self.worker, self.lease
         folder = trial_folder(worker.folder, lease.number)
-        checkpoints = Checkpoints(folder, every_s=self.study.save_every_s, writes_best=False)
+        every_s = self.study.save_every_s
+        checkpoints = Checkpoints(folder, every_s=every_s, writes_best=False, restart=self._restart)
         must_stop = partial(claims.must_stop, worker.prompt_engine, worker.claimant)
         with renewed(worker.engine, lease, must_stop, worker.must_end) as self.watch, checkpoints, self._held():
             try:
@@ -204,6 +205,11 @@ class Attempt:
         watch = self.watch
         self.worker.say_seconds()
         return self.worker.stop.requested or watch.is_lost.is_set() or watch.must_stop.is_set()
+
+    def _restart(self, why: str) -> None:
+        """Forget what was reported of the trial: its checkpoint does not fit the study's file any more."""
+        leases.forget_reports(self.worker.engine, self.lease)
+        self.worker.say({"event": "restart", "level": "warning", "trial": self.lease.number, "error": why})
 
     def _check_lease(self) -> None:
         if self.watch.is_lost.is_set():

@@ -1,0 +1,65 @@
+"""The real command line, as tests run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+class Tuner:
+    """Runs the real command line in a folder, and ends whatever it started."""
+
+    def __init__(self, folder: Path, storage: str) -> None:
+        self.folder = folder
+        self.started: list[subprocess.Popen[str]] = []
+        # Strictness about types is for our own code: a user's shell does not have it.
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_NUMPY", "XLA_"))}
+        self.env = {
+            **inherited,
+            "TUNER_STORAGE": storage,
+            "XDG_CACHE_HOME": os.environ["TUNER_TESTS_CACHE"],
+            "COLUMNS": "200",
+        }
+
+    def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
+        """Start a command and return at once; its stderr goes to the same pipe as its stdout."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tuner", *words],
+            cwd=self.folder,
+            env={**self.env, **env},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.started.append(process)
+        return process
+
+    def run(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end."""
+        return subprocess.run(
+            [sys.executable, "-m", "tuner", *words],
+            cwd=self.folder,
+            env={**self.env, **env},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+
+    def rows(self, *words: str) -> Any:
+        """Run a query and return its JSON."""
+        done = self.run(*words, "--format", "json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def end(self) -> None:
+        """Kill what still runs."""
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
