@@ -24,12 +24,18 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
+
+from tuner.text import hide_password
 
 
 class TunerError(Exception):
-    """Root of everything that `tuner` raises on purpose."""
+    """Root of everything that `tuner` raises on purpose. Its message never shows a password."""
 
     exit_status = 1
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*(hide_password(one) if isinstance(one, str) else one for one in args))
 
 
 class UsageError(TunerError):

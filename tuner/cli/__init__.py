@@ -13,7 +13,7 @@ import typer
 from tuner.cli import control, dashboard, doctor, export, plot, queries, rerun, run, tracking, watch
 from tuner.cli.options import DEBUG_VARIABLE
 from tuner.errors import TunerError
-from tuner.log import tell
+from tuner.log import clean_traces, tell
 
 app = typer.Typer(
     name="tuner",
@@ -52,6 +52,7 @@ app.add_typer(dashboard.user)
 
 def main() -> None:
     """Run the command line; every error that `tuner` raises on purpose is one line on stderr."""
+    clean_traces()
     try:
         app()
     except TunerError as error:

@@ -7,12 +7,12 @@ import io
 import itertools
 import json
 import math
-import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuner.cli.options import Format
+from tuner.log import say
 from tuner.trial import Outcome
 
 Row = dict[str, Any]
@@ -113,7 +113,7 @@ def _print_table(rows: Sequence[Row]) -> None:
     console.print(table)
     left_out = [column for column in columns if column not in fitting]
     if left_out:
-        print(f"tuner: not shown for want of room: {', '.join(left_out)}", file=sys.stderr)
+        say(f"not shown for want of room: {', '.join(left_out)}")
 
 
 def _is_told(column: str, value: Any) -> bool:

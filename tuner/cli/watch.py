@@ -10,6 +10,7 @@ import typer
 from tuner.cli.options import DebugOption, StorageOption, StudyArgument
 from tuner.cli.printing import as_text
 from tuner.errors import StorageLost, UsageError
+from tuner.log import clean
 from tuner.storage import connect, storage_url
 from tuner.trial import Outcome
 
@@ -49,7 +50,7 @@ def watch(
                 try:
                     state = progress(engine, study, _LAST)
                 except StorageLost as error:  # away for a moment, perhaps
-                    live.console.print(f"tuner: {error}", markup=False, highlight=False, soft_wrap=True)
+                    live.console.print(f"tuner: {clean(str(error))}", markup=False, highlight=False, soft_wrap=True)
                     time.sleep(every)
                     continue
                 if console.is_terminal:

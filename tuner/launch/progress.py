@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tuner.devices import DeviceGroup
-from tuner.log import tell
+from tuner.log import clean, tell
 from tuner.storage import hide_password
 from tuner.trial import Event, Outcome, event_line, print_event
 
@@ -180,7 +180,7 @@ class LiveProgress:
         self._live.update(draw(snapshot, self._groups, time.monotonic()))
 
     def note(self, message: str, event: str, level: str = "info", **fields: Any) -> None:
-        self._live.console.print(f"tuner: {message}", markup=False, highlight=False, soft_wrap=True)
+        self._live.console.print(f"tuner: {clean(message)}", markup=False, highlight=False, soft_wrap=True)
 
     def say(self, event: Event) -> None:
         text = shown(event)

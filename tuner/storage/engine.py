@@ -331,9 +331,9 @@ def _retried(engine: Engine, attempt: Callable[[int], T]) -> T:
             is_conflict = kind == "conflict" and tries < most_tries
             if patience.is_over() or not (may_wait or is_conflict):
                 if _lacks_tables(error):
+                    shown = hide_password(engine.url.render_as_string())
                     raise StorageSchemaError(
-                        f"the tables in {engine.url.render_as_string()} must be of this version: {_line(error)}; "
-                        "`tuner upgrade` makes them so"
+                        f"the tables in {shown} must be of this version: {_line(error)}; `tuner upgrade` makes them so"
                     ) from error
                 if kind == "other" and not isinstance(error, OperationalError | InterfaceError):
                     raise
