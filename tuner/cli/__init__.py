@@ -5,12 +5,14 @@ Results go to stdout, progress and logs to stderr. Exit status: 0 done, 1 failed
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
 import typer
 
 from tuner.cli import control, dashboard, doctor, export, plot, queries, rerun, run, tracking, watch
+from tuner.cli.explain import explained
 from tuner.cli.options import DEBUG_VARIABLE
 from tuner.errors import TunerError
 from tuner.log import clean_traces, tell
@@ -53,16 +55,29 @@ app.add_typer(dashboard.user)
 def main() -> None:
     """Run the command line; every error that `tuner` raises on purpose is one line on stderr."""
     clean_traces()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may have no UTF-8
     try:
         app()
     except TunerError as error:
-        if os.environ.get(DEBUG_VARIABLE):
-            raise
-        tell(str(error), "error", "error", exit_status=error.exit_status)
-        sys.exit(error.exit_status)
+        _fail(error)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
         # The reader of a pipe, `head` say, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except Exception as error:
+        known = explained(error)
+        if known is None:
+            raise
+        _fail(known)
+
+
+def _fail(error: TunerError) -> None:
+    """Say an error in one line and end; with --debug raise what is being handled, with its trace."""
+    if os.environ.get(DEBUG_VARIABLE):
+        raise
+    tell(str(error), "error", "error", exit_status=error.exit_status)
+    sys.exit(error.exit_status)

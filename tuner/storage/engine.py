@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from tuner.errors import StorageLost, StorageSchemaError
+from tuner.errors import StorageDenied, StorageLost, StorageSchemaError
 from tuner.log import tell
 from tuner.storage import deadlines
 from tuner.storage.url import driver_url, hide_password, sqlite_path
@@ -330,7 +330,10 @@ def _retried(engine: Engine, attempt: Callable[[int], T]) -> T:
             most_tries = max(patience.conflict_tries, _pgcode(error) in NOT_PREPARED)
             is_conflict = kind == "conflict" and tries < most_tries
             if patience.is_over() or not (may_wait or is_conflict):
+                if _is_denied(error):
+                    raise StorageDenied.because(_line(error)) from error
                 if _lacks_tables(error):
+                    _check_version(engine)
                     shown = hide_password(engine.url.render_as_string())
                     raise StorageSchemaError(
                         f"the tables in {shown} must be of this version: {_line(error)}; `tuner upgrade` makes them so"
@@ -375,6 +378,19 @@ def _lacks_tables(error: Exception) -> bool:
     original = getattr(error, "orig", None)
     is_sqlites = isinstance(original, sqlite3.Error) and str(original).startswith(("no such table", "no such column"))
     return is_sqlites or _pgcode(error) in ("42P01", "42703")
+
+
+def _is_denied(error: Exception) -> bool:
+    original = getattr(error, "orig", None)
+    return _pgcode(error) == "42501" or (isinstance(original, sqlite3.Error) and "readonly" in str(original))
+
+
+def _check_version(engine: Engine) -> None:
+    """Raise StorageSchemaError with both versions if the tables are known to be of another one."""
+    from tuner.storage.schema import check_tables, read_versions
+
+    with contextlib.suppress(DBAPIError, PoolTimeout), engine.connect() as connection:
+        check_tables(read_versions(connection), engine)
 
 
 def _kind(error: Exception) -> str:
