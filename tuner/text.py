@@ -96,6 +96,11 @@ def _escaped(character: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
+def is_unstorable(text: str) -> bool:
+    """Return whether a database refuses a text: one with NUL or a lone surrogate."""
+    return "\0" in text or any("\ud800" <= one <= "\udfff" for one in text)
+
+
 def folder_name(name: str, identity: str) -> str:
     """Return the name of a study's folder: no path, whatever a database says its name and its identity are."""
     if not re.fullmatch(r"[0-9a-f]{8,}", identity):  # no identity of ours
