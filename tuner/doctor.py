@@ -150,9 +150,10 @@ def _tracking(env: Mapping[str, str]) -> Row:
     if not uri.startswith(("http://", "https://")):
         return _row("tracking", "ok", hide_password(uri))
     try:
-        shown = address(uri)
+        address(uri)  # refuses one that would show a part of its password
     except UsageError as error:
         return _row("tracking", "fail", str(error), "correct $MLFLOW_TRACKING_URI")
+    shown = hide_password(uri)
     try:
         with urllib.request.urlopen(_health_page(uri), timeout=_TRACKING_TIMEOUT_S):
             return _row("tracking", "ok", f"{shown} answers")
