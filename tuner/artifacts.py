@@ -9,7 +9,8 @@ import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
+
+from tuner.text import folder_name
 
 VARIABLE = "TUNER_ARTIFACTS"
 RECORD = "record.json"
@@ -22,8 +23,11 @@ def artifacts_folder(given: str | Path | None) -> Path:
 
 
 def study_folder(folder: Path, name: str, identity: str) -> Path:
-    """Return the folder of one study; `identity` tells apart studies of one name in different storages."""
-    return folder / f"{quote(name, safe=' ')[:100]}-{identity[:8]}"
+    """Return the folder of one study; `identity` tells apart studies of one name in different storages.
+
+    It is directly below `folder` whatever the two are: both are read from a database.
+    """
+    return folder / folder_name(name, identity)
 
 
 def trial_folder(study: Path, number: int) -> Path:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 # What begins a formula in Excel, LibreOffice or Google Sheets, with the wide forms that some of them accept.
@@ -30,3 +33,17 @@ def safe_cell(value: Any) -> Any:
 def plain_cell(text: str) -> str:
     """Return the text that `safe_cell` was given for a cell."""
     return text[1:] if _ESCAPED.match(text) else text
+
+
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    """Return rows as the text of a CSV file, every cell safe for a spreadsheet.
+
+    Lines end with a line feed, as other commands expect it. A cell with any kind of line break is quoted, so that a
+    reader gives it back as it was.
+    """
+    lines = []
+    for row in rows:
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\r\n").writerow([safe_cell(value) for value in row])
+        lines.append(line.getvalue().removesuffix("\r\n") + "\n")
+    return "".join(lines)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tuner.devices import find_devices
-from tuner.errors import DISTRIBUTION, TunerError, how_to_install
+from tuner.errors import DISTRIBUTION, TunerError, UsageError, how_to_install
 from tuner.storage import connect, hide_password, is_new_file
 
 Row = dict[str, Any]
@@ -142,17 +142,24 @@ def _disk(artifacts: Path) -> Row:
 
 
 def _tracking(env: Mapping[str, str]) -> Row:
+    from tuner.tracking.mlflow import address
+
     uri = env.get("MLFLOW_TRACKING_URI")
     if not uri:
         return _row("tracking", "ok", "off: MLFLOW_TRACKING_URI is not set")
     if not uri.startswith(("http://", "https://")):
         return _row("tracking", "ok", hide_password(uri))
     try:
+        address(uri)  # refuses one that would show a part of its password
+    except UsageError as error:
+        return _row("tracking", "fail", str(error), "correct $MLFLOW_TRACKING_URI")
+    shown = hide_password(uri)
+    try:
         with urllib.request.urlopen(_health_page(uri), timeout=_TRACKING_TIMEOUT_S):
-            return _row("tracking", "ok", f"{hide_password(uri)} answers")
+            return _row("tracking", "ok", f"{shown} answers")
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        found = f"{hide_password(uri)} does not answer: {hide_password(str(reason))}"
+        found = f"{shown} does not answer: {hide_password(str(reason))}"
         return _row("tracking", "warn", found, "trials run all the same; what is missing is sent later")
 
 

@@ -9,6 +9,7 @@ TunerError                      exit status 1
 │   ├── UnknownStudy            no study or trial of that name in the storage
 │   ├── StorageURLError         a storage URL that cannot be one
 │   ├── StorageSchemaError      the storage's tables are those of another version
+│   ├── StorageDenied           the database does not let its user read or write the tables
 │   └── DeviceError             a device that this machine does not have
 ├── StorageLost                 the database cannot be reached
 ├── NonFinite                   with debug: where the first NaN or infinity came from
@@ -24,12 +25,18 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
+
+from tuner.text import hide_password
 
 
 class TunerError(Exception):
-    """Root of everything that `tuner` raises on purpose."""
+    """Root of everything that `tuner` raises on purpose. Its message never shows a password."""
 
     exit_status = 1
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*(hide_password(one) if isinstance(one, str) else one for one in args))
 
 
 class UsageError(TunerError):
@@ -64,6 +71,18 @@ class StorageURLError(UsageError):
 
 class StorageSchemaError(UsageError):
     """The storage has tables of an older or a newer version."""
+
+
+class StorageDenied(UsageError):
+    """The database does not let its user do what a command needs."""
+
+    @classmethod
+    def because(cls, reason: str) -> StorageDenied:
+        """Return the error for what the database says."""
+        return cls(
+            f"the storage's user must be allowed to read and write its tables: the database says {reason!r}; "
+            "connect as the tables' owner, or have the owner grant the rights that docs/storage.md lists"
+        )
 
 
 class DeviceError(UsageError):

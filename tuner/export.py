@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import os
 import tempfile
@@ -14,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
+from tuner.cells import csv_text
 from tuner.errors import TunerError, UsageError, how_to_install
 from tuner.results import best_rows, check_file, format_time, no_feasible, plain, show_row
 from tuner.storage.queries import StudyRow, TrialRow, find_study, read_trial, read_trials
@@ -96,10 +96,10 @@ def _columns(rows: Sequence[Row]) -> list[str]:
 
 
 def _write_csv(rows: Sequence[Row], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, _columns(rows), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    columns = _columns(rows)
+    text = csv_text([columns, *([row.get(column) for column in columns] for row in rows)])
+    # A lone surrogate, which JSON may hold and UTF-8 may not, becomes an escape.
+    path.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def _write_json(rows: Sequence[Row], path: Path) -> None:

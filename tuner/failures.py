@@ -6,6 +6,8 @@ import os
 import traceback
 from collections.abc import Sequence
 
+from tuner.text import hide_password
+
 _EQUAL_FAILURES = 3
 _LONGEST_ERROR = 50_000
 ANY_FAILURES = 10
@@ -31,8 +33,11 @@ def describe(error: Exception) -> dict[str, str]:
 
 
 def storable(text: str) -> str:
-    """Return a text that any database takes: no lone surrogates, as in undecodable file names, no NUL, no novel."""
-    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")[-_LONGEST_ERROR:]
+    """Return a text as it is stored.
+
+    It has no lone surrogates, as in undecodable file names, no NUL and no password, and is no novel.
+    """
+    return hide_password(text).encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")[-_LONGEST_ERROR:]
 
 
 def last_line(trace: str) -> str:

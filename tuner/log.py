@@ -10,9 +10,12 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, TextIO
+
+from tuner.text import hide_password, hide_passwords, printable
 
 _REQUIRED = {"time", "level", "event"}
 _LEVELS = ("info", "warning", "error")
@@ -65,7 +68,7 @@ class _Lines(logging.Handler):
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage()
-        return f"tuner: {message}" if message else ""
+        return f"tuner: {clean(message)}" if message else ""
 
 
 class _Json(logging.Formatter):
@@ -85,7 +88,9 @@ class _Json(logging.Formatter):
             line["message"] = message
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return json.dumps(_plain(line), allow_nan=False, default=str)
+        return json.dumps(
+            hide_passwords(_plain(line)), allow_nan=False, default=lambda value: hide_password(str(value))
+        )
 
 
 # Of its own, not `logging.getLogger("tuner")`: nobody's settings silence it, nor do they make lines of it twice.
@@ -106,6 +111,27 @@ def tell(message: str | None, event: str, level: str = "info", **fields: Any) ->
     """
     extra = {"tuner_event": event, "tuner_fields": fields}
     _log.log(logging.getLevelNamesMapping()[level.upper()], message or "", extra=extra)
+
+
+def say(text: str) -> None:
+    """Print a line on stderr for the person who typed a command, also where the log is JSON."""
+    print(f"tuner: {clean(text)}", file=sys.stderr, flush=True)
+
+
+def clean(text: str) -> str:
+    """Return a message as it may leave the process: without passwords, and with nothing that a terminal obeys."""
+    return printable(hide_password(text))
+
+
+def clean_traces() -> None:
+    """Print the traces of errors that nobody catches without passwords."""
+
+    def print_trace(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+        print(clean("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr, flush=True)
+
+    if not is_json():
+        sys.excepthook = print_trace
+        threading.excepthook = lambda crash: print_trace(crash.exc_type, crash.exc_value, crash.exc_traceback)
 
 
 def set_about(**fields: Any) -> None:
@@ -156,6 +182,10 @@ def parse(line: str) -> dict[str, Any] | None:
 def now() -> str:
     """Return the time as lines of a JSON log have it: UTC, to the millisecond."""
     return _iso(time.time())
+
+
+def _text(value: Any) -> str:
+    return hide_password(str(value))
 
 
 def _iso(at_s: float) -> str:

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from tuner.errors import TrackerLost, TrackerRefused, TunerError
+from tuner.log import say
 from tuner.storage import connect, hide_password, mirroring
 from tuner.storage.encoding import decode_metric
 from tuner.storage.engine import Patience, patient
@@ -199,7 +199,7 @@ class Mirror:
             self._note_trouble(error)
         else:
             if self.trouble:
-                _say(f"{self.tracker.target} answers again")
+                say(f"{self.tracker.target} answers again")
             self.trouble, self._pause_s = "", 0.0
 
     def _hold(self) -> bool:
@@ -210,7 +210,7 @@ class Mirror:
         self._renewed_s = time.monotonic()
         if not self.is_held:
             if was_held or not self._next_s:
-                _say(f"another process sends {self.study.name!r} to {self.tracker.target}; waiting for its end")
+                say(f"another process sends {self.study.name!r} to {self.tracker.target}; waiting for its end")
             self._is_open = False
         return self.is_held
 
@@ -231,7 +231,7 @@ class Mirror:
 
     def _note_trouble(self, error: TunerError) -> None:
         if not self.trouble:
-            _say(f"{error}; trials go on, and it is sent what it lacks when it answers")
+            say(f"{error}; trials go on, and it is sent what it lacks when it answers")
         self.trouble, self._was_away = str(error), True
         self.is_up_to_date = self._is_open = False
         self._pause_s = min(_LONGEST_PAUSE_S, 2 * self._pause_s or 1.0)
@@ -305,7 +305,7 @@ class Mirror:
                 self.ending.note_progress()
         except TrackerRefused as error:
             self.refused[unsent.row.trial_id] = f"trial {unsent.row.number}: {error}"
-            _say(f"trial {unsent.row.number} is left out: {error}")
+            say(f"trial {unsent.row.number} is left out: {error}")
 
     def _kept(self, unsent: Unsent) -> Sent | None:
         """Return what the tracker has of a trial; nothing if that is no longer so: then it is sent anew.
@@ -333,10 +333,6 @@ class Mirror:
         if self.is_held:
             with contextlib.suppress(TunerError):
                 mirroring.let_go(*self._key, self.owner)
-
-
-def _say(text: str) -> None:
-    print(f"tuner: {text}", file=sys.stderr, flush=True)
 
 
 # --- What a tracker is told

@@ -113,6 +113,8 @@ def pack(study: StudyRow, trial: TrialRow, folder: Path) -> Mapping[str, Any]:
         )
     _, record = read(where)
     file = Path(record.get("file") or "")
+    if file.resolve().is_relative_to(Path(where).resolve()):
+        raise CheckpointError(f"the file of study {study.name!r} must not be inside its checkpoint: {str(file)!r} is")
     if not file.is_file():
         raise UsageError(f"the file of study {study.name!r} must be there: no {str(file)!r}; run this where it is")
     folder.mkdir()

@@ -18,6 +18,7 @@ from tuner.domains import ChoiceDomain, Domain, domains_of, is_space
 from tuner.errors import SpaceError, StudyError, StudyFileError
 from tuner.source import import_file
 from tuner.space import Space, check_fixed, from_params, parameters, parse_fixed, sample, to_params
+from tuner.text import is_unstorable
 from tuner.trial import OPTIMIZER_RULES, optimizer_rules_of, with_rules
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ class Study:
     def _check_settings(self) -> None:
         if not isinstance(self.name, str) or not 0 < len(self.name) <= 512:
             raise StudyError(f"a study's name must be a text of 1 to 512 characters: got {self.name!r}")
+        if is_unstorable(self.name):
+            raise StudyError(f"a study's name must have no NUL and no lone surrogate: got {self.name!r}")
         for setting, low in (("epochs", 1), ("trials", 1), ("seed", 0), ("keep_best", 0), ("retries", 0)):
             value = getattr(self, setting)
             if isinstance(value, bool) or not isinstance(value, int) or value < low:

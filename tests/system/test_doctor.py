@@ -45,7 +45,7 @@ def test_a_healthy_place(tuner_on_postgres: Any) -> None:
         "python", "packages", "devices", "storage", "tables", "connections", "clock", "disk", "tracking",
     ]  # fmt: skip
     assert {row["status"] for row in rows.values()} == {"ok"}
-    assert rows["storage"]["found"].startswith("postgresql://postgres:***@")
+    assert rows["storage"]["found"].startswith("postgresql://postgres:@")
     assert "PostgreSQL 1" in rows["storage"]["found"]
     assert rows["tables"]["found"] == "none yet"
     used, _, most = rows["connections"]["found"].split()

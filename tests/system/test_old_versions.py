@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ import sqlalchemy as sa
 from command_line import Tuner
 from optuna.storages import RDBStorage
 
+from tuner.cli import main
 from tuner.training.checkpoints import read
 
 OLD = Path(__file__).parents[1] / "data" / "v0.1"
@@ -83,6 +85,48 @@ def test_an_old_database_opens_or_says_in_one_line_how_to_upgrade_it(restored: R
     if done.returncode != 0:
         assert (done.returncode, done.stdout) == (2, "")
         assert re.fullmatch(r"tuner: [^\n]*`tuner upgrade`[^\n]*\n", done.stderr), done.stderr
+
+
+COMMANDS = [
+    "studies",
+    "trials old",
+    "show old 1",
+    "compare old old",
+    "importance old",
+    "plot old history --out old.png",
+    "export old old.csv",
+    "enqueue old learning_rate=0.1",
+    "retry old 1",
+    "stop old",
+    "resume old",
+    "delete old --yes",
+    "dashboard --port 0",
+    "track old --once --tensorboard board",
+    "reproduce old 1 --file study.py",
+    "confirm old --file study.py",
+    "watch old",
+    "register old --mlflow sqlite:///mlflow.db",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_answers_on_an_old_database_or_says_in_one_line_how_to_upgrade_it(
+    restored: Restored, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process: each command would import for seconds. `launch` and `worker` change the process itself."""
+    monkeypatch.chdir(restored.tuner.folder)
+    monkeypatch.setenv("TUNER_STORAGE", restored.tuner.env["TUNER_STORAGE"])
+    monkeypatch.setattr(sys, "argv", ["tuner", *command.split()])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert not re.search(r"Traceback|SELECT|no such|does not exist", said)
+    if ended.value.code != 0:
+        pattern = r"tuner: the tables of \w+ in .* must be at version \d+: they are at \d+; .*`tuner upgrade`"
+        assert re.fullmatch(pattern, said.splitlines()[-1])
 
 
 def test_an_upgrade_changes_no_result(restored: Restored) -> None:

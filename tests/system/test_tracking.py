@@ -639,7 +639,7 @@ def test_a_registered_model_predicts_bit_for_bit_in_another_process(
     checkpoint = tuner.rows("show", "tiny", str(best["number"]))["checkpoint"]
     inputs = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
     np.save(tmp_path / "inputs.npy", inputs)
-    expected = np.asarray(load_from_checkpoint(checkpoint)(inputs))
+    expected = np.asarray(load_from_checkpoint(checkpoint, trust=True)(inputs))
 
     done = tuner.run("register", "tiny", "--mlflow", mlflow.url, "--name", "model")
     assert (done.returncode, done.stdout) == (0, "models:/model/1\n"), done.stderr

@@ -454,7 +454,7 @@ def test_a_study_without_trials_and_one_that_is_not_there(desk: Desk) -> None:
     catch_up(desk, book)
     assert book.calls == ["open_study"]
     assert book.study.name == desk.name
-    assert "sqlite:///" in book.study.settings["storage"] or "postgres:***@" in book.study.settings["storage"]
+    assert "sqlite:///" in book.study.settings["storage"] or "postgres:@" in book.study.settings["storage"]
     with pytest.raises(UnknownStudy, match="no study 'nowhere'"):
         follow(desk.url, "nowhere", [book], once=True, ending=Ending())
 

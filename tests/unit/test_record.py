@@ -112,7 +112,7 @@ def test_a_log_is_enough_to_train_again_in_another_process(file: Any, tmp_path: 
         "import pathlib, sys\n"
         "from tuner.source import import_file\n"
         "from tuner.training import load_run\n"
-        "run = load_run(sys.argv[1])\n"
+        "run = load_run(sys.argv[1], trust=True)\n"
         "again = run.train(import_file(pathlib.Path(sys.argv[2])).data(0))\n"
         "print([(report.step, {name: value.hex() for name, value in report.metrics.items()}) for report in again])\n"
         "print(again.mode, run.hparams)\n"

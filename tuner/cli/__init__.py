@@ -5,15 +5,17 @@ Results go to stdout, progress and logs to stderr. Exit status: 0 done, 1 failed
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
 import typer
 
 from tuner.cli import control, dashboard, doctor, export, plot, queries, rerun, run, tracking, watch
+from tuner.cli.explain import explained
 from tuner.cli.options import DEBUG_VARIABLE
 from tuner.errors import TunerError
-from tuner.log import drop, tell
+from tuner.log import clean_traces, drop, tell
 
 app = typer.Typer(
     name="tuner",
@@ -53,22 +55,36 @@ app.add_typer(dashboard.user)
 def main() -> None:
     """Run the command line; every error that `tuner` raises on purpose is one line on stderr."""
     _open_standard_streams()
+    clean_traces()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may have no UTF-8
     try:
         try:
             app()
         finally:
             sys.stdout.flush()
     except TunerError as error:
-        if os.environ.get(DEBUG_VARIABLE):
-            raise
-        tell(str(error), "error", "error", exit_status=error.exit_status)
-        sys.exit(error.exit_status)
+        _fail(error)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
         # The reader of a pipe, `head` say, has seen enough.
         drop(sys.stdout)
         sys.exit(0)
+    except Exception as error:
+        known = explained(error)
+        if known is None:
+            raise
+        _fail(known)
+
+
+def _fail(error: TunerError) -> None:
+    """Say an error in one line and end; with --debug raise what is being handled, with its trace."""
+    if os.environ.get(DEBUG_VARIABLE):
+        raise
+    tell(str(error), "error", "error", exit_status=error.exit_status)
+    sys.exit(error.exit_status)
 
 
 def _open_standard_streams() -> None:

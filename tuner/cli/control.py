@@ -10,6 +10,7 @@ import typer
 from tuner.artifacts import artifacts_folder
 from tuner.cli.options import ArtifactsOption, DebugOption, StorageOption, StudyArgument, split_pairs
 from tuner.errors import UsageError
+from tuner.log import say
 from tuner.storage import connect, storage_url
 
 
@@ -24,7 +25,7 @@ def stop(study: StudyArgument, storage: StorageOption = None, debug: DebugOption
 
     engine = connect(storage_url(storage))
     was_running = stop_study(engine, find_study(engine, study).study_id)
-    print(f"tuner: study {study!r} {'is stopped' if was_running else 'was stopped already'}", file=sys.stderr)
+    say(f"study {study!r} {'is stopped' if was_running else 'was stopped already'}")
 
 
 def resume(study: StudyArgument, storage: StorageOption = None, debug: DebugOption = False) -> None:
@@ -38,7 +39,7 @@ def resume(study: StudyArgument, storage: StorageOption = None, debug: DebugOpti
     engine = connect(storage_url(storage))
     was_stopped = resume_study(engine, find_study(engine, study).study_id)
     words = "may be launched again" if was_stopped else "was not stopped"
-    print(f"tuner: study {study!r} {words}", file=sys.stderr)
+    say(f"study {study!r} {words}")
 
 
 def enqueue(
@@ -56,7 +57,7 @@ def enqueue(
 
     params = enqueue_trial(storage_url(storage), study, split_pairs("a hyperparameter", values))
     words = ", ".join(f"{name}={value}" for name, value in params.items())
-    print(f"tuner: a trial of {study!r} with {words} is queued", file=sys.stderr)
+    say(f"a trial of {study!r} with {words} is queued")
     _warn_used_up(study, storage)
 
 
@@ -74,7 +75,7 @@ def _warn_used_up(study: str, storage: str | None) -> None:
         words = (
             f"the {found.trials} trials of {study!r} are {how}: launch it with --trials {found.needed} to run this one"
         )
-        print(f"tuner: {words}", file=sys.stderr)
+        say(words)
 
 
 def retry(
@@ -90,7 +91,7 @@ def retry(
     from tuner.upkeep import retry as retry_trial
 
     retry_trial(storage_url(storage), study, number)
-    print(f"tuner: a trial with the hyperparameters of trial {number} of {study!r} is queued", file=sys.stderr)
+    say(f"a trial with the hyperparameters of trial {number} of {study!r} is queued")
     _warn_used_up(study, storage)
 
 
@@ -121,10 +122,10 @@ def delete(
         if not sys.stdin.isatty():
             raise UsageError(f"--yes must be given where nobody can be asked: would delete {what}{at_work}")
         if not typer.confirm(f"delete {what}{at_work}?", err=True):
-            print("tuner: nothing was deleted", file=sys.stderr)
+            say("nothing was deleted")
             return
     delete_study(url, study, found.folder)
-    print(f"tuner: deleted {what}", file=sys.stderr)
+    say(f"deleted {what}")
 
 
 def gc(
@@ -149,7 +150,7 @@ def gc(
     finally:
         engine.dispose()
     of_trials = f" of trials {', '.join(map(str, numbers))}" if numbers else ""
-    print(f"tuner: removed {size / 1e6:.1f} MB of checkpoints{of_trials}", file=sys.stderr)
+    say(f"removed {size / 1e6:.1f} MB of checkpoints{of_trials}")
 
 
 def upgrade(
@@ -169,4 +170,4 @@ def upgrade(
     from tuner.storage.schema import upgrade as upgrade_tables
 
     for line in upgrade_tables(storage_url(storage), from_timezone):
-        print(f"tuner: {line}", file=sys.stderr)
+        say(line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from tuner.cli.options import DebugOption, StorageOption, StudyArgument
 from tuner.errors import UsageError
+from tuner.log import say
 from tuner.storage import connect, storage_url
 
 
@@ -41,4 +41,4 @@ def export(
             what = f"{export_trials(engine, study, path, force=force)} trials"
     finally:
         engine.dispose()
-    print(f"tuner: {what} of {study!r} written to {path}", file=sys.stderr)
+    say(f"{what} of {study!r} written to {path}")

@@ -43,7 +43,9 @@ def complete_study(context: typer.Context, incomplete: str) -> list[str]:
     try:
         engine = connect(storage_url(context.params.get("storage")))
         try:
-            return [study.name for study in read_studies(engine) if study.name.startswith(incomplete)]
+            # The shell prints them: none may steer the terminal.
+            names = [study.name for study in read_studies(engine) if study.name.isprintable()]
+            return [name for name in names if name.startswith(incomplete)]
         finally:
             engine.dispose()
     except TunerError:

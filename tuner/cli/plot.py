@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ import typer
 
 from tuner.cli.options import DebugOption, StorageOption, StudyArgument
 from tuner.errors import UsageError
+from tuner.log import say
 from tuner.storage import connect, storage_url
 
 
@@ -51,7 +51,7 @@ def plot(
         number, has_changed = _draw_picture(storage_url(storage), study, path, trial, file, force)
         what = f"picture of trial {number}"
         if has_changed:
-            print(f"tuner: the code of {study!r} has changed since trial {number} ran", file=sys.stderr)
+            say(f"the code of {study!r} has changed since trial {number} ran")
     else:
         from tuner.plots import plot as draw_plot
 
@@ -59,7 +59,7 @@ def plot(
             if value is not None:
                 raise UsageError(f"{option} is for a picture, which is drawn of a trial's model: got {kind!r}")
         draw_plot(storage_url(storage), study, kind, path, force=force)
-    print(f"tuner: {what} of {study!r} written to {path}", file=sys.stderr)
+    say(f"{what} of {study!r} written to {path}")
 
 
 def _draw_picture(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import json
 import math
@@ -12,7 +10,10 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tuner.cells import csv_text
 from tuner.cli.options import Format
+from tuner.log import say
+from tuner.text import one_line, printable
 from tuner.trial import Outcome
 
 Row = dict[str, Any]
@@ -35,7 +36,8 @@ def emit(rows: Sequence[Row], format: Format) -> None:
     if format is Format.JSON:
         print(json.dumps(list(rows), indent=2))
     elif format is Format.CSV:
-        print(to_csv(rows), end="")
+        text = to_csv(rows)
+        print(printable(text) if sys.stdout.isatty() else text, end="")
     else:
         _print_table([_flat(row) for row in rows])
 
@@ -44,14 +46,11 @@ def to_csv(rows: Sequence[Row]) -> str:
     """Return rows as CSV with a header; hyperparameters become columns `hparams.NAME`, what is nested becomes JSON."""
     flat = [_flat(row, "hparams.") for row in rows]
     columns = list(dict.fromkeys(column for row in flat for column in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    for row in flat:
-        writer.writerow(
-            {key: json.dumps(value) if isinstance(value, list | dict) else value for key, value in row.items()}
-        )
-    return text.getvalue()
+    return csv_text([columns, *([_cell(row.get(column)) for column in columns] for row in flat)])
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | dict) else value
 
 
 def _flat(row: Row, prefix: str = "") -> Row:
@@ -84,6 +83,11 @@ def as_text(value: Any) -> str:
     return str(value)
 
 
+def shown(value: Any) -> str:
+    """Return a value as a table shows it, in one line and with nothing that a terminal obeys."""
+    return one_line(as_text(value))
+
+
 def _print_table(rows: Sequence[Row]) -> None:
     """Print rows as a table; on a terminal without the hyperparameters that do not fit, which are then named."""
     from rich.console import Console
@@ -95,7 +99,7 @@ def _print_table(rows: Sequence[Row]) -> None:
         return
     columns = list(dict.fromkeys(column for row in rows for column in row))
     columns = [column for column in columns if any(_is_told(column, row.get(column)) for row in rows)]
-    widths = {column: max(len(column), *(len(as_text(row.get(column))) for row in rows)) for column in columns}
+    widths = {column: max(len(one_line(column)), *(len(shown(row.get(column))) for row in rows)) for column in columns}
     console = Console()
     if not console.is_terminal:
         console = Console(width=10_000)  # in a pipe or a file nothing is cut off
@@ -105,15 +109,15 @@ def _print_table(rows: Sequence[Row]) -> None:
         is_number = any(isinstance(row.get(column), int | float) for row in rows)
         # Words are folded where they must be, numbers never.
         table.add_column(
-            Text(column), justify="right" if is_number else "left", overflow="fold",
+            Text(one_line(column)), justify="right" if is_number else "left", overflow="fold",
             min_width=widths[column] if is_number or column in _RESULT_COLUMNS else None,
         )  # fmt: skip
     for row in rows:
-        table.add_row(*(Text(as_text(row.get(column))) for column in fitting))  # a bracket is no markup
+        table.add_row(*(Text(shown(row.get(column))) for column in fitting))  # a bracket is no markup
     console.print(table)
     left_out = [column for column in columns if column not in fitting]
     if left_out:
-        print(f"tuner: not shown for want of room: {', '.join(left_out)}", file=sys.stderr)
+        say(f"not shown for want of room: {', '.join(left_out)}")
 
 
 def _is_told(column: str, value: Any) -> bool:
@@ -138,9 +142,10 @@ def _print_attempts(attempts: list[Row]) -> None:
         return
     print("attempts")
     for at, attempt in enumerate(attempts, start=1):
-        print(f"  {at:<18} {attempt['ending'] or 'running'}, {attempt['worker']}, {as_text(attempt['seconds'])} s")
+        ending, worker = attempt["ending"] or "running", one_line(attempt["worker"])
+        print(f"  {at:<18} {ending}, {worker}, {as_text(attempt['seconds'])} s")
         if attempt["error"] and at < len(attempts):
-            print(textwrap.indent(attempt["error"].rstrip(), " " * 21))
+            print(textwrap.indent(printable(attempt["error"]).rstrip(), " " * 21))
 
 
 def _print_curves(reports: list[Row]) -> None:
@@ -152,7 +157,7 @@ def _print_curves(reports: list[Row]) -> None:
     if curves:
         print(f"curves               epochs {reports[0]['epoch']} to {reports[-1]['epoch']}")
     for name, values in curves.items():
-        print(f"  {name:<{max(18, *map(len, curves))}} {sparkline(values)}  {as_text(values[-1])}")
+        print(f"  {one_line(name):<{max(18, *map(len, curves))}} {sparkline(values)}  {as_text(values[-1])}")
 
 
 def sparkline(values: Sequence[float], width: int = 40) -> str:
@@ -180,7 +185,7 @@ def _print_ran_with(about: Row) -> None:
     """Print where a trial ran last and with what."""
     for key in ("host", "devices", "file"):
         if about.get(key):
-            print(f"{key:<20} {about[key]}")
+            print(f"{key:<20} {shown(about[key])}")
     git = about.get("git")
     if git:
         print(f"{'git':<20} {git['commit'][:12]}{' with changes' if git['is_changed'] else ''}")
@@ -194,7 +199,7 @@ def print_fields(row: Row) -> None:
         if key == "hparams" or (key == "constraints" and value):
             print(key)
             for name, hparam in value.items():
-                print(f"  {name:<{max(18, *map(len, value))}} {as_text(hparam)}")
+                print(f"  {one_line(name):<{max(18, *map(len, value))}} {shown(hparam)}")
         elif key == "confirmed":
             _print_confirmed(value)
         elif key == "reports":
@@ -204,4 +209,4 @@ def print_fields(row: Row) -> None:
         elif key == "ran_with":
             _print_ran_with(value or {})
         elif value is not None:
-            print(f"{key:<20} {as_text(value)}")
+            print(f"{key:<20} {printable(as_text(value))}")

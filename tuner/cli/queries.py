@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +12,7 @@ import typer
 from tuner.cli.options import DebugOption, Format, FormatOption, StorageOption, StudiesArgument, StudyArgument
 from tuner.cli.printing import Row, as_text, emit, print_fields
 from tuner.errors import UsageError
-from tuner.log import tell
+from tuner.log import say, tell
 from tuner.storage import connect, storage_url
 from tuner.trial import Outcome
 
@@ -99,7 +98,7 @@ def best(
         missing = None if rows else no_feasible(engine, study)
     emit(rows, format)
     if missing is not None:
-        print(f"tuner: {missing}", file=sys.stderr)
+        say(f"{missing}")
     say_how_sure(rows)
 
 
@@ -115,21 +114,21 @@ def _say_baseline(rows: Sequence[Row]) -> None:
         return
     number, than = rows[0]["number"], f"the baseline (trial {baseline['number']}, {as_text(baseline['value'])})"
     if number == baseline["number"]:
-        print(f"tuner: trial {number}, the best, is the baseline", file=sys.stderr)
+        say(f"trial {number}, the best, is the baseline")
         return
     if baseline["better_by"] is None:
-        print(f"tuner: trial {number} cannot be compared with {than}", file=sys.stderr)
+        say(f"trial {number} cannot be compared with {than}")
         return
     better_by, seeds = float(baseline["better_by"]), baseline["seeds"]
-    by = f"tuner: trial {number} is {'worse' if better_by < 0 else 'better'} than {than} by {as_text(abs(better_by))}"
+    by = f"trial {number} is {'worse' if better_by < 0 else 'better'} than {than} by {as_text(abs(better_by))}"
     if baseline["low"] is None:
         known = f"over {seeds} seeds that show no noise" if seeds > 1 else "of one seed"
-        print(f"{by}, {known}: `tuner confirm` with more seeds says how sure that is", file=sys.stderr)
+        say(f"{by}, {known}: `tuner confirm` with more seeds says how sure that is")
         return
     sign = -1 if better_by < 0 else 1
     low, high = sorted((sign * float(baseline["low"]), sign * float(baseline["high"])))
     ends = f"[{as_text(low)}, {as_text(high)}]"
-    print(f"{by} {ends} (95 %, Tukey, {seeds} seeds)", file=sys.stderr)
+    say(f"{by} {ends} (95 %, Tukey, {seeds} seeds)")
 
 
 def say_ties(rows: Sequence[Row]) -> None:
@@ -138,7 +137,7 @@ def say_ties(rows: Sequence[Row]) -> None:
     tied = [str(number) for number in confirmed["tied_with"]] if confirmed else []
     if tied:
         others = f"trial{'s' if len(tied) > 1 else ''} {', '.join(tied)}"
-        print(f"tuner: trial {rows[0]['number']} cannot be told apart from {others} (95 %, Tukey)", file=sys.stderr)
+        say(f"trial {rows[0]['number']} cannot be told apart from {others} (95 %, Tukey)")
 
 
 def _best(engine: Engine, study: str, count: int | None) -> list[Row]:
@@ -207,7 +206,7 @@ def importance(
     rows, notes = importance_rows(storage_url(storage), study)
     emit(rows, format)
     for note in notes:
-        print(f"tuner: {note}", file=sys.stderr)
+        say(f"{note}")
 
 
 def tell_best(study: str, storage: str | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Annotated
 
 import typer
@@ -19,6 +18,7 @@ from tuner.cli.options import (
 )
 from tuner.cli.printing import emit
 from tuner.errors import UsageError
+from tuner.log import say
 from tuner.storage import connect, storage_url
 from tuner.trial import Report
 
@@ -64,17 +64,17 @@ def reproduce(
     emit([{key: _plain(value) for key, value in vars(one).items()} for one in found], format)
     worst = max(found, key=lambda one: one.difference)
     if worst.difference == 0:
-        print(f"tuner: trial {number} of {study!r} is the same, bit for bit", file=sys.stderr)
+        say(f"trial {number} of {study!r} is the same, bit for bit")
     else:
         verdict = "matches" if worst.difference <= tolerance else "does not match"
         difference = f"the largest relative difference is {worst.difference:.3g} ({worst.metric})"
-        print(f"tuner: trial {number} of {study!r} {verdict}: {difference}", file=sys.stderr)
+        say(f"trial {number} of {study!r} {verdict}: {difference}")
     if worst.difference > tolerance:
         raise typer.Exit(1)
 
 
 def _say_epoch(number: int, report: Report) -> None:
-    print(f"tuner: trial {number}, epoch {report.epoch}", file=sys.stderr)
+    say(f"trial {number}, epoch {report.epoch}")
 
 
 def _plain(value: object) -> object:
@@ -121,4 +121,4 @@ def confirm(
 
 
 def _say_repeat(number: int, repeat: int, value: float | None) -> None:
-    print(f"tuner: trial {number}, seed {repeat}: {'not finite' if value is None else f'{value:.5g}'}", file=sys.stderr)
+    say(f"trial {number}, seed {repeat}: {'not finite' if value is None else f'{value:.5g}'}")

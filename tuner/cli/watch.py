@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tuner.cli.options import DebugOption, StorageOption, StudyArgument
-from tuner.cli.printing import as_text
+from tuner.cli.printing import as_text, shown
 from tuner.errors import StorageLost, UsageError
+from tuner.log import clean
 from tuner.storage import connect, storage_url
+from tuner.text import one_line, printable
 from tuner.trial import Outcome
 
 if TYPE_CHECKING:
@@ -49,14 +51,14 @@ def watch(
                 try:
                     state = progress(engine, study, _LAST)
                 except StorageLost as error:  # away for a moment, perhaps
-                    live.console.print(f"tuner: {error}", markup=False, highlight=False, soft_wrap=True)
+                    live.console.print(f"tuner: {clean(str(error))}", markup=False, highlight=False, soft_wrap=True)
                     time.sleep(every)
                     continue
                 if console.is_terminal:
                     live.update(_draw(state), refresh=True)
                 elif (line := _line(state)) != said:
                     said = line
-                    print(line, flush=True)
+                    print(printable(line), flush=True)
                 if state["study"]["state"] == "finished" and not state["workers"]:
                     return
                 time.sleep(every)
@@ -78,7 +80,7 @@ def _draw(state: Row) -> Group:
     row = state["study"]
     counts = {outcome.replace("_", " "): row[outcome] for outcome in Outcome if row[outcome]}
     summary = {"state": row["state"], **counts, f"best {row['objective'] or ''}".rstrip(): row["best"]}
-    parts: list[Any] = [Text(f"study {row['study']}", style="bold"), _table([summary])]
+    parts: list[Any] = [Text(one_line(f"study {row['study']}"), style="bold"), _table([summary])]
     if state["workers"]:
         parts += [Text(""), _table(state["workers"])]
     if state["ended"]:
@@ -92,7 +94,7 @@ def _table(rows: list[Row]) -> Any:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in rows[0]:
-        table.add_column(Text(column), no_wrap=True)
+        table.add_column(Text(one_line(column)), no_wrap=True)
     for row in rows:
-        table.add_row(*(Text(as_text(row[column])) for column in rows[0]))
+        table.add_row(*(Text(shown(row[column])) for column in rows[0]))
     return table

@@ -148,7 +148,8 @@ Times are those of the database's clock.</p>
 
 _CHECKPOINTS = SimpleTemplate(
     _TOP
-    + """<p class="note">Checkpoints of the best trials, kept for inference: <code>load_from_checkpoint(path)</code>.
+    + """<p class="note">Checkpoints of the best trials, kept for inference:
+<code>load_from_checkpoint(path, trainer=study.trainer)</code>.
 Those of trials that others have surpassed are removed.</p>
 % for group in groups:
 <h2>{{group['study']}}</h2>

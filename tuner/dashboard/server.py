@@ -10,13 +10,13 @@ import re
 import signal
 import socket
 import ssl
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from tuner.dashboard.users import Users
 from tuner.errors import UsageError
+from tuner.log import say
 from tuner.storage import hide_password
 
 _MOST_BODY_BYTES = 8 * 1024 * 1024  # a note is the longest; what strangers send is read, and thrown away
@@ -129,7 +129,7 @@ def serve(url: str, serving: Serving) -> None:
         reason = error.strerror or str(error)
         raise UsageError(f"the dashboard must be able to listen on {serving.host}:{serving.port}: {reason}") from None
     signal.signal(signal.SIGTERM, _end)
-    print(f"tuner: dashboard of {hide_password(url)} on {_address(serving, server)}, Ctrl-C ends it", file=sys.stderr)
+    say(f"dashboard of {hide_password(url)} on {_address(serving, server)}, Ctrl-C ends it")
     try:
         server.serve()
     finally:

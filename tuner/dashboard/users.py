@@ -12,12 +12,12 @@ import os
 import re
 import secrets
 import stat
-import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from tuner.errors import UsageError
+from tuner.log import say
 
 MIN_PASSWORD_LENGTH = 8
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
@@ -85,7 +85,7 @@ def read_users(path: Path) -> dict[str, User]:
             f"make it by `tuner user add NAME --role editor --users {path}`"
         ) from None
     if mode & 0o077:
-        print(f"tuner: {path} can be read by others (mode {mode:03o}); chmod 600 {path}", file=sys.stderr)
+        say(f"{path} can be read by others (mode {mode:03o}); chmod 600 {path}")
     return parse_users(text, str(path))
 
 
@@ -184,7 +184,7 @@ class Users:
                 try:
                     self._users = read_users(self.path)
                 except UsageError as error:
-                    print(f"tuner: nobody may use the dashboard now: {error}", file=sys.stderr, flush=True)
+                    say(f"nobody may use the dashboard now: {error}")
                     self._users = {}
             return self._users
 

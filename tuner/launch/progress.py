@@ -14,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tuner.devices import DeviceGroup
-from tuner.log import tell
+from tuner.log import clean, tell
 from tuner.storage import hide_password
+from tuner.text import one_line
 from tuner.trial import Event, Outcome, event_line, print_event
 
 _PLAIN_EVERY_S = 5.0
@@ -180,7 +181,7 @@ class LiveProgress:
         self._live.update(draw(snapshot, self._groups, time.monotonic()))
 
     def note(self, message: str, event: str, level: str = "info", **fields: Any) -> None:
-        self._live.console.print(f"tuner: {message}", markup=False, highlight=False, soft_wrap=True)
+        self._live.console.print(f"tuner: {clean(message)}", markup=False, highlight=False, soft_wrap=True)
 
     def say(self, event: Event) -> None:
         text = shown(event)
@@ -217,6 +218,6 @@ def draw(snapshot: Snapshot, groups: list[DeviceGroup], now_s: float) -> Group:
     for heading in ("worker", "devices", "state"):
         workers.add_column(heading, no_wrap=True)
     for index, group in enumerate(groups):
-        workers.add_row(str(index), str(group), Text(snapshot.workers.get(index, "starting")))
-    title = Text(f"study {snapshot.study}" if snapshot.study else "loading the study", style="bold")
+        workers.add_row(str(index), str(group), Text(one_line(snapshot.workers.get(index, "starting"))))
+    title = Text(one_line(f"study {snapshot.study}") if snapshot.study else "loading the study", style="bold")
     return Group(title, counts, Text(""), workers)

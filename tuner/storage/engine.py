@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from tuner.errors import StorageLost, StorageSchemaError
+from tuner.errors import StorageDenied, StorageLost, StorageSchemaError
 from tuner.log import tell
 from tuner.storage import deadlines
 from tuner.storage.url import driver_url, hide_password, sqlite_path
@@ -339,10 +339,13 @@ def _retried(engine: Engine, attempt: Callable[[int], T]) -> T:
             most_tries = max(patience.conflict_tries, _pgcode(error) in NOT_PREPARED)
             is_conflict = kind == "conflict" and tries < most_tries
             if patience.is_over() or not (may_wait or is_conflict):
+                if _is_denied(error):
+                    raise StorageDenied.because(_line(error)) from error
                 if _lacks_tables(error):
+                    _check_version(engine)
+                    shown = hide_password(engine.url.render_as_string())
                     raise StorageSchemaError(
-                        f"the tables in {engine.url.render_as_string()} must be of this version: {_line(error)}; "
-                        "`tuner upgrade` makes them so"
+                        f"the tables in {shown} must be of this version: {_line(error)}; `tuner upgrade` makes them so"
                     ) from error
                 if kind == "other" and not isinstance(error, OperationalError | InterfaceError):
                     raise
@@ -399,6 +402,19 @@ def _sqlite_code(error: Any) -> int | None:
     """Return SQLite's primary error code."""
     code = getattr(error, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF
+
+
+def _is_denied(error: Exception) -> bool:
+    original = getattr(error, "orig", None)
+    return _pgcode(error) == "42501" or (isinstance(original, sqlite3.Error) and "readonly" in str(original))
+
+
+def _check_version(engine: Engine) -> None:
+    """Raise StorageSchemaError with both versions if the tables are known to be of another one."""
+    from tuner.storage.schema import check_tables, read_versions
+
+    with contextlib.suppress(DBAPIError, PoolTimeout), engine.connect() as connection:
+        check_tables(read_versions(connection), engine)
 
 
 def _kind(error: Exception, has_written: bool) -> str:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
-from tuner.errors import StorageSchemaError
-from tuner.storage import zones
+from tuner.errors import StorageDenied, StorageSchemaError
+from tuner.storage import tables, zones
 from tuner.storage.dialect import clock
 from tuner.storage.engine import read
 from tuner.storage.schema import check_tables, read_versions
@@ -46,6 +46,7 @@ def read_health(engine: Engine) -> Health:
 
     Raises:
         StorageLost: it does not answer.
+        StorageDenied: its user lacks rights.
     """
     return read(engine, lambda connection: _read(connection, engine))
 
@@ -59,23 +60,55 @@ def _read(connection: Connection, engine: Engine) -> Health:
         theirs_s = connection.execute(sa.select(clock(connection.dialect.name))).scalar_one()
         trips.append(time.perf_counter() - began_s)
         offsets.append(theirs_s - before_s - trips[-1] / 2)
+    if not is_sqlite:
+        _check_rights(connection)
     versions = read_versions(connection)
     try:
         check_tables(versions, engine)
         known = {"Optuna": versions.optuna, "tuner": versions.tuner}
         made = [f"{name} {revision}" for name, revision in known.items() if revision is not None]
-        tables, tables_fit = ", ".join(made) or "none yet", True
+        told, tables_fit = ", ".join(made) or "none yet", True
     except StorageSchemaError as error:
-        tables, tables_fit = str(error), False
+        told, tables_fit = str(error), False
     return Health(
         f"{'SQLite' if is_sqlite else 'PostgreSQL'} {version}",
         statistics.median(trips),
         statistics.median(offsets),
-        tables,
+        told,
         tables_fit,
         None if is_sqlite else _connections(connection),
         zones.count(connection),
     )
+
+
+_MISSING_RIGHTS = """
+WITH ours AS (
+    SELECT c.oid, c.relname FROM pg_class c
+    WHERE c.relkind = 'r' AND c.relname = ANY(%(names)s) AND c.relnamespace = to_regnamespace(%(schema)s)
+)
+SELECT kind || ' on ' || relname FROM ours, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) kind
+WHERE NOT has_table_privilege(oid, kind)
+UNION ALL
+SELECT 'USAGE on ' || s.relname FROM ours JOIN pg_depend d ON d.refobjid = ours.oid AND d.deptype = 'a'
+JOIN pg_class s ON s.oid = d.objid
+WHERE CASE WHEN s.relkind = 'S' THEN NOT has_sequence_privilege(s.oid, 'USAGE') ELSE false END
+UNION ALL
+SELECT 'CREATE on schema ' || %(schema)s
+WHERE NOT EXISTS (SELECT 1 FROM ours) AND NOT has_schema_privilege(%(schema)s, 'CREATE')
+"""
+
+
+def _check_rights(connection: Connection) -> None:
+    """Raise StorageDenied if this user may not read and write the tables, or not make them where there are none."""
+    schema = connection.exec_driver_sql("SELECT current_schema()").scalar_one()
+    if schema is None:
+        raise StorageDenied.because("no USAGE on a schema of the search path")
+    names = [*tables.tuner_tables.tables, *tables.CHILDREN_OF_TRIALS, *tables.CHILDREN_OF_STUDIES]
+    names += ["studies", "trials", "version_info", "alembic_version", tables.VERSION_TABLE]
+    found = connection.exec_driver_sql(_MISSING_RIGHTS, {"names": names, "schema": schema}).scalars().all()
+    if found:
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise StorageDenied.because(f"no {', '.join(found[:3])}{more}")
 
 
 def _connections(connection: Connection) -> tuple[int, int]:

@@ -221,7 +221,9 @@ def read_trial(engine: Engine, study: StudyRow, number: int) -> TrialRow:
     Raises:
         UnknownStudy: the study has no trial of that number.
     """
-    rows = _load(engine, study, [trials.c.study_id == study.study_id, trials.c.number == number], with_reports=True)
+    known = [trials.c.study_id == study.study_id, trials.c.number == number]
+    # A larger number does not fit into the column.
+    rows = _load(engine, study, known, with_reports=True) if 0 <= number < 2**31 else []
     if not rows:
         query = sa.select(sa.func.count()).select_from(trials).where(trials.c.study_id == study.study_id)
         count = read(engine, lambda connection: connection.execute(query).scalar_one())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tuner.errors import StorageURLError
 from tuner.log import tell
+from tuner.text import hide_password
 
 DEFAULT_URL = "sqlite:///tuner.db"
 _FORMS = "sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
@@ -27,12 +28,6 @@ def storage_url(given: str | None) -> str:
     url = given or os.environ.get("TUNER_STORAGE") or DEFAULT_URL
     driver_url(url)
     return url
-
-
-def hide_password(text: str) -> str:
-    """Return `text` with the password of every URL in it replaced by `***`."""
-    text = re.sub(r"(?i)(password['\"]?\s*[=:]\s*)(?:'[^']*'|\"[^\"]*\"|[^\s&'\"]+)", r"\1***", text)
-    return re.sub(r"(\w://[^\s:/]*):[^\s]*@(?=[^\s@]*(?:\s|$))", r"\1:***@", text)
 
 
 def warn_of_password() -> None:

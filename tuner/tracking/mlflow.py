@@ -10,9 +10,10 @@ import posixpath
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from tuner.errors import TrackerLost, TrackerRefused, UsageError
+from tuner.text import hide_password
 from tuner.tracking.tracker import TrackedReport, TrackedStudy, TrackedTrial
 from tuner.trial import Outcome
 
@@ -49,11 +50,17 @@ def address(uri: str) -> str:
     Raises:
         UsageError: it is neither a server's nor a database's.
     """
-    parts = urlsplit(uri)
+    parts, must = urlsplit(uri), "--mlflow must be http(s)://HOST:PORT, or the URL of MLflow's database"
     if parts.scheme not in ("http", "https") and not re.match(r"(sqlite|postgresql|mysql|mssql)\b", parts.scheme):
-        shown = repr(uri) if "@" not in uri else "one with a password"
-        raise UsageError(f"--mlflow must be http(s)://HOST:PORT, or the URL of MLflow's database: got {shown}")
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        shown = repr(hide_password(uri)) if "@" not in uri else "one with a password"
+        raise UsageError(f"{must}: got {shown}")
+    try:
+        _ = parts.port
+    except ValueError:
+        # `http://me:pass/word@host`: what follows the / would be taken for the path, and shown.
+        shown = "one whose port is no number; in a password / ? # must be escaped, as %2F %3F %23"
+        raise UsageError(f"{must}: got {shown}") from None
+    return hide_password(parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl())
 
 
 class MlflowTracker:
@@ -250,9 +257,10 @@ class MlflowTracker:
         """Return an error in one line, without the login in the URI."""
         login = urlsplit(self._uri).netloc.rpartition("@")[0]
         text = " ".join(str(error).split()) or type(error).__name__
-        for secret in filter(None, (f"{login}@" if login else "", login.partition(":")[2])):
+        password = login.partition(":")[2]
+        for secret in filter(None, (f"{login}@" if login else "", password, unquote(password))):
             text = text.replace(secret, "")
-        return f"MLflow at {self._address}: {text[:500]}"
+        return f"MLflow at {self._address}: {hide_password(text)[:500]}"
 
 
 def _metrics(reports: Sequence[TrackedReport]) -> list[Any]:

@@ -9,9 +9,9 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from tuner.errors import TrackerLost, UsageError
+from tuner.text import folder_name
 from tuner.tracking.tracker import TrackedReport, TrackedStudy, TrackedTrial
 from tuner.trial import Outcome
 
@@ -47,7 +47,7 @@ class TensorboardTracker:
         self._fresh: set[str] = set()  # runs whose files begin in this process
 
     def open_study(self, study: TrackedStudy, place: str | None, known: Collection[str]) -> str:
-        self._study = self._folder / f"{quote(study.name, safe=' ')[:100]}-{study.identity[:8]}"
+        self._study = self._folder / folder_name(study.name, study.identity)
         with _writing():
             self.close()
             self._fresh.clear()

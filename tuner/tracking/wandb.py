@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuner.errors import TrackerLost
+from tuner.text import hide_password
 from tuner.tracking.tracker import TrackedReport, TrackedStudy, TrackedTrial
 from tuner.trial import Outcome
 
@@ -28,7 +29,7 @@ class WandbTracker:
         where = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
         if os.environ.get("WANDB_MODE") == "offline":
             where = f"offline {os.uname().nodename}:{Path(os.environ.get('WANDB_DIR', '.')).absolute()}"
-        self.target = f"wandb {where} {project}"[:300]
+        self.target = hide_password(f"wandb {where} {project}")[:300]
         self._study: TrackedStudy | None = None
         self._runs: dict[str, wandb.Run] = {}
         self._dropped: dict[int, int] = {}  # trial number -> how often it was sent anew

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -52,25 +53,30 @@ class Loaded:
         return self.trainer.bind_model(self.state, self.hparams)(*inputs)
 
 
-def load_from_checkpoint(path: str | Path, *, trainer: TrainerModule | None = None, hparams: Any = None) -> Loaded:
-    """Return a trained model from a checkpoint's folder alone.
+def load_from_checkpoint(
+    path: str | Path, *, trainer: TrainerModule | None = None, hparams: Any = None, trust: bool = False
+) -> Loaded:
+    """Return a trained model from a checkpoint's folder.
 
-    The study's file, or that of the trainer's class, must still be where it was; it is imported, so that what it does
-    beside defining things belongs below `if __name__ == "__main__":`.
+    A checkpoint names the Python file of its study, or of its trainer's class. To import that file runs its code, so
+    that it is done only with `trust=True`, and never with a file inside the checkpoint. What this process has imported
+    already is used as it is.
 
     Args:
         path: A checkpoint, or a trial's folder: its best checkpoint, else the latest.
-        trainer: The trainer, if its file is elsewhere, or if it needs arguments and belongs to no study.
-        hparams: The hyperparameters, if they are no `Space`.
+        trainer: The trainer, so that no file has to be imported for it.
+        hparams: The hyperparameters, if they are no `Space`, or if their class is not imported.
+        trust: Import the file that the checkpoint names. It must still be where it was; what it does beside defining
+            things belongs below `if __name__ == "__main__":`. Only for checkpoints of your own.
 
     Raises:
-        CheckpointError: the checkpoint is torn, foreign or missing, or its study cannot be found.
+        CheckpointError: the checkpoint is torn, foreign or missing, or its study cannot be found, or is not trusted.
         StudyFileError: the study's file does not import.
     """
     plain, record = read(path)
-    trainer = trainer or _find_trainer(path, record)
+    trainer = trainer or _find_trainer(path, record, trust)
     if hparams is None:
-        hparams = _find_hparams(path, record)
+        hparams = _find_hparams(path, record, trust)
     register(hparams)
     batch: Any = {name: jax.ShapeDtypeStruct(tuple(shape), dtype) for name, (shape, dtype) in record["batch"].items()}
     placed, seed = jax.device_put(hparams), jax.ShapeDtypeStruct((), "uint32")
@@ -128,34 +134,41 @@ class Run:
         return self.trainer.train_model(self.hparams, splits, **{**said, **fixed, **options})
 
 
-def load_run(folder: str | Path, *, trainer: TrainerModule | None = None, hparams: Any = None) -> Run:
-    """Return a run from its log; see `log` of `Training`. Its trainer's file is imported.
+def load_run(
+    folder: str | Path, *, trainer: TrainerModule | None = None, hparams: Any = None, trust: bool = False
+) -> Run:
+    """Return a run from its log; see `log` of `Training`.
 
     Args:
         folder: The folder of the run.
-        trainer: The trainer, if its file is elsewhere or it needs arguments.
-        hparams: The hyperparameters, if they are neither a `Space` nor a dict of plain values.
+        trainer: The trainer, so that no file has to be imported for it.
+        hparams: The hyperparameters, if they are neither a `Space` that is imported nor a dict of plain values.
+        trust: Import the Python file that the log names, which runs its code; never one inside the folder. Only for
+            runs of your own.
 
     Raises:
-        CheckpointError: there is no log, or it names what cannot be found.
+        CheckpointError: there is no log, or it names what cannot be found or is not trusted.
         StudyFileError: the trainer's file does not import.
     """
     path = Path(folder) / "run.json"
     record = read_log(path)
     if hparams is None:
-        hparams = _find_hparams(path, record)
-    return Run(trainer or _find_trainer(path, record), hparams, record)
+        hparams = _find_hparams(path.parent, record, trust)
+    return Run(trainer or _find_trainer(path.parent, record, trust), hparams, record)
 
 
-def _find_trainer(path: str | Path, record: dict[str, Any]) -> TrainerModule:
+def _find_trainer(path: str | Path, record: dict[str, Any], trust: bool) -> TrainerModule:
     """Return the trainer of the recorded study, else an instance of the recorded class."""
     study = record.get("study")
     if study is not None:
-        for value in vars(import_file(Path(record["file"]))).values():
+        for value in vars(_module(path, record["file"], f"study {study!r}", "trainer=", trust)).values():
             if getattr(value, "name", None) == study and isinstance(getattr(value, "trainer", None), TrainerModule):
                 return as_recorded(path, record, value.trainer)
         raise CheckpointError(f"{record['file']} must hold the study {study!r} of {path}: it does not; give trainer=")
-    kind = _find(path, record["class"], "trainer=")
+    kind = _find(path, record["class"], "trainer=", trust)
+    if not (isinstance(kind, type) and issubclass(kind, TrainerModule)):
+        # Nothing else is called, whatever a checkpoint names.
+        raise CheckpointError(f"the trainer of {path} must be a TrainerModule: {kind!r} is none; give trainer=")
     try:
         return as_recorded(path, record, kind())
     except TypeError as error:
@@ -178,25 +191,21 @@ def as_recorded(path: str | Path, record: dict[str, Any], trainer: TrainerModule
     return trainer
 
 
-def _find_hparams(path: str | Path, record: dict[str, Any]) -> Any:
+def _find_hparams(path: str | Path, record: dict[str, Any], trust: bool) -> Any:
     if isinstance(record["hparams"], dict) and record["space"] == _DICT:
         return record["hparams"]
-    kind = None if record["space"] == _DICT else _find(path, record["space"], "hparams=")
+    kind = None if record["space"] == _DICT else _find(path, record["space"], "hparams=", trust)
     if not (isinstance(kind, type) and issubclass(kind, Space)):
         raise CheckpointError(f"the hyperparameters of {path} are neither a Space nor plain values: give hparams=")
     return from_params(kind, record["hparams"])
 
 
-def _find(path: str | Path, reference: dict[str, str], option: str) -> Any:
-    """Return a recorded class, from its module if that is imported or can be, else from its file."""
+def _find(path: str | Path, reference: dict[str, str], option: str, trust: bool) -> Any:
+    """Return a recorded class, from its module if that is imported, else from its file."""
     found: Any = sys.modules.get(reference["module"])
     file = getattr(found, "__file__", None) or ""
-    if found is None or (file and os.path.realpath(file)) != reference["file"]:
-        if not Path(reference["file"]).is_file():
-            raise CheckpointError(
-                f"the file of {reference['name']} in {path} must exist: {reference['file']!r} does not; give {option}"
-            )
-        found = import_file(Path(reference["file"]))
+    if found is None or (file and os.path.realpath(file) != reference["file"]):
+        found = _module(path, reference["file"], reference["name"], option, trust)
     for part in reference["name"].split("."):
         found = getattr(found, part, None)
     if found is None:
@@ -205,3 +214,22 @@ def _find(path: str | Path, reference: dict[str, str], option: str) -> Any:
             f"give {option}"
         )
     return found
+
+
+def _module(path: str | Path, file: str, what: str, option: str, trust: bool) -> Any:
+    """Return the module of a recorded file: as it is imported, or imported now if that is trusted."""
+    real = os.path.realpath(file)
+    if file and Path(real).is_relative_to(os.path.realpath(path)):
+        raise CheckpointError(f"the file of {what} must not be inside {path}: {file!r} is; give {option}")
+    for module in list(sys.modules.values()):
+        known = vars(module).get("__file__") if isinstance(module, ModuleType) else None
+        if isinstance(known, str) and os.path.realpath(known) == real:
+            return module
+    if not Path(file).is_file():
+        raise CheckpointError(f"the file of {what} in {path} must exist: {file!r} does not; give {option}")
+    if not trust:
+        raise CheckpointError(
+            f"the file of {what} in {path} must be trusted, its code runs when it is imported: {file!r}; give {option}"
+            ", or trust=True if you know where the checkpoint comes from"
+        )
+    return import_file(Path(file))

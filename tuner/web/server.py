@@ -10,7 +10,6 @@ from __future__ import annotations
 import enum
 import socket
 import ssl
-import sys
 import threading
 import time
 import traceback
@@ -27,6 +26,7 @@ from cheroot.ssl.builtin import BuiltinSSLAdapter
 from cheroot.wsgi import Gateway_10
 from cheroot.wsgi import Server as CherootServer
 
+from tuner.log import say
 from tuner.web.address import network_of
 from tuner.web.headers import StrictHeaders
 
@@ -390,7 +390,7 @@ class Server(CherootServer):
         if traceback:
             msg = f"{msg}\n{_trace()}"
         if self._tell is None:
-            print(f"tuner: {msg}", file=sys.stderr, flush=True)
+            say(f"{msg}")
         else:
             self._tell(msg)
 

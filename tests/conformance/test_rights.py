@@ -1,0 +1,79 @@
+"""A Postgres role without rights, and tables of an earlier version: one line from every command, never SQL."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy as sa
+
+from tuner.cli.explain import explained
+from tuner.doctor import _storage
+from tuner.errors import StorageDenied, StorageSchemaError
+from tuner.storage import connect, open_storage
+from tuner.storage.engine import read, write
+from tuner.storage.queries import read_studies
+
+
+@pytest.fixture
+def limited(postgres_url: str) -> Iterator[tuple[sa.Engine, str]]:
+    """The owner's engine of a storage with tables, and the URL of a role that has no rights on them."""
+    open_storage(postgres_url).close()
+    url = sa.make_url(postgres_url)
+    role = f"reader_{url.database}"
+    owner = sa.create_engine(url.set(drivername="postgresql+psycopg2"), isolation_level="AUTOCOMMIT")
+    with owner.connect() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD 'x'")
+    yield owner, url.set(username=role, password="x").render_as_string(hide_password=False)
+    with owner.connect() as connection:
+        connection.exec_driver_sql(f"DROP OWNED BY {role}; DROP ROLE {role}")
+    owner.dispose()
+
+
+LINE = r"the storage's user must be allowed to read and write its tables: the database says '[^\n]*'; [^\n]*grant[^\n]*"
+
+
+def test_a_role_without_rights_is_told_so_in_one_line_and_doctor_finds_it(limited: tuple[sa.Engine, str]) -> None:
+    owner, url = limited
+    engine = connect(url)
+    with pytest.raises(StorageDenied) as denied:
+        read_studies(engine)
+    assert re.fullmatch(LINE, str(denied.value))
+    assert "permission denied for table" in str(denied.value)
+    (row,) = _storage(url)
+    assert (row["check"], row["status"]) == ("storage", "fail")
+    assert re.search(r"no SELECT on \w+, .* more", row["found"])
+    with pytest.raises(Exception, match="permission denied") as raised:
+        open_storage(url)
+    assert re.fullmatch(LINE, str(explained(raised.value)))
+
+    with owner.connect() as connection:
+        role = sa.make_url(url).username
+        connection.exec_driver_sql(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
+    assert read_studies(engine) == []
+    (row,) = _storage(url)
+    assert re.search(r"no INSERT on \w+", row["found"]), "reading alone is not enough"
+    with pytest.raises(StorageDenied):
+        write(engine, lambda connection, _: connection.exec_driver_sql("DELETE FROM studies"))
+
+    with owner.connect() as connection:
+        connection.exec_driver_sql(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
+    assert "USAGE on" in _storage(url)[0]["found"]
+    with owner.connect() as connection:
+        connection.exec_driver_sql(f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role}")
+    assert {row["status"] for row in _storage(url)} <= {"ok", "warn"}
+    engine.dispose()
+
+
+def test_tables_of_an_earlier_version_are_named_with_both_versions(storage_url: str) -> None:
+    open_storage(storage_url).close()
+    engine = connect(storage_url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE tuner_alembic_version SET version_num = '0004'")
+        connection.exec_driver_sql("DROP TABLE tuner_unknown_zones")
+    with pytest.raises(StorageSchemaError, match=r"must be at version \d+: they are at 0004; .*`tuner upgrade`$"):
+        read(engine, lambda connection: connection.exec_driver_sql("SELECT * FROM tuner_unknown_zones").all())
+    with pytest.raises(StorageSchemaError, match=r"must be at version \d+: they are at 0004; .*`tuner upgrade`$"):
+        open_storage(storage_url)
+    engine.dispose()

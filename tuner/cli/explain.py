@@ -1,0 +1,54 @@
+"""Errors of libraries that a person can do something about, as one line."""
+
+from __future__ import annotations
+
+import sqlite3
+import traceback
+from collections.abc import Iterator
+
+from tuner.errors import StorageDenied, StorageSchemaError, TunerError, UsageError
+
+_LARGEST = "2**31 - 1"
+
+
+def explained(error: BaseException) -> TunerError | None:
+    """Return what an error means to the person who typed the command; None if it is a fault of this program."""
+    for one in _chain(error):
+        found = _explained(one)
+        if found is not None:
+            return found
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, and those that led to it."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = getattr(error, "orig", None) or error.__cause__ or error.__context__
+
+
+def _explained(error: BaseException) -> TunerError | None:
+    code, text = getattr(error, "pgcode", None), str(error)
+    first = text.strip().partition("\n")[0]
+    if code == "42501" or (isinstance(error, sqlite3.OperationalError) and "readonly" in text):
+        return StorageDenied.because(first)
+    if code in ("42P01", "42703") or (
+        isinstance(error, sqlite3.OperationalError) and text.startswith(("no such table", "no such column"))
+    ):
+        return StorageSchemaError("the storage's tables must be of this version: make a backup and run `tuner upgrade`")
+    if code == "22003" or (isinstance(error, OverflowError) and "SQLite INTEGER" in text):
+        return UsageError(f"a number must be at most {_LARGEST} to be stored: one that was given is larger")
+    if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
+        return UsageError(f"a text must be UTF-8 to be stored or written: got {error.object[:100]!r}")
+    if isinstance(error, ValueError) and "NUL" in text:
+        return UsageError("a text must have no NUL character to be stored: one that was given has")
+    if isinstance(error, RecursionError) and _is_in_json(error):
+        return TunerError("the JSON of an attribute in the storage must be nested less deeply to be read: remove it")
+    return None
+
+
+def _is_in_json(error: RecursionError) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return any("/json/" in frame.filename or "json" in frame.name for frame in frames[-3:])
