@@ -56,13 +56,20 @@ def test_the_inverse_is_exact_and_the_determinant_is_that_of_the_jacobian(featur
     flow = Flow(couplings=3, width=8)
     params = perturbed(flow, features, by=0.3)
     x = jax.random.normal(KEY, (6, features))
-    forth, back = jit(partial(flow.apply, params)), jit(lambda z: flow.apply(params, z, True))
-    z, log_det = forth(x)
-    again, log_det_back = back(z)
-    np.testing.assert_allclose(again, x, atol=3e-5)
-    np.testing.assert_allclose(log_det_back, -log_det, atol=1e-5)
-    jacobians = jit(jax.vmap(jax.jacobian(lambda row: flow.apply(params, row[None])[0][0])))(x)
-    np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobians)[1], atol=1e-5)
+    # In float64, so that rounding (1e-16 times the Jacobian's condition, below 1e3 here) is far below the tolerance on
+    # any processor; in float32 the two orders of operations differ by some 1e-5.
+    with jax.enable_x64(True):
+        params, x = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float64), (params, x))
+        forth, back = jit(partial(flow.apply, params)), jit(lambda z: flow.apply(params, z, True))
+        z, log_det = forth(x)
+        again, log_det_back = back(z)
+        assert again.dtype == jnp.float64
+        np.testing.assert_allclose(again, x, atol=1e-11)
+        np.testing.assert_allclose(log_det_back, -log_det, atol=1e-11)
+        jacobians = jit(jax.vmap(jax.jacobian(lambda row: flow.apply(params, row[None])[0][0])))(x)
+        assert np.linalg.cond(jacobians).max() < 1e3
+        np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobians)[1], atol=1e-11)
+        x, z, log_det = np.asarray(x), np.asarray(z), np.asarray(log_det)
     assert np.std(log_det) > 0.01  # it does depend on the point
     every_coordinate_moves = np.abs(z - x).min(axis=0) > 1e-3
     assert every_coordinate_moves.all()
