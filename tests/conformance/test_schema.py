@@ -257,7 +257,7 @@ def test_a_query_on_old_tables_says_what_to_do(storage_url: str) -> None:
     engine = connect(storage_url)
     try:
         with pytest.raises(
-            StorageSchemaError, match=r"must be of this version: .*value_type.*; `tuner upgrade`"
+            StorageSchemaError, match=r"must be at version v3\.2\.0\.a: they are at v2\.6\.0\.a; .*`tuner upgrade`"
         ) as caught:
             study_rows(engine)
     finally:

@@ -24,11 +24,11 @@ from aftermath import check_aftermath, endings_of, processes_of, table
 from postgres_server import PASSWORD, ROLE, Server
 from sqlalchemy.exc import DBAPIError
 
-from tuner.errors import StorageLost
+from tuner.errors import StorageDenied, StorageLost
 from tuner.search.halving import AshaPruner
 from tuner.search.pruners import TrialPruner
 from tuner.storage import connect, open_storage
-from tuner.storage.engine import PROMPT, Patience, new_engine, patient, read, write
+from tuner.storage.engine import Patience, new_engine, patient, read, write
 from tuner.storage.optuna_storage import Storage
 from tuner.storage.tables import reports, trial_intermediate_values
 from tuner.worker.attempt import Attempt
@@ -235,7 +235,7 @@ def test_a_database_that_goes_away_before_a_pruning_decision_does_not_hold_train
     trial = study.ask()
     pruner = TrialPruner(study, trial)
     attempt = Attempt.__new__(Attempt)
-    attempt.worker = cast("Any", SimpleNamespace(storage=storage, prompt_engine=patient(storage.engine, PROMPT)))
+    attempt.worker = cast("Any", SimpleNamespace(storage=storage, must_end=lambda: False))
     began_s = time.monotonic()
     with server.refused(database):
         assert not attempt._is_hopeless(pruner, 1, 0.5)
@@ -707,7 +707,7 @@ def test_a_sqlite_file_that_becomes_read_only_is_waited_for_and_one_that_is_so_i
     assert write(file, work) == 2
     assert "attempt to write a readonly database" in capsys.readouterr().err
     other = patient(new_engine(sqlite_url), Patience(600.0))
-    with pytest.raises(StorageLost, match="readonly"):
+    with pytest.raises(StorageDenied, match="readonly"):
         write(other, lambda connection, _: work(connection, 0))
     other.dispose()
 

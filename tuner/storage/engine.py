@@ -349,29 +349,44 @@ def _retried(engine: Engine, attempt: Callable[[int], T]) -> T:
                     ) from error
                 if kind == "other" and not isinstance(error, OperationalError | InterfaceError):
                     raise
+                if kind == "passing":
+                    _away_since_s.setdefault(engine.pool, began_s)
                 raise lost(error, engine.url.render_as_string()) from error
             if not is_conflict:
+                _away_since_s.setdefault(engine.pool, began_s)
                 tell_away(engine, lost(error, engine.url.render_as_string()), "waiting for it")
             # Jitter, so that workers that were cut off together do not come back together.
             _pause(min(_LONGEST_PAUSE_S, 0.05 * 2**tries) * random.uniform(0.5, 1.5), patience)
             tries += 1
         else:
+            if _outage_s(engine) >= _OUTAGE_S:
+                _back_s[engine.pool] = time.monotonic()
+            _away_since_s.pop(engine.pool, None)
             if engine.pool in _away:
                 _away.discard(engine.pool)
-                _back_s[engine.pool] = time.monotonic()
                 tell("the storage answers again", "storage_back")
             return result
 
 
 _away: weakref.WeakSet[Any] = weakref.WeakSet()  # pools of databases that are known not to answer
+_away_since_s: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()  # since when they do not
 _back_s: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()  # since when they answer again
 _written: weakref.WeakSet[Any] = weakref.WeakSet()  # pools of databases that this process has written to
 _RECOVERY_S = 10.0
+_OUTAGE_S = 2.0
+"""An outage in which other workers may miss the end of their leases; a connection that broke is not one."""
 
 
 def is_recovering(engine: Engine) -> bool:
     """Return whether a database was away a moment ago: others may not have renewed their leases yet."""
-    return engine.pool in _away or time.monotonic() < _back_s.get(engine.pool, -math.inf) + _RECOVERY_S
+    is_back = time.monotonic() < _back_s.get(engine.pool, -math.inf) + _RECOVERY_S
+    return is_back or _outage_s(engine) >= _OUTAGE_S
+
+
+def _outage_s(engine: Engine) -> float:
+    """Return for how many seconds a database has not answered; 0 if it does."""
+    since_s = _away_since_s.get(engine.pool)
+    return 0.0 if since_s is None else time.monotonic() - since_s
 
 
 def tell_away(engine: Engine, error: StorageLost, meanwhile: str) -> None:

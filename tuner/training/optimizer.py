@@ -40,6 +40,7 @@ from tuner.training.transforms import (
     rename_value_fn,
     shrink,
     skip_nonfinite,
+    without_weight,
 )
 
 
@@ -117,7 +118,7 @@ class OptimizerSpec:
         made = partial(self._chain, updates, key)
         made(Layers())  # what is wrong with the options is said now
         chained = aware_of_layers(made)
-        return accumulate(chained, self.accumulate_steps) if self.accumulate_steps > 1 else chained
+        return accumulate(chained, self.accumulate_steps) if self.accumulate_steps > 1 else without_weight(chained)
 
     def _chain(self, updates: int, key: jax.Array | None, layers: Layers) -> optax.GradientTransformation:
         """Return what is done to a gradient, in order."""

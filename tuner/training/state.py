@@ -15,6 +15,7 @@ import optax
 from flax.training.dynamic_scale import DynamicScale
 
 from tuner.training.optimizer import evaluated_params, skipped_steps
+from tuner.training.transforms import accumulates
 
 
 class Stream(enum.IntEnum):
@@ -112,7 +113,7 @@ class TrainState:
         """
         collections = self.collections if collections is None else collections
         extra = {"value": value, "grad": grads, "value_fn": value_fn} if value is not None else {}
-        if weight is not None:
+        if weight is not None and accumulates(self.opt_state):
             extra["weight"] = weight
         # Optax's Adam raises a float to an integer power, which a user's strict promotion would refuse.
         with jax.numpy_dtype_promotion("standard"):

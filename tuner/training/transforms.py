@@ -174,6 +174,21 @@ def accumulate(inner: optax.GradientTransformationExtraArgs, every: int) -> opta
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def accumulates(opt_state: Any) -> bool:
+    """Return whether an optimizer's state is that of one which accumulates, and so uses the argument `weight`."""
+    leaves = jax.tree.leaves(opt_state, is_leaf=lambda leaf: isinstance(leaf, AccumulateState))
+    return any(isinstance(leaf, AccumulateState) for leaf in leaves)
+
+
+def without_weight(inner: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+    """Drop the extra argument `weight`: a line search takes what it does not know for an argument of the loss."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, weight: Any = None, **extra: Any) -> Any:
+        return inner.update(updates, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
 def skip_nonfinite(inner: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
     """Change nothing where gradient, loss or result is not finite; optax's own looks at the gradient only."""
 
