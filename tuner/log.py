@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -21,6 +21,7 @@ _REQUIRED = {"time", "level", "event"}
 _LEVELS = ("info", "warning", "error")
 _OF_PIPES = {
     "study", "trial", "report", "retry", "restart", "end", "idle", "hours", "done", "lost", "deadly", "seconds",
+    "sampler", "unused", "finished",
 }  # fmt: skip
 """What workers tell their launcher on a pipe: a printed line that is called so is the study's own."""
 
@@ -28,6 +29,13 @@ _about: dict[str, Any] = {}
 
 
 _has_reader = True
+_is_ending = False
+
+
+def note_ending(is_ending: bool) -> None:
+    """Note whether a signal has come, after which a reader that goes away does not end the process once more."""
+    global _is_ending
+    _is_ending = is_ending
 
 
 def has_reader() -> bool:
@@ -40,7 +48,7 @@ def _lose_reader() -> None:
     global _has_reader
     _has_reader = False
     drop(sys.stderr)
-    if callable(signal.getsignal(signal.SIGTERM)):
+    if callable(signal.getsignal(signal.SIGTERM)) and not _is_ending:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -131,7 +139,7 @@ def clean_traces() -> None:
 
     if not is_json():
         sys.excepthook = print_trace
-        threading.excepthook = lambda crash: print_trace(crash.exc_type, crash.exc_value, crash.exc_traceback)
+        threading.excepthook = _of_thread(print_trace)
 
 
 def set_about(**fields: Any) -> None:
@@ -151,7 +159,17 @@ def use_json() -> None:
     logging.getLogger().addHandler(_handler)
     logging.captureWarnings(True)
     sys.excepthook = _tell_crash
-    threading.excepthook = lambda crash: _tell_crash(crash.exc_type, crash.exc_value, crash.exc_traceback)
+    threading.excepthook = _of_thread(_tell_crash)
+
+
+def _of_thread(hook: Callable[..., None]) -> Callable[[threading.ExceptHookArgs], None]:
+    """Return a hook for threads, which as Python's own says nothing of one that ended by `sys.exit`."""
+
+    def call(crash: threading.ExceptHookArgs) -> None:
+        if crash.exc_type is not SystemExit:
+            hook(crash.exc_type, crash.exc_value, crash.exc_traceback)
+
+    return call
 
 
 def is_json() -> bool:
@@ -182,10 +200,6 @@ def parse(line: str) -> dict[str, Any] | None:
 def now() -> str:
     """Return the time as lines of a JSON log have it: UTC, to the millisecond."""
     return _iso(time.time())
-
-
-def _text(value: Any) -> str:
-    return hide_password(str(value))
 
 
 def _iso(at_s: float) -> str:

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable, Sequence
 from types import FrameType
 
+from tuner.log import note_ending
+
 _IN_ORDER_S = 3.0
 """How long a process may take to end after the second signal."""
 _EXIT_STATUS = 130
@@ -41,6 +43,7 @@ def end_on_signals(numbers: Sequence[signal.Signals], stop: Callable[[], None]) 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal came
         came += 1
+        note_ending(True)
         if came > 1:
             raise KeyboardInterrupt
         stop()
@@ -62,6 +65,7 @@ def end_on_signals(numbers: Sequence[signal.Signals], stop: Callable[[], None]) 
 
     def undo() -> None:
         is_over.set()
+        note_ending(False)
         signal.set_wakeup_fd(descriptor)
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -60,10 +60,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal may have no UTF-8
     try:
-        try:
-            app()
-        finally:
-            sys.stdout.flush()
+        _run()
     except TunerError as error:
         _fail(error)
     except KeyboardInterrupt:
@@ -77,6 +74,18 @@ def main() -> None:
         if known is None:
             raise
         _fail(known)
+
+
+def _run() -> None:
+    """Run the command; a reader of its results that has gone does not change its exit status."""
+    try:
+        app()
+    except SystemExit:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            drop(sys.stdout)
+        raise
 
 
 def _fail(error: TunerError) -> None:
@@ -94,5 +103,6 @@ def _open_standard_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115 (for the life of the process)
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 (for the life of the process)
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115

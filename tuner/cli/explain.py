@@ -42,7 +42,7 @@ def _explained(error: BaseException) -> TunerError | None:
         return UsageError(f"a number must be at most {_LARGEST} to be stored: one that was given is larger")
     if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
         return UsageError(f"a text must be UTF-8 to be stored or written: got {error.object[:100]!r}")
-    if isinstance(error, ValueError) and "NUL" in text:
+    if isinstance(error, ValueError) and ("NUL (0x00)" in text or "embedded null" in text):
         return UsageError("a text must have no NUL character to be stored: one that was given has")
     if isinstance(error, RecursionError) and _is_in_json(error):
         return TunerError("the JSON of an attribute in the storage must be nested less deeply to be read: remove it")

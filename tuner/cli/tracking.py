@@ -10,7 +10,6 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -53,7 +52,7 @@ def track(
     if not (uri or tensorboard or wandb):
         raise UsageError("a tracker must be named: none is; give --mlflow URI, --tensorboard DIR or --wandb PROJECT")
     ending = Ending()
-    _end_on_signals(ending)
+    end_on_signals((signal.SIGINT, signal.SIGTERM), partial(setattr, ending, "now", True))
     descriptor = os.environ.pop(EVENTS_VARIABLE, None)
     if descriptor is not None:
         ending.on_progress = partial(_tell_launcher, int(descriptor))
@@ -99,18 +98,6 @@ def _step_back() -> None:
     # Linux may weigh sessions against each other, and processes only within theirs.
     with contextlib.suppress(OSError):
         Path("/proc/self/autogroup").write_text("10")
-
-
-def _end_on_signals(ending: Ending) -> None:
-    """End on SIGINT and SIGTERM; a second signal ends the process at once."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if ending.now:
-            raise KeyboardInterrupt
-        ending.now = True
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handle)
 
 
 def _tell_launcher(descriptor: int) -> None:

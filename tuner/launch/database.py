@@ -75,11 +75,12 @@ class StudyDatabase:
     # --- On the thread
 
     def _connect(self) -> Engine:
-        from tuner.storage.engine import Patience, hurried, patient
+        from tuner.storage import deadlines
+        from tuner.storage.engine import Patience, patient
 
         if self._engine is None:
             patience = Patience(0.0, statement_s=_STATEMENT_S)
-            with hurried(patience):
+            with deadlines.limit(_STATEMENT_S):
                 self._engine = patient(connect(self._url), patience)
         return self._engine
 

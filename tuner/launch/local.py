@@ -189,7 +189,7 @@ class _Launch:
                 continue
             self._read_messages(progress)
             if place.worker.process.returncode == 0:
-                place.is_done = True
+                place.is_done, place.is_at_work = True, False
             elif place.worker.process.returncode == UsageError.exit_status:
                 self._give_up(place, place.worker, progress)
             elif self.error is None:

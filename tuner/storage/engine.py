@@ -339,7 +339,7 @@ def _retried(engine: Engine, attempt: Callable[[int], T]) -> T:
             most_tries = max(patience.conflict_tries, _pgcode(error) in NOT_PREPARED)
             is_conflict = kind == "conflict" and tries < most_tries
             if patience.is_over() or not (may_wait or is_conflict):
-                if _is_denied(error):
+                if kind == "other" and _is_denied(error):
                     raise StorageDenied.because(_line(error)) from error
                 if _lacks_tables(error):
                     _check_version(engine)

@@ -326,6 +326,8 @@ class Attempt:
     def _give_back(self) -> None:
         worker = self.worker
         engine = worker.brief_engine()
-        self._finish_reports(engine)
-        leases.release(engine, self.lease)
+        try:
+            self._finish_reports(engine)
+        finally:
+            leases.release(engine, self.lease)
         worker.say({"event": "end", "trial": self.lease.number, "outcome": "released"})

@@ -251,6 +251,7 @@ class Worker:
                 self.say({"event": "lost", "level": "warning", "trial": lease.number, "message": str(error)})
                 with contextlib.suppress(StorageLost):
                     leases.withdraw_death(self.brief_engine(), lease)
+                self.last_words_end_s = None
             finally:
                 set_about(trial=None)
             tidy()

@@ -9,7 +9,7 @@ from functools import partial
 
 from sqlalchemy import Engine
 
-from tuner.errors import StorageLost
+from tuner.errors import StorageLost, TunerError
 from tuner.storage.background import Background
 from tuner.storage.reporter import Reporter
 from tuner.trial import Report
@@ -76,7 +76,6 @@ class Reports:
         Raises:
             LeaseLost: another worker has the trial.
             StorageLost: the database stays away, or the worker is to end and the database is silent.
-            Exception: whatever the pruner raised.
         """
         while self._unanswered:
             future = self._unanswered[0]
@@ -84,7 +83,10 @@ class Reports:
                 self._background.wait(future, float("inf"), seconds=_LAST_S)
             if not future.done():
                 raise StorageLost("the storage must answer: it has not stored the last reports, and the worker ends")
-            self._collect()
+            # Too late to fail the trial for what its pruner raised: the training is over.
+            if not isinstance(self._unanswered.popleft().exception(), TunerError | None):
+                continue
+            future.result()
         self._reporter.flush(engine)
 
     def _collect(self) -> None:
