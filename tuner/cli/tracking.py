@@ -23,6 +23,7 @@ from tuner.cli.options import (
     WandbOption,
 )
 from tuner.errors import UsageError
+from tuner.signals import end_on_signals
 
 if TYPE_CHECKING:
     from tuner.mirror import Ending

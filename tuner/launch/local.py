@@ -261,7 +261,10 @@ class _Launch:
         for place, name, burial in done:
             end = burial.result()
             if end is not None:
+                now = place.trial, place.early_deaths
                 self._take(place.index, end)
+                if place.worker is not None and place.worker.name != name:
+                    place.trial, place.early_deaths = now  # of the worker that has replaced the dead one
                 progress.say({"worker": name, "place": place.index, **end})
 
     def _end_workers(self, progress: Progress) -> None:
