@@ -109,11 +109,11 @@ def _tell_launcher(descriptor: int) -> None:
 
 def _end_with_launcher(ending: Ending) -> None:
     """Send what is left when the launcher ends, however it ends: it holds the other side of our standard input."""
-    from tuner.launch.mirror import GRACE_S, START_S
+    from tuner.launch.mirror import GRACE_S, QUIET_S, START_S
 
     def wait() -> None:
         sys.stdin.read()
-        ending.ask(GRACE_S, START_S)
+        ending.ask(QUIET_S, START_S)
         # Whatever hangs then: nobody is left to end it.
         while time.monotonic() < (ending.by_s or 0.0) + GRACE_S:
             time.sleep(0.5)

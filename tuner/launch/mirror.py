@@ -17,10 +17,12 @@ from tuner.tracking import MLFLOW_VARIABLE, check_trackers
 
 _NICENESS = 10
 GRACE_S = 15.0
-"""How long after a launch's end the mirror waits for a tracker that takes nothing more; while one does, it goes on."""
+"""How long the mirror has for the rest after a signal."""
+QUIET_S = 60.0
+"""How long after a launch's end the mirror waits for a tracker that accepts nothing; while one does, it goes on."""
 START_S = 120.0
 """How long its start, imports mostly, may take beyond a launch's end on a slow and busy machine."""
-_KILL_AFTER_S = GRACE_S + 15.0
+_KILL_AFTER_S = QUIET_S + 15.0
 """A mirror that should have ended by itself for so long is killed."""
 _TELL_AFTER_S, _STOP_S = 5.0, 2.0
 
