@@ -149,7 +149,7 @@ def run_once(side: str, space: str, trials: int, pruner: str) -> Run:
         folder = Path(name)
         url = f"sqlite:///{folder / 'study.db'}"
         words = command(side, space, url, trials, pruner, folder)
-        began, began_s = datetime.datetime.now(datetime.UTC).replace(tzinfo=None), time.perf_counter()
+        began, began_s = datetime.datetime.now(datetime.UTC), time.perf_counter()
         done = subprocess.run(
             words, env=environment(folder), cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT_S
         )
@@ -174,7 +174,7 @@ def summarise(side: str, space: str, began: datetime.datetime, seconds: float, r
     warm = [row for group in by_worker.values() for row in sorted(group, key=_started)[1:]]
     if not warm:
         raise SystemExit("no worker ran two trials: give more --trials")
-    ends = [row.completed for row in rows if row.completed is not None]
+    ends = [_utc(row.completed) for row in rows if row.completed is not None]
     compiled = [row.record["compile_s"] for row in rows if row.record["compile_s"] is not None]
     before_seconds = (min(map(_started, rows)) - began).total_seconds()
     return Run(
@@ -196,7 +196,12 @@ def summarise(side: str, space: str, began: datetime.datetime, seconds: float, r
 
 def _started(row: TrialRow) -> datetime.datetime:
     assert row.started is not None
-    return row.started
+    return _utc(row.started)
+
+
+def _utc(time: datetime.datetime) -> datetime.datetime:
+    """Return a time with its zone: plain Optuna's have none where the database does not say so, and `TZ` is UTC."""
+    return time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
 
 
 def describe(run: Run) -> str:

@@ -18,6 +18,7 @@ from tuner.training import ArrayDataset, Splits, TrainerModule
 MODE = os.environ.get("TINY_MODE", "")
 KILLED = 0.35438542517570404  # the noise of trial 1
 PAUSE_S = float(os.environ.get("TINY_PAUSE_S", "0"))  # after each report
+HOLD_FILE = os.environ.get("TINY_HOLD_FILE")  # while it exists, training waits before each report
 STEP_S = float(os.environ.get("TINY_STEP_S", "0"))  # after each program but the last
 
 if "TINY_NOTES" in os.environ:  # what this worker was given
@@ -101,6 +102,8 @@ class Trainer(TrainerModule):
         training = super().train_model(hparams, splits, epochs=epochs, seed=seed, stop=slow_stop, **options)
         for report in training:
             time.sleep(PAUSE_S)
+            while HOLD_FILE and Path(HOLD_FILE).exists():
+                time.sleep(0.05)
             yield report
 
 

@@ -61,7 +61,7 @@ def test_workers_at_once_try_every_point_once(desk: Desk) -> None:
             while True:
                 assert time.monotonic() < deadline_s
                 known = storage.get_all_trials(desk.study_id, deepcopy=False)
-                claimant.trials = sampler_of(0).most_trials(known)
+                claimant.trials, claimant.new_trials = sampler_of(0).limits(known)
                 lease = claims.claim(storage.engine, claimant)
                 if lease is NoTrial.DONE:
                     return
@@ -89,6 +89,31 @@ def test_workers_at_once_try_every_point_once(desk: Desk) -> None:
     assert queued == 2
     assert points.count((3, "a")) <= 2  # one of the two may have failed
     assert len(points) - points.count((3, "a")) == SIZE - 1, "no other is tried twice"
+
+
+def test_no_trial_is_created_for_a_queued_one_that_failed_after_the_grid_was_counted(desk: Desk) -> None:
+    for number in range(SIZE):
+        desk.study.enqueue_trial({"n": number % 5 + 1, "c": "abd"[number % 3]})
+    desk.study.enqueue_trial({"n": 1, "c": "a"})  # a second time
+    claimant = Claimant(desk.study_id, "one", trials=99, lease_s=LEASE_S)
+
+    def count() -> None:
+        claimant.trials, claimant.new_trials = sampler_of(0).limits(desk.trials())
+
+    def end(outcome: Outcome) -> None:
+        lease = claims.claim(desk.engine, claimant)
+        assert isinstance(lease, Lease)
+        leases.tell(desk.engine, lease, outcome, [1.0] if outcome is Outcome.COMPLETE else None, {})
+
+    for _ in range(SIZE):
+        count()
+        end(Outcome.COMPLETE)
+    count()
+    assert claimant.trials == SIZE + 1
+    end(Outcome.FAILED)  # the last in the queue; a worker that counted before still asks for one more
+    assert claims.claim(desk.engine, claimant) is NoTrial.WAIT
+    count()
+    assert claims.claim(desk.engine, claimant) is NoTrial.DONE
 
 
 def test_a_point_is_taken_from_the_moment_that_it_is_chosen(desk: Desk) -> None:

@@ -293,22 +293,23 @@ def test_checkpoints_that_vanish_cost_time_only(
 @pytest.mark.slow
 @pytest.mark.parametrize("ahead", ["dead", pytest.param("alive", marks=pytest.mark.long)])
 def test_workers_whose_clocks_are_an_hour_apart_take_over_dead_ones_trials_only(
-    ahead: str, faulty_on_postgres: Faulty, quiet: dict[int, Any]
+    ahead: str, faulty_on_postgres: Faulty, quiet: dict[int, Any], wait_until: Callable[..., Any]
 ) -> None:
     faulty = faulty_on_postgres
-    env = {"TINY_LEASE_S": "1.5", "TINY_TRIALS": "5", "TINY_PAUSE_S": "0.7"}  # a trial takes longer than a lease
+    env = {"TINY_LEASE_S": "4", "TINY_TRIALS": "4", "TINY_PAUSE_S": "2"}  # a trial takes longer than a lease
     shift_s = 1800 if ahead == "dead" else -1800
-    dies = faulty.worker(TINY_CLOCK_S=f"{shift_s}", TINY_FAULT="SIGKILL after_report 5", TUNER_WORKER="dies", **env)
+    dies = faulty.worker(TINY_CLOCK_S=f"{shift_s}", TINY_FAULT="SIGKILL after_report 2", TUNER_WORKER="dies", **env)
+    wait_until(lambda: faulty.count(leases.c.trial_id) == 1)  # trial 0 is that of the worker that dies
     lives = faulty.worker(TINY_CLOCK_S=f"{-shift_s}", TUNER_WORKER="lives", **env)
 
     assert ended(dies) == -signal.SIGKILL, said(dies)
     assert ended(lives) == 0, said(lives)
 
-    check_aftermath(faulty.url, faulty.artifacts, 5)
+    check_aftermath(faulty.url, faulty.artifacts, 4)
     tries = attempts_of(faulty.url)
-    (taken,) = [rows for rows in tries.values() if len(rows) > 1]
-    assert [(attempt.worker, attempt.ending) for attempt in taken] == [("dies", "died"), ("lives", "complete")]
-    check_same(results(faulty.url), quiet, 5)
+    assert [(attempt.worker, attempt.ending) for attempt in tries[0]] == [("dies", "died"), ("lives", "complete")]
+    assert [len(rows) for rows in tries.values()] == [2, 1, 1, 1]
+    check_same(results(faulty.url), quiet, 4)
 
 
 @pytest.mark.slow
@@ -347,8 +348,15 @@ def test_failures_are_counted_from_the_launch_whatever_a_workers_clock_says(faul
 
 
 @pytest.mark.slow
-def test_two_launches_of_one_study_share_its_budget(faulty: Faulty, quiet: dict[int, Any]) -> None:
-    both = [faulty.launch(TINY_TRIALS="8", TINY_PAUSE_S="0.1") for _ in range(2)]
+def test_two_launches_of_one_study_share_its_budget(
+    faulty: Faulty, quiet: dict[int, Any], wait_until: Callable[..., Any]
+) -> None:
+    start = faulty.folder / "start"
+    start.mkdir()
+    env = {"TINY_START_FOLDER": str(start), "TINY_TRIALS": "8", "TINY_PAUSE_S": "0.5"}
+    both = [faulty.launch(**env) for _ in range(2)]
+    wait_until(lambda: len(list(start.iterdir())) == 4)
+    (start / "go").touch()
 
     assert [ended(launcher) for launcher in both] == [0, 0], [said(launcher) for launcher in both]
 
@@ -369,8 +377,10 @@ def test_a_worker_whose_study_has_changed_is_refused_and_disturbs_nobody(
 ) -> None:
     changed = faulty.folder / "changed.py"
     changed.write_text((faulty.folder / "tiny.py").read_text().replace("uniform(0.0, 1.0)", "uniform(0.0, 2.0)"))
-    running = faulty.worker(TINY_TRIALS="4", TINY_PAUSE_S="0.4", TUNER_WORKER="running")
-    wait_until(lambda: faulty.reports() >= 1)
+    hold = faulty.folder / "hold"
+    hold.touch()
+    running = faulty.worker(TINY_TRIALS="4", TINY_HOLD_FILE=str(hold), TUNER_WORKER="running")
+    wait_until(lambda: faulty.count(leases.c.trial_id) == 1)
 
     refused = faulty.start(command, "changed.py", "--trials=99", TUNER_WORKER="refused")
 
@@ -382,6 +392,7 @@ def test_a_worker_whose_study_has_changed_is_refused_and_disturbs_nobody(
     # A launcher says first what it launches; it may have counted the trials.
     assert all("trials" in line or "workers on" in line for line in before)
     assert running.poll() is None, "it was refused while the other ran"
+    hold.unlink()
     assert ended(running) == 0, said(running)
     assert "Traceback" not in said(running)
     assert table(faulty.url, budgets.c.trials) == [(4,)]

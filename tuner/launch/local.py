@@ -292,12 +292,15 @@ class _Launch:
         """Count what has ended: after a signal only if the database answers at once."""
         if stop.is_set() and (self.burials or self._is_silent()):
             return
-        deadline_s = time.monotonic() + (_LAST_WAIT_S if stop.is_set() else _FINAL_COUNT_S)
-        while self.snapshot.study and time.monotonic() < deadline_s:
-            is_first = self.counting is None  # else it may be of a moment before the last ends
-            self._count(wait_s=deadline_s - time.monotonic())
-            if is_first:
+        began_s, is_latest = time.monotonic(), self.counting is None  # else it may be of a moment before the last ends
+        while self.snapshot.study:
+            # A signal may come while this waits.
+            if time.monotonic() > began_s + (_LAST_WAIT_S if stop.is_set() else _FINAL_COUNT_S):
                 return
+            self._count()
+            if self.counting is None and is_latest:
+                return
+            is_latest = is_latest or self.counting is None
 
     def _count(self, at_most_every_s: float = 0.0, wait_s: float = 0.2) -> None:
         """Learn from the storage how far the study is, now or, if it does not answer so soon, at a later call."""

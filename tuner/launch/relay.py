@@ -13,7 +13,7 @@ from types import FrameType
 
 from tuner.launch.process import Message, WorkerProcess
 from tuner.launch.progress import JsonProgress
-from tuner.log import set_about
+from tuner.log import note_ending, set_about
 
 
 def relay() -> int:
@@ -28,6 +28,7 @@ def relay() -> int:
     worker = WorkerProcess(0, name, command, {**os.environ, "PYTHONUNBUFFERED": "1"}, inbox)
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        note_ending(True)  # a reader that goes away now is no second signal
         worker.stop()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

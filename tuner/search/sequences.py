@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -49,6 +49,21 @@ class NumberedQMCSampler(QMCSampler):
 
     def _find_sample_id(self, study: optuna.Study, search_space: dict[str, BaseDistribution]) -> int:
         return self._number
+
+
+class Limits(NamedTuple):
+    """How many trials it takes to try every combination of a grid: one for each, and others.
+
+    The others are those that have counted, or are queued, and take no combination from the grid.
+
+    Attributes:
+        trials: In all.
+        new: Without the others that are queued. A new trial may begin while fewer count or run: a queued trial may
+            start and fail after the trials were read, and then no combination is left for a new trial.
+    """
+
+    trials: int
+    new: int
 
 
 class GridSampler(BaseSampler):
@@ -110,14 +125,12 @@ class GridSampler(BaseSampler):
         else:
             self._point = take(study._study_id, trial._trial_id, POINT, choose)
 
-    def most_trials(self, trials: Sequence[FrozenTrial]) -> int:
-        """Return how many trials can count in a study, given all that it has: one for each combination, and others.
-
-        The others are those that have counted, or are queued, and take no combination from the grid.
-        """
+    def limits(self, trials: Sequence[FrozenTrial]) -> Limits:
+        """Return how many trials can count in a study, given all that it has."""
         done = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
         taken = {key for trial in done if self._is_on_grid(key := self._key_of(trial))}
-        others = len(done) - len(taken)
+        others_done = len(done) - len(taken)
+        others_queued = 0
         for trial in trials:
             if trial.state != TrialState.WAITING:
                 continue
@@ -125,10 +138,10 @@ class GridSampler(BaseSampler):
             keys = (self._key(point) for point in points)
             key = next((key for key in keys if key not in taken and self._is_on_grid(key)), None)
             if key is None:
-                others += 1
+                others_queued += 1
             else:
                 taken.add(key)
-        return self.size + others
+        return Limits(self.size + others_done + others_queued, self.size + others_done)
 
     def _key_of(self, trial: FrozenTrial) -> tuple[Any, ...] | None:
         """Return the combination that a trial has or will have; None if it failed or nobody knows it yet."""

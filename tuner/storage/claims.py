@@ -71,6 +71,8 @@ class Claimant:
         worker: The worker's name.
         trials: Trials asked for: complete, pruned, diverged and out-of-memory ones count, failed ones do not. Running
             ones are expected to count, also those of plain Optuna processes.
+        new_trials: A new trial is created only while fewer count or run; queued trials may start up to `trials`. None
+            for no such limit.
         lease_s: How long a lease lasts without a renewal, in seconds.
         wall_s: Seconds in which at least one worker may be at work on the study.
         device_s: Seconds of training that may be spent, times the devices of each worker.
@@ -91,6 +93,7 @@ class Claimant:
     device_s: float | None = None
     devices: int = 1
     identity: str | None = None
+    new_trials: int | None = None
     failures_since_s: float | None = None
     settled: Settled = field(default_factory=Settled)
     hours: Hours = field(default_factory=Hours)
@@ -159,6 +162,8 @@ def claim(engine: Engine, claimant: Claimant) -> Lease | NoTrial:
         if settled.used + standing.used + standing.running >= claimant.trials:
             return NoTrial.WAIT
         queued = _start_queued(connection, claimant, standing)
+        if queued is None and settled.used + standing.used + standing.running >= _most_new(claimant):
+            return NoTrial.WAIT  # what was queued when the limit was counted has been started since
         trial_id, number = queued or _create(connection, claimant, standing)
         settled = _settle(connection, claimant, standing, trial_id)
         return Lease(trial_id, number, claimant.worker, 1, claimant.lease_s, is_new=queued is None)
@@ -166,6 +171,10 @@ def claim(engine: Engine, claimant: Claimant) -> Lease | NoTrial:
     claimed = write(engine, work)
     claimant.settled = settled
     return claimed
+
+
+def _most_new(claimant: Claimant) -> int:
+    return claimant.trials if claimant.new_trials is None else claimant.new_trials
 
 
 def _lock_study(connection: Connection, claimant: Claimant) -> bool:

@@ -186,7 +186,7 @@ class Worker:
             identity=registered.identity,
             failures_since_s=now_s(self.engine) - launched_for_s,
         )
-        self.most_trials = getattr(self.optuna_study.sampler, "most_trials", None)
+        self.grid_limits = getattr(self.optuna_study.sampler, "limits", None)
         self.claimed_any = False
         self.sampler_errors: list[str] = []  # their kinds, newest first, since the last trial without one
         self.last_words_end_s: float | None = None
@@ -227,7 +227,7 @@ class Worker:
 
         is_idle = False
         while not self.stop.requested:
-            self.claimant.trials = self._most_trials()
+            self._limit_to_grid()
             lease = claims.claim(self.engine, self.claimant)
             for number in self.claimant.deadly:
                 message = f"trial {number} failed: too many workers died while they ran it"
@@ -259,11 +259,13 @@ class Worker:
                 self.say({"event": "finished"})
                 break
 
-    def _most_trials(self) -> int:
-        """Return how many trials may count: those asked for, and of a grid no more than it takes to try every point."""
-        if self.most_trials is None:
-            return self.study.trials
-        return min(self.study.trials, self.most_trials(self.storage.get_all_trials(self.study_id, deepcopy=False)))
+    def _limit_to_grid(self) -> None:
+        """Ask for no more trials than it takes to try every point of a grid."""
+        if self.grid_limits is None:
+            return
+        limits = self.grid_limits(self.storage.get_all_trials(self.study_id, deepcopy=False))
+        self.claimant.trials = min(self.study.trials, limits.trials)
+        self.claimant.new_trials = min(self.study.trials, limits.new)
 
     def _end(self, reason: NoTrial) -> None:
         """Raise `StudyStopped` unless a worker ends because everything is done."""
