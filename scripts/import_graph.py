@@ -1,0 +1,148 @@
+"""Count the packages, loose modules, arrows between them and circles of imports: `python scripts/import_graph.py`.
+
+Late imports (inside functions) and type-only ones count as any other. A room is a package of `tuner`, a module that
+stands loose beside the packages, or one of the folders beside `tuner` that import it. An arrow is a pair of rooms of
+which the first imports the second. A circle is a set of files that import each other, directly or through others. An
+arrow runs upward when it leads to a room that the contract "Imports point down" in pyproject.toml puts higher.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import tomllib
+from collections.abc import Iterable, Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("benchmarks", "scripts", "studies", "examples")
+Graph = dict[str, set[str]]
+
+
+def modules(root: Path) -> dict[str, Path]:
+    """Return every module by its name."""
+    found = {}
+    for folder in ("tuner", *FOLDERS):
+        for path in sorted((root / folder).rglob("*.py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Yield the names that a file imports, wherever in the file: `a.b` for `import a.b`, `a.b` for `from a import b`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None and node.level == 0:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def file_graph(found: dict[str, Path]) -> Graph:
+    """Return which modules each module imports."""
+    graph: Graph = {}
+    for name, path in found.items():
+        targets = set()
+        for full in imported(path):
+            target = full if full in found else full.rpartition(".")[0]
+            if target in found and target != name:
+                targets.add(target)
+        graph[name] = targets
+    return graph
+
+
+def room(module: str) -> str:
+    """Return the room of a module."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] == "tuner" else parts[0]
+
+
+def room_graph(graph: Graph) -> Graph:
+    """Return which rooms each room imports."""
+    rooms: Graph = {room(module): set() for module in graph}
+    for module, targets in graph.items():
+        rooms[room(module)] |= {room(target) for target in targets} - {room(module)}
+    return rooms
+
+
+def circles(graph: Graph) -> list[list[str]]:
+    """Return the sets of more than one module that import each other, by Tarjan's algorithm."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found = []
+
+    def visit(one: str) -> None:
+        index[one] = low[one] = len(index)
+        stack.append(one)
+        for other in sorted(graph[one]):
+            if other not in index:
+                visit(other)
+                low[one] = min(low[one], low[other])
+            elif other in stack:
+                low[one] = min(low[one], index[other])
+        if low[one] == index[one]:
+            at = stack.index(one)
+            members = stack[at:]
+            del stack[at:]
+            if len(members) > 1:
+                found.append(sorted(members))
+
+    for one in sorted(graph):
+        if one not in index:
+            visit(one)
+    return found
+
+
+def layers(root: Path) -> list[set[str]]:
+    """Return the layers of the contract, from the top down."""
+    contracts = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    lines = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    return [{one.strip() for one in line.replace(":", "|").split("|")} for line in lines]
+
+
+def upward(rooms: Graph, floors: list[set[str]]) -> list[tuple[str, str]]:
+    """Return the arrows that lead to a higher layer."""
+    floor_of = {one: at for at, floor in enumerate(floors) for one in floor}
+    return sorted(
+        (one, other)
+        for one, others in rooms.items()
+        for other in others
+        if one in floor_of and other in floor_of and floor_of[other] < floor_of[one]
+    )
+
+
+def loose(names: Iterable[str], found: dict[str, Path]) -> list[str]:
+    """Return the rooms that are single files of `tuner`."""
+    return [name for name in sorted(names) if name.startswith("tuner.") and found[name].name != "__init__.py"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("root", nargs="?", type=Path, default=ROOT, help="a checkout (default: this one)")
+    parser.add_argument("--arrows", action="store_true", help="list the arrows as well")
+    args = parser.parse_args()
+    found = modules(args.root)
+    graph = file_graph(found)
+    rooms = room_graph(graph)
+    names = loose((one for one in rooms if one not in ("tuner", "tuner.__main__")), found)
+    files, up = circles(graph), upward(rooms, layers(args.root))
+    print(f"packages and loose modules: {len(rooms)}")
+    print(f"of these loose modules:     {len(names)} ({', '.join(name.removeprefix('tuner.') for name in names)})")
+    print(f"arrows between them:        {sum(map(len, rooms.values()))}")
+    print(f"upward arrows:              {len(up)}{''.join(f'; {one} -> {other}' for one, other in up)}")
+    print(f"circles of files:           {len(files)}")
+    for members in files:
+        print(f"  {', '.join(members)}")
+    if args.arrows:
+        for one, others in sorted(rooms.items()):
+            print(f"{one} -> {', '.join(sorted(others))}")
+    try:
+        list(TopologicalSorter(rooms).static_order())
+    except CycleError as error:
+        print(f"rooms in a circle:          {' -> '.join(error.args[1])}")
+
+
+if __name__ == "__main__":
+    main()
