@@ -23,7 +23,7 @@ from typing import Any
 
 from storage_overhead import Server, by_worker, fill
 
-from tuner.storage.url import driver_url
+from tuner.storage.sql.url import driver_url
 
 # What `optuna-dashboard URL` does, with the same server on both sides, so that the server is not what is measured.
 PLAIN = """

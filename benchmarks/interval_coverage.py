@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tuner.confidence import rank
+from tuner.results.confidence import rank
 
 TRIALS = 5
 SEEDS = (2, 3, 10)

@@ -20,7 +20,7 @@ from typing import Any
 
 from storage_overhead import Server, by_worker, fill
 
-from tuner.storage.url import driver_url
+from tuner.storage.sql.url import driver_url
 
 BIN = Path(sys.executable).parent
 

@@ -26,7 +26,7 @@ from sqlalchemy import event
 
 from tuner.search import make_pruner
 from tuner.storage import open_storage
-from tuner.storage.url import driver_url
+from tuner.storage.sql.url import driver_url
 from tuner.trial import Event
 from tuner.worker import run_worker
 

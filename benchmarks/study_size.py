@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from sleepy_study import Trainer, sleepy_study
 from storage_overhead import Server
 
-from tuner.storage.url import driver_url
+from tuner.storage.sql.url import driver_url
 from tuner.trial import Report
 from tuner.worker import run_worker
 

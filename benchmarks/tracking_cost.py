@@ -32,7 +32,7 @@ from storage_overhead import Server
 from trials_per_minute import ROOT, machine
 
 from tuner.storage import connect
-from tuner.storage.dialect import now_s
+from tuner.storage.sql.dialect import now_s
 
 STUDY = """
 import dataclasses

@@ -33,12 +33,12 @@ from trials_per_minute import ROOT, machine
 from tuner import Space, choice, int_uniform, log_uniform, uniform
 from tuner.study import load_study
 from tuner.training import Layout
-from tuner.training.evaluation import eval_metrics
-from tuner.training.feed import Feed
+from tuner.training.data.feed import Feed
 from tuner.training.hparams import register
-from tuner.training.modes import chunk
-from tuner.training.programs import programs
-from tuner.training.runtime import use_persistent_cache
+from tuner.training.loop.evaluation import eval_metrics
+from tuner.training.loop.modes import chunk
+from tuner.training.loop.programs import programs
+from tuner.training.loop.runtime import use_persistent_cache
 
 STUDY_FILE = ROOT / "studies" / "digits_mlp.py"
 TRIALS, EPOCHS, WIDTHS = 20, 20, 200

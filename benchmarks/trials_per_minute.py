@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.storage import connect
-from tuner.storage.queries import TrialRow, find_study, read_trials
+from tuner.storage.read.queries import TrialRow, find_study, read_trials
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDY_FILE = ROOT / "studies" / "digits_mlp.py"

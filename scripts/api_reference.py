@@ -17,7 +17,7 @@ change without a word. [Your own model](guide/your-own-model.md) and [the traine
 """
 SECTIONS = {
     "tuner": None,  # all of its __all__
-    "tuner.space": ["from_params", "to_params"],
+    "tuner.study.space": ["from_params", "to_params"],
     "tuner.search": ["make_pruner"],
     "tuner.training": None,
     "tuner.training.nnx_layers": ["Dropout"],

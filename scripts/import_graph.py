@@ -31,7 +31,7 @@ def modules(root: Path) -> dict[str, Path]:
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Yield the names that a file imports, wherever in the file: `a.b` for `import a.b`, `a.b` for `from a import b`."""
+    """Yield the names that a file imports, wherever in it: `a.b` for `import a.b` and for `from a import b`."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -119,6 +119,7 @@ def loose(names: Iterable[str], found: dict[str, Path]) -> list[str]:
 
 
 def main() -> None:
+    """Print the counts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("root", nargs="?", type=Path, default=ROOT, help="a checkout (default: this one)")
     parser.add_argument("--arrows", action="store_true", help="list the arrows as well")

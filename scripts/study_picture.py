@@ -3,7 +3,7 @@
 import sys
 
 from tuner.storage import connect
-from tuner.storage.queries import TrialRow, find_study, read_best, read_trials
+from tuner.storage.read.queries import TrialRow, find_study, read_best, read_trials
 from tuner.trial import Outcome
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 760, 340, 56, 44, 34, 150

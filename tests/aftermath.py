@@ -9,10 +9,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from tuner.results import trial_rows
+from tuner.results.rows import trial_rows
 from tuner.storage import connect
-from tuner.storage.tables import attempts, leases, records, reports, trial_intermediate_values, trials
-from tuner.training.checkpoints import read
+from tuner.storage.sql.tables import attempts, leases, records, reports, trial_intermediate_values, trials
+from tuner.training.saved.checkpoints import read
 from tuner.trial import Outcome
 
 UNFINISHED = {"died", "failed", "preempted"}

@@ -15,11 +15,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import tuner
-from tuner.storage import connect, leases
-from tuner.storage.claims import Claimant, claim
-from tuner.storage.fences import Lease
-from tuner.storage.queries import TrialRow, find_study, read_trials
-from tuner.storage.studies import register
+from tuner.storage import connect
+from tuner.storage.read.queries import TrialRow, find_study, read_trials
+from tuner.storage.worker import leases
+from tuner.storage.worker.claims import Claimant, claim
+from tuner.storage.worker.fences import Lease
+from tuner.storage.worker.studies import register
 from tuner.study import load_study
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tuner.training.checkpoints import Checkpoints
+from tuner.training.saved.checkpoints import Checkpoints
 
 
 def small_state(number: int = 0) -> dict[str, Any]:

@@ -16,12 +16,13 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 import tuner
-from tuner.storage import claims, connect, leases
-from tuner.storage.claims import Claimant, NoTrial
-from tuner.storage.fences import Lease
-from tuner.storage.optuna_storage import Storage
-from tuner.storage.studies import register
-from tuner.storage.url import driver_url
+from tuner.storage import connect
+from tuner.storage.optuna.storage import Storage
+from tuner.storage.sql.url import driver_url
+from tuner.storage.worker import claims, leases
+from tuner.storage.worker.claims import Claimant, NoTrial
+from tuner.storage.worker.fences import Lease
+from tuner.storage.worker.studies import register
 from tuner.trial import Outcome, Report
 
 DATA = Path(__file__).parent / "data"

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from tuner import Study
-from tuner.storage import claims, leases
-from tuner.storage.reporter import Reporter
-from tuner.training import checkpoint_files
-from tuner.training.checkpoints import Checkpoints
+from tuner.storage.worker import claims, leases
+from tuner.storage.worker.reporter import Reporter
+from tuner.training.saved import files as checkpoint_files
+from tuner.training.saved.checkpoints import Checkpoints
 
 PLACES: dict[str, tuple[Any, str, bool]] = {
     "after_claim": (claims, "claim", True),

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-import tuner.storage.claims
+import tuner.storage.worker.claims
 import tuner.worker.loop
 from tuner import Space, Study, log_uniform, uniform
 from tuner.training import ArrayDataset, Splits, TrainerModule
@@ -42,7 +42,7 @@ def note(line: str) -> None:
 
 def stop_in_claim(path: Path, claims: int) -> None:
     """Let the first worker that comes to its n-th claim stop itself in the middle of it, its process id in a file."""
-    standing, made = tuner.storage.claims._standing, 0
+    standing, made = tuner.storage.worker.claims._standing, 0
 
     def standing_or_stop(*args):
         nonlocal made
@@ -55,7 +55,7 @@ def stop_in_claim(path: Path, claims: int) -> None:
                 os.kill(os.getpid(), signal.SIGSTOP)
         return found
 
-    tuner.storage.claims._standing = standing_or_stop
+    tuner.storage.worker.claims._standing = standing_or_stop
 
 
 if "TINY_STOPPED_FILE" in os.environ:

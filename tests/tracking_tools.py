@@ -9,11 +9,12 @@ from typing import Any
 import sqlalchemy as sa
 from storage_tools import Desk
 
-from tuner.results import show_row, trial_rows
-from tuner.storage import connect, leases
-from tuner.storage.claims import Claimant
-from tuner.storage.fences import Lease
-from tuner.storage.studies import join
+from tuner.results.rows import show_row, trial_rows
+from tuner.storage import connect
+from tuner.storage.worker import leases
+from tuner.storage.worker.claims import Claimant
+from tuner.storage.worker.fences import Lease
+from tuner.storage.worker.studies import join
 from tuner.trial import Outcome, Report
 
 FLOAT = json.dumps({"name": "FloatDistribution", "attributes": {"step": None, "low": 0.0, "high": 1.0, "log": False}})

@@ -24,10 +24,14 @@ TunerError                      exit status 1
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 from typing import Any
 
-from tuner.text import hide_password
+from tuner.output.safe import hide_password
+
+PACKAGE = os.path.dirname(os.path.abspath(__file__))
+"""The folder of this package: frames of a traceback below it are ours."""
 
 
 class TunerError(Exception):

@@ -14,13 +14,13 @@ import sqlalchemy as sa
 
 from tuner.dashboard.app import _group, _state
 from tuner.storage import open_storage
-from tuner.storage.activity import read_checkpoints, read_compiling, read_failures, read_workers
-from tuner.storage.dialect import now_s
-from tuner.storage.optuna_storage import Storage
-from tuner.storage.queries import StudyRow
-from tuner.storage.tables import attempts, leases, records, reports, workers
-from tuner.training import checkpoint_files
-from tuner.training.checkpoint_files import Content
+from tuner.storage.optuna.storage import Storage
+from tuner.storage.read.activity import read_checkpoints, read_compiling, read_failures, read_workers
+from tuner.storage.read.queries import StudyRow
+from tuner.storage.sql.dialect import now_s
+from tuner.storage.sql.tables import attempts, leases, records, reports, workers
+from tuner.training.saved import files as checkpoint_files
+from tuner.training.saved.files import Content
 
 pytestmark = pytest.mark.timezone
 

@@ -24,19 +24,22 @@ from sqlalchemy import event
 from storage_tools import LEASE_S, Desk, report, shared_desk_at
 
 from tuner.errors import LeaseLost, StorageLost, UnknownStudy
-from tuner.failures import ANY_FAILURES
-from tuner.source import git_state
-from tuner.storage import claims, connect, dialect, hours, leases, reporter
-from tuner.storage.claims import MAX_DEATHS, Claimant, NoTrial
-from tuner.storage.dialect import now_s
-from tuner.storage.engine import Patience, patient
-from tuner.storage.fences import Lease
-from tuner.storage.reporter import Reporter
-from tuner.storage.studies import Registered, join, leave, register, resume, stop
-from tuner.storage.tables import attempts, budgets, workers
-from tuner.storage.tables import trials as trials_table
-from tuner.storage.url import for_optuna
+from tuner.storage import connect
+from tuner.storage.read import hours
+from tuner.storage.sql import dialect
+from tuner.storage.sql.dialect import now_s
+from tuner.storage.sql.engine import Patience, patient
+from tuner.storage.sql.tables import attempts, budgets, workers
+from tuner.storage.sql.tables import trials as trials_table
+from tuner.storage.sql.url import for_optuna
+from tuner.storage.worker import claims, leases, reporter
+from tuner.storage.worker.claims import MAX_DEATHS, Claimant, NoTrial
+from tuner.storage.worker.fences import Lease
+from tuner.storage.worker.reporter import Reporter
+from tuner.storage.worker.studies import Registered, join, leave, register, resume, stop
+from tuner.study.source import git_state
 from tuner.trial import Outcome, Report
+from tuner.trial.failures import ANY_FAILURES
 from tuner.worker.account import Account
 from tuner.worker.loop import Place
 

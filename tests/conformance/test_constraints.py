@@ -15,18 +15,19 @@ import sqlalchemy as sa
 from optuna.trial import TrialState, create_trial
 from storage_tools import opened
 
-from tuner.analysis import compare_rows, importance_rows
-from tuner.confidence import rank
 from tuner.errors import UsageError
-from tuner.export import best_number, export_trials
-from tuner.results import best_rows, no_feasible, progress, show_row, study_rows, trial_rows
-from tuner.storage import ranking, tables
-from tuner.storage.activity import read_checkpoints
-from tuner.storage.confirmations import store_confirmation
-from tuner.storage.optuna_storage import Storage
-from tuner.storage.queries import BASELINE_KEY
-from tuner.storage.ranking import is_among_best, superfluous
-from tuner.storage.studies import agree, register
+from tuner.results.compare import compare_rows, importance_rows
+from tuner.results.confidence import rank
+from tuner.results.export import best_number, export_trials
+from tuner.results.rows import best_rows, no_feasible, progress, show_row, study_rows, trial_rows
+from tuner.storage.optuna.storage import Storage
+from tuner.storage.read import ranking
+from tuner.storage.read.activity import read_checkpoints
+from tuner.storage.read.queries import BASELINE_KEY
+from tuner.storage.read.ranking import is_among_best, superfluous
+from tuner.storage.sql import tables
+from tuner.storage.worker.confirmations import store_confirmation
+from tuner.storage.worker.studies import agree, register
 
 inf = math.inf
 

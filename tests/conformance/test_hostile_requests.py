@@ -19,10 +19,10 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 from storage_tools import new_database
 
-from tuner.cells import plain_cell
+from tuner.dashboard.api_checks import FIELDS, WITHOUT_BODY
 from tuner.dashboard.app import make_app
-from tuner.dashboard.checks import FIELDS, WITHOUT_BODY
-from tuner.plots import KINDS
+from tuner.output.cells import plain_cell
+from tuner.results.plots import KINDS
 from tuner.storage import open_storage
 
 # bottle leaves a file open of which an impossible range is asked.

@@ -18,12 +18,13 @@ import sqlalchemy as sa
 from storage_tools import Desk, desk_at
 
 from tuner.errors import LeaseLost
-from tuner.storage import boot, claims, leases, schema
-from tuner.storage.boot import this_boot
-from tuner.storage.claims import NoTrial
-from tuner.storage.dialect import now_s
-from tuner.storage.fences import Lease
-from tuner.storage.hours import Hours, count_hours
+from tuner.storage.read.hours import Hours, count_hours
+from tuner.storage.sql import boot, schema
+from tuner.storage.sql.boot import this_boot
+from tuner.storage.sql.dialect import now_s
+from tuner.storage.worker import claims, leases
+from tuner.storage.worker.claims import NoTrial
+from tuner.storage.worker.fences import Lease
 
 HOUR = 3600.0
 JUMPS = [60.0, 8 * HOUR, -60.0, -8 * HOUR]

@@ -15,9 +15,10 @@ from sqlalchemy import event
 from storage_tools import LEASE_S, Desk, desk_at, report, shared_desk_at
 
 from tuner.errors import LeaseLost
-from tuner.storage import claims, connect, leases
-from tuner.storage.claims import MAX_DEATHS, Claimant, NoTrial
-from tuner.storage.fences import Lease
+from tuner.storage import connect
+from tuner.storage.worker import claims, leases
+from tuner.storage.worker.claims import MAX_DEATHS, Claimant, NoTrial
+from tuner.storage.worker.fences import Lease
 from tuner.trial import Outcome
 
 nan, inf = math.nan, math.inf

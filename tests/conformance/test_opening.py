@@ -16,10 +16,10 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState, create_trial
 from optuna_dashboard.preferential._system_attrs import report_skip
 
-from tuner.dashboard import opening
-from tuner.dashboard.opening import Opening
+from tuner.dashboard import study_detail as opening
+from tuner.dashboard.study_detail import Opening
 from tuner.storage import open_storage
-from tuner.storage.url import for_optuna
+from tuner.storage.sql.url import for_optuna
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 

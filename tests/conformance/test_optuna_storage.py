@@ -35,11 +35,11 @@ from sqlalchemy import event
 from storage_tools import new_database, opened
 
 from tuner.errors import LeaseLost
-from tuner.storage import claims, dialect, leases, loading
-from tuner.storage.engine import Patience, patient
-from tuner.storage.fences import Lease
-from tuner.storage.optuna_storage import Storage
-from tuner.storage.tables import (
+from tuner.storage.optuna import loading
+from tuner.storage.optuna.storage import Storage
+from tuner.storage.sql import dialect
+from tuner.storage.sql.engine import Patience, patient
+from tuner.storage.sql.tables import (
     trial_intermediate_values,
     trial_params,
     trial_system_attributes,
@@ -47,7 +47,9 @@ from tuner.storage.tables import (
     trial_values,
     trials,
 )
-from tuner.storage.url import for_optuna
+from tuner.storage.sql.url import for_optuna
+from tuner.storage.worker import claims, leases
+from tuner.storage.worker.fences import Lease
 from tuner.trial import Outcome
 
 inf, nan = math.inf, math.nan

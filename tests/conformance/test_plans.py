@@ -11,10 +11,11 @@ from optuna.study import StudyDirection
 from sqlalchemy import event
 from storage_tools import new_database, opened
 
-from tuner.storage import claims, dialect, leases
-from tuner.storage.fences import Lease
-from tuner.storage.optuna_storage import Storage
-from tuner.storage.tables import trial_system_attributes, trial_user_attributes
+from tuner.storage.optuna.storage import Storage
+from tuner.storage.sql import dialect
+from tuner.storage.sql.tables import trial_system_attributes, trial_user_attributes
+from tuner.storage.worker import claims, leases
+from tuner.storage.worker.fences import Lease
 from tuner.trial import Outcome, Report
 
 pytestmark = pytest.mark.slow

@@ -14,9 +14,9 @@ from storage_tools import LEASE_S, Desk, opened, shared_desk_at
 
 from tuner.errors import LeaseLost
 from tuner.search.sequences import POINT, GridSampler
-from tuner.storage import claims, leases
-from tuner.storage.claims import Claimant, NoTrial
-from tuner.storage.fences import Lease
+from tuner.storage.worker import claims, leases
+from tuner.storage.worker.claims import Claimant, NoTrial
+from tuner.storage.worker.fences import Lease
 from tuner.trial import Outcome
 
 AXES = {"n": IntDistribution(1, 5), "c": CategoricalDistribution(("a", "b", "d"))}

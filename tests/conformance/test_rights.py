@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import pytest
 import sqlalchemy as sa
 
+from tuner.admin.doctor import _storage
 from tuner.cli.explain import explained
-from tuner.doctor import _storage
 from tuner.errors import StorageDenied, StorageSchemaError
 from tuner.storage import connect, open_storage
-from tuner.storage.engine import read, write
-from tuner.storage.queries import read_studies
+from tuner.storage.read.queries import read_studies
+from tuner.storage.sql.engine import read, write
 
 
 @pytest.fixture

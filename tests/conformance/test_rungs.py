@@ -19,9 +19,9 @@ from storage_tools import new_database, opened
 from tuner.errors import LeaseLost
 from tuner.search.halving import AshaPruner, BracketPruner
 from tuner.search.pruners import TrialPruner
-from tuner.storage.fences import Lease
-from tuner.storage.optuna_storage import Storage
-from tuner.storage.tables import leases, rungs
+from tuner.storage.optuna.storage import Storage
+from tuner.storage.sql.tables import leases, rungs
+from tuner.storage.worker.fences import Lease
 
 inf, nan = math.inf, math.nan
 

@@ -17,7 +17,7 @@ from optuna.testing.pytest_samplers import (
 from storage_tools import new_database, opened
 
 import tuner
-from tuner.storage.optuna_storage import Storage
+from tuner.storage.optuna.storage import Storage
 
 pytestmark = [
     pytest.mark.slow,

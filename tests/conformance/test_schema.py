@@ -19,11 +19,12 @@ from storage_tools import connection_to, everything, opened, restore
 
 import tuner
 from tuner.errors import StorageLost, StorageSchemaError
-from tuner.results import study_rows
-from tuner.storage import connect, schema
-from tuner.storage.engine import new_engine
-from tuner.storage.tables import VERSION_TABLE, tuner_tables
-from tuner.storage.url import driver_url
+from tuner.results.rows import study_rows
+from tuner.storage import connect
+from tuner.storage.sql import schema
+from tuner.storage.sql.engine import new_engine
+from tuner.storage.sql.tables import VERSION_TABLE, tuner_tables
+from tuner.storage.sql.url import driver_url
 
 inf, nan = math.inf, math.nan
 

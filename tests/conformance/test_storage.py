@@ -21,13 +21,14 @@ from storage_tools import new_database, opened
 
 import tuner
 from tuner.errors import LeaseLost, StorageLost, UnknownStudy
-from tuner.storage import claims, connect, leases
-from tuner.storage.dialect import clock
-from tuner.storage.fences import Lease
-from tuner.storage.queries import RECORD_KEY, find_record, find_study, read_studies
-from tuner.storage.studies import Registered, register
-from tuner.storage.tables import optuna_tables, tuner_tables
-from tuner.storage.url import driver_url
+from tuner.storage import connect
+from tuner.storage.read.queries import RECORD_KEY, find_record, find_study, read_studies
+from tuner.storage.sql.dialect import clock
+from tuner.storage.sql.tables import optuna_tables, tuner_tables
+from tuner.storage.sql.url import driver_url
+from tuner.storage.worker import claims, leases
+from tuner.storage.worker.fences import Lease
+from tuner.storage.worker.studies import Registered, register
 from tuner.trial import Outcome, Report
 
 optuna_models = cast("sa.MetaData", BaseModel.metadata)

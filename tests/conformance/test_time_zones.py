@@ -19,19 +19,20 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from storage_tools import Desk, connection_to, desk_at, everything, restore
 
-from tuner import mirror
+from tuner.admin.doctor import _storage
 from tuner.dashboard.app import routes
-from tuner.dashboard.opening import Opening
-from tuner.doctor import _storage
+from tuner.dashboard.study_detail import Opening
 from tuner.errors import StorageSchemaError, UsageError
-from tuner.export import export_trials
-from tuner.results import show_row, trial_rows
-from tuner.storage import connect, open_storage, schema, zones
+from tuner.results.export import export_trials
+from tuner.results.rows import show_row, trial_rows
+from tuner.storage import connect, open_storage
 from tuner.storage.mirroring import read_unsent
-from tuner.storage.optuna_storage import Storage
-from tuner.storage.queries import find_study, read_trials
-from tuner.storage.tables import attempts, records, trials, unknown_zones
-from tuner.storage.url import driver_url
+from tuner.storage.optuna.storage import Storage
+from tuner.storage.read.queries import find_study, read_trials
+from tuner.storage.sql import schema, zones
+from tuner.storage.sql.tables import attempts, records, trials, unknown_zones
+from tuner.storage.sql.url import driver_url
+from tuner.tracking import mirror
 
 pytestmark = pytest.mark.timezone
 

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from small_state import assert_same, restored, small_state, write_best
 
-from tuner.training import checkpoint_files as files
-from tuner.training.checkpoints import Checkpoints, read
+from tuner.training.saved import files
+from tuner.training.saved.checkpoints import Checkpoints, read
 
 
 def wait_for(condition: Any) -> None:

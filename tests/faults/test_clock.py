@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from storage_tools import desk_at, report
 
-from tuner.storage.claims import MAX_DEATHS
-from tuner.storage.renewal import renewed
+from tuner.storage.worker.claims import MAX_DEATHS
+from tuner.storage.worker.renewal import renewed
 
 FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), None)
 CLAIM = """

@@ -28,9 +28,9 @@ from tuner.errors import StorageDenied, StorageLost
 from tuner.search.halving import AshaPruner
 from tuner.search.pruners import TrialPruner
 from tuner.storage import connect, open_storage
-from tuner.storage.engine import Patience, new_engine, patient, read, write
-from tuner.storage.optuna_storage import Storage
-from tuner.storage.tables import reports, trial_intermediate_values
+from tuner.storage.optuna.storage import Storage
+from tuner.storage.sql.engine import Patience, new_engine, patient, read, write
+from tuner.storage.sql.tables import reports, trial_intermediate_values
 from tuner.worker.attempt import Attempt
 
 Wait = Callable[..., Any]

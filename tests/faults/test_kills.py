@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy
 from aftermath import attempts_of, check_aftermath, endings_of, results, table
 
-from tuner.storage.tables import budgets, leases, trial_intermediate_values, trials, workers
+from tuner.storage.sql.tables import budgets, leases, trial_intermediate_values, trials, workers
 from tuner.trial import Outcome
 
 TESTS = Path(__file__).parents[1]

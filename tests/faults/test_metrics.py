@@ -16,7 +16,7 @@ from aftermath import attempts_of, endings_of
 from observed import Scrape, address_of, held_trial, rows_of
 
 from tuner.storage import connect
-from tuner.storage.tables import studies
+from tuner.storage.sql.tables import studies
 
 TESTS = Path(__file__).parents[1]
 _PLANT = """

@@ -20,11 +20,13 @@ from optuna.study import StudyDirection
 from postgres_server import PASSWORD, ROLE, Server
 
 from tuner.errors import StorageLost
-from tuner.storage import claims, dialect, leases, open_storage
-from tuner.storage.engine import PROMPT, Patience, new_engine, patient, read, write
-from tuner.storage.fences import Lease
-from tuner.storage.optuna_storage import Storage
-from tuner.storage.tables import reports
+from tuner.storage import open_storage
+from tuner.storage.optuna.storage import Storage
+from tuner.storage.sql import dialect
+from tuner.storage.sql.engine import PROMPT, Patience, new_engine, patient, read, write
+from tuner.storage.sql.tables import reports
+from tuner.storage.worker import claims, leases
+from tuner.storage.worker.fences import Lease
 from tuner.trial import Outcome, Report
 
 Wait = Callable[..., Any]
@@ -107,7 +109,7 @@ def test_no_client_runs_a_statement_that_another_has_prepared(through: str, monk
     """Also where nobody notices the pooler: names of statements say what they do."""
     monkeypatch.setattr(dialect, "_TEXTS", {})
     monkeypatch.setattr(dialect, "_servers_prepare", True)
-    monkeypatch.setattr("tuner.storage.engine._is_pooled", lambda connection: False)
+    monkeypatch.setattr("tuner.storage.sql.engine._is_pooled", lambda connection: False)
     one, two = new_engine(through), new_engine(through)
     try:
         assert run(two, "b", "SELECT 'second'") == "second"
@@ -126,7 +128,7 @@ def test_a_statement_that_the_pooler_lost_is_run_again_without_preparing(
 ) -> None:
     monkeypatch.setattr(dialect, "_TEXTS", {})
     monkeypatch.setattr(dialect, "_servers_prepare", True)
-    monkeypatch.setattr("tuner.storage.engine._is_pooled", lambda connection: False)
+    monkeypatch.setattr("tuner.storage.sql.engine._is_pooled", lambda connection: False)
     engine = patient(new_engine(through), patience)
     try:
         assert run(engine, "a", "SELECT 1") == 1

@@ -17,8 +17,8 @@ import pytest
 import sqlalchemy
 
 from tuner.storage import connect
-from tuner.storage.tables import leases, trial_intermediate_values
-from tuner.training.checkpoints import read
+from tuner.storage.sql.tables import leases, trial_intermediate_values
+from tuner.training.saved.checkpoints import read
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,8 +18,8 @@ from postgres_server import PASSWORD, ROLE, Server
 from silent_proxy import Proxy
 
 from tuner.errors import StorageLost
-from tuner.storage import deadlines
-from tuner.storage.engine import Patience, new_engine, patient, read, write
+from tuner.storage.sql import deadlines
+from tuner.storage.sql.engine import Patience, new_engine, patient, read, write
 
 Wait = Callable[..., Any]
 

@@ -15,7 +15,7 @@ import sqlalchemy
 from aftermath import processes_of
 
 from tuner.storage import connect
-from tuner.storage.tables import attempts, leases, trial_intermediate_values
+from tuner.storage.sql.tables import attempts, leases, trial_intermediate_values
 
 SLOW = {"TINY_PAUSE_S": "0.3"}
 

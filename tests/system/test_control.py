@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from tuner.storage import connect
-from tuner.storage.tables import attempts, leases, workers
+from tuner.storage.sql.tables import attempts, leases, workers
 
 STOPPED = "tuner: study 'tiny' is stopped: `tuner resume tiny` lets it be launched again"
 SHAPE = {"TINY_TRIALS": "4", "TINY_EPOCHS": "12"}

@@ -28,9 +28,9 @@ from served import PASSWORD, Served, make_users, serve
 from storage_tools import new_database
 
 from tuner.dashboard.app import make_app, routes
-from tuner.plots import KINDS
+from tuner.results.plots import KINDS
 from tuner.storage import open_storage
-from tuner.storage.engine import IMPATIENT, new_engine, patient
+from tuner.storage.sql.engine import IMPATIENT, new_engine, patient
 
 NOBODY = "00000000-0000-0000-0000-000000000000"
 

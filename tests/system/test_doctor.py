@@ -11,8 +11,8 @@ import pytest
 import sqlalchemy as sa
 
 import tuner
-from tuner.doctor import _health_page, _packages, _storage, _tracking, examine
-from tuner.storage.url import driver_url
+from tuner.admin.doctor import _health_page, _packages, _storage, _tracking, examine
+from tuner.storage.sql.url import driver_url
 
 
 @pytest.fixture
@@ -93,9 +93,9 @@ def test_tables_of_another_version_and_few_connections(postgres_url: str, monkey
     with engine.begin() as connection:
         connection.exec_driver_sql("UPDATE tuner_alembic_version SET version_num = '0001'")
     engine.dispose()
-    monkeypatch.setattr("tuner.storage.health._connections", lambda _: (81, 100))
-    monkeypatch.setattr("tuner.doctor._SLOW_S", 0.0)
-    monkeypatch.setattr("tuner.doctor._SKEW_S", 0.0)
+    monkeypatch.setattr("tuner.storage.read.health._connections", lambda _: (81, 100))
+    monkeypatch.setattr("tuner.admin.doctor._SLOW_S", 0.0)
+    monkeypatch.setattr("tuner.admin.doctor._SKEW_S", 0.0)
     rows = {row["check"]: row for row in _storage(postgres_url)}
     assert {check: row["status"] for check, row in rows.items()} == {
         "storage": "warn", "tables": "fail", "connections": "warn", "clock": "warn",

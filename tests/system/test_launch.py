@@ -130,7 +130,7 @@ def test_a_worker_runs_in_the_foreground(tuner_on_sqlite: Any, tiny_study: Path)
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("module", ["tuner", "tuner.cli", "tuner.launch", "tuner.devices"])
+@pytest.mark.parametrize("module", ["tuner", "tuner.cli", "tuner.launch", "tuner.launch.devices"])
 def test_commands_start_without_the_heavy_imports(module: str) -> None:
     heavy = (
         "jax",
@@ -150,7 +150,7 @@ def test_commands_start_without_the_heavy_imports(module: str) -> None:
 
 
 def test_queries_import_neither_jax_nor_optuna() -> None:
-    code = "import sys, tuner.results; print([m for m in ('jax', 'flax', 'optuna', 'pandas') if m in sys.modules])"
+    code = "import sys, tuner.results.rows; print([m for m in ('jax', 'flax', 'optuna', 'pandas') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

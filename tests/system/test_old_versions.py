@@ -24,7 +24,7 @@ from command_line import Tuner
 from optuna.storages import RDBStorage
 
 from tuner.cli import main
-from tuner.training.checkpoints import read
+from tuner.training.saved.checkpoints import read
 
 OLD = Path(__file__).parents[1] / "data" / "v0.1"
 STOPPED = 12

@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 
 from tuner.storage import connect
-from tuner.storage.tables import confirmations, reports
+from tuner.storage.sql.tables import confirmations, reports
 
 BASELINE = """
 import dataclasses

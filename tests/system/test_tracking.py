@@ -24,7 +24,7 @@ from storage_tools import desk_at, new_database
 from tracking_tools import ODD, curves, fill, rows
 
 from tuner.errors import UsageError
-from tuner.launch.mirror import MirrorProcess, mirror_command
+from tuner.launch.mirror_process import MirrorProcess, mirror_command
 from tuner.launch.progress import Progress
 from tuner.tracking.mlflow import address, allowed_name
 

@@ -9,8 +9,8 @@ import pytest
 import sqlalchemy as sa
 
 from tuner.storage import connect
-from tuner.storage.engine import read, write
-from tuner.storage.waited import database_s
+from tuner.storage.sql.engine import read, write
+from tuner.storage.sql.waited import database_s
 from tuner.worker.account import Account
 
 

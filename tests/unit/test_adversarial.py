@@ -16,7 +16,7 @@ import pytest
 from tuner import Space, choice, log_uniform, uniform
 from tuner.errors import StudyError
 from tuner.methods import AdversarialClassifier, Classifier, fgsm, pgd
-from tuner.source import import_file
+from tuner.study.source import import_file
 from tuner.training import Loaded, Splits
 from tuner.training.hparams import register
 from tuner.training.metrics import to_floats

@@ -9,14 +9,15 @@ import pytest
 import sqlalchemy as sa
 
 import tuner
-from tuner.analysis import compare_rows, importance_rows, saved_s, typical_epoch_s
 from tuner.errors import UnknownStudy, UsageError
-from tuner.storage import connect, leases
-from tuner.storage.claims import Claimant, claim
-from tuner.storage.fences import Lease
-from tuner.storage.lineage import Effort, read_efforts
-from tuner.storage.studies import register
-from tuner.storage.tables import attempts, reports
+from tuner.results.compare import compare_rows, importance_rows, saved_s, typical_epoch_s
+from tuner.storage import connect
+from tuner.storage.read.lineage import Effort, read_efforts
+from tuner.storage.sql.tables import attempts, reports
+from tuner.storage.worker import leases
+from tuner.storage.worker.claims import Claimant, claim
+from tuner.storage.worker.fences import Lease
+from tuner.storage.worker.studies import register
 from tuner.trial import Outcome, Report
 
 
@@ -193,10 +194,10 @@ def test_each_objective_has_importances_of_its_own(storage: Any, sqlite_url: str
 
 def test_of_very_many_trials_a_part_is_drawn(storage: Any, sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(storage, "ours", 60, "minimize")
-    monkeypatch.setattr("tuner.analysis.MOST_TRIALS", 20)
+    monkeypatch.setattr("tuner.results.compare.MOST_TRIALS", 20)
     rows, notes = importance_rows(sqlite_url, "ours")
     assert notes[0] == "from 60 complete trials, PED-ANOVA from 20 of them"
-    monkeypatch.setattr("tuner.analysis.FANOVA_TRIALS", 30)
+    monkeypatch.setattr("tuner.results.compare.FANOVA_TRIALS", 30)
     fewer, notes = importance_rows(sqlite_url, "ours")
     assert notes[0] == "from 60 complete trials, PED-ANOVA from 20 of them, fANOVA from 30 of them"
     by_name = ({row["hparam"]: row["fanova"] for row in found} for found in (rows, fewer))

@@ -13,15 +13,15 @@ import scipy.stats
 from storage_tools import opened
 
 from tuner import Space, Study, choice, log_uniform, uniform
+from tuner.admin.edits import retry
 from tuner.cli.printing import to_csv
-from tuner.cli.queries import say_how_sure
+from tuner.cli.show import say_how_sure
 from tuner.errors import StudyError
-from tuner.results import best_rows
+from tuner.results.rows import best_rows
 from tuner.storage import connect
-from tuner.storage.confirmations import store_confirmation
+from tuner.storage.worker.confirmations import store_confirmation
 from tuner.training import ArrayDataset, TrainerModule
 from tuner.trial import Report
-from tuner.upkeep import retry
 from tuner.worker import run_worker
 
 

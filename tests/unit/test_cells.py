@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tuner.cells import plain_cell, safe_cell
+from tuner.output.cells import plain_cell, safe_cell
 
 STARTS = "=+-@\t\r\n\uff1d\uff0b\uff0d\uff20"
 

@@ -20,8 +20,8 @@ import pytest
 from small_state import assert_same, restored, small_state, write_best
 
 from tuner.errors import CheckpointError
-from tuner.training import checkpoint_files as files
-from tuner.training.checkpoints import Checkpoints, is_new_model_better, read
+from tuner.training.saved import files
+from tuner.training.saved.checkpoints import Checkpoints, is_new_model_better, read
 
 NAN, INF = math.nan, math.inf
 
@@ -167,7 +167,9 @@ def test_nothing_is_said_logged_or_left_running(
 
 
 def test_importing_the_module_imports_no_orbax() -> None:
-    text = "import sys, tuner.training.checkpoints; sys.exit(any(name.startswith('orbax') for name in sys.modules))"
+    text = (
+        "import sys, tuner.training.saved.checkpoints; sys.exit(any(name.startswith('orbax') for name in sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", text], timeout=60).returncode == 0
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from tuner.confidence import Confirmed, half_width, rank, significant_difference
+from tuner.results.confidence import Confirmed, half_width, rank, significant_difference
 
 
 def table(rows: Any) -> dict[int, dict[int, float | None]]:

@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 
 from tuner.errors import StudyError
 from tuner.methods import SimCLR, augment, noise, nt_xent
-from tuner.source import import_file
+from tuner.study.source import import_file
 from tuner.training import Loaded, Splits
 from tuner.training.hparams import register
 from tuner.training.metrics import to_floats

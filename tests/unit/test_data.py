@@ -20,7 +20,7 @@ from sklearn.model_selection import KFold
 from tuner import Space, choice, int_uniform, uniform
 from tuner.errors import StudyError
 from tuner.training import Mean
-from tuner.training.data import ArrayDataset, Splits, batch_order, gather, steps_per_epoch
+from tuner.training.data.arrays import ArrayDataset, Splits, batch_order, gather, steps_per_epoch
 from tuner.training.hparams import register
 from tuner.training.metrics import to_floats
 
@@ -413,7 +413,7 @@ def test_every_example_stands_once_with_weight_one(data: st.DataObject, length: 
     batch_size = data.draw(st.integers(1, 3 * length))
     order = data.draw(st.permutations(range(length)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tuner.training.data.jnp", np)  # JAX would compile anew for each shape
+        patch.setattr("tuner.training.data.arrays.jnp", np)  # JAX would compile anew for each shape
         indices, weights = batch_order(np.array(order), batch_size)  # pyright: ignore[reportArgumentType]
     assert indices.shape == weights.shape == (steps_per_epoch(length, batch_size), batch_size)
     flat, weight = np.asarray(indices).ravel(), np.asarray(weights).ravel()

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tuner.devices
-from tuner.devices import (
+import tuner.launch.devices
+from tuner.errors import DeviceError
+from tuner.launch.devices import (
     DeviceGroup,
     Devices,
     Kind,
@@ -23,7 +24,6 @@ from tuner.devices import (
     find_devices,
     settle,
 )
-from tuner.errors import DeviceError
 
 CORES = tuple(sorted(os.sched_getaffinity(0)))
 
@@ -258,7 +258,7 @@ NO_GPU = Devices("cpu", CORES, CORES)
 def _bare_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("TPU_VISIBLE_CHIPS", raising=False)
-    monkeypatch.setattr(tuner.devices, "_tpu_chips", lambda: ())
+    monkeypatch.setattr(tuner.launch.devices, "_tpu_chips", lambda: ())
 
 
 def test_without_accelerators_the_cores_of_this_process_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +307,7 @@ def test_tpu_chips_are_found_where_there_is_no_gpu(tmp_path: Path, monkeypatch: 
     for name in ("accel0", "accel1", "accel2", "accel3", "accelerometer", "accel", "xaccel5"):
         (tmp_path / name).touch()
     assert _tpu_chips(tmp_path) == (0, 1, 2, 3)
-    monkeypatch.setattr(tuner.devices, "_tpu_chips", lambda: _tpu_chips(tmp_path))
+    monkeypatch.setattr(tuner.launch.devices, "_tpu_chips", lambda: _tpu_chips(tmp_path))
     assert find_devices() == Devices("tpu", (0, 1, 2, 3), CORES)
     monkeypatch.setenv("TPU_VISIBLE_CHIPS", "1,2")
     assert find_devices() == Devices("tpu", (1, 2), CORES)
@@ -319,11 +319,11 @@ def test_tpu_chips_of_newer_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "vfio").mkdir()
     for name in ("0", "1", "devices"):
         (tmp_path / "vfio" / name).touch()
-    monkeypatch.setattr(tuner.devices, "_has_google_pci_device", lambda: True)
+    monkeypatch.setattr(tuner.launch.devices, "_has_google_pci_device", lambda: True)
     assert _tpu_chips(tmp_path) == ()
     (tmp_path / "vfio" / "vfio").touch()
     assert _tpu_chips(tmp_path) == (0, 1)
-    monkeypatch.setattr(tuner.devices, "_has_google_pci_device", lambda: False)
+    monkeypatch.setattr(tuner.launch.devices, "_has_google_pci_device", lambda: False)
     assert _tpu_chips(tmp_path) == ()  # somebody else's card
 
 
@@ -341,7 +341,7 @@ def test_gpus_named_by_uuid_are_not_overlooked(visible: str, tmp_path: Path, mon
 
 def run_worker(group: DeviceGroup, code: str, base: dict[str, str]) -> str:
     """Return what `code` prints in a process of its own that settles first, as a worker does."""
-    code = f"import os; from tuner.devices import settle; settle(os.environ); {code}"
+    code = f"import os; from tuner.launch.devices import settle; settle(os.environ); {code}"
     env = environment(group, base)
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
 

@@ -16,7 +16,7 @@ from flax import nnx
 from tuner import Space, uniform
 from tuner.errors import NonFinite, StudyError
 from tuner.training import ArrayDataset, Dropout, Mean, Profile, Splits, TrainerModule, TrainState
-from tuner.training.data import batch_order
+from tuner.training.data.arrays import batch_order
 from tuner.training.state import Stream
 
 RNG = np.random.default_rng(0)

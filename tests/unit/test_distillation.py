@@ -15,7 +15,7 @@ from scipy import special, stats
 from tuner.errors import StudyError
 from tuner.methods import Classifier, DistilledClassifier, soft_losses, with_teacher
 from tuner.models import linear
-from tuner.source import import_file
+from tuner.study.source import import_file
 from tuner.training import ArrayDataset, Loaded, Splits, StreamDataset, TrainState
 from tuner.training.hparams import register
 

@@ -16,12 +16,12 @@ from storage_tools import opened
 import tuner
 from tuner import Space, Study, log_uniform, uniform
 from tuner.search.view import SamplerView
-from tuner.storage import claims, leases
-from tuner.storage.claims import Claimant
-from tuner.storage.fences import Lease
-from tuner.storage.optuna_storage import Storage
-from tuner.storage.studies import register
-from tuner.storage.url import for_optuna
+from tuner.storage.optuna.storage import Storage
+from tuner.storage.sql.url import for_optuna
+from tuner.storage.worker import claims, leases
+from tuner.storage.worker.claims import Claimant
+from tuner.storage.worker.fences import Lease
+from tuner.storage.worker.studies import register
 from tuner.study import trial_seed
 from tuner.training import ArrayDataset, TrainerModule
 from tuner.trial import Outcome, Report

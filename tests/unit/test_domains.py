@@ -9,9 +9,9 @@ import numpy as np
 import optuna
 import pytest
 
-from tuner.domains import FLOAT_MAX, FLOAT_TINY, domains_of, parameters
 from tuner.errors import SpaceError
-from tuner.space import (
+from tuner.study.domains import FLOAT_MAX, FLOAT_TINY, domains_of, parameters
+from tuner.study.space import (
     Space,
     SpaceMeta,
     build,

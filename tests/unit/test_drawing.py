@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tuner.drawing import draw_picture
 from tuner.errors import TunerError, UnknownStudy, UsageError
-from tuner.results import trial_rows
+from tuner.results.model_picture import draw_picture
+from tuner.results.rows import trial_rows
 from tuner.storage import connect
 from tuner.study import load_study
 from tuner.worker import run_worker

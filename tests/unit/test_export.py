@@ -18,8 +18,8 @@ from pyarrow import parquet
 
 import tuner
 from tuner.errors import UnknownStudy, UsageError
-from tuner.export import export_bundle, export_trials
-from tuner.results import trial_rows
+from tuner.results.export import export_bundle, export_trials
+from tuner.results.rows import trial_rows
 from tuner.storage import connect
 
 KINDS = ('a, "quoted"\nü', 3, None)

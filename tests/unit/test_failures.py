@@ -1,6 +1,6 @@
 """What is kept of an error."""
 
-from tuner.failures import describe, storable
+from tuner.trial.failures import describe, storable
 
 
 def test_an_error_that_no_database_could_hold_is_kept_all_the_same() -> None:

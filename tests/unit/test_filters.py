@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuner.errors import UsageError
-from tuner.filters import filtered, in_order
+from tuner.results.filters import filtered, in_order
 
 ROWS: list[dict[str, Any]] = [
     {"number": 0, "value": 0.5, "outcome": "complete", "hparams": {"rate": 1e-3, "kind": "relu", "deep": True}},

@@ -19,13 +19,13 @@ from scipy.stats import wasserstein_distance
 from tuner.errors import StudyError
 from tuner.methods import GANTrainer, MetaLearner, adapt
 from tuner.methods.gan import squared_slopes, value
-from tuner.source import import_file
+from tuner.study.source import import_file
 from tuner.training import ArrayDataset, OptimizerSpec
-from tuner.training.data import Splits
+from tuner.training.data.arrays import Splits
 from tuner.training.hparams import register
+from tuner.training.loop.programs import Carry, Source, first_carry, one_step
 from tuner.training.mesh import Layout
 from tuner.training.metrics import to_floats
-from tuner.training.programs import Carry, Source, first_carry, one_step
 from tuner.training.state import Average
 
 STUDIES = Path(__file__).parents[2] / "studies"

@@ -9,15 +9,16 @@ import optuna
 import pytest
 
 import tuner
-from tuner.analysis import compare_rows, importance_rows
-from tuner.doctor import examine
-from tuner.results import best_rows, show_row, study_rows, trial_rows
-from tuner.storage import connect, leases
-from tuner.storage.claims import Claimant, claim
-from tuner.storage.confirmations import store_confirmation
-from tuner.storage.fences import Lease
-from tuner.storage.queries import BASELINE_KEY
-from tuner.storage.studies import agree, join, register
+from tuner.admin.doctor import examine
+from tuner.results.compare import compare_rows, importance_rows
+from tuner.results.rows import best_rows, show_row, study_rows, trial_rows
+from tuner.storage import connect
+from tuner.storage.read.queries import BASELINE_KEY
+from tuner.storage.worker import leases
+from tuner.storage.worker.claims import Claimant, claim
+from tuner.storage.worker.confirmations import store_confirmation
+from tuner.storage.worker.fences import Lease
+from tuner.storage.worker.studies import agree, join, register
 from tuner.trial import Outcome, Report
 from tuner.worker.rerun import Comparison
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tuner import jsonfile as module
-from tuner.jsonfile import read_json, write_json
+from tuner.output import jsonfile as module
+from tuner.output.jsonfile import read_json, write_json
 
 NAN, INF = math.nan, math.inf
 

@@ -23,7 +23,7 @@ from tuner.methods import (
 )
 from tuner.models import linear
 from tuner.training import ArrayDataset, Splits, StreamDataset, check_labels
-from tuner.training.checks import check_examples, check_trainer, parts
+from tuner.training.loop.checks import check_examples, check_trainer, parts
 
 RNG = np.random.default_rng(0)
 

@@ -12,7 +12,7 @@ import pytest
 
 from tuner import Space, uniform
 from tuner.training import ArrayDataset, Dropout, Splits, TrainerModule, memory
-from tuner.training.layers import Stack
+from tuner.training.model.layers import Stack
 
 RNG = np.random.default_rng(0)
 DEPTH, WIDTH = 4, 16

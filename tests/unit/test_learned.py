@@ -10,8 +10,8 @@ import pytest
 
 from tuner.errors import StudyError
 from tuner.training import OptimizerSpec
-from tuner.training.learned_optimizer import init_weights, learned
-from tuner.training.optimizer import as_optimizer
+from tuner.training.optim.build import as_optimizer
+from tuner.training.optim.learned import init_weights, learned
 
 W, G = jnp.array([1.0, -2.0]), jnp.array([0.3, 0.1])
 KEY = jax.random.key(0)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tuner.log import parse, tell
+from tuner.output.log import parse, tell
 from tuner.trial import print_event
 
 pytestmark = pytest.mark.timezone
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timezone
 
 def lines_of(code: str) -> list[dict[str, Any]]:
     """Run code in a process whose log is JSON; return its stderr."""
-    head = "import logging, threading, warnings\nfrom tuner.log import set_about, tell, use_json\n"
+    head = "import logging, threading, warnings\nfrom tuner.output.log import set_about, tell, use_json\n"
     done = subprocess.run([sys.executable, "-c", f"{head}use_json()\n{code}"], capture_output=True, text=True)
     assert done.stdout == ""
     return [json.loads(line, parse_constant=pytest.fail) for line in done.stderr.splitlines()]

@@ -16,7 +16,7 @@ from tuner.dashboard.front import below_prefix
 from tuner.dashboard.login import Login
 from tuner.dashboard.pages import checkpoints_page, login_page, polyline, workers_page
 from tuner.dashboard.request import is_loopback_name, page_after_login, read_body, read_request
-from tuner.dashboard.server import Serving, check_serving
+from tuner.dashboard.serve import Serving, check_serving
 from tuner.dashboard.sessions import IDLE_S, LONGEST_S, Attempts, Sessions
 from tuner.dashboard.users import (
     Role,

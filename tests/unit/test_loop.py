@@ -28,8 +28,8 @@ from tuner.training import (
     Training,
 )
 from tuner.training import metrics as metrics_
-from tuner.training.data import batch_order
-from tuner.training.programs import programs
+from tuner.training.data.arrays import batch_order
+from tuner.training.loop.programs import programs
 from tuner.training.state import Average, Stream
 from tuner.training.trainer import settings_of
 

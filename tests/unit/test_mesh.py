@@ -14,10 +14,10 @@ from jax.sharding import PartitionSpec, SingleDeviceSharding
 from tuner import Space, uniform
 from tuner.errors import StudyError
 from tuner.training import ArrayDataset, Dropout, Layout, OptimizerSpec, Splits, TrainerModule, Training
-from tuner.training.feed import Feed
+from tuner.training.data.feed import Feed
 from tuner.training.hparams import register
-from tuner.training.programs import programs
-from tuner.training.runtime import worker_layout
+from tuner.training.loop.programs import programs
+from tuner.training.loop.runtime import worker_layout
 from tuner.training.state import Stream
 
 RNG = np.random.default_rng(0)

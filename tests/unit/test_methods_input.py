@@ -29,8 +29,8 @@ from tuner.methods import (
 )
 from tuner.models import linear
 from tuner.training import ArrayDataset, Splits
-from tuner.training.checks import check_trainer
 from tuner.training.hparams import register
+from tuner.training.loop.checks import check_trainer
 
 DATA = ArrayDataset(inputs=np.zeros((12, 4)), labels=np.arange(12) % 3)
 

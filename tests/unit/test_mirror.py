@@ -13,11 +13,11 @@ import sqlalchemy as sa
 from storage_tools import Desk, shared_desk_at
 from tracking_tools import curves, fill, report, rows
 
-from tuner import mirror
 from tuner.errors import StorageLost, TrackerLost, TrackerRefused, UnknownStudy
-from tuner.mirror import Ending, follow
-from tuner.storage import leases, mirroring
-from tuner.tracking import TrackedReport, TrackedStudy, TrackedTrial
+from tuner.storage import mirroring
+from tuner.storage.worker import leases
+from tuner.tracking import TrackedReport, TrackedStudy, TrackedTrial, mirror
+from tuner.tracking.mirror import Ending, follow
 from tuner.trial import Outcome, Report
 
 

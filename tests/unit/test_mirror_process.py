@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from tuner.launch import mirror
-from tuner.launch.mirror import MirrorProcess
+from tuner.launch import mirror_process as mirror
+from tuner.launch.mirror_process import MirrorProcess
 from tuner.launch.process import Message
 from tuner.launch.progress import Progress
 

@@ -12,8 +12,8 @@ import pytest
 from tuner import Space, choice, int_uniform, log_uniform, uniform
 from tuner.errors import StudyError
 from tuner.models import CNN, MLP, MODELS, make_model
-from tuner.space import from_params, to_params
-from tuner.training.models import as_model
+from tuner.study.space import from_params, to_params
+from tuner.training.model.adapters import as_model
 
 KEY = jax.random.key(0)
 IMAGES = jax.random.normal(KEY, (4, 8, 8, 3))

@@ -19,9 +19,9 @@ from tuner import Space, log_uniform, uniform
 from tuner.errors import StudyError
 from tuner.training import ArrayDataset, Dropout, Layout, Model, Splits, TrainerModule
 from tuner.training.hparams import register
-from tuner.training.models import as_model, watched
+from tuner.training.loop.programs import Source, first_carry, many_steps
+from tuner.training.model.adapters import as_model, watched
 from tuner.training.nnx_layers import Dropout as NNXDropout
-from tuner.training.programs import Source, first_carry, many_steps
 
 KEY, RNG = jax.random.key(0), np.random.default_rng(0)
 DATA = ArrayDataset(inputs=RNG.normal(size=(24, 5)), labels=RNG.integers(0, 3, 24))

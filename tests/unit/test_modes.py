@@ -21,13 +21,14 @@ import tuner
 from tuner import Space, choice, uniform
 from tuner.errors import StudyError
 from tuner.storage import connect
-from tuner.storage.studies import mode_of, register
-from tuner.training import ArrayDataset, Layout, Splits, TrainerModule, Training, modes
-from tuner.training.data import batch_order
-from tuner.training.feed import Feed
+from tuner.storage.worker.studies import mode_of, register
+from tuner.training import ArrayDataset, Layout, Splits, TrainerModule, Training
+from tuner.training.data.arrays import batch_order
+from tuner.training.data.feed import Feed
 from tuner.training.hparams import register as register_hparams
-from tuner.training.programs import programs
-from tuner.training.runtime import CompileClock, use_persistent_cache
+from tuner.training.loop import modes
+from tuner.training.loop.programs import programs
+from tuner.training.loop.runtime import CompileClock, use_persistent_cache
 from tuner.training.state import Stream
 
 RNG = np.random.default_rng(0)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from tuner.source import import_file
+from tuner.study.source import import_file
 from tuner.training import Splits
 
 pytest.importorskip("mlxtend")

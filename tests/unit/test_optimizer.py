@@ -16,8 +16,7 @@ import pytest
 from optax._src import alias
 
 from tuner.errors import StudyError
-from tuner.training.learned_optimizer import init_weights, learned
-from tuner.training.optimizer import (
+from tuner.training.optim.build import (
     OptimizerGroups,
     OptimizerSpec,
     adamw,
@@ -27,10 +26,11 @@ from tuner.training.optimizer import (
     skipped_steps,
     warmup_cosine,
 )
-from tuner.training.optimizer_rules import decay_all
-from tuner.training.optimizer_table import OPTIMIZERS, OWN_DECAY, REFUSED, arguments_of
-from tuner.training.schedules import Constant, Exponential, OneCycle, Piecewise, WarmupCosine
-from tuner.training.transforms import GradientNoise
+from tuner.training.optim.learned import init_weights, learned
+from tuner.training.optim.named import OPTIMIZERS, OWN_DECAY, REFUSED, arguments_of
+from tuner.training.optim.rules import decay_all
+from tuner.training.optim.schedules import Constant, Exponential, OneCycle, Piecewise, WarmupCosine
+from tuner.training.optim.transforms import GradientNoise
 
 W, G = jnp.array([1.0, -2.0]), jnp.array([0.3, 0.1])
 KEY = jax.random.key(0)

@@ -8,11 +8,11 @@ import optax
 import pytest
 
 from tuner.errors import StudyError
-from tuner.training.optimizer import OptimizerSpec, as_optimizer
-from tuner.training.optimizer_rules import decay_all
-from tuner.training.optimizer_table import REFUSED
-from tuner.training.schedules import Constant, WarmupCosine
-from tuner.training.transforms import GradientNoise
+from tuner.training.optim.build import OptimizerSpec, as_optimizer
+from tuner.training.optim.named import REFUSED
+from tuner.training.optim.rules import decay_all
+from tuner.training.optim.schedules import Constant, WarmupCosine
+from tuner.training.optim.transforms import GradientNoise
 
 
 def spec(name: str = "sgd", rate: Any = 0.01, **settings: Any) -> OptimizerSpec:

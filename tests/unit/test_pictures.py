@@ -10,11 +10,11 @@ import optuna
 import pytest
 from storage_tools import opened
 
-from tuner.dashboard import pictures
-from tuner.dashboard.pictures import Pictures
-from tuner.plots import Subject
-from tuner.storage.optuna_storage import Storage
-from tuner.storage.queries import StudyRow, find_study
+from tuner.dashboard import plots as pictures
+from tuner.dashboard.plots import Pictures
+from tuner.results.plots import Subject
+from tuner.storage.optuna.storage import Storage
+from tuner.storage.read.queries import StudyRow, find_study
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from tuner.errors import CheckpointError
-from tuner.training.checkpoints import Checkpoints
-from tuner.training.plain import from_plain, to_plain
+from tuner.training.saved.checkpoints import Checkpoints
+from tuner.training.saved.plain import from_plain, to_plain
 from tuner.training.state import TrainState
 
 NAN, INF = math.nan, math.inf

@@ -10,15 +10,16 @@ import pytest
 import sqlalchemy as sa
 
 import tuner
-from tuner import plots
-from tuner.analysis import compare_rows
 from tuner.errors import UnknownStudy, UsageError
-from tuner.plots import KINDS, opened, plot
-from tuner.storage import connect, leases
-from tuner.storage.claims import Claimant, claim
-from tuner.storage.fences import Lease
-from tuner.storage.studies import join, register
-from tuner.storage.tables import attempts, reports
+from tuner.results import plots
+from tuner.results.compare import compare_rows
+from tuner.results.plots import KINDS, opened, plot
+from tuner.storage import connect
+from tuner.storage.sql.tables import attempts, reports
+from tuner.storage.worker import leases
+from tuner.storage.worker.claims import Claimant, claim
+from tuner.storage.worker.fences import Lease
+from tuner.storage.worker.studies import join, register
 from tuner.trial import Outcome, Report
 
 NAME = "ours <b>&"

@@ -14,7 +14,7 @@ from jax.dtypes import TypePromotionError
 
 from tuner import Space, uniform
 from tuner.training import ArrayDataset, Dropout, OptimizerSpec, Splits, TrainerModule, Training
-from tuner.training.checks import check_trainer
+from tuner.training.loop.checks import check_trainer
 
 RNG = np.random.default_rng(0)
 HALF = ("bfloat16", "float16")

@@ -16,15 +16,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.cells import csv_text, plain_cell
+from tuner.cli.arguments import Format
 from tuner.cli.explain import explained
-from tuner.cli.options import Format
 from tuner.cli.printing import emit, print_fields, to_csv
 from tuner.errors import StudyError, TunerError, UsageError
-from tuner.export import export_trials
-from tuner.space import Space
+from tuner.output.cells import csv_text, plain_cell
+from tuner.results.export import export_trials
 from tuner.storage import connect
 from tuner.study import Study
+from tuner.study.space import Space
 from tuner.training import TrainerModule
 
 HOSTILE = "\x1b]0;owned\x07\x9b2Jx\r\n\u202e"

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import tuner.launch.progress
-from tuner.devices import DeviceGroup
-from tuner.launch import local
+from tuner.launch import launcher as local
+from tuner.launch.devices import DeviceGroup
 from tuner.launch.progress import LiveProgress, PlainProgress, Snapshot, draw, format_seconds
 from tuner.trial import Outcome
 

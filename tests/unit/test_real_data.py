@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from tuner.source import import_file
+from tuner.study.source import import_file
 from tuner.training import Splits
 from tuner.training.hparams import register
 from tuner.training.metrics import to_floats

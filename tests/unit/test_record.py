@@ -17,7 +17,7 @@ import optax
 import pytest
 
 from tuner.errors import CheckpointError, StudyError, TunerError
-from tuner.source import import_file
+from tuner.study.source import import_file
 from tuner.training import ArrayDataset, Checkpoints, Splits, TrainerModule, load_from_checkpoint, load_run
 
 FILE = """
@@ -110,7 +110,7 @@ def test_a_log_is_enough_to_train_again_in_another_process(file: Any, tmp_path: 
     reports = list(training)
     code = (
         "import pathlib, sys\n"
-        "from tuner.source import import_file\n"
+        "from tuner.study.source import import_file\n"
         "from tuner.training import load_run\n"
         "run = load_run(sys.argv[1], trust=True)\n"
         "again = run.train(import_file(pathlib.Path(sys.argv[2])).data(0))\n"

@@ -11,9 +11,9 @@ import pytest
 import sqlalchemy as sa
 
 from tuner.errors import LeaseLost, StorageLost
-from tuner.storage.background import Background, aside
-from tuner.storage.reporter import Reporter
-from tuner.storage.waited import database_s, waiting
+from tuner.storage.sql.background import Background, aside
+from tuner.storage.sql.waited import database_s, waiting
+from tuner.storage.worker.reporter import Reporter
 from tuner.trial import Report
 from tuner.worker import reports as reports_
 from tuner.worker.reports import Reports

@@ -22,13 +22,15 @@ from sqlalchemy import event
 
 import tuner
 from tuner.errors import UnknownStudy, UsageError
-from tuner.results import best_rows, pareto_front, show_row, study_rows, trial_rows
-from tuner.storage import connect, leases, tables
-from tuner.storage.claims import Claimant, claim
-from tuner.storage.dialect import now_s
-from tuner.storage.fences import Lease
-from tuner.storage.queries import TrialRow, find_study, last_errors
-from tuner.storage.studies import join, register, stop
+from tuner.results.rows import best_rows, pareto_front, show_row, study_rows, trial_rows
+from tuner.storage import connect
+from tuner.storage.read.queries import TrialRow, find_study, last_errors
+from tuner.storage.sql import tables
+from tuner.storage.sql.dialect import now_s
+from tuner.storage.worker import leases
+from tuner.storage.worker.claims import Claimant, claim
+from tuner.storage.worker.fences import Lease
+from tuner.storage.worker.studies import join, register, stop
 from tuner.trial import Outcome, Report
 
 nan, inf = math.nan, math.inf
@@ -518,7 +520,7 @@ def test_the_number_of_statements_does_not_grow_with_the_trials(any_shelf: Shelf
 def test_queries_start_without_optuna_and_jax(shelf: Shelf, sqlite_url: str) -> None:
     shelf.end(shelf.add_study("ours"), Outcome.COMPLETE, 0.5)
     script = (
-        f"import sys, tuner.results as r, tuner.storage as s; e = s.connect({sqlite_url!r}); "
+        f"import sys, tuner.results.rows as r, tuner.storage as s; e = s.connect({sqlite_url!r}); "
         "print(r.best_rows(e, 'ours')[0]['value'], r.trial_rows(e, 'ours')[0]['value'], r.study_rows(e)[0]['best'])\n"
         "print({'jax', 'flax', 'optuna', 'numpy', 'pandas'} & set(sys.modules))"
     )

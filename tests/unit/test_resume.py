@@ -31,12 +31,12 @@ from tuner.training import (
     StreamDataset,
     TrainerModule,
     load_from_checkpoint,
-    modes,
 )
-from tuner.training.checkpoint_files import newest_first
-from tuner.training.checkpoints import read
-from tuner.training.loop import Training
-from tuner.training.optimizer_table import OPTIMIZERS, SCHEDULE_FREE, arguments_of
+from tuner.training.loop import modes
+from tuner.training.loop.training import Training
+from tuner.training.optim.named import OPTIMIZERS, SCHEDULE_FREE, arguments_of
+from tuner.training.saved.checkpoints import read
+from tuner.training.saved.files import newest_first
 
 ROOT, RNG = Path(__file__).parents[2], np.random.default_rng(0)
 EPOCHS, STEPS = 3, 4  # 25 examples in batches of 8, the last padded
@@ -603,7 +603,7 @@ def own_file(tmp_path: Path) -> Path:
 
 
 def test_a_trainer_in_a_file_of_its_own_predicts_the_same_in_a_new_process(own_file: Path, tmp_path: Path) -> None:
-    from tuner.source import import_file
+    from tuner.study.source import import_file
 
     module = import_file(own_file)
     trainer, hparams, checkpoints = module.Trainer(), module.HParams(learning_rate=0.1), often(tmp_path / "trial")

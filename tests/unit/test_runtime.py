@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from tuner import Space, Study, int_uniform
-from tuner.training import ArrayDataset, Layout, OptimizerSpec, TrainerModule, programs, runtime
-from tuner.training.runtime import CompileClock, trim_cache, use_persistent_cache
+from tuner.training import ArrayDataset, Layout, OptimizerSpec, TrainerModule
+from tuner.training.loop import programs, runtime
+from tuner.training.loop.runtime import CompileClock, trim_cache, use_persistent_cache
 from tuner.worker import run_worker
 
 

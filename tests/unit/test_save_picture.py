@@ -12,8 +12,8 @@ import pytest
 from matplotlib.image import imread
 
 from tuner import Space, Study, log_uniform
-from tuner.artifacts import artifacts_folder
 from tuner.errors import StudyError
+from tuner.storage.artifacts import artifacts_folder
 from tuner.training import ArrayDataset, Checkpoints, TrainerModule, save_picture, tile
 from tuner.worker import run_worker
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tuner.source import git_state
+from tuner.study.source import git_state
 
 GIT = ["git", "-c", "user.name=Tester", "-c", "user.email=tester@example.org", "-c", "commit.gpgsign=false"]
 

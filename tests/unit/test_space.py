@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import distribution_to_json, json_to_distribution
 
-import tuner.space
-from tuner.domains import Domain, FloatDomain, IntDomain, domains_of, parameters
+import tuner.study.space
 from tuner.errors import MissingHParam, SpaceError
-from tuner.space import (
+from tuner.study.domains import Domain, FloatDomain, IntDomain, domains_of, parameters
+from tuner.study.space import (
     Space,
     SpaceMeta,
     choice,
@@ -85,9 +85,9 @@ def make(body: dict[str, Any], name: str = "Made") -> type[Space]:
 
 
 def run_module(monkeypatch: pytest.MonkeyPatch, source: str) -> types.ModuleType:
-    """Return a module of this source, with the names of `tuner.space` in it."""
+    """Return a module of this source, with the names of `tuner.study.space` in it."""
     module = types.ModuleType("made_module")
-    vars(module).update({name: value for name, value in vars(tuner.space).items() if not name.startswith("__")})
+    vars(module).update({name: value for name, value in vars(tuner.study.space).items() if not name.startswith("__")})
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(compile(source, "made_module.py", "exec", dont_inherit=True), vars(module))
     return module
@@ -192,7 +192,7 @@ def test_sampled_number_lies_in_its_domain(case: tuple[Any, Any], seed: int) -> 
         assert domain.step == 1 or not domain.contains(domain.low + 1)
     assert not domain.contains(domain.high + max(1, abs(domain.high) / 8))
     assert not any(domain.contains(other) for other in (True, str(value), None))
-    assert eval(repr(domain), {**vars(tuner.space)}) == domain
+    assert eval(repr(domain), {**vars(tuner.study.space)}) == domain
 
 
 POOL: list[Domain] = [uniform(0, 1), log_uniform(1e-3, 1), int_uniform(0, 8, step=2), int_uniform(1, 64, log=True)]
@@ -496,6 +496,6 @@ def test_fixed_value_is_recorded_and_never_varies() -> None:
 
 
 def test_module_imports_neither_jax_nor_optuna() -> None:
-    script = "import sys, tuner.space; assert not {'jax', 'optuna'} & sys.modules.keys()"
+    script = "import sys, tuner.study.space; assert not {'jax', 'optuna'} & sys.modules.keys()"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

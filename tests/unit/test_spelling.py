@@ -12,7 +12,7 @@ import pytest
 from tuner.errors import StudyError
 from tuner.methods import Classifier, GANTrainer
 from tuner.training import ArrayDataset, Splits, TrainerModule
-from tuner.training.spelling import check_spelling
+from tuner.training.loop.spelling import check_spelling
 
 
 class Base(Classifier):

@@ -19,8 +19,8 @@ from storage_tools import opened
 from tuner import Space, Study, log_uniform
 from tuner.errors import CheckpointError, StudyError
 from tuner.models.transformer import Transformer
-from tuner.storage.queries import find_study
-from tuner.storage.studies import register
+from tuner.storage.read.queries import find_study
+from tuner.storage.worker.studies import register
 from tuner.training import (
     ArrayDataset,
     Checkpoints,
@@ -34,9 +34,9 @@ from tuner.training import (
     load_from_checkpoint,
     load_run,
 )
-from tuner.training.optimizer_table import OPTIMIZERS, OWN_DECAY, POSITIONS, WHOLE_ARRAY, arguments_of
-from tuner.training.programs import first_carry
-from tuner.training.stacks import Layers, collect_stacks, declare_stack
+from tuner.training.loop.programs import first_carry
+from tuner.training.optim.named import OPTIMIZERS, OWN_DECAY, POSITIONS, WHOLE_ARRAY, arguments_of
+from tuner.training.optim.stacks import Layers, collect_stacks, declare_stack
 from tuner.trial import Report
 from tuner.worker import run_worker
 from tuner.worker.rerun import Rerunner

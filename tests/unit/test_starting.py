@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from tuner.errors import StorageLost
-from tuner.storage import connect_when_up, starting
+from tuner.storage import connect_when_up
+from tuner.storage.sql import starting
 
 
 class Clock:

@@ -20,9 +20,9 @@ import pytest
 
 from tuner.errors import StudyError
 from tuner.training import ArrayDataset
-from tuner.training.data import batch_order, gather
-from tuner.training.programs import epoch_order
-from tuner.training.stream import StreamDataset
+from tuner.training.data.arrays import batch_order, gather
+from tuner.training.data.stream import StreamDataset
+from tuner.training.loop.programs import epoch_order
 
 LENGTH = 23
 RNG = np.random.default_rng(0)
@@ -129,8 +129,8 @@ def test_batches_of_views_are_those_of_the_views_on_the_device() -> None:
 def test_batches_are_the_same_in_a_new_process() -> None:
     code = (
         "import jax, jax.numpy as jnp, numpy as np\n"
-        "from tuner.training.programs import epoch_order\n"
-        "from tuner.training.stream import StreamDataset\n"
+        "from tuner.training.loop.programs import epoch_order\n"
+        "from tuner.training.data.stream import StreamDataset\n"
         "class Source:\n"
         "    def __len__(self): return 40\n"
         "    def __getitem__(self, index): return {'id': index}\n"

@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import pytest
 
-from tuner.domains import is_space
-from tuner.source import import_file
-from tuner.space import Space, examples
+from tuner.study.domains import is_space
+from tuner.study.source import import_file
+from tuner.study.space import Space, examples
 from tuner.training import Splits
-from tuner.training.checks import check_trainer
+from tuner.training.loop.checks import check_trainer
 from tuner.training.restore import Loaded
 
 STUDIES = sorted((Path(__file__).parent.parent.parent / "studies").glob("*.py"))

@@ -356,7 +356,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
         return str(path)
 
     yield write
-    for name in [name for name in sys.modules if name.startswith(("tuner.study_files.", "sibling_"))]:
+    for name in [name for name in sys.modules if name.startswith(("tuner.study.modules.", "sibling_"))]:
         del sys.modules[name]
 
 

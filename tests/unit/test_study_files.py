@@ -76,7 +76,7 @@ def test_a_process_of_a_study_finds_its_functions(tmp_path: Path, start: str, na
 
 
 def test_files_of_one_name_are_different_modules(tmp_path: Path) -> None:
-    from tuner.source import import_file
+    from tuner.study.source import import_file
 
     paths = [tmp_path / folder / "same.py" for folder in ("one", "other")]
     for path in paths:

@@ -8,10 +8,10 @@ import pytest
 from attackers import PLAIN, attacked
 from observed import documented
 
-import tuner.launch.metrics
+import tuner.launch.prometheus
 from tuner.errors import UsageError
-from tuner.launch.metrics import Tally, served
 from tuner.launch.progress import Snapshot
+from tuner.launch.prometheus import Tally, served
 from tuner.trial import Outcome
 
 SNAPSHOT = Snapshot(study="tiny", counts=dict.fromkeys(Outcome, 4), best_value=-0.5)
@@ -77,7 +77,7 @@ def test_an_address_of_ipv6_is_told_as_one() -> None:
 
 
 def test_without_the_library_it_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuner.launch.metrics.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(tuner.launch.prometheus.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
         UsageError,
         match=r"must be installed to serve metrics: run `pip install -e '\.\[metrics\]'` in the clone of tuner$",

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.doctor import examine
+from tuner.admin.doctor import examine
 from tuner.errors import StorageSchemaError, TunerError, UsageError
-from tuner.failures import describe
-from tuner.log import say, tell
-from tuner.text import hide_password, one_line, printable
+from tuner.output.log import say, tell
+from tuner.output.safe import hide_password, one_line, printable
 from tuner.tracking.mlflow import MlflowTracker, address
 from tuner.tracking.wandb import WandbTracker
+from tuner.trial.failures import describe
 
 SECRET = "s3cr3t-W0rd"
 FORMS = [
@@ -106,7 +106,7 @@ def run(code: str, **env: str) -> subprocess.CompletedProcess[str]:
 def test_a_json_log_hides_passwords_in_every_field() -> None:
     code = (
         "import logging\n"
-        "from tuner.log import tell, use_json\n"
+        "from tuner.output.log import tell, use_json\n"
         "use_json()\n"
         f"for form in {FORMS!r}:\n"
         "    tell(form, 'one', storage=form, deep={'a': [form, (form,)]}, other=ValueError(form))\n"
@@ -121,7 +121,7 @@ def test_a_json_log_hides_passwords_in_every_field() -> None:
 
 
 def test_a_trace_hides_passwords() -> None:
-    code = "from tuner.log import clean_traces\nclean_traces()\n"
+    code = "from tuner.output.log import clean_traces\nclean_traces()\n"
     in_thread = f"import threading\nthreading.Thread(target=open, args=[{FORMS[0]!r}]).start()"
     for raised in (f"raise ValueError({FORMS[2]!r})", in_thread):
         done = run(code + raised)
@@ -160,7 +160,7 @@ def test_an_mlflow_address_has_no_password(uri: str, monkeypatch: pytest.MonkeyP
     if uri == TRACKED[0]:
         assert SECRET not in tracker._line(OSError(f"login {SECRET} refused"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.setattr("tuner.doctor._devices", dict)
+    monkeypatch.setattr("tuner.admin.doctor._devices", dict)
     rows = examine("sqlite:///none.db", Path.cwd())
     assert SECRET not in json.dumps(rows)
 

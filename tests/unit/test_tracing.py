@@ -13,7 +13,7 @@ from tuner import Space, int_uniform, uniform
 from tuner.errors import StudyError
 from tuner.methods import Classifier
 from tuner.training import ArrayDataset, OptimizerSpec, Splits, memory
-from tuner.training.checks import check_trainer
+from tuner.training.loop.checks import check_trainer
 
 
 class HParams(Space):

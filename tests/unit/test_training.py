@@ -31,14 +31,14 @@ from tuner.training import (
     Training,
     TrainState,
     adamw,
-    evaluation,
     warmup_cosine,
 )
-from tuner.training.checks import check_trainer
-from tuner.training.data import batch_order, gather
-from tuner.training.feed import Feed
+from tuner.training.data.arrays import batch_order, gather
+from tuner.training.data.feed import Feed
 from tuner.training.hparams import register
-from tuner.training.programs import Carry, programs
+from tuner.training.loop import evaluation
+from tuner.training.loop.checks import check_trainer
+from tuner.training.loop.programs import Carry, programs
 from tuner.training.state import Average, Stream
 from tuner.trial import Report
 

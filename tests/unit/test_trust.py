@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.artifacts import study_folder
 from tuner.errors import CheckpointError
+from tuner.storage.artifacts import study_folder
 from tuner.training import ArrayDataset, Checkpoints, TrainerModule, load_from_checkpoint, load_run
 
 CODE = """
@@ -38,7 +38,7 @@ class Trainer(TrainerModule):
 @pytest.fixture
 def stored(tmp_path: Path) -> tuple[Path, Path]:
     """A checkpoint of a trainer whose file counts how often it is run, and that file; both are forgotten here."""
-    from tuner.source import import_file
+    from tuner.study.source import import_file
 
     code = tmp_path / "code"
     code.mkdir()

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from tuner.source import import_file
+from tuner.study.source import import_file
 from tuner.training import Splits
 from tuner.training.restore import Loaded
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tuner.errors import StorageURLError, UsageError
 from tuner.storage import DEFAULT_URL, hide_password, storage_url
-from tuner.storage.url import driver_url
+from tuner.storage.sql.url import driver_url
 
 ENVIRONMENT = "TUNER_STORAGE"
 

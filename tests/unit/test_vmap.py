@@ -16,12 +16,12 @@ from flax import nnx
 
 from tuner import Space, log_uniform, uniform
 from tuner.training import ArrayDataset, Dropout, Layout, OptimizerSpec, TrainerModule, WarmupCosine
-from tuner.training.data import batch_order
+from tuner.training.data.arrays import batch_order
 from tuner.training.hparams import register
+from tuner.training.loop.programs import Carry, Source, eval_batch, first_carry, many_steps, one_step
 from tuner.training.metrics import to_floats
 from tuner.training.nnx_layers import Dropout as NNXDropout
-from tuner.training.optimizer import skipped_steps
-from tuner.training.programs import Carry, Source, eval_batch, first_carry, many_steps, one_step
+from tuner.training.optim.build import skipped_steps
 
 TOLERANCE = 5e-6
 """Largest difference in any array of the carry after 20 steps, as a share of its largest entry, or of 1 if that is

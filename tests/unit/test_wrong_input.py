@@ -133,7 +133,7 @@ def test_a_penalty_may_be_a_number() -> None:
 
 def test_views_share_their_arrays_on_the_devices() -> None:
     from tuner.training import Layout
-    from tuner.training.feed import Feed
+    from tuner.training.data.feed import Feed
 
     layout = Layout(jax.devices()[:2])
     feeds = [Feed(fold.train, layout, 2).resident(None).arrays["inputs"] for fold in ALL.folds(3, 0)]  # pyright: ignore[reportArgumentType]

@@ -11,11 +11,12 @@ import sys
 
 import typer
 
-from tuner.cli import control, dashboard, doctor, export, plot, queries, rerun, run, tracking, watch
+from tuner.cli import control, dashboard, doctor, export, plot, rerun, run, tracking, watch
+from tuner.cli import show as queries
+from tuner.cli.arguments import DEBUG_VARIABLE
 from tuner.cli.explain import explained
-from tuner.cli.options import DEBUG_VARIABLE
 from tuner.errors import TunerError
-from tuner.log import clean_traces, drop, tell
+from tuner.output.log import clean_traces, drop, tell
 
 app = typer.Typer(
     name="tuner",

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from tuner.artifacts import artifacts_folder
-from tuner.cli.options import ArtifactsOption, DebugOption, StorageOption, StudyArgument, split_pairs
+from tuner.cli.arguments import ArtifactsOption, DebugOption, StorageOption, StudyArgument, split_pairs
 from tuner.errors import UsageError
-from tuner.log import say
+from tuner.output.log import say
 from tuner.storage import connect, storage_url
+from tuner.storage.artifacts import artifacts_folder
 
 
 def stop(study: StudyArgument, storage: StorageOption = None, debug: DebugOption = False) -> None:
@@ -20,8 +20,8 @@ def stop(study: StudyArgument, storage: StorageOption = None, debug: DebugOption
     Its workers save their trials, give them back, and end within seconds; none starts before `tuner resume`.
     For example: tuner stop digits_mlp
     """
-    from tuner.storage.queries import find_study
-    from tuner.storage.studies import stop as stop_study
+    from tuner.storage.read.queries import find_study
+    from tuner.storage.worker.studies import stop as stop_study
 
     engine = connect(storage_url(storage))
     was_running = stop_study(engine, find_study(engine, study).study_id)
@@ -33,8 +33,8 @@ def resume(study: StudyArgument, storage: StorageOption = None, debug: DebugOpti
 
     For example: tuner resume digits_mlp
     """
-    from tuner.storage.queries import find_study
-    from tuner.storage.studies import resume as resume_study
+    from tuner.storage.read.queries import find_study
+    from tuner.storage.worker.studies import resume as resume_study
 
     engine = connect(storage_url(storage))
     was_stopped = resume_study(engine, find_study(engine, study).study_id)
@@ -53,7 +53,7 @@ def enqueue(
     It counts towards the study's trials.
     For example: tuner enqueue digits_mlp learning_rate=3e-3 width=128
     """
-    from tuner.upkeep import enqueue as enqueue_trial
+    from tuner.admin.edits import enqueue as enqueue_trial
 
     params = enqueue_trial(storage_url(storage), study, split_pairs("a hyperparameter", values))
     words = ", ".join(f"{name}={value}" for name, value in params.items())
@@ -63,7 +63,7 @@ def enqueue(
 
 def _warn_used_up(study: str, storage: str | None) -> None:
     """Say so if a queued trial is not run until the study is launched for more."""
-    from tuner.upkeep import find_shortage
+    from tuner.admin.edits import find_shortage
 
     engine = connect(storage_url(storage))
     try:
@@ -88,7 +88,7 @@ def retry(
 
     For example: tuner retry digits_mlp 16
     """
-    from tuner.upkeep import retry as retry_trial
+    from tuner.admin.edits import retry as retry_trial
 
     retry_trial(storage_url(storage), study, number)
     say(f"a trial with the hyperparameters of trial {number} of {study!r} is queued")
@@ -107,8 +107,8 @@ def delete(
     Workers that are at it end.
     For example: tuner delete digits_mlp
     """
-    from tuner.upkeep import belongings
-    from tuner.upkeep import delete as delete_study
+    from tuner.admin.edits import belongings
+    from tuner.admin.edits import delete as delete_study
 
     url = storage_url(storage)
     engine = connect(url)
@@ -140,7 +140,7 @@ def gc(
     Workers do so as they go; this is for when fewer are to be kept, or a worker died.
     For example: tuner gc digits_mlp --keep 1
     """
-    from tuner.upkeep import clear
+    from tuner.admin.edits import clear
 
     if keep < 0:
         raise UsageError(f"--keep must be at least 0: got {keep}")
@@ -167,7 +167,7 @@ def upgrade(
     more. Programs of earlier versions stored some times in their local zone: --from-timezone converts these to UTC.
     For example: tuner upgrade --from-timezone America/New_York
     """
-    from tuner.storage.schema import upgrade as upgrade_tables
+    from tuner.storage.sql.schema import upgrade as upgrade_tables
 
     for line in upgrade_tables(storage_url(storage), from_timezone):
         say(line)

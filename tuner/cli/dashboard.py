@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tuner.cli.options import DebugOption, StorageOption
+from tuner.cli.arguments import DebugOption, StorageOption
 from tuner.dashboard.users import Role
 from tuner.errors import UsageError
 

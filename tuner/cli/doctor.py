@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import typer
 
-from tuner.artifacts import artifacts_folder
-from tuner.cli.options import ArtifactsOption, DebugOption, Format, FormatOption, StorageOption
+from tuner.cli.arguments import ArtifactsOption, DebugOption, Format, FormatOption, StorageOption
 from tuner.cli.printing import emit
 from tuner.storage import storage_url
+from tuner.storage.artifacts import artifacts_folder
 
 
 def doctor(
@@ -21,7 +21,7 @@ def doctor(
     Changes nothing. Exit status 1 if something fails.
     For example: tuner doctor --storage postgresql://tuner@db/tuner
     """
-    from tuner.doctor import examine
+    from tuner.admin.doctor import examine
 
     rows = examine(storage_url(storage), artifacts_folder(artifacts))
     emit(rows, format)

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from tuner.cli.options import DebugOption, StorageOption, StudyArgument
+from tuner.cli.arguments import DebugOption, StorageOption, StudyArgument
 from tuner.errors import UsageError
-from tuner.log import say
+from tuner.output.log import say
 from tuner.storage import connect, storage_url
 
 
@@ -28,7 +28,7 @@ def export(
     A bundle has the checkpoint, hyperparameters, the study's file and versions; its run.py evaluates the model.
     For example: tuner export digits_mlp trials.parquet, or tuner export digits_mlp best.zip --trial 16
     """
-    from tuner.export import export_bundle, export_trials
+    from tuner.results.export import export_bundle, export_trials
 
     is_bundle = path.suffix.lower() == ".zip"
     if trial is not None and not is_bundle:

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from tuner.cli.options import DebugOption, StorageOption, StudyArgument
+from tuner.cli.arguments import DebugOption, StorageOption, StudyArgument
 from tuner.errors import UsageError
-from tuner.log import say
+from tuner.output.log import say
 from tuner.storage import connect, storage_url
 
 
@@ -53,7 +53,7 @@ def plot(
         if has_changed:
             say(f"the code of {study!r} has changed since trial {number} ran")
     else:
-        from tuner.plots import plot as draw_plot
+        from tuner.results.plots import plot as draw_plot
 
         for option, value in (("--trial", trial), ("--file", file)):
             if value is not None:
@@ -65,8 +65,8 @@ def plot(
 def _draw_picture(
     url: str, study: str, path: Path, trial: int | None, file: str | None, force: bool
 ) -> tuple[int, bool]:
-    from tuner.devices import settle
-    from tuner.drawing import draw_picture
+    from tuner.launch.devices import settle
+    from tuner.results.model_picture import draw_picture
 
     settle(os.environ)
     engine = connect(url)

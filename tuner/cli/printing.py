@@ -10,10 +10,10 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tuner.cells import csv_text
-from tuner.cli.options import Format
-from tuner.log import say
-from tuner.text import one_line, printable
+from tuner.cli.arguments import Format
+from tuner.output.cells import csv_text
+from tuner.output.log import say
+from tuner.output.safe import one_line, printable
 from tuner.trial import Outcome
 
 Row = dict[str, Any]

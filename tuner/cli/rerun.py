@@ -7,18 +7,10 @@ from typing import Annotated
 
 import typer
 
-from tuner.cli.options import (
-    DebugOption,
-    Format,
-    FormatOption,
-    SetOption,
-    StorageOption,
-    StudyArgument,
-    split_pairs,
-)
+from tuner.cli.arguments import DebugOption, Format, FormatOption, SetOption, StorageOption, StudyArgument, split_pairs
 from tuner.cli.printing import emit
 from tuner.errors import UsageError
-from tuner.log import say
+from tuner.output.log import say
 from tuner.storage import connect, storage_url
 from tuner.trial import Report
 
@@ -48,7 +40,7 @@ def reproduce(
     they do not match.
     For example: tuner reproduce digits_mlp 16
     """
-    from tuner.devices import settle
+    from tuner.launch.devices import settle
     from tuner.worker.rerun import open_study
     from tuner.worker.rerun import reproduce as reproduce_trial
 
@@ -78,7 +70,7 @@ def _say_epoch(number: int, report: Report) -> None:
 
 
 def _plain(value: object) -> object:
-    from tuner.results import plain
+    from tuner.results.rows import plain
 
     return plain(value)
 
@@ -99,9 +91,9 @@ def confirm(
     apart. The study's baseline, if it has one, is trained again as well. Run it again with more seeds to add to them.
     For example: tuner confirm digits_mlp -n 5 --seeds 3
     """
-    from tuner.cli.queries import say_how_sure
-    from tuner.devices import settle
-    from tuner.results import best_rows
+    from tuner.cli.show import say_how_sure
+    from tuner.launch.devices import settle
+    from tuner.results.rows import best_rows
     from tuner.worker.rerun import confirm as confirm_trials
     from tuner.worker.rerun import open_study
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
-from tuner.cli.options import (
+from tuner.cli.arguments import (
     DEBUG_VARIABLE,
     ArtifactsOption,
     DebugOption,
@@ -35,7 +35,7 @@ from tuner.cli.options import (
     split_pairs,
 )
 from tuner.errors import StudyStopped, UsageError
-from tuner.signals import end_on_signals
+from tuner.launch.signals import end_on_signals
 from tuner.trial import Event, Stop, print_event
 
 _GRACE_S = 10.0
@@ -112,8 +112,8 @@ def launch(
         metrics_host=metrics_host,
         live=live,
     )
-    from tuner.cli.queries import print_best, tell_best
-    from tuner.storage.background import aside
+    from tuner.cli.show import print_best, tell_best
+    from tuner.storage.sql.background import aside
 
     aside(partial(tell_best if log_format is LogFormat.JSON else print_best, snapshot.study, storage))
 
@@ -134,8 +134,8 @@ def worker(
 
     What launch starts, and what a container runs; any number may work on one study.
     """
-    from tuner.devices import settle
-    from tuner.launch.local import check_number
+    from tuner.launch.devices import settle
+    from tuner.launch.launcher import check_number
     from tuner.launch.process import EVENTS_VARIABLE
 
     check_number("--trials", trials, 1)

@@ -14,19 +14,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuner.cli.options import (
-    DebugOption,
-    MlflowOption,
-    StorageOption,
-    StudyArgument,
-    TensorboardOption,
-    WandbOption,
-)
+from tuner.cli.arguments import DebugOption, MlflowOption, StorageOption, StudyArgument, TensorboardOption, WandbOption
 from tuner.errors import UsageError
-from tuner.signals import end_on_signals
+from tuner.launch.signals import end_on_signals
 
 if TYPE_CHECKING:
-    from tuner.mirror import Ending
+    from tuner.tracking.mirror import Ending
 
 
 def track(
@@ -44,9 +37,9 @@ def track(
     them, and for what a tracker that was away still lacks.
     """
     from tuner.launch.process import EVENTS_VARIABLE
-    from tuner.mirror import Ending, follow
     from tuner.storage import storage_url
     from tuner.tracking import MLFLOW_VARIABLE, make_trackers
+    from tuner.tracking.mirror import Ending, follow
 
     url = storage_url(storage)
     uri = mlflow or os.environ.get(MLFLOW_VARIABLE)
@@ -83,9 +76,9 @@ def register(
 
     Prints its URI, which mlflow.pyfunc.load_model takes wherever the tuner is installed.
     """
-    from tuner.registry import register as register_model
     from tuner.storage import storage_url
     from tuner.tracking import MLFLOW_VARIABLE
+    from tuner.tracking.mlflow_models import register as register_model
 
     uri = mlflow or os.environ.get(MLFLOW_VARIABLE)
     if not uri:
@@ -109,7 +102,7 @@ def _tell_launcher(descriptor: int) -> None:
 
 def _end_with_launcher(ending: Ending) -> None:
     """Send what is left when the launcher ends, however it ends: it holds the other side of our standard input."""
-    from tuner.launch.mirror import GRACE_S, QUIET_S, START_S
+    from tuner.launch.mirror_process import GRACE_S, QUIET_S, START_S
 
     def wait() -> None:
         sys.stdin.read()

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuner.cli.options import DebugOption, StorageOption, StudyArgument
+from tuner.cli.arguments import DebugOption, StorageOption, StudyArgument
 from tuner.cli.printing import as_text, shown
 from tuner.errors import StorageLost, UsageError
-from tuner.log import clean
+from tuner.output.log import clean
+from tuner.output.safe import one_line, printable
 from tuner.storage import connect, storage_url
-from tuner.text import one_line, printable
 from tuner.trial import Outcome
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def watch(
     from rich.console import Console
     from rich.live import Live
 
-    from tuner.results import progress
+    from tuner.results.rows import progress
 
     if not every > 0:
         raise UsageError(f"--every must be above 0: got {every}")

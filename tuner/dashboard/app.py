@@ -12,20 +12,20 @@ from typing import Any
 import bottle
 import optuna_dashboard
 
-from tuner.artifacts import describe_checkpoint
-from tuner.dashboard.checks import check_routes
+from tuner.dashboard.api_checks import check_routes
 from tuner.dashboard.front import Front
 from tuner.dashboard.login import CALLER, WSGI, Login
-from tuner.dashboard.opening import Opening
 from tuner.dashboard.pages import checkpoints_page, plots_page, refusal_page, workers_page
-from tuner.dashboard.pictures import Pictures
-from tuner.dashboard.table import send_csv
+from tuner.dashboard.plots import Pictures
+from tuner.dashboard.study_detail import Opening
+from tuner.dashboard.trials_csv import send_csv
 from tuner.dashboard.users import Users
 from tuner.errors import StorageLost, UnknownStudy
-from tuner.plots import KINDS
-from tuner.storage.activity import read_checkpoints, read_compiling, read_failures, read_workers
-from tuner.storage.optuna_storage import Storage
-from tuner.storage.queries import StudyRow, find_study, read_studies
+from tuner.results.plots import KINDS
+from tuner.storage.artifacts import describe_checkpoint
+from tuner.storage.optuna.storage import Storage
+from tuner.storage.read.activity import read_checkpoints, read_compiling, read_failures, read_workers
+from tuner.storage.read.queries import StudyRow, find_study, read_studies
 
 ASSETS = Path(__file__).parent / "assets"
 LOST_S = 60.0

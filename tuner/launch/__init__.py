@@ -1,5 +1,5 @@
 """Starting workers, each on its devices. They are processes of their own that meet in the storage."""
 
-from tuner.launch.local import launch
+from tuner.launch.launcher import launch
 
 __all__ = ["launch"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuner.errors import TunerError
 from tuner.storage import connect
-from tuner.storage.background import Background
+from tuner.storage.sql.background import Background
 from tuner.trial import DEADLY, Event
 
 if TYPE_CHECKING:
@@ -75,8 +75,8 @@ class StudyDatabase:
     # --- On the thread
 
     def _connect(self) -> Engine:
-        from tuner.storage import deadlines
-        from tuner.storage.engine import Patience, patient
+        from tuner.storage.sql import deadlines
+        from tuner.storage.sql.engine import Patience, patient
 
         if self._engine is None:
             patience = Patience(0.0, statement_s=_STATEMENT_S)
@@ -85,7 +85,7 @@ class StudyDatabase:
         return self._engine
 
     def _count(self, name: str) -> Counts | None:
-        from tuner.storage.queries import find_study, outcome_counts, read_best
+        from tuner.storage.read.queries import find_study, outcome_counts, read_best
 
         with contextlib.suppress(TunerError):
             engine = self._connect()
@@ -98,7 +98,7 @@ class StudyDatabase:
         return None
 
     def _release(self, worker: str, study: str, trial: int | None, died: bool) -> Event | None:
-        from tuner.storage.claims import release_all
+        from tuner.storage.worker.claims import release_all
 
         end = None
         with contextlib.suppress(TunerError):
@@ -108,7 +108,7 @@ class StudyDatabase:
         return end
 
     def _untold_end(self, worker: str, study: str, trial: int) -> Event | None:
-        from tuner.storage.queries import find_study, read_trial
+        from tuner.storage.read.queries import find_study, read_trial
 
         row = read_trial(self._connect(), find_study(self._connect(), study), trial)
         kept = row.record

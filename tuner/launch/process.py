@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tuner.log import is_json, parse
+from tuner.output.log import is_json, parse
 
 EVENTS_VARIABLE = "TUNER_EVENTS_FD"
 """Holds the number of the pipe on which a worker tells its launcher what it does, one JSON object a line."""

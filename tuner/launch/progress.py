@@ -13,10 +13,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from tuner.devices import DeviceGroup
-from tuner.log import clean, tell
+from tuner.launch.devices import DeviceGroup
+from tuner.output.log import clean, tell
+from tuner.output.safe import one_line
 from tuner.storage import hide_password
-from tuner.text import one_line
 from tuner.trial import Event, Outcome, event_line, print_event
 
 _PLAIN_EVERY_S = 5.0

@@ -13,7 +13,7 @@ from types import FrameType
 
 from tuner.launch.process import Message, WorkerProcess
 from tuner.launch.progress import JsonProgress
-from tuner.log import note_ending, set_about
+from tuner.output.log import note_ending, set_about
 
 
 def relay() -> int:

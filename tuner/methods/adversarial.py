@@ -21,7 +21,7 @@ from tuner.errors import StudyError
 from tuner.methods.augmentations import Bounds, spread, within
 from tuner.methods.classification import Classifier, field
 from tuner.training import Mean, TrainState
-from tuner.training.data import Batch
+from tuner.training.data.arrays import Batch
 from tuner.training.metrics import Metrics
 from tuner.training.state import Stream
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from tuner.errors import StudyError
 from tuner.training import TrainerModule, TrainState, save_picture, tile
-from tuner.training.data import Batch
+from tuner.training.data.arrays import Batch
 
 
 def squared_error(reconstructions: jax.Array, inputs: jax.Array) -> jax.Array:

@@ -20,9 +20,9 @@ from tuner.errors import StudyError
 from tuner.methods.calibration import check_forecast_labels, forecast_metrics
 from tuner.methods.classification import field, needed
 from tuner.training import GradientNoise, OptimizerSpec, TrainerModule, TrainState
-from tuner.training.data import Batch
+from tuner.training.data.arrays import Batch
+from tuner.training.loop.programs import Order
 from tuner.training.metrics import Metrics
-from tuner.training.programs import Order
 
 
 def prior_penalty(params: Any, precision: Any, examples: int) -> jax.Array:

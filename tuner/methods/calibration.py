@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tuner.training import ArrayDataset, Metric, TrainerModule
-from tuner.training.data import Batch
-from tuner.training.labels import check_labels, only_classes
+from tuner.training.data.arrays import Batch
+from tuner.training.data.labels import check_labels, only_classes
 
 BINS = 15
 

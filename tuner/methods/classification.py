@@ -11,8 +11,8 @@ import optax
 
 from tuner.errors import StudyError
 from tuner.training import TrainerModule
-from tuner.training.data import Batch
-from tuner.training.labels import check_labels, only_classes
+from tuner.training.data.arrays import Batch
+from tuner.training.data.labels import check_labels, only_classes
 
 
 class Classifier(TrainerModule):

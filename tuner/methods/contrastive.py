@@ -18,8 +18,8 @@ import optax
 from tuner.errors import StudyError
 from tuner.methods.classification import field
 from tuner.training import Mean, Model, OptimizerGroups, OptimizerSpec, TrainerModule, TrainState, WarmupCosine
-from tuner.training.data import Batch
-from tuner.training.labels import check_labels
+from tuner.training.data.arrays import Batch
+from tuner.training.data.labels import check_labels
 from tuner.training.metrics import Metrics
 
 

@@ -16,9 +16,9 @@ import numpy as np
 from tuner.errors import StudyError
 from tuner.methods.classification import needed
 from tuner.training import ArrayDataset, Splits, TrainerModule
-from tuner.training.checks import EVAL_BATCH
-from tuner.training.data import Batch
-from tuner.training.programs import Order
+from tuner.training.data.arrays import Batch
+from tuner.training.loop.checks import EVAL_BATCH
+from tuner.training.loop.programs import Order
 from tuner.training.state import Stream, TrainState
 
 

@@ -20,10 +20,10 @@ from tuner.methods.classification import Classifier, field, needed, refuse_uncal
 from tuner.methods.darts_networks import ALPHAS, KINDS, SearchNetwork
 from tuner.methods.darts_ops import OPERATIONS
 from tuner.training import ArrayDataset, Mean, OptimizerSpec, TrainState, WarmupCosine, warmup_cosine
-from tuner.training.data import Batch
-from tuner.training.labels import check_labels
+from tuner.training.data.arrays import Batch
+from tuner.training.data.labels import check_labels
 from tuner.training.metrics import Metrics
-from tuner.training.optimizer import as_optimizer
+from tuner.training.optim.build import as_optimizer
 from tuner.training.state import Stream
 
 Loss = Callable[[Any, Any], jax.Array]

@@ -22,7 +22,7 @@ import optax
 from tuner.errors import StudyError
 from tuner.methods.classification import Classifier, field
 from tuner.training import ArrayDataset, Splits
-from tuner.training.data import Batch, batch_order
+from tuner.training.data.arrays import Batch, batch_order
 
 Form = Literal["divergence", "cross_entropy"]
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from tuner.errors import StudyError
 from tuner.training import TrainerModule, TrainState
-from tuner.training.data import Batch
+from tuner.training.data.arrays import Batch
 from tuner.training.metrics import Mean, Metrics
 from tuner.training.state import Stream
 

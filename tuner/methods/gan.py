@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from tuner.errors import StudyError
 from tuner.methods.classification import field, refuse_uncalled
 from tuner.training import Mean, Metric, Model, OptimizerSpec, TrainerModule
-from tuner.training.data import Batch
+from tuner.training.data.arrays import Batch
 from tuner.training.metrics import Metrics
-from tuner.training.models import as_model
-from tuner.training.optimizer import as_optimizer, skipped_steps
+from tuner.training.model.adapters import as_model
+from tuner.training.optim.build import as_optimizer, skipped_steps
 from tuner.training.state import Average, Stream, TrainState
 
 Objective = Callable[[Any], tuple[jax.Array, tuple[Any, Metrics]]]

@@ -19,7 +19,7 @@ from tuner.methods.bayesian import Posterior, logits_of, mixture
 from tuner.methods.calibration import check_forecast_labels, forecast_metrics
 from tuner.methods.classification import field, needed
 from tuner.training import TrainState
-from tuner.training.data import Batch, steps_per_epoch
+from tuner.training.data.arrays import Batch, steps_per_epoch
 from tuner.training.metrics import Metrics
 
 

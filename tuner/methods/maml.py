@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from tuner.errors import StudyError
 from tuner.methods.classification import field, needed
 from tuner.training import Mean, TrainerModule
-from tuner.training.data import Batch
+from tuner.training.data.arrays import Batch
 from tuner.training.metrics import Metrics
 from tuner.training.state import Stream, TrainState
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tuner.storage.url import DEFAULT_URL, hide_password, is_new_file, storage_url, warn_of_password
+from tuner.storage.sql.url import DEFAULT_URL, hide_password, is_new_file, storage_url, warn_of_password
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from tuner.storage.optuna_storage import Storage
+    from tuner.storage.optuna.storage import Storage
 
 __all__ = [
     "DEFAULT_URL",
@@ -36,7 +36,7 @@ def open_storage(url: str) -> Storage:
 
     Concurrency: safe from many processes, also on an empty database.
     """
-    from tuner.storage.optuna_storage import Storage
+    from tuner.storage.optuna.storage import Storage
 
     return Storage(url)
 
@@ -48,7 +48,7 @@ def connect(url: str) -> Engine:
         StorageURLError: the URL cannot be a storage's.
         StorageLost: the database cannot be reached, or the SQLite file does not exist.
     """
-    from tuner.storage.engine import connected_engine
+    from tuner.storage.sql.engine import connected_engine
 
     return connected_engine(url)
 
@@ -62,6 +62,6 @@ def connect_when_up(url: str) -> Engine:
         StorageURLError: the URL cannot be a storage's.
         StorageLost: the database cannot be reached, or the SQLite file does not exist.
     """
-    from tuner.storage.starting import engine_when_up
+    from tuner.storage.sql.starting import engine_when_up
 
     return engine_when_up(url)

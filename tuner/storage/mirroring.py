@@ -12,10 +12,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
-from tuner.storage.dialect import clock, ids_value, insert, of_study, one_of
-from tuner.storage.engine import read, write
-from tuner.storage.queries import StudyRow, TrialRow, read_some
-from tuner.storage.tables import attempts, budgets, leases, mirrored, mirrors, records, reports, trials, workers
+from tuner.storage.read.queries import StudyRow, TrialRow, read_some
+from tuner.storage.sql.dialect import clock, ids_value, insert, of_study, one_of
+from tuner.storage.sql.engine import read, write
+from tuner.storage.sql.tables import attempts, budgets, leases, mirrored, mirrors, records, reports, trials, workers
 from tuner.trial import Outcome
 
 ENDED = ("COMPLETE", "PRUNED", "FAIL")

@@ -1,25 +1,25 @@
 """Training a Flax model as pure functions of hyperparameters, with the tuner or alone. Imports JAX."""
 
-from tuner.training.checkpoints import Checkpoints, is_new_model_better
-from tuner.training.data import ArrayDataset, Splits
-from tuner.training.diagnosis import Profile
-from tuner.training.evaluation import memory
-from tuner.training.labels import check_labels
-from tuner.training.layers import Dropout, Stack
-from tuner.training.learned_optimizer import init_weights, learned
-from tuner.training.loop import Training
+from tuner.training.data.arrays import ArrayDataset, Splits
+from tuner.training.data.labels import check_labels
+from tuner.training.data.stream import StreamDataset
+from tuner.training.loop.diagnosis import Profile
+from tuner.training.loop.evaluation import memory
+from tuner.training.loop.training import Training
 from tuner.training.mesh import Layout
 from tuner.training.metrics import ConfusionMatrix, Mean, Metric
-from tuner.training.models import Model
-from tuner.training.optimizer import OptimizerGroups, OptimizerSpec, adamw, warmup_cosine
-from tuner.training.optimizer_rules import decay_all, decay_matrices
-from tuner.training.pictures import save_picture, tile
+from tuner.training.model.adapters import Model
+from tuner.training.model.layers import Dropout, Stack
+from tuner.training.optim.build import OptimizerGroups, OptimizerSpec, adamw, warmup_cosine
+from tuner.training.optim.learned import init_weights, learned
+from tuner.training.optim.rules import decay_all, decay_matrices
+from tuner.training.optim.schedules import Constant, Exponential, OneCycle, Piecewise, WarmupCosine
+from tuner.training.optim.transforms import GradientNoise
 from tuner.training.restore import Loaded, Run, load_from_checkpoint, load_run
-from tuner.training.schedules import Constant, Exponential, OneCycle, Piecewise, WarmupCosine
+from tuner.training.saved.checkpoints import Checkpoints, is_new_model_better
+from tuner.training.saved.pictures import save_picture, tile
 from tuner.training.state import TrainState
-from tuner.training.stream import StreamDataset
 from tuner.training.trainer import TrainerModule
-from tuner.training.transforms import GradientNoise
 
 __all__ = [
     "ArrayDataset",

@@ -6,7 +6,7 @@ import dataclasses
 
 import jax
 
-from tuner.space import Space, is_traced
+from tuner.study.space import Space, is_traced
 
 _registered: set[type[Space]] = set()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 from flax import nnx
 
-from tuner.training.layers import drop
+from tuner.training.model.layers import drop
 
 
 class Dropout(nnx.Module):

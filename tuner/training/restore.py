@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from tuner.errors import CheckpointError, StudyError
-from tuner.source import import_file
-from tuner.space import Space, from_params
-from tuner.training.checkpoints import from_plain, read
-from tuner.training.data import Splits, steps_per_epoch
+from tuner.study.source import import_file
+from tuner.study.space import Space, from_params
+from tuner.training.data.arrays import Splits, steps_per_epoch
 from tuner.training.hparams import register
+from tuner.training.loop.programs import Source, programs
 from tuner.training.mesh import Layout
-from tuner.training.programs import Source, programs
-from tuner.training.record import digests, read_log, settings
+from tuner.training.saved.checkpoints import from_plain, read
+from tuner.training.saved.record import digests, read_log, settings
 from tuner.training.state import TrainState
 from tuner.training.trainer import TrainerModule
 from tuner.trial import Report, optimizer_rules_of
 
 if TYPE_CHECKING:
-    from tuner.training.loop import Training
+    from tuner.training.loop.training import Training
 
 
 _DICT = {"file": "", "module": "builtins", "name": "dict"}

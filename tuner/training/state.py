@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import optax
 from flax.training.dynamic_scale import DynamicScale
 
-from tuner.training.optimizer import evaluated_params, skipped_steps
-from tuner.training.transforms import accumulates
+from tuner.training.optim.build import evaluated_params, skipped_steps
+from tuner.training.optim.transforms import accumulates
 
 
 class Stream(enum.IntEnum):

@@ -14,16 +14,16 @@ import optax
 from flax.training.dynamic_scale import DynamicScale
 
 from tuner.errors import StudyError, nearest
-from tuner.training.data import Batch
+from tuner.training.data.arrays import Batch
 from tuner.training.metrics import Mean, Metric, Metrics
-from tuner.training.models import Model, as_model
-from tuner.training.optimizer import OptimizerGroups, OptimizerSpec, WarmupCosine, as_optimizer, clipped_norm
+from tuner.training.model.adapters import Model, as_model
+from tuner.training.optim.build import OptimizerGroups, OptimizerSpec, WarmupCosine, as_optimizer, clipped_norm
 from tuner.training.state import Average, Stream, TrainState
 
 if TYPE_CHECKING:
-    from tuner.training.data import Splits
-    from tuner.training.loop import Training
-    from tuner.training.programs import Order
+    from tuner.training.data.arrays import Splits
+    from tuner.training.loop.programs import Order
+    from tuner.training.loop.training import Training
 
 Optimizer = OptimizerSpec | OptimizerGroups | optax.GradientTransformation
 
@@ -55,7 +55,7 @@ class TrainerModule:
 
         Returns:
             A Linen module, an NNX module class (or a function of `rngs` that makes one), or a pair of pure functions
-            `(init, apply)`; see `tuner.training.models.as_model`.
+            `(init, apply)`; see `tuner.training.model.adapters.as_model`.
         """
         raise StudyError(f"a trainer must define init_model(hparams): {type(self).__name__} does not")
 
@@ -104,7 +104,7 @@ class TrainerModule:
             Elements of `rows`, Int[Array, "steps batch"], and their weights, Float[Array, "steps batch"]: as many steps
             as batches that cover the examples.
         """
-        from tuner.training.programs import epoch_order
+        from tuner.training.loop.programs import epoch_order
 
         return epoch_order(key, step, rows, batch_size=batch_size)
 
@@ -361,12 +361,12 @@ class TrainerModule:
             splits: Training and validation data, and perhaps test data.
             epochs: Passes over the training data; > 0.
             seed: In [0, 2^31). The same seed gives the same reports, bit for bit on the same machine.
-            options: See `tuner.training.loop.Training`.
+            options: See `tuner.training.loop.training.Training`.
 
         Raises:
             StudyError: an option is unknown, or something does not fit; see `Training`.
         """
-        from tuner.training.loop import Training
+        from tuner.training.loop.training import Training
 
         known = list(inspect.signature(Training).parameters)
         for name in options:
@@ -376,7 +376,7 @@ class TrainerModule:
 
     def eval_model(self, state: TrainState, dataset: Any, hparams: Any) -> dict[str, float]:
         """Return all metrics over a dataset, in evaluation mode; means are weighted by example."""
-        from tuner.training.evaluation import evaluate
+        from tuner.training.loop.evaluation import evaluate
 
         return evaluate(self, state, dataset, hparams)
 
@@ -387,13 +387,13 @@ class TrainerModule:
             state: From `Training` or from a checkpoint.
             hparams: The hyperparameters it was trained with.
         """
-        from tuner.training.evaluation import bind
+        from tuner.training.loop.evaluation import bind
 
         return bind(self, state, hparams)
 
     def print_tabulate(self, hparams: Any, splits: Splits) -> None:
         """Print the parameters: path, shape, type, size, and their total."""
-        from tuner.training.evaluation import tabulate
+        from tuner.training.loop.evaluation import tabulate
 
         print(tabulate(self, hparams, splits))
 

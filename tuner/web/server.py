@@ -26,7 +26,7 @@ from cheroot.ssl.builtin import BuiltinSSLAdapter
 from cheroot.wsgi import Gateway_10
 from cheroot.wsgi import Server as CherootServer
 
-from tuner.log import say
+from tuner.output.log import say
 from tuner.web.address import network_of
 from tuner.web.headers import StrictHeaders
 

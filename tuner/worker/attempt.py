@@ -9,27 +9,28 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tuner.artifacts import collect, trial_folder
 from tuner.errors import LeaseLost, StorageLost, TrialPruned, TunerError
-from tuner.failures import describe, last_line, storable
 from tuner.search import TrialPruner
-from tuner.storage import claims, hide_password, leases
-from tuner.storage.engine import PROMPT, hurried
-from tuner.storage.fences import Lease
-from tuner.storage.queries import BASELINE_KEY
-from tuner.storage.ranking import is_among_best, is_feasible, superfluous
-from tuner.storage.renewal import Watch, renewed
-from tuner.storage.reporter import Reporter
-from tuner.storage.studies import agree
+from tuner.storage import hide_password
+from tuner.storage.artifacts import collect, trial_folder
+from tuner.storage.read.queries import BASELINE_KEY
+from tuner.storage.read.ranking import is_among_best, is_feasible, superfluous
+from tuner.storage.sql.engine import PROMPT, hurried
+from tuner.storage.worker import claims, leases
+from tuner.storage.worker.fences import Lease
+from tuner.storage.worker.renewal import Watch, renewed
+from tuner.storage.worker.reporter import Reporter
+from tuner.storage.worker.studies import agree
 from tuner.study import trial_seed
 from tuner.trial import Outcome, Report, all_finite
+from tuner.trial.failures import describe, last_line, storable
 from tuner.worker.reports import Reports
 
 if TYPE_CHECKING:
     import optuna
     from sqlalchemy import Engine
 
-    from tuner.training.checkpoints import Checkpoints
+    from tuner.training.saved.checkpoints import Checkpoints
     from tuner.worker.loop import Worker
 
 
@@ -63,7 +64,7 @@ class Attempt:
             LeaseLost: another worker has the trial.
             TunerError: the study cannot run as it is written, or the database stays away.
         """
-        from tuner.training.checkpoints import Checkpoints
+        from tuner.training.saved.checkpoints import Checkpoints
 
         worker, lease = self.worker, self.lease
         folder = trial_folder(worker.folder, lease.number)
@@ -123,7 +124,7 @@ class Attempt:
         """Return how the trial ended, its last values, and what is to be recorded of its error if it failed."""
         import optuna
 
-        from tuner.training.runtime import is_out_of_memory
+        from tuner.training.loop.runtime import is_out_of_memory
 
         worker, study, lease = self.worker, self.study, self.lease
         values = None

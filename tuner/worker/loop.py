@@ -12,23 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuner.artifacts import artifacts_folder, study_folder
-from tuner.devices import DEVICES_VARIABLE
 from tuner.errors import LeaseLost, StorageLost, StudyStopped
-from tuner.failures import describe, last_line, reason_to_stop
-from tuner.log import is_json, now, set_about, tell
-from tuner.source import code_digest, git_state
-from tuner.storage import claims, hide_password, leases, storage_url, warn_of_password
-from tuner.storage.background import Background
-from tuner.storage.claims import Claimant, NoTrial
-from tuner.storage.dialect import now_s
-from tuner.storage.engine import IMPATIENT, PROMPT, Patience, patient
-from tuner.storage.fences import Lease
-from tuner.storage.queries import last_errors
-from tuner.storage.studies import join, leave, mode_of, register
-from tuner.storage.waited import database_s
+from tuner.launch.devices import DEVICES_VARIABLE
+from tuner.output.log import is_json, now, set_about, tell
+from tuner.storage import hide_password, storage_url, warn_of_password
+from tuner.storage.artifacts import artifacts_folder, study_folder
+from tuner.storage.read.queries import last_errors
+from tuner.storage.sql.background import Background
+from tuner.storage.sql.dialect import now_s
+from tuner.storage.sql.engine import IMPATIENT, PROMPT, Patience, patient
+from tuner.storage.sql.waited import database_s
+from tuner.storage.worker import claims, leases
+from tuner.storage.worker.claims import Claimant, NoTrial
+from tuner.storage.worker.fences import Lease
+from tuner.storage.worker.studies import join, leave, mode_of, register
 from tuner.study import Study
+from tuner.study.source import code_digest, git_state
 from tuner.trial import Event, Outcome, Stop, optimizer_rules_of
+from tuner.trial.failures import describe, last_line, reason_to_stop
 from tuner.worker.account import Account
 from tuner.worker.attempt import Attempt
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     import optuna
     from sqlalchemy import Engine
 
-    from tuner.storage.optuna_storage import Storage
+    from tuner.storage.optuna.storage import Storage
 
 
 LAUNCHED_VARIABLE = "TUNER_LAUNCHED_AT"
@@ -82,9 +83,9 @@ def run_worker(
 
     Concurrency: any number of workers, on any number of machines.
     """
-    from tuner.rehearsal import check_study, in_words
-    from tuner.storage.optuna_storage import Storage
-    from tuner.training.runtime import CompileClock, missing_accelerator, use_persistent_cache, worker_layout
+    from tuner.storage.optuna.storage import Storage
+    from tuner.training.loop.runtime import CompileClock, missing_accelerator, use_persistent_cache, worker_layout
+    from tuner.worker.dry_run import check_study, in_words
 
     url = storage_url(storage)
     use_persistent_cache()
@@ -124,7 +125,7 @@ class Place:
 
     def describe(self) -> dict[str, Any]:
         """Return what is kept of a worker: where it runs and with what."""
-        from tuner.training.record import versions
+        from tuner.training.saved.record import versions
 
         file = self.about["file"]
         return {
@@ -223,7 +224,7 @@ class Worker:
             self.say({"event": "seconds"})
 
     def _work(self) -> None:
-        from tuner.training.runtime import tidy
+        from tuner.training.loop.runtime import tidy
 
         is_idle = False
         while not self.stop.requested:

@@ -10,8 +10,8 @@ from functools import partial
 from sqlalchemy import Engine
 
 from tuner.errors import StorageLost, TunerError
-from tuner.storage.background import Background
-from tuner.storage.reporter import Reporter
+from tuner.storage.sql.background import Background
+from tuner.storage.worker.reporter import Reporter
 from tuner.trial import Report
 
 _ANSWER_S = 1.5

@@ -12,11 +12,11 @@ from typing import Any
 from sqlalchemy import Engine
 
 from tuner.errors import StudyError, UsageError
-from tuner.results import best_rows, check_file, no_feasible
-from tuner.storage.confirmations import read_confirmations, store_confirmation
-from tuner.storage.lineage import read_metrics, read_study_file
-from tuner.storage.queries import StudyRow, find_baseline, find_study, read_by_ids, read_trial
-from tuner.storage.studies import mode_of
+from tuner.results.rows import best_rows, check_file, no_feasible
+from tuner.storage.read.lineage import read_metrics, read_study_file
+from tuner.storage.read.queries import StudyRow, find_baseline, find_study, read_by_ids, read_trial
+from tuner.storage.worker.confirmations import read_confirmations, store_confirmation
+from tuner.storage.worker.studies import mode_of
 from tuner.study import Study, split_target, study_in, trial_seed
 from tuner.trial import Report, optimizer_rules_of
 
@@ -33,8 +33,8 @@ class Rerunner:
 
     def train(self, params: Mapping[str, Any], seed: int, epochs: int) -> Iterator[Report]:
         """Yield the reports of a training with stored hyperparameters, up to an epoch."""
-        from tuner.devices import DEVICES_VARIABLE
-        from tuner.training.runtime import worker_layout
+        from tuner.launch.devices import DEVICES_VARIABLE
+        from tuner.training.loop.runtime import worker_layout
 
         study = self.study
         training = study.trainer.train_model(
@@ -70,7 +70,7 @@ def open_study(engine: Engine, name: str, file: str | None, fixed: Mapping[str, 
         UnknownStudy: there is no such study.
         UsageError: its file is not here, or the study in it has changed.
     """
-    from tuner.training.runtime import use_persistent_cache
+    from tuner.training.loop.runtime import use_persistent_cache
 
     row = find_study(engine, name)
     if not row.record:
@@ -172,7 +172,7 @@ def confirm(rerunner: Rerunner, count: int, seeds: int, say: Callable[[int, int,
     Raises:
         UsageError: the study has several objectives, no complete trial, or its file has changed since one ran.
     """
-    from tuner.training.runtime import tidy
+    from tuner.training.loop.runtime import tidy
 
     engine, study, row = rerunner.engine, rerunner.study, rerunner.row
     if len(study.objectives) > 1:

@@ -4,6 +4,8 @@ Each version's files stay as they are: later versions are tested with them. It t
 Postgres, kills one worker in a trial and stops another, queues two trials, and keeps the databases, the checkpoints
 of the two unfinished trials, a bundle and an MLflow model of the best one, and what the commands printed.
 """
+# Modules had other names in version 0.1, which this ran with.
+# pyright: reportMissingImports=false
 
 import json
 import os
@@ -114,11 +116,11 @@ def expected(folder: Path, url: str) -> dict:
 def save_model(url: str) -> None:
     """Save the best trial's model as `tuner register` does, without a server."""
     import mlflow.pyfunc
-
     from tuner.export import best_number
+    from tuner.storage.queries import find_study, read_trial
+
     from tuner.registry import pack
     from tuner.storage import connect
-    from tuner.storage.queries import find_study, read_trial
 
     engine = connect(url)
     study = find_study(engine, "old")

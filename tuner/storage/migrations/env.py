@@ -1,8 +1,8 @@
-"""What Alembic runs: our migrations, on the connection that `tuner.storage.schema` hands over."""
+"""What Alembic runs: our migrations, on the connection that `tuner.storage.sql.schema` hands over."""
 
 from alembic import context
 
-from tuner.storage.tables import VERSION_TABLE
+from tuner.storage.sql.tables import VERSION_TABLE
 
 context.configure(connection=context.config.attributes["connection"], version_table=VERSION_TABLE)
 context.run_migrations()

@@ -8,7 +8,7 @@ down_revision = "0004"
 
 
 def upgrade() -> None:
-    """Create the table; `tuner.storage.schema` fills it."""
+    """Create the table; `tuner.storage.sql.schema` fills it."""
     if sa.inspect(op.get_bind()).has_table("tuner_unknown_zones"):
         return  # made before Optuna's tables were upgraded, which hides that they are of an older Optuna
     op.create_table(

@@ -1,0 +1,1 @@
+"""What people do to studies and machines by hand."""

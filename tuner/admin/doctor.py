@@ -1,0 +1,169 @@
+"""What is needed here, looked at: Python, packages, devices, the storage, disk, tracking."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from tuner.errors import DISTRIBUTION, TunerError, UsageError, how_to_install
+from tuner.launch.devices import find_devices
+from tuner.storage import connect, hide_password, is_new_file
+
+Row = dict[str, Any]
+Status = Literal["ok", "warn", "fail"]
+
+_PACKAGES = ("jax", "flax", "optax", "optuna", "orbax-checkpoint", "sqlalchemy")
+_SLOW_S = 0.05
+_SKEW_S = 1.0
+_FEW_BYTES = 5e9
+_TIMEOUT_S = 120.0
+_TRACKING_TIMEOUT_S = 5.0
+_JAX = "import jax; print(jax.default_backend(), len(jax.local_devices()), jax.devices()[0].device_kind, sep='|')"
+
+
+def examine(url: str, artifacts: Path) -> list[Row]:
+    """Return one row for each thing that was looked at: `check`, `status` (ok, warn or fail), `found`, `advice`.
+
+    Args:
+        url: The storage's URL; nothing is created there.
+        artifacts: The folder for checkpoints.
+    """
+    return [_python(), _packages(), _devices(), *_storage(url), _disk(artifacts), _tracking(os.environ)]
+
+
+def _row(check: str, status: Status, found: str, advice: str | None = None) -> Row:
+    return {"check": check, "status": status, "found": found, "advice": advice}
+
+
+def _python() -> Row:
+    return _row("python", "ok", f"{platform.python_version()}, {sys.executable}")
+
+
+def _packages() -> Row:
+    found, missing = [], []
+    for name in _PACKAGES:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        return _row("packages", "fail", f"without {', '.join(missing)}", f"pip install {' '.join(missing)}")
+    if (other := _other_tuner()) is not None:
+        advice = (
+            "both put a package `tuner` into the same folder: `pip uninstall tuner tuner-jax`, "
+            "then `pip install -e .` in the clone of tuner"
+        )
+        return _row("packages", "fail", f"tuner {other} beside {DISTRIBUTION}", advice)
+    return _row("packages", "ok", ", ".join(found))
+
+
+def _other_tuner() -> str | None:
+    """Return the version of an installed distribution called `tuner`, which is another project or an older name."""
+    # A clone may still have the folder `tuner.egg-info` of an earlier build, which has no record of installed files.
+    installed = (found for found in importlib.metadata.distributions(name="tuner") if found.read_text("RECORD"))
+    return next((found.version for found in installed), None)
+
+
+def _devices() -> Row:
+    """Compare the devices of this machine with those that JAX sees, in a process of its own: it takes hold of them."""
+    try:
+        machine = find_devices()
+        done = subprocess.run([sys.executable, "-c", _JAX], capture_output=True, text=True, timeout=_TIMEOUT_S)
+    except TunerError as error:
+        return _row("devices", "fail", str(error), "mend the variable")
+    except subprocess.TimeoutExpired:
+        found = f"JAX has not found its devices within {_TIMEOUT_S:.0f} s"
+        return _row("devices", "fail", found, "another process may hold them; see nvidia-smi")
+    if done.returncode != 0:
+        return _row("devices", "fail", done.stderr.strip().rpartition("\n")[2], "JAX must start: see its error")
+    backend, count, kind = done.stdout.strip().rpartition("\n")[2].split("|")
+    found = f"{machine.kind} {','.join(map(str, machine.ids))}; JAX sees {count} of kind {kind}"
+    if machine.kind != "cpu" and backend == "cpu":
+        extra = "cuda" if machine.kind == "gpu" else "tpu"
+        return _row("devices", "warn", found, f"JAX does not use the {machine.kind}: {how_to_install(extra)}")
+    return _row("devices", "ok", found)
+
+
+def _storage(url: str) -> list[Row]:
+    from tuner.storage.read.health import read_health
+
+    shown = hide_password(url)
+    try:
+        if is_new_file(url):
+            return [_row("storage", "ok", f"{shown}: not there yet, the first launch makes it")]
+        engine = connect(url)
+        try:
+            health = read_health(engine)
+        finally:
+            engine.dispose()
+    except TunerError as error:
+        return [_row("storage", "fail", str(error), "see the message")]
+    trip = f"{1000 * health.round_trip_s:.1f} ms a statement"
+    is_slow = health.round_trip_s > _SLOW_S
+    advice = "a report takes one statement, a trial some thirty: move the workers nearer to it" if is_slow else None
+    rows = [_row("storage", "warn" if is_slow else "ok", f"{shown}: {health.server}, {trip}", advice)]
+    rows.append(_row("tables", "ok" if health.tables_fit else "fail", health.tables))
+    if health.unknown_zones:
+        from tuner.storage.sql.zones import ADVICE
+
+        rows.append(_row("times", "warn", f"those of {health.unknown_zones} trials are of an unknown zone", ADVICE))
+    if health.connections is not None:
+        used, most = health.connections
+        is_full = used > 0.8 * most
+        advice = "a worker takes two, a launcher one: raise max_connections, or put PgBouncer before it"
+        rows.append(_row("connections", "warn" if is_full else "ok", f"{used} of {most}", advice if is_full else None))
+        is_off = abs(health.ahead_s) > _SKEW_S
+        advice = "leases go by the database's clock, so this does no harm; times in logs will not fit"
+        found = f"the database's is {health.ahead_s:+.2f} s ahead"
+        rows.append(_row("clock", "warn" if is_off else "ok", found, advice if is_off else None))
+    return rows
+
+
+def _disk(artifacts: Path) -> Row:
+    place = next(path for path in (artifacts, *artifacts.parents) if path.exists())
+    if not place.is_dir():
+        return _row("disk", "fail", f"{place} is no folder", "give --artifacts, or set TUNER_ARTIFACTS")
+    if not os.access(place, os.W_OK):
+        return _row("disk", "fail", f"{place} cannot be written to", "give --artifacts, or set TUNER_ARTIFACTS")
+    usage = shutil.disk_usage(place)
+    found = f"{usage.free / 1e9:.1f} GB free of {usage.total / 1e9:.1f} for checkpoints in {artifacts}"
+    if usage.free < _FEW_BYTES:
+        return _row("disk", "warn", found, "`tuner gc STUDY` removes checkpoints of hopeless trials")
+    return _row("disk", "ok", found)
+
+
+def _tracking(env: Mapping[str, str]) -> Row:
+    from tuner.tracking.mlflow import address
+
+    uri = env.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return _row("tracking", "ok", "off: MLFLOW_TRACKING_URI is not set")
+    if not uri.startswith(("http://", "https://")):
+        return _row("tracking", "ok", hide_password(uri))
+    try:
+        address(uri)  # refuses one that would show a part of its password
+    except UsageError as error:
+        return _row("tracking", "fail", str(error), "correct $MLFLOW_TRACKING_URI")
+    shown = hide_password(uri)
+    try:
+        with urllib.request.urlopen(_health_page(uri), timeout=_TRACKING_TIMEOUT_S):
+            return _row("tracking", "ok", f"{shown} answers")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        found = f"{shown} does not answer: {hide_password(str(reason))}"
+        return _row("tracking", "warn", found, "trials run all the same; what is missing is sent later")
+
+
+def _health_page(uri: str) -> str:
+    """Return the page that says whether an MLflow server is up; it needs no login."""
+    parts = urllib.parse.urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], path=f"{parts.path.rstrip('/')}/health").geturl()

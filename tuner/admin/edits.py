@@ -1,0 +1,311 @@
+"""What people do to a study by hand: queue a trial, try a failed one again, delete the study, clear checkpoints away.
+
+All of it is safe while workers run.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuner.errors import TunerError, UsageError, nearest
+from tuner.results.rows import best_rows
+from tuner.storage import connect, open_storage
+from tuner.storage.artifacts import collect, study_folder
+from tuner.storage.read.queries import (
+    find_study,
+    outcome_counts,
+    read_distributions,
+    read_identity,
+    read_standings,
+    read_trial,
+)
+from tuner.storage.read.ranking import superfluous
+from tuner.trial import Outcome
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from sqlalchemy import Engine
+
+
+def enqueue(url: str, name: str, words: Mapping[str, str]) -> dict[str, Any]:
+    """Queue a trial with given hyperparameters, which the next free worker runs; return them.
+
+    Those that are not given are sampled. The trial counts towards the study's budget.
+
+    Args:
+        url: The storage's URL.
+        name: The study.
+        words: Hyperparameter -> its value as text; of a choice, its label.
+
+    Raises:
+        UnknownStudy: there is no such study.
+        UsageError: a hyperparameter is unknown, its value outside its domain, or the trial might not have it; or no
+            trial has said yet which there are.
+    """
+    engine = connect(url)
+    try:
+        study = find_study(engine, name)
+        known = read_distributions(engine, study.study_id)
+    finally:
+        engine.dispose()
+    if not known:
+        raise UsageError(f"hyperparameters are known from a study's first trial on: {name!r} has none yet; launch it")
+    params = {key: _parse(key, word, known, name) for key, word in words.items()}
+    conditions = conditions_in(study.record.get("space", {}), known)
+    for key in params:
+        _check_exists(key, params, conditions, known)
+    _queue(url, name, params, {})
+    return params
+
+
+def _parse(key: str, word: str, known: Mapping[str, list[str]], study: str) -> Any:
+    """Return a hyperparameter's value from its text, as the first of its domains that has it."""
+    from optuna.distributions import json_to_distribution
+
+    if key not in known:
+        raise UsageError(
+            f"study {study!r} has no hyperparameter {key!r}: it has {', '.join(known)}{nearest(key, known)}"
+        )
+    domains = [json_to_distribution(text) for text in known[key]]
+    for domain in domains:
+        found = [value for value in _readings(domain, word) if _contains(domain, value)]
+        if found:
+            return found[0]
+    raise UsageError(f"{key} must lie in {' or '.join(map(_describe, domains))}: got {word!r}")
+
+
+def conditions_in(space: Mapping[str, str], known: Mapping[str, list[str]]) -> dict[str, list[tuple[str, str]]]:
+    """Return under which options of which choices each conditional hyperparameter exists; one of them is enough.
+
+    Args:
+        space: A study's space as `Study.record` describes it, such as `uniform(0.0, 1.0) if optimizer=SGD or kind=b`.
+            That of a define-by-run space says nothing on conditions.
+        known: The distributions of the hyperparameters as JSON, by name.
+    """
+    options = [(name, str(label)) for name, texts in known.items() for label in _labels(texts)]
+    found: dict[str, list[tuple[str, str]]] = {}
+    for name, text in space.items():
+        rest, conditions = text, []
+        while True:
+            ends = [(word, option) for option in options for word in (" or ", " if ") if _ends(rest, word, option)]
+            if not ends:
+                break
+            # Of `a=b` and `c.a=b` both end a text: the longer one does.
+            word, option = max(ends, key=lambda end: len("=".join(end[1])))
+            conditions.append(option)
+            rest = rest.removesuffix(f"{word}{option[0]}={option[1]}")
+            if word == " if ":
+                found[name] = conditions[::-1]
+                break
+    return found
+
+
+def _ends(text: str, word: str, option: tuple[str, str]) -> bool:
+    return text.endswith(f"{word}{option[0]}={option[1]}")
+
+
+def _labels(texts: list[str]) -> list[Any]:
+    from optuna.distributions import CategoricalDistribution, json_to_distribution
+
+    domains = [json_to_distribution(text) for text in texts]
+    return [label for domain in domains if isinstance(domain, CategoricalDistribution) for label in domain.choices]
+
+
+def _check_exists(
+    name: str,
+    params: Mapping[str, Any],
+    conditions: Mapping[str, list[tuple[str, str]]],
+    known: Mapping[str, list[str]],
+) -> None:
+    """Raise UsageError unless a trial with these hyperparameters has one of this name."""
+    if name not in conditions:
+        return
+    needed = " or ".join(f"{choice}={label}" for choice, label in conditions[name])
+    for choice, label in conditions[name]:
+        given = [params[choice]] if choice in params else _labels(known.get(choice, []))
+        if {str(value) for value in given} == {label}:  # it is given, or there is no other
+            return _check_exists(choice, params, conditions, known)
+    others = {choice: params[choice] for choice, _ in conditions[name] if choice in params}
+    found = ", ".join(f"{choice}={value}" for choice, value in others.items())
+    if found:
+        raise UsageError(f"a trial must have what it is queued with: {name} needs {needed}, got {found}")
+    raise UsageError(f"a trial must have what it is queued with: {name} needs {needed}; give that as well")
+
+
+def _readings(domain: BaseDistribution, word: str) -> list[Any]:
+    choices = getattr(domain, "choices", None)
+    if choices is not None:
+        return [choice for choice in choices if word in (choice, str(choice), json.dumps(choice))]
+    try:
+        number = float(word)
+    except ValueError:
+        return []
+    return [int(number) if type(domain).__name__.startswith("Int") and number.is_integer() else number]
+
+
+def _contains(domain: BaseDistribution, value: Any) -> bool:
+    try:
+        return domain._contains(domain.to_internal_repr(value))
+    except ValueError:
+        return False
+
+
+def _describe(domain: BaseDistribution) -> str:
+    choices = getattr(domain, "choices", None)
+    if choices is not None:
+        return "{" + ", ".join(map(str, choices)) + "}"
+    low, high, step = (getattr(domain, name, None) for name in ("low", "high", "step"))
+    return f"[{low}, {high}]{f' in steps of {step}' if step not in (None, 1) else ''}"
+
+
+def retry(url: str, name: str, number: int) -> None:
+    """Queue a trial with the hyperparameters of one that failed.
+
+    It is a new trial, with a number, a seed and a curve of its own; its attribute `retry_of` names the old one.
+
+    Raises:
+        UnknownStudy: there is no such study or trial.
+        UsageError: the trial did not fail.
+    """
+    engine = connect(url)
+    try:
+        trial = read_trial(engine, find_study(engine, name), number)
+    finally:
+        engine.dispose()
+    if trial.outcome not in (Outcome.FAILED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY):
+        raise UsageError(
+            f"a trial that is tried again must have failed, diverged or run out of memory: trial {number} of {name!r} "
+            f"is {trial.outcome}; `tuner reproduce` runs one again as it was, `tuner enqueue` takes its hyperparameters"
+        )
+    if not trial.hparams:
+        raise UsageError(
+            f"a trial that is tried again must have hyperparameters: trial {number} failed before it had any"
+        )
+    _queue(url, name, trial.hparams, {"retry_of": number})
+
+
+def _queue(url: str, name: str, params: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = open_storage(url)
+    try:
+        study = optuna.load_study(study_name=name, storage=storage)
+        study.enqueue_trial(dict(params), user_attrs=dict(attributes))
+    finally:
+        storage.close()
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """A study whose queued trials are more than its budget has room for.
+
+    Attributes:
+        trials: How many trials it was launched for last.
+        used: How many have used that budget.
+        needed: How many it must be launched for, so that all queued ones run if those that run now count.
+    """
+
+    trials: int
+    used: int
+    needed: int
+
+
+def find_shortage(engine: Engine, name: str) -> Shortage | None:
+    """Return why queued trials are not all run; None if they are, or if the study was never launched.
+
+    Raises:
+        UnknownStudy: there is no such study.
+    """
+    study = find_study(engine, name)
+    standing = read_standings(engine, study.study_id).get(study.study_id)
+    counts = outcome_counts(engine, study.study_id)
+    used = sum(count for outcome, count in counts.items() if outcome.uses_budget)
+    needed = sum(count for outcome, count in counts.items() if outcome is not Outcome.FAILED)
+    if standing is None or standing.trials is None or needed <= standing.trials:
+        return None
+    return Shortage(standing.trials, used, needed)
+
+
+@dataclass(frozen=True)
+class Belongings:
+    """What a study has: `trials`, `workers` that hold one of them now, and the `folder` of its checkpoints, if here."""
+
+    trials: int
+    workers: int
+    folder: Path | None
+
+
+def belongings(engine: Engine, name: str, artifacts: Path) -> Belongings:
+    """Return what deleting a study would take away.
+
+    Raises:
+        UnknownStudy: there is no such study.
+    """
+    study = find_study(engine, name)
+    identity = read_identity(engine, study.study_id)
+    folder = None if identity is None else study_folder(artifacts, name, identity)
+    standing = read_standings(engine).get(study.study_id)
+    return Belongings(
+        sum(outcome_counts(engine, study.study_id).values()),
+        0 if standing is None else standing.workers,
+        folder if folder is not None and folder.is_dir() else None,
+    )
+
+
+def delete(url: str, name: str, folder: Path | None) -> None:
+    """Delete a study with all its trials, and the folder of its checkpoints; its workers end their trials and stop.
+
+    Raises:
+        UnknownStudy: there is no such study.
+    """
+    engine = connect(url)
+    try:
+        study_id = find_study(engine, name).study_id
+    finally:
+        engine.dispose()
+    storage = open_storage(url)
+    try:
+        storage.delete_study(study_id)
+    finally:
+        storage.close()
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            raise TunerError(f"the study is deleted, its checkpoints must be removed by hand: {folder} is still there")
+
+
+def clear(engine: Engine, name: str, artifacts: Path, keep: int) -> tuple[list[int], int]:
+    """Remove the checkpoints of trials that have ended and are not among the best; return their numbers, and bytes.
+
+    Args:
+        engine: The storage's engine.
+        name: The study.
+        artifacts: The folder of all studies' checkpoints.
+        keep: How many of the best keep theirs; of several objectives by the first, and the Pareto front as well.
+
+    Raises:
+        UnknownStudy: there is no such study.
+        UsageError: it has no checkpoints there.
+    """
+    study = find_study(engine, name)
+    identity = read_identity(engine, study.study_id)
+    folder = None if identity is None else study_folder(artifacts, name, identity)
+    if folder is None or not folder.is_dir():
+        raise UsageError(f"the checkpoints of {name!r} must be in {artifacts}: they are not; give --artifacts")
+    maximize = study.maximize[0]
+    # Also those that other seeds have shown to be the best, and of several objectives the whole front.
+    best = (
+        {row["number"] for row in best_rows(engine, name, keep if len(study.directions) == 1 else None)} if keep else ()
+    )
+
+    def hopeless(numbers: Collection[int]) -> list[int]:
+        found = superfluous(engine, study.study_id, numbers, keep, maximize=maximize)
+        return [number for number in found if number not in best]
+
+    return collect(folder, hopeless)

@@ -1,0 +1,235 @@
+"""`tuner studies`, `trials`, `best` and `show`: reading, without JAX and without Optuna."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tuner.cli.arguments import DebugOption, Format, FormatOption, StorageOption, StudiesArgument, StudyArgument
+from tuner.cli.printing import Row, as_text, emit, print_fields
+from tuner.errors import UsageError
+from tuner.output.log import say, tell
+from tuner.storage import connect, storage_url
+from tuner.trial import Outcome
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+
+@contextmanager
+def _engine(storage: str | None) -> Iterator[Engine]:
+    engine = connect(storage_url(storage))
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def studies(storage: StorageOption = None, format: FormatOption = Format.TABLE, debug: DebugOption = False) -> None:
+    """List the studies of a storage, with what each is doing.
+
+    For example: tuner studies --storage postgresql://tuner@db/tuner
+    """
+    from tuner.results.rows import study_rows
+
+    with _engine(storage) as engine:
+        emit(study_rows(engine), format)
+
+
+def trials(
+    study: StudyArgument,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION",
+            help="Only trials for which it holds, as in 'learning_rate<1e-3', optimizer=adam or, of several objectives,"
+            " 'values.loss<1'; may be repeated.",
+        ),
+    ] = None,
+    outcome: Annotated[list[Outcome] | None, typer.Option(help="Only trials that stand so; may be repeated.")] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A column or hyperparameter to sort by; -NAME for the largest first."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="How many trials at most.")] = None,
+    storage: StorageOption = None,
+    format: FormatOption = Format.TABLE,
+    debug: DebugOption = False,
+) -> None:
+    """List the trials of a study.
+
+    For example: tuner trials digits_mlp --where 'learning_rate<1e-3' --outcome complete --sort value --limit 10
+    """
+    from tuner.results.rows import trial_rows
+
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit must be at least 1: got {limit}")
+    with _engine(storage) as engine:
+        rows = trial_rows(engine, study, where=where or (), outcomes=outcome or (), sort=sort, limit=limit)
+        emit(rows, format)
+
+
+def best(
+    study: StudyArgument,
+    count: Annotated[
+        int | None,
+        typer.Option("-n", metavar="K", help="How many trials; by default one, or the whole Pareto front."),
+    ] = None,
+    storage: StorageOption = None,
+    format: FormatOption = Format.TABLE,
+    debug: DebugOption = False,
+) -> None:
+    """List the best trials of a study.
+
+    Complete trials that satisfy their constraints; of a study with several objectives, its Pareto front. Those that
+    `tuner confirm` has trained again come first, by their mean over other seeds, with its 95 % interval.
+    For example: tuner best digits_mlp -n 5 --format json
+    """
+    from tuner.results.rows import no_feasible
+
+    if count is not None and count < 1:
+        raise UsageError(f"-n must be at least 1: got {count}")
+    with _engine(storage) as engine:
+        rows = _best(engine, study, count)
+        missing = None if rows else no_feasible(engine, study)
+    emit(rows, format)
+    if missing is not None:
+        say(f"{missing}")
+    say_how_sure(rows)
+
+
+def say_how_sure(rows: Sequence[Row]) -> None:
+    """Say on stderr how the best compares with the other trials and with the baseline."""
+    say_ties(rows)
+    _say_baseline(rows)
+
+
+def _say_baseline(rows: Sequence[Row]) -> None:
+    baseline = rows[0].get("baseline") if rows else None
+    if baseline is None:
+        return
+    number, than = rows[0]["number"], f"the baseline (trial {baseline['number']}, {as_text(baseline['value'])})"
+    if number == baseline["number"]:
+        say(f"trial {number}, the best, is the baseline")
+        return
+    if baseline["better_by"] is None:
+        say(f"trial {number} cannot be compared with {than}")
+        return
+    better_by, seeds = float(baseline["better_by"]), baseline["seeds"]
+    by = f"trial {number} is {'worse' if better_by < 0 else 'better'} than {than} by {as_text(abs(better_by))}"
+    if baseline["low"] is None:
+        known = f"over {seeds} seeds that show no noise" if seeds > 1 else "of one seed"
+        say(f"{by}, {known}: `tuner confirm` with more seeds says how sure that is")
+        return
+    sign = -1 if better_by < 0 else 1
+    low, high = sorted((sign * float(baseline["low"]), sign * float(baseline["high"])))
+    ends = f"[{as_text(low)}, {as_text(high)}]"
+    say(f"{by} {ends} (95 %, Tukey, {seeds} seeds)")
+
+
+def say_ties(rows: Sequence[Row]) -> None:
+    """Say on stderr which trials cannot be told apart from the best, if other seeds have been tried."""
+    confirmed = rows[0].get("confirmed") if rows else None
+    tied = [str(number) for number in confirmed["tied_with"]] if confirmed else []
+    if tied:
+        others = f"trial{'s' if len(tied) > 1 else ''} {', '.join(tied)}"
+        say(f"trial {rows[0]['number']} cannot be told apart from {others} (95 %, Tukey)")
+
+
+def _best(engine: Engine, study: str, count: int | None) -> list[Row]:
+    from tuner.results.rows import best_rows
+
+    rows = best_rows(engine, study, count or 1)
+    # With several objectives one trial of the front is as arbitrary as any other.
+    return best_rows(engine, study, None) if count is None and rows and "values" in rows[0] else rows
+
+
+def show(
+    study: StudyArgument,
+    number: Annotated[int, typer.Argument(metavar="NUMBER", help="The trial's number.")],
+    storage: StorageOption = None,
+    format: FormatOption = Format.TABLE,
+    debug: DebugOption = False,
+) -> None:
+    """Show one trial.
+
+    Its hyperparameters, timings, curves, error, who ran it, and with what versions.
+    For example: tuner show digits_mlp 16
+    """
+    from tuner.results.rows import show_row
+
+    with _engine(storage) as engine:
+        row = show_row(engine, study, number)
+    if format is Format.TABLE:
+        print_fields(row)
+    elif format is Format.JSON:
+        print(json.dumps(row, indent=2))
+    else:
+        emit([row], format)
+
+
+def compare(
+    studies: StudiesArgument,
+    storage: StorageOption = None,
+    format: FormatOption = Format.TABLE,
+    debug: DebugOption = False,
+) -> None:
+    """Lay studies side by side.
+
+    Best and median of the (first) objective, trials, device hours, and the hours that pruning saved: an estimate.
+    For example: tuner compare digits_mlp digits_cnn
+    """
+    from tuner.results.compare import compare_rows
+
+    with _engine(storage) as engine:
+        emit(compare_rows(engine, studies), format)
+
+
+def importance(
+    study: StudyArgument,
+    storage: StorageOption = None,
+    format: FormatOption = Format.TABLE,
+    debug: DebugOption = False,
+) -> None:
+    """Say which hyperparameters matter, by two methods.
+
+    PED-ANOVA asks what tells the best tenth of the trials from the others, fANOVA what the objective varies with over
+    the whole space. Whether they agree is said on stderr.
+    For example: tuner importance digits_mlp
+    """
+    from tuner.results.compare import importance_rows
+
+    rows, notes = importance_rows(storage_url(storage), study)
+    emit(rows, format)
+    for note in notes:
+        say(f"{note}")
+
+
+def tell_best(study: str, storage: str | None) -> None:
+    """Say in a JSON log which trials of a study that has just ended are the best."""
+    with _engine(storage) as engine:
+        rows = _best(engine, study, None)
+    for row in rows:
+        known = {name: row[name] for name in ("value", "values", "hparams") if name in row}
+        tell(None, "best", trial=row["number"], **known)
+
+
+def print_best(study: str, storage: str | None) -> None:
+    """Print the best trial of a study that has just ended."""
+    from tuner.results.rows import no_feasible
+
+    with _engine(storage) as engine:
+        rows = _best(engine, study, None)
+        missing = None if rows else no_feasible(engine, study)
+    if not rows:
+        print(missing or f"no trial of {study!r} is complete")
+    elif "values" in rows[0]:
+        print(f"Pareto front of {study!r}:")
+        emit(rows, Format.TABLE)
+    else:
+        print(f"best trial of {study!r}:")
+        print_fields(rows[0])

@@ -1,0 +1,174 @@
+"""Serving the dashboard: what is refused before anything listens, and a threaded WSGI server, with TLS or without."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import logging.handlers
+import os
+import re
+import signal
+import socket
+import ssl
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tuner.dashboard.users import Users
+from tuner.errors import UsageError
+from tuner.output.log import say
+from tuner.storage import hide_password
+
+_MOST_BODY_BYTES = 8 * 1024 * 1024  # a note is the longest; what strangers send is read, and thrown away
+_PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)*")
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How the dashboard is served.
+
+    Args:
+        host: The address to listen on.
+        port: The port; 0 takes a free one.
+        users: The users file; None to let in everybody on this machine, which only loopback allows.
+        tls_cert: The certificate, its chain after it, in PEM.
+        tls_key: Its key, in PEM.
+        is_behind_proxy: Whether every request comes through a proxy, whose `X-Forwarded-...` headers are believed.
+        prefix: The path that the dashboard is under, as `/tuner`, or nothing.
+        audit_log: The file for the audit lines; stderr if None.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    users: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    is_behind_proxy: bool = False
+    prefix: str = ""
+    audit_log: Path | None = None
+
+
+def check_serving(serving: Serving) -> Serving:
+    """Return how the dashboard is served, its prefix without a slash at the end.
+
+    Raises:
+        UsageError: It would listen where it must not without a login, or send passwords in the clear.
+    """
+    if not 0 <= serving.port < 65536:
+        raise UsageError(f"--port must be 1 to 65535, or 0 for a free one: got {serving.port}")
+    prefix = serving.prefix.rstrip("/")
+    if not _PREFIX.fullmatch(prefix):
+        raise UsageError(f"--prefix must be a path such as /tuner: got {serving.prefix!r}")
+    if (serving.tls_cert is None) != (serving.tls_key is None):
+        raise UsageError("--tls-cert and --tls-key must be given together: got one of them")
+    make_one = "make users by `tuner user add NAME --role editor --users FILE`, then give --users FILE"
+    if serving.users is None and not is_loopback(serving.host):
+        raise UsageError(
+            f"any address but loopback needs a login: got --host {serving.host} without --users; {make_one}"
+        )
+    if serving.users is None and serving.is_behind_proxy:
+        raise UsageError(f"a proxy lets others in, so it needs a login: got --behind-proxy without --users; {make_one}")
+    if serving.tls_cert is None and not serving.is_behind_proxy and not is_loopback(serving.host):
+        raise UsageError(
+            f"passwords must not travel in the clear: got --host {serving.host} without TLS; "
+            "give --tls-cert and --tls-key, or --behind-proxy if a proxy in front has TLS"
+        )
+    return replace(serving, prefix=prefix)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether an address, or all that a name stands for, is this machine's loopback.
+
+    Raises:
+        UsageError: The name stands for nothing.
+    """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        pass
+    try:
+        found = socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError):
+        raise UsageError(f"--host must be an address of this machine: got {host!r}") from None
+    return all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
+
+
+def serve(url: str, serving: Serving) -> None:
+    """Serve the dashboard until interrupted or terminated.
+
+    Args:
+        url: The storage's URL.
+        serving: How.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C.
+        StorageLost: the database cannot be reached.
+        UsageError: what `check_serving` refuses; the users, certificate or log file cannot be used; the address cannot
+            be listened on.
+    """
+    serving = check_serving(serving)
+    users = None if serving.users is None else Users(serving.users)
+    tls = None if serving.tls_cert is None else _tls(serving)
+    audit = _audit(serving.audit_log)
+    # Late: Optuna takes a second to import, and what is wrong with the files is said before.
+    from tuner.dashboard.app import make_app
+    from tuner.storage.optuna.storage import Storage
+    from tuner.storage.sql.zones import UTC
+    from tuner.web.server import Limits, Server
+
+    # Times with a zone: a browser takes those without one for its own.
+    storage = Storage(url, zone=UTC)
+    app = make_app(storage, users, prefix=serving.prefix, is_behind_proxy=serving.is_behind_proxy, audit=audit)
+    limits = Limits(body_bytes=_MOST_BODY_BYTES)
+    if serving.is_behind_proxy:  # all clients have its address
+        limits = replace(limits, per_address=None)
+    server = Server(serving.host, serving.port, app, limits, tls=tls)
+    try:
+        server.prepare()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(f"the dashboard must be able to listen on {serving.host}:{serving.port}: {reason}") from None
+    signal.signal(signal.SIGTERM, _end)
+    say(f"dashboard of {hide_password(url)} on {_address(serving, server)}, Ctrl-C ends it")
+    try:
+        server.serve()
+    finally:
+        server.stop()
+
+
+def _end(*_: Any) -> NoReturn:
+    raise SystemExit(0)
+
+
+def _address(serving: Serving, server: Any) -> str:
+    host = f"[{serving.host}]" if ":" in serving.host else serving.host
+    scheme = "http" if serving.tls_cert is None else "https"
+    return f"{scheme}://{host}:{server.bound_port}{serving.prefix}/"
+
+
+def _tls(serving: Serving) -> Any:
+    from tuner.web.server import TLS
+
+    try:
+        return TLS(str(serving.tls_cert), str(serving.tls_key))
+    except (OSError, ssl.SSLError, ValueError) as error:
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+        raise UsageError(
+            f"--tls-cert and --tls-key must be a certificate and its key in PEM: "
+            f"got {serving.tls_cert} and {serving.tls_key} ({reason})"
+        ) from None
+
+
+def _audit(path: Path | None) -> logging.Logger:
+    """Return what writes audit lines: to stderr, or to a file of mode 0600 that may be rotated away."""
+    handler: logging.Handler = logging.StreamHandler()
+    if path is not None:
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
+            handler = logging.handlers.WatchedFileHandler(path, encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"--audit-log must be a file to write to: {path}: {error.strerror}") from None
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.Logger("tuner.audit", logging.INFO)  # of its own: nobody's settings silence it
+    logger.addHandler(handler)
+    return logger

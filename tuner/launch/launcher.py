@@ -1,0 +1,451 @@
+"""Workers on this machine: started, watched, started again when they die, stopped together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+
+from tuner.errors import StudyStopped, TunerError, UsageError
+from tuner.launch.database import Counts, StudyDatabase
+from tuner.launch.devices import DeviceGroup, assign, choose, environment, find_devices
+from tuner.launch.mirror_process import MirrorProcess, mirror_command
+from tuner.launch.process import Message, WorkerProcess
+from tuner.launch.progress import JsonProgress, LiveProgress, PlainProgress, Progress, Snapshot
+from tuner.launch.prometheus import Tally, served
+from tuner.launch.signals import end_on_signals
+from tuner.output.log import has_reader, is_json, set_about, tell
+from tuner.storage import connect_when_up, hide_password, is_new_file, storage_url, warn_of_password
+from tuner.storage.sql.background import aside
+from tuner.study import split_path, split_target
+from tuner.study.source import code_digest
+from tuner.trial import Event
+
+_GRACE_S = 5.0
+"""How long a worker may take to give its trial back; then it is killed, and its trial given back for it."""
+_POLL_S = 0.5
+_WAIT_S, _LAST_WAIT_S = 2.0, 1.0
+"""How long to wait for an answer of the database, which is taken in later if it is late; and after a signal."""
+_FINAL_COUNT_S = 15.0
+_MAX_EARLY_DEATHS = 4
+"""A worker that dies this often in a row without ending a trial is not started again. One more than it takes for a
+trial that kills its workers to be failed (`storage.claims.MAX_DEATHS`): the study is to outlive such a trial."""
+
+
+class Interrupted(TunerError):
+    """The launch was stopped by a signal."""
+
+    exit_status = 130
+
+
+@dataclass
+class _Place:
+    """A device group and the worker that holds it at the moment."""
+
+    index: int
+    group: DeviceGroup
+    worker: WorkerProcess | None = None
+    starts: int = 0
+    early_deaths: int = 0
+    is_done: bool = False
+    is_at_work: bool = False
+    """Whether the worker has the study loaded."""
+    refusal: str = ""
+    """Why the study cannot run as its file is now, in the words of the worker."""
+    trial: int | None = None
+    """The trial that the worker has said it began, until it says how that ended."""
+
+
+@dataclass
+class _Launch:
+    """The state of one launch."""
+
+    command: Sequence[str]
+    url: str
+    target: str
+    places: list[_Place]
+    mirror: MirrorProcess
+    tally: Tally
+    inbox: queue.Queue[Message] = field(default_factory=queue.Queue)
+    snapshot: Snapshot = field(default_factory=Snapshot)
+    error: TunerError | None = None
+    counting: Future[Counts | None] | None = None
+    asked_s: float = 0.0
+    counted_s: float = 0.0
+    burials: list[tuple[_Place, str, Future[Event | None]]] = field(default_factory=list)
+    began_s: float = field(default_factory=time.time)
+    code: str | None = None
+    """Tells the code of the study's file from other code: as it was when this launch began, or as was last told."""
+
+    def __post_init__(self) -> None:
+        self.database = StudyDatabase(self.url)
+
+    def run(self, progress: Progress, stop: threading.Event) -> None:
+        """Start the workers and return when all are done.
+
+        Raises:
+            TunerError: what a worker said was wrong, `StudyStopped` if no worker stays alive, `Interrupted`.
+        """
+        try:
+            for place in self.places:
+                self._start(place)
+            while not (stop.is_set() or self.error or all(place.is_done for place in self.places)):
+                self._read_messages(progress)
+                self._watch(progress)
+                self.mirror.watch(progress)
+                self._count(_POLL_S)
+                self._take_burials(progress)
+                progress.update(self.snapshot)
+                workers = [place.worker for place in self.places if place.worker is not None]
+                self.tally.observe(self.snapshot, sum(worker.process.poll() is None for worker in workers))
+        finally:
+            self._end_workers(progress)
+            self._count_at_end(stop)
+            progress.update(self.snapshot)
+            self.mirror.end(progress, stop)
+            self.database.close()
+        if self.error is not None:
+            raise self.error
+        if not self.snapshot.study and not stop.is_set():
+            raise StudyStopped(f"a worker must run the study: those of {self.target} ended without a word")
+        if stop.is_set():
+            raise Interrupted(
+                f"stopped with {self.snapshot.used} of {self.snapshot.trials or 'its'} trials finished; "
+                "the same command runs those that are missing"
+            )
+
+    def _start(self, place: _Place) -> None:
+        place.starts += 1
+        place.is_at_work, place.refusal = False, ""
+        host = os.uname().nodename
+        name = f"{host}:{os.getpid()}:{place.index}.{place.starts}"
+        env = {**environment(place.group, os.environ), "TUNER_STORAGE": self.url, "PYTHONUNBUFFERED": "1"}
+        env["TUNER_LAUNCHED_AT"] = str(self.began_s)
+        place.worker = WorkerProcess(place.index, name, self.command, env, self.inbox)
+        self.snapshot.workers[place.index] = "starting"
+
+    def _read_messages(self, progress: Progress) -> None:
+        """Wait a moment for messages and take in all there are."""
+        try:
+            message = self.inbox.get(timeout=0.1)
+            while True:
+                if not message.is_printed:
+                    self._take(message.index, message.event)
+                if message.is_printed or message.event["event"] != "error":  # that is raised
+                    progress.say({"worker": message.worker, "place": message.index, **message.event})
+                message = self.inbox.get_nowait()
+        except queue.Empty:
+            return
+
+    def _take(self, index: int, event: dict[str, Any]) -> None:
+        snapshot, place = self.snapshot, self.places[index]
+        self.tally.take(index, event)
+        match event["event"]:
+            case "study":
+                set_about(study=event["study"])
+                snapshot.study, snapshot.trials = event["study"], event["trials"]
+                snapshot.objective = event["objective"]
+                place.is_at_work = True
+                self.mirror.start(event["study"])
+                if snapshot.began_s is None:
+                    self._count(wait_s=_WAIT_S)
+            case "trial":
+                snapshot.workers[index] = f"trial {event['trial']}"
+                place.trial = event["trial"]
+            case "report":
+                values = ", ".join(f"{value:.4g}" for value in event["values"])
+                snapshot.workers[index] = f"trial {event['trial']}, epoch {event['epoch']}: {values}"
+            case "end" | "retry":
+                place.early_deaths, place.trial = 0, None
+            case "lost":
+                place.trial = None
+            case "hours":
+                snapshot.is_out_of_hours = True
+            case "finished":
+                snapshot.is_finished = True
+            case "idle":
+                snapshot.workers[index] = "waiting for other workers' trials"
+            case "done":
+                snapshot.workers[index] = "done"
+            case "error":
+                place.refusal = hide_password(event["message"])
+                if event["exit_status"] != UsageError.exit_status:
+                    self.error = self.error or StudyStopped(place.refusal)
+
+    def _watch(self, progress: Progress) -> None:
+        """Notice ended workers; start again those that died."""
+        for place in self.places:
+            if place.is_done or place.worker is None or not place.worker.has_ended():
+                continue
+            self._read_messages(progress)
+            if place.worker.process.returncode == 0:
+                place.is_done, place.is_at_work = True, False
+            elif place.worker.process.returncode == UsageError.exit_status:
+                self._give_up(place, place.worker, progress)
+            elif self.error is None:
+                self._replace(place, place.worker, progress)
+
+    def _give_up(self, place: _Place, refused: WorkerProcess, progress: Progress) -> None:
+        """Note that a worker says that the study cannot run as it is written, which starting it again does not change.
+
+        That ends the launch, unless others are at work: the file was changed after they had read it.
+        """
+        place.is_done, place.is_at_work = True, False
+        why = place.refusal or hide_password("\n".join(refused.last_lines[-5:]))
+        if not any(other.is_at_work for other in self.places):
+            self.error = self.error or UsageError(why)
+            return
+        self.snapshot.workers[place.index] = "given up (the study's file)"
+        about = {"worker": refused.name, "place": place.index}
+        told = f"worker {place.index} cannot run the study's file as it is now, and the others go on: {why}"
+        progress.note(told, "not_restarted", "error", **about)
+
+    def _tell_of_change(self, place: _Place, progress: Progress) -> None:
+        """Say that the study's file is another than before, when a worker is started again and so reads it."""
+        code = code_digest(split_path(self.target)[0])
+        if code != self.code:
+            progress.note(
+                f"the study's file has changed: worker {place.index}, which starts again, runs the new version; "
+                "workers that run already keep the old one",
+                "study_changed",
+                "warning",
+                place=place.index,
+            )
+        self.code = code
+
+    def _replace(self, place: _Place, dead: WorkerProcess, progress: Progress) -> None:
+        self._bury(place, dead, progress, died=True)
+        place.early_deaths += 1
+        self.tally.add_death(place.index)
+        about = {"worker": dead.name, "place": place.index, "ending": dead.ending}
+        is_last = place.early_deaths >= _MAX_EARLY_DEATHS
+        told = f"worker {place.index} died ({dead.ending})" + ("; it is not started again" if is_last else "")
+        progress.note(told, "died", "error" if is_last else "warning", **about)
+        if place.early_deaths < _MAX_EARLY_DEATHS:
+            self._tell_of_change(place, progress)
+            self._start(place)
+            return
+        place.is_done, place.is_at_work = True, False
+        self.snapshot.workers[place.index] = f"given up ({dead.ending})"
+        if all(other.is_done for other in self.places):
+            last = hide_password("\n".join(dead.last_lines[-5:]))
+            self.error = StudyStopped(
+                f"a worker must stay alive: each died {_MAX_EARLY_DEATHS} times in a row, the last with "
+                f"{dead.ending}; `tuner worker {self.target}` shows more\n{last}".rstrip()
+            )
+
+    def _bury(
+        self, place: _Place, dead: WorkerProcess, progress: Progress, *, died: bool, wait_s: float = _WAIT_S
+    ) -> None:
+        """Free the trial of a worker that is gone; without this it is free when its lease ends."""
+        burial = self.database.release(dead.name, self.snapshot.study, place.trial, died=died)
+        place.trial = None
+        self.burials.append((place, dead.name, burial))
+        self.database.wait(burial, wait_s)
+        self._take_burials(progress)
+
+    def _take_burials(self, progress: Progress) -> None:
+        """Take in the ends of trials that dead workers came to tell the storage, and not this launcher."""
+        done = [burial for burial in self.burials if burial[2].done()]
+        self.burials = [burial for burial in self.burials if burial not in done]
+        for place, name, burial in done:
+            end = burial.result()
+            if end is not None:
+                now = place.trial, place.early_deaths
+                self._take(place.index, end)
+                if place.worker is not None and place.worker.name != name:
+                    place.trial, place.early_deaths = now  # of the worker that has replaced the dead one
+                progress.say({"worker": name, "place": place.index, **end})
+
+    def _end_workers(self, progress: Progress) -> None:
+        alive = [(place, place.worker) for place in self.places if place.worker is not None and not place.is_done]
+        for _, worker in alive:
+            worker.stop()
+        deadline_s = time.monotonic() + _GRACE_S
+        while any(worker.process.poll() is None for _, worker in alive) and time.monotonic() < deadline_s:
+            self._read_messages(progress)
+        for _, worker in alive:
+            if worker.process.poll() is None:
+                worker.kill()
+            worker.has_ended()
+        self._read_messages(progress)  # their last words
+        deadline_s = max(deadline_s, time.monotonic() + (0.0 if self._is_silent() else _LAST_WAIT_S))
+        for place, worker in alive:
+            if worker.process.returncode != 0:
+                self._bury(place, worker, progress, died=False, wait_s=deadline_s - time.monotonic())
+
+    def _is_silent(self) -> bool:
+        """Return whether the database has not answered for a while."""
+        return self.counting is not None and time.monotonic() > self.asked_s + _LAST_WAIT_S
+
+    def _count_at_end(self, stop: threading.Event) -> None:
+        """Count what has ended: after a signal only if the database answers at once."""
+        if stop.is_set() and (self.burials or self._is_silent()):
+            return
+        began_s, is_latest = time.monotonic(), self.counting is None  # else it may be of a moment before the last ends
+        while self.snapshot.study:
+            # A signal may come while this waits.
+            if time.monotonic() > began_s + (_LAST_WAIT_S if stop.is_set() else _FINAL_COUNT_S):
+                return
+            self._count()
+            if self.counting is None and is_latest:
+                return
+            is_latest = is_latest or self.counting is None
+
+    def _count(self, at_most_every_s: float = 0.0, wait_s: float = 0.2) -> None:
+        """Learn from the storage how far the study is, now or, if it does not answer so soon, at a later call."""
+        if self.counting is None:
+            if not self.snapshot.study or time.monotonic() < self.counted_s + at_most_every_s:
+                return
+            self.counting, self.asked_s = self.database.count(self.snapshot.study), time.monotonic()
+        if not self.database.wait(self.counting, wait_s):
+            return
+        counts, self.counting, self.counted_s = self.counting.result(), None, time.monotonic()
+        snapshot = self.snapshot
+        if counts is None:  # away for a moment
+            return
+        snapshot.counts = counts.by_outcome
+        if counts.best is not None:
+            snapshot.best_value, snapshot.best = counts.best, f"{counts.best:.4f} (trial {counts.best_trial})"
+        if snapshot.began_s is None:
+            snapshot.began_s, snapshot.already = time.monotonic(), snapshot.used
+
+
+def launch(
+    target: str,
+    *,
+    storage: str | None = None,
+    artifacts: str | None = None,
+    workers: int | None = None,
+    devices: str = "auto",
+    devices_per_worker: int | None = None,
+    trials: int | None = None,
+    wall_hours: float | None = None,
+    device_hours: float | None = None,
+    seed: int | None = None,
+    fixed: Mapping[str, str] | None = None,
+    mlflow: str | None = None,
+    tensorboard: str | None = None,
+    wandb: str | None = None,
+    metrics_port: int | None = None,
+    metrics_host: str | None = None,
+    live: bool | None = None,
+) -> Snapshot:
+    """Run a study with workers on this machine until its budget is spent; progress goes to stderr.
+
+    Args:
+        target: `FILE` or `FILE:NAME`.
+        storage: The storage's URL; `$TUNER_STORAGE`, else `sqlite:///tuner.db`, if None.
+        artifacts: The folder for checkpoints; `$TUNER_ARTIFACTS`, else `tuner-artifacts`, if None.
+        workers: How many; one for each device (of CPUs at most four) by default.
+        devices: `auto`, or ids as in `0,1`.
+        devices_per_worker: Devices in each worker's group.
+        trials: The budget, instead of the study's.
+        wall_hours: Hours in which at least one worker may be at work on the study, instead of the study's.
+        device_hours: Hours of training, times the devices of each worker, instead of the study's.
+        seed: The seed, instead of the study's.
+        fixed: Hyperparameters that are not searched: name -> value, as written on a command line.
+        mlflow: An MLflow server to send the study to; `$MLFLOW_TRACKING_URI` if None.
+        tensorboard: A folder to write the study into for TensorBoard.
+        wandb: A project of W&B to send the study to.
+        metrics_port: Where to serve metrics for Prometheus; 0 takes a free port. None for no metrics.
+        metrics_host: The address to serve them on; 127.0.0.1 if None. Whoever reaches it can read them.
+        live: Whether to show a table that is redrawn, rather than lines; on a terminal if None.
+
+    Returns:
+        How the study stands at the end.
+
+    Raises:
+        UsageError: file, devices, storage URL or a setting of the study are wrong.
+        StorageLost: the database cannot be reached.
+        StudyStopped: the same error ended three trials in a row, or the workers died.
+        Interrupted: SIGINT or SIGTERM; the study can be resumed.
+    """
+    check_number("--trials", trials, 1)
+    set_about(study=None)  # another launch of this process may have had one
+    check_number("--seed", seed, 0)
+    _check_live(live)
+    if metrics_host is not None and metrics_port is None:
+        raise UsageError(f"--metrics-host needs a port: got {metrics_host} alone; give --metrics-port N as well")
+    path, _ = split_target(target)
+    groups = assign(choose(find_devices(), devices), workers, devices_per_worker)
+    url = storage_url(storage)
+    mirror = MirrorProcess(mirror_command(mlflow, tensorboard, wandb), url)
+    count = f"{len(groups)} worker{'s' if len(groups) > 1 else ''}"
+    opening = f"{path} with {count} on {' | '.join(str(group) for group in groups)}, storage {hide_password(url)}"
+    devices_of = [str(group) for group in groups]
+    tell(opening, "launch", file=str(path), devices=devices_of, storage=hide_password(url))
+    if not is_new_file(url):
+        aside(lambda: connect_when_up(url).dispose())
+    warn_of_password()
+    options = ["--log-format=json"] if is_json() else []
+    options += [f"--trials={trials}"] if trials is not None else []
+    options += [f"--artifacts={artifacts}"] if artifacts is not None else []
+    options += [f"--wall-hours={wall_hours}"] if wall_hours is not None else []
+    options += [f"--device-hours={device_hours}"] if device_hours is not None else []
+    options += [f"--seed={seed}"] if seed is not None else []
+    options += [f"--set={name}={value}" for name, value in (fixed or {}).items()]
+    command = [sys.executable, "-m", "tuner", "worker", target, *options]
+    tally = Tally(devices_of)
+    places = [_Place(index, group) for index, group in enumerate(groups)]
+    run = _Launch(command, url, target, places, mirror, tally, code=code_digest(path))
+    with contextlib.ExitStack() as stack:
+        if metrics_port is not None:
+            address = stack.enter_context(served(tally, metrics_host or "127.0.0.1", metrics_port))
+            tell(f"metrics on {address}", "metrics", address=address)
+        stop, progress = stack.enter_context(_signals()), stack.enter_context(_progress(groups, live))
+        run.run(progress, stop)
+        if run.snapshot.is_out_of_hours:
+            progress.note(
+                f"the study's hours are spent with {run.snapshot.used} of {run.snapshot.trials} trials finished; "
+                "more hours run those that are missing",
+                "hours",
+            )
+        if run.snapshot.is_finished and run.snapshot.used < run.snapshot.trials:
+            progress.note(
+                f"the sampler has ended the search with {run.snapshot.used} of {run.snapshot.trials} trials finished",
+                "finished",
+            )
+    return run.snapshot
+
+
+def _progress(groups: list[DeviceGroup], live: bool | None) -> Progress:
+    console = Console(stderr=True)
+    if is_json():
+        return JsonProgress()
+    return LiveProgress(console, groups) if console.is_terminal and live is not False else PlainProgress()
+
+
+def _check_live(live: bool | None) -> None:
+    if live and (is_json() or not sys.stderr.isatty()):
+        found = "--log-format json" if is_json() else "none"
+        raise UsageError(f"--live needs a terminal on standard error: got {found}; `tuner watch STUDY` works elsewhere")
+
+
+def check_number(flag: str, number: int | None, low: int) -> None:
+    """Raise UsageError unless `number` is None or at least `low`."""
+    if number is not None and number < low:
+        raise UsageError(f"{flag} must be at least {low}: got {number}")
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """Set the event on SIGINT, SIGTERM or SIGHUP while the body runs; a second signal ends the process."""
+    event = threading.Event()
+    undo = end_on_signals((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), event.set)
+    if not has_reader():
+        event.set()
+    try:
+        yield event
+    finally:
+        undo()

@@ -1,0 +1,187 @@
+"""What a launch tells Prometheus: its workers' events added up, served over HTTP. docs/observability.md lists it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tuner.errors import UsageError, how_to_install
+from tuner.launch.progress import Snapshot
+from tuner.output.log import tell
+from tuner.trial import Event, Outcome
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+_ENDS = tuple(outcome for outcome in Outcome if outcome.uses_budget or outcome is Outcome.FAILED)
+_DOING = ("training", "compiling", "waiting", "database")
+
+
+class Tally:
+    """What the workers of one launch have done. A worker that is started again goes on with its place's numbers.
+
+    Args:
+        groups: The device group of each place.
+
+    Concurrency: the launcher writes, threads of the server read.
+    """
+
+    def __init__(self, groups: Sequence[str]) -> None:
+        self._groups, self._lock = groups, threading.Lock()
+        self._trials: Counter[str] = Counter()
+        self._seconds: Counter[tuple[int, str]] = Counter()
+        self._lost: Counter[int] = Counter()
+        self._deaths: Counter[int] = Counter()
+        self._snapshot, self._alive = Snapshot(), 0
+
+    def take(self, place: int, event: Event) -> None:
+        """Add what an event of the worker at a place says."""
+        with self._lock:
+            match event["event"]:
+                case "end" if event["outcome"] in _ENDS:
+                    self._trials[event["outcome"]] += 1
+                case "deadly":
+                    self._trials[Outcome.FAILED] += 1
+                case "lost":
+                    self._lost[place] += 1
+            for doing, spent_s in event.get("seconds", {}).items():
+                self._seconds[place, doing] += spent_s
+
+    def add_death(self, place: int) -> None:
+        """Add the end of a worker that had not been asked to end."""
+        with self._lock:
+            self._deaths[place] += 1
+
+    def observe(self, snapshot: Snapshot, alive: int) -> None:
+        """Take in how the study stands, and how many workers there are."""
+        with self._lock:
+            self._snapshot, self._alive = snapshot, alive
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics as `prometheus_client` collects them; none before the study is known."""
+        with self._lock:
+            snapshot, alive = self._snapshot, self._alive
+            trials, seconds = dict(self._trials), dict(self._seconds)
+            lost, deaths = dict(self._lost), dict(self._deaths)
+        study = snapshot.study
+        if not study:
+            return
+        places = range(len(self._groups))
+        yield _counter(
+            "tuner_trials",
+            "Trials that workers of this launch have ended",
+            {(study, outcome.value): trials.get(outcome, 0) for outcome in _ENDS},
+            "outcome",
+        )
+        yield _counter(
+            "tuner_seconds",
+            "What the workers' time went on",
+            {(study, str(place), doing): seconds.get((place, doing), 0.0) for place in places for doing in _DOING},
+            "worker",
+            "doing",
+        )
+        yield _counter(
+            "tuner_device_busy_seconds",
+            "Time for which the devices of a worker had a trial in training",
+            {
+                (study, str(place), group): seconds.get((place, "training"), 0.0)
+                for place, group in enumerate(self._groups)
+            },
+            "worker",
+            "devices",
+        )
+        yield _counter(
+            "tuner_lease_losses",
+            "Trials that a worker had to drop because another had taken them over",
+            {(study, str(place)): lost.get(place, 0) for place in places},
+            "worker",
+        )
+        yield _counter(
+            "tuner_worker_deaths",
+            "Workers that ended without having been asked to",
+            {(study, str(place)): deaths.get(place, 0) for place in places},
+            "worker",
+        )
+        yield _gauge("tuner_workers", "Worker processes of this launch", {(study,): alive})
+        yield _gauge(
+            "tuner_study_trials",
+            "Trials of the whole study, whoever runs them",
+            {(study, outcome.value): count for outcome, count in snapshot.counts.items()},
+            "outcome",
+        )
+        best = {} if snapshot.best_value is None else {(study,): snapshot.best_value}
+        yield _gauge("tuner_best_value", "The best objective of a complete trial of the study", best)
+
+
+def _counter(name: str, about: str, values: dict[tuple[str, ...], float], *labels: str) -> Metric:
+    from prometheus_client.core import CounterMetricFamily
+
+    return _filled(CounterMetricFamily(name, about, labels=["study", *labels]), values)
+
+
+def _gauge(name: str, about: str, values: dict[tuple[str, ...], float], *labels: str) -> Metric:
+    from prometheus_client.core import GaugeMetricFamily
+
+    return _filled(GaugeMetricFamily(name, about, labels=["study", *labels]), values)
+
+
+def _filled(family: Any, values: dict[tuple[str, ...], float]) -> Metric:
+    for labels, value in values.items():
+        family.add_metric(list(labels), value)
+    return family
+
+
+@contextlib.contextmanager
+def served(tally: Tally, host: str, port: int) -> Iterator[str]:
+    """Serve a launch's metrics while the body runs.
+
+    Args:
+        tally: Where they come from.
+        host: The address to listen on.
+        port: The port; 0 takes a free one.
+
+    Yields:
+        The URL.
+
+    Raises:
+        UsageError: the library is not installed, or the address cannot be listened on.
+    """
+    if not 0 <= port < 65536:
+        raise UsageError(f"--metrics-port must be 1 to 65535, or 0 for a free one: got {port}")
+    if importlib.util.find_spec("prometheus_client") is None:
+        raise UsageError(f"prometheus-client must be installed to serve metrics: {how_to_install('metrics')}")
+    # Late: without the option nothing of this is needed.
+    from prometheus_client import CollectorRegistry, make_wsgi_app
+
+    from tuner.web.server import Limits, Server
+
+    registry = CollectorRegistry()
+    registry.register(tally)  # pyright: ignore[reportArgumentType]: all it needs is `collect`
+    server = Server(host, port, make_wsgi_app(registry), Limits(), tell=_tell_error)
+    try:
+        server.prepare()
+    except (OSError, UnicodeError) as error:
+        # cheroot has it in a sentence of its own, in the words of the last address that it tried.
+        reason = re.sub(r".*\[Errno -?\d+\] |\)*$", "", str(error))
+        if isinstance(error, UnicodeError):
+            reason = "no host can have that name"
+        raise UsageError(
+            f"metrics must be able to listen on {host}:{port}: {reason}; give another --metrics-port or --metrics-host"
+        ) from None
+    thread = threading.Thread(target=server.serve, name="metrics", daemon=True)
+    thread.start()
+    try:
+        shown = f"[{host}]" if ":" in host else host
+        yield f"http://{shown}:{server.bound_port}/metrics"
+    finally:
+        server.stop()
+        thread.join()
+
+
+def _tell_error(message: str) -> None:
+    tell(f"metrics could not be served: {message}", "metrics", "warning")

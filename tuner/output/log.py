@@ -1,0 +1,218 @@
+"""What a process says on stderr: lines of text, or JSON objects, one a line. docs/observability.md has their fields."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, TextIO
+
+from tuner.output.safe import hide_password, hide_passwords, printable
+
+_REQUIRED = {"time", "level", "event"}
+_LEVELS = ("info", "warning", "error")
+_OF_PIPES = {
+    "study", "trial", "report", "retry", "restart", "end", "idle", "hours", "done", "lost", "deadly", "seconds",
+    "sampler", "unused", "finished",
+}  # fmt: skip
+"""What workers tell their launcher on a pipe: a printed line that is called so is the study's own."""
+
+_about: dict[str, Any] = {}
+
+
+_has_reader = True
+_is_ending = False
+
+
+def note_ending(is_ending: bool) -> None:
+    """Note whether a signal has come, after which a reader that goes away does not end the process once more."""
+    global _is_ending
+    _is_ending = is_ending
+
+
+def has_reader() -> bool:
+    """Return whether somebody may read what this process says: not if a pipe's reader, `head` say, has gone."""
+    return _has_reader
+
+
+def _lose_reader() -> None:
+    """Say nothing more, and end in good order where SIGTERM does that: nobody watches this command any more."""
+    global _has_reader
+    _has_reader = False
+    drop(sys.stderr)
+    if callable(signal.getsignal(signal.SIGTERM)) and not _is_ending:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def drop(stream: TextIO) -> None:
+    """Send what is still written to a stream, whose reader has gone, to nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+class _Lines(logging.Handler):
+    """Writes to whatever stderr is at the moment: tests and live tables put another in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = self.format(record)
+            if text:
+                print(text, file=sys.stderr, flush=True)
+        except BrokenPipeError:
+            _lose_reader()
+        except Exception:  # as logging's own handlers: a wrong call of a library must not fail a trial
+            self.handleError(record)
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
+        return f"tuner: {clean(message)}" if message else ""
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {name: value for name, value in _about.items() if value is not None}
+        fields |= getattr(record, "tuner_fields", {})
+        line = {
+            "time": fields.pop("time", None) or _iso(record.created),
+            "level": _LEVELS[(record.levelno >= logging.WARNING) + (record.levelno >= logging.ERROR)],
+            "event": getattr(record, "tuner_event", "log"),
+            **fields,
+        }
+        if not hasattr(record, "tuner_event"):
+            line["logger"] = record.name
+        message = record.getMessage().strip()
+        if message:
+            line["message"] = message
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(
+            hide_passwords(_plain(line)), allow_nan=False, default=lambda value: hide_password(str(value))
+        )
+
+
+# Of its own, not `logging.getLogger("tuner")`: nobody's settings silence it, nor do they make lines of it twice.
+_log = logging.Logger("tuner", logging.INFO)
+_handler = _Lines()
+_handler.setFormatter(_Text())
+_log.addHandler(_handler)
+
+
+def tell(message: str | None, event: str, level: str = "info", **fields: Any) -> None:
+    """Say something on stderr.
+
+    Args:
+        message: What a person reads; all there is in a log of text.
+        event: What it is, in one word.
+        level: `info`, `warning` or `error`.
+        fields: What a JSON log has beside it; `time` in place of now.
+    """
+    extra = {"tuner_event": event, "tuner_fields": fields}
+    _log.log(logging.getLevelNamesMapping()[level.upper()], message or "", extra=extra)
+
+
+def say(text: str) -> None:
+    """Print a line on stderr for the person who typed a command, also where the log is JSON."""
+    print(f"tuner: {clean(text)}", file=sys.stderr, flush=True)
+
+
+def clean(text: str) -> str:
+    """Return a message as it may leave the process: without passwords, and with nothing that a terminal obeys."""
+    return printable(hide_password(text))
+
+
+def clean_traces() -> None:
+    """Print the traces of errors that nobody catches without passwords."""
+
+    def print_trace(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+        print(clean("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr, flush=True)
+
+    if not is_json():
+        sys.excepthook = print_trace
+        threading.excepthook = _of_thread(print_trace)
+
+
+def set_about(**fields: Any) -> None:
+    """Have these fields in every line of a JSON log from now on; None takes one away.
+
+    In those of all threads: a worker has one trial at a time, and threads that renew its lease and write its
+    checkpoints.
+    """
+    _about.update(fields)
+
+
+def use_json() -> None:
+    """Make all that this process says from now on JSON: also warnings, errors that nobody catches, others' logs."""
+    if is_json():
+        return
+    _handler.setFormatter(_Json())
+    logging.getLogger().addHandler(_handler)
+    logging.captureWarnings(True)
+    sys.excepthook = _tell_crash
+    threading.excepthook = _of_thread(_tell_crash)
+
+
+def _of_thread(hook: Callable[..., None]) -> Callable[[threading.ExceptHookArgs], None]:
+    """Return a hook for threads, which as Python's own says nothing of one that ended by `sys.exit`."""
+
+    def call(crash: threading.ExceptHookArgs) -> None:
+        if crash.exc_type is not SystemExit:
+            hook(crash.exc_type, crash.exc_value, crash.exc_traceback)
+
+    return call
+
+
+def is_json() -> bool:
+    """Return whether this process's log is JSON."""
+    return isinstance(_handler.formatter, _Json)
+
+
+def _tell_crash(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    said = {"tuner_event": "crash", "tuner_fields": {}}
+    exc_info = (kind, error, trace) if error is not None else None
+    _log.error(f"{kind.__name__}: {error}".strip(": "), exc_info=exc_info, extra=said)
+
+
+def parse(line: str) -> dict[str, Any] | None:
+    """Return what a process with a JSON log said in a line; None if the line is something else that it printed."""
+    if not line.startswith("{"):
+        return None
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    if not (isinstance(found, dict) and found.keys() >= _REQUIRED):
+        return None
+    are_texts = all(isinstance(found.get(name, ""), str) for name in ("time", "event", "message", "error"))
+    return found if are_texts and found["level"] in _LEVELS and found["event"] not in _OF_PIPES else None
+
+
+def now() -> str:
+    """Return the time as lines of a JSON log have it: UTC, to the millisecond."""
+    return _iso(time.time())
+
+
+def _iso(at_s: float) -> str:
+    whole, milliseconds = divmod(math.floor(at_s * 1000), 1000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{milliseconds:03d}Z"
+
+
+def _plain(value: Any) -> Any:
+    """Return a value with NaN and the infinities as texts, as the queries print them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value

@@ -1,0 +1,1 @@
+"""What people read of studies: rows, comparisons, plots, files."""

@@ -1,0 +1,223 @@
+"""What trials say together: how studies compare, and which hyperparameters matter."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Engine
+
+from tuner.errors import UsageError
+from tuner.results.rows import plain
+from tuner.storage.read.lineage import Effort, read_efforts
+from tuner.storage.read.queries import find_study, outcome_counts, read_standings
+from tuner.storage.read.ranking import is_feasible, read_values
+from tuner.trial import Outcome
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
+
+Row = dict[str, Any]
+
+MOST_TRIALS = 2000
+"""Trials that PED-ANOVA's importances are computed from; of more, as many are drawn at equal distances."""
+FANOVA_TRIALS = 500
+"""Likewise fANOVA's, whose time grows with the square: half a minute for 1,000."""
+_FEWEST_TRIALS = 10
+
+
+def compare_rows(engine: Engine, names: Sequence[str]) -> list[Row]:
+    """Return one row for each study: best and median objective, counts, hours, and hours that pruning saved.
+
+    Best and median are of complete trials that satisfy their constraints. Of several objectives the first is compared.
+
+    Raises:
+        UnknownStudy: there is no such study.
+    """
+    return [_compare_row(engine, name) for name in names]
+
+
+def _compare_row(engine: Engine, name: str) -> Row:
+    study = find_study(engine, name)
+    counts = outcome_counts(engine, study.study_id)
+    values = read_values(engine, study.study_id)
+    efforts = read_efforts(engine, study.study_id)
+    better = max if study.maximize[0] else min
+    epochs = study.record.get("epochs")
+    standing = read_standings(engine, study.study_id).get(study.study_id) if study.record else None
+    return {
+        "study": study.name,
+        "objective": next(iter(study.record.get("objective", [])), None),
+        "direction": study.directions[0],
+        "best": plain(better(values)) if values else None,
+        "median": plain(statistics.median(values)) if values else None,
+        "trials": sum(counts.values()),
+        **{outcome.value: counts[outcome] for outcome in Outcome if outcome.uses_budget or outcome is Outcome.FAILED},
+        "device_hours": None if standing is None else _hours([standing.used.device_s]),
+        "hours_saved": _hours_saved(efforts, epochs) if efforts and epochs else None,
+    }
+
+
+def saved_s(effort: Effort, epochs: int, typical_s: float | None) -> float | None:
+    """Return the device seconds that pruning a trial saved, 0 for others; None if that is not known.
+
+    An estimate: its epochs that were not run, each as long as its own after the first. The time of those is not known
+    of a trial that was pruned after one epoch, or taken over: then a typical epoch's is taken.
+
+    Args:
+        effort: What the trial took.
+        epochs: Those of a trial that is not pruned.
+        typical_s: Device seconds of an epoch of the study, see `typical_epoch_s`.
+    """
+    left = max(0, epochs - effort.epochs)
+    if effort.outcome is not Outcome.PRUNED or not left:
+        return 0.0
+    epoch_s = effort.epoch_device_s or typical_s
+    return None if epoch_s is None else left * epoch_s
+
+
+def typical_epoch_s(efforts: Iterable[Effort]) -> float | None:
+    """Return the median device seconds of an epoch, over the trials of which it is known; None if it is of none."""
+    known = [effort.epoch_device_s for effort in efforts if effort.epoch_device_s > 0]
+    return statistics.median(known) if known else None
+
+
+def _hours_saved(efforts: Sequence[Effort], epochs: int) -> float | None:
+    typical_s = typical_epoch_s(efforts)
+    saved = [saved_s(effort, epochs, typical_s) for effort in efforts]
+    return None if None in saved else _hours(one for one in saved if one is not None)
+
+
+def _hours(seconds: Iterable[float]) -> float:
+    return round(sum(seconds) / 3600, 4)
+
+
+# --- Importances
+
+
+def importance_rows(storage_url: str, name: str) -> tuple[list[Row], list[str]]:
+    """Return the importance of each hyperparameter for each objective by two methods, and what is to be said of them.
+
+    PED-ANOVA (Watanabe et al., 2023, arXiv:2304.10255) asks what tells the best tenth of the trials from all; fANOVA
+    (Hutter et al., 2014) which share of the objective's variance over the whole space is due to each alone. Both sum
+    to one over the hyperparameters.
+
+    Raises:
+        UnknownStudy: there is no such study.
+        UsageError: too few complete trials, or nothing varies in them.
+    """
+    import optuna
+
+    from tuner.storage import connect, open_storage
+
+    engine = connect(storage_url)
+    try:
+        study = find_study(engine, name)
+    finally:
+        engine.dispose()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = open_storage(storage_url)
+    try:
+        whole = optuna.load_study(study_name=name, storage=storage)
+        complete = whole.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
+    finally:
+        storage.close()
+    if len(complete) < _FEWEST_TRIALS:
+        raise UsageError(
+            f"importances need at least {_FEWEST_TRIALS} complete trials: {name!r} has {len(complete)} so far"
+        )
+    notes = [f"from {len(complete)} complete trials"]
+    infeasible = sum(not is_feasible(trial.constraints) for trial in complete)
+    notes[0] += f" ({infeasible} of them infeasible)" if infeasible else ""
+    used = {"PED-ANOVA": MOST_TRIALS, "fANOVA": FANOVA_TRIALS}
+    fewer = [f"{method} from {most} of them" for method, most in used.items() if len(complete) > most]
+    notes[0] += "".join(f", {part}" for part in fewer)
+    rows: list[Row] = []
+    for at, objective in enumerate(
+        study.record.get("objective") or [f"objective {at}" for at, _ in enumerate(study.directions)]
+    ):
+        found = _importances(complete, at, study.directions[at], name)
+        rows += [{"objective": objective, **row} for row in found]
+        notes.append(f"{objective}: {_verdict(found)}")
+    return rows, notes
+
+
+def _importances(complete: Sequence[FrozenTrial], objective: int, direction: str, name: str) -> list[Row]:
+    """Return the importances for one objective, from studies of that alone."""
+    from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
+
+    finite = [trial for trial in complete if math.isfinite(trial.values[objective])]
+    if len(finite) < _FEWEST_TRIALS:
+        raise UsageError(
+            f"importances need at least {_FEWEST_TRIALS} complete trials with a finite objective: {name!r} has "
+            f"{len(finite)} so far"
+        )
+    try:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of values that are all alike
+            ped_anova, fanova = (
+                get_param_importances(_drawn(finite, most, objective, direction), evaluator=evaluator)
+                for most, evaluator in (
+                    (MOST_TRIALS, PedAnovaImportanceEvaluator()),
+                    (FANOVA_TRIALS, FanovaImportanceEvaluator(seed=0)),
+                )
+            )
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(f"importances must be computable from the trials of {name!r}: {error}") from None
+    names = sorted({*ped_anova, *fanova}, key=lambda one: -ped_anova.get(one, 0.0) - fanova.get(one, 0.0))
+    if not names:
+        raise UsageError(f"importances need hyperparameters that vary: the complete trials of {name!r} have none")
+    return [{"hparam": one, "ped_anova": ped_anova.get(one), "fanova": fanova.get(one)} for one in names]
+
+
+def _drawn(complete: Sequence[FrozenTrial], most: int, objective: int, direction: str) -> optuna.Study:
+    """Return a study in memory of one objective and at most so many of the trials.
+
+    Objectives are divided by a power of two that leaves the largest near 1. Importances do not depend on their scale,
+    but fANOVA's variances would overflow.
+    """
+    import optuna
+
+    study = optuna.create_study(direction=optuna.study.StudyDirection[direction.upper()])
+    count = min(len(complete), most)
+    chosen = [complete[len(complete) * at // count] for at in range(count)]
+    values = scaled([trial.values[objective] for trial in chosen])
+    for trial, value in zip(chosen, values, strict=True):
+        of_trial = {"params": trial.params, "distributions": trial.distributions, "value": value}
+        study.add_trial(optuna.trial.create_trial(**of_trial))
+    return study
+
+
+def scaled(values: Sequence[float]) -> list[float]:
+    """Return finite values divided by the power of two that leaves the largest magnitude in [0.5, 1)."""
+    exponent = max((math.frexp(value)[1] for value in values if value), default=0)
+    return [math.ldexp(value, -exponent) for value in values]
+
+
+def _verdict(rows: Sequence[Row]) -> str:
+    """Return whether the two methods agree, in words."""
+    both = [row for row in rows if row["ped_anova"] is not None and row["fanova"] is not None]
+    if len(both) < 2:
+        return "there is nothing to compare"
+    first, second = (max(both, key=lambda row: row[method])["hparam"] for method in ("ped_anova", "fanova"))
+    tau = _kendall([row["ped_anova"] for row in both], [row["fanova"] for row in both])
+    ranks = f"rank correlation {tau:.2f}"
+    if first != second:
+        return (
+            f"the methods disagree: {first} matters most for being among the best (PED-ANOVA), {second} over the "
+            f"whole space (fANOVA); {ranks}"
+        )
+    if tau < 0.5:
+        return f"the methods agree that {first} matters most, and not on the rest; {ranks}"
+    return f"the methods agree that {first} matters most; {ranks}"
+
+
+def _kendall(first: Sequence[float], second: Sequence[float]) -> float:
+    from scipy.stats import kendalltau
+
+    tau: Any
+    tau, _ = kendalltau(first, second)
+    return 0.0 if math.isnan(tau) else float(tau)  # where one of them sees no difference

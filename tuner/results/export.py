@@ -1,0 +1,259 @@
+"""Taking results out of the storage: a file with a row for each trial, or a bundle that runs one trained model."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine
+
+from tuner.errors import TunerError, UsageError, how_to_install
+from tuner.output.cells import csv_text
+from tuner.results.rows import best_rows, check_file, format_time, no_feasible, plain, show_row
+from tuner.results.wheel import make_wheel
+from tuner.storage.read.queries import StudyRow, TrialRow, find_study, read_trial, read_trials
+
+Row = dict[str, Any]
+
+_RECORDED = ("compile_s", "compilations", "train_s", "worker", "checkpoint", "error_kind", "error")
+
+
+def export_trials(engine: Engine, study_name: str, path: Path, *, force: bool = False) -> int:
+    """Write a row for each trial to `path`; return how many.
+
+    Columns are those of `docs/json.md`, hyperparameters `hparams.NAME`, constraints `constraints.NAME`. Of several
+    objectives each has a column `values.NAME`.
+
+    Args:
+        engine: The storage's engine.
+        study_name: The study.
+        path: `.csv`, `.json` or `.parquet`.
+        force: Whether a file that is there may be replaced.
+
+    Raises:
+        UnknownStudy: there is no such study.
+        UsageError: the file is there, its folder is not, or its name ends otherwise.
+    """
+    write = {".csv": _write_csv, ".json": _write_json, ".parquet": _write_parquet}.get(path.suffix.lower())
+    if write is None:
+        raise UsageError(f"what is exported must be .csv, .json, .parquet or, for one trial, .zip: got {str(path)!r}")
+    study = find_study(engine, study_name)
+    rows = [_flat_row(study, trial) for trial in read_trials(engine, study)]
+    with in_place(path, force) as scratch:
+        write(rows, scratch)
+    return len(rows)
+
+
+def _flat_row(study: StudyRow, trial: TrialRow) -> Row:
+    row: Row = {"number": trial.number, "outcome": trial.outcome.value}
+    if len(study.directions) == 1:
+        row["value"] = None if trial.values is None else trial.values[0]
+    else:
+        values = trial.values or [None] * len(study.directions)
+        row |= {f"values.{name}": value for name, value in zip(study.objectives, values, strict=True)}
+    row["is_feasible"] = trial.is_feasible
+    row |= {f"constraints.{name}": value for name, value in trial.constraints.items()}
+    row["seconds"] = trial.seconds
+    for key, time in (("started", trial.started), ("completed", trial.completed)):
+        row[key] = format_time(time, "milliseconds")
+    row |= {key: trial.record.get(key) for key in _RECORDED}
+    return row | {f"hparams.{name}": value for name, value in trial.hparams.items()}
+
+
+@contextlib.contextmanager
+def in_place(path: Path, force: bool) -> Iterator[Path]:
+    """Yield a scratch file that takes the place of `path` if the body succeeds."""
+    if path.exists() and not force:
+        raise UsageError(f"what is exported must not replace anything: {path} exists; --force replaces it")
+    if not path.parent.is_dir():
+        raise UsageError(f"what is exported must have a folder to be in: there is no {path.parent}")
+    if path.is_dir():
+        raise UsageError(f"what is exported must be a file: {path} is a folder")
+    try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".tuner-", suffix=path.suffix)
+        os.close(descriptor)
+        scratch = Path(name)
+        try:
+            yield scratch
+            umask = os.umask(0)
+            os.umask(umask)
+            scratch.chmod(0o666 & ~umask)
+            scratch.replace(path)
+        finally:
+            scratch.unlink(missing_ok=True)
+    except OSError as error:
+        raise TunerError(f"{path} must be writable: {error.strerror or error}") from None
+
+
+def _columns(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(column for row in rows for column in row))
+
+
+def _write_csv(rows: Sequence[Row], path: Path) -> None:
+    columns = _columns(rows)
+    text = csv_text([columns, *([row.get(column) for column in columns] for row in rows)])
+    # A lone surrogate, which JSON may hold and UTF-8 may not, becomes an escape.
+    path.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
+
+
+def _write_json(rows: Sequence[Row], path: Path) -> None:
+    plain_rows = [{key: plain(value) for key, value in row.items()} for row in rows]
+    path.write_text(json.dumps(plain_rows, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_parquet(rows: Sequence[Row], path: Path) -> None:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise UsageError(f"Parquet files need pyarrow: {how_to_install('parquet')}") from None
+    columns = {}
+    for column in _columns(rows):
+        values = [row.get(column) for row in rows]
+        kinds = {type(value) for value in values if value is not None}
+        # A column has one type: choices of several kinds become JSON.
+        is_mixed = len(kinds) > 1 and not kinds <= {int, float}
+        columns[column] = [json.dumps(value) for value in values] if is_mixed else values
+    parquet.write_table(pyarrow.table(columns), path)
+
+
+# --- Bundles
+
+
+def export_bundle(engine: Engine, study_name: str, path: Path, number: int | None, *, force: bool = False) -> int:
+    """Write one trial's model with all that runs it to a zip file; return the trial's number.
+
+    Args:
+        engine: The storage's engine.
+        study_name: The study.
+        path: The file to write.
+        number: The trial; the best if None.
+        force: Whether a file that is there may be replaced.
+
+    Raises:
+        UnknownStudy: there is no such study or trial.
+        UsageError: the trial has no checkpoint, or its study file is not on this machine.
+    """
+    study = find_study(engine, study_name)
+    if number is None:
+        number = best_number(engine, study_name)
+    trial = show_row(engine, study_name, number)
+    checkpoint, file = checkpoint_of(trial), file_of(trial)
+    check_file(engine, read_trial(engine, study, number), file)
+    versions = trial["ran_with"].get("versions", {})
+    wheel = make_wheel()
+    texts = {
+        "trial.json": json.dumps({**trial, "seed": study.record["seed"]}, indent=2) + "\n",
+        "run.py": _RUN,
+        "requirements.txt": f"{_requirements(versions)}./{wheel.name}\n",
+        "README.md": _README.format(study=study_name, number=number, python=versions.get("python", "3.11")),
+    }
+    with in_place(path, force) as scratch, zipfile.ZipFile(scratch, "w", zipfile.ZIP_DEFLATED) as bundle:
+        for name, text in texts.items():
+            bundle.writestr(name, text)
+        bundle.writestr(wheel.name, wheel.content)
+        bundle.write(file, "study.py")
+        for part in sorted(checkpoint.rglob("*")):
+            bundle.write(part, Path("checkpoint") / part.relative_to(checkpoint))
+    return number
+
+
+def best_number(engine: Engine, study_name: str) -> int:
+    """Return the number of the best trial.
+
+    Raises:
+        UnknownStudy: there is no such study.
+        UsageError: no trial is complete and satisfies its constraints.
+    """
+    best = best_rows(engine, study_name)
+    if not best:
+        missing = f"there is a best trial once one is complete: {study_name!r} has none"
+        raise UsageError(no_feasible(engine, study_name) or missing)
+    return int(best[0]["number"])
+
+
+def checkpoint_of(trial: Row) -> Path:
+    """Return a trial's checkpoint.
+
+    Args:
+        trial: Its row, of `tuner.results.rows.show_row`.
+
+    Raises:
+        UsageError: it has none, or none on this machine.
+    """
+    name = f"trial {trial['number']} of {trial['study']!r}"
+    if trial["checkpoint"] is None:
+        raise UsageError(
+            f"there must be a checkpoint: {name} has none; a study keeps those of its best trials (`keep_best`)"
+        )
+    checkpoint = Path(trial["checkpoint"])
+    if not checkpoint.is_dir():
+        raise UsageError(
+            f"the checkpoint of {name} must be on this machine: there is no {checkpoint}; it was removed when better "
+            "trials came, or lies where its worker ran"
+        )
+    return checkpoint
+
+
+def file_of(trial: Row) -> Path:
+    """Return the study file that a trial ran with.
+
+    Args:
+        trial: Its row, of `tuner.results.rows.show_row`.
+
+    Raises:
+        UsageError: it is not on this machine.
+    """
+    file = Path((trial["ran_with"] or {}).get("file") or "")
+    if not file.is_file():
+        name = f"trial {trial['number']} of {trial['study']!r}"
+        raise UsageError(f"the study file of {name} must be on this machine: there is no {str(file)!r}")
+    return file
+
+
+def _requirements(versions: dict[str, str]) -> str:
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return "".join(f"{name}=={versions[name]}\n" for name in names if name in versions)
+
+
+_README = """# Trial {number} of {study}
+
+The trained model, the study it comes from, and what it ran with.
+
+    pip install -r requirements.txt     # Python {python}; in this folder
+    python run.py
+
+`requirements.txt` has the versions that the trial ran with, and the wheel of tuner that lies in this folder. Do not
+install `tuner` from the public package index: that is another project.
+
+`run.py` loads the model, evaluates it on the study's validation data, and compares with what the study recorded.
+`study.py` is the study's file; `trial.json` has hyperparameters, curves, timings, versions and the state of the
+repository. Modules that the study file imports from beside it are not part of the bundle.
+"""
+
+_RUN = '''"""Load the trial, evaluate it, and compare with what was recorded."""
+
+import json
+from pathlib import Path
+
+from tuner.study import load_study
+from tuner.training import load_from_checkpoint
+
+here = Path(__file__).parent
+trial = json.loads((here / "trial.json").read_text())
+study = load_study(f"{here / 'study.py'}:{trial['study']}")
+hparams = study.hparams_of(trial["hparams"])
+loaded = load_from_checkpoint(here / "checkpoint", trainer=study.trainer, hparams=hparams)
+found = study.trainer.eval_model(loaded.state, study.data(trial["seed"]).validation, hparams)
+recorded = loaded.record["best"]["metrics"]
+for name, value in found.items():
+    print(f"{name}: {value:.6g}, recorded {recorded[name]:.6g}")
+if any(abs(value - recorded[name]) > 1e-3 * max(abs(value), abs(recorded[name])) for name, value in found.items()):
+    raise SystemExit("the model must give the numbers that were recorded: it does not; compare the versions")
+'''

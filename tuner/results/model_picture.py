@@ -1,0 +1,85 @@
+"""The picture that a study draws of a trained model: `Study(picture=...)`, in its file."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine
+
+from tuner.errors import CheckpointError, SpaceError, UsageError
+from tuner.results.export import best_number, checkpoint_of, file_of, in_place
+from tuner.results.plots import check_suffix, need_matplotlib, written
+from tuner.results.rows import check_file, has_changed, show_row
+from tuner.storage.read.queries import find_study, read_trial
+from tuner.study import Study, split_target, study_in
+from tuner.worker.dry_run import in_words
+
+
+def draw_picture(
+    engine: Engine, name: str, path: Path, number: int | None = None, *, file: str | None = None, force: bool = False
+) -> tuple[int, bool]:
+    """Let a study draw the model of one of its trials.
+
+    The study's file is imported as it is now: a picture can be written, or changed, after the training.
+
+    Args:
+        engine: The storage's engine.
+        name: The study.
+        path: `.png` or `.svg`.
+        number: The trial; the best if None.
+        file: The study's file, or `FILE:NAME` if it has another name there; what the trial ran with if None.
+        force: Whether a file that is there may be replaced.
+
+    Returns:
+        The trial's number, and whether the file's code has changed since the trial ran.
+
+    Raises:
+        UnknownStudy: there is no such study or trial.
+        UsageError: the study draws no picture, the trial has no checkpoint, a file is not here or not what it was, or
+            its name is wrong.
+        StudyError: the study's file does not import, or its function fails.
+        CheckpointError: the checkpoint is torn.
+    """
+    check_suffix("picture", path)
+    need_matplotlib()
+    row = find_study(engine, name)
+    trial = show_row(engine, name, best_number(engine, name) if number is None else number)
+    checkpoint = checkpoint_of(trial)
+    source, own = _source(trial) if file is None else split_target(file)
+    study, stored = study_in(source, own or name), read_trial(engine, row, trial["number"])
+    if study.picture is None:
+        raise UsageError(f"a study must say how its models are drawn, Study(picture=...): {study.name!r} does not")
+    with in_place(path, force) as scratch:
+        try:
+            picture = _drawn(study, trial["hparams"], checkpoint, row.record["seed"], path.suffix)
+        except (CheckpointError, SpaceError):
+            check_file(engine, stored, source)
+            raise
+        scratch.write_bytes(picture)
+    return stored.number, has_changed(engine, stored, source)
+
+
+def _source(trial: dict[str, Any]) -> tuple[Path, str | None]:
+    try:
+        return file_of(trial), None
+    except UsageError as error:
+        raise UsageError(f"{error}; --file says where it is now") from None
+
+
+def _drawn(study: Study, params: dict[str, object], checkpoint: Path, seed: int, suffix: str) -> bytes:
+    from matplotlib.figure import Figure
+
+    from tuner.training import load_from_checkpoint
+
+    loaded = load_from_checkpoint(checkpoint, trainer=study.trainer, hparams=study.hparams_of(params))
+    splits = in_words("data(seed) must return the data", study.data, seed)
+    assert study.picture is not None
+    figure = in_words("picture(loaded, splits) must return a figure", study.picture, loaded, splits)
+    if not isinstance(figure, Figure):
+        raise UsageError(f"picture(loaded, splits) must return a matplotlib Figure: got {type(figure).__name__}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of fonts and layouts
+        must = "picture(loaded, splits) must return a figure that can be drawn"
+        return in_words(must, written, figure, suffix.lower().removeprefix("."))

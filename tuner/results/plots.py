@@ -1,0 +1,384 @@
+"""Pictures of a study: Optuna's where it has them, ours of workers, rungs and what pruning saved; one page of all.
+
+matplotlib draws them, without a screen. Of a study with very many trials those plots that draw a line for each show a
+part, and say so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import html
+import io
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Engine
+
+from tuner.errors import UsageError, how_to_install, nearest
+from tuner.results.compare import compare_rows, saved_s, typical_epoch_s
+from tuner.results.export import in_place
+from tuner.results.rows import best_rows
+from tuner.storage import connect, open_storage
+from tuner.storage.read.lineage import read_efforts, read_rungs, read_timeline
+from tuner.storage.read.queries import StudyRow, find_study
+
+if TYPE_CHECKING:
+    import optuna
+    from matplotlib.figure import Figure
+
+    from tuner.storage.optuna.storage import Storage
+
+MOST_LINES = 500
+"""Trials in a plot that has a line for each, and in one of importances: fANOVA's time grows with their square."""
+_MOST_PARAMS = 4
+_MOST_LABELS = 15
+_SIZE = (8.0, 4.5)
+_SIZES = {"plot_contour": (13.0, 11.0), "plot_slice": (12.0, 4.0), "plot_parallel_coordinate": (9.0, 4.5)}
+_ENDING_COLOURS = {
+    "complete": "tab:green", "pruned": "tab:gray", "diverged": "tab:orange", "out_of_memory": "tab:purple",
+    "failed": "tab:red", "preempted": "tab:cyan", "died": "black", None: "tab:blue",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A study that is drawn: its row, an engine, all its trials as Optuna has them, and a part of them."""
+
+    row: StudyRow
+    engine: Engine
+    whole: optuna.Study
+    part: optuna.Study
+
+    @property
+    def objectives(self) -> list[str]:
+        """The objectives' names."""
+        return self.row.record.get("objective") or [f"objective {at}" for at, _ in enumerate(self.row.directions)]
+
+    def target(self, objective: int) -> dict[str, Any]:
+        """Return what Optuna's plots want to hear of an objective."""
+        name = {"target_name": self.objectives[objective]}
+        if len(self.row.directions) == 1:
+            return name
+        return {**name, "target": lambda trial: trial.values[objective]}
+
+
+@contextlib.contextmanager
+def opened(url: str, name: str) -> Iterator[Subject]:
+    """Yield a study to be drawn.
+
+    Raises:
+        UnknownStudy: there is no such study.
+        UsageError: it has no trials yet, or matplotlib is not installed.
+    """
+    engine = connect(url)
+    try:
+        row = find_study(engine, name)
+        storage = open_storage(url)
+        try:
+            yield subject_of(storage, row)
+        finally:
+            storage.close()
+    finally:
+        engine.dispose()
+
+
+def subject_of(storage: Storage, row: StudyRow) -> Subject:
+    """Return a study to be drawn.
+
+    Raises:
+        UsageError: it has no trials yet, or matplotlib is not installed.
+    """
+    need_matplotlib()
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    whole = optuna.load_study(study_name=row.name, storage=storage)
+    if not whole.get_trials(deepcopy=False):
+        raise UsageError(f"a study must have trials to be drawn: {row.name!r} has none yet")
+    return Subject(row, storage.engine, whole, _part(whole))
+
+
+def need_matplotlib() -> None:
+    """Make matplotlib draw without a screen, and the same file each time.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise UsageError(f"plots need matplotlib: {how_to_install('plots')}") from None
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "tuner"
+
+
+def _part(study: optuna.Study) -> optuna.Study:
+    """Return a copy in memory of the trials that have ended, of very many as many at equal distances as are drawn."""
+    import optuna
+
+    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    count = min(len(ended), MOST_LINES)
+    copy = optuna.create_study(study_name=study.study_name, directions=study.directions)
+    copy.add_trials([ended[len(ended) * at // count] for at in range(count)])
+    return copy
+
+
+# --- Optuna's
+
+
+def _optunas(name: str, *, of_part: bool = False, with_target: bool = True) -> Callable[[Subject], Figure]:
+    """Return a drawer by one of `optuna.visualization.matplotlib`'s functions, of the first objective."""
+
+    def draw(subject: Subject) -> Figure:
+        import optuna.visualization.matplotlib as plots
+
+        study = subject.part if of_part else subject.whole
+        options: dict[str, Any] = subject.target(0) if with_target else {}
+        if name in ("plot_contour", "plot_slice"):
+            options["params"] = _most_important(subject)
+        figure = _figure_of(getattr(plots, name)(study, **options))
+        if name in _SIZES:
+            figure.set_size_inches(*_SIZES[name])
+        for axes in figure.axes:
+            legend = axes.get_legend()
+            if legend is not None and len(legend.get_texts()) > _MOST_LABELS:
+                legend.remove()
+        if of_part and len(subject.part.trials) < len(subject.whole.get_trials(deepcopy=False)):
+            figure.text(0.99, 0.01, f"{len(subject.part.trials)} of the trials", ha="right", fontsize=8)
+        return figure
+
+    return draw
+
+
+def _figure_of(axes: Any) -> Figure:
+    """Return the figure of one or of an array of axes."""
+    while not hasattr(axes, "figure"):
+        axes = axes[0]
+    return axes.figure
+
+
+def _most_important(subject: Subject) -> list[str]:
+    """Return the names of the few hyperparameters that vary most of all with the objective."""
+    import optuna
+
+    names = sorted({name for trial in subject.part.get_trials(deepcopy=False) for name in trial.params})
+    if len(names) <= _MOST_PARAMS:
+        return names
+    try:
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator()  # the fast one
+        found = optuna.importance.get_param_importances(subject.part, evaluator=evaluator, **_target_only(subject))
+    except (ValueError, RuntimeError):
+        return names[:_MOST_PARAMS]
+    return list(found)[:_MOST_PARAMS]
+
+
+def _target_only(subject: Subject) -> dict[str, Any]:
+    return {key: value for key, value in subject.target(0).items() if key == "target"}
+
+
+def _pareto(subject: Subject) -> Figure:
+    import optuna.visualization.matplotlib as plots
+
+    if len(subject.row.directions) not in (2, 3):
+        raise UsageError(
+            f"a Pareto front is drawn of two or three objectives: {subject.row.name!r} has "
+            f"{len(subject.row.directions)}"
+        )
+    return _figure_of(plots.plot_pareto_front(subject.whole, target_names=subject.objectives))
+
+
+# --- Ours
+
+
+def _axes(title: str, xlabel: str, ylabel: str) -> Any:
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=_SIZE, layout="constrained")
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _timeline(subject: Subject) -> Figure:
+    """Each attempt as a bar in the row of its worker."""
+    attempts = read_timeline(subject.engine, subject.row.study_id)
+    if not attempts:
+        raise UsageError(f"a timeline needs trials that workers ran: {subject.row.name!r} has none")
+    labels = {attempt.worker: f"{attempt.worker}\n{attempt.devices}" for attempt in attempts}
+    rows = {worker: at for at, worker in enumerate(labels)}
+    began_s = min(attempt.started_at_s for attempt in attempts)
+    scale, unit = (3600.0, "h") if max(one.ended_at_s for one in attempts) - began_s > 7200 else (1.0, "s")
+    start = datetime.datetime.fromtimestamp(began_s, datetime.UTC)
+    figure, axes = _axes("Timeline", f"{unit} since {start:%Y-%m-%d %H:%M:%S} UTC", "")
+    figure.set_size_inches(_SIZE[0], max(2.0, 0.6 * len(rows) + 1.2))
+    for ending in dict.fromkeys(attempt.ending for attempt in attempts):
+        those = [attempt for attempt in attempts if attempt.ending == ending]
+        axes.barh(
+            [rows[one.worker] for one in those],
+            [(one.ended_at_s - one.started_at_s) / scale for one in those],
+            left=[(one.started_at_s - began_s) / scale for one in those],
+            color=_ENDING_COLOURS.get(ending, "tab:olive"), edgecolor="white", linewidth=0.3, label=ending or "running",
+        )  # fmt: skip
+    axes.set_yticks(range(len(rows)), list(labels.values()), fontsize=7)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _rungs(subject: Subject) -> Figure:
+    """How many trials came to each rung, and how many of them went on at once."""
+    rungs = read_rungs(subject.engine, subject.row.study_id)
+    if not rungs:
+        raise UsageError(f"rungs are those of the pruners asha and hyperband: {subject.row.name!r} has none")
+    figure, axes = _axes("Rung survival", "bracket / rung", "trials")
+    names = [f"{rung.bracket} / {rung.rung}" for rung in rungs]
+    axes.bar(names, [rung.entered for rung in rungs], color="tab:gray", label="came to the rung")
+    axes.bar(names, [rung.promoted for rung in rungs], color="tab:green", label="went on")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _savings(subject: Subject) -> Figure:
+    """Device hours spent, and those that pruning saved, over the trials."""
+    efforts, epochs = read_efforts(subject.engine, subject.row.study_id), subject.row.record.get("epochs")
+    if not efforts or not epochs:
+        raise UsageError(f"time saved is known of studies that tuner ran: {subject.row.name!r} is none")
+    figure, axes = _axes("Time saved by pruning (estimate)", "trial", "device hours")
+    spent, saved, typical_s = [0.0], [0.0], typical_epoch_s(efforts)
+    for effort in efforts:
+        spent.append(spent[-1] + effort.device_s / 3600)
+        saved.append(saved[-1] + (saved_s(effort, epochs, typical_s) or 0.0) / 3600)
+    numbers = [0, *(effort.number + 1 for effort in efforts)]
+    axes.fill_between(numbers, spent, color="tab:blue", alpha=0.6, label="spent")
+    whole = [a + b for a, b in zip(spent, saved, strict=True)]
+    axes.fill_between(numbers, spent, whole, color="tab:green", alpha=0.4, label="saved")
+    axes.legend(fontsize=8, loc="upper left")
+    return figure
+
+
+KINDS: dict[str, Callable[[Subject], Figure]] = {
+    "history": _optunas("plot_optimization_history"),
+    "intermediate": _optunas("plot_intermediate_values", of_part=True, with_target=False),
+    "importances": _optunas("plot_param_importances", of_part=True),
+    "parallel": _optunas("plot_parallel_coordinate", of_part=True),
+    "contour": _optunas("plot_contour", of_part=True),
+    "slice": _optunas("plot_slice", of_part=True),
+    "edf": _optunas("plot_edf"),
+    "pareto": _pareto,
+    "timeline": _timeline,
+    "rungs": _rungs,
+    "savings": _savings,
+}
+
+
+def plot(url: str, name: str, kind: str, path: Path, *, force: bool = False) -> None:
+    """Draw one picture of a study to a file.
+
+    Args:
+        url: The storage's URL.
+        name: The study.
+        kind: One of `KINDS`, or `report` for a page with all that there are.
+        path: `.png` or `.svg`; of a report, `.html`.
+        force: Whether a file that is there may be replaced.
+
+    Raises:
+        UnknownStudy: there is no such study.
+        UsageError: the kind is unknown, cannot be drawn of this study, or the file's name ends otherwise.
+    """
+    if kind not in (*KINDS, "report"):
+        known = [*KINDS, "picture", "report"]
+        raise UsageError(f"a plot must be one of {', '.join(known)}: got {kind!r}{nearest(kind, known)}")
+    check_suffix(kind, path)
+    with opened(url, name) as subject, in_place(path, force) as scratch:
+        if kind == "report":
+            scratch.write_text(report(subject), encoding="utf-8")
+        else:
+            scratch.write_bytes(draw(subject, kind, path.suffix.lower().removeprefix(".")))
+
+
+def check_suffix(kind: str, path: Path) -> None:
+    """Raise a `UsageError` unless a plot of a kind can be written to a file of this name."""
+    suffixes = (".html",) if kind == "report" else (".png", ".svg")
+    if path.suffix.lower() not in suffixes:
+        raise UsageError(f"the file of the plot {kind!r} must end in {' or '.join(suffixes)}: got {str(path)!r}")
+
+
+def draw(subject: Subject, kind: str, format: str) -> bytes:
+    """Return a picture as a file of a format.
+
+    Raises:
+        UsageError: this study has nothing to draw of that kind.
+    """
+    from matplotlib import pyplot
+    from optuna.exceptions import ExperimentalWarning
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            warnings.simplefilter("ignore", UserWarning)  # of layouts, and of values that are all alike
+            return written(KINDS[kind](subject), format)
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(f"{kind!r} cannot be drawn of {subject.row.name!r}: {error}") from None
+    finally:
+        pyplot.close("all")
+
+
+def written(figure: Figure, format: str) -> bytes:
+    """Return a figure as a file of a format; the same figure gives the same file."""
+    file = io.BytesIO()
+    metadata = {"Date": None} if format == "svg" else {"Software": None}
+    figure.savefig(file, format=format, dpi=200, bbox_inches="tight", metadata=metadata)
+    return file.getvalue()
+
+
+def report(subject: Subject) -> str:
+    """Return one HTML page, which needs nothing else, with the best trials and every plot that can be drawn."""
+    name = html.escape(subject.row.name)
+    parts = [f"<h1>{name}</h1>", "<h2>Study</h2>", _table(compare_rows(subject.engine, [subject.row.name]))]
+    best = best_rows(subject.engine, subject.row.name, 5)
+    parts += ["<h2>Best trials</h2>", _table([{**row, "hparams": _words(row["hparams"])} for row in best])]
+    missing = []
+    for kind in KINDS:
+        try:
+            picture = draw(subject, kind, "svg").decode()
+            parts += [f"<h2>{kind.capitalize()}</h2>", picture[picture.index("<svg") :]]
+        except UsageError as error:
+            missing.append(f"<li>{html.escape(str(error))}</li>")
+    if missing:
+        parts += ["<h2>Not drawn</h2>", f"<ul>{''.join(missing)}</ul>"]
+    return _PAGE.format(title=name, body="\n".join(parts))
+
+
+def _words(hparams: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in hparams.items()
+    )
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    if not rows:
+        return "<p>none</p>"
+    columns = [column for column in rows[0] if any(not isinstance(row[column], dict | None) for row in rows)]
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
+    lines = ["".join(f"<td>{html.escape(_cell(row[column]))}</td>" for column in columns) for row in rows]
+    return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ font: 15px/1.5 sans-serif; max-width: 960px; margin: 2em auto; padding: 0 1em; color: #222; }}
+table {{ border-collapse: collapse; font-size: 13px; display: block; overflow-x: auto; }}
+th, td {{ text-align: left; padding: 0.2em 0.8em 0.2em 0; border-bottom: 1px solid #ddd; white-space: nowrap; }}
+svg {{ max-width: 100%; height: auto; }}
+</style></head><body>
+{body}
+</body></html>
+"""

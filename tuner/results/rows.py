@@ -1,0 +1,350 @@
+"""Read models: what the query commands print, from the storage alone. Starts without JAX and without Optuna."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import math
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine
+
+from tuner.errors import UsageError
+from tuner.results.confidence import Confirmed, rank
+from tuner.results.filters import filtered, in_order
+from tuner.storage.read.activity import read_workers
+from tuner.storage.read.lineage import read_about, read_attempts, read_metrics
+from tuner.storage.read.queries import (
+    Standing,
+    StudyRow,
+    TrialRow,
+    find_baseline,
+    find_study,
+    outcome_counts,
+    read_best,
+    read_by_ids,
+    read_latest,
+    read_standings,
+    read_studies,
+    read_trial,
+    read_trials,
+)
+from tuner.storage.read.ranking import read_values
+from tuner.storage.worker.confirmations import read_confirmations
+from tuner.study.source import code_digest
+from tuner.trial import Outcome
+
+Row = dict[str, Any]
+
+
+def study_rows(engine: Engine) -> list[Row]:
+    """Return one row for each study: its name, state, objectives, counts and best value."""
+    standings = read_standings(engine)
+    return [_study_row(engine, study, standings.get(study.study_id)) for study in read_studies(engine)]
+
+
+def _study_row(engine: Engine, study: StudyRow, standing: Standing | None) -> Row:
+    counts = outcome_counts(engine, study.study_id)
+    row: Row = {
+        "study": study.name,
+        "state": None if standing is None else _state(standing, counts),
+        "workers": 0 if standing is None else standing.workers,
+        "objective": ", ".join(study.record.get("objective", [])) or None,
+        "direction": ", ".join(study.directions),
+        "trials": sum(counts.values()),
+        **{outcome.value: counts[outcome] for outcome in Outcome},
+        "best": None,
+    }
+    if len(study.directions) == 1:
+        best = read_best(engine, study, 1)
+        row["best"] = plain(best[0].values[0]) if best and best[0].values else None
+    return row
+
+
+def _state(standing: Standing, counts: Mapping[Outcome, int]) -> str:
+    """Return what a study is doing; the first that holds of: stopped, finished, out of hours, running, idle."""
+    used = sum(count for outcome, count in counts.items() if outcome.uses_budget)
+    if standing.is_stopped:
+        return "stopped"
+    if standing.trials is not None and used >= standing.trials:
+        return "finished"
+    if standing.is_out_of_hours:
+        return "out of hours"
+    return "running" if standing.workers else "idle"
+
+
+def progress(engine: Engine, study_name: str, last: int) -> Row:
+    """Return how a study stands: its row, what each of its workers trains now, and the latest trials that ended.
+
+    Args:
+        engine: The storage's engine.
+        study_name: The study.
+        last: How many that have ended.
+
+    Raises:
+        UnknownStudy: there is no such study.
+    """
+    study = find_study(engine, study_name)
+    ended = [_trial_row(study, trial) for trial in read_latest(engine, study, last)]
+    return {
+        "study": _study_row(engine, study, read_standings(engine, study.study_id).get(study.study_id)),
+        "workers": [_busy_row(row) for row in read_workers(engine, study.study_id) if row["trial"] is not None],
+        "ended": [{key: row[key] for key in row if key != "hparams"} for row in ended],
+    }
+
+
+def _busy_row(row: Row) -> Row:
+    metrics = {name: value for name, value in (row["metrics"] or {}).items() if not name.startswith("train_")}
+    return {
+        "worker": row["worker"],
+        "devices": row["devices"],
+        "trial": row["trial"],
+        "epoch": row["epoch"],
+        "metrics": ", ".join(f"{name} {float(value):.4g}" for name, value in metrics.items()),
+    }
+
+
+def trial_rows(
+    engine: Engine,
+    study_name: str,
+    *,
+    where: Sequence[str] = (),
+    outcomes: Collection[Outcome] = (),
+    sort: str | None = None,
+    limit: int | None = None,
+) -> list[Row]:
+    """Return one row for each trial, by number.
+
+    Args:
+        engine: The storage's engine.
+        study_name: The study.
+        where: Conditions that all must hold; see `tuner.results.filters.filtered`. One of several objectives is
+            `values.NAME`.
+        outcomes: Only trials with one of these; all if empty.
+        sort: A column or hyperparameter, `-NAME` for the largest first.
+        limit: How many at most.
+
+    Raises:
+        UnknownStudy: there is no such study.
+        UsageError: a condition, or what to sort by, is none.
+    """
+    study = find_study(engine, study_name)
+    rows = {trial.number: _trial_row(study, trial) for trial in read_trials(engine, study)}
+    asked = filtered([_by_objective(study, row) for row in rows.values()], where)
+    kept = [row for row in asked if not outcomes or row["outcome"] in outcomes]
+    return [rows[row["number"]] for row in in_order(kept, sort)[:limit]]
+
+
+def _by_objective(study: StudyRow, row: Row) -> Row:
+    """Return a row with a column for each of several objectives in place of `values`."""
+    if "values" not in row:
+        return row
+    values = row["values"] or [None] * len(study.directions)
+    named = {f"values.{name}": value for name, value in zip(study.objectives, values, strict=True)}
+    return {name: row[name] for name in row if name != "values"} | named
+
+
+def best_rows(engine: Engine, study_name: str, count: int | None = 1, *, confirmed: bool = True) -> list[Row]:
+    """Return the best complete trials, best first; of a study with several objectives its Pareto front.
+
+    Trials that violate a constraint are left out.
+    Those that were trained again with other seeds (`tuner confirm`) come first, by the mean of these: the value that
+    made a trial the best is the better for luck. Each row says how it compares with the study's baseline, if any.
+
+    Args:
+        engine: The storage's engine.
+        study_name: The study.
+        count: How many at most; None for all.
+        confirmed: Whether to look at what was trained again.
+
+    Raises:
+        UnknownStudy: there is no such study.
+    """
+    study = find_study(engine, study_name)
+    if len(study.directions) > 1:
+        return [_trial_row(study, trial) for trial in pareto_front(read_trials(engine, study), study.maximize)[:count]]
+    repeats = read_confirmations(engine, study.study_id) if confirmed else {}
+    again = {trial.trial_id: trial for trial in read_by_ids(engine, study, list(repeats))}
+    infeasible = {trial_id for trial_id, trial in again.items() if trial.is_feasible is False}
+    ranked = rank(repeats, maximize=study.maximize[0], infeasible=infeasible)
+    best = {trial.trial_id: trial for trial in read_best(engine, study, None if count is None else count + len(ranked))}
+    found = {**best, **again}
+    known = [trial_id for trial_id in ranked if trial_id in found and trial_id not in infeasible]
+    order = [trial_id for trial_id in known if ranked[trial_id].mean is not None]
+    order += [trial_id for trial_id in best if trial_id not in ranked]
+    order += [trial_id for trial_id in known if ranked[trial_id].mean is None]  # not finite with another seed
+    tied = [found[one].number for one in known[1:] if ranked[one].is_tied]
+    baseline = _find_baseline(engine, study)
+    rows = []
+    for at, one in enumerate(order[:count]):
+        row, of_others = _trial_row(study, found[one]), ranked.get(one)
+        hparams = row.pop("hparams")
+        row["confirmed"] = None
+        if of_others is not None:
+            told = {name: plain(value) for name, value in dataclasses.asdict(of_others).items()}
+            row["confirmed"] = {**told, "tied_with": [] if at else tied}
+        row["baseline"] = None if baseline is None else _compared(study, found[one], baseline, ranked)
+        rows.append({**row, "hparams": hparams})
+    return rows
+
+
+def no_feasible(engine: Engine, study_name: str) -> str | None:
+    """Return what to say of a study all of whose complete trials violate a constraint; None if that is not so."""
+    study = find_study(engine, study_name)
+    complete = outcome_counts(engine, study.study_id)[Outcome.COMPLETE]
+    if not complete or read_values(engine, study.study_id):
+        return None
+    return (
+        f"a best trial must satisfy every constraint: none of the {complete} complete trials of {study_name!r} does; "
+        f"`tuner show {study_name} NUMBER` shows a trial's constraints"
+    )
+
+
+def _find_baseline(engine: Engine, study: StudyRow) -> TrialRow | None:
+    """Return the trial with the hyperparameters that a study is compared with, if it is complete."""
+    number = find_baseline(engine, study)
+    return None if number is None else read_trial(engine, study, number)
+
+
+def _compared(study: StudyRow, trial: TrialRow, baseline: TrialRow, ranked: Mapping[int, Confirmed]) -> Row:
+    """Return by how much a trial is better than the baseline, over the seeds of both if there are any.
+
+    The ends of the interval are Tukey's: they hold also of a trial that was chosen as the best of many.
+    """
+    own, other = ranked.get(trial.trial_id), ranked.get(baseline.trial_id)
+    values, seeds, margin = (trial.values, baseline.values), 0, None
+    if own is not None and other is not None:
+        values, seeds, margin = ([own.mean], [other.mean]), own.seeds, own.margin
+    first, second = (None if value is None else value[0] for value in values)
+    row: Row = {"number": baseline.number, "value": plain(second), "better_by": None, "low": None, "high": None}
+    if first is not None and second is not None:
+        better = first - second if study.maximize[0] else second - first
+        row["better_by"] = plain(better)
+        if margin is not None and trial.trial_id != baseline.trial_id:
+            row |= {"low": plain(better - margin), "high": plain(better + margin)}
+    return {**row, "seeds": seeds}
+
+
+def pareto_front(trials: Sequence[TrialRow], maximize: Sequence[bool]) -> list[TrialRow]:
+    """Return the complete trials that no other one beats in one objective and equals or beats in all, by number.
+
+    Trials that violate a constraint neither belong to the front nor beat any.
+    """
+    signs = [-1.0 if larger else 1.0 for larger in maximize]
+    costs = {
+        trial.trial_id: [sign * value for sign, value in zip(signs, trial.values, strict=True)]
+        for trial in trials
+        if trial.outcome is Outcome.COMPLETE and trial.values is not None and trial.is_feasible is not False
+    }
+
+    def is_beaten(trial_id: int) -> bool:
+        own = costs[trial_id]
+        return any(
+            other != own and all(theirs <= mine for theirs, mine in zip(other, own, strict=True))
+            for other in costs.values()
+        )
+
+    return [trial for trial in trials if trial.trial_id in costs and not is_beaten(trial.trial_id)]
+
+
+def show_row(engine: Engine, study_name: str, number: int) -> Row:
+    """Return everything about one trial: its row, its reports by epoch, when and where it ran, its error.
+
+    Raises:
+        UnknownStudy: there is no such study or trial.
+    """
+    study = find_study(engine, study_name)
+    trial = read_trial(engine, study, number)
+    attempts = read_attempts(engine, trial.trial_id)
+    last = attempts[-1]["worker"] if attempts else ""
+    return {
+        "study": study.name,
+        **_trial_row(study, trial),
+        "constraints": {name: plain(value) for name, value in trial.constraints.items()} or None,
+        "started": format_time(trial.started),
+        "completed": format_time(trial.completed),
+        **_timings(trial),
+        "worker": trial.record.get("worker"),
+        "checkpoint": trial.record.get("checkpoint"),
+        "error": trial.record.get("error"),
+        "reports": _report_rows(trial, read_metrics(engine, trial.trial_id)),
+        "attempts": [_attempt_row(attempt) for attempt in attempts],
+        "ran_with": read_about(engine, {attempt["worker"] for attempt in attempts[-1:]}).get(last),
+    }
+
+
+def format_time(moment: datetime.datetime | None, timespec: str = "seconds") -> str | None:
+    """Return a trial's time in ISO 8601, UTC with a `Z`; without a `Z` if its zone is unknown."""
+    if moment is None or moment.tzinfo is None:
+        return moment and moment.isoformat(timespec=timespec)
+    return moment.astimezone(datetime.UTC).replace(tzinfo=None).isoformat(timespec=timespec) + "Z"
+
+
+def _timings(trial: TrialRow) -> Row:
+    """Return where a trial's seconds went; `wait_s` is the rest: earlier attempts at it, and time nobody ran it."""
+    compile_s, train_s, compilations = (trial.record.get(key) for key in ("compile_s", "train_s", "compilations"))
+    wait_s = None
+    if trial.seconds is not None and compile_s is not None and train_s is not None:
+        wait_s = max(0.0, round(trial.seconds - compile_s - train_s, 3))
+    return {"compile_s": compile_s, "compilations": compilations, "train_s": train_s, "wait_s": wait_s}
+
+
+def _report_rows(trial: TrialRow, metrics: Mapping[int, tuple[int, Mapping[str, float]]]) -> list[Row]:
+    rows = []
+    for epoch in sorted({*trial.reports, *metrics}):
+        step, named = metrics.get(epoch, (None, {}))
+        row: Row = {"epoch": epoch, "step": step, "value": plain(trial.reports.get(epoch))}
+        rows.append({**row, "metrics": {name: plain(value) for name, value in named.items()}})
+    return rows
+
+
+def has_changed(engine: Engine, trial: TrialRow, file: Path) -> bool:
+    """Return whether a study's file differs from that which a trial ran with; its comments and layout do not count."""
+    worker = trial.record.get("worker") or ""
+    ran_with = read_about(engine, [worker]).get(worker, {}).get("code")
+    return ran_with is not None and ran_with != code_digest(file)
+
+
+def check_file(engine: Engine, trial: TrialRow, file: Path) -> None:
+    """Compare a study's file with that which a trial ran with.
+
+    Raises:
+        UsageError: they differ.
+    """
+    if has_changed(engine, trial, file):
+        raise UsageError(
+            f"the study's file must be as it was when trial {trial.number} ran: the code in {file} has changed since; "
+            "put it back, or give a copy of what it was with --file"
+        )
+
+
+def _attempt_row(attempt: Row) -> Row:
+    """Return one worker's run of a trial; `ending` is an outcome, `preempted` or `died`, None while it goes on."""
+    end_s = attempt["ended_at_s"]
+    return {
+        "worker": attempt["worker"],
+        "devices": attempt["devices"],
+        "seconds": None if end_s is None else round(end_s - attempt["started_at_s"], 3),
+        "ending": attempt["ending"],
+        "error": attempt["error"],
+    }
+
+
+def _trial_row(study: StudyRow, trial: TrialRow) -> Row:
+    row: Row = {"number": trial.number, "outcome": trial.outcome.value}
+    values = None if trial.values is None else [plain(value) for value in trial.values]
+    if len(study.directions) == 1:
+        row["value"] = None if values is None else values[0]
+    else:
+        row["values"] = values
+    row["is_feasible"] = trial.is_feasible
+    row["seconds"] = None if trial.seconds is None else round(trial.seconds, 3)
+    row["hparams"] = {name: plain(hparam) for name, hparam in trial.hparams.items()}
+    return row
+
+
+def plain(value: Any) -> Any:
+    """Return a value that JSON can carry: NaN and infinities as their names."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,59 @@
+"""A wheel of the installed tuner. A bundle carries one, because no package index has this project yet."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.metadata
+import io
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+from tuner.errors import DISTRIBUTION, PACKAGE, UsageError
+
+
+class Wheel(NamedTuple):
+    """A wheel: the name of its file, and what is in it."""
+
+    name: str
+    content: bytes
+
+
+def make_wheel() -> Wheel:
+    """Return a wheel of the package as it is installed here, with all changes to its files.
+
+    The format is that of https://packaging.python.org/en/latest/specifications/binary-distribution-format/.
+
+    Raises:
+        UsageError: the package runs from a folder without being installed, so that its requirements are not known.
+    """
+    try:
+        distribution = importlib.metadata.distribution(DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        raise UsageError(
+            f"{DISTRIBUTION} must be installed to write a bundle: Python finds the package tuner without it; "
+            "run `pip install -e .` in the clone of tuner"
+        ) from None
+    stem = f"{DISTRIBUTION.replace('-', '_')}-{distribution.version}"
+    about = f"{stem}.dist-info"
+    package = Path(PACKAGE)
+    files = {
+        str(path.relative_to(package.parent)): path.read_bytes()
+        for path in sorted(package.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    for name in ("METADATA", "entry_points.txt"):
+        files[f"{about}/{name}"] = (distribution.read_text(name) or "").encode()
+    files[f"{about}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: tuner\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    record = "".join(f"{name},sha256={_digest(content)},{len(content)}\n" for name, content in files.items())
+    files[f"{about}/RECORD"] = f"{record}{about}/RECORD,,\n".encode()
+    scratch = io.BytesIO()
+    with zipfile.ZipFile(scratch, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+    return Wheel(f"{stem}-py3-none-any.whl", scratch.getvalue())
+
+
+def _digest(content: bytes) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode().rstrip("=")

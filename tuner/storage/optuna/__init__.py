@@ -1,0 +1,1 @@
+"""Optuna's storage interface over our tables."""

@@ -1,0 +1,472 @@
+"""Optuna's storage interface on Optuna's own tables: hot paths are a statement or two, the rest is `RDBStorage`'s."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import threading
+from bisect import bisect_left
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from optuna.distributions import (
+    BaseDistribution,
+    check_distribution_compatibility,
+    distribution_to_json,
+    json_to_distribution,
+)
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.study import StudyDirection
+from optuna.study._frozen import FrozenStudy
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from tuner.storage.optuna.loading import copies, load_trial, load_trials, new_trial, to_distribution
+from tuner.storage.sql import schema
+from tuner.storage.sql.dialect import insert, run_prepared
+from tuner.storage.sql.encoding import stored_number
+from tuner.storage.sql.engine import IMPATIENT, Patience, lost, new_engine, patient, read, retried, write, write_once
+from tuner.storage.sql.tables import (
+    studies,
+    trial_intermediate_values,
+    trial_params,
+    trial_system_attributes,
+    trial_user_attributes,
+    trial_values,
+    trials,
+)
+from tuner.storage.sql.url import for_optuna
+from tuner.storage.sql.zones import UTC, utc_time
+from tuner.storage.worker.fences import Lease
+from tuner.storage.worker.leases import store_attribute, store_suggested
+from tuner.storage.worker.points import Point, take_point
+from tuner.storage.worker.rungs import Rungs, enter_rung
+from tuner.storage.worker.studies import delete
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Known:
+    """What is known of one study. Ended trials do not change any more, and ids only grow."""
+
+    name: str | None = None
+    directions: list[StudyDirection] | None = None
+    trials: list[FrozenTrial] = field(default_factory=list)  # by number
+    unfinished: set[int] = field(default_factory=set)
+    newest: int = -1
+    distributions: dict[str, BaseDistribution] = field(default_factory=dict)
+    rungs: Rungs = field(default_factory=Rungs)
+
+    def add(self, several: list[FrozenTrial]) -> None:
+        for trial in several:
+            if not self.trials or trial.number > self.trials[-1].number:
+                self.trials.append(trial)
+                self._note(trial)
+                continue
+            at = bisect_left(self.trials, trial.number, key=attrgetter("number"))
+            if at < len(self.trials) and self.trials[at].number == trial.number:
+                self.trials[at] = trial
+            else:
+                self.trials.insert(at, trial)
+            self._note(trial)
+
+    def _note(self, trial: FrozenTrial) -> None:
+        self.newest = max(self.newest, trial._trial_id)
+        if trial.state.is_finished():
+            self.unfinished.discard(trial._trial_id)
+        else:
+            self.unfinished.add(trial._trial_id)
+
+
+@dataclass
+class _Held:
+    """A trial that this process has a lease on: nobody else may write to it, so it is read from memory."""
+
+    lease: Lease
+    study_id: int
+    trial: FrozenTrial
+    new_params: list[tuple[str, float, str]] = field(default_factory=list)
+    new_attributes: dict[str, str] = field(default_factory=dict)
+    """System attributes of the time before the first `flush`: samplers note there what they suggest."""
+    is_suggested: bool = False
+
+
+class Storage(BaseStorage):
+    """Optuna's storage on SQLite or Postgres.
+
+    Trials that have ended are read once and kept; others are read again when asked for, all in two statements. A trial
+    whose lease is handed to `hold` is served from memory, and what is suggested for it is written together by `flush`.
+
+    Args:
+        url: The database's URL.
+        patience: How long to wait in each call, this one included, for a database that does not answer.
+        zone: The zone of trials' times. None for local times without a zone, which is what `RDBStorage` returns.
+
+    Raises:
+        StorageLost: the database cannot be reached, now or in any call.
+        StorageSchemaError: its tables are those of another version.
+
+    Concurrency: safe from many processes and threads.
+    """
+
+    def __init__(self, url: str, patience: Patience = IMPATIENT, zone: datetime.tzinfo | None = None) -> None:
+        self.url, self.zone = url, zone
+        self._lock = threading.RLock()
+        self._known: dict[int, _Known] = {}
+        self._held: dict[int, _Held] = {}
+        self._studies_of_new: dict[int, int] = {}  # of trials created here that have not ended here
+        self.engine = patient(new_engine(url), patience)
+        try:
+            retried(self.engine, lambda _: schema.prepare(self.engine))
+            self._rdb = self._cold(lambda: _cold_storage(url, self.engine))
+        except (DBAPIError, StorageInternalError) as error:
+            self.engine.dispose()
+            raise lost(error, url) from None
+        except BaseException:
+            self.engine.dispose()
+            raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, "zone": self.zone}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["url"], zone=state.get("zone"))
+
+    def close(self) -> None:
+        """Close all connections; a later call opens new ones."""
+        self._rdb.remove_session()
+        self.engine.dispose()
+        self._rdb.engine.pool = self.engine.pool  # disposing made a new one
+
+    def remove_session(self) -> None:
+        self._rdb.remove_session()
+
+    def _cold(self, call: Callable[[], T]) -> T:
+        """Do one of `RDBStorage`'s calls, with our patience and our errors."""
+
+        def attempt(_: int) -> T:
+            try:
+                return call()
+            except StorageInternalError as error:
+                cause = error.__cause__
+                raise cause if isinstance(cause, DBAPIError | PoolTimeout) else error from None
+
+        return retried(self.engine, attempt)
+
+    # --- Studies
+
+    def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
+        study_id = self._cold(lambda: self._rdb.create_new_study(directions, study_name))
+        with self._lock:
+            self._known[study_id] = _Known(study_name, list(directions))
+        return study_id
+
+    def delete_study(self, study_id: int) -> None:
+        with self._lock:
+            self._known.pop(study_id, None)
+            self._studies_of_new.clear()
+            self._held = {trial_id: held for trial_id, held in self._held.items() if held.study_id != study_id}
+        if not delete(self.engine, study_id):
+            raise KeyError(f"no study of id {study_id}")
+
+    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
+        self._cold(lambda: self._rdb.set_study_user_attr(study_id, key, value))
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        self._cold(lambda: self._rdb.set_study_system_attr(study_id, key, value))
+
+    def get_study_id_from_name(self, study_name: str) -> int:
+        study_id = self._cold(lambda: self._rdb.get_study_id_from_name(study_name))
+        with self._lock:
+            # Asked by name it may be another study than the one we know: SQLite uses the ids of deleted ones again.
+            self._known.pop(study_id, None)
+        return study_id
+
+    def get_study_name_from_id(self, study_id: int) -> str:
+        known = self._of(study_id)
+        if known.name is None:
+            known.name = self._cold(lambda: self._rdb.get_study_name_from_id(study_id))
+        return known.name
+
+    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
+        known = self._of(study_id)
+        if known.directions is None:
+            known.directions = self._cold(lambda: self._rdb.get_study_directions(study_id))
+        return list(known.directions)
+
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        return self._cold(lambda: self._rdb.get_study_user_attrs(study_id))
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        return self._cold(lambda: self._rdb.get_study_system_attrs(study_id))
+
+    def get_all_studies(self) -> list[FrozenStudy]:
+        found = self._cold(self._rdb.get_all_studies)
+        with self._lock:
+            for study in found:
+                if self._of(study._study_id).name not in (None, study.study_name):
+                    self._known[study._study_id] = _Known()
+        return found
+
+    def _of(self, study_id: int) -> _Known:
+        with self._lock:
+            return self._known.setdefault(study_id, _Known())
+
+    # --- Trials that this process holds
+
+    def hold(self, lease: Lease, study_id: int) -> None:
+        """Serve a trial from memory from now on, and write to it under its lease.
+
+        Raises:
+            KeyError: there is no such trial.
+        """
+        trial = new_trial(lease.trial_id, lease.number) if lease.is_new else self.get_trial(lease.trial_id)
+        with self._lock:
+            self._held[lease.trial_id] = _Held(lease, study_id, trial)
+
+    def flush(self, trial_id: int) -> None:
+        """Write the hyperparameters that were suggested since the last time and the sampler's notes on them, together.
+
+        Raises:
+            LeaseLost: another worker has the trial.
+        """
+        held = self._held[trial_id]
+        held.is_suggested = True
+        if held.new_params or held.new_attributes:
+            store_suggested(self.engine, held.lease, held.new_params, held.new_attributes)
+        held.new_params, held.new_attributes = [], {}
+
+    def drop(self, trial_id: int) -> None:
+        """Forget a trial that was held."""
+        with self._lock:
+            self._held.pop(trial_id, None)
+
+    def enter_rung(self, study_id: int, trial_id: int, **place: Any) -> bool:
+        """See `tuner.storage.worker.rungs.enter_rung`."""
+        with self._lock:
+            held = self._held.get(trial_id)
+            lease = None if held is None else held.lease
+            return enter_rung(self.engine, self._of(study_id).rungs, lease, trial_id, study_id, **place)
+
+    def take_point(self, study_id: int, trial_id: int, key: str, choose: Callable[[Sequence[Point]], Point]) -> Point:
+        """See `tuner.storage.worker.points.take_point`."""
+        held = self._held.get(trial_id)
+        point = take_point(self.engine, None if held is None else held.lease, trial_id, study_id, key, choose)
+        if held is not None:
+            held.trial._system_attrs[key] = dict(point)
+        return point
+
+    # --- Trials
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        if template_trial is not None:
+            return self._cold(lambda: self._rdb.create_new_trial(study_id, template_trial))
+
+        def work(connection: Connection, _: int) -> int:
+            lock = sa.select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update(key_share=True)
+            if connection.execute(lock).first() is None:
+                raise KeyError(f"there is no study of id {study_id}")
+            number = sa.select(sa.func.count()).select_from(trials).where(trials.c.study_id == study_id)
+            statement = trials.insert().values(
+                number=number.scalar_subquery(),
+                study_id=study_id,
+                state="RUNNING",
+                datetime_start=utc_time(datetime.datetime.now(UTC)),
+            )
+            return connection.execute(statement.returning(trials.c.trial_id)).scalar_one()
+
+        trial_id = write(self.engine, work)
+        self._studies_of_new[trial_id] = study_id
+        return trial_id
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        held = self._held.get(trial_id)
+        study_id = held.study_id if held is not None else self._study_of(trial_id)
+        try:
+            self._check_distribution(study_id, param_name, distribution)
+        except ValueError:
+            self._check_updatable(trial_id)  # of two errors Optuna wants this one
+            raise
+        text = distribution_to_json(distribution)
+        distribution = to_distribution(text)  # the caller may change its own
+        if held is not None:
+            held.new_params.append((param_name, float(param_value_internal), text))
+            held.trial._params[param_name] = distribution.to_external_repr(param_value_internal)
+            held.trial._distributions[param_name] = distribution
+        else:
+            row = {"param_name": param_name, "param_value": param_value_internal, "distribution_json": text}
+            self._insert(trial_id, trial_params, row, ())
+        self._of(study_id).distributions.setdefault(param_name, distribution)
+
+    def _study_of(self, trial_id: int) -> int:
+        study_id = self._studies_of_new.get(trial_id)
+        if study_id is not None:
+            return study_id
+        query = sa.select(trials.c.study_id).where(trials.c.trial_id == trial_id)
+        study_id = read(self.engine, lambda connection: connection.execute(query).scalar_one_or_none())
+        if study_id is None:
+            raise KeyError(f"there is no trial of id {trial_id}")
+        return study_id
+
+    def _check_distribution(self, study_id: int, name: str, distribution: BaseDistribution) -> None:
+        """Raise ValueError if a parameter of that name has had a distribution that does not go with this one."""
+        before = self._of(study_id).distributions.get(name)
+        if before is None:
+            query = (
+                sa.select(trial_params.c.distribution_json)
+                .select_from(trials.join(trial_params, trial_params.c.trial_id == trials.c.trial_id))
+                .where(trials.c.study_id == study_id, trial_params.c.param_name == name)
+                .limit(1)
+            )
+            text = read(self.engine, lambda connection: connection.execute(query).scalar_one_or_none())
+            before = None if text is None else json_to_distribution(text)
+        if before is not None:
+            check_distribution_compatibility(before, distribution)
+
+    def _insert(self, trial_id: int, table: sa.Table, row: dict[str, Any], changed: Sequence[str]) -> None:
+        """Store a row that belongs to a trial, if the trial has not ended."""
+        unique = ["trial_id", *(name for name in row if name in ("param_name", "step", "key"))]
+        dialect = self.engine.dialect.name
+
+        def build() -> Any:
+            columns = [sa.cast(sa.bindparam(name, type_=table.c[name].type), table.c[name].type) for name in row]
+            is_open = (trials.c.state == sa.literal_column("'RUNNING'")) | (
+                trials.c.state == sa.literal_column("'WAITING'")
+            )
+            source = sa.select(trials.c.trial_id, *columns).where(trials.c.trial_id == sa.bindparam("id"), is_open)
+            statement = insert(dialect, table).from_select(["trial_id", *row], source)
+            if not changed:
+                return statement.on_conflict_do_nothing(index_elements=unique)
+            set_ = {name: statement.excluded[name] for name in changed}
+            return statement.on_conflict_do_update(index_elements=unique, set_=set_)
+
+        key, values = ("open trial", table.name, *row), {**row, "id": trial_id}
+        count = write_once(self.engine, lambda connection, _: run_prepared(connection, key, build, values).rowcount)
+        if count == 0:
+            self._check_updatable(trial_id)
+
+    def _check_updatable(self, trial_id: int) -> None:
+        query = sa.select(trials.c.state).where(trials.c.trial_id == trial_id)
+        state = read(self.engine, lambda connection: connection.execute(query).scalar_one_or_none())
+        if state is None:
+            raise KeyError(f"there is no trial of id {trial_id}")
+        self.check_trial_is_updatable(trial_id, TrialState[state])
+
+    def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
+        query = sa.select(trials.c.trial_id).where(trials.c.study_id == study_id, trials.c.number == trial_number)
+        trial_id = read(self.engine, lambda connection: connection.execute(query).scalar_one_or_none())
+        if trial_id is None:
+            raise KeyError(f"there is no trial {trial_number} in the study of id {study_id}")
+        return trial_id
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        now = utc_time(datetime.datetime.now(UTC))
+        change: dict[str, Any] = {"state": state.name}
+        if state == TrialState.RUNNING:
+            change["datetime_start"] = now
+        if state.is_finished():
+            change["datetime_complete"] = now
+        allowed = ["WAITING"] if state == TrialState.RUNNING else ["RUNNING", "WAITING"]
+        statement = trials.update().where(trials.c.trial_id == trial_id, trials.c.state.in_(allowed)).values(**change)
+        rows = []
+        for objective, value in enumerate(values or ()):
+            number, kind = stored_number(value)
+            rows.append({"trial_id": trial_id, "objective": objective, "value": number, "value_type": kind})
+
+        def work(connection: Connection, _: int) -> bool:
+            if connection.execute(statement).rowcount != 1:
+                return False
+            if rows:
+                for row in rows:
+                    run_prepared(connection, "open trial's value", lambda: _put_value(connection), row)
+            return True
+
+        is_set = write(self.engine, work)
+        if not is_set:
+            self._check_updatable(trial_id)
+        if state.is_finished():
+            self._studies_of_new.pop(trial_id, None)
+        return is_set
+
+    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
+        number, kind = stored_number(intermediate_value)
+        row = {"step": step, "intermediate_value": number, "intermediate_value_type": kind}
+        self._insert(trial_id, trial_intermediate_values, row, ("intermediate_value", "intermediate_value_type"))
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self._set_attribute(trial_id, trial_user_attributes, key, value)
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self._set_attribute(trial_id, trial_system_attributes, key, value)
+
+    def _set_attribute(self, trial_id: int, table: sa.Table, key: str, value: Any) -> None:
+        held = self._held.get(trial_id)
+        if held is None:
+            self._insert(trial_id, table, {"key": key, "value_json": json.dumps(value)}, ("value_json",))
+            return
+        text = json.dumps(value)
+        if table is trial_system_attributes and not held.is_suggested:
+            held.new_attributes[key] = text
+        else:
+            store_attribute(self.engine, held.lease, table, key, value)
+        attributes = held.trial._user_attrs if table is trial_user_attributes else held.trial._system_attrs
+        attributes[key] = json.loads(text)
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        held = self._held.get(trial_id)
+        trial = held.trial if held is not None else read(self.engine, lambda c: load_trial(c, trial_id, self.zone))
+        if trial is None:
+            raise KeyError(f"there is no trial of id {trial_id}")
+        return next(copies([trial]))  # also of one that was just read: its distributions are those of others
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        with self._lock:
+            known = self._of(study_id)
+            held = [held for held in self._held.values() if held.study_id == study_id]
+            also = known.unfinished - {held.trial._trial_id for held in held}
+            name, changed = self._load(study_id, known.newest, sorted(also))
+            if known.name not in (None, name):  # SQLite has given the id of a deleted study to another
+                known = self._known[study_id] = _Known()
+                name, changed = self._load(study_id, -1, [])
+            known.name = name
+            known.add(changed)
+            known.add([held.trial for held in held])
+            found = known.trials
+            found = list(found) if states is None else [trial for trial in found if trial.state in states]
+        return list(copies(found)) if deepcopy else found
+
+    def _load(self, study_id: int, newer_than: int, also: list[int]) -> tuple[str, list[FrozenTrial]]:
+        found = read(self.engine, lambda c: load_trials(c, study_id, newer_than, also, zone=self.zone))
+        if found is None:
+            self._known.pop(study_id, None)
+            raise KeyError(f"there is no study of id {study_id}")
+        return found
+
+    def get_best_trial(self, study_id: int) -> FrozenTrial:
+        best = self._cold(lambda: self._rdb.get_best_trial(study_id))
+        return best if self.zone is None else self.get_trial(best._trial_id)
+
+
+def _put_value(connection: Connection) -> Any:
+    names = ("trial_id", "objective", "value", "value_type")
+    places = {name: sa.bindparam(name, type_=trial_values.c[name].type) for name in names}
+    statement = insert(connection.dialect.name, trial_values).values(places)
+    changed = {name: statement.excluded[name] for name in ("value", "value_type")}
+    return statement.on_conflict_do_update(index_elements=["trial_id", "objective"], set_=changed)
+
+
+def _cold_storage(url: str, engine: Engine) -> RDBStorage:
+    """Return Optuna's own storage on our connections."""
+    pool = {"pool": engine.pool}
+    return RDBStorage(for_optuna(url), engine_kwargs=pool, skip_table_creation=True, skip_compatibility_check=True)

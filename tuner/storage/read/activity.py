@@ -1,0 +1,270 @@
+"""What workers do now and what they have done: a few set-based queries, whatever the number of workers and trials."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine
+
+from tuner.storage.read.ranking import is_feasible, read_constraints
+from tuner.storage.sql.dialect import clock, greatest, ids_value, one_of
+from tuner.storage.sql.encoding import loaded_number
+from tuner.storage.sql.engine import read
+from tuner.storage.sql.tables import (
+    attempts,
+    leases,
+    records,
+    reports,
+    studies,
+    study_directions,
+    trial_values,
+    trials,
+    workers,
+)
+
+Row = dict[str, Any]
+
+_MOST_WORKERS = 200
+_OF_INTEREST = ("failed", "died", "out_of_memory")
+
+
+def study_of(engine: Engine, study_id: int | None, trial_id: int | None) -> int | None:
+    """Return the id of the study that has a trial, None if there is no such study or trial.
+
+    Args:
+        engine: The storage's engine.
+        study_id: The study; None for any.
+        trial_id: The trial; None for the study alone.
+    """
+    query = sa.select(studies.c.study_id)
+    if study_id is not None:
+        query = query.where(studies.c.study_id == study_id)
+    if trial_id is not None:
+        query = query.join(trials, trials.c.study_id == studies.c.study_id).where(trials.c.trial_id == trial_id)
+    return read(engine, lambda connection: connection.execute(query.limit(1)).scalar_one_or_none())
+
+
+def read_workers(engine: Engine, study_id: int | None) -> list[Row]:
+    """Return the workers of a study, or of all: those that have not ended first, then by their last sign of life.
+
+    Args:
+        engine: The storage's engine.
+        study_id: The study; None for all.
+
+    Returns:
+        At most 200 rows. Ages and the rest of a lease are seconds on the database's clock. `trial_id`, `trial`,
+        `fence`, `deaths`, `lease_rest_s`, `epoch`, `step` and `metrics` are None for a worker that holds no trial, the
+        last three for one that has not reported.
+    """
+
+    def work(connection: Connection) -> list[Row]:
+        dialect = connection.dialect.name
+        now = clock(dialect)
+        held = (
+            sa.select(leases, trials.c.number)
+            .join(trials, trials.c.trial_id == leases.c.trial_id)
+            .where(trials.c.state == "RUNNING")
+            .subquery()
+        )
+        # Trials of a second begin and end without a renewal in between, which alone tells `tuner_workers` of life.
+        life = sa.select(
+            attempts.c.worker,
+            attempts.c.study_id,
+            sa.func.max(sa.func.coalesce(attempts.c.ended_at_s, attempts.c.started_at_s)).label("at_s"),
+        ).group_by(attempts.c.worker, attempts.c.study_id)
+        if study_id is not None:
+            life = life.where(attempts.c.study_id == study_id)
+        life = life.subquery()
+        seen_s = greatest(connection, workers.c.seen_at_s, sa.func.coalesce(life.c.at_s, 0.0))
+        query = (
+            sa.select(
+                studies.c.study_name.label("study"),
+                workers.c.study_id,
+                *(workers.c[name] for name in ("worker", "host", "pid", "devices", "ended_at_s")),
+                (now - workers.c.started_at_s).label("age_s"),
+                (now - seen_s).label("unseen_s"),
+                held.c.trial_id,
+                held.c.number.label("trial"),
+                held.c.fence,
+                held.c.deaths,
+                (held.c.expires_at_s - now).label("lease_rest_s"),
+            )
+            .select_from(
+                workers.join(studies, studies.c.study_id == workers.c.study_id)
+                .outerjoin(held, held.c.worker == workers.c.worker)
+                .outerjoin(life, (life.c.worker == workers.c.worker) & (life.c.study_id == workers.c.study_id))
+            )
+            .order_by(workers.c.ended_at_s.is_not(None), seen_s.desc(), workers.c.worker)
+            .limit(_MOST_WORKERS)
+        )
+        if study_id is not None:
+            query = query.where(workers.c.study_id == study_id)
+        rows = [dict(row._mapping) for row in connection.execute(query)]
+        latest = _latest_reports(connection, [row["trial_id"] for row in rows if row["trial_id"] is not None])
+        for row in rows:
+            row |= latest.get(row["trial_id"], {"epoch": None, "step": None, "metrics": None})
+        return rows
+
+    return read(engine, work)
+
+
+def _latest_reports(connection: Connection, trial_ids: Sequence[int]) -> dict[int, Row]:
+    if not trial_ids:
+        return {}
+    dialect = connection.dialect.name
+    is_wanted = one_of(dialect, reports.c.trial_id, "ids")
+    last = (
+        sa.select(reports.c.trial_id, sa.func.max(reports.c.epoch).label("epoch"))
+        .where(is_wanted)
+        .group_by(reports.c.trial_id)
+        .subquery()
+    )
+    columns = (reports.c.trial_id, reports.c.epoch, reports.c.step, reports.c.metrics)
+    is_last = (last.c.trial_id == reports.c.trial_id) & (last.c.epoch == reports.c.epoch)
+    query = sa.select(*columns).join(last, is_last)
+    return {
+        trial_id: {"epoch": epoch, "step": step, "metrics": json.loads(metrics)}
+        for trial_id, epoch, step, metrics in connection.execute(query, {"ids": ids_value(dialect, trial_ids)})
+    }
+
+
+def read_compiling(engine: Engine, study_id: int | None) -> list[Row]:
+    """Return what compiling has cost each worker, and what it saved.
+
+    A trial that compiled nothing found its program in its process, or in the cache on disk. Without either it would
+    have compiled as the others did: so it saved the mean of the compile seconds of those trials of its study that did
+    compile, less the seconds in which it read the cache. It is an estimate: programs differ in size.
+
+    Args:
+        engine: The storage's engine.
+        study_id: The study; None for all.
+
+    Returns:
+        A row for each worker and study: `study_id`, `worker`, `trials` that have ended, `train_s`, `compile_s`,
+        `compilations`, and `saved_s`, None while no trial of the study has compiled.
+    """
+    is_free = records.c.compilations == 0
+    query = sa.select(
+        records.c.study_id,
+        records.c.worker,
+        sa.func.count().label("trials"),
+        sa.func.coalesce(sa.func.sum(records.c.train_s), 0.0).label("train_s"),
+        sa.func.coalesce(sa.func.sum(records.c.compile_s), 0.0).label("compile_s"),
+        sa.func.coalesce(sa.func.sum(records.c.compilations), 0).label("compilations"),
+        sa.func.sum(sa.case((is_free, 1), else_=0)).label("free"),
+        sa.func.sum(sa.case((is_free, sa.func.coalesce(records.c.compile_s, 0.0)), else_=0.0)).label("free_s"),
+        sa.func.sum(sa.case((records.c.compilations > 0, 1), else_=0)).label("compiled"),
+    ).group_by(records.c.study_id, records.c.worker)
+    query = query.where(records.c.worker.is_not(None))
+    if study_id is not None:
+        query = query.where(records.c.study_id == study_id)
+    rows = read(engine, lambda connection: [dict(row._mapping) for row in connection.execute(query)])
+    compiled: dict[int, tuple[int, float]] = {}
+    for row in rows:
+        count, seconds = compiled.get(row["study_id"], (0, 0.0))
+        compiled[row["study_id"]] = (count + row["compiled"], seconds + row["compile_s"] - row["free_s"])
+    for row in rows:
+        count, seconds = compiled[row["study_id"]]
+        free, free_s = row.pop("free"), row.pop("free_s")
+        row["saved_s"] = max(0.0, free * seconds / count - free_s) if count else None
+        del row["compiled"]
+    return rows
+
+
+def read_failures(engine: Engine, study_id: int | None, count: int = 20) -> list[Row]:
+    """Return the latest attempts that failed, ran out of memory, or whose worker died, newest first.
+
+    Args:
+        engine: The storage's engine.
+        study_id: The study; None for all.
+        count: How many.
+
+    Returns:
+        Rows of `study`, `trial`, `worker`, `ending`, `ago_s` on the database's clock, and `error`, the traceback, None
+        where the worker could not leave one.
+    """
+
+    def work(connection: Connection) -> list[Row]:
+        ago = clock(connection.dialect.name) - attempts.c.ended_at_s
+        query = (
+            sa.select(
+                studies.c.study_name.label("study"),
+                trials.c.number.label("trial"),
+                attempts.c.worker,
+                attempts.c.ending,
+                ago.label("ago_s"),
+                attempts.c.error,
+            )
+            .join(trials, trials.c.trial_id == attempts.c.trial_id)
+            .join(studies, studies.c.study_id == attempts.c.study_id)
+            .where(attempts.c.ending.in_(_OF_INTEREST))
+            .order_by(attempts.c.ended_at_s.desc())
+            .limit(count)
+        )
+        if study_id is not None:
+            query = query.where(attempts.c.study_id == study_id)
+        return [dict(row._mapping) for row in connection.execute(query)]
+
+    return read(engine, work)
+
+
+def read_checkpoints(engine: Engine, study_id: int, count: int = 10) -> list[Row]:
+    """Return the trials of a study that recorded a best checkpoint, best first by their first objective.
+
+    Args:
+        engine: The storage's engine.
+        study_id: The study.
+        count: How many.
+
+    Returns:
+        Rows of `trial_id`, `trial`, `value`, `checkpoint` (a folder on the worker's machine), `worker`, and `curve`:
+        the trial's reports as (epoch, metrics). Checkpoints of trials that others have surpassed since are removed.
+        Trials that violate a constraint are left out.
+    """
+
+    def work(connection: Connection) -> list[Row]:
+        direction = connection.execute(
+            sa.select(study_directions.c.direction).where(
+                study_directions.c.study_id == study_id, study_directions.c.objective == 0
+            )
+        ).scalar_one_or_none()
+        value = trial_values.c.value
+        is_first = (trial_values.c.trial_id == records.c.trial_id) & (trial_values.c.objective == 0)
+        query = (
+            sa.select(
+                records.c.trial_id,
+                trials.c.number,
+                value,
+                trial_values.c.value_type,
+                records.c.checkpoint,
+                records.c.worker,
+            )
+            .join(trials, trials.c.trial_id == records.c.trial_id)
+            .join(trial_values, is_first)
+            .where(records.c.study_id == study_id, records.c.checkpoint.is_not(None))
+            .order_by(value.desc() if direction == "MAXIMIZE" else value.asc(), trials.c.number)
+        )
+        names = ("trial_id", "trial", "value", "checkpoint", "worker")
+        rows: list[Row] = [
+            dict(zip(names, (trial_id, number, loaded_number(found, kind), *rest), strict=True))
+            for trial_id, number, found, kind, *rest in connection.execute(query)
+        ]
+        constraints = read_constraints(connection, [row["trial_id"] for row in rows])
+        rows = [row for row in rows if is_feasible(constraints.get(row["trial_id"], {}))][:count]
+        curves = _curves(connection, [row["trial_id"] for row in rows])
+        return [{**row, "curve": curves.get(row["trial_id"], [])} for row in rows]
+
+    return read(engine, work)
+
+
+def _curves(connection: Connection, trial_ids: Sequence[int]) -> dict[int, list[tuple[int, dict[str, Any]]]]:
+    dialect = connection.dialect.name
+    query = sa.select(reports.c.trial_id, reports.c.epoch, reports.c.metrics)
+    query = query.where(one_of(dialect, reports.c.trial_id, "ids")).order_by(reports.c.trial_id, reports.c.epoch)
+    curves: dict[int, list[tuple[int, dict[str, Any]]]] = {}
+    for trial_id, epoch, metrics in connection.execute(query, {"ids": ids_value(dialect, trial_ids)}):
+        curves.setdefault(trial_id, []).append((epoch, json.loads(metrics)))
+    return curves

@@ -1,0 +1,198 @@
+"""What our tables know of trials beside their results: who ran them, with what, for how long, through which rungs.
+
+A database of plain Optuna lacks the tables; nothing is known then.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine
+
+from tuner.storage.sql.dialect import clock, greatest, least
+from tuner.storage.sql.engine import read
+from tuner.storage.sql.tables import attempts, leases, records, reports, rungs, trials, workers
+from tuner.trial import Outcome
+
+
+def read_attempts(engine: Engine, trial_id: int) -> list[dict[str, Any]]:
+    """Return who ran a trial, in order: columns of `tuner_attempts`. Nobody of ours ran one of plain Optuna."""
+    names = ("worker", "devices", "started_at_s", "ended_at_s", "ending", "error")
+    query = sa.select(*(attempts.c[name] for name in names)).where(attempts.c.trial_id == trial_id)
+
+    def work(connection: Connection) -> list[dict[str, Any]]:
+        if not sa.inspect(connection).has_table(attempts.name):
+            return []
+        return [dict(row._mapping) for row in connection.execute(query.order_by(attempts.c.fence))]
+
+    return read(engine, work)
+
+
+def read_metrics(engine: Engine, trial_id: int) -> dict[int, tuple[int, dict[str, float]]]:
+    """Return all that a trial of ours has reported: epoch -> optimizer updates so far, and metrics by name."""
+    query = sa.select(reports.c.epoch, reports.c.step, reports.c.metrics).where(reports.c.trial_id == trial_id)
+
+    def work(connection: Connection) -> dict[int, tuple[int, dict[str, float]]]:
+        if not sa.inspect(connection).has_table(reports.name):
+            return {}
+        return {
+            epoch: (step, {name: float(value) for name, value in json.loads(text).items()})
+            for epoch, step, text in connection.execute(query.order_by(reports.c.epoch))
+        }
+
+    return read(engine, work)
+
+
+def read_about(engine: Engine, names: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Return what is kept of workers, by name: host, devices, study file, Git state, versions."""
+    query = sa.select(workers.c.worker, workers.c.host, workers.c.devices, workers.c.about)
+
+    def work(connection: Connection) -> dict[str, dict[str, Any]]:
+        if not names or not sa.inspect(connection).has_table(workers.name):
+            return {}
+        found = connection.execute(query.where(workers.c.worker.in_(names)))
+        return {name: {"host": host, "devices": devices, **json.loads(about)} for name, host, devices, about in found}
+
+    return read(engine, work)
+
+
+def read_study_file(engine: Engine, study_id: int) -> str | None:
+    """Return the path of the file that a study's latest worker had; None if no worker had one."""
+    query = sa.select(workers.c.about).where(workers.c.study_id == study_id).order_by(workers.c.started_at_s.desc())
+
+    def work(connection: Connection) -> str | None:
+        if not sa.inspect(connection).has_table(workers.name):
+            return None
+        files = (json.loads(about).get("file") for about in connection.execute(query).scalars())
+        return next((file for file in files if file), None)
+
+    return read(engine, work)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What an ended trial of ours took.
+
+    Attributes:
+        number: Its number.
+        outcome: How it ended.
+        epochs: The last that it reported, 0 if none.
+        device_s: Seconds of all attempts at it, times the devices of each.
+        epoch_device_s: Those of an epoch after the first, 0 if it is not known.
+    """
+
+    number: int
+    outcome: Outcome
+    epochs: int
+    device_s: float
+    epoch_device_s: float
+
+
+def read_efforts(engine: Engine, study_id: int) -> list[Effort]:
+    """Return what each ended trial of ours took, by number; nothing for a study of plain Optuna."""
+    tried = (
+        sa.select(
+            attempts.c.trial_id,
+            sa.func.sum((attempts.c.ended_at_s - attempts.c.started_at_s) * attempts.c.devices).label("device_s"),
+            sa.func.max(attempts.c.devices).label("devices"),
+            sa.func.count().label("tries"),
+        )
+        .where(attempts.c.study_id == study_id, attempts.c.ended_at_s.is_not(None))
+        .group_by(attempts.c.trial_id)
+        .subquery()
+    )
+    reached = (
+        sa.select(
+            reports.c.trial_id,
+            sa.func.max(reports.c.epoch).label("epochs"),
+            (sa.func.max(reports.c.epoch) - sa.func.min(reports.c.epoch)).label("between"),
+            (sa.func.max(reports.c.reported_at_s) - sa.func.min(reports.c.reported_at_s)).label("between_s"),
+        )
+        .join(records, records.c.trial_id == reports.c.trial_id)
+        .where(records.c.study_id == study_id)
+        .group_by(reports.c.trial_id)
+        .subquery()
+    )
+    # Between the reports of one attempt: what comes before the first (compiling, the data) a longer trial has once too.
+    is_known = (tried.c.tries == 1) & (reached.c.between > 0) & reached.c.between_s.is_not(None)
+    epoch_s = sa.case((is_known, reached.c.between_s / reached.c.between * tried.c.devices), else_=0.0)
+    query = (
+        sa.select(trials.c.number, records.c.outcome, sa.func.coalesce(reached.c.epochs, 0), tried.c.device_s, epoch_s)
+        .select_from(records.join(trials, trials.c.trial_id == records.c.trial_id))
+        .join(tried, tried.c.trial_id == records.c.trial_id)
+        .outerjoin(reached, reached.c.trial_id == records.c.trial_id)
+        .where(records.c.study_id == study_id)
+        .order_by(trials.c.number)
+    )
+
+    def work(connection: Connection) -> list[Effort]:
+        if not sa.inspect(connection).has_table(records.name):
+            return []
+        return [Effort(number, Outcome(outcome), *rest) for number, outcome, *rest in connection.execute(query)]
+
+    return read(engine, work)
+
+
+@dataclass(frozen=True)
+class TimelineRow:
+    """An attempt at a trial: who, on what, when; one that goes on ends now, or when its lease does."""
+
+    number: int
+    worker: str
+    devices: str
+    started_at_s: float
+    ended_at_s: float
+    ending: str | None
+
+
+def read_timeline(engine: Engine, study_id: int) -> list[TimelineRow]:
+    """Return all attempts at a study's trials, by their start."""
+    start = attempts.c.started_at_s
+
+    def work(connection: Connection) -> list[TimelineRow]:
+        if not sa.inspect(connection).has_table(attempts.name):
+            return []
+        now = clock(connection.dialect.name)
+        ongoing = greatest(connection, start, least(connection, now, sa.func.coalesce(leases.c.expires_at_s, start)))
+        query = (
+            sa.select(
+                trials.c.number, attempts.c.worker, sa.func.coalesce(workers.c.devices, ""), start,
+                sa.func.coalesce(attempts.c.ended_at_s, ongoing), attempts.c.ending,
+            )
+            .select_from(attempts.join(trials, trials.c.trial_id == attempts.c.trial_id))
+            .outerjoin(leases, leases.c.trial_id == attempts.c.trial_id)
+            .outerjoin(workers, workers.c.worker == attempts.c.worker)
+            .where(attempts.c.study_id == study_id)
+            .order_by(start, trials.c.number)
+        )  # fmt: skip
+        return [TimelineRow(*row) for row in connection.execute(query)]
+
+    return read(engine, work)
+
+
+@dataclass(frozen=True)
+class RungRow:
+    """How many trials came to a rung of a bracket, and how many of them went on at once."""
+
+    bracket: int
+    rung: int
+    entered: int
+    promoted: int
+
+
+def read_rungs(engine: Engine, study_id: int) -> list[RungRow]:
+    """Return the rungs of a study, by bracket and rung."""
+    place = (rungs.c.bracket, rungs.c.rung)
+    went_on = sa.func.count(sa.case((rungs.c.is_promoted, 1)))
+    query = sa.select(*place, sa.func.count(), went_on).where(rungs.c.study_id == study_id).group_by(*place)
+
+    def work(connection: Connection) -> list[RungRow]:
+        if not sa.inspect(connection).has_table(rungs.name):
+            return []
+        return [RungRow(*row) for row in connection.execute(query.order_by(*place))]
+
+    return read(engine, work)

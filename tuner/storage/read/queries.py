@@ -1,0 +1,429 @@
+"""Reading, without Optuna: a handful of set-based queries, whatever the number of trials."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine
+
+from tuner.errors import UnknownStudy, nearest
+from tuner.storage.read.hours import Hours, count_hours
+from tuner.storage.read.ranking import Ranked, best_trials, is_feasible, read_constraints
+from tuner.storage.sql.dialect import clock
+from tuner.storage.sql.encoding import loaded_number
+from tuner.storage.sql.engine import read
+from tuner.storage.sql.tables import (
+    budgets,
+    leases,
+    records,
+    studies,
+    study_directions,
+    study_system_attributes,
+    trial_intermediate_values,
+    trial_params,
+    trial_values,
+    trials,
+    unknown_zones,
+)
+from tuner.storage.sql.zones import is_optuna_5
+from tuner.storage.worker.claims import latest_errors
+from tuner.trial import Outcome
+
+_OUTCOME_OF_STATE = {
+    "COMPLETE": Outcome.COMPLETE,
+    "PRUNED": Outcome.PRUNED,
+    "FAIL": Outcome.FAILED,
+    "RUNNING": Outcome.RUNNING,
+    "WAITING": Outcome.WAITING,
+}
+RECORDED = ("worker", "compile_s", "compilations", "train_s", "checkpoint", "error_kind", "error")
+_CHUNK = 500  # ids in one IN (...): SQLite allows 32,766 variables, Postgres plans short lists well
+
+
+@dataclass(frozen=True)
+class StudyRow:
+    """A study as it stands in the storage."""
+
+    study_id: int
+    name: str
+    directions: tuple[str, ...]
+    record: dict[str, Any]
+
+    @property
+    def maximize(self) -> tuple[bool, ...]:
+        """For each objective, whether larger is better."""
+        return tuple(direction == "maximize" for direction in self.directions)
+
+    @property
+    def objectives(self) -> list[str]:
+        """The objectives' names; their numbers if another tool made the study."""
+        return self.record.get("objective") or [str(at) for at, _ in enumerate(self.directions)]
+
+
+@dataclass
+class TrialRow:
+    """A trial as it stands in the storage; `values` is None unless it is complete.
+
+    `started` and `completed` are UTC; without a zone where an earlier version stored local time of an unknown zone.
+    `record` has our columns of `RECORDED`, each None where we know nothing. `constraints` has Optuna's by name; each is
+    satisfied if it is 0 or less.
+    """
+
+    trial_id: int
+    number: int
+    outcome: Outcome
+    started: datetime.datetime | None
+    completed: datetime.datetime | None
+    values: list[float] | None = None
+    hparams: dict[str, Any] = field(default_factory=dict)
+    reports: dict[int, float] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
+    constraints: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_feasible(self) -> bool | None:
+        """Whether the trial satisfies all its constraints, None if it has none."""
+        return is_feasible(self.constraints) if self.constraints else None
+
+    @property
+    def seconds(self) -> float | None:
+        """From the trial's start to its end; None while it runs, or if times of unknown zones do not give it."""
+        if self.started is None or self.completed is None:
+            return None
+        if (self.started.tzinfo is None) != (self.completed.tzinfo is None):
+            return None
+        seconds = (self.completed - self.started).total_seconds()
+        return seconds if seconds >= 0 or self.started.tzinfo is not None else None
+
+
+def read_studies(engine: Engine) -> list[StudyRow]:
+    """Return all studies in the order of their creation; none where Optuna has no tables yet."""
+    return read(engine, _read_studies)
+
+
+def _read_studies(connection: Connection) -> list[StudyRow]:
+    if not sa.inspect(connection).has_table("studies"):
+        return []
+    directions: dict[int, list[str]] = {}
+    query = sa.select(study_directions.c.study_id, study_directions.c.direction)
+    for study_id, direction in connection.execute(query.order_by(study_directions.c.objective)):
+        directions.setdefault(study_id, []).append(direction.lower())
+    query = sa.select(study_system_attributes.c.study_id, study_system_attributes.c.value_json)
+    recorded = {
+        study_id: json.loads(text)
+        for study_id, text in connection.execute(query.where(study_system_attributes.c.key == RECORD_KEY))
+    }
+    rows = connection.execute(sa.select(studies.c.study_id, studies.c.study_name).order_by(studies.c.study_id))
+    return [
+        StudyRow(study_id, name, tuple(directions.get(study_id, ())), recorded.get(study_id, {}))
+        for study_id, name in rows
+    ]
+
+
+def find_study(engine: Engine, name: str) -> StudyRow:
+    """Return one study.
+
+    Raises:
+        UnknownStudy: there is none of that name; the message has the nearest one.
+    """
+    rows = read_studies(engine)
+    for row in rows:
+        if row.name == name:
+            return row
+    names = [row.name for row in rows]
+    known = f"it has {', '.join(names)}" if names else "it has none"
+    raise UnknownStudy(f"no study {name!r} in this storage: {known}{nearest(name, names)}")
+
+
+RECORD_KEY = "tuner:study"
+"""The study attribute under which a study's settings are recorded."""
+BASELINE_KEY = "tuner:baseline"
+"""That under which the number of the trial stands that is compared with; there once it is complete."""
+
+
+def outcome_counts(engine: Engine, study_id: int) -> dict[Outcome, int]:
+    """Return how many trials of a study stand at each outcome."""
+    counts = dict.fromkeys(Outcome, 0)
+
+    def work(connection: Connection) -> list[Any]:
+        ours = _Ours(connection)
+        of_study = sa.select(ours.outcome.label("outcome")).select_from(ours.trials)
+        outcomes = of_study.where(trials.c.study_id == study_id).subquery()
+        query = sa.select(outcomes.c.outcome, sa.func.count()).group_by(outcomes.c.outcome)
+        return [tuple(row) for row in connection.execute(query)]
+
+    for outcome, count in read(engine, work):
+        counts[Outcome(outcome)] += count
+    return counts
+
+
+class _Ours:
+    """The trials with what our own tables know of them; a database of plain Optuna lacks these, and we know nothing."""
+
+    def __init__(self, connection: Connection) -> None:
+        has_tables = sa.inspect(connection).has_table(records.name)
+        self.records, lease, self.unknown_zones = (
+            table if has_tables else _nothing_of(table) for table in (records, leases, unknown_zones)
+        )
+        self.is_old_optuna = not has_tables and not is_optuna_5(connection)
+        self.trials = trials.outerjoin(self.records, self.records.c.trial_id == trials.c.trial_id).outerjoin(
+            lease, lease.c.trial_id == trials.c.trial_id
+        )
+        known = self.records.c.outcome
+        is_given_back = lease.c.expires_at_s <= clock(connection.dialect.name)
+        self.outcome = sa.case(
+            ((trials.c.state == "PRUNED") & known.in_(["diverged", "out_of_memory"]), known),
+            ((trials.c.state == "RUNNING") & is_given_back, Outcome.PREEMPTED.value),
+            *((trials.c.state == state, outcome.value) for state, outcome in _OUTCOME_OF_STATE.items()),
+        )
+
+
+def _nothing_of(table: sa.Table) -> sa.FromClause:
+    columns = [sa.cast(sa.null(), column.type).label(column.name) for column in table.columns]
+    return sa.select(*columns).where(sa.false()).subquery()
+
+
+def read_trials(engine: Engine, study: StudyRow, *, with_reports: bool = False) -> list[TrialRow]:
+    """Return all trials of a study by number, with their intermediate values if `with_reports`."""
+    return _load(engine, study, [trials.c.study_id == study.study_id], with_reports=with_reports)
+
+
+def read_latest(engine: Engine, study: StudyRow, count: int) -> list[TrialRow]:
+    """Return the trials that ended last, the latest first."""
+    query = sa.select(trials.c.trial_id).where(
+        trials.c.study_id == study.study_id, trials.c.datetime_complete.is_not(None)
+    )
+    query = query.order_by(trials.c.datetime_complete.desc(), trials.c.number.desc()).limit(count)
+    return read_by_ids(engine, study, read(engine, lambda connection: list(connection.execute(query).scalars())))
+
+
+def read_by_ids(engine: Engine, study: StudyRow, ids: Sequence[int]) -> list[TrialRow]:
+    """Return some trials by their ids, in that order."""
+    parts = [ids[start : start + _CHUNK] for start in range(0, len(ids), _CHUNK)]
+    found = {row.trial_id: row for part in parts for row in _load(engine, study, [trials.c.trial_id.in_(part)])}
+    return [found[trial_id] for trial_id in ids if trial_id in found]
+
+
+def read_some(engine: Engine, study: StudyRow, trial_ids: Collection[int]) -> list[TrialRow]:
+    """Return these trials of a study, by number."""
+    return _load(engine, study, [trials.c.study_id == study.study_id, trials.c.trial_id.in_(trial_ids)])
+
+
+def read_trial(engine: Engine, study: StudyRow, number: int) -> TrialRow:
+    """Return one trial with its reports.
+
+    Raises:
+        UnknownStudy: the study has no trial of that number.
+    """
+    known = [trials.c.study_id == study.study_id, trials.c.number == number]
+    # A larger number does not fit into the column.
+    rows = _load(engine, study, known, with_reports=True) if 0 <= number < 2**31 else []
+    if not rows:
+        query = sa.select(sa.func.count()).select_from(trials).where(trials.c.study_id == study.study_id)
+        count = read(engine, lambda connection: connection.execute(query).scalar_one())
+        known = f"it has 0 to {count - 1}" if count else "it has none yet"
+        raise UnknownStudy(f"study {study.name!r} has no trial {number}: {known}")
+    return rows[0]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a study may go, and whether it does.
+
+    Attributes:
+        trials: The trials that the latest launch asked for; None for a study of plain Optuna.
+        wall_s: Its wall-clock budget in seconds, None for none.
+        device_s: Its device time budget in seconds, None for none.
+        used: What it has used of both.
+        is_stopped: Somebody stopped it.
+        workers: How many hold a trial now.
+    """
+
+    trials: int | None = None
+    wall_s: float | None = None
+    device_s: float | None = None
+    used: Hours = field(default_factory=Hours)
+    is_stopped: bool = False
+    workers: int = 0
+
+    @property
+    def is_out_of_hours(self) -> bool:
+        """Whether one of the budgets in hours is spent."""
+        pairs = ((self.wall_s, self.used.wall_s), (self.device_s, self.used.device_s))
+        return any(limit is not None and used >= limit for limit, used in pairs)
+
+
+def read_standings(engine: Engine, only: int | None = None) -> dict[int, Standing]:
+    """Return the standing of each study of ours, or of one, by its id."""
+
+    def work(connection: Connection) -> dict[int, Standing]:
+        if not sa.inspect(connection).has_table(budgets.name):
+            return {}
+        now_s = connection.execute(sa.select(clock(connection.dialect.name))).scalar_one()
+        live = sa.select(trials.c.study_id, sa.func.count()).join(leases, leases.c.trial_id == trials.c.trial_id)
+        live = live.where(trials.c.state == "RUNNING", leases.c.expires_at_s > now_s).group_by(trials.c.study_id)
+        held = {study_id: count for study_id, count in connection.execute(live)}
+        columns = (budgets.c.trials, budgets.c.wall_s, budgets.c.device_s, budgets.c.stopped_at_s)
+        return {
+            study_id: Standing(
+                *limits,
+                used=count_hours(connection, study_id, now_s, Hours())[0],
+                is_stopped=stopped_at_s is not None,
+                workers=held.get(study_id, 0),
+            )
+            for study_id, *limits, stopped_at_s in connection.execute(
+                sa.select(budgets.c.study_id, *columns).where(sa.true() if only is None else budgets.c.study_id == only)
+            )
+        }
+
+    return read(engine, work)
+
+
+def read_identity(engine: Engine, study_id: int) -> str | None:
+    """Return what tells a study of ours from a later one of its name; None for one of plain Optuna."""
+    query = sa.select(budgets.c.identity).where(budgets.c.study_id == study_id)
+
+    def work(connection: Connection) -> str | None:
+        has_table = sa.inspect(connection).has_table(budgets.name)
+        return connection.execute(query).scalar_one_or_none() if has_table else None
+
+    return read(engine, work)
+
+
+def read_distributions(engine: Engine, study_id: int) -> dict[str, list[str]]:
+    """Return the distributions, as JSON, from which a study's trials have drawn each hyperparameter."""
+    pair = (trial_params.c.param_name, trial_params.c.distribution_json)
+    query = sa.select(*pair).join(trials, trials.c.trial_id == trial_params.c.trial_id)
+    query = query.where(trials.c.study_id == study_id).group_by(*pair).order_by(sa.func.min(trial_params.c.param_id))
+    known: dict[str, list[str]] = {}
+    for name, text in read(engine, lambda connection: list(connection.execute(query))):
+        known.setdefault(name, []).append(text)
+    return known
+
+
+def read_best(engine: Engine, study: StudyRow, count: int | None) -> list[TrialRow]:
+    """Return the best complete trials of a study with one objective, best first; ties go to the earlier trial.
+
+    Trials that violate a constraint are left out.
+    """
+
+    def work(connection: Connection) -> list[Ranked]:
+        return best_trials(connection, study.study_id, maximize=study.maximize[0], limit=count)
+
+    return read_by_ids(engine, study, [one.trial_id for one in read(engine, work)])
+
+
+def _load(
+    engine: Engine,
+    study: StudyRow,
+    where: Sequence[sa.ColumnElement[bool]],
+    *,
+    with_reports: bool = False,
+) -> list[TrialRow]:
+    """Return trials by number."""
+
+    def work(connection: Connection) -> list[TrialRow]:
+        ours = _Ours(connection)
+        unknown = ours.unknown_zones.c
+        source = ours.trials.outerjoin(ours.unknown_zones, unknown.trial_id == trials.c.trial_id)
+        kept = [ours.records.c[name] for name in RECORDED]
+        query = sa.select(
+            trials.c.trial_id,
+            trials.c.number,
+            ours.outcome,
+            trials.c.datetime_start,
+            trials.c.datetime_complete,
+            unknown.is_start,
+            unknown.is_end,
+            *kept,
+        ).select_from(source)
+        rows: dict[int, TrialRow] = {}
+        for trial_id, number, outcome, start, complete, is_start, is_end, *record in connection.execute(
+            query.where(*where).order_by(trials.c.number)
+        ):
+            started = _time(start, is_known=not (is_start or ours.is_old_optuna))
+            completed = _time(complete, is_known=not (is_end or ours.is_old_optuna))
+            rows[trial_id] = TrialRow(trial_id, number, Outcome(outcome), started, completed)
+            rows[trial_id].record = dict(zip(RECORDED, record, strict=True))
+        _fill(connection, study, rows, with_reports)
+        return list(rows.values())
+
+    return read(engine, work)
+
+
+def _time(stored: datetime.datetime | None, *, is_known: bool) -> datetime.datetime | None:
+    return stored.replace(tzinfo=datetime.UTC) if stored is not None and is_known else stored
+
+
+def _fill(connection: Connection, study: StudyRow, rows: dict[int, TrialRow], with_reports: bool) -> None:
+    ids = list(rows)
+    columns = ("param_name", "param_value", "distribution_json")
+    for trial_id, name, value, text in _of_trials(connection, ids, trial_params, columns):
+        rows[trial_id].hparams[name] = _decode(value, text)
+    columns = ("objective", "value", "value_type")
+    for trial_id, objective, value, kind in _of_trials(connection, ids, trial_values, columns):
+        if rows[trial_id].outcome is Outcome.COMPLETE:
+            values = rows[trial_id].values = rows[trial_id].values or [math.nan] * len(study.directions)
+            values[objective] = loaded_number(value, kind)
+    if with_reports:
+        columns = ("step", "intermediate_value", "intermediate_value_type")
+        for trial_id, step, value, kind in _of_trials(connection, ids, trial_intermediate_values, columns):
+            rows[trial_id].reports[step] = loaded_number(value, kind)
+    for trial_id, constraints in read_constraints(connection, ids).items():
+        rows[trial_id].constraints = constraints
+    for row in rows.values():
+        row.reports = dict(sorted(row.reports.items()))
+
+
+def _of_trials(
+    connection: Connection, ids: Sequence[int], table: sa.Table, columns: Sequence[str]
+) -> list[tuple[Any, ...]]:
+    """Return `columns` of the table's rows that belong to these trials, in the order they were written."""
+    key = next(iter(table.primary_key.columns))
+    query = sa.select(table.c.trial_id, *(table.c[name] for name in columns)).order_by(key)
+    found: list[tuple[Any, ...]] = []
+    for start in range(0, len(ids), _CHUNK):
+        found += map(tuple, connection.execute(query.where(table.c.trial_id.in_(ids[start : start + _CHUNK]))))
+    return found
+
+
+def _decode(value: float, distribution: str) -> Any:
+    """Return a parameter's value from Optuna's stored float and its distribution."""
+    kind = json.loads(distribution)
+    if "choices" in kind["attributes"]:
+        return kind["attributes"]["choices"][int(value)]
+    return int(value) if kind["name"].startswith("Int") else value
+
+
+def last_errors(engine: Engine, study_id: int, since_s: float) -> list[tuple[str, str]]:
+    """Return kind and traceback of the latest errors, newest first, up to the first trial that did not fail.
+
+    Args:
+        engine: The storage's engine.
+        study_id: The study.
+        since_s: Trials that ended before, in seconds of the database's clock, are left out.
+    """
+    return read(engine, lambda connection: latest_errors(connection, study_id, since_s))
+
+
+def find_record(engine: Engine, study_id: int, key: str) -> Any | None:
+    """Return what is recorded with a study under a key, as plain JSON; None if nothing is."""
+    query = sa.select(study_system_attributes.c.value_json).where(
+        study_system_attributes.c.study_id == study_id, study_system_attributes.c.key == key
+    )
+    text = read(engine, lambda connection: connection.execute(query).scalar_one_or_none())
+    return json.loads(text) if text else None
+
+
+def find_baseline(engine: Engine, study: StudyRow) -> int | None:
+    """Return the number of the complete trial that has the study's baseline; None without one."""
+    if "baseline" not in study.record:
+        return None
+    found = find_record(engine, study.study_id, BASELINE_KEY)
+    return None if found is None else found["number"]

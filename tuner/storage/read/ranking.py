@@ -1,0 +1,160 @@
+"""Which complete trials are the best: those that satisfy every constraint, by their first objective. Without Optuna."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine
+
+from tuner.storage.sql.dialect import ids_value, one_of
+from tuner.storage.sql.engine import read
+from tuner.storage.sql.tables import trial_system_attributes, trial_values, trials
+
+_KEY = "constraints"
+"""Optuna's attribute: a list under this key (before version 5), or a number under each `constraints:NAME`."""
+_PAGE = 1000  # trials of the second and further looks for feasible ones
+
+
+class Ranked(NamedTuple):
+    """A complete trial and its first objective."""
+
+    trial_id: int
+    number: int
+    value: float
+
+
+def is_feasible(constraints: Mapping[str, float]) -> bool:
+    """Return whether all constraints are satisfied: each is 0 or less, as Optuna has it. So is a trial without any."""
+    return all(value <= 0 for value in constraints.values())
+
+
+def read_constraints(connection: Connection, trial_ids: Collection[int]) -> dict[int, dict[str, float]]:
+    """Return the constraints of those of these trials that have some: trial id -> name -> value."""
+    columns = (trial_system_attributes.c[name] for name in ("trial_id", "key", "value_json"))
+    dialect = connection.dialect.name
+    query = sa.select(*columns).where(one_of(dialect, trial_system_attributes.c.trial_id, "ids"), _is_constraint())
+    query = query.order_by(trial_system_attributes.c.trial_system_attribute_id)
+    found: dict[int, list[tuple[str, str]]] = {}
+    for trial_id, key, text in connection.execute(query, {"ids": ids_value(dialect, trial_ids)}):
+        found.setdefault(trial_id, []).append((key, text))
+    return {trial_id: named for trial_id, pairs in found.items() if (named := _constraints(pairs))}
+
+
+def _is_constraint() -> sa.ColumnElement[bool]:
+    key = trial_system_attributes.c.key
+    return (key == _KEY) | key.startswith(f"{_KEY}:")
+
+
+def _constraints(attributes: Iterable[tuple[str, str]]) -> dict[str, float]:
+    """Return constraints by name from Optuna's attributes as key and JSON; the places of a list are its names."""
+    listed: dict[str, float] = {}
+    named: dict[str, float] = {}
+    for key, text in attributes:
+        value = json.loads(text)
+        if key == _KEY:  # None if the function that computes them failed
+            listed = {str(at): one for at, one in enumerate(value or ())}
+        elif key.startswith(f"{_KEY}:"):  # SQLite's LIKE also finds other capitals
+            named[key.removeprefix(f"{_KEY}:")] = value
+    return listed | named
+
+
+def best_trials(
+    connection: Connection, study_id: int, *, maximize: bool, limit: int | None, better_than: float | None = None
+) -> list[Ranked]:
+    """Return the best feasible complete trials by their first objective, best first; ties go to the earlier trial.
+
+    Args:
+        connection: A connection.
+        study_id: The study.
+        maximize: Whether the first objective is maximised.
+        limit: How many at most; None for all.
+        better_than: Only trials with a better value than this; None for all.
+    """
+    found: dict[int, Ranked] = {}
+    offset, size = 0, limit
+    while True:
+        page = _page(connection, study_id, maximize, better_than, size, offset)
+        found |= {one.trial_id: one for one, constraints in page if is_feasible(constraints)}
+        if limit is None or size is None or len(found) >= limit or len(page) < size:
+            return list(found.values())[:limit]
+        offset, size = offset + size, _PAGE
+
+
+def _page(
+    connection: Connection, study_id: int, maximize: bool, better_than: float | None, limit: int | None, offset: int
+) -> list[tuple[Ranked, dict[str, float]]]:
+    """Return complete trials, best first, each with its constraints."""
+    value = _first_value()
+    is_first = (trial_values.c.trial_id == trials.c.trial_id) & (trial_values.c.objective == 0)
+    query = (
+        sa.select(trials.c.trial_id, trials.c.number, value.label("first"))
+        .select_from(trials.join(trial_values, is_first))
+        .where(trials.c.study_id == study_id, trials.c.state == "COMPLETE")
+        .order_by(value.desc() if maximize else value.asc(), trials.c.number)
+    )
+    if better_than is not None:
+        query = query.where(value > better_than if maximize else value < better_than)
+    page = query.limit(limit).offset(offset).subquery() if limit is not None else query.subquery()
+    key = trial_system_attributes.c
+    with_constraints = page.outerjoin(trial_system_attributes, (key.trial_id == page.c.trial_id) & _is_constraint())
+    rows = connection.execute(
+        sa.select(page, key.key, key.value_json)
+        .select_from(with_constraints)
+        .order_by(page.c.first.desc() if maximize else page.c.first.asc(), page.c.number, key.trial_system_attribute_id)
+    )
+    return [
+        (one, _constraints((key, text) for *_, key, text in several if key is not None))
+        for one, several in itertools.groupby(rows, lambda row: Ranked(*row[:3]))
+    ]
+
+
+def _first_value() -> sa.ColumnElement[float]:
+    return sa.case(
+        (trial_values.c.value_type == "INF_POS", sa.literal(math.inf)),
+        (trial_values.c.value_type == "INF_NEG", sa.literal(-math.inf)),
+        else_=trial_values.c.value,
+    )
+
+
+def read_values(engine: Engine, study_id: int) -> list[float]:
+    """Return the first objective of each complete trial that satisfies its constraints."""
+    found = read(engine, lambda connection: best_trials(connection, study_id, maximize=False, limit=None))
+    return [one.value for one in found]
+
+
+def is_among_best(engine: Engine, study_id: int, value: float, keep: int, *, maximize: bool) -> bool:
+    """Return whether fewer than `keep` feasible complete trials are better than a value of the first objective."""
+
+    def work(connection: Connection) -> int:
+        return len(best_trials(connection, study_id, maximize=maximize, limit=keep, better_than=value))
+
+    return read(engine, work) < keep
+
+
+def superfluous(engine: Engine, study_id: int, numbers: Collection[int], keep: int, *, maximize: bool) -> list[int]:
+    """Return those of these trials that have ended and are not among the best by their first objective.
+
+    Args:
+        engine: The storage's engine.
+        study_id: The study.
+        numbers: Trial numbers.
+        keep: How many of the best are not superfluous; of equal ones the earlier are better.
+        maximize: Whether the first objective is maximised.
+    """
+    ended = sa.select(trials.c.number).where(
+        trials.c.study_id == study_id, trials.c.number.in_(numbers), trials.c.state.in_(["COMPLETE", "PRUNED", "FAIL"])
+    )
+
+    def work(connection: Connection) -> list[int]:
+        # In this order: a trial that ends between the two statements, perhaps as the best, must not be taken for one
+        # that has ended and is not among the best.
+        gone = list(connection.execute(ended).scalars())
+        kept = {one.number for one in best_trials(connection, study_id, maximize=maximize, limit=keep)}
+        return [number for number in gone if number not in kept]
+
+    return read(engine, work)

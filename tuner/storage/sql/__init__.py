@@ -1,0 +1,1 @@
+"""The databases: URLs, engines, tables, and what SQLite and Postgres say differently."""

@@ -1,0 +1,84 @@
+"""Calls to the database on a thread of their own, so that who needs an answer decides how long to wait for it."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any, TypeVar
+
+from tuner.storage.sql.waited import Waited, waited, waiting
+
+T = TypeVar("T")
+_POLL_S = 0.05
+
+
+class Background:
+    """A thread that makes calls one after another, in the order in which they came.
+
+    It is a daemon: a process that ends does not wait for a call to a database that is silent.
+
+    Args:
+        name: The thread's name.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._waited = Waited()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, call: Callable[[], T]) -> Future[T]:
+        """Have a call made after those before it."""
+        future: Future[T] = Future()
+        self._calls.put((future, call))
+        return future
+
+    def close(self) -> None:
+        """End the thread after the calls that it has; does not wait for them."""
+        self._calls.put(None)
+
+    def wait(
+        self, future: Future[Any], database_s: float, seconds: float = float("inf"), is_over: Callable[[], bool] = bool
+    ) -> bool:
+        """Wait for a call; return whether it has been made. A signal's handler runs meanwhile.
+
+        Args:
+            future: The call.
+            database_s: How long to wait while the thread waits for the database; computing does not count.
+            seconds: How long to wait in all.
+            is_over: Asked now and then; true ends the wait.
+        """
+        began_s, waited_s = time.monotonic(), self._waited.seconds
+        with waiting():
+            while not future.done():
+                left_s = min(
+                    database_s - (self._waited.seconds - waited_s), seconds - (time.monotonic() - began_s), _POLL_S
+                )
+                if left_s <= 0 or is_over():
+                    break
+                with contextlib.suppress(FutureTimeout):
+                    future.exception(timeout=left_s)
+        return future.done()
+
+    def _run(self) -> None:
+        self._waited = waited()
+        while (given := self._calls.get()) is not None:
+            future, call = given
+            try:
+                future.set_result(call())
+            except BaseException as error:
+                future.set_exception(error)
+
+
+def aside(call: Callable[[], T]) -> T:
+    """Return the result of a call that reads the database, made on another thread: Ctrl-C ends the wait at once."""
+    background = Background("database")
+    try:
+        return background.submit(call).result()
+    finally:
+        background.close()

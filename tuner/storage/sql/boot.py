@@ -1,0 +1,155 @@
+"""The clock of leases on SQLite: the wall clock, corrected when it jumps or when the machine was suspended.
+
+A SQLite database serves one machine, whose processes share a clock that does neither: the time since the boot without
+suspension (`time.monotonic`). A lease has its end on the wall clock, `expires_at_s`, and how far that clock was then
+ahead of the other, `ahead_s`. If this has changed, the wall clock has jumped: all leases move with it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from tuner.storage.sql.dialect import clock, run_prepared
+from tuner.storage.sql.tables import attempts, leases
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_TIME_NAMESPACE = "/proc/self/ns/time"
+_SYSCTL = ("sysctl", "-n", "kern.bootsessionuuid")
+_CHECKED = "tuner_ahead_s"
+_NEVER = sa.literal_column("0.0")  # the end of a lease that was given back
+_JUMP_S = 1.0  # less is a correction of the clock's rate, or the time between two readings
+
+
+def boot_id() -> str | None:
+    """Return what tells this boot of this machine from others: Linux' or macOS' own id; None where there is none."""
+    try:
+        return _BOOT_ID.read_text().strip() or None
+    except OSError:
+        pass
+    try:
+        done = subprocess.run(_SYSCTL, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+@dataclass(frozen=True)
+class Boot:
+    """What tells the clock of this process from others, as it stands in a lease: id, time namespace and host.
+
+    Processes with one id and namespace have one `time.monotonic`, also in several containers.
+    """
+
+    id: str
+    namespace: str
+    host: str
+
+    def __str__(self) -> str:
+        return f"{self.id} {self.namespace} {self.host}"
+
+
+@functools.cache
+def this_boot() -> Boot | None:
+    """Return that of this process; None where boots cannot be told apart: leases go by the wall clock then."""
+    found = boot_id()
+    if found is None:
+        return None
+    try:
+        namespace = os.readlink(_TIME_NAMESPACE)
+    except OSError:  # before Linux 5.6, on macOS
+        namespace = "-"
+    return Boot(found[:100], namespace[:50], socket.gethostname()[:100])
+
+
+def lease_clock(dialect: str, fence: Any) -> dict[str, Any]:
+    """Return the columns that are stored with a lease's end, as long as nothing has jumped since `rebase`.
+
+    Args:
+        dialect: The database's; on Postgres there are none, nor where boots cannot be told apart.
+        fence: The lease's fence. A version that does not know of these columns changes the fence and not them.
+    """
+    boot = this_boot()
+    if dialect != "sqlite" or boot is None:
+        return {}
+    return {"boot": str(boot), "ahead_s": _ahead_s(), "ahead_fence": fence}
+
+
+def _ahead_s() -> float:
+    """Return how far the wall clock is ahead of the time since the boot without suspension."""
+    while True:
+        before_s, wall_s, after_s = time.monotonic(), time.time(), time.monotonic()
+        if after_s < before_s + _JUMP_S / 10:  # else this process was stopped between two readings
+            return wall_s - before_s
+
+
+def rebase(connection: Connection) -> None:
+    """Move leases and running attempts with the wall clock if it has jumped, and end leases of earlier boots.
+
+    So an attempt is as long as it was at work: the hours of a suspended machine do not count.
+
+    Args:
+        connection: A connection in a transaction that writes; on Postgres nothing is done.
+    """
+    boot = this_boot()
+    if connection.dialect.name != "sqlite" or boot is None:
+        return
+    ahead_s = _ahead_s()
+    if abs(ahead_s - connection.info.get(_CHECKED, math.inf)) < _JUMP_S / 2:
+        return  # nothing has jumped since this connection found all leases right
+    values: dict[str, Any] = {
+        "id": f"{boot.id} ", "clock": f"{boot.id} {boot.namespace} ", "host": f" {boot.host}", "ahead_s": ahead_s
+    }  # fmt: skip
+
+    def build() -> Any:
+        places = {name: sa.bindparam(f"now_{name}") for name in values}
+        is_outdated = _has_jumped(places) | _is_of_earlier_boot(places)
+        return sa.select(leases.c.trial_id).where(is_outdated).limit(sa.literal_column("1"))
+
+    named = {f"now_{name}": value for name, value in values.items()}
+    if run_prepared(connection, "rebase", build, named).first() is None:
+        connection.info[_CHECKED] = ahead_s  # not after a change, which may be rolled back
+        return
+    of_lease = (leases.c.trial_id == attempts.c.trial_id) & (leases.c.fence == attempts.c.fence) & _has_jumped(values)
+    jump_s = sa.select(values["ahead_s"] - leases.c.ahead_s).where(of_lease)
+    connection.execute(
+        attempts.update()
+        .where(attempts.c.ended_at_s.is_(None), jump_s.exists())
+        .values(started_at_s=attempts.c.started_at_s + jump_s.scalar_subquery())
+    )
+    moved_s = leases.c.expires_at_s + values["ahead_s"] - leases.c.ahead_s
+    connection.execute(
+        leases.update().where(_has_jumped(values)).values(expires_at_s=moved_s, ahead_s=values["ahead_s"])
+    )
+    ended_s = sa.func.min(leases.c.expires_at_s, clock("sqlite"))
+    connection.execute(leases.update().where(_is_of_earlier_boot(values)).values(expires_at_s=ended_s))
+
+
+def _has_jumped(values: Mapping[str, Any]) -> sa.ColumnElement[bool]:
+    """Return whether the wall clock has jumped since a lease was written, and the lease has not been ended."""
+    c = leases.c
+    is_comparable = _begins(values["clock"]) & (c.ahead_fence == c.fence) & (c.expires_at_s > _NEVER)
+    return is_comparable & (sa.func.abs(values["ahead_s"] - c.ahead_s) > sa.literal_column(str(_JUMP_S)))
+
+
+def _is_of_earlier_boot(values: Mapping[str, Any]) -> sa.ColumnElement[bool]:
+    """Return whether a lease that has not ended is of this host, before it was booted."""
+    c = leases.c
+    is_of_host = sa.func.substr(c.boot, -sa.func.length(values["host"])) == values["host"]
+    is_earlier = is_of_host & ~_begins(values["id"])
+    return is_earlier & (c.ahead_fence == c.fence) & (c.expires_at_s > clock("sqlite"))
+
+
+def _begins(text: Any) -> sa.ColumnElement[bool]:
+    return sa.func.substr(leases.c.boot, 1, sa.func.length(text)) == text

@@ -1,0 +1,333 @@
+"""The tables: made where there are none, refused where they are another version's, upgraded on request."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import sqlite3
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from tuner.errors import StorageSchemaError
+from tuner.storage.sql import tables, zones
+from tuner.storage.sql.engine import connected_engine, limit_transaction, lost
+from tuner.storage.sql.url import driver_url, for_optuna, hide_password, sqlite_path
+
+if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
+
+    from alembic.script import ScriptDirectory
+
+_CREATION_LOCK = 7_461_120  # any number that other users of the database are unlikely to lock
+
+
+@dataclass(frozen=True)
+class Versions:
+    """Which migrations a database has seen; None for tables that do not exist."""
+
+    optuna: str | None
+    tuner: str | None
+
+
+def prepare(engine: Engine) -> None:
+    """Make the tables that are missing, all or none of them.
+
+    Raises:
+        StorageSchemaError: there are tables of an older or a newer version.
+
+    Concurrency: safe from many processes, also on an empty database.
+    """
+    with engine.connect() as connection:
+        versions = read_versions(connection)
+    check_tables(versions, engine)
+    if None in (versions.optuna, versions.tuner):
+        # Optuna's `create_all` is not safe against another one.
+        with _locked(engine) as connection:
+            versions = read_versions(connection)
+            if versions.optuna is None:
+                _create_optuna_tables(connection)
+            if versions.tuner is None:
+                migrate(connection)
+
+
+def read_versions(connection: Connection) -> Versions:
+    """Return which versions a database's tables have."""
+    names = set(sa.inspect(connection).get_table_names())
+
+    def revision(table: str) -> str:
+        found = connection.execute(sa.text(f"SELECT version_num FROM {table}")).scalars().all()
+        return ", ".join(found)
+
+    optuna = tuner = None
+    if "studies" in names:
+        optuna = revision("alembic_version") if "alembic_version" in names else ""
+    if tables.VERSION_TABLE in names:
+        tuner = revision(tables.VERSION_TABLE)
+    elif "tuner_leases" in names:
+        tuner = "0001"  # the first versions recorded none
+    return Versions(optuna, tuner)
+
+
+def check_tables(versions: Versions, engine: Engine, *, may_be_older: bool = False) -> None:
+    """Raise StorageSchemaError if there are tables of another version."""
+    for owner, found, scripts in (
+        ("Optuna", versions.optuna, _optuna_scripts()),
+        ("tuner", versions.tuner, _tuner_scripts()),
+    ):
+        head = scripts.get_current_head()
+        if found is None or found == head:
+            continue
+        shown = f"the tables of {owner} in {hide_password(engine.url.render_as_string())}"
+        if not found or found in [script.revision for script in scripts.walk_revisions()]:
+            if may_be_older:
+                continue
+            raise StorageSchemaError(
+                f"{shown} must be at version {head}: they are at {found or 'an early one'}; "
+                "make a backup, end what works on them, and run `tuner upgrade`"
+            )
+        raise StorageSchemaError(
+            f"{shown} must be at version {head}: they are at {found!r}, which this installation does not know; "
+            f"install a newer {owner.lower()}"
+        )
+
+
+@contextlib.contextmanager
+def _locked(engine: Engine) -> Iterator[Connection]:
+    """Open a transaction that only one process at a time can have, on the only connection it takes."""
+    path = sqlite_path(engine.url.render_as_string())
+    with contextlib.ExitStack() as stack:
+        if path is not None:
+            folder = os.open(path.absolute().parent, os.O_RDONLY)
+            stack.callback(os.close, folder)
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        connection = stack.enter_context(engine.connect())
+        if path is not None:
+            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+            connection.rollback()
+        stack.enter_context(connection.begin())
+        if path is not None:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            limit_transaction(connection)
+            connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CREATION_LOCK})
+        yield connection
+
+
+def _create_optuna_tables(connection: Connection) -> None:
+    """Do what `RDBStorage` does in four transactions on two connections, in the one given."""
+    import optuna
+    from alembic.migration import MigrationContext
+    from optuna.storages._rdb import models
+
+    metadata: Any = models.BaseModel.metadata
+    metadata.create_all(connection)
+    connection.execute(
+        metadata.tables["version_info"]
+        .insert()
+        .values(schema_version=models.SCHEMA_VERSION, library_version=optuna.__version__)
+    )
+    with _quiet_alembic():
+        MigrationContext.configure(connection).stamp(_optuna_scripts(), "head")
+
+
+def migrate(connection: Connection) -> None:
+    """Apply those of our migrations that a database has not seen, and mark times that may be local."""
+    from alembic.command import stamp, upgrade
+
+    config = _tuner_config()
+    config.attributes["connection"] = connection
+    versions = read_versions(connection)
+    is_new_to_zones = not sa.inspect(connection).has_table(tables.unknown_zones.name)
+    with _quiet_alembic():
+        if versions.tuner is not None and not sa.inspect(connection).has_table(tables.VERSION_TABLE):
+            stamp(config, versions.tuner)
+        upgrade(config, "head")
+    if is_new_to_zones and not (versions.tuner is None and zones.is_optuna_5(connection)):
+        zones.mark(connection)
+    forget_deleted(connection)
+
+
+def forget_deleted(connection: Connection) -> None:
+    """Let SQLite delete what belongs to a trial or a study with it: it gives their ids to new ones.
+
+    Postgres does it by the foreign keys; in SQLite these are off unless a connection switches them on. Optuna deletes
+    what it has read before: a report that a worker stores meanwhile would become the next trial's.
+    """
+    if connection.dialect.name != "sqlite":
+        return
+    present = set(sa.inspect(connection).get_table_names())
+    for parent, key, theirs in (
+        ("trials", "trial_id", tables.CHILDREN_OF_TRIALS),
+        ("studies", "study_id", tables.CHILDREN_OF_STUDIES),
+    ):
+        ours = [table.name for table in tables.tuner_tables.sorted_tables if table.name != parent and key in table.c]
+        ours += [name for name in theirs if name in present]
+        for name in ours:
+            connection.exec_driver_sql(f"DELETE FROM {name} WHERE {key} NOT IN (SELECT {key} FROM {parent})")
+        deletes = " ".join(f"DELETE FROM {name} WHERE {key} = old.{key};" for name in ours)
+        connection.exec_driver_sql(f"DROP TRIGGER IF EXISTS tuner_forget_{parent}")
+        connection.exec_driver_sql(f"CREATE TRIGGER tuner_forget_{parent} AFTER DELETE ON {parent} BEGIN {deletes} END")
+
+
+@contextlib.contextmanager
+def _quiet_alembic() -> Iterator[None]:
+    logger = logging.getLogger("alembic")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _tuner_config() -> Any:
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parents[1] / "migrations").replace("%", "%%"))
+    return config
+
+
+def _tuner_scripts() -> ScriptDirectory:
+    from alembic.script import ScriptDirectory
+
+    return ScriptDirectory.from_config(_tuner_config())
+
+
+def _optuna_scripts() -> ScriptDirectory:
+    from alembic.script import ScriptDirectory
+    from optuna.storages import _rdb
+
+    return ScriptDirectory(str(Path(_rdb.__file__).parent / "alembic"))
+
+
+def upgrade(url: str, from_timezone: str | None = None) -> list[str]:
+    """Bring the tables of a database to this version; return what was done, a line each.
+
+    Args:
+        url: The storage's URL.
+        from_timezone: The zone of the programs that stored trials' times as local time; these are converted to UTC.
+
+    Raises:
+        StorageLost: the database cannot be reached.
+        StorageSchemaError: its tables are newer than this installation.
+        UsageError: there is no such time zone.
+    """
+    from optuna.exceptions import StorageInternalError
+
+    zone = None if from_timezone is None else zones.find_zone(from_timezone)
+    engine = connected_engine(url)
+    path = sqlite_path(driver_url(url))
+    done, converted = [], None
+    try:
+        with engine.connect() as connection:
+            before, unknown = read_versions(connection), zones.count(connection)
+        if before.optuna is None:
+            raise StorageSchemaError(f"there must be a study in {hide_password(url)} to upgrade: it has no tables")
+        check_tables(before, engine, may_be_older=True)
+        head = _optuna_scripts().get_current_head()
+        is_current = before == Versions(head, _tuner_scripts().get_current_head())
+        if is_current and (zone is None or not unknown):
+            done.append(f"the tables of {hide_password(url)} are at this version already")
+            return done + _about_zones(unknown, zone, None)
+        if path is not None:
+            done.append(f"a copy of the database as it was is in {_back_up(engine, path)}")
+        if before.optuna != head:
+            _mark_before_optuna(engine, before)
+            _upgrade_optuna(url)
+            done.append(f"the tables of Optuna were at version {before.optuna or 'unknown'}, they are at {head}")
+        with _locked(engine) as connection:
+            migrate(connection)
+            if zone is not None:
+                converted = zones.convert(connection, zone)
+            after, unknown = read_versions(connection), zones.count(connection)
+        check_tables(after, engine)
+        if before.tuner != after.tuner:
+            done.append(f"the tables of tuner were at version {before.tuner or 'none'}, they are at {after.tuner}")
+        done += _about_zones(unknown, zone, converted)
+    except (DBAPIError, StorageInternalError) as error:
+        raise lost(error, url) from None
+    finally:
+        engine.dispose()
+    return done
+
+
+def _about_zones(unknown: int, zone: ZoneInfo | None, converted: zones.Converted | None) -> list[str]:
+    """Return what there is to say of times that were stored as local time."""
+    if zone is None:
+        return [f"times of an unknown zone: those of {_trials(unknown)}; {zones.ADVICE}"] if unknown else []
+    if converted is None or not (converted.trials or converted.left):
+        return ["no trial has times of an unknown zone: nothing was converted"]
+    lines = [f"converted from {zone.key} to UTC: the times of {_trials(converted.trials)}"]
+    if converted.ambiguous:
+        lines.append(
+            f"of these, {_trials(converted.ambiguous)} with a time that occurred twice in {zone.key}, when clocks were "
+            "put back: the earlier was taken, unless the trial would have ended before it started or in the future"
+        )
+    if converted.left:
+        more = f", and {len(converted.left) - 1} more" if len(converted.left) > 1 else ""
+        lines.append(f"left as they were, {_trials(len(converted.left))}: {converted.left[0]}{more}")
+    return lines
+
+
+def _trials(count: int) -> str:
+    return f"{count} trial{'s' if count != 1 else ''}"
+
+
+def _mark_before_optuna(engine: Engine, before: Versions) -> None:
+    """Mark local times while the tables still tell that an older Optuna made them: it may end in the middle."""
+    with _locked(engine) as connection:
+        is_marked = sa.inspect(connection).has_table(tables.unknown_zones.name)
+        if before.tuner is None and not is_marked and not zones.is_optuna_5(connection):
+            tables.unknown_zones.create(connection)
+            zones.mark(connection)
+
+
+def _back_up(engine: Engine, path: Path) -> Path:
+    """Copy a SQLite database, with what is still in its log: Optuna's migrations of SQLite are no transaction."""
+    copy = path.with_name(f"{path.name}.before-upgrade-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
+    with engine.connect() as connection, contextlib.closing(sqlite3.connect(copy)) as target:
+        source: Any = connection.connection.dbapi_connection
+        source.backup(target)
+    return copy
+
+
+def _upgrade_optuna(url: str) -> None:
+    """Run Optuna's own migrations.
+
+    Raises:
+        StorageSchemaError: they failed; Optuna cannot upgrade what was made before its version 2.4.
+    """
+    from optuna.storages import RDBStorage
+
+    root = logging.getLogger()
+    silent = logging.NullHandler()  # else Optuna's Alembic script takes all logging over
+    root.addHandler(silent)
+    try:
+        with _quiet_alembic(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            storage = RDBStorage(for_optuna(url), skip_compatibility_check=True, skip_table_creation=True)
+            try:
+                storage.upgrade()
+            finally:
+                storage.remove_session()
+                storage.engine.dispose()
+    except Exception as error:
+        line = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        raise StorageSchemaError(
+            f"Optuna's migrations must run through: they stopped at {type(error).__name__}: {hide_password(line)}; "
+            "a SQLite database may be half upgraded: put the copy back that was made of it. Optuna cannot upgrade "
+            "tables from before its version 2.4"
+        ) from error
+    finally:
+        root.removeHandler(silent)

@@ -1,0 +1,42 @@
+"""Waiting for a database server that starts up at the same time as we do."""
+
+from __future__ import annotations
+
+import time
+
+from sqlalchemy import Engine
+
+from tuner.errors import StorageLost
+from tuner.output.log import tell
+from tuner.storage.sql.engine import connected_engine
+
+_STARTING_S = 60.0
+"""How long to wait for a server that says that it starts up: it may have to recover from a crash."""
+_ABSENT_S = 10.0
+"""How long to wait where nobody listens yet: the address may as well be mistyped."""
+_POLL_S = 0.5
+_STARTING = ("the database system is starting up", "the database system is not yet accepting connections")
+_ABSENT = ("Connection refused", "No such file or directory Is the server running")
+
+
+def engine_when_up(url: str) -> Engine:
+    """See `tuner.storage.connect_when_up`."""
+    began_s, is_told = time.monotonic(), False
+    while True:
+        try:
+            return connected_engine(url)
+        except StorageLost as error:
+            limit_s = _limit_s(str(error))
+            if time.monotonic() >= began_s + limit_s:
+                raise
+            if not is_told:
+                tell(f"{error}; waiting up to {limit_s:.0f} s for it to start", "storage_starting")
+                is_told = True
+        time.sleep(_POLL_S)
+
+
+def _limit_s(message: str) -> float:
+    """Return how long a database with this trouble is waited for."""
+    if any(text in message for text in _STARTING):
+        return _STARTING_S
+    return _ABSENT_S if any(text in message for text in _ABSENT) else 0.0

@@ -1,0 +1,481 @@
+"""Claiming trials: exactly as many as the budget allows, whatever the number of workers.
+
+The study's row is the lock under which trials are claimed.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine
+
+from tuner.errors import UnknownStudy
+from tuner.storage.read.hours import Hours, count_hours
+from tuner.storage.sql.boot import lease_clock, rebase
+from tuner.storage.sql.dialect import clock, greatest, ids_value, is_recent, of_study, one_of, run_prepared, utc_now
+from tuner.storage.sql.engine import is_recovering, read, write, write_once
+from tuner.storage.sql.tables import attempts, budgets, leases, records, studies, trial_heartbeats, trials, workers
+from tuner.storage.worker.fences import Lease, Write, insertion, run_with, run_write
+from tuner.storage.worker.leases import endings
+from tuner.trial import DEADLY, Outcome
+from tuner.trial.failures import ANY_FAILURES, reason_to_stop
+
+MAX_DEATHS = 3
+"""A trial in which this many workers died is failed: a fourth would probably die as well."""
+_AFTER_RESTART_S = 20.0
+OTHERS_TRIAL_S = 3600
+"""How long the running trial of a plain Optuna process uses budget: so long after it began..."""
+OTHERS_HEARTBEAT_S = 600
+"""...and while its latest heartbeat is younger than this."""
+_SETTLE_AFTER = 200
+_MOST_OPEN = 200
+
+
+class NoTrial(enum.Enum):
+    """Why there is nothing to claim."""
+
+    WAIT = "the rest of the budget is running elsewhere; a trial may come back"
+    DONE = "the budget is spent"
+    HOURS = "the hours of the budget are spent"
+    STOPPED = "the study was stopped"
+    FAILING = "the latest trials failed"
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What a worker need not count again: the trials up to an id that have ended.
+
+    Attributes:
+        up_to: The id.
+        total: How many they are.
+        used: How many of them count against the budget.
+        still_open: The others up to the id. A plain Optuna process that was killed leaves one open for ever.
+    """
+
+    up_to: int = -1
+    total: int = 0
+    used: int = 0
+    still_open: tuple[int, ...] = ()
+
+
+@dataclass
+class Claimant:
+    """A worker as the storage sees it, and what it may claim.
+
+    Attributes:
+        study_id: The study.
+        worker: The worker's name.
+        trials: Trials asked for: complete, pruned, diverged and out-of-memory ones count, failed ones do not. Running
+            ones are expected to count, also those of plain Optuna processes.
+        new_trials: A new trial is created only while fewer count or run; queued trials may start up to `trials`. None
+            for no such limit.
+        lease_s: How long a lease lasts without a renewal, in seconds.
+        wall_s: Seconds in which at least one worker may be at work on the study.
+        device_s: Seconds of training that may be spent, times the devices of each worker.
+        devices: How many devices this worker has.
+        identity: Tells the study from a later one with its id.
+        failures_since_s: Failures that ended before, in seconds of the database's clock, do not stop the study; None
+            for no such check.
+        settled: What it has counted already; each claim brings it up to date.
+        deadly: The trials that the latest claim failed, because too many workers had died in them.
+        hours: Likewise what had been used until a moment that is past.
+    """
+
+    study_id: int
+    worker: str
+    trials: int
+    lease_s: float
+    wall_s: float | None = None
+    device_s: float | None = None
+    devices: int = 1
+    identity: str | None = None
+    new_trials: int | None = None
+    failures_since_s: float | None = None
+    settled: Settled = field(default_factory=Settled)
+    hours: Hours = field(default_factory=Hours)
+    deadly: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """A study as a claim finds it; the first four are counts of trials that are not settled.
+
+    `running` trials use budget: those that our workers hold or have lost, and those of plain Optuna processes that
+    have begun lately or have a heartbeat.
+    """
+
+    total: int
+    used: int
+    running: int
+    still_open: int
+    queued: int | None
+    expired: int
+    now_s: float
+
+
+def claim(engine: Engine, claimant: Claimant) -> Lease | NoTrial:
+    """Take over a trial whose lease has ended, else start a queued one, else create the next if the budget allows.
+
+    Returns:
+        The lease, or why there is none.
+
+    Raises:
+        UnknownStudy: the study has been deleted.
+
+    Concurrency: one transaction that holds the study's row.
+    """
+    settled = claimant.settled
+
+    def work(connection: Connection, tries: int) -> Lease | NoTrial:
+        nonlocal settled
+        settled = claimant.settled  # of an earlier try nothing may have been committed
+        is_stopped = _lock_study(connection, claimant)
+        if tries and (own := _own_lease(connection, claimant)) is not None:
+            return own  # also of a study that was stopped since: it is given back as any other
+        rebase(connection)
+        claimant.deadly = []
+        if is_stopped:
+            return NoTrial.STOPPED
+        standing = _standing(connection, claimant)
+        now_s = standing.now_s
+        if settled.used + standing.used >= claimant.trials:
+            return NoTrial.DONE
+        if _is_failing(connection, claimant):
+            return NoTrial.FAILING
+        if _hours_are_spent(connection, claimant, now_s):
+            return NoTrial.HOURS
+        if settled.used + standing.used + standing.running - standing.expired >= claimant.trials:
+            settled = _settle(connection, claimant, standing, claimant.settled.up_to)
+            return NoTrial.WAIT  # also for those that were given back: the budget may have been lowered since
+        if standing.expired and is_recovering(engine):
+            return NoTrial.WAIT  # their workers were cut off as well, and renew them first
+        if standing.expired:
+            adopted = _adopt(connection, claimant, now_s)
+            if adopted is not None:
+                return adopted
+            # Counted again: a trial may have been failed just now, because too many workers died in it.
+            standing = _standing(connection, claimant)
+        if settled.used + standing.used + standing.running >= claimant.trials:
+            return NoTrial.WAIT
+        queued = _start_queued(connection, claimant, standing)
+        if queued is None and settled.used + standing.used + standing.running >= _most_new(claimant):
+            return NoTrial.WAIT  # what was queued when the limit was counted has been started since
+        trial_id, number = queued or _create(connection, claimant, standing)
+        settled = _settle(connection, claimant, standing, trial_id)
+        return Lease(trial_id, number, claimant.worker, 1, claimant.lease_s, is_new=queued is None)
+
+    claimed = write(engine, work)
+    claimant.settled = settled
+    return claimed
+
+
+def _most_new(claimant: Claimant) -> int:
+    return claimant.trials if claimant.new_trials is None else claimant.new_trials
+
+
+def _lock_study(connection: Connection, claimant: Claimant) -> bool:
+    """Hold the study's row until the end of the transaction; return whether the study is stopped."""
+
+    def build() -> Any:
+        return (
+            sa.select(budgets.c.identity, budgets.c.stopped_at_s)
+            .select_from(studies.outerjoin(budgets, budgets.c.study_id == studies.c.study_id))
+            .where(studies.c.study_id == sa.bindparam("study_id"))
+            # NO KEY: whoever ends a trial refers to the study's row, and need not wait.
+            .with_for_update(of=studies, key_share=True)
+        )
+
+    row = run_prepared(connection, "lock study", build, {"study_id": claimant.study_id}).first()
+    if row is None or claimant.identity not in (None, row[0]):
+        raise UnknownStudy(f"the study must stay in the storage while it runs: number {claimant.study_id} was deleted")
+    return row[1] is not None
+
+
+def _own_lease(connection: Connection, claimant: Claimant) -> Lease | None:
+    """Return the lease of a claim whose commit went through though its answer was lost."""
+    query = (
+        sa.select(leases.c.trial_id, trials.c.number, leases.c.fence)
+        .select_from(leases.join(trials, trials.c.trial_id == leases.c.trial_id))
+        .where(leases.c.worker == claimant.worker, trials.c.study_id == claimant.study_id)
+        .where(trials.c.state == "RUNNING")  # not one that another tool has ended
+    )
+    row = connection.execute(query).first()
+    return None if row is None else Lease(row[0], row[1], claimant.worker, row[2], claimant.lease_s)
+
+
+def _standing(connection: Connection, claimant: Claimant) -> _Standing:
+    """Count the trials that are not settled, and read the clock: the lock may have been waited for.
+
+    One statement: between two, another worker may end a trial, which neither would count.
+    """
+    dialect = connection.dialect.name
+    now = clock(dialect)
+
+    def build() -> Any:
+        state, of_trial = trials.c.state, trials.c.trial_id
+        is_ours = (state == _word("RUNNING")) & leases.c.trial_id.is_not(None)
+        is_open = (state == _word("RUNNING")) | (state == _word("WAITING"))
+        is_queued = state == _word("WAITING")
+        has_expired = _has_expired(connection, now)
+        is_others = (state == _word("RUNNING")) & leases.c.trial_id.is_(None) & _is_alive(dialect)
+        one = sa.literal_column("1")
+        count = sa.func.count
+        return (
+            sa.select(
+                count(),
+                count(sa.case((_is_used(state), one))),
+                count(sa.case((is_ours | is_others, one))),
+                count(sa.case((is_open, one))),
+                sa.func.min(sa.case((is_queued, of_trial))),
+                count(sa.case((is_ours & has_expired, one))),
+                now,
+            )
+            .select_from(trials.outerjoin(leases, leases.c.trial_id == of_trial))
+            .where(_is_unsettled(dialect, are_new))
+        )
+
+    are_new = claimant.settled.up_to >= 0
+    values = _unsettled(dialect, claimant)
+    *counts, expired, now_s = run_prepared(connection, ("standing", are_new), build, values).one()
+    return _Standing(*counts, expired=expired, now_s=now_s)
+
+
+def _is_alive(dialect: str) -> sa.ColumnElement[bool]:
+    """Return whether a running trial that is not ours probably has a living process."""
+    # A value, not EXISTS, which Postgres may answer by reading all heartbeats first.
+    latest = sa.select(trial_heartbeats.c.heartbeat).where(trial_heartbeats.c.trial_id == trials.c.trial_id)
+    began_lately = is_recent(dialect, trials.c.datetime_start, OTHERS_TRIAL_S)
+    heartbeat = latest.scalar_subquery()
+    has_heartbeat = is_recent(dialect, heartbeat, OTHERS_HEARTBEAT_S, in_session_zone=True)
+    return began_lately | has_heartbeat
+
+
+def _is_unsettled(dialect: str, are_new: bool) -> sa.ColumnElement[bool]:
+    """Return whether a trial is to be counted, for the values of `_unsettled`."""
+    is_unsettled = (trials.c.trial_id > sa.bindparam("up_to")) | one_of(dialect, trials.c.trial_id, "still_open")
+    return is_unsettled & of_study(dialect, sa.bindparam("study_id"), are_new)
+
+
+def _unsettled(dialect: str, claimant: Claimant) -> dict[str, Any]:
+    settled = claimant.settled
+    still_open = ids_value(dialect, settled.still_open)
+    return {"study_id": claimant.study_id, "up_to": settled.up_to, "still_open": still_open}
+
+
+def _word(state: str) -> sa.ColumnElement[Any]:
+    return sa.literal_column(f"'{state}'")
+
+
+def _has_expired(connection: Connection, now_s: float | sa.ColumnElement[float]) -> sa.ColumnElement[bool]:
+    """Return whether a lease's trial may be taken over.
+
+    A lease that ended while the server was down could not be renewed: its worker gets a while to do so.
+    """
+    has_ended = leases.c.expires_at_s <= now_s
+    if connection.dialect.name == "sqlite":
+        return has_ended
+    started_s = sa.literal_column("extract(epoch FROM pg_postmaster_start_time())", sa.Float(53))
+    is_up_s = sa.literal_column(str(_AFTER_RESTART_S))
+    was_given_back = leases.c.expires_at_s == sa.literal_column("0.0")
+    return has_ended & (was_given_back | (leases.c.expires_at_s >= started_s) | (started_s + is_up_s <= now_s))
+
+
+def _settle(connection: Connection, claimant: Claimant, standing: _Standing, newest: int) -> Settled:
+    """Return what need not be counted again: more than before at first, and once there are many trials since.
+
+    That is many that have ended, or many of other studies between the last mark and the newest trial. Trials of a
+    study get their ids under its row's lock: none can appear below its newest.
+    """
+    settled = claimant.settled
+    if settled.up_to >= 0 and max(standing.total - standing.still_open, newest - settled.up_to) < _SETTLE_AFTER:
+        return settled
+    dialect = connection.dialect.name
+    values, is_unsettled = _unsettled(dialect, claimant), _is_unsettled(dialect, settled.up_to >= 0)
+    of_trial, state = trials.c.trial_id, trials.c.state
+    are_open = is_unsettled & state.in_(["RUNNING", "WAITING"])
+    oldest = sa.select(of_trial).where(are_open).order_by(of_trial).limit(_MOST_OPEN)
+    still_open = tuple(connection.execute(oldest, values).scalars())
+    have_ended = is_unsettled & of_trial.not_in(still_open)  # one of these may end just now
+    if len(still_open) == _MOST_OPEN:  # many are queued
+        have_ended &= of_trial <= still_open[-1]
+    counts = sa.select(sa.func.max(of_trial), sa.func.count(), sa.func.count(sa.case((_is_used(state), 1))))
+    newest, total, used = connection.execute(counts.where(have_ended), values).one()
+    up_to = max(newest or -1, settled.up_to, *still_open[-1:])
+    return Settled(up_to, settled.total + total, settled.used + used, still_open)
+
+
+def _is_used(state: sa.Column[Any]) -> sa.ColumnElement[bool]:
+    """Return whether a trial counts against the budget."""
+    return (state == _word("COMPLETE")) | (state == _word("PRUNED"))
+
+
+def _is_failing(connection: Connection, claimant: Claimant) -> bool:
+    """Return whether the latest trials failed so that the study must stop; under the lock, so that none starts then."""
+    if claimant.failures_since_s is None:
+        return False
+    errors = latest_errors(connection, claimant.study_id, claimant.failures_since_s)
+    return reason_to_stop([kind for kind, _ in errors]) is not None
+
+
+def latest_errors(connection: Connection, study_id: int, since_s: float) -> list[tuple[str, str]]:
+    """Return kind and traceback of the latest errors, newest first, up to the first trial that did not fail."""
+
+    def build() -> Any:
+        return (
+            sa.select(records.c.outcome, records.c.error_kind, records.c.error)
+            .where(records.c.study_id == sa.bindparam("study_id"), records.c.ended_at_s >= sa.bindparam("since_s"))
+            .order_by(records.c.ended_at_s.desc(), records.c.trial_id.desc())
+            .limit(sa.literal_column(str(ANY_FAILURES)))
+        )
+
+    errors = []
+    values = {"study_id": study_id, "since_s": since_s}
+    for outcome, kind, error in run_prepared(connection, "latest errors", build, values):
+        if outcome != Outcome.FAILED:
+            break
+        errors.append((kind or "", error or ""))
+    return errors
+
+
+def _hours_are_spent(connection: Connection, claimant: Claimant, now_s: float) -> bool:
+    if claimant.wall_s is None and claimant.device_s is None:
+        return False
+    used, claimant.hours = count_hours(connection, claimant.study_id, now_s, claimant.hours)
+    return used.wall_s >= (claimant.wall_s or math.inf) or used.device_s >= (claimant.device_s or math.inf)
+
+
+def _first_lease(connection: Connection, claimant: Claimant, now_s: float) -> list[Write]:
+    """Return the writes of the lease of a trial that is just being started, and of its first attempt."""
+    lease = {"worker": claimant.worker, "fence": 1, "deaths": 0, "expires_at_s": now_s + claimant.lease_s}
+    lease |= lease_clock(connection.dialect.name, 1)
+    return [insertion(leases, lease), _attempt(claimant, 1, now_s)]
+
+
+def _attempt(claimant: Claimant, fence: int, now_s: float) -> Write:
+    row = {"fence": fence, "study_id": claimant.study_id, "worker": claimant.worker}
+    return insertion(attempts, {**row, "devices": claimant.devices, "started_at_s": now_s})
+
+
+def _adopt(connection: Connection, claimant: Claimant, now_s: float) -> Lease | None:
+    query = (
+        sa.select(
+            leases.c.trial_id,
+            trials.c.number,
+            leases.c.worker,
+            leases.c.fence,
+            leases.c.deaths,
+            leases.c.expires_at_s,
+        )
+        .select_from(trials.join(leases, leases.c.trial_id == trials.c.trial_id))
+        .where(trials.c.study_id == claimant.study_id, trials.c.state == "RUNNING", _has_expired(connection, now_s))
+        .order_by(trials.c.number)
+        # A lease that its owner is just writing to is not ours to take.
+        .with_for_update(of=leases, skip_locked=True)
+    )
+    for row in connection.execute(query).all():
+        _close_attempts(connection, attempts.c.trial_id == row.trial_id, "died", min(now_s, row.expires_at_s))
+        deaths = row.deaths + (row.worker is not None)
+        if deaths >= MAX_DEATHS:
+            _end_deadly(connection, claimant, row, deaths)
+            continue
+        connection.execute(
+            leases.update()
+            .where(leases.c.trial_id == row.trial_id)
+            .values(worker=claimant.worker, fence=row.fence + 1, deaths=deaths, expires_at_s=now_s + claimant.lease_s)
+            .values(lease_clock(connection.dialect.name, row.fence + 1))
+        )
+        run_write(connection, row.trial_id, _attempt(claimant, row.fence + 1, now_s))
+        return Lease(row.trial_id, row.number, claimant.worker, row.fence + 1, claimant.lease_s)
+    return None
+
+
+def _close_attempts(
+    connection: Connection, which: sa.ColumnElement[bool], ending: str, end_s: float | sa.ColumnElement[float]
+) -> None:
+    connection.execute(
+        attempts.update()
+        .where(which, attempts.c.ended_at_s.is_(None))
+        .values(ended_at_s=greatest(connection, attempts.c.started_at_s, end_s), ending=ending)
+    )
+
+
+def _end_deadly(connection: Connection, claimant: Claimant, row: sa.Row[Any], deaths: int) -> None:
+    error = f"{deaths} workers died while they ran this trial, the last was {row.worker}"
+    record = {"worker": row.worker, "error_kind": DEADLY, "error": error}
+    lease = Lease(row.trial_id, row.number, row.worker, row.fence, claimant.lease_s)
+    for ending in endings(connection.dialect.name, lease, Outcome.FAILED, None, record):
+        run_write(connection, row.trial_id, ending)
+    connection.execute(leases.delete().where(leases.c.trial_id == row.trial_id))
+    claimant.deadly.append(row.number)
+
+
+def _start_queued(connection: Connection, claimant: Claimant, standing: _Standing) -> tuple[int, int] | None:
+    if standing.queued is None:
+        return None
+    statement = (
+        trials.update()
+        .where(trials.c.trial_id == standing.queued, trials.c.state == "WAITING")
+        .values(state="RUNNING", datetime_start=utc_now(connection.dialect.name))
+        .returning(trials.c.trial_id, trials.c.number)
+    )
+    row = connection.execute(statement).first()
+    if row is None:
+        return None
+    for one in _first_lease(connection, claimant, standing.now_s):
+        run_write(connection, row[0], one)
+    return row[0], row[1]
+
+
+def _create(connection: Connection, claimant: Claimant, standing: _Standing) -> tuple[int, int]:
+    number = claimant.settled.total + standing.total
+
+    def build() -> Any:
+        row = {"number": sa.bindparam("number"), "study_id": sa.bindparam("study_id"), "state": _word("RUNNING")}
+        started = {"datetime_start": utc_now(connection.dialect.name)}
+        return trials.insert().values({**row, **started}).returning(trials.c.trial_id)
+
+    values = {"number": number, "study_id": claimant.study_id}
+    trial_id = run_with(connection, "create trial", build, values, _first_lease(connection, claimant, standing.now_s))
+    assert trial_id is not None
+    return trial_id, number
+
+
+def release_all(engine: Engine, worker: str, *, died: bool) -> None:
+    """End the leases of a worker that is known to be gone, so that nobody waits for them to expire.
+
+    Args:
+        engine: The storage's engine.
+        worker: The worker's name.
+        died: It ended by itself in the middle of its trial, which counts against the trial.
+    """
+    values: dict[str, Any] = {"expires_at_s": 0.0} if died else {"expires_at_s": 0.0, "worker": None}
+
+    def work(connection: Connection, _: int) -> None:
+        now_s = clock(connection.dialect.name)
+        rebase(connection)
+        connection.execute(leases.update().where(leases.c.worker == worker).values(values))
+        ending = "died" if died else Outcome.PREEMPTED.value
+        _close_attempts(connection, attempts.c.worker == worker, ending, now_s)
+        connection.execute(
+            workers.update().where(workers.c.worker == worker, workers.c.ended_at_s.is_(None)).values(ended_at_s=now_s)
+        )
+
+    write(engine, work)
+
+
+def must_stop(engine: Engine, claimant: Claimant) -> bool:
+    """Note that a worker is alive; return whether it must give its trial back."""
+    now = clock(engine.dialect.name)
+    seen = workers.update().where(workers.c.worker == claimant.worker).values(seen_at_s=now)
+    query = sa.select(budgets.c.stopped_at_s, now).where(budgets.c.study_id == claimant.study_id)
+
+    def work(connection: Connection) -> bool:
+        row = connection.execute(query).first()
+        return row is not None and (row[0] is not None or _hours_are_spent(connection, claimant, row[1]))
+
+    write_once(engine, lambda connection, _: connection.execute(seen))
+    return read(engine, work)

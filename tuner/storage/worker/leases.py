@@ -1,0 +1,281 @@
+"""Holding a trial: renew, report, tell, release. Each is one transaction that carries a fence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine
+
+from tuner.storage.sql.dialect import clock, utc_now
+from tuner.storage.sql.encoding import encode_metric, stored_number
+from tuner.storage.sql.engine import read, write, write_once
+from tuner.storage.sql.tables import (
+    attempts,
+    leases,
+    records,
+    reports,
+    trial_intermediate_values,
+    trial_params,
+    trial_system_attributes,
+    trial_user_attributes,
+    trial_values,
+    trials,
+)
+from tuner.storage.worker.fences import Bind, Lease, Write, fenced, lost_lease, upsert, write_held
+from tuner.trial import Outcome, Report
+
+_MOST_REPORTS = 100  # in one statement: after an outage there may be thousands
+
+
+def renew(engine: Engine, lease: Lease) -> None:
+    """Extend a lease by its length from now.
+
+    Raises:
+        LeaseLost: another worker has the trial.
+    """
+    write_held(engine, lease)
+
+
+def store_suggested(
+    engine: Engine, lease: Lease, params: Sequence[tuple[str, float, str]], attributes: Mapping[str, str]
+) -> None:
+    """Store what a sampler has suggested, and what it notes of that.
+
+    Args:
+        engine: The storage's engine.
+        lease: The trial's.
+        params: Hyperparameters, each as name, Optuna's number for its value, and its distribution as JSON.
+        attributes: System attributes as JSON.
+
+    Raises:
+        LeaseLost: another worker has the trial.
+    """
+    dialect, writes = engine.dialect.name, []
+    if params:
+        rows = [{"param_name": name, "param_value": number, "distribution_json": text} for name, number, text in params]
+        writes.append(upsert(dialect, trial_params, rows, "param_name"))
+    if attributes:
+        rows = [{"key": key, "value_json": text} for key, text in attributes.items()]
+        writes.append(upsert(dialect, trial_system_attributes, rows, "key"))
+    write_held(engine, lease, *writes)
+
+
+def store_attribute(engine: Engine, lease: Lease, table: sa.Table, key: str, value: Any) -> None:
+    """Store one of Optuna's user or system attributes of a trial.
+
+    Raises:
+        LeaseLost: another worker has the trial.
+    """
+    assert table in (trial_user_attributes, trial_system_attributes)
+    row = {"key": key, "value_json": json.dumps(value)}
+    write_held(engine, lease, upsert(engine.dialect.name, table, [row], "key"))
+
+
+def report(engine: Engine, lease: Lease, several: Sequence[Report], objective: str | None) -> None:
+    """Store the metrics of epochs and extend the lease. What is already there is overwritten, never doubled.
+
+    Args:
+        engine: The storage's engine.
+        lease: The trial's.
+        several: The reports, usually one.
+        objective: The metric that Optuna is told as well; None if there are several objectives.
+
+    Raises:
+        LeaseLost: another worker has the trial.
+    """
+    if len(several) > _MOST_REPORTS:
+        report(engine, lease, several[:_MOST_REPORTS], objective)
+        report(engine, lease, several[_MOST_REPORTS:], objective)
+        return
+    rows = [
+        {
+            "epoch": one.epoch,
+            "step": one.step,
+            "metrics": json.dumps({name: encode_metric(value) for name, value in one.metrics.items()}),
+        }
+        for one in several
+    ]
+    now = {"reported_at_s": clock(engine.dialect.name)}
+    writes = [upsert(engine.dialect.name, reports, rows, "epoch", at_first=now)]
+    if objective is not None:
+        rows = []
+        for one in several:
+            stored, kind = stored_number(one.metrics[objective])
+            rows.append({"step": one.epoch, "intermediate_value": stored, "intermediate_value_type": kind})
+        writes.append(upsert(engine.dialect.name, trial_intermediate_values, rows, "step"))
+    write_held(engine, lease, *writes)
+
+
+def forget_reports(engine: Engine, lease: Lease) -> None:
+    """Remove what was reported of a trial that starts again from its first epoch, and extend the lease.
+
+    What it has entered into rungs stays: other trials were compared with that.
+
+    Raises:
+        LeaseLost: another worker has the trial.
+    """
+    write_held(engine, lease, *(_removal(table) for table in (reports, trial_intermediate_values)))
+
+
+def _removal(table: sa.Table) -> Write:
+    def make(held: sa.FromClause, bind: Bind) -> Any:
+        return table.delete().where(_is_held(table, held))
+
+    return Write(("removal", table.name), {}, make)
+
+
+# --- Ends
+
+
+def tell(
+    engine: Engine, lease: Lease, outcome: Outcome, values: Sequence[float] | None, record: Mapping[str, Any]
+) -> None:
+    """End a trial: its state, values and record in one transaction.
+
+    Optuna has no state for a diverged or out-of-memory trial: they are stored as pruned, so that TPE learns to avoid
+    them (a failed trial is invisible to samplers), with the outcome as an attribute.
+
+    Args:
+        engine: The storage's engine.
+        lease: The trial's.
+        outcome: How it ended.
+        values: Its objectives, if it has any.
+        record: Columns of `tuner_records`.
+
+    Raises:
+        LeaseLost: another worker has the trial.
+    """
+    writes = endings(engine.dialect.name, lease, outcome, values, record)
+
+    def work(connection: Connection, tries: int) -> bool:
+        is_held = fenced(connection, lease, "end", writes)
+        return is_held or (tries > 0 and _has_ended(connection, lease, outcome))
+
+    if not write_once(engine, work):
+        raise lost_lease(lease)
+
+
+def _has_ended(connection: Connection, lease: Lease, ending: str) -> bool:
+    """Return whether this attempt has ended so: its commit went through though the answer was lost."""
+    query = sa.select(attempts.c.ending).where(
+        attempts.c.trial_id == lease.trial_id, attempts.c.fence == lease.fence, attempts.c.worker == lease.worker
+    )
+    return connection.execute(query).scalar_one_or_none() == ending
+
+
+def _is_held(table: sa.Table, held: sa.FromClause) -> sa.ColumnElement[bool]:
+    # A value, where IN (SELECT ...) would be a join that Postgres may do over all trials.
+    return table.c.trial_id == sa.select(held.c.trial_id).scalar_subquery()
+
+
+def endings(
+    dialect: str, lease: Lease, outcome: Outcome, values: Sequence[float] | None, record: Mapping[str, Any]
+) -> list[Write]:
+    """Return the writes that end a trial, all but that to its lease; the arguments are those of `tell`."""
+    state = {Outcome.COMPLETE: "COMPLETE", Outcome.FAILED: "FAIL"}.get(outcome, "PRUNED")
+    writes = [_attempt_ending(dialect, lease, outcome, record.get("error"))]
+    if values is not None:
+        rows = []
+        for objective, value in enumerate(values):
+            stored, kind = stored_number(value)
+            rows.append({"objective": objective, "value": stored, "value_type": kind})
+        writes.append(upsert(dialect, trial_values, rows, "objective"))
+    told = {"key": "outcome", "value_json": json.dumps(outcome)}
+    writes.append(upsert(dialect, trial_user_attributes, [told], "key"))
+
+    def end_trial(held: sa.FromClause, bind: Bind) -> Any:
+        return (
+            trials.update()
+            .where(_is_held(trials, held))
+            .values(state=bind("state", trials.c.state), datetime_complete=utc_now(dialect))
+        )
+
+    given = {"outcome": outcome.value, **record}
+
+    def insert_record(held: sa.FromClause, bind: Bind) -> Any:
+        columns = [bind(name, records.c[name]).label(name) for name in given]
+        source = sa.select(trials.c.trial_id, trials.c.study_id, clock(dialect), *columns).where(_is_held(trials, held))
+        return records.insert().from_select(["trial_id", "study_id", "ended_at_s", *given], source)
+
+    return [
+        *writes,
+        Write("end_trial", {"state": state}, end_trial),
+        Write(("insert_record", *given), given, insert_record),
+    ]
+
+
+def _attempt_ending(dialect: str, lease: Lease, ending: str, error: str | None = None) -> Write:
+    def make(held: sa.FromClause, bind: Bind) -> Any:
+        return (
+            attempts.update()
+            .where(
+                _is_held(attempts, held),
+                attempts.c.fence == bind("fence", attempts.c.fence),
+                attempts.c.ended_at_s.is_(None),
+            )
+            .values(
+                ended_at_s=clock(dialect),
+                ending=bind("ending", attempts.c.ending),
+                error=bind("error", attempts.c.error),
+            )
+        )
+
+    return Write("attempt_ending", {"fence": lease.fence, "ending": str(ending), "error": error}, make)
+
+
+def release(engine: Engine, lease: Lease) -> None:
+    """Give a trial back unfinished, to be taken over at once.
+
+    Raises:
+        LeaseLost: another worker has the trial already.
+    """
+    if not _give_back(engine, lease, Outcome.PREEMPTED, None):
+        raise lost_lease(lease)
+
+
+def _give_back(engine: Engine, lease: Lease, ending: Outcome, error: str | None) -> bool:
+    writes = [_attempt_ending(engine.dialect.name, lease, ending, error)]
+
+    def work(connection: Connection, tries: int) -> bool:
+        return fenced(connection, lease, "release", writes) or (tries > 0 and _has_ended(connection, lease, ending))
+
+    return write_once(engine, work)
+
+
+def withdraw_death(engine: Engine, lease: Lease) -> None:
+    """Note that a worker whose trial was taken over is alive after all: its lease ended, but it did not die."""
+
+    def work(connection: Connection, _: int) -> None:
+        own = (attempts.c.trial_id == lease.trial_id) & (attempts.c.fence == lease.fence)
+        own &= (attempts.c.worker == lease.worker) & (attempts.c.ending == "died")
+        # The attempt's ending says whether this was done before.
+        if connection.execute(attempts.update().where(own).values(ending=Outcome.PREEMPTED.value)).rowcount:
+            is_counted = (leases.c.trial_id == lease.trial_id) & (leases.c.fence > lease.fence) & (leases.c.deaths > 0)
+            connection.execute(leases.update().where(is_counted).values(deaths=leases.c.deaths - 1))
+
+    write(engine, work)
+
+
+def retry(engine: Engine, lease: Lease, error: str, limit: int) -> bool:
+    """Give a trial that failed back to be tried again, unless it has failed too often; return whether it will be.
+
+    Args:
+        engine: The storage's engine.
+        lease: The trial's.
+        error: The traceback, which stays with the attempt.
+        limit: How often a failed trial is tried again.
+
+    Raises:
+        LeaseLost: another worker has the trial already.
+    """
+    query = sa.select(sa.func.count()).where(
+        attempts.c.trial_id == lease.trial_id, attempts.c.ending == Outcome.FAILED.value
+    )
+    if read(engine, lambda connection: connection.execute(query).scalar_one()) >= limit:
+        return False
+    if not _give_back(engine, lease, Outcome.FAILED, error):
+        raise lost_lease(lease)
+    return True

@@ -1,0 +1,62 @@
+"""Points of a grid: each trial takes one that no other has, whatever the number of workers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine
+
+from tuner.storage.sql.engine import write
+from tuner.storage.sql.tables import studies, trial_system_attributes, trials
+from tuner.storage.worker.fences import Lease, fenced, lost_lease, run_write, upsert
+
+Point = Mapping[str, Any]
+
+
+def take_point(
+    engine: Engine,
+    lease: Lease | None,
+    trial_id: int,
+    study_id: int,
+    key: str,
+    choose: Callable[[Sequence[Point]], Point],
+) -> Point:
+    """Choose a trial's point in view of those that others have taken, and note it with the trial.
+
+    Args:
+        engine: The storage's engine.
+        lease: The lease on the trial; None for one that is not ours.
+        trial_id: The trial.
+        study_id: Its study.
+        key: The system attribute under which points are noted.
+        choose: Returns the point, given those of the study's other trials that have not failed.
+
+    Raises:
+        LeaseLost: another worker has the trial.
+
+    Concurrency: one transaction that holds the study's row, so that no two trials choose at once.
+    """
+    lock = sa.select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update(key_share=True)
+    noted = trials.join(trial_system_attributes, trial_system_attributes.c.trial_id == trials.c.trial_id)
+    others = (
+        sa.select(trial_system_attributes.c.value_json)
+        .select_from(noted)
+        .where(trials.c.study_id == study_id, trials.c.state != "FAIL", trials.c.trial_id != trial_id)
+        .where(trial_system_attributes.c.key == key)
+    )
+
+    def work(connection: Connection, _: int) -> Point:
+        connection.execute(lock)
+        point = choose([json.loads(text) for text in connection.execute(others).scalars()])
+        row = {"key": key, "value_json": json.dumps(point)}
+        noting = upsert(engine.dialect.name, trial_system_attributes, [row], "key")
+        if lease is None:
+            run_write(connection, trial_id, noting)
+        elif not fenced(connection, lease, "extend", [noting]):
+            raise lost_lease(lease)
+        return point
+
+    return write(engine, work)

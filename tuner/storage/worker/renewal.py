@@ -1,0 +1,76 @@
+"""The thread that renews a lease while its trial trains."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from sqlalchemy import Engine
+
+from tuner.errors import LeaseLost, StorageLost, UnknownStudy
+from tuner.output.log import tell
+from tuner.storage.sql.engine import PROMPT, hurried, tell_away
+from tuner.storage.worker.fences import Lease
+from tuner.storage.worker.leases import renew
+
+
+@dataclass
+class Watch:
+    """What a worker learns beside its training."""
+
+    is_lost: threading.Event = field(default_factory=threading.Event)
+    """Another worker has the trial."""
+    must_stop: threading.Event = field(default_factory=threading.Event)
+    """The study was stopped, or its hours are spent: the trial is to be given back."""
+
+
+@contextlib.contextmanager
+def renewed(
+    engine: Engine,
+    lease: Lease,
+    must_stop: Callable[[], bool] = lambda: False,
+    is_ending: Callable[[], bool] = lambda: False,
+) -> Iterator[Watch]:
+    """Renew a lease from a thread while the body runs.
+
+    Args:
+        engine: The storage's engine. The thread does not wait for a database that is away, but tries again by itself.
+        lease: The lease.
+        must_stop: Asked after each renewal whether the trial must be given back.
+        is_ending: Whether the worker is to end: then a silent server is not waited for.
+    """
+    is_over, watch = threading.Event(), Watch()
+    # A silent connection must be given up early enough to renew the lease on another one.
+    statement_s = min(5.0, max(1.0, lease.lease_s / 6))
+    patience = dataclasses.replace(PROMPT, statement_s=statement_s, is_over=lambda: is_over.is_set() or is_ending())
+
+    def beat() -> None:
+        is_cut_off = False
+        while not is_over.wait(min(1.0, lease.lease_s / 6) if is_cut_off else lease.lease_s / 6):
+            try:
+                with hurried(patience):
+                    renew(engine, lease)
+                    if must_stop():
+                        watch.must_stop.set()
+                is_cut_off = False
+            except (LeaseLost, UnknownStudy):
+                watch.is_lost.set()
+                return
+            except StorageLost as error:
+                # The database may be away for a while; the lease's end, not this thread, decides.
+                tell_away(engine, error, f"the lease of trial {lease.number} is not renewed")
+                is_cut_off = True
+            except Exception as error:  # the thread must go on, or the trial is lost for a trifle
+                tell(f"the lease of trial {lease.number} is not renewed: {error}", "lease_not_renewed", "warning")
+                is_cut_off = True
+
+    thread = threading.Thread(target=beat, name=f"lease-{lease.number}", daemon=True)
+    thread.start()
+    try:
+        yield watch
+    finally:
+        is_over.set()
+        thread.join()

@@ -1,0 +1,69 @@
+"""The reports of one trial: stored as they come, or kept while the database is away, so that training goes on."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterable
+
+from sqlalchemy import Engine
+
+from tuner.errors import StorageLost
+from tuner.storage.sql.engine import tell_away
+from tuner.storage.worker.fences import Lease
+from tuner.storage.worker.leases import report
+from tuner.trial import Report
+
+_LONGEST_PAUSE_S = 15.0
+
+
+class Reporter:
+    """Stores the reports of one trial.
+
+    Args:
+        engine: The storage's engine, `PROMPT`: training does not wait.
+        lease: The trial's.
+        objective: The metric that Optuna is told as well; None if there are several objectives.
+    """
+
+    def __init__(self, engine: Engine, lease: Lease, objective: str | None) -> None:
+        self._engine, self._lease, self._objective = engine, lease, objective
+        self._kept: dict[int, Report] = {}
+        self._pause_s, self._next_try_s = 0.0, 0.0
+
+    def keep(self, several: Iterable[Report]) -> None:
+        """Have reports stored with the next one: those of a checkpoint, whose worker may have died before it could."""
+        self._kept |= {one.epoch: one for one in several}
+
+    def store(self, one: Report) -> bool:
+        """Store a report and those kept before it, without waiting; return whether that worked.
+
+        Raises:
+            LeaseLost: another worker has the trial.
+        """
+        self.keep([one])
+        if time.monotonic() < self._next_try_s:
+            return False
+        try:
+            self._store(self._engine)
+        except StorageLost as error:
+            tell_away(self._engine, error, f"trial {self._lease.number} goes on meanwhile")
+            self._pause_s = min(_LONGEST_PAUSE_S, 2 * self._pause_s or 0.5)
+            self._next_try_s = time.monotonic() + self._pause_s * random.uniform(0.5, 1.0)
+            return False
+        self._pause_s = 0.0
+        return True
+
+    def flush(self, engine: Engine) -> None:
+        """Store what was kept, waiting for the database as long as this engine does.
+
+        Raises:
+            LeaseLost: another worker has the trial.
+            StorageLost: the database stays away.
+        """
+        if self._kept:
+            self._store(engine)
+
+    def _store(self, engine: Engine) -> None:
+        report(engine, self._lease, list(self._kept.values()), self._objective)
+        self._kept = {}

@@ -1,0 +1,132 @@
+"""Successive halving: a trial's place in a rung, from what is new in the rung since this process last looked."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right, insort
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine
+
+from tuner.storage.sql.dialect import run_prepared
+from tuner.storage.sql.engine import write
+from tuner.storage.sql.tables import leases, rungs, studies
+from tuner.storage.worker.fences import Lease, lost_lease
+
+
+@dataclass
+class Rungs:
+    """What a process knows of the rungs of a study.
+
+    Attributes:
+        newest: The position up to which the table was read.
+        values: (bracket, rung) -> the values in it, ascending.
+        decided: (trial's id, rung) -> whether the trial was promoted.
+    """
+
+    newest: int = 0
+    values: dict[tuple[int, int], list[float]] = field(default_factory=dict)
+    decided: dict[tuple[int, int], bool] = field(default_factory=dict)
+
+    def add(self, position: int, trial_id: int, bracket: int, rung: int, value: float, is_promoted: bool) -> None:
+        """Take in a row of the table."""
+        self.newest = position
+        insort(self.values.setdefault((bracket, rung), []), value)
+        self.decided[trial_id, rung] = bool(is_promoted)
+
+
+def enter_rung(
+    engine: Engine,
+    known: Rungs,
+    lease: Lease | None,
+    trial_id: int,
+    study_id: int,
+    *,
+    bracket: int,
+    rung: int,
+    value: float,
+    reduction_factor: int,
+    bootstrap_count: int,
+    maximize: bool,
+) -> bool:
+    """Enter a trial into a rung and return whether it is promoted to the next.
+
+    It is if its value is among the best n // reduction_factor of the n values that the rung has, at least among the
+    best one, and n is more than `bootstrap_count`: as Optuna's `SuccessiveHalvingPruner` has it. A trial that has been
+    in this rung is not judged again: it comes a second time because a worker died.
+
+    Args:
+        engine: The storage's engine.
+        known: What this process knows of the study's rungs; brought up to date.
+        lease: The lease on the trial; None for one that is not ours.
+        trial_id: The trial.
+        study_id: Its study.
+        bracket: Which of Hyperband's brackets; 0 without.
+        rung: Counted from 0.
+        value: The trial's value; with NaN it is not promoted, and the rung is left as it is.
+        reduction_factor: One in so many trials is promoted; > 1.
+        bootstrap_count: Trials that a rung must have before any is promoted.
+        maximize: Whether larger is better.
+
+    Raises:
+        LeaseLost: another worker has the trial.
+
+    Concurrency: one transaction that holds the study's row, so that positions have no gaps and no trial misses
+        another. `known` is for one thread at a time.
+    """
+    place = {"study_id": study_id, "bracket": bracket, "rung": rung, "trial_id": trial_id}
+
+    def work(connection: Connection, _: int) -> bool:
+        news = {"study_id": study_id, "newest": known.newest}
+        for row in run_prepared(connection, "new in rungs", _news, news, after=("lock rungs", _lock)):
+            known.add(*row)
+        decided = known.decided.get((trial_id, rung))
+        if decided is not None:
+            return decided
+        if math.isnan(value):
+            return False
+        others = known.values.get((bracket, rung), [])
+        better = len(others) - bisect_right(others, value) if maximize else bisect_left(others, value)
+        count = len(others) + 1
+        is_promoted = count > bootstrap_count and better <= max(0, count // reduction_factor - 1)
+        row = {**place, "position": known.newest + 1, "value": value, "is_promoted": is_promoted}
+        if lease is None:
+            run_prepared(connection, "enter rung", _enter, row)
+        elif (
+            run_prepared(
+                connection, "enter rung, held", _enter_held, {**row, "fence": lease.fence, "worker": lease.worker}
+            ).rowcount
+            != 1
+        ):
+            raise lost_lease(lease)
+        return is_promoted
+
+    return write(engine, work)
+
+
+def _enter_held() -> sa.Insert:
+    """Enter if the lease is held: nobody can take it over while the study's row is."""
+    places = [sa.cast(sa.bindparam(column.name, type_=column.type), column.type) for column in rungs.c]
+    is_held = sa.exists().where(
+        leases.c.trial_id == sa.cast(sa.bindparam("trial_id", type_=sa.Integer), sa.Integer),
+        leases.c.fence == sa.bindparam("fence", type_=sa.Integer),
+        leases.c.worker == sa.bindparam("worker", type_=sa.Text),
+    )
+    return rungs.insert().from_select([column.name for column in rungs.c], sa.select(*places).where(is_held))
+
+
+def _lock() -> sa.Select[Any]:
+    study_id = sa.bindparam("study_id", type_=sa.Integer)
+    return sa.select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update(key_share=True)
+
+
+def _news() -> sa.Select[Any]:
+    columns = ("position", "trial_id", "bracket", "rung", "value", "is_promoted")
+    is_new = (rungs.c.study_id == sa.bindparam("study_id")) & (rungs.c.position > sa.bindparam("newest"))
+    return sa.select(*(rungs.c[name] for name in columns)).where(is_new).order_by(rungs.c.position)
+
+
+def _enter() -> sa.Insert:
+    return rungs.insert().values({column.name: sa.bindparam(column.name, type_=column.type) for column in rungs.c})

@@ -1,0 +1,211 @@
+"""A study's own rows: created and recorded once, whoever comes first; stopped and resumed; its workers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine
+
+from tuner.errors import StudyError
+from tuner.storage.read.queries import RECORD_KEY, find_record
+from tuner.storage.sql.dialect import clock, insert
+from tuner.storage.sql.engine import write
+from tuner.storage.sql.schema import prepare
+from tuner.storage.sql.tables import (
+    CHILDREN_OF_STUDIES,
+    CHILDREN_OF_TRIALS,
+    budgets,
+    leases,
+    studies,
+    study_system_attributes,
+    workers,
+)
+from tuner.storage.worker.claims import Claimant
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A study as it stands in the storage: its id, its recorded settings, and what tells it from a later namesake."""
+
+    study_id: int
+    record: dict[str, Any]
+    identity: str
+
+
+def register(
+    storage: BaseStorage, engine: Engine, name: str, directions: Sequence[str], record: Mapping[str, Any]
+) -> Registered:
+    """Create the study unless it exists, and record its settings unless some are recorded.
+
+    Args:
+        storage: The storage.
+        engine: An engine on the same database.
+        name: The study's name.
+        directions: `minimize` or `maximize` for each objective.
+        record: The settings; plain JSON.
+
+    Returns:
+        The study; its settings may be an earlier launch's.
+
+    Raises:
+        StudyError: the storage has a study of that name with other directions.
+
+    Concurrency: safe from many workers; all get the same answer.
+    """
+    from optuna.exceptions import DuplicatedStudyError
+    from optuna.study import StudyDirection
+
+    try:
+        study_id = storage.create_new_study([StudyDirection[text.upper()] for text in directions], name)
+    except DuplicatedStudyError:
+        study_id = storage.get_study_id_from_name(name)
+        stored = [direction.name.lower() for direction in storage.get_study_directions(study_id)]
+        if stored != list(directions):
+            raise StudyError(
+                f"study {name!r} is in this storage with direction {', '.join(stored)}: it must be "
+                f"{', '.join(directions)}; change it back, or give the study a new name"
+            ) from None
+    return Registered(study_id, agree(engine, study_id, RECORD_KEY, record), identify(engine, study_id))
+
+
+def identify(engine: Engine, study_id: int) -> str:
+    """Return what tells a study from a later one of the same name and id; made once, by whoever asks first."""
+
+    def work(connection: Connection, _: int) -> str:
+        statement = insert(connection.dialect.name, budgets).values(study_id=study_id, identity=uuid.uuid4().hex)
+        connection.execute(statement.on_conflict_do_nothing(index_elements=["study_id"]))
+        return connection.execute(sa.select(budgets.c.identity).where(budgets.c.study_id == study_id)).scalar_one()
+
+    return write(engine, work)
+
+
+def agree(engine: Engine, study_id: int, key: str, value: Any) -> Any:
+    """Record a plain JSON value with a study unless it has one under this key; return the one it has then.
+
+    Concurrency: safe from many workers; all get the same answer.
+    """
+
+    def work(connection: Connection, _: int) -> None:
+        statement = insert(connection.dialect.name, study_system_attributes)
+        connection.execute(
+            statement.values(study_id=study_id, key=key, value_json=json.dumps(value)).on_conflict_do_nothing(
+                index_elements=["study_id", "key"]
+            )
+        )
+
+    write(engine, work)
+    recorded = find_record(engine, study_id, key)
+    assert recorded is not None
+    return recorded
+
+
+def mode_of(engine: Engine, study_id: int, program: str, measure: Callable[[], str]) -> str:
+    """Return whether a program runs as scan or as steps in this study: as recorded, else as measured now.
+
+    Concurrency: of several workers that measure at once, all take the answer of the first.
+    """
+    key = f"tuner:loop:{hashlib.sha256(program.encode()).hexdigest()[:16]}"
+    recorded = find_record(engine, study_id, key)
+    return (recorded or agree(engine, study_id, key, {"program": program, "mode": measure()}))["mode"]
+
+
+def join(engine: Engine, claimant: Claimant, about: Mapping[str, Any]) -> None:
+    """Enter a worker, and what it asks for, into the study's books.
+
+    Args:
+        engine: The storage's engine.
+        claimant: The worker.
+        about: `host`, `pid`, `devices`, and anything else that is to be known of it as plain JSON.
+    """
+    asked = {"trials": claimant.trials, "wall_s": claimant.wall_s, "device_s": claimant.device_s}
+    more = {key: value for key, value in about.items() if key not in ("host", "pid", "devices")}
+
+    def work(connection: Connection, _: int) -> None:
+        now = clock(connection.dialect.name)
+        connection.execute(budgets.update().where(budgets.c.study_id == claimant.study_id).values(**asked))
+        row = {"worker": claimant.worker, "study_id": claimant.study_id, "started_at_s": now, "seen_at_s": now}
+        for name in ("host", "pid", "devices"):
+            row[name] = about[name]
+        statement = insert(connection.dialect.name, workers).values(**row, about=json.dumps(more))
+        changed = {name: statement.excluded[name] for name in (*row, "about") if name != "worker"}
+        connection.execute(
+            statement.on_conflict_do_update(index_elements=["worker"], set_={**changed, "ended_at_s": None})
+        )
+
+    write(engine, work)
+
+
+def leave(engine: Engine, worker: str) -> None:
+    """Note that a worker has ended in good order."""
+
+    def work(connection: Connection, _: int) -> None:
+        connection.execute(
+            workers.update().where(workers.c.worker == worker).values(ended_at_s=clock(connection.dialect.name))
+        )
+
+    write(engine, work)
+
+
+def delete(engine: Engine, study_id: int) -> bool:
+    """Delete a study with all its trials in one transaction; return whether there was one.
+
+    Concurrency: workers that hold its trials find their leases gone; nothing that they write comes afterwards.
+    """
+    of_study = "SELECT trial_id FROM trials WHERE study_id = :study_id"
+
+    def work(connection: Connection, _: int) -> bool:
+        given = {"study_id": study_id}
+        found = connection.execute(
+            sa.select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update()
+        ).first()
+        if found is None:
+            return False
+        # First of all: a write that is under way is waited for, later ones find no lease.
+        connection.execute(sa.text(f"DELETE FROM {leases.name} WHERE trial_id IN ({of_study})"), given)
+        for name in CHILDREN_OF_TRIALS:
+            connection.execute(sa.text(f"DELETE FROM {name} WHERE trial_id IN ({of_study})"), given)
+        for name in ("trials", *CHILDREN_OF_STUDIES, "studies"):
+            connection.execute(sa.text(f"DELETE FROM {name} WHERE study_id = :study_id"), given)
+        return True
+
+    return write(engine, work)
+
+
+def stop(engine: Engine, study_id: int) -> bool:
+    """Stop a study: its workers, wherever they are, give their trials back and end. Return whether it ran before."""
+    prepare(engine)
+
+    def work(connection: Connection, _: int) -> bool:
+        now = clock(connection.dialect.name)
+        statement = insert(connection.dialect.name, budgets).values(
+            study_id=study_id, identity=uuid.uuid4().hex, stopped_at_s=now
+        )
+        was_running = budgets.c.stopped_at_s.is_(None)
+        changed = connection.execute(
+            statement.on_conflict_do_update(
+                index_elements=["study_id"], set_={"stopped_at_s": statement.excluded.stopped_at_s}, where=was_running
+            )
+        )
+        return changed.rowcount == 1
+
+    return write(engine, work)
+
+
+def resume(engine: Engine, study_id: int) -> bool:
+    """Let a stopped study be worked on again; return whether it was stopped."""
+    prepare(engine)
+
+    def work(connection: Connection, _: int) -> bool:
+        statement = budgets.update().where(budgets.c.study_id == study_id, budgets.c.stopped_at_s.is_not(None))
+        return connection.execute(statement.values(stopped_at_s=None)).rowcount == 1
+
+    return write(engine, work)

@@ -1,0 +1,396 @@
+"""What one field of a search space may be: floats, integers, choices; and how their values are stored. No JAX.
+
+Optuna is imported when a distribution is made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+import struct
+from abc import ABCMeta, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+from tuner.errors import SpaceError
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.distributions import BaseDistribution
+
+    from tuner.study.space import Space
+
+Stored = None | bool | int | float | str
+"""What Optuna stores for a parameter: a plain JSON value."""
+
+
+FLOAT_MAX, FLOAT_TINY = 3.4028234663852886e38, 1.1754943508222875e-38
+"""The largest and the smallest positive normal float32: what is smaller may be 0 in a program."""
+
+
+def as_traced(value: float) -> float:
+    """Return what a traced number is inside a program: an int32, or a float32 as a float.
+
+    Raises:
+        SpaceError: it is neither.
+    """
+    if isinstance(value, bool) or not math.isfinite(value):
+        return value
+    if isinstance(value, int):
+        if not -(2**31) <= value < 2**31:
+            raise SpaceError(
+                f"traced integers are int32 and must lie in [-2**31, 2**31): got {value!r}; make it static, or a float"
+            )
+        return value
+    if not (value == 0 or FLOAT_TINY <= abs(value) <= FLOAT_MAX):
+        raise SpaceError(
+            f"traced numbers are float32 and must be 0, or lie between {FLOAT_TINY:.3g} and {FLOAT_MAX:.3g}: got "
+            f"{value!r}; make it static, or search its logarithm"
+        )
+    return struct.unpack("f", struct.pack("f", value))[0]
+
+
+def is_space(value: object) -> TypeGuard[type[Space]]:
+    """Return whether a value is a `Space` class."""
+    return isinstance(value, type) and hasattr(value, "__domains__")
+
+
+def domains_of(space: type[Space]) -> dict[str, Domain]:
+    """Return the domains of a space's own fields, by field."""
+    return space.__domains__
+
+
+class Domain(metaclass=ABCMeta):
+    """The values that one field may take."""
+
+    traced: bool
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise SpaceError (without the field's name) if this domain is impossible."""
+
+    @abstractmethod
+    def distribution(self) -> BaseDistribution:
+        """Return the equal Optuna distribution, over stored values."""
+
+    @abstractmethod
+    def contains(self, value: Any) -> bool:
+        """Return whether `value` is one of the domain's values."""
+
+    @abstractmethod
+    def suggest(self, trial: optuna.Trial, name: str) -> Stored:
+        """Return the stored value that Optuna suggests for this domain."""
+
+    @abstractmethod
+    def example(self) -> Any:
+        """Return some value of this domain."""
+
+    @abstractmethod
+    def parse(self, text: str) -> Any:
+        """Return the value that a command-line word stands for; ValueError if there is none."""
+
+    def encode(self, value: Any) -> Stored:
+        """Return what is stored for a value of this domain."""
+        return value
+
+    def decode(self, stored: Stored) -> Any:
+        """Return the value that was stored; the inverse of `encode`."""
+        return stored
+
+    @abstractmethod
+    def only(self, value: Any) -> Domain:
+        """Return the same domain narrowed to one value."""
+
+
+@dataclass(frozen=True)
+class FloatDomain(Domain):
+    """The floats in [low, high], uniform or uniform in their logarithm."""
+
+    low: float
+    high: float
+    log: bool = False
+    traced: bool = True
+
+    def check(self) -> None:
+        for bound in (self.low, self.high):
+            if isinstance(bound, bool) or not isinstance(bound, int | float) or not abs(bound) <= 1e300:
+                raise SpaceError(f"bounds must be finite numbers: got low={self.low!r}, high={self.high!r}")
+        if self.log and self.low <= 0:
+            raise SpaceError(f"a log scale needs low > 0: got low={self.low!r}")
+        if self.low >= self.high:
+            raise SpaceError(f"low must be below high: got low={self.low!r}, high={self.high!r}")
+        if self.traced and as_traced(float(self.low)) == as_traced(float(self.high)):
+            raise SpaceError(
+                f"low and high must differ as float32, which traced numbers are: got low={self.low!r}, "
+                f"high={self.high!r}; make it static"
+            )
+
+    def distribution(self) -> BaseDistribution:
+        from optuna.distributions import FloatDistribution
+
+        return FloatDistribution(self.low, self.high, log=self.log)
+
+    def suggest(self, trial: optuna.Trial, name: str) -> float:
+        return trial.suggest_float(name, self.low, self.high, log=self.log)
+
+    def example(self) -> float:
+        return float(self.low)
+
+    def contains(self, value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
+
+    def parse(self, text: str) -> float:
+        return float(text)
+
+    def encode(self, value: Any) -> float:
+        return float(value)
+
+    def decode(self, stored: Any) -> float:
+        return float(stored)
+
+    def only(self, value: float) -> FloatDomain:
+        return dataclasses.replace(self, low=float(value), high=float(value))
+
+    def __repr__(self) -> str:
+        name = "log_uniform" if self.log else "uniform"
+        return f"{name}({float(self.low)!r}, {float(self.high)!r}{'' if self.traced else ', static=True'})"
+
+
+@dataclass(frozen=True)
+class IntDomain(Domain):
+    """The integers low, low + step, ..., high."""
+
+    low: int
+    high: int
+    step: int = 1
+    log: bool = False
+    traced: bool = False
+
+    def check(self) -> None:
+        for bound in (self.low, self.high, self.step):
+            if isinstance(bound, bool) or not isinstance(bound, int):
+                raise SpaceError(f"low, high and step must be integers: got {self!r}")
+        if max(abs(self.low), abs(self.high)) > 2**53:
+            raise SpaceError(f"bounds must lie within ±2**53, where Optuna's floats are exact: got {self!r}")
+        if self.traced:
+            as_traced(self.low)
+            as_traced(self.high)
+        if self.log and self.low < 1:
+            raise SpaceError(f"a log scale needs low >= 1: got low={self.low}")
+        if self.low >= self.high:
+            raise SpaceError(f"low must be below high: got low={self.low}, high={self.high}")
+        if self.step < 1:
+            raise SpaceError(f"step must be at least 1: got step={self.step}")
+        if self.log and self.step != 1:
+            raise SpaceError(f"a log scale takes no step: got step={self.step}")
+        if (self.high - self.low) % self.step:
+            reachable = self.high - (self.high - self.low) % self.step
+            raise SpaceError(
+                f"high must be low plus a multiple of step: got high={self.high}, step={self.step}; "
+                f"use high={reachable}"
+            )
+
+    def distribution(self) -> BaseDistribution:
+        from optuna.distributions import IntDistribution
+
+        return IntDistribution(self.low, self.high, log=self.log, step=self.step)
+
+    def suggest(self, trial: optuna.Trial, name: str) -> int:
+        return trial.suggest_int(name, self.low, self.high, log=self.log, step=self.step)
+
+    def example(self) -> int:
+        return self.low
+
+    def contains(self, value: Any) -> bool:
+        is_int = isinstance(value, int) and not isinstance(value, bool)
+        return is_int and self.low <= value <= self.high and (value - self.low) % self.step == 0
+
+    def parse(self, text: str) -> int:
+        return int(text)
+
+    def decode(self, stored: Any) -> int:
+        return int(stored)
+
+    def only(self, value: int) -> IntDomain:
+        return dataclasses.replace(self, low=value, high=value, step=1)
+
+    def __repr__(self) -> str:
+        marks = f", step={self.step}" * (self.step != 1) + ", log=True" * self.log + ", traced=True" * self.traced
+        return f"int_uniform({self.low!r}, {self.high!r}{marks})"
+
+
+@dataclass(frozen=True)
+class ChoiceDomain(Domain):
+    """One of several options; an option that is a `Space` class brings its own fields.
+
+    Attributes:
+        options: The values, in order.
+        labels: What is stored for each: the value itself where JSON has it, else a stable label.
+    """
+
+    options: tuple[Any, ...]
+    labels: tuple[Stored, ...]
+    traced: bool = False
+
+    @property
+    def spaces(self) -> dict[Stored, type[Space]]:
+        """The options that are spaces, by label."""
+        return {label: option for label, option in zip(self.labels, self.options, strict=True) if is_space(option)}
+
+    def check(self) -> None:
+        if not self.options:
+            raise SpaceError("a choice needs at least one option")
+        for label, option in zip(self.labels, self.options, strict=True):
+            if isinstance(label, str) and label.startswith(_UNLABELLED):
+                raise SpaceError(
+                    f"no stable label for {option!r}; give one with a mapping: choice({{'name': value, ...}})"
+                )
+            if not (label is None or isinstance(label, bool | int | float | str)):
+                raise SpaceError(f"labels must be plain JSON values: got {label!r}")
+        for at, label in enumerate(self.labels):
+            if isinstance(label, float) and not math.isfinite(label):
+                raise SpaceError(f"options must be finite: got {label!r}; give it a label: choice({{'name': value}})")
+            if any(label == other for other in self.labels[:at]):
+                raise SpaceError(f"options must differ: {label!r} stands twice (equal values or equal labels)")
+        for option in self.options:
+            try:
+                hash(option)
+            except TypeError:
+                raise SpaceError(
+                    f"options must be hashable: got {option!r}; use a tuple, or give the options one by one"
+                ) from None
+        for at, option in enumerate(self.options):
+            if any(option == other and type(option) is type(other) for other in self.options[:at]):
+                raise SpaceError(f"options must differ: {option!r} stands twice (equal values or equal labels)")
+            if option != option:
+                raise SpaceError(f"options must equal themselves: got {option!r}")
+        if self.spaces and not all(option is None or is_space(option) for option in self.options):
+            raise SpaceError(f"a choice of Space classes takes only Space classes and None: got {self!r}")
+        if self.traced and not all(isinstance(option, int | float) for option in self.options):
+            raise SpaceError(f"a traced choice needs numbers: got {self!r}")
+        if self.traced and len({as_traced(option) for option in self.options}) < len(self.options):
+            raise SpaceError(f"options must differ as float32, which traced numbers are: got {self!r}")
+
+    def distribution(self) -> BaseDistribution:
+        from optuna.distributions import CategoricalDistribution
+
+        return CategoricalDistribution(self.labels)
+
+    def suggest(self, trial: optuna.Trial, name: str) -> Stored:
+        return trial.suggest_categorical(name, self.labels)
+
+    def example(self) -> Any:
+        return self.decode(self.labels[0])
+
+    def contains(self, value: Any) -> bool:
+        return any(type(value) is type(option) and value == option for option in self.options)
+
+    def parse(self, text: str) -> Any:
+        for spelling in (str, lambda word: str(word).lower()):
+            for label, option in zip(self.labels, self.options, strict=True):
+                if spelling(text) == spelling(label):
+                    return option
+        raise ValueError(text)
+
+    def encode(self, value: Any) -> Stored:
+        for key in (value, type(value)) if is_space(type(value)) else (value,):
+            for label, option in zip(self.labels, self.options, strict=True):
+                if key == option and type(key) is type(option):
+                    return label
+        raise SpaceError(f"must be one of {list(self.labels)}: got {value!r}")
+
+    def decode(self, stored: Stored) -> Any:
+        for label, option in zip(self.labels, self.options, strict=True):
+            if stored == label and type(stored) is type(label):
+                return option
+        raise SpaceError(f"must be one of {list(self.labels)}: got {stored!r}")
+
+    def as_floats(self) -> ChoiceDomain:
+        """Return the same choice with floats for its numbers; the labels stay."""
+        return dataclasses.replace(
+            self, options=tuple(float(each) if isinstance(each, int | float) else each for each in self.options)
+        )
+
+    def only(self, value: Any) -> ChoiceDomain:
+        return dataclasses.replace(self, options=(value,), labels=(self.encode(value),))
+
+    def child_names(self, name: str, label: Stored) -> dict[str, str]:
+        """Return field -> parameter name for the fields of the option `label` of the choice called `name`."""
+        children = {key: domains_of(space) for key, space in self.spaces.items()}
+        names = {}
+        for field, domain in children[label].items():
+            clash = any(others.get(field, domain) != domain for others in children.values())
+            names[field] = f"{name}.{label}.{field}" if clash else f"{name}.{field}"
+        return names
+
+    def __repr__(self) -> str:
+        mark = ", traced=True" if self.traced else ""
+        return f"choice({', '.join(repr(label) for label in self.labels)}{mark})"
+
+
+def uniform(low: float, high: float, *, static: bool = False) -> Any:
+    """A float between `low` and `high`; traced unless `static`."""
+    return FloatDomain(low, high, traced=not static)
+
+
+def log_uniform(low: float, high: float, *, static: bool = False) -> Any:
+    """A float between `low` > 0 and `high`, uniform in its logarithm; traced unless `static`."""
+    return FloatDomain(low, high, log=True, traced=not static)
+
+
+def int_uniform(low: int, high: int, *, step: int = 1, log: bool = False, traced: bool = False) -> Any:
+    """An integer among low, low + step, ..., high (or uniform in its logarithm); static unless `traced`."""
+    return IntDomain(low, high, step=step, log=log, traced=traced)
+
+
+def choice(*options: Any, traced: bool = False) -> Any:
+    """One of the options; static unless `traced`.
+
+    Options that JSON lacks are stored by a label: the name of a class, function or enum member, the text of a tuple.
+    Anything else is given with its labels, as one mapping: `choice({"small": object_1, "large": object_2})`.
+    """
+    if len(options) == 1 and isinstance(options[0], Mapping):
+        made = ChoiceDomain(tuple(options[0].values()), tuple(options[0].keys()), traced=traced)
+    else:
+        made = ChoiceDomain(options, tuple(_label(option) for option in options), traced=traced)
+    # A traced number must keep one type over all trials: a float and an int make two programs.
+    return made.as_floats() if traced and any(isinstance(option, float) for option in made.options) else made
+
+
+_UNLABELLED = "<no label>"
+
+
+def _label(option: Any) -> Stored:
+    """Return what is stored for an option, the same in every process."""
+    if isinstance(option, enum.Enum):
+        return f"{type(option).__name__}.{option.name}"
+    if option is None or isinstance(option, bool):
+        return option
+    for plain in (int, float, str):
+        if isinstance(option, plain):  # np.float64 is a float, and comes back from JSON as one
+            return plain(option)
+    if isinstance(option, tuple | list):
+        parts = [_label(part) for part in option]
+        unlabelled = any(str(part).startswith(_UNLABELLED) for part in parts)
+        return _UNLABELLED if unlabelled else f"({', '.join(str(part) for part in parts)})"
+    name = getattr(option, "__name__", None)
+    return name if name and name != "<lambda>" else f"{_UNLABELLED} {type(option).__name__}"
+
+
+def parameters(space: type[Space]) -> Iterator[tuple[str, Domain, str]]:
+    """Yield every Optuna parameter of a space: its name, its domain, and the condition under which it exists.
+
+    The condition is empty, or reads like `optimizer=SGD`; of nested conditions the last is given.
+    """
+    yield from _parameters({field: field for field in domains_of(space)}, space, "")
+
+
+def _parameters(names: Mapping[str, str], space: type[Space], when: str) -> Iterator[tuple[str, Domain, str]]:
+    for field, domain in domains_of(space).items():
+        name = names[field]
+        yield name, domain, when
+        if isinstance(domain, ChoiceDomain):
+            for label, option in domain.spaces.items():
+                yield from _parameters(domain.child_names(name, label), option, f"{name}={label}")

@@ -1,0 +1,71 @@
+"""A Python file that belongs to no package, such as a study: importing it, and the state of its Git repository."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+from tuner.errors import StudyFileError, TunerError
+from tuner.study.modules import module_name
+
+
+def import_file(path: Path) -> ModuleType:
+    """Run a file as a module of its own, its folder importable as for `python FILE`.
+
+    Processes that its code starts can import the module by its name.
+
+    Raises:
+        StudyFileError: the file is no Python, or an error in it; the message has file and line.
+    """
+    name = module_name(path)
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise StudyFileError(f"a study file must be Python, its name ending in .py: got {str(path)!r}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    sys.path.insert(0, str(path.absolute().parent))
+    try:
+        spec.loader.exec_module(module)
+    except TunerError as error:
+        raise type(error)(f"{_where(path, error)}{error}") from error
+    except (Exception, SystemExit) as error:
+        raise StudyFileError(
+            f"a study file must import: {_where(path, error)}{type(error).__name__}: {error}"
+        ) from error
+    return module
+
+
+def _where(path: Path, error: BaseException) -> str:
+    """Return `file:line: ` of the last line of the file itself that led to an error."""
+    own = os.path.realpath(path)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if os.path.realpath(frame.filename) == own]
+    return f"{path}:{frames[-1].lineno}: " if frames else f"{path}: "
+
+
+def code_digest(path: Path) -> str | None:
+    """Return what tells a file's code from other code, whatever its comments and layout; None if it is no Python."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return None
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+
+
+def git_state(path: Path) -> dict[str, str | bool] | None:
+    """Return the commit of the repository that a file lies in, and whether anything in it differs; None without."""
+    command = ["git", "-C", str(path.absolute().parent)]
+    try:
+        commit, status = (
+            subprocess.run([*command, *words], capture_output=True, text=True, timeout=10, check=True).stdout
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit.strip(), "is_changed": bool(status.strip())}

@@ -1,0 +1,283 @@
+"""The search space: a typed dataclass of domains. No JAX; Optuna is imported when a distribution is made.
+
+A field is *traced* (a number inside the compiled program) or *static* (part of the program's shape): floats are
+traced, integers and choices static, and `static=True` / `traced=True` changes that. Optuna sees ordinary parameters;
+those of a nested space are named `optimizer.momentum`, or `optimizer.SGD.momentum` where the options give one name
+different domains.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, dataclass_transform
+
+from tuner.errors import MissingHParam, SpaceError, nearest
+from tuner.study.domains import (
+    ChoiceDomain,
+    Domain,
+    IntDomain,
+    Stored,
+    as_traced,
+    choice,
+    domains_of,
+    int_uniform,
+    is_space,
+    log_uniform,
+    parameters,
+    uniform,
+)
+
+if TYPE_CHECKING:
+    import optuna
+
+
+class _Body(dict[str, Any]):
+    """A class body that refuses to define one field twice."""
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name in self and isinstance(value, Domain) | isinstance(self[name], Domain):
+            raise SpaceError(f"{self.get('__qualname__')}.{name}: a field must be defined once; it stands twice")
+        super().__setitem__(name, value)
+
+
+@dataclass_transform(
+    kw_only_default=True, frozen_default=True, field_specifiers=(uniform, log_uniform, int_uniform, choice)
+)
+class SpaceMeta(type):
+    """Turns a class body into a frozen dataclass and keeps its domains."""
+
+    __domains__: dict[str, Domain]
+    _own: dict[str, Domain]
+
+    @classmethod
+    def __prepare__(cls, name: str, bases: tuple[type, ...], /, **kwargs: Any) -> _Body:
+        return _Body()
+
+    def __new__(cls, name: str, bases: tuple[type, ...], body: dict[str, Any], /) -> SpaceMeta:
+        domains = {field: value for field, value in body.items() if isinstance(value, Domain)}
+        for field, domain in domains.items():
+            is_float = body.get("__annotations__", {}).get(field) in (float, "float")
+            if is_float and isinstance(domain, ChoiceDomain):
+                domains[field] = domain.as_floats()
+            elif is_float and isinstance(domain, IntDomain):
+                raise SpaceError(f"{name}.{field}: a float field takes no int_uniform; annotate it with int")
+        plain = {field: value for field, value in body.items() if field not in domains}
+        annotated = domains.keys() & body.get("__annotations__", {}).keys()
+        # `dataclasses.field()` says that there is no default, also where a base class has one.
+        made = super().__new__(cls, name, bases, {**plain, **{field: dataclasses.field() for field in annotated}})
+        inherited: dict[str, Domain] = {}
+        for base in reversed(made.__mro__[1:]):
+            inherited = {field: domain for field, domain in inherited.items() if field not in vars(base)}
+            inherited |= vars(base).get("_own", {})
+        dataclass(frozen=True, kw_only=True)(made)
+        known = {field.name for field in dataclasses.fields(made)}  # pyright: ignore[reportArgumentType]
+        for field in inherited.keys() & plain.keys() - vars(made).get("__annotations__", {}).keys():
+            raise SpaceError(f"{name}.{field}: a constant in place of a domain needs a type annotation")
+        for field, domain in domains.items():
+            try:
+                if field not in known:
+                    raise SpaceError("a field needs a type annotation, as in `width: int = choice(32, 64)`")
+                if field.startswith("_"):
+                    raise SpaceError("a field's name must not start with an underscore")
+                domain.check()
+            except SpaceError as error:
+                raise SpaceError(f"{name}.{field}: {error}") from None
+        for field in dataclasses.fields(made):  # pyright: ignore[reportArgumentType]
+            # A constant float is a number inside the program as well.
+            if field.name not in domains and type(field.default) is float:
+                try:
+                    as_traced(field.default)
+                except SpaceError as error:
+                    raise SpaceError(f"{name}.{field.name}: {error}") from None
+        made._own = domains
+        made.__domains__ = {field: domain for field, domain in {**inherited, **domains}.items() if field not in plain}
+        _check_names(made)
+        return made
+
+
+def _check_names(space: Any) -> None:
+    """Raise SpaceError if two parameters of different domains have one name."""
+    met: dict[str, Domain] = {}
+    for name, domain, _ in parameters(space):
+        if met.setdefault(name, domain) != domain:
+            raise SpaceError(f"{space.__name__}: two hyperparameters are called {name!r}; rename a field or an option")
+
+
+class Space(metaclass=SpaceMeta):
+    """Base of a search space; a subclass lists its fields, an instance is one set of hyperparameters.
+
+    ```
+    class HParams(Space):
+        learning_rate: float = log_uniform(1e-4, 1e-1)   # traced: a number inside the compiled program
+        width: int = choice(32, 64, 128)                 # static: changes the program
+        optimizer: SGD | AdamW = choice(SGD, AdamW)      # nested spaces: conditional hyperparameters
+    ```
+
+    Instances are frozen, and a JAX pytree from the moment that training starts. A field without a domain is a
+    constant, or (in a define-by-run space) a value that the function gives.
+
+    Raises:
+        SpaceError: at class creation, naming the field.
+    """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+            # An int in a float field would be another type inside the program, and so another program.
+            value = getattr(self, field.name)
+            if type(value) is int and field.type in (float, "float"):
+                object.__setattr__(self, field.name, float(value))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        known = [field.name for field in dataclasses.fields(self)]  # pyright: ignore[reportArgumentType]
+        raise MissingHParam(
+            f"the search space must have every hyperparameter that the trainer reads: {type(self).__name__} has no "
+            f"{name!r}, it has {', '.join(known) or 'none'}{nearest(name, known)}"
+        )
+
+
+def is_traced(space: type[Space], field: str) -> bool:
+    """Return whether a field is a number inside the compiled program (or a space with such numbers)."""
+    domain = domains_of(space).get(field)
+    if isinstance(domain, ChoiceDomain) and domain.spaces:
+        return True
+    if domain is not None:
+        return domain.traced
+    try:
+        kind = typing.get_type_hints(space)[field]
+    except NameError:  # a postponed annotation that names something local
+        kind = {each.name: each.type for each in dataclasses.fields(space)}[field]  # pyright: ignore[reportArgumentType]
+    return any(part in (float, "float") or is_space(part) for part in typing.get_args(kind) or (kind,))
+
+
+def build(space: type[Space], value_of: Callable[[str, Domain], Any]) -> Space:
+    """Return an instance, asking `value_of(parameter_name, domain)` for each value that is needed.
+
+    This is the one walk over a space: sampling, reading stored parameters and taking examples differ only in
+    where the values come from.
+
+    Raises:
+        SpaceError: a field has neither a domain nor a default.
+    """
+    return _build({field: field for field in domains_of(space)}, space, value_of)
+
+
+def _build(names: Mapping[str, str], space: type[Space], value_of: Callable[[str, Domain], Any]) -> Space:
+    values = {}
+    for field, domain in domains_of(space).items():
+        value = value_of(names[field], domain)
+        if is_space(value) and isinstance(domain, ChoiceDomain):
+            label = domain.encode(value)
+            value = _build(domain.child_names(names[field], label), value, value_of)
+        values[field] = value
+    for field in dataclasses.fields(space):  # pyright: ignore[reportArgumentType]
+        if field.name not in values and field.default is field.default_factory:  # both are MISSING
+            missing = f"every field must have a domain or a default: {field.name!r} has neither"
+            raise SpaceError(f"{space.__name__}: {missing}")
+    return space(**values)
+
+
+def sample(space: type[Space], trial: optuna.Trial, fixed: Mapping[str, Any] | None = None) -> Space:
+    """Return hyperparameters suggested by Optuna; `fixed` holds the values of parameters that are not searched."""
+    fixed = fixed or {}
+
+    def suggest(name: str, domain: Domain) -> Any:
+        if name in fixed:
+            domain = domain.only(fixed[name])
+        return domain.decode(domain.suggest(trial, name))
+
+    return build(space, suggest)
+
+
+def from_params(space: type[Space], params: Mapping[str, Stored]) -> Space:
+    """Return the hyperparameters that were stored as `params` (the `hparams` of `tuner best --format json`).
+
+    Raises:
+        SpaceError: a parameter is missing, or its value is outside its domain.
+    """
+
+    def read(name: str, domain: Domain) -> Any:
+        if name not in params:
+            raise SpaceError(f"every parameter of {space.__name__} must be given: {name!r} is missing")
+        stored = params[name]
+        if not (isinstance(domain, ChoiceDomain) or domain.contains(stored)):
+            raise SpaceError(f"{name} must lie in {domain!r}: got {stored!r}")
+        try:
+            return domain.decode(stored)
+        except SpaceError as error:
+            raise SpaceError(f"{name} {error}") from None
+
+    return build(space, read)
+
+
+def to_params(hparams: Space) -> dict[str, Stored]:
+    """Return what Optuna stores for these hyperparameters; the inverse of `from_params`."""
+    params: dict[str, Stored] = {}
+
+    def walk(node: Space, names: Mapping[str, str]) -> None:
+        for field, domain in domains_of(type(node)).items():
+            value = getattr(node, field)
+            try:
+                label = params[names[field]] = domain.encode(value)
+            except SpaceError as error:
+                raise SpaceError(f"{names[field]} {error}") from None
+            if isinstance(domain, ChoiceDomain) and label in domain.spaces:
+                walk(value, domain.child_names(names[field], label))
+
+    walk(hparams, {field: field for field in domains_of(type(hparams))})
+    return params
+
+
+def examples(space: type[Space]) -> Iterator[Space]:
+    """Yield instances that together visit every option that is a space; used to check a trainer before it runs."""
+    pending: list[dict[str, Any]] = [{}]
+    seen: set[tuple[str, Any]] = set()
+    while pending:
+        forced = pending.pop()
+        taken: dict[str, Any] = {}
+
+        def value_of(name: str, domain: Domain, forced: dict[str, Any] = forced, taken: dict[str, Any] = taken) -> Any:
+            option = forced.get(name, domain.example())
+            if isinstance(domain, ChoiceDomain) and domain.spaces:
+                seen.add((name, option))
+                fresh = [other for other in domain.options if (name, other) not in seen]
+                seen.update((name, other) for other in fresh)
+                pending.extend({**taken, name: other} for other in fresh)
+                taken[name] = option
+            return option
+
+        yield build(space, value_of)
+
+
+def check_fixed(space: type[Space], fixed: Mapping[str, Any]) -> None:
+    """Check the values of hyperparameters that are not searched, given by parameter.
+
+    Raises:
+        SpaceError: there is no such parameter, or the value is outside its domain.
+    """
+    domains = {name: domain for name, domain, _ in parameters(space)}
+    for name, value in fixed.items():
+        if name not in domains:
+            raise SpaceError(f"no hyperparameter {name!r}: the space has {', '.join(domains)}{nearest(name, domains)}")
+        if not domains[name].contains(value):
+            raise SpaceError(f"{name} must lie in {domains[name]!r}: got {value!r}")
+
+
+def parse_fixed(space: type[Space], words: Mapping[str, str]) -> dict[str, Any]:
+    """Return parameter -> value for command-line words `name=value`.
+
+    Raises:
+        SpaceError: there is no such parameter, or the value is outside its domain.
+    """
+    domains = {name: domain for name, domain, _ in parameters(space)}
+    fixed: dict[str, Any] = dict(words)
+    for name in domains.keys() & words.keys():
+        with contextlib.suppress(ValueError):
+            fixed[name] = domains[name].parse(words[name])
+    check_fixed(space, fixed)
+    return fixed

@@ -1,0 +1,200 @@
+"""A trial's model in MLflow's registry, with all that is needed to load it again elsewhere."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuner.errors import CheckpointError, UsageError
+from tuner.output.jsonfile import read_json, write_json
+from tuner.results.rows import no_feasible
+from tuner.storage import connect, hide_password, mirroring
+from tuner.storage.read.queries import StudyRow, TrialRow, find_study, read_best, read_trial
+from tuner.study.source import import_file
+from tuner.tracking import check_trackers
+from tuner.tracking.mirror import Ending, follow
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from tuner.training import Loaded
+
+_ABOUT, _CHECKPOINT, _FILE = "model.json", "checkpoint", "study.py"
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def register(url: str, study_name: str, uri: str, *, number: int | None = None, name: str | None = None) -> str:
+    """Send a study to MLflow, and make the model of one of its trials a version of a registered model.
+
+    Args:
+        url: The storage's URL.
+        study_name: The study.
+        uri: The MLflow server.
+        number: The trial; the best if None.
+        name: The registered model; as the study if None.
+
+    Returns:
+        The model's URI, for `mlflow.pyfunc.load_model`.
+
+    Raises:
+        UnknownStudy: there is no such study or trial.
+        UsageError: the trial has no checkpoint, or the study's file is gone.
+        CheckpointError: the model cannot be loaded from what is there.
+        TrackerLost: MLflow does not answer.
+        TrackerRefused: it does not take the model, or its name.
+    """
+    check_trackers(uri, None, None)
+    engine = connect(url)
+    try:
+        study = find_study(engine, study_name)
+        trial = _chosen(engine, study, number)
+        with tempfile.TemporaryDirectory(prefix="tuner-model-") as scratch:
+            bundle = Path(scratch) / "bundle"
+            record = pack(study, trial, bundle)
+            load_bundle(bundle)  # what does not load here loads nowhere
+            from tuner.tracking.mlflow import MlflowTracker
+
+            tracker = MlflowTracker(uri)
+            follow(url, study_name, [tracker], once=True, ending=Ending())
+            run = mirroring.run_of(engine, trial.trial_id, tracker.target)
+            assert run is not None, "it has ended, and all is sent"
+            import mlflow.pyfunc
+
+            model = Path(scratch) / "model"
+            versions = {package: record["versions"][package] for package in (*_PACKAGES,)}
+            mlflow.pyfunc.save_model(
+                str(model),
+                loader_module="tuner.tracking.mlflow_models",
+                data_path=str(bundle),
+                # Not `tuner`: the package index may have another package of that name.
+                pip_requirements=[f"{package}=={version}" for package, version in versions.items()],
+            )
+            told = {f"tuner.{key}": value for key, value in _tags(study, trial, record, url).items()}
+            return tracker.register(run, str(model), name or re.sub(r"[/:]", "_", study.name), told)
+    finally:
+        engine.dispose()
+
+
+def _chosen(engine: Engine, study: StudyRow, number: int | None) -> TrialRow:
+    if number is not None:
+        return read_trial(engine, study, number)
+    if len(study.directions) > 1:
+        raise UsageError(f"study {study.name!r} has several objectives, so say which trial: --trial N, of `tuner best`")
+    best = read_best(engine, study, 1)
+    if not best:
+        missing = f"study {study.name!r} must have a complete trial to register: it has none yet"
+        raise UsageError(no_feasible(engine, study.name) or missing)
+    return best[0]
+
+
+def pack(study: StudyRow, trial: TrialRow, folder: Path) -> Mapping[str, Any]:
+    """Copy what a trial's model needs into a folder; return the record of its checkpoint.
+
+    Raises:
+        UsageError: there is no checkpoint, or no study file.
+        CheckpointError: the checkpoint is torn.
+    """
+    from tuner.training.saved.checkpoints import read
+
+    where = trial.record.get("checkpoint")
+    if where is None:
+        raise UsageError(
+            f"trial {trial.number} of study {study.name!r} must have a checkpoint: it has none; those of the best "
+            "`keep_best` trials are kept"
+        )
+    if not Path(where).is_dir():
+        raise UsageError(
+            f"the checkpoint of trial {trial.number} of study {study.name!r} must be there: no folder {where!r}; run "
+            "this where the study's artifacts are"
+        )
+    _, record = read(where)
+    file = Path(record.get("file") or "")
+    if file.resolve().is_relative_to(Path(where).resolve()):
+        raise CheckpointError(f"the file of study {study.name!r} must not be inside its checkpoint: {str(file)!r} is")
+    if not file.is_file():
+        raise UsageError(f"the file of study {study.name!r} must be there: no {str(file)!r}; run this where it is")
+    folder.mkdir()
+    shutil.copytree(where, folder / _CHECKPOINT)
+    shutil.copy(file, folder / _FILE)
+    own = record["space"]["name"] if record["space"]["file"] == str(file.resolve()) else None
+    write_json(folder / _ABOUT, {"study": study.name, "trial": trial.number, "space": own})
+    return record
+
+
+def _tags(study: StudyRow, trial: TrialRow, record: Mapping[str, Any], url: str) -> dict[str, str]:
+    values = dict(zip(study.record.get("objective", []), trial.values or [], strict=False))
+    best = record.get("best") or {}
+    return {
+        "study": study.name,
+        "trial": str(trial.number),
+        "storage": hide_password(url),
+        **{f"value.{name}": str(value) for name, value in values.items()},
+        **({"epoch": str(best["epoch"])} if "epoch" in best else {}),
+        **{f"hparams.{name}": str(value) for name, value in trial.hparams.items()},
+        **{f"versions.{name}": str(version) for name, version in record["versions"].items()},
+    }
+
+
+# --- Where it is loaded
+
+
+def load_bundle(folder: Path) -> Loaded:
+    """Return a trained model from what `pack` has written; the copy of the study's file is imported.
+
+    Raises:
+        CheckpointError: the file does not hold the study as it was trained.
+        StudyFileError: the file does not import; what it imports itself must be installed.
+    """
+    from tuner.study.space import from_params
+    from tuner.training import TrainerModule, load_from_checkpoint
+    from tuner.training.restore import as_recorded
+    from tuner.training.saved.checkpoints import read
+
+    about, (_, record) = read_json(folder / _ABOUT), read(folder / _CHECKPOINT)
+    module = import_file(folder / _FILE)
+    studies = [value for value in vars(module).values() if getattr(value, "name", None) == about["study"]]
+    trainers = [study.trainer for study in studies if isinstance(getattr(study, "trainer", None), TrainerModule)]
+    if not trainers:
+        raise CheckpointError(f"{record['file']} must hold study {about['study']!r}: it does not any more")
+    space: Any = module if about["space"] else None
+    for part in (about["space"] or "").split(".") if space else ():
+        space = getattr(space, part, None)
+    if about["space"] and space is None:
+        raise CheckpointError(f"{record['file']} must define {about['space']}: it does not any more")
+    hparams = None if space is None else from_params(space, record["hparams"])
+    trainer = as_recorded(folder, record, trainers[0])
+    return load_from_checkpoint(folder / _CHECKPOINT, trainer=trainer, hparams=hparams)
+
+
+class RegisteredModel:
+    """What `mlflow.pyfunc.load_model` calls.
+
+    Args:
+        loaded: The trained model.
+    """
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.loaded = loaded
+
+    def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> Any:
+        """Return the model's outputs in evaluation mode, as NumPy arrays.
+
+        Args:
+            model_input: An array, a data frame, or for a model of several inputs a mapping of them in their order.
+            params: MLflow hands these over; there are none.
+        """
+        import jax
+        import numpy as np
+
+        several = tuple(model_input.values()) if isinstance(model_input, Mapping) else (model_input,)
+        arrays = [one.to_numpy() if hasattr(one, "to_numpy") else np.asarray(one) for one in several]
+        return jax.tree.map(np.asarray, self.loaded(*arrays))
+
+
+def _load_pyfunc(path: str) -> RegisteredModel:
+    """Return a registered model; MLflow calls this by name."""
+    return RegisteredModel(load_bundle(Path(path)))

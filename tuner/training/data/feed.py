@@ -1,0 +1,105 @@
+"""Where a training's batches come from: arrays on the device, or the host one by one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tuner.errors import StudyError
+from tuner.training.data.arrays import ArrayDataset, Batch, steps_per_epoch
+from tuner.training.data.stream import StreamDataset
+from tuner.training.loop.programs import Order, Source, epoch_order, eval_order
+from tuner.training.mesh import Layout
+
+Dataset = ArrayDataset | StreamDataset
+
+
+@lru_cache(maxsize=8)
+def _placed_arrays(shared: Any, layout: Layout) -> Batch:
+    """Return the arrays that all views of a dataset share, where a trial's devices have them; put there once."""
+    return layout.put(shared.on_device)
+
+
+@lru_cache(maxsize=64)
+def _placed_rows(dataset: Dataset, layout: Layout) -> jax.Array:
+    """Return which rows a view has, where a trial's devices have them; put there once for all trials."""
+    return layout.put(dataset.rows if isinstance(dataset, ArrayDataset) else jnp.arange(len(dataset), dtype=jnp.int32))
+
+
+@lru_cache(maxsize=1024)
+def _placed_number(number: int, layout: Layout) -> jax.Array:
+    """Return a number where a trial's devices have it: putting it there costs more than an epoch's other calls."""
+    return layout.put(np.int32(number))
+
+
+class Feed:
+    """A dataset cut into batches of one size.
+
+    Attributes:
+        steps: Batches in an epoch, the last padded.
+        is_resident: The data are on the device, so a program may take many steps.
+    """
+
+    def __init__(self, dataset: Dataset, layout: Layout, batch_size: int) -> None:
+        if not isinstance(dataset, ArrayDataset | StreamDataset):
+            raise StudyError(f"data must be an ArrayDataset or a StreamDataset: got {type(dataset).__name__}")
+        self.dataset, self.layout = dataset, layout
+        self.batch_size = layout.batch_size(batch_size, len(dataset))
+        self.steps = steps_per_epoch(len(dataset), self.batch_size)
+        self.is_resident = isinstance(dataset, ArrayDataset)
+        self._arrays = _placed_arrays(dataset._shared, layout) if isinstance(dataset, ArrayDataset) else {}
+        self._rows = _placed_rows(dataset, layout)
+
+    def shuffled(self, key: jax.Array, first_step: int, order: Callable[..., Order] = epoch_order) -> Order:
+        """Return an epoch's batches: the same from a key in every process, and for streamed data.
+
+        Args:
+            key: The trial's key.
+            first_step: Of the epoch.
+            order: See `TrainerModule.order`, its hyperparameters given.
+
+        Raises:
+            StudyError: `order` made batches of another size or number.
+        """
+        made = order(key, _placed_number(first_step, self.layout), self._rows, batch_size=self.batch_size)
+        expected = (self.steps, self.batch_size)
+        if any(part.shape != expected for part in made):
+            raise StudyError(
+                f"order(...) must return indices and weights of shape {expected}, steps and batch: got "
+                f"{' and '.join(str(part.shape) for part in made)}"
+            )
+        return made
+
+    def in_order(self) -> Order:
+        """Return the batches of an evaluation."""
+        return eval_order(self._rows, batch_size=self.batch_size)
+
+    def resident(self, order: Order) -> Source:
+        """Return the source of all batches of an order, for data on the device."""
+        return Source(self._arrays, order)
+
+    def sources(self, order: Order, start: int = 0) -> Generator[Source]:
+        """Yield the source of each batch from `start` on; close it to end what reads ahead."""
+        if isinstance(self.dataset, ArrayDataset):
+            source = self.resident(order)
+            while True:
+                yield source
+        indices, weights = jax.device_get(order)
+        with contextlib.closing(self.dataset.batches(indices, weights, start=start)) as batches:
+            for batch in batches:
+                yield Source(self.layout.put(batch))
+
+    def first(self) -> Source:
+        """Return the source of any batch; only its shapes matter."""
+        if self.is_resident:
+            return self.resident(self.in_order())
+        indices = np.resize(np.arange(len(self.dataset)), (1, self.batch_size))
+        order = (jnp.asarray(indices, jnp.int32), jnp.ones(indices.shape, jnp.float32))
+        with contextlib.closing(self.sources(order)) as sources:
+            return next(sources)

@@ -1,0 +1,57 @@
+"""Labels of classes: whether all of them are classes. A wrong one would be learnt from without an error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tuner.errors import StudyError
+from tuner.training.data.arrays import ArrayDataset
+
+
+def check_labels(dataset: Any, classes: int, part: str, *, name: str = "labels", lowest: int = 0) -> None:
+    """Raise StudyError unless all labels of a dataset are classes; meant for `TrainerModule.check_data`.
+
+    Examples of weight 0 are not looked at, nor are streams, labels with more than one axis, and datasets without them.
+
+    Args:
+        dataset: The dataset.
+        classes: How many classes there are.
+        part: What the dataset is, for the message: `training` data, say.
+        name: The array of the labels.
+        lowest: The lowest label; -1 if that stands for no label.
+
+    Raises:
+        StudyError: a label is no whole number from `lowest` to `classes - 1`.
+    """
+    shared = dataset._shared.host if isinstance(dataset, ArrayDataset) else {}
+    if name not in shared or shared[name].ndim != 1:
+        return
+    labels = shared[name][dataset._rows]
+    numbers = labels.astype(np.float64)
+    is_wrong = ~((numbers >= lowest) & (numbers < classes) & (numbers == np.floor(numbers)))
+    if "weight" in shared:
+        is_wrong &= shared["weight"][dataset._rows] > 0
+    if is_wrong.any():
+        at = int(np.argmax(is_wrong))
+        others = int(is_wrong.sum()) - 1
+        raise StudyError(
+            f"{name} must be whole numbers from {lowest} to {classes - 1}, for {classes} classes: got "
+            f"{labels[at].item()!r} in example {int(dataset._rows[at])} of the {part} data"
+            f"{f', and {others} more like it' if others else ''}; change the number of classes, or leave out these "
+            "examples (weight 0)"
+        )
+
+
+def only_classes(losses: jax.Array, labels: jax.Array, classes: int) -> jax.Array:
+    """Return losses, and NaN where a label is no class: streams are not checked before they are trained on.
+
+    Args:
+        losses: Float[Array, "batch"].
+        labels: Int[Array, "batch"].
+        classes: How many there are.
+    """
+    return jnp.where((labels >= 0) & (labels < classes), losses, jnp.nan)

@@ -1,0 +1,231 @@
+"""What a trainer, its hyperparameters and its data must be: checked before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tuner.errors import SpaceError, StudyError, nearest
+from tuner.study.domains import as_traced
+from tuner.training import metrics as metrics_
+from tuner.training.data.arrays import Splits, steps_per_epoch
+from tuner.training.data.feed import Feed
+from tuner.training.hparams import register
+from tuner.training.loop.programs import Carry, programs
+from tuner.training.loop.spelling import check_spelling
+from tuner.training.mesh import Layout
+from tuner.training.metrics import Metrics
+from tuner.training.model.tracing import explained
+from tuner.training.optim.build import OptimizerGroups, OptimizerSpec
+from tuner.training.optim.schedules import require
+from tuner.training.trainer import TrainerModule, settings_of
+from tuner.trial import OPTIMIZER_RULES
+
+EVAL_BATCH = 512
+"""Examples to a batch of an evaluation."""
+
+
+def check_settings(trainer: Any) -> None:
+    """Raise StudyError unless this is a trainer whose attributes are what they can be."""
+    if not isinstance(trainer, TrainerModule):
+        raise StudyError(f"trainer must be a TrainerModule: got {trainer!r}")
+    try:
+        hash(trainer)
+    except TypeError:
+        raise StudyError(
+            f"a trainer must be hashable, as programs are kept by it: {type(trainer).__name__} is not; "
+            "@dataclass(eq=False) is"
+        ) from None
+    if trainer.loop not in ("auto", "scan", "step"):
+        raise StudyError(f"a trainer's loop must be 'auto', 'scan' or 'step': got {trainer.loop!r}")
+    if trainer.precision not in ("float32", "bfloat16", "float16"):
+        raise StudyError(f"a trainer's precision must be 'float32', 'bfloat16' or 'float16': got {trainer.precision!r}")
+    check_spelling(trainer)
+    every = trainer.validate_every
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise StudyError(f"a trainer's validate_every must be a whole number of at least 1: got {every!r}")
+
+
+def check_arguments(epochs: Any, seed: Any, direction: Any) -> None:
+    """Raise StudyError for arguments of a training that cannot be."""
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+        raise StudyError(f"epochs must be a whole number of at least 1: got {epochs!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**31:
+        raise StudyError(f"seed must be a whole number in [0, 2^31): got {seed!r}")
+    if direction not in ("minimize", "maximize"):
+        raise StudyError(f"direction must be 'minimize' or 'maximize': got {direction!r}")
+
+
+def check_kinds(stop: Any, *options: tuple[type, Any]) -> None:
+    """Raise StudyError for an option that is neither None nor of its class, or a `stop` that cannot be called."""
+    for kind, option in options:
+        if not isinstance(option, kind | None):
+            raise StudyError(
+                f"{kind.__name__.lower()} must be a tuner.training.{kind.__name__} or None: got {option!r}"
+            )
+    if not callable(stop):
+        raise StudyError(f"stop must be a function that says whether to stop: got {stop!r}")
+
+
+def check_data(splits: Any) -> None:
+    """Raise StudyError unless data are splits."""
+    if not isinstance(splits, Splits):
+        raise StudyError(
+            f"data must be tuner.training.Splits, of training and validation: got {type(splits).__name__}; see "
+            "ArrayDataset.split"
+        )
+
+
+_checked: WeakKeyDictionary[Any, set[Any]] = WeakKeyDictionary()
+"""Datasets, and the trainers that have checked them."""
+
+
+def check_examples(trainer: TrainerModule, hparams: Any, datasets: Mapping[str, Any]) -> None:
+    """Let a trainer check datasets, by what they are for; each once.
+
+    Raises:
+        StudyError: one is not what the trainer learns from.
+    """
+    if not overrides(trainer, "check_data"):
+        return
+    mine = (type(trainer), settings_of(trainer))
+    for part, dataset in datasets.items():
+        if dataset is not None and mine not in _checked.setdefault(dataset, set()):
+            trainer.check_data(dataset, hparams, part)
+            _checked[dataset].add(mine)
+
+
+def parts(splits: Splits) -> dict[str, Any]:
+    """Return the datasets of splits by what they are for."""
+    return {"training": splits.train, "validation": splits.validation, "test": splits.test}
+
+
+def check_hparams(hparams: Any) -> None:
+    """Make hyperparameters a pytree, and raise StudyError unless its leaves are numbers."""
+    register(hparams)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(hparams):
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float):
+            where = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise StudyError(
+                f"hyperparameters must be a Space or a pytree of numbers: got {leaf!r}{where and f' ({where})'}; what "
+                "is no number, or sets a shape, is a choice of a Space"
+            )
+        if isinstance(leaf, int | float):
+            try:
+                as_traced(leaf)
+            except SpaceError as error:
+                where = jax.tree_util.keystr(path, simple=True, separator="/")
+                raise StudyError(f"hyperparameter {where}: {error}") from None
+
+
+def check_average(trainer: TrainerModule, hparams: Any) -> None:
+    """Raise StudyError unless the decay of smoothed weights is a share."""
+    if not overrides(trainer, "ema_decay"):
+        return
+    decay = trainer.ema_decay(hparams)
+    if decay is not None:
+        require("ema_decay", decay, "at least 0 and at most 1", lambda share: 0 <= share <= 1)
+
+
+def check_optimizer(trainer: TrainerModule, hparams: Any, total_steps: int) -> None:
+    """Check an `OptimizerSpec` with the trial's own numbers, which inside a program are not known.
+
+    Raises:
+        StudyError: something in it is wrong.
+    """
+    if overrides(trainer, "init_state") and overrides(trainer, "train_step"):
+        return  # it has optimizers of its own
+    made = trainer.init_optimizer(hparams, total_steps)
+    if isinstance(made, OptimizerSpec | OptimizerGroups):
+        made.check(total_steps)
+
+
+@lru_cache(maxsize=256)
+def _asked_batch_size(trainer: TrainerModule, settings: Any, structure: Any, types: tuple[Any, ...]) -> Any:
+    sizes: list[Any] = []
+    # Traced, as in a program: a size that differs from trial to trial would compile anew for each.
+    hparams = structure.unflatten(jax.ShapeDtypeStruct(*of) for of in types)
+    jax.eval_shape(lambda hparams: sizes.append(trainer.batch_size(hparams)), hparams)
+    return sizes[0]
+
+
+def asked_batch_size(trainer: TrainerModule, hparams: Any) -> int:
+    """Return the trainer's batch size.
+
+    Raises:
+        StudyError: it is no static integer of at least 1.
+    """
+    leaves, structure = jax.tree.flatten(hparams)
+    size = _asked_batch_size(
+        trainer, settings_of(trainer), structure, tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    )
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise StudyError(f"batch_size(hparams) must return a static integer of at least 1: got {size!r}")
+    return size
+
+
+def has_hooks(trainer: TrainerModule) -> bool:
+    """Return whether a trainer may report metrics of its own."""
+    return any(overrides(trainer, hook) for hook in ("on_training_epoch_end", "on_validation_epoch_end"))
+
+
+def overrides(trainer: TrainerModule, method: str) -> bool:
+    """Return whether a trainer has its own version of a method."""
+    return getattr(type(trainer), method) is not getattr(TrainerModule, method)
+
+
+def first_shapes(trainer: TrainerModule, hparams: Any, splits: Splits, epochs: int = 1) -> Carry:
+    """Return the shapes of what a training starts with; nothing is computed."""
+    layout = Layout()
+    register(hparams)
+    feed = Feed(splits.train, layout, asked_batch_size(trainer, hparams))
+    made = programs(trainer, hparams, layout)
+    # Said as `Training` says it, which then need not trace the program again.
+    fixed = {"total_steps": epochs * feed.steps, "optimizer_rules": OPTIMIZER_RULES}
+    return made.init.eval_shape(feed.first(), hparams, np.uint32(0), **fixed)
+
+
+@explained()
+def check_trainer(trainer: Any, hparams: Any, splits: Any, objectives: Sequence[str], epochs: int) -> None:
+    """Trace the whole training without running it, to find what would fail in every trial.
+
+    Raises:
+        StudyError: the trainer or the data are of the wrong type, or an objective is never reported; the message
+            lists what is reported.
+        MissingHParam: the trainer reads a hyperparameter that the space lacks.
+    """
+    check_settings(trainer)
+    check_data(splits)
+    check_hparams(hparams)
+    check_examples(trainer, hparams, parts(splits))
+    size = asked_batch_size(trainer, hparams)
+    check_optimizer(trainer, hparams, epochs * steps_per_epoch(len(splits.train), size))
+    carry = first_shapes(trainer, hparams, splits, epochs)
+    number, rows = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((len(splits.train),), jnp.int32)
+    jax.eval_shape(partial(trainer.order, hparams, batch_size=size), jax.random.key(0), number, rows)
+    made, layout = programs(trainer, hparams, Layout()), Layout()
+    made.step.eval_shape(Feed(splits.train, layout, size).first(), hparams, *carry)
+    position = jax.ShapeDtypeStruct((), jnp.int32)
+    source = Feed(splits.validation, layout, EVAL_BATCH).first()
+    validated, _ = made.eval_step.eval_shape(source, hparams, carry.state, None, position)
+    reported = [*_names(validated), *(f"train_{name}" for name in _names(carry.totals))]
+    if has_hooks(trainer):
+        return  # a hook may report anything
+    for objective in objectives:
+        if objective not in reported:
+            raise StudyError(
+                f"the objective must be a metric that the trainer reports: {objective!r} is not, "
+                f"it reports {', '.join(reported)}{nearest(objective, reported)}"
+            )
+
+
+def _names(shapes: Metrics) -> list[str]:
+    """Return the names under which metrics of these shapes are reported."""
+    with np.errstate(all="ignore"):
+        return list(metrics_.as_floats(jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)))

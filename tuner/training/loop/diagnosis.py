@@ -1,0 +1,163 @@
+"""Looking into a training: the first NaN and where it came from, profiler traces, progress bars."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tuner.errors import NonFinite, StudyError
+from tuner.training.loop.programs import Carry, Source
+from tuner.training.model.adapters import watched
+from tuner.training.state import Stream
+from tuner.training.trainer import TrainerModule
+from tuner.trial import Report
+
+
+@contextlib.contextmanager
+def unjitted() -> Iterator[None]:
+    """Run the body without compiling, line by line."""
+    with jax.disable_jit():
+        yield
+
+
+def check_finite(trainer: TrainerModule, hparams: Any, source: Source, before: Carry, after: Carry, step: int) -> None:
+    """Check what a step has made of a state.
+
+    Args:
+        trainer: The trainer.
+        hparams: The hyperparameters.
+        source: Where the step's batch came from.
+        before: State, metrics and position before the step.
+        after: The same after it.
+        step: The step's number, counted from 1.
+
+    Raises:
+        NonFinite: a parameter, batch statistic or metric is NaN or infinite; the message says where the first one
+            came from: the inputs, a module's output, the loss, a gradient or the update.
+    """
+    made = {"params": after.state.params, "collections": after.state.collections, "metrics": after.totals}
+    first = _first_nonfinite(made)
+    if first is None:
+        return
+    where = _origin(trainer, hparams, source, before) or f"in {first}, from finite outputs"
+    raise NonFinite(f"values must stay finite: step {step} made the first NaN or infinity {where}")
+
+
+def _origin(trainer: TrainerModule, hparams: Any, source: Source, before: Carry) -> str | None:
+    """Run the model forward once more, and return where the first NaN or infinity appears."""
+    state, batch = before.state, source.at(before.position)
+    assert state.key is not None
+    assert state.step is not None
+    key = Stream.STEP.key(state.key, state.step)
+    batch = trainer.augment(batch, hparams, Stream.AUGMENT.key(key))
+    wrong = _first_nonfinite(batch)
+    if wrong is not None:
+        return f"before the model: in {wrong} of the batch"
+    seen: list[str] = []
+
+    def observe(path: str, inputs: Any, outputs: Any) -> None:
+        if not seen and _first_nonfinite(outputs) is not None:
+            is_before = _first_nonfinite(inputs) is not None
+            seen.append(f"in what {path} was called with" if is_before else f"in the output of {path}")
+
+    with watched(observe):
+        try:
+            outputs, _ = trainer.apply_model(state.params, state.collections, batch, hparams, train=True, key=key)
+        except Exception:  # a train_step of another kind, which calls its models by itself
+            return seen[0] if seen else None
+    if seen:
+        return seen[0]
+    if _first_nonfinite(outputs) is not None:
+        return "in the model's output"
+    try:
+        losses, _ = trainer.loss(outputs, batch, hparams)
+    except Exception:  # the same: its loss is its own
+        return None
+    if _first_nonfinite(losses) is not None:
+        return "in the loss, from a finite output of the model"
+    return None
+
+
+def _first_nonfinite(tree: Any) -> str | None:
+    """Return the path of the first array with a NaN or an infinity."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) and not bool(jnp.isfinite(leaf).all()):
+            return jax.tree_util.keystr(path, simple=True, separator="/") or "an array"
+    return None
+
+
+@dataclass
+class Profile:
+    """A trace of some steps by JAX's profiler, for TensorBoard or Perfetto.
+
+    Attributes:
+        folder: Where the trace goes.
+        first: The first step traced, counted from 0; a scanned epoch is traced whole.
+        last: The last one.
+
+    Raises:
+        StudyError: first and last are no such steps.
+    """
+
+    folder: str | Path
+    first: int
+    last: int
+    _is_running: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        are_whole = all(isinstance(step, int) and not isinstance(step, bool) for step in (self.first, self.last))
+        if not are_whole or not 0 <= self.first <= self.last:
+            raise StudyError(
+                "a Profile's steps must be whole numbers, 0 <= first <= last: "
+                f"got first={self.first!r}, last={self.last!r}"
+            )
+
+    def before(self, step: int, count: int) -> None:
+        """Start the trace if one of the `count` steps from `step` on is to be in it."""
+        if not self._is_running and step <= self.last and step + count > self.first:
+            jax.profiler.start_trace(str(self.folder))
+            self._is_running = True
+
+    def after(self, step: int, made: Any) -> None:
+        """End the trace if `step`, the next one, is beyond it."""
+        if self._is_running and step > self.last:
+            jax.block_until_ready(made)
+            self.close()
+
+    def close(self) -> None:
+        """Write the trace, if one is under way."""
+        if self._is_running:
+            self._is_running = False
+            jax.profiler.stop_trace()
+
+
+def with_progress(reports: Generator[Report, None, Any], epochs: int) -> Generator[Report, None, Any]:
+    """Yield the same reports, with a bar on stderr that shows epochs and the latest metrics."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    columns = (
+        TextColumn("epoch"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TimeRemainingColumn(),
+        # The others come first: however many metrics there are, they only get the room that is left.
+        TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+    )
+    with contextlib.closing(reports), Progress(*columns, console=Console(stderr=True), expand=True) as bar:
+        task = bar.add_task("", total=epochs)
+        while True:
+            try:
+                report = next(reports)
+            except StopIteration as end:
+                return end.value
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in report.metrics.items())
+            bar.update(task, completed=report.epoch, description=shown)
+            yield report

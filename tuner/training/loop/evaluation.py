@@ -1,0 +1,106 @@
+"""What is asked of a trainer beside training: evaluate, predict, describe."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from tuner.training import metrics as metrics_
+from tuner.training.data.arrays import Splits
+from tuner.training.data.feed import Dataset, Feed
+from tuner.training.hparams import register
+from tuner.training.loop.checks import EVAL_BATCH, asked_batch_size, check_examples, first_shapes
+from tuner.training.loop.modes import Mode
+from tuner.training.loop.programs import Programs, programs
+from tuner.training.mesh import Layout
+from tuner.training.metrics import Metrics
+from tuner.training.model.tracing import explained
+from tuner.training.state import TrainState
+from tuner.training.trainer import TrainerModule
+
+
+def eval_metrics(programs: Programs, layout: Layout, hparams: Any, dataset: Dataset, state: Any, mode: Mode) -> Metrics:
+    """Return the metrics over a dataset, still on the device."""
+    feed = Feed(dataset, layout, layout.size * -(-EVAL_BATCH // layout.size))
+    order = feed.in_order()
+    if feed.is_resident and (mode == "scan" or feed.steps == 1):
+        return programs.eval_all(feed.resident(order), hparams, state)
+    totals, position = None, layout.put(np.int32(0))
+    with contextlib.closing(feed.sources(order)) as sources:
+        for _, source in zip(range(feed.steps), sources, strict=False):
+            totals, position = programs.eval_step(source, hparams, state, totals, position)
+    assert totals is not None
+    return totals
+
+
+@explained()
+def evaluate(trainer: TrainerModule, state: TrainState, dataset: Dataset, hparams: Any) -> dict[str, float]:
+    """See `TrainerModule.eval_model`."""
+    register(hparams)
+    check_examples(trainer, hparams, {"evaluation": dataset})
+    layout, hparams = Layout(), jax.device_put(hparams)
+    made = programs(trainer, hparams, layout)
+    mode: Mode = "scan" if trainer.loop == "scan" else "step"
+    return metrics_.to_floats(eval_metrics(made, layout, hparams, dataset, jax.device_put(state), mode))
+
+
+def bind(trainer: TrainerModule, state: TrainState, hparams: Any) -> Callable[..., Any]:
+    """See `TrainerModule.bind_model`."""
+    register(hparams)
+    weights, hparams = jax.device_put((state.for_evaluation(), hparams))
+    made = programs(trainer, hparams, Layout())
+
+    def bound(*inputs: Any) -> Any:
+        return made.predict(weights.params, weights.collections, jax.device_put(inputs), hparams)
+
+    return bound
+
+
+@explained()
+def tabulate(trainer: TrainerModule, hparams: Any, splits: Splits) -> str:
+    """See `TrainerModule.print_tabulate`."""
+    table = Table("parameter", "shape", "type", "size")
+    leaves = jax.tree_util.tree_leaves_with_path(first_shapes(trainer, hparams, splits).state.params)
+    for path, leaf in leaves:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        table.add_row(name, " x ".join(map(str, leaf.shape)) or "1", str(leaf.dtype), f"{math.prod(leaf.shape):,}")
+    table.add_row("total", "", "", f"{sum(math.prod(leaf.shape) for _, leaf in leaves):,}", style="bold")
+    console = Console(file=io.StringIO(), width=120)
+    console.print(table)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().rstrip()
+
+
+@explained()
+def memory(trainer: TrainerModule, hparams: Any, splits: Splits, layout: Layout | None = None) -> dict[str, int]:
+    """Return what a training step needs of a device's memory, in bytes, from the compiled program.
+
+    Returns:
+        `arguments` (state, batch source), `temporary` (activations and the like), `outputs` beyond what the state
+        given leaves free.
+    """
+    register(hparams)
+    layout = layout or Layout()
+    feed = Feed(splits.train, layout, asked_batch_size(trainer, hparams))
+    hparams = layout.put(hparams)
+    made, source = programs(trainer, hparams, layout), feed.first()
+    carry = made.init.eval_shape(source, hparams, np.uint32(0), total_steps=feed.steps)
+    placed = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        carry.state,
+        layout.shardings(carry.state),
+    )
+    analysis: Any = made.step.lower(source, hparams, placed, carry.totals, carry.position).compile().memory_analysis()
+    return {
+        "arguments": analysis.argument_size_in_bytes,
+        "temporary": analysis.temp_size_in_bytes,
+        "outputs": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+    }

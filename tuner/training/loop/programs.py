@@ -1,0 +1,206 @@
+"""The compiled programs of a training: start, steps, epoch, evaluation.
+
+Traced hyperparameters are arguments; the trainer, the static hyperparameters and the layout identify the programs. So
+N trials that differ in traced hyperparameters compile once.
+"""
+
+from __future__ import annotations
+
+import gc
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from tuner.errors import StudyError
+from tuner.training import metrics as metrics_
+from tuner.training.data.arrays import Batch, batch_order, gather
+from tuner.training.mesh import Layout
+from tuner.training.metrics import Metrics
+from tuner.training.optim.stacks import collect_stacks
+from tuner.training.state import Stream, TrainState
+from tuner.training.trainer import TrainerModule, settings_of
+from tuner.trial import OPTIMIZER_RULES
+
+_KEPT = 16
+"""Sets of programs kept in memory. A study over hundreds of widths would else hold all its programs to the end."""
+_DROPPED = 32
+"""Sets of programs dropped until JAX is told to forget them."""
+
+Order = tuple[jax.Array, jax.Array]
+"""Indices and weights of all batches of an epoch, as from `batch_order`."""
+
+
+class Source(NamedTuple):
+    """Where a program takes its batch from: the one at `position` of an order over arrays on the device, or `batch`."""
+
+    arrays: Batch
+    order: Order | None = None
+
+    def at(self, position: jax.Array) -> Batch:
+        """Return the batch at a position (Int[Array, ""]) of the epoch."""
+        if self.order is None:
+            return self.arrays
+        indices, weights = self.order
+        return gather(self.arrays, indices[position], weights[position])
+
+
+class Carry(NamedTuple):
+    """What goes from step to step: the state, the epoch's metrics so far, and the step's place in the epoch."""
+
+    state: TrainState
+    totals: Metrics
+    position: jax.Array
+
+
+@partial(jax.jit, static_argnames=("batch_size",))
+def epoch_order(key: jax.Array, step: jax.Array, rows: jax.Array, *, batch_size: int) -> Order:
+    """Return an epoch's batches in a random order, which depends on the trial's key and the epoch's first step only.
+
+    A program of its own: sorting takes long to compile, and models of all sizes share it.
+    """
+    return batch_order(jax.random.permutation(Stream.ORDER.key(key, step), rows), batch_size)
+
+
+@partial(jax.jit, static_argnames=("batch_size",))
+def eval_order(rows: jax.Array, *, batch_size: int) -> Order:
+    """Return the batches of an evaluation, in the data's order."""
+    return batch_order(rows, batch_size)
+
+
+def first_carry(
+    trainer: TrainerModule,
+    hparams: Any,
+    batch: Batch,
+    seed: jax.Array,
+    total_steps: int,
+    optimizer_rules: int = OPTIMIZER_RULES,
+) -> Carry:
+    """Return the state before the first step, from a seed (Int[Array, ""]), and metrics that have seen nothing."""
+    with collect_stacks(optimizer_rules):
+        state = trainer.init_state(hparams, batch, jax.random.key(seed), total_steps)
+    if state.key is None or state.step is None:
+        raise StudyError("a state made by init_state needs key and step to be trained: one of them is None")
+    shapes = jax.eval_shape(partial(trainer.train_step, state, batch, hparams, state.key))[1]
+    return Carry(state, metrics_.zeros(shapes), jnp.zeros((), jnp.int32))
+
+
+def one_step(trainer: TrainerModule, layout: Layout, hparams: Any, source: Source, carry: Carry) -> Carry:
+    """Return what follows from one training step. Pure; may be vmapped over `hparams` and `carry`."""
+    state, totals, position = carry
+    assert state.key is not None
+    assert state.step is not None
+    batch = layout.divide(source.at(position))
+    state, metrics = trainer.train_step(state, batch, hparams, Stream.STEP.key(state.key, state.step))
+    return Carry(layout.keep(state), metrics_.add(totals, metrics), position + 1)
+
+
+def many_steps(trainer: TrainerModule, layout: Layout, hparams: Any, source: Source, carry: Carry, count: int) -> Carry:
+    """Return what follows from `count` training steps, as one loop inside the program."""
+
+    def step(carry: Carry, _: None) -> tuple[Carry, None]:
+        return one_step(trainer, layout, hparams, source, carry), None
+
+    return jax.lax.scan(step, carry, None, length=count)[0]
+
+
+def eval_batch(trainer: TrainerModule, layout: Layout, hparams: Any, batch: Batch, state: TrainState) -> Metrics:
+    """Return the metrics of one batch."""
+    return trainer.eval_step(state, layout.divide(batch), hparams)
+
+
+def eval_all(trainer: TrainerModule, layout: Layout, hparams: Any, source: Source, state: TrainState) -> Metrics:
+    """Return the metrics over all batches of an order, as one loop inside the program."""
+    assert source.order is not None
+    start = jnp.zeros((), jnp.int32)
+    first = eval_batch(trainer, layout, hparams, source.at(start), state)
+
+    def step(totals: Metrics, position: jax.Array) -> tuple[Metrics, None]:
+        return metrics_.add(totals, eval_batch(trainer, layout, hparams, source.at(position), state)), None
+
+    steps = source.order[1].shape[0]
+    return first if steps == 1 else jax.lax.scan(step, first, jnp.arange(1, steps, dtype=jnp.int32))[0]
+
+
+class Programs:
+    """The compiled programs of one trainer, one set of static hyperparameters and one layout.
+
+    Attributes:
+        init: (source, hparams, seed, total_steps=, optimizer_rules=) -> `Carry` before the first step.
+        step: (source, hparams, state, totals, position) -> `Carry` after one step; the state given is used up.
+        steps: the same after `count=` steps.
+        eval_step: (source, hparams, state, totals, position) -> totals and position after one more batch.
+        eval_all: (source, hparams, state) -> metrics over all batches.
+        predict: (params, collections, inputs, hparams) -> outputs in evaluation mode.
+        copy: a pytree of arrays -> a copy, which may be used up.
+    """
+
+    def __init__(self, trainer: TrainerModule, layout: Layout) -> None:
+        # The state and the batch are arguments of their own below, because only the state is used up.
+        def init_state(
+            source: Source,
+            hparams: Any,
+            seed: jax.Array,
+            *,
+            total_steps: int,
+            optimizer_rules: int = OPTIMIZER_RULES,
+        ) -> Carry:
+            batch = layout.divide(source.at(jnp.zeros((), jnp.int32)))
+            carry = first_carry(trainer, hparams, batch, seed, total_steps, optimizer_rules)
+            return carry._replace(state=layout.keep(carry.state))
+
+        def train_step(source: Source, hparams: Any, state: TrainState, totals: Metrics, position: jax.Array) -> Carry:
+            return one_step(trainer, layout, hparams, source, Carry(state, totals, position))
+
+        def train_steps(
+            source: Source, hparams: Any, state: TrainState, totals: Metrics, position: jax.Array, *, count: int
+        ) -> Carry:
+            return many_steps(trainer, layout, hparams, source, Carry(state, totals, position), count)
+
+        def eval_step(
+            source: Source, hparams: Any, state: TrainState, totals: Metrics | None, position: jax.Array
+        ) -> tuple[Metrics, jax.Array]:
+            metrics = eval_batch(trainer, layout, hparams, source.at(position), state)
+            return metrics if totals is None else metrics_.add(totals, metrics), position + 1
+
+        def eval_batches(source: Source, hparams: Any, state: TrainState) -> Metrics:
+            return eval_all(trainer, layout, hparams, source, state)
+
+        def predict(params: Any, collections: Any, inputs: tuple[Any, ...], hparams: Any) -> Any:
+            return trainer.apply_inputs(params, collections, inputs, hparams, train=False)[0]
+
+        # Runs once a trial and takes long to optimise, so the compiler is told not to.
+        fast_to_compile = {"xla_backend_optimization_level": 0}
+        static = ("total_steps", "optimizer_rules")
+        self.init = jax.jit(init_state, static_argnames=static, compiler_options=fast_to_compile)
+        self.step = jax.jit(train_step, donate_argnames=("state",))
+        self.steps = jax.jit(train_steps, static_argnames=("count",), donate_argnames=("state",))
+        self.eval_step = jax.jit(eval_step)
+        self.eval_all = jax.jit(eval_batches)
+        self.predict = jax.jit(predict)
+        self.copy = jax.jit(partial(jax.tree.map, jnp.copy))
+
+
+@lru_cache(maxsize=_KEPT)
+def _programs(trainer: TrainerModule, settings: Any, structure: Any, layout: Layout) -> Programs:
+    return Programs(trainer, layout)
+
+
+def programs(trainer: TrainerModule, hparams: Any, layout: Layout) -> Programs:
+    """Return the programs for a trainer and the static part of these hyperparameters; the latest few are kept."""
+    return _programs(trainer, settings_of(trainer), jax.tree.structure(hparams), layout)
+
+
+def forget_dropped() -> None:
+    """Free the memory of programs that are no longer kept, once there are many; call it between trials.
+
+    JAX holds about 1 MB for each set of programs after its last user is gone, and can only forget all programs at
+    once. Those still kept are traced again at their next use, and read from the persistent cache. A study that has no
+    more sets of programs than are kept is not affected.
+    """
+    info = _programs.cache_info()
+    if info.misses - info.currsize >= _DROPPED:
+        _programs.cache_clear()  # which also sets these counts to 0
+        jax.clear_caches()
+        gc.collect()

@@ -1,0 +1,424 @@
+"""The training loop: drives the compiled programs, reports, keeps the best, resumes.
+
+Nothing here waits for the device during an epoch; its metrics are fetched once, at its end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tuner.errors import StudyError, TrialPruned, nearest
+from tuner.training import metrics as metrics_
+from tuner.training.data.arrays import Splits
+from tuner.training.data.feed import Feed
+from tuner.training.loop.checks import (
+    asked_batch_size,
+    check_arguments,
+    check_average,
+    check_data,
+    check_examples,
+    check_hparams,
+    check_kinds,
+    check_optimizer,
+    check_settings,
+    has_hooks,
+    overrides,
+    parts,
+)
+from tuner.training.loop.diagnosis import Profile, check_finite, unjitted, with_progress
+from tuner.training.loop.evaluation import eval_metrics
+from tuner.training.loop.modes import Choose, Mode, chunk, measure, program_name, remembered
+from tuner.training.loop.programs import Carry, Order, Source, programs
+from tuner.training.mesh import Layout
+from tuner.training.model.tracing import explained
+from tuner.training.optim.build import skipped_steps
+from tuner.training.saved.checkpoints import Checkpoints, is_new_model_better
+from tuner.training.saved.pictures import Pictures
+from tuner.training.saved.record import RunLog, digests, find_optimizer_rules, identity, record
+from tuner.training.state import TrainState
+from tuner.training.trainer import TrainerModule
+from tuner.trial import Report
+
+_SMALL_BYTES = 2**24
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best validation so far.
+
+    Attributes:
+        epoch: Its epoch.
+        metrics: Its report's metrics.
+        state: What predictions need of the state then; on the host unless it is small.
+    """
+
+    epoch: int
+    metrics: Mapping[str, float]
+    state: TrainState
+
+
+class Training(Generator[Report, None, TrainState]):
+    """One training under way: iterate over it for a report after each validated epoch.
+
+    In each epoch: the training steps, `on_training_epoch_end`, the validation, `on_validation_epoch_end`, the report;
+    then a checkpoint if one is due. `on_training_start` comes before the first step. A training that is resumed at
+    the start of an epoch yields the last report of its history again.
+
+    Args:
+        trainer: The trainer.
+        hparams: The hyperparameters.
+        splits: The data; the last report has the metrics of `splits.test`, if there is one, for the best state, with
+            the prefix `test_`.
+        epochs: Passes over the training data; > 0.
+        seed: In [0, 2^31).
+        objective: The metric by which the best state is chosen; by default `loss`, if the trainer reports it.
+        direction: `"minimize"` or `"maximize"`.
+        checkpoints: Where to resume from and to save to; the best state is handed to it as well.
+        about: What is saved beside the arrays, so that others know what they are: study, trial number.
+        log: A folder for the file `run.json`, which says what is trained and has every report (see `load_run`), and
+            for what hooks give to `save_picture`; without it that goes to the folder of the checkpoints.
+        layout: The devices; one by default.
+        optimizer_rules: `tuner.trial.OPTIMIZER_RULES` of a training that was begun with another version; by default
+            those of its checkpoints or its log, and the newest for a new one.
+        choose: For `loop = "auto"`: looks up whether a program runs as scan or steps, or calls the function given and
+            remembers its answer. By default remembered in this process.
+        stop: Asked after each program; once true, the state is saved and the iteration ends.
+        debug: Run without compiling, and look for the first NaN or infinity after each step; a step that
+            `skip_nonfinite` skips counts, a step whose float16 gradient overflows does not.
+        profile: Steps to be traced with JAX's profiler.
+        progress: Show a progress bar on stderr.
+
+    Attributes:
+        feed: The training data cut into batches.
+        batch: Shapes and types of a batch; known from the first step on.
+        reports: All reports so far, those before a resumption included.
+        best: The best validation so far, or None.
+        mode: Whether epochs run as scans or as steps; None before the first.
+
+    Raises:
+        StudyError: trainer, hyperparameters and data do not fit.
+        CheckpointError: the checkpoints are of another training.
+        TrialPruned: a hook raised it; the epoch's report came first.
+        NonFinite: with `debug`, where the first NaN or infinity came from.
+    """
+
+    @explained()
+    def __init__(
+        self,
+        trainer: TrainerModule,
+        hparams: Any,
+        splits: Splits,
+        *,
+        epochs: int,
+        seed: int,
+        objective: str | None = None,
+        direction: Literal["minimize", "maximize"] = "minimize",
+        checkpoints: Checkpoints | None = None,
+        about: Mapping[str, Any] | None = None,
+        log: str | Path | None = None,
+        layout: Layout | None = None,
+        optimizer_rules: int | None = None,
+        choose: Choose | None = None,
+        stop: Callable[[], bool] = lambda: False,
+        debug: bool = False,
+        profile: Profile | None = None,
+        progress: bool = False,
+    ) -> None:
+        check_settings(trainer)
+        check_data(splits)
+        check_hparams(hparams)
+        check_examples(trainer, hparams, parts(splits))
+        check_arguments(epochs, seed, direction)
+        check_kinds(stop, (Checkpoints, checkpoints), (Layout, layout), (Profile, profile))
+        self.trainer, self.splits, self.epochs, self.seed = trainer, splits, epochs, seed
+        self.objective, self.direction, self._must_report = objective or "loss", direction, objective is not None
+        self.checkpoints, self.about = checkpoints, dict(about or {})
+        self.layout, self._choose, self._stop = layout or Layout(), choose or remembered(trainer), stop
+        self._debug, self._profile = debug, profile
+        self.optimizer_rules = find_optimizer_rules(optimizer_rules, checkpoints, log)
+        self.feed = Feed(splits.train, self.layout, asked_batch_size(trainer, hparams))
+        check_optimizer(trainer, hparams, epochs * self.feed.steps)
+        check_average(trainer, hparams)
+        self.host_hparams, self.hparams = hparams, self.layout.put(hparams)
+        self._programs = programs(trainer, self.hparams, self.layout)
+        self.reports: list[Report] = []
+        self.best: Best | None = None
+        self.mode: Mode | None = None
+        # Read and hashed only if somebody will compare it.
+        self.data = {} if checkpoints is None and log is None else digests(splits)
+        self._log = None if log is None else RunLog(log, self)
+        self._pictures = Pictures(checkpoints.folder if log is None and checkpoints is not None else log)
+        # The epoch that the carry is in or about to start, and the steps done in it.
+        self._epoch, self._position = 1, 0
+        self._carry: Carry | None = None
+        self._key: jax.Array | None = None
+        self._next_order: Order | None = None
+        self._is_stopping = False
+        self._generator = with_progress(self._run(), epochs) if progress else self._run()
+
+    def send(self, value: None) -> Report:
+        """Train until the next report; see `next`."""
+        with explained(), unjitted() if self._debug else contextlib.nullcontext():
+            return self._generator.send(value)
+
+    def throw(self, *error: Any) -> Report:
+        """End the training with an error; `close` does so in good order."""
+        return self._generator.throw(*error)
+
+    @property
+    def state(self) -> TrainState:
+        """The state after the latest step; it is used up when the iteration goes on."""
+        if self._carry is None:
+            raise StudyError("a training has a state from its first report on: iterate over it first")
+        return self._carry.state
+
+    @property
+    def step(self) -> int:
+        """Optimizer updates so far, as the loop counts them."""
+        return (self._epoch - 1) * self.feed.steps + self._position
+
+    def _run(self) -> Generator[Report, None, TrainState]:
+        with contextlib.ExitStack() as stack:
+            if self._profile is not None:
+                stack.enter_context(contextlib.closing(self._profile))
+            stack.callback(self._leave)
+            self._begin()
+            if self._log is not None:
+                self._log.write(self)
+            with self._pictures.taken():
+                self.trainer.on_training_start(self.state, self.host_hparams)
+            if self.reports and self._position == 0:
+                yield self.reports[-1]
+            while self._epoch <= self.epochs and not self._is_stopping:
+                yield from self._one_epoch()
+            if not self._is_stopping:
+                self._check_objective(self.reports)
+        return self.state
+
+    def _leave(self) -> None:
+        """Write what is due however the iteration ends: at the end, closed by the caller, pruned, or by an error."""
+        if self.checkpoints is not None:
+            self.checkpoints.wait()
+            if self.checkpoints.writes_best and not self._is_stopping:
+                self.checkpoints.write_best()
+
+    def _begin(self) -> None:
+        """Restore the newest checkpoint, or make the first state."""
+        first, seed = self.feed.first(), self.layout.put(np.uint32(self.seed))
+        self.batch = jax.eval_shape(lambda source: source.at(jnp.int32(0)), first)
+        fixed = {"total_steps": self.epochs * self.feed.steps, "optimizer_rules": self.optimizer_rules}
+        if self.checkpoints is not None and self.checkpoints.has_latest():
+            shapes = self._programs.init.eval_shape(first, self.hparams, seed, **fixed)
+            if self._restore(shapes):
+                return
+        carry = self._programs.init(first, self.hparams, seed, **fixed)
+        self._carry, self._nothing_seen = carry, (carry.totals, carry.position)
+
+    def _one_epoch(self) -> Iterator[Report]:
+        """Train the rest of an epoch, validate, report."""
+        self._train_epoch()
+        if self._is_stopping:
+            return
+        epoch, is_last, carry = self._epoch, self._epoch == self.epochs, self._now
+        found, pruned = {}, None
+        if overrides(self.trainer, "on_training_epoch_end"):
+            found = metrics_.to_floats(carry.totals, "train_")
+            pruned = self._call_hook("on_training_epoch_end", found)
+        is_validated = is_last or epoch % self.trainer.validate_every == 0 or pruned is not None
+        if is_validated:
+            found = self._validate(found)
+            if overrides(self.trainer, "on_validation_epoch_end"):
+                pruned = self._call_hook("on_validation_epoch_end", found) or pruned
+            self._keep_best(found)
+            if is_last and self.splits.test is not None and self.best is not None:
+                state = jax.device_put(self.best.state, self.layout.shardings(self.best.state))
+                found.update(metrics_.to_floats(self._metrics_of(self.splits.test, state), "test_"))
+            self.reports.append(Report(epoch, epoch * self.feed.steps, found))
+            if not has_hooks(self.trainer):  # a hook may report it later
+                self._check_objective(self.reports[-1:])
+        self._epoch, self._position = epoch + 1, 0
+        self._carry = Carry(carry.state, *self._nothing_seen)
+        if is_validated:
+            if self._log is not None:
+                self._log.write(self)
+            yield self.reports[-1]
+        if pruned is not None:
+            raise pruned
+        if not is_last:
+            self._save_if_due()
+
+    @property
+    def _now(self) -> Carry:
+        assert self._carry is not None
+        return self._carry
+
+    def _call_hook(self, hook: str, found: dict[str, float]) -> TrialPruned | None:
+        """Call a hook, take in what it adds to the metrics; return its wish to end the trial, if it has one."""
+        try:
+            with self._pictures.taken():
+                added = getattr(self.trainer, hook)(self.state, self.host_hparams, self._epoch, dict(found)) or {}
+        except TrialPruned as pruned:
+            return pruned
+        found.update(_numbers(hook, added, found))
+        return None
+
+    # Steps.
+
+    def _train_epoch(self) -> None:
+        """Train the rest of an epoch, or until asked to stop."""
+        order = self._shuffled(self._epoch) if self._next_order is None else self._next_order
+        self._next_order = None
+        self.mode = self.mode or self._find_mode(order)
+        with contextlib.closing(self.feed.sources(order, self._position)) as sources:
+            for source in sources:
+                self._advance(source)
+                if self._position >= self.feed.steps:
+                    if self._epoch < self.epochs:
+                        # Sorted while the device still trains, and the host waits for it.
+                        self._next_order = self._shuffled(self._epoch + 1)
+                    return
+                self._save_if_due()
+                if self._is_stopping:
+                    return
+
+    def _shuffled(self, epoch: int) -> Order:
+        if self._key is None:
+            self._key = _copy(self._now.state.key)  # the state's own is used up with it
+        assert self._key is not None
+        order = partial(self.trainer.order, self.hparams)
+        return self.feed.shuffled(self._key, (epoch - 1) * self.feed.steps, order)
+
+    def _find_mode(self, order: Order) -> Mode:
+        if self._debug or not self.feed.is_resident:
+            return "step"
+        if self.trainer.loop != "auto":
+            return self.trainer.loop
+        source = self.feed.resident(order)
+        name = program_name(self.trainer, self.hparams, self.feed, source)
+        return self._choose(name, lambda: measure(self._programs, source, self.hparams, self._now, self.feed.steps))
+
+    def _advance(self, source: Source) -> None:
+        """Run the next program: a chunk of steps, or one."""
+        count, before = 1, None
+        is_scan = self.mode == "scan" and not self._debug
+        if is_scan:
+            count = min(chunk(self.feed.steps), self.feed.steps - self._position)
+        if self._profile is not None:
+            self._profile.before(self.step, count)
+        if self._debug:
+            before = self._programs.copy(self._now)
+        if is_scan:
+            self._carry = self._programs.steps(source, self.hparams, *self._now, count=count)
+        else:
+            self._carry = self._programs.step(source, self.hparams, *self._now)
+        self._position += count
+        if self._profile is not None:
+            self._profile.after(self.step, self._carry)
+        if before is not None:
+            check_finite(self.trainer, self.hparams, source, before, self._now, self.step)
+
+    # Validation.
+
+    def _validate(self, found: Mapping[str, float]) -> dict[str, float]:
+        """Return all metrics of the epoch; the one place where training waits for the device."""
+        carry = self._now
+        validated = self._metrics_of(self.splits.validation, carry.state)
+        skipped = None if carry.state.opt_state is None else skipped_steps(carry.state.opt_state)
+        validated, trained, skipped = jax.device_get((validated, carry.totals, skipped))
+        values = metrics_.as_floats(validated)
+        values |= _numbers("on_training_epoch_end", found or metrics_.as_floats(trained, "train_"), values)
+        return values if skipped is None else {**values, "train_skipped_steps": float(np.sum(skipped))}
+
+    def _check_objective(self, reports: Sequence[Report]) -> None:
+        """Raise StudyError if an objective was asked for that is in none of these reports."""
+        if not self._must_report or any(self.objective in report.metrics for report in reports):
+            return
+        known = list(reports[-1].metrics)
+        raise StudyError(
+            f"the objective must be a metric that the trainer reports: {self.objective!r} is not, it reports "
+            f"{', '.join(known)}{nearest(self.objective, known)}"
+        )
+
+    def _metrics_of(self, dataset: Any, state: TrainState) -> metrics_.Metrics:
+        return eval_metrics(self._programs, self.layout, self.hparams, dataset, state, self.mode or "step")
+
+    def _keep_best(self, found: Mapping[str, float]) -> None:
+        best = None if self.best is None else self.best.metrics.get(self.objective)
+        if is_new_model_better(found.get(self.objective), best, self.direction):
+            # A copy, because the next step uses the state up.
+            state = self._programs.copy(self.state.for_evaluation())
+            # Fetching few bytes takes longer than they are worth; of many, the device's memory is dearer.
+            is_small = self.layout.size == 1 and sum(leaf.nbytes for leaf in jax.tree.leaves(state)) < _SMALL_BYTES
+            self.best = Best(self._epoch, dict(found), state if is_small else _to_host(state))
+            self._offer_best()
+
+    # Checkpoints.
+
+    def _offer_best(self) -> None:
+        if self.checkpoints is not None and self.best is not None:
+            said = {**self._whereabouts(), "kind": "best"}
+            self.checkpoints.offer_best(self.best.epoch * self.feed.steps, self.best.state, said)
+
+    def _whereabouts(self) -> dict[str, Any]:
+        return {**record(self), "epoch": self._epoch, "position": self._position}
+
+    def _save_if_due(self) -> None:
+        """Save for resuming, if it is time or the training is asked to stop."""
+        self._is_stopping = self._stop()
+        if self.checkpoints is not None and (self._is_stopping or self.checkpoints.is_due()):
+            best = self.state.for_evaluation() if self.best is None else self.best.state
+            said = {**self._whereabouts(), "kind": "latest"}
+            self.checkpoints.save(self.step, {"carry": self._now._asdict(), "best": best}, said)
+
+    def _restore(self, shapes: Carry) -> bool:
+        """Go on from the newest good checkpoint; return False if there is none."""
+        assert self.checkpoints is not None
+        best = jax.eval_shape(TrainState.for_evaluation, shapes.state)
+        like = {"carry": shapes._asdict(), "best": best}
+        # Said of one device, it would make other programs of those that a new training runs.
+        shardings = self.layout.shardings(like) if self.layout.devices else None
+        restored = self.checkpoints.restore(like, shardings=shardings, identity=identity(self))
+        if restored is None:
+            return False
+        _, tree, saved = restored
+        self._carry, self.mode = Carry(**tree["carry"]), saved["mode"]
+        self._epoch, self._position = saved["epoch"], saved["position"]
+        self.reports = [Report(**report) for report in saved["reports"]]
+        if saved["best"] is not None:
+            self.best = Best(**saved["best"], state=_to_host(tree["best"]))
+            self._offer_best()
+        nothing = (shapes.totals, shapes.position)
+        self._nothing_seen = self.layout.put(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), nothing))
+        return True
+
+
+_copy = jax.jit(jnp.copy)
+
+
+def _numbers(hook: str, added: Any, found: Mapping[str, float]) -> dict[str, float]:
+    """Return what a hook adds to the metrics, as Python floats."""
+    if not isinstance(added, Mapping):
+        raise StudyError(f"{hook} must return a mapping of names to numbers, or None: got {added!r}")
+    if taken := sorted(added.keys() & found.keys()):
+        raise StudyError(f"{hook} must not return {taken[0]!r}, which is reported anyway: rename it")
+    try:
+        return {str(name): float(value) for name, value in added.items()}
+    except (TypeError, ValueError) as error:
+        raise StudyError(f"{hook} must return numbers by name: got {added!r} ({error})") from None
+
+
+def _to_host(tree: Any) -> Any:
+    """Return a pytree with its arrays fetched to the host; keys, which NumPy does not have, stay where they are."""
+    leaves, structure = jax.tree.flatten(tree)
+    is_key = [jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
+    fetched = iter(jax.device_get([leaf for leaf, key in zip(leaves, is_key, strict=True) if not key]))
+    return structure.unflatten([leaf if key else next(fetched) for leaf, key in zip(leaves, is_key, strict=True)])

@@ -1,0 +1,1 @@
+"""Models of every flavour, and layers."""

@@ -1,0 +1,60 @@
+"""What to do about Python code that asks for a number which a compiled program does not know yet."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sysconfig
+import traceback
+from collections.abc import Iterator
+
+import jax
+
+from tuner.errors import PACKAGE, StudyError
+
+_UNKNOWN = (
+    jax.errors.ConcretizationTypeError,  # TracerBoolConversionError is one: `if`, `and`, float()
+    jax.errors.TracerIntegerConversionError,  # range(), a list's index
+    jax.errors.TracerArrayConversionError,  # NumPy's functions
+)
+_DROPOUT = {
+    os.path.join("flax", "linen", "stochastic.py"): ("flax.linen.Dropout", "tuner.training.Dropout"),
+    os.path.join("flax", "nnx", "nn", "stochastic.py"): ("flax.nnx.Dropout", "tuner.training.nnx_layers.Dropout"),
+}
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Turn JAX's errors about numbers that are traced into one line that says where, and what to write instead.
+
+    Raises:
+        StudyError: Python code needs the value of a number inside a program.
+    """
+    try:
+        yield
+    except _UNKNOWN as error:
+        raise StudyError(_advice(error)) from error
+    except TypeError as error:
+        if not str(error).startswith("Shapes must be 1D sequences of concrete values"):
+            raise
+        raise StudyError(_advice(error)) from error
+
+
+def _advice(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    others = (PACKAGE, sysconfig.get_path("stdlib"), "<frozen")
+    theirs = [frame for frame in frames if not frame.filename.startswith(others)]
+    theirs = [frame for frame in theirs if "site-packages" not in frame.filename]
+    where = f" at {theirs[-1].filename}:{theirs[-1].lineno}: {theirs[-1].line}" if theirs else ""
+    for file, (layer, instead) in _DROPOUT.items():
+        if any(frame.filename.endswith(file) for frame in frames):
+            return f"the rate of {layer} must not be traced: got a traced one{where}; use {instead} instead"
+    found = re.search(r"depends on the values? of the arguments? ([\w.\[\]'\", ]+)", str(error))
+    hparams = [] if found is None else re.findall(r"\bhparams((?:\.\w+|\['\w+'\])+)", found[1])
+    names = ", ".join(name.lstrip(".") for name in dict.fromkeys(hparams))
+    return (
+        f"Python code and shapes must not depend on a traced number: got "
+        f"{f'the hyperparameter {names}' if names else 'one'}{where}; use jnp.where or jax.lax.cond instead of `if`, "
+        "or make the hyperparameter static, with choice(...) or static=True"
+    )

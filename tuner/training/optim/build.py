@@ -1,0 +1,399 @@
+"""Optimizers from settings: every number may be traced, and every setting has one owner.
+
+The order of an update, from the gradient of the loss to the step: mean over `accumulate_steps`, clip, noise, L2 decay,
+the optimizer with its schedule, decoupled decay, plateau. `skip_nonfinite` stands around it all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+import optax.contrib
+
+from tuner.errors import StudyError, nearest
+from tuner.training.optim.named import OWN_DECAY, SCHEDULE_FREE, WHOLE_ARRAY, WHOLE_LOSS, arguments_of, factory_of
+from tuner.training.optim.rules import check_spec, decay_matrices, is_zero, marks
+from tuner.training.optim.schedules import Constant, Number, Schedule, WarmupCosine
+from tuner.training.optim.stacks import Layers, aware_of_layers, layer_by_layer
+from tuner.training.optim.transforms import (
+    AccumulateState,
+    GradientNoise,
+    SkipState,
+    accumulate,
+    add_noise,
+    clip,
+    lenient,
+    like,
+    rename_value_fn,
+    shrink,
+    skip_nonfinite,
+    without_weight,
+)
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """One of optax's optimizers and what stands around it.
+
+    Args:
+        name: As optax calls it; one of `OPTIMIZERS`.
+        learning_rate: The schedule's peak; None where the optimizer has none, or a default of its own.
+        options: The optimizer's further arguments, by name. Numbers may be traced, booleans and whole numbers not.
+        schedule: Shape of the learning rate; constant unless said, so that nothing happens that is not written.
+        decay: Weight decay; `decoupled` takes lr_t * decay * w off after preconditioning, `l2` adds decay * w to the
+            gradient before it. None is no decay, and then a mask is a mistake; 0 is a value like others.
+        decay_kind: Which of the two. Optimizers with a decay of their own (adamw, lion, ...) are decoupled.
+        decay_mask: Params -> tree of booleans; `decay_matrices` if None: neither biases nor scales.
+        clip_norm: Largest global norm of the loss's gradient, before any decay is added to it.
+        noise: Added to the clipped gradient.
+        accumulate_steps: Gradients to a real update, which schedules count; what is left at the end is dropped.
+        skip_nonfinite: Skip, and count, an update whose gradient, loss or result is not finite.
+        plateau: Arguments of `optax.contrib.reduce_on_plateau`; factor, rtol and atol must not be traced.
+    """
+
+    name: str = "adamw"
+    learning_rate: Number | None = None
+    _: KW_ONLY
+    options: Mapping[str, Any] = field(default_factory=dict)
+    schedule: Schedule = field(default_factory=Constant)
+    decay: Number | None = None
+    decay_kind: Literal["decoupled", "l2"] = "decoupled"
+    decay_mask: Callable[[Any], Any] | None = None
+    clip_norm: Number | None = None
+    noise: GradientNoise | None = None
+    accumulate_steps: int = 1
+    skip_nonfinite: bool = False
+    plateau: Mapping[str, Any] | None = None
+
+    def check(self, total_steps: int) -> None:
+        """Refuse what cannot work, as far as the numbers are concrete; call it before training, outside of jit.
+
+        Args:
+            total_steps: Gradients of the whole training.
+
+        Raises:
+            StudyError: a name is unknown, a number breaks its rule, or two settings contradict each other.
+        """
+        self.build(total_steps, jax.random.key(0))
+
+    def build(self, total_steps: int, key: jax.Array | None = None) -> optax.GradientTransformationExtraArgs:
+        """Return the optimizer.
+
+        Its `update(grads, state, params, value=..., grad=..., value_fn=...)` hands the loss on to those that use it.
+
+        Args:
+            total_steps: Gradients of the whole training.
+            key: The trial's key; needed for what draws random numbers, and the same in every step.
+
+        Returns:
+            A transformation that works under the strictest promotion flags, and keeps the dtypes of its state.
+
+        Raises:
+            StudyError: as `check`; or what draws random numbers was given no key.
+        """
+        inner = self._steps(total_steps, key)
+        return lenient(skip_nonfinite(inner) if self.skip_nonfinite else inner)
+
+    def _steps(self, total_steps: int, key: jax.Array | None) -> optax.GradientTransformationExtraArgs:
+        """Return all but the outermost layers."""
+        check_spec(self, total_steps)
+        needs_key = self.noise is not None or self.name in ("noisy_sgd", "sophia")
+        if needs_key and key is None:
+            what = "noise" if self.noise is not None else self.name
+            raise StudyError(f"{what} must be given the trial's key: got key=None; call build(total_steps, key)")
+        updates = total_steps // self.accumulate_steps
+        made = partial(self._chain, updates, key)
+        made(Layers())  # what is wrong with the options is said now
+        chained = aware_of_layers(made)
+        return accumulate(chained, self.accumulate_steps) if self.accumulate_steps > 1 else without_weight(chained)
+
+    def _chain(self, updates: int, key: jax.Array | None, layers: Layers) -> optax.GradientTransformation:
+        """Return what is done to a gradient, in order."""
+        parts, mask = [], self._mask(layers)
+        if self.clip_norm is not None:
+            parts.append(clip(self.clip_norm))
+        if self.noise is not None and key is not None:
+            parts.append(add_noise(self.noise, key))
+        if self.decay is not None and self._adds_decay("l2"):
+            parts.append(optax.add_decayed_weights(self.decay, mask))
+        parts.append(self._own(updates, key, mask, layers))
+        if self.decay is not None and self._adds_decay("decoupled"):
+            parts.append(optax.masked(shrink(self._rate(self.learning_rate, updates), self.decay), mask))
+        if self.plateau is not None:
+            parts.append(optax.contrib.reduce_on_plateau(**self.plateau))
+        return optax.chain(*parts)
+
+    def _own(
+        self, updates: int, key: jax.Array | None, mask: Callable[[Any], Any], layers: Layers
+    ) -> optax.GradientTransformation:
+        """Return optax's own part, in a stack layer by layer where it looks at a whole array."""
+        made = partial(_made, self, updates, key)
+        if not layers.stacks or layers.rules == 1 or self.name not in WHOLE_ARRAY:
+            return made(mask)
+        # Galore decomposes matrices in a branch that is seldom taken.
+        return layer_by_layer(made, mask, layers, one_by_one=self.name == "galore")
+
+    def _adds_decay(self, kind: str) -> bool:
+        """Tell whether decay of this kind is added here, not by the optimizer itself."""
+        return kind == self.decay_kind and self.name not in OWN_DECAY and not is_zero(self.decay)
+
+    def _mask(self, layers: Layers) -> Callable[[Any], Any]:
+        """Return what marks the arrays that decay."""
+        mask = self.decay_mask
+        return layers.default_mask if mask is None or mask is decay_matrices else partial(marks, mask)
+
+    def _rate(self, peak: Any, updates: int) -> Any:
+        """Return the learning rate, as a function of the step if it changes."""
+        if isinstance(self.schedule, Constant) and is_zero(self.schedule.warmup_steps):
+            return peak
+        return lambda step: peak * self.schedule.factor(step, updates)
+
+
+@dataclass(frozen=True)
+class OptimizerGroups:
+    """Different optimizers for different parameters.
+
+    Each group is what its spec alone would be on its arrays: a norm is the group's, a count its own. A skipped update
+    is skipped as a whole.
+
+    Args:
+        groups: A spec for each group's name; None freezes the group.
+        label: Path such as "encoder/Dense_0/kernel" -> the name of its group.
+    """
+
+    groups: Mapping[str, OptimizerSpec | None]
+    label: Callable[[str], str]
+
+    def check(self, total_steps: int) -> None:
+        """Refuse what cannot work, as far as the numbers are concrete; see `OptimizerSpec.check`.
+
+        Args:
+            total_steps: Gradients of the whole training.
+
+        Raises:
+            StudyError: a group's spec is wrong, or the groups do not agree.
+        """
+        self.build(total_steps, jax.random.key(0))
+
+    def build(self, total_steps: int, key: jax.Array | None = None) -> optax.GradientTransformationExtraArgs:
+        """Return the optimizer; see `OptimizerSpec.build`.
+
+        Args:
+            total_steps: Gradients of the whole training.
+            key: The trial's key; each group draws its own numbers from it.
+
+        Returns:
+            A transformation whose `init` raises StudyError for an array that no group is named for, and for a group
+            that is not None and has no array.
+
+        Raises:
+            StudyError: as `check`; or what draws random numbers was given no key.
+        """
+        made: dict[Hashable, optax.GradientTransformation] = {}
+        for index, (name, spec) in enumerate(self.groups.items()):
+            if spec is None:
+                made[name] = optax.set_to_zero()
+            elif not isinstance(spec, OptimizerSpec):
+                raise StudyError(f"a group must be an OptimizerSpec, or None to freeze it: got {spec!r} ({name!r})")
+            elif spec.name in (*WHOLE_LOSS, *SCHEDULE_FREE):
+                raise StudyError(f"{spec.name} must have all parameters: got it in group {name!r}; use it alone")
+            else:
+                made[name] = spec._steps(total_steps, None if key is None else jax.random.fold_in(key, index))
+        skips = {spec.skip_nonfinite for spec in self.groups.values() if spec is not None}
+        if len(skips) != 1:
+            problem = "differ" if skips else "train nothing"
+            raise StudyError(f"groups must train something and agree on skip_nonfinite: got groups that {problem}")
+        inner = optax.partition(made, self._labels)
+        return lenient(skip_nonfinite(inner) if skips.pop() else inner)
+
+    def _labels(self, params: Any) -> Any:
+        """Return each array's group."""
+        paths: list[str] = []
+
+        def name(path: Any, leaf: Any) -> str:
+            where = jax.tree_util.keystr(path, simple=True, separator="/")
+            paths.append(where)
+            found = self.label(where)
+            if found not in self.groups:
+                raise StudyError(
+                    f"label must name one of the groups {sorted(self.groups)}: got {found!r} (array {where!r})"
+                    + nearest(str(found), self.groups)
+                )
+            return found
+
+        labels = jax.tree_util.tree_map_with_path(name, params)
+        used = set(jax.tree.leaves(labels))
+        for group, spec in self.groups.items():
+            if spec is not None and group not in used:
+                known = {*map(str, used), *paths, *(part for path in paths for part in path.split("/"))} - {group}
+                raise StudyError(
+                    f"a group must have an array, or be None: got none for {group!r} from label"
+                    + nearest(str(group), sorted(known))
+                )
+        return labels
+
+
+def as_optimizer(made: Any, total_steps: int, key: jax.Array | None = None) -> optax.GradientTransformationExtraArgs:
+    """Return a transformation that takes the loss as extra arguments, whatever a trainer's author gave.
+
+    Args:
+        made: An `OptimizerSpec`, `OptimizerGroups`, or any optax transformation.
+        total_steps: Gradients of the whole training.
+        key: The trial's key.
+
+    Returns:
+        A transformation that works under the strictest promotion flags.
+
+    Raises:
+        StudyError: it is nothing of that kind, or the spec is wrong.
+    """
+    if isinstance(made, OptimizerSpec | OptimizerGroups):
+        return made.build(total_steps, key)
+    if isinstance(made, optax.GradientTransformation):
+        return lenient(made)
+    raise StudyError(
+        f"an optimizer must be an OptimizerSpec, OptimizerGroups or an optax GradientTransformation: got {made!r}"
+    )
+
+
+def skipped_steps(opt_state: Any) -> jax.Array | None:
+    """Return how many updates were skipped because something was not finite.
+
+    Args:
+        opt_state: State of an optimizer made here.
+
+    Returns:
+        The count, of all optimizers together if there are several, an array of the population's shape; None where
+        nothing counts.
+    """
+    leaves = jax.tree.leaves(opt_state, is_leaf=lambda leaf: isinstance(leaf, SkipState))
+    counts = [leaf.skipped for leaf in leaves if isinstance(leaf, SkipState)]
+    return sum(counts[1:], counts[0]) if counts else None
+
+
+def clipped_norm(made: Any, grads: Any, opt_state: Any, weight: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+    """Return the norm that a gradient has once it is clipped, as the optimizer is about to do.
+
+    Args:
+        made: What a trainer's `init_optimizer` returned.
+        grads: The gradient of the loss.
+        opt_state: The optimizer's state before the update.
+        weight: The weight of the batch's examples. Float[Array, ""].
+
+    Returns:
+        The norm, Float[Array, ""], and 1 if there is one now, else 0: of gradients that are accumulated only their
+        mean is clipped. None where it is not known: nothing is clipped, groups accumulate, or it is no spec.
+    """
+    if isinstance(made, OptimizerGroups):
+        specs = [spec for spec in made.groups.values() if spec is not None]
+        if all(spec.clip_norm is None for spec in specs) or any(spec.accumulate_steps > 1 for spec in specs):
+            return None
+        of_group: dict[str, list[jax.Array]] = {}
+        for name, grad in zip(jax.tree.leaves(made._labels(grads)), jax.tree.leaves(grads), strict=True):
+            of_group.setdefault(name, []).append(grad)
+        kept = ((spec, of_group[name]) for name, spec in made.groups.items() if spec is not None)
+        return jnp.sqrt(sum(_below(optax.tree.norm(part), spec.clip_norm) ** 2 for spec, part in kept)), jnp.float32(1)
+    if not isinstance(made, OptimizerSpec) or made.clip_norm is None:
+        return None
+    if made.accumulate_steps == 1:
+        return _below(optax.tree.norm(grads), made.clip_norm), jnp.float32(1)
+    state = _find(opt_state, AccumulateState).plus(grads, 0.0, weight, made.accumulate_steps)
+    norm = _below(optax.tree.norm(state.means()[0]), made.clip_norm)
+    is_last = state.made == made.accumulate_steps - 1
+    return jnp.where(is_last, norm, 0.0), is_last.astype(jnp.float32)
+
+
+def _below(norm: jax.Array, limit: Number | None) -> jax.Array:
+    return norm if limit is None else jnp.minimum(norm, jnp.asarray(limit, norm.dtype))
+
+
+def evaluated_params(opt_state: Any, params: Any) -> Any:
+    """Return the parameters to evaluate with: for schedule-free optimizers the average, otherwise `params`.
+
+    Args:
+        opt_state: State of an optimizer made here, of one member of a population; or a dict of several, each of the
+            parameters of its name.
+        params: The parameters that gradients are taken at.
+
+    Returns:
+        Parameters, of the same structure.
+    """
+    if isinstance(opt_state, dict) and isinstance(params, dict) and opt_state.keys() <= params.keys():
+        return {**params, **{name: evaluated_params(one, params[name]) for name, one in opt_state.items()}}
+    found = _find(opt_state, optax.contrib.ScheduleFreeState)
+    if found is None:
+        return params
+    with jax.numpy_dtype_promotion("standard"):
+        return like(optax.contrib.schedule_free_eval_params(found, params), params)
+
+
+def warmup_cosine(total_steps: int, *, warmup_steps: int | None = None) -> Callable[[Any], Any]:
+    """Return step -> factor: linear from 0 to 1, then half a cosine down to 0.01; see `WarmupCosine`.
+
+    Args:
+        total_steps: Updates of the whole training; > 0.
+        warmup_steps: Updates until the factor is 1; a tenth of all by default.
+
+    Returns:
+        A function of the step.
+
+    Raises:
+        ValueError: the warm-up does not end before the training.
+    """
+    shape = WarmupCosine(warmup_steps=warmup_steps)
+    try:
+        shape.check(total_steps)
+    except StudyError as error:
+        raise ValueError(str(error)) from error
+    return lambda step: shape.factor(step, total_steps)
+
+
+def adamw(learning_rate: Number, weight_decay: Number, total_steps: int) -> optax.GradientTransformation:
+    """Return AdamW (Loshchilov & Hutter, 2019) with warm-up and cosine decay.
+
+    Args:
+        learning_rate: The schedule's peak; may be traced.
+        weight_decay: Decoupled decay of arrays with two or more axes, but not of biases and scales; may be traced.
+        total_steps: Updates of the whole training.
+
+    Returns:
+        The optimizer.
+    """
+    return OptimizerSpec("adamw", learning_rate, schedule=WarmupCosine(), decay=weight_decay).build(total_steps)
+
+
+def _find(opt_state: Any, kind: type) -> Any:
+    """Return the first state of a kind, or None."""
+    leaves = jax.tree.leaves(opt_state, is_leaf=lambda leaf: isinstance(leaf, kind))
+    return next((leaf for leaf in leaves if isinstance(leaf, kind)), None)
+
+
+def _made(
+    spec: OptimizerSpec, updates: int, key: jax.Array | None, mask: Callable[[Any], Any]
+) -> optax.GradientTransformation:
+    """Return optax's own part, with the decay that it owns."""
+    arguments = arguments_of(spec.name)
+    given = dict(spec.options)
+    if spec.name in OWN_DECAY:
+        # Said even if it is 0, which optax's defaults are not.
+        given["weight_decay"] = 0.0 if spec.decay is None else spec.decay
+        given |= {name: mask for name in ("mask", "weight_decay_mask") if name in arguments}
+    if spec.learning_rate is not None:
+        given["learning_rate"] = spec._rate(spec.learning_rate, updates)
+    if given.get("adam_learning_rate") is not None:
+        given["adam_learning_rate"] = spec._rate(given["adam_learning_rate"], updates)
+    if spec.name == "noisy_sgd":
+        given["key"] = key
+    if spec.name == "sophia":
+        given.setdefault("hessian_diagonal_fn", optax.contrib.hutchinson_estimator_diag_hessian(key))
+    try:
+        made = factory_of(spec.name)(**given)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise StudyError(f"options must suit optax's {spec.name}: got {dict(spec.options)!r}; {error}") from error
+    return rename_value_fn(made) if spec.name == "sophia" else made

@@ -1,0 +1,215 @@
+"""What the settings of an optimizer must be: every mistake is one line, before anything is trained."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import optax
+import optax.contrib
+from jax.core import Tracer
+
+from tuner.errors import StudyError, nearest
+from tuner.training.optim.named import (
+    BELOW_ONE,
+    ELSEWHERE,
+    FIXED_RATE,
+    OPTIMIZERS,
+    OWN_DECAY,
+    POSITIONS,
+    REFUSED,
+    SCHEDULE_FREE,
+    arguments_of,
+)
+from tuner.training.optim.schedules import Constant, Schedule, check_steps, require
+from tuner.training.optim.stacks import Layers
+from tuner.training.optim.transforms import GradientNoise
+
+if TYPE_CHECKING:
+    from tuner.training.optim.build import OptimizerSpec
+
+
+def decay_matrices(params: Any) -> Any:
+    """Mark arrays with two or more axes that are not called `bias` or `scale`: the default of `decay_mask`.
+
+    As `decay_mask` in a trainer, it does not count the axis that `Stack` adds.
+    """
+    return Layers().default_mask(params)
+
+
+def decay_all(params: Any) -> Any:
+    """Mark every array."""
+    return jax.tree.map(lambda leaf: True, params)
+
+
+def marks(mask: Callable[[Any], Any], params: Any) -> Any:
+    """Return what a `decay_mask` makes of parameters.
+
+    Raises:
+        StudyError: it is no tree like theirs; a mark may stand for all that is below it.
+    """
+    made = mask(params)
+    try:
+        jax.tree.map(lambda mark, part: None, made, params)
+    except ValueError:
+        raise StudyError(
+            f"decay_mask must return the parameters' tree, of booleans: got {_difference(made, params)}"
+        ) from None
+    return made
+
+
+def _difference(made: Any, params: Any) -> str:
+    """Say where a tree of marks differs from the parameters."""
+    by_tree = (jax.tree_util.tree_leaves_with_path(tree) for tree in (made, params))
+    marked, arrays = ([jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in one] for one in by_tree)
+    for name in arrays:
+        if not any(f"{name}/".startswith(f"{mark}/") for mark in marked):
+            return f"none for {name!r}"
+    for mark in marked:
+        if not any(f"{name}/".startswith(f"{mark}/") for name in arrays):
+            return f"one for {mark!r}, which is no parameter{nearest(mark, arrays)}"
+    return f"{type(made).__name__} for {type(params).__name__}, or the like further down"
+
+
+def is_zero(number: Any) -> bool:
+    """Tell whether a number is known to be 0, or None."""
+    return number is None or (not isinstance(number, Tracer) and float(number) == 0.0)
+
+
+def check_spec(spec: OptimizerSpec, total_steps: int) -> None:
+    """Raise for whatever is wrong with a spec."""
+    check_steps(total_steps)
+    _check_name(spec.name)
+    _check_options(spec)
+    _check_numbers(spec, total_steps)
+    _check_rate(spec)
+    _check_decay(spec)
+    _check_company(spec)
+
+
+def _check_name(name: Any) -> None:
+    if name in REFUSED:
+        raise StudyError(f"optimizer must take a gradient and return a step: got {name!r}; {REFUSED[name]}")
+    if name not in OPTIMIZERS:
+        raise StudyError(f"optimizer must be one of optax's: got {name!r}" + nearest(str(name), OPTIMIZERS))
+
+
+def _check_options(spec: OptimizerSpec) -> None:
+    known = {name: argument for name, argument in arguments_of(spec.name).items() if name not in ELSEWHERE}
+    for name, value in spec.options.items():
+        if name in ELSEWHERE:
+            raise StudyError(f"options must not hold {name!r}: got {value!r} ({spec.name}); it is {ELSEWHERE[name]}")
+        if name not in known:
+            raise StudyError(f"options must be arguments of {spec.name}: got {name!r}" + nearest(name, known))
+        is_number = isinstance(known[name].default, float) or name in BELOW_ONE
+        if name == "b1" and spec.name in SCHEDULE_FREE:
+            why = "evaluation divides by it"
+            require(f"{spec.name}'s b1", value, "above 0 and below 1", lambda share: 0 < share < 1, why)
+        elif name in BELOW_ONE and value is not None and not callable(value):
+            require(f"{spec.name}'s {name}", value, "at least 0 and below 1", lambda share: 0 <= share < 1)
+        elif is_number and value is not None and not callable(value):
+            require(f"{spec.name}'s {name}", value, "a finite number", lambda number: True)
+
+
+def _check_numbers(spec: OptimizerSpec, total_steps: int) -> None:
+    steps = spec.accumulate_steps
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= total_steps:
+        raise StudyError(
+            "accumulate_steps must be a whole number from 1 to total_steps: "
+            f"got accumulate_steps={steps!r}, total_steps={total_steps}"
+        )
+    if not isinstance(spec.schedule, Schedule):
+        raise StudyError(f"schedule must be a Schedule: got {spec.schedule!r}; use Constant(), WarmupCosine(), ...")
+    spec.schedule.check(total_steps // steps)
+    if spec.learning_rate is not None:
+        require("learning_rate", spec.learning_rate, "above 0", lambda rate: rate > 0)
+    if spec.decay is not None:
+        require("decay", spec.decay, "at least 0", lambda decay: decay >= 0)
+    if spec.clip_norm is not None:
+        require("clip_norm", spec.clip_norm, "above 0", lambda norm: norm > 0, "None clips nothing")
+    if not isinstance(spec.skip_nonfinite, bool):
+        raise StudyError(f"skip_nonfinite must be True or False: got {spec.skip_nonfinite!r}")
+    if not isinstance(spec.noise, GradientNoise | None):
+        raise StudyError(f"noise must be a GradientNoise or None: got {spec.noise!r}")
+    if spec.noise is not None:
+        require("noise.eta", spec.noise.eta, "at least 0", lambda eta: eta >= 0)
+        require("noise.gamma", spec.noise.gamma, "at least 0", lambda gamma: gamma >= 0)
+
+
+def _check_rate(spec: OptimizerSpec) -> None:
+    argument = arguments_of(spec.name).get("learning_rate")
+    is_flat = isinstance(spec.schedule, Constant) and is_zero(spec.schedule.warmup_steps)
+    if argument is None and spec.learning_rate is not None:
+        raise StudyError(f"{spec.name} must have no learning_rate: got {spec.learning_rate!r}; see its options")
+    if argument is not None and argument.default is argument.empty and spec.learning_rate is None:
+        raise StudyError(f"{spec.name} must have a learning_rate: got None")
+    if not is_flat and spec.learning_rate is None:
+        raise StudyError(f"a schedule must have a learning_rate to shape: got None with {spec.schedule} ({spec.name})")
+    if not is_flat and spec.name in FIXED_RATE:
+        raise StudyError(f"{spec.name} must have a constant rate: got {spec.schedule}; {FIXED_RATE[spec.name]}")
+
+
+def _check_decay(spec: OptimizerSpec) -> None:
+    if spec.decay_kind not in ("decoupled", "l2"):
+        raise StudyError(f"decay_kind must be 'decoupled' or 'l2': got {spec.decay_kind!r}")
+    if spec.name in OWN_DECAY and spec.decay_kind == "l2":
+        other = spec.name.removesuffix("w").removeprefix("schedule_free_")
+        instead = other if other != spec.name and other in OPTIMIZERS else "adam"
+        raise StudyError(f"{spec.name} must have decoupled decay, its own: got decay_kind='l2'; use {instead!r}")
+    if spec.decay_mask is not None and not callable(spec.decay_mask):
+        raise StudyError(f"decay_mask must be a function of the parameters: got {spec.decay_mask!r}")
+    if spec.decay is None and spec.decay_mask is not None:
+        raise StudyError("decay_mask must come with a decay: got decay=None; set decay or drop the mask")
+    if is_zero(spec.decay):
+        return
+    arguments = arguments_of(spec.name)
+    if spec.name in OWN_DECAY and not {"mask", "weight_decay_mask"} & set(arguments):
+        if spec.decay_mask is not decay_all:
+            raise StudyError(
+                f"decay_mask must be decay_all for {spec.name}, which decays every array: got {spec.decay_mask!r}"
+            )
+    elif spec.name not in OWN_DECAY and spec.decay_kind == "decoupled":
+        if spec.name in POSITIONS:
+            raise StudyError(f"{spec.name} must have l2 decay: got decay_kind='decoupled', which its next step undoes")
+        if spec.learning_rate is None:
+            raise StudyError(
+                f"decoupled decay must have a learning_rate, which scales it: got None ({spec.name}); "
+                "set learning_rate or decay_kind='l2'"
+            )
+
+
+def _check_company(spec: OptimizerSpec) -> None:
+    if spec.name == "noisy_sgd" and spec.noise is not None:
+        raise StudyError("noise must have one owner: got noise= and noisy_sgd; use 'sgd', or noisy_sgd's eta and gamma")
+    changes = {
+        "clip_norm": spec.clip_norm is not None,
+        "noise": spec.noise is not None,
+        "decay": not is_zero(spec.decay),
+        "accumulate_steps": spec.accumulate_steps > 1,
+        "plateau": spec.plateau is not None,
+    }
+    if spec.name == "lbfgs" and any(changes.values()):
+        wrong = ", ".join(name for name, is_set in changes.items() if is_set)
+        raise StudyError(f"lbfgs must see the loss as it is, for it measures along its step: got {wrong}; leave it out")
+    if spec.plateau is not None:
+        _check_plateau(spec.name, spec.plateau)
+
+
+def _check_plateau(name: str, plateau: Mapping[str, Any]) -> None:
+    if name in POSITIONS:
+        raise StudyError(f"plateau must not be used with {name}: a scaled step is undone by its next")
+    known = inspect.signature(optax.contrib.reduce_on_plateau).parameters
+    for argument, value in plateau.items():
+        if argument not in known:
+            raise StudyError(
+                f"plateau must hold arguments of reduce_on_plateau: got {argument!r}{nearest(argument, known)}"
+            )
+        require(f"plateau's {argument}", value, "at least 0", lambda number: number >= 0)
+        if argument in ("factor", "rtol", "atol") and isinstance(value, Tracer):
+            raise StudyError(f"plateau's {argument} must not be traced: optax compares it in Python; fix it")
+    try:
+        optax.contrib.reduce_on_plateau(**plateau)
+    except ValueError as error:
+        raise StudyError(f"plateau must suit optax's reduce_on_plateau: got {dict(plateau)!r}; {error}") from error

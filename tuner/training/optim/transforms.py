@@ -1,0 +1,206 @@
+"""The gradient transformations that stand around an optimizer: numbers may be traced, extra arguments pass through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tuner.training.optim.schedules import Number
+
+
+@dataclass(frozen=True)
+class GradientNoise:
+    """Gaussian noise of variance eta / (1 + t)^gamma at update t (Neelakantan et al., 2015).
+
+    Args:
+        eta: Variance in the first update.
+        gamma: How fast it falls.
+    """
+
+    eta: Number
+    gamma: Number = 0.55
+
+
+class CountState(NamedTuple):
+    """Updates made."""
+
+    made: jax.Array
+
+
+class AccumulateState(NamedTuple):
+    """Weighted sums of gradients and losses since the last real update, and of the weights."""
+
+    made: jax.Array
+    grads: Any
+    value: jax.Array
+    inner: Any
+    accumulated_weight: jax.Array
+
+    def plus(self, grads: Any, value: Any, weight: Any, every: int) -> AccumulateState:
+        """Return the sums with one more gradient and loss, a mean over examples of this weight.
+
+        Checkpoints of earlier versions have the weight -1 and means for sums: all gradients had the same weight, which
+        is taken to be the present one's.
+        """
+        weight = jnp.asarray(weight, jnp.float32)
+        is_old = self.accumulated_weight < 0
+        factor = jnp.where(is_old, every * weight, 1.0)
+        so_far = jnp.where(is_old, self.made.astype(jnp.float32) * weight, self.accumulated_weight)
+
+        def add(total: jax.Array, new: Any) -> jax.Array:
+            return total * factor.astype(total.dtype) + jnp.asarray(new, total.dtype) * weight.astype(total.dtype)
+
+        return AccumulateState(
+            self.made, jax.tree.map(add, self.grads, grads), add(self.value, value), self.inner, so_far + weight
+        )
+
+    def means(self) -> tuple[Any, jax.Array]:
+        """Return the means of gradients and losses; 0 where nothing has a weight."""
+        share = 1.0 / jnp.where(self.accumulated_weight > 0, self.accumulated_weight, 1.0)
+        return jax.tree.map(lambda total: total * share.astype(total.dtype), (self.grads, self.value))
+
+
+class SkipState(NamedTuple):
+    """How many updates were skipped, beside the state of the optimizer inside."""
+
+    skipped: jax.Array
+    inner: Any
+
+
+def _zero() -> jax.Array:
+    return jnp.zeros((), jnp.int32)
+
+
+def like(new: Any, old: Any) -> Any:
+    """Return a tree with another's dtypes: a traced number is not weak, and would widen what it touches."""
+
+    def match(n: Any, o: Any) -> Any:
+        is_as_before = not hasattr(o, "dtype") or getattr(n, "dtype", None) == o.dtype
+        return n if is_as_before else jnp.asarray(n, o.dtype)
+
+    return jax.tree.map(match, new, old)
+
+
+def lenient(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Lift strict promotion for optax, whose Adam raises a float to a whole power, and keep the state's dtypes."""
+    inner = optax.with_extra_args_support(optimizer)
+
+    def init(params: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return inner.init(params)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            steps, after = inner.update(updates, state, params, **extra)
+            return like(steps, updates), like(after, state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def clip(limit: Number) -> optax.GradientTransformation:
+    """Scale to a global norm; unlike optax's, at any dtype with a traced limit."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        norm = optax.tree.norm(updates)
+        scale = jnp.where(norm < limit, 1.0, limit / norm)
+        return jax.tree.map(lambda grad: grad * scale.astype(grad.dtype), updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def add_noise(noise: GradientNoise, key: jax.Array) -> optax.GradientTransformation:
+    """Add noise drawn from the key and the count, so that no key is kept in the state."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        deviation = jnp.sqrt(noise.eta / (1.0 + state.made) ** noise.gamma)
+        drawn = optax.tree.random_like(jax.random.fold_in(key, state.made), updates, jax.random.normal)
+        noisy = jax.tree.map(lambda grad, normal: grad + (deviation * normal).astype(grad.dtype), updates, drawn)
+        return noisy, CountState(state.made + 1)
+
+    return optax.GradientTransformation(lambda params: CountState(_zero()), update)
+
+
+def shrink(rate: Any, decay: Number) -> optax.GradientTransformation:
+    """Subtract rate * decay * parameter from the step."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        share = jnp.asarray(rate(state.made) if callable(rate) else rate) * decay
+        return jax.tree.map(lambda step, w: step - share * w, updates, params), CountState(state.made + 1)
+
+    return optax.GradientTransformation(lambda params: CountState(_zero()), update)
+
+
+def rename_value_fn(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Hand the loss function on under the name that Sophia has for it."""
+    inner = optax.with_extra_args_support(optimizer)
+
+    def update(updates: Any, state: Any, params: Any = None, *, value_fn: Any = None, **extra: Any) -> Any:
+        return inner.update(updates, state, params, obj_fn=value_fn)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def accumulate(inner: optax.GradientTransformationExtraArgs, every: int) -> optax.GradientTransformationExtraArgs:
+    """Hand on the mean of the last gradients and losses, each weighted by the extra argument `weight`.
+
+    That is the weight of the examples it is a mean over, 1 if it is not given: so what is handed on is the mean over
+    all these examples. Optax's own gives a short batch the weight of a full one, and hands on the last loss only.
+    """
+
+    def init(params: Any) -> AccumulateState:
+        wide = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), params)
+        return AccumulateState(_zero(), wide, jnp.zeros(()), inner.init(params), jnp.zeros(()))
+
+    def update(updates: Any, state: Any, params: Any = None, *, weight: Any = 1.0, **extra: Any) -> Any:
+        state = state.plus(updates, extra.get("value", 0.0), weight, every)
+        mean, value = state.means()
+        means = {"value": value, "grad": like(mean, updates)}
+        handed = {name: means.get(name, given) for name, given in extra.items()}
+
+        def emit() -> Any:
+            steps, after = inner.update(like(mean, updates), state.inner, params, **handed)
+            return like(steps, updates), like(after, state.inner)
+
+        is_last = state.made == every - 1
+        steps, after = jax.lax.cond(is_last, emit, lambda: (optax.tree.zeros_like(updates), state.inner))
+        sums = (state.grads, state.value, state.accumulated_weight)
+        grads, value, whole = jax.tree.map(lambda total: jnp.where(is_last, 0, total), sums)
+        return steps, AccumulateState((state.made + 1) % every, grads, value, after, whole)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def accumulates(opt_state: Any) -> bool:
+    """Return whether an optimizer's state is that of one which accumulates, and so uses the argument `weight`."""
+    leaves = jax.tree.leaves(opt_state, is_leaf=lambda leaf: isinstance(leaf, AccumulateState))
+    return any(isinstance(leaf, AccumulateState) for leaf in leaves)
+
+
+def without_weight(inner: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+    """Drop the extra argument `weight`: a line search takes what it does not know for an argument of the loss."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, weight: Any = None, **extra: Any) -> Any:
+        return inner.update(updates, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def skip_nonfinite(inner: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+    """Change nothing where gradient, loss or result is not finite; optax's own looks at the gradient only."""
+
+    def init(params: Any) -> SkipState:
+        return SkipState(_zero(), inner.init(params))
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        steps, after = inner.update(updates, state.inner, params, **extra)
+        seen = jax.tree.leaves((updates, steps, extra.get("value")))
+        is_finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in seen]).all()
+        steps = jax.tree.map(lambda step: jnp.where(is_finite, step, 0), steps)
+        kept = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), like(after, state.inner), state.inner)
+        return steps, SkipState(state.skipped + ~is_finite, kept)
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,314 @@
+"""One checkpoint on disk, and a folder of numbered ones.
+
+A checkpoint is a folder: `arrays/`, written by Orbax as nested dicts of arrays, and `record.json`, which holds the
+caller's record and a digest of every file. It comes into its place by one rename after all of it is written, under a
+number that no other has: so it is complete or not there, and nothing is ever replaced. No classes and no pickles.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import itertools
+import json
+import logging
+import math
+import os
+import shutil
+import sys
+import tempfile
+import traceback
+import urllib.parse
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from tuner.errors import CheckpointError
+from tuner.output.jsonfile import from_json, sync
+from tuner.training.saved.plain import flatten, insert
+
+FORMAT = 1
+_RECORD = "record.json"
+_ARRAYS = "arrays"
+_SCRATCH = ".tmp-"
+_ABANDONED_S = 3600.0
+"""What has been written for an hour is of a process that is no more."""
+_SLACK_BYTES = 2**18  # what comes beside the arrays
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a checkpoint holds.
+
+    Attributes:
+        step: Optimizer updates so far.
+        plain: Nested dicts of NumPy arrays.
+        record: What was saved beside them; as `to_json` made it while it is written.
+    """
+
+    step: int
+    plain: dict[str, Any]
+    record: Any
+
+
+# A folder of numbered checkpoints.
+
+
+def newest_first(series: Path) -> list[Path]:
+    """Return the checkpoints of a series, the last written first."""
+    try:
+        names = os.listdir(series)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [series / name for name in sorted(filter(str.isdecimal, names), key=int, reverse=True)]
+
+
+def newest_good(series: Path, use: Callable[[Path], T], refuse: Callable[[Path, CheckpointError], None]) -> T | None:
+    """Return what `use` makes of the newest checkpoint that it does not refuse; None if there is none.
+
+    Args:
+        series: The folder. Other processes may add to it and remove from it meanwhile.
+        use: Called with a checkpoint; refuses it by a CheckpointError.
+        refuse: Called with each that is refused, and why.
+    """
+    refused: set[Path] = set()
+    while candidates := [path for path in newest_first(series) if path not in refused]:
+        try:
+            return use(candidates[0])
+        except CheckpointError as error:
+            refused.add(candidates[0])
+            if candidates[0].exists():
+                refuse(candidates[0], error)
+    return None
+
+
+def add(series: Path, content: Content, keep: int) -> None:
+    """Write a checkpoint as the newest of a series, and remove all but the newest `keep`."""
+    scratch = series.parent / f"{_SCRATCH}{uuid.uuid4().hex}"
+    try:
+        scratch.mkdir(parents=True)
+        clear_scratch(series.parent, _ABANDONED_S)
+        _write(scratch, content)
+        series.mkdir(exist_ok=True)
+        newest = max((int(path.name) for path in newest_first(series)), default=0)
+        for number in itertools.count(newest + 1):
+            try:
+                scratch.rename(series / str(number))
+                break
+            except OSError as error:  # another process was faster
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
+        sync(series)
+        for path in newest_first(series)[keep:]:
+            with contextlib.suppress(FileNotFoundError):
+                path.rename(scratch)  # out of the way in one go
+            shutil.rmtree(scratch, ignore_errors=True)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def clear_scratch(folder: Path, older_than_s: float) -> None:
+    """Remove what killed processes have left half written."""
+    try:
+        found = list(folder.glob(f"{_SCRATCH}*"))
+    except FileNotFoundError:  # somebody may remove all of it at any moment
+        return
+    for path in found:
+        with contextlib.suppress(FileNotFoundError):
+            if older_than_s <= 0 or _disk_time_s(folder) - path.stat().st_mtime >= older_than_s:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _disk_time_s(folder: Path) -> float:
+    """Return the time of the disk's clock: a file server's may be another than ours. -inf on a full disk."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            return os.fstat(probe.fileno()).st_mtime
+    except OSError:
+        return -math.inf
+
+
+# One checkpoint.
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Return whether a folder is a checkpoint, be it a torn one."""
+    return (folder / _RECORD).exists() or (folder / _ARRAYS).exists()
+
+
+def load(folder: Path) -> Content:
+    """Read a checkpoint.
+
+    Raises:
+        CheckpointError: It is torn, or not ours.
+    """
+    head = _read_head(folder)
+    for name, digest in head["files"].items():
+        try:
+            found = _digest_file(folder / name)
+        except OSError as error:
+            raise CheckpointError(f"checkpoint must be complete: got {folder} without {name}") from error
+        if found != digest:
+            raise CheckpointError(f"checkpoint must be as it was written: {name} differs in {folder}")
+    try:
+        with _orbax_handler() as handler:
+            plain = _from_disk(handler.restore(folder / _ARRAYS)["tree"])
+    # Whatever Orbax and TensorStore raise for what they cannot read.
+    except Exception as error:
+        raise CheckpointError(f"checkpoint must be readable by Orbax: {folder}: {one_line(error)}") from error
+    for path, shape, dtype in head["without_elements"]:
+        insert(plain, tuple(path), np.zeros(shape, jax.numpy.dtype(dtype)))
+    return Content(head["step"], plain, from_json(head["record"]))
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return what was saved beside the arrays, without reading them.
+
+    Raises:
+        CheckpointError: The record is torn, or not ours.
+    """
+    return from_json(_read_head(folder)["record"])
+
+
+def _read_head(folder: Path) -> dict[str, Any]:
+    """Return what `record.json` says, its own digest checked."""
+    try:
+        head = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"checkpoint must have a {_RECORD}: got {folder} ({error.strerror})") from error
+    except ValueError as error:
+        raise CheckpointError(f"{_RECORD} must be JSON: got {folder / _RECORD} ({one_line(error)})") from error
+    if not isinstance(head, dict) or "format" not in head:
+        raise CheckpointError(f"checkpoint must be one of tuner's: got {folder}")
+    if head["format"] != FORMAT:
+        raise CheckpointError(
+            f"checkpoint must be of format {FORMAT}: got format {head['format']!r} in {folder}; "
+            "use the version of tuner that wrote it"
+        )
+    if head.pop("digest", None) != _digest_head(head):
+        raise CheckpointError(f"checkpoint must be as it was written: {_RECORD} differs in {folder}")
+    return head
+
+
+def _write(folder: Path, content: Content) -> None:
+    """Write a whole checkpoint into an empty folder, to survive the machine."""
+    _check_space(folder, sum(array.nbytes for array in jax.tree.leaves(content.plain)))
+    item, without_elements = _for_disk(content.plain)
+    arrays = folder / _ARRAYS
+    arrays.mkdir()
+    with _orbax_handler() as handler:
+        from orbax.checkpoint.args import PyTreeSave
+
+        # Orbax refuses a tree without arrays; with the step there always is one.
+        handler.save(arrays, args=PyTreeSave({"step": np.asarray(content.step), "tree": item}))
+        handler.finalize(arrays)
+    head = {
+        "format": FORMAT,
+        "step": content.step,
+        "files": {
+            path.relative_to(folder).as_posix(): _digest_file(path)
+            for path in sorted(arrays.rglob("*"))
+            if path.is_file()
+        },
+        "without_elements": without_elements,
+        "record": content.record,
+    }
+    text = json.dumps({**head, "digest": _digest_head(head)}, allow_nan=False)
+    (folder / _RECORD).write_text(text, encoding="utf-8")
+    for path in (*folder.rglob("*"), folder):
+        sync(path)
+
+
+def _check_space(folder: Path, arrays_bytes: int) -> None:
+    """Fail before Orbax does: it leaves writes behind, which write tracebacks to stderr."""
+    needed_bytes, free_bytes = arrays_bytes + _SLACK_BYTES, shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        raise OSError(errno.ENOSPC, f"No space left on device: {needed_bytes} bytes needed, {free_bytes} free")
+
+
+def _for_disk(plain: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    """Return the dict to give to Orbax, and what it does not take: arrays without elements."""
+    item: dict[str, Any] = {}
+    without_elements = []
+    for path, array in flatten(plain):
+        if isinstance(array, np.ndarray) and array.size == 0:
+            without_elements.append([path, array.shape, array.dtype.name])
+        else:
+            insert(item, tuple(_escape(name) for name in path), array)
+    return item, without_elements
+
+
+def _escape(name: str) -> str:
+    """Hide what Orbax joins names with: to it {"a": {"b": x}} and {"a.b": y} are one array."""
+    return name.replace("%", "%25").replace(".", "%2E").replace("/", "%2F")
+
+
+def _from_disk(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        urllib.parse.unquote(name): _from_disk(part) if isinstance(part, Mapping) else np.asarray(part)
+        for name, part in item.items()
+    }
+
+
+def _digest_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_head(head: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(head, sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _orbax_handler() -> Iterator[Any]:
+    """Yield what reads and writes arrays. Orbax takes a while to import, and what it logs it raises as well."""
+    import orbax.checkpoint
+
+    logging.getLogger("absl").addFilter(_is_not_from_orbax)
+    logging.getLogger("asyncio").addFilter(_is_no_late_write)
+    if not isinstance(sys.unraisablehook, _LateWrites):
+        sys.unraisablehook = _LateWrites(sys.unraisablehook)
+    with contextlib.closing(orbax.checkpoint.PyTreeCheckpointHandler()) as handler:
+        yield handler
+
+
+def _is_not_from_orbax(record: logging.LogRecord) -> bool:
+    return "/orbax/" not in record.pathname
+
+
+def _is_no_late_write(record: logging.LogRecord) -> bool:
+    """Tell what Orbax has raised already from what asyncio says of its other writes, some time after they failed."""
+    said = record.getMessage()
+    error = record.exc_info[1] if record.exc_info else None  # what a task says of itself is cut short
+    return not ("exception was never retrieved" in said and "/ocdbt" in f"{said} {error}")
+
+
+@dataclass(frozen=True)
+class _LateWrites:
+    """What hears of errors that nobody can catch, but for what TensorStore's threads say after a failed save.
+
+    Orbax has raised the first failure and closed its event loop; the other writes end later and find it closed.
+    """
+
+    then: Callable[[Any], Any]
+
+    def __call__(self, unraisable: Any) -> None:
+        frames = [frame.f_code for frame, _ in traceback.walk_tb(unraisable.exc_traceback)]
+        by_no_python = frames[:1] == [asyncio.BaseEventLoop.call_soon_threadsafe.__code__]
+        if not (by_no_python and str(unraisable.exc_value) == "Event loop is closed"):
+            self.then(unraisable)
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's type and the first line of its text."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}".rstrip(": ")

@@ -1,0 +1,197 @@
+"""What a training is, as plain JSON values: for checkpoints, for the log of a run, for whoever trains it again."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import inspect
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from tuner.errors import CheckpointError, StudyError
+from tuner.output.jsonfile import from_json, read_json, to_json, write_json
+from tuner.output.log import tell
+from tuner.study.space import Space, to_params
+from tuner.training.data.arrays import ArrayDataset, Splits
+from tuner.training.data.feed import Dataset
+from tuner.training.trainer import TrainerModule, settings_of
+from tuner.trial import OPTIMIZER_RULES, optimizer_rules_of, with_rules
+
+if TYPE_CHECKING:
+    from tuner.training.loop.training import Training
+    from tuner.training.saved.checkpoints import Checkpoints
+
+
+def identity(training: Training) -> dict[str, Any]:
+    """Return what must be equal for a checkpoint or a log to be one of this training."""
+    return {
+        "seed": training.seed,
+        "epochs": training.epochs,
+        "batch_size": training.feed.batch_size,
+        "examples": len(training.splits.train),
+        "hparams": describe_hparams(training.host_hparams),
+        "trainer": type(training.trainer).__qualname__,
+        "settings": settings(training.trainer),
+        "objective": training.objective,
+        "direction": training.direction,
+        "data": training.data,
+        "optimizer_rules": training.optimizer_rules,
+    }
+
+
+def record(training: Training) -> dict[str, Any]:
+    """Return what there is to know about a training beside its arrays."""
+    best = training.best
+    return {
+        **training.about,
+        **identity(training),
+        "class": _reference(type(training.trainer)),
+        "space": _reference(type(training.host_hparams)),
+        "batch": {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in training.batch.items()},
+        "versions": versions(),
+        "mode": training.mode,
+        "best": None if best is None else {"epoch": best.epoch, "metrics": dict(best.metrics)},
+        "reports": [asdict(report) for report in training.reports],
+    }
+
+
+class RunLog:
+    """The file of a single run, `run.json`: hyperparameters, seed, versions, data, and every report.
+
+    Written anew, atomically, after each report; `load_run` reads it.
+
+    Args:
+        folder: A folder of the run's own; made if it is missing.
+        training: The training.
+
+    Raises:
+        StudyError: the folder has the log of another run.
+    """
+
+    def __init__(self, folder: str | Path, training: Training) -> None:
+        self._path, self._told = Path(folder).absolute() / "run.json", ""
+        if self._path.exists():
+            theirs = read_log(self._path)
+            for name, mine in to_json(identity(training)).items():
+                if with_rules(theirs).get(name) != mine:
+                    raise StudyError(
+                        f"the folder of a run must be its own: {self._path} has {name}={theirs.get(name)!r}, this one "
+                        f"has {name}={mine!r}; take another folder"
+                    )
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StudyError(f"log must be a folder that can be made: {folder} is not, {error}") from None
+
+    def write(self, training: Training) -> None:
+        """Write what is known so far; a log that cannot be written is told on stderr and never stops the training."""
+        try:
+            write_json(self._path, record(training))
+        except OSError as error:
+            told = f"the log could not be written to {self._path}: {error.strerror}"
+            if told != self._told:
+                tell(told, "run_log", "warning")
+            self._told = told
+
+
+def read_log(path: Path) -> dict[str, Any]:
+    """Return a log.
+
+    Raises:
+        CheckpointError: it is none.
+    """
+    try:
+        found = read_json(path)
+        if not isinstance(found, dict) or not {"class", "hparams", "reports", "data"} <= found.keys():
+            raise ValueError("it is no log of a run")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"the log of a run must be a file that can be read: {path} is not, {error}") from None
+    return found
+
+
+def find_optimizer_rules(asked: int | None, checkpoints: Checkpoints | None, log: str | Path | None) -> int:
+    """Return the rules of a training: those asked for, else those that it was begun with, else the newest.
+
+    Raises:
+        StudyError: this version has no such rules.
+    """
+    begun = None if checkpoints is None else checkpoints.latest_record()
+    path = None if log is None else Path(log).absolute() / "run.json"
+    if begun is None and path is not None and path.exists():
+        begun = read_log(path)
+    newest = OPTIMIZER_RULES
+    found = asked if asked is not None else newest if begun is None else optimizer_rules_of(begun)
+    if isinstance(found, bool) or not isinstance(found, int) or not 1 <= found <= newest:
+        raise StudyError(
+            f"optimizer_rules must be a whole number from 1 to {newest}: got {found!r}; a training is resumed with the "
+            "version of tuner that began it, or a newer one"
+        )
+    return found
+
+
+def digests(splits: Splits) -> dict[str, str | None]:
+    """Return what tells these data from others of the same shapes."""
+    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    return {name: digest(part) for name, part in parts.items() if part is not None}
+
+
+@lru_cache(maxsize=8)
+def digest(dataset: Dataset) -> str | None:
+    """Return what tells a dataset from another with the same shapes; None for a stream, which is not read for it."""
+    if not isinstance(dataset, ArrayDataset):
+        return None
+    hashed = hashlib.blake2b(digest_size=16)
+    for name, array in sorted(dataset.host().items()):
+        hashed.update(f"{name} {array.dtype} {array.shape}".encode())
+        hashed.update(np.ascontiguousarray(array).data)
+    return hashed.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Return what results depend on, beside the code."""
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in names},
+        "device": jax.devices()[0].device_kind,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def describe_hparams(hparams: Any) -> Any:
+    """Return hyperparameters as plain JSON values: of a space or a dict the values, anything else as text."""
+    if isinstance(hparams, Space):
+        return to_params(hparams)
+    if is_plain(hparams):
+        return {name: value.item() if isinstance(value, np.generic) else value for name, value in hparams.items()}
+    return repr(hparams)
+
+
+def settings(trainer: TrainerModule) -> dict[str, Any]:
+    """Return the plain attributes of a trainer as JSON has them."""
+    return from_json(to_json(dict(settings_of(trainer))))
+
+
+def is_plain(hparams: Any) -> bool:
+    """Return whether hyperparameters are a dict that comes back from JSON as it was."""
+    return type(hparams) is dict and all(
+        isinstance(name, str)
+        and (value is None or type(value) in (bool, int, float, str) or isinstance(value, np.number))
+        for name, value in hparams.items()
+    )
+
+
+def _reference(kind: type) -> Mapping[str, str]:
+    try:
+        file = str(Path(inspect.getfile(kind)).resolve())
+    except (OSError, TypeError):  # typed into an interpreter, or built in
+        file = ""
+    return {"file": file, "module": kind.__module__, "name": kind.__qualname__}

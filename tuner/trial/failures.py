@@ -1,0 +1,45 @@
+"""Trials that end with an error: what is kept of it, and when a study has had enough of them."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Sequence
+
+from tuner.output.safe import hide_password
+
+_EQUAL_FAILURES = 3
+_LONGEST_ERROR = 50_000
+ANY_FAILURES = 10
+"""So many trials that fail one after another stop a study, whatever their errors."""
+
+
+def reason_to_stop(kinds: Sequence[str]) -> str | None:
+    """Return why a study must stop, None if it need not.
+
+    Args:
+        kinds: What went wrong in the latest trials, newest first, up to the first that did not fail.
+    """
+    if len(kinds) >= _EQUAL_FAILURES and len(set(kinds[:_EQUAL_FAILURES])) == 1:
+        return f"the same error ended {_EQUAL_FAILURES} trials in a row"
+    return f"{ANY_FAILURES} trials in a row failed" if len(kinds) >= ANY_FAILURES else None
+
+
+def describe(error: Exception) -> dict[str, str]:
+    """Return a trial's attributes for an error; errors of one kind differ at most in the values in their text."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    kind = f"{type(error).__qualname__} at {os.path.basename(last.filename)}:{last.lineno}"
+    return {"error_kind": storable(kind), "error": storable("".join(traceback.format_exception(error)))}
+
+
+def storable(text: str) -> str:
+    """Return a text as it is stored.
+
+    It has no lone surrogates, as in undecodable file names, no NUL and no password, and is no novel.
+    """
+    return hide_password(text).encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")[-_LONGEST_ERROR:]
+
+
+def last_line(trace: str) -> str:
+    """Return the last line of a traceback: the error itself."""
+    return trace.rstrip().rpartition("\n")[2]
