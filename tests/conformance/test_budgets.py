@@ -28,7 +28,7 @@ from tuner.storage import connect
 from tuner.storage.read import hours
 from tuner.storage.sql import dialect
 from tuner.storage.sql.dialect import now_s
-from tuner.storage.sql.engine import Patience, patient
+from tuner.storage.sql.retry import Patience, patient
 from tuner.storage.sql.tables import attempts, budgets, workers
 from tuner.storage.sql.tables import trials as trials_table
 from tuner.storage.sql.url import for_optuna
@@ -41,7 +41,7 @@ from tuner.study.source import git_state
 from tuner.trial import Outcome, Report
 from tuner.trial.failures import ANY_FAILURES
 from tuner.worker.account import Account
-from tuner.worker.loop import Place
+from tuner.worker.bench import Place
 
 nan, inf = math.nan, math.inf
 TICK_S = 0.005  # SQLite's clock counts milliseconds

@@ -38,7 +38,7 @@ from tuner.errors import LeaseLost
 from tuner.storage.optuna import loading
 from tuner.storage.optuna.storage import Storage
 from tuner.storage.sql import dialect
-from tuner.storage.sql.engine import Patience, patient
+from tuner.storage.sql.retry import Patience, patient
 from tuner.storage.sql.tables import (
     trial_intermediate_values,
     trial_params,

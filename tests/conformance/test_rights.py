@@ -13,7 +13,7 @@ from tuner.cli.explain import explained
 from tuner.errors import StorageDenied, StorageSchemaError
 from tuner.storage import connect, open_storage
 from tuner.storage.read.queries import read_studies
-from tuner.storage.sql.engine import read, write
+from tuner.storage.sql.retry import read, write
 
 
 @pytest.fixture

@@ -29,7 +29,8 @@ from tuner.search.halving import AshaPruner
 from tuner.search.pruners import TrialPruner
 from tuner.storage import connect, open_storage
 from tuner.storage.optuna.storage import Storage
-from tuner.storage.sql.engine import Patience, new_engine, patient, read, write
+from tuner.storage.sql.engine import new_engine
+from tuner.storage.sql.retry import Patience, patient, read, write
 from tuner.storage.sql.tables import reports, trial_intermediate_values
 from tuner.worker.attempt import Attempt
 

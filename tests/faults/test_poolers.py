@@ -23,7 +23,8 @@ from tuner.errors import StorageLost
 from tuner.storage import open_storage
 from tuner.storage.optuna.storage import Storage
 from tuner.storage.sql import dialect
-from tuner.storage.sql.engine import PROMPT, Patience, new_engine, patient, read, write
+from tuner.storage.sql.engine import new_engine
+from tuner.storage.sql.retry import PROMPT, Patience, patient, read, write
 from tuner.storage.sql.tables import reports
 from tuner.storage.worker import claims, leases
 from tuner.storage.worker.fences import Lease

@@ -19,7 +19,8 @@ from silent_proxy import Proxy
 
 from tuner.errors import StorageLost
 from tuner.storage.sql import deadlines
-from tuner.storage.sql.engine import Patience, new_engine, patient, read, write
+from tuner.storage.sql.engine import new_engine
+from tuner.storage.sql.retry import Patience, patient, read, write
 
 Wait = Callable[..., Any]
 

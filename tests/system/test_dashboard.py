@@ -30,7 +30,8 @@ from storage_tools import new_database
 from tuner.dashboard.app import make_app, routes
 from tuner.results.plots import KINDS
 from tuner.storage import open_storage
-from tuner.storage.sql.engine import IMPATIENT, new_engine, patient
+from tuner.storage.sql.engine import new_engine
+from tuner.storage.sql.retry import IMPATIENT, patient
 
 NOBODY = "00000000-0000-0000-0000-000000000000"
 

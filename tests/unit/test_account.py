@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from tuner.storage import connect
-from tuner.storage.sql.engine import read, write
+from tuner.storage.sql.retry import read, write
 from tuner.storage.sql.waited import database_s
 from tuner.worker.account import Account
 

@@ -22,8 +22,9 @@ from tuner.methods.gan import squared_slopes, value
 from tuner.study.source import import_file
 from tuner.training import ArrayDataset, OptimizerSpec
 from tuner.training.data.arrays import Splits
+from tuner.training.data.batches import Source
 from tuner.training.hparams import register
-from tuner.training.loop.programs import Carry, Source, first_carry, one_step
+from tuner.training.loop.programs import Carry, first_carry, one_step
 from tuner.training.mesh import Layout
 from tuner.training.metrics import to_floats
 from tuner.training.state import Average

@@ -29,9 +29,9 @@ from tuner.training import (
 )
 from tuner.training import metrics as metrics_
 from tuner.training.data.arrays import batch_order
+from tuner.training.definition import settings_of
 from tuner.training.loop.programs import programs
 from tuner.training.state import Average, Stream
-from tuner.training.trainer import settings_of
 
 RNG = np.random.default_rng(0)
 

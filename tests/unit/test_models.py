@@ -18,8 +18,9 @@ from flax import nnx
 from tuner import Space, log_uniform, uniform
 from tuner.errors import StudyError
 from tuner.training import ArrayDataset, Dropout, Layout, Model, Splits, TrainerModule
+from tuner.training.data.batches import Source
 from tuner.training.hparams import register
-from tuner.training.loop.programs import Source, first_carry, many_steps
+from tuner.training.loop.programs import first_carry, many_steps
 from tuner.training.model.adapters import as_model, watched
 from tuner.training.nnx_layers import Dropout as NNXDropout
 

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tuner import Study
 from tuner.cli.arguments import Format
 from tuner.cli.explain import explained
 from tuner.cli.printing import emit, print_fields, to_csv
@@ -23,7 +24,6 @@ from tuner.errors import StudyError, TunerError, UsageError
 from tuner.output.cells import csv_text, plain_cell
 from tuner.results.export import export_trials
 from tuner.storage import connect
-from tuner.study import Study
 from tuner.study.space import Space
 from tuner.training import TrainerModule
 

@@ -21,8 +21,8 @@ import pytest
 from tuner.errors import StudyError
 from tuner.training import ArrayDataset
 from tuner.training.data.arrays import batch_order, gather
+from tuner.training.data.batches import epoch_order
 from tuner.training.data.stream import StreamDataset
-from tuner.training.loop.programs import epoch_order
 
 LENGTH = 23
 RNG = np.random.default_rng(0)

@@ -8,9 +8,8 @@ from typing import Any
 import jax
 import pytest
 
-from tuner.study.domains import is_space
 from tuner.study.source import import_file
-from tuner.study.space import Space, examples
+from tuner.study.space import Space, examples, is_space
 from tuner.training import Splits
 from tuner.training.loop.checks import check_trainer
 from tuner.training.restore import Loaded

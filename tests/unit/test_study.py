@@ -19,7 +19,8 @@ import tuner.launch
 import tuner.worker
 from tuner import Space, Study, choice, int_uniform, log_uniform, uniform
 from tuner.errors import SpaceError, StudyError, StudyFileError
-from tuner.study import load_study, split_target, trial_seed
+from tuner.study import load_study, trial_seed
+from tuner.study.file import split_target
 
 
 class SGD(Space):

@@ -106,7 +106,10 @@ CASES: list[tuple[Any, str]] = [
         LinenDropout(),
         rf"rate of flax.linen.Dropout must not be traced: .*{HERE}.*use tuner.training.Dropout ",
     ),
-    (NNXDropout(), rf"rate of flax.nnx.Dropout must not be traced: .*{HERE}.*use tuner.training.nnx_layers.Dropout "),
+    (
+        NNXDropout(),
+        rf"rate of flax.nnx.Dropout must not be traced: .*{HERE}.*use tuner.training.nnx_layers.Dropout ",
+    ),
     (Branch(), rf"got the hyperparameter rate at .*{HERE}: if hparams.rate > 0.3:{STATIC}"),
     (Shape(), rf"got the hyperparameter depth{STATIC}"),
     (Loop(), rf"got the hyperparameter depth at .*{HERE}: .*range{STATIC}"),

@@ -17,8 +17,9 @@ from flax import nnx
 from tuner import Space, log_uniform, uniform
 from tuner.training import ArrayDataset, Dropout, Layout, OptimizerSpec, TrainerModule, WarmupCosine
 from tuner.training.data.arrays import batch_order
+from tuner.training.data.batches import Source
 from tuner.training.hparams import register
-from tuner.training.loop.programs import Carry, Source, eval_batch, first_carry, many_steps, one_step
+from tuner.training.loop.programs import Carry, eval_batch, first_carry, many_steps, one_step
 from tuner.training.metrics import to_floats
 from tuner.training.nnx_layers import Dropout as NNXDropout
 from tuner.training.optim.build import skipped_steps

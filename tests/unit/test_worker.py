@@ -17,7 +17,7 @@ from tuner import Space, Study, choice, log_uniform, uniform
 from tuner.training import ArrayDataset, TrainerModule
 from tuner.trial import Report
 from tuner.worker import run_worker
-from tuner.worker.loop import Worker
+from tuner.worker.bench import Samplers
 
 
 class Searched(Space):
@@ -138,6 +138,6 @@ def test_what_all_trials_have_in_common_is_handed_from_sampler_to_sampler(
     handed_on = run("one")
     assert len(looked_at) == 16
     assert max(looked_at) <= 2
-    monkeypatch.setattr(Worker, "_share_space", lambda *_: None)
+    monkeypatch.setattr(Samplers, "_share_space", lambda *_: None)
     assert run("two") == handed_on
     assert max(looked_at) == 16

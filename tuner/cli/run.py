@@ -189,9 +189,10 @@ def _work(
     say: Callable[[Event], None],
 ) -> None:
     from tuner.storage import connect_when_up, is_new_file, storage_url
-    from tuner.study import load_study, split_target
+    from tuner.study import load_study
+    from tuner.study.file import split_target
     from tuner.worker import run_worker
-    from tuner.worker.loop import LAUNCHED_VARIABLE
+    from tuner.worker.environment import LAUNCHED_VARIABLE
 
     url = storage_url(storage)
     study = load_study(file).changed(fixed=fixed, **settings)

@@ -76,7 +76,7 @@ class StudyDatabase:
 
     def _connect(self) -> Engine:
         from tuner.storage.sql import deadlines
-        from tuner.storage.sql.engine import Patience, patient
+        from tuner.storage.sql.retry import Patience, patient
 
         if self._engine is None:
             patience = Patience(0.0, statement_s=_STATEMENT_S)

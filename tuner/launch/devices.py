@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from tuner.errors import DeviceError
+from tuner.worker.environment import CPUS_VARIABLE, DEVICES_VARIABLE
 
 Kind = Literal["gpu", "tpu", "cpu"]
 
@@ -25,8 +26,6 @@ _MAX_CPU_WORKERS = 4
 _TPU_BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}
 """Chips of one process -> the shape libtpu wants to hear."""
 _TPU_FIRST_PORT = 8476
-CPUS_VARIABLE = "TUNER_CPUS"
-DEVICES_VARIABLE = "TUNER_DEVICES"
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,10 @@ from tuner.launch.signals import end_on_signals
 from tuner.output.log import has_reader, is_json, set_about, tell
 from tuner.storage import connect_when_up, hide_password, is_new_file, storage_url, warn_of_password
 from tuner.storage.sql.background import aside
-from tuner.study import split_path, split_target
+from tuner.study.file import split_path, split_target
 from tuner.study.source import code_digest
 from tuner.trial import Event
+from tuner.worker.environment import LAUNCHED_VARIABLE
 
 _GRACE_S = 5.0
 """How long a worker may take to give its trial back; then it is killed, and its trial given back for it."""
@@ -130,7 +131,7 @@ class _Launch:
         host = os.uname().nodename
         name = f"{host}:{os.getpid()}:{place.index}.{place.starts}"
         env = {**environment(place.group, os.environ), "TUNER_STORAGE": self.url, "PYTHONUNBUFFERED": "1"}
-        env["TUNER_LAUNCHED_AT"] = str(self.began_s)
+        env[LAUNCHED_VARIABLE] = str(self.began_s)
         place.worker = WorkerProcess(place.index, name, self.command, env, self.inbox)
         self.snapshot.workers[place.index] = "starting"
 

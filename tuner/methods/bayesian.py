@@ -21,7 +21,7 @@ from tuner.methods.calibration import check_forecast_labels, forecast_metrics
 from tuner.methods.classification import field, needed
 from tuner.training import GradientNoise, OptimizerSpec, TrainerModule, TrainState
 from tuner.training.data.arrays import Batch
-from tuner.training.loop.programs import Order
+from tuner.training.data.batches import Order
 from tuner.training.metrics import Metrics
 
 

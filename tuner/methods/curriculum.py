@@ -17,8 +17,8 @@ from tuner.errors import StudyError
 from tuner.methods.classification import needed
 from tuner.training import ArrayDataset, Splits, TrainerModule
 from tuner.training.data.arrays import Batch
+from tuner.training.data.batches import Order
 from tuner.training.loop.checks import EVAL_BATCH
-from tuner.training.loop.programs import Order
 from tuner.training.state import Stream, TrainState
 
 

@@ -37,8 +37,7 @@ def make_model(name: str, hparams: Any = None, **given: Any) -> Any:
     """Return a model, for a trainer's `init_model` to return.
 
     So a space with `model: str = choice("mlp", "cnn")` has the model of each stored trial:
-    `make_model(hparams.model, hparams, classes=10)` with
-    `hparams = tuner.study.space.from_params(HParams, row["hparams"])`.
+    `make_model(hparams.model, hparams, classes=10)` with `hparams = tuner.study.from_params(HParams, row["hparams"])`.
 
     Args:
         name: One of `MODELS`.

@@ -13,8 +13,9 @@ from tuner.results.export import best_number, checkpoint_of, file_of, in_place
 from tuner.results.plots import check_suffix, need_matplotlib, written
 from tuner.results.rows import check_file, has_changed, show_row
 from tuner.storage.read.queries import find_study, read_trial
-from tuner.study import Study, split_target, study_in
-from tuner.worker.dry_run import in_words
+from tuner.study import StudySpec
+from tuner.study.file import split_target, study_in
+from tuner.study.source import call_study_code
 
 
 def draw_picture(
@@ -68,18 +69,18 @@ def _source(trial: dict[str, Any]) -> tuple[Path, str | None]:
         raise UsageError(f"{error}; --file says where it is now") from None
 
 
-def _drawn(study: Study, params: dict[str, object], checkpoint: Path, seed: int, suffix: str) -> bytes:
+def _drawn(study: StudySpec, params: dict[str, object], checkpoint: Path, seed: int, suffix: str) -> bytes:
     from matplotlib.figure import Figure
 
     from tuner.training import load_from_checkpoint
 
     loaded = load_from_checkpoint(checkpoint, trainer=study.trainer, hparams=study.hparams_of(params))
-    splits = in_words("data(seed) must return the data", study.data, seed)
+    splits = call_study_code("data(seed) must return the data", study.data, seed)
     assert study.picture is not None
-    figure = in_words("picture(loaded, splits) must return a figure", study.picture, loaded, splits)
+    figure = call_study_code("picture(loaded, splits) must return a figure", study.picture, loaded, splits)
     if not isinstance(figure, Figure):
         raise UsageError(f"picture(loaded, splits) must return a matplotlib Figure: got {type(figure).__name__}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of fonts and layouts
         must = "picture(loaded, splits) must return a figure that can be drawn"
-        return in_words(must, written, figure, suffix.lower().removeprefix("."))
+        return call_study_code(must, written, figure, suffix.lower().removeprefix("."))

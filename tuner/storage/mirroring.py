@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine
 
 from tuner.storage.read.queries import StudyRow, TrialRow, read_some
 from tuner.storage.sql.dialect import clock, ids_value, insert, of_study, one_of
-from tuner.storage.sql.engine import read, write
+from tuner.storage.sql.retry import read, write
 from tuner.storage.sql.tables import attempts, budgets, leases, mirrored, mirrors, records, reports, trials, workers
 from tuner.trial import Outcome
 

@@ -12,7 +12,7 @@ import struct
 from abc import ABCMeta, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tuner.errors import SpaceError
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import optuna
     from optuna.distributions import BaseDistribution
 
-    from tuner.study.space import Space
 
 Stored = None | bool | int | float | str
 """What Optuna stores for a parameter: a plain JSON value."""
@@ -52,12 +51,19 @@ def as_traced(value: float) -> float:
     return struct.unpack("f", struct.pack("f", value))[0]
 
 
-def is_space(value: object) -> TypeGuard[type[Space]]:
+class HasDomains(Protocol):
+    """A `Space` class, as far as domains need to know it."""
+
+    __name__: str
+    __domains__: dict[str, Domain]
+
+
+def has_domains(value: object) -> bool:
     """Return whether a value is a `Space` class."""
     return isinstance(value, type) and hasattr(value, "__domains__")
 
 
-def domains_of(space: type[Space]) -> dict[str, Domain]:
+def domains_of(space: HasDomains) -> dict[str, Domain]:
     """Return the domains of a space's own fields, by field."""
     return space.__domains__
 
@@ -235,9 +241,9 @@ class ChoiceDomain(Domain):
     traced: bool = False
 
     @property
-    def spaces(self) -> dict[Stored, type[Space]]:
+    def spaces(self) -> dict[Stored, HasDomains]:
         """The options that are spaces, by label."""
-        return {label: option for label, option in zip(self.labels, self.options, strict=True) if is_space(option)}
+        return {label: option for label, option in zip(self.labels, self.options, strict=True) if has_domains(option)}
 
     def check(self) -> None:
         if not self.options:
@@ -266,7 +272,7 @@ class ChoiceDomain(Domain):
                 raise SpaceError(f"options must differ: {option!r} stands twice (equal values or equal labels)")
             if option != option:
                 raise SpaceError(f"options must equal themselves: got {option!r}")
-        if self.spaces and not all(option is None or is_space(option) for option in self.options):
+        if self.spaces and not all(option is None or has_domains(option) for option in self.options):
             raise SpaceError(f"a choice of Space classes takes only Space classes and None: got {self!r}")
         if self.traced and not all(isinstance(option, int | float) for option in self.options):
             raise SpaceError(f"a traced choice needs numbers: got {self!r}")
@@ -295,7 +301,7 @@ class ChoiceDomain(Domain):
         raise ValueError(text)
 
     def encode(self, value: Any) -> Stored:
-        for key in (value, type(value)) if is_space(type(value)) else (value,):
+        for key in (value, type(value)) if has_domains(type(value)) else (value,):
             for label, option in zip(self.labels, self.options, strict=True):
                 if key == option and type(key) is type(option):
                     return label
@@ -379,7 +385,7 @@ def _label(option: Any) -> Stored:
     return name if name and name != "<lambda>" else f"{_UNLABELLED} {type(option).__name__}"
 
 
-def parameters(space: type[Space]) -> Iterator[tuple[str, Domain, str]]:
+def parameters(space: HasDomains) -> Iterator[tuple[str, Domain, str]]:
     """Yield every Optuna parameter of a space: its name, its domain, and the condition under which it exists.
 
     The condition is empty, or reads like `optimizer=SGD`; of nested conditions the last is given.
@@ -387,7 +393,7 @@ def parameters(space: type[Space]) -> Iterator[tuple[str, Domain, str]]:
     yield from _parameters({field: field for field in domains_of(space)}, space, "")
 
 
-def _parameters(names: Mapping[str, str], space: type[Space], when: str) -> Iterator[tuple[str, Domain, str]]:
+def _parameters(names: Mapping[str, str], space: HasDomains, when: str) -> Iterator[tuple[str, Domain, str]]:
     for field, domain in domains_of(space).items():
         name = names[field]
         yield name, domain, when

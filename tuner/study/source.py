@@ -1,4 +1,4 @@
-"""A Python file that belongs to no package, such as a study: importing it, and the state of its Git repository."""
+"""A study's Python file: importing it, calling its functions, and the state of its Git repository."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import os
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from tuner.errors import StudyFileError, TunerError
+from tuner.errors import PACKAGE, StudyError, StudyFileError, TunerError
 from tuner.study.modules import module_name
 
 
@@ -47,6 +49,33 @@ def _where(path: Path, error: BaseException) -> str:
     own = os.path.realpath(path)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if os.path.realpath(frame.filename) == own]
     return f"{path}:{frames[-1].lineno}: " if frames else f"{path}: "
+
+
+def call_study_code(must: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function from a study's file.
+
+    Args:
+        must: What the function must do; the message of an error begins with it.
+        function: The function.
+        arguments: Its arguments.
+
+    Raises:
+        StudyError: the function raised an error; the message has the file, the line, and the error's first line.
+        TunerError: the function raised this.
+    """
+    try:
+        return function(*arguments)
+    except TunerError:
+        raise
+    except Exception as error:
+        frames = [
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if "site-packages" not in frame.filename and not frame.filename.startswith(PACKAGE)
+        ] or traceback.extract_tb(error.__traceback__)
+        last = frames[-1]
+        reason = str(error).strip().partition("\n")[0]
+        raise StudyError(f"{must}: {last.filename}:{last.lineno}: {type(error).__name__}: {reason}") from error
 
 
 def code_digest(path: Path) -> str | None:

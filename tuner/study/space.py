@@ -13,7 +13,7 @@ import dataclasses
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, dataclass_transform
+from typing import TYPE_CHECKING, Any, TypeGuard, dataclass_transform
 
 from tuner.errors import MissingHParam, SpaceError, nearest
 from tuner.study.domains import (
@@ -24,8 +24,8 @@ from tuner.study.domains import (
     as_traced,
     choice,
     domains_of,
+    has_domains,
     int_uniform,
-    is_space,
     log_uniform,
     parameters,
     uniform,
@@ -139,6 +139,11 @@ class Space(metaclass=SpaceMeta):
             f"the search space must have every hyperparameter that the trainer reads: {type(self).__name__} has no "
             f"{name!r}, it has {', '.join(known) or 'none'}{nearest(name, known)}"
         )
+
+
+def is_space(value: object) -> TypeGuard[type[Space]]:
+    """Return whether a value is a `Space` class."""
+    return has_domains(value)
 
 
 def is_traced(space: type[Space], field: str) -> bool:

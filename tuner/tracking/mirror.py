@@ -22,7 +22,7 @@ from tuner.storage import connect, hide_password, mirroring
 from tuner.storage.mirroring import Sent, StoredReport, Unsent
 from tuner.storage.read.queries import StudyRow, TrialRow, find_study
 from tuner.storage.sql.encoding import decode_metric
-from tuner.storage.sql.engine import Patience, patient
+from tuner.storage.sql.retry import Patience, patient
 from tuner.storage.sql.schema import prepare
 from tuner.storage.worker.studies import identify
 from tuner.tracking import TrackedReport, TrackedStudy, TrackedTrial, Tracker

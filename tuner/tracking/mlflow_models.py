@@ -187,12 +187,11 @@ class RegisteredModel:
             model_input: An array, a data frame, or for a model of several inputs a mapping of them in their order.
             params: MLflow hands these over; there are none.
         """
-        import jax
         import numpy as np
 
         several = tuple(model_input.values()) if isinstance(model_input, Mapping) else (model_input,)
         arrays = [one.to_numpy() if hasattr(one, "to_numpy") else np.asarray(one) for one in several]
-        return jax.tree.map(np.asarray, self.loaded(*arrays))
+        return self.loaded.predict(*arrays)
 
 
 def _load_pyfunc(path: str) -> RegisteredModel:

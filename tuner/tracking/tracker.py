@@ -1,18 +1,12 @@
-"""The interface of a tracker, what it is told, and making those that were asked for."""
+"""The interface of a tracker, and what it is told."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
-from tuner.errors import UsageError, how_to_install
 from tuner.trial import Outcome
-
-MLFLOW_VARIABLE = "MLFLOW_TRACKING_URI"
-"""MLflow's own; a command that takes `--mlflow` takes it from here as well."""
 
 
 @dataclass(frozen=True)
@@ -106,51 +100,3 @@ class Tracker(Protocol):
     def close(self) -> None:
         """Let go of connections and files."""
         ...
-
-
-def check_trackers(mlflow: str | None, tensorboard: str | None, wandb: str | None) -> None:
-    """Find out whether `make_trackers` could make these, without importing what takes seconds.
-
-    Raises:
-        UsageError: an address is wrong, or the tracker's library is not installed.
-    """
-    packages = (mlflow, "mlflow", "MLflow"), (tensorboard, "tensorboard", "TensorBoard"), (wandb, "wandb", "W&B")
-    for asked, package, name in packages:
-        if asked and importlib.util.find_spec(package) is None:
-            raise UsageError(f"{name} must be installed to be sent a study: {how_to_install(package)}")
-    if mlflow:
-        from tuner.tracking.mlflow import address
-
-        address(mlflow)
-    if tensorboard:
-        from tuner.tracking.tensorboard import identity
-
-        identity(Path(tensorboard))
-
-
-def make_trackers(mlflow: str | None, tensorboard: str | None, wandb: str | None) -> list[Tracker]:
-    """Return the trackers that are asked for, their libraries imported.
-
-    Args:
-        mlflow: The URI of an MLflow server.
-        tensorboard: A folder for TensorBoard's files.
-        wandb: A project of W&B; its other settings are W&B's own environment variables.
-
-    Raises:
-        UsageError: as in `check_trackers`.
-    """
-    check_trackers(mlflow, tensorboard, wandb)
-    made: list[Tracker] = []
-    if mlflow:
-        from tuner.tracking.mlflow import MlflowTracker
-
-        made.append(MlflowTracker(mlflow))
-    if tensorboard:
-        from tuner.tracking.tensorboard import TensorboardTracker
-
-        made.append(TensorboardTracker(tensorboard))
-    if wandb:
-        from tuner.tracking.wandb import WandbTracker
-
-        made.append(WandbTracker(wandb))
-    return made

@@ -11,19 +11,22 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 
 from tuner.errors import CheckpointError, StudyError
+from tuner.study.record import optimizer_rules_of
 from tuner.study.source import import_file
 from tuner.study.space import Space, from_params
 from tuner.training.data.arrays import Splits, steps_per_epoch
+from tuner.training.data.batches import Source
+from tuner.training.front import TrainerModule
 from tuner.training.hparams import register
-from tuner.training.loop.programs import Source, programs
+from tuner.training.loop.programs import programs
 from tuner.training.mesh import Layout
 from tuner.training.saved.checkpoints import from_plain, read
 from tuner.training.saved.record import digests, read_log, settings
 from tuner.training.state import TrainState
-from tuner.training.trainer import TrainerModule
-from tuner.trial import Report, optimizer_rules_of
+from tuner.trial import Report
 
 if TYPE_CHECKING:
     from tuner.training.loop.training import Training
@@ -51,6 +54,10 @@ class Loaded:
     def __call__(self, *inputs: Any) -> Any:
         """Return the model's outputs in evaluation mode, as `bind_model` does."""
         return self.trainer.bind_model(self.state, self.hparams)(*inputs)
+
+    def predict(self, *inputs: Any) -> Any:
+        """Return the model's outputs in evaluation mode as NumPy arrays."""
+        return jax.tree.map(np.asarray, self(*inputs))
 
 
 def load_from_checkpoint(

@@ -8,39 +8,34 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuner.errors import LeaseLost, StorageLost, StudyStopped
-from tuner.launch.devices import DEVICES_VARIABLE
-from tuner.output.log import is_json, now, set_about, tell
+from tuner.output.log import is_json, set_about, tell
 from tuner.storage import hide_password, storage_url, warn_of_password
 from tuner.storage.artifacts import artifacts_folder, study_folder
 from tuner.storage.read.queries import last_errors
 from tuner.storage.sql.background import Background
 from tuner.storage.sql.dialect import now_s
-from tuner.storage.sql.engine import IMPATIENT, PROMPT, Patience, patient
+from tuner.storage.sql.retry import IMPATIENT, PROMPT, Patience, patient
 from tuner.storage.sql.waited import database_s
 from tuner.storage.worker import claims, leases
 from tuner.storage.worker.claims import Claimant, NoTrial
-from tuner.storage.worker.fences import Lease
-from tuner.storage.worker.studies import join, leave, mode_of, register
-from tuner.study import Study
-from tuner.study.source import code_digest, git_state
-from tuner.trial import Event, Outcome, Stop, optimizer_rules_of
+from tuner.storage.worker.studies import join, leave, register
+from tuner.study import StudySpec
+from tuner.study.record import optimizer_rules_of
+from tuner.study.source import call_study_code
+from tuner.trial import Event, Stop
 from tuner.trial.failures import describe, last_line, reason_to_stop
 from tuner.worker.account import Account
-from tuner.worker.attempt import Attempt
+from tuner.worker.attempt import Attempt, Ended
+from tuner.worker.bench import Bench, LastWords, Place, ProgramModes, Samplers
+from tuner.worker.environment import DEVICES_VARIABLE, LAUNCHED_VARIABLE, WORKER_VARIABLE
 
 if TYPE_CHECKING:
-    import optuna
-    from sqlalchemy import Engine
-
     from tuner.storage.optuna.storage import Storage
 
 
-LAUNCHED_VARIABLE = "TUNER_LAUNCHED_AT"
 LEASE_S = 30.0
 PATIENCE_S = 600.0
 """How long a worker waits for a database that is away; it trains meanwhile, as long as it has a trial."""
@@ -51,11 +46,11 @@ _POLL_S = 0.5
 
 def default_name() -> str:
     """Return a worker's name: unique among the processes of this and other machines."""
-    return os.environ.get("TUNER_WORKER") or f"{socket.gethostname()}:{os.getpid()}:{os.urandom(2).hex()}"
+    return os.environ.get(WORKER_VARIABLE) or f"{socket.gethostname()}:{os.getpid()}:{os.urandom(2).hex()}"
 
 
 def run_worker(
-    study: Study,
+    study: StudySpec,
     storage: str | None = None,
     *,
     artifacts: str | None = None,
@@ -85,7 +80,7 @@ def run_worker(
     """
     from tuner.storage.optuna.storage import Storage
     from tuner.training.loop.runtime import CompileClock, missing_accelerator, use_persistent_cache, worker_layout
-    from tuner.worker.dry_run import check_study, in_words
+    from tuner.worker.dry_run import check_study
 
     url = storage_url(storage)
     use_persistent_cache()
@@ -93,7 +88,7 @@ def run_worker(
     warning = missing_accelerator(devices)
     if warning:
         tell(warning, "no_accelerator", "warning")
-    splits = in_words("data(seed) must return the data", study.data, study.seed)
+    splits = call_study_code("data(seed) must return the data", study.data, study.seed)
     check_study(study, splits)
     about = {"study": study.name, "file": None if file is None else os.path.abspath(file)}
     clock = CompileClock()
@@ -112,39 +107,12 @@ def run_worker(
         optuna_storage.close()
 
 
-@dataclass
-class Place:
-    """Where a worker's trials run and leave their files, and the clocks they run by."""
-
-    artifacts: Path
-    about: dict[str, Any]
-    layout: Any
-    devices: str
-    clock: Any
-    account: Account
-
-    def describe(self) -> dict[str, Any]:
-        """Return what is kept of a worker: where it runs and with what."""
-        from tuner.training.saved.record import versions
-
-        file = self.about["file"]
-        return {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "devices": self.devices or f"cpu {os.cpu_count()}",
-            "file": file,
-            "code": None if file is None else code_digest(Path(file)),
-            "git": None if file is None else git_state(Path(file)),
-            "versions": versions(),
-        }
-
-
 class Worker:
     """The claim-train-tell loop of one process."""
 
     def __init__(
         self,
-        study: Study,
+        study: StudySpec,
         splits: Any,
         storage: Storage,
         name: str,
@@ -160,24 +128,17 @@ class Worker:
         if is_json():
             optuna.logging.disable_default_handler()
             optuna.logging.enable_propagation()
-        self.study, self.splits, self.storage, self.engine = study, splits, storage, storage.engine
-        self.background = Background("reports")
-        self._say, self.stop, self.place, self.account = say, stop, place, place.account
-        self.prompt_engine = patient(self.engine, dataclasses.replace(PROMPT, is_over=self.must_end))
+        self.study, self.storage, self.engine, self.place = study, storage, storage.engine, place
         registered = register(storage, self.engine, study.name, study.all_directions, study.record())
         study.check_unchanged(registered.record)
-        self.study_id = registered.study_id
-        self.optimizer_rules = optimizer_rules_of(registered.record)
-        self.folder = study_folder(place.artifacts, study.name, registered.identity)
+        study_id = registered.study_id
         given: dict[str, Any] = {"sampler": study.make_sampler(0), "pruner": study.make_pruner()}
         view: Any = SamplerView(storage)
-        self.optuna_study = optuna.load_study(study_name=study.name, storage=view, **given)
-        self.pruning_study = optuna.load_study(study_name=study.name, storage=storage, **given)
-        # What failed before was perhaps mended since. Before the launch, not before this worker: one that starts later
+        # What failed before was perhaps fixed since. Before the launch, not before this worker: one that starts later
         # than the others, or again, would let the same error end three trials more.
         launched_for_s = time.time() - float(os.environ.get(LAUNCHED_VARIABLE) or time.time())
         self.claimant = Claimant(
-            self.study_id,
+            study_id,
             name,
             trials=study.trials,
             lease_s=LEASE_S,
@@ -187,12 +148,30 @@ class Worker:
             identity=registered.identity,
             failures_since_s=now_s(self.engine) - launched_for_s,
         )
-        self.grid_limits = getattr(self.optuna_study.sampler, "limits", None)
-        self.claimed_any = False
+        self.bench = Bench(
+            study=study,
+            study_id=study_id,
+            splits=splits,
+            optimizer_rules=optimizer_rules_of(registered.record),
+            storage=storage,
+            engine=self.engine,
+            prompt_engine=patient(self.engine, dataclasses.replace(PROMPT, is_over=lambda: stop.requested)),
+            background=Background("reports"),
+            optuna_study=optuna.load_study(study_name=study.name, storage=view, **given),
+            pruning_study=optuna.load_study(study_name=study.name, storage=storage, **given),
+            claimant=self.claimant,
+            folder=study_folder(place.artifacts, study.name, registered.identity),
+            place=place,
+            account=place.account,
+            stop=stop,
+            samplers=Samplers(study),
+            modes=ProgramModes(self.engine, study_id),
+            last_words=LastWords(self.engine),
+            listener=say,
+        )
+        self.say = self.bench.say
+        self.grid_limits = getattr(self.bench.optuna_study.sampler, "limits", None)
         self.sampler_errors: list[str] = []  # their kinds, newest first, since the last trial without one
-        self.last_words_end_s: float | None = None
-        self.common_space: Any = None
-        self.modes: dict[str, str] = {}
 
     def run(self) -> None:
         """Claim and run trials until the budget is spent or a stop is asked for."""
@@ -204,30 +183,20 @@ class Worker:
         try:
             self._work()
         except StorageLost:
-            if not self.stop.requested:  # else it no longer waited, because somebody waits for it
+            if not self.bench.stop.requested:  # else it no longer waited, because somebody waits for it
                 raise
         finally:
-            self.background.close()
-            if self.last_words_end_s is None or time.monotonic() < self.last_words_end_s:
+            self.bench.background.close()
+            if not self.bench.last_words.is_over():
                 with contextlib.suppress(StorageLost):
-                    leave(self.brief_engine(), self.claimant.worker)
+                    leave(self.bench.last_words.engine(), self.claimant.worker)
         self.say({"event": "done"})
-
-    def say(self, event: Event) -> None:
-        """Say an event, with its time and what the worker's own time went on since the one before."""
-        seconds = {name: round(spent_s, 6) for name, spent_s in self.account.take().items()}
-        self._say({"time": now(), **event, "seconds": seconds})
-
-    def say_seconds(self) -> None:
-        """Say what the time goes on, now and then: an epoch may take an hour."""
-        if self.account.is_due():
-            self.say({"event": "seconds"})
 
     def _work(self) -> None:
         from tuner.training.loop.runtime import tidy
 
         is_idle = False
-        while not self.stop.requested:
+        while not self.bench.stop.requested:
             self._limit_to_grid()
             lease = claims.claim(self.engine, self.claimant)
             for number in self.claimant.deadly:
@@ -237,26 +206,30 @@ class Worker:
                 if not is_idle:
                     self.say({"event": "idle"})
                 is_idle = True
-                with self.account.doing("waiting"):
+                with self.bench.account.doing("waiting"):
                     time.sleep(_POLL_S)
-                self.say_seconds()
+                self.bench.say_seconds()
                 continue
             if isinstance(lease, NoTrial):
                 self._end(lease)
                 break
-            is_idle, self.last_words_end_s = False, None
+            is_idle = False
+            self.bench.last_words.forget()
             set_about(trial=lease.number)
             try:
-                Attempt(self, lease).run()
+                ended = Attempt(self.bench, lease).run()
             except LeaseLost as error:
                 self.say({"event": "lost", "level": "warning", "trial": lease.number, "message": str(error)})
                 with contextlib.suppress(StorageLost):
-                    leases.withdraw_death(self.brief_engine(), lease)
-                self.last_words_end_s = None
+                    leases.withdraw_death(self.bench.last_words.engine(), lease)
+                self.bench.last_words.forget()
+            else:
+                if ended is not None:
+                    self._note_sampler_error(lease.number, ended)
             finally:
                 set_about(trial=None)
             tidy()
-            if self.optuna_study._stop_flag:
+            if self.bench.optuna_study._stop_flag:
                 self.say({"event": "finished"})
                 break
 
@@ -264,7 +237,7 @@ class Worker:
         """Ask for no more trials than it takes to try every point of a grid."""
         if self.grid_limits is None:
             return
-        limits = self.grid_limits(self.storage.get_all_trials(self.study_id, deepcopy=False))
+        limits = self.grid_limits(self.storage.get_all_trials(self.claimant.study_id, deepcopy=False))
         self.claimant.trials = min(self.study.trials, limits.trials)
         self.claimant.new_trials = min(self.study.trials, limits.new)
 
@@ -279,17 +252,18 @@ class Worker:
             raise StudyStopped(f"study {name!r} is stopped: `tuner resume {name}` lets it be launched again")
         if reason is NoTrial.FAILING:
             assert self.claimant.failures_since_s is not None
-            errors = last_errors(self.engine, self.study_id, self.claimant.failures_since_s)
+            errors = last_errors(self.engine, self.claimant.study_id, self.claimant.failures_since_s)
             why = reason_to_stop([kind for kind, _ in errors])
             trace = f"\n{errors[0][1].rstrip()}" if errors else ""
             raise StudyStopped(f"study {name!r} stopped: {why}; mend it and launch again{trace}")
 
-    def note_sampler_error(self, number: int, outcome: Outcome, error: BaseException | None) -> None:
-        """Warn if the sampler raised an error after a trial, which is stored by now; None if it did not.
+    def _note_sampler_error(self, number: int, ended: Ended) -> None:
+        """Warn if the sampler raised an error after a trial, which is stored by now.
 
         Raises:
             StudyStopped: it did so after each of the latest trials.
         """
+        error = ended.sampler_error
         if error is None:
             self.sampler_errors = []
             return
@@ -297,7 +271,7 @@ class Worker:
             raise error
         described = describe(error)
         trace = hide_password(described["error"]).rstrip()
-        message = f"the sampler failed after trial {number}, which is stored as {outcome}: {last_line(trace)}"
+        message = f"the sampler failed after trial {number}, which is stored as {ended.outcome}: {last_line(trace)}"
         self.say({"event": "sampler", "level": "warning", "trial": number, "message": message})
         self.sampler_errors.insert(0, described["error_kind"])
         if reason_to_stop(self.sampler_errors) is not None:
@@ -305,40 +279,3 @@ class Worker:
                 f"study {self.study.name!r} stopped: the sampler failed after {len(self.sampler_errors)} trials in a "
                 f"row, which are stored; fix the sampler and launch again\n{trace}"
             )
-
-    def must_end(self) -> bool:
-        """Return whether somebody has asked the worker to end."""
-        return self.stop.requested
-
-    def brief_engine(self) -> Engine:
-        """Return the engine for a worker's last words.
-
-        It waits a moment for a database that is away, and no longer: the moment is for all of them together.
-        """
-        if self.last_words_end_s is None:
-            self.last_words_end_s = time.monotonic() + _LAST_PATIENCE_S
-        left_s = self.last_words_end_s - time.monotonic()
-        return patient(self.engine, Patience(left_s, statement_s=max(1.0, left_s)))
-
-    def sampler_of(self, lease: Lease) -> optuna.samplers.BaseSampler:
-        """Return the sampler for a trial: one for its number, or the study's own object."""
-        sampler = self.study.make_sampler(lease.number)
-        if sampler is self.study.sampler and not self.claimed_any and (lease.number > 0 or lease.fence > 1):
-            # An Optuna object starts from its own seed in every process: all workers would suggest the same.
-            sampler.reseed_rng()
-        self.claimed_any = True
-        self._share_space(sampler)
-        return sampler
-
-    def _share_space(self, sampler: Any) -> None:
-        """Hand on which parameters all trials have in common: a new sampler would look through all of them again."""
-        from optuna.search_space import IntersectionSearchSpace
-
-        if isinstance(getattr(sampler, "_search_space", None), IntersectionSearchSpace):
-            self.common_space = sampler._search_space = self.common_space or sampler._search_space
-
-    def mode_of(self, program: str, measure: Callable[[], str]) -> str:
-        """Return whether a program runs as scan or as steps, as this study has it."""
-        if program not in self.modes:
-            self.modes[program] = mode_of(self.engine, self.study_id, program, measure)
-        return self.modes[program]

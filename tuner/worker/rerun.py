@@ -17,8 +17,10 @@ from tuner.storage.read.lineage import read_metrics, read_study_file
 from tuner.storage.read.queries import StudyRow, find_baseline, find_study, read_by_ids, read_trial
 from tuner.storage.worker.confirmations import read_confirmations, store_confirmation
 from tuner.storage.worker.studies import mode_of
-from tuner.study import Study, split_target, study_in, trial_seed
-from tuner.trial import Report, optimizer_rules_of
+from tuner.study import StudySpec, trial_seed
+from tuner.study.file import split_target, study_in
+from tuner.study.record import optimizer_rules_of
+from tuner.trial import Report
 
 
 @dataclass(frozen=True)
@@ -27,14 +29,14 @@ class Rerunner:
 
     engine: Engine
     row: StudyRow
-    study: Study
+    study: StudySpec
     file: Path
     splits: Any
 
     def train(self, params: Mapping[str, Any], seed: int, epochs: int) -> Iterator[Report]:
         """Yield the reports of a training with stored hyperparameters, up to an epoch."""
-        from tuner.launch.devices import DEVICES_VARIABLE
         from tuner.training.loop.runtime import worker_layout
+        from tuner.worker.environment import DEVICES_VARIABLE
 
         study = self.study
         training = study.trainer.train_model(

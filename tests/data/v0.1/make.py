@@ -117,9 +117,9 @@ def save_model(url: str) -> None:
     """Save the best trial's model as `tuner register` does, without a server."""
     import mlflow.pyfunc
     from tuner.export import best_number
+    from tuner.registry import pack
     from tuner.storage.queries import find_study, read_trial
 
-    from tuner.registry import pack
     from tuner.storage import connect
 
     engine = connect(url)

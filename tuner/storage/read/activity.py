@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine
 from tuner.storage.read.ranking import is_feasible, read_constraints
 from tuner.storage.sql.dialect import clock, greatest, ids_value, one_of
 from tuner.storage.sql.encoding import loaded_number
-from tuner.storage.sql.engine import read
+from tuner.storage.sql.retry import read
 from tuner.storage.sql.tables import (
     attempts,
     leases,

@@ -12,8 +12,8 @@ from sqlalchemy import Connection, Engine
 from tuner.errors import StorageDenied, StorageSchemaError
 from tuner.storage.sql import tables, zones
 from tuner.storage.sql.dialect import clock
-from tuner.storage.sql.engine import read
-from tuner.storage.sql.schema import check_tables, read_versions
+from tuner.storage.sql.retry import read
+from tuner.storage.sql.versions import check_tables, read_versions
 
 _ROUNDS = 5
 

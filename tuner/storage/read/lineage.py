@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
 from tuner.storage.sql.dialect import clock, greatest, least
-from tuner.storage.sql.engine import read
+from tuner.storage.sql.retry import read
 from tuner.storage.sql.tables import attempts, leases, records, reports, rungs, trials, workers
 from tuner.trial import Outcome
 

@@ -17,7 +17,7 @@ from tuner.storage.read.hours import Hours, count_hours
 from tuner.storage.read.ranking import Ranked, best_trials, is_feasible, read_constraints
 from tuner.storage.sql.dialect import clock
 from tuner.storage.sql.encoding import loaded_number
-from tuner.storage.sql.engine import read
+from tuner.storage.sql.retry import read
 from tuner.storage.sql.tables import (
     budgets,
     leases,

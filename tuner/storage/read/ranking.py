@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
 from tuner.storage.sql.dialect import ids_value, one_of
-from tuner.storage.sql.engine import read
+from tuner.storage.sql.retry import read
 from tuner.storage.sql.tables import trial_system_attributes, trial_values, trials
 
 _KEY = "constraints"

@@ -14,7 +14,8 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
-from tuner.storage.sql.engine import NOT_PREPARED, is_pooled, read
+from tuner.storage.sql.engine import is_pooled
+from tuner.storage.sql.retry import NOT_PREPARED, read
 from tuner.storage.sql.tables import trials
 
 

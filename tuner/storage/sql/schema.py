@@ -10,7 +10,6 @@ import sqlite3
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,21 +21,20 @@ from tuner.errors import StorageSchemaError
 from tuner.storage.sql import tables, zones
 from tuner.storage.sql.engine import connected_engine, limit_transaction, lost
 from tuner.storage.sql.url import driver_url, for_optuna, hide_password, sqlite_path
+from tuner.storage.sql.versions import (
+    Versions,
+    check_tables,
+    optuna_scripts,
+    read_versions,
+    tuner_config,
+    tuner_scripts,
+)
 
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
 
-    from alembic.script import ScriptDirectory
 
 _CREATION_LOCK = 7_461_120  # any number that other users of the database are unlikely to lock
-
-
-@dataclass(frozen=True)
-class Versions:
-    """Which migrations a database has seen; None for tables that do not exist."""
-
-    optuna: str | None
-    tuner: str | None
 
 
 def prepare(engine: Engine) -> None:
@@ -58,47 +56,6 @@ def prepare(engine: Engine) -> None:
                 _create_optuna_tables(connection)
             if versions.tuner is None:
                 migrate(connection)
-
-
-def read_versions(connection: Connection) -> Versions:
-    """Return which versions a database's tables have."""
-    names = set(sa.inspect(connection).get_table_names())
-
-    def revision(table: str) -> str:
-        found = connection.execute(sa.text(f"SELECT version_num FROM {table}")).scalars().all()
-        return ", ".join(found)
-
-    optuna = tuner = None
-    if "studies" in names:
-        optuna = revision("alembic_version") if "alembic_version" in names else ""
-    if tables.VERSION_TABLE in names:
-        tuner = revision(tables.VERSION_TABLE)
-    elif "tuner_leases" in names:
-        tuner = "0001"  # the first versions recorded none
-    return Versions(optuna, tuner)
-
-
-def check_tables(versions: Versions, engine: Engine, *, may_be_older: bool = False) -> None:
-    """Raise StorageSchemaError if there are tables of another version."""
-    for owner, found, scripts in (
-        ("Optuna", versions.optuna, _optuna_scripts()),
-        ("tuner", versions.tuner, _tuner_scripts()),
-    ):
-        head = scripts.get_current_head()
-        if found is None or found == head:
-            continue
-        shown = f"the tables of {owner} in {hide_password(engine.url.render_as_string())}"
-        if not found or found in [script.revision for script in scripts.walk_revisions()]:
-            if may_be_older:
-                continue
-            raise StorageSchemaError(
-                f"{shown} must be at version {head}: they are at {found or 'an early one'}; "
-                "make a backup, end what works on them, and run `tuner upgrade`"
-            )
-        raise StorageSchemaError(
-            f"{shown} must be at version {head}: they are at {found!r}, which this installation does not know; "
-            f"install a newer {owner.lower()}"
-        )
 
 
 @contextlib.contextmanager
@@ -137,14 +94,14 @@ def _create_optuna_tables(connection: Connection) -> None:
         .values(schema_version=models.SCHEMA_VERSION, library_version=optuna.__version__)
     )
     with _quiet_alembic():
-        MigrationContext.configure(connection).stamp(_optuna_scripts(), "head")
+        MigrationContext.configure(connection).stamp(optuna_scripts(), "head")
 
 
 def migrate(connection: Connection) -> None:
     """Apply those of our migrations that a database has not seen, and mark times that may be local."""
     from alembic.command import stamp, upgrade
 
-    config = _tuner_config()
+    config = tuner_config()
     config.attributes["connection"] = connection
     versions = read_versions(connection)
     is_new_to_zones = not sa.inspect(connection).has_table(tables.unknown_zones.name)
@@ -190,27 +147,6 @@ def _quiet_alembic() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _tuner_config() -> Any:
-    from alembic.config import Config
-
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parents[1] / "migrations").replace("%", "%%"))
-    return config
-
-
-def _tuner_scripts() -> ScriptDirectory:
-    from alembic.script import ScriptDirectory
-
-    return ScriptDirectory.from_config(_tuner_config())
-
-
-def _optuna_scripts() -> ScriptDirectory:
-    from alembic.script import ScriptDirectory
-    from optuna.storages import _rdb
-
-    return ScriptDirectory(str(Path(_rdb.__file__).parent / "alembic"))
-
-
 def upgrade(url: str, from_timezone: str | None = None) -> list[str]:
     """Bring the tables of a database to this version; return what was done, a line each.
 
@@ -235,8 +171,8 @@ def upgrade(url: str, from_timezone: str | None = None) -> list[str]:
         if before.optuna is None:
             raise StorageSchemaError(f"there must be a study in {hide_password(url)} to upgrade: it has no tables")
         check_tables(before, engine, may_be_older=True)
-        head = _optuna_scripts().get_current_head()
-        is_current = before == Versions(head, _tuner_scripts().get_current_head())
+        head = optuna_scripts().get_current_head()
+        is_current = before == Versions(head, tuner_scripts().get_current_head())
         if is_current and (zone is None or not unknown):
             done.append(f"the tables of {hide_password(url)} are at this version already")
             return done + _about_zones(unknown, zone, None)

@@ -17,7 +17,7 @@ from tuner.errors import UnknownStudy
 from tuner.storage.read.hours import Hours, count_hours
 from tuner.storage.sql.boot import lease_clock, rebase
 from tuner.storage.sql.dialect import clock, greatest, ids_value, is_recent, of_study, one_of, run_prepared, utc_now
-from tuner.storage.sql.engine import is_recovering, read, write, write_once
+from tuner.storage.sql.retry import is_recovering, read, write, write_once
 from tuner.storage.sql.tables import attempts, budgets, leases, records, studies, trial_heartbeats, trials, workers
 from tuner.storage.worker.fences import Lease, Write, insertion, run_with, run_write
 from tuner.storage.worker.leases import endings

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
 from tuner.storage.sql.dialect import clock, insert
-from tuner.storage.sql.engine import read, write
+from tuner.storage.sql.retry import read, write
 from tuner.storage.sql.schema import prepare
 from tuner.storage.sql.tables import confirmations
 

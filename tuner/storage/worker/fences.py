@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine
 from tuner.errors import LeaseLost
 from tuner.storage.sql.boot import lease_clock, rebase
 from tuner.storage.sql.dialect import clock, insert, run_prepared
-from tuner.storage.sql.engine import write_once
+from tuner.storage.sql.retry import write_once
 from tuner.storage.sql.tables import leases, trials
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine
 
 from tuner.storage.sql.dialect import clock, utc_now
 from tuner.storage.sql.encoding import encode_metric, stored_number
-from tuner.storage.sql.engine import read, write, write_once
+from tuner.storage.sql.retry import read, write, write_once
 from tuner.storage.sql.tables import (
     attempts,
     leases,

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
-from tuner.storage.sql.engine import write
+from tuner.storage.sql.retry import write
 from tuner.storage.sql.tables import studies, trial_system_attributes, trials
 from tuner.storage.worker.fences import Lease, fenced, lost_lease, run_write, upsert
 

@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 
 from tuner.errors import LeaseLost, StorageLost, UnknownStudy
 from tuner.output.log import tell
-from tuner.storage.sql.engine import PROMPT, hurried, tell_away
+from tuner.storage.sql.retry import PROMPT, hurried, tell_away
 from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.leases import renew
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from sqlalchemy import Engine
 
 from tuner.errors import StorageLost
-from tuner.storage.sql.engine import tell_away
+from tuner.storage.sql.retry import tell_away
 from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.leases import report
 from tuner.trial import Report

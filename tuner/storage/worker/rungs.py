@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
 from tuner.storage.sql.dialect import run_prepared
-from tuner.storage.sql.engine import write
+from tuner.storage.sql.retry import write
 from tuner.storage.sql.tables import leases, rungs, studies
 from tuner.storage.worker.fences import Lease, lost_lease
 

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine
 from tuner.errors import StudyError
 from tuner.storage.read.queries import RECORD_KEY, find_record
 from tuner.storage.sql.dialect import clock, insert
-from tuner.storage.sql.engine import write
+from tuner.storage.sql.retry import write
 from tuner.storage.sql.schema import prepare
 from tuner.storage.sql.tables import (
     CHILDREN_OF_STUDIES,

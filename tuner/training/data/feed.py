@@ -13,8 +13,8 @@ import numpy as np
 
 from tuner.errors import StudyError
 from tuner.training.data.arrays import ArrayDataset, Batch, steps_per_epoch
+from tuner.training.data.batches import Order, Source, epoch_order, eval_order
 from tuner.training.data.stream import StreamDataset
-from tuner.training.loop.programs import Order, Source, epoch_order, eval_order
 from tuner.training.mesh import Layout
 
 Dataset = ArrayDataset | StreamDataset

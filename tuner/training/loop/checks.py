@@ -13,9 +13,11 @@ import numpy as np
 
 from tuner.errors import SpaceError, StudyError, nearest
 from tuner.study.domains import as_traced
+from tuner.study.record import OPTIMIZER_RULES
 from tuner.training import metrics as metrics_
 from tuner.training.data.arrays import Splits, steps_per_epoch
 from tuner.training.data.feed import Feed
+from tuner.training.definition import TrainerDefinition, settings_of
 from tuner.training.hparams import register
 from tuner.training.loop.programs import Carry, programs
 from tuner.training.loop.spelling import check_spelling
@@ -24,8 +26,6 @@ from tuner.training.metrics import Metrics
 from tuner.training.model.tracing import explained
 from tuner.training.optim.build import OptimizerGroups, OptimizerSpec
 from tuner.training.optim.schedules import require
-from tuner.training.trainer import TrainerModule, settings_of
-from tuner.trial import OPTIMIZER_RULES
 
 EVAL_BATCH = 512
 """Examples to a batch of an evaluation."""
@@ -33,7 +33,7 @@ EVAL_BATCH = 512
 
 def check_settings(trainer: Any) -> None:
     """Raise StudyError unless this is a trainer whose attributes are what they can be."""
-    if not isinstance(trainer, TrainerModule):
+    if not isinstance(trainer, TrainerDefinition):
         raise StudyError(f"trainer must be a TrainerModule: got {trainer!r}")
     try:
         hash(trainer)
@@ -86,7 +86,7 @@ _checked: WeakKeyDictionary[Any, set[Any]] = WeakKeyDictionary()
 """Datasets, and the trainers that have checked them."""
 
 
-def check_examples(trainer: TrainerModule, hparams: Any, datasets: Mapping[str, Any]) -> None:
+def check_examples(trainer: TrainerDefinition, hparams: Any, datasets: Mapping[str, Any]) -> None:
     """Let a trainer check datasets, by what they are for; each once.
 
     Raises:
@@ -124,7 +124,7 @@ def check_hparams(hparams: Any) -> None:
                 raise StudyError(f"hyperparameter {where}: {error}") from None
 
 
-def check_average(trainer: TrainerModule, hparams: Any) -> None:
+def check_average(trainer: TrainerDefinition, hparams: Any) -> None:
     """Raise StudyError unless the decay of smoothed weights is a share."""
     if not overrides(trainer, "ema_decay"):
         return
@@ -133,7 +133,7 @@ def check_average(trainer: TrainerModule, hparams: Any) -> None:
         require("ema_decay", decay, "at least 0 and at most 1", lambda share: 0 <= share <= 1)
 
 
-def check_optimizer(trainer: TrainerModule, hparams: Any, total_steps: int) -> None:
+def check_optimizer(trainer: TrainerDefinition, hparams: Any, total_steps: int) -> None:
     """Check an `OptimizerSpec` with the trial's own numbers, which inside a program are not known.
 
     Raises:
@@ -147,7 +147,7 @@ def check_optimizer(trainer: TrainerModule, hparams: Any, total_steps: int) -> N
 
 
 @lru_cache(maxsize=256)
-def _asked_batch_size(trainer: TrainerModule, settings: Any, structure: Any, types: tuple[Any, ...]) -> Any:
+def _asked_batch_size(trainer: TrainerDefinition, settings: Any, structure: Any, types: tuple[Any, ...]) -> Any:
     sizes: list[Any] = []
     # Traced, as in a program: a size that differs from trial to trial would compile anew for each.
     hparams = structure.unflatten(jax.ShapeDtypeStruct(*of) for of in types)
@@ -155,7 +155,7 @@ def _asked_batch_size(trainer: TrainerModule, settings: Any, structure: Any, typ
     return sizes[0]
 
 
-def asked_batch_size(trainer: TrainerModule, hparams: Any) -> int:
+def asked_batch_size(trainer: TrainerDefinition, hparams: Any) -> int:
     """Return the trainer's batch size.
 
     Raises:
@@ -170,17 +170,17 @@ def asked_batch_size(trainer: TrainerModule, hparams: Any) -> int:
     return size
 
 
-def has_hooks(trainer: TrainerModule) -> bool:
+def has_hooks(trainer: TrainerDefinition) -> bool:
     """Return whether a trainer may report metrics of its own."""
     return any(overrides(trainer, hook) for hook in ("on_training_epoch_end", "on_validation_epoch_end"))
 
 
-def overrides(trainer: TrainerModule, method: str) -> bool:
+def overrides(trainer: TrainerDefinition, method: str) -> bool:
     """Return whether a trainer has its own version of a method."""
-    return getattr(type(trainer), method) is not getattr(TrainerModule, method)
+    return getattr(type(trainer), method) is not getattr(TrainerDefinition, method)
 
 
-def first_shapes(trainer: TrainerModule, hparams: Any, splits: Splits, epochs: int = 1) -> Carry:
+def first_shapes(trainer: TrainerDefinition, hparams: Any, splits: Splits, epochs: int = 1) -> Carry:
     """Return the shapes of what a training starts with; nothing is computed."""
     layout = Layout()
     register(hparams)

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from tuner.errors import NonFinite, StudyError
-from tuner.training.loop.programs import Carry, Source
+from tuner.training.data.batches import Source
+from tuner.training.definition import TrainerDefinition
+from tuner.training.loop.programs import Carry
 from tuner.training.model.adapters import watched
 from tuner.training.state import Stream
-from tuner.training.trainer import TrainerModule
 from tuner.trial import Report
 
 
@@ -26,7 +27,9 @@ def unjitted() -> Iterator[None]:
         yield
 
 
-def check_finite(trainer: TrainerModule, hparams: Any, source: Source, before: Carry, after: Carry, step: int) -> None:
+def check_finite(
+    trainer: TrainerDefinition, hparams: Any, source: Source, before: Carry, after: Carry, step: int
+) -> None:
     """Check what a step has made of a state.
 
     Args:
@@ -49,7 +52,7 @@ def check_finite(trainer: TrainerModule, hparams: Any, source: Source, before: C
     raise NonFinite(f"values must stay finite: step {step} made the first NaN or infinity {where}")
 
 
-def _origin(trainer: TrainerModule, hparams: Any, source: Source, before: Carry) -> str | None:
+def _origin(trainer: TrainerDefinition, hparams: Any, source: Source, before: Carry) -> str | None:
     """Run the model forward once more, and return where the first NaN or infinity appears."""
     state, batch = before.state, source.at(before.position)
     assert state.key is not None

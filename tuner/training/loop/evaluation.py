@@ -16,6 +16,7 @@ from rich.table import Table
 from tuner.training import metrics as metrics_
 from tuner.training.data.arrays import Splits
 from tuner.training.data.feed import Dataset, Feed
+from tuner.training.definition import TrainerDefinition
 from tuner.training.hparams import register
 from tuner.training.loop.checks import EVAL_BATCH, asked_batch_size, check_examples, first_shapes
 from tuner.training.loop.modes import Mode
@@ -24,7 +25,6 @@ from tuner.training.mesh import Layout
 from tuner.training.metrics import Metrics
 from tuner.training.model.tracing import explained
 from tuner.training.state import TrainState
-from tuner.training.trainer import TrainerModule
 
 
 def eval_metrics(programs: Programs, layout: Layout, hparams: Any, dataset: Dataset, state: Any, mode: Mode) -> Metrics:
@@ -42,7 +42,7 @@ def eval_metrics(programs: Programs, layout: Layout, hparams: Any, dataset: Data
 
 
 @explained()
-def evaluate(trainer: TrainerModule, state: TrainState, dataset: Dataset, hparams: Any) -> dict[str, float]:
+def evaluate(trainer: TrainerDefinition, state: TrainState, dataset: Dataset, hparams: Any) -> dict[str, float]:
     """See `TrainerModule.eval_model`."""
     register(hparams)
     check_examples(trainer, hparams, {"evaluation": dataset})
@@ -52,7 +52,7 @@ def evaluate(trainer: TrainerModule, state: TrainState, dataset: Dataset, hparam
     return metrics_.to_floats(eval_metrics(made, layout, hparams, dataset, jax.device_put(state), mode))
 
 
-def bind(trainer: TrainerModule, state: TrainState, hparams: Any) -> Callable[..., Any]:
+def bind(trainer: TrainerDefinition, state: TrainState, hparams: Any) -> Callable[..., Any]:
     """See `TrainerModule.bind_model`."""
     register(hparams)
     weights, hparams = jax.device_put((state.for_evaluation(), hparams))
@@ -65,7 +65,7 @@ def bind(trainer: TrainerModule, state: TrainState, hparams: Any) -> Callable[..
 
 
 @explained()
-def tabulate(trainer: TrainerModule, hparams: Any, splits: Splits) -> str:
+def tabulate(trainer: TrainerDefinition, hparams: Any, splits: Splits) -> str:
     """See `TrainerModule.print_tabulate`."""
     table = Table("parameter", "shape", "type", "size")
     leaves = jax.tree_util.tree_leaves_with_path(first_shapes(trainer, hparams, splits).state.params)
@@ -80,7 +80,7 @@ def tabulate(trainer: TrainerModule, hparams: Any, splits: Splits) -> str:
 
 
 @explained()
-def memory(trainer: TrainerModule, hparams: Any, splits: Splits, layout: Layout | None = None) -> dict[str, int]:
+def memory(trainer: TrainerDefinition, hparams: Any, splits: Splits, layout: Layout | None = None) -> dict[str, int]:
     """Return what a training step needs of a device's memory, in bytes, from the compiled program.
 
     Returns:

@@ -13,9 +13,10 @@ from weakref import WeakKeyDictionary
 
 import jax
 
+from tuner.training.data.batches import Source
 from tuner.training.data.feed import Feed
-from tuner.training.loop.programs import Carry, Programs, Source
-from tuner.training.trainer import TrainerModule, settings_of
+from tuner.training.definition import TrainerDefinition, settings_of
+from tuner.training.loop.programs import Carry, Programs
 
 Mode = Literal["scan", "step"]
 Choose = Callable[[str, Callable[[], Mode]], Mode]
@@ -27,10 +28,10 @@ _SLOW_STEP_S = 0.02
 """Of a step this long, starting it is a hundredth at most: there is nothing to win by a scan."""
 _TIMED_STEPS, _TIMED_ROUNDS, _TIMED_S = 20, 20, 0.3
 
-_chosen: WeakKeyDictionary[TrainerModule, dict[str, Mode]] = WeakKeyDictionary()
+_chosen: WeakKeyDictionary[TrainerDefinition, dict[str, Mode]] = WeakKeyDictionary()
 
 
-def remembered(trainer: TrainerModule) -> Choose:
+def remembered(trainer: TrainerDefinition) -> Choose:
     """Return a `Choose` that remembers the modes of a trainer's programs in this process."""
 
     def choose(program: str, measure: Callable[[], Mode]) -> Mode:
@@ -47,7 +48,7 @@ def chunk(steps: int) -> int:
     return -(-steps // -(-steps // _CHUNK))
 
 
-def program_name(trainer: TrainerModule, hparams: Any, feed: Feed, source: Source) -> str:
+def program_name(trainer: TrainerDefinition, hparams: Any, feed: Feed, source: Source) -> str:
     """Return what identifies a training program across processes: trainer, static values, shapes, kind of device."""
     shapes = ", ".join(f"{name} {leaf.dtype}{list(leaf.shape[1:])}" for name, leaf in sorted(source.arrays.items()))
     device = (feed.layout.devices or tuple(jax.devices()))[0]

@@ -14,36 +14,20 @@ import jax
 import jax.numpy as jnp
 
 from tuner.errors import StudyError
+from tuner.study.record import OPTIMIZER_RULES
 from tuner.training import metrics as metrics_
-from tuner.training.data.arrays import Batch, batch_order, gather
+from tuner.training.data.arrays import Batch
+from tuner.training.data.batches import Source
+from tuner.training.definition import TrainerDefinition, settings_of
 from tuner.training.mesh import Layout
 from tuner.training.metrics import Metrics
 from tuner.training.optim.stacks import collect_stacks
 from tuner.training.state import Stream, TrainState
-from tuner.training.trainer import TrainerModule, settings_of
-from tuner.trial import OPTIMIZER_RULES
 
 _KEPT = 16
 """Sets of programs kept in memory. A study over hundreds of widths would else hold all its programs to the end."""
 _DROPPED = 32
 """Sets of programs dropped until JAX is told to forget them."""
-
-Order = tuple[jax.Array, jax.Array]
-"""Indices and weights of all batches of an epoch, as from `batch_order`."""
-
-
-class Source(NamedTuple):
-    """Where a program takes its batch from: the one at `position` of an order over arrays on the device, or `batch`."""
-
-    arrays: Batch
-    order: Order | None = None
-
-    def at(self, position: jax.Array) -> Batch:
-        """Return the batch at a position (Int[Array, ""]) of the epoch."""
-        if self.order is None:
-            return self.arrays
-        indices, weights = self.order
-        return gather(self.arrays, indices[position], weights[position])
 
 
 class Carry(NamedTuple):
@@ -54,23 +38,8 @@ class Carry(NamedTuple):
     position: jax.Array
 
 
-@partial(jax.jit, static_argnames=("batch_size",))
-def epoch_order(key: jax.Array, step: jax.Array, rows: jax.Array, *, batch_size: int) -> Order:
-    """Return an epoch's batches in a random order, which depends on the trial's key and the epoch's first step only.
-
-    A program of its own: sorting takes long to compile, and models of all sizes share it.
-    """
-    return batch_order(jax.random.permutation(Stream.ORDER.key(key, step), rows), batch_size)
-
-
-@partial(jax.jit, static_argnames=("batch_size",))
-def eval_order(rows: jax.Array, *, batch_size: int) -> Order:
-    """Return the batches of an evaluation, in the data's order."""
-    return batch_order(rows, batch_size)
-
-
 def first_carry(
-    trainer: TrainerModule,
+    trainer: TrainerDefinition,
     hparams: Any,
     batch: Batch,
     seed: jax.Array,
@@ -86,7 +55,7 @@ def first_carry(
     return Carry(state, metrics_.zeros(shapes), jnp.zeros((), jnp.int32))
 
 
-def one_step(trainer: TrainerModule, layout: Layout, hparams: Any, source: Source, carry: Carry) -> Carry:
+def one_step(trainer: TrainerDefinition, layout: Layout, hparams: Any, source: Source, carry: Carry) -> Carry:
     """Return what follows from one training step. Pure; may be vmapped over `hparams` and `carry`."""
     state, totals, position = carry
     assert state.key is not None
@@ -96,7 +65,9 @@ def one_step(trainer: TrainerModule, layout: Layout, hparams: Any, source: Sourc
     return Carry(layout.keep(state), metrics_.add(totals, metrics), position + 1)
 
 
-def many_steps(trainer: TrainerModule, layout: Layout, hparams: Any, source: Source, carry: Carry, count: int) -> Carry:
+def many_steps(
+    trainer: TrainerDefinition, layout: Layout, hparams: Any, source: Source, carry: Carry, count: int
+) -> Carry:
     """Return what follows from `count` training steps, as one loop inside the program."""
 
     def step(carry: Carry, _: None) -> tuple[Carry, None]:
@@ -105,12 +76,12 @@ def many_steps(trainer: TrainerModule, layout: Layout, hparams: Any, source: Sou
     return jax.lax.scan(step, carry, None, length=count)[0]
 
 
-def eval_batch(trainer: TrainerModule, layout: Layout, hparams: Any, batch: Batch, state: TrainState) -> Metrics:
+def eval_batch(trainer: TrainerDefinition, layout: Layout, hparams: Any, batch: Batch, state: TrainState) -> Metrics:
     """Return the metrics of one batch."""
     return trainer.eval_step(state, layout.divide(batch), hparams)
 
 
-def eval_all(trainer: TrainerModule, layout: Layout, hparams: Any, source: Source, state: TrainState) -> Metrics:
+def eval_all(trainer: TrainerDefinition, layout: Layout, hparams: Any, source: Source, state: TrainState) -> Metrics:
     """Return the metrics over all batches of an order, as one loop inside the program."""
     assert source.order is not None
     start = jnp.zeros((), jnp.int32)
@@ -136,7 +107,7 @@ class Programs:
         copy: a pytree of arrays -> a copy, which may be used up.
     """
 
-    def __init__(self, trainer: TrainerModule, layout: Layout) -> None:
+    def __init__(self, trainer: TrainerDefinition, layout: Layout) -> None:
         # The state and the batch are arguments of their own below, because only the state is used up.
         def init_state(
             source: Source,
@@ -183,11 +154,11 @@ class Programs:
 
 
 @lru_cache(maxsize=_KEPT)
-def _programs(trainer: TrainerModule, settings: Any, structure: Any, layout: Layout) -> Programs:
+def _programs(trainer: TrainerDefinition, settings: Any, structure: Any, layout: Layout) -> Programs:
     return Programs(trainer, layout)
 
 
-def programs(trainer: TrainerModule, hparams: Any, layout: Layout) -> Programs:
+def programs(trainer: TrainerDefinition, hparams: Any, layout: Layout) -> Programs:
     """Return the programs for a trainer and the static part of these hyperparameters; the latest few are kept."""
     return _programs(trainer, settings_of(trainer), jax.tree.structure(hparams), layout)
 

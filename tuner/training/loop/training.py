@@ -19,7 +19,9 @@ import numpy as np
 from tuner.errors import StudyError, TrialPruned, nearest
 from tuner.training import metrics as metrics_
 from tuner.training.data.arrays import Splits
+from tuner.training.data.batches import Order, Source
 from tuner.training.data.feed import Feed
+from tuner.training.definition import TrainerDefinition
 from tuner.training.loop.checks import (
     asked_batch_size,
     check_arguments,
@@ -37,7 +39,7 @@ from tuner.training.loop.checks import (
 from tuner.training.loop.diagnosis import Profile, check_finite, unjitted, with_progress
 from tuner.training.loop.evaluation import eval_metrics
 from tuner.training.loop.modes import Choose, Mode, chunk, measure, program_name, remembered
-from tuner.training.loop.programs import Carry, Order, Source, programs
+from tuner.training.loop.programs import Carry, programs
 from tuner.training.mesh import Layout
 from tuner.training.model.tracing import explained
 from tuner.training.optim.build import skipped_steps
@@ -45,7 +47,6 @@ from tuner.training.saved.checkpoints import Checkpoints, is_new_model_better
 from tuner.training.saved.pictures import Pictures
 from tuner.training.saved.record import RunLog, digests, find_optimizer_rules, identity, record
 from tuner.training.state import TrainState
-from tuner.training.trainer import TrainerModule
 from tuner.trial import Report
 
 _SMALL_BYTES = 2**24
@@ -114,7 +115,7 @@ class Training(Generator[Report, None, TrainState]):
     @explained()
     def __init__(
         self,
-        trainer: TrainerModule,
+        trainer: TrainerDefinition,
         hparams: Any,
         splits: Splits,
         *,

@@ -7,9 +7,9 @@ the optimizer with its schedule, decoupled decay, plateau. `skip_nonfinite` stan
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,11 @@ import optax.contrib
 from tuner.errors import StudyError, nearest
 from tuner.training.optim.named import OWN_DECAY, SCHEDULE_FREE, WHOLE_ARRAY, WHOLE_LOSS, arguments_of, factory_of
 from tuner.training.optim.rules import check_spec, decay_matrices, is_zero, marks
-from tuner.training.optim.schedules import Constant, Number, Schedule, WarmupCosine
+from tuner.training.optim.schedules import Constant, Number, WarmupCosine
+from tuner.training.optim.spec import OptimizerSettings
 from tuner.training.optim.stacks import Layers, aware_of_layers, layer_by_layer
 from tuner.training.optim.transforms import (
     AccumulateState,
-    GradientNoise,
     SkipState,
     accumulate,
     add_noise,
@@ -37,8 +37,7 @@ from tuner.training.optim.transforms import (
 )
 
 
-@dataclass(frozen=True)
-class OptimizerSpec:
+class OptimizerSpec(OptimizerSettings):
     """One of optax's optimizers and what stands around it.
 
     Args:
@@ -56,20 +55,6 @@ class OptimizerSpec:
         skip_nonfinite: Skip, and count, an update whose gradient, loss or result is not finite.
         plateau: Arguments of `optax.contrib.reduce_on_plateau`; factor, rtol and atol must not be traced.
     """
-
-    name: str = "adamw"
-    learning_rate: Number | None = None
-    _: KW_ONLY
-    options: Mapping[str, Any] = field(default_factory=dict)
-    schedule: Schedule = field(default_factory=Constant)
-    decay: Number | None = None
-    decay_kind: Literal["decoupled", "l2"] = "decoupled"
-    decay_mask: Callable[[Any], Any] | None = None
-    clip_norm: Number | None = None
-    noise: GradientNoise | None = None
-    accumulate_steps: int = 1
-    skip_nonfinite: bool = False
-    plateau: Mapping[str, Any] | None = None
 
     def check(self, total_steps: int) -> None:
         """Refuse what cannot work, as far as the numbers are concrete; call it before training, outside of jit.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import optax
@@ -24,11 +24,9 @@ from tuner.training.optim.named import (
     arguments_of,
 )
 from tuner.training.optim.schedules import Constant, Schedule, check_steps, require
+from tuner.training.optim.spec import OptimizerSettings
 from tuner.training.optim.stacks import Layers
 from tuner.training.optim.transforms import GradientNoise
-
-if TYPE_CHECKING:
-    from tuner.training.optim.build import OptimizerSpec
 
 
 def decay_matrices(params: Any) -> Any:
@@ -78,7 +76,7 @@ def is_zero(number: Any) -> bool:
     return number is None or (not isinstance(number, Tracer) and float(number) == 0.0)
 
 
-def check_spec(spec: OptimizerSpec, total_steps: int) -> None:
+def check_spec(spec: OptimizerSettings, total_steps: int) -> None:
     """Raise for whatever is wrong with a spec."""
     check_steps(total_steps)
     _check_name(spec.name)
@@ -96,7 +94,7 @@ def _check_name(name: Any) -> None:
         raise StudyError(f"optimizer must be one of optax's: got {name!r}" + nearest(str(name), OPTIMIZERS))
 
 
-def _check_options(spec: OptimizerSpec) -> None:
+def _check_options(spec: OptimizerSettings) -> None:
     known = {name: argument for name, argument in arguments_of(spec.name).items() if name not in ELSEWHERE}
     for name, value in spec.options.items():
         if name in ELSEWHERE:
@@ -113,7 +111,7 @@ def _check_options(spec: OptimizerSpec) -> None:
             require(f"{spec.name}'s {name}", value, "a finite number", lambda number: True)
 
 
-def _check_numbers(spec: OptimizerSpec, total_steps: int) -> None:
+def _check_numbers(spec: OptimizerSettings, total_steps: int) -> None:
     steps = spec.accumulate_steps
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= total_steps:
         raise StudyError(
@@ -138,7 +136,7 @@ def _check_numbers(spec: OptimizerSpec, total_steps: int) -> None:
         require("noise.gamma", spec.noise.gamma, "at least 0", lambda gamma: gamma >= 0)
 
 
-def _check_rate(spec: OptimizerSpec) -> None:
+def _check_rate(spec: OptimizerSettings) -> None:
     argument = arguments_of(spec.name).get("learning_rate")
     is_flat = isinstance(spec.schedule, Constant) and is_zero(spec.schedule.warmup_steps)
     if argument is None and spec.learning_rate is not None:
@@ -151,7 +149,7 @@ def _check_rate(spec: OptimizerSpec) -> None:
         raise StudyError(f"{spec.name} must have a constant rate: got {spec.schedule}; {FIXED_RATE[spec.name]}")
 
 
-def _check_decay(spec: OptimizerSpec) -> None:
+def _check_decay(spec: OptimizerSettings) -> None:
     if spec.decay_kind not in ("decoupled", "l2"):
         raise StudyError(f"decay_kind must be 'decoupled' or 'l2': got {spec.decay_kind!r}")
     if spec.name in OWN_DECAY and spec.decay_kind == "l2":
@@ -180,7 +178,7 @@ def _check_decay(spec: OptimizerSpec) -> None:
             )
 
 
-def _check_company(spec: OptimizerSpec) -> None:
+def _check_company(spec: OptimizerSettings) -> None:
     if spec.name == "noisy_sgd" and spec.noise is not None:
         raise StudyError("noise must have one owner: got noise= and noisy_sgd; use 'sgd', or noisy_sgd's eta and gamma")
     changes = {

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import optax
 
-from tuner.trial import OPTIMIZER_RULES
+from tuner.study.record import OPTIMIZER_RULES
 
 MASKED = optax.MaskedNode()
 

@@ -19,9 +19,9 @@ import numpy as np
 from tuner.errors import CheckpointError
 from tuner.output.jsonfile import to_json
 from tuner.output.log import tell
+from tuner.study.record import with_rules
 from tuner.training.saved import files
 from tuner.training.saved.plain import from_plain, to_plain
-from tuner.trial import with_rules
 
 __all__ = ["Checkpoints", "from_plain", "is_new_model_better", "read", "to_plain"]
 

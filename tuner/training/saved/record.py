@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import numpy as np
@@ -19,18 +19,50 @@ import numpy as np
 from tuner.errors import CheckpointError, StudyError
 from tuner.output.jsonfile import from_json, read_json, to_json, write_json
 from tuner.output.log import tell
+from tuner.study.record import OPTIMIZER_RULES, optimizer_rules_of, with_rules
 from tuner.study.space import Space, to_params
 from tuner.training.data.arrays import ArrayDataset, Splits
-from tuner.training.data.feed import Dataset
-from tuner.training.trainer import TrainerModule, settings_of
-from tuner.trial import OPTIMIZER_RULES, optimizer_rules_of, with_rules
+from tuner.training.data.feed import Dataset, Feed
+from tuner.training.definition import TrainerDefinition, settings_of
+from tuner.trial import Report
 
 if TYPE_CHECKING:
-    from tuner.training.loop.training import Training
     from tuner.training.saved.checkpoints import Checkpoints
 
 
-def identity(training: Training) -> dict[str, Any]:
+class _Best(Protocol):
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
+
+
+class Recorded(Protocol):
+    """A `Training`, as far as its record needs to know it."""
+
+    trainer: TrainerDefinition
+    splits: Splits
+    feed: Feed
+    epochs: int
+    seed: int
+    objective: str
+    host_hparams: Any
+    data: dict[str, Any]
+    optimizer_rules: int
+    about: dict[str, Any]
+    reports: list[Report]
+
+    @property
+    def direction(self) -> str: ...
+    @property
+    def mode(self) -> str | None: ...
+    @property
+    def batch(self) -> Mapping[str, Any]: ...
+    @property
+    def best(self) -> _Best | None: ...
+
+
+def identity(training: Recorded) -> dict[str, Any]:
     """Return what must be equal for a checkpoint or a log to be one of this training."""
     return {
         "seed": training.seed,
@@ -47,7 +79,7 @@ def identity(training: Training) -> dict[str, Any]:
     }
 
 
-def record(training: Training) -> dict[str, Any]:
+def record(training: Recorded) -> dict[str, Any]:
     """Return what there is to know about a training beside its arrays."""
     best = training.best
     return {
@@ -76,7 +108,7 @@ class RunLog:
         StudyError: the folder has the log of another run.
     """
 
-    def __init__(self, folder: str | Path, training: Training) -> None:
+    def __init__(self, folder: str | Path, training: Recorded) -> None:
         self._path, self._told = Path(folder).absolute() / "run.json", ""
         if self._path.exists():
             theirs = read_log(self._path)
@@ -91,7 +123,7 @@ class RunLog:
         except OSError as error:
             raise StudyError(f"log must be a folder that can be made: {folder} is not, {error}") from None
 
-    def write(self, training: Training) -> None:
+    def write(self, training: Recorded) -> None:
         """Write what is known so far; a log that cannot be written is told on stderr and never stops the training."""
         try:
             write_json(self._path, record(training))
@@ -175,7 +207,7 @@ def describe_hparams(hparams: Any) -> Any:
     return repr(hparams)
 
 
-def settings(trainer: TrainerModule) -> dict[str, Any]:
+def settings(trainer: TrainerDefinition) -> dict[str, Any]:
     """Return the plain attributes of a trainer as JSON has them."""
     return from_json(to_json(dict(settings_of(trainer))))
 

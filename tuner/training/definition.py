@@ -1,48 +1,30 @@
-"""`TrainerModule`: what differs between models, as methods to override. Instances hold no training state."""
+"""What differs between models, as methods to override: pure functions of hyperparameters."""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax.training.dynamic_scale import DynamicScale
 
-from tuner.errors import StudyError, nearest
+from tuner.errors import StudyError
 from tuner.training.data.arrays import Batch
+from tuner.training.data.batches import Order, epoch_order
 from tuner.training.metrics import Mean, Metric, Metrics
 from tuner.training.model.adapters import Model, as_model
 from tuner.training.optim.build import OptimizerGroups, OptimizerSpec, WarmupCosine, as_optimizer, clipped_norm
 from tuner.training.state import Average, Stream, TrainState
 
-if TYPE_CHECKING:
-    from tuner.training.data.arrays import Splits
-    from tuner.training.loop.programs import Order
-    from tuner.training.loop.training import Training
-
 Optimizer = OptimizerSpec | OptimizerGroups | optax.GradientTransformation
 
 
-class TrainerModule:
-    """A model, its loss and its optimizer, as pure functions of hyperparameters.
-
-    Every method that touches arrays is pure and takes `hparams`: trials that differ only in traced hyperparameters
-    run the same compiled program. Override `init_model` and `loss`; the rest has defaults. Numbers, texts and tuples
-    among an instance's attributes are settings: programs are compiled for them, and a checkpoint is of a trainer with
-    equal ones. What a hook counts goes into attributes whose names begin with an underscore.
-
-    Attributes:
-        loop: `"scan"` runs an epoch as one compiled program, `"step"` as a loop of compiled steps, `"auto"` measures
-            once which is faster for a program on a kind of device.
-        precision: What the model computes in; parameters, optimizer and batch statistics stay float32. `"float16"`
-            scales the loss (Micikevicius et al., 2018), `"bfloat16"` does not need to.
-        validate_every: Epochs between validations, and so between reports; the last epoch is always validated.
-    """
+class TrainerDefinition:
+    """What an author overrides in a `TrainerModule`, which documents it, and what is made of that."""
 
     loop: Literal["auto", "scan", "step"] = "auto"
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -104,8 +86,6 @@ class TrainerModule:
             Elements of `rows`, Int[Array, "steps batch"], and their weights, Float[Array, "steps batch"]: as many steps
             as batches that cover the examples.
         """
-        from tuner.training.loop.programs import epoch_order
-
         return epoch_order(key, step, rows, batch_size=batch_size)
 
     def inputs(self, batch: Batch) -> Any:
@@ -331,7 +311,7 @@ class TrainerModule:
         }
 
     def _clipped_norm(self, grads: Any, state: TrainState, hparams: Any, weight: jax.Array) -> Any:
-        if type(self).build_optimizer is not TrainerModule.build_optimizer:
+        if type(self).build_optimizer is not TrainerDefinition.build_optimizer:
             return None  # whatever init_optimizer returns, it is another optimizer
         return clipped_norm(self.init_optimizer(hparams, state.total_steps), grads, state.opt_state, weight)
 
@@ -349,56 +329,8 @@ class TrainerModule:
             )
         return changed
 
-    # What a user calls.
 
-    def train_model(self, hparams: Any, splits: Splits, *, epochs: int, seed: int, **options: Any) -> Training:
-        """Train: a generator of reports, one after each validated epoch; closing it ends the training.
-
-        Its attributes `state` and `best` have the current and the best state.
-
-        Args:
-            hparams: The hyperparameters.
-            splits: Training and validation data, and perhaps test data.
-            epochs: Passes over the training data; > 0.
-            seed: In [0, 2^31). The same seed gives the same reports, bit for bit on the same machine.
-            options: See `tuner.training.loop.training.Training`.
-
-        Raises:
-            StudyError: an option is unknown, or something does not fit; see `Training`.
-        """
-        from tuner.training.loop.training import Training
-
-        known = list(inspect.signature(Training).parameters)
-        for name in options:
-            if name not in known:
-                raise StudyError(f"train_model must be given options of Training: got {name!r}{nearest(name, known)}")
-        return Training(self, hparams, splits, epochs=epochs, seed=seed, **options)
-
-    def eval_model(self, state: TrainState, dataset: Any, hparams: Any) -> dict[str, float]:
-        """Return all metrics over a dataset, in evaluation mode; means are weighted by example."""
-        from tuner.training.loop.evaluation import evaluate
-
-        return evaluate(self, state, dataset, hparams)
-
-    def bind_model(self, state: TrainState, hparams: Any) -> Callable[..., Any]:
-        """Return the trained model as a function of its inputs: compiled, in evaluation mode, smoothed weights if any.
-
-        Args:
-            state: From `Training` or from a checkpoint.
-            hparams: The hyperparameters it was trained with.
-        """
-        from tuner.training.loop.evaluation import bind
-
-        return bind(self, state, hparams)
-
-    def print_tabulate(self, hparams: Any, splits: Splits) -> None:
-        """Print the parameters: path, shape, type, size, and their total."""
-        from tuner.training.loop.evaluation import tabulate
-
-        print(tabulate(self, hparams, splits))
-
-
-def settings_of(trainer: TrainerModule) -> tuple[tuple[str, Any], ...]:
+def settings_of(trainer: TrainerDefinition) -> tuple[tuple[str, Any], ...]:
     """Return the settings of a trainer, by name; hashable. Objects among its attributes are not compared."""
     given = {"precision": trainer.precision, **getattr(trainer, "__dict__", {})}
     names = sorted(name for name in given if not name.startswith("_") and name not in ("loop", "validate_every"))

@@ -1,0 +1,63 @@
+"""The package's Python interface: what `import tuner` gives, and `Study` with `run` and `launch`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from tuner import errors
+from tuner.errors import StudyFileError
+from tuner.storage import open_storage
+from tuner.study.space import Space, choice, int_uniform, log_uniform, uniform
+from tuner.study.spec import StudySpec
+
+__all__ = ["Space", "Study", "choice", "errors", "int_uniform", "log_uniform", "open_storage", "uniform"]
+
+
+class Study(StudySpec):
+    """A study: its search space, trainer, data, objective and budget, and how it is searched.
+
+    Its settings are the attributes of `tuner.study.StudySpec`, given by name.
+    """
+
+    def launch(self, **options: Any) -> None:
+        """Run this study with several workers, as `tuner launch` does; progress goes to stderr.
+
+        Workers import the running script again: it must hold this study under a name of its own, and call `launch`
+        below `if __name__ == "__main__":`.
+
+        Args:
+            options: `storage`, `artifacts`, `workers`, `devices`, `devices_per_worker`; see `tuner.launch.launch`.
+
+        Raises:
+            StudyFileError: the running script is no file, or does not hold this study as it is.
+            TunerError: see `tuner.launch.launch`.
+        """
+        from tuner.launch import launch
+
+        main = sys.modules["__main__"]
+        path = getattr(main, "__file__", None)
+        variable = next((key for key, value in vars(main).items() if value is self), None)
+        if path is None or variable is None or Path(path).name == "__main__.py":
+            raise StudyFileError(
+                "to be launched, a study must stand in the running script under a name of its own, and launch() below "
+                f"`if __name__ == '__main__':`, because workers import that script: {self.name!r} in {path} does not; "
+                "use run() for one worker in this process"
+            )
+        launch(f"{path}:{variable}", **options)
+
+    def run(self, storage: str | None = None) -> None:
+        """Run this study with one worker in this process, as `tuner worker` does; progress goes to stderr.
+
+        Args:
+            storage: The storage's URL; `$TUNER_STORAGE`, else `sqlite:///tuner.db`, if None.
+
+        Raises:
+            TunerError: see `tuner.worker.run_worker`.
+        """
+        from tuner.trial import print_event
+        from tuner.worker import run_worker
+
+        file = getattr(sys.modules["__main__"], "__file__", None)
+        run_worker(self, storage, file=file, say=print_event)

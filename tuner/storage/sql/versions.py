@@ -1,0 +1,90 @@
+"""Which migrations a database has seen, and whether they are those of this installation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine
+
+from tuner.errors import StorageSchemaError
+from tuner.storage.sql import tables
+from tuner.storage.sql.url import hide_password
+
+if TYPE_CHECKING:
+    from alembic.script import ScriptDirectory
+
+
+@dataclass(frozen=True)
+class Versions:
+    """Which migrations a database has seen; None for tables that do not exist."""
+
+    optuna: str | None
+    tuner: str | None
+
+
+def read_versions(connection: Connection) -> Versions:
+    """Return which versions a database's tables have."""
+    names = set(sa.inspect(connection).get_table_names())
+
+    def revision(table: str) -> str:
+        found = connection.execute(sa.text(f"SELECT version_num FROM {table}")).scalars().all()
+        return ", ".join(found)
+
+    optuna = tuner = None
+    if "studies" in names:
+        optuna = revision("alembic_version") if "alembic_version" in names else ""
+    if tables.VERSION_TABLE in names:
+        tuner = revision(tables.VERSION_TABLE)
+    elif "tuner_leases" in names:
+        tuner = "0001"  # the first versions recorded none
+    return Versions(optuna, tuner)
+
+
+def check_tables(versions: Versions, engine: Engine, *, may_be_older: bool = False) -> None:
+    """Raise StorageSchemaError if there are tables of another version."""
+    for owner, found, scripts in (
+        ("Optuna", versions.optuna, optuna_scripts()),
+        ("tuner", versions.tuner, tuner_scripts()),
+    ):
+        head = scripts.get_current_head()
+        if found is None or found == head:
+            continue
+        shown = f"the tables of {owner} in {hide_password(engine.url.render_as_string())}"
+        if not found or found in [script.revision for script in scripts.walk_revisions()]:
+            if may_be_older:
+                continue
+            raise StorageSchemaError(
+                f"{shown} must be at version {head}: they are at {found or 'an early one'}; "
+                "make a backup, end what works on them, and run `tuner upgrade`"
+            )
+        raise StorageSchemaError(
+            f"{shown} must be at version {head}: they are at {found!r}, which this installation does not know; "
+            f"install a newer {owner.lower()}"
+        )
+
+
+def tuner_config() -> Any:
+    """Return Alembic's configuration of our migrations."""
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parents[1] / "migrations").replace("%", "%%"))
+    return config
+
+
+def tuner_scripts() -> ScriptDirectory:
+    """Return our migrations."""
+    from alembic.script import ScriptDirectory
+
+    return ScriptDirectory.from_config(tuner_config())
+
+
+def optuna_scripts() -> ScriptDirectory:
+    """Return Optuna's migrations."""
+    from alembic.script import ScriptDirectory
+    from optuna.storages import _rdb
+
+    return ScriptDirectory(str(Path(_rdb.__file__).parent / "alembic"))

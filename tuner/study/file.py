@@ -1,0 +1,78 @@
+"""A study's file: `FILE` or `FILE:NAME` on a command line, and loading the study in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from tuner.errors import StudyFileError
+from tuner.study.source import import_file
+from tuner.study.spec import StudySpec
+
+
+def split_path(target: str) -> tuple[Path, str | None]:
+    """Split `FILE` or `FILE:NAME`, whatever the file is like."""
+    path = Path(target)
+    if path.exists() or ":" not in target:
+        return path, None
+    file, _, name = target.rpartition(":")
+    return Path(file), name
+
+
+def split_target(target: str) -> tuple[Path, str | None]:
+    """Split `FILE` or `FILE:NAME` and check that the file is there and is Python.
+
+    Raises:
+        StudyFileError: there is no such file, or it has a syntax error; the message has file and line.
+    """
+    path, name = split_path(target)
+    if not path.is_file():
+        raise StudyFileError(f"a study file must exist: no file {str(path)!r}")
+    try:
+        compile(path.read_bytes(), str(path), "exec")
+    except SyntaxError as error:
+        raise StudyFileError(f"a study file must be Python: {path}:{error.lineno or 1}: {error.msg}") from None
+    except ValueError as error:
+        raise StudyFileError(f"a study file must be Python: {path}: {error}") from None
+    return path, name
+
+
+def load_study(target: str) -> StudySpec:
+    """Import a Python file and return the study in it.
+
+    Args:
+        target: `FILE`, or `FILE:NAME` with the variable's or the study's name where the file has several.
+
+    Raises:
+        StudyFileError: no file, a syntax or import error (shown with the file's own line), no study, or several.
+    """
+    return study_in(*split_target(target))
+
+
+def study_in(path: Path, name: str | None) -> StudySpec:
+    """Import a Python file and return the study in it; the arguments are those that `split_target` returns.
+
+    Raises:
+        StudyFileError: as for `load_study`.
+    """
+    module = import_file(path)
+    found = {
+        key: value for key, value in vars(module).items() if isinstance(value, StudySpec) and not key.startswith("_")
+    }
+    unique = {id(study): key for key, study in reversed(found.items())}
+    if name is not None:
+        if name in found:
+            return found[name]
+        for study in found.values():
+            if name == study.name:
+                return study
+        raise StudyFileError(f"{path} must hold the study asked for: no {name!r} in it, it has {_names(found)}")
+    if not unique:
+        raise StudyFileError(f"{path} must hold a study: no `Study(...)` is assigned to a name in it")
+    if len(unique) > 1:
+        raise StudyFileError(f"{path} holds several studies, so say which: {path}:NAME with one of {_names(found)}")
+    return next(iter(found.values()))
+
+
+def _names(found: Mapping[str, StudySpec]) -> str:
+    return ", ".join(found) or "none"

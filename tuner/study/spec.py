@@ -1,0 +1,280 @@
+"""What a study is: space, trainer, data, objective, budget and search in one object."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from tuner.errors import SpaceError, StudyError
+from tuner.output.safe import is_unstorable
+from tuner.study.domains import Domain, parameters
+from tuner.study.record import OPTIMIZER_RULES, describe_space, differences, optimizer_rules_of, with_rules
+from tuner.study.space import Space, check_fixed, from_params, is_space, parse_fixed, sample, to_params
+
+if TYPE_CHECKING:
+    import optuna
+
+Direction = Literal["maximize", "minimize"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySpec:
+    """One search, without what runs it: `tuner.Study` has `run` and `launch` as well.
+
+    Attributes:
+        name: The study's name in the storage.
+        space: A `Space` class, or a function from an Optuna trial to a `Space` instance (define-by-run).
+        trainer: A `tuner.training.TrainerModule` class or instance.
+        data: A function from the study's seed to `tuner.training.Splits`; called once in each worker, so that every
+            trial sees the same split.
+        objective: The name of a validation metric that the trainer reports, or several for a Pareto search.
+        direction: `"maximize"` or `"minimize"`, for one objective.
+        directions: The same for several objectives.
+        epochs: Passes over the training data that a trial makes unless it is pruned; > 0.
+        trials: The budget: complete, pruned, diverged and out-of-memory trials count, failed ones do not; > 0.
+        seed: Seeds the split, the samplers and, with its number, each trial; >= 0.
+        sampler: A name, a mapping with `name` and the sampler's options, or an Optuna sampler.
+        pruner: The same for the pruner. With several objectives there is no pruning.
+        fixed: Parameters that are not searched, by name; part of what the study is.
+        baseline: Hyperparameters to compare with, an instance of `space`: the first trial has them and is not pruned,
+            `tuner best` says by how much the best is better, and `tuner confirm` how sure that is. What is fixed is
+            fixed in it as well.
+        picture: A function from a trained model, `tuner.training.Loaded`, and the data to a matplotlib figure:
+            `tuner plot NAME picture` draws the best trial's model with it, or another's.
+        save_every_s: Seconds of training between checkpoints to resume from; a shorter trial writes none.
+        keep_best: Trials whose best checkpoint is kept: the best of the study, by its first objective; >= 0.
+        wall_hours: The budget in hours in which at least one worker is at work on the study; None for no such limit.
+        device_hours: The budget in hours of training, times the devices of each worker; None for no such limit.
+        retries: How often a trial that ended with an error is tried again before it counts as failed; >= 0.
+
+    Raises:
+        StudyError: a setting is wrong; the message names it.
+    """
+
+    name: str
+    space: type[Space] | Callable[[optuna.Trial], Space]
+    trainer: Any
+    data: Callable[[int], Any]
+    objective: str | Sequence[str]
+    direction: Direction | None = None
+    directions: Sequence[Direction] | None = None
+    epochs: int
+    trials: int
+    seed: int = 0
+    sampler: Any = "tpe"
+    pruner: Any = "asha"
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    baseline: Space | None = None
+    picture: Callable[[Any, Any], Any] | None = None
+    save_every_s: float = 60.0
+    keep_best: int = 3
+    wall_hours: float | None = None
+    device_hours: float | None = None
+    retries: int = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.trainer, type):
+            object.__setattr__(self, "trainer", self.trainer())
+        self._check_settings()
+        self._check_search()
+
+    def _check_settings(self) -> None:
+        if not isinstance(self.name, str) or not 0 < len(self.name) <= 512:
+            raise StudyError(f"a study's name must be a text of 1 to 512 characters: got {self.name!r}")
+        if is_unstorable(self.name):
+            raise StudyError(f"a study's name must have no NUL and no lone surrogate: got {self.name!r}")
+        for setting, low in (("epochs", 1), ("trials", 1), ("seed", 0), ("keep_best", 0), ("retries", 0)):
+            value = getattr(self, setting)
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise StudyError(f"{setting} must be an integer of at least {low}: got {value!r} (study {self.name!r})")
+        for setting in ("wall_hours", "device_hours"):
+            hours = getattr(self, setting)
+            if hours is not None and (isinstance(hours, bool) or not isinstance(hours, int | float) or not hours > 0):
+                raise StudyError(f"{setting} must be a number of hours above 0: got {hours!r}")
+        if (
+            isinstance(self.save_every_s, bool)
+            or not isinstance(self.save_every_s, int | float)
+            or self.save_every_s < 0
+        ):
+            raise StudyError(f"save_every_s must be a number of seconds, at least 0: got {self.save_every_s!r}")
+        if not (is_space(self.space) or inspect.isfunction(self.space)):
+            raise StudyError(f"space must be a Space class or a function of an Optuna trial: got {self.space!r}")
+        if not callable(self.data):
+            raise StudyError(f"data must be a function of the study's seed: got {self.data!r}")
+        if self.picture is not None and not callable(self.picture):
+            raise StudyError(f"picture must be a function of a trained model and the data: got {self.picture!r}")
+        names = self.objectives if isinstance(self.objective, str | list | tuple) else ()
+        if not names or len(set(names)) < len(names) or not all(isinstance(name, str) and name for name in names):
+            raise StudyError(f"objective must name one metric, or several different ones: got {self.objective!r}")
+        given = [self.direction] if self.direction is not None else list(self.directions or [])
+        if (self.direction is None) == (self.directions is None) or len(given) != len(self.objectives):
+            raise StudyError(
+                f"there must be one direction for each objective: got objective={self.objective!r}, "
+                f"direction={self.direction!r}, directions={self.directions!r} (study {self.name!r})"
+            )
+        for direction in given:
+            if direction not in ("maximize", "minimize"):
+                raise StudyError(f"a direction must be 'maximize' or 'minimize': got {direction!r}")
+        if self.fixed and not is_space(self.space):
+            raise StudyError("hyperparameters of a define-by-run space cannot be fixed; change its function")
+        if is_space(self.space):
+            check_fixed(self.space, self.fixed)
+        if self.baseline is not None:
+            self._check_baseline()
+
+    def _check_baseline(self) -> None:
+        if not is_space(self.space):
+            raise StudyError(
+                "a study with a baseline needs a Space class: the trials of a define-by-run space have none"
+            )
+        if type(self.baseline) is not self.space:
+            raise StudyError(f"baseline must be hyperparameters, {self.space.__name__}(...): got {self.baseline!r}")
+        try:
+            from_params(self.space, self.baseline_params)
+        except SpaceError as error:
+            raise StudyError(f"baseline must be hyperparameters that a trial can have: {error}") from None
+
+    @property
+    def baseline_params(self) -> dict[str, Any]:
+        """What a trial with the baseline's hyperparameters has stored; empty without a baseline."""
+        if self.baseline is None or not is_space(self.space):
+            return {}
+        fixed = {
+            name: domain.encode(self.fixed[name]) for name, domain, _ in parameters(self.space) if name in self.fixed
+        }
+        params = to_params(self.baseline)
+        return {**params, **{name: value for name, value in fixed.items() if name in params}}
+
+    def _check_search(self) -> None:
+        if len(self.objectives) > 1 and isinstance(self.pruner, str) and self.pruner not in ("asha", "none"):
+            raise StudyError(f"several objectives cannot be pruned: use pruner='none', got {self.pruner!r}")
+        if len(self.objectives) > 1 and getattr(self.sampler, "get", lambda _: self.sampler)("name") == "cmaes":
+            raise StudyError("the sampler 'cmaes' searches for one objective; use tpe, nsga2, random, qmc or grid")
+        self.make_pruner()
+        self.make_sampler(0)
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """The objectives' names; usually one."""
+        return (self.objective,) if isinstance(self.objective, str) else tuple(self.objective)
+
+    @property
+    def all_directions(self) -> tuple[Direction, ...]:
+        """The direction of each objective."""
+        return (self.direction,) if self.direction is not None else tuple(self.directions or ())
+
+    def make_pruner(self) -> optuna.pruners.BasePruner:
+        """Return the pruner; it holds no state that workers must agree on."""
+        from tuner.search import make_pruner
+
+        return make_pruner("none" if len(self.objectives) > 1 else self.pruner, self.epochs)
+
+    def make_sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        """Return the sampler for trial `number`: a new one for a name, the same one for an Optuna object."""
+        from tuner.search import Context, make_sampler
+
+        distributions = None
+        is_conditional = False
+        if is_space(self.space):
+            found = {name: (self._domain(name, domain), when) for name, domain, when in parameters(self.space)}
+            distributions = {name: domain.distribution() for name, (domain, when) in found.items() if not when}
+            is_conditional = len(distributions) < len(found)
+        seed = trial_seed(self.seed, number, "sampler")
+        if self.baseline is not None:  # whose trial takes no point of a grid or a sequence
+            number = max(0, number - 1)
+        return make_sampler(self.sampler, Context(self.seed, seed, number, distributions, is_conditional))
+
+    def _domain(self, name: str, domain: Domain) -> Domain:
+        return domain.only(self.fixed[name]) if name in self.fixed else domain
+
+    def sample(self, trial: optuna.Trial) -> Space:
+        """Return the hyperparameters that Optuna suggests for a trial.
+
+        Raises:
+            StudyError: a define-by-run function returned something else.
+        """
+        if is_space(self.space):
+            return sample(self.space, trial, self.fixed)
+        function: Any = self.space
+        hparams = function(trial)
+        if not isinstance(hparams, Space):
+            raise StudyError(f"the space's function must return a Space instance: got {hparams!r}")
+        return hparams
+
+    def hparams_of(self, params: Mapping[str, Any]) -> Space:
+        """Return the hyperparameters that a trial of this study has stored (`hparams` of `tuner show --format json`).
+
+        Raises:
+            SpaceError: a parameter is missing, or its value is outside its domain.
+        """
+        import optuna
+
+        if is_space(self.space):
+            return from_params(self.space, params)
+        try:
+            return self.sample(optuna.trial.FixedTrial(dict(params)))  # pyright: ignore[reportArgumentType]
+        except ValueError as error:
+            raise SpaceError(f"the hyperparameters must be those of {self.space.__name__}: {error}") from None
+
+    def changed(self, *, fixed: Mapping[str, str] | None = None, **settings: Any) -> Self:
+        """Return the study with settings from the command line.
+
+        Args:
+            fixed: Hyperparameters that are not searched: name -> word still to be parsed.
+            settings: Other attributes by name; None leaves one as it is.
+
+        Raises:
+            StudyError: a setting is wrong.
+            SpaceError: a fixed hyperparameter does not exist, or its value lies outside its domain.
+        """
+        changes = {name: value for name, value in settings.items() if value is not None}
+        if fixed:
+            if not is_space(self.space):
+                raise StudyError("hyperparameters of a define-by-run space cannot be fixed; change its function")
+            changes["fixed"] = {**self.fixed, **parse_fixed(self.space, fixed)}
+        return dataclasses.replace(self, **changes)
+
+    def record(self) -> dict[str, Any]:
+        """Return what makes trials of this study comparable, as plain JSON; recorded at its first launch."""
+        return {
+            "objective": list(self.objectives),
+            "direction": list(self.all_directions),
+            "epochs": self.epochs,
+            "seed": self.seed,
+            "space": describe_space(self.space, self.fixed),
+            "optimizer_rules": OPTIMIZER_RULES,
+            **({} if self.baseline is None else {"baseline": self.baseline_params}),
+        }
+
+    def check_unchanged(self, recorded: Mapping[str, Any]) -> None:
+        """Compare with what was recorded when the study was first launched; more trials are fine.
+
+        Raises:
+            StudyError: something differs; the message names each difference.
+        """
+        # Through JSON, because that is how the record comes back.
+        mine = json.loads(json.dumps(self.record()))
+        rules = optimizer_rules_of(recorded)
+        if rules > OPTIMIZER_RULES:
+            raise StudyError(
+                f"study {self.name!r} was begun with a newer version of tuner, optimizer_rules={rules}: this version "
+                f"knows {OPTIMIZER_RULES}; use the newer one"
+            )
+        # An older study goes on by the rules it was begun with.
+        changes = differences(with_rules(recorded), {**mine, "optimizer_rules": rules})
+        if changes:
+            raise StudyError(
+                f"study {self.name!r} must stay as it was first launched, or its trials cannot be compared: "
+                f"{'; '.join(changes)}; change it back, or give the study a new name"
+            )
+
+
+def trial_seed(study_seed: int, number: int, purpose: str) -> int:
+    """Return a seed in [0, 2^31) for one purpose of one trial: the same in every process, unrelated for others."""
+    digest = hashlib.sha256(f"{study_seed}/{number}/{purpose}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1

@@ -1,0 +1,43 @@
+"""The batches of an epoch: their order, and where a program takes each from."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+
+from tuner.training.data.arrays import Batch, batch_order, gather
+from tuner.training.state import Stream
+
+Order = tuple[jax.Array, jax.Array]
+"""Indices and weights of all batches of an epoch, as from `batch_order`."""
+
+
+class Source(NamedTuple):
+    """Where a program takes its batch from: the one at `position` of an order over arrays on the device, or `batch`."""
+
+    arrays: Batch
+    order: Order | None = None
+
+    def at(self, position: jax.Array) -> Batch:
+        """Return the batch at a position (Int[Array, ""]) of the epoch."""
+        if self.order is None:
+            return self.arrays
+        indices, weights = self.order
+        return gather(self.arrays, indices[position], weights[position])
+
+
+@partial(jax.jit, static_argnames=("batch_size",))
+def epoch_order(key: jax.Array, step: jax.Array, rows: jax.Array, *, batch_size: int) -> Order:
+    """Return an epoch's batches in a random order, which depends on the trial's key and the epoch's first step only.
+
+    A program of its own: sorting takes long to compile, and models of all sizes share it.
+    """
+    return batch_order(jax.random.permutation(Stream.ORDER.key(key, step), rows), batch_size)
+
+
+@partial(jax.jit, static_argnames=("batch_size",))
+def eval_order(rows: jax.Array, *, batch_size: int) -> Order:
+    """Return the batches of an evaluation, in the data's order."""
+    return batch_order(rows, batch_size)

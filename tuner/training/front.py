@@ -1,0 +1,69 @@
+"""`TrainerModule`: a trainer's definition, and what can be done with it: train, evaluate, bind, tabulate."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from tuner.errors import StudyError, nearest
+from tuner.training.data.arrays import Splits
+from tuner.training.definition import TrainerDefinition
+from tuner.training.loop.evaluation import bind, evaluate, tabulate
+from tuner.training.loop.training import Training
+from tuner.training.state import TrainState
+
+
+class TrainerModule(TrainerDefinition):
+    """A model, its loss and its optimizer, as pure functions of hyperparameters.
+
+    Every method that touches arrays is pure and takes `hparams`: trials that differ only in traced hyperparameters
+    run the same compiled program. Override `init_model` and `loss`; the rest has defaults. Numbers, texts and tuples
+    among an instance's attributes are settings: programs are compiled for them, and a checkpoint is of a trainer with
+    equal ones. What a hook counts goes into attributes whose names begin with an underscore.
+
+    Attributes:
+        loop: `"scan"` runs an epoch as one compiled program, `"step"` as a loop of compiled steps, `"auto"` measures
+            once which is faster for a program on a kind of device.
+        precision: What the model computes in; parameters, optimizer and batch statistics stay float32. `"float16"`
+            scales the loss (Micikevicius et al., 2018), `"bfloat16"` does not need to.
+        validate_every: Epochs between validations, and so between reports; the last epoch is always validated.
+    """
+
+    def train_model(self, hparams: Any, splits: Splits, *, epochs: int, seed: int, **options: Any) -> Training:
+        """Train: a generator of reports, one after each validated epoch; closing it ends the training.
+
+        Its attributes `state` and `best` have the current and the best state.
+
+        Args:
+            hparams: The hyperparameters.
+            splits: Training and validation data, and perhaps test data.
+            epochs: Passes over the training data; > 0.
+            seed: In [0, 2^31). The same seed gives the same reports, bit for bit on the same machine.
+            options: See `tuner.training.Training`.
+
+        Raises:
+            StudyError: an option is unknown, or something does not fit; see `Training`.
+        """
+        known = list(inspect.signature(Training).parameters)
+        for name in options:
+            if name not in known:
+                raise StudyError(f"train_model must be given options of Training: got {name!r}{nearest(name, known)}")
+        return Training(self, hparams, splits, epochs=epochs, seed=seed, **options)
+
+    def eval_model(self, state: TrainState, dataset: Any, hparams: Any) -> dict[str, float]:
+        """Return all metrics over a dataset, in evaluation mode; means are weighted by example."""
+        return evaluate(self, state, dataset, hparams)
+
+    def bind_model(self, state: TrainState, hparams: Any) -> Callable[..., Any]:
+        """Return the trained model as a function of its inputs: compiled, in evaluation mode, smoothed weights if any.
+
+        Args:
+            state: From `Training` or from a checkpoint.
+            hparams: The hyperparameters it was trained with.
+        """
+        return bind(self, state, hparams)
+
+    def print_tabulate(self, hparams: Any, splits: Splits) -> None:
+        """Print the parameters: path, shape, type, size, and their total."""
+        print(tabulate(self, hparams, splits))

@@ -1,0 +1,68 @@
+"""What a worker says of its trials, and how it is asked to stop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tuner.output.log import is_json, tell
+
+Event = dict[str, Any]
+"""What a worker says. `event` is study, trial, report, end, retry, restart, lost, deadly, sampler, unused, finished,
+idle, hours, done, error or seconds; `seconds` what its time since the event before went on: training, compiling,
+waiting, database."""
+
+
+@dataclass
+class Stop:
+    """Set from outside, a signal handler say; the worker gives its trial back at the next report.
+
+    Attributes:
+        requested: Whether somebody wants the worker to end.
+        is_heeded: Whether the worker has begun to look at that: not while it still imports the study and its data.
+    """
+
+    requested: bool = False
+    is_heeded: bool = False
+
+
+def event_line(event: Event) -> str | None:
+    """Return what a worker in the foreground prints of an event, None for nothing."""
+    match event["event"]:
+        case "trial":
+            hparams = ", ".join(
+                f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+                for name, value in event["hparams"].items()
+            )
+            return f"trial {event['trial']}: {hparams}"
+        case "report":
+            values = ", ".join(f"{value:.4g}" for value in event["values"])
+            return f"trial {event['trial']}, epoch {event['epoch']}: {values}"
+        case "retry":
+            return f"trial {event['trial']} failed and is tried again: {event['error']}"
+        case "restart":
+            return f"trial {event['trial']} starts again from its first epoch: {event['error']}"
+        case "end":
+            return f"trial {event['trial']}: {event['outcome']}"
+        case "study":
+            return f"study {event['study']}, {event['trials']} trials"
+        case "hours":
+            return "the study's hours are spent"
+        case "sampler" | "unused":
+            return event["message"]
+        case "finished":
+            return "the sampler has ended the search"
+        case "idle":
+            return "waiting for a trial of another worker"
+        case _:
+            return None
+
+
+def print_event(event: Event) -> None:
+    """Print an event's line on stderr, or in a JSON log all of it."""
+    line, fields = event_line(event), dict(event)
+    name, message = fields.pop("event"), fields.pop("message", None)
+    if not is_json():
+        fields, message = {}, None
+    if line or message or (is_json() and name != "seconds"):
+        tell(message or line, name, **fields)

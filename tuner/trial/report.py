@@ -1,0 +1,59 @@
+"""What a trial reports while it runs, and how it ends."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+class Outcome(enum.StrEnum):
+    """How a trial stands. `preempted` is no end: its worker gave it back or vanished, and another goes on with it."""
+
+    COMPLETE = "complete"
+    PRUNED = "pruned"
+    DIVERGED = "diverged"
+    OUT_OF_MEMORY = "out_of_memory"
+    FAILED = "failed"
+    PREEMPTED = "preempted"
+    RUNNING = "running"
+    WAITING = "waiting"
+
+    @property
+    def uses_budget(self) -> bool:
+        """True for the ends that count towards the number of trials asked for."""
+        return self in (Outcome.COMPLETE, Outcome.PRUNED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The metrics of one finished epoch.
+
+    Attributes:
+        epoch: Passes over the training data so far, counted from 1. Pruners compare trials at equal epochs.
+        step: Optimizer updates so far.
+        metrics: Example-weighted means by name, as Python floats; validation metrics have their plain names,
+            training metrics the prefix `train_`.
+    """
+
+    epoch: int
+    step: int
+    metrics: Mapping[str, float]
+
+    def values(self, objectives: tuple[str, ...]) -> list[float]:
+        """Return the objectives' values in their order.
+
+        Raises:
+            KeyError: an objective is not among the metrics.
+        """
+        return [self.metrics[name] for name in objectives]
+
+
+def all_finite(values: list[float]) -> bool:
+    """Return whether no value is NaN or infinite."""
+    return all(math.isfinite(value) for value in values)
+
+
+DEADLY = "dead workers"
+"""The kind of error of a trial in which too many workers died."""

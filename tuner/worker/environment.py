@@ -1,0 +1,10 @@
+"""The environment variables by which a launcher tells a worker what it has been given."""
+
+DEVICES_VARIABLE = "TUNER_DEVICES"
+"""The worker's devices, as `tuner launch` shows them."""
+CPUS_VARIABLE = "TUNER_CPUS"
+"""The cores that the worker binds itself to, as in `0,1`."""
+LAUNCHED_VARIABLE = "TUNER_LAUNCHED_AT"
+"""When the launch began, in seconds since 1970 by the launcher's clock."""
+WORKER_VARIABLE = "TUNER_WORKER"
+"""The worker's name."""
