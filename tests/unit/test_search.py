@@ -301,7 +301,7 @@ def test_what_can_count_is_every_point_once_and_what_is_queued_beside() -> None:
     def most() -> int:
         sampler: Any = study.make_sampler(0)
         limits = sampler.limits(search.trials)
-        assert limits.new in (18, limits.trials)
+        assert 18 <= limits.new <= limits.trials
         return limits.trials
 
     point = {"width": 4, "kind": "a", "flag": True}

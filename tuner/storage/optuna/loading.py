@@ -201,13 +201,24 @@ def _fill(found: dict[int, FrozenTrial], rows: Any) -> None:
 
 
 def copies(trials: Collection[FrozenTrial]) -> Iterator[FrozenTrial]:
-    """Yield copies of trials that may be changed, and share nothing: some ten times as fast as `copy.deepcopy`."""
+    """Yield copies of trials that may be changed, and share nothing with these: ten times as fast as `copy.deepcopy`.
+
+    Distributions that several of the trials share, their copies share as well, as with `copy.deepcopy` of a list.
+    """
+    copied_distributions: dict[int, BaseDistribution] = {}
+
+    def copy_of(distribution: BaseDistribution) -> BaseDistribution:
+        found = copied_distributions.get(id(distribution))
+        if found is None:
+            found = copied_distributions[id(distribution)] = _copied_distribution(distribution)
+        return found
+
     for trial in trials:
         copied = FrozenTrial.__new__(FrozenTrial)
         fields: Any = copied.__dict__
         fields.update(trial.__dict__)
         fields["intermediate_values"] = dict(fields["intermediate_values"])
-        fields["_distributions"] = {key: _copied_distribution(one) for key, one in fields["_distributions"].items()}
+        fields["_distributions"] = {key: copy_of(one) for key, one in fields["_distributions"].items()}
         for name in ("_params", "_user_attrs", "_system_attrs"):
             fields[name] = {key: _copied(value) for key, value in fields[name].items()}
         if fields["_values"] is not None:
