@@ -51,11 +51,12 @@ def test_the_linear_one_is_pca() -> None:
     inputs = splits.train.host()["inputs"]
     found = PCA(2).fit(inputs)
     residual = np.mean((found.inverse_transform(found.transform(inputs)) - inputs) ** 2)
-    training = Linear().train_model({"learning_rate": 0.03}, splits, epochs=600, seed=0)
+    trainer = Linear()
+    training = trainer.train_model({"learning_rate": 0.03}, splits, epochs=600, seed=0)
     *_, last = training
     assert residual * (1 - 1e-5) <= last.metrics["loss"] < residual * 1.01
     # The plane is that of the components: distances from it are equal, example by example.
-    made = training.trainer.bind_model(training.state, {"learning_rate": 0.03})(inputs)
+    made = trainer.bind_model(training.state, {"learning_rate": 0.03})(inputs)
     np.testing.assert_allclose(made, found.inverse_transform(found.transform(inputs)), atol=0.1)
 
 

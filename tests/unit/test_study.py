@@ -19,7 +19,7 @@ import tuner.launch
 import tuner.worker
 from tuner import Space, Study, choice, int_uniform, log_uniform, uniform
 from tuner.errors import SpaceError, StudyError, StudyFileError
-from tuner.study import load_study, trial_seed
+from tuner.study import StudySpec, load_study, trial_seed
 from tuner.study.file import split_target
 
 
@@ -66,7 +66,7 @@ def pareto(**changes: Any) -> Study:
     return study(**{**both, **changes})
 
 
-def ask(made: Study, **params: Any) -> tuple[Any, dict[str, Any]]:
+def ask(made: StudySpec, **params: Any) -> tuple[Any, dict[str, Any]]:
     """Return the hyperparameters and what Optuna stores of them."""
     optuna_study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     optuna_study.enqueue_trial(params)

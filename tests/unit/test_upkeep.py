@@ -18,14 +18,14 @@ from tuner import Space, Study, choice, log_uniform, uniform
 from tuner.admin.edits import Shortage, clear, delete, enqueue, find_shortage, retry
 from tuner.errors import UnknownStudy, UsageError
 from tuner.results.rows import trial_rows
-from tuner.storage import connect
+from tuner.storage import artifacts, connect
 from tuner.storage.artifacts import study_folder
 from tuner.storage.sql.tables import CHILDREN_OF_TRIALS
 from tuner.storage.worker import leases
 from tuner.storage.worker.claims import Claimant, claim
 from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.studies import join, register
-from tuner.trial import Outcome, artifacts
+from tuner.trial import Outcome
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ Postgres, kills one worker in a trial and stops another, queues two trials, and 
 of the two unfinished trials, a bundle and an MLflow model of the best one, and what the commands printed.
 """
 # Modules had other names in version 0.1, which this ran with.
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
 import json
 import os
@@ -117,9 +117,9 @@ def save_model(url: str) -> None:
     """Save the best trial's model as `tuner register` does, without a server."""
     import mlflow.pyfunc
     from tuner.export import best_number
-    from tuner.registry import pack
     from tuner.storage.queries import find_study, read_trial
 
+    from tuner.registry import pack
     from tuner.storage import connect
 
     engine = connect(url)
