@@ -12,7 +12,7 @@ import pytest
 # libpq waits for an answer in C, without end and through signals.
 SCRIPT = """
 import os, signal, socket, sys, threading
-from tuner.signals import end_on_signals
+from tuner.launch.signals import end_on_signals
 undo = end_on_signals((signal.SIGINT, signal.SIGTERM), lambda: os.write(1, b"stop\\n"))
 if sys.argv[1] == "fork":
     child = os.fork()

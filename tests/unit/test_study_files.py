@@ -29,7 +29,7 @@ class Times:
 # `-c`, because the main module must be of no help: that of a worker is none that could be imported again either.
 RUN = """
 import concurrent.futures, multiprocessing, pathlib, sys
-from tuner.source import import_file
+from tuner.study.source import import_file
 
 _, start, path = sys.argv
 module = import_file(pathlib.Path(path))
