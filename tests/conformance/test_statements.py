@@ -52,6 +52,7 @@ def test_each_statement_is_explained_by_its_database(desk: Desk, what: Statement
         "is_promoted": True,
         "value_type": "FINITE",
         "w_state": "FAIL",
+        "worker": "one",
     }
     values: dict[str, Any] = {name: others.get(name, 1) for name in names}
     if dialect == "sqlite":
