@@ -26,7 +26,7 @@ from storage_tools import LEASE_S, Desk, report, shared_desk_at
 from tuner.errors import LeaseLost, StorageLost, UnknownStudy
 from tuner.storage import connect
 from tuner.storage.read import hours
-from tuner.storage.sql import dialect
+from tuner.storage.sql import dialect, prepared, statements
 from tuner.storage.sql.dialect import now_s
 from tuner.storage.sql.retry import Patience, patient
 from tuner.storage.sql.tables import attempts, budgets, workers
@@ -1137,8 +1137,8 @@ def test_a_worker_of_a_deleted_study_gets_nothing_from_its_namesake(desk: Books)
 def test_after_a_restart_of_the_server_leases_may_be_renewed_for_a_while(
     postgres_desk: Books, monkeypatch: pytest.MonkeyPatch, grace_s: float
 ) -> None:
-    monkeypatch.setattr(claims, "_AFTER_RESTART_S", grace_s)
-    monkeypatch.setattr(dialect, "_TEXTS", {})
+    monkeypatch.setattr(statements, "AFTER_RESTART_S", grace_s)
+    monkeypatch.setattr(prepared, "_texts", {})
     started = "CAST(extract(epoch FROM pg_postmaster_start_time()) AS double precision)"
     with_own_texts = connect(postgres_desk.url)
     desk = Books(postgres_desk.url, postgres_desk.storage, with_own_texts)

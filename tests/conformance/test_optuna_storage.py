@@ -37,7 +37,7 @@ from storage_tools import new_database, opened
 from tuner.errors import LeaseLost
 from tuner.storage.optuna import loading
 from tuner.storage.optuna.storage import Storage
-from tuner.storage.sql import dialect
+from tuner.storage.sql import prepared
 from tuner.storage.sql.retry import Patience, patient
 from tuner.storage.sql.tables import (
     trial_intermediate_values,
@@ -1034,10 +1034,10 @@ def test_a_closed_storage_has_no_connections(postgres_url: str, wait_until: Call
 @pytest.fixture
 def prepares(monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers prepare, whatever other tests did; and what this test does is undone."""
-    monkeypatch.setattr(dialect, "_servers_prepare", True)
+    monkeypatch.setattr(prepared, "_servers_prepare", True)
 
 
-def prepared(storage: Storage) -> list[str]:
+def names_prepared(storage: Storage) -> list[str]:
     """Return the names of what the storage's connection has prepared."""
     with storage.engine.connect() as connection:
         return sorted(connection.exec_driver_sql("SELECT name FROM pg_prepared_statements").scalars())
@@ -1063,13 +1063,13 @@ def test_a_statement_is_prepared_once_for_a_connection(postgres_url: str) -> Non
         with statements(storage) as sent:
             for value in (0.5, 1.0):  # what is read first is all there is, later what is new
                 a_trial(storage, study_id, value)
-        names = prepared(storage)
+        names = names_prepared(storage)
         assert len(names) == len(set(names)) == sum(text.startswith("PREPARE") for text in sent) >= 6
         with statements(storage) as sent:
             for value in (0.25, 0.125):
                 a_trial(storage, study_id, value)
         assert [text for text in sent if text.startswith("PREPARE")] == []
-        assert prepared(storage) == names
+        assert names_prepared(storage) == names
 
         # A connection that was lost takes what was prepared with it.
         storage.engine = patient(storage.engine, Patience(30.0))
@@ -1078,9 +1078,9 @@ def test_a_statement_is_prepared_once_for_a_connection(postgres_url: str) -> Non
         with statements(storage) as sent:
             a_trial(storage, study_id, 0.75)
         assert sum(text.startswith("PREPARE") for text in sent) >= 6
-        assert len(prepared(storage)) >= 6
+        assert len(names_prepared(storage)) >= 6
         assert same(storage.get_all_trials(study_id), plain.get_all_trials(study_id))
-    assert dialect._servers_prepare
+    assert prepared._servers_prepare
 
 
 def calls_of(storage: Storage, study_id: int) -> dict[str, Callable[[], Any]]:
@@ -1115,11 +1115,11 @@ def test_a_server_that_keeps_nothing_prepared_is_served_all_the_same(
     with opened(postgres_url) as storage, plain_optuna(postgres_url) as plain:
         study_id = storage.create_new_study([StudyDirection.MINIMIZE])
         for name, run in calls_of(storage, study_id).items():
-            monkeypatch.setattr(dialect, "_servers_prepare", True)
+            monkeypatch.setattr(prepared, "_servers_prepare", True)
             storage.close()
             run()
             run()
-            names = prepared(storage)
+            names = names_prepared(storage)
             assert names != [], name
             if trouble == "taken":
                 storage.close()
@@ -1127,9 +1127,9 @@ def test_a_server_that_keeps_nothing_prepared_is_served_all_the_same(
                 connection.exec_driver_sql("DEALLOCATE ALL")
                 for one in names if trouble == "taken" else []:
                     connection.exec_driver_sql(f"PREPARE {one} AS SELECT 1")
-            before, count = prepared(storage), len(plain.get_all_trials(study_id))
+            before, count = names_prepared(storage), len(plain.get_all_trials(study_id))
             run()
-            assert not dialect._servers_prepare, name
+            assert not prepared._servers_prepare, name
             # What was done before the trouble was rolled back: all is there once.
             assert len(plain.get_all_trials(study_id)) == count + (name in ("transaction", "claim"))
 
@@ -1137,5 +1137,5 @@ def test_a_server_that_keeps_nothing_prepared_is_served_all_the_same(
                 run()
                 a_trial(storage, study_id, 0.5)
             assert not any(text.startswith(("PREPARE", "EXECUTE")) for text in sent), name
-            assert prepared(storage) == before
+            assert names_prepared(storage) == before
             assert same(storage.get_all_trials(study_id), plain.get_all_trials(study_id))

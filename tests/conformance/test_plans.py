@@ -1,6 +1,6 @@
 """How Postgres runs the statements of a trial when a study is large: by indices, never through a whole table."""
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,8 @@ from sqlalchemy import event
 from storage_tools import new_database, opened
 
 from tuner.storage.optuna.storage import Storage
-from tuner.storage.sql import dialect
+from tuner.storage.sql import prepared, statements
+from tuner.storage.sql.prepared import Prepared, WithWrites
 from tuner.storage.sql.tables import trial_system_attributes, trial_user_attributes
 from tuner.storage.worker import claims, leases
 from tuner.storage.worker.fences import Lease
@@ -106,15 +107,15 @@ class Desk:
         storage.set_trial_param(theirs, "x0", 0.5, optuna.distributions.FloatDistribution(0.0, 1.0))
         storage.set_trial_state_values(theirs, optuna.trial.TrialState.COMPLETE, [0.5])
 
-    def name_of(self, key: Hashable) -> str:
+    def name_of(self, key: Prepared) -> str:
         with self.engine.connect() as connection:
-            return called(connection.info[dialect._PREPARED][key])
+            return called(connection.info[prepared._PREPARED][key])
 
-    def plans(self, mode: str = "auto") -> dict[Hashable, dict[str, Any]]:
+    def plans(self, mode: str = "auto") -> dict[Prepared, dict[str, Any]]:
         """Return the plan of each prepared statement, with the values that it was last sent with."""
         plans = {}
         with self.engine.connect() as connection:
-            names = {key: called(call) for key, call in connection.info[dialect._PREPARED].items()}
+            names = {key: called(call) for key, call in connection.info[prepared._PREPARED].items()}
             sent = dict(self.sent)
             connection.exec_driver_sql(f"SET plan_cache_mode = {mode}")
             for key, name in names.items():
@@ -150,7 +151,7 @@ def scans(plan: dict[str, Any]) -> set[tuple[str, str]]:
 def desk(request: pytest.FixtureRequest) -> Iterator[Desk]:
     url = new_database(request.getfixturevalue("postgres_server"))
     patch = pytest.MonkeyPatch()
-    patch.setattr(dialect, "_servers_prepare", True)
+    patch.setattr(prepared, "_servers_prepare", True)
     with opened(url) as storage:
         study_id = storage.create_new_study([StudyDirection.MINIMIZE])
         with storage.engine.begin() as connection:
@@ -174,25 +175,22 @@ def whole_tables(plan: dict[str, Any]) -> set[str]:
 
 def test_no_statement_of_a_trial_reads_a_whole_table(desk: Desk) -> None:
     plans = desk.plans()
-    for first in ("details", "load trials", "standing"):
-        del plans[first, False]  # the first reading of all trials
+    for first in (statements.trial_details, statements.load_trials, statements.standing):
+        del plans[first.of(False)]  # the first reading of all trials
 
-    found = {key: whole for key, plan in plans.items() if (whole := whole_tables(plan))}
+    found = {str(what): whole for what, plan in plans.items() if (whole := whole_tables(plan))}
     assert found == {}
-    # Nothing that a trial needs has been left out.
-    kinds = [key if isinstance(key, str) else key[0] for key in plans if isinstance(key, str | tuple)]
-    assert set(kinds) == {
-        "load trials", "details", "lock study", "standing", "latest errors", "create trial", "insert", "extend",
-        "load trial", "lock rungs", "new in rungs", "enter rung", "open trial", "end", "release", "open trial's value",
-    }  # fmt: skip
-    prepared = {key for name, key in dialect._TEXTS if name == "postgresql"}
-    assert plans.keys() <= prepared
+    # Nothing that a trial needs has been left out: every statement but those for other situations.
+    sent = {what.name for what in plans} | {
+        write.name for what in plans if isinstance(what, WithWrites) for write in what.writes
+    }
+    assert prepared._names - sent == {"rebase", "hours", "delete rows", "enter rung, held"}
 
 
-def rows_touched(desk: Desk, key: Hashable, **changed: Any) -> float:
+def rows_touched(desk: Desk, key: Prepared, **changed: Any) -> float:
     """Run a statement as it was sent last, undo it, and return how many rows its plan has looked at."""
     with desk.engine.connect() as connection:
-        text, parameters = desk.sent[called(connection.info[dialect._PREPARED][key])]
+        text, parameters = desk.sent[called(connection.info[prepared._PREPARED][key])]
         rows = connection.exec_driver_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) {text}", {**parameters, **changed})
         (plan,) = rows.scalar_one()
         connection.rollback()
@@ -215,12 +213,12 @@ def test_the_trials_of_other_studies_are_not_looked_at(desk: Desk) -> None:
         connection.exec_driver_sql("ANALYZE")
     for _ in range(RUNS):
         desk.run_a_trial()
-    assert rows_touched(desk, ("standing", True)) < 500
-    assert rows_touched(desk, ("load trials", True)) < 500
+    assert rows_touched(desk, statements.standing.of(True)) < 500
+    assert rows_touched(desk, statements.load_trials.of(True)) < 500
 
     lease = desk.claim()
     held = {"held_id": lease.trial_id, "worker": lease.worker}
-    ends: list[Any] = [key for key in desk.plans() if isinstance(key, tuple) and key[0] == "end"]
+    ends: list[Any] = [what for what in desk.plans() if getattr(what, "name", "") == "end lease"]
     assert len(ends) > 1
     for end in ends:
         names = [name for name in desk.sent[desk.name_of(end)][1] if name.endswith("fence")]
@@ -232,7 +230,7 @@ def test_the_trials_of_other_studies_are_not_looked_at(desk: Desk) -> None:
 
 def test_a_claim_counts_only_trials_that_are_not_settled(desk: Desk) -> None:
     assert desk.claimant.settled.total >= TRIALS
-    settled = desk.plans()["standing", True]
+    settled = desk.plans()[statements.standing.of(True)]
     assert "trials_pkey" in {index for _, index in scans(settled)}
     assert settled["Plan Rows"] == 1
     assert sum(node["Plan Rows"] for node in nodes(settled)) < TRIALS / 20
@@ -240,11 +238,11 @@ def test_a_claim_counts_only_trials_that_are_not_settled(desk: Desk) -> None:
     # A worker that has just come counts all trials, once.
     desk.claimant = new = replace(desk.claimant, settled=claims.Settled())
     lease = desk.claim()
-    assert {index for _, index in scans(desk.plans()["standing", False])} >= {"ix_trials_study_id"}
+    assert {index for _, index in scans(desk.plans()[statements.standing.of(False)])} >= {"ix_trials_study_id"}
     assert new.settled.total >= TRIALS
     leases.tell(desk.engine, lease, Outcome.COMPLETE, [0.5], {})
     desk.run_a_trial()
-    assert whole_tables(desk.plans()["standing", True]) == set()
+    assert whole_tables(desk.plans()[statements.standing.of(True)]) == set()
 
 
 def test_of_a_rung_only_what_is_new_is_read(desk: Desk) -> None:
@@ -256,13 +254,13 @@ def test_of_a_rung_only_what_is_new_is_read(desk: Desk) -> None:
         trial_id = desk.storage.create_new_trial(desk.study_id)
         desk.storage.enter_rung(desk.study_id, trial_id, rung=0, value=0.5, **place)
 
-    plan = desk.plans()["new in rungs"]
+    plan = desk.plans()[statements.new_in_rungs]
     assert whole_tables(plan) == set()
     assert "tuner_rungs_by_position" in {index for _, index in scans(plan)}
 
 
 def test_the_latest_errors_are_read_from_the_end_of_their_index(desk: Desk) -> None:
-    plan = desk.plans()["latest errors"]
+    plan = desk.plans()[statements.latest_errors]
 
     kinds = {node["Node Type"] for node in nodes(plan)}
     assert {"Limit", "Index Scan"} <= kinds
@@ -276,9 +274,9 @@ def test_refreshing_reads_what_is_new_by_its_id(desk: Desk) -> None:
         desk.storage.get_all_trials(desk.study_id, deepcopy=False)
     plans = desk.plans()
 
-    for key in (("load trials", True), ("details", True)):
-        assert whole_tables(plans[key]) == set(), key
-        assert {index for kind, index in scans(plans[key]) if "Index" in kind} != set()
+    for what in (statements.load_trials.of(True), statements.trial_details.of(True)):
+        assert whole_tables(plans[what]) == set(), what
+        assert {index for kind, index in scans(plans[what]) if "Index" in kind} != set()
     for trial_id in open_ids:
         desk.storage.set_trial_state_values(trial_id, optuna.trial.TrialState.FAIL)
 

@@ -13,23 +13,15 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, json
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection
 
-from tuner.storage.sql.dialect import ids_value, of_study, one_of, run_prepared
+from tuner.storage.sql import statements
+from tuner.storage.sql.dialect import ids_value
 from tuner.storage.sql.encoding import loaded_number
-from tuner.storage.sql.tables import (
-    studies,
-    trial_intermediate_values,
-    trial_params,
-    trial_system_attributes,
-    trial_user_attributes,
-    trial_values,
-    trials,
-)
+from tuner.storage.sql.prepared import run
+from tuner.storage.sql.statements import PARAM, REPORT, USER, VALUE
 from tuner.storage.sql.zones import UTC, local_time
 
 _LISTED = 500  # trials that are named one by one rather than by a range of ids
 _STATES = {state.name: state for state in TrialState}
-
-_COLUMNS = ("trial_id", "number", "state", "datetime_start", "datetime_complete")
 
 to_distribution = functools.lru_cache(maxsize=4096)(json_to_distribution)
 """A study has a few distributions, which each of its trials repeats as JSON."""
@@ -52,22 +44,9 @@ def load_trials(
         also: And those with these ids.
         zone: As that of `new_trial`.
     """
-    dialect = connection.dialect.name
-
-    def build() -> Any:
-        wanted = trials.c.trial_id > sa.bindparam("newer_than")
-        wanted |= one_of(dialect, trials.c.trial_id, "also")
-        wanted &= of_study(dialect, studies.c.study_id, are_new)
-        return (
-            sa.select(*(trials.c[name] for name in _COLUMNS), studies.c.study_name)
-            .select_from(studies.outerjoin(trials, wanted))
-            .where(studies.c.study_id == sa.bindparam("study_id"))
-            .order_by(trials.c.trial_id)
-        )
-
     are_new = newer_than >= 0
-    values = {"study_id": study_id, "newer_than": newer_than, "also": ids_value(dialect, also)}
-    rows = run_prepared(connection, ("load trials", are_new), build, values).all()
+    values = {"study_id": study_id, "newer_than": newer_than, "also": ids_value(connection.dialect.name, also)}
+    rows = run(connection, statements.load_trials.of(are_new), values).all()
     if not rows:
         return None
     found = {row[0]: new_trial(*row[:-1], zone=zone) for row in rows if row[0] is not None}
@@ -78,11 +57,7 @@ def load_trials(
 
 def load_trial(connection: Connection, trial_id: int, zone: datetime.tzinfo | None = None) -> FrozenTrial | None:
     """Return one trial, None if there is none of that id; `zone` is that of `new_trial`."""
-
-    def build() -> Any:
-        return sa.select(*(trials.c[name] for name in _COLUMNS)).where(trials.c.trial_id == sa.bindparam("trial_id"))
-
-    row = run_prepared(connection, "load trial", build, {"trial_id": trial_id}).first()
+    row = run(connection, statements.load_trial, {"trial_id": trial_id}).first()
     if row is None:
         return None
     found = {trial_id: new_trial(*row, zone=zone)}
@@ -132,46 +107,11 @@ def _time(value: Any, zone: datetime.tzinfo | None) -> datetime.datetime | None:
     return local_time(stored) if zone is None else stored.replace(tzinfo=UTC).astimezone(zone)
 
 
-# Kinds of rows below. Parameters come in the order they were suggested in, which is that of their keys.
-_PARAM, _VALUE, _REPORT, _USER, _SYSTEM = range(5)
-
-
 def _details(connection: Connection, study_id: int, ids: list[int]) -> sa.CursorResult[Any]:
     """Return everything that belongs to trials, as rows of (kind, trial_id, position, name, number, text)."""
-    dialect = connection.dialect.name
     is_listed = len(ids) <= _LISTED or len(ids) < (ids[-1] - ids[0]) / 4  # else a range of ids says it shorter
-    params, values, reports = trial_params.c, trial_values.c, trial_intermediate_values.c
-    user, system = trial_user_attributes.c, trial_system_attributes.c
-    zero, nothing = sa.literal_column("0"), sa.null()
-    value, report = reports.intermediate_value, reports.intermediate_value_type
-
-    def part(kind: int, columns: Any, position: Any, name: Any, number: Any, text: Any) -> sa.Select[Any]:
-        if is_listed:
-            is_wanted = one_of(dialect, columns.trial_id, "ids")
-        else:
-            of_study = trials.c.study_id == sa.bindparam("study_id")
-            newer = sa.select(trials.c.trial_id).where(of_study, trials.c.trial_id >= sa.bindparam("first"))
-            is_wanted = columns.trial_id.in_(newer)
-        return sa.select(
-            sa.literal_column(str(kind)).label("kind"),
-            columns.trial_id,
-            position,
-            sa.cast(name, sa.Text),
-            sa.cast(number, sa.Float(53)),
-            sa.cast(text, sa.Text),
-        ).where(is_wanted)
-
-    def build() -> Any:
-        return sa.union_all(
-            part(_PARAM, params, params.param_id, params.param_name, params.param_value, params.distribution_json),
-            part(_VALUE, values, values.objective, nothing, values.value, values.value_type),
-            part(_REPORT, reports, reports.step, nothing, value, report),
-            part(_USER, user, zero, user.key, nothing, user.value_json),
-            part(_SYSTEM, system, zero, system.key, nothing, system.value_json),
-        )
-
-    wanted = {"ids": ids_value(dialect, ids)} if is_listed else {"study_id": study_id, "first": ids[0]}
-    return run_prepared(connection, ("details", is_listed), build, wanted)
+    wanted = {"ids": ids_value(connection.dialect.name, ids)} if is_listed else {"study_id": study_id, "first": ids[0]}
+    return run(connection, statements.trial_details.of(is_listed), wanted)
 
 
 def _fill(found: dict[int, FrozenTrial], rows: Any) -> None:
@@ -181,13 +121,13 @@ def _fill(found: dict[int, FrozenTrial], rows: Any) -> None:
         trial = found.get(trial_id)
         if trial is None:  # created between the two queries
             continue
-        if kind == _PARAM:
+        if kind == PARAM:
             params.setdefault(trial_id, []).append((position, name, number, to_distribution(text)))
-        elif kind == _REPORT:
+        elif kind == REPORT:
             trial.intermediate_values[position] = loaded_number(number, text)
-        elif kind == _VALUE:
+        elif kind == VALUE:
             values.setdefault(trial_id, {})[position] = loaded_number(number, text)
-        elif kind == _USER:
+        elif kind == USER:
             trial._user_attrs[name] = json.loads(text)
         else:
             trial._system_attrs[name] = json.loads(text)

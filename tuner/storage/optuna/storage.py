@@ -28,10 +28,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tuner.storage.optuna.loading import copies, load_trial, load_trials, new_trial, to_distribution
-from tuner.storage.sql import schema
-from tuner.storage.sql.dialect import insert, run_prepared
+from tuner.storage.sql import schema, statements
 from tuner.storage.sql.encoding import stored_number
 from tuner.storage.sql.engine import lost, new_engine
+from tuner.storage.sql.prepared import run
 from tuner.storage.sql.retry import IMPATIENT, Patience, patient, read, retried, write, write_once
 from tuner.storage.sql.tables import (
     studies,
@@ -39,7 +39,6 @@ from tuner.storage.sql.tables import (
     trial_params,
     trial_system_attributes,
     trial_user_attributes,
-    trial_values,
     trials,
 )
 from tuner.storage.sql.url import for_optuna
@@ -335,23 +334,9 @@ class Storage(BaseStorage):
 
     def _insert(self, trial_id: int, table: sa.Table, row: dict[str, Any], changed: Sequence[str]) -> None:
         """Store a row that belongs to a trial, if the trial has not ended."""
-        unique = ["trial_id", *(name for name in row if name in ("param_name", "step", "key"))]
-        dialect = self.engine.dialect.name
-
-        def build() -> Any:
-            columns = [sa.cast(sa.bindparam(name, type_=table.c[name].type), table.c[name].type) for name in row]
-            is_open = (trials.c.state == sa.literal_column("'RUNNING'")) | (
-                trials.c.state == sa.literal_column("'WAITING'")
-            )
-            source = sa.select(trials.c.trial_id, *columns).where(trials.c.trial_id == sa.bindparam("id"), is_open)
-            statement = insert(dialect, table).from_select(["trial_id", *row], source)
-            if not changed:
-                return statement.on_conflict_do_nothing(index_elements=unique)
-            set_ = {name: statement.excluded[name] for name in changed}
-            return statement.on_conflict_do_update(index_elements=unique, set_=set_)
-
-        key, values = ("open trial", table.name, *row), {**row, "id": trial_id}
-        count = write_once(self.engine, lambda connection, _: run_prepared(connection, key, build, values).rowcount)
+        what = statements.open_trial_row.of(table, tuple(row), tuple(changed))
+        values = {**row, "id": trial_id}
+        count = write_once(self.engine, lambda connection, _: run(connection, what, values).rowcount)
         if count == 0:
             self._check_updatable(trial_id)
 
@@ -388,7 +373,7 @@ class Storage(BaseStorage):
                 return False
             if rows:
                 for row in rows:
-                    run_prepared(connection, "open trial's value", lambda: _put_value(connection), row)
+                    run(connection, statements.trial_value, row)
             return True
 
         is_set = write(self.engine, work)
@@ -457,14 +442,6 @@ class Storage(BaseStorage):
     def get_best_trial(self, study_id: int) -> FrozenTrial:
         best = self._cold(lambda: self._rdb.get_best_trial(study_id))
         return best if self.zone is None else self.get_trial(best._trial_id)
-
-
-def _put_value(connection: Connection) -> Any:
-    names = ("trial_id", "objective", "value", "value_type")
-    places = {name: sa.bindparam(name, type_=trial_values.c[name].type) for name in names}
-    statement = insert(connection.dialect.name, trial_values).values(places)
-    changed = {name: statement.excluded[name] for name in ("value", "value_type")}
-    return statement.on_conflict_do_update(index_elements=["trial_id", "objective"], set_=changed)
 
 
 def _cold_storage(url: str, engine: Engine) -> RDBStorage:

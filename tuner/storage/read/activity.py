@@ -78,7 +78,7 @@ def read_workers(engine: Engine, study_id: int | None) -> list[Row]:
         if study_id is not None:
             life = life.where(attempts.c.study_id == study_id)
         life = life.subquery()
-        seen_s = greatest(connection, workers.c.seen_at_s, sa.func.coalesce(life.c.at_s, 0.0))
+        seen_s = greatest(connection.dialect.name, workers.c.seen_at_s, sa.func.coalesce(life.c.at_s, 0.0))
         query = (
             sa.select(
                 studies.c.study_name.label("study"),

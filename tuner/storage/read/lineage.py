@@ -157,7 +157,11 @@ def read_timeline(engine: Engine, study_id: int) -> list[TimelineRow]:
         if not sa.inspect(connection).has_table(attempts.name):
             return []
         now = clock(connection.dialect.name)
-        ongoing = greatest(connection, start, least(connection, now, sa.func.coalesce(leases.c.expires_at_s, start)))
+        ongoing = greatest(
+            connection.dialect.name,
+            start,
+            least(connection.dialect.name, now, sa.func.coalesce(leases.c.expires_at_s, start)),
+        )
         query = (
             sa.select(
                 trials.c.number, attempts.c.worker, sa.func.coalesce(workers.c.devices, ""), start,

@@ -13,7 +13,6 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,15 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from tuner.storage.sql.dialect import clock, run_prepared
+from tuner.storage.sql import statements
+from tuner.storage.sql.dialect import clock
+from tuner.storage.sql.prepared import run
 from tuner.storage.sql.tables import attempts, leases
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _TIME_NAMESPACE = "/proc/self/ns/time"
 _SYSCTL = ("sysctl", "-n", "kern.bootsessionuuid")
 _CHECKED = "tuner_ahead_s"
-_NEVER = sa.literal_column("0.0")  # the end of a lease that was given back
-_JUMP_S = 1.0  # less is a correction of the clock's rate, or the time between two readings
 
 
 def boot_id() -> str | None:
@@ -90,7 +89,7 @@ def _ahead_s() -> float:
     """Return how far the wall clock is ahead of the time since the boot without suspension."""
     while True:
         before_s, wall_s, after_s = time.monotonic(), time.time(), time.monotonic()
-        if after_s < before_s + _JUMP_S / 10:  # else this process was stopped between two readings
+        if after_s < before_s + statements.CLOCK_JUMP_S / 10:  # else this process was stopped between two readings
             return wall_s - before_s
 
 
@@ -106,22 +105,20 @@ def rebase(connection: Connection) -> None:
     if connection.dialect.name != "sqlite" or boot is None:
         return
     ahead_s = _ahead_s()
-    if abs(ahead_s - connection.info.get(_CHECKED, math.inf)) < _JUMP_S / 2:
+    if abs(ahead_s - connection.info.get(_CHECKED, math.inf)) < statements.CLOCK_JUMP_S / 2:
         return  # nothing has jumped since this connection found all leases right
     values: dict[str, Any] = {
         "id": f"{boot.id} ", "clock": f"{boot.id} {boot.namespace} ", "host": f" {boot.host}", "ahead_s": ahead_s
     }  # fmt: skip
-
-    def build() -> Any:
-        places = {name: sa.bindparam(f"now_{name}") for name in values}
-        is_outdated = _has_jumped(places) | _is_of_earlier_boot(places)
-        return sa.select(leases.c.trial_id).where(is_outdated).limit(sa.literal_column("1"))
-
     named = {f"now_{name}": value for name, value in values.items()}
-    if run_prepared(connection, "rebase", build, named).first() is None:
+    if run(connection, statements.outdated_leases, named).first() is None:
         connection.info[_CHECKED] = ahead_s  # not after a change, which may be rolled back
         return
-    of_lease = (leases.c.trial_id == attempts.c.trial_id) & (leases.c.fence == attempts.c.fence) & _has_jumped(values)
+    of_lease = (
+        (leases.c.trial_id == attempts.c.trial_id)
+        & (leases.c.fence == attempts.c.fence)
+        & statements.has_jumped(values)
+    )
     jump_s = sa.select(values["ahead_s"] - leases.c.ahead_s).where(of_lease)
     connection.execute(
         attempts.update()
@@ -130,26 +127,7 @@ def rebase(connection: Connection) -> None:
     )
     moved_s = leases.c.expires_at_s + values["ahead_s"] - leases.c.ahead_s
     connection.execute(
-        leases.update().where(_has_jumped(values)).values(expires_at_s=moved_s, ahead_s=values["ahead_s"])
+        leases.update().where(statements.has_jumped(values)).values(expires_at_s=moved_s, ahead_s=values["ahead_s"])
     )
     ended_s = sa.func.min(leases.c.expires_at_s, clock("sqlite"))
-    connection.execute(leases.update().where(_is_of_earlier_boot(values)).values(expires_at_s=ended_s))
-
-
-def _has_jumped(values: Mapping[str, Any]) -> sa.ColumnElement[bool]:
-    """Return whether the wall clock has jumped since a lease was written, and the lease has not been ended."""
-    c = leases.c
-    is_comparable = _begins(values["clock"]) & (c.ahead_fence == c.fence) & (c.expires_at_s > _NEVER)
-    return is_comparable & (sa.func.abs(values["ahead_s"] - c.ahead_s) > sa.literal_column(str(_JUMP_S)))
-
-
-def _is_of_earlier_boot(values: Mapping[str, Any]) -> sa.ColumnElement[bool]:
-    """Return whether a lease that has not ended is of this host, before it was booted."""
-    c = leases.c
-    is_of_host = sa.func.substr(c.boot, -sa.func.length(values["host"])) == values["host"]
-    is_earlier = is_of_host & ~_begins(values["id"])
-    return is_earlier & (c.ahead_fence == c.fence) & (c.expires_at_s > clock("sqlite"))
-
-
-def _begins(text: Any) -> sa.ColumnElement[bool]:
-    return sa.func.substr(leases.c.boot, 1, sa.func.length(text)) == text
+    connection.execute(leases.update().where(statements.is_of_earlier_boot(values)).values(expires_at_s=ended_s))

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
-from collections.abc import Callable, Collection, Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Engine
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError
 
-from tuner.storage.sql.engine import is_pooled
-from tuner.storage.sql.retry import NOT_PREPARED, read
+from tuner.storage.sql.retry import read
 from tuner.storage.sql.tables import trials
 
 
@@ -60,14 +55,14 @@ def now_s(engine: Engine) -> float:
     return read(engine, lambda connection: connection.execute(sa.select(clock(engine.dialect.name))).scalar_one())
 
 
-def least(connection: Connection, *values: Any) -> sa.ColumnElement[Any]:
+def least(dialect: str, *values: Any) -> sa.ColumnElement[Any]:
     """Return the smallest of several values of a row."""
-    return sa.func.min(*values) if connection.dialect.name == "sqlite" else sa.func.least(*values)
+    return sa.func.min(*values) if dialect == "sqlite" else sa.func.least(*values)
 
 
-def greatest(connection: Connection, *values: Any) -> sa.ColumnElement[Any]:
+def greatest(dialect: str, *values: Any) -> sa.ColumnElement[Any]:
     """Return the largest of several values of a row."""
-    return sa.func.max(*values) if connection.dialect.name == "sqlite" else sa.func.greatest(*values)
+    return sa.func.max(*values) if dialect == "sqlite" else sa.func.greatest(*values)
 
 
 def insert(dialect: str, table: sa.Table) -> Any:
@@ -96,104 +91,3 @@ def one_of(dialect: str, column: sa.ColumnElement[Any], name: str) -> sa.ColumnE
 def ids_value(dialect: str, ids: Collection[int]) -> Any:
     """Return ids as the value of `one_of`."""
     return json.dumps(list(ids)) if dialect == "sqlite" else list(ids)
-
-
-@dataclass(frozen=True)
-class _Text:
-    """A statement's text, the names of its values in their order, and the values that it brings itself."""
-
-    text: str
-    names: tuple[str, ...]
-    constants: Mapping[str, Any]
-
-
-_TEXTS: dict[tuple[str, Hashable], _Text] = {}
-_PREPARED = "tuner_prepared"
-_servers_prepare = True
-
-
-def run_prepared(
-    connection: Connection,
-    key: Hashable,
-    build: Callable[[], Any],
-    values: Mapping[str, Any],
-    *,
-    after: tuple[Hashable, Callable[[], Any]] | None = None,
-) -> sa.CursorResult[Any]:
-    """Run a statement whose text is made once in a process, and on Postgres planned once for a connection.
-
-    A worker sends the same few statements for each trial and report. Building, keying and compiling them costs
-    SQLAlchemy far more than the database takes to run them (and it caches none with ON CONFLICT); planning them costs
-    Postgres more than running them.
-
-    Args:
-        connection: The connection.
-        key: What tells the statement from others.
-        build: Makes it, with `sqlalchemy.bindparam`s for all values.
-        values: Their values by name; numbers, texts, None, and what `ids_value` makes.
-        after: Key and maker of a statement to run before it, for the same values; Postgres gets both in one message.
-
-    Returns:
-        The rows as the driver has them: without SQLAlchemy's types.
-    """
-    statements = {one: _made(connection, one, make) for one, make in (*([after] if after else []), (key, build))}
-    if connection.dialect.name == "sqlite":
-        results = [_run_on_sqlite(connection, made, values) for made in statements.values()]
-        return results[-1]
-    constants = [name for made in statements.values() for name in made.constants]
-    assert len(constants) == len({*constants}), "two statements in one message must not share names"
-    for made in statements.values():
-        values = {**made.constants, **values}
-    if not _servers_prepare or is_pooled(connection):
-        return connection.exec_driver_sql("; ".join(map(_with_places, statements.values())), values)
-    try:
-        several = [_prepared(connection, one, made) for one, made in statements.items()]
-        return connection.exec_driver_sql("; ".join(several), values)
-    except DBAPIError as error:
-        _note_pooler(error)
-        raise
-
-
-def _made(connection: Connection, key: Hashable, build: Callable[[], Any]) -> _Text:
-    dialect = connection.dialect.name
-    made = _TEXTS.get((dialect, key))
-    if made is None:
-        made = _TEXTS[dialect, key] = _compile(dialect, build())
-    return made
-
-
-def _run_on_sqlite(connection: Connection, made: _Text, values: Mapping[str, Any]) -> sa.CursorResult[Any]:
-    values = {**made.constants, **values}
-    return connection.exec_driver_sql(made.text, tuple(values[name] for name in made.names))
-
-
-def _with_places(made: _Text) -> str:
-    """Return a statement for Postgres with the driver's places for its values."""
-    return re.sub(r"\$(\d+)", lambda found: f"%({made.names[int(found[1]) - 1]})s", made.text.replace("%", "%%"))
-
-
-def _prepared(connection: Connection, key: Hashable, made: _Text) -> str:
-    """Return the call of a statement that this connection has prepared, now if not before."""
-    calls = connection.info.setdefault(_PREPARED, {})
-    call = calls.get(key)
-    if call is None:
-        # By what it does: where a pooler hands sessions on, another client's statement of this name does the same.
-        name = f"tuner_{hashlib.sha256(made.text.encode()).hexdigest()[:24]}"
-        places = ", ".join(f"%({name})s" for name in made.names)
-        connection.exec_driver_sql(f"PREPARE {name} AS {made.text}".replace("%", "%%"))
-        call = calls[key] = f"EXECUTE {name} ({places})" if places else f"EXECUTE {name}"
-    return call
-
-
-def _compile(dialect: str, statement: Any) -> _Text:
-    named = sqlite.dialect() if dialect == "sqlite" else postgresql.dialect(paramstyle="numeric_dollar")
-    compiled = statement.compile(dialect=named)
-    constants = {name: value for name, value in compiled.params.items() if value is not None}
-    return _Text(str(compiled), tuple(compiled.positiontup or ()), constants)
-
-
-def _note_pooler(error: DBAPIError) -> None:
-    """Prepare no more where a pooler such as PgBouncer hands each transaction another server connection."""
-    global _servers_prepare
-    if getattr(error.orig, "pgcode", None) in NOT_PREPARED:
-        _servers_prepare = False

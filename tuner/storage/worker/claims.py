@@ -15,22 +15,19 @@ from sqlalchemy import Connection, Engine
 
 from tuner.errors import UnknownStudy
 from tuner.storage.read.hours import Hours, count_hours
+from tuner.storage.sql import statements
 from tuner.storage.sql.boot import lease_clock, rebase
-from tuner.storage.sql.dialect import clock, greatest, ids_value, is_recent, of_study, one_of, run_prepared, utc_now
+from tuner.storage.sql.dialect import clock, greatest, ids_value, utc_now
+from tuner.storage.sql.prepared import run
 from tuner.storage.sql.retry import is_recovering, read, write, write_once
-from tuner.storage.sql.tables import attempts, budgets, leases, records, studies, trial_heartbeats, trials, workers
+from tuner.storage.sql.tables import attempts, budgets, leases, trials, workers
 from tuner.storage.worker.fences import Lease, Write, insertion, run_with, run_write
 from tuner.storage.worker.leases import endings
 from tuner.trial import DEADLY, Outcome
-from tuner.trial.failures import ANY_FAILURES, reason_to_stop
+from tuner.trial.failures import reason_to_stop
 
 MAX_DEATHS = 3
 """A trial in which this many workers died is failed: a fourth would probably die as well."""
-_AFTER_RESTART_S = 20.0
-OTHERS_TRIAL_S = 3600
-"""How long the running trial of a plain Optuna process uses budget: so long after it began..."""
-OTHERS_HEARTBEAT_S = 600
-"""...and while its latest heartbeat is younger than this."""
 _SETTLE_AFTER = 200
 _MOST_OPEN = 200
 
@@ -179,17 +176,7 @@ def _most_new(claimant: Claimant) -> int:
 
 def _lock_study(connection: Connection, claimant: Claimant) -> bool:
     """Hold the study's row until the end of the transaction; return whether the study is stopped."""
-
-    def build() -> Any:
-        return (
-            sa.select(budgets.c.identity, budgets.c.stopped_at_s)
-            .select_from(studies.outerjoin(budgets, budgets.c.study_id == studies.c.study_id))
-            .where(studies.c.study_id == sa.bindparam("study_id"))
-            # NO KEY: whoever ends a trial refers to the study's row, and need not wait.
-            .with_for_update(of=studies, key_share=True)
-        )
-
-    row = run_prepared(connection, "lock study", build, {"study_id": claimant.study_id}).first()
+    row = run(connection, statements.lock_study, {"study_id": claimant.study_id}).first()
     if row is None or claimant.identity not in (None, row[0]):
         raise UnknownStudy(f"the study must stay in the storage while it runs: number {claimant.study_id} was deleted")
     return row[1] is not None
@@ -208,80 +195,17 @@ def _own_lease(connection: Connection, claimant: Claimant) -> Lease | None:
 
 
 def _standing(connection: Connection, claimant: Claimant) -> _Standing:
-    """Count the trials that are not settled, and read the clock: the lock may have been waited for.
-
-    One statement: between two, another worker may end a trial, which neither would count.
-    """
-    dialect = connection.dialect.name
-    now = clock(dialect)
-
-    def build() -> Any:
-        state, of_trial = trials.c.state, trials.c.trial_id
-        is_ours = (state == _word("RUNNING")) & leases.c.trial_id.is_not(None)
-        is_open = (state == _word("RUNNING")) | (state == _word("WAITING"))
-        is_queued = state == _word("WAITING")
-        has_expired = _has_expired(connection, now)
-        is_others = (state == _word("RUNNING")) & leases.c.trial_id.is_(None) & _is_alive(dialect)
-        one = sa.literal_column("1")
-        count = sa.func.count
-        return (
-            sa.select(
-                count(),
-                count(sa.case((_is_used(state), one))),
-                count(sa.case((is_ours | is_others, one))),
-                count(sa.case((is_open, one))),
-                sa.func.min(sa.case((is_queued, of_trial))),
-                count(sa.case((is_ours & has_expired, one))),
-                now,
-            )
-            .select_from(trials.outerjoin(leases, leases.c.trial_id == of_trial))
-            .where(_is_unsettled(dialect, are_new))
-        )
-
+    """Count the trials that are not settled, and read the clock: the lock may have been waited for."""
     are_new = claimant.settled.up_to >= 0
-    values = _unsettled(dialect, claimant)
-    *counts, expired, now_s = run_prepared(connection, ("standing", are_new), build, values).one()
+    values = _unsettled(connection.dialect.name, claimant)
+    *counts, expired, now_s = run(connection, statements.standing.of(are_new), values).one()
     return _Standing(*counts, expired=expired, now_s=now_s)
-
-
-def _is_alive(dialect: str) -> sa.ColumnElement[bool]:
-    """Return whether a running trial that is not ours probably has a living process."""
-    # A value, not EXISTS, which Postgres may answer by reading all heartbeats first.
-    latest = sa.select(trial_heartbeats.c.heartbeat).where(trial_heartbeats.c.trial_id == trials.c.trial_id)
-    began_lately = is_recent(dialect, trials.c.datetime_start, OTHERS_TRIAL_S)
-    heartbeat = latest.scalar_subquery()
-    has_heartbeat = is_recent(dialect, heartbeat, OTHERS_HEARTBEAT_S, in_session_zone=True)
-    return began_lately | has_heartbeat
-
-
-def _is_unsettled(dialect: str, are_new: bool) -> sa.ColumnElement[bool]:
-    """Return whether a trial is to be counted, for the values of `_unsettled`."""
-    is_unsettled = (trials.c.trial_id > sa.bindparam("up_to")) | one_of(dialect, trials.c.trial_id, "still_open")
-    return is_unsettled & of_study(dialect, sa.bindparam("study_id"), are_new)
 
 
 def _unsettled(dialect: str, claimant: Claimant) -> dict[str, Any]:
     settled = claimant.settled
     still_open = ids_value(dialect, settled.still_open)
     return {"study_id": claimant.study_id, "up_to": settled.up_to, "still_open": still_open}
-
-
-def _word(state: str) -> sa.ColumnElement[Any]:
-    return sa.literal_column(f"'{state}'")
-
-
-def _has_expired(connection: Connection, now_s: float | sa.ColumnElement[float]) -> sa.ColumnElement[bool]:
-    """Return whether a lease's trial may be taken over.
-
-    A lease that ended while the server was down could not be renewed: its worker gets a while to do so.
-    """
-    has_ended = leases.c.expires_at_s <= now_s
-    if connection.dialect.name == "sqlite":
-        return has_ended
-    started_s = sa.literal_column("extract(epoch FROM pg_postmaster_start_time())", sa.Float(53))
-    is_up_s = sa.literal_column(str(_AFTER_RESTART_S))
-    was_given_back = leases.c.expires_at_s == sa.literal_column("0.0")
-    return has_ended & (was_given_back | (leases.c.expires_at_s >= started_s) | (started_s + is_up_s <= now_s))
 
 
 def _settle(connection: Connection, claimant: Claimant, standing: _Standing, newest: int) -> Settled:
@@ -294,7 +218,7 @@ def _settle(connection: Connection, claimant: Claimant, standing: _Standing, new
     if settled.up_to >= 0 and max(standing.total - standing.still_open, newest - settled.up_to) < _SETTLE_AFTER:
         return settled
     dialect = connection.dialect.name
-    values, is_unsettled = _unsettled(dialect, claimant), _is_unsettled(dialect, settled.up_to >= 0)
+    values, is_unsettled = _unsettled(dialect, claimant), statements.is_unsettled(dialect, settled.up_to >= 0)
     of_trial, state = trials.c.trial_id, trials.c.state
     are_open = is_unsettled & state.in_(["RUNNING", "WAITING"])
     oldest = sa.select(of_trial).where(are_open).order_by(of_trial).limit(_MOST_OPEN)
@@ -302,15 +226,10 @@ def _settle(connection: Connection, claimant: Claimant, standing: _Standing, new
     have_ended = is_unsettled & of_trial.not_in(still_open)  # one of these may end just now
     if len(still_open) == _MOST_OPEN:  # many are queued
         have_ended &= of_trial <= still_open[-1]
-    counts = sa.select(sa.func.max(of_trial), sa.func.count(), sa.func.count(sa.case((_is_used(state), 1))))
+    counts = sa.select(sa.func.max(of_trial), sa.func.count(), sa.func.count(sa.case((statements.is_used(state), 1))))
     newest, total, used = connection.execute(counts.where(have_ended), values).one()
     up_to = max(newest or -1, settled.up_to, *still_open[-1:])
     return Settled(up_to, settled.total + total, settled.used + used, still_open)
-
-
-def _is_used(state: sa.Column[Any]) -> sa.ColumnElement[bool]:
-    """Return whether a trial counts against the budget."""
-    return (state == _word("COMPLETE")) | (state == _word("PRUNED"))
 
 
 def _is_failing(connection: Connection, claimant: Claimant) -> bool:
@@ -323,18 +242,9 @@ def _is_failing(connection: Connection, claimant: Claimant) -> bool:
 
 def latest_errors(connection: Connection, study_id: int, since_s: float) -> list[tuple[str, str]]:
     """Return kind and traceback of the latest errors, newest first, up to the first trial that did not fail."""
-
-    def build() -> Any:
-        return (
-            sa.select(records.c.outcome, records.c.error_kind, records.c.error)
-            .where(records.c.study_id == sa.bindparam("study_id"), records.c.ended_at_s >= sa.bindparam("since_s"))
-            .order_by(records.c.ended_at_s.desc(), records.c.trial_id.desc())
-            .limit(sa.literal_column(str(ANY_FAILURES)))
-        )
-
     errors = []
     values = {"study_id": study_id, "since_s": since_s}
-    for outcome, kind, error in run_prepared(connection, "latest errors", build, values):
+    for outcome, kind, error in run(connection, statements.latest_errors, values):
         if outcome != Outcome.FAILED:
             break
         errors.append((kind or "", error or ""))
@@ -371,7 +281,11 @@ def _adopt(connection: Connection, claimant: Claimant, now_s: float) -> Lease | 
             leases.c.expires_at_s,
         )
         .select_from(trials.join(leases, leases.c.trial_id == trials.c.trial_id))
-        .where(trials.c.study_id == claimant.study_id, trials.c.state == "RUNNING", _has_expired(connection, now_s))
+        .where(
+            trials.c.study_id == claimant.study_id,
+            trials.c.state == "RUNNING",
+            statements.has_expired(connection.dialect.name, now_s),
+        )
         .order_by(trials.c.number)
         # A lease that its owner is just writing to is not ours to take.
         .with_for_update(of=leases, skip_locked=True)
@@ -399,7 +313,7 @@ def _close_attempts(
     connection.execute(
         attempts.update()
         .where(which, attempts.c.ended_at_s.is_(None))
-        .values(ended_at_s=greatest(connection, attempts.c.started_at_s, end_s), ending=ending)
+        .values(ended_at_s=greatest(connection.dialect.name, attempts.c.started_at_s, end_s), ending=ending)
     )
 
 
@@ -407,7 +321,7 @@ def _end_deadly(connection: Connection, claimant: Claimant, row: sa.Row[Any], de
     error = f"{deaths} workers died while they ran this trial, the last was {row.worker}"
     record = {"worker": row.worker, "error_kind": DEADLY, "error": error}
     lease = Lease(row.trial_id, row.number, row.worker, row.fence, claimant.lease_s)
-    for ending in endings(connection.dialect.name, lease, Outcome.FAILED, None, record):
+    for ending in endings(lease, Outcome.FAILED, None, record):
         run_write(connection, row.trial_id, ending)
     connection.execute(leases.delete().where(leases.c.trial_id == row.trial_id))
     claimant.deadly.append(row.number)
@@ -433,13 +347,8 @@ def _start_queued(connection: Connection, claimant: Claimant, standing: _Standin
 def _create(connection: Connection, claimant: Claimant, standing: _Standing) -> tuple[int, int]:
     number = claimant.settled.total + standing.total
 
-    def build() -> Any:
-        row = {"number": sa.bindparam("number"), "study_id": sa.bindparam("study_id"), "state": _word("RUNNING")}
-        started = {"datetime_start": utc_now(connection.dialect.name)}
-        return trials.insert().values({**row, **started}).returning(trials.c.trial_id)
-
     values = {"number": number, "study_id": claimant.study_id}
-    trial_id = run_with(connection, "create trial", build, values, _first_lease(connection, claimant, standing.now_s))
+    trial_id = run_with(connection, statements.create_trial, values, _first_lease(connection, claimant, standing.now_s))
     assert trial_id is not None
     return trial_id, number
 

@@ -9,22 +9,20 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
-from tuner.storage.sql.dialect import clock, utc_now
+from tuner.storage.sql import statements
 from tuner.storage.sql.encoding import encode_metric, stored_number
 from tuner.storage.sql.retry import read, write, write_once
 from tuner.storage.sql.tables import (
     attempts,
     leases,
-    records,
     reports,
     trial_intermediate_values,
     trial_params,
     trial_system_attributes,
     trial_user_attributes,
     trial_values,
-    trials,
 )
-from tuner.storage.worker.fences import Bind, Lease, Write, fenced, lost_lease, upsert, write_held
+from tuner.storage.worker.fences import Change, Lease, Write, fenced, lost_lease, upsert, write_held
 from tuner.trial import Outcome, Report
 
 _MOST_REPORTS = 100  # in one statement: after an outage there may be thousands
@@ -53,13 +51,13 @@ def store_suggested(
     Raises:
         LeaseLost: another worker has the trial.
     """
-    dialect, writes = engine.dialect.name, []
+    writes = []
     if params:
         rows = [{"param_name": name, "param_value": number, "distribution_json": text} for name, number, text in params]
-        writes.append(upsert(dialect, trial_params, rows, "param_name"))
+        writes.append(upsert(trial_params, rows, "param_name"))
     if attributes:
         rows = [{"key": key, "value_json": text} for key, text in attributes.items()]
-        writes.append(upsert(dialect, trial_system_attributes, rows, "key"))
+        writes.append(upsert(trial_system_attributes, rows, "key"))
     write_held(engine, lease, *writes)
 
 
@@ -71,7 +69,7 @@ def store_attribute(engine: Engine, lease: Lease, table: sa.Table, key: str, val
     """
     assert table in (trial_user_attributes, trial_system_attributes)
     row = {"key": key, "value_json": json.dumps(value)}
-    write_held(engine, lease, upsert(engine.dialect.name, table, [row], "key"))
+    write_held(engine, lease, upsert(table, [row], "key"))
 
 
 def report(engine: Engine, lease: Lease, several: Sequence[Report], objective: str | None) -> None:
@@ -98,14 +96,13 @@ def report(engine: Engine, lease: Lease, several: Sequence[Report], objective: s
         }
         for one in several
     ]
-    now = {"reported_at_s": clock(engine.dialect.name)}
-    writes = [upsert(engine.dialect.name, reports, rows, "epoch", at_first=now)]
+    writes = [upsert(reports, rows, "epoch", time_column="reported_at_s")]
     if objective is not None:
         rows = []
         for one in several:
             stored, kind = stored_number(one.metrics[objective])
             rows.append({"step": one.epoch, "intermediate_value": stored, "intermediate_value_type": kind})
-        writes.append(upsert(engine.dialect.name, trial_intermediate_values, rows, "step"))
+        writes.append(upsert(trial_intermediate_values, rows, "step"))
     write_held(engine, lease, *writes)
 
 
@@ -117,14 +114,9 @@ def forget_reports(engine: Engine, lease: Lease) -> None:
     Raises:
         LeaseLost: another worker has the trial.
     """
-    write_held(engine, lease, *(_removal(table) for table in (reports, trial_intermediate_values)))
-
-
-def _removal(table: sa.Table) -> Write:
-    def make(held: sa.FromClause, bind: Bind) -> Any:
-        return table.delete().where(_is_held(table, held))
-
-    return Write(("removal", table.name), {}, make)
+    write_held(
+        engine, lease, *(Write(statements.delete_rows.of(table), {}) for table in (reports, trial_intermediate_values))
+    )
 
 
 # --- Ends
@@ -148,10 +140,10 @@ def tell(
     Raises:
         LeaseLost: another worker has the trial.
     """
-    writes = endings(engine.dialect.name, lease, outcome, values, record)
+    writes = endings(lease, outcome, values, record)
 
     def work(connection: Connection, tries: int) -> bool:
-        is_held = fenced(connection, lease, "end", writes)
+        is_held = fenced(connection, lease, Change.END, writes)
         return is_held or (tries > 0 and _has_ended(connection, lease, outcome))
 
     if not write_once(engine, work):
@@ -166,64 +158,29 @@ def _has_ended(connection: Connection, lease: Lease, ending: str) -> bool:
     return connection.execute(query).scalar_one_or_none() == ending
 
 
-def _is_held(table: sa.Table, held: sa.FromClause) -> sa.ColumnElement[bool]:
-    # A value, where IN (SELECT ...) would be a join that Postgres may do over all trials.
-    return table.c.trial_id == sa.select(held.c.trial_id).scalar_subquery()
-
-
-def endings(
-    dialect: str, lease: Lease, outcome: Outcome, values: Sequence[float] | None, record: Mapping[str, Any]
-) -> list[Write]:
+def endings(lease: Lease, outcome: Outcome, values: Sequence[float] | None, record: Mapping[str, Any]) -> list[Write]:
     """Return the writes that end a trial, all but that to its lease; the arguments are those of `tell`."""
     state = {Outcome.COMPLETE: "COMPLETE", Outcome.FAILED: "FAIL"}.get(outcome, "PRUNED")
-    writes = [_attempt_ending(dialect, lease, outcome, record.get("error"))]
+    writes = [_attempt_ending(lease, outcome, record.get("error"))]
     if values is not None:
         rows = []
         for objective, value in enumerate(values):
             stored, kind = stored_number(value)
             rows.append({"objective": objective, "value": stored, "value_type": kind})
-        writes.append(upsert(dialect, trial_values, rows, "objective"))
+        writes.append(upsert(trial_values, rows, "objective"))
     told = {"key": "outcome", "value_json": json.dumps(outcome)}
-    writes.append(upsert(dialect, trial_user_attributes, [told], "key"))
-
-    def end_trial(held: sa.FromClause, bind: Bind) -> Any:
-        return (
-            trials.update()
-            .where(_is_held(trials, held))
-            .values(state=bind("state", trials.c.state), datetime_complete=utc_now(dialect))
-        )
+    writes.append(upsert(trial_user_attributes, [told], "key"))
 
     given = {"outcome": outcome.value, **record}
-
-    def insert_record(held: sa.FromClause, bind: Bind) -> Any:
-        columns = [bind(name, records.c[name]).label(name) for name in given]
-        source = sa.select(trials.c.trial_id, trials.c.study_id, clock(dialect), *columns).where(_is_held(trials, held))
-        return records.insert().from_select(["trial_id", "study_id", "ended_at_s", *given], source)
-
     return [
         *writes,
-        Write("end_trial", {"state": state}, end_trial),
-        Write(("insert_record", *given), given, insert_record),
+        Write(statements.end_trial, {"state": state}),
+        Write(statements.insert_record.of(tuple(given)), given),
     ]
 
 
-def _attempt_ending(dialect: str, lease: Lease, ending: str, error: str | None = None) -> Write:
-    def make(held: sa.FromClause, bind: Bind) -> Any:
-        return (
-            attempts.update()
-            .where(
-                _is_held(attempts, held),
-                attempts.c.fence == bind("fence", attempts.c.fence),
-                attempts.c.ended_at_s.is_(None),
-            )
-            .values(
-                ended_at_s=clock(dialect),
-                ending=bind("ending", attempts.c.ending),
-                error=bind("error", attempts.c.error),
-            )
-        )
-
-    return Write("attempt_ending", {"fence": lease.fence, "ending": str(ending), "error": error}, make)
+def _attempt_ending(lease: Lease, ending: str, error: str | None = None) -> Write:
+    return Write(statements.end_attempt, {"fence": lease.fence, "ending": str(ending), "error": error})
 
 
 def release(engine: Engine, lease: Lease) -> None:
@@ -237,10 +194,12 @@ def release(engine: Engine, lease: Lease) -> None:
 
 
 def _give_back(engine: Engine, lease: Lease, ending: Outcome, error: str | None) -> bool:
-    writes = [_attempt_ending(engine.dialect.name, lease, ending, error)]
+    writes = [_attempt_ending(lease, ending, error)]
 
     def work(connection: Connection, tries: int) -> bool:
-        return fenced(connection, lease, "release", writes) or (tries > 0 and _has_ended(connection, lease, ending))
+        return fenced(connection, lease, Change.RELEASE, writes) or (
+            tries > 0 and _has_ended(connection, lease, ending)
+        )
 
     return write_once(engine, work)
 

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine
 
 from tuner.storage.sql.retry import write
 from tuner.storage.sql.tables import studies, trial_system_attributes, trials
-from tuner.storage.worker.fences import Lease, fenced, lost_lease, run_write, upsert
+from tuner.storage.worker.fences import Change, Lease, fenced, lost_lease, run_write, upsert
 
 Point = Mapping[str, Any]
 
@@ -52,10 +52,10 @@ def take_point(
         connection.execute(lock)
         point = choose([json.loads(text) for text in connection.execute(others).scalars()])
         row = {"key": key, "value_json": json.dumps(point)}
-        noting = upsert(engine.dialect.name, trial_system_attributes, [row], "key")
+        noting = upsert(trial_system_attributes, [row], "key")
         if lease is None:
             run_write(connection, trial_id, noting)
-        elif not fenced(connection, lease, "extend", [noting]):
+        elif not fenced(connection, lease, Change.EXTEND, [noting]):
             raise lost_lease(lease)
         return point
 

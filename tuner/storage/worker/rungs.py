@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right, insort
 from dataclasses import dataclass, field
-from typing import Any
 
-import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
-from tuner.storage.sql.dialect import run_prepared
+from tuner.storage.sql import statements
+from tuner.storage.sql.prepared import run
 from tuner.storage.sql.retry import write
-from tuner.storage.sql.tables import leases, rungs, studies
 from tuner.storage.worker.fences import Lease, lost_lease
 
 
@@ -80,7 +78,7 @@ def enter_rung(
 
     def work(connection: Connection, _: int) -> bool:
         news = {"study_id": study_id, "newest": known.newest}
-        for row in run_prepared(connection, "new in rungs", _news, news, after=("lock rungs", _lock)):
+        for row in run(connection, statements.new_in_rungs, news, after=statements.lock_rungs):
             known.add(*row)
         decided = known.decided.get((trial_id, rung))
         if decided is not None:
@@ -93,40 +91,11 @@ def enter_rung(
         is_promoted = count > bootstrap_count and better <= max(0, count // reduction_factor - 1)
         row = {**place, "position": known.newest + 1, "value": value, "is_promoted": is_promoted}
         if lease is None:
-            run_prepared(connection, "enter rung", _enter, row)
-        elif (
-            run_prepared(
-                connection, "enter rung, held", _enter_held, {**row, "fence": lease.fence, "worker": lease.worker}
-            ).rowcount
-            != 1
-        ):
+            run(connection, statements.enter_rung, row)
+            return is_promoted
+        held = {**row, "fence": lease.fence, "worker": lease.worker}
+        if run(connection, statements.enter_rung_held, held).rowcount != 1:
             raise lost_lease(lease)
         return is_promoted
 
     return write(engine, work)
-
-
-def _enter_held() -> sa.Insert:
-    """Enter if the lease is held: nobody can take it over while the study's row is."""
-    places = [sa.cast(sa.bindparam(column.name, type_=column.type), column.type) for column in rungs.c]
-    is_held = sa.exists().where(
-        leases.c.trial_id == sa.cast(sa.bindparam("trial_id", type_=sa.Integer), sa.Integer),
-        leases.c.fence == sa.bindparam("fence", type_=sa.Integer),
-        leases.c.worker == sa.bindparam("worker", type_=sa.Text),
-    )
-    return rungs.insert().from_select([column.name for column in rungs.c], sa.select(*places).where(is_held))
-
-
-def _lock() -> sa.Select[Any]:
-    study_id = sa.bindparam("study_id", type_=sa.Integer)
-    return sa.select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update(key_share=True)
-
-
-def _news() -> sa.Select[Any]:
-    columns = ("position", "trial_id", "bracket", "rung", "value", "is_promoted")
-    is_new = (rungs.c.study_id == sa.bindparam("study_id")) & (rungs.c.position > sa.bindparam("newest"))
-    return sa.select(*(rungs.c[name] for name in columns)).where(is_new).order_by(rungs.c.position)
-
-
-def _enter() -> sa.Insert:
-    return rungs.insert().values({column.name: sa.bindparam(column.name, type_=column.type) for column in rungs.c})

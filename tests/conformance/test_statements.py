@@ -1,0 +1,70 @@
+"""Statements by name: each once, printable, and explained by both databases."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from storage_tools import Desk, shared_desk_at
+
+from tuner.storage.sql import prepared, statements
+from tuner.storage.sql.prepared import HeldStatement, Statement, statement
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def desk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    with shared_desk_at(request, tmp_path_factory, "statements") as desk:
+        yield desk
+
+
+ALL = [one for one in vars(statements).values() if isinstance(one, Statement | HeldStatement)]
+TABLE = statements.trial_user_attributes
+VARIANTS: dict[str, tuple[Any, ...]] = {
+    "standing": (True,),
+    "load trials": (True,),
+    "trial details": (True,),
+    "extend lease": ((),),
+    "insert row": (TABLE, ("key", "value_json")),
+    "upsert rows": (TABLE, ("key", "value_json"), "key", 2, None),
+    "delete rows": (TABLE,),
+    "insert record": (("outcome",),),
+    "open trial's row": (TABLE, ("key", "value_json"), ("value_json",)),
+}
+
+
+def test_no_two_statements_have_one_name() -> None:
+    name = ALL[0].name
+    with pytest.raises(ImportError, match=f"two SQL statements are called '{name}'"):
+        statement(name)(lambda dialect: sa.text("SELECT 1"))
+
+
+@pytest.mark.parametrize("what", ALL, ids=lambda one: one.name)
+def test_each_statement_is_explained_by_its_database(desk: Desk, what: Statement | HeldStatement) -> None:
+    what = what.of(*VARIANTS.get(what.name, ()))
+    dialect = desk.engine.dialect.name
+    if what.name == "rebase" and dialect != "sqlite":
+        return  # of SQLite's clock only
+    names = set(what.make(dialect).compile().params)
+    others = {
+        "ids": [1],
+        "also": [1],
+        "still_open": [1],
+        "is_promoted": True,
+        "value_type": "FINITE",
+        "w_state": "FAIL",
+        "worker": "one",
+    }
+    values: dict[str, Any] = {name: others.get(name, 1) for name in names}
+    if dialect == "sqlite":
+        values = {name: "[1]" if isinstance(value, list) else value for name, value in values.items()}
+    with desk.engine.connect() as connection:
+        plan = prepared.explain(connection, what, values)
+    # SQLite has no plan for an INSERT of given values.
+    assert plan or "VALUES" in prepared.text_of(what, dialect)
+
+
+def test_a_statement_is_printed_as_it_is_sent() -> None:
+    assert prepared.text_of(statements.load_trial, "sqlite").split() == [
+        "SELECT", "trials.trial_id,", "trials.number,", "trials.state,", "trials.datetime_start,",
+        "trials.datetime_complete", "FROM", "trials", "WHERE", "trials.trial_id", "=", "?",
+    ]  # fmt: skip

@@ -1,0 +1,440 @@
+"""The SQL of the hot path: every statement that a worker sends for each trial or report, by name.
+
+`prepared.run` runs one, `prepared.text_of` prints its SQL, and `prepared.explain` shows how a database runs it. The
+values are those of the `bindparam`s, by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+
+from tuner.storage.sql.dialect import clock, greatest, insert, is_recent, least, of_study, one_of, utc_now
+from tuner.storage.sql.prepared import Bind, held_statement, statement
+from tuner.storage.sql.tables import (
+    attempts,
+    budgets,
+    leases,
+    records,
+    rungs,
+    studies,
+    trial_heartbeats,
+    trial_intermediate_values,
+    trial_params,
+    trial_system_attributes,
+    trial_user_attributes,
+    trial_values,
+    trials,
+)
+from tuner.trial.failures import ANY_FAILURES
+
+AFTER_RESTART_S = 20.0
+"""How long workers have after a restart of the server to renew leases that ended while it was down."""
+OTHERS_TRIAL_S = 3600
+"""How long the running trial of a plain Optuna process uses budget: so long after it began..."""
+OTHERS_HEARTBEAT_S = 600
+"""...and while its latest heartbeat is younger than this."""
+CLOCK_JUMP_S = 1.0
+"""A smaller change of the clock is a correction of its rate, or the time between two readings."""
+
+
+def _word(state: str) -> sa.ColumnElement[Any]:
+    return sa.literal_column(f"'{state}'")
+
+
+def _place(name: str, type_: Any) -> sa.ColumnElement[Any]:
+    return sa.cast(sa.bindparam(name, type_=type_), type_)
+
+
+def _is_held(table: sa.Table, held: sa.FromClause) -> sa.ColumnElement[bool]:
+    # A value, where IN (SELECT ...) would be a join that Postgres may do over all trials.
+    return table.c.trial_id == sa.select(held.c.trial_id).scalar_subquery()
+
+
+# --- Claims
+
+
+@statement("lock study")
+def lock_study(dialect: str) -> Any:
+    """Hold the row of `study_id` until the end of the transaction; return identity and stop of its budget."""
+    return (
+        sa.select(budgets.c.identity, budgets.c.stopped_at_s)
+        .select_from(studies.outerjoin(budgets, budgets.c.study_id == studies.c.study_id))
+        .where(studies.c.study_id == sa.bindparam("study_id"))
+        # NO KEY: whoever ends a trial refers to the study's row, and need not wait.
+        .with_for_update(of=studies, key_share=True)
+    )
+
+
+@statement("standing")
+def standing(dialect: str, are_new: bool) -> Any:
+    """Count the trials of `study_id` that are not settled, and read the clock.
+
+    One statement: between two, another worker may end a trial, which neither would count.
+    """
+    now = clock(dialect)
+    state, of_trial = trials.c.state, trials.c.trial_id
+    is_ours = (state == _word("RUNNING")) & leases.c.trial_id.is_not(None)
+    is_open = (state == _word("RUNNING")) | (state == _word("WAITING"))
+    is_queued = state == _word("WAITING")
+    is_others = (state == _word("RUNNING")) & leases.c.trial_id.is_(None) & _is_alive(dialect)
+    one = sa.literal_column("1")
+    count = sa.func.count
+    return (
+        sa.select(
+            count(),
+            count(sa.case((is_used(state), one))),
+            count(sa.case((is_ours | is_others, one))),
+            count(sa.case((is_open, one))),
+            sa.func.min(sa.case((is_queued, of_trial))),
+            count(sa.case((is_ours & has_expired(dialect, now), one))),
+            now,
+        )
+        .select_from(trials.outerjoin(leases, leases.c.trial_id == of_trial))
+        .where(is_unsettled(dialect, are_new))
+    )
+
+
+def is_used(state: sa.Column[Any]) -> sa.ColumnElement[bool]:
+    """Return whether a trial counts against the budget."""
+    return (state == _word("COMPLETE")) | (state == _word("PRUNED"))
+
+
+def is_unsettled(dialect: str, are_new: bool) -> sa.ColumnElement[bool]:
+    """Return whether a trial is to be counted, for the values `study_id`, `up_to` and `still_open`."""
+    is_new = (trials.c.trial_id > sa.bindparam("up_to")) | one_of(dialect, trials.c.trial_id, "still_open")
+    return is_new & of_study(dialect, sa.bindparam("study_id"), are_new)
+
+
+def has_expired(dialect: str, now_s: float | sa.ColumnElement[float]) -> sa.ColumnElement[bool]:
+    """Return whether a lease's trial may be taken over.
+
+    A lease that ended while the server was down could not be renewed: its worker gets a while to do so.
+    """
+    has_ended = leases.c.expires_at_s <= now_s
+    if dialect == "sqlite":
+        return has_ended
+    started_s = sa.literal_column("extract(epoch FROM pg_postmaster_start_time())", sa.Float(53))
+    is_up_s = sa.literal_column(str(AFTER_RESTART_S))
+    was_given_back = leases.c.expires_at_s == sa.literal_column("0.0")
+    return has_ended & (was_given_back | (leases.c.expires_at_s >= started_s) | (started_s + is_up_s <= now_s))
+
+
+def _is_alive(dialect: str) -> sa.ColumnElement[bool]:
+    """Return whether a running trial that is not ours probably has a living process."""
+    # A value, not EXISTS, which Postgres may answer by reading all heartbeats first.
+    latest = sa.select(trial_heartbeats.c.heartbeat).where(trial_heartbeats.c.trial_id == trials.c.trial_id)
+    began_lately = is_recent(dialect, trials.c.datetime_start, OTHERS_TRIAL_S)
+    has_heartbeat = is_recent(dialect, latest.scalar_subquery(), OTHERS_HEARTBEAT_S, in_session_zone=True)
+    return began_lately | has_heartbeat
+
+
+@statement("latest errors")
+def latest_errors(dialect: str) -> Any:
+    """Return outcome, kind and traceback of the latest trials of `study_id` that ended since `since_s`."""
+    return (
+        sa.select(records.c.outcome, records.c.error_kind, records.c.error)
+        .where(records.c.study_id == sa.bindparam("study_id"), records.c.ended_at_s >= sa.bindparam("since_s"))
+        .order_by(records.c.ended_at_s.desc(), records.c.trial_id.desc())
+        .limit(sa.literal_column(str(ANY_FAILURES)))
+    )
+
+
+@statement("create trial")
+def create_trial(dialect: str) -> Any:
+    """Create a running trial with the number `number`, and return its id."""
+    row = {"number": sa.bindparam("number"), "study_id": sa.bindparam("study_id"), "state": _word("RUNNING")}
+    return trials.insert().values({**row, "datetime_start": utc_now(dialect)}).returning(trials.c.trial_id)
+
+
+@statement("hours")
+def hours(dialect: str) -> Any:
+    """Return wall and device seconds of `study_id` between two moments, of how many attempts, and the earliest end."""
+    now, since, until = (_place(name, sa.Float(53)) for name in ("now_s", "since_s", "until_s"))
+    started, ended, expires = attempts.c.started_at_s, attempts.c.ended_at_s, leases.c.expires_at_s
+    start = greatest(dialect, started, since)
+    end = sa.func.coalesce(ended, least(dialect, now, sa.func.coalesce(expires, started)))
+    tried = (
+        sa.select(
+            start.label("start"),
+            greatest(dialect, start, least(dialect, end, until)).label("end"),
+            attempts.c.devices,
+            sa.case((ended.is_(None), expires)).label("expires_at_s"),
+        )
+        .select_from(attempts.outerjoin(leases, leases.c.trial_id == attempts.c.trial_id))
+        .where(attempts.c.study_id == sa.bindparam("study_id"), ended.is_(None) | (ended > since))
+        .subquery("tried")
+    )
+    # Their union: of each, what lies behind the end of all that began before it.
+    before = sa.func.max(tried.c.end).over(order_by=tried.c.start, rows=(None, -1))
+    fresh = tried.c.end - greatest(dialect, tried.c.start, sa.func.coalesce(before, tried.c.start))
+    zero = sa.literal_column("0.0")
+    covered = sa.select(
+        greatest(dialect, fresh, zero).label("wall_s"),
+        ((tried.c.end - tried.c.start) * tried.c.devices).label("device_s"),
+        tried.c.expires_at_s,
+    ).subquery("covered")
+    return sa.select(
+        sa.func.coalesce(sa.func.sum(covered.c.wall_s), zero),
+        sa.func.coalesce(sa.func.sum(covered.c.device_s), zero),
+        sa.func.count(),
+        sa.func.min(covered.c.expires_at_s),
+    )
+
+
+# --- Leases
+
+
+@statement("extend lease")
+def extend_lease(dialect: str, clock_columns: tuple[str, ...]) -> Any:
+    """Extend a lease that is still held by `lease_s`, and return its trial's id."""
+    on_clock = {name: _place(f"of_{name}", leases.c[name].type) for name in clock_columns}
+    ends = clock(dialect) + _place("lease_s", sa.Float(53))
+    return leases.update().where(*_is_still_held()).values(expires_at_s=ends, **on_clock).returning(leases.c.trial_id)
+
+
+@statement("release lease")
+def release_lease(dialect: str) -> Any:
+    """Give back a trial whose lease is still held, and return its id."""
+    given_back = {"worker": sa.null(), "expires_at_s": sa.literal_column("0.0")}
+    return leases.update().where(*_is_still_held()).values(given_back).returning(leases.c.trial_id)
+
+
+@statement("end lease")
+def end_lease(dialect: str) -> Any:
+    """Remove a lease that is still held, and return its trial's id."""
+    return leases.delete().where(*_is_still_held()).returning(leases.c.trial_id)
+
+
+def _is_still_held() -> tuple[sa.ColumnElement[bool], ...]:
+    held_id = _place("held_id", sa.Integer())
+    return (
+        leases.c.trial_id == held_id,
+        leases.c.fence == _place("fence", sa.Integer()),
+        leases.c.worker == _place("worker", sa.Text()),
+        # Another Optuna tool may have ended the trial, or deleted its study.
+        sa.exists().where(trials.c.trial_id == held_id, trials.c.state == _word("RUNNING")),
+    )
+
+
+@statement("rebase")
+def outdated_leases(dialect: str) -> Any:
+    """Return a trial whose lease must be moved, for the values `now_id`, `now_clock`, `now_host`, `now_ahead_s`."""
+    places = {name: sa.bindparam(f"now_{name}") for name in ("id", "clock", "host", "ahead_s")}
+    is_outdated = has_jumped(places) | is_of_earlier_boot(places)
+    return sa.select(leases.c.trial_id).where(is_outdated).limit(sa.literal_column("1"))
+
+
+def has_jumped(values: Mapping[str, Any]) -> sa.ColumnElement[bool]:
+    """Return whether the wall clock has jumped since a lease was written, and the lease has not been ended."""
+    c = leases.c
+    is_comparable = _begins(values["clock"]) & (c.ahead_fence == c.fence) & (c.expires_at_s > sa.literal_column("0.0"))
+    return is_comparable & (sa.func.abs(values["ahead_s"] - c.ahead_s) > sa.literal_column(str(CLOCK_JUMP_S)))
+
+
+def is_of_earlier_boot(values: Mapping[str, Any]) -> sa.ColumnElement[bool]:
+    """Return whether a lease that has not ended is of this host, before it was booted."""
+    c = leases.c
+    is_of_host = sa.func.substr(c.boot, -sa.func.length(values["host"])) == values["host"]
+    is_earlier = is_of_host & ~_begins(values["id"])
+    return is_earlier & (c.ahead_fence == c.fence) & (c.expires_at_s > clock("sqlite"))
+
+
+def _begins(text: Any) -> sa.ColumnElement[bool]:
+    return sa.func.substr(leases.c.boot, 1, sa.func.length(text)) == text
+
+
+# --- What is written to a trial that is held
+
+
+@held_statement("insert row")
+def insert_row(dialect: str, held: sa.FromClause, bind: Bind, table: sa.Table, columns: tuple[str, ...]) -> Any:
+    """Add a row that belongs to the trial."""
+    source = sa.select(held.c.trial_id, *(bind(name, table.c[name]).label(name) for name in columns))
+    return table.insert().from_select(["trial_id", *columns], source)
+
+
+@held_statement("upsert rows")
+def upsert_rows(
+    dialect: str,
+    held: sa.FromClause,
+    bind: Bind,
+    table: sa.Table,
+    columns: tuple[str, ...],
+    unique: str,
+    count: int,
+    time_column: str | None,
+) -> Any:
+    """Store rows of the trial, in place of those that are there.
+
+    The n-th row's value of a column is `COLUMN_n`. `time_column` gets the database's time, and keeps that of a row that
+    is there.
+    """
+    firsts = {} if time_column is None else {time_column: clock(dialect)}
+    parts = [
+        sa.select(
+            held.c.trial_id,
+            *(bind(f"{name}_{at}", table.c[name]).label(name) for name in columns),
+            *(expression.label(name) for name, expression in firsts.items()),
+        )
+        for at in range(count)
+    ]
+    source = parts[0] if len(parts) == 1 else sa.select(sa.union_all(*parts).subquery())
+    # SQLite takes ON CONFLICT for a join's ON unless a WHERE stands before it.
+    names = ["trial_id", *columns, *firsts]
+    made = insert(dialect, table).from_select(names, source.where(sa.literal_column("1 = 1")))
+    changed = {name: made.excluded[name] for name in columns if name != unique}
+    return made.on_conflict_do_update(index_elements=["trial_id", unique], set_=changed)
+
+
+@held_statement("delete rows")
+def delete_rows(dialect: str, held: sa.FromClause, bind: Bind, table: sa.Table) -> Any:
+    """Remove all rows of the trial from a table."""
+    return table.delete().where(_is_held(table, held))
+
+
+@held_statement("end trial")
+def end_trial(dialect: str, held: sa.FromClause, bind: Bind) -> Any:
+    """Give the trial its last state, and the time."""
+    changes = {"state": bind("state", trials.c.state), "datetime_complete": utc_now(dialect)}
+    return trials.update().where(_is_held(trials, held)).values(changes)
+
+
+@held_statement("insert record")
+def insert_record(dialect: str, held: sa.FromClause, bind: Bind, columns: tuple[str, ...]) -> Any:
+    """Add the trial's record."""
+    given = [bind(name, records.c[name]).label(name) for name in columns]
+    source = sa.select(trials.c.trial_id, trials.c.study_id, clock(dialect), *given).where(_is_held(trials, held))
+    return records.insert().from_select(["trial_id", "study_id", "ended_at_s", *columns], source)
+
+
+@held_statement("end attempt")
+def end_attempt(dialect: str, held: sa.FromClause, bind: Bind) -> Any:
+    """Say how the attempt with the fence `fence` ended, and when."""
+    is_running = (attempts.c.fence == bind("fence", attempts.c.fence)) & attempts.c.ended_at_s.is_(None)
+    told = {name: bind(name, attempts.c[name]) for name in ("ending", "error")}
+    return attempts.update().where(_is_held(attempts, held), is_running).values(ended_at_s=clock(dialect), **told)
+
+
+# --- Rungs
+
+
+@statement("lock rungs")
+def lock_rungs(dialect: str) -> Any:
+    """Hold the row of `study_id`, so that positions in its rungs have no gaps."""
+    study_id = sa.bindparam("study_id", type_=sa.Integer)
+    return sa.select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update(key_share=True)
+
+
+@statement("new in rungs")
+def new_in_rungs(dialect: str) -> Any:
+    """Return what was entered into the rungs of `study_id` after the position `newest`."""
+    columns = ("position", "trial_id", "bracket", "rung", "value", "is_promoted")
+    is_new = (rungs.c.study_id == sa.bindparam("study_id")) & (rungs.c.position > sa.bindparam("newest"))
+    return sa.select(*(rungs.c[name] for name in columns)).where(is_new).order_by(rungs.c.position)
+
+
+@statement("enter rung")
+def enter_rung(dialect: str) -> Any:
+    """Enter a trial that is not ours into a rung."""
+    return rungs.insert().values({column.name: sa.bindparam(column.name, type_=column.type) for column in rungs.c})
+
+
+@statement("enter rung, held")
+def enter_rung_held(dialect: str) -> Any:
+    """Enter a trial into a rung if its lease is held: nobody can take it over while the study's row is."""
+    places = [_place(column.name, column.type) for column in rungs.c]
+    is_held = sa.exists().where(
+        leases.c.trial_id == _place("trial_id", sa.Integer()),
+        leases.c.fence == sa.bindparam("fence", type_=sa.Integer),
+        leases.c.worker == sa.bindparam("worker", type_=sa.Text),
+    )
+    return rungs.insert().from_select([column.name for column in rungs.c], sa.select(*places).where(is_held))
+
+
+# --- Optuna's interface
+
+TRIAL_COLUMNS = ("trial_id", "number", "state", "datetime_start", "datetime_complete")
+PARAM, VALUE, REPORT, USER, SYSTEM = range(5)
+"""Kinds of rows of `trial_details`. Parameters come in the order of their keys, in which they were suggested."""
+
+
+@statement("load trials")
+def load_trials(dialect: str, are_new: bool) -> Any:
+    """Return the trials of `study_id` with an id above `newer_than` or among `also`, each with the study's name."""
+    wanted = trials.c.trial_id > sa.bindparam("newer_than")
+    wanted |= one_of(dialect, trials.c.trial_id, "also")
+    wanted &= of_study(dialect, studies.c.study_id, are_new)
+    return (
+        sa.select(*(trials.c[name] for name in TRIAL_COLUMNS), studies.c.study_name)
+        .select_from(studies.outerjoin(trials, wanted))
+        .where(studies.c.study_id == sa.bindparam("study_id"))
+        .order_by(trials.c.trial_id)
+    )
+
+
+@statement("load trial")
+def load_trial(dialect: str) -> Any:
+    """Return the trial `trial_id`."""
+    return sa.select(*(trials.c[name] for name in TRIAL_COLUMNS)).where(trials.c.trial_id == sa.bindparam("trial_id"))
+
+
+@statement("trial details")
+def trial_details(dialect: str, is_listed: bool) -> Any:
+    """Return all that belongs to trials, as rows of (kind, trial_id, position, name, number, text).
+
+    The trials are those in `ids` if they are listed, else those of `study_id` from the id `first` on.
+    """
+    params, values, reports = trial_params.c, trial_values.c, trial_intermediate_values.c
+    user, system = trial_user_attributes.c, trial_system_attributes.c
+    zero, nothing = sa.literal_column("0"), sa.null()
+    value, report = reports.intermediate_value, reports.intermediate_value_type
+
+    def part(kind: int, columns: Any, position: Any, name: Any, number: Any, text: Any) -> sa.Select[Any]:
+        if is_listed:
+            is_wanted = one_of(dialect, columns.trial_id, "ids")
+        else:
+            is_of_study = trials.c.study_id == sa.bindparam("study_id")
+            newer = sa.select(trials.c.trial_id).where(is_of_study, trials.c.trial_id >= sa.bindparam("first"))
+            is_wanted = columns.trial_id.in_(newer)
+        return sa.select(
+            sa.literal_column(str(kind)).label("kind"),
+            columns.trial_id,
+            position,
+            sa.cast(name, sa.Text),
+            sa.cast(number, sa.Float(53)),
+            sa.cast(text, sa.Text),
+        ).where(is_wanted)
+
+    return sa.union_all(
+        part(PARAM, params, params.param_id, params.param_name, params.param_value, params.distribution_json),
+        part(VALUE, values, values.objective, nothing, values.value, values.value_type),
+        part(REPORT, reports, reports.step, nothing, value, report),
+        part(USER, user, zero, user.key, nothing, user.value_json),
+        part(SYSTEM, system, zero, system.key, nothing, system.value_json),
+    )
+
+
+@statement("open trial's row")
+def open_trial_row(dialect: str, table: sa.Table, names: tuple[str, ...], changed: tuple[str, ...]) -> Any:
+    """Store a row of the trial `id` if the trial has not ended; `changed` columns replace what is there."""
+    unique = ["trial_id", *(name for name in names if name in ("param_name", "step", "key"))]
+    columns = [_place(name, table.c[name].type) for name in names]
+    is_open = (trials.c.state == _word("RUNNING")) | (trials.c.state == _word("WAITING"))
+    source = sa.select(trials.c.trial_id, *columns).where(trials.c.trial_id == sa.bindparam("id"), is_open)
+    made = insert(dialect, table).from_select(["trial_id", *names], source)
+    if not changed:
+        return made.on_conflict_do_nothing(index_elements=unique)
+    return made.on_conflict_do_update(index_elements=unique, set_={name: made.excluded[name] for name in changed})
+
+
+@statement("trial's value")
+def trial_value(dialect: str) -> Any:
+    """Store the value of an objective of a trial."""
+    names = ("trial_id", "objective", "value", "value_type")
+    places = {name: sa.bindparam(name, type_=trial_values.c[name].type) for name in names}
+    made = insert(dialect, trial_values).values(places)
+    changed = {name: made.excluded[name] for name in ("value", "value_type")}
+    return made.on_conflict_do_update(index_elements=["trial_id", "objective"], set_=changed)
