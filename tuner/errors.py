@@ -1,5 +1,6 @@
 """The exception tree: a leaf says who must act.
 
+```text
 TunerError                      exit status 1
 ├── UsageError                  exit status 2: what was typed or written must change
 │   ├── StudyFileError          the study file: missing, does not import, holds no or several studies
@@ -19,6 +20,7 @@ TunerError                      exit status 1
 ├── TrackerRefused              a tracker does not take one trial
 ├── LeaseLost                   another worker has taken the trial over; this one must drop it
 └── StudyStopped                the study ended early: the same error again and again, or its workers died
+```
 """
 
 from __future__ import annotations
@@ -29,6 +31,28 @@ from collections.abc import Iterable
 from typing import Any
 
 from tuner.output.safe import hide_password
+
+__all__ = [
+    "CheckpointError",
+    "DeviceError",
+    "LeaseLost",
+    "MissingHParam",
+    "NonFinite",
+    "SpaceError",
+    "StorageDenied",
+    "StorageLost",
+    "StorageSchemaError",
+    "StorageURLError",
+    "StudyError",
+    "StudyFileError",
+    "StudyStopped",
+    "TrackerLost",
+    "TrackerRefused",
+    "TrialPruned",
+    "TunerError",
+    "UnknownStudy",
+    "UsageError",
+]
 
 PACKAGE = os.path.dirname(os.path.abspath(__file__))
 """The folder of this package: frames of a traceback below it are ours."""

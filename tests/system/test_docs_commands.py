@@ -28,7 +28,7 @@ from tuner.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md")))]
-PAGES = [page for page in PAGES if page not in ("docs/cli.md", "docs/api.md")]  # made from the code
+PAGES = [page for page in PAGES if not page.startswith(("docs/cli.md", "docs/reference/"))]  # made from the code
 LANGUAGES = {"sh", "console", "text", "python", "nginx", "yaml", "promql"}
 """What a block may be. `sh` has commands, `console` commands after `$` with what they print, `text` what is printed."""
 

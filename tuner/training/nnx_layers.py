@@ -7,6 +7,8 @@ from flax import nnx
 
 from tuner.training.model.layers import drop
 
+__all__ = ["Dropout"]
+
 
 class Dropout(nnx.Module):
     """Dropout whose rate may be a number inside the program (Srivastava et al., 2014).
