@@ -69,7 +69,7 @@ _WRITER = """
 import os, signal, sys
 import orbax.checkpoint
 import numpy as np
-from tuner.training.checkpoints import Checkpoints
+from tuner.training.saved.checkpoints import Checkpoints
 
 def state(n):
     return {"w": np.arange(24, dtype=np.float32).reshape(4, 6) + np.float32(n), "n": np.asarray(n)}
@@ -98,7 +98,7 @@ for line in sys.stdin:
 VANISHING = """
 import pathlib, shutil, sys, threading
 import numpy as np
-from tuner.training import checkpoint_files as files
+from tuner.training.saved import files
 
 root, ended, failures = pathlib.Path(sys.argv[1]), threading.Event(), 0
 

@@ -16,8 +16,8 @@ from tuner.storage.worker.renewal import renewed
 FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), None)
 CLAIM = """
 import sys
-from tuner.storage.claims import Claimant, claim
-from tuner.storage.engine import new_engine
+from tuner.storage.worker.claims import Claimant, claim
+from tuner.storage.sql.engine import new_engine
 print(claim(new_engine(sys.argv[1]), Claimant(int(sys.argv[2]), sys.argv[3], trials=1, lease_s=30.0)))
 """
 JUMPS = ["+60s", "+8h", "-1h"]

@@ -375,10 +375,10 @@ _CROWD = """
 import multiprocessing, os, sys, time
 import optuna
 from tuner.storage import open_storage
-from tuner.storage.claims import Claimant, NoTrial, claim
-from tuner.storage.leases import report, tell
-from tuner.storage.studies import register
-from tuner.storage import optuna_storage
+from tuner.storage.worker.claims import Claimant, NoTrial, claim
+from tuner.storage.worker.leases import report, tell
+from tuner.storage.worker.studies import register
+from tuner.storage.optuna import storage as optuna_storage
 from tuner.trial import Outcome, Report
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

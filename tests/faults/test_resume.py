@@ -30,8 +30,9 @@ import numpy as np
 import optax
 import orbax.checkpoint
 from tuner import Space, log_uniform
-from tuner.training import ArrayDataset, Checkpoints, Splits, Training, TrainerModule, modes
-from tuner.training.runtime import use_persistent_cache
+from tuner.training import ArrayDataset, Checkpoints, Splits, Training, TrainerModule
+from tuner.training.loop import modes
+from tuner.training.loop.runtime import use_persistent_cache
 
 class HParams(Space):
     learning_rate: float = log_uniform(1e-3, 1.0)

@@ -129,7 +129,7 @@ def test_batches_of_views_are_those_of_the_views_on_the_device() -> None:
 def test_batches_are_the_same_in_a_new_process() -> None:
     code = (
         "import jax, jax.numpy as jnp, numpy as np\n"
-        "from tuner.training.loop.programs import epoch_order\n"
+        "from tuner.training.data.batches import epoch_order\n"
         "from tuner.training.data.stream import StreamDataset\n"
         "class Source:\n"
         "    def __len__(self): return 40\n"
@@ -366,7 +366,7 @@ def test_no_thread_process_or_shared_memory_is_left(workers: int, end: str, wait
 HALF_READ = """
 import multiprocessing, os, sys, time
 import numpy as np
-from tuner.training.stream import StreamDataset
+from tuner.training.data.stream import StreamDataset
 
 class Source:
     def __len__(self): return 400
