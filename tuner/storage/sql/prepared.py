@@ -26,6 +26,11 @@ _names: set[str] = set()
 class Prepared(Hashable, Protocol):
     """What has a text for each dialect. Equal ones have equal texts."""
 
+    @property
+    def name(self) -> str:
+        """The name of the statement, or of its first part."""
+        ...
+
     def make(self, dialect: str) -> Any:
         """Return the SQLAlchemy statement, with `sqlalchemy.bindparam`s for all values."""
         ...
