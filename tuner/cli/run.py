@@ -191,8 +191,8 @@ def _work(
     from tuner.storage import connect_when_up, is_new_file, storage_url
     from tuner.study import load_study
     from tuner.study.file import split_target
+    from tuner.trial.environment import LAUNCHED_VARIABLE
     from tuner.worker import run_worker
-    from tuner.worker.environment import LAUNCHED_VARIABLE
 
     url = storage_url(storage)
     study = load_study(file).changed(fixed=fixed, **settings)

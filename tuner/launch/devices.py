@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from tuner.errors import DeviceError
-from tuner.worker.environment import CPUS_VARIABLE, DEVICES_VARIABLE
+from tuner.trial.environment import CPUS_VARIABLE, DEVICES_VARIABLE
 
 Kind = Literal["gpu", "tpu", "cpu"]
 

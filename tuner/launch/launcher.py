@@ -30,7 +30,7 @@ from tuner.storage.sql.background import aside
 from tuner.study.file import split_path, split_target
 from tuner.study.source import code_digest
 from tuner.trial import Event
-from tuner.worker.environment import LAUNCHED_VARIABLE
+from tuner.trial.environment import LAUNCHED_VARIABLE
 
 _GRACE_S = 5.0
 """How long a worker may take to give its trial back; then it is killed, and its trial given back for it."""

@@ -26,11 +26,11 @@ from tuner.study import StudySpec
 from tuner.study.record import optimizer_rules_of
 from tuner.study.source import call_study_code
 from tuner.trial import Event, Stop
+from tuner.trial.environment import DEVICES_VARIABLE, LAUNCHED_VARIABLE, WORKER_VARIABLE
 from tuner.trial.failures import describe, last_line, reason_to_stop
 from tuner.worker.account import Account
 from tuner.worker.attempt import Attempt, Ended
 from tuner.worker.bench import Bench, LastWords, Place, ProgramModes, Samplers
-from tuner.worker.environment import DEVICES_VARIABLE, LAUNCHED_VARIABLE, WORKER_VARIABLE
 
 if TYPE_CHECKING:
     from tuner.storage.optuna.storage import Storage

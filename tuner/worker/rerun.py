@@ -36,7 +36,7 @@ class Rerunner:
     def train(self, params: Mapping[str, Any], seed: int, epochs: int) -> Iterator[Report]:
         """Yield the reports of a training with stored hyperparameters, up to an epoch."""
         from tuner.training.loop.runtime import worker_layout
-        from tuner.worker.environment import DEVICES_VARIABLE
+        from tuner.trial.environment import DEVICES_VARIABLE
 
         study = self.study
         training = study.trainer.train_model(
