@@ -58,7 +58,9 @@ def test_tests_make_their_databases_on_a_given_server_and_remove_them(
 ) -> None:
     before = names(admin)
 
-    done = run_inner(tmp_path, sa.make_url(own_postgres_server).set(username=ROLE).render_as_string(hide_password=False))
+    done = run_inner(
+        tmp_path, sa.make_url(own_postgres_server).set(username=ROLE).render_as_string(hide_password=False)
+    )
 
     assert done.returncode == 0, done.stdout
     made = [sa.make_url(line.removeprefix("made ")) for line in done.stdout.splitlines() if line.startswith("made ")]
