@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 
 import sqlalchemy as sa
+from sqlalchemy.exc import ArgumentError
 
 GIVEN = "TUNER_TEST_POSTGRES"
 """The variable with the URL of a server for the tests; its user is a superuser. Without it they start one."""
@@ -50,7 +51,7 @@ def check_given(url: str) -> str:
     """
     try:
         made = sa.make_url(url)
-    except sa.exc.ArgumentError:
+    except ArgumentError:
         made = None
     if made is None or made.get_backend_name() != "postgresql" or not made.database:
         raise ValueError(f"{GIVEN} must be like postgresql://USER:PASSWORD@HOST:PORT/postgres, a superuser's URL")
