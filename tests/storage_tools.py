@@ -12,6 +12,7 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
+from databases import new_database as new_database
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
@@ -139,17 +140,6 @@ def desk_at(url: str) -> Iterator[Desk]:
     finally:
         engine.dispose()
         storage.close()
-
-
-def new_database(server: str) -> str:
-    """Make a database on a server and return its URL. Its name is its own: one module's tests may be run in parts."""
-    url = sa.make_url(server).set(drivername="postgresql+psycopg2")
-    name = f"tuner_{uuid.uuid4().hex[:12]}"
-    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    engine.dispose()
-    return url.set(database=name).render_as_string(hide_password=False)
 
 
 @contextlib.contextmanager

@@ -93,7 +93,7 @@ def test_workers_at_once_try_every_point_once(desk: Desk) -> None:
 
 def test_no_trial_is_created_for_a_queued_one_that_failed_after_the_grid_was_counted(desk: Desk) -> None:
     for number in range(SIZE):
-        desk.study.enqueue_trial({"n": number % 5 + 1, "c": "abd"[number % 3]})
+        desk.study.enqueue_trial({"n": number % 5 + 1, "c": "abd"[number % 3]})  # codespell:ignore abd
     desk.study.enqueue_trial({"n": 1, "c": "a"})  # a second time
     claimant = Claimant(desk.study_id, "one", trials=99, lease_s=LEASE_S)
 

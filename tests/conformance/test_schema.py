@@ -50,7 +50,8 @@ def test_optunas_tables_are_as_optuna_makes_them(storage_url: str, tmp_path: Pat
     if storage_url.startswith("postgresql"):
         with connection_to(storage_url) as connection:
             connection.exec_driver_sql("CREATE SCHEMA theirs")
-        theirs = f"{storage_url}&options=-csearch_path%3Dtheirs"
+        in_schema = sa.make_url(storage_url).update_query_dict({"options": "-csearch_path=theirs"})
+        theirs = in_schema.render_as_string(hide_password=False)
     plain = RDBStorage(driver_url(theirs))
     plain.remove_session()
     plain.engine.dispose()

@@ -90,7 +90,7 @@ def line_of(text: str, part: str) -> int:
         ),
         ("    noise: float", "    other: float", "HParams has no 'noise', it has learning_rate, other"),
         ('sampler="random"', 'sampler="tpee"', "one of cmaes, gp, grid, nsga2, qmc, random, tpe: got 'tpee'; did you"),
-        ('pruner="none"', 'pruner="ahsa"', "one of asha, hyperband, median, none, patient, percentile, threshold, wil"),
+        ('pruner="none"', 'pruner="ahsa"', "one of asha, hyperband, median, none, patient, percentile, threshold, w"),
         ("import numpy as np", "import numpie", "tiny.py:{line}: ModuleNotFoundError: No module named 'numpie'"),
     ],
 )

@@ -257,9 +257,9 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def databases(postgres_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]]]:
+def databases(own_postgres_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]]]:
     """A server for the pages' `db.example.org`, its programs on the path; whatever they make on it is removed."""
-    url = sa.make_url(postgres_server)
+    url = sa.make_url(own_postgres_server)
     engine = sa.create_engine(url.set(drivername="postgresql+psycopg2"), isolation_level="AUTOCOMMIT")
     shown = url.set(drivername="postgresql", username="USER", password=None, database="DATABASE")
     place = shown.render_as_string(hide_password=False).replace("USER", r"\1").replace("DATABASE", r"\2")

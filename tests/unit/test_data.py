@@ -365,7 +365,7 @@ def test_classes_of_a_view_are_those_of_its_examples() -> None:
 @pytest.mark.parametrize(
     ("stratify", "found"),
     [
-        ("lables", "must name an array of the dataset: got 'lables' of inputs, labels; did you mean 'labels'"),
+        ("labelz", "must name an array of the dataset: got 'labelz' of inputs, labels; did you mean 'labels'"),
         ("inputs", r"one class for each of 6 examples: got shape \(6, 2\)"),
         ([1, 2, 3], r"one class for each of 6 examples: got shape \(3,\)"),
     ],

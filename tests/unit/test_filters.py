@@ -91,7 +91,7 @@ def test_numbers_compare_as_python_does(values: list[float], limit: float) -> No
         ("rate<", r"--where must be NAME<VALUE"),
         ("rate<fast", r"--where must compare numbers by < and >: got 'rate' and 'fast'"),
         ("kind<3", r"--where must compare numbers by < and >: got 'kind' and '3'"),
-        ("outcome=complte", r"an outcome is one of complete, .*: got 'complte'; did you mean 'complete'"),
+        ("outcome=completee", r"an outcome is one of complete, .*: got 'completee'; did you mean 'complete'"),
         ("rat<3", r"--where must name one of number, value, outcome, rate, kind, deep: got 'rat'; did you mean 'rate'"),
         ("hparams<3", r"--where must name one of"),
     ],

@@ -398,7 +398,7 @@ def test_a_confusion_matrix_summed_over_batches_is_that_of_the_whole_set(
     )
 
 
-@pytest.mark.parametrize("option", ["check_val_every_n_nepoch", "progres", "layuot"])
+@pytest.mark.parametrize("option", ["check_val_every_n_nepoch", "progres", "layuot"])  # codespell:ignore progres
 def test_a_misspelled_option_is_refused(option: str) -> None:
     with pytest.raises(StudyError, match=f"options of Training: got '{option}'"):
         Line().train_model(H, SPLITS, epochs=1, seed=0, **{option: 1})

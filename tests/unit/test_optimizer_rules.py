@@ -95,7 +95,7 @@ def test_what_cannot_work_is_refused_before_training(made: Any, message: str) ->
     [
         ({"a": True}, "got none for 'b/kernel'"),
         ({"a": True, "b": {}}, "got none for 'b/kernel'"),
-        ({"a": True, "b": {"kernal": True}}, "got none for 'b/kernel'"),
+        ({"a": True, "b": {"kernal": True}}, "got none for 'b/kernel'"),  # codespell:ignore kernal
         ({"a": True, "b": True, "c": True}, "got one for 'c', which is no parameter"),
         ({"a": {"x": True}, "b": True}, "got none for 'a'"),
         ([True, True], "got none for 'a'"),

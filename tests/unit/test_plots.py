@@ -152,7 +152,7 @@ def test_of_very_many_trials_a_part_is_drawn(url: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("name", "kind", "file", "message"),
     [
-        (NAME, "histroy", "a.png", r"one of history, .*, report: got 'histroy'; did you mean 'history'"),
+        (NAME, "historry", "a.png", r"one of history, .*, report: got 'historry'; did you mean 'history'"),
         (NAME, "history", "a.pdf", r"the file of the plot 'history' must end in .png or .svg: got '.*a.pdf'"),
         (NAME, "report", "a.png", r"the file of the plot 'report' must end in .html"),
         (NAME, "pareto", "a.png", r"of two or three objectives: 'ours <b>&' has 1"),

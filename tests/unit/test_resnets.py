@@ -136,7 +136,7 @@ def test_thirty_two_images_are_learned_by_heart() -> None:
     ("make", "why"),
     [
         (lambda: resnet(10, 101), "the depth of a resnet must be one of 18, 34, 50: got 101"),
-        (lambda: resnet(10, stem="smal"), "one of imagenet, small: got 'smal'; did you mean 'small'"),
+        (lambda: resnet(10, stem="smalll"), "one of imagenet, small: got 'smalll'; did you mean 'small'"),
         (lambda: cifar_resnet(10, 0), "must have a block in each stage: got blocks=0"),
     ],
 )

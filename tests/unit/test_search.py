@@ -235,7 +235,7 @@ def by_function(trial: optuna.Trial) -> Space:
         (Line, {}, r"'grid' needs values for the float 'slope': {'name': 'grid', 'values': {'slope': \[\.\.\.\]"),
         (Conditional, {}, "'grid' needs a space without conditional fields, given as a Space class"),
         (by_function, {}, "'grid' needs a space without conditional fields, given as a Space class"),
-        (Discrete, {"values": {"widht": [2]}}, "values must name parameters of the space: got widht"),
+        (Discrete, {"values": {"widthh": [2]}}, "values must name parameters of the space: got widthh"),
         (Line, {"values": {"slope": []}}, "values for 'slope' must lie in its domain: got none"),
         (
             Line,

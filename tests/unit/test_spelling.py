@@ -35,7 +35,7 @@ def method(self: Any, *arguments: Any) -> None:
         ("validate_evry", 2, "validate_every"),
         ("validation_every", 2, "validate_every"),
         ("check_val_every_n_nepoch", 3, "validate_every"),
-        ("precison", "bfloat16", "precision"),
+        ("precison", "bfloat16", "precision"),  # codespell:ignore precison
         ("Loop", "scan", "loop"),
         ("init_optimiser", method, "init_optimizer"),
         ("configure_optimizers", method, "init_optimizer"),
@@ -43,7 +43,7 @@ def method(self: Any, *arguments: Any) -> None:
         ("on_validation_epoch_ends", method, "on_validation_epoch_end"),
         ("batchsize", method, "batch_size"),
         ("ema_decays", property(method), "ema_decay"),
-        ("augmnet", staticmethod(method), "augment"),
+        ("augmnet", staticmethod(method), "augment"),  # codespell:ignore augmnet
     ],
 )
 def test_a_misspelt_name_is_refused_with_the_nearest(name: str, value: Any, meant: str) -> None:
@@ -60,7 +60,7 @@ def test_a_method_of_a_method_is_known_too() -> None:
     with pytest.raises(StudyError, match="did you mean 'init_networks'"):
         check_spelling(trainer("init_network", method, GANTrainer))
     with pytest.raises(StudyError, match="did you mean 'classes'"):
-        check_spelling(trainer("clases", 3))
+        check_spelling(trainer("clases", 3))  # codespell:ignore clases
 
 
 def test_training_refuses_it() -> None:

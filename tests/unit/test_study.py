@@ -145,7 +145,7 @@ def test_bounds_themselves_are_allowed(at_the_bound: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("fixed", "message"),
     [
-        ({"widht": 32}, "no hyperparameter 'widht': the space has .*; did you mean 'width'"),
+        ({"widthh": 32}, "no hyperparameter 'widthh': the space has .*; did you mean 'width'"),
         ({"learning_rate": 7.0}, r"learning_rate must lie in log_uniform\(0.0001, 0.1\): got 7.0"),
         ({"optimizer.momentum": -1}, "optimizer.momentum must lie in .*: got -1"),
         ({"width": 7}, r"width must lie in choice\(32, 64\): got 7"),
@@ -254,7 +254,7 @@ def test_changed_takes_settings_from_the_command_line() -> None:
     [
         ({"trials": 0}, StudyError, "trials must be an integer of at least 1: got 0"),
         ({"seed": -1}, StudyError, "seed must be an integer of at least 0: got -1"),
-        ({"fixed": {"widht": "64"}}, SpaceError, "no hyperparameter 'widht': .*; did you mean 'width'"),
+        ({"fixed": {"widthh": "64"}}, SpaceError, "no hyperparameter 'widthh': .*; did you mean 'width'"),
         ({"fixed": {"width": "65"}}, SpaceError, r"width must lie in choice\(32, 64\): got '65'"),
         ({"fixed": {"learning_rate": "1"}}, SpaceError, "learning_rate must lie in .*: got 1.0"),
     ],

@@ -505,7 +505,7 @@ SIZE = r"batch_size\(hparams\) must return a static integer of at least 1: got"
 )
 def test_a_trainer_that_would_fail_in_every_trial_is_refused_first(trainer: Any, message: str) -> None:
     with pytest.raises(StudyError, match=message):
-        check_trainer(trainer, hparams(), SPLITS, ["acuracy"], EPOCHS)
+        check_trainer(trainer, hparams(), SPLITS, ["acuracy"], EPOCHS)  # codespell:ignore acuracy
 
 
 def test_a_missing_hyperparameter_is_named() -> None:

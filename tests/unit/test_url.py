@@ -87,7 +87,7 @@ def test_postgres_goes_to_psycopg2_by_any_of_its_names(scheme: str, rest: str) -
         ("://", "must be sqlite:///FILE or .*: got '' in '://'"),
         ("mysql://me:secret@db/tuner", r"got 'mysql' in 'mysql://me:\*\*\*@db/tuner'"),
         ("postgresql+psycopg://me:secret@db/tuner", r"got 'postgresql\+psycopg' in"),
-        ("postgresq://me:secret@db/tuner", "got 'postgresq' in"),
+        ("postgresq://me:secret@db/tuner", "got 'postgresq' in"),  # codespell:ignore postgresq
         ("sqlite+aiosqlite:///tuner.db", r"got 'sqlite\+aiosqlite' in"),
         ("http://me:secret@db/tuner", "got 'http' in"),
         ("sqlite://", "must be a file, sqlite:///FILE, because workers share it: got 'sqlite://'"),

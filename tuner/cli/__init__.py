@@ -5,9 +5,11 @@ Results go to stdout, progress and logs to stderr. Exit status: 0 done, 1 failed
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import os
 import sys
+from typing import Annotated
 
 import typer
 
@@ -15,7 +17,7 @@ from tuner.cli import control, dashboard, doctor, export, plot, rerun, run, trac
 from tuner.cli import show as queries
 from tuner.cli.arguments import DEBUG_VARIABLE
 from tuner.cli.explain import explained
-from tuner.errors import TunerError
+from tuner.errors import DISTRIBUTION, TunerError, UsageError
 from tuner.output.log import clean_traces, drop, tell
 
 app = typer.Typer(
@@ -26,6 +28,26 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(is_asked: bool) -> None:
+    if not is_asked:
+        return
+    try:
+        print(f"tuner {importlib.metadata.version(DISTRIBUTION)}")
+    except importlib.metadata.PackageNotFoundError:
+        raise UsageError(f"{DISTRIBUTION} must be installed to know its version; it runs from a folder") from None
+    raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None: ...
+
+
 app.command()(run.launch)
 app.command()(run.worker)
 app.command()(queries.studies)

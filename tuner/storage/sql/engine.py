@@ -60,7 +60,7 @@ def new_engine(url: str) -> Engine:
     )
     event.listen(engine, "do_connect", _connect)
     event.listen(engine, "connect", _prepare_postgres)
-    event.listen(engine, "checkin", _note_use)
+    event.listen(engine, "checkin", _note_use)  # codespell:ignore checkin
     event.listen(engine, "checkout", _ping)
     return engine
 
