@@ -39,7 +39,7 @@ def one_line(tuner: Any, words: list[str]) -> tuple[int, str]:
             2,
             "--live needs a terminal on standard error: got none; `tuner watch STUDY`",
         ),
-        (["launch", "tiny.py", "--set", "noise"], 2, "--set must be NAME=VALUE: got 'noise'"),
+        (["launch", "tiny.py", "--set", "noise"], 2, "--set must have the form NAME=VALUE: got 'noise'"),
         (["launch", "tiny.py", "--storage", "nonsense"], 2, "a storage URL must be sqlite:///FILE or postgresql://"),
         (["launch", "tiny.py", "--storage", f"mysql://u:{SECRET}@h/d"], 2, "got 'mysql' in 'mysql://u:***@h/d'"),
         (["best", "tiny", "--storage", f"postgresql://u:{SECRET}@127.0.0.1:1/d"], 1, "must answer: postgresql://u:***"),

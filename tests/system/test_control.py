@@ -80,7 +80,7 @@ def test_a_stopped_study_ends_soon_and_resumed_it_ends_as_if_nothing_had_been(
     assert tuner.rows("trials", "tiny") == trials, "it changed nothing"
 
     resumed = tuner.run("resume", "tiny")
-    assert (resumed.returncode, resumed.stderr) == (0, "tuner: study 'tiny' may be launched again\n")
+    assert (resumed.returncode, resumed.stderr) == (0, "tuner: study 'tiny' can be launched again\n")
     assert tuner.run("resume", "tiny").stderr == "tuner: study 'tiny' was not stopped\n"
     finished = tuner.run(*LAUNCH, **SHAPE)
     assert finished.returncode == 0, finished.stderr

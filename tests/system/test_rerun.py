@@ -38,7 +38,7 @@ def test_a_trial_comes_back_bit_for_bit_and_a_changed_record_does_not(tuner_on_s
     for number in numbers[:2]:
         done = tuner.run("reproduce", "digits_mlp", str(number), "--set", "depth=1", "--format", "csv")
         assert done.returncode == 0, done.stderr
-        assert done.stderr.splitlines()[-1] == f"tuner: trial {number} of 'digits_mlp' is the same, bit for bit"
+        assert done.stderr.splitlines()[-1] == f"tuner: trial {number} of 'digits_mlp' is identical, bit for bit"
         rows = [line.split(",") for line in done.stdout.splitlines()]
         assert rows[0] == ["metric", "epochs", "recorded", "found", "difference"]
         assert {row[0] for row in rows[1:]} >= {"accuracy", "loss", "train_loss"}

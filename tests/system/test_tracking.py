@@ -569,7 +569,7 @@ def test_wrong_trackers_are_refused_in_one_line(tuner_on_sqlite: Any, tmp_path: 
         pass
     none = tuner_on_sqlite.run("track", "tiny")
     assert none.returncode == 2
-    assert none.stderr.startswith("tuner: a tracker must be named: none is; give --mlflow URI")
+    assert none.stderr.startswith("tuner: no tracker given: pass --mlflow URI")
     unknown = tuner_on_sqlite.run("track", "tony", "--tensorboard", "tb")
     assert unknown.returncode == 2
     assert "no study 'tony' in this storage" in unknown.stderr
@@ -676,7 +676,7 @@ def test_what_cannot_be_registered_is_refused_in_one_line(
         assert empty
         name = desk.name
     cases = {
-        ("register", name): "an MLflow server must be named",
+        ("register", name): "no MLflow server given",
         ("register", name, "--mlflow", "http://127.0.0.1:1"): "trial 0 of study",
         ("register", "empty", "--mlflow", "http://127.0.0.1:1"): "study 'empty' must have a complete trial",
     }

@@ -138,5 +138,5 @@ def test_the_command(place: Any, tmp_path: Path) -> None:
     assert (tmp_path / "tiny-picture.png").read_bytes()[:4] == b"\x89PNG"
     refused = run("history", "--trial", "1")
     assert (refused.returncode, refused.stderr) == (
-        2, "tuner: --trial is for a picture, which is drawn of a trial's model: got 'history'\n",
+        2, "tuner: --trial works only with a picture: got 'history'\n",
     )  # fmt: skip

@@ -142,7 +142,10 @@ def test_a_bundle_runs_where_nothing_else_is(tuner_on_sqlite: Any, tmp_path: Pat
         f"tuner: trial {best['number']} of 'digits_mlp' written to best.zip\n",
     ), done.stderr
     refused = tuner.run("export", "digits_mlp", "trials.csv", "--trial", "1")
-    assert (refused.returncode, refused.stderr) == (2, "tuner: --trial is for bundles (.zip): got 'trials.csv'\n")
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        "tuner: --trial works only with a bundle (.zip): got 'trials.csv'\n",
+    )
 
     with zipfile.ZipFile(tmp_path / "best.zip") as bundle:
         bundle.extractall(elsewhere)

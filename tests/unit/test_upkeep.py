@@ -322,8 +322,8 @@ def test_a_study_is_deleted_under_its_workers(
 
     done = tuner.run("delete", "tiny")
     assert done.returncode == 2
-    assert "--yes must be given where nobody can be asked: would delete study 'tiny', its " in done.stderr
-    assert done.stderr.rstrip().endswith("; workers at it: 1")
+    assert "cannot ask for confirmation without a terminal: pass --yes to delete study 'tiny', its " in done.stderr
+    assert done.stderr.rstrip().endswith("; running workers: 1")
     code, error = answer(tuner, "n", "delete", "tiny")
     assert (code, error.endswith("? [y/N]:tuner: nothing was deleted\n")) == (0, True), error
     code, error = answer(tuner, "y", "delete", "tiny")
@@ -349,7 +349,10 @@ def test_a_queued_trial_is_run_next(tuner_on_sqlite: Any, tiny_study: Path) -> N
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith(f"tuner: a trial of 'tiny' with {name}={value} is queued")
     wrong = tuner.run("enqueue", "tiny", "nonsense")
-    assert (wrong.returncode, wrong.stderr) == (2, "tuner: a hyperparameter must be NAME=VALUE: got 'nonsense'\n")
+    assert (wrong.returncode, wrong.stderr) == (
+        2,
+        "tuner: a hyperparameter must have the form NAME=VALUE: got 'nonsense'\n",
+    )
     assert tuner.run("worker", "tiny.py", "--trials", "4").returncode == 0
     rows = tuner.rows("trials", "tiny")
     assert len(rows) == 4
