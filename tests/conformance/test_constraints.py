@@ -144,7 +144,9 @@ def test_a_study_without_a_feasible_trial_has_no_best(storage: Storage) -> None:
     assert (compared["best"], compared["median"]) == (None, None)
     with pytest.raises(ValueError, match="feasible"):
         _ = study.best_trial
-    with pytest.raises(UsageError, match=r"every constraint: none of the 2 complete trials of 'ours' does; `tuner s"):
+    with pytest.raises(
+        UsageError, match=r"none of the 2 complete trials of 'ours' satisfies every constraint; `tuner s"
+    ):
         best_number(engine, "ours")
     add(study, 3.0)
     assert no_feasible(engine, "ours") is None

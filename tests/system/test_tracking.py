@@ -253,7 +253,7 @@ def test_a_launch_with_a_server_that_is_never_there_says_so_and_is_fine(
         done = tuner.run(*LAUNCH, MLFLOW_TRACKING_URI=gone, TINY_TRIALS="2")
 
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("trials go on, and it is sent what it lacks when it answers") == 1
+    assert done.stderr.count("trials continue; missing data is sent when the tracker answers") == 1
     assert "not all of study 'tiny' was sent to its trackers (exit status 1); `tuner track --once`" in done.stderr
     assert "secret" not in done.stderr
 

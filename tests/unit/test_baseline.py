@@ -150,7 +150,7 @@ def test_what_is_fixed_is_fixed_in_it(tmp_path: Path, sqlite_url: str) -> None:
         ({"baseline": Small(width=1)}, r"baseline must be hyperparameters, HParams\(\.\.\.\): got Small"),
         (
             {"baseline": HParams(net=Small(width=1), learning_rate=7.0)},
-            r"baseline must be .*: learning_rate must lie in .*: got 7\.0",
+            r"baseline must be .*: learning_rate must be in .*: got 7\.0",
         ),
         ({"baseline": HParams(net=Small(width=3), learning_rate=0.1)}, r"baseline must be .*width"),
         (

@@ -190,7 +190,7 @@ def test_a_tracker_that_goes_away_after_taking_something_is_caught_up(
         catch_up(desk, book)
         book.calls = ["open_study"] * 3
     book.fails = fails
-    with pytest.raises(TrackerLost, match=r"^the book is shut; what it lacks of '\w+' can be sent later$"):
+    with pytest.raises(TrackerLost, match=r"^the book is shut; missing data of '\w+' can be sent later$"):
         catch_up(desk, book)
     book.fails = lambda name, run: None
     catch_up(desk, book)

@@ -163,7 +163,7 @@ class Login:
             self._check_origin(request, must_be_known=caller.has_session)
             return
         if caller.role is not Role.EDITOR:
-            raise Refused("403 Forbidden", f"a {caller.role} may look, and change nothing")
+            raise Refused("403 Forbidden", f"{caller.role}s cannot make changes")
         self._check_origin(request, must_be_known=caller.has_session)
 
     def _check_origin(self, request: Request, *, must_be_known: bool) -> None:

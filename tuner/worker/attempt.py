@@ -199,7 +199,7 @@ class Attempt:
         given = self.bench.storage.get_trial(self.lease.trial_id).system_attrs.get("fixed_params", {})
         unused = [f"{name}={value}" for name, value in given.items() if name not in trial.params]
         if unused:
-            message = f"trial {trial.number} was queued with {', '.join(unused)}, which it does not have"
+            message = f"trial {trial.number} was queued with {', '.join(unused)}, which it does not use"
             self.bench.say({"event": "unused", "level": "warning", "trial": trial.number, "message": message})
 
     def _is_baseline(self) -> bool:

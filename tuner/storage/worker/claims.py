@@ -38,9 +38,9 @@ _MOST_OPEN = 200
 class NoTrial(enum.Enum):
     """Why there is nothing to claim."""
 
-    WAIT = "the rest of the budget is running elsewhere; a trial may come back"
-    DONE = "the budget is spent"
-    HOURS = "the hours of the budget are spent"
+    WAIT = "the rest of the budget is running elsewhere; a trial may still be returned"
+    DONE = "the budget is used up"
+    HOURS = "the hours of the budget are used up"
     STOPPED = "the study was stopped"
     FAILING = "the latest trials failed"
 
@@ -191,7 +191,7 @@ def _lock_study(connection: Connection, claimant: Claimant) -> bool:
 
     row = run_prepared(connection, "lock study", build, {"study_id": claimant.study_id}).first()
     if row is None or claimant.identity not in (None, row[0]):
-        raise UnknownStudy(f"the study must stay in the storage while it runs: number {claimant.study_id} was deleted")
+        raise UnknownStudy(f"the study was deleted from the storage while it ran: number {claimant.study_id}")
     return row[1] is not None
 
 
@@ -404,7 +404,7 @@ def _close_attempts(
 
 
 def _end_deadly(connection: Connection, claimant: Claimant, row: sa.Row[Any], deaths: int) -> None:
-    error = f"{deaths} workers died while they ran this trial, the last was {row.worker}"
+    error = f"{deaths} workers died while running this trial, the last was {row.worker}"
     record = {"worker": row.worker, "error_kind": DEADLY, "error": error}
     lease = Lease(row.trial_id, row.number, row.worker, row.fence, claimant.lease_s)
     for ending in endings(connection.dialect.name, lease, Outcome.FAILED, None, record):
