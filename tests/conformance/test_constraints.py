@@ -24,7 +24,7 @@ from tuner.storage.optuna.storage import Storage
 from tuner.storage.read import ranking
 from tuner.storage.read.activity import read_checkpoints
 from tuner.storage.read.queries import BASELINE_KEY
-from tuner.storage.read.ranking import is_among_best, superfluous
+from tuner.storage.read.ranking import is_among_best, removable
 from tuner.storage.sql import tables
 from tuner.storage.worker.confirmations import store_confirmation
 from tuner.storage.worker.studies import agree, register
@@ -99,7 +99,7 @@ def test_the_best_satisfies_its_constraints(storage: Storage, direction: str) ->
             better = sum(one < value for one in feasible)
             found = is_among_best(engine, study._study_id, sign * value, keep, maximize=direction == "maximize")
             assert found == (better < keep), (keep, value)
-        gone = superfluous(engine, study._study_id, range(11), keep, maximize=direction == "maximize")
+        gone = removable(engine, study._study_id, range(11), keep, maximize=direction == "maximize")
         assert set(range(11)) - {*gone} == {*numbers(best[:keep])}
 
 

@@ -24,7 +24,7 @@ from tuner.storage.read.queries import (
     read_standings,
     read_trial,
 )
-from tuner.storage.read.ranking import superfluous
+from tuner.storage.read.ranking import removable
 from tuner.trial import Outcome
 
 if TYPE_CHECKING:
@@ -303,7 +303,7 @@ def clear(engine: Engine, name: str, artifacts: Path, keep: int) -> tuple[list[i
     )
 
     def hopeless(numbers: Collection[int]) -> list[int]:
-        found = superfluous(engine, study.study_id, numbers, keep, maximize=maximize)
+        found = removable(engine, study.study_id, numbers, keep, maximize=maximize)
         return [number for number in found if number not in best]
 
     return collect(folder, hopeless)

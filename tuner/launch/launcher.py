@@ -351,10 +351,10 @@ def launch(
         workers: How many; one for each device (of CPUs at most four) by default.
         devices: `auto`, or ids as in `0,1`.
         devices_per_worker: Devices in each worker's group.
-        trials: The budget, instead of the study's.
-        wall_hours: Hours in which at least one worker may be at work on the study, instead of the study's.
-        device_hours: Hours of training, times the devices of each worker, instead of the study's.
-        seed: The seed, instead of the study's.
+        trials: Total number of trials; overrides the study's.
+        wall_hours: Budget in hours during which at least one worker runs; overrides the study's.
+        device_hours: Device-hour budget; overrides the study's.
+        seed: Random seed; overrides the study's.
         fixed: Hyperparameters that are not searched: name -> value, as written on a command line.
         mlflow: An MLflow server to send the study to; `$MLFLOW_TRACKING_URI` if None.
         tensorboard: A folder to write the study into for TensorBoard.

@@ -15,7 +15,7 @@ from tuner.search import TrialPruner
 from tuner.storage import hide_password
 from tuner.storage.artifacts import collect, trial_folder
 from tuner.storage.read.queries import BASELINE_KEY
-from tuner.storage.read.ranking import is_among_best, is_feasible, superfluous
+from tuner.storage.read.ranking import is_among_best, is_feasible, removable
 from tuner.storage.sql.retry import PROMPT, hurried
 from tuner.storage.worker import claims, leases
 from tuner.storage.worker.fences import Lease
@@ -318,7 +318,7 @@ class Attempt:
         leases.tell(bench.engine, lease, outcome, values, record)
         checkpoints.delete_latest()
         if checkpoints.folder.exists():  # with the best checkpoint, or with pictures only
-            collect(bench.folder, partial(superfluous, bench.engine, bench.study_id, **self._best_k()))
+            collect(bench.folder, partial(removable, bench.engine, bench.study_id, **self._best_k()))
         took = {name: record[name] for name in ("train_s", "compile_s")}
         bench.say({"event": "end", "trial": lease.number, "outcome": outcome, "values": values, **took})
 
