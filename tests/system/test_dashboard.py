@@ -436,7 +436,7 @@ def test_users_are_made_by_commands(tmp_path: Path) -> None:
     assert [line.split()[:2] for line in lines] == [["ann", "editor"], ["ci", "reader"]]
     assert token.stdout.strip() not in lines[1]
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
-    assert "a user's name must be new: users has 'ci'" in again.stderr
+    assert "user 'ci' is already in users" in again.stderr
     assert "at least 8 characters" in short.stderr
     assert (tmp_path / "users").stat().st_mode & 0o777 == 0o600
 
@@ -446,7 +446,7 @@ def test_what_cannot_be_served_is_said_in_a_line(tmp_path: Path, storage_on_post
     for words, message in [
         (["--users", "none"], "the users file must be readable: none: No such file or directory; make it by"),
         (["--tls-cert", "key.pem", "--tls-key", "key.pem"], "must be a certificate and its key in PEM: got key.pem"),
-        (["--audit-log", "no/audit"], "--audit-log must be a file to write to: no/audit: No such file"),
+        (["--audit-log", "no/audit"], "cannot write to the file of --audit-log: no/audit: No such file"),
         (["--host", "192.0.2.1", "--users", "none", "--behind-proxy"], "the users file must be readable"),
     ]:
         done = run(tmp_path, "dashboard", "--port", "0", "--storage", storage_on_postgres, *words)

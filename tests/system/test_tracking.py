@@ -442,7 +442,7 @@ def test_of_two_mirrors_one_sends(tuner_on_postgres: Any, mlflow: Server, wait_u
     outputs = [process.communicate(timeout=150)[0] for process in both]
 
     assert [process.returncode for process in both] == [0, 0], outputs
-    waited = [output for output in outputs if f"another process sends '{name}' to mlflow {mlflow.url}" in output]
+    waited = [output for output in outputs if f"another process is sending '{name}' to mlflow {mlflow.url}" in output]
     assert len(waited) == 1, outputs
     found, known = mlflow.trials(identity_of(url, name)), curves(url, name)
     assert found.keys() == known.keys()
@@ -577,7 +577,7 @@ def test_wrong_trackers_are_refused_in_one_line(tuner_on_sqlite: Any, tmp_path: 
         mirror_command("mlruns", None, None)
     with pytest.raises(UsageError, match=r"got one with a password$"):
         mirror_command("ftp://me:secret@host", None, None)
-    with pytest.raises(UsageError, match=r"^--tensorboard must be a folder to write to: .*file is not, "):
+    with pytest.raises(UsageError, match=r"^cannot write to the folder of --tensorboard: .*file: "):
         mirror_command(None, str(tmp_path / "file"), None)
 
 
@@ -664,7 +664,7 @@ def test_a_registered_model_predicts_bit_for_bit_in_another_process(
 
     refused = tuner.run("register", "tiny", "--mlflow", mlflow.url)
     assert refused.returncode == 2
-    assert refused.stderr.startswith(f"tuner: the checkpoint of trial {best['number']} of study 'tiny' must be there")
+    assert refused.stderr.startswith(f"tuner: the checkpoint of trial {best['number']} of study 'tiny' is not on ")
 
 
 def test_what_cannot_be_registered_is_refused_in_one_line(
@@ -678,7 +678,7 @@ def test_what_cannot_be_registered_is_refused_in_one_line(
     cases = {
         ("register", name): "no MLflow server given",
         ("register", name, "--mlflow", "http://127.0.0.1:1"): "trial 0 of study",
-        ("register", "empty", "--mlflow", "http://127.0.0.1:1"): "study 'empty' must have a complete trial",
+        ("register", "empty", "--mlflow", "http://127.0.0.1:1"): "study 'empty' has no complete trial",
     }
     for words, message in cases.items():
         done = tuner_on_sqlite.run(*words)

@@ -145,7 +145,7 @@ class Login:
         if request.token is not None:
             user = self.users.with_token(request.token)
             if user is None:
-                raise Refused("401 Unauthorized", "the bearer token is not known", [("WWW-Authenticate", "Bearer")])
+                raise Refused("401 Unauthorized", "unknown bearer token", [("WWW-Authenticate", "Bearer")])
             return Caller(user.name, user.role, has_session=False)
         user = None if request.session is None else self.sessions.find(request.session, self.users.named)
         if user is not None:
@@ -193,7 +193,7 @@ class Login:
             # A name that there is not may be a password in the wrong field.
             known = name if self.users is not None and self.users.named(name) else None
             self._note(request, "login refused", None, "401 Unauthorized", tried=known)
-            page = login_page(self.prefix, asked, "That name and password are not known.")
+            page = login_page(self.prefix, asked, "Wrong name or password.")
             return self._answer(start_response, "401 Unauthorized", page)
         assert self.users is not None
         if request.session is not None:

@@ -210,7 +210,9 @@ class Mirror:
         self._renewed_s = time.monotonic()
         if not self.is_held:
             if was_held or not self._next_s:
-                say(f"another process sends {self.study.name!r} to {self.tracker.target}; waiting for its end")
+                say(
+                    f"another process is sending {self.study.name!r} to {self.tracker.target}; waiting for it to finish"
+                )
             self._is_open = False
         return self.is_held
 
