@@ -225,7 +225,7 @@ def test_what_cannot_be_upgraded_is_told_apart(storage_url: str, tmp_path: Path)
     (tmp_path / "study.db").touch()
     with pytest.raises(StorageSchemaError, match=r"nothing to upgrade in .*: it has no tables"):
         schema.upgrade(storage_url)
-    with pytest.raises(StorageLost, match="there is no file"):
+    with pytest.raises(StorageLost, match="the storage does not exist"):
         schema.upgrade(f"sqlite:///{tmp_path / 'none.db'}")
 
 

@@ -309,7 +309,7 @@ def test_a_server_without_the_database_says_so(reach: Any, postgres_url: str) ->
 
 
 def test_connecting_creates_no_file(sqlite_url: str, tmp_path: Path) -> None:
-    with pytest.raises(StorageLost, match=r"there is no file '.*/study\.db' .*; launch a study first"):
+    with pytest.raises(StorageLost, match=r"no file '.*/study\.db' .*; launch a study first"):
         connect(sqlite_url)
 
     assert list(tmp_path.iterdir()) == []

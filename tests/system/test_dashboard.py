@@ -444,10 +444,10 @@ def test_users_are_made_by_commands(tmp_path: Path) -> None:
 def test_what_cannot_be_served_is_said_in_a_line(tmp_path: Path, storage_on_postgres: str) -> None:
     (tmp_path / "key.pem").write_text("no key")
     for words, message in [
-        (["--users", "none"], "the users file must be readable: none: No such file or directory; make it by"),
+        (["--users", "none"], "cannot read the users file none: No such file or directory; create it with"),
         (["--tls-cert", "key.pem", "--tls-key", "key.pem"], "must be a certificate and its key in PEM: got key.pem"),
         (["--audit-log", "no/audit"], "cannot write to the file of --audit-log: no/audit: No such file"),
-        (["--host", "192.0.2.1", "--users", "none", "--behind-proxy"], "the users file must be readable"),
+        (["--host", "192.0.2.1", "--users", "none", "--behind-proxy"], "cannot read the users file none"),
     ]:
         done = run(tmp_path, "dashboard", "--port", "0", "--storage", storage_on_postgres, *words)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr

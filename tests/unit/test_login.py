@@ -120,7 +120,7 @@ def test_names_and_passwords_must_be_some(tmp_path: Path) -> None:
         add_user(tmp_path / "users", "a b", Role.EDITOR, hash_token("u"))
     with pytest.raises(UsageError, match="at least 8 characters: got 7"):
         hash_password("1234567")
-    with pytest.raises(UsageError, match=r"must be readable: .*none: No such file"):
+    with pytest.raises(UsageError, match=r"cannot read the users file .*none: No such file"):
         Users(tmp_path / "none")
     (tmp_path / "empty").touch(0o600)
     with pytest.raises(UsageError, match=r"the users file .*empty has no users"):

@@ -155,8 +155,8 @@ def test_of_very_many_trials_a_part_is_drawn(url: str, monkeypatch: pytest.Monke
         (NAME, "histroy", "a.png", r"one of history, .*, report: got 'histroy'; did you mean 'history'"),
         (NAME, "history", "a.pdf", r"the file of the plot 'history' must end in .png or .svg: got '.*a.pdf'"),
         (NAME, "report", "a.png", r"the file of the plot 'report' must end in .html"),
-        (NAME, "pareto", "a.png", r"of two or three objectives: 'ours <b>&' has 1"),
-        ("four", "pareto", "a.png", r"of two or three objectives: 'four' has 4"),
+        (NAME, "pareto", "a.png", r"needs two or three objectives: 'ours <b>&' has 1"),
+        ("four", "pareto", "a.png", r"needs two or three objectives: 'four' has 4"),
         ("pair", "timeline", "a.png", r"a timeline needs trials that workers ran: 'pair' has none"),
         ("pair", "rungs", "a.png", r"rungs exist only with the pruners asha and hyperband: 'pair' has none"),
         (

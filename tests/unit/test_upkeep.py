@@ -165,8 +165,8 @@ def test_what_a_trial_might_not_have_is_not_queued(storage: Any, storage_url: st
     make_conditional(storage, storage_url)
     for words, message in [
         ({"optimizer.momentum": "0.9"}, "optimizer.momentum needs optimizer=SGD; give that as well"),
-        ({"optimizer.momentum": "0.9", "optimizer": "AdamW"}, "momentum needs optimizer=SGD, got optimizer=AdamW"),
-        ({"optimizer": "SGD", "optimizer.AdamW.b1": "0.9"}, "AdamW.b1 needs optimizer=AdamW, got optimizer=SGD"),
+        ({"optimizer.momentum": "0.9", "optimizer": "AdamW"}, "momentum needs optimizer=SGD: got optimizer=AdamW"),
+        ({"optimizer": "SGD", "optimizer.AdamW.b1": "0.9"}, "AdamW.b1 needs optimizer=AdamW: got optimizer=SGD"),
         ({"optimizer.decay": "0.5"}, "optimizer.decay needs optimizer=SGD or optimizer=AdamW; give that as well"),
         ({"optimizer": "Lion", "optimizer.decay": "0.5"}, "needs optimizer=SGD or optimizer=AdamW: got optimizer=Lion"),
         ({"optimizer.kind": "Heavy"}, "optimizer.kind needs optimizer=SGD; give that as well"),
