@@ -105,7 +105,7 @@ def serve(
     try:
         for line in process.stderr:  # it ends if the process does
             said.append(line)
-            if found := re.search(r"on https?://(\S+):(\d+)\S*, Ctrl-C ends it", line):
+            if found := re.search(r"on https?://(\S+):(\d+)\S*, press Ctrl-C to stop", line):
                 yield Served(process, found[1], int(found[2]), prefix, audit, tls)
                 break
         else:

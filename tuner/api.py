@@ -31,7 +31,7 @@ class Study(StudySpec):
             options: `storage`, `artifacts`, `workers`, `devices`, `devices_per_worker`; see `tuner.launch.launch`.
 
         Raises:
-            StudyFileError: the running script is no file, or does not hold this study as it is.
+            StudyFileError: the running script is not a file, or does not define this study.
             TunerError: see `tuner.launch.launch`.
         """
         from tuner.launch import launch

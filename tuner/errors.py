@@ -2,13 +2,13 @@
 
 ```text
 TunerError                      exit status 1
-├── UsageError                  exit status 2: what was typed or written must change
+├── UsageError                  exit status 2: invalid input
 │   ├── StudyFileError          the study file: missing, does not import, holds no or several studies
 │   ├── StudyError              a study's settings, or a study changed since its first trial
 │   ├── SpaceError              the search space
 │   │   └── MissingHParam       the trainer reads a hyperparameter that the space lacks
 │   ├── UnknownStudy            no study or trial of that name in the storage
-│   ├── StorageURLError         a storage URL that cannot be one
+│   ├── StorageURLError         not a valid storage URL
 │   ├── StorageSchemaError      the storage's tables are those of another version
 │   ├── StorageDenied           the database does not let its user read or write the tables
 │   └── DeviceError             a device that this machine does not have
@@ -16,8 +16,8 @@ TunerError                      exit status 1
 ├── NonFinite                   with debug: where the first NaN or infinity came from
 ├── TrialPruned                 raised by a trainer's hook: the trial ends here
 ├── CheckpointError             a checkpoint is torn, foreign or missing, or cannot be written
-├── TrackerLost                 a tracker does not answer; what it lacks is sent when it does
-├── TrackerRefused              a tracker does not take one trial
+├── TrackerLost                 a tracker does not answer; missing data is sent when it does
+├── TrackerRefused              a tracker rejects one trial
 ├── LeaseLost                   another worker has taken the trial over; this one must drop it
 └── StudyStopped                the study ended early: the same error again and again, or its workers died
 ```
@@ -59,7 +59,7 @@ PACKAGE = os.path.dirname(os.path.abspath(__file__))
 
 
 class TunerError(Exception):
-    """Root of everything that `tuner` raises on purpose. Its message never shows a password."""
+    """Base class of all errors that `tuner` raises on purpose. Messages never show a password."""
 
     exit_status = 1
 
@@ -68,7 +68,7 @@ class TunerError(Exception):
 
 
 class UsageError(TunerError):
-    """What was typed or written must change."""
+    """Invalid input: a command, a study file, a setting or a URL."""
 
     exit_status = 2
 
@@ -94,7 +94,7 @@ class UnknownStudy(UsageError):
 
 
 class StorageURLError(UsageError):
-    """The storage URL cannot be one."""
+    """Not a valid storage URL."""
 
 
 class StorageSchemaError(UsageError):
@@ -102,13 +102,13 @@ class StorageSchemaError(UsageError):
 
 
 class StorageDenied(UsageError):
-    """The database does not let its user do what a command needs."""
+    """The database user lacks a right that the command needs."""
 
     @classmethod
     def because(cls, reason: str) -> StorageDenied:
         """Return the error for what the database says."""
         return cls(
-            f"the storage's user must be allowed to read and write its tables: the database says {reason!r}; "
+            f"the database user is not allowed to read and write the storage's tables: {reason!r}; "
             "connect as the tables' owner, or have the owner grant the rights that docs/storage.md lists"
         )
 
@@ -122,7 +122,7 @@ class StorageLost(TunerError):
 
 
 class NonFinite(TunerError):
-    """A training was run to find its first NaN or infinity, and here it is."""
+    """Raised with `debug=True`: where the first NaN or infinity was computed."""
 
 
 class TrialPruned(TunerError):
@@ -138,7 +138,7 @@ class TrackerLost(TunerError):
 
 
 class TrackerRefused(TunerError):
-    """A tracker answers, and does not take what it was sent of one trial."""
+    """A tracker rejects the data of one trial."""
 
 
 class LeaseLost(TunerError):
@@ -146,17 +146,17 @@ class LeaseLost(TunerError):
 
 
 class StudyStopped(TunerError):
-    """The study ended before its budget was spent."""
+    """The study ended before its budget was used up."""
 
 
 DISTRIBUTION = "tuner-jax"
-"""What the package is called where packages are installed from; `tuner` is another project there."""
+"""Name of the package on the package index; `tuner` is another project there."""
 
 
 def how_to_install(extra: str) -> str:
-    """Return the words that say how to install one of the project's extras.
+    """Return the command that installs one of the project's extras.
 
-    The public package index does not have this project yet, so that it is installed from a clone.
+    This project is not on the public package index yet, so it is installed from a clone.
     """
     return f"run `pip install -e '.[{extra}]'` in the clone of tuner"
 

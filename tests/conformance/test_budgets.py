@@ -1272,7 +1272,7 @@ class Away:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.is_away, self.now_s = False, 0.0
         self.calls: list[list[int]] = []
-        self.error: Exception = StorageLost("the storage must answer")
+        self.error: Exception = StorageLost("cannot reach the storage")
         real = reporter.report
 
         def report_if_there(engine: sa.Engine, lease: Lease, several: Sequence[Report], objective: str | None) -> None:
@@ -1319,7 +1319,7 @@ def test_reports_are_kept_while_the_storage_is_away_and_stored_together(
     assert stored_reports(desk, lease) == {epoch: (10 * epoch, {"loss": epoch / 8}) for epoch in range(1, 7)}
     assert desk.trials()[0].intermediate_values == {epoch: epoch / 8 for epoch in range(1, 7)}
     assert capsys.readouterr().err.splitlines() == [
-        "tuner: the storage must answer; trial 0 goes on meanwhile",
+        "tuner: cannot reach the storage; trial 0 continues meanwhile",
         "tuner: the storage answers again",
     ]
 

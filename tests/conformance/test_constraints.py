@@ -24,7 +24,7 @@ from tuner.storage.optuna.storage import Storage
 from tuner.storage.read import ranking
 from tuner.storage.read.activity import read_checkpoints
 from tuner.storage.read.queries import BASELINE_KEY
-from tuner.storage.read.ranking import is_among_best, superfluous
+from tuner.storage.read.ranking import is_among_best, removable
 from tuner.storage.sql import tables
 from tuner.storage.worker.confirmations import store_confirmation
 from tuner.storage.worker.studies import agree, register
@@ -99,7 +99,7 @@ def test_the_best_satisfies_its_constraints(storage: Storage, direction: str) ->
             better = sum(one < value for one in feasible)
             found = is_among_best(engine, study._study_id, sign * value, keep, maximize=direction == "maximize")
             assert found == (better < keep), (keep, value)
-        gone = superfluous(engine, study._study_id, range(11), keep, maximize=direction == "maximize")
+        gone = removable(engine, study._study_id, range(11), keep, maximize=direction == "maximize")
         assert set(range(11)) - {*gone} == {*numbers(best[:keep])}
 
 
@@ -144,7 +144,9 @@ def test_a_study_without_a_feasible_trial_has_no_best(storage: Storage) -> None:
     assert (compared["best"], compared["median"]) == (None, None)
     with pytest.raises(ValueError, match="feasible"):
         _ = study.best_trial
-    with pytest.raises(UsageError, match=r"every constraint: none of the 2 complete trials of 'ours' does; `tuner s"):
+    with pytest.raises(
+        UsageError, match=r"none of the 2 complete trials of 'ours' satisfies every constraint; `tuner s"
+    ):
         best_number(engine, "ours")
     add(study, 3.0)
     assert no_feasible(engine, "ours") is None

@@ -227,7 +227,7 @@ def test_leases_of_the_version_before_are_kept_by_the_upgrade(desk: ClockedDesk)
 
     said = schema.upgrade(desk.url)
 
-    assert said[-1] == "the tables of tuner were at version 0005, they are at 0006"
+    assert said[-1] == "upgraded the tables of tuner from version 0005 to 0006"
     assert desk.leases() == [(0, "A", 1, 0)]
     assert desk.ask("B", budget=1) is NoTrial.WAIT
     leases.renew(desk.engine, lease)

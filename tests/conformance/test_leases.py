@@ -56,7 +56,7 @@ def assert_lost(desk: Desk, lease: Lease) -> None:
     """Every write of an old holder is refused and changes nothing."""
     before = desk.trials(), desk.leases()
     for write in WRITES.values():
-        with pytest.raises(LeaseLost, match=f"trial {lease.number} must still belong to {lease.worker}: "):
+        with pytest.raises(LeaseLost, match=f"trial {lease.number} no longer belongs to {lease.worker}: "):
             write(desk.engine, lease)
     assert (desk.trials(), desk.leases()) == before
 
@@ -342,7 +342,7 @@ def test_a_trial_that_kills_its_workers_is_failed(desk: Desk) -> None:
     assert deadly.user_attrs["outcome"] == "failed"
     (record,) = desk.records("error_kind", "error")
     assert record["error_kind"] == "dead workers"
-    assert record["error"] == "3 workers died while they ran this trial, the last was worker-2"
+    assert record["error"] == "3 workers died while running this trial, the last was worker-2"
     assert_lost(desk, held[-1])
 
 

@@ -319,7 +319,7 @@ def test_nothing_is_written_to_a_trial_that_was_taken_over(place: Place, taker: 
         lambda: place.one.set_trial_system_attr(lease.trial_id, "k", 1),
     ]
     for call in calls:
-        with pytest.raises(LeaseLost, match=f"trial {lease.number} must still belong to one: "):
+        with pytest.raises(LeaseLost, match=f"trial {lease.number} no longer belongs to one: "):
             call()
     assert same(place.stored(), before)
     held = place.one.get_trial(lease.trial_id)

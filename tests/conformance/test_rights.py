@@ -31,7 +31,7 @@ def limited(postgres_url: str) -> Iterator[tuple[sa.Engine, str]]:
     owner.dispose()
 
 
-LINE = r"the storage's user must be allowed to read and write its tables: the database says '[^\n]*'; [^\n]*grant[^\n]*"
+LINE = r"the database user is not allowed to read and write the storage's tables: '[^\n]*'; [^\n]*grant[^\n]*"
 
 
 def test_a_role_without_rights_is_told_so_in_one_line_and_doctor_finds_it(limited: tuple[sa.Engine, str]) -> None:
@@ -72,8 +72,12 @@ def test_tables_of_an_earlier_version_are_named_with_both_versions(storage_url: 
     with engine.begin() as connection:
         connection.exec_driver_sql("UPDATE tuner_alembic_version SET version_num = '0004'")
         connection.exec_driver_sql("DROP TABLE tuner_unknown_zones")
-    with pytest.raises(StorageSchemaError, match=r"must be at version \d+: they are at 0004; .*`tuner upgrade`$"):
+    with pytest.raises(
+        StorageSchemaError, match=r"are at version 0004, but this installation needs \d+; .*`tuner upgrade`$"
+    ):
         read(engine, lambda connection: connection.exec_driver_sql("SELECT * FROM tuner_unknown_zones").all())
-    with pytest.raises(StorageSchemaError, match=r"must be at version \d+: they are at 0004; .*`tuner upgrade`$"):
+    with pytest.raises(
+        StorageSchemaError, match=r"are at version 0004, but this installation needs \d+; .*`tuner upgrade`$"
+    ):
         open_storage(storage_url)
     engine.dispose()

@@ -219,14 +219,12 @@ def old(storage_url: str) -> Iterator[Old]:
 
 def test_times_of_an_unknown_zone_stay_and_are_marked(old: Old, tmp_path: Path) -> None:
     before = stored_times(old.desk.url)
-    with pytest.raises(StorageSchemaError, match=r"they are at 0004; .* run `tuner upgrade`"):
+    with pytest.raises(StorageSchemaError, match=r"are at version 0004, .* run `tuner upgrade`"):
         open_storage(old.desk.url)
 
     said = schema.upgrade(old.desk.url)
 
-    assert said[-1].startswith(
-        "times of an unknown zone: those of 3 trials; `tuner upgrade --from-timezone ZONE` converts"
-    )
+    assert said[-1].startswith("times in an unknown time zone: 3 trials; `tuner upgrade --from-timezone ZONE` converts")
     assert stored_times(old.desk.url) == before
     assert old.marks() == {1: (True, True), 2: (False, True), 3: (True, False)}
     worker, ours, ended, running, queued = old.shown()
@@ -240,7 +238,7 @@ def test_times_of_an_unknown_zone_stay_and_are_marked(old: Old, tmp_path: Path) 
     export_trials(old.desk.engine, old.desk.name, path)
     told = [(row["started"], row["completed"]) for row in json.loads(path.read_text())]
     assert [_ends(times) for times in told[:3]] == ["ZZ", "..", "Z."]
-    assert "3 trials are of an unknown zone" in _times_row(old.desk.url)["found"]
+    assert "the times of 3 trials have an unknown time zone" in _times_row(old.desk.url)["found"]
 
 
 def _ends(times: tuple[str | None, ...]) -> str:
@@ -265,7 +263,7 @@ def test_local_times_are_converted_once(old: Old) -> None:
         assert [trial.duration is None or trial.duration.total_seconds() >= 0 for trial in plain.trials] == [True] * 5
     for zone in ("America/New_York", "Asia/Kolkata"):
         said = schema.upgrade(old.desk.url, zone)
-        assert said[-1] == "no trial has times of an unknown zone: nothing was converted"
+        assert said[-1] == "no trial has times in an unknown time zone: nothing was converted"
         assert stored_times(old.desk.url) == old.utc
 
 
@@ -341,10 +339,10 @@ def test_what_cannot_be_of_the_zone_is_left(old: Old) -> None:
     assert old.marks() == {1: (True, True), 3: (True, False)}
     assert stored_times(old.desk.url)[2] == old.utc[2]
     assert said[-1].startswith(f"left as they were, 2 trials: trial 1 of {old.desk.name!r} (")
-    assert said[-1].endswith(") would lie in the future if its times were of America/New_York, and 1 more")
+    assert said[-1].endswith(") would be in the future if its times were in America/New_York, and 1 more")
     old.set(1, datetime_start=start - datetime.timedelta(days=1), datetime_complete=end - datetime.timedelta(days=2))
     said = schema.upgrade(old.desk.url, "America/New_York")
-    assert "would end before it starts if its times were of America/New_York, and 1 more" in said[-1]
+    assert "would end before it starts if its times were in America/New_York, and 1 more" in said[-1]
     old.set(1, datetime_start=start, datetime_complete=end)
     schema.upgrade(old.desk.url, "UTC")
     assert (old.marks(), stored_times(old.desk.url)) == ({}, old.utc)
@@ -352,7 +350,7 @@ def test_what_cannot_be_of_the_zone_is_left(old: Old) -> None:
 
 @pytest.mark.parametrize("name", ["Mars/Olympus", "", "../zone", "America", "/etc/passwd", "EST5EDT4"])
 def test_a_zone_must_exist(sqlite_url: str, name: str) -> None:
-    message = r"a time zone must have a name of the IANA database, such as America/New_York or UTC: got "
+    message = r"a time zone must be a name from the IANA database, such as America/New_York or UTC: got "
     with pytest.raises(UsageError, match=message) as caught:
         schema.upgrade(sqlite_url, name)
     assert "\n" not in str(caught.value)
@@ -390,7 +388,7 @@ def test_an_upgrade_that_ends_in_the_middle_forgets_no_local_times(
             schema.upgrade(storage_url)
     said = schema.upgrade(storage_url)
 
-    assert "times of an unknown zone: those of 5 trials" in said[-1]
+    assert "times in an unknown time zone: 5 trials" in said[-1]
     said = schema.upgrade(storage_url, "Asia/Tokyo")
     assert "converted from Asia/Tokyo to UTC: the times of 5 trials" in said
 

@@ -55,7 +55,7 @@ def test_a_full_disk_stops_nothing(
         assert [line.partition(": ")[2].partition(":")[0] for line in told] == [
             f"a checkpoint could not be written to {folder}/{name}" for name in ("latest", "best")
         ]
-        assert [line.endswith("; training goes on") for line in told] == [True, False]
+        assert [line.endswith("; training continues") for line in told] == [True, False]
         assert re.search(why, told[0])
         assert restored(checkpoints)[0] == 1
         ballast.unlink()

@@ -117,7 +117,9 @@ def check(
     assert told == {(trial, epoch): json.loads(metrics)["loss"] for trial, epoch, metrics in stored}
 
 
-_OUTAGE = re.compile(r"^(?:tuner: \[(\d)\] )?tuner: .*must answer.*?(goes on meanwhile|waiting for it|$)")
+_OUTAGE = re.compile(
+    r"^(?:tuner: \[(\d)\] )?tuner: .*cannot reach the storage.*?(continues meanwhile|waiting for it|$)"
+)
 
 
 def outages(output: str) -> list[tuple[str, str]]:
@@ -201,8 +203,8 @@ def test_trials_train_on_while_the_server_is_away(
     check(url, output, 2, epochs=epochs)
     lines = Counter(outages(output))
     assert set(lines.values()) == {1}, "a worker says once that its reports wait, and once that its lease does"
-    assert {("0", "goes on meanwhile"), ("1", "goes on meanwhile")} <= set(lines)
-    assert {said for _, said in lines} <= {"goes on meanwhile", "not renewed"}
+    assert {("0", "continues meanwhile"), ("1", "continues meanwhile")} <= set(lines)
+    assert {said for _, said in lines} <= {"continues meanwhile", "not renewed"}
 
 
 @pytest.mark.slow
@@ -261,7 +263,7 @@ def test_a_worker_whose_database_stays_away_ends_and_another_goes_on_with_its_tr
 
     assert first.returncode == 1
     last = output.splitlines()[-1]
-    assert re.fullmatch(r"tuner: the storage must answer: .*\*\*\*@.* check --storage or \$TUNER_STORAGE", last)
+    assert re.fullmatch(r"tuner: cannot reach the storage .*\*\*\*@.* check --storage or \$TUNER_STORAGE", last)
     assert "Traceback" not in output
     second = tuner.start("worker", "tiny.py", **env)
     more, _ = second.communicate(timeout=60)
@@ -563,7 +565,7 @@ def refusal(tuner: Any, url: str) -> str:
 def test_a_server_without_encryption_is_refused_in_one_line_where_the_url_requires_it(tuner: Any, url: str) -> None:
     told = refusal(tuner, f"{url}?sslmode=require")
 
-    assert told.startswith("tuner: the storage must answer: ")
+    assert told.startswith("tuner: cannot reach the storage ")
     assert "server does not support SSL, but SSL was required" in told
 
 
@@ -739,5 +741,5 @@ def test_a_launch_waits_while_the_disk_under_the_database_is_full(
 
     output = "".join(lines) + rest
     assert launcher.returncode == 0, output
-    assert "; waiting for it" in output or "goes on meanwhile" in output or "is not renewed" in output
+    assert "; waiting for it" in output or "continues meanwhile" in output or "is not renewed" in output
     check(url, output, 20)

@@ -387,7 +387,7 @@ def test_a_worker_whose_study_has_changed_is_refused_and_disturbs_nobody(
     assert ended(refused) == 2
     assert "Traceback" not in said(refused)
     *before, last = said(refused).splitlines()
-    assert last.startswith("tuner: study 'tiny' must stay as it was first launched")
+    assert last.startswith("tuner: study 'tiny' has changed since its first launch")
     assert "noise" in last
     # A launcher says first what it launches; it may have counted the trials.
     assert all("trials" in line or "workers on" in line for line in before)

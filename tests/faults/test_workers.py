@@ -101,7 +101,7 @@ def test_an_interrupted_launch_ends_soon_and_resumes(
     output, _ = launcher.communicate(timeout=15)
 
     assert launcher.returncode == 130
-    assert "the same command runs those that are missing" in output.splitlines()[-1]
+    assert "run the same command again to finish the rest" in output.splitlines()[-1]
     assert not any(is_alive(pid) for pid in workers)
     assert tuner.run("launch", "tiny.py", "--workers", "2").returncode == 0
     check_study(tuner, 6)
@@ -144,7 +144,7 @@ def test_a_trial_that_cannot_resume_starts_again_and_the_study_goes_on(
     done = tuner.run("launch", "tiny.py", "--workers", "1", **few)
 
     assert done.returncode == 0, done.stderr
-    told = "tuner: [0] trial 0 starts again from its first epoch: its checkpoint has another state, "
+    told = "tuner: [0] trial 0 restarts from its first epoch: its checkpoint has another state, "
     assert sum(line.startswith(told) for line in done.stderr.splitlines()) == 1, done.stderr
     assert " died (" not in done.stderr
     interrupted = check_study(tuner, 2, epochs=6)
@@ -174,10 +174,10 @@ def test_a_syntax_error_stops_no_worker_that_is_at_work(
     output, _ = launcher.communicate(timeout=200)
 
     assert launcher.returncode == 0, output
-    changed = re.findall(r"the study's file has changed: worker (\d), which starts again, runs the new version", output)
+    changed = re.findall(r"the study's file has changed: worker (\d) restarts with the new version", output)
     refused = re.findall(
-        r"worker (\d) cannot run the study's file as it is now, and the others go on: "
-        r"a study file must be Python: tiny\.py:\d+: ",
+        r"worker (\d) cannot run the study's file as it is now; the other workers continue: "
+        r"the study file is not valid Python: tiny\.py:\d+: ",
         output,
     )
     assert changed == refused
@@ -232,7 +232,7 @@ def test_the_same_error_three_times_stops_the_study_once_mended_it_goes_on(
     assert done.returncode == 1
     assert "the same error ended 3 trials in a row" in done.stderr
     assert done.stderr.count("Traceback") == 1
-    assert "failed and is tried again: RuntimeError: planted bug\n" in done.stderr
+    assert "failed and is retried: RuntimeError: planted bug\n" in done.stderr
     rows = tuner.rows("trials", "tiny")
     failed = [row["number"] for row in rows if row["outcome"] == "failed"]
     others = [row["outcome"] for row in rows if row["outcome"] != "failed"]
@@ -280,8 +280,8 @@ def test_a_worker_that_cannot_live_is_given_up(tuner_on_sqlite: Any, tiny_study:
     done = tuner_on_sqlite.run("launch", "tiny.py", "--workers", "1")
 
     assert done.returncode == 1
-    assert "each died 4 times in a row, the last with exit status 9" in done.stderr
-    assert done.stderr.count("died (exit status 9)\n") == 3 * done.stderr.count("; it is not started again\n") > 0
+    assert "every worker died 4 times in a row, the last with exit status 9" in done.stderr
+    assert done.stderr.count("died (exit status 9)\n") == 3 * done.stderr.count("; it is not restarted\n") > 0
     assert done.stderr.splitlines()[-1] == "last words"
 
 
@@ -292,4 +292,4 @@ def test_a_trial_that_kills_its_workers_is_failed_and_the_study_goes_on(tuner_on
     assert done.returncode == 0, done.stderr
     rows = tuner_on_sqlite.rows("trials", "tiny")
     assert [row["outcome"] for row in rows] == ["complete", "failed", *["complete"] * 5]
-    assert "3 workers died while they ran this trial" in tuner_on_sqlite.rows("show", "tiny", "1")["error"]
+    assert "3 workers died while running this trial" in tuner_on_sqlite.rows("show", "tiny", "1")["error"]

@@ -25,8 +25,8 @@ def one_line(tuner: Any, words: list[str]) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
-        (["launch", "none.py"], 2, "a study file must exist: no file 'none.py'"),
-        (["launch", "syntax.py"], 2, "a study file must be Python: syntax.py:2: "),
+        (["launch", "none.py"], 2, "study file not found: 'none.py'"),
+        (["launch", "syntax.py"], 2, "the study file is not valid Python: syntax.py:2: "),
         (["launch", "tiny.py", "--trials", "0"], 2, "--trials must be at least 1: got 0"),
         (["launch", "tiny.py", "--trials", "-3"], 2, "--trials must be at least 1: got -3"),
         (["launch", "tiny.py", "--workers", "0"], 2, "--workers must be at least 1: got 0"),
@@ -39,11 +39,15 @@ def one_line(tuner: Any, words: list[str]) -> tuple[int, str]:
             2,
             "--live needs a terminal on standard error: got none; `tuner watch STUDY`",
         ),
-        (["launch", "tiny.py", "--set", "noise"], 2, "--set must be NAME=VALUE: got 'noise'"),
+        (["launch", "tiny.py", "--set", "noise"], 2, "--set must have the form NAME=VALUE: got 'noise'"),
         (["launch", "tiny.py", "--storage", "nonsense"], 2, "a storage URL must be sqlite:///FILE or postgresql://"),
         (["launch", "tiny.py", "--storage", f"mysql://u:{SECRET}@h/d"], 2, "got 'mysql' in 'mysql://u:***@h/d'"),
-        (["best", "tiny", "--storage", f"postgresql://u:{SECRET}@127.0.0.1:1/d"], 1, "must answer: postgresql://u:***"),
-        (["best", "tiny"], 1, "the storage must exist: there is no file"),
+        (
+            ["best", "tiny", "--storage", f"postgresql://u:{SECRET}@127.0.0.1:1/d"],
+            1,
+            "cannot reach the storage postgresql://u:***",
+        ),
+        (["best", "tiny"], 1, "the storage does not exist: no file"),
         (["worker", "tiny.py", "--trials", "0"], 2, "--trials must be at least 1: got 0"),
         (["dashboard", "--port", "70000"], 2, "--port must be 1 to 65535, or 0 for a free one: got 70000"),
         (["dashboard", "--host", "0.0.0.0"], 2, "any address but loopback needs a login"),
@@ -70,7 +74,7 @@ def test_a_launch_waits_a_moment_for_a_server_that_is_not_there(
     assert (done.returncode, done.stdout) == (1, "")
     assert SECRET not in done.stderr
     _, waiting, why = done.stderr.splitlines()
-    assert "must answer: postgresql://u:***" in why
+    assert "cannot reach the storage postgresql://u:***" in why
     assert waiting == f"{why}; waiting up to 10 s for it to start"
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.py"], "nothing was written"
 
@@ -126,10 +130,10 @@ def test_an_unknown_study_has_a_nearest_one(tuner_on_sqlite: Any, tiny_study: Pa
         (
             "    rng = ",
             "    raise FileNotFoundError('data.csv')\n    rng = ",
-            "must return the data: {file}:{line}: FileNotFound",
+            "data(seed) failed: {file}:{line}: FileNotFound",
         ),
         ("data=data", "data=lambda seed: 1", "data must be tuner.training.Splits, of training and validation: got int"),
-        ("nn.Dense(1)(x)[:, 0]", "nn.Dense(1)(x).no", "the trainer must run: {file}:{line}: AttributeError: "),
+        ("nn.Dense(1)(x)[:, 0]", "nn.Dense(1)(x).no", "the trainer failed: {file}:{line}: AttributeError: "),
         (
             "nn.Dense(1)(x)[:, 0]",
             "nn.Dense(1)(x)",
@@ -138,7 +142,7 @@ def test_an_unknown_study_has_a_nearest_one(tuner_on_sqlite: Any, tiny_study: Pa
         (
             "class HParams",
             "raise SystemExit(0)\n\n\nclass HParams",
-            "a study file must import: tiny.py:{line}: SystemExit: 0",
+            "the study file cannot be imported: tiny.py:{line}: SystemExit: 0",
         ),
     ],
 )
@@ -172,4 +176,4 @@ def test_a_study_of_another_tool_with_another_direction(tuner_on_sqlite: Any, ti
     status, line = one_line(tuner_on_sqlite, ["launch", "tiny.py", "--workers", "1"])
 
     assert status == 2
-    assert "study 'tiny' is in this storage with direction maximize: it must be minimize" in line
+    assert "study 'tiny' has direction maximize in this storage, but minimize in its file" in line

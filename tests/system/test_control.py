@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from tuner.storage import connect
 from tuner.storage.sql.tables import attempts, leases, workers
 
-STOPPED = "tuner: study 'tiny' is stopped: `tuner resume tiny` lets it be launched again"
+STOPPED = "tuner: study 'tiny' is stopped: run `tuner resume tiny`, then launch it again"
 SHAPE = {"TINY_TRIALS": "4", "TINY_EPOCHS": "12"}
 SLOW = {**SHAPE, "TINY_PAUSE_S": "1.0"}
 LAUNCH = ("launch", "tiny.py", "--workers", "2")
@@ -80,7 +80,7 @@ def test_a_stopped_study_ends_soon_and_resumed_it_ends_as_if_nothing_had_been(
     assert tuner.rows("trials", "tiny") == trials, "it changed nothing"
 
     resumed = tuner.run("resume", "tiny")
-    assert (resumed.returncode, resumed.stderr) == (0, "tuner: study 'tiny' may be launched again\n")
+    assert (resumed.returncode, resumed.stderr) == (0, "tuner: study 'tiny' can be launched again\n")
     assert tuner.run("resume", "tiny").stderr == "tuner: study 'tiny' was not stopped\n"
     finished = tuner.run(*LAUNCH, **SHAPE)
     assert finished.returncode == 0, finished.stderr
@@ -107,7 +107,7 @@ def test_an_unknown_study_is_one_line_with_the_nearest(tuner_on_sqlite: Any, tin
     nowhere = tuner.run(command, "tiny")
     assert nowhere.returncode == 1
     assert len(nowhere.stderr.splitlines()) == 1
-    assert "the storage must exist" in nowhere.stderr
+    assert "the storage does not exist" in nowhere.stderr
     assert sorted(path.name for path in tiny_study.parent.iterdir()) == ["tiny.py"]
     make = "import tuner, sys; tuner.open_storage(sys.argv[1]).create_new_study([1], 'digits')"
     subprocess.run(
@@ -144,8 +144,8 @@ def test_hours_end_a_launch_and_more_of_them_finish_the_study(
     assert set(outcomes) <= {"complete", "preempted"}
     (line,) = message(done.stderr)
     assert line == (
-        f"tuner: the study's hours are spent with {complete} of 20 trials finished; more hours run those that are "
-        "missing"
+        f"tuner: the study's hours are used up with {complete} of 20 trials finished; launch with more hours to "
+        "finish the rest"
     )
     intervals = rows(tuner, attempts.c.started_at_s, attempts.c.ended_at_s, attempts.c.devices)
     last, first = max(end for _, end, _ in intervals), min(start for start, _, _ in intervals)

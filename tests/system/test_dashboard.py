@@ -135,7 +135,7 @@ def test_a_reader_reads_everything_and_changes_nothing(served: Served, storage_o
             assert answer.status in (200, 302) or path.startswith("/artifacts/") or "/plot/" in path, (path, answer)
         else:
             assert answer.status == 403, (method, path)
-            assert answer.json == {"reason": "a reader may look, and change nothing"}
+            assert answer.json == {"reason": "readers cannot make changes"}
             assert served.lines()[-1]["event"] == "refused"
     assert content(storage_on_postgres) == before, "and no route that reads writes"
 
@@ -320,7 +320,7 @@ def test_plots_are_pictures_and_what_cannot_be_drawn_says_why(served: Served) ->
         assert ElementTree.fromstring(answer.body).tag == "{http://www.w3.org/2000/svg}svg"
     assert "must" not in answers[sources[0]].text, "the history"
     rungs = answers["/tuner/plots/rungs.svg?study=small"].text
-    assert "rungs are those of the pruners asha and hyperband: &#x27;small&#x27; has none" in rungs
+    assert "rungs exist only with the pruners asha and hyperband: &#x27;small&#x27; has none" in rungs
     assert "Choose a study" in served.ask("GET", "/plots", **known).text
     for path in ("/plots/histories.svg?study=small", "/plots/history.svg", "/plots/history.svg?study=none"):
         assert served.ask("GET", path, **known).status == 404, path
@@ -413,9 +413,9 @@ def test_a_database_that_is_away_is_said(sqlite_url: str) -> None:
         "/checkpoints": "503",
         "/api/studies/1": "503",
     }
-    assert "must answer: postgresql" in answers["/workers"][1], answers["/workers"]
+    assert "cannot reach the storage postgresql" in answers["/workers"][1], answers["/workers"]
     assert "secret" not in str(answers)
-    assert "must answer: postgresql" in json.loads(answers["/api/studies/1"][1])["reason"]
+    assert "cannot reach the storage postgresql" in json.loads(answers["/api/studies/1"][1])["reason"]
 
 
 def run(folder: Path, *words: str, given: str = "") -> subprocess.CompletedProcess[str]:
@@ -436,7 +436,7 @@ def test_users_are_made_by_commands(tmp_path: Path) -> None:
     assert [line.split()[:2] for line in lines] == [["ann", "editor"], ["ci", "reader"]]
     assert token.stdout.strip() not in lines[1]
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
-    assert "a user's name must be new: users has 'ci'" in again.stderr
+    assert "user 'ci' is already in users" in again.stderr
     assert "at least 8 characters" in short.stderr
     assert (tmp_path / "users").stat().st_mode & 0o777 == 0o600
 
@@ -444,10 +444,10 @@ def test_users_are_made_by_commands(tmp_path: Path) -> None:
 def test_what_cannot_be_served_is_said_in_a_line(tmp_path: Path, storage_on_postgres: str) -> None:
     (tmp_path / "key.pem").write_text("no key")
     for words, message in [
-        (["--users", "none"], "the users file must be readable: none: No such file or directory; make it by"),
+        (["--users", "none"], "cannot read the users file none: No such file or directory; create it with"),
         (["--tls-cert", "key.pem", "--tls-key", "key.pem"], "must be a certificate and its key in PEM: got key.pem"),
-        (["--audit-log", "no/audit"], "--audit-log must be a file to write to: no/audit: No such file"),
-        (["--host", "192.0.2.1", "--users", "none", "--behind-proxy"], "the users file must be readable"),
+        (["--audit-log", "no/audit"], "cannot write to the file of --audit-log: no/audit: No such file"),
+        (["--host", "192.0.2.1", "--users", "none", "--behind-proxy"], "cannot read the users file none"),
     ]:
         done = run(tmp_path, "dashboard", "--port", "0", "--storage", storage_on_postgres, *words)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr

@@ -106,7 +106,7 @@ def test_a_person_looks_at_a_study_and_leaves(tuner_on_postgres: Any, tiny_study
     assert browser.path == "/tuner/login?next=/dashboard/studies/1", "first a login"
     browser.picture("login")
     browser.log_in("ann", "wrong password")
-    assert browser.find(By.CSS_SELECTOR, "p.wrong").text == "That name and password are not known."
+    assert browser.find(By.CSS_SELECTOR, "p.wrong").text == "Wrong name or password."
     browser.log_in("ann")
     browser.until(lambda: browser.path.startswith("/tuner/dashboard/studies/1"))
     assert driver.get_cookies()[0]["httpOnly"] is True

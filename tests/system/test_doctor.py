@@ -63,14 +63,14 @@ def test_a_sick_place(tuner_on_sqlite: Any) -> None:
     assert done.returncode == 1
     assert "secret" not in done.stdout + done.stderr
     lines = {line.split(",")[0]: line for line in done.stdout.splitlines()}
-    assert lines["storage"].startswith('storage,fail,"the storage must answer: postgresql://somebody:***@127.0.0.1:1')
+    assert lines["storage"].startswith('storage,fail,"cannot reach the storage postgresql://somebody:***@127.0.0.1:1')
     assert lines["tracking"].startswith("tracking,warn,http://me:***@127.0.0.1:1/mlflow does not answer: ")
     assert "Connection refused" in lines["tracking"]
 
 
 def test_a_file_that_is_not_there_yet_is_no_trouble(sqlite_url: str, tmp_path: Path) -> None:
     (row,) = _storage(sqlite_url)
-    assert (row["status"], row["found"]) == ("ok", f"{sqlite_url}: not there yet, the first launch makes it")
+    assert (row["status"], row["found"]) == ("ok", f"{sqlite_url}: does not exist yet; the first launch creates it")
     assert os.listdir(tmp_path) == []
 
 
@@ -100,7 +100,7 @@ def test_tables_of_another_version_and_few_connections(postgres_url: str, monkey
     assert {check: row["status"] for check, row in rows.items()} == {
         "storage": "warn", "tables": "fail", "connections": "warn", "clock": "warn",
     }  # fmt: skip
-    assert "must be at version" in rows["tables"]["found"]
+    assert "but this installation needs" in rows["tables"]["found"]
     assert rows["connections"]["found"] == "81 of 100"
 
 

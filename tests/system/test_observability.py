@@ -88,8 +88,8 @@ def test_a_port_that_is_taken_is_told_before_any_worker_starts(tuner_on_sqlite: 
     opening, error = done.stderr.splitlines()
     assert "workers on" in opening
     listen, advice = (
-        f"metrics must be able to listen on 127.0.0.1:{port}",
-        "give another --metrics-port or --metrics-host",
+        f"cannot serve metrics on 127.0.0.1:{port}",
+        "use another --metrics-port or --metrics-host",
     )
     assert error == f"tuner: {listen}: {os.strerror(errno.EADDRINUSE)}; {advice}"
     assert not (tiny_study.parent / "study.db").exists()
@@ -103,10 +103,9 @@ def test_a_port_that_is_taken_is_told_before_any_worker_starts(tuner_on_sqlite: 
         (("--metrics-port", "-1"), "--metrics-port must be 1 to 65535, or 0 for a free one: got -1"),
         (
             ("--metrics-port", "0", "--metrics-host", "a..b"),
-            "metrics must be able to listen on a..b:0: no host can have that name; "
-            "give another --metrics-port or --metrics-host",
+            "cannot serve metrics on a..b:0: not a valid host name; use another --metrics-port or --metrics-host",
         ),
-        (("--metrics-host", "::1"), "--metrics-host needs a port: got ::1 alone; give --metrics-port N as well"),
+        (("--metrics-host", "::1"), "--metrics-host needs a port: got ::1 alone; pass --metrics-port N as well"),
     ],
 )
 def test_wrong_addresses_are_refused_in_one_line(

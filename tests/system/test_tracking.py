@@ -253,7 +253,7 @@ def test_a_launch_with_a_server_that_is_never_there_says_so_and_is_fine(
         done = tuner.run(*LAUNCH, MLFLOW_TRACKING_URI=gone, TINY_TRIALS="2")
 
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("trials go on, and it is sent what it lacks when it answers") == 1
+    assert done.stderr.count("trials continue; missing data is sent when the tracker answers") == 1
     assert "not all of study 'tiny' was sent to its trackers (exit status 1); `tuner track --once`" in done.stderr
     assert "secret" not in done.stderr
 
@@ -442,7 +442,7 @@ def test_of_two_mirrors_one_sends(tuner_on_postgres: Any, mlflow: Server, wait_u
     outputs = [process.communicate(timeout=150)[0] for process in both]
 
     assert [process.returncode for process in both] == [0, 0], outputs
-    waited = [output for output in outputs if f"another process sends '{name}' to mlflow {mlflow.url}" in output]
+    waited = [output for output in outputs if f"another process is sending '{name}' to mlflow {mlflow.url}" in output]
     assert len(waited) == 1, outputs
     found, known = mlflow.trials(identity_of(url, name)), curves(url, name)
     assert found.keys() == known.keys()
@@ -569,7 +569,7 @@ def test_wrong_trackers_are_refused_in_one_line(tuner_on_sqlite: Any, tmp_path: 
         pass
     none = tuner_on_sqlite.run("track", "tiny")
     assert none.returncode == 2
-    assert none.stderr.startswith("tuner: a tracker must be named: none is; give --mlflow URI")
+    assert none.stderr.startswith("tuner: no tracker given: pass --mlflow URI")
     unknown = tuner_on_sqlite.run("track", "tony", "--tensorboard", "tb")
     assert unknown.returncode == 2
     assert "no study 'tony' in this storage" in unknown.stderr
@@ -577,7 +577,7 @@ def test_wrong_trackers_are_refused_in_one_line(tuner_on_sqlite: Any, tmp_path: 
         mirror_command("mlruns", None, None)
     with pytest.raises(UsageError, match=r"got one with a password$"):
         mirror_command("ftp://me:secret@host", None, None)
-    with pytest.raises(UsageError, match=r"^--tensorboard must be a folder to write to: .*file is not, "):
+    with pytest.raises(UsageError, match=r"^cannot write to the folder of --tensorboard: .*file: "):
         mirror_command(None, str(tmp_path / "file"), None)
 
 
@@ -664,7 +664,7 @@ def test_a_registered_model_predicts_bit_for_bit_in_another_process(
 
     refused = tuner.run("register", "tiny", "--mlflow", mlflow.url)
     assert refused.returncode == 2
-    assert refused.stderr.startswith(f"tuner: the checkpoint of trial {best['number']} of study 'tiny' must be there")
+    assert refused.stderr.startswith(f"tuner: the checkpoint of trial {best['number']} of study 'tiny' is not on ")
 
 
 def test_what_cannot_be_registered_is_refused_in_one_line(
@@ -676,9 +676,9 @@ def test_what_cannot_be_registered_is_refused_in_one_line(
         assert empty
         name = desk.name
     cases = {
-        ("register", name): "an MLflow server must be named",
+        ("register", name): "no MLflow server given",
         ("register", name, "--mlflow", "http://127.0.0.1:1"): "trial 0 of study",
-        ("register", "empty", "--mlflow", "http://127.0.0.1:1"): "study 'empty' must have a complete trial",
+        ("register", "empty", "--mlflow", "http://127.0.0.1:1"): "study 'empty' has no complete trial",
     }
     for words, message in cases.items():
         done = tuner_on_sqlite.run(*words)

@@ -150,7 +150,7 @@ def test_what_is_fixed_is_fixed_in_it(tmp_path: Path, sqlite_url: str) -> None:
         ({"baseline": Small(width=1)}, r"baseline must be hyperparameters, HParams\(\.\.\.\): got Small"),
         (
             {"baseline": HParams(net=Small(width=1), learning_rate=7.0)},
-            r"baseline must be .*: learning_rate must lie in .*: got 7\.0",
+            r"baseline must be .*: learning_rate must be in .*: got 7\.0",
         ),
         ({"baseline": HParams(net=Small(width=3), learning_rate=0.1)}, r"baseline must be .*width"),
         (
@@ -211,7 +211,7 @@ def test_the_best_is_held_against_it(
         assert said == "tuner: trial 0, the best, is the baseline\n"
     else:
         assert said.startswith(f"tuner: trial {rows[0]['number']} is better than the baseline (trial 0, 9) by ")
-        assert said.endswith(", of one seed: `tuner confirm` with more seeds says how sure that is\n")
+        assert said.endswith(", of one seed: `tuner confirm` with more seeds shows how certain that is\n")
 
     # Over the seeds of both: the paired t test's interval, where there are two trials.
     generator = np.random.default_rng(0)

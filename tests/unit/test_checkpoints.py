@@ -383,7 +383,7 @@ def test_the_same_trouble_is_told_once_and_another_again(tmp_path: Path, capfd: 
             checkpoints.save(step, small_state(), {})
         checkpoints.wait()
         (line,) = told()
-        assert line.endswith("; training goes on")
+        assert line.endswith("; training continues")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(files.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, next(free)))
             free = iter(range(9))
@@ -406,7 +406,7 @@ def test_the_same_trouble_is_told_once_and_another_again(tmp_path: Path, capfd: 
             assert write_best(checkpoints, 2, {}) is None
             (line,) = told()
             assert line.startswith(f"tuner: a checkpoint could not be written to {folder}/best: NotADirectoryError")
-            assert "training goes on" not in line
+            assert "training continues" not in line
 
 
 @pytest.mark.parametrize("every_s", [-1, -0.1, NAN, "60", None, True])

@@ -62,7 +62,9 @@ def test_devices_are_dealt_out_fairly(
     devices = tuple(3 * at + 5 for at in range(count))
     found = Devices(kind, devices, devices if kind == "cpu" else tuple(range(100, 100 + cores)))
     if per_worker is not None and per_worker * (workers or 1) > count:
-        with pytest.raises(DeviceError, match=rf"--devices-per-worker {per_worker} times {workers or 1} workers must"):
+        with pytest.raises(
+            DeviceError, match=rf"--devices-per-worker {per_worker} with {workers or 1} workers needs more"
+        ):
             assign(found, workers, per_worker)
         return
     groups = assign(found, workers, per_worker)
@@ -140,10 +142,15 @@ def test_cores_beside_gpus_are_dealt_out_too(
     [
         (gpus(2), 0, None, "--workers must be at least 1: got 0"),
         (gpus(2), None, -1, "--devices-per-worker must be at least 1: got -1"),
-        (gpus(2), None, 3, "--devices-per-worker 3 times 1 workers must not exceed the 2 devices there are: gpu 0, 1"),
-        (gpus(4), 3, 2, "--devices-per-worker 2 times 3 workers must not exceed the 4 devices"),
-        (tpus(4), 5, None, "must hold 1, 2, 4 or 8 TPU chips of its own: 5 workers on 4 chips cannot"),
-        (tpus(4), 1, 3, "must hold 1, 2, 4 or 8 TPU chips of its own: 1 workers on 4 chips cannot"),
+        (
+            gpus(2),
+            None,
+            3,
+            "--devices-per-worker 3 with 1 workers needs more devices than this machine has: 2 \\(gpu 0, 1\\)",
+        ),
+        (gpus(4), 3, 2, "--devices-per-worker 2 with 3 workers needs more devices than this machine has: 4"),
+        (tpus(4), 5, None, "needs 1, 2, 4 or 8 TPU chips of its own: got 5 workers on 4 chips"),
+        (tpus(4), 1, 3, "needs 1, 2, 4 or 8 TPU chips of its own: got 1 workers on 4 chips"),
     ],
 )
 def test_what_cannot_be_dealt_out_is_refused(

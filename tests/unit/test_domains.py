@@ -83,7 +83,7 @@ def test_refused(make_domain: Callable[[], Any], message: str) -> None:
     ],
 )
 def test_a_stored_value_of_another_type_is_refused(domain: Any, stored: Any) -> None:
-    with pytest.raises(SpaceError, match=r"^x must lie in (int_)?uniform"):
+    with pytest.raises(SpaceError, match=r"^x must be in (int_)?uniform"):
         from_params(make({"x": domain}), {"x": stored})
 
 
@@ -151,12 +151,12 @@ def test_words_of_choices() -> None:
 @pytest.mark.parametrize(
     ("make_domain", "message"),
     [
-        (lambda: log_uniform(1e-50, 1e-3), r"traced numbers are float32 and must be 0, or lie between .*: got 1e-50"),
+        (lambda: log_uniform(1e-50, 1e-3), r"traced numbers are float32 and must be 0, or between .*: got 1e-50"),
         (lambda: uniform(0.0, 1e-46), "got 1e-46; make it static"),
         (lambda: uniform(-1e-39, 1.0), "got -1e-39"),  # a subnormal, which a device may take for 0
         (lambda: uniform(0, 5e39), r"got 5e\+39"),
         (lambda: uniform(1.0, 1.0 + 1e-9), "low and high must differ as float32"),
-        (lambda: int_uniform(0, 2**31, traced=True), r"int32 and must lie in \[-2\*\*31, 2\*\*31\): got 2147483648"),
+        (lambda: int_uniform(0, 2**31, traced=True), r"int32 and must be in \[-2\*\*31, 2\*\*31\): got 2147483648"),
         (lambda: int_uniform(-(2**31) - 1, 0, traced=True), "got -2147483649"),
         (lambda: int_uniform(1, 2**40, log=True, traced=True), "got 1099511627776"),
         (lambda: choice(1, 2**31, traced=True), "got 2147483648"),

@@ -69,7 +69,7 @@ def test_the_picture_is_of_the_trial_that_is_asked_for(engine: Any, place: Any, 
     assert path.read_bytes() != first
     draw_picture(engine, "tiny", path, rows[0]["number"], force=True)
     assert path.read_bytes() == first, "the same trial gives the same file"
-    with pytest.raises(UsageError, match=r"there must be a checkpoint: trial \d of 'tiny' has none"):
+    with pytest.raises(UsageError, match=r"trial \d of 'tiny' has no checkpoint: a study keeps"):
         draw_picture(engine, "tiny", tmp_path / "other.svg", rows[2]["number"])
     assert os.listdir(tmp_path) == ["out.svg"]
 
@@ -77,21 +77,21 @@ def test_the_picture_is_of_the_trial_that_is_asked_for(engine: Any, place: Any, 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ("picture = None", r"a study must say how its models are drawn, Study\(picture=...\): 'tiny' does not"),
+        ("picture = None", r"study 'tiny' has no picture function: set Study\(picture=...\)"),
         ("picture = lambda loaded, splits: 3", r"picture\(loaded, splits\) must return a matplotlib Figure: got int"),
         (
             "def picture(loaded, splits):\n    figure = Figure()\n    figure.suptitle('$\\\\foo{$')\n    return figure",
-            r"picture\(loaded, splits\) must return a figure that can be drawn: .*: ValueError: ",
+            r"cannot draw the figure that picture\(loaded, splits\) returned: .*: ValueError: ",
         ),
         (
             "class HParams(Space):\n    other: float = uniform(0.0, 1.0)\n"
             "study = dataclasses.replace(study, space=HParams)",
-            r"the study's file must be as it was when trial \d ran: the code in .*other\.py has changed since",
+            r"the study's file has changed since trial \d ran: .*other\.py; restore it",
         ),
-        ("study = dataclasses.replace(study, name='other')", r"must hold the study asked for: no 'tiny' in it"),
+        ("study = dataclasses.replace(study, name='other')", r"no study 'tiny' in .*other\.py: the file has"),
         (
             "def picture(loaded, splits):\n    raise ValueError('none today')",
-            r"picture\(loaded, splits\) must return a figure: .*other\.py:\d+: ValueError: none today",
+            r"picture\(loaded, splits\) failed: .*other\.py:\d+: ValueError: none today",
         ),
         ("picture = 'out.png'", "picture must be a function of a trained model and the data: got 'out.png'"),
     ],
@@ -122,7 +122,7 @@ def test_what_is_wrong_with_the_question_is_told(engine: Any, place: Any, tmp_pa
     with pytest.raises(UsageError, match=r"the plot 'picture' must end in \.png or \.svg"):
         draw_picture(engine, "tiny", tmp_path / "out.html")
     (tmp_path / "out.png").write_text("mine")
-    with pytest.raises(UsageError, match="--force replaces it"):
+    with pytest.raises(UsageError, match="pass --force to overwrite it"):
         draw_picture(engine, "tiny", tmp_path / "out.png")
     assert (tmp_path / "out.png").read_text() == "mine"
 
@@ -138,5 +138,5 @@ def test_the_command(place: Any, tmp_path: Path) -> None:
     assert (tmp_path / "tiny-picture.png").read_bytes()[:4] == b"\x89PNG"
     refused = run("history", "--trial", "1")
     assert (refused.returncode, refused.stderr) == (
-        2, "tuner: --trial is for a picture, which is drawn of a trial's model: got 'history'\n",
+        2, "tuner: --trial works only with a picture: got 'history'\n",
     )  # fmt: skip

@@ -87,7 +87,7 @@ def test_nothing_is_replaced_or_left_half_written(
     fill(storage)
     engine, path = connect(storage_url), tmp_path / "out.json"
     path.write_text("mine")
-    with pytest.raises(UsageError, match=r"must not replace anything: .*out.json exists; --force replaces it"):
+    with pytest.raises(UsageError, match=r"out.json exists already: pass --force to overwrite it"):
         export_trials(engine, "ours", path)
     with monkeypatch.context() as patch:
         patch.setattr(json, "dumps", lambda *_, **__: 1 / 0)
@@ -104,9 +104,9 @@ def test_nothing_is_replaced_or_left_half_written(
         os.umask(old)
     assert (tmp_path / "new.csv").stat().st_mode & 0o777 == 0o640
 
-    with pytest.raises(UsageError, match=r"must be .csv, .json, .parquet or, for one trial, .zip: got 'out.xls'"):
+    with pytest.raises(UsageError, match=r"must end in .csv, .json, .parquet or, for one trial, .zip: got 'out.xls'"):
         export_trials(engine, "ours", Path("out.xls"))
-    with pytest.raises(UsageError, match=r"must have a folder to be in: there is no .*nowhere"):
+    with pytest.raises(UsageError, match=r"cannot write .*out.csv: there is no folder .*nowhere"):
         export_trials(engine, "ours", tmp_path / "nowhere" / "out.csv")
     with pytest.raises(UnknownStudy):
         export_trials(engine, "our", tmp_path / "other.csv")
@@ -118,9 +118,9 @@ def test_what_cannot_be_bundled_is_said(storage: Any, storage_url: str, tmp_path
     fill(storage)
     optuna.create_study(study_name="empty", storage=storage)
     engine, path = connect(storage_url), tmp_path / "out.zip"
-    with pytest.raises(UsageError, match=r"there must be a checkpoint: trial 0 of 'ours' has none; a study keeps"):
+    with pytest.raises(UsageError, match=r"trial 0 of 'ours' has no checkpoint: a study keeps"):
         export_bundle(engine, "ours", path, None)
-    with pytest.raises(UsageError, match=r"once one is complete: 'empty' has none"):
+    with pytest.raises(UsageError, match=r"study 'empty' has no complete trials yet"):
         export_bundle(engine, "empty", path, None)
     with pytest.raises(UnknownStudy, match=r"study 'ours' has no trial 7: it has 0 to 2"):
         export_bundle(engine, "ours", path, 7)
@@ -142,7 +142,10 @@ def test_a_bundle_runs_where_nothing_else_is(tuner_on_sqlite: Any, tmp_path: Pat
         f"tuner: trial {best['number']} of 'digits_mlp' written to best.zip\n",
     ), done.stderr
     refused = tuner.run("export", "digits_mlp", "trials.csv", "--trial", "1")
-    assert (refused.returncode, refused.stderr) == (2, "tuner: --trial is for bundles (.zip): got 'trials.csv'\n")
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        "tuner: --trial works only with a bundle (.zip): got 'trials.csv'\n",
+    )
 
     with zipfile.ZipFile(tmp_path / "best.zip") as bundle:
         bundle.extractall(elsewhere)
@@ -166,4 +169,4 @@ def test_a_bundle_runs_where_nothing_else_is(tuner_on_sqlite: Any, tmp_path: Pat
     assert "jax==" in (elsewhere / "requirements.txt").read_text()
     refused = tuner.run("export", "digits_mlp", "again.zip")
     assert refused.returncode == 2
-    assert "must be on this machine: there is no" in refused.stderr
+    assert "is not on this machine: no " in refused.stderr

@@ -84,11 +84,11 @@ def test_numbers_compare_as_python_does(values: list[float], limit: float) -> No
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("rate", r"--where must be NAME<VALUE, or with <= > >= = !=: got 'rate'"),
-        ("<3", r"--where must be NAME<VALUE"),
-        ("", r"--where must be NAME<VALUE"),
-        ("rate=<3", r"--where must be NAME<VALUE"),
-        ("rate<", r"--where must be NAME<VALUE"),
+        ("rate", r"--where must have the form NAME<VALUE, with < <= > >= = or !=: got 'rate'"),
+        ("<3", r"--where must have the form NAME<VALUE"),
+        ("", r"--where must have the form NAME<VALUE"),
+        ("rate=<3", r"--where must have the form NAME<VALUE"),
+        ("rate<", r"--where must have the form NAME<VALUE"),
         ("rate<fast", r"--where must compare numbers by < and >: got 'rate' and 'fast'"),
         ("kind<3", r"--where must compare numbers by < and >: got 'kind' and '3'"),
         ("outcome=completee", r"an outcome is one of complete, .*: got 'completee'; did you mean 'complete'"),

@@ -190,7 +190,7 @@ def test_a_tracker_that_goes_away_after_taking_something_is_caught_up(
         catch_up(desk, book)
         book.calls = ["open_study"] * 3
     book.fails = fails
-    with pytest.raises(TrackerLost, match=r"^the book is shut; what it lacks of '\w+' can be sent later$"):
+    with pytest.raises(TrackerLost, match=r"^the book is shut; missing data of '\w+' can be sent later$"):
         catch_up(desk, book)
     book.fails = lambda name, run: None
     catch_up(desk, book)
@@ -277,7 +277,7 @@ def test_another_process_sends_until_its_lease_ends(desk: Desk, capfd: pytest.Ca
     follow(desk.url, desk.name, [book], once=False, ending=ending)  # whoever ends does not wait for the other
 
     assert book.calls == []
-    assert f"another process sends {desk.name!r} to book; waiting for its end" in capfd.readouterr().err
+    assert f"another process is sending {desk.name!r} to book; waiting for it to finish" in capfd.readouterr().err
     assert not mirroring.hold(desk.engine, desk.study_id, "book", "third", 300.0)
     assert mirroring.hold(desk.engine, desk.study_id, "book", "other", -1.0)
     catch_up(desk, book)

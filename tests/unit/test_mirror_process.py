@@ -104,7 +104,7 @@ def test_a_mirror_that_still_sends_is_waited_for(monkeypatch: pytest.MonkeyPatch
     process, lines = end(monkeypatch, every_10_s, 600.0)
 
     assert (process.returncode, process.fate) == (0, "")
-    assert lines == ["sending the rest of study 'tiny' to its trackers; Ctrl-C ends this"]
+    assert lines == ["sending the rest of study 'tiny' to its trackers; press Ctrl-C to stop"]
 
 
 def test_a_mirror_that_ends_soon_is_not_talked_of(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,7 +134,7 @@ def test_a_report_needs_nothing_else(url: str, tmp_path: Path) -> None:
     assert "<h1>ours &lt;b&gt;&amp;</h1>" in page
     assert NAME not in page
     assert page.count("<svg") == len(KINDS) - 1
-    assert "<li>a Pareto front is drawn of two or three objectives: &#x27;ours &lt;b&gt;&amp;&#x27; has 1</li>" in page
+    assert "<li>a Pareto front needs two or three objectives: &#x27;ours &lt;b&gt;&amp;&#x27; has 1</li>" in page
     assert not re.search(r"""(?:src|href)\s*=\s*["'](?!#|data:)""", page), "everything is inside"
     assert "rate=0.04" in page
 
@@ -155,11 +155,16 @@ def test_of_very_many_trials_a_part_is_drawn(url: str, monkeypatch: pytest.Monke
         (NAME, "historry", "a.png", r"one of history, .*, report: got 'historry'; did you mean 'history'"),
         (NAME, "history", "a.pdf", r"the file of the plot 'history' must end in .png or .svg: got '.*a.pdf'"),
         (NAME, "report", "a.png", r"the file of the plot 'report' must end in .html"),
-        (NAME, "pareto", "a.png", r"of two or three objectives: 'ours <b>&' has 1"),
-        ("four", "pareto", "a.png", r"of two or three objectives: 'four' has 4"),
+        (NAME, "pareto", "a.png", r"needs two or three objectives: 'ours <b>&' has 1"),
+        ("four", "pareto", "a.png", r"needs two or three objectives: 'four' has 4"),
         ("pair", "timeline", "a.png", r"a timeline needs trials that workers ran: 'pair' has none"),
-        ("pair", "rungs", "a.png", r"rungs are those of the pruners asha and hyperband: 'pair' has none"),
-        ("pair", "savings", "a.png", r"time saved is known of studies that tuner ran: 'pair' is none"),
+        ("pair", "rungs", "a.png", r"rungs exist only with the pruners asha and hyperband: 'pair' has none"),
+        (
+            "pair",
+            "savings",
+            "a.png",
+            r"the time saved is known only for studies of tuner: 'pair' was not created by tuner",
+        ),
     ],
 )
 def test_what_cannot_be_drawn_is_said(url: str, tmp_path: Path, name: str, kind: str, file: str, message: str) -> None:
@@ -172,7 +177,7 @@ def test_an_unknown_study_is_not_drawn(url: str, tmp_path: Path) -> None:
     with pytest.raises(UnknownStudy):
         plot(url, "none", "history", tmp_path / "a.png")
     (tmp_path / "a.png").write_text("mine")
-    with pytest.raises(UsageError, match=r"a.png exists; --force replaces it"):
+    with pytest.raises(UsageError, match=r"a.png exists already: pass --force to overwrite it"):
         plot(url, NAME, "history", tmp_path / "a.png")
     plot(url, NAME, "history", tmp_path / "a.png", force=True)
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

@@ -197,7 +197,7 @@ def test_people_are_shown_failures_and_what_was_printed_beside_the_snapshot(caps
     ]:
         progress.say(event)
     assert capsys.readouterr().err.splitlines() == [
-        "tuner: [1] trial 3 failed and is tried again: ValueError: no",
+        "tuner: [1] trial 3 failed and is retried: ValueError: no",
         "tuner: [track] sent",
     ]
 

@@ -187,7 +187,7 @@ def test_the_end_waits_for_all_reports_unless_the_worker_ends(
     database.may_answer.clear()
     ours.store(report(2), may_prune=True)
     is_over.set()
-    with pytest.raises(StorageLost, match="has not stored the last reports"):
+    with pytest.raises(StorageLost, match="the last reports are not stored"):
         ours.finish(ENGINE)
     assert database.stored == [1, -1]
 

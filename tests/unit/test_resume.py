@@ -445,7 +445,7 @@ def test_a_disk_that_takes_no_checkpoint_fails_no_training(tmp_path: Path, capfd
     checkpoints = often(tmp_path / "file")
     assert_same_training(train(MLP_STEP, checkpoints=checkpoints), uninterrupted("mlp-step"))
     assert checkpoints.write_best() is None
-    assert capfd.readouterr().err.count("; training goes on\n") == 1  # said once
+    assert capfd.readouterr().err.count("; training continues\n") == 1  # said once
 
 
 # On other devices.

@@ -271,10 +271,10 @@ def test_examples_visit_every_option_of_every_name(space: type[Space]) -> None:
     [
         ({"width": 33}, r"must be one of \[32, 64, 128\]: got 33"),
         ({"width": 32.0}, r"must be one of .* got 32.0"),
-        ({"size": 4}, r"size must lie in int_uniform\(2, 10, step=4\): got 4"),
+        ({"size": 4}, r"size must be in int_uniform\(2, 10, step=4\): got 4"),
         ({"opt": "Adam"}, "must be one of .* got 'Adam'"),
         ({"opt": "AdamW"}, "every parameter of HParams must be given: 'opt.AdamW.learning_rate' is missing"),
-        ({"opt.momentum": 1}, r"opt.momentum must lie in uniform\(0.0, 0.99\): got 1"),
+        ({"opt.momentum": 1}, r"opt.momentum must be in uniform\(0.0, 0.99\): got 1"),
     ],
 )
 def test_params_that_do_not_fit_are_refused(params: dict[str, Any], message: str) -> None:
@@ -297,13 +297,13 @@ REFUSED: dict[str, list[Any]] = {
     "low, high and step must be integers": [int_uniform(0, not_a_number), int_uniform(False, 4)],
     "and step must be integers": [int_uniform(0, 4, step=cast("int", 0.5)), int_uniform(0, 4, step=True)],
     "a log scale needs low >= 1: got low=0": [int_uniform(0, 8, log=True)],
-    "a log scale takes no step: got step=2": [int_uniform(2, 10, step=2, log=True)],
+    "a log scale cannot have a step: got step=2": [int_uniform(2, 10, step=2, log=True)],
     "high must be low plus a multiple of step: got high=10, step=4; use high=9": [int_uniform(1, 10, step=4)],
     "step must be at least 1: got step=": [int_uniform(0, 10, step=0), int_uniform(0, 10, step=-5)],
     "a choice needs at least one option": [choice(), choice({})],
-    "options must differ: 1 stands twice": [choice(1, 2, 1)],
-    "options must differ: True stands twice": [choice(1, True)],
-    "options must differ: 'int' stands twice": [choice(int, type("int", (), {}))],
+    "options must differ: 1 is given twice": [choice(1, 2, 1)],
+    "options must differ: True is given twice": [choice(1, True)],
+    "options must differ: 'int' is given twice": [choice(int, type("int", (), {}))],
     "options must differ": [choice(0, 0.0), choice(("1",), (1,)), choice("", None, "")],
     r"options must be hashable: got \[1, 2\]; use a tuple": [choice([1, 2], 3), choice({"a": [1, 2]})],
     r"no stable label for <.*; give one with a mapping: choice\({'name'": [choice(1, object()), choice(1, lambda: 2)],
@@ -324,8 +324,8 @@ def test_impossible_domain_is_refused_with_its_field(message: str, domain: Any) 
 BAD_BODIES = {
     "field = uniform(0, 1)": r"^Bad\.field: a field needs a type annotation",
     "_field: float = uniform(0, 1)": r"^Bad\._field: a field's name must not start with an underscore",
-    "field: float = uniform(0, 1); field: float = 0.5": r"^Bad\.field: a field must be defined once; it stands twice",
-    "field: int = choice(1, 2); field: int = choice(3, 4)": r"^Bad\.field: a field must be defined once",
+    "field: float = uniform(0, 1); field: float = 0.5": r"^Bad\.field: the field is defined twice",
+    "field: int = choice(1, 2); field: int = choice(3, 4)": r"^Bad\.field: the field is defined twice",
 }
 
 
@@ -466,12 +466,12 @@ def test_fixed_words_become_values() -> None:
     [
         ("raet", "1", "no hyperparameter 'raet': the space has width, size, .*; did you mean 'rate'"),
         ("opt.learning_rate", "1", "no hyperparameter .*did you mean 'opt.SGD.learning_rate'"),
-        ("rate", "11", r"rate must lie in log_uniform\(0.1, 10.0\): got 11.0"),
-        ("rate", "nan", "rate must lie in .* got nan"),
-        ("rate", "fast", "rate must lie in .* got 'fast'"),
-        ("size", "8", r"size must lie in int_uniform\(2, 10, step=4\): got 8"),
-        ("size", "6.0", "size must lie in .* got '6.0'"),
-        ("colour", "RED", r"colour must lie in choice\('Colour.RED', .* got 'RED'"),
+        ("rate", "11", r"rate must be in log_uniform\(0.1, 10.0\): got 11.0"),
+        ("rate", "nan", "rate must be in .* got nan"),
+        ("rate", "fast", "rate must be in .* got 'fast'"),
+        ("size", "8", r"size must be in int_uniform\(2, 10, step=4\): got 8"),
+        ("size", "6.0", "size must be in .* got '6.0'"),
+        ("colour", "RED", r"colour must be in choice\('Colour.RED', .* got 'RED'"),
     ],
 )
 def test_bad_fixed_word_is_refused(name: str, text: str, message: str) -> None:

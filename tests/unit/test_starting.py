@@ -125,6 +125,6 @@ def test_a_server_that_has_started_meanwhile_is_used(
 
 
 def test_a_file_that_is_missing_is_not_waited_for(clock: Clock, sqlite_url: str) -> None:
-    with pytest.raises(StorageLost, match="there is no file"):
+    with pytest.raises(StorageLost, match="the storage does not exist"):
         connect_when_up(sqlite_url)
     assert clock.now_s == 0.0

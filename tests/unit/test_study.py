@@ -146,10 +146,10 @@ def test_bounds_themselves_are_allowed(at_the_bound: dict[str, Any]) -> None:
     ("fixed", "message"),
     [
         ({"widthh": 32}, "no hyperparameter 'widthh': the space has .*; did you mean 'width'"),
-        ({"learning_rate": 7.0}, r"learning_rate must lie in log_uniform\(0.0001, 0.1\): got 7.0"),
-        ({"optimizer.momentum": -1}, "optimizer.momentum must lie in .*: got -1"),
-        ({"width": 7}, r"width must lie in choice\(32, 64\): got 7"),
-        ({"width": 32, "optimizer": "SGD"}, "optimizer must lie in .*: got 'SGD'"),
+        ({"learning_rate": 7.0}, r"learning_rate must be in log_uniform\(0.0001, 0.1\): got 7.0"),
+        ({"optimizer.momentum": -1}, "optimizer.momentum must be in .*: got -1"),
+        ({"width": 7}, r"width must be in choice\(32, 64\): got 7"),
+        ({"width": 32, "optimizer": "SGD"}, "optimizer must be in .*: got 'SGD'"),
     ],
 )
 def test_what_cannot_be_fixed_is_refused(fixed: dict[str, Any], message: str) -> None:
@@ -255,8 +255,8 @@ def test_changed_takes_settings_from_the_command_line() -> None:
         ({"trials": 0}, StudyError, "trials must be an integer of at least 1: got 0"),
         ({"seed": -1}, StudyError, "seed must be an integer of at least 0: got -1"),
         ({"fixed": {"widthh": "64"}}, SpaceError, "no hyperparameter 'widthh': .*; did you mean 'width'"),
-        ({"fixed": {"width": "65"}}, SpaceError, r"width must lie in choice\(32, 64\): got '65'"),
-        ({"fixed": {"learning_rate": "1"}}, SpaceError, "learning_rate must lie in .*: got 1.0"),
+        ({"fixed": {"width": "65"}}, SpaceError, r"width must be in choice\(32, 64\): got '65'"),
+        ({"fixed": {"learning_rate": "1"}}, SpaceError, "learning_rate must be in .*: got 1.0"),
     ],
 )
 def test_changes_are_checked(options: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -326,7 +326,7 @@ class Longer(HParams):
     ],
 )
 def test_a_changed_study_is_refused(changes: dict[str, Any], difference: str) -> None:
-    message = f"study 'digits' must stay as it was first launched.*: .*{difference}.*; change it back, or give"
+    message = f"study 'digits' has changed since its first launch.*: .*{difference}.*; change it back, or give"
     with pytest.raises(StudyError, match=message):
         study(**changes).check_unchanged(json.loads(json.dumps(study().record())))
 
@@ -364,7 +364,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
 @pytest.mark.parametrize(("target", "named"), [("none.py", "none.py"), ("none.py:s", "none.py"), ("", "."), (".", ".")])
 def test_the_file_must_exist(target: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(StudyFileError, match=f"a study file must exist: no file '{named}'"):
+    with pytest.raises(StudyFileError, match=f"study file not found: '{named}'"):
         load_study(target)
 
 
@@ -372,7 +372,7 @@ def test_the_file_must_exist(target: str, named: str, tmp_path: Path, monkeypatc
     ("text", "message"),
     [
         ("x = 1\ny = (2\n", r"some\.py:2: '\(' was never closed"),
-        ("x = 1\x00", r"a study file must be Python: .*some\.py"),
+        ("x = 1\x00", r"the study file is not valid Python: .*some\.py"),
     ],
 )
 def test_the_file_must_be_python(text: str, message: str, write: Write) -> None:
@@ -381,7 +381,7 @@ def test_the_file_must_be_python(text: str, message: str, write: Write) -> None:
 
 
 def test_the_files_name_must_end_as_pythons_do(write: Write) -> None:
-    with pytest.raises(StudyFileError, match=r"a study file must be Python, its name ending in \.py: got .*some\.txt"):
+    with pytest.raises(StudyFileError, match=r"a study file must be a Python file, FILE\.py: got .*some\.txt"):
         load_study(write("", "some.txt"))
 
 
@@ -399,7 +399,9 @@ def test_an_import_error_shows_the_files_own_line(
     (tmp_path / "sub").mkdir()
     (tmp_path / "link.py").symlink_to("some.py")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(StudyFileError, match=r"a study file must import: .*\.py:10: JSONDecodeError: Expecting"):
+    with pytest.raises(
+        StudyFileError, match=r"the study file cannot be imported: .*\.py:10: JSONDecodeError: Expecting"
+    ):
         load_study(spelling.format(tmp=tmp_path))
 
 
@@ -425,19 +427,19 @@ def test_our_own_errors_keep_their_kind_and_show_the_line(
 
 
 def test_a_file_must_hold_a_study(write: Write) -> None:
-    with pytest.raises(StudyFileError, match=r"some\.py must hold a study: no `Study\(\.\.\.\)` is assigned"):
+    with pytest.raises(StudyFileError, match=r"no study in .*some\.py: assign `Study\(\.\.\.\)`"):
         load_study(write("_hidden = make('x'); others = [make('y')]"))
 
 
 def test_one_of_several_studies_is_loaded_by_either_name(write: Write) -> None:
     path = write("first, second = make('one'), make('two')\n")
-    with pytest.raises(StudyFileError, match=r"several studies, so say which: .*some\.py:NAME with .* first, second"):
+    with pytest.raises(StudyFileError, match=r"several studies: choose one as .*some\.py:NAME, .* first, second"):
         load_study(path)
     assert [load_study(f"{path}:{name}").name for name in ("first", "one", "second", "two")] == ["one"] * 2 + [
         "two"
     ] * 2
     for name in ("three", "make", ""):
-        with pytest.raises(StudyFileError, match=rf"study asked for: no '{name}' in it, it has first, second"):
+        with pytest.raises(StudyFileError, match=rf"no study '{name}' in .*: the file has first, second"):
             load_study(f"{path}:{name}")
 
 
@@ -446,7 +448,7 @@ def test_one_study_under_two_names_is_one(write: Write) -> None:
 
 
 def test_names_are_told_where_the_only_study_is_not_the_one_asked_for(write: Write) -> None:
-    with pytest.raises(StudyFileError, match="no 'x' in it, it has none"):
+    with pytest.raises(StudyFileError, match=r"no study 'x' in .*: the file has none"):
         load_study(f"{write('')}:x")
 
 

@@ -82,7 +82,7 @@ def test_an_option_of_any_text_is_hidden(password: str) -> None:
 
 def test_errors_hide_passwords_also_in_their_arguments() -> None:
     for form in FORMS:
-        error = StorageSchemaError(f"the tables in {form} must be of this version")
+        error = StorageSchemaError(f"the tables in {form} are not of this version")
         assert SECRET not in f"{error} {error!r} {error.args}"
         with pytest.raises(ValueError, match=r"127|TOKEN|KEY") as raised:
             raise ValueError(form)

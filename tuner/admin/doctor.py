@@ -59,7 +59,7 @@ def _packages() -> Row:
         return _row("packages", "fail", f"without {', '.join(missing)}", f"pip install {' '.join(missing)}")
     if (other := _other_tuner()) is not None:
         advice = (
-            "both put a package `tuner` into the same folder: `pip uninstall tuner tuner-jax`, "
+            "both install a package `tuner` into the same folder: `pip uninstall tuner tuner-jax`, "
             "then `pip install -e .` in the clone of tuner"
         )
         return _row("packages", "fail", f"tuner {other} beside {DISTRIBUTION}", advice)
@@ -79,12 +79,12 @@ def _devices() -> Row:
         machine = find_devices()
         done = subprocess.run([sys.executable, "-c", _JAX], capture_output=True, text=True, timeout=_TIMEOUT_S)
     except TunerError as error:
-        return _row("devices", "fail", str(error), "mend the variable")
+        return _row("devices", "fail", str(error), "fix the variable")
     except subprocess.TimeoutExpired:
-        found = f"JAX has not found its devices within {_TIMEOUT_S:.0f} s"
+        found = f"JAX did not find its devices within {_TIMEOUT_S:.0f} s"
         return _row("devices", "fail", found, "another process may hold them; see nvidia-smi")
     if done.returncode != 0:
-        return _row("devices", "fail", done.stderr.strip().rpartition("\n")[2], "JAX must start: see its error")
+        return _row("devices", "fail", done.stderr.strip().rpartition("\n")[2], "JAX does not start: see its error")
     backend, count, kind = done.stdout.strip().rpartition("\n")[2].split("|")
     found = f"{machine.kind} {','.join(map(str, machine.ids))}; JAX sees {count} of kind {kind}"
     if machine.kind != "cpu" and backend == "cpu":
@@ -99,7 +99,7 @@ def _storage(url: str) -> list[Row]:
     shown = hide_password(url)
     try:
         if is_new_file(url):
-            return [_row("storage", "ok", f"{shown}: not there yet, the first launch makes it")]
+            return [_row("storage", "ok", f"{shown}: does not exist yet; the first launch creates it")]
         engine = connect(url)
         try:
             health = read_health(engine)
@@ -109,21 +109,27 @@ def _storage(url: str) -> list[Row]:
         return [_row("storage", "fail", str(error), "see the message")]
     trip = f"{1000 * health.round_trip_s:.1f} ms a statement"
     is_slow = health.round_trip_s > _SLOW_S
-    advice = "a report takes one statement, a trial some thirty: move the workers nearer to it" if is_slow else None
+    advice = (
+        "a report takes one statement, a trial about thirty: move the workers closer to the database"
+        if is_slow
+        else None
+    )
     rows = [_row("storage", "warn" if is_slow else "ok", f"{shown}: {health.server}, {trip}", advice)]
     rows.append(_row("tables", "ok" if health.tables_fit else "fail", health.tables))
     if health.unknown_zones:
         from tuner.storage.sql.zones import ADVICE
 
-        rows.append(_row("times", "warn", f"those of {health.unknown_zones} trials are of an unknown zone", ADVICE))
+        rows.append(
+            _row("times", "warn", f"the times of {health.unknown_zones} trials have an unknown time zone", ADVICE)
+        )
     if health.connections is not None:
         used, most = health.connections
         is_full = used > 0.8 * most
-        advice = "a worker takes two, a launcher one: raise max_connections, or put PgBouncer before it"
+        advice = "a worker takes two, a launcher one: raise max_connections, or use PgBouncer"
         rows.append(_row("connections", "warn" if is_full else "ok", f"{used} of {most}", advice if is_full else None))
         is_off = abs(health.ahead_s) > _SKEW_S
-        advice = "leases go by the database's clock, so this does no harm; times in logs will not fit"
-        found = f"the database's is {health.ahead_s:+.2f} s ahead"
+        advice = "leases use the database's clock, so this is harmless; only times in logs differ"
+        found = f"the database's clock is {health.ahead_s:+.2f} s ahead"
         rows.append(_row("clock", "warn" if is_off else "ok", found, advice if is_off else None))
     return rows
 
@@ -131,13 +137,13 @@ def _storage(url: str) -> list[Row]:
 def _disk(artifacts: Path) -> Row:
     place = next(path for path in (artifacts, *artifacts.parents) if path.exists())
     if not place.is_dir():
-        return _row("disk", "fail", f"{place} is no folder", "give --artifacts, or set TUNER_ARTIFACTS")
+        return _row("disk", "fail", f"{place} is not a folder", "pass --artifacts, or set TUNER_ARTIFACTS")
     if not os.access(place, os.W_OK):
-        return _row("disk", "fail", f"{place} cannot be written to", "give --artifacts, or set TUNER_ARTIFACTS")
+        return _row("disk", "fail", f"{place} is not writable", "pass --artifacts, or set TUNER_ARTIFACTS")
     usage = shutil.disk_usage(place)
     found = f"{usage.free / 1e9:.1f} GB free of {usage.total / 1e9:.1f} for checkpoints in {artifacts}"
     if usage.free < _FEW_BYTES:
-        return _row("disk", "warn", found, "`tuner gc STUDY` removes checkpoints of hopeless trials")
+        return _row("disk", "warn", found, "`tuner gc STUDY` removes the checkpoints of all but the best trials")
     return _row("disk", "ok", found)
 
 
@@ -160,7 +166,7 @@ def _tracking(env: Mapping[str, str]) -> Row:
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         found = f"{shown} does not answer: {hide_password(str(reason))}"
-        return _row("tracking", "warn", found, "trials run all the same; what is missing is sent later")
+        return _row("tracking", "warn", found, "trials still run; missing data is sent later")
 
 
 def _health_page(uri: str) -> str:

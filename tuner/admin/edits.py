@@ -24,7 +24,7 @@ from tuner.storage.read.queries import (
     read_standings,
     read_trial,
 )
-from tuner.storage.read.ranking import superfluous
+from tuner.storage.read.ranking import removable
 from tuner.trial import Outcome
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def enqueue(url: str, name: str, words: Mapping[str, str]) -> dict[str, Any]:
     finally:
         engine.dispose()
     if not known:
-        raise UsageError(f"hyperparameters are known from a study's first trial on: {name!r} has none yet; launch it")
+        raise UsageError(f"study {name!r} has no trials yet, so its hyperparameters are unknown: launch it first")
     params = {key: _parse(key, word, known, name) for key, word in words.items()}
     conditions = conditions_in(study.record.get("space", {}), known)
     for key in params:
@@ -76,7 +76,7 @@ def _parse(key: str, word: str, known: Mapping[str, list[str]], study: str) -> A
         found = [value for value in _readings(domain, word) if _contains(domain, value)]
         if found:
             return found[0]
-    raise UsageError(f"{key} must lie in {' or '.join(map(_describe, domains))}: got {word!r}")
+    raise UsageError(f"{key} must be in {' or '.join(map(_describe, domains))}: got {word!r}")
 
 
 def conditions_in(space: Mapping[str, str], known: Mapping[str, list[str]]) -> dict[str, list[tuple[str, str]]]:
@@ -133,8 +133,8 @@ def _check_exists(
     others = {choice: params[choice] for choice, _ in conditions[name] if choice in params}
     found = ", ".join(f"{choice}={value}" for choice, value in others.items())
     if found:
-        raise UsageError(f"a trial must have what it is queued with: {name} needs {needed}, got {found}")
-    raise UsageError(f"a trial must have what it is queued with: {name} needs {needed}; give that as well")
+        raise UsageError(f"hyperparameter {name} needs {needed}: got {found}")
+    raise UsageError(f"hyperparameter {name} needs {needed}; give that as well")
 
 
 def _readings(domain: BaseDistribution, word: str) -> list[Any]:
@@ -179,13 +179,11 @@ def retry(url: str, name: str, number: int) -> None:
         engine.dispose()
     if trial.outcome not in (Outcome.FAILED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY):
         raise UsageError(
-            f"a trial that is tried again must have failed, diverged or run out of memory: trial {number} of {name!r} "
-            f"is {trial.outcome}; `tuner reproduce` runs one again as it was, `tuner enqueue` takes its hyperparameters"
+            f"cannot retry trial {number} of {name!r}, which is {trial.outcome}: only trials that failed, diverged "
+            "or ran out of memory can be retried; `tuner reproduce` trains this one again"
         )
     if not trial.hparams:
-        raise UsageError(
-            f"a trial that is tried again must have hyperparameters: trial {number} failed before it had any"
-        )
+        raise UsageError(f"cannot retry trial {number} of {name!r}: it failed before its hyperparameters were sampled")
     _queue(url, name, trial.hparams, {"retry_of": number})
 
 
@@ -277,7 +275,7 @@ def delete(url: str, name: str, folder: Path | None) -> None:
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
         if folder.exists():
-            raise TunerError(f"the study is deleted, its checkpoints must be removed by hand: {folder} is still there")
+            raise TunerError(f"the study is deleted, but not its checkpoints: remove {folder} by hand")
 
 
 def clear(engine: Engine, name: str, artifacts: Path, keep: int) -> tuple[list[int], int]:
@@ -297,7 +295,7 @@ def clear(engine: Engine, name: str, artifacts: Path, keep: int) -> tuple[list[i
     identity = read_identity(engine, study.study_id)
     folder = None if identity is None else study_folder(artifacts, name, identity)
     if folder is None or not folder.is_dir():
-        raise UsageError(f"the checkpoints of {name!r} must be in {artifacts}: they are not; give --artifacts")
+        raise UsageError(f"no checkpoints of {name!r} in {artifacts}: pass their folder with --artifacts")
     maximize = study.maximize[0]
     # Also those that other seeds have shown to be the best, and of several objectives the whole front.
     best = (
@@ -305,7 +303,7 @@ def clear(engine: Engine, name: str, artifacts: Path, keep: int) -> tuple[list[i
     )
 
     def hopeless(numbers: Collection[int]) -> list[int]:
-        found = superfluous(engine, study.study_id, numbers, keep, maximize=maximize)
+        found = removable(engine, study.study_id, numbers, keep, maximize=maximize)
         return [number for number in found if number not in best]
 
     return collect(folder, hopeless)

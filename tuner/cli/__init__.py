@@ -76,7 +76,7 @@ app.add_typer(dashboard.user)
 
 
 def main() -> None:
-    """Run the command line; every error that `tuner` raises on purpose is one line on stderr."""
+    """Run the command line; every `TunerError` is printed as one line on stderr."""
     _open_standard_streams()
     clean_traces()
     for stream in (sys.stdout, sys.stderr):
@@ -100,7 +100,7 @@ def main() -> None:
 
 
 def _run() -> None:
-    """Run the command; a reader of its results that has gone does not change its exit status."""
+    """Run the command; a closed pipe on stdout does not change its exit status."""
     try:
         app()
     except SystemExit:
@@ -112,7 +112,7 @@ def _run() -> None:
 
 
 def _fail(error: TunerError) -> None:
-    """Say an error in one line and end; with --debug raise what is being handled, with its trace."""
+    """Print an error in one line and exit; with --debug raise it instead, with its traceback."""
     if os.environ.get(DEBUG_VARIABLE):
         raise
     tell(str(error), "error", "error", exit_status=error.exit_status)
@@ -120,7 +120,7 @@ def _fail(error: TunerError) -> None:
 
 
 def _open_standard_streams() -> None:
-    """Open standard streams that were closed, as by `2>&-`: a database must not get their numbers."""
+    """Open standard streams that were closed, as by `2>&-`, so that no database file gets descriptor 0, 1 or 2."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)

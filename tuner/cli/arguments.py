@@ -23,19 +23,19 @@ class Format(enum.StrEnum):
 
 
 class LogFormat(enum.StrEnum):
-    """What a command says on stderr."""
+    """The format of the log on stderr."""
 
     TEXT = "text"
     JSON = "json"
 
 
 FileArgument = Annotated[
-    str, typer.Argument(metavar="FILE", help="Python file with a Study in it; FILE:NAME where it has several.")
+    str, typer.Argument(metavar="FILE", help="Python file that defines a Study; FILE:NAME if it defines several.")
 ]
 
 
 def complete_study(context: typer.Context, incomplete: str) -> list[str]:
-    """Return the studies whose names begin so; none, without a word, where the storage cannot be read."""
+    """Return the studies whose names start with `incomplete`; none if the storage cannot be read."""
     from tuner.errors import TunerError
     from tuner.storage import connect, storage_url
     from tuner.storage.read.queries import read_studies
@@ -43,7 +43,7 @@ def complete_study(context: typer.Context, incomplete: str) -> list[str]:
     try:
         engine = connect(storage_url(context.params.get("storage")))
         try:
-            # The shell prints them: none may steer the terminal.
+            # The shell prints them: skip names with control characters.
             names = [study.name for study in read_studies(engine) if study.name.isprintable()]
             return [name for name in names if name.startswith(incomplete)]
         finally:
@@ -61,7 +61,7 @@ StorageOption = Annotated[
     typer.Option(
         "--storage",
         metavar="URL",
-        help="sqlite:///FILE or postgresql://...; $TUNER_STORAGE, else sqlite:///tuner.db, by default.",
+        help="Database URL: sqlite:///FILE or postgresql://...  [default: $TUNER_STORAGE, or sqlite:///tuner.db]",
         show_default=False,
     ),
 ]
@@ -70,7 +70,7 @@ ArtifactsOption = Annotated[
     typer.Option(
         "--artifacts",
         metavar="DIR",
-        help="Folder for checkpoints; $TUNER_ARTIFACTS, else tuner-artifacts, by default.",
+        help="Folder for checkpoints.  [default: $TUNER_ARTIFACTS, or tuner-artifacts]",
         show_default=False,
     ),
 ]
@@ -79,14 +79,14 @@ MlflowOption = Annotated[
     typer.Option(
         "--mlflow",
         metavar="URI",
-        help="Send the study to this MLflow server; $MLFLOW_TRACKING_URI by default.",
+        help="URI of the MLflow tracking server.  [default: $MLFLOW_TRACKING_URI]",
         show_default=False,
     ),
 ]
 TensorboardOption = Annotated[
     str | None,
     typer.Option(
-        "--tensorboard", metavar="DIR", help="Write the study for TensorBoard into this folder.", show_default=False
+        "--tensorboard", metavar="DIR", help="Folder in which to write the study for TensorBoard.", show_default=False
     ),
 ]
 WandbOption = Annotated[
@@ -94,20 +94,21 @@ WandbOption = Annotated[
     typer.Option(
         "--wandb",
         metavar="PROJECT",
-        help="Send the study to this project, or ENTITY/PROJECT, of W&B.",
+        help="W&B project, or ENTITY/PROJECT, to send the study to.",
         show_default=False,
     ),
 ]
-FormatOption = Annotated[Format, typer.Option("--format", help="How to print.")]
+FormatOption = Annotated[Format, typer.Option("--format", help="Output format.")]
 TrialsOption = Annotated[
-    int | None, typer.Option("--trials", metavar="N", help="Trials in all, instead of the study's.", show_default=False)
+    int | None,
+    typer.Option("--trials", metavar="N", help="Total number of trials; overrides the study's.", show_default=False),
 ]
 WallHoursOption = Annotated[
     float | None,
     typer.Option(
         "--wall-hours",
         metavar="H",
-        help="Hours in which at least one worker may be at work on the study, instead of the study's.",
+        help="Budget in hours during which at least one worker runs; overrides the study's.",
         show_default=False,
     ),
 ]
@@ -116,32 +117,32 @@ DeviceHoursOption = Annotated[
     typer.Option(
         "--device-hours",
         metavar="H",
-        help="Hours of training, times the devices of each worker, instead of the study's.",
+        help="Device-hour budget; overrides the study's.",
         show_default=False,
     ),
 ]
 SeedOption = Annotated[
-    int | None, typer.Option("--seed", metavar="N", help="Seed, instead of the study's.", show_default=False)
+    int | None, typer.Option("--seed", metavar="N", help="Random seed; overrides the study's.", show_default=False)
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="A hyperparameter that is not searched; may be repeated."),
+    typer.Option("--set", metavar="NAME=VALUE", help="Fix a hyperparameter instead of searching it; may be repeated."),
 ]
 
 
 def split_pairs(what: str, words: list[str] | None) -> dict[str, str]:
-    """Return words of the kind NAME=VALUE as name -> value.
+    """Parse words of the form NAME=VALUE into a dictionary.
 
     Raises:
-        UsageError: one is not, or a name stands twice; the message begins with `what`.
+        UsageError: a word has another form, or a name is repeated; the message begins with `what`.
     """
     values = {}
     for word in words or []:
         name, separator, value = word.partition("=")
         if not separator or not name:
-            raise UsageError(f"{what} must be NAME=VALUE: got {word!r}")
+            raise UsageError(f"{what} must have the form NAME=VALUE: got {word!r}")
         if name.strip() in values:
-            raise UsageError(f"{what} must be given once: {name.strip()!r} stands twice")
+            raise UsageError(f"{what} is given twice: {name.strip()!r}")
         values[name.strip()] = value.strip()
     return values
 
@@ -154,13 +155,13 @@ def _set_log_format(format: LogFormat) -> LogFormat:
 
 LogFormatOption = Annotated[
     LogFormat,
-    typer.Option("--log-format", help="What is said on stderr: lines for people, or JSON.", callback=_set_log_format),
+    typer.Option("--log-format", help="Log format on stderr: text or json.", callback=_set_log_format),
 ]
 
 
 def _set_debug(is_on: bool) -> None:
     if is_on:
-        os.environ[DEBUG_VARIABLE] = "1"  # workers are to inherit it
+        os.environ[DEBUG_VARIABLE] = "1"  # workers inherit it
 
 
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show the whole trace of an error.", callback=_set_debug)]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.", callback=_set_debug)]

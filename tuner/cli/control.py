@@ -1,4 +1,4 @@
-"""What people do to a study by hand: safe while workers run, unless a command says otherwise."""
+"""Commands that change a study: safe while workers run, unless a command says otherwise."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from tuner.storage.artifacts import artifacts_folder
 def stop(study: StudyArgument, storage: StorageOption = None, debug: DebugOption = False) -> None:
     """Stop a study on all machines.
 
-    Its workers save their trials, give them back, and end within seconds; none starts before `tuner resume`.
+    Running workers save their trials, release them, and exit within seconds. No worker starts on the study until
+    `tuner resume`.
     For example: tuner stop digits_mlp
     """
     from tuner.storage.read.queries import find_study
@@ -29,7 +30,7 @@ def stop(study: StudyArgument, storage: StorageOption = None, debug: DebugOption
 
 
 def resume(study: StudyArgument, storage: StorageOption = None, debug: DebugOption = False) -> None:
-    """Let a stopped study be launched again, on any machine.
+    """Allow a stopped study to be launched again, on any machine.
 
     For example: tuner resume digits_mlp
     """
@@ -38,19 +39,21 @@ def resume(study: StudyArgument, storage: StorageOption = None, debug: DebugOpti
 
     engine = connect(storage_url(storage))
     was_stopped = resume_study(engine, find_study(engine, study).study_id)
-    words = "may be launched again" if was_stopped else "was not stopped"
+    words = "can be launched again" if was_stopped else "was not stopped"
     say(f"study {study!r} {words}")
 
 
 def enqueue(
     study: StudyArgument,
-    values: Annotated[list[str], typer.Argument(metavar="NAME=VALUE...", help="Hyperparameters; others are sampled.")],
+    values: Annotated[
+        list[str], typer.Argument(metavar="NAME=VALUE...", help="Hyperparameters; the rest are sampled.")
+    ],
     storage: StorageOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Queue a trial with given hyperparameters; the next free worker runs it.
 
-    It counts towards the study's trials.
+    The trial counts towards the study's number of trials.
     For example: tuner enqueue digits_mlp learning_rate=3e-3 width=128
     """
     from tuner.admin.edits import enqueue as enqueue_trial
@@ -62,7 +65,7 @@ def enqueue(
 
 
 def _warn_used_up(study: str, storage: str | None) -> None:
-    """Say so if a queued trial is not run until the study is launched for more."""
+    """Warn if a queued trial will not run until the study is launched with more trials."""
     from tuner.admin.edits import find_shortage
 
     engine = connect(storage_url(storage))
@@ -97,14 +100,14 @@ def retry(
 
 def delete(
     study: StudyArgument,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     artifacts: ArtifactsOption = None,
     storage: StorageOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Delete a study: its trials and its checkpoints on this machine. Asks first.
+    """Delete a study: its trials, and its checkpoints on this machine. Asks for confirmation.
 
-    Workers that are at it end.
+    Running workers stop.
     For example: tuner delete digits_mlp
     """
     from tuner.admin.edits import belongings
@@ -117,10 +120,10 @@ def delete(
     finally:
         engine.dispose()
     what = f"study {study!r}, its {found.trials} trials{f' and {found.folder}' if found.folder else ''}"
-    at_work = f"; workers at it: {found.workers}" if found.workers else ""
+    at_work = f"; running workers: {found.workers}" if found.workers else ""
     if not yes:
         if not sys.stdin.isatty():
-            raise UsageError(f"--yes must be given where nobody can be asked: would delete {what}{at_work}")
+            raise UsageError(f"cannot ask for confirmation without a terminal: pass --yes to delete {what}{at_work}")
         if not typer.confirm(f"delete {what}{at_work}?", err=True):
             say("nothing was deleted")
             return
@@ -130,14 +133,14 @@ def delete(
 
 def gc(
     study: StudyArgument,
-    keep: Annotated[int, typer.Option(metavar="K", help="How many of the best trials keep theirs.")] = 3,
+    keep: Annotated[int, typer.Option(metavar="K", help="How many of the best trials keep their checkpoints.")] = 3,
     artifacts: ArtifactsOption = None,
     storage: StorageOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Remove the checkpoints of trials that have ended and are not among the best.
 
-    Workers do so as they go; this is for when fewer are to be kept, or a worker died.
+    Workers do this as they run. Use this command to keep fewer checkpoints, or after a worker died.
     For example: tuner gc digits_mlp --keep 1
     """
     from tuner.admin.edits import clear
@@ -156,15 +159,19 @@ def gc(
 def upgrade(
     from_timezone: Annotated[
         str | None,
-        typer.Option(metavar="ZONE", help="Convert local times of earlier versions to UTC: America/New_York, UTC, ..."),
+        typer.Option(
+            metavar="ZONE",
+            help="Time zone of times stored by earlier versions, to convert them to UTC: America/New_York, UTC, ...",
+        ),
     ] = None,
     storage: StorageOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Bring a storage's tables to this version.
+    """Upgrade a storage's tables to this version.
 
-    Stop all workers first. Optuna's own tables are upgraded as well: older versions of Optuna can then not use them any
-    more. Programs of earlier versions stored some times in their local zone: --from-timezone converts these to UTC.
+    Back up the database and stop all workers first. This also upgrades Optuna's own tables; older versions of Optuna
+    can no longer use them. Earlier versions of tuner stored some times in local time: --from-timezone converts them to
+    UTC.
     For example: tuner upgrade --from-timezone America/New_York
     """
     from tuner.storage.sql.schema import upgrade as upgrade_tables

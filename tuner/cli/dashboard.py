@@ -1,4 +1,4 @@
-"""`tuner dashboard`, and `tuner user` for those who may use it."""
+"""`tuner dashboard`, and `tuner user` for its users."""
 
 from __future__ import annotations
 
@@ -11,42 +11,46 @@ from tuner.cli.arguments import DebugOption, StorageOption
 from tuner.dashboard.users import Role
 from tuner.errors import UsageError
 
-user = typer.Typer(name="user", help="Who may use the dashboard.", no_args_is_help=True, rich_markup_mode=None)
+user = typer.Typer(name="user", help="Manage the users of the dashboard.", no_args_is_help=True, rich_markup_mode=None)
 
-_FileOption = Annotated[Path, typer.Option("--users", metavar="FILE", help="The users file; made if there is none.")]
-_RoleOption = Annotated[Role, typer.Option("--role", help="A reader may look, an editor may also change.")]
+_FileOption = Annotated[
+    Path, typer.Option("--users", metavar="FILE", help="The users file; created if it does not exist.")
+]
+_RoleOption = Annotated[Role, typer.Option("--role", help="Readers cannot make changes; editors can.")]
 _NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The user's name.")]
 
 
 def dashboard(
     storage: StorageOption = None,
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Listen here; any address but loopback needs --users.")
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on; any other than loopback requires --users.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(metavar="N", help="Port to listen on; 0 takes a free one.")] = 8080,
+    port: Annotated[int, typer.Option(metavar="N", help="Port to listen on; 0 picks a free port.")] = 8080,
     users: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Let in these users alone; `tuner user` makes it.", show_default=False),
+        typer.Option(
+            metavar="FILE", help="Users file, made by `tuner user`; only these users can log in.", show_default=False
+        ),
     ] = None,
     tls_cert: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Serve TLS with this certificate (PEM).", show_default=False)
+        Path | None, typer.Option(metavar="FILE", help="TLS certificate (PEM); enables HTTPS.", show_default=False)
     ] = None,
     tls_key: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The certificate's key (PEM).", show_default=False)
+        Path | None, typer.Option(metavar="FILE", help="Private key of the certificate (PEM).", show_default=False)
     ] = None,
     behind_proxy: Annotated[
-        bool, typer.Option("--behind-proxy", help="Believe X-Forwarded-For and -Proto: a proxy sets them.")
+        bool, typer.Option("--behind-proxy", help="Trust X-Forwarded-For and X-Forwarded-Proto, which your proxy sets.")
     ] = False,
     prefix: Annotated[
-        str, typer.Option(metavar="PATH", help="Serve below this path, such as /tuner.", show_default=False)
+        str, typer.Option(metavar="PATH", help="URL path to serve under, such as /tuner.", show_default=False)
     ] = "",
     audit_log: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Append audit lines here, instead of to stderr.", show_default=False),
+        typer.Option(metavar="FILE", help="File to append audit lines to, instead of stderr.", show_default=False),
     ] = None,
     debug: DebugOption = False,
 ) -> None:
-    """Serve the dashboard of a storage: Optuna's, and pages on workers and checkpoints."""
+    """Serve Optuna's dashboard, with extra pages on workers and checkpoints."""
     from tuner.dashboard import Serving, check_serving, serve
     from tuner.storage import connect, storage_url
 
@@ -58,7 +62,7 @@ def dashboard(
 
 @user.command()
 def add(name: _NameArgument, users: _FileOption, role: _RoleOption, debug: DebugOption = False) -> None:
-    """Add a user with a password, which is asked for twice, or read as a line of standard input."""
+    """Add a user with a password, which is asked for twice, or read as one line from standard input."""
     from tuner.dashboard import add_user, hash_password
 
     add_user(users, name, role, hash_password(_password(name)))
@@ -66,7 +70,7 @@ def add(name: _NameArgument, users: _FileOption, role: _RoleOption, debug: Debug
 
 @user.command()
 def token(name: _NameArgument, users: _FileOption, role: _RoleOption, debug: DebugOption = False) -> None:
-    """Add a user with a bearer token for scripts, and print it: it cannot be shown again."""
+    """Add a user with a bearer token for scripts, and print the token; it cannot be shown again."""
     from tuner.dashboard import add_user, hash_token, new_token
 
     made = new_token()
@@ -81,6 +85,6 @@ def _password(name: str) -> str:
     if not sys.stdin.isatty():
         return sys.stdin.readline().removesuffix("\n")
     first = getpass.getpass(f"password of {name}: ")
-    if getpass.getpass("the same again: ") != first:
-        raise UsageError("the password must be typed twice alike: the two differ")
+    if getpass.getpass("repeat the password: ") != first:
+        raise UsageError("the two passwords differ: run the command again")
     return first

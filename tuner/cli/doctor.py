@@ -16,9 +16,9 @@ def doctor(
     format: FormatOption = Format.TABLE,
     debug: DebugOption = False,
 ) -> None:
-    """Look whether all is well here: Python, devices, storage, clock, disk, tracking.
+    """Check this machine's setup: Python, devices, storage, clock, disk, tracking.
 
-    Changes nothing. Exit status 1 if something fails.
+    Makes no changes. Exit status 1 if a check fails.
     For example: tuner doctor --storage postgresql://tuner@db/tuner
     """
     from tuner.admin.doctor import examine

@@ -12,7 +12,7 @@ _LARGEST = "2**31 - 1"
 
 
 def explained(error: BaseException) -> TunerError | None:
-    """Return what an error means to the person who typed the command; None if it is a fault of this program."""
+    """Return an error with a message for the user who typed the command; None if it is a bug in tuner."""
     for one in _chain(error):
         found = _explained(one)
         if found is not None:
@@ -37,15 +37,20 @@ def _explained(error: BaseException) -> TunerError | None:
     if code in ("42P01", "42703") or (
         isinstance(error, sqlite3.OperationalError) and text.startswith(("no such table", "no such column"))
     ):
-        return StorageSchemaError("the storage's tables must be of this version: make a backup and run `tuner upgrade`")
+        return StorageSchemaError(
+            "the storage's tables are not of this version: back up the database, stop all workers, "
+            "then run `tuner upgrade`"
+        )
     if code == "22003" or (isinstance(error, OverflowError) and "SQLite INTEGER" in text):
-        return UsageError(f"a number must be at most {_LARGEST} to be stored: one that was given is larger")
+        return UsageError(f"a number is too large to be stored: the largest is {_LARGEST}")
     if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
-        return UsageError(f"a text must be UTF-8 to be stored or written: got {error.object[:100]!r}")
+        return UsageError(f"a text is not valid UTF-8, so it cannot be stored or written: {error.object[:100]!r}")
     if isinstance(error, ValueError) and ("NUL (0x00)" in text or "embedded null" in text):
-        return UsageError("a text must have no NUL character to be stored: one that was given has")
+        return UsageError("a text contains a NUL character, so it cannot be stored")
     if isinstance(error, RecursionError) and _is_in_json(error):
-        return TunerError("the JSON of an attribute in the storage must be nested less deeply to be read: remove it")
+        return TunerError(
+            "the JSON of an attribute in the storage is nested too deeply to be read: remove the attribute"
+        )
     return None
 
 

@@ -15,24 +15,28 @@ from tuner.storage import connect, storage_url
 
 def export(
     study: StudyArgument,
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="FILE.csv, FILE.json, FILE.parquet or FILE.zip.")],
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="PATH", help="Output file: FILE.csv, FILE.json, FILE.parquet or FILE.zip (a bundle)."),
+    ],
     trial: Annotated[
-        int | None, typer.Option(metavar="NUMBER", help="The trial to bundle (.zip); the best by default.")
+        int | None, typer.Option(metavar="NUMBER", help="The trial to bundle (.zip).  [default: the best trial]")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")] = False,
     storage: StorageOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Write a study's trials to a file, or one trained model to a bundle that runs.
+    """Export a study's trials to a file, or one trained model to a self-contained bundle.
 
-    A bundle has the checkpoint, hyperparameters, the study's file and versions; its run.py evaluates the model.
+    A bundle contains the checkpoint, the hyperparameters, the study's file and package versions. Its run.py evaluates
+    the model.
     For example: tuner export digits_mlp trials.parquet, or tuner export digits_mlp best.zip --trial 16
     """
     from tuner.results.export import export_bundle, export_trials
 
     is_bundle = path.suffix.lower() == ".zip"
     if trial is not None and not is_bundle:
-        raise UsageError(f"--trial is for bundles (.zip): got {str(path)!r}")
+        raise UsageError(f"--trial works only with a bundle (.zip): got {str(path)!r}")
     engine = connect(storage_url(storage))
     try:
         if is_bundle:

@@ -21,26 +21,33 @@ def plot(
         typer.Argument(
             metavar="KIND",
             help="history, intermediate, importances, parallel, contour, slice, edf, pareto, timeline, rungs, savings; "
-            "picture, which a study draws of a model (Study(picture=...)); or report: a page with all of a study.",
+            "picture (drawn by Study(picture=...)), report (an HTML page with all of a study).",
         ),
     ],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="FILE.png or FILE.svg, of a report FILE.html; STUDY-KIND.png by default."),
+        typer.Option(
+            metavar="FILE",
+            help="Output file: FILE.png or FILE.svg; FILE.html for a report.  [default: STUDY-KIND.png or .html]",
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")] = False,
     trial: Annotated[
         int | None,
-        typer.Option(metavar="NUMBER", help="The trial whose model is drawn (picture); the best by default."),
+        typer.Option(
+            metavar="NUMBER", help="For a picture, the trial whose model is drawn.  [default: the best trial]"
+        ),
     ] = None,
     file: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="The study's file (picture); that the trial ran with by default."),
+        typer.Option(
+            metavar="FILE", help="For a picture, the study's file.  [default: the file that the trial ran with]"
+        ),
     ] = None,
     storage: StorageOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Draw a study, for a paper or as one page for the browser that needs nothing else.
+    """Plot a study as an image, or write a self-contained HTML report.
 
     For example: tuner plot digits_mlp history --out history.svg, or tuner plot digits_mlp report --out report.html, or
     tuner plot digits_simclr picture --trial 7
@@ -57,7 +64,7 @@ def plot(
 
         for option, value in (("--trial", trial), ("--file", file)):
             if value is not None:
-                raise UsageError(f"{option} is for a picture, which is drawn of a trial's model: got {kind!r}")
+                raise UsageError(f"{option} works only with a picture: got {kind!r}")
         draw_plot(storage_url(storage), study, kind, path, force=force)
     say(f"{what} of {study!r} written to {path}")
 

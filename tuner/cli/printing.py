@@ -84,12 +84,12 @@ def as_text(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value as a table shows it, in one line and with nothing that a terminal obeys."""
+    """Return a value as a table shows it, in one line, without control characters."""
     return one_line(as_text(value))
 
 
 def _print_table(rows: Sequence[Row]) -> None:
-    """Print rows as a table; on a terminal without the hyperparameters that do not fit, which are then named."""
+    """Print rows as a table; on a terminal, hide hyperparameters that do not fit and name them on stderr."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -107,21 +107,21 @@ def _print_table(rows: Sequence[Row]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in fitting:
         is_number = any(isinstance(row.get(column), int | float) for row in rows)
-        # Words are folded where they must be, numbers never.
+        # Words may wrap, numbers never do.
         table.add_column(
             Text(one_line(column)), justify="right" if is_number else "left", overflow="fold",
             min_width=widths[column] if is_number or column in _RESULT_COLUMNS else None,
         )  # fmt: skip
     for row in rows:
-        table.add_row(*(Text(shown(row.get(column))) for column in fitting))  # a bracket is no markup
+        table.add_row(*(Text(shown(row.get(column))) for column in fitting))  # a bracket is not markup
     console.print(table)
     left_out = [column for column in columns if column not in fitting]
     if left_out:
-        say(f"not shown for want of room: {', '.join(left_out)}")
+        say(f"hidden columns: {', '.join(left_out)}")
 
 
 def _is_told(column: str, value: Any) -> bool:
-    """Return whether a value makes its column worth its room: not where no trial diverged, say."""
+    """Return whether a value makes its column worth showing. A count of 0 diverged trials, for example, does not."""
     return value is not None and not (column in _COUNTS and value == 0)
 
 
@@ -137,7 +137,7 @@ def _fitting(widths: Mapping[str, int], room: int) -> list[str]:
 
 
 def _print_attempts(attempts: list[Row]) -> None:
-    """Print who ran a trial, if it was more than one run; with the errors of those before the last."""
+    """Print the attempts of a trial, if there are several, with the errors of all but the last."""
     if len(attempts) < 2:
         return
     print("attempts")
@@ -149,7 +149,7 @@ def _print_attempts(attempts: list[Row]) -> None:
 
 
 def _print_curves(reports: list[Row]) -> None:
-    """Print each metric's course over the epochs in a line, and its last value."""
+    """Print each metric's curve over the epochs in one line, and its last value."""
     curves: dict[str, list[float]] = {}
     for report in reports:
         for name, value in (report["metrics"] or {"value": report["value"]}).items():
@@ -182,7 +182,7 @@ def _print_confirmed(confirmed: Row | None) -> None:
 
 
 def _print_ran_with(about: Row) -> None:
-    """Print where a trial ran last and with what."""
+    """Print the host, devices, file and versions of the last attempt."""
     for key in ("host", "devices", "file"):
         if about.get(key):
             print(f"{key:<20} {shown(about[key])}")
@@ -194,7 +194,7 @@ def _print_ran_with(about: Row) -> None:
 
 
 def print_fields(row: Row) -> None:
-    """Print one row, a field a line; what is unknown is left out."""
+    """Print one row, one field per line, without the fields that are None."""
     for key, value in row.items():
         if key == "hparams" or (key == "constraints" and value):
             print(key)

@@ -17,7 +17,10 @@ from tuner.trial import Report
 FileOption = Annotated[
     str | None,
     typer.Option(
-        "--file", metavar="FILE", help="The study's file; that of its latest worker by default.", show_default=False
+        "--file",
+        metavar="FILE",
+        help="The study's file.  [default: that of the study's latest worker]",
+        show_default=False,
     ),
 ]
 
@@ -26,7 +29,7 @@ def reproduce(
     study: StudyArgument,
     number: Annotated[int, typer.Argument(metavar="NUMBER", help="The trial's number.")],
     tolerance: Annotated[
-        float, typer.Option(metavar="X", help="The relative difference up to which numbers match.")
+        float, typer.Option(metavar="X", help="Largest relative difference at which numbers still match.")
     ] = 1e-4,
     file: FileOption = None,
     fixed: SetOption = None,
@@ -34,10 +37,10 @@ def reproduce(
     format: FormatOption = Format.TABLE,
     debug: DebugOption = False,
 ) -> None:
-    """Train a trial again from its seed, and say whether its numbers come back.
+    """Train a trial again from its seed and check that its results match.
 
-    Nothing is stored. On the same kind of machine with the same versions they come back bit for bit. Exit status 1 if
-    they do not match.
+    Nothing is stored. On the same kind of machine with the same package versions, results are identical, bit for bit.
+    Exit status 1 if they do not match.
     For example: tuner reproduce digits_mlp 16
     """
     from tuner.launch.devices import settle
@@ -45,7 +48,7 @@ def reproduce(
     from tuner.worker.rerun import reproduce as reproduce_trial
 
     if not 0 <= tolerance < 1:
-        raise UsageError(f"--tolerance must lie in [0, 1): got {tolerance}")
+        raise UsageError(f"--tolerance must be at least 0 and below 1: got {tolerance}")
     settle(os.environ)
     engine = connect(storage_url(storage))
     try:
@@ -56,7 +59,7 @@ def reproduce(
     emit([{key: _plain(value) for key, value in vars(one).items()} for one in found], format)
     worst = max(found, key=lambda one: one.difference)
     if worst.difference == 0:
-        say(f"trial {number} of {study!r} is the same, bit for bit")
+        say(f"trial {number} of {study!r} is identical, bit for bit")
     else:
         verdict = "matches" if worst.difference <= tolerance else "does not match"
         difference = f"the largest relative difference is {worst.difference:.3g} ({worst.metric})"
@@ -77,18 +80,18 @@ def _plain(value: object) -> object:
 
 def confirm(
     study: StudyArgument,
-    count: Annotated[int, typer.Option("-n", metavar="K", help="How many of the best trials.")] = 5,
-    seeds: Annotated[int, typer.Option(metavar="N", help="How many other seeds for each.")] = 3,
+    count: Annotated[int, typer.Option("-n", metavar="K", help="Number of best trials to train again.")] = 5,
+    seeds: Annotated[int, typer.Option(metavar="N", help="Number of other seeds for each trial.")] = 3,
     file: FileOption = None,
     fixed: SetOption = None,
     storage: StorageOption = None,
     format: FormatOption = Format.TABLE,
     debug: DebugOption = False,
 ) -> None:
-    """Train the best trials again with other seeds, to see how much of their values was luck.
+    """Train the best trials again with other seeds, to measure how much of their values is luck.
 
-    `tuner best` ranks by the mean of these from then on, with a 95 % interval, and says which trials cannot be told
-    apart. The study's baseline, if it has one, is trained again as well. Run it again with more seeds to add to them.
+    Afterwards `tuner best` ranks these trials by their mean over the seeds, with a 95 % interval, and names those that
+    cannot be told apart. The study's baseline is trained again too. Run the command again with more seeds to add them.
     For example: tuner confirm digits_mlp -n 5 --seeds 3
     """
     from tuner.cli.show import say_how_sure

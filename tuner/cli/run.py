@@ -39,7 +39,7 @@ from tuner.launch.signals import end_on_signals
 from tuner.trial import Event, Stop, print_event
 
 _GRACE_S = 10.0
-"""How long a worker without a launcher may take to give its trial back."""
+"""How long a worker may take to release its trial after its launcher exited, in seconds."""
 
 
 def launch(
@@ -47,11 +47,11 @@ def launch(
     storage: StorageOption = None,
     workers: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Worker processes; one a device (of CPUs at most 4) by default."),
+        typer.Option(metavar="N", help="Number of worker processes.  [default: one per device; on CPUs at most 4]"),
     ] = None,
-    devices: Annotated[str, typer.Option(metavar="LIST", help="auto, or device numbers as in 0,1.")] = "auto",
+    devices: Annotated[str, typer.Option(metavar="LIST", help="auto, or device numbers such as 0,1.")] = "auto",
     devices_per_worker: Annotated[
-        int | None, typer.Option(metavar="N", help="Devices that each worker holds; 1 by default.")
+        int | None, typer.Option(metavar="N", help="Number of devices for each worker.  [default: 1]")
     ] = None,
     trials: TrialsOption = None,
     wall_hours: WallHoursOption = None,
@@ -67,7 +67,7 @@ def launch(
         typer.Option(
             "--metrics-port",
             metavar="N",
-            help="Serve metrics for Prometheus on this port, 0 for a free one; off by default.",
+            help="Port on which to serve Prometheus metrics; 0 picks a free port.  [default: off]",
             show_default=False,
         ),
     ] = None,
@@ -76,20 +76,22 @@ def launch(
         typer.Option(
             "--metrics-host",
             metavar="ADDRESS",
-            help="Serve them on this address; 127.0.0.1 by default. They have no login.",
+            help="Address on which to serve the metrics; they need no login.  [default: 127.0.0.1]",
             show_default=False,
         ),
     ] = None,
     log_format: LogFormatOption = LogFormat.TEXT,
     live: Annotated[
         bool | None,
-        typer.Option("--live/--no-live", help="A table that is redrawn, or lines; the table on a terminal by default."),
+        typer.Option(
+            "--live/--no-live", help="Show a live table, or one line per update.  [default: live on a terminal]"
+        ),
     ] = None,
     debug: DebugOption = False,
 ) -> None:
     """Run a study with several workers.
 
-    Ends when the budget of trials is spent. Run it again to resume a study, or to add trials with --trials.
+    Ends when the budget is used up. Run it again to resume a study, or to add trials with --trials.
     """
     from tuner.launch import launch as launch_study
 
@@ -132,7 +134,8 @@ def worker(
 ) -> None:
     """Run one worker in the foreground.
 
-    What launch starts, and what a container runs; any number may work on one study.
+    `tuner launch` starts workers itself. Run them directly in containers or under a scheduler; any number can share a
+    study.
     """
     from tuner.launch.devices import settle
     from tuner.launch.launcher import check_number
@@ -163,7 +166,7 @@ def worker(
 
 
 def _work_for_launcher(work: Callable[[Callable[[Event], None]], None], pipe: TextIO) -> None:
-    """Run a worker whose events, and whose last word if the study is wrong, go to its launcher."""
+    """Run a worker that sends its events, and an error in the study, to its launcher."""
 
     def say(event: Event) -> None:
         # A launcher that has died reads nothing; its end stops this worker by another way.

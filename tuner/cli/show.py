@@ -30,7 +30,7 @@ def _engine(storage: str | None) -> Iterator[Engine]:
 
 
 def studies(storage: StorageOption = None, format: FormatOption = Format.TABLE, debug: DebugOption = False) -> None:
-    """List the studies of a storage, with what each is doing.
+    """List the studies of a storage with their state.
 
     For example: tuner studies --storage postgresql://tuner@db/tuner
     """
@@ -46,16 +46,18 @@ def trials(
         list[str] | None,
         typer.Option(
             metavar="CONDITION",
-            help="Only trials for which it holds, as in 'learning_rate<1e-3', optimizer=adam or, of several objectives,"
-            " 'values.loss<1'; may be repeated.",
+            help="Only trials that meet this condition: 'learning_rate<1e-3', optimizer=adam or, for several"
+            " objectives, 'values.loss<1'; may be repeated.",
         ),
     ] = None,
-    outcome: Annotated[list[Outcome] | None, typer.Option(help="Only trials that stand so; may be repeated.")] = None,
+    outcome: Annotated[
+        list[Outcome] | None, typer.Option(help="Only trials with this outcome; may be repeated.")
+    ] = None,
     sort: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="A column or hyperparameter to sort by; -NAME for the largest first."),
+        typer.Option(metavar="NAME", help="Column or hyperparameter to sort by; -NAME puts the largest first."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(metavar="N", help="How many trials at most.")] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Maximum number of trials to list.")] = None,
     storage: StorageOption = None,
     format: FormatOption = Format.TABLE,
     debug: DebugOption = False,
@@ -77,7 +79,7 @@ def best(
     study: StudyArgument,
     count: Annotated[
         int | None,
-        typer.Option("-n", metavar="K", help="How many trials; by default one, or the whole Pareto front."),
+        typer.Option("-n", metavar="K", help="Number of trials.  [default: 1, or the whole Pareto front]"),
     ] = None,
     storage: StorageOption = None,
     format: FormatOption = Format.TABLE,
@@ -85,8 +87,8 @@ def best(
 ) -> None:
     """List the best trials of a study.
 
-    Complete trials that satisfy their constraints; of a study with several objectives, its Pareto front. Those that
-    `tuner confirm` has trained again come first, by their mean over other seeds, with its 95 % interval.
+    Lists complete trials that satisfy their constraints; for several objectives, the Pareto front. Trials that `tuner
+    confirm` has trained again come first, ranked by their mean over the seeds, with its 95 % interval.
     For example: tuner best digits_mlp -n 5 --format json
     """
     from tuner.results.rows import no_feasible
@@ -103,7 +105,7 @@ def best(
 
 
 def say_how_sure(rows: Sequence[Row]) -> None:
-    """Say on stderr how the best compares with the other trials and with the baseline."""
+    """Print on stderr how the best trial compares with the others and with the baseline."""
     say_ties(rows)
     _say_baseline(rows)
 
@@ -123,7 +125,7 @@ def _say_baseline(rows: Sequence[Row]) -> None:
     by = f"trial {number} is {'worse' if better_by < 0 else 'better'} than {than} by {as_text(abs(better_by))}"
     if baseline["low"] is None:
         known = f"over {seeds} seeds that show no noise" if seeds > 1 else "of one seed"
-        say(f"{by}, {known}: `tuner confirm` with more seeds says how sure that is")
+        say(f"{by}, {known}: `tuner confirm` with more seeds shows how certain that is")
         return
     sign = -1 if better_by < 0 else 1
     low, high = sorted((sign * float(baseline["low"]), sign * float(baseline["high"])))
@@ -132,7 +134,7 @@ def _say_baseline(rows: Sequence[Row]) -> None:
 
 
 def say_ties(rows: Sequence[Row]) -> None:
-    """Say on stderr which trials cannot be told apart from the best, if other seeds have been tried."""
+    """Print on stderr which trials cannot be told apart from the best, if other seeds were tried."""
     confirmed = rows[0].get("confirmed") if rows else None
     tied = [str(number) for number in confirmed["tied_with"]] if confirmed else []
     if tied:
@@ -157,7 +159,7 @@ def show(
 ) -> None:
     """Show one trial.
 
-    Its hyperparameters, timings, curves, error, who ran it, and with what versions.
+    Prints its hyperparameters, times, curves, errors, workers and package versions.
     For example: tuner show digits_mlp 16
     """
     from tuner.results.rows import show_row
@@ -178,9 +180,10 @@ def compare(
     format: FormatOption = Format.TABLE,
     debug: DebugOption = False,
 ) -> None:
-    """Lay studies side by side.
+    """Compare studies.
 
-    Best and median of the (first) objective, trials, device hours, and the hours that pruning saved: an estimate.
+    Prints the best and median of the (first) objective, the number of trials, device hours, and an estimate of the
+    hours that pruning saved.
     For example: tuner compare digits_mlp digits_cnn
     """
     from tuner.results.compare import compare_rows
@@ -195,10 +198,10 @@ def importance(
     format: FormatOption = Format.TABLE,
     debug: DebugOption = False,
 ) -> None:
-    """Say which hyperparameters matter, by two methods.
+    """Rank hyperparameters by importance (PED-ANOVA and fANOVA).
 
-    PED-ANOVA asks what tells the best tenth of the trials from the others, fANOVA what the objective varies with over
-    the whole space. Whether they agree is said on stderr.
+    PED-ANOVA finds what distinguishes the best tenth of the trials from the rest; fANOVA finds what the objective
+    varies with over the whole space. A line on stderr says whether they agree.
     For example: tuner importance digits_mlp
     """
     from tuner.results.compare import importance_rows
@@ -210,7 +213,7 @@ def importance(
 
 
 def tell_best(study: str, storage: str | None) -> None:
-    """Say in a JSON log which trials of a study that has just ended are the best."""
+    """Log the best trials of a study that has just ended as JSON."""
     with _engine(storage) as engine:
         rows = _best(engine, study, None)
     for row in rows:

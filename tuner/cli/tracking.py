@@ -28,13 +28,13 @@ def track(
     tensorboard: TensorboardOption = None,
     wandb: WandbOption = None,
     storage: StorageOption = None,
-    once: Annotated[bool, typer.Option("--once", help="End when all that is there now is sent.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Exit after sending everything recorded so far.")] = False,
     debug: DebugOption = False,
 ) -> None:
     """Send a study to MLflow, TensorBoard or W&B.
 
-    Follows until the study is finished. What launch starts with the same options; also for a study that ran without
-    them, and for what a tracker that was away still lacks.
+    Runs until the study is finished. `tuner launch` runs this with the same options; run it yourself for a study that
+    was launched without them, or to send what an unreachable tracker missed.
     """
     from tuner.launch.process import EVENTS_VARIABLE
     from tuner.storage import storage_url
@@ -44,7 +44,7 @@ def track(
     url = storage_url(storage)
     uri = mlflow or os.environ.get(MLFLOW_VARIABLE)
     if not (uri or tensorboard or wandb):
-        raise UsageError("a tracker must be named: none is; give --mlflow URI, --tensorboard DIR or --wandb PROJECT")
+        raise UsageError("no tracker given: pass --mlflow URI, --tensorboard DIR or --wandb PROJECT")
     ending = Ending()
     end_on_signals((signal.SIGINT, signal.SIGTERM), partial(setattr, ending, "now", True))
     descriptor = os.environ.pop(EVENTS_VARIABLE, None)
@@ -62,11 +62,12 @@ def track(
 def register(
     study: StudyArgument,
     trial: Annotated[
-        int | None, typer.Option("--trial", metavar="N", help="This trial instead of the best.", show_default=False)
+        int | None,
+        typer.Option("--trial", metavar="N", help="Trial to register.  [default: the best trial]", show_default=False),
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option("--name", metavar="MODEL", help="The registered model; named as the study by default."),
+        typer.Option("--name", metavar="MODEL", help="Name of the registered model.  [default: the study's name]"),
     ] = None,
     mlflow: MlflowOption = None,
     storage: StorageOption = None,
@@ -74,7 +75,7 @@ def register(
 ) -> None:
     """Register the best trial's model with MLflow.
 
-    Prints its URI, which mlflow.pyfunc.load_model takes wherever the tuner is installed.
+    Prints the model's URI. mlflow.pyfunc.load_model loads it on any machine where tuner is installed.
     """
     from tuner.storage import storage_url
     from tuner.tracking import MLFLOW_VARIABLE
@@ -82,12 +83,12 @@ def register(
 
     uri = mlflow or os.environ.get(MLFLOW_VARIABLE)
     if not uri:
-        raise UsageError(f"an MLflow server must be named: none is; give --mlflow URI or ${MLFLOW_VARIABLE}")
+        raise UsageError(f"no MLflow server given: pass --mlflow URI or set ${MLFLOW_VARIABLE}")
     print(register_model(storage_url(storage), study, uri, number=trial, name=name))
 
 
 def _step_back() -> None:
-    """Let trials go first. Not by 19: other load would then keep the rest from being sent when the launcher ends."""
+    """Lower the priority of this process by 10; at 19, other load would delay the last rows when the launcher exits."""
     os.nice(10)
     # Linux may weigh sessions against each other, and processes only within theirs.
     with contextlib.suppress(OSError):
@@ -95,19 +96,19 @@ def _step_back() -> None:
 
 
 def _tell_launcher(descriptor: int) -> None:
-    """Tell the launcher that a tracker has taken something: it waits for the rest as long as it hears of more."""
+    """Report progress to the launcher: it waits for the remaining rows as long as reports arrive."""
     with contextlib.suppress(BrokenPipeError):  # the launcher has died
         os.write(descriptor, b'{"event": "progress"}\n')
 
 
 def _end_with_launcher(ending: Ending) -> None:
-    """Send what is left when the launcher ends, however it ends: it holds the other side of our standard input."""
+    """Send the remaining rows when the launcher exits, which closes this process's standard input."""
     from tuner.launch.mirror_process import GRACE_S, QUIET_S, START_S
 
     def wait() -> None:
         sys.stdin.read()
         ending.ask(QUIET_S, START_S)
-        # Whatever hangs then: nobody is left to end it.
+        # A tracker may hang: no launcher is left to end this process.
         while time.monotonic() < (ending.by_s or 0.0) + GRACE_S:
             time.sleep(0.5)
         os._exit(1)

@@ -1,4 +1,4 @@
-"""`tuner watch`: a study as it goes on, from any machine."""
+"""`tuner watch`: a running study, from any machine."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _LAST = 5
 
 def watch(
     study: StudyArgument,
-    every: Annotated[float, typer.Option(metavar="SECONDS", help="How often to look.")] = 2.0,
+    every: Annotated[float, typer.Option(metavar="SECONDS", help="Seconds between updates.")] = 2.0,
     storage: StorageOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Show a study while it runs, wherever its workers are.
+    """Watch a running study, on any machine.
 
-    On a terminal a table that is redrawn: counts, best trial, what each worker trains, the latest ends. Elsewhere a
-    line for each change. Ends when the study is finished, or by Ctrl-C.
+    On a terminal, shows a live table of counts, the best trial, the workers and the latest finished trials; elsewhere,
+    prints one line per change. Exits when the study is finished, or on Ctrl-C.
     For example: tuner watch digits_mlp --storage postgresql://tuner@db/tuner
     """
     from rich.console import Console
@@ -50,7 +50,7 @@ def watch(
             while True:
                 try:
                     state = progress(engine, study, _LAST)
-                except StorageLost as error:  # away for a moment, perhaps
+                except StorageLost as error:  # perhaps unreachable for a moment
                     live.console.print(f"tuner: {clean(str(error))}", markup=False, highlight=False, soft_wrap=True)
                     time.sleep(every)
                     continue
@@ -70,7 +70,7 @@ def _line(state: Row) -> str:
     row = state["study"]
     counts = ", ".join(f"{row[outcome]} {outcome.replace('_', ' ')}" for outcome in Outcome if row[outcome])
     best = f", best {as_text(row['best'])}" if row["best"] is not None else ""
-    return f"{row['study']}: {row['state'] or 'of another tool'}, {counts or 'no trials'}{best}"
+    return f"{row['study']}: {row['state'] or 'not created by tuner'}, {counts or 'no trials'}{best}"
 
 
 def _draw(state: Row) -> Group:

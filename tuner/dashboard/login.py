@@ -145,7 +145,7 @@ class Login:
         if request.token is not None:
             user = self.users.with_token(request.token)
             if user is None:
-                raise Refused("401 Unauthorized", "the bearer token is not known", [("WWW-Authenticate", "Bearer")])
+                raise Refused("401 Unauthorized", "unknown bearer token", [("WWW-Authenticate", "Bearer")])
             return Caller(user.name, user.role, has_session=False)
         user = None if request.session is None else self.sessions.find(request.session, self.users.named)
         if user is not None:
@@ -163,7 +163,7 @@ class Login:
             self._check_origin(request, must_be_known=caller.has_session)
             return
         if caller.role is not Role.EDITOR:
-            raise Refused("403 Forbidden", f"a {caller.role} may look, and change nothing")
+            raise Refused("403 Forbidden", f"{caller.role}s cannot make changes")
         self._check_origin(request, must_be_known=caller.has_session)
 
     def _check_origin(self, request: Request, *, must_be_known: bool) -> None:
@@ -193,7 +193,7 @@ class Login:
             # A name that there is not may be a password in the wrong field.
             known = name if self.users is not None and self.users.named(name) else None
             self._note(request, "login refused", None, "401 Unauthorized", tried=known)
-            page = login_page(self.prefix, asked, "That name and password are not known.")
+            page = login_page(self.prefix, asked, "Wrong name or password.")
             return self._answer(start_response, "401 Unauthorized", page)
         assert self.users is not None
         if request.session is not None:

@@ -70,7 +70,7 @@ def check_serving(serving: Serving) -> Serving:
         raise UsageError(f"a proxy lets others in, so it needs a login: got --behind-proxy without --users; {make_one}")
     if serving.tls_cert is None and not serving.is_behind_proxy and not is_loopback(serving.host):
         raise UsageError(
-            f"passwords must not travel in the clear: got --host {serving.host} without TLS; "
+            f"passwords would be sent unencrypted: got --host {serving.host} without TLS; "
             "give --tls-cert and --tls-key, or --behind-proxy if a proxy in front has TLS"
         )
     return replace(serving, prefix=prefix)
@@ -127,9 +127,9 @@ def serve(url: str, serving: Serving) -> None:
         server.prepare()
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UsageError(f"the dashboard must be able to listen on {serving.host}:{serving.port}: {reason}") from None
+        raise UsageError(f"cannot serve the dashboard on {serving.host}:{serving.port}: {reason}") from None
     signal.signal(signal.SIGTERM, _end)
-    say(f"dashboard of {hide_password(url)} on {_address(serving, server)}, Ctrl-C ends it")
+    say(f"dashboard of {hide_password(url)} on {_address(serving, server)}, press Ctrl-C to stop")
     try:
         server.serve()
     finally:
@@ -167,7 +167,7 @@ def _audit(path: Path | None) -> logging.Logger:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
             handler = logging.handlers.WatchedFileHandler(path, encoding="utf-8")
         except OSError as error:
-            raise UsageError(f"--audit-log must be a file to write to: {path}: {error.strerror}") from None
+            raise UsageError(f"cannot write to the file of --audit-log: {path}: {error.strerror}") from None
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.Logger("tuner.audit", logging.INFO)  # of its own: nobody's settings silence it
     logger.addHandler(handler)

@@ -58,13 +58,11 @@ def parse_users(text: str, where: str) -> dict[str, User]:
             continue
         if len(words) != 3 or words[1] not in list(Role) or not words[2].startswith((_PASSWORD, _TOKEN)):
             raise UsageError(
-                f"a line of a users file must be NAME, reader or editor, and a hash: {where}, line {number} is not; "
-                "make it by `tuner user add` or `tuner user token`"
+                f"each line of a users file must be NAME, reader or editor, and a hash: {where}, line {number} is not; "
+                "make lines with `tuner user add` or `tuner user token`"
             )
         if words[0] in users:
-            raise UsageError(
-                f"a name must come once in a users file: {words[0]!r} comes again in {where}, line {number}"
-            )
+            raise UsageError(f"user {words[0]!r} is listed twice in {where}: remove line {number}")
         users[words[0]] = User(words[0], Role(words[1]), words[2])
     return users
 
@@ -79,10 +77,10 @@ def read_users(path: Path) -> dict[str, User]:
         text = path.read_text(encoding="utf-8")
         mode = stat.S_IMODE(path.stat().st_mode)
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UsageError(
-            f"the users file must be readable: {path}: {reason}; "
-            f"make it by `tuner user add NAME --role editor --users {path}`"
+            f"cannot read the users file {path}: {reason}; "
+            f"create it with `tuner user add NAME --role editor --users {path}`"
         ) from None
     if mode & 0o077:
         say(f"{path} can be read by others (mode {mode:03o}); chmod 600 {path}")
@@ -108,13 +106,13 @@ def add_user(path: Path, name: str, role: Role, secret: str) -> None:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     except OSError as error:
-        raise UsageError(f"the users file must be writable: {path}: {error.strerror}") from None
+        raise UsageError(f"cannot write the users file {path}: {error.strerror}") from None
     with os.fdopen(descriptor, "r+", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         text = file.read()
         if name in parse_users(text, str(path)):
-            raise UsageError(f"a user's name must be new: {path} has {name!r}; remove that line first to replace it")
+            raise UsageError(f"user {name!r} is already in {path}: remove that line first to replace it")
         lead = "\n" if text and not text.endswith("\n") else ""
         file.write(f"{lead}{name} {role.value} {secret}\n")
 
@@ -164,8 +162,7 @@ class Users:
         self._users = read_users(path)
         if not self._users:
             raise UsageError(
-                f"the users file must have a user: {path} has none; "
-                f"make one by `tuner user add NAME --role editor --users {path}`"
+                f"the users file {path} has no users; add one with `tuner user add NAME --role editor --users {path}`"
             )
         self._of_nobody = hash_password(new_token())
 
@@ -184,7 +181,7 @@ class Users:
                 try:
                     self._users = read_users(self.path)
                 except UsageError as error:
-                    say(f"nobody may use the dashboard now: {error}")
+                    say(f"nobody can log in to the dashboard now: {error}")
                     self._users = {}
             return self._users
 

@@ -148,8 +148,8 @@ def assign(devices: Devices, workers: int | None, per_worker: int | None) -> lis
     count = len(devices.ids)
     if per_worker is not None and per_worker * (workers or 1) > count:
         raise DeviceError(
-            f"--devices-per-worker {per_worker} times {workers or 1} workers must not exceed the {count} devices "
-            f"there are: {devices.kind} {', '.join(str(item) for item in devices.ids)}"
+            f"--devices-per-worker {per_worker} with {workers or 1} workers needs more devices than this machine has: "
+            f"{count} ({devices.kind} {', '.join(str(item) for item in devices.ids)})"
         )
     if workers is None:
         workers = (
@@ -165,7 +165,7 @@ def assign(devices: Devices, workers: int | None, per_worker: int | None) -> lis
         ids = devices.ids[start : start + size]
         if devices.kind == "tpu" and (sharers > 1 or size not in _TPU_BOUNDS):
             raise DeviceError(
-                f"a worker must hold 1, 2, 4 or 8 TPU chips of its own: {workers} workers on {count} chips cannot; "
+                f"each worker needs 1, 2, 4 or 8 TPU chips of its own: got {workers} workers on {count} chips; "
                 "use --workers or --devices-per-worker"
             )
         groups.append(DeviceGroup(devices.kind, ids, ids if devices.kind == "cpu" else cores[index], sharers))

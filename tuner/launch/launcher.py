@@ -118,11 +118,11 @@ class _Launch:
         if self.error is not None:
             raise self.error
         if not self.snapshot.study and not stop.is_set():
-            raise StudyStopped(f"a worker must run the study: those of {self.target} ended without a word")
+            raise StudyStopped(f"all workers of {self.target} exited before starting the study")
         if stop.is_set():
             raise Interrupted(
                 f"stopped with {self.snapshot.used} of {self.snapshot.trials or 'its'} trials finished; "
-                "the same command runs those that are missing"
+                "run the same command again to finish the rest"
             )
 
     def _start(self, place: _Place) -> None:
@@ -208,16 +208,16 @@ class _Launch:
             return
         self.snapshot.workers[place.index] = "given up (the study's file)"
         about = {"worker": refused.name, "place": place.index}
-        told = f"worker {place.index} cannot run the study's file as it is now, and the others go on: {why}"
+        told = f"worker {place.index} cannot run the study's file as it is now; the other workers continue: {why}"
         progress.note(told, "not_restarted", "error", **about)
 
     def _tell_of_change(self, place: _Place, progress: Progress) -> None:
-        """Say that the study's file is another than before, when a worker is started again and so reads it."""
+        """Warn that the study's file has changed when a worker restarts and reads it again."""
         code = code_digest(split_path(self.target)[0])
         if code != self.code:
             progress.note(
-                f"the study's file has changed: worker {place.index}, which starts again, runs the new version; "
-                "workers that run already keep the old one",
+                f"the study's file has changed: worker {place.index} restarts with the new version; "
+                "workers that are already running keep the old one",
                 "study_changed",
                 "warning",
                 place=place.index,
@@ -230,7 +230,7 @@ class _Launch:
         self.tally.add_death(place.index)
         about = {"worker": dead.name, "place": place.index, "ending": dead.ending}
         is_last = place.early_deaths >= _MAX_EARLY_DEATHS
-        told = f"worker {place.index} died ({dead.ending})" + ("; it is not started again" if is_last else "")
+        told = f"worker {place.index} died ({dead.ending})" + ("; it is not restarted" if is_last else "")
         progress.note(told, "died", "error" if is_last else "warning", **about)
         if place.early_deaths < _MAX_EARLY_DEATHS:
             self._tell_of_change(place, progress)
@@ -241,8 +241,8 @@ class _Launch:
         if all(other.is_done for other in self.places):
             last = hide_password("\n".join(dead.last_lines[-5:]))
             self.error = StudyStopped(
-                f"a worker must stay alive: each died {_MAX_EARLY_DEATHS} times in a row, the last with "
-                f"{dead.ending}; `tuner worker {self.target}` shows more\n{last}".rstrip()
+                f"every worker died {_MAX_EARLY_DEATHS} times in a row, the last with {dead.ending}; "
+                f"run `tuner worker {self.target}` to see why\n{last}".rstrip()
             )
 
     def _bury(
@@ -351,10 +351,10 @@ def launch(
         workers: How many; one for each device (of CPUs at most four) by default.
         devices: `auto`, or ids as in `0,1`.
         devices_per_worker: Devices in each worker's group.
-        trials: The budget, instead of the study's.
-        wall_hours: Hours in which at least one worker may be at work on the study, instead of the study's.
-        device_hours: Hours of training, times the devices of each worker, instead of the study's.
-        seed: The seed, instead of the study's.
+        trials: Total number of trials; overrides the study's.
+        wall_hours: Budget in hours during which at least one worker runs; overrides the study's.
+        device_hours: Device-hour budget; overrides the study's.
+        seed: Random seed; overrides the study's.
         fixed: Hyperparameters that are not searched: name -> value, as written on a command line.
         mlflow: An MLflow server to send the study to; `$MLFLOW_TRACKING_URI` if None.
         tensorboard: A folder to write the study into for TensorBoard.
@@ -377,7 +377,7 @@ def launch(
     check_number("--seed", seed, 0)
     _check_live(live)
     if metrics_host is not None and metrics_port is None:
-        raise UsageError(f"--metrics-host needs a port: got {metrics_host} alone; give --metrics-port N as well")
+        raise UsageError(f"--metrics-host needs a port: got {metrics_host} alone; pass --metrics-port N as well")
     path, _ = split_target(target)
     groups = assign(choose(find_devices(), devices), workers, devices_per_worker)
     url = storage_url(storage)
@@ -408,8 +408,8 @@ def launch(
         run.run(progress, stop)
         if run.snapshot.is_out_of_hours:
             progress.note(
-                f"the study's hours are spent with {run.snapshot.used} of {run.snapshot.trials} trials finished; "
-                "more hours run those that are missing",
+                f"the study's hours are used up with {run.snapshot.used} of {run.snapshot.trials} trials finished; "
+                "launch with more hours to finish the rest",
                 "hours",
             )
         if run.snapshot.is_finished and run.snapshot.used < run.snapshot.trials:
@@ -430,7 +430,7 @@ def _progress(groups: list[DeviceGroup], live: bool | None) -> Progress:
 def _check_live(live: bool | None) -> None:
     if live and (is_json() or not sys.stderr.isatty()):
         found = "--log-format json" if is_json() else "none"
-        raise UsageError(f"--live needs a terminal on standard error: got {found}; `tuner watch STUDY` works elsewhere")
+        raise UsageError(f"--live needs a terminal on standard error: got {found}; use `tuner watch STUDY` elsewhere")
 
 
 def check_number(flag: str, number: int | None, low: int) -> None:

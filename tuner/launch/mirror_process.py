@@ -118,7 +118,7 @@ class MirrorProcess:
             self._watch_until(progress, lambda: is_over() or time.monotonic() >= began_s + _TELL_AFTER_S)
             if self._process is not None and not is_over():
                 study = self._study
-                progress.note(f"sending the rest of study {study!r} to its trackers; Ctrl-C ends this", "track")
+                progress.note(f"sending the rest of study {study!r} to its trackers; press Ctrl-C to stop", "track")
             self._watch_until(progress, is_over)
         if self._process is not None:
             self._process.stop()

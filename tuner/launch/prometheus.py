@@ -74,20 +74,20 @@ class Tally:
         places = range(len(self._groups))
         yield _counter(
             "tuner_trials",
-            "Trials that workers of this launch have ended",
+            "Trials finished by workers of this launch",
             {(study, outcome.value): trials.get(outcome, 0) for outcome in _ENDS},
             "outcome",
         )
         yield _counter(
             "tuner_seconds",
-            "What the workers' time went on",
+            "Time that workers spent, by activity",
             {(study, str(place), doing): seconds.get((place, doing), 0.0) for place in places for doing in _DOING},
             "worker",
             "doing",
         )
         yield _counter(
             "tuner_device_busy_seconds",
-            "Time for which the devices of a worker had a trial in training",
+            "Time that a worker's devices spent training",
             {
                 (study, str(place), group): seconds.get((place, "training"), 0.0)
                 for place, group in enumerate(self._groups)
@@ -97,25 +97,25 @@ class Tally:
         )
         yield _counter(
             "tuner_lease_losses",
-            "Trials that a worker had to drop because another had taken them over",
+            "Trials dropped because another worker had taken them over",
             {(study, str(place)): lost.get(place, 0) for place in places},
             "worker",
         )
         yield _counter(
             "tuner_worker_deaths",
-            "Workers that ended without having been asked to",
+            "Workers that exited unexpectedly",
             {(study, str(place)): deaths.get(place, 0) for place in places},
             "worker",
         )
         yield _gauge("tuner_workers", "Worker processes of this launch", {(study,): alive})
         yield _gauge(
             "tuner_study_trials",
-            "Trials of the whole study, whoever runs them",
+            "Trials of the whole study, on all machines",
             {(study, outcome.value): count for outcome, count in snapshot.counts.items()},
             "outcome",
         )
         best = {} if snapshot.best_value is None else {(study,): snapshot.best_value}
-        yield _gauge("tuner_best_value", "The best objective of a complete trial of the study", best)
+        yield _gauge("tuner_best_value", "Best objective value of the study's complete trials", best)
 
 
 def _counter(name: str, about: str, values: dict[tuple[str, ...], float], *labels: str) -> Metric:
@@ -169,9 +169,9 @@ def served(tally: Tally, host: str, port: int) -> Iterator[str]:
         # cheroot has it in a sentence of its own, in the words of the last address that it tried.
         reason = re.sub(r".*\[Errno -?\d+\] |\)*$", "", str(error))
         if isinstance(error, UnicodeError):
-            reason = "no host can have that name"
+            reason = "not a valid host name"
         raise UsageError(
-            f"metrics must be able to listen on {host}:{port}: {reason}; give another --metrics-port or --metrics-host"
+            f"cannot serve metrics on {host}:{port}: {reason}; use another --metrics-port or --metrics-host"
         ) from None
     thread = threading.Thread(target=server.serve, name="metrics", daemon=True)
     thread.start()

@@ -166,7 +166,7 @@ def _importances(complete: Sequence[FrozenTrial], objective: int, direction: str
                 )
             )
     except (ValueError, RuntimeError) as error:
-        raise UsageError(f"importances must be computable from the trials of {name!r}: {error}") from None
+        raise UsageError(f"cannot compute importances from the trials of {name!r}: {error}") from None
     names = sorted({*ped_anova, *fanova}, key=lambda one: -ped_anova.get(one, 0.0) - fanova.get(one, 0.0))
     if not names:
         raise UsageError(f"importances need hyperparameters that vary: the complete trials of {name!r} have none")
@@ -211,7 +211,7 @@ def _verdict(rows: Sequence[Row]) -> str:
             f"whole space (fANOVA); {ranks}"
         )
     if tau < 0.5:
-        return f"the methods agree that {first} matters most, and not on the rest; {ranks}"
+        return f"the methods agree that {first} matters most, but not on the rest; {ranks}"
     return f"the methods agree that {first} matters most; {ranks}"
 
 

@@ -42,7 +42,9 @@ def export_trials(engine: Engine, study_name: str, path: Path, *, force: bool = 
     """
     write = {".csv": _write_csv, ".json": _write_json, ".parquet": _write_parquet}.get(path.suffix.lower())
     if write is None:
-        raise UsageError(f"what is exported must be .csv, .json, .parquet or, for one trial, .zip: got {str(path)!r}")
+        raise UsageError(
+            f"the output file must end in .csv, .json, .parquet or, for one trial, .zip: got {str(path)!r}"
+        )
     study = find_study(engine, study_name)
     rows = [_flat_row(study, trial) for trial in read_trials(engine, study)]
     with in_place(path, force) as scratch:
@@ -70,11 +72,11 @@ def _flat_row(study: StudyRow, trial: TrialRow) -> Row:
 def in_place(path: Path, force: bool) -> Iterator[Path]:
     """Yield a scratch file that takes the place of `path` if the body succeeds."""
     if path.exists() and not force:
-        raise UsageError(f"what is exported must not replace anything: {path} exists; --force replaces it")
+        raise UsageError(f"{path} exists already: pass --force to overwrite it")
     if not path.parent.is_dir():
-        raise UsageError(f"what is exported must have a folder to be in: there is no {path.parent}")
+        raise UsageError(f"cannot write {path}: there is no folder {path.parent}")
     if path.is_dir():
-        raise UsageError(f"what is exported must be a file: {path} is a folder")
+        raise UsageError(f"cannot write {path}: it is a folder")
     try:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".tuner-", suffix=path.suffix)
         os.close(descriptor)
@@ -88,7 +90,7 @@ def in_place(path: Path, force: bool) -> Iterator[Path]:
         finally:
             scratch.unlink(missing_ok=True)
     except OSError as error:
-        raise TunerError(f"{path} must be writable: {error.strerror or error}") from None
+        raise TunerError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:
@@ -173,7 +175,7 @@ def best_number(engine: Engine, study_name: str) -> int:
     """
     best = best_rows(engine, study_name)
     if not best:
-        missing = f"there is a best trial once one is complete: {study_name!r} has none"
+        missing = f"study {study_name!r} has no complete trials yet"
         raise UsageError(no_feasible(engine, study_name) or missing)
     return int(best[0]["number"])
 
@@ -189,14 +191,12 @@ def checkpoint_of(trial: Row) -> Path:
     """
     name = f"trial {trial['number']} of {trial['study']!r}"
     if trial["checkpoint"] is None:
-        raise UsageError(
-            f"there must be a checkpoint: {name} has none; a study keeps those of its best trials (`keep_best`)"
-        )
+        raise UsageError(f"{name} has no checkpoint: a study keeps only those of its best trials (`keep_best`)")
     checkpoint = Path(trial["checkpoint"])
     if not checkpoint.is_dir():
         raise UsageError(
-            f"the checkpoint of {name} must be on this machine: there is no {checkpoint}; it was removed when better "
-            "trials came, or lies where its worker ran"
+            f"the checkpoint of {name} is not on this machine: no folder {checkpoint}; it was removed in favour of "
+            "better trials, or is on the machine that ran the trial"
         )
     return checkpoint
 
@@ -213,7 +213,7 @@ def file_of(trial: Row) -> Path:
     file = Path((trial["ran_with"] or {}).get("file") or "")
     if not file.is_file():
         name = f"trial {trial['number']} of {trial['study']!r}"
-        raise UsageError(f"the study file of {name} must be on this machine: there is no {str(file)!r}")
+        raise UsageError(f"the study file of {name} is not on this machine: no file {str(file)!r}")
     return file
 
 
@@ -255,5 +255,5 @@ recorded = loaded.record["best"]["metrics"]
 for name, value in found.items():
     print(f"{name}: {value:.6g}, recorded {recorded[name]:.6g}")
 if any(abs(value - recorded[name]) > 1e-3 * max(abs(value), abs(recorded[name])) for name, value in found.items()):
-    raise SystemExit("the model must give the numbers that were recorded: it does not; compare the versions")
+    raise SystemExit("the results differ from those recorded: compare the package versions")
 '''

@@ -40,10 +40,10 @@ def filtered(rows: Sequence[Row], conditions: Iterable[str]) -> list[Row]:
     for text in conditions:
         match = _CONDITION.fullmatch(text)
         if match is None:
-            raise UsageError(f"--where must be NAME<VALUE, or with <= > >= = !=: got {text!r}")
+            raise UsageError(f"--where must have the form NAME<VALUE, with < <= > >= = or !=: got {text!r}")
         name, sign, word = match.groups()
         if not word or word[0] in "<>=!":
-            raise UsageError(f"--where must be NAME<VALUE, or with <= > >= = !=: got {text!r}")
+            raise UsageError(f"--where must have the form NAME<VALUE, with < <= > >= = or !=: got {text!r}")
         _check_known(rows, name, "--where")
         outcomes = [outcome.value for outcome in Outcome]
         if name == "outcome" and word.lower() not in outcomes:

@@ -51,7 +51,7 @@ def draw_picture(
     source, own = _source(trial) if file is None else split_target(file)
     study, stored = study_in(source, own or name), read_trial(engine, row, trial["number"])
     if study.picture is None:
-        raise UsageError(f"a study must say how its models are drawn, Study(picture=...): {study.name!r} does not")
+        raise UsageError(f"study {study.name!r} has no picture function: set Study(picture=...)")
     with in_place(path, force) as scratch:
         try:
             picture = _drawn(study, trial["hparams"], checkpoint, row.record["seed"], path.suffix)
@@ -66,7 +66,7 @@ def _source(trial: dict[str, Any]) -> tuple[Path, str | None]:
     try:
         return file_of(trial), None
     except UsageError as error:
-        raise UsageError(f"{error}; --file says where it is now") from None
+        raise UsageError(f"{error}; pass its location with --file") from None
 
 
 def _drawn(study: StudySpec, params: dict[str, object], checkpoint: Path, seed: int, suffix: str) -> bytes:
@@ -75,12 +75,12 @@ def _drawn(study: StudySpec, params: dict[str, object], checkpoint: Path, seed: 
     from tuner.training import load_from_checkpoint
 
     loaded = load_from_checkpoint(checkpoint, trainer=study.trainer, hparams=study.hparams_of(params))
-    splits = call_study_code("data(seed) must return the data", study.data, seed)
+    splits = call_study_code("data(seed) failed", study.data, seed)
     assert study.picture is not None
-    figure = call_study_code("picture(loaded, splits) must return a figure", study.picture, loaded, splits)
+    figure = call_study_code("picture(loaded, splits) failed", study.picture, loaded, splits)
     if not isinstance(figure, Figure):
         raise UsageError(f"picture(loaded, splits) must return a matplotlib Figure: got {type(figure).__name__}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of fonts and layouts
-        must = "picture(loaded, splits) must return a figure that can be drawn"
-        return call_study_code(must, written, figure, suffix.lower().removeprefix("."))
+        failure = "cannot draw the figure that picture(loaded, splits) returned"
+        return call_study_code(failure, written, figure, suffix.lower().removeprefix("."))

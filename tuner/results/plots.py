@@ -98,7 +98,7 @@ def subject_of(storage: Storage, row: StudyRow) -> Subject:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     whole = optuna.load_study(study_name=row.name, storage=storage)
     if not whole.get_trials(deepcopy=False):
-        raise UsageError(f"a study must have trials to be drawn: {row.name!r} has none yet")
+        raise UsageError(f"study {row.name!r} has no trials to plot yet")
     return Subject(row, storage.engine, whole, _part(whole))
 
 
@@ -185,8 +185,7 @@ def _pareto(subject: Subject) -> Figure:
 
     if len(subject.row.directions) not in (2, 3):
         raise UsageError(
-            f"a Pareto front is drawn of two or three objectives: {subject.row.name!r} has "
-            f"{len(subject.row.directions)}"
+            f"a Pareto front needs two or three objectives: {subject.row.name!r} has {len(subject.row.directions)}"
         )
     return _figure_of(plots.plot_pareto_front(subject.whole, target_names=subject.objectives))
 
@@ -229,14 +228,14 @@ def _timeline(subject: Subject) -> Figure:
 
 
 def _rungs(subject: Subject) -> Figure:
-    """How many trials came to each rung, and how many of them went on at once."""
+    """How many trials reached each rung, and how many of them were promoted at once."""
     rungs = read_rungs(subject.engine, subject.row.study_id)
     if not rungs:
-        raise UsageError(f"rungs are those of the pruners asha and hyperband: {subject.row.name!r} has none")
+        raise UsageError(f"rungs exist only with the pruners asha and hyperband: {subject.row.name!r} has none")
     figure, axes = _axes("Rung survival", "bracket / rung", "trials")
     names = [f"{rung.bracket} / {rung.rung}" for rung in rungs]
-    axes.bar(names, [rung.entered for rung in rungs], color="tab:gray", label="came to the rung")
-    axes.bar(names, [rung.promoted for rung in rungs], color="tab:green", label="went on")
+    axes.bar(names, [rung.entered for rung in rungs], color="tab:gray", label="reached the rung")
+    axes.bar(names, [rung.promoted for rung in rungs], color="tab:green", label="promoted")
     axes.legend(fontsize=8)
     return figure
 
@@ -245,7 +244,9 @@ def _savings(subject: Subject) -> Figure:
     """Device hours spent, and those that pruning saved, over the trials."""
     efforts, epochs = read_efforts(subject.engine, subject.row.study_id), subject.row.record.get("epochs")
     if not efforts or not epochs:
-        raise UsageError(f"time saved is known of studies that tuner ran: {subject.row.name!r} is none")
+        raise UsageError(
+            f"the time saved is known only for studies of tuner: {subject.row.name!r} was not created by tuner"
+        )
     figure, axes = _axes("Time saved by pruning (estimate)", "trial", "device hours")
     spent, saved, typical_s = [0.0], [0.0], typical_epoch_s(efforts)
     for effort in efforts:

@@ -197,7 +197,7 @@ def no_feasible(engine: Engine, study_name: str) -> str | None:
     if not complete or read_values(engine, study.study_id):
         return None
     return (
-        f"a best trial must satisfy every constraint: none of the {complete} complete trials of {study_name!r} does; "
+        f"no best trial: none of the {complete} complete trials of {study_name!r} satisfies every constraint; "
         f"`tuner show {study_name} NUMBER` shows a trial's constraints"
     )
 
@@ -315,8 +315,8 @@ def check_file(engine: Engine, trial: TrialRow, file: Path) -> None:
     """
     if has_changed(engine, trial, file):
         raise UsageError(
-            f"the study's file must be as it was when trial {trial.number} ran: the code in {file} has changed since; "
-            "put it back, or give a copy of what it was with --file"
+            f"the study's file has changed since trial {trial.number} ran: {file}; "
+            "restore it, or pass a copy of the old version with --file"
         )
 
 

@@ -183,7 +183,7 @@ def _axis(name: str, distribution: BaseDistribution, values: Sequence[Any] | Non
     if values is not None:
         outside = [value for value in values if not distribution._contains(distribution.to_internal_repr(value))]
         if outside or not values:
-            raise StudyError(f"the grid's values for {name!r} must lie in its domain: got {outside or 'none'}")
+            raise StudyError(f"the grid's values for {name!r} must be in its domain: got {outside or 'none'}")
         return values
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices

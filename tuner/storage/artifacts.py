@@ -35,18 +35,18 @@ def trial_folder(study: Path, number: int) -> Path:
     return study / str(number)
 
 
-def collect(study: Path, superfluous: Callable[[Collection[int]], Collection[int]]) -> tuple[list[int], int]:
+def collect(study: Path, removable: Callable[[Collection[int]], Collection[int]]) -> tuple[list[int], int]:
     """Remove the folders of trials that nobody needs any more; return the trials, and how many bytes they took.
 
     Args:
         study: The study's folder.
-        superfluous: trial numbers -> those whose folder can go.
+        removable: trial numbers -> those whose folder can go.
     """
     removed, size = [], 0
     numbers: list[int] = []
     with contextlib.suppress(FileNotFoundError):  # somebody may remove all of it at any moment
         numbers = [int(path.name) for path in study.iterdir() if path.name.isdigit()]
-    for number in superfluous(numbers) if numbers else ():
+    for number in removable(numbers) if numbers else ():
         folder = trial_folder(study, number)
         size += _size(folder)
         shutil.rmtree(folder, ignore_errors=True)

@@ -40,12 +40,12 @@ def as_traced(value: float) -> float:
     if isinstance(value, int):
         if not -(2**31) <= value < 2**31:
             raise SpaceError(
-                f"traced integers are int32 and must lie in [-2**31, 2**31): got {value!r}; make it static, or a float"
+                f"traced integers are int32 and must be in [-2**31, 2**31): got {value!r}; make it static, or a float"
             )
         return value
     if not (value == 0 or FLOAT_TINY <= abs(value) <= FLOAT_MAX):
         raise SpaceError(
-            f"traced numbers are float32 and must be 0, or lie between {FLOAT_TINY:.3g} and {FLOAT_MAX:.3g}: got "
+            f"traced numbers are float32 and must be 0, or between {FLOAT_TINY:.3g} and {FLOAT_MAX:.3g}: got "
             f"{value!r}; make it static, or search its logarithm"
         )
     return struct.unpack("f", struct.pack("f", value))[0]
@@ -179,7 +179,7 @@ class IntDomain(Domain):
             if isinstance(bound, bool) or not isinstance(bound, int):
                 raise SpaceError(f"low, high and step must be integers: got {self!r}")
         if max(abs(self.low), abs(self.high)) > 2**53:
-            raise SpaceError(f"bounds must lie within ±2**53, where Optuna's floats are exact: got {self!r}")
+            raise SpaceError(f"bounds must be within ±2**53, where Optuna's floats are exact: got {self!r}")
         if self.traced:
             as_traced(self.low)
             as_traced(self.high)
@@ -190,7 +190,7 @@ class IntDomain(Domain):
         if self.step < 1:
             raise SpaceError(f"step must be at least 1: got step={self.step}")
         if self.log and self.step != 1:
-            raise SpaceError(f"a log scale takes no step: got step={self.step}")
+            raise SpaceError(f"a log scale cannot have a step: got step={self.step}")
         if (self.high - self.low) % self.step:
             reachable = self.high - (self.high - self.low) % self.step
             raise SpaceError(
@@ -259,7 +259,7 @@ class ChoiceDomain(Domain):
             if isinstance(label, float) and not math.isfinite(label):
                 raise SpaceError(f"options must be finite: got {label!r}; give it a label: choice({{'name': value}})")
             if any(label == other for other in self.labels[:at]):
-                raise SpaceError(f"options must differ: {label!r} stands twice (equal values or equal labels)")
+                raise SpaceError(f"options must differ: {label!r} is given twice (equal values or equal labels)")
         for option in self.options:
             try:
                 hash(option)
@@ -269,7 +269,7 @@ class ChoiceDomain(Domain):
                 ) from None
         for at, option in enumerate(self.options):
             if any(option == other and type(option) is type(other) for other in self.options[:at]):
-                raise SpaceError(f"options must differ: {option!r} stands twice (equal values or equal labels)")
+                raise SpaceError(f"options must differ: {option!r} is given twice (equal values or equal labels)")
             if option != option:
                 raise SpaceError(f"options must equal themselves: got {option!r}")
         if self.spaces and not all(option is None or has_domains(option) for option in self.options):

@@ -27,13 +27,13 @@ def split_target(target: str) -> tuple[Path, str | None]:
     """
     path, name = split_path(target)
     if not path.is_file():
-        raise StudyFileError(f"a study file must exist: no file {str(path)!r}")
+        raise StudyFileError(f"study file not found: {str(path)!r}")
     try:
         compile(path.read_bytes(), str(path), "exec")
     except SyntaxError as error:
-        raise StudyFileError(f"a study file must be Python: {path}:{error.lineno or 1}: {error.msg}") from None
+        raise StudyFileError(f"the study file is not valid Python: {path}:{error.lineno or 1}: {error.msg}") from None
     except ValueError as error:
-        raise StudyFileError(f"a study file must be Python: {path}: {error}") from None
+        raise StudyFileError(f"the study file is not valid Python: {path}: {error}") from None
     return path, name
 
 
@@ -66,11 +66,13 @@ def study_in(path: Path, name: str | None) -> StudySpec:
         for study in found.values():
             if name == study.name:
                 return study
-        raise StudyFileError(f"{path} must hold the study asked for: no {name!r} in it, it has {_names(found)}")
+        raise StudyFileError(f"no study {name!r} in {path}: the file has {_names(found)}")
     if not unique:
-        raise StudyFileError(f"{path} must hold a study: no `Study(...)` is assigned to a name in it")
+        raise StudyFileError(f"no study in {path}: assign `Study(...)` to a name in the file")
     if len(unique) > 1:
-        raise StudyFileError(f"{path} holds several studies, so say which: {path}:NAME with one of {_names(found)}")
+        raise StudyFileError(
+            f"{path} has several studies: choose one as {path}:NAME, NAME being one of {_names(found)}"
+        )
     return next(iter(found.values()))
 
 

@@ -29,7 +29,7 @@ def import_file(path: Path) -> ModuleType:
     name = module_name(path)
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise StudyFileError(f"a study file must be Python, its name ending in .py: got {str(path)!r}")
+        raise StudyFileError(f"a study file must be a Python file, FILE.py: got {str(path)!r}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     sys.path.insert(0, str(path.absolute().parent))
@@ -39,7 +39,7 @@ def import_file(path: Path) -> ModuleType:
         raise type(error)(f"{_where(path, error)}{error}") from error
     except (Exception, SystemExit) as error:
         raise StudyFileError(
-            f"a study file must import: {_where(path, error)}{type(error).__name__}: {error}"
+            f"the study file cannot be imported: {_where(path, error)}{type(error).__name__}: {error}"
         ) from error
     return module
 
@@ -51,11 +51,11 @@ def _where(path: Path, error: BaseException) -> str:
     return f"{path}:{frames[-1].lineno}: " if frames else f"{path}: "
 
 
-def call_study_code(must: str, function: Callable[..., Any], *arguments: Any) -> Any:
+def call_study_code(failure: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function from a study's file.
 
     Args:
-        must: What the function must do; the message of an error begins with it.
+        failure: What failed, for a person; the message of an error begins with it.
         function: The function.
         arguments: Its arguments.
 
@@ -75,7 +75,7 @@ def call_study_code(must: str, function: Callable[..., Any], *arguments: Any) ->
         ] or traceback.extract_tb(error.__traceback__)
         last = frames[-1]
         reason = str(error).strip().partition("\n")[0]
-        raise StudyError(f"{must}: {last.filename}:{last.lineno}: {type(error).__name__}: {reason}") from error
+        raise StudyError(f"{failure}: {last.filename}:{last.lineno}: {type(error).__name__}: {reason}") from error
 
 
 def code_digest(path: Path) -> str | None:

@@ -40,7 +40,7 @@ class _Body(dict[str, Any]):
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name in self and isinstance(value, Domain) | isinstance(self[name], Domain):
-            raise SpaceError(f"{self.get('__qualname__')}.{name}: a field must be defined once; it stands twice")
+            raise SpaceError(f"{self.get('__qualname__')}.{name}: the field is defined twice; remove one")
         super().__setitem__(name, value)
 
 
@@ -64,7 +64,7 @@ class SpaceMeta(type):
             if is_float and isinstance(domain, ChoiceDomain):
                 domains[field] = domain.as_floats()
             elif is_float and isinstance(domain, IntDomain):
-                raise SpaceError(f"{name}.{field}: a float field takes no int_uniform; annotate it with int")
+                raise SpaceError(f"{name}.{field}: a float field cannot use int_uniform; annotate it with int")
         plain = {field: value for field, value in body.items() if field not in domains}
         annotated = domains.keys() & body.get("__annotations__", {}).keys()
         # `dataclasses.field()` says that there is no default, also where a base class has one.
@@ -136,7 +136,7 @@ class Space(metaclass=SpaceMeta):
             raise AttributeError(name)
         known = [field.name for field in dataclasses.fields(self)]  # pyright: ignore[reportArgumentType]
         raise MissingHParam(
-            f"the search space must have every hyperparameter that the trainer reads: {type(self).__name__} has no "
+            f"the trainer reads a hyperparameter that is not in the search space: {type(self).__name__} has no "
             f"{name!r}, it has {', '.join(known) or 'none'}{nearest(name, known)}"
         )
 
@@ -211,7 +211,7 @@ def from_params(space: type[Space], params: Mapping[str, Stored]) -> Space:
             raise SpaceError(f"every parameter of {space.__name__} must be given: {name!r} is missing")
         stored = params[name]
         if not (isinstance(domain, ChoiceDomain) or domain.contains(stored)):
-            raise SpaceError(f"{name} must lie in {domain!r}: got {stored!r}")
+            raise SpaceError(f"{name} must be in {domain!r}: got {stored!r}")
         try:
             return domain.decode(stored)
         except SpaceError as error:
@@ -270,7 +270,7 @@ def check_fixed(space: type[Space], fixed: Mapping[str, Any]) -> None:
         if name not in domains:
             raise SpaceError(f"no hyperparameter {name!r}: the space has {', '.join(domains)}{nearest(name, domains)}")
         if not domains[name].contains(value):
-            raise SpaceError(f"{name} must lie in {domains[name]!r}: got {value!r}")
+            raise SpaceError(f"{name} must be in {domains[name]!r}: got {value!r}")
 
 
 def parse_fixed(space: type[Space], words: Mapping[str, str]) -> dict[str, Any]:

@@ -129,9 +129,7 @@ class StudySpec:
 
     def _check_baseline(self) -> None:
         if not is_space(self.space):
-            raise StudyError(
-                "a study with a baseline needs a Space class: the trials of a define-by-run space have none"
-            )
+            raise StudyError("a study with a baseline needs a Space class: a define-by-run space has no class")
         if type(self.baseline) is not self.space:
             raise StudyError(f"baseline must be hyperparameters, {self.space.__name__}(...): got {self.baseline!r}")
         try:
@@ -262,14 +260,14 @@ class StudySpec:
         rules = optimizer_rules_of(recorded)
         if rules > OPTIMIZER_RULES:
             raise StudyError(
-                f"study {self.name!r} was begun with a newer version of tuner, optimizer_rules={rules}: this version "
+                f"study {self.name!r} was created with a newer version of tuner, optimizer_rules={rules}: this version "
                 f"knows {OPTIMIZER_RULES}; use the newer one"
             )
         # An older study goes on by the rules it was begun with.
         changes = differences(with_rules(recorded), {**mine, "optimizer_rules": rules})
         if changes:
             raise StudyError(
-                f"study {self.name!r} must stay as it was first launched, or its trials cannot be compared: "
+                f"study {self.name!r} has changed since its first launch, so its trials cannot be compared: "
                 f"{'; '.join(changes)}; change it back, or give the study a new name"
             )
 

@@ -131,7 +131,7 @@ def _work(engine: Engine, study: StudyRow, mirrors: Sequence[Mirror], *, once: b
             gives_up = ending.is_over() or all(mirror.trouble or not mirror.is_held for mirror in behind)
         troubled = [mirror.trouble for mirror in behind if mirror.trouble]
         if gives_up and troubled:
-            raise TrackerLost(f"{troubled[0]}; what it lacks of {study.name!r} can be sent later")
+            raise TrackerLost(f"{troubled[0]}; missing data of {study.name!r} can be sent later")
         if gives_up and ending.by_s is not None:
             if any(mirror.is_held for mirror in behind):
                 raise TrackerLost(f"there was no time to send all of {study.name!r}; the rest can be sent later")
@@ -210,7 +210,9 @@ class Mirror:
         self._renewed_s = time.monotonic()
         if not self.is_held:
             if was_held or not self._next_s:
-                say(f"another process sends {self.study.name!r} to {self.tracker.target}; waiting for its end")
+                say(
+                    f"another process is sending {self.study.name!r} to {self.tracker.target}; waiting for it to finish"
+                )
             self._is_open = False
         return self.is_held
 
@@ -231,7 +233,7 @@ class Mirror:
 
     def _note_trouble(self, error: TunerError) -> None:
         if not self.trouble:
-            say(f"{error}; trials go on, and it is sent what it lacks when it answers")
+            say(f"{error}; trials continue; missing data is sent when the tracker answers")
         self.trouble, self._was_away = str(error), True
         self.is_up_to_date = self._is_open = False
         self._pause_s = min(_LONGEST_PAUSE_S, 2 * self._pause_s or 1.0)

@@ -113,8 +113,8 @@ class MlflowTracker:
                     raise
         if found.lifecycle_stage != "active":
             raise TrackerLost(
-                f"MLflow's experiment {name!r} must be there: it is deleted at {self._address}; "
-                f"`mlflow experiments restore --experiment-id {found.experiment_id}` brings it back"
+                f"MLflow's experiment {name!r} is deleted at {self._address}: restore it with "
+                f"`mlflow experiments restore --experiment-id {found.experiment_id}`"
             )
         return str(found.experiment_id)
 

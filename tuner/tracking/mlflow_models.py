@@ -83,10 +83,10 @@ def _chosen(engine: Engine, study: StudyRow, number: int | None) -> TrialRow:
     if number is not None:
         return read_trial(engine, study, number)
     if len(study.directions) > 1:
-        raise UsageError(f"study {study.name!r} has several objectives, so say which trial: --trial N, of `tuner best`")
+        raise UsageError(f"study {study.name!r} has several objectives: choose a trial of `tuner best` with --trial N")
     best = read_best(engine, study, 1)
     if not best:
-        missing = f"study {study.name!r} must have a complete trial to register: it has none yet"
+        missing = f"study {study.name!r} has no complete trial to register yet"
         raise UsageError(no_feasible(engine, study.name) or missing)
     return best[0]
 
@@ -103,20 +103,22 @@ def pack(study: StudyRow, trial: TrialRow, folder: Path) -> Mapping[str, Any]:
     where = trial.record.get("checkpoint")
     if where is None:
         raise UsageError(
-            f"trial {trial.number} of study {study.name!r} must have a checkpoint: it has none; those of the best "
-            "`keep_best` trials are kept"
+            f"trial {trial.number} of study {study.name!r} has no checkpoint: a study keeps only those of its "
+            "best `keep_best` trials"
         )
     if not Path(where).is_dir():
         raise UsageError(
-            f"the checkpoint of trial {trial.number} of study {study.name!r} must be there: no folder {where!r}; run "
-            "this where the study's artifacts are"
+            f"the checkpoint of trial {trial.number} of study {study.name!r} is not on this machine: no folder "
+            f"{where!r}; run this where the study's artifacts are"
         )
     _, record = read(where)
     file = Path(record.get("file") or "")
     if file.resolve().is_relative_to(Path(where).resolve()):
-        raise CheckpointError(f"the file of study {study.name!r} must not be inside its checkpoint: {str(file)!r} is")
+        raise CheckpointError(f"the file of study {study.name!r} is inside its checkpoint: {str(file)!r}; move it")
     if not file.is_file():
-        raise UsageError(f"the file of study {study.name!r} must be there: no {str(file)!r}; run this where it is")
+        raise UsageError(
+            f"the file of study {study.name!r} is not on this machine: no file {str(file)!r}; run this where it is"
+        )
     folder.mkdir()
     shutil.copytree(where, folder / _CHECKPOINT)
     shutil.copy(file, folder / _FILE)
@@ -159,12 +161,12 @@ def load_bundle(folder: Path) -> Loaded:
     studies = [value for value in vars(module).values() if getattr(value, "name", None) == about["study"]]
     trainers = [study.trainer for study in studies if isinstance(getattr(study, "trainer", None), TrainerModule)]
     if not trainers:
-        raise CheckpointError(f"{record['file']} must hold study {about['study']!r}: it does not any more")
+        raise CheckpointError(f"{record['file']} no longer defines study {about['study']!r}")
     space: Any = module if about["space"] else None
     for part in (about["space"] or "").split(".") if space else ():
         space = getattr(space, part, None)
     if about["space"] and space is None:
-        raise CheckpointError(f"{record['file']} must define {about['space']}: it does not any more")
+        raise CheckpointError(f"{record['file']} no longer defines {about['space']}")
     hparams = None if space is None else from_params(space, record["hparams"])
     trainer = as_recorded(folder, record, trainers[0])
     return load_from_checkpoint(folder / _CHECKPOINT, trainer=trainer, hparams=hparams)

@@ -39,9 +39,7 @@ class TensorboardTracker:
             # The same path on another machine may be another folder.
             self.target = f"tensorboard {str(self._folder)[:250]} {identity(self._folder)}"
         except OSError as error:
-            raise UsageError(
-                f"--tensorboard must be a folder that can be written: {folder}: {error.strerror}"
-            ) from None
+            raise UsageError(f"cannot write to the folder of --tensorboard: {folder}: {error.strerror}") from None
         self._study = self._folder
         self._writers: dict[str, EventFileWriter] = {}
         self._fresh: set[str] = set()  # runs whose files begin in this process
@@ -135,7 +133,7 @@ def _writing() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise TrackerLost(f"TensorBoard's files must be written: {error}") from None
+        raise TrackerLost(f"cannot write TensorBoard's files: {error}") from None
 
 
 def identity(folder: Path) -> str:
@@ -155,7 +153,7 @@ def identity(folder: Path) -> str:
             scratch.unlink()
         return path.read_text()
     except OSError as error:
-        raise UsageError(f"--tensorboard must be a folder to write to: {folder} is not, {error.strerror}") from None
+        raise UsageError(f"cannot write to the folder of --tensorboard: {folder}: {error.strerror}") from None
 
 
 def _proto(name: str) -> Any:

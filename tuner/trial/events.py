@@ -39,15 +39,15 @@ def event_line(event: Event) -> str | None:
             values = ", ".join(f"{value:.4g}" for value in event["values"])
             return f"trial {event['trial']}, epoch {event['epoch']}: {values}"
         case "retry":
-            return f"trial {event['trial']} failed and is tried again: {event['error']}"
+            return f"trial {event['trial']} failed and is retried: {event['error']}"
         case "restart":
-            return f"trial {event['trial']} starts again from its first epoch: {event['error']}"
+            return f"trial {event['trial']} restarts from its first epoch: {event['error']}"
         case "end":
             return f"trial {event['trial']}: {event['outcome']}"
         case "study":
             return f"study {event['study']}, {event['trials']} trials"
         case "hours":
-            return "the study's hours are spent"
+            return "the study's hours are used up"
         case "sampler" | "unused":
             return event["message"]
         case "finished":

@@ -15,7 +15,7 @@ from tuner.search import TrialPruner
 from tuner.storage import hide_password
 from tuner.storage.artifacts import collect, trial_folder
 from tuner.storage.read.queries import BASELINE_KEY
-from tuner.storage.read.ranking import is_among_best, is_feasible, superfluous
+from tuner.storage.read.ranking import is_among_best, is_feasible, removable
 from tuner.storage.sql.retry import PROMPT, hurried
 from tuner.storage.worker import claims, leases
 from tuner.storage.worker.fences import Lease
@@ -199,7 +199,7 @@ class Attempt:
         given = self.bench.storage.get_trial(self.lease.trial_id).system_attrs.get("fixed_params", {})
         unused = [f"{name}={value}" for name, value in given.items() if name not in trial.params]
         if unused:
-            message = f"trial {trial.number} was queued with {', '.join(unused)}, which it does not have"
+            message = f"trial {trial.number} was queued with {', '.join(unused)}, which it does not use"
             self.bench.say({"event": "unused", "level": "warning", "trial": trial.number, "message": message})
 
     def _is_baseline(self) -> bool:
@@ -318,7 +318,7 @@ class Attempt:
         leases.tell(bench.engine, lease, outcome, values, record)
         checkpoints.delete_latest()
         if checkpoints.folder.exists():  # with the best checkpoint, or with pictures only
-            collect(bench.folder, partial(superfluous, bench.engine, bench.study_id, **self._best_k()))
+            collect(bench.folder, partial(removable, bench.engine, bench.study_id, **self._best_k()))
         took = {name: record[name] for name in ("train_s", "compile_s")}
         bench.say({"event": "end", "trial": lease.number, "outcome": outcome, "values": values, **took})
 

@@ -25,8 +25,8 @@ def check_study(study: StudySpec, splits: Any) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         sampler = optuna.samplers.RandomSampler(seed=study.seed)
         trial = optuna.create_study(sampler=sampler).ask()
-        candidates = iter([call_study_code("the space's function must return hyperparameters", study.sample, trial)])
+        candidates = iter([call_study_code("the space's function failed", study.sample, trial)])
     for hparams in candidates:
         call_study_code(
-            "the trainer must run", check_trainer, study.trainer, hparams, splits, study.objectives, study.epochs
+            "the trainer failed", check_trainer, study.trainer, hparams, splits, study.objectives, study.epochs
         )

@@ -88,7 +88,7 @@ def run_worker(
     warning = missing_accelerator(devices)
     if warning:
         tell(warning, "no_accelerator", "warning")
-    splits = call_study_code("data(seed) must return the data", study.data, study.seed)
+    splits = call_study_code("data(seed) failed", study.data, study.seed)
     check_study(study, splits)
     about = {"study": study.name, "file": None if file is None else os.path.abspath(file)}
     clock = CompileClock()
@@ -200,7 +200,7 @@ class Worker:
             self._limit_to_grid()
             lease = claims.claim(self.engine, self.claimant)
             for number in self.claimant.deadly:
-                message = f"trial {number} failed: too many workers died while they ran it"
+                message = f"trial {number} failed: too many workers died while running it"
                 self.say({"event": "deadly", "level": "warning", "trial": number, "message": message})
             if lease is NoTrial.WAIT:
                 if not is_idle:
@@ -249,13 +249,13 @@ class Worker:
         if reason is NoTrial.DONE and self.claimant.trials < self.study.trials:
             self.say({"event": "finished"})
         if reason is NoTrial.STOPPED:
-            raise StudyStopped(f"study {name!r} is stopped: `tuner resume {name}` lets it be launched again")
+            raise StudyStopped(f"study {name!r} is stopped: run `tuner resume {name}`, then launch it again")
         if reason is NoTrial.FAILING:
             assert self.claimant.failures_since_s is not None
             errors = last_errors(self.engine, self.claimant.study_id, self.claimant.failures_since_s)
             why = reason_to_stop([kind for kind, _ in errors])
             trace = f"\n{errors[0][1].rstrip()}" if errors else ""
-            raise StudyStopped(f"study {name!r} stopped: {why}; mend it and launch again{trace}")
+            raise StudyStopped(f"study {name!r} stopped: {why}; fix it and launch again{trace}")
 
     def _note_sampler_error(self, number: int, ended: Ended) -> None:
         """Warn if the sampler raised an error after a trial, which is stored by now.

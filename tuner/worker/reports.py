@@ -82,7 +82,7 @@ class Reports:
             if not self._background.wait(future, float("inf"), is_over=self._is_over):
                 self._background.wait(future, float("inf"), seconds=_LAST_S)
             if not future.done():
-                raise StorageLost("the storage must answer: it has not stored the last reports, and the worker ends")
+                raise StorageLost("cannot reach the storage: the last reports are not stored, and the worker exits")
             # Too late to fail the trial for what its pruner raised: the training is over.
             if not isinstance(self._unanswered.popleft().exception(), TunerError | None):
                 continue

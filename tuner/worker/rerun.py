@@ -76,18 +76,18 @@ def open_study(engine: Engine, name: str, file: str | None, fixed: Mapping[str, 
 
     row = find_study(engine, name)
     if not row.record:
-        raise UsageError(f"a trial can be trained again if `tuner launch` ran it: {name!r} is of another tool")
+        raise UsageError(f"study {name!r} was not created by tuner: only trials of `tuner launch` can be trained again")
     path = file or read_study_file(engine, row.study_id)
     if path is None:
-        raise UsageError(f"the file of study {name!r} is not recorded: give --file")
+        raise UsageError(f"the file of study {name!r} is not recorded: pass --file")
     if file is None and not Path(path).is_file():
-        raise UsageError(f"the file of study {name!r} must be on this machine: there is no {path}; give --file")
+        raise UsageError(f"the file of study {name!r} is not on this machine: no file {path}; pass --file")
     found, asked = split_target(path) if file is not None else (Path(path), name)
     study = study_in(found, asked).changed(seed=row.record["seed"], fixed=fixed)
     try:
         study.check_unchanged(row.record)
     except StudyError as error:
-        raise StudyError(f"{error}; what it was launched with by --set must be given again") from None
+        raise StudyError(f"{error}; repeat the --set options of the launch") from None
     use_persistent_cache()
     return Rerunner(engine, row, study, found, study.data(study.seed))
 
@@ -127,7 +127,7 @@ def reproduce(rerunner: Rerunner, number: int, say: Callable[[Report], None]) ->
     check_file(engine, trial, rerunner.file)
     recorded = {epoch: metrics for epoch, (_, metrics) in read_metrics(engine, trial.trial_id).items()}
     if not recorded:
-        raise UsageError(f"a trial must have reported something to be compared with: trial {number} has not")
+        raise UsageError(f"trial {number} has no reports to compare with")
     found = {}
     for report in rerunner.train(trial.hparams, trial_seed(study.seed, number, "training"), max(recorded)):
         say(report)
@@ -178,10 +178,10 @@ def confirm(rerunner: Rerunner, count: int, seeds: int, say: Callable[[int, int,
 
     engine, study, row = rerunner.engine, rerunner.study, rerunner.row
     if len(study.objectives) > 1:
-        raise UsageError(f"trials are confirmed by one objective: {study.name!r} has {len(study.objectives)}")
+        raise UsageError(f"cannot confirm trials of several objectives: {study.name!r} has {len(study.objectives)}")
     numbers = [best["number"] for best in best_rows(engine, study.name, count, confirmed=False)]
     if not numbers:
-        missing = f"trials can be confirmed once some are complete: {study.name!r} has none"
+        missing = f"study {study.name!r} has no complete trials to confirm yet"
         raise UsageError(no_feasible(engine, study.name) or missing)
     baseline = find_baseline(engine, row)
     if baseline is not None and baseline not in numbers:

@@ -174,7 +174,7 @@ class Storage(BaseStorage):
             self._studies_of_new.clear()
             self._held = {trial_id: held for trial_id, held in self._held.items() if held.study_id != study_id}
         if not delete(self.engine, study_id):
-            raise KeyError(f"no study of id {study_id}")
+            raise KeyError(f"no study with id {study_id}")
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
         self._cold(lambda: self._rdb.set_study_user_attr(study_id, key, value))
@@ -272,7 +272,7 @@ class Storage(BaseStorage):
         def work(connection: Connection, _: int) -> int:
             lock = sa.select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update(key_share=True)
             if connection.execute(lock).first() is None:
-                raise KeyError(f"there is no study of id {study_id}")
+                raise KeyError(f"there is no study with id {study_id}")
             number = sa.select(sa.func.count()).select_from(trials).where(trials.c.study_id == study_id)
             statement = trials.insert().values(
                 number=number.scalar_subquery(),
@@ -314,7 +314,7 @@ class Storage(BaseStorage):
         query = sa.select(trials.c.study_id).where(trials.c.trial_id == trial_id)
         study_id = read(self.engine, lambda connection: connection.execute(query).scalar_one_or_none())
         if study_id is None:
-            raise KeyError(f"there is no trial of id {trial_id}")
+            raise KeyError(f"there is no trial with id {trial_id}")
         return study_id
 
     def _check_distribution(self, study_id: int, name: str, distribution: BaseDistribution) -> None:
@@ -344,14 +344,14 @@ class Storage(BaseStorage):
         query = sa.select(trials.c.state).where(trials.c.trial_id == trial_id)
         state = read(self.engine, lambda connection: connection.execute(query).scalar_one_or_none())
         if state is None:
-            raise KeyError(f"there is no trial of id {trial_id}")
+            raise KeyError(f"there is no trial with id {trial_id}")
         self.check_trial_is_updatable(trial_id, TrialState[state])
 
     def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
         query = sa.select(trials.c.trial_id).where(trials.c.study_id == study_id, trials.c.number == trial_number)
         trial_id = read(self.engine, lambda connection: connection.execute(query).scalar_one_or_none())
         if trial_id is None:
-            raise KeyError(f"there is no trial {trial_number} in the study of id {study_id}")
+            raise KeyError(f"there is no trial {trial_number} in the study with id {study_id}")
         return trial_id
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
@@ -411,7 +411,7 @@ class Storage(BaseStorage):
         held = self._held.get(trial_id)
         trial = held.trial if held is not None else read(self.engine, lambda c: load_trial(c, trial_id, self.zone))
         if trial is None:
-            raise KeyError(f"there is no trial of id {trial_id}")
+            raise KeyError(f"there is no trial with id {trial_id}")
         return next(copies([trial]))  # also of one that was just read: its distributions are those of others
 
     def get_all_trials(
@@ -436,7 +436,7 @@ class Storage(BaseStorage):
         found = read(self.engine, lambda c: load_trials(c, study_id, newer_than, also, zone=self.zone))
         if found is None:
             self._known.pop(study_id, None)
-            raise KeyError(f"there is no study of id {study_id}")
+            raise KeyError(f"there is no study with id {study_id}")
         return found
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:

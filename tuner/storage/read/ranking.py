@@ -136,14 +136,14 @@ def is_among_best(engine: Engine, study_id: int, value: float, keep: int, *, max
     return read(engine, work) < keep
 
 
-def superfluous(engine: Engine, study_id: int, numbers: Collection[int], keep: int, *, maximize: bool) -> list[int]:
+def removable(engine: Engine, study_id: int, numbers: Collection[int], keep: int, *, maximize: bool) -> list[int]:
     """Return those of these trials that have ended and are not among the best by their first objective.
 
     Args:
         engine: The storage's engine.
         study_id: The study.
         numbers: Trial numbers.
-        keep: How many of the best are not superfluous; of equal ones the earlier are better.
+        keep: How many of the best are kept; of equal ones the earlier are better.
         maximize: Whether the first objective is maximised.
     """
     ended = sa.select(trials.c.number).where(

@@ -145,8 +145,7 @@ def lost(error: Exception, url: str) -> StorageLost:
     if pgcode(error) == "53100" or sqlite_code(original) == sqlite3.SQLITE_FULL:
         return StorageLost(f"the storage's disk is full: {hide_password(url)} ({error_line(error)}); free some space")
     return StorageLost(
-        f"the storage must answer: {hide_password(url)} does not ({error_line(error)}); "
-        "check --storage or $TUNER_STORAGE"
+        f"cannot reach the storage {hide_password(url)}: {error_line(error)}; check --storage or $TUNER_STORAGE"
     )
 
 
@@ -160,9 +159,7 @@ def connected_engine(url: str) -> Engine:
     """See `tuner.storage.connect`."""
     path = sqlite_path(driver_url(url))
     if path is not None and not path.exists():
-        raise StorageLost(
-            f"the storage must exist: there is no file {str(path)!r} (storage {url!r}); launch a study first"
-        )
+        raise StorageLost(f"the storage does not exist: no file {str(path)!r} (storage {url!r}); launch a study first")
     engine = new_engine(url)
     try:
         with engine.connect() as connection:

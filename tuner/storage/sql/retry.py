@@ -187,8 +187,8 @@ def _retried(engine: Engine, attempt: Callable[[int], T]) -> T:
                     _check_version(engine)
                     shown = hide_password(engine.url.render_as_string())
                     raise StorageSchemaError(
-                        f"the tables in {shown} must be of this version: {error_line(error)}; "
-                        "`tuner upgrade` makes them so"
+                        f"the tables in {shown} are not of this version: {error_line(error)}; "
+                        "back up the database, stop all workers, then run `tuner upgrade`"
                     ) from error
                 if kind == "other" and not isinstance(error, OperationalError | InterfaceError):
                     raise

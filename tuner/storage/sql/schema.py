@@ -169,19 +169,19 @@ def upgrade(url: str, from_timezone: str | None = None) -> list[str]:
         with engine.connect() as connection:
             before, unknown = read_versions(connection), zones.count(connection)
         if before.optuna is None:
-            raise StorageSchemaError(f"there must be a study in {hide_password(url)} to upgrade: it has no tables")
+            raise StorageSchemaError(f"nothing to upgrade in {hide_password(url)}: it has no tables")
         check_tables(before, engine, may_be_older=True)
         head = optuna_scripts().get_current_head()
         is_current = before == Versions(head, tuner_scripts().get_current_head())
         if is_current and (zone is None or not unknown):
-            done.append(f"the tables of {hide_password(url)} are at this version already")
+            done.append(f"the tables of {hide_password(url)} are already at this version")
             return done + _about_zones(unknown, zone, None)
         if path is not None:
             done.append(f"a copy of the database as it was is in {_back_up(engine, path)}")
         if before.optuna != head:
             _mark_before_optuna(engine, before)
             _upgrade_optuna(url)
-            done.append(f"the tables of Optuna were at version {before.optuna or 'unknown'}, they are at {head}")
+            done.append(f"upgraded the tables of Optuna from version {before.optuna or 'unknown'} to {head}")
         with _locked(engine) as connection:
             migrate(connection)
             if zone is not None:
@@ -189,7 +189,7 @@ def upgrade(url: str, from_timezone: str | None = None) -> list[str]:
             after, unknown = read_versions(connection), zones.count(connection)
         check_tables(after, engine)
         if before.tuner != after.tuner:
-            done.append(f"the tables of tuner were at version {before.tuner or 'none'}, they are at {after.tuner}")
+            done.append(f"upgraded the tables of tuner from version {before.tuner or 'none'} to {after.tuner}")
         done += _about_zones(unknown, zone, converted)
     except (DBAPIError, StorageInternalError) as error:
         raise lost(error, url) from None
@@ -201,9 +201,9 @@ def upgrade(url: str, from_timezone: str | None = None) -> list[str]:
 def _about_zones(unknown: int, zone: ZoneInfo | None, converted: zones.Converted | None) -> list[str]:
     """Return what there is to say of times that were stored as local time."""
     if zone is None:
-        return [f"times of an unknown zone: those of {_trials(unknown)}; {zones.ADVICE}"] if unknown else []
+        return [f"times in an unknown time zone: {_trials(unknown)}; {zones.ADVICE}"] if unknown else []
     if converted is None or not (converted.trials or converted.left):
-        return ["no trial has times of an unknown zone: nothing was converted"]
+        return ["no trial has times in an unknown time zone: nothing was converted"]
     lines = [f"converted from {zone.key} to UTC: the times of {_trials(converted.trials)}"]
     if converted.ambiguous:
         lines.append(
@@ -261,8 +261,8 @@ def _upgrade_optuna(url: str) -> None:
     except Exception as error:
         line = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         raise StorageSchemaError(
-            f"Optuna's migrations must run through: they stopped at {type(error).__name__}: {hide_password(line)}; "
-            "a SQLite database may be half upgraded: put the copy back that was made of it. Optuna cannot upgrade "
+            f"Optuna's migrations failed: {type(error).__name__}: {hide_password(line)}; "
+            "a SQLite database may be half upgraded: restore the copy that was made of it. Optuna cannot upgrade "
             "tables from before its version 2.4"
         ) from error
     finally:

@@ -35,8 +35,8 @@ def warn_of_password() -> None:
     words = " ".join(sys.argv)
     if hide_password(words) != words:
         tell(
-            "a password on the command line shows in the list of processes; "
-            "$TUNER_STORAGE, a PGPASSFILE or a service file keep it to yourself",
+            "a password on the command line is visible in the process list; "
+            "use $TUNER_STORAGE, a PGPASSFILE or a service file instead",
             "password_shown",
             "warning",
         )
@@ -71,7 +71,9 @@ def _sqlite_url(url: str, rest: str) -> str:
         )
     folder = Path(path).parent
     if not folder.is_dir():
-        raise StorageURLError(f"the folder of a SQLite storage must exist: no {str(folder)!r} (storage {url!r})")
+        raise StorageURLError(
+            f"the folder of the SQLite storage does not exist: {str(folder)!r} (storage {url!r}); create it first"
+        )
     return url
 
 
@@ -111,7 +113,7 @@ def is_new_file(url: str) -> bool:
     if path is None or path.exists():
         return False
     if not os.access(path.parent, os.W_OK):
-        raise StorageURLError(f"the folder of a SQLite storage must be writable: {str(path.parent)!r} is not")
+        raise StorageURLError(f"the folder of the SQLite storage is not writable: {str(path.parent)!r}")
     return True
 
 

@@ -57,11 +57,11 @@ def check_tables(versions: Versions, engine: Engine, *, may_be_older: bool = Fal
             if may_be_older:
                 continue
             raise StorageSchemaError(
-                f"{shown} must be at version {head}: they are at {found or 'an early one'}; "
-                "make a backup, end what works on them, and run `tuner upgrade`"
+                f"{shown} are at version {found or 'unknown'}, but this installation needs {head}; "
+                "back up the database, stop all workers, then run `tuner upgrade`"
             )
         raise StorageSchemaError(
-            f"{shown} must be at version {head}: they are at {found!r}, which this installation does not know; "
+            f"{shown} are at version {found!r}, which this installation does not know: it needs {head}; "
             f"install a newer {owner.lower()}"
         )
 

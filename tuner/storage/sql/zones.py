@@ -16,7 +16,7 @@ from tuner.storage.sql.dialect import clock
 from tuner.storage.sql.tables import attempts, leases, records, studies, trials, unknown_zones
 
 UTC = datetime.UTC
-ADVICE = "`tuner upgrade --from-timezone ZONE` converts them to UTC, ZONE as in America/New_York"
+ADVICE = "`tuner upgrade --from-timezone ZONE` converts them to UTC; ZONE is a name such as America/New_York"
 _EPOCH, _SECOND = datetime.datetime(1970, 1, 1), datetime.timedelta(seconds=1)
 _MOST_AHEAD = datetime.timedelta(minutes=5)  # how far clocks of several machines may be apart
 
@@ -43,7 +43,7 @@ def find_zone(name: str) -> zoneinfo.ZoneInfo:
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
         missing = "" if zoneinfo.available_timezones() else "; this machine has no such database: pip install tzdata"
         raise UsageError(
-            f"a time zone must have a name of the IANA database, such as America/New_York or UTC: got {name!r}{missing}"
+            f"a time zone must be a name from the IANA database, such as America/New_York or UTC: got {name!r}{missing}"
         ) from None
 
 
@@ -164,5 +164,5 @@ def _objection(
     if not starts or not ends:
         return f"has a time that clocks in {zone} skipped"
     if any(one is not None and one > latest for one in (starts[0], ends[0])):
-        return f"would lie in the future if its times were of {zone}"
-    return f"would end before it starts if its times were of {zone}"
+        return f"would be in the future if its times were in {zone}"
+    return f"would end before it starts if its times were in {zone}"

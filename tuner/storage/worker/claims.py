@@ -35,9 +35,9 @@ _MOST_OPEN = 200
 class NoTrial(enum.Enum):
     """Why there is nothing to claim."""
 
-    WAIT = "the rest of the budget is running elsewhere; a trial may come back"
-    DONE = "the budget is spent"
-    HOURS = "the hours of the budget are spent"
+    WAIT = "the rest of the budget is running elsewhere; a trial may still be returned"
+    DONE = "the budget is used up"
+    HOURS = "the hours of the budget are used up"
     STOPPED = "the study was stopped"
     FAILING = "the latest trials failed"
 
@@ -178,7 +178,7 @@ def _lock_study(connection: Connection, claimant: Claimant) -> bool:
     """Hold the study's row until the end of the transaction; return whether the study is stopped."""
     row = run(connection, statements.lock_study, {"study_id": claimant.study_id}).first()
     if row is None or claimant.identity not in (None, row[0]):
-        raise UnknownStudy(f"the study must stay in the storage while it runs: number {claimant.study_id} was deleted")
+        raise UnknownStudy(f"the study was deleted from the storage while it ran: number {claimant.study_id}")
     return row[1] is not None
 
 
@@ -318,7 +318,7 @@ def _close_attempts(
 
 
 def _end_deadly(connection: Connection, claimant: Claimant, row: sa.Row[Any], deaths: int) -> None:
-    error = f"{deaths} workers died while they ran this trial, the last was {row.worker}"
+    error = f"{deaths} workers died while running this trial, the last was {row.worker}"
     record = {"worker": row.worker, "error_kind": DEADLY, "error": error}
     lease = Lease(row.trial_id, row.number, row.worker, row.fence, claimant.lease_s)
     for ending in endings(lease, Outcome.FAILED, None, record):

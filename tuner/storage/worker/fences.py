@@ -110,7 +110,7 @@ def insertion(table: sa.Table, row: Mapping[str, Any]) -> Write:
 def lost_lease(lease: Lease) -> LeaseLost:
     """Return the error of a worker whose trial is another's."""
     return LeaseLost(
-        f"trial {lease.number} must still belong to {lease.worker}: another worker has taken it over, or ended it"
+        f"trial {lease.number} no longer belongs to {lease.worker}: another worker has taken it over, or ended it"
     )
 
 

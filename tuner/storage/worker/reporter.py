@@ -47,7 +47,7 @@ class Reporter:
         try:
             self._store(self._engine)
         except StorageLost as error:
-            tell_away(self._engine, error, f"trial {self._lease.number} goes on meanwhile")
+            tell_away(self._engine, error, f"trial {self._lease.number} continues meanwhile")
             self._pause_s = min(_LONGEST_PAUSE_S, 2 * self._pause_s or 0.5)
             self._next_try_s = time.monotonic() + self._pause_s * random.uniform(0.5, 1.0)
             return False

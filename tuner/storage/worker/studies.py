@@ -71,8 +71,8 @@ def register(
         stored = [direction.name.lower() for direction in storage.get_study_directions(study_id)]
         if stored != list(directions):
             raise StudyError(
-                f"study {name!r} is in this storage with direction {', '.join(stored)}: it must be "
-                f"{', '.join(directions)}; change it back, or give the study a new name"
+                f"study {name!r} has direction {', '.join(stored)} in this storage, but "
+                f"{', '.join(directions)} in its file; change it back, or give the study a new name"
             ) from None
     return Registered(study_id, agree(engine, study_id, RECORD_KEY, record), identify(engine, study_id))
 

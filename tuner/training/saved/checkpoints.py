@@ -154,7 +154,7 @@ class Checkpoints:
         # Without what is another each time: scratch folders' names, bytes that are free.
         gist = None if trouble is None else re.sub(r"\.tmp-\w+|\d+", "", trouble)
         if trouble is not None and gist != self._told:
-            tell(f"{trouble}; training goes on", "checkpoint", "warning")
+            tell(f"{trouble}; training continues", "checkpoint", "warning")
         self._told = gist
 
     def has_latest(self) -> bool:

@@ -76,7 +76,7 @@ def save_picture(name: str, pixels: np.ndarray | jax.Array) -> None:
             is beyond is clipped, NaN is 0.
 
     Raises:
-        StudyError: the name is no file's, or the array is no picture.
+        StudyError: the name is not a file name, or the array is not a picture.
     """
     if not (isinstance(name, str) and re.fullmatch(r"\w[\w.-]{0,99}", name)):
         raise StudyError(f"a picture's name must be up to 100 letters, digits or any of '_.-': got {name!r}")

@@ -1,0 +1,71 @@
+"""Check our words: print phrases to avoid, in README.md, docs/ and the string literals of tuner/, with better ones."""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+BETTER = {
+    r"mend(s|ed|ing)?": "fix",
+    r"nought": "zero",
+    r"hearken\w*|hither|whither|whence|thence": "a modern word",
+    r"ended without (a word|having been asked to)": "exited; exited unexpectedly",
+    r"times less": "speed-up over ...",
+    r"look whether": "check",
+    r"stands? (so|once|twice)": "has this outcome; is given twice",
+    r"superfluous": "not needed, removable",
+    r"(for )?want of (room|space)": "hidden; too long",
+    r"is of another tool": "was not created by tuner",
+    r"lay .{1,20} side by side": "compare",
+    r"may look, and change nothing": "cannot make changes",
+    r"workers at it|workers that are at it": "running workers",
+    r"goes? on meanwhile": "continues",
+    r"the storage must (answer|exist)": "cannot reach the storage ...; the storage does not exist",
+    r"must lie (in|between|within)": "must be in ...",
+    r"what (it|they|each) came to": "the result",
+    r"for (strangers|others than)": "to others; to serve it to other machines",
+    r"what is said on": "the log on ...",
+    r"instead of the study's": "overrides the study's",
+    r"the whole trace of an error": "the full traceback of an error",
+    r"the same command runs": "run the same command again to ...",
+    r"end what works on": "stop all workers",
+    r"(is|are) spent with": "is used up with",
+    r"(?<!there )is no (folder|file)": "is not a folder, is not a file",
+    r"typed or written": "invalid input",
+    r"url cannot be one": "not a valid storage URL",
+}
+PATTERNS = [(re.compile(rf"\b({phrase})\b", re.IGNORECASE), better) for phrase, better in BETTER.items()]
+
+
+def texts(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield first line number and text: of a Python file each string, of another the whole file."""
+    if path.suffix != ".py":
+        yield 1, path.read_text()
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.JoinedStr):
+            parts = (str(part.value) if isinstance(part, ast.Constant) else "..." for part in node.values)
+            yield node.lineno, "".join(parts)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
+
+
+def findings(path: Path) -> set[str]:
+    """Return `file:line: phrase -> better` for each phrase to avoid; a phrase may be broken over two lines."""
+    found = set()
+    for first, text in texts(path):
+        for pattern, better in PATTERNS:
+            for match in pattern.finditer(re.sub(r"\s", " ", text)):
+                line = first + text.count("\n", 0, match.start())
+                found.add(f"{path.relative_to(ROOT)}:{line}: {match[0]} -> {better}")
+    return found
+
+
+if __name__ == "__main__":
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "tuner").rglob("*.py")]
+    bad = sorted(line for page in pages for line in findings(page))
+    for line in bad:
+        print(line)
+    sys.exit(bool(bad))
