@@ -28,6 +28,7 @@ Path(os.environ["WHERE"]).write_text(tuner.worker.__file__)
 TYPED = """
 # pyright: strict
 from tuner import Space, choice, log_uniform
+from tuner.training import TrainerModule
 
 
 class HParams(Space):
@@ -37,8 +38,16 @@ class HParams(Space):
 
 def product(hparams: HParams) -> float:
     return hparams.learning_rate * hparams.width
+
+
+class Trainer(TrainerModule[HParams]):
+    def batch_size(self, hparams: HParams) -> int:
+        return hparams.width
+
+    def ema_decay(self, hparams):  # of the same class, which is inferred
+        return hparams.learning_rate
 """
-WRONG = "\n\nHParams(width='wide')\nlog_uniform('low', 1.0)\n"
+WRONG = "\n\nHParams(width='wide')\nTrainer().batch_size({'width': 32})\n"
 
 
 class Installed(NamedTuple):

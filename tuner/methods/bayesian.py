@@ -19,13 +19,13 @@ import jax.numpy as jnp
 from tuner.errors import StudyError
 from tuner.methods.calibration import check_forecast_labels, forecast_metrics
 from tuner.methods.classification import field, needed
-from tuner.training import GradientNoise, OptimizerSpec, TrainerModule, TrainState
+from tuner.training import GradientNoise, OptimizerSpec, PyTree, TrainerModule, TrainState
 from tuner.training.data.arrays import Batch
 from tuner.training.data.batches import Order
 from tuner.training.metrics import Metrics
 
 
-def prior_penalty(params: Any, precision: Any, examples: int) -> jax.Array:
+def prior_penalty(params: PyTree, precision: Any, examples: int) -> jax.Array:
     """Return precision / (2 N) |params|^2: minus the log-density of the prior, for a loss that is a mean over N."""
     return precision / (2 * examples) * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params))
 
@@ -58,7 +58,7 @@ class Posterior(TrainerModule):
     def __init__(self, examples: int) -> None:
         self.examples = examples
 
-    def penalty(self, params: Any, hparams: Any) -> jax.Array:
+    def penalty(self, params: PyTree, hparams: Any) -> jax.Array:
         return prior_penalty(params, needed(hparams, "prior_precision"), self.examples)
 
     def order(self, hparams: Any, key: jax.Array, step: jax.Array, rows: jax.Array, *, batch_size: int) -> Order:
@@ -86,8 +86,8 @@ class MapClassifier(Posterior):
 
     def apply_inputs(
         self,
-        params: Any,
-        collections: Any,
+        params: PyTree,
+        collections: PyTree,
         inputs: tuple[Any, ...],
         hparams: Any,
         *,
@@ -141,8 +141,8 @@ class EnsembleClassifier(MapClassifier):
 
     def apply_inputs(
         self,
-        params: Any,
-        collections: Any,
+        params: PyTree,
+        collections: PyTree,
         inputs: tuple[Any, ...],
         hparams: Any,
         *,
@@ -154,7 +154,7 @@ class EnsembleClassifier(MapClassifier):
         if train:
             return apply(params, collections, inputs, hparams, train=True, key=key)
 
-        def member(params: Any, collections: Any) -> jax.Array:
+        def member(params: PyTree, collections: PyTree) -> jax.Array:
             return apply(params, collections, inputs, hparams, train=False, key=key)[0]
 
         return mixture(jax.vmap(member)(params, collections)), collections
@@ -217,8 +217,8 @@ class LangevinClassifier(MapClassifier):
 
     def apply_inputs(
         self,
-        params: Any,
-        collections: Any,
+        params: PyTree,
+        collections: PyTree,
         inputs: tuple[Any, ...],
         hparams: Any,
         *,
@@ -231,7 +231,7 @@ class LangevinClassifier(MapClassifier):
             outputs, model = apply(params, collections["model"], inputs, hparams, train=True, key=key)
             return outputs, {**collections, "model": model}
 
-        def sample(params: Any) -> jax.Array:
+        def sample(params: PyTree) -> jax.Array:
             return apply(params, collections["model"], inputs, hparams, train=False, key=key)[0]
 
         counted = jnp.arange(self.samples) < jnp.maximum(collections["taken"], 1)

@@ -17,7 +17,7 @@ import optax
 
 from tuner.errors import StudyError
 from tuner.methods.classification import field
-from tuner.training import Mean, Model, OptimizerGroups, OptimizerSpec, TrainerModule, TrainState, WarmupCosine
+from tuner.training import Mean, Model, OptimizerGroups, OptimizerSpec, PyTree, TrainerModule, TrainState, WarmupCosine
 from tuner.training.data.arrays import Batch
 from tuner.training.data.labels import check_labels
 from tuner.training.metrics import Metrics
@@ -125,7 +125,7 @@ class SimCLR(TrainerModule):
             return {"encoder": params, **{name: dict(made[name])["params"] for name in made}}, collections
 
         def apply(
-            params: Any, collections: Any, inputs: tuple[Any, ...], *, train: bool, key: jax.Array | None
+            params: PyTree, collections: PyTree, inputs: tuple[Any, ...], *, train: bool, key: jax.Array | None
         ) -> tuple[Any, Any]:
             images, *views = inputs
             outputs: dict[str, Any] = {}

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from tuner.training import TrainerModule, TrainState
+from tuner.training import PyTree, TrainerModule, TrainState
 from tuner.training.data.arrays import Batch
 from tuner.training.metrics import Mean, Metrics
 from tuner.training.state import Stream
@@ -22,7 +22,7 @@ Loss = Callable[[Any], jax.Array]
 """Params -> Float[Array, ""], twice differentiable."""
 
 
-def hessian_product(loss: Loss, params: Any, vector: Any) -> Any:
+def hessian_product(loss: Loss, params: PyTree, vector: Any) -> Any:
     """Return H v, H the Hessian of the loss at these parameters: the gradient's derivative along v.
 
     Args:
@@ -36,7 +36,7 @@ def hessian_product(loss: Loss, params: Any, vector: Any) -> Any:
     return jax.jvp(jax.grad(loss), (params,), (vector,))[1]
 
 
-def flat_product(loss: Loss, params: Any) -> tuple[Callable[[jax.Array], jax.Array], int]:
+def flat_product(loss: Loss, params: PyTree) -> tuple[Callable[[jax.Array], jax.Array], int]:
     """Return v -> H v for flat vectors (Float[Array, "params"]), and their length."""
     flat, unravel = ravel_pytree(params)
 
@@ -46,7 +46,7 @@ def flat_product(loss: Loss, params: Any) -> tuple[Callable[[jax.Array], jax.Arr
     return product, flat.size
 
 
-def extreme_eigenvalues(loss: Loss, params: Any, key: jax.Array, steps: int = 20) -> tuple[jax.Array, jax.Array]:
+def extreme_eigenvalues(loss: Loss, params: PyTree, key: jax.Array, steps: int = 20) -> tuple[jax.Array, jax.Array]:
     """Return the least and the greatest eigenvalue of the Hessian, by Lanczos' method from a random vector.
 
     After k steps they are the extremes of v^T H v over the unit vectors of the Krylov space of k products, so never
@@ -87,7 +87,7 @@ def extreme_eigenvalues(loss: Loss, params: Any, key: jax.Array, steps: int = 20
     return eigenvalues[0], eigenvalues[-1]
 
 
-def hessian_trace(loss: Loss, params: Any, key: jax.Array, probes: int = 20) -> jax.Array:
+def hessian_trace(loss: Loss, params: PyTree, key: jax.Array, probes: int = 20) -> jax.Array:
     """Return Hutchinson's estimate of the Hessian's trace, the mean of v^T H v over random signs v (1990).
 
     It is unbiased; its variance is 2/probes times the sum of the squares off the diagonal, so that of a diagonal
@@ -126,7 +126,7 @@ class Sharpness(TrainerModule):
         weights = state.for_evaluation()
         assert weights.key is not None
 
-        def loss(params: Any) -> jax.Array:
+        def loss(params: PyTree) -> jax.Array:
             outputs, _ = self.apply_model(params, weights.collections, batch, hparams, train=False)
             return Mean.of(self.loss(outputs, batch, hparams)[0], batch["weight"]).value
 

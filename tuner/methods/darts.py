@@ -19,7 +19,7 @@ from tuner.errors import StudyError
 from tuner.methods.classification import Classifier, field, needed, refuse_uncalled
 from tuner.methods.darts_networks import ALPHAS, KINDS, SearchNetwork
 from tuner.methods.darts_ops import OPERATIONS
-from tuner.training import ArrayDataset, Mean, OptimizerSpec, TrainState, WarmupCosine, warmup_cosine
+from tuner.training import ArrayDataset, Mean, OptimizerSpec, PyTree, TrainState, WarmupCosine, warmup_cosine
 from tuner.training.data.arrays import Batch
 from tuner.training.data.labels import check_labels
 from tuner.training.metrics import Metrics
@@ -57,7 +57,7 @@ def architecture_gradient(
     return loss, _moved(direct, product, -rate)
 
 
-def _moved(tree: Any, direction: Any, by: Any) -> Any:
+def _moved(tree: PyTree, direction: Any, by: Any) -> Any:
     return jax.tree.map(lambda leaf, slope: leaf + by * slope, tree, direction)
 
 
@@ -214,14 +214,14 @@ class ArchitectureSearch(Classifier):
         return {name: as_optimizer(one, total_steps) for name, one in zip(("weights", "alphas"), made, strict=True)}
 
     def _loss(
-        self, params: Any, state: TrainState, batch: Batch, hparams: Any, key: jax.Array
+        self, params: PyTree, state: TrainState, batch: Batch, hparams: Any, key: jax.Array
     ) -> tuple[jax.Array, tuple[Any, Metrics]]:
         outputs, collections = self.apply_model(params, state.collections, batch, hparams, train=True, key=key)
         metrics = self._metrics(outputs, batch, hparams)
         return metrics["loss"].value, (collections, metrics)
 
     def _descend(
-        self, name: str, state: TrainState, grads: Any, hparams: Any, weight: jax.Array, collections: Any = None
+        self, name: str, state: TrainState, grads: PyTree, hparams: Any, weight: jax.Array, collections: PyTree = None
     ) -> TrainState:
         """Return the state after a step of the weights or of the architecture."""
         weights, alphas = split(state.params)
@@ -237,12 +237,12 @@ class ArchitectureSearch(Classifier):
         )
 
 
-def split(params: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def split(params: PyTree) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a search network's weights, and its architecture."""
     alphas = {name: leaf for name, leaf in params.items() if name.startswith(ALPHAS)}
     return {name: leaf for name, leaf in params.items() if name not in alphas}, alphas
 
 
-def alphas_of(params: Any) -> dict[str, jax.Array]:
+def alphas_of(params: PyTree) -> dict[str, jax.Array]:
     """Return a search network's architecture by kind of cell, as `genotype` takes it."""
     return {name.removeprefix(ALPHAS): leaf for name, leaf in split(params)[1].items()}

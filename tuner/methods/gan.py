@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from tuner.errors import StudyError
 from tuner.methods.classification import field, refuse_uncalled
-from tuner.training import Mean, Metric, Model, OptimizerSpec, TrainerModule
+from tuner.training import Mean, Metric, Model, OptimizerSpec, PyTree, TrainerModule
 from tuner.training.data.arrays import Batch
 from tuner.training.metrics import Metrics
 from tuner.training.model.adapters import as_model
@@ -113,7 +113,9 @@ class GANTrainer(TrainerModule):
                 params[name], collections[name] = network.init(one, (argument,))
             return params, collections
 
-        def apply(params: Any, collections: Any, inputs: tuple[Any, ...], *, train: bool, key: Any) -> tuple[Any, Any]:
+        def apply(
+            params: PyTree, collections: PyTree, inputs: tuple[Any, ...], *, train: bool, key: Any
+        ) -> tuple[Any, Any]:
             found, after = networks["generator"].apply(
                 params["generator"], collections["generator"], inputs[:1], train=train, key=key
             )
@@ -144,7 +146,7 @@ class GANTrainer(TrainerModule):
         fake, _ = self._generate(state.params, state, batch, hparams, noise_key, keys[0])
         network, gamma = self.build_networks(hparams)["discriminator"], field(hparams, "gradient_penalty")
 
-        def objective(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
+        def objective(params: PyTree) -> tuple[jax.Array, tuple[Any, Metrics]]:
             before = state.collections["discriminator"]
             real_logits, after = network.apply(params, before, (batch["inputs"],), train=True, key=keys[1])
             fake_logits, after = network.apply(params, after, (fake,), train=True, key=keys[2])
@@ -167,7 +169,7 @@ class GANTrainer(TrainerModule):
         noise_key, *keys = jax.random.split(key, 3)
         network = self.build_networks(hparams)["discriminator"]
 
-        def objective(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
+        def objective(params: PyTree) -> tuple[jax.Array, tuple[Any, Metrics]]:
             fake, after = self._generate({"generator": params}, state, batch, hparams, noise_key, keys[0])
             logits, _ = network.apply(
                 state.params["discriminator"], state.collections["discriminator"], (fake,), train=True, key=keys[1]
@@ -210,7 +212,7 @@ class GANTrainer(TrainerModule):
         }
 
     def _generate(
-        self, params: Any, state: TrainState, batch: Batch, hparams: Any, noise_key: jax.Array, key: jax.Array
+        self, params: PyTree, state: TrainState, batch: Batch, hparams: Any, noise_key: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, Any]:
         """Return samples made of fresh noise, and the generator's collections after it."""
         noise = jax.random.normal(noise_key, batch["noise"].shape, batch["noise"].dtype)

@@ -18,7 +18,7 @@ from tuner.errors import StudyError
 from tuner.methods.bayesian import Posterior, logits_of, mixture
 from tuner.methods.calibration import check_forecast_labels, forecast_metrics
 from tuner.methods.classification import field, needed
-from tuner.training import TrainState
+from tuner.training import PyTree, TrainState
 from tuner.training.data.arrays import Batch, steps_per_epoch
 from tuner.training.metrics import Metrics
 
@@ -114,8 +114,8 @@ class Laplace(Posterior):
 
     def apply_inputs(
         self,
-        params: Any,
-        collections: Any,
+        params: PyTree,
+        collections: PyTree,
         inputs: tuple[Any, ...],
         hparams: Any,
         *,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from tuner.errors import StudyError
 from tuner.methods.classification import field, needed
-from tuner.training import Mean, TrainerModule
+from tuner.training import Mean, PyTree, TrainerModule
 from tuner.training.data.arrays import Batch
 from tuner.training.metrics import Metrics
 from tuner.training.state import Stream, TrainState
@@ -21,7 +21,7 @@ TaskLoss = Callable[[Any, Any, int], tuple[jax.Array, Any]]
 
 
 def adapt(
-    loss: TaskLoss, params: Any, carried: Any, rate: Any, steps: int, *, first_order: bool = False
+    loss: TaskLoss, params: PyTree, carried: PyTree, rate: Any, steps: int, *, first_order: bool = False
 ) -> tuple[Any, Any]:
     """Return the parameters after gradient descent, theta - rate * grad loss(theta) at each step, and what is carried.
 
@@ -86,8 +86,8 @@ class MetaLearner(TrainerModule):
 
     def adapted_outputs(
         self,
-        params: Any,
-        collections: Any,
+        params: PyTree,
+        collections: PyTree,
         batch: Batch,
         hparams: Any,
         steps: int,
@@ -111,7 +111,7 @@ class MetaLearner(TrainerModule):
         """
 
         def one_task(task: Batch, key: jax.Array | None) -> tuple[jax.Array, Any]:
-            def support_loss(params: Any, carried: Any, step: int) -> tuple[jax.Array, Any]:
+            def support_loss(params: PyTree, carried: PyTree, step: int) -> tuple[jax.Array, Any]:
                 inner_key = None if key is None else jax.random.fold_in(key, step + 1)
                 outputs, carried = self.apply_inputs(
                     params, carried, (task["support_x"],), hparams, train=True, key=inner_key
@@ -128,7 +128,14 @@ class MetaLearner(TrainerModule):
         return jax.vmap(one_task, in_axes=(0, None if key is None else 0))(arrays, keys)
 
     def apply_model(
-        self, params: Any, collections: Any, batch: Batch, hparams: Any, *, train: bool, key: jax.Array | None = None
+        self,
+        params: PyTree,
+        collections: PyTree,
+        batch: Batch,
+        hparams: Any,
+        *,
+        train: bool,
+        key: jax.Array | None = None,
     ) -> tuple[Any, Any]:
         """Return the outputs after adapting, in place of the model's own, so that the common training step fits.
 

@@ -16,6 +16,7 @@ from tuner.training.optim.learned import init_weights, learned
 from tuner.training.optim.rules import decay_all, decay_matrices
 from tuner.training.optim.schedules import Constant, Exponential, OneCycle, Piecewise, WarmupCosine
 from tuner.training.optim.transforms import GradientNoise
+from tuner.training.pytree import PyTree
 from tuner.training.restore import Loaded, Run, load_from_checkpoint, load_run
 from tuner.training.saved.checkpoints import Checkpoints, is_new_model_better
 from tuner.training.saved.pictures import save_picture, tile
@@ -39,6 +40,7 @@ __all__ = [
     "OptimizerSpec",
     "Piecewise",
     "Profile",
+    "PyTree",
     "Run",
     "Splits",
     "Stack",

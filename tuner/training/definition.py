@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Generic, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax.training.dynamic_scale import DynamicScale
+from typing_extensions import TypeVar
 
 from tuner.errors import StudyError
 from tuner.training.data.arrays import Batch
@@ -18,12 +19,15 @@ from tuner.training.data.batches import Order, epoch_order
 from tuner.training.metrics import Mean, Metric, Metrics
 from tuner.training.model.adapters import Model, as_model
 from tuner.training.optim.build import OptimizerGroups, OptimizerSpec, WarmupCosine, as_optimizer, clipped_norm
+from tuner.training.pytree import PyTree
 from tuner.training.state import Average, Stream, TrainState
 
+H = TypeVar("H", default=Any)
+"""The class of a trainer's hyperparameters, usually a `Space`."""
 Optimizer = OptimizerSpec | OptimizerGroups | optax.GradientTransformation
 
 
-class TrainerDefinition:
+class TrainerDefinition(Generic[H]):
     """What an author overrides in a `TrainerModule`, which documents it, and what is made of that."""
 
     loop: Literal["auto", "scan", "step"] = "auto"
@@ -32,7 +36,7 @@ class TrainerDefinition:
 
     # What a model is and how it is trained: pure, run inside compiled programs.
 
-    def init_model(self, hparams: Any) -> Any:
+    def init_model(self, hparams: H) -> Any:
         """Return the model for these hyperparameters; traced ones are JAX values here.
 
         Returns:
@@ -41,7 +45,7 @@ class TrainerDefinition:
         """
         raise StudyError(f"a trainer must define init_model(hparams): {type(self).__name__} does not")
 
-    def loss(self, outputs: Any, batch: Batch, hparams: Any) -> tuple[jax.Array, dict[str, Any]]:
+    def loss(self, outputs: Any, batch: Batch, hparams: H) -> tuple[jax.Array, dict[str, Any]]:
         """Return the loss of each example and further metrics.
 
         Args:
@@ -55,22 +59,22 @@ class TrainerDefinition:
         """
         raise StudyError(f"a trainer must define loss(outputs, batch, hparams): {type(self).__name__} does not")
 
-    def penalty(self, params: Any, hparams: Any) -> jax.Array | None:
+    def penalty(self, params: PyTree, hparams: H) -> jax.Array | None:
         """Return what is added to the mean loss before it is differentiated, Float[Array, ""]; None for nothing.
 
         It is reported apart, as `train_penalty`: losses of trials that differ in a penalty's weight stay comparable.
         """
         return None
 
-    def augment(self, batch: Batch, hparams: Any, key: jax.Array) -> Batch:
+    def augment(self, batch: Batch, hparams: H, key: jax.Array) -> Batch:
         """Return a training batch changed at random; runs inside the program."""
         return batch
 
-    def batch_size(self, hparams: Any) -> int:
+    def batch_size(self, hparams: H) -> int:
         """Return the examples per training step; return a static hyperparameter to tune it."""
         return 64
 
-    def order(self, hparams: Any, key: jax.Array, step: jax.Array, rows: jax.Array, *, batch_size: int) -> Order:
+    def order(self, hparams: H, key: jax.Array, step: jax.Array, rows: jax.Array, *, batch_size: int) -> Order:
         """Return the training batches of an epoch; by default each example once, in a random order.
 
         They must follow from the arguments alone: a training that is resumed in mid-epoch asks again.
@@ -97,7 +101,7 @@ class TrainerDefinition:
             )
         return batch["inputs"]
 
-    def init_optimizer(self, hparams: Any, total_steps: int) -> Optimizer:
+    def init_optimizer(self, hparams: H, total_steps: int) -> Optimizer:
         """Return the optimizer: an `OptimizerSpec`, `OptimizerGroups` or any optax transformation.
 
         By default AdamW with warm-up and cosine decay over the hyperparameter `learning_rate` and, where there is
@@ -112,7 +116,7 @@ class TrainerDefinition:
             )
         return OptimizerSpec("adamw", rate, schedule=WarmupCosine(), decay=given("weight_decay", 0.0))
 
-    def ema_decay(self, hparams: Any) -> float | jax.Array | None:
+    def ema_decay(self, hparams: H) -> float | jax.Array | None:
         """Return how much of the smoothed weights each step keeps; with None there are none.
 
         Evaluation, and so the objective, is that of the smoothed weights. A step that only accumulates gradients
@@ -120,7 +124,7 @@ class TrainerDefinition:
         """
         return None
 
-    def init_state(self, hparams: Any, batch: Batch, key: jax.Array, total_steps: int) -> TrainState:
+    def init_state(self, hparams: H, batch: Batch, key: jax.Array, total_steps: int) -> TrainState:
         """Return the state before the first step.
 
         Args:
@@ -137,7 +141,7 @@ class TrainerDefinition:
             jnp.zeros((), jnp.int32), params, opt_state, collections, key, average, scale, total_steps=total_steps
         )
 
-    def train_step(self, state: TrainState, batch: Batch, hparams: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
+    def train_step(self, state: TrainState, batch: Batch, hparams: H, key: jax.Array) -> tuple[TrainState, Metrics]:
         """Return the state after one update, and the batch's metrics.
 
         These are those of `loss`, the loss itself, the gradient's norm, and the penalty if there is one; where an
@@ -146,7 +150,7 @@ class TrainerDefinition:
         """
         batch = self._augmented(batch, hparams, Stream.AUGMENT.key(key))
 
-        def objective(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
+        def objective(params: PyTree) -> tuple[jax.Array, tuple[Any, Metrics]]:
             outputs, collections = self.apply_model(params, state.collections, batch, hparams, train=True, key=key)
             metrics = self._metrics(outputs, batch, hparams)
             loss, penalty = metrics["loss"].value, self.penalty(params, hparams)
@@ -185,7 +189,7 @@ class TrainerDefinition:
         )
         return (after if is_finite is None else _unless_overflow(after, state, scale, is_finite)), metrics
 
-    def eval_step(self, state: TrainState, batch: Batch, hparams: Any) -> Metrics:
+    def eval_step(self, state: TrainState, batch: Batch, hparams: H) -> Metrics:
         """Return the batch's metrics in evaluation mode, of the smoothed weights if there are any."""
         weights, key = state.for_evaluation(), None
         if state.key is not None and state.step is not None:
@@ -195,7 +199,7 @@ class TrainerDefinition:
 
     # Around the training: run on the host, in this order; see `loop.Training`.
 
-    def check_data(self, dataset: Any, hparams: Any, part: str) -> None:
+    def check_data(self, dataset: Any, hparams: H, part: str) -> None:
         """Raise StudyError if a dataset is not what this trainer learns from; asked once for each dataset.
 
         By default nothing is checked. A trainer of labels that are classes can call `tuner.training.check_labels`.
@@ -206,11 +210,11 @@ class TrainerDefinition:
             part: What it is for: `training`, `validation`, `test` or `evaluation`.
         """
 
-    def on_training_start(self, state: TrainState, hparams: Any) -> None:
+    def on_training_start(self, state: TrainState, hparams: H) -> None:
         """Do something before the first step of a new or resumed training."""
 
     def on_training_epoch_end(
-        self, state: TrainState, hparams: Any, epoch: int, metrics: Mapping[str, float]
+        self, state: TrainState, hparams: H, epoch: int, metrics: Mapping[str, float]
     ) -> Mapping[str, float] | None:
         """Do something after an epoch's steps, with its training metrics.
 
@@ -219,7 +223,7 @@ class TrainerDefinition:
         """
 
     def on_validation_epoch_end(
-        self, state: TrainState, hparams: Any, epoch: int, metrics: Mapping[str, float]
+        self, state: TrainState, hparams: H, epoch: int, metrics: Mapping[str, float]
     ) -> Mapping[str, float] | None:
         """Do something after a validation, with the epoch's metrics; what is returned is reported as well.
 
@@ -229,7 +233,7 @@ class TrainerDefinition:
 
     # Made of the above.
 
-    def build_model(self, hparams: Any) -> Model:
+    def build_model(self, hparams: H) -> Model:
         """Return the model as a pair of pure functions.
 
         Raises:
@@ -238,13 +242,20 @@ class TrainerDefinition:
         return as_model(self.init_model(hparams))
 
     def build_optimizer(
-        self, hparams: Any, total_steps: int, key: jax.Array | None = None
+        self, hparams: H, total_steps: int, key: jax.Array | None = None
     ) -> optax.GradientTransformationExtraArgs:
         """Return the optimizer as an optax transformation; the key seeds its state, where it draws noise."""
         return as_optimizer(self.init_optimizer(hparams, total_steps), total_steps, key)
 
     def apply_model(
-        self, params: Any, collections: Any, batch: Batch, hparams: Any, *, train: bool, key: jax.Array | None = None
+        self,
+        params: PyTree,
+        collections: PyTree,
+        batch: Batch,
+        hparams: H,
+        *,
+        train: bool,
+        key: jax.Array | None = None,
     ) -> tuple[Any, Any]:
         """Run the model in the trainer's precision.
 
@@ -263,10 +274,10 @@ class TrainerDefinition:
 
     def apply_inputs(
         self,
-        params: Any,
-        collections: Any,
+        params: PyTree,
+        collections: PyTree,
         inputs: tuple[Any, ...],
-        hparams: Any,
+        hparams: H,
         *,
         train: bool,
         key: jax.Array | None = None,
@@ -285,7 +296,7 @@ class TrainerDefinition:
         inputs = self.inputs(batch)
         return inputs if isinstance(inputs, tuple) else (inputs,)
 
-    def _metrics(self, outputs: Any, batch: Batch, hparams: Any) -> Metrics:
+    def _metrics(self, outputs: Any, batch: Batch, hparams: H) -> Metrics:
         made = self.loss(outputs, batch, hparams)
         if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], Mapping)):
             raise StudyError(
@@ -310,12 +321,12 @@ class TrainerDefinition:
             for name, values in made.items()
         }
 
-    def _clipped_norm(self, grads: Any, state: TrainState, hparams: Any, weight: jax.Array) -> Any:
+    def _clipped_norm(self, grads: PyTree, state: TrainState, hparams: H, weight: jax.Array) -> Any:
         if type(self).build_optimizer is not TrainerDefinition.build_optimizer:
             return None  # whatever init_optimizer returns, it is another optimizer
         return clipped_norm(self.init_optimizer(hparams, state.total_steps), grads, state.opt_state, weight)
 
-    def _augmented(self, batch: Batch, hparams: Any, key: jax.Array) -> Batch:
+    def _augmented(self, batch: Batch, hparams: H, key: jax.Array) -> Batch:
         changed = self.augment(batch, hparams, key)
         if not isinstance(changed, Mapping) or batch.keys() - changed.keys():
             raise StudyError(
@@ -343,7 +354,7 @@ def _is_plain(value: Any) -> bool:
     return value is None or type(value) in (bool, int, float, str)
 
 
-def _cast(tree: Any, precision: str) -> Any:
+def _cast(tree: PyTree, precision: str) -> Any:
     """Return the pytree with its floating-point arrays in another precision."""
 
     def cast(leaf: Any) -> Any:
@@ -352,7 +363,7 @@ def _cast(tree: Any, precision: str) -> Any:
     return jax.tree.map(cast, tree)
 
 
-def _norm(grads: Any) -> jax.Array:
+def _norm(grads: PyTree) -> jax.Array:
     # The barrier keeps XLA from fusing the sums into the backward pass, which made a small MLP's step a fifth slower.
     return optax.tree.norm(jax.lax.optimization_barrier(grads))
 

@@ -8,14 +8,17 @@ from typing import Any
 
 from tuner.errors import StudyError, nearest
 from tuner.training.data.arrays import Splits
-from tuner.training.definition import TrainerDefinition
+from tuner.training.definition import H, TrainerDefinition
 from tuner.training.loop.evaluation import bind, evaluate, tabulate
 from tuner.training.loop.training import Training
 from tuner.training.state import TrainState
 
 
-class TrainerModule(TrainerDefinition):
+class TrainerModule(TrainerDefinition[H]):
     """A model, its loss and its optimizer, as pure functions of hyperparameters.
+
+    `class Trainer(TrainerModule[HParams])` tells editors and type checkers the class of the hyperparameters; without it
+    they may be anything.
 
     Every method that touches arrays is pure and takes `hparams`: trials that differ only in traced hyperparameters
     run the same compiled program. Override `init_model` and `loss`; the rest has defaults. Numbers, texts and tuples
@@ -30,7 +33,7 @@ class TrainerModule(TrainerDefinition):
         validate_every: Epochs between validations, and so between reports; the last epoch is always validated.
     """
 
-    def train_model(self, hparams: Any, splits: Splits, *, epochs: int, seed: int, **options: Any) -> Training:
+    def train_model(self, hparams: H, splits: Splits, *, epochs: int, seed: int, **options: Any) -> Training:
         """Train: a generator of reports, one after each validated epoch; closing it ends the training.
 
         Its attributes `state` and `best` have the current and the best state.
@@ -51,11 +54,11 @@ class TrainerModule(TrainerDefinition):
                 raise StudyError(f"train_model must be given options of Training: got {name!r}{nearest(name, known)}")
         return Training(self, hparams, splits, epochs=epochs, seed=seed, **options)
 
-    def eval_model(self, state: TrainState, dataset: Any, hparams: Any) -> dict[str, float]:
+    def eval_model(self, state: TrainState, dataset: Any, hparams: H) -> dict[str, float]:
         """Return all metrics over a dataset, in evaluation mode; means are weighted by example."""
         return evaluate(self, state, dataset, hparams)
 
-    def bind_model(self, state: TrainState, hparams: Any) -> Callable[..., Any]:
+    def bind_model(self, state: TrainState, hparams: H) -> Callable[..., Any]:
         """Return the trained model as a function of its inputs: compiled, in evaluation mode, smoothed weights if any.
 
         Args:
@@ -64,6 +67,6 @@ class TrainerModule(TrainerDefinition):
         """
         return bind(self, state, hparams)
 
-    def print_tabulate(self, hparams: Any, splits: Splits) -> None:
+    def print_tabulate(self, hparams: H, splits: Splits) -> None:
         """Print the parameters: path, shape, type, size, and their total."""
         print(tabulate(self, hparams, splits))

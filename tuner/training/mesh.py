@@ -11,6 +11,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from tuner.errors import StudyError
+from tuner.training.pytree import PyTree
 
 Device: TypeAlias = Any
 """A `jax.Device`, which type checkers do not see as a class."""
@@ -57,7 +58,7 @@ class Layout:
     def _mesh(self) -> Mesh:
         return jax.make_mesh((self.size,), (AXIS,), axis_types=(AxisType.Auto,), devices=self.devices)
 
-    def put(self, tree: Any) -> Any:
+    def put(self, tree: PyTree) -> Any:
         """Return a pytree with each array on the trial's device, or a copy on each of them."""
         if self.size == 1:
             return jax.device_put(tree, self.devices[0] if self.devices else None)
@@ -73,7 +74,7 @@ class Layout:
         """Say inside a program where a state lies, so that it stays there from step to step."""
         return state if self.size == 1 else jax.lax.with_sharding_constraint(state, self.shardings(state))
 
-    def shardings(self, tree: Any) -> Any:
+    def shardings(self, tree: PyTree) -> Any:
         """Return the sharding of each array of a state, from its path and its shape.
 
         Raises:

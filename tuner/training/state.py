@@ -16,6 +16,7 @@ from flax.training.dynamic_scale import DynamicScale
 
 from tuner.training.optim.build import evaluated_params, skipped_steps
 from tuner.training.optim.transforms import accumulates
+from tuner.training.pytree import PyTree
 
 
 class Stream(enum.IntEnum):
@@ -44,10 +45,10 @@ class Average:
             fit the smoothed ones. Integers are copied.
     """
 
-    params: Any
-    collections: Any
+    params: PyTree
+    collections: PyTree
 
-    def update(self, params: Any, collections: Any, decay: float | jax.Array) -> Average:
+    def update(self, params: PyTree, collections: PyTree, decay: float | jax.Array) -> Average:
         """Return decay * average + (1 - decay) * new, leaf by leaf (Polyak & Juditsky, 1992).
 
         The average starts at the first parameters, so nothing is to be debiased. `decay` is per update: at another
@@ -81,9 +82,9 @@ class TrainState:
     """
 
     step: jax.Array | None = None
-    params: Any = None
-    opt_state: Any = None
-    collections: Any = None
+    params: PyTree = None
+    opt_state: PyTree = None
+    collections: PyTree = None
     key: jax.Array | None = None
     average: Average | None = None
     scale: DynamicScale | None = None
@@ -92,8 +93,8 @@ class TrainState:
     def apply_gradients(
         self,
         optimizer: optax.GradientTransformation,
-        grads: Any,
-        collections: Any = None,
+        grads: PyTree,
+        collections: PyTree = None,
         *,
         value: jax.Array | None = None,
         value_fn: Callable[[Any], jax.Array] | None = None,

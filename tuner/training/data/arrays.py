@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from tuner.errors import nearest
+from tuner.training.pytree import PyTree
 
 Batch = dict[str, jax.Array]
 """Arrays with one leading axis; `weight` (Float[Array, "batch"]) is 0 for padding."""
 
 
-def _put(tree: Any) -> Any:
+def _put(tree: PyTree) -> Any:
     """Put arrays on the device; as arrays also where a program is just being traced, since they outlive it."""
     with jax.ensure_compile_time_eval():
         return jax.device_put(tree)

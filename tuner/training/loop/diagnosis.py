@@ -16,6 +16,7 @@ from tuner.training.data.batches import Source
 from tuner.training.definition import TrainerDefinition
 from tuner.training.loop.programs import Carry
 from tuner.training.model.adapters import watched
+from tuner.training.pytree import PyTree
 from tuner.training.state import Stream
 from tuner.trial import Report
 
@@ -87,7 +88,7 @@ def _origin(trainer: TrainerDefinition, hparams: Any, source: Source, before: Ca
     return None
 
 
-def _first_nonfinite(tree: Any) -> str | None:
+def _first_nonfinite(tree: PyTree) -> str | None:
     """Return the path of the first array with a NaN or an infinity."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) and not bool(jnp.isfinite(leaf).all()):

@@ -22,6 +22,7 @@ from tuner.training.definition import TrainerDefinition, settings_of
 from tuner.training.mesh import Layout
 from tuner.training.metrics import Metrics
 from tuner.training.optim.stacks import collect_stacks
+from tuner.training.pytree import PyTree
 from tuner.training.state import Stream, TrainState
 
 _KEPT = 16
@@ -138,7 +139,7 @@ class Programs:
         def eval_batches(source: Source, hparams: Any, state: TrainState) -> Metrics:
             return eval_all(trainer, layout, hparams, source, state)
 
-        def predict(params: Any, collections: Any, inputs: tuple[Any, ...], hparams: Any) -> Any:
+        def predict(params: PyTree, collections: PyTree, inputs: tuple[Any, ...], hparams: Any) -> Any:
             return trainer.apply_inputs(params, collections, inputs, hparams, train=False)[0]
 
         # Runs once a trial and takes long to optimise, so the compiler is told not to.

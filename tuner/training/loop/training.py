@@ -43,6 +43,7 @@ from tuner.training.loop.programs import Carry, programs
 from tuner.training.mesh import Layout
 from tuner.training.model.tracing import explained
 from tuner.training.optim.build import skipped_steps
+from tuner.training.pytree import PyTree
 from tuner.training.saved.checkpoints import Checkpoints, is_new_model_better
 from tuner.training.saved.pictures import Pictures
 from tuner.training.saved.record import RunLog, digests, find_optimizer_rules, identity, record
@@ -417,7 +418,7 @@ def _numbers(hook: str, added: Any, found: Mapping[str, float]) -> dict[str, flo
         raise StudyError(f"{hook} must return numbers by name: got {added!r} ({error})") from None
 
 
-def _to_host(tree: Any) -> Any:
+def _to_host(tree: PyTree) -> Any:
     """Return a pytree with its arrays fetched to the host; keys, which NumPy does not have, stay where they are."""
     leaves, structure = jax.tree.flatten(tree)
     is_key = [jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]

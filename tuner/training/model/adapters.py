@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 
 from tuner.errors import StudyError
+from tuner.training.pytree import PyTree
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def _linen(module: nn.Module) -> Model:
         return variables.pop("params", {}), variables
 
     def apply(
-        params: Any, collections: Any, inputs: tuple[Any, ...], *, train: bool, key: jax.Array | None
+        params: PyTree, collections: PyTree, inputs: tuple[Any, ...], *, train: bool, key: jax.Array | None
     ) -> tuple[Any, Any]:
         variables = {"params": params, **collections}
         # Streams of other names than "dropout" fall back to "params".
@@ -180,7 +181,7 @@ def _nnx(make: Callable[..., Any]) -> Model:
         return split(make(rngs=nnx.Rngs(key)))
 
     def apply(
-        params: Any, collections: Any, inputs: tuple[Any, ...], *, train: bool, key: jax.Array | None
+        params: PyTree, collections: PyTree, inputs: tuple[Any, ...], *, train: bool, key: jax.Array | None
     ) -> tuple[Any, Any]:
         module = make(rngs=nnx.Rngs(jax.random.key(0) if key is None else key))
         for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.RngState))):
@@ -225,7 +226,7 @@ def _pair(init_params: Callable[..., Any], apply_params: Callable[..., Any]) -> 
         return init_params(key, *inputs), {}
 
     def apply(
-        params: Any, collections: Any, inputs: tuple[Any, ...], *, train: bool, key: jax.Array | None
+        params: PyTree, collections: PyTree, inputs: tuple[Any, ...], *, train: bool, key: jax.Array | None
     ) -> tuple[Any, Any]:
         options = {name: value for name, value in (("train", train), ("key", key)) if name in names}
         return apply_params(params, *inputs, **options), collections

@@ -35,6 +35,7 @@ from tuner.training.optim.transforms import (
     skip_nonfinite,
     without_weight,
 )
+from tuner.training.pytree import PyTree
 
 
 class OptimizerSpec(OptimizerSettings):
@@ -197,7 +198,7 @@ class OptimizerGroups:
         inner = optax.partition(made, self._labels)
         return lenient(skip_nonfinite(inner) if skips.pop() else inner)
 
-    def _labels(self, params: Any) -> Any:
+    def _labels(self, params: PyTree) -> Any:
         """Return each array's group."""
         paths: list[str] = []
 
@@ -247,7 +248,7 @@ def as_optimizer(made: Any, total_steps: int, key: jax.Array | None = None) -> o
     )
 
 
-def skipped_steps(opt_state: Any) -> jax.Array | None:
+def skipped_steps(opt_state: PyTree) -> jax.Array | None:
     """Return how many updates were skipped because something was not finite.
 
     Args:
@@ -262,7 +263,7 @@ def skipped_steps(opt_state: Any) -> jax.Array | None:
     return sum(counts[1:], counts[0]) if counts else None
 
 
-def clipped_norm(made: Any, grads: Any, opt_state: Any, weight: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+def clipped_norm(made: Any, grads: PyTree, opt_state: PyTree, weight: jax.Array) -> tuple[jax.Array, jax.Array] | None:
     """Return the norm that a gradient has once it is clipped, as the optimizer is about to do.
 
     Args:
@@ -298,7 +299,7 @@ def _below(norm: jax.Array, limit: Number | None) -> jax.Array:
     return norm if limit is None else jnp.minimum(norm, jnp.asarray(limit, norm.dtype))
 
 
-def evaluated_params(opt_state: Any, params: Any) -> Any:
+def evaluated_params(opt_state: PyTree, params: PyTree) -> Any:
     """Return the parameters to evaluate with: for schedule-free optimizers the average, otherwise `params`.
 
     Args:
@@ -353,7 +354,7 @@ def adamw(learning_rate: Number, weight_decay: Number, total_steps: int) -> opta
     return OptimizerSpec("adamw", learning_rate, schedule=WarmupCosine(), decay=weight_decay).build(total_steps)
 
 
-def _find(opt_state: Any, kind: type) -> Any:
+def _find(opt_state: PyTree, kind: type) -> Any:
     """Return the first state of a kind, or None."""
     leaves = jax.tree.leaves(opt_state, is_leaf=lambda leaf: isinstance(leaf, kind))
     return next((leaf for leaf in leaves if isinstance(leaf, kind)), None)

@@ -13,6 +13,7 @@ import optax
 
 from tuner.errors import StudyError
 from tuner.training.optim.schedules import check_steps
+from tuner.training.pytree import PyTree
 
 # Momenta over about 2, 10 and 100 steps, as in the per-parameter networks that VeLO descends from.
 _TIME_SCALES = (0.5, 0.9, 0.99)
@@ -72,11 +73,11 @@ def learned(weights: dict[str, jax.Array], *, total_steps: int) -> optax.Gradien
     if found != expected:
         raise StudyError(f"weights must have the shapes of init_weights: got {found}, expected {expected}")
 
-    def init(params: Any) -> LearnedState:
+    def init(params: PyTree) -> LearnedState:
         zeros = optax.tree.zeros_like(params)
         return LearnedState(jnp.zeros((), jnp.int32), (zeros,) * len(_TIME_SCALES), zeros)
 
-    def update(updates: Any, state: Any, params: Any = None) -> Any:
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> Any:
         if params is None:
             raise StudyError(
                 "a learned optimizer must see the parameters: got params=None; call update(g, state, params)"

@@ -27,9 +27,10 @@ from tuner.training.optim.schedules import Constant, Schedule, check_steps, requ
 from tuner.training.optim.spec import OptimizerSettings
 from tuner.training.optim.stacks import Layers
 from tuner.training.optim.transforms import GradientNoise
+from tuner.training.pytree import PyTree
 
 
-def decay_matrices(params: Any) -> Any:
+def decay_matrices(params: PyTree) -> Any:
     """Mark arrays with two or more axes that are not called `bias` or `scale`: the default of `decay_mask`.
 
     As `decay_mask` in a trainer, it does not count the axis that `Stack` adds.
@@ -37,12 +38,12 @@ def decay_matrices(params: Any) -> Any:
     return Layers().default_mask(params)
 
 
-def decay_all(params: Any) -> Any:
+def decay_all(params: PyTree) -> Any:
     """Mark every array."""
     return jax.tree.map(lambda leaf: True, params)
 
 
-def marks(mask: Callable[[Any], Any], params: Any) -> Any:
+def marks(mask: Callable[[Any], Any], params: PyTree) -> Any:
     """Return what a `decay_mask` makes of parameters.
 
     Raises:
@@ -58,7 +59,7 @@ def marks(mask: Callable[[Any], Any], params: Any) -> Any:
     return made
 
 
-def _difference(made: Any, params: Any) -> str:
+def _difference(made: Any, params: PyTree) -> str:
     """Say where a tree of marks differs from the parameters."""
     by_tree = (jax.tree_util.tree_leaves_with_path(tree) for tree in (made, params))
     marked, arrays = ([jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in one] for one in by_tree)

@@ -16,6 +16,7 @@ import jax
 import optax
 
 from tuner.study.record import OPTIMIZER_RULES
+from tuner.training.pytree import PyTree
 
 MASKED = optax.MaskedNode()
 
@@ -45,7 +46,7 @@ class Layers:
                 count += 1
         return count
 
-    def default_mask(self, params: Any) -> Any:
+    def default_mask(self, params: PyTree) -> Any:
         """Mark the arrays that decay; see `tuner.training.decay_matrices`."""
         if self.rules == 1:
             return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
@@ -120,11 +121,11 @@ def aware_of_layers(make: Callable[[Layers], optax.GradientTransformation]) -> o
         make: Layers -> a transformation whose state is a tuple.
     """
 
-    def init(params: Any) -> ChainState:
+    def init(params: PyTree) -> ChainState:
         layers = declared_layers()
         return ChainState(make(layers).init(params), layers)
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> Any:
         made = optax.with_extra_args_support(make(state.layers))
         steps, after = made.update(updates, tuple(state), params, **extra)
         return steps, ChainState(after, state.layers)
@@ -151,7 +152,7 @@ def layer_by_layer(
         axes = layers.axes(path_of(path), leaf.shape)
         return "x".join(["layers", *map(str, leaf.shape[:axes])]) if axes else "whole"
 
-    def grouped(params: Any) -> optax.GradientTransformationExtraArgs:
+    def grouped(params: PyTree) -> optax.GradientTransformationExtraArgs:
         labels = jax.tree_util.tree_map_with_path(label, params)
         # A mark may stand for all that is below it.
         marks = jax.tree.map(lambda mark, part: jax.tree.map(lambda _: mark, part), mask(params), params)
@@ -163,7 +164,7 @@ def layer_by_layer(
                 made[group] = _mapped(made[group], one_by_one)
         return optax.with_extra_args_support(optax.partition(made, lambda _: labels))
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> Any:
         return grouped(updates if params is None else params).update(updates, state, params, **extra)
 
     return optax.GradientTransformationExtraArgs(lambda params: grouped(params).init(params), update)
@@ -176,7 +177,7 @@ def _mapped(inner: optax.GradientTransformation, one_by_one: bool) -> optax.Grad
     def over(function: Callable[..., Any]) -> Callable[..., Any]:
         return (lambda *trees: jax.lax.map(lambda each: function(*each), trees)) if one_by_one else jax.vmap(function)
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> Any:
         return over(lambda *trees: supported.update(*trees, **extra))(updates, state, params)
 
     return optax.GradientTransformationExtraArgs(over(inner.init), update)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from tuner.training.optim.schedules import Number
+from tuner.training.pytree import PyTree
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,12 @@ class AccumulateState(NamedTuple):
     """Weighted sums of gradients and losses since the last real update, and of the weights."""
 
     made: jax.Array
-    grads: Any
+    grads: PyTree
     value: jax.Array
     inner: Any
     accumulated_weight: jax.Array
 
-    def plus(self, grads: Any, value: Any, weight: Any, every: int) -> AccumulateState:
+    def plus(self, grads: PyTree, value: Any, weight: Any, every: int) -> AccumulateState:
         """Return the sums with one more gradient and loss, a mean over examples of this weight.
 
         Checkpoints of earlier versions have the weight -1 and means for sums: all gradients had the same weight, which
@@ -89,11 +90,11 @@ def lenient(optimizer: optax.GradientTransformation) -> optax.GradientTransforma
     """Lift strict promotion for optax, whose Adam raises a float to a whole power, and keep the state's dtypes."""
     inner = optax.with_extra_args_support(optimizer)
 
-    def init(params: Any) -> Any:
+    def init(params: PyTree) -> Any:
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             return inner.init(params)
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> Any:
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             steps, after = inner.update(updates, state, params, **extra)
             return like(steps, updates), like(after, state)
@@ -104,7 +105,7 @@ def lenient(optimizer: optax.GradientTransformation) -> optax.GradientTransforma
 def clip(limit: Number) -> optax.GradientTransformation:
     """Scale to a global norm; unlike optax's, at any dtype with a traced limit."""
 
-    def update(updates: Any, state: Any, params: Any = None) -> Any:
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> Any:
         norm = optax.tree.norm(updates)
         scale = jnp.where(norm < limit, 1.0, limit / norm)
         return jax.tree.map(lambda grad: grad * scale.astype(grad.dtype), updates), state
@@ -115,7 +116,7 @@ def clip(limit: Number) -> optax.GradientTransformation:
 def add_noise(noise: GradientNoise, key: jax.Array) -> optax.GradientTransformation:
     """Add noise drawn from the key and the count, so that no key is kept in the state."""
 
-    def update(updates: Any, state: Any, params: Any = None) -> Any:
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> Any:
         deviation = jnp.sqrt(noise.eta / (1.0 + state.made) ** noise.gamma)
         drawn = optax.tree.random_like(jax.random.fold_in(key, state.made), updates, jax.random.normal)
         noisy = jax.tree.map(lambda grad, normal: grad + (deviation * normal).astype(grad.dtype), updates, drawn)
@@ -127,7 +128,7 @@ def add_noise(noise: GradientNoise, key: jax.Array) -> optax.GradientTransformat
 def shrink(rate: Any, decay: Number) -> optax.GradientTransformation:
     """Subtract rate * decay * parameter from the step."""
 
-    def update(updates: Any, state: Any, params: Any = None) -> Any:
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> Any:
         share = jnp.asarray(rate(state.made) if callable(rate) else rate) * decay
         return jax.tree.map(lambda step, w: step - share * w, updates, params), CountState(state.made + 1)
 
@@ -138,7 +139,7 @@ def rename_value_fn(optimizer: optax.GradientTransformation) -> optax.GradientTr
     """Hand the loss function on under the name that Sophia has for it."""
     inner = optax.with_extra_args_support(optimizer)
 
-    def update(updates: Any, state: Any, params: Any = None, *, value_fn: Any = None, **extra: Any) -> Any:
+    def update(updates: PyTree, state: Any, params: PyTree = None, *, value_fn: Any = None, **extra: Any) -> Any:
         return inner.update(updates, state, params, obj_fn=value_fn)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
@@ -151,11 +152,11 @@ def accumulate(inner: optax.GradientTransformationExtraArgs, every: int) -> opta
     all these examples. Optax's own gives a short batch the weight of a full one, and hands on the last loss only.
     """
 
-    def init(params: Any) -> AccumulateState:
+    def init(params: PyTree) -> AccumulateState:
         wide = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), params)
         return AccumulateState(_zero(), wide, jnp.zeros(()), inner.init(params), jnp.zeros(()))
 
-    def update(updates: Any, state: Any, params: Any = None, *, weight: Any = 1.0, **extra: Any) -> Any:
+    def update(updates: PyTree, state: Any, params: PyTree = None, *, weight: Any = 1.0, **extra: Any) -> Any:
         state = state.plus(updates, extra.get("value", 0.0), weight, every)
         mean, value = state.means()
         means = {"value": value, "grad": like(mean, updates)}
@@ -174,7 +175,7 @@ def accumulate(inner: optax.GradientTransformationExtraArgs, every: int) -> opta
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def accumulates(opt_state: Any) -> bool:
+def accumulates(opt_state: PyTree) -> bool:
     """Return whether an optimizer's state is that of one which accumulates, and so uses the argument `weight`."""
     leaves = jax.tree.leaves(opt_state, is_leaf=lambda leaf: isinstance(leaf, AccumulateState))
     return any(isinstance(leaf, AccumulateState) for leaf in leaves)
@@ -183,7 +184,7 @@ def accumulates(opt_state: Any) -> bool:
 def without_weight(inner: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
     """Drop the extra argument `weight`: a line search takes what it does not know for an argument of the loss."""
 
-    def update(updates: Any, state: Any, params: Any = None, *, weight: Any = None, **extra: Any) -> Any:
+    def update(updates: PyTree, state: Any, params: PyTree = None, *, weight: Any = None, **extra: Any) -> Any:
         return inner.update(updates, state, params, **extra)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
@@ -192,10 +193,10 @@ def without_weight(inner: optax.GradientTransformationExtraArgs) -> optax.Gradie
 def skip_nonfinite(inner: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
     """Change nothing where gradient, loss or result is not finite; optax's own looks at the gradient only."""
 
-    def init(params: Any) -> SkipState:
+    def init(params: PyTree) -> SkipState:
         return SkipState(_zero(), inner.init(params))
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> Any:
         steps, after = inner.update(updates, state.inner, params, **extra)
         seen = jax.tree.leaves((updates, steps, extra.get("value")))
         is_finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in seen]).all()

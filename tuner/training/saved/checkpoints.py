@@ -20,6 +20,7 @@ from tuner.errors import CheckpointError
 from tuner.output.jsonfile import to_json
 from tuner.output.log import tell
 from tuner.study.record import with_rules
+from tuner.training.pytree import PyTree
 from tuner.training.saved import files
 from tuner.training.saved.plain import from_plain, to_plain
 
@@ -128,7 +129,7 @@ class Checkpoints:
         """Return whether `every_s` have passed since the last save began, or since the start."""
         return self._clock() - self._began_s >= self._every_s
 
-    def save(self, step: int, tree: Any, record: Mapping[str, Any]) -> None:
+    def save(self, step: int, tree: PyTree, record: Mapping[str, Any]) -> None:
         """Save a checkpoint to resume from, in the background.
 
         Args:
@@ -227,7 +228,7 @@ class Checkpoints:
 
     # For inference.
 
-    def offer_best(self, step: int, tree: Any, record: Mapping[str, Any]) -> None:
+    def offer_best(self, step: int, tree: PyTree, record: Mapping[str, Any]) -> None:
         """Keep the best so far in memory, for `write_best`.
 
         Args:
@@ -284,7 +285,7 @@ def _write(series: Path, content: files.Content, keep: int) -> str | None:
     return None
 
 
-def _copied(step: int, tree: Any, record: Mapping[str, Any]) -> files.Content:
+def _copied(step: int, tree: PyTree, record: Mapping[str, Any]) -> files.Content:
     """Return what is to be written, apart from anything that may change."""
     # A copy even where NumPy could look at JAX's memory: the next step may be given that memory.
     plain = jax.tree.map(np.array, jax.device_get(to_plain(tree)))

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from tuner.errors import CheckpointError
+from tuner.training.pytree import PyTree
 
 Path = tuple[str, ...]
 
@@ -16,7 +17,7 @@ _ADDED = {"clipped_grad_norm": 0.0, "accumulated_weight": -1.0}
 """Parts of the state that checkpoints of earlier versions lack, and what their arrays are filled with."""
 
 
-def to_plain(tree: Any) -> dict[str, Any]:
+def to_plain(tree: PyTree) -> dict[str, Any]:
     """Turn any pytree into nested dicts with string keys and array leaves.
 
     Args:
@@ -139,7 +140,7 @@ def _has_no_leaves(part: Any) -> bool:
     return jax.tree.structure(part).num_leaves == 0
 
 
-def _named_leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Iterator[tuple[Path, Any]]:
+def _named_leaves(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> Iterator[tuple[Path, Any]]:
     """Yield (path of strings, leaf); a tree that is one leaf has the path ("",)."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]:
         if path or not _has_no_leaves(leaf):
