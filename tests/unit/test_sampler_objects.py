@@ -236,7 +236,7 @@ def test_a_value_that_a_queued_trial_does_not_have_is_said(work: Any, tmp_path: 
     found, events, _ = work(make_study(sampler="random", space=space, trials=3))
     assert [trial.params for trial in found[1:]] == [{"c": "b"}, {"c": "a", "n": 2}]
     said = [(event["trial"], event["message"]) for event in events if event["event"] == "unused"]
-    assert said == [(1, "trial 1 was queued with n=2, which it does not have")]
+    assert said == [(1, "trial 1 was queued with n=2, which it does not use")]
 
 
 # --- What a sampler is told
