@@ -28,7 +28,6 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable
-from typing import Any
 
 from tuner.output.safe import hide_password
 
@@ -63,7 +62,7 @@ class TunerError(Exception):
 
     exit_status = 1
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, *args: object) -> None:
         super().__init__(*(hide_password(one) if isinstance(one, str) else one for one in args))
 
 

@@ -148,7 +148,7 @@ def _readings(domain: BaseDistribution, word: str) -> list[Any]:
     return [int(number) if type(domain).__name__.startswith("Int") and number.is_integer() else number]
 
 
-def _contains(domain: BaseDistribution, value: Any) -> bool:
+def _contains(domain: BaseDistribution, value: object) -> bool:
     try:
         return domain._contains(domain.to_internal_repr(value))
     except ValueError:

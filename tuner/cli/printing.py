@@ -49,7 +49,7 @@ def to_csv(rows: Sequence[Row]) -> str:
     return csv_text([columns, *([_cell(row.get(column)) for column in columns] for row in flat)])
 
 
-def _cell(value: Any) -> Any:
+def _cell(value: object) -> Any:
     return json.dumps(value) if isinstance(value, list | dict) else value
 
 
@@ -72,7 +72,7 @@ def _flat(row: Row, prefix: str = "") -> Row:
     return flat
 
 
-def as_text(value: Any) -> str:
+def as_text(value: object) -> str:
     """Return a value as a table shows it."""
     if value is None:
         return "-"
@@ -83,7 +83,7 @@ def as_text(value: Any) -> str:
     return str(value)
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """Return a value as a table shows it, in one line, without control characters."""
     return one_line(as_text(value))
 
@@ -120,7 +120,7 @@ def _print_table(rows: Sequence[Row]) -> None:
         say(f"hidden columns: {', '.join(left_out)}")
 
 
-def _is_told(column: str, value: Any) -> bool:
+def _is_told(column: str, value: object) -> bool:
     """Return whether a value makes its column worth showing. A count of 0 diverged trials, for example, does not."""
     return value is not None and not (column in _COUNTS and value == 0)
 

@@ -244,7 +244,7 @@ class Login:
             environ["wsgi.input"] = io.BytesIO(_body(environ))
         is_same_for_all = (request.path or "").startswith(_UNCHANGING)
 
-        def start(status: str, headers: Headers, *rest: Any) -> Any:
+        def start(status: str, headers: Headers, *rest: object) -> Any:
             if not request.is_safe:
                 self._note(request, "change", caller, status)
             return start_response(status, self._dressed(headers, is_same_for_all), *rest)

@@ -223,19 +223,19 @@ def refusal_page(prefix: str, reason: str) -> str:
     return _REFUSAL.render(prefix=prefix, title="Not possible", reason=reason)
 
 
-def workers_page(**given: Any) -> str:
+def workers_page(**given: object) -> str:
     """Return the page of workers and failures."""
     formats = {"seconds": seconds, "blank": blank, "metrics": metrics, "lease": lease, "last_line": last_line}
     return _WORKERS.render(title="Workers", reloads=True, **formats, **given)
 
 
-def checkpoints_page(**given: Any) -> str:
+def checkpoints_page(**given: object) -> str:
     """Return the page of checkpoints."""
     formats = {"blank": blank, "number": number, "size": size, "polyline": polyline}
     return _CHECKPOINTS.render(title="Checkpoints", reloads=False, **formats, **given)
 
 
-def plots_page(**given: Any) -> str:
+def plots_page(**given: object) -> str:
     """Return the page of plots."""
     return _PLOTS.render(title="Plots", reloads=False, **given)
 
@@ -257,7 +257,7 @@ def size(value: int) -> str:
     return f"{value} B"
 
 
-def number(value: Any) -> str:
+def number(value: object) -> str:
     """Return a metric with five digits."""
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
@@ -267,7 +267,7 @@ def metrics(values: dict[str, Any] | None) -> str:
     return ", ".join(f"{name} {number(value)}" for name, value in (values or {}).items())
 
 
-def blank(value: Any) -> Any:
+def blank(value: object) -> Any:
     """Return a value, nothing for None."""
     return "" if value is None else value
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -102,7 +102,7 @@ class Progress(Protocol):
     """Shows a snapshot now and then, and what must not be lost in between: the launcher's words, workers' events."""
 
     def update(self, snapshot: Snapshot) -> None: ...
-    def note(self, message: str, event: str, level: str = "info", **fields: Any) -> None: ...
+    def note(self, message: str, event: str, level: str = "info", **fields: object) -> None: ...
     def say(self, event: Event) -> None: ...
     def __enter__(self) -> Progress: ...
     def __exit__(
@@ -143,7 +143,7 @@ class PlainProgress:
             self.note(snapshot.line(now_s), "progress", **known, left_s=snapshot.seconds_left(now_s))
             self._shown, self._next_s = dict(snapshot.counts), now_s + _PLAIN_EVERY_S
 
-    def note(self, message: str, event: str, level: str = "info", **fields: Any) -> None:
+    def note(self, message: str, event: str, level: str = "info", **fields: object) -> None:
         tell(message, event, level, **fields)
 
     def say(self, event: Event) -> None:
@@ -180,7 +180,7 @@ class LiveProgress:
     def update(self, snapshot: Snapshot) -> None:
         self._live.update(draw(snapshot, self._groups, time.monotonic()))
 
-    def note(self, message: str, event: str, level: str = "info", **fields: Any) -> None:
+    def note(self, message: str, event: str, level: str = "info", **fields: object) -> None:
         self._live.console.print(f"tuner: {clean(message)}", markup=False, highlight=False, soft_wrap=True)
 
     def say(self, event: Event) -> None:

@@ -14,7 +14,7 @@ _ESCAPED = re.compile(r"'+[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 _NUMBER = re.compile(r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|inf|infinity|nan)", re.IGNORECASE)
 
 
-def safe_cell(value: Any) -> Any:
+def safe_cell(value: object) -> Any:
     """Return a value as a cell of a CSV file: text that a spreadsheet would run as a formula begins with an apostrophe.
 
     That is text which begins with `=`, `+`, `-`, `@`, a tab or a line break, and is not a number; text which begins

@@ -108,7 +108,7 @@ _handler.setFormatter(_Text())
 _log.addHandler(_handler)
 
 
-def tell(message: str | None, event: str, level: str = "info", **fields: Any) -> None:
+def tell(message: str | None, event: str, level: str = "info", **fields: object) -> None:
     """Say something on stderr.
 
     Args:
@@ -142,7 +142,7 @@ def clean_traces() -> None:
         threading.excepthook = _of_thread(print_trace)
 
 
-def set_about(**fields: Any) -> None:
+def set_about(**fields: object) -> None:
     """Have these fields in every line of a JSON log from now on; None takes one away.
 
     In those of all threads: a worker has one trial at a time, and threads that renew its lease and write its
@@ -207,7 +207,7 @@ def _iso(at_s: float) -> str:
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{milliseconds:03d}Z"
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """Return a value with NaN and the infinities as texts, as the queries print them."""
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)

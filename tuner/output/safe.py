@@ -56,7 +56,7 @@ def _closing(value: str) -> str:
     return closing[0] if closing else ""
 
 
-def hide_passwords(value: Any) -> Any:
+def hide_passwords(value: object) -> Any:
     """Return a value with the passwords hidden in every text inside it, however deep."""
     if isinstance(value, str):
         return hide_password(value)

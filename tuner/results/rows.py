@@ -345,6 +345,6 @@ def _trial_row(study: StudyRow, trial: TrialRow) -> Row:
     return row
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """Return a value that JSON can carry: NaN and infinities as their names."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

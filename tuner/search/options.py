@@ -32,7 +32,7 @@ def call(
     make: Callable[..., Any],
     options: Mapping[str, Any],
     given: Mapping[str, Any] | None = None,
-    **defaults: Any,
+    **defaults: object,
 ) -> Any:
     """Return `make` called with what is given, and with the options in place of the defaults.
 

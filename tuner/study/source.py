@@ -51,7 +51,7 @@ def _where(path: Path, error: BaseException) -> str:
     return f"{path}:{frames[-1].lineno}: " if frames else f"{path}: "
 
 
-def call_study_code(failure: str, function: Callable[..., Any], *arguments: Any) -> Any:
+def call_study_code(failure: str, function: Callable[..., Any], *arguments: object) -> Any:
     """Call a function from a study's file.
 
     Args:

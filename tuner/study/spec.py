@@ -219,7 +219,7 @@ class StudySpec:
         except ValueError as error:
             raise SpaceError(f"the hyperparameters must be those of {self.space.__name__}: {error}") from None
 
-    def changed(self, *, fixed: Mapping[str, str] | None = None, **settings: Any) -> Self:
+    def changed(self, *, fixed: Mapping[str, str] | None = None, **settings: object) -> Self:
         """Return the study with settings from the command line.
 
         Args:

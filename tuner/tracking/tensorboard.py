@@ -110,7 +110,7 @@ class TensorboardTracker:
         while self._writers:
             self._writers.popitem()[1].close()
 
-    def _add(self, run: str, at_s: float, step: int, summary: Any) -> None:
+    def _add(self, run: str, at_s: float, step: int, summary: object) -> None:
         self._writer(run).add_event(_proto("event").Event(wall_time=at_s, step=step, summary=summary))
 
     def _writer(self, run: str) -> EventFileWriter:
@@ -161,7 +161,7 @@ def _proto(name: str) -> Any:
     return importlib.import_module(f"tensorboard.compat.proto.{name}_pb2")
 
 
-def _hparam(value: Any) -> Any:
+def _hparam(value: object) -> Any:
     return value if isinstance(value, bool | int | float | str) else str(value)
 
 

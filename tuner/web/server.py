@@ -159,7 +159,7 @@ class _Connection(HTTPConnection):
     rfile: Any
     wfile: Any
 
-    def __init__(self, server: Server, sock: Any, makefile: Any = MakeFile) -> None:
+    def __init__(self, server: Server, sock: object, makefile: object = MakeFile) -> None:
         super().__init__(server, sock, makefile)
         self.server = server
         self.is_cut = False

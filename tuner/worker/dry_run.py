@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from tuner.study import StudySpec
 from tuner.study.source import call_study_code
 
 
-def check_study(study: StudySpec, splits: Any) -> None:
+def check_study(study: StudySpec, splits: object) -> None:
     """Trace the training for an example of each conditional branch, before anything is stored.
 
     Raises:

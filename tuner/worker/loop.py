@@ -113,7 +113,7 @@ class Worker:
     def __init__(
         self,
         study: StudySpec,
-        splits: Any,
+        splits: object,
         storage: Storage,
         name: str,
         say: Callable[[Event], None],

@@ -72,7 +72,7 @@ def this_boot() -> Boot | None:
     return Boot(found[:100], namespace[:50], socket.gethostname()[:100])
 
 
-def lease_clock(dialect: str, fence: Any) -> dict[str, Any]:
+def lease_clock(dialect: str, fence: object) -> dict[str, Any]:
     """Return the columns that are stored with a lease's end, as long as nothing has jumped since `rebase`.
 
     Args:

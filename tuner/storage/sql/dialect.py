@@ -55,12 +55,12 @@ def now_s(engine: Engine) -> float:
     return read(engine, lambda connection: connection.execute(sa.select(clock(engine.dialect.name))).scalar_one())
 
 
-def least(dialect: str, *values: Any) -> sa.ColumnElement[Any]:
+def least(dialect: str, *values: object) -> sa.ColumnElement[Any]:
     """Return the smallest of several values of a row."""
     return sa.func.min(*values) if dialect == "sqlite" else sa.func.least(*values)
 
 
-def greatest(dialect: str, *values: Any) -> sa.ColumnElement[Any]:
+def greatest(dialect: str, *values: object) -> sa.ColumnElement[Any]:
     """Return the largest of several values of a row."""
     return sa.func.max(*values) if dialect == "sqlite" else sa.func.greatest(*values)
 
@@ -70,7 +70,7 @@ def insert(dialect: str, table: sa.Table) -> Any:
     return (sqlite if dialect == "sqlite" else postgresql).insert(table)
 
 
-def of_study(dialect: str, study_id: Any, are_new: bool) -> sa.ColumnElement[bool]:
+def of_study(dialect: str, study_id: object, are_new: bool) -> sa.ColumnElement[bool]:
     """Return whether a trial is one of a study; `are_new` if it must also have a greater id than a late one.
 
     Then plus nothing: Postgres knows neither how many such trials there are nor that the ids of a study lie together,

@@ -61,7 +61,7 @@ def store_suggested(
     write_held(engine, lease, *writes)
 
 
-def store_attribute(engine: Engine, lease: Lease, table: sa.Table, key: str, value: Any) -> None:
+def store_attribute(engine: Engine, lease: Lease, table: sa.Table, key: str, value: object) -> None:
     """Store one of Optuna's user or system attributes of a trial.
 
     Raises:

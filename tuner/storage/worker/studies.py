@@ -88,7 +88,7 @@ def identify(engine: Engine, study_id: int) -> str:
     return write(engine, work)
 
 
-def agree(engine: Engine, study_id: int, key: str, value: Any) -> Any:
+def agree(engine: Engine, study_id: int, key: str, value: object) -> Any:
     """Record a plain JSON value with a study unless it has one under this key; return the one it has then.
 
     Concurrency: safe from many workers; all get the same answer.
