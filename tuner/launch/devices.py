@@ -158,7 +158,7 @@ def assign(devices: Devices, workers: int | None, per_worker: int | None) -> lis
     size = per_worker or max(1, count // workers)
     cores = _deal(devices.cores, workers)
     starts = [index * size % (count - count % size) for index in range(workers)]
-    groups = []
+    groups: list[DeviceGroup] = []
     for index in range(workers):
         start = starts[index]
         sharers = starts.count(start)

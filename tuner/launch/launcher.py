@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,6 +67,9 @@ class _Place:
     """The trial that the worker has said it began, until it says how that ended."""
 
 
+_Burial = tuple[_Place, str, Future[Event | None]]
+
+
 @dataclass
 class _Launch:
     """The state of one launch."""
@@ -77,13 +80,13 @@ class _Launch:
     places: list[_Place]
     mirror: MirrorProcess
     tally: Tally
-    inbox: queue.Queue[Message] = field(default_factory=queue.Queue)
+    inbox: queue.Queue[Message] = field(default_factory=queue.Queue[Message])
     snapshot: Snapshot = field(default_factory=Snapshot)
     error: TunerError | None = None
     counting: Future[Counts | None] | None = None
     asked_s: float = 0.0
     counted_s: float = 0.0
-    burials: list[tuple[_Place, str, Future[Event | None]]] = field(default_factory=list)
+    burials: list[_Burial] = field(default_factory=list[_Burial])
     began_s: float = field(default_factory=time.time)
     code: str | None = None
     """Tells the code of the study's file from other code: as it was when this launch began, or as was last told."""
@@ -182,6 +185,8 @@ class _Launch:
                 place.refusal = hide_password(event["message"])
                 if event["exit_status"] != UsageError.exit_status:
                     self.error = self.error or StudyStopped(place.refusal)
+            case _:
+                pass
 
     def _watch(self, progress: Progress) -> None:
         """Notice ended workers; start again those that died."""
@@ -440,7 +445,7 @@ def check_number(flag: str, number: int | None, low: int) -> None:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[threading.Event]:
+def _signals() -> Generator[threading.Event]:
     """Set the event on SIGINT, SIGTERM or SIGHUP while the body runs; a second signal ends the process."""
     event = threading.Event()
     undo = end_on_signals((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), event.set)

@@ -55,7 +55,7 @@ class MirrorProcess:
     url: str
     _study: str = ""
     _process: WorkerProcess | None = None
-    _inbox: queue.Queue[Message] = field(default_factory=queue.Queue)
+    _inbox: queue.Queue[Message] = field(default_factory=queue.Queue[Message])
     _progressed_s: float | None = None
     """When it said last that a tracker had taken something; None until it begins to send."""
 
@@ -103,10 +103,11 @@ class MirrorProcess:
             progress: Where to show what it says.
             stop: Set by signals.
         """
-        if self._process is None:
+        process = self._process
+        if process is None:
             return
-        assert self._process.process.stdin is not None
-        self._process.process.stdin.close()
+        assert process.process.stdin is not None
+        process.process.stdin.close()
         began_s = time.monotonic()
         if stop.is_set():
             self._watch_until(progress, lambda: time.monotonic() >= began_s + GRACE_S + 2.0)
@@ -116,21 +117,24 @@ class MirrorProcess:
                 return stop.is_set() or time.monotonic() >= self._deadline_s(began_s)
 
             self._watch_until(progress, lambda: is_over() or time.monotonic() >= began_s + _TELL_AFTER_S)
-            if self._process is not None and not is_over():
+            if self._is_running() and not is_over():
                 study = self._study
                 progress.note(f"sending the rest of study {study!r} to its trackers; press Ctrl-C to stop", "track")
             self._watch_until(progress, is_over)
-        if self._process is not None:
-            self._process.stop()
+        if self._is_running():
+            process.stop()
             asked_s = time.monotonic()
             self._watch_until(progress, lambda: time.monotonic() >= asked_s + _STOP_S)
-        if self._process is not None:
-            self._process.kill()
+        if self._is_running():
+            process.kill()
             self.watch(progress)
+
+    def _is_running(self) -> bool:
+        return self._process is not None
 
     def _watch_until(self, progress: Progress, is_over: Callable[[], bool]) -> None:
         """Show what it says until it has ended, or a condition holds."""
-        while self._process is not None and not is_over():
+        while self._is_running() and not is_over():
             self.watch(progress)
             time.sleep(0.05)
 

@@ -49,7 +49,7 @@ class WorkerProcess:
     env: Mapping[str, str]
     inbox: queue.Queue[Message]
     process: subprocess.Popen[str] = field(init=False)
-    last_lines: list[str] = field(default_factory=list)
+    last_lines: list[str] = field(default_factory=list[str])
 
     def __post_init__(self) -> None:
         reading, writing = os.pipe()

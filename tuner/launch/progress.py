@@ -55,7 +55,7 @@ class Snapshot:
     best_value: float | None = None
     began_s: float | None = None
     already: int = 0
-    workers: dict[int, str] = field(default_factory=dict)
+    workers: dict[int, str] = field(default_factory=dict[int, str])
     is_out_of_hours: bool = False
     is_finished: bool = False
 
@@ -139,8 +139,14 @@ class PlainProgress:
         if not snapshot.study or (now_s < self._next_s and snapshot.used < snapshot.trials):
             return
         if snapshot.counts != self._shown:  # the time left alone is no news
-            known = {"trials": snapshot.trials, "counts": dict(snapshot.counts), "best": snapshot.best_value}
-            self.note(snapshot.line(now_s), "progress", **known, left_s=snapshot.seconds_left(now_s))
+            self.note(
+                snapshot.line(now_s),
+                "progress",
+                trials=snapshot.trials,
+                counts=dict(snapshot.counts),
+                best=snapshot.best_value,
+                left_s=snapshot.seconds_left(now_s),
+            )
             self._shown, self._next_s = dict(snapshot.counts), now_s + _PLAIN_EVERY_S
 
     def note(self, message: str, event: str, level: str = "info", **fields: object) -> None:

@@ -7,8 +7,8 @@ import importlib.util
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Generator, Iterator, Sequence
+from typing import TYPE_CHECKING, cast
 
 from tuner.errors import UsageError, how_to_install
 from tuner.launch.progress import Snapshot
@@ -16,7 +16,9 @@ from tuner.output.log import tell
 from tuner.trial import Event, Outcome
 
 if TYPE_CHECKING:
-    from prometheus_client.core import Metric
+    from wsgiref.types import WSGIApplication
+
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 _ENDS = tuple(outcome for outcome in Outcome if outcome.uses_budget or outcome is Outcome.FAILED)
 _DOING = ("training", "compiling", "waiting", "database")
@@ -49,6 +51,8 @@ class Tally:
                     self._trials[Outcome.FAILED] += 1
                 case "lost":
                     self._lost[place] += 1
+                case _:
+                    pass
             for doing, spent_s in event.get("seconds", {}).items():
                 self._seconds[place, doing] += spent_s
 
@@ -130,14 +134,14 @@ def _gauge(name: str, about: str, values: dict[tuple[str, ...], float], *labels:
     return _filled(GaugeMetricFamily(name, about, labels=["study", *labels]), values)
 
 
-def _filled(family: Any, values: dict[tuple[str, ...], float]) -> Metric:
+def _filled(family: CounterMetricFamily | GaugeMetricFamily, values: dict[tuple[str, ...], float]) -> Metric:
     for labels, value in values.items():
         family.add_metric(list(labels), value)
     return family
 
 
 @contextlib.contextmanager
-def served(tally: Tally, host: str, port: int) -> Iterator[str]:
+def served(tally: Tally, host: str, port: int) -> Generator[str]:
     """Serve a launch's metrics while the body runs.
 
     Args:
@@ -156,13 +160,14 @@ def served(tally: Tally, host: str, port: int) -> Iterator[str]:
     if importlib.util.find_spec("prometheus_client") is None:
         raise UsageError(f"prometheus-client must be installed to serve metrics: {how_to_install('metrics')}")
     # Late: without the option nothing of this is needed.
-    from prometheus_client import CollectorRegistry, make_wsgi_app
+    from prometheus_client import CollectorRegistry, make_wsgi_app  # pyright: ignore[reportUnknownVariableType]
 
     from tuner.web.server import Limits, Server
 
     registry = CollectorRegistry()
     registry.register(tally)  # pyright: ignore[reportArgumentType]: all it needs is `collect`
-    server = Server(host, port, make_wsgi_app(registry), Limits(), tell=_tell_error)
+    app = cast("WSGIApplication", make_wsgi_app(registry))
+    server = Server(host, port, app, Limits(), tell=_tell_error)
     try:
         server.prepare()
     except (OSError, UnicodeError) as error:

@@ -6,7 +6,7 @@ import math
 import statistics
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import Engine
 
@@ -186,8 +186,8 @@ def _drawn(complete: Sequence[FrozenTrial], most: int, objective: int, direction
     chosen = [complete[len(complete) * at // count] for at in range(count)]
     values = scaled([trial.values[objective] for trial in chosen])
     for trial, value in zip(chosen, values, strict=True):
-        of_trial = {"params": trial.params, "distributions": trial.distributions, "value": value}
-        study.add_trial(optuna.trial.create_trial(**of_trial))
+        copied = optuna.trial.create_trial(params=trial.params, distributions=trial.distributions, value=value)
+        study.add_trial(copied)
     return study
 
 
@@ -216,8 +216,7 @@ def _verdict(rows: Sequence[Row]) -> str:
 
 
 def _kendall(first: Sequence[float], second: Sequence[float]) -> float:
-    from scipy.stats import kendalltau
+    from scipy import stats  # pyright: ignore[reportMissingTypeStubs]
 
-    tau: Any
-    tau, _ = kendalltau(first, second)
+    tau, _ = cast("Any", stats).kendalltau(first, second)
     return 0.0 if math.isnan(tau) else float(tau)  # where one of them sees no difference

@@ -14,6 +14,7 @@ import math
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 Repeats = Mapping[int, float | None]
 """Repeat -> objective, None if it was not finite."""
@@ -73,7 +74,7 @@ def rank(repeats: Mapping[int, Repeats], *, maximize: bool, infeasible: Collecti
     order.sort(key=lambda trial: trial in infeasible)
     rows = [table[trial] for trial in order]
     margin = significant_difference(rows)
-    ranked = {}
+    ranked: dict[int, Confirmed] = {}
     for trial in order:
         mean, half = means[trial], half_width(table[trial])
         low, high = (None, None) if half is None else ((mean - half) * unit, (mean + half) * unit)
@@ -86,14 +87,15 @@ def rank(repeats: Mapping[int, Repeats], *, maximize: bool, infeasible: Collecti
 
 
 def _keys_of_first(finite: Mapping[int, Repeats]) -> set[int]:
-    return set(next(iter(finite.values()), {}))
+    nothing: Repeats = {}
+    return set(next(iter(finite.values()), nothing))
 
 
 def half_width(values: Sequence[float]) -> float | None:
     """Return half the width of the 95 % t interval of the mean; None for fewer than two values, or if all are equal."""
     if len(values) < 2 or len({*values}) == 1:
         return None
-    from scipy.special import stdtrit
+    from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
 
     quantile = float(stdtrit(len(values) - 1, (1 + LEVEL) / 2))
     return quantile * statistics.stdev(values) / math.sqrt(len(values))
@@ -122,6 +124,6 @@ def significant_difference(rows: Sequence[Sequence[float]]) -> float | None:
 
 @functools.cache
 def _studentized_range(groups: int, freedom: int) -> float:
-    from scipy.stats import studentized_range
+    from scipy.stats import studentized_range  # pyright: ignore[reportMissingTypeStubs]
 
-    return float(studentized_range.ppf(LEVEL, groups, freedom))
+    return float(cast("Any", studentized_range).ppf(LEVEL, groups, freedom))

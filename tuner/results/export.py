@@ -7,9 +7,9 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import Engine
 
@@ -69,7 +69,7 @@ def _flat_row(study: StudyRow, trial: TrialRow) -> Row:
 
 
 @contextlib.contextmanager
-def in_place(path: Path, force: bool) -> Iterator[Path]:
+def in_place(path: Path, force: bool) -> Generator[Path]:
     """Yield a scratch file that takes the place of `path` if the body succeeds."""
     if path.exists() and not force:
         raise UsageError(f"{path} exists already: pass --force to overwrite it")
@@ -111,18 +111,17 @@ def _write_json(rows: Sequence[Row], path: Path) -> None:
 
 def _write_parquet(rows: Sequence[Row], path: Path) -> None:
     try:
-        import pyarrow
-        from pyarrow import parquet
+        from pyarrow import parquet, table  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
     except ImportError:
         raise UsageError(f"Parquet files need pyarrow: {how_to_install('parquet')}") from None
-    columns = {}
+    columns: dict[str, list[Any]] = {}
     for column in _columns(rows):
         values = [row.get(column) for row in rows]
-        kinds = {type(value) for value in values if value is not None}
+        kinds: set[type[Any]] = {type(value) for value in values if value is not None}
         # A column has one type: choices of several kinds become JSON.
         is_mixed = len(kinds) > 1 and not kinds <= {int, float}
         columns[column] = [json.dumps(value) for value in values] if is_mixed else values
-    parquet.write_table(pyarrow.table(columns), path)
+    cast("Any", parquet).write_table(table(columns), path)
 
 
 # --- Bundles
@@ -210,7 +209,8 @@ def file_of(trial: Row) -> Path:
     Raises:
         UsageError: it is not on this machine.
     """
-    file = Path((trial["ran_with"] or {}).get("file") or "")
+    ran_with: dict[str, Any] = trial["ran_with"] or {}
+    file = Path(ran_with.get("file") or "")
     if not file.is_file():
         name = f"trial {trial['number']} of {trial['study']!r}"
         raise UsageError(f"the study file of {name} is not on this machine: no file {str(file)!r}")

@@ -11,10 +11,10 @@ import datetime
 import html
 import io
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import Engine
 
@@ -29,6 +29,7 @@ from tuner.storage.read.queries import StudyRow, find_study
 if TYPE_CHECKING:
     import optuna
     from matplotlib.figure import Figure
+    from optuna.trial import FrozenTrial
 
     from tuner.storage.optuna.storage import Storage
 
@@ -63,11 +64,15 @@ class Subject:
         name = {"target_name": self.objectives[objective]}
         if len(self.row.directions) == 1:
             return name
-        return {**name, "target": lambda trial: trial.values[objective]}
+
+        def value_of(trial: FrozenTrial) -> float:
+            return trial.values[objective]
+
+        return {**name, "target": value_of}
 
 
 @contextlib.contextmanager
-def opened(url: str, name: str) -> Iterator[Subject]:
+def opened(url: str, name: str) -> Generator[Subject]:
     """Yield a study to be drawn.
 
     Raises:
@@ -148,7 +153,8 @@ def _optunas(name: str, *, of_part: bool = False, with_target: bool = True) -> C
             if legend is not None and len(legend.get_texts()) > _MOST_LABELS:
                 legend.remove()
         if of_part and len(subject.part.trials) < len(subject.whole.get_trials(deepcopy=False)):
-            figure.text(0.99, 0.01, f"{len(subject.part.trials)} of the trials", ha="right", fontsize=8)
+            # matplotlib does not say what its `**kwargs` are.
+            cast("Any", figure).text(0.99, 0.01, f"{len(subject.part.trials)} of the trials", ha="right", fontsize=8)
         return figure
 
     return draw
@@ -196,7 +202,7 @@ def _pareto(subject: Subject) -> Figure:
 def _axes(title: str, xlabel: str, ylabel: str) -> Any:
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=_SIZE, layout="constrained")
+    figure, axes = cast("tuple[Figure, Any]", pyplot.subplots(figsize=_SIZE, layout="constrained"))
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
     axes.grid(alpha=0.3)
     return figure, axes
@@ -331,7 +337,7 @@ def written(figure: Figure, format: str) -> bytes:
     """Return a figure as a file of a format; the same figure gives the same file."""
     file = io.BytesIO()
     metadata = {"Date": None} if format == "svg" else {"Software": None}
-    figure.savefig(file, format=format, dpi=200, bbox_inches="tight", metadata=metadata)
+    cast("Any", figure).savefig(file, format=format, dpi=200, bbox_inches="tight", metadata=metadata)
     return file.getvalue()
 
 
@@ -341,7 +347,7 @@ def report(subject: Subject) -> str:
     parts = [f"<h1>{name}</h1>", "<h2>Study</h2>", _table(compare_rows(subject.engine, [subject.row.name]))]
     best = best_rows(subject.engine, subject.row.name, 5)
     parts += ["<h2>Best trials</h2>", _table([{**row, "hparams": _words(row["hparams"])} for row in best])]
-    missing = []
+    missing: list[str] = []
     for kind in KINDS:
         try:
             picture = draw(subject, kind, "svg").decode()

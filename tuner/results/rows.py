@@ -96,7 +96,8 @@ def progress(engine: Engine, study_name: str, last: int) -> Row:
 
 
 def _busy_row(row: Row) -> Row:
-    metrics = {name: value for name, value in (row["metrics"] or {}).items() if not name.startswith("train_")}
+    reported: dict[str, float] = row["metrics"] or {}
+    metrics = {name: value for name, value in reported.items() if not name.startswith("train_")}
     return {
         "worker": row["worker"],
         "devices": row["devices"],
@@ -177,7 +178,7 @@ def best_rows(engine: Engine, study_name: str, count: int | None = 1, *, confirm
     order += [trial_id for trial_id in known if ranked[trial_id].mean is None]  # not finite with another seed
     tied = [found[one].number for one in known[1:] if ranked[one].is_tied]
     baseline = _find_baseline(engine, study)
-    rows = []
+    rows: list[Row] = []
     for at, one in enumerate(order[:count]):
         row, of_others = _trial_row(study, found[one]), ranked.get(one)
         hparams = row.pop("hparams")
@@ -292,9 +293,10 @@ def _timings(trial: TrialRow) -> Row:
 
 
 def _report_rows(trial: TrialRow, metrics: Mapping[int, tuple[int, Mapping[str, float]]]) -> list[Row]:
-    rows = []
+    rows: list[Row] = []
+    nothing: tuple[None, Mapping[str, float]] = (None, {})
     for epoch in sorted({*trial.reports, *metrics}):
-        step, named = metrics.get(epoch, (None, {}))
+        step, named = metrics.get(epoch, nothing)
         row: Row = {"epoch": epoch, "step": step, "value": plain(trial.reports.get(epoch))}
         rows.append({**row, "metrics": {name: plain(value) for name, value in named.items()}})
     return rows

@@ -42,7 +42,8 @@ def collect(study: Path, removable: Callable[[Collection[int]], Collection[int]]
         study: The study's folder.
         removable: trial numbers -> those whose folder can go.
     """
-    removed, size = [], 0
+    size = 0
+    removed: list[int] = []
     numbers: list[int] = []
     with contextlib.suppress(FileNotFoundError):  # somebody may remove all of it at any moment
         numbers = [int(path.name) for path in study.iterdir() if path.name.isdigit()]

@@ -226,7 +226,7 @@ def read_unsent(engine: Engine, study: StudyRow, target: str, ids: Sequence[int]
     def of(row: TrialRow, several: Sequence[Any]) -> list[Any]:
         return [one for one in several if one.trial_id == row.trial_id]
 
-    found = []
+    found: list[Unsent] = []
     for row in rows:
         stored = [StoredReport(one.epoch, one.step, one.metrics, one.reported_at_s) for one in of(row, told)]
         own = [dict(one._mapping) for one in of(row, lineage)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Literal
 
 _TELL_EVERY_S = 5.0
@@ -31,7 +31,7 @@ class Account:
         self._before = {name: seconds() for name, seconds in measured.items()}
 
     @contextlib.contextmanager
-    def doing(self, what: Doing) -> Iterator[None]:
+    def doing(self, what: Doing) -> Generator[None]:
         """Count the body as what it is; outside of any, time has no name: starting, saving the best."""
         self._settle()
         self._doing = what

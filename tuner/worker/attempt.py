@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -109,7 +109,7 @@ class Attempt:
                 raise
 
     @contextlib.contextmanager
-    def _held(self) -> Any:
+    def _held(self) -> Generator[None]:
         try:
             yield
         finally:
@@ -127,7 +127,7 @@ class Attempt:
         import optuna
 
         study = self._optuna_study()
-        study._stop_flag = False  # a trial that is tried again asks its sampler again
+        _go_on(study)  # a trial that is tried again asks its sampler again
         study.sampler = self.bench.samplers.make(self.lease)
         trial = optuna.trial.Trial(study, self.lease.trial_id)
         self.is_asked = True
@@ -257,7 +257,7 @@ class Attempt:
             What the sampler raised. The trial has ended all the same, and must be stored first.
         """
         from optuna.exceptions import StorageInternalError
-        from optuna.pruners import _filter_study
+        from optuna.pruners import _filter_study  # pyright: ignore[reportPrivateUsage]
         from optuna.trial import TrialState
 
         if not self.is_asked:  # `before_trial` failed: Optuna has no trial then
@@ -281,8 +281,9 @@ class Attempt:
     def _optuna_study(self) -> optuna.Study:
         """Return the study as a sampler may have it: without the copy of all trials from before, and free to stop."""
         study = self.bench.optuna_study
-        study._thread_local.cached_all_trials = None
-        study._thread_local.in_optimize_loop = True  # else `Study.stop` raises an error
+        local = study._thread_local  # pyright: ignore[reportPrivateUsage]
+        local.cached_all_trials = None
+        local.in_optimize_loop = True  # else `Study.stop` raises an error
         return study
 
     # --- Ends
@@ -293,7 +294,7 @@ class Attempt:
         if not leases.retry(bench.engine, lease, error, self.study.retries):
             return False
         checkpoints.close()
-        bench.optuna_study._stop_flag = False  # the search goes on with this trial
+        _go_on(bench.optuna_study)  # the search goes on with this trial
         bench.say({"event": "retry", "level": "warning", "trial": lease.number, "error": last_line(error)})
         return True
 
@@ -345,3 +346,8 @@ class Attempt:
         finally:
             leases.release(engine, self.lease)
         bench.say({"event": "end", "trial": self.lease.number, "outcome": "released"})
+
+
+def _go_on(study: optuna.Study) -> None:
+    """Forget that a sampler has called `Study.stop`."""
+    study._stop_flag = False  # pyright: ignore[reportPrivateUsage]

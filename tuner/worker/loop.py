@@ -229,7 +229,7 @@ class Worker:
             finally:
                 set_about(trial=None)
             tidy()
-            if self.bench.optuna_study._stop_flag:
+            if self.bench.optuna_study._stop_flag:  # pyright: ignore[reportPrivateUsage]
                 self.say({"event": "finished"})
                 break
 

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class Rerunner:
             direction=study.all_directions[0],
             layout=worker_layout(os.environ.get(DEVICES_VARIABLE, "")),
             optimizer_rules=optimizer_rules_of(self.row.record),
-            choose=lambda program, measure: mode_of(self.engine, self.row.study_id, program, measure),
+            choose=partial(mode_of, self.engine, self.row.study_id),
         )
         try:
             for report in training:
@@ -128,7 +129,7 @@ def reproduce(rerunner: Rerunner, number: int, say: Callable[[Report], None]) ->
     recorded = {epoch: metrics for epoch, (_, metrics) in read_metrics(engine, trial.trial_id).items()}
     if not recorded:
         raise UsageError(f"trial {number} has no reports to compare with")
-    found = {}
+    found: dict[int, dict[str, float]] = {}
     for report in rerunner.train(trial.hparams, trial_seed(study.seed, number, "training"), max(recorded)):
         say(report)
         found[report.epoch] = dict(report.metrics)

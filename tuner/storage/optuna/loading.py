@@ -6,7 +6,7 @@ import datetime
 import functools
 import json
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Any, cast
 
 import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, CategoricalDistribution, json_to_distribution
@@ -128,16 +128,16 @@ def _fill(found: dict[int, FrozenTrial], rows: Any) -> None:
         elif kind == VALUE:
             values.setdefault(trial_id, {})[position] = loaded_number(number, text)
         elif kind == USER:
-            trial._user_attrs[name] = json.loads(text)
+            trial.user_attrs[name] = json.loads(text)
         else:
-            trial._system_attrs[name] = json.loads(text)
+            trial.system_attrs[name] = json.loads(text)
     for trial_id, several in params.items():
         several.sort()
         trial = found[trial_id]
-        trial._params = {name: distribution.to_external_repr(number) for _, name, number, distribution in several}
-        trial._distributions = {name: distribution for _, name, _, distribution in several}
+        trial.params = {name: distribution.to_external_repr(number) for _, name, number, distribution in several}
+        trial.distributions = {name: distribution for _, name, _, distribution in several}
     for trial_id, by_objective in values.items():
-        found[trial_id]._values = [by_objective[objective] for objective in range(len(by_objective))]
+        found[trial_id].values = [by_objective[objective] for objective in range(len(by_objective))]
 
 
 def copies(trials: Collection[FrozenTrial]) -> Iterator[FrozenTrial]:
@@ -176,7 +176,8 @@ def _copied_distribution(distribution: BaseDistribution) -> BaseDistribution:
     return copied
 
 
-def _copied(value: Any) -> Any:
+def _copied(value: object) -> object:
+    """Return a copy of a value that was read from JSON."""
     if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    return [_copied(item) for item in value] if isinstance(value, list) else value
+        return {key: _copied(item) for key, item in cast("dict[str, object]", value).items()}
+    return [_copied(item) for item in cast("list[object]", value)] if isinstance(value, list) else value

@@ -52,16 +52,20 @@ from tuner.storage.worker.studies import delete
 T = TypeVar("T")
 
 
+def _id_of(trial: FrozenTrial) -> int:
+    return trial._trial_id  # pyright: ignore[reportPrivateUsage]: storages have to know it
+
+
 @dataclass
 class _Known:
     """What is known of one study. Ended trials do not change any more, and ids only grow."""
 
     name: str | None = None
     directions: list[StudyDirection] | None = None
-    trials: list[FrozenTrial] = field(default_factory=list)  # by number
-    unfinished: set[int] = field(default_factory=set)
+    trials: list[FrozenTrial] = field(default_factory=list[FrozenTrial])  # by number
+    unfinished: set[int] = field(default_factory=set[int])
     newest: int = -1
-    distributions: dict[str, BaseDistribution] = field(default_factory=dict)
+    distributions: dict[str, BaseDistribution] = field(default_factory=dict[str, BaseDistribution])
     rungs: Rungs = field(default_factory=Rungs)
 
     def add(self, several: list[FrozenTrial]) -> None:
@@ -78,11 +82,12 @@ class _Known:
             self._note(trial)
 
     def _note(self, trial: FrozenTrial) -> None:
-        self.newest = max(self.newest, trial._trial_id)
+        trial_id = _id_of(trial)
+        self.newest = max(self.newest, trial_id)
         if trial.state.is_finished():
-            self.unfinished.discard(trial._trial_id)
+            self.unfinished.discard(trial_id)
         else:
-            self.unfinished.add(trial._trial_id)
+            self.unfinished.add(trial_id)
 
 
 @dataclass
@@ -92,8 +97,8 @@ class _Held:
     lease: Lease
     study_id: int
     trial: FrozenTrial
-    new_params: list[tuple[str, float, str]] = field(default_factory=list)
-    new_attributes: dict[str, str] = field(default_factory=dict)
+    new_params: list[tuple[str, float, str]] = field(default_factory=list[tuple[str, float, str]])
+    new_attributes: dict[str, str] = field(default_factory=dict[str, str])
     """System attributes of the time before the first `flush`: samplers note there what they suggest."""
     is_suggested: bool = False
 
@@ -211,8 +216,9 @@ class Storage(BaseStorage):
         found = self._cold(self._rdb.get_all_studies)
         with self._lock:
             for study in found:
-                if self._of(study._study_id).name not in (None, study.study_name):
-                    self._known[study._study_id] = _Known()
+                study_id = study._study_id  # pyright: ignore[reportPrivateUsage]: storages have to know it
+                if self._of(study_id).name not in (None, study.study_name):
+                    self._known[study_id] = _Known()
         return found
 
     def _of(self, study_id: int) -> _Known:
@@ -260,7 +266,7 @@ class Storage(BaseStorage):
         held = self._held.get(trial_id)
         point = take_point(self.engine, None if held is None else held.lease, trial_id, study_id, key, choose)
         if held is not None:
-            held.trial._system_attrs[key] = dict(point)
+            held.trial.system_attrs[key] = dict(point)
         return point
 
     # --- Trials
@@ -300,8 +306,8 @@ class Storage(BaseStorage):
         distribution = to_distribution(text)  # the caller may change its own
         if held is not None:
             held.new_params.append((param_name, float(param_value_internal), text))
-            held.trial._params[param_name] = distribution.to_external_repr(param_value_internal)
-            held.trial._distributions[param_name] = distribution
+            held.trial.params[param_name] = distribution.to_external_repr(param_value_internal)
+            held.trial.distributions[param_name] = distribution
         else:
             row = {"param_name": param_name, "param_value": param_value_internal, "distribution_json": text}
             self._insert(trial_id, trial_params, row, ())
@@ -363,7 +369,7 @@ class Storage(BaseStorage):
             change["datetime_complete"] = now
         allowed = ["WAITING"] if state == TrialState.RUNNING else ["RUNNING", "WAITING"]
         statement = trials.update().where(trials.c.trial_id == trial_id, trials.c.state.in_(allowed)).values(**change)
-        rows = []
+        rows: list[dict[str, Any]] = []
         for objective, value in enumerate(values or ()):
             number, kind = stored_number(value)
             rows.append({"trial_id": trial_id, "objective": objective, "value": number, "value_type": kind})
@@ -404,7 +410,7 @@ class Storage(BaseStorage):
             held.new_attributes[key] = text
         else:
             store_attribute(self.engine, held.lease, table, key, value)
-        attributes = held.trial._user_attrs if table is trial_user_attributes else held.trial._system_attrs
+        attributes = held.trial.user_attrs if table is trial_user_attributes else held.trial.system_attrs
         attributes[key] = json.loads(text)
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
@@ -420,7 +426,7 @@ class Storage(BaseStorage):
         with self._lock:
             known = self._of(study_id)
             held = [held for held in self._held.values() if held.study_id == study_id]
-            also = known.unfinished - {held.trial._trial_id for held in held}
+            also = known.unfinished - {_id_of(held.trial) for held in held}
             name, changed = self._load(study_id, known.newest, sorted(also))
             if known.name not in (None, name):  # SQLite has given the id of a deleted study to another
                 known = self._known[study_id] = _Known()
@@ -441,7 +447,7 @@ class Storage(BaseStorage):
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
         best = self._cold(lambda: self._rdb.get_best_trial(study_id))
-        return best if self.zone is None else self.get_trial(best._trial_id)
+        return best if self.zone is None else self.get_trial(_id_of(best))
 
 
 def _cold_storage(url: str, engine: Engine) -> RDBStorage:

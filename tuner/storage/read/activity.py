@@ -102,7 +102,7 @@ def read_workers(engine: Engine, study_id: int | None) -> list[Row]:
         )
         if study_id is not None:
             query = query.where(workers.c.study_id == study_id)
-        rows = [dict(row._mapping) for row in connection.execute(query)]
+        rows = [dict(row) for row in connection.execute(query).mappings()]
         latest = _latest_reports(connection, [row["trial_id"] for row in rows if row["trial_id"] is not None])
         for row in rows:
             row |= latest.get(row["trial_id"], {"epoch": None, "step": None, "metrics": None})
@@ -161,7 +161,7 @@ def read_compiling(engine: Engine, study_id: int | None) -> list[Row]:
     query = query.where(records.c.worker.is_not(None))
     if study_id is not None:
         query = query.where(records.c.study_id == study_id)
-    rows = read(engine, lambda connection: [dict(row._mapping) for row in connection.execute(query)])
+    rows = read(engine, lambda connection: [dict(row) for row in connection.execute(query).mappings()])
     compiled: dict[int, tuple[int, float]] = {}
     for row in rows:
         count, seconds = compiled.get(row["study_id"], (0, 0.0))
@@ -206,7 +206,7 @@ def read_failures(engine: Engine, study_id: int | None, count: int = 20) -> list
         )
         if study_id is not None:
             query = query.where(attempts.c.study_id == study_id)
-        return [dict(row._mapping) for row in connection.execute(query)]
+        return [dict(row) for row in connection.execute(query).mappings()]
 
     return read(engine, work)
 

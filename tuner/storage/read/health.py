@@ -54,7 +54,8 @@ def read_health(engine: Engine) -> Health:
 def _read(connection: Connection, engine: Engine) -> Health:
     is_sqlite = connection.dialect.name == "sqlite"
     version = connection.exec_driver_sql("SELECT sqlite_version()" if is_sqlite else "SHOW server_version").scalar_one()
-    trips, offsets = [], []
+    trips: list[float] = []
+    offsets: list[float] = []
     for _ in range(_ROUNDS):
         began_s, before_s = time.perf_counter(), time.time()
         theirs_s = connection.execute(sa.select(clock(connection.dialect.name))).scalar_one()

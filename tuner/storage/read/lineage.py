@@ -27,7 +27,7 @@ def read_attempts(engine: Engine, trial_id: int) -> list[dict[str, Any]]:
     def work(connection: Connection) -> list[dict[str, Any]]:
         if not sa.inspect(connection).has_table(attempts.name):
             return []
-        return [dict(row._mapping) for row in connection.execute(query.order_by(attempts.c.fence))]
+        return [dict(row) for row in connection.execute(query.order_by(attempts.c.fence)).mappings()]
 
     return read(engine, work)
 

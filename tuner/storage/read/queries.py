@@ -81,10 +81,10 @@ class TrialRow:
     started: datetime.datetime | None
     completed: datetime.datetime | None
     values: list[float] | None = None
-    hparams: dict[str, Any] = field(default_factory=dict)
-    reports: dict[int, float] = field(default_factory=dict)
-    record: dict[str, Any] = field(default_factory=dict)
-    constraints: dict[str, float] = field(default_factory=dict)
+    hparams: dict[str, Any] = field(default_factory=dict[str, Any])
+    reports: dict[int, float] = field(default_factory=dict[int, float])
+    record: dict[str, Any] = field(default_factory=dict[str, Any])
+    constraints: dict[str, float] = field(default_factory=dict[str, float])
 
     @property
     def is_feasible(self) -> bool | None:

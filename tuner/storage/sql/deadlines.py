@@ -15,7 +15,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -38,7 +38,7 @@ _limits = _Limits()
 
 
 @contextlib.contextmanager
-def limit(seconds: float, is_over: Callable[[], bool] | None = None) -> Iterator[None]:
+def limit(seconds: float, is_over: Callable[[], bool] | None = None) -> Generator[None]:
     """Limit how long each statement of this thread waits for a server that sends nothing, while the body runs.
 
     Args:
@@ -156,7 +156,7 @@ os.register_at_fork(after_in_child=_forget)
 
 
 @contextlib.contextmanager
-def _watched(connection: Connection) -> Iterator[None]:
+def _watched(connection: Connection) -> Generator[None]:
     if connection.closed:
         yield  # which says so
         return

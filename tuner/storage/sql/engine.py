@@ -6,7 +6,7 @@ import contextlib
 import math
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import sqlalchemy
@@ -126,7 +126,7 @@ def _ping(connection: Any, record: Any, _proxy: Any) -> None:
 
 
 @contextlib.contextmanager
-def autocommit(connection: Any) -> Iterator[None]:
+def autocommit(connection: Any) -> Generator[None]:
     """Make each statement on a psycopg2 connection a transaction of its own.
 
     SQLAlchemy's isolation level AUTOCOMMIT does the same with a statement to the server before and after.

@@ -9,7 +9,7 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -82,7 +82,7 @@ def patient(engine: Engine, patience: Patience) -> Engine:
 
 
 @contextlib.contextmanager
-def hurried(patience: Patience) -> Iterator[None]:
+def hurried(patience: Patience) -> Generator[None]:
     """Have this thread's reads and writes wait no longer than this while the body runs, whatever their engine says."""
     before, _of_thread.patience = _of_thread.patience, patience
     try:

@@ -9,7 +9,7 @@ import os
 import sqlite3
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +59,7 @@ def prepare(engine: Engine) -> None:
 
 
 @contextlib.contextmanager
-def _locked(engine: Engine) -> Iterator[Connection]:
+def _locked(engine: Engine) -> Generator[Connection]:
     """Open a transaction that only one process at a time can have, on the only connection it takes."""
     path = sqlite_path(engine.url.render_as_string())
     with contextlib.ExitStack() as stack:
@@ -137,7 +137,7 @@ def forget_deleted(connection: Connection) -> None:
 
 
 @contextlib.contextmanager
-def _quiet_alembic() -> Iterator[None]:
+def _quiet_alembic() -> Generator[None]:
     logger = logging.getLogger("alembic")
     before = logger.level
     logger.setLevel(logging.WARNING)
@@ -164,7 +164,8 @@ def upgrade(url: str, from_timezone: str | None = None) -> list[str]:
     zone = None if from_timezone is None else zones.find_zone(from_timezone)
     engine = connected_engine(url)
     path = sqlite_path(driver_url(url))
-    done, converted = [], None
+    done: list[str] = []
+    converted = None
     try:
         with engine.connect() as connection:
             before, unknown = read_versions(connection), zones.count(connection)

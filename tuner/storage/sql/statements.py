@@ -80,7 +80,7 @@ def standing(dialect: str, are_new: bool) -> Any:
     is_open = (state == _word("RUNNING")) | (state == _word("WAITING"))
     is_queued = state == _word("WAITING")
     is_others = (state == _word("RUNNING")) & leases.c.trial_id.is_(None) & _is_alive(dialect)
-    one = sa.literal_column("1")
+    one: sa.ColumnElement[int] = sa.literal_column("1")
     count = sa.func.count
     return (
         sa.select(
@@ -105,7 +105,8 @@ def is_used(state: sa.Column[Any]) -> sa.ColumnElement[bool]:
 def is_unsettled(dialect: str, are_new: bool) -> sa.ColumnElement[bool]:
     """Return whether a trial is to be counted, for the values `study_id`, `up_to` and `still_open`."""
     is_new = (trials.c.trial_id > sa.bindparam("up_to")) | one_of(dialect, trials.c.trial_id, "still_open")
-    return is_new & of_study(dialect, sa.bindparam("study_id"), are_new)
+    study_id: sa.ColumnElement[int] = sa.bindparam("study_id")
+    return is_new & of_study(dialect, study_id, are_new)
 
 
 def has_expired(dialect: str, now_s: float | sa.ColumnElement[float]) -> sa.ColumnElement[bool]:
@@ -117,7 +118,7 @@ def has_expired(dialect: str, now_s: float | sa.ColumnElement[float]) -> sa.Colu
     if dialect == "sqlite":
         return has_ended
     started_s = sa.literal_column("extract(epoch FROM pg_postmaster_start_time())", sa.Float(53))
-    is_up_s = sa.literal_column(str(AFTER_RESTART_S))
+    is_up_s: sa.ColumnElement[float] = sa.literal_column(str(AFTER_RESTART_S))
     was_given_back = leases.c.expires_at_s == sa.literal_column("0.0")
     return has_ended & (was_given_back | (leases.c.expires_at_s >= started_s) | (started_s + is_up_s <= now_s))
 
@@ -145,7 +146,11 @@ def latest_errors(dialect: str) -> Any:
 @statement("create trial")
 def create_trial(dialect: str) -> Any:
     """Create a running trial with the number `number`, and return its id."""
-    row = {"number": sa.bindparam("number"), "study_id": sa.bindparam("study_id"), "state": _word("RUNNING")}
+    row: dict[str, sa.ColumnElement[Any]] = {
+        "number": sa.bindparam("number"),
+        "study_id": sa.bindparam("study_id"),
+        "state": _word("RUNNING"),
+    }
     return trials.insert().values({**row, "datetime_start": utc_now(dialect)}).returning(trials.c.trial_id)
 
 
@@ -170,7 +175,7 @@ def hours(dialect: str) -> Any:
     # Their union: of each, what lies behind the end of all that began before it.
     before = sa.func.max(tried.c.end).over(order_by=tried.c.start, rows=(None, -1))
     fresh = tried.c.end - greatest(dialect, tried.c.start, sa.func.coalesce(before, tried.c.start))
-    zero = sa.literal_column("0.0")
+    zero: sa.ColumnElement[float] = sa.literal_column("0.0")
     covered = sa.select(
         greatest(dialect, fresh, zero).label("wall_s"),
         ((tried.c.end - tried.c.start) * tried.c.devices).label("device_s"),
@@ -198,7 +203,7 @@ def extend_lease(dialect: str, clock_columns: tuple[str, ...]) -> Any:
 @statement("release lease")
 def release_lease(dialect: str) -> Any:
     """Give back a trial whose lease is still held, and return its id."""
-    given_back = {"worker": sa.null(), "expires_at_s": sa.literal_column("0.0")}
+    given_back: dict[str, sa.ColumnElement[Any]] = {"worker": sa.null(), "expires_at_s": sa.literal_column("0.0")}
     return leases.update().where(*_is_still_held()).values(given_back).returning(leases.c.trial_id)
 
 
@@ -222,7 +227,8 @@ def _is_still_held() -> tuple[sa.ColumnElement[bool], ...]:
 @statement("rebase")
 def outdated_leases(dialect: str) -> Any:
     """Return a trial whose lease must be moved, for the values `now_id`, `now_clock`, `now_host`, `now_ahead_s`."""
-    places = {name: sa.bindparam(f"now_{name}") for name in ("id", "clock", "host", "ahead_s")}
+    names = ("id", "clock", "host", "ahead_s")
+    places: dict[str, sa.ColumnElement[Any]] = {name: sa.bindparam(f"now_{name}") for name in names}
     is_outdated = has_jumped(places) | is_of_earlier_boot(places)
     return sa.select(leases.c.trial_id).where(is_outdated).limit(sa.literal_column("1"))
 
@@ -389,10 +395,19 @@ def trial_details(dialect: str, is_listed: bool) -> Any:
     """
     params, values, reports = trial_params.c, trial_values.c, trial_intermediate_values.c
     user, system = trial_user_attributes.c, trial_system_attributes.c
-    zero, nothing = sa.literal_column("0"), sa.null()
+    zero: sa.ColumnElement[int] = sa.literal_column("0")
+    nothing = sa.null()
     value, report = reports.intermediate_value, reports.intermediate_value_type
 
-    def part(kind: int, columns: Any, position: Any, name: Any, number: Any, text: Any) -> sa.Select[Any]:
+    def part(
+        kind: int,
+        columns: sa.ColumnCollection[str, sa.Column[Any]],
+        position: sa.ColumnElement[int],
+        name: sa.ColumnElement[str] | sa.Null,
+        number: sa.ColumnElement[float] | sa.Null,
+        text: sa.ColumnElement[str],
+    ) -> sa.Select[Any]:
+        kind_column: sa.ColumnElement[int] = sa.literal_column(str(kind))
         if is_listed:
             is_wanted = one_of(dialect, columns.trial_id, "ids")
         else:
@@ -400,7 +415,7 @@ def trial_details(dialect: str, is_listed: bool) -> Any:
             newer = sa.select(trials.c.trial_id).where(is_of_study, trials.c.trial_id >= sa.bindparam("first"))
             is_wanted = columns.trial_id.in_(newer)
         return sa.select(
-            sa.literal_column(str(kind)).label("kind"),
+            kind_column.label("kind"),
             columns.trial_id,
             position,
             sa.cast(name, sa.Text),

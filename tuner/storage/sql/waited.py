@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 
 
 class Waited:
@@ -21,7 +21,7 @@ class Waited:
         return before_s + (0.0 if since_s is None else time.monotonic() - since_s)
 
     @contextlib.contextmanager
-    def counted(self) -> Iterator[None]:
+    def counted(self) -> Generator[None]:
         """Count the body; what is within another body is counted once."""
         before_s, since_s = self._so_far
         if since_s is not None:

@@ -7,6 +7,7 @@ import itertools
 import zoneinfo
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -118,10 +119,12 @@ def convert(connection: Connection, zone: zoneinfo.ZoneInfo) -> Converted:
         .join(studies, studies.c.study_id == trials.c.study_id)
         .order_by(trials.c.trial_id)
     )  # fmt: skip
-    changes, ambiguous, left = [], 0, []
+    ambiguous = 0
+    changes: list[dict[str, Any]] = []
+    left: list[str] = []
     for trial_id, number, study, start, end, is_start, is_end in connection.execute(query).all():
-        starts = list(_instants(start, zone)) if is_start else [start]
-        ends = list(_instants(end, zone)) if is_end else [end]
+        starts: list[datetime.datetime | None] = list(_instants(start, zone)) if is_start else [start]
+        ends: list[datetime.datetime | None] = list(_instants(end, zone)) if is_end else [end]
         found = next((pair for pair in itertools.product(starts, ends) if _is_possible(*pair, latest)), None)
         if found is None:
             shown = " to ".join("-" if one is None else one.isoformat(" ", "seconds") for one in (start, end))
@@ -131,8 +134,11 @@ def convert(connection: Connection, zone: zoneinfo.ZoneInfo) -> Converted:
             changes.append({"of_trial": trial_id, "start": found[0], "end": found[1]})
             ambiguous += len(starts) > 1 or len(ends) > 1
     if changes:
-        of_trial = sa.bindparam("of_trial")
-        times = {"datetime_start": sa.bindparam("start"), "datetime_complete": sa.bindparam("end")}
+        of_trial: sa.ColumnElement[int] = sa.bindparam("of_trial")
+        times: dict[str, sa.ColumnElement[Any]] = {
+            "datetime_start": sa.bindparam("start"),
+            "datetime_complete": sa.bindparam("end"),
+        }
         connection.execute(trials.update().where(trials.c.trial_id == of_trial).values(times), changes)
         connection.execute(unknown_zones.delete().where(unknown_zones.c.trial_id == of_trial), changes)
     return Converted(len(changes), ambiguous, left)
@@ -158,7 +164,7 @@ def _is_possible(start: datetime.datetime | None, end: datetime.datetime | None,
 
 
 def _objection(
-    starts: list[datetime.datetime], ends: list[datetime.datetime], latest: datetime.datetime, zone: str
+    starts: list[datetime.datetime | None], ends: list[datetime.datetime | None], latest: datetime.datetime, zone: str
 ) -> str:
     """Return why no reading of a trial's times is possible."""
     if not starts or not ends:

@@ -94,7 +94,7 @@ class Claimant:
     failures_since_s: float | None = None
     settled: Settled = field(default_factory=Settled)
     hours: Hours = field(default_factory=Hours)
-    deadly: list[int] = field(default_factory=list)
+    deadly: list[int] = field(default_factory=list[int])
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ def _is_failing(connection: Connection, claimant: Claimant) -> bool:
 
 def latest_errors(connection: Connection, study_id: int, since_s: float) -> list[tuple[str, str]]:
     """Return kind and traceback of the latest errors, newest first, up to the first trial that did not fail."""
-    errors = []
+    errors: list[tuple[str, str]] = []
     values = {"study_id": study_id, "since_s": since_s}
     for outcome, kind, error in run(connection, statements.latest_errors, values):
         if outcome != Outcome.FAILED:

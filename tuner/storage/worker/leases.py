@@ -51,7 +51,7 @@ def store_suggested(
     Raises:
         LeaseLost: another worker has the trial.
     """
-    writes = []
+    writes: list[Write] = []
     if params:
         rows = [{"param_name": name, "param_value": number, "distribution_json": text} for name, number, text in params]
         writes.append(upsert(trial_params, rows, "param_name"))
@@ -98,7 +98,7 @@ def report(engine: Engine, lease: Lease, several: Sequence[Report], objective: s
     ]
     writes = [upsert(reports, rows, "epoch", time_column="reported_at_s")]
     if objective is not None:
-        rows = []
+        rows: list[dict[str, Any]] = []
         for one in several:
             stored, kind = stored_number(one.metrics[objective])
             rows.append({"step": one.epoch, "intermediate_value": stored, "intermediate_value_type": kind})
@@ -163,7 +163,7 @@ def endings(lease: Lease, outcome: Outcome, values: Sequence[float] | None, reco
     state = {Outcome.COMPLETE: "COMPLETE", Outcome.FAILED: "FAIL"}.get(outcome, "PRUNED")
     writes = [_attempt_ending(lease, outcome, record.get("error"))]
     if values is not None:
-        rows = []
+        rows: list[dict[str, Any]] = []
         for objective, value in enumerate(values):
             stored, kind = stored_number(value)
             rows.append({"objective": objective, "value": stored, "value_type": kind})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
 from sqlalchemy import Engine
@@ -33,7 +33,7 @@ def renewed(
     lease: Lease,
     must_stop: Callable[[], bool] = lambda: False,
     is_ending: Callable[[], bool] = lambda: False,
-) -> Iterator[Watch]:
+) -> Generator[Watch]:
     """Renew a lease from a thread while the body runs.
 
     Args:

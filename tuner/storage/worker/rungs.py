@@ -25,8 +25,8 @@ class Rungs:
     """
 
     newest: int = 0
-    values: dict[tuple[int, int], list[float]] = field(default_factory=dict)
-    decided: dict[tuple[int, int], bool] = field(default_factory=dict)
+    values: dict[tuple[int, int], list[float]] = field(default_factory=dict[tuple[int, int], list[float]])
+    decided: dict[tuple[int, int], bool] = field(default_factory=dict[tuple[int, int], bool])
 
     def add(self, position: int, trial_id: int, bracket: int, rung: int, value: float, is_promoted: bool) -> None:
         """Take in a row of the table."""

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
@@ -12,11 +13,11 @@ down_revision = "0001"
 _SECONDS = sa.Float(53)
 
 
-def _trial_id() -> sa.Column:
+def _trial_id() -> sa.Column[int]:
     return sa.Column("trial_id", sa.Integer, sa.ForeignKey("trials.trial_id", ondelete="CASCADE"), primary_key=True)
 
 
-def _study_id(primary_key: bool = False) -> sa.Column:
+def _study_id(primary_key: bool = False) -> sa.Column[int]:
     target = sa.ForeignKey("studies.study_id", ondelete="CASCADE")
     return sa.Column("study_id", sa.Integer, target, primary_key=primary_key, nullable=False)
 
@@ -102,13 +103,13 @@ def _carry_over(connection: sa.Connection) -> None:
             "JOIN trial_user_attributes USING (trial_id) WHERE state IN ('COMPLETE', 'PRUNED', 'FAIL')"
         ).columns(datetime_complete=sa.DateTime)
     )
-    found: dict[int, dict] = {}
+    found: dict[int, dict[str, Any]] = {}
     for trial_id, study_id, ended, key, text in rows:
         record = found.setdefault(trial_id, {"trial_id": trial_id, "study_id": study_id})
         record["ended_at_s"] = (ended - _EPOCH).total_seconds() if ended else 0.0
         if key in _RECORDED:
             record[key] = json.loads(text)
-    records: list[dict] = [
+    records: list[dict[str, Any]] = [
         dict.fromkeys(_RECORDED) | record for record in found.values() if record.get("outcome") in _OUTCOMES
     ]
     if records:
