@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import http.client
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 import trustme
 from attackers import ON_TLS, PLAIN, attacked, connect, send_nothing, talk
+from cheroot.errors import FatalSSLAlert
 
 from tuner.web.address import network_of
 from tuner.web.server import TLS, Limits, Server
@@ -92,6 +95,20 @@ def test_handshakes_that_are_not_finished_stop_nobody_else(
         with attacked(server.bound_port, begin, 60):
             assert [ask(server.bound_port, tls=context) for _ in range(20)] == [b"fine"] * 20
         assert errors == []
+
+
+def test_a_client_that_is_gone_before_its_handshake_leaves_no_socket_open(
+    certificate: tuple[TLS, ssl.SSLContext],
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        client = socket.create_connection(listening.getsockname())
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()  # with a reset, because nothing lingers
+        accepted, _ = listening.accept()
+        with pytest.raises(FatalSSLAlert):
+            certificate[0].wrap(accepted)
+    assert accepted.fileno() == -1
+    gc.collect()  # a socket that is still open would be a warning now, and so an error
 
 
 def test_many_addresses_stop_nobody_else() -> None:

@@ -84,6 +84,7 @@ class TLS(BuiltinSSLAdapter):
     def wrap(self, sock: socket.socket) -> tuple[ssl.SSLSocket, dict[str, str]]:
         """Return the socket before its handshake, and what WSGI is told."""
         try:
+            sock.getpeername()  # of a client that is gone, `wrap_socket` loses the socket without closing it
             wrapped = self.context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         except OSError as error:  # the client is gone
             sock.close()
