@@ -43,9 +43,6 @@ def product(hparams: HParams) -> float:
 class Trainer(TrainerModule[HParams]):
     def batch_size(self, hparams: HParams) -> int:
         return hparams.width
-
-    def ema_decay(self, hparams):  # of the same class, which is inferred
-        return hparams.learning_rate
 """
 WRONG = "\n\nHParams(width='wide')\nTrainer().batch_size({'width': 32})\n"
 
