@@ -41,9 +41,9 @@ class Study(StudySpec):
         variable = next((key for key, value in vars(main).items() if value is self), None)
         if path is None or variable is None or Path(path).name == "__main__.py":
             raise StudyFileError(
-                "to be launched, a study must stand in the running script under a name of its own, and launch() below "
-                f"`if __name__ == '__main__':`, because workers import that script: {self.name!r} in {path} does not; "
-                "use run() for one worker in this process"
+                f"cannot launch study {self.name!r} from {path}: workers import the running script, so it must assign "
+                "the study to a variable and call launch() below `if __name__ == '__main__':`; call run() instead for "
+                "one worker in this process"
             )
         launch(f"{path}:{variable}", **options)
 

@@ -607,6 +607,18 @@ def assert_copied(copied: Any, original: Any) -> None:
             assert_copied(one, other)  # fmt: skip
 
 
+def test_copies_share_a_distribution_among_themselves_only(place: Place) -> None:
+    distribution = FloatDistribution(0.0, 1.0)
+    for value in (0.25, 0.5):
+        made = optuna.create_trial(params={"x": value}, distributions={"x": distribution}, value=0.0)
+        place.plain.create_new_trial(place.study_id, made)
+    kept = place.one.get_all_trials(place.study_id, deepcopy=False)
+    for both in (copy.deepcopy(kept), place.one.get_all_trials(place.study_id)):
+        first, second = (trial._distributions["x"] for trial in both)
+        assert first is second
+        assert first is not kept[0]._distributions["x"]
+
+
 def test_a_copied_trial_is_what_deepcopy_would_make(place: Place) -> None:
     nested = {"list": [1, [2.5, None], {"deep": [True]}], "dict": {"a": {"b": []}}, "text": "t"}
     params = {name: values[0] for name, (_, values) in KINDS.items()}

@@ -494,7 +494,8 @@ def test_launch_names_file_and_study(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "__main__", main)
     made = study(seed=4)
     with pytest.raises(
-        StudyFileError, match=r"a study must stand in the running script .*; use run\(\) for one worker"
+        StudyFileError,
+        match=r"workers import the running script, so it must .*; call run\(\) instead",
     ):
         made.launch()
     main.__file__ = "/some/study.py"
