@@ -183,6 +183,17 @@ class Plain(TrainerModule):
 PLAIN = ArrayDataset(inputs=np.eye(2)).take([0, 1, 0, 1]).split(0.5, 0)
 
 
+def test_a_loaded_model_predicts_numpy_arrays(tmp_path: Path) -> None:
+    hparams = {"learning_rate": 0.5}
+    training = Plain().train_model(hparams, PLAIN, epochs=1, seed=0, checkpoints=Checkpoints(tmp_path, every_s=0))
+    list(training)
+    loaded = load_from_checkpoint(tmp_path, trainer=Plain(), hparams=hparams)
+    inputs = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
+    found = loaded.predict(inputs)
+    assert type(found) is np.ndarray
+    np.testing.assert_allclose(found, inputs @ np.asarray(training.state.params), rtol=1e-6)
+
+
 def test_a_dict_of_plain_values_comes_back_and_others_are_asked_for(tmp_path: Path) -> None:
     for number, hparams in enumerate([{"learning_rate": np.float32(0.5)}, [0.5]]):
         list(Plain().train_model(hparams, PLAIN, epochs=1, seed=0, log=tmp_path / str(number)))

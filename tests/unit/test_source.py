@@ -1,4 +1,4 @@
-"""The state of the repository that a study's file lies in."""
+"""Calling functions from a study's file, and the state of the file's repository."""
 
 import os
 import subprocess
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tuner.study.source import git_state
+from tuner.errors import StudyError, TunerError
+from tuner.study.source import call_study_code, git_state, import_file
 
 GIT = ["git", "-c", "user.name=Tester", "-c", "user.email=tester@example.org", "-c", "commit.gpgsign=false"]
 
@@ -102,3 +103,33 @@ def test_without_git_nothing_is_known(study: Path, tmp_path: Path, monkeypatch: 
 
 def test_a_folder_that_is_gone_is_no_repository(tmp_path: Path) -> None:
     assert git_state(tmp_path / "none" / "study.py") is None
+
+
+# --- Calling functions of the file
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("return 1 / 0", "ZeroDivisionError: division by zero"),
+        ("return json.loads('{')", "JSONDecodeError: Expecting property name"),  # raised in the standard library
+        ("return sqlalchemy.create_engine('x')", "ArgumentError: Could not parse"),  # in a package
+        ("return safe.hide_password(3)", "TypeError: expected string"),  # below tuner's own code
+    ],
+    ids=["own", "standard library", "package", "tuner"],
+)
+def test_an_error_is_shown_with_the_line_of_the_authors_own_file(tmp_path: Path, line: str, error: str) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(f"import json\nimport sqlalchemy\nfrom tuner.output import safe\n\n\ndef data(seed):\n    {line}\n")
+    with pytest.raises(StudyError) as caught:
+        call_study_code("data(seed) failed", import_file(path).data, 0)
+    assert str(caught.value).startswith(f"data(seed) failed: {path}:7: {error}")
+
+
+def test_what_a_function_returns_or_raises_as_an_error_of_ours_comes_through() -> None:
+    def refuse() -> None:
+        raise TunerError("as it is")
+
+    assert call_study_code("f failed", max, 1, 2) == 2
+    with pytest.raises(TunerError, match="as it is"):
+        call_study_code("f failed", refuse)

@@ -499,7 +499,7 @@ def test_launch_names_file_and_study(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         made.launch()
     main.__file__ = "/some/study.py"
-    with pytest.raises(StudyFileError, match=r"'digits' in /some/study\.py does not"):
+    with pytest.raises(StudyFileError, match=r"cannot launch study 'digits' from /some/study\.py"):
         made.launch()  # it is another study's script
     vars(main)["searched"] = made
     made.launch(workers=2)

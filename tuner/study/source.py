@@ -8,6 +8,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -68,14 +69,19 @@ def call_study_code(failure: str, function: Callable[..., Any], *arguments: obje
     except TunerError:
         raise
     except Exception as error:
-        frames = [
-            frame
-            for frame in traceback.extract_tb(error.__traceback__)
-            if "site-packages" not in frame.filename and not frame.filename.startswith(PACKAGE)
-        ] or traceback.extract_tb(error.__traceback__)
-        last = frames[-1]
+        last = (frames_of_author(error) or traceback.extract_tb(error.__traceback__))[-1]
         reason = str(error).strip().partition("\n")[0]
         raise StudyError(f"{failure}: {last.filename}:{last.lineno}: {type(error).__name__}: {reason}") from error
+
+
+def frames_of_author(error: BaseException) -> list[traceback.FrameSummary]:
+    """Return the frames of an error that are in the author's own files, outermost first.
+
+    Those of this package, of installed packages, of the standard library and of code that these generate are left out.
+    """
+    others = (PACKAGE, sysconfig.get_path("stdlib"), "<frozen", "<string>")
+    frames = traceback.extract_tb(error.__traceback__)
+    return [one for one in frames if not one.filename.startswith(others) and "site-packages" not in one.filename]
 
 
 def code_digest(path: Path) -> str | None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import sysconfig
 import traceback
 from collections.abc import Iterator
 
 import jax
 
-from tuner.errors import PACKAGE, StudyError
+from tuner.errors import StudyError
+from tuner.study.source import frames_of_author
 
 _UNKNOWN = (
     jax.errors.ConcretizationTypeError,  # TracerBoolConversionError is one: `if`, `and`, float()
@@ -43,9 +43,7 @@ def explained() -> Iterator[None]:
 
 def _advice(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
-    others = (PACKAGE, sysconfig.get_path("stdlib"), "<frozen")
-    theirs = [frame for frame in frames if not frame.filename.startswith(others)]
-    theirs = [frame for frame in theirs if "site-packages" not in frame.filename]
+    theirs = frames_of_author(error)
     where = f" at {theirs[-1].filename}:{theirs[-1].lineno}: {theirs[-1].line}" if theirs else ""
     for file, (layer, instead) in _DROPOUT.items():
         if any(frame.filename.endswith(file) for frame in frames):

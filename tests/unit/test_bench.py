@@ -1,0 +1,66 @@
+"""What every trial of a worker needs: its last words, and the sampler of each trial."""
+
+import time
+from typing import Any, cast
+
+import optuna
+import pytest
+import sqlalchemy as sa
+
+from tuner.storage.sql.retry import Patience
+from tuner.storage.worker.fences import Lease
+from tuner.study import StudySpec
+from tuner.worker import bench
+from tuner.worker.bench import LastWords, Samplers
+
+
+def patience_of(engine: sa.Engine) -> Patience:
+    return engine.get_execution_options()["tuner_patience"]
+
+
+def test_all_last_words_share_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    last_words = LastWords(sa.create_engine("sqlite://"))
+    assert not last_words.is_over(), "it has not begun"
+
+    assert patience_of(last_words.engine()).seconds == bench._LAST_PATIENCE_S
+    now_s += 2.0
+    assert patience_of(last_words.engine()).seconds == pytest.approx(bench._LAST_PATIENCE_S - 2.0)
+    assert not last_words.is_over()
+    now_s += bench._LAST_PATIENCE_S
+    assert last_words.is_over()
+
+    last_words.forget()
+    assert not last_words.is_over()
+    assert patience_of(last_words.engine()).seconds == bench._LAST_PATIENCE_S
+
+
+class Reseeded(optuna.samplers.RandomSampler):
+    count = 0
+
+    def reseed_rng(self) -> None:
+        self.count += 1
+
+
+class OneSampler:
+    """A study with an Optuna sampler object."""
+
+    def __init__(self) -> None:
+        self.sampler = Reseeded(seed=0)
+
+    def make_sampler(self, number: int) -> Reseeded:
+        return self.sampler
+
+
+@pytest.mark.parametrize(
+    ("first", "fence", "reseeds"), [(0, 1, 0), (0, 2, 1), (3, 1, 1)], ids=["first", "taken over", "later worker"]
+)
+def test_a_sampler_object_is_reseeded_once_in_a_worker_that_is_not_the_first(
+    first: int, fence: int, reseeds: int
+) -> None:
+    study = OneSampler()
+    samplers = Samplers(cast("StudySpec", cast("Any", study)))
+    for number, of in ((first, fence), (first + 1, 1), (first + 2, 1)):
+        assert samplers.make(Lease(number, number, "one", of, 30.0)) is study.sampler
+    assert study.sampler.count == reseeds
