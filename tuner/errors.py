@@ -29,7 +29,7 @@ import difflib
 import os
 from collections.abc import Iterable
 
-from tuner.output.safe import hide_password
+from tuner.output.sanitize import hide_password
 
 __all__ = [
     "CheckpointError",

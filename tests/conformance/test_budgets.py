@@ -26,7 +26,7 @@ from storage_tools import LEASE_S, Desk, report, shared_desk_at
 from tuner.errors import LeaseLost, StorageLost, UnknownStudy
 from tuner.storage import connect
 from tuner.storage.read import hours
-from tuner.storage.sql import dialect, prepared, statements
+from tuner.storage.sql import dialect, prepared_statements, statements
 from tuner.storage.sql.dialect import now_s
 from tuner.storage.sql.retry import Patience, patient
 from tuner.storage.sql.tables import attempts, budgets, workers
@@ -40,8 +40,8 @@ from tuner.storage.worker.studies import Registered, join, leave, register, resu
 from tuner.study.source import git_state
 from tuner.trial import Outcome, Report
 from tuner.trial.failures import ANY_FAILURES
-from tuner.worker.account import Account
-from tuner.worker.bench import Place
+from tuner.worker.context import Place
+from tuner.worker.time_use import TimeUse
 
 nan, inf = math.nan, math.inf
 TICK_S = 0.005  # SQLite's clock counts milliseconds
@@ -1138,7 +1138,7 @@ def test_after_a_restart_of_the_server_leases_may_be_renewed_for_a_while(
     postgres_desk: Books, monkeypatch: pytest.MonkeyPatch, grace_s: float
 ) -> None:
     monkeypatch.setattr(statements, "AFTER_RESTART_S", grace_s)
-    monkeypatch.setattr(prepared, "_texts", {})
+    monkeypatch.setattr(prepared_statements, "_texts", {})
     started = "CAST(extract(epoch FROM pg_postmaster_start_time()) AS double precision)"
     with_own_texts = connect(postgres_desk.url)
     desk = Books(postgres_desk.url, postgres_desk.storage, with_own_texts)
@@ -1252,7 +1252,7 @@ def test_the_books_have_what_the_latest_launch_asked_for(desk: Books) -> None:
 
 def test_a_real_worker_says_where_it_runs_and_with_what(desk: Books) -> None:
     name = uuid.uuid4().hex
-    join(desk.engine, desk.claimant(name), Place(Path(), {"file": __file__}, None, "", None, Account({})).describe())
+    join(desk.engine, desk.claimant(name), Place(Path(), {"file": __file__}, None, "", None, TimeUse({})).describe())
 
     row = worker_row(desk, name)
     assert row["host"]

@@ -19,9 +19,9 @@ from storage_tools import Desk, desk_at
 
 from tuner.errors import LeaseLost
 from tuner.storage.read.hours import Hours, count_hours
-from tuner.storage.sql import boot, schema
-from tuner.storage.sql.boot import this_boot
+from tuner.storage.sql import lease_clock, schema
 from tuner.storage.sql.dialect import now_s
+from tuner.storage.sql.lease_clock import this_boot
 from tuner.storage.worker import claims, leases
 from tuner.storage.worker.claims import NoTrial
 from tuner.storage.worker.fences import Lease
@@ -103,8 +103,8 @@ def test_an_attempt_is_as_long_as_it_was_at_work(desk: ClockedDesk, jump_s: floa
 def test_a_jump_while_a_connection_is_open_is_noticed(desk: ClockedDesk, monkeypatch: pytest.MonkeyPatch) -> None:
     desk.claim("A", budget=1, lease_s=30.0)
     assert desk.ask("B", budget=1) is NoTrial.WAIT
-    before_s, real = desk.rest_s(), boot._ahead_s
-    monkeypatch.setattr(boot, "_ahead_s", lambda: real() + 60.0)
+    before_s, real = desk.rest_s(), lease_clock._ahead_s
+    monkeypatch.setattr(lease_clock, "_ahead_s", lambda: real() + 60.0)
     assert desk.ask("B", budget=1) is NoTrial.WAIT
     assert 40.0 < desk.rest_s() - before_s <= 60.0
 
@@ -142,7 +142,7 @@ def test_a_trial_that_was_given_back_stays_free(desk: ClockedDesk) -> None:
 def _set_boot(desk: ClockedDesk, **changes: str) -> None:
     here = this_boot()
     assert here is not None
-    desk.execute("UPDATE tuner_leases SET boot = :boot", boot=str(dataclasses.replace(here, **changes)))
+    desk.execute("UPDATE tuner_leases SET boot = :boot", lease_clock=str(dataclasses.replace(here, **changes)))
     desk.engine.dispose()
 
 
@@ -175,7 +175,7 @@ def test_containers_of_one_machine_have_one_clock(desk: ClockedDesk) -> None:
 def test_without_an_id_of_the_boot_leases_go_by_the_wall_clock(
     desk: ClockedDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(boot, "this_boot", lambda: None)
+    monkeypatch.setattr(lease_clock, "this_boot", lambda: None)
     desk.claim("A", budget=1, lease_s=30.0)
     assert desk.execute("SELECT boot, ahead_s, ahead_fence FROM tuner_leases") == [(None, None, None)]
     assert desk.ask("B", budget=1) is NoTrial.WAIT
@@ -184,20 +184,20 @@ def test_without_an_id_of_the_boot_leases_go_by_the_wall_clock(
 
 
 def test_the_id_of_the_boot_is_that_of_the_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert boot.boot_id() == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    monkeypatch.setattr(boot, "_BOOT_ID", tmp_path / "none")
+    assert lease_clock.boot_id() == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    monkeypatch.setattr(lease_clock, "_BOOT_ID", tmp_path / "none")
     for answer, found in [("printf 'A-B\\n'", "A-B"), ("exit 1", None), ("true", None)]:
-        monkeypatch.setattr(boot, "_SYSCTL", ("sh", "-c", answer))
-        assert boot.boot_id() == found
-    monkeypatch.setattr(boot, "_SYSCTL", (str(tmp_path / "none"),))
-    assert boot.boot_id() is None
+        monkeypatch.setattr(lease_clock, "_SYSCTL", ("sh", "-c", answer))
+        assert lease_clock.boot_id() == found
+    monkeypatch.setattr(lease_clock, "_SYSCTL", (str(tmp_path / "none"),))
+    assert lease_clock.boot_id() is None
 
 
 def test_a_process_that_is_stopped_between_two_readings_sees_no_jump(monkeypatch: pytest.MonkeyPatch) -> None:
     readings = iter([10.0, 70.0, 70.0, 70.01])  # it stood still for a minute after the first
     monkeypatch.setattr(time, "monotonic", lambda: next(readings))
     monkeypatch.setattr(time, "time", lambda: 1000.0)
-    assert boot._ahead_s() == 930.0
+    assert lease_clock._ahead_s() == 930.0
 
 
 # --- Versions side by side

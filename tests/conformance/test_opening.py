@@ -17,7 +17,7 @@ from optuna.trial import TrialState, create_trial
 from optuna_dashboard.preferential._system_attrs import report_skip
 
 from tuner.dashboard import study_detail as opening
-from tuner.dashboard.study_detail import Opening
+from tuner.dashboard.study_detail import StudyDetail
 from tuner.storage import open_storage
 from tuner.storage.sql.url import for_optuna
 
@@ -65,7 +65,7 @@ class Sides:
 
     def compare(self, study: optuna.Study, query: str = "") -> dict[str, Any]:
         path = f"/api/studies/{study._study_id}"
-        ours = Opening(optuna_dashboard.wsgi(self.storage), self.storage)
+        ours = StudyDetail(optuna_dashboard.wsgi(self.storage), self.storage)
         status, plain = ask(optuna_dashboard.wsgi(self.plain_storage), path, query)
         our_status, found = ask(ours, path, query)
         assert our_status == status
@@ -171,7 +171,7 @@ def test_an_infeasible_trial_is_not_told_to_be_the_best(sides: Sides, directions
         study.add_trial(create_trial(values=values, system_attrs=attributes))
     best = study.best_trials if len(directions) > 1 else [study.best_trial]
 
-    status, found = ask(Opening(optuna_dashboard.wsgi(sides.storage), sides.storage), f"/api/studies/{study._study_id}")
+    status, found = ask(StudyDetail(optuna_dashboard.wsgi(sides.storage), sides.storage), f"/api/studies/{study._study_id}")
     _, plain = ask(optuna_dashboard.wsgi(sides.plain_storage), f"/api/studies/{study._study_id}")
 
     assert status.startswith("200")
@@ -220,7 +220,7 @@ def test_of_very_many_trials_the_front_end_draws_no_curves(sqlite_url: str, monk
     storage = open_storage(sqlite_url)
     study = optuna.create_study(storage=storage, study_name="many")
     study.add_trials([create_trial(value=1.0, intermediate_values={1: 0.5}) for _ in range(4)])
-    app, path = Opening(optuna_dashboard.wsgi(storage), storage), f"/api/studies/{study._study_id}"
+    app, path = StudyDetail(optuna_dashboard.wsgi(storage), storage), f"/api/studies/{study._study_id}"
     told = {}
     for most in (4, 3):
         monkeypatch.setattr(opening, "MOST_CURVES", most)
@@ -248,7 +248,7 @@ def test_a_hundred_trials_are_written_after_a_few(sqlite_url: str, monkeypatch: 
 
     app = make(storage)
     monkeypatch.setattr(optuna_dashboard, "wsgi", watched)
-    _, found = ask(Opening(app, storage), f"/api/studies/{study._study_id}")
+    _, found = ask(StudyDetail(app, storage), f"/api/studies/{study._study_id}")
 
     assert [trial.number for trial in shown] == [0, 99]
     assert [trial["values"] for trial in found["trials"]] == [[x / 100] for x in range(100)]

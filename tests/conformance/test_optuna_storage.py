@@ -37,7 +37,7 @@ from storage_tools import new_database, opened
 from tuner.errors import LeaseLost
 from tuner.storage.optuna import loading
 from tuner.storage.optuna.storage import Storage
-from tuner.storage.sql import prepared
+from tuner.storage.sql import prepared_statements
 from tuner.storage.sql.retry import Patience, patient
 from tuner.storage.sql.tables import (
     trial_intermediate_values,
@@ -1046,7 +1046,7 @@ def test_a_closed_storage_has_no_connections(postgres_url: str, wait_until: Call
 @pytest.fixture
 def prepares(monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers prepare, whatever other tests did; and what this test does is undone."""
-    monkeypatch.setattr(prepared, "_servers_prepare", True)
+    monkeypatch.setattr(prepared_statements, "_servers_prepare", True)
 
 
 def names_prepared(storage: Storage) -> list[str]:
@@ -1092,7 +1092,7 @@ def test_a_statement_is_prepared_once_for_a_connection(postgres_url: str) -> Non
         assert sum(text.startswith("PREPARE") for text in sent) >= 6
         assert len(names_prepared(storage)) >= 6
         assert same(storage.get_all_trials(study_id), plain.get_all_trials(study_id))
-    assert prepared._servers_prepare
+    assert prepared_statements._servers_prepare
 
 
 def calls_of(storage: Storage, study_id: int) -> dict[str, Callable[[], Any]]:
@@ -1127,7 +1127,7 @@ def test_a_server_that_keeps_nothing_prepared_is_served_all_the_same(
     with opened(postgres_url) as storage, plain_optuna(postgres_url) as plain:
         study_id = storage.create_new_study([StudyDirection.MINIMIZE])
         for name, run in calls_of(storage, study_id).items():
-            monkeypatch.setattr(prepared, "_servers_prepare", True)
+            monkeypatch.setattr(prepared_statements, "_servers_prepare", True)
             storage.close()
             run()
             run()
@@ -1141,7 +1141,7 @@ def test_a_server_that_keeps_nothing_prepared_is_served_all_the_same(
                     connection.exec_driver_sql(f"PREPARE {one} AS SELECT 1")
             before, count = names_prepared(storage), len(plain.get_all_trials(study_id))
             run()
-            assert not prepared._servers_prepare, name
+            assert not prepared_statements._servers_prepare, name
             # What was done before the trouble was rolled back: all is there once.
             assert len(plain.get_all_trials(study_id)) == count + (name in ("transaction", "claim"))
 

@@ -12,8 +12,8 @@ from sqlalchemy import event
 from storage_tools import new_database, opened
 
 from tuner.storage.optuna.storage import Storage
-from tuner.storage.sql import prepared, statements
-from tuner.storage.sql.prepared import Prepared, WithWrites
+from tuner.storage.sql import prepared_statements, statements
+from tuner.storage.sql.prepared_statements import Prepared, WithWrites
 from tuner.storage.sql.tables import trial_system_attributes, trial_user_attributes
 from tuner.storage.worker import claims, leases
 from tuner.storage.worker.fences import Lease
@@ -109,13 +109,13 @@ class Desk:
 
     def name_of(self, key: Prepared) -> str:
         with self.engine.connect() as connection:
-            return called(connection.info[prepared._PREPARED][key])
+            return called(connection.info[prepared_statements._PREPARED][key])
 
     def plans(self, mode: str = "auto") -> dict[Prepared, dict[str, Any]]:
         """Return the plan of each prepared statement, with the values that it was last sent with."""
         plans = {}
         with self.engine.connect() as connection:
-            names = {key: called(call) for key, call in connection.info[prepared._PREPARED].items()}
+            names = {key: called(call) for key, call in connection.info[prepared_statements._PREPARED].items()}
             sent = dict(self.sent)
             connection.exec_driver_sql(f"SET plan_cache_mode = {mode}")
             for key, name in names.items():
@@ -151,7 +151,7 @@ def scans(plan: dict[str, Any]) -> set[tuple[str, str]]:
 def desk(request: pytest.FixtureRequest) -> Iterator[Desk]:
     url = new_database(request.getfixturevalue("postgres_server"))
     patch = pytest.MonkeyPatch()
-    patch.setattr(prepared, "_servers_prepare", True)
+    patch.setattr(prepared_statements, "_servers_prepare", True)
     with opened(url) as storage:
         study_id = storage.create_new_study([StudyDirection.MINIMIZE])
         with storage.engine.begin() as connection:
@@ -184,13 +184,13 @@ def test_no_statement_of_a_trial_reads_a_whole_table(desk: Desk) -> None:
     sent = {what.name for what in plans} | {
         write.name for what in plans if isinstance(what, WithWrites) for write in what.writes
     }
-    assert prepared._names - sent == {"rebase", "hours", "delete rows", "enter rung, held"}
+    assert prepared_statements._names - sent == {"rebase", "hours", "delete rows", "enter rung, held"}
 
 
 def rows_touched(desk: Desk, key: Prepared, **changed: Any) -> float:
     """Run a statement as it was sent last, undo it, and return how many rows its plan has looked at."""
     with desk.engine.connect() as connection:
-        text, parameters = desk.sent[called(connection.info[prepared._PREPARED][key])]
+        text, parameters = desk.sent[called(connection.info[prepared_statements._PREPARED][key])]
         rows = connection.exec_driver_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) {text}", {**parameters, **changed})
         (plan,) = rows.scalar_one()
         connection.rollback()

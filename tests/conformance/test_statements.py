@@ -7,8 +7,8 @@ import pytest
 import sqlalchemy as sa
 from storage_tools import Desk, shared_desk_at
 
-from tuner.storage.sql import prepared, statements
-from tuner.storage.sql.prepared import HeldStatement, Statement, statement
+from tuner.storage.sql import prepared_statements, statements
+from tuner.storage.sql.prepared_statements import HeldStatement, Statement, statement
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
@@ -58,13 +58,13 @@ def test_each_statement_is_explained_by_its_database(desk: Desk, what: Statement
     if dialect == "sqlite":
         values = {name: "[1]" if isinstance(value, list) else value for name, value in values.items()}
     with desk.engine.connect() as connection:
-        plan = prepared.explain(connection, what, values)
+        plan = prepared_statements.explain(connection, what, values)
     # SQLite has no plan for an INSERT of given values.
-    assert plan or "VALUES" in prepared.text_of(what, dialect)
+    assert plan or "VALUES" in prepared_statements.text_of(what, dialect)
 
 
 def test_a_statement_is_printed_as_it_is_sent() -> None:
-    assert prepared.text_of(statements.load_trial, "sqlite").split() == [
+    assert prepared_statements.text_of(statements.load_trial, "sqlite").split() == [
         "SELECT", "trials.trial_id,", "trials.number,", "trials.state,", "trials.datetime_start,",
         "trials.datetime_complete", "FROM", "trials", "WHERE", "trials.trial_id", "=", "?",
     ]  # fmt: skip

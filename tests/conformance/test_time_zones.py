@@ -21,7 +21,7 @@ from storage_tools import Desk, connection_to, desk_at, everything, restore
 
 from tuner.admin.doctor import _storage
 from tuner.dashboard.app import routes
-from tuner.dashboard.study_detail import Opening
+from tuner.dashboard.study_detail import StudyDetail
 from tuner.errors import StorageSchemaError, UsageError
 from tuner.results.export import export_trials
 from tuner.results.rows import show_row, trial_rows
@@ -139,7 +139,7 @@ def test_the_dashboard_tells_times_with_their_zone(storage_url: str, zone: str) 
         desk.tell(desk.claim())
         stored = {number: _in_utc(times) for number, times in stored_times(storage_url).items()}
         storage = Storage(storage_url, zone=UTC)
-        app = Opening(routes(storage), storage)
+        app = StudyDetail(routes(storage), storage)
         told = _ask(app, f"/api/studies/{desk.study_id}")
         storage.close()
     assert len(told["trials"]) == 5

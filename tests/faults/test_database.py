@@ -238,7 +238,7 @@ def test_a_database_that_goes_away_before_a_pruning_decision_does_not_hold_train
     trial = study.ask()
     pruner = TrialPruner(study, trial)
     attempt = Attempt.__new__(Attempt)
-    attempt.bench = cast("Any", SimpleNamespace(storage=storage, must_end=lambda: False))
+    attempt.context = cast("Any", SimpleNamespace(storage=storage, must_end=lambda: False))
     began_s = time.monotonic()
     with server.refused(database):
         assert not attempt._is_hopeless(pruner, 1, 0.5)

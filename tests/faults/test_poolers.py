@@ -22,7 +22,7 @@ from postgres_server import PASSWORD, ROLE, Server
 from tuner.errors import StorageLost
 from tuner.storage import open_storage
 from tuner.storage.optuna.storage import Storage
-from tuner.storage.sql import prepared
+from tuner.storage.sql import prepared_statements
 from tuner.storage.sql.engine import new_engine
 from tuner.storage.sql.retry import PROMPT, Patience, patient, read, write
 from tuner.storage.sql.tables import reports
@@ -103,14 +103,14 @@ def as_text(dialect: str, text: str) -> Any:
 
 
 def run(engine: sa.Engine, name: str, text: str, **values: Any) -> Any:
-    what = prepared.Statement(name, as_text, (text,))
-    return read(engine, lambda connection: prepared.run(connection, what, values).scalar())
+    what = prepared_statements.Statement(name, as_text, (text,))
+    return read(engine, lambda connection: prepared_statements.run(connection, what, values).scalar())
 
 
 def test_no_client_runs_a_statement_that_another_has_prepared(through: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where nobody notices the pooler: names of statements say what they do."""
-    monkeypatch.setattr(prepared, "_texts", {})
-    monkeypatch.setattr(prepared, "_servers_prepare", True)
+    monkeypatch.setattr(prepared_statements, "_texts", {})
+    monkeypatch.setattr(prepared_statements, "_servers_prepare", True)
     monkeypatch.setattr("tuner.storage.sql.engine._is_pooled", lambda connection: False)
     one, two = new_engine(through), new_engine(through)
     try:
@@ -128,8 +128,8 @@ def test_no_client_runs_a_statement_that_another_has_prepared(through: str, monk
 def test_a_statement_that_the_pooler_lost_is_run_again_without_preparing(
     through: str, patience: Patience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepared, "_texts", {})
-    monkeypatch.setattr(prepared, "_servers_prepare", True)
+    monkeypatch.setattr(prepared_statements, "_texts", {})
+    monkeypatch.setattr(prepared_statements, "_servers_prepare", True)
     monkeypatch.setattr("tuner.storage.sql.engine._is_pooled", lambda connection: False)
     engine = patient(new_engine(through), patience)
     try:
@@ -137,7 +137,7 @@ def test_a_statement_that_the_pooler_lost_is_run_again_without_preparing(
         with engine.connect() as connection:
             connection.exec_driver_sql("DEALLOCATE ALL")
         assert run(engine, "a", "SELECT 1") == 1
-        assert not prepared._servers_prepare
+        assert not prepared_statements._servers_prepare
     finally:
         engine.dispose()
 
@@ -145,7 +145,7 @@ def test_a_statement_that_the_pooler_lost_is_run_again_without_preparing(
 @pytest.mark.parametrize("pooler", [{"size": 1}, {"size": 3}], indirect=True, ids=["one", "three"])
 def test_two_clients_run_trials_at_once(through: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reads and writes of two clients, each statement of which must be its own: nothing is lost or doubled."""
-    monkeypatch.setattr(prepared, "_servers_prepare", True)
+    monkeypatch.setattr(prepared_statements, "_servers_prepare", True)
     errors: list[BaseException] = []
     with opened(through) as first, opened(through) as second:
         study_id = first.create_new_study([StudyDirection.MINIMIZE], "pooled")

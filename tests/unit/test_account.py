@@ -10,8 +10,8 @@ import sqlalchemy as sa
 
 from tuner.storage import connect
 from tuner.storage.sql.retry import read, write
-from tuner.storage.sql.waited import database_s
-from tuner.worker.account import Account
+from tuner.storage.sql.wait_time import database_s
+from tuner.worker.time_use import TimeUse
 
 
 class Day:
@@ -20,7 +20,7 @@ class Day:
     def __init__(self) -> None:
         self.now_s, self.compiling, self.database = 1000.0, 50.0, 7.0
         measured = {"compiling": lambda: self.compiling, "database": lambda: self.database}
-        self.account = Account(measured, lambda: self.now_s)
+        self.time_use = TimeUse(measured, lambda: self.now_s)
 
     def spend(self, seconds: float, *, compiling: float = 0.0, database: float = 0.0) -> None:
         self.now_s += seconds
@@ -31,42 +31,42 @@ class Day:
 def test_each_second_counts_under_one_name() -> None:
     day = Day()
     day.spend(2.0, database=0.5)  # starting has no name
-    with day.account.doing("training"):
+    with day.time_use.doing("training"):
         day.spend(10.0, compiling=3.0, database=1.0)
         day.spend(4.0, database=0.25)
     day.spend(1.0)
-    with day.account.doing("waiting"):
+    with day.time_use.doing("waiting"):
         day.spend(5.0)
-    assert day.account.take() == {"database": 1.75, "compiling": 3.0, "training": 9.75, "waiting": 5.0}
-    assert day.account.take() == {}
+    assert day.time_use.take() == {"database": 1.75, "compiling": 3.0, "training": 9.75, "waiting": 5.0}
+    assert day.time_use.take() == {}
 
 
 def test_what_is_taken_in_the_middle_is_not_taken_again() -> None:
     day = Day()
-    with day.account.doing("training"):
+    with day.time_use.doing("training"):
         day.spend(10.0, compiling=4.0)
-        assert day.account.take() == {"compiling": 4.0, "training": 6.0}
+        assert day.time_use.take() == {"compiling": 4.0, "training": 6.0}
         day.spend(1.5)
-    assert day.account.take() == {"training": 1.5}
+    assert day.time_use.take() == {"training": 1.5}
 
 
 def test_a_trial_that_fails_has_taken_its_time_and_what_follows_is_not_training() -> None:
     day = Day()
-    with contextlib.suppress(ZeroDivisionError), day.account.doing("training"):
+    with contextlib.suppress(ZeroDivisionError), day.time_use.doing("training"):
         day.spend(2.0)
         _ = 1 / 0
     day.spend(9.0)
-    assert day.account.take() == {"training": 2.0}
+    assert day.time_use.take() == {"training": 2.0}
 
 
 def test_the_account_is_due_when_nobody_has_taken_it_for_five_seconds() -> None:
     day = Day()
     day.spend(4.9)
-    assert not day.account.is_due()
+    assert not day.time_use.is_due()
     day.spend(0.1)
-    assert day.account.is_due()
-    day.account.take()
-    assert not day.account.is_due()
+    assert day.time_use.is_due()
+    day.time_use.take()
+    assert not day.time_use.is_due()
 
 
 def test_the_database_is_measured_once_and_for_the_thread_that_waits(sqlite_url: str) -> None:

@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from tuner.storage.sql.retry import Patience
 from tuner.storage.worker.fences import Lease
 from tuner.study import StudySpec
-from tuner.worker import bench
-from tuner.worker.bench import LastWords, Samplers
+from tuner.worker import context
+from tuner.worker.context import FinalWrites, Samplers
 
 
 def patience_of(engine: sa.Engine) -> Patience:
@@ -21,19 +21,19 @@ def patience_of(engine: sa.Engine) -> Patience:
 def test_all_last_words_share_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now_s)
-    last_words = LastWords(sa.create_engine("sqlite://"))
-    assert not last_words.is_over(), "it has not begun"
+    final_writes = FinalWrites(sa.create_engine("sqlite://"))
+    assert not final_writes.is_over(), "it has not begun"
 
-    assert patience_of(last_words.engine()).seconds == bench._LAST_PATIENCE_S
+    assert patience_of(final_writes.engine()).seconds == context._LAST_PATIENCE_S
     now_s += 2.0
-    assert patience_of(last_words.engine()).seconds == pytest.approx(bench._LAST_PATIENCE_S - 2.0)
-    assert not last_words.is_over()
-    now_s += bench._LAST_PATIENCE_S
-    assert last_words.is_over()
+    assert patience_of(final_writes.engine()).seconds == pytest.approx(context._LAST_PATIENCE_S - 2.0)
+    assert not final_writes.is_over()
+    now_s += context._LAST_PATIENCE_S
+    assert final_writes.is_over()
 
-    last_words.forget()
-    assert not last_words.is_over()
-    assert patience_of(last_words.engine()).seconds == bench._LAST_PATIENCE_S
+    final_writes.forget()
+    assert not final_writes.is_over()
+    assert patience_of(final_writes.engine()).seconds == context._LAST_PATIENCE_S
 
 
 class Reseeded(optuna.samplers.RandomSampler):

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tuner.dashboard.front import below_prefix
 from tuner.dashboard.login import Login
+from tuner.dashboard.optuna_page import below_prefix
 from tuner.dashboard.pages import checkpoints_page, login_page, polyline, workers_page
 from tuner.dashboard.request import is_loopback_name, page_after_login, read_body, read_request
 from tuner.dashboard.serve import Serving, check_serving

@@ -10,8 +10,8 @@ import optuna
 import pytest
 from storage_tools import opened
 
-from tuner.dashboard import plots as pictures
-from tuner.dashboard.plots import Pictures
+from tuner.dashboard import plot_cache
+from tuner.dashboard.plot_cache import PlotCache
 from tuner.results.plots import Subject
 from tuner.storage.optuna.storage import Storage
 from tuner.storage.read.queries import StudyRow, find_study
@@ -58,13 +58,13 @@ def test_a_plot_is_kept_for_a_while_of_each_study_and_kind(
     storage: Storage, drawer: Drawer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = rows(storage)
-    made = Pictures(storage)
+    made = PlotCache(storage)
 
     assert made.svg(one, "edf") == made.svg(one, "edf") == b"one edf 1 svg"
     assert made.svg(two, "edf") == b"two edf 2 svg"
     assert made.svg(one, "history") == b"one history 3 svg"
-    now_s = pictures.time.monotonic()
-    monkeypatch.setattr(pictures.time, "monotonic", lambda: now_s + pictures.FRESH_S)
+    now_s = plot_cache.time.monotonic()
+    monkeypatch.setattr(plot_cache.time, "monotonic", lambda: now_s + plot_cache.FRESH_S)
     assert made.svg(one, "edf") == b"one edf 4 svg"
     with pytest.raises(KeyError):
         made.svg(one, "unknown")
@@ -73,7 +73,7 @@ def test_a_plot_is_kept_for_a_while_of_each_study_and_kind(
 def test_few_are_kept(storage: Storage, drawer: Drawer, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = rows(storage)
     monkeypatch.setattr(pictures, "_MOST_KEPT", 2)
-    made = Pictures(storage)
+    made = PlotCache(storage)
 
     for row, kind in ((one, "edf"), (two, "edf"), (one, "edf"), (one, "slice"), (one, "edf"), (two, "edf")):
         made.svg(row, kind)
@@ -83,7 +83,7 @@ def test_few_are_kept(storage: Storage, drawer: Drawer, monkeypatch: pytest.Monk
 
 def test_threads_draw_one_after_another(storage: Storage, drawer: Drawer) -> None:
     one, _ = rows(storage)
-    made = Pictures(storage)
+    made = PlotCache(storage)
     kinds = ["edf", "slice", "history", "contour"] * 4
     threads = [threading.Thread(target=made.svg, args=(one, kind)) for kind in kinds]
     for thread in threads:

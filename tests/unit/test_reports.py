@@ -11,8 +11,8 @@ import pytest
 import sqlalchemy as sa
 
 from tuner.errors import LeaseLost, StorageLost
-from tuner.storage.sql.background import Background, aside
-from tuner.storage.sql.waited import database_s, waiting
+from tuner.storage.sql.background_calls import Background, aside
+from tuner.storage.sql.wait_time import database_s, waiting
 from tuner.storage.worker.reporter import Reporter
 from tuner.trial import Report
 from tuner.worker import reports as reports_

@@ -10,7 +10,7 @@ import pytest
 
 from tuner.errors import StorageLost
 from tuner.storage import connect_when_up
-from tuner.storage.sql import starting
+from tuner.storage.sql import server_startup
 
 
 class Clock:
@@ -29,8 +29,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(starting, "time", clock)
-    monkeypatch.setattr(starting, "_POLL_S", 5.0)
+    monkeypatch.setattr(server_startup, "time", clock)
+    monkeypatch.setattr(server_startup, "_POLL_S", 5.0)
     return clock
 
 
@@ -116,8 +116,8 @@ def test_a_server_that_refuses_for_another_reason_is_not_waited_for(clock: Clock
 def test_a_server_that_has_started_meanwhile_is_used(
     clock: Clock, refusing: Refusing, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connected, urls = starting.connected_engine, iter([url(refusing.port), url(refusing.port), postgres_url])
-    monkeypatch.setattr(starting, "connected_engine", lambda _: connected(next(urls)))
+    connected, urls = server_startup.connected_engine, iter([url(refusing.port), url(refusing.port), postgres_url])
+    monkeypatch.setattr(server_startup, "connected_engine", lambda _: connected(next(urls)))
 
     connect_when_up("postgresql://given/d").dispose()
 

@@ -11,32 +11,32 @@ from observed import documented
 import tuner.launch.prometheus
 from tuner.errors import UsageError
 from tuner.launch.progress import Snapshot
-from tuner.launch.prometheus import Tally, served
+from tuner.launch.prometheus import LaunchMetrics, served
 from tuner.trial import Outcome
 
 SNAPSHOT = Snapshot(study="tiny", counts=dict.fromkeys(Outcome, 4), best_value=-0.5)
 
 
-def samples(tally: Tally) -> dict[tuple[str, ...], float]:
+def samples(metrics: LaunchMetrics) -> dict[tuple[str, ...], float]:
     return {
         (sample.name, *list(sample.labels.values())[1:]): sample.value
-        for family in tally.collect()
+        for family in metrics.collect()
         for sample in family.samples
     }
 
 
 def test_events_add_up_by_place() -> None:
-    tally = Tally(["gpu 0", "gpu 1,2"])
-    tally.observe(SNAPSHOT, 2)
+    metrics = LaunchMetrics(["gpu 0", "gpu 1,2"])
+    metrics.observe(SNAPSHOT, 2)
     ends = ["complete", "pruned", "complete", "diverged", "out_of_memory", "failed", "released"]
     for outcome in ends:
-        tally.take(0, {"event": "end", "outcome": outcome, "seconds": {"training": 2.0, "compiling": 0.5}})
-    tally.take(1, {"event": "deadly", "seconds": {"database": 0.25}})
-    tally.take(1, {"event": "lost"})
-    tally.take(1, {"event": "retry", "seconds": {"training": 1.0}})
-    tally.add_death(1)
+        metrics.take(0, {"event": "end", "outcome": outcome, "seconds": {"training": 2.0, "compiling": 0.5}})
+    metrics.take(1, {"event": "deadly", "seconds": {"database": 0.25}})
+    metrics.take(1, {"event": "lost"})
+    metrics.take(1, {"event": "retry", "seconds": {"training": 1.0}})
+    metrics.add_death(1)
 
-    found = samples(tally)
+    found = samples(metrics)
 
     assert {outcome: found["tuner_trials_total", outcome] for outcome in {*ends} - {"released"}} == {
         "complete": 2,
@@ -58,10 +58,10 @@ def test_events_add_up_by_place() -> None:
 
 
 def test_the_page_lists_every_metric() -> None:
-    tally = Tally(["cpu 0"])
-    assert samples(tally) == {}, "before the study is known"
-    tally.observe(SNAPSHOT, 1)
-    assert {name for name, *_ in samples(tally)} == documented("metric", 1)
+    metrics = LaunchMetrics(["cpu 0"])
+    assert samples(metrics) == {}, "before the study is known"
+    metrics.observe(SNAPSHOT, 1)
+    assert {name for name, *_ in samples(metrics)} == documented("metric", 1)
 
 
 def test_an_address_of_ipv6_is_told_as_one() -> None:
@@ -69,9 +69,9 @@ def test_an_address_of_ipv6_is_told_as_one() -> None:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
         pytest.skip("this machine has no IPv6")
-    tally = Tally(["cpu 0"])
-    tally.observe(SNAPSHOT, 1)
-    with served(tally, "::1", 0) as url:
+    metrics = LaunchMetrics(["cpu 0"])
+    metrics.observe(SNAPSHOT, 1)
+    with served(metrics, "::1", 0) as url:
         assert url.startswith("http://[::1]:")
         assert b'tuner_workers{study="tiny"} 1.0\n' in urllib.request.urlopen(url, timeout=20).read()
 
@@ -82,14 +82,14 @@ def test_without_the_library_it_is_told_how_to_get_it(monkeypatch: pytest.Monkey
         UsageError,
         match=r"must be installed to serve metrics: run `pip install -e '\.\[metrics\]'` in the clone of tuner$",
     ):
-        served(Tally(["cpu 0"]), "127.0.0.1", 0).__enter__()
+        served(LaunchMetrics(["cpu 0"]), "127.0.0.1", 0).__enter__()
 
 
 @pytest.mark.parametrize("begin", PLAIN)
 def test_clients_that_wait_do_not_stop_the_metrics(begin: Callable[[socket.socket], None]) -> None:
-    tally = Tally(["cpu 0"])
-    tally.observe(SNAPSHOT, 1)
-    with served(tally, "127.0.0.1", 0) as url, attacked(int(url.split(":")[2].split("/")[0]), begin, 40):
+    metrics = LaunchMetrics(["cpu 0"])
+    metrics.observe(SNAPSHOT, 1)
+    with served(metrics, "127.0.0.1", 0) as url, attacked(int(url.split(":")[2].split("/")[0]), begin, 40):
         for _ in range(3):
             with urllib.request.urlopen(url, timeout=30) as answer:
                 assert b"tuner_best_value" in answer.read()

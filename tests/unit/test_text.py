@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tuner.admin.doctor import examine
 from tuner.errors import StorageSchemaError, TunerError, UsageError
 from tuner.output.log import say, tell
-from tuner.output.safe import hide_password, one_line, printable
+from tuner.output.sanitize import hide_password, one_line, printable
 from tuner.tracking.mlflow import MlflowTracker, address
 from tuner.tracking.wandb import WandbTracker
 from tuner.trial.failures import describe

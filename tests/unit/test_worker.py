@@ -17,7 +17,7 @@ from tuner import Space, Study, choice, log_uniform, uniform
 from tuner.training import ArrayDataset, TrainerModule
 from tuner.trial import Report
 from tuner.worker import run_worker
-from tuner.worker.bench import Samplers
+from tuner.worker.context import Samplers
 
 
 class Searched(Space):

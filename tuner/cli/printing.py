@@ -13,7 +13,7 @@ from typing import Any
 from tuner.cli.arguments import Format
 from tuner.output.cells import csv_text
 from tuner.output.log import say
-from tuner.output.safe import one_line, printable
+from tuner.output.sanitize import one_line, printable
 from tuner.trial import Outcome
 
 Row = dict[str, Any]

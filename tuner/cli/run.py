@@ -115,7 +115,7 @@ def launch(
         live=live,
     )
     from tuner.cli.show import print_best, tell_best
-    from tuner.storage.sql.background import aside
+    from tuner.storage.sql.background_calls import aside
 
     aside(partial(tell_best if log_format is LogFormat.JSON else print_best, snapshot.study, storage))
 

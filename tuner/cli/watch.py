@@ -11,7 +11,7 @@ from tuner.cli.arguments import DebugOption, StorageOption, StudyArgument
 from tuner.cli.printing import as_text, shown
 from tuner.errors import StorageLost, UsageError
 from tuner.output.log import clean
-from tuner.output.safe import one_line, printable
+from tuner.output.sanitize import one_line, printable
 from tuner.storage import connect, storage_url
 from tuner.trial import Outcome
 

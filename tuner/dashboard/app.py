@@ -13,11 +13,11 @@ import bottle
 import optuna_dashboard
 
 from tuner.dashboard.api_checks import check_routes
-from tuner.dashboard.front import Front
 from tuner.dashboard.login import CALLER, WSGI, Login
+from tuner.dashboard.optuna_page import OptunaPage
 from tuner.dashboard.pages import checkpoints_page, plots_page, refusal_page, workers_page
-from tuner.dashboard.plots import Pictures
-from tuner.dashboard.study_detail import Opening
+from tuner.dashboard.plot_cache import PlotCache
+from tuner.dashboard.study_detail import StudyDetail
 from tuner.dashboard.trials_csv import send_csv
 from tuner.dashboard.users import Users
 from tuner.errors import StorageLost, UnknownStudy
@@ -50,8 +50,8 @@ def make_app(
         UsageError: The front-end cannot be served below the prefix.
     """
     folder = Path(optuna_dashboard.__file__).parent
-    front = Front(Opening(routes(storage), storage), prefix, folder)
-    return Login(front, users, prefix=prefix, is_behind_proxy=is_behind_proxy, audit=audit)
+    page = OptunaPage(StudyDetail(routes(storage), storage), prefix, folder)
+    return Login(page, users, prefix=prefix, is_behind_proxy=is_behind_proxy, audit=audit)
 
 
 def routes(storage: Storage) -> bottle.Bottle:
@@ -64,7 +64,7 @@ def routes(storage: Storage) -> bottle.Bottle:
     app.get("/workers", callback=lambda: _page(workers_page, **_chosen(storage), **_activity(storage)))
     app.get("/workers.json", callback=lambda: _json(_activity(storage)))
     app.get("/checkpoints", callback=lambda: _page(checkpoints_page, **_chosen(storage), groups=_groups(storage)))
-    pictures = Pictures(storage)
+    pictures = PlotCache(storage)
     app.get("/plots", callback=lambda: _page(plots_page, **_chosen(storage), kinds=list(KINDS)))
     app.get("/plots/<kind:re:[a-z]+>.svg", callback=lambda kind: _picture(storage, pictures, kind))
     app.error(500)(_failed)
@@ -160,7 +160,7 @@ def _state(row: dict[str, Any]) -> str:
     return "idle" if row["unseen_s"] < LOST_S else "lost"
 
 
-def _picture(storage: Storage, pictures: Pictures, kind: str) -> bytes:
+def _picture(storage: Storage, pictures: PlotCache, kind: str) -> bytes:
     study = _study(storage)
     if study is None or kind not in KINDS:
         raise bottle.HTTPError(404, f"a plot is /plots/KIND.svg?study=NAME, its kind one of {', '.join(KINDS)}")

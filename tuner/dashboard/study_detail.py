@@ -1,4 +1,4 @@
-"""Opening a study: the answer to `/api/studies/ID`, which holds all its trials, quick for fifty thousand of them.
+"""What the dashboard shows of a study: the answer to `/api/studies/ID`, quick for fifty thousand trials.
 
 optuna-dashboard makes it from Python objects, trial by trial: it compares search spaces, serialises dictionaries, and
 encodes them. But trials of one kind (state, hyperparameters and their distributions, user attributes) look alike. So we
@@ -48,7 +48,7 @@ _OWN = ("trial_id", "number", "params", "user_attrs", "intermediate_values", "va
 Answer = tuple[str, list[tuple[str, str]], bytes]
 
 
-class Opening:
+class StudyDetail:
     """A WSGI application around Optuna's dashboard that answers for whole studies itself.
 
     Args:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuner.errors import TunerError
 from tuner.storage import connect
-from tuner.storage.sql.background import Background
+from tuner.storage.sql.background_calls import Background
 from tuner.trial import DEADLY, Event
 
 if TYPE_CHECKING:

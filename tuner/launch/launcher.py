@@ -22,11 +22,11 @@ from tuner.launch.devices import DeviceGroup, assign, choose, environment, find_
 from tuner.launch.mirror_process import MirrorProcess, mirror_command
 from tuner.launch.process import Message, WorkerProcess
 from tuner.launch.progress import JsonProgress, LiveProgress, PlainProgress, Progress, Snapshot
-from tuner.launch.prometheus import Tally, served
+from tuner.launch.prometheus import LaunchMetrics, served
 from tuner.launch.signals import end_on_signals
 from tuner.output.log import has_reader, is_json, set_about, tell
 from tuner.storage import connect_when_up, hide_password, is_new_file, storage_url, warn_of_password
-from tuner.storage.sql.background import aside
+from tuner.storage.sql.background_calls import aside
 from tuner.study.file import split_path, split_target
 from tuner.study.source import code_digest
 from tuner.trial import Event
@@ -79,7 +79,7 @@ class _Launch:
     target: str
     places: list[_Place]
     mirror: MirrorProcess
-    tally: Tally
+    metrics: LaunchMetrics
     inbox: queue.Queue[Message] = field(default_factory=queue.Queue[Message])
     snapshot: Snapshot = field(default_factory=Snapshot)
     error: TunerError | None = None
@@ -111,7 +111,7 @@ class _Launch:
                 self._take_burials(progress)
                 progress.update(self.snapshot)
                 workers = [place.worker for place in self.places if place.worker is not None]
-                self.tally.observe(self.snapshot, sum(worker.process.poll() is None for worker in workers))
+                self.metrics.observe(self.snapshot, sum(worker.process.poll() is None for worker in workers))
         finally:
             self._end_workers(progress)
             self._count_at_end(stop)
@@ -153,7 +153,7 @@ class _Launch:
 
     def _take(self, index: int, event: dict[str, Any]) -> None:
         snapshot, place = self.snapshot, self.places[index]
-        self.tally.take(index, event)
+        self.metrics.take(index, event)
         match event["event"]:
             case "study":
                 set_about(study=event["study"])
@@ -232,7 +232,7 @@ class _Launch:
     def _replace(self, place: _Place, dead: WorkerProcess, progress: Progress) -> None:
         self._bury(place, dead, progress, died=True)
         place.early_deaths += 1
-        self.tally.add_death(place.index)
+        self.metrics.add_death(place.index)
         about = {"worker": dead.name, "place": place.index, "ending": dead.ending}
         is_last = place.early_deaths >= _MAX_EARLY_DEATHS
         told = f"worker {place.index} died ({dead.ending})" + ("; it is not restarted" if is_last else "")
@@ -402,12 +402,12 @@ def launch(
     options += [f"--seed={seed}"] if seed is not None else []
     options += [f"--set={name}={value}" for name, value in (fixed or {}).items()]
     command = [sys.executable, "-m", "tuner", "worker", target, *options]
-    tally = Tally(devices_of)
+    metrics = LaunchMetrics(devices_of)
     places = [_Place(index, group) for index, group in enumerate(groups)]
-    run = _Launch(command, url, target, places, mirror, tally, code=code_digest(path))
+    run = _Launch(command, url, target, places, mirror, metrics, code=code_digest(path))
     with contextlib.ExitStack() as stack:
         if metrics_port is not None:
-            address = stack.enter_context(served(tally, metrics_host or "127.0.0.1", metrics_port))
+            address = stack.enter_context(served(metrics, metrics_host or "127.0.0.1", metrics_port))
             tell(f"metrics on {address}", "metrics", address=address)
         stop, progress = stack.enter_context(_signals()), stack.enter_context(_progress(groups, live))
         run.run(progress, stop)

@@ -24,7 +24,7 @@ _ENDS = tuple(outcome for outcome in Outcome if outcome.uses_budget or outcome i
 _DOING = ("training", "compiling", "waiting", "database")
 
 
-class Tally:
+class LaunchMetrics:
     """What the workers of one launch have done. A worker that is started again goes on with its place's numbers.
 
     Args:
@@ -141,11 +141,11 @@ def _filled(family: CounterMetricFamily | GaugeMetricFamily, values: dict[tuple[
 
 
 @contextlib.contextmanager
-def served(tally: Tally, host: str, port: int) -> Generator[str]:
+def served(metrics: LaunchMetrics, host: str, port: int) -> Generator[str]:
     """Serve a launch's metrics while the body runs.
 
     Args:
-        tally: Where they come from.
+        metrics: Where they come from.
         host: The address to listen on.
         port: The port; 0 takes a free one.
 
@@ -165,7 +165,7 @@ def served(tally: Tally, host: str, port: int) -> Generator[str]:
     from tuner.web.server import Limits, Server
 
     registry = CollectorRegistry()
-    registry.register(tally)  # pyright: ignore[reportArgumentType]: all it needs is `collect`
+    registry.register(metrics)  # pyright: ignore[reportArgumentType]: all it needs is `collect`
     app = cast("WSGIApplication", make_wsgi_app(registry))
     server = Server(host, port, app, Limits(), tell=_tell_error)
     try:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, TextIO
 
-from tuner.output.safe import hide_password, hide_passwords, printable
+from tuner.output.sanitize import hide_password, hide_passwords, printable
 
 _REQUIRED = {"time", "level", "event"}
 _LEVELS = ("info", "warning", "error")

@@ -62,6 +62,6 @@ def connect_when_up(url: str) -> Engine:
         StorageURLError: the URL cannot be a storage's.
         StorageLost: the database cannot be reached, or the SQLite file does not exist.
     """
-    from tuner.storage.sql.starting import engine_when_up
+    from tuner.storage.sql.server_startup import engine_when_up
 
     return engine_when_up(url)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuner.output.safe import folder_name
+from tuner.output.sanitize import folder_name
 
 VARIABLE = "TUNER_ARTIFACTS"
 RECORD = "record.json"

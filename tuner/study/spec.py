@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from tuner.errors import SpaceError, StudyError
-from tuner.output.safe import is_unstorable
+from tuner.output.sanitize import is_unstorable
 from tuner.study.domains import Domain, parameters
-from tuner.study.record import OPTIMIZER_RULES, describe_space, differences, optimizer_rules_of, with_rules
+from tuner.study.launch_record import OPTIMIZER_RULES, describe_space, differences, optimizer_rules_of, with_rules
 from tuner.study.space import Space, check_fixed, from_params, is_space, parse_fixed, sample, to_params
 
 if TYPE_CHECKING:

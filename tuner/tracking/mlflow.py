@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from tuner.errors import TrackerLost, TrackerRefused, UsageError
-from tuner.output.safe import hide_password
+from tuner.output.sanitize import hide_password
 from tuner.tracking.tracker import TrackedReport, TrackedStudy, TrackedTrial
 from tuner.trial import Outcome
 

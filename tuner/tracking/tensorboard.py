@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuner.errors import TrackerLost, UsageError
-from tuner.output.safe import folder_name
+from tuner.output.sanitize import folder_name
 from tuner.tracking.tracker import TrackedReport, TrackedStudy, TrackedTrial
 from tuner.trial import Outcome
 

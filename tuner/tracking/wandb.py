@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuner.errors import TrackerLost
-from tuner.output.safe import hide_password
+from tuner.output.sanitize import hide_password
 from tuner.tracking.tracker import TrackedReport, TrackedStudy, TrackedTrial
 from tuner.trial import Outcome
 

@@ -3,7 +3,6 @@
 from tuner.training.data.arrays import ArrayDataset, Splits
 from tuner.training.data.labels import check_labels
 from tuner.training.data.stream import StreamDataset
-from tuner.training.front import TrainerModule
 from tuner.training.loop.diagnosis import Profile
 from tuner.training.loop.evaluation import memory
 from tuner.training.loop.training import Training
@@ -21,6 +20,7 @@ from tuner.training.restore import Loaded, Run, load_from_checkpoint, load_run
 from tuner.training.saved.checkpoints import Checkpoints, is_new_model_better
 from tuner.training.saved.pictures import save_picture, tile
 from tuner.training.state import TrainState
+from tuner.training.trainer import TrainerModule
 
 __all__ = [
     "ArrayDataset",

@@ -14,18 +14,18 @@ import jax
 import numpy as np
 
 from tuner.errors import CheckpointError, StudyError
-from tuner.study.record import optimizer_rules_of
+from tuner.study.launch_record import optimizer_rules_of
 from tuner.study.source import import_file
 from tuner.study.space import Space, from_params
 from tuner.training.data.arrays import Splits, steps_per_epoch
 from tuner.training.data.batches import Source
-from tuner.training.front import TrainerModule
 from tuner.training.hparams import register
 from tuner.training.loop.programs import programs
 from tuner.training.mesh import Layout
 from tuner.training.saved.checkpoints import from_plain, read
-from tuner.training.saved.record import digests, read_log, settings
+from tuner.training.saved.run_record import digests, read_log, settings
 from tuner.training.state import TrainState
+from tuner.training.trainer import TrainerModule
 from tuner.trial import Report
 
 if TYPE_CHECKING:

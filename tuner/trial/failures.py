@@ -6,7 +6,7 @@ import os
 import traceback
 from collections.abc import Sequence
 
-from tuner.output.safe import hide_password
+from tuner.output.sanitize import hide_password
 
 _EQUAL_FAILURES = 3
 _LONGEST_ERROR = 50_000

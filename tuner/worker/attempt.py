@@ -25,7 +25,7 @@ from tuner.storage.worker.studies import agree
 from tuner.study import trial_seed
 from tuner.trial import Outcome, Report, all_finite
 from tuner.trial.failures import describe, last_line, storable
-from tuner.worker.bench import Bench
+from tuner.worker.context import WorkerContext
 from tuner.worker.reports import Reports
 
 if TYPE_CHECKING:
@@ -51,19 +51,19 @@ class Attempt:
     """One worker's run of one trial.
 
     Args:
-        bench: What the worker's trials need.
+        context: What the worker's trials need.
         lease: The worker's claim on the trial.
     """
 
-    def __init__(self, bench: Bench, lease: Lease) -> None:
-        self.bench, self.lease, self.study = bench, lease, bench.study
-        self.objectives = bench.study.objectives
-        self.reporter = Reporter(bench.prompt_engine, lease, self.objectives[0] if len(self.objectives) == 1 else None)
+    def __init__(self, context: WorkerContext, lease: Lease) -> None:
+        self.context, self.lease, self.study = context, lease, context.study
+        self.objectives = context.study.objectives
+        self.reporter = Reporter(context.prompt_engine, lease, self.objectives[0] if len(self.objectives) == 1 else None)
         self.reports: Reports | None = None
         self.watch = Watch()
         self.curve: dict[int, float] = {}  # what Optuna is told of the epochs so far
         self.is_asked = False
-        self.clock = bench.place.clock
+        self.clock = context.place.clock
         self.began = time.perf_counter(), self.clock.total_s, self.clock.count
 
     def run(self) -> Ended | None:
@@ -78,22 +78,22 @@ class Attempt:
         """
         from tuner.training.saved.checkpoints import Checkpoints
 
-        bench, lease = self.bench, self.lease
-        folder = trial_folder(bench.folder, lease.number)
+        context, lease = self.context, self.lease
+        folder = trial_folder(context.folder, lease.number)
         every_s = self.study.save_every_s
         checkpoints = Checkpoints(folder, every_s=every_s, writes_best=False, restart=self._restart)
-        must_stop = partial(claims.must_stop, bench.prompt_engine, bench.claimant)
-        with renewed(bench.engine, lease, must_stop, bench.must_end) as self.watch, checkpoints, self._held():
+        must_stop = partial(claims.must_stop, context.prompt_engine, context.claimant)
+        with renewed(context.engine, lease, must_stop, context.must_end) as self.watch, checkpoints, self._held():
             try:
-                with bench.account.doing("training"):
+                with context.time_use.doing("training"):
                     self._hold()
                     outcome, values, record = self._train(checkpoints)
-                    self._finish_reports(bench.engine)
+                    self._finish_reports(context.engine)
                 if outcome is Outcome.FAILED and self._is_tried_again(checkpoints, record):
                     return None
                 error = self._after_trial(outcome, values)
                 if outcome is Outcome.COMPLETE and self._is_baseline():
-                    agree(bench.engine, bench.study_id, BASELINE_KEY, {"number": lease.number})
+                    agree(context.engine, context.study_id, BASELINE_KEY, {"number": lease.number})
                 self._end(checkpoints, outcome, values, record)
                 return Ended(outcome, error)
             except _Stopped:
@@ -105,7 +105,7 @@ class Attempt:
             except BaseException:
                 # Not this trial's fault: a study that cannot run as it is written, a database that is away, Ctrl-C.
                 with contextlib.suppress(TunerError):
-                    leases.release(bench.last_words.engine(), lease)
+                    leases.release(context.final_writes.engine(), lease)
                 raise
 
     @contextlib.contextmanager
@@ -113,14 +113,14 @@ class Attempt:
         try:
             yield
         finally:
-            self.bench.storage.drop(self.lease.trial_id)
+            self.context.storage.drop(self.lease.trial_id)
 
     def _hold(self) -> None:
-        bench = self.bench
-        bench.storage.hold(self.lease, bench.study_id)
+        context = self.context
+        context.storage.hold(self.lease, context.study_id)
         if self.study.baseline is not None and self.lease.number == 0:
             # Optuna's own way to give a trial its hyperparameters; it suggests no others then.
-            bench.storage.set_trial_system_attr(self.lease.trial_id, "fixed_params", self.study.baseline_params)
+            context.storage.set_trial_system_attr(self.lease.trial_id, "fixed_params", self.study.baseline_params)
 
     def _ask(self) -> optuna.Trial:
         """Return the Optuna trial of the claimed trial, with the sampler for its number."""
@@ -128,7 +128,7 @@ class Attempt:
 
         study = self._optuna_study()
         _go_on(study)  # a trial that is tried again asks its sampler again
-        study.sampler = self.bench.samplers.make(self.lease)
+        study.sampler = self.context.samplers.make(self.lease)
         trial = optuna.trial.Trial(study, self.lease.trial_id)
         self.is_asked = True
         return trial
@@ -139,33 +139,33 @@ class Attempt:
 
         from tuner.training.loop.runtime import is_out_of_memory
 
-        bench, study, lease = self.bench, self.study, self.lease
+        context, study, lease = self.context, self.study, self.lease
         values = None
         try:
             trial = self._ask()
             hparams = study.sample(trial)
-            bench.storage.flush(lease.trial_id)
-            bench.say({"event": "trial", "trial": lease.number, "hparams": trial.params})
+            context.storage.flush(lease.trial_id)
+            context.say({"event": "trial", "trial": lease.number, "hparams": trial.params})
             self._warn_of_unused(trial)
-            pruner, is_baseline = TrialPruner(bench.pruning_study, trial), self._is_baseline()
+            pruner, is_baseline = TrialPruner(context.pruning_study, trial), self._is_baseline()
             self.reports = Reports(
-                bench.background,
+                context.background,
                 self.reporter,
                 lambda report: self._is_hopeless(pruner, report.epoch, report.values(self.objectives)[0]),
-                bench.must_end,
+                context.must_end,
             )
             reports = study.trainer.train_model(
                 hparams,
-                bench.splits,
+                context.splits,
                 epochs=study.epochs,
                 seed=trial_seed(study.seed, lease.number, "training"),
                 objective=self.objectives[0],
                 direction=study.all_directions[0],
                 checkpoints=checkpoints,
-                about={**bench.place.about, "trial": lease.number},
-                layout=bench.place.layout,
-                optimizer_rules=bench.optimizer_rules,
-                choose=bench.modes.choose,
+                about={**context.place.about, "trial": lease.number},
+                layout=context.place.layout,
+                optimizer_rules=context.optimizer_rules,
+                choose=context.modes.choose,
                 stop=self._must_stop,
             )
             epoch = 0
@@ -196,34 +196,34 @@ class Attempt:
 
     def _warn_of_unused(self, trial: optuna.Trial) -> None:
         """Say so if a trial was queued with hyperparameters that it turned out not to have."""
-        given = self.bench.storage.get_trial(self.lease.trial_id).system_attrs.get("fixed_params", {})
+        given = self.context.storage.get_trial(self.lease.trial_id).system_attrs.get("fixed_params", {})
         unused = [f"{name}={value}" for name, value in given.items() if name not in trial.params]
         if unused:
             message = f"trial {trial.number} was queued with {', '.join(unused)}, which it does not use"
-            self.bench.say({"event": "unused", "level": "warning", "trial": trial.number, "message": message})
+            self.context.say({"event": "unused", "level": "warning", "trial": trial.number, "message": message})
 
     def _is_baseline(self) -> bool:
         if self.study.baseline is None:
             return False
-        return self.bench.storage.get_trial(self.lease.trial_id).params == self.study.baseline_params
+        return self.context.storage.get_trial(self.lease.trial_id).params == self.study.baseline_params
 
     def _is_hopeless(self, pruner: TrialPruner, epoch: int, value: float) -> bool:
         """Ask the pruner; a database that goes away meanwhile is not waited for, and prunes nothing."""
         try:
-            with hurried(dataclasses.replace(PROMPT, is_over=self.bench.must_end)):
+            with hurried(dataclasses.replace(PROMPT, is_over=self.context.must_end)):
                 return pruner.should_prune(epoch, value)
         except StorageLost:
             return False
 
     def _must_stop(self) -> bool:
         watch = self.watch
-        self.bench.say_seconds()
-        return self.bench.stop.requested or watch.is_lost.is_set() or watch.must_stop.is_set()
+        self.context.say_seconds()
+        return self.context.stop.requested or watch.is_lost.is_set() or watch.must_stop.is_set()
 
     def _restart(self, why: str) -> None:
         """Forget what was reported of the trial: its checkpoint does not fit the study's file any more."""
-        leases.forget_reports(self.bench.engine, self.lease)
-        self.bench.say({"event": "restart", "level": "warning", "trial": self.lease.number, "error": why})
+        leases.forget_reports(self.context.engine, self.lease)
+        self.context.say({"event": "restart", "level": "warning", "trial": self.lease.number, "error": why})
 
     def _check_lease(self) -> None:
         if self.watch.is_lost.is_set():
@@ -240,7 +240,7 @@ class Attempt:
         self.curve[report.epoch] = values[0]
         is_hopeless = reports.store(report, may_prune=may_prune)
         where = {"trial": self.lease.number, "epoch": report.epoch, "step": report.step}
-        self.bench.say({"event": "report", **where, "values": values})
+        self.context.say({"event": "report", **where, "values": values})
         return is_hopeless
 
     def _finish_reports(self, engine: Engine) -> None:
@@ -263,14 +263,14 @@ class Attempt:
         if not self.is_asked:  # `before_trial` failed: Optuna has no trial then
             return None
         state = {Outcome.COMPLETE: TrialState.COMPLETE, Outcome.FAILED: TrialState.FAIL}
-        storage = self.bench.storage
+        storage = self.context.storage
         storage.flush(self.lease.trial_id)  # what was suggested before an error; what follows is written at once
         frozen = storage.get_trial(self.lease.trial_id)
         if len(self.objectives) == 1:
             frozen.intermediate_values = dict(self.curve)
         study = _filter_study(self._optuna_study(), frozen)
         try:
-            with self.bench.account.doing("training"):
+            with self.context.time_use.doing("training"):
                 study.sampler.after_trial(study, frozen, state.get(outcome, TrialState.PRUNED), values)
         except (LeaseLost, StorageLost, StorageInternalError):
             raise  # nothing can be stored
@@ -280,7 +280,7 @@ class Attempt:
 
     def _optuna_study(self) -> optuna.Study:
         """Return the study as a sampler may have it: without the copy of all trials from before, and free to stop."""
-        study = self.bench.optuna_study
+        study = self.context.optuna_study
         local = study._thread_local  # pyright: ignore[reportPrivateUsage]
         local.cached_all_trials = None
         local.in_optimize_loop = True  # else `Study.stop` raises an error
@@ -290,19 +290,19 @@ class Attempt:
 
     def _is_tried_again(self, checkpoints: Checkpoints, record: dict[str, Any]) -> bool:
         """Give a trial that failed back to be tried again, unless it has been too often; return whether it will be."""
-        bench, lease, error = self.bench, self.lease, hide_password(record["error"])
-        if not leases.retry(bench.engine, lease, error, self.study.retries):
+        context, lease, error = self.context, self.lease, hide_password(record["error"])
+        if not leases.retry(context.engine, lease, error, self.study.retries):
             return False
         checkpoints.close()
-        _go_on(bench.optuna_study)  # the search goes on with this trial
-        bench.say({"event": "retry", "level": "warning", "trial": lease.number, "error": last_line(error)})
+        _go_on(context.optuna_study)  # the search goes on with this trial
+        context.say({"event": "retry", "level": "warning", "trial": lease.number, "error": last_line(error)})
         return True
 
     def _end(
         self, checkpoints: Checkpoints, outcome: Outcome, values: list[float] | None, record: dict[str, Any]
     ) -> None:
         """Tell the storage how the trial ended."""
-        bench, lease = self.bench, self.lease
+        context, lease = self.context, self.lease
         if "error" in record:
             record["error"] = hide_password(record["error"])
         began, compile_s, compilations = self.began
@@ -316,12 +316,12 @@ class Attempt:
         path = self._keep_best(checkpoints, outcome, values)
         if path is not None:
             record["checkpoint"] = path
-        leases.tell(bench.engine, lease, outcome, values, record)
+        leases.tell(context.engine, lease, outcome, values, record)
         checkpoints.delete_latest()
         if checkpoints.folder.exists():  # with the best checkpoint, or with pictures only
-            collect(bench.folder, partial(removable, bench.engine, bench.study_id, **self._best_k()))
+            collect(context.folder, partial(removable, context.engine, context.study_id, **self._best_k()))
         took = {name: record[name] for name in ("train_s", "compile_s")}
-        bench.say({"event": "end", "trial": lease.number, "outcome": outcome, "values": values, **took})
+        context.say({"event": "end", "trial": lease.number, "outcome": outcome, "values": values, **took})
 
     def _best_k(self) -> dict[str, Any]:
         return {"keep": self.study.keep_best, "maximize": self.study.all_directions[0] == "maximize"}
@@ -330,22 +330,22 @@ class Attempt:
         """Save the best checkpoint of a trial that is among the best of the study; return where."""
         if outcome is not Outcome.COMPLETE or values is None or not self.study.keep_best:
             return None
-        bench = self.bench
-        if not is_feasible(bench.storage.get_trial(self.lease.trial_id).constraints):
+        context = self.context
+        if not is_feasible(context.storage.get_trial(self.lease.trial_id).constraints):
             return None
-        if not is_among_best(bench.engine, bench.study_id, values[0], **self._best_k()):
+        if not is_among_best(context.engine, context.study_id, values[0], **self._best_k()):
             return None
         path = checkpoints.write_best()
         return None if path is None else str(path)
 
     def _give_back(self) -> None:
-        bench = self.bench
-        engine = bench.last_words.engine()
+        context = self.context
+        engine = context.final_writes.engine()
         try:
             self._finish_reports(engine)
         finally:
             leases.release(engine, self.lease)
-        bench.say({"event": "end", "trial": self.lease.number, "outcome": "released"})
+        context.say({"event": "end", "trial": self.lease.number, "outcome": "released"})
 
 
 def _go_on(study: optuna.Study) -> None:

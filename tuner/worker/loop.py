@@ -15,22 +15,22 @@ from tuner.output.log import is_json, set_about, tell
 from tuner.storage import hide_password, storage_url, warn_of_password
 from tuner.storage.artifacts import artifacts_folder, study_folder
 from tuner.storage.read.queries import last_errors
-from tuner.storage.sql.background import Background
+from tuner.storage.sql.background_calls import Background
 from tuner.storage.sql.dialect import now_s
 from tuner.storage.sql.retry import IMPATIENT, PROMPT, Patience, patient
-from tuner.storage.sql.waited import database_s
+from tuner.storage.sql.wait_time import database_s
 from tuner.storage.worker import claims, leases
 from tuner.storage.worker.claims import Claimant, NoTrial
 from tuner.storage.worker.studies import join, leave, register
 from tuner.study import StudySpec
-from tuner.study.record import optimizer_rules_of
+from tuner.study.launch_record import optimizer_rules_of
 from tuner.study.source import call_study_code
 from tuner.trial import Event, Stop
 from tuner.trial.environment import DEVICES_VARIABLE, LAUNCHED_VARIABLE, WORKER_VARIABLE
 from tuner.trial.failures import describe, last_line, reason_to_stop
-from tuner.worker.account import Account
 from tuner.worker.attempt import Attempt, Ended
-from tuner.worker.bench import Bench, LastWords, Place, ProgramModes, Samplers
+from tuner.worker.context import WorkerContext, FinalWrites, Place, ProgramModes, Samplers
+from tuner.worker.time_use import TimeUse
 
 if TYPE_CHECKING:
     from tuner.storage.optuna.storage import Storage
@@ -92,8 +92,8 @@ def run_worker(
     check_study(study, splits)
     about = {"study": study.name, "file": None if file is None else os.path.abspath(file)}
     clock = CompileClock()
-    account = Account({"compiling": lambda: clock.total_s, "database": database_s})
-    place = Place(artifacts_folder(artifacts), about, worker_layout(devices), devices, clock, account)
+    time_use = TimeUse({"compiling": lambda: clock.total_s, "database": database_s})
+    place = Place(artifacts_folder(artifacts), about, worker_layout(devices), devices, clock, time_use)
     stop = stop or Stop()
     stop.is_heeded = True
     patience = Patience(PATIENCE_S, lambda: stop.requested, statement_s=_STATEMENT_S)
@@ -148,7 +148,7 @@ class Worker:
             identity=registered.identity,
             failures_since_s=now_s(self.engine) - launched_for_s,
         )
-        self.bench = Bench(
+        self.context = WorkerContext(
             study=study,
             study_id=study_id,
             splits=splits,
@@ -162,15 +162,15 @@ class Worker:
             claimant=self.claimant,
             folder=study_folder(place.artifacts, study.name, registered.identity),
             place=place,
-            account=place.account,
+            time_use=place.time_use,
             stop=stop,
             samplers=Samplers(study),
             modes=ProgramModes(self.engine, study_id),
-            last_words=LastWords(self.engine),
+            final_writes=FinalWrites(self.engine),
             listener=say,
         )
-        self.say = self.bench.say
-        self.grid_limits = getattr(self.bench.optuna_study.sampler, "limits", None)
+        self.say = self.context.say
+        self.grid_limits = getattr(self.context.optuna_study.sampler, "limits", None)
         self.sampler_errors: list[str] = []  # their kinds, newest first, since the last trial without one
 
     def run(self) -> None:
@@ -183,20 +183,20 @@ class Worker:
         try:
             self._work()
         except StorageLost:
-            if not self.bench.stop.requested:  # else it no longer waited, because somebody waits for it
+            if not self.context.stop.requested:  # else it no longer waited, because somebody waits for it
                 raise
         finally:
-            self.bench.background.close()
-            if not self.bench.last_words.is_over():
+            self.context.background.close()
+            if not self.context.final_writes.is_over():
                 with contextlib.suppress(StorageLost):
-                    leave(self.bench.last_words.engine(), self.claimant.worker)
+                    leave(self.context.final_writes.engine(), self.claimant.worker)
         self.say({"event": "done"})
 
     def _work(self) -> None:
         from tuner.training.loop.runtime import tidy
 
         is_idle = False
-        while not self.bench.stop.requested:
+        while not self.context.stop.requested:
             self._limit_to_grid()
             lease = claims.claim(self.engine, self.claimant)
             for number in self.claimant.deadly:
@@ -206,30 +206,30 @@ class Worker:
                 if not is_idle:
                     self.say({"event": "idle"})
                 is_idle = True
-                with self.bench.account.doing("waiting"):
+                with self.context.time_use.doing("waiting"):
                     time.sleep(_POLL_S)
-                self.bench.say_seconds()
+                self.context.say_seconds()
                 continue
             if isinstance(lease, NoTrial):
                 self._end(lease)
                 break
             is_idle = False
-            self.bench.last_words.forget()
+            self.context.final_writes.forget()
             set_about(trial=lease.number)
             try:
-                ended = Attempt(self.bench, lease).run()
+                ended = Attempt(self.context, lease).run()
             except LeaseLost as error:
                 self.say({"event": "lost", "level": "warning", "trial": lease.number, "message": str(error)})
                 with contextlib.suppress(StorageLost):
-                    leases.withdraw_death(self.bench.last_words.engine(), lease)
-                self.bench.last_words.forget()
+                    leases.withdraw_death(self.context.final_writes.engine(), lease)
+                self.context.final_writes.forget()
             else:
                 if ended is not None:
                     self._note_sampler_error(lease.number, ended)
             finally:
                 set_about(trial=None)
             tidy()
-            if self.bench.optuna_study._stop_flag:  # pyright: ignore[reportPrivateUsage]
+            if self.context.optuna_study._stop_flag:  # pyright: ignore[reportPrivateUsage]
                 self.say({"event": "finished"})
                 break
 

@@ -10,7 +10,7 @@ from functools import partial
 from sqlalchemy import Engine
 
 from tuner.errors import StorageLost, TunerError
-from tuner.storage.sql.background import Background
+from tuner.storage.sql.background_calls import Background
 from tuner.storage.worker.reporter import Reporter
 from tuner.trial import Report
 

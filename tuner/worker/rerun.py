@@ -20,7 +20,7 @@ from tuner.storage.worker.confirmations import read_confirmations, store_confirm
 from tuner.storage.worker.studies import mode_of
 from tuner.study import StudySpec, trial_seed
 from tuner.study.file import split_target, study_in
-from tuner.study.record import optimizer_rules_of
+from tuner.study.launch_record import optimizer_rules_of
 from tuner.trial import Report
 
 

@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from tuner.storage.sql import statements
 from tuner.storage.sql.dialect import ids_value
 from tuner.storage.sql.encoding import loaded_number
-from tuner.storage.sql.prepared import run
+from tuner.storage.sql.prepared_statements import run
 from tuner.storage.sql.statements import PARAM, REPORT, USER, VALUE
 from tuner.storage.sql.zones import UTC, local_time
 

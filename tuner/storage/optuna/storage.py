@@ -31,7 +31,7 @@ from tuner.storage.optuna.loading import copies, load_trial, load_trials, new_tr
 from tuner.storage.sql import schema, statements
 from tuner.storage.sql.encoding import stored_number
 from tuner.storage.sql.engine import lost, new_engine
-from tuner.storage.sql.prepared import run
+from tuner.storage.sql.prepared_statements import run
 from tuner.storage.sql.retry import IMPATIENT, Patience, patient, read, retried, write, write_once
 from tuner.storage.sql.tables import (
     studies,

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from tuner.storage.sql import statements
-from tuner.storage.sql.prepared import run
+from tuner.storage.sql.prepared_statements import run
 
 _SETTLE_AFTER = 200
 

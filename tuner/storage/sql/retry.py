@@ -23,7 +23,7 @@ from tuner.storage.sql import deadlines
 from tuner.storage.sql.engine import autocommit, error_line, limit_transaction, lost, pgcode, sqlite_code
 from tuner.storage.sql.url import hide_password
 from tuner.storage.sql.versions import check_tables, read_versions
-from tuner.storage.sql.waited import waiting
+from tuner.storage.sql.wait_time import waiting
 
 T = TypeVar("T")
 

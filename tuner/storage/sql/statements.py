@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from tuner.storage.sql.dialect import clock, greatest, insert, is_recent, least, of_study, one_of, utc_now
-from tuner.storage.sql.prepared import Bind, held_statement, statement
+from tuner.storage.sql.prepared_statements import Bind, held_statement, statement
 from tuner.storage.sql.tables import (
     attempts,
     budgets,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tuner.errors import StorageURLError
 from tuner.output.log import tell
-from tuner.output.safe import hide_password
+from tuner.output.sanitize import hide_password
 
 DEFAULT_URL = "sqlite:///tuner.db"
 _FORMS = "sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"

@@ -16,9 +16,9 @@ from sqlalchemy import Connection, Engine
 from tuner.errors import UnknownStudy
 from tuner.storage.read.hours import Hours, count_hours
 from tuner.storage.sql import statements
-from tuner.storage.sql.boot import lease_clock, rebase
 from tuner.storage.sql.dialect import clock, greatest, ids_value, utc_now
-from tuner.storage.sql.prepared import run
+from tuner.storage.sql.lease_clock import lease_clock, rebase
+from tuner.storage.sql.prepared_statements import run
 from tuner.storage.sql.retry import is_recovering, read, write, write_once
 from tuner.storage.sql.tables import attempts, budgets, leases, trials, workers
 from tuner.storage.worker.fences import Lease, Write, insertion, run_with, run_write

@@ -15,8 +15,8 @@ from sqlalchemy import Connection, Engine
 
 from tuner.errors import LeaseLost
 from tuner.storage.sql import statements
-from tuner.storage.sql.boot import lease_clock, rebase
-from tuner.storage.sql.prepared import HeldStatement, Statement, WithWrites, run
+from tuner.storage.sql.lease_clock import lease_clock, rebase
+from tuner.storage.sql.prepared_statements import HeldStatement, Statement, WithWrites, run
 from tuner.storage.sql.retry import write_once
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import Connection, Engine
 
 from tuner.storage.sql import statements
-from tuner.storage.sql.prepared import run
+from tuner.storage.sql.prepared_statements import run
 from tuner.storage.sql.retry import write
 from tuner.storage.worker.fences import Lease, lost_lease
 

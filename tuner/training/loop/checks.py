@@ -13,7 +13,7 @@ import numpy as np
 
 from tuner.errors import SpaceError, StudyError, nearest
 from tuner.study.domains import as_traced
-from tuner.study.record import OPTIMIZER_RULES
+from tuner.study.launch_record import OPTIMIZER_RULES
 from tuner.training import metrics as metrics_
 from tuner.training.data.arrays import Splits, steps_per_epoch
 from tuner.training.data.feed import Feed

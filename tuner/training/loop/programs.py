@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from tuner.errors import StudyError
-from tuner.study.record import OPTIMIZER_RULES
+from tuner.study.launch_record import OPTIMIZER_RULES
 from tuner.training import metrics as metrics_
 from tuner.training.data.arrays import Batch
 from tuner.training.data.batches import Source

@@ -46,7 +46,7 @@ from tuner.training.optim.build import skipped_steps
 from tuner.training.pytree import PyTree
 from tuner.training.saved.checkpoints import Checkpoints, is_new_model_better
 from tuner.training.saved.pictures import Pictures
-from tuner.training.saved.record import RunLog, digests, find_optimizer_rules, identity, record
+from tuner.training.saved.run_record import RunLog, digests, find_optimizer_rules, identity, record
 from tuner.training.state import TrainState
 from tuner.trial import Report
 

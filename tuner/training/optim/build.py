@@ -20,7 +20,7 @@ from tuner.errors import StudyError, nearest
 from tuner.training.optim.named import OWN_DECAY, SCHEDULE_FREE, WHOLE_ARRAY, WHOLE_LOSS, arguments_of, factory_of
 from tuner.training.optim.rules import check_spec, decay_matrices, is_zero, marks
 from tuner.training.optim.schedules import Constant, Number, WarmupCosine
-from tuner.training.optim.spec import OptimizerSettings
+from tuner.training.optim.settings import OptimizerSettings
 from tuner.training.optim.stacks import Layers, aware_of_layers, layer_by_layer
 from tuner.training.optim.transforms import (
     AccumulateState,

@@ -24,7 +24,7 @@ from tuner.training.optim.named import (
     arguments_of,
 )
 from tuner.training.optim.schedules import Constant, Schedule, check_steps, require
-from tuner.training.optim.spec import OptimizerSettings
+from tuner.training.optim.settings import OptimizerSettings
 from tuner.training.optim.stacks import Layers
 from tuner.training.optim.transforms import GradientNoise
 from tuner.training.pytree import PyTree

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import optax
 
-from tuner.study.record import OPTIMIZER_RULES
+from tuner.study.launch_record import OPTIMIZER_RULES
 from tuner.training.pytree import PyTree
 
 MASKED = optax.MaskedNode()

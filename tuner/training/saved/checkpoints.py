@@ -19,7 +19,7 @@ import numpy as np
 from tuner.errors import CheckpointError
 from tuner.output.jsonfile import to_json
 from tuner.output.log import tell
-from tuner.study.record import with_rules
+from tuner.study.launch_record import with_rules
 from tuner.training.pytree import PyTree
 from tuner.training.saved import files
 from tuner.training.saved.plain import from_plain, to_plain

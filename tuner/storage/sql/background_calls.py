@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, TypeVar
 
-from tuner.storage.sql.waited import Waited, waited, waiting
+from tuner.storage.sql.wait_time import Waited, waited, waiting
 
 T = TypeVar("T")
 _POLL_S = 0.05

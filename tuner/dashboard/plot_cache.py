@@ -22,7 +22,7 @@ _REASON = (
 )
 
 
-class Pictures:
+class PlotCache:
     """Draws plots as SVG.
 
     Args:

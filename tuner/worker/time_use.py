@@ -12,7 +12,7 @@ _TELL_EVERY_S = 5.0
 Doing = Literal["training", "waiting"]
 
 
-class Account:
+class TimeUse:
     """Adds up the seconds of a worker's own thread, each under one name: none counts twice.
 
     Args:

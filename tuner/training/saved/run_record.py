@@ -19,7 +19,7 @@ import numpy as np
 from tuner.errors import CheckpointError, StudyError
 from tuner.output.jsonfile import from_json, read_json, to_json, write_json
 from tuner.output.log import tell
-from tuner.study.record import OPTIMIZER_RULES, optimizer_rules_of, with_rules
+from tuner.study.launch_record import OPTIMIZER_RULES, optimizer_rules_of, with_rules
 from tuner.study.space import Space, to_params
 from tuner.training.data.arrays import ArrayDataset, Splits
 from tuner.training.data.feed import Dataset, Feed

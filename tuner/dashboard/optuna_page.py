@@ -44,7 +44,7 @@ def below_prefix(script: str, prefix: str) -> str:
     return script
 
 
-class Front:
+class OptunaPage:
     """A WSGI application around Optuna's: its page gets our bar, its script the prefix.
 
     Args:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Engine
 
 from tuner.output.log import now
-from tuner.storage.sql.background import Background
+from tuner.storage.sql.background_calls import Background
 from tuner.storage.sql.retry import Patience, patient
 from tuner.storage.worker.claims import Claimant
 from tuner.storage.worker.fences import Lease
@@ -21,7 +21,7 @@ from tuner.storage.worker.studies import mode_of
 from tuner.study import StudySpec
 from tuner.study.source import code_digest, git_state
 from tuner.trial import Event, Stop
-from tuner.worker.account import Account
+from tuner.worker.time_use import TimeUse
 
 if TYPE_CHECKING:
     import optuna
@@ -40,11 +40,11 @@ class Place:
     layout: Any
     devices: str
     clock: Any
-    account: Account
+    time_use: TimeUse
 
     def describe(self) -> dict[str, Any]:
         """Return what is kept of a worker: where it runs and with what."""
-        from tuner.training.saved.record import versions
+        from tuner.training.saved.run_record import versions
 
         file = self.about["file"]
         return {
@@ -58,7 +58,7 @@ class Place:
         }
 
 
-class LastWords:
+class FinalWrites:
     """Gives what a worker still has to write before it ends a moment: for all of it together.
 
     Args:
@@ -135,7 +135,7 @@ class ProgramModes:
 
 
 @dataclass(frozen=True)
-class Bench:
+class WorkerContext:
     """What every trial of a worker needs.
 
     Attributes:
@@ -152,11 +152,11 @@ class Bench:
         claimant: The worker as the storage sees it.
         folder: The study's artifacts.
         place: Devices, clocks, and what checkpoints say of the study.
-        account: What the worker's time goes on.
+        time_use: What the worker's time goes on.
         stop: Whether the worker is to end.
         samplers: Makes the sampler of each trial.
         modes: Remembers how programs run.
-        last_words: For what is written before the worker ends.
+        final_writes: For what is written before the worker ends.
         listener: Takes the worker's events.
     """
 
@@ -173,21 +173,21 @@ class Bench:
     claimant: Claimant
     folder: Path
     place: Place
-    account: Account
+    time_use: TimeUse
     stop: Stop
     samplers: Samplers
     modes: ProgramModes
-    last_words: LastWords
+    final_writes: FinalWrites
     listener: Callable[[Event], None]
 
     def say(self, event: Event) -> None:
         """Say an event, with its time and what the worker's own time went on since the one before."""
-        seconds = {name: round(spent_s, 6) for name, spent_s in self.account.take().items()}
+        seconds = {name: round(spent_s, 6) for name, spent_s in self.time_use.take().items()}
         self.listener({"time": now(), **event, "seconds": seconds})
 
     def say_seconds(self) -> None:
         """Say what the time goes on, now and then: an epoch may take an hour."""
-        if self.account.is_due():
+        if self.time_use.is_due():
             self.say({"event": "seconds"})
 
     def must_end(self) -> bool:

@@ -22,7 +22,7 @@ from sqlalchemy import Connection
 
 from tuner.storage.sql import statements
 from tuner.storage.sql.dialect import clock
-from tuner.storage.sql.prepared import run
+from tuner.storage.sql.prepared_statements import run
 from tuner.storage.sql.tables import attempts, leases
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
