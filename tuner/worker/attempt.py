@@ -58,7 +58,9 @@ class Attempt:
     def __init__(self, context: WorkerContext, lease: Lease) -> None:
         self.context, self.lease, self.study = context, lease, context.study
         self.objectives = context.study.objectives
-        self.reporter = Reporter(context.prompt_engine, lease, self.objectives[0] if len(self.objectives) == 1 else None)
+        self.reporter = Reporter(
+            context.prompt_engine, lease, self.objectives[0] if len(self.objectives) == 1 else None
+        )
         self.reports: Reports | None = None
         self.watch = Watch()
         self.curve: dict[int, float] = {}  # what Optuna is told of the epochs so far

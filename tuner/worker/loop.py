@@ -29,7 +29,7 @@ from tuner.trial import Event, Stop
 from tuner.trial.environment import DEVICES_VARIABLE, LAUNCHED_VARIABLE, WORKER_VARIABLE
 from tuner.trial.failures import describe, last_line, reason_to_stop
 from tuner.worker.attempt import Attempt, Ended
-from tuner.worker.context import WorkerContext, FinalWrites, Place, ProgramModes, Samplers
+from tuner.worker.context import FinalWrites, Place, ProgramModes, Samplers, WorkerContext
 from tuner.worker.time_use import TimeUse
 
 if TYPE_CHECKING:

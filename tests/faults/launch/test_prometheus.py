@@ -1,0 +1,167 @@
+"""Metrics of launches whose workers die, sleep through their leases, or wait for locks: nothing lost, nothing twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from aftermath import attempts_of, endings_of
+from observed import Scrape, address_of, held_trial, rows_of
+
+from tuner.storage import connect
+from tuner.storage.sql.tables import studies
+
+TESTS = Path(__file__).parents[2]
+_PLANT = """
+import tiny_faults
+study = tiny_faults.plant(study, Path(__file__).parent)
+"""
+
+
+def plant(tuner: Any, tiny_study: Path) -> None:
+    tiny_study.write_text(tiny_study.read_text() + _PLANT)
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(TESTS)]))
+    tuner.env |= {"PYTHONPATH": path, "TINY_LOOP": "step", "TINY_SAVE_S": "0"}
+
+
+def start(tuner: Any, *words: str, **env: str) -> Any:
+    return tuner.start("launch", "tiny.py", "--workers", "2", "--trials", "7", "--metrics-port", "0", *words, **env)
+
+
+class Scrapes:
+    """Scrapes one address; a counter must never decrease, nor go away."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.last = Scrape(address)
+
+    def next(self) -> Scrape:
+        before, self.last = self.last.counters(), Scrape(self.address)
+        after = self.last.counters()
+        assert {key: value for key, value in before.items() if after[key] < value} == {}
+        return self.last
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["after_tell 2", "before_tell 2"], ids=["after_tell", "before_tell"])
+def test_trials_of_workers_that_are_killed_count_once(
+    place: str, tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any]
+) -> None:
+    tuner, url = tuner_on_sqlite, tuner_on_sqlite.env["TUNER_STORAGE"]
+    with held_trial(tiny_study, url) as give_back:
+        plant(tuner, tiny_study)
+        launcher = start(tuner, TINY_FAULT=f"SIGKILL {place}", TINY_PAUSE_S="0.1")
+        scrapes = Scrapes(address_of(launcher))
+
+        wait_until(lambda: scrapes.next().sum("tuner_trials_total") == 6)
+        wait_until(lambda: all(scrapes.next().sum("tuner_seconds_total", at, "waiting") > 0 for at in "01"))
+
+        last, rows = scrapes.next(), rows_of(url, launcher)
+        assert len(rows) == 6
+        assert last.sum("tuner_trials_total", "complete") == 6
+        assert last.sum("tuner_worker_deaths_total") == 1
+        assert last.sum("tuner_lease_losses_total") == 0
+        assert last.samples["tuner_workers",] == 2
+        attempts = [attempt for tries in attempts_of(url).values() for attempt in tries]
+        assert Counter(attempt.ending for attempt in attempts if attempt.worker != "the test") == Counter(
+            complete=6, **({"died": 1} if place.startswith("before") else {})
+        )
+        # Three pauses each, also in the trial whose worker died: it had told its reports.
+        assert last.sum("tuner_seconds_total", "training") > 6 * 3 * 0.1
+        give_back()
+        output, _ = launcher.communicate(timeout=60)
+    assert launcher.returncode == 0, output
+
+
+@pytest.mark.slow
+def test_a_trial_that_kills_its_workers_counts_as_failed_once(
+    tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any]
+) -> None:
+    url = tuner_on_sqlite.env["TUNER_STORAGE"]
+    with held_trial(tiny_study, url) as give_back:
+        launcher = start(tuner_on_sqlite, TINY_MODE="kill")
+        scrapes = Scrapes(address_of(launcher))
+
+        wait_until(lambda: scrapes.next().sum("tuner_trials_total", "complete") == 6)
+
+        last = scrapes.next()
+        assert last.sum("tuner_trials_total") == 7
+        assert last.sum("tuner_trials_total", "failed") == 1
+        assert last.sum("tuner_worker_deaths_total") == 3
+        assert Counter(row.outcome for row in rows_of(url)) == Counter(complete=6, failed=1, running=1)
+        give_back()
+        output, _ = launcher.communicate(timeout=60)
+    assert launcher.returncode == 0, output
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_a_worker_that_sleeps_through_its_lease_loses_it_once(
+    tuner_on_postgres: Any, tiny_study: Path, wait_until: Callable[..., Any]
+) -> None:
+    tuner, url = tuner_on_postgres, tuner_on_postgres.env["TUNER_STORAGE"]
+    with held_trial(tiny_study, url) as give_back:
+        plant(tuner, tiny_study)
+        launcher = start(tuner, TINY_FAULT="SIGSTOP before_report 2", TINY_LEASE_S="1.5", TINY_PAUSE_S="0.1")
+        scrapes = Scrapes(address_of(launcher))
+        wait_until(lambda: ["died", "complete"] in endings_of(url).values())
+        assert scrapes.next().sum("tuner_lease_losses_total") == 0, "it does not know yet"
+
+        os.kill(int((tiny_study.parent / "faulty").read_text()), signal.SIGCONT)
+
+        wait_until(lambda: scrapes.next().sum("tuner_lease_losses_total") == 1)
+        wait_until(lambda: scrapes.next().sum("tuner_trials_total", "complete") == 6)
+        wait_until(lambda: all(scrapes.next().sum("tuner_seconds_total", at, "waiting") > 0 for at in "01"))
+        last = scrapes.next()
+        assert last.sum("tuner_lease_losses_total") == 1
+        assert last.sum("tuner_trials_total") == len(rows_of(url, launcher)) == 6
+        assert last.sum("tuner_worker_deaths_total") == 0
+        give_back()
+        output, _ = launcher.communicate(timeout=60)
+    assert launcher.returncode == 0, output
+
+
+@pytest.mark.slow
+def test_time_in_which_a_worker_waits_for_a_lock_is_time_in_the_database(
+    tuner_on_postgres: Any, tiny_study: Path, wait_until: Callable[..., Any]
+) -> None:
+    url = tuner_on_postgres.env["TUNER_STORAGE"]
+    engine = connect(url)
+    waiting = sa.text(
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+
+    def is_waiting() -> bool:
+        with engine.connect() as connection:
+            return connection.execute(waiting).scalar_one() > 0
+
+    with held_trial(tiny_study, url) as give_back:
+        launcher = tuner_on_postgres.start(
+            *("launch", "tiny.py", "--workers", "1", "--trials", "4", "--metrics-port", "0"), TINY_PAUSE_S="0.1"
+        )
+        scrapes = Scrapes(address_of(launcher))
+        wait_until(lambda: scrapes.next().sum("tuner_trials_total") >= 1)
+        with engine.connect() as connection, connection.begin():
+            connection.execute(sa.select(studies.c.study_id).with_for_update())
+            wait_until(is_waiting)
+            began_s = time.monotonic()
+            stuck = scrapes.next()
+            wait_until(lambda: time.monotonic() - began_s > 2.0)
+            held_s = time.monotonic() - began_s
+        wait_until(lambda: scrapes.next().sum("tuner_trials_total") == 3)
+        wait_until(lambda: scrapes.next().sum("tuner_seconds_total", "waiting") > 0)
+        last = scrapes.next()
+        assert last.sum("tuner_seconds_total", "database") - stuck.sum("tuner_seconds_total", "database") > held_s
+        train_s = sum(row.record["train_s"] for row in rows_of(url, launcher))
+        assert last.sum("tuner_seconds_total", "training") <= train_s + 1e-3
+        give_back()
+        output, _ = launcher.communicate(timeout=60)
+    engine.dispose()
+    assert launcher.returncode == 0, output

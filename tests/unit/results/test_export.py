@@ -1,0 +1,172 @@
+"""What `tuner export` writes, read back by other libraries."""
+
+import csv
+import datetime
+import json
+import math
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from pyarrow import parquet
+
+import tuner
+from tuner.errors import UnknownStudy, UsageError
+from tuner.results.export import export_bundle, export_trials
+from tuner.results.rows import trial_rows
+from tuner.storage import connect
+
+KINDS = ('a, "quoted"\nü', 3, None)
+
+
+@pytest.fixture
+def storage(storage_url: str) -> Iterator[Any]:
+    storage = tuner.open_storage(storage_url)
+    yield storage
+    storage.close()
+
+
+def fill(storage: Any) -> None:
+    study = optuna.create_study(study_name="ours", storage=storage)
+    for at, value in enumerate([0.5, math.inf, None]):
+        study.enqueue_trial({"kind": KINDS[at]})
+        trial = study.ask()
+        trial.suggest_float("rate", 1e-5, 1.0)
+        trial.suggest_categorical("kind", KINDS)
+        if at:
+            trial.suggest_int("depth", 1, 3)
+        study.tell(trial, value) if value is not None else study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    pair = optuna.create_study(study_name="pair", storage=storage, directions=["minimize", "maximize"])
+    pair.tell(pair.ask(), [1.0, 2.0])
+
+
+@pytest.mark.timezone
+@pytest.mark.parametrize("kind", ["csv", "json", "parquet", "CSV"])
+def test_every_trial_comes_back_from_the_file(storage: Any, storage_url: str, tmp_path: Path, kind: str) -> None:
+    fill(storage)
+    engine, path = connect(storage_url), tmp_path / f"out.{kind}"
+    assert export_trials(engine, "ours", path) == 3
+
+    rows: list[dict[str, Any]]
+    if kind == "json":
+        rows = json.loads(path.read_text())
+    elif kind == "parquet":
+        rows = parquet.read_table(path).to_pylist()
+    else:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    expected = trial_rows(engine, "ours")
+    assert [int(row["number"]) for row in rows] == [0, 1, 2]
+    assert [row["outcome"] for row in rows] == ["complete", "complete", "failed"]
+    assert [float(row["value"]) for row in rows[:2]] == [0.5, math.inf]
+    assert rows[2]["value"] in (None, "")
+    assert [float(row["hparams.rate"]) for row in rows] == [row["hparams"]["rate"] for row in expected]
+    assert [int(row["hparams.depth"]) for row in rows[1:]] == [row["hparams"]["depth"] for row in expected[1:]]
+    kinds = [row["hparams.kind"] for row in rows]
+    written = {"json": list(KINDS), "parquet": [json.dumps(one) for one in KINDS]}
+    assert kinds == written.get(kind, [KINDS[0], "3", ""])
+    for row, trial in zip(rows, storage.get_all_trials(1), strict=True):
+        assert row["started"].endswith("Z")
+        started = datetime.datetime.fromisoformat(row["started"])
+        assert abs((started - trial.datetime_start.astimezone()).total_seconds()) < 0.001
+    export_trials(engine, "pair", tmp_path / "pair.csv")
+    (row,) = csv.DictReader((tmp_path / "pair.csv").read_text().splitlines())
+    assert (row["values.0"], row["values.1"]) == ("1.0", "2.0")
+    engine.dispose()
+
+
+def test_nothing_is_replaced_or_left_half_written(
+    storage: Any, storage_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(storage)
+    engine, path = connect(storage_url), tmp_path / "out.json"
+    path.write_text("mine")
+    with pytest.raises(UsageError, match=r"out.json exists already: pass --force to overwrite it"):
+        export_trials(engine, "ours", path)
+    with monkeypatch.context() as patch:
+        patch.setattr(json, "dumps", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            export_trials(engine, "ours", path, force=True)
+    assert path.read_text() == "mine"
+    assert [name for name in os.listdir(tmp_path) if not name.startswith("study.db")] == ["out.json"]
+    export_trials(engine, "ours", path, force=True)
+    assert len(json.loads(path.read_text())) == 3
+    old = os.umask(0o027)
+    try:
+        export_trials(engine, "ours", tmp_path / "new.csv")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "new.csv").stat().st_mode & 0o777 == 0o640
+
+    with pytest.raises(UsageError, match=r"must end in .csv, .json, .parquet or, for one trial, .zip: got 'out.xls'"):
+        export_trials(engine, "ours", Path("out.xls"))
+    with pytest.raises(UsageError, match=r"cannot write .*out.csv: there is no folder .*nowhere"):
+        export_trials(engine, "ours", tmp_path / "nowhere" / "out.csv")
+    with pytest.raises(UnknownStudy):
+        export_trials(engine, "our", tmp_path / "other.csv")
+    assert not (tmp_path / "other.csv").exists()
+    engine.dispose()
+
+
+def test_what_cannot_be_bundled_is_said(storage: Any, storage_url: str, tmp_path: Path) -> None:
+    fill(storage)
+    optuna.create_study(study_name="empty", storage=storage)
+    engine, path = connect(storage_url), tmp_path / "out.zip"
+    with pytest.raises(UsageError, match=r"trial 0 of 'ours' has no checkpoint: a study keeps"):
+        export_bundle(engine, "ours", path, None)
+    with pytest.raises(UsageError, match=r"study 'empty' has no complete trials yet"):
+        export_bundle(engine, "empty", path, None)
+    with pytest.raises(UnknownStudy, match=r"study 'ours' has no trial 7: it has 0 to 2"):
+        export_bundle(engine, "ours", path, 7)
+    assert not path.exists()
+    engine.dispose()
+
+
+@pytest.mark.slow
+def test_a_bundle_runs_where_nothing_else_is(tuner_on_sqlite: Any, tmp_path: Path) -> None:
+    tuner, elsewhere = tuner_on_sqlite, tmp_path / "elsewhere"
+    source = Path(__file__).parents[3] / "studies" / "digits_mlp.py"
+    study = tmp_path / "digits.py"
+    study.write_text(source.read_text())
+    assert tuner.run("launch", "digits.py", "--workers", "1", "--trials", "3", "--seed", "5").returncode == 0
+    (best,) = tuner.rows("best", "digits_mlp")
+    done = tuner.run("export", "digits_mlp", "best.zip")
+    assert (done.returncode, done.stderr) == (
+        0,
+        f"tuner: trial {best['number']} of 'digits_mlp' written to best.zip\n",
+    ), done.stderr
+    refused = tuner.run("export", "digits_mlp", "trials.csv", "--trial", "1")
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        "tuner: --trial works only with a bundle (.zip): got 'trials.csv'\n",
+    )
+
+    with zipfile.ZipFile(tmp_path / "best.zip") as bundle:
+        bundle.extractall(elsewhere)
+    study.unlink()
+    (tmp_path / "tuner-artifacts").rename(tmp_path / "gone")
+    # With the tuner that the bundle brings, which lies in its folder from here on.
+    requirements = (elsewhere / "requirements.txt").read_text().splitlines()
+    (wheel,) = [line for line in requirements if "==" not in line]
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", ".", wheel]
+    subprocess.run(install, cwd=elsewhere, check=True, timeout=200)
+    where = [sys.executable, "-c", "import tuner; print(tuner.__file__)"]
+    found = subprocess.run(where, cwd=elsewhere, capture_output=True, text=True, check=True).stdout.strip()
+    assert found == str(elsewhere / "tuner" / "__init__.py")
+    ran = subprocess.run(
+        [sys.executable, "run.py"], cwd=elsewhere, env=tuner.env, capture_output=True, text=True, timeout=200
+    )
+    assert ran.returncode == 0, ran.stderr
+    lines = [line.replace(",", "").split() for line in ran.stdout.splitlines()]
+    assert {line[0] for line in lines} == {"accuracy:", "loss:"}
+    assert all(found == recorded for _, found, _, recorded in lines), ran.stdout
+    assert "jax==" in (elsewhere / "requirements.txt").read_text()
+    refused = tuner.run("export", "digits_mlp", "again.zip")
+    assert refused.returncode == 2
+    assert "is not on this machine: no " in refused.stderr
