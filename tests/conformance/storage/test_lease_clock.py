@@ -142,7 +142,7 @@ def test_a_trial_that_was_given_back_stays_free(desk: ClockedDesk) -> None:
 def _set_boot(desk: ClockedDesk, **changes: str) -> None:
     here = this_boot()
     assert here is not None
-    desk.execute("UPDATE tuner_leases SET boot = :boot", lease_clock=str(dataclasses.replace(here, **changes)))
+    desk.execute("UPDATE tuner_leases SET boot = :boot", boot=str(dataclasses.replace(here, **changes)))
     desk.engine.dispose()
 
 

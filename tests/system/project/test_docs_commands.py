@@ -40,7 +40,7 @@ NOT_RUN = {
 SERVERS = {"tuner dashboard": "/", "mlflow server": "/health"}
 """Commands that run until they are stopped, and the page by which they answer."""
 PYTHON_RUNS = ("docs/guide/", "docs/storage.md")
-"""Pages whose Python is run, each block by itself; that of docs/training.md is one script (tests/unit/project/test_docs.py)."""
+"""Pages whose Python is run, block by block; `tests/unit/project/test_docs.py` runs docs/training.md as one script."""
 LONG = {
     "docs/tracking.md",
     *(f"docs/guide/{name}.md" for name in ("first-study", "several-machines", "reproducing", "your-own-model")),

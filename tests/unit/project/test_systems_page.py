@@ -103,7 +103,7 @@ def test_the_page_is_read_as_it_is_meant() -> None:
     page = """
 | ids | system | code | test (oracle) |
 | --- | --- | --- | --- |
-| S0-A, S1-SCI-IMG | what it is | `tuner/study/space.py` | `tests/unit/project/test_systems_page.py` (`test_nothing_of_that_name`) |
+| S0-A, S1-SCI-IMG | it | `tuner/study/space.py` | `tests/unit/project/test_systems_page.py` (`test_none`) |
 
 | id | code |
 | --- | --- |
@@ -112,6 +112,6 @@ def test_the_page_is_read_as_it_is_meant() -> None:
     first, second = rows_of(page)
     assert first.ids == ["S0-A", "S1-SCI-IMG"]
     assert first.quoted("code") == ["tuner/study/space.py"]
-    assert missing(first.quoted("test")) == ["test_nothing_of_that_name"]
+    assert missing(first.quoted("test")) == ["test_none"]
     assert missing(["tests/unit/project/test_systems_page.py::test_what_a_row_names_is_there"]) == []
     assert missing(second.quoted("code")) == ["tuner/gone.py"]

@@ -114,13 +114,15 @@ def test_a_folder_that_is_gone_is_no_repository(tmp_path: Path) -> None:
         ("return 1 / 0", "ZeroDivisionError: division by zero"),
         ("return json.loads('{')", "JSONDecodeError: Expecting property name"),  # raised in the standard library
         ("return sqlalchemy.create_engine('x')", "ArgumentError: Could not parse"),  # in a package
-        ("return safe.hide_password(3)", "TypeError: expected string"),  # below tuner's own code
+        ("return sanitize.hide_password(3)", "TypeError: expected string"),  # below tuner's own code
     ],
     ids=["own", "standard library", "package", "tuner"],
 )
 def test_an_error_is_shown_with_the_line_of_the_authors_own_file(tmp_path: Path, line: str, error: str) -> None:
     path = tmp_path / "mine.py"
-    path.write_text(f"import json\nimport sqlalchemy\nfrom tuner.output import safe\n\n\ndef data(seed):\n    {line}\n")
+    path.write_text(
+        f"import json\nimport sqlalchemy\nfrom tuner.output import sanitize\n\n\ndef data(seed):\n    {line}\n"
+    )
     with pytest.raises(StudyError) as caught:
         call_study_code("data(seed) failed", import_file(path).data, 0)
     assert str(caught.value).startswith(f"data(seed) failed: {path}:7: {error}")
