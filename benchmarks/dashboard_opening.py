@@ -23,7 +23,7 @@ from typing import Any
 
 from storage_overhead import Server, by_worker, fill
 
-from tuner.storage.sql.url import driver_url
+from tuner.storage import parse_url
 
 # What `optuna-dashboard URL` does, with the same server on both sides, so that the server is not what is measured.
 PLAIN = """
@@ -38,7 +38,7 @@ server.serve()
 
 def commands(url: str) -> dict[str, list[str]]:
     return {
-        "plain": [sys.executable, "-c", PLAIN, driver_url(url)],
+        "plain": [sys.executable, "-c", PLAIN, parse_url(url).driver],
         "ours": [sys.executable, "-m", "tuner", "dashboard", "--port", "0", "--storage", url],
     }
 

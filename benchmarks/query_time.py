@@ -20,14 +20,14 @@ from typing import Any
 
 from storage_overhead import Server, by_worker, fill
 
-from tuner.storage.sql.url import driver_url
+from tuner.storage import parse_url
 
 BIN = Path(sys.executable).parent
 
 
 def commands(url: str) -> dict[str, tuple[list[str], list[str] | None]]:
     """Return for each query our words and Optuna's, None where it has no such command."""
-    plain = driver_url(url)
+    plain = parse_url(url).driver
     tuner, optuna = str(BIN / "tuner"), str(BIN / "optuna")
 
     def ours(*words: str) -> list[str]:

@@ -25,8 +25,7 @@ from sleepy_study import EPOCHS, curve, sleepy_study
 from sqlalchemy import event
 
 from tuner.search import make_pruner
-from tuner.storage import open_storage
-from tuner.storage.sql.url import driver_url
+from tuner.storage import open_storage, parse_url
 from tuner.trial import Event
 from tuner.worker import run_worker
 
@@ -75,7 +74,7 @@ def suggest(trial: optuna.Trial) -> None:
 
 def by_optuna(url: str, sampler: str, trials: int) -> float:
     """Run trials as a script with Optuna does; return the seconds that they took."""
-    storage = optuna.storages.RDBStorage(driver_url(url))
+    storage = optuna.storages.RDBStorage(parse_url(url).driver)
     make = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}[sampler]
     pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=-(-EPOCHS // 9), reduction_factor=3)
     study = optuna.create_study(
@@ -163,7 +162,7 @@ def compare(
 
 def fill(url: str, count: int) -> None:
     """Add complete trials to the study, set by set."""
-    engine = sa.create_engine(driver_url(url))
+    engine = sa.create_engine(parse_url(url).driver)
     study = "(SELECT study_id FROM studies WHERE study_name = 'sleepy')"
     distribution = '{"name": "FloatDistribution", "attributes": {"step": null, "low": 0.0, "high": 1.0, "log": false}}'
     has_ours = sa.inspect(engine).has_table("tuner_rungs")
@@ -205,7 +204,7 @@ def load(server: Server, trials: int, repeats: int) -> list[dict[str, Any]]:
     by_worker(url, "random", 1)
     fill(url, trials)
     sides: dict[str, Callable[[], Any]] = {
-        "RDBStorage": lambda: optuna.storages.get_storage(optuna.storages.RDBStorage(driver_url(url))),
+        "RDBStorage": lambda: optuna.storages.get_storage(optuna.storages.RDBStorage(parse_url(url).driver)),
         "ours": lambda: open_storage(url),
     }
     rows = []
@@ -226,7 +225,7 @@ def load(server: Server, trials: int, repeats: int) -> list[dict[str, Any]]:
 def many(server: Server, workers: int, trials: int) -> list[dict[str, Any]]:
     """Run `tuner launch` with many workers whose trials sleep a second; the figures come from the database."""
     url = server.new_database()
-    engine = sa.create_engine(driver_url(url), pool_pre_ping=True)
+    engine = sa.create_engine(parse_url(url).driver, pool_pre_ping=True)
     most = 0
     with tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from sleepy_study import Trainer, sleepy_study
 from storage_overhead import Server
 
-from tuner.storage.sql.url import driver_url
+from tuner.storage import parse_url
 from tuner.trial import Report
 from tuner.worker import run_worker
 
@@ -57,7 +57,7 @@ def measure(server: Server, epochs: int, metrics: int, trials: int) -> dict[str,
 
 def sizes(url: str) -> dict[str, int]:
     """Return the bytes of each table, with its indexes and after autovacuum's work."""
-    engine = sa.create_engine(driver_url(url), isolation_level="AUTOCOMMIT")
+    engine = sa.create_engine(parse_url(url).driver, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.exec_driver_sql("VACUUM")
         query = "SELECT relname, pg_total_relation_size(oid) FROM pg_class WHERE relkind = 'r' AND relnamespace = "

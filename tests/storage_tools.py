@@ -17,9 +17,8 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 import tuner
-from tuner.storage import connect
+from tuner.storage import connect, parse_url
 from tuner.storage.optuna.storage import Storage
-from tuner.storage.sql.url import driver_url
 from tuner.storage.worker import claims, leases
 from tuner.storage.worker.claims import Claimant, NoTrial
 from tuner.storage.worker.fences import Lease
@@ -42,7 +41,7 @@ def opened(url: str) -> Iterator[Storage]:
 
 @contextlib.contextmanager
 def connection_to(url: str) -> Iterator[sa.Connection]:
-    engine = sa.create_engine(driver_url(url))
+    engine = sa.create_engine(parse_url(url).driver)
     try:
         with engine.begin() as connection:
             yield connection

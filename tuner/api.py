@@ -28,13 +28,13 @@ class Study(StudySpec):
         below `if __name__ == "__main__":`.
 
         Args:
-            options: `storage`, `artifacts`, `workers`, `devices`, `devices_per_worker`; see `tuner.launch.launch`.
+            options: The attributes of `tuner.launch.LaunchOptions`, by name.
 
         Raises:
             StudyFileError: the running script is not a file, or does not define this study.
             TunerError: see `tuner.launch.launch`.
         """
-        from tuner.launch import launch
+        from tuner.launch import LaunchOptions, launch
 
         main = sys.modules["__main__"]
         path = getattr(main, "__file__", None)
@@ -45,7 +45,7 @@ class Study(StudySpec):
                 "the study to a variable and call launch() below `if __name__ == '__main__':`; call run() instead for "
                 "one worker in this process"
             )
-        launch(f"{path}:{variable}", **options)
+        launch(f"{path}:{variable}", LaunchOptions(**options))
 
     def run(self, storage: str | None = None) -> None:
         """Run this study with one worker in this process, as `tuner worker` does; progress goes to stderr.

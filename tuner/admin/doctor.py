@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from tuner.errors import DISTRIBUTION, TunerError, UsageError, how_to_install
 from tuner.launch.devices import find_devices
-from tuner.storage import connect, hide_password, is_new_file
+from tuner.output.sanitize import hide_password
+from tuner.storage import AnyURL, StorageURL, connect, parse_url
 
 Row = dict[str, Any]
 Status = Literal["ok", "warn", "fail"]
@@ -30,14 +31,14 @@ _TRACKING_TIMEOUT_S = 5.0
 _JAX = "import jax; print(jax.default_backend(), len(jax.local_devices()), jax.devices()[0].device_kind, sep='|')"
 
 
-def examine(url: str, artifacts: Path) -> list[Row]:
+def examine(url: AnyURL, artifacts: Path) -> list[Row]:
     """Return one row for each thing that was looked at: `check`, `status` (ok, warn or fail), `found`, `advice`.
 
     Args:
         url: The storage's URL; nothing is created there.
         artifacts: The folder for checkpoints.
     """
-    return [_python(), _packages(), _devices(), *_storage(url), _disk(artifacts), _tracking(os.environ)]
+    return [_python(), _packages(), _devices(), *_storage(parse_url(url)), _disk(artifacts), _tracking(os.environ)]
 
 
 def _row(check: str, status: Status, found: str, advice: str | None = None) -> Row:
@@ -93,12 +94,12 @@ def _devices() -> Row:
     return _row("devices", "ok", found)
 
 
-def _storage(url: str) -> list[Row]:
+def _storage(url: StorageURL) -> list[Row]:
     from tuner.storage.read.health import read_health
 
-    shown = hide_password(url)
+    shown = str(url)
     try:
-        if is_new_file(url):
+        if url.is_new_file():
             return [_row("storage", "ok", f"{shown}: does not exist yet; the first launch creates it")]
         engine = connect(url)
         try:
@@ -137,9 +138,9 @@ def _storage(url: str) -> list[Row]:
 def _disk(artifacts: Path) -> Row:
     place = next(path for path in (artifacts, *artifacts.parents) if path.exists())
     if not place.is_dir():
-        return _row("disk", "fail", f"{place} is not a folder", "pass --artifacts, or set TUNER_ARTIFACTS")
+        return _row("disk", "fail", f"{place} is not a folder", "pass `artifacts`, or set TUNER_ARTIFACTS")
     if not os.access(place, os.W_OK):
-        return _row("disk", "fail", f"{place} is not writable", "pass --artifacts, or set TUNER_ARTIFACTS")
+        return _row("disk", "fail", f"{place} is not writable", "pass `artifacts`, or set TUNER_ARTIFACTS")
     usage = shutil.disk_usage(place)
     found = f"{usage.free / 1e9:.1f} GB free of {usage.total / 1e9:.1f} for checkpoints in {artifacts}"
     if usage.free < _FEW_BYTES:

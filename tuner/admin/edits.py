@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuner.errors import TunerError, UsageError, nearest
 from tuner.results.rows import best_rows
-from tuner.storage import connect, open_storage
+from tuner.storage import AnyURL, connect, open_storage
 from tuner.storage.artifacts import collect, study_folder
 from tuner.storage.read.queries import (
     find_study,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 
-def enqueue(url: str, name: str, words: Mapping[str, str]) -> dict[str, Any]:
+def enqueue(url: AnyURL, name: str, words: Mapping[str, str]) -> dict[str, Any]:
     """Queue a trial with given hyperparameters, which the next free worker runs; return them.
 
     Those that are not given are sampled. The trial counts towards the study's budget.
@@ -163,7 +163,7 @@ def _describe(domain: BaseDistribution) -> str:
     return f"[{low}, {high}]{f' in steps of {step}' if step not in (None, 1) else ''}"
 
 
-def retry(url: str, name: str, number: int) -> None:
+def retry(url: AnyURL, name: str, number: int) -> None:
     """Queue a trial with the hyperparameters of one that failed.
 
     It is a new trial, with a number, a seed and a curve of its own; its attribute `retry_of` names the old one.
@@ -187,7 +187,7 @@ def retry(url: str, name: str, number: int) -> None:
     _queue(url, name, trial.hparams, {"retry_of": number})
 
 
-def _queue(url: str, name: str, params: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
+def _queue(url: AnyURL, name: str, params: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -256,7 +256,7 @@ def belongings(engine: Engine, name: str, artifacts: Path) -> Belongings:
     )
 
 
-def delete(url: str, name: str, folder: Path | None) -> None:
+def delete(url: AnyURL, name: str, folder: Path | None) -> None:
     """Delete a study with all its trials, and the folder of its checkpoints; its workers end their trials and stop.
 
     Raises:
@@ -295,7 +295,7 @@ def clear(engine: Engine, name: str, artifacts: Path, keep: int) -> tuple[list[i
     identity = read_identity(engine, study.study_id)
     folder = None if identity is None else study_folder(artifacts, name, identity)
     if folder is None or not folder.is_dir():
-        raise UsageError(f"no checkpoints of {name!r} in {artifacts}: pass their folder with --artifacts")
+        raise UsageError(f"no checkpoints of {name!r} in {artifacts}: pass their folder as `artifacts`")
     maximize = study.maximize[0]
     # Also those that other seeds have shown to be the best, and of several objectives the whole front.
     best = (

@@ -16,7 +16,7 @@ import typer
 from tuner.cli import control, dashboard, doctor, export, plot, rerun, run, tracking, watch
 from tuner.cli import show as queries
 from tuner.cli.arguments import DEBUG_VARIABLE
-from tuner.cli.explain import explained
+from tuner.cli.explain import Command, explained
 from tuner.errors import DISTRIBUTION, TunerError, UsageError
 from tuner.output.log import clean_traces, drop, tell
 
@@ -48,30 +48,30 @@ def _options(
 ) -> None: ...
 
 
-app.command()(run.launch)
-app.command()(run.worker)
-app.command()(queries.studies)
-app.command()(queries.trials)
-app.command()(queries.best)
-app.command()(queries.show)
-app.command()(watch.watch)
-app.command()(queries.compare)
-app.command()(queries.importance)
-app.command()(plot.plot)
-app.command()(export.export)
-app.command()(rerun.reproduce)
-app.command()(rerun.confirm)
-app.command()(control.enqueue)
-app.command()(control.retry)
-app.command()(control.stop)
-app.command()(control.resume)
-app.command()(control.delete)
-app.command()(control.gc)
-app.command()(doctor.doctor)
-app.command()(control.upgrade)
-app.command()(dashboard.dashboard)
-app.command()(tracking.track)
-app.command()(tracking.register)
+app.command(cls=Command)(run.launch)
+app.command(cls=Command)(run.worker)
+app.command(cls=Command)(queries.studies)
+app.command(cls=Command)(queries.trials)
+app.command(cls=Command)(queries.best)
+app.command(cls=Command)(queries.show)
+app.command(cls=Command)(watch.watch)
+app.command(cls=Command)(queries.compare)
+app.command(cls=Command)(queries.importance)
+app.command(cls=Command)(plot.plot)
+app.command(cls=Command)(export.export)
+app.command(cls=Command)(rerun.reproduce)
+app.command(cls=Command)(rerun.confirm)
+app.command(cls=Command)(control.enqueue)
+app.command(cls=Command)(control.retry)
+app.command(cls=Command)(control.stop)
+app.command(cls=Command)(control.resume)
+app.command(cls=Command)(control.delete)
+app.command(cls=Command)(control.gc)
+app.command(cls=Command)(doctor.doctor)
+app.command(cls=Command)(control.upgrade)
+app.command(cls=Command)(dashboard.dashboard)
+app.command(cls=Command)(tracking.track)
+app.command(cls=Command)(tracking.register)
 app.add_typer(dashboard.user)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tuner.cli.arguments import DebugOption, StorageOption
+from tuner.cli.explain import Command
 from tuner.dashboard.users import Role
 from tuner.errors import UsageError
 
@@ -60,7 +61,7 @@ def dashboard(
     serve(url, serving)
 
 
-@user.command()
+@user.command(cls=Command)
 def add(name: _NameArgument, users: _FileOption, role: _RoleOption, debug: DebugOption = False) -> None:
     """Add a user with a password, which is asked for twice, or read as one line from standard input."""
     from tuner.dashboard import add_user, hash_password
@@ -68,7 +69,7 @@ def add(name: _NameArgument, users: _FileOption, role: _RoleOption, debug: Debug
     add_user(users, name, role, hash_password(_password(name)))
 
 
-@user.command()
+@user.command(cls=Command)
 def token(name: _NameArgument, users: _FileOption, role: _RoleOption, debug: DebugOption = False) -> None:
     """Add a user with a bearer token for scripts, and print the token; it cannot be shown again."""
     from tuner.dashboard import add_user, hash_token, new_token

@@ -1,10 +1,14 @@
-"""Errors of libraries that a person can do something about, as one line."""
+"""Errors for whoever typed a command: options by their flags, and what libraries raise in one line."""
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import traceback
 from collections.abc import Iterator
+from typing import Any
+
+from typer.core import TyperCommand
 
 from tuner.errors import StorageDenied, StorageSchemaError, TunerError, UsageError
 
@@ -57,3 +61,24 @@ def _explained(error: BaseException) -> TunerError | None:
 def _is_in_json(error: RecursionError) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
     return any("/json/" in frame.filename or "json" in frame.name for frame in frames[-3:])
+
+
+class Command(TyperCommand):
+    """A command whose errors name its options as they are typed."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except TunerError as error:
+            error.args = tuple(with_flags(one, self) if isinstance(one, str) else one for one in error.args)
+            raise
+
+
+def with_flags(message: str, command: TyperCommand) -> str:
+    """Return a message in which a command's arguments have the names of its flags.
+
+    The library names an argument as in Python: `devices_per_worker` becomes --devices-per-worker.
+    """
+    flags = {one.name: one.opts[0] for one in command.params if one.opts[0].startswith("-")}
+    return re.sub(r"`(\w+)`", lambda found: flags.get(found[1]) or found[0], message)

@@ -93,10 +93,10 @@ def launch(
 
     Ends when the budget is used up. Run it again to resume a study, or to add trials with --trials.
     """
+    from tuner.launch import LaunchOptions
     from tuner.launch import launch as launch_study
 
-    snapshot = launch_study(
-        file,
+    options = LaunchOptions(
         storage=storage,
         artifacts=artifacts,
         workers=workers,
@@ -114,6 +114,7 @@ def launch(
         metrics_host=metrics_host,
         live=live,
     )
+    snapshot = launch_study(file, options)
     from tuner.cli.show import print_best, tell_best
     from tuner.storage.sql.background_calls import aside
 
@@ -138,11 +139,11 @@ def worker(
     study.
     """
     from tuner.launch.devices import settle
-    from tuner.launch.launcher import check_number
+    from tuner.launch.options import check_number
     from tuner.launch.process import EVENTS_VARIABLE
 
-    check_number("--trials", trials, 1)
-    check_number("--seed", seed, 0)
+    check_number("trials", trials, 1)
+    check_number("seed", seed, 0)
     words = split_pairs("--set", fixed)
     if log_format is LogFormat.JSON and EVENTS_VARIABLE not in os.environ:
         from tuner.launch.relay import relay
@@ -191,7 +192,7 @@ def _work(
     stop: Stop,
     say: Callable[[Event], None],
 ) -> None:
-    from tuner.storage import connect_when_up, is_new_file, storage_url
+    from tuner.storage import connect_when_up, storage_url
     from tuner.study import load_study
     from tuner.study.file import split_target
     from tuner.trial.environment import LAUNCHED_VARIABLE
@@ -200,9 +201,9 @@ def _work(
     url = storage_url(storage)
     study = load_study(file).changed(fixed=fixed, **settings)
     # A launcher has found it before, and its workers wait longer.
-    if LAUNCHED_VARIABLE not in os.environ and not is_new_file(url):
+    if LAUNCHED_VARIABLE not in os.environ and not url.is_new_file():
         connect_when_up(url).dispose()
-    run_worker(study, storage, artifacts=artifacts, file=str(split_target(file)[0]), say=say, stop=stop)
+    run_worker(study, url, artifacts=artifacts, file=str(split_target(file)[0]), say=say, stop=stop)
 
 
 def _stop_on_signals() -> Stop:

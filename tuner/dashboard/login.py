@@ -139,7 +139,7 @@ class Login:
                 raise Refused(
                     "421 Misdirected Request",
                     "without users the dashboard answers to loopback names alone, such as localhost: "
-                    f"got Host {request.host!r}; for other names start it with --users",
+                    f"got Host {request.host!r}; for other names start it with a users file",
                 )
             return Caller(None, Role.EDITOR, has_session=False)
         if request.token is not None:

@@ -37,7 +37,7 @@ def below_prefix(script: str, prefix: str) -> str:
     for before, after in changes.items():
         if before not in script:
             raise UsageError(
-                f"--prefix does not work with this version of optuna-dashboard: its front-end has no {before!r}; "
+                f"`prefix` does not work with this version of optuna-dashboard: its front-end has no {before!r}; "
                 "install optuna-dashboard 0.21, or give the dashboard a host name of its own"
             )
         script = script.replace(before, after)

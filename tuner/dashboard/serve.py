@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from tuner.dashboard.users import Users
 from tuner.errors import UsageError
 from tuner.output.log import say
-from tuner.storage import hide_password
+from tuner.storage import StorageURL
 
 _MOST_BODY_BYTES = 8 * 1024 * 1024  # a note is the longest; what strangers send is read, and thrown away
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)*")
@@ -43,7 +43,7 @@ class Serving:
     users: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
-    is_behind_proxy: bool = False
+    behind_proxy: bool = False
     prefix: str = ""
     audit_log: Path | None = None
 
@@ -55,23 +55,23 @@ def check_serving(serving: Serving) -> Serving:
         UsageError: It would listen where it must not without a login, or send passwords in the clear.
     """
     if not 0 <= serving.port < 65536:
-        raise UsageError(f"--port must be 1 to 65535, or 0 for a free one: got {serving.port}")
+        raise UsageError(f"`port` must be 1 to 65535, or 0 for a free one: got {serving.port}")
     prefix = serving.prefix.rstrip("/")
     if not _PREFIX.fullmatch(prefix):
-        raise UsageError(f"--prefix must be a path such as /tuner: got {serving.prefix!r}")
+        raise UsageError(f"`prefix` must be a path such as /tuner: got {serving.prefix!r}")
     if (serving.tls_cert is None) != (serving.tls_key is None):
-        raise UsageError("--tls-cert and --tls-key must be given together: got one of them")
-    make_one = "make users by `tuner user add NAME --role editor --users FILE`, then give --users FILE"
+        raise UsageError("`tls_cert` and `tls_key` must be given together: got one of them")
+    make_one = "make users by `tuner user add NAME --role editor --users FILE`, then pass the file as `users`"
     if serving.users is None and not is_loopback(serving.host):
         raise UsageError(
-            f"any address but loopback needs a login: got --host {serving.host} without --users; {make_one}"
+            f"any address but loopback needs a login: got `host` {serving.host} without `users`; {make_one}"
         )
-    if serving.users is None and serving.is_behind_proxy:
-        raise UsageError(f"a proxy lets others in, so it needs a login: got --behind-proxy without --users; {make_one}")
-    if serving.tls_cert is None and not serving.is_behind_proxy and not is_loopback(serving.host):
+    if serving.users is None and serving.behind_proxy:
+        raise UsageError(f"a proxy lets others in, so it needs a login: got `behind_proxy` without `users`; {make_one}")
+    if serving.tls_cert is None and not serving.behind_proxy and not is_loopback(serving.host):
         raise UsageError(
-            f"passwords would be sent unencrypted: got --host {serving.host} without TLS; "
-            "give --tls-cert and --tls-key, or --behind-proxy if a proxy in front has TLS"
+            f"passwords would be sent unencrypted: got `host` {serving.host} without TLS; "
+            "pass `tls_cert` and `tls_key`, or `behind_proxy` if a proxy in front has TLS"
         )
     return replace(serving, prefix=prefix)
 
@@ -89,11 +89,11 @@ def is_loopback(host: str) -> bool:
     try:
         found = socket.getaddrinfo(host, None)
     except (OSError, UnicodeError):
-        raise UsageError(f"--host must be an address of this machine: got {host!r}") from None
+        raise UsageError(f"`host` must be an address of this machine: got {host!r}") from None
     return all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
 
 
-def serve(url: str, serving: Serving) -> None:
+def serve(url: StorageURL, serving: Serving) -> None:
     """Serve the dashboard until interrupted or terminated.
 
     Args:
@@ -118,9 +118,9 @@ def serve(url: str, serving: Serving) -> None:
 
     # Times with a zone: a browser takes those without one for its own.
     storage = Storage(url, zone=UTC)
-    app = make_app(storage, users, prefix=serving.prefix, is_behind_proxy=serving.is_behind_proxy, audit=audit)
+    app = make_app(storage, users, prefix=serving.prefix, is_behind_proxy=serving.behind_proxy, audit=audit)
     limits = Limits(body_bytes=_MOST_BODY_BYTES)
-    if serving.is_behind_proxy:  # all clients have its address
+    if serving.behind_proxy:  # all clients have its address
         limits = replace(limits, per_address=None)
     server = Server(serving.host, serving.port, app, limits, tls=tls)
     try:
@@ -129,7 +129,7 @@ def serve(url: str, serving: Serving) -> None:
         reason = error.strerror or str(error)
         raise UsageError(f"cannot serve the dashboard on {serving.host}:{serving.port}: {reason}") from None
     signal.signal(signal.SIGTERM, _end)
-    say(f"dashboard of {hide_password(url)} on {_address(serving, server)}, press Ctrl-C to stop")
+    say(f"dashboard of {url} on {_address(serving, server)}, press Ctrl-C to stop")
     try:
         server.serve()
     finally:
@@ -154,7 +154,7 @@ def _tls(serving: Serving) -> Any:
     except (OSError, ssl.SSLError, ValueError) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         raise UsageError(
-            f"--tls-cert and --tls-key must be a certificate and its key in PEM: "
+            f"`tls_cert` and `tls_key` must be a certificate and its key in PEM: "
             f"got {serving.tls_cert} and {serving.tls_key} ({reason})"
         ) from None
 
@@ -167,7 +167,7 @@ def _audit(path: Path | None) -> logging.Logger:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
             handler = logging.handlers.WatchedFileHandler(path, encoding="utf-8")
         except OSError as error:
-            raise UsageError(f"cannot write to the file of --audit-log: {path}: {error.strerror}") from None
+            raise UsageError(f"cannot write to the file of `audit_log`: {path}: {error.strerror}") from None
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.Logger("tuner.audit", logging.INFO)  # of its own: nobody's settings silence it
     logger.addHandler(handler)

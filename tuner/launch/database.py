@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tuner.errors import TunerError
-from tuner.storage import connect
+from tuner.storage import AnyURL, connect
 from tuner.storage.sql.background_calls import Background
 from tuner.trial import DEADLY, Event
 
@@ -40,7 +40,7 @@ class StudyDatabase:
         url: The storage's URL.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: AnyURL) -> None:
         self._url = url
         self._background = Background("launcher-database")
         self._engine: Engine | None = None

@@ -22,7 +22,7 @@ Kind = Literal["gpu", "tpu", "cpu"]
 _SHARED_MEMORY = 0.9
 """The share of a GPU's memory that its workers get together; the rest is the driver's and the contexts'."""
 _MAX_CPU_WORKERS = 4
-"""Without --workers; each worker holds JAX and a copy of the data."""
+"""Without `workers`; each worker holds JAX and a copy of the data."""
 _TPU_BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}
 """Chips of one process -> the shape libtpu wants to hear."""
 _TPU_FIRST_PORT = 8476
@@ -122,10 +122,10 @@ def choose(found: Devices, wanted: str) -> Devices:
         return found
     words = [word.strip() for word in wanted.split(",")]
     if not all(word.isdigit() for word in words):
-        raise DeviceError(f"--devices must be auto or ids as in 0,1,2: got {wanted!r}")
+        raise DeviceError(f"`devices` must be auto or ids as in 0,1,2: got {wanted!r}")
     ids = tuple(int(word) for word in words)
     if len(set(ids)) != len(ids):
-        raise DeviceError(f"--devices must name each device once: got {wanted!r}; use --workers to share devices")
+        raise DeviceError(f"`devices` must name each device once: got {wanted!r}; use `workers` to share devices")
     missing = [item for item in ids if item not in found.ids]
     if missing:
         here = ", ".join(str(item) for item in found.ids)
@@ -142,13 +142,13 @@ def assign(devices: Devices, workers: int | None, per_worker: int | None) -> lis
     Raises:
         DeviceError: a number below 1, not enough devices, or TPU chips that cannot be divided so.
     """
-    for flag, number in (("--workers", workers), ("--devices-per-worker", per_worker)):
+    for name, number in (("workers", workers), ("devices_per_worker", per_worker)):
         if number is not None and number < 1:
-            raise DeviceError(f"{flag} must be at least 1: got {number}")
+            raise DeviceError(f"`{name}` must be at least 1: got {number}")
     count = len(devices.ids)
     if per_worker is not None and per_worker * (workers or 1) > count:
         raise DeviceError(
-            f"--devices-per-worker {per_worker} with {workers or 1} workers needs more devices than this machine has: "
+            f"`devices_per_worker` {per_worker} with {workers or 1} workers needs more devices than this machine has: "
             f"{count} ({devices.kind} {', '.join(str(item) for item in devices.ids)})"
         )
     if workers is None:
@@ -166,7 +166,7 @@ def assign(devices: Devices, workers: int | None, per_worker: int | None) -> lis
         if devices.kind == "tpu" and (sharers > 1 or size not in _TPU_BOUNDS):
             raise DeviceError(
                 f"each worker needs 1, 2, 4 or 8 TPU chips of its own: got {workers} workers on {count} chips; "
-                "use --workers or --devices-per-worker"
+                "use `workers` or `devices_per_worker`"
             )
         groups.append(DeviceGroup(devices.kind, ids, ids if devices.kind == "cpu" else cores[index], sharers))
     return groups

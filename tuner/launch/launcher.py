@@ -6,10 +6,9 @@ import contextlib
 import os
 import queue
 import signal
-import sys
 import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,13 +18,15 @@ from rich.console import Console
 from tuner.errors import StudyStopped, TunerError, UsageError
 from tuner.launch.database import Counts, StudyDatabase
 from tuner.launch.devices import DeviceGroup, assign, choose, environment, find_devices
-from tuner.launch.mirror_process import MirrorProcess, mirror_command
+from tuner.launch.mirror_process import MirrorProcess
+from tuner.launch.options import LaunchOptions
 from tuner.launch.process import Message, WorkerProcess
 from tuner.launch.progress import JsonProgress, LiveProgress, PlainProgress, Progress, Snapshot
 from tuner.launch.prometheus import LaunchMetrics, served
 from tuner.launch.signals import end_on_signals
 from tuner.output.log import has_reader, is_json, set_about, tell
-from tuner.storage import connect_when_up, hide_password, is_new_file, storage_url, warn_of_password
+from tuner.output.sanitize import hide_password
+from tuner.storage import StorageURL, connect_when_up, storage_url, warn_of_password
 from tuner.storage.sql.background_calls import aside
 from tuner.study.file import split_path, split_target
 from tuner.study.source import code_digest
@@ -75,7 +76,7 @@ class _Launch:
     """The state of one launch."""
 
     command: Sequence[str]
-    url: str
+    url: StorageURL
     target: str
     places: list[_Place]
     mirror: MirrorProcess
@@ -133,7 +134,7 @@ class _Launch:
         place.is_at_work, place.refusal = False, ""
         host = os.uname().nodename
         name = f"{host}:{os.getpid()}:{place.index}.{place.starts}"
-        env = {**environment(place.group, os.environ), "TUNER_STORAGE": self.url, "PYTHONUNBUFFERED": "1"}
+        env = {**environment(place.group, os.environ), "TUNER_STORAGE": self.url.text, "PYTHONUNBUFFERED": "1"}
         env[LAUNCHED_VARIABLE] = str(self.began_s)
         place.worker = WorkerProcess(place.index, name, self.command, env, self.inbox)
         self.snapshot.workers[place.index] = "starting"
@@ -327,49 +328,15 @@ class _Launch:
             snapshot.began_s, snapshot.already = time.monotonic(), snapshot.used
 
 
-def launch(
-    target: str,
-    *,
-    storage: str | None = None,
-    artifacts: str | None = None,
-    workers: int | None = None,
-    devices: str = "auto",
-    devices_per_worker: int | None = None,
-    trials: int | None = None,
-    wall_hours: float | None = None,
-    device_hours: float | None = None,
-    seed: int | None = None,
-    fixed: Mapping[str, str] | None = None,
-    mlflow: str | None = None,
-    tensorboard: str | None = None,
-    wandb: str | None = None,
-    metrics_port: int | None = None,
-    metrics_host: str | None = None,
-    live: bool | None = None,
-) -> Snapshot:
+def launch(target: str, options: LaunchOptions | None = None) -> Snapshot:
     """Run a study with workers on this machine until its budget is spent; progress goes to stderr.
 
     Args:
         target: `FILE` or `FILE:NAME`.
-        storage: The storage's URL; `$TUNER_STORAGE`, else `sqlite:///tuner.db`, if None.
-        artifacts: The folder for checkpoints; `$TUNER_ARTIFACTS`, else `tuner-artifacts`, if None.
-        workers: How many; one for each device (of CPUs at most four) by default.
-        devices: `auto`, or ids as in `0,1`.
-        devices_per_worker: Devices in each worker's group.
-        trials: Total number of trials; overrides the study's.
-        wall_hours: Budget in hours during which at least one worker runs; overrides the study's.
-        device_hours: Device-hour budget; overrides the study's.
-        seed: Random seed; overrides the study's.
-        fixed: Hyperparameters that are not searched: name -> value, as written on a command line.
-        mlflow: An MLflow server to send the study to; `$MLFLOW_TRACKING_URI` if None.
-        tensorboard: A folder to write the study into for TensorBoard.
-        wandb: A project of W&B to send the study to.
-        metrics_port: Where to serve metrics for Prometheus; 0 takes a free port. None for no metrics.
-        metrics_host: The address to serve them on; 127.0.0.1 if None. Whoever reaches it can read them.
-        live: Whether to show a table that is redrawn, rather than lines; on a terminal if None.
+        options: How to launch it.
 
     Returns:
-        How the study stands at the end.
+        The study's state at the end.
 
     Raises:
         UsageError: file, devices, storage URL or a setting of the study are wrong.
@@ -377,39 +344,27 @@ def launch(
         StudyStopped: the same error ended three trials in a row, or the workers died.
         Interrupted: SIGINT or SIGTERM; the study can be resumed.
     """
-    check_number("--trials", trials, 1)
+    options = options or LaunchOptions()
     set_about(study=None)  # another launch of this process may have had one
-    check_number("--seed", seed, 0)
-    _check_live(live)
-    if metrics_host is not None and metrics_port is None:
-        raise UsageError(f"--metrics-host needs a port: got {metrics_host} alone; pass --metrics-port N as well")
     path, _ = split_target(target)
-    groups = assign(choose(find_devices(), devices), workers, devices_per_worker)
-    url = storage_url(storage)
-    mirror = MirrorProcess(mirror_command(mlflow, tensorboard, wandb), url)
+    groups = assign(choose(find_devices(), options.devices), options.workers, options.devices_per_worker)
+    url = storage_url(options.storage)
+    mirror = MirrorProcess(options.mirror_options(), url)
     count = f"{len(groups)} worker{'s' if len(groups) > 1 else ''}"
-    opening = f"{path} with {count} on {' | '.join(str(group) for group in groups)}, storage {hide_password(url)}"
+    opening = f"{path} with {count} on {' | '.join(str(group) for group in groups)}, storage {url}"
     devices_of = [str(group) for group in groups]
-    tell(opening, "launch", file=str(path), devices=devices_of, storage=hide_password(url))
-    if not is_new_file(url):
+    tell(opening, "launch", file=str(path), devices=devices_of, storage=str(url))
+    if not url.is_new_file():
         aside(lambda: connect_when_up(url).dispose())
     warn_of_password()
-    options = ["--log-format=json"] if is_json() else []
-    options += [f"--trials={trials}"] if trials is not None else []
-    options += [f"--artifacts={artifacts}"] if artifacts is not None else []
-    options += [f"--wall-hours={wall_hours}"] if wall_hours is not None else []
-    options += [f"--device-hours={device_hours}"] if device_hours is not None else []
-    options += [f"--seed={seed}"] if seed is not None else []
-    options += [f"--set={name}={value}" for name, value in (fixed or {}).items()]
-    command = [sys.executable, "-m", "tuner", "worker", target, *options]
     metrics = LaunchMetrics(devices_of)
     places = [_Place(index, group) for index, group in enumerate(groups)]
-    run = _Launch(command, url, target, places, mirror, metrics, code=code_digest(path))
+    run = _Launch(options.worker_command(target), url, target, places, mirror, metrics, code=code_digest(path))
     with contextlib.ExitStack() as stack:
-        if metrics_port is not None:
-            address = stack.enter_context(served(metrics, metrics_host or "127.0.0.1", metrics_port))
+        if options.metrics_port is not None:
+            address = stack.enter_context(served(metrics, options.metrics_host or "127.0.0.1", options.metrics_port))
             tell(f"metrics on {address}", "metrics", address=address)
-        stop, progress = stack.enter_context(_signals()), stack.enter_context(_progress(groups, live))
+        stop, progress = stack.enter_context(_signals()), stack.enter_context(_progress(groups, options.live))
         run.run(progress, stop)
         if run.snapshot.is_out_of_hours:
             progress.note(
@@ -430,18 +385,6 @@ def _progress(groups: list[DeviceGroup], live: bool | None) -> Progress:
     if is_json():
         return JsonProgress()
     return LiveProgress(console, groups) if console.is_terminal and live is not False else PlainProgress()
-
-
-def _check_live(live: bool | None) -> None:
-    if live and (is_json() or not sys.stderr.isatty()):
-        found = "--log-format json" if is_json() else "none"
-        raise UsageError(f"--live needs a terminal on standard error: got {found}; use `tuner watch STUDY` elsewhere")
-
-
-def check_number(flag: str, number: int | None, low: int) -> None:
-    """Raise UsageError unless `number` is None or at least `low`."""
-    if number is not None and number < low:
-        raise UsageError(f"{flag} must be at least {low}: got {number}")
 
 
 @contextlib.contextmanager

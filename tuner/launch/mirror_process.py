@@ -8,12 +8,13 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from tuner.launch.options import MirrorOptions
 from tuner.launch.process import Message, WorkerProcess
 from tuner.launch.progress import Progress
-from tuner.tracking import MLFLOW_VARIABLE, check_trackers
+from tuner.storage import StorageURL
 
 _NICENESS = 10
 GRACE_S = 15.0
@@ -27,32 +28,17 @@ _KILL_AFTER_S = QUIET_S + 15.0
 _TELL_AFTER_S, _STOP_S = 5.0, 2.0
 
 
-def mirror_command(mlflow: str | None, tensorboard: str | None, wandb: str | None) -> tuple[list[str], dict[str, str]]:
-    """Return the options of `tuner track` and its environment; none of either if nothing is to be sent anywhere.
-
-    Raises:
-        UsageError: a tracker is named that cannot be one, or is not installed.
-    """
-    # What was typed must be right. $MLFLOW_TRACKING_URI may be meant for others: its troubles are the mirror's.
-    check_trackers(mlflow, tensorboard, wandb)
-    options = [f"--tensorboard={os.path.abspath(tensorboard)}"] if tensorboard else []
-    options += [f"--wandb={wandb}"] if wandb else []
-    uri = mlflow or os.environ.get(MLFLOW_VARIABLE)
-    # Not as an option: there may be a password in it.
-    return options, {MLFLOW_VARIABLE: uri} if uri else {}
-
-
 @dataclass
 class MirrorProcess:
     """`tuner track` under way; whatever becomes of it, the launch goes on.
 
     Args:
-        asked: From `mirror_command`.
+        asked: Its options.
         url: The storage's URL.
     """
 
-    asked: tuple[Sequence[str], Mapping[str, str]]
-    url: str
+    asked: MirrorOptions
+    url: StorageURL
     _study: str = ""
     _process: WorkerProcess | None = None
     _inbox: queue.Queue[Message] = field(default_factory=queue.Queue[Message])
@@ -61,12 +47,11 @@ class MirrorProcess:
 
     def start(self, study: str) -> None:
         """Start it, once."""
-        options, environment = self.asked
-        if self._study or not (options or environment):
+        if self._study or not self.asked:
             return
         self._study = study
-        env = {**os.environ, **environment, "TUNER_STORAGE": self.url, "PYTHONUNBUFFERED": "1"}
-        command = [sys.executable, "-m", "tuner", "track", *options, "--", study]
+        env = {**os.environ, **self.asked.environment, "TUNER_STORAGE": self.url.text, "PYTHONUNBUFFERED": "1"}
+        command = [sys.executable, "-m", "tuner", "track", *self.asked.options, "--", study]
         self._process = WorkerProcess(0, "mirror", command, env, self._inbox)
         with contextlib.suppress(OSError):  # training comes first on a busy machine
             os.setpriority(os.PRIO_PROCESS, self._process.process.pid, _NICENESS)

@@ -15,8 +15,7 @@ from rich.text import Text
 
 from tuner.launch.devices import DeviceGroup
 from tuner.output.log import clean, tell
-from tuner.output.sanitize import one_line
-from tuner.storage import hide_password
+from tuner.output.sanitize import hide_password, one_line
 from tuner.trial import Event, Outcome, event_line, print_event
 
 _PLAIN_EVERY_S = 5.0

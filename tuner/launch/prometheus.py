@@ -156,7 +156,7 @@ def served(metrics: LaunchMetrics, host: str, port: int) -> Generator[str]:
         UsageError: the library is not installed, or the address cannot be listened on.
     """
     if not 0 <= port < 65536:
-        raise UsageError(f"--metrics-port must be 1 to 65535, or 0 for a free one: got {port}")
+        raise UsageError(f"`metrics_port` must be 1 to 65535, or 0 for a free one: got {port}")
     if importlib.util.find_spec("prometheus_client") is None:
         raise UsageError(f"prometheus-client must be installed to serve metrics: {how_to_install('metrics')}")
     # Late: without the option nothing of this is needed.
@@ -176,7 +176,7 @@ def served(metrics: LaunchMetrics, host: str, port: int) -> Generator[str]:
         if isinstance(error, UnicodeError):
             reason = "not a valid host name"
         raise UsageError(
-            f"cannot serve metrics on {host}:{port}: {reason}; use another --metrics-port or --metrics-host"
+            f"cannot serve metrics on {host}:{port}: {reason}; use another `metrics_port` or `metrics_host`"
         ) from None
     thread = threading.Thread(target=server.serve, name="metrics", daemon=True)
     thread.start()

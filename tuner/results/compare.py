@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
+    from tuner.storage import AnyURL
+
 Row = dict[str, Any]
 
 MOST_TRIALS = 2000
@@ -99,7 +101,7 @@ def _hours(seconds: Iterable[float]) -> float:
 # --- Importances
 
 
-def importance_rows(storage_url: str, name: str) -> tuple[list[Row], list[str]]:
+def importance_rows(url: AnyURL, name: str) -> tuple[list[Row], list[str]]:
     """Return the importance of each hyperparameter for each objective by two methods, and what is to be said of them.
 
     PED-ANOVA (Watanabe et al., 2023, arXiv:2304.10255) asks what tells the best tenth of the trials from all; fANOVA
@@ -114,13 +116,13 @@ def importance_rows(storage_url: str, name: str) -> tuple[list[Row], list[str]]:
 
     from tuner.storage import connect, open_storage
 
-    engine = connect(storage_url)
+    engine = connect(url)
     try:
         study = find_study(engine, name)
     finally:
         engine.dispose()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = open_storage(storage_url)
+    storage = open_storage(url)
     try:
         whole = optuna.load_study(study_name=name, storage=storage)
         complete = whole.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])

@@ -72,7 +72,7 @@ def _flat_row(study: StudyRow, trial: TrialRow) -> Row:
 def in_place(path: Path, force: bool) -> Generator[Path]:
     """Yield a scratch file that takes the place of `path` if the body succeeds."""
     if path.exists() and not force:
-        raise UsageError(f"{path} exists already: pass --force to overwrite it")
+        raise UsageError(f"{path} exists already: pass `force` to overwrite it")
     if not path.parent.is_dir():
         raise UsageError(f"cannot write {path}: there is no folder {path.parent}")
     if path.is_dir():

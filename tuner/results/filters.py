@@ -1,4 +1,4 @@
-"""Conditions on rows, as `--where` and `--sort` have them: `learning_rate<1e-3`, `activation=relu`, `-value`."""
+"""Conditions on rows, for listing trials: `learning_rate<1e-3`, `activation=relu`, `-value`."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def filtered(rows: Sequence[Row], conditions: Iterable[str]) -> list[Row]:
     for text in conditions:
         match = _CONDITION.fullmatch(text)
         if match is None:
-            raise UsageError(f"--where must have the form NAME<VALUE, with < <= > >= = or !=: got {text!r}")
+            raise UsageError(f"`where` must have the form NAME<VALUE, with < <= > >= = or !=: got {text!r}")
         name, sign, word = match.groups()
         if not word or word[0] in "<>=!":
-            raise UsageError(f"--where must have the form NAME<VALUE, with < <= > >= = or !=: got {text!r}")
-        _check_known(rows, name, "--where")
+            raise UsageError(f"`where` must have the form NAME<VALUE, with < <= > >= = or !=: got {text!r}")
+        _check_known(rows, name, "`where`")
         outcomes = [outcome.value for outcome in Outcome]
         if name == "outcome" and word.lower() not in outcomes:
             raise UsageError(f"an outcome is one of {', '.join(outcomes)}: got {word!r}{nearest(word, outcomes)}")
@@ -63,7 +63,7 @@ def in_order(rows: Sequence[Row], key: str | None) -> list[Row]:
     if key is None:
         return list(rows)
     name, is_reversed = key.removeprefix("-"), key.startswith("-")
-    _check_known(rows, name, "--sort")
+    _check_known(rows, name, "`sort`")
     present = [row for row in rows if _is_there(_look_up(row, name))]
     absent = [row for row in rows if not _is_there(_look_up(row, name))]
     return sorted(present, key=lambda row: _rank(_look_up(row, name)), reverse=is_reversed) + absent
@@ -81,7 +81,7 @@ def _check_number(rows: Sequence[Row], name: str, word: str) -> None:
     """Refuse to ask whether something is less than a word, or whether what is no number is less."""
     values = [value for row in rows if (value := _look_up(row, name)) is not None]
     if _number(word) is None or (values and all(_number(value) is None for value in values)):
-        raise UsageError(f"--where must compare numbers by < and >: got {name!r} and {word!r}; = and != take any value")
+        raise UsageError(f"`where` must compare numbers by < and >: got {name!r} and {word!r}; = and != take any value")
 
 
 def _look_up(row: Row, name: str) -> Any:

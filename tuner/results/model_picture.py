@@ -66,7 +66,7 @@ def _source(trial: dict[str, Any]) -> tuple[Path, str | None]:
     try:
         return file_of(trial), None
     except UsageError as error:
-        raise UsageError(f"{error}; pass its location with --file") from None
+        raise UsageError(f"{error}; pass its location as `file`") from None
 
 
 def _drawn(study: StudySpec, params: dict[str, object], checkpoint: Path, seed: int, suffix: str) -> bytes:

@@ -22,7 +22,7 @@ from tuner.errors import UsageError, how_to_install, nearest
 from tuner.results.compare import compare_rows, saved_s, typical_epoch_s
 from tuner.results.export import in_place
 from tuner.results.rows import best_rows
-from tuner.storage import connect, open_storage
+from tuner.storage import AnyURL, connect, open_storage
 from tuner.storage.read.lineage import read_efforts, read_rungs, read_timeline
 from tuner.storage.read.queries import StudyRow, find_study
 
@@ -72,7 +72,7 @@ class Subject:
 
 
 @contextlib.contextmanager
-def opened(url: str, name: str) -> Generator[Subject]:
+def opened(url: AnyURL, name: str) -> Generator[Subject]:
     """Yield a study to be drawn.
 
     Raises:
@@ -281,7 +281,7 @@ KINDS: dict[str, Callable[[Subject], Figure]] = {
 }
 
 
-def plot(url: str, name: str, kind: str, path: Path, *, force: bool = False) -> None:
+def plot(url: AnyURL, name: str, kind: str, path: Path, *, force: bool = False) -> None:
     """Draw one picture of a study to a file.
 
     Args:

@@ -318,7 +318,7 @@ def check_file(engine: Engine, trial: TrialRow, file: Path) -> None:
     if has_changed(engine, trial, file):
         raise UsageError(
             f"the study's file has changed since trial {trial.number} ran: {file}; "
-            "restore it, or pass a copy of the old version with --file"
+            "restore it, or pass a copy of the old version as `file`"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tuner.storage.sql.url import DEFAULT_URL, hide_password, is_new_file, storage_url, warn_of_password
+from tuner.storage.sql.url import DEFAULT_URL, AnyURL, StorageURL, parse_url, storage_url, warn_of_password
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -13,17 +13,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_URL",
+    "AnyURL",
+    "StorageURL",
     "connect",
     "connect_when_up",
-    "hide_password",
-    "is_new_file",
     "open_storage",
+    "parse_url",
     "storage_url",
     "warn_of_password",
 ]
 
 
-def open_storage(url: str) -> Storage:
+def open_storage(url: AnyURL) -> Storage:
     """Return the storage at `url`, its tables created if it has none.
 
     Args:
@@ -41,7 +42,7 @@ def open_storage(url: str) -> Storage:
     return Storage(url)
 
 
-def connect(url: str) -> Engine:
+def connect(url: AnyURL) -> Engine:
     """Return an engine for `url`, after one successful connection; creates nothing.
 
     Raises:
@@ -53,7 +54,7 @@ def connect(url: str) -> Engine:
     return connected_engine(url)
 
 
-def connect_when_up(url: str) -> Engine:
+def connect_when_up(url: AnyURL) -> Engine:
     """Return an engine as `connect` does; wait for a Postgres server that is starting up, and say so once.
 
     It is waited for up to a minute; where nobody listens at the address yet, up to ten seconds.

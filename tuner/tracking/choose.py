@@ -9,7 +9,7 @@ from tuner.errors import UsageError, how_to_install
 from tuner.tracking.tracker import Tracker
 
 MLFLOW_VARIABLE = "MLFLOW_TRACKING_URI"
-"""MLflow's own; a command that takes `--mlflow` takes it from here as well."""
+"""MLflow's own variable: the server where none is given."""
 
 
 def check_trackers(mlflow: str | None, tensorboard: str | None, wandb: str | None) -> None:

@@ -18,7 +18,7 @@ from sqlalchemy import Engine
 
 from tuner.errors import TrackerLost, TrackerRefused, TunerError
 from tuner.output.log import say
-from tuner.storage import connect, hide_password, mirroring
+from tuner.storage import AnyURL, StorageURL, connect, mirroring, parse_url
 from tuner.storage.mirroring import Sent, StoredReport, Unsent
 from tuner.storage.read.queries import StudyRow, TrialRow, find_study
 from tuner.storage.sql.encoding import decode_metric
@@ -73,7 +73,7 @@ class Ending:
         return self.now or (self.by_s is not None and time.monotonic() >= self.by_s)
 
 
-def follow(url: str, name: str, trackers: Sequence[Tracker], *, once: bool, ending: Ending) -> None:
+def follow(url: AnyURL, name: str, trackers: Sequence[Tracker], *, once: bool, ending: Ending) -> None:
     """Send a study to trackers until it is finished.
 
     Args:
@@ -91,6 +91,7 @@ def follow(url: str, name: str, trackers: Sequence[Tracker], *, once: bool, endi
 
     Concurrency: any number of processes; of each tracker one at a time sends, the others wait.
     """
+    url = parse_url(url)
     engine = connect(url)
     try:
         prepare(engine)
@@ -340,11 +341,11 @@ class Mirror:
 # --- What a tracker is told
 
 
-def describe_study(study: StudyRow, identity: str, url: str) -> TrackedStudy:
+def describe_study(study: StudyRow, identity: str, url: StorageURL) -> TrackedStudy:
     """Return a study as trackers are told it."""
     record = study.record
     settings = {
-        "storage": hide_password(url),
+        "storage": str(url),
         "objective": ", ".join(record.get("objective", [])),
         "direction": ", ".join(study.directions),
         **{name: str(record[name]) for name in ("epochs", "seed") if name in record},

@@ -50,7 +50,7 @@ def address(uri: str) -> str:
     Raises:
         UsageError: it is neither a server's nor a database's.
     """
-    parts, must = urlsplit(uri), "--mlflow must be http(s)://HOST:PORT, or the URL of MLflow's database"
+    parts, must = urlsplit(uri), "`mlflow` must be http(s)://HOST:PORT, or the URL of MLflow's database"
     if parts.scheme not in ("http", "https") and not re.match(r"(sqlite|postgresql|mysql|mssql)\b", parts.scheme):
         shown = repr(hide_password(uri)) if "@" not in uri else "one with a password"
         raise UsageError(f"{must}: got {shown}")

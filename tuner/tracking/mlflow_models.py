@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tuner.errors import CheckpointError, UsageError
 from tuner.output.jsonfile import read_json, write_json
 from tuner.results.rows import no_feasible
-from tuner.storage import connect, hide_password, mirroring
+from tuner.storage import AnyURL, StorageURL, connect, mirroring, parse_url
 from tuner.storage.read.queries import StudyRow, TrialRow, find_study, read_best, read_trial
 from tuner.study.source import import_file
 from tuner.tracking import check_trackers
@@ -27,7 +27,7 @@ _ABOUT, _CHECKPOINT, _FILE = "model.json", "checkpoint", "study.py"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def register(url: str, study_name: str, uri: str, *, number: int | None = None, name: str | None = None) -> str:
+def register(url: AnyURL, study_name: str, uri: str, *, number: int | None = None, name: str | None = None) -> str:
     """Send a study to MLflow, and make the model of one of its trials a version of a registered model.
 
     Args:
@@ -48,6 +48,7 @@ def register(url: str, study_name: str, uri: str, *, number: int | None = None, 
         TrackerRefused: it does not take the model, or its name.
     """
     check_trackers(uri, None, None)
+    url = parse_url(url)
     engine = connect(url)
     try:
         study = find_study(engine, study_name)
@@ -83,7 +84,7 @@ def _chosen(engine: Engine, study: StudyRow, number: int | None) -> TrialRow:
     if number is not None:
         return read_trial(engine, study, number)
     if len(study.directions) > 1:
-        raise UsageError(f"study {study.name!r} has several objectives: choose a trial of `tuner best` with --trial N")
+        raise UsageError(f"study {study.name!r} has several objectives: choose a trial of `tuner best` (`trial`)")
     best = read_best(engine, study, 1)
     if not best:
         missing = f"study {study.name!r} has no complete trial to register yet"
@@ -127,13 +128,13 @@ def pack(study: StudyRow, trial: TrialRow, folder: Path) -> Mapping[str, Any]:
     return record
 
 
-def _tags(study: StudyRow, trial: TrialRow, record: Mapping[str, Any], url: str) -> dict[str, str]:
+def _tags(study: StudyRow, trial: TrialRow, record: Mapping[str, Any], url: StorageURL) -> dict[str, str]:
     values = dict(zip(study.record.get("objective", []), trial.values or [], strict=False))
     best = record.get("best") or {}
     return {
         "study": study.name,
         "trial": str(trial.number),
-        "storage": hide_password(url),
+        "storage": str(url),
         **{f"value.{name}": str(value) for name, value in values.items()},
         **({"epoch": str(best["epoch"])} if "epoch" in best else {}),
         **{f"hparams.{name}": str(value) for name, value in trial.hparams.items()},

@@ -39,7 +39,7 @@ class TensorboardTracker:
             # The same path on another machine may be another folder.
             self.target = f"tensorboard {str(self._folder)[:250]} {identity(self._folder)}"
         except OSError as error:
-            raise UsageError(f"cannot write to the folder of --tensorboard: {folder}: {error.strerror}") from None
+            raise UsageError(f"cannot write to the folder of `tensorboard`: {folder}: {error.strerror}") from None
         self._study = self._folder
         self._writers: dict[str, EventFileWriter] = {}
         self._fresh: set[str] = set()  # runs whose files begin in this process
@@ -153,7 +153,7 @@ def identity(folder: Path) -> str:
             scratch.unlink()
         return path.read_text()
     except OSError as error:
-        raise UsageError(f"cannot write to the folder of --tensorboard: {folder}: {error.strerror}") from None
+        raise UsageError(f"cannot write to the folder of `tensorboard`: {folder}: {error.strerror}") from None
 
 
 def _proto(name: str) -> Any:

@@ -11,8 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tuner.errors import LeaseLost, StorageLost, TrialPruned, TunerError
+from tuner.output.sanitize import hide_password
 from tuner.search import TrialPruner
-from tuner.storage import hide_password
 from tuner.storage.artifacts import collect, trial_folder
 from tuner.storage.read.queries import BASELINE_KEY
 from tuner.storage.read.ranking import is_among_best, is_feasible, removable

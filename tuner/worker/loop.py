@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from tuner.errors import LeaseLost, StorageLost, StudyStopped
 from tuner.output.log import is_json, set_about, tell
-from tuner.storage import hide_password, storage_url, warn_of_password
+from tuner.output.sanitize import hide_password
+from tuner.storage import AnyURL, storage_url, warn_of_password
 from tuner.storage.artifacts import artifacts_folder, study_folder
 from tuner.storage.read.queries import last_errors
 from tuner.storage.sql.background_calls import Background
@@ -51,7 +52,7 @@ def default_name() -> str:
 
 def run_worker(
     study: StudySpec,
-    storage: str | None = None,
+    storage: AnyURL | None = None,
     *,
     artifacts: str | None = None,
     file: str | None = None,

@@ -80,15 +80,15 @@ def open_study(engine: Engine, name: str, file: str | None, fixed: Mapping[str, 
         raise UsageError(f"study {name!r} was not created by tuner: only trials of `tuner launch` can be trained again")
     path = file or read_study_file(engine, row.study_id)
     if path is None:
-        raise UsageError(f"the file of study {name!r} is not recorded: pass --file")
+        raise UsageError(f"the file of study {name!r} is not recorded: pass `file`")
     if file is None and not Path(path).is_file():
-        raise UsageError(f"the file of study {name!r} is not on this machine: no file {path}; pass --file")
+        raise UsageError(f"the file of study {name!r} is not on this machine: no file {path}; pass `file`")
     found, asked = split_target(path) if file is not None else (Path(path), name)
     study = study_in(found, asked).changed(seed=row.record["seed"], fixed=fixed)
     try:
         study.check_unchanged(row.record)
     except StudyError as error:
-        raise StudyError(f"{error}; repeat the --set options of the launch") from None
+        raise StudyError(f"{error}; fix the same hyperparameters as the launch did (`fixed`)") from None
     use_persistent_cache()
     return Rerunner(engine, row, study, found, study.data(study.seed))
 

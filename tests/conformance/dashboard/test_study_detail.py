@@ -18,8 +18,7 @@ from optuna_dashboard.preferential._system_attrs import report_skip
 
 from tuner.dashboard import study_detail as opening
 from tuner.dashboard.study_detail import StudyDetail
-from tuner.storage import open_storage
-from tuner.storage.sql.url import for_optuna
+from tuner.storage import open_storage, parse_url
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
@@ -61,7 +60,7 @@ class Sides:
 
     def __init__(self, url: str) -> None:
         self.storage = open_storage(url)
-        self.plain_storage = optuna.storages.RDBStorage(for_optuna(url))
+        self.plain_storage = optuna.storages.RDBStorage(parse_url(url).for_optuna)
 
     def compare(self, study: optuna.Study, query: str = "") -> dict[str, Any]:
         path = f"/api/studies/{study._study_id}"

@@ -24,14 +24,13 @@ from sqlalchemy import event
 from storage_tools import LEASE_S, Desk, report, shared_desk_at
 
 from tuner.errors import LeaseLost, StorageLost, UnknownStudy
-from tuner.storage import connect
+from tuner.storage import connect, parse_url
 from tuner.storage.read import hours
 from tuner.storage.sql import dialect, prepared_statements, statements
 from tuner.storage.sql.dialect import now_s
 from tuner.storage.sql.retry import Patience, patient
 from tuner.storage.sql.tables import attempts, budgets, workers
 from tuner.storage.sql.tables import trials as trials_table
-from tuner.storage.sql.url import for_optuna
 from tuner.storage.worker import claims, leases, reporter
 from tuner.storage.worker.claims import MAX_DEATHS, Claimant, NoTrial
 from tuner.storage.worker.fences import Lease
@@ -375,7 +374,7 @@ def test_at_first_and_after_two_hundred_ended_trials_the_mark_moves_over_all_tha
 @pytest.fixture
 def plain(desk: Books) -> Iterator[optuna.Study]:
     """The desk's study as a process of plain Optuna has it."""
-    storage = optuna.storages.RDBStorage(for_optuna(desk.url))
+    storage = optuna.storages.RDBStorage(parse_url(desk.url).for_optuna)
     yield optuna.load_study(study_name=desk.name, storage=storage)
     storage.remove_session()
     storage.engine.dispose()

@@ -35,6 +35,7 @@ from sqlalchemy import event
 from storage_tools import new_database, opened
 
 from tuner.errors import LeaseLost
+from tuner.storage import parse_url
 from tuner.storage.optuna import loading
 from tuner.storage.optuna.storage import Storage
 from tuner.storage.sql import prepared_statements
@@ -47,7 +48,6 @@ from tuner.storage.sql.tables import (
     trial_values,
     trials,
 )
-from tuner.storage.sql.url import for_optuna
 from tuner.storage.worker import claims, leases
 from tuner.storage.worker.fences import Lease
 from tuner.trial import Outcome
@@ -73,7 +73,7 @@ NASTY = [
 
 @contextmanager
 def plain_optuna(url: str) -> Iterator[RDBStorage]:
-    storage = RDBStorage(for_optuna(url))
+    storage = RDBStorage(parse_url(url).for_optuna)
     try:
         yield storage
     finally:
@@ -936,7 +936,7 @@ def test_the_optuna_command_reads_a_database_that_we_have_open(place: Place) -> 
     running = study.ask()
 
     def optuna_says(*words: str) -> Any:
-        command = [str(Path(sys.executable).with_name("optuna")), *words, "--storage", for_optuna(place.url)]
+        command = [str(Path(sys.executable).with_name("optuna")), *words, "--storage", parse_url(place.url).for_optuna]
         done = subprocess.run([*command, "-f", "json"], capture_output=True, text=True, timeout=100)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)

@@ -20,11 +20,10 @@ from storage_tools import connection_to, everything, opened, restore
 import tuner
 from tuner.errors import StorageLost, StorageSchemaError
 from tuner.results.rows import study_rows
-from tuner.storage import connect
+from tuner.storage import connect, parse_url
 from tuner.storage.sql import schema
 from tuner.storage.sql.engine import new_engine
 from tuner.storage.sql.tables import VERSION_TABLE, tuner_tables
-from tuner.storage.sql.url import driver_url
 
 inf, nan = math.inf, math.nan
 
@@ -52,7 +51,7 @@ def test_optunas_tables_are_as_optuna_makes_them(storage_url: str, tmp_path: Pat
             connection.exec_driver_sql("CREATE SCHEMA theirs")
         in_schema = sa.make_url(storage_url).update_query_dict({"options": "-csearch_path=theirs"})
         theirs = in_schema.render_as_string(hide_password=False)
-    plain = RDBStorage(driver_url(theirs))
+    plain = RDBStorage(parse_url(theirs).driver)
     plain.remove_session()
     plain.engine.dispose()
     with opened(storage_url):
@@ -164,7 +163,7 @@ def test_the_copy_of_a_sqlite_file_is_the_old_database(sqlite_url: str, tmp_path
 
 def test_our_first_tables_become_these(storage_url: str) -> None:
     """A database of the first version has leases without a revision, and keeps its records as user attributes."""
-    plain = RDBStorage(driver_url(storage_url))
+    plain = RDBStorage(parse_url(storage_url).driver)
     study = optuna.create_study(storage=plain, study_name="ours")
     trial = study.ask()
     for key, value in {"outcome": "complete", "worker": "w", "compile_s": 0.5, "other": [1]}.items():
@@ -306,7 +305,7 @@ def test_deleted_trials_take_our_rows_with_them(storage_url: str) -> None:
             own = {"trial_id": trial_id} if "trial_id" in table.columns else {}
             connection.execute(table.insert(), {**own, **row})
 
-    plain = RDBStorage(driver_url(storage_url))
+    plain = RDBStorage(parse_url(storage_url).driver)
     optuna.delete_study(study_name="ours", storage=plain)
     plain.remove_session()
     plain.engine.dispose()

@@ -21,11 +21,10 @@ from storage_tools import new_database, opened
 
 import tuner
 from tuner.errors import LeaseLost, StorageLost, UnknownStudy
-from tuner.storage import connect
+from tuner.storage import connect, parse_url
 from tuner.storage.read.queries import RECORD_KEY, find_record, find_study, read_studies
 from tuner.storage.sql.dialect import clock
 from tuner.storage.sql.tables import optuna_tables, tuner_tables
-from tuner.storage.sql.url import driver_url
 from tuner.storage.worker import claims, leases
 from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.studies import Registered, register
@@ -108,7 +107,7 @@ def test_many_processes_may_create_the_tables_at_once(storage_url: str) -> None:
 
 
 def test_a_database_of_plain_optuna_gets_our_table_and_keeps_its_studies(storage_url: str) -> None:
-    plain = optuna.storages.RDBStorage(driver_url(storage_url))
+    plain = optuna.storages.RDBStorage(parse_url(storage_url).driver)
     optuna.create_study(storage=plain, study_name="theirs").add_trial(optuna.create_trial(value=0.5))
     plain.remove_session()
     plain.engine.dispose()
@@ -187,7 +186,7 @@ def test_plain_optuna_reads_what_we_wrote(storage_url: str) -> None:
             report(engine, lease, value / 2)
             leases.tell(engine, lease, Outcome.COMPLETE, [value], {"worker": "worker"})
 
-    plain = optuna.storages.RDBStorage(driver_url(storage_url))
+    plain = optuna.storages.RDBStorage(parse_url(storage_url).driver)
     study = optuna.load_study(study_name="ours", storage=plain)
     assert (study.best_value, study.best_trial.number) == (0.75, 1)
     assert study.best_trial.user_attrs == {"outcome": "complete"}
@@ -290,7 +289,7 @@ def closed_port() -> int:
 )
 def test_an_unreachable_server_is_one_line_without_the_password(reach: Any, url: str, closed_port: int) -> None:
     with pytest.raises(
-        StorageLost, match=r"cannot reach the storage .*Connection refused.*; check --storage"
+        StorageLost, match=r"cannot reach the storage .*Connection refused.*; check `storage`"
     ) as caught:
         reach(url.format(closed_port))
 

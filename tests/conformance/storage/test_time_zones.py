@@ -25,13 +25,12 @@ from tuner.dashboard.study_detail import StudyDetail
 from tuner.errors import StorageSchemaError, UsageError
 from tuner.results.export import export_trials
 from tuner.results.rows import show_row, trial_rows
-from tuner.storage import connect, open_storage
+from tuner.storage import connect, open_storage, parse_url
 from tuner.storage.mirroring import read_unsent
 from tuner.storage.optuna.storage import Storage
 from tuner.storage.read.queries import find_study, read_trials
 from tuner.storage.sql import schema, zones
 from tuner.storage.sql.tables import attempts, records, trials, unknown_zones
-from tuner.storage.sql.url import driver_url
 from tuner.tracking import mirror
 
 pytestmark = pytest.mark.timezone
@@ -53,7 +52,7 @@ def zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 @contextlib.contextmanager
 def plain_study(url: str, name: str) -> Iterator[optuna.Study]:
     """A study through Optuna's own storage."""
-    storage = RDBStorage(driver_url(url))
+    storage = RDBStorage(parse_url(url).driver)
     try:
         yield optuna.load_study(study_name=name, storage=storage)
     finally:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 import tuner
 from tuner.admin.doctor import _health_page, _packages, _storage, _tracking, examine
-from tuner.storage.sql.url import driver_url
+from tuner.storage import parse_url
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_another_project_called_tuner_beside_this_one_is_told(tmp_path: Path, mo
 
 def test_tables_of_another_version_and_few_connections(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tuner.open_storage(postgres_url).close()
-    engine = sa.create_engine(driver_url(postgres_url))
+    engine = sa.create_engine(parse_url(postgres_url).driver)
     with engine.begin() as connection:
         connection.exec_driver_sql("UPDATE tuner_alembic_version SET version_num = '0001'")
     engine.dispose()

@@ -24,8 +24,10 @@ from storage_tools import desk_at, new_database
 from tracking_tools import ODD, curves, fill, rows
 
 from tuner.errors import UsageError
-from tuner.launch.mirror_process import MirrorProcess, mirror_command
+from tuner.launch.mirror_process import MirrorProcess
+from tuner.launch.options import LaunchOptions, MirrorOptions
 from tuner.launch.progress import Progress
+from tuner.storage import parse_url
 from tuner.tracking.mlflow import address, allowed_name
 
 LAUNCH = ("launch", "tiny.py", "--workers", "2")
@@ -282,7 +284,7 @@ def test_a_launcher_hears_of_each_thing_that_a_tracker_takes(
         fill(desk)
         name = desk.name
     heard, shown, put = [], Said(), queue.Queue.put
-    launched = MirrorProcess(([f"--tensorboard={tmp_path / 'tb'}"], {}), sqlite_url)
+    launched = MirrorProcess(MirrorOptions([f"--tensorboard={tmp_path / 'tb'}"]), parse_url(sqlite_url))
     monkeypatch.setattr(queue.Queue, "put", lambda self, message: (heard.append(message), put(self, message))[1])
 
     launched.start(name)
@@ -573,12 +575,12 @@ def test_wrong_trackers_are_refused_in_one_line(tuner_on_sqlite: Any, tmp_path: 
     unknown = tuner_on_sqlite.run("track", "tony", "--tensorboard", "tb")
     assert unknown.returncode == 2
     assert "no study 'tony' in this storage" in unknown.stderr
-    with pytest.raises(UsageError, match=r"^--mlflow must be http\(s\)://HOST:PORT, or .*: got 'mlruns'$"):
-        mirror_command("mlruns", None, None)
+    with pytest.raises(UsageError, match=r"^`mlflow` must be http\(s\)://HOST:PORT, or .*: got 'mlruns'$"):
+        LaunchOptions(mlflow="mlruns").mirror_options()
     with pytest.raises(UsageError, match=r"got one with a password$"):
-        mirror_command("ftp://me:secret@host", None, None)
-    with pytest.raises(UsageError, match=r"^cannot write to the folder of --tensorboard: .*file: "):
-        mirror_command(None, str(tmp_path / "file"), None)
+        LaunchOptions(mlflow="ftp://me:secret@host").mirror_options()
+    with pytest.raises(UsageError, match=r"^cannot write to the folder of `tensorboard`: .*file: "):
+        LaunchOptions(tensorboard=str(tmp_path / "file")).mirror_options()
 
 
 def test_addresses_are_shown_without_logins() -> None:
@@ -589,13 +591,12 @@ def test_addresses_are_shown_without_logins() -> None:
 
 def test_a_uri_is_not_on_the_mirrors_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert mirror_command(None, None, None) == ([], {})
-    assert mirror_command("http://me:secret@host", None, "p") == (
-        ["--wandb=p"],
-        {"MLFLOW_TRACKING_URI": "http://me:secret@host"},
+    assert LaunchOptions().mirror_options() == MirrorOptions()
+    assert LaunchOptions(mlflow="http://me:secret@host", wandb="p").mirror_options() == MirrorOptions(
+        ["--wandb=p"], {"MLFLOW_TRACKING_URI": "http://me:secret@host"}
     )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://other")
-    assert mirror_command(None, None, None)[1] == {"MLFLOW_TRACKING_URI": "http://other"}
+    assert LaunchOptions().mirror_options().environment == {"MLFLOW_TRACKING_URI": "http://other"}
 
 
 def test_names_that_mlflow_does_not_take_are_replaced() -> None:

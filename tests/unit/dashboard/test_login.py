@@ -354,18 +354,17 @@ def test_an_address_is_known_by_what_the_door_says_of_it() -> None:
         ({"host": "0.0.0.0"}, r"any address but loopback needs a login: got --host 0\.0\.0\.0 without --users"),
         ({"host": "::"}, "any address but loopback needs a login"),
         ({"host": "192.0.2.1", "behind_proxy": True}, "any address but loopback needs a login"),
-        ({"is_behind_proxy": True}, "a proxy lets others in, so it needs a login"),
+        ({"behind_proxy": True}, "a proxy lets others in, so it needs a login"),
         ({"host": "0.0.0.0", "users": Path("users")}, "passwords would be sent unencrypted"),
-        ({"tls_cert": Path("cert.pem")}, "--tls-cert and --tls-key must be given together"),
-        ({"prefix": "tuner"}, "--prefix must be a path such as /tuner: got 'tuner'"),
-        ({"prefix": '/"><script>'}, "--prefix must be a path"),
-        ({"prefix": "//evil.example"}, "--prefix must be a path"),
-        ({"host": "no.such.name.invalid"}, "--host must be an address of this machine"),
-        ({"port": 65536}, "--port must be 1 to 65535, or 0 for a free one: got 65536"),
+        ({"tls_cert": Path("cert.pem")}, "`tls_cert` and `tls_key` must be given together"),
+        ({"prefix": "tuner"}, "`prefix` must be a path such as /tuner: got 'tuner'"),
+        ({"prefix": '/"><script>'}, "`prefix` must be a path"),
+        ({"prefix": "//evil.example"}, "`prefix` must be a path"),
+        ({"host": "no.such.name.invalid"}, "`host` must be an address of this machine"),
+        ({"port": 65536}, "`port` must be 1 to 65535, or 0 for a free one: got 65536"),
     ],
 )
 def test_what_is_refused_before_anything_listens(given: dict[str, Any], message: str) -> None:
-    given = {("is_behind_proxy" if name == "behind_proxy" else name): value for name, value in given.items()}
     with pytest.raises(UsageError, match=message):
         check_serving(Serving(**given))
 
@@ -378,7 +377,7 @@ def test_what_is_refused_before_anything_listens(given: dict[str, Any], message:
         {"host": "127.0.0.2"},
         {"host": "localhost"},
         {"users": Path("users")},
-        {"host": "0.0.0.0", "users": Path("users"), "is_behind_proxy": True},
+        {"host": "0.0.0.0", "users": Path("users"), "behind_proxy": True},
         {"host": "0.0.0.0", "users": Path("users"), "tls_cert": Path("c"), "tls_key": Path("k")},
     ],
 )
@@ -399,7 +398,7 @@ def test_the_front_end_finds_its_addresses_below_a_prefix() -> None:
     assert 'url_prefix:"/tuner/dashboard"' in changed
     assert "`/csv/" not in changed
     assert "`/artifacts/" not in changed
-    with pytest.raises(UsageError, match="--prefix does not work with this version of optuna-dashboard"):
+    with pytest.raises(UsageError, match="`prefix` does not work with this version of optuna-dashboard"):
         below_prefix("const nothing = 1", "/tuner")
 
 

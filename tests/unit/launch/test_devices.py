@@ -63,7 +63,7 @@ def test_devices_are_dealt_out_fairly(
     found = Devices(kind, devices, devices if kind == "cpu" else tuple(range(100, 100 + cores)))
     if per_worker is not None and per_worker * (workers or 1) > count:
         with pytest.raises(
-            DeviceError, match=rf"--devices-per-worker {per_worker} with {workers or 1} workers needs more"
+            DeviceError, match=rf"`devices_per_worker` {per_worker} with {workers or 1} workers needs more"
         ):
             assign(found, workers, per_worker)
         return
@@ -140,15 +140,15 @@ def test_cores_beside_gpus_are_dealt_out_too(
 @pytest.mark.parametrize(
     ("devices", "workers", "per_worker", "message"),
     [
-        (gpus(2), 0, None, "--workers must be at least 1: got 0"),
-        (gpus(2), None, -1, "--devices-per-worker must be at least 1: got -1"),
+        (gpus(2), 0, None, "`workers` must be at least 1: got 0"),
+        (gpus(2), None, -1, "`devices_per_worker` must be at least 1: got -1"),
         (
             gpus(2),
             None,
             3,
-            "--devices-per-worker 3 with 1 workers needs more devices than this machine has: 2 \\(gpu 0, 1\\)",
+            "`devices_per_worker` 3 with 1 workers needs more devices than this machine has: 2 \\(gpu 0, 1\\)",
         ),
-        (gpus(4), 3, 2, "--devices-per-worker 2 with 3 workers needs more devices than this machine has: 4"),
+        (gpus(4), 3, 2, "`devices_per_worker` 2 with 3 workers needs more devices than this machine has: 4"),
         (tpus(4), 5, None, "needs 1, 2, 4 or 8 TPU chips of its own: got 5 workers on 4 chips"),
         (tpus(4), 1, 3, "needs 1, 2, 4 or 8 TPU chips of its own: got 1 workers on 4 chips"),
     ],
@@ -180,12 +180,12 @@ def test_auto_means_all() -> None:
 
 @pytest.mark.parametrize("wanted", ["", "all", "0,", "gpu0", "0 1", "-1", "1.0"])
 def test_devices_must_be_a_list_of_ids(wanted: str) -> None:
-    with pytest.raises(DeviceError, match=f"--devices must be auto or ids as in 0,1,2: got '{wanted}'"):
+    with pytest.raises(DeviceError, match=f"`devices` must be auto or ids as in 0,1,2: got '{wanted}'"):
         choose(gpus(2), wanted)
 
 
 def test_a_device_named_twice_or_missing_is_refused() -> None:
-    with pytest.raises(DeviceError, match="must name each device once: got '0,1,0'; use --workers to share"):
+    with pytest.raises(DeviceError, match="must name each device once: got '0,1,0'; use `workers` to share"):
         choose(gpus(2), "0,1,0")
     with pytest.raises(DeviceError, match="no device 2 on this machine: it has gpu 0, 1"):
         choose(gpus(2), "1,2,9")

@@ -9,7 +9,9 @@ import pytest
 
 from tuner.launch import launcher
 from tuner.launch.mirror_process import MirrorProcess
+from tuner.launch.options import MirrorOptions
 from tuner.launch.prometheus import LaunchMetrics
+from tuner.storage import parse_url
 
 
 class SilentDatabase:
@@ -29,9 +31,9 @@ class SilentDatabase:
 
 def test_a_signal_ends_the_last_count_of_a_silent_database(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher, "_FINAL_COUNT_S", 600.0)
-    run = launcher._Launch(
-        [], "sqlite:///none.db", "study.py", [], MirrorProcess(([], {}), ""), LaunchMetrics(["cpu 0"])
-    )
+    url = parse_url("sqlite:///none.db")
+    mirror = MirrorProcess(MirrorOptions(), url)
+    run = launcher._Launch([], url, "study.py", [], mirror, LaunchMetrics(["cpu 0"]))
     run.database.close()
     run.database = cast("Any", silent := SilentDatabase())
     run.snapshot.study = "tiny"

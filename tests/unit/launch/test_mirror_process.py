@@ -9,8 +9,10 @@ import pytest
 
 from tuner.launch import mirror_process as mirror
 from tuner.launch.mirror_process import MirrorProcess
+from tuner.launch.options import MirrorOptions
 from tuner.launch.process import Message
 from tuner.launch.progress import Progress
+from tuner.storage import parse_url
 
 PROGRESS = {"event": "progress"}
 
@@ -80,7 +82,7 @@ def end(
     signal_s: float | None = None,
 ) -> tuple[Process, list[str]]:
     """End a launch whose mirror behaves so; return the mirror and what was shown."""
-    made = MirrorProcess(([], {}), "sqlite:///x.db", _study="tiny")
+    made = MirrorProcess(MirrorOptions(), parse_url("sqlite:///x.db"), _study="tiny")
     process, shown, stop = Process(made, said, ends_s, obeys=obeys), Said(), threading.Event()
     made._process = cast("Any", process)
     monkeypatch.setattr(mirror, "time", process)

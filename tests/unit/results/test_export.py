@@ -87,7 +87,7 @@ def test_nothing_is_replaced_or_left_half_written(
     fill(storage)
     engine, path = connect(storage_url), tmp_path / "out.json"
     path.write_text("mine")
-    with pytest.raises(UsageError, match=r"out.json exists already: pass --force to overwrite it"):
+    with pytest.raises(UsageError, match=r"out.json exists already: pass `force` to overwrite it"):
         export_trials(engine, "ours", path)
     with monkeypatch.context() as patch:
         patch.setattr(json, "dumps", lambda *_, **__: 1 / 0)

@@ -84,16 +84,16 @@ def test_numbers_compare_as_python_does(values: list[float], limit: float) -> No
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("rate", r"--where must have the form NAME<VALUE, with < <= > >= = or !=: got 'rate'"),
-        ("<3", r"--where must have the form NAME<VALUE"),
-        ("", r"--where must have the form NAME<VALUE"),
-        ("rate=<3", r"--where must have the form NAME<VALUE"),
-        ("rate<", r"--where must have the form NAME<VALUE"),
-        ("rate<fast", r"--where must compare numbers by < and >: got 'rate' and 'fast'"),
-        ("kind<3", r"--where must compare numbers by < and >: got 'kind' and '3'"),
+        ("rate", r"`where` must have the form NAME<VALUE, with < <= > >= = or !=: got 'rate'"),
+        ("<3", r"`where` must have the form NAME<VALUE"),
+        ("", r"`where` must have the form NAME<VALUE"),
+        ("rate=<3", r"`where` must have the form NAME<VALUE"),
+        ("rate<", r"`where` must have the form NAME<VALUE"),
+        ("rate<fast", r"`where` must compare numbers by < and >: got 'rate' and 'fast'"),
+        ("kind<3", r"`where` must compare numbers by < and >: got 'kind' and '3'"),
         ("outcome=completee", r"an outcome is one of complete, .*: got 'completee'; did you mean 'complete'"),
-        ("rat<3", r"--where must name one of number, value, outcome, rate, kind, deep: got 'rat'; did you mean 'rate'"),
-        ("hparams<3", r"--where must name one of"),
+        ("rat<3", r"`where` must name one of number, value, outcome, rate, kind, deep: got 'rat'; did you mean 'rate'"),
+        ("hparams<3", r"`where` must name one of"),
     ],
 )
 def test_what_is_no_condition_is_refused(text: str, message: str) -> None:
@@ -102,7 +102,7 @@ def test_what_is_no_condition_is_refused(text: str, message: str) -> None:
 
 
 def test_an_unknown_key_to_sort_by_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"--sort must name one of .*: got 'rates'; did you mean 'rate'"):
+    with pytest.raises(UsageError, match=r"`sort` must name one of .*: got 'rates'; did you mean 'rate'"):
         in_order(ROWS, "-rates")
     assert in_order([], "rates") == []
     assert filtered([], ["rates<3"]) == []

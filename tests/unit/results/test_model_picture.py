@@ -122,7 +122,7 @@ def test_what_is_wrong_with_the_question_is_told(engine: Any, place: Any, tmp_pa
     with pytest.raises(UsageError, match=r"the plot 'picture' must end in \.png or \.svg"):
         draw_picture(engine, "tiny", tmp_path / "out.html")
     (tmp_path / "out.png").write_text("mine")
-    with pytest.raises(UsageError, match="pass --force to overwrite it"):
+    with pytest.raises(UsageError, match="pass `force` to overwrite it"):
         draw_picture(engine, "tiny", tmp_path / "out.png")
     assert (tmp_path / "out.png").read_text() == "mine"
 

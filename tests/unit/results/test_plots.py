@@ -177,7 +177,7 @@ def test_an_unknown_study_is_not_drawn(url: str, tmp_path: Path) -> None:
     with pytest.raises(UnknownStudy):
         plot(url, "none", "history", tmp_path / "a.png")
     (tmp_path / "a.png").write_text("mine")
-    with pytest.raises(UsageError, match=r"a.png exists already: pass --force to overwrite it"):
+    with pytest.raises(UsageError, match=r"a.png exists already: pass `force` to overwrite it"):
         plot(url, NAME, "history", tmp_path / "a.png")
     plot(url, NAME, "history", tmp_path / "a.png", force=True)
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

@@ -361,7 +361,7 @@ def test_several_objectives_are_asked_for_by_name(shelf: Shelf) -> None:
     assert kept == [everything[1]]
     columns = ["number", "outcome", "values", "is_feasible", "seconds", "hparams"]
     assert list(everything[0]) == columns, "they are no columns"
-    with pytest.raises(UsageError, match=rf"--sort must name one of .*values\.{one}, values\.{other}.*: got 'values'"):
+    with pytest.raises(UsageError, match=rf"`sort` must name one of .*values\.{one}, values\.{other}.*: got 'values'"):
         trial_rows(shelf.engine, "pair", sort="values")
 
 

@@ -1,5 +1,6 @@
 """Storage URLs: which are accepted, where the default comes from, and that no message ever holds a password."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tuner.errors import StorageURLError, UsageError
-from tuner.storage import DEFAULT_URL, hide_password, storage_url
-from tuner.storage.sql.url import driver_url
+from tuner.output.sanitize import hide_password
+from tuner.storage import DEFAULT_URL, parse_url, storage_url
 
 ENVIRONMENT = "TUNER_STORAGE"
 
@@ -22,7 +23,7 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def refusal(url: str) -> str:
     """Return the message with which a URL is refused."""
     with pytest.raises(StorageURLError, match="storage") as caught:
-        driver_url(url)
+        parse_url(url)
     return str(caught.value)
 
 
@@ -40,14 +41,14 @@ def refusal(url: str) -> str:
     ],
 )
 def test_a_sqlite_file_is_taken_as_it_is(url: str) -> None:
-    assert driver_url(url) == url
+    assert parse_url(url).driver == url
 
 
 def test_an_absolute_sqlite_file_has_four_slashes(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/tuner.db"
 
     assert url.startswith("sqlite:////")
-    assert driver_url(url) == url
+    assert parse_url(url).driver == url
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg2"])
@@ -69,7 +70,7 @@ def test_an_absolute_sqlite_file_has_four_slashes(tmp_path: Path) -> None:
     ],
 )
 def test_postgres_goes_to_psycopg2_by_any_of_its_names(scheme: str, rest: str) -> None:
-    assert driver_url(f"{scheme}://{rest}") == f"postgresql+psycopg2://{rest}"
+    assert parse_url(f"{scheme}://{rest}").driver == f"postgresql+psycopg2://{rest}"
 
 
 # --- Which are refused, and why
@@ -112,7 +113,7 @@ def test_postgres_goes_to_psycopg2_by_any_of_its_names(scheme: str, rest: str) -
 )
 def test_a_url_that_cannot_be_a_storage_is_refused(url: str, reason: str) -> None:
     with pytest.raises(StorageURLError, match=reason) as caught:
-        driver_url(url)
+        parse_url(url)
 
     message = str(caught.value)
     assert "secret" not in message
@@ -137,15 +138,36 @@ def test_a_database_in_memory_is_refused_however_it_is_written(url: str) -> None
 
 
 def test_the_given_url_wins_over_the_environment_and_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert storage_url(None) == DEFAULT_URL == "sqlite:///tuner.db"
+    assert storage_url(None).text == DEFAULT_URL == "sqlite:///tuner.db"
 
     monkeypatch.setenv(ENVIRONMENT, "postgresql://me@db/tuner")
-    assert storage_url(None) == "postgresql://me@db/tuner"  # as it was written: the driver is nobody's business
-    assert storage_url("") == "postgresql://me@db/tuner"
-    assert storage_url("sqlite:///mine.db") == "sqlite:///mine.db"
+    assert storage_url(None).text == "postgresql://me@db/tuner", "as it was written"
+    assert storage_url("").text == "postgresql://me@db/tuner"
+    assert storage_url("sqlite:///mine.db").text == "sqlite:///mine.db"
 
     monkeypatch.setenv(ENVIRONMENT, "")
-    assert storage_url(None) == DEFAULT_URL
+    assert storage_url(None).text == DEFAULT_URL
+
+
+def test_a_parsed_url_is_frozen_and_shows_no_password() -> None:
+    url = parse_url("postgresql://me:se{cret@db/tuner")
+    assert url.text == "postgresql://me:se{cret@db/tuner"
+    assert (url.driver, url.file) == ("postgresql+psycopg2://me:se{cret@db/tuner", None)
+    assert url.for_optuna == "postgresql+psycopg2://me:se{{cret@db/tuner"
+    assert str(url) == f"{url}" == "postgresql://me:***@db/tuner"
+    assert "cret" not in repr(url)
+    assert parse_url(url) is url is storage_url(url)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        url.text = ""  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_sqlite_url_knows_its_file_and_whether_it_is_new(tmp_path: Path) -> None:
+    url = parse_url(f"sqlite:///{tmp_path}/a.db?timeout=5")
+    assert url.file == tmp_path / "a.db"
+    assert url.is_new_file()
+    url.file.touch()
+    assert not url.is_new_file()
+    assert not parse_url("postgresql://me@db/tuner").is_new_file()
 
 
 def test_a_wrong_url_is_refused_wherever_it_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,14 +281,14 @@ def test_no_refusal_shows_any_part_of_a_password(inside: str, shape: tuple[str, 
 )
 def test_what_would_end_a_password_early_must_be_escaped(password: str) -> None:
     with pytest.raises(StorageURLError, match="escaped, as %40") as caught:
-        driver_url(f"postgresql://me:{password}@db/tuner")
+        parse_url(f"postgresql://me:{password}@db/tuner")
 
     assert "cret" not in str(caught.value)
-    assert driver_url("postgresql://me:se%40cret%20@db/tuner").endswith("@db/tuner")
+    assert parse_url("postgresql://me:se%40cret%20@db/tuner").driver.endswith("@db/tuner")
 
 
 def test_a_user_name_may_hold_an_at_sign() -> None:
-    assert hide_password(driver_url("postgresql://me@corp:secret@db/tuner")).endswith("//me@corp:***@db/tuner")
+    assert hide_password(parse_url("postgresql://me@corp:secret@db/tuner").driver).endswith("//me@corp:***@db/tuner")
 
 
 def test_an_at_sign_in_a_query_password_is_hidden() -> None:

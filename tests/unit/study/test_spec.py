@@ -19,6 +19,7 @@ import tuner.launch
 import tuner.worker
 from tuner import Space, Study, choice, int_uniform, log_uniform, uniform
 from tuner.errors import SpaceError, StudyError, StudyFileError
+from tuner.launch import LaunchOptions
 from tuner.study import StudySpec, load_study, trial_seed
 from tuner.study.file import split_target
 
@@ -489,7 +490,7 @@ def test_a_changed_function_is_a_changed_space(write: Write) -> None:
 
 def test_launch_names_file_and_study(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    monkeypatch.setattr(tuner.launch, "launch", lambda target, **options: calls.append((target, options)))
+    monkeypatch.setattr(tuner.launch, "launch", lambda *args: calls.append(args))
     main = types.ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", main)
     made = study(seed=4)
@@ -503,7 +504,9 @@ def test_launch_names_file_and_study(monkeypatch: pytest.MonkeyPatch) -> None:
         made.launch()  # it is another study's script
     vars(main)["searched"] = made
     made.launch(workers=2)
-    assert calls == [("/some/study.py:searched", {"workers": 2})]
+    assert calls == [("/some/study.py:searched", LaunchOptions(workers=2))]
+    with pytest.raises(TypeError, match="worker"):
+        made.launch(worker=2)
 
 
 def test_run_is_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:

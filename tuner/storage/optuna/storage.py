@@ -41,7 +41,7 @@ from tuner.storage.sql.tables import (
     trial_user_attributes,
     trials,
 )
-from tuner.storage.sql.url import for_optuna
+from tuner.storage.sql.url import AnyURL, StorageURL, parse_url
 from tuner.storage.sql.zones import UTC, utc_time
 from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.leases import store_attribute, store_suggested
@@ -121,7 +121,8 @@ class Storage(BaseStorage):
     Concurrency: safe from many processes and threads.
     """
 
-    def __init__(self, url: str, patience: Patience = IMPATIENT, zone: datetime.tzinfo | None = None) -> None:
+    def __init__(self, url: AnyURL, patience: Patience = IMPATIENT, zone: datetime.tzinfo | None = None) -> None:
+        url = parse_url(url)
         self.url, self.zone = url, zone
         self._lock = threading.RLock()
         self._known: dict[int, _Known] = {}
@@ -139,7 +140,7 @@ class Storage(BaseStorage):
             raise
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "zone": self.zone}
+        return {"url": self.url.text, "zone": self.zone}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["url"], zone=state.get("zone"))
@@ -450,7 +451,7 @@ class Storage(BaseStorage):
         return best if self.zone is None else self.get_trial(_id_of(best))
 
 
-def _cold_storage(url: str, engine: Engine) -> RDBStorage:
+def _cold_storage(url: StorageURL, engine: Engine) -> RDBStorage:
     """Return Optuna's own storage on our connections."""
     pool = {"pool": engine.pool}
-    return RDBStorage(for_optuna(url), engine_kwargs=pool, skip_table_creation=True, skip_compatibility_check=True)
+    return RDBStorage(url.for_optuna, engine_kwargs=pool, skip_table_creation=True, skip_compatibility_check=True)

@@ -14,8 +14,9 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 
 from tuner.errors import StorageLost
+from tuner.output.sanitize import hide_password
 from tuner.storage.sql import deadlines
-from tuner.storage.sql.url import driver_url, hide_password, sqlite_path
+from tuner.storage.sql.url import AnyURL, StorageURL, parse_url
 
 _BUSY_TIMEOUT_S = 10
 _CONNECT_TIMEOUT_S = 10
@@ -39,14 +40,14 @@ _KEEPALIVE = {
 }
 
 
-def new_engine(url: str) -> Engine:
+def new_engine(url: AnyURL) -> Engine:
     """Return an engine that holds at most two connections: one for the work, one for the thread that renews leases."""
-    full_url = driver_url(url)
-    if full_url.startswith("sqlite"):
-        engine = sqlalchemy.create_engine(full_url, connect_args={"timeout": _BUSY_TIMEOUT_S})
+    url = parse_url(url)
+    if url.file is not None:
+        engine = sqlalchemy.create_engine(url.driver, connect_args={"timeout": _BUSY_TIMEOUT_S})
         event.listen(engine, "connect", _prepare_sqlite)
         return engine
-    parsed = sqlalchemy.make_url(full_url)
+    parsed = sqlalchemy.make_url(url.driver)
     arguments = {"connect_timeout": _CONNECT_TIMEOUT_S, "application_name": "tuner", **_KEEPALIVE}
     engine = sqlalchemy.create_engine(
         parsed,
@@ -139,14 +140,13 @@ def autocommit(connection: Any) -> Generator[None]:
             connection.autocommit = False
 
 
-def lost(error: Exception, url: str) -> StorageLost:
+def lost(error: Exception, where: StorageURL | sqlalchemy.URL) -> StorageLost:
     """Return the one-line error for a database that does not answer, or whose disk is full."""
+    shown = hide_password(str(where))
     original = getattr(error, "orig", None)
     if pgcode(error) == "53100" or sqlite_code(original) == sqlite3.SQLITE_FULL:
-        return StorageLost(f"the storage's disk is full: {hide_password(url)} ({error_line(error)}); free some space")
-    return StorageLost(
-        f"cannot reach the storage {hide_password(url)}: {error_line(error)}; check --storage or $TUNER_STORAGE"
-    )
+        return StorageLost(f"the storage's disk is full: {shown} ({error_line(error)}); free some space")
+    return StorageLost(f"cannot reach the storage {shown}: {error_line(error)}; check `storage` or $TUNER_STORAGE")
 
 
 def error_line(error: Exception) -> str:
@@ -155,11 +155,13 @@ def error_line(error: Exception) -> str:
     return hide_password(" ".join(part.strip() for part in reason[:2]) if reason else type(error).__name__)
 
 
-def connected_engine(url: str) -> Engine:
+def connected_engine(url: AnyURL) -> Engine:
     """See `tuner.storage.connect`."""
-    path = sqlite_path(driver_url(url))
-    if path is not None and not path.exists():
-        raise StorageLost(f"the storage does not exist: no file {str(path)!r} (storage {url!r}); launch a study first")
+    url = parse_url(url)
+    if url.file is not None and not url.file.exists():
+        raise StorageLost(
+            f"the storage does not exist: no file {str(url.file)!r} (storage {str(url)!r}); launch a study first"
+        )
     engine = new_engine(url)
     try:
         with engine.connect() as connection:

@@ -19,9 +19,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tuner.errors import StorageDenied, StorageLost, StorageSchemaError
 from tuner.output.log import tell
+from tuner.output.sanitize import hide_password
 from tuner.storage.sql import deadlines
 from tuner.storage.sql.engine import autocommit, error_line, limit_transaction, lost, pgcode, sqlite_code
-from tuner.storage.sql.url import hide_password
 from tuner.storage.sql.versions import check_tables, read_versions
 from tuner.storage.sql.wait_time import waiting
 
@@ -194,10 +194,10 @@ def _retried(engine: Engine, attempt: Callable[[int], T]) -> T:
                     raise
                 if kind == "passing":
                     _away_since_s.setdefault(engine.pool, began_s)
-                raise lost(error, engine.url.render_as_string()) from error
+                raise lost(error, engine.url) from error
             if not is_conflict:
                 _away_since_s.setdefault(engine.pool, began_s)
-                tell_away(engine, lost(error, engine.url.render_as_string()), "waiting for it")
+                tell_away(engine, lost(error, engine.url), "waiting for it")
             # Jitter, so that workers that were cut off together do not come back together.
             _pause(min(_LONGEST_PAUSE_S, 0.05 * 2**tries) * random.uniform(0.5, 1.5), patience)
             tries += 1

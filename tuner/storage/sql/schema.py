@@ -18,9 +18,10 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from tuner.errors import StorageSchemaError
+from tuner.output.sanitize import hide_password
 from tuner.storage.sql import tables, zones
 from tuner.storage.sql.engine import connected_engine, limit_transaction, lost
-from tuner.storage.sql.url import driver_url, for_optuna, hide_password, sqlite_path
+from tuner.storage.sql.url import AnyURL, StorageURL, parse_url
 from tuner.storage.sql.versions import (
     Versions,
     check_tables,
@@ -61,7 +62,7 @@ def prepare(engine: Engine) -> None:
 @contextlib.contextmanager
 def _locked(engine: Engine) -> Generator[Connection]:
     """Open a transaction that only one process at a time can have, on the only connection it takes."""
-    path = sqlite_path(engine.url.render_as_string())
+    path = Path(engine.url.database or "") if engine.dialect.name == "sqlite" else None
     with contextlib.ExitStack() as stack:
         if path is not None:
             folder = os.open(path.absolute().parent, os.O_RDONLY)
@@ -147,7 +148,7 @@ def _quiet_alembic() -> Generator[None]:
         logger.setLevel(before)
 
 
-def upgrade(url: str, from_timezone: str | None = None) -> list[str]:
+def upgrade(url: AnyURL, from_timezone: str | None = None) -> list[str]:
     """Bring the tables of a database to this version; return what was done, a line each.
 
     Args:
@@ -162,23 +163,23 @@ def upgrade(url: str, from_timezone: str | None = None) -> list[str]:
     from optuna.exceptions import StorageInternalError
 
     zone = None if from_timezone is None else zones.find_zone(from_timezone)
+    url = parse_url(url)
     engine = connected_engine(url)
-    path = sqlite_path(driver_url(url))
     done: list[str] = []
     converted = None
     try:
         with engine.connect() as connection:
             before, unknown = read_versions(connection), zones.count(connection)
         if before.optuna is None:
-            raise StorageSchemaError(f"nothing to upgrade in {hide_password(url)}: it has no tables")
+            raise StorageSchemaError(f"nothing to upgrade in {url}: it has no tables")
         check_tables(before, engine, may_be_older=True)
         head = optuna_scripts().get_current_head()
         is_current = before == Versions(head, tuner_scripts().get_current_head())
         if is_current and (zone is None or not unknown):
-            done.append(f"the tables of {hide_password(url)} are already at this version")
+            done.append(f"the tables of {url} are already at this version")
             return done + _about_zones(unknown, zone, None)
-        if path is not None:
-            done.append(f"a copy of the database as it was is in {_back_up(engine, path)}")
+        if url.file is not None:
+            done.append(f"a copy of the database as it was is in {_back_up(engine, url.file)}")
         if before.optuna != head:
             _mark_before_optuna(engine, before)
             _upgrade_optuna(url)
@@ -239,7 +240,7 @@ def _back_up(engine: Engine, path: Path) -> Path:
     return copy
 
 
-def _upgrade_optuna(url: str) -> None:
+def _upgrade_optuna(url: StorageURL) -> None:
     """Run Optuna's own migrations.
 
     Raises:
@@ -253,7 +254,7 @@ def _upgrade_optuna(url: str) -> None:
     try:
         with _quiet_alembic(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            storage = RDBStorage(for_optuna(url), skip_compatibility_check=True, skip_table_creation=True)
+            storage = RDBStorage(url.for_optuna, skip_compatibility_check=True, skip_table_creation=True)
             try:
                 storage.upgrade()
             finally:

@@ -9,6 +9,7 @@ from sqlalchemy import Engine
 from tuner.errors import StorageLost
 from tuner.output.log import tell
 from tuner.storage.sql.engine import connected_engine
+from tuner.storage.sql.url import AnyURL
 
 _STARTING_S = 60.0
 """How long to wait for a server that says that it starts up: it may have to recover from a crash."""
@@ -19,7 +20,7 @@ _STARTING = ("the database system is starting up", "the database system is not y
 _ABSENT = ("Connection refused", "No such file or directory Is the server running")
 
 
-def engine_when_up(url: str) -> Engine:
+def engine_when_up(url: AnyURL) -> Engine:
     """See `tuner.storage.connect_when_up`."""
     began_s, is_told = time.monotonic(), False
     while True:

@@ -1,11 +1,13 @@
-"""Storage URLs as text: which are accepted, and how they are shown without their password."""
+"""Storage URLs: parsed once, where they enter the program, and shown without their password."""
 
 from __future__ import annotations
 
 import os
 import re
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 from tuner.errors import StorageURLError
 from tuner.output.log import tell
@@ -19,15 +21,70 @@ _FORMS = "sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
 _POSTGRES = re.compile(r"(?:[^:/?#\s]*(?::[^@/?#\s]*)?@)?[^@/?#\s]*(?:/[^@?#\s]*)?(?:\?[^@\s]*)?")
 
 
-def storage_url(given: str | None) -> str:
+@dataclass(frozen=True)
+class StorageURL:
+    """The URL of a storage, which has been checked. As text it has no password; `parse_url` makes one.
+
+    Attributes:
+        text: The URL as it was given, with its password.
+        driver: The same for SQLAlchemy, with the name of the driver.
+        file: The SQLite file; None for Postgres.
+    """
+
+    text: str = field(repr=False)
+    driver: str = field(repr=False)
+    file: Path | None
+
+    def __str__(self) -> str:
+        return hide_password(self.text)
+
+    @property
+    def for_optuna(self) -> str:
+        """The URL for Optuna's `RDBStorage`, which fills in what is between braces."""
+        return self.driver.replace("{", "{{").replace("}", "}}")
+
+    def is_new_file(self) -> bool:
+        """Return whether this is a SQLite file that does not exist yet.
+
+        Raises:
+            StorageURLError: it does not exist and cannot be created.
+        """
+        if self.file is None or self.file.exists():
+            return False
+        if not os.access(self.file.parent, os.W_OK):
+            raise StorageURLError(f"the folder of the SQLite storage is not writable: {str(self.file.parent)!r}")
+        return True
+
+
+AnyURL: TypeAlias = StorageURL | str
+"""What functions take that people call from Python."""
+
+
+def storage_url(given: AnyURL | None) -> StorageURL:
     """Return `given`, else `$TUNER_STORAGE`, else the SQLite file `tuner.db` in the working directory.
 
     Raises:
-        StorageURLError: the URL cannot be a storage's.
+        StorageURLError: it is not a valid storage URL.
     """
-    url = given or os.environ.get("TUNER_STORAGE") or DEFAULT_URL
-    driver_url(url)
-    return url
+    return parse_url(given or os.environ.get("TUNER_STORAGE") or DEFAULT_URL)
+
+
+def parse_url(url: AnyURL) -> StorageURL:
+    """Check a storage URL; one that has been checked is returned as it is.
+
+    Raises:
+        StorageURLError: it is not a valid storage URL.
+    """
+    if isinstance(url, StorageURL):
+        return url
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        raise StorageURLError(f"a storage URL must be {_FORMS}: got {_shown(url)!r}")
+    if scheme == "sqlite":
+        return StorageURL(url, url, _sqlite_file(url, rest))
+    if scheme in ("postgresql", "postgres", "postgresql+psycopg2"):
+        return StorageURL(url, _postgres_url(url, rest), None)
+    raise StorageURLError(f"a storage URL must be {_FORMS}: got {scheme!r} in {_shown(url)!r}")
 
 
 def warn_of_password() -> None:
@@ -47,23 +104,7 @@ def _shown(url: str) -> str:
     return re.sub(r"(?s)(?<=:)(?!//).*@", "***@", hide_password(url))
 
 
-def driver_url(url: str) -> str:
-    """Return `url` with the driver spelt out, as SQLAlchemy wants it.
-
-    Raises:
-        StorageURLError: the URL cannot be a storage's.
-    """
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        raise StorageURLError(f"a storage URL must be {_FORMS}: got {_shown(url)!r}")
-    if scheme == "sqlite":
-        return _sqlite_url(url, rest)
-    if scheme in ("postgresql", "postgres", "postgresql+psycopg2"):
-        return _postgres_url(url, rest)
-    raise StorageURLError(f"a storage URL must be {_FORMS}: got {scheme!r} in {_shown(url)!r}")
-
-
-def _sqlite_url(url: str, rest: str) -> str:
+def _sqlite_file(url: str, rest: str) -> Path:
     path = rest.removeprefix("/").partition("?")[0]
     if not rest.startswith("/") or path in ("", ":memory:") or path.startswith("file:"):
         raise StorageURLError(
@@ -74,7 +115,7 @@ def _sqlite_url(url: str, rest: str) -> str:
         raise StorageURLError(
             f"the folder of the SQLite storage does not exist: {str(folder)!r} (storage {url!r}); create it first"
         )
-    return url
+    return Path(path)
 
 
 def _postgres_url(url: str, rest: str) -> str:
@@ -96,29 +137,3 @@ def _postgres_url(url: str, rest: str) -> str:
     if not parsed.database and "service" not in parsed.query:
         raise StorageURLError(f"a Postgres storage URL must name a database: got {hide_password(url)!r}")
     return f"postgresql+psycopg2://{rest}"
-
-
-def for_optuna(url: str) -> str:
-    """Return a URL as `RDBStorage` wants it, to which a brace is a place to fill in."""
-    return driver_url(url).replace("{", "{{").replace("}", "}}")
-
-
-def is_new_file(url: str) -> bool:
-    """Return whether a URL names a SQLite file that does not exist yet.
-
-    Raises:
-        StorageURLError: it does not exist and cannot be made.
-    """
-    path = sqlite_path(url)
-    if path is None or path.exists():
-        return False
-    if not os.access(path.parent, os.W_OK):
-        raise StorageURLError(f"the folder of the SQLite storage is not writable: {str(path.parent)!r}")
-    return True
-
-
-def sqlite_path(url: str) -> Path | None:
-    """Return the file that a URL names, None if it is no SQLite URL."""
-    if not url.startswith("sqlite"):
-        return None
-    return Path(url.removeprefix("sqlite:///").partition("?")[0])

@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
 from tuner.errors import StorageSchemaError
+from tuner.output.sanitize import hide_password
 from tuner.storage.sql import tables
-from tuner.storage.sql.url import hide_password
 
 if TYPE_CHECKING:
     from alembic.script import ScriptDirectory

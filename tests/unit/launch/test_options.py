@@ -1,0 +1,56 @@
+"""The options of a launch: what they refuse, and the command lines that they make, as the command itself reads them."""
+
+import sys
+from typing import Any
+
+import pytest
+
+from tuner.cli import app, run
+from tuner.errors import UsageError
+from tuner.launch import LaunchOptions
+from tuner.output import log
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"trials": 0}, "`trials` must be at least 1: got 0"),
+        ({"seed": -1}, "`seed` must be at least 0: got -1"),
+        ({"metrics_host": "0.0.0.0"}, "`metrics_host` needs a port: got 0.0.0.0 alone; pass `metrics_port` as well"),
+        ({"live": True}, "`live` needs a terminal on standard error: got none"),
+    ],
+)
+def test_wrong_options_are_refused_in_one_line(given: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UsageError, match=f"^{reason}"):
+        LaunchOptions(**given)
+
+
+def test_the_worker_command_says_what_the_launch_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = LaunchOptions(
+        storage="postgresql://me:secret@db/tuner",
+        artifacts="kept here",
+        workers=3,
+        trials=7,
+        wall_hours=0.5,
+        seed=0,
+        fixed={"rate": "1e-3", "name": "a=b"},
+        mlflow="http://host",
+        live=False,
+    )
+    command = options.worker_command("study.py:one")
+    assert command[:5] == [sys.executable, "-m", "tuner", "worker", "study.py:one"]
+
+    read: dict[str, Any] = {}
+    monkeypatch.setattr(run, "_work", lambda *given: read.update(given=given[:5]))
+    monkeypatch.setattr(run, "_stop_on_signals", lambda: run.Stop())
+    monkeypatch.setattr(run.gc, "freeze", lambda: None)
+    app(command[3:], standalone_mode=False)
+    settings = {"trials": 7, "wall_hours": 0.5, "device_hours": None, "seed": 0}
+    assert read["given"] == ("study.py:one", None, "kept here", settings, {"rate": "1e-3", "name": "a=b"})
+
+
+def test_a_launch_that_logs_json_has_workers_that_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert LaunchOptions().worker_command("a.py")[4:] == ["a.py"]
+    monkeypatch.setattr("tuner.launch.options.is_json", lambda: True)
+    assert LaunchOptions().worker_command("a.py")[4:] == ["a.py", "--log-format=json"]
+    assert not log.is_json()

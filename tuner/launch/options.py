@@ -1,0 +1,114 @@
+"""The options of a launch, and the command lines of the processes that it starts."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tuner.errors import UsageError
+from tuner.output.log import is_json
+from tuner.storage import AnyURL
+from tuner.tracking import MLFLOW_VARIABLE, check_trackers
+
+_OF_WORKERS = ("trials", "artifacts", "wall_hours", "device_hours", "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchOptions:
+    """How to launch a study on this machine.
+
+    Attributes:
+        storage: The storage's URL; `$TUNER_STORAGE`, else `sqlite:///tuner.db`, if None.
+        artifacts: The folder for checkpoints; `$TUNER_ARTIFACTS`, else `tuner-artifacts`, if None.
+        workers: Number of workers; one for each device (on CPUs at most four) by default.
+        devices: `auto`, or ids as in `0,1`.
+        devices_per_worker: Number of devices for each worker.
+        trials: Total number of trials; overrides the study's.
+        wall_hours: Budget in hours during which at least one worker runs; overrides the study's.
+        device_hours: Device-hour budget; overrides the study's.
+        seed: Random seed; overrides the study's.
+        fixed: Hyperparameters that are not searched: name -> value, as written on a command line.
+        mlflow: The MLflow server to send the study to; `$MLFLOW_TRACKING_URI` if None.
+        tensorboard: The folder in which to write the study for TensorBoard.
+        wandb: The W&B project to send the study to.
+        metrics_port: The port on which to serve Prometheus metrics; 0 picks a free one. None serves none.
+        metrics_host: The address on which to serve them, without a login; 127.0.0.1 if None.
+        live: Whether to show a live table, or one line per update; on a terminal a table if None.
+
+    Raises:
+        UsageError: A number is too small, or an option needs another one.
+    """
+
+    storage: AnyURL | None = None
+    artifacts: str | None = None
+    workers: int | None = None
+    devices: str = "auto"
+    devices_per_worker: int | None = None
+    trials: int | None = None
+    wall_hours: float | None = None
+    device_hours: float | None = None
+    seed: int | None = None
+    fixed: Mapping[str, str] = field(default_factory=dict[str, str])
+    mlflow: str | None = None
+    tensorboard: str | None = None
+    wandb: str | None = None
+    metrics_port: int | None = None
+    metrics_host: str | None = None
+    live: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_number("trials", self.trials, 1)
+        check_number("seed", self.seed, 0)
+        if self.live and (is_json() or not sys.stderr.isatty()):
+            found = "a log in JSON" if is_json() else "none"
+            raise UsageError(
+                f"`live` needs a terminal on standard error: got {found}; use `tuner watch STUDY` elsewhere"
+            )
+        if self.metrics_host is not None and self.metrics_port is None:
+            raise UsageError(f"`metrics_host` needs a port: got {self.metrics_host} alone; pass `metrics_port` as well")
+
+    def worker_command(self, target: str) -> list[str]:
+        """Return the command line of a worker; the storage's URL is for its environment."""
+        given = [(name, getattr(self, name)) for name in _OF_WORKERS]
+        options = [_flag(name, value) for name, value in given if value is not None]
+        options += [_flag("set", f"{name}={value}") for name, value in self.fixed.items()]
+        if is_json():
+            options.insert(0, _flag("log_format", "json"))
+        return [sys.executable, "-m", "tuner", "worker", target, *options]
+
+    def mirror_options(self) -> MirrorOptions:
+        """Return the options of the process that sends the study to trackers.
+
+        Raises:
+            UsageError: A tracker's address is wrong, or the tracker is not installed.
+        """
+        # What was given must be right. $MLFLOW_TRACKING_URI may be meant for others: its troubles are the mirror's.
+        check_trackers(self.mlflow, self.tensorboard, self.wandb)
+        options = [_flag("tensorboard", os.path.abspath(self.tensorboard))] if self.tensorboard else []
+        options += [_flag("wandb", self.wandb)] if self.wandb else []
+        uri = self.mlflow or os.environ.get(MLFLOW_VARIABLE)
+        # Not as an option: there may be a password in it.
+        return MirrorOptions(options, {MLFLOW_VARIABLE: uri} if uri else {})
+
+
+@dataclass(frozen=True)
+class MirrorOptions:
+    """The options and the environment of `tuner track`; both are empty if nothing is to be sent anywhere."""
+
+    options: list[str] = field(default_factory=list[str])
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def __bool__(self) -> bool:
+        return bool(self.options or self.environment)
+
+
+def _flag(name: str, value: object) -> str:
+    return f"--{name.replace('_', '-')}={value}"
+
+
+def check_number(name: str, number: int | None, low: int) -> None:
+    """Raise UsageError unless `number` is None or at least `low`."""
+    if number is not None and number < low:
+        raise UsageError(f"`{name}` must be at least {low}: got {number}")
