@@ -30,6 +30,7 @@ from tuner.dashboard.login import WSGI
 from tuner.errors import StorageLost
 from tuner.storage.optuna.storage import Storage
 from tuner.storage.read.ranking import is_feasible
+from tuner.trial import optuna_private as private
 
 _PATH = re.compile(r"/api/studies/([0-9]{1,9})")
 _COUNT = re.compile(r"[0-9]{1,9}")
@@ -104,11 +105,12 @@ def _singled_out(study_attributes: dict[str, Any]) -> set[int]:
 
 def _kind(trial: FrozenTrial, singled: set[int]) -> Hashable:
     """Return what trials must have in common to look alike; a trial that looks like no other is its own kind."""
-    if trial._trial_id in singled or any(name.startswith(_SHOWN_ATTRIBUTES) for name in trial._system_attrs):
-        return trial._trial_id
+    number = private.trial_id(trial)
+    if number in singled or any(name.startswith(_SHOWN_ATTRIBUTES) for name in private.system_attrs(trial)):
+        return number
     # Equal distributions are one object: the storage reads each text once. Their own comparison is slow.
-    distributions = tuple([(name, id(one)) for name, one in trial._distributions.items()])
-    attributes = tuple([(name, type(value)) for name, value in trial._user_attrs.items()])
+    distributions = tuple([(name, id(one)) for name, one in private.distributions(trial).items()])
+    attributes = tuple([(name, type(value)) for name, value in private.user_attrs(trial).items()])
     return trial.state, distributions, attributes, bool(trial.intermediate_values)
 
 
@@ -212,7 +214,7 @@ class _Pattern:
         for param in shown["params"]:
             name = param["name"]
             head = f'{{"name": {quoted(name)}, "distribution": {json.dumps(param["distribution"])}'
-            self.params.append((name, trial._distributions[name], head, ', "param_internal_value": '))
+            self.params.append((name, private.distributions(trial)[name], head, ', "param_internal_value": '))
 
 
 def _patterns(
@@ -228,7 +230,7 @@ def _patterns(
 
 def _text(trial: FrozenTrial, pattern: _Pattern) -> str:
     """Return a trial as JSON."""
-    params, values = trial._params, trial._values
+    params, values = private.params(trial), private.values(trial)
     shown = ", ".join(
         [
             f"{head}{inside}{_number(distribution.to_internal_repr(params[name]))}"
@@ -237,7 +239,10 @@ def _text(trial: FrozenTrial, pattern: _Pattern) -> str:
         ]
     )
     attributes = ", ".join(
-        [f'{{"key": {quoted(name)}, "value": {quoted(_shown(value))}}}' for name, value in trial._user_attrs.items()]
+        [
+            f'{{"key": {quoted(name)}, "value": {quoted(_shown(value))}}}'
+            for name, value in private.user_attrs(trial).items()
+        ]
     )
     reports = ", ".join(
         [f'{{"step": {step}, "value": {_number(value)}}}' for step, value in sorted(trial.intermediate_values.items())]
@@ -247,7 +252,7 @@ def _text(trial: FrozenTrial, pattern: _Pattern) -> str:
     times = "" if start is None else f'"datetime_start": "{start.isoformat()}", '
     times += "" if end is None else f'"datetime_complete": "{end.isoformat()}", '
     return (
-        f'{{"trial_id": {trial._trial_id}, "number": {trial.number}, "params": [{shown}], '
+        f'{{"trial_id": {private.trial_id(trial)}, "number": {trial.number}, "params": [{shown}], '
         f'"user_attrs": [{attributes}], "intermediate_values": [{reports}], {objectives}{times}{pattern.rest}'
     )
 

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING
 from optuna.pruners import HyperbandPruner, SuccessiveHalvingPruner
 from optuna.study import StudyDirection
 
+from tuner.trial import optuna_private as private
+
 if TYPE_CHECKING:
     from optuna import Study
+    from optuna.pruners import BasePruner
     from optuna.trial import FrozenTrial
 
 
@@ -25,10 +28,10 @@ class AshaPruner(SuccessiveHalvingPruner):
 
     @cached_property
     def _is_auto(self) -> bool:
-        return self._min_resource is None  # looked at before the first decision, which settles it
+        return private.halving(self).min_resource is None  # looked at before the first decision, which settles it
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        if self._is_auto or not hasattr(study._storage, "enter_rung"):
+        if self._is_auto or not hasattr(private.storage_of(study), "enter_rung"):
             return super().prune(study, trial)
         return _is_hopeless(self, study, trial, bracket=0)
 
@@ -41,42 +44,41 @@ class BracketPruner(HyperbandPruner):
 
     @cached_property
     def _is_auto(self) -> bool:
-        return self._max_resource == "auto"
+        return not private.has_max_resource(self)
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        if self._is_auto or not hasattr(study._storage, "enter_rung"):
+        if self._is_auto or not hasattr(private.storage_of(study), "enter_rung"):
             return super().prune(study, trial)
-        if not self._pruners:
-            self._try_initialization(study)
-        bracket = self._get_bracket_id(study, trial)
-        return _is_hopeless(self._pruners[bracket], study, trial, bracket)
+        bracket, pruner = private.bracket(self, study, trial)
+        return _is_hopeless(pruner, study, trial, bracket)
 
 
-def _is_hopeless(pruner: SuccessiveHalvingPruner, study: Study, trial: FrozenTrial, bracket: int) -> bool:
+def _is_hopeless(pruner: BasePruner, study: Study, trial: FrozenTrial, bracket: int) -> bool:
     """Enter the rungs that a trial has reached, until one does not promote it; return whether there was one."""
     step = trial.last_step
     if step is None:
         return False
     value = trial.intermediate_values[step]
-    assert pruner._min_resource is not None
-    first = pruner._min_resource * pruner._reduction_factor**pruner._min_early_stopping_rate
+    assert isinstance(pruner, SuccessiveHalvingPruner)
+    settings = private.halving(pruner)
+    assert settings.min_resource is not None
+    first = settings.min_resource * settings.reduction_factor**settings.min_early_stopping_rate
     rung = 0
-    while step >= first * pruner._reduction_factor**rung:
+    while step >= first * settings.reduction_factor**rung:
         key = f"completed_rung_{rung}"
         if key not in trial.system_attrs:
-            enter = getattr(study._storage, "enter_rung")  # noqa: B009 (Optuna's interface has no such method)
-            is_promoted = enter(
-                study._study_id,
-                trial._trial_id,
+            is_promoted = private.storage_of(study).enter_rung(
+                private.study_id(study),
+                private.trial_id(trial),
                 bracket=bracket,
                 rung=rung,
                 value=value,
-                reduction_factor=pruner._reduction_factor,
-                bootstrap_count=pruner._bootstrap_count,
+                reduction_factor=settings.reduction_factor,
+                bootstrap_count=settings.bootstrap_count,
                 maximize=study.direction == StudyDirection.MAXIMIZE,
             )
             if not is_promoted:
                 return True
-            trial._system_attrs[key] = value  # who keeps the trial need not ask the database again
+            private.system_attrs(trial)[key] = value  # who keeps the trial need not ask the database again
         rung += 1
     return False

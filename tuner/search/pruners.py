@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuner.errors import StudyError
 from tuner.search.options import Named, call, split
+from tuner.trial import optuna_private as private
 
 if TYPE_CHECKING:
     import optuna
@@ -111,15 +112,16 @@ class TrialPruner:
 
     def __init__(self, study: optuna.Study, trial: optuna.Trial) -> None:
         self._study = study
-        self._trial = study._storage.get_trial(trial._trial_id)
+        self._trial = private.storage_of(study).get_trial(private.trial_id(trial))
         # A trial that was taken over starts again: what its dead worker reported lies ahead of it.
         self._trial.intermediate_values = {}
 
     def should_prune(self, epoch: int, value: float) -> bool:
         """Return whether to stop after this epoch, the trial having reported `value`."""
         self._trial.intermediate_values[epoch] = value
-        self._study._thread_local.cached_all_trials = None
+        private.forget_trials(self._study)
         is_hopeless = self._study.pruner.prune(self._study, self._trial)
         # Optuna's own pruners mark the rungs that a trial has passed in the storage.
-        self._trial._system_attrs |= self._study._storage.get_trial(self._trial._trial_id).system_attrs
+        stored = private.storage_of(self._study).get_trial(private.trial_id(self._trial))
+        private.system_attrs(self._trial).update(stored.system_attrs)
         return is_hopeless

@@ -17,6 +17,7 @@ from optuna.samplers import BaseSampler, QMCSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from tuner.errors import StudyError
+from tuner.trial import optuna_private as private
 
 POINT = "tuner:grid_point"
 """The system attribute with a trial's combination, before it has hyperparameters."""
@@ -109,7 +110,8 @@ class GridSampler(BaseSampler):
         fixed = trial.system_attrs.get("fixed_params", {})
         if self._key(fixed) is not None:
             return
-        trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
+        storage, study_id, trial_id = private.storage_of(study), private.study_id(study), private.trial_id(trial)
+        trials = storage.get_all_trials(study_id, deepcopy=False)
         others = [other for other in trials if other.number != trial.number]
         taken = {key for other in others if (key := self._key_of(other)) is not None}
 
@@ -118,12 +120,12 @@ class GridSampler(BaseSampler):
             free = (point for point in self._points(fixed) if self._key(point) not in all_taken)
             return next(free, None) or next(self._points(fixed))
 
-        take = getattr(study._storage, "take_point", None)
+        take = getattr(storage, "take_point", None)
         if take is None:
             self._point = choose([])
-            study._storage.set_trial_system_attr(trial._trial_id, POINT, self._point)
+            storage.set_trial_system_attr(trial_id, POINT, self._point)
         else:
-            self._point = take(study._study_id, trial._trial_id, POINT, choose)
+            self._point = take(study_id, trial_id, POINT, choose)
 
     def limits(self, trials: Sequence[FrozenTrial]) -> Limits:
         """Return how many trials can count in a study, given all that it has."""

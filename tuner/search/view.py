@@ -10,6 +10,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from tuner.trial import Outcome
+from tuner.trial import optuna_private as private
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -44,7 +45,7 @@ BaseStorage.register(SamplerView)
 
 
 def _shown(trial: FrozenTrial) -> FrozenTrial:
-    if trial.state != TrialState.PRUNED or trial._user_attrs.get("outcome") not in _OUTCOMES:
+    if trial.state != TrialState.PRUNED or private.user_attrs(trial).get("outcome") not in _OUTCOMES:
         return trial
     copied = copy.copy(trial)
     copied.intermediate_values = {}

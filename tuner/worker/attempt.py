@@ -24,6 +24,7 @@ from tuner.storage.worker.reporter import Reporter
 from tuner.storage.worker.studies import agree
 from tuner.study import trial_seed
 from tuner.trial import Outcome, Report, all_finite
+from tuner.trial import optuna_private as private
 from tuner.trial.failures import describe, last_line, storable
 from tuner.worker.context import WorkerContext
 from tuner.worker.reports import Reports
@@ -129,7 +130,7 @@ class Attempt:
         import optuna
 
         study = self._optuna_study()
-        _go_on(study)  # a trial that is tried again asks its sampler again
+        private.forget_stop(study)  # a trial that is tried again asks its sampler again
         study.sampler = self.context.samplers.make(self.lease)
         trial = optuna.trial.Trial(study, self.lease.trial_id)
         self.is_asked = True
@@ -259,7 +260,6 @@ class Attempt:
             What the sampler raised. The trial has ended all the same, and must be stored first.
         """
         from optuna.exceptions import StorageInternalError
-        from optuna.pruners import _filter_study  # pyright: ignore[reportPrivateUsage]
         from optuna.trial import TrialState
 
         if not self.is_asked:  # `before_trial` failed: Optuna has no trial then
@@ -270,7 +270,7 @@ class Attempt:
         frozen = storage.get_trial(self.lease.trial_id)
         if len(self.objectives) == 1:
             frozen.intermediate_values = dict(self.curve)
-        study = _filter_study(self._optuna_study(), frozen)
+        study = private.filter_study(self._optuna_study(), frozen)
         try:
             with self.context.time_use.doing("training"):
                 study.sampler.after_trial(study, frozen, state.get(outcome, TrialState.PRUNED), values)
@@ -283,9 +283,8 @@ class Attempt:
     def _optuna_study(self) -> optuna.Study:
         """Return the study as a sampler may have it: without the copy of all trials from before, and free to stop."""
         study = self.context.optuna_study
-        local = study._thread_local  # pyright: ignore[reportPrivateUsage]
-        local.cached_all_trials = None
-        local.in_optimize_loop = True  # else `Study.stop` raises an error
+        private.forget_trials(study)
+        private.allow_stop(study)
         return study
 
     # --- Ends
@@ -296,7 +295,7 @@ class Attempt:
         if not leases.retry(context.engine, lease, error, self.study.retries):
             return False
         checkpoints.close()
-        _go_on(context.optuna_study)  # the search goes on with this trial
+        private.forget_stop(context.optuna_study)  # the search goes on with this trial
         context.say({"event": "retry", "level": "warning", "trial": lease.number, "error": last_line(error)})
         return True
 
@@ -348,8 +347,3 @@ class Attempt:
         finally:
             leases.release(engine, self.lease)
         context.say({"event": "end", "trial": self.lease.number, "outcome": "released"})
-
-
-def _go_on(study: optuna.Study) -> None:
-    """Forget that a sampler has called `Study.stop`."""
-    study._stop_flag = False  # pyright: ignore[reportPrivateUsage]

@@ -27,6 +27,7 @@ from tuner.study import StudySpec
 from tuner.study.launch_record import optimizer_rules_of
 from tuner.study.source import call_study_code
 from tuner.trial import Event, Stop
+from tuner.trial import optuna_private as private
 from tuner.trial.environment import DEVICES_VARIABLE, LAUNCHED_VARIABLE, WORKER_VARIABLE
 from tuner.trial.failures import describe, last_line, reason_to_stop
 from tuner.worker.attempt import Attempt, Ended
@@ -230,7 +231,7 @@ class Worker:
             finally:
                 set_about(trial=None)
             tidy()
-            if self.context.optuna_study._stop_flag:  # pyright: ignore[reportPrivateUsage]
+            if private.has_stopped(self.context.optuna_study):
                 self.say({"event": "finished"})
                 break
 

@@ -19,6 +19,7 @@ from tuner.storage.sql.encoding import loaded_number
 from tuner.storage.sql.prepared_statements import run
 from tuner.storage.sql.statements import PARAM, REPORT, USER, VALUE
 from tuner.storage.sql.zones import UTC, local_time
+from tuner.trial import optuna_private as private
 
 _LISTED = 500  # trials that are named one by one rather than by a range of ids
 _STATES = {state.name: state for state in TrialState}
@@ -158,11 +159,11 @@ def copies(trials: Collection[FrozenTrial]) -> Iterator[FrozenTrial]:
         fields: Any = copied.__dict__
         fields.update(trial.__dict__)
         fields["intermediate_values"] = dict(fields["intermediate_values"])
-        fields["_distributions"] = {key: copy_of(one) for key, one in fields["_distributions"].items()}
-        for name in ("_params", "_user_attrs", "_system_attrs"):
+        fields[private.DISTRIBUTIONS] = {key: copy_of(one) for key, one in fields[private.DISTRIBUTIONS].items()}
+        for name in private.ATTRIBUTES:
             fields[name] = {key: _copied(value) for key, value in fields[name].items()}
-        if fields["_values"] is not None:
-            fields["_values"] = list(fields["_values"])
+        if fields[private.VALUES] is not None:
+            fields[private.VALUES] = list(fields[private.VALUES])
         yield copied
 
 

@@ -21,7 +21,6 @@ from optuna.distributions import (
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
-from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
@@ -48,12 +47,9 @@ from tuner.storage.worker.leases import store_attribute, store_suggested
 from tuner.storage.worker.points import Point, take_point
 from tuner.storage.worker.rungs import Rungs, enter_rung
 from tuner.storage.worker.studies import delete
+from tuner.trial import optuna_private as private
 
 T = TypeVar("T")
-
-
-def _id_of(trial: FrozenTrial) -> int:
-    return trial._trial_id  # pyright: ignore[reportPrivateUsage]: storages have to know it
 
 
 @dataclass
@@ -82,7 +78,7 @@ class _Known:
             self._note(trial)
 
     def _note(self, trial: FrozenTrial) -> None:
-        trial_id = _id_of(trial)
+        trial_id = private.trial_id(trial)
         self.newest = max(self.newest, trial_id)
         if trial.state.is_finished():
             self.unfinished.discard(trial_id)
@@ -213,11 +209,11 @@ class Storage(BaseStorage):
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
         return self._cold(lambda: self._rdb.get_study_system_attrs(study_id))
 
-    def get_all_studies(self) -> list[FrozenStudy]:
+    def get_all_studies(self) -> list[private.FrozenStudy]:
         found = self._cold(self._rdb.get_all_studies)
         with self._lock:
             for study in found:
-                study_id = study._study_id  # pyright: ignore[reportPrivateUsage]: storages have to know it
+                study_id = private.study_id(study)
                 if self._of(study_id).name not in (None, study.study_name):
                     self._known[study_id] = _Known()
         return found
@@ -427,7 +423,7 @@ class Storage(BaseStorage):
         with self._lock:
             known = self._of(study_id)
             held = [held for held in self._held.values() if held.study_id == study_id]
-            also = known.unfinished - {_id_of(held.trial) for held in held}
+            also = known.unfinished - {private.trial_id(held.trial) for held in held}
             name, changed = self._load(study_id, known.newest, sorted(also))
             if known.name not in (None, name):  # SQLite has given the id of a deleted study to another
                 known = self._known[study_id] = _Known()
@@ -448,7 +444,7 @@ class Storage(BaseStorage):
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
         best = self._cold(lambda: self._rdb.get_best_trial(study_id))
-        return best if self.zone is None else self.get_trial(_id_of(best))
+        return best if self.zone is None else self.get_trial(private.trial_id(best))
 
 
 def _cold_storage(url: StorageURL, engine: Engine) -> RDBStorage:

@@ -30,6 +30,7 @@ from tuner.storage.sql.versions import (
     tuner_config,
     tuner_scripts,
 )
+from tuner.trial.optuna_private import table_models
 
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
@@ -85,8 +86,8 @@ def _create_optuna_tables(connection: Connection) -> None:
     """Do what `RDBStorage` does in four transactions on two connections, in the one given."""
     import optuna
     from alembic.migration import MigrationContext
-    from optuna.storages._rdb import models
 
+    models = table_models()
     metadata: Any = models.BaseModel.metadata
     metadata.create_all(connection)
     connection.execute(

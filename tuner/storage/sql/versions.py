@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine
 from tuner.errors import StorageSchemaError
 from tuner.output.sanitize import hide_password
 from tuner.storage.sql import tables
+from tuner.trial.optuna_private import migrations
 
 if TYPE_CHECKING:
     from alembic.script import ScriptDirectory
@@ -85,6 +86,5 @@ def tuner_scripts() -> ScriptDirectory:
 def optuna_scripts() -> ScriptDirectory:
     """Return Optuna's migrations."""
     from alembic.script import ScriptDirectory
-    from optuna.storages import _rdb
 
-    return ScriptDirectory(str(Path(_rdb.__file__).parent / "alembic"))
+    return ScriptDirectory(str(migrations()))

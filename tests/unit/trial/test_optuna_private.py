@@ -1,0 +1,159 @@
+"""Every private name of Optuna that is used is there in the installed version, does what it is used for, and is used
+in one file only."""
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.pruners import HyperbandPruner, SuccessiveHalvingPruner
+from optuna.trial import TrialState
+
+from tuner.trial import optuna_private as private
+
+TUNER = Path(private.__file__).parents[1]
+NAMES = {
+    "_trial_id": private.trial_id,
+    "_study_id": private.study_id,
+    "_storage": private.storage_of,
+    "_system_attrs": private.system_attrs,
+    "_user_attrs": private.user_attrs,
+    "_distributions": private.distributions,
+    "_thread_local": private.forget_trials,
+    "_stop_flag": private.has_stopped,
+    "_filter_study": private.filter_study,
+    "_min_resource": private.halving,
+    "_reduction_factor": private.halving,
+    "_min_early_stopping_rate": private.halving,
+    "_bootstrap_count": private.halving,
+    "_max_resource": private.has_max_resource,
+    "_pruners": private.bracket,
+    "_try_initialization": private.bracket,
+    "_get_bracket_id": private.bracket,
+    "_rdb": private.table_models,
+    "_frozen": None,
+    "_FrozenStudy": None,
+    "_params": private.params,
+    "_values": private.values,
+}
+
+
+def names_in(path: Path) -> set[str]:
+    """Return the private names that a file takes from objects other than `self`, and those it imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "self"):
+            found.add(node.attr)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("optuna"):
+            found |= {*(node.module or "").split("."), *(one.name for one in node.names)}
+            found |= {one.asname for one in node.names if one.asname}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
+            found.add(node.value)
+    return {name for name in found if name.startswith("_") and not name.startswith("__")}
+
+
+def test_the_list_above_has_every_private_name() -> None:
+    assert names_in(Path(private.__file__)) == set(NAMES)
+
+
+def test_no_other_file_uses_one() -> None:
+    others = [path for path in TUNER.rglob("*.py") if path.name != "optuna_private.py"]
+    used = {path.name: names for path in others if (names := names_in(path) & set(NAMES))}
+    assert used == {}
+
+
+def test_no_other_file_imports_private_parts_of_optuna() -> None:
+    for path in TUNER.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("optuna"):
+                words = [*(node.module or "").split("."), *(one.name for one in node.names)]
+                assert path.name == "optuna_private.py" or not any(word.startswith("_") for word in words), path
+
+
+@pytest.fixture
+def study() -> optuna.Study:
+    made = optuna.create_study(storage=optuna.storages.InMemoryStorage(), sampler=optuna.samplers.RandomSampler(seed=0))
+    for value in (1.0, 2.0):
+        trial = made.ask({"rate": optuna.distributions.FloatDistribution(0, 1)})
+        trial.set_user_attr("outcome", "complete")
+        trial.report(value, 1)
+        made.tell(trial, value)
+    return made
+
+
+def test_ids_are_those_by_which_the_storage_answers(study: optuna.Study) -> None:
+    storage = private.storage_of(study)
+    first, second = study.get_trials()
+    assert storage.get_study_name_from_id(private.study_id(study)) == study.study_name
+    assert storage.get_trial(private.trial_id(second)).number == second.number == 1
+    assert private.trial_id(first) != private.trial_id(second)
+    (frozen,) = storage.get_all_studies()
+    assert private.study_id(frozen) == private.study_id(study)
+
+
+def test_what_a_trial_holds_can_be_changed(study: optuna.Study) -> None:
+    trial = study.get_trials()[0]
+    private.system_attrs(trial)["seen"] = 1
+    private.user_attrs(trial)["mine"] = 2
+    assert (trial.system_attrs["seen"], trial.user_attrs["mine"]) == (1, 2)
+    assert private.distributions(trial) == trial.distributions == {"rate": optuna.distributions.FloatDistribution(0, 1)}
+    assert (private.params(trial), private.values(trial)) == (trial.params, trial.values)
+    fields: dict[str, Any] = vars(trial)
+    assert fields[private.VALUES] == trial.values
+    assert fields[private.DISTRIBUTIONS] == trial.distributions
+    assert [fields[name] for name in private.ATTRIBUTES] == [trial.params, trial.user_attrs, trial.system_attrs]
+
+
+def test_a_trial_has_no_mapping_but_these() -> None:
+    """Copies of trials copy these fields, so a new one of Optuna must be known."""
+    trial = optuna.create_trial(value=1.0)
+    mappings = {name for name, value in vars(trial).items() if isinstance(value, dict | list)}
+    assert mappings == {*private.ATTRIBUTES, private.DISTRIBUTIONS, private.VALUES, "intermediate_values"}
+
+
+def test_a_sampler_may_stop_a_study_that_optimize_does_not_run(study: optuna.Study) -> None:
+    with pytest.raises(RuntimeError, match="inside an objective"):
+        study.stop()
+    private.allow_stop(study)
+    assert not private.has_stopped(study)
+    study.stop()
+    assert private.has_stopped(study)
+    private.forget_stop(study)
+    assert not private.has_stopped(study)
+
+
+def test_trials_are_read_again_once_forgotten(study: optuna.Study) -> None:
+    study.ask()  # Optuna keeps the trials of this moment for its sampler
+    seen = study._get_trials(deepcopy=False, use_cache=True)
+    study.add_trial(optuna.create_trial(value=3.0))
+    assert len(study._get_trials(deepcopy=False, use_cache=True)) == len(seen)
+    private.forget_trials(study)
+    assert len(study._get_trials(deepcopy=False, use_cache=True)) == len(seen) + 1
+
+
+def test_under_hyperband_a_sampler_sees_one_bracket(study: optuna.Study) -> None:
+    pruner = HyperbandPruner(min_resource=1, max_resource=9, reduction_factor=3)
+    study.pruner = pruner
+    trial = study.get_trials()[0]
+    number, of_bracket = private.bracket(pruner, study, trial)
+    assert isinstance(of_bracket, SuccessiveHalvingPruner)
+    assert private.halving(of_bracket) == private.Halving(1, 3, number, 0)
+    assert private.has_max_resource(pruner)
+    assert not private.has_max_resource(HyperbandPruner())
+    seen = private.filter_study(study, trial)
+    brackets = [private.bracket(pruner, study, one)[0] for one in study.get_trials()]
+    assert len(seen.get_trials(states=[TrialState.COMPLETE])) == brackets.count(number)
+
+
+def test_halving_has_the_settings_it_was_given() -> None:
+    pruner = SuccessiveHalvingPruner(2, reduction_factor=5, min_early_stopping_rate=1, bootstrap_count=3)
+    assert private.halving(pruner) == private.Halving(2, 5, 1, 3)
+    assert private.halving(SuccessiveHalvingPruner()).min_resource is None
+
+
+def test_tables_and_migrations_are_optunas() -> None:
+    models = private.table_models()
+    assert models.SCHEMA_VERSION >= 12
+    assert {"studies", "trials", "version_info"} <= set(models.BaseModel.metadata.tables)
+    assert (private.migrations() / "versions").is_dir()

@@ -1,0 +1,155 @@
+"""Every private name of Optuna that tuner uses, and what it uses it for.
+
+Optuna may change these without notice. `tests/unit/trial/test_optuna_private.py` checks each against the installed
+version, and that no other module uses one.
+"""
+
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.distributions import BaseDistribution
+    from optuna.pruners import BasePruner, HyperbandPruner, SuccessiveHalvingPruner
+    from optuna.study._frozen import FrozenStudy as _FrozenStudy
+    from optuna.trial import FrozenTrial
+
+    FrozenStudy: TypeAlias = _FrozenStudy
+
+# --- Ids and storages, which Optuna's public objects have, but do not show
+
+
+def trial_id(trial: FrozenTrial | optuna.Trial) -> int:
+    """Return the id by which storages know a trial."""
+    return trial._trial_id
+
+
+def study_id(study: optuna.Study | FrozenStudy) -> int:
+    """Return the id by which storages know a study."""
+    return study._study_id
+
+
+def storage_of(study: optuna.Study) -> Any:
+    """Return a study's storage: an `optuna.storages.BaseStorage`, perhaps with methods of ours."""
+    return study._storage
+
+
+# --- What a trial holds: its properties return copies, or may only be set as a whole
+
+
+def system_attrs(trial: FrozenTrial) -> dict[str, Any]:
+    """Return a trial's system attributes themselves."""
+    return trial._system_attrs
+
+
+def user_attrs(trial: FrozenTrial) -> dict[str, Any]:
+    """Return a trial's user attributes themselves."""
+    return trial._user_attrs
+
+
+def params(trial: FrozenTrial) -> dict[str, Any]:
+    """Return a trial's parameters themselves."""
+    return trial._params
+
+
+def values(trial: FrozenTrial) -> list[float] | None:
+    """Return the values of a trial's objectives themselves; None before its end."""
+    return trial._values
+
+
+def distributions(trial: FrozenTrial) -> dict[str, BaseDistribution]:
+    """Return a trial's distributions themselves."""
+    return trial._distributions
+
+
+ATTRIBUTES = ("_params", "_user_attrs", "_system_attrs")
+"""The fields of a trial that are mappings from names to values."""
+DISTRIBUTIONS = "_distributions"
+"""The field of a trial that maps names to distributions."""
+VALUES = "_values"
+"""The field of a trial with its objectives' values, a list or None."""
+
+
+# --- What `optuna.Study.optimize` does, which workers do themselves
+
+
+def forget_trials(study: optuna.Study) -> None:
+    """Make a study read its trials again: it keeps a copy while samplers and pruners look at it."""
+    study._thread_local.cached_all_trials = None
+
+
+def allow_stop(study: optuna.Study) -> None:
+    """Make `Study.stop` possible, which raises an error outside of `Study.optimize`."""
+    study._thread_local.in_optimize_loop = True
+
+
+def has_stopped(study: optuna.Study) -> bool:
+    """Return whether `Study.stop` was called."""
+    return study._stop_flag
+
+
+def forget_stop(study: optuna.Study) -> None:
+    """Forget that `Study.stop` was called."""
+    study._stop_flag = False
+
+
+def filter_study(study: optuna.Study, trial: FrozenTrial) -> optuna.Study:
+    """Return the study that a sampler sees: under Hyperband it has the trials of the trial's bracket alone."""
+    from optuna.pruners import _filter_study
+
+    return _filter_study(study, trial)
+
+
+# --- Settings of pruners
+
+
+@dataclass(frozen=True)
+class Halving:
+    """The settings of a pruner that halves; `min_resource` is None as long as it is to be guessed."""
+
+    min_resource: int | None
+    reduction_factor: int
+    min_early_stopping_rate: int
+    bootstrap_count: int
+
+
+def halving(pruner: SuccessiveHalvingPruner) -> Halving:
+    """Return the settings of a successive-halving pruner."""
+    return Halving(
+        pruner._min_resource, pruner._reduction_factor, pruner._min_early_stopping_rate, pruner._bootstrap_count
+    )
+
+
+def has_max_resource(pruner: HyperbandPruner) -> bool:
+    """Return whether a Hyperband pruner was told the largest resource, or is to guess it."""
+    return pruner._max_resource != "auto"
+
+
+def bracket(pruner: HyperbandPruner, study: optuna.Study, trial: FrozenTrial) -> tuple[int, BasePruner]:
+    """Return the number of a trial's bracket, and the bracket's pruner."""
+    if not pruner._pruners:
+        pruner._try_initialization(study)
+    number = pruner._get_bracket_id(study, trial)
+    return number, pruner._pruners[number]
+
+
+# --- Tables
+
+
+def table_models() -> Any:
+    """Return the module with Optuna's tables and the version of its schema."""
+    from optuna.storages._rdb import models
+
+    return models
+
+
+def migrations() -> Path:
+    """Return the folder of Optuna's Alembic scripts."""
+    from optuna.storages import _rdb
+
+    return Path(str(_rdb.__file__)).parent / "alembic"
