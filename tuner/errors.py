@@ -28,6 +28,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable
+from typing import TypeGuard
 
 from tuner.output.sanitize import hide_password
 
@@ -164,3 +165,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return `"; did you mean 'x'?"` for the closest known name, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def is_int(value: object) -> TypeGuard[int]:
+    """Return whether a setting is an integer; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Return whether a setting is an integer or a float; True and False are neither."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

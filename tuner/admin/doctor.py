@@ -16,8 +16,7 @@ from typing import Any, Literal
 
 from tuner.errors import DISTRIBUTION, TunerError, UsageError, how_to_install
 from tuner.launch.devices import find_devices
-from tuner.output.sanitize import hide_password
-from tuner.storage import AnyURL, StorageURL, connect, parse_url
+from tuner.storage import AnyURL, StorageURL, connected, hide_password, parse_url
 
 Row = dict[str, Any]
 Status = Literal["ok", "warn", "fail"]
@@ -101,11 +100,8 @@ def _storage(url: StorageURL) -> list[Row]:
     try:
         if url.is_new_file():
             return [_row("storage", "ok", f"{shown}: does not exist yet; the first launch creates it")]
-        engine = connect(url)
-        try:
+        with connected(url) as engine:
             health = read_health(engine)
-        finally:
-            engine.dispose()
     except TunerError as error:
         return [_row("storage", "fail", str(error), "see the message")]
     trip = f"{1000 * health.round_trip_s:.1f} ms a statement"

@@ -5,6 +5,7 @@ All of it is safe while workers run.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Collection, Mapping
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuner.errors import TunerError, UsageError, nearest
 from tuner.results.rows import best_rows
-from tuner.storage import AnyURL, connect, open_storage
+from tuner.storage import AnyURL, connected, open_storage
 from tuner.storage.artifacts import collect, study_folder
 from tuner.storage.read.queries import (
     find_study,
@@ -47,12 +48,9 @@ def enqueue(url: AnyURL, name: str, words: Mapping[str, str]) -> dict[str, Any]:
         UsageError: a hyperparameter is unknown, its value outside its domain, or the trial might not have it; or no
             trial has said yet which there are.
     """
-    engine = connect(url)
-    try:
+    with connected(url) as engine:
         study = find_study(engine, name)
         known = read_distributions(engine, study.study_id)
-    finally:
-        engine.dispose()
     if not known:
         raise UsageError(f"study {name!r} has no trials yet, so its hyperparameters are unknown: launch it first")
     params = {key: _parse(key, word, known, name) for key, word in words.items()}
@@ -172,11 +170,8 @@ def retry(url: AnyURL, name: str, number: int) -> None:
         UnknownStudy: there is no such study or trial.
         UsageError: the trial did not fail.
     """
-    engine = connect(url)
-    try:
+    with connected(url) as engine:
         trial = read_trial(engine, find_study(engine, name), number)
-    finally:
-        engine.dispose()
     if trial.outcome not in (Outcome.FAILED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY):
         raise UsageError(
             f"cannot retry trial {number} of {name!r}, which is {trial.outcome}: only trials that failed, diverged "
@@ -191,12 +186,9 @@ def _queue(url: AnyURL, name: str, params: Mapping[str, Any], attributes: Mappin
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = open_storage(url)
-    try:
+    with contextlib.closing(open_storage(url)) as storage:
         study = optuna.load_study(study_name=name, storage=storage)
         study.enqueue_trial(dict(params), user_attrs=dict(attributes))
-    finally:
-        storage.close()
 
 
 @dataclass(frozen=True)
@@ -262,16 +254,10 @@ def delete(url: AnyURL, name: str, folder: Path | None) -> None:
     Raises:
         UnknownStudy: there is no such study.
     """
-    engine = connect(url)
-    try:
+    with connected(url) as engine:
         study_id = find_study(engine, name).study_id
-    finally:
-        engine.dispose()
-    storage = open_storage(url)
-    try:
+    with contextlib.closing(open_storage(url)) as storage:
         storage.delete_study(study_id)
-    finally:
-        storage.close()
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
         if folder.exists():

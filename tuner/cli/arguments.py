@@ -37,17 +37,14 @@ FileArgument = Annotated[
 def complete_study(context: typer.Context, incomplete: str) -> list[str]:
     """Return the studies whose names start with `incomplete`; none if the storage cannot be read."""
     from tuner.errors import TunerError
-    from tuner.storage import connect, storage_url
+    from tuner.storage import connected, storage_url
     from tuner.storage.read.queries import read_studies
 
     try:
-        engine = connect(storage_url(context.params.get("storage")))
-        try:
+        with connected(storage_url(context.params.get("storage"))) as engine:
             # The shell prints them: skip names with control characters.
             names = [study.name for study in read_studies(engine) if study.name.isprintable()]
             return [name for name in names if name.startswith(incomplete)]
-        finally:
-            engine.dispose()
     except TunerError:
         return []
 

@@ -10,7 +10,7 @@ import typer
 from tuner.cli.arguments import ArtifactsOption, DebugOption, StorageOption, StudyArgument, split_pairs
 from tuner.errors import UsageError
 from tuner.output.log import say
-from tuner.storage import connect, storage_url
+from tuner.storage import connected, storage_url
 from tuner.storage.artifacts import artifacts_folder
 
 
@@ -24,8 +24,8 @@ def stop(study: StudyArgument, storage: StorageOption = None, debug: DebugOption
     from tuner.storage.read.queries import find_study
     from tuner.storage.worker.studies import stop as stop_study
 
-    engine = connect(storage_url(storage))
-    was_running = stop_study(engine, find_study(engine, study).study_id)
+    with connected(storage_url(storage)) as engine:
+        was_running = stop_study(engine, find_study(engine, study).study_id)
     say(f"study {study!r} {'is stopped' if was_running else 'was stopped already'}")
 
 
@@ -37,8 +37,8 @@ def resume(study: StudyArgument, storage: StorageOption = None, debug: DebugOpti
     from tuner.storage.read.queries import find_study
     from tuner.storage.worker.studies import resume as resume_study
 
-    engine = connect(storage_url(storage))
-    was_stopped = resume_study(engine, find_study(engine, study).study_id)
+    with connected(storage_url(storage)) as engine:
+        was_stopped = resume_study(engine, find_study(engine, study).study_id)
     words = "can be launched again" if was_stopped else "was not stopped"
     say(f"study {study!r} {words}")
 
@@ -68,11 +68,8 @@ def _warn_used_up(study: str, storage: str | None) -> None:
     """Warn if a queued trial will not run until the study is launched with more trials."""
     from tuner.admin.edits import find_shortage
 
-    engine = connect(storage_url(storage))
-    try:
+    with connected(storage_url(storage)) as engine:
         found = find_shortage(engine, study)
-    finally:
-        engine.dispose()
     if found is not None:
         how = "used up" if found.used >= found.trials else "used up, running or queued"
         words = (
@@ -114,11 +111,8 @@ def delete(
     from tuner.admin.edits import delete as delete_study
 
     url = storage_url(storage)
-    engine = connect(url)
-    try:
+    with connected(url) as engine:
         found = belongings(engine, study, artifacts_folder(artifacts))
-    finally:
-        engine.dispose()
     what = f"study {study!r}, its {found.trials} trials{f' and {found.folder}' if found.folder else ''}"
     at_work = f"; running workers: {found.workers}" if found.workers else ""
     if not yes:
@@ -147,11 +141,8 @@ def gc(
 
     if keep < 0:
         raise UsageError(f"--keep must be at least 0: got {keep}")
-    engine = connect(storage_url(storage))
-    try:
+    with connected(storage_url(storage)) as engine:
         numbers, size = clear(engine, study, artifacts_folder(artifacts), keep)
-    finally:
-        engine.dispose()
     of_trials = f" of trials {', '.join(map(str, numbers))}" if numbers else ""
     say(f"removed {size / 1e6:.1f} MB of checkpoints{of_trials}")
 

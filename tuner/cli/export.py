@@ -10,7 +10,7 @@ import typer
 from tuner.cli.arguments import DebugOption, StorageOption, StudyArgument
 from tuner.errors import UsageError
 from tuner.output.log import say
-from tuner.storage import connect, storage_url
+from tuner.storage import connected, storage_url
 
 
 def export(
@@ -37,12 +37,9 @@ def export(
     is_bundle = path.suffix.lower() == ".zip"
     if trial is not None and not is_bundle:
         raise UsageError(f"--trial works only with a bundle (.zip): got {str(path)!r}")
-    engine = connect(storage_url(storage))
-    try:
+    with connected(storage_url(storage)) as engine:
         if is_bundle:
             what = f"trial {export_bundle(engine, study, path, trial, force=force)}"
         else:
             what = f"{export_trials(engine, study, path, force=force)} trials"
-    finally:
-        engine.dispose()
     say(f"{what} of {study!r} written to {path}")

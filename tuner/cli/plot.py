@@ -11,7 +11,7 @@ import typer
 from tuner.cli.arguments import DebugOption, StorageOption, StudyArgument
 from tuner.errors import UsageError
 from tuner.output.log import say
-from tuner.storage import AnyURL, connect, storage_url
+from tuner.storage import AnyURL, connected, storage_url
 
 
 def plot(
@@ -76,8 +76,5 @@ def _draw_picture(
     from tuner.results.model_picture import draw_picture
 
     settle(os.environ)
-    engine = connect(url)
-    try:
+    with connected(url) as engine:
         return draw_picture(engine, study, path, trial, file=file, force=force)
-    finally:
-        engine.dispose()

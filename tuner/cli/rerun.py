@@ -11,7 +11,8 @@ from tuner.cli.arguments import DebugOption, Format, FormatOption, SetOption, St
 from tuner.cli.printing import emit
 from tuner.errors import UsageError
 from tuner.output.log import say
-from tuner.storage import connect, storage_url
+from tuner.output.numbers import plain
+from tuner.storage import connected, storage_url
 from tuner.trial import Report
 
 FileOption = Annotated[
@@ -50,13 +51,10 @@ def reproduce(
     if not 0 <= tolerance < 1:
         raise UsageError(f"--tolerance must be at least 0 and below 1: got {tolerance}")
     settle(os.environ)
-    engine = connect(storage_url(storage))
-    try:
+    with connected(storage_url(storage)) as engine:
         rerunner = open_study(engine, study, file, split_pairs("--set", fixed))
         found = reproduce_trial(rerunner, number, lambda report: _say_epoch(number, report))
-    finally:
-        engine.dispose()
-    emit([{key: _plain(value) for key, value in vars(one).items()} for one in found], format)
+    emit([{key: plain(value) for key, value in vars(one).items()} for one in found], format)
     worst = max(found, key=lambda one: one.difference)
     if worst.difference == 0:
         say(f"trial {number} of {study!r} is identical, bit for bit")
@@ -70,12 +68,6 @@ def reproduce(
 
 def _say_epoch(number: int, report: Report) -> None:
     say(f"trial {number}, epoch {report.epoch}")
-
-
-def _plain(value: object) -> object:
-    from tuner.results.rows import plain
-
-    return plain(value)
 
 
 def confirm(
@@ -104,13 +96,10 @@ def confirm(
         if value < 1:
             raise UsageError(f"{option} must be at least 1: got {value}")
     settle(os.environ)
-    engine = connect(storage_url(storage))
-    try:
+    with connected(storage_url(storage)) as engine:
         rerunner = open_study(engine, study, file, split_pairs("--set", fixed))
         confirm_trials(rerunner, count, seeds, _say_repeat)
         rows = [row for row in best_rows(engine, study, None) if row["confirmed"] is not None]
-    finally:
-        engine.dispose()
     emit(rows, format)
     say_how_sure(rows)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,20 +12,11 @@ from tuner.cli.arguments import DebugOption, Format, FormatOption, StorageOption
 from tuner.cli.printing import Row, as_text, emit, print_fields
 from tuner.errors import UsageError
 from tuner.output.log import say, tell
-from tuner.storage import connect, storage_url
+from tuner.storage import connected, storage_url
 from tuner.trial import Outcome
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
-
-
-@contextmanager
-def _engine(storage: str | None) -> Iterator[Engine]:
-    engine = connect(storage_url(storage))
-    try:
-        yield engine
-    finally:
-        engine.dispose()
 
 
 def studies(storage: StorageOption = None, format: FormatOption = Format.TABLE, debug: DebugOption = False) -> None:
@@ -36,7 +26,7 @@ def studies(storage: StorageOption = None, format: FormatOption = Format.TABLE, 
     """
     from tuner.results.rows import study_rows
 
-    with _engine(storage) as engine:
+    with connected(storage_url(storage)) as engine:
         emit(study_rows(engine), format)
 
 
@@ -70,7 +60,7 @@ def trials(
 
     if limit is not None and limit < 1:
         raise UsageError(f"--limit must be at least 1: got {limit}")
-    with _engine(storage) as engine:
+    with connected(storage_url(storage)) as engine:
         rows = trial_rows(engine, study, where=where or (), outcomes=outcome or (), sort=sort, limit=limit)
         emit(rows, format)
 
@@ -95,7 +85,7 @@ def best(
 
     if count is not None and count < 1:
         raise UsageError(f"-n must be at least 1: got {count}")
-    with _engine(storage) as engine:
+    with connected(storage_url(storage)) as engine:
         rows = _best(engine, study, count)
         missing = None if rows else no_feasible(engine, study)
     emit(rows, format)
@@ -164,7 +154,7 @@ def show(
     """
     from tuner.results.rows import show_row
 
-    with _engine(storage) as engine:
+    with connected(storage_url(storage)) as engine:
         row = show_row(engine, study, number)
     if format is Format.TABLE:
         print_fields(row)
@@ -188,7 +178,7 @@ def compare(
     """
     from tuner.results.compare import compare_rows
 
-    with _engine(storage) as engine:
+    with connected(storage_url(storage)) as engine:
         emit(compare_rows(engine, studies), format)
 
 
@@ -214,7 +204,7 @@ def importance(
 
 def tell_best(study: str, storage: str | None) -> None:
     """Log the best trials of a study that has just ended as JSON."""
-    with _engine(storage) as engine:
+    with connected(storage_url(storage)) as engine:
         rows = _best(engine, study, None)
     for row in rows:
         known = {name: row[name] for name in ("value", "values", "hparams") if name in row}
@@ -225,7 +215,7 @@ def print_best(study: str, storage: str | None) -> None:
     """Print the best trial of a study that has just ended."""
     from tuner.results.rows import no_feasible
 
-    with _engine(storage) as engine:
+    with connected(storage_url(storage)) as engine:
         rows = _best(engine, study, None)
         missing = None if rows else no_feasible(engine, study)
     if not rows:

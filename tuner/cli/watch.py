@@ -12,7 +12,7 @@ from tuner.cli.printing import as_text, shown
 from tuner.errors import StorageLost, UsageError
 from tuner.output.log import clean
 from tuner.output.sanitize import one_line, printable
-from tuner.storage import connect, storage_url
+from tuner.storage import connected, storage_url
 from tuner.trial import Outcome
 
 if TYPE_CHECKING:
@@ -42,28 +42,27 @@ def watch(
 
     if not every > 0:
         raise UsageError(f"--every must be above 0: got {every}")
-    engine = connect(storage_url(storage))
     console = Console()
     said = ""
-    try:
-        with Live(console=console, auto_refresh=False, transient=False) as live:
-            while True:
-                try:
-                    state = progress(engine, study, _LAST)
-                except StorageLost as error:  # perhaps unreachable for a moment
-                    live.console.print(f"tuner: {clean(str(error))}", markup=False, highlight=False, soft_wrap=True)
-                    time.sleep(every)
-                    continue
-                if console.is_terminal:
-                    live.update(_draw(state), refresh=True)
-                elif (line := _line(state)) != said:
-                    said = line
-                    print(printable(line), flush=True)
-                if state["study"]["state"] == "finished" and not state["workers"]:
-                    return
+    with (
+        connected(storage_url(storage)) as engine,
+        Live(console=console, auto_refresh=False, transient=False) as live,
+    ):
+        while True:
+            try:
+                state = progress(engine, study, _LAST)
+            except StorageLost as error:  # perhaps unreachable for a moment
+                live.console.print(f"tuner: {clean(str(error))}", markup=False, highlight=False, soft_wrap=True)
                 time.sleep(every)
-    finally:
-        engine.dispose()
+                continue
+            if console.is_terminal:
+                live.update(_draw(state), refresh=True)
+            elif (line := _line(state)) != said:
+                said = line
+                print(printable(line), flush=True)
+            if state["study"]["state"] == "finished" and not state["workers"]:
+                return
+            time.sleep(every)
 
 
 def _line(state: Row) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import bottle
 from optuna.exceptions import UpdateFinishedTrialError
 
-from tuner.errors import StorageLost
+from tuner.errors import StorageLost, is_int, is_number
 from tuner.storage.optuna.storage import Storage
 from tuner.storage.read.activity import study_of
 
@@ -60,17 +60,16 @@ def _name(name: str, value: Any) -> None:
 
 
 def _whole(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or abs(value) > _MOST_ID:
+    if not is_int(value) or abs(value) > _MOST_ID:
         raise _wrong(name, "a whole number", value)
 
 
 def _number(name: str, value: Any) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
     try:
-        is_number = is_number and not math.isnan(float(value))
+        is_right = is_number(value) and not math.isnan(float(value))
     except OverflowError:
-        is_number = False
-    if not is_number:
+        is_right = False
+    if not is_right:
         raise _wrong(name, "a number", value)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from tuner.dashboard.study_detail import StudyDetail
 from tuner.dashboard.trials_csv import send_csv
 from tuner.dashboard.users import Users
 from tuner.errors import StorageLost, UnknownStudy
+from tuner.output.numbers import plain_json
 from tuner.results.plots import KINDS
 from tuner.storage.artifacts import describe_checkpoint
 from tuner.storage.optuna.storage import Storage
@@ -90,16 +90,7 @@ def _page(render: Any, **given: Any) -> bytes:
 
 def _json(value: Any) -> str:
     bottle.response.content_type = "application/json"
-    return json.dumps(_plain(value), allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    """Return what JSON can carry: NaN and infinities as their names."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
-    return [_plain(part) for part in value] if isinstance(value, list) else value
+    return json.dumps(plain_json(value), allow_nan=False)
 
 
 def _study(storage: Storage) -> StudyRow | None:

@@ -8,6 +8,8 @@ from typing import Any
 
 from bottle import SimpleTemplate
 
+from tuner.output.numbers import duration
+
 _HEAD = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -241,12 +243,8 @@ def plots_page(**given: object) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """Return a duration as people read it."""
-    if value is None:
-        return ""
-    if value < 120:
-        return f"{max(value, 0.0):.1f} s"
-    return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
+    """Return a duration as people read it; nothing for None."""
+    return "" if value is None else duration(value)
 
 
 def size(value: int) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import numbers
 import re
 import sys
@@ -28,6 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tuner.dashboard.login import WSGI
 from tuner.errors import StorageLost
+from tuner.output.numbers import plain
 from tuner.storage.optuna.storage import Storage
 from tuner.storage.read.ranking import is_feasible
 from tuner.trial import optuna_private as private
@@ -259,7 +259,7 @@ def _text(trial: FrozenTrial, pattern: _Pattern) -> str:
 
 def _number(value: float) -> str:
     """Return a number as JSON; those that it lacks as texts, as the front-end expects them."""
-    return repr(value) if math.isfinite(value) else f'"{float(value)}"'
+    return json.dumps(plain(value))
 
 
 def _shown(value: Any) -> str:

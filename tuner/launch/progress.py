@@ -15,6 +15,7 @@ from rich.text import Text
 
 from tuner.launch.devices import DeviceGroup
 from tuner.output.log import clean, tell
+from tuner.output.numbers import duration
 from tuner.output.sanitize import hide_password, one_line
 from tuner.trial import Event, Outcome, event_line, print_event
 
@@ -83,18 +84,8 @@ class Snapshot:
             parts.append(f"best {self.best}")
         left = self.seconds_left(now_s)
         if left is not None:
-            parts.append(f"{format_seconds(left)} left")
+            parts.append(f"{duration(left)} left")
         return ", ".join(parts)
-
-
-def format_seconds(seconds: float) -> str:
-    """Return a duration as people say it: `42 s`, `3 min 5 s`, `2 h 10 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 class Progress(Protocol):
@@ -214,7 +205,7 @@ def draw(snapshot: Snapshot, groups: list[DeviceGroup], now_s: float) -> Group:
         "failed": str(snapshot.counts[Outcome.FAILED]),
         "diverged": str(snapshot.counts[Outcome.DIVERGED] + snapshot.counts[Outcome.OUT_OF_MEMORY]),
         f"best {snapshot.objective}".rstrip(): snapshot.best or "-",
-        "time left": "" if (left := snapshot.seconds_left(now_s)) is None else format_seconds(left),
+        "time left": "" if (left := snapshot.seconds_left(now_s)) is None else duration(left),
     }
     for heading in shown:
         counts.add_column(Text(heading), justify="right", no_wrap=True)

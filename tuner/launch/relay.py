@@ -14,6 +14,7 @@ from types import FrameType
 from tuner.launch.process import Message, WorkerProcess
 from tuner.launch.progress import JsonProgress
 from tuner.output.log import note_ending, set_about
+from tuner.trial.environment import worker_name
 
 
 def relay() -> int:
@@ -23,7 +24,7 @@ def relay() -> int:
         Its exit status; of one that was killed by a signal 128 more than the signal's number, as shells have it.
     """
     inbox: queue.Queue[Message] = queue.Queue()
-    name = os.environ.get("TUNER_WORKER") or f"{os.uname().nodename}:{os.getpid()}:{os.urandom(2).hex()}"
+    name = worker_name()
     command = [sys.executable, "-m", "tuner", *sys.argv[1:]]
     worker = WorkerProcess(0, name, command, {**os.environ, "PYTHONUNBUFFERED": "1"}, inbox)
 

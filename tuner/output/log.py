@@ -7,14 +7,16 @@ import logging
 import math
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TextIO
 
+from tuner.output.numbers import plain_json
 from tuner.output.sanitize import hide_password, hide_passwords, printable
 
 _REQUIRED = {"time", "level", "event"}
@@ -97,7 +99,7 @@ class _Json(logging.Formatter):
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
         return json.dumps(
-            hide_passwords(_plain(line)), allow_nan=False, default=lambda value: hide_password(str(value))
+            hide_passwords(plain_json(line)), allow_nan=False, default=lambda value: hide_password(str(value))
         )
 
 
@@ -197,6 +199,11 @@ def parse(line: str) -> dict[str, Any] | None:
     return found if are_texts and found["level"] in _LEVELS and found["event"] not in _OF_PIPES else None
 
 
+def process_name() -> str:
+    """Return `HOST:PID:HEX`, which no other process of this or another machine has."""
+    return f"{socket.gethostname()}:{os.getpid()}:{os.urandom(2).hex()}"
+
+
 def now() -> str:
     """Return the time as lines of a JSON log have it: UTC, to the millisecond."""
     return _iso(time.time())
@@ -205,14 +212,3 @@ def now() -> str:
 def _iso(at_s: float) -> str:
     whole, milliseconds = divmod(math.floor(at_s * 1000), 1000)
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{milliseconds:03d}Z"
-
-
-def _plain(value: object) -> Any:
-    """Return a value with NaN and the infinities as texts, as the queries print them."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 import warnings
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from sqlalchemy import Engine
 
 from tuner.errors import UsageError
-from tuner.results.rows import plain
+from tuner.output.numbers import plain
 from tuner.storage.read.lineage import Effort, read_efforts
 from tuner.storage.read.queries import find_study, outcome_counts, read_standings
 from tuner.storage.read.ranking import is_feasible, read_values
@@ -114,20 +115,14 @@ def importance_rows(url: AnyURL, name: str) -> tuple[list[Row], list[str]]:
     """
     import optuna
 
-    from tuner.storage import connect, open_storage
+    from tuner.storage import connected, open_storage
 
-    engine = connect(url)
-    try:
+    with connected(url) as engine:
         study = find_study(engine, name)
-    finally:
-        engine.dispose()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = open_storage(url)
-    try:
+    with contextlib.closing(open_storage(url)) as storage:
         whole = optuna.load_study(study_name=name, storage=storage)
         complete = whole.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
-    finally:
-        storage.close()
     if len(complete) < _FEWEST_TRIALS:
         raise UsageError(
             f"importances need at least {_FEWEST_TRIALS} complete trials: {name!r} has {len(complete)} so far"

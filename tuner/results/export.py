@@ -15,8 +15,9 @@ from sqlalchemy import Engine
 
 from tuner.errors import TunerError, UsageError, how_to_install
 from tuner.output.cells import csv_text
+from tuner.output.numbers import plain
 from tuner.results.bundle_wheel import make_wheel
-from tuner.results.rows import best_rows, check_file, format_time, no_feasible, plain, show_row
+from tuner.results.rows import best_rows, check_file, format_time, no_feasible, show_row
 from tuner.storage.read.queries import StudyRow, TrialRow, find_study, read_trial, read_trials
 
 Row = dict[str, Any]

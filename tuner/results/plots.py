@@ -22,7 +22,7 @@ from tuner.errors import UsageError, how_to_install, nearest
 from tuner.results.compare import compare_rows, saved_s, typical_epoch_s
 from tuner.results.export import in_place
 from tuner.results.rows import best_rows
-from tuner.storage import AnyURL, connect, open_storage
+from tuner.storage import AnyURL, connected, open_storage
 from tuner.storage.read.lineage import read_efforts, read_rungs, read_timeline
 from tuner.storage.read.queries import StudyRow, find_study
 
@@ -79,16 +79,10 @@ def opened(url: AnyURL, name: str) -> Generator[Subject]:
         UnknownStudy: there is no such study.
         UsageError: it has no trials yet, or matplotlib is not installed.
     """
-    engine = connect(url)
-    try:
+    with connected(url) as engine:
         row = find_study(engine, name)
-        storage = open_storage(url)
-        try:
+        with contextlib.closing(open_storage(url)) as storage:
             yield subject_of(storage, row)
-        finally:
-            storage.close()
-    finally:
-        engine.dispose()
 
 
 def subject_of(storage: Storage, row: StudyRow) -> Subject:

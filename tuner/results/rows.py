@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from tuner.errors import UsageError
+from tuner.output.numbers import plain
 from tuner.results.confidence import Confirmed, rank
 from tuner.results.filters import filtered, in_order
 from tuner.storage.read.activity import read_workers
@@ -345,8 +345,3 @@ def _trial_row(study: StudyRow, trial: TrialRow) -> Row:
     row["seconds"] = None if trial.seconds is None else round(trial.seconds, 3)
     row["hparams"] = {name: plain(hparam) for name, hparam in trial.hparams.items()}
     return row
-
-
-def plain(value: object) -> Any:
-    """Return a value that JSON can carry: NaN and infinities as their names."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

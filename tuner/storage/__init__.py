@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Generator
 from typing import TYPE_CHECKING
 
+from tuner.output.sanitize import hide_password
 from tuner.storage.sql.url import DEFAULT_URL, AnyURL, StorageURL, parse_url, storage_url, warn_of_password
 
 if TYPE_CHECKING:
@@ -17,6 +20,8 @@ __all__ = [
     "StorageURL",
     "connect",
     "connect_when_up",
+    "connected",
+    "hide_password",
     "open_storage",
     "parse_url",
     "storage_url",
@@ -52,6 +57,21 @@ def connect(url: AnyURL) -> Engine:
     from tuner.storage.sql.engine import connected_engine
 
     return connected_engine(url)
+
+
+@contextlib.contextmanager
+def connected(url: AnyURL) -> Generator[Engine]:
+    """Yield an engine as `connect` does, and close its connections at the end.
+
+    Raises:
+        StorageURLError: the URL cannot be a storage's.
+        StorageLost: the database cannot be reached, or the SQLite file does not exist.
+    """
+    engine = connect(url)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
 
 
 def connect_when_up(url: AnyURL) -> Engine:

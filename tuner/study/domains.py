@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tuner.errors import SpaceError
+from tuner.errors import SpaceError, is_int, is_number
 
 if TYPE_CHECKING:
     import optuna
@@ -121,7 +121,7 @@ class FloatDomain(Domain):
 
     def check(self) -> None:
         for bound in (self.low, self.high):
-            if isinstance(bound, bool) or not isinstance(bound, int | float) or not abs(bound) <= 1e300:
+            if not is_number(bound) or not abs(bound) <= 1e300:
                 raise SpaceError(f"bounds must be finite numbers: got low={self.low!r}, high={self.high!r}")
         if self.log and self.low <= 0:
             raise SpaceError(f"a log scale needs low > 0: got low={self.low!r}")
@@ -145,7 +145,7 @@ class FloatDomain(Domain):
         return float(self.low)
 
     def contains(self, value: Any) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
+        return is_number(value) and self.low <= value <= self.high
 
     def parse(self, text: str) -> float:
         return float(text)
@@ -176,7 +176,7 @@ class IntDomain(Domain):
 
     def check(self) -> None:
         for bound in (self.low, self.high, self.step):
-            if isinstance(bound, bool) or not isinstance(bound, int):
+            if not is_int(bound):
                 raise SpaceError(f"low, high and step must be integers: got {self!r}")
         if max(abs(self.low), abs(self.high)) > 2**53:
             raise SpaceError(f"bounds must be within ±2**53, where Optuna's floats are exact: got {self!r}")
@@ -210,8 +210,7 @@ class IntDomain(Domain):
         return self.low
 
     def contains(self, value: Any) -> bool:
-        is_int = isinstance(value, int) and not isinstance(value, bool)
-        return is_int and self.low <= value <= self.high and (value - self.low) % self.step == 0
+        return is_int(value) and self.low <= value <= self.high and (value - self.low) % self.step == 0
 
     def parse(self, text: str) -> int:
         return int(text)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from tuner.errors import SpaceError, StudyError
+from tuner.errors import SpaceError, StudyError, is_int, is_number
 from tuner.output.sanitize import is_unstorable
 from tuner.study.domains import Domain, parameters
 from tuner.study.launch_record import OPTIMIZER_RULES, describe_space, differences, optimizer_rules_of, with_rules
@@ -90,11 +90,11 @@ class StudySpec:
             raise StudyError(f"a study's name must have no NUL and no lone surrogate: got {self.name!r}")
         for setting, low in (("epochs", 1), ("trials", 1), ("seed", 0), ("keep_best", 0), ("retries", 0)):
             value = getattr(self, setting)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            if not is_int(value) or value < low:
                 raise StudyError(f"{setting} must be an integer of at least {low}: got {value!r} (study {self.name!r})")
         for setting in ("wall_hours", "device_hours"):
             hours = getattr(self, setting)
-            if hours is not None and (isinstance(hours, bool) or not isinstance(hours, int | float) or not hours > 0):
+            if hours is not None and (not is_number(hours) or not hours > 0):
                 raise StudyError(f"{setting} must be a number of hours above 0: got {hours!r}")
         if (
             isinstance(self.save_every_s, bool)

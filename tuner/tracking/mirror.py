@@ -7,8 +7,6 @@ import dataclasses
 import datetime
 import json
 import math
-import os
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +15,11 @@ from typing import Any
 from sqlalchemy import Engine
 
 from tuner.errors import TrackerLost, TrackerRefused, TunerError
-from tuner.output.log import say
-from tuner.storage import AnyURL, StorageURL, connect, mirroring, parse_url
+from tuner.output.log import process_name, say
+from tuner.storage import AnyURL, StorageURL, connected, mirroring, parse_url
 from tuner.storage.mirroring import Sent, StoredReport, Unsent
 from tuner.storage.read.queries import StudyRow, TrialRow, find_study
+from tuner.storage.sql.backoff import Backoff
 from tuner.storage.sql.encoding import decode_metric
 from tuner.storage.sql.retry import Patience, patient
 from tuner.storage.sql.schema import prepare
@@ -92,8 +91,7 @@ def follow(url: AnyURL, name: str, trackers: Sequence[Tracker], *, once: bool, e
     Concurrency: any number of processes; of each tracker one at a time sends, the others wait.
     """
     url = parse_url(url)
-    engine = connect(url)
-    try:
+    with connected(url) as engine:
         prepare(engine)
         engine = patient(engine, Patience(_STORAGE_PATIENCE_S, ending.is_over))
         study = find_study(engine, name)
@@ -105,8 +103,6 @@ def follow(url: AnyURL, name: str, trackers: Sequence[Tracker], *, once: bool, e
         finally:
             for mirror in mirrors:
                 mirror.close()
-    finally:
-        engine.dispose()
     refused = [line for mirror in mirrors for line in mirror.refused.values()]
     if refused:
         raise TrackerRefused(f"{len(refused)} trials could not be sent; the first: {refused[0]}")
@@ -163,7 +159,7 @@ class Mirror:
     card: TrackedStudy
     tracker: Tracker
     ending: Ending
-    owner: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}:{os.urandom(2).hex()}")
+    owner: str = field(default_factory=process_name)
     is_held: bool = False
     is_up_to_date: bool = False
     trouble: str = ""
@@ -172,7 +168,7 @@ class Mirror:
     _was_away: bool = False
     _after: int = 0
     _next_s: float = 0.0
-    _pause_s: float = 0.0
+    _pauses: Backoff = field(default_factory=lambda: Backoff(2.0, _LONGEST_PAUSE_S))
     _renewed_s: float = -math.inf
     _said: dict[int, tuple[Any, ...]] = field(default_factory=dict)
 
@@ -201,7 +197,8 @@ class Mirror:
         else:
             if self.trouble:
                 say(f"{self.tracker.target} answers again")
-            self.trouble, self._pause_s = "", 0.0
+            self.trouble = ""
+            self._pauses.reset()
 
     def _hold(self) -> bool:
         """Take or keep the lease; return whether this process has it."""
@@ -237,8 +234,7 @@ class Mirror:
             say(f"{error}; trials continue; missing data is sent when the tracker answers")
         self.trouble, self._was_away = str(error), True
         self.is_up_to_date = self._is_open = False
-        self._pause_s = min(_LONGEST_PAUSE_S, 2 * self._pause_s or 1.0)
-        self._next_s = time.monotonic() + self._pause_s
+        self._next_s = time.monotonic() + self._pauses.next_s()
 
     def _send_all(self, ids: Sequence[int]) -> None:
         self.is_up_to_date = False

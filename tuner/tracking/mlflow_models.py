@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tuner.errors import CheckpointError, UsageError
 from tuner.output.jsonfile import read_json, write_json
 from tuner.results.rows import no_feasible
-from tuner.storage import AnyURL, StorageURL, connect, mirroring, parse_url
+from tuner.storage import AnyURL, StorageURL, connected, mirroring, parse_url
 from tuner.storage.read.queries import StudyRow, TrialRow, find_study, read_best, read_trial
 from tuner.study.source import import_file
 from tuner.tracking import check_trackers
@@ -49,8 +49,7 @@ def register(url: AnyURL, study_name: str, uri: str, *, number: int | None = Non
     """
     check_trackers(uri, None, None)
     url = parse_url(url)
-    engine = connect(url)
-    try:
+    with connected(url) as engine:
         study = find_study(engine, study_name)
         trial = _chosen(engine, study, number)
         with tempfile.TemporaryDirectory(prefix="tuner-model-") as scratch:
@@ -76,8 +75,6 @@ def register(url: AnyURL, study_name: str, uri: str, *, number: int | None = Non
             )
             told = {f"tuner.{key}": value for key, value in _tags(study, trial, record, url).items()}
             return tracker.register(run, str(model), name or re.sub(r"[/:]", "_", study.name), told)
-    finally:
-        engine.dispose()
 
 
 def _chosen(engine: Engine, study: StudyRow, number: int | None) -> TrialRow:

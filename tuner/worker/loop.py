@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import socket
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,7 @@ from tuner.study.launch_record import optimizer_rules_of
 from tuner.study.source import call_study_code
 from tuner.trial import Event, Stop
 from tuner.trial import optuna_private as private
-from tuner.trial.environment import DEVICES_VARIABLE, LAUNCHED_VARIABLE, WORKER_VARIABLE
+from tuner.trial.environment import DEVICES_VARIABLE, LAUNCHED_VARIABLE, worker_name
 from tuner.trial.failures import describe, last_line, reason_to_stop
 from tuner.worker.attempt import Attempt, Ended
 from tuner.worker.context import FinalWrites, Place, ProgramModes, Samplers, WorkerContext
@@ -44,11 +43,6 @@ PATIENCE_S = 600.0
 _STATEMENT_S = 20.0
 _LAST_PATIENCE_S = 3.0
 _POLL_S = 0.5
-
-
-def default_name() -> str:
-    """Return a worker's name: unique among the processes of this and other machines."""
-    return os.environ.get(WORKER_VARIABLE) or f"{socket.gethostname()}:{os.getpid()}:{os.urandom(2).hex()}"
 
 
 def run_worker(
@@ -104,7 +98,7 @@ def run_worker(
     optuna_storage.engine = patient(optuna_storage.engine, patience)
     warn_of_password()
     try:
-        Worker(study, splits, optuna_storage, name or default_name(), say, stop, place).run()
+        Worker(study, splits, optuna_storage, name or worker_name(), say, stop, place).run()
     finally:
         optuna_storage.close()
 

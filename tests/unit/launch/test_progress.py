@@ -5,14 +5,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 
 import tuner.launch.progress
 from tuner.launch import launcher as local
 from tuner.launch.devices import DeviceGroup
-from tuner.launch.progress import LiveProgress, PlainProgress, Snapshot, draw, format_seconds
+from tuner.launch.progress import LiveProgress, PlainProgress, Snapshot, draw
 from tuner.trial import Outcome
 
 GROUPS = [DeviceGroup("gpu", (0, 1), (0,)), DeviceGroup("gpu", (2,), (1,), sharers=2), DeviceGroup("cpu", (7,), (7,))]
@@ -38,38 +36,6 @@ def snapshot(**changes: Any) -> Snapshot:
         "workers": {0: "trial 19, epoch 3: 0.91", 2: "waiting for other workers' trials"},
     }
     return Snapshot(**{**values, **changes})
-
-
-# Durations
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0 s"),
-        (0.4, "0 s"),
-        (42, "42 s"),
-        (59.4, "59 s"),
-        (59.6, "1 min 0 s"),
-        (60, "1 min 0 s"),
-        (185, "3 min 5 s"),
-        (3599.4, "59 min 59 s"),
-        (3599.6, "1 h 0 min"),
-        (3600, "1 h 0 min"),
-        (7859, "2 h 10 min"),
-        (100_000, "27 h 46 min"),
-    ],
-)
-def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
-    assert format_seconds(seconds) == text
-
-
-@given(st.integers(0, 10**6))
-def test_a_duration_loses_less_than_its_last_unit(seconds: int) -> None:
-    words = format_seconds(seconds).split()
-    units = {"s": 1, "min": 60, "h": 3600}
-    told = sum(int(number) * units[unit] for number, unit in zip(words[::2], words[1::2], strict=True))
-    assert 0 <= seconds - told < units[words[-1]]
 
 
 # Snapshots

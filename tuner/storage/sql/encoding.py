@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from tuner.output.numbers import plain
+
 _KINDS = {"NAN": math.nan, "INF_POS": math.inf, "INF_NEG": -math.inf}
 
 
@@ -24,7 +26,7 @@ def loaded_number(value: float | None, kind: str) -> float:
 
 def encode_metric(value: float) -> float | str:
     """Return a metric as JSON can hold it: NaN and infinities as text."""
-    return float(value) if math.isfinite(value) else str(float(value))
+    return plain(float(value))
 
 
 def decode_metric(value: float | str) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import random
 import sqlite3
 import threading
 import time
@@ -21,6 +20,7 @@ from tuner.errors import StorageDenied, StorageLost, StorageSchemaError
 from tuner.output.log import tell
 from tuner.output.sanitize import hide_password
 from tuner.storage.sql import deadlines
+from tuner.storage.sql.backoff import Backoff
 from tuner.storage.sql.engine import autocommit, error_line, limit_transaction, lost, pgcode, sqlite_code
 from tuner.storage.sql.versions import check_tables, read_versions
 from tuner.storage.sql.wait_time import waiting
@@ -169,7 +169,7 @@ _of_thread = _OfThread()
 
 def _retried(engine: Engine, attempt: Callable[[int], T]) -> T:
     patience: Patience = _of_thread.patience or engine.get_execution_options().get(_PATIENCE, IMPATIENT)
-    began_s, tries = time.monotonic(), 0
+    began_s, tries, pauses = time.monotonic(), 0, Backoff(0.1, _LONGEST_PAUSE_S)
     while True:
         try:
             with deadlines.limit(patience.statement_s * 2 ** min(tries, 10), patience.is_over):
@@ -198,8 +198,7 @@ def _retried(engine: Engine, attempt: Callable[[int], T]) -> T:
             if not is_conflict:
                 _away_since_s.setdefault(engine.pool, began_s)
                 tell_away(engine, lost(error, engine.url), "waiting for it")
-            # Jitter, so that workers that were cut off together do not come back together.
-            _pause(min(_LONGEST_PAUSE_S, 0.05 * 2**tries) * random.uniform(0.5, 1.5), patience)
+            _pause(pauses.next_s(), patience)
             tries += 1
         else:
             if _outage_s(engine) >= _OUTAGE_S:

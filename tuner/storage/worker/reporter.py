@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Iterable
 
 from sqlalchemy import Engine
 
 from tuner.errors import StorageLost
+from tuner.storage.sql.backoff import Backoff
 from tuner.storage.sql.retry import tell_away
 from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.leases import report
@@ -29,7 +29,7 @@ class Reporter:
     def __init__(self, engine: Engine, lease: Lease, objective: str | None) -> None:
         self._engine, self._lease, self._objective = engine, lease, objective
         self._kept: dict[int, Report] = {}
-        self._pause_s, self._next_try_s = 0.0, 0.0
+        self._pauses, self._next_try_s = Backoff(0.5, _LONGEST_PAUSE_S), 0.0
 
     def keep(self, several: Iterable[Report]) -> None:
         """Have reports stored with the next one: those of a checkpoint, whose worker may have died before it could."""
@@ -48,10 +48,9 @@ class Reporter:
             self._store(self._engine)
         except StorageLost as error:
             tell_away(self._engine, error, f"trial {self._lease.number} continues meanwhile")
-            self._pause_s = min(_LONGEST_PAUSE_S, 2 * self._pause_s or 0.5)
-            self._next_try_s = time.monotonic() + self._pause_s * random.uniform(0.5, 1.0)
+            self._next_try_s = time.monotonic() + self._pauses.next_s()
             return False
-        self._pause_s = 0.0
+        self._pauses.reset()
         return True
 
     def flush(self, engine: Engine) -> None:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tuner.errors import nearest
+from tuner.errors import is_int, nearest
 from tuner.training.pytree import PyTree
 
 Batch = dict[str, jax.Array]
@@ -113,7 +113,7 @@ class View:
 
 def _shuffled(length: int, seed: Any) -> np.ndarray:
     # NumPy would take None as well, and shuffle differently each time.
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+    if not (is_int(seed) or isinstance(seed, np.integer)) or seed < 0:
         raise ValueError(f"seed must be a whole number, at least 0: got {seed!r}")
     return np.random.default_rng(seed).permutation(length)
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tuner.errors import SpaceError, StudyError, nearest
+from tuner.errors import SpaceError, StudyError, is_int, nearest
 from tuner.study.domains import as_traced
 from tuner.study.launch_record import OPTIMIZER_RULES
 from tuner.training import metrics as metrics_
@@ -48,15 +48,15 @@ def check_settings(trainer: Any) -> None:
         raise StudyError(f"a trainer's precision must be 'float32', 'bfloat16' or 'float16': got {trainer.precision!r}")
     check_spelling(trainer)
     every = trainer.validate_every
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+    if not is_int(every) or every < 1:
         raise StudyError(f"a trainer's validate_every must be a whole number of at least 1: got {every!r}")
 
 
 def check_arguments(epochs: Any, seed: Any, direction: Any) -> None:
     """Raise StudyError for arguments of a training that cannot be."""
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+    if not is_int(epochs) or epochs < 1:
         raise StudyError(f"epochs must be a whole number of at least 1: got {epochs!r}")
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**31:
+    if not (is_int(seed) or isinstance(seed, np.integer)) or not 0 <= seed < 2**31:
         raise StudyError(f"seed must be a whole number in [0, 2^31): got {seed!r}")
     if direction not in ("minimize", "maximize"):
         raise StudyError(f"direction must be 'minimize' or 'maximize': got {direction!r}")
@@ -165,7 +165,7 @@ def asked_batch_size(trainer: TrainerDefinition, hparams: Any) -> int:
     size = _asked_batch_size(
         trainer, settings_of(trainer), structure, tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
     )
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+    if not is_int(size) or size < 1:
         raise StudyError(f"batch_size(hparams) must return a static integer of at least 1: got {size!r}")
     return size
 

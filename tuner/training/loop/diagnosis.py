@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tuner.errors import NonFinite, StudyError
+from tuner.errors import NonFinite, StudyError, is_int
 from tuner.training.data.batches import Source
 from tuner.training.definition import TrainerDefinition
 from tuner.training.loop.programs import Carry
@@ -115,7 +115,7 @@ class Profile:
     _is_running: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        are_whole = all(isinstance(step, int) and not isinstance(step, bool) for step in (self.first, self.last))
+        are_whole = all(is_int(step) for step in (self.first, self.last))
         if not are_whole or not 0 <= self.first <= self.last:
             raise StudyError(
                 "a Profile's steps must be whole numbers, 0 <= first <= last: "

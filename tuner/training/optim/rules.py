@@ -11,7 +11,7 @@ import optax
 import optax.contrib
 from jax.core import Tracer
 
-from tuner.errors import StudyError, nearest
+from tuner.errors import StudyError, is_int, nearest
 from tuner.training.optim.named import (
     BELOW_ONE,
     ELSEWHERE,
@@ -114,7 +114,7 @@ def _check_options(spec: OptimizerSettings) -> None:
 
 def _check_numbers(spec: OptimizerSettings, total_steps: int) -> None:
     steps = spec.accumulate_steps
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= total_steps:
+    if not is_int(steps) or not 1 <= steps <= total_steps:
         raise StudyError(
             "accumulate_steps must be a whole number from 1 to total_steps: "
             f"got accumulate_steps={steps!r}, total_steps={total_steps}"

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from tuner.errors import StudyError
+from tuner.errors import StudyError, is_int
 
 Number = float | jax.Array
 
@@ -49,7 +49,7 @@ def check_steps(total_steps: Any) -> None:
     Raises:
         StudyError: it is no whole number above zero.
     """
-    if isinstance(total_steps, bool) or not isinstance(total_steps, int | np.integer) or total_steps < 1:
+    if not (is_int(total_steps) or isinstance(total_steps, np.integer)) or total_steps < 1:
         raise StudyError(
             f"total_steps must be a whole number of updates, at least 1: got total_steps={total_steps!r}; "
             "an optimizer is made once the length of training is known"

@@ -16,7 +16,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from tuner.errors import CheckpointError
+from tuner.errors import CheckpointError, is_number
 from tuner.output.jsonfile import to_json
 from tuner.output.log import tell
 from tuner.study.launch_record import with_rules
@@ -109,7 +109,7 @@ class Checkpoints:
     ) -> None:
         if keep < 1:
             raise ValueError(f"keep must be at least 1: got {keep}")
-        if isinstance(every_s, bool) or not isinstance(every_s, int | float) or not every_s >= 0:
+        if not is_number(every_s) or not every_s >= 0:
             raise ValueError(f"every_s must be a number of seconds, at least 0: got {every_s!r}")
         # Orbax takes no relative paths, and the process may change its folder.
         self.folder = Path(folder).absolute()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import jax
 import numpy as np
 
-from tuner.errors import CheckpointError, StudyError
+from tuner.errors import CheckpointError, StudyError, is_int
 from tuner.output.jsonfile import from_json, read_json, to_json, write_json
 from tuner.output.log import tell
 from tuner.study.launch_record import OPTIMIZER_RULES, optimizer_rules_of, with_rules
@@ -161,7 +161,7 @@ def find_optimizer_rules(asked: int | None, checkpoints: Checkpoints | None, log
         begun = read_log(path)
     newest = OPTIMIZER_RULES
     found = asked if asked is not None else newest if begun is None else optimizer_rules_of(begun)
-    if isinstance(found, bool) or not isinstance(found, int) or not 1 <= found <= newest:
+    if not is_int(found) or not 1 <= found <= newest:
         raise StudyError(
             f"optimizer_rules must be a whole number from 1 to {newest}: got {found!r}; a training is resumed with the "
             "version of tuner that began it, or a newer one"

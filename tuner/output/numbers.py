@@ -1,0 +1,35 @@
+"""Numbers as text: NaN and the infinities, which JSON lacks, and durations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+
+def plain(value: object) -> Any:
+    """Return a value as JSON can hold it: NaN and the infinities as `nan`, `inf` and `-inf`, all else as it is."""
+    return str(float(value)) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def plain_json(value: object) -> Any:
+    """Return a value with every number in it as `plain` has it, with dicts for mappings and lists for tuples."""
+    if isinstance(value, Mapping):
+        items = cast("Mapping[object, object]", value).items()
+        return {str(key): plain_json(part) for key, part in items}
+    if isinstance(value, list | tuple):
+        return [plain_json(part) for part in cast("list[object]", value)]
+    return plain(value)
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as people say it: `0.4 s`, `42 s`, `3 min 5 s`, `2 h 10 min`."""
+    seconds = max(seconds, 0.0)
+    whole = round(seconds)
+    if whole < 10:
+        return f"{seconds:.1f} s"
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
