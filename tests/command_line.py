@@ -9,6 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+OURS = ("JAX_NUMPY", "XLA_", "JAX_COMPILATION", "JAX_PERSISTENT")
+"""What the tests set for their own code, by the first letters: strict types, eight devices, the cache of programs."""
+
+
+def users_environment() -> dict[str, str]:
+    """Return the environment as a user's shell has it: without what the tests set for their own code."""
+    return {key: value for key, value in os.environ.items() if not key.startswith(OURS)}
+
 
 class Tuner:
     """Runs the real command line in a folder, and ends whatever it started."""
@@ -16,10 +24,8 @@ class Tuner:
     def __init__(self, folder: Path, storage: str) -> None:
         self.folder = folder
         self.started: list[subprocess.Popen[str]] = []
-        # Strictness about types is for our own code: a user's shell does not have it.
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_NUMPY", "XLA_"))}
         self.env = {
-            **inherited,
+            **users_environment(),
             "TUNER_STORAGE": storage,
             "XDG_CACHE_HOME": os.environ["TUNER_TESTS_CACHE"],
             "COLUMNS": "200",

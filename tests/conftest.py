@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import shutil
 import subprocess
@@ -27,10 +26,12 @@ import databases
 import pytest
 from command_line import Tuner
 
-if "TUNER_TESTS_CACHE" not in os.environ:  # the process that starts the others, which inherit it
-    # Compiled programs of the tests' studies: shared, so that each is compiled once in a run.
-    os.environ["TUNER_TESTS_CACHE"] = tempfile.mkdtemp(prefix="tuner-tests-")
-    atexit.register(shutil.rmtree, os.environ["TUNER_TESTS_CACHE"], ignore_errors=True)
+# Compiled programs: shared by all processes of a run and kept for the next one, which need not compile them again.
+CACHE = Path(os.environ.setdefault("TUNER_TESTS_CACHE", str(Path(__file__).parents[1] / ".pytest_cache" / "compiled")))
+MOST_CACHE_BYTES = 2 * 2**30
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE / "tests")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
 
 @pytest.fixture(scope="session")
@@ -117,6 +118,29 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("only root may mount a file system")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def compiles_anew() -> Iterator[None]:
+    """JAX compiles every program: for tests that count compilations."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    def use_cache(is_used: bool) -> None:
+        jax.config.update("jax_enable_compilation_cache", is_used)
+        compilation_cache.reset_cache()  # else JAX goes by what it read of its settings the first time
+
+    use_cache(False)
+    yield
+    use_cache(True)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Delete the compiled programs that were not used for longest, when the folder has become large."""
+    if "PYTEST_XDIST_WORKER" not in os.environ and CACHE.is_dir():
+        from tuner.training.loop.runtime import trim_cache
+
+        trim_cache(CACHE, MOST_CACHE_BYTES)
 
 
 @pytest.fixture(scope="session")

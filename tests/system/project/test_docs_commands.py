@@ -23,6 +23,7 @@ import pytest
 import sqlalchemy as sa
 import trustme
 import typer.main
+from command_line import users_environment
 
 from tuner.cli import app
 
@@ -249,8 +250,7 @@ def new_folder(folder: Path) -> Path:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    # Strictness about types is for our own code: a user's shell does not have it.
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_NUMPY", "XLA_"))}
+    inherited = users_environment()
     path = os.pathsep.join([str(Path(sys.executable).parent), inherited["PATH"]])
     home = {"HOME": str(folder), "COLUMNS": "200", "MLFLOW_DISABLE_TELEMETRY": "true", "MPLBACKEND": "agg"}
     return {**inherited, **home, "PATH": path, "XDG_CACHE_HOME": os.environ["TUNER_TESTS_CACHE"]}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from command_line import users_environment
 
 pytestmark = pytest.mark.slow
 
@@ -71,8 +72,7 @@ def run(words: Sequence[str | Path], folder: Path, env: dict[str, str]) -> str:
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     folder = tmp_path_factory.mktemp("wheel")
-    # Strictness about types is for our own code: a user's shell does not have it. Nor has it our folders on the path.
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_NUMPY", "XLA_", "PYTHON"))}
+    env = {key: value for key, value in users_environment().items() if not key.startswith("PYTHON")}
     env |= {"PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "XDG_CACHE_HOME": env["TUNER_TESTS_CACHE"]}
 
     source = folder / "source"  # a build leaves folders behind

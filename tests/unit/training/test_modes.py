@@ -85,7 +85,7 @@ def name_of(trainer: TrainerModule = LINE, hparams: Any = H, splits: Any = SPLIT
 
 
 @pytest.fixture
-def clock() -> Iterator[CompileClock]:
+def clock(compiles_anew: None) -> Iterator[CompileClock]:
     made = CompileClock()
     yield made
     jax.monitoring.unregister_event_duration_listener(made._add)

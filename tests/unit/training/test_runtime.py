@@ -45,7 +45,7 @@ def data(seed: int) -> Any:
 
 
 @pytest.fixture
-def clock() -> Iterator[CompileClock]:
+def clock(compiles_anew: None) -> Iterator[CompileClock]:
     made = CompileClock()
     yield made
     jax.monitoring.unregister_event_duration_listener(made._add)
