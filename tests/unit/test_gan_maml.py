@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from rounding import rounding
 from scipy.stats import wasserstein_distance
 
 from tuner.errors import StudyError
@@ -284,7 +285,7 @@ def test_the_generator_learns_the_gaussian() -> None:
 # Learning to learn.
 
 
-@pytest.mark.parametrize(("first_order", "expected"), [(False, 2.120148), (True, 3.590490)])
+@pytest.mark.parametrize(("first_order", "expected"), [(False, 3.59049 * 0.59049), (True, 3.59049)])
 @pytest.mark.parametrize("is_traced", [False, True])
 def test_the_gradient_through_the_inner_loop_by_hand(first_order: bool, expected: float, is_traced: bool) -> None:
     target, other, start = 2.0, -1.0, 3.0
@@ -299,7 +300,8 @@ def test_the_gradient_through_the_inner_loop_by_hand(first_order: bool, expected
 
     gradient = jax.grad(outer)
     found = (jit(gradient) if is_traced else gradient)({"theta": jnp.float32(start)}, 0.1)
-    np.testing.assert_allclose(found["theta"], expected, rtol=1e-6)
+    # Five steps and the loss forth and back: less than forty roundings of numbers of one size.
+    np.testing.assert_allclose(found["theta"], expected, rtol=rounding(40))
 
 
 def losses_after(params: Any, batch: Any, hparams: Any, steps: int) -> Any:

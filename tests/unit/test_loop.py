@@ -368,14 +368,15 @@ def test_a_table_of_parameters_has_all_and_a_bound_model_evaluates(
 def test_a_confusion_matrix_summed_over_batches_is_that_of_the_whole_set(
     shape: tuple[int, ...], dtype: Any, classes: int
 ) -> None:
+    rng = np.random.default_rng(1)
     # The last class never occurs; 255 (and -1, where the type has it) is not to be counted.
-    labels = RNG.integers(0, classes - 1, shape)
-    labels[RNG.uniform(size=shape) < 0.2] = 255
+    labels = rng.integers(0, classes - 1, shape)
+    labels[rng.uniform(size=shape) < 0.2] = 255
     if dtype is np.int32:
-        labels[RNG.uniform(size=shape) < 0.1] = -1
-    right = RNG.uniform(size=shape) < 0.5
-    predicted = np.where(right & (labels >= 0) & (labels < classes), labels, RNG.integers(0, classes - 1, shape))
-    weights = RNG.integers(0, 4, 60).astype(np.float32)
+        labels[rng.uniform(size=shape) < 0.1] = -1
+    right = rng.uniform(size=shape) < 0.5
+    predicted = np.where(right & (labels >= 0) & (labels < classes), labels, rng.integers(0, classes - 1, shape))
+    weights = rng.integers(0, 4, 60).astype(np.float32)
     whole: Any = None
     of = jax.jit(ConfusionMatrix.of, static_argnames="classes")
     for start in range(0, 60, 20):
