@@ -248,16 +248,18 @@ def test_first_steps_of_adamw_by_hand() -> None:
 
     with jax.numpy_dtype_promotion("standard"):
         factors = [float(warmup_cosine(9)(jnp.int32(step))) for step in (0, 1)]
+    # Adam divides by the root of 1 - 0.999^t, at first a thousandth with the errors of a power of about 1.
+    rtol = rounding(8) / 0.001 / 2
     for rate, decay in ((0.1, 0.01), (0.03, 0.5)):
         for factor, update in zip(factors, updates(jnp.float32(rate), jnp.float32(decay)), strict=True):
             expected = -rate * factor * (g / (np.abs(g) + 1e-8) + decay * w)
-            np.testing.assert_allclose(update["kernel"], expected, rtol=1e-4)
-            np.testing.assert_allclose(update["bias"], [rate * factor, -rate * factor], rtol=1e-4)
+            np.testing.assert_allclose(update["kernel"], expected, rtol=rtol)
+            np.testing.assert_allclose(update["bias"], [rate * factor, -rate * factor], rtol=rtol)
     assert updates._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
     # The default is this one, without decay where the space has none.
     made: Any = TrainerModule().build_optimizer(SimpleNamespace(learning_rate=0.1), 9)
     default = made.update(grads, made.init(params), params)[0]
-    np.testing.assert_allclose(default["kernel"], -0.1 * np.sign(g), rtol=1e-4)
+    np.testing.assert_allclose(default["kernel"], -0.1 * np.sign(g), rtol=rtol)
 
 
 def drop(rate: Any, inputs: Any, seed: int = 0, train: bool = True) -> Any:
