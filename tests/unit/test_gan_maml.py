@@ -137,7 +137,8 @@ def test_the_value_of_equal_distributions_is_at_most_minus_log_4_which_a_half_at
     state, values = jit(lambda state: jax.lax.scan(step, state, None, length=600))(state)
     best = -np.log(4.0)
     assert values[0] < best - 1e-3
-    assert float(values.max()) <= best + 1e-6
+    rtol = rounding(64)  # a mean of 32, each of two logarithms of sigmoids
+    assert float(values.max()) <= best * (1 - rtol)
     np.testing.assert_allclose(values[-1], best, atol=1e-4)
     judged = jax.nn.sigmoid(GAN.Discriminator().apply({"params": state.params["discriminator"]}, batch["inputs"]))
     np.testing.assert_allclose(judged, 0.5, atol=0.02)
@@ -145,7 +146,7 @@ def test_the_value_of_equal_distributions_is_at_most_minus_log_4_which_a_half_at
     blind = jax.tree.map(jnp.zeros_like, state.params["discriminator"])
     average = Average({"generator": generator, "discriminator": blind}, state.collections)
     found = to_floats(trainer.eval_step(dataclasses.replace(state, average=average), batch, hparams))
-    np.testing.assert_allclose(found["value"], best, rtol=1e-6)
+    np.testing.assert_allclose(found["value"], best, rtol=rtol)
     assert found["distance"] == 0.0
 
 
