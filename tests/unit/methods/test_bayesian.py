@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rounding import rounding
 from scipy.special import softmax
 
 from tuner import Space, log_uniform
@@ -34,7 +35,8 @@ class HParams(Space):
 class Net(nn.Module):
     @nn.compact
     def __call__(self, x: Any, *, train: bool) -> Any:
-        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(4)(x))
+        # A bias before the normalisation has a gradient of rounding errors only, which Adam would magnify.
+        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(4, use_bias=False)(x))
         return nn.Dense(3)(Dropout(0.3)(x, train=train))
 
 
@@ -80,15 +82,17 @@ def close(left: Any, right: Any, rtol: float, atol: float) -> None:
 
 def test_the_penalty_is_minus_the_log_density_of_the_prior_over_the_examples() -> None:
     params = {"a": jnp.array([1.0, -2.0]), "b": jnp.array([[3.0]])}
-    np.testing.assert_allclose(prior_penalty(params, 0.5, 20), 0.5 / 40 * 14)
+    np.testing.assert_allclose(prior_penalty(params, 0.5, 20), 0.5 / 40 * 14, rtol=rounding(3))  # the sum is exact
 
 
 def test_a_mixture_is_the_mean_of_probabilities() -> None:
     p = np.array([[[0.9, 0.1]], [[0.2, 0.8]], [[0.5, 0.5]]])
-    np.testing.assert_allclose(jnp.exp(mixture(jnp.log(p) + 3.0)), [[1.6 / 3, 1.4 / 3]], rtol=1e-6)
+    # Of seven exponentials and logarithms, and of numbers up to 3, whose absolute errors exp makes relative.
+    rtol = rounding(64)
+    np.testing.assert_allclose(jnp.exp(mixture(jnp.log(p) + 3.0)), [[1.6 / 3, 1.4 / 3]], rtol=rtol)
     counted = jnp.array([True, True, False])
     poisoned = jnp.log(p).at[2].set(jnp.nan)
-    np.testing.assert_allclose(jnp.exp(mixture(poisoned, counted)), [[0.55, 0.45]], rtol=1e-6)
+    np.testing.assert_allclose(jnp.exp(mixture(poisoned, counted)), [[0.55, 0.45]], rtol=rtol)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from rounding import rounding
 
 from tuner.methods import Classifier
 from tuner.models import linear
@@ -33,8 +34,10 @@ def test_targets_are_smoothed_and_nll_is_not(smoothing: float) -> None:
     losses, metrics = jax.jit(Classifier(3).loss)(LOGITS, BATCH, {"label_smoothing": smoothing})
     log = log_softmax(LOGITS)
     true = -log[[0, 1], [0, 2]]
-    np.testing.assert_allclose(losses, (1 - smoothing) * true - smoothing * log.mean(1), rtol=1e-6)
-    np.testing.assert_allclose(metrics["nll"], true, rtol=1e-6)
+    # Differences of logits up to 2 and the logarithm of a sum of exponentials: errors go by those, not by the rest.
+    atol = 2.0 * rounding(32)
+    np.testing.assert_allclose(losses, (1 - smoothing) * true - smoothing * log.mean(1), atol=atol)
+    np.testing.assert_allclose(metrics["nll"], true, atol=atol)
     assert metrics["accuracy"].tolist() == [True, False]
 
 

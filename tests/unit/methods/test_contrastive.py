@@ -30,7 +30,7 @@ RNG = np.random.default_rng(0)
 
 
 def views(count: int, dimensions: int = 5) -> tuple[jax.Array, jax.Array, jax.Array]:
-    first, second = RNG.normal(size=(2, count, dimensions)).astype(np.float32)
+    first, second = np.random.default_rng(count).normal(size=(2, count, dimensions)).astype(np.float32)
     return jnp.asarray(first), jnp.asarray(second), jnp.ones(count)
 
 

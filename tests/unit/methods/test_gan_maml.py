@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from rounding import rounding
 from scipy.stats import wasserstein_distance
 
 from tuner.errors import StudyError
@@ -136,7 +137,8 @@ def test_the_value_of_equal_distributions_is_at_most_minus_log_4_which_a_half_at
     state, values = jit(lambda state: jax.lax.scan(step, state, None, length=600))(state)
     best = -np.log(4.0)
     assert values[0] < best - 1e-3
-    assert float(values.max()) <= best + 1e-6
+    rtol = rounding(64)  # a mean of 32, each of two logarithms of sigmoids
+    assert float(values.max()) <= best * (1 - rtol)
     np.testing.assert_allclose(values[-1], best, atol=1e-4)
     judged = jax.nn.sigmoid(GAN.Discriminator().apply({"params": state.params["discriminator"]}, batch["inputs"]))
     np.testing.assert_allclose(judged, 0.5, atol=0.02)
@@ -144,7 +146,7 @@ def test_the_value_of_equal_distributions_is_at_most_minus_log_4_which_a_half_at
     blind = jax.tree.map(jnp.zeros_like, state.params["discriminator"])
     average = Average({"generator": generator, "discriminator": blind}, state.collections)
     found = to_floats(trainer.eval_step(dataclasses.replace(state, average=average), batch, hparams))
-    np.testing.assert_allclose(found["value"], best, rtol=1e-6)
+    np.testing.assert_allclose(found["value"], best, rtol=rtol)
     assert found["distance"] == 0.0
 
 
@@ -284,7 +286,7 @@ def test_the_generator_learns_the_gaussian() -> None:
 # Learning to learn.
 
 
-@pytest.mark.parametrize(("first_order", "expected"), [(False, 2.120148), (True, 3.590490)])
+@pytest.mark.parametrize(("first_order", "expected"), [(False, 3.59049 * 0.59049), (True, 3.59049)])
 @pytest.mark.parametrize("is_traced", [False, True])
 def test_the_gradient_through_the_inner_loop_by_hand(first_order: bool, expected: float, is_traced: bool) -> None:
     target, other, start = 2.0, -1.0, 3.0
@@ -299,7 +301,8 @@ def test_the_gradient_through_the_inner_loop_by_hand(first_order: bool, expected
 
     gradient = jax.grad(outer)
     found = (jit(gradient) if is_traced else gradient)({"theta": jnp.float32(start)}, 0.1)
-    np.testing.assert_allclose(found["theta"], expected, rtol=1e-6)
+    # Five steps and the loss forth and back: less than forty roundings of numbers of one size.
+    np.testing.assert_allclose(found["theta"], expected, rtol=rounding(40))
 
 
 def losses_after(params: Any, batch: Any, hparams: Any, steps: int) -> Any:

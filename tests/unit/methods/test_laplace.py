@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rounding import rounding
 
 from tuner import Space, log_uniform
 from tuner.errors import StudyError
@@ -98,12 +99,14 @@ def test_linear_regression_has_its_posterior_exactly() -> None:
     training = trainer.train_model(hparams, Splits(DATASET, DATASET), epochs=200, seed=0)
     reports = list(training)
     dense = training.state.params["Dense_0"]
-    np.testing.assert_allclose(np.append(dense["kernel"], dense["bias"]), MEAN, atol=5e-4)
+    weights = np.append(dense["kernel"], dense["bias"]).astype(float)
+    # Adam rests within a step of the last rate, a hundredth of the peak.
+    np.testing.assert_allclose(weights, MEAN, atol=0.1 * 0.01)
 
-    new = RNG.normal(size=(7, 2)).astype("f") * 3
+    new = np.random.default_rng(1).normal(size=(7, 2)).astype("f") * 3
     phi = np.concatenate([new, np.ones((7, 1))], axis=1)
     mean, variance = np.asarray(trainer.bind_model(training.state, hparams)(new)).T
-    np.testing.assert_allclose(mean, phi @ MEAN, atol=1e-3)
+    np.testing.assert_allclose(mean, phi @ weights, atol=rounding(8) * (np.abs(phi) @ np.abs(weights)).max())
     np.testing.assert_allclose(variance, NOISE + np.einsum("na,ab,nb->n", phi, POSTERIOR, phi), rtol=1e-4)
     # What is reported is the density of the labels under it.
     spread = NOISE + np.einsum("na,ab,nb->n", PHI, POSTERIOR, PHI)
@@ -112,11 +115,9 @@ def test_linear_regression_has_its_posterior_exactly() -> None:
 
 
 def test_the_matrix_is_the_hessian_of_the_last_layer() -> None:
-    features, kernel = (
-        jnp.asarray(RNG.normal(size=(9, 4)), jnp.float32),
-        jnp.asarray(RNG.normal(size=(5, 3)), jnp.float32),
-    )
-    labels, weights = jnp.asarray(RNG.integers(0, 3, 9)), jnp.asarray([1.0, 2.0, *[1.0] * 5, 0.0, 0.0])
+    rng = np.random.default_rng(1)
+    features, kernel = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((9, 4), (5, 3)))
+    labels, weights = jnp.asarray(rng.integers(0, 3, 9)), jnp.asarray([1.0, 2.0, *[1.0] * 5, 0.0, 0.0])
     phi = with_bias(features)
 
     def loss(kernel: Any) -> Any:  # (outputs, features), as the matrix is ordered
@@ -172,13 +173,14 @@ def test_of_two_classes_the_mixture_is_about_what_probit_gives() -> None:
     trainer = LaplaceClassifier(40, draws=4096)
     curvature = gauss_newton(softmax_hessian(jnp.zeros((40, 2))), jnp.asarray(PHI, jnp.float32), jnp.ones(40))
     outputs = jnp.stack([jnp.zeros(5), jnp.array([-3.0, -1.0, 0.0, 0.5, 2.0])], axis=1)
-    phi = with_bias(jnp.asarray(RNG.normal(size=(5, 2)) * 3, jnp.float32))
+    phi = with_bias(jnp.asarray(np.random.default_rng(2).normal(size=(5, 2)) * 3, jnp.float32))
     found = np.exp(jit(trainer.predict)(outputs, phi, curvature, hparams_of(prior_precision=0.5)))[:, 1]
     # Of f_1 - f_0 the variance is d^T Sigma d, d the features at class 1 and their negatives at class 0.
     contrast = np.concatenate([-phi, phi], axis=1)
     sigma = np.linalg.inv(np.asarray(curvature, np.float64) + 0.5 * np.eye(6))
     variance = np.einsum("na,ab,nb->n", contrast, sigma, contrast)
     scaled = np.asarray(outputs[:, 1]) / np.sqrt(1 + np.pi / 8 * variance)
+    # Probit is off by 0.004 here, by quadrature, and the mean of 4096 draws has a standard deviation of 0.0044.
     np.testing.assert_allclose(found, 1 / (1 + np.exp(-scaled)), atol=0.02)
     assert variance.max() > 0.5  # else there would be nothing to see
     assert np.abs(found - 1 / (1 + np.exp(-np.asarray(outputs[:, 1])))).max() > 0.02
@@ -225,7 +227,8 @@ def test_a_temperature_scales_the_posterior_covariance() -> None:
         found = jit(Regressor(64).predict)(outputs, phi, curvature, cold_hparams(temperature))
         np.testing.assert_allclose(found[:, 1], NOISE + temperature * spread, rtol=1e-4)
     # Of classes too: at a quarter the draws are half as far away, as with all precisions four times as great.
-    logits, wide = jnp.asarray(RNG.normal(size=(5, 2)), jnp.float32), jnp.kron(jnp.eye(2), curvature)
+    logits = jnp.asarray(np.random.default_rng(1).normal(size=(5, 2)), jnp.float32)
+    wide = jnp.kron(jnp.eye(2), curvature)
     predict = jit(LaplaceClassifier(40, draws=4).predict)
     cold = predict(logits, phi, wide, cold_hparams(0.25))
     sharp = predict(logits, phi, 4 * wide, hparams_of(prior_precision=4 * PRECISION))

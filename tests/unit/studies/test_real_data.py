@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rounding import rounding
 from sklearn.linear_model import LogisticRegression
 
 from tuner.study.source import import_file
@@ -166,8 +167,9 @@ def test_at_first_a_character_takes_the_logarithm_of_the_alphabet(text: Any) -> 
     state = jax.jit(trainer.init_state, static_argnums=3)(hparams, batch, KEY, 10)
     found = to_floats(jax.jit(trainer.eval_step)(state, batch, hparams))
     assert abs(found["loss"] - math.log(len(module.ALPHABET))) < 0.7
-    assert found["bits"] == pytest.approx(found["loss"] / math.log(2))
-    assert found["bigram_bits"] == pytest.approx(batch["bigram_bits"].mean())
+    # Means of 16, on both sides.
+    assert found["bits"] == pytest.approx(found["loss"] / math.log(2), rel=rounding(40))
+    assert found["bigram_bits"] == pytest.approx(float(batch["bigram_bits"].mean()), rel=rounding(40))
     assert 2.5 < found["bigram_bits"] < 4.5, "English, counted on what is not in the validation set"
 
 

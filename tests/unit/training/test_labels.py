@@ -25,11 +25,10 @@ from tuner.models import linear
 from tuner.training import ArrayDataset, Splits, StreamDataset, check_labels
 from tuner.training.loop.checks import check_examples, check_trainer, parts
 
-RNG = np.random.default_rng(0)
-
 
 def dataset(labels: Any, **more: Any) -> ArrayDataset:
-    return ArrayDataset(inputs=RNG.normal(size=(len(labels), 4)), labels=np.asarray(labels), **more)
+    inputs = np.random.default_rng(0).normal(size=(len(labels), 4))
+    return ArrayDataset(inputs=inputs, labels=np.asarray(labels), **more)
 
 
 class Linear(Classifier):

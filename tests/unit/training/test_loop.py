@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from rounding import rounding
 from sklearn import metrics as sklearn_metrics
 
 from tuner import Space, uniform
@@ -243,13 +244,14 @@ def test_smoothed_weights_follow_the_recursion_and_are_evaluated(decay: float) -
 
 def test_an_average_from_zero_is_that_of_optax() -> None:
     average, peer, found = Average(jnp.zeros(()), {}), optax.ema(0.9, debias=False), []
+    rtol = rounding(20)  # 1 - 0.9 has nine times the error of 0.9; then three steps of two products and a sum
     state = peer.init(jnp.zeros(()))
     for value in (1.0, 2.0, 3.0):
         average = average.update(jnp.asarray(value), {}, 0.9)
         theirs, state = peer.update(jnp.asarray(value), state)
-        assert float(average.params) == pytest.approx(float(jnp.asarray(theirs)), rel=1e-6)
+        assert float(average.params) == pytest.approx(float(jnp.asarray(theirs)), rel=rtol)
         found.append(float(average.params))
-    assert found == pytest.approx([0.1, 0.29, 0.561], rel=1e-6)
+    assert found == pytest.approx([0.1, 0.29, 0.561], rel=rtol)
 
 
 class Specified(Line):
@@ -368,14 +370,15 @@ def test_a_table_of_parameters_has_all_and_a_bound_model_evaluates(
 def test_a_confusion_matrix_summed_over_batches_is_that_of_the_whole_set(
     shape: tuple[int, ...], dtype: Any, classes: int
 ) -> None:
+    rng = np.random.default_rng(1)
     # The last class never occurs; 255 (and -1, where the type has it) is not to be counted.
-    labels = RNG.integers(0, classes - 1, shape)
-    labels[RNG.uniform(size=shape) < 0.2] = 255
+    labels = rng.integers(0, classes - 1, shape)
+    labels[rng.uniform(size=shape) < 0.2] = 255
     if dtype is np.int32:
-        labels[RNG.uniform(size=shape) < 0.1] = -1
-    right = RNG.uniform(size=shape) < 0.5
-    predicted = np.where(right & (labels >= 0) & (labels < classes), labels, RNG.integers(0, classes - 1, shape))
-    weights = RNG.integers(0, 4, 60).astype(np.float32)
+        labels[rng.uniform(size=shape) < 0.1] = -1
+    right = rng.uniform(size=shape) < 0.5
+    predicted = np.where(right & (labels >= 0) & (labels < classes), labels, rng.integers(0, classes - 1, shape))
+    weights = rng.integers(0, 4, 60).astype(np.float32)
     whole: Any = None
     of = jax.jit(ConfusionMatrix.of, static_argnames="classes")
     for start in range(0, 60, 20):

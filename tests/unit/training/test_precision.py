@@ -105,6 +105,7 @@ def test_activations_are_half_and_what_lasts_is_float32(precision: str) -> None:
     assert outputs.dtype == jnp.float32
 
 
+# Three standard deviations, which over eight seeds were 5.8e-4 and 1.4e-4.
 @pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 2e-3), ("float16", 5e-4)])
 def test_half_precision_ends_close_to_float32(precision: str, tolerance: float) -> None:
     (half, _), (full, _) = trained(precision), trained("float32")

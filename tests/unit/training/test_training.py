@@ -17,6 +17,7 @@ import numpy as np
 import optax
 import pytest
 from flax.training.dynamic_scale import DynamicScale
+from rounding import rounding
 
 from tuner import Space, choice, log_uniform, uniform
 from tuner.errors import MissingHParam, StudyError
@@ -194,7 +195,7 @@ def test_training_metrics_are_means_over_examples() -> None:
 
 
 def test_weights_of_examples_count_in_training_and_evaluation() -> None:
-    weight = RNG.integers(1, 4, 34).astype(float)
+    weight = np.random.default_rng(1).integers(1, 4, 34).astype(float)
     data = ArrayDataset(inputs=INPUTS, labels=LABELS, weight=weight)
     splits = Splits(data.take(np.arange(23)), data.take(np.arange(23, 34)))
     metrics = run(LINEAR, hparams(learning_rate=0.0), splits=splits)[0][0].metrics
@@ -224,7 +225,8 @@ def test_warmup_cosine_at_its_corners(schedule: Any) -> None:
     with jax.numpy_dtype_promotion("standard"):
         found = [float(schedule(jnp.int32(step))) for step in (0, 5, 10, 55, 100, 1000)]
         assert float(warmup_cosine(9)(jnp.int32(0))) == 1  # a tenth of 9 steps is no warm-up
-    assert found == pytest.approx([0, 0.5, 1, 0.505, 0.01, 0.01], rel=1e-6)
+    # At the end 1 + cos(pi) is a difference of ones, so that what is left has their errors.
+    assert found == pytest.approx([0, 0.5, 1, 0.505, 0.01, 0.01], rel=0, abs=rounding(16))
 
 
 @pytest.mark.parametrize("warmup", [100, 101, -1])
@@ -246,16 +248,18 @@ def test_first_steps_of_adamw_by_hand() -> None:
 
     with jax.numpy_dtype_promotion("standard"):
         factors = [float(warmup_cosine(9)(jnp.int32(step))) for step in (0, 1)]
+    # Adam divides by the root of 1 - 0.999^t, at first a thousandth with the errors of a power of about 1.
+    rtol = rounding(8) / 0.001 / 2
     for rate, decay in ((0.1, 0.01), (0.03, 0.5)):
         for factor, update in zip(factors, updates(jnp.float32(rate), jnp.float32(decay)), strict=True):
             expected = -rate * factor * (g / (np.abs(g) + 1e-8) + decay * w)
-            np.testing.assert_allclose(update["kernel"], expected, rtol=1e-4)
-            np.testing.assert_allclose(update["bias"], [rate * factor, -rate * factor], rtol=1e-4)
+            np.testing.assert_allclose(update["kernel"], expected, rtol=rtol)
+            np.testing.assert_allclose(update["bias"], [rate * factor, -rate * factor], rtol=rtol)
     assert updates._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
     # The default is this one, without decay where the space has none.
     made: Any = TrainerModule().build_optimizer(SimpleNamespace(learning_rate=0.1), 9)
     default = made.update(grads, made.init(params), params)[0]
-    np.testing.assert_allclose(default["kernel"], -0.1 * np.sign(g), rtol=1e-4)
+    np.testing.assert_allclose(default["kernel"], -0.1 * np.sign(g), rtol=rtol)
 
 
 def drop(rate: Any, inputs: Any, seed: int = 0, train: bool = True) -> Any:
@@ -274,7 +278,7 @@ def test_dropout_keeps_the_mean_and_drops_its_share(rate: float) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_dropout_keeps_shape_and_type_and_is_the_identity_at_rate_zero(dtype: str) -> None:
-    inputs = jnp.asarray(RNG.normal(size=(30, 5, 2)), dtype)
+    inputs = jnp.asarray(np.random.default_rng(1).normal(size=(30, 5, 2)), dtype)
     for out in (drop(jnp.float32(0.0), inputs), drop(jnp.float32(0.5), inputs, train=False)):
         np.testing.assert_array_equal(out, inputs)
     half = drop(jnp.float32(0.5), inputs)
@@ -295,7 +299,7 @@ def test_the_rate_of_dropout_may_be_traced() -> None:
 def test_the_digits_study_smooths_labels(alpha: float) -> None:
     study = load_study(str(ROOT / "studies" / "digits_mlp.py"))
     values = {"learning_rate": 0.1, "weight_decay": 0.1, "dropout_rate": 0.0, "width": 32, "depth": 1}
-    logits, labels = RNG.normal(size=(4, 10)), np.array([0, 3, 9, 3])
+    logits, labels = np.random.default_rng(1).normal(size=(4, 10)), np.array([0, 3, 9, 3])
     batch = {"labels": jnp.asarray(labels, jnp.int32)}
     made = study.space(**values, label_smoothing=alpha)  # pyright: ignore[reportCallIssue]
     losses, metrics = study.trainer.loss(jnp.asarray(logits, jnp.float32), batch, made)
