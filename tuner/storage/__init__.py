@@ -47,6 +47,7 @@ def connect(url: str) -> Engine:
     Raises:
         StorageURLError: the URL cannot be a storage's.
         StorageLost: the database cannot be reached, or the SQLite file does not exist.
+        StorageDenied: the database user may use no schema.
     """
     from tuner.storage.sql.engine import connected_engine
 
@@ -61,6 +62,7 @@ def connect_when_up(url: str) -> Engine:
     Raises:
         StorageURLError: the URL cannot be a storage's.
         StorageLost: the database cannot be reached, or the SQLite file does not exist.
+        StorageDenied: the database user may use no schema.
     """
     from tuner.storage.sql.starting import engine_when_up
 
