@@ -598,6 +598,9 @@ def _optuna(episode: Episode) -> Iterator[str]:
     try:
         study = optuna.load_study(study_name="chaos", storage=storage)
         complete = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
+        if not complete:
+            yield "Optuna finds no complete trial"
+            return
         best = min(loss_at(trial.params["learning_rate"], trial.params["noise"], EPOCHS) for trial in complete)
         if study.best_value != best:
             yield f"Optuna's best value is {study.best_value}, not {best}"
