@@ -14,6 +14,7 @@ from tuner.errors import StorageDenied, StorageSchemaError
 from tuner.storage import connect, open_storage
 from tuner.storage.read.queries import read_studies
 from tuner.storage.sql.retry import read, write
+from tuner.storage.sql.schema import upgrade
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def test_a_role_that_may_use_no_schema_is_told_so_when_it_connects(limited: tupl
     assert (row["status"], row["found"]) == ("fail", str(denied.value))
 
 
-def test_doctor_finds_that_our_tables_cannot_be_made_beside_optunas(limited: tuple[sa.Engine, str]) -> None:
+def test_doctor_and_upgrade_find_that_our_tables_cannot_be_made_beside_optunas(limited: tuple[sa.Engine, str]) -> None:
     owner, url = limited
     role = sa.make_url(url).username
     with owner.connect() as connection:
@@ -87,12 +88,15 @@ def test_doctor_finds_that_our_tables_cannot_be_made_beside_optunas(limited: tup
         connection.exec_driver_sql(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
         connection.exec_driver_sql(f"GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {role}")
         assert {row["status"] for row in _storage(url)} <= {"ok", "warn"}
-        connection.exec_driver_sql("DROP TABLE tuner_alembic_version")
+        connection.exec_driver_sql("DROP TABLE tuner_alembic_version, tuner_leases")
 
     (row,) = _storage(url)
 
     assert row["status"] == "fail"
     assert "no CREATE on schema public" in row["found"]
+    with pytest.raises(StorageDenied, match="permission denied for schema public") as denied:
+        upgrade(url, None)
+    assert re.fullmatch(LINE, str(denied.value))
 
 
 def test_what_the_database_refused_is_told_without_the_statement(limited: tuple[sa.Engine, str]) -> None:

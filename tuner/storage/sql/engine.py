@@ -188,6 +188,12 @@ def pgcode(error: Exception) -> str | None:
     return getattr(getattr(error, "orig", None), "pgcode", None)
 
 
+def is_denied(error: Exception) -> bool:
+    """Return whether the user lacks a right; of a SQLite file, to write to it."""
+    original = getattr(error, "orig", None)
+    return pgcode(error) == "42501" or (isinstance(original, sqlite3.Error) and "readonly" in str(original))
+
+
 def sqlite_code(error: Any) -> int | None:
     """Return SQLite's primary error code."""
     code = getattr(error, "sqlite_errorcode", None)
