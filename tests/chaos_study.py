@@ -1,10 +1,13 @@
 """A study for `tests/faults/chaos.py`: its metrics are a known function of hyperparameters and epoch, without training.
 
-Environment variables: CHAOS_TRIALS, CHAOS_EPOCHS, CHAOS_PRUNER, and CHAOS_PACE_S, the seconds that an epoch takes.
+The epoch that a metric is computed from is part of the checkpoints' state. Each report also has the process that made
+it. Environment variables: CHAOS_TRIALS, CHAOS_EPOCHS, CHAOS_PRUNER, CHAOS_LEASE_S, CHAOS_SAVE_S, the seconds between
+two checkpoints, and CHAOS_PACE_S, the seconds that an epoch takes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import time
@@ -16,7 +19,7 @@ import numpy as np
 
 import tuner.worker.loop
 from tuner import Space, Study, log_uniform, uniform
-from tuner.training import ArrayDataset, Splits, TrainerModule
+from tuner.training import ArrayDataset, Checkpoints, Splits, TrainerModule
 from tuner.trial import Report
 
 STEPS = 7  # of an epoch
@@ -44,16 +47,28 @@ class Trainer(TrainerModule):
 
     # All that a worker needs of a training is that it yields reports.
     def train_model(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, hparams: HParams, splits: Splits, *, epochs: int, stop: Any, **options: Any
+        self, hparams: HParams, splits: Splits, *, epochs: int, stop: Any, checkpoints: Checkpoints, **options: Any
     ) -> Iterator[Report]:
         pace_s = float(os.environ.get("CHAOS_PACE_S", "0.05"))
-        for epoch in range(1, epochs + 1):
+        state, reports, writer = np.zeros(()), [], float(os.getpid())
+        found = checkpoints.restore({"epochs": state})
+        if found is not None:
+            _, tree, record = found
+            for one in record["reports"]:  # they are stored once more, by this process
+                one["metrics"]["writer"] = writer
+            state, reports = np.asarray(tree["epochs"]), list(record["reports"])
+        while len(reports) < epochs:
+            if reports and checkpoints.is_due():
+                checkpoints.save(STEPS * len(reports), {"epochs": state}, {"reports": reports})
             for _ in range(STEPS):
                 if stop():
                     return
                 time.sleep(pace_s / STEPS)
-            loss = loss_at(float(hparams.learning_rate), float(hparams.noise), epoch)
-            yield Report(epoch, STEPS * epoch, {"loss": loss, "train_loss": 2.0 * loss})
+            state, epoch = np.asarray(state + 1), len(reports) + 1
+            loss = loss_at(float(hparams.learning_rate), float(hparams.noise), int(state))
+            report = Report(epoch, STEPS * epoch, {"loss": loss, "train_loss": 2.0 * loss, "writer": writer})
+            reports.append(dataclasses.asdict(report))
+            yield report
 
 
 def data(seed: int) -> Splits:
@@ -73,4 +88,5 @@ study = Study(
     sampler="random",
     pruner=os.environ.get("CHAOS_PRUNER", "none"),
     keep_best=0,
+    save_every_s=float(os.environ.get("CHAOS_SAVE_S", "60")),
 )

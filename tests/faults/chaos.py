@@ -2,8 +2,10 @@
 
 An episode launches `tests/chaos_study.py`, whose metrics are a known function of hyperparameters and epoch, on a new
 database, does it harm several times, repairs what it can, and lets it end. Then the database is read with plain SQL and
-plain Optuna, and must say what it would have said without faults. One seed gives the same faults in the same order;
-when they hit depends on the machine. Prints episodes, faults by kind and violations; exit status 1 with violations.
+plain Optuna, and must say what it would have said without faults. Triggers in the database note who wrote each report
+and who took which lease, so that a write that was overwritten later is seen as well. One seed gives the same faults in
+the same order; when they hit depends on the machine. Prints episodes, faults by kind and violations; exit status 1 with
+violations. `tests/faults/test_chaos.py` shows that each check fails where it must.
 """
 
 from __future__ import annotations
@@ -29,13 +31,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psycopg2
+
 TESTS = Path(__file__).parents[1]
 sys.path.insert(0, str(TESTS))
 
 from postgres_server import PASSWORD, ROLE, Server  # noqa: E402
 from silent_proxy import Proxy  # noqa: E402
 
-EPOCHS, LEASE_S = 6, 6.0
+EPOCHS, STEPS, LEASE_S = 6, 7, 6.0
 DEADLINE_S = 400.0
 """How long an episode may take after its last fault, on a slow and busy machine."""
 FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
@@ -46,6 +50,48 @@ SLEEP = """
 import threading, time
 time.sleep = lambda seconds: threading.Event().wait(seconds) and None
 """
+
+
+WATCHED_IN_SQLITE = [
+    "CREATE TABLE chaos_writes (trial_id INTEGER, epoch INTEGER, metrics TEXT, worker TEXT)",
+    "CREATE TABLE chaos_takeovers (trial_id INTEGER, loser TEXT, taker TEXT, left_s FLOAT)",
+    *(
+        f"""
+        CREATE TRIGGER chaos_{event} AFTER {event} ON tuner_reports BEGIN
+            INSERT INTO chaos_writes SELECT new.trial_id, new.epoch, new.metrics,
+            (SELECT worker FROM tuner_leases WHERE trial_id = new.trial_id);
+        END
+        """
+        for event in ("insert", "update")
+    ),
+    """
+    CREATE TRIGGER chaos_takeover AFTER UPDATE ON tuner_leases WHEN old.worker <> new.worker BEGIN
+        INSERT INTO chaos_takeovers SELECT new.trial_id, old.worker, new.worker,
+        old.expires_at_s - (julianday('now') - 2440587.5) * 86400.0;
+    END
+    """,
+]
+WATCHED_IN_POSTGRES = [
+    """
+    CREATE TABLE chaos_writes (trial_id int, epoch int, metrics text, worker text);
+    CREATE TABLE chaos_takeovers (trial_id int, loser text, taker text, left_s float);
+    CREATE FUNCTION chaos_write() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
+        INSERT INTO public.chaos_writes SELECT new.trial_id, new.epoch, new.metrics,
+        (SELECT worker FROM public.tuner_leases WHERE trial_id = new.trial_id);
+        RETURN NULL;
+    END $$;
+    CREATE FUNCTION chaos_takeover() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
+        INSERT INTO public.chaos_takeovers SELECT new.trial_id, old.worker, new.worker,
+        old.expires_at_s - extract(epoch FROM clock_timestamp());
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER chaos_write AFTER INSERT OR UPDATE ON tuner_reports
+        FOR EACH ROW EXECUTE FUNCTION chaos_write();
+    CREATE TRIGGER chaos_takeover AFTER UPDATE ON tuner_leases
+        FOR EACH ROW WHEN (old.worker <> new.worker) EXECUTE FUNCTION chaos_takeover();
+    """
+]
+"""What makes a database note who writes reports, and whose lease is taken, with the seconds that it still had."""
 
 
 def loss_at(learning_rate: float, noise: float, epoch: int) -> float:
@@ -67,6 +113,10 @@ class Episode:
     trials: int = 0
     workers: int = 2
     pruner: str = "none"
+    pace_s: float = 0.05
+    save_s: float = 0.0
+    is_watched: bool = False
+    """Whether the triggers are in place."""
     has_clock: bool = False
     """Whether the clock of launcher and workers is to be changed."""
     proxy: Proxy | None = None
@@ -82,6 +132,8 @@ class Episode:
         self.trials = self.rng.randint(6, 12)
         self.workers = self.rng.choice([1, 2, 2, 3])
         self.pruner = self.rng.choice(["none", "asha"])
+        self.pace_s = self.rng.choice([0.05, 0.05, 0.3])
+        self.save_s = self.rng.choice([0.0, 0.0, 60.0])
         self.database = f"chaos_{uuid.uuid4().hex[:12]}"
         self.clock = self.folder / "clock"
         self.clock.write_text("+0s")
@@ -108,26 +160,41 @@ class Episode:
                 return []
             with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=20)) as connection:
                 return connection.execute(query).fetchall()
-        except (sqlite3.Error, OSError):
+        except (sqlite3.Error, OSError, psycopg2.Error):
             return []
-        except Exception as error:
-            if type(error).__module__.startswith("psycopg2"):
-                return []
-            raise
 
     def reported(self) -> int:
         return (self.rows("SELECT count(*) FROM tuner_reports") or [(0,)])[0][0]
+
+    def watch(self) -> None:
+        """Have the database note writes and takeovers from now on, once the product has made its tables."""
+        if self.is_watched or not self.reported():
+            return
+        with contextlib.suppress(sqlite3.OperationalError, psycopg2.Error):
+            if self.server is not None:
+                for statement in WATCHED_IN_POSTGRES:
+                    self.server.ask(statement, database=self.database)
+            else:
+                path = self.folder / "study.db"
+                with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=20)) as connection:
+                    connection.execute("BEGIN IMMEDIATE")
+                    for statement in WATCHED_IN_SQLITE:
+                        connection.execute(statement)
+                    connection.execute("COMMIT")
+            self.is_watched = True
 
     def launch(self) -> None:
         """Start a launch."""
         env = {name: value for name, value in os.environ.items() if not name.startswith(("TUNER_", "XLA_", "JAX_"))}
         env |= {
             "TUNER_STORAGE": self.url, "CHAOS_TRIALS": str(self.trials), "CHAOS_EPOCHS": str(EPOCHS),
-            "CHAOS_PRUNER": self.pruner, "CHAOS_LEASE_S": str(LEASE_S), "JAX_PLATFORMS": "cpu",
+            "CHAOS_PRUNER": self.pruner, "CHAOS_LEASE_S": str(LEASE_S), "CHAOS_PACE_S": str(self.pace_s),
+            "CHAOS_SAVE_S": str(self.save_s), "JAX_PLATFORMS": "cpu",
         }  # fmt: skip
         if self.has_clock:
             env |= {
-                "PYTHONPATH": str(self.folder), "LD_PRELOAD": str(FAKETIME),
+                "PYTHONPATH": os.pathsep.join(filter(None, [str(self.folder), env.get("PYTHONPATH")])),
+                "LD_PRELOAD": str(FAKETIME),
                 "FAKETIME_TIMESTAMP_FILE": str(self.clock), "FAKETIME_NO_CACHE": "1",
                 "FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1",
             }  # fmt: skip
@@ -151,6 +218,17 @@ class Episode:
             return [int(word) for word in path.read_text().split()]
         except OSError:
             return []
+
+    def holders(self) -> list[int]:
+        """Return the workers of the launch that have a trial."""
+        query = "SELECT pid FROM tuner_leases JOIN tuner_workers ON tuner_workers.worker = tuner_leases.worker"
+        children = self.children()
+        return sorted(pid for (pid,) in self.rows(query) if pid in children)
+
+    def has_lost_trial(self, pid: int) -> bool:
+        """Return whether a worker counts as dead in one of its trials."""
+        attempts = "SELECT 1 FROM tuner_attempts JOIN tuner_workers ON tuner_workers.worker = tuner_attempts.worker"
+        return bool(self.rows(f"{attempts} WHERE pid = {pid} AND ending = 'died'"))
 
     def processes(self) -> list[int]:
         """Return all processes that were started for this episode and still run."""
@@ -238,7 +316,7 @@ def end_worker(episode: Episode) -> bool:
 
 
 def stop_worker(episode: Episode) -> bool:
-    workers = episode.children()
+    workers = episode.holders() or episode.children()
     if not workers:
         return False
     pid = episode.rng.choice(workers)
@@ -246,7 +324,10 @@ def stop_worker(episode: Episode) -> bool:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGSTOP)
         episode.stopped.add(pid)
-    pause(episode.rng.choice([0.5, 1.5 * LEASE_S]))
+    end_s = time.monotonic() + episode.rng.choice([0.5, 2.0 * LEASE_S, 2.0 * LEASE_S])
+    # It goes on as soon as another has its trial: then both are at work on it.
+    while time.monotonic() < end_s and not episode.has_lost_trial(pid):
+        pause(0.05)
     episode.heal()
     return True
 
@@ -348,6 +429,7 @@ def harm(episode: Episode, faults: list[Callable[[Episode], bool]]) -> str | Non
         target = episode.reported() + episode.rng.randint(1, 8)
         end_s = time.monotonic() + DEADLINE_S
         while not episode.has_ended() and episode.reported() < target:
+            episode.watch()
             if time.monotonic() > end_s:
                 return f"no report for {DEADLINE_S:.0f} s before {fault.__name__}"
             pause(0.2)
@@ -362,6 +444,7 @@ def harm(episode: Episode, faults: list[Callable[[Episode], bool]]) -> str | Non
     end_s = time.monotonic() + DEADLINE_S
     while time.monotonic() < end_s:
         if not episode.has_ended():
+            episode.watch()
             pause(0.2)
         elif episode.statuses[-1] == 0:
             return None
@@ -378,7 +461,9 @@ def harm(episode: Episode, faults: list[Callable[[Episode], bool]]) -> str | Non
 def check(episode: Episode) -> list[str]:
     """Return what does not hold; reads with SQL and with Optuna's own storage."""
     return [
-        violation for part in (_outputs, _trials, _curves, _rungs, _attempts, _optuna) for violation in part(episode)
+        violation
+        for part in (_outputs, _trials, _curves, _rungs, _attempts, _writes, _takeovers, _optuna)
+        for violation in part(episode)
     ]
 
 
@@ -427,10 +512,12 @@ def _trials(episode: Episode) -> Iterator[str]:
 def _curves(episode: Episode) -> Iterator[str]:
     params = _params(episode)
     told = episode.rows("SELECT trial_id, step, intermediate_value FROM trial_intermediate_values")
-    stored = [
-        (trial_id, epoch, json.loads(metrics)["loss"])
-        for trial_id, epoch, metrics in episode.rows("SELECT trial_id, epoch, metrics FROM tuner_reports")
-    ]
+    stored: list[tuple[int, int, float]] = []
+    for trial_id, epoch, step, metrics in episode.rows("SELECT trial_id, epoch, step, metrics FROM tuner_reports"):
+        found = json.loads(metrics)
+        stored.append((trial_id, epoch, found["loss"]))
+        if step != STEPS * epoch or found["train_loss"] != 2.0 * found["loss"]:
+            yield f"trial id {trial_id} has at epoch {epoch} the step {step} and the metrics {metrics}"
     if sorted(told) != sorted(stored):
         yield f"Optuna's values and ours differ: {sorted(set(told) ^ set(stored))[:4]}"
     doubled = [key for key, times in Counter((row[0], row[1]) for row in stored).items() if times > 1]
@@ -483,6 +570,26 @@ def _attempts(episode: Episode) -> Iterator[str]:
         yield f"trials with a record: {sorted(records)}, with attempts: {sorted(fences)}"
 
 
+def _writes(episode: Episode) -> Iterator[str]:
+    """Yield what was written by a process that did not hold the trial at that moment, whatever came later."""
+    names = dict(episode.rows("SELECT worker, pid FROM tuner_workers"))
+    rows = episode.rows("SELECT trial_id, epoch, metrics, worker FROM chaos_writes")
+    if not rows:
+        yield "no write was watched"
+    for trial_id, epoch, metrics, worker in rows:
+        writer = int(json.loads(metrics)["writer"])
+        if names.get(worker) != writer:
+            yield f"process {writer} wrote epoch {epoch} of trial id {trial_id}, which {worker or 'nobody'} held"
+
+
+def _takeovers(episode: Episode) -> Iterator[str]:
+    if episode.has_clock and episode.server is None:
+        return  # a trigger's clock is that of the process, which was changed
+    for trial_id, loser, taker, left_s in episode.rows("SELECT trial_id, loser, taker, left_s FROM chaos_takeovers"):
+        if left_s > 0.01:
+            yield f"{taker} took trial id {trial_id} from {loser}, whose lease had {left_s:.2f} s left"
+
+
 def _optuna(episode: Episode) -> Iterator[str]:
     import optuna
 
@@ -491,6 +598,9 @@ def _optuna(episode: Episode) -> Iterator[str]:
     try:
         study = optuna.load_study(study_name="chaos", storage=storage)
         complete = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
+        if not complete:
+            yield "Optuna finds no complete trial"
+            return
         best = min(loss_at(trial.params["learning_rate"], trial.params["noise"], EPOCHS) for trial in complete)
         if study.best_value != best:
             yield f"Optuna's best value is {study.best_value}, not {best}"

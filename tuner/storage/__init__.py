@@ -53,6 +53,7 @@ def connect(url: AnyURL) -> Engine:
     Raises:
         StorageURLError: the URL cannot be a storage's.
         StorageLost: the database cannot be reached, or the SQLite file does not exist.
+        StorageDenied: the database user may use no schema.
     """
     from tuner.storage.sql.engine import connected_engine
 
@@ -82,6 +83,7 @@ def connect_when_up(url: AnyURL) -> Engine:
     Raises:
         StorageURLError: the URL cannot be a storage's.
         StorageLost: the database cannot be reached, or the SQLite file does not exist.
+        StorageDenied: the database user may use no schema.
     """
     from tuner.storage.sql.server_startup import engine_when_up
 

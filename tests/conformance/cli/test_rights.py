@@ -14,6 +14,7 @@ from tuner.errors import StorageDenied, StorageSchemaError
 from tuner.storage import connect, open_storage
 from tuner.storage.read.queries import read_studies
 from tuner.storage.sql.retry import read, write
+from tuner.storage.sql.schema import upgrade
 
 
 @pytest.fixture
@@ -64,6 +65,51 @@ def test_a_role_without_rights_is_told_so_in_one_line_and_doctor_finds_it(limite
         connection.exec_driver_sql(f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role}")
     assert {row["status"] for row in _storage(url)} <= {"ok", "warn"}
     engine.dispose()
+
+
+def test_a_role_that_may_use_no_schema_is_told_so_when_it_connects(limited: tuple[sa.Engine, str]) -> None:
+    owner, url = limited
+    with owner.connect() as connection:
+        connection.exec_driver_sql("REVOKE USAGE ON SCHEMA public FROM PUBLIC")
+
+    with pytest.raises(StorageDenied, match="no USAGE on a schema of the search path") as denied:
+        connect(url)
+
+    assert re.fullmatch(LINE, str(denied.value))
+    (row,) = _storage(url)
+    assert (row["status"], row["found"]) == ("fail", str(denied.value))
+
+
+def test_doctor_and_upgrade_find_that_our_tables_cannot_be_made_beside_optunas(limited: tuple[sa.Engine, str]) -> None:
+    owner, url = limited
+    role = sa.make_url(url).username
+    with owner.connect() as connection:
+        connection.exec_driver_sql("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+        connection.exec_driver_sql(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
+        connection.exec_driver_sql(f"GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {role}")
+        assert {row["status"] for row in _storage(url)} <= {"ok", "warn"}
+        connection.exec_driver_sql("DROP TABLE tuner_alembic_version, tuner_leases")
+
+    (row,) = _storage(url)
+
+    assert row["status"] == "fail"
+    assert "no CREATE on schema public" in row["found"]
+    with pytest.raises(StorageDenied, match="permission denied for schema public") as denied:
+        upgrade(url, None)
+    assert re.fullmatch(LINE, str(denied.value))
+
+
+def test_what_the_database_refused_is_told_without_the_statement(limited: tuple[sa.Engine, str]) -> None:
+    owner, url = limited
+    with owner.connect() as connection:
+        connection.exec_driver_sql("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+    engine = connect(url)
+    with pytest.raises(StorageDenied, match="permission denied for schema public") as denied:
+        write(engine, lambda connection, _: connection.exec_driver_sql("CREATE TABLE mine (number int)"))
+    engine.dispose()
+
+    assert re.fullmatch(LINE, str(denied.value))
+    assert "CREATE TABLE" not in str(denied.value)
 
 
 def test_tables_of_an_earlier_version_are_named_with_both_versions(storage_url: str) -> None:

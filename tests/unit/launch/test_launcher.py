@@ -1,17 +1,25 @@
-"""What a launcher does while its database is silent, without a database."""
+"""What a launcher does with workers that end and a database that is silent, without workers and without a database."""
 
+import queue
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from tuner.errors import UsageError
 from tuner.launch import launcher
+from tuner.launch.devices import DeviceGroup
 from tuner.launch.mirror_process import MirrorProcess
 from tuner.launch.options import MirrorOptions
+from tuner.launch.process import Message
 from tuner.launch.prometheus import LaunchMetrics
 from tuner.storage import parse_url
+from tuner.study.source import code_digest
 
 
 class SilentDatabase:
@@ -46,3 +54,163 @@ def test_a_signal_ends_the_last_count_of_a_silent_database(monkeypatch: pytest.M
     counting.join(timeout=60)
     assert not counting.is_alive()
     assert silent.asked == 1, "the same question is waited for"
+
+
+class Database:
+    """Answers at once, and has nothing to tell."""
+
+    def release(self, *_: object, **__: object) -> Future[Any]:
+        return self.count("")
+
+    def count(self, study: str) -> Future[Any]:
+        answer: Future[Any] = Future()
+        answer.set_result(None)
+        return answer
+
+    def wait(self, future: Future[Any], seconds: float) -> bool:
+        return True
+
+
+class Worker:
+    """Says what the test has it say, and ends when the test ends it."""
+
+    def __init__(self, index: int, name: str, command: Any, env: Any, inbox: "queue.Queue[Message]") -> None:
+        self.index, self.name, self.inbox = index, name, inbox
+        self.process = SimpleNamespace(returncode=None, poll=lambda: self.process.returncode)
+        self.last_lines: list[str] = []
+        self.ending = "killed by SIGKILL"
+
+    def has_ended(self) -> bool:
+        return self.process.returncode is not None
+
+    def says(self, event: str, **fields: object) -> None:
+        self.inbox.put(Message(self.index, self.name, {"event": event, **fields}))
+
+    def begins(self) -> None:
+        self.says("study", study="tiny", trials=6, objective="loss")
+
+    def refuses(self, why: str) -> None:
+        """Say that the study cannot run as it is written, and end."""
+        self.says("error", level="error", message=why, exit_status=2)
+        self.process.returncode = 2
+
+
+class Notes:
+    """Notes what a launcher says."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+
+    def note(self, message: str, event: str, level: str = "info", **fields: object) -> None:
+        self.told.append((event, message))
+
+    def say(self, event: dict[str, Any]) -> None: ...
+
+
+class Launch:
+    """A launch with two workers of a file, which looks at them when it is told to."""
+
+    def __init__(self, file: Path) -> None:
+        self.places = [launcher._Place(index, DeviceGroup("cpu", (index,), (index,))) for index in (0, 1)]
+        url = parse_url("sqlite:///none.db")
+        nothing, metrics = MirrorProcess(MirrorOptions(), url), LaunchMetrics(["cpu 0", "cpu 1"])
+        code = code_digest(file)
+        self.run = launcher._Launch([], url, str(file), self.places, nothing, metrics, code=code)
+        self.run.database.close()
+        self.run.database = cast("Any", Database())
+        self.notes = Notes()
+        for place in self.places:
+            self.run._start(place)
+            self.worker(place.index).begins()
+        self.look()
+
+    def worker(self, index: int) -> Worker:
+        return cast("Any", self.places[index].worker)
+
+    def look(self) -> None:
+        self.run._read_messages(cast("Any", self.notes))
+        self.run._watch(cast("Any", self.notes))
+
+    def lose(self, index: int) -> list[str]:
+        """Have a worker die; return what is said of the study's file then."""
+        self.notes.told.clear()
+        self.worker(index).process.returncode = -9
+        self.look()
+        assert self.notes.told[0] == ("died", f"worker {index} died (killed by SIGKILL)")
+        return [message for event, message in self.notes.told if event == "study_changed"]
+
+
+@pytest.fixture
+def new_launch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Launch]:
+    monkeypatch.setattr(launcher, "WorkerProcess", Worker)
+    return Launch
+
+
+def test_a_worker_that_restarts_after_the_studys_file_has_changed_says_so_once(
+    new_launch: Callable[[Path], Launch], tmp_path: Path
+) -> None:
+    file = tmp_path / "study.py"
+    file.write_text("x = 1\n")
+    launch = new_launch(file)
+
+    file.write_text("x = 1  # a remark\n")
+    assert launch.lose(0) == [], "its code is the same"
+    file.write_text("x = 2\n")
+    assert launch.lose(0) == [
+        "the study's file has changed: worker 0 restarts with the new version; "
+        "workers that are already running keep the old one"
+    ]
+    assert launch.lose(1) == [], "that was told"
+    file.write_text("x = 3\n")
+    assert len(launch.lose(1)) == 1
+    assert [place.starts for place in launch.places] == [3, 3]
+
+
+def test_a_worker_that_cannot_run_the_changed_file_is_given_up_and_the_others_continue(
+    new_launch: Callable[[Path], Launch], tmp_path: Path
+) -> None:
+    file = tmp_path / "study.py"
+    file.write_text("x = 1\n")
+    launch = new_launch(file)
+    file.write_text("def broken(:\n")
+    assert len(launch.lose(0)) == 1
+    launch.worker(0).refuses("the study file is not valid Python: study.py:1: invalid syntax")
+
+    launch.look()
+
+    assert launch.notes.told[-1] == (
+        "not_restarted",
+        "worker 0 cannot run the study's file as it is now; the other workers continue: "
+        "the study file is not valid Python: study.py:1: invalid syntax",
+    )
+    assert launch.run.error is None
+    assert [place.is_done for place in launch.places] == [True, False]
+    launch.lose(1)
+    launch.worker(1).refuses("study.py:1")
+    launch.look()
+    assert isinstance(launch.run.error, UsageError), "nobody is at work any more"
+    assert str(launch.run.error) == "study.py:1"
+
+
+def test_a_worker_that_has_not_begun_does_not_count_as_one_at_work(
+    new_launch: Callable[[Path], Launch], tmp_path: Path
+) -> None:
+    file = tmp_path / "study.py"
+    file.write_text("x = 1\n")
+    launch = new_launch(file)
+    launch.lose(1)  # and has started again
+    launch.lose(0)
+    launch.worker(0).refuses("study.py:1")
+
+    launch.look()
+
+    assert str(launch.run.error) == "study.py:1"
+
+
+@pytest.mark.parametrize("has_reader", [True, False])
+def test_a_launch_whose_reader_has_gone_before_it_starts_stops_at_once(
+    monkeypatch: pytest.MonkeyPatch, has_reader: bool
+) -> None:
+    monkeypatch.setattr(launcher, "has_reader", lambda: has_reader)
+    with launcher._signals() as stop:
+        assert stop.is_set() is not has_reader

@@ -157,6 +157,7 @@ def test_people_are_shown_failures_and_what_was_printed_beside_the_snapshot(caps
         {"event": "trial", "place": 1, "trial": 3, "hparams": {"width": 2}},
         {"event": "report", "place": 1, "trial": 3, "epoch": 1, "values": [0.5]},
         {"event": "retry", "place": 1, "trial": 3, "error": "ValueError: no"},
+        {"event": "restart", "place": 1, "trial": 4, "error": "its checkpoint has another state"},
         {"event": "lost", "place": 1, "trial": 3, "message": "gone"},
         {"event": "track", "message": "sent"},
         {"event": "seconds", "place": 1},
@@ -164,6 +165,7 @@ def test_people_are_shown_failures_and_what_was_printed_beside_the_snapshot(caps
         progress.say(event)
     assert capsys.readouterr().err.splitlines() == [
         "tuner: [1] trial 3 failed and is retried: ValueError: no",
+        "tuner: [1] trial 4 restarts from its first epoch: its checkpoint has another state",
         "tuner: [track] sent",
     ]
 

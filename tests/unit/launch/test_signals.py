@@ -69,3 +69,97 @@ def test_what_a_forked_child_is_sent_is_no_signal_to_its_parent() -> None:
     assert process.returncode == 0, errors
     assert output.splitlines()[-1] == "undone True -1"
     assert output.count("stop") <= 1, "the child's own"
+
+
+STUBBORN = """
+import sys, time
+from tuner.cli import run
+run._GRACE_S = 0.2
+stop = run._stop_on_signals()
+stop.is_heeded = sys.argv[1] == "heeded"
+end_s, is_told = time.monotonic() + 100, False
+while time.monotonic() < end_s and not (stop.is_heeded and stop.requested):
+    try:
+        if not is_told:
+            is_told = True
+            print("ready", flush=True)
+        time.sleep(0.01)
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+print("requested", stop.requested, flush=True)
+"""
+
+
+def test_a_worker_whose_study_ignores_the_interrupt_ends_all_the_same() -> None:
+    """As a multiprocessing pool does whose processes die again and again while the study's data wait for them."""
+    process = subprocess.Popen([sys.executable, "-c", STUBBORN, "starting"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+
+    output, _ = process.communicate(timeout=60)
+
+    assert output == "interrupted\n"
+    assert process.returncode == 130
+
+
+def test_a_worker_that_heeds_the_signal_is_not_interrupted() -> None:
+    process = subprocess.Popen([sys.executable, "-c", STUBBORN, "heeded"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+
+    output, _ = process.communicate(timeout=60)
+
+    assert output == "requested True\n"
+    assert process.returncode == 0
+
+
+# A worker that speaks once more after it was asked to end, when nobody reads it any more.
+RELAY = """
+import os, sys
+from types import SimpleNamespace
+from tuner.launch import relay
+from tuner.launch.process import Message
+from tuner.output.log import use_json
+
+class Worker:
+    def __init__(self, index, name, command, env, inbox):
+        self.name, self.inbox, self.asked, self.process = name, inbox, 0, SimpleNamespace(returncode=130)
+        self.is_told = False
+
+    def stop(self):
+        self.asked += 1
+        print("stop", flush=True)
+
+    def has_ended(self):
+        if not self.is_told:
+            self.is_told = True
+            print("ready", flush=True)
+        if not self.asked:
+            return False
+        sys.stdin.readline()
+        self.inbox.put(Message(0, self.name, {"event": "end", "trial": 0, "outcome": "released"}))
+        return True
+
+relay.WorkerProcess = Worker
+use_json()
+print("ended", relay.relay(), flush=True)
+"""
+
+
+def test_a_reader_that_goes_away_after_a_signal_is_no_second_signal_to_a_relayed_worker() -> None:
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", RELAY], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdin is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "stop\n"
+    process.stderr.close()
+    process.stdin.close()  # the worker goes on
+
+    assert process.stdout.read() == "ended 130\n", "it is asked to end once"
+    assert process.wait(60) == 0
+    process.stdout.close()

@@ -3,6 +3,7 @@
 import datetime
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -132,3 +133,35 @@ def test_records_of_others_neither_raise_nor_have_levels_of_their_own() -> None:
     assert [(line["level"], line["event"], line["message"]) for line in lines] == [
         ("warning", "log", "m"), ("warning", "log", "between"), ("info", "a", "still here"),
     ]  # fmt: skip
+
+
+# How often SIGTERM comes, whether anybody may read what is said, and whether what is said later is an error.
+WITHOUT_READER = """
+import os, signal, sys
+from tuner.output import log
+came = []
+if "handled" in sys.argv:
+    signal.signal(signal.SIGTERM, lambda *_: came.append(1))
+log.note_ending("ending" in sys.argv)
+print("before", log.has_reader())
+log.tell("one", "one")
+log.tell("two", "two")
+print("after", log.has_reader(), len(came))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "signals"),
+    [(["handled"], 1), ([], 0), (["handled", "ending"], 0)],
+    ids=["which ends a command in good order", "not where SIGTERM would kill it", "not after another signal"],
+)
+def test_a_reader_that_goes_away_is_as_one_sigterm(words: list[str], signals: int) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_READER, *words], stdout=subprocess.PIPE, stderr=writing, text=True, timeout=100
+    )
+    os.close(writing)
+
+    assert done.stdout.splitlines() == ["before True", f"after False {signals}"]
+    assert done.returncode == 0

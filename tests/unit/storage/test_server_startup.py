@@ -5,10 +5,15 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import tuner.study
+from tuner.cli import run
 from tuner.errors import StorageLost
+from tuner.launch import launch
 from tuner.storage import connect_when_up
 from tuner.storage.sql import server_startup
 
@@ -128,3 +133,26 @@ def test_a_file_that_is_missing_is_not_waited_for(clock: Clock, sqlite_url: str)
     with pytest.raises(StorageLost, match="the storage does not exist"):
         connect_when_up(sqlite_url)
     assert clock.now_s == 0.0
+
+
+def test_a_launch_waits_for_a_server_that_starts(
+    clock: Clock, refusing: Refusing, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "study.py").touch()
+    with pytest.raises(StorageLost, match="the database system is"):
+        launch(str(tmp_path / "study.py"), storage=url(refusing.port), workers=1)
+
+    assert clock.now_s == 60.0
+    opening, waiting = capfd.readouterr().err.splitlines()
+    assert "study.py with 1 worker" in opening
+    assert waiting.endswith("; waiting up to 60 s for it to start")
+
+
+def test_a_worker_without_a_launcher_waits_for_a_server_that_starts(
+    clock: Clock, refusing: Refusing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuner.study, "load_study", lambda file: SimpleNamespace(changed=lambda **settings: None))
+    with pytest.raises(StorageLost, match="the database system is"):
+        run._work("study.py", url(refusing.port), None, {}, {}, run.Stop(), lambda event: None)
+
+    assert clock.now_s == 60.0

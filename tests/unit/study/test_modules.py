@@ -89,3 +89,21 @@ def test_files_of_one_name_are_different_modules(tmp_path: Path) -> None:
         assert sys.modules.pop(module.__name__) is module
         __import__(module.__name__)
         assert sys.modules[module.__name__].FOLDER == module.FOLDER, "as another process does it"
+
+
+def test_a_process_that_inherits_no_more_than_the_environment_finds_the_file_and_what_lies_beside_it(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "study.py"
+    path.write_text(STUDY)
+    (tmp_path / "beside.py").write_text("ONE = 1\n")
+    code = f"""
+import pathlib, subprocess, sys
+from tuner.study.source import import_file
+name = import_file(pathlib.Path({str(path)!r})).__name__
+code = f"import importlib; print(importlib.import_module({{name!r}}).times(2))"
+sys.exit(subprocess.run([sys.executable, "-c", code]).returncode)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, timeout=150)
+
+    assert (done.returncode, done.stdout) == (0, "6\n"), done.stderr

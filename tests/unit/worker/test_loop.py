@@ -14,8 +14,9 @@ from optuna.search_space import intersection
 from storage_tools import opened
 
 from tuner import Space, Study, choice, log_uniform, uniform
+from tuner.errors import TrialPruned
 from tuner.training import ArrayDataset, TrainerModule
-from tuner.trial import Report
+from tuner.trial import Event, Report, Stop
 from tuner.worker import run_worker
 from tuner.worker.context import Samplers
 
@@ -141,3 +142,49 @@ def test_what_all_trials_have_in_common_is_handed_from_sampler_to_sampler(
     monkeypatch.setattr(Samplers, "_share_space", lambda *_: None)
     assert run("two") == handed_on
     assert max(looked_at) == 16
+
+
+class Wide(Costless):
+    """Saves at each epoch; its checkpoints fit those of its width alone. It gives up after some epochs."""
+
+    def __init__(self, width: int, *, reported: int) -> None:
+        self.width, self.reported = width, reported
+
+    def train_model(
+        self, hparams: Searched, splits: Any, *, epochs: int, stop: Any, checkpoints: Any, **options: Any
+    ) -> Any:
+        checkpoints.restore({"w": np.zeros(self.width)})
+        for epoch in range(1, epochs + 1):
+            checkpoints.save(epoch, {"w": np.zeros(self.width)}, {"reports": []})
+            if stop():
+                return
+            yield Report(epoch, epoch, {"loss": float(self.width)})
+            if epoch == self.reported:
+                raise TrialPruned
+
+
+def test_a_trial_whose_checkpoint_no_longer_fits_restarts_and_says_so_and_the_study_goes_on(tmp_path: Path) -> None:
+    def study(trainer: Wide) -> Study:
+        return Study(
+            name="wide", space=Searched, trainer=trainer, data=a_few_numbers, objective="loss", direction="minimize",
+            epochs=4, trials=2, sampler="random", pruner="none", keep_best=0,
+        )  # fmt: skip
+
+    url, artifacts, stop = f"sqlite:///{tmp_path / 'study.db'}", str(tmp_path / "artifacts"), Stop()
+
+    def stop_after_three(event: Event) -> None:
+        stop.requested |= event["event"] == "report" and event["epoch"] == 3
+
+    run_worker(study(Wide(2, reported=9)), url, artifacts=artifacts, say=stop_after_three, stop=stop)
+    said: list[Event] = []
+
+    run_worker(study(Wide(3, reported=1)), url, artifacts=artifacts, say=said.append)
+
+    (restart,) = [event for event in said if event["event"] == "restart"]
+    assert restart["trial"] == 0
+    assert restart["error"].startswith("its checkpoint has another state, ")
+    ended = [(event["trial"], str(event["outcome"])) for event in said if event["event"] == "end"]
+    assert ended == [(0, "pruned"), (1, "pruned")]
+    with opened(url) as storage:
+        trials = optuna.load_study(study_name="wide", storage=storage).trials
+    assert [trial.intermediate_values for trial in trials] == [{1: 3.0}, {1: 3.0}], "nothing is left of before"

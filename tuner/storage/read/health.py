@@ -95,18 +95,19 @@ JOIN pg_class s ON s.oid = d.objid
 WHERE CASE WHEN s.relkind = 'S' THEN NOT has_sequence_privilege(s.oid, 'USAGE') ELSE false END
 UNION ALL
 SELECT 'CREATE on schema ' || %(schema)s
-WHERE NOT EXISTS (SELECT 1 FROM ours) AND NOT has_schema_privilege(%(schema)s, 'CREATE')
+WHERE (SELECT count(*) FROM ours WHERE relname = ANY(%(first)s)) < cardinality(%(first)s)
+AND NOT has_schema_privilege(%(schema)s, 'CREATE')
 """
 
 
 def _check_rights(connection: Connection) -> None:
     """Raise StorageDenied if this user may not read and write the tables, or not make them where there are none."""
     schema = connection.exec_driver_sql("SELECT current_schema()").scalar_one()
-    if schema is None:
-        raise StorageDenied.because("no USAGE on a schema of the search path")
     names = [*tables.tuner_tables.tables, *tables.CHILDREN_OF_TRIALS, *tables.CHILDREN_OF_STUDIES]
     names += ["studies", "trials", "version_info", "alembic_version", tables.VERSION_TABLE]
-    found = connection.exec_driver_sql(_MISSING_RIGHTS, {"names": names, "schema": schema}).scalars().all()
+    first = ["studies", tables.VERSION_TABLE]  # without one of them, the tables of Optuna or ours are still to be made
+    values = {"names": names, "first": first, "schema": schema}
+    found = connection.exec_driver_sql(_MISSING_RIGHTS, values).scalars().all()
     if found:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         raise StorageDenied.because(f"no {', '.join(found[:3])}{more}")

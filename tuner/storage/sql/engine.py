@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import sqlite3
 import time
 from collections.abc import Generator
@@ -13,7 +14,7 @@ import sqlalchemy
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 
-from tuner.errors import StorageLost
+from tuner.errors import StorageDenied, StorageLost
 from tuner.output.sanitize import hide_password
 from tuner.storage.sql import deadlines
 from tuner.storage.sql.url import AnyURL, StorageURL, parse_url
@@ -149,9 +150,15 @@ def lost(error: Exception, where: StorageURL | sqlalchemy.URL) -> StorageLost:
     return StorageLost(f"cannot reach the storage {shown}: {error_line(error)}; check `storage` or $TUNER_STORAGE")
 
 
+_STATEMENT_LINE = re.compile(r"\w+ \d+: ")
+"""`LINE 2: CREATE TABLE ...`, in the server's language: where in a statement Postgres found the error."""
+
+
 def error_line(error: Exception) -> str:
-    """Return what a driver says of an error, in one line and without passwords."""
+    """Return what a driver says of an error, in one line, without passwords and without the statement."""
     reason = str(getattr(error, "orig", None) or error).strip().splitlines()
+    if len(reason) > 1 and _STATEMENT_LINE.match(reason[1]):
+        reason = reason[:1]
     return hide_password(" ".join(part.strip() for part in reason[:2]) if reason else type(error).__name__)
 
 
@@ -167,16 +174,26 @@ def connected_engine(url: AnyURL) -> Engine:
         with engine.connect() as connection:
             # `SELECT 1` would not look into a SQLite file.
             is_sqlite = engine.dialect.name == "sqlite"
-            connection.exec_driver_sql("PRAGMA schema_version" if is_sqlite else "SELECT 1")
+            query = "PRAGMA schema_version" if is_sqlite else "SELECT current_schema()"
+            answer = connection.exec_driver_sql(query).scalar_one()
     except DBAPIError as error:
         engine.dispose()
         raise lost(error, url) from None
+    if answer is None:  # without a schema every table seems to be missing
+        engine.dispose()
+        raise StorageDenied.because("no USAGE on a schema of the search path")
     return engine
 
 
 def pgcode(error: Exception) -> str | None:
     """Return the SQLSTATE of a Postgres error; None if it has none."""
     return getattr(getattr(error, "orig", None), "pgcode", None)
+
+
+def is_denied(error: Exception) -> bool:
+    """Return whether the user lacks a right; of a SQLite file, to write to it."""
+    original = getattr(error, "orig", None)
+    return pgcode(error) == "42501" or (isinstance(original, sqlite3.Error) and "readonly" in str(original))
 
 
 def sqlite_code(error: Any) -> int | None:

@@ -21,7 +21,7 @@ from tuner.output.log import tell
 from tuner.output.sanitize import hide_password
 from tuner.storage.sql import deadlines
 from tuner.storage.sql.backoff import Backoff
-from tuner.storage.sql.engine import autocommit, error_line, limit_transaction, lost, pgcode, sqlite_code
+from tuner.storage.sql.engine import autocommit, error_line, is_denied, limit_transaction, lost, pgcode, sqlite_code
 from tuner.storage.sql.versions import check_tables, read_versions
 from tuner.storage.sql.wait_time import waiting
 
@@ -181,7 +181,7 @@ def _retried(engine: Engine, attempt: Callable[[int], T]) -> T:
             most_tries = max(patience.conflict_tries, pgcode(error) in NOT_PREPARED)
             is_conflict = kind == "conflict" and tries < most_tries
             if patience.is_over() or not (may_wait or is_conflict):
-                if kind == "other" and _is_denied(error):
+                if kind == "other" and is_denied(error):
                     raise StorageDenied.because(error_line(error)) from error
                 if _lacks_tables(error):
                     _check_version(engine)
@@ -249,11 +249,6 @@ def _lacks_tables(error: Exception) -> bool:
     original = getattr(error, "orig", None)
     is_sqlites = isinstance(original, sqlite3.Error) and str(original).startswith(("no such table", "no such column"))
     return is_sqlites or pgcode(error) in ("42P01", "42703")
-
-
-def _is_denied(error: Exception) -> bool:
-    original = getattr(error, "orig", None)
-    return pgcode(error) == "42501" or (isinstance(original, sqlite3.Error) and "readonly" in str(original))
 
 
 def _check_version(engine: Engine) -> None:

@@ -17,10 +17,10 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from tuner.errors import StorageSchemaError
+from tuner.errors import StorageDenied, StorageSchemaError
 from tuner.output.sanitize import hide_password
 from tuner.storage.sql import tables, zones
-from tuner.storage.sql.engine import connected_engine, limit_transaction, lost
+from tuner.storage.sql.engine import connected_engine, error_line, is_denied, limit_transaction, lost
 from tuner.storage.sql.url import AnyURL, StorageURL, parse_url
 from tuner.storage.sql.versions import (
     Versions,
@@ -195,6 +195,9 @@ def upgrade(url: AnyURL, from_timezone: str | None = None) -> list[str]:
             done.append(f"upgraded the tables of tuner from version {before.tuner or 'none'} to {after.tuner}")
         done += _about_zones(unknown, zone, converted)
     except (DBAPIError, StorageInternalError) as error:
+        for one in (error, error.__cause__):  # Optuna wraps what the database said
+            if isinstance(one, DBAPIError) and is_denied(one):
+                raise StorageDenied.because(error_line(one)) from None
         raise lost(error, url) from None
     finally:
         engine.dispose()
