@@ -32,7 +32,7 @@ def _engine(storage: str | None) -> Iterator[Engine]:
 def studies(storage: StorageOption = None, format: FormatOption = Format.TABLE, debug: DebugOption = False) -> None:
     """List the studies of a storage with their state.
 
-    For example: tuner studies --storage postgresql://tuner@db/tuner
+    For example: tuner studies --storage postgresql+psycopg2://tuner@db/tuner
     """
     from tuner.results.rows import study_rows
 
