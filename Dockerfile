@@ -2,6 +2,7 @@
 #
 #   docker build -t tuner .
 #   docker build -t tuner:cuda --build-arg EXTRAS=cuda .                 # NVIDIA GPUs: docker run --gpus all ...
+#       The host needs the NVIDIA driver 580 or newer; with EXTRAS=cuda12, 525 or newer.
 #   docker run --rm --init -v "$PWD/studies:/studies:ro" -v tuner:/work tuner launch /studies/digits_mlp.py
 #
 # --init: as process 1 Python would ignore a SIGTERM that comes before, or without, a handler.

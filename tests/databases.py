@@ -54,7 +54,8 @@ def check_given(url: str) -> str:
     except ArgumentError:
         made = None
     if made is None or made.get_backend_name() != "postgresql" or not made.database:
-        raise ValueError(f"{GIVEN} must be like postgresql://USER:PASSWORD@HOST:PORT/postgres, a superuser's URL")
+        form = "postgresql+psycopg2://USER:PASSWORD@HOST:PORT/postgres"
+        raise ValueError(f"{GIVEN} must be like {form}, a superuser's URL")
     return made.set(drivername="postgresql").render_as_string(hide_password=False)
 
 

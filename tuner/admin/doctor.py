@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tuner.errors import DISTRIBUTION, TunerError, UsageError, how_to_install
-from tuner.launch.devices import find_devices
+from tuner.launch.devices import find_devices, nvidia_driver
 from tuner.storage import AnyURL, StorageURL, connected, hide_password, parse_url
 
 Row = dict[str, Any]
 Status = Literal["ok", "warn", "fail"]
 
 _PACKAGES = ("jax", "flax", "optax", "optuna", "orbax-checkpoint", "sqlalchemy")
+# Extra -> the oldest NVIDIA driver that it works with, by https://docs.jax.dev/en/latest/installation.html.
+_OLDEST_DRIVERS = {"cuda13": 580, "cuda12": 525}
+_NEEDED_DRIVERS = "CUDA 13 (extra cuda) needs the NVIDIA driver 580 or newer, CUDA 12 (extra cuda12) 525 or newer"
 _SLOW_S = 0.05
 _SKEW_S = 1.0
 _FEW_BYTES = 5e9
@@ -86,11 +89,26 @@ def _devices() -> Row:
     if done.returncode != 0:
         return _row("devices", "fail", done.stderr.strip().rpartition("\n")[2], "JAX does not start: see its error")
     backend, count, kind = done.stdout.strip().rpartition("\n")[2].split("|")
+    driver = nvidia_driver() if machine.kind == "gpu" else None
     found = f"{machine.kind} {','.join(map(str, machine.ids))}; JAX sees {count} of kind {kind}"
+    found += f"; NVIDIA driver {driver}" if driver else ""
     if machine.kind != "cpu" and backend == "cpu":
-        extra = "cuda" if machine.kind == "gpu" else "tpu"
-        return _row("devices", "warn", found, f"JAX does not use the {machine.kind}: {how_to_install(extra)}")
+        advice = _cuda_advice(driver) if machine.kind == "gpu" else how_to_install("tpu")
+        return _row("devices", "warn", found, f"JAX does not use the {machine.kind}: {advice}")
     return _row("devices", "ok", found)
+
+
+def _cuda_advice(driver: str | None) -> str:
+    """Return what to install for JAX to use the NVIDIA GPUs with this driver."""
+    if driver is None:
+        return f"{how_to_install('cuda')}; {_NEEDED_DRIVERS}"
+    release = int(driver.partition(".")[0])
+    fitting = [extra for extra, oldest in _OLDEST_DRIVERS.items() if release >= oldest]
+    if not fitting:
+        return f"update the NVIDIA driver: {_NEEDED_DRIVERS}"
+    if fitting[0] == "cuda13":
+        return how_to_install("cuda")
+    return f"{how_to_install(fitting[0])}, or update the NVIDIA driver: {_NEEDED_DRIVERS}"
 
 
 def _storage(url: StorageURL) -> list[Row]:

@@ -58,7 +58,7 @@ StorageOption = Annotated[
     typer.Option(
         "--storage",
         metavar="URL",
-        help="Database URL: sqlite:///FILE or postgresql://...  [default: $TUNER_STORAGE, or sqlite:///tuner.db]",
+        help="Database URL: sqlite:///FILE or postgresql+psycopg2://...  [default: $TUNER_STORAGE, or sqlite:///tuner.db]",
         show_default=False,
     ),
 ]

@@ -19,7 +19,7 @@ def doctor(
     """Check this machine's setup: Python, devices, storage, clock, disk, tracking.
 
     Makes no changes. Exit status 1 if a check fails.
-    For example: tuner doctor --storage postgresql://tuner@db/tuner
+    For example: tuner doctor --storage postgresql+psycopg2://tuner@db/tuner
     """
     from tuner.admin.doctor import examine
 

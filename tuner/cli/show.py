@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def studies(storage: StorageOption = None, format: FormatOption = Format.TABLE, debug: DebugOption = False) -> None:
     """List the studies of a storage with their state.
 
-    For example: tuner studies --storage postgresql://tuner@db/tuner
+    For example: tuner studies --storage postgresql+psycopg2://tuner@db/tuner
     """
     from tuner.results.rows import study_rows
 

@@ -33,7 +33,7 @@ def watch(
 
     On a terminal, shows a live table of counts, the best trial, the workers and the latest finished trials; elsewhere,
     prints one line per change. Exits when the study is finished, or on Ctrl-C.
-    For example: tuner watch digits_mlp --storage postgresql://tuner@db/tuner
+    For example: tuner watch digits_mlp --storage postgresql+psycopg2://tuner@db/tuner
     """
     from rich.console import Console
     from rich.live import Live

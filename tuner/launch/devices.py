@@ -81,18 +81,26 @@ def _visible(ids: tuple[int, ...], limit: str | None) -> tuple[int, ...]:
 
 
 def _nvidia_gpus() -> tuple[int, ...]:
+    return tuple(int(line) for line in _ask_nvidia("index") if line.isdigit())
+
+
+def nvidia_driver() -> str | None:
+    """Return the version of the NVIDIA driver, such as `580.65.06`; None where nvidia-smi does not tell."""
+    return next((line for line in _ask_nvidia("driver_version") if re.fullmatch(r"\d+(\.\d+)+", line)), None)
+
+
+def _ask_nvidia(field: str) -> list[str]:
+    """Return what nvidia-smi says of each GPU; nothing where it is missing or fails."""
     command = shutil.which("nvidia-smi")
     if command is None:
-        return ()
+        return []
     try:
         listed = subprocess.run(
-            [command, "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, timeout=20
+            [command, f"--query-gpu={field}", "--format=csv,noheader"], capture_output=True, text=True, timeout=20
         )
     except (OSError, subprocess.TimeoutExpired):
-        return ()
-    if listed.returncode != 0:
-        return ()
-    return tuple(int(line) for line in listed.stdout.split() if line.strip().isdigit())
+        return []
+    return listed.stdout.split() if listed.returncode == 0 else []
 
 
 def _tpu_chips(root: Path = Path("/dev")) -> tuple[int, ...]:

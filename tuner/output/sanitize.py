@@ -19,7 +19,7 @@ _SETTING = re.compile(
     re.IGNORECASE,
 )
 _CLOSING = re.compile(r"['\"]?[)\],;.:}]*$")
-# Not the form that messages show, `postgresql://USER:PASSWORD@HOST`.
+# Not the form that messages show, `postgresql+psycopg2://USER:PASSWORD@HOST`.
 _USER_INFO = re.compile(r"(\w://[^\s:/]*):(?!PASSWORD@HOST)\S+@(?=[^\s@]*(?:\s|$))")
 _TOKEN = re.compile(r"(https?://)[^\s/@:]+@")
 

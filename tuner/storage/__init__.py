@@ -33,7 +33,7 @@ def open_storage(url: AnyURL) -> Storage:
     """Return the storage at `url`, its tables created if it has none.
 
     Args:
-        url: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/DATABASE`.
+        url: `sqlite:///FILE` or `postgresql+psycopg2://USER:PASSWORD@HOST/DATABASE`.
 
     Raises:
         StorageURLError: the URL cannot be a storage's.

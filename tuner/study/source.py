@@ -18,6 +18,9 @@ from typing import Any
 from tuner.errors import PACKAGE, StudyError, StudyFileError, TunerError
 from tuner.study.modules import module_name
 
+_TYPED = ("<stdin>", "<python-input-", "<ipython-input-")
+"""What code from a Python shell has in place of a file."""
+
 
 def import_file(path: Path) -> ModuleType:
     """Run a file as a module of its own, its folder importable as for `python FILE`.
@@ -79,9 +82,14 @@ def frames_of_author(error: BaseException) -> list[traceback.FrameSummary]:
 
     Those of this package, of installed packages, of the standard library and of code that these generate are left out.
     """
-    others = (PACKAGE, sysconfig.get_path("stdlib"), "<frozen", "<string>")
     frames = traceback.extract_tb(error.__traceback__)
-    return [one for one in frames if not one.filename.startswith(others) and "site-packages" not in one.filename]
+    return [one for one in frames if _is_of_author(one.filename)]
+
+
+def _is_of_author(filename: str) -> bool:
+    if filename.startswith("<"):  # generated code, but for what was typed into a Python shell
+        return filename.startswith(_TYPED)
+    return not filename.startswith((PACKAGE, sysconfig.get_path("stdlib"))) and "site-packages" not in filename
 
 
 def code_digest(path: Path) -> str | None:

@@ -720,7 +720,7 @@ def test_a_study_that_was_never_launched_can_be_stopped(desk: Books) -> None:
 
 
 def test_a_study_in_a_database_of_plain_optuna_can_be_stopped(storage_url: str) -> None:
-    plain = optuna.storages.RDBStorage(storage_url)
+    plain = optuna.storages.RDBStorage(parse_url(storage_url).for_optuna)
     study_id = optuna.create_study(study_name="plain", storage=plain)._study_id
     plain.remove_session()
     plain.engine.dispose()

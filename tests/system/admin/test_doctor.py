@@ -11,8 +11,10 @@ import pytest
 import sqlalchemy as sa
 
 import tuner
-from tuner.admin.doctor import _health_page, _packages, _storage, _tracking, examine
+from tuner.admin.doctor import _devices, _health_page, _packages, _storage, _tracking, examine
 from tuner.storage import parse_url
+
+DRIVERS = "CUDA 13 (extra cuda) needs the NVIDIA driver 580 or newer, CUDA 12 (extra cuda12) 525 or newer"
 
 
 @pytest.fixture
@@ -118,7 +120,38 @@ def test_devices_that_jax_does_not_use_are_told(
     rows = {row["check"]: row for row in examine(sqlite_url, locked / "artifacts")}
     assert rows["devices"]["status"] == "warn"
     assert rows["devices"]["found"].startswith("gpu 0,1; JAX sees ")
-    assert rows["devices"]["advice"] == "JAX does not use the gpu: run `pip install -e '.[cuda]'` in the clone of tuner"
+    assert rows["devices"]["advice"].startswith(
+        "JAX does not use the gpu: run `pip install -e '.[cuda]'` in the clone of tuner; CUDA 13"
+    )
+
+
+@pytest.mark.parametrize(
+    ("driver", "advice"),
+    [
+        ("580.65.06", "run `pip install -e '.[cuda]'` in the clone of tuner"),
+        ("600.1", "run `pip install -e '.[cuda]'` in the clone of tuner"),
+        ("579.99", f"run `pip install -e '.[cuda12]'` in the clone of tuner, or update the NVIDIA driver: {DRIVERS}"),
+        (
+            "525.60",
+            f"run `pip install -e '.[cuda12]'` in the clone of tuner, or update the NVIDIA driver: {DRIVERS}",
+        ),
+        ("470.256.02", f"update the NVIDIA driver: {DRIVERS}"),
+        ("[N/A]", f"run `pip install -e '.[cuda]'` in the clone of tuner; {DRIVERS}"),
+    ],
+)
+def test_the_advice_on_cuda_fits_the_driver(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, driver: str, advice: str
+) -> None:
+    answers = f'case "$1" in --query-gpu=driver_version) echo "{driver}"; echo "{driver}";; *) echo 0; echo 1;; esac'
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{answers}\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr("tuner.admin.doctor._JAX", "print('cpu|1|cpu')")
+    row = _devices()
+    assert row["found"] == "gpu 0,1; JAX sees 1 of kind cpu" + (f"; NVIDIA driver {driver}" if "." in driver else "")
+    assert row["advice"] == f"JAX does not use the gpu: {advice}"
+    monkeypatch.setattr("tuner.admin.doctor._JAX", "print('gpu|2|NVIDIA H200')")
+    assert (_devices()["status"], _devices()["advice"]) == ("ok", None)
 
 
 def test_a_tracking_server_is_asked_for_its_health(tracker: tuple[str, list[str]]) -> None:

@@ -40,7 +40,11 @@ def one_line(tuner: Any, words: list[str]) -> tuple[int, str]:
             "--live needs a terminal on standard error: got none; use `tuner watch STUDY`",
         ),
         (["launch", "tiny.py", "--set", "noise"], 2, "--set must have the form NAME=VALUE: got 'noise'"),
-        (["launch", "tiny.py", "--storage", "nonsense"], 2, "a storage URL must be sqlite:///FILE or postgresql://"),
+        (
+            ["launch", "tiny.py", "--storage", "nonsense"],
+            2,
+            "a storage URL must be sqlite:///FILE or postgresql+psycopg2://",
+        ),
         (["launch", "tiny.py", "--storage", f"mysql://u:{SECRET}@h/d"], 2, "got 'mysql' in 'mysql://u:***@h/d'"),
         (
             ["best", "tiny", "--storage", f"postgresql://u:{SECRET}@127.0.0.1:1/d"],

@@ -259,7 +259,7 @@ def test_a_password_of_any_characters_reaches_postgres_outside_the_url(
             connection.exec_driver_sql("SELECT pg_reload_conf()")
             connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN SUPERUSER PASSWORD '{literal}'")
             # As in docker-compose.yml: a user, no password.
-            tuner.env["TUNER_STORAGE"] = f"postgresql://{role}@/{url.database}?host={url.query['host']}"
+            tuner.env["TUNER_STORAGE"] = f"postgresql+psycopg2://{role}@/{url.database}?host={url.query['host']}"
             check = image_health_check()
 
             tuner.env["PGPASSWORD"] = NASTY

@@ -262,11 +262,13 @@ def databases(own_postgres_server: str, monkeypatch: pytest.MonkeyPatch) -> Iter
     url = sa.make_url(own_postgres_server)
     engine = sa.create_engine(url.set(drivername="postgresql+psycopg2"), isolation_level="AUTOCOMMIT")
     shown = url.set(drivername="postgresql", username="USER", password=None, database="DATABASE")
-    place = shown.render_as_string(hide_password=False).replace("USER", r"\1").replace("DATABASE", r"\2")
+    place = shown.render_as_string(hide_password=False).replace("USER", r"\2").replace("DATABASE", r"\3")
+    place = place.replace("postgresql:", r"\1:", 1)
     with engine.connect() as connection:
         programs = connection.exec_driver_sql("SELECT setting FROM pg_config WHERE name = 'BINDIR'").scalar_one()
     monkeypatch.setenv("PATH", os.pathsep.join([programs, os.environ["PATH"]]))
-    yield [(r"postgresql://(\w+)@db\.example\.org/(\w+)", place)]
+    # psql and its like take postgresql://, Python's tools postgresql+psycopg2://.
+    yield [(r"(postgresql(?:\+psycopg2)?)://(\w+)@db\.example\.org/(\w+)", place)]
     with engine.connect() as connection:
         for name in ("tuner", "restored"):
             connection.exec_driver_sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")

@@ -74,4 +74,4 @@ def test_tests_make_their_databases_on_a_given_server_and_remove_them(
 def test_what_is_no_server_is_refused(given: str, tmp_path: Path) -> None:
     done = run_inner(tmp_path, given)
     assert done.returncode == 1
-    assert "TUNER_TEST_POSTGRES must be like postgresql://USER:PASSWORD@HOST:PORT/postgres" in done.stdout
+    assert "TUNER_TEST_POSTGRES must be like postgresql+psycopg2://USER:PASSWORD@HOST:PORT/postgres" in done.stdout

@@ -79,7 +79,7 @@ def test_postgres_goes_to_psycopg2_by_any_of_its_names(scheme: str, rest: str) -
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("", "must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/DATABASE: got ''"),
+        ("", r"must be sqlite:///FILE or postgresql\+psycopg2://USER:PASSWORD@HOST:PORT/DATABASE: got ''"),
         ("tuner.db", "must be sqlite:///FILE or .*: got 'tuner.db'"),
         ("/var/lib/tuner.db", "must be sqlite:///FILE or .*: got '/var/lib/tuner.db'"),
         ("sqlite", "must be sqlite:///FILE or .*: got 'sqlite'"),

@@ -3,11 +3,12 @@
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tuner.errors import StudyError, TunerError
-from tuner.study.source import call_study_code, git_state, import_file
+from tuner.study.source import call_study_code, frames_of_author, git_state, import_file
 
 GIT = ["git", "-c", "user.name=Tester", "-c", "user.email=tester@example.org", "-c", "commit.gpgsign=false"]
 
@@ -126,6 +127,27 @@ def test_an_error_is_shown_with_the_line_of_the_authors_own_file(tmp_path: Path,
     with pytest.raises(StudyError) as caught:
         call_study_code("data(seed) failed", import_file(path).data, 0)
     assert str(caught.value).startswith(f"data(seed) failed: {path}:7: {error}")
+
+
+@pytest.mark.parametrize(
+    ("filename", "is_of_author"),
+    [
+        ("<string>", False),
+        ("<frozen importlib._bootstrap>", False),
+        ("<attrs generated methods mine.Options>", False),
+        ("<sqlalchemy generated warned() wrapper>", False),
+        ("<stdin>", True),
+        ("<python-input-3>", True),
+        ("<ipython-input-3-0123456789ab>", True),
+    ],
+)
+def test_code_that_a_package_generates_is_not_the_authors(filename: str, is_of_author: bool) -> None:
+    names: dict[str, Any] = {}
+    exec(compile("def divide(): return 1 / 0", filename, "exec"), names)
+    with pytest.raises(ZeroDivisionError) as caught:
+        names["divide"]()
+    found = [frame.filename for frame in frames_of_author(caught.value)]
+    assert found == [__file__, *([filename] if is_of_author else [])]
 
 
 def test_what_a_function_returns_or_raises_as_an_error_of_ours_comes_through() -> None:

@@ -71,7 +71,10 @@ def test_the_account_is_due_when_nobody_has_taken_it_for_five_seconds() -> None:
 
 def test_the_database_is_measured_once_and_for_the_thread_that_waits(sqlite_url: str) -> None:
     path = sqlite_url.removeprefix("sqlite:///")
-    sa.create_engine(f"sqlite:///{path}").connect().exec_driver_sql("CREATE TABLE t (x INTEGER)").connection.close()
+    plain = sa.create_engine(f"sqlite:///{path}")
+    with plain.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE t (x INTEGER)")
+    plain.dispose()
     engine = connect(sqlite_url)
     pause = threading.Event()
 

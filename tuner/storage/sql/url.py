@@ -14,7 +14,7 @@ from tuner.output.log import tell
 from tuner.output.sanitize import hide_password
 
 DEFAULT_URL = "sqlite:///tuner.db"
-_FORMS = "sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+_FORMS = "sqlite:///FILE or postgresql+psycopg2://USER:PASSWORD@HOST:PORT/DATABASE"
 
 
 # user:password@host:port/database?options; only a user's name may hold an @.
