@@ -13,7 +13,7 @@ import pytest
 import tuner.study
 from tuner.cli import run
 from tuner.errors import StorageLost
-from tuner.launch import launch
+from tuner.launch import LaunchOptions, launch
 from tuner.storage import connect_when_up
 from tuner.storage.sql import server_startup
 
@@ -140,7 +140,7 @@ def test_a_launch_waits_for_a_server_that_starts(
 ) -> None:
     (tmp_path / "study.py").touch()
     with pytest.raises(StorageLost, match="the database system is"):
-        launch(str(tmp_path / "study.py"), storage=url(refusing.port), workers=1)
+        launch(str(tmp_path / "study.py"), LaunchOptions(storage=url(refusing.port), workers=1))
 
     assert clock.now_s == 60.0
     opening, waiting = capfd.readouterr().err.splitlines()
