@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from tuner.launch.process import Message, WorkerProcess
 from tuner.launch.progress import Progress
+from tuner.output.log import LogLine
 from tuner.tracking import MLFLOW_VARIABLE, check_trackers
 
 _NICENESS = 10
@@ -78,9 +79,8 @@ class MirrorProcess:
         with contextlib.suppress(queue.Empty):
             while True:
                 message = self._inbox.get_nowait()
-                if message.is_printed:
-                    text = message.event.get("message", "")
-                    progress.say({"event": "track", "message": text.removeprefix("tuner: ")})
+                if isinstance(message.said, LogLine):
+                    progress.say(LogLine("track", {"message": message.said.message.removeprefix("tuner: ")}))
                 else:
                     self._progressed_s = time.monotonic()
         if process is not None and has_ended:
