@@ -115,6 +115,6 @@ class StudyDatabase:
         row = read_trial(self._connect(), find_study(self._connect(), study), trial)
         kept = row.record
         # What another worker failed, because too many had died in it, bears the name of the last of these.
-        if kept["worker"] != worker or kept["error_kind"] == DEADLY:
+        if kept.worker != worker or kept.error_kind == DEADLY or kept.train_s is None or kept.compile_s is None:
             return None
-        return TrialEnded(row.number, row.outcome, row.values, kept["train_s"], kept["compile_s"])
+        return TrialEnded(row.number, row.outcome, row.values, kept.train_s, kept.compile_s)

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypedDict
 
 from tuner.errors import PACKAGE, StudyError, StudyFileError, TunerError
 from tuner.study.modules import module_name
@@ -93,7 +93,14 @@ def code_digest(path: Path) -> str | None:
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
 
 
-def git_state(path: Path) -> dict[str, str | bool] | None:
+class GitState(TypedDict):
+    """The commit of a repository, and whether anything that it tracks differs."""
+
+    commit: str
+    is_changed: bool
+
+
+def git_state(path: Path) -> GitState | None:
     """Return the commit of the repository that a file lies in, and whether anything in it differs; None without."""
     command = ["git", "-C", str(path.absolute().parent)]
     try:

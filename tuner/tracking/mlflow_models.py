@@ -100,7 +100,7 @@ def pack(study: StudyRow, trial: TrialRow, folder: Path) -> Mapping[str, Any]:
     """
     from tuner.training.saved.checkpoints import read
 
-    where = trial.record.get("checkpoint")
+    where = trial.record.checkpoint
     if where is None:
         raise UsageError(
             f"trial {trial.number} of study {study.name!r} has no checkpoint: a study keeps only those of its "

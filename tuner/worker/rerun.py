@@ -98,22 +98,17 @@ def open_study(engine: Engine, name: str, file: str | None, fixed: Mapping[str, 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One metric, recorded and found again.
-
-    Attributes:
-        metric: Its name.
-        epochs: How many epochs have it in both.
-        recorded: The last recorded value.
-        found: The last found value.
-        difference: The largest relative difference, of |a - b| to the larger of |a| and |b|; infinite if only one is
-            finite.
-    """
+    """One metric, recorded and found again: a row of `tuner reproduce`."""
 
     metric: str
+    """Its name."""
     epochs: int
+    """How many epochs have it in both."""
     recorded: float
     found: float
+    """Its last value then and now."""
     difference: float
+    """The largest difference over all epochs, as a share of the larger of the two; infinite if only one is finite."""
 
 
 def reproduce(rerunner: Rerunner, number: int, say: Callable[[Report], None]) -> list[Comparison]:
