@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ def _failed(error: bottle.HTTPError) -> str:
     return refusal_page(bottle.request.environ["SCRIPT_NAME"], "Something went wrong; the server's stderr says what.")
 
 
-def _page(render: Any, **given: Any) -> bytes:
+def _page(render: Callable[..., str], **given: object) -> bytes:
     bottle.response.set_header("Content-Security-Policy", _POLICY)
     caller = bottle.request.environ[CALLER]
     user = caller.name if caller.has_session else None
@@ -89,12 +89,12 @@ def _page(render: Any, **given: Any) -> bytes:
     return page.encode("utf-8", "backslashreplace")  # metrics may have halves of surrogate pairs in their names
 
 
-def _json(value: Any) -> str:
+def _json(value: object) -> str:
     bottle.response.content_type = "application/json"
     return json.dumps(_plain(value), allow_nan=False)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """Return what JSON can carry: NaN and infinities as their names."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)

@@ -13,10 +13,12 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypedDict
+from typing import TypedDict, TypeVar
 
 from tuner.errors import PACKAGE, StudyError, StudyFileError, TunerError
 from tuner.study.modules import module_name
+
+_Made = TypeVar("_Made")
 
 
 def import_file(path: Path) -> ModuleType:
@@ -52,7 +54,7 @@ def _where(path: Path, error: BaseException) -> str:
     return f"{path}:{frames[-1].lineno}: " if frames else f"{path}: "
 
 
-def call_study_code(failure: str, function: Callable[..., Any], *arguments: object) -> Any:
+def call_study_code(failure: str, function: Callable[..., _Made], *arguments: object) -> _Made:
     """Call a function from a study's file.
 
     Args:

@@ -182,7 +182,7 @@ class RegisteredModel:
     def __init__(self, loaded: Loaded) -> None:
         self.loaded = loaded
 
-    def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> Any:
+    def predict(self, model_input: Any, params: Mapping[str, object] | None = None) -> Any:
         """Return the model's outputs in evaluation mode, as NumPy arrays.
 
         Args:

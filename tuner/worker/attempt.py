@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -298,7 +298,7 @@ class Attempt:
 
     # --- Ends
 
-    def _is_tried_again(self, checkpoints: Checkpoints, record: dict[str, Any]) -> bool:
+    def _is_tried_again(self, checkpoints: Checkpoints, record: Mapping[str, str]) -> bool:
         """Give a trial that failed back to be tried again, unless it has been too often; return whether it will be."""
         context, lease, error = self.context, self.lease, hide_password(record["error"])
         if not leases.retry(context.engine, lease, error, self.study.retries):

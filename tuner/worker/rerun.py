@@ -34,7 +34,7 @@ class Rerunner:
     file: Path
     splits: Any
 
-    def train(self, params: Mapping[str, Any], seed: int, epochs: int) -> Iterator[Report]:
+    def train(self, params: Mapping[str, object], seed: int, epochs: int) -> Iterator[Report]:
         """Yield the reports of a training with stored hyperparameters, up to an epoch."""
         from tuner.training.loop.runtime import worker_layout
         from tuner.trial.environment import DEVICES_VARIABLE
