@@ -170,12 +170,12 @@ def summarise(side: str, space: str, began: datetime.datetime, seconds: float, r
     """Return the figures of one run from its trials."""
     by_worker: dict[str, list[TrialRow]] = {}
     for row in rows:
-        by_worker.setdefault(row.record["worker"] or "", []).append(row)
+        by_worker.setdefault(row.record.worker or "", []).append(row)
     warm = [row for group in by_worker.values() for row in sorted(group, key=_started)[1:]]
     if not warm:
         raise SystemExit("no worker ran two trials: give more --trials")
     ends = [_utc(row.completed) for row in rows if row.completed is not None]
-    compiled = [row.record["compile_s"] for row in rows if row.record["compile_s"] is not None]
+    compiled = [row.record.compile_s for row in rows if row.record.compile_s is not None]
     before_seconds = (min(map(_started, rows)) - began).total_seconds()
     return Run(
         side=side,

@@ -25,7 +25,8 @@ from trials_per_minute import machine
 
 from tuner import Space, Study, int_uniform, log_uniform
 from tuner.training import ArrayDataset, OptimizerSpec, TrainerModule
-from tuner.trial import Stop
+from tuner.trial import Event, Stop
+from tuner.trial.events import TrialEnded
 from tuner.worker import run_worker
 
 AT = (20, 50, 100, 200, 500, 1000, 1500)
@@ -86,9 +87,9 @@ def run(trials: int, folder: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     ended, began = 0, time.perf_counter()
 
-    def say(event: Any) -> None:
+    def say(event: Event) -> None:
         nonlocal ended
-        if event["event"] != "end":
+        if not isinstance(event, TrialEnded):
             return
         ended += 1
         if ended in AT or ended == trials:

@@ -17,6 +17,7 @@ from tuner import Space, Study, choice, int_uniform, uniform
 from tuner.errors import StudyStopped
 from tuner.training import ArrayDataset, TrainerModule
 from tuner.trial import Report
+from tuner.trial.events import encode
 from tuner.worker import run_worker
 
 NUMBERS, LETTERS = [1, 2, 3], ["a", "b"]
@@ -79,7 +80,7 @@ def work(tmp_path: Path) -> Callable[[Study], tuple[list[Any], list[dict[str, An
         events: list[dict[str, Any]] = []
         raised = None
         try:
-            run_worker(study, url, artifacts=str(tmp_path / "files"), say=events.append)
+            run_worker(study, url, artifacts=str(tmp_path / "files"), say=lambda event: events.append(encode(event)))
         except StudyStopped as error:
             raised = error
         with opened(url) as storage:

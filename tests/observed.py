@@ -82,7 +82,7 @@ def rows_of(url: str, launcher: subprocess.Popen[str] | None = None) -> list[Tri
         engine.dispose()
     if launcher is None:
         return rows
-    return [row for row in rows if f":{launcher.pid}:" in (row.record["worker"] or "")]
+    return [row for row in rows if f":{launcher.pid}:" in (row.record.worker or "")]
 
 
 def listening(pid: int) -> set[tuple[str, int]]:

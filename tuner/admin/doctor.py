@@ -12,14 +12,27 @@ import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 from tuner.errors import DISTRIBUTION, TunerError, UsageError, how_to_install
 from tuner.launch.devices import find_devices, nvidia_driver
 from tuner.storage import AnyURL, StorageURL, connected, hide_password, parse_url
 
-Row = dict[str, Any]
 Status = Literal["ok", "warn", "fail"]
+
+
+class Check(TypedDict):
+    """A row of `tuner doctor`."""
+
+    check: str
+    """`python`, `packages`, `devices`, `storage`, `tables`, `connections`, `clock`, `disk`, `tracking`."""
+    status: Status
+    """`ok`, `warn` or `fail`."""
+    found: str
+    """What is there."""
+    advice: str | None
+    """What to do; null if nothing."""
+
 
 _PACKAGES = ("jax", "flax", "optax", "optuna", "orbax-checkpoint", "sqlalchemy")
 # Extra -> the oldest NVIDIA driver that it works with, by https://docs.jax.dev/en/latest/installation.html.
@@ -33,7 +46,7 @@ _TRACKING_TIMEOUT_S = 5.0
 _JAX = "import jax; print(jax.default_backend(), len(jax.local_devices()), jax.devices()[0].device_kind, sep='|')"
 
 
-def examine(url: AnyURL, artifacts: Path) -> list[Row]:
+def examine(url: AnyURL, artifacts: Path) -> list[Check]:
     """Return one row for each thing that was looked at: `check`, `status` (ok, warn or fail), `found`, `advice`.
 
     Args:
@@ -43,15 +56,15 @@ def examine(url: AnyURL, artifacts: Path) -> list[Row]:
     return [_python(), _packages(), _devices(), *_storage(parse_url(url)), _disk(artifacts), _tracking(os.environ)]
 
 
-def _row(check: str, status: Status, found: str, advice: str | None = None) -> Row:
+def _row(check: str, status: Status, found: str, advice: str | None = None) -> Check:
     return {"check": check, "status": status, "found": found, "advice": advice}
 
 
-def _python() -> Row:
+def _python() -> Check:
     return _row("python", "ok", f"{platform.python_version()}, {sys.executable}")
 
 
-def _packages() -> Row:
+def _packages() -> Check:
     found, missing = [], []
     for name in _PACKAGES:
         try:
@@ -76,7 +89,7 @@ def _other_tuner() -> str | None:
     return next((found.version for found in installed), None)
 
 
-def _devices() -> Row:
+def _devices() -> Check:
     """Compare the devices of this machine with those that JAX sees, in a process of its own: it takes hold of them."""
     try:
         machine = find_devices()
@@ -111,7 +124,7 @@ def _cuda_advice(driver: str | None) -> str:
     return f"{how_to_install(fitting[0])}, or update the NVIDIA driver: {_NEEDED_DRIVERS}"
 
 
-def _storage(url: StorageURL) -> list[Row]:
+def _storage(url: StorageURL) -> list[Check]:
     from tuner.storage.read.health import read_health
 
     shown = str(url)
@@ -149,7 +162,7 @@ def _storage(url: StorageURL) -> list[Row]:
     return rows
 
 
-def _disk(artifacts: Path) -> Row:
+def _disk(artifacts: Path) -> Check:
     place = next(path for path in (artifacts, *artifacts.parents) if path.exists())
     if not place.is_dir():
         return _row("disk", "fail", f"{place} is not a folder", "pass `artifacts`, or set TUNER_ARTIFACTS")
@@ -162,7 +175,7 @@ def _disk(artifacts: Path) -> Row:
     return _row("disk", "ok", found)
 
 
-def _tracking(env: Mapping[str, str]) -> Row:
+def _tracking(env: Mapping[str, str]) -> Check:
     from tuner.tracking.mlflow import address
 
     uri = env.get("MLFLOW_TRACKING_URI")

@@ -116,7 +116,7 @@ def _labels(texts: list[str]) -> list[Any]:
 
 def _check_exists(
     name: str,
-    params: Mapping[str, Any],
+    params: Mapping[str, object],
     conditions: Mapping[str, list[tuple[str, str]]],
     known: Mapping[str, list[str]],
 ) -> None:
@@ -182,7 +182,7 @@ def retry(url: AnyURL, name: str, number: int) -> None:
     _queue(url, name, trial.hparams, {"retry_of": number})
 
 
-def _queue(url: AnyURL, name: str, params: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
+def _queue(url: AnyURL, name: str, params: Mapping[str, object], attributes: Mapping[str, object]) -> None:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -8,7 +8,7 @@ import math
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from tuner.cli.arguments import Format
 from tuner.output.cells import csv_text
@@ -16,7 +16,9 @@ from tuner.output.log import say
 from tuner.output.sanitize import one_line, printable
 from tuner.trial import Outcome
 
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    from tuner.results.json_rows import AttemptJson, ConfirmedJson, JsonRow, Number, ReportJson
+    from tuner.storage.read.lineage import RanWith
 
 _RESULT_COLUMNS = {
     *("number", "outcome", "value", "values", "is_feasible", "mean", "low", "high", "better_by", "seconds"),
@@ -31,7 +33,7 @@ _COUNTS = {*Outcome, "workers"}
 _BARS = "▁▂▃▄▅▆▇█"
 
 
-def emit(rows: Sequence[Row], format: Format) -> None:
+def emit(rows: Sequence[JsonRow], format: Format) -> None:
     """Print rows to stdout."""
     if format is Format.JSON:
         print(json.dumps(list(rows), indent=2))
@@ -42,31 +44,32 @@ def emit(rows: Sequence[Row], format: Format) -> None:
         _print_table([_flat(row) for row in rows])
 
 
-def to_csv(rows: Sequence[Row]) -> str:
+def to_csv(rows: Sequence[JsonRow]) -> str:
     """Return rows as CSV with a header; hyperparameters become columns `hparams.NAME`, what is nested becomes JSON."""
     flat = [_flat(row, "hparams.") for row in rows]
     columns = list(dict.fromkeys(column for row in flat for column in row))
     return csv_text([columns, *([_cell(row.get(column)) for column in columns] for row in flat)])
 
 
-def _cell(value: object) -> Any:
+def _cell(value: object) -> object:
     return json.dumps(value) if isinstance(value, list | dict) else value
 
 
-def _flat(row: Row, prefix: str = "") -> Row:
+def _flat(row: JsonRow, prefix: str = "") -> dict[str, object]:
     """Return a row with its hyperparameters as columns of their own."""
-    flat: Row = {}
+    flat: dict[str, object] = {}
     for key, value in row.items():
+        nested = cast("JsonRow", value or {})
         if key == "hparams":
             taken = {*row, *_CONFIRMED, "better_by"}
-            flat.update({f"{prefix or 'hparams.' * (name in taken)}{name}": hparam for name, hparam in value.items()})
+            flat.update({f"{prefix or 'hparams.' * (name in taken)}{name}": hparam for name, hparam in nested.items()})
         elif key == "confirmed":
             hidden = () if prefix else ("tied_with", "margin")
-            flat.update({name: (value or {}).get(name) for name in _CONFIRMED if name not in hidden})
+            flat.update({name: nested.get(name) for name in _CONFIRMED if name not in hidden})
         elif key == "baseline" and prefix:
-            flat.update({f"baseline.{name}": (value or {}).get(name) for name in _BASELINE})
+            flat.update({f"baseline.{name}": nested.get(name) for name in _BASELINE})
         elif key == "baseline":
-            flat["better_by"] = (value or {}).get("better_by")
+            flat["better_by"] = nested.get("better_by")
         else:
             flat[key] = value
     return flat
@@ -88,7 +91,7 @@ def shown(value: object) -> str:
     return one_line(as_text(value))
 
 
-def _print_table(rows: Sequence[Row]) -> None:
+def _print_table(rows: Sequence[JsonRow]) -> None:
     """Print rows as a table; on a terminal, hide hyperparameters that do not fit and name them on stderr."""
     from rich.console import Console
     from rich.table import Table
@@ -136,7 +139,7 @@ def _fitting(widths: Mapping[str, int], room: int) -> list[str]:
     return kept
 
 
-def _print_attempts(attempts: list[Row]) -> None:
+def _print_attempts(attempts: Sequence[AttemptJson]) -> None:
     """Print the attempts of a trial, if there are several, with the errors of all but the last."""
     if len(attempts) < 2:
         return
@@ -148,11 +151,12 @@ def _print_attempts(attempts: list[Row]) -> None:
             print(textwrap.indent(printable(attempt["error"]).rstrip(), " " * 21))
 
 
-def _print_curves(reports: list[Row]) -> None:
+def _print_curves(reports: Sequence[ReportJson]) -> None:
     """Print each metric's curve over the epochs in one line, and its last value."""
     curves: dict[str, list[float]] = {}
     for report in reports:
-        for name, value in (report["metrics"] or {"value": report["value"]}).items():
+        alone: dict[str, Number | None] = {"value": report["value"]}
+        for name, value in (report["metrics"] or alone).items():
             curves.setdefault(name, []).append(math.nan if value is None else float(value))
     if curves:
         print(f"curves               epochs {reports[0]['epoch']} to {reports[-1]['epoch']}")
@@ -175,38 +179,40 @@ def sparkline(values: Sequence[float], width: int = 40) -> str:
     )
 
 
-def _print_confirmed(confirmed: Row | None) -> None:
+def _print_confirmed(confirmed: ConfirmedJson | None) -> None:
     if confirmed is not None:
         low, high = as_text(confirmed["low"]), as_text(confirmed["high"])
         print(f"{'with other seeds':<20} {as_text(confirmed['mean'])} [{low}, {high}], {confirmed['seeds']} seeds")
 
 
-def _print_ran_with(about: Row) -> None:
+def _print_ran_with(about: RanWith) -> None:
     """Print the host, devices, file and versions of the last attempt."""
     for key in ("host", "devices", "file"):
         if about.get(key):
-            print(f"{key:<20} {shown(about[key])}")
+            print(f"{key:<20} {shown(about.get(key))}")
     git = about.get("git")
     if git:
         print(f"{'git':<20} {git['commit'][:12]}{' with changes' if git['is_changed'] else ''}")
-    if about.get("versions"):
-        print(f"{'versions':<20} {', '.join(f'{name} {version}' for name, version in about['versions'].items())}")
+    versions = about.get("versions")
+    if versions:
+        print(f"{'versions':<20} {', '.join(f'{name} {version}' for name, version in versions.items())}")
 
 
-def print_fields(row: Row) -> None:
+def print_fields(row: JsonRow) -> None:
     """Print one row, one field per line, without the fields that are None."""
     for key, value in row.items():
         if key == "hparams" or (key == "constraints" and value):
             print(key)
-            for name, hparam in value.items():
-                print(f"  {one_line(name):<{max(18, *map(len, value))}} {shown(hparam)}")
+            nested = cast("JsonRow", value)
+            for name, hparam in nested.items():
+                print(f"  {one_line(name):<{max(18, *map(len, nested))}} {shown(hparam)}")
         elif key == "confirmed":
-            _print_confirmed(value)
+            _print_confirmed(cast("ConfirmedJson | None", value))
         elif key == "reports":
-            _print_curves(value)
+            _print_curves(cast("list[ReportJson]", value))
         elif key == "attempts":
-            _print_attempts(value)
-        elif key == "ran_with":
-            _print_ran_with(value or {})
-        elif value is not None:
+            _print_attempts(cast("list[AttemptJson]", value))
+        elif key == "ran_with" and value:
+            _print_ran_with(cast("RanWith", value))
+        elif value is not None and key != "ran_with":
             print(f"{key:<20} {printable(as_text(value))}")

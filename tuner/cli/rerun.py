@@ -99,7 +99,7 @@ def confirm(
     with connected(storage_url(storage)) as engine:
         rerunner = open_study(engine, study, file, split_pairs("--set", fixed))
         confirm_trials(rerunner, count, seeds, _say_repeat)
-        rows = [row for row in best_rows(engine, study, None) if row["confirmed"] is not None]
+        rows = [row for row in best_rows(engine, study, None) if row.get("confirmed") is not None]
     emit(rows, format)
     say_how_sure(rows)
 

@@ -37,6 +37,7 @@ from tuner.cli.arguments import (
 from tuner.errors import StudyStopped, UsageError
 from tuner.launch.signals import end_on_signals
 from tuner.trial import Event, Stop, print_event
+from tuner.trial.events import StudyRefused, encode
 
 _GRACE_S = 10.0
 """How long a worker may take to release its trial after its launcher exited, in seconds."""
@@ -172,12 +173,12 @@ def _work_for_launcher(work: Callable[[Callable[[Event], None]], None], pipe: Te
     def say(event: Event) -> None:
         # A launcher that has died reads nothing; its end stops this worker by another way.
         with contextlib.suppress(BrokenPipeError):
-            pipe.write(json.dumps(event) + "\n")
+            pipe.write(json.dumps(encode(event)) + "\n")
 
     try:
         work(say)
     except (UsageError, StudyStopped) as error:
-        say({"event": "error", "level": "error", "message": str(error), "exit_status": error.exit_status})
+        say(StudyRefused(str(error), error.exit_status))
         if os.environ.get(DEBUG_VARIABLE):
             raise
         raise typer.Exit(error.exit_status) from None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tuner.cli.arguments import DebugOption, Format, FormatOption, StorageOption, StudiesArgument, StudyArgument
-from tuner.cli.printing import Row, as_text, emit, print_fields
+from tuner.cli.printing import as_text, emit, print_fields
 from tuner.errors import UsageError
 from tuner.output.log import say, tell
 from tuner.storage import connected, storage_url
@@ -17,6 +17,8 @@ from tuner.trial import Outcome
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
+
+    from tuner.results.json_rows import BestJson
 
 
 def studies(storage: StorageOption = None, format: FormatOption = Format.TABLE, debug: DebugOption = False) -> None:
@@ -94,13 +96,13 @@ def best(
     say_how_sure(rows)
 
 
-def say_how_sure(rows: Sequence[Row]) -> None:
+def say_how_sure(rows: Sequence[BestJson]) -> None:
     """Print on stderr how the best trial compares with the others and with the baseline."""
     say_ties(rows)
     _say_baseline(rows)
 
 
-def _say_baseline(rows: Sequence[Row]) -> None:
+def _say_baseline(rows: Sequence[BestJson]) -> None:
     baseline = rows[0].get("baseline") if rows else None
     if baseline is None:
         return
@@ -113,17 +115,17 @@ def _say_baseline(rows: Sequence[Row]) -> None:
         return
     better_by, seeds = float(baseline["better_by"]), baseline["seeds"]
     by = f"trial {number} is {'worse' if better_by < 0 else 'better'} than {than} by {as_text(abs(better_by))}"
-    if baseline["low"] is None:
+    low, high = baseline["low"], baseline["high"]
+    if low is None or high is None:
         known = f"over {seeds} seeds that show no noise" if seeds > 1 else "of one seed"
         say(f"{by}, {known}: `tuner confirm` with more seeds shows how certain that is")
         return
     sign = -1 if better_by < 0 else 1
-    low, high = sorted((sign * float(baseline["low"]), sign * float(baseline["high"])))
-    ends = f"[{as_text(low)}, {as_text(high)}]"
-    say(f"{by} {ends} (95 %, Tukey, {seeds} seeds)")
+    ends = ", ".join(as_text(end) for end in sorted((sign * float(low), sign * float(high))))
+    say(f"{by} [{ends}] (95 %, Tukey, {seeds} seeds)")
 
 
-def say_ties(rows: Sequence[Row]) -> None:
+def say_ties(rows: Sequence[BestJson]) -> None:
     """Print on stderr which trials cannot be told apart from the best, if other seeds were tried."""
     confirmed = rows[0].get("confirmed") if rows else None
     tied = [str(number) for number in confirmed["tied_with"]] if confirmed else []
@@ -132,7 +134,7 @@ def say_ties(rows: Sequence[Row]) -> None:
         say(f"trial {rows[0]['number']} cannot be told apart from {others} (95 %, Tukey)")
 
 
-def _best(engine: Engine, study: str, count: int | None) -> list[Row]:
+def _best(engine: Engine, study: str, count: int | None) -> list[BestJson]:
     from tuner.results.rows import best_rows
 
     rows = best_rows(engine, study, count or 1)
@@ -207,8 +209,8 @@ def tell_best(study: str, storage: str | None) -> None:
     with connected(storage_url(storage)) as engine:
         rows = _best(engine, study, None)
     for row in rows:
-        known = {name: row[name] for name in ("value", "values", "hparams") if name in row}
-        tell(None, "best", trial=row["number"], **known)
+        known = {name: value for name, value in row.items() if name in ("value", "values", "hparams")}
+        tell(None, "best", "info", trial=row["number"], **known)
 
 
 def print_best(study: str, storage: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ import typer
 from tuner.cli.arguments import DebugOption, MlflowOption, StorageOption, StudyArgument, TensorboardOption, WandbOption
 from tuner.errors import UsageError
 from tuner.launch.signals import end_on_signals
+from tuner.trial.events import RowsSent, encode
 
 if TYPE_CHECKING:
     from tuner.tracking.mirror import Ending
@@ -98,7 +100,7 @@ def _step_back() -> None:
 def _tell_launcher(descriptor: int) -> None:
     """Report progress to the launcher: it waits for the remaining rows as long as reports arrive."""
     with contextlib.suppress(BrokenPipeError):  # the launcher has died
-        os.write(descriptor, b'{"event": "progress"}\n')
+        os.write(descriptor, f"{json.dumps(encode(RowsSent()))}\n".encode())
 
 
 def _end_with_launcher(ending: Ending) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,8 +18,9 @@ from tuner.trial import Outcome
 
 if TYPE_CHECKING:
     from rich.console import Group
+    from rich.table import Table
 
-Row = dict[str, Any]
+    from tuner.results.json_rows import JsonRow, WatchedJson
 
 _LAST = 5
 
@@ -65,20 +67,24 @@ def watch(
             time.sleep(every)
 
 
-def _line(state: Row) -> str:
+def _line(state: WatchedJson) -> str:
     row = state["study"]
-    counts = ", ".join(f"{row[outcome]} {outcome.replace('_', ' ')}" for outcome in Outcome if row[outcome])
+    counts = ", ".join(f"{count} {name}" for name, count in _counts(row).items())
     best = f", best {as_text(row['best'])}" if row["best"] is not None else ""
     return f"{row['study']}: {row['state'] or 'not created by tuner'}, {counts or 'no trials'}{best}"
 
 
-def _draw(state: Row) -> Group:
+def _counts(row: JsonRow) -> dict[str, object]:
+    """Return how many trials stand at each outcome, in words, where there are any."""
+    return {outcome.replace("_", " "): row[outcome] for outcome in Outcome if row[outcome]}
+
+
+def _draw(state: WatchedJson) -> Group:
     from rich.console import Group
     from rich.text import Text
 
     row = state["study"]
-    counts = {outcome.replace("_", " "): row[outcome] for outcome in Outcome if row[outcome]}
-    summary = {"state": row["state"], **counts, f"best {row['objective'] or ''}".rstrip(): row["best"]}
+    summary = {"state": row["state"], **_counts(row), f"best {row['objective'] or ''}".rstrip(): row["best"]}
     parts: list[Any] = [Text(one_line(f"study {row['study']}"), style="bold"), _table([summary])]
     if state["workers"]:
         parts += [Text(""), _table(state["workers"])]
@@ -87,7 +93,7 @@ def _draw(state: Row) -> Group:
     return Group(*parts)
 
 
-def _table(rows: list[Row]) -> Any:
+def _table(rows: Sequence[JsonRow]) -> Table:
     from rich.table import Table
     from rich.text import Text
 

@@ -41,12 +41,12 @@ class Wrong(Exception):
 Check = Callable[[str, Any], None]
 
 
-def _wrong(name: str, rule: str, value: Any) -> Wrong:
+def _wrong(name: str, rule: str, value: object) -> Wrong:
     text = json.dumps(value)
     return Wrong(f"{name} must be {rule}: got {text if len(text) <= 60 else text[:60] + '...'}")
 
 
-def _text(name: str, value: Any) -> None:
+def _text(name: str, value: object) -> None:
     if not isinstance(value, str):
         raise _wrong(name, "text", value)
     if not is_storable(value):
@@ -59,7 +59,7 @@ def _name(name: str, value: Any) -> None:
         raise _wrong(name, f"1 to {_MOST_NAME} characters", value)
 
 
-def _whole(name: str, value: Any) -> None:
+def _whole(name: str, value: object) -> None:
     if not is_int(value) or abs(value) > _MOST_ID:
         raise _wrong(name, "a whole number", value)
 
@@ -74,7 +74,7 @@ def _number(name: str, value: Any) -> None:
 
 
 def _list_of(check: Check) -> Check:
-    def checked(name: str, value: Any) -> None:
+    def checked(name: str, value: object) -> None:
         if not isinstance(value, list):
             raise _wrong(name, "a list", value)
         for place, part in enumerate(value):
@@ -83,14 +83,14 @@ def _list_of(check: Check) -> Check:
     return checked
 
 
-def _attributes(name: str, value: Any) -> None:
+def _attributes(name: str, value: object) -> None:
     if not isinstance(value, dict):
         raise _wrong(name, "an object", value)
     for key in value:
         _name(f"a key of {name}", key)
 
 
-def _flag(name: str, value: Any) -> None:
+def _flag(name: str, value: object) -> None:
     if not isinstance(value, bool):
         raise _wrong(name, "true or false", value)
 
@@ -148,10 +148,10 @@ def check_routes(app: bottle.Bottle, storage: Storage) -> None:
         route.reset()
 
 
-def _page(storage: Storage, view: Callable[..., Any]) -> Callable[..., Any]:
+def _page(storage: Storage, view: Callable[..., object]) -> Callable[..., Any]:
     """Return a view whose ids are checked."""
 
-    def checked(**ids: Any) -> Any:
+    def checked(**ids: object) -> Any:
         try:
             _check_ids(storage, {name: value for name, value in ids.items() if isinstance(value, int)})
         except Wrong as wrong:
@@ -161,10 +161,10 @@ def _page(storage: Storage, view: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
-def _data(storage: Storage, key: tuple[str, str], view: Callable[..., Any]) -> Callable[..., Any]:
+def _data(storage: Storage, key: tuple[str, str], view: Callable[..., object]) -> Callable[..., Any]:
     """Return a view that answers with JSON, also to what is wrong."""
 
-    def checked(**ids: Any) -> Any:
+    def checked(**ids: object) -> Any:
         bottle.response.content_type = "application/json"
         try:
             study_id = _check_ids(storage, ids)
@@ -217,7 +217,7 @@ def _check_ids(storage: Storage, ids: Mapping[str, Any]) -> int | None:
     return found
 
 
-def _are_gone(storage: Storage, ids: Mapping[str, Any]) -> bool:
+def _are_gone(storage: Storage, ids: Mapping[str, object]) -> bool:
     try:
         _check_ids(storage, ids)
     except Wrong:
@@ -268,7 +268,7 @@ def _check_against_study(storage: Storage, study_id: int, data: Mapping[str, Any
             raise _wrong("candidates and clicked", f"numbers of the study's {count} trials", numbers)
 
 
-def _is_deeper(value: Any, most: int) -> bool:
+def _is_deeper(value: object, most: int) -> bool:
     """Return whether lists and objects are nested deeper than `most`."""
     layer = [value]
     for _ in range(most):

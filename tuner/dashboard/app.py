@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from tuner.output.numbers import plain_json
 from tuner.results.plots import KINDS
 from tuner.storage.artifacts import describe_checkpoint
 from tuner.storage.optuna.storage import Storage
-from tuner.storage.read.activity import read_checkpoints, read_compiling, read_failures, read_workers
+from tuner.storage.read.activity import WorkerRow, read_checkpoints, read_compiling, read_failures, read_workers
 from tuner.storage.read.queries import StudyRow, find_study, read_studies
 
 ASSETS = Path(__file__).parent / "assets"
@@ -80,7 +81,7 @@ def _failed(error: bottle.HTTPError) -> str:
     return refusal_page(bottle.request.environ["SCRIPT_NAME"], "Something went wrong; the server's stderr says what.")
 
 
-def _page(render: Any, **given: Any) -> bytes:
+def _page(render: Callable[..., str], **given: object) -> bytes:
     bottle.response.set_header("Content-Security-Policy", _POLICY)
     caller = bottle.request.environ[CALLER]
     user = caller.name if caller.has_session else None
@@ -88,7 +89,7 @@ def _page(render: Any, **given: Any) -> bytes:
     return page.encode("utf-8", "backslashreplace")  # metrics may have halves of surrogate pairs in their names
 
 
-def _json(value: Any) -> str:
+def _json(value: object) -> str:
     bottle.response.content_type = "application/json"
     return json.dumps(plain_json(value), allow_nan=False)
 
@@ -128,9 +129,9 @@ def _activity(storage: Storage) -> dict[str, Any]:
     nothing = {"trials": 0, "train_s": 0.0, "compile_s": 0.0, "compilations": 0, "saved_s": None}
     workers = []
     for row in read_workers(storage.engine, study_id):
-        done = compiling.get((row.pop("study_id"), row["worker"]), nothing)
-        del row["trial_id"]
-        workers.append({**row, **{name: done[name] for name in nothing}, "state": _state(row)})
+        done: Mapping[str, object] = compiling.get((row["study_id"], row["worker"]), nothing)
+        shown = {name: value for name, value in row.items() if name not in ("study_id", "trial_id")}
+        workers.append({**shown, **{name: done[name] for name in nothing}, "state": _state(row)})
     saved = [row["saved_s"] for row in compiling.values() if row["saved_s"] is not None]
     return {
         "workers": workers,
@@ -141,7 +142,7 @@ def _activity(storage: Storage) -> dict[str, Any]:
     }
 
 
-def _state(row: dict[str, Any]) -> str:
+def _state(row: WorkerRow) -> str:
     """Return `at work` for a worker that holds a trial, `idle` between trials, `lost` or `ended`."""
     if row["ended_at_s"] is not None:
         return "ended"

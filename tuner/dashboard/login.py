@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
+from wsgiref.types import StartResponse, WSGIEnvironment
 
 from tuner.dashboard.pages import login_page, refusal_page
 from tuner.dashboard.request import (
@@ -104,14 +105,12 @@ class Login:
         self.by_name = Attempts(_FAILURES, _WINDOW_S)
         self._at_once = threading.BoundedSemaphore(_AT_ONCE)
 
-    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         request = read_request(environ, self.prefix, self.is_behind_proxy)
         answer = self._respond(environ, request, start_response)
         return [] if request.method == "HEAD" and isinstance(answer, list) else answer
 
-    def _respond(
-        self, environ: dict[str, Any], request: Request, start_response: Callable[..., Any]
-    ) -> Iterable[bytes]:
+    def _respond(self, environ: WSGIEnvironment, request: Request, start_response: StartResponse) -> Iterable[bytes]:
         caller = None
         try:
             if request.path is None:
@@ -177,9 +176,7 @@ class Login:
 
     # --- Logging in and out
 
-    def _login_page(
-        self, environ: dict[str, Any], request: Request, start_response: Callable[..., Any]
-    ) -> Iterable[bytes]:
+    def _login_page(self, environ: WSGIEnvironment, request: Request, start_response: StartResponse) -> Iterable[bytes]:
         if request.method in ("GET", "HEAD"):
             asked = parse_qs(environ.get("QUERY_STRING", "")).get("next", ["/dashboard"])[0]
             return self._answer(start_response, "200 OK", login_page(self.prefix, page_after_login(asked)))
@@ -220,7 +217,7 @@ class Login:
             self.by_name.succeed(name)
         return user
 
-    def _log_out(self, request: Request, caller: Caller, start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def _log_out(self, request: Request, caller: Caller, start_response: StartResponse) -> Iterable[bytes]:
         if request.session is not None:
             self.sessions.end(request.session)
         self._note(request, "logout", caller, "303 See Other")
@@ -235,7 +232,7 @@ class Login:
     # --- Answers
 
     def _pass_on(
-        self, environ: dict[str, Any], request: Request, caller: Caller, start_response: Callable[..., Any]
+        self, environ: WSGIEnvironment, request: Request, caller: Caller, start_response: StartResponse
     ) -> Iterable[bytes]:
         environ["SCRIPT_NAME"], environ["PATH_INFO"] = self.prefix, request.path or "/"
         environ["wsgi.url_scheme"] = request.scheme
@@ -244,7 +241,7 @@ class Login:
             environ["wsgi.input"] = io.BytesIO(_body(environ))
         is_same_for_all = (request.path or "").startswith(_UNCHANGING)
 
-        def start(status: str, headers: Headers, *rest: object) -> Any:
+        def start(status: str, headers: Headers, *rest: Any) -> Any:
             if not request.is_safe:
                 self._note(request, "change", caller, status)
             return start_response(status, self._dressed(headers, is_same_for_all), *rest)
@@ -268,14 +265,14 @@ class Login:
         return [*kept, ("Content-Security-Policy", policy), stored, *_ALWAYS]
 
     def _answer(
-        self, start_response: Callable[..., Any], status: str, page: str, headers: Headers | None = None
+        self, start_response: StartResponse, status: str, page: str, headers: Headers | None = None
     ) -> Iterable[bytes]:
         body = page.encode()
         about = [("Content-Type", "text/html; charset=utf-8"), ("Content-Length", str(len(body)))]
         start_response(status, [*about, *(headers or []), _POLICY, _NOT_STORED, *_ALWAYS])
         return [body]
 
-    def _refuse(self, request: Request, refused: Refused, start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def _refuse(self, request: Request, refused: Refused, start_response: StartResponse) -> Iterable[bytes]:
         if request.wants_page or refused.status.startswith("303"):
             return self._answer(
                 start_response, refused.status, refusal_page(self.prefix, refused.reason), refused.headers
@@ -299,14 +296,14 @@ class Login:
         self.audit.info("%s", json.dumps(line))
 
 
-def _body(environ: dict[str, Any]) -> bytes:
+def _body(environ: WSGIEnvironment) -> bytes:
     try:
         return read_body(environ)
     except EOFError as error:
         raise Refused("400 Bad Request", str(error)) from None
 
 
-def _form(environ: dict[str, Any]) -> dict[str, str]:
+def _form(environ: WSGIEnvironment) -> dict[str, str]:
     """Return the fields of a small form.
 
     Raises:

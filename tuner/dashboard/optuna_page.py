@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gzip
 import html
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from wsgiref.types import StartResponse, WSGIEnvironment
 
 from tuner.dashboard.login import CALLER, WSGI
 from tuner.errors import UsageError
@@ -64,7 +65,7 @@ class OptunaPage:
             script = (folder / "public" / "bundle.js").read_text(encoding="utf-8")
             self._script = gzip.compress(below_prefix(script, prefix).encode(), compresslevel=6, mtime=0)
 
-    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path = environ["PATH_INFO"].rstrip("/")
         if environ["REQUEST_METHOD"] == "GET" and (path == "/dashboard" or path.startswith("/dashboard/")):
             return self._page(environ, start_response)
@@ -74,7 +75,7 @@ class OptunaPage:
         environ["HTTP_ACCEPT_ENCODING"] = "gzip" if "gzip" in environ.get("HTTP_ACCEPT_ENCODING", "") else ""
         return self.app(environ, start_response)
 
-    def _page(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def _page(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         # It depends on who asks: never "not modified", always whole.
         for name in ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_NONE_MATCH", "HTTP_RANGE"):
             environ.pop(name, None)
@@ -91,7 +92,7 @@ class OptunaPage:
         start_response(status, [*kept, ("Content-Length", str(len(body)))])
         return [body]
 
-    def _scripts(self, environ: dict[str, Any]) -> str:
+    def _scripts(self, environ: WSGIEnvironment) -> str:
         caller = environ[CALLER]
         data = {"prefix": self.prefix, "user": caller.name if caller.has_session else "", "role": caller.role}
         told = " ".join(f'data-{name}="{html.escape(str(value or ""))}"' for name, value in data.items())
@@ -99,9 +100,7 @@ class OptunaPage:
         icon = f'<link rel="icon" href="{self.prefix}/favicon.ico">'
         return f'{icon}\n    {ours}\n    <script defer src="{self.prefix}{_BUNDLE}">'
 
-    def _send_script(
-        self, environ: dict[str, Any], start_response: Callable[..., Any], script: bytes
-    ) -> Iterable[bytes]:
+    def _send_script(self, environ: WSGIEnvironment, start_response: StartResponse, script: bytes) -> Iterable[bytes]:
         headers = [("Content-Type", "text/javascript; charset=utf-8"), ("Vary", "Accept-Encoding")]
         if "gzip" in environ.get("HTTP_ACCEPT_ENCODING", ""):
             headers.append(("Content-Encoding", "gzip"))

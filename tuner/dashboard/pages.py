@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bottle import SimpleTemplate
 
 from tuner.output.numbers import duration
+from tuner.storage.read.activity import WorkerRow
 
 _HEAD = """<!DOCTYPE html>
 <html lang="en">
@@ -260,7 +261,7 @@ def number(value: object) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-def metrics(values: dict[str, Any] | None) -> str:
+def metrics(values: Mapping[str, object] | None) -> str:
     """Return metrics by name."""
     return ", ".join(f"{name} {number(value)}" for name, value in (values or {}).items())
 
@@ -270,7 +271,7 @@ def blank(value: object) -> Any:
     return "" if value is None else value
 
 
-def lease(row: dict[str, Any]) -> str:
+def lease(row: WorkerRow) -> str:
     """Return how long a worker's lease lasts, and how many workers died in its trial."""
     rest_s = row["lease_rest_s"]
     if rest_s is None:

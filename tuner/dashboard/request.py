@@ -5,8 +5,8 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
-from typing import Any
 from urllib.parse import quote, urlsplit
+from wsgiref.types import WSGIEnvironment
 
 COOKIE = "tuner_session"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -58,7 +58,7 @@ class Request:
         return self.origin.lower() == f"{self.scheme}://{self.host}".lower()
 
 
-def read_request(environ: dict[str, Any], prefix: str, is_behind_proxy: bool) -> Request:
+def read_request(environ: WSGIEnvironment, prefix: str, is_behind_proxy: bool) -> Request:
     """Read a WSGI request.
 
     What a proxy forwards is believed only behind one, and only what the nearest one says; it is removed from
@@ -117,7 +117,7 @@ def page_after_login(asked: str) -> str:
     return quote(asked, safe=_URL) if is_ours else "/dashboard"
 
 
-def read_body(environ: dict[str, Any]) -> bytes:
+def read_body(environ: WSGIEnvironment) -> bytes:
     """Return the body of a WSGI request.
 
     Raises:

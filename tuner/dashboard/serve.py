@@ -136,7 +136,7 @@ def serve(url: StorageURL, serving: Serving) -> None:
         server.stop()
 
 
-def _end(*_: Any) -> NoReturn:
+def _end(*_: object) -> NoReturn:
     raise SystemExit(0)
 
 

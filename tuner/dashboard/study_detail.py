@@ -14,10 +14,11 @@ import json
 import numbers
 import re
 import sys
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
 from urllib.parse import parse_qs
+from wsgiref.types import StartResponse, WSGIEnvironment
 
 import numpy as np
 import optuna_dashboard
@@ -61,7 +62,7 @@ class StudyDetail:
         self.app = app
         self.storage = storage
 
-    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         asked = _PATH.fullmatch(environ["PATH_INFO"].rstrip("/"))
         query = parse_qs(environ.get("QUERY_STRING", ""))
         after = query.get("after", ["0"])[0]
@@ -97,7 +98,7 @@ class StudyDetail:
 # Which trials optuna-dashboard is asked about.
 
 
-def _singled_out(study_attributes: dict[str, Any]) -> set[int]:
+def _singled_out(study_attributes: Mapping[str, object]) -> set[int]:
     """Return the ids of trials that the study's attributes tell something of: notes and artifacts."""
     found = (_TOLD_OF_ONE.match(key) for key in study_attributes)
     return {int(match[1]) for match in found if match is not None}
@@ -187,7 +188,7 @@ class _Sampled:
 BaseStorage.register(_Sampled)
 
 
-def _ask(storage: Any, environ: dict[str, Any]) -> Answer:
+def _ask(storage: Any, environ: WSGIEnvironment) -> Answer:
     """Return what a new dashboard, which remembers nothing, answers."""
     told: list[Any] = []
     inner = {**environ, "QUERY_STRING": "", "wsgi.input": io.BytesIO()}
@@ -262,7 +263,7 @@ def _number(value: float) -> str:
     return json.dumps(plain(value))
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """Return a user attribute as optuna-dashboard shows it."""
     if isinstance(value, str):
         return value

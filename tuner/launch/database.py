@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from tuner.errors import TunerError
 from tuner.storage import AnyURL, connect
 from tuner.storage.sql.background_calls import Background
-from tuner.trial import DEADLY, Event
+from tuner.trial import DEADLY, Outcome
+from tuner.trial.events import TrialEnded
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -28,7 +30,7 @@ class Counts:
         best_trial: The number of its trial.
     """
 
-    by_outcome: Any
+    by_outcome: Mapping[Outcome, int]
     best: float | None
     best_trial: int | None
 
@@ -49,7 +51,7 @@ class StudyDatabase:
         """Count a study's trials; None if the database is away."""
         return self._background.submit(lambda: self._count(study))
 
-    def release(self, worker: str, study: str, trial: int | None, *, died: bool) -> Future[Event | None]:
+    def release(self, worker: str, study: str, trial: int | None, *, died: bool) -> Future[TrialEnded | None]:
         """Free the trial of a worker that is gone.
 
         Args:
@@ -97,7 +99,7 @@ class StudyDatabase:
             return Counts(by_outcome, None, None)
         return None
 
-    def _release(self, worker: str, study: str, trial: int | None, died: bool) -> Event | None:
+    def _release(self, worker: str, study: str, trial: int | None, died: bool) -> TrialEnded | None:
         from tuner.storage.worker.claims import release_all
 
         end = None
@@ -107,13 +109,12 @@ class StudyDatabase:
             release_all(self._connect(), worker, died=died)
         return end
 
-    def _untold_end(self, worker: str, study: str, trial: int) -> Event | None:
+    def _untold_end(self, worker: str, study: str, trial: int) -> TrialEnded | None:
         from tuner.storage.read.queries import find_study, read_trial
 
         row = read_trial(self._connect(), find_study(self._connect(), study), trial)
         kept = row.record
         # What another worker failed, because too many had died in it, bears the name of the last of these.
-        if kept["worker"] != worker or kept["error_kind"] == DEADLY:
+        if kept.worker != worker or kept.error_kind == DEADLY or kept.train_s is None or kept.compile_s is None:
             return None
-        took = {name: kept[name] for name in ("train_s", "compile_s")}
-        return {"event": "end", "trial": row.number, "outcome": row.outcome, "values": row.values, **took}
+        return TrialEnded(row.number, row.outcome, row.values, kept.train_s, kept.compile_s)

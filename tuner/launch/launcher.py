@@ -11,7 +11,6 @@ import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
 
 from rich.console import Console
 
@@ -30,8 +29,22 @@ from tuner.storage import StorageURL, connect_when_up, storage_url, warn_of_pass
 from tuner.storage.sql.background_calls import aside
 from tuner.study.file import split_path, split_target
 from tuner.study.source import code_digest
-from tuner.trial import Event
+from tuner.trial import Event, event_line
 from tuner.trial.environment import LAUNCHED_VARIABLE
+from tuner.trial.events import (
+    EpochEnded,
+    HoursUsed,
+    SearchFinished,
+    StudyLoaded,
+    StudyRefused,
+    TrialBegan,
+    TrialEnded,
+    TrialLost,
+    TrialReleased,
+    TrialRetried,
+    WorkerDone,
+    WorkerIdle,
+)
 
 _GRACE_S = 5.0
 """How long a worker may take to give its trial back; then it is killed, and its trial given back for it."""
@@ -68,7 +81,7 @@ class _Place:
     """The trial that the worker has said it began, until it says how that ended."""
 
 
-_Burial = tuple[_Place, str, Future[Event | None]]
+_Burial = tuple[_Place, str, Future[TrialEnded | None]]
 
 
 @dataclass
@@ -144,47 +157,45 @@ class _Launch:
         try:
             message = self.inbox.get(timeout=0.1)
             while True:
-                if not message.is_printed:
-                    self._take(message.index, message.event)
-                if message.is_printed or message.event["event"] != "error":  # that is raised
-                    progress.say({"worker": message.worker, "place": message.index, **message.event})
+                if isinstance(message.said, Event):
+                    self._take(message.index, message.said)
+                if not isinstance(message.said, StudyRefused):  # that is raised
+                    progress.say(message.said, worker=message.worker, place=message.index)
                 message = self.inbox.get_nowait()
         except queue.Empty:
             return
 
-    def _take(self, index: int, event: dict[str, Any]) -> None:
+    def _take(self, index: int, event: Event) -> None:
         snapshot, place = self.snapshot, self.places[index]
         self.metrics.take(index, event)
-        match event["event"]:
-            case "study":
-                set_about(study=event["study"])
-                snapshot.study, snapshot.trials = event["study"], event["trials"]
-                snapshot.objective = event["objective"]
+        match event:
+            case StudyLoaded(study, trials, objective):
+                set_about(study=study)
+                snapshot.study, snapshot.trials, snapshot.objective = study, trials, objective
                 place.is_at_work = True
-                self.mirror.start(event["study"])
+                self.mirror.start(study)
                 if snapshot.began_s is None:
                     self._count(wait_s=_WAIT_S)
-            case "trial":
-                snapshot.workers[index] = f"trial {event['trial']}"
-                place.trial = event["trial"]
-            case "report":
-                values = ", ".join(f"{value:.4g}" for value in event["values"])
-                snapshot.workers[index] = f"trial {event['trial']}, epoch {event['epoch']}: {values}"
-            case "end" | "retry":
+            case TrialBegan(trial):
+                snapshot.workers[index] = f"trial {trial}"
+                place.trial = trial
+            case EpochEnded():
+                snapshot.workers[index] = event_line(event) or ""
+            case TrialEnded() | TrialReleased() | TrialRetried():
                 place.early_deaths, place.trial = 0, None
-            case "lost":
+            case TrialLost():
                 place.trial = None
-            case "hours":
+            case HoursUsed():
                 snapshot.is_out_of_hours = True
-            case "finished":
+            case SearchFinished():
                 snapshot.is_finished = True
-            case "idle":
+            case WorkerIdle():
                 snapshot.workers[index] = "waiting for other workers' trials"
-            case "done":
+            case WorkerDone():
                 snapshot.workers[index] = "done"
-            case "error":
-                place.refusal = hide_password(event["message"])
-                if event["exit_status"] != UsageError.exit_status:
+            case StudyRefused(message, exit_status):
+                place.refusal = hide_password(message)
+                if exit_status != UsageError.exit_status:
                     self.error = self.error or StudyStopped(place.refusal)
             case _:
                 pass
@@ -272,7 +283,7 @@ class _Launch:
                 self._take(place.index, end)
                 if place.worker is not None and place.worker.name != name:
                     place.trial, place.early_deaths = now  # of the worker that has replaced the dead one
-                progress.say({"worker": name, "place": place.index, **end})
+                progress.say(end, worker=name, place=place.index)
 
     def _end_workers(self, progress: Progress) -> None:
         alive = [(place, place.worker) for place in self.places if place.worker is not None and not place.is_done]

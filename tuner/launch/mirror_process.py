@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from tuner.launch.options import MirrorOptions
 from tuner.launch.process import Message, WorkerProcess
 from tuner.launch.progress import Progress
+from tuner.output.log import LogLine
 from tuner.storage import StorageURL
 
 _NICENESS = 10
@@ -63,9 +64,8 @@ class MirrorProcess:
         with contextlib.suppress(queue.Empty):
             while True:
                 message = self._inbox.get_nowait()
-                if message.is_printed:
-                    text = message.event.get("message", "")
-                    progress.say({"event": "track", "message": text.removeprefix("tuner: ")})
+                if isinstance(message.said, LogLine):
+                    progress.say(LogLine("track", {"message": message.said.message.removeprefix("tuner: ")}))
                 else:
                     self._progressed_s = time.monotonic()
         if process is not None and has_ended:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import signal
@@ -10,29 +9,36 @@ import subprocess
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from tuner.output.log import is_json, parse
+from tuner.output.log import LogLine, is_json
+from tuner.output.log import parse as parse_log
+from tuner.trial.events import OF_PIPES, Event, parse
 
 EVENTS_VARIABLE = "TUNER_EVENTS_FD"
 """Holds the number of the pipe on which a worker tells its launcher what it does, one JSON object a line."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Message:
     """A line from a worker.
 
     Attributes:
         index: The worker's place.
         worker: Its name.
-        event: What it said; a line that it printed is an event `output`, unless it is one of a JSON log.
-        is_printed: Whether it printed this, which is for people.
+        said: An event for its launcher, or a line that it printed, for people.
     """
 
     index: int
     worker: str
-    event: dict[str, Any]
-    is_printed: bool = False
+    said: Event | LogLine
+
+
+def read_printed(line: str) -> LogLine:
+    """Return what a process printed: a line of its JSON log if this process has one too, else an `output`."""
+    found = parse_log(line) if is_json() else None
+    if found is None or found.event in OF_PIPES:
+        return LogLine("output", {"message": line.rstrip()})
+    return found
 
 
 @dataclass
@@ -76,15 +82,17 @@ class WorkerProcess:
     def _read_events(self, reading: int) -> None:
         with open(reading, encoding="utf-8") as lines:
             for line in lines:
-                self.inbox.put(Message(self.index, self.name, json.loads(line)))
+                event = parse(line)
+                if event is not None:
+                    self.inbox.put(Message(self.index, self.name, event))
 
     def _read_output(self) -> None:
         assert self.process.stdout is not None
         with self.process.stdout as lines:
             for line in lines:
-                event = (parse(line) if is_json() else None) or {"event": "output", "message": line.rstrip()}
-                self.last_lines = [*self.last_lines[-19:], event.get("error") or event.get("message", "")]
-                self.inbox.put(Message(self.index, self.name, event, is_printed=True))
+                said = read_printed(line)
+                self.last_lines = [*self.last_lines[-19:], str(said.fields.get("error") or said.message)]
+                self.inbox.put(Message(self.index, self.name, said))
 
     def has_ended(self) -> bool:
         """Return whether the process is over and everything it said has been read."""

@@ -14,10 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from tuner.launch.devices import DeviceGroup
-from tuner.output.log import clean, tell
+from tuner.output.log import LogLine, clean, tell
 from tuner.output.numbers import duration
-from tuner.output.sanitize import hide_password, one_line
-from tuner.trial import Event, Outcome, event_line, print_event
+from tuner.output.sanitize import one_line
+from tuner.trial import Event, Outcome, event_line
+from tuner.trial.events import HparamsUnused, SamplerFailed, TrialRestarted, TrialRetried, print_said
 
 _PLAIN_EVERY_S = 5.0
 _IN_ORDER = (
@@ -89,30 +90,35 @@ class Snapshot:
 
 
 class Progress(Protocol):
-    """Shows a snapshot now and then, and what must not be lost in between: the launcher's words, workers' events."""
+    """Shows a snapshot now and then, and what must not be lost in between: the launcher's words, workers' events.
+
+    What is said comes with its worker's name and place, as far as there are these: the mirror has none.
+    """
 
     def update(self, snapshot: Snapshot) -> None: ...
     def note(self, message: str, event: str, level: str = "info", **fields: object) -> None: ...
-    def say(self, event: Event) -> None: ...
+    def say(self, said: Event | LogLine, *, worker: str | None = None, place: int | None = None) -> None: ...
     def __enter__(self) -> Progress: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
 
-def shown(event: Event) -> str | None:
-    """Return what people are shown of a worker's or the mirror's event, beside the snapshot; None for nothing."""
-    match event["event"]:
-        case "retry" | "restart":
-            return f"[{event['place']}] {event_line(event)}"
-        case "sampler" | "unused":
-            return f"[{event['place']}] {event['message']}"
-        case "output":
-            return f"[{event['place']}] {event['message']}"
-        case "track":
-            return f"[track] {event['message']}"
+def shown(said: Event | LogLine, place: int | None) -> str | None:
+    """Return what people are shown of what a worker or the mirror says, beside the snapshot; None for nothing."""
+    match said:
+        case TrialRetried() | TrialRestarted() | SamplerFailed() | HparamsUnused():
+            return f"[{place}] {event_line(said)}"
+        case LogLine(event="output"):
+            return f"[{place}] {said.message}"
+        case LogLine(event="track"):
+            return f"[track] {said.message}"
         case _:
             return None
+
+
+def _name(said: Event | LogLine) -> str:
+    return said.event if isinstance(said, LogLine) else said.name
 
 
 class PlainProgress:
@@ -142,10 +148,10 @@ class PlainProgress:
     def note(self, message: str, event: str, level: str = "info", **fields: object) -> None:
         tell(message, event, level, **fields)
 
-    def say(self, event: Event) -> None:
-        text = shown(event)
+    def say(self, said: Event | LogLine, *, worker: str | None = None, place: int | None = None) -> None:
+        text = shown(said, place)
         if text is not None:
-            self.note(text, event["event"])
+            self.note(text, _name(said))
 
     def __enter__(self) -> PlainProgress:
         return self
@@ -161,9 +167,9 @@ class PlainProgress:
 class JsonProgress(PlainProgress):
     """The same, and every event of the workers; for logs that programs read."""
 
-    def say(self, event: Event) -> None:
-        texts = {name: hide_password(value) for name, value in event.items() if isinstance(value, str)}
-        print_event({**event, **texts})
+    def say(self, said: Event | LogLine, *, worker: str | None = None, place: int | None = None) -> None:
+        about = {"worker": worker, "place": place}
+        print_said(said, **{name: value for name, value in about.items() if value is not None})
 
 
 class LiveProgress:
@@ -179,10 +185,10 @@ class LiveProgress:
     def note(self, message: str, event: str, level: str = "info", **fields: object) -> None:
         self._live.console.print(f"tuner: {clean(message)}", markup=False, highlight=False, soft_wrap=True)
 
-    def say(self, event: Event) -> None:
-        text = shown(event)
+    def say(self, said: Event | LogLine, *, worker: str | None = None, place: int | None = None) -> None:
+        text = shown(said, place)
         if text is not None:
-            self.note(text, event["event"])
+            self.note(text, _name(said))
 
     def __enter__(self) -> LiveProgress:
         self._live.__enter__()

@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 import re
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -14,6 +14,7 @@ from tuner.errors import UsageError, how_to_install
 from tuner.launch.progress import Snapshot
 from tuner.output.log import tell
 from tuner.trial import Event, Outcome
+from tuner.trial.events import TrialDeadly, TrialEnded, TrialLost
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
@@ -36,7 +37,7 @@ class LaunchMetrics:
     def __init__(self, groups: Sequence[str]) -> None:
         self._groups, self._lock = groups, threading.Lock()
         self._trials: Counter[str] = Counter()
-        self._seconds: Counter[tuple[int, str]] = Counter()
+        self._seconds: defaultdict[tuple[int, str], float] = defaultdict(float)
         self._lost: Counter[int] = Counter()
         self._deaths: Counter[int] = Counter()
         self._snapshot, self._alive = Snapshot(), 0
@@ -44,16 +45,16 @@ class LaunchMetrics:
     def take(self, place: int, event: Event) -> None:
         """Add what an event of the worker at a place says."""
         with self._lock:
-            match event["event"]:
-                case "end" if event["outcome"] in _ENDS:
-                    self._trials[event["outcome"]] += 1
-                case "deadly":
+            match event:
+                case TrialEnded(outcome=outcome) if outcome in _ENDS:
+                    self._trials[outcome] += 1
+                case TrialDeadly():
                     self._trials[Outcome.FAILED] += 1
-                case "lost":
+                case TrialLost():
                     self._lost[place] += 1
                 case _:
                     pass
-            for doing, spent_s in event.get("seconds", {}).items():
+            for doing, spent_s in (event.seconds or {}).items():
                 self._seconds[place, doing] += spent_s
 
     def add_death(self, place: int) -> None:

@@ -15,6 +15,7 @@ from tuner.launch.process import Message, WorkerProcess
 from tuner.launch.progress import JsonProgress
 from tuner.output.log import note_ending, set_about
 from tuner.trial.environment import worker_name
+from tuner.trial.events import StudyLoaded
 
 
 def relay() -> int:
@@ -50,9 +51,9 @@ def _say_all(inbox: queue.Queue[Message], progress: JsonProgress) -> None:
     try:
         message = inbox.get(timeout=0.1)
         while True:
-            if message.event["event"] == "study" and not message.is_printed:
-                set_about(study=message.event["study"])
-            progress.say({"worker": message.worker, **message.event})
+            if isinstance(message.said, StudyLoaded):
+                set_about(study=message.said.study)
+            progress.say(message.said, worker=message.worker)
             message = inbox.get_nowait()
     except queue.Empty:
         return

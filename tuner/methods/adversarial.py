@@ -22,6 +22,7 @@ from tuner.methods.augmentations import Bounds, spread, within
 from tuner.methods.classification import Classifier, field
 from tuner.training import Mean, TrainState
 from tuner.training.data.arrays import Batch
+from tuner.training.definition import H
 from tuner.training.metrics import Metrics
 from tuner.training.state import Stream
 
@@ -29,7 +30,7 @@ Losses = Callable[[jax.Array], jax.Array]
 """Inputs, Float[Array, "batch ..."], -> the loss of each, Float[Array, "batch"]."""
 
 
-def fgsm(losses: Losses, inputs: jax.Array, epsilon: Any, bounds: Bounds = (0.0, 1.0)) -> jax.Array:
+def fgsm(losses: Losses, inputs: jax.Array, epsilon: float | jax.Array, bounds: Bounds = (0.0, 1.0)) -> jax.Array:
     """Return the inputs after one step of size epsilon uphill in every element.
 
     Args:
@@ -47,11 +48,11 @@ def fgsm(losses: Losses, inputs: jax.Array, epsilon: Any, bounds: Bounds = (0.0,
 def pgd(
     losses: Losses,
     inputs: jax.Array,
-    epsilon: Any,
+    epsilon: float | jax.Array,
     steps: int,
     key: jax.Array | None,
     bounds: Bounds = (0.0, 1.0),
-    step_size: Any = None,
+    step_size: float | jax.Array | None = None,
 ) -> jax.Array:
     """Return the inputs after projected steps uphill, from a random start.
 
@@ -86,7 +87,7 @@ def _uphill(losses: Losses, inputs: jax.Array) -> jax.Array:
     return jnp.sign(jax.grad(lambda inputs: jnp.sum(losses(inputs)))(inputs))
 
 
-class AdversarialClassifier(Classifier):
+class AdversarialClassifier(Classifier[H]):
     """Classification trained half on clean, half on attacked examples; subclasses define `init_model`.
 
     Each step attacks the array `inputs` of its (augmented) batch with the weights it has, in evaluation mode, and then
@@ -129,7 +130,7 @@ class AdversarialClassifier(Classifier):
         self.target = target
 
     def attack(
-        self, weights: TrainState, batch: Batch, hparams: Any, epsilon: Any, steps: int | None, key: jax.Array
+        self, weights: TrainState, batch: Batch, hparams: H, epsilon: Any, steps: int | None, key: jax.Array
     ) -> jax.Array:
         """Return the batch's `inputs` attacked: by FGSM if `steps` is None, else by PGD."""
 
@@ -148,7 +149,7 @@ class AdversarialClassifier(Classifier):
             return fgsm(losses, inputs, epsilon, self.bounds)
         return pgd(losses, inputs, epsilon, steps, key, self.bounds)
 
-    def train_step(self, state: TrainState, batch: Batch, hparams: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
+    def train_step(self, state: TrainState, batch: Batch, hparams: H, key: jax.Array) -> tuple[TrainState, Metrics]:
         """Return the state after a step on the batch and its attacked copy, and metrics; `attacked_accuracy` too."""
         batch = self._augmented(batch, hparams, Stream.AUGMENT.key(key))
         epsilon, steps = field(hparams, "epsilon_train", self.epsilon), field(hparams, "attack_steps", 1)
@@ -156,7 +157,7 @@ class AdversarialClassifier(Classifier):
         attacked = self.attack(state, batch, hparams, epsilon, None if steps == 1 else steps, Stream.NOISE.key(key))
         return super().train_step(state, {**batch, "attacked": attacked}, hparams, key)
 
-    def _augmented(self, batch: Batch, hparams: Any, key: jax.Array) -> Batch:
+    def _augmented(self, batch: Batch, hparams: H, key: jax.Array) -> Batch:
         # What has been attacked was augmented before.
         return batch if "attacked" in batch else super()._augmented(batch, hparams, key)
 
@@ -165,7 +166,7 @@ class AdversarialClassifier(Classifier):
         inputs = super().inputs(batch)
         return jnp.concatenate([inputs, batch["attacked"]]) if "attacked" in batch else inputs
 
-    def loss(self, outputs: jax.Array, batch: Batch, hparams: Any) -> tuple[jax.Array, dict[str, Any]]:
+    def loss(self, outputs: jax.Array, batch: Batch, hparams: H) -> tuple[jax.Array, dict[str, Any]]:
         """Return the losses as `Classifier` does; of a batch with attacked copies, the mean of each example's two."""
         if "attacked" not in batch:
             return super().loss(outputs, batch, hparams)
@@ -174,7 +175,7 @@ class AdversarialClassifier(Classifier):
         attacked, more = super().loss(of_attacked, batch, hparams)
         return (clean + attacked) / 2, {**metrics, "attacked_accuracy": more["accuracy"]}
 
-    def eval_step(self, state: TrainState, batch: Batch, hparams: Any) -> Metrics:
+    def eval_step(self, state: TrainState, batch: Batch, hparams: H) -> Metrics:
         """Return the metrics of the clean batch, and the accuracies under attack."""
         metrics = super().eval_step(state, batch, hparams)
         weights = state.for_evaluation()

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
+from jax.typing import ArrayLike
 
 from tuner.errors import StudyError
 
@@ -23,7 +24,11 @@ Bounds = tuple[Any, Any]
 
 
 def augment(
-    key: jax.Array, images: jax.Array, strength: Any, transforms: Sequence[Transform], bounds: Bounds = (0.0, 1.0)
+    key: jax.Array,
+    images: jax.Array,
+    strength: float | jax.Array,
+    transforms: Sequence[Transform],
+    bounds: Bounds = (0.0, 1.0),
 ) -> jax.Array:
     """Return each image changed by all transforms in turn, with draws of its own.
 
@@ -63,7 +68,7 @@ def within(inputs: jax.Array, bounds: Bounds) -> jax.Array:
     return jnp.clip(inputs, low, high)
 
 
-def spread(value: Any, inputs: jax.Array) -> jax.Array:
+def spread(value: ArrayLike, inputs: jax.Array) -> jax.Array:
     """Return a number, or one for each channel, for every element of the inputs: Float[Array, "... channels"]."""
     return jnp.broadcast_to(jnp.asarray(value, inputs.dtype), inputs.shape)
 
@@ -76,14 +81,14 @@ def scaled(transform: Transform, factor: float) -> Transform:
 # Where things are.
 
 
-def shift(key: jax.Array, image: jax.Array, strength: Any) -> jax.Array:
+def shift(key: jax.Array, image: jax.Array, strength: float | jax.Array) -> jax.Array:
     """Move by up to `strength` of height and width, by fractions of a pixel as well."""
     height, width = image.shape[:2]
     down, right = strength * jax.random.uniform(key, (2,), image.dtype, -1.0, 1.0)
     return _sampled(image, _places(height) - down * height, _places(width) - right * width)
 
 
-def crop(key: jax.Array, image: jax.Array, strength: Any) -> jax.Array:
+def crop(key: jax.Array, image: jax.Array, strength: float | jax.Array) -> jax.Array:
     """Enlarge a window whose sides are between 1 - `strength` and 1 of the image's, each drawn alone.
 
     After the random crop of SimCLR (Chen et al., 2020, appendix A).
@@ -98,7 +103,7 @@ def crop(key: jax.Array, image: jax.Array, strength: Any) -> jax.Array:
     return _sampled(image, rows, columns)
 
 
-def rotate(key: jax.Array, image: jax.Array, strength: Any) -> jax.Array:
+def rotate(key: jax.Array, image: jax.Array, strength: float | jax.Array) -> jax.Array:
     """Turn around the middle by up to `strength` times 180 degrees, either way."""
     angle = strength * jax.random.uniform(key, (), image.dtype, -jnp.pi, jnp.pi)
     middles = [(size - 1) / 2 for size in image.shape[:2]]
@@ -108,7 +113,7 @@ def rotate(key: jax.Array, image: jax.Array, strength: Any) -> jax.Array:
     return _interpolated(image, middles[0] + cos * down - sin * right, middles[1] + sin * down + cos * right)
 
 
-def flip(key: jax.Array, image: jax.Array, strength: Any) -> jax.Array:
+def flip(key: jax.Array, image: jax.Array, strength: float | jax.Array) -> jax.Array:
     """Mirror left and right, with a probability of half the strength."""
     return jnp.where(jax.random.uniform(key) < 0.5 * strength, image[:, ::-1], image)
 
@@ -116,18 +121,18 @@ def flip(key: jax.Array, image: jax.Array, strength: Any) -> jax.Array:
 # How they look.
 
 
-def brightness(key: jax.Array, image: jax.Array, strength: Any) -> jax.Array:
+def brightness(key: jax.Array, image: jax.Array, strength: float | jax.Array) -> jax.Array:
     """Add one number of up to `strength`, either way, to all of the image."""
     return image + strength * jax.random.uniform(key, (), image.dtype, -1.0, 1.0)
 
 
-def contrast(key: jax.Array, image: jax.Array, strength: Any) -> jax.Array:
+def contrast(key: jax.Array, image: jax.Array, strength: float | jax.Array) -> jax.Array:
     """Multiply the distance from the image's mean by a number in [1 - `strength`, 1 + `strength`]."""
     more = strength * jax.random.uniform(key, (), image.dtype, -1.0, 1.0)
     return image + more * (image - jnp.mean(image))
 
 
-def noise(key: jax.Array, image: jax.Array, strength: Any) -> jax.Array:
+def noise(key: jax.Array, image: jax.Array, strength: float | jax.Array) -> jax.Array:
     """Add a Gaussian number of standard deviation `strength` to every element."""
     return image + strength * jax.random.normal(key, image.shape, image.dtype)
 

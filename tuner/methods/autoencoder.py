@@ -12,6 +12,7 @@ import numpy as np
 from tuner.errors import StudyError
 from tuner.training import TrainerModule, TrainState, save_picture, tile
 from tuner.training.data.arrays import Batch
+from tuner.training.definition import H
 
 
 def squared_error(reconstructions: jax.Array, inputs: jax.Array) -> jax.Array:
@@ -43,7 +44,7 @@ def pairs(originals: np.ndarray, reconstructions: np.ndarray | jax.Array) -> np.
     return tile(np.concatenate([originals, below]), columns=len(originals))
 
 
-class Autoencoder(TrainerModule):
+class Autoencoder(TrainerModule[H]):
     """Reconstruction of `inputs` by a model with a bottleneck, which `init_model` of a subclass defines.
 
     The model's outputs are the reconstructions. With linear layers alone the best there is are the projections on the
@@ -60,7 +61,7 @@ class Autoencoder(TrainerModule):
             raise StudyError(f"there must be at least 1 epoch from picture to picture: got every={every}")
         self._shown, self._every = shown, every
 
-    def loss(self, outputs: jax.Array, batch: Batch, hparams: Any) -> tuple[jax.Array, dict[str, Any]]:
+    def loss(self, outputs: jax.Array, batch: Batch, hparams: H) -> tuple[jax.Array, dict[str, Any]]:
         """Return the mean squared error of each reconstruction.
 
         Args:
@@ -70,14 +71,12 @@ class Autoencoder(TrainerModule):
         """
         return squared_error(outputs, batch["inputs"]), {}
 
-    def on_validation_epoch_end(
-        self, state: TrainState, hparams: Any, epoch: int, metrics: Mapping[str, float]
-    ) -> None:
+    def on_validation_epoch_end(self, state: TrainState, hparams: H, epoch: int, metrics: Mapping[str, float]) -> None:
         """Save a picture of originals and reconstructions, `reconstructions-EPOCH`, every few epochs."""
         if self._shown is not None and epoch % self._every == 0:
             save_picture(f"reconstructions-{epoch:04d}", self.draw(state, hparams))
 
-    def draw(self, state: TrainState, hparams: Any) -> np.ndarray:
+    def draw(self, state: TrainState, hparams: H) -> np.ndarray:
         """Return the picture of `shown` and what this state makes of it; see `pairs`."""
         assert self._shown is not None
         flat = self._shown.reshape(len(self._shown), -1).astype(np.float32)

@@ -22,6 +22,8 @@ from tuner.methods.classification import field, needed
 from tuner.training import GradientNoise, OptimizerSpec, PyTree, TrainerModule, TrainState
 from tuner.training.data.arrays import Batch
 from tuner.training.data.batches import Order
+from tuner.training.data.feed import Dataset
+from tuner.training.definition import H
 from tuner.training.metrics import Metrics
 
 
@@ -48,7 +50,7 @@ def mixture(logits: jax.Array, counted: jax.Array | None = None) -> jax.Array:
     return jax.nn.logsumexp(kept, axis=0) - jnp.log(jnp.sum(counted).astype(logs.dtype))
 
 
-class Posterior(TrainerModule):
+class Posterior(TrainerModule[H]):
     """A trainer whose loss and penalty are -log p(weights | data) / N.
 
     Args:
@@ -58,10 +60,10 @@ class Posterior(TrainerModule):
     def __init__(self, examples: int) -> None:
         self.examples = examples
 
-    def penalty(self, params: PyTree, hparams: Any) -> jax.Array:
+    def penalty(self, params: PyTree, hparams: H) -> jax.Array:
         return prior_penalty(params, needed(hparams, "prior_precision"), self.examples)
 
-    def order(self, hparams: Any, key: jax.Array, step: jax.Array, rows: jax.Array, *, batch_size: int) -> Order:
+    def order(self, hparams: H, key: jax.Array, step: jax.Array, rows: jax.Array, *, batch_size: int) -> Order:
         if len(rows) != self.examples:
             raise StudyError(
                 f"examples must be the number of training examples: {type(self).__name__} has {self.examples}, the "
@@ -70,26 +72,26 @@ class Posterior(TrainerModule):
         return super().order(hparams, key, step, rows, batch_size=batch_size)
 
 
-class MapClassifier(Posterior):
+class MapClassifier(Posterior[H]):
     """The mode of the posterior: one set of weights, the usual training with an L2 penalty (maximum a posteriori).
 
     The model's outputs are logits, Float[Array, "batch classes"], or a tuple that begins with them.
     """
 
-    def loss(self, outputs: Any, batch: Batch, hparams: Any) -> tuple[jax.Array, dict[str, Any]]:
+    def loss(self, outputs: PyTree, batch: Batch, hparams: H) -> tuple[jax.Array, dict[str, Any]]:
         """Return the cross-entropy, and all of `forecast_metrics`."""
         metrics = forecast_metrics(logits_of(outputs), batch)
         return metrics["nll"], metrics
 
-    def check_data(self, dataset: Any, hparams: Any, part: str) -> None:
+    def check_data(self, dataset: Dataset, hparams: H, part: str) -> None:
         check_forecast_labels(self, dataset, hparams, part)
 
     def apply_inputs(
         self,
         params: PyTree,
         collections: PyTree,
-        inputs: tuple[Any, ...],
-        hparams: Any,
+        inputs: tuple[PyTree, ...],
+        hparams: H,
         *,
         train: bool,
         key: jax.Array | None = None,
@@ -99,12 +101,12 @@ class MapClassifier(Posterior):
         return (outputs if train else jax.nn.log_softmax(logits_of(outputs))), after
 
 
-def logits_of(outputs: Any) -> jax.Array:
+def logits_of(outputs: PyTree) -> jax.Array:
     """Return a model's outputs without what a tuple has behind them."""
     return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
-class EnsembleClassifier(MapClassifier):
+class EnsembleClassifier(MapClassifier[H]):
     """Modes found from several first weights, trained in one program (Lakshminarayanan et al., 2017).
 
     Each member has a key of its own, for its first weights, dropout and augmentation; the batches are common to all.
@@ -121,12 +123,12 @@ class EnsembleClassifier(MapClassifier):
             raise StudyError(f"an ensemble needs at least 1 member: got {members}")
         self.members = members
 
-    def init_state(self, hparams: Any, batch: Batch, key: jax.Array, total_steps: int) -> TrainState:
+    def init_state(self, hparams: H, batch: Batch, key: jax.Array, total_steps: int) -> TrainState:
         init = super().init_state
         members = jax.vmap(lambda key: init(hparams, batch, key, total_steps))(self._keys(key))
         return dataclasses.replace(members, step=jnp.zeros((), jnp.int32), key=key)
 
-    def train_step(self, state: TrainState, batch: Batch, hparams: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
+    def train_step(self, state: TrainState, batch: Batch, hparams: H, key: jax.Array) -> tuple[TrainState, Metrics]:
         one_step = super().train_step
 
         def member(own: TrainState, own_key: jax.Array, step_key: jax.Array) -> tuple[TrainState, Metrics]:
@@ -143,8 +145,8 @@ class EnsembleClassifier(MapClassifier):
         self,
         params: PyTree,
         collections: PyTree,
-        inputs: tuple[Any, ...],
-        hparams: Any,
+        inputs: tuple[PyTree, ...],
+        hparams: H,
         *,
         train: bool,
         key: jax.Array | None = None,
@@ -163,7 +165,7 @@ class EnsembleClassifier(MapClassifier):
         return jax.random.split(key, self.members)
 
 
-class LangevinClassifier(MapClassifier):
+class LangevinClassifier(MapClassifier[H]):
     """Samples of the posterior by stochastic gradient Langevin dynamics (Welling & Teh, 2011, equation 4).
 
     w += eps/2 (grad log p(w) + N/n sum_i grad log p(y_i | x_i, w)) + N(0, eps). With the mean loss L this is SGD on it
@@ -184,21 +186,21 @@ class LangevinClassifier(MapClassifier):
             raise StudyError(f"there must be at least 1 sample, and burn_in in [0, 1): got {samples} and {burn_in}")
         self.samples, self.burn_in = samples, burn_in
 
-    def ema_decay(self, hparams: Any) -> None:
+    def ema_decay(self, hparams: H) -> None:
         """Return None: an average of the chain's weights is no sample."""
 
-    def init_optimizer(self, hparams: Any, total_steps: int) -> OptimizerSpec:
+    def init_optimizer(self, hparams: H, total_steps: int) -> OptimizerSpec:
         rate, temperature = needed(hparams, "learning_rate"), field(hparams, "temperature", 1.0)
         variance = temperature * 2.0 / (rate * self.examples)
         return OptimizerSpec("sgd", rate, noise=GradientNoise(eta=variance, gamma=0.0))
 
-    def init_state(self, hparams: Any, batch: Batch, key: jax.Array, total_steps: int) -> TrainState:
+    def init_state(self, hparams: H, batch: Batch, key: jax.Array, total_steps: int) -> TrainState:
         state = super().init_state(hparams, batch, key, total_steps)
         samples = jax.tree.map(lambda leaf: jnp.stack([leaf] * self.samples), state.params)
         collections = {"model": state.collections, "samples": samples, "taken": jnp.zeros((), jnp.int32)}
         return dataclasses.replace(state, collections=collections)
 
-    def train_step(self, state: TrainState, batch: Batch, hparams: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
+    def train_step(self, state: TrainState, batch: Batch, hparams: H, key: jax.Array) -> tuple[TrainState, Metrics]:
         after, metrics = super().train_step(state, batch, hparams, key)
         assert after.step is not None
         samples, taken = after.collections["samples"], after.collections["taken"]
@@ -219,8 +221,8 @@ class LangevinClassifier(MapClassifier):
         self,
         params: PyTree,
         collections: PyTree,
-        inputs: tuple[Any, ...],
-        hparams: Any,
+        inputs: tuple[PyTree, ...],
+        hparams: H,
         *,
         train: bool,
         key: jax.Array | None = None,

@@ -12,6 +12,7 @@ import numpy as np
 
 from tuner.training import ArrayDataset, Metric, TrainerModule
 from tuner.training.data.arrays import Batch
+from tuner.training.data.feed import Dataset
 from tuner.training.data.labels import check_labels, only_classes
 
 BINS = 15
@@ -90,7 +91,7 @@ def forecast_metrics(logits: jax.Array, batch: Batch) -> dict[str, Any]:
     }
 
 
-def check_forecast_labels(trainer: TrainerModule, dataset: Any, hparams: Any, part: str) -> None:
+def check_forecast_labels(trainer: TrainerModule, dataset: Dataset, hparams: object, part: str) -> None:
     """Check labels where the model's last layer says how many classes there are; see `TrainerModule.check_data`.
 
     Args:

@@ -12,10 +12,12 @@ import optax
 from tuner.errors import StudyError
 from tuner.training import TrainerModule
 from tuner.training.data.arrays import Batch
+from tuner.training.data.feed import Dataset
 from tuner.training.data.labels import check_labels, only_classes
+from tuner.training.definition import H
 
 
-class Classifier(TrainerModule):
+class Classifier(TrainerModule[H]):
     """Softmax classification of `inputs` into `labels`; subclasses define `init_model`.
 
     Two hyperparameters are taken where a space has them. `label_smoothing` a: the targets are
@@ -29,7 +31,7 @@ class Classifier(TrainerModule):
     def __init__(self, classes: int) -> None:
         self.classes = classes
 
-    def loss(self, outputs: jax.Array, batch: Batch, hparams: Any) -> tuple[jax.Array, dict[str, Any]]:
+    def loss(self, outputs: jax.Array, batch: Batch, hparams: H) -> tuple[jax.Array, dict[str, Any]]:
         """Return the cross-entropy with the smoothed labels; `accuracy`, and `nll`, which is that with the true ones.
 
         Args:
@@ -46,10 +48,10 @@ class Classifier(TrainerModule):
         targets = optax.smooth_labels(jax.nn.one_hot(labels, self.classes), smoothing)
         return only_classes(optax.softmax_cross_entropy(outputs, targets), labels, self.classes), metrics
 
-    def check_data(self, dataset: Any, hparams: Any, part: str) -> None:
+    def check_data(self, dataset: Dataset, hparams: H, part: str) -> None:
         check_labels(dataset, self.classes, part)
 
-    def ema_decay(self, hparams: Any) -> Any:
+    def ema_decay(self, hparams: H) -> Any:
         return field(hparams, "ema_decay")
 
 
@@ -71,7 +73,7 @@ def refuse_uncalled(trainer: TrainerModule, kind: type[TrainerModule], **methods
             )
 
 
-def needed(hparams: Any, name: str) -> Any:
+def needed(hparams: object, name: str) -> Any:
     """Return a hyperparameter that a method cannot do without.
 
     Raises:
@@ -82,6 +84,6 @@ def needed(hparams: Any, name: str) -> Any:
     return hparams[name] if isinstance(hparams, Mapping) else getattr(hparams, name)
 
 
-def field(hparams: Any, name: str, default: Any = None) -> Any:
+def field(hparams: object, name: str, default: object = None) -> Any:
     """Return a hyperparameter, or the default if the space has none of that name."""
     return hparams.get(name, default) if isinstance(hparams, Mapping) else getattr(hparams, name, default)

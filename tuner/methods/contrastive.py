@@ -19,11 +19,13 @@ from tuner.errors import StudyError
 from tuner.methods.classification import field
 from tuner.training import Mean, Model, OptimizerGroups, OptimizerSpec, PyTree, TrainerModule, TrainState, WarmupCosine
 from tuner.training.data.arrays import Batch
+from tuner.training.data.feed import Dataset
 from tuner.training.data.labels import check_labels
+from tuner.training.definition import H
 from tuner.training.metrics import Metrics
 
 
-def nt_xent(first: jax.Array, second: jax.Array, weights: jax.Array, temperature: Any) -> jax.Array:
+def nt_xent(first: jax.Array, second: jax.Array, weights: jax.Array, temperature: float | jax.Array) -> jax.Array:
     """Return the contrastive loss of each pair of views, the mean of both directions.
 
     Args:
@@ -66,7 +68,7 @@ class ProjectionHead(nn.Module):
         return nn.Dense(self.dimensions)(nn.relu(nn.Dense(features.shape[-1])(features)))
 
 
-class SimCLR(TrainerModule):
+class SimCLR(TrainerModule[H]):
     """Contrastive training of an encoder, with a linear probe trained beside it.
 
     Subclasses define `init_model`, the encoder: images [batch, height, width, channels] to features h [batch, width];
@@ -87,7 +89,7 @@ class SimCLR(TrainerModule):
         self.classes = classes
         self.dimensions = dimensions
 
-    def view(self, images: jax.Array, hparams: Any, key: jax.Array) -> jax.Array:
+    def view(self, images: jax.Array, hparams: H, key: jax.Array) -> jax.Array:
         """Return images changed at random, of the same shape; see `tuner.methods.augmentations`.
 
         Args:
@@ -97,7 +99,7 @@ class SimCLR(TrainerModule):
         """
         raise StudyError(f"a SimCLR trainer must define view(images, hparams, key): {type(self).__name__} does not")
 
-    def augment(self, batch: Batch, hparams: Any, key: jax.Array) -> Batch:
+    def augment(self, batch: Batch, hparams: H, key: jax.Array) -> Batch:
         """Return the batch with two views of each image, `first` and `second`."""
         first, second = (self.view(batch["inputs"], hparams, own) for own in jax.random.split(key))
         return {**batch, "first": first, "second": second}
@@ -107,7 +109,7 @@ class SimCLR(TrainerModule):
         images = super().inputs(batch)
         return (images, batch["first"], batch["second"]) if "first" in batch else images
 
-    def build_model(self, hparams: Any) -> Model:
+    def build_model(self, hparams: H) -> Model:
         """Return encoder, projection head and probe as one model.
 
         Its parameters are dicts with these three names, its collections are the encoder's. Called with images it
@@ -117,7 +119,7 @@ class SimCLR(TrainerModule):
         encoder = super().build_model(hparams)
         head, probe = ProjectionHead(self.dimensions), nn.Dense(self.classes)
 
-        def init(key: jax.Array, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
+        def init(key: jax.Array, inputs: tuple[PyTree, ...]) -> tuple[Any, Any]:
             keys = jax.random.split(key, 3)
             params, collections = encoder.init(keys[0], inputs[:1])
             features, _ = encoder.apply(params, collections, inputs[:1], train=False, key=None)
@@ -125,7 +127,7 @@ class SimCLR(TrainerModule):
             return {"encoder": params, **{name: dict(made[name])["params"] for name in made}}, collections
 
         def apply(
-            params: PyTree, collections: PyTree, inputs: tuple[Any, ...], *, train: bool, key: jax.Array | None
+            params: PyTree, collections: PyTree, inputs: tuple[PyTree, ...], *, train: bool, key: jax.Array | None
         ) -> tuple[Any, Any]:
             images, *views = inputs
             outputs: dict[str, Any] = {}
@@ -141,10 +143,10 @@ class SimCLR(TrainerModule):
 
         return Model(init, apply, encoder.module)
 
-    def check_data(self, dataset: Any, hparams: Any, part: str) -> None:
+    def check_data(self, dataset: Dataset, hparams: H, part: str) -> None:
         check_labels(dataset, self.classes, part, lowest=-1)
 
-    def init_optimizer(self, hparams: Any, total_steps: int) -> OptimizerGroups:
+    def init_optimizer(self, hparams: H, total_steps: int) -> OptimizerGroups:
         """Return AdamW for encoder and head, nothing at all if it is not contrastive, and Adam for the probe."""
         spec = super().init_optimizer(hparams, total_steps)
         assert isinstance(spec, OptimizerSpec)
@@ -152,7 +154,7 @@ class SimCLR(TrainerModule):
         groups = {"features": spec if field(hparams, "contrastive", True) else None, "probe": probe}
         return OptimizerGroups(groups, lambda path: "probe" if path.startswith("probe/") else "features")
 
-    def loss(self, outputs: Any, batch: Batch, hparams: Any) -> tuple[jax.Array, dict[str, Any]]:
+    def loss(self, outputs: PyTree, batch: Batch, hparams: H) -> tuple[jax.Array, dict[str, Any]]:
         """Return contrastive loss and the probe's; they have no parameter in common.
 
         Metrics: `contrastive`, `probe_loss` and `probe_accuracy`, both over the examples with a label. The first
@@ -170,6 +172,6 @@ class SimCLR(TrainerModule):
         }
         return contrastive + jnp.where(is_labelled, errors, 0.0), metrics
 
-    def eval_step(self, state: TrainState, batch: Batch, hparams: Any) -> Metrics:
+    def eval_step(self, state: TrainState, batch: Batch, hparams: H) -> Metrics:
         """Return the metrics in evaluation mode; the draws of the views are those of every validation."""
         return super().eval_step(state, self._augmented(batch, hparams, jax.random.key(0)), hparams)

@@ -7,7 +7,6 @@ quickly trained (`held_out_losses`). The training data are sorted by it; the tra
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,9 @@ from tuner.methods.classification import needed
 from tuner.training import ArrayDataset, Splits, TrainerModule
 from tuner.training.data.arrays import Batch
 from tuner.training.data.batches import Order
+from tuner.training.definition import H
 from tuner.training.loop.checks import EVAL_BATCH
+from tuner.training.pytree import PyTree
 from tuner.training.state import Stream, TrainState
 
 
@@ -86,7 +87,7 @@ def easiest_first(dataset: ArrayDataset, scores: np.ndarray) -> ArrayDataset:
 
 
 def held_out_losses(
-    trainer: TrainerModule, hparams: Any, dataset: ArrayDataset, *, epochs: int, seed: int, folds: int = 3
+    trainer: TrainerModule, hparams: PyTree, dataset: ArrayDataset, *, epochs: int, seed: int, folds: int = 3
 ) -> np.ndarray:
     """Return each example's loss by a model that was trained without it: a difficulty, Float[Array, "examples"].
 
@@ -115,11 +116,11 @@ def held_out_losses(
     return losses
 
 
-def _losses(trainer: TrainerModule, state: TrainState, hparams: Any, dataset: ArrayDataset) -> np.ndarray:
+def _losses(trainer: TrainerModule, state: TrainState, hparams: PyTree, dataset: ArrayDataset) -> np.ndarray:
     """Return the loss of each example in evaluation mode."""
 
     @jax.jit
-    def of_batch(weights: TrainState, hparams: Any, batch: Batch) -> jax.Array:
+    def of_batch(weights: TrainState, hparams: PyTree, batch: Batch) -> jax.Array:
         outputs, _ = trainer.apply_model(weights.params, weights.collections, batch, hparams, train=False)
         return trainer.loss(outputs, batch, hparams)[0]
 
@@ -128,7 +129,7 @@ def _losses(trainer: TrainerModule, state: TrainState, hparams: Any, dataset: Ar
     return np.concatenate([of_batch(weights, hparams, batch) for batch in batches])
 
 
-class Curriculum(TrainerModule):
+class Curriculum(TrainerModule[H]):
     """Mixed into a trainer, draws its batches from the easy examples first: `class Trainer(Curriculum, Classifier)`.
 
     The training data must be sorted, see `easiest_first`. A batch is drawn with replacement, uniformly from the
@@ -139,14 +140,20 @@ class Curriculum(TrainerModule):
     in epochs. Both may be traced: `choice(1, 2, 4, traced=True)`.
     """
 
-    def order(self, hparams: Any, key: jax.Array, step: jax.Array, rows: jax.Array, *, batch_size: int) -> Order:
+    def order(self, hparams: H, key: jax.Array, step: jax.Array, rows: jax.Array, *, batch_size: int) -> Order:
         stages, stage_epochs = needed(hparams, "stages"), needed(hparams, "stage_epochs")
         return staged_order(key, step, rows, stages, stage_epochs, batch_size=batch_size)
 
 
 @partial(jax.jit, static_argnames=("batch_size",))
 def staged_order(
-    key: jax.Array, step: jax.Array, rows: jax.Array, stages: Any, stage_epochs: Any, *, batch_size: int
+    key: jax.Array,
+    step: jax.Array,
+    rows: jax.Array,
+    stages: jax.Array | int,
+    stage_epochs: float | jax.Array,
+    *,
+    batch_size: int,
 ) -> Order:
     """Return the batches of an epoch that begins at a step; see `Curriculum`.
 

@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 from tuner.training import PyTree, TrainerModule, TrainState
 from tuner.training.data.arrays import Batch
+from tuner.training.definition import H
 from tuner.training.metrics import Mean, Metrics
 from tuner.training.state import Stream
 
@@ -22,7 +23,7 @@ Loss = Callable[[Any], jax.Array]
 """Params -> Float[Array, ""], twice differentiable."""
 
 
-def hessian_product(loss: Loss, params: PyTree, vector: Any) -> Any:
+def hessian_product(loss: Loss, params: PyTree, vector: PyTree) -> Any:
     """Return H v, H the Hessian of the loss at these parameters: the gradient's derivative along v.
 
     Args:
@@ -111,7 +112,7 @@ def hessian_trace(loss: Loss, params: PyTree, key: jax.Array, probes: int = 20) 
     return jnp.mean(jax.lax.map(probe, jax.random.split(key, probes)))
 
 
-class Sharpness(TrainerModule):
+class Sharpness(TrainerModule[H]):
     """Adds `sharpness` to a trainer's validation: `class Mine(Sharpness, Classifier)`.
 
     That is the greatest eigenvalue of the Hessian of the mean loss at the weights that are evaluated, in evaluation
@@ -121,7 +122,7 @@ class Sharpness(TrainerModule):
 
     lanczos_steps = 12
 
-    def eval_step(self, state: TrainState, batch: Batch, hparams: Any) -> Metrics:
+    def eval_step(self, state: TrainState, batch: Batch, hparams: H) -> Metrics:
         metrics = super().eval_step(state, batch, hparams)
         weights = state.for_evaluation()
         assert weights.key is not None

@@ -21,7 +21,9 @@ from tuner.methods.darts_networks import ALPHAS, KINDS, SearchNetwork
 from tuner.methods.darts_ops import OPERATIONS
 from tuner.training import ArrayDataset, Mean, OptimizerSpec, PyTree, TrainState, WarmupCosine, warmup_cosine
 from tuner.training.data.arrays import Batch
+from tuner.training.data.feed import Dataset
 from tuner.training.data.labels import check_labels
+from tuner.training.definition import H
 from tuner.training.metrics import Metrics
 from tuner.training.optim.build import as_optimizer
 from tuner.training.state import Stream
@@ -32,7 +34,7 @@ HELD_OUT = "held_out_"
 
 
 def architecture_gradient(
-    train_loss: Loss, held_out_loss: Loss, weights: Any, alphas: Any, rate: jax.Array | float | None
+    train_loss: Loss, held_out_loss: Loss, weights: PyTree, alphas: PyTree, rate: jax.Array | float | None
 ) -> tuple[jax.Array, Any]:
     """Return the held-out loss, and the gradient by which the architecture descends it.
 
@@ -57,7 +59,7 @@ def architecture_gradient(
     return loss, _moved(direct, product, -rate)
 
 
-def _moved(tree: PyTree, direction: Any, by: Any) -> Any:
+def _moved(tree: PyTree, direction: PyTree, by: float | jax.Array) -> Any:
     return jax.tree.map(lambda leaf, slope: leaf + by * slope, tree, direction)
 
 
@@ -85,7 +87,7 @@ def paired_halves(dataset: ArrayDataset, seed: int) -> ArrayDataset:
     )
 
 
-class ArchitectureSearch(Classifier):
+class ArchitectureSearch(Classifier[H]):
     """Searches an architecture while its weights are trained; the training data are those of `paired_halves`.
 
     Each step moves the architecture on the held-out examples of the batch, then the weights on the others. Batch
@@ -117,17 +119,17 @@ class ArchitectureSearch(Classifier):
         super().__init__(classes)
         self.cells, self.channels, self.nodes, self.operations = tuple(cells), channels, nodes, tuple(operations)
 
-    def init_model(self, hparams: Any) -> SearchNetwork:
+    def init_model(self, hparams: H) -> SearchNetwork:
         return SearchNetwork(self.classes, self.cells, self.channels, self.nodes, self.operations)
 
-    def check_data(self, dataset: Any, hparams: Any, part: str) -> None:
+    def check_data(self, dataset: Dataset, hparams: H, part: str) -> None:
         super().check_data(dataset, hparams, part)
         check_labels(dataset, self.classes, part, name=f"{HELD_OUT}labels")
 
-    def ema_decay(self, hparams: Any) -> None:
+    def ema_decay(self, hparams: H) -> None:
         """Return None: a smoothed architecture would be judged with weights of another."""
 
-    def init_optimizers(self, hparams: Any, total_steps: int) -> tuple[Any, Any]:
+    def init_optimizers(self, hparams: H, total_steps: int) -> tuple[Any, Any]:
         """Return the optimizers of weights and architecture, each as `init_optimizer` may return one.
 
         By default after the paper: SGD with momentum 0.9 and a cosine, here behind a short warm-up; Adam with b1 = 0.5
@@ -147,13 +149,13 @@ class ArchitectureSearch(Classifier):
         )
         return weights, alphas
 
-    def look_ahead(self, hparams: Any, step: jax.Array, total_steps: int) -> jax.Array:
+    def look_ahead(self, hparams: H, step: jax.Array, total_steps: int) -> jax.Array:
         """Return xi of `architecture_gradient`, for second order: as in the paper the weights' rate at this step."""
         return needed(hparams, "learning_rate") * warmup_cosine(total_steps)(step)
 
     # Made of the above.
 
-    def init_state(self, hparams: Any, batch: Batch, key: jax.Array, total_steps: int) -> TrainState:
+    def init_state(self, hparams: H, batch: Batch, key: jax.Array, total_steps: int) -> TrainState:
         steps = dict.fromkeys(("penalty", "augment"), "architecture_step or weights_step")
         refuse_uncalled(self, ArchitectureSearch, **steps, init_optimizer="init_optimizers", ema_decay="train_step")
         if self.precision != "float32":
@@ -164,7 +166,7 @@ class ArchitectureSearch(Classifier):
         opt_state = {"weights": optimizers["weights"].init(weights), "alphas": optimizers["alphas"].init(alphas)}
         return TrainState(jnp.int32(0), params, opt_state, collections, key, total_steps=total_steps)
 
-    def train_step(self, state: TrainState, batch: Batch, hparams: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
+    def train_step(self, state: TrainState, batch: Batch, hparams: H, key: jax.Array) -> tuple[TrainState, Metrics]:
         """Return the state after a step of the architecture and one of the weights, and the batch's metrics.
 
         These are those of the weights' step, and of the architecture's the loss `held_out_loss`.
@@ -180,7 +182,7 @@ class ArchitectureSearch(Classifier):
         return dataclasses.replace(state, step=state.step + jnp.ones_like(state.step)), {**metrics, **more}
 
     def architecture_step(
-        self, state: TrainState, batch: Batch, hparams: Any, key: jax.Array
+        self, state: TrainState, batch: Batch, hparams: H, key: jax.Array
     ) -> tuple[TrainState, Metrics]:
         """Return the state after a step of the architecture; weights and batch statistics stay as they are."""
         held_out = {name.removeprefix(HELD_OUT): array for name, array in batch.items() if name.startswith(HELD_OUT)}
@@ -198,30 +200,30 @@ class ArchitectureSearch(Classifier):
         after = self._descend("alphas", state, grads, hparams, held_out_loss.weight)
         return after, {"held_out_loss": held_out_loss}
 
-    def weights_step(self, state: TrainState, batch: Batch, hparams: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
+    def weights_step(self, state: TrainState, batch: Batch, hparams: H, key: jax.Array) -> tuple[TrainState, Metrics]:
         """Return the state after a step of the weights; the architecture stays as it is."""
         weights, alphas = split(state.params)
 
-        def objective(weights: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
+        def objective(weights: PyTree) -> tuple[jax.Array, tuple[Any, Metrics]]:
             return self._loss({**weights, **alphas}, state, batch, hparams, key)
 
         grads, (collections, metrics) = jax.grad(objective, has_aux=True)(weights)
         after = self._descend("weights", state, grads, hparams, jnp.sum(batch["weight"]), collections)
         return after, {**metrics, "grad_norm": Mean.of_steps(optax.tree.norm(grads))}
 
-    def _optimizers(self, hparams: Any, total_steps: int) -> dict[str, Any]:
+    def _optimizers(self, hparams: H, total_steps: int) -> dict[str, Any]:
         made = self.init_optimizers(hparams, total_steps)
         return {name: as_optimizer(one, total_steps) for name, one in zip(("weights", "alphas"), made, strict=True)}
 
     def _loss(
-        self, params: PyTree, state: TrainState, batch: Batch, hparams: Any, key: jax.Array
+        self, params: PyTree, state: TrainState, batch: Batch, hparams: H, key: jax.Array
     ) -> tuple[jax.Array, tuple[Any, Metrics]]:
         outputs, collections = self.apply_model(params, state.collections, batch, hparams, train=True, key=key)
         metrics = self._metrics(outputs, batch, hparams)
         return metrics["loss"].value, (collections, metrics)
 
     def _descend(
-        self, name: str, state: TrainState, grads: PyTree, hparams: Any, weight: jax.Array, collections: PyTree = None
+        self, name: str, state: TrainState, grads: PyTree, hparams: H, weight: jax.Array, collections: PyTree = None
     ) -> TrainState:
         """Return the state after a step of the weights or of the architecture."""
         weights, alphas = split(state.params)

@@ -9,10 +9,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from tuner.errors import StudyError
 from tuner.methods.classification import Classifier
 from tuner.methods.darts_ops import OPERATIONS, Cell, Norm, Wiring, check_operations
+from tuner.training.definition import H
 
 Genotype = Mapping[str, Any]
 """Plain JSON: kind of cell -> its nodes -> two edges each -> `[operation, source]`."""
@@ -26,7 +28,7 @@ def edges(nodes: int) -> int:
     return sum(2 + node for node in range(nodes))
 
 
-def genotype(alphas: Mapping[str, Any], operations: tuple[str, ...] = OPERATIONS) -> dict[str, Any]:
+def genotype(alphas: Mapping[str, ArrayLike], operations: tuple[str, ...] = OPERATIONS) -> dict[str, Any]:
     """Return what is left of the mixtures: of each node the two strongest edges, with their strongest operations.
 
     The operation `none` is not chosen, and does not count for an edge's strength.
@@ -161,7 +163,7 @@ class DiscreteNetwork(nn.Module):
         return _run(self.cells, self.channels, self.classes, wirings, None, images, train)
 
 
-class DiscreteClassifier(Classifier):
+class DiscreteClassifier(Classifier[H]):
     """Trains the network of a genotype, which is a setting: a checkpoint has it in its record.
 
     Args:
@@ -175,5 +177,5 @@ class DiscreteClassifier(Classifier):
         super().__init__(classes)
         self.genotype, self.cells, self.channels = json.dumps(genotype), tuple(cells), channels
 
-    def init_model(self, hparams: Any) -> DiscreteNetwork:
+    def init_model(self, hparams: H) -> DiscreteNetwork:
         return DiscreteNetwork(self.classes, self.genotype, self.cells, self.channels)

@@ -23,11 +23,15 @@ from tuner.errors import StudyError
 from tuner.methods.classification import Classifier, field
 from tuner.training import ArrayDataset, Splits
 from tuner.training.data.arrays import Batch, batch_order
+from tuner.training.definition import H
+from tuner.training.pytree import PyTree
 
 Form = Literal["divergence", "cross_entropy"]
 
 
-def soft_losses(student: jax.Array, teacher: jax.Array, temperature: Any, form: Form = "divergence") -> jax.Array:
+def soft_losses(
+    student: jax.Array, teacher: jax.Array, temperature: float | jax.Array, form: Form = "divergence"
+) -> jax.Array:
     """Return T^2 D(teacher, student) of each example.
 
     Args:
@@ -48,7 +52,7 @@ def soft_losses(student: jax.Array, teacher: jax.Array, temperature: Any, form: 
 
 
 def with_teacher(
-    splits: Splits[ArrayDataset], teacher: Callable[[Any], Any], batch_size: int = 512
+    splits: Splits[ArrayDataset], teacher: Callable[[PyTree], PyTree], batch_size: int = 512
 ) -> Splits[ArrayDataset]:
     """Return the splits with an array `teacher_logits`: the teacher sees every example once, not once an epoch.
 
@@ -87,7 +91,7 @@ def _checked(logits: np.ndarray, examples: int) -> np.ndarray:
     return logits
 
 
-class DistilledClassifier(Classifier):
+class DistilledClassifier(Classifier[H]):
     """Classification by a student of a teacher's logits; subclasses define `init_model`, the student.
 
     The data have `inputs`, `labels` and `teacher_logits`, see `with_teacher`. Hyperparameters: `alpha`, the share of
@@ -106,7 +110,7 @@ class DistilledClassifier(Classifier):
         super().__init__(classes)
         self.form: Form = form
 
-    def loss(self, outputs: jax.Array, batch: Batch, hparams: Any) -> tuple[jax.Array, dict[str, Any]]:
+    def loss(self, outputs: jax.Array, batch: Batch, hparams: H) -> tuple[jax.Array, dict[str, Any]]:
         """Return alpha * hard + (1 - alpha) * soft losses, and the metrics.
 
         Args:

@@ -16,7 +16,9 @@ import jax.numpy as jnp
 from tuner.errors import StudyError
 from tuner.training import TrainerModule, TrainState
 from tuner.training.data.arrays import Batch
+from tuner.training.definition import H
 from tuner.training.metrics import Mean, Metrics
+from tuner.training.pytree import PyTree
 from tuner.training.state import Stream
 
 LARGEST_SCALE = 2.0
@@ -103,7 +105,7 @@ class Flow(nn.Module):
         return x, total
 
 
-class FlowTrainer(TrainerModule):
+class FlowTrainer(TrainerModule[H]):
     """Maximum likelihood of `inputs` under a flow; `init_model` returns one, such as `Flow`.
 
     The model is called as model(x, inverse) and returns y with the log-determinant. In nats: `loss` is the mean of
@@ -112,7 +114,7 @@ class FlowTrainer(TrainerModule):
     A loss far above the entropy says that the model is surer of its density than the data bear out.
     """
 
-    def loss(self, outputs: Any, batch: Batch, hparams: Any) -> tuple[jax.Array, dict[str, Any]]:
+    def loss(self, outputs: PyTree, batch: Batch, hparams: H) -> tuple[jax.Array, dict[str, Any]]:
         """Return -log p(x) for each example.
 
         Args:
@@ -123,7 +125,7 @@ class FlowTrainer(TrainerModule):
         z, log_det = outputs
         return -(log_normal(z) + log_det), {}
 
-    def eval_step(self, state: TrainState, batch: Batch, hparams: Any) -> Metrics:
+    def eval_step(self, state: TrainState, batch: Batch, hparams: H) -> Metrics:
         metrics = super().eval_step(state, batch, hparams)
         assert state.key is not None
         assert state.step is not None
@@ -132,7 +134,7 @@ class FlowTrainer(TrainerModule):
         return {**metrics, "entropy": Mean.of(-log_density, batch["weight"])}
 
     def sample(
-        self, state: TrainState, hparams: Any, key: jax.Array, shape: tuple[int, ...]
+        self, state: TrainState, hparams: H, key: jax.Array, shape: tuple[int, ...]
     ) -> tuple[jax.Array, jax.Array]:
         """Return samples of the model and their log-densities: Float[Array, "count features"], Float[Array, "count"].
 

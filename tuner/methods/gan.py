@@ -15,6 +15,7 @@ from tuner.errors import StudyError
 from tuner.methods.classification import field, refuse_uncalled
 from tuner.training import Mean, Metric, Model, OptimizerSpec, PyTree, TrainerModule
 from tuner.training.data.arrays import Batch
+from tuner.training.definition import H
 from tuner.training.metrics import Metrics
 from tuner.training.model.adapters import as_model
 from tuner.training.optim.build import as_optimizer, skipped_steps
@@ -45,7 +46,7 @@ def squared_slopes(logits: Callable[[jax.Array], jax.Array], samples: jax.Array)
     return jnp.sum(slopes.reshape(slopes.shape[0], -1) ** 2, axis=1)
 
 
-class GANTrainer(TrainerModule):
+class GANTrainer(TrainerModule[H]):
     """Trains a generator against a discriminator; subclasses define `init_networks`, and what `judge` finds.
 
     An example has `inputs`, a real sample, and `noise`, from which the generator makes one in validation: it comes with
@@ -61,14 +62,14 @@ class GANTrainer(TrainerModule):
     `gradient_penalty`, the weight gamma of gamma / 2 |grad_x D(x)|^2 on real samples; those of `init_optimizers`.
     """
 
-    def init_networks(self, hparams: Any) -> tuple[Any, Any]:
+    def init_networks(self, hparams: H) -> tuple[Any, Any]:
         """Return generator and discriminator, each as `init_model` may return a model.
 
         The generator turns noise into samples, the discriminator samples into logits, Float[Array, "batch"].
         """
         raise StudyError(f"an adversarial trainer must define init_networks(hparams): {type(self).__name__} does not")
 
-    def init_optimizers(self, hparams: Any, total_steps: int) -> tuple[Any, Any]:
+    def init_optimizers(self, hparams: H, total_steps: int) -> tuple[Any, Any]:
         """Return the optimizers of generator and discriminator, each as `init_optimizer` may return one.
 
         By default Adam with two rates (Heusel et al., 2017): `learning_rate`, and for the discriminator
@@ -83,18 +84,18 @@ class GANTrainer(TrainerModule):
             )
         return OptimizerSpec("adam", rate), OptimizerSpec("adam", rate * field(hparams, "discriminator_speed", 1.0))
 
-    def judge(self, real: jax.Array, fake: jax.Array, batch: Batch, hparams: Any) -> dict[str, Any]:
+    def judge(self, real: jax.Array, fake: jax.Array, batch: Batch, hparams: H) -> dict[str, Any]:
         """Return metrics of real and generated validation samples: one value for each, or a `Metric`."""
         return {}
 
     # Made of the above.
 
-    def build_networks(self, hparams: Any) -> dict[str, Model]:
+    def build_networks(self, hparams: H) -> dict[str, Model]:
         """Return both networks by name."""
         generator, discriminator = self.init_networks(hparams)
         return {"generator": as_model(generator), "discriminator": as_model(discriminator)}
 
-    def build_optimizers(self, hparams: Any, total_steps: int, key: jax.Array | None = None) -> dict[str, Any]:
+    def build_optimizers(self, hparams: H, total_steps: int, key: jax.Array | None = None) -> dict[str, Any]:
         """Return both optimizers by name, as optax transformations; the key seeds their noise, where they draw any."""
         generator, discriminator = self.init_optimizers(hparams, total_steps)
         steps = total_steps * field(hparams, "discriminator_steps", 1)
@@ -103,18 +104,18 @@ class GANTrainer(TrainerModule):
             "discriminator": as_optimizer(discriminator, steps, None if key is None else jax.random.fold_in(key, 1)),
         }
 
-    def build_model(self, hparams: Any) -> Model:
+    def build_model(self, hparams: H) -> Model:
         """Return both networks as one model whose inputs are noise; samples are needed to initialise it."""
         networks = self.build_networks(hparams)
 
-        def init(key: jax.Array, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
+        def init(key: jax.Array, inputs: tuple[PyTree, ...]) -> tuple[Any, Any]:
             params, collections = {}, {}
             for one, argument, (name, network) in zip(jax.random.split(key), inputs, networks.items(), strict=True):
                 params[name], collections[name] = network.init(one, (argument,))
             return params, collections
 
         def apply(
-            params: PyTree, collections: PyTree, inputs: tuple[Any, ...], *, train: bool, key: Any
+            params: PyTree, collections: PyTree, inputs: tuple[PyTree, ...], *, train: bool, key: jax.Array | None
         ) -> tuple[Any, Any]:
             found, after = networks["generator"].apply(
                 params["generator"], collections["generator"], inputs[:1], train=train, key=key
@@ -127,7 +128,7 @@ class GANTrainer(TrainerModule):
         """Return what generator and discriminator are called with."""
         return batch["noise"], batch["inputs"]
 
-    def init_state(self, hparams: Any, batch: Batch, key: jax.Array, total_steps: int) -> TrainState:
+    def init_state(self, hparams: H, batch: Batch, key: jax.Array, total_steps: int) -> TrainState:
         steps = dict.fromkeys(("penalty", "augment", "loss"), "discriminator_step or generator_step")
         refuse_uncalled(self, GANTrainer, **steps, init_model="init_networks", init_optimizer="init_optimizers")
         if self.precision != "float32":
@@ -139,7 +140,7 @@ class GANTrainer(TrainerModule):
         return TrainState(jnp.int32(0), params, opt_state, collections, key, average, total_steps=total_steps)
 
     def discriminator_step(
-        self, state: TrainState, batch: Batch, hparams: Any, key: jax.Array
+        self, state: TrainState, batch: Batch, hparams: H, key: jax.Array
     ) -> tuple[TrainState, Metrics]:
         """Return the state after a step of the discriminator, and what was played for."""
         noise_key, *keys = jax.random.split(key, 4)
@@ -162,9 +163,7 @@ class GANTrainer(TrainerModule):
 
         return self._descend("discriminator", state, objective, hparams, jnp.sum(batch["weight"]))
 
-    def generator_step(
-        self, state: TrainState, batch: Batch, hparams: Any, key: jax.Array
-    ) -> tuple[TrainState, Metrics]:
+    def generator_step(self, state: TrainState, batch: Batch, hparams: H, key: jax.Array) -> tuple[TrainState, Metrics]:
         """Return the state after a step of the generator, and its loss."""
         noise_key, *keys = jax.random.split(key, 3)
         network = self.build_networks(hparams)["discriminator"]
@@ -179,7 +178,7 @@ class GANTrainer(TrainerModule):
 
         return self._descend("generator", state, objective, hparams, jnp.sum(batch["weight"]))
 
-    def train_step(self, state: TrainState, batch: Batch, hparams: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
+    def train_step(self, state: TrainState, batch: Batch, hparams: H, key: jax.Array) -> tuple[TrainState, Metrics]:
         """Return the state after the discriminator's steps and the generator's, and the metrics of the last two."""
         *keys, last = jax.random.split(key, field(hparams, "discriminator_steps", 1) + 1)
         before = state.opt_state
@@ -196,7 +195,7 @@ class GANTrainer(TrainerModule):
         state = dataclasses.replace(state, step=state.step + jnp.ones_like(state.step), average=average)
         return state, {**metrics, **more}
 
-    def eval_step(self, state: TrainState, batch: Batch, hparams: Any) -> Metrics:
+    def eval_step(self, state: TrainState, batch: Batch, hparams: H) -> Metrics:
         """Return what `judge` finds in the validation's samples, and `value`."""
         weights, networks = state.for_evaluation(), self.build_networks(hparams)
 
@@ -212,7 +211,7 @@ class GANTrainer(TrainerModule):
         }
 
     def _generate(
-        self, params: PyTree, state: TrainState, batch: Batch, hparams: Any, noise_key: jax.Array, key: jax.Array
+        self, params: PyTree, state: TrainState, batch: Batch, hparams: H, noise_key: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, Any]:
         """Return samples made of fresh noise, and the generator's collections after it."""
         noise = jax.random.normal(noise_key, batch["noise"].shape, batch["noise"].dtype)
@@ -220,7 +219,7 @@ class GANTrainer(TrainerModule):
         return network.apply(params["generator"], collections, (noise,), train=True, key=key)
 
     def _descend(
-        self, name: str, state: TrainState, objective: Objective, hparams: Any, weight: jax.Array
+        self, name: str, state: TrainState, objective: Objective, hparams: H, weight: jax.Array
     ) -> tuple[TrainState, Metrics]:
         """Return the state after a step of one network, the other left as it is."""
         grads, (collections, metrics) = jax.grad(objective, has_aux=True)(state.params[name])
@@ -239,7 +238,7 @@ class GANTrainer(TrainerModule):
 
 
 def _of_updated(
-    average: Average, updated: Average, before: dict[str, Any], after: dict[str, Any], steps: dict[str, int]
+    average: Average, updated: Average, before: dict[str, PyTree], after: dict[str, PyTree], steps: dict[str, int]
 ) -> Average:
     """Return the smoothed weights, updated for each network but one whose steps were all skipped."""
     params, collections = dict(updated.params), dict(updated.collections)

@@ -20,6 +20,8 @@ from tuner.methods.calibration import check_forecast_labels, forecast_metrics
 from tuner.methods.classification import field, needed
 from tuner.training import PyTree, TrainState
 from tuner.training.data.arrays import Batch, steps_per_epoch
+from tuner.training.data.feed import Dataset
+from tuner.training.definition import H
 from tuner.training.metrics import Metrics
 
 
@@ -49,13 +51,13 @@ def softmax_hessian(logits: jax.Array) -> jax.Array:
     return p[:, :, None] * jnp.eye(p.shape[-1], dtype=p.dtype)[None] - p[:, :, None] * p[:, None, :]
 
 
-def covariance(curvature: jax.Array, precision: Any) -> jax.Array:
+def covariance(curvature: jax.Array, precision: float | jax.Array) -> jax.Array:
     """Return the inverse of curvature + precision I, by Cholesky; square, of the curvature's shape."""
     identity = jnp.eye(len(curvature), dtype=curvature.dtype)
     return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(curvature + precision * identity), identity)
 
 
-def weight_samples(curvature: jax.Array, precision: Any, key: jax.Array, count: int) -> jax.Array:
+def weight_samples(curvature: jax.Array, precision: float | jax.Array, key: jax.Array, count: int) -> jax.Array:
     """Return draws from N(0, (curvature + precision I)^-1), each with its opposite: Float[Array, "count weights"].
 
     With L the Cholesky factor of the precision, L^-T z has that covariance for standard normal z. `count` is even.
@@ -67,7 +69,7 @@ def weight_samples(curvature: jax.Array, precision: Any, key: jax.Array, count: 
     return jnp.concatenate([drawn, -drawn])
 
 
-class Laplace(Posterior):
+class Laplace(Posterior[H]):
     """A posterior of the last layer around what training finds; subclasses say which likelihood.
 
     The model returns its outputs and the last layer's inputs, Float[Array, "batch features"]; the last layer is affine
@@ -76,14 +78,14 @@ class Laplace(Posterior):
     down. There are no smoothed weights: a curvature has no meaning as an average.
     """
 
-    def ema_decay(self, hparams: Any) -> None:
+    def ema_decay(self, hparams: H) -> None:
         """Return None: the curvature is that of the weights themselves."""
 
-    def hessian(self, outputs: jax.Array, hparams: Any) -> jax.Array:
+    def hessian(self, outputs: jax.Array, hparams: H) -> jax.Array:
         """Return the Hessian of -log p(y | outputs) in the outputs: Float[Array, "batch outputs outputs"]."""
         raise StudyError(f"a Laplace trainer must define hessian(outputs, hparams): {type(self).__name__} does not")
 
-    def predict(self, outputs: jax.Array, features: jax.Array, curvature: jax.Array, hparams: Any) -> jax.Array:
+    def predict(self, outputs: jax.Array, features: jax.Array, curvature: jax.Array, hparams: H) -> jax.Array:
         """Return what is predicted under the posterior.
 
         Args:
@@ -97,14 +99,14 @@ class Laplace(Posterior):
             f"{type(self).__name__} does not"
         )
 
-    def init_state(self, hparams: Any, batch: Batch, key: jax.Array, total_steps: int) -> TrainState:
+    def init_state(self, hparams: H, batch: Batch, key: jax.Array, total_steps: int) -> TrainState:
         state = super().init_state(hparams, batch, key, total_steps)
         state = dataclasses.replace(state, collections={"model": state.collections})
         shape = jax.eval_shape(lambda: self._curvature(state, batch, hparams))
         collections = {**state.collections, "curvature": jnp.zeros(shape.shape, shape.dtype)}
         return dataclasses.replace(state, collections=collections)
 
-    def train_step(self, state: TrainState, batch: Batch, hparams: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
+    def train_step(self, state: TrainState, batch: Batch, hparams: H, key: jax.Array) -> tuple[TrainState, Metrics]:
         after, metrics = super().train_step(state, batch, hparams, key)
         assert state.step is not None
         is_first = state.step % steps_per_epoch(self.examples, len(batch["weight"])) == 0
@@ -116,8 +118,8 @@ class Laplace(Posterior):
         self,
         params: PyTree,
         collections: PyTree,
-        inputs: tuple[Any, ...],
-        hparams: Any,
+        inputs: tuple[PyTree, ...],
+        hparams: H,
         *,
         train: bool,
         key: jax.Array | None = None,
@@ -129,7 +131,7 @@ class Laplace(Posterior):
         outputs, features = self._checked(made)
         return self.predict(outputs, with_bias(features), collections["curvature"], hparams), collections
 
-    def _curvature(self, state: TrainState, batch: Batch, hparams: Any) -> jax.Array:
+    def _curvature(self, state: TrainState, batch: Batch, hparams: H) -> jax.Array:
         """Return the curvature of a batch at a state's weights."""
         made, _ = super().apply_inputs(
             state.params, state.collections["model"], self._arguments(batch), hparams, train=False
@@ -137,7 +139,7 @@ class Laplace(Posterior):
         outputs, features = self._checked(made)
         return gauss_newton(self.hessian(outputs, hparams), with_bias(features), batch["weight"])
 
-    def _checked(self, made: Any) -> tuple[jax.Array, jax.Array]:
+    def _checked(self, made: PyTree) -> tuple[jax.Array, jax.Array]:
         if isinstance(made, tuple) and len(made) == 2 and made[0].ndim == made[1].ndim == 2:
             return made
         raise StudyError(
@@ -146,7 +148,7 @@ class Laplace(Posterior):
         )
 
 
-class LaplaceClassifier(Laplace):
+class LaplaceClassifier(Laplace[H]):
     """Softmax classification; predictions are the mixture over weights drawn from the posterior, always the same draws.
 
     Args:
@@ -160,18 +162,18 @@ class LaplaceClassifier(Laplace):
             raise StudyError(f"draws come in pairs, so their number must be even, at least 2: got {draws}")
         self.draws = draws
 
-    def loss(self, outputs: Any, batch: Batch, hparams: Any) -> tuple[jax.Array, dict[str, Any]]:
+    def loss(self, outputs: PyTree, batch: Batch, hparams: H) -> tuple[jax.Array, dict[str, Any]]:
         """Return the cross-entropy, and all of `forecast_metrics`."""
         metrics = forecast_metrics(logits_of(outputs), batch)
         return metrics["nll"], metrics
 
-    def check_data(self, dataset: Any, hparams: Any, part: str) -> None:
+    def check_data(self, dataset: Dataset, hparams: H, part: str) -> None:
         check_forecast_labels(self, dataset, hparams, part)
 
-    def hessian(self, outputs: jax.Array, hparams: Any) -> jax.Array:
+    def hessian(self, outputs: jax.Array, hparams: H) -> jax.Array:
         return softmax_hessian(outputs)
 
-    def predict(self, outputs: jax.Array, features: jax.Array, curvature: jax.Array, hparams: Any) -> jax.Array:
+    def predict(self, outputs: jax.Array, features: jax.Array, curvature: jax.Array, hparams: H) -> jax.Array:
         """Return log-probabilities, Float[Array, "batch classes"]."""
         drawn = weight_samples(curvature, needed(hparams, "prior_precision"), jax.random.key(0), self.draws)
         drawn = jnp.sqrt(field(hparams, "temperature", 1.0)) * drawn.reshape(
@@ -180,13 +182,13 @@ class LaplaceClassifier(Laplace):
         return mixture(outputs[None] + jnp.einsum("nf,kcf->knc", features, drawn))
 
 
-class LaplaceRegressor(Laplace):
+class LaplaceRegressor(Laplace[H]):
     """Regression of `labels` with Gaussian noise of the hyperparameter `noise_variance`; one output.
 
     In evaluation mode the outputs are mean and variance of the prediction, Float[Array, "batch 2"].
     """
 
-    def loss(self, outputs: Any, batch: Batch, hparams: Any) -> tuple[jax.Array, dict[str, Any]]:
+    def loss(self, outputs: PyTree, batch: Batch, hparams: H) -> tuple[jax.Array, dict[str, Any]]:
         """Return -log p(label); `squared_error` is that of the mean."""
         if isinstance(outputs, tuple):
             mean, variance = outputs[0][:, 0], jnp.full(len(outputs[0]), needed(hparams, "noise_variance"))
@@ -195,10 +197,10 @@ class LaplaceRegressor(Laplace):
         squared = (batch["labels"] - mean) ** 2
         return 0.5 * (squared / variance + jnp.log(2 * jnp.pi * variance)), {"squared_error": squared}
 
-    def hessian(self, outputs: jax.Array, hparams: Any) -> jax.Array:
+    def hessian(self, outputs: jax.Array, hparams: H) -> jax.Array:
         return jnp.full((len(outputs), 1, 1), 1.0 / needed(hparams, "noise_variance"))
 
-    def predict(self, outputs: jax.Array, features: jax.Array, curvature: jax.Array, hparams: Any) -> jax.Array:
+    def predict(self, outputs: jax.Array, features: jax.Array, curvature: jax.Array, hparams: H) -> jax.Array:
         """Return mean and variance, Float[Array, "batch 2"]: phi^T covariance phi beside the noise."""
         spread = jnp.einsum(
             "na,ab,nb->n", features, covariance(curvature, needed(hparams, "prior_precision")), features

@@ -13,6 +13,7 @@ from tuner.errors import StudyError
 from tuner.methods.classification import field, needed
 from tuner.training import Mean, PyTree, TrainerModule
 from tuner.training.data.arrays import Batch
+from tuner.training.definition import H
 from tuner.training.metrics import Metrics
 from tuner.training.state import Stream, TrainState
 
@@ -21,7 +22,7 @@ TaskLoss = Callable[[Any, Any, int], tuple[jax.Array, Any]]
 
 
 def adapt(
-    loss: TaskLoss, params: PyTree, carried: PyTree, rate: Any, steps: int, *, first_order: bool = False
+    loss: TaskLoss, params: PyTree, carried: PyTree, rate: float | jax.Array, steps: int, *, first_order: bool = False
 ) -> tuple[Any, Any]:
     """Return the parameters after gradient descent, theta - rate * grad loss(theta) at each step, and what is carried.
 
@@ -44,7 +45,7 @@ def adapt(
     return params, carried
 
 
-class MetaLearner(TrainerModule):
+class MetaLearner(TrainerModule[H]):
     """Trains the start of `adapt` for tasks; subclasses define `init_model`, and `task_loss` if it is no squared error.
 
     An example is a task: arrays `support_x`, `support_y` to adapt to, `query_x`, `query_y` to be judged on, each
@@ -68,7 +69,7 @@ class MetaLearner(TrainerModule):
             raise StudyError(f"judged_after must be increasing numbers of steps, at least 0: got {judged_after!r}")
         self.judged_after = tuple(judged_after)
 
-    def task_loss(self, outputs: jax.Array, targets: jax.Array, hparams: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def task_loss(self, outputs: jax.Array, targets: jax.Array, hparams: H) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return the loss of one task on some of its points, and further metrics, each Float[Array, ""].
 
         Args:
@@ -89,7 +90,7 @@ class MetaLearner(TrainerModule):
         params: PyTree,
         collections: PyTree,
         batch: Batch,
-        hparams: Any,
+        hparams: H,
         steps: int,
         *,
         train: bool = False,
@@ -132,7 +133,7 @@ class MetaLearner(TrainerModule):
         params: PyTree,
         collections: PyTree,
         batch: Batch,
-        hparams: Any,
+        hparams: H,
         *,
         train: bool,
         key: jax.Array | None = None,
@@ -145,10 +146,10 @@ class MetaLearner(TrainerModule):
         outputs, each = self.adapted_outputs(params, collections, batch, hparams, steps, train=train, key=key)
         return outputs, jax.tree.map(partial(_mean_over_tasks, batch["weight"]), each) if train else collections
 
-    def loss(self, outputs: Any, batch: Batch, hparams: Any) -> tuple[jax.Array, dict[str, Any]]:
+    def loss(self, outputs: PyTree, batch: Batch, hparams: H) -> tuple[jax.Array, dict[str, Any]]:
         return jax.vmap(lambda found, targets: self.task_loss(found, targets, hparams))(outputs, batch["query_y"])
 
-    def eval_step(self, state: TrainState, batch: Batch, hparams: Any) -> Metrics:
+    def eval_step(self, state: TrainState, batch: Batch, hparams: H) -> Metrics:
         weights, key, metrics = state.for_evaluation(), None, {}
         if state.key is not None and state.step is not None:
             key = Stream.EVAL.key(state.key, state.step)

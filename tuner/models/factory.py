@@ -33,7 +33,7 @@ MODELS: dict[str, Callable[..., Any]] = {
 _OF_FLAX = ("parent", "name")
 
 
-def make_model(name: str, hparams: Any = None, **given: Any) -> Any:
+def make_model(name: str, hparams: object = None, **given: object) -> Any:
     """Return a model, for a trainer's `init_model` to return.
 
     So a space with `model: str = choice("mlp", "cnn")` has the model of each stored trial:
@@ -65,13 +65,13 @@ def make_model(name: str, hparams: Any = None, **given: Any) -> Any:
     return MODELS[name](**taken, **given)
 
 
-def _arguments(make: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+def _arguments(make: Callable[..., object]) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(make).parameters
 
 
-def _has(hparams: Any, key: str) -> bool:
+def _has(hparams: object, key: str) -> bool:
     return key in hparams if isinstance(hparams, Mapping) else hasattr(hparams, key)
 
 
-def _field(hparams: Any, key: str) -> Any:
+def _field(hparams: object, key: str) -> Any:
     return hparams[key] if isinstance(hparams, Mapping) else getattr(hparams, key)

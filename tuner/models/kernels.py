@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -62,7 +63,7 @@ def _forward(inputs: jax.Array, scale: jax.Array, epsilon: float) -> tuple[jax.A
     return _unpadded(outputs, inputs), (inputs, scale, inverse)
 
 
-def _backward(epsilon: float, kept: Any, grads: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _backward(epsilon: float, kept: tuple[jax.Array, ...], grads: jax.Array) -> tuple[jax.Array, jax.Array]:
     inputs, scale, inverse = kept
     rows, weights = _padded(inputs, scale)
     row, column, whole = _blocks(rows.shape[1])
@@ -100,7 +101,13 @@ def _backward_kernel(
     of_scale_ref[...] = jnp.sum(grads * normed, axis=0, keepdims=True)
 
 
-def _call(kernel: Any, rows: int, in_specs: list[Any], out_specs: list[Any], out_shape: list[Any]) -> Any:
+def _call(
+    kernel: Callable[..., None],
+    rows: int,
+    in_specs: Sequence[pl.BlockSpec],
+    out_specs: Sequence[pl.BlockSpec],
+    out_shape: Sequence[jax.ShapeDtypeStruct],
+) -> Any:
     return pl.pallas_call(
         kernel,
         grid=(rows // _ROWS,),

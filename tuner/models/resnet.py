@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from tuner.errors import StudyError, nearest
 
@@ -122,7 +123,7 @@ def resnet(
     width: int = 64,
     stem: str = "imagenet",
     bn_momentum: float = 0.9,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> ResNet:
     """Return the network of depth 18, 34 or 50 (the last with its stride in the 3x3 convolutions).
 
@@ -137,7 +138,9 @@ def resnet(
     return ResNet(classes, kind, blocks, width, stem, bn_momentum=bn_momentum, dtype=dtype)
 
 
-def cifar_resnet(classes: int, blocks: int = 3, width: int = 16, bn_momentum: float = 0.9, dtype: Any = None) -> ResNet:
+def cifar_resnet(
+    classes: int, blocks: int = 3, width: int = 16, bn_momentum: float = 0.9, dtype: DTypeLike | None = None
+) -> ResNet:
     """Return the paper's network for 32x32 images: three stages of `blocks` basic blocks each, 3x3 stem.
 
     Where the shape changes, the shortcut is a 1x1 convolution with a bias, as in the UvA deep learning course.

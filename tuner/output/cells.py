@@ -35,7 +35,7 @@ def plain_cell(text: str) -> str:
     return text[1:] if _ESCAPED.match(text) else text
 
 
-def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
     """Return rows as the text of a CSV file, every cell safe for a spreadsheet.
 
     Lines end with a line feed, as other commands expect it. A cell with any kind of line break is quoted, so that a

@@ -15,7 +15,7 @@ _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _LOOKS_NOT_FINITE = re.compile(r"\\*(NaN|-?Infinity)")
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_json(path: str | Path, value: object) -> None:
     """Write a value as valid JSON, atomically: a reader sees the old file or the new one.
 
     Args:
@@ -73,7 +73,7 @@ def to_json(value: Any) -> Any:
     return value
 
 
-def from_json(value: Any) -> Any:
+def from_json(value: object) -> Any:
     """Return what `to_json` was given, tuples as lists."""
     if isinstance(value, str):
         is_escaped = value.startswith("\\") and _LOOKS_NOT_FINITE.fullmatch(value)

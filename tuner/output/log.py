@@ -12,7 +12,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -21,13 +22,8 @@ from tuner.output.sanitize import hide_password, hide_passwords, printable
 
 _REQUIRED = {"time", "level", "event"}
 _LEVELS = ("info", "warning", "error")
-_OF_PIPES = {
-    "study", "trial", "report", "retry", "restart", "end", "idle", "hours", "done", "lost", "deadly", "seconds",
-    "sampler", "unused", "finished",
-}  # fmt: skip
-"""What workers tell their launcher on a pipe: a printed line that is called so is the study's own."""
 
-_about: dict[str, Any] = {}
+_about: dict[str, object] = {}
 
 
 _has_reader = True
@@ -185,18 +181,38 @@ def _tell_crash(kind: type[BaseException], error: BaseException | None, trace: T
     _log.error(f"{kind.__name__}: {error}".strip(": "), exc_info=exc_info, extra=said)
 
 
-def parse(line: str) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class LogLine:
+    """A line that a process printed.
+
+    Attributes:
+        event: What it is, in one word; `output` of a line that is none of a JSON log.
+        fields: What it says beside that; of an `output` its `message` alone.
+    """
+
+    event: str
+    fields: Mapping[str, object]
+
+    @property
+    def message(self) -> str:
+        """What a person reads; may be empty."""
+        return str(self.fields.get("message", ""))
+
+
+def parse(line: str) -> LogLine | None:
     """Return what a process with a JSON log said in a line; None if the line is something else that it printed."""
     if not line.startswith("{"):
         return None
     try:
-        found = json.loads(line)
+        found: Any = json.loads(line)
     except ValueError:
         return None
     if not (isinstance(found, dict) and found.keys() >= _REQUIRED):
         return None
     are_texts = all(isinstance(found.get(name, ""), str) for name in ("time", "event", "message", "error"))
-    return found if are_texts and found["level"] in _LEVELS and found["event"] not in _OF_PIPES else None
+    if not are_texts or found["level"] not in _LEVELS:
+        return None
+    return LogLine(found.pop("event"), found)
 
 
 def process_name() -> str:

@@ -6,13 +6,15 @@ import contextlib
 import math
 import statistics
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import Engine
 
 from tuner.errors import UsageError
 from tuner.output.numbers import plain
+from tuner.results.json_rows import CompareJson, ImportanceJson, SharesJson
+from tuner.results.rows import ended_counts
 from tuner.storage.read.lineage import Effort, read_efforts
 from tuner.storage.read.queries import find_study, outcome_counts, read_standings
 from tuner.storage.read.ranking import is_feasible, read_values
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
 
     from tuner.storage import AnyURL
 
-Row = dict[str, Any]
-
 MOST_TRIALS = 2000
 """Trials that PED-ANOVA's importances are computed from; of more, as many are drawn at equal distances."""
 FANOVA_TRIALS = 500
@@ -33,7 +33,7 @@ FANOVA_TRIALS = 500
 _FEWEST_TRIALS = 10
 
 
-def compare_rows(engine: Engine, names: Sequence[str]) -> list[Row]:
+def compare_rows(engine: Engine, names: Sequence[str]) -> list[CompareJson]:
     """Return one row for each study: best and median objective, counts, hours, and hours that pruning saved.
 
     Best and median are of complete trials that satisfy their constraints. Of several objectives the first is compared.
@@ -44,7 +44,7 @@ def compare_rows(engine: Engine, names: Sequence[str]) -> list[Row]:
     return [_compare_row(engine, name) for name in names]
 
 
-def _compare_row(engine: Engine, name: str) -> Row:
+def _compare_row(engine: Engine, name: str) -> CompareJson:
     study = find_study(engine, name)
     counts = outcome_counts(engine, study.study_id)
     values = read_values(engine, study.study_id)
@@ -59,7 +59,7 @@ def _compare_row(engine: Engine, name: str) -> Row:
         "best": plain(better(values)) if values else None,
         "median": plain(statistics.median(values)) if values else None,
         "trials": sum(counts.values()),
-        **{outcome.value: counts[outcome] for outcome in Outcome if outcome.uses_budget or outcome is Outcome.FAILED},
+        **ended_counts(counts),
         "device_hours": None if standing is None else _hours([standing.used.device_s]),
         "hours_saved": _hours_saved(efforts, epochs) if efforts and epochs else None,
     }
@@ -102,7 +102,7 @@ def _hours(seconds: Iterable[float]) -> float:
 # --- Importances
 
 
-def importance_rows(url: AnyURL, name: str) -> tuple[list[Row], list[str]]:
+def importance_rows(url: AnyURL, name: str) -> tuple[list[ImportanceJson], list[str]]:
     """Return the importance of each hyperparameter for each objective by two methods, and what is to be said of them.
 
     PED-ANOVA (Watanabe et al., 2023, arXiv:2304.10255) asks what tells the best tenth of the trials from all; fANOVA
@@ -133,18 +133,19 @@ def importance_rows(url: AnyURL, name: str) -> tuple[list[Row], list[str]]:
     used = {"PED-ANOVA": MOST_TRIALS, "fANOVA": FANOVA_TRIALS}
     fewer = [f"{method} from {most} of them" for method, most in used.items() if len(complete) > most]
     notes[0] += "".join(f", {part}" for part in fewer)
-    rows: list[Row] = []
+    rows: list[ImportanceJson] = []
     for at, objective in enumerate(
         study.record.get("objective") or [f"objective {at}" for at, _ in enumerate(study.directions)]
     ):
         found = _importances(complete, at, study.directions[at], name)
-        rows += [{"objective": objective, **row} for row in found]
+        for one, shares in found.items():
+            rows.append({"objective": objective, "hparam": one, **shares})
         notes.append(f"{objective}: {_verdict(found)}")
     return rows, notes
 
 
-def _importances(complete: Sequence[FrozenTrial], objective: int, direction: str, name: str) -> list[Row]:
-    """Return the importances for one objective, from studies of that alone."""
+def _importances(complete: Sequence[FrozenTrial], objective: int, direction: str, name: str) -> dict[str, SharesJson]:
+    """Return each hyperparameter's importance for one objective, from studies of that alone, the largest first."""
     from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
 
     finite = [trial for trial in complete if math.isfinite(trial.values[objective])]
@@ -167,7 +168,7 @@ def _importances(complete: Sequence[FrozenTrial], objective: int, direction: str
     names = sorted({*ped_anova, *fanova}, key=lambda one: -ped_anova.get(one, 0.0) - fanova.get(one, 0.0))
     if not names:
         raise UsageError(f"importances need hyperparameters that vary: the complete trials of {name!r} have none")
-    return [{"hparam": one, "ped_anova": ped_anova.get(one), "fanova": fanova.get(one)} for one in names]
+    return {one: {"ped_anova": ped_anova.get(one), "fanova": fanova.get(one)} for one in names}
 
 
 def _drawn(complete: Sequence[FrozenTrial], most: int, objective: int, direction: str) -> optuna.Study:
@@ -194,13 +195,17 @@ def scaled(values: Sequence[float]) -> list[float]:
     return [math.ldexp(value, -exponent) for value in values]
 
 
-def _verdict(rows: Sequence[Row]) -> str:
+def _verdict(shares: Mapping[str, SharesJson]) -> str:
     """Return whether the two methods agree, in words."""
-    both = [row for row in rows if row["ped_anova"] is not None and row["fanova"] is not None]
+    both = {
+        one: (row["ped_anova"], row["fanova"])
+        for one, row in shares.items()
+        if row["ped_anova"] is not None and row["fanova"] is not None
+    }
     if len(both) < 2:
         return "there is nothing to compare"
-    first, second = (max(both, key=lambda row: row[method])["hparam"] for method in ("ped_anova", "fanova"))
-    tau = _kendall([row["ped_anova"] for row in both], [row["fanova"] for row in both])
+    first, second = (max(both, key=lambda one: both[one][method]) for method in (0, 1))
+    tau = _kendall([pair[0] for pair in both.values()], [pair[1] for pair in both.values()])
     ranks = f"rank correlation {tau:.2f}"
     if first != second:
         return (

@@ -17,10 +17,9 @@ from tuner.errors import TunerError, UsageError, how_to_install
 from tuner.output.cells import csv_text
 from tuner.output.numbers import plain
 from tuner.results.bundle_wheel import make_wheel
+from tuner.results.json_rows import JsonRow, ShownJson
 from tuner.results.rows import best_rows, check_file, format_time, no_feasible, show_row
 from tuner.storage.read.queries import StudyRow, TrialRow, find_study, read_trial, read_trials
-
-Row = dict[str, Any]
 
 _RECORDED = ("compile_s", "compilations", "train_s", "worker", "checkpoint", "error_kind", "error")
 
@@ -53,8 +52,8 @@ def export_trials(engine: Engine, study_name: str, path: Path, *, force: bool = 
     return len(rows)
 
 
-def _flat_row(study: StudyRow, trial: TrialRow) -> Row:
-    row: Row = {"number": trial.number, "outcome": trial.outcome.value}
+def _flat_row(study: StudyRow, trial: TrialRow) -> dict[str, object]:
+    row: dict[str, object] = {"number": trial.number, "outcome": trial.outcome.value}
     if len(study.directions) == 1:
         row["value"] = None if trial.values is None else trial.values[0]
     else:
@@ -65,7 +64,7 @@ def _flat_row(study: StudyRow, trial: TrialRow) -> Row:
     row["seconds"] = trial.seconds
     for key, time in (("started", trial.started), ("completed", trial.completed)):
         row[key] = format_time(time, "milliseconds")
-    row |= {key: trial.record.get(key) for key in _RECORDED}
+    row |= {key: getattr(trial.record, key) for key in _RECORDED}
     return row | {f"hparams.{name}": value for name, value in trial.hparams.items()}
 
 
@@ -94,23 +93,23 @@ def in_place(path: Path, force: bool) -> Generator[Path]:
         raise TunerError(f"cannot write {path}: {error.strerror or error}") from None
 
 
-def _columns(rows: Sequence[Row]) -> list[str]:
+def _columns(rows: Sequence[JsonRow]) -> list[str]:
     return list(dict.fromkeys(column for row in rows for column in row))
 
 
-def _write_csv(rows: Sequence[Row], path: Path) -> None:
+def _write_csv(rows: Sequence[JsonRow], path: Path) -> None:
     columns = _columns(rows)
     text = csv_text([columns, *([row.get(column) for column in columns] for row in rows)])
     # A lone surrogate, which JSON may hold and UTF-8 may not, becomes an escape.
     path.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
 
-def _write_json(rows: Sequence[Row], path: Path) -> None:
+def _write_json(rows: Sequence[JsonRow], path: Path) -> None:
     plain_rows = [{key: plain(value) for key, value in row.items()} for row in rows]
     path.write_text(json.dumps(plain_rows, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_parquet(rows: Sequence[Row], path: Path) -> None:
+def _write_parquet(rows: Sequence[JsonRow], path: Path) -> None:
     try:
         from pyarrow import parquet, table  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
     except ImportError:
@@ -148,7 +147,7 @@ def export_bundle(engine: Engine, study_name: str, path: Path, number: int | Non
     trial = show_row(engine, study_name, number)
     checkpoint, file = checkpoint_of(trial), file_of(trial)
     check_file(engine, read_trial(engine, study, number), file)
-    versions = trial["ran_with"].get("versions", {})
+    versions = (trial["ran_with"] or {}).get("versions", {})
     wheel = make_wheel()
     texts = {
         "trial.json": json.dumps({**trial, "seed": study.record["seed"]}, indent=2) + "\n",
@@ -177,10 +176,10 @@ def best_number(engine: Engine, study_name: str) -> int:
     if not best:
         missing = f"study {study_name!r} has no complete trials yet"
         raise UsageError(no_feasible(engine, study_name) or missing)
-    return int(best[0]["number"])
+    return best[0]["number"]
 
 
-def checkpoint_of(trial: Row) -> Path:
+def checkpoint_of(trial: ShownJson) -> Path:
     """Return a trial's checkpoint.
 
     Args:
@@ -201,7 +200,7 @@ def checkpoint_of(trial: Row) -> Path:
     return checkpoint
 
 
-def file_of(trial: Row) -> Path:
+def file_of(trial: ShownJson) -> Path:
     """Return the study file that a trial ran with.
 
     Args:
@@ -210,8 +209,7 @@ def file_of(trial: Row) -> Path:
     Raises:
         UsageError: it is not on this machine.
     """
-    ran_with: dict[str, Any] = trial["ran_with"] or {}
-    file = Path(ran_with.get("file") or "")
+    file = Path((trial["ran_with"] or {}).get("file") or "")
     if not file.is_file():
         name = f"trial {trial['number']} of {trial['study']!r}"
         raise UsageError(f"the study file of {name} is not on this machine: no file {str(file)!r}")

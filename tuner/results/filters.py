@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 from tuner.errors import UsageError, nearest
+from tuner.results.json_rows import JsonRow
 from tuner.trial import Outcome
 
-Row = dict[str, Any]
+_Row = TypeVar("_Row", bound=Mapping[str, object])
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le,
@@ -25,18 +26,22 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
 _CONDITION = re.compile(r"\s*(.+?)\s*(<=|>=|!=|==|<|>|=)\s*(.*?)\s*", re.DOTALL)
 
 
-def filtered(rows: Sequence[Row], conditions: Iterable[str]) -> list[Row]:
+def filtered(
+    rows: Iterable[_Row], conditions: Iterable[str], columns_of: Callable[[_Row], JsonRow] = lambda row: row
+) -> list[_Row]:
     """Return the rows for which all conditions hold.
 
     Args:
         rows: Rows with columns and, under `hparams`, hyperparameters.
         conditions: Each NAME, one of < <= > >= = !=, and a value. NAME is a column, or a hyperparameter, which
             `hparams.NAME` tells from a column of its name. A row that lacks it, or has none there, fails it.
+        columns_of: Returns a row as the conditions are to see it.
 
     Raises:
         UsageError: one is no condition, or no row has such a column or hyperparameter.
     """
-    kept = list(rows)
+    kept = [(row, columns_of(row)) for row in rows]
+    seen = [columns for _, columns in kept]
     for text in conditions:
         match = _CONDITION.fullmatch(text)
         if match is None:
@@ -44,18 +49,25 @@ def filtered(rows: Sequence[Row], conditions: Iterable[str]) -> list[Row]:
         name, sign, word = match.groups()
         if not word or word[0] in "<>=!":
             raise UsageError(f"`where` must have the form NAME<VALUE, with < <= > >= = or !=: got {text!r}")
-        _check_known(rows, name, "`where`")
+        _check_known(seen, name, "`where`")
         outcomes = [outcome.value for outcome in Outcome]
         if name == "outcome" and word.lower() not in outcomes:
             raise UsageError(f"an outcome is one of {', '.join(outcomes)}: got {word!r}{nearest(word, outcomes)}")
         if "<" in sign or ">" in sign:
-            _check_number(rows, name, word)
-        kept = [row for row in kept if _holds(_look_up(row, name), _OPERATORS[sign], sign, word)]
-    return kept
+            _check_number(seen, name, word)
+        kept = [pair for pair in kept if _holds(_look_up(pair[1], name), _OPERATORS[sign], sign, word)]
+    return [row for row, _ in kept]
 
 
-def in_order(rows: Sequence[Row], key: str | None) -> list[Row]:
+def in_order(
+    rows: Iterable[_Row], key: str | None, columns_of: Callable[[_Row], JsonRow] = lambda row: row
+) -> list[_Row]:
     """Return the rows sorted by a column or hyperparameter, `-NAME` for the largest first; those without it last.
+
+    Args:
+        rows: Rows with columns and, under `hparams`, hyperparameters.
+        key: What to sort by; None leaves them as they are.
+        columns_of: Returns a row as the key is to see it.
 
     Raises:
         UsageError: no row has it.
@@ -63,53 +75,60 @@ def in_order(rows: Sequence[Row], key: str | None) -> list[Row]:
     if key is None:
         return list(rows)
     name, is_reversed = key.removeprefix("-"), key.startswith("-")
-    _check_known(rows, name, "`sort`")
-    present = [row for row in rows if _is_there(_look_up(row, name))]
-    absent = [row for row in rows if not _is_there(_look_up(row, name))]
-    return sorted(present, key=lambda row: _rank(_look_up(row, name)), reverse=is_reversed) + absent
+    seen = [(row, columns_of(row)) for row in rows]
+    _check_known([columns for _, columns in seen], name, "`sort`")
+    found = [(row, _look_up(columns, name)) for row, columns in seen]
+    present = sorted(
+        (pair for pair in found if _is_there(pair[1])), key=lambda pair: _rank(pair[1]), reverse=is_reversed
+    )
+    return [row for row, _ in (*present, *(pair for pair in found if not _is_there(pair[1])))]
 
 
-def _check_known(rows: Sequence[Row], name: str, option: str) -> None:
+def _hparams_in(row: JsonRow) -> Mapping[str, object]:
+    return cast("Mapping[str, object]", row.get("hparams", {}))
+
+
+def _check_known(rows: Sequence[JsonRow], name: str, option: str) -> None:
     columns = [column for column in dict.fromkeys(key for row in rows for key in row) if column != "hparams"]
-    hparams = list(dict.fromkeys(hparam for row in rows for hparam in row.get("hparams", {})))
+    hparams = list(dict.fromkeys(hparam for row in rows for hparam in _hparams_in(row)))
     if rows and name not in columns and name.removeprefix("hparams.") not in hparams:
         known = list(dict.fromkeys([*columns, *hparams]))
         raise UsageError(f"{option} must name one of {', '.join(known)}: got {name!r}{nearest(name, known)}")
 
 
-def _check_number(rows: Sequence[Row], name: str, word: str) -> None:
+def _check_number(rows: Sequence[JsonRow], name: str, word: str) -> None:
     """Refuse to ask whether something is less than a word, or whether what is no number is less."""
     values = [value for row in rows if (value := _look_up(row, name)) is not None]
     if _number(word) is None or (values and all(_number(value) is None for value in values)):
         raise UsageError(f"`where` must compare numbers by < and >: got {name!r} and {word!r}; = and != take any value")
 
 
-def _look_up(row: Row, name: str) -> Any:
+def _look_up(row: JsonRow, name: str) -> object:
     if name in row and name != "hparams":
         return row[name]
-    return row.get("hparams", {}).get(name.removeprefix("hparams."))
+    return _hparams_in(row).get(name.removeprefix("hparams."))
 
 
-def _is_there(value: Any) -> bool:
+def _is_there(value: object) -> bool:
     return value is not None and value != "nan"
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     """Return a number, or the text of one: rows have NaN and the infinities as text."""
-    if isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except ValueError:
         return None
 
 
-def _rank(value: Any) -> tuple[int, Any]:
+def _rank(value: object) -> tuple[int, float, str]:
     number = _number(value)
-    return (1, str(value)) if number is None or math.isnan(number) else (0, number)
+    return (1, 0.0, str(value)) if number is None or math.isnan(number) else (0, number, "")
 
 
-def _holds(value: Any, compare: Callable[[Any, Any], bool], sign: str, word: str) -> bool:
+def _holds(value: object, compare: Callable[[Any, Any], bool], sign: str, word: str) -> bool:
     if value is None:
         return (sign == "!=" and word.lower() != "none") or (sign in ("=", "==") and word.lower() == "none")
     mine, given = _number(value), _number(word)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import Engine
 
 from tuner.errors import CheckpointError, SpaceError, UsageError
 from tuner.results.export import best_number, checkpoint_of, file_of, in_place
+from tuner.results.json_rows import ShownJson
 from tuner.results.plots import check_suffix, need_matplotlib, written
 from tuner.results.rows import check_file, has_changed, show_row
 from tuner.storage.read.queries import find_study, read_trial
@@ -62,14 +63,14 @@ def draw_picture(
     return stored.number, has_changed(engine, stored, source)
 
 
-def _source(trial: dict[str, Any]) -> tuple[Path, str | None]:
+def _source(trial: ShownJson) -> tuple[Path, str | None]:
     try:
         return file_of(trial), None
     except UsageError as error:
         raise UsageError(f"{error}; pass its location as `file`") from None
 
 
-def _drawn(study: StudySpec, params: dict[str, object], checkpoint: Path, seed: int, suffix: str) -> bytes:
+def _drawn(study: StudySpec, params: Mapping[str, object], checkpoint: Path, seed: int, suffix: str) -> bytes:
     from matplotlib.figure import Figure
 
     from tuner.training import load_from_checkpoint

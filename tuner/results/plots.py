@@ -11,7 +11,7 @@ import datetime
 import html
 import io
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,6 +21,7 @@ from sqlalchemy import Engine
 from tuner.errors import UsageError, how_to_install, nearest
 from tuner.results.compare import compare_rows, saved_s, typical_epoch_s
 from tuner.results.export import in_place
+from tuner.results.json_rows import JsonRow
 from tuner.results.rows import best_rows
 from tuner.storage import AnyURL, connected, open_storage
 from tuner.storage.read.lineage import read_efforts, read_rungs, read_timeline
@@ -353,13 +354,13 @@ def report(subject: Subject) -> str:
     return _PAGE.format(title=name, body="\n".join(parts))
 
 
-def _words(hparams: dict[str, Any]) -> str:
+def _words(hparams: Mapping[str, object]) -> str:
     return ", ".join(
         f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in hparams.items()
     )
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> str:
+def _table(rows: Sequence[JsonRow]) -> str:
     if not rows:
         return "<p>none</p>"
     columns = [column for column in rows[0] if any(not isinstance(row[column], dict | None) for row in rows)]
@@ -368,7 +369,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     return "-" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import Engine
 
@@ -14,8 +12,26 @@ from tuner.errors import UsageError
 from tuner.output.numbers import plain
 from tuner.results.confidence import Confirmed, rank
 from tuner.results.filters import filtered, in_order
-from tuner.storage.read.activity import read_workers
-from tuner.storage.read.lineage import read_about, read_attempts, read_metrics
+from tuner.results.json_rows import (
+    AttemptJson,
+    BaselineJson,
+    BestJson,
+    BusyJson,
+    ConfirmedJson,
+    EndedJson,
+    EndJson,
+    JsonRow,
+    ReportJson,
+    ResultJson,
+    Scalar,
+    ShownJson,
+    StudyJson,
+    TimingsJson,
+    TrialJson,
+    WatchedJson,
+)
+from tuner.storage.read.activity import WorkerRow, read_workers
+from tuner.storage.read.lineage import Attempt, read_about, read_attempts, read_metrics
 from tuner.storage.read.queries import (
     Standing,
     StudyRow,
@@ -36,31 +52,40 @@ from tuner.storage.worker.confirmations import read_confirmations
 from tuner.study.source import code_digest
 from tuner.trial import Outcome
 
-Row = dict[str, Any]
 
-
-def study_rows(engine: Engine) -> list[Row]:
+def study_rows(engine: Engine) -> list[StudyJson]:
     """Return one row for each study: its name, state, objectives, counts and best value."""
     standings = read_standings(engine)
     return [_study_row(engine, study, standings.get(study.study_id)) for study in read_studies(engine)]
 
 
-def _study_row(engine: Engine, study: StudyRow, standing: Standing | None) -> Row:
+def _study_row(engine: Engine, study: StudyRow, standing: Standing | None) -> StudyJson:
     counts = outcome_counts(engine, study.study_id)
-    row: Row = {
+    best = read_best(engine, study, 1) if len(study.directions) == 1 else []
+    return {
         "study": study.name,
         "state": None if standing is None else _state(standing, counts),
         "workers": 0 if standing is None else standing.workers,
         "objective": ", ".join(study.record.get("objective", [])) or None,
         "direction": ", ".join(study.directions),
         "trials": sum(counts.values()),
-        **{outcome.value: counts[outcome] for outcome in Outcome},
-        "best": None,
+        **ended_counts(counts),
+        "preempted": counts[Outcome.PREEMPTED],
+        "running": counts[Outcome.RUNNING],
+        "waiting": counts[Outcome.WAITING],
+        "best": plain(best[0].values[0]) if best and best[0].values else None,
     }
-    if len(study.directions) == 1:
-        best = read_best(engine, study, 1)
-        row["best"] = plain(best[0].values[0]) if best and best[0].values else None
-    return row
+
+
+def ended_counts(counts: Mapping[Outcome, int]) -> EndedJson:
+    """Return how many trials have ended how, by the names of the outcomes."""
+    return {
+        "complete": counts[Outcome.COMPLETE],
+        "pruned": counts[Outcome.PRUNED],
+        "diverged": counts[Outcome.DIVERGED],
+        "out_of_memory": counts[Outcome.OUT_OF_MEMORY],
+        "failed": counts[Outcome.FAILED],
+    }
 
 
 def _state(standing: Standing, counts: Mapping[Outcome, int]) -> str:
@@ -75,7 +100,7 @@ def _state(standing: Standing, counts: Mapping[Outcome, int]) -> str:
     return "running" if standing.workers else "idle"
 
 
-def progress(engine: Engine, study_name: str, last: int) -> Row:
+def progress(engine: Engine, study_name: str, last: int) -> WatchedJson:
     """Return how a study stands: its row, what each of its workers trains now, and the latest trials that ended.
 
     Args:
@@ -87,17 +112,15 @@ def progress(engine: Engine, study_name: str, last: int) -> Row:
         UnknownStudy: there is no such study.
     """
     study = find_study(engine, study_name)
-    ended = [_trial_row(study, trial) for trial in read_latest(engine, study, last)]
     return {
         "study": _study_row(engine, study, read_standings(engine, study.study_id).get(study.study_id)),
         "workers": [_busy_row(row) for row in read_workers(engine, study.study_id) if row["trial"] is not None],
-        "ended": [{key: row[key] for key in row if key != "hparams"} for row in ended],
+        "ended": [_end_row(study, trial) for trial in read_latest(engine, study, last)],
     }
 
 
-def _busy_row(row: Row) -> Row:
-    reported: dict[str, float] = row["metrics"] or {}
-    metrics = {name: value for name, value in reported.items() if not name.startswith("train_")}
+def _busy_row(row: WorkerRow) -> BusyJson:
+    metrics = {name: value for name, value in (row["metrics"] or {}).items() if not name.startswith("train_")}
     return {
         "worker": row["worker"],
         "devices": row["devices"],
@@ -115,7 +138,7 @@ def trial_rows(
     outcomes: Collection[Outcome] = (),
     sort: str | None = None,
     limit: int | None = None,
-) -> list[Row]:
+) -> list[TrialJson]:
     """Return one row for each trial, by number.
 
     Args:
@@ -132,22 +155,22 @@ def trial_rows(
         UsageError: a condition, or what to sort by, is none.
     """
     study = find_study(engine, study_name)
-    rows = {trial.number: _trial_row(study, trial) for trial in read_trials(engine, study)}
-    asked = filtered([_by_objective(study, row) for row in rows.values()], where)
+    rows = [_trial_row(study, trial) for trial in read_trials(engine, study)]
+    asked = filtered(rows, where, lambda row: _by_objective(study, row))
     kept = [row for row in asked if not outcomes or row["outcome"] in outcomes]
-    return [rows[row["number"]] for row in in_order(kept, sort)[:limit]]
+    return in_order(kept, sort, lambda row: _by_objective(study, row))[:limit]
 
 
-def _by_objective(study: StudyRow, row: Row) -> Row:
+def _by_objective(study: StudyRow, row: TrialJson) -> JsonRow:
     """Return a row with a column for each of several objectives in place of `values`."""
     if "values" not in row:
         return row
     values = row["values"] or [None] * len(study.directions)
     named = {f"values.{name}": value for name, value in zip(study.objectives, values, strict=True)}
-    return {name: row[name] for name in row if name != "values"} | named
+    return {name: value for name, value in row.items() if name != "values"} | named
 
 
-def best_rows(engine: Engine, study_name: str, count: int | None = 1, *, confirmed: bool = True) -> list[Row]:
+def best_rows(engine: Engine, study_name: str, count: int | None = 1, *, confirmed: bool = True) -> list[BestJson]:
     """Return the best complete trials, best first; of a study with several objectives its Pareto front.
 
     Trials that violate a constraint are left out.
@@ -165,7 +188,8 @@ def best_rows(engine: Engine, study_name: str, count: int | None = 1, *, confirm
     """
     study = find_study(engine, study_name)
     if len(study.directions) > 1:
-        return [_trial_row(study, trial) for trial in pareto_front(read_trials(engine, study), study.maximize)[:count]]
+        front = pareto_front(read_trials(engine, study), study.maximize)[:count]
+        return [{**_trial_row(study, trial)} for trial in front]
     repeats = read_confirmations(engine, study.study_id) if confirmed else {}
     again = {trial.trial_id: trial for trial in read_by_ids(engine, study, list(repeats))}
     infeasible = {trial_id for trial_id, trial in again.items() if trial.is_feasible is False}
@@ -178,17 +202,27 @@ def best_rows(engine: Engine, study_name: str, count: int | None = 1, *, confirm
     order += [trial_id for trial_id in known if ranked[trial_id].mean is None]  # not finite with another seed
     tied = [found[one].number for one in known[1:] if ranked[one].is_tied]
     baseline = _find_baseline(engine, study)
-    rows: list[Row] = []
-    for at, one in enumerate(order[:count]):
-        row, of_others = _trial_row(study, found[one]), ranked.get(one)
-        hparams = row.pop("hparams")
-        row["confirmed"] = None
-        if of_others is not None:
-            told = {name: plain(value) for name, value in dataclasses.asdict(of_others).items()}
-            row["confirmed"] = {**told, "tied_with": [] if at else tied}
-        row["baseline"] = None if baseline is None else _compared(study, found[one], baseline, ranked)
-        rows.append({**row, "hparams": hparams})
-    return rows
+    return [
+        {
+            **_end_row(study, found[one]),
+            "confirmed": _confirmed_row(ranked[one], [] if at else tied) if one in ranked else None,
+            "baseline": None if baseline is None else _compared(study, found[one], baseline, ranked),
+            "hparams": _hparams_of(found[one]),
+        }
+        for at, one in enumerate(order[:count])
+    ]
+
+
+def _confirmed_row(confirmed: Confirmed, tied: list[int]) -> ConfirmedJson:
+    return {
+        "seeds": confirmed.seeds,
+        "mean": plain(confirmed.mean),
+        "low": plain(confirmed.low),
+        "high": plain(confirmed.high),
+        "is_tied": confirmed.is_tied,
+        "margin": plain(confirmed.margin),
+        "tied_with": tied,
+    }
 
 
 def no_feasible(engine: Engine, study_name: str) -> str | None:
@@ -209,7 +243,7 @@ def _find_baseline(engine: Engine, study: StudyRow) -> TrialRow | None:
     return None if number is None else read_trial(engine, study, number)
 
 
-def _compared(study: StudyRow, trial: TrialRow, baseline: TrialRow, ranked: Mapping[int, Confirmed]) -> Row:
+def _compared(study: StudyRow, trial: TrialRow, baseline: TrialRow, ranked: Mapping[int, Confirmed]) -> BaselineJson:
     """Return by how much a trial is better than the baseline, over the seeds of both if there are any.
 
     The ends of the interval are Tukey's: they hold also of a trial that was chosen as the best of many.
@@ -219,13 +253,19 @@ def _compared(study: StudyRow, trial: TrialRow, baseline: TrialRow, ranked: Mapp
     if own is not None and other is not None:
         values, seeds, margin = ([own.mean], [other.mean]), own.seeds, own.margin
     first, second = (None if value is None else value[0] for value in values)
-    row: Row = {"number": baseline.number, "value": plain(second), "better_by": None, "low": None, "high": None}
+    better = low = high = None
     if first is not None and second is not None:
         better = first - second if study.maximize[0] else second - first
-        row["better_by"] = plain(better)
         if margin is not None and trial.trial_id != baseline.trial_id:
-            row |= {"low": plain(better - margin), "high": plain(better + margin)}
-    return {**row, "seeds": seeds}
+            low, high = better - margin, better + margin
+    return {
+        "number": baseline.number,
+        "value": plain(second),
+        "better_by": plain(better),
+        "low": plain(low),
+        "high": plain(high),
+        "seeds": seeds,
+    }
 
 
 def pareto_front(trials: Sequence[TrialRow], maximize: Sequence[bool]) -> list[TrialRow]:
@@ -250,7 +290,7 @@ def pareto_front(trials: Sequence[TrialRow], maximize: Sequence[bool]) -> list[T
     return [trial for trial in trials if trial.trial_id in costs and not is_beaten(trial.trial_id)]
 
 
-def show_row(engine: Engine, study_name: str, number: int) -> Row:
+def show_row(engine: Engine, study_name: str, number: int) -> ShownJson:
     """Return everything about one trial: its row, its reports by epoch, when and where it ran, its error.
 
     Raises:
@@ -259,7 +299,7 @@ def show_row(engine: Engine, study_name: str, number: int) -> Row:
     study = find_study(engine, study_name)
     trial = read_trial(engine, study, number)
     attempts = read_attempts(engine, trial.trial_id)
-    last = attempts[-1]["worker"] if attempts else ""
+    last = attempts[-1].worker if attempts else None
     return {
         "study": study.name,
         **_trial_row(study, trial),
@@ -267,12 +307,12 @@ def show_row(engine: Engine, study_name: str, number: int) -> Row:
         "started": format_time(trial.started),
         "completed": format_time(trial.completed),
         **_timings(trial),
-        "worker": trial.record.get("worker"),
-        "checkpoint": trial.record.get("checkpoint"),
-        "error": trial.record.get("error"),
+        "worker": trial.record.worker,
+        "checkpoint": trial.record.checkpoint,
+        "error": trial.record.error,
         "reports": _report_rows(trial, read_metrics(engine, trial.trial_id)),
         "attempts": [_attempt_row(attempt) for attempt in attempts],
-        "ran_with": read_about(engine, {attempt["worker"] for attempt in attempts[-1:]}).get(last),
+        "ran_with": None if last is None else read_about(engine, [last]).get(last),
     }
 
 
@@ -283,30 +323,30 @@ def format_time(moment: datetime.datetime | None, timespec: str = "seconds") -> 
     return moment.astimezone(datetime.UTC).replace(tzinfo=None).isoformat(timespec=timespec) + "Z"
 
 
-def _timings(trial: TrialRow) -> Row:
+def _timings(trial: TrialRow) -> TimingsJson:
     """Return where a trial's seconds went; `wait_s` is the rest: earlier attempts at it, and time nobody ran it."""
-    compile_s, train_s, compilations = (trial.record.get(key) for key in ("compile_s", "train_s", "compilations"))
-    wait_s = None
+    compile_s, train_s, wait_s = trial.record.compile_s, trial.record.train_s, None
     if trial.seconds is not None and compile_s is not None and train_s is not None:
         wait_s = max(0.0, round(trial.seconds - compile_s - train_s, 3))
-    return {"compile_s": compile_s, "compilations": compilations, "train_s": train_s, "wait_s": wait_s}
+    return {"compile_s": compile_s, "compilations": trial.record.compilations, "train_s": train_s, "wait_s": wait_s}
 
 
-def _report_rows(trial: TrialRow, metrics: Mapping[int, tuple[int, Mapping[str, float]]]) -> list[Row]:
-    rows: list[Row] = []
+def _report_rows(trial: TrialRow, metrics: Mapping[int, tuple[int, Mapping[str, float]]]) -> list[ReportJson]:
+    rows: list[ReportJson] = []
     nothing: tuple[None, Mapping[str, float]] = (None, {})
     for epoch in sorted({*trial.reports, *metrics}):
         step, named = metrics.get(epoch, nothing)
-        row: Row = {"epoch": epoch, "step": step, "value": plain(trial.reports.get(epoch))}
-        rows.append({**row, "metrics": {name: plain(value) for name, value in named.items()}})
+        shown = {name: plain(value) for name, value in named.items()}
+        rows.append({"epoch": epoch, "step": step, "value": plain(trial.reports.get(epoch)), "metrics": shown})
     return rows
 
 
 def has_changed(engine: Engine, trial: TrialRow, file: Path) -> bool:
     """Return whether a study's file differs from that which a trial ran with; its comments and layout do not count."""
-    worker = trial.record.get("worker") or ""
-    ran_with = read_about(engine, [worker]).get(worker, {}).get("code")
-    return ran_with is not None and ran_with != code_digest(file)
+    worker = trial.record.worker or ""
+    about = read_about(engine, [worker]).get(worker)
+    code = None if about is None else about.get("code")
+    return code is not None and code != code_digest(file)
 
 
 def check_file(engine: Engine, trial: TrialRow, file: Path) -> None:
@@ -322,26 +362,37 @@ def check_file(engine: Engine, trial: TrialRow, file: Path) -> None:
         )
 
 
-def _attempt_row(attempt: Row) -> Row:
-    """Return one worker's run of a trial; `ending` is an outcome, `preempted` or `died`, None while it goes on."""
-    end_s = attempt["ended_at_s"]
+def _attempt_row(attempt: Attempt) -> AttemptJson:
+    end_s = attempt.ended_at_s
     return {
-        "worker": attempt["worker"],
-        "devices": attempt["devices"],
-        "seconds": None if end_s is None else round(end_s - attempt["started_at_s"], 3),
-        "ending": attempt["ending"],
-        "error": attempt["error"],
+        "worker": attempt.worker,
+        "devices": attempt.devices,
+        "seconds": None if end_s is None else round(end_s - attempt.started_at_s, 3),
+        "ending": attempt.ending,
+        "error": attempt.error,
     }
 
 
-def _trial_row(study: StudyRow, trial: TrialRow) -> Row:
-    row: Row = {"number": trial.number, "outcome": trial.outcome.value}
+def _trial_row(study: StudyRow, trial: TrialRow) -> TrialJson:
+    return {**_end_row(study, trial), "hparams": _hparams_of(trial)}
+
+
+def _end_row(study: StudyRow, trial: TrialRow) -> EndJson:
+    return {
+        "number": trial.number,
+        "outcome": trial.outcome.value,
+        **_result_of(study, trial),
+        "is_feasible": trial.is_feasible,
+        "seconds": None if trial.seconds is None else round(trial.seconds, 3),
+    }
+
+
+def _result_of(study: StudyRow, trial: TrialRow) -> ResultJson:
     values = None if trial.values is None else [plain(value) for value in trial.values]
-    if len(study.directions) == 1:
-        row["value"] = None if values is None else values[0]
-    else:
-        row["values"] = values
-    row["is_feasible"] = trial.is_feasible
-    row["seconds"] = None if trial.seconds is None else round(trial.seconds, 3)
-    row["hparams"] = {name: plain(hparam) for name, hparam in trial.hparams.items()}
-    return row
+    if len(study.directions) > 1:
+        return {"values": values}
+    return {"value": None if values is None else values[0]}
+
+
+def _hparams_of(trial: TrialRow) -> dict[str, Scalar]:
+    return {name: plain(hparam) for name, hparam in trial.hparams.items()}

@@ -29,9 +29,9 @@ def split(kind: str, given: Named, known: Collection[str]) -> tuple[str, dict[st
 def call(
     kind: str,
     name: str,
-    make: Callable[..., Any],
-    options: Mapping[str, Any],
-    given: Mapping[str, Any] | None = None,
+    make: Callable[..., object],
+    options: Mapping[str, object],
+    given: Mapping[str, object] | None = None,
     **defaults: object,
 ) -> Any:
     """Return `make` called with what is given, and with the options in place of the defaults.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from optuna.pruners import BasePruner
 
 
-def _asha(options: dict[str, Any], epochs: int) -> BasePruner:
+def _asha(options: dict[str, object], epochs: int) -> BasePruner:
     from tuner.search.halving import AshaPruner
 
     # Two rungs, at a ninth and a third of the epochs: the usual ones at 1, 3, 9, ... would judge a long training by
@@ -27,19 +27,19 @@ def _asha(options: dict[str, Any], epochs: int) -> BasePruner:
     return call("pruner", "asha", AshaPruner, options, min_resource=first_rung, reduction_factor=3)
 
 
-def _hyperband(options: dict[str, Any], epochs: int) -> BasePruner:
+def _hyperband(options: dict[str, object], epochs: int) -> BasePruner:
     from tuner.search.halving import BracketPruner
 
     return call("pruner", "hyperband", BracketPruner, options, min_resource=1, max_resource=epochs)
 
 
-def _median(options: dict[str, Any], epochs: int) -> BasePruner:
+def _median(options: dict[str, object], epochs: int) -> BasePruner:
     from optuna.pruners import MedianPruner
 
     return call("pruner", "median", MedianPruner, options)
 
 
-def _percentile(options: dict[str, Any], epochs: int) -> BasePruner:
+def _percentile(options: dict[str, object], epochs: int) -> BasePruner:
     from optuna.pruners import PercentilePruner
 
     return call("pruner", "percentile", PercentilePruner, options, percentile=25.0)
@@ -56,19 +56,19 @@ def _patient(options: dict[str, Any], epochs: int) -> BasePruner:
     return call("pruner", "patient", patient, options, patience=3)
 
 
-def _threshold(options: dict[str, Any], epochs: int) -> BasePruner:
+def _threshold(options: dict[str, object], epochs: int) -> BasePruner:
     from optuna.pruners import ThresholdPruner
 
     return call("pruner", "threshold", ThresholdPruner, options)
 
 
-def _wilcoxon(options: dict[str, Any], epochs: int) -> BasePruner:
+def _wilcoxon(options: dict[str, object], epochs: int) -> BasePruner:
     from optuna.pruners import WilcoxonPruner
 
     return call("pruner", "wilcoxon", WilcoxonPruner, options)
 
 
-def _none(options: dict[str, Any], epochs: int) -> BasePruner:
+def _none(options: dict[str, object], epochs: int) -> BasePruner:
     from optuna.pruners import NopPruner
 
     return call("pruner", "none", NopPruner, options)

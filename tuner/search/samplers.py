@@ -38,19 +38,19 @@ class Context:
     is_conditional: bool
 
 
-def _tpe(options: dict[str, Any], context: Context) -> BaseSampler:
+def _tpe(options: dict[str, object], context: Context) -> BaseSampler:
     from optuna.samplers import TPESampler
 
     return call("sampler", "tpe", TPESampler, options, {"seed": context.trial_seed})
 
 
-def _random(options: dict[str, Any], context: Context) -> BaseSampler:
+def _random(options: dict[str, object], context: Context) -> BaseSampler:
     from optuna.samplers import RandomSampler
 
     return call("sampler", "random", RandomSampler, options, {"seed": context.trial_seed})
 
 
-def _qmc(options: dict[str, Any], context: Context) -> BaseSampler:
+def _qmc(options: dict[str, object], context: Context) -> BaseSampler:
     from tuner.search.sequences import NumberedQMCSampler
 
     return call(
@@ -64,7 +64,7 @@ def _qmc(options: dict[str, Any], context: Context) -> BaseSampler:
     )
 
 
-def _grid(options: dict[str, Any], context: Context) -> BaseSampler:
+def _grid(options: dict[str, object], context: Context) -> BaseSampler:
     from tuner.search.sequences import GridSampler
 
     if context.distributions is None or context.is_conditional:
@@ -78,7 +78,7 @@ def _grid(options: dict[str, Any], context: Context) -> BaseSampler:
     )
 
 
-def _cmaes(options: dict[str, Any], context: Context) -> BaseSampler:
+def _cmaes(options: dict[str, object], context: Context) -> BaseSampler:
     from optuna.samplers import CmaEsSampler
 
     return call(
@@ -86,7 +86,7 @@ def _cmaes(options: dict[str, Any], context: Context) -> BaseSampler:
     )
 
 
-def _gp(options: dict[str, Any], context: Context) -> BaseSampler:
+def _gp(options: dict[str, object], context: Context) -> BaseSampler:
     from optuna.samplers import GPSampler
 
     try:
@@ -96,7 +96,7 @@ def _gp(options: dict[str, Any], context: Context) -> BaseSampler:
     return call("sampler", "gp", GPSampler, options, {"seed": context.trial_seed}, warn_independent_sampling=False)
 
 
-def _nsga2(options: dict[str, Any], context: Context) -> BaseSampler:
+def _nsga2(options: dict[str, object], context: Context) -> BaseSampler:
     from optuna.samplers import NSGAIISampler
 
     return call("sampler", "nsga2", NSGAIISampler, options, {"seed": context.trial_seed})

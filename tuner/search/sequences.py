@@ -92,7 +92,7 @@ class GridSampler(BaseSampler):
         distributions: Mapping[str, BaseDistribution],
         number: int,
         seed: int,
-        values: Mapping[str, Sequence[Any]] | None = None,
+        values: Mapping[str, Sequence[object]] | None = None,
     ) -> None:
         values = values or {}
         unknown = sorted(set(values) - set(distributions))
@@ -115,7 +115,7 @@ class GridSampler(BaseSampler):
         others = [other for other in trials if other.number != trial.number]
         taken = {key for other in others if (key := self._key_of(other)) is not None}
 
-        def choose(noted: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        def choose(noted: Sequence[Mapping[str, object]]) -> Mapping[str, Any]:
             all_taken = taken | {self._key(point) for point in noted}
             free = (point for point in self._points(fixed) if self._key(point) not in all_taken)
             return next(free, None) or next(self._points(fixed))
@@ -153,14 +153,14 @@ class GridSampler(BaseSampler):
         points = (trial.params, attributes.get(POINT, {}), attributes.get("fixed_params", {}))
         return next((key for point in points if (key := self._key(point)) is not None), None)
 
-    def _key(self, point: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    def _key(self, point: Mapping[str, object]) -> tuple[Any, ...] | None:
         """Return a combination's values in the order of the axes; None if it lacks some."""
         return tuple(point[name] for name in self._axes) if all(name in point for name in self._axes) else None
 
-    def _is_on_grid(self, key: tuple[Any, ...] | None) -> bool:
+    def _is_on_grid(self, key: tuple[object, ...] | None) -> bool:
         return key is not None and all(value in axis for value, axis in zip(key, self._axes.values(), strict=True))
 
-    def _points(self, fixed: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    def _points(self, fixed: Mapping[str, object]) -> Iterator[dict[str, Any]]:
         """Yield all combinations with some fixed values, from the trial's own on."""
         axes = {name: [fixed[name]] if name in fixed else axis for name, axis in self._axes.items()}
         size = math.prod(len(axis) for axis in axes.values())
@@ -181,7 +181,7 @@ class GridSampler(BaseSampler):
         return self._point[param_name]
 
 
-def _axis(name: str, distribution: BaseDistribution, values: Sequence[Any] | None) -> Sequence[Any]:
+def _axis(name: str, distribution: BaseDistribution, values: Sequence[object] | None) -> Sequence[Any]:
     if values is not None:
         outside = [value for value in values if not distribution._contains(distribution.to_internal_repr(value))]
         if outside or not values:
@@ -213,7 +213,7 @@ def _shuffled(index: int, size: int, seed: int) -> int:
             return index
 
 
-def _point(axes: Mapping[str, Sequence[Any]], index: int) -> dict[str, Any]:
+def _point(axes: Mapping[str, Sequence[object]], index: int) -> dict[str, Any]:
     """Return the `index`-th combination, the last axis running fastest, without building the others."""
     point = {}
     for name, axis in reversed(list(axes.items())):

@@ -82,7 +82,7 @@ class Domain(metaclass=ABCMeta):
         """Return the equal Optuna distribution, over stored values."""
 
     @abstractmethod
-    def contains(self, value: Any) -> bool:
+    def contains(self, value: object) -> bool:
         """Return whether `value` is one of the domain's values."""
 
     @abstractmethod
@@ -144,7 +144,7 @@ class FloatDomain(Domain):
     def example(self) -> float:
         return float(self.low)
 
-    def contains(self, value: Any) -> bool:
+    def contains(self, value: object) -> bool:
         return is_number(value) and self.low <= value <= self.high
 
     def parse(self, text: str) -> float:
@@ -209,7 +209,7 @@ class IntDomain(Domain):
     def example(self) -> int:
         return self.low
 
-    def contains(self, value: Any) -> bool:
+    def contains(self, value: object) -> bool:
         return is_int(value) and self.low <= value <= self.high and (value - self.low) % self.step == 0
 
     def parse(self, text: str) -> int:
@@ -289,7 +289,7 @@ class ChoiceDomain(Domain):
     def example(self) -> Any:
         return self.decode(self.labels[0])
 
-    def contains(self, value: Any) -> bool:
+    def contains(self, value: object) -> bool:
         return any(type(value) is type(option) and value == option for option in self.options)
 
     def parse(self, text: str) -> Any:
@@ -350,7 +350,7 @@ def int_uniform(low: int, high: int, *, step: int = 1, log: bool = False, traced
     return IntDomain(low, high, step=step, log=log, traced=traced)
 
 
-def choice(*options: Any, traced: bool = False) -> Any:
+def choice(*options: object, traced: bool = False) -> Any:
     """One of the options; static unless `traced`.
 
     Options that JSON lacks are stored by a label: the name of a class, function or enum member, the text of a tuple.
@@ -367,7 +367,7 @@ def choice(*options: Any, traced: bool = False) -> Any:
 _UNLABELLED = "<no label>"
 
 
-def _label(option: Any) -> Stored:
+def _label(option: object) -> Stored:
     """Return what is stored for an option, the same in every process."""
     if isinstance(option, enum.Enum):
         return f"{type(option).__name__}.{option.name}"

@@ -26,12 +26,12 @@ def optimizer_rules_of(record: Mapping[str, Any]) -> int:
     return record.get("optimizer_rules", 1)
 
 
-def with_rules(record: Mapping[str, Any]) -> dict[str, Any]:
+def with_rules(record: Mapping[str, object]) -> dict[str, Any]:
     """Return a record that says its rules also where it was written by a version that had only one."""
     return {**record, "optimizer_rules": optimizer_rules_of(record)}
 
 
-def describe_space(space: type[Space] | Callable[..., Space], fixed: Mapping[str, Any]) -> dict[str, str]:
+def describe_space(space: type[Space] | Callable[..., Space], fixed: Mapping[str, object]) -> dict[str, str]:
     """Return each hyperparameter's domain as text, by name; of a define-by-run space a digest of its function."""
     if not is_space(space):
         return {space.__name__: f"function, sha256 {_digest(space)}"}
@@ -65,7 +65,7 @@ def _digest(function: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+def differences(old: Mapping[str, object], new: Mapping[str, object], prefix: str = "") -> list[str]:
     """Return each difference between two records, in words."""
     found = []
     for key in [*old, *(key for key in new if key not in old)]:
@@ -77,5 +77,5 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     return found
 
 
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
     return ", ".join(str(item) for item in value) if isinstance(value, list) else str(value)

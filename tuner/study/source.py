@@ -13,13 +13,14 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TypedDict, TypeVar
 
 from tuner.errors import PACKAGE, StudyError, StudyFileError, TunerError
 from tuner.study.modules import module_name
 
 _TYPED = ("<stdin>", "<python-input-", "<ipython-input-")
 """What code from a Python shell has in place of a file."""
+_Made = TypeVar("_Made")
 
 
 def import_file(path: Path) -> ModuleType:
@@ -55,7 +56,7 @@ def _where(path: Path, error: BaseException) -> str:
     return f"{path}:{frames[-1].lineno}: " if frames else f"{path}: "
 
 
-def call_study_code(failure: str, function: Callable[..., Any], *arguments: object) -> Any:
+def call_study_code(failure: str, function: Callable[..., _Made], *arguments: object) -> _Made:
     """Call a function from a study's file.
 
     Args:
@@ -101,7 +102,14 @@ def code_digest(path: Path) -> str | None:
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
 
 
-def git_state(path: Path) -> dict[str, str | bool] | None:
+class GitState(TypedDict):
+    """The commit of a repository, and whether anything that it tracks differs."""
+
+    commit: str
+    is_changed: bool
+
+
+def git_state(path: Path) -> GitState | None:
     """Return the commit of the repository that a file lies in, and whether anything in it differs; None without."""
     command = ["git", "-C", str(path.absolute().parent)]
     try:

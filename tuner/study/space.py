@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 class _Body(dict[str, Any]):
     """A class body that refuses to define one field twice."""
 
-    def __setitem__(self, name: str, value: Any) -> None:
+    def __setitem__(self, name: str, value: object) -> None:
         if name in self and isinstance(value, Domain) | isinstance(self[name], Domain):
             raise SpaceError(f"{self.get('__qualname__')}.{name}: the field is defined twice; remove one")
         super().__setitem__(name, value)
@@ -160,7 +160,7 @@ def is_traced(space: type[Space], field: str) -> bool:
     return any(part in (float, "float") or is_space(part) for part in typing.get_args(kind) or (kind,))
 
 
-def build(space: type[Space], value_of: Callable[[str, Domain], Any]) -> Space:
+def build(space: type[Space], value_of: Callable[[str, Domain], object]) -> Space:
     """Return an instance, asking `value_of(parameter_name, domain)` for each value that is needed.
 
     This is the one walk over a space: sampling, reading stored parameters and taking examples differ only in
@@ -172,7 +172,7 @@ def build(space: type[Space], value_of: Callable[[str, Domain], Any]) -> Space:
     return _build({field: field for field in domains_of(space)}, space, value_of)
 
 
-def _build(names: Mapping[str, str], space: type[Space], value_of: Callable[[str, Domain], Any]) -> Space:
+def _build(names: Mapping[str, str], space: type[Space], value_of: Callable[[str, Domain], object]) -> Space:
     values = {}
     for field, domain in domains_of(space).items():
         value = value_of(names[field], domain)
@@ -187,7 +187,7 @@ def _build(names: Mapping[str, str], space: type[Space], value_of: Callable[[str
     return space(**values)
 
 
-def sample(space: type[Space], trial: optuna.Trial, fixed: Mapping[str, Any] | None = None) -> Space:
+def sample(space: type[Space], trial: optuna.Trial, fixed: Mapping[str, object] | None = None) -> Space:
     """Return hyperparameters suggested by Optuna; `fixed` holds the values of parameters that are not searched."""
     fixed = fixed or {}
 
@@ -246,7 +246,9 @@ def examples(space: type[Space]) -> Iterator[Space]:
         forced = pending.pop()
         taken: dict[str, Any] = {}
 
-        def value_of(name: str, domain: Domain, forced: dict[str, Any] = forced, taken: dict[str, Any] = taken) -> Any:
+        def value_of(
+            name: str, domain: Domain, forced: dict[str, object] = forced, taken: dict[str, object] = taken
+        ) -> Any:
             option = forced.get(name, domain.example())
             if isinstance(domain, ChoiceDomain) and domain.spaces:
                 seen.add((name, option))
@@ -259,7 +261,7 @@ def examples(space: type[Space]) -> Iterator[Space]:
         yield build(space, value_of)
 
 
-def check_fixed(space: type[Space], fixed: Mapping[str, Any]) -> None:
+def check_fixed(space: type[Space], fixed: Mapping[str, object]) -> None:
     """Check the values of hyperparameters that are not searched, given by parameter.
 
     Raises:

@@ -249,7 +249,7 @@ class StudySpec:
             **({} if self.baseline is None else {"baseline": self.baseline_params}),
         }
 
-    def check_unchanged(self, recorded: Mapping[str, Any]) -> None:
+    def check_unchanged(self, recorded: Mapping[str, object]) -> None:
         """Compare with what was recorded when the study was first launched; more trials are fine.
 
         Raises:

@@ -373,7 +373,10 @@ def _results(study: StudyRow, unsent: Unsent) -> dict[str, float]:
     found = {"value": values[0]} if len(values) == 1 else {}
     if len(values) > 1:
         found = {f"value.{name}": value for name, value in zip(study.objectives, values, strict=True)}
-    took = {"seconds": row.seconds, **{name: row.record.get(name) for name in ("train_s", "compile_s", "compilations")}}
+    took = {
+        "seconds": row.seconds,
+        **{name: getattr(row.record, name) for name in ("train_s", "compile_s", "compilations")},
+    }
     return {**found, **{name: float(value) for name, value in took.items() if value is not None}}
 
 
@@ -392,8 +395,8 @@ def _tags(unsent: Unsent) -> dict[str, str]:
         "git.is_changed": git.get("is_changed"),
         **{f"versions.{name}": version for name, version in about.get("versions", {}).items()},
         "is_feasible": unsent.row.is_feasible,
-        "checkpoint": unsent.row.record.get("checkpoint"),
-        "error": unsent.row.record.get("error"),
+        "checkpoint": unsent.row.record.checkpoint,
+        "error": unsent.row.record.error,
         "time_zone": "unknown" if _has_unknown_zone(unsent.row) else None,
     }
     return {name: str(value) for name, value in found.items() if value not in (None, "")}

@@ -98,7 +98,7 @@ def pack(study: StudyRow, trial: TrialRow, folder: Path) -> Mapping[str, Any]:
     """
     from tuner.training.saved.checkpoints import read
 
-    where = trial.record.get("checkpoint")
+    where = trial.record.checkpoint
     if where is None:
         raise UsageError(
             f"trial {trial.number} of study {study.name!r} has no checkpoint: a study keeps only those of its "
@@ -180,7 +180,7 @@ class RegisteredModel:
     def __init__(self, loaded: Loaded) -> None:
         self.loaded = loaded
 
-    def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> Any:
+    def predict(self, model_input: Any, params: Mapping[str, object] | None = None) -> Any:
         """Return the model's outputs in evaluation mode, as NumPy arrays.
 
         Args:

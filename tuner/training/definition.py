@@ -16,6 +16,7 @@ from typing_extensions import TypeVar
 from tuner.errors import StudyError
 from tuner.training.data.arrays import Batch
 from tuner.training.data.batches import Order, epoch_order
+from tuner.training.data.feed import Dataset
 from tuner.training.metrics import Mean, Metric, Metrics
 from tuner.training.model.adapters import Model, as_model
 from tuner.training.optim.build import OptimizerGroups, OptimizerSpec, WarmupCosine, as_optimizer, clipped_norm
@@ -45,7 +46,7 @@ class TrainerDefinition(Generic[H]):
         """
         raise StudyError(f"a trainer must define init_model(hparams): {type(self).__name__} does not")
 
-    def loss(self, outputs: Any, batch: Batch, hparams: H) -> tuple[jax.Array, dict[str, Any]]:
+    def loss(self, outputs: PyTree, batch: Batch, hparams: H) -> tuple[jax.Array, dict[str, Any]]:
         """Return the loss of each example and further metrics.
 
         Args:
@@ -199,7 +200,7 @@ class TrainerDefinition(Generic[H]):
 
     # Around the training: run on the host, in this order; see `loop.Training`.
 
-    def check_data(self, dataset: Any, hparams: H, part: str) -> None:
+    def check_data(self, dataset: Dataset, hparams: H, part: str) -> None:
         """Raise StudyError if a dataset is not what this trainer learns from; asked once for each dataset.
 
         By default nothing is checked. A trainer of labels that are classes can call `tuner.training.check_labels`.
@@ -276,7 +277,7 @@ class TrainerDefinition(Generic[H]):
         self,
         params: PyTree,
         collections: PyTree,
-        inputs: tuple[Any, ...],
+        inputs: tuple[PyTree, ...],
         hparams: H,
         *,
         train: bool,
@@ -296,7 +297,7 @@ class TrainerDefinition(Generic[H]):
         inputs = self.inputs(batch)
         return inputs if isinstance(inputs, tuple) else (inputs,)
 
-    def _metrics(self, outputs: Any, batch: Batch, hparams: H) -> Metrics:
+    def _metrics(self, outputs: PyTree, batch: Batch, hparams: H) -> Metrics:
         made = self.loss(outputs, batch, hparams)
         if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], Mapping)):
             raise StudyError(
@@ -348,7 +349,7 @@ def settings_of(trainer: TrainerDefinition) -> tuple[tuple[str, Any], ...]:
     return tuple((name, given[name]) for name in names if _is_plain(given[name]))
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     if isinstance(value, tuple):
         return all(map(_is_plain, value))
     return value is None or type(value) in (bool, int, float, str)
@@ -357,7 +358,7 @@ def _is_plain(value: Any) -> bool:
 def _cast(tree: PyTree, precision: str) -> Any:
     """Return the pytree with its floating-point arrays in another precision."""
 
-    def cast(leaf: Any) -> Any:
+    def cast(leaf: PyTree) -> Any:
         return leaf.astype(precision) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf
 
     return jax.tree.map(cast, tree)
@@ -373,10 +374,12 @@ def _first_scale() -> DynamicScale:
     return DynamicScale(fin_steps=jnp.int32(0), scale=jnp.float32(2.0**15), minimum_scale=1.0)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
-def _unless_overflow(after: TrainState, before: TrainState, scale: Any, is_finite: jax.Array) -> TrainState:
+def _unless_overflow(
+    after: TrainState, before: TrainState, scale: DynamicScale | None, is_finite: jax.Array
+) -> TrainState:
     """Return the state after a step whose loss was scaled; a gradient that overflowed changes nothing but the scale."""
 
-    def chosen(new: Any, old: Any) -> Any:
+    def chosen(new: PyTree, old: PyTree) -> Any:
         return jax.tree.map(lambda one, other: jnp.where(is_finite, one, other), new, old)
 
     kept = ("params", "opt_state", "collections", "average")

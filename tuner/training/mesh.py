@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.tree_util import KeyPath
 
 from tuner.errors import StudyError
 from tuner.training.pytree import PyTree
@@ -64,13 +65,13 @@ class Layout:
             return jax.device_put(tree, self.devices[0] if self.devices else None)
         return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))
 
-    def divide(self, batch: Any) -> Any:
+    def divide(self, batch: PyTree) -> Any:
         """Say inside a program that a batch is divided along its first axis."""
         if self.size == 1:
             return batch
         return jax.lax.with_sharding_constraint(batch, NamedSharding(self._mesh, PartitionSpec(AXIS)))
 
-    def keep(self, state: Any) -> Any:
+    def keep(self, state: PyTree) -> Any:
         """Say inside a program where a state lies, so that it stays there from step to step."""
         return state if self.size == 1 else jax.lax.with_sharding_constraint(state, self.shardings(state))
 
@@ -86,7 +87,7 @@ class Layout:
         mesh = self._mesh
         return jax.tree_util.tree_map_with_path(lambda path, leaf: self._sharding(mesh, path, leaf), tree)
 
-    def _sharding(self, mesh: Mesh, path: Any, leaf: Any) -> Sharding:
+    def _sharding(self, mesh: Mesh, path: KeyPath, leaf: PyTree) -> Sharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         for pattern, spec in self.rules:
             if leaf.ndim and re.search(pattern, name):

@@ -22,6 +22,7 @@ from tuner.training.data.batches import Source
 from tuner.training.hparams import register
 from tuner.training.loop.programs import programs
 from tuner.training.mesh import Layout
+from tuner.training.pytree import PyTree
 from tuner.training.saved.checkpoints import from_plain, read
 from tuner.training.saved.run_record import digests, read_log, settings
 from tuner.training.state import TrainState
@@ -51,17 +52,17 @@ class Loaded:
     state: TrainState
     record: dict[str, Any]
 
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *inputs: PyTree) -> Any:
         """Return the model's outputs in evaluation mode, as `bind_model` does."""
         return self.trainer.bind_model(self.state, self.hparams)(*inputs)
 
-    def predict(self, *inputs: Any) -> Any:
+    def predict(self, *inputs: PyTree) -> Any:
         """Return the model's outputs in evaluation mode as NumPy arrays."""
         return jax.tree.map(np.asarray, self(*inputs))
 
 
 def load_from_checkpoint(
-    path: str | Path, *, trainer: TrainerModule | None = None, hparams: Any = None, trust: bool = False
+    path: str | Path, *, trainer: TrainerModule | None = None, hparams: object = None, trust: bool = False
 ) -> Loaded:
     """Return a trained model from a checkpoint's folder.
 
@@ -142,7 +143,7 @@ class Run:
 
 
 def load_run(
-    folder: str | Path, *, trainer: TrainerModule | None = None, hparams: Any = None, trust: bool = False
+    folder: str | Path, *, trainer: TrainerModule | None = None, hparams: object = None, trust: bool = False
 ) -> Run:
     """Return a run from its log; see `log` of `Training`.
 

@@ -7,7 +7,6 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +96,7 @@ class TrainState:
         collections: PyTree = None,
         *,
         value: jax.Array | None = None,
-        value_fn: Callable[[Any], jax.Array] | None = None,
+        value_fn: Callable[[PyTree], jax.Array] | None = None,
         ema_decay: float | jax.Array | None = None,
         weight: jax.Array | None = None,
     ) -> TrainState:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tuner.errors import StudyError, nearest
 from tuner.training.data.arrays import Splits
+from tuner.training.data.feed import Dataset
 from tuner.training.definition import H, TrainerDefinition
 from tuner.training.loop.evaluation import bind, evaluate, tabulate
 from tuner.training.loop.training import Training
@@ -54,7 +55,7 @@ class TrainerModule(TrainerDefinition[H]):
                 raise StudyError(f"train_model must be given options of Training: got {name!r}{nearest(name, known)}")
         return Training(self, hparams, splits, epochs=epochs, seed=seed, **options)
 
-    def eval_model(self, state: TrainState, dataset: Any, hparams: H) -> dict[str, float]:
+    def eval_model(self, state: TrainState, dataset: Dataset, hparams: H) -> dict[str, float]:
         """Return all metrics over a dataset, in evaluation mode; means are weighted by example."""
         return evaluate(self, state, dataset, hparams)
 

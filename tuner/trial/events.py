@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
-from tuner.output.log import is_json, tell
-
-Event = dict[str, Any]
-"""What a worker says. `event` is study, trial, report, end, retry, restart, lost, deadly, sampler, unused, finished,
-idle, hours, done, error or seconds; `seconds` what its time since the event before went on: training, compiling,
-waiting, database."""
+from tuner.output.log import LogLine, is_json, tell
+from tuner.trial.report import Outcome
 
 
 @dataclass
@@ -26,43 +25,289 @@ class Stop:
     is_heeded: bool = False
 
 
+# --- What is said
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a worker says, or the mirror; each kind is a class of its own. `encode` makes it a line of JSON.
+
+    Attributes:
+        name: The kind as the line has it, under `event`.
+        level: `warning` or `error`; None for what is in order.
+        time: When it was said, in UTC; None of what nobody has stamped.
+        seconds: What the worker's time since its event before went on, in seconds: training, compiling, waiting,
+            database. None of what is no event of a worker's loop.
+    """
+
+    name: ClassVar[str]
+    level: ClassVar[str | None] = None
+    time: str | None = field(default=None, kw_only=True)
+    seconds: Mapping[str, float] | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True)
+class StudyLoaded(Event):
+    """A worker is ready.
+
+    Attributes:
+        study: The study's name.
+        trials: The budget.
+        objective: The names of the objectives, with commas between them.
+    """
+
+    name = "study"
+    study: str
+    trials: int
+    objective: str
+
+
+@dataclass(frozen=True)
+class TrialBegan(Event):
+    """A worker begins a trial, by its number, with these hyperparameters."""
+
+    name = "trial"
+    trial: int
+    hparams: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class EpochEnded(Event):
+    """An epoch of a trial was validated: its number from 1, the optimizer updates so far, a value per objective."""
+
+    name = "report"
+    trial: int
+    epoch: int
+    step: int
+    values: Sequence[float]
+
+
+@dataclass(frozen=True)
+class TrialEnded(Event):
+    """A trial has ended, and is stored.
+
+    Attributes:
+        trial: Its number.
+        outcome: How it ended.
+        values: A value per objective; None without a result.
+        train_s: Seconds of training.
+        compile_s: Seconds of compiling.
+    """
+
+    name = "end"
+    trial: int
+    outcome: Outcome
+    values: Sequence[float] | None
+    train_s: float
+    compile_s: float
+
+
+@dataclass(frozen=True)
+class TrialReleased(Event):
+    """A worker has given a trial back in the middle. Its line is that of an end, with an outcome of its own."""
+
+    name = "end"
+    trial: int
+    outcome: str = field(default="released", init=False)
+
+
+@dataclass(frozen=True)
+class TrialRetried(Event):
+    """A trial failed with this error, and is retried."""
+
+    name, level = "retry", "warning"
+    trial: int
+    error: str
+
+
+@dataclass(frozen=True)
+class TrialRestarted(Event):
+    """A trial restarts from its first epoch, because its checkpoint does not fit the study's file any more."""
+
+    name, level = "restart", "warning"
+    trial: int
+    error: str
+
+
+@dataclass(frozen=True)
+class TrialLost(Event):
+    """A worker drops a trial that another has taken over."""
+
+    name, level = "lost", "warning"
+    trial: int
+    message: str
+
+
+@dataclass(frozen=True)
+class TrialDeadly(Event):
+    """A trial was failed because too many workers died in it."""
+
+    name, level = "deadly", "warning"
+    trial: int
+    message: str
+
+
+@dataclass(frozen=True)
+class SamplerFailed(Event):
+    """The sampler raised an error after a trial, which is stored."""
+
+    name, level = "sampler", "warning"
+    trial: int
+    message: str
+
+
+@dataclass(frozen=True)
+class HparamsUnused(Event):
+    """A trial was queued with hyperparameters that it does not have."""
+
+    name, level = "unused", "warning"
+    trial: int
+    message: str
+
+
+@dataclass(frozen=True)
+class SearchFinished(Event):
+    """The sampler has ended the search."""
+
+    name = "finished"
+
+
+@dataclass(frozen=True)
+class WorkerIdle(Event):
+    """A worker waits for trials of others."""
+
+    name = "idle"
+
+
+@dataclass(frozen=True)
+class HoursUsed(Event):
+    """The study's hours are used up."""
+
+    name = "hours"
+
+
+@dataclass(frozen=True)
+class WorkerDone(Event):
+    """A worker ends."""
+
+    name = "done"
+
+
+@dataclass(frozen=True)
+class StudyRefused(Event):
+    """A worker cannot go on: what is wrong with the study, and the status that the worker exits with."""
+
+    name, level = "error", "error"
+    message: str
+    exit_status: int
+
+
+@dataclass(frozen=True)
+class SecondsSpent(Event):
+    """Nothing but what the time goes on: said now and then, since an epoch may take an hour."""
+
+    name = "seconds"
+
+
+@dataclass(frozen=True)
+class RowsSent(Event):
+    """A tracker has taken what the mirror sent."""
+
+    name = "progress"
+
+
+_KINDS: Mapping[str, type[Event]] = {
+    kind.name: kind
+    for kind in (
+        *(StudyLoaded, TrialBegan, EpochEnded, TrialEnded, TrialRetried, TrialRestarted, TrialLost, TrialDeadly),
+        *(SamplerFailed, HparamsUnused, SearchFinished, WorkerIdle, HoursUsed, WorkerDone, StudyRefused, SecondsSpent),
+        RowsSent,
+    )
+}
+OF_PIPES = frozenset(_KINDS) - {StudyRefused.name, RowsSent.name}
+"""What workers say on their pipe alone: a printed line that is called so is the study's own. Any command may print
+an error, and a launch its progress."""
+_STAMP = ("time", "seconds")
+
+
+# --- As lines of JSON
+
+
+def encode(event: Event) -> dict[str, Any]:
+    """Return the JSON object that stands for an event."""
+    own = {part.name: getattr(event, part.name) for part in dataclasses.fields(event) if part.name not in _STAMP}
+    before = {"time": event.time, "event": event.name, "level": event.level}
+    stamped = {name: value for name, value in before.items() if value is not None} | own
+    return stamped if event.seconds is None else {**stamped, "seconds": dict(event.seconds)}
+
+
+def parse(line: str) -> Event | None:
+    """Return the event that a line of JSON stands for; None for a kind that this version does not know."""
+    said: dict[str, Any] = json.loads(line)
+    kind = _KINDS.get(said["event"])
+    if kind is TrialEnded:
+        kind = TrialReleased if said["outcome"] == TrialReleased.outcome else TrialEnded
+    if kind is None:
+        return None
+    given = {part.name: said[part.name] for part in dataclasses.fields(kind) if part.init and part.name in said}
+    if kind is TrialEnded:
+        given["outcome"] = Outcome(given["outcome"])
+    return kind(**given)
+
+
+# --- For people
+
+
 def event_line(event: Event) -> str | None:
     """Return what a worker in the foreground prints of an event, None for nothing."""
-    match event["event"]:
-        case "trial":
-            hparams = ", ".join(
-                f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
-                for name, value in event["hparams"].items()
-            )
-            return f"trial {event['trial']}: {hparams}"
-        case "report":
-            values = ", ".join(f"{value:.4g}" for value in event["values"])
-            return f"trial {event['trial']}, epoch {event['epoch']}: {values}"
-        case "retry":
-            return f"trial {event['trial']} failed and is retried: {event['error']}"
-        case "restart":
-            return f"trial {event['trial']} restarts from its first epoch: {event['error']}"
-        case "end":
-            return f"trial {event['trial']}: {event['outcome']}"
-        case "study":
-            return f"study {event['study']}, {event['trials']} trials"
-        case "hours":
+    match event:
+        case TrialBegan(trial, hparams):
+            return f"trial {trial}: {', '.join(_setting(name, value) for name, value in hparams.items())}"
+        case EpochEnded(trial, epoch, _, values):
+            return f"trial {trial}, epoch {epoch}: {', '.join(f'{value:.4g}' for value in values)}"
+        case TrialRetried(trial, error):
+            return f"trial {trial} failed and is retried: {error}"
+        case TrialRestarted(trial, error):
+            return f"trial {trial} restarts from its first epoch: {error}"
+        case TrialEnded(trial=trial, outcome=outcome) | TrialReleased(trial=trial, outcome=outcome):
+            return f"trial {trial}: {outcome}"
+        case StudyLoaded(study, trials):
+            return f"study {study}, {trials} trials"
+        case HoursUsed():
             return "the study's hours are used up"
-        case "sampler" | "unused":
-            return event["message"]
-        case "finished":
+        case SamplerFailed(_, message) | HparamsUnused(_, message):
+            return message
+        case SearchFinished():
             return "the sampler has ended the search"
-        case "idle":
+        case WorkerIdle():
             return "waiting for a trial of another worker"
         case _:
             return None
 
 
+def _setting(name: str, value: object) -> str:
+    return f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+
+
 def print_event(event: Event) -> None:
     """Print an event's line on stderr, or in a JSON log all of it."""
-    line, fields = event_line(event), dict(event)
-    name, message = fields.pop("event"), fields.pop("message", None)
+    print_said(event)
+
+
+def print_said(said: Event | LogLine, **about: object) -> None:
+    """Print an event or a line of a process's log on stderr: for people its text, in a JSON log all of it.
+
+    Args:
+        said: What was said.
+        about: What a JSON log has beside it: which worker said it.
+    """
+    is_line = isinstance(said, LogLine)
+    name, line = (said.event, None) if is_line else (said.name, event_line(said))
+    fields = dict(said.fields) if is_line else encode(said)
     if not is_json():
-        fields, message = {}, None
-    if line or message or (is_json() and name != "seconds"):
-        tell(message or line, name, **fields)
+        if line:
+            tell(line, name)
+    elif name != SecondsSpent.name:
+        message, level = fields.get("message"), str(fields.get("level", "info"))
+        more = {key: value for key, value in fields.items() if key not in ("event", "level", "message")}
+        tell(str(message) if message else line, name, level, **about, **more)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,15 @@ from tuner.storage.worker.studies import agree
 from tuner.study import trial_seed
 from tuner.trial import Outcome, Report, all_finite
 from tuner.trial import optuna_private as private
+from tuner.trial.events import (
+    EpochEnded,
+    HparamsUnused,
+    TrialBegan,
+    TrialEnded,
+    TrialReleased,
+    TrialRestarted,
+    TrialRetried,
+)
 from tuner.trial.failures import describe, last_line, storable
 from tuner.worker.context import WorkerContext
 from tuner.worker.reports import Reports
@@ -148,7 +157,7 @@ class Attempt:
             trial = self._ask()
             hparams = study.sample(trial)
             context.storage.flush(lease.trial_id)
-            context.say({"event": "trial", "trial": lease.number, "hparams": trial.params})
+            context.say(TrialBegan(lease.number, trial.params))
             self._warn_of_unused(trial)
             pruner, is_baseline = TrialPruner(context.pruning_study, trial), self._is_baseline()
             self.reports = Reports(
@@ -203,7 +212,7 @@ class Attempt:
         unused = [f"{name}={value}" for name, value in given.items() if name not in trial.params]
         if unused:
             message = f"trial {trial.number} was queued with {', '.join(unused)}, which it does not use"
-            self.context.say({"event": "unused", "level": "warning", "trial": trial.number, "message": message})
+            self.context.say(HparamsUnused(trial.number, message))
 
     def _is_baseline(self) -> bool:
         if self.study.baseline is None:
@@ -226,7 +235,7 @@ class Attempt:
     def _restart(self, why: str) -> None:
         """Forget what was reported of the trial: its checkpoint does not fit the study's file any more."""
         leases.forget_reports(self.context.engine, self.lease)
-        self.context.say({"event": "restart", "level": "warning", "trial": self.lease.number, "error": why})
+        self.context.say(TrialRestarted(self.lease.number, why))
 
     def _check_lease(self) -> None:
         if self.watch.is_lost.is_set():
@@ -242,8 +251,7 @@ class Attempt:
         self._check_lease()
         self.curve[report.epoch] = values[0]
         is_hopeless = reports.store(report, may_prune=may_prune)
-        where = {"trial": self.lease.number, "epoch": report.epoch, "step": report.step}
-        self.context.say({"event": "report", **where, "values": values})
+        self.context.say(EpochEnded(self.lease.number, report.epoch, report.step, values))
         return is_hopeless
 
     def _finish_reports(self, engine: Engine) -> None:
@@ -289,14 +297,14 @@ class Attempt:
 
     # --- Ends
 
-    def _is_tried_again(self, checkpoints: Checkpoints, record: dict[str, Any]) -> bool:
+    def _is_tried_again(self, checkpoints: Checkpoints, record: Mapping[str, str]) -> bool:
         """Give a trial that failed back to be tried again, unless it has been too often; return whether it will be."""
         context, lease, error = self.context, self.lease, hide_password(record["error"])
         if not leases.retry(context.engine, lease, error, self.study.retries):
             return False
         checkpoints.close()
         private.forget_stop(context.optuna_study)  # the search goes on with this trial
-        context.say({"event": "retry", "level": "warning", "trial": lease.number, "error": last_line(error)})
+        context.say(TrialRetried(lease.number, last_line(error)))
         return True
 
     def _end(
@@ -321,8 +329,7 @@ class Attempt:
         checkpoints.delete_latest()
         if checkpoints.folder.exists():  # with the best checkpoint, or with pictures only
             collect(context.folder, partial(removable, context.engine, context.study_id, **self._best_k()))
-        took = {name: record[name] for name in ("train_s", "compile_s")}
-        context.say({"event": "end", "trial": lease.number, "outcome": outcome, "values": values, **took})
+        context.say(TrialEnded(lease.number, outcome, values, record["train_s"], record["compile_s"]))
 
     def _best_k(self) -> dict[str, Any]:
         return {"keep": self.study.keep_best, "maximize": self.study.all_directions[0] == "maximize"}
@@ -346,4 +353,4 @@ class Attempt:
             self._finish_reports(engine)
         finally:
             leases.release(engine, self.lease)
-        context.say({"event": "end", "trial": self.lease.number, "outcome": "released"})
+        context.say(TrialReleased(self.lease.number))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 import time
@@ -21,6 +22,7 @@ from tuner.storage.worker.studies import mode_of
 from tuner.study import StudySpec
 from tuner.study.source import code_digest, git_state
 from tuner.trial import Event, Stop
+from tuner.trial.events import SecondsSpent
 from tuner.worker.time_use import TimeUse
 
 if TYPE_CHECKING:
@@ -183,12 +185,12 @@ class WorkerContext:
     def say(self, event: Event) -> None:
         """Say an event, with its time and what the worker's own time went on since the one before."""
         seconds = {name: round(spent_s, 6) for name, spent_s in self.time_use.take().items()}
-        self.listener({"time": now(), **event, "seconds": seconds})
+        self.listener(dataclasses.replace(event, time=now(), seconds=seconds))
 
     def say_seconds(self) -> None:
         """Say what the time goes on, now and then: an epoch may take an hour."""
         if self.time_use.is_due():
-            self.say({"event": "seconds"})
+            self.say(SecondsSpent())
 
     def must_end(self) -> bool:
         """Return whether somebody has asked the worker to end."""

@@ -28,6 +28,16 @@ from tuner.study.source import call_study_code
 from tuner.trial import Event, Stop
 from tuner.trial import optuna_private as private
 from tuner.trial.environment import DEVICES_VARIABLE, LAUNCHED_VARIABLE, worker_name
+from tuner.trial.events import (
+    HoursUsed,
+    SamplerFailed,
+    SearchFinished,
+    StudyLoaded,
+    TrialDeadly,
+    TrialLost,
+    WorkerDone,
+    WorkerIdle,
+)
 from tuner.trial.failures import describe, last_line, reason_to_stop
 from tuner.worker.attempt import Attempt, Ended
 from tuner.worker.context import FinalWrites, Place, ProgramModes, Samplers, WorkerContext
@@ -64,7 +74,7 @@ def run_worker(
             machines that share one can go on with each other's trials.
         file: The study's file, which checkpoints refer to.
         name: The worker's name.
-        say: Called with each event, see `tuner.trial.Event`.
+        say: Called with each event, see `tuner.trial.events`.
         stop: Set by somebody else to end early.
 
     Raises:
@@ -173,9 +183,7 @@ class Worker:
         """Claim and run trials until the budget is spent or a stop is asked for."""
         study = self.study
         join(self.engine, self.claimant, self.place.describe())
-        self.say(
-            {"event": "study", "study": study.name, "trials": study.trials, "objective": ", ".join(study.objectives)}
-        )
+        self.say(StudyLoaded(study.name, study.trials, ", ".join(study.objectives)))
         try:
             self._work()
         except StorageLost:
@@ -186,7 +194,7 @@ class Worker:
             if not self.context.final_writes.is_over():
                 with contextlib.suppress(StorageLost):
                     leave(self.context.final_writes.engine(), self.claimant.worker)
-        self.say({"event": "done"})
+        self.say(WorkerDone())
 
     def _work(self) -> None:
         from tuner.training.loop.runtime import tidy
@@ -197,10 +205,10 @@ class Worker:
             lease = claims.claim(self.engine, self.claimant)
             for number in self.claimant.deadly:
                 message = f"trial {number} failed: too many workers died while running it"
-                self.say({"event": "deadly", "level": "warning", "trial": number, "message": message})
+                self.say(TrialDeadly(number, message))
             if lease is NoTrial.WAIT:
                 if not is_idle:
-                    self.say({"event": "idle"})
+                    self.say(WorkerIdle())
                 is_idle = True
                 with self.context.time_use.doing("waiting"):
                     time.sleep(_POLL_S)
@@ -215,7 +223,7 @@ class Worker:
             try:
                 ended = Attempt(self.context, lease).run()
             except LeaseLost as error:
-                self.say({"event": "lost", "level": "warning", "trial": lease.number, "message": str(error)})
+                self.say(TrialLost(lease.number, str(error)))
                 with contextlib.suppress(StorageLost):
                     leases.withdraw_death(self.context.final_writes.engine(), lease)
                 self.context.final_writes.forget()
@@ -226,7 +234,7 @@ class Worker:
                 set_about(trial=None)
             tidy()
             if private.has_stopped(self.context.optuna_study):
-                self.say({"event": "finished"})
+                self.say(SearchFinished())
                 break
 
     def _limit_to_grid(self) -> None:
@@ -241,9 +249,9 @@ class Worker:
         """Raise `StudyStopped` unless a worker ends because everything is done."""
         name = self.study.name
         if reason is NoTrial.HOURS:
-            self.say({"event": "hours"})
+            self.say(HoursUsed())
         if reason is NoTrial.DONE and self.claimant.trials < self.study.trials:
-            self.say({"event": "finished"})
+            self.say(SearchFinished())
         if reason is NoTrial.STOPPED:
             raise StudyStopped(f"study {name!r} is stopped: run `tuner resume {name}`, then launch it again")
         if reason is NoTrial.FAILING:
@@ -268,7 +276,7 @@ class Worker:
         described = describe(error)
         trace = hide_password(described["error"]).rstrip()
         message = f"the sampler failed after trial {number}, which is stored as {ended.outcome}: {last_line(trace)}"
-        self.say({"event": "sampler", "level": "warning", "trial": number, "message": message})
+        self.say(SamplerFailed(number, message))
         self.sampler_errors.insert(0, described["error_kind"])
         if reason_to_stop(self.sampler_errors) is not None:
             raise StudyStopped(

@@ -34,7 +34,7 @@ class Rerunner:
     file: Path
     splits: Any
 
-    def train(self, params: Mapping[str, Any], seed: int, epochs: int) -> Iterator[Report]:
+    def train(self, params: Mapping[str, object], seed: int, epochs: int) -> Iterator[Report]:
         """Yield the reports of a training with stored hyperparameters, up to an epoch."""
         from tuner.training.loop.runtime import worker_layout
         from tuner.trial.environment import DEVICES_VARIABLE
@@ -98,22 +98,17 @@ def open_study(engine: Engine, name: str, file: str | None, fixed: Mapping[str, 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One metric, recorded and found again.
-
-    Attributes:
-        metric: Its name.
-        epochs: How many epochs have it in both.
-        recorded: The last recorded value.
-        found: The last found value.
-        difference: The largest relative difference, of |a - b| to the larger of |a| and |b|; infinite if only one is
-            finite.
-    """
+    """One metric, recorded and found again: a row of `tuner reproduce`."""
 
     metric: str
+    """Its name."""
     epochs: int
+    """How many epochs have it in both."""
     recorded: float
     found: float
+    """Its last value then and now."""
     difference: float
+    """The largest difference over all epochs, as a share of the larger of the two; infinite if only one is finite."""
 
 
 def reproduce(rerunner: Rerunner, number: int, say: Callable[[Report], None]) -> list[Comparison]:

@@ -159,7 +159,7 @@ def test_time_in_which_a_worker_waits_for_a_lock_is_time_in_the_database(
         wait_until(lambda: scrapes.next().sum("tuner_seconds_total", "waiting") > 0)
         last = scrapes.next()
         assert last.sum("tuner_seconds_total", "database") - stuck.sum("tuner_seconds_total", "database") > held_s
-        train_s = sum(row.record["train_s"] for row in rows_of(url, launcher))
+        train_s = sum(row.record.train_s or 0.0 for row in rows_of(url, launcher))
         assert last.sum("tuner_seconds_total", "training") <= train_s + 1e-3
         give_back()
         output, _ = launcher.communicate(timeout=60)

@@ -48,7 +48,7 @@ def test_metrics_are_the_studys_own_records(
             assert last.samples["tuner_study_trials", outcome] == everybodys[outcome]
         best = min(row.values[0] for row in rows_of(url) if row.values)
         assert last.samples["tuner_best_value",] == best
-        compile_s, train_s = (sum(row.record[name] for row in rows) for name in ("compile_s", "train_s"))
+        compile_s, train_s = (sum(getattr(row.record, name) for row in rows) for name in ("compile_s", "train_s"))
         rounding_s = 1e-4 * len(rows)
         assert last.sum("tuner_seconds_total", "compiling") == pytest.approx(compile_s, abs=rounding_s)
         # A trial's record has its database with its training.
@@ -211,7 +211,7 @@ def test_a_launchs_log_has_what_the_study_has(tuner_on_sqlite: Any, tiny_study: 
     assert steps == {(row.number, epoch): 3 * epoch for row in rows for epoch in (1, 2, 3)}
     for row, end in zip(rows, [line for line in lines if line["event"] == "end"], strict=True):
         found = [end[name] for name in ("trial", "outcome", "values", "train_s", "compile_s")]
-        assert found == [row.number, row.outcome, row.values, row.record["train_s"], row.record["compile_s"]]
+        assert found == [row.number, row.outcome, row.values, row.record.train_s, row.record.compile_s]
     times = [line["time"] for line in lines if line["event"] in ("trial", "report", "end")]
     assert times == sorted(times)
     best = min(rows, key=lambda row: (row.values or [0.0])[0])

@@ -28,8 +28,12 @@ Path(os.environ["WHERE"]).write_text(tuner.worker.__file__)
 """What a study file does more: it notes which package the worker imported."""
 TYPED = """
 # pyright: strict
+from typing import Any
+
 from tuner import Space, choice, log_uniform
+from tuner.methods.classification import Classifier
 from tuner.training import TrainerModule
+from tuner.training.data.arrays import Batch
 
 
 class HParams(Space):
@@ -44,6 +48,19 @@ def product(hparams: HParams) -> float:
 class Trainer(TrainerModule[HParams]):
     def batch_size(self, hparams: HParams) -> int:
         return hparams.width
+
+
+class Typed(Classifier[HParams]):
+    def batch_size(self, hparams: HParams) -> int:
+        return hparams.width
+
+    def check_data(self, dataset: Any, hparams: HParams, part: str) -> None:
+        super().check_data(dataset, hparams, part)
+
+
+class Loose(Classifier):
+    def loss(self, outputs: Any, batch: Batch, hparams: Any) -> Any:
+        return super().loss(outputs, batch, hparams)
 """
 WRONG = "\n\nHParams(width='wide')\nTrainer().batch_size({'width': 32})\n"
 

@@ -27,8 +27,10 @@ from tuner.errors import UsageError
 from tuner.launch.mirror_process import MirrorProcess
 from tuner.launch.options import LaunchOptions, MirrorOptions
 from tuner.launch.progress import Progress
+from tuner.output.log import LogLine
 from tuner.storage import parse_url
 from tuner.tracking.mlflow import address, allowed_name
+from tuner.trial.events import RowsSent
 
 LAUNCH = ("launch", "tiny.py", "--workers", "2")
 
@@ -273,8 +275,8 @@ class Said:
     def note(self, message: str, event: str, level: str = "info", **fields: Any) -> None:
         self.lines.append(message)
 
-    def say(self, event: dict[str, Any]) -> None:
-        self.lines.append(event["message"])
+    def say(self, said: LogLine) -> None:
+        self.lines.append(said.message)
 
 
 def test_a_launcher_hears_of_each_thing_that_a_tracker_takes(
@@ -290,8 +292,8 @@ def test_a_launcher_hears_of_each_thing_that_a_tracker_takes(
     launched.start(name)
     launched.end(cast("Progress", shown), threading.Event())
 
-    told = [message.event for message in heard if not message.is_printed]
-    assert told == [{"event": "progress"}] * len(told)
+    told = [message.said for message in heard if not isinstance(message.said, LogLine)]
+    assert told == [RowsSent()] * len(told)
     assert len(told) >= 1 + 1 + 9 + 8, "the start, the study, nine trials, eight ends"
     assert not any("not all of study" in line for line in shown.lines), shown.lines
     assert len(list((tmp_path / "tb").glob("*/[0-9]*"))) == 9

@@ -12,9 +12,11 @@ from tuner.launch.mirror_process import MirrorProcess
 from tuner.launch.options import MirrorOptions
 from tuner.launch.process import Message
 from tuner.launch.progress import Progress
+from tuner.output.log import LogLine
 from tuner.storage import parse_url
+from tuner.trial.events import RowsSent
 
-PROGRESS = {"event": "progress"}
+PROGRESS = RowsSent()
 
 
 class Process:
@@ -44,8 +46,7 @@ class Process:
     def has_ended(self) -> bool:
         for at_s in sorted(self.said):
             if at_s <= self.now_s:
-                event = self.said.pop(at_s)
-                self.inbox.put(Message(0, "mirror", event, is_printed=event is not PROGRESS))
+                self.inbox.put(Message(0, "mirror", self.said.pop(at_s)))
         if self.now_s >= self.ends_s and self.returncode is None:
             self.returncode = 130 if self.fate else 0
         return self.returncode is not None
@@ -69,8 +70,8 @@ class Said:
     def note(self, message: str, event: str, level: str = "info", **fields: Any) -> None:
         self.lines.append(message)
 
-    def say(self, event: dict[str, Any]) -> None:
-        self.lines.append(event["message"])
+    def say(self, said: LogLine) -> None:
+        self.lines.append(said.message)
 
 
 def end(
@@ -110,7 +111,7 @@ def test_a_mirror_that_still_sends_is_waited_for(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_mirror_that_ends_soon_is_not_talked_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert end(monkeypatch, {0.0: PROGRESS, 1.0: {"event": "output", "message": "tuner: word"}}, 2.0)[1] == ["word"]
+    assert end(monkeypatch, {0.0: PROGRESS, 1.0: LogLine("output", {"message": "tuner: word"})}, 2.0)[1] == ["word"]
 
 
 def test_a_mirror_that_still_starts_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

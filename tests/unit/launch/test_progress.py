@@ -11,7 +11,9 @@ import tuner.launch.progress
 from tuner.launch import launcher as local
 from tuner.launch.devices import DeviceGroup
 from tuner.launch.progress import LiveProgress, PlainProgress, Snapshot, draw
+from tuner.output.log import LogLine
 from tuner.trial import Outcome
+from tuner.trial.events import EpochEnded, SecondsSpent, TrialBegan, TrialLost, TrialRestarted, TrialRetried
 
 GROUPS = [DeviceGroup("gpu", (0, 1), (0,)), DeviceGroup("gpu", (2,), (1,), sharers=2), DeviceGroup("cpu", (7,), (7,))]
 
@@ -144,7 +146,7 @@ def test_plain_progress_speaks_when_something_ended(clock: Clock, capsys: pytest
 def test_plain_progress_prints_notes_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     with PlainProgress() as progress:
         progress.note("[bold]not markup[/bold] and longer than the terminal 3.14", "a_note")
-        progress.say({"event": "output", "place": 0, "message": "[bold]printed[/bold] :smile:"})
+        progress.say(LogLine("output", {"message": "[bold]printed[/bold] :smile:"}), place=0)
     assert capsys.readouterr().err.splitlines() == [
         "tuner: [bold]not markup[/bold] and longer than the terminal 3.14",
         "tuner: [0] [bold]printed[/bold] :smile:",
@@ -154,15 +156,15 @@ def test_plain_progress_prints_notes_as_they_are(capsys: pytest.CaptureFixture[s
 def test_people_are_shown_failures_and_what_was_printed_beside_the_snapshot(capsys: pytest.CaptureFixture[str]) -> None:
     progress = PlainProgress()
     for event in [
-        {"event": "trial", "place": 1, "trial": 3, "hparams": {"width": 2}},
-        {"event": "report", "place": 1, "trial": 3, "epoch": 1, "values": [0.5]},
-        {"event": "retry", "place": 1, "trial": 3, "error": "ValueError: no"},
-        {"event": "restart", "place": 1, "trial": 4, "error": "its checkpoint has another state"},
-        {"event": "lost", "place": 1, "trial": 3, "message": "gone"},
-        {"event": "track", "message": "sent"},
-        {"event": "seconds", "place": 1},
+        TrialBegan(3, {"width": 2}),
+        EpochEnded(3, 1, 5, [0.5]),
+        TrialRetried(3, "ValueError: no"),
+        TrialRestarted(4, "its checkpoint has another state"),
+        TrialLost(3, "gone"),
+        LogLine("track", {"message": "sent"}),
+        SecondsSpent(),
     ]:
-        progress.say(event)
+        progress.say(event, place=1)
     assert capsys.readouterr().err.splitlines() == [
         "tuner: [1] trial 3 failed and is retried: ValueError: no",
         "tuner: [1] trial 4 restarts from its first epoch: its checkpoint has another state",
@@ -223,7 +225,7 @@ def test_live_progress_draws_and_keeps_notes(clock: Clock) -> None:
         clock.now_s = 150.0
         progress.update(snapshot())
         progress.note("a note [red]as it is[/red]", "a_note")
-        progress.say({"event": "output", "place": 1, "message": "[red]printed[/red]"})
+        progress.say(LogLine("output", {"message": "[red]printed[/red]"}), place=1)
     shown = out.getvalue()
     assert "tuner: a note [red]as it is[/red]" in shown
     assert "tuner: [1] [red]printed[/red]" in shown

@@ -13,6 +13,7 @@ from tuner.errors import UsageError
 from tuner.launch.progress import Snapshot
 from tuner.launch.prometheus import LaunchMetrics, served
 from tuner.trial import Outcome
+from tuner.trial.events import TrialDeadly, TrialEnded, TrialLost, TrialReleased, TrialRetried
 
 SNAPSHOT = Snapshot(study="tiny", counts=dict.fromkeys(Outcome, 4), best_value=-0.5)
 
@@ -28,17 +29,19 @@ def samples(metrics: LaunchMetrics) -> dict[tuple[str, ...], float]:
 def test_events_add_up_by_place() -> None:
     metrics = LaunchMetrics(["gpu 0", "gpu 1,2"])
     metrics.observe(SNAPSHOT, 2)
-    ends = ["complete", "pruned", "complete", "diverged", "out_of_memory", "failed", "released"]
+    ends = ["complete", "pruned", "complete", "diverged", "out_of_memory", "failed"]
+    spent = {"training": 2.0, "compiling": 0.5}
     for outcome in ends:
-        metrics.take(0, {"event": "end", "outcome": outcome, "seconds": {"training": 2.0, "compiling": 0.5}})
-    metrics.take(1, {"event": "deadly", "seconds": {"database": 0.25}})
-    metrics.take(1, {"event": "lost"})
-    metrics.take(1, {"event": "retry", "seconds": {"training": 1.0}})
+        metrics.take(0, TrialEnded(1, Outcome(outcome), None, 9.0, 9.0, seconds=spent))
+    metrics.take(0, TrialReleased(1, seconds=spent))
+    metrics.take(1, TrialDeadly(1, "died", seconds={"database": 0.25}))
+    metrics.take(1, TrialLost(1, "lost"))
+    metrics.take(1, TrialRetried(1, "error", seconds={"training": 1.0}))
     metrics.add_death(1)
 
     found = samples(metrics)
 
-    assert {outcome: found["tuner_trials_total", outcome] for outcome in {*ends} - {"released"}} == {
+    assert {outcome: found["tuner_trials_total", outcome] for outcome in ends} == {
         "complete": 2,
         "pruned": 1,
         "diverged": 1,

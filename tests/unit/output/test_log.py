@@ -13,6 +13,7 @@ import pytest
 
 from tuner.output.log import parse, tell
 from tuner.trial import print_event
+from tuner.trial.events import EpochEnded, SecondsSpent, TrialLost
 
 pytestmark = pytest.mark.timezone
 
@@ -28,9 +29,9 @@ def lines_of(code: str) -> list[dict[str, Any]]:
 def test_people_get_the_message(capsys: pytest.CaptureFixture[str]) -> None:
     tell("the storage is away", "storage_away", "warning", trial=3)
     tell(None, "only_for_programs", trial=3)
-    print_event({"event": "report", "trial": 3, "epoch": 1, "values": [0.25], "seconds": {}, "time": "now"})
-    print_event({"event": "lost", "trial": 3, "message": "only for programs", "seconds": {}})
-    print_event({"event": "seconds", "seconds": {"training": 1.0}})
+    print_event(EpochEnded(3, 1, 5, [0.25], seconds={}, time="now"))
+    print_event(TrialLost(3, "only for programs", seconds={}))
+    print_event(SecondsSpent(seconds={"training": 1.0}))
     assert capsys.readouterr().err == "tuner: the storage is away\ntuner: trial 3, epoch 1: 0.25\n"
 
 
@@ -83,10 +84,10 @@ def test_what_a_log_is_about_is_in_lines_of_all_threads_and_loggers_until_it_is_
 
 def test_events_are_told_whole_and_running_seconds_not_at_all() -> None:
     trial, lost = lines_of(
-        "from tuner.trial import print_event\n"
-        "print_event({'event': 'trial', 'trial': 1, 'hparams': {'rate': 0.5}, 'seconds': {'database': 0.25}})\n"
-        "print_event({'event': 'seconds', 'seconds': {'training': 5.0}})\n"
-        "print_event({'event': 'lost', 'level': 'warning', 'trial': 1, 'message': 'taken'})\n"
+        "from tuner.trial.events import *\n"
+        "print_event(TrialBegan(1, {'rate': 0.5}, seconds={'database': 0.25}))\n"
+        "print_event(SecondsSpent(seconds={'training': 5.0}))\n"
+        "print_event(TrialLost(1, 'taken'))\n"
     )
     expected = {"event": "trial", "trial": 1, "hparams": {"rate": 0.5}, "seconds": {"database": 0.25}}
     assert trial | expected | {"message": "trial 1: rate=0.5", "level": "info"} == trial
@@ -104,7 +105,6 @@ def test_events_are_told_whole_and_running_seconds_not_at_all() -> None:
         ("", False),
         ('{"time": "t", "level": "notice", "event": "log"}', False),
         ('{"time": "t", "level": 20, "event": "log"}', False),
-        ('{"time": "t", "level": "info", "event": "report"}', False),
         ('{"time": "t", "level": "info", "event": "log", "message": 5}', False),
     ],
 )

@@ -17,6 +17,8 @@ from tuner import Space, Study, int_uniform
 from tuner.training import ArrayDataset, Layout, OptimizerSpec, TrainerModule
 from tuner.training.loop import programs, runtime
 from tuner.training.loop.runtime import CompileClock, trim_cache, use_persistent_cache
+from tuner.trial import Event
+from tuner.trial.events import TrialEnded
 from tuner.worker import run_worker
 
 
@@ -96,8 +98,8 @@ def test_a_worker_frees_what_its_trials_no_longer_use(tmp_path: Path, monkeypatc
     )  # fmt: skip
     dropped: list[int] = []
 
-    def say(event: Any) -> None:
-        if event["event"] == "end":
+    def say(event: Event) -> None:
+        if isinstance(event, TrialEnded):
             info = programs._programs.cache_info()
             dropped.append(info.misses - info.currsize)
 

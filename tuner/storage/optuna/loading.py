@@ -70,8 +70,8 @@ def new_trial(
     trial_id: int,
     number: int,
     state: str = "RUNNING",
-    start: Any = None,
-    complete: Any = None,
+    start: datetime.datetime | str | None = None,
+    complete: datetime.datetime | str | None = None,
     *,
     zone: datetime.tzinfo | None = None,
 ) -> FrozenTrial:
@@ -100,7 +100,7 @@ def new_trial(
     )
 
 
-def _time(value: Any, zone: datetime.tzinfo | None) -> datetime.datetime | None:
+def _time(value: datetime.datetime | str | None, zone: datetime.tzinfo | None) -> datetime.datetime | None:
     """Return a time that a driver has read: SQLite's is text."""
     if value is None:
         return None

@@ -6,7 +6,7 @@ import datetime
 import json
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -178,7 +178,7 @@ class Storage(BaseStorage):
         if not delete(self.engine, study_id):
             raise KeyError(f"no study with id {study_id}")
 
-    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
+    def set_study_user_attr(self, study_id: int, key: str, value: object) -> None:
         self._cold(lambda: self._rdb.set_study_user_attr(study_id, key, value))
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
@@ -335,7 +335,7 @@ class Storage(BaseStorage):
         if before is not None:
             check_distribution_compatibility(before, distribution)
 
-    def _insert(self, trial_id: int, table: sa.Table, row: dict[str, Any], changed: Sequence[str]) -> None:
+    def _insert(self, trial_id: int, table: sa.Table, row: Mapping[str, object], changed: Sequence[str]) -> None:
         """Store a row that belongs to a trial, if the trial has not ended."""
         what = statements.open_trial_row.of(table, tuple(row), tuple(changed))
         values = {**row, "id": trial_id}
@@ -391,13 +391,13 @@ class Storage(BaseStorage):
         row = {"step": step, "intermediate_value": number, "intermediate_value_type": kind}
         self._insert(trial_id, trial_intermediate_values, row, ("intermediate_value", "intermediate_value_type"))
 
-    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+    def set_trial_user_attr(self, trial_id: int, key: str, value: object) -> None:
         self._set_attribute(trial_id, trial_user_attributes, key, value)
 
-    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+    def set_trial_system_attr(self, trial_id: int, key: str, value: object) -> None:
         self._set_attribute(trial_id, trial_system_attributes, key, value)
 
-    def _set_attribute(self, trial_id: int, table: sa.Table, key: str, value: Any) -> None:
+    def _set_attribute(self, trial_id: int, table: sa.Table, key: str, value: object) -> None:
         held = self._held.get(trial_id)
         if held is None:
             self._insert(trial_id, table, {"key": key, "value_json": json.dumps(value)}, ("value_json",))

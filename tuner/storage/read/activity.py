@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
@@ -25,7 +25,74 @@ from tuner.storage.sql.tables import (
     workers,
 )
 
-Row = dict[str, Any]
+
+class Reported(TypedDict):
+    """The latest report of a trial; all None of one that has not reported."""
+
+    epoch: int | None
+    step: int | None
+    metrics: dict[str, float | str] | None
+
+
+class WorkerRow(Reported):
+    """A worker. Ages and the rest of a lease are seconds on the database's clock.
+
+    What is said of a trial is None for a worker that holds none: `trial_id`, `trial`, `fence`, `deaths`,
+    `lease_rest_s`, and the latest report.
+    """
+
+    study: str
+    study_id: int
+    worker: str
+    host: str
+    pid: int
+    devices: str
+    ended_at_s: float | None
+    age_s: float
+    unseen_s: float
+    trial_id: int | None
+    trial: int | None
+    fence: int | None
+    deaths: int | None
+    lease_rest_s: float | None
+
+
+class CompilingRow(TypedDict):
+    """What compiling has cost a worker in a study, and what it saved; None while no trial of the study has compiled."""
+
+    study_id: int
+    worker: str
+    trials: int
+    train_s: float
+    compile_s: float
+    compilations: int
+    saved_s: float | None
+
+
+class FailureRow(TypedDict):
+    """An attempt that failed, ran out of memory, or whose worker died.
+
+    `ago_s` is on the database's clock; `error`, the traceback, is None where the worker could not leave one.
+    """
+
+    study: str
+    trial: int
+    worker: str
+    ending: str
+    ago_s: float
+    error: str | None
+
+
+class CheckpointRow(TypedDict):
+    """A trial's best checkpoint, a folder on the worker's machine, with the trial's reports as (epoch, metrics)."""
+
+    trial_id: int
+    trial: int
+    value: float
+    checkpoint: str
+    worker: str
+    curve: list[tuple[int, dict[str, Any]]]
+
 
 _MOST_WORKERS = 200
 _OF_INTEREST = ("failed", "died", "out_of_memory")
@@ -47,7 +114,7 @@ def study_of(engine: Engine, study_id: int | None, trial_id: int | None) -> int 
     return read(engine, lambda connection: connection.execute(query.limit(1)).scalar_one_or_none())
 
 
-def read_workers(engine: Engine, study_id: int | None) -> list[Row]:
+def read_workers(engine: Engine, study_id: int | None) -> list[WorkerRow]:
     """Return the workers of a study, or of all: those that have not ended first, then by their last sign of life.
 
     Args:
@@ -55,12 +122,10 @@ def read_workers(engine: Engine, study_id: int | None) -> list[Row]:
         study_id: The study; None for all.
 
     Returns:
-        At most 200 rows. Ages and the rest of a lease are seconds on the database's clock. `trial_id`, `trial`,
-        `fence`, `deaths`, `lease_rest_s`, `epoch`, `step` and `metrics` are None for a worker that holds no trial, the
-        last three for one that has not reported.
+        At most 200 rows.
     """
 
-    def work(connection: Connection) -> list[Row]:
+    def work(connection: Connection) -> list[WorkerRow]:
         dialect = connection.dialect.name
         now = clock(dialect)
         held = (
@@ -104,14 +169,13 @@ def read_workers(engine: Engine, study_id: int | None) -> list[Row]:
             query = query.where(workers.c.study_id == study_id)
         rows = [dict(row) for row in connection.execute(query).mappings()]
         latest = _latest_reports(connection, [row["trial_id"] for row in rows if row["trial_id"] is not None])
-        for row in rows:
-            row |= latest.get(row["trial_id"], {"epoch": None, "step": None, "metrics": None})
-        return rows
+        nothing: Reported = {"epoch": None, "step": None, "metrics": None}
+        return [cast("WorkerRow", row | latest.get(row["trial_id"], nothing)) for row in rows]
 
     return read(engine, work)
 
 
-def _latest_reports(connection: Connection, trial_ids: Sequence[int]) -> dict[int, Row]:
+def _latest_reports(connection: Connection, trial_ids: Sequence[int]) -> dict[int, Reported]:
     if not trial_ids:
         return {}
     dialect = connection.dialect.name
@@ -131,7 +195,7 @@ def _latest_reports(connection: Connection, trial_ids: Sequence[int]) -> dict[in
     }
 
 
-def read_compiling(engine: Engine, study_id: int | None) -> list[Row]:
+def read_compiling(engine: Engine, study_id: int | None) -> list[CompilingRow]:
     """Return what compiling has cost each worker, and what it saved.
 
     A trial that compiled nothing found its program in its process, or in the cache on disk. Without either it would
@@ -143,8 +207,7 @@ def read_compiling(engine: Engine, study_id: int | None) -> list[Row]:
         study_id: The study; None for all.
 
     Returns:
-        A row for each worker and study: `study_id`, `worker`, `trials` that have ended, `train_s`, `compile_s`,
-        `compilations`, and `saved_s`, None while no trial of the study has compiled.
+        A row for each worker and study, over the trials that have ended.
     """
     is_free = records.c.compilations == 0
     query = sa.select(
@@ -166,28 +229,32 @@ def read_compiling(engine: Engine, study_id: int | None) -> list[Row]:
     for row in rows:
         count, seconds = compiled.get(row["study_id"], (0, 0.0))
         compiled[row["study_id"]] = (count + row["compiled"], seconds + row["compile_s"] - row["free_s"])
+    found: list[CompilingRow] = []
     for row in rows:
         count, seconds = compiled[row["study_id"]]
-        free, free_s = row.pop("free"), row.pop("free_s")
-        row["saved_s"] = max(0.0, free * seconds / count - free_s) if count else None
-        del row["compiled"]
-    return rows
+        one: CompilingRow = {
+            "study_id": row["study_id"],
+            "worker": row["worker"],
+            "trials": row["trials"],
+            "train_s": row["train_s"],
+            "compile_s": row["compile_s"],
+            "compilations": row["compilations"],
+            "saved_s": max(0.0, row["free"] * seconds / count - row["free_s"]) if count else None,
+        }
+        found.append(one)
+    return found
 
 
-def read_failures(engine: Engine, study_id: int | None, count: int = 20) -> list[Row]:
+def read_failures(engine: Engine, study_id: int | None, count: int = 20) -> list[FailureRow]:
     """Return the latest attempts that failed, ran out of memory, or whose worker died, newest first.
 
     Args:
         engine: The storage's engine.
         study_id: The study; None for all.
         count: How many.
-
-    Returns:
-        Rows of `study`, `trial`, `worker`, `ending`, `ago_s` on the database's clock, and `error`, the traceback, None
-        where the worker could not leave one.
     """
 
-    def work(connection: Connection) -> list[Row]:
+    def work(connection: Connection) -> list[FailureRow]:
         ago = clock(connection.dialect.name) - attempts.c.ended_at_s
         query = (
             sa.select(
@@ -206,12 +273,12 @@ def read_failures(engine: Engine, study_id: int | None, count: int = 20) -> list
         )
         if study_id is not None:
             query = query.where(attempts.c.study_id == study_id)
-        return [dict(row) for row in connection.execute(query).mappings()]
+        return [cast("FailureRow", dict(row)) for row in connection.execute(query).mappings()]
 
     return read(engine, work)
 
 
-def read_checkpoints(engine: Engine, study_id: int, count: int = 10) -> list[Row]:
+def read_checkpoints(engine: Engine, study_id: int, count: int = 10) -> list[CheckpointRow]:
     """Return the trials of a study that recorded a best checkpoint, best first by their first objective.
 
     Args:
@@ -220,12 +287,11 @@ def read_checkpoints(engine: Engine, study_id: int, count: int = 10) -> list[Row
         count: How many.
 
     Returns:
-        Rows of `trial_id`, `trial`, `value`, `checkpoint` (a folder on the worker's machine), `worker`, and `curve`:
-        the trial's reports as (epoch, metrics). Checkpoints of trials that others have surpassed since are removed.
-        Trials that violate a constraint are left out.
+        A row for each. Checkpoints of trials that others have surpassed since are removed. Trials that violate a
+        constraint are left out.
     """
 
-    def work(connection: Connection) -> list[Row]:
+    def work(connection: Connection) -> list[CheckpointRow]:
         direction = connection.execute(
             sa.select(study_directions.c.direction).where(
                 study_directions.c.study_id == study_id, study_directions.c.objective == 0
@@ -247,15 +313,21 @@ def read_checkpoints(engine: Engine, study_id: int, count: int = 10) -> list[Row
             .where(records.c.study_id == study_id, records.c.checkpoint.is_not(None))
             .order_by(value.desc() if direction == "MAXIMIZE" else value.asc(), trials.c.number)
         )
-        names = ("trial_id", "trial", "value", "checkpoint", "worker")
-        rows: list[Row] = [
-            dict(zip(names, (trial_id, number, loaded_number(found, kind), *rest), strict=True))
-            for trial_id, number, found, kind, *rest in connection.execute(query)
+        found = connection.execute(query).all()
+        constraints = read_constraints(connection, [row.trial_id for row in found])
+        kept = [row for row in found if is_feasible(constraints.get(row.trial_id, {}))][:count]
+        curves = _curves(connection, [row.trial_id for row in kept])
+        return [
+            {
+                "trial_id": trial_id,
+                "trial": number,
+                "value": loaded_number(value, kind),
+                "checkpoint": checkpoint,
+                "worker": worker,
+                "curve": curves.get(trial_id, []),
+            }
+            for trial_id, number, value, kind, checkpoint, worker in kept
         ]
-        constraints = read_constraints(connection, [row["trial_id"] for row in rows])
-        rows = [row for row in rows if is_feasible(constraints.get(row["trial_id"], {}))][:count]
-        curves = _curves(connection, [row["trial_id"] for row in rows])
-        return [{**row, "curve": curves.get(row["trial_id"], [])} for row in rows]
 
     return read(engine, work)
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import NotRequired, TypedDict, cast
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
@@ -16,18 +16,39 @@ from sqlalchemy import Connection, Engine
 from tuner.storage.sql.dialect import clock, greatest, least
 from tuner.storage.sql.retry import read
 from tuner.storage.sql.tables import attempts, leases, records, reports, rungs, trials, workers
+from tuner.study.source import GitState
 from tuner.trial import Outcome
 
 
-def read_attempts(engine: Engine, trial_id: int) -> list[dict[str, Any]]:
-    """Return who ran a trial, in order: columns of `tuner_attempts`. Nobody of ours ran one of plain Optuna."""
-    names = ("worker", "devices", "started_at_s", "ended_at_s", "ending", "error")
-    query = sa.select(*(attempts.c[name] for name in names)).where(attempts.c.trial_id == trial_id)
+@dataclass(frozen=True)
+class Attempt:
+    """One worker's run of a trial.
 
-    def work(connection: Connection) -> list[dict[str, Any]]:
+    Attributes:
+        worker: Its name.
+        devices: How many it had.
+        started_at_s: When it began, in seconds of the database's clock.
+        ended_at_s: When it ended; None while it goes on.
+        ending: An outcome, `preempted` or `died`; None while it goes on.
+        error: The traceback of one that failed.
+    """
+
+    worker: str
+    devices: int
+    started_at_s: float
+    ended_at_s: float | None
+    ending: str | None
+    error: str | None
+
+
+def read_attempts(engine: Engine, trial_id: int) -> list[Attempt]:
+    """Return who ran a trial, in order. Nobody of ours ran one of plain Optuna."""
+    query = sa.select(*(attempts.c[part.name] for part in fields(Attempt))).where(attempts.c.trial_id == trial_id)
+
+    def work(connection: Connection) -> list[Attempt]:
         if not sa.inspect(connection).has_table(attempts.name):
             return []
-        return [dict(row) for row in connection.execute(query.order_by(attempts.c.fence)).mappings()]
+        return [Attempt(*row) for row in connection.execute(query.order_by(attempts.c.fence))]
 
     return read(engine, work)
 
@@ -47,15 +68,32 @@ def read_metrics(engine: Engine, trial_id: int) -> dict[int, tuple[int, dict[str
     return read(engine, work)
 
 
-def read_about(engine: Engine, names: Collection[str]) -> dict[str, dict[str, Any]]:
+class RanWith(TypedDict):
+    """Where a worker runs and with what; what it was told of when it joined is JSON in the table."""
+
+    host: str
+    devices: str
+    file: NotRequired[str | None]
+    """The study's file."""
+    code: NotRequired[str | None]
+    """A digest of the file's code."""
+    git: NotRequired[GitState | None]
+    versions: NotRequired[dict[str, str]]
+    """Of Python, the packages, and the device."""
+
+
+def read_about(engine: Engine, names: Collection[str]) -> dict[str, RanWith]:
     """Return what is kept of workers, by name: host, devices, study file, Git state, versions."""
     query = sa.select(workers.c.worker, workers.c.host, workers.c.devices, workers.c.about)
 
-    def work(connection: Connection) -> dict[str, dict[str, Any]]:
+    def work(connection: Connection) -> dict[str, RanWith]:
         if not names or not sa.inspect(connection).has_table(workers.name):
             return {}
         found = connection.execute(query.where(workers.c.worker.in_(names)))
-        return {name: {"host": host, "devices": devices, **json.loads(about)} for name, host, devices, about in found}
+        return {
+            name: cast("RanWith", {"host": host, "devices": devices, **json.loads(about)})
+            for name, host, devices, about in found
+        }
 
     return read(engine, work)
 

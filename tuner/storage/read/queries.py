@@ -6,7 +6,7 @@ import datetime
 import json
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import sqlalchemy as sa
@@ -42,7 +42,6 @@ _OUTCOME_OF_STATE = {
     "RUNNING": Outcome.RUNNING,
     "WAITING": Outcome.WAITING,
 }
-RECORDED = ("worker", "compile_s", "compilations", "train_s", "checkpoint", "error_kind", "error")
 _CHUNK = 500  # ids in one IN (...): SQLite allows 32,766 variables, Postgres plans short lists well
 
 
@@ -66,13 +65,35 @@ class StudyRow:
         return self.record.get("objective") or [str(at) for at, _ in enumerate(self.directions)]
 
 
-@dataclass
+@dataclass(frozen=True)
+class Recorded:
+    """What our own table knows of a trial that has ended; each None where we know nothing.
+
+    Attributes:
+        worker: Who ended it.
+        compile_s: Seconds of compiling in the last attempt.
+        compilations: How many programs were compiled in it.
+        train_s: Its other seconds.
+        checkpoint: Where its best checkpoint is.
+        error_kind: The kind of its error, which tells whether trials in a row failed alike.
+        error: The traceback.
+    """
+
+    worker: str | None = None
+    compile_s: float | None = None
+    compilations: int | None = None
+    train_s: float | None = None
+    checkpoint: str | None = None
+    error_kind: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
 class TrialRow:
     """A trial as it stands in the storage; `values` is None unless it is complete.
 
     `started` and `completed` are UTC; without a zone where an earlier version stored local time of an unknown zone.
-    `record` has our columns of `RECORDED`, each None where we know nothing. `constraints` has Optuna's by name; each is
-    satisfied if it is 0 or less.
+    `constraints` has Optuna's by name; each is satisfied if it is 0 or less.
     """
 
     trial_id: int
@@ -83,7 +104,7 @@ class TrialRow:
     values: list[float] | None = None
     hparams: dict[str, Any] = field(default_factory=dict[str, Any])
     reports: dict[int, float] = field(default_factory=dict[int, float])
-    record: dict[str, Any] = field(default_factory=dict[str, Any])
+    record: Recorded = field(default_factory=Recorded)
     constraints: dict[str, float] = field(default_factory=dict[str, float])
 
     @property
@@ -332,7 +353,7 @@ def _load(
         ours = _Ours(connection)
         unknown = ours.unknown_zones.c
         source = ours.trials.outerjoin(ours.unknown_zones, unknown.trial_id == trials.c.trial_id)
-        kept = [ours.records.c[name] for name in RECORDED]
+        kept = [ours.records.c[part.name] for part in fields(Recorded)]
         query = sa.select(
             trials.c.trial_id,
             trials.c.number,
@@ -343,16 +364,27 @@ def _load(
             unknown.is_end,
             *kept,
         ).select_from(source)
-        rows: dict[int, TrialRow] = {}
-        for trial_id, number, outcome, start, complete, is_start, is_end, *record in connection.execute(
-            query.where(*where).order_by(trials.c.number)
-        ):
-            started = _time(start, is_known=not (is_start or ours.is_old_optuna))
-            completed = _time(complete, is_known=not (is_end or ours.is_old_optuna))
-            rows[trial_id] = TrialRow(trial_id, number, Outcome(outcome), started, completed)
-            rows[trial_id].record = dict(zip(RECORDED, record, strict=True))
-        _fill(connection, study, rows, with_reports)
-        return list(rows.values())
+        found = connection.execute(query.where(*where).order_by(trials.c.number)).all()
+        parts = _read_parts(connection, [row.trial_id for row in found], with_reports)
+        rows: list[TrialRow] = []
+        for trial_id, number, outcome, start, complete, is_start, is_end, *record in found:
+            own, values = parts[trial_id], None
+            if own.values and Outcome(outcome) is Outcome.COMPLETE:
+                values = [own.values.get(at, math.nan) for at, _ in enumerate(study.directions)]
+            row = TrialRow(
+                trial_id,
+                number,
+                Outcome(outcome),
+                started=_time(start, is_known=not (is_start or ours.is_old_optuna)),
+                completed=_time(complete, is_known=not (is_end or ours.is_old_optuna)),
+                values=values,
+                hparams=own.hparams,
+                reports=dict(sorted(own.reports.items())),
+                record=Recorded(*record),
+                constraints=own.constraints,
+            )
+            rows.append(row)
+        return rows
 
     return read(engine, work)
 
@@ -361,24 +393,31 @@ def _time(stored: datetime.datetime | None, *, is_known: bool) -> datetime.datet
     return stored.replace(tzinfo=datetime.UTC) if stored is not None and is_known else stored
 
 
-def _fill(connection: Connection, study: StudyRow, rows: dict[int, TrialRow], with_reports: bool) -> None:
-    ids = list(rows)
+@dataclass(frozen=True)
+class _Parts:
+    """What other tables have of a trial: values by objective, reports by epoch."""
+
+    hparams: dict[str, Any] = field(default_factory=dict[str, Any])
+    values: dict[int, float] = field(default_factory=dict[int, float])
+    reports: dict[int, float] = field(default_factory=dict[int, float])
+    constraints: dict[str, float] = field(default_factory=dict[str, float])
+
+
+def _read_parts(connection: Connection, ids: Sequence[int], with_reports: bool) -> dict[int, _Parts]:
+    parts = {trial_id: _Parts() for trial_id in ids}
     columns = ("param_name", "param_value", "distribution_json")
     for trial_id, name, value, text in _of_trials(connection, ids, trial_params, columns):
-        rows[trial_id].hparams[name] = _decode(value, text)
+        parts[trial_id].hparams[name] = _decode(value, text)
     columns = ("objective", "value", "value_type")
     for trial_id, objective, value, kind in _of_trials(connection, ids, trial_values, columns):
-        if rows[trial_id].outcome is Outcome.COMPLETE:
-            values = rows[trial_id].values = rows[trial_id].values or [math.nan] * len(study.directions)
-            values[objective] = loaded_number(value, kind)
+        parts[trial_id].values[objective] = loaded_number(value, kind)
     if with_reports:
         columns = ("step", "intermediate_value", "intermediate_value_type")
         for trial_id, step, value, kind in _of_trials(connection, ids, trial_intermediate_values, columns):
-            rows[trial_id].reports[step] = loaded_number(value, kind)
+            parts[trial_id].reports[step] = loaded_number(value, kind)
     for trial_id, constraints in read_constraints(connection, ids).items():
-        rows[trial_id].constraints = constraints
-    for row in rows.values():
-        row.reports = dict(sorted(row.reports.items()))
+        parts[trial_id].constraints.update(constraints)
+    return parts
 
 
 def _of_trials(

@@ -11,8 +11,9 @@ from collections.abc import Generator
 from typing import Any
 
 import sqlalchemy
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Dialect, Engine, event
 from sqlalchemy.exc import DBAPIError, DisconnectionError
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from tuner.errors import StorageDenied, StorageLost
 from tuner.output.sanitize import hide_password
@@ -67,19 +68,19 @@ def new_engine(url: AnyURL) -> Engine:
     return engine
 
 
-def _connect(dialect: Any, _record: Any, arguments: Any, options: dict[str, Any]) -> Any:
+def _connect(dialect: Dialect, _record: object, arguments: Any, options: dict[str, Any]) -> Any:
     with contextlib.suppress(ValueError):  # libpq says what is wrong
         timeout_s = float(options["connect_timeout"])
         options = {**options, "connect_timeout": deadlines.connect_timeout(timeout_s if timeout_s > 0 else math.inf)}
     return dialect.connect(*arguments, **options)
 
 
-def _prepare_sqlite(connection: Any, _record: Any) -> None:
+def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     # NORMAL under WAL cannot corrupt the file; only a power cut may lose the last transactions.
     connection.execute("PRAGMA synchronous=NORMAL")
 
 
-def _prepare_postgres(connection: Any, record: Any) -> None:
+def _prepare_postgres(connection: Any, record: ConnectionPoolEntry) -> None:
     record.info[_POOLED] = _is_pooled(connection)
     if not record.info[_POOLED]:
         with connection.cursor() as cursor:
@@ -91,7 +92,7 @@ def _prepare_postgres(connection: Any, record: Any) -> None:
     connection.commit()
 
 
-def _is_pooled(connection: Any) -> bool:
+def _is_pooled(connection: deadlines.Connection) -> bool:
     """Return whether a pooler such as PgBouncer is between us and the server: it makes up the process ids it tells.
 
     It may give each transaction another session, which then goes to others: nothing is set or prepared in it.
@@ -112,11 +113,11 @@ def limit_transaction(connection: Connection) -> None:
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED;" + _LIMITS.format(is_local="true"))
 
 
-def _note_use(_connection: Any, record: Any) -> None:
+def _note_use(_connection: object, record: ConnectionPoolEntry) -> None:
     record.info["used_at_s"] = time.monotonic()
 
 
-def _ping(connection: Any, record: Any, _proxy: Any) -> None:
+def _ping(connection: deadlines.Connection, record: ConnectionPoolEntry, _proxy: object) -> None:
     """Try a connection that has rested, as `pool_pre_ping` does for each: one that dies at work is noticed anyway."""
     if time.monotonic() < record.info.get("used_at_s", math.inf) + _PING_AFTER_S:
         return
@@ -196,7 +197,7 @@ def is_denied(error: Exception) -> bool:
     return pgcode(error) == "42501" or (isinstance(original, sqlite3.Error) and "readonly" in str(original))
 
 
-def sqlite_code(error: Any) -> int | None:
+def sqlite_code(error: object) -> int | None:
     """Return SQLite's primary error code."""
     code = getattr(error, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF

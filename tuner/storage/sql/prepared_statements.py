@@ -168,7 +168,7 @@ def text_of(what: Prepared, dialect: str) -> str:
     return _made(dialect, what).text
 
 
-def explain(connection: Connection, what: Prepared, values: Mapping[str, Any], *, analyze: bool = False) -> str:
+def explain(connection: Connection, what: Prepared, values: Mapping[str, object], *, analyze: bool = False) -> str:
     """Return how the database runs a statement for these values: the plan, a line each.
 
     Args:
@@ -188,7 +188,7 @@ def explain(connection: Connection, what: Prepared, values: Mapping[str, Any], *
 
 
 def run(
-    connection: Connection, what: Prepared, values: Mapping[str, Any], *, after: Prepared | None = None
+    connection: Connection, what: Prepared, values: Mapping[str, object], *, after: Prepared | None = None
 ) -> sa.CursorResult[Any]:
     """Run a statement whose text is made once in a process, and on Postgres planned once for a connection.
 
@@ -227,7 +227,7 @@ def _made(dialect: str, what: Prepared) -> _Text:
     return made
 
 
-def _run_on_sqlite(connection: Connection, made: _Text, values: Mapping[str, Any]) -> sa.CursorResult[Any]:
+def _run_on_sqlite(connection: Connection, made: _Text, values: Mapping[str, object]) -> sa.CursorResult[Any]:
     values = {**made.constants, **values}
     return connection.exec_driver_sql(made.text, tuple(values[name] for name in made.names))
 

@@ -233,14 +233,14 @@ def outdated_leases(dialect: str) -> Any:
     return sa.select(leases.c.trial_id).where(is_outdated).limit(sa.literal_column("1"))
 
 
-def has_jumped(values: Mapping[str, Any]) -> sa.ColumnElement[bool]:
+def has_jumped(values: Mapping[str, object]) -> sa.ColumnElement[bool]:
     """Return whether the wall clock has jumped since a lease was written, and the lease has not been ended."""
     c = leases.c
     is_comparable = _begins(values["clock"]) & (c.ahead_fence == c.fence) & (c.expires_at_s > sa.literal_column("0.0"))
     return is_comparable & (sa.func.abs(values["ahead_s"] - c.ahead_s) > sa.literal_column(str(CLOCK_JUMP_S)))
 
 
-def is_of_earlier_boot(values: Mapping[str, Any]) -> sa.ColumnElement[bool]:
+def is_of_earlier_boot(values: Mapping[str, object]) -> sa.ColumnElement[bool]:
     """Return whether a lease that has not ended is of this host, before it was booted."""
     c = leases.c
     is_of_host = sa.func.substr(c.boot, -sa.func.length(values["host"])) == values["host"]

@@ -78,7 +78,7 @@ def fenced(connection: Connection, lease: Lease, change: Change, writes: Sequenc
 
 
 def run_with(
-    connection: Connection, change: Statement, values: Mapping[str, Any], writes: Sequence[Write]
+    connection: Connection, change: Statement, values: Mapping[str, object], writes: Sequence[Write]
 ) -> int | None:
     """Do a change to one trial, and writes for the trial that it changed: on Postgres in one statement.
 
@@ -102,7 +102,7 @@ def run_with(
     return run(connection, what, {**values, **theirs}).scalar_one_or_none()
 
 
-def insertion(table: sa.Table, row: Mapping[str, Any]) -> Write:
+def insertion(table: sa.Table, row: Mapping[str, object]) -> Write:
     """Return the write that adds a trial's row, given without its `trial_id`."""
     return Write(statements.insert_row.of(table, tuple(row)), row)
 
@@ -124,7 +124,9 @@ def write_held(engine: Engine, lease: Lease, *writes: Write) -> None:
         raise lost_lease(lease)
 
 
-def upsert(table: sa.Table, rows: Sequence[Mapping[str, Any]], unique: str, *, time_column: str | None = None) -> Write:
+def upsert(
+    table: sa.Table, rows: Sequence[Mapping[str, object]], unique: str, *, time_column: str | None = None
+) -> Write:
     """Return the write that stores rows of a trial, in place of those that are there.
 
     Args:

@@ -123,7 +123,7 @@ def forget_reports(engine: Engine, lease: Lease) -> None:
 
 
 def tell(
-    engine: Engine, lease: Lease, outcome: Outcome, values: Sequence[float] | None, record: Mapping[str, Any]
+    engine: Engine, lease: Lease, outcome: Outcome, values: Sequence[float] | None, record: Mapping[str, object]
 ) -> None:
     """End a trial: its state, values and record in one transaction.
 

@@ -42,7 +42,7 @@ class Registered:
 
 
 def register(
-    storage: BaseStorage, engine: Engine, name: str, directions: Sequence[str], record: Mapping[str, Any]
+    storage: BaseStorage, engine: Engine, name: str, directions: Sequence[str], record: Mapping[str, object]
 ) -> Registered:
     """Create the study unless it exists, and record its settings unless some are recorded.
 

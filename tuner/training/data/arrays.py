@@ -9,6 +9,7 @@ from typing import Any, Generic, Self, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from tuner.errors import is_int, nearest
 from tuner.training.pytree import PyTree
@@ -33,7 +34,7 @@ class View:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def take(self, indices: Any) -> Self:
+    def take(self, indices: ArrayLike) -> Self:
         """Return a view of the examples at `indices` (Int[Array, "n"]) of this one.
 
         Args:
@@ -50,7 +51,9 @@ class View:
         View.__init__(view, self._shared, self._rows[indices])
         return view
 
-    def split(self, fraction: float, seed: int, *, test: float | None = None, stratify: Any = None) -> Splits[Self]:
+    def split(
+        self, fraction: float, seed: int, *, test: float | None = None, stratify: str | ArrayLike | None = None
+    ) -> Splits[Self]:
         """Return the dataset split at random: `fraction` of it for validation, the rest for training.
 
         Args:
@@ -80,7 +83,7 @@ class View:
             rest = rest[~chosen]
         return Splits(self.take(rest), *parts)
 
-    def folds(self, count: int, seed: int, *, stratify: Any = None) -> list[Splits[Self]]:
+    def folds(self, count: int, seed: int, *, stratify: str | ArrayLike | None = None) -> list[Splits[Self]]:
         """Return the splits of a k-fold cross-validation: each example is for validation in exactly one of them.
 
         Args:
@@ -98,7 +101,7 @@ class View:
         fold[_by_class(order, self._classes(stratify))] = np.arange(len(self)) % count
         return [Splits(self.take(order[fold != index]), self.take(order[fold == index])) for index in range(count)]
 
-    def _classes(self, stratify: Any) -> np.ndarray | None:
+    def _classes(self, stratify: str | ArrayLike | None) -> np.ndarray | None:
         if stratify is None:
             return None
         classes = self._column(stratify) if isinstance(stratify, str) else np.asarray(stratify)
@@ -111,7 +114,7 @@ class View:
         raise NotImplementedError
 
 
-def _shuffled(length: int, seed: Any) -> np.ndarray:
+def _shuffled(length: int, seed: object) -> np.ndarray:
     # NumPy would take None as well, and shuffle differently each time.
     if not (is_int(seed) or isinstance(seed, np.integer)) or seed < 0:
         raise ValueError(f"seed must be a whole number, at least 0: got {seed!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -10,13 +10,14 @@ from weakref import WeakKeyDictionary
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from tuner.errors import SpaceError, StudyError, is_int, nearest
 from tuner.study.domains import as_traced
 from tuner.study.launch_record import OPTIMIZER_RULES
 from tuner.training import metrics as metrics_
 from tuner.training.data.arrays import Splits, steps_per_epoch
-from tuner.training.data.feed import Feed
+from tuner.training.data.feed import Dataset, Feed
 from tuner.training.definition import TrainerDefinition, settings_of
 from tuner.training.hparams import register
 from tuner.training.loop.programs import Carry, programs
@@ -26,12 +27,13 @@ from tuner.training.metrics import Metrics
 from tuner.training.model.tracing import explained
 from tuner.training.optim.build import OptimizerGroups, OptimizerSpec
 from tuner.training.optim.schedules import require
+from tuner.training.pytree import PyTree
 
 EVAL_BATCH = 512
 """Examples to a batch of an evaluation."""
 
 
-def check_settings(trainer: Any) -> None:
+def check_settings(trainer: object) -> None:
     """Raise StudyError unless this is a trainer whose attributes are what they can be."""
     if not isinstance(trainer, TrainerDefinition):
         raise StudyError(f"trainer must be a TrainerModule: got {trainer!r}")
@@ -52,7 +54,7 @@ def check_settings(trainer: Any) -> None:
         raise StudyError(f"a trainer's validate_every must be a whole number of at least 1: got {every!r}")
 
 
-def check_arguments(epochs: Any, seed: Any, direction: Any) -> None:
+def check_arguments(epochs: object, seed: object, direction: object) -> None:
     """Raise StudyError for arguments of a training that cannot be."""
     if not is_int(epochs) or epochs < 1:
         raise StudyError(f"epochs must be a whole number of at least 1: got {epochs!r}")
@@ -62,7 +64,7 @@ def check_arguments(epochs: Any, seed: Any, direction: Any) -> None:
         raise StudyError(f"direction must be 'minimize' or 'maximize': got {direction!r}")
 
 
-def check_kinds(stop: Any, *options: tuple[type, Any]) -> None:
+def check_kinds(stop: object, *options: tuple[type, object]) -> None:
     """Raise StudyError for an option that is neither None nor of its class, or a `stop` that cannot be called."""
     for kind, option in options:
         if not isinstance(option, kind | None):
@@ -73,7 +75,7 @@ def check_kinds(stop: Any, *options: tuple[type, Any]) -> None:
         raise StudyError(f"stop must be a function that says whether to stop: got {stop!r}")
 
 
-def check_data(splits: Any) -> None:
+def check_data(splits: object) -> None:
     """Raise StudyError unless data are splits."""
     if not isinstance(splits, Splits):
         raise StudyError(
@@ -86,7 +88,7 @@ _checked: WeakKeyDictionary[Any, set[Any]] = WeakKeyDictionary()
 """Datasets, and the trainers that have checked them."""
 
 
-def check_examples(trainer: TrainerDefinition, hparams: Any, datasets: Mapping[str, Any]) -> None:
+def check_examples(trainer: TrainerDefinition, hparams: PyTree, datasets: Mapping[str, Dataset | None]) -> None:
     """Let a trainer check datasets, by what they are for; each once.
 
     Raises:
@@ -106,7 +108,7 @@ def parts(splits: Splits) -> dict[str, Any]:
     return {"training": splits.train, "validation": splits.validation, "test": splits.test}
 
 
-def check_hparams(hparams: Any) -> None:
+def check_hparams(hparams: PyTree) -> None:
     """Make hyperparameters a pytree, and raise StudyError unless its leaves are numbers."""
     register(hparams)
     for path, leaf in jax.tree_util.tree_leaves_with_path(hparams):
@@ -124,7 +126,7 @@ def check_hparams(hparams: Any) -> None:
                 raise StudyError(f"hyperparameter {where}: {error}") from None
 
 
-def check_average(trainer: TrainerDefinition, hparams: Any) -> None:
+def check_average(trainer: TrainerDefinition, hparams: PyTree) -> None:
     """Raise StudyError unless the decay of smoothed weights is a share."""
     if not overrides(trainer, "ema_decay"):
         return
@@ -133,7 +135,7 @@ def check_average(trainer: TrainerDefinition, hparams: Any) -> None:
         require("ema_decay", decay, "at least 0 and at most 1", lambda share: 0 <= share <= 1)
 
 
-def check_optimizer(trainer: TrainerDefinition, hparams: Any, total_steps: int) -> None:
+def check_optimizer(trainer: TrainerDefinition, hparams: PyTree, total_steps: int) -> None:
     """Check an `OptimizerSpec` with the trial's own numbers, which inside a program are not known.
 
     Raises:
@@ -147,7 +149,9 @@ def check_optimizer(trainer: TrainerDefinition, hparams: Any, total_steps: int) 
 
 
 @lru_cache(maxsize=256)
-def _asked_batch_size(trainer: TrainerDefinition, settings: Any, structure: Any, types: tuple[Any, ...]) -> Any:
+def _asked_batch_size(
+    trainer: TrainerDefinition, settings: Hashable, structure: Any, types: tuple[tuple[tuple[int, ...], DTypeLike], ...]
+) -> Any:
     sizes: list[Any] = []
     # Traced, as in a program: a size that differs from trial to trial would compile anew for each.
     hparams = structure.unflatten(jax.ShapeDtypeStruct(*of) for of in types)
@@ -155,7 +159,7 @@ def _asked_batch_size(trainer: TrainerDefinition, settings: Any, structure: Any,
     return sizes[0]
 
 
-def asked_batch_size(trainer: TrainerDefinition, hparams: Any) -> int:
+def asked_batch_size(trainer: TrainerDefinition, hparams: PyTree) -> int:
     """Return the trainer's batch size.
 
     Raises:
@@ -180,7 +184,7 @@ def overrides(trainer: TrainerDefinition, method: str) -> bool:
     return getattr(type(trainer), method) is not getattr(TrainerDefinition, method)
 
 
-def first_shapes(trainer: TrainerDefinition, hparams: Any, splits: Splits, epochs: int = 1) -> Carry:
+def first_shapes(trainer: TrainerDefinition, hparams: PyTree, splits: Splits, epochs: int = 1) -> Carry:
     """Return the shapes of what a training starts with; nothing is computed."""
     layout = Layout()
     register(hparams)
@@ -192,7 +196,9 @@ def first_shapes(trainer: TrainerDefinition, hparams: Any, splits: Splits, epoch
 
 
 @explained()
-def check_trainer(trainer: Any, hparams: Any, splits: Any, objectives: Sequence[str], epochs: int) -> None:
+def check_trainer(
+    trainer: TrainerDefinition, hparams: PyTree, splits: Any, objectives: Sequence[str], epochs: int
+) -> None:
     """Trace the whole training without running it, to find what would fail in every trial.
 
     Raises:

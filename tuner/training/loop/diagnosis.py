@@ -29,7 +29,7 @@ def unjitted() -> Iterator[None]:
 
 
 def check_finite(
-    trainer: TrainerDefinition, hparams: Any, source: Source, before: Carry, after: Carry, step: int
+    trainer: TrainerDefinition, hparams: PyTree, source: Source, before: Carry, after: Carry, step: int
 ) -> None:
     """Check what a step has made of a state.
 
@@ -53,7 +53,7 @@ def check_finite(
     raise NonFinite(f"values must stay finite: step {step} made the first NaN or infinity {where}")
 
 
-def _origin(trainer: TrainerDefinition, hparams: Any, source: Source, before: Carry) -> str | None:
+def _origin(trainer: TrainerDefinition, hparams: PyTree, source: Source, before: Carry) -> str | None:
     """Run the model forward once more, and return where the first NaN or infinity appears."""
     state, batch = before.state, source.at(before.position)
     assert state.key is not None
@@ -65,7 +65,7 @@ def _origin(trainer: TrainerDefinition, hparams: Any, source: Source, before: Ca
         return f"before the model: in {wrong} of the batch"
     seen: list[str] = []
 
-    def observe(path: str, inputs: Any, outputs: Any) -> None:
+    def observe(path: str, inputs: PyTree, outputs: PyTree) -> None:
         if not seen and _first_nonfinite(outputs) is not None:
             is_before = _first_nonfinite(inputs) is not None
             seen.append(f"in what {path} was called with" if is_before else f"in the output of {path}")
@@ -128,7 +128,7 @@ class Profile:
             jax.profiler.start_trace(str(self.folder))
             self._is_running = True
 
-    def after(self, step: int, made: Any) -> None:
+    def after(self, step: int, made: PyTree) -> None:
         """End the trace if `step`, the next one, is beyond it."""
         if self._is_running and step > self.last:
             jax.block_until_ready(made)
@@ -141,7 +141,7 @@ class Profile:
             jax.profiler.stop_trace()
 
 
-def with_progress(reports: Generator[Report, None, Any], epochs: int) -> Generator[Report, None, Any]:
+def with_progress(reports: Generator[Report, None, object], epochs: int) -> Generator[Report, None, Any]:
     """Yield the same reports, with a bar on stderr that shows epochs and the latest metrics."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -24,10 +24,13 @@ from tuner.training.loop.programs import Programs, programs
 from tuner.training.mesh import Layout
 from tuner.training.metrics import Metrics
 from tuner.training.model.tracing import explained
+from tuner.training.pytree import PyTree
 from tuner.training.state import TrainState
 
 
-def eval_metrics(programs: Programs, layout: Layout, hparams: Any, dataset: Dataset, state: Any, mode: Mode) -> Metrics:
+def eval_metrics(
+    programs: Programs, layout: Layout, hparams: PyTree, dataset: Dataset, state: TrainState, mode: Mode
+) -> Metrics:
     """Return the metrics over a dataset, still on the device."""
     feed = Feed(dataset, layout, layout.size * -(-EVAL_BATCH // layout.size))
     order = feed.in_order()
@@ -42,7 +45,7 @@ def eval_metrics(programs: Programs, layout: Layout, hparams: Any, dataset: Data
 
 
 @explained()
-def evaluate(trainer: TrainerDefinition, state: TrainState, dataset: Dataset, hparams: Any) -> dict[str, float]:
+def evaluate(trainer: TrainerDefinition, state: TrainState, dataset: Dataset, hparams: PyTree) -> dict[str, float]:
     """See `TrainerModule.eval_model`."""
     register(hparams)
     check_examples(trainer, hparams, {"evaluation": dataset})
@@ -52,20 +55,20 @@ def evaluate(trainer: TrainerDefinition, state: TrainState, dataset: Dataset, hp
     return metrics_.to_floats(eval_metrics(made, layout, hparams, dataset, jax.device_put(state), mode))
 
 
-def bind(trainer: TrainerDefinition, state: TrainState, hparams: Any) -> Callable[..., Any]:
+def bind(trainer: TrainerDefinition, state: TrainState, hparams: PyTree) -> Callable[..., Any]:
     """See `TrainerModule.bind_model`."""
     register(hparams)
     weights, hparams = jax.device_put((state.for_evaluation(), hparams))
     made = programs(trainer, hparams, Layout())
 
-    def bound(*inputs: Any) -> Any:
+    def bound(*inputs: PyTree) -> Any:
         return made.predict(weights.params, weights.collections, jax.device_put(inputs), hparams)
 
     return bound
 
 
 @explained()
-def tabulate(trainer: TrainerDefinition, hparams: Any, splits: Splits) -> str:
+def tabulate(trainer: TrainerDefinition, hparams: PyTree, splits: Splits) -> str:
     """See `TrainerModule.print_tabulate`."""
     table = Table("parameter", "shape", "type", "size")
     leaves = jax.tree_util.tree_leaves_with_path(first_shapes(trainer, hparams, splits).state.params)
@@ -80,7 +83,7 @@ def tabulate(trainer: TrainerDefinition, hparams: Any, splits: Splits) -> str:
 
 
 @explained()
-def memory(trainer: TrainerDefinition, hparams: Any, splits: Splits, layout: Layout | None = None) -> dict[str, int]:
+def memory(trainer: TrainerDefinition, hparams: PyTree, splits: Splits, layout: Layout | None = None) -> dict[str, int]:
     """Return what a training step needs of a device's memory, in bytes, from the compiled program.
 
     Returns:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 from weakref import WeakKeyDictionary
 
 import jax
@@ -17,6 +17,7 @@ from tuner.training.data.batches import Source
 from tuner.training.data.feed import Feed
 from tuner.training.definition import TrainerDefinition, settings_of
 from tuner.training.loop.programs import Carry, Programs
+from tuner.training.pytree import PyTree
 
 Mode = Literal["scan", "step"]
 Choose = Callable[[str, Callable[[], Mode]], Mode]
@@ -48,7 +49,7 @@ def chunk(steps: int) -> int:
     return -(-steps // -(-steps // _CHUNK))
 
 
-def program_name(trainer: TrainerDefinition, hparams: Any, feed: Feed, source: Source) -> str:
+def program_name(trainer: TrainerDefinition, hparams: PyTree, feed: Feed, source: Source) -> str:
     """Return what identifies a training program across processes: trainer, static values, shapes, kind of device."""
     shapes = ", ".join(f"{name} {leaf.dtype}{list(leaf.shape[1:])}" for name, leaf in sorted(source.arrays.items()))
     device = (feed.layout.devices or tuple(jax.devices()))[0]
@@ -58,7 +59,7 @@ def program_name(trainer: TrainerDefinition, hparams: Any, feed: Feed, source: S
     )
 
 
-def measure(programs: Programs, source: Source, hparams: Any, carry: Carry, steps: int) -> Mode:
+def measure(programs: Programs, source: Source, hparams: PyTree, carry: Carry, steps: int) -> Mode:
     """Return the faster of scan and step for these programs here; `carry` is only copied.
 
     A program whose steps are long is not compiled a second time to find out.

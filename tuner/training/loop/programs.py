@@ -7,6 +7,7 @@ N trials that differ in traced hyperparameters compile once.
 from __future__ import annotations
 
 import gc
+from collections.abc import Hashable
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -41,7 +42,7 @@ class Carry(NamedTuple):
 
 def first_carry(
     trainer: TrainerDefinition,
-    hparams: Any,
+    hparams: PyTree,
     batch: Batch,
     seed: jax.Array,
     total_steps: int,
@@ -56,7 +57,7 @@ def first_carry(
     return Carry(state, metrics_.zeros(shapes), jnp.zeros((), jnp.int32))
 
 
-def one_step(trainer: TrainerDefinition, layout: Layout, hparams: Any, source: Source, carry: Carry) -> Carry:
+def one_step(trainer: TrainerDefinition, layout: Layout, hparams: PyTree, source: Source, carry: Carry) -> Carry:
     """Return what follows from one training step. Pure; may be vmapped over `hparams` and `carry`."""
     state, totals, position = carry
     assert state.key is not None
@@ -67,7 +68,7 @@ def one_step(trainer: TrainerDefinition, layout: Layout, hparams: Any, source: S
 
 
 def many_steps(
-    trainer: TrainerDefinition, layout: Layout, hparams: Any, source: Source, carry: Carry, count: int
+    trainer: TrainerDefinition, layout: Layout, hparams: PyTree, source: Source, carry: Carry, count: int
 ) -> Carry:
     """Return what follows from `count` training steps, as one loop inside the program."""
 
@@ -77,12 +78,12 @@ def many_steps(
     return jax.lax.scan(step, carry, None, length=count)[0]
 
 
-def eval_batch(trainer: TrainerDefinition, layout: Layout, hparams: Any, batch: Batch, state: TrainState) -> Metrics:
+def eval_batch(trainer: TrainerDefinition, layout: Layout, hparams: PyTree, batch: Batch, state: TrainState) -> Metrics:
     """Return the metrics of one batch."""
     return trainer.eval_step(state, layout.divide(batch), hparams)
 
 
-def eval_all(trainer: TrainerDefinition, layout: Layout, hparams: Any, source: Source, state: TrainState) -> Metrics:
+def eval_all(trainer: TrainerDefinition, layout: Layout, hparams: PyTree, source: Source, state: TrainState) -> Metrics:
     """Return the metrics over all batches of an order, as one loop inside the program."""
     assert source.order is not None
     start = jnp.zeros((), jnp.int32)
@@ -112,7 +113,7 @@ class Programs:
         # The state and the batch are arguments of their own below, because only the state is used up.
         def init_state(
             source: Source,
-            hparams: Any,
+            hparams: PyTree,
             seed: jax.Array,
             *,
             total_steps: int,
@@ -122,24 +123,26 @@ class Programs:
             carry = first_carry(trainer, hparams, batch, seed, total_steps, optimizer_rules)
             return carry._replace(state=layout.keep(carry.state))
 
-        def train_step(source: Source, hparams: Any, state: TrainState, totals: Metrics, position: jax.Array) -> Carry:
+        def train_step(
+            source: Source, hparams: PyTree, state: TrainState, totals: Metrics, position: jax.Array
+        ) -> Carry:
             return one_step(trainer, layout, hparams, source, Carry(state, totals, position))
 
         def train_steps(
-            source: Source, hparams: Any, state: TrainState, totals: Metrics, position: jax.Array, *, count: int
+            source: Source, hparams: PyTree, state: TrainState, totals: Metrics, position: jax.Array, *, count: int
         ) -> Carry:
             return many_steps(trainer, layout, hparams, source, Carry(state, totals, position), count)
 
         def eval_step(
-            source: Source, hparams: Any, state: TrainState, totals: Metrics | None, position: jax.Array
+            source: Source, hparams: PyTree, state: TrainState, totals: Metrics | None, position: jax.Array
         ) -> tuple[Metrics, jax.Array]:
             metrics = eval_batch(trainer, layout, hparams, source.at(position), state)
             return metrics if totals is None else metrics_.add(totals, metrics), position + 1
 
-        def eval_batches(source: Source, hparams: Any, state: TrainState) -> Metrics:
+        def eval_batches(source: Source, hparams: PyTree, state: TrainState) -> Metrics:
             return eval_all(trainer, layout, hparams, source, state)
 
-        def predict(params: PyTree, collections: PyTree, inputs: tuple[Any, ...], hparams: Any) -> Any:
+        def predict(params: PyTree, collections: PyTree, inputs: tuple[PyTree, ...], hparams: PyTree) -> Any:
             return trainer.apply_inputs(params, collections, inputs, hparams, train=False)[0]
 
         # Runs once a trial and takes long to optimise, so the compiler is told not to.
@@ -155,11 +158,11 @@ class Programs:
 
 
 @lru_cache(maxsize=_KEPT)
-def _programs(trainer: TrainerDefinition, settings: Any, structure: Any, layout: Layout) -> Programs:
+def _programs(trainer: TrainerDefinition, settings: Hashable, structure: Hashable, layout: Layout) -> Programs:
     return Programs(trainer, layout)
 
 
-def programs(trainer: TrainerDefinition, hparams: Any, layout: Layout) -> Programs:
+def programs(trainer: TrainerDefinition, hparams: PyTree, layout: Layout) -> Programs:
     """Return the programs for a trainer and the static part of these hyperparameters; the latest few are kept."""
     return _programs(trainer, settings_of(trainer), jax.tree.structure(hparams), layout)
 

@@ -7,7 +7,6 @@ import dis
 import types
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
 
 from tuner.errors import StudyError
 
@@ -24,7 +23,7 @@ _ALIKE = 0.8
 """Of two names, from which ratio of `difflib` on one is taken for a slip of the other."""
 
 
-def check_spelling(trainer: Any) -> None:
+def check_spelling(trainer: object) -> None:
     """Raise StudyError if a trainer has an attribute or a method that is nearly one of `TrainerModule`, and unused.
 
     A name that the trainer's own code reads is its own, however alike.

@@ -20,7 +20,7 @@ from tuner.errors import StudyError, TrialPruned, nearest
 from tuner.training import metrics as metrics_
 from tuner.training.data.arrays import Splits
 from tuner.training.data.batches import Order, Source
-from tuner.training.data.feed import Feed
+from tuner.training.data.feed import Dataset, Feed
 from tuner.training.definition import TrainerDefinition
 from tuner.training.loop.checks import (
     asked_batch_size,
@@ -117,7 +117,7 @@ class Training(Generator[Report, None, TrainState]):
     def __init__(
         self,
         trainer: TrainerDefinition,
-        hparams: Any,
+        hparams: PyTree,
         splits: Splits,
         *,
         epochs: int,
@@ -125,7 +125,7 @@ class Training(Generator[Report, None, TrainState]):
         objective: str | None = None,
         direction: Literal["minimize", "maximize"] = "minimize",
         checkpoints: Checkpoints | None = None,
-        about: Mapping[str, Any] | None = None,
+        about: Mapping[str, object] | None = None,
         log: str | Path | None = None,
         layout: Layout | None = None,
         optimizer_rules: int | None = None,
@@ -350,7 +350,7 @@ class Training(Generator[Report, None, TrainState]):
             f"{', '.join(known)}{nearest(self.objective, known)}"
         )
 
-    def _metrics_of(self, dataset: Any, state: TrainState) -> metrics_.Metrics:
+    def _metrics_of(self, dataset: Dataset, state: TrainState) -> metrics_.Metrics:
         return eval_metrics(self._programs, self.layout, self.hparams, dataset, state, self.mode or "step")
 
     def _keep_best(self, found: Mapping[str, float]) -> None:
@@ -406,7 +406,7 @@ class Training(Generator[Report, None, TrainState]):
 _copy = jax.jit(jnp.copy)
 
 
-def _numbers(hook: str, added: Any, found: Mapping[str, float]) -> dict[str, float]:
+def _numbers(hook: str, added: object, found: Mapping[str, float]) -> dict[str, float]:
     """Return what a hook adds to the metrics, as Python floats."""
     if not isinstance(added, Mapping):
         raise StudyError(f"{hook} must return a mapping of names to numbers, or None: got {added!r}")

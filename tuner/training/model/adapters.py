@@ -6,7 +6,7 @@ import contextlib
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ class Model:
     module: Any = None
 
 
-def as_model(made: Any) -> Model:
+def as_model(made: object) -> Model:
     """Return what `init_model` returned as a `Model`.
 
     Args:
@@ -73,7 +73,12 @@ _observers: list[Observe] = []
 def watched(observe: Observe) -> Iterator[None]:
     """Call `observe` for each module that a model runs inside the body. For diagnosis, not inside programs."""
 
-    def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+    def intercept(
+        call: Callable[..., PyTree],
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+        context: nn.module.InterceptorContext,
+    ) -> Any:
         outputs = call(*args, **kwargs)
         if context.method_name == "__call__":
             observe("/".join(context.module.path) or type(context.module).__name__, args, outputs)
@@ -98,9 +103,9 @@ def _watched_nnx(root: Any) -> Iterator[None]:
     paths = {id(module): "/".join(map(str, path)) for path, module in nnx.iter_modules(root)}
     kinds = {type(module) for _, module in nnx.iter_modules(root) if "__call__" in vars(type(module))}
 
-    def wrap(call: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap(call: Callable[..., PyTree]) -> Callable[..., Any]:
         @functools.wraps(call)
-        def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        def wrapped(self: object, *args: object, **kwargs: object) -> Any:
             outputs = call(self, *args, **kwargs)
             for observe in _observers:
                 observe(paths.get(id(self)) or type(self).__name__, args, outputs)
@@ -118,13 +123,13 @@ def _watched_nnx(root: Any) -> Iterator[None]:
             kind.__call__ = call
 
 
-def _is_nnx_module(made: Any) -> bool:
+def _is_nnx_module(made: object) -> bool:
     # Where nobody has imported NNX, which takes a while, there is none.
     nnx = sys.modules.get("flax.nnx")
     return nnx is not None and isinstance(made, nnx.Module)
 
 
-def _parameters(function: Callable[..., Any]) -> set[str]:
+def _parameters(function: Callable[..., object]) -> set[str]:
     while isinstance(function, functools.partial):
         function = function.func
     try:
@@ -134,7 +139,7 @@ def _parameters(function: Callable[..., Any]) -> set[str]:
         return set()
 
 
-def _mode(function: Callable[..., Any], train: bool) -> dict[str, Any]:
+def _mode(function: Callable[..., object], train: bool) -> dict[str, Any]:
     """Return the mode under the name by which a model's call takes it, if it does."""
     names = _parameters(function)
     return {"train": train} if "train" in names else {"deterministic": not train} if "deterministic" in names else {}
@@ -143,12 +148,12 @@ def _mode(function: Callable[..., Any], train: bool) -> dict[str, Any]:
 def _linen(module: nn.Module) -> Model:
     call = type(module).__call__
 
-    def init(key: jax.Array, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
+    def init(key: jax.Array, inputs: tuple[PyTree, ...]) -> tuple[Any, Any]:
         variables = dict(module.init({"params": key}, *inputs, **_mode(call, False)))
         return variables.pop("params", {}), variables
 
     def apply(
-        params: PyTree, collections: PyTree, inputs: tuple[Any, ...], *, train: bool, key: jax.Array | None
+        params: PyTree, collections: PyTree, inputs: tuple[PyTree, ...], *, train: bool, key: jax.Array | None
     ) -> tuple[Any, Any]:
         variables = {"params": params, **collections}
         # Streams of other names than "dropout" fall back to "params".
@@ -177,11 +182,11 @@ def _nnx(make: Callable[..., Any]) -> Model:
         rest = nnx.filter_state(rest, nnx.Variable)
         return _nested(nnx.to_flat_state(params)), _nested(nnx.to_flat_state(rest))
 
-    def init(key: jax.Array, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
+    def init(key: jax.Array, inputs: tuple[PyTree, ...]) -> tuple[Any, Any]:
         return split(make(rngs=nnx.Rngs(key)))
 
     def apply(
-        params: PyTree, collections: PyTree, inputs: tuple[Any, ...], *, train: bool, key: jax.Array | None
+        params: PyTree, collections: PyTree, inputs: tuple[PyTree, ...], *, train: bool, key: jax.Array | None
     ) -> tuple[Any, Any]:
         module = make(rngs=nnx.Rngs(jax.random.key(0) if key is None else key))
         for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.RngState))):
@@ -196,7 +201,7 @@ def _nnx(make: Callable[..., Any]) -> Model:
     return Model(init, apply, make)
 
 
-def _nested(flat: Any) -> dict[str, Any]:
+def _nested(flat: Iterable[tuple[tuple[object, ...], PyTree]]) -> dict[str, Any]:
     """Return NNX's flat state as nested dicts with text keys, which is what checkpoints hold."""
     nested: dict[str, Any] = {}
     for path, variable in flat:
@@ -207,7 +212,7 @@ def _nested(flat: Any) -> dict[str, Any]:
     return nested
 
 
-def _at(nested: Any, path: tuple[Any, ...]) -> Any:
+def _at(nested: PyTree, path: tuple[object, ...]) -> Any:
     for part in path:
         nested = nested[str(part)]
     return nested
@@ -219,14 +224,14 @@ def _at_module(module: Any, path: tuple[Any, ...]) -> Any:
     return module
 
 
-def _pair(init_params: Callable[..., Any], apply_params: Callable[..., Any]) -> Model:
+def _pair(init_params: Callable[..., PyTree], apply_params: Callable[..., PyTree]) -> Model:
     names = _parameters(apply_params)
 
-    def init(key: jax.Array, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
+    def init(key: jax.Array, inputs: tuple[PyTree, ...]) -> tuple[Any, Any]:
         return init_params(key, *inputs), {}
 
     def apply(
-        params: PyTree, collections: PyTree, inputs: tuple[Any, ...], *, train: bool, key: jax.Array | None
+        params: PyTree, collections: PyTree, inputs: tuple[PyTree, ...], *, train: bool, key: jax.Array | None
     ) -> tuple[Any, Any]:
         options = {name: value for name, value in (("train", train), ("key", key)) if name in names}
         return apply_params(params, *inputs, **options), collections

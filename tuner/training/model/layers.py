@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from tuner.training.optim.stacks import declare_stack
+from tuner.training.pytree import PyTree
 
 
 class Dropout(nn.Module):
@@ -58,10 +59,10 @@ class Stack(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, inputs: Any, *, train: bool) -> Any:
+    def __call__(self, inputs: PyTree, *, train: bool) -> Any:
         """Return the last layer's output; shapes and types of the inputs."""
 
-        def body(layer: nn.Module, carry: Any, _: None) -> tuple[Any, None]:
+        def body(layer: nn.Module, carry: PyTree, _: None) -> tuple[Any, None]:
             return layer(carry, train=train), None  # pyright: ignore[reportCallIssue]
 
         step: Any = nn.remat(body, prevent_cse=False) if self.remat else body

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import optax.contrib
+from jax.tree_util import KeyPath
 
 from tuner.errors import StudyError, nearest
 from tuner.training.optim.named import OWN_DECAY, SCHEDULE_FREE, WHOLE_ARRAY, WHOLE_LOSS, arguments_of, factory_of
@@ -116,7 +117,7 @@ class OptimizerSpec(OptimizerSettings):
         return optax.chain(*parts)
 
     def _own(
-        self, updates: int, key: jax.Array | None, mask: Callable[[Any], Any], layers: Layers
+        self, updates: int, key: jax.Array | None, mask: Callable[[PyTree], PyTree], layers: Layers
     ) -> optax.GradientTransformation:
         """Return optax's own part, in a stack layer by layer where it looks at a whole array."""
         made = partial(_made, self, updates, key)
@@ -202,7 +203,7 @@ class OptimizerGroups:
         """Return each array's group."""
         paths: list[str] = []
 
-        def name(path: Any, leaf: Any) -> str:
+        def name(path: KeyPath, leaf: PyTree) -> str:
             where = jax.tree_util.keystr(path, simple=True, separator="/")
             paths.append(where)
             found = self.label(where)
@@ -225,7 +226,7 @@ class OptimizerGroups:
         return labels
 
 
-def as_optimizer(made: Any, total_steps: int, key: jax.Array | None = None) -> optax.GradientTransformationExtraArgs:
+def as_optimizer(made: object, total_steps: int, key: jax.Array | None = None) -> optax.GradientTransformationExtraArgs:
     """Return a transformation that takes the loss as extra arguments, whatever a trainer's author gave.
 
     Args:
@@ -263,7 +264,9 @@ def skipped_steps(opt_state: PyTree) -> jax.Array | None:
     return sum(counts[1:], counts[0]) if counts else None
 
 
-def clipped_norm(made: Any, grads: PyTree, opt_state: PyTree, weight: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+def clipped_norm(
+    made: object, grads: PyTree, opt_state: PyTree, weight: jax.Array
+) -> tuple[jax.Array, jax.Array] | None:
     """Return the norm that a gradient has once it is clipped, as the optimizer is about to do.
 
     Args:
@@ -361,7 +364,7 @@ def _find(opt_state: PyTree, kind: type) -> Any:
 
 
 def _made(
-    spec: OptimizerSpec, updates: int, key: jax.Array | None, mask: Callable[[Any], Any]
+    spec: OptimizerSpec, updates: int, key: jax.Array | None, mask: Callable[[PyTree], PyTree]
 ) -> optax.GradientTransformation:
     """Return optax's own part, with the decay that it owns."""
     arguments = arguments_of(spec.name)

@@ -77,7 +77,7 @@ def learned(weights: dict[str, jax.Array], *, total_steps: int) -> optax.Gradien
         zeros = optax.tree.zeros_like(params)
         return LearnedState(jnp.zeros((), jnp.int32), (zeros,) * len(_TIME_SCALES), zeros)
 
-    def update(updates: PyTree, state: Any, params: PyTree = None) -> Any:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> Any:
         if params is None:
             raise StudyError(
                 "a learned optimizer must see the parameters: got params=None; call update(g, state, params)"
@@ -98,11 +98,13 @@ def learned(weights: dict[str, jax.Array], *, total_steps: int) -> optax.Gradien
     return optax.GradientTransformation(init, update)
 
 
-def _average(new: Any, old: Any, rate: float) -> Any:
+def _average(new: PyTree, old: PyTree, rate: float) -> Any:
     return jax.tree.map(lambda n, o: rate * o + (1 - rate) * n, new, old)
 
 
-def _features(grad: Any, square: Any, param: Any, slow: tuple[Any, ...], progress: jax.Array) -> jax.Array:
+def _features(
+    grad: jax.Array, square: jax.Array, param: jax.Array, slow: tuple[jax.Array, ...], progress: jax.Array
+) -> jax.Array:
     """Return what the network sees: Float[Array, "... features"]."""
     # Inside the root, so that the derivative is finite where a gradient is 0.
     rms = jnp.sqrt(square + 1e-16)

@@ -23,7 +23,7 @@ from tuner.training.optim.named import (
     SCHEDULE_FREE,
     arguments_of,
 )
-from tuner.training.optim.schedules import Constant, Schedule, check_steps, require
+from tuner.training.optim.schedules import Constant, Number, Schedule, check_steps, require
 from tuner.training.optim.settings import OptimizerSettings
 from tuner.training.optim.stacks import Layers
 from tuner.training.optim.transforms import GradientNoise
@@ -43,7 +43,7 @@ def decay_all(params: PyTree) -> Any:
     return jax.tree.map(lambda leaf: True, params)
 
 
-def marks(mask: Callable[[Any], Any], params: PyTree) -> Any:
+def marks(mask: Callable[[PyTree], PyTree], params: PyTree) -> Any:
     """Return what a `decay_mask` makes of parameters.
 
     Raises:
@@ -59,7 +59,7 @@ def marks(mask: Callable[[Any], Any], params: PyTree) -> Any:
     return made
 
 
-def _difference(made: Any, params: PyTree) -> str:
+def _difference(made: PyTree, params: PyTree) -> str:
     """Say where a tree of marks differs from the parameters."""
     by_tree = (jax.tree_util.tree_leaves_with_path(tree) for tree in (made, params))
     marked, arrays = ([jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in one] for one in by_tree)
@@ -72,7 +72,7 @@ def _difference(made: Any, params: PyTree) -> str:
     return f"{type(made).__name__} for {type(params).__name__}, or the like further down"
 
 
-def is_zero(number: Any) -> bool:
+def is_zero(number: Number | None) -> bool:
     """Tell whether a number is known to be 0, or None."""
     return number is None or (not isinstance(number, Tracer) and float(number) == 0.0)
 
@@ -88,7 +88,7 @@ def check_spec(spec: OptimizerSettings, total_steps: int) -> None:
     _check_company(spec)
 
 
-def _check_name(name: Any) -> None:
+def _check_name(name: str) -> None:
     if name in REFUSED:
         raise StudyError(f"optimizer must take a gradient and return a step: got {name!r}; {REFUSED[name]}")
     if name not in OPTIMIZERS:

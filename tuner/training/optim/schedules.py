@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
 from tuner.errors import StudyError, is_int
 
@@ -40,7 +41,7 @@ def require(name: str, value: Any, rule: str, holds: Callable[[float], bool], ad
         raise StudyError(f"{name} must be {rule}: got {name}={value!r}" + (f"; {advice}" if advice else ""))
 
 
-def check_steps(total_steps: Any) -> None:
+def check_steps(total_steps: object) -> None:
     """Raise unless the length of training is known.
 
     Args:
@@ -56,7 +57,7 @@ def check_steps(total_steps: Any) -> None:
         )
 
 
-def _real(number: Any) -> jax.Array:
+def _real(number: ArrayLike) -> jax.Array:
     """Return a number as float32, so that strict promotion has nothing to refuse."""
     return jnp.asarray(number, jnp.float32)
 
@@ -91,7 +92,7 @@ class Schedule:
                 "shorten it or train for longer"
             )
 
-    def factor(self, step: Any, total_steps: int) -> jax.Array:
+    def factor(self, step: jax.Array | int, total_steps: int) -> jax.Array:
         """Return the share of the peak learning rate.
 
         Args:
@@ -122,7 +123,7 @@ class Constant(Schedule):
         return jnp.ones_like(step)
 
 
-def _half_cosine(progress: jax.Array, first: Any, last: Any) -> jax.Array:
+def _half_cosine(progress: jax.Array, first: Number, last: Number) -> jax.Array:
     """Return a fall or rise from `first` to `last` as progress goes from 0 to 1; flat outside."""
     share = (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1))) / 2
     return _real(last) + (_real(first) - _real(last)) * share

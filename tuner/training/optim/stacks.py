@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import optax
+from jax.tree_util import KeyPath
 
 from tuner.study.launch_record import OPTIMIZER_RULES
 from tuner.training.pytree import PyTree
@@ -51,7 +52,7 @@ class Layers:
         if self.rules == 1:
             return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
-        def decays(path: Any, leaf: Any) -> bool:
+        def decays(path: KeyPath, leaf: PyTree) -> bool:
             where = path_of(path)
             is_named = where.rpartition("/")[2] in ("bias", "scale")
             return not is_named and leaf.ndim - self.axes(where, leaf.shape) > 1
@@ -59,7 +60,7 @@ class Layers:
         return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def path_of(path: Any) -> str:
+def path_of(path: KeyPath) -> str:
     """Return a leaf's path as text."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
@@ -96,7 +97,7 @@ class ChainState(tuple):
 
     layers: Layers
 
-    def __new__(cls, states: Any = (), layers: Layers | None = None) -> ChainState:
+    def __new__(cls, states: PyTree = (), layers: Layers | None = None) -> ChainState:
         made = super().__new__(cls, states)
         made.layers = layers or Layers()
         return made
@@ -125,7 +126,7 @@ def aware_of_layers(make: Callable[[Layers], optax.GradientTransformation]) -> o
         layers = declared_layers()
         return ChainState(make(layers).init(params), layers)
 
-    def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> Any:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra: object) -> Any:
         made = optax.with_extra_args_support(make(state.layers))
         steps, after = made.update(updates, tuple(state), params, **extra)
         return steps, ChainState(after, state.layers)
@@ -148,7 +149,7 @@ def layer_by_layer(
         one_by_one: Loop over layers instead of computing all at once: a branch inside is then only run if it is taken.
     """
 
-    def label(path: Any, leaf: Any) -> str:
+    def label(path: KeyPath, leaf: PyTree) -> str:
         axes = layers.axes(path_of(path), leaf.shape)
         return "x".join(["layers", *map(str, leaf.shape[:axes])]) if axes else "whole"
 
@@ -164,7 +165,7 @@ def layer_by_layer(
                 made[group] = _mapped(made[group], one_by_one)
         return optax.with_extra_args_support(optax.partition(made, lambda _: labels))
 
-    def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> Any:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra: object) -> Any:
         return grouped(updates if params is None else params).update(updates, state, params, **extra)
 
     return optax.GradientTransformationExtraArgs(lambda params: grouped(params).init(params), update)
@@ -174,10 +175,10 @@ def _mapped(inner: optax.GradientTransformation, one_by_one: bool) -> optax.Grad
     """Return a transformation of arrays with one more axis in front, along which each has a state of its own."""
     supported = optax.with_extra_args_support(inner)
 
-    def over(function: Callable[..., Any]) -> Callable[..., Any]:
+    def over(function: Callable[..., PyTree]) -> Callable[..., Any]:
         return (lambda *trees: jax.lax.map(lambda each: function(*each), trees)) if one_by_one else jax.vmap(function)
 
-    def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> Any:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra: object) -> Any:
         return over(lambda *trees: supported.update(*trees, **extra))(updates, state, params)
 
     return optax.GradientTransformationExtraArgs(over(inner.init), update)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -41,7 +42,7 @@ class AccumulateState(NamedTuple):
     inner: Any
     accumulated_weight: jax.Array
 
-    def plus(self, grads: PyTree, value: Any, weight: Any, every: int) -> AccumulateState:
+    def plus(self, grads: PyTree, value: Number, weight: Number, every: int) -> AccumulateState:
         """Return the sums with one more gradient and loss, a mean over examples of this weight.
 
         Checkpoints of earlier versions have the weight -1 and means for sums: all gradients had the same weight, which
@@ -52,7 +53,7 @@ class AccumulateState(NamedTuple):
         factor = jnp.where(is_old, every * weight, 1.0)
         so_far = jnp.where(is_old, self.made.astype(jnp.float32) * weight, self.accumulated_weight)
 
-        def add(total: jax.Array, new: Any) -> jax.Array:
+        def add(total: jax.Array, new: PyTree) -> jax.Array:
             return total * factor.astype(total.dtype) + jnp.asarray(new, total.dtype) * weight.astype(total.dtype)
 
         return AccumulateState(
@@ -76,10 +77,10 @@ def _zero() -> jax.Array:
     return jnp.zeros((), jnp.int32)
 
 
-def like(new: Any, old: Any) -> Any:
+def like(new: PyTree, old: PyTree) -> Any:
     """Return a tree with another's dtypes: a traced number is not weak, and would widen what it touches."""
 
-    def match(n: Any, o: Any) -> Any:
+    def match(n: PyTree, o: PyTree) -> Any:
         is_as_before = not hasattr(o, "dtype") or getattr(n, "dtype", None) == o.dtype
         return n if is_as_before else jnp.asarray(n, o.dtype)
 
@@ -94,7 +95,7 @@ def lenient(optimizer: optax.GradientTransformation) -> optax.GradientTransforma
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             return inner.init(params)
 
-    def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> Any:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra: object) -> Any:
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             steps, after = inner.update(updates, state, params, **extra)
             return like(steps, updates), like(after, state)
@@ -105,7 +106,7 @@ def lenient(optimizer: optax.GradientTransformation) -> optax.GradientTransforma
 def clip(limit: Number) -> optax.GradientTransformation:
     """Scale to a global norm; unlike optax's, at any dtype with a traced limit."""
 
-    def update(updates: PyTree, state: Any, params: PyTree = None) -> Any:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> Any:
         norm = optax.tree.norm(updates)
         scale = jnp.where(norm < limit, 1.0, limit / norm)
         return jax.tree.map(lambda grad: grad * scale.astype(grad.dtype), updates), state
@@ -116,7 +117,7 @@ def clip(limit: Number) -> optax.GradientTransformation:
 def add_noise(noise: GradientNoise, key: jax.Array) -> optax.GradientTransformation:
     """Add noise drawn from the key and the count, so that no key is kept in the state."""
 
-    def update(updates: PyTree, state: Any, params: PyTree = None) -> Any:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> Any:
         deviation = jnp.sqrt(noise.eta / (1.0 + state.made) ** noise.gamma)
         drawn = optax.tree.random_like(jax.random.fold_in(key, state.made), updates, jax.random.normal)
         noisy = jax.tree.map(lambda grad, normal: grad + (deviation * normal).astype(grad.dtype), updates, drawn)
@@ -125,10 +126,10 @@ def add_noise(noise: GradientNoise, key: jax.Array) -> optax.GradientTransformat
     return optax.GradientTransformation(lambda params: CountState(_zero()), update)
 
 
-def shrink(rate: Any, decay: Number) -> optax.GradientTransformation:
+def shrink(rate: Number | optax.Schedule, decay: Number) -> optax.GradientTransformation:
     """Subtract rate * decay * parameter from the step."""
 
-    def update(updates: PyTree, state: Any, params: PyTree = None) -> Any:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> Any:
         share = jnp.asarray(rate(state.made) if callable(rate) else rate) * decay
         return jax.tree.map(lambda step, w: step - share * w, updates, params), CountState(state.made + 1)
 
@@ -139,7 +140,14 @@ def rename_value_fn(optimizer: optax.GradientTransformation) -> optax.GradientTr
     """Hand the loss function on under the name that Sophia has for it."""
     inner = optax.with_extra_args_support(optimizer)
 
-    def update(updates: PyTree, state: Any, params: PyTree = None, *, value_fn: Any = None, **extra: Any) -> Any:
+    def update(
+        updates: PyTree,
+        state: PyTree,
+        params: PyTree = None,
+        *,
+        value_fn: Callable[..., jax.Array] | None = None,
+        **extra: object,
+    ) -> Any:
         return inner.update(updates, state, params, obj_fn=value_fn)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
@@ -156,7 +164,7 @@ def accumulate(inner: optax.GradientTransformationExtraArgs, every: int) -> opta
         wide = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), params)
         return AccumulateState(_zero(), wide, jnp.zeros(()), inner.init(params), jnp.zeros(()))
 
-    def update(updates: PyTree, state: Any, params: PyTree = None, *, weight: Any = 1.0, **extra: Any) -> Any:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None, *, weight: Number = 1.0, **extra: object) -> Any:
         state = state.plus(updates, extra.get("value", 0.0), weight, every)
         mean, value = state.means()
         means = {"value": value, "grad": like(mean, updates)}
@@ -184,7 +192,9 @@ def accumulates(opt_state: PyTree) -> bool:
 def without_weight(inner: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
     """Drop the extra argument `weight`: a line search takes what it does not know for an argument of the loss."""
 
-    def update(updates: PyTree, state: Any, params: PyTree = None, *, weight: Any = None, **extra: Any) -> Any:
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree = None, *, weight: Number | None = None, **extra: object
+    ) -> Any:
         return inner.update(updates, state, params, **extra)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
@@ -196,7 +206,7 @@ def skip_nonfinite(inner: optax.GradientTransformationExtraArgs) -> optax.Gradie
     def init(params: PyTree) -> SkipState:
         return SkipState(_zero(), inner.init(params))
 
-    def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> Any:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra: object) -> Any:
         steps, after = inner.update(updates, state.inner, params, **extra)
         seen = jax.tree.leaves((updates, steps, extra.get("value")))
         is_finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in seen]).all()

@@ -129,7 +129,7 @@ class Checkpoints:
         """Return whether `every_s` have passed since the last save began, or since the start."""
         return self._clock() - self._began_s >= self._every_s
 
-    def save(self, step: int, tree: PyTree, record: Mapping[str, Any]) -> None:
+    def save(self, step: int, tree: PyTree, record: Mapping[str, object]) -> None:
         """Save a checkpoint to resume from, in the background.
 
         Args:
@@ -167,7 +167,7 @@ class Checkpoints:
         return files.newest_good(self._latest, files.read_record, lambda path, error: None)
 
     def restore(
-        self, like: Any, *, shardings: Any = None, identity: Mapping[str, Any] | None = None
+        self, like: PyTree, *, shardings: PyTree = None, identity: Mapping[str, object] | None = None
     ) -> tuple[int, Any, dict[str, Any]] | None:
         """Return the newest good checkpoint; each that is torn is told on stderr and passed over.
 
@@ -228,7 +228,7 @@ class Checkpoints:
 
     # For inference.
 
-    def offer_best(self, step: int, tree: PyTree, record: Mapping[str, Any]) -> None:
+    def offer_best(self, step: int, tree: PyTree, record: Mapping[str, object]) -> None:
         """Keep the best so far in memory, for `write_best`.
 
         Args:
@@ -285,7 +285,7 @@ def _write(series: Path, content: files.Content, keep: int) -> str | None:
     return None
 
 
-def _copied(step: int, tree: PyTree, record: Mapping[str, Any]) -> files.Content:
+def _copied(step: int, tree: PyTree, record: Mapping[str, object]) -> files.Content:
     """Return what is to be written, apart from anything that may change."""
     # A copy even where NumPy could look at JAX's memory: the next step may be given that memory.
     plain = jax.tree.map(np.array, jax.device_get(to_plain(tree)))

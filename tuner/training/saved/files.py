@@ -235,7 +235,7 @@ def _check_space(folder: Path, arrays_bytes: int) -> None:
         raise OSError(errno.ENOSPC, f"No space left on device: {needed_bytes} bytes needed, {free_bytes} free")
 
 
-def _for_disk(plain: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+def _for_disk(plain: Mapping[str, object]) -> tuple[dict[str, Any], list[Any]]:
     """Return the dict to give to Orbax, and what it does not take: arrays without elements."""
     item: dict[str, Any] = {}
     without_elements = []
@@ -252,7 +252,7 @@ def _escape(name: str) -> str:
     return name.replace("%", "%25").replace(".", "%2E").replace("/", "%2F")
 
 
-def _from_disk(item: Mapping[str, Any]) -> dict[str, Any]:
+def _from_disk(item: Mapping[str, object]) -> dict[str, Any]:
     return {
         urllib.parse.unquote(name): _from_disk(part) if isinstance(part, Mapping) else np.asarray(part)
         for name, part in item.items()
@@ -264,7 +264,7 @@ def _digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _digest_head(head: Mapping[str, Any]) -> str:
+def _digest_head(head: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(head, sort_keys=True).encode()).hexdigest()
 
 
@@ -301,7 +301,7 @@ class _LateWrites:
 
     then: Callable[[Any], Any]
 
-    def __call__(self, unraisable: Any) -> None:
+    def __call__(self, unraisable: sys.UnraisableHookArgs) -> None:
         frames = [frame.f_code for frame, _ in traceback.walk_tb(unraisable.exc_traceback)]
         by_no_python = frames[:1] == [asyncio.BaseEventLoop.call_soon_threadsafe.__code__]
         if not (by_no_python and str(unraisable.exc_value) == "Event loop is closed"):

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import DTypeLike
 
 from tuner.errors import CheckpointError
 from tuner.training.pytree import PyTree
@@ -35,7 +36,7 @@ def to_plain(tree: PyTree) -> dict[str, Any]:
     return plain
 
 
-def from_plain(plain: Mapping[str, Any], like: Any, shardings: Any = None) -> Any:
+def from_plain(plain: Mapping[str, object], like: PyTree, shardings: PyTree = None) -> Any:
     """Turn what `to_plain` made back into a tree.
 
     Args:
@@ -70,7 +71,7 @@ def from_plain(plain: Mapping[str, Any], like: Any, shardings: Any = None) -> An
     return jax.tree.unflatten(treedef, leaves)
 
 
-def flatten(plain: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
+def flatten(plain: Mapping[str, PyTree], path: Path = ()) -> Iterator[tuple[Path, Any]]:
     """Yield (path, array) of nested dicts, and (path, {}) where a dict is empty."""
     for name, part in plain.items():
         if isinstance(part, Mapping) and part:
@@ -79,7 +80,7 @@ def flatten(plain: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, A
             yield (*path, name), part
 
 
-def insert(plain: dict[str, Any], path: Path, value: Any) -> None:
+def insert(plain: dict[str, PyTree], path: Path, value: PyTree) -> None:
     """Put a value at a path of nested dicts.
 
     Raises:
@@ -92,7 +93,7 @@ def insert(plain: dict[str, Any], path: Path, value: Any) -> None:
     plain[path[-1]] = value
 
 
-def _restored(array: Any, expected: Any, place: jax.sharding.Sharding | None, path: Path) -> Any:
+def _restored(array: PyTree, expected: PyTree, place: jax.sharding.Sharding | None, path: Path) -> Any:
     """Check one array and make it what `expected` is."""
     is_key = _is_key(expected)
     wanted = jax.eval_shape(jax.random.key_data, expected) if is_key else expected
@@ -114,7 +115,7 @@ def _restored(array: Any, expected: Any, place: jax.sharding.Sharding | None, pa
     return jax.device_put(array, place)
 
 
-def _as_array(leaf: Any, path: Path) -> Any:
+def _as_array(leaf: PyTree, path: Path) -> Any:
     """Return a leaf as an array, a typed key as its data."""
     if _is_key(leaf):
         return jax.random.key_data(leaf)
@@ -124,23 +125,23 @@ def _as_array(leaf: Any, path: Path) -> Any:
     return array
 
 
-def _is_key(leaf: Any) -> bool:
+def _is_key(leaf: PyTree) -> bool:
     """Return whether a leaf, or what stands for it, is a typed PRNG key."""
     return hasattr(leaf, "dtype") and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _key_impl(expected: Any) -> Any:
+def _key_impl(expected: PyTree) -> Any:
     """Return the implementation of a key, or of a ShapeDtypeStruct of one, which `key_impl` does not take."""
     impls: list[Any] = []
     jax.eval_shape(lambda key: impls.append(jax.random.key_impl(key)), expected)
     return impls[0]
 
 
-def _has_no_leaves(part: Any) -> bool:
+def _has_no_leaves(part: PyTree) -> bool:
     return jax.tree.structure(part).num_leaves == 0
 
 
-def _named_leaves(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> Iterator[tuple[Path, Any]]:
+def _named_leaves(tree: PyTree, is_leaf: Callable[[PyTree], bool] | None = None) -> Iterator[tuple[Path, Any]]:
     """Yield (path of strings, leaf); a tree that is one leaf has the path ("",)."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]:
         if path or not _has_no_leaves(leaf):
@@ -151,5 +152,5 @@ def _name(path: Path) -> str:
     return "/".join(path) or "the root"
 
 
-def _kind(shape: tuple[int, ...], dtype: Any) -> str:
+def _kind(shape: tuple[int, ...], dtype: DTypeLike) -> str:
     return f"{np.dtype(dtype).name}[{','.join(map(str, shape))}]"

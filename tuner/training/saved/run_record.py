@@ -212,7 +212,7 @@ def settings(trainer: TrainerDefinition) -> dict[str, Any]:
     return from_json(to_json(dict(settings_of(trainer))))
 
 
-def is_plain(hparams: Any) -> bool:
+def is_plain(hparams: object) -> bool:
     """Return whether hyperparameters are a dict that comes back from JSON as it was."""
     return type(hparams) is dict and all(
         isinstance(name, str)
