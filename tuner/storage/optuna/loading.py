@@ -6,9 +6,8 @@ import datetime
 import functools
 import json
 from collections.abc import Collection, Iterator
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, CategoricalDistribution, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection
@@ -20,6 +19,9 @@ from tuner.storage.sql.prepared_statements import run
 from tuner.storage.sql.statements import PARAM, REPORT, USER, VALUE
 from tuner.storage.sql.zones import UTC, local_time
 from tuner.trial import optuna_private as private
+
+if TYPE_CHECKING:
+    from tuner.storage.sql.row_types import AnyResult
 
 _LISTED = 500  # trials that are named one by one rather than by a range of ids
 _STATES = {state.name: state for state in TrialState}
@@ -108,7 +110,7 @@ def _time(value: datetime.datetime | str | None, zone: datetime.tzinfo | None) -
     return local_time(stored) if zone is None else stored.replace(tzinfo=UTC).astimezone(zone)
 
 
-def _details(connection: Connection, study_id: int, ids: list[int]) -> sa.CursorResult[Any]:
+def _details(connection: Connection, study_id: int, ids: list[int]) -> AnyResult:
     """Return everything that belongs to trials, as rows of (kind, trial_id, position, name, number, text)."""
     is_listed = len(ids) <= _LISTED or len(ids) < (ids[-1] - ids[0]) / 4  # else a range of ids says it shorter
     wanted = {"ids": ids_value(connection.dialect.name, ids)} if is_listed else {"study_id": study_id, "first": ids[0]}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
-import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from tuner.storage.sql import statements
 from tuner.storage.sql.prepared_statements import run
+
+if TYPE_CHECKING:
+    from tuner.storage.sql.row_types import AnyRow
 
 _SETTLE_AFTER = 200
 
@@ -51,7 +53,7 @@ def count_hours(connection: Connection, study_id: int, now_s: float, settled: Ho
     return used, Hours(settled.wall_s + wall_s, settled.device_s + device_s, until_s)
 
 
-def _used(connection: Connection, study_id: int, now_s: float, since_s: float, until_s: float) -> sa.Row[Any]:
+def _used(connection: Connection, study_id: int, now_s: float, since_s: float, until_s: float) -> AnyRow:
     """Return wall and device seconds between two moments, of how many attempts, and the end of the earliest lease."""
     values = {"study_id": study_id, "now_s": now_s, "since_s": since_s, "until_s": until_s}
     return run(connection, statements.hours, values).one()

@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -19,6 +19,9 @@ from sqlalchemy.exc import DBAPIError
 
 from tuner.storage.sql.engine import is_pooled
 from tuner.storage.sql.retry import NOT_PREPARED
+
+if TYPE_CHECKING:
+    from tuner.storage.sql.row_types import AnyResult
 
 _names: set[str] = set()
 
@@ -189,7 +192,7 @@ def explain(connection: Connection, what: Prepared, values: Mapping[str, object]
 
 def run(
     connection: Connection, what: Prepared, values: Mapping[str, object], *, after: Prepared | None = None
-) -> sa.CursorResult[Any]:
+) -> AnyResult:
     """Run a statement whose text is made once in a process, and on Postgres planned once for a connection.
 
     Args:
@@ -227,7 +230,7 @@ def _made(dialect: str, what: Prepared) -> _Text:
     return made
 
 
-def _run_on_sqlite(connection: Connection, made: _Text, values: Mapping[str, object]) -> sa.CursorResult[Any]:
+def _run_on_sqlite(connection: Connection, made: _Text, values: Mapping[str, object]) -> AnyResult:
     values = {**made.constants, **values}
     return connection.exec_driver_sql(made.text, tuple(values[name] for name in made.names))
 

@@ -7,7 +7,7 @@ values are those of the `bindparam`s, by name.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
@@ -29,6 +29,9 @@ from tuner.storage.sql.tables import (
     trials,
 )
 from tuner.trial.failures import ANY_FAILURES
+
+if TYPE_CHECKING:
+    from tuner.storage.sql.row_types import AnySelect
 
 AFTER_RESTART_S = 20.0
 """How long workers have after a restart of the server to renew leases that ended while it was down."""
@@ -406,7 +409,7 @@ def trial_details(dialect: str, is_listed: bool) -> Any:
         name: sa.ColumnElement[str] | sa.Null,
         number: sa.ColumnElement[float] | sa.Null,
         text: sa.ColumnElement[str],
-    ) -> sa.Select[Any]:
+    ) -> AnySelect:
         kind_column: sa.ColumnElement[int] = sa.literal_column(str(kind))
         if is_listed:
             is_wanted = one_of(dialect, columns.trial_id, "ids")

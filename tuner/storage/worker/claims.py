@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
@@ -25,6 +25,9 @@ from tuner.storage.worker.fences import Lease, Write, insertion, run_with, run_w
 from tuner.storage.worker.leases import endings
 from tuner.trial import DEADLY, Outcome
 from tuner.trial.failures import reason_to_stop
+
+if TYPE_CHECKING:
+    from tuner.storage.sql.row_types import AnyRow
 
 MAX_DEATHS = 3
 """A trial in which this many workers died is failed: a fourth would probably die as well."""
@@ -317,7 +320,7 @@ def _close_attempts(
     )
 
 
-def _end_deadly(connection: Connection, claimant: Claimant, row: sa.Row[Any], deaths: int) -> None:
+def _end_deadly(connection: Connection, claimant: Claimant, row: AnyRow, deaths: int) -> None:
     error = f"{deaths} workers died while running this trial, the last was {row.worker}"
     record = {"worker": row.worker, "error_kind": DEADLY, "error": error}
     lease = Lease(row.trial_id, row.number, row.worker, row.fence, claimant.lease_s)
