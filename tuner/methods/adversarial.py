@@ -119,9 +119,9 @@ class AdversarialClassifier(Classifier):
         target: Literal["label", "prediction"] = "label",
     ) -> None:
         if target not in ("label", "prediction"):
-            raise StudyError(f"the target of attacks must be 'label' or 'prediction': got {target!r}")
+            raise StudyError(f"target must be 'label' or 'prediction': got {target!r}")
         if pgd_steps < 1:
-            raise StudyError(f"an attack must have at least 1 step: got pgd_steps={pgd_steps}")
+            raise StudyError(f"pgd_steps must be at least 1: got {pgd_steps}")
         super().__init__(classes)
         self.epsilon = epsilon
         self.bounds = bounds

@@ -44,8 +44,8 @@ def augment(
     """
     if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
         raise StudyError(
-            f"images must be floats [batch, height, width, channels]: got {images.dtype} {list(images.shape)}; reshape "
-            "and scale them in the data"
+            f"images must be floats [batch, height, width, channels]: got {images.dtype} {list(images.shape)}; scale "
+            "and reshape them in the study's data function"
         )
 
     def changed(key: jax.Array, image: jax.Array) -> jax.Array:

@@ -25,7 +25,9 @@ def squared_error(reconstructions: jax.Array, inputs: jax.Array) -> jax.Array:
         ValueError: the shapes differ; broadcasting would compare each example with all.
     """
     if reconstructions.shape != inputs.shape:
-        raise ValueError(f"reconstructions must have the shape of the inputs: {reconstructions.shape}, {inputs.shape}")
+        raise ValueError(
+            f"reconstructions and inputs must have the same shape: got {reconstructions.shape} and {inputs.shape}"
+        )
     return jnp.mean((reconstructions - inputs) ** 2, axis=tuple(range(1, inputs.ndim)))
 
 
@@ -57,7 +59,7 @@ class Autoencoder(TrainerModule):
 
     def __init__(self, shown: np.ndarray | None = None, every: int = 10) -> None:
         if every < 1:
-            raise StudyError(f"there must be at least 1 epoch from picture to picture: got every={every}")
+            raise StudyError(f"every, the epochs between two pictures, must be at least 1: got {every}")
         self._shown, self._every = shown, every
 
     def loss(self, outputs: jax.Array, batch: Batch, hparams: Any) -> tuple[jax.Array, dict[str, Any]]:

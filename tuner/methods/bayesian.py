@@ -64,7 +64,7 @@ class Posterior(TrainerModule):
     def order(self, hparams: Any, key: jax.Array, step: jax.Array, rows: jax.Array, *, batch_size: int) -> Order:
         if len(rows) != self.examples:
             raise StudyError(
-                f"examples must be the number of training examples: {type(self).__name__} has {self.examples}, the "
+                f"examples must equal the number of training examples: {type(self).__name__} has {self.examples}, the "
                 f"data {len(rows)}"
             )
         return super().order(hparams, key, step, rows, batch_size=batch_size)
@@ -118,7 +118,7 @@ class EnsembleClassifier(MapClassifier):
     def __init__(self, examples: int, members: int = 5) -> None:
         super().__init__(examples)
         if members < 1:
-            raise StudyError(f"an ensemble needs at least 1 member: got {members}")
+            raise StudyError(f"members must be at least 1: got {members}")
         self.members = members
 
     def init_state(self, hparams: Any, batch: Batch, key: jax.Array, total_steps: int) -> TrainState:
@@ -181,7 +181,7 @@ class LangevinClassifier(MapClassifier):
     def __init__(self, examples: int, samples: int = 16, burn_in: float = 0.5) -> None:
         super().__init__(examples)
         if samples < 1 or not 0 <= burn_in < 1:
-            raise StudyError(f"there must be at least 1 sample, and burn_in in [0, 1): got {samples} and {burn_in}")
+            raise StudyError(f"samples must be at least 1 and burn_in in [0, 1): got {samples=}, {burn_in=}")
         self.samples, self.burn_in = samples, burn_in
 
     def ema_decay(self, hparams: Any) -> None:

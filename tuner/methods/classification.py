@@ -67,7 +67,7 @@ def refuse_uncalled(trainer: TrainerModule, kind: type[TrainerModule], **methods
     for method, instead in methods.items():
         if getattr(type(trainer), method) is not getattr(kind, method):
             raise StudyError(
-                f"{kind.__name__} does not call {method}: {type(trainer).__name__} must not define it, but {instead}"
+                f"{kind.__name__} does not call {method}: in {type(trainer).__name__} define {instead} instead"
             )
 
 
@@ -78,7 +78,7 @@ def needed(hparams: Any, name: str) -> Any:
         StudyError: the hyperparameters have none of that name.
     """
     if isinstance(hparams, Mapping) and name not in hparams:
-        raise StudyError(f"the hyperparameters must have {name!r}: they have {', '.join(hparams)}")
+        raise StudyError(f"the search space has no hyperparameter {name!r}: it has {', '.join(hparams)}")
     return hparams[name] if isinstance(hparams, Mapping) else getattr(hparams, name)
 
 

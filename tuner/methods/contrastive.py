@@ -95,7 +95,7 @@ class SimCLR(TrainerModule):
             hparams: The hyperparameters.
             key: For what is drawn.
         """
-        raise StudyError(f"a SimCLR trainer must define view(images, hparams, key): {type(self).__name__} does not")
+        raise StudyError(f"{type(self).__name__} must define view(images, hparams, key)")
 
     def augment(self, batch: Batch, hparams: Any, key: jax.Array) -> Batch:
         """Return the batch with two views of each image, `first` and `second`."""

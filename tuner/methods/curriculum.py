@@ -79,7 +79,7 @@ def easiest_first(dataset: ArrayDataset, scores: np.ndarray) -> ArrayDataset:
     scores = np.asarray(scores)
     if scores.shape != (len(dataset),) or not np.isfinite(scores).all():
         raise StudyError(
-            f"a curriculum needs one finite number for each of {len(dataset)} examples: got shape {scores.shape}, "
+            f"scores must have one finite number for each of the {len(dataset)} examples: got shape {scores.shape}, "
             f"{int((~np.isfinite(scores)).sum())} of them not finite"
         )
     return dataset.take(np.argsort(scores, kind="stable"))
@@ -105,7 +105,7 @@ def held_out_losses(
         StudyError: there are too few folds, or too many.
     """
     if not 2 <= folds <= len(dataset):
-        raise StudyError(f"folds must number at least 2 and at most one per example: got {folds} of {len(dataset)}")
+        raise StudyError(f"folds must be from 2 to the number of examples, {len(dataset)}: got {folds}")
     order, losses = np.random.default_rng(seed).permutation(len(dataset)), np.empty(len(dataset), np.float32)
     for held_out in np.array_split(order, folds):
         part = Splits(dataset.take(np.setdiff1d(order, held_out)), dataset.take(held_out))

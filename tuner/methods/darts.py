@@ -76,7 +76,9 @@ def paired_halves(dataset: ArrayDataset, seed: int) -> ArrayDataset:
     """
     arrays = dataset.host()
     if len(dataset) < 2 or not (arrays.pop("weight") == 1).all():
-        raise StudyError(f"halves need at least 2 examples, all of weight 1: got {len(dataset)}, or other weights")
+        raise StudyError(
+            f"paired_halves needs at least 2 examples, and all weights 1: got {len(dataset)}, or other weights"
+        )
     order, half = np.random.default_rng(seed).permutation(len(dataset)), len(dataset) // 2
     first, second = order[:half], order[half : 2 * half]
     return ArrayDataset(
@@ -157,7 +159,7 @@ class ArchitectureSearch(Classifier):
         steps = dict.fromkeys(("penalty", "augment"), "architecture_step or weights_step")
         refuse_uncalled(self, ArchitectureSearch, **steps, init_optimizer="init_optimizers", ema_decay="train_step")
         if self.precision != "float32":
-            raise StudyError(f"an architecture search must compute in float32: got precision={self.precision!r}")
+            raise StudyError(f"an architecture search needs precision='float32': got {self.precision!r}")
         params, collections = self.build_model(hparams).init(Stream.INIT.key(key), (batch["inputs"],))
         weights, alphas = split(params)
         optimizers = self._optimizers(hparams, total_steps)

@@ -40,7 +40,7 @@ def genotype(alphas: Mapping[str, Any], operations: tuple[str, ...] = OPERATIONS
     """
     check_operations(operations)
     if operations == ("none",):
-        raise StudyError("a genotype needs an operation other than none: got none alone")
+        raise StudyError("operations must have one other than 'none': got only 'none'")
     return {kind: _nodes(np.asarray(logits, np.float64), operations) for kind, logits in sorted(alphas.items())}
 
 
@@ -48,7 +48,7 @@ def _nodes(logits: np.ndarray, operations: tuple[str, ...]) -> list[list[list[An
     nodes = next((count for count in range(1, len(logits) + 1) if edges(count) >= len(logits)), 0)
     if logits.ndim != 2 or not nodes or edges(nodes) != len(logits) or logits.shape[1] != len(operations):
         raise StudyError(
-            f"alphas must be of shape (edges, {len(operations)}) with 2, 5, 9, 14, ... edges: got {logits.shape}"
+            f"alphas must have shape (edges, {len(operations)}) with 2, 5, 9, 14, ... edges: got {logits.shape}"
         )
     weights = np.exp(logits - logits.max(1, keepdims=True))
     weights /= weights.sum(1, keepdims=True)
@@ -71,7 +71,7 @@ def _wiring(nodes: Any) -> Wiring:
     for at, node in enumerate(nodes):
         sources = {source for _, source in node}
         if not node or len(sources) < len(node) or not sources <= set(range(2 + at)):
-            raise StudyError(f"edges into node {at} must come from different places of 0 to {1 + at}: got {node!r}")
+            raise StudyError(f"the edges into node {at} must have different sources from 0 to {1 + at}: got {node!r}")
         for operation, _ in node:
             check_operations([operation])
     return tuple(tuple(((operation,), source) for operation, source in node) for node in nodes)
@@ -100,7 +100,7 @@ def _run(
 
 def _check_cells(cells: tuple[str, ...]) -> None:
     if not cells or set(cells) - set(KINDS):
-        raise StudyError(f"cells must be 'normal' or 'reduce', at least one: got {cells!r}")
+        raise StudyError(f"cells must list at least one of 'normal' and 'reduce': got {cells!r}")
 
 
 class SearchNetwork(nn.Module):
@@ -156,7 +156,7 @@ class DiscreteNetwork(nn.Module):
         _check_cells(self.cells)
         told = json.loads(self.genotype)
         if missing := set(self.cells) - set(told):
-            raise StudyError(f"a genotype must have every kind of cell: no {missing.pop()!r} in {self.genotype}")
+            raise StudyError(f"the genotype has no {missing.pop()!r} cell: {self.genotype}")
         wirings = {kind: _wiring(told[kind]) for kind in set(self.cells)}
         return _run(self.cells, self.channels, self.classes, wirings, None, images, train)
 

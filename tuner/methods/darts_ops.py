@@ -38,7 +38,7 @@ def check_operations(operations: Sequence[str]) -> None:
             known, meant = ", ".join(OPERATIONS), nearest(operation, OPERATIONS)
             raise StudyError(f"an operation must be one of {known}: got {operation!r}{meant}")
     if len(set(operations)) != len(operations) or not operations:
-        raise StudyError(f"operations must be at least one, each once: got {', '.join(operations) or 'none at all'}")
+        raise StudyError(f"operations must list at least one, each only once: got {', '.join(operations) or 'none'}")
 
 
 class Norm(nn.Module):
@@ -159,7 +159,7 @@ class Mixed(nn.Module):
         check_operations(self.operations)
         if logits.shape != (len(self.operations),):
             raise StudyError(
-                f"a mixture must have one logit for each operation: got shape {logits.shape} for "
+                f"logits must have one number for each operation: got shape {logits.shape} for "
                 f"{len(self.operations)} operations"
             )
         outputs = [

@@ -81,7 +81,7 @@ def _checked(logits: np.ndarray, examples: int) -> np.ndarray:
     is_finite = np.isfinite(logits).all()
     if logits.ndim != 2 or len(logits) != examples or not is_finite:
         raise StudyError(
-            f"a teacher must return finite logits [batch, classes]: got the shape {list(logits.shape)} for {examples} "
+            f"the teacher must return finite logits [batch, classes]: got shape {list(logits.shape)} for {examples} "
             f"examples{'' if is_finite else ', with NaN or infinity'}"
         )
     return logits
@@ -102,7 +102,7 @@ class DistilledClassifier(Classifier):
 
     def __init__(self, classes: int, form: Form = "divergence") -> None:
         if form not in ("divergence", "cross_entropy"):
-            raise StudyError(f"the form of distillation must be 'divergence' or 'cross_entropy': got {form!r}")
+            raise StudyError(f"form must be 'divergence' or 'cross_entropy': got {form!r}")
         super().__init__(classes)
         self.form: Form = form
 
@@ -118,7 +118,9 @@ class DistilledClassifier(Classifier):
             StudyError: the batch has no teacher's logits, or they are of other classes.
         """
         if "teacher_logits" not in batch:
-            raise StudyError(f"the data must have 'teacher_logits', see with_teacher: the batch has {', '.join(batch)}")
+            raise StudyError(
+                f"the data have no 'teacher_logits', only {', '.join(batch)}: add them with with_teacher(...)"
+            )
         teacher = batch["teacher_logits"].astype(outputs.dtype)
         if teacher.shape != outputs.shape:
             raise StudyError(

@@ -94,7 +94,7 @@ class Flow(nn.Module):
             inverse: From noise to data; static.
         """
         if self.couplings and x.shape[-1] < 2:
-            raise StudyError(f"a coupling needs at least 2 features: got {x.shape[-1]}; use couplings=0")
+            raise StudyError(f"couplings need at least 2 features: got {x.shape[-1]}; use couplings=0")
         layers = [Affine(), *(Coupling(self.width, is_swapped=at % 2 == 1) for at in range(self.couplings))]
         total = jnp.zeros(len(x), x.dtype)
         for layer in reversed(layers) if inverse else layers:

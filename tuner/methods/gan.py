@@ -66,7 +66,7 @@ class GANTrainer(TrainerModule):
 
         The generator turns noise into samples, the discriminator samples into logits, Float[Array, "batch"].
         """
-        raise StudyError(f"an adversarial trainer must define init_networks(hparams): {type(self).__name__} does not")
+        raise StudyError(f"{type(self).__name__} must define init_networks(hparams)")
 
     def init_optimizers(self, hparams: Any, total_steps: int) -> tuple[Any, Any]:
         """Return the optimizers of generator and discriminator, each as `init_optimizer` may return one.
@@ -131,7 +131,7 @@ class GANTrainer(TrainerModule):
         steps = dict.fromkeys(("penalty", "augment", "loss"), "discriminator_step or generator_step")
         refuse_uncalled(self, GANTrainer, **steps, init_model="init_networks", init_optimizer="init_optimizers")
         if self.precision != "float32":
-            raise StudyError(f"an adversarial trainer must compute in float32: got precision={self.precision!r}")
+            raise StudyError(f"a GANTrainer needs precision='float32': got {self.precision!r}")
         params, collections = self.build_model(hparams).init(Stream.INIT.key(key), self.inputs(batch))
         optimizers = self.build_optimizers(hparams, total_steps, Stream.NOISE.key(key))
         opt_state = {name: optimizer.init(params[name]) for name, optimizer in optimizers.items()}

@@ -81,7 +81,7 @@ class Laplace(Posterior):
 
     def hessian(self, outputs: jax.Array, hparams: Any) -> jax.Array:
         """Return the Hessian of -log p(y | outputs) in the outputs: Float[Array, "batch outputs outputs"]."""
-        raise StudyError(f"a Laplace trainer must define hessian(outputs, hparams): {type(self).__name__} does not")
+        raise StudyError(f"{type(self).__name__} must define hessian(outputs, hparams)")
 
     def predict(self, outputs: jax.Array, features: jax.Array, curvature: jax.Array, hparams: Any) -> jax.Array:
         """Return what is predicted under the posterior.
@@ -92,10 +92,7 @@ class Laplace(Posterior):
             curvature: As from `gauss_newton`.
             hparams: The hyperparameters.
         """
-        raise StudyError(
-            "a Laplace trainer must define predict(outputs, features, curvature, hparams): "
-            f"{type(self).__name__} does not"
-        )
+        raise StudyError(f"{type(self).__name__} must define predict(outputs, features, curvature, hparams)")
 
     def init_state(self, hparams: Any, batch: Batch, key: jax.Array, total_steps: int) -> TrainState:
         state = super().init_state(hparams, batch, key, total_steps)
@@ -157,7 +154,7 @@ class LaplaceClassifier(Laplace):
     def __init__(self, examples: int, draws: int = 64) -> None:
         super().__init__(examples)
         if draws < 2 or draws % 2:
-            raise StudyError(f"draws come in pairs, so their number must be even, at least 2: got {draws}")
+            raise StudyError(f"draws must be an even number of at least 2: got {draws}")
         self.draws = draws
 
     def loss(self, outputs: Any, batch: Batch, hparams: Any) -> tuple[jax.Array, dict[str, Any]]:

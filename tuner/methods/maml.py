@@ -77,7 +77,7 @@ class MetaLearner(TrainerModule):
             hparams: The hyperparameters.
         """
         if outputs.shape != targets.shape:
-            raise StudyError(f"outputs must have the targets' shape: got {outputs.shape} for {targets.shape}")
+            raise StudyError(f"outputs and targets must have the same shape: got {outputs.shape} and {targets.shape}")
         return jnp.mean((outputs - targets) ** 2), {}
 
     def inputs(self, batch: Batch) -> Any:

@@ -54,14 +54,16 @@ def make_model(name: str, hparams: Any = None, **given: Any) -> Any:
     for key in given:
         if key not in arguments:
             raise StudyError(
-                f"the model {name!r} has arguments {', '.join(arguments)}: got {key!r}{nearest(key, arguments)}"
+                f"the model {name!r} has no argument {key!r}: it has {', '.join(arguments)}{nearest(key, arguments)}"
             )
     taken = {key: _field(hparams, key) for key in arguments if key not in given and _has(hparams, key)}
     missing = [
         key for key, found in arguments.items() if found.default is found.empty and key not in {**taken, **given}
     ]
     if missing:
-        raise StudyError(f"the model {name!r} needs {', '.join(missing)}: give it, or add it to the space")
+        raise StudyError(
+            f"the model {name!r} needs {', '.join(missing)}: pass a value, or add a field to the search space"
+        )
     return MODELS[name](**taken, **given)
 
 

@@ -150,18 +150,18 @@ class Transformer(nn.Module):
             if given not in known:
                 raise StudyError(f"{name} must be one of {', '.join(known)}: got {given!r}{nearest(given, known)}")
         if self.width % self.heads:
-            raise StudyError(f"the width must be a multiple of the heads: got width {self.width}, heads {self.heads}")
+            raise StudyError(f"width must be a multiple of heads: got width={self.width}, heads={self.heads}")
         if self.positions == "rotary" and self.width // self.heads % 2:
-            raise StudyError(
-                f"rotary positions need heads of even size: got width {self.width} over {self.heads} heads"
-            )
+            raise StudyError(f"rotary positions need an even width / heads: got width={self.width}, heads={self.heads}")
         if self.remat and not self.is_scanned:
-            raise StudyError("remat needs is_scanned: without the loop it saves nothing")
+            raise StudyError("remat saves no memory without is_scanned: set is_scanned=True")
         if jnp.issubdtype(tokens.dtype, jnp.floating) and tokens.dtype.itemsize < 4:
-            raise StudyError(f"tokens must be integers where inputs are rounded: got {tokens.dtype}, which has few")
+            raise StudyError(
+                f"tokens must be integers, because half precision rounds other numbers: got {tokens.dtype}"
+            )
         if tokens.ndim != 2:
-            raise StudyError(f"tokens must be [batch, length]: got the shape {tokens.shape}")
+            raise StudyError(f"tokens must have shape [batch, length]: got {tokens.shape}")
         if tokens.shape[1] > self.longest:
             raise StudyError(
-                f"a sequence must be at most longest={self.longest} tokens long: got {tokens.shape[1]}; raise longest"
+                f"a sequence must have at most longest={self.longest} tokens: got {tokens.shape[1]}; raise longest"
             )

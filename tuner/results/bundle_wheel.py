@@ -32,7 +32,7 @@ def make_wheel() -> Wheel:
         distribution = importlib.metadata.distribution(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
         raise UsageError(
-            f"{DISTRIBUTION} must be installed to write a bundle: Python finds the package tuner without it; "
+            f"writing a bundle needs the installed package {DISTRIBUTION}: tuner runs here from a folder; "
             "run `pip install -e .` in the clone of tuner"
         ) from None
     stem = f"{DISTRIBUTION.replace('-', '_')}-{distribution.version}"

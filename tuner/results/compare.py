@@ -128,7 +128,7 @@ def importance_rows(storage_url: str, name: str) -> tuple[list[Row], list[str]]:
         storage.close()
     if len(complete) < _FEWEST_TRIALS:
         raise UsageError(
-            f"importances need at least {_FEWEST_TRIALS} complete trials: {name!r} has {len(complete)} so far"
+            f"importances need at least {_FEWEST_TRIALS} complete trials: study {name!r} has {len(complete)} so far"
         )
     notes = [f"from {len(complete)} complete trials"]
     infeasible = sum(not is_feasible(trial.constraints) for trial in complete)
@@ -153,7 +153,7 @@ def _importances(complete: Sequence[FrozenTrial], objective: int, direction: str
     finite = [trial for trial in complete if math.isfinite(trial.values[objective])]
     if len(finite) < _FEWEST_TRIALS:
         raise UsageError(
-            f"importances need at least {_FEWEST_TRIALS} complete trials with a finite objective: {name!r} has "
+            f"importances need at least {_FEWEST_TRIALS} complete trials with a finite objective: study {name!r} has "
             f"{len(finite)} so far"
         )
     try:
@@ -166,10 +166,12 @@ def _importances(complete: Sequence[FrozenTrial], objective: int, direction: str
                 )
             )
     except (ValueError, RuntimeError) as error:
-        raise UsageError(f"cannot compute importances from the trials of {name!r}: {error}") from None
+        raise UsageError(f"cannot compute importances from the trials of study {name!r}: {error}") from None
     names = sorted({*ped_anova, *fanova}, key=lambda one: -ped_anova.get(one, 0.0) - fanova.get(one, 0.0))
     if not names:
-        raise UsageError(f"importances need hyperparameters that vary: the complete trials of {name!r} have none")
+        raise UsageError(
+            f"importances need hyperparameters that vary: all complete trials of study {name!r} have the same"
+        )
     return [{"hparam": one, "ped_anova": ped_anova.get(one), "fanova": fanova.get(one)} for one in names]
 
 
@@ -201,7 +203,7 @@ def _verdict(rows: Sequence[Row]) -> str:
     """Return whether the two methods agree, in words."""
     both = [row for row in rows if row["ped_anova"] is not None and row["fanova"] is not None]
     if len(both) < 2:
-        return "there is nothing to compare"
+        return "nothing to compare"
     first, second = (max(both, key=lambda row: row[method])["hparam"] for method in ("ped_anova", "fanova"))
     tau = _kendall([row["ped_anova"] for row in both], [row["fanova"] for row in both])
     ranks = f"rank correlation {tau:.2f}"

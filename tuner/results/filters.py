@@ -47,7 +47,7 @@ def filtered(rows: Sequence[Row], conditions: Iterable[str]) -> list[Row]:
         _check_known(rows, name, "--where")
         outcomes = [outcome.value for outcome in Outcome]
         if name == "outcome" and word.lower() not in outcomes:
-            raise UsageError(f"an outcome is one of {', '.join(outcomes)}: got {word!r}{nearest(word, outcomes)}")
+            raise UsageError(f"an outcome must be one of {', '.join(outcomes)}: got {word!r}{nearest(word, outcomes)}")
         if "<" in sign or ">" in sign:
             _check_number(rows, name, word)
         kept = [row for row in kept if _holds(_look_up(row, name), _OPERATORS[sign], sign, word)]
@@ -81,7 +81,7 @@ def _check_number(rows: Sequence[Row], name: str, word: str) -> None:
     """Refuse to ask whether something is less than a word, or whether what is no number is less."""
     values = [value for row in rows if (value := _look_up(row, name)) is not None]
     if _number(word) is None or (values and all(_number(value) is None for value in values)):
-        raise UsageError(f"--where must compare numbers by < and >: got {name!r} and {word!r}; = and != take any value")
+        raise UsageError(f"< and > compare numbers only: got {name!r} and {word!r}; use = or != for other values")
 
 
 def _look_up(row: Row, name: str) -> Any:

@@ -191,7 +191,8 @@ def _pareto(subject: Subject) -> Figure:
 
     if len(subject.row.directions) not in (2, 3):
         raise UsageError(
-            f"a Pareto front needs two or three objectives: {subject.row.name!r} has {len(subject.row.directions)}"
+            f"a Pareto front needs two or three objectives: study {subject.row.name!r} has "
+            f"{len(subject.row.directions)}"
         )
     return _figure_of(plots.plot_pareto_front(subject.whole, target_names=subject.objectives))
 
@@ -212,7 +213,7 @@ def _timeline(subject: Subject) -> Figure:
     """Each attempt as a bar in the row of its worker."""
     attempts = read_timeline(subject.engine, subject.row.study_id)
     if not attempts:
-        raise UsageError(f"a timeline needs trials that workers ran: {subject.row.name!r} has none")
+        raise UsageError(f"a timeline needs trials that workers ran: study {subject.row.name!r} has none")
     labels = {attempt.worker: f"{attempt.worker}\n{attempt.devices}" for attempt in attempts}
     rows = {worker: at for at, worker in enumerate(labels)}
     began_s = min(attempt.started_at_s for attempt in attempts)
@@ -237,7 +238,7 @@ def _rungs(subject: Subject) -> Figure:
     """How many trials reached each rung, and how many of them were promoted at once."""
     rungs = read_rungs(subject.engine, subject.row.study_id)
     if not rungs:
-        raise UsageError(f"rungs exist only with the pruners asha and hyperband: {subject.row.name!r} has none")
+        raise UsageError(f"only the pruners asha and hyperband have rungs: study {subject.row.name!r} has none")
     figure, axes = _axes("Rung survival", "bracket / rung", "trials")
     names = [f"{rung.bracket} / {rung.rung}" for rung in rungs]
     axes.bar(names, [rung.entered for rung in rungs], color="tab:gray", label="reached the rung")
@@ -250,9 +251,7 @@ def _savings(subject: Subject) -> Figure:
     """Device hours spent, and those that pruning saved, over the trials."""
     efforts, epochs = read_efforts(subject.engine, subject.row.study_id), subject.row.record.get("epochs")
     if not efforts or not epochs:
-        raise UsageError(
-            f"the time saved is known only for studies of tuner: {subject.row.name!r} was not created by tuner"
-        )
+        raise UsageError(f"the time saved is known only for studies created by tuner: {subject.row.name!r} was not")
     figure, axes = _axes("Time saved by pruning (estimate)", "trial", "device hours")
     spent, saved, typical_s = [0.0], [0.0], typical_epoch_s(efforts)
     for effort in efforts:
@@ -328,7 +327,7 @@ def draw(subject: Subject, kind: str, format: str) -> bytes:
             warnings.simplefilter("ignore", UserWarning)  # of layouts, and of values that are all alike
             return written(KINDS[kind](subject), format)
     except (ValueError, RuntimeError) as error:
-        raise UsageError(f"{kind!r} cannot be drawn of {subject.row.name!r}: {error}") from None
+        raise UsageError(f"cannot draw the plot {kind!r} of study {subject.row.name!r}: {error}") from None
     finally:
         pyplot.close("all")
 

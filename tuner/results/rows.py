@@ -198,8 +198,8 @@ def no_feasible(engine: Engine, study_name: str) -> str | None:
     if not complete or read_values(engine, study.study_id):
         return None
     return (
-        f"no best trial: none of the {complete} complete trials of {study_name!r} satisfies every constraint; "
-        f"`tuner show {study_name} NUMBER` shows a trial's constraints"
+        f"no best trial: none of the {complete} complete trials of {study_name!r} satisfies all constraints; "
+        f"run `tuner show {study_name} NUMBER` to see a trial's constraints"
     )
 
 

@@ -68,7 +68,7 @@ def _grid(options: dict[str, Any], context: Context) -> BaseSampler:
     from tuner.search.sequences import GridSampler
 
     if context.distributions is None or context.is_conditional:
-        raise StudyError("the sampler 'grid' needs a space without conditional fields, given as a Space class")
+        raise StudyError("the sampler 'grid' needs a Space class without conditional fields")
     return call(
         "sampler",
         "grid",

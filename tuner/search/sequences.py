@@ -96,7 +96,7 @@ class GridSampler(BaseSampler):
         values = values or {}
         unknown = sorted(set(values) - set(distributions))
         if unknown:
-            raise StudyError(f"the grid's values must name parameters of the space: got {', '.join(unknown)}")
+            raise StudyError(f"the grid has values for parameters that the space does not have: {', '.join(unknown)}")
         self._axes = {name: _axis(name, distribution, values.get(name)) for name, distribution in distributions.items()}
         self.size = math.prod(len(axis) for axis in self._axes.values())
         self._number, self._seed = number, seed
@@ -183,7 +183,7 @@ def _axis(name: str, distribution: BaseDistribution, values: Sequence[Any] | Non
     if values is not None:
         outside = [value for value in values if not distribution._contains(distribution.to_internal_repr(value))]
         if outside or not values:
-            raise StudyError(f"the grid's values for {name!r} must be in its domain: got {outside or 'none'}")
+            raise StudyError(f"the grid's values for {name!r} must be inside its domain: got {outside or 'no values'}")
         return values
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices
@@ -192,7 +192,7 @@ def _axis(name: str, distribution: BaseDistribution, values: Sequence[Any] | Non
     if isinstance(distribution, FloatDistribution) and distribution.single():
         return [distribution.low]
     raise StudyError(
-        f"the sampler 'grid' needs values for the float {name!r}: "
+        f"the sampler 'grid' needs a list of values for the float {name!r}: "
         f"{{'name': 'grid', 'values': {{{name!r}: [...], ...}}}}"
     )
 

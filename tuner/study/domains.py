@@ -40,12 +40,12 @@ def as_traced(value: float) -> float:
     if isinstance(value, int):
         if not -(2**31) <= value < 2**31:
             raise SpaceError(
-                f"traced integers are int32 and must be in [-2**31, 2**31): got {value!r}; make it static, or a float"
+                f"a traced integer must be in [-2**31, 2**31), as int32: got {value!r}; make it static, or a float"
             )
         return value
     if not (value == 0 or FLOAT_TINY <= abs(value) <= FLOAT_MAX):
         raise SpaceError(
-            f"traced numbers are float32 and must be 0, or between {FLOAT_TINY:.3g} and {FLOAT_MAX:.3g}: got "
+            f"a traced number is a float32 and must be 0, or between {FLOAT_TINY:.3g} and {FLOAT_MAX:.3g} in size: got "
             f"{value!r}; make it static, or search its logarithm"
         )
     return struct.unpack("f", struct.pack("f", value))[0]
@@ -129,7 +129,7 @@ class FloatDomain(Domain):
             raise SpaceError(f"low must be below high: got low={self.low!r}, high={self.high!r}")
         if self.traced and as_traced(float(self.low)) == as_traced(float(self.high)):
             raise SpaceError(
-                f"low and high must differ as float32, which traced numbers are: got low={self.low!r}, "
+                f"low and high are the same float32, which is what a traced number is: got low={self.low!r}, "
                 f"high={self.high!r}; make it static"
             )
 
@@ -257,7 +257,7 @@ class ChoiceDomain(Domain):
                 raise SpaceError(f"labels must be plain JSON values: got {label!r}")
         for at, label in enumerate(self.labels):
             if isinstance(label, float) and not math.isfinite(label):
-                raise SpaceError(f"options must be finite: got {label!r}; give it a label: choice({{'name': value}})")
+                raise SpaceError(f"options must be finite: got {label!r}; use labels: choice({{'name': value}})")
             if any(label == other for other in self.labels[:at]):
                 raise SpaceError(f"options must differ: {label!r} is given twice (equal values or equal labels)")
         for option in self.options:
@@ -265,19 +265,19 @@ class ChoiceDomain(Domain):
                 hash(option)
             except TypeError:
                 raise SpaceError(
-                    f"options must be hashable: got {option!r}; use a tuple, or give the options one by one"
+                    f"options must be hashable: got {option!r}; use a tuple, or pass the options as separate arguments"
                 ) from None
         for at, option in enumerate(self.options):
             if any(option == other and type(option) is type(other) for other in self.options[:at]):
                 raise SpaceError(f"options must differ: {option!r} is given twice (equal values or equal labels)")
             if option != option:
-                raise SpaceError(f"options must equal themselves: got {option!r}")
+                raise SpaceError(f"an option must be equal to itself: got {option!r}")
         if self.spaces and not all(option is None or has_domains(option) for option in self.options):
-            raise SpaceError(f"a choice of Space classes takes only Space classes and None: got {self!r}")
+            raise SpaceError(f"a choice cannot mix Space classes with other options than None: got {self!r}")
         if self.traced and not all(isinstance(option, int | float) for option in self.options):
             raise SpaceError(f"a traced choice needs numbers: got {self!r}")
         if self.traced and len({as_traced(option) for option in self.options}) < len(self.options):
-            raise SpaceError(f"options must differ as float32, which traced numbers are: got {self!r}")
+            raise SpaceError(f"two options are the same float32, which is what a traced number is: got {self!r}")
 
     def distribution(self) -> BaseDistribution:
         from optuna.distributions import CategoricalDistribution

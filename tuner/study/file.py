@@ -71,7 +71,7 @@ def study_in(path: Path, name: str | None) -> StudySpec:
         raise StudyFileError(f"no study in {path}: assign `Study(...)` to a name in the file")
     if len(unique) > 1:
         raise StudyFileError(
-            f"{path} has several studies: choose one as {path}:NAME, NAME being one of {_names(found)}"
+            f"{path} has several studies: choose one with {path}:NAME, where NAME is one of {_names(found)}"
         )
     return next(iter(found.values()))
 

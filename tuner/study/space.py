@@ -76,7 +76,7 @@ class SpaceMeta(type):
         dataclass(frozen=True, kw_only=True)(made)
         known = {field.name for field in dataclasses.fields(made)}  # pyright: ignore[reportArgumentType]
         for field in inherited.keys() & plain.keys() - vars(made).get("__annotations__", {}).keys():
-            raise SpaceError(f"{name}.{field}: a constant in place of a domain needs a type annotation")
+            raise SpaceError(f"{name}.{field}: a field with a constant needs a type annotation")
         for field, domain in domains.items():
             try:
                 if field not in known:
@@ -182,7 +182,7 @@ def _build(names: Mapping[str, str], space: type[Space], value_of: Callable[[str
         values[field] = value
     for field in dataclasses.fields(space):  # pyright: ignore[reportArgumentType]
         if field.name not in values and field.default is field.default_factory:  # both are MISSING
-            missing = f"every field must have a domain or a default: {field.name!r} has neither"
+            missing = f"the field {field.name!r} needs a domain or a default"
             raise SpaceError(f"{space.__name__}: {missing}")
     return space(**values)
 
@@ -208,7 +208,7 @@ def from_params(space: type[Space], params: Mapping[str, Stored]) -> Space:
 
     def read(name: str, domain: Domain) -> Any:
         if name not in params:
-            raise SpaceError(f"every parameter of {space.__name__} must be given: {name!r} is missing")
+            raise SpaceError(f"the parameter {name!r} of {space.__name__} is missing")
         stored = params[name]
         if not (isinstance(domain, ChoiceDomain) or domain.contains(stored)):
             raise SpaceError(f"{name} must be in {domain!r}: got {stored!r}")

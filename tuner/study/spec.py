@@ -85,9 +85,9 @@ class StudySpec:
 
     def _check_settings(self) -> None:
         if not isinstance(self.name, str) or not 0 < len(self.name) <= 512:
-            raise StudyError(f"a study's name must be a text of 1 to 512 characters: got {self.name!r}")
+            raise StudyError(f"the name of a study must be a text of 1 to 512 characters: got {self.name!r}")
         if is_unstorable(self.name):
-            raise StudyError(f"a study's name must have no NUL and no lone surrogate: got {self.name!r}")
+            raise StudyError(f"the name of a study must not contain NUL or a lone surrogate: got {self.name!r}")
         for setting, low in (("epochs", 1), ("trials", 1), ("seed", 0), ("keep_best", 0), ("retries", 0)):
             value = getattr(self, setting)
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
@@ -105,23 +105,23 @@ class StudySpec:
         if not (is_space(self.space) or inspect.isfunction(self.space)):
             raise StudyError(f"space must be a Space class or a function of an Optuna trial: got {self.space!r}")
         if not callable(self.data):
-            raise StudyError(f"data must be a function of the study's seed: got {self.data!r}")
+            raise StudyError(f"data must be a function that takes the study's seed: got {self.data!r}")
         if self.picture is not None and not callable(self.picture):
             raise StudyError(f"picture must be a function of a trained model and the data: got {self.picture!r}")
         names = self.objectives if isinstance(self.objective, str | list | tuple) else ()
         if not names or len(set(names)) < len(names) or not all(isinstance(name, str) and name for name in names):
-            raise StudyError(f"objective must name one metric, or several different ones: got {self.objective!r}")
+            raise StudyError(f"objective must name one metric, or several different metrics: got {self.objective!r}")
         given = [self.direction] if self.direction is not None else list(self.directions or [])
         if (self.direction is None) == (self.directions is None) or len(given) != len(self.objectives):
             raise StudyError(
-                f"there must be one direction for each objective: got objective={self.objective!r}, "
+                f"a study needs one direction for each objective: got objective={self.objective!r}, "
                 f"direction={self.direction!r}, directions={self.directions!r} (study {self.name!r})"
             )
         for direction in given:
             if direction not in ("maximize", "minimize"):
                 raise StudyError(f"a direction must be 'maximize' or 'minimize': got {direction!r}")
         if self.fixed and not is_space(self.space):
-            raise StudyError("hyperparameters of a define-by-run space cannot be fixed; change its function")
+            raise StudyError("cannot fix hyperparameters of a define-by-run space: change its function")
         if is_space(self.space):
             check_fixed(self.space, self.fixed)
         if self.baseline is not None:
@@ -129,13 +129,13 @@ class StudySpec:
 
     def _check_baseline(self) -> None:
         if not is_space(self.space):
-            raise StudyError("a study with a baseline needs a Space class: a define-by-run space has no class")
+            raise StudyError("a study with a baseline needs a Space class: got a define-by-run space")
         if type(self.baseline) is not self.space:
             raise StudyError(f"baseline must be hyperparameters, {self.space.__name__}(...): got {self.baseline!r}")
         try:
             from_params(self.space, self.baseline_params)
         except SpaceError as error:
-            raise StudyError(f"baseline must be hyperparameters that a trial can have: {error}") from None
+            raise StudyError(f"the baseline is not in the search space: {error}") from None
 
     @property
     def baseline_params(self) -> dict[str, Any]:
@@ -150,9 +150,11 @@ class StudySpec:
 
     def _check_search(self) -> None:
         if len(self.objectives) > 1 and isinstance(self.pruner, str) and self.pruner not in ("asha", "none"):
-            raise StudyError(f"several objectives cannot be pruned: use pruner='none', got {self.pruner!r}")
+            raise StudyError(
+                f"a study with several objectives cannot be pruned: got {self.pruner!r}; use pruner='none'"
+            )
         if len(self.objectives) > 1 and getattr(self.sampler, "get", lambda _: self.sampler)("name") == "cmaes":
-            raise StudyError("the sampler 'cmaes' searches for one objective; use tpe, nsga2, random, qmc or grid")
+            raise StudyError("the sampler 'cmaes' supports only one objective: use tpe, nsga2, random, qmc or grid")
         self.make_pruner()
         self.make_sampler(0)
 
@@ -217,7 +219,7 @@ class StudySpec:
         try:
             return self.sample(optuna.trial.FixedTrial(dict(params)))  # pyright: ignore[reportArgumentType]
         except ValueError as error:
-            raise SpaceError(f"the hyperparameters must be those of {self.space.__name__}: {error}") from None
+            raise SpaceError(f"not hyperparameters of {self.space.__name__}: {error}") from None
 
     def changed(self, *, fixed: Mapping[str, str] | None = None, **settings: object) -> Self:
         """Return the study with settings from the command line.
@@ -233,7 +235,7 @@ class StudySpec:
         changes = {name: value for name, value in settings.items() if value is not None}
         if fixed:
             if not is_space(self.space):
-                raise StudyError("hyperparameters of a define-by-run space cannot be fixed; change its function")
+                raise StudyError("cannot fix hyperparameters of a define-by-run space: change its function")
             changes["fixed"] = {**self.fixed, **parse_fixed(self.space, fixed)}
         return dataclasses.replace(self, **changes)
 
@@ -260,8 +262,8 @@ class StudySpec:
         rules = optimizer_rules_of(recorded)
         if rules > OPTIMIZER_RULES:
             raise StudyError(
-                f"study {self.name!r} was created with a newer version of tuner, optimizer_rules={rules}: this version "
-                f"knows {OPTIMIZER_RULES}; use the newer one"
+                f"study {self.name!r} was created with a newer version of tuner (optimizer_rules={rules}, this version "
+                f"supports {OPTIMIZER_RULES}): upgrade tuner"
             )
         # An older study goes on by the rules it was begun with.
         changes = differences(with_rules(recorded), {**mine, "optimizer_rules": rules})

@@ -21,7 +21,7 @@ def check_trackers(mlflow: str | None, tensorboard: str | None, wandb: str | Non
     packages = (mlflow, "mlflow", "MLflow"), (tensorboard, "tensorboard", "TensorBoard"), (wandb, "wandb", "W&B")
     for asked, package, name in packages:
         if asked and importlib.util.find_spec(package) is None:
-            raise UsageError(f"{name} must be installed to send a study to it: {how_to_install(package)}")
+            raise UsageError(f"sending a study to {name} needs its package: {how_to_install(package)}")
     if mlflow:
         from tuner.tracking.mlflow import address
 

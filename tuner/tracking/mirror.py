@@ -108,7 +108,7 @@ def follow(url: str, name: str, trackers: Sequence[Tracker], *, once: bool, endi
         engine.dispose()
     refused = [line for mirror in mirrors for line in mirror.refused.values()]
     if refused:
-        raise TrackerRefused(f"{len(refused)} trials could not be sent; the first: {refused[0]}")
+        raise TrackerRefused(f"cannot send {len(refused)} of the trials; the first: {refused[0]}")
 
 
 def _work(engine: Engine, study: StudyRow, mirrors: Sequence[Mirror], *, once: bool, ending: Ending) -> None:
@@ -131,10 +131,12 @@ def _work(engine: Engine, study: StudyRow, mirrors: Sequence[Mirror], *, once: b
             gives_up = ending.is_over() or all(mirror.trouble or not mirror.is_held for mirror in behind)
         troubled = [mirror.trouble for mirror in behind if mirror.trouble]
         if gives_up and troubled:
-            raise TrackerLost(f"{troubled[0]}; missing data of {study.name!r} can be sent later")
+            raise TrackerLost(f"{troubled[0]}; send the missing data of {study.name!r} later with `tuner track`")
         if gives_up and ending.by_s is not None:
             if any(mirror.is_held for mirror in behind):
-                raise TrackerLost(f"there was no time to send all of {study.name!r}; the rest can be sent later")
+                raise TrackerLost(
+                    f"not all data of {study.name!r} were sent in time; send the rest later with `tuner track`"
+                )
             return
         _pause(_POLL_S, ending)
 
@@ -307,7 +309,7 @@ class Mirror:
                 self.ending.note_progress()
         except TrackerRefused as error:
             self.refused[unsent.row.trial_id] = f"trial {unsent.row.number}: {error}"
-            say(f"trial {unsent.row.number} is left out: {error}")
+            say(f"cannot send trial {unsent.row.number}, skipping it: {error}")
 
     def _kept(self, unsent: Unsent) -> Sent | None:
         """Return what the tracker has of a trial; nothing if that is no longer so: then it is sent anew.

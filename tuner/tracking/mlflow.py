@@ -52,13 +52,13 @@ def address(uri: str) -> str:
     """
     parts, must = urlsplit(uri), "--mlflow must be http(s)://HOST:PORT, or the URL of MLflow's database"
     if parts.scheme not in ("http", "https") and not re.match(r"(sqlite|postgresql|mysql|mssql)\b", parts.scheme):
-        shown = repr(hide_password(uri)) if "@" not in uri else "one with a password"
+        shown = repr(hide_password(uri)) if "@" not in uri else "a URL with a password"
         raise UsageError(f"{must}: got {shown}")
     try:
         _ = parts.port
     except ValueError:
         # `http://me:pass/word@host`: what follows the / would be taken for the path, and shown.
-        shown = "one whose port is no number; in a password / ? # must be escaped, as %2F %3F %23"
+        shown = "a URL whose port is not a number; in a password escape / ? # as %2F %3F %23"
         raise UsageError(f"{must}: got {shown}") from None
     return hide_password(parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl())
 
@@ -113,7 +113,7 @@ class MlflowTracker:
                     raise
         if found.lifecycle_stage != "active":
             raise TrackerLost(
-                f"MLflow's experiment {name!r} is deleted at {self._address}: restore it with "
+                f"the MLflow experiment {name!r} at {self._address} was deleted: restore it with "
                 f"`mlflow experiments restore --experiment-id {found.experiment_id}`"
             )
         return str(found.experiment_id)

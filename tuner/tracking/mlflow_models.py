@@ -83,10 +83,12 @@ def _chosen(engine: Engine, study: StudyRow, number: int | None) -> TrialRow:
     if number is not None:
         return read_trial(engine, study, number)
     if len(study.directions) > 1:
-        raise UsageError(f"study {study.name!r} has several objectives: choose a trial of `tuner best` with --trial N")
+        raise UsageError(
+            f"study {study.name!r} has several objectives: choose one of the trials of `tuner best` with --trial N"
+        )
     best = read_best(engine, study, 1)
     if not best:
-        missing = f"study {study.name!r} has no complete trial to register yet"
+        missing = f"study {study.name!r} has no complete trial yet"
         raise UsageError(no_feasible(engine, study.name) or missing)
     return best[0]
 
@@ -109,7 +111,7 @@ def pack(study: StudyRow, trial: TrialRow, folder: Path) -> Mapping[str, Any]:
     if not Path(where).is_dir():
         raise UsageError(
             f"the checkpoint of trial {trial.number} of study {study.name!r} is not on this machine: no folder "
-            f"{where!r}; run this where the study's artifacts are"
+            f"{where!r}; run the command on the machine that has the study's artifacts"
         )
     _, record = read(where)
     file = Path(record.get("file") or "")
@@ -117,7 +119,8 @@ def pack(study: StudyRow, trial: TrialRow, folder: Path) -> Mapping[str, Any]:
         raise CheckpointError(f"the file of study {study.name!r} is inside its checkpoint: {str(file)!r}; move it")
     if not file.is_file():
         raise UsageError(
-            f"the file of study {study.name!r} is not on this machine: no file {str(file)!r}; run this where it is"
+            f"the file of study {study.name!r} is not on this machine: no file {str(file)!r}; run the command where "
+            "it is"
         )
     folder.mkdir()
     shutil.copytree(where, folder / _CHECKPOINT)

@@ -133,7 +133,7 @@ def _writing() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise TrackerLost(f"cannot write TensorBoard's files: {error}") from None
+        raise TrackerLost(f"cannot write TensorBoard files: {error}") from None
 
 
 def identity(folder: Path) -> str:

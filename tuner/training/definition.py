@@ -43,7 +43,7 @@ class TrainerDefinition(Generic[H]):
             A Linen module, an NNX module class (or a function of `rngs` that makes one), or a pair of pure functions
             `(init, apply)`; see `tuner.training.model.adapters.as_model`.
         """
-        raise StudyError(f"a trainer must define init_model(hparams): {type(self).__name__} does not")
+        raise StudyError(f"{type(self).__name__} must define init_model(hparams)")
 
     def loss(self, outputs: Any, batch: Batch, hparams: H) -> tuple[jax.Array, dict[str, Any]]:
         """Return the loss of each example and further metrics.
@@ -57,7 +57,7 @@ class TrainerDefinition(Generic[H]):
             Losses Float[Array, "batch"], and metrics by name: each one value for each example, Num[Array, "batch"],
             or a `Metric` such as `ConfusionMatrix`.
         """
-        raise StudyError(f"a trainer must define loss(outputs, batch, hparams): {type(self).__name__} does not")
+        raise StudyError(f"{type(self).__name__} must define loss(outputs, batch, hparams)")
 
     def penalty(self, params: PyTree, hparams: H) -> jax.Array | None:
         """Return what is added to the mean loss before it is differentiated, Float[Array, ""]; None for nothing.
@@ -96,8 +96,8 @@ class TrainerDefinition(Generic[H]):
         """Return what the model is called with, by default the array `inputs`; a tuple is several arguments."""
         if "inputs" not in batch:
             raise StudyError(
-                f"the data must have an array 'inputs', or {type(self).__name__} must define inputs(batch): the batch "
-                f"has {', '.join(batch)}"
+                f"the data have no array 'inputs', only {', '.join(batch)}: add it, or define inputs(batch) in "
+                f"{type(self).__name__}"
             )
         return batch["inputs"]
 
@@ -306,14 +306,14 @@ class TrainerDefinition(Generic[H]):
         taken = {"loss", "penalty", "grad_norm", "clipped_grad_norm", "loss_scale", "overflow"} & set(metrics)
         if taken:
             raise StudyError(
-                f"a metric must not be called {taken.pop()!r}, which is reported anyway: rename it in "
+                f"the metric name {taken.pop()!r} is reserved, because tuner reports it itself: rename the metric in "
                 f"{type(self).__name__}"
             )
         made = {"loss": losses, **metrics}
         for name, values in made.items():
             if not isinstance(values, Metric) and jnp.shape(values) != batch["weight"].shape:
                 raise StudyError(
-                    f"losses and metrics must have one value for each example, not their mean: {name!r} has shape "
+                    f"losses and metrics must have one value per example, not a mean: {name!r} has shape "
                     f"{jnp.shape(values)} for {len(batch['weight'])} examples ({type(self).__name__}.loss)"
                 )
         return {
@@ -330,12 +330,13 @@ class TrainerDefinition(Generic[H]):
         changed = self.augment(batch, hparams, key)
         if not isinstance(changed, Mapping) or batch.keys() - changed.keys():
             raise StudyError(
-                f"{type(self).__name__}.augment must return the whole batch, {', '.join(batch)}: got "
+                f"{type(self).__name__}.augment must return all arrays of the batch, {', '.join(batch)}: got "
                 f"{', '.join(changed) if isinstance(changed, Mapping) else type(changed).__name__}"
             )
         if changed["weight"].shape != batch["weight"].shape:
             raise StudyError(
-                f"{type(self).__name__}.augment must keep the number of examples: got {changed['weight'].shape} for "
+                f"{type(self).__name__}.augment must not change the number of examples: got {changed['weight'].shape} "
+                "for "
                 f"{batch['weight'].shape}"
             )
         return changed

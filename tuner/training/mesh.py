@@ -95,8 +95,8 @@ class Layout:
                 # An optimizer may keep something of another shape for a parameter: copied.
                 if name.startswith("params"):
                     raise StudyError(
-                        f"a sharding rule must divide an axis by the number of devices: {pattern!r} with {spec} does "
-                        f"not fit {name} of shape {leaf.shape} on {self.size} devices"
+                        f"the sharding rule {pattern!r} with {spec} does not fit {name} of shape {leaf.shape}: the "
+                        f"length of a divided axis must be a multiple of the {self.size} devices"
                     )
         spec = PartitionSpec()
         divisible = [axis for axis, length in enumerate(leaf.shape) if length % self.size == 0]
@@ -119,7 +119,6 @@ class Layout:
         """
         if asked % self.size:
             raise StudyError(
-                f"batch_size must divide over the devices: got batch_size={asked} on {self.size} devices; use a "
-                f"multiple of {self.size}, or other devices"
+                f"batch_size must be a multiple of the number of devices: got batch_size={asked} on {self.size} devices"
             )
         return min(asked, -(-length // self.size) * self.size)

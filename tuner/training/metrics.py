@@ -27,7 +27,7 @@ class Metric:
 
     def compute(self) -> float | Mapping[str, float]:
         """Return the metric's value, or several by name; called on the host, with NumPy arrays inside."""
-        raise NotImplementedError(f"a metric must define compute(): {type(self).__name__} does not")
+        raise NotImplementedError(f"{type(self).__name__} must define compute()")
 
 
 @jax.tree_util.register_dataclass
@@ -61,7 +61,7 @@ class Mean(Metric):
         """
         if jnp.shape(values) != weights.shape:
             raise StudyError(
-                f"losses and metrics must have one value for each example: got shape {jnp.shape(values)} for "
+                f"losses and metrics must have one value per example: got shape {jnp.shape(values)} for "
                 f"{weights.shape[0]} examples"
             )
         # Chosen, not multiplied away: zero times NaN would poison the sum.

@@ -131,8 +131,8 @@ class Run:
         for name in ("train", "validation", "test"):
             if mine.get(name) != self.record["data"].get(name):
                 raise StudyError(
-                    f"a run must be trained again on the same data: {name} is not what it was, by its digest; make the "
-                    "splits as for the first time, test set included"
+                    f"cannot repeat the run: the {name} data differ from those of the run (by digest); create the "
+                    "splits as for the first run, including the test set"
                 )
         said = {name: self.record[name] for name in ("epochs", "seed", "objective", "direction")}
         said["optimizer_rules"] = optimizer_rules_of(self.record)
@@ -171,15 +171,17 @@ def _find_trainer(path: str | Path, record: dict[str, Any], trust: bool) -> Trai
         for value in vars(_module(path, record["file"], f"study {study!r}", "trainer=", trust)).values():
             if getattr(value, "name", None) == study and isinstance(getattr(value, "trainer", None), TrainerModule):
                 return as_recorded(path, record, value.trainer)
-        raise CheckpointError(f"{record['file']} must hold the study {study!r} of {path}: it does not; give trainer=")
+        raise CheckpointError(f"{record['file']} no longer defines the study {study!r} of {path}; pass trainer=")
     kind = _find(path, record["class"], "trainer=", trust)
     if not (isinstance(kind, type) and issubclass(kind, TrainerModule)):
         # Nothing else is called, whatever a checkpoint names.
-        raise CheckpointError(f"the trainer of {path} must be a TrainerModule: {kind!r} is none; give trainer=")
+        raise CheckpointError(f"the trainer of {path} must be a TrainerModule: {kind!r} is not; pass trainer=")
     try:
         return as_recorded(path, record, kind())
     except TypeError as error:
-        raise CheckpointError(f"the trainer of {path} must be made by hand, {error}: give trainer=") from None
+        raise CheckpointError(
+            f"cannot create the trainer of {path} without arguments: {error}; pass trainer="
+        ) from None
 
 
 def as_recorded(path: str | Path, record: dict[str, Any], trainer: TrainerModule) -> TrainerModule:
@@ -192,8 +194,8 @@ def as_recorded(path: str | Path, record: dict[str, Any], trainer: TrainerModule
     for name, value in record["settings"].items():
         if mine.get(name) != value:
             raise CheckpointError(
-                f"the trainer of {path} had {name}={value!r}, {type(trainer).__name__}() has {mine.get(name)!r}: give "
-                "trainer="
+                f"the trainer of {path} had {name}={value!r}, but {type(trainer).__name__}() has {mine.get(name)!r}; "
+                "pass trainer="
             )
     return trainer
 
@@ -203,7 +205,7 @@ def _find_hparams(path: str | Path, record: dict[str, Any], trust: bool) -> Any:
         return record["hparams"]
     kind = None if record["space"] == _DICT else _find(path, record["space"], "hparams=", trust)
     if not (isinstance(kind, type) and issubclass(kind, Space)):
-        raise CheckpointError(f"the hyperparameters of {path} are neither a Space nor plain values: give hparams=")
+        raise CheckpointError(f"the hyperparameters of {path} are neither a Space nor plain values: pass hparams=")
     return from_params(kind, record["hparams"])
 
 
@@ -217,8 +219,7 @@ def _find(path: str | Path, reference: dict[str, str], option: str, trust: bool)
         found = getattr(found, part, None)
     if found is None:
         raise CheckpointError(
-            f"{reference['file'] or reference['module']} must define {reference['name']} of {path}: it does not; "
-            f"give {option}"
+            f"{reference['file'] or reference['module']} no longer defines {reference['name']} of {path}; pass {option}"
         )
     return found
 
@@ -227,16 +228,16 @@ def _module(path: str | Path, file: str, what: str, option: str, trust: bool) ->
     """Return the module of a recorded file: as it is imported, or imported now if that is trusted."""
     real = os.path.realpath(file)
     if file and Path(real).is_relative_to(os.path.realpath(path)):
-        raise CheckpointError(f"the file of {what} must not be inside {path}: {file!r} is; give {option}")
+        raise CheckpointError(f"the file of {what} must not be inside {path}: got {file!r}; pass {option}")
     for module in list(sys.modules.values()):
         known = vars(module).get("__file__") if isinstance(module, ModuleType) else None
         if isinstance(known, str) and os.path.realpath(known) == real:
             return module
     if not Path(file).is_file():
-        raise CheckpointError(f"the file of {what} in {path} must exist: {file!r} does not; give {option}")
+        raise CheckpointError(f"the file of {what} in {path} does not exist: {file!r}; pass {option}")
     if not trust:
         raise CheckpointError(
-            f"the file of {what} in {path} must be trusted, its code runs when it is imported: {file!r}; give {option}"
-            ", or trust=True if you know where the checkpoint comes from"
+            f"{path} needs {what} from {file!r}, and importing that file runs its code; pass {option}"
+            ", or trust=True if you trust the checkpoint"
         )
     return import_file(Path(file))

@@ -51,7 +51,7 @@ class TrainerModule(TrainerDefinition[H]):
         known = list(inspect.signature(Training).parameters)
         for name in options:
             if name not in known:
-                raise StudyError(f"train_model must be given options of Training: got {name!r}{nearest(name, known)}")
+                raise StudyError(f"train_model has no option {name!r}{nearest(name, known)}")
         return Training(self, hparams, splits, epochs=epochs, seed=seed, **options)
 
     def eval_model(self, state: TrainState, dataset: Any, hparams: H) -> dict[str, float]:

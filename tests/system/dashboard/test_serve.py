@@ -320,7 +320,7 @@ def test_plots_are_pictures_and_what_cannot_be_drawn_says_why(served: Served) ->
         assert ElementTree.fromstring(answer.body).tag == "{http://www.w3.org/2000/svg}svg"
     assert "must" not in answers[sources[0]].text, "the history"
     rungs = answers["/tuner/plots/rungs.svg?study=small"].text
-    assert "rungs exist only with the pruners asha and hyperband: &#x27;small&#x27; has none" in rungs
+    assert "only the pruners asha and hyperband have rungs: study &#x27;small&#x27; has none" in rungs
     assert "Choose a study" in served.ask("GET", "/plots", **known).text
     for path in ("/plots/histories.svg?study=small", "/plots/history.svg", "/plots/history.svg?study=none"):
         assert served.ask("GET", path, **known).status == 404, path

@@ -222,7 +222,9 @@ def test_what_cannot_be_analysed_is_said(storage: Any, sqlite_url: str) -> None:
     study = optuna.create_study(study_name="nothing", storage=storage)
     for _ in range(12):
         study.tell(study.ask(), 1.0)
-    with pytest.raises(UsageError, match="hyperparameters that vary: the complete trials of 'nothing' have none"):
+    with pytest.raises(
+        UsageError, match="hyperparameters that vary: all complete trials of study 'nothing' have the same"
+    ):
         importance_rows(sqlite_url, "nothing")
     with pytest.raises(UnknownStudy):
         importance_rows(sqlite_url, "fews")

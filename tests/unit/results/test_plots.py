@@ -158,12 +158,12 @@ def test_of_very_many_trials_a_part_is_drawn(url: str, monkeypatch: pytest.Monke
         (NAME, "pareto", "a.png", r"needs two or three objectives: 'ours <b>&' has 1"),
         ("four", "pareto", "a.png", r"needs two or three objectives: 'four' has 4"),
         ("pair", "timeline", "a.png", r"a timeline needs trials that workers ran: 'pair' has none"),
-        ("pair", "rungs", "a.png", r"rungs exist only with the pruners asha and hyperband: 'pair' has none"),
+        ("pair", "rungs", "a.png", r"only the pruners asha and hyperband have rungs: study 'pair' has none"),
         (
             "pair",
             "savings",
             "a.png",
-            r"the time saved is known only for studies of tuner: 'pair' was not created by tuner",
+            r"the time saved is known only for studies created by tuner: 'pair' was not",
         ),
     ],
 )

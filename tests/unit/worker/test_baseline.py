@@ -150,9 +150,12 @@ def test_what_is_fixed_is_fixed_in_it(tmp_path: Path, sqlite_url: str) -> None:
         ({"baseline": Small(width=1)}, r"baseline must be hyperparameters, HParams\(\.\.\.\): got Small"),
         (
             {"baseline": HParams(net=Small(width=1), learning_rate=7.0)},
-            r"baseline must be .*: learning_rate must be in .*: got 7\.0",
+            r"the baseline is not in the search space: learning_rate must be in .*: got 7\.0",
         ),
-        ({"baseline": HParams(net=Small(width=3), learning_rate=0.1)}, r"baseline must be .*width"),
+        (
+            {"baseline": HParams(net=Small(width=3), learning_rate=0.1)},
+            r"the baseline is not in the search space: .*width",
+        ),
         (
             {"space": lambda trial: HParams(net=Small(width=1), learning_rate=0.1)},
             "a study with a baseline needs a Space class",

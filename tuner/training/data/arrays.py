@@ -45,7 +45,7 @@ class View:
         """
         indices = np.asarray(indices)
         if indices.ndim != 1 or not indices.size:
-            raise ValueError(f"a view needs a list of indices, at least 1: got shape {indices.shape}")
+            raise ValueError(f"indices must be a list of at least 1 index: got an array of shape {indices.shape}")
         view = type(self).__new__(type(self))
         View.__init__(view, self._shared, self._rows[indices])
         return view
@@ -67,8 +67,11 @@ class View:
         shares = [part if 0 < part < 1 else 0 for part in (fraction, test) if part is not None]
         counts = [round(share * len(self)) for share in shares]
         if min(counts) < 1 or sum(counts) >= len(self):
-            sides, found = ("both", "") if test is None else ("all three", f", test={test}")
-            raise ValueError(f"{sides} sides of a split need examples: got fraction={fraction}{found} of {len(self)}")
+            sides, found = ("both", "") if test is None else ("all three", f" and test={test}")
+            raise ValueError(
+                f"{sides} parts of a split must have at least 1 example: got fraction={fraction}{found} for "
+                f"{len(self)} examples"
+            )
         rest = _shuffled(len(self), seed)
         classes, parts = self._classes(stratify), []
         for count in counts:
@@ -92,7 +95,7 @@ class View:
             ValueError: `count` is out of range, the seed is none, or `stratify` gives no class per example.
         """
         if not 2 <= count <= len(self):
-            raise ValueError(f"folds must number at least 2 and at most one per example: got {count} of {len(self)}")
+            raise ValueError(f"the number of folds must be from 2 to the number of examples, {len(self)}: got {count}")
         order = _shuffled(len(self), seed)
         fold = np.empty(len(self), int)
         fold[_by_class(order, self._classes(stratify))] = np.arange(len(self)) % count
@@ -103,7 +106,9 @@ class View:
             return None
         classes = self._column(stratify) if isinstance(stratify, str) else np.asarray(stratify)
         if classes.shape != (len(self),):
-            raise ValueError(f"stratify needs one class for each of {len(self)} examples: got shape {classes.shape}")
+            raise ValueError(
+                f"stratify needs one class for each of the {len(self)} examples: got shape {classes.shape}"
+            )
         return classes
 
     def _column(self, name: str) -> np.ndarray:
@@ -114,7 +119,7 @@ class View:
 def _shuffled(length: int, seed: Any) -> np.ndarray:
     # NumPy would take None as well, and shuffle differently each time.
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise ValueError(f"seed must be a whole number, at least 0: got {seed!r}")
+        raise ValueError(f"seed must be a whole number of at least 0: got {seed!r}")
     return np.random.default_rng(seed).permutation(length)
 
 
@@ -137,11 +142,16 @@ class ArrayDataset(View):
     def __init__(self, **arrays: Any) -> None:
         lengths = {name: len(array) if np.ndim(array) else 0 for name, array in arrays.items()}
         if not lengths or len(set(lengths.values())) != 1 or 0 in lengths.values():
-            raise ValueError(f"a dataset needs arrays of one length, at least 1: got {lengths or 'no array'}")
+            raise ValueError(
+                f"the arrays of a dataset must have the same length, at least 1: got {lengths or 'no array'}"
+            )
         host = {name: np.asarray(array) for name, array in arrays.items()}
         for name, array in host.items():
             if not _is_numeric(array.dtype):
-                raise ValueError(f"arrays must be of numbers or booleans: got {name} of dtype {array.dtype}; encode it")
+                raise ValueError(
+                    f"the arrays of a dataset must hold numbers or booleans: {name!r} has dtype {array.dtype}; "
+                    "encode it as numbers"
+                )
         if "weight" in host:
             _check_weight(host["weight"])
         super().__init__(_Arrays(host), np.arange(next(iter(lengths.values()))))
@@ -169,7 +179,7 @@ class ArrayDataset(View):
         host = self._shared.host
         if name not in host:
             raise ValueError(
-                f"stratify must name an array of the dataset: got {name!r} of {', '.join(host)}{nearest(name, host)}"
+                f"the dataset has no array {name!r} (stratify): it has {', '.join(host)}{nearest(name, host)}"
             )
         return host[name][self._rows]
 
@@ -182,12 +192,12 @@ def _is_numeric(dtype: np.dtype) -> bool:
 def _check_weight(weight: np.ndarray) -> None:
     if weight.ndim != 1 or jnp.issubdtype(weight.dtype, np.complexfloating):
         raise ValueError(
-            f"weight must be one real number for each example: got shape {weight.shape}, dtype {weight.dtype}"
+            f"weight must have one real number per example: got shape {weight.shape}, dtype {weight.dtype}"
         )
     is_weight = (weight >= 0) & (weight <= np.finfo(np.float32).max)
     if not is_weight.all():
         at = int(np.argmin(is_weight))
-        raise ValueError(f"weight must be finite and at least 0: got {weight[at]} at example {at}")
+        raise ValueError(f"weights must be finite and at least 0: got {weight[at]} for example {at}")
 
 
 @dataclass(frozen=True, eq=False)

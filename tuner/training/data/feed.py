@@ -71,7 +71,7 @@ class Feed:
         expected = (self.steps, self.batch_size)
         if any(part.shape != expected for part in made):
             raise StudyError(
-                f"order(...) must return indices and weights of shape {expected}, steps and batch: got "
+                f"order(...) must return indices and weights of shape {expected} (steps, batch size): got "
                 f"{' and '.join(str(part.shape) for part in made)}"
             )
         return made

@@ -40,8 +40,8 @@ def check_labels(dataset: Any, classes: int, part: str, *, name: str = "labels",
         others = int(is_wrong.sum()) - 1
         raise StudyError(
             f"{name} must be whole numbers from {lowest} to {classes - 1}, for {classes} classes: got "
-            f"{labels[at].item()!r} in example {int(dataset._rows[at])} of the {part} data"
-            f"{f', and {others} more like it' if others else ''}; change the number of classes, or leave out these "
+            f"{labels[at].item()!r} for example {int(dataset._rows[at])} of the {part} data"
+            f"{f' and {others} more invalid labels' if others else ''}; change the number of classes, or skip these "
             "examples (weight 0)"
         )
 

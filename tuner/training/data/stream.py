@@ -56,7 +56,7 @@ class StreamDataset(View):
         if len(source) < 1:
             raise ValueError(f"a source needs at least 1 example: got {len(source)} in {type(source).__name__}")
         if workers < 0 or prefetch < 1:
-            raise ValueError(f"workers must be at least 0, prefetch at least 1: got {workers=}, {prefetch=}")
+            raise ValueError(f"workers must be at least 0 and prefetch at least 1: got {workers=}, {prefetch=}")
         super().__init__(_Reading(source, workers, prefetch), np.arange(len(source)))
 
     def batches(self, indices: np.ndarray, weights: np.ndarray, start: int = 0) -> Generator[HostBatch]:
@@ -81,17 +81,19 @@ class StreamDataset(View):
         """
         if np.ndim(indices) != 2 or np.shape(indices) != np.shape(weights):
             raise ValueError(
-                f"indices and weights must have one shape [steps, batch]: got {np.shape(indices)}, {np.shape(weights)}"
+                f"indices and weights must have the same shape [steps, batch]: {np.shape(indices)}, {np.shape(weights)}"
             )
         if not 0 <= start <= len(indices):
-            raise ValueError(f"start must be a step of the order: got {start} of {len(indices)} steps")
+            raise ValueError(f"start must be from 0 to {len(indices)}, the number of steps: got {start}")
         rows, weights = self._rows[np.asarray(indices)[start:]], np.asarray(weights, np.float32)[start:]
         batches = self._shared.read(rows, weights, first=int(self._rows[0]))
         _unfinished.add(batches)
         return batches
 
     def _column(self, name: str) -> np.ndarray:
-        raise ValueError(f"a stream is not read to split it: got stratify={name!r}; give an array of the classes")
+        raise ValueError(
+            f"a StreamDataset cannot be stratified by an array's name: got {name!r}; pass an array of the classes"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,14 +152,14 @@ class _Batches:
         example, like = self._example(row), self._like
         if example.keys() != like.keys():
             raise ValueError(
-                f"examples must have the same keys: got {sorted(example)} (example {row}), {sorted(like)} "
-                f"(example {self.first})"
+                f"all examples must have the same keys: example {row} has {sorted(example)}, "
+                f"example {self.first} has {sorted(like)}"
             )
         for name, array in example.items():
             if (array.shape, array.dtype) != (like[name].shape, like[name].dtype):
                 raise ValueError(
-                    f"examples must have the same shapes and types: got {name!r} of shape {array.shape} {array.dtype} "
-                    f"(example {row}), {like[name].shape} {like[name].dtype} (example {self.first})"
+                    f"all examples must have the same shapes and types: {name!r} has {array.shape} {array.dtype} in "
+                    f"example {row}, but {like[name].shape} {like[name].dtype} in example {self.first}"
                 )
         return example
 
@@ -165,22 +167,20 @@ class _Batches:
         try:
             example = self.source[row]
         except Exception as error:
-            # Of a type that any process can send to another, which the source's own may not be.
-            raise RuntimeError(
-                f"a source must give every example: got {type(error).__name__}: {error} (example {row})"
-            ) from error
+            # A plain RuntimeError, because the source's own type of error may not be picklable.
+            raise RuntimeError(f"the source failed to read example {row}: {type(error).__name__}: {error}") from error
         if not isinstance(example, dict) or not example:
             raise ValueError(f"an example must be a dict of arrays: got {type(example).__name__} (example {row})")
         return {name: np.asarray(array) for name, array in example.items()}
 
 
 class _Pickled:
-    """A source on its way to another process, where it is itself again."""
+    """A source in pickled form; another process gets the source back."""
 
     def __init__(self, source: Source) -> None:
         import cloudpickle
 
-        # Other processes may not be able to import a module by its name; a study file they would have to run again.
+        # Other processes may be unable to import the module by name, and would have to run a study file again.
         module = sys.modules[type(source).__module__]
         found = importlib.machinery.PathFinder.find_spec(module.__name__.partition(".")[0])
         is_study_file = module.__name__.startswith(f"{study_files.__name__}.")
@@ -191,8 +191,8 @@ class _Pickled:
             self._bytes = cloudpickle.dumps(source)
         except Exception as error:
             raise StudyError(
-                f"a source must be picklable to be read by worker processes: {type(source).__name__} is not, "
-                f"{type(error).__name__}: {error}; open files when first read, or use workers=0"
+                f"cannot send the source {type(source).__name__} to worker processes, because it cannot be pickled: "
+                f"{type(error).__name__}: {error}; open its files when first read, or use workers=0"
             ) from error
         finally:
             if by_value:

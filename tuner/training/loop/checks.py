@@ -39,8 +39,8 @@ def check_settings(trainer: Any) -> None:
         hash(trainer)
     except TypeError:
         raise StudyError(
-            f"a trainer must be hashable, as programs are kept by it: {type(trainer).__name__} is not; "
-            "@dataclass(eq=False) is"
+            f"a trainer must be hashable, but {type(trainer).__name__} is not: "
+            "if it is a dataclass, use @dataclass(eq=False)"
         ) from None
     if trainer.loop not in ("auto", "scan", "step"):
         raise StudyError(f"a trainer's loop must be 'auto', 'scan' or 'step': got {trainer.loop!r}")
@@ -70,14 +70,14 @@ def check_kinds(stop: Any, *options: tuple[type, Any]) -> None:
                 f"{kind.__name__.lower()} must be a tuner.training.{kind.__name__} or None: got {option!r}"
             )
     if not callable(stop):
-        raise StudyError(f"stop must be a function that says whether to stop: got {stop!r}")
+        raise StudyError(f"stop must be a function that returns whether to stop: got {stop!r}")
 
 
 def check_data(splits: Any) -> None:
     """Raise StudyError unless data are splits."""
     if not isinstance(splits, Splits):
         raise StudyError(
-            f"data must be tuner.training.Splits, of training and validation: got {type(splits).__name__}; see "
+            f"data must be a tuner.training.Splits (training and validation data): got {type(splits).__name__}; see "
             "ArrayDataset.split"
         )
 
@@ -113,8 +113,8 @@ def check_hparams(hparams: Any) -> None:
         if not isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float):
             where = jax.tree_util.keystr(path, simple=True, separator="/")
             raise StudyError(
-                f"hyperparameters must be a Space or a pytree of numbers: got {leaf!r}{where and f' ({where})'}; what "
-                "is no number, or sets a shape, is a choice of a Space"
+                f"hyperparameters must be a Space or a pytree of numbers: got {leaf!r}{where and f' ({where})'}; use "
+                "a Space with choice(...) for other values, and for numbers that set a shape"
             )
         if isinstance(leaf, int | float):
             try:
@@ -220,7 +220,7 @@ def check_trainer(trainer: Any, hparams: Any, splits: Any, objectives: Sequence[
     for objective in objectives:
         if objective not in reported:
             raise StudyError(
-                f"the objective must be a metric that the trainer reports: {objective!r} is not, "
+                f"the trainer does not report the objective {objective!r}: "
                 f"it reports {', '.join(reported)}{nearest(objective, reported)}"
             )
 

@@ -49,8 +49,8 @@ def check_finite(
     first = _first_nonfinite(made)
     if first is None:
         return
-    where = _origin(trainer, hparams, source, before) or f"in {first}, from finite outputs"
-    raise NonFinite(f"values must stay finite: step {step} made the first NaN or infinity {where}")
+    where = _origin(trainer, hparams, source, before) or f"in {first}; the model's outputs were finite"
+    raise NonFinite(f"step {step} produced the first NaN or infinity {where}")
 
 
 def _origin(trainer: TrainerDefinition, hparams: Any, source: Source, before: Carry) -> str | None:
@@ -62,13 +62,13 @@ def _origin(trainer: TrainerDefinition, hparams: Any, source: Source, before: Ca
     batch = trainer.augment(batch, hparams, Stream.AUGMENT.key(key))
     wrong = _first_nonfinite(batch)
     if wrong is not None:
-        return f"before the model: in {wrong} of the batch"
+        return f"in {wrong} of the batch, before the model"
     seen: list[str] = []
 
     def observe(path: str, inputs: Any, outputs: Any) -> None:
         if not seen and _first_nonfinite(outputs) is not None:
             is_before = _first_nonfinite(inputs) is not None
-            seen.append(f"in what {path} was called with" if is_before else f"in the output of {path}")
+            seen.append(f"in the input of {path}" if is_before else f"in the output of {path}")
 
     with watched(observe):
         try:
@@ -84,7 +84,7 @@ def _origin(trainer: TrainerDefinition, hparams: Any, source: Source, before: Ca
     except Exception:  # the same: its loss is its own
         return None
     if _first_nonfinite(losses) is not None:
-        return "in the loss, from a finite output of the model"
+        return "in the loss; the model's outputs were finite"
     return None
 
 
@@ -118,7 +118,7 @@ class Profile:
         are_whole = all(isinstance(step, int) and not isinstance(step, bool) for step in (self.first, self.last))
         if not are_whole or not 0 <= self.first <= self.last:
             raise StudyError(
-                "a Profile's steps must be whole numbers, 0 <= first <= last: "
+                "the steps of a Profile must be whole numbers with 0 <= first <= last: "
                 f"got first={self.first!r}, last={self.last!r}"
             )
 

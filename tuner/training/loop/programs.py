@@ -51,7 +51,7 @@ def first_carry(
     with collect_stacks(optimizer_rules):
         state = trainer.init_state(hparams, batch, jax.random.key(seed), total_steps)
     if state.key is None or state.step is None:
-        raise StudyError("a state made by init_state needs key and step to be trained: one of them is None")
+        raise StudyError("init_state(...) must return a state with key and step: got None for at least one of them")
     shapes = jax.eval_shape(partial(trainer.train_step, state, batch, hparams, state.key))[1]
     return Carry(state, metrics_.zeros(shapes), jnp.zeros((), jnp.int32))
 

@@ -141,7 +141,7 @@ def missing_accelerator(wanted: str) -> str | None:
     if kind not in ("gpu", "tpu") or jax.default_backend() != "cpu":
         return None
     extra = "cuda" if kind == "gpu" else "tpu"
-    return f"this worker was given {wanted}, but JAX sees only CPUs: {how_to_install(extra)}"
+    return f"this worker was given {wanted}, but JAX finds only CPUs: {how_to_install(extra)}"
 
 
 def is_out_of_memory(error: Exception) -> bool:

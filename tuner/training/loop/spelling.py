@@ -33,8 +33,8 @@ def check_spelling(trainer: Any) -> None:
     if slip is not None:
         name, meant = slip
         raise StudyError(
-            f"a trainer's settings and methods must have known names: {type(trainer).__name__} has {name!r}, which "
-            f"nothing reads; did you mean {meant!r}? If it is your own, begin its name with an underscore"
+            f"{type(trainer).__name__} defines {name!r}, which tuner does not know and no code of the class reads; "
+            f"did you mean {meant!r}? If the name is your own, start it with an underscore"
         )
 
 

@@ -180,7 +180,7 @@ class Training(Generator[Report, None, TrainState]):
     def state(self) -> TrainState:
         """The state after the latest step; it is used up when the iteration goes on."""
         if self._carry is None:
-            raise StudyError("a training has a state from its first report on: iterate over it first")
+            raise StudyError("a Training has no state before its first report: iterate over it first")
         return self._carry.state
 
     @property
@@ -346,7 +346,7 @@ class Training(Generator[Report, None, TrainState]):
             return
         known = list(reports[-1].metrics)
         raise StudyError(
-            f"the objective must be a metric that the trainer reports: {self.objective!r} is not, it reports "
+            f"the trainer does not report the objective {self.objective!r}: it reports "
             f"{', '.join(known)}{nearest(self.objective, known)}"
         )
 
@@ -411,11 +411,13 @@ def _numbers(hook: str, added: Any, found: Mapping[str, float]) -> dict[str, flo
     if not isinstance(added, Mapping):
         raise StudyError(f"{hook} must return a mapping of names to numbers, or None: got {added!r}")
     if taken := sorted(added.keys() & found.keys()):
-        raise StudyError(f"{hook} must not return {taken[0]!r}, which is reported anyway: rename it")
+        raise StudyError(
+            f"{hook} must not return {taken[0]!r}: tuner reports a metric of that name itself; rename yours"
+        )
     try:
         return {str(name): float(value) for name, value in added.items()}
     except (TypeError, ValueError) as error:
-        raise StudyError(f"{hook} must return numbers by name: got {added!r} ({error})") from None
+        raise StudyError(f"{hook} must return a mapping of names to numbers: got {added!r} ({error})") from None
 
 
 def _to_host(tree: PyTree) -> Any:

@@ -56,7 +56,7 @@ def as_model(made: Any) -> Model:
     is_nnx = _is_nnx_module(made)
     if not is_nnx and callable(made) and "rngs" in _parameters(made):
         return _nnx(made)
-    instance = f"an instance of {type(made).__name__}; return the class, or a function of rngs"
+    instance = f"an instance of {type(made).__name__}; return the class, or a function of rngs, instead"
     raise StudyError(
         "init_model must return a Linen module, an NNX module class (or a function of rngs that makes one), or a pair "
         f"of functions (init, apply): got {instance if is_nnx else ' '.join(repr(made).split())[:80]}"

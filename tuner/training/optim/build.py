@@ -92,7 +92,7 @@ class OptimizerSpec(OptimizerSettings):
         needs_key = self.noise is not None or self.name in ("noisy_sgd", "sophia")
         if needs_key and key is None:
             what = "noise" if self.noise is not None else self.name
-            raise StudyError(f"{what} must be given the trial's key: got key=None; call build(total_steps, key)")
+            raise StudyError(f"{what} needs the trial's key: got key=None; call build(total_steps, key)")
         updates = total_steps // self.accumulate_steps
         made = partial(self._chain, updates, key)
         made(Layers())  # what is wrong with the options is said now
@@ -188,13 +188,16 @@ class OptimizerGroups:
             elif not isinstance(spec, OptimizerSpec):
                 raise StudyError(f"a group must be an OptimizerSpec, or None to freeze it: got {spec!r} ({name!r})")
             elif spec.name in (*WHOLE_LOSS, *SCHEDULE_FREE):
-                raise StudyError(f"{spec.name} must have all parameters: got it in group {name!r}; use it alone")
+                raise StudyError(
+                    f"{spec.name} cannot be used for a group of parameters: got it for group {name!r}; use it for all "
+                    "parameters"
+                )
             else:
                 made[name] = spec._steps(total_steps, None if key is None else jax.random.fold_in(key, index))
         skips = {spec.skip_nonfinite for spec in self.groups.values() if spec is not None}
         if len(skips) != 1:
-            problem = "differ" if skips else "train nothing"
-            raise StudyError(f"groups must train something and agree on skip_nonfinite: got groups that {problem}")
+            problem = "must all have the same skip_nonfinite" if skips else "train nothing: give one an OptimizerSpec"
+            raise StudyError(f"the groups of OptimizerGroups {problem}")
         inner = optax.partition(made, self._labels)
         return lenient(skip_nonfinite(inner) if skips.pop() else inner)
 
@@ -208,7 +211,7 @@ class OptimizerGroups:
             found = self.label(where)
             if found not in self.groups:
                 raise StudyError(
-                    f"label must name one of the groups {sorted(self.groups)}: got {found!r} (array {where!r})"
+                    f"label must return one of the groups {sorted(self.groups)}: got {found!r} for the array {where!r}"
                     + nearest(str(found), self.groups)
                 )
             return found
@@ -219,7 +222,7 @@ class OptimizerGroups:
             if spec is not None and group not in used:
                 known = {*map(str, used), *paths, *(part for path in paths for part in path.split("/"))} - {group}
                 raise StudyError(
-                    f"a group must have an array, or be None: got none for {group!r} from label"
+                    f"label returns the group {group!r} for no array: remove the group, or set it to None"
                     + nearest(str(group), sorted(known))
                 )
         return labels
@@ -381,5 +384,5 @@ def _made(
     try:
         made = factory_of(spec.name)(**given)
     except (TypeError, ValueError, AttributeError) as error:
-        raise StudyError(f"options must suit optax's {spec.name}: got {dict(spec.options)!r}; {error}") from error
+        raise StudyError(f"optax's {spec.name} does not accept the options {dict(spec.options)!r}: {error}") from error
     return rename_value_fn(made) if spec.name == "sophia" else made

@@ -71,7 +71,7 @@ def learned(weights: dict[str, jax.Array], *, total_steps: int) -> optax.Gradien
     expected = jax.tree.map(jnp.shape, jax.eval_shape(init_weights, jax.random.key(0)))
     found = jax.tree.map(jnp.shape, weights)
     if found != expected:
-        raise StudyError(f"weights must have the shapes of init_weights: got {found}, expected {expected}")
+        raise StudyError(f"weights must have the same shapes as those of init_weights, {expected}: got {found}")
 
     def init(params: PyTree) -> LearnedState:
         zeros = optax.tree.zeros_like(params)
@@ -80,7 +80,7 @@ def learned(weights: dict[str, jax.Array], *, total_steps: int) -> optax.Gradien
     def update(updates: PyTree, state: Any, params: PyTree = None) -> Any:
         if params is None:
             raise StudyError(
-                "a learned optimizer must see the parameters: got params=None; call update(g, state, params)"
+                "a learned optimizer needs the parameters: got params=None; call update(grads, state, params)"
             )
         made = state.made + 1
         momenta = tuple(_average(updates, old, rate) for old, rate in zip(state.momenta, _TIME_SCALES, strict=True))

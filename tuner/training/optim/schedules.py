@@ -51,8 +51,8 @@ def check_steps(total_steps: Any) -> None:
     """
     if isinstance(total_steps, bool) or not isinstance(total_steps, int | np.integer) or total_steps < 1:
         raise StudyError(
-            f"total_steps must be a whole number of updates, at least 1: got total_steps={total_steps!r}; "
-            "an optimizer is made once the length of training is known"
+            f"total_steps must be a whole number of at least 1, the updates of the whole training: "
+            f"got total_steps={total_steps!r}"
         )
 
 
@@ -88,7 +88,7 @@ class Schedule:
         if not 0 <= float(warmup) < total_steps:
             raise StudyError(
                 f"the warm-up must end before training does: got warmup_steps={warmup}, total_steps={total_steps}; "
-                "shorten it or train for longer"
+                "shorten the warm-up or train for longer"
             )
 
     def factor(self, step: Any, total_steps: int) -> jax.Array:
@@ -168,7 +168,7 @@ class OneCycle(Schedule):
     def check(self, total_steps: int) -> None:
         if not isinstance(self.warmup_steps, Tracer) and self.warmup_steps != 0:
             raise StudyError(
-                f"OneCycle must have no warm-up beside its rise: got warmup_steps={self.warmup_steps!r}; "
+                f"OneCycle takes no warm-up, because it starts by rising: got warmup_steps={self.warmup_steps!r}; "
                 "set peak_fraction"
             )
         super().check(total_steps)
@@ -229,7 +229,7 @@ class Piecewise(Schedule):
         super().check(total_steps)
         if len(self.boundaries) != len(self.multipliers):
             raise StudyError(
-                "Piecewise must have one multiplier for each boundary: "
+                "Piecewise needs one multiplier for each boundary: "
                 f"got boundaries={self.boundaries}, multipliers={self.multipliers}"
             )
         for name, values in (("boundaries", self.boundaries), ("multipliers", self.multipliers)):
@@ -238,7 +238,7 @@ class Piecewise(Schedule):
         concrete = [float(step) for step in self.boundaries if not isinstance(step, Tracer)]
         if concrete != sorted(set(concrete)) or any(step >= total_steps for step in concrete):
             raise StudyError(
-                f"boundaries must increase and lie within training: got boundaries={self.boundaries}, "
+                f"boundaries must increase and be less than total_steps: got boundaries={self.boundaries}, "
                 f"total_steps={total_steps}"
             )
 

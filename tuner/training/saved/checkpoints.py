@@ -74,7 +74,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
             return content.plain, content.record
         if refusals:
             raise refusals[0]
-    raise CheckpointError(f"path must be a checkpoint or a folder of checkpoints: got {folder}")
+    raise CheckpointError(f"no checkpoint in {folder}: pass a checkpoint or a folder of checkpoints")
 
 
 class Checkpoints:
@@ -189,7 +189,7 @@ class Checkpoints:
             for name, mine in to_json(identity or {}).items():
                 theirs = with_rules(to_json(content.record)).get(name)
                 if theirs != mine:
-                    return CheckpointError(f"{name}={theirs!r}, this one has {name}={mine!r}")
+                    return CheckpointError(f"{name}={theirs!r}, this training has {name}={mine!r}")
             try:
                 tree = from_plain(content.plain, like, shardings)
             except CheckpointError as error:
@@ -198,8 +198,8 @@ class Checkpoints:
 
         def refuse(path: Path, error: CheckpointError) -> None:
             is_last = path == files.newest_first(self._latest)[-1]
-            before = "there is none" if is_last else "using the one"
-            tell(f"checkpoint {path} refused: {error}; {before} before", "checkpoint", "warning")
+            next_step = "there is no older one" if is_last else "trying the one before it"
+            tell(f"cannot use the checkpoint {path}: {error}; {next_step}", "checkpoint", "warning")
 
         self.wait()
         found = files.newest_good(self._latest, use, refuse)
@@ -209,8 +209,7 @@ class Checkpoints:
             found = None
         if isinstance(found, CheckpointError):
             raise CheckpointError(
-                f"checkpoints must be of the training that resumes from them: those in {self.folder} have {found}; "
-                "take another folder"
+                f"the checkpoints in {self.folder} are from another training: they have {found}; use another folder"
             )
         self.restored = None if found is None else found[2]
         return found
@@ -281,7 +280,7 @@ def _write(series: Path, content: files.Content, keep: int) -> str | None:
         files.add(series, content, keep)
     # Also what TensorStore raises for a full disk, which is no OSError.
     except Exception as error:
-        return f"a checkpoint could not be written to {series}: {files.one_line(error)}"
+        return f"cannot write a checkpoint to {series}: {files.one_line(error)}"
     return None
 
 

@@ -156,15 +156,15 @@ def load(folder: Path) -> Content:
         try:
             found = _digest_file(folder / name)
         except OSError as error:
-            raise CheckpointError(f"checkpoint must be complete: got {folder} without {name}") from error
+            raise CheckpointError(f"the checkpoint is incomplete: {folder} has no {name}") from error
         if found != digest:
-            raise CheckpointError(f"checkpoint must be as it was written: {name} differs in {folder}")
+            raise CheckpointError(f"the checkpoint is damaged: {name} in {folder} has changed since it was written")
     try:
         with _orbax_handler() as handler:
             plain = _from_disk(handler.restore(folder / _ARRAYS)["tree"])
     # Whatever Orbax and TensorStore raise for what they cannot read.
     except Exception as error:
-        raise CheckpointError(f"checkpoint must be readable by Orbax: {folder}: {one_line(error)}") from error
+        raise CheckpointError(f"Orbax cannot read the checkpoint {folder}: {one_line(error)}") from error
     for path, shape, dtype in head["without_elements"]:
         insert(plain, tuple(path), np.zeros(shape, jax.numpy.dtype(dtype)))
     return Content(head["step"], plain, from_json(head["record"]))
@@ -184,18 +184,20 @@ def _read_head(folder: Path) -> dict[str, Any]:
     try:
         head = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
     except OSError as error:
-        raise CheckpointError(f"checkpoint must have a {_RECORD}: got {folder} ({error.strerror})") from error
+        raise CheckpointError(f"cannot read {_RECORD} of the checkpoint {folder}: {error.strerror}") from error
     except ValueError as error:
-        raise CheckpointError(f"{_RECORD} must be JSON: got {folder / _RECORD} ({one_line(error)})") from error
+        raise CheckpointError(
+            f"the checkpoint is damaged: {folder / _RECORD} is not valid JSON ({one_line(error)})"
+        ) from error
     if not isinstance(head, dict) or "format" not in head:
-        raise CheckpointError(f"checkpoint must be one of tuner's: got {folder}")
+        raise CheckpointError(f"{folder} is not a checkpoint of tuner")
     if head["format"] != FORMAT:
         raise CheckpointError(
-            f"checkpoint must be of format {FORMAT}: got format {head['format']!r} in {folder}; "
+            f"this version of tuner reads checkpoints of format {FORMAT}: {folder} has format {head['format']!r}; "
             "use the version of tuner that wrote it"
         )
     if head.pop("digest", None) != _digest_head(head):
-        raise CheckpointError(f"checkpoint must be as it was written: {_RECORD} differs in {folder}")
+        raise CheckpointError(f"the checkpoint is damaged: {_RECORD} in {folder} has changed since it was written")
     return head
 
 

@@ -55,7 +55,7 @@ class Pictures:
         except ImportError:
             trouble = f"pictures need matplotlib: {how_to_install('plots')}"
         except OSError as error:
-            trouble = f"pictures could not be written to {self._folder}: {error.strerror}"
+            trouble = f"cannot write pictures to {self._folder}: {error.strerror}"
         if trouble and trouble != self._told:
             tell(trouble, "picture", "warning")
         self._told = trouble
@@ -79,7 +79,7 @@ def save_picture(name: str, pixels: np.ndarray | jax.Array) -> None:
         StudyError: the name is not a file name, or the array is not a picture.
     """
     if not (isinstance(name, str) and re.fullmatch(r"\w[\w.-]{0,99}", name)):
-        raise StudyError(f"a picture's name must be up to 100 letters, digits or any of '_.-': got {name!r}")
+        raise StudyError(f"the name of a picture must be 1 to 100 letters, digits, '_', '.' or '-': got {name!r}")
     array = np.asarray(pixels, np.float32)
     if array.ndim not in (2, 3) or array.size == 0 or array.shape[2:] not in ((), (3,)):
         raise StudyError(

@@ -63,10 +63,10 @@ def from_plain(plain: Mapping[str, Any], like: Any, shardings: Any = None) -> An
         if path not in found and added:
             found[path] = np.full(np.shape(expected), _ADDED[added[0]], expected.dtype)
         if path not in found:
-            raise CheckpointError(f"checkpoint must hold every array of the state: {_name(path)} is missing")
+            raise CheckpointError(f"the checkpoint does not fit the state: the array {_name(path)} is missing")
         leaves.append(_restored(found.pop(path), expected, place, path))
     if found:
-        raise CheckpointError(f"checkpoint must hold the state's arrays only: {_name(min(found))} has no place in it")
+        raise CheckpointError(f"the checkpoint does not fit the state: the state has no array {_name(min(found))}")
     return jax.tree.unflatten(treedef, leaves)
 
 
@@ -88,7 +88,7 @@ def insert(plain: dict[str, Any], path: Path, value: Any) -> None:
     for name in path[:-1]:
         plain = plain.setdefault(name, {})
     if path[-1] in plain:
-        raise CheckpointError(f"every part of the state must have a name of its own: got two at {_name(path)}")
+        raise CheckpointError(f"two parts of the state have the same name: {_name(path)}")
     plain[path[-1]] = value
 
 
@@ -99,8 +99,8 @@ def _restored(array: Any, expected: Any, place: jax.sharding.Sharding | None, pa
     shape, dtype = np.shape(wanted), np.dtype(getattr(wanted, "dtype", None) or np.asarray(wanted).dtype)
     if (array.shape, array.dtype) != (shape, dtype):
         raise CheckpointError(
-            f"checkpoint must fit the state: got {_kind(array.shape, array.dtype)} at {_name(path)}, "
-            f"where the state has {_kind(shape, dtype)}"
+            f"the checkpoint does not fit the state: {_name(path)} is {_kind(array.shape, array.dtype)}, "
+            f"and {_kind(shape, dtype)} in the state"
         )
     if is_key:
         return jax.device_put(jax.random.wrap_key_data(jax.device_put(array), impl=_key_impl(expected)), place)
@@ -120,7 +120,7 @@ def _as_array(leaf: Any, path: Path) -> Any:
         return jax.random.key_data(leaf)
     array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
     if array.dtype.kind in "OUSMm":
-        raise CheckpointError(f"every leaf of the state must be an array: got {type(leaf).__name__} at {_name(path)}")
+        raise CheckpointError(f"every leaf of the state must be an array: {_name(path)} is {type(leaf).__name__}")
     return array
 
 

@@ -115,20 +115,20 @@ class RunLog:
             for name, mine in to_json(identity(training)).items():
                 if with_rules(theirs).get(name) != mine:
                     raise StudyError(
-                        f"the folder of a run must be its own: {self._path} has {name}={theirs.get(name)!r}, this one "
-                        f"has {name}={mine!r}; take another folder"
+                        f"{self._path} is the log of another run: it has {name}={theirs.get(name)!r}, this run "
+                        f"has {name}={mine!r}; use another folder"
                     )
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StudyError(f"log must be a folder that can be made: {folder} is not, {error}") from None
+            raise StudyError(f"cannot create the folder {folder} for the log: {error}") from None
 
     def write(self, training: Recorded) -> None:
         """Write what is known so far; a log that cannot be written is told on stderr and never stops the training."""
         try:
             write_json(self._path, record(training))
         except OSError as error:
-            told = f"the log could not be written to {self._path}: {error.strerror}"
+            told = f"cannot write the log {self._path}: {error.strerror}"
             if told != self._told:
                 tell(told, "run_log", "warning")
             self._told = told
@@ -143,9 +143,9 @@ def read_log(path: Path) -> dict[str, Any]:
     try:
         found = read_json(path)
         if not isinstance(found, dict) or not {"class", "hparams", "reports", "data"} <= found.keys():
-            raise ValueError("it is no log of a run")
+            raise ValueError("it is not the log of a run")
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"the log of a run must be a file that can be read: {path} is not, {error}") from None
+        raise CheckpointError(f"cannot read the log {path}: {error}") from None
     return found
 
 
@@ -163,8 +163,8 @@ def find_optimizer_rules(asked: int | None, checkpoints: Checkpoints | None, log
     found = asked if asked is not None else newest if begun is None else optimizer_rules_of(begun)
     if isinstance(found, bool) or not isinstance(found, int) or not 1 <= found <= newest:
         raise StudyError(
-            f"optimizer_rules must be a whole number from 1 to {newest}: got {found!r}; a training is resumed with the "
-            "version of tuner that began it, or a newer one"
+            f"optimizer_rules must be a whole number from 1 to {newest}: got {found!r}; resume a training with the "
+            "version of tuner that started it, or a newer one"
         )
     return found
 
