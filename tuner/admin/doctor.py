@@ -1,4 +1,4 @@
-"""What is needed here, looked at: Python, packages, devices, the storage, disk, tracking."""
+"""Checks this machine's setup: Python, packages, devices, the storage, disk, tracking."""
 
 from __future__ import annotations
 

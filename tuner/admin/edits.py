@@ -1,4 +1,4 @@
-"""What people do to a study by hand: queue a trial, try a failed one again, delete the study, clear checkpoints away.
+"""Changes a study by hand: queue a trial, retry a failed one, delete the study, remove checkpoints.
 
 All of it is safe while workers run.
 """

@@ -1,4 +1,4 @@
-"""The command line: one module per group of commands. A command parses, calls one function below, prints.
+"""The command line: one module per group of commands. A command parses its arguments, calls one function and prints.
 
 Results go to stdout, progress and logs to stderr. Exit status: 0 done, 1 failed, 2 misuse, 130 interrupted.
 """

@@ -1,4 +1,4 @@
-"""Errors of libraries that a person can do something about, as one line."""
+"""Turns errors of libraries that a user can fix into one-line messages."""
 
 from __future__ import annotations
 

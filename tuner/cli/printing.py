@@ -1,4 +1,4 @@
-"""Printing rows to stdout: a table that fits the terminal, JSON, or CSV."""
+"""Prints rows to stdout as a table that fits the terminal, as JSON, or as CSV."""
 
 from __future__ import annotations
 

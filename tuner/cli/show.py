@@ -1,4 +1,4 @@
-"""`tuner studies`, `trials`, `best` and `show`: reading, without JAX and without Optuna."""
+"""`tuner studies`, `trials`, `best` and `show`: query studies without importing JAX or Optuna."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`tuner track` and `tuner register`: studies in MLflow, TensorBoard and W&B, and their models in MLflow."""
+"""`tuner track` and `tuner register`: send studies to MLflow, TensorBoard and W&B, and models to MLflow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a request to Optuna's dashboard must say, checked before the dashboard sees it.
+"""Checks requests to Optuna's dashboard before passing them on.
 
 optuna-dashboard trusts its own front-end. What that never sends (values of other types, unknown ids, names that a
 database cannot store) ends there in a traceback and status 500. Here the ids, the query and the JSON body of each route
@@ -114,7 +114,7 @@ FIELDS: dict[tuple[str, str], Mapping[str, Check]] = {
     ("POST", "/api/llm/generate_plotly_graph_query"): {},
     ("POST", "/api/llm/re_generate_plotly_graph_query"): {},
 }
-"""The JSON bodies of routes. A field may be left out: which ones it needs the route says itself."""
+"""Checks of the JSON body of each route. Fields are optional here: the route itself checks which ones it needs."""
 WITHOUT_BODY = frozenset(
     {
         ("POST", f"{_STUDY}/<trial_id:int>/skip"),
@@ -136,7 +136,7 @@ def is_storable(text: str) -> bool:
 
 
 def check_routes(app: bottle.Bottle, storage: Storage) -> None:
-    """Let every route of Optuna's dashboard see only requests that it can answer.
+    """Check the requests of every route of Optuna's dashboard before the route handles them.
 
     Args:
         app: Optuna's dashboard; its routes are changed.

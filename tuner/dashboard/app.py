@@ -1,4 +1,4 @@
-"""The dashboard as one WSGI application: Optuna's, our pages beside it, the login around all of it."""
+"""The dashboard as one WSGI application: Optuna's dashboard and our pages, all behind the login."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tuner.storage.read.queries import StudyRow, find_study, read_studies
 
 ASSETS = Path(__file__).parent / "assets"
 LOST_S = 60.0
-"""A worker that has not been seen for so long is lost: twice as long as its lease."""
+"""Seconds without a sign of life after which a worker counts as lost: twice the length of its lease."""
 _POLICY = "default-src 'none';img-src 'self';script-src 'self';style-src 'self';form-action 'self';base-uri 'none'"
 _PARAMETER = "study"
 
@@ -41,7 +41,7 @@ def make_app(
 
     Args:
         storage: The storage.
-        users: Who may log in; None to let in everybody who reaches this machine's loopback.
+        users: Users who may log in; None allows everyone who can reach this machine's loopback address.
         prefix: The path that the dashboard is under, as `/tuner`, or nothing.
         is_behind_proxy: Whether every request comes through a proxy.
         audit: Gets one JSON line for each login, refusal and change.

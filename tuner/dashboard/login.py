@@ -1,4 +1,4 @@
-"""The door of the dashboard: nothing but the login page is answered to anybody who is not known.
+"""Login for the dashboard: requests without a valid session or token get only the login page.
 
 A WSGI application around another. It refuses by default: a path is public only if it is named here, a method changes
 something unless it is GET, HEAD or OPTIONS. Routes that a later version of Optuna's dashboard adds are guarded as well.
@@ -55,7 +55,7 @@ _NOT_STORED = ("Cache-Control", "no-store")
 
 @dataclass(frozen=True)
 class Caller:
-    """Who a request is from: a user, or, on loopback without users, whoever is on this machine."""
+    """The sender of a request: a user or, on loopback without users, anyone on this machine."""
 
     name: str | None
     role: Role
@@ -73,11 +73,11 @@ class Refused(Exception):
 
 
 class Login:
-    """A WSGI application that passes on what its callers may do.
+    """A WSGI application that passes on only the requests that their sender is allowed to make.
 
     Args:
         app: The application inside. It sees `SCRIPT_NAME`, and its caller at `CALLER`.
-        users: The users; None to let in everybody who reaches this machine's loopback.
+        users: The users; None allows everyone who can reach this machine's loopback address.
         prefix: The path that the dashboard is under, as `/tuner`, or nothing.
         is_behind_proxy: Whether every request comes through a proxy.
         audit: Gets one JSON line for each login, refusal and change.

@@ -1,4 +1,4 @@
-"""Optuna's front-end as we serve it: with links to our own pages, and below a path prefix if there is one."""
+"""Serves Optuna's front-end with links to our own pages, and below a path prefix if there is one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BUNDLE = "/static/bundle.js"
 def below_prefix(script: str, prefix: str) -> str:
     """Return the front-end's script with all its addresses below a prefix.
 
-    It has them as texts that begin with a slash: no option of its own changes that.
+    They are texts that begin with a slash, and optuna-dashboard has no option to change them.
 
     Args:
         script: The script of optuna-dashboard.
@@ -45,7 +45,7 @@ def below_prefix(script: str, prefix: str) -> str:
 
 
 class OptunaPage:
-    """A WSGI application around Optuna's: its page gets our bar, its script the prefix.
+    """A WSGI application around Optuna's: adds our navigation bar to its page and the prefix to its script.
 
     Args:
         app: The application inside.

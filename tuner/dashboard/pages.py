@@ -1,4 +1,4 @@
-"""Our own pages, in HTML. Templates escape everything that comes from users, studies and databases."""
+"""HTML of the extra pages. Templates escape everything that comes from users, studies and databases."""
 
 from __future__ import annotations
 

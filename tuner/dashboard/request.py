@@ -1,4 +1,4 @@
-"""One request as the login sees it: where it comes from, what it names, and whether a page of ours sent it."""
+"""The parts of a request that the login needs: its sender, its path, and whether one of our pages sent it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FORWARDED = ("HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_PROTO", "HTTP_X_FORWARDE
 
 @dataclass(frozen=True)
 class Request:
-    """What decides about a request.
+    """The parts of a request that decide whether it is allowed.
 
     Attributes:
         method: GET, POST, ...
@@ -61,8 +61,8 @@ class Request:
 def read_request(environ: dict[str, Any], prefix: str, is_behind_proxy: bool) -> Request:
     """Read a WSGI request.
 
-    What a proxy forwards is believed only behind one, and only what the nearest one says; it is removed from
-    `environ`, since libraries believe it from anybody.
+    Forwarded headers are trusted only behind a proxy, and only the values of the nearest one. They are removed from
+    `environ`, because libraries would trust them from any client.
 
     Args:
         environ: The WSGI environment; its headers `X-Forwarded-...` are removed.

@@ -1,4 +1,4 @@
-"""Serving the dashboard: what is refused before anything listens, and a threaded WSGI server, with TLS or without."""
+"""Serves the dashboard: checks the options, then runs a threaded WSGI server, with or without TLS."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 
 @dataclass(frozen=True)
 class Serving:
-    """How the dashboard is served.
+    """Options for serving the dashboard.
 
     Args:
         host: The address to listen on.
         port: The port; 0 takes a free one.
-        users: The users file; None to let in everybody on this machine, which only loopback allows.
+        users: The users file; None allows everyone on this machine, which is possible only on loopback.
         tls_cert: The certificate, its chain after it, in PEM.
         tls_key: Its key, in PEM.
-        is_behind_proxy: Whether every request comes through a proxy, whose `X-Forwarded-...` headers are believed.
+        is_behind_proxy: Whether every request comes through a proxy, whose `X-Forwarded-...` headers are trusted.
         prefix: The path that the dashboard is under, as `/tuner`, or nothing.
         audit_log: The file for the audit lines; stderr if None.
     """
@@ -49,10 +49,10 @@ class Serving:
 
 
 def check_serving(serving: Serving) -> Serving:
-    """Return how the dashboard is served, its prefix without a slash at the end.
+    """Check the options, and return them with the prefix without a trailing slash.
 
     Raises:
-        UsageError: It would listen where it must not without a login, or send passwords in the clear.
+        UsageError: The address needs users, or TLS or a proxy.
     """
     if not 0 <= serving.port < 65536:
         raise UsageError(f"--port must be 1 to 65535, or 0 for a free one: got {serving.port}")

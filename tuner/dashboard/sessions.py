@@ -1,4 +1,4 @@
-"""Who is logged in, and how often somebody has tried: kept in memory, so a restart logs everybody out."""
+"""Sessions and failed login attempts. Both are kept in memory, so a restart logs everyone out."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from tuner.dashboard.users import User
 
 IDLE_S = 2 * 3600.0
-"""A session ends so long after its last request; an open page asks every few seconds."""
+"""Seconds without a request after which a session ends; an open page sends a request every few seconds."""
 LONGEST_S = 12 * 3600.0
-"""A session ends so long after its login."""
+"""Seconds after its login at which a session ends."""
 
 
 @dataclass
@@ -76,10 +76,10 @@ def _has_ended(session: _Session, now_s: float) -> bool:
 
 
 class Attempts:
-    """Limits how often something may fail: `limit` times in `window_s` seconds, for each key.
+    """Limits failures to `limit` in `window_s` seconds, for each key.
 
-    An attempt counts from its beginning, so that many at once are not more than many in a row; one that succeeds is
-    taken back.
+    An attempt counts from its start, so that parallel attempts are limited like consecutive ones. A successful attempt
+    does not count.
 
     Args:
         limit: Attempts that may fail.

@@ -1,4 +1,4 @@
-"""What the dashboard shows of a study: the answer to `/api/studies/ID`, quick for fifty thousand trials.
+"""Answers `/api/studies/ID`, the dashboard's data of a study, quickly even for fifty thousand trials.
 
 optuna-dashboard makes it from Python objects, trial by trial: it compares search spaces, serialises dictionaries, and
 encodes them. But trials of one kind (state, hyperparameters and their distributions, user attributes) look alike. So we

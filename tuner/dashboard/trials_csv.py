@@ -20,7 +20,7 @@ _NOT_IN_FILE_NAMES = re.compile(r'[\\/:*?"<>|\x00-\x1f\x7f]+')
 
 
 def send_csv(storage: Storage, study_id: int) -> bytes:
-    """Answer with the trials of a study; `trial_ids` of the query has the numbers of those wanted, by commas.
+    """Send the trials of a study as CSV; `trial_ids` in the query selects trials by number, separated by commas.
 
     Raises:
         HTTPError: The numbers are none, or no trial has one of them.

@@ -1,4 +1,4 @@
-"""Who may use the dashboard: a text file with a line for each user, `NAME ROLE SECRET`.
+"""The users of the dashboard: a text file with a line for each user, `NAME ROLE SECRET`.
 
 The secret is an Argon2 hash of a password, or a SHA-256 of a bearer token; neither can be turned back.
 """
@@ -26,7 +26,7 @@ _PASSWORD = "$argon2"
 
 
 class Role(enum.StrEnum):
-    """What a user may do: look, or also change."""
+    """Permissions of a user: view only, or also make changes."""
 
     READER = "reader"
     EDITOR = "editor"

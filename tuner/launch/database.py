@@ -1,4 +1,4 @@
-"""What a launcher reads of its study and tells of dead workers: on a thread of its own, for it must notice signals."""
+"""A launcher's calls to the storage, made on a separate thread so that the launcher can react to signals."""
 
 from __future__ import annotations
 

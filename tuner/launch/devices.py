@@ -1,4 +1,4 @@
-"""Which accelerators there are, and the environment that gives a worker its share.
+"""Finds accelerators, divides them among workers, and makes the environment that gives a worker its share.
 
 JAX is not imported: it takes hold of every device it sees at its first use, so the choice must be made before.
 """

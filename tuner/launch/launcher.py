@@ -1,4 +1,4 @@
-"""Workers on this machine: started, watched, started again when they die, stopped together."""
+"""Starts workers on this machine, watches them, restarts those that die, and stops them together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process that sends a study to trackers while a launcher runs: started with the study, ended after it."""
+"""The process that sends a study to trackers during a launch."""
 
 from __future__ import annotations
 

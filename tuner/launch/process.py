@@ -1,4 +1,4 @@
-"""One worker process, seen from its launcher: its pipes, its events, its end."""
+"""A worker process as its launcher handles it: its pipes, its events and its exit."""
 
 from __future__ import annotations
 

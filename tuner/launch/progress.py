@@ -1,4 +1,4 @@
-"""What a launcher shows while a study runs: a live table on a terminal, plain lines elsewhere. On stderr."""
+"""Shows the progress of a launch on stderr: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

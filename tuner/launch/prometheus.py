@@ -1,4 +1,4 @@
-"""What a launch tells Prometheus: its workers' events added up, served over HTTP. docs/observability.md lists it."""
+"""Metrics of a launch for Prometheus, served over HTTP. docs/observability.md lists them."""
 
 from __future__ import annotations
 

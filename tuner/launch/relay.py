@@ -1,4 +1,4 @@
-"""A worker without a launcher whose log is JSON: a child whose output is read.
+"""Runs a worker without a launcher as a child process, and logs its output as JSON.
 
 XLA writes to stderr past Python, and what it writes last, before it aborts, must come through as well.
 """

@@ -1,4 +1,4 @@
-"""Signals that ask a process to end: the first in order, the second whatever the process is doing."""
+"""Handles signals that end a process: the first lets it finish cleanly, the second ends it immediately."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adversarial examples and training against them.
+"""Adversarial examples, and adversarial training.
 
     FGSM:  x' = x + e sign(grad L(x))        (Goodfellow et al., 2015, https://arxiv.org/abs/1412.6572, section 4)
     PGD:   x <- P(x + a sign(grad L(x)))     (Madry et al., 2018, https://arxiv.org/abs/1706.06083, section 2.1)

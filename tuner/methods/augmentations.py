@@ -1,4 +1,4 @@
-"""Random changes of images that leave what they show: transforms of one image, and `augment` for a batch.
+"""Random changes to images that keep their content: transforms of one image, and `augment` for a batch.
 
 A transform is a function (key, image, strength) of an image [height, width, channels] of floats. Strength 0 leaves it
 as it is; a strength may be traced, so it can be a hyperparameter. What comes in from outside an image is its edge,

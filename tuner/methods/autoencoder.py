@@ -1,4 +1,4 @@
-"""Autoencoders, and the pictures by which people judge them (Hinton & Salakhutdinov, 2006)."""
+"""Autoencoders, and pictures of their reconstructions (Hinton & Salakhutdinov, 2006)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much a classifier's probabilities are worth: proper scores of each example, and the calibration of all."""
+"""Measures the quality of a classifier's probabilities: proper scores per example, and calibration over all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Classification with smoothed labels and smoothed weights: what most methods here are compared with, or built on."""
+"""Classification with smoothed labels and smoothed weights: the base, or the baseline, of most methods here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SimCLR (Chen et al., 2020, https://arxiv.org/abs/2002.05709): features without labels, judged by a linear probe.
+"""SimCLR (Chen et al., 2020, https://arxiv.org/abs/2002.05709): features without labels, evaluated with a linear probe.
 
 Each image x is seen twice, changed at random. An encoder makes h of a view, which is kept; a projection head makes z
 of h, which is only for the loss. For the pair (i, j) among the 2N views, with cosine similarity s,

@@ -1,4 +1,4 @@
-"""Curriculum learning: from easy examples to all of them, in stages (Bengio et al., 2009; Hacohen & Weinshall, 2019).
+"""Curriculum learning: easy examples first, then all, in stages (Bengio et al., 2009; Hacohen & Weinshall, 2019).
 
 Difficulty is a number for each example, whatever it was made from: noise, length, or the loss of a model that was
 quickly trained (`held_out_losses`). The training data are sorted by it; the trainer draws from an allowed beginning.

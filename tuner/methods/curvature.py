@@ -1,4 +1,4 @@
-"""The Hessian of a loss without the matrix: its products with vectors, extreme eigenvalues and trace.
+"""Hessian-vector products, extreme eigenvalues and the trace of a loss's Hessian, without building the matrix.
 
 A product costs about two gradients and no memory beyond (Pearlmutter, 1994), so that what can be made of products
 works for any model: eigenvalues by Lanczos' method, the trace by Hutchinson's.

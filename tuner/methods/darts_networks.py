@@ -1,4 +1,4 @@
-"""Networks of DARTS cells: of mixtures, and of what is left of them (Liu et al., 2019, arXiv:1806.09055)."""
+"""Networks of DARTS cells, with mixtures or with chosen operations (Liu et al., 2019, arXiv:1806.09055)."""
 
 from __future__ import annotations
 

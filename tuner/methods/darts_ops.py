@@ -1,4 +1,4 @@
-"""What an edge of a DARTS cell may compute, mixtures of it, and cells (Liu et al., 2019, arXiv:1806.09055).
+"""The operations of DARTS cells, mixtures of them, and the cells (Liu et al., 2019, arXiv:1806.09055).
 
 Images are [batch, height, width, channels]. Convolutions are in the order ReLU, convolution, batch normalisation.
 """

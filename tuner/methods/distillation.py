@@ -1,4 +1,4 @@
-"""Knowledge distillation (Hinton et al., 2015, https://arxiv.org/abs/1503.02531): a student learns a teacher's outputs.
+"""Knowledge distillation (Hinton et al., 2015, https://arxiv.org/abs/1503.02531).
 
 With p(z, T) = softmax(z / T), teacher's logits v, student's z and the true label y, the loss of an example is
 

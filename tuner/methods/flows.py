@@ -1,4 +1,4 @@
-"""A normalising flow of affine couplings: an exact density, and samples of it (Dinh, Sohl-Dickstein & Bengio, 2017).
+"""A normalising flow of affine couplings, with exact density and sampling (Dinh, Sohl-Dickstein & Bengio, 2017).
 
 With z = f(x) invertible and z ~ N(0, I): log p(x) = log N(f(x); 0, I) + log |det df/dx|. A coupling leaves the first
 half of the coordinates as it is and moves the rest, y_2 = x_2 exp(s(x_1)) + t(x_1): its Jacobian is triangular, its

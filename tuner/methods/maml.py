@@ -1,4 +1,4 @@
-"""Model-agnostic meta-learning: a start from which few gradient steps suffice (Finn et al., 2017, arXiv:1703.03400)."""
+"""Model-agnostic meta-learning: initial weights that adapt in a few steps (Finn et al., 2017, arXiv:1703.03400)."""
 
 from __future__ import annotations
 

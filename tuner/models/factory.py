@@ -1,4 +1,4 @@
-"""Models by name, made of hyperparameters."""
+"""Creates models by name from hyperparameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that are no Linen modules: one in NNX, one as two pure functions. A trainer hosts them alike."""
+"""Models other than Linen modules: one in NNX, one as two pure functions. A trainer handles them in the same way."""
 
 from __future__ import annotations
 

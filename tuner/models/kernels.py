@@ -1,4 +1,4 @@
-"""Kernels of our own, in Pallas. Compiled on accelerators; on CPUs the same code is interpreted, as a JAX program."""
+"""Custom kernels in Pallas. They are compiled on accelerators, and run in interpret mode on CPUs."""
 
 from __future__ import annotations
 

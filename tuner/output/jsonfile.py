@@ -1,4 +1,4 @@
-"""JSON files that hold NaN and the infinities and are replaced in one go. No JAX."""
+"""JSON files that can contain NaN and infinities and are replaced atomically. Does not import JAX."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a process says on stderr: lines of text, or JSON objects, one a line. docs/observability.md has their fields."""
+"""The log on stderr: lines of text, or one JSON object per line. docs/observability.md lists the fields."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text on its way out of the process: without passwords, and safe to print on a terminal or to name a file."""
+"""Makes text safe to output: hides passwords, escapes control characters, and cleans names of files."""
 
 from __future__ import annotations
 

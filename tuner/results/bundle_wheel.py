@@ -1,4 +1,4 @@
-"""A wheel of the installed tuner. A bundle carries one, because no package index has this project yet."""
+"""Builds a wheel of the installed tuner. Bundles contain it, because no package index has this project yet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What trials say together: how studies compare, and which hyperparameters matter."""
+"""Compares studies, and ranks hyperparameters by importance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How sure one can be that a trial is the best, from repeats of it with other seeds.
+"""Estimates how certain it is that a trial is the best, from repeats with other seeds.
 
 Repeat `k` has the same seed in every trial, so that the objectives of several trials are a table of trials and seeds.
 What a seed does to all trials alike cancels out of their differences; what is left is their noise. For the differences

@@ -1,4 +1,4 @@
-"""Taking results out of the storage: a file with a row for each trial, or a bundle that runs one trained model."""
+"""Exports results: a file with a row for each trial, or a bundle that runs one trained model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conditions on rows, as `--where` and `--sort` have them: `learning_rate<1e-3`, `activation=relu`, `-value`."""
+"""Filters and sorts rows, for `--where` and `--sort`: `learning_rate<1e-3`, `activation=relu`, `-value`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The picture that a study draws of a trained model: `Study(picture=...)`, in its file."""
+"""Draws a study's picture of a trained model, with `Study(picture=...)` from its file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of a study: Optuna's where it has them, ours of workers, rungs and what pruning saved; one page of all.
+"""Plots of a study: those of Optuna, our own of workers, rungs and saved time, and a page with all of them.
 
 matplotlib draws them, without a screen. Of a study with very many trials those plots that draw a line for each show a
 part, and say so.

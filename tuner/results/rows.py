@@ -1,4 +1,4 @@
-"""Read models: what the query commands print, from the storage alone. Starts without JAX and without Optuna."""
+"""The rows that the query commands print, read from the storage. Does not import JAX or Optuna."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Successive halving and Hyperband whose rungs lie in the database, if the storage can count them there.
+"""Successive halving and Hyperband with rungs in the database, if the storage supports that.
 
 Optuna's pruners read all trials at each rung, and a trial that was started again counts twice in it. Ours decide the
 same from the rungs alone, of which they read what is new; on any other storage they are Optuna's.

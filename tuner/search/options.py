@@ -1,4 +1,4 @@
-"""How a sampler or pruner is named in a study: `"tpe"`, `{"name": "tpe", "n_startup_trials": 20}`, or an object."""
+"""Reads a study's sampler or pruner: `"tpe"`, `{"name": "tpe", "n_startup_trials": 20}`, or an object."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pruners by name. Their resource is the epoch; what they decide from lies in the storage, not on an object.
+"""Pruners by name. Their resource is the epoch, and they keep their state in the storage, not in an object.
 
 Optuna's `"auto"` resources are estimated from the first finished trials and kept on the pruner, so two workers can
 disagree about the rungs; here they are set from the study.

@@ -1,4 +1,4 @@
-"""What samplers are shown of a study: a trial that diverged or ran out of memory without its reports."""
+"""The storage as samplers see it: trials that diverged or ran out of memory have no reports."""
 
 from __future__ import annotations
 

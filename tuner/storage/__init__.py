@@ -1,4 +1,4 @@
-"""Where trials live: every line of SQL. SQLite (WAL) is the embedded default, Postgres the shared one."""
+"""The storage of trials, with all SQL of the package. SQLite (WAL) is the default; use Postgres to share it."""
 
 from __future__ import annotations
 

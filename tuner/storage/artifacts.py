@@ -1,4 +1,4 @@
-"""Where the files of a study's trials are: checkpoints for resuming, and the best for keeping. No JAX."""
+"""Folders for the files of a study's trials: checkpoints to resume from, and the best ones. Does not import JAX."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a mirror reads and remembers: its lease, the trials that a tracker does not have yet, how far it has come."""
+"""The data of a mirror: its lease, the trials that a tracker does not have yet, and what was sent."""
 
 from __future__ import annotations
 

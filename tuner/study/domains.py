@@ -1,4 +1,4 @@
-"""What one field of a search space may be: floats, integers, choices; and how their values are stored. No JAX.
+"""Domains of the fields of a search space: floats, integers, choices. Does not import JAX.
 
 Optuna is imported when a distribution is made.
 """
@@ -26,11 +26,11 @@ Stored = None | bool | int | float | str
 
 
 FLOAT_MAX, FLOAT_TINY = 3.4028234663852886e38, 1.1754943508222875e-38
-"""The largest and the smallest positive normal float32: what is smaller may be 0 in a program."""
+"""The largest and the smallest positive normal float32. A program may round smaller numbers to 0."""
 
 
 def as_traced(value: float) -> float:
-    """Return what a traced number is inside a program: an int32, or a float32 as a float.
+    """Return the value of a traced number inside a program: an int32, or a float32 as a float.
 
     Raises:
         SpaceError: it is neither.
@@ -52,7 +52,7 @@ def as_traced(value: float) -> float:
 
 
 class HasDomains(Protocol):
-    """A `Space` class, as far as domains need to know it."""
+    """The part of a `Space` class that domains use."""
 
     __name__: str
     __domains__: dict[str, Domain]
@@ -64,12 +64,12 @@ def has_domains(value: object) -> bool:
 
 
 def domains_of(space: HasDomains) -> dict[str, Domain]:
-    """Return the domains of a space's own fields, by field."""
+    """Return the domains of a space's own fields, by field name."""
     return space.__domains__
 
 
 class Domain(metaclass=ABCMeta):
-    """The values that one field may take."""
+    """The values that a field may have."""
 
     traced: bool
 
@@ -79,7 +79,7 @@ class Domain(metaclass=ABCMeta):
 
     @abstractmethod
     def distribution(self) -> BaseDistribution:
-        """Return the equal Optuna distribution, over stored values."""
+        """Return the corresponding Optuna distribution of stored values."""
 
     @abstractmethod
     def contains(self, value: Any) -> bool:
@@ -91,18 +91,18 @@ class Domain(metaclass=ABCMeta):
 
     @abstractmethod
     def example(self) -> Any:
-        """Return some value of this domain."""
+        """Return an arbitrary value of this domain."""
 
     @abstractmethod
     def parse(self, text: str) -> Any:
-        """Return the value that a command-line word stands for; ValueError if there is none."""
+        """Return the value for a word of the command line; raise ValueError if there is none."""
 
     def encode(self, value: Any) -> Stored:
-        """Return what is stored for a value of this domain."""
+        """Return the stored form of a value of this domain."""
         return value
 
     def decode(self, stored: Stored) -> Any:
-        """Return the value that was stored; the inverse of `encode`."""
+        """Return the value for its stored form; the inverse of `encode`."""
         return stored
 
     @abstractmethod
@@ -112,7 +112,7 @@ class Domain(metaclass=ABCMeta):
 
 @dataclass(frozen=True)
 class FloatDomain(Domain):
-    """The floats in [low, high], uniform or uniform in their logarithm."""
+    """Floats in [low, high], uniform or uniform in their logarithm."""
 
     low: float
     high: float
@@ -229,11 +229,11 @@ class IntDomain(Domain):
 
 @dataclass(frozen=True)
 class ChoiceDomain(Domain):
-    """One of several options; an option that is a `Space` class brings its own fields.
+    """One of several options. An option that is a `Space` class adds its own fields.
 
     Attributes:
         options: The values, in order.
-        labels: What is stored for each: the value itself where JSON has it, else a stable label.
+        labels: The stored form of each: the value itself if JSON supports it, else a stable label.
     """
 
     options: tuple[Any, ...]
@@ -314,7 +314,7 @@ class ChoiceDomain(Domain):
         raise SpaceError(f"must be one of {list(self.labels)}: got {stored!r}")
 
     def as_floats(self) -> ChoiceDomain:
-        """Return the same choice with floats for its numbers; the labels stay."""
+        """Return the same choice with its numbers converted to floats; the labels do not change."""
         return dataclasses.replace(
             self, options=tuple(float(each) if isinstance(each, int | float) else each for each in self.options)
         )
@@ -354,14 +354,14 @@ def int_uniform(low: int, high: int, *, step: int = 1, log: bool = False, traced
 def choice(*options: Any, traced: bool = False) -> Any:
     """One of the options; static unless `traced`.
 
-    Options that JSON lacks are stored by a label: the name of a class, function or enum member, the text of a tuple.
-    Anything else is given with its labels, as one mapping: `choice({"small": object_1, "large": object_2})`.
+    Options that JSON does not support are stored under a label: the name of a class, function or enum member, or the
+    text of a tuple. Pass any other option with a label, in one mapping: `choice({"small": object_1, "large": object_2})`.
     """
     if len(options) == 1 and isinstance(options[0], Mapping):
         made = ChoiceDomain(tuple(options[0].values()), tuple(options[0].keys()), traced=traced)
     else:
         made = ChoiceDomain(options, tuple(_label(option) for option in options), traced=traced)
-    # A traced number must keep one type over all trials: a float and an int make two programs.
+    # A traced number must have the same type in all trials: a float and an int need two programs.
     return made.as_floats() if traced and any(isinstance(option, float) for option in made.options) else made
 
 
@@ -369,7 +369,7 @@ _UNLABELLED = "<no label>"
 
 
 def _label(option: Any) -> Stored:
-    """Return what is stored for an option, the same in every process."""
+    """Return the stored form of an option, which is the same in every process."""
     if isinstance(option, enum.Enum):
         return f"{type(option).__name__}.{option.name}"
     if option is None or isinstance(option, bool):
@@ -388,7 +388,7 @@ def _label(option: Any) -> Stored:
 def parameters(space: HasDomains) -> Iterator[tuple[str, Domain, str]]:
     """Yield every Optuna parameter of a space: its name, its domain, and the condition under which it exists.
 
-    The condition is empty, or reads like `optimizer=SGD`; of nested conditions the last is given.
+    The condition is empty, or a text like `optimizer=SGD`; for nested conditions it is the innermost one.
     """
     yield from _parameters({field: field for field in domains_of(space)}, space, "")
 

@@ -1,4 +1,4 @@
-"""Making the trackers that were asked for."""
+"""Creates the trackers that the user asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mirror: follows a study in the database and brings trackers up to date. Workers neither see nor wait for it."""
+"""The mirror: follows a study in the database and sends new data to trackers. Workers do not wait for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MLflow: a run for the study, and below it one for each trial."""
+"""MLflow: a parent run for the study, and a child run for each trial."""
 
 from __future__ import annotations
 

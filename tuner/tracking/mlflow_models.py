@@ -1,4 +1,4 @@
-"""A trial's model in MLflow's registry, with all that is needed to load it again elsewhere."""
+"""Registers a trial's model with MLflow, with everything that is needed to load it on another machine."""
 
 from __future__ import annotations
 

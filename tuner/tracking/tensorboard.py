@@ -1,4 +1,4 @@
-"""TensorBoard: a folder of event files for each trial: its curves and, for the HPARAMS page, its hyperparameters."""
+"""TensorBoard: a folder of event files for each trial, with its curves and (for the HPARAMS page) hyperparameters."""
 
 from __future__ import annotations
 

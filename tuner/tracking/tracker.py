@@ -1,4 +1,4 @@
-"""The interface of a tracker, and what it is told."""
+"""The interface of a tracker, and the data it receives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""W&B: a run for each trial, in a group for the study. W&B's own environment variables say where and who."""
+"""W&B: a run for each trial, in a group for the study. W&B's own environment variables set the server and the user."""
 
 from __future__ import annotations
 

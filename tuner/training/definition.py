@@ -1,4 +1,4 @@
-"""What differs between models, as methods to override: pure functions of hyperparameters."""
+"""The methods that define a trainer: pure functions of hyperparameters, to be overridden."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several devices in one trial: the batch divided among them, parameters copied to all or divided as well."""
+"""Several devices in one trial: divides the batch among them, and copies or divides the parameters."""
 
 from __future__ import annotations
 

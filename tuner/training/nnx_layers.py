@@ -1,4 +1,4 @@
-"""NNX layers whose hyperparameters may be traced; `layers` has the same for Linen. Apart, as few models need NNX."""
+"""NNX layers that accept traced hyperparameters. In a separate module from `layers`, because few models need NNX."""
 
 from __future__ import annotations
 

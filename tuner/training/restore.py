@@ -1,4 +1,4 @@
-"""A trained model back from its checkpoint, a run from its log, in a process that has nothing but the study file."""
+"""Loads a trained model from its checkpoint, or a run from its log, with nothing else than the study file."""
 
 from __future__ import annotations
 

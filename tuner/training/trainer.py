@@ -1,4 +1,4 @@
-"""`TrainerModule`: a trainer's definition, and what can be done with it: train, evaluate, bind, tabulate."""
+"""`TrainerModule`: a trainer that can train, evaluate, bind and tabulate a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The environment variables by which a launcher tells a worker what it has been given."""
+"""Environment variables that a launcher sets for its workers."""
 
 DEVICES_VARIABLE = "TUNER_DEVICES"
 """The worker's devices, as `tuner launch` shows them."""

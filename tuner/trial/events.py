@@ -1,4 +1,4 @@
-"""What a worker says of its trials, and how it is asked to stop."""
+"""Events of a worker, and the flag that asks it to stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trials that end with an error: what is kept of it, and when a study has had enough of them."""
+"""Trials that end with an error: what is stored, and when failures stop a study."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tuner.output.sanitize import hide_password
 _EQUAL_FAILURES = 3
 _LONGEST_ERROR = 50_000
 ANY_FAILURES = 10
-"""So many trials that fail one after another stop a study, whatever their errors."""
+"""The number of failed trials in a row, with any errors, that stops a study."""
 
 
 def reason_to_stop(kinds: Sequence[str]) -> str | None:

@@ -1,4 +1,4 @@
-"""What a trial reports while it runs, and how it ends."""
+"""Reports and outcomes of trials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which clients count as one."""
+"""Groups addresses of clients for limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading the headers of a request so that everybody reads them alike: this server, WSGI, and the proxy in front."""
+"""Parses headers strictly, so that this server, WSGI and a proxy in front interpret them in the same way."""
 
 from __future__ import annotations
 

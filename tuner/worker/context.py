@@ -1,4 +1,4 @@
-"""What every trial of a worker needs, made once and handed to each."""
+"""The context of a worker's trials: created once and passed to each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A study tried out without running it: what would fail in every trial is found before anything is stored."""
+"""Checks a study without running it, to find errors that every trial would raise before anything is stored."""
 
 from __future__ import annotations
 

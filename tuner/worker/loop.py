@@ -1,4 +1,4 @@
-"""The worker's loop: claim a trial, run it, until the budget is spent. One worker runs trials one after another."""
+"""The worker's loop: claims and runs one trial after another until the budget is used up."""
 
 from __future__ import annotations
 

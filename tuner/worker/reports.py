@@ -1,4 +1,4 @@
-"""The reports of one trial, stored and judged beside its training."""
+"""Stores the reports of one trial and asks its pruner, while the training continues."""
 
 from __future__ import annotations
 

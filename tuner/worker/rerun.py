@@ -1,4 +1,4 @@
-"""Training a stored trial again: as it was, to see whether its numbers come back, or with other seeds."""
+"""Trains a stored trial again: with the same seed, to check that its results match, or with other seeds."""
 
 from __future__ import annotations
 

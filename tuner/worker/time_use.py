@@ -1,4 +1,4 @@
-"""What a worker's time goes on."""
+"""Measures how a worker spends its time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trials as Optuna knows them, read set by set: two statements, whatever the number of trials."""
+"""Loads trials as Optuna objects, in two statements for any number of trials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optuna's storage interface on Optuna's own tables: hot paths are a statement or two, the rest is `RDBStorage`'s."""
+"""Optuna's storage interface on Optuna's tables: frequent calls take a statement or two, `RDBStorage` does the rest."""
 
 from __future__ import annotations
 

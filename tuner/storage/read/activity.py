@@ -1,4 +1,4 @@
-"""What workers do now and what they have done: a few set-based queries, whatever the number of workers and trials."""
+"""Current and past activity of workers, in a few queries for any number of workers and trials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a storage is: reachable, how fast, of which version, how many connections are left, how far its clock is off."""
+"""The state of a storage: its latency, versions, free connections and clock offset."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ROUNDS = 5
 
 @dataclass(frozen=True)
 class Health:
-    """What a storage says of itself.
+    """The state of a storage.
 
     Attributes:
         server: The database and its version.

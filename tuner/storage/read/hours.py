@@ -1,4 +1,4 @@
-"""The hours that a study has used: wall-clock time and device time, counted from the attempts at its trials."""
+"""Computes the hours that a study has used, wall-clock time and device time, from the attempts at its trials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What our tables know of trials beside their results: who ran them, with what, for how long, through which rungs.
+"""How trials ran: their workers, versions, durations and rungs.
 
 A database of plain Optuna lacks the tables; nothing is known then.
 """

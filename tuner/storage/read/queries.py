@@ -1,4 +1,4 @@
-"""Reading, without Optuna: a handful of set-based queries, whatever the number of trials."""
+"""Reads studies and trials without Optuna, in a few queries for any number of trials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which complete trials are the best: those that satisfy every constraint, by their first objective. Without Optuna."""
+"""Ranks complete trials that satisfy all constraints by their first objective, without Optuna."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls to the database on a thread of their own, so that who needs an answer decides how long to wait for it."""
+"""Calls to the database on a separate thread, so that the caller decides how long to wait for the answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Deadlines on this side for a server that is silent: the socket is closed, and nothing is asked of the server.
+"""Client-side deadlines for a server that does not answer: the socket is closed without contacting the server.
 
 libpq waits for an answer without end, and to cancel a statement is one more message to the same server. So a thread
 watches all statements of a process, and shuts the socket of one whose server has sent nothing for too long; the

@@ -1,4 +1,4 @@
-"""What SQLite and Postgres say differently: the clock, the greatest of several values, INSERT ... ON CONFLICT."""
+"""Differences between SQLite and Postgres: the clock, the greatest of several values, INSERT ... ON CONFLICT."""
 
 from __future__ import annotations
 

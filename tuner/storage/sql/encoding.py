@@ -1,4 +1,4 @@
-"""How numbers that JSON and SQL do not have are stored: NaN and the infinities."""
+"""Encodes numbers that JSON and SQL do not support: NaN and the infinities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections: engines for SQLite and Postgres, and what a driver says of an error."""
+"""Engines for SQLite and Postgres, and one-line messages for errors of their drivers."""
 
 from __future__ import annotations
 

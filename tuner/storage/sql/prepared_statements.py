@@ -1,4 +1,4 @@
-"""Statements that are sent for each trial or report: named, compiled once, and on Postgres planned once.
+"""Statements that run for each trial or report: named, compiled once and, on Postgres, planned once.
 
 Building, keying and compiling a statement costs SQLAlchemy far more than the database takes to run it (and SQLAlchemy
 caches none with ON CONFLICT); planning it costs Postgres more than running it.

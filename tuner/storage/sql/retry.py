@@ -1,4 +1,4 @@
-"""Reading and writing through a database's bad minutes: what is tried again, and for how long."""
+"""Retries reads and writes while a database is down, for a limited time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables: made where there are none, refused where they are another version's, upgraded on request."""
+"""Creates the tables, refuses those of another version, and upgrades them on request."""
 
 from __future__ import annotations
 

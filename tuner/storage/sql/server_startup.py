@@ -1,4 +1,4 @@
-"""Waiting for a database server that starts up at the same time as we do."""
+"""Waits for a database server that is still starting up."""
 
 from __future__ import annotations
 

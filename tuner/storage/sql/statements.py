@@ -1,4 +1,4 @@
-"""The SQL of the hot path: every statement that a worker sends for each trial or report, by name.
+"""The statements that a worker sends for each trial or report, by name.
 
 `prepared.run` runs one, `prepared.text_of` prints its SQL, and `prepared.explain` shows how a database runs it. The
 values are those of the `bindparam`s, by name.

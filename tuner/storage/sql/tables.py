@@ -1,4 +1,4 @@
-"""The tables: Optuna's schema as far as our own SQL touches it, and ours, which are called `tuner_...`.
+"""The tables: those of Optuna's that our SQL uses, and our own, which are called `tuner_...`.
 
 Optuna creates its own tables. They are described again here, in SQLAlchemy Core, so that queries start without
 importing Optuna; a test compares the descriptions with Optuna's models.

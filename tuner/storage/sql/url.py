@@ -1,4 +1,4 @@
-"""Storage URLs as text: which are accepted, and how they are shown without their password."""
+"""Checks storage URLs, and shows them without their password."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which migrations a database has seen, and whether they are those of this installation."""
+"""Compares the migrations of a database with those of this installation."""
 
 from __future__ import annotations
 

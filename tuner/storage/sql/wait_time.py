@@ -1,4 +1,4 @@
-"""How long each thread waits for databases: those that renew leases keep no trial waiting."""
+"""Measures how long each thread waits for databases. Threads that renew leases do not delay trials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Times of trials: UTC in the database. Earlier versions stored local time, whose zone nobody recorded."""
+"""Times of trials: UTC in the database. Earlier versions stored local time without recording the zone."""
 
 from __future__ import annotations
 

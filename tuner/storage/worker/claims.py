@@ -1,4 +1,4 @@
-"""Claiming trials: exactly as many as the budget allows, whatever the number of workers.
+"""Claims trials: exactly as many as the budget allows, for any number of workers.
 
 The study's row is the lock under which trials are claimed.
 """

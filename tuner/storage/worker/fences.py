@@ -1,4 +1,4 @@
-"""Writes that carry a fence: a worker whose trial was taken over finds its own outdated, and changes nothing.
+"""Writes with a fence: if another worker has taken over the trial, the write changes nothing.
 
 On Postgres a write and its fence are one statement.
 """

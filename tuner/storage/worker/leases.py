@@ -1,4 +1,4 @@
-"""Holding a trial: renew, report, tell, release. Each is one transaction that carries a fence."""
+"""Operations of the worker that holds a trial: renew, report, tell, release. Each is one transaction with a fence."""
 
 from __future__ import annotations
 

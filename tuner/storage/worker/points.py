@@ -1,4 +1,4 @@
-"""Points of a grid: each trial takes one that no other has, whatever the number of workers."""
+"""Points of a grid: each trial gets one that no other trial has, for any number of workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The thread that renews a lease while its trial trains."""
+"""Renews a lease on a thread while its trial trains."""
 
 from __future__ import annotations
 

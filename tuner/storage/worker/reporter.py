@@ -1,4 +1,4 @@
-"""The reports of one trial: stored as they come, or kept while the database is away, so that training goes on."""
+"""Stores the reports of one trial, or keeps them while the database is down, so that training continues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Successive halving: a trial's place in a rung, from what is new in the rung since this process last looked."""
+"""Successive halving: ranks a trial in a rung, reading only the rows that this process has not read yet."""
 
 from __future__ import annotations
 

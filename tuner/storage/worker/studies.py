@@ -1,4 +1,4 @@
-"""A study's own rows: created and recorded once, whoever comes first; stopped and resumed; its workers."""
+"""The rows of a study: creates and records it once, stops and resumes it, and lists its workers."""
 
 from __future__ import annotations
 

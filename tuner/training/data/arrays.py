@@ -1,4 +1,4 @@
-"""Datasets and views of them: splits, folds, batches. What fits on the device lives there and is shuffled there."""
+"""Datasets that fit on the device, and views of them: splits, folds, batches. They are shuffled on the device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The batches of an epoch: their order, and where a program takes each from."""
+"""The batches of an epoch: their order, and the source of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a training's batches come from: arrays on the device, or the host one by one."""
+"""Feeds batches to a training, from arrays on the device or one by one from the host."""
 
 from __future__ import annotations
 

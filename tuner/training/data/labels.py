@@ -1,4 +1,4 @@
-"""Labels of classes: whether all of them are classes. A wrong one would be learnt from without an error."""
+"""Checks that all labels are classes. Training with a wrong label would not raise an error."""
 
 from __future__ import annotations
 

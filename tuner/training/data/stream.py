@@ -1,4 +1,4 @@
-"""Datasets that do not fit on the device: read example by example, ahead of the training, by Grain."""
+"""Datasets that do not fit on the device: Grain reads them example by example, ahead of the training."""
 
 from __future__ import annotations
 

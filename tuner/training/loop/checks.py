@@ -1,4 +1,4 @@
-"""What a trainer, its hyperparameters and its data must be: checked before anything is computed."""
+"""Checks a trainer, its hyperparameters and its data before anything is computed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looking into a training: the first NaN and where it came from, profiler traces, progress bars."""
+"""Diagnoses a training: finds the first NaN and its origin, records profiler traces, shows progress bars."""
 
 from __future__ import annotations
 

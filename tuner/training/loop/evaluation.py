@@ -1,4 +1,4 @@
-"""What is asked of a trainer beside training: evaluate, predict, describe."""
+"""Evaluates, predicts with and describes a trained model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scan or step: whether an epoch runs as one compiled loop or as a loop of compiled steps, by measurement.
+"""Chooses by measurement whether an epoch runs as one compiled loop (scan) or as a loop of compiled steps (step).
 
 On CPUs a scan is several times faster for small dense models and several times slower for convolutions; the two differ
 in the last bits, so the choice is made once for a program and kept.

@@ -1,4 +1,4 @@
-"""What JAX does around a program: the compile cache and its clock, the backend, running out of memory."""
+"""JAX's runtime: the compile cache, compile times, the devices of a worker, and out-of-memory errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Misspelt settings and methods of a trainer: without a check they are taken for its own, and do nothing."""
+"""Finds misspelt settings and methods of a trainer, which would otherwise have no effect."""
 
 from __future__ import annotations
 

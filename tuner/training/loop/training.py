@@ -1,6 +1,6 @@
-"""The training loop: drives the compiled programs, reports, keeps the best, resumes.
+"""The training loop: runs the compiled programs, reports, keeps the best state, resumes.
 
-Nothing here waits for the device during an epoch; its metrics are fetched once, at its end.
+It does not wait for the device during an epoch; it fetches the metrics once, at the end of the epoch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The one protocol by which the trainer knows models: two pure functions. Linen, NNX and plain functions become it."""
+"""Converts Linen modules, NNX modules and plain functions to one protocol: a model as two pure functions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers whose hyperparameters may be traced, where Flax's own need Python numbers; and layers stacked in a loop."""
+"""Layers that accept traced hyperparameters, where Flax's own need Python numbers; and layers stacked in a loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What to do about Python code that asks for a number which a compiled program does not know yet."""
+"""Explains errors from Python code that needs the value of a traced number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimizers from settings: every number may be traced, and every setting has one owner.
+"""Builds optimizers from settings: every number may be traced, and each setting belongs to one field.
 
 The order of an update, from the gradient of the loss to the step: mean over `accumulate_steps`, clip, noise, L2 decay,
 the optimizer with its schedule, decoupled decay, plateau. `skip_nonfinite` stands around it all.

@@ -1,4 +1,4 @@
-"""The optimizers that optax has: their names, their arguments, and what is particular to each."""
+"""The optimizers of optax: their names, arguments and special cases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the settings of an optimizer must be: every mistake is one line, before anything is trained."""
+"""Checks the settings of an optimizer before training; each mistake raises a one-line error."""
 
 from __future__ import annotations
 

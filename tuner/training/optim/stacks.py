@@ -1,4 +1,4 @@
-"""Which axes of the parameters count the layers of a `Stack`, so that optimizers treat each layer as its own.
+"""Finds the axes of parameters that count the layers of a `Stack`, so that optimizers treat each layer separately.
 
 A `Stack` declares its axis while the model is initialised. The optimizer reads what was declared when its state is
 made, and the state keeps it as part of its structure: no later step needs the model.

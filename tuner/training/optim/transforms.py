@@ -1,4 +1,4 @@
-"""The gradient transformations that stand around an optimizer: numbers may be traced, extra arguments pass through."""
+"""Gradient transformations around an optimizer. Numbers may be traced, and extra arguments are passed on."""
 
 from __future__ import annotations
 

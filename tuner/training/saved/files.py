@@ -1,8 +1,8 @@
-"""One checkpoint on disk, and a folder of numbered ones.
+"""Reads and writes a checkpoint on disk, and folders of numbered checkpoints.
 
 A checkpoint is a folder: `arrays/`, written by Orbax as nested dicts of arrays, and `record.json`, which holds the
-caller's record and a digest of every file. It comes into its place by one rename after all of it is written, under a
-number that no other has: so it is complete or not there, and nothing is ever replaced. No classes and no pickles.
+caller's record and a digest of every file. It is written completely and then renamed into place, under a
+new number: so it is either complete or absent, and never replaces another. It contains no classes or pickles.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _RECORD = "record.json"
 _ARRAYS = "arrays"
 _SCRATCH = ".tmp-"
 _ABANDONED_S = 3600.0
-"""What has been written for an hour is of a process that is no more."""
+"""Seconds after which an unfinished checkpoint is assumed to belong to a dead process."""
 _SLACK_BYTES = 2**18  # what comes beside the arrays
 
 T = TypeVar("T")

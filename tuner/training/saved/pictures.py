@@ -1,4 +1,4 @@
-"""Pictures that a trainer's hooks save: PNG files in the folder `pictures` of a run, or of a trial's artifacts."""
+"""Pictures saved by a trainer's hooks: PNG files in the folder `pictures` of a run, or of a trial's artifacts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any pytree as nested dicts of arrays, and back: what a checkpoint holds, without classes."""
+"""Converts pytrees to nested dicts of arrays, the content of a checkpoint, and back."""
 
 from __future__ import annotations
 

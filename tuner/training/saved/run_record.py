@@ -1,4 +1,4 @@
-"""What a training is, as plain JSON values: for checkpoints, for the log of a run, for whoever trains it again."""
+"""Describes a training as plain JSON values, for checkpoints and for the log of a run."""
 
 from __future__ import annotations
 
