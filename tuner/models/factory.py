@@ -28,25 +28,25 @@ MODELS: dict[str, Callable[..., Any]] = {
     "nnx_mlp": _nnx_mlp,
     "resnet": resnet,
 }
-"""Name -> what makes the model; its arguments are the model's hyperparameters."""
+"""Name -> the function that creates the model; its arguments are the model's hyperparameters."""
 
 _OF_FLAX = ("parent", "name")
 
 
 def make_model(name: str, hparams: Any = None, **given: Any) -> Any:
-    """Return a model, for a trainer's `init_model` to return.
+    """Create a model by name; use it in a trainer's `init_model`.
 
-    So a space with `model: str = choice("mlp", "cnn")` has the model of each stored trial:
+    With `model: str = choice("mlp", "cnn")` in the space, you can rebuild the model of any stored trial:
     `make_model(hparams.model, hparams, classes=10)` with `hparams = tuner.study.from_params(HParams, row["hparams"])`.
 
     Args:
         name: One of `MODELS`.
-        hparams: A `Space` or a mapping. Those of its fields are taken that are arguments of the model; other fields,
-            the optimizer's say, are left alone.
-        given: Arguments of the model that are not searched; they come before those of `hparams`.
+        hparams: A `Space` or a mapping. Fields that are arguments of the model are used; other fields, for example of
+            the optimizer, are ignored.
+        given: Arguments of the model that are not searched; they override those of `hparams`.
 
     Raises:
-        StudyError: unknown name, an argument in `given` that the model does not have, or one that is missing.
+        StudyError: the name is unknown, the model does not have an argument of `given`, or an argument is missing.
     """
     if name not in MODELS:
         raise StudyError(f"a model must be one of {', '.join(MODELS)}: got {name!r}{nearest(name, MODELS)}")

@@ -355,7 +355,7 @@ def choice(*options: Any, traced: bool = False) -> Any:
     """One of the options; static unless `traced`.
 
     Options that JSON does not support are stored under a label: the name of a class, function or enum member, or the
-    text of a tuple. Pass any other option with a label, in one mapping: `choice({"small": object_1, "large": object_2})`.
+    text of a tuple. Pass other options with labels, in one mapping: `choice({"small": object_1, "large": object_2})`.
     """
     if len(options) == 1 and isinstance(options[0], Mapping):
         made = ChoiceDomain(tuple(options[0].values()), tuple(options[0].keys()), traced=traced)

@@ -44,8 +44,8 @@ def load_study(target: str) -> StudySpec:
         target: `FILE`, or `FILE:NAME` with the name of the variable or the study if the file has several studies.
 
     Raises:
-        StudyFileError: the file does not exist, has a syntax or import error (the message has its line), or has no study or
-            several.
+        StudyFileError: the file does not exist, has a syntax or import error (the message has its line), or has
+            no study or several.
     """
     return study_in(*split_target(target))
 

@@ -30,8 +30,8 @@ class StudySpec:
         name: The study's name in the storage.
         space: A `Space` class, or a function from an Optuna trial to a `Space` instance (define-by-run).
         trainer: A `tuner.training.TrainerModule` class or instance.
-        data: A function that takes the study's seed and returns `tuner.training.Splits`. Each worker calls it once; every
-            trial uses the same split.
+        data: A function that takes the study's seed and returns `tuner.training.Splits`. Each worker calls it once;
+            every trial uses the same split.
         objective: The name of a validation metric that the trainer reports, or several for a Pareto search.
         direction: `"maximize"` or `"minimize"`, for one objective.
         directions: The directions of several objectives.

@@ -37,13 +37,13 @@ _DICT = {"file": "", "module": "builtins", "name": "dict"}
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a checkpoint holds.
+    """A trained model from a checkpoint.
 
     Attributes:
         trainer: The trainer.
         hparams: The hyperparameters.
-        state: The state: of the best epoch what predictions need, of the latest everything.
-        record: What was saved beside the arrays: study, trial, reports, versions.
+        state: The state: for the best epoch only what predictions need, for the latest epoch everything.
+        record: The information saved with the arrays: study, trial, reports, versions.
     """
 
     trainer: TrainerModule
@@ -52,7 +52,7 @@ class Loaded:
     record: dict[str, Any]
 
     def __call__(self, *inputs: Any) -> Any:
-        """Return the model's outputs in evaluation mode, as `bind_model` does."""
+        """Return the model's outputs in evaluation mode, like `bind_model`."""
         return self.trainer.bind_model(self.state, self.hparams)(*inputs)
 
     def predict(self, *inputs: Any) -> Any:
@@ -63,21 +63,21 @@ class Loaded:
 def load_from_checkpoint(
     path: str | Path, *, trainer: TrainerModule | None = None, hparams: Any = None, trust: bool = False
 ) -> Loaded:
-    """Return a trained model from a checkpoint's folder.
+    """Load a trained model from a checkpoint's folder.
 
-    A checkpoint names the Python file of its study, or of its trainer's class. To import that file runs its code, so
-    that it is done only with `trust=True`, and never with a file inside the checkpoint. What this process has imported
-    already is used as it is.
+    A checkpoint names the Python file of its study, or of its trainer's class. Importing that file runs its code. It is
+    therefore imported only with `trust=True`, and never if it is inside the checkpoint. Modules that this process has
+    already imported are used.
 
     Args:
-        path: A checkpoint, or a trial's folder: its best checkpoint, else the latest.
-        trainer: The trainer, so that no file has to be imported for it.
-        hparams: The hyperparameters, if they are no `Space`, or if their class is not imported.
-        trust: Import the file that the checkpoint names. It must still be where it was; what it does beside defining
-            things belongs below `if __name__ == "__main__":`. Only for checkpoints of your own.
+        path: A checkpoint, or a trial's folder, for its best checkpoint or else its latest.
+        trainer: The trainer; then no file is imported for it.
+        hparams: The hyperparameters, if they are not a `Space`, or if their class is not imported.
+        trust: Import the file that the checkpoint names. The file must still be in the same place; put code that does
+            more than define things below `if __name__ == "__main__":`. Use it only with your own checkpoints.
 
     Raises:
-        CheckpointError: the checkpoint is torn, foreign or missing, or its study cannot be found, or is not trusted.
+        CheckpointError: the checkpoint is damaged, missing or not one of tuner's, or its study is not found or trusted.
         StudyFileError: the study's file does not import.
     """
     plain, record = read(path)
@@ -100,12 +100,12 @@ def load_from_checkpoint(
 
 @dataclass(frozen=True)
 class Run:
-    """What the log of a run says.
+    """A run from its log.
 
     Attributes:
         trainer: The trainer.
         hparams: The hyperparameters.
-        record: What was logged: seed, epochs, reports, versions, digests of the data.
+        record: The content of the log: seed, epochs, reports, versions, digests of the data.
     """
 
     trainer: TrainerModule
@@ -114,18 +114,18 @@ class Run:
 
     @property
     def reports(self) -> list[Report]:
-        """The reports that were logged."""
+        """The logged reports."""
         return [Report(**report) for report in self.record["reports"]]
 
     def train(self, splits: Splits, **options: Any) -> Training:
-        """Train again as it was trained: with the same versions on the same kind of device, bit for bit.
+        """Repeat the run: with the same versions on the same kind of device, it is identical bit for bit.
 
         Args:
             splits: The same data.
             options: Further options of `Training`.
 
         Raises:
-            StudyError: the data are others.
+            StudyError: the data differ.
         """
         mine = digests(splits)
         for name in ("train", "validation", "test"):
@@ -144,17 +144,17 @@ class Run:
 def load_run(
     folder: str | Path, *, trainer: TrainerModule | None = None, hparams: Any = None, trust: bool = False
 ) -> Run:
-    """Return a run from its log; see `log` of `Training`.
+    """Load a run from its log; see `log` of `Training`.
 
     Args:
         folder: The folder of the run.
-        trainer: The trainer, so that no file has to be imported for it.
-        hparams: The hyperparameters, if they are neither a `Space` that is imported nor a dict of plain values.
-        trust: Import the Python file that the log names, which runs its code; never one inside the folder. Only for
-            runs of your own.
+        trainer: The trainer; then no file is imported for it.
+        hparams: The hyperparameters, if they are neither an imported `Space` nor a dict of plain values.
+        trust: Import the Python file that the log names, which runs its code; a file inside the folder is never
+            imported. Use it only with your own runs.
 
     Raises:
-        CheckpointError: there is no log, or it names what cannot be found or is not trusted.
+        CheckpointError: there is no log, or a file that it names is not found or trusted.
         StudyFileError: the trainer's file does not import.
     """
     path = Path(folder) / "run.json"
@@ -165,7 +165,7 @@ def load_run(
 
 
 def _find_trainer(path: str | Path, record: dict[str, Any], trust: bool) -> TrainerModule:
-    """Return the trainer of the recorded study, else an instance of the recorded class."""
+    """Return the trainer of the recorded study, or an instance of the recorded class."""
     study = record.get("study")
     if study is not None:
         for value in vars(_module(path, record["file"], f"study {study!r}", "trainer=", trust)).values():
@@ -174,7 +174,7 @@ def _find_trainer(path: str | Path, record: dict[str, Any], trust: bool) -> Trai
         raise CheckpointError(f"{record['file']} no longer defines the study {study!r} of {path}; pass trainer=")
     kind = _find(path, record["class"], "trainer=", trust)
     if not (isinstance(kind, type) and issubclass(kind, TrainerModule)):
-        # Nothing else is called, whatever a checkpoint names.
+        # A checkpoint may name anything: call only trainers.
         raise CheckpointError(f"the trainer of {path} must be a TrainerModule: {kind!r} is not; pass trainer=")
     try:
         return as_recorded(path, record, kind())
@@ -185,10 +185,10 @@ def _find_trainer(path: str | Path, record: dict[str, Any], trust: bool) -> Trai
 
 
 def as_recorded(path: str | Path, record: dict[str, Any], trainer: TrainerModule) -> TrainerModule:
-    """Return a trainer if its settings are those of a checkpoint's.
+    """Return a trainer if its settings equal those of a checkpoint's trainer.
 
     Raises:
-        CheckpointError: they are not.
+        CheckpointError: a setting differs.
     """
     mine = settings(trainer)
     for name, value in record["settings"].items():
@@ -210,7 +210,7 @@ def _find_hparams(path: str | Path, record: dict[str, Any], trust: bool) -> Any:
 
 
 def _find(path: str | Path, reference: dict[str, str], option: str, trust: bool) -> Any:
-    """Return a recorded class, from its module if that is imported, else from its file."""
+    """Return a recorded class, from its imported module or else from its file."""
     found: Any = sys.modules.get(reference["module"])
     file = getattr(found, "__file__", None) or ""
     if found is None or (file and os.path.realpath(file) != reference["file"]):
@@ -225,7 +225,7 @@ def _find(path: str | Path, reference: dict[str, str], option: str, trust: bool)
 
 
 def _module(path: str | Path, file: str, what: str, option: str, trust: bool) -> Any:
-    """Return the module of a recorded file: as it is imported, or imported now if that is trusted."""
+    """Return the module of a recorded file: already imported, or imported now if it is trusted."""
     real = os.path.realpath(file)
     if file and Path(real).is_relative_to(os.path.realpath(path)):
         raise CheckpointError(f"the file of {what} must not be inside {path}: got {file!r}; pass {option}")

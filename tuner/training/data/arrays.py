@@ -18,13 +18,13 @@ Batch = dict[str, jax.Array]
 
 
 def _put(tree: PyTree) -> Any:
-    """Put arrays on the device; as arrays also where a program is just being traced, since they outlive it."""
+    """Put arrays on the device, as real arrays even while a program is traced, because they outlive the trace."""
     with jax.ensure_compile_time_eval():
         return jax.device_put(tree)
 
 
 class View:
-    """Some rows of examples that all views share: what every kind of dataset is."""
+    """A view: some rows of examples that all views share. Base class of all datasets."""
 
     def __init__(self, shared: Any, rows: np.ndarray) -> None:
         self._shared = shared
@@ -34,13 +34,13 @@ class View:
         return len(self._rows)
 
     def take(self, indices: Any) -> Self:
-        """Return a view of the examples at `indices` (Int[Array, "n"]) of this one.
+        """Return a view of the examples of this view at `indices` (Int[Array, "n"]).
 
         Args:
             indices: In any order, repeats allowed; at least one.
 
         Raises:
-            ValueError: not a list of indices, or an empty one.
+            ValueError: `indices` is not a list of indices, or is empty.
             IndexError: no example has that index.
         """
         indices = np.asarray(indices)
@@ -51,19 +51,19 @@ class View:
         return view
 
     def split(self, fraction: float, seed: int, *, test: float | None = None, stratify: Any = None) -> Splits[Self]:
-        """Return the dataset split at random: `fraction` of it for validation, the rest for training.
+        """Split the dataset at random: `fraction` of it for validation, the rest for training.
 
         Args:
-            fraction: In (0, 1); at least one example falls on each side.
+            fraction: In (0, 1); each part must have at least one example.
             seed: The same seed gives the same split in every process.
-            test: The fraction to hold back for a test, if any; what is for validation does not depend on it.
-            stratify: An array's name, or one class per example (Array, "n"): each class is split alike, to within an
-                example (with `test`, two).
+            test: The fraction to hold out as a test set, if any. It does not change the validation set.
+            stratify: An array's name, or one class per example (Array, "n"): each class is split in the same
+                proportion, to within one example (two with `test`).
 
         Raises:
-            ValueError: one side would be empty, the seed is none, or `stratify` gives no class per example.
+            ValueError: a part would be empty, the seed is invalid, or `stratify` has no class for each example.
         """
-        # Also of NaN, which rounds to no number, comes nothing.
+        # NaN, which cannot be rounded, is treated as 0.
         shares = [part if 0 < part < 1 else 0 for part in (fraction, test) if part is not None]
         counts = [round(share * len(self)) for share in shares]
         if min(counts) < 1 or sum(counts) >= len(self):
@@ -75,7 +75,7 @@ class View:
         rest = _shuffled(len(self), seed)
         classes, parts = self._classes(stratify), []
         for count in counts:
-            # Evenly spaced among the examples sorted by class, so that each class gives its share.
+            # Evenly spaced among the examples sorted by class, so that each class contributes its share.
             spaced = np.arange(count) if classes is None else np.arange(count) * len(rest) // count
             chosen = np.zeros(len(rest), bool)
             chosen[_by_class(rest, classes)[spaced]] = True
@@ -84,15 +84,15 @@ class View:
         return Splits(self.take(rest), *parts)
 
     def folds(self, count: int, seed: int, *, stratify: Any = None) -> list[Splits[Self]]:
-        """Return the splits of a k-fold cross-validation: each example is for validation in exactly one of them.
+        """Return the splits of a k-fold cross-validation: each example is used for validation in exactly one of them.
 
         Args:
-            count: In 2 to the number of examples; the folds' sizes differ by at most one.
+            count: From 2 to the number of examples; the sizes of the folds differ by at most one.
             seed: The same seed gives the same folds in every process.
-            stratify: An array's name, or one class per example (Array, "n"): each class is dealt out evenly.
+            stratify: An array's name, or one class per example (Array, "n"): each class is divided evenly.
 
         Raises:
-            ValueError: `count` is out of range, the seed is none, or `stratify` gives no class per example.
+            ValueError: `count` is out of range, the seed is invalid, or `stratify` has no class for each example.
         """
         if not 2 <= count <= len(self):
             raise ValueError(f"the number of folds must be from 2 to the number of examples, {len(self)}: got {count}")
@@ -112,12 +112,12 @@ class View:
         return classes
 
     def _column(self, name: str) -> np.ndarray:
-        """What the examples have under a name, for `stratify`."""
+        """Return the array of a name for `stratify`."""
         raise NotImplementedError
 
 
 def _shuffled(length: int, seed: Any) -> np.ndarray:
-    # NumPy would take None as well, and shuffle differently each time.
+    # NumPy would accept None as well, and shuffle differently each time.
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"seed must be a whole number of at least 0: got {seed!r}")
     return np.random.default_rng(seed).permutation(length)
@@ -131,12 +131,12 @@ def _by_class(order: np.ndarray, classes: np.ndarray | None) -> np.ndarray:
 class ArrayDataset(View):
     """Arrays with one leading axis of examples, by name: `ArrayDataset(inputs=images, labels=labels)`.
 
-    An array named `weight` weighs the examples in losses and metrics; without it all weigh 1. Views (`take`, `split`,
-    `folds`) copy nothing: they share the arrays, and differ in `rows`. What `arrays` and `host()` of a view return are
-    its own examples.
+    An array named `weight` sets the weights of the examples in losses and metrics; by default all are 1. Views (`take`,
+    `split`, `folds`) copy nothing: they share the arrays and differ in `rows`. `arrays` and `host()` of a view return
+    only its own examples.
 
     Raises:
-        ValueError: no array, lengths differ, an array holds no numbers, or a weight is none.
+        ValueError: there is no array, lengths differ, an array does not hold numbers, or a weight is invalid.
     """
 
     def __init__(self, **arrays: Any) -> None:
@@ -158,21 +158,21 @@ class ArrayDataset(View):
 
     @cached_property
     def arrays(self) -> Batch:
-        """The examples of this view, and no others, on the device, with `weight`.
+        """The examples of this view only, on the device, with `weight`.
 
-        Of a whole dataset they are the arrays that its views share; a view's are a copy, made when it is first asked
-        for. Training copies nothing: it takes `rows` of what is shared.
+        For a whole dataset these are the arrays that its views share; for a view they are a copy, created on first use.
+        Training copies nothing: it reads `rows` of the shared arrays.
         """
         is_whole = np.array_equal(self._rows, np.arange(len(self._shared)))
         return self._shared.on_device if is_whole else _put(self.host())
 
     @cached_property
     def rows(self) -> jax.Array:
-        """Where in the whole dataset the examples of this view are: Int[Array, "n"] on the device; put there once."""
+        """Positions of this view's examples in the whole dataset: Int[Array, "n"], put on the device once."""
         return _put(self._rows.astype(np.int32))
 
     def host(self) -> dict[str, np.ndarray]:
-        """Return the examples of this view as NumPy arrays, with `weight` and of the types that `arrays` has."""
+        """Return the examples of this view as NumPy arrays, with `weight` and the types of `arrays`."""
         return self._shared.at(self._rows)
 
     def _column(self, name: str) -> np.ndarray:
@@ -185,7 +185,7 @@ class ArrayDataset(View):
 
 
 def _is_numeric(dtype: np.dtype) -> bool:
-    # JAX knows the numbers that NumPy does not have, such as bfloat16; to both, spans of time are integers.
+    # JAX knows numbers that NumPy does not have, such as bfloat16; for both, timedeltas are integers.
     return dtype.kind != "m" and (jnp.issubdtype(dtype, np.number) or jnp.issubdtype(dtype, np.bool_))
 
 
@@ -220,7 +220,7 @@ class _Arrays:
 
 
 def narrow(array: np.ndarray) -> np.ndarray:
-    """Return 64-bit numbers as 32-bit ones, which is what JAX computes with."""
+    """Convert 64-bit numbers to 32 bits, which JAX computes with."""
     narrower = {"float64": np.float32, "int64": np.int32, "uint64": np.uint32}
     return array.astype(narrower.get(array.dtype.name, array.dtype))
 
@@ -230,7 +230,7 @@ D = TypeVar("D", bound=View)
 
 @dataclass(frozen=True)
 class Splits(Generic[D]):
-    """What a study trains and validates on, and what it may keep for a test."""
+    """The training and validation data of a study, and optionally test data."""
 
     train: D
     validation: D
@@ -238,19 +238,19 @@ class Splits(Generic[D]):
 
 
 def steps_per_epoch(length: int, batch_size: int) -> int:
-    """Return the number of batches that cover `length` examples, the last padded."""
+    """Return the number of batches that cover `length` examples, with the last one padded."""
     return -(-length // batch_size)
 
 
 def batch_order(order: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
-    """Cut an order of examples into batches of one size.
+    """Cut an order of examples into batches of equal size.
 
-    The last batch is filled up by going through the order again, at weight 0: with real examples, so that batch
-    statistics stay sane.
+    The last batch is filled up from the start of the order, with weight 0. These are real examples, so that batch
+    statistics remain meaningful.
 
     Args:
         order: Int[Array, "examples"].
-        batch_size: May exceed the number of examples, as the devices of a trial may ask for.
+        batch_size: May be larger than the number of examples, if a trial uses several devices.
 
     Returns:
         Indices Int[Array, "steps batch"] and weights Float[Array, "steps batch"].
@@ -262,6 +262,6 @@ def batch_order(order: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array
 
 
 def gather(arrays: Batch, indices: jax.Array, weights: jax.Array) -> Batch:
-    """Return the batch of the examples at `indices`, its `weight` multiplied by `weights`."""
+    """Return the batch of examples at `indices`, with `weight` multiplied by `weights`."""
     batch = {name: jnp.take(array, indices, axis=0) for name, array in arrays.items()}
     return {**batch, "weight": batch["weight"] * weights}

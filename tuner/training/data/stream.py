@@ -29,7 +29,7 @@ HostBatch = dict[str, np.ndarray]
 
 
 class Source(Protocol):
-    """Examples in any order: files, a memory map, an ArrayRecord; read by several threads at once."""
+    """A random-access source of examples, such as files, a memory map or an ArrayRecord; several threads read it."""
 
     def __len__(self) -> int: ...
 
@@ -40,14 +40,14 @@ class StreamDataset(View):
     """Examples that are read when they are needed: `StreamDataset(Photos("/data/photos"))`.
 
     Args:
-        source: Gives example i as a dict of arrays, `weight` among them if examples weigh differently; all have the
+        source: Returns example i as a dict of arrays, with `weight` if weights differ; all examples have the
             same keys, shapes and types.
         workers: Processes that read; 0 reads in threads of this one, which is enough unless Python itself is the
             bottleneck. Worker processes need a source that can be pickled: one that opens files when first read.
-        prefetch: Batches being read at the same time, in all workers together, each by a thread of its own.
+        prefetch: Number of batches that are read at the same time, in all workers together, each by its own thread.
 
     Raises:
-        ValueError: the source is empty or no source, or a number is out of range.
+        ValueError: the source is empty or invalid, or a number is out of range.
     """
 
     def __init__(self, source: Source, *, workers: int = 0, prefetch: int = 4) -> None:
@@ -60,22 +60,22 @@ class StreamDataset(View):
         super().__init__(_Reading(source, workers, prefetch), np.arange(len(source)))
 
     def batches(self, indices: np.ndarray, weights: np.ndarray, start: int = 0) -> Generator[HostBatch]:
-        """Yield the batches of an order of examples, as `gather` would give them from an `ArrayDataset`.
+        """Yield the batches of an order of examples, as `gather` returns them for an `ArrayDataset`.
 
-        Threads and processes start with the first batch and end with the last, or when the generator is closed or
-        dropped, which waits for batches that are being read. Processes take seconds to start: give them the order of
+        Threads and processes start with the first batch. They end with the last batch, or when the generator is closed
+        or deleted, which waits for batches that are being read. Processes take seconds to start: pass the order of
         several epochs at once.
 
         Args:
             indices: Which examples of this view, batch by batch. Int[np.ndarray, "steps batch"].
             weights: 0 for padding; multiplied with the source's own `weight`. Float[np.ndarray, "steps batch"].
-            start: The first step to yield, to go on in mid-epoch.
+            start: The first step to yield, to resume within an epoch.
 
         Yields:
-            Arrays by name, with `weight`; 64-bit numbers narrowed to 32 bits.
+            Arrays by name, with `weight`; 64-bit numbers are converted to 32 bits.
 
         Raises:
-            ValueError: shapes differ, `start` is beyond the last step, or an example is unlike the first of the view.
+            ValueError: shapes differ, `start` is after the last step, or an example differs from the view's first one.
             RuntimeError: the source raised an error; the message names it and the example.
             StudyError: Grain is not installed, or the source cannot be sent to worker processes.
         """
@@ -98,7 +98,7 @@ class StreamDataset(View):
 
 @dataclass(frozen=True, eq=False)
 class _Reading:
-    """A source and how to read it, which views share."""
+    """A source and its reading options, which views share."""
 
     source: Source
     workers: int
@@ -116,8 +116,8 @@ class _Reading:
             grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
         )
         if workers:
-            # Sent through a pipe: shared memory takes half the time, but /dev/shm is small in containers, and Python's
-            # tracker of it complains when a program ends in mid-epoch.
+            # Sent through a pipe. Shared memory takes half the time, but /dev/shm is small in containers, and Python's
+            # resource tracker complains if a program ends within an epoch.
             through_pipe = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
             dataset = grain.experimental.WithOptionsIterDataset(dataset, through_pipe)
             dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), _start_worker)
@@ -127,7 +127,7 @@ class _Reading:
 
 @dataclass(frozen=True, eq=False)
 class _Batches:
-    """What Grain reads: the batch of a step, by its number."""
+    """The source that Grain reads: the batch of a step, by its number."""
 
     source: Any
     rows: np.ndarray
@@ -145,7 +145,7 @@ class _Batches:
 
     @cached_property
     def _like(self) -> HostBatch:
-        """The view's first example; not read before this has reached its process, since reading may open files."""
+        """The view's first example; read in the process that uses it, because reading may open files."""
         return self._example(self.first)
 
     def _checked(self, row: int) -> HostBatch:
@@ -205,7 +205,7 @@ class _Pickled:
 _unfinished: weakref.WeakSet[Generator[HostBatch]] = weakref.WeakSet()
 
 
-# Left to the end of the interpreter, Grain would look for modules that are gone by then.
+# At the interpreter's exit, Grain would look for modules that no longer exist.
 @atexit.register
 def _close_unfinished() -> None:
     for batches in list(_unfinished):
@@ -213,7 +213,7 @@ def _close_unfinished() -> None:
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Have this process end with its parent, however that ends, and not by Ctrl-C before it."""
+    """Make this process end with its parent, however that ends, and ignore Ctrl-C until then."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -227,7 +227,7 @@ def _import_grain() -> Any:
         raise StudyError(f"a StreamDataset needs Grain, which is not installed: {how_to_install('stream')}") from None
     from absl import flags
 
-    # Grain reads its settings from command line flags, which must have been parsed; here there are none.
+    # Grain reads its settings from command line flags, which must be parsed first; there are none.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     return grain

@@ -81,11 +81,11 @@ def tabulate(trainer: TrainerDefinition, hparams: Any, splits: Splits) -> str:
 
 @explained()
 def memory(trainer: TrainerDefinition, hparams: Any, splits: Splits, layout: Layout | None = None) -> dict[str, int]:
-    """Return what a training step needs of a device's memory, in bytes, from the compiled program.
+    """Return the memory that a training step needs on a device, in bytes, from the compiled program.
 
     Returns:
-        `arguments` (state, batch source), `temporary` (activations and the like), `outputs` beyond what the state
-        given leaves free.
+        `arguments` (state, batch source), `temporary` (such as activations), and `outputs` that do not reuse the memory
+        of the state.
     """
     register(hparams)
     layout = layout or Layout()

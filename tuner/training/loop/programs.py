@@ -26,13 +26,13 @@ from tuner.training.pytree import PyTree
 from tuner.training.state import Stream, TrainState
 
 _KEPT = 16
-"""Sets of programs kept in memory. A study over hundreds of widths would else hold all its programs to the end."""
+"""Sets of programs to keep in memory. Without a limit, a study of hundreds of widths would keep all its programs."""
 _DROPPED = 32
-"""Sets of programs dropped until JAX is told to forget them."""
+"""Number of dropped sets after which JAX's caches are cleared."""
 
 
 class Carry(NamedTuple):
-    """What goes from step to step: the state, the epoch's metrics so far, and the step's place in the epoch."""
+    """Values passed from step to step: the state, the epoch's metrics so far, and the position in the epoch."""
 
     state: TrainState
     totals: Metrics
@@ -47,7 +47,7 @@ def first_carry(
     total_steps: int,
     optimizer_rules: int = OPTIMIZER_RULES,
 ) -> Carry:
-    """Return the state before the first step, from a seed (Int[Array, ""]), and metrics that have seen nothing."""
+    """Return the state before the first step, from a seed (Int[Array, ""]), and empty metrics."""
     with collect_stacks(optimizer_rules):
         state = trainer.init_state(hparams, batch, jax.random.key(seed), total_steps)
     if state.key is None or state.step is None:
@@ -57,7 +57,7 @@ def first_carry(
 
 
 def one_step(trainer: TrainerDefinition, layout: Layout, hparams: Any, source: Source, carry: Carry) -> Carry:
-    """Return what follows from one training step. Pure; may be vmapped over `hparams` and `carry`."""
+    """Return the carry after one training step. Pure; may be vmapped over `hparams` and `carry`."""
     state, totals, position = carry
     assert state.key is not None
     assert state.step is not None
@@ -69,7 +69,7 @@ def one_step(trainer: TrainerDefinition, layout: Layout, hparams: Any, source: S
 def many_steps(
     trainer: TrainerDefinition, layout: Layout, hparams: Any, source: Source, carry: Carry, count: int
 ) -> Carry:
-    """Return what follows from `count` training steps, as one loop inside the program."""
+    """Return the carry after `count` training steps, as one loop inside the program."""
 
     def step(carry: Carry, _: None) -> tuple[Carry, None]:
         return one_step(trainer, layout, hparams, source, carry), None

@@ -26,10 +26,10 @@ _DROPOUT = {
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Turn JAX's errors about numbers that are traced into one line that says where, and what to write instead.
+    """Convert JAX's errors about traced numbers to a one-line error with the place and what to write instead.
 
     Raises:
-        StudyError: Python code needs the value of a number inside a program.
+        StudyError: Python code needs the value of a traced number.
     """
     try:
         yield

@@ -36,18 +36,18 @@ REFUSED = {
 }
 
 SCHEDULE_FREE = ("schedule_free_adamw", "schedule_free_sgd")
-# Decoupled decay inside: lr * decay * w with the step, or what takes its place where the rate is estimated.
+# Optimizers with built-in decoupled decay: lr * decay * w, or the equivalent if they estimate the rate.
 OWN_DECAY = (
     *("acprop", "adamaxw", "adamw", "adan", "ademamix", "dadapt_adamw", "galore", "lamb", "lion", "momo", "momo_adam"),
     *("nadamw", "novograd", "prodigy", "simplified_ademamix", "sophia", *SCHEDULE_FREE),
 )
-# They compute where the parameters should be, so what is added to or scaled in their step is undone by the next.
+# They compute positions of the parameters, so their next step undoes anything added to or scaled in a step.
 POSITIONS = ("cocob", "madgrad", *SCHEDULE_FREE)
 FIXED_RATE = {
     "rprop": "its learning_rate sets only the size of the first step",
     **dict.fromkeys(SCHEDULE_FREE, "it averages instead; for a warm-up set the option warmup_steps"),
 }
-# What they do to one number of an array depends on the others: norms, means, factors.
+# Their update of a number depends on the rest of its array: norms, means, factors.
 WHOLE_ARRAY = ("adafactor", "fromage", "galore", "lamb", "lars", "muon", "novograd", "sm3")
 WHOLE_LOSS = ("lbfgs", "sophia")
 ELSEWHERE = {
@@ -60,7 +60,7 @@ BELOW_ONE = ("b1", "b2", "b3", "momentum", "rho")
 
 
 def factory_of(name: str) -> Any:
-    """Return optax's function of that name."""
+    """Return the function of optax with that name."""
     return getattr(optax, name, None) or getattr(optax.contrib, name)
 
 

@@ -33,7 +33,7 @@ from tuner.training.pytree import PyTree
 def decay_matrices(params: PyTree) -> Any:
     """Mark arrays with two or more axes that are not called `bias` or `scale`: the default of `decay_mask`.
 
-    As `decay_mask` in a trainer, it does not count the axis that `Stack` adds.
+    Used as `decay_mask` in a trainer, it ignores the axis that `Stack` adds.
     """
     return Layers().default_mask(params)
 
@@ -44,10 +44,10 @@ def decay_all(params: PyTree) -> Any:
 
 
 def marks(mask: Callable[[Any], Any], params: PyTree) -> Any:
-    """Return what a `decay_mask` makes of parameters.
+    """Return the marks that a `decay_mask` returns for parameters.
 
     Raises:
-        StudyError: it is no tree like theirs; a mark may stand for all that is below it.
+        StudyError: they are not a tree like the parameters; a mark may cover a whole subtree.
     """
     made = mask(params)
     try:
@@ -60,7 +60,7 @@ def marks(mask: Callable[[Any], Any], params: PyTree) -> Any:
 
 
 def _difference(made: Any, params: PyTree) -> str:
-    """Say where a tree of marks differs from the parameters."""
+    """Describe where a tree of marks differs from the parameters."""
     by_tree = (jax.tree_util.tree_leaves_with_path(tree) for tree in (made, params))
     marked, arrays = ([jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in one] for one in by_tree)
     for name in arrays:
@@ -73,12 +73,12 @@ def _difference(made: Any, params: PyTree) -> str:
 
 
 def is_zero(number: Any) -> bool:
-    """Tell whether a number is known to be 0, or None."""
+    """Return whether a number is known to be 0, or is None."""
     return number is None or (not isinstance(number, Tracer) and float(number) == 0.0)
 
 
 def check_spec(spec: OptimizerSettings, total_steps: int) -> None:
-    """Raise for whatever is wrong with a spec."""
+    """Raise StudyError if a setting of a spec is wrong."""
     check_steps(total_steps)
     _check_name(spec.name)
     _check_options(spec)

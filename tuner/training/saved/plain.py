@@ -14,11 +14,11 @@ from tuner.training.pytree import PyTree
 Path = tuple[str, ...]
 
 _ADDED = {"clipped_grad_norm": 0.0, "accumulated_weight": -1.0}
-"""Parts of the state that checkpoints of earlier versions lack, and what their arrays are filled with."""
+"""Parts of the state that checkpoints of earlier versions do not have, and the values to use for them."""
 
 
 def to_plain(tree: PyTree) -> dict[str, Any]:
-    """Turn any pytree into nested dicts with string keys and array leaves.
+    """Convert a pytree to nested dicts with string keys and array leaves.
 
     Args:
         tree: A pytree of arrays, typed PRNG keys and numbers.
@@ -27,7 +27,7 @@ def to_plain(tree: PyTree) -> dict[str, Any]:
         Dicts keyed by field name, key or index. Typed keys become their key data; a part without leaves becomes `{}`.
 
     Raises:
-        CheckpointError: A leaf is no array, or two parts have the same name.
+        CheckpointError: A leaf is not an array, or two parts have the same name.
     """
     plain: dict[str, Any] = {}
     for path, leaf in _named_leaves(tree, is_leaf=_has_no_leaves):
@@ -36,20 +36,20 @@ def to_plain(tree: PyTree) -> dict[str, Any]:
 
 
 def from_plain(plain: Mapping[str, Any], like: Any, shardings: Any = None) -> Any:
-    """Turn what `to_plain` made back into a tree.
+    """Convert the result of `to_plain` back to a tree.
 
     Args:
         plain: Nested dicts of arrays.
         like: A tree of the same structure, shapes and dtypes; its leaves are arrays, typed keys, numbers or
-            `jax.ShapeDtypeStruct`s. Where it has NumPy arrays or numbers, NumPy arrays come back; else JAX arrays.
-        shardings: Where JAX arrays go: one `jax.sharding.Sharding`, or a tree of them that matches `like`; None is
-            JAX's default device.
+            `jax.ShapeDtypeStruct`s. NumPy arrays and numbers are restored as NumPy arrays, others as JAX arrays.
+        shardings: The placement of JAX arrays: one `jax.sharding.Sharding`, or a tree of them that matches `like`; None
+            for JAX's default device.
 
     Returns:
         The tree, bit for bit.
 
     Raises:
-        CheckpointError: An array is missing, has no place in `like`, or is of another shape or dtype.
+        CheckpointError: An array is missing, is not in `like`, or has another shape or dtype.
     """
     found = {path: array for path, array in flatten(plain) if not isinstance(array, Mapping)}
     treedef = jax.tree.structure(like)
@@ -83,7 +83,7 @@ def insert(plain: dict[str, Any], path: Path, value: Any) -> None:
     """Put a value at a path of nested dicts.
 
     Raises:
-        CheckpointError: There is one already.
+        CheckpointError: The path already has a value.
     """
     for name in path[:-1]:
         plain = plain.setdefault(name, {})
@@ -93,7 +93,7 @@ def insert(plain: dict[str, Any], path: Path, value: Any) -> None:
 
 
 def _restored(array: Any, expected: Any, place: jax.sharding.Sharding | None, path: Path) -> Any:
-    """Check one array and make it what `expected` is."""
+    """Check an array and convert it to the kind of `expected`."""
     is_key = _is_key(expected)
     wanted = jax.eval_shape(jax.random.key_data, expected) if is_key else expected
     shape, dtype = np.shape(wanted), np.dtype(getattr(wanted, "dtype", None) or np.asarray(wanted).dtype)
@@ -108,7 +108,7 @@ def _restored(array: Any, expected: Any, place: jax.sharding.Sharding | None, pa
     if not is_jax or jax.dtypes.canonicalize_dtype(dtype) != dtype:
         return np.array(array)
     if getattr(expected, "weak_type", False) and shape == ():
-        # A strong type would be another program's argument.
+        # A strongly typed argument would need another program.
         weak = jax.numpy.asarray(array.item())
         array = weak if weak.dtype == dtype else array
     return jax.device_put(array, place)
@@ -125,12 +125,12 @@ def _as_array(leaf: Any, path: Path) -> Any:
 
 
 def _is_key(leaf: Any) -> bool:
-    """Return whether a leaf, or what stands for it, is a typed PRNG key."""
+    """Return whether a leaf, or its `ShapeDtypeStruct`, is a typed PRNG key."""
     return hasattr(leaf, "dtype") and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _key_impl(expected: Any) -> Any:
-    """Return the implementation of a key, or of a ShapeDtypeStruct of one, which `key_impl` does not take."""
+    """Return the implementation of a key, or of its ShapeDtypeStruct, which `key_impl` does not accept."""
     impls: list[Any] = []
     jax.eval_shape(lambda key: impls.append(jax.random.key_impl(key)), expected)
     return impls[0]

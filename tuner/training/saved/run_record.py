@@ -38,7 +38,7 @@ class _Best(Protocol):
 
 
 class Recorded(Protocol):
-    """A `Training`, as far as its record needs to know it."""
+    """The attributes of a `Training` that its record uses."""
 
     trainer: TrainerDefinition
     splits: Splits
@@ -63,7 +63,7 @@ class Recorded(Protocol):
 
 
 def identity(training: Recorded) -> dict[str, Any]:
-    """Return what must be equal for a checkpoint or a log to be one of this training."""
+    """Return the values that a checkpoint or log of this training must have."""
     return {
         "seed": training.seed,
         "epochs": training.epochs,
@@ -80,7 +80,7 @@ def identity(training: Recorded) -> dict[str, Any]:
 
 
 def record(training: Recorded) -> dict[str, Any]:
-    """Return what there is to know about a training beside its arrays."""
+    """Return all information about a training except its arrays."""
     best = training.best
     return {
         **training.about,
@@ -96,12 +96,12 @@ def record(training: Recorded) -> dict[str, Any]:
 
 
 class RunLog:
-    """The file of a single run, `run.json`: hyperparameters, seed, versions, data, and every report.
+    """The log of a single run, `run.json`: hyperparameters, seed, versions, data, and every report.
 
-    Written anew, atomically, after each report; `load_run` reads it.
+    It is rewritten atomically after each report; `load_run` reads it.
 
     Args:
-        folder: A folder of the run's own; made if it is missing.
+        folder: A folder for this run only; created if it does not exist.
         training: The training.
 
     Raises:
@@ -124,7 +124,7 @@ class RunLog:
             raise StudyError(f"cannot create the folder {folder} for the log: {error}") from None
 
     def write(self, training: Recorded) -> None:
-        """Write what is known so far; a log that cannot be written is told on stderr and never stops the training."""
+        """Write the log; if that fails, print a warning on stderr and continue the training."""
         try:
             write_json(self._path, record(training))
         except OSError as error:
@@ -138,7 +138,7 @@ def read_log(path: Path) -> dict[str, Any]:
     """Return a log.
 
     Raises:
-        CheckpointError: it is none.
+        CheckpointError: the file is missing or is not a log.
     """
     try:
         found = read_json(path)
@@ -150,10 +150,10 @@ def read_log(path: Path) -> dict[str, Any]:
 
 
 def find_optimizer_rules(asked: int | None, checkpoints: Checkpoints | None, log: str | Path | None) -> int:
-    """Return the rules of a training: those asked for, else those that it was begun with, else the newest.
+    """Return the optimizer rules of a training: the given ones, else those with which it started, else the newest.
 
     Raises:
-        StudyError: this version has no such rules.
+        StudyError: this version does not have these rules.
     """
     begun = None if checkpoints is None else checkpoints.latest_record()
     path = None if log is None else Path(log).absolute() / "run.json"
@@ -170,14 +170,14 @@ def find_optimizer_rules(asked: int | None, checkpoints: Checkpoints | None, log
 
 
 def digests(splits: Splits) -> dict[str, str | None]:
-    """Return what tells these data from others of the same shapes."""
+    """Return digests that distinguish these data from others with the same shapes."""
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     return {name: digest(part) for name, part in parts.items() if part is not None}
 
 
 @lru_cache(maxsize=8)
 def digest(dataset: Dataset) -> str | None:
-    """Return what tells a dataset from another with the same shapes; None for a stream, which is not read for it."""
+    """Return a digest of a dataset; None for a stream, which is not read for this."""
     if not isinstance(dataset, ArrayDataset):
         return None
     hashed = hashlib.blake2b(digest_size=16)
@@ -188,7 +188,7 @@ def digest(dataset: Dataset) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Return what results depend on, beside the code."""
+    """Return the versions on which results depend."""
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
         "python": platform.python_version(),
@@ -199,7 +199,7 @@ def versions() -> dict[str, str]:
 
 
 def describe_hparams(hparams: Any) -> Any:
-    """Return hyperparameters as plain JSON values: of a space or a dict the values, anything else as text."""
+    """Return hyperparameters as plain JSON: the values of a space or a dict, anything else as text."""
     if isinstance(hparams, Space):
         return to_params(hparams)
     if is_plain(hparams):
@@ -208,12 +208,12 @@ def describe_hparams(hparams: Any) -> Any:
 
 
 def settings(trainer: TrainerDefinition) -> dict[str, Any]:
-    """Return the plain attributes of a trainer as JSON has them."""
+    """Return the plain attributes of a trainer as JSON."""
     return from_json(to_json(dict(settings_of(trainer))))
 
 
 def is_plain(hparams: Any) -> bool:
-    """Return whether hyperparameters are a dict that comes back from JSON as it was."""
+    """Return whether hyperparameters are a dict that JSON restores unchanged."""
     return type(hparams) is dict and all(
         isinstance(name, str)
         and (value is None or type(value) in (bool, int, float, str) or isinstance(value, np.number))
@@ -224,6 +224,6 @@ def is_plain(hparams: Any) -> bool:
 def _reference(kind: type) -> Mapping[str, str]:
     try:
         file = str(Path(inspect.getfile(kind)).resolve())
-    except (OSError, TypeError):  # typed into an interpreter, or built in
+    except (OSError, TypeError):  # defined in an interpreter, or built in
         file = ""
     return {"file": file, "module": kind.__module__, "name": kind.__qualname__}
