@@ -18,25 +18,25 @@ Genotype = Mapping[str, Any]
 """Plain JSON: kind of cell -> its nodes -> two edges each -> `[operation, source]`."""
 KINDS = ("normal", "reduce")
 ALPHAS = "alphas_"
-"""How the names of the architecture's parameters begin."""
+"""The prefix of the names of the architecture's parameters."""
 
 
 def edges(nodes: int) -> int:
-    """Return the edges of a cell in which every node is joined to both inputs and all nodes before it."""
+    """Return the edges of a cell in which every node is connected to both inputs and all earlier nodes."""
     return sum(2 + node for node in range(nodes))
 
 
 def genotype(alphas: Mapping[str, Any], operations: tuple[str, ...] = OPERATIONS) -> dict[str, Any]:
-    """Return what is left of the mixtures: of each node the two strongest edges, with their strongest operations.
+    """Return the discrete architecture: the two strongest edges of each node, with their strongest operations.
 
-    The operation `none` is not chosen, and does not count for an edge's strength.
+    The operation `none` is not chosen and does not count for the strength of an edge.
 
     Args:
         alphas: Logits by kind of cell, Float[Array, "edges operations"].
-        operations: What the columns are.
+        operations: The operations of the columns.
 
     Raises:
-        StudyError: the logits are not those of whole cells over these operations, or there is only `none`.
+        StudyError: the logits do not fit cells with these operations, or the only operation is `none`.
     """
     check_operations(operations)
     if operations == ("none",):
@@ -63,10 +63,10 @@ def _nodes(logits: np.ndarray, operations: tuple[str, ...]) -> list[list[list[An
 
 
 def _wiring(nodes: Any) -> Wiring:
-    """Return a genotype's nodes as the wiring of a cell.
+    """Convert the nodes of a genotype to the wiring of a cell.
 
     Raises:
-        StudyError: an operation is unknown, a node has no edge, or two from one place, or one from no earlier place.
+        StudyError: an operation is unknown, or a node has no edge, two edges from one source or one from a later node.
     """
     for at, node in enumerate(nodes):
         sources = {source for _, source in node}
@@ -86,7 +86,7 @@ def _run(
     images: jax.Array,
     train: bool,
 ) -> jax.Array:
-    """Return logits [batch, classes] of a stem, cells, the mean over the image and a linear layer; inside a module."""
+    """Return logits [batch, classes] from a stem, cells, the global mean and a linear layer; inside a module."""
     affine = alphas is None
     stem = nn.Conv(3 * channels, (3, 3), use_bias=False, name="stem")(images)
     earlier = later = Norm(True, name="stem_norm")(stem, train=train)
@@ -104,14 +104,14 @@ def _check_cells(cells: tuple[str, ...]) -> None:
 
 
 class SearchNetwork(nn.Module):
-    """Cells of mixtures. The parameters `alphas_normal` and `alphas_reduce` are common to all cells of a kind.
+    """A network of cells with mixtures. All cells of a kind share the parameters `alphas_normal` or `alphas_reduce`.
 
     Attributes:
-        classes: Outputs.
-        cells: Their kinds; a `reduce` halves the image and doubles the channels.
-        channels: Of each node; of the stem three times as many.
-        nodes: In each cell.
-        operations: On each edge.
+        classes: The number of outputs.
+        cells: The kind of each cell; `reduce` halves the image and doubles the channels.
+        channels: The channels of each node; the stem has three times as many.
+        nodes: The number of nodes in each cell.
+        operations: The operations of each edge.
     """
 
     classes: int
@@ -132,11 +132,11 @@ class SearchNetwork(nn.Module):
 
 
 class DiscreteNetwork(nn.Module):
-    """The network of a genotype, in the same order of cells; its weights are its own.
+    """The network of a genotype, with new weights.
 
     Attributes:
-        classes: Outputs.
-        genotype: As JSON text, which is what a space or a trainer's settings can hold.
+        classes: The number of outputs.
+        genotype: The genotype as JSON text, so that it can be a value of a space or a setting of a trainer.
         cells: See `SearchNetwork`.
         channels: See `SearchNetwork`.
     """
@@ -151,7 +151,7 @@ class DiscreteNetwork(nn.Module):
         """Return logits [batch, classes] for images [batch, height, width, channels].
 
         Raises:
-            StudyError: the genotype lacks a kind of cell, or its edges are wrong.
+            StudyError: the genotype has no cell of a kind, or its edges are wrong.
         """
         _check_cells(self.cells)
         told = json.loads(self.genotype)
@@ -162,11 +162,11 @@ class DiscreteNetwork(nn.Module):
 
 
 class DiscreteClassifier(Classifier):
-    """Trains the network of a genotype, which is a setting: a checkpoint has it in its record.
+    """Trains the network of a genotype. The genotype is a setting, so checkpoints record it.
 
     Args:
-        classes: How many there are.
-        genotype: As `genotype` returns it.
+        classes: The number of classes.
+        genotype: The result of `genotype`.
         cells: See `SearchNetwork`.
         channels: See `SearchNetwork`.
     """

@@ -5,8 +5,8 @@ With p(z, T) = softmax(z / T), teacher's logits v, student's z and the true labe
     alpha H(y, p(z, 1)) + (1 - alpha) T^2 D(p(v, T), p(z, T)):
 
 alpha is the share of the *hard* labels. D is the divergence KL(p || q), or the paper's cross-entropy H(p, q), which is
-larger by the teacher's entropy. Gradients are the same; but only the divergence is 0 where student and teacher agree,
-and the other's values depend on T even there. T^2 keeps the size of gradients, which fall as 1 / T^2 (section 2).
+larger by the teacher's entropy. Their gradients are equal, but only the divergence is 0 if student and teacher agree;
+the cross-entropy then still depends on T. T^2 compensates for the gradients, which decrease as 1 / T^2 (section 2).
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def soft_losses(student: jax.Array, teacher: jax.Array, temperature: Any, form: 
     """Return T^2 D(teacher, student) of each example.
 
     Args:
-        student: Logits. Float[Array, "batch classes"].
-        teacher: Logits; the same shape.
+        student: The student's logits. Float[Array, "batch classes"].
+        teacher: The teacher's logits; the same shape.
         temperature: T; > 0, may be traced.
-        form: What D is; static.
+        form: The form of D: `divergence` or `cross_entropy`; static.
 
     Returns:
         Float[Array, "batch"].
@@ -50,19 +50,19 @@ def soft_losses(student: jax.Array, teacher: jax.Array, temperature: Any, form: 
 def with_teacher(
     splits: Splits[ArrayDataset], teacher: Callable[[Any], Any], batch_size: int = 512
 ) -> Splits[ArrayDataset]:
-    """Return the splits with an array `teacher_logits`: the teacher sees every example once, not once an epoch.
+    """Return the splits with an array `teacher_logits`, so that the teacher runs once per example, not once per epoch.
 
-    Logits are the same on machines of one kind; elsewhere their last bits differ, and with them what the data are
-    known by: a trial that another kind of machine began is not resumed there.
+    Logits are the same on machines of the same kind. On other machines their last bits differ, and so does the digest
+    of the data: a trial that was started on another kind of machine cannot be resumed.
 
     Args:
-        splits: With an array `inputs`.
-        teacher: Inputs [batch, ...] -> logits Float[Array, "batch classes"], in evaluation mode: what
-            `load_from_checkpoint` or `TrainerModule.bind_model` return, or any function.
-        batch_size: Examples that the teacher is given at a time.
+        splits: The splits, with an array `inputs`.
+        teacher: Inputs [batch, ...] -> logits Float[Array, "batch classes"], in evaluation mode: the result of
+            `load_from_checkpoint` or `TrainerModule.bind_model`, or any function.
+        batch_size: The number of examples per call of the teacher.
 
     Raises:
-        StudyError: the data are no `ArrayDataset`, or the teacher returns no finite logits.
+        StudyError: the data are not an `ArrayDataset`, or the teacher's logits are not finite.
     """
 
     def taught(dataset: ArrayDataset) -> ArrayDataset:
@@ -88,16 +88,16 @@ def _checked(logits: np.ndarray, examples: int) -> np.ndarray:
 
 
 class DistilledClassifier(Classifier):
-    """Classification by a student of a teacher's logits; subclasses define `init_model`, the student.
+    """A classifier that learns from a teacher's logits; subclasses define `init_model`, the student.
 
-    The data have `inputs`, `labels` and `teacher_logits`, see `with_teacher`. Hyperparameters: `alpha`, the share of
-    the hard labels (1/2 where a space has none), `temperature` (2), and those of `Classifier`. Validation reports
-    `accuracy`, `agreement` with the teacher's predictions, and `divergence` from it at temperature 1, which unlike
-    `loss` are comparable between trials.
+    The data have `inputs`, `labels` and `teacher_logits`; see `with_teacher`. Optional hyperparameters: `alpha`, the
+    share of the hard labels (default 1/2), `temperature` (default 2), and those of `Classifier`. Validation reports
+    `accuracy`, `agreement` with the teacher's predictions, and `divergence` from the teacher at temperature 1; unlike
+    `loss`, these are comparable between trials.
 
     Args:
-        classes: How many there are.
-        form: What D is: `divergence` or `cross_entropy`.
+        classes: The number of classes.
+        form: The form of D: `divergence` or `cross_entropy`.
     """
 
     def __init__(self, classes: int, form: Form = "divergence") -> None:
@@ -111,11 +111,11 @@ class DistilledClassifier(Classifier):
 
         Args:
             outputs: The student's logits, Float[Array, "batch classes"].
-            batch: With `labels`, Int[Array, "batch"], and `teacher_logits`, Float[Array, "batch classes"].
+            batch: The batch, with `labels`, Int[Array, "batch"], and `teacher_logits`, Float[Array, "batch classes"].
             hparams: The hyperparameters.
 
         Raises:
-            StudyError: the batch has no teacher's logits, or they are of other classes.
+            StudyError: the batch has no teacher logits, or they have another number of classes.
         """
         if "teacher_logits" not in batch:
             raise StudyError(

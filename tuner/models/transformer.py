@@ -34,7 +34,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: jax.Array, is_there: jax.Array) -> jax.Array:
-        """Return [batch, length, width] for inputs of that shape; keys with False in `is_there` [batch, length] are ignored."""
+        """Return outputs [batch, length, width]; keys with False in `is_there` [batch, length] are ignored."""
         width = hidden.shape[-1]
         project = partial(nn.DenseGeneral, (self.heads, width // self.heads), dtype=self.dtype)
         query, key, value = (project(name=name)(hidden) for name in ("query", "key", "value"))
