@@ -81,7 +81,7 @@ def main() -> None:
     clean_traces()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal may have no UTF-8
+            stream.reconfigure(errors="backslashreplace")  # a terminal may not support UTF-8
     try:
         _run()
     except TunerError as error:
@@ -89,7 +89,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of a pipe, `head` say, has seen enough.
+        # The reader of a pipe, for example `head`, has exited.
         drop(sys.stdout)
         sys.exit(0)
     except Exception as error:

@@ -15,7 +15,7 @@ from typing import Any
 from tuner.output.log import is_json, parse
 
 EVENTS_VARIABLE = "TUNER_EVENTS_FD"
-"""Holds the number of the pipe on which a worker tells its launcher what it does, one JSON object a line."""
+"""Has the number of the pipe for a worker's events, one JSON object per line."""
 
 
 @dataclass
@@ -23,10 +23,10 @@ class Message:
     """A line from a worker.
 
     Attributes:
-        index: The worker's place.
+        index: The worker's place in the launch.
         worker: Its name.
-        event: What it said; a line that it printed is an event `output`, unless it is one of a JSON log.
-        is_printed: Whether it printed this, which is for people.
+        event: The event; a printed line is an event `output`, unless it is a line of a JSON log.
+        is_printed: Whether the worker printed this line, for people.
     """
 
     index: int
@@ -37,10 +37,10 @@ class Message:
 
 @dataclass
 class WorkerProcess:
-    """A worker under way.
+    """A running worker.
 
-    Its standard input is a pipe that nobody writes to: it ends when the launcher does, however that comes about,
-    and the worker with it.
+    Its standard input is a pipe without data: it is closed when the launcher ends for any reason, and the worker then
+    ends too.
     """
 
     index: int
@@ -62,7 +62,7 @@ class WorkerProcess:
             text=True,
             errors="replace",
             pass_fds=(writing,),
-            # Ctrl-C goes to the launcher alone, which then ends its workers in order.
+            # Only the launcher gets Ctrl-C; it then stops its workers.
             start_new_session=True,
         )
         os.close(writing)
@@ -87,7 +87,7 @@ class WorkerProcess:
                 self.inbox.put(Message(self.index, self.name, event, is_printed=True))
 
     def has_ended(self) -> bool:
-        """Return whether the process is over and everything it said has been read."""
+        """Return whether the process has exited and all its messages have been read."""
         if self.process.poll() is None:
             return False
         for thread in self._threads:
@@ -96,19 +96,19 @@ class WorkerProcess:
 
     @property
     def ending(self) -> str:
-        """How the process ended, in words."""
+        """How the process ended, as text."""
         code = self.process.returncode
         if code is not None and code < 0:
             return f"killed by {signal.Signals(-code).name}"
         return f"exit status {code}"
 
     def stop(self) -> None:
-        """Ask the worker to give its trial back and end."""
+        """Ask the worker to give back its trial and exit."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End the worker and whatever it started, now."""
+        """Kill the worker and all processes that it started."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()

@@ -32,18 +32,18 @@ _IN_ORDER = (
 
 @dataclass
 class Snapshot:
-    """The state of a study under way.
+    """The state of a running study.
 
     Attributes:
         study: Its name; empty until a worker has loaded it.
         trials: The budget; 0 until then.
-        counts: Trials at each outcome, in the whole storage: other launches' workers count too.
-        best: The best value so far, in words.
+        counts: The number of trials with each outcome, including those of other launches.
+        best: The best value so far, as text.
         best_value: The same as a number; None with several objectives.
         began_s: When this launch started its first trial, on the monotonic clock.
         already: Trials that had used budget by then.
-        workers: What each worker does, by index.
-        is_out_of_hours: Whether the study ended because its wall or device hours were spent.
+        workers: The state of each worker, by index.
+        is_out_of_hours: Whether the study ended because its wall or device hours were used up.
         is_finished: Whether a sampler ended the search, by `Study.stop()`.
     """
 
@@ -65,7 +65,7 @@ class Snapshot:
         return sum(count for outcome, count in self.counts.items() if outcome.uses_budget)
 
     def seconds_left(self, now_s: float) -> float | None:
-        """Return the time to the end at the rate so far, None before the first end."""
+        """Return the estimated time to the end at the current rate; None before the first trial ends."""
         done = self.used - self.already
         if self.began_s is None or done <= 0:
             return None
@@ -89,7 +89,7 @@ class Snapshot:
 
 
 def format_seconds(seconds: float) -> str:
-    """Return a duration as people say it: `42 s`, `3 min 5 s`, `2 h 10 min`."""
+    """Return a readable duration: `42 s`, `3 min 5 s`, `2 h 10 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -99,7 +99,7 @@ def format_seconds(seconds: float) -> str:
 
 
 class Progress(Protocol):
-    """Shows a snapshot now and then, and what must not be lost in between: the launcher's words, workers' events."""
+    """Shows a snapshot from time to time, and all messages of the launcher and events of workers."""
 
     def update(self, snapshot: Snapshot) -> None: ...
     def note(self, message: str, event: str, level: str = "info", **fields: object) -> None: ...
@@ -111,7 +111,7 @@ class Progress(Protocol):
 
 
 def shown(event: Event) -> str | None:
-    """Return what people are shown of a worker's or the mirror's event, beside the snapshot; None for nothing."""
+    """Return the line to show for an event of a worker or the mirror; None for none."""
     match event["event"]:
         case "retry" | "restart":
             return f"[{event['place']}] {event_line(event)}"
@@ -126,7 +126,7 @@ def shown(event: Event) -> str | None:
 
 
 class PlainProgress:
-    """One line when something ended, at most every few seconds; for logs and pipes."""
+    """Prints one line when a trial has ended, at most every few seconds; for logs and pipes."""
 
     def __init__(self) -> None:
         self._shown: Mapping[Outcome, int] = {}
@@ -138,7 +138,7 @@ class PlainProgress:
         self._last = snapshot
         if not snapshot.study or (now_s < self._next_s and snapshot.used < snapshot.trials):
             return
-        if snapshot.counts != self._shown:  # the time left alone is no news
+        if snapshot.counts != self._shown:  # a change of only the time left is not shown
             self.note(
                 snapshot.line(now_s),
                 "progress",
@@ -164,12 +164,12 @@ class PlainProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._last is not None:
-            self._next_s = 0.0  # how it ended is always news
+            self._next_s = 0.0  # the end is always shown
             self.update(self._last)
 
 
 class JsonProgress(PlainProgress):
-    """The same, and every event of the workers; for logs that programs read."""
+    """Prints the same and every event of the workers as JSON, for programs."""
 
     def say(self, event: Event) -> None:
         texts = {name: hide_password(value) for name, value in event.items() if isinstance(value, str)}
@@ -177,7 +177,7 @@ class JsonProgress(PlainProgress):
 
 
 class LiveProgress:
-    """A table that is redrawn in place; for terminals."""
+    """A live table, for terminals."""
 
     def __init__(self, console: Console, groups: list[DeviceGroup]) -> None:
         self._console, self._groups = console, groups

@@ -14,19 +14,19 @@ from tuner.errors import DISTRIBUTION, PACKAGE, UsageError
 
 
 class Wheel(NamedTuple):
-    """A wheel: the name of its file, and what is in it."""
+    """A wheel: the name of its file, and its content."""
 
     name: str
     content: bytes
 
 
 def make_wheel() -> Wheel:
-    """Return a wheel of the package as it is installed here, with all changes to its files.
+    """Return a wheel of the installed package, including local changes to its files.
 
     The format is that of https://packaging.python.org/en/latest/specifications/binary-distribution-format/.
 
     Raises:
-        UsageError: the package runs from a folder without being installed, so that its requirements are not known.
+        UsageError: the package is not installed, so that its requirements are not known.
     """
     try:
         distribution = importlib.metadata.distribution(DISTRIBUTION)

@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 MOST_TRIALS = 2000
-"""Trials that PED-ANOVA's importances are computed from; of more, as many are drawn at equal distances."""
+"""The maximum number of trials for PED-ANOVA's importances; of more trials, this many are used at equal distances."""
 FANOVA_TRIALS = 500
-"""Likewise fANOVA's, whose time grows with the square: half a minute for 1,000."""
+"""The same for fANOVA, whose time grows with the square: half a minute for 1,000 trials."""
 _FEWEST_TRIALS = 10
 
 
 def compare_rows(engine: Engine, names: Sequence[str]) -> list[Row]:
     """Return one row for each study: best and median objective, counts, hours, and hours that pruning saved.
 
-    Best and median are of complete trials that satisfy their constraints. Of several objectives the first is compared.
+    Best and median use complete trials that satisfy their constraints. With several objectives, the first is compared.
 
     Raises:
         UnknownStudy: there is no such study.
@@ -63,15 +63,15 @@ def _compare_row(engine: Engine, name: str) -> Row:
 
 
 def saved_s(effort: Effort, epochs: int, typical_s: float | None) -> float | None:
-    """Return the device seconds that pruning a trial saved, 0 for others; None if that is not known.
+    """Return the device seconds that were saved by pruning a trial; 0 if it was not pruned, None if not known.
 
-    An estimate: its epochs that were not run, each as long as its own after the first. The time of those is not known
-    of a trial that was pruned after one epoch, or taken over: then a typical epoch's is taken.
+    This is an estimate: each epoch that was not run counts as long as the trial's epochs after the first. If their time
+    is not known, because the trial was pruned after one epoch or taken over, the time of a typical epoch is used.
 
     Args:
-        effort: What the trial took.
-        epochs: Those of a trial that is not pruned.
-        typical_s: Device seconds of an epoch of the study, see `typical_epoch_s`.
+        effort: The time and epochs of the trial.
+        epochs: The epochs of a trial that is not pruned.
+        typical_s: Device seconds of an epoch of the study; see `typical_epoch_s`.
     """
     left = max(0, epochs - effort.epochs)
     if effort.outcome is not Outcome.PRUNED or not left:
@@ -81,7 +81,7 @@ def saved_s(effort: Effort, epochs: int, typical_s: float | None) -> float | Non
 
 
 def typical_epoch_s(efforts: Iterable[Effort]) -> float | None:
-    """Return the median device seconds of an epoch, over the trials of which it is known; None if it is of none."""
+    """Return the median device seconds of an epoch, over the trials for which it is known; None if there are none."""
     known = [effort.epoch_device_s for effort in efforts if effort.epoch_device_s > 0]
     return statistics.median(known) if known else None
 
@@ -100,15 +100,15 @@ def _hours(seconds: Iterable[float]) -> float:
 
 
 def importance_rows(storage_url: str, name: str) -> tuple[list[Row], list[str]]:
-    """Return the importance of each hyperparameter for each objective by two methods, and what is to be said of them.
+    """Return the importance of each hyperparameter for each objective by two methods, and a text about them.
 
-    PED-ANOVA (Watanabe et al., 2023, arXiv:2304.10255) asks what tells the best tenth of the trials from all; fANOVA
-    (Hutter et al., 2014) which share of the objective's variance over the whole space is due to each alone. Both sum
-    to one over the hyperparameters.
+    PED-ANOVA (Watanabe et al., 2023, arXiv:2304.10255) measures what distinguishes the best tenth of the trials from
+    all trials; fANOVA (Hutter et al., 2014) measures the share of the objective's variance over the whole space that
+    each hyperparameter explains. Both sum to one over the hyperparameters.
 
     Raises:
         UnknownStudy: there is no such study.
-        UsageError: too few complete trials, or nothing varies in them.
+        UsageError: there are too few complete trials, or no hyperparameter varies.
     """
     import optuna
 
@@ -147,7 +147,7 @@ def importance_rows(storage_url: str, name: str) -> tuple[list[Row], list[str]]:
 
 
 def _importances(complete: Sequence[FrozenTrial], objective: int, direction: str, name: str) -> list[Row]:
-    """Return the importances for one objective, from studies of that alone."""
+    """Return the importances for one objective, from studies with only that objective."""
     from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
 
     finite = [trial for trial in complete if math.isfinite(trial.values[objective])]
@@ -157,7 +157,7 @@ def _importances(complete: Sequence[FrozenTrial], objective: int, direction: str
             f"{len(finite)} so far"
         )
     try:
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of values that are all alike
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # for equal values
             ped_anova, fanova = (
                 get_param_importances(_drawn(finite, most, objective, direction), evaluator=evaluator)
                 for most, evaluator in (
@@ -176,10 +176,10 @@ def _importances(complete: Sequence[FrozenTrial], objective: int, direction: str
 
 
 def _drawn(complete: Sequence[FrozenTrial], most: int, objective: int, direction: str) -> optuna.Study:
-    """Return a study in memory of one objective and at most so many of the trials.
+    """Return an in-memory study with one objective and a limited number of trials.
 
-    Objectives are divided by a power of two that leaves the largest near 1. Importances do not depend on their scale,
-    but fANOVA's variances would overflow.
+    Objectives are divided by a power of two, so that the largest is near 1. Importances do not depend on the scale, but
+    fANOVA's variances could overflow.
     """
     import optuna
 
@@ -194,13 +194,13 @@ def _drawn(complete: Sequence[FrozenTrial], most: int, objective: int, direction
 
 
 def scaled(values: Sequence[float]) -> list[float]:
-    """Return finite values divided by the power of two that leaves the largest magnitude in [0.5, 1)."""
+    """Return finite values divided by a power of two, so that the largest magnitude is in [0.5, 1)."""
     exponent = max((math.frexp(value)[1] for value in values if value), default=0)
     return [math.ldexp(value, -exponent) for value in values]
 
 
 def _verdict(rows: Sequence[Row]) -> str:
-    """Return whether the two methods agree, in words."""
+    """Describe whether the two methods agree."""
     both = [row for row in rows if row["ped_anova"] is not None and row["fanova"] is not None]
     if len(both) < 2:
         return "nothing to compare"
@@ -221,4 +221,4 @@ def _kendall(first: Sequence[float], second: Sequence[float]) -> float:
     from scipy import stats  # pyright: ignore[reportMissingTypeStubs]
 
     tau, _ = cast("Any", stats).kendalltau(first, second)
-    return 0.0 if math.isnan(tau) else float(tau)  # where one of them sees no difference
+    return 0.0 if math.isnan(tau) else float(tau)  # if one of them finds no difference

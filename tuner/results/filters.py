@@ -29,12 +29,12 @@ def filtered(rows: Sequence[Row], conditions: Iterable[str]) -> list[Row]:
     """Return the rows for which all conditions hold.
 
     Args:
-        rows: Rows with columns and, under `hparams`, hyperparameters.
-        conditions: Each NAME, one of < <= > >= = !=, and a value. NAME is a column, or a hyperparameter, which
-            `hparams.NAME` tells from a column of its name. A row that lacks it, or has none there, fails it.
+        rows: Rows with columns, and hyperparameters under `hparams`.
+        conditions: Each is NAME, one of < <= > >= = !=, and a value. NAME is a column or a hyperparameter; write
+            `hparams.NAME` for a hyperparameter with the name of a column. Rows without a value do not match.
 
     Raises:
-        UsageError: one is no condition, or no row has such a column or hyperparameter.
+        UsageError: a condition is invalid, or no row has the column or hyperparameter.
     """
     kept = list(rows)
     for text in conditions:
@@ -58,7 +58,7 @@ def in_order(rows: Sequence[Row], key: str | None) -> list[Row]:
     """Return the rows sorted by a column or hyperparameter, `-NAME` for the largest first; those without it last.
 
     Raises:
-        UsageError: no row has it.
+        UsageError: no row has the column or hyperparameter.
     """
     if key is None:
         return list(rows)
@@ -78,7 +78,7 @@ def _check_known(rows: Sequence[Row], name: str, option: str) -> None:
 
 
 def _check_number(rows: Sequence[Row], name: str, word: str) -> None:
-    """Refuse to ask whether something is less than a word, or whether what is no number is less."""
+    """Raise UsageError for < or > with a value that is not a number."""
     values = [value for row in rows if (value := _look_up(row, name)) is not None]
     if _number(word) is None or (values and all(_number(value) is None for value in values)):
         raise UsageError(f"< and > compare numbers only: got {name!r} and {word!r}; use = or != for other values")
@@ -95,7 +95,7 @@ def _is_there(value: Any) -> bool:
 
 
 def _number(value: Any) -> float | None:
-    """Return a number, or the text of one: rows have NaN and the infinities as text."""
+    """Convert a value to a number; rows have NaN and the infinities as text."""
     if isinstance(value, bool):
         return None
     try:
@@ -117,4 +117,4 @@ def _holds(value: Any, compare: Callable[[Any, Any], bool], sign: str, word: str
         return compare(mine, given)
     if sign in ("=", "==", "!="):
         return compare(str(value).lower(), word.lower())
-    return False  # nothing is said of whether "relu" is less than 3
+    return False  # "relu" is not comparable with 3

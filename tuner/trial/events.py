@@ -15,11 +15,11 @@ waiting, database."""
 
 @dataclass
 class Stop:
-    """Set from outside, a signal handler say; the worker gives its trial back at the next report.
+    """A request to stop, for example from a signal handler; the worker gives back its trial at the next report.
 
     Attributes:
-        requested: Whether somebody wants the worker to end.
-        is_heeded: Whether the worker has begun to look at that: not while it still imports the study and its data.
+        requested: Whether the worker must stop.
+        is_heeded: Whether the worker checks the request yet; not while it imports the study and its data.
     """
 
     requested: bool = False
@@ -27,7 +27,7 @@ class Stop:
 
 
 def event_line(event: Event) -> str | None:
-    """Return what a worker in the foreground prints of an event, None for nothing."""
+    """Return the line that a worker in the foreground prints for an event; None for none."""
     match event["event"]:
         case "trial":
             hparams = ", ".join(
@@ -59,7 +59,7 @@ def event_line(event: Event) -> str | None:
 
 
 def print_event(event: Event) -> None:
-    """Print an event's line on stderr, or in a JSON log all of it."""
+    """Print the line of an event on stderr, or the whole event in a JSON log."""
     line, fields = event_line(event), dict(event)
     name, message = fields.pop("event"), fields.pop("message", None)
     if not is_json():

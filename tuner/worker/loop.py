@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 
 LEASE_S = 30.0
 PATIENCE_S = 600.0
-"""How long a worker waits for a database that is away; it trains meanwhile, as long as it has a trial."""
+"""Seconds that a worker waits for a database that is down; it continues training its trial."""
 _STATEMENT_S = 20.0
 _LAST_PATIENCE_S = 3.0
 _POLL_S = 0.5
 
 
 def default_name() -> str:
-    """Return a worker's name: unique among the processes of this and other machines."""
+    """Return a worker's name, unique among the processes of all machines."""
     return os.environ.get(WORKER_VARIABLE) or f"{socket.gethostname()}:{os.getpid()}:{os.urandom(2).hex()}"
 
 
@@ -59,22 +59,22 @@ def run_worker(
     say: Callable[[Event], None] = lambda event: None,
     stop: Stop | None = None,
 ) -> None:
-    """Run trials of a study until its budget is spent.
+    """Run trials of a study until its budget is used up.
 
     Args:
         study: The study.
         storage: Its storage's URL; `$TUNER_STORAGE`, else `sqlite:///tuner.db`, if None.
         artifacts: The folder for checkpoints; `$TUNER_ARTIFACTS`, else `tuner-artifacts`, if None. Workers on several
-            machines that share one can go on with each other's trials.
-        file: The study's file, which checkpoints refer to.
+            machines that share a folder can resume each other's trials.
+        file: The study's file, which checkpoints name.
         name: The worker's name.
-        say: Called with each event, see `tuner.trial.Event`.
-        stop: Set by somebody else to end early.
+        say: Called with each event; see `tuner.trial.Event`.
+        stop: Set by the caller to stop early.
 
     Raises:
-        UsageError: the study cannot run as it is written; nothing has been stored.
+        UsageError: the study's file is wrong; nothing has been stored.
         StudyStopped: the same error ended three trials in a row (the message has its traceback), or `tuner stop`.
-        StorageLost: the database cannot be reached, or stays away for `PATIENCE_S` seconds.
+        StorageLost: the database cannot be reached for `PATIENCE_S` seconds.
 
     Concurrency: any number of workers, on any number of machines.
     """
@@ -97,7 +97,7 @@ def run_worker(
     stop = stop or Stop()
     stop.is_heeded = True
     patience = Patience(PATIENCE_S, lambda: stop.requested, statement_s=_STATEMENT_S)
-    # A launcher has found the storage before it started this worker. Whoever starts one by hand may have mistyped.
+    # A launcher has checked the storage before it started this worker; a user may have mistyped the URL.
     optuna_storage = Storage(url, patience if LAUNCHED_VARIABLE in os.environ else IMPATIENT)
     optuna_storage.engine = patient(optuna_storage.engine, patience)
     warn_of_password()
@@ -108,7 +108,7 @@ def run_worker(
 
 
 class Worker:
-    """The claim-train-tell loop of one process."""
+    """The loop of a worker: claim, train, tell."""
 
     def __init__(
         self,
@@ -134,8 +134,8 @@ class Worker:
         study_id = registered.study_id
         given: dict[str, Any] = {"sampler": study.make_sampler(0), "pruner": study.make_pruner()}
         view: Any = SamplerView(storage)
-        # What failed before was perhaps fixed since. Before the launch, not before this worker: one that starts later
-        # than the others, or again, would let the same error end three trials more.
+        # Errors from before the launch may be fixed. The launch counts, not the start of this worker: a worker that
+        # starts later, or again, would otherwise let the same error end three more trials.
         launched_for_s = time.time() - float(os.environ.get(LAUNCHED_VARIABLE) or time.time())
         self.claimant = Claimant(
             study_id,
@@ -171,10 +171,10 @@ class Worker:
         )
         self.say = self.context.say
         self.grid_limits = getattr(self.context.optuna_study.sampler, "limits", None)
-        self.sampler_errors: list[str] = []  # their kinds, newest first, since the last trial without one
+        self.sampler_errors: list[str] = []  # their kinds, newest first, since the last trial without an error
 
     def run(self) -> None:
-        """Claim and run trials until the budget is spent or a stop is asked for."""
+        """Claim and run trials until the budget is used up or a stop is requested."""
         study = self.study
         join(self.engine, self.claimant, self.place.describe())
         self.say(
@@ -183,7 +183,7 @@ class Worker:
         try:
             self._work()
         except StorageLost:
-            if not self.context.stop.requested:  # else it no longer waited, because somebody waits for it
+            if not self.context.stop.requested:  # otherwise it stopped waiting, because it must exit
                 raise
         finally:
             self.context.background.close()
@@ -234,7 +234,7 @@ class Worker:
                 break
 
     def _limit_to_grid(self) -> None:
-        """Ask for no more trials than it takes to try every point of a grid."""
+        """Limit the number of trials to those needed to try every point of a grid."""
         if self.grid_limits is None:
             return
         limits = self.grid_limits(self.storage.get_all_trials(self.claimant.study_id, deepcopy=False))
@@ -242,7 +242,7 @@ class Worker:
         self.claimant.new_trials = min(self.study.trials, limits.new)
 
     def _end(self, reason: NoTrial) -> None:
-        """Raise `StudyStopped` unless a worker ends because everything is done."""
+        """Raise StudyStopped unless the worker exits because everything is done."""
         name = self.study.name
         if reason is NoTrial.HOURS:
             self.say({"event": "hours"})
@@ -258,10 +258,10 @@ class Worker:
             raise StudyStopped(f"study {name!r} stopped: {why}; fix it and launch again{trace}")
 
     def _note_sampler_error(self, number: int, ended: Ended) -> None:
-        """Warn if the sampler raised an error after a trial, which is stored by now.
+        """Warn if the sampler raised an error after a trial, which is already stored.
 
         Raises:
-            StudyStopped: it did so after each of the latest trials.
+            StudyStopped: it raised an error after each of the latest trials.
         """
         error = ended.sampler_error
         if error is None:
