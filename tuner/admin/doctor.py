@@ -31,10 +31,10 @@ _JAX = "import jax; print(jax.default_backend(), len(jax.local_devices()), jax.d
 
 
 def examine(url: str, artifacts: Path) -> list[Row]:
-    """Return one row for each thing that was looked at: `check`, `status` (ok, warn or fail), `found`, `advice`.
+    """Return a row for each check: `check`, `status` (ok, warn or fail), `found`, `advice`.
 
     Args:
-        url: The storage's URL; nothing is created there.
+        url: The storage's URL; nothing is created.
         artifacts: The folder for checkpoints.
     """
     return [_python(), _packages(), _devices(), *_storage(url), _disk(artifacts), _tracking(os.environ)]
@@ -67,14 +67,14 @@ def _packages() -> Row:
 
 
 def _other_tuner() -> str | None:
-    """Return the version of an installed distribution called `tuner`, which is another project or an older name."""
-    # A clone may still have the folder `tuner.egg-info` of an earlier build, which has no record of installed files.
+    """Return the version of an installed distribution `tuner`: another project, or this one under its old name."""
+    # A clone may still have a folder `tuner.egg-info` of an earlier build, without a record of installed files.
     installed = (found for found in importlib.metadata.distributions(name="tuner") if found.read_text("RECORD"))
     return next((found.version for found in installed), None)
 
 
 def _devices() -> Row:
-    """Compare the devices of this machine with those that JAX sees, in a process of its own: it takes hold of them."""
+    """Compare the devices of this machine with those of JAX, in a separate process, because JAX occupies them."""
     try:
         machine = find_devices()
         done = subprocess.run([sys.executable, "-c", _JAX], capture_output=True, text=True, timeout=_TIMEOUT_S)
@@ -156,7 +156,7 @@ def _tracking(env: Mapping[str, str]) -> Row:
     if not uri.startswith(("http://", "https://")):
         return _row("tracking", "ok", hide_password(uri))
     try:
-        address(uri)  # refuses one that would show a part of its password
+        address(uri)  # raises an error for an address that would show part of its password
     except UsageError as error:
         return _row("tracking", "fail", str(error), "correct $MLFLOW_TRACKING_URI")
     shown = hide_password(uri)
@@ -170,6 +170,6 @@ def _tracking(env: Mapping[str, str]) -> Row:
 
 
 def _health_page(uri: str) -> str:
-    """Return the page that says whether an MLflow server is up; it needs no login."""
+    """Return the health page of an MLflow server, which needs no login."""
     parts = urllib.parse.urlsplit(uri)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], path=f"{parts.path.rstrip('/')}/health").geturl()

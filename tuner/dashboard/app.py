@@ -73,7 +73,7 @@ def routes(storage: Storage) -> bottle.Bottle:
 
 
 def _failed(error: bottle.HTTPError) -> str:
-    """Return the page for an error of a page; a database that is away is no bug."""
+    """Return an error page; a database that is down is not a bug."""
     if isinstance(error.exception, StorageLost):
         bottle.response.status = 503
         return refusal_page(bottle.request.environ["SCRIPT_NAME"], str(error.exception))
@@ -85,7 +85,7 @@ def _page(render: Any, **given: Any) -> bytes:
     caller = bottle.request.environ[CALLER]
     user = caller.name if caller.has_session else None
     page: str = render(prefix=bottle.request.environ["SCRIPT_NAME"], user=user, **given)
-    return page.encode("utf-8", "backslashreplace")  # metrics may have halves of surrogate pairs in their names
+    return page.encode("utf-8", "backslashreplace")  # names of metrics may contain lone surrogates
 
 
 def _json(value: Any) -> str:
@@ -94,7 +94,7 @@ def _json(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return what JSON can carry: NaN and infinities as their names."""
+    """Return a value as JSON supports it: NaN and infinities as text."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
@@ -103,7 +103,7 @@ def _plain(value: Any) -> Any:
 
 
 def _study(storage: Storage) -> StudyRow | None:
-    """Return the study that the request names, None for all.
+    """Return the study in the request; None for all studies.
 
     Raises:
         HTTPError: There is none of that name.
@@ -119,7 +119,7 @@ def _study(storage: Storage) -> StudyRow | None:
 
 
 def _chosen(storage: Storage) -> dict[str, Any]:
-    """Return what the head of a page needs: the studies, and which was chosen."""
+    """Return the data of a page's header: the studies, and the chosen one."""
     study = _study(storage)
     query = bottle.urlencode({_PARAMETER: study.name}) if study else ""
     return {
@@ -130,7 +130,7 @@ def _chosen(storage: Storage) -> dict[str, Any]:
 
 
 def _activity(storage: Storage) -> dict[str, Any]:
-    """Return workers, what compiling cost and saved them, and the latest failures."""
+    """Return workers, their compile times and savings, and the latest failures."""
     study = _study(storage)
     study_id = study.study_id if study else None
     compiling = {(row["study_id"], row["worker"]): row for row in read_compiling(storage.engine, study_id)}
@@ -182,7 +182,7 @@ def _group(storage: Storage, study: StudyRow) -> dict[str, Any]:
     for row in read_checkpoints(storage.engine, study.study_id):
         path = Path(row["checkpoint"])
         about = describe_checkpoint(path)
-        if about is None and path.parent.parent.is_dir():  # the study's folder is here: this one has been surpassed
+        if about is None and path.parent.parent.is_dir():  # removed, because others became better
             continue
         curve = [float(metrics[objective]) for _, metrics in row["curve"] if objective in metrics]
         rows.append({**row, "about": about and asdict(about), "curve": curve})

@@ -34,12 +34,12 @@ WSGI = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 Headers = list[tuple[str, str]]
 
 CALLER = "tuner.caller"
-"""Where the WSGI environment has the `Caller`."""
+"""The key of the `Caller` in the WSGI environment."""
 PUBLIC_ASSETS = frozenset({"/assets/page.css", "/favicon.ico"})
 _UNCHANGING = ("/static/", "/assets/", "/favicon.ico")
 _FAILURES, _WINDOW_S = 10, 300.0
 _LONGEST_FORM_BYTES = 4096
-_AT_ONCE = 24  # a page of plots holds several while they are drawn one after another
+_AT_ONCE = 24  # a page of plots has several requests open while they are drawn one after another
 _ALWAYS: Headers = [
     ("X-Frame-Options", "DENY"),
     ("X-Content-Type-Options", "nosniff"),
@@ -63,7 +63,7 @@ class Caller:
 
 
 class Refused(Exception):
-    """A request that is not passed on."""
+    """A refused request."""
 
     def __init__(self, status: str, reason: str, headers: Headers | None = None) -> None:
         super().__init__(reason)
@@ -131,7 +131,7 @@ class Login:
                 self._note(request, "refused", caller, refused.status, reason=refused.reason)
             return self._refuse(request, refused, start_response)
 
-    # --- Who and what
+    # --- The caller
 
     def _caller(self, request: Request) -> Caller:
         if self.users is None:
@@ -156,7 +156,7 @@ class Login:
         raise Refused("401 Unauthorized", "log in first", [("WWW-Authenticate", "Bearer")])
 
     def _check(self, request: Request, caller: Caller) -> None:
-        """Refuse what the caller may not do, and what another site makes the caller's browser do."""
+        """Refuse requests that the caller may not make, or that another site makes the caller's browser send."""
         if request.is_safe:
             return
         if request.path == "/logout":  # readers may
@@ -190,7 +190,7 @@ class Login:
         name, asked = form.get("name", ""), page_after_login(form.get("next", ""))
         user = self._tried(request, name, form.get("password", ""))
         if user is None:
-            # A name that there is not may be a password in the wrong field.
+            # An unknown name may be a password in the wrong field.
             known = name if self.users is not None and self.users.named(name) else None
             self._note(request, "login refused", None, "401 Unauthorized", tried=known)
             page = login_page(self.prefix, asked, "Wrong name or password.")
@@ -240,7 +240,7 @@ class Login:
         environ["SCRIPT_NAME"], environ["PATH_INFO"] = self.prefix, request.path or "/"
         environ["wsgi.url_scheme"] = request.scheme
         environ[CALLER] = caller
-        if not request.is_safe:  # before a place among those at work is taken: clients may be slow
+        if not request.is_safe:  # before taking a slot of the limit, because clients may be slow
             environ["wsgi.input"] = io.BytesIO(_body(environ))
         is_same_for_all = (request.path or "").startswith(_UNCHANGING)
 
@@ -253,7 +253,7 @@ class Login:
             return self.app(environ, start)
 
     def _dressed(self, headers: Headers, is_same_for_all: bool) -> Headers:
-        """Return the headers of the application inside with ours; its redirects stay below the prefix."""
+        """Return the inner application's headers with ours; redirects stay below the prefix."""
         kept = []
         policies = [value for name, value in headers if name.lower() == "content-security-policy"]
         for name, value in headers:
@@ -310,7 +310,7 @@ def _form(environ: dict[str, Any]) -> dict[str, str]:
     """Return the fields of a small form.
 
     Raises:
-        Refused: The body is too long, or its end is missing.
+        Refused: The body is too long or incomplete.
     """
     length = environ.get("CONTENT_LENGTH") or "0"
     if not length.isdecimal() or int(length) > _LONGEST_FORM_BYTES:

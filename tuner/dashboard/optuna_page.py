@@ -70,12 +70,12 @@ class OptunaPage:
             return self._page(environ, start_response)
         if self._script is not None and path == _BUNDLE:
             return self._send_script(environ, start_response, self._script)
-        # optuna-dashboard knows this one alone, and fails without the header or if it is no UTF-8.
+        # optuna-dashboard supports only this one, and fails without the header or if it is not UTF-8.
         environ["HTTP_ACCEPT_ENCODING"] = "gzip" if "gzip" in environ.get("HTTP_ACCEPT_ENCODING", "") else ""
         return self.app(environ, start_response)
 
     def _page(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        # It depends on who asks: never "not modified", always whole.
+        # It depends on the user, so it is always sent completely, never as "not modified".
         for name in ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_NONE_MATCH", "HTTP_RANGE"):
             environ.pop(name, None)
         told: list[Any] = []

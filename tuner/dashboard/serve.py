@@ -19,7 +19,7 @@ from tuner.errors import UsageError
 from tuner.output.log import say
 from tuner.storage import hide_password
 
-_MOST_BODY_BYTES = 8 * 1024 * 1024  # a note is the longest; what strangers send is read, and thrown away
+_MOST_BODY_BYTES = 8 * 1024 * 1024  # notes are the longest; bodies of unknown senders are read and discarded
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 
 
@@ -77,10 +77,10 @@ def check_serving(serving: Serving) -> Serving:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether an address, or all that a name stands for, is this machine's loopback.
+    """Return whether an address, or every address of a name, is a loopback address.
 
     Raises:
-        UsageError: The name stands for nothing.
+        UsageError: The name cannot be resolved.
     """
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -98,29 +98,29 @@ def serve(url: str, serving: Serving) -> None:
 
     Args:
         url: The storage's URL.
-        serving: How.
+        serving: The options.
 
     Raises:
         KeyboardInterrupt: Ctrl-C.
         StorageLost: the database cannot be reached.
-        UsageError: what `check_serving` refuses; the users, certificate or log file cannot be used; the address cannot
-            be listened on.
+        UsageError: as for `check_serving`; the users, certificate or log file cannot be used; or the address cannot be
+            listened on.
     """
     serving = check_serving(serving)
     users = None if serving.users is None else Users(serving.users)
     tls = None if serving.tls_cert is None else _tls(serving)
     audit = _audit(serving.audit_log)
-    # Late: Optuna takes a second to import, and what is wrong with the files is said before.
+    # Imported late: Optuna takes a second to import, and errors in the files are reported first.
     from tuner.dashboard.app import make_app
     from tuner.storage.optuna.storage import Storage
     from tuner.storage.sql.zones import UTC
     from tuner.web.server import Limits, Server
 
-    # Times with a zone: a browser takes those without one for its own.
+    # Times with a zone, because a browser treats times without one as local.
     storage = Storage(url, zone=UTC)
     app = make_app(storage, users, prefix=serving.prefix, is_behind_proxy=serving.is_behind_proxy, audit=audit)
     limits = Limits(body_bytes=_MOST_BODY_BYTES)
-    if serving.is_behind_proxy:  # all clients have its address
+    if serving.is_behind_proxy:  # all clients have the proxy's address
         limits = replace(limits, per_address=None)
     server = Server(serving.host, serving.port, app, limits, tls=tls)
     try:
@@ -160,7 +160,7 @@ def _tls(serving: Serving) -> Any:
 
 
 def _audit(path: Path | None) -> logging.Logger:
-    """Return what writes audit lines: to stderr, or to a file of mode 0600 that may be rotated away."""
+    """Return a function that writes audit lines, to stderr or to a file with mode 0600 that may be rotated."""
     handler: logging.Handler = logging.StreamHandler()
     if path is not None:
         try:
@@ -169,6 +169,6 @@ def _audit(path: Path | None) -> logging.Logger:
         except OSError as error:
             raise UsageError(f"cannot write to the file of --audit-log: {path}: {error.strerror}") from None
     handler.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.Logger("tuner.audit", logging.INFO)  # of its own: nobody's settings silence it
+    logger = logging.Logger("tuner.audit", logging.INFO)  # a separate logger, so that settings cannot silence it
     logger.addHandler(handler)
     return logger

@@ -30,9 +30,9 @@ def open_storage(url: str) -> Storage:
         url: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/DATABASE`.
 
     Raises:
-        StorageURLError: the URL cannot be a storage's.
+        StorageURLError: the URL is not a valid storage URL.
         StorageLost: the database cannot be reached.
-        StorageSchemaError: its tables are those of another version; `tuner upgrade` upgrades older ones.
+        StorageSchemaError: its tables belong to another version; `tuner upgrade` upgrades older ones.
 
     Concurrency: safe from many processes, also on an empty database.
     """
@@ -42,10 +42,10 @@ def open_storage(url: str) -> Storage:
 
 
 def connect(url: str) -> Engine:
-    """Return an engine for `url`, after one successful connection; creates nothing.
+    """Return an engine for `url` after a successful connection; creates nothing.
 
     Raises:
-        StorageURLError: the URL cannot be a storage's.
+        StorageURLError: the URL is not a valid storage URL.
         StorageLost: the database cannot be reached, or the SQLite file does not exist.
     """
     from tuner.storage.sql.engine import connected_engine
@@ -54,12 +54,12 @@ def connect(url: str) -> Engine:
 
 
 def connect_when_up(url: str) -> Engine:
-    """Return an engine as `connect` does; wait for a Postgres server that is starting up, and say so once.
+    """Return an engine like `connect`; wait for a Postgres server that is starting up, and print a message once.
 
-    It is waited for up to a minute; where nobody listens at the address yet, up to ten seconds.
+    It waits for up to a minute, or up to ten seconds if the port is closed.
 
     Raises:
-        StorageURLError: the URL cannot be a storage's.
+        StorageURLError: the URL is not a valid storage URL.
         StorageLost: the database cannot be reached, or the SQLite file does not exist.
     """
     from tuner.storage.sql.server_startup import engine_when_up

@@ -32,12 +32,12 @@ _OF_INTEREST = ("failed", "died", "out_of_memory")
 
 
 def study_of(engine: Engine, study_id: int | None, trial_id: int | None) -> int | None:
-    """Return the id of the study that has a trial, None if there is no such study or trial.
+    """Return the id of the study of a trial; None if the study or the trial does not exist.
 
     Args:
         engine: The storage's engine.
         study_id: The study; None for any.
-        trial_id: The trial; None for the study alone.
+        trial_id: The trial; None for only the study.
     """
     query = sa.select(studies.c.study_id)
     if study_id is not None:
@@ -48,16 +48,16 @@ def study_of(engine: Engine, study_id: int | None, trial_id: int | None) -> int 
 
 
 def read_workers(engine: Engine, study_id: int | None) -> list[Row]:
-    """Return the workers of a study, or of all: those that have not ended first, then by their last sign of life.
+    """Return the workers of one or all studies: running ones first, then by their last sign of life.
 
     Args:
         engine: The storage's engine.
         study_id: The study; None for all.
 
     Returns:
-        At most 200 rows. Ages and the rest of a lease are seconds on the database's clock. `trial_id`, `trial`,
-        `fence`, `deaths`, `lease_rest_s`, `epoch`, `step` and `metrics` are None for a worker that holds no trial, the
-        last three for one that has not reported.
+        At most 200 rows. Ages and the remaining time of a lease are seconds on the database's clock. `trial_id`,
+        `trial`, `fence`, `deaths`, `lease_rest_s`, `epoch`, `step` and `metrics` are None for a worker that holds no
+        trial; the last three are None before the first report.
     """
 
     def work(connection: Connection) -> list[Row]:
@@ -69,7 +69,7 @@ def read_workers(engine: Engine, study_id: int | None) -> list[Row]:
             .where(trials.c.state == "RUNNING")
             .subquery()
         )
-        # Trials of a second begin and end without a renewal in between, which alone tells `tuner_workers` of life.
+        # Short trials start and end without a renewal, which is the only event that updates `tuner_workers`.
         life = sa.select(
             attempts.c.worker,
             attempts.c.study_id,
@@ -132,18 +132,18 @@ def _latest_reports(connection: Connection, trial_ids: Sequence[int]) -> dict[in
 
 
 def read_compiling(engine: Engine, study_id: int | None) -> list[Row]:
-    """Return what compiling has cost each worker, and what it saved.
+    """Return the compile time of each worker, and an estimate of the time saved.
 
-    A trial that compiled nothing found its program in its process, or in the cache on disk. Without either it would
-    have compiled as the others did: so it saved the mean of the compile seconds of those trials of its study that did
-    compile, less the seconds in which it read the cache. It is an estimate: programs differ in size.
+    A trial that compiled nothing found its program in its process, or in the cache on disk. Otherwise it would have
+    compiled like other trials. The estimate for it is the mean compile time of those trials of its study that did
+    compile, minus the time spent reading the cache; programs differ in size.
 
     Args:
         engine: The storage's engine.
         study_id: The study; None for all.
 
     Returns:
-        A row for each worker and study: `study_id`, `worker`, `trials` that have ended, `train_s`, `compile_s`,
+        A row for each worker and study: `study_id`, `worker`, `trials` (ended ones), `train_s`, `compile_s`,
         `compilations`, and `saved_s`, None while no trial of the study has compiled.
     """
     is_free = records.c.compilations == 0
@@ -180,11 +180,11 @@ def read_failures(engine: Engine, study_id: int | None, count: int = 20) -> list
     Args:
         engine: The storage's engine.
         study_id: The study; None for all.
-        count: How many.
+        count: The maximum number.
 
     Returns:
-        Rows of `study`, `trial`, `worker`, `ending`, `ago_s` on the database's clock, and `error`, the traceback, None
-        where the worker could not leave one.
+        Rows of `study`, `trial`, `worker`, `ending`, `ago_s` on the database's clock, and `error`, the traceback, or
+        None if the worker could not store one.
     """
 
     def work(connection: Connection) -> list[Row]:
@@ -212,17 +212,17 @@ def read_failures(engine: Engine, study_id: int | None, count: int = 20) -> list
 
 
 def read_checkpoints(engine: Engine, study_id: int, count: int = 10) -> list[Row]:
-    """Return the trials of a study that recorded a best checkpoint, best first by their first objective.
+    """Return the trials of a study with a best checkpoint, best first by their first objective.
 
     Args:
         engine: The storage's engine.
         study_id: The study.
-        count: How many.
+        count: The maximum number.
 
     Returns:
         Rows of `trial_id`, `trial`, `value`, `checkpoint` (a folder on the worker's machine), `worker`, and `curve`:
-        the trial's reports as (epoch, metrics). Checkpoints of trials that others have surpassed since are removed.
-        Trials that violate a constraint are left out.
+        the trial's reports as (epoch, metrics). Trials whose checkpoints were removed because others became better, and
+        trials that violate a constraint, are skipped.
     """
 
     def work(connection: Connection) -> list[Row]:

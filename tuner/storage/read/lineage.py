@@ -20,7 +20,7 @@ from tuner.trial import Outcome
 
 
 def read_attempts(engine: Engine, trial_id: int) -> list[dict[str, Any]]:
-    """Return who ran a trial, in order: columns of `tuner_attempts`. Nobody of ours ran one of plain Optuna."""
+    """Return the attempts at a trial in order: columns of `tuner_attempts`; none for a trial of plain Optuna."""
     names = ("worker", "devices", "started_at_s", "ended_at_s", "ending", "error")
     query = sa.select(*(attempts.c[name] for name in names)).where(attempts.c.trial_id == trial_id)
 
@@ -33,7 +33,7 @@ def read_attempts(engine: Engine, trial_id: int) -> list[dict[str, Any]]:
 
 
 def read_metrics(engine: Engine, trial_id: int) -> dict[int, tuple[int, dict[str, float]]]:
-    """Return all that a trial of ours has reported: epoch -> optimizer updates so far, and metrics by name."""
+    """Return all reports of a trial: epoch -> optimizer updates so far, and metrics by name."""
     query = sa.select(reports.c.epoch, reports.c.step, reports.c.metrics).where(reports.c.trial_id == trial_id)
 
     def work(connection: Connection) -> dict[int, tuple[int, dict[str, float]]]:
@@ -48,7 +48,7 @@ def read_metrics(engine: Engine, trial_id: int) -> dict[int, tuple[int, dict[str
 
 
 def read_about(engine: Engine, names: Collection[str]) -> dict[str, dict[str, Any]]:
-    """Return what is kept of workers, by name: host, devices, study file, Git state, versions."""
+    """Return information about workers by name: host, devices, study file, Git state, versions."""
     query = sa.select(workers.c.worker, workers.c.host, workers.c.devices, workers.c.about)
 
     def work(connection: Connection) -> dict[str, dict[str, Any]]:
@@ -61,7 +61,7 @@ def read_about(engine: Engine, names: Collection[str]) -> dict[str, dict[str, An
 
 
 def read_study_file(engine: Engine, study_id: int) -> str | None:
-    """Return the path of the file that a study's latest worker had; None if no worker had one."""
+    """Return the path of the study file of the latest worker; None if no worker had a file."""
     query = sa.select(workers.c.about).where(workers.c.study_id == study_id).order_by(workers.c.started_at_s.desc())
 
     def work(connection: Connection) -> str | None:
@@ -75,14 +75,14 @@ def read_study_file(engine: Engine, study_id: int) -> str | None:
 
 @dataclass(frozen=True)
 class Effort:
-    """What an ended trial of ours took.
+    """The time and epochs of an ended trial.
 
     Attributes:
-        number: Its number.
+        number: The trial's number.
         outcome: How it ended.
-        epochs: The last that it reported, 0 if none.
-        device_s: Seconds of all attempts at it, times the devices of each.
-        epoch_device_s: Those of an epoch after the first, 0 if it is not known.
+        epochs: The last reported epoch; 0 if there are no reports.
+        device_s: Seconds of all its attempts, multiplied by the devices of each.
+        epoch_device_s: Device seconds of an epoch after the first; 0 if not known.
     """
 
     number: int
@@ -93,7 +93,7 @@ class Effort:
 
 
 def read_efforts(engine: Engine, study_id: int) -> list[Effort]:
-    """Return what each ended trial of ours took, by number; nothing for a study of plain Optuna."""
+    """Return the effort of each ended trial, by number; empty for a study of plain Optuna."""
     tried = (
         sa.select(
             attempts.c.trial_id,
@@ -117,7 +117,7 @@ def read_efforts(engine: Engine, study_id: int) -> list[Effort]:
         .group_by(reports.c.trial_id)
         .subquery()
     )
-    # Between the reports of one attempt: what comes before the first (compiling, the data) a longer trial has once too.
+    # Between the reports of one attempt: the time before the first (compiling, data) does not grow with epochs.
     is_known = (tried.c.tries == 1) & (reached.c.between > 0) & reached.c.between_s.is_not(None)
     epoch_s = sa.case((is_known, reached.c.between_s / reached.c.between * tried.c.devices), else_=0.0)
     query = (
@@ -139,7 +139,7 @@ def read_efforts(engine: Engine, study_id: int) -> list[Effort]:
 
 @dataclass(frozen=True)
 class TimelineRow:
-    """An attempt at a trial: who, on what, when; one that goes on ends now, or when its lease does."""
+    """An attempt at a trial: worker, devices and times; a running one ends now, or with its lease."""
 
     number: int
     worker: str
@@ -150,7 +150,7 @@ class TimelineRow:
 
 
 def read_timeline(engine: Engine, study_id: int) -> list[TimelineRow]:
-    """Return all attempts at a study's trials, by their start."""
+    """Return all attempts at a study's trials, ordered by their start."""
     start = attempts.c.started_at_s
 
     def work(connection: Connection) -> list[TimelineRow]:
@@ -180,7 +180,7 @@ def read_timeline(engine: Engine, study_id: int) -> list[TimelineRow]:
 
 @dataclass(frozen=True)
 class RungRow:
-    """How many trials came to a rung of a bracket, and how many of them went on at once."""
+    """The number of trials that reached a rung of a bracket, and of those that were promoted immediately."""
 
     bracket: int
     rung: int

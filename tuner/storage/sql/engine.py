@@ -21,7 +21,7 @@ _BUSY_TIMEOUT_S = 10
 _CONNECT_TIMEOUT_S = 10
 _PING_AFTER_S = 1.0
 
-# Of what a URL, a role or a database sets itself, nothing is changed. A worker that is stopped (SIGSTOP) in the middle
+# Values set by a URL, a role or a database are not changed. A worker that is stopped (SIGSTOP) in the middle
 # of a transaction would otherwise keep all others from claiming for as long as it is stopped.
 _LIMITS = """
 SELECT set_config(name, setting, {is_local})
@@ -30,7 +30,7 @@ AS limits (name, setting) WHERE current_setting(name) = '0'
 """
 _POOLED = "tuner_pooled"
 _AFTER_THE_SERVER_S = 10.0
-# A connection whose other side vanished without a word is noticed within a minute, not after TCP's two hours.
+# A connection whose other side is gone is detected within a minute, not after TCP's two hours.
 _KEEPALIVE = {
     "keepalives_idle": 20,
     "keepalives_interval": 10,
@@ -40,7 +40,7 @@ _KEEPALIVE = {
 
 
 def new_engine(url: str) -> Engine:
-    """Return an engine that holds at most two connections: one for the work, one for the thread that renews leases."""
+    """Return an engine with at most two connections: one for the work, one for the thread that renews leases."""
     full_url = driver_url(url)
     if full_url.startswith("sqlite"):
         engine = sqlalchemy.create_engine(full_url, connect_args={"timeout": _BUSY_TIMEOUT_S})
@@ -66,7 +66,7 @@ def new_engine(url: str) -> Engine:
 
 
 def _connect(dialect: Any, _record: Any, arguments: Any, options: dict[str, Any]) -> Any:
-    with contextlib.suppress(ValueError):  # libpq says what is wrong
+    with contextlib.suppress(ValueError):  # libpq reports the error
         timeout_s = float(options["connect_timeout"])
         options = {**options, "connect_timeout": deadlines.connect_timeout(timeout_s if timeout_s > 0 else math.inf)}
     return dialect.connect(*arguments, **options)
@@ -81,7 +81,7 @@ def _prepare_postgres(connection: Any, record: Any) -> None:
     record.info[_POOLED] = _is_pooled(connection)
     if not record.info[_POOLED]:
         with connection.cursor() as cursor:
-            # Who waited for a lock must see what its holder has done, whatever the database or the role sets.
+            # After waiting for a lock, a transaction must see its holder's changes, whatever the database or role sets.
             isolation = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED"
             limit = "SELECT setting::float / 1000 FROM pg_settings WHERE name = 'statement_timeout'"
             cursor.execute(f"{_LIMITS.format(is_local='false')}; {isolation}; {limit}")
@@ -90,9 +90,9 @@ def _prepare_postgres(connection: Any, record: Any) -> None:
 
 
 def _is_pooled(connection: Any) -> bool:
-    """Return whether a pooler such as PgBouncer is between us and the server: it makes up the process ids it tells.
+    """Return whether a pooler such as PgBouncer is between us and the server: it invents the process ids.
 
-    It may give each transaction another session, which then goes to others: nothing is set or prepared in it.
+    It may give each transaction another session, which other clients use later: nothing is set or prepared in it.
     """
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_backend_pid()")
@@ -105,7 +105,7 @@ def is_pooled(connection: Connection) -> bool:
 
 
 def limit_transaction(connection: Connection) -> None:
-    """Set for a transaction that begins what a pooler's session does not keep: limits, and the isolation."""
+    """Set limits and isolation for a new transaction, because a pooler's session does not keep them."""
     if is_pooled(connection):
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED;" + _LIMITS.format(is_local="true"))
 
@@ -115,19 +115,19 @@ def _note_use(_connection: Any, record: Any) -> None:
 
 
 def _ping(connection: Any, record: Any, _proxy: Any) -> None:
-    """Try a connection that has rested, as `pool_pre_ping` does for each: one that dies at work is noticed anyway."""
+    """Test only connections that were idle; `pool_pre_ping` would test all. A break during use is detected anyway."""
     if time.monotonic() < record.info.get("used_at_s", math.inf) + _PING_AFTER_S:
         return
     try:
         with autocommit(connection), connection.cursor() as cursor:
             cursor.execute("SELECT 1")
     except Exception as error:
-        raise DisconnectionError(str(error)) from error  # the pool makes a new one
+        raise DisconnectionError(str(error)) from error  # the pool opens a new one
 
 
 @contextlib.contextmanager
 def autocommit(connection: Any) -> Generator[None]:
-    """Make each statement on a psycopg2 connection a transaction of its own.
+    """Make each statement on a psycopg2 connection a separate transaction.
 
     SQLAlchemy's isolation level AUTOCOMMIT does the same with a statement to the server before and after.
     """
@@ -140,7 +140,7 @@ def autocommit(connection: Any) -> Generator[None]:
 
 
 def lost(error: Exception, url: str) -> StorageLost:
-    """Return the one-line error for a database that does not answer, or whose disk is full."""
+    """Return a one-line error for a database that does not answer, or whose disk is full."""
     original = getattr(error, "orig", None)
     if pgcode(error) == "53100" or sqlite_code(original) == sqlite3.SQLITE_FULL:
         return StorageLost(f"the storage's disk is full: {hide_password(url)} ({error_line(error)}); free some space")
@@ -150,7 +150,7 @@ def lost(error: Exception, url: str) -> StorageLost:
 
 
 def error_line(error: Exception) -> str:
-    """Return what a driver says of an error, in one line and without passwords."""
+    """Return a driver's error message in one line without passwords."""
     reason = str(getattr(error, "orig", None) or error).strip().splitlines()
     return hide_password(" ".join(part.strip() for part in reason[:2]) if reason else type(error).__name__)
 
@@ -163,7 +163,7 @@ def connected_engine(url: str) -> Engine:
     engine = new_engine(url)
     try:
         with engine.connect() as connection:
-            # `SELECT 1` would not look into a SQLite file.
+            # `SELECT 1` would not read a SQLite file.
             is_sqlite = engine.dialect.name == "sqlite"
             connection.exec_driver_sql("PRAGMA schema_version" if is_sqlite else "SELECT 1")
     except DBAPIError as error:

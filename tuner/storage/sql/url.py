@@ -15,7 +15,7 @@ DEFAULT_URL = "sqlite:///tuner.db"
 _FORMS = "sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
 
 
-# user:password@host:port/database?options; only a user's name may hold an @.
+# user:password@host:port/database?options; only the user's name may contain an @.
 _POSTGRES = re.compile(r"(?:[^:/?#\s]*(?::[^@/?#\s]*)?@)?[^@/?#\s]*(?:/[^@?#\s]*)?(?:\?[^@\s]*)?")
 
 
@@ -31,7 +31,7 @@ def storage_url(given: str | None) -> str:
 
 
 def warn_of_password() -> None:
-    """Say so on stderr if a storage's password is on this process's command line."""
+    """Warn on stderr if a storage's password is on this process's command line."""
     words = " ".join(sys.argv)
     if hide_password(words) != words:
         tell(
@@ -43,12 +43,12 @@ def warn_of_password() -> None:
 
 
 def _shown(url: str) -> str:
-    """Return a URL that was refused for showing it: whatever stands between a colon and an @ may be a password."""
+    """Return a refused URL for display, hiding everything between a colon and an @, which may be a password."""
     return re.sub(r"(?s)(?<=:)(?!//).*@", "***@", hide_password(url))
 
 
 def driver_url(url: str) -> str:
-    """Return `url` with the driver spelt out, as SQLAlchemy wants it.
+    """Return `url` with an explicit driver for SQLAlchemy.
 
     Raises:
         StorageURLError: the URL cannot be a storage's.
@@ -86,7 +86,7 @@ def _postgres_url(url: str, rest: str) -> str:
             f"a storage URL's password must have its @ / ? # and blanks escaped, as %40 %2F %3F %23 %20: "
             f"got {_shown(url)!r}"
         )
-    # SQLAlchemy 2.1 takes `postgresql://` for psycopg 3, 2.0 for psycopg2; we depend on psycopg2.
+    # `postgresql://` means psycopg 3 in SQLAlchemy 2.1, and psycopg2 in 2.0; we depend on psycopg2.
     try:
         parsed = make_url(f"postgresql+psycopg2://{rest}")
     except (ArgumentError, ValueError) as error:
@@ -99,7 +99,7 @@ def _postgres_url(url: str, rest: str) -> str:
 
 
 def for_optuna(url: str) -> str:
-    """Return a URL as `RDBStorage` wants it, to which a brace is a place to fill in."""
+    """Return a URL for `RDBStorage`, which treats braces as placeholders."""
     return driver_url(url).replace("{", "{{").replace("}", "}}")
 
 
@@ -107,7 +107,7 @@ def is_new_file(url: str) -> bool:
     """Return whether a URL names a SQLite file that does not exist yet.
 
     Raises:
-        StorageURLError: it does not exist and cannot be made.
+        StorageURLError: it does not exist and cannot be created.
     """
     path = sqlite_path(url)
     if path is None or path.exists():
@@ -118,7 +118,7 @@ def is_new_file(url: str) -> bool:
 
 
 def sqlite_path(url: str) -> Path | None:
-    """Return the file that a URL names, None if it is no SQLite URL."""
+    """Return the file of a SQLite URL; None for other URLs."""
     if not url.startswith("sqlite"):
         return None
     return Path(url.removeprefix("sqlite:///").partition("?")[0])
