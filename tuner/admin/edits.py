@@ -134,7 +134,7 @@ def _check_exists(
     found = ", ".join(f"{choice}={value}" for choice, value in others.items())
     if found:
         raise UsageError(f"hyperparameter {name} needs {needed}: got {found}")
-    raise UsageError(f"hyperparameter {name} needs {needed}; give that as well")
+    raise UsageError(f"hyperparameter {name} needs {needed}; pass that as well")
 
 
 def _readings(domain: BaseDistribution, word: str) -> list[Any]:

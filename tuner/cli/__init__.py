@@ -36,7 +36,9 @@ def _print_version(is_asked: bool) -> None:
     try:
         print(f"tuner {importlib.metadata.version(DISTRIBUTION)}")
     except importlib.metadata.PackageNotFoundError:
-        raise UsageError(f"{DISTRIBUTION} must be installed to know its version; it runs from a folder") from None
+        raise UsageError(
+            f"{DISTRIBUTION} is not installed, so the version is unknown: tuner runs from a folder"
+        ) from None
     raise typer.Exit
 
 

@@ -116,7 +116,7 @@ def _say_baseline(rows: Sequence[Row]) -> None:
         return
     number, than = rows[0]["number"], f"the baseline (trial {baseline['number']}, {as_text(baseline['value'])})"
     if number == baseline["number"]:
-        say(f"trial {number}, the best, is the baseline")
+        say(f"the best trial, {number}, is the baseline")
         return
     if baseline["better_by"] is None:
         say(f"trial {number} cannot be compared with {than}")
@@ -125,7 +125,7 @@ def _say_baseline(rows: Sequence[Row]) -> None:
     by = f"trial {number} is {'worse' if better_by < 0 else 'better'} than {than} by {as_text(abs(better_by))}"
     if baseline["low"] is None:
         known = f"over {seeds} seeds that show no noise" if seeds > 1 else "of one seed"
-        say(f"{by}, {known}: `tuner confirm` with more seeds shows how certain that is")
+        say(f"{by}, {known}: run `tuner confirm` with more seeds to see how certain that is")
         return
     sign = -1 if better_by < 0 else 1
     low, high = sorted((sign * float(baseline["low"]), sign * float(baseline["high"])))

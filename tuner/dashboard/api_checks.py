@@ -50,7 +50,7 @@ def _text(name: str, value: Any) -> None:
     if not isinstance(value, str):
         raise _wrong(name, "text", value)
     if not is_storable(value):
-        raise _wrong(name, "text without NUL and without halves of surrogate pairs", value)
+        raise _wrong(name, "text without NUL and lone surrogates", value)
 
 
 def _name(name: str, value: Any) -> None:
@@ -206,7 +206,7 @@ def _check_ids(storage: Storage, ids: Mapping[str, Any]) -> int | None:
     """
     for name, value in ids.items():
         if isinstance(value, str) and not (len(value) <= _MOST_TEXT and value.isprintable()):
-            raise Wrong(f"this {name} is not known", 404)
+            raise Wrong(f"unknown {name}", 404)
     study_id, trial_id = ids.get("study_id"), ids.get("trial_id")
     if study_id is None and trial_id is None:
         return None

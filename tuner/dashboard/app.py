@@ -163,7 +163,7 @@ def _state(row: dict[str, Any]) -> str:
 def _picture(storage: Storage, pictures: PlotCache, kind: str) -> bytes:
     study = _study(storage)
     if study is None or kind not in KINDS:
-        raise bottle.HTTPError(404, f"a plot is /plots/KIND.svg?study=NAME, its kind one of {', '.join(KINDS)}")
+        raise bottle.HTTPError(404, f"use /plots/KIND.svg?study=NAME, where KIND is one of {', '.join(KINDS)}")
     bottle.response.content_type = "image/svg+xml"
     bottle.response.set_header("Content-Security-Policy", "default-src 'none';style-src 'unsafe-inline'")
     return pictures.svg(study, kind)

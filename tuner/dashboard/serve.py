@@ -60,7 +60,7 @@ def check_serving(serving: Serving) -> Serving:
     if not _PREFIX.fullmatch(prefix):
         raise UsageError(f"--prefix must be a path such as /tuner: got {serving.prefix!r}")
     if (serving.tls_cert is None) != (serving.tls_key is None):
-        raise UsageError("--tls-cert and --tls-key must be given together: got one of them")
+        raise UsageError("--tls-cert and --tls-key must be passed together: got only one of them")
     make_one = "make users by `tuner user add NAME --role editor --users FILE`, then give --users FILE"
     if serving.users is None and not is_loopback(serving.host):
         raise UsageError(
@@ -71,7 +71,7 @@ def check_serving(serving: Serving) -> Serving:
     if serving.tls_cert is None and not serving.is_behind_proxy and not is_loopback(serving.host):
         raise UsageError(
             f"passwords would be sent unencrypted: got --host {serving.host} without TLS; "
-            "give --tls-cert and --tls-key, or --behind-proxy if a proxy in front has TLS"
+            "pass --tls-cert and --tls-key, or --behind-proxy if a proxy in front handles TLS"
         )
     return replace(serving, prefix=prefix)
 

@@ -58,8 +58,8 @@ def parse_users(text: str, where: str) -> dict[str, User]:
             continue
         if len(words) != 3 or words[1] not in list(Role) or not words[2].startswith((_PASSWORD, _TOKEN)):
             raise UsageError(
-                f"each line of a users file must be NAME, reader or editor, and a hash: {where}, line {number} is not; "
-                "make lines with `tuner user add` or `tuner user token`"
+                f"invalid line {number} in {where}: each line must be NAME, reader or editor, and a hash; "
+                "add lines with `tuner user add` or `tuner user token`"
             )
         if words[0] in users:
             raise UsageError(f"user {words[0]!r} is listed twice in {where}: remove line {number}")
@@ -83,7 +83,7 @@ def read_users(path: Path) -> dict[str, User]:
             f"create it with `tuner user add NAME --role editor --users {path}`"
         ) from None
     if mode & 0o077:
-        say(f"{path} can be read by others (mode {mode:03o}); chmod 600 {path}")
+        say(f"{path} can be read by others (mode {mode:03o}); run chmod 600 {path}")
     return parse_users(text, str(path))
 
 

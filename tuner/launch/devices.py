@@ -76,7 +76,7 @@ def _visible(ids: tuple[int, ...], limit: str | None) -> tuple[int, ...]:
         return ids
     words = [word.strip() for word in limit.split(",") if word.strip()]
     if ids and any(word.startswith(("GPU-", "MIG-")) for word in words):
-        raise DeviceError(f"CUDA_VISIBLE_DEVICES must hold numbers, as nvidia-smi shows them: got {limit!r}")
+        raise DeviceError(f"CUDA_VISIBLE_DEVICES must contain the numbers that nvidia-smi shows: got {limit!r}")
     return tuple(item for item in ids if str(item) in words)
 
 
@@ -122,7 +122,7 @@ def choose(found: Devices, wanted: str) -> Devices:
         return found
     words = [word.strip() for word in wanted.split(",")]
     if not all(word.isdigit() for word in words):
-        raise DeviceError(f"--devices must be auto or ids as in 0,1,2: got {wanted!r}")
+        raise DeviceError(f"--devices must be auto or ids such as 0,1,2: got {wanted!r}")
     ids = tuple(int(word) for word in words)
     if len(set(ids)) != len(ids):
         raise DeviceError(f"--devices must name each device once: got {wanted!r}; use --workers to share devices")

@@ -382,7 +382,7 @@ def launch(
     check_number("--seed", seed, 0)
     _check_live(live)
     if metrics_host is not None and metrics_port is None:
-        raise UsageError(f"--metrics-host needs a port: got {metrics_host} alone; pass --metrics-port N as well")
+        raise UsageError(f"--metrics-host {metrics_host} has no effect without --metrics-port N: pass both")
     path, _ = split_target(target)
     groups = assign(choose(find_devices(), devices), workers, devices_per_worker)
     url = storage_url(storage)

@@ -38,7 +38,7 @@ def check_operations(operations: Sequence[str]) -> None:
             known, meant = ", ".join(OPERATIONS), nearest(operation, OPERATIONS)
             raise StudyError(f"an operation must be one of {known}: got {operation!r}{meant}")
     if len(set(operations)) != len(operations) or not operations:
-        raise StudyError(f"operations must list at least one, each only once: got {', '.join(operations) or 'none'}")
+        raise StudyError(f"operations must be at least one, without duplicates: got {', '.join(operations) or 'none'}")
 
 
 class Norm(nn.Module):

@@ -129,7 +129,7 @@ class FloatDomain(Domain):
             raise SpaceError(f"low must be below high: got low={self.low!r}, high={self.high!r}")
         if self.traced and as_traced(float(self.low)) == as_traced(float(self.high)):
             raise SpaceError(
-                f"low and high are the same float32, which is what a traced number is: got low={self.low!r}, "
+                f"low and high are equal as float32, the type of traced numbers: got low={self.low!r}, "
                 f"high={self.high!r}; make it static"
             )
 
@@ -277,7 +277,7 @@ class ChoiceDomain(Domain):
         if self.traced and not all(isinstance(option, int | float) for option in self.options):
             raise SpaceError(f"a traced choice needs numbers: got {self!r}")
         if self.traced and len({as_traced(option) for option in self.options}) < len(self.options):
-            raise SpaceError(f"two options are the same float32, which is what a traced number is: got {self!r}")
+            raise SpaceError(f"two options are equal as float32, the type of traced numbers: got {self!r}")
 
     def distribution(self) -> BaseDistribution:
         from optuna.distributions import CategoricalDistribution

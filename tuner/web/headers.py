@@ -42,7 +42,7 @@ class StrictHeaders(HeaderReader):
                 continue
             if name in headers:
                 if name in _ONCE:
-                    raise ValueError(f"the header {name.decode()} must come once")
+                    raise ValueError(f"the header {name.decode()} must not occur twice")
                 value = headers[name] + (b"; " if name == b"Cookie" else b", ") + value
             headers[name] = value
         if b"Transfer-Encoding" in headers:
@@ -55,7 +55,7 @@ class StrictHeaders(HeaderReader):
 def _split(line: bytes) -> tuple[bytes, bytes]:
     """Return the name and the value of a header line."""
     if not line.endswith(b"\r\n"):
-        raise ValueError("the headers must end with an empty line, each line with CRLF")
+        raise ValueError("each header must end with CRLF, and an empty line must follow the headers")
     name, colon, value = line[:-2].partition(b":")
     value = value.strip(b" \t")
     if not colon or not _NAME.fullmatch(name) or _CONTROL.search(value):

@@ -33,7 +33,7 @@ def one_line(tuner: Any, words: list[str]) -> tuple[int, str]:
         (["launch", "tiny.py", "--workers", "-1"], 2, "--workers must be at least 1: got -1"),
         (["launch", "tiny.py", "--seed", "-1"], 2, "--seed must be at least 0: got -1"),
         (["launch", "tiny.py", "--devices", "4711"], 2, "no device 4711 on this machine: it has cpu 0"),
-        (["launch", "tiny.py", "--devices", "all"], 2, "--devices must be auto or ids as in 0,1,2: got 'all'"),
+        (["launch", "tiny.py", "--devices", "all"], 2, "--devices must be auto or ids such as 0,1,2: got 'all'"),
         (
             ["launch", "tiny.py", "--live"],
             2,

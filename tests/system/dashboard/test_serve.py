@@ -356,7 +356,7 @@ def test_without_users_it_answers_to_this_machine_alone(open_served: Served, sto
     )
 
     assert rebound.status == 421
-    assert "answers to loopback names alone, such as localhost: got Host 'evil.example:8080'" in rebound.json["reason"]
+    assert "accepts only loopback names such as localhost: got Host 'evil.example:8080'" in rebound.json["reason"]
     assert by_site.status == 403
     # What only a proxy may say is not believed.
     forwarded = open_served.ask("GET", "/", X_Forwarded_Host="evil.example")

@@ -155,14 +155,14 @@ def test_words_of_choices() -> None:
         (lambda: uniform(0.0, 1e-46), "got 1e-46; make it static"),
         (lambda: uniform(-1e-39, 1.0), "got -1e-39"),  # a subnormal, which a device may take for 0
         (lambda: uniform(0, 5e39), r"got 5e\+39"),
-        (lambda: uniform(1.0, 1.0 + 1e-9), "low and high are the same float32"),
+        (lambda: uniform(1.0, 1.0 + 1e-9), "low and high are equal as float32"),
         (lambda: int_uniform(0, 2**31, traced=True), r"must be in \[-2\*\*31, 2\*\*31\), as int32: got 2147483648"),
         (lambda: int_uniform(-(2**31) - 1, 0, traced=True), "got -2147483649"),
         (lambda: int_uniform(1, 2**40, log=True, traced=True), "got 1099511627776"),
         (lambda: choice(1, 2**31, traced=True), "got 2147483648"),
         (lambda: choice(0.5, 1e-46, traced=True), "got 1e-46"),
         (lambda: choice(0.5, 5e39, traced=True), r"got 5e\+39"),
-        (lambda: choice(0.1, 0.1 + 1e-12, traced=True), "two options are the same float32"),
+        (lambda: choice(0.1, 0.1 + 1e-12, traced=True), "two options are equal as float32"),
     ],
 )
 def test_traced_numbers_that_a_program_cannot_hold_are_refused(make_domain: Callable[[], Any], message: str) -> None:

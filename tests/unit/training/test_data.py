@@ -77,8 +77,8 @@ def test_arrays_may_be_of_any_number_that_jax_has(dtype: Any) -> None:
 @pytest.mark.parametrize(
     ("weight", "message"),
     [
-        (np.ones((4, 1)), r"weight must have one real number per example:  got shape \(4, 1\), dtype float64"),
-        (np.ones(4, complex), "weight must have one real number per example:  got .* dtype complex128"),
+        (np.ones((4, 1)), r"weight must have one real number per example: got shape \(4, 1\), dtype float64"),
+        (np.ones(4, complex), "weight must have one real number per example: got .* dtype complex128"),
         ([1.0, 1.0, -0.5, 1.0], "weights must be finite and at least 0: got -0.5 for example 2"),
         ([1.0, np.nan, -1.0, 1.0], "weights must be finite and at least 0: got nan for example 1"),
         ([1.0, 1.0, 1.0, np.inf], "weights must be finite and at least 0: got inf for example 3"),
@@ -281,7 +281,7 @@ def test_a_test_set_is_taken_from_what_would_be_for_training() -> None:
 
 @pytest.mark.parametrize(("fraction", "test"), [(0.5, 0.5), (0.5, 0.05), (0.9, 0.2), (0.05, 0.5), (0.5, -0.2)])
 def test_three_parts_need_examples_each(fraction: float, test: float) -> None:
-    with pytest.raises(ValueError, match=f"all three sides .* got fraction={fraction}, test={test} of 6"):
+    with pytest.raises(ValueError, match=f"all three parts .* got fraction={fraction} and test={test} for 6"):
         dataset().split(fraction, 0, test=test)
 
 
@@ -368,8 +368,8 @@ def test_classes_of_a_view_are_those_of_its_examples() -> None:
     ("stratify", "found"),
     [
         ("labelz", "has no array 'labelz' .stratify.: it has inputs, labels; did you mean 'labels'"),
-        ("inputs", r"one class for each of 6 examples: got shape \(6, 2\)"),
-        ([1, 2, 3], r"one class for each of 6 examples: got shape \(3,\)"),
+        ("inputs", r"one class for each of the 6 examples: got shape \(6, 2\)"),
+        ([1, 2, 3], r"one class for each of the 6 examples: got shape \(3,\)"),
     ],
 )
 def test_stratify_needs_one_class_for_each_example(stratify: Any, found: str) -> None:

@@ -181,7 +181,7 @@ def test_a_planted_nan_is_found_at_its_step_and_place(case: str) -> None:
 def test_a_nan_in_the_data_is_found_at_the_step_of_its_example(bad: float) -> None:
     splits = splits_of(labels=np.where(np.arange(12) == BAD, bad, 0.0))
     trainer, step = Regression(), 3
-    message = f"step {step} made the first NaN or infinity before the model: in labels of the batch"
+    message = f"step {step} produced the first NaN or infinity in labels of the batch, before the model"
     with pytest.raises(NonFinite, match=message):
         next(trainer.train_model(H, splits, epochs=1, seed=SEEDS[step], debug=True))
 
@@ -217,7 +217,7 @@ def test_debugging_ends_with_the_training_and_pauses_between_reports() -> None:
 
 def test_debugging_steps_also_a_trainer_that_scans() -> None:
     training = Own(loop="scan").train_model(H, SPLITS, epochs=1, seed=SEEDS[2], debug=True)
-    with pytest.raises(NonFinite, match="step 2 made"):
+    with pytest.raises(NonFinite, match="step 2 produced"):
         next(training)
 
 

@@ -274,7 +274,7 @@ WRONG = [
     (
         spoil(x=np.zeros(2, int)),
         ValueError,
-        r"'x' of shape \(2,\) int64 \(example 17\), \(2,\) float64 \(example 3\)",
+        r"'x' has \(2,\) int64 in example 17, but \(2,\) float64 in example 3",
     ),
 ]
 

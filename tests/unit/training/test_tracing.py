@@ -130,7 +130,7 @@ def test_jax_s_error_becomes_one_line(trainer: Any, message: str) -> None:
 
 def test_what_is_asked_beside_training_says_the_same() -> None:
     for ask in (lambda: Branch().print_tabulate(H, SPLITS), lambda: memory(Branch(), H, SPLITS)):
-        with pytest.raises(StudyError, match="got the hyperparameter rate"):
+        with pytest.raises(StudyError, match="depends on the traced hyperparameter rate"):
             ask()
 
 

@@ -211,7 +211,7 @@ def test_the_best_is_held_against_it(
     say_how_sure(rows)
     said = capsys.readouterr().err
     if direction == "maximize":
-        assert said == "tuner: trial 0, the best, is the baseline\n"
+        assert said == "tuner: the best trial, 0, is the baseline\n"
     else:
         assert said.startswith(f"tuner: trial {rows[0]['number']} is better than the baseline (trial 0, 9) by ")
         assert said.endswith(", of one seed: `tuner confirm` with more seeds shows how certain that is\n")

@@ -144,7 +144,7 @@ def held_statement(name: str) -> Callable[[Callable[..., Any]], HeldStatement]:
 
 def _own_name(name: str) -> str:
     if name in _names:
-        raise ImportError(f"two SQL statements are called {name!r}; each needs a name of its own")
+        raise ImportError(f"two SQL statements have the name {name!r}: each needs its own name")
     _names.add(name)
     return name
 

@@ -178,7 +178,7 @@ def _lock_study(connection: Connection, claimant: Claimant) -> bool:
     """Lock the study's row until the end of the transaction; return whether the study is stopped."""
     row = run(connection, statements.lock_study, {"study_id": claimant.study_id}).first()
     if row is None or claimant.identity not in (None, row[0]):
-        raise UnknownStudy(f"the study was deleted from the storage while it ran: number {claimant.study_id}")
+        raise UnknownStudy(f"the study was deleted while it ran: id {claimant.study_id}")
     return row[1] is not None
 
 

@@ -64,7 +64,7 @@ def renewed(
                 tell_away(engine, error, f"the lease of trial {lease.number} is not renewed")
                 is_cut_off = True
             except Exception as error:  # the thread must continue, or a minor error would lose the trial
-                tell(f"the lease of trial {lease.number} is not renewed: {error}", "lease_not_renewed", "warning")
+                tell(f"cannot renew the lease of trial {lease.number}: {error}", "lease_not_renewed", "warning")
                 is_cut_off = True
 
     thread = threading.Thread(target=beat, name=f"lease-{lease.number}", daemon=True)

@@ -51,7 +51,7 @@ def check_steps(total_steps: Any) -> None:
     """
     if isinstance(total_steps, bool) or not isinstance(total_steps, int | np.integer) or total_steps < 1:
         raise StudyError(
-            f"total_steps must be a whole number of at least 1, the updates of the whole training: "
+            f"total_steps (the updates of the whole training) must be a whole number of at least 1: "
             f"got total_steps={total_steps!r}"
         )
 

@@ -115,7 +115,7 @@ class RunLog:
             for name, mine in to_json(identity(training)).items():
                 if with_rules(theirs).get(name) != mine:
                     raise StudyError(
-                        f"{self._path} is the log of another run: it has {name}={theirs.get(name)!r}, this run "
+                        f"{self._path} is the log of another run: it has {name}={theirs.get(name)!r}, this training "
                         f"has {name}={mine!r}; use another folder"
                     )
         try:
