@@ -24,8 +24,8 @@ class Study(StudySpec):
     def launch(self, **options: Any) -> None:
         """Run this study with several workers, as `tuner launch` does; progress goes to stderr.
 
-        Workers import the running script again: it must hold this study under a name of its own, and call `launch`
-        below `if __name__ == "__main__":`.
+        Workers import the running script again: assign the study to a variable, and call `launch` below
+        `if __name__ == "__main__":`.
 
         Args:
             options: `storage`, `artifacts`, `workers`, `devices`, `devices_per_worker`; see `tuner.launch.launch`.

@@ -62,7 +62,7 @@ def _packages() -> Row:
             "both install a package `tuner` into the same folder: `pip uninstall tuner tuner-jax`, "
             "then `pip install -e .` in the clone of tuner"
         )
-        return _row("packages", "fail", f"tuner {other} beside {DISTRIBUTION}", advice)
+        return _row("packages", "fail", f"tuner {other} next to {DISTRIBUTION}", advice)
     return _row("packages", "ok", ", ".join(found))
 
 

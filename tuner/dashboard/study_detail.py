@@ -1,10 +1,10 @@
 """Answers `/api/studies/ID`, the dashboard's data of a study, quickly even for fifty thousand trials.
 
 optuna-dashboard makes it from Python objects, trial by trial: it compares search spaces, serialises dictionaries, and
-encodes them. But trials of one kind (state, hyperparameters and their distributions, user attributes) look alike. So we
-let optuna-dashboard answer for a few of each kind, and write the others ourselves after their pattern. All that it
-tells beside the trials comes from it. Trials with notes, artifacts or constraints are left to it, but that it calls
-trials the best that violate a constraint, and does not know the constraints of Optuna 5.
+encodes them. But trials of one kind (state, hyperparameters and their distributions, user attributes) have the same
+form. We therefore let optuna-dashboard write a few trials of each kind, and write the others ourselves after their
+pattern. It also writes all other parts of the answer, and trials with notes, artifacts or constraints. We correct its
+best trials, which may violate a constraint, and add the constraints of Optuna 5, which it does not support.
 """
 
 from __future__ import annotations

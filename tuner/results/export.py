@@ -234,7 +234,7 @@ install `tuner` from the public package index: that is another project.
 
 `run.py` loads the model, evaluates it on the study's validation data, and compares the results with the recorded ones.
 `study.py` is the study's file; `trial.json` has hyperparameters, curves, timings, versions and the state of the
-repository. Modules that the study file imports from beside it are not part of the bundle.
+repository. The bundle does not contain modules that the study file imports from its own folder.
 """
 
 _RUN = '''"""Load the trial, evaluate it, and compare the results with the recorded ones."""

@@ -178,7 +178,7 @@ def upgrade(url: str, from_timezone: str | None = None) -> list[str]:
             done.append(f"the tables of {hide_password(url)} are already at this version")
             return done + _about_zones(unknown, zone, None)
         if path is not None:
-            done.append(f"a copy of the database as it was is in {_back_up(engine, path)}")
+            done.append(f"a copy of the database from before the upgrade is in {_back_up(engine, path)}")
         if before.optuna != head:
             _mark_before_optuna(engine, before)
             _upgrade_optuna(url)
@@ -263,7 +263,7 @@ def _upgrade_optuna(url: str) -> None:
         line = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         raise StorageSchemaError(
             f"Optuna's migrations failed: {type(error).__name__}: {hide_password(line)}; "
-            "a SQLite database may be half upgraded: restore the copy that was made of it. Optuna cannot upgrade "
+            "a SQLite database may be half upgraded: restore its copy. Optuna cannot upgrade "
             "tables from before its version 2.4"
         ) from error
     finally:
