@@ -21,7 +21,7 @@ def split(kind: str, given: Named, known: Collection[str]) -> tuple[str, dict[st
     options = {"name": given} if isinstance(given, str) else dict(given)
     name = options.pop("name", None)
     if not isinstance(name, str) or name not in known:
-        hint = nearest(name, known) if isinstance(name, str) else "; with options, pass {'name': ..., option: value}"
+        hint = nearest(name, known) if isinstance(name, str) else "; pass a name, or {'name': ..., option: value}"
         raise StudyError(f"the {kind} must be one of {', '.join(sorted(known))}: got {name!r}{hint}")
     return name, options
 

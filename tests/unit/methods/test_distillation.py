@@ -118,9 +118,9 @@ FOUR = ArrayDataset(inputs=np.zeros((4, 2)))
     ("dataset", "teacher", "message"),
     [
         (FOUR, lambda inputs: inputs[:, 0], r"\[batch, classes\]: got shape \[4\] for 4 examples"),
-        (FOUR, lambda inputs: inputs * np.nan, r"got the shape \[4, 2\] for 4 examples, with NaN or infinity"),
-        (FOUR, lambda inputs: inputs[:1], r"got the shape \[1, 2\] for 4 examples"),
-        (FOUR, lambda inputs: np.tile(inputs, (2, 1)), r"got the shape \[8, 2\] for 4 examples"),
+        (FOUR, lambda inputs: inputs * np.nan, r"got shape \[4, 2\] for 4 examples, with NaN or infinity"),
+        (FOUR, lambda inputs: inputs[:1], r"got shape \[1, 2\] for 4 examples"),
+        (FOUR, lambda inputs: np.tile(inputs, (2, 1)), r"got shape \[8, 2\] for 4 examples"),
         (StreamDataset(Rows()), lambda inputs: inputs, "with_teacher needs an ArrayDataset: got StreamDataset"),
     ],
 )

@@ -194,7 +194,7 @@ def test_reversing_is_learned() -> None:
 @pytest.mark.parametrize(
     ("settings", "shape", "why"),
     [
-        ({"longest": 8}, (1, 9), "at most longest=8 tokens long: got 9; raise longest"),
+        ({"longest": 8}, (1, 9), "at most longest=8 tokens: got 9; raise longest"),
         ({"width": 18, "heads": 4}, (1, 9), "a multiple of heads: got width=18, heads=4"),
         ({"width": 12, "heads": 4, "positions": "rotary"}, (1, 9), "need an even width / heads: got width=12, heads=4"),
         ({"positions": "learnt"}, (1, 9), "one of learned, rotary: got 'learnt'; did you mean 'learned'"),

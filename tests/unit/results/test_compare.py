@@ -217,7 +217,7 @@ def test_methods_that_disagree_are_told(storage: Any, sqlite_url: str) -> None:
 
 def test_what_cannot_be_analysed_is_said(storage: Any, sqlite_url: str) -> None:
     fill(storage, "few", 9, "minimize")
-    with pytest.raises(UsageError, match="at least 10 complete trials: 'few' has 9 so far"):
+    with pytest.raises(UsageError, match="at least 10 complete trials: study 'few' has 9 so far"):
         importance_rows(sqlite_url, "few")
     study = optuna.create_study(study_name="nothing", storage=storage)
     for _ in range(12):

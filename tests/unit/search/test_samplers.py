@@ -244,7 +244,7 @@ def by_function(trial: optuna.Trial) -> Space:
         (
             Line,
             {"values": {"slope": [0.0, 6.5, -3.0]}},
-            r"values for 'slope' must be in .*: got \[6\.5, -3\.0\]",
+            r"values for 'slope' must be inside .*: got \[6\.5, -3\.0\]",
         ),
         (Discrete, {"values": {"width": [2, 3]}}, r"values for 'width' must be inside its domain: got \[3\]"),
         (Line, {"values": {"slope": 0.0}}, "sampler 'grid' does not accept its options"),
@@ -481,8 +481,12 @@ def test_naming_an_experimental_pruner_is_the_consent(name: str, recwarn: pytest
             "'tpe' has no option 'n_startup': .*mean 'n_startup_trials'",
         ),
         ("sampler", {"name": "grid", "value": []}, "'grid' has no option 'value': it has .*; did you mean 'values'?"),
-        ("sampler", {"n_startup_trials": 3}, "must be one of .*: got None; give it as {'name': ..., option: value}"),
-        ("sampler", {"name": ["tpe"]}, r"must be one of .*: got \['tpe'\]; give it as"),
+        (
+            "sampler",
+            {"n_startup_trials": 3},
+            "must be one of .*: got None; pass a name, or {'name': ..., option: value}",
+        ),
+        ("sampler", {"name": ["tpe"]}, r"must be one of .*: got \['tpe'\]; pass a name, or"),
         ("sampler", 3, "must be a name, a mapping or an Optuna sampler: got 3"),
         ("sampler", None, "must be a name, a mapping or an Optuna sampler: got None"),
         (

@@ -423,7 +423,7 @@ def test_a_trial_that_is_refused_holds_nothing_up(desk: Desk, capfd: pytest.Capt
             raise TrackerLost("away for a moment")  # so that all is gone through once more
 
     book.fails = refuse
-    with pytest.raises(TrackerRefused, match=r"^cannot send 1 of the trials; the first:  trial 2: not this one$"):
+    with pytest.raises(TrackerRefused, match=r"^cannot send 1 of the trials; the first: trial 2: not this one$"):
         catch_up(desk, book)
 
     assert capfd.readouterr().err.count("cannot send trial 2, skipping it: not this one") == 1
