@@ -1,6 +1,6 @@
 """Runs a worker without a launcher as a child process, and logs its output as JSON.
 
-XLA writes to stderr past Python, and what it writes last, before it aborts, must come through as well.
+XLA writes directly to stderr, and its last lines before an abort must be logged as well.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class TrainState:
         opt_state: The optimizer's state.
         collections: Variables of the model other than parameters, such as batch statistics.
         key: The trial's key; never changes. A step's key is derived from it and the step's number, so that
-            training resumed at a step draws what it would have drawn.
+            resumed training draws the same numbers.
         average: Smoothed weights; evaluation uses them if there are any.
         scale: The loss scale of float16 training.
         total_steps: Updates of the whole training, which schedules need; part of the structure, not an array.

@@ -8,8 +8,8 @@ from typing import Any
 from tuner.output.log import is_json, tell
 
 Event = dict[str, Any]
-"""What a worker says. `event` is study, trial, report, end, retry, restart, lost, deadly, sampler, unused, finished,
-idle, hours, done, error or seconds; `seconds` what its time since the event before went on: training, compiling,
+"""An event of a worker. `event` is study, trial, report, end, retry, restart, lost, deadly, sampler, unused, finished,
+idle, hours, done, error or seconds; `seconds` has the time since the previous event by activity: training, compiling,
 waiting, database."""
 
 

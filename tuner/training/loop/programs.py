@@ -100,16 +100,16 @@ class Programs:
 
     Attributes:
         init: (source, hparams, seed, total_steps=, optimizer_rules=) -> `Carry` before the first step.
-        step: (source, hparams, state, totals, position) -> `Carry` after one step; the state given is used up.
+        step: (source, hparams, state, totals, position) -> `Carry` after one step; the given state becomes invalid.
         steps: the same after `count=` steps.
         eval_step: (source, hparams, state, totals, position) -> totals and position after one more batch.
         eval_all: (source, hparams, state) -> metrics over all batches.
         predict: (params, collections, inputs, hparams) -> outputs in evaluation mode.
-        copy: a pytree of arrays -> a copy, which may be used up.
+        copy: a pytree of arrays -> a copy, which may be donated.
     """
 
     def __init__(self, trainer: TrainerDefinition, layout: Layout) -> None:
-        # The state and the batch are arguments of their own below, because only the state is used up.
+        # The state and the batch are separate arguments below, because only the state is donated.
         def init_state(
             source: Source,
             hparams: Any,
@@ -142,7 +142,7 @@ class Programs:
         def predict(params: PyTree, collections: PyTree, inputs: tuple[Any, ...], hparams: Any) -> Any:
             return trainer.apply_inputs(params, collections, inputs, hparams, train=False)[0]
 
-        # Runs once a trial and takes long to optimise, so the compiler is told not to.
+        # Runs once per trial and takes long to optimise, so it is compiled without optimisation.
         fast_to_compile = {"xla_backend_optimization_level": 0}
         static = ("total_steps", "optimizer_rules")
         self.init = jax.jit(init_state, static_argnames=static, compiler_options=fast_to_compile)
@@ -167,9 +167,9 @@ def programs(trainer: TrainerDefinition, hparams: Any, layout: Layout) -> Progra
 def forget_dropped() -> None:
     """Free the memory of programs that are no longer kept, once there are many; call it between trials.
 
-    JAX holds about 1 MB for each set of programs after its last user is gone, and can only forget all programs at
-    once. Those still kept are traced again at their next use, and read from the persistent cache. A study that has no
-    more sets of programs than are kept is not affected.
+    JAX keeps about 1 MB for each dropped set of programs, and can only clear all of its caches. Programs that are still
+    kept are traced again at their next use, and read from the persistent cache. A study with fewer sets of programs
+    than the limit is not affected.
     """
     info = _programs.cache_info()
     if info.misses - info.currsize >= _DROPPED:
