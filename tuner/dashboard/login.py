@@ -171,7 +171,7 @@ class Login:
         if is_ours is False or (must_be_known and is_ours is None):
             raise Refused(
                 "403 Forbidden",
-                "a change must come from the dashboard's own pages, or with a bearer token: "
+                "a change must come from a page of the dashboard, or have a bearer token: "
                 f"got Origin {request.origin!r} at {request.scheme}://{request.host}",
             )
 

@@ -189,4 +189,4 @@ def served(metrics: LaunchMetrics, host: str, port: int) -> Generator[str]:
 
 
 def _tell_error(message: str) -> None:
-    tell(f"metrics could not be served: {message}", "metrics", "warning")
+    tell(f"cannot serve metrics: {message}", "metrics", "warning")

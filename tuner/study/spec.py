@@ -151,7 +151,7 @@ class StudySpec:
     def _check_search(self) -> None:
         if len(self.objectives) > 1 and isinstance(self.pruner, str) and self.pruner not in ("asha", "none"):
             raise StudyError(
-                f"a study with several objectives cannot be pruned: got {self.pruner!r}; use pruner='none'"
+                f"a study with several objectives cannot be pruned: got pruner={self.pruner!r}; use pruner='none'"
             )
         if len(self.objectives) > 1 and getattr(self.sampler, "get", lambda _: self.sampler)("name") == "cmaes":
             raise StudyError("the sampler 'cmaes' supports only one objective: use tpe, nsga2, random, qmc or grid")
@@ -219,7 +219,7 @@ class StudySpec:
         try:
             return self.sample(optuna.trial.FixedTrial(dict(params)))  # pyright: ignore[reportArgumentType]
         except ValueError as error:
-            raise SpaceError(f"not hyperparameters of {self.space.__name__}: {error}") from None
+            raise SpaceError(f"invalid hyperparameters for {self.space.__name__}: {error}") from None
 
     def changed(self, *, fixed: Mapping[str, str] | None = None, **settings: object) -> Self:
         """Return a copy of the study with settings from the command line.

@@ -121,7 +121,7 @@ def test_what_a_study_refuses(changes: dict[str, Any], message: str) -> None:
 
 
 def test_several_objectives_are_not_pruned() -> None:
-    with pytest.raises(StudyError, match="several objectives cannot be pruned: got 'median'; use pruner='none'"):
+    with pytest.raises(StudyError, match="several objectives cannot be pruned: got pruner='median'; use pruner='none'"):
         pareto(pruner="median")
     for made in (pareto(), pareto(pruner="none")):
         assert isinstance(made.make_pruner(), optuna.pruners.NopPruner)

@@ -186,7 +186,7 @@ class OptimizerGroups:
             if spec is None:
                 made[name] = optax.set_to_zero()
             elif not isinstance(spec, OptimizerSpec):
-                raise StudyError(f"a group must be an OptimizerSpec, or None to freeze it: got {spec!r} ({name!r})")
+                raise StudyError(f"the group {name!r} must be an OptimizerSpec, or None to freeze it: got {spec!r}")
             elif spec.name in (*WHOLE_LOSS, *SCHEDULE_FREE):
                 raise StudyError(
                     f"{spec.name} cannot be used for a group of parameters: got it for group {name!r}; use it for all "
