@@ -140,7 +140,7 @@ def test_a_peak_times_a_shape_moves_the_parameters() -> None:
         (WarmupCosine(end_factor=1.5), "end_factor must be from 0 to 1: got end_factor=1.5"),
         (OneCycle(peak_fraction=1.0), "peak_fraction must be between 0 and 1"),
         (OneCycle(start_factor=float("nan")), "start_factor must be from 0 to 1: got start_factor=nan"),
-        (OneCycle(warmup_steps=3), "no warm-up beside its rise: got warmup_steps=3; set peak_fraction"),
+        (OneCycle(warmup_steps=3), "takes no warm-up, .*: got warmup_steps=3; set peak_fraction"),
         (Exponential(decay_rate=0), "decay_rate must be above 0 and at most 1: got decay_rate=0"),
         (Exponential(decay_rate=0.5, transition_steps=0), "transition_steps must be above 0"),
         (Exponential(decay_rate=0.5, end_factor=-1), "end_factor must be from 0 to 1"),
@@ -597,7 +597,9 @@ def test_groups_that_cannot_be(groups: Any, message: str) -> None:
 
 def test_a_label_names_a_group() -> None:
     made = OptimizerGroups({"slow": spec(), "still": None}, label).build(10)
-    with pytest.raises(StudyError, match=r"one of the groups \['slow', 'still'\]: got 'fast' \(array 'head/kernel'\)"):
+    with pytest.raises(
+        StudyError, match=r"one of the groups \['slow', 'still'\]: got 'fast' for the array 'head/kernel'"
+    ):
         made.init(PARAMS)
 
 

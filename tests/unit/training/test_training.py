@@ -498,8 +498,8 @@ SIZE = r"batch_size\(hparams\) must return a static integer of at least 1: got"
         (Linear(True), f"{SIZE} True"),
         (Linear(lambda hparams: hparams.number), f"{SIZE} .*Tracer"),
         (Linear(model="dense"), "init_model must return a Linen module, .* got 'dense'"),
-        (TrainerModule(), r"^TrainerModule must define init_model\(hparams\)$"),
-        (NoLoss(), r"^NoLoss must define loss\(outputs, batch, hparams\)$"),
+        (TrainerModule(), r"^TrainerModule must define init_model\(hparams\)"),
+        (NoLoss(), r"^NoLoss must define loss\(outputs, batch, hparams\)"),
         (Keyless(), "must return a state with key and step: got None"),
     ],
 )
