@@ -149,7 +149,7 @@ def test_a_folder_is_of_one_run(file: Any, tmp_path: Path) -> None:
     list(train(file, tmp_path))
     before = (tmp_path / "run.json").read_bytes()
     with pytest.raises(
-        StudyError, match=r"run.json log of another run: it has seed=4, this training has seed=5; use another folder"
+        StudyError, match=r"run.json is the log of another run: it has seed=4, this training has seed=5; use"
     ):
         train(file, tmp_path, seed=5)
     assert (tmp_path / "run.json").read_bytes() == before
