@@ -231,6 +231,6 @@ def test_what_cannot_be_analysed_is_said(storage: Any, sqlite_url: str) -> None:
     infinite = optuna.create_study(study_name="infinite", storage=storage)
     infinite.add_trials([optuna.create_trial(value=math.inf if at < 8 else 1.0) for at in range(12)])
     with pytest.raises(
-        UsageError, match="at least 10 complete trials with a finite objective: 'infinite' has 4 so far"
+        UsageError, match="at least 10 complete trials with a finite objective: study 'infinite' has 4 so far"
     ):
         importance_rows(sqlite_url, "infinite")
