@@ -35,6 +35,32 @@ BETTER = {
     r"(?<!there )is no (folder|file)": "is not a folder, is not a file",
     r"typed or written": "invalid input",
     r"url cannot be one": "not a valid storage URL",
+    r"goes? on (with|from|elsewhere|by|as|at)": "continues, resumes",
+    r"stands? (for|beside|in|on|here|around|behind|below|alone|still)": "is, means",
+    r"(lies?|lying) (in|on|at|below|between|within|beside|anywhere|outside|ahead|apart|along)": "is in, is outside",
+    r"as (it|they) stands?": "the current ..., unchanged",
+    r"(?<!-)somebody": "a user, a process, someone",
+    r"(?<!-)anew": "again",
+    r"(is|are|was|were) told (on|of|to|as|by)": "is printed, is reported",
+    r"(of|to) no use": "has no effect",
+    r"(?<!there )(is|are) no (class|number|file|path|list|tree|array|model|sample|static|leaf|string|log|picture)s?": (
+        "is not a ..."
+    ),
+    r"hand(s|ed)? (on|over)": "passes",
+    r"let(s)? go of": "closes, releases",
+    r"passed over": "skipped",
+    r"left out": "skipped, not included",
+    r"torn": "damaged",
+    r"(goes?|went) by": "uses",
+    r"(is|are|stays?|be|goes) away": "is down, cannot be reached",
+    r"as (optuna|json|mlflow|libpq|sqlalchemy) (has|have|calls|wants|shows)( it| them)?": "as in ..., the form of ...",
+    r"(drawn|asked|told|said|known|read|taken) of": "about, for, from",
+    r"tells? (it|them|one|a \w+) (apart )?from": "distinguishes from",
+    r"(take|takes|took) in": "handles, adds",
+    r"in good order": "cleanly",
+    r"be it an?": "possibly a",
+    r"at the price of": "but costs",
+    r"who (asks|comes|waits|needs|keeps)": "the process that ...",
 }
 PATTERNS = [(re.compile(rf"\b({phrase})\b", re.IGNORECASE), better) for phrase, better in BETTER.items()]
 

@@ -1,4 +1,4 @@
-"""`python -m tuner` is `tuner`; this is how a launcher starts its workers."""
+"""Runs `tuner` as `python -m tuner`. Launchers start their workers this way."""
 
 from tuner.cli import main
 

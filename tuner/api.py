@@ -1,4 +1,4 @@
-"""The package's Python interface: what `import tuner` gives, and `Study` with `run` and `launch`."""
+"""The Python interface: the names of `import tuner`, and `Study` with `run` and `launch`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Space", "Study", "choice", "errors", "int_uniform", "log_uniform", "
 
 
 class Study(StudySpec):
-    """A study: its search space, trainer, data, objective and budget, and how it is searched.
+    """A study: its search space, trainer, data, objective, budget and search settings.
 
     Its settings are the attributes of `tuner.study.StudySpec`, given by name.
     """
@@ -24,8 +24,8 @@ class Study(StudySpec):
     def launch(self, **options: Any) -> None:
         """Run this study with several workers, as `tuner launch` does; progress goes to stderr.
 
-        Workers import the running script again: it must hold this study under a name of its own, and call `launch`
-        below `if __name__ == "__main__":`.
+        Workers import the running script again: assign the study to a variable, and call `launch` below
+        `if __name__ == "__main__":`.
 
         Args:
             options: The attributes of `tuner.launch.LaunchOptions`, by name.

@@ -1,25 +1,25 @@
-"""The exception tree: a leaf says who must act.
+"""The exceptions of tuner.
 
 ```text
 TunerError                      exit status 1
 ├── UsageError                  exit status 2: invalid input
-│   ├── StudyFileError          the study file: missing, does not import, holds no or several studies
-│   ├── StudyError              a study's settings, or a study changed since its first trial
-│   ├── SpaceError              the search space
-│   │   └── MissingHParam       the trainer reads a hyperparameter that the space lacks
-│   ├── UnknownStudy            no study or trial of that name in the storage
+│   ├── StudyFileError          the study file is missing, does not import, or has no study or several
+│   ├── StudyError              a setting of a study or trainer is wrong, or the study has changed
+│   ├── SpaceError              the search space is wrong, or a value is outside of it
+│   │   └── MissingHParam       the trainer reads a hyperparameter that the space does not have
+│   ├── UnknownStudy            the storage has no study or trial of that name
 │   ├── StorageURLError         not a valid storage URL
-│   ├── StorageSchemaError      the storage's tables are those of another version
-│   ├── StorageDenied           the database does not let its user read or write the tables
+│   ├── StorageSchemaError      the storage's tables belong to another version
+│   ├── StorageDenied           the database user may not read or write the tables
 │   └── DeviceError             a device that this machine does not have
 ├── StorageLost                 the database cannot be reached
-├── NonFinite                   with debug: where the first NaN or infinity came from
-├── TrialPruned                 raised by a trainer's hook: the trial ends here
-├── CheckpointError             a checkpoint is torn, foreign or missing, or cannot be written
+├── NonFinite                   with debug=True: the origin of the first NaN or infinity
+├── TrialPruned                 raised by a trainer's hook to stop the trial
+├── CheckpointError             a checkpoint is damaged, missing or from another training, or cannot be written
 ├── TrackerLost                 a tracker does not answer; missing data is sent when it does
 ├── TrackerRefused              a tracker rejects one trial
-├── LeaseLost                   another worker has taken the trial over; this one must drop it
-└── StudyStopped                the study ended early: the same error again and again, or its workers died
+├── LeaseLost                   another worker has taken over the trial; this one must drop it
+└── StudyStopped                the study ended early: the same error several times, or its workers died
 ```
 """
 
@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 PACKAGE = os.path.dirname(os.path.abspath(__file__))
-"""The folder of this package: frames of a traceback below it are ours."""
+"""The folder of this package; frames of a traceback in it belong to tuner."""
 
 
 class TunerError(Exception):
@@ -74,7 +74,7 @@ class UsageError(TunerError):
 
 
 class StudyFileError(UsageError):
-    """A study file is missing, does not import, or does not hold exactly one study."""
+    """A study file is missing, does not import, or does not define exactly one study."""
 
 
 class StudyError(UsageError):
@@ -82,7 +82,7 @@ class StudyError(UsageError):
 
 
 class SpaceError(UsageError):
-    """A search space is wrong, or a value lies outside it."""
+    """A search space is wrong, or a value is outside of it."""
 
 
 class MissingHParam(SpaceError, AttributeError):
@@ -90,7 +90,7 @@ class MissingHParam(SpaceError, AttributeError):
 
 
 class UnknownStudy(UsageError):
-    """The storage has no study, or the study no trial, of that name."""
+    """The storage has no study of that name, or the study has no trial of that number."""
 
 
 class StorageURLError(UsageError):
@@ -98,15 +98,15 @@ class StorageURLError(UsageError):
 
 
 class StorageSchemaError(UsageError):
-    """The storage has tables of an older or a newer version."""
+    """The storage's tables belong to an older or a newer version."""
 
 
 class StorageDenied(UsageError):
-    """The database user lacks a right that the command needs."""
+    """The database user does not have a right that the command needs."""
 
     @classmethod
     def because(cls, reason: str) -> StorageDenied:
-        """Return the error for what the database says."""
+        """Return the error for a message of the database."""
         return cls(
             f"the database user is not allowed to read and write the storage's tables: {reason!r}; "
             "connect as the tables' owner, or have the owner grant the rights that docs/storage.md lists"
@@ -114,7 +114,7 @@ class StorageDenied(UsageError):
 
 
 class DeviceError(UsageError):
-    """A device was asked for that this machine does not have."""
+    """The command asks for a device that this machine does not have."""
 
 
 class StorageLost(TunerError):
@@ -122,15 +122,15 @@ class StorageLost(TunerError):
 
 
 class NonFinite(TunerError):
-    """Raised with `debug=True`: where the first NaN or infinity was computed."""
+    """Raised with `debug=True`; says where the first NaN or infinity was computed."""
 
 
 class TrialPruned(TunerError):
-    """Raised by a trainer's hook to end the trial, which counts as pruned."""
+    """Raised by a trainer's hook to stop the trial; the trial counts as pruned."""
 
 
 class CheckpointError(TunerError):
-    """A checkpoint is torn, foreign or missing, or cannot be written."""
+    """A checkpoint is damaged, missing or from another training, or cannot be written."""
 
 
 class TrackerLost(TunerError):
@@ -142,7 +142,7 @@ class TrackerRefused(TunerError):
 
 
 class LeaseLost(TunerError):
-    """Another worker has taken the trial over; this one must drop it without writing."""
+    """Another worker has taken over the trial; this one must drop it without writing."""
 
 
 class StudyStopped(TunerError):

@@ -1,4 +1,4 @@
-"""The old name of `tuner.tracking.mlflow_models`, which models that version 0.1 registered in MLflow are loaded by."""
+"""The old name of `tuner.tracking.mlflow_models`; MLflow models registered by version 0.1 load through it."""
 
 from tuner.tracking.mlflow_models import _load_pyfunc
 

@@ -1,1 +1,1 @@
-"""What people do to studies and machines by hand."""
+"""Changes that users make to studies by hand, and checks of a machine."""

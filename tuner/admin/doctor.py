@@ -1,4 +1,4 @@
-"""What is needed here, looked at: Python, packages, devices, the storage, disk, tracking."""
+"""Checks this machine's setup: Python, packages, devices, the storage, disk, tracking."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ _JAX = "import jax; print(jax.default_backend(), len(jax.local_devices()), jax.d
 
 
 def examine(url: AnyURL, artifacts: Path) -> list[Check]:
-    """Return one row for each thing that was looked at: `check`, `status` (ok, warn or fail), `found`, `advice`.
+    """Return a row for each check: `check`, `status` (ok, warn or fail), `found`, `advice`.
 
     Args:
-        url: The storage's URL; nothing is created there.
+        url: The storage's URL; nothing is created.
         artifacts: The folder for checkpoints.
     """
     return [_python(), _packages(), _devices(), *_storage(parse_url(url)), _disk(artifacts), _tracking(os.environ)]
@@ -78,19 +78,19 @@ def _packages() -> Check:
             "both install a package `tuner` into the same folder: `pip uninstall tuner tuner-jax`, "
             "then `pip install -e .` in the clone of tuner"
         )
-        return _row("packages", "fail", f"tuner {other} beside {DISTRIBUTION}", advice)
+        return _row("packages", "fail", f"tuner {other} next to {DISTRIBUTION}", advice)
     return _row("packages", "ok", ", ".join(found))
 
 
 def _other_tuner() -> str | None:
-    """Return the version of an installed distribution called `tuner`, which is another project or an older name."""
-    # A clone may still have the folder `tuner.egg-info` of an earlier build, which has no record of installed files.
+    """Return the version of an installed distribution `tuner`: another project, or this one under its old name."""
+    # A clone may still have a folder `tuner.egg-info` of an earlier build, without a record of installed files.
     installed = (found for found in importlib.metadata.distributions(name="tuner") if found.read_text("RECORD"))
     return next((found.version for found in installed), None)
 
 
 def _devices() -> Check:
-    """Compare the devices of this machine with those that JAX sees, in a process of its own: it takes hold of them."""
+    """Compare the devices of this machine with those of JAX, in a separate process, because JAX occupies them."""
     try:
         machine = find_devices()
         done = subprocess.run([sys.executable, "-c", _JAX], capture_output=True, text=True, timeout=_TIMEOUT_S)
@@ -184,7 +184,7 @@ def _tracking(env: Mapping[str, str]) -> Check:
     if not uri.startswith(("http://", "https://")):
         return _row("tracking", "ok", hide_password(uri))
     try:
-        address(uri)  # refuses one that would show a part of its password
+        address(uri)  # raises an error for an address that would show part of its password
     except UsageError as error:
         return _row("tracking", "fail", str(error), "correct $MLFLOW_TRACKING_URI")
     shown = hide_password(uri)
@@ -198,6 +198,6 @@ def _tracking(env: Mapping[str, str]) -> Check:
 
 
 def _health_page(uri: str) -> str:
-    """Return the page that says whether an MLflow server is up; it needs no login."""
+    """Return the health page of an MLflow server, which needs no login."""
     parts = urllib.parse.urlsplit(uri)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], path=f"{parts.path.rstrip('/')}/health").geturl()

@@ -1,4 +1,4 @@
-"""What people do to a study by hand: queue a trial, try a failed one again, delete the study, clear checkpoints away.
+"""Changes a study by hand: queue a trial, retry a failed one, delete the study, remove checkpoints.
 
 All of it is safe while workers run.
 """
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
 
 
 def enqueue(url: AnyURL, name: str, words: Mapping[str, str]) -> dict[str, Any]:
-    """Queue a trial with given hyperparameters, which the next free worker runs; return them.
+    """Queue a trial with given hyperparameters for the next free worker; return the hyperparameters.
 
-    Those that are not given are sampled. The trial counts towards the study's budget.
+    The others are sampled. The trial counts towards the study's budget.
 
     Args:
         url: The storage's URL.
         name: The study.
-        words: Hyperparameter -> its value as text; of a choice, its label.
+        words: Hyperparameter -> its value as text; for a choice, its label.
 
     Raises:
         UnknownStudy: there is no such study.
-        UsageError: a hyperparameter is unknown, its value outside its domain, or the trial might not have it; or no
-            trial has said yet which there are.
+        UsageError: a hyperparameter is unknown, its value is outside its domain, or the trial might not have it; or the
+            hyperparameters are not known yet, because there is no trial.
     """
     with connected(url) as engine:
         study = find_study(engine, name)
@@ -62,7 +62,7 @@ def enqueue(url: AnyURL, name: str, words: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _parse(key: str, word: str, known: Mapping[str, list[str]], study: str) -> Any:
-    """Return a hyperparameter's value from its text, as the first of its domains that has it."""
+    """Parse a hyperparameter's value with the first of its domains that contains it."""
     from optuna.distributions import json_to_distribution
 
     if key not in known:
@@ -78,11 +78,11 @@ def _parse(key: str, word: str, known: Mapping[str, list[str]], study: str) -> A
 
 
 def conditions_in(space: Mapping[str, str], known: Mapping[str, list[str]]) -> dict[str, list[tuple[str, str]]]:
-    """Return under which options of which choices each conditional hyperparameter exists; one of them is enough.
+    """Return the options of choices under which each conditional hyperparameter exists; one of them is enough.
 
     Args:
-        space: A study's space as `Study.record` describes it, such as `uniform(0.0, 1.0) if optimizer=SGD or kind=b`.
-            That of a define-by-run space says nothing on conditions.
+        space: A study's space from `Study.record`, such as `uniform(0.0, 1.0) if optimizer=SGD or kind=b`. For a
+            define-by-run space it has no conditions.
         known: The distributions of the hyperparameters as JSON, by name.
     """
     options = [(name, str(label)) for name, texts in known.items() for label in _labels(texts)]
@@ -93,7 +93,7 @@ def conditions_in(space: Mapping[str, str], known: Mapping[str, list[str]]) -> d
             ends = [(word, option) for option in options for word in (" or ", " if ") if _ends(rest, word, option)]
             if not ends:
                 break
-            # Of `a=b` and `c.a=b` both end a text: the longer one does.
+            # If a text ends with both `a=b` and `c.a=b`, the longer one counts.
             word, option = max(ends, key=lambda end: len("=".join(end[1])))
             conditions.append(option)
             rest = rest.removesuffix(f"{word}{option[0]}={option[1]}")
@@ -120,19 +120,19 @@ def _check_exists(
     conditions: Mapping[str, list[tuple[str, str]]],
     known: Mapping[str, list[str]],
 ) -> None:
-    """Raise UsageError unless a trial with these hyperparameters has one of this name."""
+    """Raise UsageError unless a trial with these hyperparameters has a hyperparameter of this name."""
     if name not in conditions:
         return
     needed = " or ".join(f"{choice}={label}" for choice, label in conditions[name])
     for choice, label in conditions[name]:
         given = [params[choice]] if choice in params else _labels(known.get(choice, []))
-        if {str(value) for value in given} == {label}:  # it is given, or there is no other
+        if {str(value) for value in given} == {label}:  # it is given, or is the only option
             return _check_exists(choice, params, conditions, known)
     others = {choice: params[choice] for choice, _ in conditions[name] if choice in params}
     found = ", ".join(f"{choice}={value}" for choice, value in others.items())
     if found:
         raise UsageError(f"hyperparameter {name} needs {needed}: got {found}")
-    raise UsageError(f"hyperparameter {name} needs {needed}; give that as well")
+    raise UsageError(f"hyperparameter {name} needs {needed}; pass that as well")
 
 
 def _readings(domain: BaseDistribution, word: str) -> list[Any]:
@@ -164,7 +164,7 @@ def _describe(domain: BaseDistribution) -> str:
 def retry(url: AnyURL, name: str, number: int) -> None:
     """Queue a trial with the hyperparameters of one that failed.
 
-    It is a new trial, with a number, a seed and a curve of its own; its attribute `retry_of` names the old one.
+    It is a new trial with its own number, seed and curve; its attribute `retry_of` has the number of the old one.
 
     Raises:
         UnknownStudy: there is no such study or trial.
@@ -193,12 +193,12 @@ def _queue(url: AnyURL, name: str, params: Mapping[str, object], attributes: Map
 
 @dataclass(frozen=True)
 class Shortage:
-    """A study whose queued trials are more than its budget has room for.
+    """A study with more queued trials than its budget allows.
 
     Attributes:
-        trials: How many trials it was launched for last.
-        used: How many have used that budget.
-        needed: How many it must be launched for, so that all queued ones run if those that run now count.
+        trials: The number of trials of the latest launch.
+        used: The number of trials that have used the budget.
+        needed: The number of trials with which to launch it, so that all queued trials run.
     """
 
     trials: int
@@ -207,7 +207,7 @@ class Shortage:
 
 
 def find_shortage(engine: Engine, name: str) -> Shortage | None:
-    """Return why queued trials are not all run; None if they are, or if the study was never launched.
+    """Return why some queued trials will not run; None if all will, or if the study was never launched.
 
     Raises:
         UnknownStudy: there is no such study.
@@ -224,7 +224,7 @@ def find_shortage(engine: Engine, name: str) -> Shortage | None:
 
 @dataclass(frozen=True)
 class Belongings:
-    """What a study has: `trials`, `workers` that hold one of them now, and the `folder` of its checkpoints, if here."""
+    """The size of a study: its `trials`, the `workers` that hold one, and the `folder` of its checkpoints, if any."""
 
     trials: int
     workers: int
@@ -232,7 +232,7 @@ class Belongings:
 
 
 def belongings(engine: Engine, name: str, artifacts: Path) -> Belongings:
-    """Return what deleting a study would take away.
+    """Return what deleting a study would remove.
 
     Raises:
         UnknownStudy: there is no such study.
@@ -249,7 +249,7 @@ def belongings(engine: Engine, name: str, artifacts: Path) -> Belongings:
 
 
 def delete(url: AnyURL, name: str, folder: Path | None) -> None:
-    """Delete a study with all its trials, and the folder of its checkpoints; its workers end their trials and stop.
+    """Delete a study, its trials and the folder of its checkpoints; its workers stop.
 
     Raises:
         UnknownStudy: there is no such study.
@@ -265,17 +265,17 @@ def delete(url: AnyURL, name: str, folder: Path | None) -> None:
 
 
 def clear(engine: Engine, name: str, artifacts: Path, keep: int) -> tuple[list[int], int]:
-    """Remove the checkpoints of trials that have ended and are not among the best; return their numbers, and bytes.
+    """Remove the checkpoints of ended trials that are not among the best; return their numbers and the freed bytes.
 
     Args:
         engine: The storage's engine.
         name: The study.
         artifacts: The folder of all studies' checkpoints.
-        keep: How many of the best keep theirs; of several objectives by the first, and the Pareto front as well.
+        keep: The number of best trials to keep; with several objectives by the first, plus the Pareto front.
 
     Raises:
         UnknownStudy: there is no such study.
-        UsageError: it has no checkpoints there.
+        UsageError: the study has no checkpoints in the folder.
     """
     study = find_study(engine, name)
     identity = read_identity(engine, study.study_id)
@@ -283,7 +283,7 @@ def clear(engine: Engine, name: str, artifacts: Path, keep: int) -> tuple[list[i
     if folder is None or not folder.is_dir():
         raise UsageError(f"no checkpoints of {name!r} in {artifacts}: pass their folder as `artifacts`")
     maximize = study.maximize[0]
-    # Also those that other seeds have shown to be the best, and of several objectives the whole front.
+    # Also keep the best trials over other seeds, and with several objectives the whole front.
     best = (
         {row["number"] for row in best_rows(engine, name, keep if len(study.directions) == 1 else None)} if keep else ()
     )

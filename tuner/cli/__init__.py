@@ -1,4 +1,4 @@
-"""The command line: one module per group of commands. A command parses, calls one function below, prints.
+"""The command line: one module per group of commands. A command parses its arguments, calls one function and prints.
 
 Results go to stdout, progress and logs to stderr. Exit status: 0 done, 1 failed, 2 misuse, 130 interrupted.
 """
@@ -36,7 +36,9 @@ def _print_version(is_asked: bool) -> None:
     try:
         print(f"tuner {importlib.metadata.version(DISTRIBUTION)}")
     except importlib.metadata.PackageNotFoundError:
-        raise UsageError(f"{DISTRIBUTION} must be installed to know its version; it runs from a folder") from None
+        raise UsageError(
+            f"{DISTRIBUTION} is not installed, so the version is unknown: tuner runs from a folder"
+        ) from None
     raise typer.Exit
 
 
@@ -81,7 +83,7 @@ def main() -> None:
     clean_traces()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal may have no UTF-8
+            stream.reconfigure(errors="backslashreplace")  # a terminal may not support UTF-8
     try:
         _run()
     except TunerError as error:
@@ -89,7 +91,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of a pipe, `head` say, has seen enough.
+        # The reader of a pipe, for example `head`, has exited.
         drop(sys.stdout)
         sys.exit(0)
     except Exception as error:

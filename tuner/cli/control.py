@@ -26,7 +26,7 @@ def stop(study: StudyArgument, storage: StorageOption = None, debug: DebugOption
 
     with connected(storage_url(storage)) as engine:
         was_running = stop_study(engine, find_study(engine, study).study_id)
-    say(f"study {study!r} {'is stopped' if was_running else 'was stopped already'}")
+    say(f"study {study!r} {'is stopped' if was_running else 'was already stopped'}")
 
 
 def resume(study: StudyArgument, storage: StorageOption = None, debug: DebugOption = False) -> None:

@@ -1,4 +1,4 @@
-"""Errors for whoever typed a command: options by their flags, and what libraries raise in one line."""
+"""Turns errors into one-line messages for the command line, with options named by their flags."""
 
 from __future__ import annotations
 

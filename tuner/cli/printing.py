@@ -1,4 +1,4 @@
-"""Printing rows to stdout: a table that fits the terminal, JSON, or CSV."""
+"""Prints rows to stdout as a table that fits the terminal, as JSON, or as CSV."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def emit(rows: Sequence[JsonRow], format: Format) -> None:
 
 
 def to_csv(rows: Sequence[JsonRow]) -> str:
-    """Return rows as CSV with a header; hyperparameters become columns `hparams.NAME`, what is nested becomes JSON."""
+    """Return rows as CSV with a header; hyperparameters become columns `hparams.NAME`, nested values become JSON."""
     flat = [_flat(row, "hparams.") for row in rows]
     columns = list(dict.fromkeys(column for row in flat for column in row))
     return csv_text([columns, *([_cell(row.get(column)) for column in columns] for row in flat)])
@@ -56,7 +56,7 @@ def _cell(value: object) -> object:
 
 
 def _flat(row: JsonRow, prefix: str = "") -> dict[str, object]:
-    """Return a row with its hyperparameters as columns of their own."""
+    """Return a row with its hyperparameters as separate columns."""
     flat: dict[str, object] = {}
     for key, value in row.items():
         nested = cast("JsonRow", value or {})
@@ -76,7 +76,7 @@ def _flat(row: JsonRow, prefix: str = "") -> dict[str, object]:
 
 
 def as_text(value: object) -> str:
-    """Return a value as a table shows it."""
+    """Return a value as text for a table."""
     if value is None:
         return "-"
     if isinstance(value, float):
@@ -87,7 +87,7 @@ def as_text(value: object) -> str:
 
 
 def shown(value: object) -> str:
-    """Return a value as a table shows it, in one line, without control characters."""
+    """Return a value as one line of text for a table, without control characters."""
     return one_line(as_text(value))
 
 
@@ -105,18 +105,18 @@ def _print_table(rows: Sequence[JsonRow]) -> None:
     widths = {column: max(len(one_line(column)), *(len(shown(row.get(column))) for row in rows)) for column in columns}
     console = Console()
     if not console.is_terminal:
-        console = Console(width=10_000)  # in a pipe or a file nothing is cut off
+        console = Console(width=10_000)  # in a pipe or a file, nothing is truncated
     fitting = _fitting(widths, console.width)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in fitting:
         is_number = any(isinstance(row.get(column), int | float) for row in rows)
-        # Words may wrap, numbers never do.
+        # Words may wrap, but not numbers.
         table.add_column(
             Text(one_line(column)), justify="right" if is_number else "left", overflow="fold",
             min_width=widths[column] if is_number or column in _RESULT_COLUMNS else None,
         )  # fmt: skip
     for row in rows:
-        table.add_row(*(Text(shown(row.get(column))) for column in fitting))  # a bracket is not markup
+        table.add_row(*(Text(shown(row.get(column))) for column in fitting))  # brackets are not markup
     console.print(table)
     left_out = [column for column in columns if column not in fitting]
     if left_out:
@@ -129,7 +129,7 @@ def _is_told(column: str, value: object) -> bool:
 
 
 def _fitting(widths: Mapping[str, int], room: int) -> list[str]:
-    """Return the columns that fit, dropping from the end those that are neither results nor words to be folded."""
+    """Return the columns that fit; drops hyperparameters from the end."""
     kept = list(widths)
     for column in reversed(list(widths)):
         if sum(min(widths[one], _FOLDED) if one in _WORDS else widths[one] for one in kept) + 2 * len(kept) - 2 <= room:
@@ -165,7 +165,7 @@ def _print_curves(reports: Sequence[ReportJson]) -> None:
 
 
 def sparkline(values: Sequence[float], width: int = 40) -> str:
-    """Return a curve as bars, of more than `width` values the means of equal parts; `!` where nothing is finite."""
+    """Return a curve as bars; more than `width` values are averaged in equal parts, `!` means no finite value."""
     count = min(width, len(values))
     edges = [len(values) * at // count for at in range(count + 1)]
     parts = [[one for one in values[start:stop] if math.isfinite(one)] for start, stop in itertools.pairwise(edges)]

@@ -1,4 +1,4 @@
-"""`tuner reproduce` and `tuner confirm`: training stored trials again, in the foreground."""
+"""`tuner reproduce` and `tuner confirm`: train stored trials again, in the foreground."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ def worker(
         _stop_with_launcher(stop)
         with open(int(descriptor), "w", encoding="utf-8", buffering=1) as pipe:
             _work_for_launcher(work, pipe)
-    # Else Python looks through everything that JAX has made once more before it ends: half a second.
+    # Otherwise Python's garbage collector runs over all objects of JAX at exit: half a second.
     gc.freeze()
     if stop.requested:
         raise typer.Exit(130)
@@ -171,7 +171,7 @@ def _work_for_launcher(work: Callable[[Callable[[Event], None]], None], pipe: Te
     """Run a worker that sends its events, and an error in the study, to its launcher."""
 
     def say(event: Event) -> None:
-        # A launcher that has died reads nothing; its end stops this worker by another way.
+        # A dead launcher reads nothing; its end stops this worker through standard input.
         with contextlib.suppress(BrokenPipeError):
             pipe.write(json.dumps(encode(event)) + "\n")
 
@@ -201,17 +201,17 @@ def _work(
 
     url = storage_url(storage)
     study = load_study(file).changed(fixed=fixed, **settings)
-    # A launcher has found it before, and its workers wait longer.
+    # A launcher has already connected, and its workers wait longer.
     if LAUNCHED_VARIABLE not in os.environ and not url.is_new_file():
         connect_when_up(url).dispose()
     run_worker(study, url, artifacts=artifacts, file=str(split_target(file)[0]), say=say, stop=stop)
 
 
 def _stop_on_signals() -> Stop:
-    """Return a flag that SIGINT and SIGTERM set; a second signal ends the process at once.
+    """Return a flag that SIGINT and SIGTERM set; a second signal ends the process immediately.
 
-    The first does so too before the worker can have a trial: the study's file or its data may take long, or wait for
-    a process that never answers.
+    Before the worker can have a trial, the first signal does the same: importing the study's file or its data may take
+    long, or wait for a process that never answers.
     """
     stop = Stop()
 
@@ -219,7 +219,7 @@ def _stop_on_signals() -> Stop:
         is_first, stop.requested = not stop.requested, True
         if stop.is_heeded:
             return
-        if is_first:  # whatever the study's code makes of the interrupt
+        if is_first:  # even if the study's code handles the interrupt
             _end_later()
         if threading.current_thread() is threading.main_thread():
             raise KeyboardInterrupt
@@ -229,7 +229,7 @@ def _stop_on_signals() -> Stop:
 
 
 def _stop_with_launcher(stop: Stop) -> None:
-    """Stop when the launcher ends, however it ends: it holds the other side of our standard input."""
+    """Stop when the launcher ends for any reason: it has the other end of our standard input."""
 
     def wait() -> None:
         sys.stdin.read()
@@ -240,7 +240,7 @@ def _stop_with_launcher(stop: Stop) -> None:
 
 
 def _end_later() -> None:
-    """End this process in a few seconds, whatever it does then."""
+    """End this process in a few seconds, whatever it is doing."""
 
     def end() -> None:
         time.sleep(_GRACE_S)

@@ -1,4 +1,4 @@
-"""`tuner studies`, `trials`, `best` and `show`: reading, without JAX and without Optuna."""
+"""`tuner studies`, `trials`, `best` and `show`: query studies without importing JAX or Optuna."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _say_baseline(rows: Sequence[BestJson]) -> None:
         return
     number, than = rows[0]["number"], f"the baseline (trial {baseline['number']}, {as_text(baseline['value'])})"
     if number == baseline["number"]:
-        say(f"trial {number}, the best, is the baseline")
+        say(f"the best trial, {number}, is the baseline")
         return
     if baseline["better_by"] is None:
         say(f"trial {number} cannot be compared with {than}")
@@ -118,7 +118,7 @@ def _say_baseline(rows: Sequence[BestJson]) -> None:
     low, high = baseline["low"], baseline["high"]
     if low is None or high is None:
         known = f"over {seeds} seeds that show no noise" if seeds > 1 else "of one seed"
-        say(f"{by}, {known}: `tuner confirm` with more seeds shows how certain that is")
+        say(f"{by}, {known}: run `tuner confirm` with more seeds to see how certain that is")
         return
     sign = -1 if better_by < 0 else 1
     ends = ", ".join(as_text(end) for end in sorted((sign * float(low), sign * float(high))))

@@ -1,4 +1,4 @@
-"""`tuner track` and `tuner register`: studies in MLflow, TensorBoard and W&B, and their models in MLflow."""
+"""`tuner track` and `tuner register`: send studies to MLflow, TensorBoard and W&B, and models to MLflow."""
 
 from __future__ import annotations
 
@@ -92,14 +92,14 @@ def register(
 def _step_back() -> None:
     """Lower the priority of this process by 10; at 19, other load would delay the last rows when the launcher exits."""
     os.nice(10)
-    # Linux may weigh sessions against each other, and processes only within theirs.
+    # Linux may schedule sessions against each other, and processes only within their session.
     with contextlib.suppress(OSError):
         Path("/proc/self/autogroup").write_text("10")
 
 
 def _tell_launcher(descriptor: int) -> None:
     """Report progress to the launcher: it waits for the remaining rows as long as reports arrive."""
-    with contextlib.suppress(BrokenPipeError):  # the launcher has died
+    with contextlib.suppress(BrokenPipeError):  # the launcher has exited
         os.write(descriptor, f"{json.dumps(encode(RowsSent()))}\n".encode())
 
 
@@ -110,7 +110,7 @@ def _end_with_launcher(ending: Ending) -> None:
     def wait() -> None:
         sys.stdin.read()
         ending.ask(QUIET_S, START_S)
-        # A tracker may hang: no launcher is left to end this process.
+        # A tracker may hang, and no launcher is left to kill this process.
         while time.monotonic() < (ending.by_s or 0.0) + GRACE_S:
             time.sleep(0.5)
         os._exit(1)

@@ -1,4 +1,4 @@
-"""`tuner watch`: a running study, from any machine."""
+"""`tuner watch`: follow a running study from any machine."""
 
 from __future__ import annotations
 

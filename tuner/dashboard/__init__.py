@@ -1,4 +1,4 @@
-"""Optuna's dashboard over our storage behind a login, with pages of ours on workers and checkpoints."""
+"""Optuna's dashboard for our storage, with a login, and extra pages about workers and checkpoints."""
 
 from tuner.dashboard.serve import Serving, check_serving, serve
 from tuner.dashboard.users import Role, add_user, hash_password, hash_token, new_token

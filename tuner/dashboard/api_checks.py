@@ -1,4 +1,4 @@
-"""What a request to Optuna's dashboard must say, checked before the dashboard sees it.
+"""Checks requests to Optuna's dashboard before passing them on.
 
 optuna-dashboard trusts its own front-end. What that never sends (values of other types, unknown ids, names that a
 database cannot store) ends there in a traceback and status 500. Here the ids, the query and the JSON body of each route
@@ -23,20 +23,20 @@ from tuner.storage.read.activity import study_of
 _logger = logging.getLogger(__name__)
 
 _MOST_ID = 2**31 - 1
-_MOST_NAME = 512  # characters, as the columns have them
+_MOST_NAME = 512  # characters, as in the columns
 _MOST_TEXT = 64  # characters of a kind of plot or of a history's id
 _DEEPEST = 64
 
 
 class Wrong(Exception):
-    """A request that cannot be answered; the message is for the client."""
+    """An invalid request; the message is for the client."""
 
     def __init__(self, reason: str, status: int = 400) -> None:
         super().__init__(reason)
         self.status = status
 
 
-# Fields of JSON bodies. Each check gets what to call the field, and its value.
+# Fields of JSON bodies. Each check gets the name of the field for messages, and its value.
 
 Check = Callable[[str, Any], None]
 
@@ -50,7 +50,7 @@ def _text(name: str, value: object) -> None:
     if not isinstance(value, str):
         raise _wrong(name, "text", value)
     if not is_storable(value):
-        raise _wrong(name, "text without NUL and without halves of surrogate pairs", value)
+        raise _wrong(name, "text without NUL and lone surrogates", value)
 
 
 def _name(name: str, value: Any) -> None:
@@ -113,7 +113,7 @@ FIELDS: dict[tuple[str, str], Mapping[str, Check]] = {
     ("POST", "/api/llm/generate_plotly_graph_query"): {},
     ("POST", "/api/llm/re_generate_plotly_graph_query"): {},
 }
-"""The JSON bodies of routes. A field may be left out: which ones it needs the route says itself."""
+"""Checks of the JSON body of each route. Fields are optional here: the route itself checks which ones it needs."""
 WITHOUT_BODY = frozenset(
     {
         ("POST", f"{_STUDY}/<trial_id:int>/skip"),
@@ -124,7 +124,7 @@ WITHOUT_BODY = frozenset(
         ("POST", "/incompatible-rdb-schema"),
     }
 )
-"""Routes that change something and read no body."""
+"""Routes that make changes but read no body."""
 _MAY_BE_EMPTY = frozenset({("DELETE", _STUDY)})
 _MAY_BE_NULL = frozenset({"artifact_key", "values"})
 
@@ -135,21 +135,21 @@ def is_storable(text: str) -> bool:
 
 
 def check_routes(app: bottle.Bottle, storage: Storage) -> None:
-    """Let every route of Optuna's dashboard see only requests that it can answer.
+    """Check the requests of every route of Optuna's dashboard before the route handles them.
 
     Args:
         app: Optuna's dashboard; its routes are changed.
         storage: The storage.
     """
     for route in app.routes:
-        view = getattr(route.callback, "__wrapped__", None)  # without optuna-dashboard's own answer to errors
+        view = getattr(route.callback, "__wrapped__", None)  # without optuna-dashboard's own error handling
         key = route.method, route.rule
         route.callback = _page(storage, route.callback) if view is None else _data(storage, key, view)
         route.reset()
 
 
 def _page(storage: Storage, view: Callable[..., object]) -> Callable[..., Any]:
-    """Return a view whose ids are checked."""
+    """Return a view that checks its ids."""
 
     def checked(**ids: object) -> Any:
         try:
@@ -162,7 +162,7 @@ def _page(storage: Storage, view: Callable[..., object]) -> Callable[..., Any]:
 
 
 def _data(storage: Storage, key: tuple[str, str], view: Callable[..., object]) -> Callable[..., Any]:
-    """Return a view that answers with JSON, also to what is wrong."""
+    """Return a view that answers with JSON, including errors."""
 
     def checked(**ids: object) -> Any:
         bottle.response.content_type = "application/json"
@@ -198,14 +198,14 @@ def _refuse(status: int, reason: str) -> str:
 
 
 def _check_ids(storage: Storage, ids: Mapping[str, Any]) -> int | None:
-    """Return the id of the study that a request is about, if it is about one.
+    """Return the id of a request's study, if it has one.
 
     Raises:
-        Wrong: There is no such study or trial.
+        Wrong: The study or trial does not exist.
     """
     for name, value in ids.items():
         if isinstance(value, str) and not (len(value) <= _MOST_TEXT and value.isprintable()):
-            raise Wrong(f"this {name} is not known", 404)
+            raise Wrong(f"unknown {name}", 404)
     study_id, trial_id = ids.get("study_id"), ids.get("trial_id")
     if study_id is None and trial_id is None:
         return None
@@ -256,7 +256,7 @@ def _check_body(storage: Storage, key: tuple[str, str], study_id: int | None) ->
 
 
 def _check_against_study(storage: Storage, study_id: int, data: Mapping[str, Any]) -> None:
-    """Check what depends on the study: how many objectives it has, and how many trials."""
+    """Check fields that depend on the study: its number of objectives and of trials."""
     if data.get("values") is not None:
         count = len(storage.get_study_directions(study_id))
         if len(data["values"]) != count:

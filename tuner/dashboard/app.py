@@ -1,4 +1,4 @@
-"""The dashboard as one WSGI application: Optuna's, our pages beside it, the login around all of it."""
+"""The dashboard as one WSGI application: Optuna's dashboard and our pages, all behind the login."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tuner.storage.read.queries import StudyRow, find_study, read_studies
 
 ASSETS = Path(__file__).parent / "assets"
 LOST_S = 60.0
-"""A worker that has not been seen for so long is lost: twice as long as its lease."""
+"""Seconds without a sign of life after which a worker counts as lost: twice the length of its lease."""
 _POLICY = "default-src 'none';img-src 'self';script-src 'self';style-src 'self';form-action 'self';base-uri 'none'"
 _PARAMETER = "study"
 
@@ -42,7 +42,7 @@ def make_app(
 
     Args:
         storage: The storage.
-        users: Who may log in; None to let in everybody who reaches this machine's loopback.
+        users: Users who may log in; None allows everyone who can reach this machine's loopback address.
         prefix: The path that the dashboard is under, as `/tuner`, or nothing.
         is_behind_proxy: Whether every request comes through a proxy.
         audit: Gets one JSON line for each login, refusal and change.
@@ -74,7 +74,7 @@ def routes(storage: Storage) -> bottle.Bottle:
 
 
 def _failed(error: bottle.HTTPError) -> str:
-    """Return the page for an error of a page; a database that is away is no bug."""
+    """Return an error page; a database that is down is not a bug."""
     if isinstance(error.exception, StorageLost):
         bottle.response.status = 503
         return refusal_page(bottle.request.environ["SCRIPT_NAME"], str(error.exception))
@@ -86,7 +86,7 @@ def _page(render: Callable[..., str], **given: object) -> bytes:
     caller = bottle.request.environ[CALLER]
     user = caller.name if caller.has_session else None
     page: str = render(prefix=bottle.request.environ["SCRIPT_NAME"], user=user, **given)
-    return page.encode("utf-8", "backslashreplace")  # metrics may have halves of surrogate pairs in their names
+    return page.encode("utf-8", "backslashreplace")  # names of metrics may contain lone surrogates
 
 
 def _json(value: object) -> str:
@@ -95,7 +95,7 @@ def _json(value: object) -> str:
 
 
 def _study(storage: Storage) -> StudyRow | None:
-    """Return the study that the request names, None for all.
+    """Return the study in the request; None for all studies.
 
     Raises:
         HTTPError: There is none of that name.
@@ -111,7 +111,7 @@ def _study(storage: Storage) -> StudyRow | None:
 
 
 def _chosen(storage: Storage) -> dict[str, Any]:
-    """Return what the head of a page needs: the studies, and which was chosen."""
+    """Return the data of a page's header: the studies, and the chosen one."""
     study = _study(storage)
     query = bottle.urlencode({_PARAMETER: study.name}) if study else ""
     return {
@@ -122,7 +122,7 @@ def _chosen(storage: Storage) -> dict[str, Any]:
 
 
 def _activity(storage: Storage) -> dict[str, Any]:
-    """Return workers, what compiling cost and saved them, and the latest failures."""
+    """Return workers, their compile times and savings, and the latest failures."""
     study = _study(storage)
     study_id = study.study_id if study else None
     compiling = {(row["study_id"], row["worker"]): row for row in read_compiling(storage.engine, study_id)}
@@ -155,7 +155,7 @@ def _state(row: WorkerRow) -> str:
 def _picture(storage: Storage, pictures: PlotCache, kind: str) -> bytes:
     study = _study(storage)
     if study is None or kind not in KINDS:
-        raise bottle.HTTPError(404, f"a plot is /plots/KIND.svg?study=NAME, its kind one of {', '.join(KINDS)}")
+        raise bottle.HTTPError(404, f"use /plots/KIND.svg?study=NAME, where KIND is one of {', '.join(KINDS)}")
     bottle.response.content_type = "image/svg+xml"
     bottle.response.set_header("Content-Security-Policy", "default-src 'none';style-src 'unsafe-inline'")
     return pictures.svg(study, kind)
@@ -174,7 +174,7 @@ def _group(storage: Storage, study: StudyRow) -> dict[str, Any]:
     for row in read_checkpoints(storage.engine, study.study_id):
         path = Path(row["checkpoint"])
         about = describe_checkpoint(path)
-        if about is None and path.parent.parent.is_dir():  # the study's folder is here: this one has been surpassed
+        if about is None and path.parent.parent.is_dir():  # removed, because others became better
             continue
         curve = [float(metrics[objective]) for _, metrics in row["curve"] if objective in metrics]
         rows.append({**row, "about": about and asdict(about), "curve": curve})

@@ -1,4 +1,4 @@
-"""The door of the dashboard: nothing but the login page is answered to anybody who is not known.
+"""Login for the dashboard: requests without a valid session or token get only the login page.
 
 A WSGI application around another. It refuses by default: a path is public only if it is named here, a method changes
 something unless it is GET, HEAD or OPTIONS. Routes that a later version of Optuna's dashboard adds are guarded as well.
@@ -35,12 +35,12 @@ WSGI = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 Headers = list[tuple[str, str]]
 
 CALLER = "tuner.caller"
-"""Where the WSGI environment has the `Caller`."""
+"""The key of the `Caller` in the WSGI environment."""
 PUBLIC_ASSETS = frozenset({"/assets/page.css", "/favicon.ico"})
 _UNCHANGING = ("/static/", "/assets/", "/favicon.ico")
 _FAILURES, _WINDOW_S = 10, 300.0
 _LONGEST_FORM_BYTES = 4096
-_AT_ONCE = 24  # a page of plots holds several while they are drawn one after another
+_AT_ONCE = 24  # a page of plots has several requests open while they are drawn one after another
 _ALWAYS: Headers = [
     ("X-Frame-Options", "DENY"),
     ("X-Content-Type-Options", "nosniff"),
@@ -56,7 +56,7 @@ _NOT_STORED = ("Cache-Control", "no-store")
 
 @dataclass(frozen=True)
 class Caller:
-    """Who a request is from: a user, or, on loopback without users, whoever is on this machine."""
+    """The sender of a request: a user or, on loopback without users, anyone on this machine."""
 
     name: str | None
     role: Role
@@ -64,7 +64,7 @@ class Caller:
 
 
 class Refused(Exception):
-    """A request that is not passed on."""
+    """A refused request."""
 
     def __init__(self, status: str, reason: str, headers: Headers | None = None) -> None:
         super().__init__(reason)
@@ -74,11 +74,11 @@ class Refused(Exception):
 
 
 class Login:
-    """A WSGI application that passes on what its callers may do.
+    """A WSGI application that passes on only the requests that their sender is allowed to make.
 
     Args:
         app: The application inside. It sees `SCRIPT_NAME`, and its caller at `CALLER`.
-        users: The users; None to let in everybody who reaches this machine's loopback.
+        users: The users; None allows everyone who can reach this machine's loopback address.
         prefix: The path that the dashboard is under, as `/tuner`, or nothing.
         is_behind_proxy: Whether every request comes through a proxy.
         audit: Gets one JSON line for each login, refusal and change.
@@ -130,7 +130,7 @@ class Login:
                 self._note(request, "refused", caller, refused.status, reason=refused.reason)
             return self._refuse(request, refused, start_response)
 
-    # --- Who and what
+    # --- The caller
 
     def _caller(self, request: Request) -> Caller:
         if self.users is None:
@@ -155,7 +155,7 @@ class Login:
         raise Refused("401 Unauthorized", "log in first", [("WWW-Authenticate", "Bearer")])
 
     def _check(self, request: Request, caller: Caller) -> None:
-        """Refuse what the caller may not do, and what another site makes the caller's browser do."""
+        """Refuse requests that the caller may not make, or that another site makes the caller's browser send."""
         if request.is_safe:
             return
         if request.path == "/logout":  # readers may
@@ -170,7 +170,7 @@ class Login:
         if is_ours is False or (must_be_known and is_ours is None):
             raise Refused(
                 "403 Forbidden",
-                "a change must come from the dashboard's own pages, or with a bearer token: "
+                "a change must come from a page of the dashboard, or have a bearer token: "
                 f"got Origin {request.origin!r} at {request.scheme}://{request.host}",
             )
 
@@ -187,7 +187,7 @@ class Login:
         name, asked = form.get("name", ""), page_after_login(form.get("next", ""))
         user = self._tried(request, name, form.get("password", ""))
         if user is None:
-            # A name that there is not may be a password in the wrong field.
+            # An unknown name may be a password in the wrong field.
             known = name if self.users is not None and self.users.named(name) else None
             self._note(request, "login refused", None, "401 Unauthorized", tried=known)
             page = login_page(self.prefix, asked, "Wrong name or password.")
@@ -237,7 +237,7 @@ class Login:
         environ["SCRIPT_NAME"], environ["PATH_INFO"] = self.prefix, request.path or "/"
         environ["wsgi.url_scheme"] = request.scheme
         environ[CALLER] = caller
-        if not request.is_safe:  # before a place among those at work is taken: clients may be slow
+        if not request.is_safe:  # before taking a slot of the limit, because clients may be slow
             environ["wsgi.input"] = io.BytesIO(_body(environ))
         is_same_for_all = (request.path or "").startswith(_UNCHANGING)
 
@@ -250,7 +250,7 @@ class Login:
             return self.app(environ, start)
 
     def _dressed(self, headers: Headers, is_same_for_all: bool) -> Headers:
-        """Return the headers of the application inside with ours; its redirects stay below the prefix."""
+        """Return the inner application's headers with ours; redirects stay below the prefix."""
         kept = []
         policies = [value for name, value in headers if name.lower() == "content-security-policy"]
         for name, value in headers:
@@ -307,7 +307,7 @@ def _form(environ: WSGIEnvironment) -> dict[str, str]:
     """Return the fields of a small form.
 
     Raises:
-        Refused: The body is too long, or its end is missing.
+        Refused: The body is too long or incomplete.
     """
     length = environ.get("CONTENT_LENGTH") or "0"
     if not length.isdecimal() or int(length) > _LONGEST_FORM_BYTES:

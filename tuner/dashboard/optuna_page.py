@@ -1,4 +1,4 @@
-"""Optuna's front-end as we serve it: with links to our own pages, and below a path prefix if there is one."""
+"""Serves Optuna's front-end with links to our own pages, and below a path prefix if there is one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BUNDLE = "/static/bundle.js"
 def below_prefix(script: str, prefix: str) -> str:
     """Return the front-end's script with all its addresses below a prefix.
 
-    It has them as texts that begin with a slash: no option of its own changes that.
+    They are texts that begin with a slash, and optuna-dashboard has no option to change them.
 
     Args:
         script: The script of optuna-dashboard.
@@ -46,7 +46,7 @@ def below_prefix(script: str, prefix: str) -> str:
 
 
 class OptunaPage:
-    """A WSGI application around Optuna's: its page gets our bar, its script the prefix.
+    """A WSGI application around Optuna's: adds our navigation bar to its page and the prefix to its script.
 
     Args:
         app: The application inside.
@@ -71,12 +71,12 @@ class OptunaPage:
             return self._page(environ, start_response)
         if self._script is not None and path == _BUNDLE:
             return self._send_script(environ, start_response, self._script)
-        # optuna-dashboard knows this one alone, and fails without the header or if it is no UTF-8.
+        # optuna-dashboard supports only this one, and fails without the header or if it is not UTF-8.
         environ["HTTP_ACCEPT_ENCODING"] = "gzip" if "gzip" in environ.get("HTTP_ACCEPT_ENCODING", "") else ""
         return self.app(environ, start_response)
 
     def _page(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        # It depends on who asks: never "not modified", always whole.
+        # It depends on the user, so it is always sent completely, never as "not modified".
         for name in ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_NONE_MATCH", "HTTP_RANGE"):
             environ.pop(name, None)
         told: list[Any] = []

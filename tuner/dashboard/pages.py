@@ -1,4 +1,4 @@
-"""Our own pages, in HTML. Templates escape everything that comes from users, studies and databases."""
+"""HTML of the extra pages. Templates escape everything that comes from users, studies and databases."""
 
 from __future__ import annotations
 
@@ -216,13 +216,13 @@ def login_page(prefix: str, asked: str, wrong: str = "") -> str:
     Args:
         prefix: The path that the dashboard is under.
         asked: The page to show after the login.
-        wrong: What was wrong with the last one.
+        wrong: The error of the last attempt.
     """
     return _LOGIN.render(prefix=prefix, title="Log in", asked=asked, wrong=wrong)
 
 
 def refusal_page(prefix: str, reason: str) -> str:
-    """Return a page that says why something is not done."""
+    """Return a page with the reason for a refusal."""
     return _REFUSAL.render(prefix=prefix, title="Not possible", reason=reason)
 
 
@@ -249,7 +249,7 @@ def seconds(value: float | None) -> str:
 
 
 def size(value: int) -> str:
-    """Return a number of bytes as people read it."""
+    """Return a readable number of bytes."""
     for unit, bytes_ in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if value >= bytes_:
             return f"{value / bytes_:.1f} {unit}"
@@ -267,12 +267,12 @@ def metrics(values: Mapping[str, object] | None) -> str:
 
 
 def blank(value: object) -> Any:
-    """Return a value, nothing for None."""
+    """Return a value, or an empty text for None."""
     return "" if value is None else value
 
 
 def lease(row: WorkerRow) -> str:
-    """Return how long a worker's lease lasts, and how many workers died in its trial."""
+    """Return the remaining time of a worker's lease, and the number of workers that died in its trial."""
     rest_s = row["lease_rest_s"]
     if rest_s is None:
         return ""
@@ -286,7 +286,7 @@ def last_line(error: str) -> str:
 
 
 def polyline(curve: Sequence[float], width: int, height: int) -> str:
-    """Return values as the points of an SVG polyline that fills a box; those that are not finite are left out."""
+    """Return values as the points of an SVG polyline that fills a box, skipping values that are not finite."""
     places = [(place, value) for place, value in enumerate(curve) if math.isfinite(value)]
     if len(places) < 2:
         return ""

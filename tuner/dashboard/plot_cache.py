@@ -1,4 +1,4 @@
-"""Plots of studies for the dashboard: drawn when asked for, one at a time, and kept for a while."""
+"""Plots of studies for the dashboard: drawn on request, one at a time, and cached for a while."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tuner.storage.optuna.storage import Storage
 from tuner.storage.read.queries import StudyRow
 
 FRESH_S = 30.0
-"""For how long a plot is shown again as it was drawn: on a large study drawing takes seconds."""
+"""Seconds for which a plot is cached: on a large study drawing takes seconds."""
 _MOST_KEPT = 64
 
 _REASON = (
@@ -37,7 +37,7 @@ class PlotCache:
         self._kept: OrderedDict[tuple[int, str, str], tuple[float, bytes]] = OrderedDict()
 
     def svg(self, row: StudyRow, kind: str) -> bytes:
-        """Return a plot, or why there is none, as a picture.
+        """Return a plot as SVG, or an SVG with the reason why it cannot be drawn.
 
         Args:
             row: The study.

@@ -1,4 +1,4 @@
-"""One request as the login sees it: where it comes from, what it names, and whether a page of ours sent it."""
+"""The parts of a request that the login needs: its sender, its path, and whether one of our pages sent it."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _FORWARDED = ("HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_PROTO", "HTTP_X_FORWARDE
 
 @dataclass(frozen=True)
 class Request:
-    """What decides about a request.
+    """The parts of a request that decide whether it is allowed.
 
     Attributes:
         method: GET, POST, ...
         path: Below the prefix; None if the request is not below it.
-        scheme: As the browser has it: https also behind a proxy that ends TLS.
-        host: As the browser has it, with its port if that is not the usual one.
+        scheme: The browser's scheme: also https behind a proxy that ends TLS.
+        host: The browser's host, with its port if that is not the default.
         address: The client's.
-        origin: Of the page that sent it, if the browser says so.
+        origin: The origin of the page that sent it, if the browser sends it.
         site: The browser's `Sec-Fetch-Site`.
         token: A bearer token.
         session: The session's id in the cookie.
-        wants_page: Whether a person waits for a page, rather than a script for data.
+        wants_page: Whether a person requests a page, and not a script requests data.
     """
 
     method: str
@@ -45,12 +45,12 @@ class Request:
 
     @property
     def is_safe(self) -> bool:
-        """Whether the method is one that does not change anything."""
+        """Whether the method makes no changes."""
         return self.method in SAFE_METHODS
 
     @property
     def is_from_our_pages(self) -> bool | None:
-        """Whether a page of this dashboard sent it; None if nothing says so, as from a script."""
+        """Whether a page of this dashboard sent it; None if unknown, for example from a script."""
         if self.site is not None:
             return self.site == "same-origin"
         if self.origin is None:
@@ -61,8 +61,8 @@ class Request:
 def read_request(environ: WSGIEnvironment, prefix: str, is_behind_proxy: bool) -> Request:
     """Read a WSGI request.
 
-    What a proxy forwards is believed only behind one, and only what the nearest one says; it is removed from
-    `environ`, since libraries believe it from anybody.
+    Forwarded headers are trusted only behind a proxy, and only the values of the nearest one. They are removed from
+    `environ`, because libraries would trust them from any client.
 
     Args:
         environ: The WSGI environment; its headers `X-Forwarded-...` are removed.
@@ -100,7 +100,7 @@ def _session_of(header: str) -> str | None:
 
 
 def is_loopback_name(host: str) -> bool:
-    """Return whether a Host header names this machine's loopback, which no name of a foreign site does."""
+    """Return whether a Host header is a loopback name, which no foreign site can use."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
         return name == "localhost" or ipaddress.ip_address(name).is_loopback
@@ -109,9 +109,9 @@ def is_loopback_name(host: str) -> bool:
 
 
 def page_after_login(asked: str) -> str:
-    """Return the page that was asked for before the login if it is one of ours, else the dashboard's first.
+    """Return the page requested before the login if it is one of ours, else the dashboard's start page.
 
-    It can be sent as a `Location`: what is not ASCII is percent-encoded.
+    It can be sent as a `Location`: other characters than ASCII are percent-encoded.
     """
     is_ours = asked.startswith("/") and not asked.startswith("//") and "\\" not in asked and asked.isprintable()
     return quote(asked, safe=_URL) if is_ours else "/dashboard"
@@ -121,11 +121,11 @@ def read_body(environ: WSGIEnvironment) -> bytes:
     """Return the body of a WSGI request.
 
     Raises:
-        EOFError: The client ended before all of it had come.
+        EOFError: The client closed the connection before sending all of it.
     """
     left = int(environ.get("CONTENT_LENGTH") or "0")
     pieces: list[bytes] = []
-    while left:  # in pieces, so that the server sees that the client sends
+    while left:  # in pieces, so that the server detects slow clients
         piece = environ["wsgi.input"].read(min(left, _PIECE))
         if not piece:
             raise EOFError(f"the request ended {left} bytes before its Content-Length")

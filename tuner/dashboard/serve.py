@@ -1,4 +1,4 @@
-"""Serving the dashboard: what is refused before anything listens, and a threaded WSGI server, with TLS or without."""
+"""Serves the dashboard: checks the options, then runs a threaded WSGI server, with or without TLS."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from tuner.errors import UsageError
 from tuner.output.log import say
 from tuner.storage import StorageURL
 
-_MOST_BODY_BYTES = 8 * 1024 * 1024  # a note is the longest; what strangers send is read, and thrown away
+_MOST_BODY_BYTES = 8 * 1024 * 1024  # notes are the longest; bodies of unknown senders are read and discarded
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 
 
 @dataclass(frozen=True)
 class Serving:
-    """How the dashboard is served.
+    """Options for serving the dashboard.
 
     Args:
         host: The address to listen on.
         port: The port; 0 takes a free one.
-        users: The users file; None to let in everybody on this machine, which only loopback allows.
+        users: The users file; None allows everyone on this machine, which is possible only on loopback.
         tls_cert: The certificate, its chain after it, in PEM.
         tls_key: Its key, in PEM.
-        is_behind_proxy: Whether every request comes through a proxy, whose `X-Forwarded-...` headers are believed.
+        is_behind_proxy: Whether every request comes through a proxy, whose `X-Forwarded-...` headers are trusted.
         prefix: The path that the dashboard is under, as `/tuner`, or nothing.
         audit_log: The file for the audit lines; stderr if None.
     """
@@ -49,10 +49,10 @@ class Serving:
 
 
 def check_serving(serving: Serving) -> Serving:
-    """Return how the dashboard is served, its prefix without a slash at the end.
+    """Check the options, and return them with the prefix without a trailing slash.
 
     Raises:
-        UsageError: It would listen where it must not without a login, or send passwords in the clear.
+        UsageError: The address needs users, or TLS or a proxy.
     """
     if not 0 <= serving.port < 65536:
         raise UsageError(f"`port` must be 1 to 65535, or 0 for a free one: got {serving.port}")
@@ -60,7 +60,7 @@ def check_serving(serving: Serving) -> Serving:
     if not _PREFIX.fullmatch(prefix):
         raise UsageError(f"`prefix` must be a path such as /tuner: got {serving.prefix!r}")
     if (serving.tls_cert is None) != (serving.tls_key is None):
-        raise UsageError("`tls_cert` and `tls_key` must be given together: got one of them")
+        raise UsageError("`tls_cert` and `tls_key` must be passed together: got only one of them")
     make_one = "make users by `tuner user add NAME --role editor --users FILE`, then pass the file as `users`"
     if serving.users is None and not is_loopback(serving.host):
         raise UsageError(
@@ -71,16 +71,16 @@ def check_serving(serving: Serving) -> Serving:
     if serving.tls_cert is None and not serving.behind_proxy and not is_loopback(serving.host):
         raise UsageError(
             f"passwords would be sent unencrypted: got `host` {serving.host} without TLS; "
-            "pass `tls_cert` and `tls_key`, or `behind_proxy` if a proxy in front has TLS"
+            "pass `tls_cert` and `tls_key`, or `behind_proxy` if a proxy in front handles TLS"
         )
     return replace(serving, prefix=prefix)
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether an address, or all that a name stands for, is this machine's loopback.
+    """Return whether an address, or every address of a name, is a loopback address.
 
     Raises:
-        UsageError: The name stands for nothing.
+        UsageError: The name cannot be resolved.
     """
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -98,29 +98,29 @@ def serve(url: StorageURL, serving: Serving) -> None:
 
     Args:
         url: The storage's URL.
-        serving: How.
+        serving: The options.
 
     Raises:
         KeyboardInterrupt: Ctrl-C.
         StorageLost: the database cannot be reached.
-        UsageError: what `check_serving` refuses; the users, certificate or log file cannot be used; the address cannot
-            be listened on.
+        UsageError: as for `check_serving`; the users, certificate or log file cannot be used; or the address cannot be
+            listened on.
     """
     serving = check_serving(serving)
     users = None if serving.users is None else Users(serving.users)
     tls = None if serving.tls_cert is None else _tls(serving)
     audit = _audit(serving.audit_log)
-    # Late: Optuna takes a second to import, and what is wrong with the files is said before.
+    # Imported late: Optuna takes a second to import, and errors in the files are reported first.
     from tuner.dashboard.app import make_app
     from tuner.storage.optuna.storage import Storage
     from tuner.storage.sql.zones import UTC
     from tuner.web.server import Limits, Server
 
-    # Times with a zone: a browser takes those without one for its own.
+    # Times with a zone, because a browser treats times without one as local.
     storage = Storage(url, zone=UTC)
     app = make_app(storage, users, prefix=serving.prefix, is_behind_proxy=serving.behind_proxy, audit=audit)
     limits = Limits(body_bytes=_MOST_BODY_BYTES)
-    if serving.behind_proxy:  # all clients have its address
+    if serving.behind_proxy:  # all clients have the proxy's address
         limits = replace(limits, per_address=None)
     server = Server(serving.host, serving.port, app, limits, tls=tls)
     try:
@@ -160,7 +160,7 @@ def _tls(serving: Serving) -> Any:
 
 
 def _audit(path: Path | None) -> logging.Logger:
-    """Return what writes audit lines: to stderr, or to a file of mode 0600 that may be rotated away."""
+    """Return a function that writes audit lines, to stderr or to a file with mode 0600 that may be rotated."""
     handler: logging.Handler = logging.StreamHandler()
     if path is not None:
         try:
@@ -169,6 +169,6 @@ def _audit(path: Path | None) -> logging.Logger:
         except OSError as error:
             raise UsageError(f"cannot write to the file of `audit_log`: {path}: {error.strerror}") from None
     handler.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.Logger("tuner.audit", logging.INFO)  # of its own: nobody's settings silence it
+    logger = logging.Logger("tuner.audit", logging.INFO)  # a separate logger, so that settings cannot silence it
     logger.addHandler(handler)
     return logger

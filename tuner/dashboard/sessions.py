@@ -1,4 +1,4 @@
-"""Who is logged in, and how often somebody has tried: kept in memory, so a restart logs everybody out."""
+"""Sessions and failed login attempts. Both are kept in memory, so a restart logs everyone out."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from tuner.dashboard.users import User
 
 IDLE_S = 2 * 3600.0
-"""A session ends so long after its last request; an open page asks every few seconds."""
+"""Seconds without a request after which a session ends; an open page sends a request every few seconds."""
 LONGEST_S = 12 * 3600.0
-"""A session ends so long after its login."""
+"""Seconds after its login at which a session ends."""
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Sessions:
     """Sessions by their random ids.
 
     Args:
-        clock: Returns seconds that never go back.
+        clock: Returns monotonic seconds.
 
     Concurrency: safe from many threads.
     """
@@ -47,11 +47,11 @@ class Sessions:
         return key
 
     def find(self, key: str, now_user: Callable[[str], User | None]) -> User | None:
-        """Return the user of a session, None if it has ended.
+        """Return the user of a session; None if it has ended.
 
         Args:
             key: The session's id.
-            now_user: name -> the user as it is now. A session ends with a change of its user's password.
+            now_user: Name -> the current user. A session ends when its user's password changes.
         """
         now_s = self._clock()
         with self._lock:
@@ -76,15 +76,15 @@ def _has_ended(session: _Session, now_s: float) -> bool:
 
 
 class Attempts:
-    """Limits how often something may fail: `limit` times in `window_s` seconds, for each key.
+    """Limits failures to `limit` in `window_s` seconds, for each key.
 
-    An attempt counts from its beginning, so that many at once are not more than many in a row; one that succeeds is
-    taken back.
+    An attempt counts from its start, so that parallel attempts are limited like consecutive ones. A successful attempt
+    does not count.
 
     Args:
-        limit: Attempts that may fail.
-        window_s: For how long a failed attempt counts.
-        clock: Returns seconds that never go back.
+        limit: The number of attempts that may fail.
+        window_s: Seconds for which a failed attempt counts.
+        clock: Returns monotonic seconds.
 
     Concurrency: safe from many threads.
     """
@@ -99,7 +99,7 @@ class Attempts:
         self._times: dict[Hashable, deque[float]] = {}
 
     def begin(self, *keys: Hashable) -> float:
-        """Count an attempt for each key; return 0, or for how many seconds none is allowed, and count nothing."""
+        """Count an attempt for each key and return 0; if none is allowed, only return the seconds to wait."""
         now_s = self._clock()
         with self._lock:
             several = [self._recent(key, now_s) for key in keys]
@@ -114,7 +114,7 @@ class Attempts:
             return max(wait_s, 0.0)
 
     def succeed(self, *keys: Hashable) -> None:
-        """Take back the last attempt of each key."""
+        """Remove the last attempt of each key, because it succeeded."""
         with self._lock:
             for key in keys:
                 times = self._times.get(key)
@@ -128,7 +128,7 @@ class Attempts:
         return times
 
     def _make_room(self, now_s: float) -> None:
-        """Forget what has passed; of names that somebody makes up by the thousand the oldest go first."""
+        """Forget old attempts; with thousands of invented names, the oldest are removed first."""
         if len(self._times) < self.MOST_KEYS:
             return
         self._times = {key: times for key, times in self._times.items() if self._recent(key, now_s)}

@@ -1,10 +1,10 @@
-"""What the dashboard shows of a study: the answer to `/api/studies/ID`, quick for fifty thousand trials.
+"""Answers `/api/studies/ID`, the dashboard's data of a study, quickly even for fifty thousand trials.
 
 optuna-dashboard makes it from Python objects, trial by trial: it compares search spaces, serialises dictionaries, and
-encodes them. But trials of one kind (state, hyperparameters and their distributions, user attributes) look alike. So we
-let optuna-dashboard answer for a few of each kind, and write the others ourselves after their pattern. All that it
-tells beside the trials comes from it. Trials with notes, artifacts or constraints are left to it, but that it calls
-trials the best that violate a constraint, and does not know the constraints of Optuna 5.
+encodes them. But trials of one kind (state, hyperparameters and their distributions, user attributes) have the same
+form. We therefore let optuna-dashboard write a few trials of each kind, and write the others ourselves after their
+pattern. It also writes all other parts of the answer, and trials with notes, artifacts or constraints. We correct its
+best trials, which may violate a constraint, and add the constraints of Optuna 5, which it does not support.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ _SHOWN_ATTRIBUTES = ("fixed_params", "constraints", "artifacts:")  # system attr
 _LONGEST_ATTRIBUTE = 1024
 _MOST = sys.float_info.max
 MOST_CURVES = 2_000
-"""The front-end draws a curve with a legend for each trial that has reports, and stands still for minutes at thousands:
-of larger studies it is told that there is no such plot. The reports themselves are told."""
+"""The maximum number of trials for the front-end's plot with a curve and a legend entry per trial, which would block it
+for minutes with thousands of trials. For larger studies the plot is disabled; the reports are still sent."""
 _BLOCK = 500  # trials that are sent together
-# What differs between trials of a kind.
+# The parts that differ between trials of a kind.
 _OWN = ("trial_id", "number", "params", "user_attrs", "intermediate_values", "values", "datetime_start",
         "datetime_complete")  # fmt: skip
 
@@ -54,7 +54,7 @@ class StudyDetail:
     """A WSGI application around Optuna's dashboard that answers for whole studies itself.
 
     Args:
-        app: Optuna's dashboard on the storage; answers all else.
+        app: Optuna's dashboard on the storage; answers all other requests.
         storage: The storage.
     """
 
@@ -73,7 +73,7 @@ class StudyDetail:
             trials = self.storage.get_all_trials(study_id, deepcopy=False)
             singled = _singled_out(self.storage.get_study_system_attrs(study_id))
             directions = self.storage.get_study_directions(study_id)
-        except (KeyError, StorageLost):  # its own answer to these
+        except (KeyError, StorageLost):  # it answers these itself
             return self.app(environ, start_response)
         kinds = [_kind(trial, singled) for trial in trials]
         best = _best(trials, directions)
@@ -95,30 +95,30 @@ class StudyDetail:
         return _sent(json.dumps(detail), texts)
 
 
-# Which trials optuna-dashboard is asked about.
+# The trials that optuna-dashboard writes.
 
 
 def _singled_out(study_attributes: Mapping[str, object]) -> set[int]:
-    """Return the ids of trials that the study's attributes tell something of: notes and artifacts."""
+    """Return the ids of trials with notes or artifacts in the study's attributes."""
     found = (_TOLD_OF_ONE.match(key) for key in study_attributes)
     return {int(match[1]) for match in found if match is not None}
 
 
 def _kind(trial: FrozenTrial, singled: set[int]) -> Hashable:
-    """Return what trials must have in common to look alike; a trial that looks like no other is its own kind."""
+    """Return a key that trials of the same form share; a trial with a unique form is its own kind."""
     number = private.trial_id(trial)
     if number in singled or any(name.startswith(_SHOWN_ATTRIBUTES) for name in private.system_attrs(trial)):
         return number
-    # Equal distributions are one object: the storage reads each text once. Their own comparison is slow.
+    # Equal distributions are one object, because the storage reads each text once. Comparing them is slow.
     distributions = tuple([(name, id(one)) for name, one in private.distributions(trial).items()])
     attributes = tuple([(name, type(value)) for name, value in private.user_attrs(trial).items()])
     return trial.state, distributions, attributes, bool(trial.intermediate_values)
 
 
 def _samples(trials: Sequence[FrozenTrial], kinds: Sequence[Hashable], best: Sequence[int]) -> list[FrozenTrial]:
-    """Return trials that have in common all that all have: of each kind the first and the last, and the best.
+    """Return trials that represent all trials: the first and the last of each kind, and the best.
 
-    Both ends, because the order of what is told beside the trials follows from them.
+    Both ends are needed, because the order of other parts of the answer depends on them.
     """
     last = {kind: number for number, kind in enumerate(kinds)}
     first = {kind: number for number, kind in reversed(list(enumerate(kinds)))}
@@ -126,9 +126,9 @@ def _samples(trials: Sequence[FrozenTrial], kinds: Sequence[Hashable], best: Seq
 
 
 def _best(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> list[int]:
-    """Return the places of the best complete trials, those of a Pareto front or, of one objective, of the best alone.
+    """Return the positions of the best complete trials: the Pareto front or, with one objective, only the best.
 
-    Trials that violate a constraint are left out, as by `optuna.Study.best_trials`.
+    Trials that violate a constraint are skipped, as in `optuna.Study.best_trials`.
     """
     complete = [
         place
@@ -142,7 +142,7 @@ def _best(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -
 
 
 def _front(trials: Sequence[FrozenTrial], among: Sequence[int], directions: Sequence[StudyDirection]) -> set[int]:
-    """Return the places of those of some complete trials that no other one of them beats."""
+    """Return the positions of complete trials that no other one beats."""
     places = np.array(among, dtype=int)
     signs = [-1.0 if direction == StudyDirection.MAXIMIZE else 1.0 for direction in directions]
     costs = np.array([trials[place].values for place in places]).reshape(len(places), len(signs)) * signs
@@ -157,12 +157,12 @@ def _front(trials: Sequence[FrozenTrial], among: Sequence[int], directions: Sequ
 def _correct(
     detail: dict[str, Any], shown: dict[int, dict[str, Any]], trials: Sequence[FrozenTrial], best: Sequence[int]
 ) -> None:
-    """Put right what optuna-dashboard tells of constraints: all of each trial, and which trials are the best."""
+    """Correct optuna-dashboard's answer about constraints: all of each trial, and the best trials."""
     constrained = [trial for trial in trials if trial.constraints]
     for trial in shown.values():
         trial["constraints"] = trial["constraints"] or []  # None if the function that computes them failed
     for trial in constrained:
-        # The front-end looks at their signs; JSON has neither NaN nor infinities.
+        # The front-end uses only their signs, and JSON does not support NaN and infinities.
         shown[trial.number]["constraints"] = [
             one if abs(one) <= _MOST else -_MOST if one < 0 else _MOST for one in trial.constraints.values()
         ]
@@ -171,7 +171,7 @@ def _correct(
 
 
 class _Sampled:
-    """A storage in which a study has but some of its trials."""
+    """A storage in which a study has only some of its trials."""
 
     def __init__(self, storage: Storage, study_id: int, trials: list[FrozenTrial]) -> None:
         self._storage = storage
@@ -189,7 +189,7 @@ BaseStorage.register(_Sampled)
 
 
 def _ask(storage: Any, environ: WSGIEnvironment) -> Answer:
-    """Return what a new dashboard, which remembers nothing, answers."""
+    """Return the answer of a new dashboard, without cached data."""
     told: list[Any] = []
     inner = {**environ, "QUERY_STRING": "", "wsgi.input": io.BytesIO()}
     app: Any = optuna_dashboard.wsgi(storage)
@@ -197,15 +197,15 @@ def _ask(storage: Any, environ: WSGIEnvironment) -> Answer:
     return *told[-1], body
 
 
-# Writing the others after the pattern of their kind.
+# Writing the other trials after the pattern of their kind.
 
 
 class _Pattern:
-    """How trials of one kind are written.
+    """The JSON pattern of trials of a kind.
 
     Args:
-        trial: One of them.
-        shown: As optuna-dashboard shows it.
+        trial: A trial of the kind.
+        shown: The trial as written by optuna-dashboard.
     """
 
     def __init__(self, trial: FrozenTrial, shown: dict[str, Any]) -> None:
@@ -259,19 +259,19 @@ def _text(trial: FrozenTrial, pattern: _Pattern) -> str:
 
 
 def _number(value: float) -> str:
-    """Return a number as JSON; those that it lacks as texts, as the front-end expects them."""
+    """Return a number as JSON; NaN and infinities as text, as the front-end expects."""
     return json.dumps(plain(value))
 
 
 def _shown(value: object) -> str:
-    """Return a user attribute as optuna-dashboard shows it."""
+    """Return a user attribute in the form of optuna-dashboard."""
     if isinstance(value, str):
         return value
     return str(value) if isinstance(value, numbers.Real) else json.dumps(value)[:_LONGEST_ATTRIBUTE]
 
 
 def _sent(detail: str, texts: Iterator[str]) -> Iterator[bytes]:
-    """Yield the answer in blocks: it has a hundred megabytes."""
+    """Yield the answer in blocks, because it may have a hundred megabytes."""
     block, lead = [], f'{detail[:-1]}, "trials": ['
     for text in texts:
         block.append(text)

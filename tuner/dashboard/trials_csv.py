@@ -20,10 +20,10 @@ _NOT_IN_FILE_NAMES = re.compile(r'[\\/:*?"<>|\x00-\x1f\x7f]+')
 
 
 def send_csv(storage: Storage, study_id: int) -> bytes:
-    """Answer with the trials of a study; `trial_ids` of the query has the numbers of those wanted, by commas.
+    """Send the trials of a study as CSV; `trial_ids` in the query selects trials by number, separated by commas.
 
     Raises:
-        HTTPError: The numbers are none, or no trial has one of them.
+        HTTPError: The numbers are invalid, or a trial does not exist.
     """
     query: Any = bottle.request.query
     asked = query.get("trial_ids", "")
@@ -42,16 +42,16 @@ def send_csv(storage: Storage, study_id: int) -> bytes:
     headings = headings or (["Value"] if count == 1 else [f"Objective {number}" for number in range(count)])
     bottle.response.content_type = "text/csv; charset=utf-8"
     bottle.response.set_header("Content-Disposition", attachment(f"{name}.csv"))
-    # Attributes may have halves of surrogate pairs, which UTF-8 has not.
+    # Attributes may contain lone surrogates, which UTF-8 does not support.
     return csv_text(trials, headings).encode("utf-8", "backslashreplace")
 
 
 def csv_text(trials: Sequence[FrozenTrial], headings: Sequence[str]) -> str:
-    """Return trials as CSV; text that a spreadsheet would run as a formula begins with an apostrophe.
+    """Return trials as CSV; text that a spreadsheet would run as a formula gets an apostrophe in front.
 
     Args:
         trials: The trials.
-        headings: Those of the objectives' columns.
+        headings: The headings of the objectives' columns.
     """
     params = sorted({name for trial in trials for name in trial.params})
     attributes = sorted({name for trial in trials for name in trial.user_attrs})

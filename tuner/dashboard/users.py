@@ -1,4 +1,4 @@
-"""Who may use the dashboard: a text file with a line for each user, `NAME ROLE SECRET`.
+"""The users of the dashboard: a text file with a line for each user, `NAME ROLE SECRET`.
 
 The secret is an Argon2 hash of a password, or a SHA-256 of a bearer token; neither can be turned back.
 """
@@ -26,7 +26,7 @@ _PASSWORD = "$argon2"
 
 
 class Role(enum.StrEnum):
-    """What a user may do: look, or also change."""
+    """Permissions of a user: view only, or also make changes."""
 
     READER = "reader"
     EDITOR = "editor"
@@ -45,11 +45,11 @@ def parse_users(text: str, where: str) -> dict[str, User]:
     """Return the users of a file by name.
 
     Args:
-        text: The file's text. Empty lines and those that begin with `#` are left out.
+        text: The file's text. Empty lines and lines that begin with `#` are skipped.
         where: The file's name, for errors.
 
     Raises:
-        UsageError: A line is not one of a user, or a name comes twice. The message never has a secret.
+        UsageError: A line is invalid, or a name occurs twice. The message never has a secret.
     """
     users: dict[str, User] = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -58,8 +58,8 @@ def parse_users(text: str, where: str) -> dict[str, User]:
             continue
         if len(words) != 3 or words[1] not in list(Role) or not words[2].startswith((_PASSWORD, _TOKEN)):
             raise UsageError(
-                f"each line of a users file must be NAME, reader or editor, and a hash: {where}, line {number} is not; "
-                "make lines with `tuner user add` or `tuner user token`"
+                f"invalid line {number} in {where}: each line must be NAME, reader or editor, and a hash; "
+                "add lines with `tuner user add` or `tuner user token`"
             )
         if words[0] in users:
             raise UsageError(f"user {words[0]!r} is listed twice in {where}: remove line {number}")
@@ -71,7 +71,7 @@ def read_users(path: Path) -> dict[str, User]:
     """Read a users file; warn on stderr if others may read it.
 
     Raises:
-        UsageError: It cannot be read, or a line of it is not one of a user.
+        UsageError: The file cannot be read, or a line is invalid.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -83,21 +83,21 @@ def read_users(path: Path) -> dict[str, User]:
             f"create it with `tuner user add NAME --role editor --users {path}`"
         ) from None
     if mode & 0o077:
-        say(f"{path} can be read by others (mode {mode:03o}); chmod 600 {path}")
+        say(f"{path} can be read by others (mode {mode:03o}); run chmod 600 {path}")
     return parse_users(text, str(path))
 
 
 def add_user(path: Path, name: str, role: Role, secret: str) -> None:
-    """Append a user to a users file, which is made with mode 0600 if there is none.
+    """Append a user to a users file, which is created with mode 0600 if it does not exist.
 
     Args:
         path: The file.
-        name: The user's name, which the file must not have yet.
+        name: The user's name, which must not be in the file yet.
         role: What the user may do.
-        secret: From `hash_password` or `hash_token`.
+        secret: The result of `hash_password` or `hash_token`.
 
     Raises:
-        UsageError: The name cannot be one or is taken, or the file cannot be written.
+        UsageError: The name is invalid or taken, or the file cannot be written.
 
     Concurrency: safe from many processes.
     """
@@ -131,25 +131,25 @@ def hash_password(password: str) -> str:
 
 
 def new_token() -> str:
-    """Return a bearer token: 256 random bits, which nobody guesses, so a plain hash of it is safe."""
+    """Return a bearer token: 256 random bits, which cannot be guessed, so that a plain hash of it is safe."""
     return secrets.token_urlsafe(32)
 
 
 def hash_token(token: str) -> str:
-    """Return what is stored of a bearer token."""
+    """Return the stored hash of a bearer token."""
     return _TOKEN + hashlib.sha256(token.encode()).hexdigest()
 
 
 class Users:
     """The users of a file, read again whenever it changes.
 
-    A file that cannot be read any more lets nobody in, and says so on stderr.
+    If the file cannot be read any more, no one can log in, and a warning is printed on stderr.
 
     Args:
         path: The file.
 
     Raises:
-        UsageError: The file cannot be read, or has no user.
+        UsageError: The file cannot be read, or has no users.
 
     Concurrency: safe from many threads.
     """
@@ -186,11 +186,11 @@ class Users:
             return self._users
 
     def named(self, name: str) -> User | None:
-        """Return the user of a name."""
+        """Return the user with a name."""
         return self._now().get(name)
 
     def with_password(self, name: str, password: str) -> User | None:
-        """Return the user of a name and a password. It takes as long for names that there are not."""
+        """Return the user with a name and a password. It takes as long for unknown names."""
         from argon2 import PasswordHasher
         from argon2.exceptions import InvalidHashError, VerificationError
 
@@ -205,7 +205,7 @@ class Users:
         return user
 
     def with_token(self, token: str) -> User | None:
-        """Return the user of a bearer token."""
+        """Return the user with a bearer token."""
         secret = hash_token(token).encode()
         return next(
             (user for user in self._now().values() if secrets.compare_digest(user.secret.encode(), secret)), None

@@ -1,4 +1,4 @@
-"""Starting workers, each on its devices. They are processes of their own that meet in the storage."""
+"""Starts workers, each on its own devices. They are separate processes that share the storage."""
 
 from tuner.launch.launcher import launch
 from tuner.launch.options import LaunchOptions

@@ -1,4 +1,4 @@
-"""What a launcher reads of its study and tells of dead workers: on a thread of its own, for it must notice signals."""
+"""A launcher's calls to the storage, made on a separate thread so that the launcher can react to signals."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _STATEMENT_S = 10.0
 
 @dataclass(frozen=True)
 class Counts:
-    """How far a study is.
+    """The progress of a study.
 
     Attributes:
-        by_outcome: How many trials stand how.
-        best: The best value; None without one, and of several objectives.
-        best_trial: The number of its trial.
+        by_outcome: The number of trials with each outcome.
+        best: The best value; None if there is none, or with several objectives.
+        best_trial: The number of the trial with the best value.
     """
 
     by_outcome: Mapping[Outcome, int]
@@ -36,7 +36,7 @@ class Counts:
 
 
 class StudyDatabase:
-    """The storage of a launcher's study; each call returns at once.
+    """The storage of a launcher's study; each call returns immediately.
 
     Args:
         url: The storage's URL.
@@ -48,29 +48,29 @@ class StudyDatabase:
         self._engine: Engine | None = None
 
     def count(self, study: str) -> Future[Counts | None]:
-        """Count a study's trials; None if the database is away."""
+        """Count a study's trials; the result is None if the database is down."""
         return self._background.submit(lambda: self._count(study))
 
     def release(self, worker: str, study: str, trial: int | None, *, died: bool) -> Future[TrialEnded | None]:
-        """Free the trial of a worker that is gone.
+        """Free the trial of a worker that has exited.
 
         Args:
             worker: The worker's name.
-            study: Its study.
-            trial: The trial that it has said it began, if it has not said how that ended.
-            died: Whether it ended by itself in the middle of its trial.
+            study: The study.
+            trial: The trial whose start it has reported, unless it has reported the end.
+            died: Whether it exited by itself during the trial.
 
         Returns:
-            The end of the trial, if the worker came to tell the storage and not its launcher.
+            The end of the trial, if the worker told the storage but not its launcher.
         """
         return self._background.submit(lambda: self._release(worker, study, trial, died))
 
     def wait(self, future: Future[Any], seconds: float) -> bool:
-        """Wait for an answer; return whether it has come. Handlers of signals run meanwhile."""
+        """Wait for an answer; return whether it has arrived. Signal handlers run during the wait."""
         return self._background.wait(future, seconds, seconds)
 
     def close(self) -> None:
-        """Close the connections when what was asked for has been done; does not wait for it."""
+        """Close the connections after the pending calls, without waiting for them."""
         self._background.submit(lambda: self._engine and self._engine.dispose())
         self._background.close()
 
@@ -114,7 +114,7 @@ class StudyDatabase:
 
         row = read_trial(self._connect(), find_study(self._connect(), study), trial)
         kept = row.record
-        # What another worker failed, because too many had died in it, bears the name of the last of these.
+        # A trial that was failed after too many deaths has the name of the last worker that died.
         if kept.worker != worker or kept.error_kind == DEADLY or kept.train_s is None or kept.compile_s is None:
             return None
         return TrialEnded(row.number, row.outcome, row.values, kept.train_s, kept.compile_s)

@@ -1,4 +1,4 @@
-"""Which accelerators there are, and the environment that gives a worker its share.
+"""Finds accelerators, divides them among workers, and makes the environment that gives a worker its share.
 
 JAX is not imported: it takes hold of every device it sees at its first use, so the choice must be made before.
 """
@@ -20,17 +20,17 @@ from tuner.trial.environment import CPUS_VARIABLE, DEVICES_VARIABLE
 Kind = Literal["gpu", "tpu", "cpu"]
 
 _SHARED_MEMORY = 0.9
-"""The share of a GPU's memory that its workers get together; the rest is the driver's and the contexts'."""
+"""The share of a GPU's memory for all its workers; the rest is for the driver and the contexts."""
 _MAX_CPU_WORKERS = 4
-"""Without `workers`; each worker holds JAX and a copy of the data."""
+"""The maximum number of workers on CPUs without `workers`; each has JAX and a copy of the data in memory."""
 _TPU_BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}
-"""Chips of one process -> the shape libtpu wants to hear."""
+"""Number of chips of a process -> the shape that libtpu needs."""
 _TPU_FIRST_PORT = 8476
 
 
 @dataclass(frozen=True)
 class Devices:
-    """The devices of one kind on this machine; for GPUs and TPUs with the CPU cores beside them."""
+    """The devices of one kind on this machine; for GPUs and TPUs, also the CPU cores."""
 
     kind: Kind
     ids: tuple[int, ...]
@@ -39,13 +39,13 @@ class Devices:
 
 @dataclass(frozen=True)
 class DeviceGroup:
-    """What one worker holds.
+    """The devices of a worker.
 
     Attributes:
         kind: The kind of device.
-        ids: The devices; of CPUs, cores.
+        ids: The devices; for CPUs, cores.
         cores: The CPU cores that the worker's threads run on.
-        sharers: How many workers hold these devices; 1 if nobody else does.
+        sharers: The number of workers on these devices; 1 if they are not shared.
     """
 
     kind: Kind
@@ -71,12 +71,12 @@ def find_devices() -> Devices:
 
 
 def _visible(ids: tuple[int, ...], limit: str | None) -> tuple[int, ...]:
-    """Return the devices that the surrounding environment (a scheduler's, say) leaves us."""
+    """Return the devices that the environment, for example of a scheduler, allows."""
     if limit is None:
         return ids
     words = [word.strip() for word in limit.split(",") if word.strip()]
     if ids and any(word.startswith(("GPU-", "MIG-")) for word in words):
-        raise DeviceError(f"CUDA_VISIBLE_DEVICES must hold numbers, as nvidia-smi shows them: got {limit!r}")
+        raise DeviceError(f"CUDA_VISIBLE_DEVICES must contain the numbers that nvidia-smi shows: got {limit!r}")
     return tuple(item for item in ids if str(item) in words)
 
 
@@ -117,20 +117,20 @@ def _has_google_pci_device() -> bool:
 
 
 def choose(found: Devices, wanted: str) -> Devices:
-    """Return the devices asked for.
+    """Return the requested devices.
 
     Args:
-        found: The machine's.
+        found: The machine's devices.
         wanted: `auto` for all, or ids as in `0,1,2`.
 
     Raises:
-        DeviceError: not a list of ids, an id twice, or a device that is not there.
+        DeviceError: this is not a list of ids, an id is given twice, or a device does not exist.
     """
     if wanted == "auto":
         return found
     words = [word.strip() for word in wanted.split(",")]
     if not all(word.isdigit() for word in words):
-        raise DeviceError(f"`devices` must be auto or ids as in 0,1,2: got {wanted!r}")
+        raise DeviceError(f"`devices` must be auto or ids such as 0,1,2: got {wanted!r}")
     ids = tuple(int(word) for word in words)
     if len(set(ids)) != len(ids):
         raise DeviceError(f"`devices` must name each device once: got {wanted!r}; use `workers` to share devices")
@@ -144,11 +144,11 @@ def choose(found: Devices, wanted: str) -> Devices:
 def assign(devices: Devices, workers: int | None, per_worker: int | None) -> list[DeviceGroup]:
     """Divide devices among workers.
 
-    With `workers` alone the devices are dealt out evenly, or shared where there are more workers than devices; with
-    `per_worker` alone there are as many workers as full groups. CPU cores are disjoint as long as there are enough.
+    With only `workers`, the devices are divided evenly, or shared if there are more workers than devices. With only
+    `per_worker`, there are as many workers as complete groups. CPU cores are not shared if there are enough.
 
     Raises:
-        DeviceError: a number below 1, not enough devices, or TPU chips that cannot be divided so.
+        DeviceError: a number is below 1, there are not enough devices, or TPU chips cannot be divided like this.
     """
     for name, number in (("workers", workers), ("devices_per_worker", per_worker)):
         if number is not None and number < 1:
@@ -181,17 +181,17 @@ def assign(devices: Devices, workers: int | None, per_worker: int | None) -> lis
 
 
 def _deal(cores: Sequence[int], workers: int) -> list[tuple[int, ...]]:
-    """Return disjoint runs of cores, one a worker; single cores in turn where there are not enough."""
+    """Return disjoint ranges of cores, one per worker; if there are not enough, single cores in turn."""
     size = max(1, len(cores) // workers)
     return [tuple(cores[(index * size + at) % len(cores)] for at in range(size)) for index in range(workers)]
 
 
 def environment(group: DeviceGroup, base: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a worker that holds `group`.
+    """Return the environment of a worker with the devices of `group`.
 
     Args:
         group: The worker's devices.
-        base: The launcher's environment; variables set there by the user win, except those that say which devices.
+        base: The launcher's environment; variables set there take precedence, except those that select devices.
     """
     ids = ",".join(str(item) for item in group.ids)
     threads = str(len(group.cores))
@@ -205,7 +205,7 @@ def environment(group: DeviceGroup, base: Mapping[str, str]) -> dict[str, str]:
     }
     if group.kind == "gpu":
         env["CUDA_VISIBLE_DEVICES"] = ids
-        env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the order of nvidia-smi; CUDA's own puts the fastest first
+        env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the order of nvidia-smi; CUDA's default is fastest first
         if group.sharers > 1:
             env.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{_SHARED_MEMORY / group.sharers:.3f}")
     elif group.kind == "tpu":
@@ -221,9 +221,9 @@ def environment(group: DeviceGroup, base: Mapping[str, str]) -> dict[str, str]:
 
 
 def settle(env: Mapping[str, str]) -> None:
-    """Bind this process to the cores that its environment names; XLA sizes its thread pools by them.
+    """Bind this process to the cores in its environment; XLA sets the size of its thread pools from them.
 
-    Call before JAX is imported. A core that has gone (a container with another limit) is left out.
+    Call it before JAX is imported. Cores that no longer exist (a container with another limit) are skipped.
     """
     cores = {int(word) for word in env.get(CPUS_VARIABLE, "").split(",") if word.isdigit()}
     cores &= os.sched_getaffinity(0)

@@ -1,4 +1,4 @@
-"""Workers on this machine: started, watched, started again when they die, stopped together."""
+"""Starts workers on this machine, watches them, restarts those that die, and stops them together."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ from tuner.trial.events import (
 )
 
 _GRACE_S = 5.0
-"""How long a worker may take to give its trial back; then it is killed, and its trial given back for it."""
+"""Seconds that a worker may take to give back its trial; then it is killed, and the launcher gives back the trial."""
 _POLL_S = 0.5
 _WAIT_S, _LAST_WAIT_S = 2.0, 1.0
-"""How long to wait for an answer of the database, which is taken in later if it is late; and after a signal."""
+"""Seconds to wait for an answer of the database (a late one is used later); and after a signal."""
 _FINAL_COUNT_S = 15.0
 _MAX_EARLY_DEATHS = 4
-"""A worker that dies this often in a row without ending a trial is not started again. One more than it takes for a
-trial that kills its workers to be failed (`storage.claims.MAX_DEATHS`): the study is to outlive such a trial."""
+"""A worker that dies this often in a row without ending a trial is not restarted. This is one more than the deaths
+after which a trial fails (`storage.claims.MAX_DEATHS`), so that one bad trial does not stop the study."""
 
 
 class Interrupted(TunerError):
@@ -65,7 +65,7 @@ class Interrupted(TunerError):
 
 @dataclass
 class _Place:
-    """A device group and the worker that holds it at the moment."""
+    """A device group and its current worker."""
 
     index: int
     group: DeviceGroup
@@ -76,9 +76,9 @@ class _Place:
     is_at_work: bool = False
     """Whether the worker has the study loaded."""
     refusal: str = ""
-    """Why the study cannot run as its file is now, in the words of the worker."""
+    """The worker's message if the study's file cannot be used any more."""
     trial: int | None = None
-    """The trial that the worker has said it began, until it says how that ended."""
+    """The trial whose start the worker has reported, until it reports the end."""
 
 
 _Burial = tuple[_Place, str, Future[TrialEnded | None]]
@@ -103,7 +103,7 @@ class _Launch:
     burials: list[_Burial] = field(default_factory=list[_Burial])
     began_s: float = field(default_factory=time.time)
     code: str | None = None
-    """Tells the code of the study's file from other code: as it was when this launch began, or as was last told."""
+    """The digest of the study's code at the start of this launch, or of the last version that was reported."""
 
     def __post_init__(self) -> None:
         self.database = StudyDatabase(self.url)
@@ -112,7 +112,7 @@ class _Launch:
         """Start the workers and return when all are done.
 
         Raises:
-            TunerError: what a worker said was wrong, `StudyStopped` if no worker stays alive, `Interrupted`.
+            TunerError: an error that a worker reported, `StudyStopped` if no worker stays alive, or `Interrupted`.
         """
         try:
             for place in self.places:
@@ -153,7 +153,7 @@ class _Launch:
         self.snapshot.workers[place.index] = "starting"
 
     def _read_messages(self, progress: Progress) -> None:
-        """Wait a moment for messages and take in all there are."""
+        """Wait a moment for messages and handle all of them."""
         try:
             message = self.inbox.get(timeout=0.1)
             while True:
@@ -201,7 +201,7 @@ class _Launch:
                 pass
 
     def _watch(self, progress: Progress) -> None:
-        """Notice ended workers; start again those that died."""
+        """Check for workers that have exited; restart those that died."""
         for place in self.places:
             if place.is_done or place.worker is None or not place.worker.has_ended():
                 continue
@@ -214,9 +214,9 @@ class _Launch:
                 self._replace(place, place.worker, progress)
 
     def _give_up(self, place: _Place, refused: WorkerProcess, progress: Progress) -> None:
-        """Note that a worker says that the study cannot run as it is written, which starting it again does not change.
+        """Note that a worker cannot run the study's file, which a restart would not change.
 
-        That ends the launch, unless others are at work: the file was changed after they had read it.
+        This ends the launch, unless other workers are running: then the file was changed after they had read it.
         """
         place.is_done, place.is_at_work = True, False
         why = place.refusal or hide_password("\n".join(refused.last_lines[-5:]))
@@ -265,7 +265,7 @@ class _Launch:
     def _bury(
         self, place: _Place, dead: WorkerProcess, progress: Progress, *, died: bool, wait_s: float = _WAIT_S
     ) -> None:
-        """Free the trial of a worker that is gone; without this it is free when its lease ends."""
+        """Free the trial of a worker that has exited; otherwise it would be free only when its lease ends."""
         burial = self.database.release(dead.name, self.snapshot.study, place.trial, died=died)
         place.trial = None
         self.burials.append((place, dead.name, burial))
@@ -273,7 +273,7 @@ class _Launch:
         self._take_burials(progress)
 
     def _take_burials(self, progress: Progress) -> None:
-        """Take in the ends of trials that dead workers came to tell the storage, and not this launcher."""
+        """Handle the ends of trials that dead workers told the storage but not this launcher."""
         done = [burial for burial in self.burials if burial[2].done()]
         self.burials = [burial for burial in self.burials if burial not in done]
         for place, name, burial in done:
@@ -296,7 +296,7 @@ class _Launch:
             if worker.process.poll() is None:
                 worker.kill()
             worker.has_ended()
-        self._read_messages(progress)  # their last words
+        self._read_messages(progress)  # their last messages
         deadline_s = max(deadline_s, time.monotonic() + (0.0 if self._is_silent() else _LAST_WAIT_S))
         for place, worker in alive:
             if worker.process.returncode != 0:
@@ -307,10 +307,10 @@ class _Launch:
         return self.counting is not None and time.monotonic() > self.asked_s + _LAST_WAIT_S
 
     def _count_at_end(self, stop: threading.Event) -> None:
-        """Count what has ended: after a signal only if the database answers at once."""
+        """Count the ended trials; after a signal only if the database answers immediately."""
         if stop.is_set() and (self.burials or self._is_silent()):
             return
-        began_s, is_latest = time.monotonic(), self.counting is None  # else it may be of a moment before the last ends
+        began_s, is_latest = time.monotonic(), self.counting is None  # else it may be from before the last ends
         while self.snapshot.study:
             # A signal may come while this waits.
             if time.monotonic() > began_s + (_LAST_WAIT_S if stop.is_set() else _FINAL_COUNT_S):
@@ -321,7 +321,7 @@ class _Launch:
             is_latest = is_latest or self.counting is None
 
     def _count(self, at_most_every_s: float = 0.0, wait_s: float = 0.2) -> None:
-        """Learn from the storage how far the study is, now or, if it does not answer so soon, at a later call."""
+        """Read the progress of the study from the storage, now or, if the answer is late, in a later call."""
         if self.counting is None:
             if not self.snapshot.study or time.monotonic() < self.counted_s + at_most_every_s:
                 return
@@ -330,7 +330,7 @@ class _Launch:
             return
         counts, self.counting, self.counted_s = self.counting.result(), None, time.monotonic()
         snapshot = self.snapshot
-        if counts is None:  # away for a moment
+        if counts is None:  # down for a moment
             return
         snapshot.counts = counts.by_outcome
         if counts.best is not None:
@@ -340,7 +340,7 @@ class _Launch:
 
 
 def launch(target: str, options: LaunchOptions | None = None) -> Snapshot:
-    """Run a study with workers on this machine until its budget is spent; progress goes to stderr.
+    """Run a study with workers on this machine until its budget is used up; progress goes to stderr.
 
     Args:
         target: `FILE` or `FILE:NAME`.
@@ -356,7 +356,7 @@ def launch(target: str, options: LaunchOptions | None = None) -> Snapshot:
         Interrupted: SIGINT or SIGTERM; the study can be resumed.
     """
     options = options or LaunchOptions()
-    set_about(study=None)  # another launch of this process may have had one
+    set_about(study=None)  # another launch in this process may have used one
     path, _ = split_target(target)
     groups = assign(choose(find_devices(), options.devices), options.workers, options.devices_per_worker)
     url = storage_url(options.storage)

@@ -1,4 +1,4 @@
-"""The process that sends a study to trackers while a launcher runs: started with the study, ended after it."""
+"""The process that sends a study to trackers during a launch."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from tuner.storage import StorageURL
 
 _NICENESS = 10
 GRACE_S = 15.0
-"""How long the mirror has for the rest after a signal."""
+"""Seconds that the mirror has to send the rest after a signal."""
 QUIET_S = 60.0
-"""How long after a launch's end the mirror waits for a tracker that accepts nothing; while one does, it goes on."""
+"""Seconds after a launch's end that the mirror waits for a tracker that accepts no data."""
 START_S = 120.0
-"""How long its start, imports mostly, may take beyond a launch's end on a slow and busy machine."""
+"""Seconds that its start (mostly imports) may take after a launch's end on a slow and busy machine."""
 _KILL_AFTER_S = QUIET_S + 15.0
-"""A mirror that should have ended by itself for so long is killed."""
+"""Seconds after which a mirror that should have exited is killed."""
 _TELL_AFTER_S, _STOP_S = 5.0, 2.0
 
 
 @dataclass
 class MirrorProcess:
-    """`tuner track` under way; whatever becomes of it, the launch goes on.
+    """A running `tuner track`; the launch continues whatever happens to it.
 
     Args:
         asked: Its options.
@@ -44,7 +44,7 @@ class MirrorProcess:
     _process: WorkerProcess | None = None
     _inbox: queue.Queue[Message] = field(default_factory=queue.Queue[Message])
     _progressed_s: float | None = None
-    """When it said last that a tracker had taken something; None until it begins to send."""
+    """The time of its last report that a tracker accepted data; None until it starts to send."""
 
     def start(self, study: str) -> None:
         """Start it, once."""
@@ -54,11 +54,11 @@ class MirrorProcess:
         env = {**os.environ, **self.asked.environment, "TUNER_STORAGE": self.url.text, "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "-m", "tuner", "track", *self.asked.options, "--", study]
         self._process = WorkerProcess(0, "mirror", command, env, self._inbox)
-        with contextlib.suppress(OSError):  # training comes first on a busy machine
+        with contextlib.suppress(OSError):  # training has priority on a busy machine
             os.setpriority(os.PRIO_PROCESS, self._process.process.pid, _NICENESS)
 
     def watch(self, progress: Progress) -> None:
-        """Show what it says, and notice its end."""
+        """Show its messages, and check whether it has exited."""
         process = self._process
         has_ended = process is not None and process.has_ended()
         with contextlib.suppress(queue.Empty):
@@ -79,13 +79,13 @@ class MirrorProcess:
                 )
 
     def end(self, progress: Progress, stop: threading.Event) -> None:
-        """Let it send the rest, then end it.
+        """Let it send the rest, then stop it.
 
-        It is waited for as long as a tracker takes something; after a signal for no longer than `GRACE_S`, and not at
-        all if the signal comes meanwhile.
+        It waits as long as a tracker accepts data; after a signal at most `GRACE_S` seconds, and not at all if the
+        signal arrives during the wait.
 
         Args:
-            progress: Where to show what it says.
+            progress: Shows its messages.
             stop: Set by signals.
         """
         process = self._process
@@ -118,13 +118,13 @@ class MirrorProcess:
         return self._process is not None
 
     def _watch_until(self, progress: Progress, is_over: Callable[[], bool]) -> None:
-        """Show what it says until it has ended, or a condition holds."""
+        """Show its messages until it has exited, or a condition holds."""
         while self._is_running() and not is_over():
             self.watch(progress)
             time.sleep(0.05)
 
     def _deadline_s(self, began_s: float) -> float:
-        """Return until when it may say nothing, given when it was asked to end."""
+        """Return the deadline for its next message, given the time when it was asked to stop."""
         if self._progressed_s is None:
             return began_s + START_S
         return max(began_s, self._progressed_s) + _KILL_AFTER_S

@@ -67,7 +67,7 @@ class LaunchOptions:
                 f"`live` needs a terminal on standard error: got {found}; use `tuner watch STUDY` elsewhere"
             )
         if self.metrics_host is not None and self.metrics_port is None:
-            raise UsageError(f"`metrics_host` needs a port: got {self.metrics_host} alone; pass `metrics_port` as well")
+            raise UsageError(f"`metrics_host` {self.metrics_host} has no effect without `metrics_port`: pass both")
 
     def worker_command(self, target: str) -> list[str]:
         """Return the command line of a worker; the storage's URL is for its environment."""

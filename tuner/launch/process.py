@@ -1,4 +1,4 @@
-"""One worker process, seen from its launcher: its pipes, its events, its end."""
+"""A worker process as its launcher handles it: its pipes, its events and its exit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tuner.output.log import parse as parse_log
 from tuner.trial.events import OF_PIPES, Event, parse
 
 EVENTS_VARIABLE = "TUNER_EVENTS_FD"
-"""Holds the number of the pipe on which a worker tells its launcher what it does, one JSON object a line."""
+"""Has the number of the pipe for a worker's events, one JSON object per line."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ def read_printed(line: str) -> LogLine:
 
 @dataclass
 class WorkerProcess:
-    """A worker under way.
+    """A running worker.
 
-    Its standard input is a pipe that nobody writes to: it ends when the launcher does, however that comes about,
-    and the worker with it.
+    Its standard input is a pipe without data: it is closed when the launcher ends for any reason, and the worker then
+    ends too.
     """
 
     index: int
@@ -68,7 +68,7 @@ class WorkerProcess:
             text=True,
             errors="replace",
             pass_fds=(writing,),
-            # Ctrl-C goes to the launcher alone, which then ends its workers in order.
+            # Only the launcher gets Ctrl-C; it then stops its workers.
             start_new_session=True,
         )
         os.close(writing)
@@ -95,7 +95,7 @@ class WorkerProcess:
                 self.inbox.put(Message(self.index, self.name, said))
 
     def has_ended(self) -> bool:
-        """Return whether the process is over and everything it said has been read."""
+        """Return whether the process has exited and all its messages have been read."""
         if self.process.poll() is None:
             return False
         for thread in self._threads:
@@ -104,19 +104,19 @@ class WorkerProcess:
 
     @property
     def ending(self) -> str:
-        """How the process ended, in words."""
+        """How the process ended, as text."""
         code = self.process.returncode
         if code is not None and code < 0:
             return f"killed by {signal.Signals(-code).name}"
         return f"exit status {code}"
 
     def stop(self) -> None:
-        """Ask the worker to give its trial back and end."""
+        """Ask the worker to give back its trial and exit."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End the worker and whatever it started, now."""
+        """Kill the worker and all processes that it started."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()

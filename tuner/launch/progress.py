@@ -1,4 +1,4 @@
-"""What a launcher shows while a study runs: a live table on a terminal, plain lines elsewhere. On stderr."""
+"""Shows the progress of a launch on stderr: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ _IN_ORDER = (
 
 @dataclass
 class Snapshot:
-    """The state of a study under way.
+    """The state of a running study.
 
     Attributes:
         study: Its name; empty until a worker has loaded it.
         trials: The budget; 0 until then.
-        counts: Trials at each outcome, in the whole storage: other launches' workers count too.
-        best: The best value so far, in words.
+        counts: The number of trials with each outcome, including those of other launches.
+        best: The best value so far, as text.
         best_value: The same as a number; None with several objectives.
         began_s: When this launch started its first trial, on the monotonic clock.
         already: Trials that had used budget by then.
-        workers: What each worker does, by index.
-        is_out_of_hours: Whether the study ended because its wall or device hours were spent.
+        workers: The state of each worker, by index.
+        is_out_of_hours: Whether the study ended because its wall or device hours were used up.
         is_finished: Whether a sampler ended the search, by `Study.stop()`.
     """
 
@@ -66,7 +66,7 @@ class Snapshot:
         return sum(count for outcome, count in self.counts.items() if outcome.uses_budget)
 
     def seconds_left(self, now_s: float) -> float | None:
-        """Return the time to the end at the rate so far, None before the first end."""
+        """Return the estimated time to the end at the current rate; None before the first trial ends."""
         done = self.used - self.already
         if self.began_s is None or done <= 0:
             return None
@@ -122,7 +122,7 @@ def _name(said: Event | LogLine) -> str:
 
 
 class PlainProgress:
-    """One line when something ended, at most every few seconds; for logs and pipes."""
+    """Prints one line when a trial has ended, at most every few seconds; for logs and pipes."""
 
     def __init__(self) -> None:
         self._shown: Mapping[Outcome, int] = {}
@@ -134,7 +134,7 @@ class PlainProgress:
         self._last = snapshot
         if not snapshot.study or (now_s < self._next_s and snapshot.used < snapshot.trials):
             return
-        if snapshot.counts != self._shown:  # the time left alone is no news
+        if snapshot.counts != self._shown:  # a change of only the time left is not shown
             self.note(
                 snapshot.line(now_s),
                 "progress",
@@ -160,12 +160,12 @@ class PlainProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._last is not None:
-            self._next_s = 0.0  # how it ended is always news
+            self._next_s = 0.0  # the end is always shown
             self.update(self._last)
 
 
 class JsonProgress(PlainProgress):
-    """The same, and every event of the workers; for logs that programs read."""
+    """Prints the same and every event of the workers as JSON, for programs."""
 
     def say(self, said: Event | LogLine, *, worker: str | None = None, place: int | None = None) -> None:
         about = {"worker": worker, "place": place}
@@ -173,7 +173,7 @@ class JsonProgress(PlainProgress):
 
 
 class LiveProgress:
-    """A table that is redrawn in place; for terminals."""
+    """A live table, for terminals."""
 
     def __init__(self, console: Console, groups: list[DeviceGroup]) -> None:
         self._console, self._groups = console, groups

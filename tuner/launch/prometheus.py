@@ -1,4 +1,4 @@
-"""What a launch tells Prometheus: its workers' events added up, served over HTTP. docs/observability.md lists it."""
+"""Metrics of a launch for Prometheus, served over HTTP. docs/observability.md lists them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DOING = ("training", "compiling", "waiting", "database")
 
 
 class LaunchMetrics:
-    """What the workers of one launch have done. A worker that is started again goes on with its place's numbers.
+    """Metrics of a launch's workers. A restarted worker continues the counters of its place.
 
     Args:
         groups: The device group of each place.
@@ -43,7 +43,7 @@ class LaunchMetrics:
         self._snapshot, self._alive = Snapshot(), 0
 
     def take(self, place: int, event: Event) -> None:
-        """Add what an event of the worker at a place says."""
+        """Add an event of the worker at a place."""
         with self._lock:
             match event:
                 case TrialEnded(outcome=outcome) if outcome in _ENDS:
@@ -58,12 +58,12 @@ class LaunchMetrics:
                 self._seconds[place, doing] += spent_s
 
     def add_death(self, place: int) -> None:
-        """Add the end of a worker that had not been asked to end."""
+        """Add the death of a worker that had not been asked to stop."""
         with self._lock:
             self._deaths[place] += 1
 
     def observe(self, snapshot: Snapshot, alive: int) -> None:
-        """Take in how the study stands, and how many workers there are."""
+        """Set the progress of the study, and the number of workers."""
         with self._lock:
             self._snapshot, self._alive = snapshot, alive
 
@@ -146,21 +146,21 @@ def served(metrics: LaunchMetrics, host: str, port: int) -> Generator[str]:
     """Serve a launch's metrics while the body runs.
 
     Args:
-        metrics: Where they come from.
+        metrics: The metrics.
         host: The address to listen on.
-        port: The port; 0 takes a free one.
+        port: The port; 0 picks a free one.
 
     Yields:
         The URL.
 
     Raises:
-        UsageError: the library is not installed, or the address cannot be listened on.
+        UsageError: the library is not installed, or the address cannot be used.
     """
     if not 0 <= port < 65536:
         raise UsageError(f"`metrics_port` must be 1 to 65535, or 0 for a free one: got {port}")
     if importlib.util.find_spec("prometheus_client") is None:
         raise UsageError(f"prometheus-client must be installed to serve metrics: {how_to_install('metrics')}")
-    # Late: without the option nothing of this is needed.
+    # Imported late, because it is not needed without the option.
     from prometheus_client import CollectorRegistry, make_wsgi_app  # pyright: ignore[reportUnknownVariableType]
 
     from tuner.web.server import Limits, Server
@@ -172,7 +172,7 @@ def served(metrics: LaunchMetrics, host: str, port: int) -> Generator[str]:
     try:
         server.prepare()
     except (OSError, UnicodeError) as error:
-        # cheroot has it in a sentence of its own, in the words of the last address that it tried.
+        # cheroot wraps it in its own sentence, with the error of the last address that it tried.
         reason = re.sub(r".*\[Errno -?\d+\] |\)*$", "", str(error))
         if isinstance(error, UnicodeError):
             reason = "not a valid host name"
@@ -190,4 +190,4 @@ def served(metrics: LaunchMetrics, host: str, port: int) -> Generator[str]:
 
 
 def _tell_error(message: str) -> None:
-    tell(f"metrics could not be served: {message}", "metrics", "warning")
+    tell(f"cannot serve metrics: {message}", "metrics", "warning")

@@ -1,6 +1,6 @@
-"""A worker without a launcher whose log is JSON: a child whose output is read.
+"""Runs a worker without a launcher as a child process, and logs its output as JSON.
 
-XLA writes to stderr past Python, and what it writes last, before it aborts, must come through as well.
+XLA writes directly to stderr, and its last lines before an abort must be logged as well.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from tuner.trial.events import StudyLoaded
 
 
 def relay() -> int:
-    """Run this process's command once more, as a worker with a launcher; say as JSON all that it says and prints.
+    """Run this process's command as a child, as a worker with a launcher, and log its events and output as JSON.
 
     Returns:
-        Its exit status; of one that was killed by a signal 128 more than the signal's number, as shells have it.
+        Its exit status; if it was killed by a signal, 128 plus the signal's number, as in shells.
     """
     inbox: queue.Queue[Message] = queue.Queue()
     name = worker_name()
@@ -30,14 +30,14 @@ def relay() -> int:
     worker = WorkerProcess(0, name, command, {**os.environ, "PYTHONUNBUFFERED": "1"}, inbox)
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        note_ending(True)  # a reader that goes away now is no second signal
+        note_ending(True)  # a closed pipe from now on does not count as a second signal
         worker.stop()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, pass_on)
     progress, is_over = JsonProgress(), False
     while not is_over:
-        is_over = worker.has_ended()  # before the last look: what it said is there then
+        is_over = worker.has_ended()  # checked before the last read, so that no message is missed
         _say_all(inbox, progress)
     status = worker.process.returncode
     if status >= 0:
@@ -47,7 +47,7 @@ def relay() -> int:
 
 
 def _say_all(inbox: queue.Queue[Message], progress: JsonProgress) -> None:
-    """Wait a moment for messages and say all there are."""
+    """Wait a moment for messages and log all of them."""
     try:
         message = inbox.get(timeout=0.1)
         while True:

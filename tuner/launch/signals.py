@@ -1,4 +1,4 @@
-"""Signals that ask a process to end: the first in order, the second whatever the process is doing."""
+"""Handles signals that end a process: the first lets it finish cleanly, the second ends it immediately."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from types import FrameType
 from tuner.output.log import note_ending
 
 _IN_ORDER_S = 3.0
-"""How long a process may take to end after the second signal."""
+"""Seconds that a process may take to end after the second signal."""
 _EXIT_STATUS = 130
 
 
 def end_on_signals(numbers: Sequence[signal.Signals], stop: Callable[[], None]) -> Callable[[], None]:
     """Call `stop` at the first of these signals from now on; the second ends the process.
 
-    The second raises KeyboardInterrupt in the main thread. Python runs handlers in the main thread and between its own
-    instructions only: one that waits in C, say for a database, would not notice either. So a thread of its own reads of
-    signals, calls `stop`, and ends the process when it has not ended three seconds after the second signal.
+    The second raises KeyboardInterrupt in the main thread. Python runs handlers only in the main thread and between its
+    own instructions, so a thread that waits in C, for example for a database, would not run them. Therefore another
+    thread reads the signals, calls `stop`, and ends the process if it is still running three seconds after the second
+    signal.
 
-    In another thread than the main one nothing is done: it gets no signals.
+    In threads other than the main one, this does nothing, because they get no signals.
 
     Args:
         numbers: The signals.
-        stop: Is called at the first, from any thread and perhaps twice.
+        stop: Called at the first signal, from any thread and possibly twice.
 
     Returns:
-        A function that leaves signals as they were before.
+        A function that restores the previous handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         return lambda: None
@@ -70,7 +71,7 @@ def end_on_signals(numbers: Sequence[signal.Signals], stop: Callable[[], None]) 
         for number, handler in before.items():
             signal.signal(number, handler)
         _watching.discard(writing)
-        writing.close()  # the thread reads the end
+        writing.close()  # the thread reads the end of the pipe
         thread.join(timeout=1.0)
         reading.close()
 
@@ -81,7 +82,7 @@ _watching: set[socket.socket] = set()
 
 
 def _forget() -> None:
-    """A child that was forked must not tell its parent of its own signals."""
+    """Prevent a forked child from reporting its own signals to its parent."""
     if _watching:
         signal.set_wakeup_fd(-1)
 

@@ -1,4 +1,4 @@
-"""Research methods as trainers: each a `TrainerModule`, so that a study can tune it. Imports JAX."""
+"""Research methods as trainers. Each is a `TrainerModule`, so that a study can tune it. Imports JAX."""
 
 from tuner.methods.adversarial import AdversarialClassifier, fgsm, pgd
 from tuner.methods.augmentations import augment, brightness, contrast, crop, flip, noise, rotate, scaled, shift

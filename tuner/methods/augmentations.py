@@ -1,8 +1,8 @@
-"""Random changes of images that leave what they show: transforms of one image, and `augment` for a batch.
+"""Random changes to images that keep their content: transforms of one image, and `augment` for a batch.
 
-A transform is a function (key, image, strength) of an image [height, width, channels] of floats. Strength 0 leaves it
-as it is; a strength may be traced, so it can be a hyperparameter. What comes in from outside an image is its edge,
-repeated: zero would be black in some data and grey in others.
+A transform is a function (key, image, strength) of an image [height, width, channels] of floats. Strength 0 changes
+nothing. A strength may be traced, so it can be a hyperparameter. Pixels from outside an image repeat its edge, because
+zero would be black in some data and grey in others.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tuner.errors import StudyError
 
 Transform = Callable[[jax.Array, jax.Array, Any], jax.Array]
 Bounds = tuple[Any, Any]
-"""Smallest and largest value of an input; each a number, or one for each channel."""
+"""The smallest and the largest value of an input; each a number, or one number for each channel."""
 
 
 def augment(
@@ -30,27 +30,27 @@ def augment(
     transforms: Sequence[Transform],
     bounds: Bounds = (0.0, 1.0),
 ) -> jax.Array:
-    """Return each image changed by all transforms in turn, with draws of its own.
+    """Return each image changed by all transforms in order, with its own random numbers.
 
-    The draws of an image depend on the key and on its place in the batch, not on how many follow.
+    The random numbers of an image depend on the key and its position in the batch, not on the size of the batch.
 
     Args:
-        key: Of the batch.
-        images: Within the bounds. Float[Array, "batch height width channels"].
-        strength: What the transforms are given. Float[Array, ""].
+        key: The key of the batch.
+        images: Images within the bounds. Float[Array, "batch height width channels"].
+        strength: The strength of the transforms. Float[Array, ""].
         transforms: Applied from first to last; static.
-        bounds: What leaves them is cut off, after the last transform.
+        bounds: Bounds to which values are clipped after the last transform.
 
     Returns:
         Float[Array, "batch height width channels"].
 
     Raises:
-        StudyError: the images are no floats of that shape.
+        StudyError: the images are not floats of that shape.
     """
     if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
         raise StudyError(
-            f"images must be floats [batch, height, width, channels]: got {images.dtype} {list(images.shape)}; reshape "
-            "and scale them in the data"
+            f"images must be floats [batch, height, width, channels]: got {images.dtype} {list(images.shape)}; scale "
+            "and reshape them in the study's data function"
         )
 
     def changed(key: jax.Array, image: jax.Array) -> jax.Array:
@@ -63,35 +63,35 @@ def augment(
 
 
 def within(inputs: jax.Array, bounds: Bounds) -> jax.Array:
-    """Return the inputs, Float[Array, "... channels"], with what is outside the bounds cut off."""
+    """Return the inputs, Float[Array, "... channels"], clipped to the bounds."""
     low, high = (spread(bound, inputs) for bound in bounds)
     return jnp.clip(inputs, low, high)
 
 
 def spread(value: ArrayLike, inputs: jax.Array) -> jax.Array:
-    """Return a number, or one for each channel, for every element of the inputs: Float[Array, "... channels"]."""
+    """Broadcast a number, or one for each channel, to the inputs: Float[Array, "... channels"]."""
     return jnp.broadcast_to(jnp.asarray(value, inputs.dtype), inputs.shape)
 
 
 def scaled(transform: Transform, factor: float) -> Transform:
-    """Return a transform at `factor` times the strength: transforms of one strength have different units."""
+    """Return a transform with `factor` times the strength, because transforms have different units."""
     return lambda key, image, strength: transform(key, image, factor * strength)
 
 
-# Where things are.
+# Geometry.
 
 
 def shift(key: jax.Array, image: jax.Array, strength: float | jax.Array) -> jax.Array:
-    """Move by up to `strength` of height and width, by fractions of a pixel as well."""
+    """Shift by up to `strength` of height and width, including fractions of a pixel."""
     height, width = image.shape[:2]
     down, right = strength * jax.random.uniform(key, (2,), image.dtype, -1.0, 1.0)
     return _sampled(image, _places(height) - down * height, _places(width) - right * width)
 
 
 def crop(key: jax.Array, image: jax.Array, strength: float | jax.Array) -> jax.Array:
-    """Enlarge a window whose sides are between 1 - `strength` and 1 of the image's, each drawn alone.
+    """Enlarge a window whose sides are 1 - `strength` to 1 of the image's, each drawn independently.
 
-    After the random crop of SimCLR (Chen et al., 2020, appendix A).
+    Like the random crop of SimCLR (Chen et al., 2020, appendix A).
     """
     sides_key, place_key = jax.random.split(key)
     sides = 1.0 - strength * jax.random.uniform(sides_key, (2,), image.dtype)
@@ -104,7 +104,7 @@ def crop(key: jax.Array, image: jax.Array, strength: float | jax.Array) -> jax.A
 
 
 def rotate(key: jax.Array, image: jax.Array, strength: float | jax.Array) -> jax.Array:
-    """Turn around the middle by up to `strength` times 180 degrees, either way."""
+    """Rotate around the centre by up to `strength` times 180 degrees in either direction."""
     angle = strength * jax.random.uniform(key, (), image.dtype, -jnp.pi, jnp.pi)
     middles = [(size - 1) / 2 for size in image.shape[:2]]
     rows, columns = jnp.meshgrid(*(_places(size) for size in image.shape[:2]), indexing="ij")
@@ -114,26 +114,26 @@ def rotate(key: jax.Array, image: jax.Array, strength: float | jax.Array) -> jax
 
 
 def flip(key: jax.Array, image: jax.Array, strength: float | jax.Array) -> jax.Array:
-    """Mirror left and right, with a probability of half the strength."""
+    """Flip left and right with a probability of half the strength."""
     return jnp.where(jax.random.uniform(key) < 0.5 * strength, image[:, ::-1], image)
 
 
-# How they look.
+# Brightness and noise.
 
 
 def brightness(key: jax.Array, image: jax.Array, strength: float | jax.Array) -> jax.Array:
-    """Add one number of up to `strength`, either way, to all of the image."""
+    """Add a number between -`strength` and `strength` to the whole image."""
     return image + strength * jax.random.uniform(key, (), image.dtype, -1.0, 1.0)
 
 
 def contrast(key: jax.Array, image: jax.Array, strength: float | jax.Array) -> jax.Array:
-    """Multiply the distance from the image's mean by a number in [1 - `strength`, 1 + `strength`]."""
+    """Multiply differences from the image's mean by a number in [1 - `strength`, 1 + `strength`]."""
     more = strength * jax.random.uniform(key, (), image.dtype, -1.0, 1.0)
     return image + more * (image - jnp.mean(image))
 
 
 def noise(key: jax.Array, image: jax.Array, strength: float | jax.Array) -> jax.Array:
-    """Add a Gaussian number of standard deviation `strength` to every element."""
+    """Add Gaussian noise with standard deviation `strength` to every element."""
     return image + strength * jax.random.normal(key, image.shape, image.dtype)
 
 
@@ -142,11 +142,11 @@ def _places(size: int) -> jax.Array:
 
 
 def _sampled(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Return the image at the crossings of rows, Float[Array, "height"], and columns, Float[Array, "width"]."""
+    """Sample the image on a grid of rows, Float[Array, "height"], and columns, Float[Array, "width"]."""
     return _interpolated(image, *jnp.meshgrid(rows, columns, indexing="ij"))
 
 
 def _interpolated(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Return the image at places between its pixels, two arrays Float[Array, "height width"]."""
+    """Interpolate the image at positions between its pixels, two arrays Float[Array, "height width"]."""
     channel = partial(map_coordinates, coordinates=[rows, columns], order=1, mode="nearest")
     return jax.vmap(channel, in_axes=2, out_axes=2)(image)

@@ -1,4 +1,4 @@
-"""Autoencoders, and the pictures by which people judge them (Hinton & Salakhutdinov, 2006)."""
+"""Autoencoders, and pictures of their reconstructions (Hinton & Salakhutdinov, 2006)."""
 
 from __future__ import annotations
 
@@ -23,19 +23,21 @@ def squared_error(reconstructions: jax.Array, inputs: jax.Array) -> jax.Array:
         inputs: The same shape.
 
     Raises:
-        ValueError: the shapes differ; broadcasting would compare each example with all.
+        ValueError: the shapes differ; broadcasting would compare each example with all others.
     """
     if reconstructions.shape != inputs.shape:
-        raise ValueError(f"reconstructions must have the shape of the inputs: {reconstructions.shape}, {inputs.shape}")
+        raise ValueError(
+            f"reconstructions and inputs must have the same shape: got {reconstructions.shape} and {inputs.shape}"
+        )
     return jnp.mean((reconstructions - inputs) ** 2, axis=tuple(range(1, inputs.ndim)))
 
 
 def pairs(originals: np.ndarray, reconstructions: np.ndarray | jax.Array) -> np.ndarray:
-    """Return one picture: the originals in the upper row, their reconstructions below.
+    """Return a picture with the originals in the upper row and their reconstructions below.
 
     Args:
         originals: Float[Array, "count height width"], from 0 to 1.
-        reconstructions: As many numbers, in any shape that begins with the count.
+        reconstructions: The same number of values, in any shape that starts with the count.
 
     Returns:
         Float[Array, "2*height+1 count*(width+1)-1"].
@@ -45,20 +47,20 @@ def pairs(originals: np.ndarray, reconstructions: np.ndarray | jax.Array) -> np.
 
 
 class Autoencoder(TrainerModule[H]):
-    """Reconstruction of `inputs` by a model with a bottleneck, which `init_model` of a subclass defines.
+    """Reconstructs `inputs` with a model that has a bottleneck; subclasses define `init_model`.
 
-    The model's outputs are the reconstructions. With linear layers alone the best there is are the projections on the
-    first principal components (Baldi & Hornik, 1989).
+    The model's outputs are the reconstructions. With only linear layers, the optimum is the projection on the first
+    principal components (Baldi & Hornik, 1989).
 
     Args:
-        shown: Images to be reconstructed in a picture, Float[Array, "count height width"] from 0 to 1; in the order
-            of their pixels they are inputs of the model. None for no pictures.
-        every: Epochs between pictures; > 0.
+        shown: Images to reconstruct in a picture, Float[Array, "count height width"] from 0 to 1; flattened, they are
+            inputs of the model. None for no pictures.
+        every: Epochs between two pictures; > 0.
     """
 
     def __init__(self, shown: np.ndarray | None = None, every: int = 10) -> None:
         if every < 1:
-            raise StudyError(f"there must be at least 1 epoch from picture to picture: got every={every}")
+            raise StudyError(f"every, the epochs between two pictures, must be at least 1: got {every}")
         self._shown, self._every = shown, every
 
     def loss(self, outputs: jax.Array, batch: Batch, hparams: H) -> tuple[jax.Array, dict[str, Any]]:
@@ -66,7 +68,7 @@ class Autoencoder(TrainerModule[H]):
 
         Args:
             outputs: Reconstructions, Float[Array, "batch *features"].
-            batch: With `inputs`, the same shape.
+            batch: The batch, with `inputs` of the same shape.
             hparams: The hyperparameters.
         """
         return squared_error(outputs, batch["inputs"]), {}
@@ -77,7 +79,7 @@ class Autoencoder(TrainerModule[H]):
             save_picture(f"reconstructions-{epoch:04d}", self.draw(state, hparams))
 
     def draw(self, state: TrainState, hparams: H) -> np.ndarray:
-        """Return the picture of `shown` and what this state makes of it; see `pairs`."""
+        """Return a picture of `shown` and its reconstructions with this state; see `pairs`."""
         assert self._shown is not None
         flat = self._shown.reshape(len(self._shown), -1).astype(np.float32)
         return pairs(self._shown, self.bind_model(state, hparams)(flat))

@@ -1,11 +1,11 @@
 """Posteriors of classifiers' weights: their mode, ensembles of modes, and samples by Langevin dynamics.
 
-All have the prior N(0, 1/precision) on every weight, with the hyperparameter `prior_precision`, and the likelihood of
-softmax; the loss is -log p(weights | data) / N. What they predict is the mixture over weights w_k,
+All have the prior N(0, 1/precision) on every weight, with the hyperparameter `prior_precision`, and a softmax
+likelihood; the loss is -log p(weights | data) / N. They predict the mixture over weights w_k,
 p(y | x) = 1/K sum_k softmax(f(x; w_k))_y, as log-probabilities. `laplace.py` has the Gaussian around the mode.
 
-A hyperparameter `temperature`, where a space has it, is that of a posterior p^(1/T), for samples and the Gaussian: 1 is
-Bayes' rule; networks often predict better below (Wenzel et al., 2020).
+The optional hyperparameter `temperature` T sets the posterior p^(1/T), for samples and the Gaussian. 1 is Bayes' rule;
+networks often predict better with lower temperatures (Wenzel et al., 2020).
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from tuner.training.metrics import Metrics
 
 
 def prior_penalty(params: PyTree, precision: Any, examples: int) -> jax.Array:
-    """Return precision / (2 N) |params|^2: minus the log-density of the prior, for a loss that is a mean over N."""
+    """Return precision / (2 N) |params|^2: the negative log-density of the prior, for a loss that is a mean over N."""
     return precision / (2 * examples) * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params))
 
 
 def mixture(logits: jax.Array, counted: jax.Array | None = None) -> jax.Array:
-    """Return the logarithm of the mean over weights of the probabilities.
+    """Return the logarithm of the mean probabilities over weights.
 
     Args:
-        logits: Of each set of weights, Float[Array, "weights batch classes"].
-        counted: Which sets count; all if None. Bool[Array, "weights"].
+        logits: The logits of each set of weights, Float[Array, "weights batch classes"].
+        counted: The sets to use; all if None. Bool[Array, "weights"].
 
     Returns:
         Float[Array, "batch classes"].
@@ -45,7 +45,7 @@ def mixture(logits: jax.Array, counted: jax.Array | None = None) -> jax.Array:
     logs = jax.nn.log_softmax(logits)
     if counted is None:
         counted = jnp.ones(len(logits), bool)
-    # Of those that do not count, whatever they are: minus infinity, whose exponential is 0.
+    # Minus infinity, whose exponential is 0, for sets that do not count.
     kept = jnp.where(counted[:, None, None], logs, -jnp.inf)
     return jax.nn.logsumexp(kept, axis=0) - jnp.log(jnp.sum(counted).astype(logs.dtype))
 
@@ -54,7 +54,7 @@ class Posterior(TrainerModule[H]):
     """A trainer whose loss and penalty are -log p(weights | data) / N.
 
     Args:
-        examples: The number N of training examples, by which prior and likelihood are weighed.
+        examples: The number N of training examples, which weights the prior against the likelihood.
     """
 
     def __init__(self, examples: int) -> None:
@@ -66,20 +66,20 @@ class Posterior(TrainerModule[H]):
     def order(self, hparams: H, key: jax.Array, step: jax.Array, rows: jax.Array, *, batch_size: int) -> Order:
         if len(rows) != self.examples:
             raise StudyError(
-                f"examples must be the number of training examples: {type(self).__name__} has {self.examples}, the "
+                f"examples must equal the number of training examples: {type(self).__name__} has {self.examples}, the "
                 f"data {len(rows)}"
             )
         return super().order(hparams, key, step, rows, batch_size=batch_size)
 
 
 class MapClassifier(Posterior[H]):
-    """The mode of the posterior: one set of weights, the usual training with an L2 penalty (maximum a posteriori).
+    """The mode of the posterior (maximum a posteriori): one set of weights, trained with an L2 penalty.
 
-    The model's outputs are logits, Float[Array, "batch classes"], or a tuple that begins with them.
+    The model's outputs are logits, Float[Array, "batch classes"], or a tuple that starts with them.
     """
 
     def loss(self, outputs: PyTree, batch: Batch, hparams: H) -> tuple[jax.Array, dict[str, Any]]:
-        """Return the cross-entropy, and all of `forecast_metrics`."""
+        """Return the cross-entropy and `forecast_metrics`."""
         metrics = forecast_metrics(logits_of(outputs), batch)
         return metrics["nll"], metrics
 
@@ -96,31 +96,31 @@ class MapClassifier(Posterior[H]):
         train: bool,
         key: jax.Array | None = None,
     ) -> tuple[Any, Any]:
-        """Return the model's outputs in training mode, and in evaluation mode the log-probabilities."""
+        """Return the model's outputs in training mode, and log-probabilities in evaluation mode."""
         outputs, after = super().apply_inputs(params, collections, inputs, hparams, train=train, key=key)
         return (outputs if train else jax.nn.log_softmax(logits_of(outputs))), after
 
 
 def logits_of(outputs: PyTree) -> jax.Array:
-    """Return a model's outputs without what a tuple has behind them."""
+    """Return the logits: a model's outputs, or the first element of a tuple."""
     return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
 class EnsembleClassifier(MapClassifier[H]):
-    """Modes found from several first weights, trained in one program (Lakshminarayanan et al., 2017).
+    """An ensemble of modes from several initial weights, trained in one program (Lakshminarayanan et al., 2017).
 
-    Each member has a key of its own, for its first weights, dropout and augmentation; the batches are common to all.
-    The metrics of training are means over members, those of validation are the mixture's.
+    Each member has its own key for initial weights, dropout and augmentation; all use the same batches. Training
+    metrics are means over members, validation metrics are those of the mixture.
 
     Args:
-        examples: As for `MapClassifier`.
-        members: How many there are.
+        examples: See `MapClassifier`.
+        members: The number of members.
     """
 
     def __init__(self, examples: int, members: int = 5) -> None:
         super().__init__(examples)
         if members < 1:
-            raise StudyError(f"an ensemble needs at least 1 member: got {members}")
+            raise StudyError(f"members must be at least 1: got {members}")
         self.members = members
 
     def init_state(self, hparams: H, batch: Batch, key: jax.Array, total_steps: int) -> TrainState:
@@ -151,7 +151,7 @@ class EnsembleClassifier(MapClassifier[H]):
         train: bool,
         key: jax.Array | None = None,
     ) -> tuple[Any, Any]:
-        """Return the outputs of one member in training mode, and in evaluation mode the mixture of all."""
+        """Return the outputs of one member in training mode, and the mixture of all in evaluation mode."""
         apply = super().apply_inputs
         if train:
             return apply(params, collections, inputs, hparams, train=True, key=key)
@@ -169,25 +169,25 @@ class LangevinClassifier(MapClassifier[H]):
     """Samples of the posterior by stochastic gradient Langevin dynamics (Welling & Teh, 2011, equation 4).
 
     w += eps/2 (grad log p(w) + N/n sum_i grad log p(y_i | x_i, w)) + N(0, eps). With the mean loss L this is SGD on it
-    at the learning rate r = eps N / 2 whose gradient has noise of variance 4 / (eps N^2) = 2 / (r N) added: so
-    `learning_rate` means what it does elsewhere. It stays constant: then the chain's distribution is off by O(eps), and
-    never stops moving. After the burn-in every so many steps the weights are a sample; before, there is one sample,
-    the latest weights.
+    at the learning rate r = eps N / 2, with noise of variance 4 / (eps N^2) = 2 / (r N) added to the gradient, so that
+    `learning_rate` has its usual meaning. It is constant: the chain keeps moving, and its distribution has an error of
+    O(eps). After the burn-in, the weights become a sample at regular intervals; before, the latest weights are the only
+    sample.
 
     Args:
-        examples: As for `MapClassifier`.
-        samples: How many are kept.
-        burn_in: Share of the training that gives no samples; in [0, 1).
+        examples: See `MapClassifier`.
+        samples: The number of samples to keep.
+        burn_in: The share of the training without samples; in [0, 1).
     """
 
     def __init__(self, examples: int, samples: int = 16, burn_in: float = 0.5) -> None:
         super().__init__(examples)
         if samples < 1 or not 0 <= burn_in < 1:
-            raise StudyError(f"there must be at least 1 sample, and burn_in in [0, 1): got {samples} and {burn_in}")
+            raise StudyError(f"samples must be at least 1 and burn_in in [0, 1): got {samples=}, {burn_in=}")
         self.samples, self.burn_in = samples, burn_in
 
     def ema_decay(self, hparams: H) -> None:
-        """Return None: an average of the chain's weights is no sample."""
+        """Return None: an average of the chain's weights is not a sample."""
 
     def init_optimizer(self, hparams: H, total_steps: int) -> OptimizerSpec:
         rate, temperature = needed(hparams, "learning_rate"), field(hparams, "temperature", 1.0)
@@ -207,7 +207,7 @@ class LangevinClassifier(MapClassifier[H]):
         burnt = int(self.burn_in * state.total_steps)
         every = max(1, (state.total_steps - burnt) // self.samples)
         is_sample = (after.step > burnt) & ((after.step - burnt) % every == 0) & (taken < self.samples)
-        # Until there is a sample the first place has the latest weights.
+        # Until there is a sample, the first slot has the latest weights.
         is_written = is_sample | (taken == 0)
         samples = jax.tree.map(
             lambda kept, new: jnp.where(is_written, kept.at[jnp.minimum(taken, self.samples - 1)].set(new), kept),
@@ -227,7 +227,7 @@ class LangevinClassifier(MapClassifier[H]):
         train: bool,
         key: jax.Array | None = None,
     ) -> tuple[Any, Any]:
-        """Return the outputs of the latest weights in training mode, and in evaluation mode the samples' mixture."""
+        """Return the outputs of the latest weights in training mode, and the samples' mixture in evaluation mode."""
         apply = super().apply_inputs
         if train:
             outputs, model = apply(params, collections["model"], inputs, hparams, train=True, key=key)

@@ -1,4 +1,4 @@
-"""How much a classifier's probabilities are worth: proper scores of each example, and the calibration of all."""
+"""Measures the quality of a classifier's probabilities: proper scores per example, and calibration over all."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ BINS = 15
 class ExpectedCalibrationError(Metric):
     """The mean gap between confidence and accuracy, over bins of equal width (Guo et al., 2017, section 2).
 
-    sum_b n_b / n |accuracy_b - confidence_b|: the confidence is the probability of the likeliest class, and bin b has
-    those in (b / bins, (b + 1) / bins]. Its parts are sums, so that batches add up to what the whole set gives.
+    sum_b n_b / n |accuracy_b - confidence_b|. The confidence is the probability of the most likely class; bin b
+    contains the confidences in (b / bins, (b + 1) / bins]. The parts are sums, so that batches add up to the result of
+    the whole set.
 
     Attributes:
-        weight: Of the examples in each bin. Float[Array, "bins"].
-        confidence: Sums of confidences, weighted. Float[Array, "bins"].
-        hits: Weight of the examples whose likeliest class is theirs. Float[Array, "bins"].
+        weight: The weight of the examples in each bin. Float[Array, "bins"].
+        confidence: Weighted sums of confidences. Float[Array, "bins"].
+        hits: The weight of correctly classified examples. Float[Array, "bins"].
     """
 
     weight: jax.Array
@@ -46,7 +47,7 @@ class ExpectedCalibrationError(Metric):
             probabilities: Float[Array, "batch classes"].
             labels: Int[Array, "batch"].
             weights: Zero for padding. Float[Array, "batch"].
-            bins: How many; static.
+            bins: The number of bins; static.
         """
         is_counted = weights > 0
         confidence = jnp.where(is_counted, jnp.max(probabilities, axis=-1), 1.0).astype(jnp.float32)
@@ -59,26 +60,26 @@ class ExpectedCalibrationError(Metric):
         return cls(binned(jnp.ones_like(confidence)), binned(confidence), binned(hits))
 
     def compute(self) -> float:
-        """Return the error, in [0, 1]; NaN if nothing was seen."""
+        """Return the error, in [0, 1]; NaN if there were no examples."""
         total = float(np.sum(self.weight))
         return float(np.sum(np.abs(self.hits - self.confidence))) / total if total else math.nan
 
     def curve(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return confidence, accuracy and share of the examples for each bin that has any: Float[Array, "used"]."""
+        """Return confidence, accuracy and share of examples for each bin that is not empty: Float[Array, "used"]."""
         weight, confidence, hits = (np.asarray(part, np.float64) for part in (self.weight, self.confidence, self.hits))
         used = weight > 0
         return confidence[used] / weight[used], hits[used] / weight[used], weight[used] / weight.sum()
 
 
 def forecast_metrics(logits: jax.Array, batch: Batch) -> dict[str, Any]:
-    """Return what a probabilistic forecast of classes is judged by.
+    """Return metrics of a probabilistic forecast of classes.
 
     `nll`, -log p(label); `brier`, sum_c (p_c - [c = label])^2 (Brier, 1950), in [0, 2]; `accuracy`; and `ece`. The
-    first two are proper: nothing but the true probabilities minimises them on average.
+    first two are proper scores: on average, only the true probabilities minimise them.
 
     Args:
         logits: Unnormalised log-probabilities, Float[Array, "batch classes"].
-        batch: With `labels`, Int[Array, "batch"], and `weight`.
+        batch: The batch, with `labels`, Int[Array, "batch"], and `weight`.
     """
     labels = batch["labels"].astype(jnp.int32)
     logs = jax.nn.log_softmax(logits)
@@ -92,16 +93,16 @@ def forecast_metrics(logits: jax.Array, batch: Batch) -> dict[str, Any]:
 
 
 def check_forecast_labels(trainer: TrainerModule, dataset: Dataset, hparams: object, part: str) -> None:
-    """Check labels where the model's last layer says how many classes there are; see `TrainerModule.check_data`.
+    """Check labels against the number of the model's outputs; see `TrainerModule.check_data`.
 
     Args:
-        trainer: One whose outputs are log-probabilities in evaluation mode.
+        trainer: A trainer whose outputs are log-probabilities in evaluation mode.
         dataset: The dataset.
         hparams: The hyperparameters.
-        part: What the dataset is.
+        part: The purpose of the dataset.
 
     Raises:
-        StudyError: a label is no class.
+        StudyError: a label is not a class.
     """
     if not isinstance(dataset, ArrayDataset):
         return

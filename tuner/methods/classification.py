@@ -1,4 +1,4 @@
-"""Classification with smoothed labels and smoothed weights: what most methods here are compared with, or built on."""
+"""Classification with smoothed labels and smoothed weights: the base, or the baseline, of most methods here."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from tuner.training.definition import H
 
 
 class Classifier(TrainerModule[H]):
-    """Softmax classification of `inputs` into `labels`; subclasses define `init_model`.
+    """A softmax classifier of `inputs` into `labels`; subclasses define `init_model`.
 
-    Two hyperparameters are taken where a space has them. `label_smoothing` a: the targets are
-    (1 - a) onehot + a / classes (Szegedy et al., 2016, section 7). `ema_decay` d: evaluation is that of the smoothed
-    weights d average + (1 - d) new (Polyak & Juditsky, 1992).
+    Optional hyperparameters: with `label_smoothing` a, the targets are (1 - a) onehot + a / classes (Szegedy et al.,
+    2016, section 7). With `ema_decay` d, evaluation uses the smoothed weights d average + (1 - d) new (Polyak &
+    Juditsky, 1992).
 
     Args:
-        classes: How many there are.
+        classes: The number of classes.
     """
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
 
     def loss(self, outputs: jax.Array, batch: Batch, hparams: H) -> tuple[jax.Array, dict[str, Any]]:
-        """Return the cross-entropy with the smoothed labels; `accuracy`, and `nll`, which is that with the true ones.
+        """Return the cross-entropy with smoothed labels; and `accuracy` and `nll`, the cross-entropy with true labels.
 
         Args:
             outputs: Logits, Float[Array, "batch classes"].
-            batch: With `labels`, Int[Array, "batch"].
+            batch: The batch, with `labels`, Int[Array, "batch"].
             hparams: The hyperparameters.
         """
         labels = batch["labels"].astype(jnp.int32)
@@ -56,34 +56,34 @@ class Classifier(TrainerModule[H]):
 
 
 def refuse_uncalled(trainer: TrainerModule, kind: type[TrainerModule], **methods: str) -> None:
-    """Refuse methods that have no effect.
+    """Raise StudyError if a subclass defines methods that would have no effect.
 
     Args:
-        trainer: A trainer with steps of its own.
-        kind: Its class that has these steps.
-        methods: Those of `TrainerModule` that these do not call, and what to define instead.
+        trainer: A trainer with its own training steps.
+        kind: Its class that defines these steps.
+        methods: Methods of `TrainerModule` that the steps do not call, and what to define instead.
 
     Raises:
-        StudyError: a subclass of `kind` defines one.
+        StudyError: a subclass of `kind` defines one of them.
     """
     for method, instead in methods.items():
         if getattr(type(trainer), method) is not getattr(kind, method):
             raise StudyError(
-                f"{kind.__name__} does not call {method}: {type(trainer).__name__} must not define it, but {instead}"
+                f"{kind.__name__} does not call {method}: in {type(trainer).__name__} define {instead} instead"
             )
 
 
 def needed(hparams: object, name: str) -> Any:
-    """Return a hyperparameter that a method cannot do without.
+    """Return a required hyperparameter of a method.
 
     Raises:
-        StudyError: the hyperparameters have none of that name.
+        StudyError: the space does not have it.
     """
     if isinstance(hparams, Mapping) and name not in hparams:
-        raise StudyError(f"the hyperparameters must have {name!r}: they have {', '.join(hparams)}")
+        raise StudyError(f"the search space has no hyperparameter {name!r}: it has {', '.join(hparams)}")
     return hparams[name] if isinstance(hparams, Mapping) else getattr(hparams, name)
 
 
 def field(hparams: object, name: str, default: object = None) -> Any:
-    """Return a hyperparameter, or the default if the space has none of that name."""
+    """Return a hyperparameter, or the default if the space does not have it."""
     return hparams.get(name, default) if isinstance(hparams, Mapping) else getattr(hparams, name, default)

@@ -1,7 +1,7 @@
-"""SimCLR (Chen et al., 2020, https://arxiv.org/abs/2002.05709): features without labels, judged by a linear probe.
+"""SimCLR (Chen et al., 2020, https://arxiv.org/abs/2002.05709): features without labels, evaluated with a linear probe.
 
-Each image x is seen twice, changed at random. An encoder makes h of a view, which is kept; a projection head makes z
-of h, which is only for the loss. For the pair (i, j) among the 2N views, with cosine similarity s,
+Two randomly changed views of each image x are used. An encoder computes the features h of a view; a projection head
+computes z from h, which only the loss uses. For the pair (i, j) among the 2N views, with cosine similarity s,
 
     l(i, j) = -log( exp(s(z_i, z_j) / T) / sum over k != i of exp(s(z_i, z_k) / T) ).        (equation 1)
 """
@@ -26,23 +26,23 @@ from tuner.training.metrics import Metrics
 
 
 def nt_xent(first: jax.Array, second: jax.Array, weights: jax.Array, temperature: float | jax.Array) -> jax.Array:
-    """Return the contrastive loss of each pair of views, the mean of both directions.
+    """Return the contrastive loss of each pair of views, averaged over both directions.
 
     Args:
         first: Embeddings of one view. Float[Array, "batch dimensions"].
         second: Embeddings of the other view; the same shape.
-        weights: Of the examples; one of weight 0 is padding, which no other example sees. Float[Array, "batch"].
+        weights: The weights of examples; weight 0 is padding, which other examples ignore. Float[Array, "batch"].
         temperature: T; > 0, may be traced.
 
     Returns:
-        Float[Array, "batch"]. All embeddings equal, it is log(2 batch - 1).
+        Float[Array, "batch"]. If all embeddings are equal, it is log(2 batch - 1).
     """
     count = len(first)
     views = unit(jnp.concatenate([first, second]))
     similarities = views @ views.T / temperature
     partners = jnp.roll(jnp.arange(2 * count), count)
     positives = jnp.sum(views * views[partners], axis=-1) / temperature
-    # Padding sees its partner, so that its own loss is finite: it counts for nothing.
+    # Padding is compared with its partner, so that its own loss is finite; it does not count.
     is_there = jnp.tile(weights > 0, 2)[None, :] | jax.nn.one_hot(partners, 2 * count, dtype=bool)
     is_seen = is_there & ~jnp.eye(2 * count, dtype=bool)
     losses = jax.nn.logsumexp(similarities, axis=-1, where=is_seen) - positives
@@ -50,16 +50,16 @@ def nt_xent(first: jax.Array, second: jax.Array, weights: jax.Array, temperature
 
 
 def unit(vectors: jax.Array) -> jax.Array:
-    """Return the vectors, Float[Array, "batch dimensions"], at length 1; one of zeros stays as it is.
+    """Normalise vectors, Float[Array, "batch dimensions"], to length 1; zero vectors are unchanged.
 
-    Its direction is undefined, and dividing by its length would make a NaN of the loss or of its gradient.
+    The direction of a zero vector is undefined: dividing by its length would make the loss or its gradient NaN.
     """
     squares = jnp.sum(vectors**2, axis=-1, keepdims=True)
     return vectors / jnp.sqrt(jnp.where(squares > 0, squares, 1.0))
 
 
 class ProjectionHead(nn.Module):
-    """Two layers from features [batch, width] to what the loss compares, [batch, dimensions]."""
+    """Two layers from features [batch, width] to the embeddings for the loss, [batch, dimensions]."""
 
     dimensions: int
 
@@ -69,20 +69,21 @@ class ProjectionHead(nn.Module):
 
 
 class SimCLR(TrainerModule[H]):
-    """Contrastive training of an encoder, with a linear probe trained beside it.
+    """Contrastive training of an encoder, together with a linear probe.
 
-    Subclasses define `init_model`, the encoder: images [batch, height, width, channels] to features h [batch, width];
-    and `view`. The data have `inputs` and `labels`, Int[Array, "batch"], -1 where the probe must not know it. The
-    probe is a linear layer on h of the images as they are, the encoder in evaluation mode; no gradient of its loss
-    gets to the encoder, and none of the contrastive loss to the probe. The model's outputs are `features` and `logits`.
+    Subclasses define `init_model`, the encoder, from images [batch, height, width, channels] to features h [batch,
+    width]; and `view`. The data have `inputs` and `labels`, Int[Array, "batch"], with -1 for labels that the probe must
+    not use. The probe is a linear layer on h of the unchanged images, with the encoder in evaluation mode. The gradient
+    of its loss does not reach the encoder, and that of the contrastive loss does not reach the probe. The model's
+    outputs are `features` and `logits`.
 
-    Hyperparameters that are taken where a space has them: `temperature` of the loss, `learning_rate` and
-    `weight_decay` of encoder and head, `probe_learning_rate`, and `contrastive` (static): without it the encoder's
-    parameters stay as drawn, for comparison. Its batch statistics are followed in any case.
+    Optional hyperparameters: `temperature` of the loss, `learning_rate` and `weight_decay` of encoder and head,
+    `probe_learning_rate`, and `contrastive` (static). With `contrastive=False` the encoder keeps its random parameters,
+    as a baseline; its batch statistics are updated in any case.
 
     Args:
-        classes: Of the labels.
-        dimensions: Of what the loss compares.
+        classes: The number of classes of the labels.
+        dimensions: The size of the embeddings for the loss.
     """
 
     def __init__(self, classes: int, dimensions: int = 32) -> None:
@@ -90,14 +91,14 @@ class SimCLR(TrainerModule[H]):
         self.dimensions = dimensions
 
     def view(self, images: jax.Array, hparams: H, key: jax.Array) -> jax.Array:
-        """Return images changed at random, of the same shape; see `tuner.methods.augmentations`.
+        """Return randomly changed images of the same shape; see `tuner.methods.augmentations`.
 
         Args:
             images: Float[Array, "batch height width channels"].
             hparams: The hyperparameters.
-            key: For what is drawn.
+            key: The key for random numbers.
         """
-        raise StudyError(f"a SimCLR trainer must define view(images, hparams, key): {type(self).__name__} does not")
+        raise StudyError(f"{type(self).__name__} must define view(images, hparams, key)")
 
     def augment(self, batch: Batch, hparams: H, key: jax.Array) -> Batch:
         """Return the batch with two views of each image, `first` and `second`."""
@@ -105,16 +106,16 @@ class SimCLR(TrainerModule[H]):
         return {**batch, "first": first, "second": second}
 
     def inputs(self, batch: Batch) -> Any:
-        """Return the images, and their views where the batch has them."""
+        """Return the images, and their views if the batch has them."""
         images = super().inputs(batch)
         return (images, batch["first"], batch["second"]) if "first" in batch else images
 
     def build_model(self, hparams: H) -> Model:
         """Return encoder, projection head and probe as one model.
 
-        Its parameters are dicts with these three names, its collections are the encoder's. Called with images it
-        returns `features` and `logits`; with two views of each behind them also `first` and `second`, their
-        projections, and only the views are seen in training mode.
+        Its parameters are dicts with these three names; its collections are the encoder's. Called with images, it
+        returns `features` and `logits`. Called with images and two views of each, it also returns the projections
+        `first` and `second` of the views, which alone run in training mode.
         """
         encoder = super().build_model(hparams)
         head, probe = ProjectionHead(self.dimensions), nn.Dense(self.classes)
@@ -147,7 +148,7 @@ class SimCLR(TrainerModule[H]):
         check_labels(dataset, self.classes, part, lowest=-1)
 
     def init_optimizer(self, hparams: H, total_steps: int) -> OptimizerGroups:
-        """Return AdamW for encoder and head, nothing at all if it is not contrastive, and Adam for the probe."""
+        """Return AdamW for encoder and head (they are frozen if not contrastive), and Adam for the probe."""
         spec = super().init_optimizer(hparams, total_steps)
         assert isinstance(spec, OptimizerSpec)
         probe = OptimizerSpec("adam", field(hparams, "probe_learning_rate", 0.01), schedule=WarmupCosine())
@@ -155,10 +156,10 @@ class SimCLR(TrainerModule[H]):
         return OptimizerGroups(groups, lambda path: "probe" if path.startswith("probe/") else "features")
 
     def loss(self, outputs: PyTree, batch: Batch, hparams: H) -> tuple[jax.Array, dict[str, Any]]:
-        """Return contrastive loss and the probe's; they have no parameter in common.
+        """Return the sum of the contrastive loss and the probe's loss; they share no parameters.
 
-        Metrics: `contrastive`, `probe_loss` and `probe_accuracy`, both over the examples with a label. The first
-        grows with the logarithm of the batch's size: in training and in validation it is not the same number.
+        Metrics: `contrastive`; `probe_loss` and `probe_accuracy`, both over the examples with a label. `contrastive`
+        grows with the logarithm of the batch size: values of training and validation are not comparable.
         """
         contrastive = nt_xent(outputs["first"], outputs["second"], batch["weight"], field(hparams, "temperature", 0.5))
         labels = batch["labels"].astype(jnp.int32)
@@ -173,5 +174,5 @@ class SimCLR(TrainerModule[H]):
         return contrastive + jnp.where(is_labelled, errors, 0.0), metrics
 
     def eval_step(self, state: TrainState, batch: Batch, hparams: H) -> Metrics:
-        """Return the metrics in evaluation mode; the draws of the views are those of every validation."""
+        """Return the metrics in evaluation mode; every validation uses the same random views."""
         return super().eval_step(state, self._augmented(batch, hparams, jax.random.key(0)), hparams)

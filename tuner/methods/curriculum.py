@@ -1,7 +1,7 @@
-"""Curriculum learning: from easy examples to all of them, in stages (Bengio et al., 2009; Hacohen & Weinshall, 2019).
+"""Curriculum learning: easy examples first, then all, in stages (Bengio et al., 2009; Hacohen & Weinshall, 2019).
 
-Difficulty is a number for each example, whatever it was made from: noise, length, or the loss of a model that was
-quickly trained (`held_out_losses`). The training data are sorted by it; the trainer draws from an allowed beginning.
+Difficulty is a number for each example, such as its noise, its length, or the loss of a quickly trained model
+(`held_out_losses`). The training data are sorted by difficulty; the trainer draws from the first part of them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tuner.training.state import Stream, TrainState
 
 
 def difficulty(step: jax.Array, stage_steps: jax.Array | int, stages: jax.Array | int) -> jax.Array:
-    """Return the share of the examples that is allowed, (min(floor(s / S), N - 1) + 1) / N.
+    """Return the share of the examples that may be drawn, (min(floor(s / S), N - 1) + 1) / N.
 
     Args:
         step: s, Int[Array, "..."].
@@ -35,7 +35,7 @@ def difficulty(step: jax.Array, stage_steps: jax.Array | int, stages: jax.Array 
 
 
 def allowed(step: jax.Array, stage_steps: jax.Array | int, stages: jax.Array | int, examples: int) -> jax.Array:
-    """Return how many examples that is: at least one, rounded up, in whole numbers. Int[Array, "..."]."""
+    """Return the number of examples that may be drawn: at least one, rounded up. Int[Array, "..."]."""
     stages = jnp.asarray(stages, jnp.int32)
     return _share(_stage(step, stage_steps, stages), stages, examples)
 
@@ -43,7 +43,7 @@ def allowed(step: jax.Array, stage_steps: jax.Array | int, stages: jax.Array | i
 def _share(part: jax.Array, whole: jax.Array, count: int) -> jax.Array:
     """Return count * part / whole rounded up, for 0 <= part <= whole, where the product may need 62 bits.
 
-    Long division by bits of `part`, from the highest: no number on the way is larger than `whole` or `count`.
+    Long division by bits of `part`, from the highest: no intermediate number is larger than `whole` or `count`.
     """
     each, more = count // whole, count % whole  # of each unit of `part`
 
@@ -62,13 +62,13 @@ def _share(part: jax.Array, whole: jax.Array, count: int) -> jax.Array:
 
 
 def _stage(step: jax.Array, stage_steps: jax.Array | int, stages: jax.Array | int) -> jax.Array:
-    """Return the stage that a step is in, from 1 to N."""
+    """Return the stage of a step, from 1 to N."""
     stages = jnp.asarray(stages, jnp.int32)
     return jnp.minimum(step.astype(jnp.int32) // jnp.asarray(stage_steps, jnp.int32), stages - 1) + 1
 
 
 def easiest_first(dataset: ArrayDataset, scores: np.ndarray) -> ArrayDataset:
-    """Return a view of the dataset sorted from easy to hard; examples of equal scores keep their order.
+    """Return a view of the dataset sorted from easy to hard; examples with equal scores keep their order.
 
     Args:
         dataset: The training data.
@@ -80,7 +80,7 @@ def easiest_first(dataset: ArrayDataset, scores: np.ndarray) -> ArrayDataset:
     scores = np.asarray(scores)
     if scores.shape != (len(dataset),) or not np.isfinite(scores).all():
         raise StudyError(
-            f"a curriculum needs one finite number for each of {len(dataset)} examples: got shape {scores.shape}, "
+            f"scores must have one finite number for each of the {len(dataset)} examples: got shape {scores.shape}, "
             f"{int((~np.isfinite(scores)).sum())} of them not finite"
         )
     return dataset.take(np.argsort(scores, kind="stable"))
@@ -89,24 +89,24 @@ def easiest_first(dataset: ArrayDataset, scores: np.ndarray) -> ArrayDataset:
 def held_out_losses(
     trainer: TrainerModule, hparams: PyTree, dataset: ArrayDataset, *, epochs: int, seed: int, folds: int = 3
 ) -> np.ndarray:
-    """Return each example's loss by a model that was trained without it: a difficulty, Float[Array, "examples"].
+    """Return each example's loss with a model that was trained without it, as difficulty: Float[Array, "examples"].
 
-    A model that has seen an example may have learnt a wrong label by heart. Folds of one size share their programs. The
-    numbers are the same on machines of one kind.
+    A model that was trained with an example may have memorised a wrong label. Folds of equal size share their programs.
+    The numbers are the same on machines of the same kind.
 
     Args:
-        trainer: Any whose `loss` has a value for each example.
+        trainer: Any trainer.
         hparams: The hyperparameters.
         dataset: The training data.
-        epochs: Of each training.
-        seed: Of the folds, and of the trainings.
-        folds: At least 2.
+        epochs: The epochs of each training.
+        seed: The seed of the folds and the trainings.
+        folds: The number of folds; at least 2.
 
     Raises:
-        StudyError: there are too few folds, or too many.
+        StudyError: the number of folds is out of range.
     """
     if not 2 <= folds <= len(dataset):
-        raise StudyError(f"folds must number at least 2 and at most one per example: got {folds} of {len(dataset)}")
+        raise StudyError(f"folds must be from 2 to the number of examples, {len(dataset)}: got {folds}")
     order, losses = np.random.default_rng(seed).permutation(len(dataset)), np.empty(len(dataset), np.float32)
     for held_out in np.array_split(order, folds):
         part = Splits(dataset.take(np.setdiff1d(order, held_out)), dataset.take(held_out))
@@ -130,11 +130,11 @@ def _losses(trainer: TrainerModule, state: TrainState, hparams: PyTree, dataset:
 
 
 class Curriculum(TrainerModule[H]):
-    """Mixed into a trainer, draws its batches from the easy examples first: `class Trainer(Curriculum, Classifier)`.
+    """A mix-in for trainers that draws batches from the easy examples first: `class Trainer(Curriculum, Classifier)`.
 
-    The training data must be sorted, see `easiest_first`. A batch is drawn with replacement, uniformly from the
-    examples that its step allows, so it may be larger than they are many. It follows from the trial's key and the step
-    alone: a training that is resumed draws what it would have drawn.
+    Sort the training data with `easiest_first`. A batch is drawn uniformly with replacement from the examples of its
+    stage, so it may be larger than their number. It depends only on the trial's key and the step: a resumed training
+    draws the same batches.
 
     Hyperparameters: `stages`, a whole number (1 is no curriculum), and `stage_epochs`, the length of each but the last
     in epochs. Both may be traced: `choice(1, 2, 4, traced=True)`.
@@ -158,15 +158,15 @@ def staged_order(
     """Return the batches of an epoch that begins at a step; see `Curriculum`.
 
     Args:
-        key: The trial's.
-        step: The epoch's first, Int[Array, ""].
-        rows: From easy to hard, Int[Array, "examples"].
-        stages: How many.
-        stage_epochs: Length of a stage in epochs; at least a step.
+        key: The trial's key.
+        step: The epoch's first step, Int[Array, ""].
+        rows: The examples from easy to hard, Int[Array, "examples"].
+        stages: The number of stages.
+        stage_epochs: The length of a stage in epochs; at least one step.
         batch_size: Static.
 
     Returns:
-        Indices Int[Array, "steps batch"] and weights Float[Array, "steps batch"], as `TrainerModule.order` has them.
+        Indices Int[Array, "steps batch"] and weights Float[Array, "steps batch"], like `TrainerModule.order`.
     """
     examples = rows.shape[0]
     steps = -(-examples // batch_size)
@@ -174,7 +174,7 @@ def staged_order(
     stage_steps = jnp.clip(stage_steps, 1, 2**31 - 128).astype(jnp.int32)  # the largest float32 that is an int32
 
     def draw(step: jax.Array) -> jax.Array:
-        # A step's draws depend on nothing but the step: epochs of another length would see the same.
+        # The draws depend only on the step: epochs of another length would draw the same.
         count = allowed(step, stage_steps, stages, examples)
         return rows[jax.random.randint(Stream.ORDER.key(key, step), (batch_size,), 0, count)]
 

@@ -1,7 +1,7 @@
-"""The Hessian of a loss without the matrix: its products with vectors, extreme eigenvalues and trace.
+"""Hessian-vector products, extreme eigenvalues and the trace of a loss's Hessian, without building the matrix.
 
-A product costs about two gradients and no memory beyond (Pearlmutter, 1994), so that what can be made of products
-works for any model: eigenvalues by Lanczos' method, the trace by Hutchinson's.
+A product costs about as much as two gradients and needs no more memory (Pearlmutter, 1994). Methods that use only
+products therefore work for any model: Lanczos' method for eigenvalues and Hutchinson's for the trace.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ def hessian_product(loss: Loss, params: PyTree, vector: PyTree) -> Any:
 
     Args:
         loss: The loss.
-        params: Where.
-        vector: A pytree like `params`.
+        params: The parameters.
+        vector: A vector v, as a pytree like `params`.
 
     Returns:
-        A pytree like `params`. Forward over reverse: no activations are kept for the outer derivative.
+        A pytree like `params`, computed forward over reverse, which keeps no activations for the outer derivative.
     """
     return jax.jvp(jax.grad(loss), (params,), (vector,))[1]
 
 
 def flat_product(loss: Loss, params: PyTree) -> tuple[Callable[[jax.Array], jax.Array], int]:
-    """Return v -> H v for flat vectors (Float[Array, "params"]), and their length."""
+    """Return the function v -> H v for flat vectors (Float[Array, "params"]), and their length."""
     flat, unravel = ravel_pytree(params)
 
     def product(vector: jax.Array) -> jax.Array:
@@ -48,21 +48,21 @@ def flat_product(loss: Loss, params: PyTree) -> tuple[Callable[[jax.Array], jax.
 
 
 def extreme_eigenvalues(loss: Loss, params: PyTree, key: jax.Array, steps: int = 20) -> tuple[jax.Array, jax.Array]:
-    """Return the least and the greatest eigenvalue of the Hessian, by Lanczos' method from a random vector.
+    """Return the smallest and the largest eigenvalue of the Hessian, with Lanczos' method from a random vector.
 
-    After k steps they are the extremes of v^T H v over the unit vectors of the Krylov space of k products, so never
-    beyond the true ones; exact once k reaches the number of different eigenvalues. Unlike power iteration it tells the
-    greatest from the one of greatest size, and needs fewer products. The vectors are kept and made orthogonal anew, as
-    in float32 they lose it.
+    After k steps, they are the extremes of v^T H v over the unit vectors of the Krylov space of k products. They are
+    never outside of the true range, and exact once k reaches the number of different eigenvalues. Unlike power
+    iteration, the method distinguishes the largest eigenvalue from that of the largest magnitude, and needs fewer
+    products. The vectors are kept and orthogonalised again, because they lose orthogonality in float32.
 
     Args:
         loss: The loss.
-        params: Where.
-        key: For the first vector.
-        steps: Products; at most the number of parameters are made. Static.
+        params: The parameters.
+        key: The key of the first vector.
+        steps: The number of products, at most the number of parameters; static.
 
     Returns:
-        Two of Float[Array, ""].
+        Two numbers, Float[Array, ""].
     """
     product, size = flat_product(loss, params)
     steps = min(steps, size)
@@ -72,16 +72,16 @@ def extreme_eigenvalues(loss: Loss, params: PyTree, key: jax.Array, steps: int =
     def step(basis: jax.Array, at: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         image = product(basis[at])
         diagonal, scale = image @ basis[at], jnp.linalg.norm(image)
-        for _ in range(2):  # the second time removes what rounding left
+        for _ in range(2):  # the second pass removes rounding errors
             image = image - basis.T @ (basis @ image)
         norm = jnp.linalg.norm(image)
-        # Rounding errors are no direction: the space is exhausted, and zeros follow.
+        # If only rounding errors remain, the space is exhausted: use zeros.
         norm = jnp.where(norm > 1e-5 * scale, norm, 0.0)
         following = jnp.where(norm > 0, image / jnp.where(norm > 0, norm, 1.0), 0.0)
         return basis.at[at + 1].set(following, mode="drop"), (diagonal, norm)
 
     _, (diagonal, beside) = jax.lax.scan(step, basis, jnp.arange(steps))
-    # The eigenvalues of what follows an exhausted space would be 0; as v^T H v they lie between the extremes.
+    # Zeros after an exhausted space would add eigenvalues 0; with v^T H v they are between the extremes.
     is_alive = jnp.concatenate([jnp.ones(1, bool), jnp.cumprod(beside[:-1] > 0) > 0])
     diagonal = jnp.where(is_alive, diagonal, diagonal[0])
     eigenvalues = jnp.linalg.eigvalsh(jnp.diag(diagonal) + jnp.diag(beside[:-1], 1) + jnp.diag(beside[:-1], -1))
@@ -91,14 +91,14 @@ def extreme_eigenvalues(loss: Loss, params: PyTree, key: jax.Array, steps: int =
 def hessian_trace(loss: Loss, params: PyTree, key: jax.Array, probes: int = 20) -> jax.Array:
     """Return Hutchinson's estimate of the Hessian's trace, the mean of v^T H v over random signs v (1990).
 
-    It is unbiased; its variance is 2/probes times the sum of the squares off the diagonal, so that of a diagonal
-    matrix a single probe is exact.
+    It is unbiased. Its variance is 2/probes times the sum of the squared off-diagonal elements, so that a single probe
+    is exact for a diagonal matrix.
 
     Args:
         loss: The loss.
-        params: Where.
-        key: For the signs.
-        probes: Products; static.
+        params: The parameters.
+        key: The key of the signs.
+        probes: The number of products; static.
 
     Returns:
         Float[Array, ""].
@@ -115,9 +115,9 @@ def hessian_trace(loss: Loss, params: PyTree, key: jax.Array, probes: int = 20) 
 class Sharpness(TrainerModule[H]):
     """Adds `sharpness` to a trainer's validation: `class Mine(Sharpness, Classifier)`.
 
-    That is the greatest eigenvalue of the Hessian of the mean loss at the weights that are evaluated, in evaluation
-    mode. Gradient descent with rate r is unstable where it exceeds 2/r, and settles near that (Cohen et al., 2021). Of
-    a validation set larger than a batch it is the mean over batches.
+    That is the largest eigenvalue of the Hessian of the mean loss, in evaluation mode and at the evaluated weights.
+    Gradient descent with rate r is unstable if it exceeds 2/r, and settles near that value (Cohen et al., 2021). If the
+    validation set has several batches, the metric is the mean over batches.
     """
 
     lanczos_steps = 12

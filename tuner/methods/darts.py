@@ -1,7 +1,8 @@
 """Differentiable architecture search (Liu et al., 2019, arXiv:1806.09055): the bilevel training of mixtures.
 
-The mixtures' logits, alpha, descend the loss on held-out data at the weights that training data lead to, the weights w
-that on training data (equations 3 and 4). `genotype` makes the result discrete, `DiscreteClassifier` trains that.
+The weights w minimise the loss on training data; the mixtures' logits alpha minimise the loss on held-out data at the
+weights that the training data lead to (equations 3 and 4). `genotype` makes the result discrete, and
+`DiscreteClassifier` trains it.
 """
 
 from __future__ import annotations
@@ -36,17 +37,18 @@ HELD_OUT = "held_out_"
 def architecture_gradient(
     train_loss: Loss, held_out_loss: Loss, weights: PyTree, alphas: PyTree, rate: jax.Array | float | None
 ) -> tuple[jax.Array, Any]:
-    """Return the held-out loss, and the gradient by which the architecture descends it.
+    """Return the held-out loss and its gradient with respect to the architecture.
 
-    Second order is that of L_held_out(w - rate * dL_train/dw, alpha), equations 6 to 8: the product with second
-    derivatives is the difference of two gradients, at w +- epsilon dL_held_out/dw', epsilon = 0.01 / |dL_held_out/dw'|.
+    The second-order gradient is that of L_held_out(w - rate * dL_train/dw, alpha), equations 6 to 8: the product with
+    second derivatives is the difference of two gradients, at w +- epsilon dL_held_out/dw', epsilon = 0.01 /
+    |dL_held_out/dw'|.
 
     Args:
-        train_loss: On training data.
-        held_out_loss: On held-out data.
-        weights: w.
-        alphas: The architecture.
-        rate: xi, of the step of the weights that is looked ahead; None for first order, which looks at w itself.
+        train_loss: The loss on training data.
+        held_out_loss: The loss on held-out data.
+        weights: The weights w.
+        alphas: The logits alpha of the architecture.
+        rate: The learning rate xi of the weights' look-ahead step; None for first order, which uses w itself.
     """
     if rate is None:
         return jax.value_and_grad(held_out_loss, argnums=1)(weights, alphas)
@@ -64,21 +66,23 @@ def _moved(tree: PyTree, direction: PyTree, by: float | jax.Array) -> Any:
 
 
 def paired_halves(dataset: ArrayDataset, seed: int) -> ArrayDataset:
-    """Return a dataset of pairs, one example to train the weights with and one for the architecture.
+    """Return a dataset of pairs: one example to train the weights and one for the architecture.
 
-    The halves are cut once, so what moves the architecture never moves the weights. An example of the result has the
-    arrays of the first, and those of the second with `held_out_` before their names. An odd one is left out.
+    The halves are fixed, so that examples for the architecture never train the weights. An example of the result has
+    the arrays of the first example, and those of the second with the prefix `held_out_`. An odd example is dropped.
 
     Args:
-        dataset: At least two examples, all of weight 1.
-        seed: Of the cut.
+        dataset: At least two examples, all with weight 1.
+        seed: The seed of the split.
 
     Raises:
         StudyError: there are too few examples, or they have weights.
     """
     arrays = dataset.host()
     if len(dataset) < 2 or not (arrays.pop("weight") == 1).all():
-        raise StudyError(f"halves need at least 2 examples, all of weight 1: got {len(dataset)}, or other weights")
+        raise StudyError(
+            f"paired_halves needs at least 2 examples, and all weights 1: got {len(dataset)}, or other weights"
+        )
     order, half = np.random.default_rng(seed).permutation(len(dataset)), len(dataset) // 2
     first, second = order[:half], order[half : 2 * half]
     return ArrayDataset(
@@ -88,20 +92,20 @@ def paired_halves(dataset: ArrayDataset, seed: int) -> ArrayDataset:
 
 
 class ArchitectureSearch(Classifier[H]):
-    """Searches an architecture while its weights are trained; the training data are those of `paired_halves`.
+    """Searches an architecture while training its weights; the training data are from `paired_halves`.
 
-    Each step moves the architecture on the held-out examples of the batch, then the weights on the others. Batch
-    statistics that are carried along are those of the latter.
+    Each step updates the architecture on the held-out examples of the batch, then the weights on the others. The
+    running batch statistics are those of the weights' examples.
 
-    Hyperparameters: `learning_rate` of the weights (momentum 0.9, cosine) and, where there is one, their
-    `weight_decay`; `architecture_rate` of Adam on the logits; `search_order` (static): `second`, `first`, or `none`,
-    which leaves the architecture as it began, drawn at random, and is what a search is to be compared with.
+    Hyperparameters: `learning_rate` of the weights (momentum 0.9, cosine) and optionally their `weight_decay`;
+    `architecture_rate` of Adam for the logits; `search_order` (static): `second`, `first`, or `none`, which keeps the
+    random initial architecture as a baseline.
 
-    `penalty`, `augment`, `init_optimizer` and `ema_decay` are not called, and refused. Unlike the paper's program it
-    has neither drop path nor an auxiliary tower, and no normalisation behind pools.
+    `penalty`, `augment`, `init_optimizer` and `ema_decay` are not called; defining them is an error. Unlike the paper's
+    program, it has neither drop path nor an auxiliary tower, and no normalisation after pooling.
 
     Args:
-        classes: How many there are.
+        classes: The number of classes.
         cells: See `SearchNetwork`.
         channels: See `SearchNetwork`.
         nodes: See `SearchNetwork`.
@@ -127,13 +131,13 @@ class ArchitectureSearch(Classifier[H]):
         check_labels(dataset, self.classes, part, name=f"{HELD_OUT}labels")
 
     def ema_decay(self, hparams: H) -> None:
-        """Return None: a smoothed architecture would be judged with weights of another."""
+        """Return None: a smoothed architecture would be evaluated with the weights of another one."""
 
     def init_optimizers(self, hparams: H, total_steps: int) -> tuple[Any, Any]:
-        """Return the optimizers of weights and architecture, each as `init_optimizer` may return one.
+        """Return the optimizers of weights and architecture, each like the result of `init_optimizer`.
 
-        By default after the paper: SGD with momentum 0.9 and a cosine, here behind a short warm-up; Adam with b1 = 0.5
-        and decay 0.001.
+        The defaults are those of the paper: SGD with momentum 0.9 and a cosine schedule, here after a short warm-up;
+        and Adam with b1 = 0.5 and decay 0.001.
         """
         weights = OptimizerSpec(
             "sgd",
@@ -150,16 +154,16 @@ class ArchitectureSearch(Classifier[H]):
         return weights, alphas
 
     def look_ahead(self, hparams: H, step: jax.Array, total_steps: int) -> jax.Array:
-        """Return xi of `architecture_gradient`, for second order: as in the paper the weights' rate at this step."""
+        """Return xi of `architecture_gradient` for second order: the weights' learning rate at this step."""
         return needed(hparams, "learning_rate") * warmup_cosine(total_steps)(step)
 
-    # Made of the above.
+    # Derived from the methods above.
 
     def init_state(self, hparams: H, batch: Batch, key: jax.Array, total_steps: int) -> TrainState:
         steps = dict.fromkeys(("penalty", "augment"), "architecture_step or weights_step")
         refuse_uncalled(self, ArchitectureSearch, **steps, init_optimizer="init_optimizers", ema_decay="train_step")
         if self.precision != "float32":
-            raise StudyError(f"an architecture search must compute in float32: got precision={self.precision!r}")
+            raise StudyError(f"an architecture search needs precision='float32': got {self.precision!r}")
         params, collections = self.build_model(hparams).init(Stream.INIT.key(key), (batch["inputs"],))
         weights, alphas = split(params)
         optimizers = self._optimizers(hparams, total_steps)
@@ -167,9 +171,9 @@ class ArchitectureSearch(Classifier[H]):
         return TrainState(jnp.int32(0), params, opt_state, collections, key, total_steps=total_steps)
 
     def train_step(self, state: TrainState, batch: Batch, hparams: H, key: jax.Array) -> tuple[TrainState, Metrics]:
-        """Return the state after a step of the architecture and one of the weights, and the batch's metrics.
+        """Return the state after a step of the architecture and a step of the weights, and the metrics of the batch.
 
-        These are those of the weights' step, and of the architecture's the loss `held_out_loss`.
+        The metrics are those of the weights' step, and the loss `held_out_loss` of the architecture's step.
         """
         order: Literal["second", "first", "none"] = needed(hparams, "search_order")
         if order not in ("second", "first", "none"):
@@ -184,7 +188,7 @@ class ArchitectureSearch(Classifier[H]):
     def architecture_step(
         self, state: TrainState, batch: Batch, hparams: H, key: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        """Return the state after a step of the architecture; weights and batch statistics stay as they are."""
+        """Return the state after a step of the architecture; weights and batch statistics do not change."""
         held_out = {name.removeprefix(HELD_OUT): array for name, array in batch.items() if name.startswith(HELD_OUT)}
 
         def loss_on(examples: Batch) -> Loss:
@@ -201,7 +205,7 @@ class ArchitectureSearch(Classifier[H]):
         return after, {"held_out_loss": held_out_loss}
 
     def weights_step(self, state: TrainState, batch: Batch, hparams: H, key: jax.Array) -> tuple[TrainState, Metrics]:
-        """Return the state after a step of the weights; the architecture stays as it is."""
+        """Return the state after a step of the weights; the architecture does not change."""
         weights, alphas = split(state.params)
 
         def objective(weights: PyTree) -> tuple[jax.Array, tuple[Any, Metrics]]:
@@ -240,11 +244,11 @@ class ArchitectureSearch(Classifier[H]):
 
 
 def split(params: PyTree) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a search network's weights, and its architecture."""
+    """Return a search network's weights and its architecture."""
     alphas = {name: leaf for name, leaf in params.items() if name.startswith(ALPHAS)}
     return {name: leaf for name, leaf in params.items() if name not in alphas}, alphas
 
 
 def alphas_of(params: PyTree) -> dict[str, jax.Array]:
-    """Return a search network's architecture by kind of cell, as `genotype` takes it."""
+    """Return a search network's architecture by kind of cell, for `genotype`."""
     return {name.removeprefix(ALPHAS): leaf for name, leaf in split(params)[1].items()}

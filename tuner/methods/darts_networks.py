@@ -1,4 +1,4 @@
-"""Networks of DARTS cells: of mixtures, and of what is left of them (Liu et al., 2019, arXiv:1806.09055)."""
+"""Networks of DARTS cells, with mixtures or with chosen operations (Liu et al., 2019, arXiv:1806.09055)."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ Genotype = Mapping[str, Any]
 """Plain JSON: kind of cell -> its nodes -> two edges each -> `[operation, source]`."""
 KINDS = ("normal", "reduce")
 ALPHAS = "alphas_"
-"""How the names of the architecture's parameters begin."""
+"""The prefix of the names of the architecture's parameters."""
 
 
 def edges(nodes: int) -> int:
-    """Return the edges of a cell in which every node is joined to both inputs and all nodes before it."""
+    """Return the edges of a cell in which every node is connected to both inputs and all earlier nodes."""
     return sum(2 + node for node in range(nodes))
 
 
 def genotype(alphas: Mapping[str, ArrayLike], operations: tuple[str, ...] = OPERATIONS) -> dict[str, Any]:
-    """Return what is left of the mixtures: of each node the two strongest edges, with their strongest operations.
+    """Return the discrete architecture: the two strongest edges of each node, with their strongest operations.
 
-    The operation `none` is not chosen, and does not count for an edge's strength.
+    The operation `none` is not chosen and does not count for the strength of an edge.
 
     Args:
         alphas: Logits by kind of cell, Float[Array, "edges operations"].
-        operations: What the columns are.
+        operations: The operations of the columns.
 
     Raises:
-        StudyError: the logits are not those of whole cells over these operations, or there is only `none`.
+        StudyError: the logits do not fit cells with these operations, or the only operation is `none`.
     """
     check_operations(operations)
     if operations == ("none",):
-        raise StudyError("a genotype needs an operation other than none: got none alone")
+        raise StudyError("operations must have one other than 'none': got only 'none'")
     return {kind: _nodes(np.asarray(logits, np.float64), operations) for kind, logits in sorted(alphas.items())}
 
 
@@ -50,7 +50,7 @@ def _nodes(logits: np.ndarray, operations: tuple[str, ...]) -> list[list[list[An
     nodes = next((count for count in range(1, len(logits) + 1) if edges(count) >= len(logits)), 0)
     if logits.ndim != 2 or not nodes or edges(nodes) != len(logits) or logits.shape[1] != len(operations):
         raise StudyError(
-            f"alphas must be of shape (edges, {len(operations)}) with 2, 5, 9, 14, ... edges: got {logits.shape}"
+            f"alphas must have shape (edges, {len(operations)}) with 2, 5, 9, 14, ... edges: got {logits.shape}"
         )
     weights = np.exp(logits - logits.max(1, keepdims=True))
     weights /= weights.sum(1, keepdims=True)
@@ -65,15 +65,15 @@ def _nodes(logits: np.ndarray, operations: tuple[str, ...]) -> list[list[list[An
 
 
 def _wiring(nodes: Any) -> Wiring:
-    """Return a genotype's nodes as the wiring of a cell.
+    """Convert the nodes of a genotype to the wiring of a cell.
 
     Raises:
-        StudyError: an operation is unknown, a node has no edge, or two from one place, or one from no earlier place.
+        StudyError: an operation is unknown, or a node has no edge, two edges from one source or one from a later node.
     """
     for at, node in enumerate(nodes):
         sources = {source for _, source in node}
         if not node or len(sources) < len(node) or not sources <= set(range(2 + at)):
-            raise StudyError(f"edges into node {at} must come from different places of 0 to {1 + at}: got {node!r}")
+            raise StudyError(f"the edges into node {at} must have different sources from 0 to {1 + at}: got {node!r}")
         for operation, _ in node:
             check_operations([operation])
     return tuple(tuple(((operation,), source) for operation, source in node) for node in nodes)
@@ -88,7 +88,7 @@ def _run(
     images: jax.Array,
     train: bool,
 ) -> jax.Array:
-    """Return logits [batch, classes] of a stem, cells, the mean over the image and a linear layer; inside a module."""
+    """Return logits [batch, classes] from a stem, cells, the global mean and a linear layer; inside a module."""
     affine = alphas is None
     stem = nn.Conv(3 * channels, (3, 3), use_bias=False, name="stem")(images)
     earlier = later = Norm(True, name="stem_norm")(stem, train=train)
@@ -102,18 +102,18 @@ def _run(
 
 def _check_cells(cells: tuple[str, ...]) -> None:
     if not cells or set(cells) - set(KINDS):
-        raise StudyError(f"cells must be 'normal' or 'reduce', at least one: got {cells!r}")
+        raise StudyError(f"cells must list at least one of 'normal' and 'reduce': got {cells!r}")
 
 
 class SearchNetwork(nn.Module):
-    """Cells of mixtures. The parameters `alphas_normal` and `alphas_reduce` are common to all cells of a kind.
+    """A network of cells with mixtures. All cells of a kind share the parameters `alphas_normal` or `alphas_reduce`.
 
     Attributes:
-        classes: Outputs.
-        cells: Their kinds; a `reduce` halves the image and doubles the channels.
-        channels: Of each node; of the stem three times as many.
-        nodes: In each cell.
-        operations: On each edge.
+        classes: The number of outputs.
+        cells: The kind of each cell; `reduce` halves the image and doubles the channels.
+        channels: The channels of each node; the stem has three times as many.
+        nodes: The number of nodes in each cell.
+        operations: The operations of each edge.
     """
 
     classes: int
@@ -134,11 +134,11 @@ class SearchNetwork(nn.Module):
 
 
 class DiscreteNetwork(nn.Module):
-    """The network of a genotype, in the same order of cells; its weights are its own.
+    """The network of a genotype, with new weights.
 
     Attributes:
-        classes: Outputs.
-        genotype: As JSON text, which is what a space or a trainer's settings can hold.
+        classes: The number of outputs.
+        genotype: The genotype as JSON text, so that it can be a value of a space or a setting of a trainer.
         cells: See `SearchNetwork`.
         channels: See `SearchNetwork`.
     """
@@ -153,22 +153,22 @@ class DiscreteNetwork(nn.Module):
         """Return logits [batch, classes] for images [batch, height, width, channels].
 
         Raises:
-            StudyError: the genotype lacks a kind of cell, or its edges are wrong.
+            StudyError: the genotype has no cell of a kind, or its edges are wrong.
         """
         _check_cells(self.cells)
         told = json.loads(self.genotype)
         if missing := set(self.cells) - set(told):
-            raise StudyError(f"a genotype must have every kind of cell: no {missing.pop()!r} in {self.genotype}")
+            raise StudyError(f"the genotype has no {missing.pop()!r} cell: {self.genotype}")
         wirings = {kind: _wiring(told[kind]) for kind in set(self.cells)}
         return _run(self.cells, self.channels, self.classes, wirings, None, images, train)
 
 
 class DiscreteClassifier(Classifier[H]):
-    """Trains the network of a genotype, which is a setting: a checkpoint has it in its record.
+    """Trains the network of a genotype. The genotype is a setting, so checkpoints record it.
 
     Args:
-        classes: How many there are.
-        genotype: As `genotype` returns it.
+        classes: The number of classes.
+        genotype: The result of `genotype`.
         cells: See `SearchNetwork`.
         channels: See `SearchNetwork`.
     """

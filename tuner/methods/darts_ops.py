@@ -1,6 +1,6 @@
-"""What an edge of a DARTS cell may compute, mixtures of it, and cells (Liu et al., 2019, arXiv:1806.09055).
+"""The operations of DARTS cells, mixtures of them, and the cells (Liu et al., 2019, arXiv:1806.09055).
 
-Images are [batch, height, width, channels]. Convolutions are in the order ReLU, convolution, batch normalisation.
+Images are [batch, height, width, channels]. The order is ReLU, convolution, batch normalisation.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ OPERATIONS = (
     "dil_conv_3x3",
     "dil_conv_5x5",
 )
-"""The paper's eight, under the names of its code."""
+"""The eight operations of the paper, with the names of its code."""
 
 Wiring = tuple[tuple[tuple[tuple[str, ...], int], ...], ...]
-"""Of each node its edges: an edge's operations, and where it comes from: 0 and 1 are the inputs, node i is i + 2."""
+"""The edges of each node: the edge's operations and its source, where 0 and 1 are the inputs and node i is i + 2."""
 
 
 def check_operations(operations: Sequence[str]) -> None:
-    """Raise StudyError unless these are names of operations, each once."""
+    """Raise StudyError unless these are different names of operations."""
     for operation in operations:
         if operation not in OPERATIONS:
             known, meant = ", ".join(OPERATIONS), nearest(operation, OPERATIONS)
             raise StudyError(f"an operation must be one of {known}: got {operation!r}{meant}")
     if len(set(operations)) != len(operations) or not operations:
-        raise StudyError(f"operations must be at least one, each once: got {', '.join(operations) or 'none at all'}")
+        raise StudyError(f"operations must be at least one, without duplicates: got {', '.join(operations) or 'none'}")
 
 
 class Norm(nn.Module):
-    """Batch normalisation; without scale and offset while an architecture is searched, as weights would rescale it."""
+    """Batch normalisation; without scale and offset during a search, because weights would rescale it."""
 
     affine: bool
 
@@ -53,7 +53,7 @@ class Norm(nn.Module):
 
 
 class Pointwise(nn.Module):
-    """ReLU, convolution of 1x1, normalisation; with stride 2 half of the channels are of pixels one further on."""
+    """ReLU, 1x1 convolution, normalisation; with stride 2, half of the channels use pixels shifted by one."""
 
     channels: int
     stride: int
@@ -74,10 +74,10 @@ class Pointwise(nn.Module):
 
 
 class Separable(nn.Module):
-    """ReLU, a convolution of each channel by itself, one of 1x1 over all, normalisation.
+    """ReLU, a depthwise convolution, a 1x1 convolution, normalisation.
 
-    Computed as one convolution with the product of both kernels, which is the same: on CPUs a convolution of each
-    channel by itself takes several times as long, backwards above all.
+    It is computed as one convolution with the product of both kernels, which is equivalent: on CPUs, depthwise
+    convolutions take several times as long, in particular in the backward pass.
     """
 
     size: int
@@ -103,10 +103,10 @@ class Separable(nn.Module):
 
 
 class Operation(nn.Module):
-    """One of `OPERATIONS`; keeps the channels.
+    """One of `OPERATIONS`; keeps the number of channels.
 
     Attributes:
-        kind: Its name.
+        kind: The name of the operation.
         stride: 2 halves the image, rounded up.
         affine: Whether normalisations have scale and offset.
     """
@@ -140,8 +140,8 @@ class Mixed(nn.Module):
     """The mixture of operations, sum_o softmax(logits)_o o(x): equation 2 of the paper.
 
     Attributes:
-        operations: Their names.
-        stride: Of each.
+        operations: The names of the operations.
+        stride: The stride of each.
         affine: See `Operation`.
     """
 
@@ -154,12 +154,12 @@ class Mixed(nn.Module):
         """Return the mixture; `logits` is Float[Array, "operations"].
 
         Raises:
-            StudyError: there is not one logit for each operation. Some of the softmax would weigh nothing.
+            StudyError: there is not one logit for each operation.
         """
         check_operations(self.operations)
         if logits.shape != (len(self.operations),):
             raise StudyError(
-                f"a mixture must have one logit for each operation: got shape {logits.shape} for "
+                f"logits must have one number for each operation: got shape {logits.shape} for "
                 f"{len(self.operations)} operations"
             )
         outputs = [
@@ -171,11 +171,11 @@ class Mixed(nn.Module):
 
 
 class Cell(nn.Module):
-    """A directed graph: two inputs, nodes that each add up their edges; puts out all nodes' channels together.
+    """A directed graph: two inputs, and nodes that sum their edges. Returns the channels of all nodes.
 
     Attributes:
-        channels: Of each node.
-        wiring: The edges.
+        channels: The channels of each node.
+        wiring: The edges of each node.
         is_reduction: Whether edges from the inputs halve the image.
         follows_reduction: Whether the earlier input is twice as large as the later one.
         affine: See `Operation`.
@@ -192,9 +192,9 @@ class Cell(nn.Module):
         """Return the nodes, [batch, height, width, nodes * channels].
 
         Args:
-            earlier: What the last cell but one put out.
-            later: What the last cell put out.
-            logits: Of the mixtures on the edges, Float[Array, "edges operations"]; None if an edge has one operation.
+            earlier: The output of the cell before the last one.
+            later: The output of the last cell.
+            logits: The logits of the mixtures, Float[Array, "edges operations"]; None if each edge has one operation.
             train: Training mode.
         """
         halving = 2 if self.follows_reduction else 1

@@ -1,12 +1,12 @@
-"""Knowledge distillation (Hinton et al., 2015, https://arxiv.org/abs/1503.02531): a student learns a teacher's outputs.
+"""Knowledge distillation (Hinton et al., 2015, https://arxiv.org/abs/1503.02531).
 
 With p(z, T) = softmax(z / T), teacher's logits v, student's z and the true label y, the loss of an example is
 
     alpha H(y, p(z, 1)) + (1 - alpha) T^2 D(p(v, T), p(z, T)):
 
 alpha is the share of the *hard* labels. D is the divergence KL(p || q), or the paper's cross-entropy H(p, q), which is
-larger by the teacher's entropy. Gradients are the same; but only the divergence is 0 where student and teacher agree,
-and the other's values depend on T even there. T^2 keeps the size of gradients, which fall as 1 / T^2 (section 2).
+larger by the teacher's entropy. Their gradients are equal, but only the divergence is 0 if student and teacher agree;
+the cross-entropy then still depends on T. T^2 compensates for the gradients, which decrease as 1 / T^2 (section 2).
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def soft_losses(
     """Return T^2 D(teacher, student) of each example.
 
     Args:
-        student: Logits. Float[Array, "batch classes"].
-        teacher: Logits; the same shape.
+        student: The student's logits. Float[Array, "batch classes"].
+        teacher: The teacher's logits; the same shape.
         temperature: T; > 0, may be traced.
-        form: What D is; static.
+        form: The form of D: `divergence` or `cross_entropy`; static.
 
     Returns:
         Float[Array, "batch"].
@@ -54,19 +54,19 @@ def soft_losses(
 def with_teacher(
     splits: Splits[ArrayDataset], teacher: Callable[[PyTree], PyTree], batch_size: int = 512
 ) -> Splits[ArrayDataset]:
-    """Return the splits with an array `teacher_logits`: the teacher sees every example once, not once an epoch.
+    """Return the splits with an array `teacher_logits`, so that the teacher runs once per example, not once per epoch.
 
-    Logits are the same on machines of one kind; elsewhere their last bits differ, and with them what the data are
-    known by: a trial that another kind of machine began is not resumed there.
+    Logits are the same on machines of the same kind. On other machines their last bits differ, and so does the digest
+    of the data: a trial that was started on another kind of machine cannot be resumed.
 
     Args:
-        splits: With an array `inputs`.
-        teacher: Inputs [batch, ...] -> logits Float[Array, "batch classes"], in evaluation mode: what
-            `load_from_checkpoint` or `TrainerModule.bind_model` return, or any function.
-        batch_size: Examples that the teacher is given at a time.
+        splits: The splits, with an array `inputs`.
+        teacher: Inputs [batch, ...] -> logits Float[Array, "batch classes"], in evaluation mode: the result of
+            `load_from_checkpoint` or `TrainerModule.bind_model`, or any function.
+        batch_size: The number of examples per call of the teacher.
 
     Raises:
-        StudyError: the data are no `ArrayDataset`, or the teacher returns no finite logits.
+        StudyError: the data are not an `ArrayDataset`, or the teacher's logits are not finite.
     """
 
     def taught(dataset: ArrayDataset) -> ArrayDataset:
@@ -85,28 +85,28 @@ def _checked(logits: np.ndarray, examples: int) -> np.ndarray:
     is_finite = np.isfinite(logits).all()
     if logits.ndim != 2 or len(logits) != examples or not is_finite:
         raise StudyError(
-            f"a teacher must return finite logits [batch, classes]: got the shape {list(logits.shape)} for {examples} "
+            f"the teacher must return finite logits [batch, classes]: got shape {list(logits.shape)} for {examples} "
             f"examples{'' if is_finite else ', with NaN or infinity'}"
         )
     return logits
 
 
 class DistilledClassifier(Classifier[H]):
-    """Classification by a student of a teacher's logits; subclasses define `init_model`, the student.
+    """A classifier that learns from a teacher's logits; subclasses define `init_model`, the student.
 
-    The data have `inputs`, `labels` and `teacher_logits`, see `with_teacher`. Hyperparameters: `alpha`, the share of
-    the hard labels (1/2 where a space has none), `temperature` (2), and those of `Classifier`. Validation reports
-    `accuracy`, `agreement` with the teacher's predictions, and `divergence` from it at temperature 1, which unlike
-    `loss` are comparable between trials.
+    The data have `inputs`, `labels` and `teacher_logits`; see `with_teacher`. Optional hyperparameters: `alpha`, the
+    share of the hard labels (default 1/2), `temperature` (default 2), and those of `Classifier`. Validation reports
+    `accuracy`, `agreement` with the teacher's predictions, and `divergence` from the teacher at temperature 1; unlike
+    `loss`, these are comparable between trials.
 
     Args:
-        classes: How many there are.
-        form: What D is: `divergence` or `cross_entropy`.
+        classes: The number of classes.
+        form: The form of D: `divergence` or `cross_entropy`.
     """
 
     def __init__(self, classes: int, form: Form = "divergence") -> None:
         if form not in ("divergence", "cross_entropy"):
-            raise StudyError(f"the form of distillation must be 'divergence' or 'cross_entropy': got {form!r}")
+            raise StudyError(f"form must be 'divergence' or 'cross_entropy': got {form!r}")
         super().__init__(classes)
         self.form: Form = form
 
@@ -115,14 +115,16 @@ class DistilledClassifier(Classifier[H]):
 
         Args:
             outputs: The student's logits, Float[Array, "batch classes"].
-            batch: With `labels`, Int[Array, "batch"], and `teacher_logits`, Float[Array, "batch classes"].
+            batch: The batch, with `labels`, Int[Array, "batch"], and `teacher_logits`, Float[Array, "batch classes"].
             hparams: The hyperparameters.
 
         Raises:
-            StudyError: the batch has no teacher's logits, or they are of other classes.
+            StudyError: the batch has no teacher logits, or they have another number of classes.
         """
         if "teacher_logits" not in batch:
-            raise StudyError(f"the data must have 'teacher_logits', see with_teacher: the batch has {', '.join(batch)}")
+            raise StudyError(
+                f"the data have no 'teacher_logits', only {', '.join(batch)}: add them with with_teacher(...)"
+            )
         teacher = batch["teacher_logits"].astype(outputs.dtype)
         if teacher.shape != outputs.shape:
             raise StudyError(

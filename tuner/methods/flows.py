@@ -1,8 +1,8 @@
-"""A normalising flow of affine couplings: an exact density, and samples of it (Dinh, Sohl-Dickstein & Bengio, 2017).
+"""A normalising flow of affine couplings, with exact density and sampling (Dinh, Sohl-Dickstein & Bengio, 2017).
 
-With z = f(x) invertible and z ~ N(0, I): log p(x) = log N(f(x); 0, I) + log |det df/dx|. A coupling leaves the first
-half of the coordinates as it is and moves the rest, y_2 = x_2 exp(s(x_1)) + t(x_1): its Jacobian is triangular, its
-log-determinant is the sum of s(x_1), and it is inverted without inverting s and t.
+With z = f(x) invertible and z ~ N(0, I): log p(x) = log N(f(x); 0, I) + log |det df/dx|. A coupling keeps the first
+half of the coordinates and changes the rest, y_2 = x_2 exp(s(x_1)) + t(x_1). Its Jacobian is triangular, its
+log-determinant is the sum of s(x_1), and its inverse does not need the inverse of s and t.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from tuner.training.pytree import PyTree
 from tuner.training.state import Stream
 
 LARGEST_SCALE = 2.0
-"""Bound on |s|: a coupling may stretch by e^2 at most, so that none overflows early in training."""
+"""The bound on |s|: a coupling stretches by at most e^2, so that none overflows early in training."""
 
 
 def log_normal(z: jax.Array) -> jax.Array:
-    """Return log N(z; 0, I): Float[Array, "batch"] of Float[Array, "batch features"]."""
+    """Return log N(z; 0, I): Float[Array, "batch"] for Float[Array, "batch features"]."""
     return -0.5 * (jnp.sum(z**2, axis=-1) + z.shape[-1] * jnp.log(2 * jnp.pi))
 
 
 class Affine(nn.Module):
-    """z = (x - b) L^T with L lower triangular and a positive diagonal: alone it is a Gaussian with any covariance."""
+    """z = (x - b) L^T, with L lower triangular with a positive diagonal: by itself, a Gaussian with any covariance."""
 
     @nn.compact
     def __call__(self, x: jax.Array, inverse: bool) -> tuple[jax.Array, jax.Array]:
@@ -48,11 +48,11 @@ class Affine(nn.Module):
 
 
 class Coupling(nn.Module):
-    """One affine coupling, the identity at first; s = c tanh(.) is bounded.
+    """An affine coupling, initially the identity; s = c tanh(.) is bounded.
 
     Attributes:
-        width: Of the two hidden layers by which s and t are made of the coordinates that stay.
-        is_swapped: The last coordinates stay, instead of the first.
+        width: The width of the two hidden layers that compute s and t from the kept coordinates.
+        is_swapped: Whether the last coordinates are kept instead of the first.
     """
 
     width: int
@@ -77,11 +77,11 @@ class Coupling(nn.Module):
 
 
 class Flow(nn.Module):
-    """An affine layer and then couplings, every second one swapped; without couplings a Gaussian.
+    """An affine layer followed by couplings, every second one swapped; without couplings a Gaussian.
 
     Attributes:
-        couplings: How many.
-        width: Of their hidden layers.
+        couplings: The number of couplings.
+        width: The width of their hidden layers.
     """
 
     couplings: int
@@ -92,11 +92,11 @@ class Flow(nn.Module):
         """Return y and log |det dy/dx| for y = f(x), or for y = f^-1(x).
 
         Args:
-            x: Float[Array, "batch features"], at least two features if there are couplings.
-            inverse: From noise to data; static.
+            x: Float[Array, "batch features"], with at least two features if there are couplings.
+            inverse: Whether to map noise to data; static.
         """
         if self.couplings and x.shape[-1] < 2:
-            raise StudyError(f"a coupling needs at least 2 features: got {x.shape[-1]}; use couplings=0")
+            raise StudyError(f"couplings need at least 2 features: got {x.shape[-1]}; use couplings=0")
         layers = [Affine(), *(Coupling(self.width, is_swapped=at % 2 == 1) for at in range(self.couplings))]
         total = jnp.zeros(len(x), x.dtype)
         for layer in reversed(layers) if inverse else layers:
@@ -106,12 +106,12 @@ class Flow(nn.Module):
 
 
 class FlowTrainer(TrainerModule[H]):
-    """Maximum likelihood of `inputs` under a flow; `init_model` returns one, such as `Flow`.
+    """Maximum-likelihood training of a flow on `inputs`; `init_model` returns the flow, such as `Flow`.
 
-    The model is called as model(x, inverse) and returns y with the log-determinant. In nats: `loss` is the mean of
-    -log p(x); `entropy`, of a validation, the same of samples of the model itself, drawn with the state's key: as many
-    as a batch has examples, the same for each batch.
-    A loss far above the entropy says that the model is surer of its density than the data bear out.
+    The model is called as model(x, inverse) and returns y and the log-determinant. `loss` is the mean of -log p(x) in
+    nats. Validation also reports `entropy`, the same for samples of the model itself: as many as a batch has examples,
+    drawn with the state's key and equal for each batch. If the loss is much higher than the entropy, the model is
+    overconfident.
     """
 
     def loss(self, outputs: PyTree, batch: Batch, hparams: H) -> tuple[jax.Array, dict[str, Any]]:
@@ -139,10 +139,10 @@ class FlowTrainer(TrainerModule[H]):
         """Return samples of the model and their log-densities: Float[Array, "count features"], Float[Array, "count"].
 
         Args:
-            state: From a training or a checkpoint.
+            state: The state, from a training or a checkpoint.
             hparams: The hyperparameters it was trained with.
-            key: The same key gives the same samples.
-            shape: Count and features; static.
+            key: The key; the same key gives the same samples.
+            shape: The count and the number of features; static.
         """
         weights = state.for_evaluation()
         noise = jax.random.normal(key, shape)

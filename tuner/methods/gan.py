@@ -22,16 +22,16 @@ from tuner.training.optim.build import as_optimizer, skipped_steps
 from tuner.training.state import Average, Stream, TrainState
 
 Objective = Callable[[Any], tuple[jax.Array, tuple[Any, Metrics]]]
-"""params -> what a network descends, Float[Array, ""], its collections after the step, and metrics."""
+"""params -> the loss of a network, Float[Array, ""], its collections after the step, and metrics."""
 
 
 def value(real_logits: jax.Array, fake_logits: jax.Array) -> jax.Array:
-    """Return what the two play for, log D(x) + log(1 - D(G(z))): the paper's equation 1, for each pair of samples."""
+    """Return the value of the game, log D(x) + log(1 - D(G(z))) (the paper's equation 1), for each pair of samples."""
     return nn.log_sigmoid(real_logits) + nn.log_sigmoid(-fake_logits)
 
 
 def generator_loss(fake_logits: jax.Array) -> jax.Array:
-    """Return -log D(G(z)): of the paper's two losses the one whose gradient stays where the discriminator is sure."""
+    """Return -log D(G(z)): the paper's loss whose gradient does not vanish if the discriminator is confident."""
     return -nn.log_sigmoid(fake_logits)
 
 
@@ -47,34 +47,34 @@ def squared_slopes(logits: Callable[[jax.Array], jax.Array], samples: jax.Array)
 
 
 class GANTrainer(TrainerModule[H]):
-    """Trains a generator against a discriminator; subclasses define `init_networks`, and what `judge` finds.
+    """Trains a generator against a discriminator; subclasses define `init_networks` and `judge`.
 
-    An example has `inputs`, a real sample, and `noise`, from which the generator makes one in validation: it comes with
-    the data, so that all trials are judged on the same. In training normal noise of its shape is drawn anew.
+    An example has `inputs`, a real sample, and `noise`, from which the generator makes a sample in validation; it is
+    part of the data, so that all trials are evaluated with the same noise. In training, new normal noise of this shape
+    is drawn.
 
-    Parameters, optimizer states and collections are dicts with an entry for each network. In a step the discriminator
-    moves first, then the generator; each leaves all of the other as it is, batch statistics too. As a model
-    (`bind_model`, `load_from_checkpoint`) it turns noise into samples.
+    Parameters, optimizer states and collections are dicts with an entry for each network. A step updates the
+    discriminator first, then the generator; neither changes the other, including its batch statistics. As a model
+    (`bind_model`, `load_from_checkpoint`) it maps noise to samples.
 
-    `penalty`, `augment`, `loss`, `init_model` and `init_optimizer` are not called, and refused.
+    `penalty`, `augment`, `loss`, `init_model` and `init_optimizer` are not called; defining them is an error.
 
-    Hyperparameters, where a space has them: `discriminator_steps` to each of the generator's (static, 1 unless said);
-    `gradient_penalty`, the weight gamma of gamma / 2 |grad_x D(x)|^2 on real samples; those of `init_optimizers`.
+    Optional hyperparameters: `discriminator_steps` per step of the generator (static, default 1); `gradient_penalty`,
+    the weight gamma of gamma / 2 |grad_x D(x)|^2 on real samples; and those of `init_optimizers`.
     """
 
     def init_networks(self, hparams: H) -> tuple[Any, Any]:
-        """Return generator and discriminator, each as `init_model` may return a model.
+        """Return generator and discriminator, each like the result of `init_model`.
 
-        The generator turns noise into samples, the discriminator samples into logits, Float[Array, "batch"].
+        The generator maps noise to samples, the discriminator samples to logits, Float[Array, "batch"].
         """
-        raise StudyError(f"an adversarial trainer must define init_networks(hparams): {type(self).__name__} does not")
+        raise StudyError(f"{type(self).__name__} must define init_networks(hparams)")
 
     def init_optimizers(self, hparams: H, total_steps: int) -> tuple[Any, Any]:
-        """Return the optimizers of generator and discriminator, each as `init_optimizer` may return one.
+        """Return the optimizers of generator and discriminator, each like the result of `init_optimizer`.
 
-        By default Adam with two rates (Heusel et al., 2017): `learning_rate`, and for the discriminator
-        `discriminator_speed` times as much, where there is such a hyperparameter. Schedules are given the steps that
-        each network takes.
+        By default Adam with two rates (Heusel et al., 2017): `learning_rate`, multiplied for the discriminator by the
+        optional hyperparameter `discriminator_speed`. Schedules count the steps of each network.
         """
         rate = field(hparams, "learning_rate")
         if rate is None:
@@ -85,10 +85,10 @@ class GANTrainer(TrainerModule[H]):
         return OptimizerSpec("adam", rate), OptimizerSpec("adam", rate * field(hparams, "discriminator_speed", 1.0))
 
     def judge(self, real: jax.Array, fake: jax.Array, batch: Batch, hparams: H) -> dict[str, Any]:
-        """Return metrics of real and generated validation samples: one value for each, or a `Metric`."""
+        """Return metrics of real and generated validation samples: one value per sample, or a `Metric`."""
         return {}
 
-    # Made of the above.
+    # Derived from the methods above.
 
     def build_networks(self, hparams: H) -> dict[str, Model]:
         """Return both networks by name."""
@@ -96,7 +96,7 @@ class GANTrainer(TrainerModule[H]):
         return {"generator": as_model(generator), "discriminator": as_model(discriminator)}
 
     def build_optimizers(self, hparams: H, total_steps: int, key: jax.Array | None = None) -> dict[str, Any]:
-        """Return both optimizers by name, as optax transformations; the key seeds their noise, where they draw any."""
+        """Return both optimizers by name, as optax transformations; the key seeds their noise, if they have any."""
         generator, discriminator = self.init_optimizers(hparams, total_steps)
         steps = total_steps * field(hparams, "discriminator_steps", 1)
         return {
@@ -105,7 +105,7 @@ class GANTrainer(TrainerModule[H]):
         }
 
     def build_model(self, hparams: H) -> Model:
-        """Return both networks as one model whose inputs are noise; samples are needed to initialise it."""
+        """Return both networks as one model whose input is noise; its initialisation needs samples too."""
         networks = self.build_networks(hparams)
 
         def init(key: jax.Array, inputs: tuple[PyTree, ...]) -> tuple[Any, Any]:
@@ -125,14 +125,14 @@ class GANTrainer(TrainerModule[H]):
         return Model(init, apply, networks["generator"].module)
 
     def inputs(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """Return what generator and discriminator are called with."""
+        """Return the inputs of generator and discriminator."""
         return batch["noise"], batch["inputs"]
 
     def init_state(self, hparams: H, batch: Batch, key: jax.Array, total_steps: int) -> TrainState:
         steps = dict.fromkeys(("penalty", "augment", "loss"), "discriminator_step or generator_step")
         refuse_uncalled(self, GANTrainer, **steps, init_model="init_networks", init_optimizer="init_optimizers")
         if self.precision != "float32":
-            raise StudyError(f"an adversarial trainer must compute in float32: got precision={self.precision!r}")
+            raise StudyError(f"a GANTrainer needs precision='float32': got {self.precision!r}")
         params, collections = self.build_model(hparams).init(Stream.INIT.key(key), self.inputs(batch))
         optimizers = self.build_optimizers(hparams, total_steps, Stream.NOISE.key(key))
         opt_state = {name: optimizer.init(params[name]) for name, optimizer in optimizers.items()}
@@ -142,7 +142,7 @@ class GANTrainer(TrainerModule[H]):
     def discriminator_step(
         self, state: TrainState, batch: Batch, hparams: H, key: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        """Return the state after a step of the discriminator, and what was played for."""
+        """Return the state after a step of the discriminator, and the value of the game."""
         noise_key, *keys = jax.random.split(key, 4)
         fake, _ = self._generate(state.params, state, batch, hparams, noise_key, keys[0])
         network, gamma = self.build_networks(hparams)["discriminator"], field(hparams, "gradient_penalty")
@@ -179,7 +179,7 @@ class GANTrainer(TrainerModule[H]):
         return self._descend("generator", state, objective, hparams, jnp.sum(batch["weight"]))
 
     def train_step(self, state: TrainState, batch: Batch, hparams: H, key: jax.Array) -> tuple[TrainState, Metrics]:
-        """Return the state after the discriminator's steps and the generator's, and the metrics of the last two."""
+        """Return the state after the steps of both networks, and the metrics of the last step of each."""
         *keys, last = jax.random.split(key, field(hparams, "discriminator_steps", 1) + 1)
         before = state.opt_state
         metrics: Metrics = {}
@@ -196,7 +196,7 @@ class GANTrainer(TrainerModule[H]):
         return state, {**metrics, **more}
 
     def eval_step(self, state: TrainState, batch: Batch, hparams: H) -> Metrics:
-        """Return what `judge` finds in the validation's samples, and `value`."""
+        """Return the metrics of `judge` for the validation samples, and `value`."""
         weights, networks = state.for_evaluation(), self.build_networks(hparams)
 
         def run(name: str, argument: jax.Array) -> jax.Array:
@@ -213,7 +213,7 @@ class GANTrainer(TrainerModule[H]):
     def _generate(
         self, params: PyTree, state: TrainState, batch: Batch, hparams: H, noise_key: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, Any]:
-        """Return samples made of fresh noise, and the generator's collections after it."""
+        """Return samples from new noise, and the generator's collections after it."""
         noise = jax.random.normal(noise_key, batch["noise"].shape, batch["noise"].dtype)
         network, collections = self.build_networks(hparams)["generator"], state.collections["generator"]
         return network.apply(params["generator"], collections, (noise,), train=True, key=key)
@@ -221,7 +221,7 @@ class GANTrainer(TrainerModule[H]):
     def _descend(
         self, name: str, state: TrainState, objective: Objective, hparams: H, weight: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        """Return the state after a step of one network, the other left as it is."""
+        """Return the state after a step of one network; the other does not change."""
         grads, (collections, metrics) = jax.grad(objective, has_aux=True)(state.params[name])
         assert state.key is not None
         optimizer = self.build_optimizers(hparams, state.total_steps, Stream.NOISE.key(state.key))[name]
@@ -240,7 +240,7 @@ class GANTrainer(TrainerModule[H]):
 def _of_updated(
     average: Average, updated: Average, before: dict[str, PyTree], after: dict[str, PyTree], steps: dict[str, int]
 ) -> Average:
-    """Return the smoothed weights, updated for each network but one whose steps were all skipped."""
+    """Return the smoothed weights, updated for each network that had a step that was not skipped."""
     params, collections = dict(updated.params), dict(updated.collections)
     for name, made in steps.items():
         skipped, skipped_before = skipped_steps(after[name]), skipped_steps(before[name])

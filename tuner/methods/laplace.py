@@ -26,7 +26,7 @@ from tuner.training.metrics import Metrics
 
 
 def with_bias(features: jax.Array) -> jax.Array:
-    """Return Float[Array, "batch features+1"]: a 1 behind each example's features."""
+    """Append a 1 to each example's features: Float[Array, "batch features+1"]."""
     return jnp.concatenate([features, jnp.ones((len(features), 1), features.dtype)], axis=-1)
 
 
@@ -34,12 +34,12 @@ def gauss_newton(hessians: jax.Array, features: jax.Array, weights: jax.Array) -
     """Return the sum over a batch of Lambda (x) phi phi^T.
 
     Args:
-        hessians: Of each example's loss, in its outputs: Float[Array, "batch outputs outputs"].
+        hessians: The Hessian of each example's loss in its outputs: Float[Array, "batch outputs outputs"].
         features: Float[Array, "batch features"].
         weights: Zero for padding. Float[Array, "batch"].
 
     Returns:
-        Float[Array, "outputs*features outputs*features"], the features' index running faster.
+        Float[Array, "outputs*features outputs*features"], where the index of features varies fastest.
     """
     size = hessians.shape[-1] * features.shape[-1]
     return jnp.einsum("n,nij,na,nb->iajb", weights, hessians, features, features).reshape(size, size)
@@ -52,13 +52,13 @@ def softmax_hessian(logits: jax.Array) -> jax.Array:
 
 
 def covariance(curvature: jax.Array, precision: float | jax.Array) -> jax.Array:
-    """Return the inverse of curvature + precision I, by Cholesky; square, of the curvature's shape."""
+    """Return the inverse of curvature + precision I with the Cholesky decomposition, in the curvature's shape."""
     identity = jnp.eye(len(curvature), dtype=curvature.dtype)
     return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(curvature + precision * identity), identity)
 
 
 def weight_samples(curvature: jax.Array, precision: float | jax.Array, key: jax.Array, count: int) -> jax.Array:
-    """Return draws from N(0, (curvature + precision I)^-1), each with its opposite: Float[Array, "count weights"].
+    """Return samples of N(0, (curvature + precision I)^-1), each with its negative: Float[Array, "count weights"].
 
     With L the Cholesky factor of the precision, L^-T z has that covariance for standard normal z. `count` is even.
     """
@@ -70,34 +70,31 @@ def weight_samples(curvature: jax.Array, precision: float | jax.Array, key: jax.
 
 
 class Laplace(Posterior[H]):
-    """A posterior of the last layer around what training finds; subclasses say which likelihood.
+    """A posterior of the last layer around the trained weights; subclasses define the likelihood.
 
-    The model returns its outputs and the last layer's inputs, Float[Array, "batch features"]; the last layer is affine
-    in these. The training is that of the mode; beside it each step adds its batch to the curvature, anew in each epoch:
-    after an epoch it is that of all examples, at weights which are the last ones as far as the learning rate has come
-    down. There are no smoothed weights: a curvature has no meaning as an average.
+    The model returns its outputs and the inputs of the last layer, Float[Array, "batch features"]; the last layer must
+    be affine in these. The training finds the mode. In addition, each step adds the curvature of its batch, starting
+    from zero in each epoch. After an epoch it covers all examples, approximately at the final weights if the learning
+    rate is small by then. There are no smoothed weights, because an average of curvatures has no meaning.
     """
 
     def ema_decay(self, hparams: H) -> None:
-        """Return None: the curvature is that of the weights themselves."""
+        """Return None: the curvature belongs to the weights themselves."""
 
     def hessian(self, outputs: jax.Array, hparams: H) -> jax.Array:
         """Return the Hessian of -log p(y | outputs) in the outputs: Float[Array, "batch outputs outputs"]."""
-        raise StudyError(f"a Laplace trainer must define hessian(outputs, hparams): {type(self).__name__} does not")
+        raise StudyError(f"{type(self).__name__} must define hessian(outputs, hparams)")
 
     def predict(self, outputs: jax.Array, features: jax.Array, curvature: jax.Array, hparams: H) -> jax.Array:
-        """Return what is predicted under the posterior.
+        """Return the prediction under the posterior.
 
         Args:
-            outputs: At the mode, Float[Array, "batch outputs"].
-            features: With the 1, Float[Array, "batch features"].
-            curvature: As from `gauss_newton`.
+            outputs: The outputs at the mode, Float[Array, "batch outputs"].
+            features: The features with the 1, Float[Array, "batch features"].
+            curvature: The curvature, from `gauss_newton`.
             hparams: The hyperparameters.
         """
-        raise StudyError(
-            "a Laplace trainer must define predict(outputs, features, curvature, hparams): "
-            f"{type(self).__name__} does not"
-        )
+        raise StudyError(f"{type(self).__name__} must define predict(outputs, features, curvature, hparams)")
 
     def init_state(self, hparams: H, batch: Batch, key: jax.Array, total_steps: int) -> TrainState:
         state = super().init_state(hparams, batch, key, total_steps)
@@ -124,7 +121,7 @@ class Laplace(Posterior[H]):
         train: bool,
         key: jax.Array | None = None,
     ) -> tuple[Any, Any]:
-        """Return outputs and features in training mode, and in evaluation mode what `predict` makes of them."""
+        """Return outputs and features in training mode, and the result of `predict` in evaluation mode."""
         made, model = super().apply_inputs(params, collections["model"], inputs, hparams, train=train, key=key)
         if train:
             return made, {**collections, "model": model}
@@ -149,21 +146,21 @@ class Laplace(Posterior[H]):
 
 
 class LaplaceClassifier(Laplace[H]):
-    """Softmax classification; predictions are the mixture over weights drawn from the posterior, always the same draws.
+    """A softmax classifier; predictions are the mixture over weights sampled from the posterior, with fixed samples.
 
     Args:
         examples: The number N of training examples.
-        draws: How many; even.
+        draws: The number of samples; even.
     """
 
     def __init__(self, examples: int, draws: int = 64) -> None:
         super().__init__(examples)
         if draws < 2 or draws % 2:
-            raise StudyError(f"draws come in pairs, so their number must be even, at least 2: got {draws}")
+            raise StudyError(f"draws must be an even number of at least 2: got {draws}")
         self.draws = draws
 
     def loss(self, outputs: PyTree, batch: Batch, hparams: H) -> tuple[jax.Array, dict[str, Any]]:
-        """Return the cross-entropy, and all of `forecast_metrics`."""
+        """Return the cross-entropy and `forecast_metrics`."""
         metrics = forecast_metrics(logits_of(outputs), batch)
         return metrics["nll"], metrics
 
@@ -183,13 +180,13 @@ class LaplaceClassifier(Laplace[H]):
 
 
 class LaplaceRegressor(Laplace[H]):
-    """Regression of `labels` with Gaussian noise of the hyperparameter `noise_variance`; one output.
+    """Regression of `labels` with one output and Gaussian noise; its variance is the hyperparameter `noise_variance`.
 
-    In evaluation mode the outputs are mean and variance of the prediction, Float[Array, "batch 2"].
+    In evaluation mode the outputs are the mean and the variance of the prediction, Float[Array, "batch 2"].
     """
 
     def loss(self, outputs: PyTree, batch: Batch, hparams: H) -> tuple[jax.Array, dict[str, Any]]:
-        """Return -log p(label); `squared_error` is that of the mean."""
+        """Return -log p(label), and `squared_error` of the mean."""
         if isinstance(outputs, tuple):
             mean, variance = outputs[0][:, 0], jnp.full(len(outputs[0]), needed(hparams, "noise_variance"))
         else:
@@ -201,7 +198,7 @@ class LaplaceRegressor(Laplace[H]):
         return jnp.full((len(outputs), 1, 1), 1.0 / needed(hparams, "noise_variance"))
 
     def predict(self, outputs: jax.Array, features: jax.Array, curvature: jax.Array, hparams: H) -> jax.Array:
-        """Return mean and variance, Float[Array, "batch 2"]: phi^T covariance phi beside the noise."""
+        """Return mean and variance, Float[Array, "batch 2"]; the variance is phi^T covariance phi plus the noise."""
         spread = jnp.einsum(
             "na,ab,nb->n", features, covariance(curvature, needed(hparams, "prior_precision")), features
         )

@@ -1,4 +1,4 @@
-"""Model-agnostic meta-learning: a start from which few gradient steps suffice (Finn et al., 2017, arXiv:1703.03400)."""
+"""Model-agnostic meta-learning: initial weights that adapt in a few steps (Finn et al., 2017, arXiv:1703.03400)."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from tuner.training.metrics import Metrics
 from tuner.training.state import Stream, TrainState
 
 TaskLoss = Callable[[Any, Any, int], tuple[jax.Array, Any]]
-"""(params, carried, step) -> loss of a task's support examples, Float[Array, ""], and what goes to the next step."""
+"""(params, carried, step) -> the loss of a task's support examples, Float[Array, ""], and the next `carried`."""
 
 
 def adapt(
     loss: TaskLoss, params: PyTree, carried: PyTree, rate: float | jax.Array, steps: int, *, first_order: bool = False
 ) -> tuple[Any, Any]:
-    """Return the parameters after gradient descent, theta - rate * grad loss(theta) at each step, and what is carried.
+    """Return the parameters after gradient descent, theta - rate * grad loss(theta) in each step, and `carried`.
 
-    Differentiating through it is the paper's equation 1. First order takes the inner gradients for constants (section
-    5.2): no second derivatives, and in the meta-gradient no Jacobians of the steps.
+    Differentiating through it is the paper's equation 1. First order treats the inner gradients as constants (section
+    5.2), without second derivatives or Jacobians of the steps.
 
     Args:
-        loss: Of one task.
-        params: Where to start.
-        carried: What the model carries beside parameters, such as batch statistics.
-        rate: Of the inner steps; may be traced.
-        steps: How many; static, because each is a part of the program.
-        first_order: Static.
+        loss: The loss of a task.
+        params: The initial parameters.
+        carried: Variables of the model other than parameters, such as batch statistics.
+        rate: The learning rate of the inner steps; may be traced.
+        steps: The number of steps; static, because each is part of the program.
+        first_order: Whether to use first order; static.
     """
     for step in range(steps):
         grads, carried = jax.grad(loss, has_aux=True)(params, carried, step)
@@ -46,22 +46,23 @@ def adapt(
 
 
 class MetaLearner(TrainerModule[H]):
-    """Trains the start of `adapt` for tasks; subclasses define `init_model`, and `task_loss` if it is no squared error.
+    """Trains initial parameters for `adapt`; subclasses define `init_model`, and `task_loss` for other losses.
 
-    An example is a task: arrays `support_x`, `support_y` to adapt to, `query_x`, `query_y` to be judged on, each
-    [tasks, points, ...]. Everything else is as in any trainer: optimizer, smoothed weights, penalty, precision.
+    An example is a task: arrays `support_x`, `support_y` to adapt to, and `query_x`, `query_y` to evaluate on, each
+    [tasks, points, ...]. Optimizer, smoothed weights, penalty and precision work as in any trainer.
 
-    Hyperparameters: `inner_rate` (traced), `inner_steps` (static; 0 trains one model for all tasks at once, on their
-    query points alone), and `first_order` (static) where a space has it.
+    Hyperparameters: `inner_rate` (traced), `inner_steps` (static; 0 trains one model for all tasks, only on their query
+    points), and optionally `first_order` (static).
 
-    Models may draw random numbers and carry statistics. A task adapts in training mode, in validation too, because that
-    is training: dropout is on, batch statistics are those of its points. Its query points are seen in training mode
-    while the start is trained, and else in evaluation mode with the statistics the task has then. The start's own
-    become the mean of what the tasks end with.
+    Models may draw random numbers and have batch statistics. A task always adapts in training mode, also in validation:
+    dropout is on, and batch statistics are those of its points. Query points run in training mode during training, and
+    otherwise in evaluation mode with the task's adapted statistics. The common statistics become the mean of the tasks'
+    final ones.
 
     Args:
-        judged_after: Inner steps after which validation judges, increasing. Metrics are called `loss_0_steps` and so
-            on; those after the last have no suffix, so that trials compare, however many steps they are trained with.
+        judged_after: Numbers of inner steps after which validation evaluates, increasing. Metrics are called
+            `loss_0_steps` and so on; those after the last number have no suffix, so that trials that train with
+            different numbers of steps are comparable.
     """
 
     def __init__(self, judged_after: tuple[int, ...] = (0, 1, 5)) -> None:
@@ -70,19 +71,19 @@ class MetaLearner(TrainerModule[H]):
         self.judged_after = tuple(judged_after)
 
     def task_loss(self, outputs: jax.Array, targets: jax.Array, hparams: H) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Return the loss of one task on some of its points, and further metrics, each Float[Array, ""].
+        """Return the loss of a task on some of its points, and other metrics, each Float[Array, ""].
 
         Args:
-            outputs: What the model returned for the points.
-            targets: Their `support_y` or `query_y`.
+            outputs: The model's outputs for the points.
+            targets: The points' `support_y` or `query_y`.
             hparams: The hyperparameters.
         """
         if outputs.shape != targets.shape:
-            raise StudyError(f"outputs must have the targets' shape: got {outputs.shape} for {targets.shape}")
+            raise StudyError(f"outputs and targets must have the same shape: got {outputs.shape} and {targets.shape}")
         return jnp.mean((outputs - targets) ** 2), {}
 
     def inputs(self, batch: Batch) -> Any:
-        """Return the points of the batch's first task, from whose shape the model is made."""
+        """Return the points of the batch's first task, whose shape initialises the model."""
         return batch["support_x"][0]
 
     def adapted_outputs(
@@ -99,16 +100,16 @@ class MetaLearner(TrainerModule[H]):
         """Return the outputs for each task's query points after adapting to its support points.
 
         Args:
-            params: The common start.
+            params: The common initial parameters.
             collections: The common statistics.
             batch: The tasks.
             hparams: The hyperparameters.
-            steps: Inner steps; static.
-            train: Whether the query points are seen in training mode.
-            key: For dropout and the like; each task gets its own.
+            steps: The number of inner steps; static.
+            train: Whether query points run in training mode.
+            key: The key for dropout and other random layers; each task gets its own.
 
         Returns:
-            Outputs [tasks, points, ...], and each task's collections, with a leading axis of tasks.
+            Outputs [tasks, points, ...], and each task's collections with a first axis of tasks.
         """
 
         def one_task(task: Batch, key: jax.Array | None) -> tuple[jax.Array, Any]:
@@ -138,9 +139,9 @@ class MetaLearner(TrainerModule[H]):
         train: bool,
         key: jax.Array | None = None,
     ) -> tuple[Any, Any]:
-        """Return the outputs after adapting, in place of the model's own, so that the common training step fits.
+        """Return the outputs after adapting, instead of the model's outputs, so that the usual training step works.
 
-        In evaluation mode the collections come back as they went in; else they are the mean over the tasks.
+        In evaluation mode the collections are returned unchanged; otherwise they are the mean over the tasks.
         """
         steps = needed(hparams, "inner_steps") if train else self.judged_after[-1]
         outputs, each = self.adapted_outputs(params, collections, batch, hparams, steps, train=train, key=key)
@@ -163,7 +164,7 @@ class MetaLearner(TrainerModule[H]):
 
 
 def _mean_over_tasks(weight: jax.Array, each: jax.Array) -> jax.Array:
-    """Return the mean over the tasks of Num[Array, "tasks ..."], padding left out; of integers the first task's."""
+    """Return the mean of Num[Array, "tasks ..."] over tasks, without padding; integers are those of the first task."""
     if not jnp.issubdtype(each.dtype, jnp.floating):
         return each[0]
     shares = weight / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)

@@ -1,4 +1,4 @@
-"""Models by name, so that a search space can choose one and a stored trial can rebuild its own."""
+"""Models by name, so that a search space can choose one, and the model of a stored trial can be rebuilt."""
 
 from tuner.models.dense import CNN, MLP
 from tuner.models.factory import MODELS, make_model

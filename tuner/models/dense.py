@@ -12,15 +12,15 @@ from tuner.training import Dropout
 
 
 class MLP(nn.Module):
-    """Dense layers with ReLU and dropout, and a linear one.
+    """Dense layers with ReLU and dropout, followed by a linear layer.
 
     Attributes:
-        classes: Outputs.
-        width: Of each hidden layer.
-        depth: Hidden layers.
-        dropout_rate: May be traced.
-        dtype: Of the activations; that of parameters and inputs if None, which the trainer's `precision` sets. Outputs
-            are float32.
+        classes: The number of outputs.
+        width: The width of each hidden layer.
+        depth: The number of hidden layers.
+        dropout_rate: The dropout rate; may be traced.
+        dtype: The type of the activations; if None that of parameters and inputs, which the trainer's `precision` sets.
+            Outputs are float32.
     """
 
     classes: int
@@ -31,7 +31,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
-        """Return outputs [batch, classes] for inputs [batch, ...], whose other axes are flattened."""
+        """Return outputs [batch, classes] for inputs [batch, ...]; all axes but the first are flattened."""
         hidden = inputs.reshape(inputs.shape[0], -1)
         for _ in range(self.depth):
             hidden = nn.relu(nn.Dense(self.width, dtype=self.dtype)(hidden))
@@ -40,16 +40,16 @@ class MLP(nn.Module):
 
 
 class CNN(nn.Module):
-    """Convolutions of 3x3, each with batch normalisation, ReLU and pooling by two; their mean; a linear layer.
+    """3x3 convolutions, each with batch normalisation, ReLU and pooling by two; then global mean and a linear layer.
 
     Attributes:
-        classes: Outputs.
-        channels: Of the first convolution; each further one has twice as many.
-        depth: Convolutions.
-        dropout_rate: Before the last layer; may be traced.
-        bn_momentum: Of the running statistics.
-        dtype: Of the activations; that of parameters and inputs if None, which the trainer's `precision` sets. Outputs
-            are float32.
+        classes: The number of outputs.
+        channels: Channels of the first convolution; each next one has twice as many.
+        depth: The number of convolutions.
+        dropout_rate: The dropout rate before the last layer; may be traced.
+        bn_momentum: The momentum of the running statistics.
+        dtype: The type of the activations; if None that of parameters and inputs, which the trainer's `precision` sets.
+            Outputs are float32.
     """
 
     classes: int

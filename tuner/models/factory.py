@@ -1,4 +1,4 @@
-"""Models by name, made of hyperparameters."""
+"""Creates models by name from hyperparameters."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ MODELS: dict[str, Callable[..., Any]] = {
     "nnx_mlp": _nnx_mlp,
     "resnet": resnet,
 }
-"""Name -> what makes the model; its arguments are the model's hyperparameters."""
+"""Name -> the function that creates the model; its arguments are the model's hyperparameters."""
 
 _OF_FLAX = ("parent", "name")
 
 
 def make_model(name: str, hparams: object = None, **given: object) -> Any:
-    """Return a model, for a trainer's `init_model` to return.
+    """Create a model by name; use it in a trainer's `init_model`.
 
-    So a space with `model: str = choice("mlp", "cnn")` has the model of each stored trial:
+    With `model: str = choice("mlp", "cnn")` in the space, you can rebuild the model of any stored trial:
     `make_model(hparams.model, hparams, classes=10)` with `hparams = tuner.study.from_params(HParams, row["hparams"])`.
 
     Args:
         name: One of `MODELS`.
-        hparams: A `Space` or a mapping. Those of its fields are taken that are arguments of the model; other fields,
-            the optimizer's say, are left alone.
-        given: Arguments of the model that are not searched; they come before those of `hparams`.
+        hparams: A `Space` or a mapping. Fields that are arguments of the model are used; other fields, for example of
+            the optimizer, are ignored.
+        given: Arguments of the model that are not searched; they override those of `hparams`.
 
     Raises:
-        StudyError: unknown name, an argument in `given` that the model does not have, or one that is missing.
+        StudyError: the name is unknown, the model does not have an argument of `given`, or an argument is missing.
     """
     if name not in MODELS:
         raise StudyError(f"a model must be one of {', '.join(MODELS)}: got {name!r}{nearest(name, MODELS)}")
@@ -54,14 +54,16 @@ def make_model(name: str, hparams: object = None, **given: object) -> Any:
     for key in given:
         if key not in arguments:
             raise StudyError(
-                f"the model {name!r} has arguments {', '.join(arguments)}: got {key!r}{nearest(key, arguments)}"
+                f"the model {name!r} has no argument {key!r}: it has {', '.join(arguments)}{nearest(key, arguments)}"
             )
     taken = {key: _field(hparams, key) for key in arguments if key not in given and _has(hparams, key)}
     missing = [
         key for key, found in arguments.items() if found.default is found.empty and key not in {**taken, **given}
     ]
     if missing:
-        raise StudyError(f"the model {name!r} needs {', '.join(missing)}: give it, or add it to the space")
+        raise StudyError(
+            f"the model {name!r} needs {', '.join(missing)}: pass a value, or add a field to the search space"
+        )
     return MODELS[name](**taken, **given)
 
 

@@ -1,4 +1,4 @@
-"""Models that are no Linen modules: one in NNX, one as two pure functions. A trainer hosts them alike."""
+"""Models other than Linen modules: one in NNX, one as two pure functions. A trainer handles them in the same way."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class NnxMLP(nnx.Module):
     """A multilayer perceptron in NNX.
 
     Args:
-        features: Inputs of each example.
-        classes: Outputs.
-        width: Of each hidden layer.
-        depth: Hidden layers.
-        rngs: Where the first weights come from.
+        features: The number of inputs per example.
+        classes: The number of outputs.
+        width: The width of each hidden layer.
+        depth: The number of hidden layers.
+        rngs: The random streams of the initial weights.
     """
 
     def __init__(self, features: int, classes: int, width: int = 64, depth: int = 2, *, rngs: nnx.Rngs) -> None:
@@ -27,7 +27,7 @@ class NnxMLP(nnx.Module):
         self.layers = nnx.List([nnx.Linear(*pair, rngs=rngs) for pair in itertools.pairwise(sizes)])
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Return outputs [batch, classes] for inputs [batch, ...], whose other axes are flattened."""
+        """Return outputs [batch, classes] for inputs [batch, ...]; all axes but the first are flattened."""
         hidden = inputs.reshape(inputs.shape[0], -1)
         for layer in self.layers[:-1]:
             hidden = nnx.relu(layer(hidden))

@@ -1,4 +1,4 @@
-"""Kernels of our own, in Pallas. Compiled on accelerators; on CPUs the same code is interpreted, as a JAX program."""
+"""Custom kernels in Pallas. They are compiled on accelerators, and run in interpret mode on CPUs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 _ROWS = 64
-"""Rows of a block, each of which one program of the grid holds as a whole."""
+"""Rows per block; each program of the grid handles one block."""
 
 
 class RMSNorm(nn.Module):
     """Normalisation by the root of the mean square, in one kernel; same parameters as `flax.linen.RMSNorm`.
 
     Attributes:
-        epsilon: Added to the mean square.
-        dtype: Of the outputs; that of the inputs if None.
+        epsilon: A number added to the mean square.
+        dtype: The type of the outputs; that of the inputs if None.
     """
 
     epsilon: float = 1e-6
@@ -28,7 +28,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Return [..., width] of the same."""
+        """Return the normalised inputs, [..., width]."""
         scale = self.param("scale", nn.initializers.ones, (inputs.shape[-1],))
         return rms_norm(inputs if self.dtype is None else inputs.astype(self.dtype), scale, self.epsilon)
 
@@ -37,7 +37,7 @@ class RMSNorm(nn.Module):
 def rms_norm(inputs: jax.Array, scale: jax.Array, epsilon: float = 1e-6) -> jax.Array:
     """Return scale * x / sqrt(mean(x^2) + epsilon) over the last axis (Zhang & Sennrich, 2019, equation 4).
 
-    Forwards and backwards it reads the activations once and writes once; sums are float32 whatever the inputs are.
+    The forward and the backward pass each read and write the activations once. Sums are float32 for any inputs.
 
     Args:
         inputs: x, Float[Array, "... width"].
@@ -83,7 +83,7 @@ rms_norm.defvjp(_forward, _backward)
 
 
 def _forward_kernel(x_ref: Any, scale_ref: Any, out_ref: Any, inverse_ref: Any, *, epsilon: float, width: int) -> None:
-    x = x_ref[...].astype(jnp.float32)  # [rows, padded width]; zeros behind the width add nothing to the sum
+    x = x_ref[...].astype(jnp.float32)  # [rows, padded width]; zeros in the padding add nothing to the sum
     inverse = jax.lax.rsqrt(jnp.sum(x * x, axis=1, keepdims=True) / width + epsilon)
     inverse_ref[...] = inverse
     out_ref[...] = (x * inverse * scale_ref[...]).astype(out_ref.dtype)
@@ -119,7 +119,7 @@ def _call(
 
 
 def _blocks(width: int) -> tuple[pl.BlockSpec, pl.BlockSpec, pl.BlockSpec]:
-    """Return where a program finds rows, one number for each row, and the scale."""
+    """Return the block specs of rows, of one number per row, and of the scale."""
     return (
         pl.BlockSpec((_ROWS, width), lambda at: (at, 0)),
         pl.BlockSpec((_ROWS, 1), lambda at: (at, 0)),
@@ -128,7 +128,7 @@ def _blocks(width: int) -> tuple[pl.BlockSpec, pl.BlockSpec, pl.BlockSpec]:
 
 
 def _padded(inputs: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return rows and scale, filled up with zeros: GPUs want blocks whose sides are powers of two."""
+    """Return rows and scale, padded with zeros, because GPUs need blocks whose sides are powers of two."""
     rows = inputs.reshape(-1, inputs.shape[-1])
     more = pl.next_power_of_2(rows.shape[1]) - rows.shape[1]
     rows = jnp.pad(rows, ((0, -rows.shape[0] % _ROWS), (0, more)))

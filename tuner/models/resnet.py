@@ -1,7 +1,7 @@
 """Residual networks (He et al., 2015, https://arxiv.org/abs/1512.03385).
 
-Convolutions before a normalisation have no bias; the last normalisation of each block starts with a scale of zero, so
-that each block starts as the identity (Goyal et al., 2017, section 5.1).
+Convolutions before a normalisation have no bias. The last normalisation of each block starts with a scale of zero, so
+that each block initially is the identity (Goyal et al., 2017, section 5.1).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ STAGES: dict[int, tuple[str, tuple[int, ...]]] = {
     34: ("basic", (3, 4, 6, 3)),
     50: ("bottleneck", (3, 4, 6, 3)),
 }
-"""Depth -> kind of block and blocks in each stage: table 1 of the paper."""
+"""Depth -> kind of block and number of blocks per stage (table 1 of the paper)."""
 STEMS = ("imagenet", "small")
 _AROUND: Any = ((1, 1), (1, 1))
 _init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -32,12 +32,12 @@ class Block(nn.Module):
 
     Attributes:
         kind: `basic` or `bottleneck`.
-        width: Channels of its 3x3 convolution; a bottleneck puts out four times as many.
-        stride: Of its (first) 3x3 convolution.
-        norm: Makes a normalisation.
+        width: Channels of its 3x3 convolution; a bottleneck returns four times as many.
+        stride: The stride of its (first) 3x3 convolution.
+        norm: Creates a normalisation.
         is_shortcut_normed: Whether a shortcut that changes the shape is a convolution with a normalisation, as in the
             paper's option B, or one with a bias.
-        dtype: Of the activations.
+        dtype: The type of the activations.
     """
 
     kind: str
@@ -67,21 +67,21 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A stem, stages of residual blocks, the mean over the image, a linear layer.
+    """A stem, stages of residual blocks, the mean over the image, and a linear layer.
 
     Each stage after the first halves the image and doubles the channels.
 
     Attributes:
-        classes: Outputs.
-        kind: Of the blocks: `basic` or `bottleneck`.
-        blocks: In each stage.
+        classes: The number of outputs.
+        kind: The kind of the blocks: `basic` or `bottleneck`.
+        blocks: The number of blocks in each stage.
         width: Channels of the first stage.
-        stem: `imagenet` (7x7 with stride 2, pooling by two: a quarter of the image is left) or `small` (3x3), for
-            images of 32x32 and less.
+        stem: `imagenet` (7x7 with stride 2 and pooling by two, which leaves a quarter of each side) or `small` (3x3),
+            for images of up to 32x32.
         is_shortcut_normed: See `Block`.
-        bn_momentum: Of the running statistics.
-        dtype: Of the activations; that of parameters and inputs if None, which the trainer's `precision` sets. Outputs
-            are float32.
+        bn_momentum: The momentum of the running statistics.
+        dtype: The type of the activations; if None that of parameters and inputs, which the trainer's `precision` sets.
+            Outputs are float32.
     """
 
     classes: int
@@ -128,7 +128,7 @@ def resnet(
     """Return the network of depth 18, 34 or 50 (the last with its stride in the 3x3 convolutions).
 
     Raises:
-        StudyError: another depth, or an unknown stem.
+        StudyError: the depth or the stem is unknown.
     """
     if depth not in STAGES:
         raise StudyError(f"the depth of a resnet must be one of {', '.join(map(str, STAGES))}: got {depth!r}")

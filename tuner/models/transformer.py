@@ -1,4 +1,4 @@
-"""A Transformer (Vaswani et al., 2017) with normalisation before each part (Xiong et al., 2020), for tokens."""
+"""A Transformer for tokens (Vaswani et al., 2017), with pre-normalisation (Xiong et al., 2020)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Attention(nn.Module):
     """Self-attention.
 
     Attributes:
-        heads: They share the width.
-        is_causal: Whether a place sees no later ones.
-        is_rotary: Whether queries and keys are turned by their places.
-        dtype: Of the activations.
+        heads: The number of heads, which share the width.
+        is_causal: Whether a position attends only to itself and earlier ones.
+        is_rotary: Whether queries and keys are rotated by their positions.
+        dtype: The type of the activations.
     """
 
     heads: int
@@ -34,7 +34,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: jax.Array, is_there: jax.Array) -> jax.Array:
-        """Return [batch, length, width] of the same; keys where `is_there` [batch, length] is False are not seen."""
+        """Return outputs [batch, length, width]; keys with False in `is_there` [batch, length] are ignored."""
         width = hidden.shape[-1]
         project = partial(nn.DenseGeneral, (self.heads, width // self.heads), dtype=self.dtype)
         query, key, value = (project(name=name)(hidden) for name in ("query", "key", "value"))
@@ -46,9 +46,9 @@ class Attention(nn.Module):
 
 
 def rotate(heads: jax.Array) -> jax.Array:
-    """Turn [batch, length, heads, size] by place: rotary positions (Su et al., 2021, equation 34).
+    """Rotate [batch, length, heads, size] by position: rotary positions (Su et al., 2021, equation 34).
 
-    Numbers i and i + size / 2 of place m are turned by the angle m * 10000 ** (-2 i / size).
+    Numbers i and i + size / 2 at position m are rotated by the angle m * 10000 ** (-2 i / size).
     """
     size = heads.shape[-1]
     turns = 10_000.0 ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
@@ -61,7 +61,7 @@ def rotate(heads: jax.Array) -> jax.Array:
 
 
 class Layer(nn.Module):
-    """Attention and a network of two dense layers, each behind a normalisation and beside a residual connection."""
+    """Attention and a network of two dense layers, each after a normalisation and with a residual connection."""
 
     heads: int
     is_causal: bool
@@ -82,25 +82,25 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """An encoder, or with `is_causal` a decoder, of tokens.
+    """An encoder of tokens, or with `is_causal` a decoder.
 
     Attributes:
         vocabulary: Tokens are numbers in [0, vocabulary).
-        width: Of the activations; a multiple of `heads`.
-        heads: Of attention.
-        depth: Layers.
-        longest: The longest sequence.
-        is_causal: Whether a place sees no later ones.
-        positions: `learned` (a vector for each place) or `rotary`.
+        width: The width of the activations; a multiple of `heads`.
+        heads: The number of attention heads.
+        depth: The number of layers.
+        longest: The length of the longest sequence.
+        is_causal: Whether a position attends only to itself and earlier ones.
+        positions: `learned` (a vector for each position) or `rotary`.
         norm: `layer`, `rms` (Zhang & Sennrich, 2019), or `rms_kernel`: the same with the same parameters, in a kernel
-            (`tuner.models.kernels`) that has been run on CPUs only.
-        outputs: Numbers for each place; `vocabulary` if None.
-        padding: The token that fills sequences up, which no place sees; None if there is none.
-        dropout_rate: On embeddings and at the end of each part; may be traced.
+            (`tuner.models.kernels`) that has run only on CPUs.
+        outputs: The number of outputs per position; `vocabulary` if None.
+        padding: The token that pads sequences, which attention ignores; None if there is none.
+        dropout_rate: The dropout rate of embeddings and at the end of each sublayer; may be traced.
         is_scanned: Whether layers are a loop inside the program (`Stack`), which compiles as fast as one layer.
         remat: See `Stack`; needs `is_scanned`.
-        dtype: Of the activations; that of the parameters if None, which the trainer's `precision` sets. Outputs are
-            float32.
+        dtype: The type of the activations; if None that of the parameters, which the trainer's `precision` sets.
+            Outputs are float32.
     """
 
     vocabulary: int
@@ -123,10 +123,10 @@ class Transformer(nn.Module):
         """Return outputs [batch, length, outputs] for tokens [batch, length].
 
         Raises:
-            StudyError: attributes that do not go together, or a sequence that is too long.
+            StudyError: attributes contradict each other, or a sequence is too long.
         """
         self._check(tokens)
-        # The trainer may hand over floats, which hold whole numbers.
+        # The trainer may pass the tokens as floats.
         tokens = tokens.astype(jnp.int32)
         is_there = jnp.ones(tokens.shape, bool) if self.padding is None else tokens != self.padding
         hidden = nn.Embed(self.vocabulary, self.width, dtype=self.dtype)(tokens)
@@ -150,18 +150,18 @@ class Transformer(nn.Module):
             if given not in known:
                 raise StudyError(f"{name} must be one of {', '.join(known)}: got {given!r}{nearest(given, known)}")
         if self.width % self.heads:
-            raise StudyError(f"the width must be a multiple of the heads: got width {self.width}, heads {self.heads}")
+            raise StudyError(f"width must be a multiple of heads: got width={self.width}, heads={self.heads}")
         if self.positions == "rotary" and self.width // self.heads % 2:
-            raise StudyError(
-                f"rotary positions need heads of even size: got width {self.width} over {self.heads} heads"
-            )
+            raise StudyError(f"rotary positions need an even width / heads: got width={self.width}, heads={self.heads}")
         if self.remat and not self.is_scanned:
-            raise StudyError("remat needs is_scanned: without the loop it saves nothing")
+            raise StudyError("remat saves no memory without is_scanned: set is_scanned=True")
         if jnp.issubdtype(tokens.dtype, jnp.floating) and tokens.dtype.itemsize < 4:
-            raise StudyError(f"tokens must be integers where inputs are rounded: got {tokens.dtype}, which has few")
+            raise StudyError(
+                f"tokens must be integers, because half precision rounds other numbers: got {tokens.dtype}"
+            )
         if tokens.ndim != 2:
-            raise StudyError(f"tokens must be [batch, length]: got the shape {tokens.shape}")
+            raise StudyError(f"tokens must have shape [batch, length]: got {tokens.shape}")
         if tokens.shape[1] > self.longest:
             raise StudyError(
-                f"a sequence must be at most longest={self.longest} tokens long: got {tokens.shape[1]}; raise longest"
+                f"a sequence must have at most longest={self.longest} tokens: got {tokens.shape[1]}; raise longest"
             )

@@ -1,1 +1,1 @@
-"""What leaves the process: log lines, JSON files, CSV cells. Without passwords, and safe on a terminal."""
+"""Output of the process: log lines, JSON files, CSV cells. Hides passwords and escapes control characters."""

@@ -1,4 +1,4 @@
-"""JSON files that hold NaN and the infinities and are replaced in one go. No JAX."""
+"""JSON files that can contain NaN and infinities and are replaced atomically. Does not import JAX."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write_json(path: str | Path, value: object) -> None:
         value: As in `to_json`.
 
     Raises:
-        TypeError: The value holds what JSON cannot.
+        TypeError: JSON does not support the value.
     """
     path, text = Path(path), json.dumps(to_json(value), allow_nan=False)
     scratch = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
@@ -37,26 +37,26 @@ def write_json(path: str | Path, value: object) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read what `write_json` wrote.
+    """Read a file written by `write_json`.
 
     Args:
         path: The file.
 
     Returns:
-        The value; tuples come back as lists.
+        The value; tuples become lists.
     """
     return from_json(json.loads(Path(path).read_text(encoding="utf-8")))
 
 
 def to_json(value: Any) -> Any:
-    """Return a value as what `json.dumps` writes without loss.
+    """Convert a value so that `json.dumps` writes it without loss.
 
     Args:
         value: Mappings with string keys, lists, tuples, texts, numbers, arrays of one number. NaN and the infinities
             become the strings "NaN", "Infinity" and "-Infinity"; strings that look like these get a backslash.
 
     Raises:
-        TypeError: A key is no string.
+        TypeError: A key is not a string.
     """
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else str(value).replace("inf", "Infinity").replace("nan", "NaN")
@@ -74,7 +74,7 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(value: object) -> Any:
-    """Return what `to_json` was given, tuples as lists."""
+    """Convert the result of `to_json` back; tuples become lists."""
     if isinstance(value, str):
         is_escaped = value.startswith("\\") and _LOOKS_NOT_FINITE.fullmatch(value)
         return value[1:] if is_escaped else _NOT_FINITE.get(value, value)
@@ -84,7 +84,7 @@ def from_json(value: object) -> Any:
 
 
 def sync(path: Path) -> None:
-    """Make a file's content, or the names in a folder, survive the machine."""
+    """Flush a file's content, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

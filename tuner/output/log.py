@@ -1,4 +1,4 @@
-"""What a process says on stderr: lines of text, or JSON objects, one a line. docs/observability.md has their fields."""
+"""The log on stderr: lines of text, or one JSON object per line. docs/observability.md lists the fields."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ _is_ending = False
 
 
 def note_ending(is_ending: bool) -> None:
-    """Note whether a signal has come, after which a reader that goes away does not end the process once more."""
+    """Note whether a signal has arrived; after that, a closed pipe does not end the process again."""
     global _is_ending
     _is_ending = is_ending
 
 
 def has_reader() -> bool:
-    """Return whether somebody may read what this process says: not if a pipe's reader, `head` say, has gone."""
+    """Return whether stderr may still be read; False if a pipe's reader, such as `head`, has exited."""
     return _has_reader
 
 
 def _lose_reader() -> None:
-    """Say nothing more, and end in good order where SIGTERM does that: nobody watches this command any more."""
+    """Stop writing, and end like on SIGTERM, because no one reads the output of this command any more."""
     global _has_reader
     _has_reader = False
     drop(sys.stderr)
@@ -51,14 +51,14 @@ def _lose_reader() -> None:
 
 
 def drop(stream: TextIO) -> None:
-    """Send what is still written to a stream, whose reader has gone, to nowhere."""
+    """Discard all further output to a stream whose reader has exited."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
 
 
 class _Lines(logging.Handler):
-    """Writes to whatever stderr is at the moment: tests and live tables put another in its place."""
+    """Writes to the current stderr, because tests and live tables replace it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -67,7 +67,7 @@ class _Lines(logging.Handler):
                 print(text, file=sys.stderr, flush=True)
         except BrokenPipeError:
             _lose_reader()
-        except Exception:  # as logging's own handlers: a wrong call of a library must not fail a trial
+        except Exception:  # like logging's own handlers: a library's wrong call must not fail a trial
             self.handleError(record)
 
 
@@ -99,7 +99,7 @@ class _Json(logging.Formatter):
         )
 
 
-# Of its own, not `logging.getLogger("tuner")`: nobody's settings silence it, nor do they make lines of it twice.
+# A separate logger, not `logging.getLogger("tuner")`, so that settings cannot silence or duplicate its lines.
 _log = logging.Logger("tuner", logging.INFO)
 _handler = _Lines()
 _handler.setFormatter(_Text())
@@ -107,30 +107,30 @@ _log.addHandler(_handler)
 
 
 def tell(message: str | None, event: str, level: str = "info", **fields: object) -> None:
-    """Say something on stderr.
+    """Print a message on stderr.
 
     Args:
-        message: What a person reads; all there is in a log of text.
-        event: What it is, in one word.
+        message: The text for people; a text log has only this.
+        event: The event, in one word.
         level: `info`, `warning` or `error`.
-        fields: What a JSON log has beside it; `time` in place of now.
+        fields: Other fields of a JSON log; `time` replaces the current time.
     """
     extra = {"tuner_event": event, "tuner_fields": fields}
     _log.log(logging.getLevelNamesMapping()[level.upper()], message or "", extra=extra)
 
 
 def say(text: str) -> None:
-    """Print a line on stderr for the person who typed a command, also where the log is JSON."""
+    """Print a line on stderr for the user who typed a command, also if the log is JSON."""
     print(f"tuner: {clean(text)}", file=sys.stderr, flush=True)
 
 
 def clean(text: str) -> str:
-    """Return a message as it may leave the process: without passwords, and with nothing that a terminal obeys."""
+    """Return a message without passwords and without control characters."""
     return printable(hide_password(text))
 
 
 def clean_traces() -> None:
-    """Print the traces of errors that nobody catches without passwords."""
+    """Print tracebacks of uncaught errors without passwords."""
 
     def print_trace(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
         print(clean("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr, flush=True)
@@ -141,16 +141,16 @@ def clean_traces() -> None:
 
 
 def set_about(**fields: object) -> None:
-    """Have these fields in every line of a JSON log from now on; None takes one away.
+    """Add these fields to every line of a JSON log from now on; None removes a field.
 
-    In those of all threads: a worker has one trial at a time, and threads that renew its lease and write its
+    They apply to all threads: a worker has one trial at a time, and threads that renew its lease and write its
     checkpoints.
     """
     _about.update(fields)
 
 
 def use_json() -> None:
-    """Make all that this process says from now on JSON: also warnings, errors that nobody catches, others' logs."""
+    """Log as JSON from now on, including warnings, uncaught errors and logs of libraries."""
     if is_json():
         return
     _handler.setFormatter(_Json())
@@ -161,7 +161,7 @@ def use_json() -> None:
 
 
 def _of_thread(hook: Callable[..., None]) -> Callable[[threading.ExceptHookArgs], None]:
-    """Return a hook for threads, which as Python's own says nothing of one that ended by `sys.exit`."""
+    """Return a hook for threads that, like Python's own, ignores threads ended by `sys.exit`."""
 
     def call(crash: threading.ExceptHookArgs) -> None:
         if crash.exc_type is not SystemExit:
@@ -200,7 +200,7 @@ class LogLine:
 
 
 def parse(line: str) -> LogLine | None:
-    """Return what a process with a JSON log said in a line; None if the line is something else that it printed."""
+    """Parse a line of a JSON log; return None if the line is other output."""
     if not line.startswith("{"):
         return None
     try:
@@ -221,7 +221,7 @@ def process_name() -> str:
 
 
 def now() -> str:
-    """Return the time as lines of a JSON log have it: UTC, to the millisecond."""
+    """Return the time for a line of a JSON log: UTC, with milliseconds."""
     return _iso(time.time())
 
 

@@ -1,4 +1,4 @@
-"""Text on its way out of the process: without passwords, and safe to print on a terminal or to name a file."""
+"""Makes text safe to output: hides passwords, escapes control characters, and cleans names of files."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from urllib.parse import quote, unquote
 
 _SECRET = r"(?:password|passwd|passphrase|wandb_api_key|mlflow_tracking_token)"
 _HIDDEN = r"\*\*\*(?=['\"]?[)\],;.:}]*(?:[\s&]|$))"
-"""What was hidden before: a second time changes nothing."""
+"""The replacement for a password; hiding it again changes nothing."""
 # An option of a URL: its name may be percent-encoded, and its value ends with the option or the word.
 _OPTION = re.compile(rf"([?&])([^\s=&?'\"]+)=(?!{_HIDDEN})([^\s&]+)")
-# `password=...`, as libpq and the environment have it, or `'password': '...'`, as Python and JSON do.
+# `password=...`, as in libpq and the environment, or `'password': '...'`, as in Python and JSON.
 _SETTING = re.compile(
     rf"({_SECRET}['\"]?\s*[=:]\s*)(?:'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"|(?!{_HIDDEN})((?:\\.|[^\s&'\"\\])(?:\\.|[^\s&\\])*))",
     re.IGNORECASE,
@@ -25,9 +25,9 @@ _TOKEN = re.compile(r"(https?://)[^\s/@:]+@")
 
 
 def hide_password(text: str) -> str:
-    """Return `text` with every password in it replaced by `***`: of URLs, their options, and settings.
+    """Return `text` with every password replaced by `***`: in URLs, their options, and settings.
 
-    An empty password is not a password. To hide passwords twice changes nothing.
+    Empty passwords are not replaced. Hiding passwords twice changes nothing.
     """
     text = _OPTION.sub(_without_option, text)
     text = _SETTING.sub(_without_setting, text)
@@ -51,13 +51,13 @@ def _without_setting(found: re.Match[str]) -> str:
 
 
 def _closing(value: str) -> str:
-    """Return the quotes, brackets and points at the end of a word: they belong to the sentence around it."""
+    """Return the quotes, brackets and periods at the end of a word, which belong to the sentence."""
     closing = _CLOSING.search(value)
     return closing[0] if closing else ""
 
 
 def hide_passwords(value: object) -> Any:
-    """Return a value with the passwords hidden in every text inside it, however deep."""
+    """Return a value with passwords hidden in all nested texts."""
     if isinstance(value, str):
         return hide_password(value)
     if isinstance(value, dict):
@@ -68,10 +68,10 @@ def hide_passwords(value: object) -> Any:
 
 
 def printable(text: str) -> str:
-    r"""Return `text` with what a terminal would obey instead of show as escapes, such as `\x1b`.
+    r"""Return `text` with characters that would control a terminal as escapes, such as `\x1b`.
 
-    These are control characters other than the line break and the tab, those that turn the direction of writing, and
-    lone surrogates.
+    These are control characters other than the line break and the tab, characters that change the writing direction,
+    and lone surrogates.
     """
     if text.isprintable():
         return text
@@ -79,12 +79,12 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    r"""Return `text` as `printable` does, its line breaks and tabs as `\n` and `\t`: a name, say, in a table."""
+    r"""Like `printable`, but also escape line breaks and tabs, for example for a name in a table."""
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def _is_control(character: str) -> bool:
-    # Format characters (Cf) join and shape letters in some scripts; only those that turn the direction are refused.
+    # Format characters (Cf) join and shape letters in some scripts; escape only those that change the direction.
     return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _DIRECTIONS
 
 
@@ -97,12 +97,12 @@ def _escaped(character: str) -> str:
 
 
 def is_unstorable(text: str) -> bool:
-    """Return whether a database refuses a text: one with NUL or a lone surrogate."""
+    """Return whether a database rejects a text, because of NUL or a lone surrogate."""
     return "\0" in text or any("\ud800" <= one <= "\udfff" for one in text)
 
 
 def folder_name(name: str, identity: str) -> str:
-    """Return the name of a study's folder: no path, whatever a database says its name and its identity are."""
-    if not re.fullmatch(r"[0-9a-f]{8,}", identity):  # no identity of ours
+    """Return the name of a study's folder, which is never a path, whatever name and identity a database has."""
+    if not re.fullmatch(r"[0-9a-f]{8,}", identity):  # not created by tuner
         identity = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()
     return f"{quote(name.encode('utf-8', 'surrogatepass'), safe=' ')[:100]}-{identity[:8]}"

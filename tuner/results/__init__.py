@@ -1,1 +1,1 @@
-"""What people read of studies: rows, comparisons, plots, files."""
+"""Results of studies: rows, comparisons, plots, files."""

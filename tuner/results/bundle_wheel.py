@@ -1,4 +1,4 @@
-"""A wheel of the installed tuner. A bundle carries one, because no package index has this project yet."""
+"""Builds a wheel of the installed tuner. Bundles contain it, because no package index has this project yet."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from tuner.errors import DISTRIBUTION, PACKAGE, UsageError
 
 
 class Wheel(NamedTuple):
-    """A wheel: the name of its file, and what is in it."""
+    """A wheel: the name of its file, and its content."""
 
     name: str
     content: bytes
 
 
 def make_wheel() -> Wheel:
-    """Return a wheel of the package as it is installed here, with all changes to its files.
+    """Return a wheel of the installed package, including local changes to its files.
 
     The format is that of https://packaging.python.org/en/latest/specifications/binary-distribution-format/.
 
     Raises:
-        UsageError: the package runs from a folder without being installed, so that its requirements are not known.
+        UsageError: the package is not installed, so that its requirements are not known.
     """
     try:
         distribution = importlib.metadata.distribution(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
         raise UsageError(
-            f"{DISTRIBUTION} must be installed to write a bundle: Python finds the package tuner without it; "
+            f"writing a bundle needs the installed package {DISTRIBUTION}: tuner runs here from a folder; "
             "run `pip install -e .` in the clone of tuner"
         ) from None
     stem = f"{DISTRIBUTION.replace('-', '_')}-{distribution.version}"

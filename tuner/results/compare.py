@@ -1,4 +1,4 @@
-"""What trials say together: how studies compare, and which hyperparameters matter."""
+"""Compares studies, and ranks hyperparameters by importance."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from tuner.storage import AnyURL
 
 MOST_TRIALS = 2000
-"""Trials that PED-ANOVA's importances are computed from; of more, as many are drawn at equal distances."""
+"""The maximum number of trials for PED-ANOVA's importances; of more trials, this many are used at equal distances."""
 FANOVA_TRIALS = 500
-"""Likewise fANOVA's, whose time grows with the square: half a minute for 1,000."""
+"""The same for fANOVA, whose time grows with the square: half a minute for 1,000 trials."""
 _FEWEST_TRIALS = 10
 
 
 def compare_rows(engine: Engine, names: Sequence[str]) -> list[CompareJson]:
     """Return one row for each study: best and median objective, counts, hours, and hours that pruning saved.
 
-    Best and median are of complete trials that satisfy their constraints. Of several objectives the first is compared.
+    Best and median use complete trials that satisfy their constraints. With several objectives, the first is compared.
 
     Raises:
         UnknownStudy: there is no such study.
@@ -66,15 +66,15 @@ def _compare_row(engine: Engine, name: str) -> CompareJson:
 
 
 def saved_s(effort: Effort, epochs: int, typical_s: float | None) -> float | None:
-    """Return the device seconds that pruning a trial saved, 0 for others; None if that is not known.
+    """Return the device seconds that were saved by pruning a trial; 0 if it was not pruned, None if not known.
 
-    An estimate: its epochs that were not run, each as long as its own after the first. The time of those is not known
-    of a trial that was pruned after one epoch, or taken over: then a typical epoch's is taken.
+    This is an estimate: each epoch that was not run counts as long as the trial's epochs after the first. If their time
+    is not known, because the trial was pruned after one epoch or taken over, the time of a typical epoch is used.
 
     Args:
-        effort: What the trial took.
-        epochs: Those of a trial that is not pruned.
-        typical_s: Device seconds of an epoch of the study, see `typical_epoch_s`.
+        effort: The time and epochs of the trial.
+        epochs: The epochs of a trial that is not pruned.
+        typical_s: Device seconds of an epoch of the study; see `typical_epoch_s`.
     """
     left = max(0, epochs - effort.epochs)
     if effort.outcome is not Outcome.PRUNED or not left:
@@ -84,7 +84,7 @@ def saved_s(effort: Effort, epochs: int, typical_s: float | None) -> float | Non
 
 
 def typical_epoch_s(efforts: Iterable[Effort]) -> float | None:
-    """Return the median device seconds of an epoch, over the trials of which it is known; None if it is of none."""
+    """Return the median device seconds of an epoch, over the trials for which it is known; None if there are none."""
     known = [effort.epoch_device_s for effort in efforts if effort.epoch_device_s > 0]
     return statistics.median(known) if known else None
 
@@ -103,15 +103,15 @@ def _hours(seconds: Iterable[float]) -> float:
 
 
 def importance_rows(url: AnyURL, name: str) -> tuple[list[ImportanceJson], list[str]]:
-    """Return the importance of each hyperparameter for each objective by two methods, and what is to be said of them.
+    """Return the importance of each hyperparameter for each objective by two methods, and a text about them.
 
-    PED-ANOVA (Watanabe et al., 2023, arXiv:2304.10255) asks what tells the best tenth of the trials from all; fANOVA
-    (Hutter et al., 2014) which share of the objective's variance over the whole space is due to each alone. Both sum
-    to one over the hyperparameters.
+    PED-ANOVA (Watanabe et al., 2023, arXiv:2304.10255) measures what distinguishes the best tenth of the trials from
+    all trials; fANOVA (Hutter et al., 2014) measures the share of the objective's variance over the whole space that
+    each hyperparameter explains. Both sum to one over the hyperparameters.
 
     Raises:
         UnknownStudy: there is no such study.
-        UsageError: too few complete trials, or nothing varies in them.
+        UsageError: there are too few complete trials, or no hyperparameter varies.
     """
     import optuna
 
@@ -125,7 +125,7 @@ def importance_rows(url: AnyURL, name: str) -> tuple[list[ImportanceJson], list[
         complete = whole.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
     if len(complete) < _FEWEST_TRIALS:
         raise UsageError(
-            f"importances need at least {_FEWEST_TRIALS} complete trials: {name!r} has {len(complete)} so far"
+            f"importances need at least {_FEWEST_TRIALS} complete trials: study {name!r} has {len(complete)} so far"
         )
     notes = [f"from {len(complete)} complete trials"]
     infeasible = sum(not is_feasible(trial.constraints) for trial in complete)
@@ -151,11 +151,11 @@ def _importances(complete: Sequence[FrozenTrial], objective: int, direction: str
     finite = [trial for trial in complete if math.isfinite(trial.values[objective])]
     if len(finite) < _FEWEST_TRIALS:
         raise UsageError(
-            f"importances need at least {_FEWEST_TRIALS} complete trials with a finite objective: {name!r} has "
+            f"importances need at least {_FEWEST_TRIALS} complete trials with a finite objective: study {name!r} has "
             f"{len(finite)} so far"
         )
     try:
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of values that are all alike
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # for equal values
             ped_anova, fanova = (
                 get_param_importances(_drawn(finite, most, objective, direction), evaluator=evaluator)
                 for most, evaluator in (
@@ -164,18 +164,20 @@ def _importances(complete: Sequence[FrozenTrial], objective: int, direction: str
                 )
             )
     except (ValueError, RuntimeError) as error:
-        raise UsageError(f"cannot compute importances from the trials of {name!r}: {error}") from None
+        raise UsageError(f"cannot compute importances from the trials of study {name!r}: {error}") from None
     names = sorted({*ped_anova, *fanova}, key=lambda one: -ped_anova.get(one, 0.0) - fanova.get(one, 0.0))
     if not names:
-        raise UsageError(f"importances need hyperparameters that vary: the complete trials of {name!r} have none")
+        raise UsageError(
+            f"importances need hyperparameters that vary: all complete trials of study {name!r} have the same"
+        )
     return {one: {"ped_anova": ped_anova.get(one), "fanova": fanova.get(one)} for one in names}
 
 
 def _drawn(complete: Sequence[FrozenTrial], most: int, objective: int, direction: str) -> optuna.Study:
-    """Return a study in memory of one objective and at most so many of the trials.
+    """Return an in-memory study with one objective and a limited number of trials.
 
-    Objectives are divided by a power of two that leaves the largest near 1. Importances do not depend on their scale,
-    but fANOVA's variances would overflow.
+    Objectives are divided by a power of two, so that the largest is near 1. Importances do not depend on the scale, but
+    fANOVA's variances could overflow.
     """
     import optuna
 
@@ -190,20 +192,20 @@ def _drawn(complete: Sequence[FrozenTrial], most: int, objective: int, direction
 
 
 def scaled(values: Sequence[float]) -> list[float]:
-    """Return finite values divided by the power of two that leaves the largest magnitude in [0.5, 1)."""
+    """Return finite values divided by a power of two, so that the largest magnitude is in [0.5, 1)."""
     exponent = max((math.frexp(value)[1] for value in values if value), default=0)
     return [math.ldexp(value, -exponent) for value in values]
 
 
 def _verdict(shares: Mapping[str, SharesJson]) -> str:
-    """Return whether the two methods agree, in words."""
+    """Describe whether the two methods agree."""
     both = {
         one: (row["ped_anova"], row["fanova"])
         for one, row in shares.items()
         if row["ped_anova"] is not None and row["fanova"] is not None
     }
     if len(both) < 2:
-        return "there is nothing to compare"
+        return "nothing to compare"
     first, second = (max(both, key=lambda one: both[one][method]) for method in (0, 1))
     tau = _kendall([pair[0] for pair in both.values()], [pair[1] for pair in both.values()])
     ranks = f"rank correlation {tau:.2f}"
@@ -221,4 +223,4 @@ def _kendall(first: Sequence[float], second: Sequence[float]) -> float:
     from scipy import stats  # pyright: ignore[reportMissingTypeStubs]
 
     tau, _ = cast("Any", stats).kendalltau(first, second)
-    return 0.0 if math.isnan(tau) else float(tau)  # where one of them sees no difference
+    return 0.0 if math.isnan(tau) else float(tau)  # if one of them finds no difference

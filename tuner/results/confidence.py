@@ -1,10 +1,10 @@
-"""How sure one can be that a trial is the best, from repeats of it with other seeds.
+"""Estimates how certain it is that a trial is the best, from repeats with other seeds.
 
-Repeat `k` has the same seed in every trial, so that the objectives of several trials are a table of trials and seeds.
-What a seed does to all trials alike cancels out of their differences; what is left is their noise. For the differences
-it is estimated from all trials together: a few seeds of one trial alone, of a metric that counts images, may all be
-equal by chance. The interval of a trial's own mean is computed from that trial's values alone: rows that share seeds
-are not independent, and one trial may be noisier than the others.
+Repeat `k` has the same seed in every trial, so that the objectives form a table of trials and seeds. The common effect
+of a seed on all trials cancels in their differences; the rest is noise. For differences, the noise is estimated from
+all trials together, because a few values of one trial may be equal by chance, for example if the metric counts images.
+The interval of a trial's mean uses only that trial's values, because rows that share seeds are not independent, and one
+trial may be noisier than the others.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 Repeats = Mapping[int, float | None]
-"""Repeat -> objective, None if it was not finite."""
+"""Repeat -> objective; None if it was not finite."""
 
 LEVEL = 0.95
 _HUGE = 1e100
@@ -25,16 +25,16 @@ _HUGE = 1e100
 
 @dataclass(frozen=True)
 class Confirmed:
-    """What repeats say of a trial.
+    """The result of a trial's repeats.
 
     Attributes:
-        seeds: How many repeats count: those that all confirmed trials have.
-        mean: Their mean; None if one was not finite: such a trial is never the best.
-        low: Lower end of the 95 % t interval of the mean, from the trial's own values; None for fewer than two, or if
-            they are all equal.
+        seeds: The number of repeats that count: those that all confirmed trials have.
+        mean: Their mean; None if one was not finite. Such a trial is never the best.
+        low: The lower end of the 95 % t interval of the mean, from the trial's own values; None for fewer than two
+            values, or if all are equal.
         high: Its upper end.
-        is_tied: Whether it cannot be told apart from the trial with the best mean.
-        margin: By how much the means of two trials must differ to be told apart; None where that is not known.
+        is_tied: Whether it cannot be distinguished from the trial with the best mean.
+        margin: The difference between two means from which trials are distinguishable; None if it is not known.
     """
 
     seeds: int
@@ -46,23 +46,23 @@ class Confirmed:
 
 
 def rank(repeats: Mapping[int, Repeats], *, maximize: bool, infeasible: Collection[int] = ()) -> dict[int, Confirmed]:
-    """Return what the repeats of several trials say, the best mean first; those that were not always finite last.
+    """Rank several trials by their repeats, best mean first; trials with values that are not finite are last.
 
-    Compared are the repeats that all of them have. A trial is tied with the first unless their means differ by more
-    than Tukey's honestly significant difference in a two-way layout without interaction (Scheffé, The Analysis of
-    Variance, 1959, 3.6 and 4.2): with 95 % no two equal trials are told apart, whichever came out first. With fewer
-    than two repeats, or where no noise was seen at all, nothing can be told. The interval of a mean is Student's t
-    for that trial alone.
+    The repeats that all trials have are compared. A trial is tied with the first unless their means differ by more than
+    Tukey's honestly significant difference in a two-way layout without interaction (Scheffé, The Analysis of Variance,
+    1959, 3.6 and 4.2): with 95 % confidence, no two equal trials are distinguished, whichever is first. With fewer than
+    two repeats, or without any noise, trials cannot be distinguished. The interval of a mean is Student's t for that
+    trial alone.
 
     Args:
-        repeats: trial -> its repeats.
+        repeats: Trial -> its repeats.
         maximize: Whether larger is better.
-        infeasible: Trials that violate a constraint. They are compared with the others, but come after those that are
-            finite and are never the best or tied with it.
+        infeasible: Trials that violate a constraint. They are compared with the others, but ranked after the finite
+            ones, and are never the best or tied with it.
     """
     finite = {trial: row for trial, row in repeats.items() if row and None not in row.values()}
     shared = functools.reduce(lambda known, row: known & row.keys(), finite.values(), _keys_of_first(finite))
-    # Squares and sums of very large values would overflow.
+    # Squares and sums of very large values could overflow.
     unit = max((abs(value) for row in finite.values() for value in row.values() if value is not None), default=1.0)
     unit = unit if unit > _HUGE else 1.0
     table = {
@@ -92,7 +92,7 @@ def _keys_of_first(finite: Mapping[int, Repeats]) -> set[int]:
 
 
 def half_width(values: Sequence[float]) -> float | None:
-    """Return half the width of the 95 % t interval of the mean; None for fewer than two values, or if all are equal."""
+    """Return half the width of the mean's 95 % t interval; None for fewer than two values, or if all are equal."""
     if len(values) < 2 or len({*values}) == 1:
         return None
     from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
@@ -102,7 +102,7 @@ def half_width(values: Sequence[float]) -> float | None:
 
 
 def significant_difference(rows: Sequence[Sequence[float]]) -> float | None:
-    """Return Tukey's honestly significant difference of the rows' means; columns are blocks."""
+    """Return Tukey's honestly significant difference for the means of rows; columns are blocks."""
     count = len(rows[0]) if rows else 0
     if count < 2 or len(rows) < 2:
         return None

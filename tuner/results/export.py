@@ -1,4 +1,4 @@
-"""Taking results out of the storage: a file with a row for each trial, or a bundle that runs one trained model."""
+"""Exports results: a file with a row for each trial, or a bundle that runs one trained model."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ _RECORDED = ("compile_s", "compilations", "train_s", "worker", "checkpoint", "er
 
 
 def export_trials(engine: Engine, study_name: str, path: Path, *, force: bool = False) -> int:
-    """Write a row for each trial to `path`; return how many.
+    """Write a row for each trial to `path`; return the number of rows.
 
-    Columns are those of `docs/json.md`, hyperparameters `hparams.NAME`, constraints `constraints.NAME`. Of several
-    objectives each has a column `values.NAME`.
+    Columns are those of `docs/json.md`, with hyperparameters as `hparams.NAME` and constraints as `constraints.NAME`.
+    With several objectives, each has a column `values.NAME`.
 
     Args:
         engine: The storage's engine.
         study_name: The study.
         path: `.csv`, `.json` or `.parquet`.
-        force: Whether a file that is there may be replaced.
+        force: Whether to overwrite an existing file.
 
     Raises:
         UnknownStudy: there is no such study.
-        UsageError: the file is there, its folder is not, or its name ends otherwise.
+        UsageError: the file exists, its folder does not, or its name has another suffix.
     """
     write = {".csv": _write_csv, ".json": _write_json, ".parquet": _write_parquet}.get(path.suffix.lower())
     if write is None:
@@ -70,7 +70,7 @@ def _flat_row(study: StudyRow, trial: TrialRow) -> dict[str, object]:
 
 @contextlib.contextmanager
 def in_place(path: Path, force: bool) -> Generator[Path]:
-    """Yield a scratch file that takes the place of `path` if the body succeeds."""
+    """Yield a temporary file that replaces `path` if the body succeeds."""
     if path.exists() and not force:
         raise UsageError(f"{path} exists already: pass `force` to overwrite it")
     if not path.parent.is_dir():
@@ -100,7 +100,7 @@ def _columns(rows: Sequence[JsonRow]) -> list[str]:
 def _write_csv(rows: Sequence[JsonRow], path: Path) -> None:
     columns = _columns(rows)
     text = csv_text([columns, *([row.get(column) for column in columns] for row in rows)])
-    # A lone surrogate, which JSON may hold and UTF-8 may not, becomes an escape.
+    # A lone surrogate, which is allowed in JSON but not in UTF-8, becomes an escape.
     path.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
 
@@ -128,14 +128,14 @@ def _write_parquet(rows: Sequence[JsonRow], path: Path) -> None:
 
 
 def export_bundle(engine: Engine, study_name: str, path: Path, number: int | None, *, force: bool = False) -> int:
-    """Write one trial's model with all that runs it to a zip file; return the trial's number.
+    """Write a trial's model and everything that it needs to a zip file; return the trial's number.
 
     Args:
         engine: The storage's engine.
         study_name: The study.
         path: The file to write.
         number: The trial; the best if None.
-        force: Whether a file that is there may be replaced.
+        force: Whether to overwrite an existing file.
 
     Raises:
         UnknownStudy: there is no such study or trial.
@@ -170,7 +170,7 @@ def best_number(engine: Engine, study_name: str) -> int:
 
     Raises:
         UnknownStudy: there is no such study.
-        UsageError: no trial is complete and satisfies its constraints.
+        UsageError: there is no complete trial that satisfies its constraints.
     """
     best = best_rows(engine, study_name)
     if not best:
@@ -180,13 +180,13 @@ def best_number(engine: Engine, study_name: str) -> int:
 
 
 def checkpoint_of(trial: ShownJson) -> Path:
-    """Return a trial's checkpoint.
+    """Return the path of a trial's best checkpoint.
 
     Args:
-        trial: Its row, of `tuner.results.rows.show_row`.
+        trial: The trial's row, from `tuner.results.rows.show_row`.
 
     Raises:
-        UsageError: it has none, or none on this machine.
+        UsageError: it has no checkpoint, or none on this machine.
     """
     name = f"trial {trial['number']} of {trial['study']!r}"
     if trial["checkpoint"] is None:
@@ -204,7 +204,7 @@ def file_of(trial: ShownJson) -> Path:
     """Return the study file that a trial ran with.
 
     Args:
-        trial: Its row, of `tuner.results.rows.show_row`.
+        trial: The trial's row, from `tuner.results.rows.show_row`.
 
     Raises:
         UsageError: it is not on this machine.
@@ -228,15 +228,15 @@ The trained model, the study it comes from, and what it ran with.
     pip install -r requirements.txt     # Python {python}; in this folder
     python run.py
 
-`requirements.txt` has the versions that the trial ran with, and the wheel of tuner that lies in this folder. Do not
+`requirements.txt` has the versions that the trial ran with, and the wheel of tuner in this folder. Do not
 install `tuner` from the public package index: that is another project.
 
-`run.py` loads the model, evaluates it on the study's validation data, and compares with what the study recorded.
+`run.py` loads the model, evaluates it on the study's validation data, and compares the results with the recorded ones.
 `study.py` is the study's file; `trial.json` has hyperparameters, curves, timings, versions and the state of the
-repository. Modules that the study file imports from beside it are not part of the bundle.
+repository. The bundle does not contain modules that the study file imports from its own folder.
 """
 
-_RUN = '''"""Load the trial, evaluate it, and compare with what was recorded."""
+_RUN = '''"""Load the trial, evaluate it, and compare the results with the recorded ones."""
 
 import json
 from pathlib import Path

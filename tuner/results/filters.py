@@ -52,7 +52,7 @@ def filtered(
         _check_known(seen, name, "`where`")
         outcomes = [outcome.value for outcome in Outcome]
         if name == "outcome" and word.lower() not in outcomes:
-            raise UsageError(f"an outcome is one of {', '.join(outcomes)}: got {word!r}{nearest(word, outcomes)}")
+            raise UsageError(f"an outcome must be one of {', '.join(outcomes)}: got {word!r}{nearest(word, outcomes)}")
         if "<" in sign or ">" in sign:
             _check_number(seen, name, word)
         kept = [pair for pair in kept if _holds(_look_up(pair[1], name), _OPERATORS[sign], sign, word)]
@@ -97,10 +97,10 @@ def _check_known(rows: Sequence[JsonRow], name: str, option: str) -> None:
 
 
 def _check_number(rows: Sequence[JsonRow], name: str, word: str) -> None:
-    """Refuse to ask whether something is less than a word, or whether what is no number is less."""
+    """Raise UsageError for < or > with a value that is not a number."""
     values = [value for row in rows if (value := _look_up(row, name)) is not None]
     if _number(word) is None or (values and all(_number(value) is None for value in values)):
-        raise UsageError(f"`where` must compare numbers by < and >: got {name!r} and {word!r}; = and != take any value")
+        raise UsageError(f"< and > compare numbers only: got {name!r} and {word!r}; use = or != for other values")
 
 
 def _look_up(row: JsonRow, name: str) -> object:
@@ -114,7 +114,7 @@ def _is_there(value: object) -> bool:
 
 
 def _number(value: object) -> float | None:
-    """Return a number, or the text of one: rows have NaN and the infinities as text."""
+    """Convert a value to a number; rows have NaN and the infinities as text."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -136,4 +136,4 @@ def _holds(value: object, compare: Callable[[Any, Any], bool], sign: str, word: 
         return compare(mine, given)
     if sign in ("=", "==", "!="):
         return compare(str(value).lower(), word.lower())
-    return False  # nothing is said of whether "relu" is less than 3
+    return False  # "relu" is not comparable with 3

@@ -1,4 +1,4 @@
-"""The picture that a study draws of a trained model: `Study(picture=...)`, in its file."""
+"""Draws a study's picture of a trained model, with `Study(picture=...)` from its file."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from tuner.study.source import call_study_code
 def draw_picture(
     engine: Engine, name: str, path: Path, number: int | None = None, *, file: str | None = None, force: bool = False
 ) -> tuple[int, bool]:
-    """Let a study draw the model of one of its trials.
+    """Draw the model of a trial with its study's picture function.
 
-    The study's file is imported as it is now: a picture can be written, or changed, after the training.
+    The current version of the study's file is imported, so you can write or change the function after the training.
 
     Args:
         engine: The storage's engine.
         name: The study.
         path: `.png` or `.svg`.
         number: The trial; the best if None.
-        file: The study's file, or `FILE:NAME` if it has another name there; what the trial ran with if None.
-        force: Whether a file that is there may be replaced.
+        file: The study's file, or `FILE:NAME` if the study has another name there; if None, the file of the trial.
+        force: Whether to overwrite an existing file.
 
     Returns:
         The trial's number, and whether the file's code has changed since the trial ran.
 
     Raises:
         UnknownStudy: there is no such study or trial.
-        UsageError: the study draws no picture, the trial has no checkpoint, a file is not here or not what it was, or
-            its name is wrong.
+        UsageError: the study has no picture function, the trial has no checkpoint, a file does not exist or has
+            changed, or its name is wrong.
         StudyError: the study's file does not import, or its function fails.
-        CheckpointError: the checkpoint is torn.
+        CheckpointError: the checkpoint is damaged.
     """
     check_suffix("picture", path)
     need_matplotlib()
@@ -82,6 +82,6 @@ def _drawn(study: StudySpec, params: Mapping[str, object], checkpoint: Path, see
     if not isinstance(figure, Figure):
         raise UsageError(f"picture(loaded, splits) must return a matplotlib Figure: got {type(figure).__name__}")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of fonts and layouts
+        warnings.simplefilter("ignore", UserWarning)  # about fonts and layouts
         failure = "cannot draw the figure that picture(loaded, splits) returned"
         return call_study_code(failure, written, figure, suffix.lower().removeprefix("."))

@@ -1,7 +1,7 @@
-"""Pictures of a study: Optuna's where it has them, ours of workers, rungs and what pruning saved; one page of all.
+"""Plots of a study: those of Optuna, our own of workers, rungs and saved time, and a page with all of them.
 
-matplotlib draws them, without a screen. Of a study with very many trials those plots that draw a line for each show a
-part, and say so.
+matplotlib draws them without a screen. For a study with very many trials, plots with a line for each trial show only a
+part of them, and say so.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tuner.storage.optuna.storage import Storage
 
 MOST_LINES = 500
-"""Trials in a plot that has a line for each, and in one of importances: fANOVA's time grows with their square."""
+"""The maximum number of trials in plots with a line per trial, and of importances, whose time is quadratic."""
 _MOST_PARAMS = 4
 _MOST_LABELS = 15
 _SIZE = (8.0, 4.5)
@@ -48,7 +48,7 @@ _ENDING_COLOURS = {
 
 @dataclass(frozen=True)
 class Subject:
-    """A study that is drawn: its row, an engine, all its trials as Optuna has them, and a part of them."""
+    """A study to plot: its row, an engine, all its trials as Optuna objects, and a part of them."""
 
     row: StudyRow
     engine: Engine
@@ -57,11 +57,11 @@ class Subject:
 
     @property
     def objectives(self) -> list[str]:
-        """The objectives' names."""
+        """The names of the objectives."""
         return self.row.record.get("objective") or [f"objective {at}" for at, _ in enumerate(self.row.directions)]
 
     def target(self, objective: int) -> dict[str, Any]:
-        """Return what Optuna's plots want to hear of an objective."""
+        """Return the arguments of Optuna's plots for an objective."""
         name = {"target_name": self.objectives[objective]}
         if len(self.row.directions) == 1:
             return name
@@ -74,7 +74,7 @@ class Subject:
 
 @contextlib.contextmanager
 def opened(url: AnyURL, name: str) -> Generator[Subject]:
-    """Yield a study to be drawn.
+    """Yield a study to plot.
 
     Raises:
         UnknownStudy: there is no such study.
@@ -87,7 +87,7 @@ def opened(url: AnyURL, name: str) -> Generator[Subject]:
 
 
 def subject_of(storage: Storage, row: StudyRow) -> Subject:
-    """Return a study to be drawn.
+    """Return a study to plot.
 
     Raises:
         UsageError: it has no trials yet, or matplotlib is not installed.
@@ -103,10 +103,10 @@ def subject_of(storage: Storage, row: StudyRow) -> Subject:
 
 
 def need_matplotlib() -> None:
-    """Make matplotlib draw without a screen, and the same file each time.
+    """Configure matplotlib to draw without a screen, and to write reproducible files.
 
     Raises:
-        UsageError: it is not installed.
+        UsageError: matplotlib is not installed.
     """
     try:
         import matplotlib
@@ -117,7 +117,7 @@ def need_matplotlib() -> None:
 
 
 def _part(study: optuna.Study) -> optuna.Study:
-    """Return a copy in memory of the trials that have ended, of very many as many at equal distances as are drawn."""
+    """Return an in-memory copy of the ended trials; of very many, a part at equal distances."""
     import optuna
 
     ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
@@ -131,7 +131,7 @@ def _part(study: optuna.Study) -> optuna.Study:
 
 
 def _optunas(name: str, *, of_part: bool = False, with_target: bool = True) -> Callable[[Subject], Figure]:
-    """Return a drawer by one of `optuna.visualization.matplotlib`'s functions, of the first objective."""
+    """Return a function that draws with one of `optuna.visualization.matplotlib`, for the first objective."""
 
     def draw(subject: Subject) -> Figure:
         import optuna.visualization.matplotlib as plots
@@ -148,7 +148,7 @@ def _optunas(name: str, *, of_part: bool = False, with_target: bool = True) -> C
             if legend is not None and len(legend.get_texts()) > _MOST_LABELS:
                 legend.remove()
         if of_part and len(subject.part.trials) < len(subject.whole.get_trials(deepcopy=False)):
-            # matplotlib does not say what its `**kwargs` are.
+            # matplotlib does not annotate its `**kwargs`.
             cast("Any", figure).text(0.99, 0.01, f"{len(subject.part.trials)} of the trials", ha="right", fontsize=8)
         return figure
 
@@ -156,21 +156,21 @@ def _optunas(name: str, *, of_part: bool = False, with_target: bool = True) -> C
 
 
 def _figure_of(axes: Any) -> Figure:
-    """Return the figure of one or of an array of axes."""
+    """Return the figure of an axes object or of an array of them."""
     while not hasattr(axes, "figure"):
         axes = axes[0]
     return axes.figure
 
 
 def _most_important(subject: Subject) -> list[str]:
-    """Return the names of the few hyperparameters that vary most of all with the objective."""
+    """Return the names of the few most important hyperparameters."""
     import optuna
 
     names = sorted({name for trial in subject.part.get_trials(deepcopy=False) for name in trial.params})
     if len(names) <= _MOST_PARAMS:
         return names
     try:
-        evaluator = optuna.importance.PedAnovaImportanceEvaluator()  # the fast one
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator()  # the fast method
         found = optuna.importance.get_param_importances(subject.part, evaluator=evaluator, **_target_only(subject))
     except (ValueError, RuntimeError):
         return names[:_MOST_PARAMS]
@@ -186,7 +186,8 @@ def _pareto(subject: Subject) -> Figure:
 
     if len(subject.row.directions) not in (2, 3):
         raise UsageError(
-            f"a Pareto front needs two or three objectives: {subject.row.name!r} has {len(subject.row.directions)}"
+            f"a Pareto front needs two or three objectives: study {subject.row.name!r} has "
+            f"{len(subject.row.directions)}"
         )
     return _figure_of(plots.plot_pareto_front(subject.whole, target_names=subject.objectives))
 
@@ -204,10 +205,10 @@ def _axes(title: str, xlabel: str, ylabel: str) -> Any:
 
 
 def _timeline(subject: Subject) -> Figure:
-    """Each attempt as a bar in the row of its worker."""
+    """Draw each attempt as a bar in the row of its worker."""
     attempts = read_timeline(subject.engine, subject.row.study_id)
     if not attempts:
-        raise UsageError(f"a timeline needs trials that workers ran: {subject.row.name!r} has none")
+        raise UsageError(f"a timeline needs trials that workers ran: study {subject.row.name!r} has none")
     labels = {attempt.worker: f"{attempt.worker}\n{attempt.devices}" for attempt in attempts}
     rows = {worker: at for at, worker in enumerate(labels)}
     began_s = min(attempt.started_at_s for attempt in attempts)
@@ -229,10 +230,10 @@ def _timeline(subject: Subject) -> Figure:
 
 
 def _rungs(subject: Subject) -> Figure:
-    """How many trials reached each rung, and how many of them were promoted at once."""
+    """Draw the number of trials that reached each rung, and of those that were promoted immediately."""
     rungs = read_rungs(subject.engine, subject.row.study_id)
     if not rungs:
-        raise UsageError(f"rungs exist only with the pruners asha and hyperband: {subject.row.name!r} has none")
+        raise UsageError(f"only the pruners asha and hyperband have rungs: study {subject.row.name!r} has none")
     figure, axes = _axes("Rung survival", "bracket / rung", "trials")
     names = [f"{rung.bracket} / {rung.rung}" for rung in rungs]
     axes.bar(names, [rung.entered for rung in rungs], color="tab:gray", label="reached the rung")
@@ -242,12 +243,10 @@ def _rungs(subject: Subject) -> Figure:
 
 
 def _savings(subject: Subject) -> Figure:
-    """Device hours spent, and those that pruning saved, over the trials."""
+    """Draw the device hours spent, and those saved by pruning, over the trials."""
     efforts, epochs = read_efforts(subject.engine, subject.row.study_id), subject.row.record.get("epochs")
     if not efforts or not epochs:
-        raise UsageError(
-            f"the time saved is known only for studies of tuner: {subject.row.name!r} was not created by tuner"
-        )
+        raise UsageError(f"the time saved is known only for studies created by tuner: {subject.row.name!r} was not")
     figure, axes = _axes("Time saved by pruning (estimate)", "trial", "device hours")
     spent, saved, typical_s = [0.0], [0.0], typical_epoch_s(efforts)
     for effort in efforts:
@@ -277,18 +276,18 @@ KINDS: dict[str, Callable[[Subject], Figure]] = {
 
 
 def plot(url: AnyURL, name: str, kind: str, path: Path, *, force: bool = False) -> None:
-    """Draw one picture of a study to a file.
+    """Plot a study to a file.
 
     Args:
         url: The storage's URL.
         name: The study.
-        kind: One of `KINDS`, or `report` for a page with all that there are.
-        path: `.png` or `.svg`; of a report, `.html`.
+        kind: One of `KINDS`, or `report` for a page with all plots.
+        path: `.png` or `.svg`; for a report, `.html`.
         force: Whether a file that is there may be replaced.
 
     Raises:
         UnknownStudy: there is no such study.
-        UsageError: the kind is unknown, cannot be drawn of this study, or the file's name ends otherwise.
+        UsageError: the kind is unknown or cannot be drawn for this study, or the file has another suffix.
     """
     if kind not in (*KINDS, "report"):
         known = [*KINDS, "picture", "report"]
@@ -302,17 +301,17 @@ def plot(url: AnyURL, name: str, kind: str, path: Path, *, force: bool = False) 
 
 
 def check_suffix(kind: str, path: Path) -> None:
-    """Raise a `UsageError` unless a plot of a kind can be written to a file of this name."""
+    """Raise UsageError unless a plot of this kind can be written to a file of this name."""
     suffixes = (".html",) if kind == "report" else (".png", ".svg")
     if path.suffix.lower() not in suffixes:
         raise UsageError(f"the file of the plot {kind!r} must end in {' or '.join(suffixes)}: got {str(path)!r}")
 
 
 def draw(subject: Subject, kind: str, format: str) -> bytes:
-    """Return a picture as a file of a format.
+    """Return the content of a plot's file.
 
     Raises:
-        UsageError: this study has nothing to draw of that kind.
+        UsageError: the plot cannot be drawn for this study.
     """
     from matplotlib import pyplot
     from optuna.exceptions import ExperimentalWarning
@@ -320,16 +319,16 @@ def draw(subject: Subject, kind: str, format: str) -> bytes:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            warnings.simplefilter("ignore", UserWarning)  # of layouts, and of values that are all alike
+            warnings.simplefilter("ignore", UserWarning)  # about layouts, and about equal values
             return written(KINDS[kind](subject), format)
     except (ValueError, RuntimeError) as error:
-        raise UsageError(f"{kind!r} cannot be drawn of {subject.row.name!r}: {error}") from None
+        raise UsageError(f"cannot draw the plot {kind!r} of study {subject.row.name!r}: {error}") from None
     finally:
         pyplot.close("all")
 
 
 def written(figure: Figure, format: str) -> bytes:
-    """Return a figure as a file of a format; the same figure gives the same file."""
+    """Return the content of a figure's file; the same figure gives the same file."""
     file = io.BytesIO()
     metadata = {"Date": None} if format == "svg" else {"Software": None}
     cast("Any", figure).savefig(file, format=format, dpi=200, bbox_inches="tight", metadata=metadata)
@@ -337,7 +336,7 @@ def written(figure: Figure, format: str) -> bytes:
 
 
 def report(subject: Subject) -> str:
-    """Return one HTML page, which needs nothing else, with the best trials and every plot that can be drawn."""
+    """Return a self-contained HTML page with the best trials and every plot that can be drawn."""
     name = html.escape(subject.row.name)
     parts = [f"<h1>{name}</h1>", "<h2>Study</h2>", _table(compare_rows(subject.engine, [subject.row.name]))]
     best = best_rows(subject.engine, subject.row.name, 5)

@@ -1,4 +1,4 @@
-"""Read models: what the query commands print, from the storage alone. Starts without JAX and without Optuna."""
+"""The rows that the query commands print, read from the storage. Does not import JAX or Optuna."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def ended_counts(counts: Mapping[Outcome, int]) -> EndedJson:
 
 
 def _state(standing: Standing, counts: Mapping[Outcome, int]) -> str:
-    """Return what a study is doing; the first that holds of: stopped, finished, out of hours, running, idle."""
+    """Return the state of a study: the first that applies of stopped, finished, out of hours, running, idle."""
     used = sum(count for outcome, count in counts.items() if outcome.uses_budget)
     if standing.is_stopped:
         return "stopped"
@@ -101,12 +101,12 @@ def _state(standing: Standing, counts: Mapping[Outcome, int]) -> str:
 
 
 def progress(engine: Engine, study_name: str, last: int) -> WatchedJson:
-    """Return how a study stands: its row, what each of its workers trains now, and the latest trials that ended.
+    """Return the progress of a study: its row, the current trial of each worker, and the latest ended trials.
 
     Args:
         engine: The storage's engine.
         study_name: The study.
-        last: How many that have ended.
+        last: The number of ended trials to return.
 
     Raises:
         UnknownStudy: there is no such study.
@@ -144,15 +144,15 @@ def trial_rows(
     Args:
         engine: The storage's engine.
         study_name: The study.
-        where: Conditions that all must hold; see `tuner.results.filters.filtered`. One of several objectives is
+        where: Conditions that must all hold; see `tuner.results.filters.filtered`. With several objectives, each is
             `values.NAME`.
-        outcomes: Only trials with one of these; all if empty.
-        sort: A column or hyperparameter, `-NAME` for the largest first.
-        limit: How many at most.
+        outcomes: Outcomes of the trials to return; all if empty.
+        sort: A column or hyperparameter; `-NAME` for the largest first.
+        limit: The maximum number of rows.
 
     Raises:
         UnknownStudy: there is no such study.
-        UsageError: a condition, or what to sort by, is none.
+        UsageError: a condition or the sort column is invalid.
     """
     study = find_study(engine, study_name)
     rows = [_trial_row(study, trial) for trial in read_trials(engine, study)]
@@ -162,7 +162,7 @@ def trial_rows(
 
 
 def _by_objective(study: StudyRow, row: TrialJson) -> JsonRow:
-    """Return a row with a column for each of several objectives in place of `values`."""
+    """Return a row with a column for each of several objectives instead of `values`."""
     if "values" not in row:
         return row
     values = row["values"] or [None] * len(study.directions)
@@ -171,17 +171,17 @@ def _by_objective(study: StudyRow, row: TrialJson) -> JsonRow:
 
 
 def best_rows(engine: Engine, study_name: str, count: int | None = 1, *, confirmed: bool = True) -> list[BestJson]:
-    """Return the best complete trials, best first; of a study with several objectives its Pareto front.
+    """Return the best complete trials, best first; for several objectives, the Pareto front.
 
-    Trials that violate a constraint are left out.
-    Those that were trained again with other seeds (`tuner confirm`) come first, by the mean of these: the value that
-    made a trial the best is the better for luck. Each row says how it compares with the study's baseline, if any.
+    Trials that violate a constraint are skipped. Trials that were trained again with other seeds (`tuner confirm`) come
+    first, by their mean over these seeds, because the value that made a trial the best includes luck. Each row has a
+    comparison with the study's baseline, if any.
 
     Args:
         engine: The storage's engine.
         study_name: The study.
-        count: How many at most; None for all.
-        confirmed: Whether to look at what was trained again.
+        count: The maximum number of trials; None for all.
+        confirmed: Whether to use the results of `tuner confirm`.
 
     Raises:
         UnknownStudy: there is no such study.
@@ -226,27 +226,27 @@ def _confirmed_row(confirmed: Confirmed, tied: list[int]) -> ConfirmedJson:
 
 
 def no_feasible(engine: Engine, study_name: str) -> str | None:
-    """Return what to say of a study all of whose complete trials violate a constraint; None if that is not so."""
+    """Return the message if all complete trials of a study violate a constraint, else None."""
     study = find_study(engine, study_name)
     complete = outcome_counts(engine, study.study_id)[Outcome.COMPLETE]
     if not complete or read_values(engine, study.study_id):
         return None
     return (
-        f"no best trial: none of the {complete} complete trials of {study_name!r} satisfies every constraint; "
-        f"`tuner show {study_name} NUMBER` shows a trial's constraints"
+        f"no best trial: none of the {complete} complete trials of {study_name!r} satisfies all constraints; "
+        f"run `tuner show {study_name} NUMBER` to see a trial's constraints"
     )
 
 
 def _find_baseline(engine: Engine, study: StudyRow) -> TrialRow | None:
-    """Return the trial with the hyperparameters that a study is compared with, if it is complete."""
+    """Return the trial with the study's baseline, if it is complete."""
     number = find_baseline(engine, study)
     return None if number is None else read_trial(engine, study, number)
 
 
 def _compared(study: StudyRow, trial: TrialRow, baseline: TrialRow, ranked: Mapping[int, Confirmed]) -> BaselineJson:
-    """Return by how much a trial is better than the baseline, over the seeds of both if there are any.
+    """Return how much better a trial is than the baseline, over the common seeds if there are any.
 
-    The ends of the interval are Tukey's: they hold also of a trial that was chosen as the best of many.
+    The interval is Tukey's, so that it is also valid for a trial that was selected as the best of many.
     """
     own, other = ranked.get(trial.trial_id), ranked.get(baseline.trial_id)
     values, seeds, margin = (trial.values, baseline.values), 0, None
@@ -271,7 +271,7 @@ def _compared(study: StudyRow, trial: TrialRow, baseline: TrialRow, ranked: Mapp
 def pareto_front(trials: Sequence[TrialRow], maximize: Sequence[bool]) -> list[TrialRow]:
     """Return the complete trials that no other one beats in one objective and equals or beats in all, by number.
 
-    Trials that violate a constraint neither belong to the front nor beat any.
+    Trials that violate a constraint are not in the front and do not beat others.
     """
     signs = [-1.0 if larger else 1.0 for larger in maximize]
     costs = {
@@ -291,7 +291,7 @@ def pareto_front(trials: Sequence[TrialRow], maximize: Sequence[bool]) -> list[T
 
 
 def show_row(engine: Engine, study_name: str, number: int) -> ShownJson:
-    """Return everything about one trial: its row, its reports by epoch, when and where it ran, its error.
+    """Return all information about a trial: its row, its reports by epoch, when and where it ran, its error.
 
     Raises:
         UnknownStudy: there is no such study or trial.
@@ -324,7 +324,7 @@ def format_time(moment: datetime.datetime | None, timespec: str = "seconds") -> 
 
 
 def _timings(trial: TrialRow) -> TimingsJson:
-    """Return where a trial's seconds went; `wait_s` is the rest: earlier attempts at it, and time nobody ran it."""
+    """Return how a trial's time was spent; `wait_s` is the rest: earlier attempts, and time when no worker ran it."""
     compile_s, train_s, wait_s = trial.record.compile_s, trial.record.train_s, None
     if trial.seconds is not None and compile_s is not None and train_s is not None:
         wait_s = max(0.0, round(trial.seconds - compile_s - train_s, 3))
@@ -342,7 +342,7 @@ def _report_rows(trial: TrialRow, metrics: Mapping[int, tuple[int, Mapping[str, 
 
 
 def has_changed(engine: Engine, trial: TrialRow, file: Path) -> bool:
-    """Return whether a study's file differs from that which a trial ran with; its comments and layout do not count."""
+    """Return whether a study's file differs from the one that a trial ran with, ignoring comments and layout."""
     worker = trial.record.worker or ""
     about = read_about(engine, [worker]).get(worker)
     code = None if about is None else about.get("code")
@@ -350,7 +350,7 @@ def has_changed(engine: Engine, trial: TrialRow, file: Path) -> bool:
 
 
 def check_file(engine: Engine, trial: TrialRow, file: Path) -> None:
-    """Compare a study's file with that which a trial ran with.
+    """Compare a study's file with the one that a trial ran with.
 
     Raises:
         UsageError: they differ.

@@ -1,4 +1,4 @@
-"""Samplers and pruners by name: Optuna's, and ours beside them. Optuna is imported when one is made."""
+"""Samplers and pruners by name: Optuna's and our own. Optuna is imported when one is created."""
 
 from tuner.search.pruners import PRUNERS, TrialPruner, make_pruner
 from tuner.search.samplers import SAMPLERS, Context, make_sampler

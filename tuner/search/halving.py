@@ -1,7 +1,7 @@
-"""Successive halving and Hyperband whose rungs lie in the database, if the storage can count them there.
+"""Successive halving and Hyperband with rungs in the database, if the storage supports that.
 
-Optuna's pruners read all trials at each rung, and a trial that was started again counts twice in it. Ours decide the
-same from the rungs alone, of which they read what is new; on any other storage they are Optuna's.
+Optuna's pruners read all trials at each rung, and count a trial twice if it was started again. These pruners make the
+same decisions from the rungs alone, of which they read only new rows. On any other storage they work like Optuna's.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class AshaPruner(SuccessiveHalvingPruner):
 
     @cached_property
     def _is_auto(self) -> bool:
-        return private.halving(self).min_resource is None  # looked at before the first decision, which settles it
+        return private.halving(self).min_resource is None  # set before the first decision, which uses it
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         if self._is_auto or not hasattr(private.storage_of(study), "enter_rung"):
@@ -54,7 +54,7 @@ class BracketPruner(HyperbandPruner):
 
 
 def _is_hopeless(pruner: BasePruner, study: Study, trial: FrozenTrial, bracket: int) -> bool:
-    """Enter the rungs that a trial has reached, until one does not promote it; return whether there was one."""
+    """Enter the rungs that a trial has reached until one does not promote it; return whether one did not."""
     step = trial.last_step
     if step is None:
         return False
@@ -79,6 +79,6 @@ def _is_hopeless(pruner: BasePruner, study: Study, trial: FrozenTrial, bracket: 
             )
             if not is_promoted:
                 return True
-            private.system_attrs(trial)[key] = value  # who keeps the trial need not ask the database again
+            private.system_attrs(trial)[key] = value  # the caller keeps the trial and need not read it again
         rung += 1
     return False

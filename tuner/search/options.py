@@ -1,4 +1,4 @@
-"""How a sampler or pruner is named in a study: `"tpe"`, `{"name": "tpe", "n_startup_trials": 20}`, or an object."""
+"""Reads a study's sampler or pruner: `"tpe"`, `{"name": "tpe", "n_startup_trials": 20}`, or an object."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def split(kind: str, given: Named, known: Collection[str]) -> tuple[str, dict[st
     """Return name and options of a named sampler or pruner.
 
     Raises:
-        StudyError: the name is not known; the message lists those that are.
+        StudyError: the name is unknown; the message lists the known names.
     """
     options = {"name": given} if isinstance(given, str) else dict(given)
     name = options.pop("name", None)
     if not isinstance(name, str) or name not in known:
-        hint = nearest(name, known) if isinstance(name, str) else "; give it as {'name': ..., option: value}"
+        hint = nearest(name, known) if isinstance(name, str) else "; pass a name, or {'name': ..., option: value}"
         raise StudyError(f"the {kind} must be one of {', '.join(sorted(known))}: got {name!r}{hint}")
     return name, options
 
@@ -34,18 +34,18 @@ def call(
     given: Mapping[str, object] | None = None,
     **defaults: object,
 ) -> Any:
-    """Return `make` called with what is given, and with the options in place of the defaults.
+    """Call `make` with the given arguments, and with the options instead of the defaults.
 
     Args:
         kind: `sampler` or `pruner`, for messages.
         name: Its name, for messages.
         make: The constructor.
-        options: What the study says.
-        given: Arguments that are not the study's to say, such as the trial's seed.
-        defaults: Arguments that it may.
+        options: The options from the study.
+        given: Arguments that the study cannot set, such as the trial's seed.
+        defaults: Defaults of arguments that it can set.
 
     Raises:
-        StudyError: `make` has no such option, or refuses its value.
+        StudyError: `make` does not have an option, or rejects its value.
     """
     from optuna.exceptions import ExperimentalWarning
 
@@ -58,7 +58,7 @@ def call(
             )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)  # naming it in the study is the consent
+            warnings.simplefilter("ignore", ExperimentalWarning)  # the user chose it by name
             return make(**{**defaults, **options, **given})
     except (TypeError, ValueError) as error:
         raise StudyError(f"{kind} {name!r} does not accept its options {dict(options)}: {error}") from None

@@ -1,4 +1,4 @@
-"""Pruners by name. Their resource is the epoch; what they decide from lies in the storage, not on an object.
+"""Pruners by name. Their resource is the epoch, and they keep their state in the storage, not in an object.
 
 Optuna's `"auto"` resources are estimated from the first finished trials and kept on the pruner, so two workers can
 disagree about the rungs; here they are set from the study.
@@ -84,18 +84,18 @@ PRUNERS: dict[str, Callable[[dict[str, Any], int], BasePruner]] = {
     "threshold": _threshold,
     "wilcoxon": _wilcoxon,
 }
-"""Name -> maker, which takes the options and the study's epochs."""
+"""Name -> a function that takes the options and the study's epochs."""
 
 
 def make_pruner(given: Named | BasePruner, epochs: int) -> BasePruner:
-    """Return the pruner that a study names; an Optuna object is returned as it is.
+    """Return the pruner for a name or options; an Optuna object is returned unchanged.
 
     Args:
         given: A name, a mapping with `name` and the pruner's own options, or an Optuna pruner.
         epochs: The study's epochs per trial.
 
     Raises:
-        StudyError: unknown name or option.
+        StudyError: the name or an option is unknown.
     """
     from optuna.pruners import BasePruner
 
@@ -108,20 +108,20 @@ def make_pruner(given: Named | BasePruner, epochs: int) -> BasePruner:
 
 
 class TrialPruner:
-    """Asks a study's pruner about one running trial, of which it keeps its own copy."""
+    """Asks a study's pruner about a running trial, of which it keeps its own copy."""
 
     def __init__(self, study: optuna.Study, trial: optuna.Trial) -> None:
         self._study = study
         self._trial = private.storage_of(study).get_trial(private.trial_id(trial))
-        # A trial that was taken over starts again: what its dead worker reported lies ahead of it.
+        # A trial that was taken over may have reports of its dead worker for later epochs.
         self._trial.intermediate_values = {}
 
     def should_prune(self, epoch: int, value: float) -> bool:
-        """Return whether to stop after this epoch, the trial having reported `value`."""
+        """Return whether to stop the trial after this epoch, for which it reported `value`."""
         self._trial.intermediate_values[epoch] = value
         private.forget_trials(self._study)
         is_hopeless = self._study.pruner.prune(self._study, self._trial)
-        # Optuna's own pruners mark the rungs that a trial has passed in the storage.
+        # Optuna's own pruners store the rungs that a trial has passed.
         stored = private.storage_of(self._study).get_trial(private.trial_id(self._trial))
         private.system_attrs(self._trial).update(stored.system_attrs)
         return is_hopeless

@@ -1,8 +1,8 @@
 """Samplers by name.
 
-A named sampler is made anew for each trial, seeded from the study's seed and the trial's number: whichever worker
-runs trial 17 draws the same random numbers for it, no two workers draw the same for different trials, and a resumed
-study does not repeat the numbers of its beginning.
+A named sampler is created for each trial, with a seed from the study's seed and the trial's number. Any worker that
+runs trial 17 therefore draws the same random numbers for it, different trials get different numbers, and a resumed
+study does not repeat earlier ones.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Context:
-    """What a named sampler may need to know of its study.
+    """Information about the study for a named sampler.
 
     Attributes:
-        study_seed: The same for all trials.
-        trial_seed: This trial's own.
+        study_seed: The study's seed, the same for all trials.
+        trial_seed: The trial's seed.
         number: The trial's number.
         distributions: Unconditional parameters; None for a define-by-run space.
-        is_conditional: Whether there are conditional ones as well.
+        is_conditional: Whether there are conditional parameters as well.
     """
 
     study_seed: int
@@ -68,7 +68,7 @@ def _grid(options: dict[str, object], context: Context) -> BaseSampler:
     from tuner.search.sequences import GridSampler
 
     if context.distributions is None or context.is_conditional:
-        raise StudyError("the sampler 'grid' needs a space without conditional fields, given as a Space class")
+        raise StudyError("the sampler 'grid' needs a Space class without conditional fields")
     return call(
         "sampler",
         "grid",
@@ -111,18 +111,18 @@ SAMPLERS: dict[str, Callable[[dict[str, Any], Context], BaseSampler]] = {
     "random": _random,
     "tpe": _tpe,
 }
-"""Name -> maker, which takes the options and the trial's context."""
+"""Name -> a function that takes the options and the trial's context."""
 
 
 def make_sampler(given: Named | BaseSampler, context: Context) -> BaseSampler:
-    """Return the sampler for one trial of a study; an Optuna object is returned as it is.
+    """Return the sampler for a trial of a study; an Optuna object is returned unchanged.
 
     Args:
         given: A name, a mapping with `name` and the sampler's own options, or an Optuna sampler.
         context: The study and the trial.
 
     Raises:
-        StudyError: unknown name or option, a space that the sampler cannot search, or a package it lacks.
+        StudyError: the name or an option is unknown, the sampler cannot search the space, or a package is missing.
     """
     from optuna.samplers import BaseSampler
 

@@ -1,7 +1,7 @@
 """Samplers whose n-th suggestion is a function of n: grid and quasi-Monte Carlo.
 
-Optuna's own keep their position in the study's attributes, where they read it, add one and write it back: two workers
-at once get the same point. The trial's number needs no such agreement.
+Optuna's own samplers read their position from the study's attributes, add one and write it back, so that two workers
+can get the same point. The trial's number avoids that.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from tuner.errors import StudyError
 from tuner.trial import optuna_private as private
 
 POINT = "tuner:grid_point"
-"""The system attribute with a trial's combination, before it has hyperparameters."""
+"""The system attribute with a trial's combination before it has hyperparameters."""
 
 
 class NumberedQMCSampler(QMCSampler):
-    """Optuna's quasi-Monte Carlo sampler, whose sample is the one of the trial's number.
+    """Optuna's quasi-Monte Carlo sampler, with the trial's number as the index of the sample.
 
-    The sequence starts when a first trial is complete, which gives the search space; trials before are random.
+    The sequence starts after the first complete trial, which defines the search space; trials before are random.
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class NumberedQMCSampler(QMCSampler):
 
 
 class Limits(NamedTuple):
-    """How many trials it takes to try every combination of a grid: one for each, and others.
+    """The number of trials needed to try every combination of a grid: one for each, and others.
 
-    The others are those that have counted, or are queued, and take no combination from the grid.
+    The others count, or are queued, but do not use a combination of the grid.
 
     Attributes:
-        trials: In all.
-        new: Without the others that are queued. A new trial may begin while fewer count or run: a queued trial may
-            start and fail after the trials were read, and then no combination is left for a new trial.
+        trials: The total number.
+        new: The number without queued others. A new trial may start only while fewer trials count or run: a queued
+            trial may start and fail after the trials were read, and then no combination is left for a new trial.
     """
 
     trials: int
@@ -68,11 +68,11 @@ class Limits(NamedTuple):
 
 
 class GridSampler(BaseSampler):
-    """Every combination once, in an order shuffled by the seed.
+    """Tries every combination once, in an order shuffled by the seed.
 
-    Trial n gets the n-th combination, or the first after it that no other trial has: one that runs, or that ended
+    Trial n gets the n-th combination, or the first one after it that no other trial has that is running or ended
     without an error. Combinations of failed trials are tried again, and those of queued trials are not repeated.
-    Hyperparameters of a queued trial that were not given make a combination that is free, if there is one.
+    Missing hyperparameters of a queued trial are chosen to give a free combination, if there is one.
 
     Args:
         distributions: The parameters, by name.
@@ -81,9 +81,9 @@ class GridSampler(BaseSampler):
         values: The values to try for a float, by parameter; integers and choices are enumerated.
 
     Raises:
-        StudyError: a float has no `values`, or `values` name an unknown parameter or lie outside its range.
+        StudyError: a float has no `values`, or `values` has an unknown parameter or values outside its domain.
 
-    Concurrency: over our storage no two workers take one combination; over another one they may.
+    Concurrency: on tuner's storage no two trials get the same combination; on other storages they may.
     """
 
     def __init__(
@@ -97,14 +97,14 @@ class GridSampler(BaseSampler):
         values = values or {}
         unknown = sorted(set(values) - set(distributions))
         if unknown:
-            raise StudyError(f"the grid's values must name parameters of the space: got {', '.join(unknown)}")
+            raise StudyError(f"the grid has values for parameters that the space does not have: {', '.join(unknown)}")
         self._axes = {name: _axis(name, distribution, values.get(name)) for name, distribution in distributions.items()}
         self.size = math.prod(len(axis) for axis in self._axes.values())
         self._number, self._seed = number, seed
         self._point: Mapping[str, Any] = next(self._points({}))
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        if POINT in trial.system_attrs:  # it was begun before
+        if POINT in trial.system_attrs:  # it was started before
             self._point = trial.system_attrs[POINT]
             return
         fixed = trial.system_attrs.get("fixed_params", {})
@@ -128,7 +128,7 @@ class GridSampler(BaseSampler):
             self._point = take(study_id, trial_id, POINT, choose)
 
     def limits(self, trials: Sequence[FrozenTrial]) -> Limits:
-        """Return how many trials can count in a study, given all that it has."""
+        """Return the number of trials that can count in a study, given its trials."""
         done = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
         taken = {key for trial in done if self._is_on_grid(key := self._key_of(trial))}
         others_done = len(done) - len(taken)
@@ -146,7 +146,7 @@ class GridSampler(BaseSampler):
         return Limits(self.size + others_done + others_queued, self.size + others_done)
 
     def _key_of(self, trial: FrozenTrial) -> tuple[Any, ...] | None:
-        """Return the combination that a trial has or will have; None if it failed or nobody knows it yet."""
+        """Return the combination that a trial has or will have; None if it failed or it is not known yet."""
         if trial.state == TrialState.FAIL:
             return None
         attributes = trial.system_attrs
@@ -154,14 +154,14 @@ class GridSampler(BaseSampler):
         return next((key for point in points if (key := self._key(point)) is not None), None)
 
     def _key(self, point: Mapping[str, object]) -> tuple[Any, ...] | None:
-        """Return a combination's values in the order of the axes; None if it lacks some."""
+        """Return a combination's values in the order of the axes; None if some are missing."""
         return tuple(point[name] for name in self._axes) if all(name in point for name in self._axes) else None
 
     def _is_on_grid(self, key: tuple[object, ...] | None) -> bool:
         return key is not None and all(value in axis for value, axis in zip(key, self._axes.values(), strict=True))
 
     def _points(self, fixed: Mapping[str, object]) -> Iterator[dict[str, Any]]:
-        """Yield all combinations with some fixed values, from the trial's own on."""
+        """Yield all combinations with some fixed values, starting at the trial's own."""
         axes = {name: [fixed[name]] if name in fixed else axis for name, axis in self._axes.items()}
         size = math.prod(len(axis) for axis in axes.values())
         for at in range(size):
@@ -185,7 +185,7 @@ def _axis(name: str, distribution: BaseDistribution, values: Sequence[object] | 
     if values is not None:
         outside = [value for value in values if not distribution._contains(distribution.to_internal_repr(value))]
         if outside or not values:
-            raise StudyError(f"the grid's values for {name!r} must be in its domain: got {outside or 'none'}")
+            raise StudyError(f"the grid's values for {name!r} must be inside its domain: got {outside or 'no values'}")
         return values
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices
@@ -194,13 +194,13 @@ def _axis(name: str, distribution: BaseDistribution, values: Sequence[object] | 
     if isinstance(distribution, FloatDistribution) and distribution.single():
         return [distribution.low]
     raise StudyError(
-        f"the sampler 'grid' needs values for the float {name!r}: "
+        f"the sampler 'grid' needs a list of values for the float {name!r}: "
         f"{{'name': 'grid', 'values': {{{name!r}: [...], ...}}}}"
     )
 
 
 def _shuffled(index: int, size: int, seed: int) -> int:
-    """Return where a shuffle of `range(size)` takes an index, without shuffling the rest: a small Feistel cipher."""
+    """Return the position of an index in a shuffled `range(size)`, without shuffling all of it (Feistel cipher)."""
     half = (max(size - 1, 1).bit_length() + 1) // 2
     mask = (1 << half) - 1
     while True:
@@ -209,12 +209,12 @@ def _shuffled(index: int, size: int, seed: int) -> int:
             digest = hashlib.sha256(f"{seed}/{turn}/{right}".encode()).digest()
             left, right = right, left ^ (int.from_bytes(digest, "big") & mask)
         index = left << half | right
-        if index < size:  # it permutes the next power of four; the others go round again
+        if index < size:  # it permutes the next power of four; larger results are permuted again
             return index
 
 
 def _point(axes: Mapping[str, Sequence[object]], index: int) -> dict[str, Any]:
-    """Return the `index`-th combination, the last axis running fastest, without building the others."""
+    """Return the `index`-th combination, where the last axis varies fastest, without building the others."""
     point = {}
     for name, axis in reversed(list(axes.items())):
         index, at = divmod(index, len(axis))

@@ -1,4 +1,4 @@
-"""What samplers are shown of a study: a trial that diverged or ran out of memory without its reports."""
+"""The storage as samplers see it: trials that diverged or ran out of memory have no reports."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _OUTCOMES = (Outcome.DIVERGED.value, Outcome.OUT_OF_MEMORY.value)
 
 
 class SamplerView:
-    """A storage in which trials that diverged or ran out of memory have no reports; all else is the storage's.
+    """A storage in which trials that diverged or ran out of memory have no reports, and everything else is unchanged.
 
-    Such trials are stored as pruned. TPE ranks pruned trials by how long they ran: one that diverged late would be
-    better than all that were pruned early. Without reports it is the last.
+    Such trials are stored as pruned. TPE ranks pruned trials by how long they ran, so a trial that diverged late would
+    rank above all that were pruned early. Without reports it ranks last.
 
     Args:
         storage: The storage.
@@ -37,7 +37,7 @@ class SamplerView:
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        """Return a study's trials, see `optuna.storages.BaseStorage`."""
+        """Return a study's trials; see `optuna.storages.BaseStorage`."""
         return [_shown(trial) for trial in self._storage.get_all_trials(study_id, deepcopy=deepcopy, states=states)]
 
 

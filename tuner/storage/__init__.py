@@ -1,4 +1,4 @@
-"""Where trials live: every line of SQL. SQLite (WAL) is the embedded default, Postgres the shared one."""
+"""The storage of trials, with all SQL of the package. SQLite (WAL) is the default; use Postgres to share it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def open_storage(url: AnyURL) -> Storage:
         url: `sqlite:///FILE` or `postgresql+psycopg2://USER:PASSWORD@HOST/DATABASE`.
 
     Raises:
-        StorageURLError: the URL cannot be a storage's.
+        StorageURLError: the URL is not a valid storage URL.
         StorageLost: the database cannot be reached.
         StorageSchemaError: its tables are those of another version; `tuner upgrade` upgrades older ones.
 
@@ -48,10 +48,10 @@ def open_storage(url: AnyURL) -> Storage:
 
 
 def connect(url: AnyURL) -> Engine:
-    """Return an engine for `url`, after one successful connection; creates nothing.
+    """Return an engine for `url` after a successful connection; creates nothing.
 
     Raises:
-        StorageURLError: the URL cannot be a storage's.
+        StorageURLError: the URL is not a valid storage URL.
         StorageLost: the database cannot be reached, or the SQLite file does not exist.
         StorageDenied: the database user may use no schema.
     """
@@ -65,7 +65,7 @@ def connected(url: AnyURL) -> Generator[Engine]:
     """Yield an engine as `connect` does, and close its connections at the end.
 
     Raises:
-        StorageURLError: the URL cannot be a storage's.
+        StorageURLError: the URL is not a valid storage URL.
         StorageLost: the database cannot be reached, or the SQLite file does not exist.
     """
     engine = connect(url)
@@ -76,12 +76,12 @@ def connected(url: AnyURL) -> Generator[Engine]:
 
 
 def connect_when_up(url: AnyURL) -> Engine:
-    """Return an engine as `connect` does; wait for a Postgres server that is starting up, and say so once.
+    """Return an engine like `connect`; wait for a Postgres server that is starting up, and print a message once.
 
-    It is waited for up to a minute; where nobody listens at the address yet, up to ten seconds.
+    It waits for up to a minute, or up to ten seconds if the port is closed.
 
     Raises:
-        StorageURLError: the URL cannot be a storage's.
+        StorageURLError: the URL is not a valid storage URL.
         StorageLost: the database cannot be reached, or the SQLite file does not exist.
         StorageDenied: the database user may use no schema.
     """

@@ -1,4 +1,4 @@
-"""Where the files of a study's trials are: checkpoints for resuming, and the best for keeping. No JAX."""
+"""Folders for the files of a study's trials: checkpoints to resume from, and the best ones. Does not import JAX."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from tuner.output.sanitize import folder_name
 
 VARIABLE = "TUNER_ARTIFACTS"
 RECORD = "record.json"
-"""The file in a checkpoint that says what it is; `tuner.training.saved.files` writes it."""
+"""The file in a checkpoint that describes it; `tuner.training.saved.files` writes it."""
 
 
 def artifacts_folder(given: str | Path | None) -> Path:
-    """Return the folder of all studies' files: as given, else `$TUNER_ARTIFACTS`, else `tuner-artifacts` here."""
+    """Return the folder of all studies' files: the given one, else `$TUNER_ARTIFACTS`, else `tuner-artifacts`."""
     return Path(given or os.environ.get(VARIABLE) or "tuner-artifacts").absolute()
 
 
 def study_folder(folder: Path, name: str, identity: str) -> Path:
-    """Return the folder of one study; `identity` tells apart studies of one name in different storages.
+    """Return the folder of a study; `identity` distinguishes studies with the same name in different storages.
 
-    It is directly below `folder` whatever the two are: both are read from a database.
+    It is always directly below `folder`, because both arguments come from a database.
     """
     return folder / folder_name(name, identity)
 
@@ -36,16 +36,16 @@ def trial_folder(study: Path, number: int) -> Path:
 
 
 def collect(study: Path, removable: Callable[[Collection[int]], Collection[int]]) -> tuple[list[int], int]:
-    """Remove the folders of trials that nobody needs any more; return the trials, and how many bytes they took.
+    """Remove the folders of trials that are not needed any more; return the trials, and the freed bytes.
 
     Args:
         study: The study's folder.
-        removable: trial numbers -> those whose folder can go.
+        removable: A function from trial numbers to those whose folders can be removed.
     """
     size = 0
     removed: list[int] = []
     numbers: list[int] = []
-    with contextlib.suppress(FileNotFoundError):  # somebody may remove all of it at any moment
+    with contextlib.suppress(FileNotFoundError):  # another process may remove it at any moment
         numbers = [int(path.name) for path in study.iterdir() if path.name.isdigit()]
     for number in removable(numbers) if numbers else ():
         folder = trial_folder(study, number)
@@ -57,7 +57,7 @@ def collect(study: Path, removable: Callable[[Collection[int]], Collection[int]]
 
 def _size(folder: Path) -> int:
     total = 0
-    for place, _, names in os.walk(folder):  # which passes over folders that somebody else removes meanwhile
+    for place, _, names in os.walk(folder):  # this skips folders that another process removes at the same time
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 total += os.lstat(os.path.join(place, name)).st_size
@@ -66,7 +66,7 @@ def _size(folder: Path) -> int:
 
 @dataclass(frozen=True)
 class CheckpointAbout:
-    """What is known of a checkpoint without reading its arrays."""
+    """Information about a checkpoint without its arrays."""
 
     step: int
     epoch: int | None
@@ -75,10 +75,10 @@ class CheckpointAbout:
 
 
 def describe_checkpoint(path: Path) -> CheckpointAbout | None:
-    """Return what a checkpoint says of itself; None if it is not there, or not one of ours.
+    """Return information about a checkpoint; None if it does not exist, or is not one of tuner's.
 
     Args:
-        path: A checkpoint, or the folder of numbered ones that a trial's record names, of which the newest counts.
+        path: A checkpoint, or the folder of numbered ones in a trial's record, for the newest of them.
     """
     try:
         numbered = [folder for folder in path.iterdir() if folder.name.isdecimal()]

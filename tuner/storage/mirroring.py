@@ -1,4 +1,4 @@
-"""What a mirror reads and remembers: its lease, the trials that a tracker does not have yet, how far it has come."""
+"""The data of a mirror: its lease, the trials that a tracker does not have yet, and what was sent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ENDED = ("COMPLETE", "PRUNED", "FAIL")
 
 @dataclass(frozen=True)
 class Sent:
-    """What a tracker has of a trial; `digest` is that of the reports up to `epoch`."""
+    """The data of a trial that a tracker has; `digest` is that of the reports up to `epoch`."""
 
     trial_id: int
     run: str
@@ -32,7 +32,7 @@ class Sent:
     is_ended: bool = False
 
     def after(self, several: Sequence[StoredReport]) -> Sent:
-        """Return what a tracker has when it has been sent the reports that follow."""
+        """Return the data that a tracker has after it was sent the next reports."""
         epoch = several[-1].epoch if several else self.epoch
         return dataclasses.replace(self, epoch=epoch, digest=digest(self.digest, several))
 
@@ -49,15 +49,15 @@ class StoredReport:
 
 @dataclass(frozen=True)
 class Unsent:
-    """A trial of which a tracker lacks something.
+    """A trial with data that a tracker does not have.
 
     Attributes:
-        row: The trial as it stands.
-        is_ended: Whether nothing more will come of it.
-        sent: What the tracker has of it, None for nothing.
-        reports: Those after `sent`; of a trial that has ended all.
+        row: The trial's row.
+        is_ended: Whether the trial is final.
+        sent: The data that the tracker has; None for nothing.
+        reports: The reports after `sent`; for an ended trial all.
         attempts: Its columns of `tuner_attempts`, in order.
-        worker: What is known of the worker that had it last: columns of `tuner_workers`, `about` as an object.
+        worker: The worker that held it last: columns of `tuner_workers`, with `about` as an object.
     """
 
     row: TrialRow
@@ -69,7 +69,7 @@ class Unsent:
 
 
 def digest(before: str, several: Iterable[StoredReport]) -> str:
-    """Return the digest of reports that follow those of a digest; no time is part of it."""
+    """Return the digest of reports after those of another digest; times are not part of it."""
     for one in several:
         before = hashlib.sha256(f"{before} {one.epoch} {one.step} {one.metrics}".encode()).hexdigest()
     return before
@@ -79,9 +79,9 @@ def digest(before: str, several: Iterable[StoredReport]) -> str:
 
 
 def hold(engine: Engine, study_id: int, target: str, owner: str, lease_s: float) -> bool:
-    """Take or extend the lease on a study and a tracker; return whether `owner` has it now.
+    """Take or extend the lease on a study and a tracker; return whether `owner` has it.
 
-    Concurrency: safe from many processes; one of them has it until its lease ends by the database's clock.
+    Concurrency: safe from many processes; one of them has it until its lease ends on the database's clock.
     """
 
     def work(connection: Connection, _: int) -> bool:
@@ -101,7 +101,7 @@ def hold(engine: Engine, study_id: int, target: str, owner: str, lease_s: float)
 
 
 def let_go(engine: Engine, study_id: int, target: str, owner: str) -> None:
-    """End a lease, so that another process can have it at once."""
+    """End a lease, so that another process can take it immediately."""
 
     def work(connection: Connection, _: int) -> None:
         connection.execute(mirrors.update().where(*_is_own(study_id, target, owner)).values(owner=None))
@@ -114,7 +114,7 @@ def _is_own(study_id: int, target: str, owner: str) -> tuple[sa.ColumnElement[bo
 
 
 def enter_place(engine: Engine, study_id: int, target: str, owner: str, place: str) -> None:
-    """Note what the tracker calls the study; if that is new, forget what was sent to what had the name before."""
+    """Store the tracker's name of the study; if it is new, forget the data that was sent under the old name."""
 
     def work(connection: Connection, _: int) -> None:
         changed = connection.execute(
@@ -130,14 +130,14 @@ def enter_place(engine: Engine, study_id: int, target: str, owner: str, place: s
 
 
 def save(engine: Engine, study_id: int, target: str, owner: str, several: Sequence[Sent], *, lease_s: float) -> bool:
-    """Remember what a tracker has accepted and extend the lease; return False, and do nothing, if it is another's."""
+    """Store what a tracker has accepted and extend the lease; return False, and do nothing, without the lease."""
 
     def work(connection: Connection, _: int) -> bool:
         dialect = connection.dialect.name
         held = mirrors.update().where(*_is_own(study_id, target, owner))
         if connection.execute(held.values(expires_at_s=clock(dialect) + lease_s)).rowcount != 1:
             return False
-        # A trial may have been deleted meanwhile.
+        # A trial may have been deleted in the meantime.
         there = set(_known(connection, [one.trial_id for one in several]))
         rows = [{"target": target, **vars(one)} for one in several if one.trial_id in there]
         if rows:
@@ -156,11 +156,11 @@ def _known(connection: Connection, ids: Collection[int]) -> list[int]:
     return list(connection.execute(query, {"ids": ids_value(connection.dialect.name, ids)}).scalars())
 
 
-# --- What there is to send
+# --- Data to send
 
 
 def place_of(engine: Engine, study_id: int, target: str) -> tuple[str | None, set[str]]:
-    """Return what a tracker calls a study, None if nothing was sent there, and the trials of it that it has."""
+    """Return a tracker's name of a study (None if nothing was sent), and the trials that it has."""
 
     def work(connection: Connection) -> tuple[str | None, set[str]]:
         place = sa.select(mirrors.c.place).where(mirrors.c.study_id == study_id, mirrors.c.target == target)
@@ -172,13 +172,13 @@ def place_of(engine: Engine, study_id: int, target: str) -> tuple[str | None, se
 
 
 def run_of(engine: Engine, trial_id: int, target: str) -> str | None:
-    """Return what a tracker calls a trial, None if it does not have it."""
+    """Return a tracker's name of a trial; None if it does not have the trial."""
     query = sa.select(mirrored.c.run).where(mirrored.c.trial_id == trial_id, mirrored.c.target == target)
     return read(engine, lambda connection: connection.execute(query).scalar_one_or_none())
 
 
 def unsent_ids(engine: Engine, study_id: int, target: str, after: int) -> list[int]:
-    """Return the ids, greater than `after`, of the trials that have begun and whose end a tracker does not have."""
+    """Return the ids greater than `after` of started trials whose end a tracker does not have."""
 
     def work(connection: Connection) -> list[int]:
         has = (mirrored.c.trial_id == trials.c.trial_id) & (mirrored.c.target == target)
@@ -197,8 +197,8 @@ def unsent_ids(engine: Engine, study_id: int, target: str, after: int) -> list[i
 
 
 def read_unsent(engine: Engine, study: StudyRow, target: str, ids: Sequence[int]) -> list[Unsent]:
-    """Return what a tracker lacks of these trials; nothing of those that wait to be started."""
-    # The states first: all reports of a trial that has ended by now are there when they are read.
+    """Return the data of these trials that a tracker does not have; queued trials are skipped."""
+    # Read the states first: then all reports of an ended trial are stored when they are read.
     rows = [row for row in read_some(engine, study, ids) if row.outcome is not Outcome.WAITING]
 
     def work(connection: Connection) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
@@ -209,7 +209,7 @@ def read_unsent(engine: Engine, study: StudyRow, target: str, ids: Sequence[int]
             return list(connection.execute(query.where(one_of(dialect, table.c.trial_id, "ids")), values))
 
         sent = of_trials(sa.select(mirrored).where(mirrored.c.target == target), mirrored)
-        # Of those that have ended everything, to compare it with what was sent.
+        # Everything for ended trials, to compare it with the sent data.
         values["ended"] = ids_value(dialect, [row.trial_id for row in rows if row.completed is not None])
         has = (mirrored.c.trial_id == reports.c.trial_id) & (mirrored.c.target == target)
         is_new = reports.c.epoch > sa.func.coalesce(mirrored.c.epoch, 0)
@@ -237,7 +237,7 @@ def read_unsent(engine: Engine, study: StudyRow, target: str, ids: Sequence[int]
 
 
 def is_finished(engine: Engine, study_id: int) -> bool:
-    """Return whether a study is over for now: its budget is used, or it is stopped, and no worker has a trial."""
+    """Return whether a study is finished: its budget is used up or it is stopped, and no worker holds a trial."""
 
     def work(connection: Connection) -> bool:
         now = clock(connection.dialect.name)

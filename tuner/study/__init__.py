@@ -1,4 +1,4 @@
-"""A study: its search space, its settings, the file that it is written in. No JAX, and Optuna is imported late."""
+"""A study: its search space, settings and file. Does not import JAX, and imports Optuna only when needed."""
 
 from tuner.study.file import load_study
 from tuner.study.space import Space, from_params, to_params

@@ -1,4 +1,4 @@
-"""What one field of a search space may be: floats, integers, choices; and how their values are stored. No JAX.
+"""Domains of the fields of a search space: floats, integers, choices. Does not import JAX.
 
 Optuna is imported when a distribution is made.
 """
@@ -26,11 +26,11 @@ Stored = None | bool | int | float | str
 
 
 FLOAT_MAX, FLOAT_TINY = 3.4028234663852886e38, 1.1754943508222875e-38
-"""The largest and the smallest positive normal float32: what is smaller may be 0 in a program."""
+"""The largest and the smallest positive normal float32. A program may round smaller numbers to 0."""
 
 
 def as_traced(value: float) -> float:
-    """Return what a traced number is inside a program: an int32, or a float32 as a float.
+    """Return the value of a traced number inside a program: an int32, or a float32 as a float.
 
     Raises:
         SpaceError: it is neither.
@@ -40,19 +40,19 @@ def as_traced(value: float) -> float:
     if isinstance(value, int):
         if not -(2**31) <= value < 2**31:
             raise SpaceError(
-                f"traced integers are int32 and must be in [-2**31, 2**31): got {value!r}; make it static, or a float"
+                f"a traced integer must be in [-2**31, 2**31), as int32: got {value!r}; make it static, or a float"
             )
         return value
     if not (value == 0 or FLOAT_TINY <= abs(value) <= FLOAT_MAX):
         raise SpaceError(
-            f"traced numbers are float32 and must be 0, or between {FLOAT_TINY:.3g} and {FLOAT_MAX:.3g}: got "
+            f"a traced number is a float32 and must be 0, or between {FLOAT_TINY:.3g} and {FLOAT_MAX:.3g} in size: got "
             f"{value!r}; make it static, or search its logarithm"
         )
     return struct.unpack("f", struct.pack("f", value))[0]
 
 
 class HasDomains(Protocol):
-    """A `Space` class, as far as domains need to know it."""
+    """The part of a `Space` class that domains use."""
 
     __name__: str
     __domains__: dict[str, Domain]
@@ -64,12 +64,12 @@ def has_domains(value: object) -> bool:
 
 
 def domains_of(space: HasDomains) -> dict[str, Domain]:
-    """Return the domains of a space's own fields, by field."""
+    """Return the domains of a space's own fields, by field name."""
     return space.__domains__
 
 
 class Domain(metaclass=ABCMeta):
-    """The values that one field may take."""
+    """The values that a field may have."""
 
     traced: bool
 
@@ -79,7 +79,7 @@ class Domain(metaclass=ABCMeta):
 
     @abstractmethod
     def distribution(self) -> BaseDistribution:
-        """Return the equal Optuna distribution, over stored values."""
+        """Return the corresponding Optuna distribution of stored values."""
 
     @abstractmethod
     def contains(self, value: object) -> bool:
@@ -91,18 +91,18 @@ class Domain(metaclass=ABCMeta):
 
     @abstractmethod
     def example(self) -> Any:
-        """Return some value of this domain."""
+        """Return an arbitrary value of this domain."""
 
     @abstractmethod
     def parse(self, text: str) -> Any:
-        """Return the value that a command-line word stands for; ValueError if there is none."""
+        """Return the value for a word of the command line; raise ValueError if there is none."""
 
     def encode(self, value: Any) -> Stored:
-        """Return what is stored for a value of this domain."""
+        """Return the stored form of a value of this domain."""
         return value
 
     def decode(self, stored: Stored) -> Any:
-        """Return the value that was stored; the inverse of `encode`."""
+        """Return the value for its stored form; the inverse of `encode`."""
         return stored
 
     @abstractmethod
@@ -112,7 +112,7 @@ class Domain(metaclass=ABCMeta):
 
 @dataclass(frozen=True)
 class FloatDomain(Domain):
-    """The floats in [low, high], uniform or uniform in their logarithm."""
+    """Floats in [low, high], uniform or uniform in their logarithm."""
 
     low: float
     high: float
@@ -129,7 +129,7 @@ class FloatDomain(Domain):
             raise SpaceError(f"low must be below high: got low={self.low!r}, high={self.high!r}")
         if self.traced and as_traced(float(self.low)) == as_traced(float(self.high)):
             raise SpaceError(
-                f"low and high must differ as float32, which traced numbers are: got low={self.low!r}, "
+                f"low and high are equal as float32, the type of traced numbers: got low={self.low!r}, "
                 f"high={self.high!r}; make it static"
             )
 
@@ -228,11 +228,11 @@ class IntDomain(Domain):
 
 @dataclass(frozen=True)
 class ChoiceDomain(Domain):
-    """One of several options; an option that is a `Space` class brings its own fields.
+    """One of several options. An option that is a `Space` class adds its own fields.
 
     Attributes:
         options: The values, in order.
-        labels: What is stored for each: the value itself where JSON has it, else a stable label.
+        labels: The stored form of each: the value itself if JSON supports it, else a stable label.
     """
 
     options: tuple[Any, ...]
@@ -256,7 +256,7 @@ class ChoiceDomain(Domain):
                 raise SpaceError(f"labels must be plain JSON values: got {label!r}")
         for at, label in enumerate(self.labels):
             if isinstance(label, float) and not math.isfinite(label):
-                raise SpaceError(f"options must be finite: got {label!r}; give it a label: choice({{'name': value}})")
+                raise SpaceError(f"options must be finite: got {label!r}; use labels: choice({{'name': value}})")
             if any(label == other for other in self.labels[:at]):
                 raise SpaceError(f"options must differ: {label!r} is given twice (equal values or equal labels)")
         for option in self.options:
@@ -264,19 +264,19 @@ class ChoiceDomain(Domain):
                 hash(option)
             except TypeError:
                 raise SpaceError(
-                    f"options must be hashable: got {option!r}; use a tuple, or give the options one by one"
+                    f"options must be hashable: got {option!r}; use a tuple, or pass the options as separate arguments"
                 ) from None
         for at, option in enumerate(self.options):
             if any(option == other and type(option) is type(other) for other in self.options[:at]):
                 raise SpaceError(f"options must differ: {option!r} is given twice (equal values or equal labels)")
             if option != option:
-                raise SpaceError(f"options must equal themselves: got {option!r}")
+                raise SpaceError(f"an option must be equal to itself: got {option!r}")
         if self.spaces and not all(option is None or has_domains(option) for option in self.options):
-            raise SpaceError(f"a choice of Space classes takes only Space classes and None: got {self!r}")
+            raise SpaceError(f"a choice cannot mix Space classes with other options than None: got {self!r}")
         if self.traced and not all(isinstance(option, int | float) for option in self.options):
             raise SpaceError(f"a traced choice needs numbers: got {self!r}")
         if self.traced and len({as_traced(option) for option in self.options}) < len(self.options):
-            raise SpaceError(f"options must differ as float32, which traced numbers are: got {self!r}")
+            raise SpaceError(f"two options are equal as float32, the type of traced numbers: got {self!r}")
 
     def distribution(self) -> BaseDistribution:
         from optuna.distributions import CategoricalDistribution
@@ -313,7 +313,7 @@ class ChoiceDomain(Domain):
         raise SpaceError(f"must be one of {list(self.labels)}: got {stored!r}")
 
     def as_floats(self) -> ChoiceDomain:
-        """Return the same choice with floats for its numbers; the labels stay."""
+        """Return the same choice with its numbers converted to floats; the labels do not change."""
         return dataclasses.replace(
             self, options=tuple(float(each) if isinstance(each, int | float) else each for each in self.options)
         )
@@ -353,14 +353,14 @@ def int_uniform(low: int, high: int, *, step: int = 1, log: bool = False, traced
 def choice(*options: object, traced: bool = False) -> Any:
     """One of the options; static unless `traced`.
 
-    Options that JSON lacks are stored by a label: the name of a class, function or enum member, the text of a tuple.
-    Anything else is given with its labels, as one mapping: `choice({"small": object_1, "large": object_2})`.
+    Options that JSON does not support are stored under a label: the name of a class, function or enum member, or the
+    text of a tuple. Pass other options with labels, in one mapping: `choice({"small": object_1, "large": object_2})`.
     """
     if len(options) == 1 and isinstance(options[0], Mapping):
         made = ChoiceDomain(tuple(options[0].values()), tuple(options[0].keys()), traced=traced)
     else:
         made = ChoiceDomain(options, tuple(_label(option) for option in options), traced=traced)
-    # A traced number must keep one type over all trials: a float and an int make two programs.
+    # A traced number must have the same type in all trials: a float and an int need two programs.
     return made.as_floats() if traced and any(isinstance(option, float) for option in made.options) else made
 
 
@@ -368,7 +368,7 @@ _UNLABELLED = "<no label>"
 
 
 def _label(option: object) -> Stored:
-    """Return what is stored for an option, the same in every process."""
+    """Return the stored form of an option, which is the same in every process."""
     if isinstance(option, enum.Enum):
         return f"{type(option).__name__}.{option.name}"
     if option is None or isinstance(option, bool):
@@ -387,7 +387,7 @@ def _label(option: object) -> Stored:
 def parameters(space: HasDomains) -> Iterator[tuple[str, Domain, str]]:
     """Yield every Optuna parameter of a space: its name, its domain, and the condition under which it exists.
 
-    The condition is empty, or reads like `optimizer=SGD`; of nested conditions the last is given.
+    The condition is empty, or a text like `optimizer=SGD`; for nested conditions it is the innermost one.
     """
     yield from _parameters({field: field for field in domains_of(space)}, space, "")
 

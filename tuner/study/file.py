@@ -1,4 +1,4 @@
-"""A study's file: `FILE` or `FILE:NAME` on a command line, and loading the study in it."""
+"""Loads a study from its file, given as `FILE` or `FILE:NAME`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tuner.study.spec import StudySpec
 
 
 def split_path(target: str) -> tuple[Path, str | None]:
-    """Split `FILE` or `FILE:NAME`, whatever the file is like."""
+    """Split `FILE` or `FILE:NAME` without checking the file."""
     path = Path(target)
     if path.exists() or ":" not in target:
         return path, None
@@ -20,10 +20,10 @@ def split_path(target: str) -> tuple[Path, str | None]:
 
 
 def split_target(target: str) -> tuple[Path, str | None]:
-    """Split `FILE` or `FILE:NAME` and check that the file is there and is Python.
+    """Split `FILE` or `FILE:NAME` and check that the file exists and is valid Python.
 
     Raises:
-        StudyFileError: there is no such file, or it has a syntax error; the message has file and line.
+        StudyFileError: the file does not exist, or has a syntax error; the message has the file and the line.
     """
     path, name = split_path(target)
     if not path.is_file():
@@ -41,10 +41,11 @@ def load_study(target: str) -> StudySpec:
     """Import a Python file and return the study in it.
 
     Args:
-        target: `FILE`, or `FILE:NAME` with the variable's or the study's name where the file has several.
+        target: `FILE`, or `FILE:NAME` with the name of the variable or the study if the file has several studies.
 
     Raises:
-        StudyFileError: no file, a syntax or import error (shown with the file's own line), no study, or several.
+        StudyFileError: the file does not exist, has a syntax or import error (the message has its line), or has
+            no study or several.
     """
     return study_in(*split_target(target))
 
@@ -71,7 +72,7 @@ def study_in(path: Path, name: str | None) -> StudySpec:
         raise StudyFileError(f"no study in {path}: assign `Study(...)` to a name in the file")
     if len(unique) > 1:
         raise StudyFileError(
-            f"{path} has several studies: choose one as {path}:NAME, NAME being one of {_names(found)}"
+            f"{path} has several studies: choose one with {path}:NAME, where NAME is one of {_names(found)}"
         )
     return next(iter(found.values()))
 

@@ -1,4 +1,4 @@
-"""What is recorded of a study at its first launch, and what has changed since."""
+"""The settings that are recorded at a study's first launch, and how they have changed since."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tuner.study.domains import ChoiceDomain, HasDomains, domains_of, parameters
 from tuner.study.space import Space, is_space
 
 OPTIMIZER_RULES = 2
-"""How optimizers treat parameters. A record without this number is of 1, and goes on so.
+"""The rules by which optimizers treat parameters. A record without this number keeps using rules 1.
 
 1: arrays of two or more axes decay; a `Stack` of layers is one array.
 2: biases and scales never decay, and each layer of a `Stack` is treated as the same layer outside of one.
@@ -22,17 +22,17 @@ OPTIMIZER_RULES = 2
 
 
 def optimizer_rules_of(record: Mapping[str, Any]) -> int:
-    """Return the rules by which a study or a training was begun, from its record."""
+    """Return the optimizer rules with which a study or a training was started, from its record."""
     return record.get("optimizer_rules", 1)
 
 
 def with_rules(record: Mapping[str, object]) -> dict[str, Any]:
-    """Return a record that says its rules also where it was written by a version that had only one."""
+    """Return a record with its optimizer rules, also if it was written by a version that had only one set of rules."""
     return {**record, "optimizer_rules": optimizer_rules_of(record)}
 
 
 def describe_space(space: type[Space] | Callable[..., Space], fixed: Mapping[str, object]) -> dict[str, str]:
-    """Return each hyperparameter's domain as text, by name; of a define-by-run space a digest of its function."""
+    """Return each hyperparameter's domain as text, by name; for a define-by-run space a digest of its function."""
     if not is_space(space):
         return {space.__name__: f"function, sha256 {_digest(space)}"}
     described = dict(_constants(space))
@@ -46,7 +46,7 @@ def describe_space(space: type[Space] | Callable[..., Space], fixed: Mapping[str
 
 
 def _constants(space: HasDomains, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield name and value of the fields that a space and those inside it give a plain value."""
+    """Yield name and value of the fields with a plain value, in a space and its nested spaces."""
     domains = domains_of(space)
     for field in dataclasses.fields(space):  # pyright: ignore[reportArgumentType]
         if field.name not in domains and isinstance(field.default, bool | int | float | str | tuple | None):
@@ -57,7 +57,7 @@ def _constants(space: HasDomains, prefix: str = "") -> Iterator[tuple[str, str]]
 
 
 def _digest(function: Any) -> str:
-    """Return a digest of a function that its comments and its layout do not change."""
+    """Return a digest of a function that does not depend on its comments and its layout."""
     try:
         text = ast.dump(ast.parse(textwrap.dedent(inspect.getsource(function))))
     except (OSError, SyntaxError):  # made by exec, or part of a longer line
@@ -66,7 +66,7 @@ def _digest(function: Any) -> str:
 
 
 def differences(old: Mapping[str, object], new: Mapping[str, object], prefix: str = "") -> list[str]:
-    """Return each difference between two records, in words."""
+    """Describe each difference between two records."""
     found = []
     for key in [*old, *(key for key in new if key not in old)]:
         before, after = old.get(key, "absent"), new.get(key, "absent")

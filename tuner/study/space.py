@@ -1,9 +1,9 @@
-"""The search space: a typed dataclass of domains. No JAX; Optuna is imported when a distribution is made.
+"""The search space: a typed dataclass of domains. Does not import JAX, and imports Optuna only when needed.
 
-A field is *traced* (a number inside the compiled program) or *static* (part of the program's shape): floats are
-traced, integers and choices static, and `static=True` / `traced=True` changes that. Optuna sees ordinary parameters;
-those of a nested space are named `optimizer.momentum`, or `optimizer.SGD.momentum` where the options give one name
-different domains.
+A field is *traced* (a number inside the compiled program) or *static* (part of the program's shape). Floats are traced,
+integers and choices static; `static=True` and `traced=True` change that. Optuna stores ordinary parameters. Those of a
+nested space are named `optimizer.momentum`, or `optimizer.SGD.momentum` if the options define the name with different
+domains.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class _Body(dict[str, Any]):
-    """A class body that refuses to define one field twice."""
+    """A class body that does not allow a field to be defined twice."""
 
     def __setitem__(self, name: str, value: object) -> None:
         if name in self and isinstance(value, Domain) | isinstance(self[name], Domain):
@@ -76,7 +76,7 @@ class SpaceMeta(type):
         dataclass(frozen=True, kw_only=True)(made)
         known = {field.name for field in dataclasses.fields(made)}  # pyright: ignore[reportArgumentType]
         for field in inherited.keys() & plain.keys() - vars(made).get("__annotations__", {}).keys():
-            raise SpaceError(f"{name}.{field}: a constant in place of a domain needs a type annotation")
+            raise SpaceError(f"{name}.{field}: a field with a constant needs a type annotation")
         for field, domain in domains.items():
             try:
                 if field not in known:
@@ -100,7 +100,7 @@ class SpaceMeta(type):
 
 
 def _check_names(space: Any) -> None:
-    """Raise SpaceError if two parameters of different domains have one name."""
+    """Raise SpaceError if two parameters with different domains have the same name."""
     met: dict[str, Domain] = {}
     for name, domain, _ in parameters(space):
         if met.setdefault(name, domain) != domain:
@@ -108,7 +108,7 @@ def _check_names(space: Any) -> None:
 
 
 class Space(metaclass=SpaceMeta):
-    """Base of a search space; a subclass lists its fields, an instance is one set of hyperparameters.
+    """Base class of search spaces. A subclass defines the fields; an instance is one set of hyperparameters.
 
     ```
     class HParams(Space):
@@ -117,8 +117,8 @@ class Space(metaclass=SpaceMeta):
         optimizer: SGD | AdamW = choice(SGD, AdamW)      # nested spaces: conditional hyperparameters
     ```
 
-    Instances are frozen, and a JAX pytree from the moment that training starts. A field without a domain is a
-    constant, or (in a define-by-run space) a value that the function gives.
+    Instances are frozen, and are registered as JAX pytrees when training starts. A field without a domain is a
+    constant or, in a define-by-run space, a value that the function sets.
 
     Raises:
         SpaceError: at class creation, naming the field.
@@ -126,7 +126,7 @@ class Space(metaclass=SpaceMeta):
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
-            # An int in a float field would be another type inside the program, and so another program.
+            # An int in a float field would have another type inside the program, which needs another compilation.
             value = getattr(self, field.name)
             if type(value) is int and field.type in (float, "float"):
                 object.__setattr__(self, field.name, float(value))
@@ -163,8 +163,8 @@ def is_traced(space: type[Space], field: str) -> bool:
 def build(space: type[Space], value_of: Callable[[str, Domain], object]) -> Space:
     """Return an instance, asking `value_of(parameter_name, domain)` for each value that is needed.
 
-    This is the one walk over a space: sampling, reading stored parameters and taking examples differ only in
-    where the values come from.
+    Sampling, reading stored parameters and creating examples all use this function; they differ only in where the
+    values come from.
 
     Raises:
         SpaceError: a field has neither a domain nor a default.
@@ -182,13 +182,13 @@ def _build(names: Mapping[str, str], space: type[Space], value_of: Callable[[str
         values[field] = value
     for field in dataclasses.fields(space):  # pyright: ignore[reportArgumentType]
         if field.name not in values and field.default is field.default_factory:  # both are MISSING
-            missing = f"every field must have a domain or a default: {field.name!r} has neither"
+            missing = f"the field {field.name!r} needs a domain or a default"
             raise SpaceError(f"{space.__name__}: {missing}")
     return space(**values)
 
 
 def sample(space: type[Space], trial: optuna.Trial, fixed: Mapping[str, object] | None = None) -> Space:
-    """Return hyperparameters suggested by Optuna; `fixed` holds the values of parameters that are not searched."""
+    """Return hyperparameters suggested by Optuna; `fixed` has the values of parameters that are not searched."""
     fixed = fixed or {}
 
     def suggest(name: str, domain: Domain) -> Any:
@@ -200,7 +200,7 @@ def sample(space: type[Space], trial: optuna.Trial, fixed: Mapping[str, object] 
 
 
 def from_params(space: type[Space], params: Mapping[str, Stored]) -> Space:
-    """Return the hyperparameters that were stored as `params` (the `hparams` of `tuner best --format json`).
+    """Return the instance for stored `params` (the `hparams` of `tuner best --format json`).
 
     Raises:
         SpaceError: a parameter is missing, or its value is outside its domain.
@@ -208,7 +208,7 @@ def from_params(space: type[Space], params: Mapping[str, Stored]) -> Space:
 
     def read(name: str, domain: Domain) -> Any:
         if name not in params:
-            raise SpaceError(f"every parameter of {space.__name__} must be given: {name!r} is missing")
+            raise SpaceError(f"the parameter {name!r} of {space.__name__} is missing")
         stored = params[name]
         if not (isinstance(domain, ChoiceDomain) or domain.contains(stored)):
             raise SpaceError(f"{name} must be in {domain!r}: got {stored!r}")
@@ -239,7 +239,7 @@ def to_params(hparams: Space) -> dict[str, Stored]:
 
 
 def examples(space: type[Space]) -> Iterator[Space]:
-    """Yield instances that together visit every option that is a space; used to check a trainer before it runs."""
+    """Yield instances that together cover every option that is a space, to check a trainer before it runs."""
     pending: list[dict[str, Any]] = [{}]
     seen: set[tuple[str, Any]] = set()
     while pending:
@@ -262,7 +262,7 @@ def examples(space: type[Space]) -> Iterator[Space]:
 
 
 def check_fixed(space: type[Space], fixed: Mapping[str, object]) -> None:
-    """Check the values of hyperparameters that are not searched, given by parameter.
+    """Check the values of fixed hyperparameters, given by parameter name.
 
     Raises:
         SpaceError: there is no such parameter, or the value is outside its domain.

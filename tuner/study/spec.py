@@ -1,4 +1,4 @@
-"""What a study is: space, trainer, data, objective, budget and search in one object."""
+"""The settings of a study: space, trainer, data, objective, budget and search in one object."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ Direction = Literal["maximize", "minimize"]
 
 @dataclass(frozen=True, kw_only=True)
 class StudySpec:
-    """One search, without what runs it: `tuner.Study` has `run` and `launch` as well.
+    """The settings of one search. `tuner.Study` adds `run` and `launch`.
 
     Attributes:
         name: The study's name in the storage.
         space: A `Space` class, or a function from an Optuna trial to a `Space` instance (define-by-run).
         trainer: A `tuner.training.TrainerModule` class or instance.
-        data: A function from the study's seed to `tuner.training.Splits`; called once in each worker, so that every
-            trial sees the same split.
+        data: A function that takes the study's seed and returns `tuner.training.Splits`. Each worker calls it once;
+            every trial uses the same split.
         objective: The name of a validation metric that the trainer reports, or several for a Pareto search.
         direction: `"maximize"` or `"minimize"`, for one objective.
-        directions: The same for several objectives.
-        epochs: Passes over the training data that a trial makes unless it is pruned; > 0.
+        directions: The directions of several objectives.
+        epochs: Passes over the training data in a trial that is not pruned; > 0.
         trials: The budget: complete, pruned, diverged and out-of-memory trials count, failed ones do not; > 0.
-        seed: Seeds the split, the samplers and, with its number, each trial; >= 0.
+        seed: Seed of the split, the samplers and (with the trial's number) each trial; >= 0.
         sampler: A name, a mapping with `name` and the sampler's options, or an Optuna sampler.
-        pruner: The same for the pruner. With several objectives there is no pruning.
-        fixed: Parameters that are not searched, by name; part of what the study is.
-        baseline: Hyperparameters to compare with, an instance of `space`: the first trial has them and is not pruned,
-            `tuner best` says by how much the best is better, and `tuner confirm` how sure that is. What is fixed is
-            fixed in it as well.
-        picture: A function from a trained model, `tuner.training.Loaded`, and the data to a matplotlib figure:
-            `tuner plot NAME picture` draws the best trial's model with it, or another's.
+        pruner: A name, a mapping or an Optuna pruner, likewise. Studies with several objectives are not pruned.
+        fixed: Values of parameters that are not searched, by name; part of the study's definition.
+        baseline: Hyperparameters to compare with, an instance of `space`. The first trial has them and is never pruned,
+            `tuner best` prints how much better the best trial is, and `tuner confirm` how certain that is. Fixed
+            hyperparameters are fixed in the baseline too.
+        picture: A function that takes a trained model, `tuner.training.Loaded`, and the data, and returns a matplotlib
+            figure. `tuner plot NAME picture` draws the model of the best trial, or of another one.
         save_every_s: Seconds of training between checkpoints to resume from; a shorter trial writes none.
-        keep_best: Trials whose best checkpoint is kept: the best of the study, by its first objective; >= 0.
-        wall_hours: The budget in hours in which at least one worker is at work on the study; None for no such limit.
-        device_hours: The budget in hours of training, times the devices of each worker; None for no such limit.
-        retries: How often a trial that ended with an error is tried again before it counts as failed; >= 0.
+        keep_best: The number of best trials, by the first objective, whose best checkpoint is kept; >= 0.
+        wall_hours: The budget in hours during which at least one worker runs; None for no limit.
+        device_hours: The budget in hours of training, multiplied by the devices of each worker; None for no limit.
+        retries: How often a trial that raised an error is retried before it counts as failed; >= 0.
 
     Raises:
         StudyError: a setting is wrong; the message names it.
@@ -85,9 +85,9 @@ class StudySpec:
 
     def _check_settings(self) -> None:
         if not isinstance(self.name, str) or not 0 < len(self.name) <= 512:
-            raise StudyError(f"a study's name must be a text of 1 to 512 characters: got {self.name!r}")
+            raise StudyError(f"the name of a study must be a text of 1 to 512 characters: got {self.name!r}")
         if is_unstorable(self.name):
-            raise StudyError(f"a study's name must have no NUL and no lone surrogate: got {self.name!r}")
+            raise StudyError(f"the name of a study must not contain NUL or a lone surrogate: got {self.name!r}")
         for setting, low in (("epochs", 1), ("trials", 1), ("seed", 0), ("keep_best", 0), ("retries", 0)):
             value = getattr(self, setting)
             if not is_int(value) or value < low:
@@ -105,23 +105,23 @@ class StudySpec:
         if not (is_space(self.space) or inspect.isfunction(self.space)):
             raise StudyError(f"space must be a Space class or a function of an Optuna trial: got {self.space!r}")
         if not callable(self.data):
-            raise StudyError(f"data must be a function of the study's seed: got {self.data!r}")
+            raise StudyError(f"data must be a function that takes the study's seed: got {self.data!r}")
         if self.picture is not None and not callable(self.picture):
             raise StudyError(f"picture must be a function of a trained model and the data: got {self.picture!r}")
         names = self.objectives if isinstance(self.objective, str | list | tuple) else ()
         if not names or len(set(names)) < len(names) or not all(isinstance(name, str) and name for name in names):
-            raise StudyError(f"objective must name one metric, or several different ones: got {self.objective!r}")
+            raise StudyError(f"objective must name one metric, or several different metrics: got {self.objective!r}")
         given = [self.direction] if self.direction is not None else list(self.directions or [])
         if (self.direction is None) == (self.directions is None) or len(given) != len(self.objectives):
             raise StudyError(
-                f"there must be one direction for each objective: got objective={self.objective!r}, "
+                f"a study needs one direction for each objective: got objective={self.objective!r}, "
                 f"direction={self.direction!r}, directions={self.directions!r} (study {self.name!r})"
             )
         for direction in given:
             if direction not in ("maximize", "minimize"):
                 raise StudyError(f"a direction must be 'maximize' or 'minimize': got {direction!r}")
         if self.fixed and not is_space(self.space):
-            raise StudyError("hyperparameters of a define-by-run space cannot be fixed; change its function")
+            raise StudyError("cannot fix hyperparameters of a define-by-run space: change its function")
         if is_space(self.space):
             check_fixed(self.space, self.fixed)
         if self.baseline is not None:
@@ -129,17 +129,17 @@ class StudySpec:
 
     def _check_baseline(self) -> None:
         if not is_space(self.space):
-            raise StudyError("a study with a baseline needs a Space class: a define-by-run space has no class")
+            raise StudyError("a study with a baseline needs a Space class: got a define-by-run space")
         if type(self.baseline) is not self.space:
             raise StudyError(f"baseline must be hyperparameters, {self.space.__name__}(...): got {self.baseline!r}")
         try:
             from_params(self.space, self.baseline_params)
         except SpaceError as error:
-            raise StudyError(f"baseline must be hyperparameters that a trial can have: {error}") from None
+            raise StudyError(f"the baseline is not in the search space: {error}") from None
 
     @property
     def baseline_params(self) -> dict[str, Any]:
-        """What a trial with the baseline's hyperparameters has stored; empty without a baseline."""
+        """The stored hyperparameters of a trial with the baseline; empty without a baseline."""
         if self.baseline is None or not is_space(self.space):
             return {}
         fixed = {
@@ -150,15 +150,17 @@ class StudySpec:
 
     def _check_search(self) -> None:
         if len(self.objectives) > 1 and isinstance(self.pruner, str) and self.pruner not in ("asha", "none"):
-            raise StudyError(f"several objectives cannot be pruned: use pruner='none', got {self.pruner!r}")
+            raise StudyError(
+                f"a study with several objectives cannot be pruned: got pruner={self.pruner!r}; use pruner='none'"
+            )
         if len(self.objectives) > 1 and getattr(self.sampler, "get", lambda _: self.sampler)("name") == "cmaes":
-            raise StudyError("the sampler 'cmaes' searches for one objective; use tpe, nsga2, random, qmc or grid")
+            raise StudyError("the sampler 'cmaes' supports only one objective: use tpe, nsga2, random, qmc or grid")
         self.make_pruner()
         self.make_sampler(0)
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """The objectives' names; usually one."""
+        """The names of the objectives; usually one."""
         return (self.objective,) if isinstance(self.objective, str) else tuple(self.objective)
 
     @property
@@ -167,13 +169,13 @@ class StudySpec:
         return (self.direction,) if self.direction is not None else tuple(self.directions or ())
 
     def make_pruner(self) -> optuna.pruners.BasePruner:
-        """Return the pruner; it holds no state that workers must agree on."""
+        """Return the pruner. It has no state that workers must share."""
         from tuner.search import make_pruner
 
         return make_pruner("none" if len(self.objectives) > 1 else self.pruner, self.epochs)
 
     def make_sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        """Return the sampler for trial `number`: a new one for a name, the same one for an Optuna object."""
+        """Return the sampler for trial `number`: a new one if it is given by name, otherwise the Optuna object."""
         from tuner.search import Context, make_sampler
 
         distributions = None
@@ -194,7 +196,7 @@ class StudySpec:
         """Return the hyperparameters that Optuna suggests for a trial.
 
         Raises:
-            StudyError: a define-by-run function returned something else.
+            StudyError: a define-by-run function did not return a `Space` instance.
         """
         if is_space(self.space):
             return sample(self.space, trial, self.fixed)
@@ -205,7 +207,7 @@ class StudySpec:
         return hparams
 
     def hparams_of(self, params: Mapping[str, Any]) -> Space:
-        """Return the hyperparameters that a trial of this study has stored (`hparams` of `tuner show --format json`).
+        """Return the instance for a trial's stored hyperparameters (`hparams` of `tuner show --format json`).
 
         Raises:
             SpaceError: a parameter is missing, or its value is outside its domain.
@@ -217,28 +219,28 @@ class StudySpec:
         try:
             return self.sample(optuna.trial.FixedTrial(dict(params)))  # pyright: ignore[reportArgumentType]
         except ValueError as error:
-            raise SpaceError(f"the hyperparameters must be those of {self.space.__name__}: {error}") from None
+            raise SpaceError(f"invalid hyperparameters for {self.space.__name__}: {error}") from None
 
     def changed(self, *, fixed: Mapping[str, str] | None = None, **settings: object) -> Self:
-        """Return the study with settings from the command line.
+        """Return a copy of the study with settings from the command line.
 
         Args:
-            fixed: Hyperparameters that are not searched: name -> word still to be parsed.
-            settings: Other attributes by name; None leaves one as it is.
+            fixed: Hyperparameters that are not searched: name -> value as text.
+            settings: Other attributes by name; None keeps an attribute unchanged.
 
         Raises:
             StudyError: a setting is wrong.
-            SpaceError: a fixed hyperparameter does not exist, or its value lies outside its domain.
+            SpaceError: a fixed hyperparameter does not exist, or its value is outside its domain.
         """
         changes = {name: value for name, value in settings.items() if value is not None}
         if fixed:
             if not is_space(self.space):
-                raise StudyError("hyperparameters of a define-by-run space cannot be fixed; change its function")
+                raise StudyError("cannot fix hyperparameters of a define-by-run space: change its function")
             changes["fixed"] = {**self.fixed, **parse_fixed(self.space, fixed)}
         return dataclasses.replace(self, **changes)
 
     def record(self) -> dict[str, Any]:
-        """Return what makes trials of this study comparable, as plain JSON; recorded at its first launch."""
+        """Return the settings that make trials comparable, as plain JSON; they are recorded at the first launch."""
         return {
             "objective": list(self.objectives),
             "direction": list(self.all_directions),
@@ -250,20 +252,20 @@ class StudySpec:
         }
 
     def check_unchanged(self, recorded: Mapping[str, object]) -> None:
-        """Compare with what was recorded when the study was first launched; more trials are fine.
+        """Compare the settings with those recorded at the study's first launch. The number of trials may change.
 
         Raises:
-            StudyError: something differs; the message names each difference.
+            StudyError: a setting differs; the message names each difference.
         """
-        # Through JSON, because that is how the record comes back.
+        # Through JSON, because the stored record is JSON as well.
         mine = json.loads(json.dumps(self.record()))
         rules = optimizer_rules_of(recorded)
         if rules > OPTIMIZER_RULES:
             raise StudyError(
-                f"study {self.name!r} was created with a newer version of tuner, optimizer_rules={rules}: this version "
-                f"knows {OPTIMIZER_RULES}; use the newer one"
+                f"study {self.name!r} was created with a newer version of tuner (optimizer_rules={rules}, this version "
+                f"supports {OPTIMIZER_RULES}): upgrade tuner"
             )
-        # An older study goes on by the rules it was begun with.
+        # An older study keeps the optimizer rules with which it was started.
         changes = differences(with_rules(recorded), {**mine, "optimizer_rules": rules})
         if changes:
             raise StudyError(

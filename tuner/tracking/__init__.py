@@ -1,4 +1,4 @@
-"""Where a study's numbers are sent as well: one interface, and MLflow, TensorBoard and W&B behind it."""
+"""Sends the results of a study to MLflow, TensorBoard and W&B, through one interface."""
 
 from tuner.tracking.choose import MLFLOW_VARIABLE, check_trackers, make_trackers
 from tuner.tracking.tracker import TrackedReport, TrackedStudy, TrackedTrial, Tracker

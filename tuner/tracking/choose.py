@@ -1,4 +1,4 @@
-"""Making the trackers that were asked for."""
+"""Creates the trackers that the user asked for."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from tuner.errors import UsageError, how_to_install
 from tuner.tracking.tracker import Tracker
 
 MLFLOW_VARIABLE = "MLFLOW_TRACKING_URI"
-"""MLflow's own variable: the server where none is given."""
+"""MLflow's environment variable, the default of `mlflow`."""
 
 
 def check_trackers(mlflow: str | None, tensorboard: str | None, wandb: str | None) -> None:
-    """Find out whether `make_trackers` could make these, without importing what takes seconds.
+    """Check the arguments of `make_trackers` without importing the trackers' libraries, which takes seconds.
 
     Raises:
         UsageError: an address is wrong, or the tracker's library is not installed.
@@ -21,7 +21,7 @@ def check_trackers(mlflow: str | None, tensorboard: str | None, wandb: str | Non
     packages = (mlflow, "mlflow", "MLflow"), (tensorboard, "tensorboard", "TensorBoard"), (wandb, "wandb", "W&B")
     for asked, package, name in packages:
         if asked and importlib.util.find_spec(package) is None:
-            raise UsageError(f"{name} must be installed to send a study to it: {how_to_install(package)}")
+            raise UsageError(f"sending a study to {name} needs its package: {how_to_install(package)}")
     if mlflow:
         from tuner.tracking.mlflow import address
 
@@ -33,12 +33,12 @@ def check_trackers(mlflow: str | None, tensorboard: str | None, wandb: str | Non
 
 
 def make_trackers(mlflow: str | None, tensorboard: str | None, wandb: str | None) -> list[Tracker]:
-    """Return the trackers that are asked for, their libraries imported.
+    """Import the libraries of trackers and create the trackers.
 
     Args:
-        mlflow: The URI of an MLflow server.
+        mlflow: The URI of an MLflow server, or None.
         tensorboard: A folder for TensorBoard's files.
-        wandb: A project of W&B; its other settings are W&B's own environment variables.
+        wandb: A project of W&B; W&B's own environment variables set the rest.
 
     Raises:
         UsageError: as in `check_trackers`.

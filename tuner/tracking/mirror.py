@@ -1,4 +1,4 @@
-"""The mirror: follows a study in the database and brings trackers up to date. Workers neither see nor wait for it."""
+"""The mirror: follows a study in the database and sends new data to trackers. Workers do not wait for it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tuner.storage.worker.studies import identify
 from tuner.tracking import TrackedReport, TrackedStudy, TrackedTrial, Tracker
 
 LEASE_S = 30.0
-_POLL_S = 3.0  # so that of short trials each is sent once, whole
+_POLL_S = 3.0  # so that a short trial is sent once and completely
 _LONGEST_PAUSE_S = 30.0
 _ONCE_PATIENCE_S = 30.0
 _STORAGE_PATIENCE_S = 600.0
@@ -37,31 +37,31 @@ _NUMBERS = 2000  # metrics sent in one call of a tracker, so that each call is s
 
 @dataclass
 class Ending:
-    """When to end: set from outside, a signal handler or a thread."""
+    """When the mirror ends; set by a signal handler or another thread."""
 
     now: bool = False
-    """At once, whatever is left to send."""
+    """Whether to end immediately, even if data is left to send."""
     by_s: float | None = None
-    """When all is sent, and not later than this on the monotonic clock."""
+    """The time on the monotonic clock by which to end, or earlier if all is sent."""
     grace_s: float = 0.0
-    """How far `by_s` moves from the moment in which a tracker has taken something."""
+    """Seconds by which `by_s` is extended whenever a tracker accepts data."""
     on_progress: Callable[[], None] = lambda: None
-    """Called when sending begins, and when a tracker has taken something."""
+    """Called when sending starts, and when a tracker accepts data."""
     progressed_s: float = -math.inf
-    """When that was the last time."""
+    """The time of the last such call."""
 
     def ask(self, grace_s: float, start_s: float) -> None:
-        """End when all is sent, or when no tracker has taken anything for `grace_s`.
+        """End when all is sent, or when no tracker has accepted data for `grace_s`.
 
         Args:
             grace_s: Seconds.
-            start_s: Seconds that the start may take, if sending has not begun.
+            start_s: Seconds that the start may take, if sending has not started.
         """
         self.grace_s = grace_s
         self.by_s = time.monotonic() + (start_s if self.progressed_s == -math.inf else grace_s)
 
     def note_progress(self) -> None:
-        """Note that sending begins, or that a tracker has taken something."""
+        """Note that sending has started, or that a tracker has accepted data."""
         self.progressed_s = time.monotonic()
         if self.by_s is not None:
             self.by_s = self.progressed_s + self.grace_s if self.grace_s else self.by_s
@@ -79,16 +79,16 @@ def follow(url: AnyURL, name: str, trackers: Sequence[Tracker], *, once: bool, e
         url: The storage's URL.
         name: The study.
         trackers: Where to send it.
-        once: End when all that is there now is sent.
-        ending: Ends it before that.
+        once: End when all current data is sent.
+        ending: Ends the mirror earlier.
 
     Raises:
         UnknownStudy: there is no such study.
-        StorageLost: the database stays away.
-        TrackerLost: a tracker did not answer in the end, and lacks something.
-        TrackerRefused: a tracker did not take some trials.
+        StorageLost: the database cannot be reached.
+        TrackerLost: a tracker does not answer, and does not have all data.
+        TrackerRefused: a tracker rejected some trials.
 
-    Concurrency: any number of processes; of each tracker one at a time sends, the others wait.
+    Concurrency: any number of processes; one at a time sends to each tracker, the others wait.
     """
     url = parse_url(url)
     with connected(url) as engine:
@@ -105,13 +105,13 @@ def follow(url: AnyURL, name: str, trackers: Sequence[Tracker], *, once: bool, e
                 mirror.close()
     refused = [line for mirror in mirrors for line in mirror.refused.values()]
     if refused:
-        raise TrackerRefused(f"{len(refused)} trials could not be sent; the first: {refused[0]}")
+        raise TrackerRefused(f"cannot send {len(refused)} of the trials; the first: {refused[0]}")
 
 
 def _work(engine: Engine, study: StudyRow, mirrors: Sequence[Mirror], *, once: bool, ending: Ending) -> None:
     began_s = time.monotonic()
     while not ending.now:
-        # Before the passes: what was there then is sent by them.
+        # Checked before the passes, which send all data that existed then.
         is_last = once or ending.by_s is not None
         is_finished = mirroring.is_finished(engine, study.study_id)
         for mirror in mirrors:
@@ -124,14 +124,16 @@ def _work(engine: Engine, study: StudyRow, mirrors: Sequence[Mirror], *, once: b
             return
         gives_up = once and time.monotonic() > max(began_s, ending.progressed_s) + _ONCE_PATIENCE_S
         if behind and ending.by_s is not None:
-            # Whoever waits for us does not wait for a tracker that is away, or for another process that sends.
+            # The waiting launcher does not wait for a tracker that is down, or for another process that sends.
             gives_up = ending.is_over() or all(mirror.trouble or not mirror.is_held for mirror in behind)
         troubled = [mirror.trouble for mirror in behind if mirror.trouble]
         if gives_up and troubled:
-            raise TrackerLost(f"{troubled[0]}; missing data of {study.name!r} can be sent later")
+            raise TrackerLost(f"{troubled[0]}; send the missing data of {study.name!r} later with `tuner track`")
         if gives_up and ending.by_s is not None:
             if any(mirror.is_held for mirror in behind):
-                raise TrackerLost(f"there was no time to send all of {study.name!r}; the rest can be sent later")
+                raise TrackerLost(
+                    f"not all data of {study.name!r} were sent in time; send the rest later with `tuner track`"
+                )
             return
         _pause(_POLL_S, ending)
 
@@ -145,13 +147,13 @@ def _pause(seconds: float, ending: Ending) -> None:
 
 @dataclass
 class Mirror:
-    """A study on its way to one tracker.
+    """Sends a study to one tracker.
 
     Attributes:
         is_held: Whether this process is the one that sends.
-        is_up_to_date: Whether the tracker has all that was there at the last step.
-        trouble: Why the last step failed, empty if it did not.
-        refused: The trials that the tracker does not take, and why.
+        is_up_to_date: Whether the tracker has all data of the last step.
+        trouble: Why the last step failed; empty if it did not.
+        refused: The trials that the tracker rejects, and why.
     """
 
     engine: Engine
@@ -177,7 +179,7 @@ class Mirror:
         return self.engine, self.study.study_id, self.tracker.target
 
     def step(self) -> None:
-        """Send what there is, if this process may and the tracker answers; never raises for the tracker's sake."""
+        """Send new data, if this process has the lease and the tracker answers; never raises errors of the tracker."""
         if time.monotonic() < self._next_s and self.ending.by_s is None:
             return
         if not self._hold():
@@ -189,7 +191,7 @@ class Mirror:
                 self._open()
             self._send_all(self._unsent_ids())
             if self._was_away and self.is_up_to_date:
-                # What was given up while it was away may have been done since.
+                # Requests that timed out may have succeeded since.
                 self._open()
                 self._was_away = False
         except (TrackerLost, TrackerRefused) as error:
@@ -256,19 +258,19 @@ class Mirror:
         self.is_up_to_date = True
 
     def _keeps(self, accepted: dict[int, Sent]) -> bool:
-        """Return whether this process may go on sending; what was accepted is saved when the lease is renewed."""
+        """Return whether this process may continue sending; progress is saved when the lease is renewed."""
         if time.monotonic() > self._renewed_s + LEASE_S / 3:
             self._remember(accepted)
         return self.is_held and not self.ending.now
 
     def _remember(self, accepted: dict[int, Sent]) -> None:
-        """Save how far the tracker is, and renew the lease; what was accepted and not saved is sent again."""
+        """Save the progress and renew the lease; accepted data that was not saved is sent again."""
         self.is_held = mirroring.save(*self._key, self.owner, list(accepted.values()), lease_s=LEASE_S)
         self._renewed_s = time.monotonic()
         accepted.clear()
 
     def _send(self, unsent: Unsent, accepted: dict[int, Sent]) -> None:
-        """Send what a tracker lacks of one trial."""
+        """Send the missing data of a trial."""
         try:
             sent = self._kept(unsent)
             trial = describe_trial(self.study, unsent)
@@ -296,7 +298,7 @@ class Mirror:
                 reports = [describe_report(report, trial.began_s) for report in with_end]
                 try:
                     self.tracker.end_trial(sent.run, trial, reports)
-                except TrackerRefused:  # something that is said of the trial, perhaps: its curves are kept
+                except TrackerRefused:  # possibly because of the trial's tags: its curves are kept
                     self.tracker.log(sent.run, reports)
                     raise
                 accepted[trial_id] = dataclasses.replace(sent.after(with_end), is_ended=True)
@@ -304,12 +306,12 @@ class Mirror:
                 self.ending.note_progress()
         except TrackerRefused as error:
             self.refused[unsent.row.trial_id] = f"trial {unsent.row.number}: {error}"
-            say(f"trial {unsent.row.number} is left out: {error}")
+            say(f"cannot send trial {unsent.row.number}, skipping it: {error}")
 
     def _kept(self, unsent: Unsent) -> Sent | None:
-        """Return what the tracker has of a trial; nothing if that is no longer so: then it is sent anew.
+        """Return the data of a trial that the tracker has; none if the data has changed and must be sent again.
 
-        A trial that began again, on other devices say, has other numbers for epochs that were sent before.
+        A trial that started again, for example on other devices, has other numbers for epochs that were sent before.
         """
         sent = unsent.sent
         if sent is None or not unsent.is_ended:
@@ -321,24 +323,24 @@ class Mirror:
         return None
 
     def finish(self) -> None:
-        """Say that the study is finished."""
+        """Tell the tracker that the study is finished."""
         if self.is_held:
             with contextlib.suppress(TrackerLost, TrackerRefused):  # it has all the numbers
                 self.tracker.end_study()
 
     def close(self) -> None:
-        """Let go of the tracker and of the lease."""
+        """Close the tracker and release the lease."""
         self.tracker.close()
         if self.is_held:
             with contextlib.suppress(TunerError):
                 mirroring.let_go(*self._key, self.owner)
 
 
-# --- What a tracker is told
+# --- Data for trackers
 
 
 def describe_study(study: StudyRow, identity: str, url: StorageURL) -> TrackedStudy:
-    """Return a study as trackers are told it."""
+    """Return a study in the form for trackers."""
     record = study.record
     settings = {
         "storage": str(url),
@@ -351,7 +353,7 @@ def describe_study(study: StudyRow, identity: str, url: StorageURL) -> TrackedSt
 
 
 def describe_trial(study: StudyRow, unsent: Unsent) -> TrackedTrial:
-    """Return a trial as trackers are told it."""
+    """Return a trial in the form for trackers."""
     row, reports = unsent.row, unsent.reports
     began_s = _seconds(row.started) or (unsent.attempts[0]["started_at_s"] if unsent.attempts else 0.0)
     ended_s = _seconds(row.completed)
@@ -403,14 +405,14 @@ def _tags(unsent: Unsent) -> dict[str, str]:
 
 
 def describe_report(report: StoredReport, began_s: float) -> TrackedReport:
-    """Return a report as trackers are told it; one of before there were times is as old as its trial."""
+    """Return a report in the form for trackers; a report without a time gets the start time of its trial."""
     metrics = {name: decode_metric(value) for name, value in json.loads(report.metrics).items()}
     at_s = began_s if report.reported_at_s is None else report.reported_at_s
     return TrackedReport(report.epoch, report.step, at_s, metrics)
 
 
 def _seconds(moment: datetime.datetime | None) -> float | None:
-    """Return a trial's time as seconds since 1970; one of an unknown zone as if it were UTC."""
+    """Return a trial's time as seconds since 1970; a time of an unknown zone is treated as UTC."""
     return None if moment is None else moment.replace(tzinfo=datetime.UTC).timestamp()
 
 

@@ -1,4 +1,4 @@
-"""MLflow: a run for the study, and below it one for each trial."""
+"""MLflow: a parent run for the study, and a child run for each trial."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _STATUS = {Outcome.COMPLETE: "FINISHED", Outcome.PRUNED: "KILLED"}
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST"}
 _ITSELF = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    # A request that was given up may be done all the same: whether it was is looked up before it is made again.
+    # A request that timed out may have succeeded: this is checked before it is repeated.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -32,9 +32,9 @@ _ITSELF = {
 
 
 def allowed_name(name: str) -> str:
-    """Return a name that MLflow takes for a parameter, a metric or a tag.
+    """Return a name that MLflow accepts for a parameter, a metric or a tag.
 
-    What it does not take becomes `_`, and the name gets six digits that keep it apart from others.
+    Invalid characters become `_`, and six digits make the name unique.
     """
     allowed = _NOT_ALLOWED.sub("_", name)
     if posixpath.normpath(allowed) != allowed or allowed.startswith(("/", "..")) or allowed == ".":
@@ -48,17 +48,17 @@ def address(uri: str) -> str:
     """Return an MLflow URI without user and password.
 
     Raises:
-        UsageError: it is neither a server's nor a database's.
+        UsageError: it is not the address of a server or a database.
     """
     parts, must = urlsplit(uri), "`mlflow` must be http(s)://HOST:PORT, or the URL of MLflow's database"
     if parts.scheme not in ("http", "https") and not re.match(r"(sqlite|postgresql|mysql|mssql)\b", parts.scheme):
-        shown = repr(hide_password(uri)) if "@" not in uri else "one with a password"
+        shown = repr(hide_password(uri)) if "@" not in uri else "a URL with a password"
         raise UsageError(f"{must}: got {shown}")
     try:
         _ = parts.port
     except ValueError:
-        # `http://me:pass/word@host`: what follows the / would be taken for the path, and shown.
-        shown = "one whose port is no number; in a password / ? # must be escaped, as %2F %3F %23"
+        # `http://me:pass/word@host`: the part after the / would be parsed as the path, and shown.
+        shown = "a URL whose port is not a number; in a password escape / ? # as %2F %3F %23"
         raise UsageError(f"{must}: got {shown}") from None
     return hide_password(parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl())
 
@@ -67,10 +67,10 @@ class MlflowTracker:
     """Sends to an MLflow server.
 
     Args:
-        uri: Its address; user and password may be in it, or in MLflow's own environment variables.
+        uri: Its address; it may contain user and password, or MLflow's environment variables set them.
 
     Raises:
-        UsageError: it can be no server's.
+        UsageError: it is not a valid address.
     """
 
     def __init__(self, uri: str) -> None:
@@ -107,13 +107,13 @@ class MlflowTracker:
         if found is None:
             try:
                 return str(self.client.create_experiment(name))
-            except MlflowException:  # perhaps somebody else was faster
+            except MlflowException:  # another process may have created it
                 found = self.client.get_experiment_by_name(name)
                 if found is None:
                     raise
         if found.lifecycle_stage != "active":
             raise TrackerLost(
-                f"MLflow's experiment {name!r} is deleted at {self._address}: restore it with "
+                f"the MLflow experiment {name!r} at {self._address} was deleted: restore it with "
                 f"`mlflow experiments restore --experiment-id {found.experiment_id}`"
             )
         return str(found.experiment_id)
@@ -168,7 +168,7 @@ class MlflowTracker:
                     tags=_tags(tags),
                 )
                 run = self._runs[str(trial.number)] = made.info.run_id
-            if trial.ended_s is None:  # else `end_trial` says it
+            if trial.ended_s is None:  # otherwise `end_trial` sends it
                 self._describe(run, trial, [])
         return run
 
@@ -212,18 +212,18 @@ class MlflowTracker:
             self.client.delete_run(run)
 
     def close(self) -> None:
-        pass  # it holds nothing open
+        pass  # nothing to close
 
     # --- Its models
 
     def register(self, run: str, folder: str, name: str, tags: Mapping[str, str]) -> str:
-        """Put a model's folder beside a trial's run and make it a version of a registered model; return its URI.
+        """Upload a model's folder to a trial's run and register it as a model version; return its URI.
 
         Args:
-            run: What `open_trial` has returned.
-            folder: What MLflow's `save_model` has written.
-            name: The registered model; made if there is none.
-            tags: Texts by name, for the version.
+            run: The result of `open_trial`.
+            folder: A folder written by MLflow's `save_model`.
+            name: The registered model; created if it does not exist.
+            tags: Tags of the version by name.
         """
         from mlflow.exceptions import MlflowException
 
@@ -240,7 +240,7 @@ class MlflowTracker:
 
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:
-        """Make errors of MLflow's client ours."""
+        """Convert errors of MLflow's client to `TrackerLost` and `TrackerRefused`."""
         from mlflow.exceptions import MlflowException
         from requests import RequestException
         from sqlalchemy.exc import SQLAlchemyError
@@ -264,7 +264,7 @@ class MlflowTracker:
 
 
 def _metrics(reports: Sequence[TrackedReport]) -> list[Any]:
-    """Return MLflow's metrics of reports."""
+    """Convert reports to MLflow's metrics."""
     from mlflow.entities import Metric
 
     return [

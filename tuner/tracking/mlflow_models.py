@@ -1,4 +1,4 @@
-"""A trial's model in MLflow's registry, with all that is needed to load it again elsewhere."""
+"""Registers a trial's model with MLflow, with everything that is needed to load it on another machine."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def register(url: AnyURL, study_name: str, uri: str, *, number: int | None = None, name: str | None = None) -> str:
-    """Send a study to MLflow, and make the model of one of its trials a version of a registered model.
+    """Send a study to MLflow, and register the model of one of its trials.
 
     Args:
         url: The storage's URL.
         study_name: The study.
         uri: The MLflow server.
-        number: The trial; the best if None.
-        name: The registered model; as the study if None.
+        number: The trial's number; None for the best trial.
+        name: The registered model; by default the study's name.
 
     Returns:
         The model's URI, for `mlflow.pyfunc.load_model`.
 
     Raises:
         UnknownStudy: there is no such study or trial.
-        UsageError: the trial has no checkpoint, or the study's file is gone.
-        CheckpointError: the model cannot be loaded from what is there.
+        UsageError: the trial has no checkpoint, or the study's file does not exist.
+        CheckpointError: the model cannot be loaded from the checkpoint.
         TrackerLost: MLflow does not answer.
-        TrackerRefused: it does not take the model, or its name.
+        TrackerRefused: MLflow rejects the model or its name.
     """
     check_trackers(uri, None, None)
     url = parse_url(url)
@@ -55,13 +55,13 @@ def register(url: AnyURL, study_name: str, uri: str, *, number: int | None = Non
         with tempfile.TemporaryDirectory(prefix="tuner-model-") as scratch:
             bundle = Path(scratch) / "bundle"
             record = pack(study, trial, bundle)
-            load_bundle(bundle)  # what does not load here loads nowhere
+            load_bundle(bundle)  # a model that does not load here does not load elsewhere
             from tuner.tracking.mlflow import MlflowTracker
 
             tracker = MlflowTracker(uri)
             follow(url, study_name, [tracker], once=True, ending=Ending())
             run = mirroring.run_of(engine, trial.trial_id, tracker.target)
-            assert run is not None, "it has ended, and all is sent"
+            assert run is not None, "the trial has ended, and all its data is sent"
             import mlflow.pyfunc
 
             model = Path(scratch) / "model"
@@ -84,17 +84,17 @@ def _chosen(engine: Engine, study: StudyRow, number: int | None) -> TrialRow:
         raise UsageError(f"study {study.name!r} has several objectives: choose a trial of `tuner best` (`trial`)")
     best = read_best(engine, study, 1)
     if not best:
-        missing = f"study {study.name!r} has no complete trial to register yet"
+        missing = f"study {study.name!r} has no complete trial yet"
         raise UsageError(no_feasible(engine, study.name) or missing)
     return best[0]
 
 
 def pack(study: StudyRow, trial: TrialRow, folder: Path) -> Mapping[str, Any]:
-    """Copy what a trial's model needs into a folder; return the record of its checkpoint.
+    """Copy everything that a trial's model needs into a folder; return the record of its checkpoint.
 
     Raises:
-        UsageError: there is no checkpoint, or no study file.
-        CheckpointError: the checkpoint is torn.
+        UsageError: the checkpoint or the study's file does not exist.
+        CheckpointError: the checkpoint is damaged.
     """
     from tuner.training.saved.checkpoints import read
 
@@ -107,7 +107,7 @@ def pack(study: StudyRow, trial: TrialRow, folder: Path) -> Mapping[str, Any]:
     if not Path(where).is_dir():
         raise UsageError(
             f"the checkpoint of trial {trial.number} of study {study.name!r} is not on this machine: no folder "
-            f"{where!r}; run this where the study's artifacts are"
+            f"{where!r}; run the command on the machine that has the study's artifacts"
         )
     _, record = read(where)
     file = Path(record.get("file") or "")
@@ -115,7 +115,8 @@ def pack(study: StudyRow, trial: TrialRow, folder: Path) -> Mapping[str, Any]:
         raise CheckpointError(f"the file of study {study.name!r} is inside its checkpoint: {str(file)!r}; move it")
     if not file.is_file():
         raise UsageError(
-            f"the file of study {study.name!r} is not on this machine: no file {str(file)!r}; run this where it is"
+            f"the file of study {study.name!r} is not on this machine: no file {str(file)!r}; run the command where "
+            "it is"
         )
     folder.mkdir()
     shutil.copytree(where, folder / _CHECKPOINT)
@@ -139,15 +140,15 @@ def _tags(study: StudyRow, trial: TrialRow, record: Mapping[str, Any], url: Stor
     }
 
 
-# --- Where it is loaded
+# --- Loading
 
 
 def load_bundle(folder: Path) -> Loaded:
-    """Return a trained model from what `pack` has written; the copy of the study's file is imported.
+    """Load a trained model from the result of `pack`; this imports the copy of the study's file.
 
     Raises:
-        CheckpointError: the file does not hold the study as it was trained.
-        StudyFileError: the file does not import; what it imports itself must be installed.
+        CheckpointError: the study in the file differs from the trained one.
+        StudyFileError: the file cannot be imported, for example because a package that it needs is not installed.
     """
     from tuner.study.space import from_params
     from tuner.training import TrainerModule, load_from_checkpoint
@@ -171,7 +172,7 @@ def load_bundle(folder: Path) -> Loaded:
 
 
 class RegisteredModel:
-    """What `mlflow.pyfunc.load_model` calls.
+    """The model that `mlflow.pyfunc.load_model` loads.
 
     Args:
         loaded: The trained model.
@@ -184,8 +185,8 @@ class RegisteredModel:
         """Return the model's outputs in evaluation mode, as NumPy arrays.
 
         Args:
-            model_input: An array, a data frame, or for a model of several inputs a mapping of them in their order.
-            params: MLflow hands these over; there are none.
+            model_input: An array, a data frame, or for a model with several inputs a mapping of them in their order.
+            params: Unused; MLflow passes them.
         """
         import numpy as np
 
@@ -195,5 +196,5 @@ class RegisteredModel:
 
 
 def _load_pyfunc(path: str) -> RegisteredModel:
-    """Return a registered model; MLflow calls this by name."""
+    """Load a registered model; MLflow calls this function by name."""
     return RegisteredModel(load_bundle(Path(path)))

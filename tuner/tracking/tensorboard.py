@@ -1,4 +1,4 @@
-"""TensorBoard: a folder of event files for each trial: its curves and, for the HPARAMS page, its hyperparameters."""
+"""TensorBoard: a folder of event files for each trial, with its curves and (for the HPARAMS page) hyperparameters."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ class TensorboardTracker:
     TensorBoard keeps scalars with 32 bits.
 
     Args:
-        folder: The folder; made if it is missing.
+        folder: The folder; created if it does not exist.
 
     Raises:
-        UsageError: it cannot be made.
+        UsageError: the folder cannot be created.
     """
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder).absolute()
         try:
-            # The same path on another machine may be another folder.
+            # The same path may be another folder on another machine.
             self.target = f"tensorboard {str(self._folder)[:250]} {identity(self._folder)}"
         except OSError as error:
             raise UsageError(f"cannot write to the folder of `tensorboard`: {folder}: {error.strerror}") from None
         self._study = self._folder
         self._writers: dict[str, EventFileWriter] = {}
-        self._fresh: set[str] = set()  # runs whose files begin in this process
+        self._fresh: set[str] = set()  # runs whose files were created in this process
 
     def open_study(self, study: TrackedStudy, place: str | None, known: Collection[str]) -> str:
         self._study = self._folder / folder_name(study.name, study.identity)
@@ -53,7 +53,7 @@ class TensorboardTracker:
                 found = identity(self._study)
             except UsageError as error:
                 raise TrackerLost(str(error)) from None
-            # What was begun and is not known was begun by a process that died: it is written anew.
+            # Unknown runs were started by a process that died: they are written again.
             for path in self._study.iterdir():
                 if path.is_dir() and not (found == place and path.name in known):
                     shutil.rmtree(path)
@@ -104,7 +104,7 @@ class TensorboardTracker:
             shutil.rmtree(self._study / run, ignore_errors=True)
 
     def end_study(self) -> None:
-        pass  # there is nothing to say of a study as a whole
+        pass  # TensorBoard has no data of the study itself
 
     def close(self) -> None:
         while self._writers:
@@ -121,7 +121,7 @@ class TensorboardTracker:
         return self._writers[run]
 
     def _forget_from(self, run: str, at_s: float, step: int) -> None:
-        """Have readers drop what an earlier process wrote of these steps: it died before it could remember that."""
+        """Make readers drop steps that an earlier process wrote but did not save as sent before it died."""
         if run not in self._writers and run not in self._fresh:
             proto = _proto("event")
             again = proto.SessionLog(status=proto.SessionLog.START)
@@ -133,14 +133,14 @@ def _writing() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise TrackerLost(f"cannot write TensorBoard's files: {error}") from None
+        raise TrackerLost(f"cannot write TensorBoard files: {error}") from None
 
 
 def identity(folder: Path) -> str:
-    """Return what tells a folder from others, for good; folder and identity are made by whoever asks first.
+    """Return a permanent identifier of a folder; the first caller creates the folder and the identifier.
 
     Raises:
-        UsageError: there cannot be such a folder.
+        UsageError: the folder cannot be created.
     """
     path = folder / _IDENTITY
     try:
@@ -149,7 +149,7 @@ def identity(folder: Path) -> str:
             scratch = folder / f"{_IDENTITY}-{uuid.uuid4().hex}"
             scratch.write_text(uuid.uuid4().hex[:16])
             with contextlib.suppress(FileExistsError):
-                path.hardlink_to(scratch)  # unlike `replace` this leaves one that is there
+                path.hardlink_to(scratch)  # unlike `replace`, this keeps an existing file
             scratch.unlink()
         return path.read_text()
     except OSError as error:
@@ -157,7 +157,7 @@ def identity(folder: Path) -> str:
 
 
 def _proto(name: str) -> Any:
-    """Return one of TensorBoard's modules of messages, whose names no type checker knows."""
+    """Return one of TensorBoard's protobuf modules, whose names type checkers do not know."""
     return importlib.import_module(f"tensorboard.compat.proto.{name}_pb2")
 
 
@@ -177,7 +177,7 @@ def _text(tag: str, text: str) -> Any:
 
 
 def _ending(at_s: float, *, is_success: bool) -> Any:
-    """Return what the HPARAMS page shows as a trial's status."""
+    """Return a trial's status for the HPARAMS page."""
     from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
     messages: Any = plugin_data_pb2

@@ -1,4 +1,4 @@
-"""The interface of a tracker, and what it is told."""
+"""The interface of a tracker, and the data it receives."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tuner.trial import Outcome
 
 @dataclass(frozen=True)
 class TrackedStudy:
-    """A study; `identity` tells it from others of its name, `settings` are texts by name."""
+    """A study; `identity` distinguishes it from others with its name, `settings` are texts by name."""
 
     name: str
     identity: str
@@ -20,17 +20,17 @@ class TrackedStudy:
 
 @dataclass(frozen=True)
 class TrackedTrial:
-    """A trial as it stands.
+    """The current state of a trial.
 
     Attributes:
         number: Its number in the study.
-        outcome: How it stands or has ended.
-        hparams: Its hyperparameters, as Optuna has them.
-        began_s: When it began, seconds since 1970.
-        ended_s: When it ended, None before.
+        outcome: Its state, or how it ended.
+        hparams: Its hyperparameters, as stored by Optuna.
+        began_s: When it started, seconds since 1970.
+        ended_s: When it ended; None before that.
         step: Optimizer updates at its last report, 0 before the first.
-        results: Numbers that it came to, by name; empty before its end.
-        tags: What else is known of it, texts by name.
+        results: Its results by name; empty before its end.
+        tags: Other information about it, as texts by name.
     """
 
     number: int
@@ -45,7 +45,7 @@ class TrackedTrial:
 
 @dataclass(frozen=True)
 class TrackedReport:
-    """The metrics of an epoch; `at_s`, seconds since 1970, is the same however often the report is sent."""
+    """The metrics of an epoch; `at_s`, seconds since 1970, does not change if the report is sent again."""
 
     epoch: int
     step: int
@@ -54,49 +54,49 @@ class TrackedReport:
 
 
 class Tracker(Protocol):
-    """Takes a study, trial by trial, from one process at a time.
+    """Receives a study, trial by trial, from one process at a time.
 
-    Every method may be called again with the same arguments, by another process after a crash too, and changes nothing
-    then. Every method but `close` raises `TrackerLost` if the tracker does not answer, and `TrackerRefused` if it does
-    not take what it was given.
+    Every method is idempotent: it may be called again with the same arguments, also by another process after a crash.
+    Every method but `close` raises `TrackerLost` if the tracker does not answer, and `TrackerRefused` if it rejects the
+    data.
     """
 
     target: str
-    """What it is, without passwords: equal for all processes that send to the same place."""
+    """Identifies the tracker, without passwords: equal for all processes that send to the same place."""
 
     def open_study(self, study: TrackedStudy, place: str | None, known: Collection[str]) -> str:
-        """Begin, or go on with, a study.
+        """Start or continue a study.
 
         Args:
             study: The study.
-            place: What this returned the last time, in whichever process.
-            known: What `open_trial` has returned there. Runs that it has not were begun by requests that were given up.
+            place: The result of the last call, in any process.
+            known: The results of `open_trial` so far. Other runs were started by requests that timed out.
 
         Returns:
-            What the tracker calls the study: another text than `place` if it has nothing of it.
+            The tracker's name of the study: different from `place` if it has no data of the study.
         """
         ...
 
     def open_trial(self, trial: TrackedTrial, run: str | None) -> str:
-        """Begin a trial, or bring up to date what is said of the one called `run`; return what it is called."""
+        """Start a trial, or update the information about `run`; return the tracker's name of the run."""
         ...
 
     def log(self, run: str, reports: Sequence[TrackedReport]) -> None:
-        """Add reports, which follow those before."""
+        """Add the next reports."""
         ...
 
     def end_trial(self, run: str, trial: TrackedTrial, reports: Sequence[TrackedReport]) -> None:
-        """Add the last reports, and say how a trial ended."""
+        """Add the last reports, and the outcome of the trial."""
         ...
 
     def drop_trial(self, run: str) -> None:
-        """Remove a trial: its reports are others now, and are sent anew."""
+        """Remove a trial whose reports have changed and will be sent again."""
         ...
 
     def end_study(self) -> None:
-        """Say that the study is finished."""
+        """Mark the study as finished."""
         ...
 
     def close(self) -> None:
-        """Let go of connections and files."""
+        """Close connections and files."""
         ...

@@ -1,4 +1,4 @@
-"""W&B: a run for each trial, in a group for the study. W&B's own environment variables say where and who."""
+"""W&B: a run for each trial, in a group for the study. W&B's own environment variables set the server and the user."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class WandbTracker:
-    """Hands a study to W&B, which keeps it in files of its own and sends it when it can.
+    """Passes a study to W&B, which stores it in its own files and uploads it when possible.
 
     Args:
         project: `PROJECT` or `ENTITY/PROJECT`.
@@ -32,7 +32,7 @@ class WandbTracker:
         self.target = hide_password(f"wandb {where} {project}")[:300]
         self._study: TrackedStudy | None = None
         self._runs: dict[str, wandb.Run] = {}
-        self._dropped: dict[int, int] = {}  # trial number -> how often it was sent anew
+        self._dropped: dict[int, int] = {}  # trial number -> how often it was sent again
 
     def open_study(self, study: TrackedStudy, place: str | None, known: Collection[str]) -> str:
         self._study = study
@@ -50,7 +50,7 @@ class WandbTracker:
         return run
 
     def _opened(self, run: str) -> wandb.Run:
-        """Return a run, begun or taken up again."""
+        """Start or resume a run."""
         import wandb
 
         assert self._study is not None
@@ -63,7 +63,7 @@ class WandbTracker:
                 group=f"{self._study.name} {self._study.identity[:8]}"[:128],
                 resume="allow",
                 reinit="create_new",
-                # This process is not the training: neither its output nor its load belong to the trial.
+                # This process does not train: its output and load do not belong to the trial.
                 settings=wandb.Settings(
                     silent=True,
                     console="off",
@@ -102,12 +102,12 @@ class WandbTracker:
             self._runs.pop(run).finish(exit_code=1)
 
     def end_study(self) -> None:
-        pass  # a group has no state
+        pass  # groups have no state
 
     def close(self) -> None:
-        """Let W&B send what it has; runs under way are taken up again by the next process."""
+        """Wait until W&B has uploaded its data; the next process resumes open runs."""
         while self._runs:
-            with contextlib.suppress(Exception):  # what is not sent is in W&B's files
+            with contextlib.suppress(Exception):  # data that is not uploaded is in W&B's files
                 self._runs.popitem()[1].finish(exit_code=0)
 
 

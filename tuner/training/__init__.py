@@ -1,4 +1,4 @@
-"""Training a Flax model as pure functions of hyperparameters, with the tuner or alone. Imports JAX."""
+"""Trains Flax models as pure functions of hyperparameters, with or without a study. Imports JAX."""
 
 from tuner.training.data.arrays import ArrayDataset, Splits
 from tuner.training.data.labels import check_labels

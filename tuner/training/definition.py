@@ -1,4 +1,4 @@
-"""What differs between models, as methods to override: pure functions of hyperparameters."""
+"""The methods that define a trainer: pure functions of hyperparameters, to be overridden."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ Optimizer = OptimizerSpec | OptimizerGroups | optax.GradientTransformation
 
 
 class TrainerDefinition(Generic[H]):
-    """What an author overrides in a `TrainerModule`, which documents it, and what is made of that."""
+    """The methods of a `TrainerModule` that an author overrides, and methods derived from them."""
 
     loop: Literal["auto", "scan", "step"] = "auto"
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     validate_every: int = 1
 
-    # What a model is and how it is trained: pure, run inside compiled programs.
+    # The model and its training: pure methods, which run inside compiled programs.
 
     def init_model(self, hparams: H) -> Any:
-        """Return the model for these hyperparameters; traced ones are JAX values here.
+        """Return the model for these hyperparameters; traced ones are JAX values.
 
         Returns:
             A Linen module, an NNX module class (or a function of `rngs` that makes one), or a pair of pure functions
             `(init, apply)`; see `tuner.training.model.adapters.as_model`.
         """
-        raise StudyError(f"a trainer must define init_model(hparams): {type(self).__name__} does not")
+        raise StudyError(f"{type(self).__name__} must define init_model(hparams)")
 
     def loss(self, outputs: PyTree, batch: Batch, hparams: H) -> tuple[jax.Array, dict[str, Any]]:
         """Return the loss of each example and further metrics.
@@ -55,58 +55,58 @@ class TrainerDefinition(Generic[H]):
             hparams: The hyperparameters.
 
         Returns:
-            Losses Float[Array, "batch"], and metrics by name: each one value for each example, Num[Array, "batch"],
-            or a `Metric` such as `ConfusionMatrix`.
+            Losses Float[Array, "batch"], and metrics by name: each has one value per example, Num[Array, "batch"],
+            or is a `Metric` such as `ConfusionMatrix`.
         """
-        raise StudyError(f"a trainer must define loss(outputs, batch, hparams): {type(self).__name__} does not")
+        raise StudyError(f"{type(self).__name__} must define loss(outputs, batch, hparams)")
 
     def penalty(self, params: PyTree, hparams: H) -> jax.Array | None:
-        """Return what is added to the mean loss before it is differentiated, Float[Array, ""]; None for nothing.
+        """Return a term to add to the mean loss before it is differentiated, Float[Array, ""]; None for nothing.
 
-        It is reported apart, as `train_penalty`: losses of trials that differ in a penalty's weight stay comparable.
+        It is reported separately, as `train_penalty`, so that losses of trials with different penalties are comparable.
         """
         return None
 
     def augment(self, batch: Batch, hparams: H, key: jax.Array) -> Batch:
-        """Return a training batch changed at random; runs inside the program."""
+        """Return a randomly changed training batch; runs inside the program."""
         return batch
 
     def batch_size(self, hparams: H) -> int:
-        """Return the examples per training step; return a static hyperparameter to tune it."""
+        """Return the number of examples per training step; return a static hyperparameter to tune it."""
         return 64
 
     def order(self, hparams: H, key: jax.Array, step: jax.Array, rows: jax.Array, *, batch_size: int) -> Order:
-        """Return the training batches of an epoch; by default each example once, in a random order.
+        """Return the training batches of an epoch; by default every example once, in a random order.
 
-        They must follow from the arguments alone: a training that is resumed in mid-epoch asks again.
+        The result must depend only on the arguments: a training that is resumed within an epoch calls this again.
 
         Args:
             hparams: The hyperparameters.
             key: The trial's key.
             step: The epoch's first step, Int[Array, ""].
-            rows: Where the training data stand, in the data's order: Int[Array, "examples"].
-            batch_size: Examples to a batch.
+            rows: The positions of the training examples, in the data's order: Int[Array, "examples"].
+            batch_size: Examples per batch.
 
         Returns:
-            Elements of `rows`, Int[Array, "steps batch"], and their weights, Float[Array, "steps batch"]: as many steps
-            as batches that cover the examples.
+            Elements of `rows`, Int[Array, "steps batch"], and their weights, Float[Array, "steps batch"]. The number of
+            steps must be the number of batches that cover the examples.
         """
         return epoch_order(key, step, rows, batch_size=batch_size)
 
     def inputs(self, batch: Batch) -> Any:
-        """Return what the model is called with, by default the array `inputs`; a tuple is several arguments."""
+        """Return the model's arguments: by default the array `inputs`; a tuple for several arguments."""
         if "inputs" not in batch:
             raise StudyError(
-                f"the data must have an array 'inputs', or {type(self).__name__} must define inputs(batch): the batch "
-                f"has {', '.join(batch)}"
+                f"the data have no array 'inputs', only {', '.join(batch)}: add it, or define inputs(batch) in "
+                f"{type(self).__name__}"
             )
         return batch["inputs"]
 
     def init_optimizer(self, hparams: H, total_steps: int) -> Optimizer:
         """Return the optimizer: an `OptimizerSpec`, `OptimizerGroups` or any optax transformation.
 
-        By default AdamW with warm-up and cosine decay over the hyperparameter `learning_rate` and, where there is
-        one, `weight_decay`.
+        By default AdamW with warm-up and cosine decay, with the hyperparameters `learning_rate` and, if the space has
+        it, `weight_decay`.
         """
         given = hparams.get if isinstance(hparams, Mapping) else partial(getattr, hparams)
         rate = given("learning_rate", None)
@@ -118,10 +118,10 @@ class TrainerDefinition(Generic[H]):
         return OptimizerSpec("adamw", rate, schedule=WarmupCosine(), decay=given("weight_decay", 0.0))
 
     def ema_decay(self, hparams: H) -> float | jax.Array | None:
-        """Return how much of the smoothed weights each step keeps; with None there are none.
+        """Return the share of the smoothed weights that each step keeps; None for no smoothed weights.
 
-        Evaluation, and so the objective, is that of the smoothed weights. A step that only accumulates gradients
-        counts, a skipped one does not.
+        Evaluation, and therefore the objective, uses the smoothed weights. A step that only accumulates gradients
+        counts, a skipped step does not.
         """
         return None
 
@@ -130,7 +130,7 @@ class TrainerDefinition(Generic[H]):
 
         Args:
             hparams: The hyperparameters.
-            batch: Any batch; only its shapes matter.
+            batch: Any batch; only its shapes are used.
             key: The trial's key.
             total_steps: Updates of the whole training.
         """
@@ -143,11 +143,11 @@ class TrainerDefinition(Generic[H]):
         )
 
     def train_step(self, state: TrainState, batch: Batch, hparams: H, key: jax.Array) -> tuple[TrainState, Metrics]:
-        """Return the state after one update, and the batch's metrics.
+        """Return the state after one update, and the metrics of the batch.
 
-        These are those of `loss`, the loss itself, the gradient's norm, and the penalty if there is one; where an
-        `OptimizerSpec` clips, also the norm after clipping, `clipped_grad_norm`; in float16 the loss scale and the
-        share of steps whose gradient overflowed, `overflow`.
+        The metrics are those of `loss`, the loss, the norm of the gradient, and the penalty if there is one. If an
+        `OptimizerSpec` clips, they include the norm after clipping, `clipped_grad_norm`; in float16, the loss scale and
+        the share of steps whose gradient overflowed, `overflow`.
         """
         batch = self._augmented(batch, hparams, Stream.AUGMENT.key(key))
 
@@ -191,61 +191,61 @@ class TrainerDefinition(Generic[H]):
         return (after if is_finite is None else _unless_overflow(after, state, scale, is_finite)), metrics
 
     def eval_step(self, state: TrainState, batch: Batch, hparams: H) -> Metrics:
-        """Return the batch's metrics in evaluation mode, of the smoothed weights if there are any."""
+        """Return the metrics of the batch in evaluation mode, with smoothed weights if there are any."""
         weights, key = state.for_evaluation(), None
         if state.key is not None and state.step is not None:
             key = Stream.EVAL.key(state.key, state.step)
         outputs, _ = self.apply_model(weights.params, weights.collections, batch, hparams, train=False, key=key)
         return self._metrics(outputs, batch, hparams)
 
-    # Around the training: run on the host, in this order; see `loop.Training`.
+    # Hooks: run on the host, in this order; see `loop.Training`.
 
     def check_data(self, dataset: Dataset, hparams: H, part: str) -> None:
-        """Raise StudyError if a dataset is not what this trainer learns from; asked once for each dataset.
+        """Raise StudyError if a dataset does not fit this trainer; called once for each dataset.
 
-        By default nothing is checked. A trainer of labels that are classes can call `tuner.training.check_labels`.
+        By default nothing is checked. If the labels are classes, call `tuner.training.check_labels`.
 
         Args:
             dataset: An `ArrayDataset` or a `StreamDataset`.
             hparams: The hyperparameters of the first trial that uses it.
-            part: What it is for: `training`, `validation`, `test` or `evaluation`.
+            part: The purpose of the dataset: `training`, `validation`, `test` or `evaluation`.
         """
 
     def on_training_start(self, state: TrainState, hparams: H) -> None:
-        """Do something before the first step of a new or resumed training."""
+        """Called before the first step of a new or resumed training."""
 
     def on_training_epoch_end(
         self, state: TrainState, hparams: H, epoch: int, metrics: Mapping[str, float]
     ) -> Mapping[str, float] | None:
-        """Do something after an epoch's steps, with its training metrics.
+        """Called after the steps of an epoch, with its training metrics.
 
-        What is returned, numbers by name, is reported as well if the epoch is validated. May raise
-        `tuner.errors.TrialPruned` to end the trial. The state is only valid during the call.
+        Returned metrics (numbers by name) are reported as well if the epoch is validated. Raise
+        `tuner.errors.TrialPruned` to stop the trial. The state is valid only during the call.
         """
 
     def on_validation_epoch_end(
         self, state: TrainState, hparams: H, epoch: int, metrics: Mapping[str, float]
     ) -> Mapping[str, float] | None:
-        """Do something after a validation, with the epoch's metrics; what is returned is reported as well.
+        """Called after a validation, with the metrics of the epoch. Returned metrics are reported as well.
 
-        Those of the test set are not among them: they come once, after the last validation. May raise
-        `tuner.errors.TrialPruned` to end the trial, after this epoch's report.
+        The metrics do not include those of the test set, which is evaluated once, after the last validation. Raise
+        `tuner.errors.TrialPruned` to stop the trial after this epoch's report.
         """
 
-    # Made of the above.
+    # Derived from the methods above.
 
     def build_model(self, hparams: H) -> Model:
         """Return the model as a pair of pure functions.
 
         Raises:
-            StudyError: `init_model` returned no model.
+            StudyError: `init_model` did not return a model.
         """
         return as_model(self.init_model(hparams))
 
     def build_optimizer(
         self, hparams: H, total_steps: int, key: jax.Array | None = None
     ) -> optax.GradientTransformationExtraArgs:
-        """Return the optimizer as an optax transformation; the key seeds its state, where it draws noise."""
+        """Return the optimizer as an optax transformation; the key seeds its noise, if it has any."""
         return as_optimizer(self.init_optimizer(hparams, total_steps), total_steps, key)
 
     def apply_model(
@@ -266,7 +266,7 @@ class TrainerDefinition(Generic[H]):
             batch: The batch.
             hparams: The hyperparameters.
             train: Training mode: dropout is on, batch statistics are updated.
-            key: For dropout and the like; needed in training mode.
+            key: The key for dropout and other random layers; needed in training mode.
 
         Returns:
             The outputs, floats as float32, and the collections after the call (the same in evaluation mode).
@@ -283,7 +283,7 @@ class TrainerDefinition(Generic[H]):
         train: bool,
         key: jax.Array | None = None,
     ) -> tuple[Any, Any]:
-        """Run the model on inputs instead of a batch; otherwise as `apply_model`."""
+        """Run the model on its arguments instead of a batch; otherwise like `apply_model`."""
         model = self.build_model(hparams)
         if self.precision == "float32":
             return model.apply(params, collections, inputs, train=train, key=key)
@@ -307,14 +307,14 @@ class TrainerDefinition(Generic[H]):
         taken = {"loss", "penalty", "grad_norm", "clipped_grad_norm", "loss_scale", "overflow"} & set(metrics)
         if taken:
             raise StudyError(
-                f"a metric must not be called {taken.pop()!r}, which is reported anyway: rename it in "
+                f"the metric name {taken.pop()!r} is reserved, because tuner reports it itself: rename the metric in "
                 f"{type(self).__name__}"
             )
         made = {"loss": losses, **metrics}
         for name, values in made.items():
             if not isinstance(values, Metric) and jnp.shape(values) != batch["weight"].shape:
                 raise StudyError(
-                    f"losses and metrics must have one value for each example, not their mean: {name!r} has shape "
+                    f"losses and metrics must have one value per example, not a mean: {name!r} has shape "
                     f"{jnp.shape(values)} for {len(batch['weight'])} examples ({type(self).__name__}.loss)"
                 )
         return {
@@ -324,26 +324,27 @@ class TrainerDefinition(Generic[H]):
 
     def _clipped_norm(self, grads: PyTree, state: TrainState, hparams: H, weight: jax.Array) -> Any:
         if type(self).build_optimizer is not TrainerDefinition.build_optimizer:
-            return None  # whatever init_optimizer returns, it is another optimizer
+            return None  # init_optimizer does not return an OptimizerSpec
         return clipped_norm(self.init_optimizer(hparams, state.total_steps), grads, state.opt_state, weight)
 
     def _augmented(self, batch: Batch, hparams: H, key: jax.Array) -> Batch:
         changed = self.augment(batch, hparams, key)
         if not isinstance(changed, Mapping) or batch.keys() - changed.keys():
             raise StudyError(
-                f"{type(self).__name__}.augment must return the whole batch, {', '.join(batch)}: got "
+                f"{type(self).__name__}.augment must return all arrays of the batch, {', '.join(batch)}: got "
                 f"{', '.join(changed) if isinstance(changed, Mapping) else type(changed).__name__}"
             )
         if changed["weight"].shape != batch["weight"].shape:
             raise StudyError(
-                f"{type(self).__name__}.augment must keep the number of examples: got {changed['weight'].shape} for "
+                f"{type(self).__name__}.augment must not change the number of examples: got {changed['weight'].shape} "
+                "for "
                 f"{batch['weight'].shape}"
             )
         return changed
 
 
 def settings_of(trainer: TrainerDefinition) -> tuple[tuple[str, Any], ...]:
-    """Return the settings of a trainer, by name; hashable. Objects among its attributes are not compared."""
+    """Return the settings of a trainer by name, hashable. Attributes that are objects are not settings."""
     given = {"precision": trainer.precision, **getattr(trainer, "__dict__", {})}
     names = sorted(name for name in given if not name.startswith("_") and name not in ("loop", "validate_every"))
     return tuple((name, given[name]) for name in names if _is_plain(given[name]))
@@ -365,7 +366,8 @@ def _cast(tree: PyTree, precision: str) -> Any:
 
 
 def _norm(grads: PyTree) -> jax.Array:
-    # The barrier keeps XLA from fusing the sums into the backward pass, which made a small MLP's step a fifth slower.
+    # The barrier prevents XLA from fusing the sums into the backward pass, which made a small MLP's step a fifth
+    # slower.
     return optax.tree.norm(jax.lax.optimization_barrier(grads))
 
 
@@ -377,7 +379,7 @@ def _first_scale() -> DynamicScale:
 def _unless_overflow(
     after: TrainState, before: TrainState, scale: DynamicScale | None, is_finite: jax.Array
 ) -> TrainState:
-    """Return the state after a step whose loss was scaled; a gradient that overflowed changes nothing but the scale."""
+    """Return the state after a step with a scaled loss; if the gradient overflowed, only the scale changes."""
 
     def chosen(new: PyTree, old: PyTree) -> Any:
         return jax.tree.map(lambda one, other: jnp.where(is_finite, one, other), new, old)

@@ -12,7 +12,7 @@ _registered: set[type[Space]] = set()
 
 
 def register(hparams: object) -> None:
-    """Make the class of these hyperparameters, and of every space inside, a pytree; the first call counts."""
+    """Register the class of hyperparameters, and of nested spaces, as pytrees; only the first call has an effect."""
     if not isinstance(hparams, Space):
         return
     kind = type(hparams)

@@ -1,4 +1,4 @@
-"""Several devices in one trial: the batch divided among them, parameters copied to all or divided as well."""
+"""Several devices in one trial: divides the batch among them, and copies or divides the parameters."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from tuner.errors import StudyError
 from tuner.training.pytree import PyTree
 
 Device: TypeAlias = Any
-"""A `jax.Device`, which type checkers do not see as a class."""
+"""A `jax.Device`, which type checkers do not recognize as a class."""
 AXIS = "data"
-"""The mesh's one axis."""
+"""The only axis of the mesh."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the arrays of a trial lie. `Layout()` is one device; `Layout(jax.devices())` divides each batch.
+    """The placement of a trial's arrays. `Layout()` uses one device; `Layout(jax.devices())` divides each batch.
 
     Attributes:
-        devices: The trial's devices; of a single one nothing needs to be said to the compiler.
+        devices: The trial's devices; with a single one, the compiler gets no sharding constraints.
         shard_params: Divide large parameters, their averages and their optimizer states among the devices, instead
             of a copy on each (fully sharded data parallelism: Rajbhandari et al., 2020, stage 3).
-        rules: Where an array lies, by the first pattern found in its path, such as
-            `("Dense_0/kernel", PartitionSpec(None, "data"))`; comes before `shard_params`.
-        min_size: Arrays of fewer elements are copied.
+        rules: The placement of an array, by the first pattern found in its path, such as
+            `("Dense_0/kernel", PartitionSpec(None, "data"))`; takes precedence over `shard_params`.
+        min_size: Arrays with fewer elements are copied.
     """
 
     devices: tuple[Device, ...] = ()
@@ -52,7 +52,7 @@ class Layout:
 
     @property
     def size(self) -> int:
-        """Devices among which a batch is divided."""
+        """The number of devices among which a batch is divided."""
         return max(1, len(self.devices))
 
     @property
@@ -60,23 +60,23 @@ class Layout:
         return jax.make_mesh((self.size,), (AXIS,), axis_types=(AxisType.Auto,), devices=self.devices)
 
     def put(self, tree: PyTree) -> Any:
-        """Return a pytree with each array on the trial's device, or a copy on each of them."""
+        """Return a pytree with each array on the trial's device, or copied to all of its devices."""
         if self.size == 1:
             return jax.device_put(tree, self.devices[0] if self.devices else None)
         return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))
 
     def divide(self, batch: PyTree) -> Any:
-        """Say inside a program that a batch is divided along its first axis."""
+        """Constrain a batch inside a program to be divided along its first axis."""
         if self.size == 1:
             return batch
         return jax.lax.with_sharding_constraint(batch, NamedSharding(self._mesh, PartitionSpec(AXIS)))
 
     def keep(self, state: PyTree) -> Any:
-        """Say inside a program where a state lies, so that it stays there from step to step."""
+        """Constrain the placement of a state inside a program, so that it does not change between steps."""
         return state if self.size == 1 else jax.lax.with_sharding_constraint(state, self.shardings(state))
 
     def shardings(self, tree: PyTree) -> Any:
-        """Return the sharding of each array of a state, from its path and its shape.
+        """Return the sharding of each array of a state, from its path and shape.
 
         Raises:
             StudyError: a rule does not fit an array.
@@ -93,11 +93,11 @@ class Layout:
             if leaf.ndim and re.search(pattern, name):
                 if self._fits(spec, leaf.shape):
                     return NamedSharding(mesh, spec)
-                # An optimizer may keep something of another shape for a parameter: copied.
+                # An optimizer may keep an array of another shape for a parameter: that is copied.
                 if name.startswith("params"):
                     raise StudyError(
-                        f"a sharding rule must divide an axis by the number of devices: {pattern!r} with {spec} does "
-                        f"not fit {name} of shape {leaf.shape} on {self.size} devices"
+                        f"the sharding rule {pattern!r} with {spec} does not fit {name} of shape {leaf.shape}: the "
+                        f"length of a divided axis must be a multiple of the {self.size} devices"
                     )
         spec = PartitionSpec()
         divisible = [axis for axis, length in enumerate(leaf.shape) if length % self.size == 0]
@@ -113,14 +113,13 @@ class Layout:
         )
 
     def batch_size(self, asked: int, length: int) -> int:
-        """Return the size of a batch: as asked, but no larger than the data need.
+        """Return the size of a batch: the requested size, but not more than the data need.
 
         Raises:
-            StudyError: it does not divide among the devices.
+            StudyError: it is not a multiple of the number of devices.
         """
         if asked % self.size:
             raise StudyError(
-                f"batch_size must divide over the devices: got batch_size={asked} on {self.size} devices; use a "
-                f"multiple of {self.size}, or other devices"
+                f"batch_size must be a multiple of the number of devices: got batch_size={asked} on {self.size} devices"
             )
         return min(asked, -(-length // self.size) * self.size)

@@ -1,4 +1,4 @@
-"""Metrics as sums, so that the value over an epoch does not depend on how it was cut into batches."""
+"""Metrics as sums, so that the value over an epoch does not depend on the batches."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from tuner.errors import StudyError
 
 
 class Metric:
-    """What is added up over batches, and turned into numbers at the end of an epoch.
+    """A quantity that is summed over batches and converted to numbers at the end of an epoch.
 
     Subclasses are pytrees (`jax.tree_util.register_dataclass`) of arrays whose sums over batches are those of the
-    whole set; zero everywhere is "nothing seen yet".
+    whole set; all zeros means "no data yet".
     """
 
     def __add__(self, other: Self) -> Self:
-        """Return the metric of both batches together."""
+        """Return the metric of both sets of batches together."""
         return jax.tree.map(jnp.add, self, other)
 
     def compute(self) -> float | Mapping[str, float]:
-        """Return the metric's value, or several by name; called on the host, with NumPy arrays inside."""
-        raise NotImplementedError(f"a metric must define compute(): {type(self).__name__} does not")
+        """Return the metric's value, or several values by name; called on the host with NumPy arrays."""
+        raise NotImplementedError(f"{type(self).__name__} must define compute()")
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Mean(Metric):
-    """A weighted mean under way.
+    """A weighted mean that is being computed.
 
-    The mean of batch means is not the mean over examples when a batch is short; sums and weights added up are.
+    If a batch is short, the mean of batch means is not the mean over examples; the ratio of the sums is.
 
     Attributes:
         total: Weighted sum. Float[Array, ""].
@@ -49,44 +49,45 @@ class Mean(Metric):
     def of(cls, values: jax.Array, weights: jax.Array) -> Mean:
         """Return the mean of per-example values.
 
-        What has weight 0 may be NaN here, but not on its way here where a gradient is taken: the chain rule multiplies
-        its 0 with the derivatives before it, and 0 * NaN is NaN. So an example of weight 0 must have finite inputs.
+        Values with weight 0 may be NaN. But if a gradient is taken, the chain rule multiplies the 0 with the
+        derivatives of earlier operations, and 0 * NaN is NaN: therefore an example with weight 0 must have finite
+        inputs.
 
         Args:
             values: One per example; any number type. Num[Array, "batch"].
             weights: Zero for padding. Float[Array, "batch"].
 
         Raises:
-            StudyError: there is not one value for each example; broadcasting would sum over the wrong ones.
+            StudyError: there is not one value for each example; broadcasting would compute a wrong sum.
         """
         if jnp.shape(values) != weights.shape:
             raise StudyError(
-                f"losses and metrics must have one value for each example: got shape {jnp.shape(values)} for "
+                f"losses and metrics must have one value per example: got shape {jnp.shape(values)} for "
                 f"{weights.shape[0]} examples"
             )
-        # Chosen, not multiplied away: zero times NaN would poison the sum.
+        # Selected instead of multiplied by zero, because zero times NaN is NaN.
         kept = jnp.where(weights > 0, values.astype(jnp.float32), 0.0)
         return cls(jnp.sum(kept * weights), jnp.sum(weights))
 
     @classmethod
     def of_steps(cls, value: jax.Array) -> Mean:
-        """Return the mean over steps of a number that each step has one of, such as a gradient's norm."""
+        """Return the mean over steps of a number per step, such as the norm of the gradient."""
         return cls(value.astype(jnp.float32), jnp.ones((), jnp.float32))
 
     @property
     def value(self) -> jax.Array:
-        """The mean, for gradients: without any weight 0, as are its gradients then. Float[Array, ""]."""
+        """The mean, for gradients: 0 with zero gradients if there is no weight. Float[Array, ""]."""
         return self.total / jnp.where(self.weight == 0, jnp.ones_like(self.weight), self.weight)
 
     def compute(self) -> float:
-        """Return the mean; NaN without any weight."""
+        """Return the mean; NaN if there is no weight."""
         return float(self.total / self.weight) if self.weight else math.nan
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ConfusionMatrix(Metric):
-    """Counts of true and predicted classes, and what follows from them over a whole set.
+    """Counts of true and predicted classes, and metrics computed from them over a whole set.
 
     Attributes:
         counts: Weight of the examples by true class (rows) and predicted class. Float[Array, "classes classes"].
@@ -99,13 +100,13 @@ class ConfusionMatrix(Metric):
         """Return the counts of a batch.
 
         Args:
-            predicted: Int or Bool[Array, "..."], in [0, classes). There is no cell for one outside, and without it the
-                metrics would be too good: NaN goes into the row of its true class, so that all metrics are NaN.
-            labels: The same shape; a label outside [0, classes) is not counted, whatever was predicted.
+            predicted: Int or Bool[Array, "..."], in [0, classes). A prediction outside has no cell, and ignoring it
+                would make the metrics too good: it sets the row of its true class, and so all metrics, to NaN.
+            labels: The same shape; a label outside [0, classes) is not counted, whatever the prediction.
             weights: Float[Array, "batch"], for the first axis of `labels`; zero for padding.
-            classes: How many there are; static.
+            classes: The number of classes; static.
         """
-        # First of all, because in a type such as uint8 the products below would overflow.
+        # First convert the type: in uint8, for example, the products below would overflow.
         labels, predicted = labels.astype(jnp.int32), predicted.astype(jnp.int32)
         spread = weights.reshape(weights.shape + (1,) * (labels.ndim - 1))
         is_counted = (labels >= 0) & (labels < classes) & (spread != 0)
@@ -119,7 +120,7 @@ class ConfusionMatrix(Metric):
     def compute(self) -> dict[str, float]:
         """Return accuracy, and F1 and intersection over union as means over the classes that occur.
 
-        All are NaN if nothing was counted, or a prediction was no class.
+        All are NaN if nothing was counted, or if a prediction was not a class.
         """
         counts = np.asarray(self.counts, np.float64)
         if not counts.any():
@@ -136,12 +137,12 @@ Metrics = dict[str, Any]
 
 
 def zeros(shapes: Metrics) -> Metrics:
-    """Return metrics that have seen nothing, from their shapes."""
+    """Return empty metrics, from their shapes."""
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def add(left: Metrics, right: Metrics) -> Metrics:
-    """Return the metrics of both batches together."""
+    """Return the metrics of both sets of batches together."""
     return {name: left[name] + right[name] for name in left}
 
 
@@ -153,7 +154,7 @@ def to_floats(metrics: Mapping[str, Metric], prefix: str = "") -> dict[str, floa
 def as_floats(metrics: Mapping[str, Metric], prefix: str = "") -> dict[str, float]:
     """Return fetched metrics as Python floats.
 
-    A metric of several values gives each its name behind its own: `confusion_f1`.
+    A metric with several values prefixes each with its own name: `confusion_f1`.
     """
     floats: dict[str, float] = {}
     for name, metric in metrics.items():

@@ -1,4 +1,4 @@
-"""NNX layers whose hyperparameters may be traced; `layers` has the same for Linen. Apart, as few models need NNX."""
+"""NNX layers that accept traced hyperparameters. In a separate module from `layers`, because few models need NNX."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class Dropout(nnx.Module):
     """Dropout whose rate may be a number inside the program (Srivastava et al., 2014).
 
     `flax.nnx.Dropout` branches on `rate == 0`, which needs a Python number and so a program for each rate. A module's
-    `train()` and `eval()` switch this layer as they do that one.
+    `train()` and `eval()` switch this layer like Flax's.
 
     Args:
         rate: The share of values set to zero, in [0, 1); the others are divided by 1 - rate.
-        deterministic: Return the inputs as they are.
-        rngs: Where the masks' stream `dropout` comes from.
+        deterministic: Return the inputs unchanged.
+        rngs: The random streams; the masks use the stream `dropout`.
     """
 
     def __init__(self, rate: float | jax.Array, *, deterministic: bool = False, rngs: nnx.Rngs) -> None:

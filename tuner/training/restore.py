@@ -1,4 +1,4 @@
-"""A trained model back from its checkpoint, a run from its log, in a process that has nothing but the study file."""
+"""Loads a trained model from its checkpoint, or a run from its log, with nothing else than the study file."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ _DICT = {"file": "", "module": "builtins", "name": "dict"}
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a checkpoint holds.
+    """A trained model from a checkpoint.
 
     Attributes:
         trainer: The trainer.
         hparams: The hyperparameters.
-        state: The state: of the best epoch what predictions need, of the latest everything.
-        record: What was saved beside the arrays: study, trial, reports, versions.
+        state: The state: for the best epoch only what predictions need, for the latest epoch everything.
+        record: The information saved with the arrays: study, trial, reports, versions.
     """
 
     trainer: TrainerModule
@@ -53,7 +53,7 @@ class Loaded:
     record: dict[str, Any]
 
     def __call__(self, *inputs: PyTree) -> Any:
-        """Return the model's outputs in evaluation mode, as `bind_model` does."""
+        """Return the model's outputs in evaluation mode, like `bind_model`."""
         return self.trainer.bind_model(self.state, self.hparams)(*inputs)
 
     def predict(self, *inputs: PyTree) -> Any:
@@ -64,21 +64,21 @@ class Loaded:
 def load_from_checkpoint(
     path: str | Path, *, trainer: TrainerModule | None = None, hparams: object = None, trust: bool = False
 ) -> Loaded:
-    """Return a trained model from a checkpoint's folder.
+    """Load a trained model from a checkpoint's folder.
 
-    A checkpoint names the Python file of its study, or of its trainer's class. To import that file runs its code, so
-    that it is done only with `trust=True`, and never with a file inside the checkpoint. What this process has imported
-    already is used as it is.
+    A checkpoint names the Python file of its study, or of its trainer's class. Importing that file runs its code. It is
+    therefore imported only with `trust=True`, and never if it is inside the checkpoint. Modules that this process has
+    already imported are used.
 
     Args:
-        path: A checkpoint, or a trial's folder: its best checkpoint, else the latest.
-        trainer: The trainer, so that no file has to be imported for it.
-        hparams: The hyperparameters, if they are no `Space`, or if their class is not imported.
-        trust: Import the file that the checkpoint names. It must still be where it was; what it does beside defining
-            things belongs below `if __name__ == "__main__":`. Only for checkpoints of your own.
+        path: A checkpoint, or a trial's folder, for its best checkpoint or else its latest.
+        trainer: The trainer; then no file is imported for it.
+        hparams: The hyperparameters, if they are not a `Space`, or if their class is not imported.
+        trust: Import the file that the checkpoint names. The file must still be in the same place; put code that does
+            more than define things below `if __name__ == "__main__":`. Use it only with your own checkpoints.
 
     Raises:
-        CheckpointError: the checkpoint is torn, foreign or missing, or its study cannot be found, or is not trusted.
+        CheckpointError: the checkpoint is damaged, missing or not one of tuner's, or its study is not found or trusted.
         StudyFileError: the study's file does not import.
     """
     plain, record = read(path)
@@ -101,12 +101,12 @@ def load_from_checkpoint(
 
 @dataclass(frozen=True)
 class Run:
-    """What the log of a run says.
+    """A run from its log.
 
     Attributes:
         trainer: The trainer.
         hparams: The hyperparameters.
-        record: What was logged: seed, epochs, reports, versions, digests of the data.
+        record: The content of the log: seed, epochs, reports, versions, digests of the data.
     """
 
     trainer: TrainerModule
@@ -115,25 +115,25 @@ class Run:
 
     @property
     def reports(self) -> list[Report]:
-        """The reports that were logged."""
+        """The logged reports."""
         return [Report(**report) for report in self.record["reports"]]
 
     def train(self, splits: Splits, **options: Any) -> Training:
-        """Train again as it was trained: with the same versions on the same kind of device, bit for bit.
+        """Repeat the run: with the same versions on the same kind of device, it is identical bit for bit.
 
         Args:
             splits: The same data.
             options: Further options of `Training`.
 
         Raises:
-            StudyError: the data are others.
+            StudyError: the data differ.
         """
         mine = digests(splits)
         for name in ("train", "validation", "test"):
             if mine.get(name) != self.record["data"].get(name):
                 raise StudyError(
-                    f"a run must be trained again on the same data: {name} is not what it was, by its digest; make the "
-                    "splits as for the first time, test set included"
+                    f"cannot repeat the run: the {name} data differ from those of the run (by digest); create the "
+                    "splits as for the first run, including the test set"
                 )
         said = {name: self.record[name] for name in ("epochs", "seed", "objective", "direction")}
         said["optimizer_rules"] = optimizer_rules_of(self.record)
@@ -145,17 +145,17 @@ class Run:
 def load_run(
     folder: str | Path, *, trainer: TrainerModule | None = None, hparams: object = None, trust: bool = False
 ) -> Run:
-    """Return a run from its log; see `log` of `Training`.
+    """Load a run from its log; see `log` of `Training`.
 
     Args:
         folder: The folder of the run.
-        trainer: The trainer, so that no file has to be imported for it.
-        hparams: The hyperparameters, if they are neither a `Space` that is imported nor a dict of plain values.
-        trust: Import the Python file that the log names, which runs its code; never one inside the folder. Only for
-            runs of your own.
+        trainer: The trainer; then no file is imported for it.
+        hparams: The hyperparameters, if they are neither an imported `Space` nor a dict of plain values.
+        trust: Import the Python file that the log names, which runs its code; a file inside the folder is never
+            imported. Use it only with your own runs.
 
     Raises:
-        CheckpointError: there is no log, or it names what cannot be found or is not trusted.
+        CheckpointError: there is no log, or a file that it names is not found or trusted.
         StudyFileError: the trainer's file does not import.
     """
     path = Path(folder) / "run.json"
@@ -166,35 +166,37 @@ def load_run(
 
 
 def _find_trainer(path: str | Path, record: dict[str, Any], trust: bool) -> TrainerModule:
-    """Return the trainer of the recorded study, else an instance of the recorded class."""
+    """Return the trainer of the recorded study, or an instance of the recorded class."""
     study = record.get("study")
     if study is not None:
         for value in vars(_module(path, record["file"], f"study {study!r}", "trainer=", trust)).values():
             if getattr(value, "name", None) == study and isinstance(getattr(value, "trainer", None), TrainerModule):
                 return as_recorded(path, record, value.trainer)
-        raise CheckpointError(f"{record['file']} must hold the study {study!r} of {path}: it does not; give trainer=")
+        raise CheckpointError(f"{record['file']} no longer defines the study {study!r} of {path}; pass trainer=")
     kind = _find(path, record["class"], "trainer=", trust)
     if not (isinstance(kind, type) and issubclass(kind, TrainerModule)):
-        # Nothing else is called, whatever a checkpoint names.
-        raise CheckpointError(f"the trainer of {path} must be a TrainerModule: {kind!r} is none; give trainer=")
+        # A checkpoint may name anything: call only trainers.
+        raise CheckpointError(f"the trainer of {path} must be a TrainerModule: {kind!r} is not; pass trainer=")
     try:
         return as_recorded(path, record, kind())
     except TypeError as error:
-        raise CheckpointError(f"the trainer of {path} must be made by hand, {error}: give trainer=") from None
+        raise CheckpointError(
+            f"cannot create the trainer of {path} without arguments: {error}; pass trainer="
+        ) from None
 
 
 def as_recorded(path: str | Path, record: dict[str, Any], trainer: TrainerModule) -> TrainerModule:
-    """Return a trainer if its settings are those of a checkpoint's.
+    """Return a trainer if its settings equal those of a checkpoint's trainer.
 
     Raises:
-        CheckpointError: they are not.
+        CheckpointError: a setting differs.
     """
     mine = settings(trainer)
     for name, value in record["settings"].items():
         if mine.get(name) != value:
             raise CheckpointError(
-                f"the trainer of {path} had {name}={value!r}, {type(trainer).__name__}() has {mine.get(name)!r}: give "
-                "trainer="
+                f"the trainer of {path} had {name}={value!r}, but {type(trainer).__name__}() has {mine.get(name)!r}; "
+                "pass trainer="
             )
     return trainer
 
@@ -204,12 +206,12 @@ def _find_hparams(path: str | Path, record: dict[str, Any], trust: bool) -> Any:
         return record["hparams"]
     kind = None if record["space"] == _DICT else _find(path, record["space"], "hparams=", trust)
     if not (isinstance(kind, type) and issubclass(kind, Space)):
-        raise CheckpointError(f"the hyperparameters of {path} are neither a Space nor plain values: give hparams=")
+        raise CheckpointError(f"the hyperparameters of {path} are neither a Space nor plain values: pass hparams=")
     return from_params(kind, record["hparams"])
 
 
 def _find(path: str | Path, reference: dict[str, str], option: str, trust: bool) -> Any:
-    """Return a recorded class, from its module if that is imported, else from its file."""
+    """Return a recorded class, from its imported module or else from its file."""
     found: Any = sys.modules.get(reference["module"])
     file = getattr(found, "__file__", None) or ""
     if found is None or (file and os.path.realpath(file) != reference["file"]):
@@ -218,26 +220,25 @@ def _find(path: str | Path, reference: dict[str, str], option: str, trust: bool)
         found = getattr(found, part, None)
     if found is None:
         raise CheckpointError(
-            f"{reference['file'] or reference['module']} must define {reference['name']} of {path}: it does not; "
-            f"give {option}"
+            f"{reference['file'] or reference['module']} no longer defines {reference['name']} of {path}; pass {option}"
         )
     return found
 
 
 def _module(path: str | Path, file: str, what: str, option: str, trust: bool) -> Any:
-    """Return the module of a recorded file: as it is imported, or imported now if that is trusted."""
+    """Return the module of a recorded file: already imported, or imported now if it is trusted."""
     real = os.path.realpath(file)
     if file and Path(real).is_relative_to(os.path.realpath(path)):
-        raise CheckpointError(f"the file of {what} must not be inside {path}: {file!r} is; give {option}")
+        raise CheckpointError(f"the file of {what} must not be inside {path}: got {file!r}; pass {option}")
     for module in list(sys.modules.values()):
         known = vars(module).get("__file__") if isinstance(module, ModuleType) else None
         if isinstance(known, str) and os.path.realpath(known) == real:
             return module
     if not Path(file).is_file():
-        raise CheckpointError(f"the file of {what} in {path} must exist: {file!r} does not; give {option}")
+        raise CheckpointError(f"the file of {what} in {path} does not exist: {file!r}; pass {option}")
     if not trust:
         raise CheckpointError(
-            f"the file of {what} in {path} must be trusted, its code runs when it is imported: {file!r}; give {option}"
-            ", or trust=True if you know where the checkpoint comes from"
+            f"{path} needs {what} from {file!r}, and importing that file runs its code; pass {option}"
+            ", or trust=True if you trust the checkpoint"
         )
     return import_file(Path(file))

@@ -40,7 +40,7 @@ class Average:
 
     Attributes:
         params: Exponential moving average of the parameters.
-        collections: The same of what the model carries beside them: batch statistics of the raw weights would not
+        collections: The same average of the model's other variables: batch statistics of the raw weights would not
             fit the smoothed ones. Integers are copied.
     """
 
@@ -50,7 +50,7 @@ class Average:
     def update(self, params: PyTree, collections: PyTree, decay: float | jax.Array) -> Average:
         """Return decay * average + (1 - decay) * new, leaf by leaf (Polyak & Juditsky, 1992).
 
-        The average starts at the first parameters, so nothing is to be debiased. `decay` is per update: at another
+        The average starts at the initial parameters, so it needs no bias correction. `decay` is per update: at another
         batch size the same horizon needs decay ** (new size / old size).
         """
 
@@ -66,16 +66,16 @@ class Average:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """A pytree of training; every part may be None.
+    """The state of a training, as a pytree; every part may be None.
 
     Attributes:
         step: Optimizer updates so far. Int[Array, ""].
         params: The parameters, nested dicts of arrays.
         opt_state: The optimizer's state.
-        collections: What the model carries beside parameters, such as batch statistics.
+        collections: Variables of the model other than parameters, such as batch statistics.
         key: The trial's key; never changes. A step's key is derived from it and the step's number, so that
-            training resumed at a step draws what it would have drawn.
-        average: Smoothed weights; evaluation uses them where there are any.
+            resumed training draws the same numbers.
+        average: Smoothed weights; evaluation uses them if there are any.
         scale: The loss scale of float16 training.
         total_steps: Updates of the whole training, which schedules need; part of the structure, not an array.
     """
@@ -105,10 +105,10 @@ class TrainState:
         Args:
             optimizer: Any optax transformation.
             grads: Gradients, shaped as the parameters.
-            collections: What the model carries after the step; unchanged if None.
+            collections: The collections after the step; unchanged if None.
             value: The loss, for optimizers that use it (Polyak steps, reduction on a plateau).
             value_fn: params -> loss, for optimizers that search along a line.
-            ema_decay: How much of the average is kept, where the state has one.
+            ema_decay: The share of the average that is kept, if the state has one.
             weight: The weight of all examples of the batch, by which accumulated gradients are averaged.
         """
         collections = self.collections if collections is None else collections
@@ -126,7 +126,7 @@ class TrainState:
             average = average.update(params, collections, ema_decay)
         skipped = skipped_steps(opt_state)
         if skipped is not None:
-            # What the model carries is as bad as the gradient was: one NaN would stay in batch statistics for ever.
+            # The collections are as bad as the gradient was: one NaN would stay in batch statistics for ever.
             is_kept = skipped == skipped_steps(self.opt_state)
             collections, average = jax.tree.map(
                 partial(jnp.where, is_kept), (collections, average), (self.collections, self.average)
@@ -141,7 +141,7 @@ class TrainState:
         )
 
     def for_evaluation(self) -> TrainState:
-        """Return what predictions need: the smoothed weights if there are any, else the weights; no optimizer."""
+        """Return the part of the state that predictions need: without optimizer, with smoothed weights if any."""
         params, collections = self.params, self.collections
         if self.average is not None:
             params, collections = self.average.params, self.average.collections

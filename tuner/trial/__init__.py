@@ -1,4 +1,4 @@
-"""A trial as everything else sees it: what it reports, what is said of it, how it ends. No JAX, no Optuna."""
+"""A trial's reports, events, outcomes and failures. Does not import JAX or Optuna."""
 
 from tuner.trial.events import Event, Stop, event_line, print_event
 from tuner.trial.report import DEADLY, Outcome, Report, all_finite

@@ -5,11 +5,11 @@ import os
 from tuner.output.log import process_name
 
 DEVICES_VARIABLE = "TUNER_DEVICES"
-"""The worker's devices, as `tuner launch` shows them."""
+"""The worker's devices, as shown by `tuner launch`."""
 CPUS_VARIABLE = "TUNER_CPUS"
-"""The cores that the worker binds itself to, as in `0,1`."""
+"""The cores that the worker binds itself to, such as `0,1`."""
 LAUNCHED_VARIABLE = "TUNER_LAUNCHED_AT"
-"""When the launch began, in seconds since 1970 by the launcher's clock."""
+"""The start time of the launch, in seconds since 1970 on the launcher's clock."""
 WORKER_VARIABLE = "TUNER_WORKER"
 """The worker's name."""
 

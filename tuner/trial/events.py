@@ -1,4 +1,4 @@
-"""What a worker says of its trials, and how it is asked to stop."""
+"""Events of a worker, and the flag that asks it to stop."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tuner.trial.report import Outcome
 
 @dataclass
 class Stop:
-    """Set from outside, a signal handler say; the worker gives its trial back at the next report.
+    """A request to stop, for example from a signal handler; the worker gives back its trial at the next report.
 
     Attributes:
-        requested: Whether somebody wants the worker to end.
-        is_heeded: Whether the worker has begun to look at that: not while it still imports the study and its data.
+        requested: Whether the worker must stop.
+        is_heeded: Whether the worker checks the request yet; not while it imports the study and its data.
     """
 
     requested: bool = False
@@ -259,7 +259,7 @@ def parse(line: str) -> Event | None:
 
 
 def event_line(event: Event) -> str | None:
-    """Return what a worker in the foreground prints of an event, None for nothing."""
+    """Return the line that a worker in the foreground prints for an event; None for none."""
     match event:
         case TrialBegan(trial, hparams):
             return f"trial {trial}: {', '.join(_setting(name, value) for name, value in hparams.items())}"
@@ -290,7 +290,7 @@ def _setting(name: str, value: object) -> str:
 
 
 def print_event(event: Event) -> None:
-    """Print an event's line on stderr, or in a JSON log all of it."""
+    """Print the line of an event on stderr, or the whole event in a JSON log."""
     print_said(event)
 
 

@@ -1,4 +1,4 @@
-"""Trials that end with an error: what is kept of it, and when a study has had enough of them."""
+"""Trials that end with an error: what is stored, and when failures stop a study."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tuner.output.sanitize import hide_password
 _EQUAL_FAILURES = 3
 _LONGEST_ERROR = 50_000
 ANY_FAILURES = 10
-"""So many trials that fail one after another stop a study, whatever their errors."""
+"""The number of failed trials in a row, with any errors, that stops a study."""
 
 
 def reason_to_stop(kinds: Sequence[str]) -> str | None:
-    """Return why a study must stop, None if it need not.
+    """Return why a study must stop; None if it need not.
 
     Args:
-        kinds: What went wrong in the latest trials, newest first, up to the first that did not fail.
+        kinds: The kinds of errors of the latest trials, newest first, up to the first that did not fail.
     """
     if len(kinds) >= _EQUAL_FAILURES and len(set(kinds[:_EQUAL_FAILURES])) == 1:
         return f"the same error ended {_EQUAL_FAILURES} trials in a row"
@@ -26,16 +26,16 @@ def reason_to_stop(kinds: Sequence[str]) -> str | None:
 
 
 def describe(error: Exception) -> dict[str, str]:
-    """Return a trial's attributes for an error; errors of one kind differ at most in the values in their text."""
+    """Return the attributes of an error; errors of the same kind differ at most in values in their text."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     kind = f"{type(error).__qualname__} at {os.path.basename(last.filename)}:{last.lineno}"
     return {"error_kind": storable(kind), "error": storable("".join(traceback.format_exception(error)))}
 
 
 def storable(text: str) -> str:
-    """Return a text as it is stored.
+    """Return a text in a form that can be stored.
 
-    It has no lone surrogates, as in undecodable file names, no NUL and no password, and is no novel.
+    It has no lone surrogates (as in undecodable file names), no NUL and no password, and a limited length.
     """
     return hide_password(text).encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")[-_LONGEST_ERROR:]
 

@@ -1,4 +1,4 @@
-"""What a trial reports while it runs, and how it ends."""
+"""Reports and outcomes of trials."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 
 class Outcome(enum.StrEnum):
-    """How a trial stands. `preempted` is no end: its worker gave it back or vanished, and another goes on with it."""
+    """The outcome of a trial. `preempted` is not final: its worker gave it back or died, and another resumes it."""
 
     COMPLETE = "complete"
     PRUNED = "pruned"
@@ -22,7 +22,7 @@ class Outcome(enum.StrEnum):
 
     @property
     def uses_budget(self) -> bool:
-        """True for the ends that count towards the number of trials asked for."""
+        """Whether trials with this outcome count towards the requested number of trials."""
         return self in (Outcome.COMPLETE, Outcome.PRUNED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY)
 
 
@@ -42,10 +42,10 @@ class Report:
     metrics: Mapping[str, float]
 
     def values(self, objectives: tuple[str, ...]) -> list[float]:
-        """Return the objectives' values in their order.
+        """Return the values of the objectives in order.
 
         Raises:
-            KeyError: an objective is not among the metrics.
+            KeyError: the metrics do not include an objective.
         """
         return [self.metrics[name] for name in objectives]
 
@@ -56,4 +56,4 @@ def all_finite(values: list[float]) -> bool:
 
 
 DEADLY = "dead workers"
-"""The kind of error of a trial in which too many workers died."""
+"""The kind of error of a trial that too many workers died in."""

@@ -1,4 +1,4 @@
-"""Which clients count as one."""
+"""Groups addresses of clients for limits."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import ipaddress
 
 
 def network_of(address: str) -> str:
-    """Return whose connections and login attempts count together: an IPv4 address, or the /64 network of an IPv6 one.
+    """Return the group of addresses that share limits: an IPv4 address, or the /64 network of an IPv6 address.
 
     An IPv4 address that a dual-stack socket shows as IPv6 (`::ffff:192.0.2.1`) is that IPv4 address. Some proxies add
-    the client's port, which is removed. Text that is no address is returned as it is.
+    the client's port, which is removed. Text that is not an address is returned unchanged.
     """
     plain = address.strip().partition("%")[0]
     if plain.startswith("["):

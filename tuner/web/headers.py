@@ -1,4 +1,4 @@
-"""Reading the headers of a request so that everybody reads them alike: this server, WSGI, and the proxy in front."""
+"""Parses headers strictly, so that this server, WSGI and a proxy in front interpret them in the same way."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ _ONCE = frozenset(
 
 
 class StrictHeaders(HeaderReader):
-    """Reads headers as RFC 9110 and RFC 9112 define them, and refuses what two programs might read differently.
+    """Reads headers as defined by RFC 9110 and RFC 9112, and refuses those that two programs might read differently.
 
     - A header with an underscore is dropped: WSGI cannot tell `X_Forwarded_For` from `X-Forwarded-For`.
-    - Headers that have one value (Host, Authorization, Content-Length, ...) may come once. Others that come
+    - Headers with a single value (Host, Authorization, Content-Length, ...) may occur once. Others that occur
       several times are joined by commas, cookies by semicolons.
-    - Transfer-Encoding is refused: a request says its length by Content-Length.
+    - Transfer-Encoding is refused: a request must have Content-Length.
     - Folded lines, spaces before the colon and control characters are refused.
     """
 
     def __call__(self, rfile: Any, hdict: dict[bytes, bytes] | None = None) -> dict[bytes, bytes]:
-        """Return the headers by name, written as in `Content-Length`.
+        """Return the headers by name, capitalised like `Content-Length`.
 
         Args:
-            rfile: Has the rest of the request, from its first header on.
-            hdict: Gets the headers; a new dictionary if None.
+            rfile: The rest of the request, from its first header on.
+            hdict: The dictionary to fill; a new one if None.
 
         Raises:
-            ValueError: They are not those of a request; the message is for the client.
+            ValueError: The headers are invalid; the message is for the client.
         """
         headers: dict[bytes, bytes] = {} if hdict is None else hdict
         while (line := rfile.readline()) != b"\r\n":
@@ -42,7 +42,7 @@ class StrictHeaders(HeaderReader):
                 continue
             if name in headers:
                 if name in _ONCE:
-                    raise ValueError(f"the header {name.decode()} must come once")
+                    raise ValueError(f"the header {name.decode()} must not occur twice")
                 value = headers[name] + (b"; " if name == b"Cookie" else b", ") + value
             headers[name] = value
         if b"Transfer-Encoding" in headers:
@@ -55,7 +55,7 @@ class StrictHeaders(HeaderReader):
 def _split(line: bytes) -> tuple[bytes, bytes]:
     """Return the name and the value of a header line."""
     if not line.endswith(b"\r\n"):
-        raise ValueError("the headers must end with an empty line, each line with CRLF")
+        raise ValueError("each header must end with CRLF, and an empty line must follow the headers")
     name, colon, value = line[:-2].partition(b":")
     value = value.strip(b" \t")
     if not colon or not _NAME.fullmatch(name) or _CONTROL.search(value):

@@ -41,15 +41,15 @@ _NOT_TLS = b"this server speaks HTTPS only\n"
 
 @dataclass(frozen=True)
 class Limits:
-    """What one client may take.
+    """The limits for clients.
 
     Attributes:
-        connections: Open connections in all.
+        connections: Open connections in total.
         per_address: Open connections from one IPv4 address or IPv6 /64 network; None for no such limit, as behind a
             proxy, whose address all clients share.
         reading_s: Seconds in which the TLS handshake and a whole request must have arrived.
-        writing_s: Seconds in which an answer must have been taken.
-        least_bytes_s: Bytes for which a body or an answer gets a second more: the slowest rate.
+        writing_s: Seconds in which an answer must have been received.
+        least_bytes_s: Bytes per additional second for a body or an answer: the slowest rate.
         header_bytes: Bytes of a request's first line and headers.
         body_bytes: Bytes of a request's body.
     """
@@ -64,7 +64,7 @@ class Limits:
 
 
 class _Phase(enum.Enum):
-    """What a connection waits for; in all but ANSWERING it is the client."""
+    """What a connection waits for: the client, except in ANSWERING."""
 
     READING = enum.auto()
     ANSWERING = enum.auto()
@@ -79,12 +79,12 @@ class _Since(NamedTuple):
 
 
 class TLS(BuiltinSSLAdapter):
-    """A certificate. It leaves the handshake to the connection's own thread."""
+    """A certificate. The handshake runs on the connection's own thread."""
 
     def wrap(self, sock: socket.socket) -> tuple[ssl.SSLSocket, dict[str, str]]:
-        """Return the socket before its handshake, and what WSGI is told."""
+        """Return the socket before its handshake, and the WSGI environment."""
         try:
-            sock.getpeername()  # of a client that is gone, `wrap_socket` loses the socket without closing it
+            sock.getpeername()  # if the client is gone, `wrap_socket` loses the socket without closing it
             wrapped = self.context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         except OSError as error:  # the client is gone
             sock.close()
@@ -93,7 +93,7 @@ class TLS(BuiltinSSLAdapter):
 
 
 class _Body(KnownLengthRFile):
-    """The body of a request. Once it has been read, the client is not waited for any more."""
+    """The body of a request. Once it has been read, the connection no longer waits for the client."""
 
     def __init__(self, connection: _Connection, length: int) -> None:
         super().__init__(connection.rfile, length)
@@ -108,7 +108,7 @@ class _Body(KnownLengthRFile):
         return data
 
     def drain(self) -> bool:
-        """Read what is left, and forget it; return whether all of it came."""
+        """Read and discard the rest; return whether it was complete."""
         while self.remaining:
             if not self.read(_PIECE):
                 return False
@@ -129,7 +129,7 @@ class _Request(HTTPRequest):
 
     def parse_request(self) -> None:
         super().parse_request()
-        # A client may send a whole URL with a scheme of its choice.
+        # A client may send a complete URL with any scheme.
         self.scheme = b"http" if self.server.ssl_adapter is None else b"https"
 
     def respond(self) -> None:
@@ -141,14 +141,14 @@ class _Request(HTTPRequest):
 
     def ensure_headers_sent(self) -> None:
         if not self.sent_headers:
-            # What is left of the body would be taken for the next request.
+            # The rest of the body would be parsed as the next request.
             if not self.rfile.drain():
                 self.close_connection = True
             self.conn.enter(_Phase.WRITING)
         super().ensure_headers_sent()
 
     def write(self, chunk: bytes) -> None:
-        # In pieces, so that it can be seen how much the client takes.
+        # In pieces, to measure how much the client receives.
         for at in range(0, len(chunk), _PIECE):
             super().write(chunk[at : at + _PIECE])
 
@@ -207,13 +207,13 @@ class _Connection(HTTPConnection):
         return True
 
     def cut(self) -> None:
-        """End what its thread waits for, which then closes it."""
+        """End what its thread is waiting for; the thread then closes the connection."""
         self.is_cut = True
         with suppress(OSError):
-            socket.socket.shutdown(self.socket, socket.SHUT_RDWR)  # below TLS, which is its thread's
+            socket.socket.shutdown(self.socket, socket.SHUT_RDWR)  # below TLS, which only its thread uses
 
     def close(self) -> None:
-        with self.server.open.lock:  # a number of a closed socket may be another's a moment later
+        with self.server.open.lock:  # the number of a closed socket may soon belong to another one
             super().close()
             self.server.open.connections.discard(self)
 
@@ -232,8 +232,8 @@ class _Open:
     def admit(self, connection: _Connection) -> bool:
         """Return whether a connection may be served.
 
-        One too many takes the place of one that waits for its client: from its own address if that has too many, else
-        from the address with the most connections, of these the one that has waited longest.
+        If there are too many, it replaces a connection that waits for its client: one from its own address if that has
+        too many, else from the address with the most connections; the one that has waited longest.
         """
         with self.lock:
             if connection.is_cut:
@@ -260,7 +260,7 @@ class _Open:
         return True
 
     def cut_overdue(self) -> None:
-        """End the connections whose client has taken too long."""
+        """Close the connections whose client has taken too long."""
         now_s = time.monotonic()
         with self.lock:
             for one in self.connections:
@@ -268,7 +268,7 @@ class _Open:
                     one.cut()
 
     def cut_waiting(self) -> None:
-        """End the connections that wait for their client."""
+        """Close the connections that wait for their client."""
         with self.lock:
             for one in self.connections:
                 if one.since.phase is not _Phase.ANSWERING:
@@ -276,7 +276,7 @@ class _Open:
 
 
 class _Threads:
-    """A thread for each connection that has a request under way, in place of cheroot's pool of a fixed size."""
+    """A thread for each connection with a current request, instead of cheroot's pool of fixed size."""
 
     min = 1
 
@@ -295,12 +295,12 @@ class _Threads:
             self._threads.add(thread)
         try:
             thread.start()
-        except RuntimeError:  # the system has no more threads
+        except RuntimeError:  # the system cannot create more threads
             self._forget(thread)
             connection.close()
 
     def stop(self, timeout: float | None = None) -> None:
-        """Wait for the answers that are being made; no client is waited for."""
+        """Wait for answers that are being computed, but not for clients."""
         self._has_ended.set()
         self._server.open.cut_waiting()
         end_s = time.monotonic() + (timeout or 0.0)
@@ -342,11 +342,11 @@ class Server(CherootServer):
 
     Args:
         host: The address to listen on.
-        port: The port; 0 takes a free one.
+        port: The port; 0 picks a free one.
         app: The application. It is called from many threads at once.
-        limits: What one client may take.
+        limits: The limits for clients.
         tls: The certificate; None for plain HTTP.
-        tell: Gets a line for each error that is not a client's.
+        tell: Called with a line for each error that is not caused by a client.
     """
 
     ConnectionClass = _Connection
@@ -378,14 +378,14 @@ class Server(CherootServer):
         return self.bind_addr[1]
 
     def process_conn(self, conn: _Connection) -> None:
-        """Serve a new connection, or one that has been idle."""
+        """Serve a new or formerly idle connection."""
         if self.open.admit(conn):
             self.requests.put(conn)
         else:
             conn.close()
 
     def error_log(self, msg: str = "", level: int = 20, traceback: bool = False) -> None:
-        """Report an error. What clients do wrong is none."""
+        """Report an error, unless a client caused it."""
         if level < _ERROR:
             return
         if traceback:

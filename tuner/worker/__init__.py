@@ -1,4 +1,4 @@
-"""The only join: claim a trial, train it, report, prune, tell."""
+"""Workers: claim a trial, train it, report, prune, tell."""
 
 from tuner.worker.loop import LEASE_S, run_worker
 

@@ -46,22 +46,22 @@ if TYPE_CHECKING:
 
 
 class _Stopped(Exception):
-    """The trial is to be given back in the middle."""
+    """Raised to give back the trial before its end."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a trial ended, and what its sampler raised when it was told."""
+    """How a trial ended, and the error that its sampler raised afterwards, if any."""
 
     outcome: Outcome
     sampler_error: BaseException | None
 
 
 class Attempt:
-    """One worker's run of one trial.
+    """A worker's run of a trial.
 
     Args:
-        context: What the worker's trials need.
+        context: The context of the worker's trials.
         lease: The worker's claim on the trial.
     """
 
@@ -73,7 +73,7 @@ class Attempt:
         )
         self.reports: Reports | None = None
         self.watch = Watch()
-        self.curve: dict[int, float] = {}  # what Optuna is told of the epochs so far
+        self.curve: dict[int, float] = {}  # the epochs that were reported to Optuna
         self.is_asked = False
         self.clock = context.place.clock
         self.began = time.perf_counter(), self.clock.total_s, self.clock.count
@@ -82,11 +82,11 @@ class Attempt:
         """Run the trial to its end, or give it back.
 
         Returns:
-            How it ended; None if it was given back, or is tried again.
+            How it ended; None if it was given back or is retried.
 
         Raises:
             LeaseLost: another worker has the trial.
-            TunerError: the study cannot run as it is written, or the database stays away.
+            TunerError: the study's file is wrong, or the database cannot be reached.
         """
         from tuner.training.saved.checkpoints import Checkpoints
 
@@ -109,13 +109,13 @@ class Attempt:
                 self._end(checkpoints, outcome, values, record)
                 return Ended(outcome, error)
             except _Stopped:
-                checkpoints.close()  # what is saved must be there before another worker looks for it
+                checkpoints.close()  # the checkpoint must be written before another worker looks for it
                 self._give_back()
                 return None
             except LeaseLost:
                 raise
             except BaseException:
-                # Not this trial's fault: a study that cannot run as it is written, a database that is away, Ctrl-C.
+                # Not an error of this trial: the study's file is wrong, the database is down, or Ctrl-C.
                 with contextlib.suppress(TunerError):
                     leases.release(context.final_writes.engine(), lease)
                 raise
@@ -131,7 +131,7 @@ class Attempt:
         context = self.context
         context.storage.hold(self.lease, context.study_id)
         if self.study.baseline is not None and self.lease.number == 0:
-            # Optuna's own way to give a trial its hyperparameters; it suggests no others then.
+            # Optuna's way to set a trial's hyperparameters: it then suggests no others.
             context.storage.set_trial_system_attr(self.lease.trial_id, "fixed_params", self.study.baseline_params)
 
     def _ask(self) -> optuna.Trial:
@@ -139,14 +139,14 @@ class Attempt:
         import optuna
 
         study = self._optuna_study()
-        private.forget_stop(study)  # a trial that is tried again asks its sampler again
+        private.forget_stop(study)  # a trial that is retried asks its sampler again
         study.sampler = self.context.samplers.make(self.lease)
         trial = optuna.trial.Trial(study, self.lease.trial_id)
         self.is_asked = True
         return trial
 
     def _train(self, checkpoints: Checkpoints) -> tuple[Outcome, list[float] | None, dict[str, str]]:
-        """Return how the trial ended, its last values, and what is to be recorded of its error if it failed."""
+        """Return how the trial ended, its last values, and the attributes of its error if it failed."""
         import optuna
 
         from tuner.training.loop.runtime import is_out_of_memory
@@ -186,7 +186,7 @@ class Attempt:
                     if epoch == 0 and checkpoints.restored is not None:
                         self._keep(self.reports, (Report(**earlier) for earlier in checkpoints.restored["reports"]))
                     epoch, values = report.epoch, report.values(self.objectives)
-                    # The last report is the result: there is nothing left to save by pruning it.
+                    # After the last report, pruning would save nothing.
                     may_prune = report.epoch < study.epochs and len(values) == 1 and all_finite(values)
                     is_hopeless = self._store(self.reports, report, values, may_prune)
                     if not all_finite(values):
@@ -194,7 +194,7 @@ class Attempt:
                     if is_hopeless and not is_baseline:
                         return Outcome.PRUNED, values, {}
             self._check_lease()
-            if epoch < study.epochs:  # asked to stop: saved, to go on elsewhere
+            if epoch < study.epochs:  # asked to stop: the trial is saved and resumed by another worker
                 raise _Stopped
             return Outcome.COMPLETE, values, {}
         except TrialPruned:
@@ -207,7 +207,7 @@ class Attempt:
             return Outcome.FAILED, None, describe(error)
 
     def _warn_of_unused(self, trial: optuna.Trial) -> None:
-        """Say so if a trial was queued with hyperparameters that it turned out not to have."""
+        """Warn if a trial was queued with hyperparameters that it does not have."""
         given = self.context.storage.get_trial(self.lease.trial_id).system_attrs.get("fixed_params", {})
         unused = [f"{name}={value}" for name, value in given.items() if name not in trial.params]
         if unused:
@@ -220,7 +220,7 @@ class Attempt:
         return self.context.storage.get_trial(self.lease.trial_id).params == self.study.baseline_params
 
     def _is_hopeless(self, pruner: TrialPruner, epoch: int, value: float) -> bool:
-        """Ask the pruner; a database that goes away meanwhile is not waited for, and prunes nothing."""
+        """Ask the pruner; if the database goes down, do not wait, and do not prune."""
         try:
             with hurried(dataclasses.replace(PROMPT, is_over=self.context.must_end)):
                 return pruner.should_prune(epoch, value)
@@ -233,7 +233,7 @@ class Attempt:
         return self.context.stop.requested or watch.is_lost.is_set() or watch.must_stop.is_set()
 
     def _restart(self, why: str) -> None:
-        """Forget what was reported of the trial: its checkpoint does not fit the study's file any more."""
+        """Delete the trial's reports, because its checkpoint does not fit the study's file any more."""
         leases.forget_reports(self.context.engine, self.lease)
         self.context.say(TrialRestarted(self.lease.number, why))
 
@@ -242,7 +242,7 @@ class Attempt:
             raise LeaseLost(f"trial {self.lease.number} was taken over by another worker")
 
     def _keep(self, reports: Reports, earlier: Iterable[Report]) -> None:
-        """Have the reports from before a restart stored with the next one."""
+        """Store the reports from before a restart with the next one."""
         several = list(earlier)
         reports.keep(several)
         self.curve |= {report.epoch: report.values(self.objectives)[0] for report in several}
@@ -255,26 +255,26 @@ class Attempt:
         return is_hopeless
 
     def _finish_reports(self, engine: Engine) -> None:
-        """Wait until all reports are stored, as long as this engine waits."""
+        """Wait until all reports are stored, for as long as this engine waits."""
         if self.reports is not None:
             self.reports.finish(engine)
 
     def _after_trial(self, outcome: Outcome, values: list[float] | None) -> BaseException | None:
-        """Let the sampler see the end of the trial before it is stored, as `optuna.Study.tell` does.
+        """Tell the sampler the end of the trial before it is stored, like `optuna.Study.tell`.
 
-        Under a Hyperband pruner it gets the study of the trial's bracket.
+        With a Hyperband pruner it gets the study of the trial's bracket.
 
         Returns:
-            What the sampler raised. The trial has ended all the same, and must be stored first.
+            The error that the sampler raised. The trial has ended anyway and must be stored first.
         """
         from optuna.exceptions import StorageInternalError
         from optuna.trial import TrialState
 
-        if not self.is_asked:  # `before_trial` failed: Optuna has no trial then
+        if not self.is_asked:  # `before_trial` failed, so Optuna has no trial
             return None
         state = {Outcome.COMPLETE: TrialState.COMPLETE, Outcome.FAILED: TrialState.FAIL}
         storage = self.context.storage
-        storage.flush(self.lease.trial_id)  # what was suggested before an error; what follows is written at once
+        storage.flush(self.lease.trial_id)  # suggestions before an error; later ones are written immediately
         frozen = storage.get_trial(self.lease.trial_id)
         if len(self.objectives) == 1:
             frozen.intermediate_values = dict(self.curve)
@@ -283,13 +283,13 @@ class Attempt:
             with self.context.time_use.doing("training"):
                 study.sampler.after_trial(study, frozen, state.get(outcome, TrialState.PRUNED), values)
         except (LeaseLost, StorageLost, StorageInternalError):
-            raise  # nothing can be stored
+            raise  # the database is down
         except BaseException as error:
             return error
         return None
 
     def _optuna_study(self) -> optuna.Study:
-        """Return the study as a sampler may have it: without the copy of all trials from before, and free to stop."""
+        """Return the study for a sampler: without a stale copy of the trials, and with `Study.stop` allowed."""
         study = self.context.optuna_study
         private.forget_trials(study)
         private.allow_stop(study)
@@ -298,19 +298,19 @@ class Attempt:
     # --- Ends
 
     def _is_tried_again(self, checkpoints: Checkpoints, record: Mapping[str, str]) -> bool:
-        """Give a trial that failed back to be tried again, unless it has been too often; return whether it will be."""
+        """Give back a failed trial to be retried, unless it has failed too often; return whether it is retried."""
         context, lease, error = self.context, self.lease, hide_password(record["error"])
         if not leases.retry(context.engine, lease, error, self.study.retries):
             return False
         checkpoints.close()
-        private.forget_stop(context.optuna_study)  # the search goes on with this trial
+        private.forget_stop(context.optuna_study)  # the search continues with this trial
         context.say(TrialRetried(lease.number, last_line(error)))
         return True
 
     def _end(
         self, checkpoints: Checkpoints, outcome: Outcome, values: list[float] | None, record: dict[str, Any]
     ) -> None:
-        """Tell the storage how the trial ended."""
+        """Store how the trial ended."""
         context, lease = self.context, self.lease
         if "error" in record:
             record["error"] = hide_password(record["error"])
@@ -327,7 +327,7 @@ class Attempt:
             record["checkpoint"] = path
         leases.tell(context.engine, lease, outcome, values, record)
         checkpoints.delete_latest()
-        if checkpoints.folder.exists():  # with the best checkpoint, or with pictures only
+        if checkpoints.folder.exists():  # with the best checkpoint, or only with pictures
             collect(context.folder, partial(removable, context.engine, context.study_id, **self._best_k()))
         context.say(TrialEnded(lease.number, outcome, values, record["train_s"], record["compile_s"]))
 
@@ -335,7 +335,7 @@ class Attempt:
         return {"keep": self.study.keep_best, "maximize": self.study.all_directions[0] == "maximize"}
 
     def _keep_best(self, checkpoints: Checkpoints, outcome: Outcome, values: list[float] | None) -> str | None:
-        """Save the best checkpoint of a trial that is among the best of the study; return where."""
+        """Save the best checkpoint if the trial is among the best of the study; return its path."""
         if outcome is not Outcome.COMPLETE or values is None or not self.study.keep_best:
             return None
         context = self.context

@@ -1,4 +1,4 @@
-"""What every trial of a worker needs, made once and handed to each."""
+"""The context of a worker's trials: created once and passed to each."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _LAST_PATIENCE_S = 3.0
 
 @dataclass(frozen=True)
 class Place:
-    """Where a worker's trials run and leave their files, and the clocks they run by."""
+    """The devices, folders and clocks of a worker's trials."""
 
     artifacts: Path
     about: dict[str, Any]
@@ -45,7 +45,7 @@ class Place:
     time_use: TimeUse
 
     def describe(self) -> dict[str, Any]:
-        """Return what is kept of a worker: where it runs and with what."""
+        """Return the information stored about a worker: where it runs, and its versions."""
         from tuner.training.saved.run_record import versions
 
         file = self.about["file"]
@@ -61,7 +61,7 @@ class Place:
 
 
 class FinalWrites:
-    """Gives what a worker still has to write before it ends a moment: for all of it together.
+    """Limits the total time for a worker's last writes before it exits.
 
     Args:
         engine: The storage's engine.
@@ -72,23 +72,23 @@ class FinalWrites:
         self._end_s: float | None = None
 
     def engine(self) -> Engine:
-        """Return an engine that waits for a database that is away until the moment is over, from the first call on."""
+        """Return an engine that waits for the database until the time is over, which starts with the first call."""
         if self._end_s is None:
             self._end_s = time.monotonic() + _LAST_PATIENCE_S
         left_s = self._end_s - time.monotonic()
         return patient(self._engine, Patience(left_s, statement_s=max(1.0, left_s)))
 
     def is_over(self) -> bool:
-        """Return whether the moment has begun and is over."""
+        """Return whether the time has started and is over."""
         return self._end_s is not None and time.monotonic() >= self._end_s
 
     def forget(self) -> None:
-        """Begin anew with the next call: the worker did not end."""
+        """Restart the time with the next call, because the worker did not exit."""
         self._end_s = None
 
 
 class Samplers:
-    """Makes the sampler of each trial.
+    """Creates the sampler of each trial.
 
     Args:
         study: The study.
@@ -100,17 +100,17 @@ class Samplers:
         self._common_space: Any = None
 
     def make(self, lease: Lease) -> optuna.samplers.BaseSampler:
-        """Return the sampler for a trial: one for its number, or the study's own object."""
+        """Return the sampler for a trial: a new one for its number, or the study's own object."""
         sampler = self._study.make_sampler(lease.number)
         if sampler is self._study.sampler and not self._has_made_one and (lease.number > 0 or lease.fence > 1):
-            # An Optuna object starts from its own seed in every process: all workers would suggest the same.
+            # An Optuna object has the same seed in every process, so all workers would suggest the same values.
             sampler.reseed_rng()
         self._has_made_one = True
         self._share_space(sampler)
         return sampler
 
     def _share_space(self, sampler: Any) -> None:
-        """Hand on which parameters all trials have in common: a new sampler would look through all of them again."""
+        """Pass on the parameters that all trials share, so that a new sampler need not read all trials again."""
         from optuna.search_space import IntersectionSearchSpace
 
         if isinstance(getattr(sampler, "_search_space", None), IntersectionSearchSpace):
@@ -118,7 +118,7 @@ class Samplers:
 
 
 class ProgramModes:
-    """Remembers of each program whether it runs as scan or as steps, as the study has it.
+    """Stores with the study whether each program runs as scan or as steps.
 
     Args:
         engine: The storage's engine.
@@ -130,7 +130,7 @@ class ProgramModes:
         self._known: dict[str, str] = {}
 
     def choose(self, program: str, measure: Callable[[], str]) -> str:
-        """Return how a program runs; `measure` finds out if the study does not have it yet."""
+        """Return how a program runs; calls `measure` if the study does not have it yet."""
         if program not in self._known:
             self._known[program] = mode_of(self._engine, self._study_id, program, measure)
         return self._known[program]
@@ -138,28 +138,28 @@ class ProgramModes:
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """What every trial of a worker needs.
+    """The context of a worker's trials.
 
     Attributes:
         study: The study.
         study_id: Its id in the storage.
         splits: Its data.
-        optimizer_rules: The rules by which it was begun.
+        optimizer_rules: The optimizer rules with which the study was started.
         storage: Optuna's view of the database.
-        engine: The same database; waits for it as long as a worker does.
-        prompt_engine: The same, for calls that must not wait.
-        background: The thread that reports are stored on.
-        optuna_study: The study as its sampler sees it.
-        pruning_study: The study as its pruner sees it.
-        claimant: The worker as the storage sees it.
+        engine: The same database; waits for it with a worker's patience.
+        prompt_engine: The same database, for calls that must not wait.
+        background: The thread that stores reports.
+        optuna_study: The study for its sampler.
+        pruning_study: The study for its pruner.
+        claimant: The worker for the storage.
         folder: The study's artifacts.
-        place: Devices, clocks, and what checkpoints say of the study.
-        time_use: What the worker's time goes on.
-        stop: Whether the worker is to end.
-        samplers: Makes the sampler of each trial.
-        modes: Remembers how programs run.
-        final_writes: For what is written before the worker ends.
-        listener: Takes the worker's events.
+        place: Devices, clocks, and the information about the study in checkpoints.
+        time_use: How the worker spends its time.
+        stop: Whether the worker must stop.
+        samplers: Creates the sampler of each trial.
+        modes: Stores how programs run.
+        final_writes: The time limit for writes before the worker exits.
+        listener: Receives the worker's events.
     """
 
     study: StudySpec
@@ -183,15 +183,15 @@ class WorkerContext:
     listener: Callable[[Event], None]
 
     def say(self, event: Event) -> None:
-        """Say an event, with its time and what the worker's own time went on since the one before."""
+        """Send an event, with its time and how the worker spent the time since the previous event."""
         seconds = {name: round(spent_s, 6) for name, spent_s in self.time_use.take().items()}
         self.listener(dataclasses.replace(event, time=now(), seconds=seconds))
 
     def say_seconds(self) -> None:
-        """Say what the time goes on, now and then: an epoch may take an hour."""
+        """Report from time to time how the time is spent, because an epoch may take an hour."""
         if self.time_use.is_due():
             self.say(SecondsSpent())
 
     def must_end(self) -> bool:
-        """Return whether somebody has asked the worker to end."""
+        """Return whether the worker was asked to stop."""
         return self.stop.requested

@@ -1,4 +1,4 @@
-"""A study tried out without running it: what would fail in every trial is found before anything is stored."""
+"""Checks a study without running it, to find errors that every trial would raise before anything is stored."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from tuner.study.source import call_study_code
 
 
 def check_study(study: StudySpec, splits: object) -> None:
-    """Trace the training for an example of each conditional branch, before anything is stored.
+    """Trace the training for an example of each conditional option, before anything is stored.
 
     Raises:
         UsageError: see `tuner.training.loop.checks.check_trainer`.

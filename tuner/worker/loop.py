@@ -1,4 +1,4 @@
-"""The worker's loop: claim a trial, run it, until the budget is spent. One worker runs trials one after another."""
+"""The worker's loop: claims and runs one trial after another until the budget is used up."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 LEASE_S = 30.0
 PATIENCE_S = 600.0
-"""How long a worker waits for a database that is away; it trains meanwhile, as long as it has a trial."""
+"""Seconds that a worker waits for a database that is down; it continues training its trial."""
 _STATEMENT_S = 20.0
 _LAST_PATIENCE_S = 3.0
 _POLL_S = 0.5
@@ -65,7 +65,7 @@ def run_worker(
     say: Callable[[Event], None] = lambda event: None,
     stop: Stop | None = None,
 ) -> None:
-    """Run trials of a study until its budget is spent.
+    """Run trials of a study until its budget is used up.
 
     Args:
         study: The study.
@@ -103,7 +103,7 @@ def run_worker(
     stop = stop or Stop()
     stop.is_heeded = True
     patience = Patience(PATIENCE_S, lambda: stop.requested, statement_s=_STATEMENT_S)
-    # A launcher has found the storage before it started this worker. Whoever starts one by hand may have mistyped.
+    # A launcher has checked the storage before it started this worker; a user may have mistyped the URL.
     optuna_storage = Storage(url, patience if LAUNCHED_VARIABLE in os.environ else IMPATIENT)
     optuna_storage.engine = patient(optuna_storage.engine, patience)
     warn_of_password()
@@ -114,7 +114,7 @@ def run_worker(
 
 
 class Worker:
-    """The claim-train-tell loop of one process."""
+    """The loop of a worker: claim, train, tell."""
 
     def __init__(
         self,
@@ -140,8 +140,8 @@ class Worker:
         study_id = registered.study_id
         given: dict[str, Any] = {"sampler": study.make_sampler(0), "pruner": study.make_pruner()}
         view: Any = SamplerView(storage)
-        # What failed before was perhaps fixed since. Before the launch, not before this worker: one that starts later
-        # than the others, or again, would let the same error end three trials more.
+        # Errors from before the launch may be fixed. The launch counts, not the start of this worker: a worker that
+        # starts later, or again, would otherwise let the same error end three more trials.
         launched_for_s = time.time() - float(os.environ.get(LAUNCHED_VARIABLE) or time.time())
         self.claimant = Claimant(
             study_id,
@@ -177,17 +177,17 @@ class Worker:
         )
         self.say = self.context.say
         self.grid_limits = getattr(self.context.optuna_study.sampler, "limits", None)
-        self.sampler_errors: list[str] = []  # their kinds, newest first, since the last trial without one
+        self.sampler_errors: list[str] = []  # their kinds, newest first, since the last trial without an error
 
     def run(self) -> None:
-        """Claim and run trials until the budget is spent or a stop is asked for."""
+        """Claim and run trials until the budget is used up or a stop is requested."""
         study = self.study
         join(self.engine, self.claimant, self.place.describe())
         self.say(StudyLoaded(study.name, study.trials, ", ".join(study.objectives)))
         try:
             self._work()
         except StorageLost:
-            if not self.context.stop.requested:  # else it no longer waited, because somebody waits for it
+            if not self.context.stop.requested:  # otherwise it stopped waiting, because it must exit
                 raise
         finally:
             self.context.background.close()
@@ -238,7 +238,7 @@ class Worker:
                 break
 
     def _limit_to_grid(self) -> None:
-        """Ask for no more trials than it takes to try every point of a grid."""
+        """Limit the number of trials to those needed to try every point of a grid."""
         if self.grid_limits is None:
             return
         limits = self.grid_limits(self.storage.get_all_trials(self.claimant.study_id, deepcopy=False))
@@ -246,7 +246,7 @@ class Worker:
         self.claimant.new_trials = min(self.study.trials, limits.new)
 
     def _end(self, reason: NoTrial) -> None:
-        """Raise `StudyStopped` unless a worker ends because everything is done."""
+        """Raise StudyStopped unless the worker exits because everything is done."""
         name = self.study.name
         if reason is NoTrial.HOURS:
             self.say(HoursUsed())
@@ -262,10 +262,10 @@ class Worker:
             raise StudyStopped(f"study {name!r} stopped: {why}; fix it and launch again{trace}")
 
     def _note_sampler_error(self, number: int, ended: Ended) -> None:
-        """Warn if the sampler raised an error after a trial, which is stored by now.
+        """Warn if the sampler raised an error after a trial, which is already stored.
 
         Raises:
-            StudyStopped: it did so after each of the latest trials.
+            StudyStopped: it raised an error after each of the latest trials.
         """
         error = ended.sampler_error
         if error is None:

@@ -1,4 +1,4 @@
-"""The reports of one trial, stored and judged beside its training."""
+"""Stores the reports of one trial and asks its pruner, while the training continues."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from tuner.storage.worker.reporter import Reporter
 from tuner.trial import Report
 
 _ANSWER_S = 1.5
-"""How long training waits for the database at each report. With a healthy one the answer is always there by then."""
+"""Seconds that training waits for the database at each report; usually the answer arrives earlier."""
 _LAST_S = 3.0
-"""How long the last reports of a worker that ends may take."""
+"""Seconds that the last reports of an exiting worker may take."""
 
 
 class Reports:
-    """Hands a trial's reports to a thread in their order, and learns from it whether to prune the trial.
+    """Passes a trial's reports to a thread in order, and gets the decision whether to prune the trial.
 
-    Training waits for the answer to each report while the database needs no more than a moment. Of one that needs
-    longer, it learns the answer at a later report, and does not wait again until all reports before have been stored.
+    Training waits briefly for the answer to each report. If the database needs longer, training gets the answer at a
+    later report, and does not wait again until all earlier reports have been stored.
 
     Args:
         background: The thread.
         reporter: Stores the reports; used on that thread.
-        is_hopeless: Asks the pruner about a report that was stored; called on that thread.
-        is_over: Whether the worker is to end: its last reports are waited for a moment, and no longer.
+        is_hopeless: Asks the pruner about a stored report; called on that thread.
+        is_over: Whether the worker must exit: it then waits only briefly for its last reports.
     """
 
     def __init__(
@@ -47,19 +47,19 @@ class Reports:
         self._is_away = False
 
     def keep(self, several: Iterable[Report]) -> None:
-        """See `Reporter.keep`. The answer to the next report is waited for all the same."""
+        """See `Reporter.keep`. Training still waits for the answer to the next report."""
         self._background.submit(partial(self._reporter.keep, list(several)))
 
     def store(self, report: Report, *, may_prune: bool) -> bool:
-        """Store a report; return whether the trial is to be pruned, as far as that is known.
+        """Store a report; return whether the trial must be pruned, as far as it is known.
 
         Args:
             report: The report.
-            may_prune: Whether to ask the pruner, and to go by what it said before.
+            may_prune: Whether to ask the pruner, and to use its earlier decisions.
 
         Raises:
             LeaseLost: another worker has the trial.
-            Exception: whatever the pruner raised.
+            Exception: an error of the pruner.
         """
         self._collect()
         is_behind = bool(self._unanswered) or self._is_away
@@ -71,11 +71,11 @@ class Reports:
         return may_prune and self._is_hopeless
 
     def finish(self, engine: Engine) -> None:
-        """Wait until all reports are stored, as long as the engine waits for a database that is away.
+        """Wait until all reports are stored, for as long as the engine waits for the database.
 
         Raises:
             LeaseLost: another worker has the trial.
-            StorageLost: the database stays away, or the worker is to end and the database is silent.
+            StorageLost: the database cannot be reached, or does not answer while the worker must exit.
         """
         while self._unanswered:
             future = self._unanswered[0]
@@ -83,7 +83,7 @@ class Reports:
                 self._background.wait(future, float("inf"), seconds=_LAST_S)
             if not future.done():
                 raise StorageLost("cannot reach the storage: the last reports are not stored, and the worker exits")
-            # Too late to fail the trial for what its pruner raised: the training is over.
+            # An error of the pruner no longer fails the trial, because the training is over.
             if not isinstance(self._unanswered.popleft().exception(), TunerError | None):
                 continue
             future.result()
@@ -95,5 +95,5 @@ class Reports:
 
     def _store(self, report: Report, may_prune: bool) -> bool:
         self._is_away = not self._reporter.store(report)
-        # While the database is away nothing can be compared.
+        # While the database is down, trials cannot be compared.
         return not self._is_away and may_prune and self._ask(report)

@@ -1,4 +1,4 @@
-"""Training a stored trial again: as it was, to see whether its numbers come back, or with other seeds."""
+"""Trains a stored trial again: with the same seed, to check that its results match, or with other seeds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tuner.trial import Report
 
 @dataclass(frozen=True)
 class Rerunner:
-    """A study that is ready to train trials of it again: its row, the `Study`, its file, and its data."""
+    """A study for training its trials again: its row, the `Study`, its file, and its data."""
 
     engine: Engine
     row: StudyRow
@@ -61,17 +61,17 @@ class Rerunner:
 
 
 def open_study(engine: Engine, name: str, file: str | None, fixed: Mapping[str, str]) -> Rerunner:
-    """Return a stored study, from the file it was launched from last or another.
+    """Load a stored study from the file of its last launch, or from another file.
 
     Args:
         engine: The storage's engine.
         name: The study.
-        file: `FILE` or `FILE:NAME`; by default the one its latest worker had.
-        fixed: Hyperparameters that are not searched, as it was launched: name -> text.
+        file: `FILE` or `FILE:NAME`; by default the file of its latest worker.
+        fixed: Hyperparameters that are not searched, as in the launch: name -> text.
 
     Raises:
         UnknownStudy: there is no such study.
-        UsageError: its file is not here, or the study in it has changed.
+        UsageError: its file does not exist, or the study in it has changed.
     """
     from tuner.training.loop.runtime import use_persistent_cache
 
@@ -93,7 +93,7 @@ def open_study(engine: Engine, name: str, file: str | None, fixed: Mapping[str, 
     return Rerunner(engine, row, study, found, study.data(study.seed))
 
 
-# --- As it was
+# --- With the same seed
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,11 @@ class Comparison:
 
 
 def reproduce(rerunner: Rerunner, number: int, say: Callable[[Report], None]) -> list[Comparison]:
-    """Train a trial again from its seed, as far as it went, and compare all metrics of all epochs.
+    """Train a trial again from its seed, for the same number of epochs, and compare all metrics of all epochs.
 
     Raises:
         UnknownStudy: the study has no such trial.
-        UsageError: the trial has reported nothing, or the study's file has changed since it ran.
+        UsageError: the trial has no reports, or the study's file has changed since it ran.
     """
     engine, study = rerunner.engine, rerunner.study
     trial = read_trial(engine, rerunner.row, number)
@@ -158,17 +158,17 @@ def relative(first: float, second: float) -> float:
 def confirm(rerunner: Rerunner, count: int, seeds: int, say: Callable[[int, int, float | None], None]) -> None:
     """Train the best trials again, and the study's baseline, each with `seeds` other seeds; store their objectives.
 
-    What is stored already is not trained again. Trials that were confirmed before get as many seeds: only those that
-    all have are compared.
+    Stored results are not computed again. Trials that were confirmed before get the same number of seeds, because only
+    seeds that all trials have are compared.
 
     Args:
         rerunner: The study.
-        count: How many of the best trials.
-        seeds: How many seeds for each.
+        count: The number of best trials.
+        seeds: The number of seeds for each trial.
         say: Called with trial, repeat and objective after each training.
 
     Raises:
-        UsageError: the study has several objectives, no complete trial, or its file has changed since one ran.
+        UsageError: the study has several objectives or no complete trial, or its file has changed since a trial ran.
     """
     from tuner.training.loop.runtime import tidy
 

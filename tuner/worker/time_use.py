@@ -1,4 +1,4 @@
-"""What a worker's time goes on."""
+"""Measures how a worker spends its time."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Doing = Literal["training", "waiting"]
 
 
 class TimeUse:
-    """Adds up the seconds of a worker's own thread, each under one name: none counts twice.
+    """Adds up the seconds of a worker's main thread by activity; no second counts twice.
 
     Args:
-        measured: What is timed where it happens, name -> seconds so far. It is taken off what the worker is doing
-            meanwhile: a second of compiling within a trial is no second of training.
-        clock: Tells the time in seconds.
+        measured: Activities that are timed elsewhere, name -> function that returns the seconds so far. They are
+            subtracted from the current activity: a second of compiling in a trial does not count as training.
+        clock: Returns the time in seconds.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class TimeUse:
 
     @contextlib.contextmanager
     def doing(self, what: Doing) -> Generator[None]:
-        """Count the body as what it is; outside of any, time has no name: starting, saving the best."""
+        """Count the body as an activity. Time outside of any activity, such as starting, is not counted."""
         self._settle()
         self._doing = what
         try:
@@ -42,13 +42,13 @@ class TimeUse:
             self._doing = None
 
     def take(self) -> dict[str, float]:
-        """Return the seconds since the last call, by name."""
+        """Return the seconds since the last call, by activity."""
         self._settle()
         taken, self._seconds, self._taken_s = self._seconds, {}, self._since_s
         return taken
 
     def is_due(self) -> bool:
-        """Return whether nobody has taken the seconds for a while."""
+        """Return whether the seconds have not been read for a while."""
         return self._clock() - self._taken_s >= _TELL_EVERY_S
 
     def _settle(self) -> None:

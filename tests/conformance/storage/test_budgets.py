@@ -1124,7 +1124,7 @@ def test_a_worker_of_a_deleted_study_gets_nothing_from_its_namesake(desk: Books)
     if desk.engine.dialect.name == "sqlite":
         assert new.study_id == old.study_id, "SQLite gives the same id again"
 
-    with pytest.raises(UnknownStudy, match=f"was deleted from the storage while it ran: number {old.study_id}"):
+    with pytest.raises(UnknownStudy, match=f"was deleted while it ran: id {old.study_id}"):
         claims.claim(desk.engine, claimant)
     desk.study_id = new.study_id
     assert desk.lease(desk.claimant(identity=new.identity)).number == 0

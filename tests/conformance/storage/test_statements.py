@@ -34,7 +34,7 @@ VARIANTS: dict[str, tuple[Any, ...]] = {
 
 def test_no_two_statements_have_one_name() -> None:
     name = ALL[0].name
-    with pytest.raises(ImportError, match=f"two SQL statements are called '{name}'"):
+    with pytest.raises(ImportError, match=f"two SQL statements have the name '{name}'"):
         statement(name)(lambda dialect: sa.text("SELECT 1"))
 
 

@@ -741,5 +741,5 @@ def test_a_launch_waits_while_the_disk_under_the_database_is_full(
 
     output = "".join(lines) + rest
     assert launcher.returncode == 0, output
-    assert "; waiting for it" in output or "continues meanwhile" in output or "is not renewed" in output
+    assert "; waiting for it" in output or "continues meanwhile" in output or "cannot renew the lease" in output
     check(url, output, 20)

@@ -53,7 +53,7 @@ def test_a_full_disk_stops_nothing(
         assert write_best(checkpoints, 2, {}) is None
         told = capfd.readouterr().err.splitlines()
         assert [line.partition(": ")[2].partition(":")[0] for line in told] == [
-            f"a checkpoint could not be written to {folder}/{name}" for name in ("latest", "best")
+            f"cannot write a checkpoint to {folder}/{name}" for name in ("latest", "best")
         ]
         assert [line.endswith("; training continues") for line in told] == [True, False]
         assert re.search(why, told[0])

@@ -201,7 +201,7 @@ def test_a_worker_that_slept_through_its_lease_drops_the_trial_quietly_and_goes_
         assert "Traceback" not in said(worker)
     errors = [line for line in said(first).splitlines() if "rror" in line]
     # What it was writing, also in the background, has been removed by the worker that ended the trial.
-    is_expected = meanwhile == "ended" and "could not be written" in "".join(errors)
+    is_expected = meanwhile == "ended" and "cannot write a checkpoint" in "".join(errors)
     assert len(errors) == is_expected, errors
     assert said(first).count(f"trial {slept}: complete") == 0
     tries = attempts_of(faulty.url)
@@ -250,7 +250,7 @@ def test_a_full_disk_costs_checkpoints_only_and_a_line_for_each_trial(
     assert "Traceback" not in said(launcher)
     told = [line for line in said(launcher).splitlines() if "checkpoint" in line or "rror" in line]
     heads = [line.partition("] ")[2].partition("Error")[0] for line in told]
-    whose = Counter(head.partition("could not be written to ")[2].partition(": ")[0] for head in heads)
+    whose = Counter(head.partition("cannot write a checkpoint to ")[2].partition(": ")[0] for head in heads)
     (folder,) = {Path(name).parents[1] for name in whose}
     assert folder.parent == small_disk
     # Of each trial its latest is told once, then its best if it is among the best.
@@ -318,7 +318,7 @@ def test_a_worker_whose_clock_is_hours_ahead_of_the_disks_can_save(faulty: Fault
 
     assert ended(worker) == 0, said(worker)
 
-    assert "could not be written" not in said(worker)
+    assert "cannot write" not in said(worker)
     check_aftermath(faulty.url, faulty.artifacts, 1)
 
 

@@ -85,7 +85,7 @@ def test_another_project_called_tuner_beside_this_one_is_told(tmp_path: Path, mo
     assert _packages()["status"] == "ok"  # nothing was installed from it
     (other / "RECORD").write_text("tuner/__init__.py,,\n")
     row = _packages()
-    assert (row["status"], row["found"]) == ("fail", "tuner 0.9.1 beside tuner-jax")
+    assert (row["status"], row["found"]) == ("fail", "tuner 0.9.1 next to tuner-jax")
     assert "pip uninstall tuner" in row["advice"]
 
 

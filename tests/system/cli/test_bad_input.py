@@ -33,7 +33,7 @@ def one_line(tuner: Any, words: list[str]) -> tuple[int, str]:
         (["launch", "tiny.py", "--workers", "-1"], 2, "--workers must be at least 1: got -1"),
         (["launch", "tiny.py", "--seed", "-1"], 2, "--seed must be at least 0: got -1"),
         (["launch", "tiny.py", "--devices", "4711"], 2, "no device 4711 on this machine: it has cpu 0"),
-        (["launch", "tiny.py", "--devices", "all"], 2, "--devices must be auto or ids as in 0,1,2: got 'all'"),
+        (["launch", "tiny.py", "--devices", "all"], 2, "--devices must be auto or ids such as 0,1,2: got 'all'"),
         (
             ["launch", "tiny.py", "--live"],
             2,
@@ -94,7 +94,7 @@ def line_of(text: str, part: str) -> int:
         (
             'objective="loss"',
             'objective="los"',
-            "'los' is not, it reports loss, train_grad_norm, train_loss; did you mean 'loss'?",
+            "objective 'los': it reports loss, train_grad_norm, train_loss; did you mean 'loss'?",
         ),
         ("    noise: float", "    other: float", "HParams has no 'noise', it has learning_rate, other"),
         ('sampler="random"', 'sampler="tpee"', "one of cmaes, gp, grid, nsga2, qmc, random, tpe: got 'tpee'; did you"),
@@ -136,12 +136,16 @@ def test_an_unknown_study_has_a_nearest_one(tuner_on_sqlite: Any, tiny_study: Pa
             "    raise FileNotFoundError('data.csv')\n    rng = ",
             "data(seed) failed: {file}:{line}: FileNotFound",
         ),
-        ("data=data", "data=lambda seed: 1", "data must be tuner.training.Splits, of training and validation: got int"),
+        (
+            "data=data",
+            "data=lambda seed: 1",
+            "data must be a tuner.training.Splits (training and validation data): got int",
+        ),
         ("nn.Dense(1)(x)[:, 0]", "nn.Dense(1)(x).no", "the trainer failed: {file}:{line}: AttributeError: "),
         (
             "nn.Dense(1)(x)[:, 0]",
             "nn.Dense(1)(x)",
-            "must have one value for each example, not their mean: 'loss' has shape (64, 64)",
+            "must have one value per example, not a mean: 'loss' has shape (64, 64)",
         ),
         (
             "class HParams",

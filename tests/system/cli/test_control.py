@@ -73,7 +73,7 @@ def test_a_stopped_study_ends_soon_and_resumed_it_ends_as_if_nothing_had_been(
     elsewhere = f"sqlite:///{tiny_study.parent / 'undisturbed.db'}"
     undisturbed = tuner.start(*LAUNCH, **SHAPE, TUNER_STORAGE=elsewhere)
     again = tuner.run("stop", "tiny")
-    assert (again.returncode, again.stderr) == (0, "tuner: study 'tiny' was stopped already\n")
+    assert (again.returncode, again.stderr) == (0, "tuner: study 'tiny' was already stopped\n")
     refused = tuner.run(*LAUNCH, **SLOW)
     assert refused.returncode == 1
     assert message(refused.stderr) == [STOPPED]

@@ -107,7 +107,7 @@ def test_workers_get_their_gpus(tuner_on_sqlite: Any, tiny_study: Path, tmp_path
 
     assert paired.returncode == 0, paired.stderr
     assert "2 workers on gpu 0,1 | gpu 2,3" in paired.stderr
-    assert "JAX sees only CPUs: run `pip install -e '.[cuda]'` in the clone of tuner" in paired.stderr
+    assert "JAX finds only CPUs: run `pip install -e '.[cuda]'` in the clone of tuner" in paired.stderr
     assert {note["CUDA_VISIBLE_DEVICES"] for note in notes(given)} == {"0,1", "2,3"}
     assert {note["XLA_PYTHON_CLIENT_MEM_FRACTION"] for note in notes(given)} == {""}
 

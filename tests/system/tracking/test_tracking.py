@@ -579,7 +579,7 @@ def test_wrong_trackers_are_refused_in_one_line(tuner_on_sqlite: Any, tmp_path: 
     assert "no study 'tony' in this storage" in unknown.stderr
     with pytest.raises(UsageError, match=r"^`mlflow` must be http\(s\)://HOST:PORT, or .*: got 'mlruns'$"):
         LaunchOptions(mlflow="mlruns").mirror_options()
-    with pytest.raises(UsageError, match=r"got one with a password$"):
+    with pytest.raises(UsageError, match=r"got a URL with a password$"):
         LaunchOptions(mlflow="ftp://me:secret@host").mirror_options()
     with pytest.raises(UsageError, match=r"^cannot write to the folder of `tensorboard`: .*file: "):
         LaunchOptions(tensorboard=str(tmp_path / "file")).mirror_options()

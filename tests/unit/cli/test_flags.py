@@ -21,7 +21,7 @@ TUNER = Path(__file__).parents[3] / "tuner"
         (["launch", "no.py", "--trials", "0"], "--trials must be at least 1: got 0"),
         (
             ["launch", "no.py", "--metrics-host", "::1"],
-            "--metrics-host needs a port: got ::1 alone",
+            "--metrics-host ::1 has no effect without --metrics-port: pass both",
         ),
         (["worker", "no.py", "--seed=-1"], "--seed must be at least 0: got -1"),
         (["dashboard", "--port", "70000"], "--port must be 1 to 65535, or 0 for a free one: got 70000"),

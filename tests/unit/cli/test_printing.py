@@ -136,7 +136,7 @@ class Nothing(Space):
 
 @pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
 def test_a_study_has_a_name_that_every_database_takes(name: str) -> None:
-    with pytest.raises(StudyError, match=r"^a study's name must have no NUL and no lone surrogate: got 'a\\"):
+    with pytest.raises(StudyError, match=r"^the name of a study must not contain NUL or a lone surrogate: got 'a\\"):
         Study(
             name=name, space=Nothing, trainer=TrainerModule(), data=lambda seed: None,
             objective="loss", direction="minimize", epochs=1, trials=1,

@@ -180,7 +180,7 @@ def test_auto_means_all() -> None:
 
 @pytest.mark.parametrize("wanted", ["", "all", "0,", "gpu0", "0 1", "-1", "1.0"])
 def test_devices_must_be_a_list_of_ids(wanted: str) -> None:
-    with pytest.raises(DeviceError, match=f"`devices` must be auto or ids as in 0,1,2: got '{wanted}'"):
+    with pytest.raises(DeviceError, match=f"`devices` must be auto or ids such as 0,1,2: got '{wanted}'"):
         choose(gpus(2), wanted)
 
 
@@ -339,7 +339,7 @@ def test_gpus_named_by_uuid_are_not_overlooked(visible: str, tmp_path: Path, mon
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert find_devices() == NO_GPU
     fake_nvidia_smi(tmp_path, THREE_GPUS, monkeypatch)
-    with pytest.raises(DeviceError, match=f"CUDA_VISIBLE_DEVICES must hold numbers, .*: got '{visible}'"):
+    with pytest.raises(DeviceError, match=f"CUDA_VISIBLE_DEVICES must contain the numbers .*: got '{visible}'"):
         find_devices()
 
 

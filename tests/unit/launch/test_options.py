@@ -16,7 +16,7 @@ from tuner.output import log
     [
         ({"trials": 0}, "`trials` must be at least 1: got 0"),
         ({"seed": -1}, "`seed` must be at least 0: got -1"),
-        ({"metrics_host": "0.0.0.0"}, "`metrics_host` needs a port: got 0.0.0.0 alone; pass `metrics_port` as well"),
+        ({"metrics_host": "0.0.0.0"}, "`metrics_host` 0.0.0.0 has no effect without `metrics_port`: pass both"),
         ({"live": True}, "`live` needs a terminal on standard error: got none"),
     ],
 )

@@ -238,7 +238,7 @@ def test_an_attack_may_lead_away_from_the_prediction() -> None:
     np.testing.assert_array_equal(attacked["prediction", "wrong"], attacked["prediction", "right"])
     np.testing.assert_array_equal(attacked["prediction", "right"], attacked["label", "right"])
     assert not np.array_equal(attacked["label", "wrong"], attacked["label", "right"])
-    with pytest.raises(StudyError, match="target of attacks must be 'label' or 'prediction': got 'labels'"):
+    with pytest.raises(StudyError, match="target must be 'label' or 'prediction': got 'labels'"):
         Robust(target="labels")
 
 

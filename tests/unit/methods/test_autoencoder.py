@@ -41,7 +41,7 @@ def test_the_error_is_a_mean_over_features_for_each_example() -> None:
     inputs = jnp.array([[[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]]])
     made = inputs + jnp.array([[[1.0, 0.0], [0.0, 2.0]], [[0.0, 0.0], [4.0, 0.0]]])
     np.testing.assert_allclose(squared_error(made, inputs), [5 / 4, 4.0])
-    with pytest.raises(ValueError, match="must have the shape of the inputs"):
+    with pytest.raises(ValueError, match="must have the same shape"):
         squared_error(made[:, 0], inputs)
 
 

@@ -232,7 +232,7 @@ def test_every_validation_has_the_same_views() -> None:
 
 
 def test_a_trainer_without_views_is_told_so() -> None:
-    with pytest.raises(StudyError, match=r"must define view\(images, hparams, key\): SimCLR does not"):
+    with pytest.raises(StudyError, match=r"SimCLR must define view\(images, hparams, key\)"):
         SimCLR(3).augment(BATCH, HPARAMS, KEY)
 
 

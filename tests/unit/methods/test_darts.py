@@ -80,7 +80,7 @@ def test_the_mixture_is_weighted_by_the_softmax() -> None:
 
 @pytest.mark.parametrize("shape", [(8,), (4,), (1, 5)])
 def test_logits_that_do_not_fit_the_operations_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(StudyError, match=r"one logit for each operation: got shape .* for 5 operations"):
+    with pytest.raises(StudyError, match=r"one number for each operation: got shape .* for 5 operations"):
         run(Mixed(FIVE), jnp.ones((1, 6, 6, 2)), jnp.zeros(shape))
 
 
@@ -328,7 +328,7 @@ def test_halves_share_no_example_and_lose_none() -> None:
     assert not set(arrays["inputs"]) & set(arrays["held_out_inputs"])
     assert len({*arrays["inputs"], *arrays["held_out_inputs"]}) == 10
     np.testing.assert_array_equal(arrays["held_out_inputs"], arrays["held_out_labels"])
-    with pytest.raises(StudyError, match="halves need at least 2 examples, all of weight 1"):
+    with pytest.raises(StudyError, match="paired_halves needs at least 2 examples, and all weights 1"):
         paired_halves(ArrayDataset(inputs=np.arange(4.0), weight=np.array([1.0, 1.0, 2.0, 1.0])), 0)
 
 
@@ -359,9 +359,9 @@ def test_a_genotype_by_hand() -> None:
 def test_alphas_that_are_of_no_cell_are_refused() -> None:
     assert [edges(nodes) for nodes in (1, 2, 3, 4)] == [2, 5, 9, 14]
     for shape in ((3, 8), (5, 5), (0, 8), (5,)):
-        with pytest.raises(StudyError, match=r"alphas must be of shape \(edges, 8\)"):
+        with pytest.raises(StudyError, match=r"alphas must have shape \(edges, 8\)"):
             genotype({"normal": jnp.zeros(shape)})
-    with pytest.raises(StudyError, match="other than none"):
+    with pytest.raises(StudyError, match="other than 'none'"):
         genotype({"normal": jnp.zeros((2, 1))}, ("none",))
 
 
@@ -407,11 +407,11 @@ def test_the_discrete_network_is_the_search_network_with_all_weight_on_its_edges
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"normal": FOUND["normal"]}, "every kind of cell: no 'reduce'"),
+        ({"normal": FOUND["normal"]}, "the genotype has no 'reduce' cell"),
         ({**FOUND, "normal": [[["skip", 0]]]}, "an operation must be one of"),
-        ({**FOUND, "normal": [[["none", 2]]]}, "must come from different places of 0 to 1"),
-        ({**FOUND, "normal": [[["none", 0], ["none", 0]]]}, "must come from different places of 0 to 1"),
-        ({**FOUND, "normal": [[]]}, "must come from different places of 0 to 1"),
+        ({**FOUND, "normal": [[["none", 2]]]}, "must have different sources from 0 to 1"),
+        ({**FOUND, "normal": [[["none", 0], ["none", 0]]]}, "must have different sources from 0 to 1"),
+        ({**FOUND, "normal": [[]]}, "must have different sources from 0 to 1"),
     ],
 )
 def test_a_genotype_that_is_no_network_is_refused(wrong: Any, message: str) -> None:
@@ -420,7 +420,7 @@ def test_a_genotype_that_is_no_network_is_refused(wrong: Any, message: str) -> N
 
 
 def test_cells_of_an_unknown_kind_are_refused() -> None:
-    with pytest.raises(StudyError, match="cells must be 'normal' or 'reduce', at least one: got"):
+    with pytest.raises(StudyError, match="cells must list at least one of 'normal' and 'reduce': got"):
         SearchNetwork(3, ("normal", "reduction")).init(KEY, jnp.ones((1, 8, 8, 1)), train=False)
 
 

@@ -117,10 +117,10 @@ FOUR = ArrayDataset(inputs=np.zeros((4, 2)))
 @pytest.mark.parametrize(
     ("dataset", "teacher", "message"),
     [
-        (FOUR, lambda inputs: inputs[:, 0], r"\[batch, classes\]: got the shape \[4\] for 4 examples"),
-        (FOUR, lambda inputs: inputs * np.nan, r"got the shape \[4, 2\] for 4 examples, with NaN or infinity"),
-        (FOUR, lambda inputs: inputs[:1], r"got the shape \[1, 2\] for 4 examples"),
-        (FOUR, lambda inputs: np.tile(inputs, (2, 1)), r"got the shape \[8, 2\] for 4 examples"),
+        (FOUR, lambda inputs: inputs[:, 0], r"\[batch, classes\]: got shape \[4\] for 4 examples"),
+        (FOUR, lambda inputs: inputs * np.nan, r"got shape \[4, 2\] for 4 examples, with NaN or infinity"),
+        (FOUR, lambda inputs: inputs[:1], r"got shape \[1, 2\] for 4 examples"),
+        (FOUR, lambda inputs: np.tile(inputs, (2, 1)), r"got shape \[8, 2\] for 4 examples"),
         (StreamDataset(Rows()), lambda inputs: inputs, "with_teacher needs an ArrayDataset: got StreamDataset"),
     ],
 )
@@ -130,7 +130,7 @@ def test_a_teacher_that_cannot_be_is_refused(dataset: Any, teacher: Any, message
 
 
 def test_what_a_student_cannot_learn_from_is_refused() -> None:
-    with pytest.raises(StudyError, match="must have 'teacher_logits', see with_teacher: the batch has labels, weight"):
+    with pytest.raises(StudyError, match="the data have no 'teacher_logits', only labels, weight: add them"):
         DistilledClassifier(3).loss(STUDENT, {"labels": BATCH["labels"], "weight": BATCH["weight"]}, {})
     with pytest.raises(StudyError, match=r"same classes: got logits \[4, 2\] of the teacher, \[4, 3\] of the student"):
         DistilledClassifier(3).loss(STUDENT, {**BATCH, "teacher_logits": TEACHER[:, :2]}, {})

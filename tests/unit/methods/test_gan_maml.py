@@ -260,7 +260,7 @@ def test_padding_changes_no_step_of_the_game() -> None:
 
 @pytest.mark.parametrize(
     ("trainer", "message"),
-    [(GANTrainer(), "must define init_networks"), (GAN.study.trainer, "must compute in float32: got precision")],
+    [(GANTrainer(), "must define init_networks"), (GAN.study.trainer, "needs precision='float32': got ")],
 )
 def test_a_game_that_cannot_be_is_refused(trainer: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if trainer is GAN.study.trainer:
@@ -389,7 +389,7 @@ def test_without_inner_steps_it_is_ordinary_training_on_the_query_points() -> No
 
 
 def test_a_meta_learner_refuses_what_would_be_broadcast_and_steps_that_are_none() -> None:
-    with pytest.raises(StudyError, match=r"outputs must have the targets' shape: got \(10,\) for \(10, 1\)"):
+    with pytest.raises(StudyError, match=r"outputs and targets must have the same shape: got \(10,\) and \(10, 1\)"):
         MetaLearner().task_loss(jnp.zeros(10), jnp.zeros((10, 1)), {})
     for steps in ((), (1, 1), (5, 0), (-1, 0)):
         with pytest.raises(StudyError, match="judged_after must be increasing numbers of steps"):

@@ -89,8 +89,8 @@ def test_dense_models_by_hand() -> None:
     ("words", "given", "why"),
     [
         (("resnett",), {}, "must be one of cifar_resnet, .*: got 'resnett'; did you mean 'resnet'"),
-        (("mlp",), {"class": 3}, "has arguments classes, width, depth, .*: got 'class'; did you mean 'classes'"),
-        (("mlp",), {}, "the model 'mlp' needs classes: give it, or add it to the space"),
+        (("mlp",), {"class": 3}, "has no argument 'class': it has classes, width, depth, .*; did you mean 'classes'"),
+        (("mlp",), {}, "the model 'mlp' needs classes: pass a value, or add a field"),
         (("nnx_mlp", {"classes": 3}), {}, "needs features"),
     ],
 )

@@ -194,13 +194,13 @@ def test_reversing_is_learned() -> None:
 @pytest.mark.parametrize(
     ("settings", "shape", "why"),
     [
-        ({"longest": 8}, (1, 9), "at most longest=8 tokens long: got 9; raise longest"),
-        ({"width": 18, "heads": 4}, (1, 9), "a multiple of the heads: got width 18, heads 4"),
-        ({"width": 12, "heads": 4, "positions": "rotary"}, (1, 9), "need heads of even size: got width 12 over 4"),
+        ({"longest": 8}, (1, 9), "at most longest=8 tokens: got 9; raise longest"),
+        ({"width": 18, "heads": 4}, (1, 9), "a multiple of heads: got width=18, heads=4"),
+        ({"width": 12, "heads": 4, "positions": "rotary"}, (1, 9), "need an even width / heads: got width=12, heads=4"),
         ({"positions": "learnt"}, (1, 9), "one of learned, rotary: got 'learnt'; did you mean 'learned'"),
         ({"norm": "rsm"}, (1, 9), "norm must be one of layer, rms, rms_kernel: got 'rsm'; did you mean 'rms'"),
-        ({"is_scanned": False, "remat": True}, (1, 9), "remat needs is_scanned"),
-        ({}, (1, 9, 2), r"tokens must be \[batch, length\]: got the shape \(1, 9, 2\)"),
+        ({"is_scanned": False, "remat": True}, (1, 9), "remat saves no memory without is_scanned"),
+        ({}, (1, 9, 2), r"tokens must have shape \[batch, length\]: got \(1, 9, 2\)"),
     ],
 )
 def test_what_does_not_go_together_is_refused(settings: Any, shape: Any, why: str) -> None:
@@ -209,5 +209,5 @@ def test_what_does_not_go_together_is_refused(settings: Any, shape: Any, why: st
 
 
 def test_rounded_tokens_are_refused() -> None:
-    with pytest.raises(StudyError, match="tokens must be integers where inputs are rounded: got bfloat16"):
+    with pytest.raises(StudyError, match=r"tokens must be integers, .*: got bfloat16"):
         Transformer(1000).init(KEY, jnp.zeros((1, 4), jnp.bfloat16), train=False)

@@ -40,7 +40,7 @@ def test_without_an_installation_there_is_no_version(
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
-    assert "tuner-jax must be installed" in capsys.readouterr().err
+    assert "tuner-jax is not installed" in capsys.readouterr().err
 
 
 def test_the_changelog_has_this_version_with_its_date() -> None:

@@ -217,18 +217,20 @@ def test_methods_that_disagree_are_told(storage: Any, sqlite_url: str) -> None:
 
 def test_what_cannot_be_analysed_is_said(storage: Any, sqlite_url: str) -> None:
     fill(storage, "few", 9, "minimize")
-    with pytest.raises(UsageError, match="at least 10 complete trials: 'few' has 9 so far"):
+    with pytest.raises(UsageError, match="at least 10 complete trials: study 'few' has 9 so far"):
         importance_rows(sqlite_url, "few")
     study = optuna.create_study(study_name="nothing", storage=storage)
     for _ in range(12):
         study.tell(study.ask(), 1.0)
-    with pytest.raises(UsageError, match="hyperparameters that vary: the complete trials of 'nothing' have none"):
+    with pytest.raises(
+        UsageError, match="hyperparameters that vary: all complete trials of study 'nothing' have the same"
+    ):
         importance_rows(sqlite_url, "nothing")
     with pytest.raises(UnknownStudy):
         importance_rows(sqlite_url, "fews")
     infinite = optuna.create_study(study_name="infinite", storage=storage)
     infinite.add_trials([optuna.create_trial(value=math.inf if at < 8 else 1.0) for at in range(12)])
     with pytest.raises(
-        UsageError, match="at least 10 complete trials with a finite objective: 'infinite' has 4 so far"
+        UsageError, match="at least 10 complete trials with a finite objective: study 'infinite' has 4 so far"
     ):
         importance_rows(sqlite_url, "infinite")

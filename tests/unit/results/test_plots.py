@@ -134,7 +134,7 @@ def test_a_report_needs_nothing_else(url: str, tmp_path: Path) -> None:
     assert "<h1>ours &lt;b&gt;&amp;</h1>" in page
     assert NAME not in page
     assert page.count("<svg") == len(KINDS) - 1
-    assert "<li>a Pareto front needs two or three objectives: &#x27;ours &lt;b&gt;&amp;&#x27; has 1</li>" in page
+    assert "<li>a Pareto front needs two or three objectives: study &#x27;ours &lt;b&gt;&amp;&#x27; has 1</li>" in page
     assert not re.search(r"""(?:src|href)\s*=\s*["'](?!#|data:)""", page), "everything is inside"
     assert "rate=0.04" in page
 
@@ -155,15 +155,15 @@ def test_of_very_many_trials_a_part_is_drawn(url: str, monkeypatch: pytest.Monke
         (NAME, "historry", "a.png", r"one of history, .*, report: got 'historry'; did you mean 'history'"),
         (NAME, "history", "a.pdf", r"the file of the plot 'history' must end in .png or .svg: got '.*a.pdf'"),
         (NAME, "report", "a.png", r"the file of the plot 'report' must end in .html"),
-        (NAME, "pareto", "a.png", r"needs two or three objectives: 'ours <b>&' has 1"),
-        ("four", "pareto", "a.png", r"needs two or three objectives: 'four' has 4"),
-        ("pair", "timeline", "a.png", r"a timeline needs trials that workers ran: 'pair' has none"),
-        ("pair", "rungs", "a.png", r"rungs exist only with the pruners asha and hyperband: 'pair' has none"),
+        (NAME, "pareto", "a.png", r"needs two or three objectives: study 'ours <b>&' has 1"),
+        ("four", "pareto", "a.png", r"needs two or three objectives: study 'four' has 4"),
+        ("pair", "timeline", "a.png", r"a timeline needs trials that workers ran: study 'pair' has none"),
+        ("pair", "rungs", "a.png", r"only the pruners asha and hyperband have rungs: study 'pair' has none"),
         (
             "pair",
             "savings",
             "a.png",
-            r"the time saved is known only for studies of tuner: 'pair' was not created by tuner",
+            r"the time saved is known only for studies created by tuner: 'pair' was not",
         ),
     ],
 )

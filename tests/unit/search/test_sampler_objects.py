@@ -277,7 +277,7 @@ def test_every_sampler_object_runs_a_study(name: str, directions: list[Any], wor
     if name == "gp":
         pytest.importorskip("torch")
     if (name, len(directions)) == ("cma-es", 2):
-        pytest.skip("for one objective")
+        pytest.skip("supports only one objective")
     space: Any = Finite if name in ("brute force", "grid") else Floats
     objective = ["loss", "size"][: len(directions)]
     settings = {"objective": objective, "direction": None, "directions": directions, "space": space}

@@ -232,17 +232,21 @@ def by_function(trial: optuna.Trial) -> Space:
 @pytest.mark.parametrize(
     ("space", "options", "reason"),
     [
-        (Line, {}, r"'grid' needs values for the float 'slope': {'name': 'grid', 'values': {'slope': \[\.\.\.\]"),
-        (Conditional, {}, "'grid' needs a space without conditional fields, given as a Space class"),
-        (by_function, {}, "'grid' needs a space without conditional fields, given as a Space class"),
-        (Discrete, {"values": {"widthh": [2]}}, "values must name parameters of the space: got widthh"),
-        (Line, {"values": {"slope": []}}, "values for 'slope' must be in its domain: got none"),
+        (
+            Line,
+            {},
+            r"'grid' needs a list of values for the float 'slope': {'name': 'grid', 'values': {'slope': \[\.\.\.\]",
+        ),
+        (Conditional, {}, "'grid' needs a Space class without conditional fields"),
+        (by_function, {}, "'grid' needs a Space class without conditional fields"),
+        (Discrete, {"values": {"widthh": [2]}}, "parameters that the space does not have: widthh"),
+        (Line, {"values": {"slope": []}}, "values for 'slope' must be inside its domain: got no values"),
         (
             Line,
             {"values": {"slope": [0.0, 6.5, -3.0]}},
-            r"values for 'slope' must be in .*: got \[6\.5, -3\.0\]",
+            r"values for 'slope' must be inside .*: got \[6\.5, -3\.0\]",
         ),
-        (Discrete, {"values": {"width": [2, 3]}}, r"values for 'width' must be in its domain: got \[3\]"),
+        (Discrete, {"values": {"width": [2, 3]}}, r"values for 'width' must be inside its domain: got \[3\]"),
         (Line, {"values": {"slope": 0.0}}, "sampler 'grid' does not accept its options"),
         (Line, {"values": {"slope": ["steep"]}}, "sampler 'grid' does not accept its options"),
     ],
@@ -477,8 +481,12 @@ def test_naming_an_experimental_pruner_is_the_consent(name: str, recwarn: pytest
             "'tpe' has no option 'n_startup': .*mean 'n_startup_trials'",
         ),
         ("sampler", {"name": "grid", "value": []}, "'grid' has no option 'value': it has .*; did you mean 'values'?"),
-        ("sampler", {"n_startup_trials": 3}, "must be one of .*: got None; give it as {'name': ..., option: value}"),
-        ("sampler", {"name": ["tpe"]}, r"must be one of .*: got \['tpe'\]; give it as"),
+        (
+            "sampler",
+            {"n_startup_trials": 3},
+            "must be one of .*: got None; pass a name, or {'name': ..., option: value}",
+        ),
+        ("sampler", {"name": ["tpe"]}, r"must be one of .*: got \['tpe'\]; pass a name, or"),
         ("sampler", 3, "must be a name, a mapping or an Optuna sampler: got 3"),
         ("sampler", None, "must be a name, a mapping or an Optuna sampler: got None"),
         (

@@ -273,7 +273,7 @@ def test_examples_visit_every_option_of_every_name(space: type[Space]) -> None:
         ({"width": 32.0}, r"must be one of .* got 32.0"),
         ({"size": 4}, r"size must be in int_uniform\(2, 10, step=4\): got 4"),
         ({"opt": "Adam"}, "must be one of .* got 'Adam'"),
-        ({"opt": "AdamW"}, "every parameter of HParams must be given: 'opt.AdamW.learning_rate' is missing"),
+        ({"opt": "AdamW"}, "the parameter 'opt.AdamW.learning_rate' of HParams is missing"),
         ({"opt.momentum": 1}, r"opt.momentum must be in uniform\(0.0, 0.99\): got 1"),
     ],
 )
@@ -308,8 +308,8 @@ REFUSED: dict[str, list[Any]] = {
     r"options must be hashable: got \[1, 2\]; use a tuple": [choice([1, 2], 3), choice({"a": [1, 2]})],
     r"no stable label for <.*; give one with a mapping: choice\({'name'": [choice(1, object()), choice(1, lambda: 2)],
     r"labels must be plain JSON values: got \(1, 2\)": [choice({(1, 2): "a"})],
-    "options must be finite: got .*give it a label": [choice(0.1, nan), choice(0.1, -inf)],
-    "takes only Space classes and None: got choice": [choice(SGD, "adam"), choice(3, SGD)],
+    "options must be finite: got .*use labels": [choice(0.1, nan), choice(0.1, -inf)],
+    "cannot mix Space classes with other options than None: got choice": [choice(SGD, "adam"), choice(3, SGD)],
     r"a traced choice needs numbers: got choice\('a', traced=True\)": [choice("a", traced=True)],
     "a traced choice needs numbers": [choice(1, None, traced=True), choice(1, "2", traced=True)],
 }
@@ -381,7 +381,7 @@ def test_field_without_domain_or_default_is_named() -> None:
         rate: float
         width: int = choice(1, 2)
 
-    with pytest.raises(SpaceError, match=r"^Incomplete: every field must have a domain or a default: .*'rate'"):
+    with pytest.raises(SpaceError, match=r"^Incomplete: the field 'rate' needs a domain or a default"):
         sample(Incomplete, new_study().ask())
     assert Incomplete(rate=0.1, width=1).rate == 0.1  # a define-by-run function gives it
 

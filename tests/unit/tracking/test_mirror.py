@@ -190,7 +190,9 @@ def test_a_tracker_that_goes_away_after_taking_something_is_caught_up(
         catch_up(desk, book)
         book.calls = ["open_study"] * 3
     book.fails = fails
-    with pytest.raises(TrackerLost, match=r"^the book is shut; missing data of '\w+' can be sent later$"):
+    with pytest.raises(
+        TrackerLost, match=r"^the book is shut; send the missing data of '\w+' later with `tuner track`$"
+    ):
         catch_up(desk, book)
     book.fails = lambda name, run: None
     catch_up(desk, book)
@@ -331,7 +333,9 @@ def test_whoever_is_asked_to_end_gives_up_a_tracker_that_takes_nothing_more(
     book.fails = hang
     ending = Ending()
     ending.ask(15.0, 120.0)
-    with pytest.raises(TrackerLost, match=r"^there was no time to send all of '\w+'; the rest can be sent later$"):
+    with pytest.raises(
+        TrackerLost, match=r"^not all data of '\w+' were sent in time; send the rest later with `tuner track`$"
+    ):
         follow(desk.url, desk.name, [book], once=False, ending=ending)
     assert len(book.ended) == 3
 
@@ -419,10 +423,10 @@ def test_a_trial_that_is_refused_holds_nothing_up(desk: Desk, capfd: pytest.Capt
             raise TrackerLost("away for a moment")  # so that all is gone through once more
 
     book.fails = refuse
-    with pytest.raises(TrackerRefused, match=r"^1 trials could not be sent; the first: trial 2: not this one$"):
+    with pytest.raises(TrackerRefused, match=r"^cannot send 1 of the trials; the first: trial 2: not this one$"):
         catch_up(desk, book)
 
-    assert capfd.readouterr().err.count("trial 2 is left out: not this one") == 1
+    assert capfd.readouterr().err.count("cannot send trial 2, skipping it: not this one") == 1
     known = curves(desk.url, desk.name)[2]
     assert repr(sorted_points({2: book.curves()[2]})) == repr(sorted_points({2: known})), "what is known of it is there"
     book.fails = lambda call, run: None

@@ -102,9 +102,7 @@ def test_another_process_may_write_while_the_latest_are_deleted(
     monkeypatch.setattr(files, "_write", write_slowly)
     with Checkpoints(saved) as checkpoints:
         checkpoints.save(30, small_state(30), {})
-    assert capfd.readouterr().err.startswith(
-        f"tuner: a checkpoint could not be written to {saved}/latest: FileNotFoundError"
-    )
+    assert capfd.readouterr().err.startswith(f"tuner: cannot write a checkpoint to {saved}/latest: FileNotFoundError")
     assert [path.name for path in saved.iterdir() if any(path.iterdir())] == ["best"]
     monkeypatch.undo()
     with checkpoints:
@@ -179,7 +177,7 @@ def test_what_cannot_be_saved_is_an_error_at_once(tmp_path: Path) -> None:
             checkpoints.save(0, {}, {"history": {1: 2.0}})
         with pytest.raises(TypeError, match="object is not JSON serializable"):
             checkpoints.save(0, {}, {"history": object()})
-        with pytest.raises(CheckpointError, match="must be an array: got str at a"):
+        with pytest.raises(CheckpointError, match="must be an array: a is str"):
             checkpoints.save(0, {"a": "text"}, {})
     assert not list(tmp_path.iterdir())
 
@@ -215,8 +213,8 @@ def test_any_spoilt_file_is_refused_and_the_one_before_is_used(
         assert found[0] == 10
         assert_same(found[1], small_state(10))
         said = capfd.readouterr().err
-        assert said.startswith(f"tuner: checkpoint {newest} refused: "), said
-        assert said.endswith("; using the one before\n")
+        assert said.startswith(f"tuner: cannot use the checkpoint {newest}: "), said
+        assert said.endswith("; trying the one before it\n")
         assert said.count("\n") == 1
         assert read(saved / "latest")[1] == {"at": 10}
         shutil.rmtree(newest)
@@ -225,11 +223,11 @@ def test_any_spoilt_file_is_refused_and_the_one_before_is_used(
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda head: {**head, "format": 2}, "must be of format 1: got format 2"),
-        (lambda head: {"lr": 0.1}, "must be one of tuner's"),
-        (lambda head: [1], "must be one of tuner's"),
-        (lambda head: {**head, "record": {"at": 3}}, "record.json differs"),
-        (lambda head: {**head, "digest": None}, "record.json differs"),
+        (lambda head: {**head, "format": 2}, "has format 2"),
+        (lambda head: {"lr": 0.1}, "is not a checkpoint of tuner"),
+        (lambda head: [1], "is not a checkpoint of tuner"),
+        (lambda head: {**head, "record": {"at": 3}}, "the checkpoint is damaged: record.json"),
+        (lambda head: {**head, "digest": None}, "the checkpoint is damaged: record.json"),
     ],
 )
 def test_altered_records_are_refused(change: Any, why: str, saved: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -243,7 +241,7 @@ def test_altered_records_are_refused(change: Any, why: str, saved: Path, capfd: 
         _truncate(saved / "latest" / "1" / "record.json")
         assert checkpoints.restore(small_state()) is None
         told = capfd.readouterr().err.splitlines()
-        assert [line.rsplit("; ", 1)[1] for line in told] == ["using the one before", "there is none before"]
+        assert [line.rsplit("; ", 1)[1] for line in told] == ["trying the one before it", "there is no older one"]
         # Training starts anew; what it saves is not pushed out by the refused ones.
         checkpoints.save(0, {"other": 1}, {})
         checkpoints.wait()
@@ -253,9 +251,11 @@ def test_altered_records_are_refused(change: Any, why: str, saved: Path, capfd: 
 def test_checkpoints_of_another_training_are_an_error(saved: Path) -> None:
     with Checkpoints(saved) as checkpoints:
         checkpoints.save(30, {"other": 1}, {"seed": 3, "hparams": {"rates": (1.0, NAN)}})
-        with pytest.raises(CheckpointError, match=rf"those in {saved} have seed=3, this one has seed=4; take another"):
+        with pytest.raises(
+            CheckpointError, match=rf"in {saved} are .* have seed=3, this training has seed=4; use another"
+        ):
             checkpoints.restore(small_state(), identity={"seed": 4})
-        with pytest.raises(CheckpointError, match="have epochs=None, this one has epochs=1"):
+        with pytest.raises(CheckpointError, match="have epochs=None, this training has epochs=1"):
             checkpoints.restore(small_state(), identity={"seed": 3, "epochs": 1})
         same = {"seed": 3, "hparams": {"rates": [1.0, NAN]}}
         assert checkpoints.restore({"other": 1}, identity=same) is not None
@@ -264,20 +264,23 @@ def test_checkpoints_of_another_training_are_an_error(saved: Path) -> None:
 @pytest.mark.parametrize(
     ("like", "why"),
     [
-        ({"other": 1}, "other is missing"),
-        ({"w": small_state()["w"]}, "n has no place in it"),
-        ({**small_state(), "w": np.ones((4, 7), np.float32)}, r"got float32\[4,6\] at w, where .* has float32\[4,7\]"),
+        ({"other": 1}, "the array other is missing"),
+        ({"w": small_state()["w"]}, "the state has no array n"),
+        ({**small_state(), "w": np.ones((4, 7), np.float32)}, r"w is float32\[4,6\], and float32\[4,7\] in the state"),
     ],
 )
 def test_checkpoints_of_another_state_are_an_error_and_stay(
     like: Any, why: str, saved: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    start = "checkpoints must be of the training that resumes from them: those in"
+    start = "the checkpoints in"
     with Checkpoints(saved) as checkpoints:
-        with pytest.raises(CheckpointError, match=f"^{start} {saved} have another state, {why}; take another folder$"):
+        with pytest.raises(
+            CheckpointError,
+            match=f"^{start} {saved} are from another training: they have another state, {why}; use another",
+        ):
             checkpoints.restore(like, identity={"at": 20})
         # Of another training by its record, which says more; also behind a torn one.
-        with pytest.raises(CheckpointError, match="have at=20, this one has at=21"):
+        with pytest.raises(CheckpointError, match="have at=20, this training has at=21"):
             checkpoints.restore(like, identity={"at": 21})
         assert capfd.readouterr().err == ""
         _truncate(saved / "latest" / "2" / "record.json")
@@ -288,7 +291,7 @@ def test_checkpoints_of_another_state_are_an_error_and_stay(
 
 def test_a_torn_best_is_told_and_not_passed_over(saved: Path) -> None:
     _truncate(saved / "best" / "1" / "record.json")
-    with pytest.raises(CheckpointError, match="must be JSON"):
+    with pytest.raises(CheckpointError, match="is not valid JSON"):
         read(saved)
 
 
@@ -301,7 +304,7 @@ def test_what_is_no_checkpoint_is_refused(content: str, tmp_path: Path) -> None:
         path.mkdir()
     if content == "other":
         (path / "latest" / "notes").mkdir(parents=True)
-    with pytest.raises(CheckpointError, match="path must be a checkpoint or a folder of checkpoints"):
+    with pytest.raises(CheckpointError, match="pass a checkpoint or a folder of checkpoints"):
         read(path)
     assert not Checkpoints(path).has_latest()
     assert Checkpoints(path).restore({}) is None
@@ -365,10 +368,10 @@ def test_a_vanished_folder_is_made_again_and_a_blocked_one_told(
             shutil.rmtree(folder)
         folder.write_text("in the way")
         checkpoints.save(3, small_state(3), {})
-    assert f"could not be written to {folder}/latest: NotADirectoryError" in capfd.readouterr().err
+    assert f"cannot write a checkpoint to {folder}/latest: NotADirectoryError" in capfd.readouterr().err
     with pytest.raises(KeyError, match="mine"), Checkpoints(folder) as checkpoints:
         raise KeyError(checkpoints.save(4, small_state(4), {}) or "mine")
-    assert "could not be written" in capfd.readouterr().err
+    assert "cannot write a checkpoint" in capfd.readouterr().err
 
 
 def test_the_same_trouble_is_told_once_and_another_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -405,7 +408,7 @@ def test_the_same_trouble_is_told_once_and_another_again(tmp_path: Path, capfd: 
         for _ in range(2):
             assert write_best(checkpoints, 2, {}) is None
             (line,) = told()
-            assert line.startswith(f"tuner: a checkpoint could not be written to {folder}/best: NotADirectoryError")
+            assert line.startswith(f"tuner: cannot write a checkpoint to {folder}/best: NotADirectoryError")
             assert "training continues" not in line
 
 
@@ -475,10 +478,10 @@ def test_a_training_that_may_restart_removes_checkpoints_of_another_and_says_why
         checkpoints.save(6, old, {"seed": 1})
 
     for like, identity, why in (
-        (old, {"seed": 2}, "its checkpoint has seed=1, this one has seed=2"),
+        (old, {"seed": 2}, "its checkpoint has seed=1, this training has seed=2"),
         ({"w": np.zeros(4, np.float32)}, {"seed": 1}, "its checkpoint has another state, "),
     ):
-        with Checkpoints(tmp_path) as checkpoints, pytest.raises(CheckpointError, match="take another folder"):
+        with Checkpoints(tmp_path) as checkpoints, pytest.raises(CheckpointError, match="use another folder"):
             checkpoints.restore(like, identity=identity)
         kept = tmp_path.with_name(f"kept {len(said)}")
         shutil.copytree(tmp_path, kept)

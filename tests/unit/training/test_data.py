@@ -50,22 +50,22 @@ def ids(data: ArrayDataset) -> list[int]:
     ],
 )
 def test_arrays_must_have_one_length_of_at_least_one(arrays: dict[str, Any], found: str) -> None:
-    with pytest.raises(ValueError, match=f"arrays of one length, at least 1: {found}"):
+    with pytest.raises(ValueError, match=f"arrays of a dataset must have the same length, at least 1: {found}"):
         ArrayDataset(**arrays)
 
 
 @pytest.mark.parametrize(
     ("array", "found"),
     [
-        (["a", "b"], "got names of dtype <U1"),
-        ([b"a", b"b"], r"got names of dtype \|S1"),
-        ([{}, None], "got names of dtype object"),
-        (np.array(["2024-01-01", "2024-01-02"], "M8[D]"), r"got names of dtype datetime64\[D\]"),
-        (np.ones(2, "m8[s]"), r"got names of dtype timedelta64\[s\]"),
+        (["a", "b"], "'names' has dtype <U1"),
+        ([b"a", b"b"], r"'names' has dtype \|S1"),
+        ([{}, None], "'names' has dtype object"),
+        (np.array(["2024-01-01", "2024-01-02"], "M8[D]"), r"'names' has dtype datetime64\[D\]"),
+        (np.ones(2, "m8[s]"), r"'names' has dtype timedelta64\[s\]"),
     ],
 )
 def test_arrays_must_be_of_numbers_or_booleans(array: Any, found: str) -> None:
-    with pytest.raises(ValueError, match=f"arrays must be of numbers or booleans: {found}; encode it$"):
+    with pytest.raises(ValueError, match=f"must hold numbers or booleans: {found}; encode it as numbers$"):
         ArrayDataset(inputs=[1.0, 2.0], names=array)
 
 
@@ -77,12 +77,12 @@ def test_arrays_may_be_of_any_number_that_jax_has(dtype: Any) -> None:
 @pytest.mark.parametrize(
     ("weight", "message"),
     [
-        (np.ones((4, 1)), r"weight must be one real number for each example: got shape \(4, 1\), dtype float64"),
-        (np.ones(4, complex), "weight must be one real number for each example: got .* dtype complex128"),
-        ([1.0, 1.0, -0.5, 1.0], "weight must be finite and at least 0: got -0.5 at example 2"),
-        ([1.0, np.nan, -1.0, 1.0], "weight must be finite and at least 0: got nan at example 1"),
-        ([1.0, 1.0, 1.0, np.inf], "weight must be finite and at least 0: got inf at example 3"),
-        ([1e300, 1.0, 1.0, 1.0], r"weight must be finite and at least 0: got 1e\+300 at example 0"),
+        (np.ones((4, 1)), r"weight must have one real number per example: got shape \(4, 1\), dtype float64"),
+        (np.ones(4, complex), "weight must have one real number per example: got .* dtype complex128"),
+        ([1.0, 1.0, -0.5, 1.0], "weights must be finite and at least 0: got -0.5 for example 2"),
+        ([1.0, np.nan, -1.0, 1.0], "weights must be finite and at least 0: got nan for example 1"),
+        ([1.0, 1.0, 1.0, np.inf], "weights must be finite and at least 0: got inf for example 3"),
+        ([1e300, 1.0, 1.0, 1.0], r"weights must be finite and at least 0: got 1e\+300 for example 0"),
     ],
 )
 def test_a_weight_is_one_finite_number_of_at_least_zero(weight: Any, message: str) -> None:
@@ -197,7 +197,7 @@ def test_the_arrays_of_a_view_are_its_own_examples_and_no_others() -> None:
 
 @pytest.mark.parametrize(("indices", "shape"), [([], r"\(0,\)"), (3, r"\(\)"), ([[1, 2]], r"\(1, 2\)")])
 def test_a_view_needs_a_list_of_indices(indices: Any, shape: str) -> None:
-    with pytest.raises(ValueError, match=f"a view needs a list of indices, at least 1: got shape {shape}"):
+    with pytest.raises(ValueError, match=f"indices must be a list of at least 1 index: got an array of shape {shape}"):
         dataset().take(indices)
 
 
@@ -214,7 +214,7 @@ def test_a_view_of_what_is_not_there_is_refused() -> None:
 def test_a_split_covers_every_example_once(length: int, fraction: float, seed: int) -> None:
     count = round(fraction * length)
     if not 0 < count < length:
-        with pytest.raises(ValueError, match="both sides of a split need examples"):
+        with pytest.raises(ValueError, match="both parts of a split must have at least 1 example"):
             dataset(length).split(fraction, seed)
         return
     splits = dataset(length).split(fraction, seed)
@@ -224,14 +224,16 @@ def test_a_split_covers_every_example_once(length: int, fraction: float, seed: i
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5, 1.5, 0.05, 0.95, np.nan, np.inf])
 def test_a_split_with_an_empty_side_is_refused(fraction: float) -> None:
-    with pytest.raises(ValueError, match=f"both sides of a split need examples: got fraction={fraction} of 6"):
+    with pytest.raises(
+        ValueError, match=f"both parts of a split must have at least 1 example: got fraction={fraction} for 6"
+    ):
         dataset().split(fraction, 0)
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5, None, True, "7"])
 def test_a_seed_is_a_whole_number_of_at_least_zero(seed: Any) -> None:
     for divide in (lambda: dataset().split(0.5, seed), lambda: dataset().folds(2, seed)):
-        with pytest.raises(ValueError, match=f"seed must be a whole number, at least 0: got {seed!r}"):
+        with pytest.raises(ValueError, match=f"seed must be a whole number of at least 0: got {seed!r}"):
             divide()
 
 
@@ -279,7 +281,7 @@ def test_a_test_set_is_taken_from_what_would_be_for_training() -> None:
 
 @pytest.mark.parametrize(("fraction", "test"), [(0.5, 0.5), (0.5, 0.05), (0.9, 0.2), (0.05, 0.5), (0.5, -0.2)])
 def test_three_parts_need_examples_each(fraction: float, test: float) -> None:
-    with pytest.raises(ValueError, match=f"all three sides .* got fraction={fraction}, test={test} of 6"):
+    with pytest.raises(ValueError, match=f"all three parts .* got fraction={fraction} and test={test} for 6"):
         dataset().split(fraction, 0, test=test)
 
 
@@ -309,7 +311,7 @@ def test_folds_of_a_view_stay_within_it() -> None:
 
 @pytest.mark.parametrize("count", [1, 0, -2, 7])
 def test_folds_must_number_at_least_two_and_have_examples(count: int) -> None:
-    with pytest.raises(ValueError, match=f"at least 2 and at most one per example: got {count} of 6"):
+    with pytest.raises(ValueError, match=f"from 2 to the number of examples, 6: got {count}"):
         dataset().folds(count, 0)
 
 
@@ -365,9 +367,9 @@ def test_classes_of_a_view_are_those_of_its_examples() -> None:
 @pytest.mark.parametrize(
     ("stratify", "found"),
     [
-        ("labelz", "must name an array of the dataset: got 'labelz' of inputs, labels; did you mean 'labels'"),
-        ("inputs", r"one class for each of 6 examples: got shape \(6, 2\)"),
-        ([1, 2, 3], r"one class for each of 6 examples: got shape \(3,\)"),
+        ("labelz", "has no array 'labelz' .stratify.: it has inputs, labels; did you mean 'labels'"),
+        ("inputs", r"one class for each of the 6 examples: got shape \(6, 2\)"),
+        ([1, 2, 3], r"one class for each of the 6 examples: got shape \(3,\)"),
     ],
 )
 def test_stratify_needs_one_class_for_each_example(stratify: Any, found: str) -> None:

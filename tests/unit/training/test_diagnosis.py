@@ -153,14 +153,14 @@ SEEDS = {step_of(BAD, seed): seed for seed in range(20)}
 
 CASES = {
     "a module": (Regression(where="module"), "in the output of middle", 3),
-    "between": (Regression(where="between"), "in what drop was called with", 2),
+    "between": (Regression(where="between"), "in the input of drop", 2),
     "behind all modules": (Regression(where="end"), "in the output of Net", 4),
-    "the loss": (Regression(where="loss"), "in the loss, from a finite output of the model", 1),
-    "augmentation": (Regression(where="augment"), "before the model: in inputs of the batch", 2),
-    "the gradient": (Regression(where="gradient"), "in metrics/grad_norm/total, from finite outputs", 3),
+    "the loss": (Regression(where="loss"), "in the loss; the model's outputs were finite", 1),
+    "augmentation": (Regression(where="augment"), "in inputs of the batch, before the model", 2),
+    "the gradient": (Regression(where="gradient"), "in metrics/grad_norm/total; the model's outputs were finite", 3),
     "nnx": (Regression(NNXNet), "in the output of middle", 3),
-    "an own step": (Own(), "in params/w, from finite outputs", 3),
-    "an own step around a model": (Composite(), "in params/w, from finite outputs", 3),
+    "an own step": (Own(), "in params/w; the model's outputs were finite", 3),
+    "an own step around a model": (Composite(), "in params/w; the model's outputs were finite", 3),
 }
 
 
@@ -170,9 +170,7 @@ def test_a_planted_nan_is_found_at_its_step_and_place(case: str) -> None:
     training = trainer.train_model(H, SPLITS, epochs=2, seed=SEEDS[step], debug=True)
     with pytest.raises(NonFinite) as found:
         next(training)
-    assert str(found.value).partition("\n")[0] == (
-        f"values must stay finite: step {step} made the first NaN or infinity {where}"
-    )
+    assert str(found.value).partition("\n")[0] == (f"step {step} produced the first NaN or infinity {where}")
     assert not jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
     assert "__call__" in vars(NNXMiddle)
     assert NNXMiddle.__call__.__name__ == "__call__"
@@ -183,7 +181,7 @@ def test_a_planted_nan_is_found_at_its_step_and_place(case: str) -> None:
 def test_a_nan_in_the_data_is_found_at_the_step_of_its_example(bad: float) -> None:
     splits = splits_of(labels=np.where(np.arange(12) == BAD, bad, 0.0))
     trainer, step = Regression(), 3
-    message = f"step {step} made the first NaN or infinity before the model: in labels of the batch"
+    message = f"step {step} produced the first NaN or infinity in labels of the batch, before the model"
     with pytest.raises(NonFinite, match=message):
         next(trainer.train_model(H, splits, epochs=1, seed=SEEDS[step], debug=True))
 
@@ -219,7 +217,7 @@ def test_debugging_ends_with_the_training_and_pauses_between_reports() -> None:
 
 def test_debugging_steps_also_a_trainer_that_scans() -> None:
     training = Own(loop="scan").train_model(H, SPLITS, epochs=1, seed=SEEDS[2], debug=True)
-    with pytest.raises(NonFinite, match="step 2 made"):
+    with pytest.raises(NonFinite, match="step 2 produced"):
         next(training)
 
 
@@ -254,7 +252,7 @@ def test_a_profile_has_the_steps_asked_for(first: int, last: int, traced: int, t
 
 @pytest.mark.parametrize(("first", "last"), [(-1, 3), (4, 3), (1.0, 3), (1, "3"), (True, 3), (1, None)])
 def test_the_steps_of_a_profile_are_whole_numbers_in_order(first: Any, last: Any, tmp_path: Path) -> None:
-    message = f"must be whole numbers, 0 <= first <= last: got first={first!r}, last={last!r}"
+    message = f"must be whole numbers with 0 <= first <= last: got first={first!r}, last={last!r}"
     with pytest.raises(StudyError, match=message):
         Profile(tmp_path, first, last)
 

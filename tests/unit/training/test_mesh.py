@@ -175,9 +175,7 @@ def test_steps_on_the_way_leave_the_state_where_it_was() -> None:
 
 
 def test_a_batch_size_that_does_not_divide_is_refused() -> None:
-    message = (
-        "batch_size must divide over the devices: got batch_size=16 on 3 devices; use a multiple of 3, or other devices"
-    )
+    message = "batch_size must be a multiple of the number of devices: got batch_size=16 on 3 devices"
     with pytest.raises(StudyError, match=re.escape(message)):
         MLP_ADAMW.train_model(H, SPLITS, epochs=1, seed=0, layout=Layout(EIGHT[:3]))
 

@@ -140,7 +140,7 @@ def test_a_peak_times_a_shape_moves_the_parameters() -> None:
         (WarmupCosine(end_factor=1.5), "end_factor must be from 0 to 1: got end_factor=1.5"),
         (OneCycle(peak_fraction=1.0), "peak_fraction must be between 0 and 1"),
         (OneCycle(start_factor=float("nan")), "start_factor must be from 0 to 1: got start_factor=nan"),
-        (OneCycle(warmup_steps=3), "no warm-up beside its rise: got warmup_steps=3; set peak_fraction"),
+        (OneCycle(warmup_steps=3), "takes no warm-up, .*: got warmup_steps=3; set peak_fraction"),
         (Exponential(decay_rate=0), "decay_rate must be above 0 and at most 1: got decay_rate=0"),
         (Exponential(decay_rate=0.5, transition_steps=0), "transition_steps must be above 0"),
         (Exponential(decay_rate=0.5, end_factor=-1), "end_factor must be from 0 to 1"),
@@ -148,8 +148,8 @@ def test_a_peak_times_a_shape_moves_the_parameters() -> None:
             Piecewise(boundaries=(1, 2), multipliers=(0.1,)),
             r"one multiplier for each boundary: got boundaries=\(1, 2\)",
         ),
-        (Piecewise(boundaries=(2, 1), multipliers=(0.1, 0.1)), "boundaries must increase and lie within training"),
-        (Piecewise(boundaries=(100,), multipliers=(0.1,)), "boundaries must increase and lie within .*total_steps=100"),
+        (Piecewise(boundaries=(2, 1), multipliers=(0.1, 0.1)), "boundaries must increase and be less than"),
+        (Piecewise(boundaries=(100,), multipliers=(0.1,)), "boundaries must increase and be less .*total_steps=100"),
         (Piecewise(boundaries=(1,), multipliers=(-0.1,)), r"multipliers\[0\] must be at least 0"),
     ],
 )
@@ -582,12 +582,12 @@ def test_groups_skip_a_step_as_a_whole() -> None:
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        ({}, "groups must train something"),
-        ({"a": None}, "agree on skip_nonfinite: got groups that train nothing"),
-        ({"a": spec(), "b": spec(skip_nonfinite=True)}, "agree on skip_nonfinite: got groups that differ"),
-        ({"a": "sgd"}, r"a group must be an OptimizerSpec, or None to freeze it: got 'sgd' \('a'\)"),
-        ({"a": spec("lbfgs", None)}, "lbfgs must have all parameters: got it in group 'a'"),
-        ({"a": spec("sdg")}, "must be one of optax's: got 'sdg'; did you mean 'sgd'"),
+        ({}, "groups of OptimizerGroups train nothing"),
+        ({"a": None}, "groups of OptimizerGroups train nothing"),
+        ({"a": spec(), "b": spec(skip_nonfinite=True)}, "must all have the same skip_nonfinite"),
+        ({"a": "sgd"}, "the group 'a' must be an OptimizerSpec, or None to freeze it: got 'sgd'"),
+        ({"a": spec("lbfgs", None)}, "lbfgs cannot be used for a group of parameters: got it for group 'a'"),
+        ({"a": spec("sdg")}, "must name an optimizer of optax: got 'sdg'; did you mean 'sgd'"),
     ],
 )
 def test_groups_that_cannot_be(groups: Any, message: str) -> None:
@@ -597,7 +597,9 @@ def test_groups_that_cannot_be(groups: Any, message: str) -> None:
 
 def test_a_label_names_a_group() -> None:
     made = OptimizerGroups({"slow": spec(), "still": None}, label).build(10)
-    with pytest.raises(StudyError, match=r"one of the groups \['slow', 'still'\]: got 'fast' \(array 'head/kernel'\)"):
+    with pytest.raises(
+        StudyError, match=r"one of the groups \['slow', 'still'\]: got 'fast' for the array 'head/kernel'"
+    ):
         made.init(PARAMS)
 
 
@@ -605,9 +607,11 @@ def test_a_group_that_is_not_frozen_has_an_array() -> None:
     def misspelled(path: str) -> str:
         return "encodr" if path.startswith("encodr") else "rest"
 
-    message = "a group must have an array, or be None: got none for 'encodr' from label; did you mean 'encoder'?"
+    message = (
+        "label returns the group 'encodr' for no array: remove the group, or set it to None; did you mean 'encoder'?"
+    )
     with pytest.raises(StudyError, match=f"^{re.escape(message)}$"):
         OptimizerGroups({"encodr": spec(), "rest": spec()}, misspelled).build(10).init(PARAMS)
-    with pytest.raises(StudyError, match=r"got none for 'xyz' from label$"):
+    with pytest.raises(StudyError, match=r"the group 'xyz' for no array: remove the group, or set it to None$"):
         OptimizerGroups({"xyz": spec(), "rest": spec()}, lambda path: "rest").build(10).init(PARAMS)
     OptimizerGroups({"encodr": None, "rest": spec()}, misspelled).build(10).init(PARAMS)

@@ -121,7 +121,7 @@ def test_what_cannot_be_written_is_told_once_and_the_training_goes_on(
 
 @pytest.mark.parametrize("name", ["", "a/b", ".hidden", "../up", "x" * 101, None])
 def test_a_name_that_is_no_files_is_refused(name: Any) -> None:
-    with pytest.raises(StudyError, match="a picture's name must be"):
+    with pytest.raises(StudyError, match="the name of a picture must be"):
         save_picture(name, GRAY)
 
 

@@ -133,13 +133,13 @@ def test_a_log_is_enough_to_train_again_in_another_process(file: Any, tmp_path: 
 def test_other_data_are_refused_and_options_may_be_added(file: Any, tmp_path: Path) -> None:
     reports = list(train(file, tmp_path))
     run = load_run(tmp_path)
-    with pytest.raises(StudyError, match=r"must be trained again on the same data: train is not what it was"):
+    with pytest.raises(StudyError, match=r"cannot repeat the run: the train data differ"):
         run.train(file.data(1))
     splits = file.data(0)
-    with pytest.raises(StudyError, match=r"same data: test is not what it was, by its digest; make the splits as"):
+    with pytest.raises(StudyError, match=r"the test data differ .*; create the splits as"):
         run.train(Splits(splits.train, splits.validation))
     reordered = Splits(splits.train.take(np.arange(len(splits.train))[::-1]), splits.validation, splits.test)
-    with pytest.raises(StudyError, match="same data: train"):
+    with pytest.raises(StudyError, match="the train data differ"):
         run.train(reordered)
     assert repr(list(run.train(splits, log=tmp_path))) == repr(reports)
     assert len(list(run.train(splits, epochs=1))) == 1
@@ -148,7 +148,9 @@ def test_other_data_are_refused_and_options_may_be_added(file: Any, tmp_path: Pa
 def test_a_folder_is_of_one_run(file: Any, tmp_path: Path) -> None:
     list(train(file, tmp_path))
     before = (tmp_path / "run.json").read_bytes()
-    with pytest.raises(StudyError, match=r"its own: .*run.json has seed=4, this one has seed=5; take another folder"):
+    with pytest.raises(
+        StudyError, match=r"run.json is the log of another run: it has seed=4, this training has seed=5; use"
+    ):
         train(file, tmp_path, seed=5)
     assert (tmp_path / "run.json").read_bytes() == before
 
@@ -198,7 +200,7 @@ def test_a_dict_of_plain_values_comes_back_and_others_are_asked_for(tmp_path: Pa
     for number, hparams in enumerate([{"learning_rate": np.float32(0.5)}, [0.5]]):
         list(Plain().train_model(hparams, PLAIN, epochs=1, seed=0, log=tmp_path / str(number)))
     assert load_run(tmp_path / "0").hparams == {"learning_rate": 0.5}
-    with pytest.raises(CheckpointError, match=r"are neither a Space nor plain values: give hparams="):
+    with pytest.raises(CheckpointError, match=r"are neither a Space nor plain values: pass hparams="):
         load_run(tmp_path / "1")
     given: dict[str, float] = {}
     assert load_run(tmp_path / "1", hparams=given).hparams is given
@@ -224,10 +226,10 @@ def test_a_trainer_that_was_typed_in_is_asked_for(tmp_path: Path, monkeypatch: p
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
     main = sys.modules["__main__"]
     monkeypatch.delattr(main, "__file__", raising=False)
-    with pytest.raises(CheckpointError, match=r"^__main__ must define Typed of .* it does not; give trainer="):
+    with pytest.raises(CheckpointError, match=r"^__main__ no longer defines Typed of .*; pass trainer="):
         load_run(folder)
     monkeypatch.setattr(main, "__file__", str(tmp_path / "other.py"), raising=False)
-    with pytest.raises(CheckpointError, match=r"the file of Typed in .* must exist: '' does not; give trainer="):
+    with pytest.raises(CheckpointError, match=r"the file of Typed in .* does not exist: ''; pass trainer="):
         load_run(folder)
     assert len(load_run(folder, trainer=Plain()).reports) == 2
 
@@ -236,7 +238,7 @@ def test_a_trainer_that_was_typed_in_is_asked_for(tmp_path: Path, monkeypatch: p
 def test_what_is_no_log_is_refused(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "run.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"the log of a run must be a file that can be read: .*run.json is not"):
+    with pytest.raises(CheckpointError, match=r"cannot read the log .*run.json: "):
         load_run(tmp_path)
 
 
@@ -255,7 +257,7 @@ def test_a_trainer_that_is_made_otherwise_is_asked_for(tmp_path: Path) -> None:
     with Checkpoints(tmp_path / "ck") as checkpoints:
         list(Scaled(5.0).train_model(H, PLAIN, epochs=1, seed=0, log=tmp_path, checkpoints=checkpoints))
     for load in (partial(load_run, tmp_path), partial(load_from_checkpoint, tmp_path / "ck")):
-        with pytest.raises(CheckpointError, match=r"had scale=5.0, Scaled\(\) has 1.0: give trainer="):
+        with pytest.raises(CheckpointError, match=r"had scale=5.0, but Scaled\(\) has 1.0; pass trainer="):
             load()
         assert load(trainer=Scaled(5.0)).hparams == H
 
@@ -263,10 +265,10 @@ def test_a_trainer_that_is_made_otherwise_is_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"trainer": Plain()}, "trainer='Scaled', this one has trainer='Plain'"),
+        ({"trainer": Plain()}, "trainer='Scaled', this training has trainer='Plain'"),
         ({"trainer": Scaled(2.0)}, "'scale': 1.0"),
         ({"splits": ArrayDataset(inputs=2 * np.eye(2)).take([0, 1, 0, 1]).split(0.5, 0)}, "data="),
-        ({"objective": "train_loss"}, "objective='loss', this one has objective='train_loss'"),
+        ({"objective": "train_loss"}, "objective='loss', this training has objective='train_loss'"),
         ({"direction": "maximize"}, "direction='minimize'"),
     ],
 )
@@ -293,7 +295,7 @@ def test_a_log_that_cannot_be_written_stops_nothing(tmp_path: Path, capfd: pytes
     next(training)
     shutil.rmtree(tmp_path / "run")
     assert len(list(training)) == 3
-    assert capfd.readouterr().err.count("tuner: the log could not be written to ") == 1
+    assert capfd.readouterr().err.count("tuner: cannot write the log ") == 1
     (tmp_path / "file").touch()
-    with pytest.raises(StudyError, match="log must be a folder that can be made: "):
+    with pytest.raises(StudyError, match=r"cannot create the folder .* for the log: "):
         Plain().train_model(H, PLAIN, epochs=4, seed=0, log=tmp_path / "file")

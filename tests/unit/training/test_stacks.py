@@ -314,7 +314,7 @@ def test_rules_of_another_training_or_version_are_refused(old: Path) -> None:
             return list(Trainer("adamw").train_model({}, same_splits(), **settings, checkpoints=checkpoints, **options))
 
     settings: dict[str, Any] = {"epochs": 4, "seed": 0}
-    with pytest.raises(CheckpointError, match="have optimizer_rules=1, this one has optimizer_rules=2"):
+    with pytest.raises(CheckpointError, match="have optimizer_rules=1, this training has optimizer_rules=2"):
         train(optimizer_rules=2)
     with pytest.raises(StudyError, match="optimizer_rules must be a whole number from 1 to 2: got 3"):
         train(optimizer_rules=3)

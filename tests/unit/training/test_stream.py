@@ -218,8 +218,8 @@ def test_more_workers_than_steps_are_not_started() -> None:
         (iter([]), {}, "a source needs __len__ and __getitem__: got list_iterator"),
         ({1, 2}, {}, "a source needs __len__ and __getitem__: got set"),
         ([], {}, "a source needs at least 1 example: got 0 in list"),
-        ([{}], {"workers": -1}, "workers must be at least 0, prefetch at least 1: got workers=-1, prefetch=4"),
-        ([{}], {"prefetch": 0}, "workers must be at least 0, prefetch at least 1: got workers=0, prefetch=0"),
+        ([{}], {"workers": -1}, "workers must be at least 0 and prefetch at least 1: got workers=-1, prefetch=4"),
+        ([{}], {"prefetch": 0}, "workers must be at least 0 and prefetch at least 1: got workers=0, prefetch=0"),
     ],
 )
 def test_a_source_that_cannot_be_one_is_refused(source: Any, options: dict[str, int], found: str) -> None:
@@ -230,10 +230,10 @@ def test_a_source_that_cannot_be_one_is_refused(source: Any, options: dict[str, 
 @pytest.mark.parametrize(
     ("shapes", "start", "found"),
     [
-        (((4,), (4,)), 0, r"one shape \[steps, batch\]: got \(4,\), \(4,\)"),
-        (((2, 4), (2, 3)), 0, r"one shape \[steps, batch\]: got \(2, 4\), \(2, 3\)"),
-        (((2, 4), (2, 4)), 3, "start must be a step of the order: got 3 of 2 steps"),
-        (((2, 4), (2, 4)), -1, "start must be a step of the order: got -1 of 2 steps"),
+        (((4,), (4,)), 0, r"the same shape \[steps, batch\]: \(4,\), \(4,\)"),
+        (((2, 4), (2, 3)), 0, r"the same shape \[steps, batch\]: \(2, 4\), \(2, 3\)"),
+        (((2, 4), (2, 4)), 3, "start must be from 0 to 2, the number of steps: got 3"),
+        (((2, 4), (2, 4)), -1, "start must be from 0 to 2, the number of steps: got -1"),
     ],
 )
 def test_orders_that_cannot_be_one_are_refused(shapes: Any, start: int, found: str) -> None:
@@ -261,20 +261,20 @@ def spoil(**changes: Any) -> Callable[[int, dict[str, Any]], Any]:
 
 
 WRONG = [
-    (fail, RuntimeError, r"must give every example: got Unpicklable: disk on fire \(example 17\)"),
-    (stop, RuntimeError, r"must give every example: got StopIteration:  \(example 17\)"),
+    (fail, RuntimeError, r"the source failed to read example 17: Unpicklable: disk on fire"),
+    (stop, RuntimeError, r"the source failed to read example 17: StopIteration: "),
     (lambda index, example: [1], ValueError, r"must be a dict of arrays: got list \(example 3\)"),
     (lambda index, example: {}, ValueError, r"must be a dict of arrays: got dict \(example 3\)"),
-    (spoil(y=1), ValueError, r"same keys: got \['x', 'y'\] \(example 17\), \['x'\] \(example 3\)"),
+    (spoil(y=1), ValueError, r"same keys: example 17 has \['x', 'y'\], example 3 has \['x'\]"),
     (
         spoil(x=np.zeros(3)),
         ValueError,
-        r"'x' of shape \(3,\) float64 \(example 17\), \(2,\) float64 \(example 3\)",
+        r"'x' has \(3,\) float64 in example 17, but \(2,\) float64 in example 3",
     ),
     (
         spoil(x=np.zeros(2, int)),
         ValueError,
-        r"'x' of shape \(2,\) int64 \(example 17\), \(2,\) float64 \(example 3\)",
+        r"'x' has \(2,\) int64 in example 17, but \(2,\) float64 in example 3",
     ),
 ]
 
@@ -300,7 +300,7 @@ def test_an_error_in_a_worker_process_names_the_example(change: Any, kind: type[
 def test_a_source_that_cannot_be_sent_to_a_process_is_refused() -> None:
     data = StreamDataset(Rows(change=threading.Lock()), workers=1)  # pyright: ignore[reportArgumentType]
     with pytest.raises(
-        StudyError, match=r"Rows is not, TypeError: cannot pickle '_thread\.lock' object; open files when"
+        StudyError, match=r"Rows to worker .*: TypeError: cannot pickle '_thread\.lock' object; open its"
     ):
         next(data.batches(*order()))
 
@@ -332,7 +332,7 @@ def test_without_grain_the_error_says_what_to_install(monkeypatch: pytest.Monkey
 
 
 def test_a_stream_is_not_read_to_split_it() -> None:
-    with pytest.raises(ValueError, match="not read to split it: got stratify='labels'; give an array of the classes"):
+    with pytest.raises(ValueError, match="by an array's name: got 'labels'; pass an array of the classes"):
         StreamDataset(Rows()).folds(3, 0, stratify="labels")
 
 

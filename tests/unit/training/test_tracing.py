@@ -104,18 +104,18 @@ STATIC = r".*use jnp.where or jax.lax.cond instead of `if`, or make the hyperpar
 CASES: list[tuple[Any, str]] = [
     (
         LinenDropout(),
-        rf"rate of flax.linen.Dropout must not be traced: .*{HERE}.*use tuner.training.Dropout ",
+        rf"rate of flax.linen.Dropout must not be a traced hyperparameter .*{HERE}.*use tuner.training.Dropout ",
     ),
     (
         NNXDropout(),
-        rf"rate of flax.nnx.Dropout must not be traced: .*{HERE}.*use tuner.training.nnx_layers.Dropout ",
+        rf"rate of flax.nnx.Dropout must not be .*{HERE}.*use tuner.training.nnx_layers.Dropout ",
     ),
-    (Branch(), rf"got the hyperparameter rate at .*{HERE}: if hparams.rate > 0.3:{STATIC}"),
-    (Shape(), rf"got the hyperparameter depth{STATIC}"),
-    (Loop(), rf"got the hyperparameter depth at .*{HERE}: .*range{STATIC}"),
-    (NumPy(), rf"got the hyperparameter rate at .*{HERE}: .*np.sqrt{STATIC}"),
-    (Number(), rf"got the hyperparameter rate at .*{HERE}: .*float{STATIC}"),
-    (Outputs(), rf"must not depend on a traced number: got one at .*{HERE}: .*outputs.sum"),
+    (Branch(), rf"depends on the traced hyperparameter rate at .*{HERE}: if hparams.rate > 0.3:{STATIC}"),
+    (Shape(), rf"depends on the traced hyperparameter depth{STATIC}"),
+    (Loop(), rf"depends on the traced hyperparameter depth at .*{HERE}: .*range{STATIC}"),
+    (NumPy(), rf"depends on the traced hyperparameter rate at .*{HERE}: .*np.sqrt{STATIC}"),
+    (Number(), rf"depends on the traced hyperparameter rate at .*{HERE}: .*float{STATIC}"),
+    (Outputs(), rf"a shape depends on a traced number at .*{HERE}: .*outputs.sum"),
 ]
 
 
@@ -130,7 +130,7 @@ def test_jax_s_error_becomes_one_line(trainer: Any, message: str) -> None:
 
 def test_what_is_asked_beside_training_says_the_same() -> None:
     for ask in (lambda: Branch().print_tabulate(H, SPLITS), lambda: memory(Branch(), H, SPLITS)):
-        with pytest.raises(StudyError, match="got the hyperparameter rate"):
+        with pytest.raises(StudyError, match="depends on the traced hyperparameter rate"):
             ask()
 
 

@@ -52,13 +52,13 @@ def changed(**attributes: Any) -> Line:
         ({"checkpoints": "folder"}, "checkpoints must be a tuner.training.Checkpoints or None: got 'folder'"),
         ({"layout": []}, r"layout must be a tuner.training.Layout or None: got \[\]"),
         ({"profile": True}, "profile must be a tuner.training.Profile or None: got True"),
-        ({"stop": True}, "stop must be a function that says whether to stop: got True"),
-        ({"splits": ALL}, "data must be tuner.training.Splits, .*: got ArrayDataset; see ArrayDataset.split"),
-        ({"splits": (ALL, ALL)}, "data must be tuner.training.Splits, .*: got tuple"),
-        ({"hparams": {"optimizer": "adam"}}, r"must be a Space or a pytree of numbers: got 'adam' \(optimizer\); what"),
+        ({"stop": True}, "stop must be a function that returns whether to stop: got True"),
+        ({"splits": ALL}, "data must be a tuner.training.Splits .*: got ArrayDataset; see ArrayDataset.split"),
+        ({"splits": (ALL, ALL)}, "data must be a tuner.training.Splits .*: got tuple"),
+        ({"hparams": {"optimizer": "adam"}}, r"must be a Space or a pytree of numbers: got 'adam' \(optimizer\); use"),
         (
             {"hparams": SimpleNamespace(rate=1)},
-            r"a pytree of numbers: got namespace\(rate=1\); what",
+            r"a pytree of numbers: got namespace\(rate=1\); use",
         ),
     ],
 )
@@ -81,7 +81,7 @@ class Equal(Line):
 @pytest.mark.parametrize(
     ("trainer", "message"),
     [
-        (Equal(), r"must be hashable, .*: Equal is not; @dataclass\(eq=False\) is"),
+        (Equal(), r"must be hashable, but Equal is not: .*@dataclass\(eq=False\)"),
         (changed(loop="scna"), "loop must be 'auto', 'scan' or 'step': got 'scna'"),
         (changed(precision="bf16"), "precision must be 'float32', 'bfloat16' or 'float16': got 'bf16'"),
         (changed(validate_every=0), "validate_every must be a whole number of at least 1: got 0"),
@@ -93,14 +93,14 @@ class Equal(Line):
             changed(loss=noted(lambda outputs: [outputs])),
             "must return the losses and a dict of metrics: got tuple",
         ),
-        (changed(loss=noted(lambda outputs: {"mean": outputs.mean()})), r"not their mean: 'mean' has shape \(\) for 6"),
+        (changed(loss=noted(lambda outputs: {"mean": outputs.mean()})), r"not a mean: 'mean' has shape \(\) for 6"),
         (
             changed(augment=lambda self, batch, hparams, key: {"inputs": batch["inputs"]}),
-            "augment must return the",
+            "augment must return all",
         ),
         (
             changed(augment=lambda self, batch, hparams, key: jax.tree.map(lambda leaf: leaf[:2], batch)),
-            r"augment must keep the number of examples: got \(2,\) for \(6,\)",
+            r"augment must not change the number of examples: got \(2,\) for \(6,\)",
         ),
     ],
 )
@@ -112,7 +112,7 @@ def test_trainers_that_cannot_be(trainer: Line, message: str) -> None:
 
 def test_arrays_of_other_names_are_told() -> None:
     other = ArrayDataset(x=np.eye(4), y=np.arange(4)).split(0.25, 0)
-    with pytest.raises(StudyError, match=r"or Line must define inputs\(batch\): the batch has weight, x, y"):
+    with pytest.raises(StudyError, match=r"no array 'inputs', only weight, x, y: .* define inputs\(batch\) in Line"):
         next(LINE.train_model(H, other, epochs=1, seed=0))
 
 

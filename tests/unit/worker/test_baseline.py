@@ -139,7 +139,7 @@ def test_what_is_fixed_is_fixed_in_it(tmp_path: Path, sqlite_url: str) -> None:
     assert study.baseline_params == {**PARAMS, "net.Large.width": 3}
     run_worker(study, sqlite_url, artifacts=str(tmp_path))
     assert trials_of(sqlite_url, study)[0].params == {**PARAMS, "net.Large.width": 3}
-    with pytest.raises(StudyError, match=r"baseline must be .*: .*'net.Small.width' is missing"):
+    with pytest.raises(StudyError, match=r"baseline is not in the search space: .*'net.Small.width' .* is missing"):
         a_study().changed(fixed={"net": "Small"})
 
 
@@ -150,9 +150,12 @@ def test_what_is_fixed_is_fixed_in_it(tmp_path: Path, sqlite_url: str) -> None:
         ({"baseline": Small(width=1)}, r"baseline must be hyperparameters, HParams\(\.\.\.\): got Small"),
         (
             {"baseline": HParams(net=Small(width=1), learning_rate=7.0)},
-            r"baseline must be .*: learning_rate must be in .*: got 7\.0",
+            r"the baseline is not in the search space: learning_rate must be in .*: got 7\.0",
         ),
-        ({"baseline": HParams(net=Small(width=3), learning_rate=0.1)}, r"baseline must be .*width"),
+        (
+            {"baseline": HParams(net=Small(width=3), learning_rate=0.1)},
+            r"the baseline is not in the search space: .*width",
+        ),
         (
             {"space": lambda trial: HParams(net=Small(width=1), learning_rate=0.1)},
             "a study with a baseline needs a Space class",
@@ -208,7 +211,7 @@ def test_the_best_is_held_against_it(
     say_how_sure(rows)
     said = capsys.readouterr().err
     if direction == "maximize":
-        assert said == "tuner: trial 0, the best, is the baseline\n"
+        assert said == "tuner: the best trial, 0, is the baseline\n"
     else:
         assert said.startswith(f"tuner: trial {rows[0]['number']} is better than the baseline (trial 0, 9) by ")
         assert said.endswith(", of one seed: `tuner confirm` with more seeds shows how certain that is\n")

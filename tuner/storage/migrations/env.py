@@ -1,4 +1,4 @@
-"""What Alembic runs: our migrations, on the connection that `tuner.storage.sql.schema` hands over."""
+"""Runs our migrations for Alembic, on the connection that `tuner.storage.sql.schema` passes."""
 
 from alembic import context
 

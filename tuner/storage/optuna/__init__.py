@@ -1,1 +1,1 @@
-"""Optuna's storage interface over our tables."""
+"""Optuna's storage interface for our tables."""

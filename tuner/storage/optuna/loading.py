@@ -1,4 +1,4 @@
-"""Trials as Optuna knows them, read set by set: two statements, whatever the number of trials."""
+"""Loads trials as Optuna objects, in two statements for any number of trials."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tuner.trial import optuna_private as private
 if TYPE_CHECKING:
     from tuner.storage.sql.row_types import AnyResult
 
-_LISTED = 500  # trials that are named one by one rather than by a range of ids
+_LISTED = 500  # the maximum number of trials selected by id instead of by a range
 _STATES = {state.name: state for state in TrialState}
 
 to_distribution = functools.lru_cache(maxsize=4096)(json_to_distribution)
-"""A study has a few distributions, which each of its trials repeats as JSON."""
+"""Cache of distributions: a study has few, and each trial repeats them as JSON."""
 
 
 def load_trials(
@@ -43,9 +43,9 @@ def load_trials(
     Args:
         connection: A connection.
         study_id: The study.
-        newer_than: All trials with a greater id than this.
-        also: And those with these ids.
-        zone: As that of `new_trial`.
+        newer_than: Load trials with a greater id than this.
+        also: Load also the trials with these ids.
+        zone: See `new_trial`.
     """
     are_new = newer_than >= 0
     values = {"study_id": study_id, "newer_than": newer_than, "also": ids_value(connection.dialect.name, also)}
@@ -59,7 +59,7 @@ def load_trials(
 
 
 def load_trial(connection: Connection, trial_id: int, zone: datetime.tzinfo | None = None) -> FrozenTrial | None:
-    """Return one trial, None if there is none of that id; `zone` is that of `new_trial`."""
+    """Return a trial by id, or None; for `zone` see `new_trial`."""
     row = run(connection, statements.load_trial, {"trial_id": trial_id}).first()
     if row is None:
         return None
@@ -77,13 +77,13 @@ def new_trial(
     *,
     zone: datetime.tzinfo | None = None,
 ) -> FrozenTrial:
-    """Return a trial that nothing belongs to yet.
+    """Return a trial without parameters, values and attributes.
 
     Args:
-        trial_id: Its id.
-        number: Its number in its study.
+        trial_id: The trial's id.
+        number: The trial's number in its study.
         state: The name of its state.
-        start: When it started, as the driver has it.
+        start: When it started, as returned by the driver.
         complete: When it ended.
         zone: The zone of its times; None for local times without a zone, as Optuna's own storage returns them.
     """
@@ -103,7 +103,7 @@ def new_trial(
 
 
 def _time(value: datetime.datetime | str | None, zone: datetime.tzinfo | None) -> datetime.datetime | None:
-    """Return a time that a driver has read: SQLite's is text."""
+    """Return a time that a driver has read; SQLite returns text."""
     if value is None:
         return None
     stored = datetime.datetime.fromisoformat(value) if isinstance(value, str) else value
@@ -112,7 +112,7 @@ def _time(value: datetime.datetime | str | None, zone: datetime.tzinfo | None) -
 
 def _details(connection: Connection, study_id: int, ids: list[int]) -> AnyResult:
     """Return everything that belongs to trials, as rows of (kind, trial_id, position, name, number, text)."""
-    is_listed = len(ids) <= _LISTED or len(ids) < (ids[-1] - ids[0]) / 4  # else a range of ids says it shorter
+    is_listed = len(ids) <= _LISTED or len(ids) < (ids[-1] - ids[0]) / 4  # otherwise a range of ids is shorter
     wanted = {"ids": ids_value(connection.dialect.name, ids)} if is_listed else {"study_id": study_id, "first": ids[0]}
     return run(connection, statements.trial_details.of(is_listed), wanted)
 
@@ -144,9 +144,9 @@ def _fill(found: dict[int, FrozenTrial], rows: Any) -> None:
 
 
 def copies(trials: Collection[FrozenTrial]) -> Iterator[FrozenTrial]:
-    """Yield copies of trials that may be changed, and share nothing with these: ten times as fast as `copy.deepcopy`.
+    """Yield independent copies of trials, ten times as fast as `copy.deepcopy`.
 
-    Distributions that several of the trials share, their copies share as well, as with `copy.deepcopy` of a list.
+    Distributions that trials share are shared by their copies too, as with `copy.deepcopy` of a list.
     """
     copied_distributions: dict[int, BaseDistribution] = {}
 

@@ -1,4 +1,4 @@
-"""Optuna's storage interface on Optuna's own tables: hot paths are a statement or two, the rest is `RDBStorage`'s."""
+"""Optuna's storage interface on Optuna's tables: frequent calls take a statement or two, `RDBStorage` does the rest."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ T = TypeVar("T")
 
 @dataclass
 class _Known:
-    """What is known of one study. Ended trials do not change any more, and ids only grow."""
+    """The cached trials of a study. Ended trials do not change, and ids only grow."""
 
     name: str | None = None
     directions: list[StudyDirection] | None = None
@@ -88,31 +88,31 @@ class _Known:
 
 @dataclass
 class _Held:
-    """A trial that this process has a lease on: nobody else may write to it, so it is read from memory."""
+    """A trial on which this process has a lease: no other process may write to it, so it is read from memory."""
 
     lease: Lease
     study_id: int
     trial: FrozenTrial
     new_params: list[tuple[str, float, str]] = field(default_factory=list[tuple[str, float, str]])
     new_attributes: dict[str, str] = field(default_factory=dict[str, str])
-    """System attributes of the time before the first `flush`: samplers note there what they suggest."""
+    """System attributes from before the first `flush`, in which samplers store information about suggestions."""
     is_suggested: bool = False
 
 
 class Storage(BaseStorage):
     """Optuna's storage on SQLite or Postgres.
 
-    Trials that have ended are read once and kept; others are read again when asked for, all in two statements. A trial
-    whose lease is handed to `hold` is served from memory, and what is suggested for it is written together by `flush`.
+    Ended trials are read once and cached; others are read again on each call, all in two statements. A trial whose
+    lease is passed to `hold` is served from memory, and `flush` writes all its suggestions together.
 
     Args:
         url: The database's URL.
-        patience: How long to wait in each call, this one included, for a database that does not answer.
-        zone: The zone of trials' times. None for local times without a zone, which is what `RDBStorage` returns.
+        patience: How long to wait in each call, including this one, for a database that does not answer.
+        zone: The zone of trials' times. None for local times without a zone, as `RDBStorage` returns them.
 
     Raises:
-        StorageLost: the database cannot be reached, now or in any call.
-        StorageSchemaError: its tables are those of another version.
+        StorageLost: the database cannot be reached, in this or any other call.
+        StorageSchemaError: its tables belong to another version.
 
     Concurrency: safe from many processes and threads.
     """
@@ -123,7 +123,7 @@ class Storage(BaseStorage):
         self._lock = threading.RLock()
         self._known: dict[int, _Known] = {}
         self._held: dict[int, _Held] = {}
-        self._studies_of_new: dict[int, int] = {}  # of trials created here that have not ended here
+        self._studies_of_new: dict[int, int] = {}  # trials created here that have not ended here
         self.engine = patient(new_engine(url), patience)
         try:
             retried(self.engine, lambda _: schema.prepare(self.engine))
@@ -145,13 +145,13 @@ class Storage(BaseStorage):
         """Close all connections; a later call opens new ones."""
         self._rdb.remove_session()
         self.engine.dispose()
-        self._rdb.engine.pool = self.engine.pool  # disposing made a new one
+        self._rdb.engine.pool = self.engine.pool  # dispose() creates a new pool
 
     def remove_session(self) -> None:
         self._rdb.remove_session()
 
     def _cold(self, call: Callable[[], T]) -> T:
-        """Do one of `RDBStorage`'s calls, with our patience and our errors."""
+        """Make a call of `RDBStorage`, with our patience and our errors."""
 
         def attempt(_: int) -> T:
             try:
@@ -187,7 +187,7 @@ class Storage(BaseStorage):
     def get_study_id_from_name(self, study_name: str) -> int:
         study_id = self._cold(lambda: self._rdb.get_study_id_from_name(study_name))
         with self._lock:
-            # Asked by name it may be another study than the one we know: SQLite uses the ids of deleted ones again.
+            # Read by name, it may be another study than the cached one: SQLite reuses the ids of deleted studies.
             self._known.pop(study_id, None)
         return study_id
 
@@ -225,17 +225,17 @@ class Storage(BaseStorage):
     # --- Trials that this process holds
 
     def hold(self, lease: Lease, study_id: int) -> None:
-        """Serve a trial from memory from now on, and write to it under its lease.
+        """Serve a trial from memory from now on, and write to it with its lease.
 
         Raises:
-            KeyError: there is no such trial.
+            KeyError: the trial does not exist.
         """
         trial = new_trial(lease.trial_id, lease.number) if lease.is_new else self.get_trial(lease.trial_id)
         with self._lock:
             self._held[lease.trial_id] = _Held(lease, study_id, trial)
 
     def flush(self, trial_id: int) -> None:
-        """Write the hyperparameters that were suggested since the last time and the sampler's notes on them, together.
+        """Write the hyperparameters suggested since the last call and the sampler's attributes together.
 
         Raises:
             LeaseLost: another worker has the trial.
@@ -247,7 +247,7 @@ class Storage(BaseStorage):
         held.new_params, held.new_attributes = [], {}
 
     def drop(self, trial_id: int) -> None:
-        """Forget a trial that was held."""
+        """Stop serving a trial from memory."""
         with self._lock:
             self._held.pop(trial_id, None)
 
@@ -297,10 +297,10 @@ class Storage(BaseStorage):
         try:
             self._check_distribution(study_id, param_name, distribution)
         except ValueError:
-            self._check_updatable(trial_id)  # of two errors Optuna wants this one
+            self._check_updatable(trial_id)  # Optuna expects this error if both apply
             raise
         text = distribution_to_json(distribution)
-        distribution = to_distribution(text)  # the caller may change its own
+        distribution = to_distribution(text)  # the caller may change its copy
         if held is not None:
             held.new_params.append((param_name, float(param_value_internal), text))
             held.trial.params[param_name] = distribution.to_external_repr(param_value_internal)
@@ -321,7 +321,7 @@ class Storage(BaseStorage):
         return study_id
 
     def _check_distribution(self, study_id: int, name: str, distribution: BaseDistribution) -> None:
-        """Raise ValueError if a parameter of that name has had a distribution that does not go with this one."""
+        """Raise ValueError if a parameter of that name has an incompatible distribution."""
         before = self._of(study_id).distributions.get(name)
         if before is None:
             query = (
@@ -415,7 +415,7 @@ class Storage(BaseStorage):
         trial = held.trial if held is not None else read(self.engine, lambda c: load_trial(c, trial_id, self.zone))
         if trial is None:
             raise KeyError(f"there is no trial with id {trial_id}")
-        return next(copies([trial]))  # also of one that was just read: its distributions are those of others
+        return next(copies([trial]))  # also if it was just read, because it shares its distributions
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
@@ -425,7 +425,7 @@ class Storage(BaseStorage):
             held = [held for held in self._held.values() if held.study_id == study_id]
             also = known.unfinished - {private.trial_id(held.trial) for held in held}
             name, changed = self._load(study_id, known.newest, sorted(also))
-            if known.name not in (None, name):  # SQLite has given the id of a deleted study to another
+            if known.name not in (None, name):  # SQLite has reused the id of a deleted study
                 known = self._known[study_id] = _Known()
                 name, changed = self._load(study_id, -1, [])
             known.name = name
@@ -448,6 +448,6 @@ class Storage(BaseStorage):
 
 
 def _cold_storage(url: StorageURL, engine: Engine) -> RDBStorage:
-    """Return Optuna's own storage on our connections."""
+    """Return Optuna's own storage, using our connections."""
     pool = {"pool": engine.pool}
     return RDBStorage(url.for_optuna, engine_kwargs=pool, skip_table_creation=True, skip_compatibility_check=True)

@@ -1,1 +1,1 @@
-"""Queries that change nothing: studies, trials, lineage, hours, the health of a server."""
+"""Queries without changes: studies, trials, lineage, hours, the state of a server."""

@@ -1,4 +1,4 @@
-"""What workers do now and what they have done: a few set-based queries, whatever the number of workers and trials."""
+"""Current and past activity of workers, in a few queries for any number of workers and trials."""
 
 from __future__ import annotations
 
@@ -99,12 +99,12 @@ _OF_INTEREST = ("failed", "died", "out_of_memory")
 
 
 def study_of(engine: Engine, study_id: int | None, trial_id: int | None) -> int | None:
-    """Return the id of the study that has a trial, None if there is no such study or trial.
+    """Return the id of the study of a trial; None if the study or the trial does not exist.
 
     Args:
         engine: The storage's engine.
         study_id: The study; None for any.
-        trial_id: The trial; None for the study alone.
+        trial_id: The trial; None for only the study.
     """
     query = sa.select(studies.c.study_id)
     if study_id is not None:
@@ -134,7 +134,7 @@ def read_workers(engine: Engine, study_id: int | None) -> list[WorkerRow]:
             .where(trials.c.state == "RUNNING")
             .subquery()
         )
-        # Trials of a second begin and end without a renewal in between, which alone tells `tuner_workers` of life.
+        # Short trials start and end without a renewal, which is the only event that updates `tuner_workers`.
         life = sa.select(
             attempts.c.worker,
             attempts.c.study_id,

@@ -1,4 +1,4 @@
-"""How a storage is: reachable, how fast, of which version, how many connections are left, how far its clock is off."""
+"""The state of a storage: its latency, versions, free connections and clock offset."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _ROUNDS = 5
 
 @dataclass(frozen=True)
 class Health:
-    """What a storage says of itself.
+    """The state of a storage.
 
     Attributes:
         server: The database and its version.
         round_trip_s: Median time of a statement that does nothing.
-        ahead_s: How far the database's clock is ahead of this machine's, give or take half a round trip.
-        tables: The versions of the tables, or what is wrong with them.
-        tables_fit: Whether they are those of this version, or there are none yet.
-        connections: How many the server has now, and how many it takes from such users; None on SQLite.
-        unknown_zones: How many trials have times of an unknown zone.
+        ahead_s: How far the database's clock is ahead of this machine's, accurate to half a round trip.
+        tables: The versions of the tables, or the problem with them.
+        tables_fit: Whether they fit this version, or do not exist yet.
+        connections: The server's current connections, and the maximum for such users; None on SQLite.
+        unknown_zones: The number of trials with times of an unknown zone.
     """
 
     server: str
@@ -42,11 +42,11 @@ class Health:
 
 
 def read_health(engine: Engine) -> Health:
-    """Return how a storage is; changes nothing.
+    """Return the state of a storage, without changes.
 
     Raises:
-        StorageLost: it does not answer.
-        StorageDenied: its user lacks rights.
+        StorageLost: the database does not answer.
+        StorageDenied: the user does not have the necessary rights.
     """
     return read(engine, lambda connection: _read(connection, engine))
 
@@ -101,7 +101,7 @@ AND NOT has_schema_privilege(%(schema)s, 'CREATE')
 
 
 def _check_rights(connection: Connection) -> None:
-    """Raise StorageDenied if this user may not read and write the tables, or not make them where there are none."""
+    """Raise StorageDenied if this user may not read and write the tables, or create them if they do not exist."""
     schema = connection.exec_driver_sql("SELECT current_schema()").scalar_one()
     names = [*tables.tuner_tables.tables, *tables.CHILDREN_OF_TRIALS, *tables.CHILDREN_OF_STUDIES]
     names += ["studies", "trials", "version_info", "alembic_version", tables.VERSION_TABLE]

@@ -1,4 +1,4 @@
-"""The hours that a study has used: wall-clock time and device time, counted from the attempts at its trials."""
+"""Computes the hours that a study has used, wall-clock time and device time, from the attempts at its trials."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _SETTLE_AFTER = 200
 
 @dataclass(frozen=True)
 class Hours:
-    """What a study has used until a moment.
+    """The hours that a study has used until a time.
 
     Attributes:
-        wall_s: Seconds in which at least one worker was at work on it.
-        device_s: Seconds of all workers, times the devices of each.
-        until_s: The moment, in seconds of the database's clock.
+        wall_s: Seconds in which at least one worker was running.
+        device_s: Seconds of all workers, multiplied by the devices of each.
+        until_s: The time, in seconds on the database's clock.
     """
 
     wall_s: float = 0.0
@@ -33,9 +33,9 @@ class Hours:
 
 
 def count_hours(connection: Connection, study_id: int, now_s: float, settled: Hours) -> tuple[Hours, Hours]:
-    """Return what a study has used until now, and until a moment before which nothing can change any more.
+    """Return the hours used until now, and until a time before which they cannot change any more.
 
-    An attempt that goes on counts until now, one whose worker vanished until the end of its lease.
+    A running attempt counts until now, and one whose worker died until the end of its lease.
 
     Args:
         connection: A connection.
@@ -45,7 +45,7 @@ def count_hours(connection: Connection, study_id: int, now_s: float, settled: Ho
     """
     wall_s, device_s, several, final_s = _used(connection, study_id, now_s, settled.until_s, math.inf)
     used = Hours(settled.wall_s + wall_s, settled.device_s + device_s, now_s)
-    # What goes on now may yet be found to have ended when its lease did, but not earlier.
+    # A running attempt may turn out to have ended with its lease, but not earlier.
     until_s = min(now_s, math.inf if final_s is None else final_s)
     if several < _SETTLE_AFTER or until_s <= settled.until_s:
         return used, settled
@@ -54,6 +54,6 @@ def count_hours(connection: Connection, study_id: int, now_s: float, settled: Ho
 
 
 def _used(connection: Connection, study_id: int, now_s: float, since_s: float, until_s: float) -> AnyRow:
-    """Return wall and device seconds between two moments, of how many attempts, and the end of the earliest lease."""
+    """Return wall and device seconds between two times, the number of attempts, and the end of the earliest lease."""
     values = {"study_id": study_id, "now_s": now_s, "since_s": since_s, "until_s": until_s}
     return run(connection, statements.hours, values).one()

@@ -1,4 +1,4 @@
-"""What our tables know of trials beside their results: who ran them, with what, for how long, through which rungs.
+"""How trials ran: their workers, versions, durations and rungs.
 
 A database of plain Optuna lacks the tables; nothing is known then.
 """
@@ -54,7 +54,7 @@ def read_attempts(engine: Engine, trial_id: int) -> list[Attempt]:
 
 
 def read_metrics(engine: Engine, trial_id: int) -> dict[int, tuple[int, dict[str, float]]]:
-    """Return all that a trial of ours has reported: epoch -> optimizer updates so far, and metrics by name."""
+    """Return all reports of a trial: epoch -> optimizer updates so far, and metrics by name."""
     query = sa.select(reports.c.epoch, reports.c.step, reports.c.metrics).where(reports.c.trial_id == trial_id)
 
     def work(connection: Connection) -> dict[int, tuple[int, dict[str, float]]]:
@@ -83,7 +83,7 @@ class RanWith(TypedDict):
 
 
 def read_about(engine: Engine, names: Collection[str]) -> dict[str, RanWith]:
-    """Return what is kept of workers, by name: host, devices, study file, Git state, versions."""
+    """Return information about workers by name: host, devices, study file, Git state, versions."""
     query = sa.select(workers.c.worker, workers.c.host, workers.c.devices, workers.c.about)
 
     def work(connection: Connection) -> dict[str, RanWith]:
@@ -99,7 +99,7 @@ def read_about(engine: Engine, names: Collection[str]) -> dict[str, RanWith]:
 
 
 def read_study_file(engine: Engine, study_id: int) -> str | None:
-    """Return the path of the file that a study's latest worker had; None if no worker had one."""
+    """Return the path of the study file of the latest worker; None if no worker had a file."""
     query = sa.select(workers.c.about).where(workers.c.study_id == study_id).order_by(workers.c.started_at_s.desc())
 
     def work(connection: Connection) -> str | None:
@@ -113,14 +113,14 @@ def read_study_file(engine: Engine, study_id: int) -> str | None:
 
 @dataclass(frozen=True)
 class Effort:
-    """What an ended trial of ours took.
+    """The time and epochs of an ended trial.
 
     Attributes:
-        number: Its number.
+        number: The trial's number.
         outcome: How it ended.
-        epochs: The last that it reported, 0 if none.
-        device_s: Seconds of all attempts at it, times the devices of each.
-        epoch_device_s: Those of an epoch after the first, 0 if it is not known.
+        epochs: The last reported epoch; 0 if there are no reports.
+        device_s: Seconds of all its attempts, multiplied by the devices of each.
+        epoch_device_s: Device seconds of an epoch after the first; 0 if not known.
     """
 
     number: int
@@ -131,7 +131,7 @@ class Effort:
 
 
 def read_efforts(engine: Engine, study_id: int) -> list[Effort]:
-    """Return what each ended trial of ours took, by number; nothing for a study of plain Optuna."""
+    """Return the effort of each ended trial, by number; empty for a study of plain Optuna."""
     tried = (
         sa.select(
             attempts.c.trial_id,
@@ -155,7 +155,7 @@ def read_efforts(engine: Engine, study_id: int) -> list[Effort]:
         .group_by(reports.c.trial_id)
         .subquery()
     )
-    # Between the reports of one attempt: what comes before the first (compiling, the data) a longer trial has once too.
+    # Between the reports of one attempt: the time before the first (compiling, data) does not grow with epochs.
     is_known = (tried.c.tries == 1) & (reached.c.between > 0) & reached.c.between_s.is_not(None)
     epoch_s = sa.case((is_known, reached.c.between_s / reached.c.between * tried.c.devices), else_=0.0)
     query = (
@@ -177,7 +177,7 @@ def read_efforts(engine: Engine, study_id: int) -> list[Effort]:
 
 @dataclass(frozen=True)
 class TimelineRow:
-    """An attempt at a trial: who, on what, when; one that goes on ends now, or when its lease does."""
+    """An attempt at a trial: worker, devices and times; a running one ends now, or with its lease."""
 
     number: int
     worker: str
@@ -188,7 +188,7 @@ class TimelineRow:
 
 
 def read_timeline(engine: Engine, study_id: int) -> list[TimelineRow]:
-    """Return all attempts at a study's trials, by their start."""
+    """Return all attempts at a study's trials, ordered by their start."""
     start = attempts.c.started_at_s
 
     def work(connection: Connection) -> list[TimelineRow]:
@@ -218,7 +218,7 @@ def read_timeline(engine: Engine, study_id: int) -> list[TimelineRow]:
 
 @dataclass(frozen=True)
 class RungRow:
-    """How many trials came to a rung of a bracket, and how many of them went on at once."""
+    """The number of trials that reached a rung of a bracket, and of those that were promoted immediately."""
 
     bracket: int
     rung: int

@@ -1,4 +1,4 @@
-"""Reading, without Optuna: a handful of set-based queries, whatever the number of trials."""
+"""Reads studies and trials without Optuna, in a few queries for any number of trials."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _CHUNK = 500  # ids in one IN (...): SQLite allows 32,766 variables, Postgres pl
 
 @dataclass(frozen=True)
 class StudyRow:
-    """A study as it stands in the storage."""
+    """The row of a study."""
 
     study_id: int
     name: str
@@ -56,12 +56,12 @@ class StudyRow:
 
     @property
     def maximize(self) -> tuple[bool, ...]:
-        """For each objective, whether larger is better."""
+        """Whether larger is better, for each objective."""
         return tuple(direction == "maximize" for direction in self.directions)
 
     @property
     def objectives(self) -> list[str]:
-        """The objectives' names; their numbers if another tool made the study."""
+        """The names of the objectives; their numbers if another tool created the study."""
         return self.record.get("objective") or [str(at) for at, _ in enumerate(self.directions)]
 
 
@@ -109,12 +109,12 @@ class TrialRow:
 
     @property
     def is_feasible(self) -> bool | None:
-        """Whether the trial satisfies all its constraints, None if it has none."""
+        """Whether the trial satisfies all its constraints; None if it has none."""
         return is_feasible(self.constraints) if self.constraints else None
 
     @property
     def seconds(self) -> float | None:
-        """From the trial's start to its end; None while it runs, or if times of unknown zones do not give it."""
+        """Seconds from the trial's start to its end; None while it runs, or if they cannot be known."""
         if self.started is None or self.completed is None:
             return None
         if (self.started.tzinfo is None) != (self.completed.tzinfo is None):
@@ -124,7 +124,7 @@ class TrialRow:
 
 
 def read_studies(engine: Engine) -> list[StudyRow]:
-    """Return all studies in the order of their creation; none where Optuna has no tables yet."""
+    """Return all studies, oldest first; none if Optuna's tables do not exist yet."""
     return read(engine, _read_studies)
 
 
@@ -151,7 +151,7 @@ def find_study(engine: Engine, name: str) -> StudyRow:
     """Return one study.
 
     Raises:
-        UnknownStudy: there is none of that name; the message has the nearest one.
+        UnknownStudy: there is no study of that name; the message suggests the nearest name.
     """
     rows = read_studies(engine)
     for row in rows:
@@ -163,13 +163,13 @@ def find_study(engine: Engine, name: str) -> StudyRow:
 
 
 RECORD_KEY = "tuner:study"
-"""The study attribute under which a study's settings are recorded."""
+"""The study attribute with the study's recorded settings."""
 BASELINE_KEY = "tuner:baseline"
-"""That under which the number of the trial stands that is compared with; there once it is complete."""
+"""The study attribute with the number of the baseline's trial, set when it is complete."""
 
 
 def outcome_counts(engine: Engine, study_id: int) -> dict[Outcome, int]:
-    """Return how many trials of a study stand at each outcome."""
+    """Return the number of a study's trials with each outcome."""
     counts = dict.fromkeys(Outcome, 0)
 
     def work(connection: Connection) -> list[Any]:
@@ -185,7 +185,7 @@ def outcome_counts(engine: Engine, study_id: int) -> dict[Outcome, int]:
 
 
 class _Ours:
-    """The trials with what our own tables know of them; a database of plain Optuna lacks these, and we know nothing."""
+    """The trials joined with our own tables; in a database of plain Optuna, those columns are NULL."""
 
     def __init__(self, connection: Connection) -> None:
         has_tables = sa.inspect(connection).has_table(records.name)
@@ -216,7 +216,7 @@ def read_trials(engine: Engine, study: StudyRow, *, with_reports: bool = False) 
 
 
 def read_latest(engine: Engine, study: StudyRow, count: int) -> list[TrialRow]:
-    """Return the trials that ended last, the latest first."""
+    """Return the trials that ended last, latest first."""
     query = sa.select(trials.c.trial_id).where(
         trials.c.study_id == study.study_id, trials.c.datetime_complete.is_not(None)
     )
@@ -243,7 +243,7 @@ def read_trial(engine: Engine, study: StudyRow, number: int) -> TrialRow:
         UnknownStudy: the study has no trial of that number.
     """
     known = [trials.c.study_id == study.study_id, trials.c.number == number]
-    # A larger number does not fit into the column.
+    # Larger numbers do not fit into the column.
     rows = _load(engine, study, known, with_reports=True) if 0 <= number < 2**31 else []
     if not rows:
         query = sa.select(sa.func.count()).select_from(trials).where(trials.c.study_id == study.study_id)
@@ -255,15 +255,15 @@ def read_trial(engine: Engine, study: StudyRow, number: int) -> TrialRow:
 
 @dataclass(frozen=True)
 class Standing:
-    """How far a study may go, and whether it does.
+    """The budgets of a study, and how much of them is used.
 
     Attributes:
-        trials: The trials that the latest launch asked for; None for a study of plain Optuna.
-        wall_s: Its wall-clock budget in seconds, None for none.
-        device_s: Its device time budget in seconds, None for none.
-        used: What it has used of both.
-        is_stopped: Somebody stopped it.
-        workers: How many hold a trial now.
+        trials: The number of trials of the latest launch; None for a study of plain Optuna.
+        wall_s: The wall-clock budget in seconds; None for no limit.
+        device_s: The device-time budget in seconds; None for no limit.
+        used: The used part of both.
+        is_stopped: Whether it was stopped.
+        workers: The number of workers that hold a trial.
     """
 
     trials: int | None = None
@@ -275,13 +275,13 @@ class Standing:
 
     @property
     def is_out_of_hours(self) -> bool:
-        """Whether one of the budgets in hours is spent."""
+        """Whether one of the budgets in hours is used up."""
         pairs = ((self.wall_s, self.used.wall_s), (self.device_s, self.used.device_s))
         return any(limit is not None and used >= limit for limit, used in pairs)
 
 
 def read_standings(engine: Engine, only: int | None = None) -> dict[int, Standing]:
-    """Return the standing of each study of ours, or of one, by its id."""
+    """Return the standing of each of tuner's studies, or of one, by its id."""
 
     def work(connection: Connection) -> dict[int, Standing]:
         if not sa.inspect(connection).has_table(budgets.name):
@@ -307,7 +307,7 @@ def read_standings(engine: Engine, only: int | None = None) -> dict[int, Standin
 
 
 def read_identity(engine: Engine, study_id: int) -> str | None:
-    """Return what tells a study of ours from a later one of its name; None for one of plain Optuna."""
+    """Return the identity of a study, which a later study of its name does not have; None for plain Optuna."""
     query = sa.select(budgets.c.identity).where(budgets.c.study_id == study_id)
 
     def work(connection: Connection) -> str | None:
@@ -318,7 +318,7 @@ def read_identity(engine: Engine, study_id: int) -> str | None:
 
 
 def read_distributions(engine: Engine, study_id: int) -> dict[str, list[str]]:
-    """Return the distributions, as JSON, from which a study's trials have drawn each hyperparameter."""
+    """Return the distributions of each hyperparameter in a study's trials, as JSON."""
     pair = (trial_params.c.param_name, trial_params.c.distribution_json)
     query = sa.select(*pair).join(trials, trials.c.trial_id == trial_params.c.trial_id)
     query = query.where(trials.c.study_id == study_id).group_by(*pair).order_by(sa.func.min(trial_params.c.param_id))
@@ -331,7 +331,7 @@ def read_distributions(engine: Engine, study_id: int) -> dict[str, list[str]]:
 def read_best(engine: Engine, study: StudyRow, count: int | None) -> list[TrialRow]:
     """Return the best complete trials of a study with one objective, best first; ties go to the earlier trial.
 
-    Trials that violate a constraint are left out.
+    Trials that violate a constraint are skipped.
     """
 
     def work(connection: Connection) -> list[Ranked]:
@@ -423,7 +423,7 @@ def _read_parts(connection: Connection, ids: Sequence[int], with_reports: bool) 
 def _of_trials(
     connection: Connection, ids: Sequence[int], table: sa.Table, columns: Sequence[str]
 ) -> list[tuple[Any, ...]]:
-    """Return `columns` of the table's rows that belong to these trials, in the order they were written."""
+    """Return `columns` of the rows of these trials, in the order in which they were written."""
     key = next(iter(table.primary_key.columns))
     query = sa.select(table.c.trial_id, *(table.c[name] for name in columns)).order_by(key)
     found: list[tuple[Any, ...]] = []
@@ -433,7 +433,7 @@ def _of_trials(
 
 
 def _decode(value: float, distribution: str) -> Any:
-    """Return a parameter's value from Optuna's stored float and its distribution."""
+    """Return a parameter's value from the float stored by Optuna and its distribution."""
     kind = json.loads(distribution)
     if "choices" in kind["attributes"]:
         return kind["attributes"]["choices"][int(value)]
@@ -446,13 +446,13 @@ def last_errors(engine: Engine, study_id: int, since_s: float) -> list[tuple[str
     Args:
         engine: The storage's engine.
         study_id: The study.
-        since_s: Trials that ended before, in seconds of the database's clock, are left out.
+        since_s: Trials that ended before this time, in seconds on the database's clock, are skipped.
     """
     return read(engine, lambda connection: latest_errors(connection, study_id, since_s))
 
 
 def find_record(engine: Engine, study_id: int, key: str) -> Any | None:
-    """Return what is recorded with a study under a key, as plain JSON; None if nothing is."""
+    """Return the value recorded with a study under a key, as plain JSON; None if there is none."""
     query = sa.select(study_system_attributes.c.value_json).where(
         study_system_attributes.c.study_id == study_id, study_system_attributes.c.key == key
     )

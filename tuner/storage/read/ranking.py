@@ -1,4 +1,4 @@
-"""Which complete trials are the best: those that satisfy every constraint, by their first objective. Without Optuna."""
+"""Ranks complete trials that satisfy all constraints by their first objective, without Optuna."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tuner.storage.sql.tables import trial_system_attributes, trial_values, tria
 
 _KEY = "constraints"
 """Optuna's attribute: a list under this key (before version 5), or a number under each `constraints:NAME`."""
-_PAGE = 1000  # trials of the second and further looks for feasible ones
+_PAGE = 1000  # trials per page after the first, when looking for feasible ones
 
 
 class Ranked(NamedTuple):
-    """A complete trial and its first objective."""
+    """A complete trial, with its first objective."""
 
     trial_id: int
     number: int
@@ -29,12 +29,12 @@ class Ranked(NamedTuple):
 
 
 def is_feasible(constraints: Mapping[str, float]) -> bool:
-    """Return whether all constraints are satisfied: each is 0 or less, as Optuna has it. So is a trial without any."""
+    """Return whether all constraints are 0 or less, as in Optuna; True if there are none."""
     return all(value <= 0 for value in constraints.values())
 
 
 def read_constraints(connection: Connection, trial_ids: Collection[int]) -> dict[int, dict[str, float]]:
-    """Return the constraints of those of these trials that have some: trial id -> name -> value."""
+    """Return the constraints of these trials, if they have some: trial id -> name -> value."""
     columns = (trial_system_attributes.c[name] for name in ("trial_id", "key", "value_json"))
     dialect = connection.dialect.name
     query = sa.select(*columns).where(one_of(dialect, trial_system_attributes.c.trial_id, "ids"), _is_constraint())
@@ -51,14 +51,14 @@ def _is_constraint() -> sa.ColumnElement[bool]:
 
 
 def _constraints(attributes: Iterable[tuple[str, str]]) -> dict[str, float]:
-    """Return constraints by name from Optuna's attributes as key and JSON; the places of a list are its names."""
+    """Return constraints by name from Optuna's attributes (key and JSON); positions in a list are names."""
     listed: dict[str, float] = {}
     named: dict[str, float] = {}
     for key, text in attributes:
         value = json.loads(text)
-        if key == _KEY:  # None if the function that computes them failed
+        if key == _KEY:  # None if the constraint function failed
             listed = {str(at): one for at, one in enumerate(value or ())}
-        elif key.startswith(f"{_KEY}:"):  # SQLite's LIKE also finds other capitals
+        elif key.startswith(f"{_KEY}:"):  # SQLite's LIKE ignores case
             named[key.removeprefix(f"{_KEY}:")] = value
     return listed | named
 
@@ -72,8 +72,8 @@ def best_trials(
         connection: A connection.
         study_id: The study.
         maximize: Whether the first objective is maximised.
-        limit: How many at most; None for all.
-        better_than: Only trials with a better value than this; None for all.
+        limit: The maximum number; None for all.
+        better_than: Return only trials with a better value than this; None for all.
     """
     found: dict[int, Ranked] = {}
     offset, size = 0, limit
@@ -137,13 +137,13 @@ def is_among_best(engine: Engine, study_id: int, value: float, keep: int, *, max
 
 
 def removable(engine: Engine, study_id: int, numbers: Collection[int], keep: int, *, maximize: bool) -> list[int]:
-    """Return those of these trials that have ended and are not among the best by their first objective.
+    """Return the trials among these that have ended and are not among the best by their first objective.
 
     Args:
         engine: The storage's engine.
         study_id: The study.
         numbers: Trial numbers.
-        keep: How many of the best are kept; of equal ones the earlier are better.
+        keep: The number of best trials to keep; of equal trials the earlier is better.
         maximize: Whether the first objective is maximised.
     """
     ended = sa.select(trials.c.number).where(
@@ -151,8 +151,8 @@ def removable(engine: Engine, study_id: int, numbers: Collection[int], keep: int
     )
 
     def work(connection: Connection) -> list[int]:
-        # In this order: a trial that ends between the two statements, perhaps as the best, must not be taken for one
-        # that has ended and is not among the best.
+        # In this order, so that a trial that ends between the two statements, perhaps as the best, is not treated as
+        # ended and not among the best.
         gone = list(connection.execute(ended).scalars())
         kept = {one.number for one in best_trials(connection, study_id, maximize=maximize, limit=keep)}
         return [number for number in gone if number not in kept]

@@ -1,1 +1,1 @@
-"""The databases: URLs, engines, tables, and what SQLite and Postgres say differently."""
+"""The databases: URLs, engines, tables, and the differences between SQLite and Postgres."""

@@ -1,4 +1,4 @@
-"""Calls to the database on a thread of their own, so that who needs an answer decides how long to wait for it."""
+"""Calls to the database on a separate thread, so that the caller decides how long to wait for the answer."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _POLL_S = 0.05
 
 
 class Background:
-    """A thread that makes calls one after another, in the order in which they came.
+    """A thread that makes calls one after another, in order.
 
-    It is a daemon: a process that ends does not wait for a call to a database that is silent.
+    It is a daemon thread: a process can exit without waiting for a database that does not answer.
 
     Args:
         name: The thread's name.
@@ -33,25 +33,25 @@ class Background:
         self._thread.start()
 
     def submit(self, call: Callable[[], T]) -> Future[T]:
-        """Have a call made after those before it."""
+        """Queue a call."""
         future: Future[T] = Future()
         self._calls.put((future, call))
         return future
 
     def close(self) -> None:
-        """End the thread after the calls that it has; does not wait for them."""
+        """End the thread after its queued calls, without waiting for them."""
         self._calls.put(None)
 
     def wait(
         self, future: Future[Any], database_s: float, seconds: float = float("inf"), is_over: Callable[[], bool] = bool
     ) -> bool:
-        """Wait for a call; return whether it has been made. A signal's handler runs meanwhile.
+        """Wait for a call; return whether it is finished. Signal handlers run during the wait.
 
         Args:
             future: The call.
-            database_s: How long to wait while the thread waits for the database; computing does not count.
-            seconds: How long to wait in all.
-            is_over: Asked now and then; true ends the wait.
+            database_s: Seconds that the thread may wait for the database; computing does not count.
+            seconds: Seconds to wait in total.
+            is_over: Called from time to time; True ends the wait.
         """
         began_s, waited_s = time.monotonic(), self._waited.seconds
         with waiting():
@@ -76,7 +76,7 @@ class Background:
 
 
 def aside(call: Callable[[], T]) -> T:
-    """Return the result of a call that reads the database, made on another thread: Ctrl-C ends the wait at once."""
+    """Return the result of a read from the database on another thread, so that Ctrl-C ends the wait immediately."""
     background = Background("database")
     try:
         return background.submit(call).result()

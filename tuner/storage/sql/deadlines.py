@@ -1,4 +1,4 @@
-"""Deadlines on this side for a server that is silent: the socket is closed, and nothing is asked of the server.
+"""Client-side deadlines for a server that does not answer: the socket is closed without contacting the server.
 
 libpq waits for an answer without end, and to cancel a statement is one more message to the same server. So a thread
 watches all statements of a process, and shuts the socket of one whose server has sent nothing for too long; the
@@ -24,9 +24,9 @@ import psycopg2.extensions
 
 _TICK_S = 0.25
 _LAST_S = 2.0
-"""How long a statement may still take once nobody waits for it any more."""
+"""Seconds that a statement may still take when its caller no longer waits."""
 _TCP_INFO_LENGTH, _LAST_DATA_AT = 104, 52
-"""Where Linux's `struct tcp_info` has the milliseconds since data came last."""
+"""The position in Linux's `struct tcp_info` of the milliseconds since data last arrived."""
 
 
 class _Limits(threading.local):
@@ -39,11 +39,11 @@ _limits = _Limits()
 
 @contextlib.contextmanager
 def limit(seconds: float, is_over: Callable[[], bool] | None = None) -> Generator[None]:
-    """Limit how long each statement of this thread waits for a server that sends nothing, while the body runs.
+    """Limit how long each statement of this thread waits for a server that sends nothing, during the body.
 
     Args:
-        seconds: The limit; that of the connection counts as well.
-        is_over: Asked now and then; once it is true, a statement has two seconds left.
+        seconds: The limit; the connection's own limit applies as well.
+        is_over: Called from time to time; once it returns True, a statement has two seconds left.
     """
     before = _limits.seconds, _limits.is_over
     _limits.seconds, _limits.is_over = seconds, is_over
@@ -54,20 +54,20 @@ def limit(seconds: float, is_over: Callable[[], bool] | None = None) -> Generato
 
 
 def connect_timeout(default_s: float) -> int:
-    """Return the seconds that this thread's limit leaves for making a connection, as libpq wants them."""
+    """Return the seconds that this thread's limit leaves for connecting, in the form that libpq needs."""
     return max(2, math.ceil(min(default_s, _limits.seconds)))
 
 
 @dataclass(eq=False)
 class _Statement:
-    """A statement that is waited for.
+    """A running statement.
 
     Attributes:
-        descriptor: A duplicate of the socket's: libpq may close its own, and another file get the number.
+        descriptor: A duplicate of the socket's: libpq may close its own, and another file may reuse the number.
         began_s: When it was sent.
-        seconds: How long the server may be silent.
+        seconds: Seconds without an answer after which it is cut off.
         is_over: See `limit`.
-        end_s: When it ends whatever the server sends, because nobody waits any more.
+        end_s: When it is cut off in any case, because its caller no longer waits.
         was_cut: Whether its socket was shut.
     """
 
@@ -88,11 +88,11 @@ class _Statement:
     def cut(self) -> None:
         self.was_cut = True
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.descriptor)) as shared:
-            shared.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits on it
+            shared.shutdown(socket.SHUT_RDWR)  # wakes the thread that is waiting on it
 
 
 def _silent_s(descriptor: int) -> float:
-    """Return the seconds since a socket has last received data; infinite where the system does not tell."""
+    """Return the seconds since a socket last received data; infinite if the system does not provide them."""
     if sys.platform != "linux":
         return math.inf
     try:
@@ -106,7 +106,7 @@ def _silent_s(descriptor: int) -> float:
 
 
 class _Watcher:
-    """The thread that watches: two looks a second while statements are sent, none while not."""
+    """The thread that watches statements: it checks twice a second while statements run."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition(threading.Lock())
@@ -137,7 +137,7 @@ class _Watcher:
                     self._is_resting = True
                     self._changed.wait_for(lambda: not self._is_resting)
                 now_s = time.monotonic()
-                # Under the lock: who waits for the statement cannot go on and close the descriptor meanwhile.
+                # Under the lock, so that the waiting thread cannot continue and close the descriptor.
                 for statement in self._statements:
                     if not statement.was_cut and statement.is_late(now_s):
                         statement.cut()
@@ -147,7 +147,7 @@ _watcher = _Watcher()
 
 
 def _forget() -> None:
-    """A process that was forked has no such thread, and none of the statements."""
+    """Reset after a fork: the child has neither the thread nor the statements."""
     global _watcher
     _watcher = _Watcher()
 
@@ -158,7 +158,7 @@ os.register_at_fork(after_in_child=_forget)
 @contextlib.contextmanager
 def _watched(connection: Connection) -> Generator[None]:
     if connection.closed:
-        yield  # which says so
+        yield  # the thread raises the error
         return
     seconds = min(connection.limit_s, _limits.seconds)
     statement = _Statement(os.dup(connection.fileno()), time.monotonic(), seconds, _limits.is_over)
@@ -177,7 +177,7 @@ def _watched(connection: Connection) -> Generator[None]:
 
 
 class Cursor(psycopg2.extensions.cursor):
-    """A cursor whose statements have a deadline on this side."""
+    """A cursor whose statements have a client-side deadline."""
 
     def execute(self, query: Any, vars: Any = None) -> None:
         with _watched(cast(Connection, self.connection)):
@@ -189,10 +189,10 @@ class Cursor(psycopg2.extensions.cursor):
 
 
 class Connection(psycopg2.extensions.connection):
-    """A connection whose statements have a deadline on this side.
+    """A connection whose statements have a client-side deadline.
 
     Attributes:
-        limit_s: How long the server may be silent, in seconds.
+        limit_s: Seconds without an answer after which a statement is cut off.
     """
 
     limit_s = 130.0

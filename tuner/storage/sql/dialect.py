@@ -1,4 +1,4 @@
-"""What SQLite and Postgres say differently: the clock, the greatest of several values, INSERT ... ON CONFLICT."""
+"""Differences between SQLite and Postgres: the clock, the greatest of several values, INSERT ... ON CONFLICT."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tuner.storage.sql.tables import trials
 def clock(dialect: str) -> sa.ColumnElement[float]:
     """Return the expression for the database's time, in seconds since 1970; workers' clocks may differ."""
     if dialect == "sqlite":
-        # SQLite's time is whole milliseconds; unrounded, days would put it before or after what `utc_now` says.
+        # SQLite's time has milliseconds; without rounding, the conversion from days would differ from `utc_now`.
         return sa.literal_column("round((julianday('now') - 2440587.5) * 86400.0, 3)", sa.Float(53))
     return sa.literal_column("CAST(extract(epoch FROM clock_timestamp()) AS double precision)", sa.Float(53))
 
 
 def utc_now(dialect: str) -> sa.ColumnElement[Any]:
-    """Return the expression for the database's time without a zone, as Optuna's columns have it; ours is UTC."""
+    """Return the expression for the database's time in UTC without a zone, as in Optuna's columns."""
     if dialect == "sqlite":
         return sa.literal_column("strftime('%Y-%m-%d %H:%M:%f000', 'now')", sa.DateTime())
     return sa.literal_column("(clock_timestamp() AT TIME ZONE 'UTC')", sa.DateTime())
@@ -32,15 +32,15 @@ def utc_now(dialect: str) -> sa.ColumnElement[Any]:
 def is_recent(
     dialect: str, column: sa.ColumnElement[Any], seconds: int, *, in_session_zone: bool = False
 ) -> sa.ColumnElement[bool]:
-    """Return whether a time without a zone is at most so many seconds away from the database's.
+    """Return whether a time without a zone is at most this many seconds away from the database's time.
 
-    In either direction: a process whose clock or time zone is wrong has not begun in the future.
+    In either direction, because a process with a wrong clock or zone may seem to have started in the future.
 
     Args:
-        dialect: The database's.
+        dialect: The database's dialect.
         column: The time, in UTC.
-        seconds: How far away it may be.
-        in_session_zone: Postgres stored the time in the time zone of a session, as its `now()` without a zone.
+        seconds: The largest difference.
+        in_session_zone: Whether Postgres stored the time in the time zone of a session, as `now()` without a zone.
     """
     if dialect == "sqlite":
         low, high = (f"strftime('%Y-%m-%d %H:%M:%f', 'now', '{sign}{seconds} seconds')" for sign in "-+")
@@ -66,22 +66,22 @@ def greatest(dialect: str, *values: object) -> sa.ColumnElement[Any]:
 
 
 def insert(dialect: str, table: sa.Table) -> Any:
-    """Return an INSERT that takes ON CONFLICT."""
+    """Return an INSERT that supports ON CONFLICT."""
     return (sqlite if dialect == "sqlite" else postgresql).insert(table)
 
 
 def of_study(dialect: str, study_id: object, are_new: bool) -> sa.ColumnElement[bool]:
-    """Return whether a trial is one of a study; `are_new` if it must also have a greater id than a late one.
+    """Return whether a trial belongs to a study; `are_new` if it must also have a greater id than a late one.
 
-    Then plus nothing: Postgres knows neither how many such trials there are nor that the ids of a study lie together,
-    takes the index on the study, and reads all its trials. SQLite's index on the study has the ids in it.
+    With `are_new`, Postgres gets `column + 0`: it does not know how many such trials there are, and would otherwise use
+    the index on the study and read all its trials. SQLite's index on the study contains the ids.
     """
     column: sa.ColumnElement[Any] = trials.c.study_id
     return (column + sa.literal_column("0") if are_new and dialect == "postgresql" else column) == study_id
 
 
 def one_of(dialect: str, column: sa.ColumnElement[Any], name: str) -> sa.ColumnElement[bool]:
-    """Return whether a column is one of the ids in the value `name`, which `ids_value` makes."""
+    """Return whether a column is one of the ids in the value `name`, from `ids_value`."""
     if dialect == "sqlite":
         listed = sa.func.json_each(sa.bindparam(name)).table_valued("value")
         return column.in_(sa.select(listed.c.value))
@@ -89,5 +89,5 @@ def one_of(dialect: str, column: sa.ColumnElement[Any], name: str) -> sa.ColumnE
 
 
 def ids_value(dialect: str, ids: Collection[int]) -> Any:
-    """Return ids as the value of `one_of`."""
+    """Return ids as a value for `one_of`."""
     return json.dumps(list(ids)) if dialect == "sqlite" else list(ids)

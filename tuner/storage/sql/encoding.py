@@ -1,4 +1,4 @@
-"""How numbers that JSON and SQL do not have are stored: NaN and the infinities."""
+"""Encodes numbers that JSON and SQL do not support: NaN and the infinities."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ _KINDS = {"NAN": math.nan, "INF_POS": math.inf, "INF_NEG": -math.inf}
 
 
 def stored_number(value: float) -> tuple[float | None, str]:
-    """Return a float as Optuna stores it: finite ones as numbers, the others as a type."""
-    value = float(value)  # psycopg2 takes NumPy's for names
+    """Return a float as Optuna stores it: finite floats as numbers, others as a type."""
+    value = float(value)  # psycopg2 does not support NumPy numbers
     if math.isnan(value):
         return None, "NAN"
     if math.isinf(value):
@@ -20,15 +20,15 @@ def stored_number(value: float) -> tuple[float | None, str]:
 
 
 def loaded_number(value: float | None, kind: str) -> float:
-    """Return the float that is stored as a number and a type."""
+    """Return the float for a stored number and type."""
     return _KINDS.get(kind, math.nan if value is None else value)
 
 
 def encode_metric(value: float) -> float | str:
-    """Return a metric as JSON can hold it: NaN and infinities as text."""
+    """Return a metric as JSON supports it: NaN and infinities as text."""
     return plain(float(value))
 
 
 def decode_metric(value: float | str) -> float:
-    """Return the metric that `encode_metric` was given."""
+    """Return the metric from the result of `encode_metric`."""
     return float(value)

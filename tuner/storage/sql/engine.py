@@ -1,4 +1,4 @@
-"""Connections: engines for SQLite and Postgres, and what a driver says of an error."""
+"""Engines for SQLite and Postgres, and one-line messages for errors of their drivers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BUSY_TIMEOUT_S = 10
 _CONNECT_TIMEOUT_S = 10
 _PING_AFTER_S = 1.0
 
-# Of what a URL, a role or a database sets itself, nothing is changed. A worker that is stopped (SIGSTOP) in the middle
+# Values set by a URL, a role or a database are not changed. A worker that is stopped (SIGSTOP) in the middle
 # of a transaction would otherwise keep all others from claiming for as long as it is stopped.
 _LIMITS = """
 SELECT set_config(name, setting, {is_local})
@@ -33,7 +33,7 @@ AS limits (name, setting) WHERE current_setting(name) = '0'
 """
 _POOLED = "tuner_pooled"
 _AFTER_THE_SERVER_S = 10.0
-# A connection whose other side vanished without a word is noticed within a minute, not after TCP's two hours.
+# A connection whose other side is gone is detected within a minute, not after TCP's two hours.
 _KEEPALIVE = {
     "keepalives_idle": 20,
     "keepalives_interval": 10,
@@ -43,7 +43,7 @@ _KEEPALIVE = {
 
 
 def new_engine(url: AnyURL) -> Engine:
-    """Return an engine that holds at most two connections: one for the work, one for the thread that renews leases."""
+    """Return an engine with at most two connections: one for the work, one for the thread that renews leases."""
     url = parse_url(url)
     if url.file is not None:
         engine = sqlalchemy.create_engine(url.driver, connect_args={"timeout": _BUSY_TIMEOUT_S})
@@ -69,7 +69,7 @@ def new_engine(url: AnyURL) -> Engine:
 
 
 def _connect(dialect: Dialect, _record: object, arguments: Any, options: dict[str, Any]) -> Any:
-    with contextlib.suppress(ValueError):  # libpq says what is wrong
+    with contextlib.suppress(ValueError):  # libpq reports the error
         timeout_s = float(options["connect_timeout"])
         options = {**options, "connect_timeout": deadlines.connect_timeout(timeout_s if timeout_s > 0 else math.inf)}
     return dialect.connect(*arguments, **options)
@@ -84,7 +84,7 @@ def _prepare_postgres(connection: Any, record: ConnectionPoolEntry) -> None:
     record.info[_POOLED] = _is_pooled(connection)
     if not record.info[_POOLED]:
         with connection.cursor() as cursor:
-            # Who waited for a lock must see what its holder has done, whatever the database or the role sets.
+            # After waiting for a lock, a transaction must see its holder's changes, whatever the database or role sets.
             isolation = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED"
             limit = "SELECT setting::float / 1000 FROM pg_settings WHERE name = 'statement_timeout'"
             cursor.execute(f"{_LIMITS.format(is_local='false')}; {isolation}; {limit}")
@@ -93,9 +93,9 @@ def _prepare_postgres(connection: Any, record: ConnectionPoolEntry) -> None:
 
 
 def _is_pooled(connection: deadlines.Connection) -> bool:
-    """Return whether a pooler such as PgBouncer is between us and the server: it makes up the process ids it tells.
+    """Return whether a pooler such as PgBouncer is between us and the server: it invents the process ids.
 
-    It may give each transaction another session, which then goes to others: nothing is set or prepared in it.
+    It may give each transaction another session, which other clients use later: nothing is set or prepared in it.
     """
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_backend_pid()")
@@ -108,7 +108,7 @@ def is_pooled(connection: Connection) -> bool:
 
 
 def limit_transaction(connection: Connection) -> None:
-    """Set for a transaction that begins what a pooler's session does not keep: limits, and the isolation."""
+    """Set limits and isolation for a new transaction, because a pooler's session does not keep them."""
     if is_pooled(connection):
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED;" + _LIMITS.format(is_local="true"))
 
@@ -118,19 +118,19 @@ def _note_use(_connection: object, record: ConnectionPoolEntry) -> None:
 
 
 def _ping(connection: deadlines.Connection, record: ConnectionPoolEntry, _proxy: object) -> None:
-    """Try a connection that has rested, as `pool_pre_ping` does for each: one that dies at work is noticed anyway."""
+    """Test only connections that were idle; `pool_pre_ping` would test all. A break during use is detected anyway."""
     if time.monotonic() < record.info.get("used_at_s", math.inf) + _PING_AFTER_S:
         return
     try:
         with autocommit(connection), connection.cursor() as cursor:
             cursor.execute("SELECT 1")
     except Exception as error:
-        raise DisconnectionError(str(error)) from error  # the pool makes a new one
+        raise DisconnectionError(str(error)) from error  # the pool opens a new one
 
 
 @contextlib.contextmanager
 def autocommit(connection: Any) -> Generator[None]:
-    """Make each statement on a psycopg2 connection a transaction of its own.
+    """Make each statement on a psycopg2 connection a separate transaction.
 
     SQLAlchemy's isolation level AUTOCOMMIT does the same with a statement to the server before and after.
     """
@@ -143,7 +143,7 @@ def autocommit(connection: Any) -> Generator[None]:
 
 
 def lost(error: Exception, where: StorageURL | sqlalchemy.URL) -> StorageLost:
-    """Return the one-line error for a database that does not answer, or whose disk is full."""
+    """Return a one-line error for a database that does not answer, or whose disk is full."""
     shown = hide_password(str(where))
     original = getattr(error, "orig", None)
     if pgcode(error) == "53100" or sqlite_code(original) == sqlite3.SQLITE_FULL:
@@ -173,7 +173,7 @@ def connected_engine(url: AnyURL) -> Engine:
     engine = new_engine(url)
     try:
         with engine.connect() as connection:
-            # `SELECT 1` would not look into a SQLite file.
+            # `SELECT 1` would not read a SQLite file.
             is_sqlite = engine.dialect.name == "sqlite"
             query = "PRAGMA schema_version" if is_sqlite else "SELECT current_schema()"
             answer = connection.exec_driver_sql(query).scalar_one()

@@ -32,7 +32,7 @@ _CHECKED = "tuner_ahead_s"
 
 
 def boot_id() -> str | None:
-    """Return what tells this boot of this machine from others: Linux' or macOS' own id; None where there is none."""
+    """Return the boot id of Linux or macOS; None if the system has none."""
     try:
         return _BOOT_ID.read_text().strip() or None
     except OSError:
@@ -46,9 +46,9 @@ def boot_id() -> str | None:
 
 @dataclass(frozen=True)
 class Boot:
-    """What tells the clock of this process from others, as it stands in a lease: id, time namespace and host.
+    """Identifies the clock of this process in a lease: boot id, time namespace and host.
 
-    Processes with one id and namespace have one `time.monotonic`, also in several containers.
+    Processes with the same id and namespace share `time.monotonic`, also in different containers.
     """
 
     id: str
@@ -61,7 +61,7 @@ class Boot:
 
 @functools.cache
 def this_boot() -> Boot | None:
-    """Return that of this process; None where boots cannot be told apart: leases go by the wall clock then."""
+    """Return the `Boot` of this process; None if the system has no boot id: leases then use the wall clock."""
     found = boot_id()
     if found is None:
         return None
@@ -73,11 +73,11 @@ def this_boot() -> Boot | None:
 
 
 def lease_clock(dialect: str, fence: object) -> dict[str, Any]:
-    """Return the columns that are stored with a lease's end, as long as nothing has jumped since `rebase`.
+    """Return the columns to store with a lease's end, if the clock has not jumped since `rebase`.
 
     Args:
-        dialect: The database's; on Postgres there are none, nor where boots cannot be told apart.
-        fence: The lease's fence. A version that does not know of these columns changes the fence and not them.
+        dialect: The database's dialect; there are no columns on Postgres, or without a boot id.
+        fence: The lease's fence. A version without these columns changes only the fence.
     """
     boot = this_boot()
     if dialect != "sqlite" or boot is None:
@@ -86,17 +86,17 @@ def lease_clock(dialect: str, fence: object) -> dict[str, Any]:
 
 
 def _ahead_s() -> float:
-    """Return how far the wall clock is ahead of the time since the boot without suspension."""
+    """Return how far the wall clock is ahead of the time since boot, without suspension."""
     while True:
         before_s, wall_s, after_s = time.monotonic(), time.time(), time.monotonic()
-        if after_s < before_s + statements.CLOCK_JUMP_S / 10:  # else this process was stopped between two readings
+        if after_s < before_s + statements.CLOCK_JUMP_S / 10:  # otherwise this process was paused between two readings
             return wall_s - before_s
 
 
 def rebase(connection: Connection) -> None:
     """Move leases and running attempts with the wall clock if it has jumped, and end leases of earlier boots.
 
-    So an attempt is as long as it was at work: the hours of a suspended machine do not count.
+    Attempts therefore include only time at work: the hours of a suspended machine do not count.
 
     Args:
         connection: A connection in a transaction that writes; on Postgres nothing is done.
@@ -106,7 +106,7 @@ def rebase(connection: Connection) -> None:
         return
     ahead_s = _ahead_s()
     if abs(ahead_s - connection.info.get(_CHECKED, math.inf)) < statements.CLOCK_JUMP_S / 2:
-        return  # nothing has jumped since this connection found all leases right
+        return  # the clock has not jumped since this connection checked all leases
     values: dict[str, Any] = {
         "id": f"{boot.id} ", "clock": f"{boot.id} {boot.namespace} ", "host": f" {boot.host}", "ahead_s": ahead_s
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Statements that are sent for each trial or report: named, compiled once, and on Postgres planned once.
+"""Statements that run for each trial or report: named, compiled once and, on Postgres, planned once.
 
 Building, keying and compiling a statement costs SQLAlchemy far more than the database takes to run it (and SQLAlchemy
 caches none with ON CONFLICT); planning it costs Postgres more than running it.
@@ -27,7 +27,7 @@ _names: set[str] = set()
 
 
 class Prepared(Hashable, Protocol):
-    """What has a text for each dialect. Equal ones have equal texts."""
+    """A statement with a text for each dialect. Equal objects have equal texts."""
 
     @property
     def name(self) -> str:
@@ -44,9 +44,9 @@ class Statement:
     """A named statement.
 
     Attributes:
-        name: Its name, which no other has.
-        build: Makes it from a dialect's name and the variant.
-        variant: What its text depends on beside the dialect; empty for most.
+        name: A unique name.
+        build: Builds it from a dialect's name and the variant.
+        variant: Other values on which its text depends; usually empty.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Statement:
 
 
 class Bind:
-    """Places for values in a text that several writes share."""
+    """Placeholders for values in a text that several writes share."""
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
@@ -77,12 +77,12 @@ class Bind:
 
 @dataclass(frozen=True)
 class HeldStatement:
-    """A named statement that changes nothing unless a relation `held`, with one column `trial_id`, has a row.
+    """A named statement that has an effect only if the relation `held`, with the column `trial_id`, has a row.
 
     Attributes:
-        name: Its name, which no other has.
-        build: Makes it from a dialect's name, `held`, a `Bind`, and the variant.
-        variant: As that of `Statement`.
+        name: A unique name.
+        build: Builds it from a dialect's name, `held`, a `Bind`, and the variant.
+        variant: See `Statement`.
     """
 
     name: str
@@ -94,7 +94,7 @@ class HeldStatement:
         return HeldStatement(self.name, self.build, variant)
 
     def make(self, dialect: str) -> Any:
-        """Return the statement for the trial `held_id`, which is known to be held. Other values begin with `w_`."""
+        """Return the statement for the trial `held_id`, which is known to be held. Other values start with `w_`."""
         held_id = sa.cast(sa.bindparam("held_id", type_=sa.Integer), sa.Integer)
         return self.make_for(dialect, sa.select(held_id.label("trial_id")).subquery("held"), Bind("w_"))
 
@@ -105,9 +105,9 @@ class HeldStatement:
 
 @dataclass(frozen=True)
 class WithWrites:
-    """On Postgres: a statement that changes a trial and returns its id, and writes for that trial, as one statement.
+    """On Postgres: a statement that changes a trial and returns its id, combined with writes for that trial.
 
-    The values of the n-th write begin with `wn_`.
+    The values of the n-th write start with `wn_`.
     """
 
     change: Statement
@@ -128,7 +128,7 @@ class WithWrites:
 
 
 def statement(name: str) -> Callable[[Callable[..., Any]], Statement]:
-    """Name the statement that a function builds, once in a process.
+    """Register the statement that a function builds under its name, once per process.
 
     Raises:
         ImportError: another statement has this name.
@@ -137,7 +137,7 @@ def statement(name: str) -> Callable[[Callable[..., Any]], Statement]:
 
 
 def held_statement(name: str) -> Callable[[Callable[..., Any]], HeldStatement]:
-    """Name the `HeldStatement` that a function builds, once in a process.
+    """Register the `HeldStatement` that a function builds under its name, once per process.
 
     Raises:
         ImportError: another statement has this name.
@@ -147,14 +147,14 @@ def held_statement(name: str) -> Callable[[Callable[..., Any]], HeldStatement]:
 
 def _own_name(name: str) -> str:
     if name in _names:
-        raise ImportError(f"two SQL statements are called {name!r}; each needs a name of its own")
+        raise ImportError(f"two SQL statements have the name {name!r}: each needs its own name")
     _names.add(name)
     return name
 
 
 @dataclass(frozen=True)
 class _Text:
-    """A statement's text, the names of its values in their order, and the values that it brings itself."""
+    """A statement's text, the names of its values in order, and its constant values."""
 
     text: str
     names: tuple[str, ...]
@@ -167,17 +167,17 @@ _servers_prepare = True
 
 
 def text_of(what: Prepared, dialect: str) -> str:
-    """Return a statement's SQL for a dialect, as it is sent to the server."""
+    """Return a statement's SQL for a dialect, as sent to the server."""
     return _made(dialect, what).text
 
 
 def explain(connection: Connection, what: Prepared, values: Mapping[str, object], *, analyze: bool = False) -> str:
-    """Return how the database runs a statement for these values: the plan, a line each.
+    """Return the database's plan of a statement for these values, as lines.
 
     Args:
         connection: The connection.
         what: The statement.
-        values: As those of `run`.
+        values: See `run`.
         analyze: On Postgres, run the statement as well; the caller rolls back.
     """
     made = _made(connection.dialect.name, what)
@@ -193,16 +193,16 @@ def explain(connection: Connection, what: Prepared, values: Mapping[str, object]
 def run(
     connection: Connection, what: Prepared, values: Mapping[str, object], *, after: Prepared | None = None
 ) -> AnyResult:
-    """Run a statement whose text is made once in a process, and on Postgres planned once for a connection.
+    """Run a statement. Its text is built once per process and, on Postgres, planned once per connection.
 
     Args:
         connection: The connection.
         what: The statement.
-        values: Its values by name; numbers, texts, None, and what `ids_value` makes.
-        after: A statement to run before it, for the same values; Postgres gets both in one message.
+        values: Its values by name: numbers, texts, None, and results of `ids_value`.
+        after: A statement to run before it with the same values; Postgres gets both in one message.
 
     Returns:
-        The rows as the driver has them: without SQLAlchemy's types.
+        The rows of the driver, without SQLAlchemy's types.
     """
     dialect = connection.dialect.name
     statements = {one: _made(dialect, one) for one in (after, what) if one is not None}
@@ -236,16 +236,16 @@ def _run_on_sqlite(connection: Connection, made: _Text, values: Mapping[str, obj
 
 
 def _with_places(made: _Text) -> str:
-    """Return a statement for Postgres with the driver's places for its values."""
+    """Return a statement for Postgres with the driver's placeholders."""
     return re.sub(r"\$(\d+)", lambda found: f"%({made.names[int(found[1]) - 1]})s", made.text.replace("%", "%%"))
 
 
 def _prepared(connection: Connection, what: Prepared, made: _Text) -> str:
-    """Return the call of a statement that this connection has prepared, now if not before."""
+    """Return the call of a prepared statement; prepare it on this connection if necessary."""
     calls = connection.info.setdefault(_PREPARED, {})
     call = calls.get(what)
     if call is None:
-        # By what it does: where a pooler hands sessions on, another client's statement of this name does the same.
+        # Named by its text: if a pooler shares sessions, another client's statement of this name is the same.
         name = f"tuner_{hashlib.sha256(made.text.encode()).hexdigest()[:24]}"
         places = ", ".join(f"%({name})s" for name in made.names)
         connection.exec_driver_sql(f"PREPARE {name} AS {made.text}".replace("%", "%%"))
@@ -261,7 +261,7 @@ def _compile(dialect: str, built: Any) -> _Text:
 
 
 def _note_pooler(error: DBAPIError) -> None:
-    """Prepare no more where a pooler such as PgBouncer hands each transaction another server connection."""
+    """Stop preparing statements if a pooler such as PgBouncer gives each transaction another server connection."""
     global _servers_prepare
     if getattr(error.orig, "pgcode", None) in NOT_PREPARED:
         _servers_prepare = False

@@ -1,4 +1,4 @@
-"""Reading and writing through a database's bad minutes: what is tried again, and for how long."""
+"""Retries reads and writes while a database is down, for a limited time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ T = TypeVar("T")
 _PATIENCE = "tuner_patience"
 _LONGEST_PAUSE_S = 10.0
 NOT_PREPARED = {"26000", "42P05"}
-"""A prepared statement is not there, or another of its name is: a pooler gave us another session."""
+"""A prepared statement does not exist, or is another one, because a pooler gave us another session."""
 # Serialization, deadlock, lock timeout, a pooler without prepared statements: rolled back, and works when repeated.
 _CONFLICTS = {"40001", "40P01", "55P03", *NOT_PREPARED}
 _PASSING = {
@@ -61,29 +61,29 @@ _LASTING = (
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait for a database that does not answer, and when to wait no longer."""
+    """How long to wait for a database that does not answer, and when to stop waiting."""
 
     seconds: float
     is_over: Callable[[], bool] = lambda: False
     conflict_tries: int = 8
     statement_s: float = math.inf
-    """How long a server may be silent in the middle of a statement before its connection is given up; twice as long at
-    the next try. Never longer than the server's own `statement_timeout` and ten seconds."""
+    """Seconds without an answer to a statement after which its connection is closed; twice as long at the next try, but
+    at most the server's own `statement_timeout` and ten seconds."""
 
 
 IMPATIENT = Patience(0.0)
 PROMPT = Patience(0.0, conflict_tries=0, statement_s=10.0)
-"""Not even a lock is waited for longer than the driver does."""
+"""Waits for nothing, except for locks as long as the driver does."""
 
 
 def patient(engine: Engine, patience: Patience) -> Engine:
-    """Return an engine on the same connections whose reads and writes wait for a database that is away."""
+    """Return an engine on the same connections whose reads and writes wait for a database that is down."""
     return engine.execution_options(**{_PATIENCE: patience})
 
 
 @contextlib.contextmanager
 def hurried(patience: Patience) -> Generator[None]:
-    """Have this thread's reads and writes wait no longer than this while the body runs, whatever their engine says."""
+    """Limit how long this thread's reads and writes wait during the body, with any engine."""
     before, _of_thread.patience = _of_thread.patience, patience
     try:
         yield
@@ -92,14 +92,14 @@ def hurried(patience: Patience) -> Generator[None]:
 
 
 def read(engine: Engine, work: Callable[[Connection], T]) -> T:
-    """Return what `work` reads on a connection. It is called again if that was cut off.
+    """Return the result of `work` with a connection; `work` is called again if the connection breaks.
 
     Raises:
         StorageLost: the database does not answer.
     """
 
     def attempt(_: int) -> T:
-        # Each statement sees what is committed before it anyway; this saves a BEGIN and a ROLLBACK over the network.
+        # Each statement sees earlier commits anyway; this saves a BEGIN and a ROLLBACK over the network.
         with engine.connect() as connection, _single_statements(connection):
             return work(connection)
 
@@ -113,12 +113,12 @@ def _single_statements(connection: Connection) -> contextlib.AbstractContextMana
 
 
 def write(engine: Engine, work: Callable[[Connection, int], T]) -> T:
-    """Return the result of `work`, done in a transaction that holds its write lock from the start.
+    """Return the result of `work` in a transaction that has its write lock from the start.
 
     Args:
         engine: The storage's engine.
-        work: Gets the connection and how often it was tried before. If it was, an earlier try may have been committed:
-            a connection that breaks during COMMIT leaves that open.
+        work: Gets the connection and the number of earlier tries. An earlier try may have been committed, because that
+            is unknown if a connection breaks during COMMIT.
 
     Raises:
         StorageLost: the database does not answer.
@@ -127,8 +127,8 @@ def write(engine: Engine, work: Callable[[Connection, int], T]) -> T:
     def attempt(tries: int) -> T:
         with engine.connect() as connection, connection.begin():
             if engine.dialect.name == "sqlite":
-                # A deferred transaction that reads first and then writes fails at once when another writer came
-                # between.
+                # A deferred transaction that reads first and then writes fails immediately if another writer was
+                # faster.
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             limit_transaction(connection)
             result = work(connection, tries)
@@ -139,7 +139,7 @@ def write(engine: Engine, work: Callable[[Connection, int], T]) -> T:
 
 
 def write_once(engine: Engine, work: Callable[[Connection, int], T]) -> T:
-    """Do as `write` where `work` is a single statement on Postgres, which is a transaction of its own there."""
+    """Like `write`, if `work` is a single statement on Postgres, where it is a separate transaction."""
     if engine.dialect.name == "sqlite":
         return write(engine, work)
 
@@ -151,7 +151,7 @@ def write_once(engine: Engine, work: Callable[[Connection, int], T]) -> T:
 
 
 def retried(engine: Engine, attempt: Callable[[int], T]) -> T:
-    """Return the result of `attempt`, made again as the engine's patience allows; it gets the number of tries before.
+    """Return the result of `attempt`, repeated as the engine's patience allows; it gets the number of earlier tries.
 
     Raises:
         StorageLost: the database does not answer.
@@ -177,7 +177,7 @@ def _retried(engine: Engine, attempt: Callable[[int], T]) -> T:
         except (DBAPIError, PoolTimeout) as error:
             kind = _kind(error, engine.pool in _written)
             may_wait = kind != "other" and time.monotonic() < began_s + patience.seconds
-            # Without preparing it works at once, also for those who do not wait.
+            # Works immediately without preparing, also for callers that do not wait.
             most_tries = max(patience.conflict_tries, pgcode(error) in NOT_PREPARED)
             is_conflict = kind == "conflict" and tries < most_tries
             if patience.is_over() or not (may_wait or is_conflict):
@@ -210,29 +210,29 @@ def _retried(engine: Engine, attempt: Callable[[int], T]) -> T:
             return result
 
 
-_away: weakref.WeakSet[Any] = weakref.WeakSet()  # pools of databases that are known not to answer
-_away_since_s: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()  # since when they do not
+_away: weakref.WeakSet[Any] = weakref.WeakSet()  # pools of databases that do not answer
+_away_since_s: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()  # since when they do not answer
 _back_s: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()  # since when they answer again
 _written: weakref.WeakSet[Any] = weakref.WeakSet()  # pools of databases that this process has written to
 _RECOVERY_S = 10.0
 _OUTAGE_S = 2.0
-"""An outage in which other workers may miss the end of their leases; a connection that broke is not one."""
+"""Seconds of an outage after which other workers may have missed renewals; shorter ones are broken connections."""
 
 
 def is_recovering(engine: Engine) -> bool:
-    """Return whether a database was away a moment ago: others may not have renewed their leases yet."""
+    """Return whether a database was down a moment ago, so that others may not have renewed their leases yet."""
     is_back = time.monotonic() < _back_s.get(engine.pool, -math.inf) + _RECOVERY_S
     return is_back or _outage_s(engine) >= _OUTAGE_S
 
 
 def _outage_s(engine: Engine) -> float:
-    """Return for how many seconds a database has not answered; 0 if it does."""
+    """Return the seconds since a database last answered; 0 if it answers."""
     since_s = _away_since_s.get(engine.pool)
     return 0.0 if since_s is None else time.monotonic() - since_s
 
 
 def tell_away(engine: Engine, error: StorageLost, meanwhile: str) -> None:
-    """Say on stderr that a database does not answer: once, until it answers again."""
+    """Print on stderr that a database does not answer, once until it answers again."""
     if engine.pool not in _away:
         _away.add(engine.pool)
         tell(f"{error}; {meanwhile}", "storage_away", "warning")
@@ -245,30 +245,30 @@ def _pause(seconds: float, patience: Patience) -> None:
 
 
 def _lacks_tables(error: Exception) -> bool:
-    """Return whether a statement names a table or a column that the database does not have."""
+    """Return whether a statement uses a table or a column that the database does not have."""
     original = getattr(error, "orig", None)
     is_sqlites = isinstance(original, sqlite3.Error) and str(original).startswith(("no such table", "no such column"))
     return is_sqlites or pgcode(error) in ("42P01", "42703")
 
 
 def _check_version(engine: Engine) -> None:
-    """Raise StorageSchemaError with both versions if the tables are known to be of another one."""
+    """Raise StorageSchemaError with both versions if the tables belong to another version."""
     with contextlib.suppress(DBAPIError, PoolTimeout), engine.connect() as connection:
         check_tables(read_versions(connection), engine)
 
 
 def _kind(error: Exception, has_written: bool) -> str:
-    """Return `conflict` (rolled back for certain), `passing` (a database that is away for a while) or `other`."""
+    """Return `conflict` (certainly rolled back), `passing` (the database is down temporarily) or `other`."""
     original = getattr(error, "orig", None)
     if isinstance(original, sqlite3.Error):
         if "locked" in str(original) or "busy" in str(original):
             return "conflict"
-        # A system makes a disk read-only after an error; one that was so from the start is a mistake.
+        # A disk may become read-only after an error; if it was read-only from the start, that is a mistake.
         has_become_read_only = has_written and sqlite_code(original) == sqlite3.SQLITE_READONLY
         return "passing" if has_become_read_only or sqlite_code(original) in _PASSING_IN_SQLITE else "other"
     code = pgcode(error)
     if code is not None:
         return "conflict" if code in _CONFLICTS else "passing" if code in _PASSING or code[:2] == "08" else "other"
-    # Without a code it is the connection that failed, or could not be made.
+    # Without a code, the connection failed or could not be opened.
     is_connection = isinstance(error, OperationalError | InterfaceError | PoolTimeout)
     return "passing" if is_connection and not any(text in str(original) for text in _LASTING) else "other"

@@ -1,4 +1,4 @@
-"""The tables: made where there are none, refused where they are another version's, upgraded on request."""
+"""Creates the tables, refuses those of another version, and upgrades them on request."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
 
 
-_CREATION_LOCK = 7_461_120  # any number that other users of the database are unlikely to lock
+_CREATION_LOCK = 7_461_120  # an arbitrary number that other users of the database are unlikely to lock
 
 
 def prepare(engine: Engine) -> None:
-    """Make the tables that are missing, all or none of them.
+    """Create the missing tables, all or none of them.
 
     Raises:
-        StorageSchemaError: there are tables of an older or a newer version.
+        StorageSchemaError: the tables belong to an older or a newer version.
 
     Concurrency: safe from many processes, also on an empty database.
     """
@@ -51,7 +51,7 @@ def prepare(engine: Engine) -> None:
         versions = read_versions(connection)
     check_tables(versions, engine)
     if None in (versions.optuna, versions.tuner):
-        # Optuna's `create_all` is not safe against another one.
+        # Optuna's `create_all` is not safe if two processes run it at once.
         with _locked(engine) as connection:
             versions = read_versions(connection)
             if versions.optuna is None:
@@ -62,7 +62,7 @@ def prepare(engine: Engine) -> None:
 
 @contextlib.contextmanager
 def _locked(engine: Engine) -> Generator[Connection]:
-    """Open a transaction that only one process at a time can have, on the only connection it takes."""
+    """Open a transaction that only one process at a time can have, on a single connection."""
     path = Path(engine.url.database or "") if engine.dialect.name == "sqlite" else None
     with contextlib.ExitStack() as stack:
         if path is not None:
@@ -83,7 +83,7 @@ def _locked(engine: Engine) -> Generator[Connection]:
 
 
 def _create_optuna_tables(connection: Connection) -> None:
-    """Do what `RDBStorage` does in four transactions on two connections, in the one given."""
+    """Create the tables of `RDBStorage`, which uses four transactions on two connections, in the given transaction."""
     import optuna
     from alembic.migration import MigrationContext
 
@@ -100,7 +100,7 @@ def _create_optuna_tables(connection: Connection) -> None:
 
 
 def migrate(connection: Connection) -> None:
-    """Apply those of our migrations that a database has not seen, and mark times that may be local."""
+    """Apply the migrations that a database does not have yet, and mark times that may be local."""
     from alembic.command import stamp, upgrade
 
     config = tuner_config()
@@ -117,10 +117,10 @@ def migrate(connection: Connection) -> None:
 
 
 def forget_deleted(connection: Connection) -> None:
-    """Let SQLite delete what belongs to a trial or a study with it: it gives their ids to new ones.
+    """Make SQLite delete the rows of a deleted trial or study, because it reuses their ids.
 
-    Postgres does it by the foreign keys; in SQLite these are off unless a connection switches them on. Optuna deletes
-    what it has read before: a report that a worker stores meanwhile would become the next trial's.
+    On Postgres, foreign keys do this; in SQLite they are off by default. Optuna deletes only rows that it has read
+    before: a report that a worker stores in the meantime would otherwise belong to the next trial.
     """
     if connection.dialect.name != "sqlite":
         return
@@ -150,11 +150,11 @@ def _quiet_alembic() -> Generator[None]:
 
 
 def upgrade(url: AnyURL, from_timezone: str | None = None) -> list[str]:
-    """Bring the tables of a database to this version; return what was done, a line each.
+    """Upgrade the tables of a database to this version; return what was done, as lines.
 
     Args:
         url: The storage's URL.
-        from_timezone: The zone of the programs that stored trials' times as local time; these are converted to UTC.
+        from_timezone: The zone of the programs that stored local times; these times are converted to UTC.
 
     Raises:
         StorageLost: the database cannot be reached.
@@ -180,7 +180,7 @@ def upgrade(url: AnyURL, from_timezone: str | None = None) -> list[str]:
             done.append(f"the tables of {url} are already at this version")
             return done + _about_zones(unknown, zone, None)
         if url.file is not None:
-            done.append(f"a copy of the database as it was is in {_back_up(engine, url.file)}")
+            done.append(f"a copy of the database from before the upgrade is in {_back_up(engine, url.file)}")
         if before.optuna != head:
             _mark_before_optuna(engine, before)
             _upgrade_optuna(url)
@@ -205,7 +205,7 @@ def upgrade(url: AnyURL, from_timezone: str | None = None) -> list[str]:
 
 
 def _about_zones(unknown: int, zone: ZoneInfo | None, converted: zones.Converted | None) -> list[str]:
-    """Return what there is to say of times that were stored as local time."""
+    """Return messages about times that were stored as local time."""
     if zone is None:
         return [f"times in an unknown time zone: {_trials(unknown)}; {zones.ADVICE}"] if unknown else []
     if converted is None or not (converted.trials or converted.left):
@@ -227,7 +227,7 @@ def _trials(count: int) -> str:
 
 
 def _mark_before_optuna(engine: Engine, before: Versions) -> None:
-    """Mark local times while the tables still tell that an older Optuna made them: it may end in the middle."""
+    """Mark local times while the tables still show an older Optuna, in case the upgrade is interrupted."""
     with _locked(engine) as connection:
         is_marked = sa.inspect(connection).has_table(tables.unknown_zones.name)
         if before.tuner is None and not is_marked and not zones.is_optuna_5(connection):
@@ -236,7 +236,7 @@ def _mark_before_optuna(engine: Engine, before: Versions) -> None:
 
 
 def _back_up(engine: Engine, path: Path) -> Path:
-    """Copy a SQLite database, with what is still in its log: Optuna's migrations of SQLite are no transaction."""
+    """Copy a SQLite database, including its log, because Optuna's migrations on SQLite are not a transaction."""
     copy = path.with_name(f"{path.name}.before-upgrade-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
     with engine.connect() as connection, contextlib.closing(sqlite3.connect(copy)) as target:
         source: Any = connection.connection.dbapi_connection
@@ -248,12 +248,12 @@ def _upgrade_optuna(url: StorageURL) -> None:
     """Run Optuna's own migrations.
 
     Raises:
-        StorageSchemaError: they failed; Optuna cannot upgrade what was made before its version 2.4.
+        StorageSchemaError: they failed; Optuna cannot upgrade tables from before its version 2.4.
     """
     from optuna.storages import RDBStorage
 
     root = logging.getLogger()
-    silent = logging.NullHandler()  # else Optuna's Alembic script takes all logging over
+    silent = logging.NullHandler()  # otherwise Optuna's Alembic script reconfigures all logging
     root.addHandler(silent)
     try:
         with _quiet_alembic(), warnings.catch_warnings():
@@ -268,7 +268,7 @@ def _upgrade_optuna(url: StorageURL) -> None:
         line = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         raise StorageSchemaError(
             f"Optuna's migrations failed: {type(error).__name__}: {hide_password(line)}; "
-            "a SQLite database may be half upgraded: restore the copy that was made of it. Optuna cannot upgrade "
+            "a SQLite database may be half upgraded: restore its copy. Optuna cannot upgrade "
             "tables from before its version 2.4"
         ) from error
     finally:

@@ -1,4 +1,4 @@
-"""Waiting for a database server that starts up at the same time as we do."""
+"""Waits for a database server that is still starting up."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tuner.storage.sql.engine import connected_engine
 from tuner.storage.sql.url import AnyURL
 
 _STARTING_S = 60.0
-"""How long to wait for a server that says that it starts up: it may have to recover from a crash."""
+"""Seconds to wait for a server that is starting up: it may have to recover from a crash."""
 _ABSENT_S = 10.0
-"""How long to wait where nobody listens yet: the address may as well be mistyped."""
+"""Seconds to wait if the port is closed: the address may also be mistyped."""
 _POLL_S = 0.5
 _STARTING = ("the database system is starting up", "the database system is not yet accepting connections")
 _ABSENT = ("Connection refused", "No such file or directory Is the server running")
@@ -37,7 +37,7 @@ def engine_when_up(url: AnyURL) -> Engine:
 
 
 def _limit_s(message: str) -> float:
-    """Return how long a database with this trouble is waited for."""
+    """Return how long to wait for a database with this error."""
     if any(text in message for text in _STARTING):
         return _STARTING_S
     return _ABSENT_S if any(text in message for text in _ABSENT) else 0.0

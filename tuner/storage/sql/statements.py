@@ -1,4 +1,4 @@
-"""The SQL of the hot path: every statement that a worker sends for each trial or report, by name.
+"""The statements that a worker sends for each trial or report, by name.
 
 `prepared.run` runs one, `prepared.text_of` prints its SQL, and `prepared.explain` shows how a database runs it. The
 values are those of the `bindparam`s, by name.
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     from tuner.storage.sql.row_types import AnySelect
 
 AFTER_RESTART_S = 20.0
-"""How long workers have after a restart of the server to renew leases that ended while it was down."""
+"""Seconds that workers have after a restart of the server to renew leases that ended while it was down."""
 OTHERS_TRIAL_S = 3600
-"""How long the running trial of a plain Optuna process uses budget: so long after it began..."""
+"""Seconds after its start that a running trial of a plain Optuna process uses budget..."""
 OTHERS_HEARTBEAT_S = 600
 """...and while its latest heartbeat is younger than this."""
 CLOCK_JUMP_S = 1.0
-"""A smaller change of the clock is a correction of its rate, or the time between two readings."""
+"""Smaller changes of the clock are corrections of its rate, or the time between two readings."""
 
 
 def _word(state: str) -> sa.ColumnElement[Any]:
@@ -52,7 +52,7 @@ def _place(name: str, type_: Any) -> sa.ColumnElement[Any]:
 
 
 def _is_held(table: sa.Table, held: sa.FromClause) -> sa.ColumnElement[bool]:
-    # A value, where IN (SELECT ...) would be a join that Postgres may do over all trials.
+    # A value, because IN (SELECT ...) would be a join that Postgres may run over all trials.
     return table.c.trial_id == sa.select(held.c.trial_id).scalar_subquery()
 
 
@@ -61,12 +61,12 @@ def _is_held(table: sa.Table, held: sa.FromClause) -> sa.ColumnElement[bool]:
 
 @statement("lock study")
 def lock_study(dialect: str) -> Any:
-    """Hold the row of `study_id` until the end of the transaction; return identity and stop of its budget."""
+    """Lock the row of `study_id` until the end of the transaction; return identity and stop flag of its budget."""
     return (
         sa.select(budgets.c.identity, budgets.c.stopped_at_s)
         .select_from(studies.outerjoin(budgets, budgets.c.study_id == studies.c.study_id))
         .where(studies.c.study_id == sa.bindparam("study_id"))
-        # NO KEY: whoever ends a trial refers to the study's row, and need not wait.
+        # NO KEY, so that ending a trial, which refers to the study's row, need not wait.
         .with_for_update(of=studies, key_share=True)
     )
 
@@ -75,7 +75,7 @@ def lock_study(dialect: str) -> Any:
 def standing(dialect: str, are_new: bool) -> Any:
     """Count the trials of `study_id` that are not settled, and read the clock.
 
-    One statement: between two, another worker may end a trial, which neither would count.
+    In one statement: between two, another worker could end a trial, which neither would count.
     """
     now = clock(dialect)
     state, of_trial = trials.c.state, trials.c.trial_id
@@ -106,7 +106,7 @@ def is_used(state: sa.Column[Any]) -> sa.ColumnElement[bool]:
 
 
 def is_unsettled(dialect: str, are_new: bool) -> sa.ColumnElement[bool]:
-    """Return whether a trial is to be counted, for the values `study_id`, `up_to` and `still_open`."""
+    """Return whether a trial must be counted, for the values `study_id`, `up_to` and `still_open`."""
     is_new = (trials.c.trial_id > sa.bindparam("up_to")) | one_of(dialect, trials.c.trial_id, "still_open")
     study_id: sa.ColumnElement[int] = sa.bindparam("study_id")
     return is_new & of_study(dialect, study_id, are_new)
@@ -115,7 +115,7 @@ def is_unsettled(dialect: str, are_new: bool) -> sa.ColumnElement[bool]:
 def has_expired(dialect: str, now_s: float | sa.ColumnElement[float]) -> sa.ColumnElement[bool]:
     """Return whether a lease's trial may be taken over.
 
-    A lease that ended while the server was down could not be renewed: its worker gets a while to do so.
+    A lease that ended while the server was down could not be renewed: its worker gets some time to do so.
     """
     has_ended = leases.c.expires_at_s <= now_s
     if dialect == "sqlite":
@@ -127,8 +127,8 @@ def has_expired(dialect: str, now_s: float | sa.ColumnElement[float]) -> sa.Colu
 
 
 def _is_alive(dialect: str) -> sa.ColumnElement[bool]:
-    """Return whether a running trial that is not ours probably has a living process."""
-    # A value, not EXISTS, which Postgres may answer by reading all heartbeats first.
+    """Return whether a running trial of another tool probably has a live process."""
+    # A value, not EXISTS, for which Postgres may read all heartbeats first.
     latest = sa.select(trial_heartbeats.c.heartbeat).where(trial_heartbeats.c.trial_id == trials.c.trial_id)
     began_lately = is_recent(dialect, trials.c.datetime_start, OTHERS_TRIAL_S)
     has_heartbeat = is_recent(dialect, latest.scalar_subquery(), OTHERS_HEARTBEAT_S, in_session_zone=True)
@@ -159,7 +159,7 @@ def create_trial(dialect: str) -> Any:
 
 @statement("hours")
 def hours(dialect: str) -> Any:
-    """Return wall and device seconds of `study_id` between two moments, of how many attempts, and the earliest end."""
+    """Return wall and device seconds of `study_id` between two times, the number of attempts, and the earliest end."""
     now, since, until = (_place(name, sa.Float(53)) for name in ("now_s", "since_s", "until_s"))
     started, ended, expires = attempts.c.started_at_s, attempts.c.ended_at_s, leases.c.expires_at_s
     start = greatest(dialect, started, since)
@@ -175,7 +175,7 @@ def hours(dialect: str) -> Any:
         .where(attempts.c.study_id == sa.bindparam("study_id"), ended.is_(None) | (ended > since))
         .subquery("tried")
     )
-    # Their union: of each, what lies behind the end of all that began before it.
+    # Their union: for each, the part after the end of all that started before it.
     before = sa.func.max(tried.c.end).over(order_by=tried.c.start, rows=(None, -1))
     fresh = tried.c.end - greatest(dialect, tried.c.start, sa.func.coalesce(before, tried.c.start))
     zero: sa.ColumnElement[float] = sa.literal_column("0.0")
@@ -197,7 +197,7 @@ def hours(dialect: str) -> Any:
 
 @statement("extend lease")
 def extend_lease(dialect: str, clock_columns: tuple[str, ...]) -> Any:
-    """Extend a lease that is still held by `lease_s`, and return its trial's id."""
+    """Extend a lease that is still held by `lease_s` seconds, and return its trial's id."""
     on_clock = {name: _place(f"of_{name}", leases.c[name].type) for name in clock_columns}
     ends = clock(dialect) + _place("lease_s", sa.Float(53))
     return leases.update().where(*_is_still_held()).values(expires_at_s=ends, **on_clock).returning(leases.c.trial_id)
@@ -222,7 +222,7 @@ def _is_still_held() -> tuple[sa.ColumnElement[bool], ...]:
         leases.c.trial_id == held_id,
         leases.c.fence == _place("fence", sa.Integer()),
         leases.c.worker == _place("worker", sa.Text()),
-        # Another Optuna tool may have ended the trial, or deleted its study.
+        # Another tool may have ended the trial, or deleted its study.
         sa.exists().where(trials.c.trial_id == held_id, trials.c.state == _word("RUNNING")),
     )
 
@@ -244,7 +244,7 @@ def has_jumped(values: Mapping[str, object]) -> sa.ColumnElement[bool]:
 
 
 def is_of_earlier_boot(values: Mapping[str, object]) -> sa.ColumnElement[bool]:
-    """Return whether a lease that has not ended is of this host, before it was booted."""
+    """Return whether a lease that has not ended is from an earlier boot of this host."""
     c = leases.c
     is_of_host = sa.func.substr(c.boot, -sa.func.length(values["host"])) == values["host"]
     is_earlier = is_of_host & ~_begins(values["id"])
@@ -255,7 +255,7 @@ def _begins(text: Any) -> sa.ColumnElement[bool]:
     return sa.func.substr(leases.c.boot, 1, sa.func.length(text)) == text
 
 
-# --- What is written to a trial that is held
+# --- Writes to a held trial
 
 
 @held_statement("insert row")
@@ -276,10 +276,10 @@ def upsert_rows(
     count: int,
     time_column: str | None,
 ) -> Any:
-    """Store rows of the trial, in place of those that are there.
+    """Store rows of the trial, replacing existing ones.
 
-    The n-th row's value of a column is `COLUMN_n`. `time_column` gets the database's time, and keeps that of a row that
-    is there.
+    The n-th row's value of a column is `COLUMN_n`. `time_column` gets the database's time, but an existing row keeps
+    its time.
     """
     firsts = {} if time_column is None else {time_column: clock(dialect)}
     parts = [
@@ -291,7 +291,7 @@ def upsert_rows(
         for at in range(count)
     ]
     source = parts[0] if len(parts) == 1 else sa.select(sa.union_all(*parts).subquery())
-    # SQLite takes ON CONFLICT for a join's ON unless a WHERE stands before it.
+    # SQLite parses ON CONFLICT as a join's ON unless a WHERE precedes it.
     names = ["trial_id", *columns, *firsts]
     made = insert(dialect, table).from_select(names, source.where(sa.literal_column("1 = 1")))
     changed = {name: made.excluded[name] for name in columns if name != unique}
@@ -306,7 +306,7 @@ def delete_rows(dialect: str, held: sa.FromClause, bind: Bind, table: sa.Table) 
 
 @held_statement("end trial")
 def end_trial(dialect: str, held: sa.FromClause, bind: Bind) -> Any:
-    """Give the trial its last state, and the time."""
+    """Set the trial's final state and time."""
     changes = {"state": bind("state", trials.c.state), "datetime_complete": utc_now(dialect)}
     return trials.update().where(_is_held(trials, held)).values(changes)
 
@@ -321,7 +321,7 @@ def insert_record(dialect: str, held: sa.FromClause, bind: Bind, columns: tuple[
 
 @held_statement("end attempt")
 def end_attempt(dialect: str, held: sa.FromClause, bind: Bind) -> Any:
-    """Say how the attempt with the fence `fence` ended, and when."""
+    """Set the end of the attempt with the fence `fence`."""
     is_running = (attempts.c.fence == bind("fence", attempts.c.fence)) & attempts.c.ended_at_s.is_(None)
     told = {name: bind(name, attempts.c[name]) for name in ("ending", "error")}
     return attempts.update().where(_is_held(attempts, held), is_running).values(ended_at_s=clock(dialect), **told)
@@ -332,14 +332,14 @@ def end_attempt(dialect: str, held: sa.FromClause, bind: Bind) -> Any:
 
 @statement("lock rungs")
 def lock_rungs(dialect: str) -> Any:
-    """Hold the row of `study_id`, so that positions in its rungs have no gaps."""
+    """Lock the row of `study_id`, so that positions in its rungs have no gaps."""
     study_id = sa.bindparam("study_id", type_=sa.Integer)
     return sa.select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update(key_share=True)
 
 
 @statement("new in rungs")
 def new_in_rungs(dialect: str) -> Any:
-    """Return what was entered into the rungs of `study_id` after the position `newest`."""
+    """Return the rows of the rungs of `study_id` after the position `newest`."""
     columns = ("position", "trial_id", "bracket", "rung", "value", "is_promoted")
     is_new = (rungs.c.study_id == sa.bindparam("study_id")) & (rungs.c.position > sa.bindparam("newest"))
     return sa.select(*(rungs.c[name] for name in columns)).where(is_new).order_by(rungs.c.position)
@@ -347,13 +347,13 @@ def new_in_rungs(dialect: str) -> Any:
 
 @statement("enter rung")
 def enter_rung(dialect: str) -> Any:
-    """Enter a trial that is not ours into a rung."""
+    """Enter a trial of another tool into a rung."""
     return rungs.insert().values({column.name: sa.bindparam(column.name, type_=column.type) for column in rungs.c})
 
 
 @statement("enter rung, held")
 def enter_rung_held(dialect: str) -> Any:
-    """Enter a trial into a rung if its lease is held: nobody can take it over while the study's row is."""
+    """Enter a trial into a rung if its lease is held; it cannot be taken over while the study's row is locked."""
     places = [_place(column.name, column.type) for column in rungs.c]
     is_held = sa.exists().where(
         leases.c.trial_id == _place("trial_id", sa.Integer()),
@@ -367,7 +367,7 @@ def enter_rung_held(dialect: str) -> Any:
 
 TRIAL_COLUMNS = ("trial_id", "number", "state", "datetime_start", "datetime_complete")
 PARAM, VALUE, REPORT, USER, SYSTEM = range(5)
-"""Kinds of rows of `trial_details`. Parameters come in the order of their keys, in which they were suggested."""
+"""Kinds of rows of `trial_details`. Parameters are in the order of their keys, which is that of suggestion."""
 
 
 @statement("load trials")
@@ -392,7 +392,7 @@ def load_trial(dialect: str) -> Any:
 
 @statement("trial details")
 def trial_details(dialect: str, is_listed: bool) -> Any:
-    """Return all that belongs to trials, as rows of (kind, trial_id, position, name, number, text).
+    """Return all details of trials, as rows of (kind, trial_id, position, name, number, text).
 
     The trials are those in `ids` if they are listed, else those of `study_id` from the id `first` on.
     """
@@ -437,7 +437,7 @@ def trial_details(dialect: str, is_listed: bool) -> Any:
 
 @statement("open trial's row")
 def open_trial_row(dialect: str, table: sa.Table, names: tuple[str, ...], changed: tuple[str, ...]) -> Any:
-    """Store a row of the trial `id` if the trial has not ended; `changed` columns replace what is there."""
+    """Store a row of the trial `id` if the trial has not ended; `changed` columns replace existing values."""
     unique = ["trial_id", *(name for name in names if name in ("param_name", "step", "key"))]
     columns = [_place(name, table.c[name].type) for name in names]
     is_open = (trials.c.state == _word("RUNNING")) | (trials.c.state == _word("WAITING"))

@@ -1,4 +1,4 @@
-"""The tables: Optuna's schema as far as our own SQL touches it, and ours, which are called `tuner_...`.
+"""The tables: those of Optuna's that our SQL uses, and our own, which are called `tuner_...`.
 
 Optuna creates its own tables. They are described again here, in SQLAlchemy Core, so that queries start without
 importing Optuna; a test compares the descriptions with Optuna's models.
@@ -57,7 +57,7 @@ trials = Table(
     Column("number", Integer),
     Column("study_id", Integer),
     Column("state", trial_state, nullable=False),
-    # UTC without a zone; those that `tuner_unknown_zones` names are local times.
+    # UTC without a zone; local times for trials in `tuner_unknown_zones`.
     Column("datetime_start", DateTime),
     Column("datetime_complete", DateTime),
 )
@@ -142,22 +142,22 @@ leases = Table(
     "tuner_leases",
     tuner_tables,
     _trial_id(),
-    # The worker's name; NULL once it gave the trial back in good order.
+    # The worker's name; NULL after it has given back the trial.
     Column("worker", String(200)),
-    # Counts the owners of the trial: a write that carries an older fence is refused.
+    # Counts the owners of the trial: writes with an older fence are refused.
     Column("fence", Integer, nullable=False),
-    # How many workers died in this trial.
+    # The number of workers that died in this trial.
     Column("deaths", Integer, nullable=False),
-    # On the wall clock; what stands below corrects it on SQLite, and is NULL on Postgres.
+    # On the wall clock; the columns below correct it on SQLite, and are NULL on Postgres.
     Column("expires_at_s", _Seconds, nullable=False),
     # Boot, time namespace and host in which the lease was last extended.
     Column("boot", String(300)),
-    # How far the wall clock was then ahead of the time since the boot without suspension.
+    # How far the wall clock was ahead of the time since boot (without suspension) at that time.
     Column("ahead_s", Float(53)),
-    # The fence of that time. Another fence: a version that does not know these columns has the lease.
+    # The fence at that time. If it differs, a version without these columns has the lease.
     Column("ahead_fence", Integer),
 )
-"""Who runs which trial, and until when: a row while our workers run it. One ended by another tool keeps its row."""
+"""Leases: one row while a worker runs a trial. A trial that another tool ended keeps its row."""
 
 attempts = Table(
     "tuner_attempts",
@@ -168,15 +168,15 @@ attempts = Table(
     Column("worker", String(200), nullable=False),
     Column("devices", Integer, nullable=False),
     Column("started_at_s", _Seconds, nullable=False),
-    # NULL while it goes on.
+    # NULL while it runs.
     Column("ended_at_s", _Seconds),
-    # An outcome, `preempted` (given back, to go on elsewhere) or `died`.
+    # An outcome, `preempted` (given back, to be resumed) or `died`.
     Column("ending", String(20)),
-    # The traceback of one that failed.
+    # The traceback of a failed attempt.
     Column("error", Text),
     Index("tuner_attempts_by_end", "study_id", "ended_at_s"),
 )
-"""Each time a worker has held a trial: its lineage, and what device hours are counted from."""
+"""Attempts: each time that a worker held a trial. Device hours are computed from them."""
 
 records = Table(
     "tuner_records",
@@ -190,12 +190,12 @@ records = Table(
     Column("compilations", Integer),
     Column("train_s", Float(53)),
     Column("checkpoint", Text),
-    # What went wrong, alike for errors of one kind; and the traceback.
+    # The kind of the error, equal for similar errors; and the traceback.
     Column("error_kind", Text),
     Column("error", Text),
     Index("tuner_records_by_end", "study_id", "ended_at_s"),
 )
-"""How each of our trials ended, what it took, and its error."""
+"""Records: how each trial ended, its timings, and its error."""
 
 reports = Table(
     "tuner_reports",
@@ -206,11 +206,11 @@ reports = Table(
     Column("step", Integer, nullable=False),
     # Name -> value as a JSON object; NaN and infinities are the texts `nan`, `inf`, `-inf`.
     Column("metrics", Text, nullable=False),
-    # When the epoch was first reported: a tracker that is sent it twice must find the same time. NULL in rows older
-    # than this column.
+    # When the epoch was first reported, so that a tracker gets the same time if it is sent again. NULL in rows that are
+    # older than this column.
     Column("reported_at_s", _Seconds),
 )
-"""The curves: all metrics of each epoch. Optuna's table holds one objective's."""
+"""Curves: all metrics of each epoch. Optuna's table has only those of one objective."""
 
 rungs = Table(
     "tuner_rungs",
@@ -218,11 +218,11 @@ rungs = Table(
     _trial_id(),
     Column("rung", Integer, primary_key=True),
     _study_id(),
-    # Counts the rows of a study as they come.
+    # Counts the rows of a study in the order of insertion.
     Column("position", Integer, nullable=False),
     Column("bracket", Integer, nullable=False),
     Column("value", Float(53), nullable=False),
-    # What was decided when the trial came here: one that comes again after a restart is not judged again.
+    # The decision when the trial reached the rung; it is not decided again after a restart.
     Column("is_promoted", Boolean, nullable=False),
     Index("tuner_rungs_by_position", "study_id", "position", unique=True),
 )
@@ -232,16 +232,16 @@ budgets = Table(
     "tuner_budgets",
     tuner_tables,
     _study_id(primary_key=True),
-    # Tells a study from a later one of the same name and id.
+    # Distinguishes a study from a later one with the same name and id.
     Column("identity", String(32), nullable=False),
-    # What the latest launch asked for.
+    # The budget of the latest launch.
     Column("trials", Integer),
     Column("wall_s", Float(53)),
     Column("device_s", Float(53)),
-    # Set by `tuner stop`: no worker claims a trial, those under way are given back.
+    # Set by `tuner stop`: workers claim no trials, and give back running ones.
     Column("stopped_at_s", _Seconds),
 )
-"""What may still be spent on a study; one row for each study that was launched."""
+"""Budgets: one row for each study that was launched."""
 
 workers = Table(
     "tuner_workers",
@@ -259,13 +259,13 @@ workers = Table(
     Column("about", Text, nullable=False),
     Index("tuner_workers_of_study", "study_id"),
 )
-"""Each worker that ever joined a study, and what it ran with."""
+"""Workers: each worker that ever joined a study, with its versions."""
 
 confirmations = Table(
     "tuner_confirmations",
     tuner_tables,
     _trial_id(),
-    # Repeats of one number have one seed, whatever the trial.
+    # Repeats with the same number have the same seed in all trials.
     Column("repeat", Integer, primary_key=True),
     _study_id(),
     # The objective; NULL if it was not finite.
@@ -273,7 +273,7 @@ confirmations = Table(
     Column("trained_at_s", _Seconds, nullable=False),
     Index("tuner_confirmations_of_study", "study_id"),
 )
-"""Trials that were trained again with other seeds, to see how much of their objective was luck."""
+"""Confirmations: trials that were trained again with other seeds."""
 
 mirrors = Table(
     "tuner_mirrors",
@@ -281,27 +281,27 @@ mirrors = Table(
     _study_id(primary_key=True),
     # The tracker, without passwords.
     Column("target", String(300), primary_key=True),
-    # The process that sends; NULL once it has ended in good order.
+    # The process that sends; NULL after it has exited normally.
     Column("owner", String(200)),
     Column("expires_at_s", _Seconds, nullable=False),
-    # What the tracker calls the study: another answer is another tracker, to which nothing was sent yet.
+    # The tracker's name of the study: another name means another tracker, to which nothing was sent yet.
     Column("place", String(200)),
 )
-"""Who sends a study to a tracker: one process at a time, until its lease ends."""
+"""Mirrors: the process that sends a study to a tracker, until its lease ends."""
 
 mirrored = Table(
     "tuner_mirrored",
     tuner_tables,
     _trial_id(),
     Column("target", String(300), primary_key=True),
-    # What the tracker calls the trial.
+    # The tracker's name of the trial.
     Column("run", String(200), nullable=False),
-    # The last epoch that was accepted, 0 for none, and a digest of all reports up to it.
+    # The last accepted epoch (0 for none), and a digest of all reports up to it.
     Column("epoch", Integer, nullable=False),
     Column("digest", String(64), nullable=False),
     Column("is_ended", Boolean, nullable=False),
 )
-"""What a tracker has of each trial."""
+"""Mirrored trials: the data of each trial that a tracker has."""
 
 unknown_zones = Table(
     "tuner_unknown_zones",
@@ -310,4 +310,4 @@ unknown_zones = Table(
     Column("is_start", Boolean, nullable=False),
     Column("is_end", Boolean, nullable=False),
 )
-"""Trials whose start or end was stored as local time of an unknown zone, before all programs stored UTC."""
+"""Trials whose start or end is local time of an unknown zone, stored by earlier versions."""

@@ -17,7 +17,7 @@ DEFAULT_URL = "sqlite:///tuner.db"
 _FORMS = "sqlite:///FILE or postgresql+psycopg2://USER:PASSWORD@HOST:PORT/DATABASE"
 
 
-# user:password@host:port/database?options; only a user's name may hold an @.
+# user:password@host:port/database?options; only the user's name may contain an @.
 _POSTGRES = re.compile(r"(?:[^:/?#\s]*(?::[^@/?#\s]*)?@)?[^@/?#\s]*(?:/[^@?#\s]*)?(?:\?[^@\s]*)?")
 
 
@@ -88,7 +88,7 @@ def parse_url(url: AnyURL) -> StorageURL:
 
 
 def warn_of_password() -> None:
-    """Say so on stderr if a storage's password is on this process's command line."""
+    """Warn on stderr if a storage's password is on this process's command line."""
     words = " ".join(sys.argv)
     if hide_password(words) != words:
         tell(
@@ -100,7 +100,7 @@ def warn_of_password() -> None:
 
 
 def _shown(url: str) -> str:
-    """Return a URL that was refused for showing it: whatever stands between a colon and an @ may be a password."""
+    """Return a refused URL for display, hiding everything between a colon and an @, which may be a password."""
     return re.sub(r"(?s)(?<=:)(?!//).*@", "***@", hide_password(url))
 
 
@@ -127,7 +127,7 @@ def _postgres_url(url: str, rest: str) -> str:
             f"a storage URL's password must have its @ / ? # and blanks escaped, as %40 %2F %3F %23 %20: "
             f"got {_shown(url)!r}"
         )
-    # SQLAlchemy 2.1 takes `postgresql://` for psycopg 3, 2.0 for psycopg2; we depend on psycopg2.
+    # `postgresql://` means psycopg 3 in SQLAlchemy 2.1, and psycopg2 in 2.0; we depend on psycopg2.
     try:
         parsed = make_url(f"postgresql+psycopg2://{rest}")
     except (ArgumentError, ValueError) as error:

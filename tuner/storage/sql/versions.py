@@ -1,4 +1,4 @@
-"""Which migrations a database has seen, and whether they are those of this installation."""
+"""Compares the migrations of a database with those of this installation."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Versions:
-    """Which migrations a database has seen; None for tables that do not exist."""
+    """The migrations of a database; None for tables that do not exist."""
 
     optuna: str | None
     tuner: str | None
 
 
 def read_versions(connection: Connection) -> Versions:
-    """Return which versions a database's tables have."""
+    """Return the versions of a database's tables."""
     names = set(sa.inspect(connection).get_table_names())
 
     def revision(table: str) -> str:
@@ -40,12 +40,12 @@ def read_versions(connection: Connection) -> Versions:
     if tables.VERSION_TABLE in names:
         tuner = revision(tables.VERSION_TABLE)
     elif "tuner_leases" in names:
-        tuner = "0001"  # the first versions recorded none
+        tuner = "0001"  # the first versions did not record one
     return Versions(optuna, tuner)
 
 
 def check_tables(versions: Versions, engine: Engine, *, may_be_older: bool = False) -> None:
-    """Raise StorageSchemaError if there are tables of another version."""
+    """Raise StorageSchemaError if the tables belong to another version."""
     for owner, found, scripts in (
         ("Optuna", versions.optuna, optuna_scripts()),
         ("tuner", versions.tuner, tuner_scripts()),
@@ -68,7 +68,7 @@ def check_tables(versions: Versions, engine: Engine, *, may_be_older: bool = Fal
 
 
 def tuner_config() -> Any:
-    """Return Alembic's configuration of our migrations."""
+    """Return Alembic's configuration for our migrations."""
     from alembic.config import Config
 
     config = Config()

@@ -1,4 +1,4 @@
-"""How long each thread waits for databases: those that renew leases keep no trial waiting."""
+"""Measures how long each thread waits for databases. Threads that renew leases do not delay trials."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from collections.abc import Generator
 
 
 class Waited:
-    """Seconds that one thread has waited, which any thread may read."""
+    """The seconds that a thread has waited; any thread may read them."""
 
     def __init__(self) -> None:
-        self._so_far: tuple[float, float | None] = (0.0, None)  # in one piece: ended waits, and since when one goes on
+        self._so_far: tuple[float, float | None] = (0.0, None)  # ended waits, start of the current one
 
     @property
     def seconds(self) -> float:
-        """The seconds, those of a wait that goes on included."""
+        """The seconds, including those of the current wait."""
         before_s, since_s = self._so_far
         return before_s + (0.0 if since_s is None else time.monotonic() - since_s)
 
     @contextlib.contextmanager
     def counted(self) -> Generator[None]:
-        """Count the body; what is within another body is counted once."""
+        """Count the body; nested bodies are counted once."""
         before_s, since_s = self._so_far
         if since_s is not None:
             yield
@@ -48,10 +48,10 @@ def waiting() -> contextlib.AbstractContextManager[None]:
 
 
 def waited() -> Waited:
-    """Return what this thread has waited."""
+    """Return the wait times of this thread."""
     return _of_thread.waited
 
 
 def database_s() -> float:
-    """Return the seconds that this thread has waited for databases, also for one that is away."""
+    """Return the seconds that this thread has waited for databases, including those that are down."""
     return _of_thread.waited.seconds

@@ -1,4 +1,4 @@
-"""Times of trials: UTC in the database. Earlier versions stored local time, whose zone nobody recorded."""
+"""Times of trials: UTC in the database. Earlier versions stored local time without recording the zone."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from tuner.storage.sql.tables import attempts, leases, records, studies, trials,
 UTC = datetime.UTC
 ADVICE = "`tuner upgrade --from-timezone ZONE` converts them to UTC; ZONE is a name such as America/New_York"
 _EPOCH, _SECOND = datetime.datetime(1970, 1, 1), datetime.timedelta(seconds=1)
-_MOST_AHEAD = datetime.timedelta(minutes=5)  # how far clocks of several machines may be apart
+_MOST_AHEAD = datetime.timedelta(minutes=5)  # the largest expected difference between clocks of machines
 
 
 def local_time(stored: datetime.datetime) -> datetime.datetime:
-    """Return a stored time as local time without a zone, which is what Optuna's own storage returns."""
-    # Twice as fast as `astimezone`, and as exact: a study has many trials.
+    """Return a stored time as local time without a zone, like Optuna's own storage."""
+    # Twice as fast as `astimezone` and equally exact, because a study has many trials.
     return datetime.datetime.fromtimestamp((stored - _EPOCH) // _SECOND).replace(microsecond=stored.microsecond)
 
 
 def utc_time(moment: datetime.datetime) -> datetime.datetime:
-    """Return a moment as it is stored: UTC without a zone."""
+    """Return a time in the stored form: UTC without a zone."""
     return moment.astimezone(UTC).replace(tzinfo=None)
 
 
@@ -37,7 +37,7 @@ def find_zone(name: str) -> zoneinfo.ZoneInfo:
     """Return a time zone.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: there is no zone of that name.
     """
     try:
         return zoneinfo.ZoneInfo(name)
@@ -49,7 +49,7 @@ def find_zone(name: str) -> zoneinfo.ZoneInfo:
 
 
 def is_optuna_5(connection: Connection) -> bool:
-    """Return whether Optuna 5 or newer made the tables: older versions stored local time."""
+    """Return whether Optuna 5 or newer created the tables: older versions stored local time."""
     if not sa.inspect(connection).has_table("version_info"):
         return False
     version = connection.execute(sa.text("SELECT library_version FROM version_info")).scalar_one_or_none() or ""
@@ -60,8 +60,8 @@ def is_optuna_5(connection: Connection) -> bool:
 def mark(connection: Connection) -> None:
     """Mark the times that another program may have stored in local time.
 
-    What a worker did to a trial (a lease, an attempt, a record) shows that it stored the start, a record that it stored
-    the end too: workers have always stored UTC. All other times are of a zone that cannot be known.
+    Workers have always stored UTC. A lease, an attempt or a record of a trial shows that a worker stored its start; a
+    record shows that a worker stored its end too. The zone of all other times is unknown.
     """
     present = set(sa.inspect(connection).get_table_names())
 
@@ -78,7 +78,7 @@ def mark(connection: Connection) -> None:
 
 
 def count(connection: Connection) -> int:
-    """Return how many trials have times of an unknown zone."""
+    """Return the number of trials with times of an unknown zone."""
     if not sa.inspect(connection).has_table(unknown_zones.name):
         return 0
     return connection.execute(sa.select(sa.func.count()).select_from(unknown_zones)).scalar_one()
@@ -86,12 +86,12 @@ def count(connection: Connection) -> int:
 
 @dataclass(frozen=True)
 class Converted:
-    """What a conversion did.
+    """The result of a conversion.
 
     Attributes:
-        trials: How many trials have UTC now.
-        ambiguous: How many of them have a time that occurred twice, when clocks were put back.
-        left: Why others were left as they were, a line for each trial.
+        trials: The number of converted trials.
+        ambiguous: The number of them with a time that occurred twice, because clocks were put back.
+        left: Why other trials were not converted, one line per trial.
     """
 
     trials: int
@@ -102,10 +102,10 @@ class Converted:
 def convert(connection: Connection, zone: zoneinfo.ZoneInfo) -> Converted:
     """Convert the marked times from a zone to UTC, and remove their marks.
 
-    Times that cannot be of this zone are left, and stay marked.
+    Times that cannot belong to this zone are not converted and stay marked.
 
     Args:
-        connection: A connection in a transaction that nobody else writes in.
+        connection: A connection in an exclusive transaction.
         zone: The zone of the processes that stored them.
     """
     now_s = connection.execute(sa.select(clock(connection.dialect.name))).scalar_one()
@@ -145,13 +145,13 @@ def convert(connection: Connection, zone: zoneinfo.ZoneInfo) -> Converted:
 
 
 def _instants(moment: datetime.datetime, zone: zoneinfo.ZoneInfo) -> Iterator[datetime.datetime]:
-    """Yield the instants, in UTC, at which clocks of a zone show a time: none in a gap, two in an hour that repeats."""
+    """Yield the UTC times at which clocks of a zone show a time: none in a gap, two in a repeated hour."""
     found = None
     for fold in (0, 1):
         try:
             instant = moment.replace(tzinfo=zone, fold=fold).astimezone(UTC)
             shown = instant.astimezone(zone).replace(tzinfo=None)
-        except OverflowError:  # at either end of the calendar
+        except OverflowError:  # at the ends of the calendar
             return
         if shown == moment and instant != found:
             found = instant
@@ -166,7 +166,7 @@ def _is_possible(start: datetime.datetime | None, end: datetime.datetime | None,
 def _objection(
     starts: list[datetime.datetime | None], ends: list[datetime.datetime | None], latest: datetime.datetime, zone: str
 ) -> str:
-    """Return why no reading of a trial's times is possible."""
+    """Return why a trial's times cannot belong to the zone."""
     if not starts or not ends:
         return f"has a time that clocks in {zone} skipped"
     if any(one is not None and one > latest for one in (starts[0], ends[0])):

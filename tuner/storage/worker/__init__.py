@@ -1,1 +1,1 @@
-"""What workers write: claims, leases, reports, rungs, and the end of a trial."""
+"""Writes of workers: claims, leases, reports, rungs, and the end of a trial."""

@@ -1,4 +1,4 @@
-"""Claiming trials: exactly as many as the budget allows, whatever the number of workers.
+"""Claims trials: exactly as many as the budget allows, for any number of workers.
 
 The study's row is the lock under which trials are claimed.
 """
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tuner.storage.sql.row_types import AnyRow
 
 MAX_DEATHS = 3
-"""A trial in which this many workers died is failed: a fourth would probably die as well."""
+"""The number of workers that may die in a trial before it fails: a fourth would probably die as well."""
 _SETTLE_AFTER = 200
 _MOST_OPEN = 200
 
@@ -47,13 +47,13 @@ class NoTrial(enum.Enum):
 
 @dataclass(frozen=True)
 class Settled:
-    """What a worker need not count again: the trials up to an id that have ended.
+    """Ended trials up to an id, which a worker need not count again.
 
     Attributes:
         up_to: The id.
-        total: How many they are.
-        used: How many of them count against the budget.
-        still_open: The others up to the id. A plain Optuna process that was killed leaves one open for ever.
+        total: The number of ended trials.
+        used: The number of them that count against the budget.
+        still_open: The other trials up to the id. A killed plain Optuna process leaves its trial open for ever.
     """
 
     up_to: int = -1
@@ -64,25 +64,25 @@ class Settled:
 
 @dataclass
 class Claimant:
-    """A worker as the storage sees it, and what it may claim.
+    """A worker for the storage, and the limits of its claims.
 
     Attributes:
         study_id: The study.
         worker: The worker's name.
-        trials: Trials asked for: complete, pruned, diverged and out-of-memory ones count, failed ones do not. Running
-            ones are expected to count, also those of plain Optuna processes.
+        trials: The requested trials: complete, pruned, diverged and out-of-memory ones count, failed ones do not.
+            Running ones are expected to count, also those of plain Optuna processes.
         new_trials: A new trial is created only while fewer count or run; queued trials may start up to `trials`. None
-            for no such limit.
+            for no limit.
         lease_s: How long a lease lasts without a renewal, in seconds.
-        wall_s: Seconds in which at least one worker may be at work on the study.
-        device_s: Seconds of training that may be spent, times the devices of each worker.
-        devices: How many devices this worker has.
-        identity: Tells the study from a later one with its id.
+        wall_s: Seconds during which at least one worker may run.
+        device_s: Seconds of training that may be used, multiplied by the devices of each worker.
+        devices: The number of this worker's devices.
+        identity: Distinguishes the study from a later one with its id.
         failures_since_s: Failures that ended before, in seconds of the database's clock, do not stop the study; None
             for no such check.
-        settled: What it has counted already; each claim brings it up to date.
-        deadly: The trials that the latest claim failed, because too many workers had died in them.
-        hours: Likewise what had been used until a moment that is past.
+        settled: The trials that it has already counted; each claim updates it.
+        deadly: The trials that the latest claim failed because too many workers had died in them.
+        hours: The hours used until an earlier time; each claim updates it.
     """
 
     study_id: int
@@ -102,7 +102,7 @@ class Claimant:
 
 @dataclass(frozen=True)
 class _Standing:
-    """A study as a claim finds it; the first four are counts of trials that are not settled.
+    """The state of a study at a claim; the first four are counts of trials that are not settled.
 
     `running` trials use budget: those that our workers hold or have lost, and those of plain Optuna processes that
     have begun lately or have a heartbeat.
@@ -118,24 +118,24 @@ class _Standing:
 
 
 def claim(engine: Engine, claimant: Claimant) -> Lease | NoTrial:
-    """Take over a trial whose lease has ended, else start a queued one, else create the next if the budget allows.
+    """Take over a trial whose lease has ended, or start a queued one, or create the next if the budget allows it.
 
     Returns:
-        The lease, or why there is none.
+        The lease, or the reason why there is none.
 
     Raises:
         UnknownStudy: the study has been deleted.
 
-    Concurrency: one transaction that holds the study's row.
+    Concurrency: one transaction that locks the study's row.
     """
     settled = claimant.settled
 
     def work(connection: Connection, tries: int) -> Lease | NoTrial:
         nonlocal settled
-        settled = claimant.settled  # of an earlier try nothing may have been committed
+        settled = claimant.settled  # the earlier try may not have been committed
         is_stopped = _lock_study(connection, claimant)
         if tries and (own := _own_lease(connection, claimant)) is not None:
-            return own  # also of a study that was stopped since: it is given back as any other
+            return own  # also if the study was stopped since: it is given back like any other
         rebase(connection)
         claimant.deadly = []
         if is_stopped:
@@ -150,20 +150,20 @@ def claim(engine: Engine, claimant: Claimant) -> Lease | NoTrial:
             return NoTrial.HOURS
         if settled.used + standing.used + standing.running - standing.expired >= claimant.trials:
             settled = _settle(connection, claimant, standing, claimant.settled.up_to)
-            return NoTrial.WAIT  # also for those that were given back: the budget may have been lowered since
+            return NoTrial.WAIT  # also for trials that were given back: the budget may have been lowered since
         if standing.expired and is_recovering(engine):
-            return NoTrial.WAIT  # their workers were cut off as well, and renew them first
+            return NoTrial.WAIT  # their workers were cut off as well, and may renew them first
         if standing.expired:
             adopted = _adopt(connection, claimant, now_s)
             if adopted is not None:
                 return adopted
-            # Counted again: a trial may have been failed just now, because too many workers died in it.
+            # Count again: a trial may just have failed because too many workers died in it.
             standing = _standing(connection, claimant)
         if settled.used + standing.used + standing.running >= claimant.trials:
             return NoTrial.WAIT
         queued = _start_queued(connection, claimant, standing)
         if queued is None and settled.used + standing.used + standing.running >= _most_new(claimant):
-            return NoTrial.WAIT  # what was queued when the limit was counted has been started since
+            return NoTrial.WAIT  # queued trials may have started since the limit was counted
         trial_id, number = queued or _create(connection, claimant, standing)
         settled = _settle(connection, claimant, standing, trial_id)
         return Lease(trial_id, number, claimant.worker, 1, claimant.lease_s, is_new=queued is None)
@@ -178,27 +178,27 @@ def _most_new(claimant: Claimant) -> int:
 
 
 def _lock_study(connection: Connection, claimant: Claimant) -> bool:
-    """Hold the study's row until the end of the transaction; return whether the study is stopped."""
+    """Lock the study's row until the end of the transaction; return whether the study is stopped."""
     row = run(connection, statements.lock_study, {"study_id": claimant.study_id}).first()
     if row is None or claimant.identity not in (None, row[0]):
-        raise UnknownStudy(f"the study was deleted from the storage while it ran: number {claimant.study_id}")
+        raise UnknownStudy(f"the study was deleted while it ran: id {claimant.study_id}")
     return row[1] is not None
 
 
 def _own_lease(connection: Connection, claimant: Claimant) -> Lease | None:
-    """Return the lease of a claim whose commit went through though its answer was lost."""
+    """Return the lease of a claim that was committed although its answer was lost."""
     query = (
         sa.select(leases.c.trial_id, trials.c.number, leases.c.fence)
         .select_from(leases.join(trials, trials.c.trial_id == leases.c.trial_id))
         .where(leases.c.worker == claimant.worker, trials.c.study_id == claimant.study_id)
-        .where(trials.c.state == "RUNNING")  # not one that another tool has ended
+        .where(trials.c.state == "RUNNING")  # not a trial that another tool has ended
     )
     row = connection.execute(query).first()
     return None if row is None else Lease(row[0], row[1], claimant.worker, row[2], claimant.lease_s)
 
 
 def _standing(connection: Connection, claimant: Claimant) -> _Standing:
-    """Count the trials that are not settled, and read the clock: the lock may have been waited for."""
+    """Count the trials that are not settled, and read the clock after waiting for the lock."""
     are_new = claimant.settled.up_to >= 0
     values = _unsettled(connection.dialect.name, claimant)
     *counts, expired, now_s = run(connection, statements.standing.of(are_new), values).one()
@@ -212,10 +212,10 @@ def _unsettled(dialect: str, claimant: Claimant) -> dict[str, Any]:
 
 
 def _settle(connection: Connection, claimant: Claimant, standing: _Standing, newest: int) -> Settled:
-    """Return what need not be counted again: more than before at first, and once there are many trials since.
+    """Return the trials that need not be counted again; updated at first and after many new trials.
 
-    That is many that have ended, or many of other studies between the last mark and the newest trial. Trials of a
-    study get their ids under its row's lock: none can appear below its newest.
+    That is, after many ended trials, or many trials of other studies between the last id and the newest trial. Trials
+    of a study get their ids while its row is locked, so none can appear below its newest.
     """
     settled = claimant.settled
     if settled.up_to >= 0 and max(standing.total - standing.still_open, newest - settled.up_to) < _SETTLE_AFTER:
@@ -226,7 +226,7 @@ def _settle(connection: Connection, claimant: Claimant, standing: _Standing, new
     are_open = is_unsettled & state.in_(["RUNNING", "WAITING"])
     oldest = sa.select(of_trial).where(are_open).order_by(of_trial).limit(_MOST_OPEN)
     still_open = tuple(connection.execute(oldest, values).scalars())
-    have_ended = is_unsettled & of_trial.not_in(still_open)  # one of these may end just now
+    have_ended = is_unsettled & of_trial.not_in(still_open)  # one of these may be ending now
     if len(still_open) == _MOST_OPEN:  # many are queued
         have_ended &= of_trial <= still_open[-1]
     counts = sa.select(sa.func.max(of_trial), sa.func.count(), sa.func.count(sa.case((statements.is_used(state), 1))))
@@ -236,7 +236,7 @@ def _settle(connection: Connection, claimant: Claimant, standing: _Standing, new
 
 
 def _is_failing(connection: Connection, claimant: Claimant) -> bool:
-    """Return whether the latest trials failed so that the study must stop; under the lock, so that none starts then."""
+    """Return whether the latest failures stop the study; called under the lock, so that no trial starts afterwards."""
     if claimant.failures_since_s is None:
         return False
     errors = latest_errors(connection, claimant.study_id, claimant.failures_since_s)
@@ -262,7 +262,7 @@ def _hours_are_spent(connection: Connection, claimant: Claimant, now_s: float) -
 
 
 def _first_lease(connection: Connection, claimant: Claimant, now_s: float) -> list[Write]:
-    """Return the writes of the lease of a trial that is just being started, and of its first attempt."""
+    """Return the writes for the lease and the first attempt of a trial that is being started."""
     lease = {"worker": claimant.worker, "fence": 1, "deaths": 0, "expires_at_s": now_s + claimant.lease_s}
     lease |= lease_clock(connection.dialect.name, 1)
     return [insertion(leases, lease), _attempt(claimant, 1, now_s)]
@@ -290,7 +290,7 @@ def _adopt(connection: Connection, claimant: Claimant, now_s: float) -> Lease | 
             statements.has_expired(connection.dialect.name, now_s),
         )
         .order_by(trials.c.number)
-        # A lease that its owner is just writing to is not ours to take.
+        # Skip leases that their owners are writing to.
         .with_for_update(of=leases, skip_locked=True)
     )
     for row in connection.execute(query).all():
@@ -357,12 +357,12 @@ def _create(connection: Connection, claimant: Claimant, standing: _Standing) -> 
 
 
 def release_all(engine: Engine, worker: str, *, died: bool) -> None:
-    """End the leases of a worker that is known to be gone, so that nobody waits for them to expire.
+    """End the leases of a worker that has exited, so that its trials are free before the leases expire.
 
     Args:
         engine: The storage's engine.
         worker: The worker's name.
-        died: It ended by itself in the middle of its trial, which counts against the trial.
+        died: Whether it exited by itself during its trial, which counts against the trial.
     """
     values: dict[str, Any] = {"expires_at_s": 0.0} if died else {"expires_at_s": 0.0, "worker": None}
 
@@ -380,7 +380,7 @@ def release_all(engine: Engine, worker: str, *, died: bool) -> None:
 
 
 def must_stop(engine: Engine, claimant: Claimant) -> bool:
-    """Note that a worker is alive; return whether it must give its trial back."""
+    """Store that a worker is alive; return whether it must give back its trial."""
     now = clock(engine.dialect.name)
     seen = workers.update().where(workers.c.worker == claimant.worker).values(seen_at_s=now)
     query = sa.select(budgets.c.stopped_at_s, now).where(budgets.c.study_id == claimant.study_id)

@@ -12,7 +12,7 @@ from tuner.storage.sql.tables import confirmations
 
 
 def store_confirmation(engine: Engine, study_id: int, trial_id: int, repeat: int, value: float | None) -> None:
-    """Store the objective of one repeat of a trial, None if it was not finite; the first that is stored stays."""
+    """Store the objective of a trial's repeat (None if it was not finite), unless one is already stored."""
     prepare(engine)
 
     def work(connection: Connection, _: int) -> None:

@@ -1,4 +1,4 @@
-"""Writes that carry a fence: a worker whose trial was taken over finds its own outdated, and changes nothing.
+"""Writes with a fence: if another worker has taken over the trial, the write changes nothing.
 
 On Postgres a write and its fence are one statement.
 """
@@ -21,7 +21,7 @@ from tuner.storage.sql.retry import write_once
 
 
 class Change(enum.Enum):
-    """What becomes of a lease."""
+    """A change of a lease."""
 
     EXTEND = "it ends later"
     RELEASE = "its trial may be taken over at once"
@@ -41,31 +41,31 @@ class Lease:
     fence: int
     lease_s: float
     is_new: bool = False
-    """Nobody has written to the trial yet."""
+    """The fence before any write to the trial."""
 
 
 @dataclass(frozen=True)
 class Write:
-    """A statement for a trial that is held, and its values by name."""
+    """A statement for a held trial, and its values by name."""
 
     what: HeldStatement
     values: Mapping[str, Any]
 
 
 def run_write(connection: Connection, trial_id: int, write: Write) -> None:
-    """Do a write for a trial that is known to be held."""
+    """Run a write for a trial that is known to be held."""
     values = {f"w_{name}": value for name, value in write.values.items()}
     run(connection, write.what, {**values, "held_id": trial_id})
 
 
 def fenced(connection: Connection, lease: Lease, change: Change, writes: Sequence[Write]) -> bool:
-    """Change the lease if it is still held, and only then do the writes; return whether it was.
+    """Change the lease if it is still held, and only then run the writes; return whether it was held.
 
     Args:
         connection: A connection; on SQLite in a transaction.
         lease: The lease.
-        change: What becomes of the lease.
-        writes: What else to do, in any order.
+        change: The change of the lease.
+        writes: Other writes, in any order.
     """
     rebase(connection)
     values: dict[str, Any] = {"held_id": lease.trial_id, "fence": lease.fence, "worker": lease.worker}
@@ -80,16 +80,16 @@ def fenced(connection: Connection, lease: Lease, change: Change, writes: Sequenc
 def run_with(
     connection: Connection, change: Statement, values: Mapping[str, object], writes: Sequence[Write]
 ) -> int | None:
-    """Do a change to one trial, and writes for the trial that it changed: on Postgres in one statement.
+    """Run a change of a trial and writes for the changed trial, on Postgres in one statement.
 
     Args:
         connection: A connection; on SQLite in a transaction.
-        change: Returns the trial's id, or no row.
-        values: Its values.
-        writes: What else to do, in any order.
+        change: A statement that returns the trial's id, or no row.
+        values: The values of the change.
+        writes: Other writes, in any order.
 
     Returns:
-        The trial's id; None if nothing was done.
+        The trial's id; None if nothing was changed.
     """
     if connection.dialect.name == "sqlite":
         trial_id = run(connection, change, values).scalar_one_or_none()
@@ -108,14 +108,14 @@ def insertion(table: sa.Table, row: Mapping[str, object]) -> Write:
 
 
 def lost_lease(lease: Lease) -> LeaseLost:
-    """Return the error of a worker whose trial is another's."""
+    """Return the error for a worker whose trial another worker has taken over."""
     return LeaseLost(
         f"trial {lease.number} no longer belongs to {lease.worker}: another worker has taken it over, or ended it"
     )
 
 
 def write_held(engine: Engine, lease: Lease, *writes: Write) -> None:
-    """Renew the lease and do the writes.
+    """Renew the lease and run the writes.
 
     Raises:
         LeaseLost: another worker has the trial, or it has ended.
@@ -127,13 +127,13 @@ def write_held(engine: Engine, lease: Lease, *writes: Write) -> None:
 def upsert(
     table: sa.Table, rows: Sequence[Mapping[str, object]], unique: str, *, time_column: str | None = None
 ) -> Write:
-    """Return the write that stores rows of a trial, in place of those that are there.
+    """Return the write that stores rows of a trial, replacing existing ones.
 
     Args:
         table: The table; it has a column `trial_id`.
-        rows: The rows' other columns, the same for all.
-        unique: The column that tells a trial's rows apart.
-        time_column: A further column that gets the database's time; rows that are there keep theirs.
+        rows: The other columns of the rows, the same for all.
+        unique: The column that distinguishes the rows of a trial.
+        time_column: Another column that gets the database's time; existing rows keep their time.
     """
     values = {f"{name}_{at}": value for at, row in enumerate(rows) for name, value in row.items()}
     return Write(statements.upsert_rows.of(table, tuple(rows[0]), unique, len(rows), time_column), values)

@@ -1,4 +1,4 @@
-"""Holding a trial: renew, report, tell, release. Each is one transaction that carries a fence."""
+"""Operations of the worker that holds a trial: renew, report, tell, release. Each is one transaction with a fence."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def renew(engine: Engine, lease: Lease) -> None:
 def store_suggested(
     engine: Engine, lease: Lease, params: Sequence[tuple[str, float, str]], attributes: Mapping[str, str]
 ) -> None:
-    """Store what a sampler has suggested, and what it notes of that.
+    """Store a sampler's suggestions and its attributes.
 
     Args:
         engine: The storage's engine.
-        lease: The trial's.
-        params: Hyperparameters, each as name, Optuna's number for its value, and its distribution as JSON.
+        lease: The trial's lease.
+        params: Hyperparameters, each as name, Optuna's number for the value, and distribution as JSON.
         attributes: System attributes as JSON.
 
     Raises:
@@ -73,13 +73,13 @@ def store_attribute(engine: Engine, lease: Lease, table: sa.Table, key: str, val
 
 
 def report(engine: Engine, lease: Lease, several: Sequence[Report], objective: str | None) -> None:
-    """Store the metrics of epochs and extend the lease. What is already there is overwritten, never doubled.
+    """Store the metrics of epochs and extend the lease. Existing reports are overwritten, not duplicated.
 
     Args:
         engine: The storage's engine.
-        lease: The trial's.
+        lease: The trial's lease.
         several: The reports, usually one.
-        objective: The metric that Optuna is told as well; None if there are several objectives.
+        objective: The metric to report to Optuna as well; None with several objectives.
 
     Raises:
         LeaseLost: another worker has the trial.
@@ -107,9 +107,9 @@ def report(engine: Engine, lease: Lease, several: Sequence[Report], objective: s
 
 
 def forget_reports(engine: Engine, lease: Lease) -> None:
-    """Remove what was reported of a trial that starts again from its first epoch, and extend the lease.
+    """Remove the reports of a trial that restarts from its first epoch, and extend the lease.
 
-    What it has entered into rungs stays: other trials were compared with that.
+    Its entries in rungs are kept, because other trials were compared with them.
 
     Raises:
         LeaseLost: another worker has the trial.
@@ -132,9 +132,9 @@ def tell(
 
     Args:
         engine: The storage's engine.
-        lease: The trial's.
-        outcome: How it ended.
-        values: Its objectives, if it has any.
+        lease: The trial's lease.
+        outcome: How the trial ended.
+        values: The values of its objectives, if it has any.
         record: Columns of `tuner_records`.
 
     Raises:
@@ -151,7 +151,7 @@ def tell(
 
 
 def _has_ended(connection: Connection, lease: Lease, ending: str) -> bool:
-    """Return whether this attempt has ended so: its commit went through though the answer was lost."""
+    """Return whether this attempt has already ended like this: it was committed although the answer was lost."""
     query = sa.select(attempts.c.ending).where(
         attempts.c.trial_id == lease.trial_id, attempts.c.fence == lease.fence, attempts.c.worker == lease.worker
     )
@@ -159,7 +159,7 @@ def _has_ended(connection: Connection, lease: Lease, ending: str) -> bool:
 
 
 def endings(lease: Lease, outcome: Outcome, values: Sequence[float] | None, record: Mapping[str, Any]) -> list[Write]:
-    """Return the writes that end a trial, all but that to its lease; the arguments are those of `tell`."""
+    """Return the writes that end a trial, except that of its lease; the arguments are those of `tell`."""
     state = {Outcome.COMPLETE: "COMPLETE", Outcome.FAILED: "FAIL"}.get(outcome, "PRUNED")
     writes = [_attempt_ending(lease, outcome, record.get("error"))]
     if values is not None:
@@ -184,7 +184,7 @@ def _attempt_ending(lease: Lease, ending: str, error: str | None = None) -> Writ
 
 
 def release(engine: Engine, lease: Lease) -> None:
-    """Give a trial back unfinished, to be taken over at once.
+    """Give back an unfinished trial, which another worker can take over immediately.
 
     Raises:
         LeaseLost: another worker has the trial already.
@@ -205,12 +205,12 @@ def _give_back(engine: Engine, lease: Lease, ending: Outcome, error: str | None)
 
 
 def withdraw_death(engine: Engine, lease: Lease) -> None:
-    """Note that a worker whose trial was taken over is alive after all: its lease ended, but it did not die."""
+    """Store that a worker whose trial was taken over is alive: its lease ended, but it did not die."""
 
     def work(connection: Connection, _: int) -> None:
         own = (attempts.c.trial_id == lease.trial_id) & (attempts.c.fence == lease.fence)
         own &= (attempts.c.worker == lease.worker) & (attempts.c.ending == "died")
-        # The attempt's ending says whether this was done before.
+        # The end of the attempt shows whether this was done before.
         if connection.execute(attempts.update().where(own).values(ending=Outcome.PREEMPTED.value)).rowcount:
             is_counted = (leases.c.trial_id == lease.trial_id) & (leases.c.fence > lease.fence) & (leases.c.deaths > 0)
             connection.execute(leases.update().where(is_counted).values(deaths=leases.c.deaths - 1))
@@ -219,13 +219,13 @@ def withdraw_death(engine: Engine, lease: Lease) -> None:
 
 
 def retry(engine: Engine, lease: Lease, error: str, limit: int) -> bool:
-    """Give a trial that failed back to be tried again, unless it has failed too often; return whether it will be.
+    """Give back a failed trial to be retried, unless it has failed too often; return whether it is retried.
 
     Args:
         engine: The storage's engine.
-        lease: The trial's.
-        error: The traceback, which stays with the attempt.
-        limit: How often a failed trial is tried again.
+        lease: The trial's lease.
+        error: The traceback, which is stored with the attempt.
+        limit: The maximum number of retries.
 
     Raises:
         LeaseLost: another worker has the trial already.

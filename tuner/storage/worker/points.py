@@ -1,4 +1,4 @@
-"""Points of a grid: each trial takes one that no other has, whatever the number of workers."""
+"""Points of a grid: each trial gets one that no other trial has, for any number of workers."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def take_point(
     key: str,
     choose: Callable[[Sequence[Point]], Point],
 ) -> Point:
-    """Choose a trial's point in view of those that others have taken, and note it with the trial.
+    """Choose a trial's point, given the points of other trials, and store it with the trial.
 
     Args:
         engine: The storage's engine.
-        lease: The lease on the trial; None for one that is not ours.
+        lease: The lease on the trial; None for a trial of another tool.
         trial_id: The trial.
         study_id: Its study.
-        key: The system attribute under which points are noted.
+        key: The system attribute for points.
         choose: Returns the point, given those of the study's other trials that have not failed.
 
     Raises:
         LeaseLost: another worker has the trial.
 
-    Concurrency: one transaction that holds the study's row, so that no two trials choose at once.
+    Concurrency: one transaction that locks the study's row, so that two trials cannot choose at once.
     """
     lock = sa.select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update(key_share=True)
     noted = trials.join(trial_system_attributes, trial_system_attributes.c.trial_id == trials.c.trial_id)

@@ -1,4 +1,4 @@
-"""The thread that renews a lease while its trial trains."""
+"""Renews a lease on a thread while its trial trains."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tuner.storage.worker.leases import renew
 
 @dataclass
 class Watch:
-    """What a worker learns beside its training."""
+    """Information for a worker during its training."""
 
     is_lost: threading.Event = field(default_factory=threading.Event)
     """Another worker has the trial."""
     must_stop: threading.Event = field(default_factory=threading.Event)
-    """The study was stopped, or its hours are spent: the trial is to be given back."""
+    """The study was stopped, or its hours are used up: the trial must be given back."""
 
 
 @contextlib.contextmanager
@@ -37,13 +37,13 @@ def renewed(
     """Renew a lease from a thread while the body runs.
 
     Args:
-        engine: The storage's engine. The thread does not wait for a database that is away, but tries again by itself.
+        engine: The storage's engine. The thread does not wait for a database that is down, but tries again later.
         lease: The lease.
-        must_stop: Asked after each renewal whether the trial must be given back.
-        is_ending: Whether the worker is to end: then a silent server is not waited for.
+        must_stop: Called after each renewal; returns whether the trial must be given back.
+        is_ending: Returns whether the worker must exit; it then does not wait for a server that does not answer.
     """
     is_over, watch = threading.Event(), Watch()
-    # A silent connection must be given up early enough to renew the lease on another one.
+    # A connection without an answer must be closed early enough to renew the lease on another one.
     statement_s = min(5.0, max(1.0, lease.lease_s / 6))
     patience = dataclasses.replace(PROMPT, statement_s=statement_s, is_over=lambda: is_over.is_set() or is_ending())
 
@@ -60,11 +60,11 @@ def renewed(
                 watch.is_lost.set()
                 return
             except StorageLost as error:
-                # The database may be away for a while; the lease's end, not this thread, decides.
+                # The database may be down for a while; the end of the lease decides, not this thread.
                 tell_away(engine, error, f"the lease of trial {lease.number} is not renewed")
                 is_cut_off = True
-            except Exception as error:  # the thread must go on, or the trial is lost for a trifle
-                tell(f"the lease of trial {lease.number} is not renewed: {error}", "lease_not_renewed", "warning")
+            except Exception as error:  # the thread must continue, or a minor error would lose the trial
+                tell(f"cannot renew the lease of trial {lease.number}: {error}", "lease_not_renewed", "warning")
                 is_cut_off = True
 
     thread = threading.Thread(target=beat, name=f"lease-{lease.number}", daemon=True)

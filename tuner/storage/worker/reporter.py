@@ -1,4 +1,4 @@
-"""The reports of one trial: stored as they come, or kept while the database is away, so that training goes on."""
+"""Stores the reports of one trial, or keeps them while the database is down, so that training continues."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Reporter:
     """Stores the reports of one trial.
 
     Args:
-        engine: The storage's engine, `PROMPT`: training does not wait.
-        lease: The trial's.
-        objective: The metric that Optuna is told as well; None if there are several objectives.
+        engine: The storage's engine with `PROMPT` patience, so that training does not wait.
+        lease: The trial's lease.
+        objective: The metric to report to Optuna as well; None with several objectives.
     """
 
     def __init__(self, engine: Engine, lease: Lease, objective: str | None) -> None:
@@ -32,11 +32,11 @@ class Reporter:
         self._pauses, self._next_try_s = Backoff(0.5, _LONGEST_PAUSE_S), 0.0
 
     def keep(self, several: Iterable[Report]) -> None:
-        """Have reports stored with the next one: those of a checkpoint, whose worker may have died before it could."""
+        """Store reports with the next one: those of a checkpoint, whose worker may have died before storing them."""
         self._kept |= {one.epoch: one for one in several}
 
     def store(self, one: Report) -> bool:
-        """Store a report and those kept before it, without waiting; return whether that worked.
+        """Store a report and the kept ones, without waiting; return whether that succeeded.
 
         Raises:
             LeaseLost: another worker has the trial.
@@ -54,11 +54,11 @@ class Reporter:
         return True
 
     def flush(self, engine: Engine) -> None:
-        """Store what was kept, waiting for the database as long as this engine does.
+        """Store the kept reports, waiting for the database as long as this engine does.
 
         Raises:
             LeaseLost: another worker has the trial.
-            StorageLost: the database stays away.
+            StorageLost: the database cannot be reached.
         """
         if self._kept:
             self._store(engine)

@@ -1,4 +1,4 @@
-"""Successive halving: a trial's place in a rung, from what is new in the rung since this process last looked."""
+"""Successive halving: ranks a trial in a rung, reading only the rows that this process has not read yet."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tuner.storage.worker.fences import Lease, lost_lease
 
 @dataclass
 class Rungs:
-    """What a process knows of the rungs of a study.
+    """The rungs of a study, as far as this process has read them.
 
     Attributes:
         newest: The position up to which the table was read.
@@ -29,7 +29,7 @@ class Rungs:
     decided: dict[tuple[int, int], bool] = field(default_factory=dict[tuple[int, int], bool])
 
     def add(self, position: int, trial_id: int, bracket: int, rung: int, value: float, is_promoted: bool) -> None:
-        """Take in a row of the table."""
+        """Add a row of the table."""
         self.newest = position
         insort(self.values.setdefault((bracket, rung), []), value)
         self.decided[trial_id, rung] = bool(is_promoted)
@@ -51,27 +51,27 @@ def enter_rung(
 ) -> bool:
     """Enter a trial into a rung and return whether it is promoted to the next.
 
-    It is if its value is among the best n // reduction_factor of the n values that the rung has, at least among the
-    best one, and n is more than `bootstrap_count`: as Optuna's `SuccessiveHalvingPruner` has it. A trial that has been
-    in this rung is not judged again: it comes a second time because a worker died.
+    It is promoted if its value is among the best n // reduction_factor (at least one) of the n values in the rung, and
+    n is greater than `bootstrap_count`, like in Optuna's `SuccessiveHalvingPruner`. If the trial has already been in
+    this rung, because a worker died, the earlier decision is returned.
 
     Args:
         engine: The storage's engine.
-        known: What this process knows of the study's rungs; brought up to date.
-        lease: The lease on the trial; None for one that is not ours.
+        known: The rungs that this process has read; updated.
+        lease: The lease on the trial; None for a trial of another tool.
         trial_id: The trial.
         study_id: Its study.
-        bracket: Which of Hyperband's brackets; 0 without.
-        rung: Counted from 0.
-        value: The trial's value; with NaN it is not promoted, and the rung is left as it is.
-        reduction_factor: One in so many trials is promoted; > 1.
-        bootstrap_count: Trials that a rung must have before any is promoted.
+        bracket: The bracket of Hyperband; 0 without Hyperband.
+        rung: The rung, counted from 0.
+        value: The trial's value; with NaN it is not promoted, and the rung does not change.
+        reduction_factor: One in this many trials is promoted; > 1.
+        bootstrap_count: The number of trials that a rung must have before any is promoted.
         maximize: Whether larger is better.
 
     Raises:
         LeaseLost: another worker has the trial.
 
-    Concurrency: one transaction that holds the study's row, so that positions have no gaps and no trial misses
+    Concurrency: one transaction that locks the study's row, so that positions have no gaps and no trial misses
         another. `known` is for one thread at a time.
     """
     place = {"study_id": study_id, "bracket": bracket, "rung": rung, "trial_id": trial_id}

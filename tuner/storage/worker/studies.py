@@ -1,4 +1,4 @@
-"""A study's own rows: created and recorded once, whoever comes first; stopped and resumed; its workers."""
+"""The rows of a study: creates and records it once, stops and resumes it, and lists its workers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Registered:
-    """A study as it stands in the storage: its id, its recorded settings, and what tells it from a later namesake."""
+    """A registered study: its id, its recorded settings, and its identity, which a later study of its name lacks."""
 
     study_id: int
     record: dict[str, Any]
@@ -54,7 +54,7 @@ def register(
         record: The settings; plain JSON.
 
     Returns:
-        The study; its settings may be an earlier launch's.
+        The study; its settings may be from an earlier launch.
 
     Raises:
         StudyError: the storage has a study of that name with other directions.
@@ -78,7 +78,7 @@ def register(
 
 
 def identify(engine: Engine, study_id: int) -> str:
-    """Return what tells a study from a later one of the same name and id; made once, by whoever asks first."""
+    """Return the identity of a study, which a later study with its name and id does not have; created on first use."""
 
     def work(connection: Connection, _: int) -> str:
         statement = insert(connection.dialect.name, budgets).values(study_id=study_id, identity=uuid.uuid4().hex)
@@ -89,7 +89,7 @@ def identify(engine: Engine, study_id: int) -> str:
 
 
 def agree(engine: Engine, study_id: int, key: str, value: object) -> Any:
-    """Record a plain JSON value with a study unless it has one under this key; return the one it has then.
+    """Record a plain JSON value with a study unless the key has one; return the recorded value.
 
     Concurrency: safe from many workers; all get the same answer.
     """
@@ -109,9 +109,9 @@ def agree(engine: Engine, study_id: int, key: str, value: object) -> Any:
 
 
 def mode_of(engine: Engine, study_id: int, program: str, measure: Callable[[], str]) -> str:
-    """Return whether a program runs as scan or as steps in this study: as recorded, else as measured now.
+    """Return whether a program runs as scan or as steps in this study: the recorded mode, or else measure it.
 
-    Concurrency: of several workers that measure at once, all take the answer of the first.
+    Concurrency: if several workers measure at once, all use the result of the first.
     """
     key = f"tuner:loop:{hashlib.sha256(program.encode()).hexdigest()[:16]}"
     recorded = find_record(engine, study_id, key)
@@ -119,12 +119,12 @@ def mode_of(engine: Engine, study_id: int, program: str, measure: Callable[[], s
 
 
 def join(engine: Engine, claimant: Claimant, about: Mapping[str, Any]) -> None:
-    """Enter a worker, and what it asks for, into the study's books.
+    """Register a worker and its budget with the study.
 
     Args:
         engine: The storage's engine.
         claimant: The worker.
-        about: `host`, `pid`, `devices`, and anything else that is to be known of it as plain JSON.
+        about: `host`, `pid`, `devices`, and any other information as plain JSON.
     """
     asked = {"trials": claimant.trials, "wall_s": claimant.wall_s, "device_s": claimant.device_s}
     more = {key: value for key, value in about.items() if key not in ("host", "pid", "devices")}
@@ -145,7 +145,7 @@ def join(engine: Engine, claimant: Claimant, about: Mapping[str, Any]) -> None:
 
 
 def leave(engine: Engine, worker: str) -> None:
-    """Note that a worker has ended in good order."""
+    """Store that a worker has exited normally."""
 
     def work(connection: Connection, _: int) -> None:
         connection.execute(
@@ -158,7 +158,7 @@ def leave(engine: Engine, worker: str) -> None:
 def delete(engine: Engine, study_id: int) -> bool:
     """Delete a study with all its trials in one transaction; return whether there was one.
 
-    Concurrency: workers that hold its trials find their leases gone; nothing that they write comes afterwards.
+    Concurrency: workers that hold its trials lose their leases, and cannot write afterwards.
     """
     of_study = "SELECT trial_id FROM trials WHERE study_id = :study_id"
 
@@ -169,7 +169,7 @@ def delete(engine: Engine, study_id: int) -> bool:
         ).first()
         if found is None:
             return False
-        # First of all: a write that is under way is waited for, later ones find no lease.
+        # First, so that running writes are waited for, and later ones find no lease.
         connection.execute(sa.text(f"DELETE FROM {leases.name} WHERE trial_id IN ({of_study})"), given)
         for name in CHILDREN_OF_TRIALS:
             connection.execute(sa.text(f"DELETE FROM {name} WHERE trial_id IN ({of_study})"), given)
@@ -181,7 +181,7 @@ def delete(engine: Engine, study_id: int) -> bool:
 
 
 def stop(engine: Engine, study_id: int) -> bool:
-    """Stop a study: its workers, wherever they are, give their trials back and end. Return whether it ran before."""
+    """Stop a study: its workers on all machines give back their trials and exit. Return whether it was not stopped."""
     prepare(engine)
 
     def work(connection: Connection, _: int) -> bool:
@@ -201,7 +201,7 @@ def stop(engine: Engine, study_id: int) -> bool:
 
 
 def resume(engine: Engine, study_id: int) -> bool:
-    """Let a stopped study be worked on again; return whether it was stopped."""
+    """Resume a stopped study; return whether it was stopped."""
     prepare(engine)
 
     def work(connection: Connection, _: int) -> bool:

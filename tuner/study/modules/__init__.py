@@ -1,4 +1,4 @@
-"""Study files as modules: `tuner.study.modules.NAME_DIGEST` is a Python file that may lie anywhere.
+"""Study files as modules: `tuner.study.modules.NAME_DIGEST` is a Python file in any folder.
 
 A process that a study starts itself (a spawned `multiprocessing.Pool`, an executor, joblib) imports the study's module
 by this name to find its functions. It looks the file up in an environment variable, which it inherits.
@@ -31,7 +31,7 @@ def module_name(path: Path) -> str:
 
 
 def _files() -> dict[str, str]:
-    """Return the files that this process and its parents have named: module -> path."""
+    """Return the files that this process and its parents have registered: module -> path."""
     try:
         found = json.loads(os.environ.get(_VARIABLE, "{}"))
     except ValueError:

@@ -1,1 +1,1 @@
-"""Datasets, and how batches come from them."""
+"""Datasets and their batches."""

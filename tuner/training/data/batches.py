@@ -1,4 +1,4 @@
-"""The batches of an epoch: their order, and where a program takes each from."""
+"""The batches of an epoch: their order, and the source of each."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from tuner.training.data.arrays import Batch, batch_order, gather
 from tuner.training.state import Stream
 
 Order = tuple[jax.Array, jax.Array]
-"""Indices and weights of all batches of an epoch, as from `batch_order`."""
+"""Indices and weights of all batches of an epoch, as returned by `batch_order`."""
 
 
 class Source(NamedTuple):
-    """Where a program takes its batch from: the one at `position` of an order over arrays on the device, or `batch`."""
+    """The source of a program's batch: the one at `position` of an order over arrays on the device, or `batch`."""
 
     arrays: Batch
     order: Order | None = None
 
     def at(self, position: jax.Array) -> Batch:
-        """Return the batch at a position (Int[Array, ""]) of the epoch."""
+        """Return the batch at a position (Int[Array, ""]) in the epoch."""
         if self.order is None:
             return self.arrays
         indices, weights = self.order
@@ -30,9 +30,9 @@ class Source(NamedTuple):
 
 @partial(jax.jit, static_argnames=("batch_size",))
 def epoch_order(key: jax.Array, step: jax.Array, rows: jax.Array, *, batch_size: int) -> Order:
-    """Return an epoch's batches in a random order, which depends on the trial's key and the epoch's first step only.
+    """Return an epoch's batches in a random order, which depends only on the trial's key and the epoch's first step.
 
-    A program of its own: sorting takes long to compile, and models of all sizes share it.
+    It is a separate program, which models of all sizes share, because sorting takes long to compile.
     """
     return batch_order(jax.random.permutation(Stream.ORDER.key(key, step), rows), batch_size)
 

@@ -1,4 +1,4 @@
-"""Where a training's batches come from: arrays on the device, or the host one by one."""
+"""Feeds batches to a training, from arrays on the device or one by one from the host."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ Dataset = ArrayDataset | StreamDataset
 
 @lru_cache(maxsize=8)
 def _placed_arrays(shared: Any, layout: Layout) -> Batch:
-    """Return the arrays that all views of a dataset share, where a trial's devices have them; put there once."""
+    """Return the arrays that all views of a dataset share, on a trial's devices; they are put there once."""
     return layout.put(shared.on_device)
 
 
 @lru_cache(maxsize=64)
 def _placed_rows(dataset: Dataset, layout: Layout) -> jax.Array:
-    """Return which rows a view has, where a trial's devices have them; put there once for all trials."""
+    """Return the rows of a view, on a trial's devices; they are put there once for all trials."""
     return layout.put(dataset.rows if isinstance(dataset, ArrayDataset) else jnp.arange(len(dataset), dtype=jnp.int32))
 
 
 @lru_cache(maxsize=1024)
 def _placed_number(number: int, layout: Layout) -> jax.Array:
-    """Return a number where a trial's devices have it: putting it there costs more than an epoch's other calls."""
+    """Return a number on a trial's devices; cached, because putting it there costs more than an epoch's other calls."""
     return layout.put(np.int32(number))
 
 
 class Feed:
-    """A dataset cut into batches of one size.
+    """A dataset cut into batches of equal size.
 
     Attributes:
-        steps: Batches in an epoch, the last padded.
-        is_resident: The data are on the device, so a program may take many steps.
+        steps: Batches in an epoch, including the padded last one.
+        is_resident: Whether the data are on the device, so that a program may take many steps.
     """
 
     def __init__(self, dataset: Dataset, layout: Layout, batch_size: int) -> None:
@@ -57,21 +57,21 @@ class Feed:
         self._rows = _placed_rows(dataset, layout)
 
     def shuffled(self, key: jax.Array, first_step: int, order: Callable[..., Order] = epoch_order) -> Order:
-        """Return an epoch's batches: the same from a key in every process, and for streamed data.
+        """Return an epoch's batches. The same key gives the same batches in every process, also for streamed data.
 
         Args:
             key: The trial's key.
-            first_step: Of the epoch.
-            order: See `TrainerModule.order`, its hyperparameters given.
+            first_step: The first step of the epoch.
+            order: `TrainerModule.order` with its hyperparameters bound.
 
         Raises:
-            StudyError: `order` made batches of another size or number.
+            StudyError: `order` returned batches of another size or number.
         """
         made = order(key, _placed_number(first_step, self.layout), self._rows, batch_size=self.batch_size)
         expected = (self.steps, self.batch_size)
         if any(part.shape != expected for part in made):
             raise StudyError(
-                f"order(...) must return indices and weights of shape {expected}, steps and batch: got "
+                f"order(...) must return indices and weights of shape {expected} (steps, batch size): got "
                 f"{' and '.join(str(part.shape) for part in made)}"
             )
         return made
@@ -85,7 +85,7 @@ class Feed:
         return Source(self._arrays, order)
 
     def sources(self, order: Order, start: int = 0) -> Generator[Source]:
-        """Yield the source of each batch from `start` on; close it to end what reads ahead."""
+        """Yield the source of each batch from `start` on; close the generator to stop reading ahead."""
         if isinstance(self.dataset, ArrayDataset):
             source = self.resident(order)
             while True:
@@ -96,7 +96,7 @@ class Feed:
                 yield Source(self.layout.put(batch))
 
     def first(self) -> Source:
-        """Return the source of any batch; only its shapes matter."""
+        """Return the source of an arbitrary batch; only its shapes are used."""
         if self.is_resident:
             return self.resident(self.in_order())
         indices = np.resize(np.arange(len(self.dataset)), (1, self.batch_size))

@@ -1,4 +1,4 @@
-"""Labels of classes: whether all of them are classes. A wrong one would be learnt from without an error."""
+"""Checks that all labels are classes. Training with a wrong label would not raise an error."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from tuner.training.data.arrays import ArrayDataset
 
 
 def check_labels(dataset: Any, classes: int, part: str, *, name: str = "labels", lowest: int = 0) -> None:
-    """Raise StudyError unless all labels of a dataset are classes; meant for `TrainerModule.check_data`.
+    """Raise StudyError unless all labels of a dataset are classes; call it in `TrainerModule.check_data`.
 
-    Examples of weight 0 are not looked at, nor are streams, labels with more than one axis, and datasets without them.
+    It skips examples of weight 0, streams, labels with more than one axis, and datasets without labels.
 
     Args:
         dataset: The dataset.
-        classes: How many classes there are.
-        part: What the dataset is, for the message: `training` data, say.
-        name: The array of the labels.
-        lowest: The lowest label; -1 if that stands for no label.
+        classes: The number of classes.
+        part: The purpose of the dataset, for the message, such as `training`.
+        name: The name of the array with the labels.
+        lowest: The lowest valid label; -1 if that means "no label".
 
     Raises:
-        StudyError: a label is no whole number from `lowest` to `classes - 1`.
+        StudyError: a label is not a whole number from `lowest` to `classes - 1`.
     """
     shared = dataset._shared.host if isinstance(dataset, ArrayDataset) else {}
     if name not in shared or shared[name].ndim != 1:
@@ -40,18 +40,18 @@ def check_labels(dataset: Any, classes: int, part: str, *, name: str = "labels",
         others = int(is_wrong.sum()) - 1
         raise StudyError(
             f"{name} must be whole numbers from {lowest} to {classes - 1}, for {classes} classes: got "
-            f"{labels[at].item()!r} in example {int(dataset._rows[at])} of the {part} data"
-            f"{f', and {others} more like it' if others else ''}; change the number of classes, or leave out these "
+            f"{labels[at].item()!r} for example {int(dataset._rows[at])} of the {part} data"
+            f"{f' and {others} more invalid labels' if others else ''}; change the number of classes, or skip these "
             "examples (weight 0)"
         )
 
 
 def only_classes(losses: jax.Array, labels: jax.Array, classes: int) -> jax.Array:
-    """Return losses, and NaN where a label is no class: streams are not checked before they are trained on.
+    """Return losses, with NaN where a label is not a class, because streams are not checked before training.
 
     Args:
         losses: Float[Array, "batch"].
         labels: Int[Array, "batch"].
-        classes: How many there are.
+        classes: The number of classes.
     """
     return jnp.where((labels >= 0) & (labels < classes), losses, jnp.nan)

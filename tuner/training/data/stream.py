@@ -1,4 +1,4 @@
-"""Datasets that do not fit on the device: read example by example, ahead of the training, by Grain."""
+"""Datasets that do not fit on the device: Grain reads them example by example, ahead of the training."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HostBatch = dict[str, np.ndarray]
 
 
 class Source(Protocol):
-    """Examples in any order: files, a memory map, an ArrayRecord; read by several threads at once."""
+    """A random-access source of examples, such as files, a memory map or an ArrayRecord; several threads read it."""
 
     def __len__(self) -> int: ...
 
@@ -40,14 +40,14 @@ class StreamDataset(View):
     """Examples that are read when they are needed: `StreamDataset(Photos("/data/photos"))`.
 
     Args:
-        source: Gives example i as a dict of arrays, `weight` among them if examples weigh differently; all have the
+        source: Returns example i as a dict of arrays, with `weight` if weights differ; all examples have the
             same keys, shapes and types.
         workers: Processes that read; 0 reads in threads of this one, which is enough unless Python itself is the
             bottleneck. Worker processes need a source that can be pickled: one that opens files when first read.
-        prefetch: Batches being read at the same time, in all workers together, each by a thread of its own.
+        prefetch: Number of batches that are read at the same time, in all workers together, each by its own thread.
 
     Raises:
-        ValueError: the source is empty or no source, or a number is out of range.
+        ValueError: the source is empty or invalid, or a number is out of range.
     """
 
     def __init__(self, source: Source, *, workers: int = 0, prefetch: int = 4) -> None:
@@ -56,47 +56,49 @@ class StreamDataset(View):
         if len(source) < 1:
             raise ValueError(f"a source needs at least 1 example: got {len(source)} in {type(source).__name__}")
         if workers < 0 or prefetch < 1:
-            raise ValueError(f"workers must be at least 0, prefetch at least 1: got {workers=}, {prefetch=}")
+            raise ValueError(f"workers must be at least 0 and prefetch at least 1: got {workers=}, {prefetch=}")
         super().__init__(_Reading(source, workers, prefetch), np.arange(len(source)))
 
     def batches(self, indices: np.ndarray, weights: np.ndarray, start: int = 0) -> Generator[HostBatch]:
-        """Yield the batches of an order of examples, as `gather` would give them from an `ArrayDataset`.
+        """Yield the batches of an order of examples, as `gather` returns them for an `ArrayDataset`.
 
-        Threads and processes start with the first batch and end with the last, or when the generator is closed or
-        dropped, which waits for batches that are being read. Processes take seconds to start: give them the order of
+        Threads and processes start with the first batch. They end with the last batch, or when the generator is closed
+        or deleted, which waits for batches that are being read. Processes take seconds to start: pass the order of
         several epochs at once.
 
         Args:
             indices: Which examples of this view, batch by batch. Int[np.ndarray, "steps batch"].
             weights: 0 for padding; multiplied with the source's own `weight`. Float[np.ndarray, "steps batch"].
-            start: The first step to yield, to go on in mid-epoch.
+            start: The first step to yield, to resume within an epoch.
 
         Yields:
-            Arrays by name, with `weight`; 64-bit numbers narrowed to 32 bits.
+            Arrays by name, with `weight`; 64-bit numbers are converted to 32 bits.
 
         Raises:
-            ValueError: shapes differ, `start` is beyond the last step, or an example is unlike the first of the view.
+            ValueError: shapes differ, `start` is after the last step, or an example differs from the view's first one.
             RuntimeError: the source raised an error; the message names it and the example.
             StudyError: Grain is not installed, or the source cannot be sent to worker processes.
         """
         if np.ndim(indices) != 2 or np.shape(indices) != np.shape(weights):
             raise ValueError(
-                f"indices and weights must have one shape [steps, batch]: got {np.shape(indices)}, {np.shape(weights)}"
+                f"indices and weights must have the same shape [steps, batch]: {np.shape(indices)}, {np.shape(weights)}"
             )
         if not 0 <= start <= len(indices):
-            raise ValueError(f"start must be a step of the order: got {start} of {len(indices)} steps")
+            raise ValueError(f"start must be from 0 to {len(indices)}, the number of steps: got {start}")
         rows, weights = self._rows[np.asarray(indices)[start:]], np.asarray(weights, np.float32)[start:]
         batches = self._shared.read(rows, weights, first=int(self._rows[0]))
         _unfinished.add(batches)
         return batches
 
     def _column(self, name: str) -> np.ndarray:
-        raise ValueError(f"a stream is not read to split it: got stratify={name!r}; give an array of the classes")
+        raise ValueError(
+            f"a StreamDataset cannot be stratified by an array's name: got {name!r}; pass an array of the classes"
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class _Reading:
-    """A source and how to read it, which views share."""
+    """A source and its reading options, which views share."""
 
     source: Source
     workers: int
@@ -114,8 +116,8 @@ class _Reading:
             grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
         )
         if workers:
-            # Sent through a pipe: shared memory takes half the time, but /dev/shm is small in containers, and Python's
-            # tracker of it complains when a program ends in mid-epoch.
+            # Sent through a pipe. Shared memory takes half the time, but /dev/shm is small in containers, and Python's
+            # resource tracker complains if a program ends within an epoch.
             through_pipe = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
             dataset = grain.experimental.WithOptionsIterDataset(dataset, through_pipe)
             dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), _start_worker)
@@ -125,7 +127,7 @@ class _Reading:
 
 @dataclass(frozen=True, eq=False)
 class _Batches:
-    """What Grain reads: the batch of a step, by its number."""
+    """The source that Grain reads: the batch of a step, by its number."""
 
     source: Any
     rows: np.ndarray
@@ -143,21 +145,21 @@ class _Batches:
 
     @cached_property
     def _like(self) -> HostBatch:
-        """The view's first example; not read before this has reached its process, since reading may open files."""
+        """The view's first example; read in the process that uses it, because reading may open files."""
         return self._example(self.first)
 
     def _checked(self, row: int) -> HostBatch:
         example, like = self._example(row), self._like
         if example.keys() != like.keys():
             raise ValueError(
-                f"examples must have the same keys: got {sorted(example)} (example {row}), {sorted(like)} "
-                f"(example {self.first})"
+                f"all examples must have the same keys: example {row} has {sorted(example)}, "
+                f"example {self.first} has {sorted(like)}"
             )
         for name, array in example.items():
             if (array.shape, array.dtype) != (like[name].shape, like[name].dtype):
                 raise ValueError(
-                    f"examples must have the same shapes and types: got {name!r} of shape {array.shape} {array.dtype} "
-                    f"(example {row}), {like[name].shape} {like[name].dtype} (example {self.first})"
+                    f"all examples must have the same shapes and types: {name!r} has {array.shape} {array.dtype} in "
+                    f"example {row}, but {like[name].shape} {like[name].dtype} in example {self.first}"
                 )
         return example
 
@@ -165,22 +167,20 @@ class _Batches:
         try:
             example = self.source[row]
         except Exception as error:
-            # Of a type that any process can send to another, which the source's own may not be.
-            raise RuntimeError(
-                f"a source must give every example: got {type(error).__name__}: {error} (example {row})"
-            ) from error
+            # A plain RuntimeError, because the source's own type of error may not be picklable.
+            raise RuntimeError(f"the source failed to read example {row}: {type(error).__name__}: {error}") from error
         if not isinstance(example, dict) or not example:
             raise ValueError(f"an example must be a dict of arrays: got {type(example).__name__} (example {row})")
         return {name: np.asarray(array) for name, array in example.items()}
 
 
 class _Pickled:
-    """A source on its way to another process, where it is itself again."""
+    """A source in pickled form; another process gets the source back."""
 
     def __init__(self, source: Source) -> None:
         import cloudpickle
 
-        # Other processes may not be able to import a module by its name; a study file they would have to run again.
+        # Other processes may be unable to import the module by name, and would have to run a study file again.
         module = sys.modules[type(source).__module__]
         found = importlib.machinery.PathFinder.find_spec(module.__name__.partition(".")[0])
         is_study_file = module.__name__.startswith(f"{study_files.__name__}.")
@@ -191,8 +191,8 @@ class _Pickled:
             self._bytes = cloudpickle.dumps(source)
         except Exception as error:
             raise StudyError(
-                f"a source must be picklable to be read by worker processes: {type(source).__name__} is not, "
-                f"{type(error).__name__}: {error}; open files when first read, or use workers=0"
+                f"cannot send the source {type(source).__name__} to worker processes, because it cannot be pickled: "
+                f"{type(error).__name__}: {error}; open its files when first read, or use workers=0"
             ) from error
         finally:
             if by_value:
@@ -205,7 +205,7 @@ class _Pickled:
 _unfinished: weakref.WeakSet[Generator[HostBatch]] = weakref.WeakSet()
 
 
-# Left to the end of the interpreter, Grain would look for modules that are gone by then.
+# At the interpreter's exit, Grain would look for modules that no longer exist.
 @atexit.register
 def _close_unfinished() -> None:
     for batches in list(_unfinished):
@@ -213,7 +213,7 @@ def _close_unfinished() -> None:
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Have this process end with its parent, however that ends, and not by Ctrl-C before it."""
+    """Make this process end with its parent, however that ends, and ignore Ctrl-C until then."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -227,7 +227,7 @@ def _import_grain() -> Any:
         raise StudyError(f"a StreamDataset needs Grain, which is not installed: {how_to_install('stream')}") from None
     from absl import flags
 
-    # Grain reads its settings from command line flags, which must have been parsed; here there are none.
+    # Grain reads its settings from command line flags, which must be parsed first; there are none.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     return grain

@@ -1,1 +1,1 @@
-"""The training loop, and the programs it compiles."""
+"""The training loop and its compiled programs."""

@@ -1,4 +1,4 @@
-"""What a trainer, its hyperparameters and its data must be: checked before anything is computed."""
+"""Checks a trainer, its hyperparameters and its data before anything is computed."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from tuner.training.optim.schedules import require
 from tuner.training.pytree import PyTree
 
 EVAL_BATCH = 512
-"""Examples to a batch of an evaluation."""
+"""Examples per batch in an evaluation."""
 
 
 def check_settings(trainer: object) -> None:
-    """Raise StudyError unless this is a trainer whose attributes are what they can be."""
+    """Raise StudyError unless this is a trainer with valid settings."""
     if not isinstance(trainer, TrainerDefinition):
         raise StudyError(f"trainer must be a TrainerModule: got {trainer!r}")
     try:
         hash(trainer)
     except TypeError:
         raise StudyError(
-            f"a trainer must be hashable, as programs are kept by it: {type(trainer).__name__} is not; "
-            "@dataclass(eq=False) is"
+            f"a trainer must be hashable, but {type(trainer).__name__} is not: "
+            "if it is a dataclass, use @dataclass(eq=False)"
         ) from None
     if trainer.loop not in ("auto", "scan", "step"):
         raise StudyError(f"a trainer's loop must be 'auto', 'scan' or 'step': got {trainer.loop!r}")
@@ -55,7 +55,7 @@ def check_settings(trainer: object) -> None:
 
 
 def check_arguments(epochs: object, seed: object, direction: object) -> None:
-    """Raise StudyError for arguments of a training that cannot be."""
+    """Raise StudyError for invalid arguments of a training."""
     if not is_int(epochs) or epochs < 1:
         raise StudyError(f"epochs must be a whole number of at least 1: got {epochs!r}")
     if not (is_int(seed) or isinstance(seed, np.integer)) or not 0 <= seed < 2**31:
@@ -65,34 +65,34 @@ def check_arguments(epochs: object, seed: object, direction: object) -> None:
 
 
 def check_kinds(stop: object, *options: tuple[type, object]) -> None:
-    """Raise StudyError for an option that is neither None nor of its class, or a `stop` that cannot be called."""
+    """Raise StudyError if an option is neither None nor of its class, or `stop` is not a function."""
     for kind, option in options:
         if not isinstance(option, kind | None):
             raise StudyError(
                 f"{kind.__name__.lower()} must be a tuner.training.{kind.__name__} or None: got {option!r}"
             )
     if not callable(stop):
-        raise StudyError(f"stop must be a function that says whether to stop: got {stop!r}")
+        raise StudyError(f"stop must be a function that returns whether to stop: got {stop!r}")
 
 
 def check_data(splits: object) -> None:
-    """Raise StudyError unless data are splits."""
+    """Raise StudyError unless the data are a `Splits`."""
     if not isinstance(splits, Splits):
         raise StudyError(
-            f"data must be tuner.training.Splits, of training and validation: got {type(splits).__name__}; see "
+            f"data must be a tuner.training.Splits (training and validation data): got {type(splits).__name__}; see "
             "ArrayDataset.split"
         )
 
 
 _checked: WeakKeyDictionary[Any, set[Any]] = WeakKeyDictionary()
-"""Datasets, and the trainers that have checked them."""
+"""The trainers that have checked each dataset."""
 
 
 def check_examples(trainer: TrainerDefinition, hparams: PyTree, datasets: Mapping[str, Dataset | None]) -> None:
-    """Let a trainer check datasets, by what they are for; each once.
+    """Let a trainer check datasets, given by purpose; each is checked once.
 
     Raises:
-        StudyError: one is not what the trainer learns from.
+        StudyError: a dataset does not fit the trainer.
     """
     if not overrides(trainer, "check_data"):
         return
@@ -104,19 +104,19 @@ def check_examples(trainer: TrainerDefinition, hparams: PyTree, datasets: Mappin
 
 
 def parts(splits: Splits) -> dict[str, Any]:
-    """Return the datasets of splits by what they are for."""
+    """Return the datasets of splits by purpose."""
     return {"training": splits.train, "validation": splits.validation, "test": splits.test}
 
 
 def check_hparams(hparams: PyTree) -> None:
-    """Make hyperparameters a pytree, and raise StudyError unless its leaves are numbers."""
+    """Register hyperparameters as a pytree, and raise StudyError unless its leaves are numbers."""
     register(hparams)
     for path, leaf in jax.tree_util.tree_leaves_with_path(hparams):
         if not isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float):
             where = jax.tree_util.keystr(path, simple=True, separator="/")
             raise StudyError(
-                f"hyperparameters must be a Space or a pytree of numbers: got {leaf!r}{where and f' ({where})'}; what "
-                "is no number, or sets a shape, is a choice of a Space"
+                f"hyperparameters must be a Space or a pytree of numbers: got {leaf!r}{where and f' ({where})'}; use "
+                "a Space with choice(...) for other values, and for numbers that set a shape"
             )
         if isinstance(leaf, int | float):
             try:
@@ -127,7 +127,7 @@ def check_hparams(hparams: PyTree) -> None:
 
 
 def check_average(trainer: TrainerDefinition, hparams: PyTree) -> None:
-    """Raise StudyError unless the decay of smoothed weights is a share."""
+    """Raise StudyError unless the decay of smoothed weights is between 0 and 1."""
     if not overrides(trainer, "ema_decay"):
         return
     decay = trainer.ema_decay(hparams)
@@ -136,13 +136,13 @@ def check_average(trainer: TrainerDefinition, hparams: PyTree) -> None:
 
 
 def check_optimizer(trainer: TrainerDefinition, hparams: PyTree, total_steps: int) -> None:
-    """Check an `OptimizerSpec` with the trial's own numbers, which inside a program are not known.
+    """Check an `OptimizerSpec` with the trial's numbers, which are not known inside a program.
 
     Raises:
-        StudyError: something in it is wrong.
+        StudyError: a setting is wrong.
     """
     if overrides(trainer, "init_state") and overrides(trainer, "train_step"):
-        return  # it has optimizers of its own
+        return  # the trainer has its own optimizers
     made = trainer.init_optimizer(hparams, total_steps)
     if isinstance(made, OptimizerSpec | OptimizerGroups):
         made.check(total_steps)
@@ -153,7 +153,7 @@ def _asked_batch_size(
     trainer: TrainerDefinition, settings: Hashable, structure: Any, types: tuple[tuple[tuple[int, ...], DTypeLike], ...]
 ) -> Any:
     sizes: list[Any] = []
-    # Traced, as in a program: a size that differs from trial to trial would compile anew for each.
+    # Traced, as in a program: a size that differs between trials would need a compilation for each.
     hparams = structure.unflatten(jax.ShapeDtypeStruct(*of) for of in types)
     jax.eval_shape(lambda hparams: sizes.append(trainer.batch_size(hparams)), hparams)
     return sizes[0]
@@ -163,7 +163,7 @@ def asked_batch_size(trainer: TrainerDefinition, hparams: PyTree) -> int:
     """Return the trainer's batch size.
 
     Raises:
-        StudyError: it is no static integer of at least 1.
+        StudyError: it is not a static integer of at least 1.
     """
     leaves, structure = jax.tree.flatten(hparams)
     size = _asked_batch_size(
@@ -175,22 +175,22 @@ def asked_batch_size(trainer: TrainerDefinition, hparams: PyTree) -> int:
 
 
 def has_hooks(trainer: TrainerDefinition) -> bool:
-    """Return whether a trainer may report metrics of its own."""
+    """Return whether a trainer has hooks, which may report more metrics."""
     return any(overrides(trainer, hook) for hook in ("on_training_epoch_end", "on_validation_epoch_end"))
 
 
 def overrides(trainer: TrainerDefinition, method: str) -> bool:
-    """Return whether a trainer has its own version of a method."""
+    """Return whether a trainer overrides a method."""
     return getattr(type(trainer), method) is not getattr(TrainerDefinition, method)
 
 
 def first_shapes(trainer: TrainerDefinition, hparams: PyTree, splits: Splits, epochs: int = 1) -> Carry:
-    """Return the shapes of what a training starts with; nothing is computed."""
+    """Return the shapes of a training's first state and metrics, without computing them."""
     layout = Layout()
     register(hparams)
     feed = Feed(splits.train, layout, asked_batch_size(trainer, hparams))
     made = programs(trainer, hparams, layout)
-    # Said as `Training` says it, which then need not trace the program again.
+    # With the same types as in `Training`, which then need not trace the program again.
     fixed = {"total_steps": epochs * feed.steps, "optimizer_rules": OPTIMIZER_RULES}
     return made.init.eval_shape(feed.first(), hparams, np.uint32(0), **fixed)
 
@@ -199,12 +199,12 @@ def first_shapes(trainer: TrainerDefinition, hparams: PyTree, splits: Splits, ep
 def check_trainer(
     trainer: TrainerDefinition, hparams: PyTree, splits: Any, objectives: Sequence[str], epochs: int
 ) -> None:
-    """Trace the whole training without running it, to find what would fail in every trial.
+    """Trace the whole training without running it, to find errors that every trial would raise.
 
     Raises:
-        StudyError: the trainer or the data are of the wrong type, or an objective is never reported; the message
-            lists what is reported.
-        MissingHParam: the trainer reads a hyperparameter that the space lacks.
+        StudyError: the trainer or the data have the wrong type, or an objective is never reported; the message
+            lists the reported metrics.
+        MissingHParam: the trainer reads a hyperparameter that the space does not have.
     """
     check_settings(trainer)
     check_data(splits)
@@ -226,12 +226,12 @@ def check_trainer(
     for objective in objectives:
         if objective not in reported:
             raise StudyError(
-                f"the objective must be a metric that the trainer reports: {objective!r} is not, "
+                f"the trainer does not report the objective {objective!r}: "
                 f"it reports {', '.join(reported)}{nearest(objective, reported)}"
             )
 
 
 def _names(shapes: Metrics) -> list[str]:
-    """Return the names under which metrics of these shapes are reported."""
+    """Return the names that metrics of these shapes have in reports."""
     with np.errstate(all="ignore"):
         return list(metrics_.as_floats(jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)))

@@ -1,4 +1,4 @@
-"""Looking into a training: the first NaN and where it came from, profiler traces, progress bars."""
+"""Diagnoses a training: finds the first NaN and its origin, records profiler traces, shows progress bars."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tuner.trial import Report
 
 @contextlib.contextmanager
 def unjitted() -> Iterator[None]:
-    """Run the body without compiling, line by line."""
+    """Run the body without compiling."""
     with jax.disable_jit():
         yield
 
@@ -31,30 +31,30 @@ def unjitted() -> Iterator[None]:
 def check_finite(
     trainer: TrainerDefinition, hparams: PyTree, source: Source, before: Carry, after: Carry, step: int
 ) -> None:
-    """Check what a step has made of a state.
+    """Check the state after a step for NaN and infinities.
 
     Args:
         trainer: The trainer.
         hparams: The hyperparameters.
-        source: Where the step's batch came from.
+        source: The source of the step's batch.
         before: State, metrics and position before the step.
-        after: The same after it.
+        after: State, metrics and position after the step.
         step: The step's number, counted from 1.
 
     Raises:
-        NonFinite: a parameter, batch statistic or metric is NaN or infinite; the message says where the first one
-            came from: the inputs, a module's output, the loss, a gradient or the update.
+        NonFinite: a parameter, batch statistic or metric is NaN or infinite; the message names the origin of the first
+            one: the inputs, a module's output, the loss, a gradient or the update.
     """
     made = {"params": after.state.params, "collections": after.state.collections, "metrics": after.totals}
     first = _first_nonfinite(made)
     if first is None:
         return
-    where = _origin(trainer, hparams, source, before) or f"in {first}, from finite outputs"
-    raise NonFinite(f"values must stay finite: step {step} made the first NaN or infinity {where}")
+    where = _origin(trainer, hparams, source, before) or f"in {first}; the model's outputs were finite"
+    raise NonFinite(f"step {step} produced the first NaN or infinity {where}")
 
 
 def _origin(trainer: TrainerDefinition, hparams: PyTree, source: Source, before: Carry) -> str | None:
-    """Run the model forward once more, and return where the first NaN or infinity appears."""
+    """Run the model's forward pass again, and return where the first NaN or infinity appears."""
     state, batch = before.state, source.at(before.position)
     assert state.key is not None
     assert state.step is not None
@@ -62,18 +62,18 @@ def _origin(trainer: TrainerDefinition, hparams: PyTree, source: Source, before:
     batch = trainer.augment(batch, hparams, Stream.AUGMENT.key(key))
     wrong = _first_nonfinite(batch)
     if wrong is not None:
-        return f"before the model: in {wrong} of the batch"
+        return f"in {wrong} of the batch, before the model"
     seen: list[str] = []
 
     def observe(path: str, inputs: PyTree, outputs: PyTree) -> None:
         if not seen and _first_nonfinite(outputs) is not None:
             is_before = _first_nonfinite(inputs) is not None
-            seen.append(f"in what {path} was called with" if is_before else f"in the output of {path}")
+            seen.append(f"in the input of {path}" if is_before else f"in the output of {path}")
 
     with watched(observe):
         try:
             outputs, _ = trainer.apply_model(state.params, state.collections, batch, hparams, train=True, key=key)
-        except Exception:  # a train_step of another kind, which calls its models by itself
+        except Exception:  # an overridden train_step may call its models differently
             return seen[0] if seen else None
     if seen:
         return seen[0]
@@ -81,10 +81,10 @@ def _origin(trainer: TrainerDefinition, hparams: PyTree, source: Source, before:
         return "in the model's output"
     try:
         losses, _ = trainer.loss(outputs, batch, hparams)
-    except Exception:  # the same: its loss is its own
+    except Exception:  # likewise, it may have another loss
         return None
     if _first_nonfinite(losses) is not None:
-        return "in the loss, from a finite output of the model"
+        return "in the loss; the model's outputs were finite"
     return None
 
 
@@ -98,15 +98,15 @@ def _first_nonfinite(tree: PyTree) -> str | None:
 
 @dataclass
 class Profile:
-    """A trace of some steps by JAX's profiler, for TensorBoard or Perfetto.
+    """Traces some steps with JAX's profiler, for TensorBoard or Perfetto.
 
     Attributes:
-        folder: Where the trace goes.
-        first: The first step traced, counted from 0; a scanned epoch is traced whole.
-        last: The last one.
+        folder: The folder for the trace.
+        first: The first traced step, counted from 0; a scanned epoch is traced completely.
+        last: The last traced step.
 
     Raises:
-        StudyError: first and last are no such steps.
+        StudyError: `first` or `last` is invalid.
     """
 
     folder: str | Path
@@ -118,31 +118,31 @@ class Profile:
         are_whole = all(is_int(step) for step in (self.first, self.last))
         if not are_whole or not 0 <= self.first <= self.last:
             raise StudyError(
-                "a Profile's steps must be whole numbers, 0 <= first <= last: "
+                "the steps of a Profile must be whole numbers with 0 <= first <= last: "
                 f"got first={self.first!r}, last={self.last!r}"
             )
 
     def before(self, step: int, count: int) -> None:
-        """Start the trace if one of the `count` steps from `step` on is to be in it."""
+        """Start the trace if it includes one of the `count` steps from `step` on."""
         if not self._is_running and step <= self.last and step + count > self.first:
             jax.profiler.start_trace(str(self.folder))
             self._is_running = True
 
     def after(self, step: int, made: PyTree) -> None:
-        """End the trace if `step`, the next one, is beyond it."""
+        """End the trace if `step`, the next one, is after its last step."""
         if self._is_running and step > self.last:
             jax.block_until_ready(made)
             self.close()
 
     def close(self) -> None:
-        """Write the trace, if one is under way."""
+        """Write the trace, if it has started."""
         if self._is_running:
             self._is_running = False
             jax.profiler.stop_trace()
 
 
 def with_progress(reports: Generator[Report, None, object], epochs: int) -> Generator[Report, None, Any]:
-    """Yield the same reports, with a bar on stderr that shows epochs and the latest metrics."""
+    """Yield the same reports, and show a progress bar with epochs and the latest metrics on stderr."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Column
@@ -152,7 +152,7 @@ def with_progress(reports: Generator[Report, None, object], epochs: int) -> Gene
         MofNCompleteColumn(),
         BarColumn(),
         TimeRemainingColumn(),
-        # The others come first: however many metrics there are, they only get the room that is left.
+        # The other columns come first; the metrics get only the remaining width.
         TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
     )
     with contextlib.closing(reports), Progress(*columns, console=Console(stderr=True), expand=True) as bar:

@@ -1,4 +1,4 @@
-"""What is asked of a trainer beside training: evaluate, predict, describe."""
+"""Evaluates, predicts with and describes a trained model."""
 
 from __future__ import annotations
 
@@ -84,11 +84,11 @@ def tabulate(trainer: TrainerDefinition, hparams: PyTree, splits: Splits) -> str
 
 @explained()
 def memory(trainer: TrainerDefinition, hparams: PyTree, splits: Splits, layout: Layout | None = None) -> dict[str, int]:
-    """Return what a training step needs of a device's memory, in bytes, from the compiled program.
+    """Return the memory that a training step needs on a device, in bytes, from the compiled program.
 
     Returns:
-        `arguments` (state, batch source), `temporary` (activations and the like), `outputs` beyond what the state
-        given leaves free.
+        `arguments` (state, batch source), `temporary` (such as activations), and `outputs` that do not reuse the memory
+        of the state.
     """
     register(hparams)
     layout = layout or Layout()

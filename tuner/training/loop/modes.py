@@ -1,4 +1,4 @@
-"""Scan or step: whether an epoch runs as one compiled loop or as a loop of compiled steps, by measurement.
+"""Chooses by measurement whether an epoch runs as one compiled loop (scan) or as a loop of compiled steps (step).
 
 On CPUs a scan is several times faster for small dense models and several times slower for convolutions; the two differ
 in the last bits, so the choice is made once for a program and kept.
@@ -21,19 +21,19 @@ from tuner.training.pytree import PyTree
 
 Mode = Literal["scan", "step"]
 Choose = Callable[[str, Callable[[], Mode]], Mode]
-"""(program, measure) -> mode: looks up what a program runs as, or calls `measure()` and remembers the answer."""
+"""(program, measure) -> mode: looks up the mode of a program, or calls `measure()` and stores the result."""
 
 _CHUNK = 256
-"""Steps in one program at most: between programs a trial can be stopped and saved."""
+"""The maximum number of steps in one program. A trial can be stopped and saved between programs."""
 _SLOW_STEP_S = 0.02
-"""Of a step this long, starting it is a hundredth at most: there is nothing to win by a scan."""
+"""Seconds of a step from which its start takes at most 1 % of the time, so that a scan saves nothing."""
 _TIMED_STEPS, _TIMED_ROUNDS, _TIMED_S = 20, 20, 0.3
 
 _chosen: WeakKeyDictionary[TrainerDefinition, dict[str, Mode]] = WeakKeyDictionary()
 
 
 def remembered(trainer: TrainerDefinition) -> Choose:
-    """Return a `Choose` that remembers the modes of a trainer's programs in this process."""
+    """Return a `Choose` that stores the modes of a trainer's programs in this process."""
 
     def choose(program: str, measure: Callable[[], Mode]) -> Mode:
         known = _chosen.setdefault(trainer, {})
@@ -45,12 +45,12 @@ def remembered(trainer: TrainerDefinition) -> Choose:
 
 
 def chunk(steps: int) -> int:
-    """Return how many steps of an epoch a scan takes at a time: equal parts, so that at most two programs differ."""
+    """Return the number of steps per scan: equal parts of an epoch, so that at most two programs are compiled."""
     return -(-steps // -(-steps // _CHUNK))
 
 
 def program_name(trainer: TrainerDefinition, hparams: PyTree, feed: Feed, source: Source) -> str:
-    """Return what identifies a training program across processes: trainer, static values, shapes, kind of device."""
+    """Return an identifier of a training program: trainer, static values, shapes, kind of device."""
     shapes = ", ".join(f"{name} {leaf.dtype}{list(leaf.shape[1:])}" for name, leaf in sorted(source.arrays.items()))
     device = (feed.layout.devices or tuple(jax.devices()))[0]
     return (
@@ -60,9 +60,9 @@ def program_name(trainer: TrainerDefinition, hparams: PyTree, feed: Feed, source
 
 
 def measure(programs: Programs, source: Source, hparams: PyTree, carry: Carry, steps: int) -> Mode:
-    """Return the faster of scan and step for these programs here; `carry` is only copied.
+    """Measure whether scan or step is faster for these programs on this machine; `carry` is only copied.
 
-    A program whose steps are long is not compiled a second time to find out.
+    If steps are long, the scan is not compiled for the measurement.
     """
     few, many = min(steps, _TIMED_STEPS), chunk(steps)
 
@@ -81,7 +81,7 @@ def measure(programs: Programs, source: Source, hparams: PyTree, carry: Carry, s
     if step_s() > _SLOW_STEP_S:
         return "step"
     scan_s()
-    # By turns and the least of each: other processes disturb one side for as long as the other.
+    # Alternate the two and use the minimum of each, so that other processes affect both in the same way.
     began, times = time.perf_counter(), []
     while len(times) < 3 or (time.perf_counter() - began < _TIMED_S and len(times) < _TIMED_ROUNDS):
         times.append((step_s(), scan_s()))
@@ -90,7 +90,7 @@ def measure(programs: Programs, source: Source, hparams: PyTree, carry: Carry, s
 
 
 def _seconds(programs: Programs, carry: Carry, run: Callable[[Carry], Carry]) -> float:
-    """Return how long a function of a copy of the carry takes."""
+    """Return the seconds that a function takes with a copy of the carry."""
     copied = jax.block_until_ready(programs.copy(carry))
     began = time.perf_counter()
     jax.block_until_ready(run(copied))

@@ -27,13 +27,13 @@ from tuner.training.pytree import PyTree
 from tuner.training.state import Stream, TrainState
 
 _KEPT = 16
-"""Sets of programs kept in memory. A study over hundreds of widths would else hold all its programs to the end."""
+"""Sets of programs to keep in memory. Without a limit, a study of hundreds of widths would keep all its programs."""
 _DROPPED = 32
-"""Sets of programs dropped until JAX is told to forget them."""
+"""Number of dropped sets after which JAX's caches are cleared."""
 
 
 class Carry(NamedTuple):
-    """What goes from step to step: the state, the epoch's metrics so far, and the step's place in the epoch."""
+    """Values passed from step to step: the state, the epoch's metrics so far, and the position in the epoch."""
 
     state: TrainState
     totals: Metrics
@@ -48,17 +48,17 @@ def first_carry(
     total_steps: int,
     optimizer_rules: int = OPTIMIZER_RULES,
 ) -> Carry:
-    """Return the state before the first step, from a seed (Int[Array, ""]), and metrics that have seen nothing."""
+    """Return the state before the first step, from a seed (Int[Array, ""]), and empty metrics."""
     with collect_stacks(optimizer_rules):
         state = trainer.init_state(hparams, batch, jax.random.key(seed), total_steps)
     if state.key is None or state.step is None:
-        raise StudyError("a state made by init_state needs key and step to be trained: one of them is None")
+        raise StudyError("init_state(...) must return a state with key and step: got None for at least one of them")
     shapes = jax.eval_shape(partial(trainer.train_step, state, batch, hparams, state.key))[1]
     return Carry(state, metrics_.zeros(shapes), jnp.zeros((), jnp.int32))
 
 
 def one_step(trainer: TrainerDefinition, layout: Layout, hparams: PyTree, source: Source, carry: Carry) -> Carry:
-    """Return what follows from one training step. Pure; may be vmapped over `hparams` and `carry`."""
+    """Return the carry after one training step. Pure; may be vmapped over `hparams` and `carry`."""
     state, totals, position = carry
     assert state.key is not None
     assert state.step is not None
@@ -70,7 +70,7 @@ def one_step(trainer: TrainerDefinition, layout: Layout, hparams: PyTree, source
 def many_steps(
     trainer: TrainerDefinition, layout: Layout, hparams: PyTree, source: Source, carry: Carry, count: int
 ) -> Carry:
-    """Return what follows from `count` training steps, as one loop inside the program."""
+    """Return the carry after `count` training steps, as one loop inside the program."""
 
     def step(carry: Carry, _: None) -> tuple[Carry, None]:
         return one_step(trainer, layout, hparams, source, carry), None
@@ -101,16 +101,16 @@ class Programs:
 
     Attributes:
         init: (source, hparams, seed, total_steps=, optimizer_rules=) -> `Carry` before the first step.
-        step: (source, hparams, state, totals, position) -> `Carry` after one step; the state given is used up.
+        step: (source, hparams, state, totals, position) -> `Carry` after one step; the given state becomes invalid.
         steps: the same after `count=` steps.
         eval_step: (source, hparams, state, totals, position) -> totals and position after one more batch.
         eval_all: (source, hparams, state) -> metrics over all batches.
         predict: (params, collections, inputs, hparams) -> outputs in evaluation mode.
-        copy: a pytree of arrays -> a copy, which may be used up.
+        copy: a pytree of arrays -> a copy, which may be donated.
     """
 
     def __init__(self, trainer: TrainerDefinition, layout: Layout) -> None:
-        # The state and the batch are arguments of their own below, because only the state is used up.
+        # The state and the batch are separate arguments below, because only the state is donated.
         def init_state(
             source: Source,
             hparams: PyTree,
@@ -145,7 +145,7 @@ class Programs:
         def predict(params: PyTree, collections: PyTree, inputs: tuple[PyTree, ...], hparams: PyTree) -> Any:
             return trainer.apply_inputs(params, collections, inputs, hparams, train=False)[0]
 
-        # Runs once a trial and takes long to optimise, so the compiler is told not to.
+        # Runs once per trial and takes long to optimise, so it is compiled without optimisation.
         fast_to_compile = {"xla_backend_optimization_level": 0}
         static = ("total_steps", "optimizer_rules")
         self.init = jax.jit(init_state, static_argnames=static, compiler_options=fast_to_compile)
@@ -170,9 +170,9 @@ def programs(trainer: TrainerDefinition, hparams: PyTree, layout: Layout) -> Pro
 def forget_dropped() -> None:
     """Free the memory of programs that are no longer kept, once there are many; call it between trials.
 
-    JAX holds about 1 MB for each set of programs after its last user is gone, and can only forget all programs at
-    once. Those still kept are traced again at their next use, and read from the persistent cache. A study that has no
-    more sets of programs than are kept is not affected.
+    JAX keeps about 1 MB for each dropped set of programs, and can only clear all of its caches. Programs that are still
+    kept are traced again at their next use, and read from the persistent cache. A study with fewer sets of programs
+    than the limit is not affected.
     """
     info = _programs.cache_info()
     if info.misses - info.currsize >= _DROPPED:

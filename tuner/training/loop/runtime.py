@@ -1,4 +1,4 @@
-"""What JAX does around a program: the compile cache and its clock, the backend, running out of memory."""
+"""JAX's runtime: the compile cache, compile times, the devices of a worker, and out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _CACHE_HIT_EVENT = "/jax/compilation_cache/cache_hits"
 
 
 _CACHE_BYTES = 2 * 2**30
-"""Size of the compile cache on disk, unless `$JAX_COMPILATION_CACHE_MAX_SIZE` says another."""
+"""Default limit of the compile cache on disk in bytes; `$JAX_COMPILATION_CACHE_MAX_SIZE` overrides it."""
 _TRIM_EVERY_S = 60.0
 
 
 def use_persistent_cache() -> None:
-    """Let programs outlive the process, in `$JAX_COMPILATION_CACHE_DIR` or the user's cache folder.
+    """Store compiled programs on disk, in `$JAX_COMPILATION_CACHE_DIR` or the user's cache folder.
 
-    The latter is kept below a size, see `tidy`; a folder that the user names is left to JAX's own settings.
+    `tidy` limits the size of the latter; a folder set by the user follows only JAX's own settings.
     """
     global _cache
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
@@ -34,27 +34,27 @@ def use_persistent_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(root / "tuner" / "xla"))
         limit = getattr(jax.config, "jax_compilation_cache_max_size", -1)
         _cache = _Cache(root / "tuner" / "xla", limit if limit > 0 else _CACHE_BYTES)
-        # JAX's own limit locks the folder at each read and write, and fails at files from a time without one.
+        # JAX's own limit locks the folder for each read and write, and fails on files written without a limit.
         jax.config.update("jax_compilation_cache_max_size", -1 if limit > 0 else limit)
-    # By default JAX keeps only what took a second to compile; a study's programs are smaller and many.
+    # By default JAX stores only programs that took a second to compile; a study has many smaller ones.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     tidy()
 
 
 def tidy() -> None:
-    """Free memory and disk of programs that were not used for long; call it between trials."""
+    """Remove programs that were not used for long from memory and disk; call it between trials."""
     forget_dropped()
     if _cache is not None:
         _cache.trim_if_due()
 
 
 class _Cache:
-    """The compile cache on disk, of which the files that were not read for longest are deleted when it is full.
+    """The compile cache on disk; when it is full, the least recently used files are deleted.
 
     Args:
-        folder: Where it is.
-        limit: Bytes.
+        folder: The folder of the cache.
+        limit: Its maximum size in bytes.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
@@ -62,7 +62,7 @@ class _Cache:
         self._trimmed_at_s: float | None = None
 
     def trim_if_due(self) -> None:
-        """Trim the cache, but not more often than once a minute."""
+        """Trim the cache, at most once a minute."""
         now_s = time.monotonic()
         if self._trimmed_at_s is None or now_s - self._trimmed_at_s >= _TRIM_EVERY_S:
             self._trimmed_at_s = now_s
@@ -73,10 +73,10 @@ _cache: _Cache | None = None
 
 
 def trim_cache(folder: Path, limit: int) -> None:
-    """Delete the compiled programs that were not used for longest, if all together are larger than `limit` bytes.
+    """Delete the least recently used programs if all together are larger than `limit` bytes.
 
-    A tenth of the limit is freed beyond need. Other processes may use the folder meanwhile: a program that one of them
-    no longer finds is compiled again.
+    It frees a tenth of the limit more than necessary. Other processes may use the folder at the same time: they compile
+    deleted programs again.
     """
     files = []
     for root, _, names in os.walk(folder):
@@ -84,7 +84,7 @@ def trim_cache(folder: Path, limit: int) -> None:
             path = os.path.join(root, name)
             with contextlib.suppress(OSError):  # deleted by another process
                 about = os.stat(path, follow_symlinks=False)
-                # Many file systems write the time of a read once a day, or never.
+                # Many file systems update the time of the last read only once a day, or never.
                 files.append((max(about.st_atime, about.st_mtime), about.st_size, path))
     total = sum(size for _, size, _ in files)
     if total <= limit:
@@ -98,11 +98,11 @@ def trim_cache(folder: Path, limit: int) -> None:
 
 
 class CompileClock:
-    """Adds up what JAX compiles in this process, from its creation on.
+    """Counts the programs that JAX compiles in this process, from its creation on.
 
     Attributes:
-        total_s: Seconds spent, those of reading compiled programs from the persistent cache included.
-        count: Programs compiled; one found in the persistent cache is not.
+        total_s: Seconds spent, including reading compiled programs from the persistent cache.
+        count: Compiled programs; programs found in the persistent cache do not count.
     """
 
     def __init__(self) -> None:
@@ -121,18 +121,18 @@ class CompileClock:
 
 
 def worker_layout(wanted: str) -> Layout:
-    """Return the layout of a worker's trials: all devices it was given.
+    """Return the layout of a worker's trials: all devices that it was given.
 
     Args:
         wanted: The worker's device group as text, such as `gpu 0,1`; empty if it was given none. Virtual CPU devices
-            are used only by who was given them.
+            are used only if the worker was given them.
     """
     is_ours = wanted or jax.default_backend() != "cpu"
     return Layout(jax.local_devices() if is_ours else ())
 
 
 def missing_accelerator(wanted: str) -> str | None:
-    """Return a warning if a worker was given GPUs or TPUs that JAX does not see, else None.
+    """Return a warning if a worker was given GPUs or TPUs that JAX does not find, else None.
 
     Args:
         wanted: The worker's device group as text, such as `gpu 0,1`; empty if it was given none.
@@ -141,11 +141,11 @@ def missing_accelerator(wanted: str) -> str | None:
     if kind not in ("gpu", "tpu") or jax.default_backend() != "cpu":
         return None
     extra = "cuda" if kind == "gpu" else "tpu"
-    return f"this worker was given {wanted}, but JAX sees only CPUs: {how_to_install(extra)}"
+    return f"this worker was given {wanted}, but JAX finds only CPUs: {how_to_install(extra)}"
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return whether an error means that a device or the host had no memory left."""
+    """Return whether an error means that a device or the host is out of memory."""
     if isinstance(error, jax.errors.JaxRuntimeError):
         return "RESOURCE_EXHAUSTED" in str(error)
     return isinstance(error, MemoryError)

@@ -1,4 +1,4 @@
-"""Misspelt settings and methods of a trainer: without a check they are taken for its own, and do nothing."""
+"""Finds misspelt settings and methods of a trainer, which would otherwise have no effect."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ _ELSEWHERE = {
     "on_train_start": "on_training_start",
     "on_train_epoch_end": "on_training_epoch_end",
 }
-"""What PyTorch Lightning calls it."""
+"""Names in PyTorch Lightning, and their counterparts here."""
 _ALIKE = 0.8
-"""Of two names, from which ratio of `difflib` on one is taken for a slip of the other."""
+"""The `difflib` ratio of two names from which one counts as a misspelling of the other."""
 
 
 def check_spelling(trainer: object) -> None:
-    """Raise StudyError if a trainer has an attribute or a method that is nearly one of `TrainerModule`, and unused.
+    """Raise StudyError if a trainer has an unused attribute or method with almost a name of `TrainerModule`.
 
-    A name that the trainer's own code reads is its own, however alike.
+    A name that the trainer's own code uses is accepted, however similar it is.
     """
     slip = _slip(type(trainer), frozenset(vars(trainer)))
     if slip is not None:
         name, meant = slip
         raise StudyError(
-            f"a trainer's settings and methods must have known names: {type(trainer).__name__} has {name!r}, which "
-            f"nothing reads; did you mean {meant!r}? If it is your own, begin its name with an underscore"
+            f"{type(trainer).__name__} defines {name!r}, which tuner does not know and no code of the class reads; "
+            f"did you mean {meant!r}? If the name is your own, start it with an underscore"
         )
 
 
 @lru_cache(maxsize=256)
 def _slip(kind: type, attributes: frozenset[str]) -> tuple[str, str] | None:
-    """Return the first name that is misspelt, and what was meant."""
+    """Return the first misspelt name, and the name that was probably meant."""
     ours, theirs = [], []
     for each in kind.__mro__[:-1]:
         (ours if each.__module__.partition(".")[0] == "tuner" else theirs).append(each)
@@ -56,7 +56,7 @@ def _slip(kind: type, attributes: frozenset[str]) -> tuple[str, str] | None:
 
 
 def _attributes(kind: type, operation: str) -> Iterator[str]:
-    """Yield the names that a class's code reads or sets; of a method's own name those elsewhere than in itself."""
+    """Yield the names that the code of a class reads or sets; a method's use of its own name does not count."""
     for name, member in vars(kind).items():
         parts = (member.fget, member.fset) if isinstance(member, property) else (member,)
         for part in parts:

@@ -1,6 +1,6 @@
-"""The training loop: drives the compiled programs, reports, keeps the best, resumes.
+"""The training loop: runs the compiled programs, reports, keeps the best state, resumes.
 
-Nothing here waits for the device during an epoch; its metrics are fetched once, at its end.
+It does not wait for the device during an epoch; it fetches the metrics once, at the end of the epoch.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class Best:
     """The best validation so far.
 
     Attributes:
-        epoch: Its epoch.
-        metrics: Its report's metrics.
-        state: What predictions need of the state then; on the host unless it is small.
+        epoch: The epoch of the validation.
+        metrics: The metrics of its report.
+        state: The part of that epoch's state that predictions need; on the host unless it is small.
     """
 
     epoch: int
@@ -69,48 +69,48 @@ class Best:
 
 
 class Training(Generator[Report, None, TrainState]):
-    """One training under way: iterate over it for a report after each validated epoch.
+    """A training: iterate over it to get a report after each validated epoch.
 
-    In each epoch: the training steps, `on_training_epoch_end`, the validation, `on_validation_epoch_end`, the report;
-    then a checkpoint if one is due. `on_training_start` comes before the first step. A training that is resumed at
-    the start of an epoch yields the last report of its history again.
+    Each epoch runs the training steps, `on_training_epoch_end`, the validation and `on_validation_epoch_end`, yields
+    the report, and then saves a checkpoint if one is due. `on_training_start` runs before the first step. A training
+    that is resumed at the start of an epoch yields the last report before it again.
 
     Args:
         trainer: The trainer.
         hparams: The hyperparameters.
-        splits: The data; the last report has the metrics of `splits.test`, if there is one, for the best state, with
+        splits: The data. If there is a test set, the last report has its metrics for the best state, with
             the prefix `test_`.
         epochs: Passes over the training data; > 0.
         seed: In [0, 2^31).
-        objective: The metric by which the best state is chosen; by default `loss`, if the trainer reports it.
+        objective: The metric that decides which state is the best; by default `loss`, if the trainer reports it.
         direction: `"minimize"` or `"maximize"`.
-        checkpoints: Where to resume from and to save to; the best state is handed to it as well.
-        about: What is saved beside the arrays, so that others know what they are: study, trial number.
-        log: A folder for the file `run.json`, which says what is trained and has every report (see `load_run`), and
-            for what hooks give to `save_picture`; without it that goes to the folder of the checkpoints.
+        checkpoints: The checkpoints to resume from and to save to, including the best state.
+        about: Information to save with the arrays: study, trial number.
+        log: A folder for the file `run.json`, which describes the training and has every report (see `load_run`), and
+            for pictures from `save_picture`; without it, pictures are saved in the folder of the checkpoints.
         layout: The devices; one by default.
-        optimizer_rules: `tuner.trial.OPTIMIZER_RULES` of a training that was begun with another version; by default
-            those of its checkpoints or its log, and the newest for a new one.
-        choose: For `loop = "auto"`: looks up whether a program runs as scan or steps, or calls the function given and
-            remembers its answer. By default remembered in this process.
-        stop: Asked after each program; once true, the state is saved and the iteration ends.
-        debug: Run without compiling, and look for the first NaN or infinity after each step; a step that
-            `skip_nonfinite` skips counts, a step whose float16 gradient overflows does not.
-        profile: Steps to be traced with JAX's profiler.
+        optimizer_rules: The `OPTIMIZER_RULES` of a training that was started with another version; by default those of
+            its checkpoints or its log, and the newest for a new training.
+        choose: For `loop = "auto"`: looks up whether a program runs as scan or steps, or calls the given function and
+            stores the result. By default it is stored in this process.
+        stop: Called after each program; if it returns True, the state is saved and the iteration ends.
+        debug: Run without compiling, and check for NaN and infinities after each step. A step that `skip_nonfinite`
+            skips counts, a step whose float16 gradient overflows does not.
+        profile: Steps to trace with JAX's profiler.
         progress: Show a progress bar on stderr.
 
     Attributes:
         feed: The training data cut into batches.
-        batch: Shapes and types of a batch; known from the first step on.
-        reports: All reports so far, those before a resumption included.
+        batch: Shapes and types of a batch; available after the first step.
+        reports: All reports so far, including those from before the training was resumed.
         best: The best validation so far, or None.
-        mode: Whether epochs run as scans or as steps; None before the first.
+        mode: Whether epochs run as scans or as steps; None before the first epoch.
 
     Raises:
-        StudyError: trainer, hyperparameters and data do not fit.
-        CheckpointError: the checkpoints are of another training.
-        TrialPruned: a hook raised it; the epoch's report came first.
-        NonFinite: with `debug`, where the first NaN or infinity came from.
+        StudyError: the trainer, hyperparameters, data or options are invalid.
+        CheckpointError: the checkpoints are from another training.
+        TrialPruned: a hook raised it; the epoch's report is yielded first.
+        NonFinite: with `debug`, at the first NaN or infinity.
     """
 
     @explained()
@@ -155,11 +155,11 @@ class Training(Generator[Report, None, TrainState]):
         self.reports: list[Report] = []
         self.best: Best | None = None
         self.mode: Mode | None = None
-        # Read and hashed only if somebody will compare it.
+        # Read and hashed only if it will be compared.
         self.data = {} if checkpoints is None and log is None else digests(splits)
         self._log = None if log is None else RunLog(log, self)
         self._pictures = Pictures(checkpoints.folder if log is None and checkpoints is not None else log)
-        # The epoch that the carry is in or about to start, and the steps done in it.
+        # The current or next epoch of the carry, and the number of its steps that are done.
         self._epoch, self._position = 1, 0
         self._carry: Carry | None = None
         self._key: jax.Array | None = None
@@ -168,19 +168,19 @@ class Training(Generator[Report, None, TrainState]):
         self._generator = with_progress(self._run(), epochs) if progress else self._run()
 
     def send(self, value: None) -> Report:
-        """Train until the next report; see `next`."""
+        """Train until the next report, like `next`."""
         with explained(), unjitted() if self._debug else contextlib.nullcontext():
             return self._generator.send(value)
 
     def throw(self, *error: Any) -> Report:
-        """End the training with an error; `close` does so in good order."""
+        """End the training with an error; use `close` to end it cleanly."""
         return self._generator.throw(*error)
 
     @property
     def state(self) -> TrainState:
-        """The state after the latest step; it is used up when the iteration goes on."""
+        """The state after the latest step; it becomes invalid when the iteration continues."""
         if self._carry is None:
-            raise StudyError("a training has a state from its first report on: iterate over it first")
+            raise StudyError("a Training has no state before its first report: iterate over it first")
         return self._carry.state
 
     @property
@@ -207,14 +207,14 @@ class Training(Generator[Report, None, TrainState]):
         return self.state
 
     def _leave(self) -> None:
-        """Write what is due however the iteration ends: at the end, closed by the caller, pruned, or by an error."""
+        """Finish writing checkpoints when the iteration ends, for whatever reason."""
         if self.checkpoints is not None:
             self.checkpoints.wait()
             if self.checkpoints.writes_best and not self._is_stopping:
                 self.checkpoints.write_best()
 
     def _begin(self) -> None:
-        """Restore the newest checkpoint, or make the first state."""
+        """Restore the newest checkpoint, or create the first state."""
         first, seed = self.feed.first(), self.layout.put(np.uint32(self.seed))
         self.batch = jax.eval_shape(lambda source: source.at(jnp.int32(0)), first)
         fixed = {"total_steps": self.epochs * self.feed.steps, "optimizer_rules": self.optimizer_rules}
@@ -264,7 +264,7 @@ class Training(Generator[Report, None, TrainState]):
         return self._carry
 
     def _call_hook(self, hook: str, found: dict[str, float]) -> TrialPruned | None:
-        """Call a hook, take in what it adds to the metrics; return its wish to end the trial, if it has one."""
+        """Call a hook and add its metrics; return its `TrialPruned`, if it raised one."""
         try:
             with self._pictures.taken():
                 added = getattr(self.trainer, hook)(self.state, self.host_hparams, self._epoch, dict(found)) or {}
@@ -285,7 +285,7 @@ class Training(Generator[Report, None, TrainState]):
                 self._advance(source)
                 if self._position >= self.feed.steps:
                     if self._epoch < self.epochs:
-                        # Sorted while the device still trains, and the host waits for it.
+                        # Sorted while the device is still training and the host waits for it.
                         self._next_order = self._shuffled(self._epoch + 1)
                     return
                 self._save_if_due()
@@ -294,7 +294,7 @@ class Training(Generator[Report, None, TrainState]):
 
     def _shuffled(self, epoch: int) -> Order:
         if self._key is None:
-            self._key = _copy(self._now.state.key)  # the state's own is used up with it
+            self._key = _copy(self._now.state.key)  # the state's own key becomes invalid with it
         assert self._key is not None
         order = partial(self.trainer.order, self.hparams)
         return self.feed.shuffled(self._key, (epoch - 1) * self.feed.steps, order)
@@ -309,7 +309,7 @@ class Training(Generator[Report, None, TrainState]):
         return self._choose(name, lambda: measure(self._programs, source, self.hparams, self._now, self.feed.steps))
 
     def _advance(self, source: Source) -> None:
-        """Run the next program: a chunk of steps, or one."""
+        """Run the next program: a chunk of steps, or a single step."""
         count, before = 1, None
         is_scan = self.mode == "scan" and not self._debug
         if is_scan:
@@ -341,12 +341,12 @@ class Training(Generator[Report, None, TrainState]):
         return values if skipped is None else {**values, "train_skipped_steps": float(np.sum(skipped))}
 
     def _check_objective(self, reports: Sequence[Report]) -> None:
-        """Raise StudyError if an objective was asked for that is in none of these reports."""
+        """Raise StudyError if the requested objective is in none of these reports."""
         if not self._must_report or any(self.objective in report.metrics for report in reports):
             return
         known = list(reports[-1].metrics)
         raise StudyError(
-            f"the objective must be a metric that the trainer reports: {self.objective!r} is not, it reports "
+            f"the trainer does not report the objective {self.objective!r}: it reports "
             f"{', '.join(known)}{nearest(self.objective, known)}"
         )
 
@@ -356,9 +356,9 @@ class Training(Generator[Report, None, TrainState]):
     def _keep_best(self, found: Mapping[str, float]) -> None:
         best = None if self.best is None else self.best.metrics.get(self.objective)
         if is_new_model_better(found.get(self.objective), best, self.direction):
-            # A copy, because the next step uses the state up.
+            # A copy, because the next step invalidates the state.
             state = self._programs.copy(self.state.for_evaluation())
-            # Fetching few bytes takes longer than they are worth; of many, the device's memory is dearer.
+            # Small states stay on the device, because fetching takes longer; large ones are fetched to free its memory.
             is_small = self.layout.size == 1 and sum(leaf.nbytes for leaf in jax.tree.leaves(state)) < _SMALL_BYTES
             self.best = Best(self._epoch, dict(found), state if is_small else _to_host(state))
             self._offer_best()
@@ -374,7 +374,7 @@ class Training(Generator[Report, None, TrainState]):
         return {**record(self), "epoch": self._epoch, "position": self._position}
 
     def _save_if_due(self) -> None:
-        """Save for resuming, if it is time or the training is asked to stop."""
+        """Save a checkpoint to resume from, if it is due or the training is asked to stop."""
         self._is_stopping = self._stop()
         if self.checkpoints is not None and (self._is_stopping or self.checkpoints.is_due()):
             best = self.state.for_evaluation() if self.best is None else self.best.state
@@ -382,11 +382,11 @@ class Training(Generator[Report, None, TrainState]):
             self.checkpoints.save(self.step, {"carry": self._now._asdict(), "best": best}, said)
 
     def _restore(self, shapes: Carry) -> bool:
-        """Go on from the newest good checkpoint; return False if there is none."""
+        """Resume from the newest good checkpoint; return False if there is none."""
         assert self.checkpoints is not None
         best = jax.eval_shape(TrainState.for_evaluation, shapes.state)
         like = {"carry": shapes._asdict(), "best": best}
-        # Said of one device, it would make other programs of those that a new training runs.
+        # An explicit single device would need other programs than those of a new training.
         shardings = self.layout.shardings(like) if self.layout.devices else None
         restored = self.checkpoints.restore(like, shardings=shardings, identity=identity(self))
         if restored is None:
@@ -407,19 +407,21 @@ _copy = jax.jit(jnp.copy)
 
 
 def _numbers(hook: str, added: object, found: Mapping[str, float]) -> dict[str, float]:
-    """Return what a hook adds to the metrics, as Python floats."""
+    """Return the metrics that a hook adds, as Python floats."""
     if not isinstance(added, Mapping):
         raise StudyError(f"{hook} must return a mapping of names to numbers, or None: got {added!r}")
     if taken := sorted(added.keys() & found.keys()):
-        raise StudyError(f"{hook} must not return {taken[0]!r}, which is reported anyway: rename it")
+        raise StudyError(
+            f"{hook} must not return {taken[0]!r}: tuner reports a metric of that name itself; rename yours"
+        )
     try:
         return {str(name): float(value) for name, value in added.items()}
     except (TypeError, ValueError) as error:
-        raise StudyError(f"{hook} must return numbers by name: got {added!r} ({error})") from None
+        raise StudyError(f"{hook} must return a mapping of names to numbers: got {added!r} ({error})") from None
 
 
 def _to_host(tree: PyTree) -> Any:
-    """Return a pytree with its arrays fetched to the host; keys, which NumPy does not have, stay where they are."""
+    """Return a pytree with its arrays fetched to the host, except keys, which NumPy does not support."""
     leaves, structure = jax.tree.flatten(tree)
     is_key = [jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
     fetched = iter(jax.device_get([leaf for leaf, key in zip(leaves, is_key, strict=True) if not key]))

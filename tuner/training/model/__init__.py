@@ -1,1 +1,1 @@
-"""Models of every flavour, and layers."""
+"""Models of every kind, and layers."""

@@ -1,4 +1,4 @@
-"""The one protocol by which the trainer knows models: two pure functions. Linen, NNX and plain functions become it."""
+"""Converts Linen modules, NNX modules and plain functions to one protocol: a model as two pure functions."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Model:
     """A model as pure functions.
 
     Attributes:
-        init: (key, inputs) -> (params, collections): nested dicts of arrays. Collections are what the model carries
-            beside parameters, such as batch statistics; `{}` if nothing.
+        init: (key, inputs) -> (params, collections): nested dicts of arrays. Collections are the model's variables
+            other than parameters, such as batch statistics; `{}` if there are none.
         apply: (params, collections, inputs, *, train, key) -> (outputs, collections). In evaluation mode the
-            collections come back as they went in.
-        module: What the model was made of, for tables and diagnosis.
+            collections are returned unchanged.
+        module: The original module, for tables and diagnosis.
 
     `inputs` is a tuple of positional arguments.
     """
@@ -37,15 +37,15 @@ class Model:
 
 
 def as_model(made: object) -> Model:
-    """Return what `init_model` returned as a `Model`.
+    """Convert the result of `init_model` to a `Model`.
 
     Args:
-        made: A Linen module; an NNX module class, or any function of `rngs` that makes an NNX module; a pair of pure
-            functions init(key, *inputs) -> params and apply(params, *inputs) -> outputs, `apply` also given `train`
-            and `key` if it has such parameters; or a `Model`.
+        made: A Linen module; an NNX module class, or any function of `rngs` that returns an NNX module; a pair of pure
+            functions init(key, *inputs) -> params and apply(params, *inputs) -> outputs, where `apply` also gets
+            `train` and `key` if it has such parameters; or a `Model`.
 
     Raises:
-        StudyError: it is none of these.
+        StudyError: `made` is none of these.
     """
     if isinstance(made, Model):
         return made
@@ -56,7 +56,7 @@ def as_model(made: object) -> Model:
     is_nnx = _is_nnx_module(made)
     if not is_nnx and callable(made) and "rngs" in _parameters(made):
         return _nnx(made)
-    instance = f"an instance of {type(made).__name__}; return the class, or a function of rngs"
+    instance = f"an instance of {type(made).__name__}; return the class, or a function of rngs, instead"
     raise StudyError(
         "init_model must return a Linen module, an NNX module class (or a function of rngs that makes one), or a pair "
         f"of functions (init, apply): got {instance if is_nnx else ' '.join(repr(made).split())[:80]}"
@@ -64,14 +64,14 @@ def as_model(made: object) -> Model:
 
 
 Observe = Callable[[str, Any, Any], None]
-"""(path of a module, its inputs, its outputs) -> None; inner modules come before those that contain them."""
+"""(path of a module, its inputs, its outputs) -> None; called for inner modules before those that contain them."""
 
 _observers: list[Observe] = []
 
 
 @contextlib.contextmanager
 def watched(observe: Observe) -> Iterator[None]:
-    """Call `observe` for each module that a model runs inside the body. For diagnosis, not inside programs."""
+    """Call `observe` for each module that a model runs inside the body. For diagnosis only, not inside programs."""
 
     def intercept(
         call: Callable[..., PyTree],
@@ -94,7 +94,7 @@ def watched(observe: Observe) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _watched_nnx(root: Any) -> Iterator[None]:
-    """Tell the observers of each call of an NNX module inside `root`; NNX has no interceptors of its own."""
+    """Call the observers for each call of an NNX module inside `root`; NNX has no interceptors."""
     from flax import nnx
 
     if not _observers:
@@ -124,7 +124,7 @@ def _watched_nnx(root: Any) -> Iterator[None]:
 
 
 def _is_nnx_module(made: object) -> bool:
-    # Where nobody has imported NNX, which takes a while, there is none.
+    # NNX takes a while to import: if it is not imported, this is not an NNX module.
     nnx = sys.modules.get("flax.nnx")
     return nnx is not None and isinstance(made, nnx.Module)
 
@@ -133,14 +133,14 @@ def _parameters(function: Callable[..., object]) -> set[str]:
     while isinstance(function, functools.partial):
         function = function.func
     try:
-        # The metaclass of NNX modules hides their constructor's signature.
+        # The metaclass of NNX modules hides the signature of their constructor.
         return set(inspect.signature(function.__init__ if isinstance(function, type) else function).parameters)
-    except (TypeError, ValueError):  # builtins have none to show
+    except (TypeError, ValueError):  # builtins have no signature
         return set()
 
 
 def _mode(function: Callable[..., object], train: bool) -> dict[str, Any]:
-    """Return the mode under the name by which a model's call takes it, if it does."""
+    """Return the mode as a keyword argument under the name that the model's call uses, if any."""
     names = _parameters(function)
     return {"train": train} if "train" in names else {"deterministic": not train} if "deterministic" in names else {}
 
@@ -156,7 +156,7 @@ def _linen(module: nn.Module) -> Model:
         params: PyTree, collections: PyTree, inputs: tuple[PyTree, ...], *, train: bool, key: jax.Array | None
     ) -> tuple[Any, Any]:
         variables = {"params": params, **collections}
-        # Streams of other names than "dropout" fall back to "params".
+        # Streams with other names than "dropout" fall back to "params".
         rngs = None if key is None else {"dropout": key, "params": jax.random.fold_in(key, 1)}
         if not train:
             return module.apply(variables, *inputs, rngs=rngs, **_mode(call, False)), collections
@@ -169,15 +169,15 @@ def _linen(module: nn.Module) -> Model:
 
 
 def _nnx(make: Callable[..., Any]) -> Model:
-    """Host an NNX module without a graph between calls: each call makes it anew and puts the variables in.
+    """Adapt an NNX module without keeping a graph between calls: each call creates it and inserts the variables.
 
-    What the constructor draws is overwritten, so the compiler drops it; hyperparameters that the constructor keeps
-    (a traced dropout rate) are always those of this trial.
+    Values that the constructor draws are overwritten, so the compiler removes them. Hyperparameters that the
+    constructor stores, such as a traced dropout rate, are always those of this trial.
     """
     from flax import nnx
 
     def split(module: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        # Random streams are made from the step's key, not carried along.
+        # Random streams are created from the step's key, not stored.
         params, _, rest = nnx.split_state(nnx.state(module), nnx.Param, nnx.RngState, ...)
         rest = nnx.filter_state(rest, nnx.Variable)
         return _nested(nnx.to_flat_state(params)), _nested(nnx.to_flat_state(rest))
@@ -202,7 +202,7 @@ def _nnx(make: Callable[..., Any]) -> Model:
 
 
 def _nested(flat: Iterable[tuple[tuple[object, ...], PyTree]]) -> dict[str, Any]:
-    """Return NNX's flat state as nested dicts with text keys, which is what checkpoints hold."""
+    """Return NNX's flat state as nested dicts with text keys, as checkpoints need it."""
     nested: dict[str, Any] = {}
     for path, variable in flat:
         inner = nested

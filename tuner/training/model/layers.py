@@ -1,4 +1,4 @@
-"""Layers whose hyperparameters may be traced, where Flax's own need Python numbers; and layers stacked in a loop."""
+"""Layers that accept traced hyperparameters, where Flax's own need Python numbers; and layers stacked in a loop."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tuner.training.pytree import PyTree
 
 
 class Dropout(nn.Module):
-    """Dropout whose rate may be a number inside the program (Srivastava et al., 2014).
+    """Dropout with a rate that may be traced (Srivastava et al., 2014).
 
-    `flax.linen.Dropout` branches on `rate == 0`, which needs a Python number and so a program for each rate.
+    `flax.linen.Dropout` branches on `rate == 0`, which needs a Python number and therefore a program for each rate.
 
     Attributes:
         rate: The share of values set to zero, in [0, 1); the others are divided by 1 - rate.
@@ -34,24 +34,24 @@ class Dropout(nn.Module):
 
 def drop(inputs: jax.Array, key: jax.Array, rate: float | jax.Array) -> jax.Array:
     """Set a share `rate` of the inputs to zero and divide the others by 1 - rate; same shape and type."""
-    # In float32 whatever the inputs are: of half precision's few numbers a small rate would round to zero.
+    # In float32 for any inputs: half precision would round a small rate to zero.
     keep = 1.0 - jnp.asarray(rate, jnp.float32)
     kept = jax.random.bernoulli(key, keep, inputs.shape)
     return jnp.where(kept, inputs / keep.astype(inputs.dtype), jnp.zeros_like(inputs))
 
 
 class Stack(nn.Module):
-    """Equal layers one after another as a loop inside the program: compiling takes as long as for one of them.
+    """Equal layers in sequence, as a loop inside the program: they compile as fast as one layer.
 
-    Each layer has variables of its own in all collections, stacked along a first axis of length `depth`. An
-    `OptimizerSpec` of a trainer treats each layer as if it stood alone: it trains as layers one after another do.
+    Each layer has its own variables in all collections, stacked along a first axis of length `depth`. An
+    `OptimizerSpec` of a trainer treats each layer separately, so that it trains like layers without `Stack`.
 
     Attributes:
-        layer: Makes one layer: a module whose call takes activations (or a tuple with what goes along with them, a
-            mask say) and `train`, and returns the same with shapes and types kept.
-        depth: How many; static.
-        remat: Forget activations inside each layer and compute them again for the gradient (Chen et al., 2016): memory
-            for one layer's insides instead of all layers', at the price of one more forward pass.
+        layer: Creates one layer: a module whose call takes activations (or a tuple of activations and, for example, a
+            mask) and `train`, and returns the same with equal shapes and types.
+        depth: The number of layers; static.
+        remat: Recompute the activations inside each layer for the gradient instead of keeping them (Chen et al., 2016).
+            This needs memory for the inside of one layer instead of all, and one more forward pass.
     """
 
     layer: Callable[..., nn.Module]
@@ -60,7 +60,7 @@ class Stack(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: PyTree, *, train: bool) -> Any:
-        """Return the last layer's output; shapes and types of the inputs."""
+        """Return the last layer's output, with the shapes and types of the inputs."""
 
         def body(layer: nn.Module, carry: PyTree, _: None) -> tuple[Any, None]:
             return layer(carry, train=train), None  # pyright: ignore[reportCallIssue]
@@ -69,7 +69,7 @@ class Stack(nn.Module):
         declare_stack((*self.path, "layers"), self.depth)
         looped = nn.scan(
             step,
-            variable_axes={True: 0},  # all collections: also those that only the layer knows
+            variable_axes={True: 0},  # all collections, including those that only the layer defines
             split_rngs={True: True},
             length=self.depth,
         )

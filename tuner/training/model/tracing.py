@@ -1,4 +1,4 @@
-"""What to do about Python code that asks for a number which a compiled program does not know yet."""
+"""Explains errors from Python code that needs the value of a traced number."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _DROPOUT = {
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Turn JAX's errors about numbers that are traced into one line that says where, and what to write instead.
+    """Convert JAX's errors about traced numbers to a one-line error with the place and what to write instead.
 
     Raises:
-        StudyError: Python code needs the value of a number inside a program.
+        StudyError: Python code needs the value of a traced number.
     """
     try:
         yield
@@ -47,12 +47,12 @@ def _advice(error: Exception) -> str:
     where = f" at {theirs[-1].filename}:{theirs[-1].lineno}: {theirs[-1].line}" if theirs else ""
     for file, (layer, instead) in _DROPOUT.items():
         if any(frame.filename.endswith(file) for frame in frames):
-            return f"the rate of {layer} must not be traced: got a traced one{where}; use {instead} instead"
+            return f"the rate of {layer} must not be a traced hyperparameter{where}; use {instead} instead"
     found = re.search(r"depends on the values? of the arguments? ([\w.\[\]'\", ]+)", str(error))
     hparams = [] if found is None else re.findall(r"\bhparams((?:\.\w+|\['\w+'\])+)", found[1])
     names = ", ".join(name.lstrip(".") for name in dict.fromkeys(hparams))
     return (
-        f"Python code and shapes must not depend on a traced number: got "
-        f"{f'the hyperparameter {names}' if names else 'one'}{where}; use jnp.where or jax.lax.cond instead of `if`, "
-        "or make the hyperparameter static, with choice(...) or static=True"
+        f"Python code or a shape depends on "
+        f"{f'the traced hyperparameter {names}' if names else 'a traced number'}{where}; use jnp.where or "
+        "jax.lax.cond instead of `if`, or make the hyperparameter static with choice(...) or static=True"
     )

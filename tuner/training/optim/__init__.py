@@ -1,1 +1,1 @@
-"""Optimizers, schedules, and which parameters decay."""
+"""Optimizers, schedules and weight decay."""

@@ -1,7 +1,7 @@
-"""Optimizers from settings: every number may be traced, and every setting has one owner.
+"""Builds optimizers from settings: every number may be traced, and each setting belongs to one field.
 
 The order of an update, from the gradient of the loss to the step: mean over `accumulate_steps`, clip, noise, L2 decay,
-the optimizer with its schedule, decoupled decay, plateau. `skip_nonfinite` stands around it all.
+the optimizer with its schedule, decoupled decay, plateau. `skip_nonfinite` wraps all of these.
 """
 
 from __future__ import annotations
@@ -40,68 +40,68 @@ from tuner.training.pytree import PyTree
 
 
 class OptimizerSpec(OptimizerSettings):
-    """One of optax's optimizers and what stands around it.
+    """An optimizer of optax by name, with schedule, decay, clipping and more.
 
     Args:
-        name: As optax calls it; one of `OPTIMIZERS`.
-        learning_rate: The schedule's peak; None where the optimizer has none, or a default of its own.
-        options: The optimizer's further arguments, by name. Numbers may be traced, booleans and whole numbers not.
-        schedule: Shape of the learning rate; constant unless said, so that nothing happens that is not written.
-        decay: Weight decay; `decoupled` takes lr_t * decay * w off after preconditioning, `l2` adds decay * w to the
-            gradient before it. None is no decay, and then a mask is a mistake; 0 is a value like others.
-        decay_kind: Which of the two. Optimizers with a decay of their own (adamw, lion, ...) are decoupled.
-        decay_mask: Params -> tree of booleans; `decay_matrices` if None: neither biases nor scales.
+        name: The name in optax; one of `OPTIMIZERS`.
+        learning_rate: The schedule's peak; None if the optimizer has no learning rate, or a default.
+        options: Other arguments of the optimizer, by name. Numbers may be traced, but not booleans and whole numbers.
+        schedule: The shape of the learning rate; constant by default.
+        decay: Weight decay. `decoupled` decay subtracts lr_t * decay * w after preconditioning, `l2` decay adds decay *
+            w to the gradient before it. None means no decay and allows no mask; 0 is a normal value.
+        decay_kind: `decoupled` or `l2`. Optimizers with built-in decay (adamw, lion, ...) are decoupled.
+        decay_mask: Params -> tree of booleans; `decay_matrices` if None, which excludes biases and scales.
         clip_norm: Largest global norm of the loss's gradient, before any decay is added to it.
-        noise: Added to the clipped gradient.
-        accumulate_steps: Gradients to a real update, which schedules count; what is left at the end is dropped.
-        skip_nonfinite: Skip, and count, an update whose gradient, loss or result is not finite.
+        noise: Noise that is added to the clipped gradient.
+        accumulate_steps: Gradients per update; schedules count updates. An incomplete update at the end is dropped.
+        skip_nonfinite: Skip and count updates whose gradient, loss or result is not finite.
         plateau: Arguments of `optax.contrib.reduce_on_plateau`; factor, rtol and atol must not be traced.
     """
 
     def check(self, total_steps: int) -> None:
-        """Refuse what cannot work, as far as the numbers are concrete; call it before training, outside of jit.
+        """Check the settings, except numbers that are traced; call it before training, outside of jit.
 
         Args:
-            total_steps: Gradients of the whole training.
+            total_steps: The number of gradients in the whole training.
 
         Raises:
-            StudyError: a name is unknown, a number breaks its rule, or two settings contradict each other.
+            StudyError: a name is unknown, a number is out of range, or two settings contradict each other.
         """
         self.build(total_steps, jax.random.key(0))
 
     def build(self, total_steps: int, key: jax.Array | None = None) -> optax.GradientTransformationExtraArgs:
         """Return the optimizer.
 
-        Its `update(grads, state, params, value=..., grad=..., value_fn=...)` hands the loss on to those that use it.
+        Its `update(grads, state, params, value=..., grad=..., value_fn=...)` passes the loss to optimizers that use it.
 
         Args:
-            total_steps: Gradients of the whole training.
-            key: The trial's key; needed for what draws random numbers, and the same in every step.
+            total_steps: The number of gradients in the whole training.
+            key: The trial's key, for optimizers that draw random numbers; the same in every step.
 
         Returns:
-            A transformation that works under the strictest promotion flags, and keeps the dtypes of its state.
+            A transformation that works with the strictest promotion flags and keeps the dtypes of its state.
 
         Raises:
-            StudyError: as `check`; or what draws random numbers was given no key.
+            StudyError: as for `check`, or the optimizer draws random numbers and got no key.
         """
         inner = self._steps(total_steps, key)
         return lenient(skip_nonfinite(inner) if self.skip_nonfinite else inner)
 
     def _steps(self, total_steps: int, key: jax.Array | None) -> optax.GradientTransformationExtraArgs:
-        """Return all but the outermost layers."""
+        """Return the optimizer without its outermost wrappers."""
         check_spec(self, total_steps)
         needs_key = self.noise is not None or self.name in ("noisy_sgd", "sophia")
         if needs_key and key is None:
             what = "noise" if self.noise is not None else self.name
-            raise StudyError(f"{what} must be given the trial's key: got key=None; call build(total_steps, key)")
+            raise StudyError(f"{what} needs the trial's key: got key=None; call build(total_steps, key)")
         updates = total_steps // self.accumulate_steps
         made = partial(self._chain, updates, key)
-        made(Layers())  # what is wrong with the options is said now
+        made(Layers())  # raises errors in the options now
         chained = aware_of_layers(made)
         return accumulate(chained, self.accumulate_steps) if self.accumulate_steps > 1 else without_weight(chained)
 
     def _chain(self, updates: int, key: jax.Array | None, layers: Layers) -> optax.GradientTransformation:
-        """Return what is done to a gradient, in order."""
+        """Return the transformations of a gradient, in order."""
         parts, mask = [], self._mask(layers)
         if self.clip_norm is not None:
             parts.append(clip(self.clip_norm))
@@ -119,19 +119,19 @@ class OptimizerSpec(OptimizerSettings):
     def _own(
         self, updates: int, key: jax.Array | None, mask: Callable[[PyTree], PyTree], layers: Layers
     ) -> optax.GradientTransformation:
-        """Return optax's own part, in a stack layer by layer where it looks at a whole array."""
+        """Return optax's optimizer, applied layer by layer in a stack if it uses whole arrays."""
         made = partial(_made, self, updates, key)
         if not layers.stacks or layers.rules == 1 or self.name not in WHOLE_ARRAY:
             return made(mask)
-        # Galore decomposes matrices in a branch that is seldom taken.
+        # Galore decomposes matrices in a branch that is rarely taken.
         return layer_by_layer(made, mask, layers, one_by_one=self.name == "galore")
 
     def _adds_decay(self, kind: str) -> bool:
-        """Tell whether decay of this kind is added here, not by the optimizer itself."""
+        """Return whether decay of this kind is added here and not by the optimizer itself."""
         return kind == self.decay_kind and self.name not in OWN_DECAY and not is_zero(self.decay)
 
     def _mask(self, layers: Layers) -> Callable[[Any], Any]:
-        """Return what marks the arrays that decay."""
+        """Return the mask of the arrays that decay."""
         mask = self.decay_mask
         return layers.default_mask if mask is None or mask is decay_matrices else partial(marks, mask)
 
@@ -146,25 +146,25 @@ class OptimizerSpec(OptimizerSettings):
 class OptimizerGroups:
     """Different optimizers for different parameters.
 
-    Each group is what its spec alone would be on its arrays: a norm is the group's, a count its own. A skipped update
-    is skipped as a whole.
+    Each group works as its spec alone on its arrays: norms and counts are per group. `skip_nonfinite` skips the update
+    of all groups.
 
     Args:
-        groups: A spec for each group's name; None freezes the group.
-        label: Path such as "encoder/Dense_0/kernel" -> the name of its group.
+        groups: The spec of each group, by name; None freezes the group.
+        label: A function from a path such as "encoder/Dense_0/kernel" to the name of its group.
     """
 
     groups: Mapping[str, OptimizerSpec | None]
     label: Callable[[str], str]
 
     def check(self, total_steps: int) -> None:
-        """Refuse what cannot work, as far as the numbers are concrete; see `OptimizerSpec.check`.
+        """Check the settings; see `OptimizerSpec.check`.
 
         Args:
-            total_steps: Gradients of the whole training.
+            total_steps: The number of gradients in the whole training.
 
         Raises:
-            StudyError: a group's spec is wrong, or the groups do not agree.
+            StudyError: a group's spec is wrong, or the groups contradict each other.
         """
         self.build(total_steps, jax.random.key(0))
 
@@ -172,30 +172,33 @@ class OptimizerGroups:
         """Return the optimizer; see `OptimizerSpec.build`.
 
         Args:
-            total_steps: Gradients of the whole training.
-            key: The trial's key; each group draws its own numbers from it.
+            total_steps: The number of gradients in the whole training.
+            key: The trial's key; each group draws different numbers from it.
 
         Returns:
-            A transformation whose `init` raises StudyError for an array that no group is named for, and for a group
-            that is not None and has no array.
+            A transformation whose `init` raises StudyError if an array has no group, or if a group that is not None has
+            no array.
 
         Raises:
-            StudyError: as `check`; or what draws random numbers was given no key.
+            StudyError: as for `check`, or the optimizer draws random numbers and got no key.
         """
         made: dict[Hashable, optax.GradientTransformation] = {}
         for index, (name, spec) in enumerate(self.groups.items()):
             if spec is None:
                 made[name] = optax.set_to_zero()
             elif not isinstance(spec, OptimizerSpec):
-                raise StudyError(f"a group must be an OptimizerSpec, or None to freeze it: got {spec!r} ({name!r})")
+                raise StudyError(f"the group {name!r} must be an OptimizerSpec, or None to freeze it: got {spec!r}")
             elif spec.name in (*WHOLE_LOSS, *SCHEDULE_FREE):
-                raise StudyError(f"{spec.name} must have all parameters: got it in group {name!r}; use it alone")
+                raise StudyError(
+                    f"{spec.name} cannot be used for a group of parameters: got it for group {name!r}; use it for all "
+                    "parameters"
+                )
             else:
                 made[name] = spec._steps(total_steps, None if key is None else jax.random.fold_in(key, index))
         skips = {spec.skip_nonfinite for spec in self.groups.values() if spec is not None}
         if len(skips) != 1:
-            problem = "differ" if skips else "train nothing"
-            raise StudyError(f"groups must train something and agree on skip_nonfinite: got groups that {problem}")
+            problem = "must all have the same skip_nonfinite" if skips else "train nothing: give one an OptimizerSpec"
+            raise StudyError(f"the groups of OptimizerGroups {problem}")
         inner = optax.partition(made, self._labels)
         return lenient(skip_nonfinite(inner) if skips.pop() else inner)
 
@@ -209,7 +212,7 @@ class OptimizerGroups:
             found = self.label(where)
             if found not in self.groups:
                 raise StudyError(
-                    f"label must name one of the groups {sorted(self.groups)}: got {found!r} (array {where!r})"
+                    f"label must return one of the groups {sorted(self.groups)}: got {found!r} for the array {where!r}"
                     + nearest(str(found), self.groups)
                 )
             return found
@@ -220,14 +223,14 @@ class OptimizerGroups:
             if spec is not None and group not in used:
                 known = {*map(str, used), *paths, *(part for path in paths for part in path.split("/"))} - {group}
                 raise StudyError(
-                    f"a group must have an array, or be None: got none for {group!r} from label"
+                    f"label returns the group {group!r} for no array: remove the group, or set it to None"
                     + nearest(str(group), sorted(known))
                 )
         return labels
 
 
 def as_optimizer(made: object, total_steps: int, key: jax.Array | None = None) -> optax.GradientTransformationExtraArgs:
-    """Return a transformation that takes the loss as extra arguments, whatever a trainer's author gave.
+    """Convert the result of `init_optimizer` to a transformation that takes the loss as extra arguments.
 
     Args:
         made: An `OptimizerSpec`, `OptimizerGroups`, or any optax transformation.
@@ -235,10 +238,10 @@ def as_optimizer(made: object, total_steps: int, key: jax.Array | None = None) -
         key: The trial's key.
 
     Returns:
-        A transformation that works under the strictest promotion flags.
+        A transformation that works with the strictest promotion flags.
 
     Raises:
-        StudyError: it is nothing of that kind, or the spec is wrong.
+        StudyError: `made` is none of these, or the spec is wrong.
     """
     if isinstance(made, OptimizerSpec | OptimizerGroups):
         return made.build(total_steps, key)
@@ -250,14 +253,13 @@ def as_optimizer(made: object, total_steps: int, key: jax.Array | None = None) -
 
 
 def skipped_steps(opt_state: PyTree) -> jax.Array | None:
-    """Return how many updates were skipped because something was not finite.
+    """Return the number of updates that were skipped because something was not finite.
 
     Args:
-        opt_state: State of an optimizer made here.
+        opt_state: State of an optimizer built by this module.
 
     Returns:
-        The count, of all optimizers together if there are several, an array of the population's shape; None where
-        nothing counts.
+        The count over all optimizers, an array of the population's shape; None if no optimizer counts.
     """
     leaves = jax.tree.leaves(opt_state, is_leaf=lambda leaf: isinstance(leaf, SkipState))
     counts = [leaf.skipped for leaf in leaves if isinstance(leaf, SkipState)]
@@ -267,17 +269,17 @@ def skipped_steps(opt_state: PyTree) -> jax.Array | None:
 def clipped_norm(
     made: object, grads: PyTree, opt_state: PyTree, weight: jax.Array
 ) -> tuple[jax.Array, jax.Array] | None:
-    """Return the norm that a gradient has once it is clipped, as the optimizer is about to do.
+    """Return the norm that a gradient will have after the optimizer clips it.
 
     Args:
         made: What a trainer's `init_optimizer` returned.
         grads: The gradient of the loss.
         opt_state: The optimizer's state before the update.
-        weight: The weight of the batch's examples. Float[Array, ""].
+        weight: The total weight of the batch's examples. Float[Array, ""].
 
     Returns:
-        The norm, Float[Array, ""], and 1 if there is one now, else 0: of gradients that are accumulated only their
-        mean is clipped. None where it is not known: nothing is clipped, groups accumulate, or it is no spec.
+        The norm, Float[Array, ""], and 1 if this step clips, else 0 (if gradients are accumulated, only their mean is
+        clipped). None if the norm is not known: nothing is clipped, groups accumulate, or `made` is not a spec.
     """
     if isinstance(made, OptimizerGroups):
         specs = [spec for spec in made.groups.values() if spec is not None]
@@ -306,12 +308,12 @@ def evaluated_params(opt_state: PyTree, params: PyTree) -> Any:
     """Return the parameters to evaluate with: for schedule-free optimizers the average, otherwise `params`.
 
     Args:
-        opt_state: State of an optimizer made here, of one member of a population; or a dict of several, each of the
-            parameters of its name.
-        params: The parameters that gradients are taken at.
+        opt_state: State of an optimizer built by this module, for one member of a population; or a dict of states by
+            the names of their parameters.
+        params: The parameters at which gradients are computed.
 
     Returns:
-        Parameters, of the same structure.
+        Parameters with the same structure.
     """
     if isinstance(opt_state, dict) and isinstance(params, dict) and opt_state.keys() <= params.keys():
         return {**params, **{name: evaluated_params(one, params[name]) for name, one in opt_state.items()}}
@@ -327,7 +329,7 @@ def warmup_cosine(total_steps: int, *, warmup_steps: int | None = None) -> Calla
 
     Args:
         total_steps: Updates of the whole training; > 0.
-        warmup_steps: Updates until the factor is 1; a tenth of all by default.
+        warmup_steps: Updates until the factor is 1; by default a tenth of `total_steps`.
 
     Returns:
         A function of the step.
@@ -348,7 +350,7 @@ def adamw(learning_rate: Number, weight_decay: Number, total_steps: int) -> opta
 
     Args:
         learning_rate: The schedule's peak; may be traced.
-        weight_decay: Decoupled decay of arrays with two or more axes, but not of biases and scales; may be traced.
+        weight_decay: Decoupled decay of arrays with two or more axes, except biases and scales; may be traced.
         total_steps: Updates of the whole training.
 
     Returns:
@@ -366,11 +368,11 @@ def _find(opt_state: PyTree, kind: type) -> Any:
 def _made(
     spec: OptimizerSpec, updates: int, key: jax.Array | None, mask: Callable[[PyTree], PyTree]
 ) -> optax.GradientTransformation:
-    """Return optax's own part, with the decay that it owns."""
+    """Return optax's optimizer, with its built-in decay."""
     arguments = arguments_of(spec.name)
     given = dict(spec.options)
     if spec.name in OWN_DECAY:
-        # Said even if it is 0, which optax's defaults are not.
+        # Set even if it is 0, because optax's defaults are not 0.
         given["weight_decay"] = 0.0 if spec.decay is None else spec.decay
         given |= {name: mask for name in ("mask", "weight_decay_mask") if name in arguments}
     if spec.learning_rate is not None:
@@ -384,5 +386,5 @@ def _made(
     try:
         made = factory_of(spec.name)(**given)
     except (TypeError, ValueError, AttributeError) as error:
-        raise StudyError(f"options must suit optax's {spec.name}: got {dict(spec.options)!r}; {error}") from error
+        raise StudyError(f"optax's {spec.name} does not accept the options {dict(spec.options)!r}: {error}") from error
     return rename_value_fn(made) if spec.name == "sophia" else made

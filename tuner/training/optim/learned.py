@@ -1,6 +1,6 @@
 """A learned optimizer of the VeLO kind (Metz et al., 2022, arXiv 2211.09760): a small network takes every step.
 
-VeLO's own weights are not part of this package and nothing here loads them; these weights are trained by the user.
+This package does not contain or load VeLO's weights; you train the weights yourself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tuner.errors import StudyError
 from tuner.training.optim.schedules import check_steps
 from tuner.training.pytree import PyTree
 
-# Momenta over about 2, 10 and 100 steps, as in the per-parameter networks that VeLO descends from.
+# Momenta over about 2, 10 and 100 steps, as in the per-parameter networks on which VeLO is based.
 _TIME_SCALES = (0.5, 0.9, 0.99)
 _RMS_DECAY = 0.99
 _HIDDEN = 16
@@ -25,7 +25,7 @@ _STEP, _EXPONENT = 0.1, 0.5
 
 
 class LearnedState(NamedTuple):
-    """Updates made; moving averages of the gradient, one tree for each time scale, and of its square."""
+    """The number of updates; moving averages of the gradient, one tree per time scale, and of its square."""
 
     made: jax.Array
     momenta: tuple[Any, ...]
@@ -51,27 +51,27 @@ def init_weights(key: jax.Array) -> dict[str, jax.Array]:
 
 
 def learned(weights: dict[str, jax.Array], *, total_steps: int) -> optax.GradientTransformation:
-    """Return the optimizer that a network is.
+    """Return an optimizer whose steps a network computes.
 
-    The network sees, of one parameter at a time, the gradient and its momenta over their RMS, the RMS, the parameter
-    and the progress of training, and returns a direction and the logarithm of a magnitude.
+    For each parameter, the network gets the gradient and its momenta divided by their RMS, the RMS, the parameter and
+    the progress of training. It returns a direction and the logarithm of a magnitude.
 
     Args:
         weights: The network, from `init_weights` and meta-training.
-        total_steps: Updates of the whole training: the horizon is a hyperparameter of such optimizers
-            (arXiv 2310.18191), and one trained for another horizon is another optimizer.
+        total_steps: Updates of the whole training. The horizon is a hyperparameter of such optimizers (arXiv
+            2310.18191): weights trained for another horizon are a different optimizer.
 
     Returns:
         A transformation that needs the parameters; differentiable in the weights.
 
     Raises:
-        StudyError: total_steps is no whole number above zero, or the weights have other shapes.
+        StudyError: total_steps is not a whole number above zero, or the weights have other shapes.
     """
     check_steps(total_steps)
     expected = jax.tree.map(jnp.shape, jax.eval_shape(init_weights, jax.random.key(0)))
     found = jax.tree.map(jnp.shape, weights)
     if found != expected:
-        raise StudyError(f"weights must have the shapes of init_weights: got {found}, expected {expected}")
+        raise StudyError(f"weights must have the same shapes as those of init_weights, {expected}: got {found}")
 
     def init(params: PyTree) -> LearnedState:
         zeros = optax.tree.zeros_like(params)
@@ -80,7 +80,7 @@ def learned(weights: dict[str, jax.Array], *, total_steps: int) -> optax.Gradien
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> Any:
         if params is None:
             raise StudyError(
-                "a learned optimizer must see the parameters: got params=None; call update(g, state, params)"
+                "a learned optimizer needs the parameters: got params=None; call update(grads, state, params)"
             )
         made = state.made + 1
         momenta = tuple(_average(updates, old, rate) for old, rate in zip(state.momenta, _TIME_SCALES, strict=True))
@@ -105,13 +105,13 @@ def _average(new: PyTree, old: PyTree, rate: float) -> Any:
 def _features(
     grad: jax.Array, square: jax.Array, param: jax.Array, slow: tuple[jax.Array, ...], progress: jax.Array
 ) -> jax.Array:
-    """Return what the network sees: Float[Array, "... features"]."""
-    # Inside the root, so that the derivative is finite where a gradient is 0.
+    """Return the inputs of the network: Float[Array, "... features"]."""
+    # Added inside the root, so that the derivative is finite if a gradient is 0.
     rms = jnp.sqrt(square + 1e-16)
     scaled = [value / rms for value in (grad, *slow)]
     late = progress.astype(grad.dtype)
     flat = [jnp.broadcast_to(value, grad.shape) for value in (late, (1 - late) ** 2)]
-    # The logarithm of the RMS tells how near a minimum is; over 10 it is of order 1.
+    # The logarithm of the RMS shows how near a minimum is; divided by 10 it is of order 1.
     return jnp.stack([*scaled, jnp.log(rms) / 10, param, *flat], axis=-1).astype(jnp.float32)
 
 

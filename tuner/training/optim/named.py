@@ -1,4 +1,4 @@
-"""The optimizers that optax has: their names, their arguments, and what is particular to each."""
+"""The optimizers of optax: their names, arguments and special cases."""
 
 from __future__ import annotations
 
@@ -24,43 +24,43 @@ OPTIMIZERS = (
 REFUSED = {
     "differentially_private_aggregate": "it needs the gradient of every example",
     "dpsgd": "it needs the gradient of every example",
-    "hutchinson_estimator_diag_hessian": "it is a part of sophia",
-    "mechanize": "it wraps another optimizer; pass it made",
-    "normalize": "it changes gradients and takes no steps; use clip_norm",
+    "hutchinson_estimator_diag_hessian": "it is only a part of sophia; use sophia",
+    "mechanize": "it wraps another optimizer; build that with optax and pass the result",
+    "normalize": "it only rescales gradients; use clip_norm",
     "optimistic_adam": "optax has deprecated it; use optimistic_adam_v2",
     "reduce_on_plateau": "it scales another optimizer's updates; use plateau=",
     "sam": "it needs a second gradient in each step",
     "schedule_free": "it wraps another optimizer; use schedule_free_sgd or schedule_free_adamw",
-    "schedule_free_eval_params": "it is no optimizer; see evaluated_params",
-    "split_real_and_imaginary": "it wraps another optimizer; pass it made",
+    "schedule_free_eval_params": "it is not an optimizer; see evaluated_params",
+    "split_real_and_imaginary": "it wraps another optimizer; build that with optax and pass the result",
 }
 
 SCHEDULE_FREE = ("schedule_free_adamw", "schedule_free_sgd")
-# Decoupled decay inside: lr * decay * w with the step, or what takes its place where the rate is estimated.
+# Optimizers with built-in decoupled decay: lr * decay * w, or the equivalent if they estimate the rate.
 OWN_DECAY = (
     *("acprop", "adamaxw", "adamw", "adan", "ademamix", "dadapt_adamw", "galore", "lamb", "lion", "momo", "momo_adam"),
     *("nadamw", "novograd", "prodigy", "simplified_ademamix", "sophia", *SCHEDULE_FREE),
 )
-# They compute where the parameters should be, so what is added to or scaled in their step is undone by the next.
+# They compute positions of the parameters, so their next step undoes anything added to or scaled in a step.
 POSITIONS = ("cocob", "madgrad", *SCHEDULE_FREE)
 FIXED_RATE = {
-    "rprop": "its learning_rate is the size of the first step only",
-    **dict.fromkeys(SCHEDULE_FREE, "averaging takes the schedule's place; the option warmup_steps warms up"),
+    "rprop": "its learning_rate sets only the size of the first step",
+    **dict.fromkeys(SCHEDULE_FREE, "it averages instead; for a warm-up set the option warmup_steps"),
 }
-# What they do to one number of an array depends on the others: norms, means, factors.
+# Their update of a number depends on the rest of its array: norms, means, factors.
 WHOLE_ARRAY = ("adafactor", "fromage", "galore", "lamb", "lars", "muon", "novograd", "sm3")
 WHOLE_LOSS = ("lbfgs", "sophia")
 ELSEWHERE = {
-    **dict.fromkeys(("weight_decay", "weight_decay_rate", "adam_weight_decay"), "decay"),
-    **dict.fromkeys(("mask", "weight_decay_mask"), "decay_mask"),
-    "learning_rate": "learning_rate",
-    **dict.fromkeys(("key", "seed"), "the trial's key, which build is given"),
+    **dict.fromkeys(("weight_decay", "weight_decay_rate", "adam_weight_decay"), "set decay"),
+    **dict.fromkeys(("mask", "weight_decay_mask"), "set decay_mask"),
+    "learning_rate": "set learning_rate",
+    **dict.fromkeys(("key", "seed"), "pass the trial's key to build"),
 }
 BELOW_ONE = ("b1", "b2", "b3", "momentum", "rho")
 
 
 def factory_of(name: str) -> Any:
-    """Return optax's function of that name."""
+    """Return the function of optax with that name."""
     return getattr(optax, name, None) or getattr(optax.contrib, name)
 
 

@@ -1,4 +1,4 @@
-"""What the settings of an optimizer must be: every mistake is one line, before anything is trained."""
+"""Checks the settings of an optimizer before training; each mistake raises a one-line error."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tuner.training.pytree import PyTree
 def decay_matrices(params: PyTree) -> Any:
     """Mark arrays with two or more axes that are not called `bias` or `scale`: the default of `decay_mask`.
 
-    As `decay_mask` in a trainer, it does not count the axis that `Stack` adds.
+    Used as `decay_mask` in a trainer, it ignores the axis that `Stack` adds.
     """
     return Layers().default_mask(params)
 
@@ -44,41 +44,41 @@ def decay_all(params: PyTree) -> Any:
 
 
 def marks(mask: Callable[[PyTree], PyTree], params: PyTree) -> Any:
-    """Return what a `decay_mask` makes of parameters.
+    """Return the marks that a `decay_mask` returns for parameters.
 
     Raises:
-        StudyError: it is no tree like theirs; a mark may stand for all that is below it.
+        StudyError: they are not a tree like the parameters; a mark may cover a whole subtree.
     """
     made = mask(params)
     try:
         jax.tree.map(lambda mark, part: None, made, params)
     except ValueError:
         raise StudyError(
-            f"decay_mask must return the parameters' tree, of booleans: got {_difference(made, params)}"
+            f"decay_mask must return a tree of booleans like the parameters: got {_difference(made, params)}"
         ) from None
     return made
 
 
 def _difference(made: PyTree, params: PyTree) -> str:
-    """Say where a tree of marks differs from the parameters."""
+    """Describe where a tree of marks differs from the parameters."""
     by_tree = (jax.tree_util.tree_leaves_with_path(tree) for tree in (made, params))
     marked, arrays = ([jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in one] for one in by_tree)
     for name in arrays:
         if not any(f"{name}/".startswith(f"{mark}/") for mark in marked):
-            return f"none for {name!r}"
+            return f"no boolean for {name!r}"
     for mark in marked:
         if not any(f"{name}/".startswith(f"{mark}/") for name in arrays):
-            return f"one for {mark!r}, which is no parameter{nearest(mark, arrays)}"
-    return f"{type(made).__name__} for {type(params).__name__}, or the like further down"
+            return f"a boolean for {mark!r}, which is not a parameter{nearest(mark, arrays)}"
+    return f"{type(made).__name__} instead of {type(params).__name__}, here or further down the tree"
 
 
 def is_zero(number: Number | None) -> bool:
-    """Tell whether a number is known to be 0, or None."""
+    """Return whether a number is known to be 0, or is None."""
     return number is None or (not isinstance(number, Tracer) and float(number) == 0.0)
 
 
 def check_spec(spec: OptimizerSettings, total_steps: int) -> None:
-    """Raise for whatever is wrong with a spec."""
+    """Raise StudyError if a setting of a spec is wrong."""
     check_steps(total_steps)
     _check_name(spec.name)
     _check_options(spec)
@@ -90,18 +90,18 @@ def check_spec(spec: OptimizerSettings, total_steps: int) -> None:
 
 def _check_name(name: str) -> None:
     if name in REFUSED:
-        raise StudyError(f"optimizer must take a gradient and return a step: got {name!r}; {REFUSED[name]}")
+        raise StudyError(f"{name!r} cannot be used as the optimizer: {REFUSED[name]}")
     if name not in OPTIMIZERS:
-        raise StudyError(f"optimizer must be one of optax's: got {name!r}" + nearest(str(name), OPTIMIZERS))
+        raise StudyError(f"optimizer must name an optimizer of optax: got {name!r}" + nearest(str(name), OPTIMIZERS))
 
 
 def _check_options(spec: OptimizerSettings) -> None:
     known = {name: argument for name, argument in arguments_of(spec.name).items() if name not in ELSEWHERE}
     for name, value in spec.options.items():
         if name in ELSEWHERE:
-            raise StudyError(f"options must not hold {name!r}: got {value!r} ({spec.name}); it is {ELSEWHERE[name]}")
+            raise StudyError(f"{name!r} is not an option: got {value!r} ({spec.name}); {ELSEWHERE[name]} instead")
         if name not in known:
-            raise StudyError(f"options must be arguments of {spec.name}: got {name!r}" + nearest(name, known))
+            raise StudyError(f"{spec.name} has no option {name!r}" + nearest(name, known))
         is_number = isinstance(known[name].default, float) or name in BELOW_ONE
         if name == "b1" and spec.name in SCHEDULE_FREE:
             why = "evaluation divides by it"
@@ -127,7 +127,7 @@ def _check_numbers(spec: OptimizerSettings, total_steps: int) -> None:
     if spec.decay is not None:
         require("decay", spec.decay, "at least 0", lambda decay: decay >= 0)
     if spec.clip_norm is not None:
-        require("clip_norm", spec.clip_norm, "above 0", lambda norm: norm > 0, "None clips nothing")
+        require("clip_norm", spec.clip_norm, "above 0", lambda norm: norm > 0, "None disables clipping")
     if not isinstance(spec.skip_nonfinite, bool):
         raise StudyError(f"skip_nonfinite must be True or False: got {spec.skip_nonfinite!r}")
     if not isinstance(spec.noise, GradientNoise | None):
@@ -141,13 +141,13 @@ def _check_rate(spec: OptimizerSettings) -> None:
     argument = arguments_of(spec.name).get("learning_rate")
     is_flat = isinstance(spec.schedule, Constant) and is_zero(spec.schedule.warmup_steps)
     if argument is None and spec.learning_rate is not None:
-        raise StudyError(f"{spec.name} must have no learning_rate: got {spec.learning_rate!r}; see its options")
+        raise StudyError(f"{spec.name} has no learning_rate: got {spec.learning_rate!r}; see its options")
     if argument is not None and argument.default is argument.empty and spec.learning_rate is None:
-        raise StudyError(f"{spec.name} must have a learning_rate: got None")
+        raise StudyError(f"{spec.name} needs a learning_rate: got None")
     if not is_flat and spec.learning_rate is None:
-        raise StudyError(f"a schedule must have a learning_rate to shape: got None with {spec.schedule} ({spec.name})")
+        raise StudyError(f"a schedule needs a learning_rate: got None with {spec.schedule} ({spec.name})")
     if not is_flat and spec.name in FIXED_RATE:
-        raise StudyError(f"{spec.name} must have a constant rate: got {spec.schedule}; {FIXED_RATE[spec.name]}")
+        raise StudyError(f"{spec.name} cannot have a schedule: got {spec.schedule}; {FIXED_RATE[spec.name]}")
 
 
 def _check_decay(spec: OptimizerSettings) -> None:
@@ -156,32 +156,36 @@ def _check_decay(spec: OptimizerSettings) -> None:
     if spec.name in OWN_DECAY and spec.decay_kind == "l2":
         other = spec.name.removesuffix("w").removeprefix("schedule_free_")
         instead = other if other != spec.name and other in OPTIMIZERS else "adam"
-        raise StudyError(f"{spec.name} must have decoupled decay, its own: got decay_kind='l2'; use {instead!r}")
+        raise StudyError(f"{spec.name} always decays weights decoupled: got decay_kind='l2'; use {instead!r} for l2")
     if spec.decay_mask is not None and not callable(spec.decay_mask):
         raise StudyError(f"decay_mask must be a function of the parameters: got {spec.decay_mask!r}")
     if spec.decay is None and spec.decay_mask is not None:
-        raise StudyError("decay_mask must come with a decay: got decay=None; set decay or drop the mask")
+        raise StudyError("decay_mask has no effect without decay: got decay=None; set decay, or remove the mask")
     if is_zero(spec.decay):
         return
     arguments = arguments_of(spec.name)
     if spec.name in OWN_DECAY and not {"mask", "weight_decay_mask"} & set(arguments):
         if spec.decay_mask is not decay_all:
             raise StudyError(
-                f"decay_mask must be decay_all for {spec.name}, which decays every array: got {spec.decay_mask!r}"
+                f"{spec.name} decays every array, so decay_mask must be decay_all: got {spec.decay_mask!r}"
             )
     elif spec.name not in OWN_DECAY and spec.decay_kind == "decoupled":
         if spec.name in POSITIONS:
-            raise StudyError(f"{spec.name} must have l2 decay: got decay_kind='decoupled', which its next step undoes")
+            raise StudyError(
+                f"{spec.name} would undo decoupled decay in its next step: got decay_kind='decoupled'; use 'l2'"
+            )
         if spec.learning_rate is None:
             raise StudyError(
-                f"decoupled decay must have a learning_rate, which scales it: got None ({spec.name}); "
+                f"decoupled decay needs a learning_rate, which scales it: got None ({spec.name}); "
                 "set learning_rate or decay_kind='l2'"
             )
 
 
 def _check_company(spec: OptimizerSettings) -> None:
     if spec.name == "noisy_sgd" and spec.noise is not None:
-        raise StudyError("noise must have one owner: got noise= and noisy_sgd; use 'sgd', or noisy_sgd's eta and gamma")
+        raise StudyError(
+            "noise is set twice, by noise= and by noisy_sgd: use 'sgd' with noise=, or noisy_sgd's eta and gamma"
+        )
     changes = {
         "clip_norm": spec.clip_norm is not None,
         "noise": spec.noise is not None,
@@ -191,24 +195,28 @@ def _check_company(spec: OptimizerSettings) -> None:
     }
     if spec.name == "lbfgs" and any(changes.values()):
         wrong = ", ".join(name for name, is_set in changes.items() if is_set)
-        raise StudyError(f"lbfgs must see the loss as it is, for it measures along its step: got {wrong}; leave it out")
+        raise StudyError(
+            f"lbfgs cannot be used with {wrong}: its line search needs the unchanged loss; remove the setting"
+        )
     if spec.plateau is not None:
         _check_plateau(spec.name, spec.plateau)
 
 
 def _check_plateau(name: str, plateau: Mapping[str, Any]) -> None:
     if name in POSITIONS:
-        raise StudyError(f"plateau must not be used with {name}: a scaled step is undone by its next")
+        raise StudyError(f"plateau cannot be used with {name}, which would undo a scaled step in its next step")
     known = inspect.signature(optax.contrib.reduce_on_plateau).parameters
     for argument, value in plateau.items():
         if argument not in known:
             raise StudyError(
-                f"plateau must hold arguments of reduce_on_plateau: got {argument!r}{nearest(argument, known)}"
+                f"optax's reduce_on_plateau has no argument {argument!r} (plateau=){nearest(argument, known)}"
             )
         require(f"plateau's {argument}", value, "at least 0", lambda number: number >= 0)
         if argument in ("factor", "rtol", "atol") and isinstance(value, Tracer):
-            raise StudyError(f"plateau's {argument} must not be traced: optax compares it in Python; fix it")
+            raise StudyError(
+                f"plateau's {argument} must be a plain number, not a traced hyperparameter: optax compares it in Python"
+            )
     try:
         optax.contrib.reduce_on_plateau(**plateau)
     except ValueError as error:
-        raise StudyError(f"plateau must suit optax's reduce_on_plateau: got {dict(plateau)!r}; {error}") from error
+        raise StudyError(f"optax's reduce_on_plateau does not accept plateau={dict(plateau)!r}: {error}") from error

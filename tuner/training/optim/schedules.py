@@ -1,6 +1,6 @@
-"""Learning-rate schedules whose numbers may be traced: a shape without units times a peak learning rate.
+"""Learning-rate schedules with numbers that may be traced: a factor that is multiplied with a peak learning rate.
 
-Optax's own schedules branch in Python on warm-up lengths and rates, so a vmapped population could not search them.
+Optax's own schedules branch in Python on warm-up lengths and rates, so they cannot be searched by a vmapped population.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ Number = float | jax.Array
 
 
 def require(name: str, value: Any, rule: str, holds: Callable[[float], bool], advice: str = "") -> None:
-    """Raise unless a number obeys its rule; a traced number has no value yet and passes.
+    """Raise StudyError unless a number is valid. Traced numbers have no value yet and are not checked.
 
     Args:
-        name: What the number is called where it was written.
+        name: The name of the number in the user's code.
         value: The number.
-        rule: The rule in words.
-        holds: The rule.
-        advice: What to do instead.
+        rule: What the number must be, as text.
+        holds: Returns whether a number is valid.
+        advice: What to do, for the message.
 
     Raises:
-        StudyError: the value is no finite number, or breaks the rule.
+        StudyError: the value is not a finite number, or is invalid.
     """
     if isinstance(value, Tracer):
         return
@@ -42,29 +42,29 @@ def require(name: str, value: Any, rule: str, holds: Callable[[float], bool], ad
 
 
 def check_steps(total_steps: object) -> None:
-    """Raise unless the length of training is known.
+    """Raise StudyError unless the length of the training is known.
 
     Args:
         total_steps: Updates of the whole training.
 
     Raises:
-        StudyError: it is no whole number above zero.
+        StudyError: it is not a whole number above zero.
     """
     if not (is_int(total_steps) or isinstance(total_steps, np.integer)) or total_steps < 1:
         raise StudyError(
-            f"total_steps must be a whole number of updates, at least 1: got total_steps={total_steps!r}; "
-            "an optimizer is made once the length of training is known"
+            f"total_steps (the updates of the whole training) must be a whole number of at least 1: "
+            f"got total_steps={total_steps!r}"
         )
 
 
 def _real(number: ArrayLike) -> jax.Array:
-    """Return a number as float32, so that strict promotion has nothing to refuse."""
+    """Return a number as float32, which strict promotion accepts."""
     return jnp.asarray(number, jnp.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """What the shapes share: a linear warm-up from 0 to 1 in front.
+    """Base class of schedules: a linear warm-up from 0 to 1, followed by a shape.
 
     Args:
         warmup_steps: Updates until the factor is 1; may be traced.
@@ -73,13 +73,13 @@ class Schedule:
     warmup_steps: Number | None = 0
 
     def check(self, total_steps: int) -> None:
-        """Refuse what cannot be, as far as the numbers are concrete.
+        """Check the numbers, except those that are traced.
 
         Args:
             total_steps: Updates of the whole training.
 
         Raises:
-            StudyError: a number breaks its rule, or the warm-up does not end before training does.
+            StudyError: a number is invalid, or the warm-up does not end before training does.
         """
         check_steps(total_steps)
         warmup = self._warmup(total_steps)
@@ -89,18 +89,18 @@ class Schedule:
         if not 0 <= float(warmup) < total_steps:
             raise StudyError(
                 f"the warm-up must end before training does: got warmup_steps={warmup}, total_steps={total_steps}; "
-                "shorten it or train for longer"
+                "shorten the warm-up or train for longer"
             )
 
     def factor(self, step: jax.Array | int, total_steps: int) -> jax.Array:
-        """Return the share of the peak learning rate.
+        """Return the factor of the peak learning rate.
 
         Args:
-            step: Updates made so far, from 0; a number or an array of any shape.
+            step: Updates so far, from 0; a number or an array of any shape.
             total_steps: Updates of the whole training.
 
         Returns:
-            Float32, of the step's shape. Beyond the end it stays what it was at the end.
+            Float32, of the step's shape. After the end it keeps its last value.
         """
         step, warmup = _real(step), _real(self._warmup(total_steps))
         rising = step / jnp.maximum(warmup, 1e-6)
@@ -117,14 +117,14 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Constant(Schedule):
-    """The peak all along, after a warm-up if one is wished."""
+    """Constant at the peak, after an optional warm-up."""
 
     def _shape(self, step: jax.Array, warmup: jax.Array, total: jax.Array) -> jax.Array:
         return jnp.ones_like(step)
 
 
 def _half_cosine(progress: jax.Array, first: Number, last: Number) -> jax.Array:
-    """Return a fall or rise from `first` to `last` as progress goes from 0 to 1; flat outside."""
+    """Return half a cosine from `first` to `last` as progress goes from 0 to 1; constant outside."""
     share = (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1))) / 2
     return _real(last) + (_real(first) - _real(last)) * share
 
@@ -134,8 +134,8 @@ class WarmupCosine(Schedule):
     """A linear warm-up, then half a cosine (Loshchilov & Hutter, 2017).
 
     Args:
-        warmup_steps: Updates until the factor is 1; a tenth of all if None.
-        end_factor: Where the cosine ends.
+        warmup_steps: Updates until the factor is 1; a tenth of `total_steps` if None.
+        end_factor: The factor at the end of the cosine.
     """
 
     warmup_steps: Number | None = None
@@ -157,7 +157,7 @@ class OneCycle(Schedule):
     """Half a cosine up and half a cosine down (Smith & Topin, 2018); the rise is its warm-up.
 
     Args:
-        peak_fraction: Where in training the peak lies.
+        peak_fraction: The position of the peak, as a share of the training.
         start_factor: The first step's factor.
         end_factor: The last step's factor.
     """
@@ -169,7 +169,7 @@ class OneCycle(Schedule):
     def check(self, total_steps: int) -> None:
         if not isinstance(self.warmup_steps, Tracer) and self.warmup_steps != 0:
             raise StudyError(
-                f"OneCycle must have no warm-up beside its rise: got warmup_steps={self.warmup_steps!r}; "
+                f"OneCycle takes no warm-up, because it starts by rising: got warmup_steps={self.warmup_steps!r}; "
                 "set peak_fraction"
             )
         super().check(total_steps)
@@ -186,13 +186,13 @@ class OneCycle(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Exponential(Schedule):
-    """Decay by a rate every so many updates after the warm-up.
+    """Exponential decay after the warm-up.
 
     Args:
         decay_rate: Factor over `transition_steps` updates.
-        transition_steps: Updates for one decay; all that follow the warm-up if None.
-        is_staircase: Decay at once at the end of each transition.
-        end_factor: The factor never falls below it.
+        transition_steps: Updates per decay; all updates after the warm-up if None.
+        is_staircase: Decay in one step at the end of each transition.
+        end_factor: The lower bound of the factor.
     """
 
     decay_rate: Number
@@ -216,11 +216,11 @@ class Exponential(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Piecewise(Schedule):
-    """Constant pieces.
+    """Piecewise constant.
 
     Args:
         boundaries: Updates, counted from the start of training, from which each multiplier holds; increasing.
-        multipliers: One for each boundary; they multiply up.
+        multipliers: One for each boundary; the factor is the product of those reached.
     """
 
     boundaries: tuple[Number, ...]
@@ -230,7 +230,7 @@ class Piecewise(Schedule):
         super().check(total_steps)
         if len(self.boundaries) != len(self.multipliers):
             raise StudyError(
-                "Piecewise must have one multiplier for each boundary: "
+                "Piecewise needs one multiplier for each boundary: "
                 f"got boundaries={self.boundaries}, multipliers={self.multipliers}"
             )
         for name, values in (("boundaries", self.boundaries), ("multipliers", self.multipliers)):
@@ -239,7 +239,7 @@ class Piecewise(Schedule):
         concrete = [float(step) for step in self.boundaries if not isinstance(step, Tracer)]
         if concrete != sorted(set(concrete)) or any(step >= total_steps for step in concrete):
             raise StudyError(
-                f"boundaries must increase and lie within training: got boundaries={self.boundaries}, "
+                f"boundaries must increase and be less than total_steps: got boundaries={self.boundaries}, "
                 f"total_steps={total_steps}"
             )
 

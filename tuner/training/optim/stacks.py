@@ -1,7 +1,7 @@
-"""Which axes of the parameters count the layers of a `Stack`, so that optimizers treat each layer as its own.
+"""Finds the axes of parameters that count the layers of a `Stack`, so that optimizers treat each layer separately.
 
-A `Stack` declares its axis while the model is initialised. The optimizer reads what was declared when its state is
-made, and the state keeps it as part of its structure: no later step needs the model.
+A `Stack` declares its axis while the model is initialised. The optimizer reads the declarations when its state is
+created, and the state keeps them as part of its structure, so that later steps do not need the model.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ MASKED = optax.MaskedNode()
 
 @dataclass(frozen=True)
 class Layers:
-    """What an optimizer knows of a model's layers.
+    """The layers of a model, as an optimizer sees them.
 
     Attributes:
         rules: See `tuner.trial.OPTIMIZER_RULES`.
-        stacks: (path, length) of each stack: the arrays below the path have an axis of that length in front.
+        stacks: (path, length) of each stack: the arrays below the path have a first axis of that length.
     """
 
     rules: int = OPTIMIZER_RULES
     stacks: tuple[tuple[str, int], ...] = ()
 
     def axes(self, path: str, shape: tuple[int, ...]) -> int:
-        """Return how many of an array's first axes count layers; with one stack inside another there are several.
+        """Return how many of an array's first axes count layers; nested stacks have several.
 
         Args:
-            path: Of the array, such as "stack/layers/Dense_0/kernel". What holds the whole model may add to its front.
-            shape: Of the array.
+            path: The array's path, such as "stack/layers/Dense_0/kernel". It may have a prefix for the whole model.
+            shape: The array's shape.
         """
         count = 0
         for stack, length in self.stacks:  # the outer before the inner
@@ -65,13 +65,13 @@ def path_of(path: KeyPath) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-# What stacks declare while a model is initialised; None where nobody collects it.
+# The stacks declared while a model is initialised; None if they are not collected.
 _declared: ContextVar[tuple[int, set[tuple[str, int]]] | None] = ContextVar("declared", default=None)
 
 
 @contextlib.contextmanager
 def collect_stacks(rules: int) -> Iterator[None]:
-    """Hand on what stacks declare to the optimizers whose state is made inside the body."""
+    """Pass the declared stacks to optimizers whose state is created inside the body."""
     token = _declared.set((rules, set()))
     try:
         yield
@@ -87,13 +87,13 @@ def declare_stack(path: tuple[str, ...], length: int) -> None:
 
 
 def declared_layers() -> Layers:
-    """Return what has been declared so far; outside of a training nothing, under the newest rules."""
+    """Return the layers declared so far; outside of a training none, with the newest rules."""
     found = _declared.get()
     return Layers() if found is None else Layers(found[0], tuple(sorted(found[1], key=lambda one: len(one[0]))))
 
 
 class ChainState(tuple):
-    """The states of a chain of transformations, and what they know of layers: to JAX a tuple of the same paths."""
+    """The states of a chain of transformations, and their layers; for JAX a tuple with the same paths."""
 
     layers: Layers
 
@@ -116,7 +116,7 @@ jax.tree_util.register_pytree_with_keys(
 
 
 def aware_of_layers(make: Callable[[Layers], optax.GradientTransformation]) -> optax.GradientTransformationExtraArgs:
-    """Return a chain that is made for the layers declared when its state is made.
+    """Return a chain that is built for the layers declared when its state is created.
 
     Args:
         make: Layers -> a transformation whose state is a tuple.
@@ -140,13 +140,13 @@ Mask = Callable[[Any], Any]
 def layer_by_layer(
     make: Callable[[Mask], optax.GradientTransformation], mask: Mask, layers: Layers, *, one_by_one: bool
 ) -> optax.GradientTransformationExtraArgs:
-    """Return an optimizer that sees each layer of a stack as an array of its own.
+    """Return an optimizer that treats each layer of a stack as a separate array.
 
     Args:
-        make: Mask of what decays -> the optimizer, in which no array depends on another.
-        mask: Parameters -> what decays; asked for all parameters as they are, stacked.
+        make: Mask of the decaying arrays -> the optimizer, in which no array depends on another.
+        mask: Parameters -> mask of the decaying arrays; called with all parameters, stacked.
         layers: The layers.
-        one_by_one: Loop over layers instead of computing all at once: a branch inside is then only run if it is taken.
+        one_by_one: Loop over layers instead of computing all at once, so that a branch inside runs only if it is taken.
     """
 
     def label(path: KeyPath, leaf: PyTree) -> str:
@@ -155,7 +155,7 @@ def layer_by_layer(
 
     def grouped(params: PyTree) -> optax.GradientTransformationExtraArgs:
         labels = jax.tree_util.tree_map_with_path(label, params)
-        # A mark may stand for all that is below it.
+        # A mark may cover a whole subtree.
         marks = jax.tree.map(lambda mark, part: jax.tree.map(lambda _: mark, part), mask(params), params)
         made: dict[Any, Any] = {}
         for group in sorted(set(jax.tree.leaves(labels))):
@@ -172,7 +172,7 @@ def layer_by_layer(
 
 
 def _mapped(inner: optax.GradientTransformation, one_by_one: bool) -> optax.GradientTransformation:
-    """Return a transformation of arrays with one more axis in front, along which each has a state of its own."""
+    """Return a transformation of arrays with an additional first axis, along which each has its own state."""
     supported = optax.with_extra_args_support(inner)
 
     def over(function: Callable[..., PyTree]) -> Callable[..., Any]:

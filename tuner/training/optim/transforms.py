@@ -1,4 +1,4 @@
-"""The gradient transformations that stand around an optimizer: numbers may be traced, extra arguments pass through."""
+"""Gradient transformations around an optimizer. Numbers may be traced, and extra arguments are passed on."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class GradientNoise:
     """Gaussian noise of variance eta / (1 + t)^gamma at update t (Neelakantan et al., 2015).
 
     Args:
-        eta: Variance in the first update.
-        gamma: How fast it falls.
+        eta: The variance in the first update.
+        gamma: The rate at which the variance decreases.
     """
 
     eta: Number
@@ -43,10 +43,10 @@ class AccumulateState(NamedTuple):
     accumulated_weight: jax.Array
 
     def plus(self, grads: PyTree, value: Number, weight: Number, every: int) -> AccumulateState:
-        """Return the sums with one more gradient and loss, a mean over examples of this weight.
+        """Return the sums with one more gradient and loss, which are means over examples with this weight.
 
-        Checkpoints of earlier versions have the weight -1 and means for sums: all gradients had the same weight, which
-        is taken to be the present one's.
+        Checkpoints of earlier versions have the weight -1 and means instead of sums: all gradients had the same weight,
+        which is assumed to be the current one.
         """
         weight = jnp.asarray(weight, jnp.float32)
         is_old = self.accumulated_weight < 0
@@ -61,13 +61,13 @@ class AccumulateState(NamedTuple):
         )
 
     def means(self) -> tuple[Any, jax.Array]:
-        """Return the means of gradients and losses; 0 where nothing has a weight."""
+        """Return the means of gradients and losses; 0 if the weight is 0."""
         share = 1.0 / jnp.where(self.accumulated_weight > 0, self.accumulated_weight, 1.0)
         return jax.tree.map(lambda total: total * share.astype(total.dtype), (self.grads, self.value))
 
 
 class SkipState(NamedTuple):
-    """How many updates were skipped, beside the state of the optimizer inside."""
+    """The number of skipped updates, and the state of the inner optimizer."""
 
     skipped: jax.Array
     inner: Any
@@ -78,7 +78,7 @@ def _zero() -> jax.Array:
 
 
 def like(new: PyTree, old: PyTree) -> Any:
-    """Return a tree with another's dtypes: a traced number is not weak, and would widen what it touches."""
+    """Return a tree with another's dtypes: a traced number is not weakly typed and would widen results."""
 
     def match(n: PyTree, o: PyTree) -> Any:
         is_as_before = not hasattr(o, "dtype") or getattr(n, "dtype", None) == o.dtype
@@ -88,7 +88,7 @@ def like(new: PyTree, old: PyTree) -> Any:
 
 
 def lenient(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Lift strict promotion for optax, whose Adam raises a float to a whole power, and keep the state's dtypes."""
+    """Disable strict promotion for optax, whose Adam raises a float to a whole power, and keep the state's dtypes."""
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: PyTree) -> Any:
@@ -104,7 +104,7 @@ def lenient(optimizer: optax.GradientTransformation) -> optax.GradientTransforma
 
 
 def clip(limit: Number) -> optax.GradientTransformation:
-    """Scale to a global norm; unlike optax's, at any dtype with a traced limit."""
+    """Clip to a global norm; unlike optax's, with a traced limit and any dtype."""
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> Any:
         norm = optax.tree.norm(updates)
@@ -115,7 +115,7 @@ def clip(limit: Number) -> optax.GradientTransformation:
 
 
 def add_noise(noise: GradientNoise, key: jax.Array) -> optax.GradientTransformation:
-    """Add noise drawn from the key and the count, so that no key is kept in the state."""
+    """Add noise drawn from the key and the count, so that the state needs no key."""
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> Any:
         deviation = jnp.sqrt(noise.eta / (1.0 + state.made) ** noise.gamma)
@@ -137,7 +137,7 @@ def shrink(rate: Number | optax.Schedule, decay: Number) -> optax.GradientTransf
 
 
 def rename_value_fn(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Hand the loss function on under the name that Sophia has for it."""
+    """Pass the loss function on under the name that Sophia uses."""
     inner = optax.with_extra_args_support(optimizer)
 
     def update(
@@ -154,10 +154,10 @@ def rename_value_fn(optimizer: optax.GradientTransformation) -> optax.GradientTr
 
 
 def accumulate(inner: optax.GradientTransformationExtraArgs, every: int) -> optax.GradientTransformationExtraArgs:
-    """Hand on the mean of the last gradients and losses, each weighted by the extra argument `weight`.
+    """Pass on the mean of the last gradients and losses, each weighted by the extra argument `weight`.
 
-    That is the weight of the examples it is a mean over, 1 if it is not given: so what is handed on is the mean over
-    all these examples. Optax's own gives a short batch the weight of a full one, and hands on the last loss only.
+    `weight` is the total weight of the examples of a gradient (1 by default), so that the result is the mean over all
+    these examples. Optax's own version gives a short batch the weight of a full one, and passes on only the last loss.
     """
 
     def init(params: PyTree) -> AccumulateState:
@@ -184,13 +184,13 @@ def accumulate(inner: optax.GradientTransformationExtraArgs, every: int) -> opta
 
 
 def accumulates(opt_state: PyTree) -> bool:
-    """Return whether an optimizer's state is that of one which accumulates, and so uses the argument `weight`."""
+    """Return whether an optimizer accumulates and therefore uses the argument `weight`, from its state."""
     leaves = jax.tree.leaves(opt_state, is_leaf=lambda leaf: isinstance(leaf, AccumulateState))
     return any(isinstance(leaf, AccumulateState) for leaf in leaves)
 
 
 def without_weight(inner: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
-    """Drop the extra argument `weight`: a line search takes what it does not know for an argument of the loss."""
+    """Drop the extra argument `weight`, because a line search passes unknown arguments to the loss."""
 
     def update(
         updates: PyTree, state: PyTree, params: PyTree = None, *, weight: Number | None = None, **extra: object
@@ -201,7 +201,7 @@ def without_weight(inner: optax.GradientTransformationExtraArgs) -> optax.Gradie
 
 
 def skip_nonfinite(inner: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
-    """Change nothing where gradient, loss or result is not finite; optax's own looks at the gradient only."""
+    """Skip updates whose gradient, loss or result is not finite; optax's own version checks only the gradient."""
 
     def init(params: PyTree) -> SkipState:
         return SkipState(_zero(), inner.init(params))

@@ -1,1 +1,1 @@
-"""Checkpoints, and the files beside them."""
+"""Checkpoints, logs and pictures."""

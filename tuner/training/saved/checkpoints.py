@@ -28,18 +28,18 @@ __all__ = ["Checkpoints", "from_plain", "is_new_model_better", "read", "to_plain
 
 
 def is_new_model_better(new: float | None, best: float | None, direction: str) -> bool:
-    """Return whether a new value beats the best so far; a tie does not.
+    """Return whether a new value is better than the best so far; an equal value is not.
 
     Args:
         new: The new value. A missing one (None) or NaN is never better.
-        best: The best so far. None or NaN stands for the worst there is, so that any finite value is better.
-        direction: What is better, "maximize" or "minimize".
+        best: The best value so far. Any finite value is better than None or NaN.
+        direction: "maximize" or "minimize".
 
     Returns:
-        True if the model of the new value is the one to keep.
+        True if the new model should replace the best one.
 
     Raises:
-        ValueError: There is no such direction.
+        ValueError: The direction is invalid.
     """
     if direction not in ("maximize", "minimize"):
         raise ValueError(f"direction must be 'maximize' or 'minimize': got {direction!r}")
@@ -51,17 +51,17 @@ def is_new_model_better(new: float | None, best: float | None, direction: str) -
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read a checkpoint in a process that has nothing else, for inference.
+    """Read a checkpoint for inference, in a process without the training.
 
     Args:
-        path: A checkpoint (`.../latest/3`) or a folder that holds them; of these the best is read, or the newest good
-            one if there is no best.
+        path: A checkpoint (`.../latest/3`) or a folder of checkpoints; from a folder the best is read, or the newest
+            good one if there is no best.
 
     Returns:
         The arrays as nested dicts of NumPy arrays, and the record saved with them.
 
     Raises:
-        CheckpointError: There is none, it is torn, or it is not ours.
+        CheckpointError: The checkpoint is missing, damaged or not one of tuner's.
     """
     folder = Path(path).absolute()
     if files.is_checkpoint(folder):
@@ -74,24 +74,24 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
             return content.plain, content.record
         if refusals:
             raise refusals[0]
-    raise CheckpointError(f"path must be a checkpoint or a folder of checkpoints: got {folder}")
+    raise CheckpointError(f"no checkpoint in {folder}: pass a checkpoint or a folder of checkpoints")
 
 
 class Checkpoints:
-    """The checkpoints of one trial (or one run) in a folder: the latest few for resuming, the best one for inference.
+    """The checkpoints of a trial or a run in a folder: the latest few to resume from, the best one for inference.
 
-    Saving takes the time of a copy of the arrays; a thread writes them. A checkpoint that cannot be written is told
-    on stderr, the same trouble of one save after another only once, and never stops the training. Several processes
-    may use a folder: each checkpoint is wholly of one of them.
+    Saving takes only the time to copy the arrays; a thread writes them. If a checkpoint cannot be written, a warning is
+    printed on stderr (once if the same error repeats), and the training continues. Several processes may use a folder:
+    each checkpoint is written completely by one of them.
 
     Args:
-        folder: Where they are; made by the first save.
-        every_s: Seconds from one `save` to when the next is due; infinity is never.
-        keep: How many of the latest to keep; > 0.
-        writes_best: The training itself writes the best at its end; else whoever gave the checkpoints decides.
-        clock: Tells the time in seconds.
-        restart: Called with the reason if the newest whole checkpoint is of another training: those to resume from are
-            removed, and the training starts again. If None, `restore` raises an error.
+        folder: The folder; created by the first save.
+        every_s: Seconds between two checkpoints; infinity for never.
+        keep: The number of latest checkpoints to keep; > 0.
+        writes_best: Whether the training writes the best checkpoint at its end; otherwise the caller does.
+        clock: Returns the time in seconds.
+        restart: Called with the reason if the newest undamaged checkpoint is from another training: the latest
+            checkpoints are then removed, and the training starts again. If None, `restore` raises an error.
 
     Raises:
         ValueError: A number is out of range.
@@ -111,7 +111,7 @@ class Checkpoints:
             raise ValueError(f"keep must be at least 1: got {keep}")
         if not is_number(every_s) or not every_s >= 0:
             raise ValueError(f"every_s must be a number of seconds, at least 0: got {every_s!r}")
-        # Orbax takes no relative paths, and the process may change its folder.
+        # Orbax does not accept relative paths, and the process may change its folder.
         self.folder = Path(folder).absolute()
         self._latest, self._best = self.folder / "latest", self.folder / "best"
         self._every_s, self._keep, self.writes_best, self._clock = every_s, keep, writes_best, clock
@@ -121,7 +121,7 @@ class Checkpoints:
         self._writer: threading.Thread | None = None
         self._told: str | None = None
         self.restored: dict[str, Any] | None = None
-        """The record of the checkpoint that a training went on from, None if there was none."""
+        """The record of the checkpoint from which the training was resumed, or None."""
 
     # To resume from.
 
@@ -135,13 +135,13 @@ class Checkpoints:
         Args:
             step: Optimizer updates so far.
             tree: A pytree of arrays; copied before this returns.
-            record: What to save beside the arrays: a mapping that JSON can hold, NaN and infinities included.
+            record: Information to save with the arrays: a JSON mapping, which may contain NaN and infinities.
 
         Raises:
-            CheckpointError: The tree has a leaf that is no array.
-            TypeError: The record holds what JSON cannot.
+            CheckpointError: The tree has a leaf that is not an array.
+            TypeError: The record has a value that JSON does not support.
 
-        Concurrency: safe beside other processes; blocks while an earlier save is being written.
+        Concurrency: safe with other processes; blocks while an earlier save is being written.
         """
         self._began_s = self._clock()
         self.wait()
@@ -150,38 +150,38 @@ class Checkpoints:
         self._writer.start()
 
     def _write_latest(self, content: files.Content) -> None:
-        """Write one to resume from; tell if that is not possible, unless the one before it had the same trouble."""
+        """Write a checkpoint to resume from; print a warning if that fails, but not for the same error again."""
         trouble = _write(self._latest, content, self._keep)
-        # Without what is another each time: scratch folders' names, bytes that are free.
+        # Without parts that differ each time: names of scratch folders, free bytes.
         gist = None if trouble is None else re.sub(r"\.tmp-\w+|\d+", "", trouble)
         if trouble is not None and gist != self._told:
             tell(f"{trouble}; training continues", "checkpoint", "warning")
         self._told = gist
 
     def has_latest(self) -> bool:
-        """Return whether there may be something to resume from."""
+        """Return whether there may be a checkpoint to resume from."""
         return bool(files.newest_first(self._latest))
 
     def latest_record(self) -> dict[str, Any] | None:
-        """Return the record of the newest checkpoint to resume from whose record can be read; None if there is none."""
+        """Return the newest readable record of a checkpoint to resume from; None if there is none."""
         return files.newest_good(self._latest, files.read_record, lambda path, error: None)
 
     def restore(
         self, like: PyTree, *, shardings: PyTree = None, identity: Mapping[str, object] | None = None
     ) -> tuple[int, Any, dict[str, Any]] | None:
-        """Return the newest good checkpoint; each that is torn is told on stderr and passed over.
+        """Return the newest good checkpoint; damaged ones are skipped with a warning on stderr.
 
         Args:
             like: As in `from_plain`.
-            shardings: As in `from_plain`, whatever devices the checkpoint was saved from.
-            identity: What its record must say, for it to be one of this training.
+            shardings: As in `from_plain`, for any devices that saved the checkpoint.
+            identity: Values that the record must have for a checkpoint of this training.
 
         Returns:
             The step, the tree and the record; None if there is no good checkpoint.
 
         Raises:
-            CheckpointError: The newest whole one is of another training: its record or its arrays are others. To pass
-                over it would be to train anew, and to remove it in time. Not raised with `restart`.
+            CheckpointError: The newest undamaged checkpoint is from another training: its record or its arrays differ.
+                (Skipping it would train from the start and later remove it.) Not raised with `restart`.
         """
 
         def use(path: Path) -> tuple[int, Any, dict[str, Any]] | CheckpointError:
@@ -189,7 +189,7 @@ class Checkpoints:
             for name, mine in to_json(identity or {}).items():
                 theirs = with_rules(to_json(content.record)).get(name)
                 if theirs != mine:
-                    return CheckpointError(f"{name}={theirs!r}, this one has {name}={mine!r}")
+                    return CheckpointError(f"{name}={theirs!r}, this training has {name}={mine!r}")
             try:
                 tree = from_plain(content.plain, like, shardings)
             except CheckpointError as error:
@@ -198,8 +198,8 @@ class Checkpoints:
 
         def refuse(path: Path, error: CheckpointError) -> None:
             is_last = path == files.newest_first(self._latest)[-1]
-            before = "there is none" if is_last else "using the one"
-            tell(f"checkpoint {path} refused: {error}; {before} before", "checkpoint", "warning")
+            next_step = "there is no older one" if is_last else "trying the one before it"
+            tell(f"cannot use the checkpoint {path}: {error}; {next_step}", "checkpoint", "warning")
 
         self.wait()
         found = files.newest_good(self._latest, use, refuse)
@@ -209,42 +209,41 @@ class Checkpoints:
             found = None
         if isinstance(found, CheckpointError):
             raise CheckpointError(
-                f"checkpoints must be of the training that resumes from them: those in {self.folder} have {found}; "
-                "take another folder"
+                f"the checkpoints in {self.folder} are from another training: they have {found}; use another folder"
             )
         self.restored = None if found is None else found[2]
         return found
 
     def delete_latest(self) -> None:
-        """Remove what was kept for resuming, and the folder if nothing else is in it: the training is over.
+        """Remove the checkpoints to resume from when the training is over, and the folder if it is empty.
 
-        Concurrency: what another process has begun to write fails there; what it writes later stays.
+        Concurrency: if another process is writing a checkpoint, it fails there; later ones are kept.
         """
         self.wait()
         files.clear_scratch(self.folder, 0.0)
         shutil.rmtree(self._latest, ignore_errors=True)
-        with contextlib.suppress(OSError):  # the best is in it
+        with contextlib.suppress(OSError):  # it contains the best
             self.folder.rmdir()
 
     # For inference.
 
     def offer_best(self, step: int, tree: PyTree, record: Mapping[str, object]) -> None:
-        """Keep the best so far in memory, for `write_best`.
+        """Keep the best state so far in memory, for `write_best`.
 
         Args:
             step: Optimizer updates so far.
-            tree: A pytree of arrays, on the host or on devices, which nobody changes or donates.
+            tree: A pytree of arrays, on the host or on devices, which must not be changed or donated.
             record: As in `save`.
         """
         self._offered = (step, tree, record)
 
     def write_best(self) -> Path | None:
-        """Write what was last offered as the best; the old one stays until the new one is complete.
+        """Write the last offered state as the best checkpoint; the old one is kept until the new one is complete.
 
-        Each call that fails is told: it is asked for once, at the end of a training.
+        Each failure prints a warning, because this is called once, at the end of a training.
 
         Returns:
-            Its folder, for `read`; None if nothing was offered or it could not be written.
+            Its folder, for `read`; None if nothing was offered or writing failed.
 
         Raises:
             CheckpointError: As in `save`.
@@ -261,7 +260,7 @@ class Checkpoints:
     # Both.
 
     def wait(self) -> None:
-        """Wait until all is written, or told."""
+        """Wait until all checkpoints are written or have failed."""
         if self._writer is not None:
             self._writer.join()
             self._writer = None
@@ -276,18 +275,18 @@ class Checkpoints:
 
 
 def _write(series: Path, content: files.Content, keep: int) -> str | None:
-    """Write one checkpoint; return why that was not possible."""
+    """Write a checkpoint; return the reason if that fails."""
     try:
         files.add(series, content, keep)
-    # Also what TensorStore raises for a full disk, which is no OSError.
+    # TensorStore does not raise an OSError for a full disk.
     except Exception as error:
-        return f"a checkpoint could not be written to {series}: {files.one_line(error)}"
+        return f"cannot write a checkpoint to {series}: {files.one_line(error)}"
     return None
 
 
 def _copied(step: int, tree: PyTree, record: Mapping[str, object]) -> files.Content:
-    """Return what is to be written, apart from anything that may change."""
-    # A copy even where NumPy could look at JAX's memory: the next step may be given that memory.
+    """Return a copy of the tree, independent of anything that may change."""
+    # A copy even if NumPy could use JAX's memory directly: the next step may reuse that memory.
     plain = jax.tree.map(np.array, jax.device_get(to_plain(tree)))
     recorded = to_json(record)
     json.dumps(recorded, allow_nan=False)

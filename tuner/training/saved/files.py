@@ -1,8 +1,8 @@
-"""One checkpoint on disk, and a folder of numbered ones.
+"""Reads and writes a checkpoint on disk, and folders of numbered checkpoints.
 
 A checkpoint is a folder: `arrays/`, written by Orbax as nested dicts of arrays, and `record.json`, which holds the
-caller's record and a digest of every file. It comes into its place by one rename after all of it is written, under a
-number that no other has: so it is complete or not there, and nothing is ever replaced. No classes and no pickles.
+caller's record and a digest of every file. It is written completely and then renamed into place, under a
+new number: so it is either complete or absent, and never replaces another. It contains no classes or pickles.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ _RECORD = "record.json"
 _ARRAYS = "arrays"
 _SCRATCH = ".tmp-"
 _ABANDONED_S = 3600.0
-"""What has been written for an hour is of a process that is no more."""
-_SLACK_BYTES = 2**18  # what comes beside the arrays
+"""Seconds after which an unfinished checkpoint is assumed to belong to a dead process."""
+_SLACK_BYTES = 2**18  # the files other than the arrays
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a checkpoint holds.
+    """The content of a checkpoint.
 
     Attributes:
         step: Optimizer updates so far.
         plain: Nested dicts of NumPy arrays.
-        record: What was saved beside them; as `to_json` made it while it is written.
+        record: The record saved with the arrays; while writing, in the form of `to_json`.
     """
 
     step: int
@@ -64,7 +64,7 @@ class Content:
 
 
 def newest_first(series: Path) -> list[Path]:
-    """Return the checkpoints of a series, the last written first."""
+    """Return the checkpoints of a series, newest first."""
     try:
         names = os.listdir(series)
     except (FileNotFoundError, NotADirectoryError):
@@ -73,12 +73,12 @@ def newest_first(series: Path) -> list[Path]:
 
 
 def newest_good(series: Path, use: Callable[[Path], T], refuse: Callable[[Path, CheckpointError], None]) -> T | None:
-    """Return what `use` makes of the newest checkpoint that it does not refuse; None if there is none.
+    """Return the result of `use` for the newest checkpoint that it accepts; None if there is none.
 
     Args:
-        series: The folder. Other processes may add to it and remove from it meanwhile.
-        use: Called with a checkpoint; refuses it by a CheckpointError.
-        refuse: Called with each that is refused, and why.
+        series: The folder. Other processes may add and remove checkpoints at the same time.
+        use: Called with a checkpoint; raises CheckpointError to refuse it.
+        refuse: Called with each refused checkpoint and the error.
     """
     refused: set[Path] = set()
     while candidates := [path for path in newest_first(series) if path not in refused]:
@@ -104,23 +104,23 @@ def add(series: Path, content: Content, keep: int) -> None:
             try:
                 scratch.rename(series / str(number))
                 break
-            except OSError as error:  # another process was faster
+            except OSError as error:  # another process has used the number
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                     raise
         sync(series)
         for path in newest_first(series)[keep:]:
             with contextlib.suppress(FileNotFoundError):
-                path.rename(scratch)  # out of the way in one go
+                path.rename(scratch)  # moved away atomically
             shutil.rmtree(scratch, ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def clear_scratch(folder: Path, older_than_s: float) -> None:
-    """Remove what killed processes have left half written."""
+    """Remove unfinished checkpoints of killed processes."""
     try:
         found = list(folder.glob(f"{_SCRATCH}*"))
-    except FileNotFoundError:  # somebody may remove all of it at any moment
+    except FileNotFoundError:  # another process may remove it at any moment
         return
     for path in found:
         with contextlib.suppress(FileNotFoundError):
@@ -129,7 +129,7 @@ def clear_scratch(folder: Path, older_than_s: float) -> None:
 
 
 def _disk_time_s(folder: Path) -> float:
-    """Return the time of the disk's clock: a file server's may be another than ours. -inf on a full disk."""
+    """Return the time of the disk's clock, which may differ on a file server; -inf on a full disk."""
     try:
         with tempfile.TemporaryFile(dir=folder) as probe:
             return os.fstat(probe.fileno()).st_mtime
@@ -141,7 +141,7 @@ def _disk_time_s(folder: Path) -> float:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Return whether a folder is a checkpoint, be it a torn one."""
+    """Return whether a folder is a checkpoint, possibly a damaged one."""
     return (folder / _RECORD).exists() or (folder / _ARRAYS).exists()
 
 
@@ -149,58 +149,60 @@ def load(folder: Path) -> Content:
     """Read a checkpoint.
 
     Raises:
-        CheckpointError: It is torn, or not ours.
+        CheckpointError: It is damaged, or not one of tuner's.
     """
     head = _read_head(folder)
     for name, digest in head["files"].items():
         try:
             found = _digest_file(folder / name)
         except OSError as error:
-            raise CheckpointError(f"checkpoint must be complete: got {folder} without {name}") from error
+            raise CheckpointError(f"the checkpoint is incomplete: {folder} has no {name}") from error
         if found != digest:
-            raise CheckpointError(f"checkpoint must be as it was written: {name} differs in {folder}")
+            raise CheckpointError(f"the checkpoint is damaged: {name} in {folder} has changed since it was written")
     try:
         with _orbax_handler() as handler:
             plain = _from_disk(handler.restore(folder / _ARRAYS)["tree"])
-    # Whatever Orbax and TensorStore raise for what they cannot read.
+    # Orbax and TensorStore raise various errors for damaged files.
     except Exception as error:
-        raise CheckpointError(f"checkpoint must be readable by Orbax: {folder}: {one_line(error)}") from error
+        raise CheckpointError(f"Orbax cannot read the checkpoint {folder}: {one_line(error)}") from error
     for path, shape, dtype in head["without_elements"]:
         insert(plain, tuple(path), np.zeros(shape, jax.numpy.dtype(dtype)))
     return Content(head["step"], plain, from_json(head["record"]))
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Return what was saved beside the arrays, without reading them.
+    """Return the record of a checkpoint without reading its arrays.
 
     Raises:
-        CheckpointError: The record is torn, or not ours.
+        CheckpointError: The record is damaged, or not one of tuner's.
     """
     return from_json(_read_head(folder)["record"])
 
 
 def _read_head(folder: Path) -> dict[str, Any]:
-    """Return what `record.json` says, its own digest checked."""
+    """Return the content of `record.json` after checking its digest."""
     try:
         head = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
     except OSError as error:
-        raise CheckpointError(f"checkpoint must have a {_RECORD}: got {folder} ({error.strerror})") from error
+        raise CheckpointError(f"cannot read {_RECORD} of the checkpoint {folder}: {error.strerror}") from error
     except ValueError as error:
-        raise CheckpointError(f"{_RECORD} must be JSON: got {folder / _RECORD} ({one_line(error)})") from error
+        raise CheckpointError(
+            f"the checkpoint is damaged: {folder / _RECORD} is not valid JSON ({one_line(error)})"
+        ) from error
     if not isinstance(head, dict) or "format" not in head:
-        raise CheckpointError(f"checkpoint must be one of tuner's: got {folder}")
+        raise CheckpointError(f"{folder} is not a checkpoint of tuner")
     if head["format"] != FORMAT:
         raise CheckpointError(
-            f"checkpoint must be of format {FORMAT}: got format {head['format']!r} in {folder}; "
+            f"this version of tuner reads checkpoints of format {FORMAT}: {folder} has format {head['format']!r}; "
             "use the version of tuner that wrote it"
         )
     if head.pop("digest", None) != _digest_head(head):
-        raise CheckpointError(f"checkpoint must be as it was written: {_RECORD} differs in {folder}")
+        raise CheckpointError(f"the checkpoint is damaged: {_RECORD} in {folder} has changed since it was written")
     return head
 
 
 def _write(folder: Path, content: Content) -> None:
-    """Write a whole checkpoint into an empty folder, to survive the machine."""
+    """Write a complete checkpoint into an empty folder and flush it to disk."""
     _check_space(folder, sum(array.nbytes for array in jax.tree.leaves(content.plain)))
     item, without_elements = _for_disk(content.plain)
     arrays = folder / _ARRAYS
@@ -208,7 +210,7 @@ def _write(folder: Path, content: Content) -> None:
     with _orbax_handler() as handler:
         from orbax.checkpoint.args import PyTreeSave
 
-        # Orbax refuses a tree without arrays; with the step there always is one.
+        # Orbax refuses a tree without arrays; the step makes sure that there is one.
         handler.save(arrays, args=PyTreeSave({"step": np.asarray(content.step), "tree": item}))
         handler.finalize(arrays)
     head = {
@@ -229,14 +231,14 @@ def _write(folder: Path, content: Content) -> None:
 
 
 def _check_space(folder: Path, arrays_bytes: int) -> None:
-    """Fail before Orbax does: it leaves writes behind, which write tracebacks to stderr."""
+    """Check the free space before Orbax does: its failed writes would print tracebacks to stderr."""
     needed_bytes, free_bytes = arrays_bytes + _SLACK_BYTES, shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
         raise OSError(errno.ENOSPC, f"No space left on device: {needed_bytes} bytes needed, {free_bytes} free")
 
 
 def _for_disk(plain: Mapping[str, object]) -> tuple[dict[str, Any], list[Any]]:
-    """Return the dict to give to Orbax, and what it does not take: arrays without elements."""
+    """Return the dict for Orbax, and the arrays without elements, which it does not accept."""
     item: dict[str, Any] = {}
     without_elements = []
     for path, array in flatten(plain):
@@ -248,7 +250,7 @@ def _for_disk(plain: Mapping[str, object]) -> tuple[dict[str, Any], list[Any]]:
 
 
 def _escape(name: str) -> str:
-    """Hide what Orbax joins names with: to it {"a": {"b": x}} and {"a.b": y} are one array."""
+    """Escape the separator with which Orbax joins names, so that {"a": {"b": x}} and {"a.b": y} differ."""
     return name.replace("%", "%25").replace(".", "%2E").replace("/", "%2F")
 
 
@@ -270,7 +272,7 @@ def _digest_head(head: Mapping[str, object]) -> str:
 
 @contextlib.contextmanager
 def _orbax_handler() -> Iterator[Any]:
-    """Yield what reads and writes arrays. Orbax takes a while to import, and what it logs it raises as well."""
+    """Yield Orbax's handler of arrays. Orbax is imported late, because that takes a while, and its log is disabled."""
     import orbax.checkpoint
 
     logging.getLogger("absl").addFilter(_is_not_from_orbax)
@@ -286,15 +288,15 @@ def _is_not_from_orbax(record: logging.LogRecord) -> bool:
 
 
 def _is_no_late_write(record: logging.LogRecord) -> bool:
-    """Tell what Orbax has raised already from what asyncio says of its other writes, some time after they failed."""
+    """Return False for asyncio's messages about other writes of Orbax that fail after Orbax has raised the error."""
     said = record.getMessage()
-    error = record.exc_info[1] if record.exc_info else None  # what a task says of itself is cut short
+    error = record.exc_info[1] if record.exc_info else None  # a task's own description is shortened
     return not ("exception was never retrieved" in said and "/ocdbt" in f"{said} {error}")
 
 
 @dataclass(frozen=True)
 class _LateWrites:
-    """What hears of errors that nobody can catch, but for what TensorStore's threads say after a failed save.
+    """A handler of uncaught errors that ignores those of TensorStore's threads after a failed save.
 
     Orbax has raised the first failure and closed its event loop; the other writes end later and find it closed.
     """

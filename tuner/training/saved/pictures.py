@@ -1,4 +1,4 @@
-"""Pictures that a trainer's hooks save: PNG files in the folder `pictures` of a run, or of a trial's artifacts."""
+"""Pictures saved by a trainer's hooks: PNG files in the folder `pictures` of a run, or of a trial's artifacts."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tuner.output.log import tell
 
 
 class Pictures:
-    """Where the pictures of one training go.
+    """The pictures of a training.
 
     Args:
-        folder: The folder of the run or trial, in which `pictures` is made with the first one; None for nowhere.
+        folder: The folder of the run or trial; `pictures` is created in it with the first picture. None to save none.
     """
 
     def __init__(self, folder: str | Path | None) -> None:
@@ -30,7 +30,7 @@ class Pictures:
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[None]:
-        """Take what `save_picture` is given inside the body; of trainings inside each other the innermost does."""
+        """Handle calls of `save_picture` inside the body; with nested trainings the innermost handles them."""
         token = _taking.set(self)
         try:
             yield
@@ -38,7 +38,7 @@ class Pictures:
             _taking.reset(token)
 
     def write(self, name: str, pixels: np.ndarray) -> None:
-        """Write a picture (UInt8[Array, "height width 3"]) atomically; one line on stderr if that is not possible."""
+        """Write a picture (UInt8[Array, "height width 3"]) atomically; print one line on stderr if that fails."""
         if self._folder is None:
             return
         path = self._folder / f"{name}.png"
@@ -55,7 +55,7 @@ class Pictures:
         except ImportError:
             trouble = f"pictures need matplotlib: {how_to_install('plots')}"
         except OSError as error:
-            trouble = f"pictures could not be written to {self._folder}: {error.strerror}"
+            trouble = f"cannot write pictures to {self._folder}: {error.strerror}"
         if trouble and trouble != self._told:
             tell(trouble, "picture", "warning")
         self._told = trouble
@@ -65,21 +65,22 @@ _taking: ContextVar[Pictures | None] = ContextVar("pictures", default=None)
 
 
 def save_picture(name: str, pixels: np.ndarray | jax.Array) -> None:
-    """Save a picture from a trainer's hook; called anywhere else it does nothing.
+    """Save a picture from a trainer's hook; does nothing if called anywhere else.
 
-    The file is `pictures/NAME.png` in the folder of a trial's artifacts, or in `log` of `train_model`; a picture of
-    the same name is replaced. A disk that is full ends no trial: what cannot be written is told on stderr, once.
+    The file is `pictures/NAME.png` in the folder of a trial's artifacts, or in `log` of `train_model`. It replaces a
+    picture with the same name. If a picture cannot be written, one warning is printed on stderr and the trial
+    continues.
 
     Args:
         name: Letters, digits and `_.-`, such as `samples-010`.
-        pixels: Brightness, Float[Array, "height width"], or colours, Float[Array, "height width 3"], from 0 to 1; what
-            is beyond is clipped, NaN is 0.
+        pixels: Brightness, Float[Array, "height width"], or colours, Float[Array, "height width 3"], from 0 to 1; other
+            values are clipped, and NaN becomes 0.
 
     Raises:
-        StudyError: the name is not a file name, or the array is not a picture.
+        StudyError: the name or the array is invalid.
     """
     if not (isinstance(name, str) and re.fullmatch(r"\w[\w.-]{0,99}", name)):
-        raise StudyError(f"a picture's name must be up to 100 letters, digits or any of '_.-': got {name!r}")
+        raise StudyError(f"the name of a picture must be 1 to 100 letters, digits, '_', '.' or '-': got {name!r}")
     array = np.asarray(pixels, np.float32)
     if array.ndim not in (2, 3) or array.size == 0 or array.shape[2:] not in ((), (3,)):
         raise StudyError(
@@ -92,11 +93,11 @@ def save_picture(name: str, pixels: np.ndarray | jax.Array) -> None:
 
 
 def tile(images: np.ndarray | jax.Array, columns: int) -> np.ndarray:
-    """Return images side by side, a line of one pixel at 1 between them.
+    """Arrange images in a grid, separated by white lines of one pixel.
 
     Args:
-        images: Float[Array, "count height width"]; the last row is filled up with ones.
-        columns: Images to a row.
+        images: Float[Array, "count height width"]; the last row is filled with ones.
+        columns: Images per row.
 
     Returns:
         Float[Array, "rows*(height+1)-1 columns*(width+1)-1"].

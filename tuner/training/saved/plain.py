@@ -1,4 +1,4 @@
-"""Any pytree as nested dicts of arrays, and back: what a checkpoint holds, without classes."""
+"""Converts pytrees to nested dicts of arrays, the content of a checkpoint, and back."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tuner.training.pytree import PyTree
 Path = tuple[str, ...]
 
 _ADDED = {"clipped_grad_norm": 0.0, "accumulated_weight": -1.0}
-"""Parts of the state that checkpoints of earlier versions lack, and what their arrays are filled with."""
+"""Parts of the state that checkpoints of earlier versions do not have, and the values to use for them."""
 
 
 def to_plain(tree: PyTree) -> dict[str, Any]:
-    """Turn any pytree into nested dicts with string keys and array leaves.
+    """Convert a pytree to nested dicts with string keys and array leaves.
 
     Args:
         tree: A pytree of arrays, typed PRNG keys and numbers.
@@ -28,7 +28,7 @@ def to_plain(tree: PyTree) -> dict[str, Any]:
         Dicts keyed by field name, key or index. Typed keys become their key data; a part without leaves becomes `{}`.
 
     Raises:
-        CheckpointError: A leaf is no array, or two parts have the same name.
+        CheckpointError: A leaf is not an array, or two parts have the same name.
     """
     plain: dict[str, Any] = {}
     for path, leaf in _named_leaves(tree, is_leaf=_has_no_leaves):
@@ -37,20 +37,20 @@ def to_plain(tree: PyTree) -> dict[str, Any]:
 
 
 def from_plain(plain: Mapping[str, object], like: PyTree, shardings: PyTree = None) -> Any:
-    """Turn what `to_plain` made back into a tree.
+    """Convert the result of `to_plain` back to a tree.
 
     Args:
         plain: Nested dicts of arrays.
         like: A tree of the same structure, shapes and dtypes; its leaves are arrays, typed keys, numbers or
-            `jax.ShapeDtypeStruct`s. Where it has NumPy arrays or numbers, NumPy arrays come back; else JAX arrays.
-        shardings: Where JAX arrays go: one `jax.sharding.Sharding`, or a tree of them that matches `like`; None is
-            JAX's default device.
+            `jax.ShapeDtypeStruct`s. NumPy arrays and numbers are restored as NumPy arrays, others as JAX arrays.
+        shardings: The placement of JAX arrays: one `jax.sharding.Sharding`, or a tree of them that matches `like`; None
+            for JAX's default device.
 
     Returns:
         The tree, bit for bit.
 
     Raises:
-        CheckpointError: An array is missing, has no place in `like`, or is of another shape or dtype.
+        CheckpointError: An array is missing, is not in `like`, or has another shape or dtype.
     """
     found = {path: array for path, array in flatten(plain) if not isinstance(array, Mapping)}
     treedef = jax.tree.structure(like)
@@ -64,10 +64,10 @@ def from_plain(plain: Mapping[str, object], like: PyTree, shardings: PyTree = No
         if path not in found and added:
             found[path] = np.full(np.shape(expected), _ADDED[added[0]], expected.dtype)
         if path not in found:
-            raise CheckpointError(f"checkpoint must hold every array of the state: {_name(path)} is missing")
+            raise CheckpointError(f"the checkpoint does not fit the state: the array {_name(path)} is missing")
         leaves.append(_restored(found.pop(path), expected, place, path))
     if found:
-        raise CheckpointError(f"checkpoint must hold the state's arrays only: {_name(min(found))} has no place in it")
+        raise CheckpointError(f"the checkpoint does not fit the state: the state has no array {_name(min(found))}")
     return jax.tree.unflatten(treedef, leaves)
 
 
@@ -84,24 +84,24 @@ def insert(plain: dict[str, PyTree], path: Path, value: PyTree) -> None:
     """Put a value at a path of nested dicts.
 
     Raises:
-        CheckpointError: There is one already.
+        CheckpointError: The path already has a value.
     """
     for name in path[:-1]:
         plain = plain.setdefault(name, {})
     if path[-1] in plain:
-        raise CheckpointError(f"every part of the state must have a name of its own: got two at {_name(path)}")
+        raise CheckpointError(f"two parts of the state have the same name: {_name(path)}")
     plain[path[-1]] = value
 
 
 def _restored(array: PyTree, expected: PyTree, place: jax.sharding.Sharding | None, path: Path) -> Any:
-    """Check one array and make it what `expected` is."""
+    """Check an array and convert it to the kind of `expected`."""
     is_key = _is_key(expected)
     wanted = jax.eval_shape(jax.random.key_data, expected) if is_key else expected
     shape, dtype = np.shape(wanted), np.dtype(getattr(wanted, "dtype", None) or np.asarray(wanted).dtype)
     if (array.shape, array.dtype) != (shape, dtype):
         raise CheckpointError(
-            f"checkpoint must fit the state: got {_kind(array.shape, array.dtype)} at {_name(path)}, "
-            f"where the state has {_kind(shape, dtype)}"
+            f"the checkpoint does not fit the state: {_name(path)} is {_kind(array.shape, array.dtype)}, "
+            f"and {_kind(shape, dtype)} in the state"
         )
     if is_key:
         return jax.device_put(jax.random.wrap_key_data(jax.device_put(array), impl=_key_impl(expected)), place)
@@ -109,7 +109,7 @@ def _restored(array: PyTree, expected: PyTree, place: jax.sharding.Sharding | No
     if not is_jax or jax.dtypes.canonicalize_dtype(dtype) != dtype:
         return np.array(array)
     if getattr(expected, "weak_type", False) and shape == ():
-        # A strong type would be another program's argument.
+        # A strongly typed argument would need another program.
         weak = jax.numpy.asarray(array.item())
         array = weak if weak.dtype == dtype else array
     return jax.device_put(array, place)
@@ -121,17 +121,17 @@ def _as_array(leaf: PyTree, path: Path) -> Any:
         return jax.random.key_data(leaf)
     array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
     if array.dtype.kind in "OUSMm":
-        raise CheckpointError(f"every leaf of the state must be an array: got {type(leaf).__name__} at {_name(path)}")
+        raise CheckpointError(f"every leaf of the state must be an array: {_name(path)} is {type(leaf).__name__}")
     return array
 
 
 def _is_key(leaf: PyTree) -> bool:
-    """Return whether a leaf, or what stands for it, is a typed PRNG key."""
+    """Return whether a leaf, or its `ShapeDtypeStruct`, is a typed PRNG key."""
     return hasattr(leaf, "dtype") and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _key_impl(expected: PyTree) -> Any:
-    """Return the implementation of a key, or of a ShapeDtypeStruct of one, which `key_impl` does not take."""
+    """Return the implementation of a key, or of its ShapeDtypeStruct, which `key_impl` does not accept."""
     impls: list[Any] = []
     jax.eval_shape(lambda key: impls.append(jax.random.key_impl(key)), expected)
     return impls[0]

@@ -1,4 +1,4 @@
-"""What a training is, as plain JSON values: for checkpoints, for the log of a run, for whoever trains it again."""
+"""Describes a training as plain JSON values, for checkpoints and for the log of a run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _Best(Protocol):
 
 
 class Recorded(Protocol):
-    """A `Training`, as far as its record needs to know it."""
+    """The attributes of a `Training` that its record uses."""
 
     trainer: TrainerDefinition
     splits: Splits
@@ -63,7 +63,7 @@ class Recorded(Protocol):
 
 
 def identity(training: Recorded) -> dict[str, Any]:
-    """Return what must be equal for a checkpoint or a log to be one of this training."""
+    """Return the values that a checkpoint or log of this training must have."""
     return {
         "seed": training.seed,
         "epochs": training.epochs,
@@ -80,7 +80,7 @@ def identity(training: Recorded) -> dict[str, Any]:
 
 
 def record(training: Recorded) -> dict[str, Any]:
-    """Return what there is to know about a training beside its arrays."""
+    """Return all information about a training except its arrays."""
     best = training.best
     return {
         **training.about,
@@ -96,12 +96,12 @@ def record(training: Recorded) -> dict[str, Any]:
 
 
 class RunLog:
-    """The file of a single run, `run.json`: hyperparameters, seed, versions, data, and every report.
+    """The log of a single run, `run.json`: hyperparameters, seed, versions, data, and every report.
 
-    Written anew, atomically, after each report; `load_run` reads it.
+    It is rewritten atomically after each report; `load_run` reads it.
 
     Args:
-        folder: A folder of the run's own; made if it is missing.
+        folder: A folder for this run only; created if it does not exist.
         training: The training.
 
     Raises:
@@ -115,20 +115,20 @@ class RunLog:
             for name, mine in to_json(identity(training)).items():
                 if with_rules(theirs).get(name) != mine:
                     raise StudyError(
-                        f"the folder of a run must be its own: {self._path} has {name}={theirs.get(name)!r}, this one "
-                        f"has {name}={mine!r}; take another folder"
+                        f"{self._path} is the log of another run: it has {name}={theirs.get(name)!r}, this training "
+                        f"has {name}={mine!r}; use another folder"
                     )
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StudyError(f"log must be a folder that can be made: {folder} is not, {error}") from None
+            raise StudyError(f"cannot create the folder {folder} for the log: {error}") from None
 
     def write(self, training: Recorded) -> None:
-        """Write what is known so far; a log that cannot be written is told on stderr and never stops the training."""
+        """Write the log; if that fails, print a warning on stderr and continue the training."""
         try:
             write_json(self._path, record(training))
         except OSError as error:
-            told = f"the log could not be written to {self._path}: {error.strerror}"
+            told = f"cannot write the log {self._path}: {error.strerror}"
             if told != self._told:
                 tell(told, "run_log", "warning")
             self._told = told
@@ -138,22 +138,22 @@ def read_log(path: Path) -> dict[str, Any]:
     """Return a log.
 
     Raises:
-        CheckpointError: it is none.
+        CheckpointError: the file is missing or is not a log.
     """
     try:
         found = read_json(path)
         if not isinstance(found, dict) or not {"class", "hparams", "reports", "data"} <= found.keys():
-            raise ValueError("it is no log of a run")
+            raise ValueError("it is not the log of a run")
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"the log of a run must be a file that can be read: {path} is not, {error}") from None
+        raise CheckpointError(f"cannot read the log {path}: {error}") from None
     return found
 
 
 def find_optimizer_rules(asked: int | None, checkpoints: Checkpoints | None, log: str | Path | None) -> int:
-    """Return the rules of a training: those asked for, else those that it was begun with, else the newest.
+    """Return the optimizer rules of a training: the given ones, else those with which it started, else the newest.
 
     Raises:
-        StudyError: this version has no such rules.
+        StudyError: this version does not have these rules.
     """
     begun = None if checkpoints is None else checkpoints.latest_record()
     path = None if log is None else Path(log).absolute() / "run.json"
@@ -163,21 +163,21 @@ def find_optimizer_rules(asked: int | None, checkpoints: Checkpoints | None, log
     found = asked if asked is not None else newest if begun is None else optimizer_rules_of(begun)
     if not is_int(found) or not 1 <= found <= newest:
         raise StudyError(
-            f"optimizer_rules must be a whole number from 1 to {newest}: got {found!r}; a training is resumed with the "
-            "version of tuner that began it, or a newer one"
+            f"optimizer_rules must be a whole number from 1 to {newest}: got {found!r}; resume a training with the "
+            "version of tuner that started it, or a newer one"
         )
     return found
 
 
 def digests(splits: Splits) -> dict[str, str | None]:
-    """Return what tells these data from others of the same shapes."""
+    """Return digests that distinguish these data from others with the same shapes."""
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     return {name: digest(part) for name, part in parts.items() if part is not None}
 
 
 @lru_cache(maxsize=8)
 def digest(dataset: Dataset) -> str | None:
-    """Return what tells a dataset from another with the same shapes; None for a stream, which is not read for it."""
+    """Return a digest of a dataset; None for a stream, which is not read for this."""
     if not isinstance(dataset, ArrayDataset):
         return None
     hashed = hashlib.blake2b(digest_size=16)
@@ -188,7 +188,7 @@ def digest(dataset: Dataset) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Return what results depend on, beside the code."""
+    """Return the versions on which results depend."""
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
         "python": platform.python_version(),
@@ -199,7 +199,7 @@ def versions() -> dict[str, str]:
 
 
 def describe_hparams(hparams: Any) -> Any:
-    """Return hyperparameters as plain JSON values: of a space or a dict the values, anything else as text."""
+    """Return hyperparameters as plain JSON: the values of a space or a dict, anything else as text."""
     if isinstance(hparams, Space):
         return to_params(hparams)
     if is_plain(hparams):
@@ -208,12 +208,12 @@ def describe_hparams(hparams: Any) -> Any:
 
 
 def settings(trainer: TrainerDefinition) -> dict[str, Any]:
-    """Return the plain attributes of a trainer as JSON has them."""
+    """Return the plain attributes of a trainer as JSON."""
     return from_json(to_json(dict(settings_of(trainer))))
 
 
 def is_plain(hparams: object) -> bool:
-    """Return whether hyperparameters are a dict that comes back from JSON as it was."""
+    """Return whether hyperparameters are a dict that JSON restores unchanged."""
     return type(hparams) is dict and all(
         isinstance(name, str)
         and (value is None or type(value) in (bool, int, float, str) or isinstance(value, np.number))
@@ -224,6 +224,6 @@ def is_plain(hparams: object) -> bool:
 def _reference(kind: type) -> Mapping[str, str]:
     try:
         file = str(Path(inspect.getfile(kind)).resolve())
-    except (OSError, TypeError):  # typed into an interpreter, or built in
+    except (OSError, TypeError):  # defined in an interpreter, or built in
         file = ""
     return {"file": file, "module": kind.__module__, "name": kind.__qualname__}

@@ -1,4 +1,4 @@
-"""Attempts, records, reports, rungs, budgets and workers; what was kept as user attributes becomes records."""
+"""Attempts, records, reports, rungs, budgets and workers; user attributes become records."""
 
 import datetime
 import json

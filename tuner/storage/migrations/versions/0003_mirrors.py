@@ -1,4 +1,4 @@
-"""Mirrors: who sends a study to a tracker and how far it is; when each epoch was first reported."""
+"""Mirrors: which process sends a study to a tracker, and what it has sent; the time of each epoch's first report."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Which trials have times of an unknown zone: programs of earlier versions stored local time."""
+"""Marks trials that have times of an unknown zone: earlier versions stored local time."""
 
 import sqlalchemy as sa
 from alembic import op

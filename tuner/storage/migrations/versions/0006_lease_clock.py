@@ -1,4 +1,4 @@
-"""What tells a jump of the wall clock, or a suspended machine, from a lease that has ended."""
+"""Columns to distinguish a jump of the wall clock, or a suspended machine, from a lease that has ended."""
 
 import sqlalchemy as sa
 from alembic import op
