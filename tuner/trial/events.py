@@ -234,7 +234,7 @@ _STAMP = ("time", "seconds")
 
 
 def encode(event: Event) -> dict[str, Any]:
-    """Return the JSON object that stands for an event."""
+    """Return an event as a JSON object."""
     own = {part.name: getattr(event, part.name) for part in dataclasses.fields(event) if part.name not in _STAMP}
     before = {"time": event.time, "event": event.name, "level": event.level}
     stamped = {name: value for name, value in before.items() if value is not None} | own
@@ -242,7 +242,7 @@ def encode(event: Event) -> dict[str, Any]:
 
 
 def parse(line: str) -> Event | None:
-    """Return the event that a line of JSON stands for; None for a kind that this version does not know."""
+    """Return the event in a line of JSON; None for a kind that this version does not know."""
     said: dict[str, Any] = json.loads(line)
     kind = _KINDS.get(said["event"])
     if kind is TrialEnded:

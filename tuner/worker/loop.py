@@ -75,12 +75,12 @@ def run_worker(
         file: The study's file, which checkpoints refer to.
         name: The worker's name.
         say: Called with each event, see `tuner.trial.events`.
-        stop: Set by somebody else to end early.
+        stop: Set by another thread to end early.
 
     Raises:
         UsageError: the study cannot run as it is written; nothing has been stored.
         StudyStopped: the same error ended three trials in a row (the message has its traceback), or `tuner stop`.
-        StorageLost: the database cannot be reached, or stays away for `PATIENCE_S` seconds.
+        StorageLost: the database cannot be reached, or is down for `PATIENCE_S` seconds.
 
     Concurrency: any number of workers, on any number of machines.
     """

@@ -37,7 +37,7 @@ class Reported(TypedDict):
 class WorkerRow(Reported):
     """A worker. Ages and the rest of a lease are seconds on the database's clock.
 
-    What is said of a trial is None for a worker that holds none: `trial_id`, `trial`, `fence`, `deaths`,
+    The fields of a trial are None for a worker that holds no trial: `trial_id`, `trial`, `fence`, `deaths`,
     `lease_rest_s`, and the latest report.
     """
 
@@ -288,7 +288,7 @@ def read_checkpoints(engine: Engine, study_id: int, count: int = 10) -> list[Che
 
     Returns:
         A row for each. Checkpoints of trials that others have surpassed since are removed. Trials that violate a
-        constraint are left out.
+        constraint are skipped.
     """
 
     def work(connection: Connection) -> list[CheckpointRow]:

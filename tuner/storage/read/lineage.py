@@ -16,7 +16,6 @@ from sqlalchemy import Connection, Engine
 from tuner.storage.sql.dialect import clock, greatest, least
 from tuner.storage.sql.retry import read
 from tuner.storage.sql.tables import attempts, leases, records, reports, rungs, trials, workers
-from tuner.study.source import GitState
 from tuner.trial import Outcome
 
 
@@ -68,8 +67,15 @@ def read_metrics(engine: Engine, trial_id: int) -> dict[int, tuple[int, dict[str
     return read(engine, work)
 
 
+class RecordedCommit(TypedDict):
+    """The commit of the study file's repository, as a worker has recorded it."""
+
+    commit: str
+    is_changed: bool
+
+
 class RanWith(TypedDict):
-    """Where a worker runs and with what; what it was told of when it joined is JSON in the table."""
+    """Where a worker runs and with which devices and versions; the table has it as JSON."""
 
     host: str
     devices: str
@@ -77,7 +83,7 @@ class RanWith(TypedDict):
     """The study's file."""
     code: NotRequired[str | None]
     """A digest of the file's code."""
-    git: NotRequired[GitState | None]
+    git: NotRequired[RecordedCommit | None]
     versions: NotRequired[dict[str, str]]
     """Of Python, the packages, and the device."""
 

@@ -90,7 +90,7 @@ class Recorded:
 
 @dataclass(frozen=True)
 class TrialRow:
-    """A trial as it stands in the storage; `values` is None unless it is complete.
+    """A trial as the storage has it; `values` is None unless it is complete.
 
     `started` and `completed` are UTC; without a zone where an earlier version stored local time of an unknown zone.
     `constraints` has Optuna's by name; each is satisfied if it is 0 or less.
