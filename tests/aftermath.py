@@ -9,6 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from tuner.results.json_rows import TrialJson
 from tuner.results.rows import trial_rows
 from tuner.storage import connect
 from tuner.storage.sql.tables import attempts, leases, records, reports, trial_intermediate_values, trials
@@ -78,7 +79,7 @@ def results(url: str) -> dict[int, tuple[Any, ...]]:
     }
 
 
-def _rows(url: str) -> list[dict[str, Any]]:
+def _rows(url: str) -> list[TrialJson]:
     engine = connect(url)
     try:
         return trial_rows(engine, "tiny")
@@ -145,9 +146,7 @@ def _check_attempts(url: str, outcomes: dict[int, str]) -> None:
             assert later.started_at_s >= earlier.ended_at_s - 0.01, f"two workers had trial {number} at once"
 
 
-def _check_checkpoints(
-    url: str, artifacts: Path, rows: list[dict[str, Any]], keeps_best: int, left_behind: int
-) -> None:
+def _check_checkpoints(url: str, artifacts: Path, rows: list[TrialJson], keeps_best: int, left_behind: int) -> None:
     for checkpoint in artifacts.glob("*/*/*/*"):
         if checkpoint.parent.name in ("best", "latest"):
             read(checkpoint)  # raises if it is torn

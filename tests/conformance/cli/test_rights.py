@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from tuner.admin.doctor import _storage
 from tuner.cli.explain import explained
 from tuner.errors import StorageDenied, StorageSchemaError
-from tuner.storage import connect, open_storage
+from tuner.storage import connect, open_storage, parse_url
 from tuner.storage.read.queries import read_studies
 from tuner.storage.sql.retry import read, write
 from tuner.storage.sql.schema import upgrade
@@ -42,7 +42,7 @@ def test_a_role_without_rights_is_told_so_in_one_line_and_doctor_finds_it(limite
         read_studies(engine)
     assert re.fullmatch(LINE, str(denied.value))
     assert "permission denied for table" in str(denied.value)
-    (row,) = _storage(url)
+    (row,) = _storage(parse_url(url))
     assert (row["check"], row["status"]) == ("storage", "fail")
     assert re.search(r"no SELECT on \w+, .* more", row["found"])
     with pytest.raises(Exception, match="permission denied") as raised:
@@ -53,17 +53,17 @@ def test_a_role_without_rights_is_told_so_in_one_line_and_doctor_finds_it(limite
         role = sa.make_url(url).username
         connection.exec_driver_sql(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
     assert read_studies(engine) == []
-    (row,) = _storage(url)
+    (row,) = _storage(parse_url(url))
     assert re.search(r"no INSERT on \w+", row["found"]), "reading alone is not enough"
     with pytest.raises(StorageDenied):
         write(engine, lambda connection, _: connection.exec_driver_sql("DELETE FROM studies"))
 
     with owner.connect() as connection:
         connection.exec_driver_sql(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
-    assert "USAGE on" in _storage(url)[0]["found"]
+    assert "USAGE on" in _storage(parse_url(url))[0]["found"]
     with owner.connect() as connection:
         connection.exec_driver_sql(f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role}")
-    assert {row["status"] for row in _storage(url)} <= {"ok", "warn"}
+    assert {row["status"] for row in _storage(parse_url(url))} <= {"ok", "warn"}
     engine.dispose()
 
 
@@ -76,7 +76,7 @@ def test_a_role_that_may_use_no_schema_is_told_so_when_it_connects(limited: tupl
         connect(url)
 
     assert re.fullmatch(LINE, str(denied.value))
-    (row,) = _storage(url)
+    (row,) = _storage(parse_url(url))
     assert (row["status"], row["found"]) == ("fail", str(denied.value))
 
 
@@ -87,10 +87,10 @@ def test_doctor_and_upgrade_find_that_our_tables_cannot_be_made_beside_optunas(l
         connection.exec_driver_sql("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
         connection.exec_driver_sql(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
         connection.exec_driver_sql(f"GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {role}")
-        assert {row["status"] for row in _storage(url)} <= {"ok", "warn"}
+        assert {row["status"] for row in _storage(parse_url(url))} <= {"ok", "warn"}
         connection.exec_driver_sql("DROP TABLE tuner_alembic_version, tuner_leases")
 
-    (row,) = _storage(url)
+    (row,) = _storage(parse_url(url))
 
     assert row["status"] == "fail"
     assert "no CREATE on schema public" in row["found"]

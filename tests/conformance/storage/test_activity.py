@@ -99,6 +99,7 @@ def test_workers_are_told_with_what_they_do_now(storage: Storage) -> None:
         busy[name] for name in ("study", "host", "pid", "devices", "trial", "fence", "deaths", "epoch", "step")
     ] == [*("first", "h", 7, "cpu busy", 0, 2, 1, 10, 30)]
     assert busy["metrics"] == {"loss": 0.1}
+    assert busy["lease_rest_s"] is not None
     assert 0.0 < busy["lease_rest_s"] <= 25.0
     assert busy["age_s"] >= 1000.0
     assert 4.0 <= rows["quick"]["unseen_s"] < 500.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def add(study: optuna.Study, *values: float, old: Any = None, x: float = 0.5, **
     return study.get_trials(deepcopy=False)[-1]._trial_id
 
 
-def numbers(rows: list[dict[str, Any]]) -> list[int]:
+def numbers(rows: Sequence[Any]) -> list[int]:
     return [row["number"] for row in rows]
 
 
@@ -183,7 +183,7 @@ def test_a_confirmed_trial_that_is_infeasible_is_not_the_best(storage: Storage) 
             store_confirmation(engine, study._study_id, ids[number], repeat, value)
     agree(engine, study._study_id, BASELINE_KEY, {"number": 0})
 
-    rows = best_rows(engine, "ours", None)
+    rows: Any = best_rows(engine, "ours", None)
     assert numbers(rows) == [1, 2, 3]
     assert [row["confirmed"] and row["confirmed"]["is_tied"] for row in rows] == [True, True, None]
     assert rows[0]["confirmed"]["tied_with"] == [2]

@@ -71,7 +71,7 @@ def test_a_sick_place(tuner_on_sqlite: Any) -> None:
 
 
 def test_a_file_that_is_not_there_yet_is_no_trouble(sqlite_url: str, tmp_path: Path) -> None:
-    (row,) = _storage(sqlite_url)
+    (row,) = _storage(parse_url(sqlite_url))
     assert (row["status"], row["found"]) == ("ok", f"{sqlite_url}: does not exist yet; the first launch creates it")
     assert os.listdir(tmp_path) == []
 
@@ -86,6 +86,7 @@ def test_another_project_called_tuner_beside_this_one_is_told(tmp_path: Path, mo
     (other / "RECORD").write_text("tuner/__init__.py,,\n")
     row = _packages()
     assert (row["status"], row["found"]) == ("fail", "tuner 0.9.1 next to tuner-jax")
+    assert row["advice"] is not None
     assert "pip uninstall tuner" in row["advice"]
 
 
@@ -98,7 +99,7 @@ def test_tables_of_another_version_and_few_connections(postgres_url: str, monkey
     monkeypatch.setattr("tuner.storage.read.health._connections", lambda _: (81, 100))
     monkeypatch.setattr("tuner.admin.doctor._SLOW_S", 0.0)
     monkeypatch.setattr("tuner.admin.doctor._SKEW_S", 0.0)
-    rows = {row["check"]: row for row in _storage(postgres_url)}
+    rows = {row["check"]: row for row in _storage(parse_url(postgres_url))}
     assert {check: row["status"] for check, row in rows.items()} == {
         "storage": "warn", "tables": "fail", "connections": "warn", "clock": "warn",
     }  # fmt: skip

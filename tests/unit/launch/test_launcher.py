@@ -20,6 +20,8 @@ from tuner.launch.process import Message
 from tuner.launch.prometheus import LaunchMetrics
 from tuner.storage import parse_url
 from tuner.study.source import code_digest
+from tuner.trial import Event
+from tuner.trial.events import StudyLoaded, StudyRefused
 
 
 class SilentDatabase:
@@ -83,15 +85,15 @@ class Worker:
     def has_ended(self) -> bool:
         return self.process.returncode is not None
 
-    def says(self, event: str, **fields: object) -> None:
-        self.inbox.put(Message(self.index, self.name, {"event": event, **fields}))
+    def says(self, event: Event) -> None:
+        self.inbox.put(Message(self.index, self.name, event))
 
     def begins(self) -> None:
-        self.says("study", study="tiny", trials=6, objective="loss")
+        self.says(StudyLoaded("tiny", trials=6, objective="loss"))
 
     def refuses(self, why: str) -> None:
         """Say that the study cannot run as it is written, and end."""
-        self.says("error", level="error", message=why, exit_status=2)
+        self.says(StudyRefused(why, exit_status=2))
         self.process.returncode = 2
 
 

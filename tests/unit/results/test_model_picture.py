@@ -59,7 +59,8 @@ def said(path: Path) -> tuple[float, float]:
 
 
 def test_the_picture_is_of_the_trial_that_is_asked_for(engine: Any, place: Any, tmp_path: Path) -> None:
-    rows = sorted(trial_rows(engine, "tiny"), key=lambda row: row["value"])
+    stored: list[Any] = list(trial_rows(engine, "tiny"))
+    rows = sorted(stored, key=lambda row: row["value"])
     path = tmp_path / "out.svg"
     assert draw_picture(engine, "tiny", path) == (rows[0]["number"], False)
     assert said(path) == (rows[0]["hparams"]["noise"], pytest.approx(rows[0]["value"], rel=1e-5))

@@ -102,7 +102,7 @@ def end_in_every_way(shelf: Shelf, study: optuna.Study) -> None:
 
 def test_every_outcome_is_told_apart(any_shelf: Shelf) -> None:
     end_in_every_way(any_shelf, any_shelf.add_study("ours", objective=["loss"]))
-    rows = trial_rows(any_shelf.engine, "ours")
+    rows: Any = trial_rows(any_shelf.engine, "ours")
 
     ours, theirs = [*ENDS, Outcome.RUNNING], ["running", "complete", "failed", "pruned", "waiting"]
     assert [row["outcome"] for row in rows] == [*ours, *theirs]
@@ -112,6 +112,7 @@ def test_every_outcome_is_told_apart(any_shelf: Shelf) -> None:
     assert unfinished == {5, 6, 10}
     assert all(0.0 <= row["seconds"] < 60.0 for row in rows if row["number"] not in unfinished)
 
+    study: Any
     (study,) = study_rows(any_shelf.engine)
     assert {key: study[key] for key in Outcome} == {key: [row["outcome"] for row in rows].count(key) for key in Outcome}
     assert (study["study"], study["trials"], study["best"]) == ("ours", 11, 0.25)
@@ -162,7 +163,9 @@ def test_a_trial_is_shown_with_its_reports_and_its_error(any_shelf: Shelf) -> No
     assert (row["study"], row["number"], row["outcome"], row["value"]) == ("ours", 1, "failed", None)
     assert stored.duration is not None
     assert row["seconds"] == pytest.approx(stored.duration.total_seconds(), abs=0.001)
+    assert row["started"] is not None
     assert row["started"].endswith("Z")
+    assert row["completed"] is not None
     assert row["started"] <= row["completed"]
     running = show_row(any_shelf.engine, "ours", 0)
     assert [running[key] for key in ("outcome", "completed", "reports", "error")] == ["running", None, [], None]
@@ -268,7 +271,7 @@ def test_hparams_are_what_optuna_says(any_shelf: Shelf) -> None:
         study.tell(trial, 0.0)
     study.ask()
 
-    rows = trial_rows(any_shelf.engine, "ours")
+    rows: Any = trial_rows(any_shelf.engine, "ours")
     expected = [trial.params for trial in study.trials]
     assert [row["hparams"] for row in rows] == expected
     for row, params in zip(rows, expected, strict=True):
@@ -291,7 +294,7 @@ def test_the_best_come_first_and_of_equals_the_earliest(any_shelf: Shelf, direct
         any_shelf.end(study, Outcome.PRUNED)
         any_shelf.end(study, Outcome.COMPLETE, value)
 
-    rows = best_rows(any_shelf.engine, "ours", None)
+    rows: Any = best_rows(any_shelf.engine, "ours", None)
     ranked = sorted(enumerate(values), key=lambda pair: -pair[1] if direction == "maximize" else pair[1])
     assert [row["number"] for row in rows] == [2 * index + 1 for index, _ in ranked]
     assert [float(row["value"]) for row in rows] == [value for _, value in ranked]
@@ -341,7 +344,7 @@ def test_the_best_of_several_objectives_are_optunas(shelf: Shelf, directions: tu
         shelf.end(study, Outcome.FAILED if number % 7 == 3 else Outcome.PRUNED) if number % 3 == 2 else None
         shelf.end(study, Outcome.COMPLETE, *(generator.random() for _ in directions))
 
-    rows = best_rows(shelf.engine, "ours", None)
+    rows: Any = best_rows(shelf.engine, "ours", None)
     assert [(row["number"], row["values"]) for row in rows] == [(t.number, t.values) for t in study.best_trials]
     assert 1 < len(rows) < 30
     assert best_rows(shelf.engine, "ours", 2) == rows[:2]
@@ -503,7 +506,7 @@ def test_the_number_of_statements_does_not_grow_with_the_trials(any_shelf: Shelf
     event.listen(engine, "before_cursor_execute", lambda *_: next(statements))
     for count in (1, 500, 501, 1200):
         before = next(statements)
-        rows = trial_rows(engine, f"of {count}")
+        rows: Any = trial_rows(engine, f"of {count}")
         best = best_rows(engine, f"of {count}", 3)
         show_row(engine, f"of {count}", count - 1)
         counts[count] = next(statements) - before

@@ -176,7 +176,8 @@ def test_the_test_metrics_are_those_of_the_best_state(direction: Any, expected: 
         states.append(jax.tree.map(jnp.copy, training.state.for_evaluation()))
     assert training.best is not None
     assert training.best.epoch == expected
-    losses = [LINE.eval_model(state, SPLITS.test, steep)["loss"] for state in states]
+    test: Any = SPLITS.test
+    losses = [LINE.eval_model(state, test, steep)["loss"] for state in states]
     assert losses == sorted(set(losses))
     assert training.reports[-1].metrics["test_loss"] == pytest.approx(losses[expected - 1], rel=1e-6)
     np.testing.assert_array_equal(training.best.state.params, states[expected - 1].params)

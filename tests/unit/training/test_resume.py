@@ -504,7 +504,8 @@ def test_the_best_epoch_is_kept_also_when_resumed(
     loaded = load_from_checkpoint(path, trainer=trainer)
     assert_bit_equal(loaded.state, training.best.state)
     assert loaded.record["best"]["epoch"] == epoch
-    tested = trainer.eval_model(loaded.state, SPLITS.test, HPARAMS)
+    test: Any = SPLITS.test
+    tested = trainer.eval_model(loaded.state, test, HPARAMS)
     assert {f"test_{name}": value for name, value in tested.items()}.items() <= training.reports[-1].metrics.items()
     assert not any(name.startswith("test_") for report in training.reports[:-1] for name in report.metrics)
 

@@ -190,7 +190,7 @@ def test_one_that_failed_is_tried_again_and_then_compared_with(tmp_path: Path, s
     assert (row["number"], row["baseline"]) == (1, None)
     retry(sqlite_url, "compared", 0)
     run_worker(a_study(trials=2, pruner="none"), sqlite_url, artifacts=str(tmp_path))
-    rows = best_rows(engine, "compared", None)
+    rows: Any = best_rows(engine, "compared", None)
     engine.dispose()
     assert rows[0]["baseline"]["number"] == 2
     assert rows[0]["baseline"]["better_by"] == pytest.approx(9.0 - rows[0]["value"])
@@ -204,7 +204,7 @@ def test_the_best_is_held_against_it(
     run_worker(study, sqlite_url, artifacts=str(tmp_path))
     engine = connect(sqlite_url)
     sign = 1 if direction == "maximize" else -1
-    rows = best_rows(engine, "compared", None)
+    rows: Any = best_rows(engine, "compared", None)
     for row in rows:
         assert row["baseline"]["better_by"] == sign * (row["value"] - 9.0)
         assert (row["baseline"]["low"], row["baseline"]["seeds"]) == (None, 0)
@@ -225,7 +225,7 @@ def test_the_best_is_held_against_it(
     for repeat in range(6):
         store_confirmation(engine, study_id, by_number[chosen], repeat + 1, float(own[repeat]))
         store_confirmation(engine, study_id, by_number[0], repeat + 1, float(other[repeat]))
-    rows = best_rows(engine, "compared", None)
+    rows: Any = best_rows(engine, "compared", None)
     row = next(row for row in rows if row["number"] == chosen)
     expected = scipy.stats.ttest_rel(sign * own, sign * other)
     interval: Any = expected.confidence_interval(0.95)  # pyright: ignore[reportAttributeAccessIssue]
@@ -242,7 +242,8 @@ def test_the_best_is_held_against_it(
     said = capsys.readouterr().err
     assert f"trial {chosen} is {word} than the baseline (trial 0, " in said
     assert said.endswith(f"by {abs(baseline['better_by']):.5g} [{low:.5g}, {high:.5g}] (95 %, Tukey, 6 seeds)\n")
-    say_how_sure([{**row, "baseline": {**baseline, "low": None, "high": None}}])
+    without_interval: Any = {**row, "baseline": {**baseline, "low": None, "high": None}}
+    say_how_sure([without_interval])
     assert ", over 6 seeds that show no noise: `tuner confirm` with more seeds" in capsys.readouterr().err
     header, *_ = to_csv(rows).splitlines()
     assert "baseline.number,baseline.value,baseline.better_by,baseline.low,baseline.high,baseline.seeds" in header

@@ -17,6 +17,7 @@ from tuner import Space, Study, choice, log_uniform, uniform
 from tuner.errors import TrialPruned
 from tuner.training import ArrayDataset, TrainerModule
 from tuner.trial import Event, Report, Stop
+from tuner.trial.events import EpochEnded, TrialEnded, TrialRestarted
 from tuner.worker import run_worker
 from tuner.worker.context import Samplers
 
@@ -173,17 +174,17 @@ def test_a_trial_whose_checkpoint_no_longer_fits_restarts_and_says_so_and_the_st
     url, artifacts, stop = f"sqlite:///{tmp_path / 'study.db'}", str(tmp_path / "artifacts"), Stop()
 
     def stop_after_three(event: Event) -> None:
-        stop.requested |= event["event"] == "report" and event["epoch"] == 3
+        stop.requested |= isinstance(event, EpochEnded) and event.epoch == 3
 
     run_worker(study(Wide(2, reported=9)), url, artifacts=artifacts, say=stop_after_three, stop=stop)
     said: list[Event] = []
 
     run_worker(study(Wide(3, reported=1)), url, artifacts=artifacts, say=said.append)
 
-    (restart,) = [event for event in said if event["event"] == "restart"]
-    assert restart["trial"] == 0
-    assert restart["error"].startswith("its checkpoint has another state, ")
-    ended = [(event["trial"], str(event["outcome"])) for event in said if event["event"] == "end"]
+    (restart,) = [event for event in said if isinstance(event, TrialRestarted)]
+    assert restart.trial == 0
+    assert restart.error.startswith("its checkpoint has another state, ")
+    ended = [(event.trial, event.outcome) for event in said if isinstance(event, TrialEnded)]
     assert ended == [(0, "pruned"), (1, "pruned")]
     with opened(url) as storage:
         trials = optuna.load_study(study_name="wide", storage=storage).trials
