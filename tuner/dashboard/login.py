@@ -137,8 +137,8 @@ class Login:
             if not is_loopback_name(request.host):
                 raise Refused(
                     "421 Misdirected Request",
-                    "without users the dashboard answers to loopback names alone, such as localhost: "
-                    f"got Host {request.host!r}; for other names start it with a users file",
+                    "without users, the dashboard accepts only loopback names such as localhost: "
+                    f"got Host {request.host!r}; start it with a users file to allow other names",
                 )
             return Caller(None, Role.EDITOR, has_session=False)
         if request.token is not None:

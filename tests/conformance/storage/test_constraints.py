@@ -145,7 +145,7 @@ def test_a_study_without_a_feasible_trial_has_no_best(storage: Storage) -> None:
     with pytest.raises(ValueError, match="feasible"):
         _ = study.best_trial
     with pytest.raises(
-        UsageError, match=r"none of the 2 complete trials of 'ours' satisfies every constraint; `tuner s"
+        UsageError, match=r"none of the 2 complete trials of 'ours' satisfies all constraints; run `tuner s"
     ):
         best_number(engine, "ours")
     add(study, 3.0)

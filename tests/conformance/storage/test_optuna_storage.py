@@ -957,7 +957,8 @@ def test_a_pickled_storage_opens_the_same_database(place: Place) -> None:
     lease, _ = place.hold()
     copied: Storage = pickle.loads(pickle.dumps(place.one))
     with closing(copied):
-        assert copied.url == place.url
+        assert copied.url == place.one.url
+        assert copied.url.text == place.url
         assert copied.engine.pool is not place.one.engine.pool
         assert same(copied.get_all_trials(place.study_id), place.stored())
         assert lease.trial_id not in copied._held

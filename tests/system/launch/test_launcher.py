@@ -185,7 +185,7 @@ def test_a_trial_that_violates_a_constraint_is_never_the_best(
 
     done = tuner.run("launch", "tiny.py", "--workers", "1", "--trials", "3", LIMIT="-1.0")
     assert done.returncode == 0, done.stderr
-    reason = "no best trial: none of the 3 complete trials of 'tiny' satisfies every constraint"
+    reason = "no best trial: none of the 3 complete trials of 'tiny' satisfies all constraints"
     assert done.stdout.startswith(reason)
     assert "3/3 trials, 3 complete, 0 pruned, 0 running, 0 failed" in done.stderr.splitlines()[-1]
     assert "best" not in done.stderr.splitlines()[-1]

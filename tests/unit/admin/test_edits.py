@@ -289,7 +289,7 @@ def test_checkpoints_of_the_best_and_of_those_that_run_are_kept(storage: Any, st
     assert 3000 <= size < 3 * 10_000
     assert sorted(path.name for path in folder.iterdir()) == ["1", "4", "5"]
     assert clear(engine, "ours", tmp_path, 0)[0] == [1, 4]
-    with pytest.raises(UsageError, match=r"no checkpoints of 'ours' in .*elsewhere: pass their folder with --art"):
+    with pytest.raises(UsageError, match=r"no checkpoints of 'ours' in .*elsewhere: pass their folder as `art"):
         clear(engine, "ours", tmp_path / "elsewhere", 2)
     assert [row["outcome"] for row in trial_rows(engine, "ours")][5] == "running"
     engine.dispose()

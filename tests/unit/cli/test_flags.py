@@ -25,7 +25,7 @@ TUNER = Path(__file__).parents[3] / "tuner"
         ),
         (["worker", "no.py", "--seed=-1"], "--seed must be at least 0: got -1"),
         (["dashboard", "--port", "70000"], "--port must be 1 to 65535, or 0 for a free one: got 70000"),
-        (["dashboard", "--tls-cert", "a.pem"], "--tls-cert and --tls-key must be given together"),
+        (["dashboard", "--tls-cert", "a.pem"], "--tls-cert and --tls-key must be passed together"),
         (["trials", "none", "--storage", "sqlite:///none.db"], "the storage does not exist"),
         (["user", "add", "me", "--users", "/none/users", "--role", "king"], "king"),
     ],

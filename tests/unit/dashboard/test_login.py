@@ -355,7 +355,7 @@ def test_an_address_is_known_by_what_the_door_says_of_it() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"host": "0.0.0.0"}, r"any address but loopback needs a login: got --host 0\.0\.0\.0 without --users"),
+        ({"host": "0.0.0.0"}, r"any address but loopback needs a login: got `host` 0\.0\.0\.0 without `users`"),
         ({"host": "::"}, "any address but loopback needs a login"),
         ({"host": "192.0.2.1", "behind_proxy": True}, "any address but loopback needs a login"),
         ({"behind_proxy": True}, "a proxy lets others in, so it needs a login"),

@@ -106,7 +106,7 @@ class Notes:
     def note(self, message: str, event: str, level: str = "info", **fields: object) -> None:
         self.told.append((event, message))
 
-    def say(self, event: dict[str, Any]) -> None: ...
+    def say(self, said: object, **about: object) -> None: ...
 
 
 class Launch:

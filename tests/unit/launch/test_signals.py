@@ -122,6 +122,7 @@ from types import SimpleNamespace
 from tuner.launch import relay
 from tuner.launch.process import Message
 from tuner.output.log import use_json
+from tuner.trial.events import TrialReleased
 
 class Worker:
     def __init__(self, index, name, command, env, inbox):
@@ -139,7 +140,7 @@ class Worker:
         if not self.asked:
             return False
         sys.stdin.readline()
-        self.inbox.put(Message(0, self.name, {"event": "end", "trial": 0, "outcome": "released"}))
+        self.inbox.put(Message(0, self.name, TrialReleased(0)))
         return True
 
 relay.WorkerProcess = Worker

@@ -184,7 +184,7 @@ def test_wrong_labels_are_the_hardest() -> None:
 
 @pytest.mark.parametrize("scores", [np.zeros(3), np.zeros((60, 1)), np.full(60, np.nan)])
 def test_scores_that_are_none_are_refused(scores: Any) -> None:
-    with pytest.raises(StudyError, match="one finite number for each of 60 examples"):
+    with pytest.raises(StudyError, match="one finite number for each of the 60 examples"):
         easiest_first(splits().train, scores)
 
 

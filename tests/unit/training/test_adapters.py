@@ -501,7 +501,9 @@ def test_what_is_no_model_is_refused(made: Any) -> None:
 
 def test_an_nnx_module_instead_of_its_class_is_refused_in_one_line() -> None:
     made = nnx.Sequential(nnx.Linear(5, 5, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(0)))
-    message = r"init_model must return .*: got an instance of Sequential; return the class, or a function of rngs$"
+    message = (
+        r"init_model must return .*: got an instance of Sequential; return the class, or a function of rngs, instead$"
+    )
     with pytest.raises(StudyError, match=message) as caught:
         as_model(made)
     assert "\n" not in str(caught.value)

@@ -44,11 +44,11 @@ GOOD = dataset([0, 1, 2, 1])
 @pytest.mark.parametrize(
     ("labels", "found"),
     [
-        ([0, 1, 3, 2], r"got 3 in example 2 of the training data; change"),
-        ([0, -1, 3, 2], r"got -1 in example 1 of the training data, and 1 more like it"),
-        ([0, 1, 2, 255], "got 255 in example 3"),
-        ([0.0, 1.5, 2.0, 0.0], "got 1.5 in example 1"),
-        ([0.0, math.nan, 2.0, 0.0], "got nan in example 1"),
+        ([0, 1, 3, 2], r"got 3 for example 2 of the training data; change"),
+        ([0, -1, 3, 2], r"got -1 for example 1 of the training data and 1 more invalid label"),
+        ([0, 1, 2, 255], "got 255 for example 3"),
+        ([0.0, 1.5, 2.0, 0.0], "got 1.5 for example 1"),
+        ([0.0, math.nan, 2.0, 0.0], "got nan for example 1"),
     ],
 )
 @pytest.mark.parametrize("hparams", [{"learning_rate": 0.1}, {"learning_rate": 0.1, "label_smoothing": 0.1}])
@@ -75,7 +75,7 @@ def test_each_part_of_the_data_is_checked_and_named() -> None:
 def test_of_a_view_only_its_own_examples_count_and_their_place_in_the_data_is_told() -> None:
     whole = dataset([0, 3, 1, 2, 9])
     check_labels(whole.take([3, 0, 2]), 3, "training")
-    with pytest.raises(StudyError, match="got 9 in example 4 of"):
+    with pytest.raises(StudyError, match="got 9 for example 4 of"):
         check_labels(whole.take([3, 4, 2]), 3, "training")
 
 
@@ -153,7 +153,7 @@ def test_both_halves_of_a_search_are_checked() -> None:
     arrays = {name: array for name, array in pairs.host().items() if name != "weight"}
     check_examples(Halves(), {}, {"training": ArrayDataset(**arrays)})
     arrays["held_out_labels"] = np.array([0, 5])
-    with pytest.raises(StudyError, match=r"held_out_labels must be whole numbers .* got 5 in example 1"):
+    with pytest.raises(StudyError, match=r"held_out_labels must be whole numbers .* got 5 for example 1"):
         check_examples(Halves(), {}, {"training": ArrayDataset(**arrays)})
 
 

@@ -404,7 +404,7 @@ def test_a_confusion_matrix_summed_over_batches_is_that_of_the_whole_set(
 
 @pytest.mark.parametrize("option", ["check_val_every_n_nepoch", "progres", "layuot"])  # codespell:ignore progres
 def test_a_misspelled_option_is_refused(option: str) -> None:
-    with pytest.raises(StudyError, match=f"options of Training: got '{option}'"):
+    with pytest.raises(StudyError, match=f"train_model has no option '{option}'"):
         Line().train_model(H, SPLITS, epochs=1, seed=0, **{option: 1})
 
 
@@ -431,7 +431,9 @@ def test_a_skipped_step_leaves_no_nan_in_what_the_model_carries() -> None:
 
 
 def test_an_objective_that_is_never_reported_ends_the_first_epoch() -> None:
-    with pytest.raises(StudyError, match=r"'los' is not, it reports input, loss, .*; did you mean 'loss'\?"):
+    with pytest.raises(
+        StudyError, match=r"does not report the objective 'los': it reports input, loss, .*; did you mean 'loss'\?"
+    ):
         next(train(LINE, objective="los"))
 
     class Late(Line):
@@ -442,7 +444,7 @@ def test_an_objective_that_is_never_reported_ends_the_first_epoch() -> None:
     assert len(list(training)) == 4
     assert training.best is not None
     assert training.best.epoch == 3
-    with pytest.raises(StudyError, match="'never' is not"):
+    with pytest.raises(StudyError, match="does not report the objective 'never'"):
         list(train(Late(), objective="never"))
 
 
@@ -450,10 +452,18 @@ def test_an_objective_that_is_never_reported_ends_the_first_epoch() -> None:
     ("hook", "added", "message"),
     [
         ("on_validation_epoch_end", 0.5, "must return a mapping of names to numbers, or None: got 0.5"),
-        ("on_validation_epoch_end", {"loss": 1.0}, "must not return 'loss', which is reported anyway: rename it"),
-        ("on_training_epoch_end", {"loss": 1.0}, "must not return 'loss', which is reported anyway: rename it"),
+        (
+            "on_validation_epoch_end",
+            {"loss": 1.0},
+            "must not return 'loss': tuner reports a metric of that name itself; rename yours",
+        ),
+        (
+            "on_training_epoch_end",
+            {"loss": 1.0},
+            "must not return 'loss': tuner reports a metric of that name itself; rename yours",
+        ),
         ("on_training_epoch_end", {"train_loss": 1.0}, "must not return 'train_loss'"),
-        ("on_training_epoch_end", {"note": "good"}, "must return numbers by name: got {'note': 'good'}"),
+        ("on_training_epoch_end", {"note": "good"}, "must return a mapping of names to numbers: got {'note': 'good'}"),
     ],
 )
 def test_what_hooks_must_not_return(hook: str, added: Any, message: str) -> None:

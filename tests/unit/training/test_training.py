@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -360,7 +361,8 @@ def fingerprint(seed: int) -> str:
 def test_a_seed_gives_the_same_bits_here_and_in_a_new_process() -> None:
     assert fingerprint(3) == fingerprint(3) != fingerprint(4)
     command = [sys.executable, __file__]  # see the end of this file
-    assert subprocess.check_output(command, cwd=ROOT, text=True).strip() == fingerprint(3)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), *sys.path])}
+    assert subprocess.check_output(command, cwd=ROOT, env=env, text=True).strip() == fingerprint(3)
 
 
 def test_every_stream_step_and_seed_draws_its_own_numbers() -> None:

@@ -214,7 +214,7 @@ def test_the_best_is_held_against_it(
         assert said == "tuner: the best trial, 0, is the baseline\n"
     else:
         assert said.startswith(f"tuner: trial {rows[0]['number']} is better than the baseline (trial 0, 9) by ")
-        assert said.endswith(", of one seed: `tuner confirm` with more seeds shows how certain that is\n")
+        assert said.endswith(", of one seed: run `tuner confirm` with more seeds to see how certain that is\n")
 
     # Over the seeds of both: the paired t test's interval, where there are two trials.
     generator = np.random.default_rng(0)
@@ -244,7 +244,7 @@ def test_the_best_is_held_against_it(
     assert said.endswith(f"by {abs(baseline['better_by']):.5g} [{low:.5g}, {high:.5g}] (95 %, Tukey, 6 seeds)\n")
     without_interval: Any = {**row, "baseline": {**baseline, "low": None, "high": None}}
     say_how_sure([without_interval])
-    assert ", over 6 seeds that show no noise: `tuner confirm` with more seeds" in capsys.readouterr().err
+    assert ", over 6 seeds that show no noise: run `tuner confirm` with more seeds" in capsys.readouterr().err
     header, *_ = to_csv(rows).splitlines()
     assert "baseline.number,baseline.value,baseline.better_by,baseline.low,baseline.high,baseline.seeds" in header
     engine.dispose()
