@@ -152,7 +152,7 @@ def _check_checkpoints(url: str, artifacts: Path, rows: list[TrialJson], keeps_b
             read(checkpoint)  # raises if it is torn
     assert list(artifacts.rglob(".tmp-*")) == [], "nothing half written is left"
     assert len(list(artifacts.glob("*/*/latest"))) <= left_behind
-    complete = [row for row in rows if row["outcome"] == Outcome.COMPLETE]
+    complete: list[Any] = [row for row in rows if row["outcome"] == Outcome.COMPLETE]
     paths = dict(table(url, records.c.trial_id, records.c.checkpoint))
     of_number = {number: paths[trial_id] for trial_id, number in table(url, trials.c.trial_id, trials.c.number)}
     for row in sorted(complete, key=lambda row: row["value"])[:keeps_best]:

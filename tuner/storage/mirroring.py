@@ -206,7 +206,8 @@ def read_unsent(engine: Engine, study: StudyRow, target: str, ids: Sequence[int]
         values = {"ids": ids_value(dialect, [row.trial_id for row in rows])}
 
         def of_trials(query: Any, table: sa.Table) -> list[Any]:
-            return list(connection.execute(query.where(one_of(dialect, table.c.trial_id, "ids")), values))
+            found: Any = connection.execute(query.where(one_of(dialect, table.c.trial_id, "ids")), values)
+            return list(found)
 
         sent = of_trials(sa.select(mirrored).where(mirrored.c.target == target), mirrored)
         # Everything for ended trials, to compare it with the sent data.

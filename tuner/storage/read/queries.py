@@ -354,7 +354,7 @@ def _load(
         unknown = ours.unknown_zones.c
         source = ours.trials.outerjoin(ours.unknown_zones, unknown.trial_id == trials.c.trial_id)
         kept = [ours.records.c[part.name] for part in fields(Recorded)]
-        query = sa.select(
+        query: Any = sa.select(
             trials.c.trial_id,
             trials.c.number,
             ours.outcome,
@@ -364,7 +364,8 @@ def _load(
             unknown.is_end,
             *kept,
         ).select_from(source)
-        found = connection.execute(query.where(*where).order_by(trials.c.number)).all()
+        read_rows: Any = connection.execute(query.where(*where).order_by(trials.c.number))
+        found: list[Any] = list(read_rows)
         parts = _read_parts(connection, [row.trial_id for row in found], with_reports)
         rows: list[TrialRow] = []
         for trial_id, number, outcome, start, complete, is_start, is_end, *record in found:
@@ -425,10 +426,11 @@ def _of_trials(
 ) -> list[tuple[Any, ...]]:
     """Return `columns` of the rows of these trials, in the order in which they were written."""
     key = next(iter(table.primary_key.columns))
-    query = sa.select(table.c.trial_id, *(table.c[name] for name in columns)).order_by(key)
+    query: Any = sa.select(table.c.trial_id, *(table.c[name] for name in columns)).order_by(key)
     found: list[tuple[Any, ...]] = []
     for start in range(0, len(ids), _CHUNK):
-        found += map(tuple, connection.execute(query.where(table.c.trial_id.in_(ids[start : start + _CHUNK]))))
+        rows: Any = connection.execute(query.where(table.c.trial_id.in_(ids[start : start + _CHUNK])))
+        found += [tuple(row) for row in rows]
     return found
 
 

@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
@@ -40,7 +40,8 @@ def read_constraints(connection: Connection, trial_ids: Collection[int]) -> dict
     query = sa.select(*columns).where(one_of(dialect, trial_system_attributes.c.trial_id, "ids"), _is_constraint())
     query = query.order_by(trial_system_attributes.c.trial_system_attribute_id)
     found: dict[int, list[tuple[str, str]]] = {}
-    for trial_id, key, text in connection.execute(query, {"ids": ids_value(dialect, trial_ids)}):
+    rows: Any = connection.execute(query, {"ids": ids_value(dialect, trial_ids)})
+    for trial_id, key, text in rows:
         found.setdefault(trial_id, []).append((key, text))
     return {trial_id: named for trial_id, pairs in found.items() if (named := _constraints(pairs))}
 
