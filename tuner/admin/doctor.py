@@ -165,9 +165,9 @@ def _storage(url: StorageURL) -> list[Check]:
 def _disk(artifacts: Path) -> Check:
     place = next(path for path in (artifacts, *artifacts.parents) if path.exists())
     if not place.is_dir():
-        return _row("disk", "fail", f"{place} is not a folder", "pass `artifacts`, or set TUNER_ARTIFACTS")
+        return _row("disk", "fail", f"{place} is not a folder", "set $TUNER_ARTIFACTS to another folder")
     if not os.access(place, os.W_OK):
-        return _row("disk", "fail", f"{place} is not writable", "pass `artifacts`, or set TUNER_ARTIFACTS")
+        return _row("disk", "fail", f"{place} is not writable", "set $TUNER_ARTIFACTS to another folder")
     usage = shutil.disk_usage(place)
     found = f"{usage.free / 1e9:.1f} GB free of {usage.total / 1e9:.1f} for checkpoints in {artifacts}"
     if usage.free < _FEW_BYTES:

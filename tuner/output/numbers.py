@@ -23,11 +23,11 @@ def plain_json(value: object) -> Any:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration as people say it: `0.4 s`, `42 s`, `3 min 5 s`, `2 h 10 min`."""
+    """Return a readable duration: `0 s`, `0.4 s`, `42 s`, `3 min 5 s`, `2 h 10 min`."""
     seconds = max(seconds, 0.0)
     whole = round(seconds)
     if whole < 10:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.1f}".removesuffix(".0") + " s"
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:

@@ -81,7 +81,9 @@ def _chosen(engine: Engine, study: StudyRow, number: int | None) -> TrialRow:
     if number is not None:
         return read_trial(engine, study, number)
     if len(study.directions) > 1:
-        raise UsageError(f"study {study.name!r} has several objectives: choose a trial of `tuner best` (`trial`)")
+        raise UsageError(
+            f"study {study.name!r} has several objectives: choose one of the trials of `tuner best` as `trial`"
+        )
     best = read_best(engine, study, 1)
     if not best:
         missing = f"study {study.name!r} has no complete trial yet"

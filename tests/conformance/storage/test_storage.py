@@ -289,7 +289,7 @@ def closed_port() -> int:
 )
 def test_an_unreachable_server_is_one_line_without_the_password(reach: Any, url: str, closed_port: int) -> None:
     with pytest.raises(
-        StorageLost, match=r"cannot reach the storage .*Connection refused.*; check `storage`"
+        StorageLost, match=r"cannot reach the storage .*Connection refused.*; check the storage URL"
     ) as caught:
         reach(url.format(closed_port))
 

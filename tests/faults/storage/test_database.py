@@ -263,7 +263,7 @@ def test_a_worker_whose_database_stays_away_ends_and_another_goes_on_with_its_tr
 
     assert first.returncode == 1
     last = output.splitlines()[-1]
-    assert re.fullmatch(r"tuner: cannot reach the storage .*\*\*\*@.* check --storage or \$TUNER_STORAGE", last)
+    assert re.fullmatch(r"tuner: cannot reach the storage .*\*\*\*@.* check the storage URL", last)
     assert "Traceback" not in output
     second = tuner.start("worker", "tiny.py", **env)
     more, _ = second.communicate(timeout=60)

@@ -17,11 +17,11 @@ from tuner.storage.sql.backoff import Backoff
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0, "0.0 s"),
+        (0, "0 s"),
         (0.44, "0.4 s"),
         (9.44, "9.4 s"),
         (9.6, "10 s"),
-        (-3.0, "0.0 s"),
+        (-3.0, "0 s"),
         (42, "42 s"),
         (59.4, "59 s"),
         (59.6, "1 min 0 s"),

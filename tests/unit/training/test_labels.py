@@ -45,7 +45,7 @@ GOOD = dataset([0, 1, 2, 1])
     ("labels", "found"),
     [
         ([0, 1, 3, 2], r"got 3 for example 2 of the training data; change"),
-        ([0, -1, 3, 2], r"got -1 for example 1 of the training data and 1 more invalid label"),
+        ([0, -1, 3, 2], r"got -1 for example 1 of the training data and 1 more"),
         ([0, 1, 2, 255], "got 255 for example 3"),
         ([0.0, 1.5, 2.0, 0.0], "got 1.5 for example 1"),
         ([0.0, math.nan, 2.0, 0.0], "got nan for example 1"),

@@ -148,7 +148,7 @@ def lost(error: Exception, where: StorageURL | sqlalchemy.URL) -> StorageLost:
     original = getattr(error, "orig", None)
     if pgcode(error) == "53100" or sqlite_code(original) == sqlite3.SQLITE_FULL:
         return StorageLost(f"the storage's disk is full: {shown} ({error_line(error)}); free some space")
-    return StorageLost(f"cannot reach the storage {shown}: {error_line(error)}; check `storage` or $TUNER_STORAGE")
+    return StorageLost(f"cannot reach the storage {shown}: {error_line(error)}; check the storage URL")
 
 
 _STATEMENT_LINE = re.compile(r"\w+ \d+: ")

@@ -41,7 +41,7 @@ def check_labels(dataset: Any, classes: int, part: str, *, name: str = "labels",
         raise StudyError(
             f"{name} must be whole numbers from {lowest} to {classes - 1}, for {classes} classes: got "
             f"{labels[at].item()!r} for example {int(dataset._rows[at])} of the {part} data"
-            f"{f' and {others} more invalid labels' if others else ''}; change the number of classes, or skip these "
+            f"{f' and {others} more' if others else ''}; change the number of classes, or skip these "
             "examples (weight 0)"
         )
 
