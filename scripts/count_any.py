@@ -1,4 +1,4 @@
-"""Count the parameters of the package whose annotation mentions `Any`; fail if they are too many a share.
+"""Count the parameters of the package whose annotation mentions `Any`; fail if their share is too large.
 
 `Any` switches a type checker off. Where a value may be of any type, `object` says so and is checked.
 """
@@ -35,7 +35,9 @@ def main() -> None:
     if count > LIMIT * whole:
         most = sorted(found, key=lambda path: -sum(found[path]))[:10]
         listed = "\n".join(f"{sum(found[path]):4} {path.relative_to(PACKAGE.parent)}" for path in most)
-        sys.exit(f"say what the parameters are, or `object` where they may be anything; most are in\n{listed}")
+        sys.exit(
+            f"annotate these parameters with their types, or with `object` if they may be anything; most are in\n{listed}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Write the tables of fields in docs/json.md from the classes of the rows; with --check, fail if they are out of date.
 
-Each table stands below a comment `<!-- fields: MODULE.CLASS ... -->`. A field's text is the string below it in its
+Each table is below a comment `<!-- fields: MODULE.CLASS ... -->`. A field's text is the string below it in its
 class; a field without one shares the text of the next that has one.
 """
 
@@ -69,7 +69,7 @@ def table(names: str) -> str:
 
 
 def page(text: str) -> str:
-    """Return the page with its tables made anew."""
+    """Return the page with new tables."""
     return TABLE.sub(lambda found: table(found["names"]), text)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tuner import errors
 from tuner.errors import StudyFileError
-from tuner.storage import open_storage
+from tuner.storage import AnyURL, open_storage
 from tuner.study.space import Space, choice, int_uniform, log_uniform, uniform
 from tuner.study.spec import StudySpec
 
@@ -47,7 +47,7 @@ class Study(StudySpec):
             )
         launch(f"{path}:{variable}", LaunchOptions(**options))
 
-    def run(self, storage: str | None = None) -> None:
+    def run(self, storage: AnyURL | None = None) -> None:
         """Run this study with one worker in this process, as `tuner worker` does; progress goes to stderr.
 
         Args:

@@ -29,9 +29,9 @@ class Check(TypedDict):
     status: Status
     """`ok`, `warn` or `fail`."""
     found: str
-    """What is there."""
+    """What the check found."""
     advice: str | None
-    """What to do; null if nothing."""
+    """What to do; null if nothing needs to be done."""
 
 
 _PACKAGES = ("jax", "flax", "optax", "optuna", "orbax-checkpoint", "sqlalchemy")

@@ -80,5 +80,6 @@ def with_flags(message: str, command: TyperCommand) -> str:
 
     The library names an argument as in Python: `devices_per_worker` becomes --devices-per-worker.
     """
+    first, separator, rest = message.partition("\n")  # below it may be a traceback
     flags = {one.name: one.opts[0] for one in command.params if one.opts[0].startswith("-")}
-    return re.sub(r"`(\w+)`", lambda found: flags.get(found[1]) or found[0], message)
+    return re.sub(r"`(\w+)`", lambda found: flags.get(found[1]) or found[0], first) + separator + rest

@@ -11,7 +11,7 @@ import typer
 from tuner.cli.arguments import DebugOption, StorageOption, StudyArgument
 from tuner.errors import UsageError
 from tuner.output.log import say
-from tuner.storage import AnyURL, connected, storage_url
+from tuner.storage import StorageURL, connected, storage_url
 
 
 def plot(
@@ -70,7 +70,7 @@ def plot(
 
 
 def _draw_picture(
-    url: AnyURL, study: str, path: Path, trial: int | None, file: str | None, force: bool
+    url: StorageURL, study: str, path: Path, trial: int | None, file: str | None, force: bool
 ) -> tuple[int, bool]:
     from tuner.launch.devices import settle
     from tuner.results.model_picture import draw_picture

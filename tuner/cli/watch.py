@@ -75,7 +75,7 @@ def _line(state: WatchedJson) -> str:
 
 
 def _counts(row: JsonRow) -> dict[str, object]:
-    """Return how many trials stand at each outcome, in words, where there are any."""
+    """Return the number of trials with each outcome that occurs, as text."""
     return {outcome.replace("_", " "): row[outcome] for outcome in Outcome if row[outcome]}
 
 

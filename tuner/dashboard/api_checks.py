@@ -50,7 +50,7 @@ def _text(name: str, value: object) -> None:
     if not isinstance(value, str):
         raise _wrong(name, "text", value)
     if not is_storable(value):
-        raise _wrong(name, "text without NUL and lone surrogates", value)
+        raise _wrong(name, "text without NUL or lone surrogates", value)
 
 
 def _name(name: str, value: Any) -> None:

@@ -61,7 +61,7 @@ def check_serving(serving: Serving) -> Serving:
         raise UsageError(f"`prefix` must be a path such as /tuner: got {serving.prefix!r}")
     if (serving.tls_cert is None) != (serving.tls_key is None):
         raise UsageError("`tls_cert` and `tls_key` must be passed together: got only one of them")
-    make_one = "create users with `tuner user add NAME --role editor --users FILE`, then pass the file as `users`"
+    make_one = "create users with `tuner user add NAME --role editor --users FILE`, then pass `users`"
     if serving.users is None and not is_loopback(serving.host):
         raise UsageError(
             f"any address but loopback needs a login: got `host` {serving.host} without `users`; {make_one}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tuner.errors import TunerError
-from tuner.storage import AnyURL, connect
+from tuner.storage import StorageURL, connect
 from tuner.storage.sql.background_calls import Background
 from tuner.trial import DEADLY, Outcome
 from tuner.trial.events import TrialEnded
@@ -42,7 +42,7 @@ class StudyDatabase:
         url: The storage's URL.
     """
 
-    def __init__(self, url: AnyURL) -> None:
+    def __init__(self, url: StorageURL) -> None:
         self._url = url
         self._background = Background("launcher-database")
         self._engine: Engine | None = None

@@ -6,6 +6,7 @@ import contextlib
 import os
 import queue
 import signal
+import sys
 import threading
 import time
 from collections.abc import Generator, Sequence
@@ -356,6 +357,7 @@ def launch(target: str, options: LaunchOptions | None = None) -> Snapshot:
         Interrupted: SIGINT or SIGTERM; the study can be resumed.
     """
     options = options or LaunchOptions()
+    _check_live(options.live)
     set_about(study=None)  # another launch in this process may have used one
     path, _ = split_target(target)
     groups = assign(choose(find_devices(), options.devices), options.workers, options.devices_per_worker)
@@ -396,6 +398,12 @@ def _progress(groups: list[DeviceGroup], live: bool | None) -> Progress:
     if is_json():
         return JsonProgress()
     return LiveProgress(console, groups) if console.is_terminal and live is not False else PlainProgress()
+
+
+def _check_live(live: bool | None) -> None:
+    if live and (is_json() or not sys.stderr.isatty()):
+        found = "a JSON log" if is_json() else "no terminal"
+        raise UsageError(f"`live` needs a terminal on standard error: got {found}; use `tuner watch STUDY` elsewhere")
 
 
 @contextlib.contextmanager

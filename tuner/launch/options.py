@@ -50,7 +50,7 @@ class LaunchOptions:
     wall_hours: float | None = None
     device_hours: float | None = None
     seed: int | None = None
-    fixed: Mapping[str, str] = field(default_factory=dict[str, str])
+    fixed: Mapping[str, str] | None = None
     mlflow: str | None = None
     tensorboard: str | None = None
     wandb: str | None = None
@@ -61,11 +61,6 @@ class LaunchOptions:
     def __post_init__(self) -> None:
         check_number("trials", self.trials, 1)
         check_number("seed", self.seed, 0)
-        if self.live and (is_json() or not sys.stderr.isatty()):
-            found = "a log in JSON" if is_json() else "none"
-            raise UsageError(
-                f"`live` needs a terminal on standard error: got {found}; use `tuner watch STUDY` elsewhere"
-            )
         if self.metrics_host is not None and self.metrics_port is None:
             raise UsageError(f"`metrics_host` {self.metrics_host} has no effect without `metrics_port`: pass both")
 
@@ -73,7 +68,7 @@ class LaunchOptions:
         """Return the command line of a worker; the storage's URL is for its environment."""
         given = [(name, getattr(self, name)) for name in _OF_WORKERS]
         options = [_flag(name, value) for name, value in given if value is not None]
-        options += [_flag("set", f"{name}={value}") for name, value in self.fixed.items()]
+        options += [_flag("set", f"{name}={value}") for name, value in (self.fixed or {}).items()]
         if is_json():
             options.insert(0, _flag("log_format", "json"))
         return [sys.executable, "-m", "tuner", "worker", target, *options]
@@ -84,7 +79,7 @@ class LaunchOptions:
         Raises:
             UsageError: A tracker's address is wrong, or the tracker is not installed.
         """
-        # What was given must be right. $MLFLOW_TRACKING_URI may be meant for others: its troubles are the mirror's.
+        # What was given must be right. $MLFLOW_TRACKING_URI may be meant for others: the mirror reports its problems.
         check_trackers(self.mlflow, self.tensorboard, self.wandb)
         options = [_flag("tensorboard", os.path.abspath(self.tensorboard))] if self.tensorboard else []
         options += [_flag("wandb", self.wandb)] if self.wandb else []

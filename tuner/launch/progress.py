@@ -90,9 +90,9 @@ class Snapshot:
 
 
 class Progress(Protocol):
-    """Shows a snapshot now and then, and what must not be lost in between: the launcher's words, workers' events.
+    """Shows a snapshot from time to time, and all messages of the launcher and events of workers.
 
-    What is said comes with its worker's name and place, as far as there are these: the mirror has none.
+    `say` gets the worker's name and place if they are known; the mirror has neither.
     """
 
     def update(self, snapshot: Snapshot) -> None: ...
@@ -105,7 +105,7 @@ class Progress(Protocol):
 
 
 def shown(said: Event | LogLine, place: int | None) -> str | None:
-    """Return what people are shown of what a worker or the mirror says, beside the snapshot; None for nothing."""
+    """Return the line to show for an event of a worker or the mirror; None for none."""
     match said:
         case TrialRetried() | TrialRestarted() | SamplerFailed() | HparamsUnused():
             return f"[{place}] {event_line(said)}"

@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -186,8 +185,8 @@ class LogLine:
     """A line that a process printed.
 
     Attributes:
-        event: What it is, in one word; `output` of a line that is none of a JSON log.
-        fields: What it says beside that; of an `output` its `message` alone.
+        event: The name of the event; `output` for a line that is not from a JSON log.
+        fields: The other fields of the line; an `output` has only `message`.
     """
 
     event: str
@@ -195,7 +194,7 @@ class LogLine:
 
     @property
     def message(self) -> str:
-        """What a person reads; may be empty."""
+        """The text for people; may be empty."""
         return str(self.fields.get("message", ""))
 
 
@@ -213,11 +212,6 @@ def parse(line: str) -> LogLine | None:
     if not are_texts or found["level"] not in _LEVELS:
         return None
     return LogLine(found.pop("event"), found)
-
-
-def process_name() -> str:
-    """Return `HOST:PID:HEX`, which no other process of this or another machine has."""
-    return f"{socket.gethostname()}:{os.getpid()}:{os.urandom(2).hex()}"
 
 
 def now() -> str:

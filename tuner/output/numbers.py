@@ -8,12 +8,12 @@ from typing import Any, cast
 
 
 def plain(value: object) -> Any:
-    """Return a value as JSON can hold it: NaN and the infinities as `nan`, `inf` and `-inf`, all else as it is."""
+    """Return a value in a form that JSON supports: NaN and the infinities as `nan`, `inf` and `-inf`."""
     return str(float(value)) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def plain_json(value: object) -> Any:
-    """Return a value with every number in it as `plain` has it, with dicts for mappings and lists for tuples."""
+    """Return a value with every number in it converted by `plain`, mappings as dicts and tuples as lists."""
     if isinstance(value, Mapping):
         items = cast("Mapping[object, object]", value).items()
         return {str(key): plain_json(part) for key, part in items}

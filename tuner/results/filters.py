@@ -33,12 +33,12 @@ def filtered(
 
     Args:
         rows: Rows with columns and, under `hparams`, hyperparameters.
-        conditions: Each NAME, one of < <= > >= = !=, and a value. NAME is a column, or a hyperparameter, which
-            `hparams.NAME` tells from a column of its name. A row that lacks it, or has none there, fails it.
-        columns_of: Returns a row as the conditions are to see it.
+        conditions: Each is NAME, one of < <= > >= = !=, and a value. NAME is a column or a hyperparameter; write
+            `hparams.NAME` for a hyperparameter with the name of a column. A row without a value does not match.
+        columns_of: Returns the columns of a row.
 
     Raises:
-        UsageError: one is no condition, or no row has such a column or hyperparameter.
+        UsageError: a condition is invalid, or no row has such a column or hyperparameter.
     """
     kept = [(row, columns_of(row)) for row in rows]
     seen = [columns for _, columns in kept]

@@ -23,9 +23,9 @@ class EndedJson(TypedDict):
     pruned: int
     diverged: int
     out_of_memory: int
-    """How many ended so: these count against the budget."""
+    """The number of trials with this outcome; they count against the budget."""
     failed: int
-    """How many ended with an error, again and again."""
+    """The number of trials that ended with an error, after all retries."""
 
 
 class StudyJson(TypedDict):
@@ -37,25 +37,25 @@ class StudyJson(TypedDict):
     """`stopped` (by `tuner stop`), `finished` (the trials asked for are done), `out of hours`, `running` (a worker
     holds a trial), `idle`; null for a study of plain Optuna."""
     workers: int
-    """How many workers hold a trial of it."""
+    """The number of workers that hold a trial of the study."""
     objective: str | None
     """The metric, or several as `a, b`; null for a study of plain Optuna."""
     direction: str
     """`minimize` or `maximize`, or several."""
     trials: int
-    """How many there are, of all outcomes."""
+    """The number of trials with any outcome."""
     complete: int
     pruned: int
     diverged: int
     out_of_memory: int
-    """How many ended so: these count against the budget."""
+    """The number of trials with this outcome; they count against the budget."""
     failed: int
-    """How many ended with an error, again and again."""
+    """The number of trials that ended with an error, after all retries."""
     preempted: int
-    """How many were given back or lost their worker, and wait for another."""
+    """The number of trials that were given back or lost their worker, and wait for another one."""
     running: int
     waiting: int
-    """How many a worker has; how many are queued."""
+    """The number of trials that a worker holds; the number of queued trials."""
     best: Number | None
     """The best objective of a complete trial that satisfies its constraints; null with several objectives."""
 
@@ -75,27 +75,27 @@ class EndJson(TypedDict):
     outcome: str
     """One of the outcomes above."""
     value: NotRequired[Number | None]
-    """The objective, of complete trials; with several objectives `values`, a list."""
+    """The objective of a complete trial; with several objectives `values`, a list."""
     values: NotRequired[list[Number] | None]
-    """The objectives in the study's order, where there are several."""
+    """The objectives in the study's order, if there are several."""
     is_feasible: bool | None
     """Whether the trial satisfies all its constraints: each is 0 or less; null if it has none."""
     seconds: float | None
-    """From its start to its end; null before it has ended, and where times of an unknown zone do not tell."""
+    """The time from its start to its end; null before it has ended, and if its times have an unknown zone."""
 
 
 class TrialJson(EndJson):
     """A row of `tuner trials`."""
 
     hparams: dict[str, Scalar]
-    """Hyperparameter -> value; of a choice its label."""
+    """Hyperparameter -> value; for a choice, its label."""
 
 
 class ConfirmedJson(TypedDict):
     """What `tuner confirm` found of a trial."""
 
     seeds: int
-    """How many other seeds count: those that all confirmed trials have."""
+    """The number of other seeds that count: those that all confirmed trials have."""
     mean: Number | None
     """The mean objective over them; null if one was not finite."""
     low: Number | None
@@ -103,12 +103,12 @@ class ConfirmedJson(TypedDict):
     """The 95 % t interval of the mean, from the trial's own values; null for fewer than two seeds, or if all are
     equal."""
     is_tied: bool
-    """Whether it cannot be told apart from the first (Tukey's test over all confirmed trials and their common seeds,
+    """Whether it cannot be distinguished from the first (Tukey's test over all confirmed trials and their common seeds,
     95 %)."""
     margin: Number | None
-    """By how much the means of two trials must differ to be told apart by that test; null where that is not known."""
+    """The difference between two means from which that test distinguishes two trials; null if it is not known."""
     tied_with: list[int]
-    """Of the first: the numbers of those it cannot be told apart from; else empty."""
+    """For the first trial, the numbers of the trials it cannot be distinguished from; otherwise empty."""
 
 
 class BaselineJson(TypedDict):
@@ -116,24 +116,25 @@ class BaselineJson(TypedDict):
 
     number: int
     value: Number | None
-    """The baseline's trial, and its objective: if both were confirmed, the mean over their common seeds."""
+    """The baseline's trial number, and its objective; if both trials were confirmed, the mean over their common
+    seeds."""
     better_by: Number | None
     """How much better the trial is, in the study's direction; negative if it is worse, null if one was not finite."""
     low: Number | None
     high: Number | None
-    """The 95 % interval of `better_by`, by Tukey's test as above; null for fewer than two seeds, or where these show no
+    """The 95 % interval of `better_by`, by Tukey's test as above; null for fewer than two seeds, or if they show no
     noise."""
     seeds: int
-    """How many other seeds these numbers are of; 0 if they are the trials' own values."""
+    """The number of other seeds behind these numbers; 0 if they are the trials' own values."""
 
 
 class BestJson(TrialJson):
     """A row of `tuner best` and `tuner confirm`."""
 
     confirmed: NotRequired[ConfirmedJson | None]
-    """What `tuner confirm` found; null if it was not asked, absent with several objectives."""
+    """The result of `tuner confirm`; null if it was not run, absent with several objectives."""
     baseline: NotRequired[BaselineJson | None]
-    """How the trial compares with the study's baseline; null without one, or before it is complete; absent with several
+    """The comparison with the study's baseline; null without a baseline, or before it is complete; absent with several
     objectives."""
 
 
@@ -142,11 +143,11 @@ class TimingsJson(TypedDict):
 
     compile_s: float | None
     compilations: int | None
-    """Seconds spent compiling in the last attempt, and how many programs."""
+    """Seconds spent compiling in the last attempt, and the number of compiled programs."""
     train_s: float | None
     """The other seconds of the last attempt."""
     wait_s: float | None
-    """The rest of `seconds`: earlier attempts, and time in which nobody ran it."""
+    """The rest of `seconds`: earlier attempts, and time in which no worker ran it."""
 
 
 class ReportJson(TypedDict):
@@ -156,7 +157,7 @@ class ReportJson(TypedDict):
     step: int | None
     """The epoch, from 1; optimizer updates so far."""
     value: Number | None
-    """What Optuna was told: the objective; null with several."""
+    """The value reported to Optuna: the objective; null with several objectives."""
     metrics: dict[str, Number]
     """Metric -> value; training metrics begin with `train_`."""
 
@@ -167,11 +168,11 @@ class AttemptJson(TypedDict):
     worker: str
     devices: int
     seconds: float | None
-    """Who, on how many devices, for how long."""
+    """The worker, the number of devices, the duration."""
     ending: str | None
-    """An outcome, `preempted` or `died`; null while it goes on."""
+    """An outcome, `preempted` or `died`; null while it runs."""
     error: str | None
-    """The traceback of one that failed."""
+    """The traceback of a failed attempt."""
 
 
 class ShownJson(TrialJson):
@@ -180,30 +181,30 @@ class ShownJson(TrialJson):
     study: str
     """The study's name."""
     constraints: dict[str, Number] | None
-    """Optuna's constraints by name, those of a list by their places `0`, `1`, ...; null if there are none."""
+    """Optuna's constraints by name, or by position `0`, `1`, ... if they are a list; null if there are none."""
     started: str | None
     completed: str | None
-    """UTC, ISO 8601 with a `Z`; without a `Z` where an earlier version stored [local time of an unknown
+    """UTC, ISO 8601 with a `Z`; without a `Z` if an earlier version stored [local time of an unknown
     zone](storage.md#times)."""
     compile_s: float | None
     compilations: int | None
-    """Seconds spent compiling in the last attempt, and how many programs."""
+    """Seconds spent compiling in the last attempt, and the number of compiled programs."""
     train_s: float | None
     """The other seconds of the last attempt."""
     wait_s: float | None
-    """The rest of `seconds`: earlier attempts, and time in which nobody ran it."""
+    """The rest of `seconds`: earlier attempts, and time in which no worker ran it."""
     worker: str | None
-    """Who ended it."""
+    """The worker that ended it."""
     checkpoint: str | None
-    """Where its best checkpoint is."""
+    """The path of its best checkpoint."""
     error: str | None
-    """The traceback of one that failed."""
+    """The traceback of a failed attempt."""
     reports: list[ReportJson]
     """A list, by epoch."""
     attempts: list[AttemptJson]
-    """A list: each time a worker had it."""
+    """A list of the times that a worker ran it."""
     ran_with: RanWith | None
-    """Of the last worker: `host`, `devices`, `file` (the study's), `code` (a digest of it), `git` (`commit`,
+    """About the last worker: `host`, `devices`, `file` (the study's), `code` (a digest of it), `git` (`commit`,
     `is_changed`), `versions`."""
 
 
@@ -216,7 +217,7 @@ class CompareJson(TypedDict):
     """As above."""
     best: Number | None
     median: Number | None
-    """Of the complete trials that satisfy their constraints."""
+    """Best and median objective of the complete trials that satisfy their constraints."""
     trials: int
     complete: int
     pruned: int
@@ -227,8 +228,8 @@ class CompareJson(TypedDict):
     device_hours: float | None
     """Hours of all attempts, times the devices of each; null for a study of plain Optuna."""
     hours_saved: float | None
-    """Device hours that pruning saved, an estimate: epochs not run, each as long as those of the trial after its first,
-    or as the study's median where the trial has no second; null if that is not known either."""
+    """Estimate of the device hours saved by pruning: each epoch not run counts as long as the trial's epochs after its
+    first, or as the study's median if the trial has only one; null if that is not known either."""
 
 
 class SharesJson(TypedDict):
@@ -242,12 +243,12 @@ class ImportanceJson(TypedDict):
     """A row of `tuner importance`."""
 
     objective: str
-    """Which."""
+    """The name of the objective."""
     hparam: str
     """The hyperparameter."""
     ped_anova: float | None
     fanova: float | None
-    """Its share by each method; both sum to 1 over the hyperparameters; null where a method has none."""
+    """Its share by each method; both sum to 1 over the hyperparameters; null if a method has none."""
 
 
 class BusyJson(TypedDict):

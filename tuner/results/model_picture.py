@@ -12,7 +12,7 @@ from tuner.errors import CheckpointError, SpaceError, UsageError
 from tuner.results.export import best_number, checkpoint_of, file_of, in_place
 from tuner.results.json_rows import ShownJson
 from tuner.results.plots import check_suffix, need_matplotlib, written
-from tuner.results.rows import check_file, has_changed, show_row
+from tuner.results.rows import OTHER_FILE, check_file, has_changed, show_row
 from tuner.storage.read.queries import find_study, read_trial
 from tuner.study import StudySpec
 from tuner.study.file import split_target, study_in
@@ -57,7 +57,7 @@ def draw_picture(
         try:
             picture = _drawn(study, trial["hparams"], checkpoint, row.record["seed"], path.suffix)
         except (CheckpointError, SpaceError):
-            check_file(engine, stored, source)
+            check_file(engine, stored, source, OTHER_FILE)
             raise
         scratch.write_bytes(picture)
     return stored.number, has_changed(engine, stored, source)

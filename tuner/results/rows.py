@@ -349,17 +349,24 @@ def has_changed(engine: Engine, trial: TrialRow, file: Path) -> bool:
     return code is not None and code != code_digest(file)
 
 
-def check_file(engine: Engine, trial: TrialRow, file: Path) -> None:
+OTHER_FILE = ", or pass a copy of the old version as `file`"
+"""What else the user of a command can do that takes the study's file."""
+
+
+def check_file(engine: Engine, trial: TrialRow, file: Path, or_else: str = "") -> None:
     """Compare a study's file with the one that a trial ran with.
+
+    Args:
+        engine: The storage's engine.
+        trial: The trial.
+        file: The study's file.
+        or_else: What else the user can do, for the message.
 
     Raises:
         UsageError: they differ.
     """
     if has_changed(engine, trial, file):
-        raise UsageError(
-            f"the study's file has changed since trial {trial.number} ran: {file}; "
-            "restore it, or pass a copy of the old version as `file`"
-        )
+        raise UsageError(f"the study's file has changed since trial {trial.number} ran: {file}; restore it{or_else}")
 
 
 def _attempt_row(attempt: Attempt) -> AttemptJson:

@@ -53,7 +53,7 @@ def connect(url: AnyURL) -> Engine:
     Raises:
         StorageURLError: the URL is not a valid storage URL.
         StorageLost: the database cannot be reached, or the SQLite file does not exist.
-        StorageDenied: the database user may use no schema.
+        StorageDenied: the database user may not use any schema.
     """
     from tuner.storage.sql.engine import connected_engine
 
@@ -62,11 +62,12 @@ def connect(url: AnyURL) -> Engine:
 
 @contextlib.contextmanager
 def connected(url: AnyURL) -> Generator[Engine]:
-    """Yield an engine as `connect` does, and close its connections at the end.
+    """Yield an engine like `connect`, and close its connections at the end.
 
     Raises:
         StorageURLError: the URL is not a valid storage URL.
         StorageLost: the database cannot be reached, or the SQLite file does not exist.
+        StorageDenied: the database user may not use any schema.
     """
     engine = connect(url)
     try:
@@ -83,7 +84,7 @@ def connect_when_up(url: AnyURL) -> Engine:
     Raises:
         StorageURLError: the URL is not a valid storage URL.
         StorageLost: the database cannot be reached, or the SQLite file does not exist.
-        StorageDenied: the database user may use no schema.
+        StorageDenied: the database user may not use any schema.
     """
     from tuner.storage.sql.server_startup import engine_when_up
 

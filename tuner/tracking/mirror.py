@@ -25,6 +25,7 @@ from tuner.storage.sql.retry import Patience, patient
 from tuner.storage.sql.schema import prepare
 from tuner.storage.worker.studies import identify
 from tuner.tracking import TrackedReport, TrackedStudy, TrackedTrial, Tracker
+from tuner.trial.environment import process_name
 
 LEASE_S = 30.0
 _POLL_S = 3.0  # so that a short trial is sent once and completely
@@ -132,7 +133,7 @@ def _work(engine: Engine, study: StudyRow, mirrors: Sequence[Mirror], *, once: b
         if gives_up and ending.by_s is not None:
             if any(mirror.is_held for mirror in behind):
                 raise TrackerLost(
-                    f"not all data of {study.name!r} were sent in time; send the rest later with `tuner track`"
+                    f"not all data of {study.name!r} was sent in time; send the rest later with `tuner track`"
                 )
             return
         _pause(_POLL_S, ending)

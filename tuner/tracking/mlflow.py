@@ -50,7 +50,7 @@ def address(uri: str) -> str:
     Raises:
         UsageError: it is not the address of a server or a database.
     """
-    parts, must = urlsplit(uri), "`mlflow` must be http(s)://HOST:PORT, or the URL of MLflow's database"
+    parts, must = urlsplit(uri), "an MLflow URI must be http(s)://HOST:PORT, or the URL of MLflow's database"
     if parts.scheme not in ("http", "https") and not re.match(r"(sqlite|postgresql|mysql|mssql)\b", parts.scheme):
         shown = repr(hide_password(uri)) if "@" not in uri else "a URL with a password"
         raise UsageError(f"{must}: got {shown}")

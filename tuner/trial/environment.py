@@ -1,8 +1,7 @@
-"""The environment variables by which a launcher tells a worker what it has been given, and the worker's name."""
+"""Environment variables from the launcher to its workers, and the worker's name."""
 
 import os
-
-from tuner.output.log import process_name
+import socket
 
 DEVICES_VARIABLE = "TUNER_DEVICES"
 """The worker's devices, as shown by `tuner launch`."""
@@ -14,6 +13,11 @@ WORKER_VARIABLE = "TUNER_WORKER"
 """The worker's name."""
 
 
+def process_name() -> str:
+    """Return `HOST:PID:HEX`, which no other process of this or another machine has."""
+    return f"{socket.gethostname()}:{os.getpid()}:{os.urandom(2).hex()}"
+
+
 def worker_name() -> str:
-    """Return the name that a launcher has given to this worker, else one of its own."""
+    """Return the name that a launcher has given to this worker, else a new unique name."""
     return os.environ.get(WORKER_VARIABLE) or process_name()

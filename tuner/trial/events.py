@@ -30,12 +30,12 @@ class Stop:
 
 @dataclass(frozen=True)
 class Event:
-    """What a worker says, or the mirror; each kind is a class of its own. `encode` makes it a line of JSON.
+    """A message from a worker or the mirror; each kind has its own class. `encode` turns it into a JSON object.
 
     Attributes:
         name: The kind as the line has it, under `event`.
         level: `warning` or `error`; None for what is in order.
-        time: When it was said, in UTC; None of what nobody has stamped.
+        time: When it was sent, in UTC; None before.
         seconds: What the worker's time since its event before went on, in seconds: training, compiling, waiting,
             database. None of what is no event of a worker's loop.
     """
@@ -64,7 +64,7 @@ class StudyLoaded(Event):
 
 @dataclass(frozen=True)
 class TrialBegan(Event):
-    """A worker begins a trial, by its number, with these hyperparameters."""
+    """A worker starts a trial: its number and its hyperparameters."""
 
     name = "trial"
     trial: int
@@ -104,7 +104,7 @@ class TrialEnded(Event):
 
 @dataclass(frozen=True)
 class TrialReleased(Event):
-    """A worker has given a trial back in the middle. Its line is that of an end, with an outcome of its own."""
+    """A worker has released a trial before its end. Written as an `end` event with the outcome `released`."""
 
     name = "end"
     trial: int
@@ -204,7 +204,7 @@ class StudyRefused(Event):
 
 @dataclass(frozen=True)
 class SecondsSpent(Event):
-    """Nothing but what the time goes on: said now and then, since an epoch may take an hour."""
+    """Only how time is spent; sent regularly, because an epoch may take an hour."""
 
     name = "seconds"
 
@@ -299,7 +299,7 @@ def print_said(said: Event | LogLine, **about: object) -> None:
 
     Args:
         said: What was said.
-        about: What a JSON log has beside it: which worker said it.
+        about: The worker that said it, for a JSON log; a field of the line itself has precedence.
     """
     is_line = isinstance(said, LogLine)
     name, line = (said.event, None) if is_line else (said.name, event_line(said))
@@ -310,4 +310,4 @@ def print_said(said: Event | LogLine, **about: object) -> None:
     elif name != SecondsSpent.name:
         message, level = fields.get("message"), str(fields.get("level", "info"))
         more = {key: value for key, value in fields.items() if key not in ("event", "level", "message")}
-        tell(str(message) if message else line, name, level, **about, **more)
+        tell(str(message) if message else line, name, level, **{**about, **more})

@@ -99,7 +99,7 @@ def forget_stop(study: optuna.Study) -> None:
 
 
 def filter_study(study: optuna.Study, trial: FrozenTrial) -> optuna.Study:
-    """Return the study that a sampler sees: under Hyperband it has the trials of the trial's bracket alone."""
+    """Return the study that a sampler sees: under Hyperband it has only the trials of the trial's bracket."""
     from optuna.pruners import _filter_study
 
     return _filter_study(study, trial)
@@ -110,7 +110,7 @@ def filter_study(study: optuna.Study, trial: FrozenTrial) -> optuna.Study:
 
 @dataclass(frozen=True)
 class Halving:
-    """The settings of a pruner that halves; `min_resource` is None as long as it is to be guessed."""
+    """The settings of a successive-halving pruner; `min_resource` is None until it is inferred."""
 
     min_resource: int | None
     reduction_factor: int
@@ -126,7 +126,7 @@ def halving(pruner: SuccessiveHalvingPruner) -> Halving:
 
 
 def has_max_resource(pruner: HyperbandPruner) -> bool:
-    """Return whether a Hyperband pruner was told the largest resource, or is to guess it."""
+    """Return whether a Hyperband pruner has a given maximum resource."""
     return pruner._max_resource != "auto"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from tuner.errors import StudyError, UsageError
-from tuner.results.rows import best_rows, check_file, no_feasible
+from tuner.results.rows import OTHER_FILE, best_rows, check_file, no_feasible
 from tuner.storage.read.lineage import read_metrics, read_study_file
 from tuner.storage.read.queries import StudyRow, find_baseline, find_study, read_by_ids, read_trial
 from tuner.storage.worker.confirmations import read_confirmations, store_confirmation
@@ -88,7 +88,7 @@ def open_study(engine: Engine, name: str, file: str | None, fixed: Mapping[str, 
     try:
         study.check_unchanged(row.record)
     except StudyError as error:
-        raise StudyError(f"{error}; fix the same hyperparameters as the launch did (`fixed`)") from None
+        raise StudyError(f"{error}; pass the same fixed hyperparameters as the launch (`fixed`)") from None
     use_persistent_cache()
     return Rerunner(engine, row, study, found, study.data(study.seed))
 
@@ -120,7 +120,7 @@ def reproduce(rerunner: Rerunner, number: int, say: Callable[[Report], None]) ->
     """
     engine, study = rerunner.engine, rerunner.study
     trial = read_trial(engine, rerunner.row, number)
-    check_file(engine, trial, rerunner.file)
+    check_file(engine, trial, rerunner.file, OTHER_FILE)
     recorded = {epoch: metrics for epoch, (_, metrics) in read_metrics(engine, trial.trial_id).items()}
     if not recorded:
         raise UsageError(f"trial {number} has no reports to compare with")
@@ -186,7 +186,7 @@ def confirm(rerunner: Rerunner, count: int, seeds: int, say: Callable[[int, int,
     chosen = [read_trial(engine, row, number) for number in numbers]
     chosen += [trial for trial in read_by_ids(engine, row, list(known)) if trial.number not in numbers]
     for trial in chosen:
-        check_file(engine, trial, rerunner.file)
+        check_file(engine, trial, rerunner.file, OTHER_FILE)
     for trial in chosen:
         for repeat in range(1, seeds + 1):
             if repeat in known.get(trial.trial_id, {}):

@@ -37,7 +37,7 @@ def one_line(tuner: Any, words: list[str]) -> tuple[int, str]:
         (
             ["launch", "tiny.py", "--live"],
             2,
-            "--live needs a terminal on standard error: got none; use `tuner watch STUDY`",
+            "--live needs a terminal on standard error: got no terminal; use `tuner watch STUDY`",
         ),
         (["launch", "tiny.py", "--set", "noise"], 2, "--set must have the form NAME=VALUE: got 'noise'"),
         (

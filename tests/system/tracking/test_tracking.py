@@ -577,7 +577,7 @@ def test_wrong_trackers_are_refused_in_one_line(tuner_on_sqlite: Any, tmp_path: 
     unknown = tuner_on_sqlite.run("track", "tony", "--tensorboard", "tb")
     assert unknown.returncode == 2
     assert "no study 'tony' in this storage" in unknown.stderr
-    with pytest.raises(UsageError, match=r"^`mlflow` must be http\(s\)://HOST:PORT, or .*: got 'mlruns'$"):
+    with pytest.raises(UsageError, match=r"^an MLflow URI must be http\(s\)://HOST:PORT, or .*: got 'mlruns'$"):
         LaunchOptions(mlflow="mlruns").mirror_options()
     with pytest.raises(UsageError, match=r"got a URL with a password$"):
         LaunchOptions(mlflow="ftp://me:secret@host").mirror_options()

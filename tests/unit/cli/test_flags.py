@@ -9,7 +9,7 @@ import pytest
 from typer.main import get_command
 
 from tuner.cli import app
-from tuner.cli.explain import Command
+from tuner.cli.explain import Command, with_flags
 from tuner.errors import TunerError
 
 TUNER = Path(__file__).parents[3] / "tuner"
@@ -65,3 +65,10 @@ def test_only_the_command_line_names_flags() -> None:
 def test_an_error_without_flags_is_left_alone() -> None:
     with pytest.raises(TunerError, match=r"no\.py"):
         app(["launch", "no.py"], standalone_mode=False)
+
+
+def test_a_traceback_in_a_message_is_left_alone() -> None:
+    (launch,) = [one for one in commands() if one.name == "launch"]
+    said = "all workers failed: `seed` is wrong\n  ValueError: `devices` must be equal\n"
+    assert with_flags(said, launch) == "all workers failed: --seed is wrong\n  ValueError: `devices` must be equal\n"
+    assert with_flags("`learning_rate` and `fixed`", launch) == "`learning_rate` and --set"

@@ -169,7 +169,7 @@ def test_an_mlflow_address_has_no_password(uri: str, monkeypatch: pytest.MonkeyP
     "uri", [f"http://me:{SECRET}/a@127.0.0.1:1", f"http://me:{SECRET}#a@h", f"ftp://h?password={SECRET}"]
 )
 def test_an_mlflow_uri_that_would_show_part_of_a_password_is_refused(uri: str) -> None:
-    with pytest.raises(UsageError, match=r"^`mlflow` must be http") as caught:
+    with pytest.raises(UsageError, match=r"^an MLflow URI must be http") as caught:
         address(uri)
     assert SECRET not in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""What every trial of a worker needs: its last words, and the sampler of each trial."""
+"""What every trial of a worker needs: its final writes, and the sampler of each trial."""
 
 import time
 from typing import Any, cast
@@ -18,7 +18,7 @@ def patience_of(engine: sa.Engine) -> Patience:
     return engine.get_execution_options()["tuner_patience"]
 
 
-def test_all_last_words_share_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_final_writes_share_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now_s)
     final_writes = FinalWrites(sa.create_engine("sqlite://"))

@@ -41,7 +41,7 @@ class Attempt:
 
 
 def read_attempts(engine: Engine, trial_id: int) -> list[Attempt]:
-    """Return who ran a trial, in order. Nobody of ours ran one of plain Optuna."""
+    """Return the attempts at a trial, in order; none for a trial of plain Optuna."""
     query = sa.select(*(attempts.c[part.name] for part in fields(Attempt))).where(attempts.c.trial_id == trial_id)
 
     def work(connection: Connection) -> list[Attempt]:

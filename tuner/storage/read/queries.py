@@ -67,15 +67,15 @@ class StudyRow:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What our own table knows of a trial that has ended; each None where we know nothing.
+    """The columns of `tuner_records` for a trial that has ended; each is None if unknown.
 
     Attributes:
-        worker: Who ended it.
+        worker: The worker that ended it.
         compile_s: Seconds of compiling in the last attempt.
-        compilations: How many programs were compiled in it.
+        compilations: The number of programs compiled in it.
         train_s: Its other seconds.
         checkpoint: Where its best checkpoint is.
-        error_kind: The kind of its error, which tells whether trials in a row failed alike.
+        error_kind: The kind of its error, by which trials in a row are compared.
         error: The traceback.
     """
 

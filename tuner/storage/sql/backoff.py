@@ -8,7 +8,7 @@ import random
 class Backoff:
     """Pauses that double up to a limit, each shortened by a random part.
 
-    So processes that failed together do not try again together.
+    This keeps processes that failed together from retrying together.
 
     Args:
         first_s: The longest that the first pause may be, in seconds.

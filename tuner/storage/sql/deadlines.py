@@ -170,7 +170,9 @@ def _watched(connection: Connection) -> Generator[None]:
         if not statement.was_cut:
             raise
         connection.close()
-        why = f"no answer within {seconds:g} s" if statement.end_s == math.inf else "no answer, and nobody waits"
+        why = (
+            f"no answer within {seconds:g} s" if statement.end_s == math.inf else "no answer, and the worker must exit"
+        )
         raise psycopg2.OperationalError(why) from error
     finally:
         watcher.remove(statement)

@@ -142,13 +142,17 @@ def autocommit(connection: Any) -> Generator[None]:
             connection.autocommit = False
 
 
+ADVICE = "; check the storage URL"
+"""The end of the message for a database that cannot be reached."""
+
+
 def lost(error: Exception, where: StorageURL | sqlalchemy.URL) -> StorageLost:
     """Return a one-line error for a database that does not answer, or whose disk is full."""
     shown = hide_password(str(where))
     original = getattr(error, "orig", None)
     if pgcode(error) == "53100" or sqlite_code(original) == sqlite3.SQLITE_FULL:
         return StorageLost(f"the storage's disk is full: {shown} ({error_line(error)}); free some space")
-    return StorageLost(f"cannot reach the storage {shown}: {error_line(error)}; check the storage URL")
+    return StorageLost(f"cannot reach the storage {shown}: {error_line(error)}{ADVICE}")
 
 
 _STATEMENT_LINE = re.compile(r"\w+ \d+: ")

@@ -21,7 +21,16 @@ from tuner.output.log import tell
 from tuner.output.sanitize import hide_password
 from tuner.storage.sql import deadlines
 from tuner.storage.sql.backoff import Backoff
-from tuner.storage.sql.engine import autocommit, error_line, is_denied, limit_transaction, lost, pgcode, sqlite_code
+from tuner.storage.sql.engine import (
+    ADVICE,
+    autocommit,
+    error_line,
+    is_denied,
+    limit_transaction,
+    lost,
+    pgcode,
+    sqlite_code,
+)
 from tuner.storage.sql.versions import check_tables, read_versions
 from tuner.storage.sql.wait_time import waiting
 
@@ -235,7 +244,7 @@ def tell_away(engine: Engine, error: StorageLost, meanwhile: str) -> None:
     """Print on stderr that a database does not answer, once until it answers again."""
     if engine.pool not in _away:
         _away.add(engine.pool)
-        tell(f"{error}; {meanwhile}", "storage_away", "warning")
+        tell(f"{str(error).removesuffix(ADVICE)}; {meanwhile}", "storage_away", "warning")
 
 
 def _pause(seconds: float, patience: Patience) -> None:

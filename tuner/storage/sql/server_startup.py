@@ -8,7 +8,7 @@ from sqlalchemy import Engine
 
 from tuner.errors import StorageLost
 from tuner.output.log import tell
-from tuner.storage.sql.engine import connected_engine
+from tuner.storage.sql.engine import ADVICE, connected_engine
 from tuner.storage.sql.url import AnyURL
 
 _STARTING_S = 60.0
@@ -31,7 +31,10 @@ def engine_when_up(url: AnyURL) -> Engine:
             if time.monotonic() >= began_s + limit_s:
                 raise
             if not is_told:
-                tell(f"{error}; waiting up to {limit_s:.0f} s for it to start", "storage_starting")
+                tell(
+                    f"{str(error).removesuffix(ADVICE)}; waiting up to {limit_s:.0f} s for it to start",
+                    "storage_starting",
+                )
                 is_told = True
         time.sleep(_POLL_S)
 

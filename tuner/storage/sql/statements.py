@@ -1,7 +1,7 @@
 """The statements that a worker sends for each trial or report, by name.
 
-`prepared.run` runs one, `prepared.text_of` prints its SQL, and `prepared.explain` shows how a database runs it. The
-values are those of the `bindparam`s, by name.
+`prepared_statements.py` runs them (`run`), prints their SQL (`text_of`) and shows how a database runs them (`explain`).
+The values are those of the `bindparam`s, by name.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ _POSTGRES = re.compile(r"(?:[^:/?#\s]*(?::[^@/?#\s]*)?@)?[^@/?#\s]*(?:/[^@?#\s]*
 
 @dataclass(frozen=True)
 class StorageURL:
-    """The URL of a storage, which has been checked. As text it has no password; `parse_url` makes one.
+    """A checked storage URL, from `parse_url`; `str()` hides the password.
 
     Attributes:
         text: The URL as it was given, with its password.
@@ -57,7 +57,7 @@ class StorageURL:
 
 
 AnyURL: TypeAlias = StorageURL | str
-"""What functions take that people call from Python."""
+"""The type of URL arguments of public functions."""
 
 
 def storage_url(given: AnyURL | None) -> StorageURL:

@@ -46,7 +46,7 @@ class View:
         """
         indices = np.asarray(indices)
         if indices.ndim != 1 or not indices.size:
-            raise ValueError(f"indices must be a list of at least 1 index: got an array of shape {indices.shape}")
+            raise ValueError(f"indices must be a non-empty list: got an array of shape {indices.shape}")
         view = type(self).__new__(type(self))
         View.__init__(view, self._shared, self._rows[indices])
         return view
