@@ -35,9 +35,7 @@ def main() -> None:
     if count > LIMIT * whole:
         most = sorted(found, key=lambda path: -sum(found[path]))[:10]
         listed = "\n".join(f"{sum(found[path]):4} {path.relative_to(PACKAGE.parent)}" for path in most)
-        sys.exit(
-            f"annotate these parameters with their types, or with `object` if they may be anything; most are in\n{listed}"
-        )
+        sys.exit(f"annotate parameters with their types, or with `object` for any value; most are in\n{listed}")
 
 
 if __name__ == "__main__":

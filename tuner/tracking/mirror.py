@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from tuner.errors import TrackerLost, TrackerRefused, TunerError
-from tuner.output.log import process_name, say
+from tuner.output.log import say
 from tuner.storage import AnyURL, StorageURL, connected, mirroring, parse_url
 from tuner.storage.mirroring import Sent, StoredReport, Unsent
 from tuner.storage.read.queries import StudyRow, TrialRow, find_study
