@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tuner.launch import process
 from tuner.launch.process import read_printed
 from tuner.output import log
 from tuner.trial import Event, Outcome, events
@@ -106,7 +107,8 @@ def test_a_printed_line_that_is_called_as_an_event_is_output(monkeypatch: pytest
 
 def test_a_printed_line_may_have_a_field_that_a_launch_adds(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Any] = []
-    monkeypatch.setattr(events, "is_json", lambda: True)
+    for module in (events, process):
+        monkeypatch.setattr(module, "is_json", lambda: True)
     monkeypatch.setattr(events, "tell", lambda message, event, level, **fields: told.append((event, fields)))
     printed = read_printed('{"time": "t", "level": "info", "event": "mine", "worker": 3, "place": "here"}\n')
     events.print_said(printed, worker="host:1", place=0, trial=5)
