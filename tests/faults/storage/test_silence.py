@@ -105,7 +105,7 @@ def test_who_waits_no_more_is_let_go(engine: sa.Engine, proxy: Proxy) -> None:
     is_over = threading.Event()
     threading.Timer(0.5, is_over.set).start()
 
-    with pytest.raises(StorageLost, match="nobody waits"):
+    with pytest.raises(StorageLost, match="no answer, and the worker must exit"):
         read(patient(engine, Patience(600.0, is_over.is_set, statement_s=300.0)), one)
 
 

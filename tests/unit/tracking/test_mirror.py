@@ -334,7 +334,7 @@ def test_whoever_is_asked_to_end_gives_up_a_tracker_that_takes_nothing_more(
     ending = Ending()
     ending.ask(15.0, 120.0)
     with pytest.raises(
-        TrackerLost, match=r"^not all data of '\w+' were sent in time; send the rest later with `tuner track`$"
+        TrackerLost, match=r"^not all data of '\w+' was sent in time; send the rest later with `tuner track`$"
     ):
         follow(desk.url, desk.name, [book], once=False, ending=ending)
     assert len(book.ended) == 3

@@ -197,7 +197,7 @@ def test_the_arrays_of_a_view_are_its_own_examples_and_no_others() -> None:
 
 @pytest.mark.parametrize(("indices", "shape"), [([], r"\(0,\)"), (3, r"\(\)"), ([[1, 2]], r"\(1, 2\)")])
 def test_a_view_needs_a_list_of_indices(indices: Any, shape: str) -> None:
-    with pytest.raises(ValueError, match=f"indices must be a list of at least 1 index: got an array of shape {shape}"):
+    with pytest.raises(ValueError, match=f"indices must be a non-empty list: got an array of shape {shape}"):
         dataset().take(indices)
 
 
