@@ -1,10 +1,25 @@
 """Hyperparameter tuning for JAX and Flax: Optuna studies whose workers share one database. Does not import JAX."""
 
-from tuner.api import Space, Study, choice, errors, int_uniform, log_uniform, open_storage, uniform
+from tuner.api import (
+    Command,
+    OptunaObjective,
+    Space,
+    Study,
+    Trial,
+    choice,
+    errors,
+    int_uniform,
+    log_uniform,
+    open_storage,
+    uniform,
+)
 
 __all__ = [
+    "Command",
+    "OptunaObjective",
     "Space",
     "Study",
+    "Trial",
     "choice",
     "errors",
     "int_uniform",

@@ -9,10 +9,25 @@ from typing import Any
 from tuner import errors
 from tuner.errors import StudyFileError
 from tuner.storage import AnyURL, open_storage
+from tuner.study.command import Command
+from tuner.study.objective import OptunaObjective
 from tuner.study.space import Space, choice, int_uniform, log_uniform, uniform
 from tuner.study.spec import StudySpec
+from tuner.trial.handle import Trial
 
-__all__ = ["Space", "Study", "choice", "errors", "int_uniform", "log_uniform", "open_storage", "uniform"]
+__all__ = [
+    "Command",
+    "OptunaObjective",
+    "Space",
+    "Study",
+    "Trial",
+    "choice",
+    "errors",
+    "int_uniform",
+    "log_uniform",
+    "open_storage",
+    "uniform",
+]
 
 
 class Study(StudySpec):

@@ -18,34 +18,36 @@ if TYPE_CHECKING:
     from optuna.pruners import BasePruner
 
 
-def _asha(options: dict[str, object], epochs: int) -> BasePruner:
+def _asha(options: dict[str, object], epochs: int | None) -> BasePruner:
     from tuner.search.halving import AshaPruner
 
     # Two rungs, at a ninth and a third of the epochs: the usual ones at 1, 3, 9, ... would judge a long training by
     # its warm-up, and leave one trial in dozens to the end.
-    first_rung = -(-epochs // 9)
+    first_rung = 1 if epochs is None else -(-epochs // 9)
     return call("pruner", "asha", AshaPruner, options, min_resource=first_rung, reduction_factor=3)
 
 
-def _hyperband(options: dict[str, object], epochs: int) -> BasePruner:
+def _hyperband(options: dict[str, object], epochs: int | None) -> BasePruner:
     from tuner.search.halving import BracketPruner
 
+    if epochs is None and "max_resource" not in options:
+        raise StudyError("the pruner 'hyperband' needs to know how long a trial trains: set epochs, or max_resource")
     return call("pruner", "hyperband", BracketPruner, options, min_resource=1, max_resource=epochs)
 
 
-def _median(options: dict[str, object], epochs: int) -> BasePruner:
+def _median(options: dict[str, object], epochs: int | None) -> BasePruner:
     from optuna.pruners import MedianPruner
 
     return call("pruner", "median", MedianPruner, options)
 
 
-def _percentile(options: dict[str, object], epochs: int) -> BasePruner:
+def _percentile(options: dict[str, object], epochs: int | None) -> BasePruner:
     from optuna.pruners import PercentilePruner
 
     return call("pruner", "percentile", PercentilePruner, options, percentile=25.0)
 
 
-def _patient(options: dict[str, Any], epochs: int) -> BasePruner:
+def _patient(options: dict[str, Any], epochs: int | None) -> BasePruner:
     from optuna.pruners import PatientPruner
 
     wrapped = make_pruner(options.pop("wrapped", "median"), epochs)
@@ -56,25 +58,25 @@ def _patient(options: dict[str, Any], epochs: int) -> BasePruner:
     return call("pruner", "patient", patient, options, patience=3)
 
 
-def _threshold(options: dict[str, object], epochs: int) -> BasePruner:
+def _threshold(options: dict[str, object], epochs: int | None) -> BasePruner:
     from optuna.pruners import ThresholdPruner
 
     return call("pruner", "threshold", ThresholdPruner, options)
 
 
-def _wilcoxon(options: dict[str, object], epochs: int) -> BasePruner:
+def _wilcoxon(options: dict[str, object], epochs: int | None) -> BasePruner:
     from optuna.pruners import WilcoxonPruner
 
     return call("pruner", "wilcoxon", WilcoxonPruner, options)
 
 
-def _none(options: dict[str, object], epochs: int) -> BasePruner:
+def _none(options: dict[str, object], epochs: int | None) -> BasePruner:
     from optuna.pruners import NopPruner
 
     return call("pruner", "none", NopPruner, options)
 
 
-PRUNERS: dict[str, Callable[[dict[str, Any], int], BasePruner]] = {
+PRUNERS: dict[str, Callable[[dict[str, Any], int | None], BasePruner]] = {
     "asha": _asha,
     "hyperband": _hyperband,
     "median": _median,
@@ -87,12 +89,12 @@ PRUNERS: dict[str, Callable[[dict[str, Any], int], BasePruner]] = {
 """Name -> a function that takes the options and the study's epochs."""
 
 
-def make_pruner(given: Named | BasePruner, epochs: int) -> BasePruner:
+def make_pruner(given: Named | BasePruner, epochs: int | None) -> BasePruner:
     """Return the pruner for a name or options; an Optuna object is returned unchanged.
 
     Args:
         given: A name, a mapping with `name` and the pruner's own options, or an Optuna pruner.
-        epochs: The study's epochs per trial.
+        epochs: The study's epochs per trial; None if it does not say.
 
     Raises:
         StudyError: the name or an option is unknown.

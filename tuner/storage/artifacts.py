@@ -13,6 +13,8 @@ from pathlib import Path
 from tuner.output.sanitize import folder_name
 
 VARIABLE = "TUNER_ARTIFACTS"
+FILES = "files"
+"""The folder of a trial's own files, in the trial's folder."""
 RECORD = "record.json"
 """The file in a checkpoint that describes it; `tuner.training.saved.files` writes it."""
 

@@ -31,8 +31,13 @@ def with_rules(record: Mapping[str, object]) -> dict[str, Any]:
     return {**record, "optimizer_rules": optimizer_rules_of(record)}
 
 
-def describe_space(space: type[Space] | Callable[..., Space], fixed: Mapping[str, object]) -> dict[str, str]:
-    """Return each hyperparameter's domain as text, by name; for a define-by-run space a digest of its function."""
+def describe_space(space: type[Space] | Callable[..., Space] | None, fixed: Mapping[str, object]) -> dict[str, str]:
+    """Return each hyperparameter's domain as text, by name; for a define-by-run space a digest of its function.
+
+    An Optuna objective, which may suggest anything, has none.
+    """
+    if space is None:
+        return {}
     if not is_space(space):
         return {space.__name__: f"function, sha256 {_digest(space)}"}
     described = dict(_constants(space))

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from tuner.errors import SpaceError, StudyError, is_int, is_number
 from tuner.output.sanitize import is_unstorable
+from tuner.study.command import Command
 from tuner.study.domains import Domain, parameters
 from tuner.study.launch_record import OPTIMIZER_RULES, describe_space, differences, optimizer_rules_of, with_rules
+from tuner.study.objective import OptunaObjective, takes
 from tuner.study.space import Space, check_fixed, from_params, is_space, parse_fixed, sample, to_params
 
 if TYPE_CHECKING:
@@ -28,18 +30,25 @@ class StudySpec:
 
     Attributes:
         name: The study's name in the storage.
-        space: A `Space` class, or a function from an Optuna trial to a `Space` instance (define-by-run).
-        trainer: A `tuner.training.TrainerModule` class or instance.
+        space: A `Space` class, or a function from an Optuna trial to a `Space` instance (define-by-run). An Optuna
+            objective has no space.
+        trainer: A `tuner.training.TrainerModule` class or instance, which needs `data` and `epochs`.
         data: A function that takes the study's seed and returns `tuner.training.Splits`. Each worker calls it once;
             every trial uses the same split.
-        objective: The name of a validation metric that the trainer reports, or several for a Pareto search.
+        train: Instead of a trainer: a function of `(hparams, trial)`, where `trial` is a `tuner.Trial`; a
+            `tuner.Command`; or a `tuner.OptunaObjective`. A function is a generator that yields the metrics of each
+            epoch, or calls `trial.report(metrics)`, or returns a number or metrics.
+        objective: The name of a metric that the training reports, or several for a Pareto search.
         direction: `"maximize"` or `"minimize"`, for one objective.
         directions: The directions of several objectives.
-        epochs: Passes over the training data in a trial that is not pruned; > 0.
+        epochs: Passes over the training data in a trial that is not pruned; > 0. With `train`, which decides itself how
+            long it trains, only pruners use it.
+        value: The value of a trial, and the state that is kept of it: `"last"` or `"best"` epoch.
         trials: The budget: complete, pruned, diverged and out-of-memory trials count, failed ones do not; > 0.
         seed: Seed of the split, the samplers and (with the trial's number) each trial; >= 0.
         sampler: A name, a mapping with `name` and the sampler's options, or an Optuna sampler.
-        pruner: A name, a mapping or an Optuna pruner, likewise. Studies with several objectives are not pruned.
+        pruner: A name, a mapping or an Optuna pruner, likewise; by default `"asha"`, or `"median"` if `epochs` is not
+            given. Studies with several objectives are not pruned.
         fixed: Values of parameters that are not searched, by name; part of the study's definition.
         baseline: Hyperparameters to compare with, an instance of `space`. The first trial has them and is never pruned,
             `tuner best` prints how much better the best trial is, and `tuner confirm` how certain that is. Fixed
@@ -57,17 +66,19 @@ class StudySpec:
     """
 
     name: str
-    space: type[Space] | Callable[[optuna.Trial], Space]
-    trainer: Any
-    data: Callable[[int], Any]
+    space: type[Space] | Callable[[optuna.Trial], Space] | None = None
+    trainer: Any = None
+    data: Callable[[int], Any] | None = None
+    train: Callable[..., Any] | Command | OptunaObjective | None = None
     objective: str | Sequence[str]
     direction: Direction | None = None
     directions: Sequence[Direction] | None = None
-    epochs: int
+    epochs: int | None = None
+    value: Literal["last", "best"] = "last"
     trials: int
     seed: int = 0
     sampler: Any = "tpe"
-    pruner: Any = "asha"
+    pruner: Any = None
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     baseline: Space | None = None
     picture: Callable[[Any, Any], Any] | None = None
@@ -88,7 +99,10 @@ class StudySpec:
             raise StudyError(f"the name of a study must be a text of 1 to 512 characters: got {self.name!r}")
         if is_unstorable(self.name):
             raise StudyError(f"the name of a study must not contain NUL or a lone surrogate: got {self.name!r}")
-        for setting, low in (("epochs", 1), ("trials", 1), ("seed", 0), ("keep_best", 0), ("retries", 0)):
+        self._check_training()
+        if self.epochs is not None and (not is_int(self.epochs) or self.epochs < 1):
+            raise StudyError(f"epochs must be an integer of at least 1: got {self.epochs!r} (study {self.name!r})")
+        for setting, low in (("trials", 1), ("seed", 0), ("keep_best", 0), ("retries", 0)):
             value = getattr(self, setting)
             if not is_int(value) or value < low:
                 raise StudyError(f"{setting} must be an integer of at least {low}: got {value!r} (study {self.name!r})")
@@ -102,10 +116,13 @@ class StudySpec:
             or self.save_every_s < 0
         ):
             raise StudyError(f"save_every_s must be a number of seconds, at least 0: got {self.save_every_s!r}")
-        if not (is_space(self.space) or inspect.isfunction(self.space)):
+        is_objective = isinstance(self.train, OptunaObjective)
+        if is_objective and self.space is not None:
+            raise StudyError(f"an Optuna objective suggests its own hyperparameters: got space={self.space!r}")
+        if not (is_objective or is_space(self.space) or inspect.isfunction(self.space)):
             raise StudyError(f"space must be a Space class or a function of an Optuna trial: got {self.space!r}")
-        if not callable(self.data):
-            raise StudyError(f"data must be a function that takes the study's seed: got {self.data!r}")
+        if isinstance(self.train, Command) and is_space(self.space):
+            self.train.check_names(name for name, _, when in parameters(self.space) if not when)
         if self.picture is not None and not callable(self.picture):
             raise StudyError(f"picture must be a function of a trained model and the data: got {self.picture!r}")
         names = self.objectives if isinstance(self.objective, str | list | tuple) else ()
@@ -117,6 +134,10 @@ class StudySpec:
                 f"a study needs one direction for each objective: got objective={self.objective!r}, "
                 f"direction={self.direction!r}, directions={self.directions!r} (study {self.name!r})"
             )
+        if self.value not in ("last", "best"):
+            raise StudyError(f"value must be 'last' or 'best': got {self.value!r}")
+        if self.value == "best" and (len(self.objectives) > 1 or is_objective):
+            raise StudyError("value='best' needs a training that reports one objective after each epoch")
         for direction in given:
             if direction not in ("maximize", "minimize"):
                 raise StudyError(f"a direction must be 'maximize' or 'minimize': got {direction!r}")
@@ -126,6 +147,38 @@ class StudySpec:
             check_fixed(self.space, self.fixed)
         if self.baseline is not None:
             self._check_baseline()
+
+    def _check_training(self) -> None:
+        """Check that the study has either a trainer with its data, or something else to train."""
+        name = f"study {self.name!r}"
+        if (self.trainer is None) == (self.train is None):
+            found = "neither" if self.trainer is None else "both"
+            raise StudyError(f"{name} needs either trainer=, a TrainerModule, or train=, a function: got {found}")
+        if self.trainer is not None:
+            if not hasattr(self.trainer, "train_model"):
+                hint = "; pass a function as train=" if callable(self.trainer) else ""
+                raise StudyError(f"trainer must be a TrainerModule class or instance: got {self.trainer!r}{hint}")
+            if not callable(self.data):
+                raise StudyError(f"data must be a function that takes the study's seed: got {self.data!r}")
+            if self.epochs is None:
+                raise StudyError(f"epochs must be an integer of at least 1: got None ({name})")
+            return
+        if self.data is not None:
+            raise StudyError(f"{name} has data=, which only a trainer uses: load the data in its train function")
+        if self.picture is not None:
+            raise StudyError(f"{name} has picture=, which needs the model of a trainer: draw it in its train function")
+        if not isinstance(self.train, Command | OptunaObjective):
+            self._check_function(self.train)
+
+    def _check_function(self, function: Any) -> None:
+        if not callable(function) or inspect.isclass(function):
+            raise StudyError(
+                f"train must be a function of (hparams, trial), a Command or an OptunaObjective: got {function!r}"
+            )
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise StudyError(f"train must not be an async function: got {function!r}")
+        if not takes(function, 2):
+            raise StudyError(f"train must be a function of (hparams, trial): got {inspect.signature(function)}")
 
     def _check_baseline(self) -> None:
         if not is_space(self.space):
@@ -149,7 +202,7 @@ class StudySpec:
         return {**params, **{name: value for name, value in fixed.items() if name in params}}
 
     def _check_search(self) -> None:
-        if len(self.objectives) > 1 and isinstance(self.pruner, str) and self.pruner not in ("asha", "none"):
+        if len(self.objectives) > 1 and self.pruner not in (None, "asha", "none"):
             raise StudyError(
                 f"a study with several objectives cannot be pruned: got pruner={self.pruner!r}; use pruner='none'"
             )
@@ -157,6 +210,13 @@ class StudySpec:
             raise StudyError("the sampler 'cmaes' supports only one objective: use tpe, nsga2, random, qmc or grid")
         self.make_pruner()
         self.make_sampler(0)
+
+    @property
+    def kind(self) -> str:
+        """What trains a trial: `trainer`, `function`, `objective` or `command`."""
+        if self.trainer is not None:
+            return "trainer"
+        return {Command: "command", OptunaObjective: "objective"}.get(type(self.train), "function")
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -172,7 +232,9 @@ class StudySpec:
         """Return the pruner. It has no state that workers must share."""
         from tuner.search import make_pruner
 
-        return make_pruner("none" if len(self.objectives) > 1 else self.pruner, self.epochs)
+        default = "median" if self.epochs is None else "asha"
+        given = default if self.pruner is None else self.pruner
+        return make_pruner("none" if len(self.objectives) > 1 else given, self.epochs)
 
     def make_sampler(self, number: int) -> optuna.samplers.BaseSampler:
         """Return the sampler for trial `number`: a new one if it is given by name, otherwise the Optuna object."""
@@ -192,21 +254,23 @@ class StudySpec:
     def _domain(self, name: str, domain: Domain) -> Domain:
         return domain.only(self.fixed[name]) if name in self.fixed else domain
 
-    def sample(self, trial: optuna.Trial) -> Space:
-        """Return the hyperparameters that Optuna suggests for a trial.
+    def sample(self, trial: optuna.Trial) -> Space | None:
+        """Return the hyperparameters that Optuna suggests for a trial; None for an Optuna objective.
 
         Raises:
             StudyError: a define-by-run function did not return a `Space` instance.
         """
         if is_space(self.space):
             return sample(self.space, trial, self.fixed)
+        if self.space is None:
+            return None
         function: Any = self.space
         hparams = function(trial)
         if not isinstance(hparams, Space):
             raise StudyError(f"the space's function must return a Space instance: got {hparams!r}")
         return hparams
 
-    def hparams_of(self, params: Mapping[str, Any]) -> Space:
+    def hparams_of(self, params: Mapping[str, Any]) -> Space | None:
         """Return the instance for a trial's stored hyperparameters (`hparams` of `tuner show --format json`).
 
         Raises:
@@ -219,6 +283,7 @@ class StudySpec:
         try:
             return self.sample(optuna.trial.FixedTrial(dict(params)))  # pyright: ignore[reportArgumentType]
         except ValueError as error:
+            assert self.space is not None
             raise SpaceError(f"invalid hyperparameters for {self.space.__name__}: {error}") from None
 
     def changed(self, *, fixed: Mapping[str, str] | None = None, **settings: object) -> Self:
@@ -249,6 +314,8 @@ class StudySpec:
             "space": describe_space(self.space, self.fixed),
             "optimizer_rules": OPTIMIZER_RULES,
             **({} if self.baseline is None else {"baseline": self.baseline_params}),
+            **({} if self.trainer is not None else {"train": self.kind}),
+            **({} if self.value == "last" else {"value": self.value}),
         }
 
     def check_unchanged(self, recorded: Mapping[str, object]) -> None:

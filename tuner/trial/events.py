@@ -262,7 +262,8 @@ def event_line(event: Event) -> str | None:
     """Return the line that a worker in the foreground prints for an event; None for none."""
     match event:
         case TrialBegan(trial, hparams):
-            return f"trial {trial}: {', '.join(_setting(name, value) for name, value in hparams.items())}"
+            settings = ", ".join(_setting(name, value) for name, value in hparams.items())
+            return f"trial {trial}: {settings or 'started'}"
         case EpochEnded(trial, epoch, _, values):
             return f"trial {trial}, epoch {epoch}: {', '.join(f'{value:.4g}' for value in values)}"
         case TrialRetried(trial, error):

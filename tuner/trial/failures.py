@@ -25,8 +25,24 @@ def reason_to_stop(kinds: Sequence[str]) -> str | None:
     return f"{ANY_FAILURES} trials in a row failed" if len(kinds) >= ANY_FAILURES else None
 
 
+class CommandFailed(Exception):
+    """A trial's command has failed.
+
+    Args:
+        message: What is wrong.
+        last_lines: Its last output.
+    """
+
+    def __init__(self, message: str, last_lines: Sequence[str]) -> None:
+        super().__init__(message, *last_lines)
+        self.message, self.last_lines = message, list(last_lines)
+
+
 def describe(error: Exception) -> dict[str, str]:
     """Return the attributes of an error; errors of the same kind differ at most in values in their text."""
+    if isinstance(error, CommandFailed):  # a traceback would show only lines of tuner
+        text = "\n".join([*error.last_lines, error.message])
+        return {"error_kind": storable(error.message), "error": storable(text)}
     last = traceback.extract_tb(error.__traceback__)[-1]
     kind = f"{type(error).__qualname__} at {os.path.basename(last.filename)}:{last.lineno}"
     return {"error_kind": storable(kind), "error": storable("".join(traceback.format_exception(error)))}

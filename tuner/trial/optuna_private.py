@@ -107,6 +107,9 @@ def filter_study(study: optuna.Study, trial: FrozenTrial) -> optuna.Study:
 
 # --- Settings of pruners
 
+RUNG_KEY = "completed_rung_"
+"""With the number of a rung: the system attribute in which successive halving stores a trial's value."""
+
 
 @dataclass(frozen=True)
 class Halving:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tuner.errors import LeaseLost, StorageLost, TrialPruned, TunerError
+from tuner.errors import CheckpointError, LeaseLost, StorageLost, TrialPruned, TunerError
 from tuner.output.sanitize import hide_password
 from tuner.search import TrialPruner
-from tuner.storage.artifacts import collect, trial_folder
+from tuner.storage.artifacts import FILES, collect, trial_folder
 from tuner.storage.read.queries import BASELINE_KEY
 from tuner.storage.read.ranking import is_among_best, is_feasible, removable
 from tuner.storage.sql.retry import PROMPT, hurried
-from tuner.storage.worker import claims, leases
+from tuner.storage.worker import claims, leases, rungs
 from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.renewal import Watch, renewed
 from tuner.storage.worker.reporter import Reporter
@@ -37,12 +38,14 @@ from tuner.trial.events import (
 from tuner.trial.failures import describe, last_line, storable
 from tuner.worker.context import WorkerContext
 from tuner.worker.reports import Reports
+from tuner.worker.trainable import End, Saved, better_values, check_objectives
 
 if TYPE_CHECKING:
     import optuna
     from sqlalchemy import Engine
 
-    from tuner.training.saved.checkpoints import Checkpoints
+
+_WITHOUT_VALUES = (Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outcome.FAILED)
 
 
 class _Stopped(Exception):
@@ -58,7 +61,7 @@ class Ended:
 
 
 class Attempt:
-    """A worker's run of a trial.
+    """A worker's run of a trial; implements `tuner.worker.trainable.Run`.
 
     Args:
         context: The context of the worker's trials.
@@ -68,14 +71,23 @@ class Attempt:
     def __init__(self, context: WorkerContext, lease: Lease) -> None:
         self.context, self.lease, self.study = context, lease, context.study
         self.objectives = context.study.objectives
+        self.number, self.is_resumed = lease.number, lease.fence > 1
+        self.seed = trial_seed(context.study.seed, lease.number, "training")
+        self.devices, self.root = context.place.devices, trial_folder(context.folder, lease.number)
+        self.folder = self.root / FILES
         self.reporter = Reporter(
             context.prompt_engine, lease, self.objectives[0] if len(self.objectives) == 1 else None
         )
         self.reports: Reports | None = None
         self.watch = Watch()
         self.curve: dict[int, float] = {}  # the epochs that were reported to Optuna
-        self.is_asked = False
-        self.clock = context.place.clock
+        self.values: list[float] | None = None
+        self.decision: Outcome | None = None  # made by a report
+        self.pruner: TrialPruner | None = None
+        self.is_flush_queued = False
+        self.optuna_trial: optuna.Trial | None = None
+        self.hparams: Any = None
+        self.clock = context.runtime.clock
         self.began = time.perf_counter(), self.clock.total_s, self.clock.count
 
     def run(self) -> Ended | None:
@@ -88,28 +100,28 @@ class Attempt:
             LeaseLost: another worker has the trial.
             TunerError: the study's file is wrong, or the database cannot be reached.
         """
-        from tuner.training.saved.checkpoints import Checkpoints
-
         context, lease = self.context, self.lease
-        folder = trial_folder(context.folder, lease.number)
-        every_s = self.study.save_every_s
-        checkpoints = Checkpoints(folder, every_s=every_s, writes_best=False, restart=self._restart)
         must_stop = partial(claims.must_stop, context.prompt_engine, context.claimant)
-        with renewed(context.engine, lease, must_stop, context.must_end) as self.watch, checkpoints, self._held():
+        with (
+            renewed(context.engine, lease, must_stop, context.must_end) as self.watch,
+            context.trainable.saved(self) as saved,
+            self._held(),
+        ):
             try:
                 with context.time_use.doing("training"):
                     self._hold()
-                    outcome, values, record = self._train(checkpoints)
+                    outcome, record = self._train(saved)
                     self._finish_reports(context.engine)
-                if outcome is Outcome.FAILED and self._is_tried_again(checkpoints, record):
+                values = None if outcome in _WITHOUT_VALUES else self.values
+                if outcome is Outcome.FAILED and self._is_tried_again(saved, record):
                     return None
                 error = self._after_trial(outcome, values)
                 if outcome is Outcome.COMPLETE and self._is_baseline():
                     agree(context.engine, context.study_id, BASELINE_KEY, {"number": lease.number})
-                self._end(checkpoints, outcome, values, record)
+                self._end(saved, outcome, values, record)
                 return Ended(outcome, error)
             except _Stopped:
-                checkpoints.close()  # the checkpoint must be written before another worker looks for it
+                saved.close()  # the checkpoint must be written before another worker looks for it
                 self._give_back()
                 return None
             except LeaseLost:
@@ -136,78 +148,44 @@ class Attempt:
 
     def _ask(self) -> optuna.Trial:
         """Return the Optuna trial of the claimed trial, with the sampler for its number."""
-        import optuna
-
         study = self._optuna_study()
         private.forget_stop(study)  # a trial that is retried asks its sampler again
         study.sampler = self.context.samplers.make(self.lease)
-        trial = optuna.trial.Trial(study, self.lease.trial_id)
-        self.is_asked = True
-        return trial
+        return self.context.trainable.make_trial(study, self.lease.trial_id, self)
 
-    def _train(self, checkpoints: Checkpoints) -> tuple[Outcome, list[float] | None, dict[str, str]]:
-        """Return how the trial ended, its last values, and the attributes of its error if it failed."""
+    def _train(self, saved: Saved) -> tuple[Outcome, dict[str, str]]:
+        """Return how the trial ended, and the attributes of its error if it failed."""
         import optuna
 
-        from tuner.training.loop.runtime import is_out_of_memory
-
-        context, study, lease = self.context, self.study, self.lease
-        values = None
+        context, lease = self.context, self.lease
         try:
-            trial = self._ask()
-            hparams = study.sample(trial)
+            trial = self.optuna_trial = self._ask()
+            self.hparams = self.study.sample(trial)
             context.storage.flush(lease.trial_id)
             context.say(TrialBegan(lease.number, trial.params))
             self._warn_of_unused(trial)
-            pruner, is_baseline = TrialPruner(context.pruning_study, trial), self._is_baseline()
-            self.reports = Reports(
-                context.background,
-                self.reporter,
-                lambda report: self._is_hopeless(pruner, report.epoch, report.values(self.objectives)[0]),
-                context.must_end,
-            )
-            reports = study.trainer.train_model(
-                hparams,
-                context.splits,
-                epochs=study.epochs,
-                seed=trial_seed(study.seed, lease.number, "training"),
-                objective=self.objectives[0],
-                direction=study.all_directions[0],
-                checkpoints=checkpoints,
-                about={**context.place.about, "trial": lease.number},
-                layout=context.place.layout,
-                optimizer_rules=context.optimizer_rules,
-                choose=context.modes.choose,
-                stop=self._must_stop,
-            )
-            epoch = 0
-            with contextlib.closing(reports):
-                for report in reports:
-                    if epoch == 0 and checkpoints.restored is not None:
-                        self._keep(self.reports, (Report(**earlier) for earlier in checkpoints.restored["reports"]))
-                    epoch, values = report.epoch, report.values(self.objectives)
-                    # After the last report, pruning would save nothing.
-                    may_prune = report.epoch < study.epochs and len(values) == 1 and all_finite(values)
-                    is_hopeless = self._store(self.reports, report, values, may_prune)
-                    if not all_finite(values):
-                        return Outcome.DIVERGED, None, {}
-                    if is_hopeless and not is_baseline:
-                        return Outcome.PRUNED, values, {}
+            self.pruner = TrialPruner(context.pruning_study, trial)
+            self.reports = Reports(context.background, self.reporter, self._is_hopeless, context.must_end)
+            end = context.trainable.run(self, saved)
             self._check_lease()
-            if epoch < study.epochs:  # asked to stop: the trial is saved and resumed by another worker
-                raise _Stopped
-            return Outcome.COMPLETE, values, {}
+            if self.decision is None and end is End.STOPPED:
+                raise _Stopped  # the trial is resumed by another worker
+            return self.decision or (Outcome.COMPLETE if end is End.FINISHED else Outcome.PRUNED), {}
         except TrialPruned:
-            return Outcome.PRUNED, values, {}
+            return self.decision or Outcome.PRUNED, {}
+        except CheckpointError as error:
+            return Outcome.FAILED, describe(error)
         except (TunerError, _Stopped, optuna.exceptions.StorageInternalError):
             raise
         except Exception as error:
-            if is_out_of_memory(error):
-                return Outcome.OUT_OF_MEMORY, None, {"error": storable(str(error))}
-            return Outcome.FAILED, None, describe(error)
+            if context.runtime.is_out_of_memory(error):
+                return Outcome.OUT_OF_MEMORY, {"error": storable(str(error))}
+            return Outcome.FAILED, describe(error)
 
     def _warn_of_unused(self, trial: optuna.Trial) -> None:
         """Warn if a trial was queued with hyperparameters that it does not have."""
+        if self.study.space is None:  # not known before the end
+            return
         given = self.context.storage.get_trial(self.lease.trial_id).system_attrs.get("fixed_params", {})
         unused = [f"{name}={value}" for name, value in given.items() if name not in trial.params]
         if unused:
@@ -219,40 +197,126 @@ class Attempt:
             return False
         return self.context.storage.get_trial(self.lease.trial_id).params == self.study.baseline_params
 
-    def _is_hopeless(self, pruner: TrialPruner, epoch: int, value: float) -> bool:
+    def _is_hopeless(self, report: Report) -> bool:
         """Ask the pruner; if the database goes down, do not wait, and do not prune."""
+        assert self.pruner is not None
         try:
             with hurried(dataclasses.replace(PROMPT, is_over=self.context.must_end)):
-                return pruner.should_prune(epoch, value)
+                return self.pruner.should_prune(report.epoch, report.values(self.objectives)[0])
         except StorageLost:
             return False
 
-    def _must_stop(self) -> bool:
+    # --- For the trainable
+
+    @property
+    def trial(self) -> optuna.Trial:
+        """The Optuna trial."""
+        assert self.optuna_trial is not None
+        return self.optuna_trial
+
+    @property
+    def user_attrs(self) -> Mapping[str, Any]:
+        """The trial's attributes."""
+        return self.trial.user_attrs
+
+    def set_user_attr(self, name: str, value: object) -> None:
+        """Store an attribute of the trial."""
+        self.trial.set_user_attr(name, value)
+
+    def key(self) -> Any:
+        """Return a JAX key from the trial's seed."""
+        from tuner.training.foreign import key
+
+        return key(self.seed)
+
+    def must_stop(self) -> bool:
+        """Return whether the trial must be given back."""
         watch = self.watch
         self.context.say_seconds()
         return self.context.stop.requested or watch.is_lost.is_set() or watch.must_stop.is_set()
 
-    def _restart(self, why: str) -> None:
+    @property
+    def must_end(self) -> bool:
+        """Whether a report has ended the trial."""
+        return self.decision is not None
+
+    def restart(self, why: str) -> None:
         """Delete the trial's reports, because its checkpoint does not fit the study's file any more."""
         leases.forget_reports(self.context.engine, self.lease)
         self.context.say(TrialRestarted(self.lease.number, why))
 
+    def forget_reports(self, first: int = 0) -> None:
+        """Delete the trial's reports from an epoch on; without an epoch also its decisions in rungs."""
+        context = self.context
+        leases.forget_reports(context.engine, self.lease, first)
+        if first == 0:
+            rungs.leave_rungs(context.engine, self.lease, context.study_id)
+            context.storage.forget_pruning(self.lease.trial_id)
+
+    def keep(self, earlier: Iterable[Report]) -> None:
+        """Store the reports from before a restart with the next one."""
+        assert self.reports is not None
+        several = list(earlier)
+        self.reports.keep(several)
+        for report in several:
+            self._note(report.epoch, report.values(self.objectives))
+
+    def report(self, report: Report, *, is_last: bool = False) -> bool:
+        """Store a report; return whether the trial must end, because it is pruned or has diverged.
+
+        Raises:
+            StudyError: the metrics do not include an objective.
+        """
+        check_objectives(report, self.objectives)
+        values = report.values(self.objectives)
+        # After the last report, pruning would save nothing.
+        may_prune = not is_last and len(values) == 1 and all_finite(values)
+        is_hopeless = self.store(report, may_prune=may_prune)
+        if not all_finite(values):
+            self.decision = Outcome.DIVERGED
+        elif is_hopeless and not self._is_baseline():
+            self.decision = Outcome.PRUNED
+        return self.decision is not None
+
+    def store(self, report: Report, *, may_prune: bool = True) -> bool:
+        """Store a report; return whether the pruner would end the trial."""
+        assert self.reports is not None
+        self._check_lease()
+        values = report.values(self.objectives)
+        self._note(report.epoch, values)
+        is_hopeless = self.reports.store(report, may_prune=may_prune)
+        self.context.say(EpochEnded(self.lease.number, report.epoch, report.step, values))
+        return is_hopeless
+
+    def _note(self, epoch: int, values: list[float]) -> None:
+        """Note an epoch's value for Optuna, and as the trial's value if it counts."""
+        self.curve[epoch] = values[0]
+        self.values = better_values(self.values, values, self.study)
+
+    def set_values(self, values: Sequence[float]) -> None:
+        """Set the values of the objectives."""
+        self.values = list(values)
+        if any(math.isnan(value) for value in values):
+            self.decision = Outcome.DIVERGED
+
+    def flush_later(self) -> None:
+        """Store suggested hyperparameters soon, on the thread that stores reports."""
+        if not self.is_flush_queued:
+            self.is_flush_queued = True
+            self.context.background.submit(self._flush)
+
+    def _flush(self) -> None:
+        self.is_flush_queued = False
+        with hurried(PROMPT):
+            self.context.storage.flush(self.lease.trial_id)
+
+    def write_log(self, lines: Sequence[str]) -> None:
+        """Store the last lines of the trial's log, on the thread that stores reports; a failure is ignored."""
+        self.context.background.submit(partial(leases.store_log, self.context.prompt_engine, self.lease, list(lines)))
+
     def _check_lease(self) -> None:
         if self.watch.is_lost.is_set():
             raise LeaseLost(f"trial {self.lease.number} was taken over by another worker")
-
-    def _keep(self, reports: Reports, earlier: Iterable[Report]) -> None:
-        """Store the reports from before a restart with the next one."""
-        several = list(earlier)
-        reports.keep(several)
-        self.curve |= {report.epoch: report.values(self.objectives)[0] for report in several}
-
-    def _store(self, reports: Reports, report: Report, values: list[float], may_prune: bool) -> bool:
-        self._check_lease()
-        self.curve[report.epoch] = values[0]
-        is_hopeless = reports.store(report, may_prune=may_prune)
-        self.context.say(EpochEnded(self.lease.number, report.epoch, report.step, values))
-        return is_hopeless
 
     def _finish_reports(self, engine: Engine) -> None:
         """Wait until all reports are stored, for as long as this engine waits."""
@@ -270,7 +334,7 @@ class Attempt:
         from optuna.exceptions import StorageInternalError
         from optuna.trial import TrialState
 
-        if not self.is_asked:  # `before_trial` failed, so Optuna has no trial
+        if self.optuna_trial is None:  # `before_trial` failed, so Optuna has no trial
             return None
         state = {Outcome.COMPLETE: TrialState.COMPLETE, Outcome.FAILED: TrialState.FAIL}
         storage = self.context.storage
@@ -297,19 +361,17 @@ class Attempt:
 
     # --- Ends
 
-    def _is_tried_again(self, checkpoints: Checkpoints, record: Mapping[str, str]) -> bool:
+    def _is_tried_again(self, saved: Saved, record: Mapping[str, str]) -> bool:
         """Give back a failed trial to be retried, unless it has failed too often; return whether it is retried."""
         context, lease, error = self.context, self.lease, hide_password(record["error"])
         if not leases.retry(context.engine, lease, error, self.study.retries):
             return False
-        checkpoints.close()
+        saved.close()
         private.forget_stop(context.optuna_study)  # the search continues with this trial
         context.say(TrialRetried(lease.number, last_line(error)))
         return True
 
-    def _end(
-        self, checkpoints: Checkpoints, outcome: Outcome, values: list[float] | None, record: dict[str, Any]
-    ) -> None:
+    def _end(self, saved: Saved, outcome: Outcome, values: list[float] | None, record: dict[str, Any]) -> None:
         """Store how the trial ended."""
         context, lease = self.context, self.lease
         if "error" in record:
@@ -322,19 +384,19 @@ class Attempt:
             "compile_s": round(compile_s, 4),
             "train_s": round(time.perf_counter() - began - compile_s, 4),
         }
-        path = self._keep_best(checkpoints, outcome, values)
+        path = self._keep_best(saved, outcome, values)
         if path is not None:
             record["checkpoint"] = path
         leases.tell(context.engine, lease, outcome, values, record)
-        checkpoints.delete_latest()
-        if checkpoints.folder.exists():  # with the best checkpoint, or only with pictures
+        saved.delete_latest()
+        if saved.folder.exists():  # with the best checkpoint, or only with pictures
             collect(context.folder, partial(removable, context.engine, context.study_id, **self._best_k()))
         context.say(TrialEnded(lease.number, outcome, values, record["train_s"], record["compile_s"]))
 
     def _best_k(self) -> dict[str, Any]:
         return {"keep": self.study.keep_best, "maximize": self.study.all_directions[0] == "maximize"}
 
-    def _keep_best(self, checkpoints: Checkpoints, outcome: Outcome, values: list[float] | None) -> str | None:
+    def _keep_best(self, saved: Saved, outcome: Outcome, values: list[float] | None) -> str | None:
         """Save the best checkpoint if the trial is among the best of the study; return its path."""
         if outcome is not Outcome.COMPLETE or values is None or not self.study.keep_best:
             return None
@@ -343,7 +405,7 @@ class Attempt:
             return None
         if not is_among_best(context.engine, context.study_id, values[0], **self._best_k()):
             return None
-        path = checkpoints.write_best()
+        path = saved.write_best()
         return None if path is None else str(path)
 
     def _give_back(self) -> None:

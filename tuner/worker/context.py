@@ -23,7 +23,9 @@ from tuner.study import StudySpec
 from tuner.study.source import code_digest, git_state
 from tuner.trial import Event, Stop
 from tuner.trial.events import SecondsSpent
+from tuner.worker.runtime import Runtime
 from tuner.worker.time_use import TimeUse
+from tuner.worker.trainable import Trainable
 
 if TYPE_CHECKING:
     import optuna
@@ -35,19 +37,16 @@ _LAST_PATIENCE_S = 3.0
 
 @dataclass(frozen=True)
 class Place:
-    """The devices, folders and clocks of a worker's trials."""
+    """The devices, folders and runtime of a worker's trials."""
 
     artifacts: Path
     about: dict[str, Any]
-    layout: Any
     devices: str
-    clock: Any
+    runtime: Runtime
     time_use: TimeUse
 
     def describe(self) -> dict[str, Any]:
         """Return the information stored about a worker: where it runs, and its versions."""
-        from tuner.training.saved.run_record import versions
-
         file = self.about["file"]
         return {
             "host": socket.gethostname(),
@@ -56,7 +55,7 @@ class Place:
             "file": file,
             "code": None if file is None else code_digest(Path(file)),
             "git": None if file is None else git_state(Path(file)),
-            "versions": versions(),
+            "versions": self.runtime.versions(),
         }
 
 
@@ -143,8 +142,7 @@ class WorkerContext:
     Attributes:
         study: The study.
         study_id: Its id in the storage.
-        splits: Its data.
-        optimizer_rules: The optimizer rules with which the study was started.
+        trainable: Trains its trials.
         storage: Optuna's view of the database.
         engine: The same database; waits for it with a worker's patience.
         prompt_engine: The same database, for calls that must not wait.
@@ -153,19 +151,17 @@ class WorkerContext:
         pruning_study: The study for its pruner.
         claimant: The worker for the storage.
         folder: The study's artifacts.
-        place: Devices, clocks, and the information about the study in checkpoints.
+        place: Devices, and the information about the study in checkpoints.
         time_use: How the worker spends its time.
         stop: Whether the worker must stop.
         samplers: Creates the sampler of each trial.
-        modes: Stores how programs run.
         final_writes: The time limit for writes before the worker exits.
         listener: Receives the worker's events.
     """
 
     study: StudySpec
     study_id: int
-    splits: Any
-    optimizer_rules: int
+    trainable: Trainable
     storage: Storage
     engine: Engine
     prompt_engine: Engine
@@ -178,9 +174,13 @@ class WorkerContext:
     time_use: TimeUse
     stop: Stop
     samplers: Samplers
-    modes: ProgramModes
     final_writes: FinalWrites
     listener: Callable[[Event], None]
+
+    @property
+    def runtime(self) -> Runtime:
+        """The runtime of the worker's framework."""
+        return self.place.runtime
 
     def say(self, event: Event) -> None:
         """Send an event, with its time and how the worker spent the time since the previous event."""

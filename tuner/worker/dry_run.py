@@ -7,11 +7,13 @@ from tuner.study.source import call_study_code
 
 
 def check_study(study: StudySpec, splits: object) -> None:
-    """Trace the training for an example of each conditional option, before anything is stored.
+    """Trace a trainer for an example of each conditional option, before anything is stored.
 
     Raises:
         UsageError: see `tuner.training.loop.checks.check_trainer`.
     """
+    if study.trainer is None:  # a function is checked when it reports for the first time
+        return
     import optuna
 
     from tuner.study.space import examples, is_space

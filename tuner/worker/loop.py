@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tuner.errors import LeaseLost, StorageLost, StudyStopped
-from tuner.output.log import is_json, set_about, tell
+from tuner.output.log import is_json, set_about
 from tuner.output.sanitize import hide_password
 from tuner.storage import AnyURL, storage_url, warn_of_password
 from tuner.storage.artifacts import artifacts_folder, study_folder
@@ -41,7 +41,9 @@ from tuner.trial.events import (
 from tuner.trial.failures import describe, last_line, reason_to_stop
 from tuner.worker.attempt import Attempt, Ended
 from tuner.worker.context import FinalWrites, Place, ProgramModes, Samplers, WorkerContext
+from tuner.worker.runtime import make_runtime
 from tuner.worker.time_use import TimeUse
+from tuner.worker.trainable import make_trainable
 
 if TYPE_CHECKING:
     from tuner.storage.optuna.storage import Storage
@@ -85,21 +87,16 @@ def run_worker(
     Concurrency: any number of workers, on any number of machines.
     """
     from tuner.storage.optuna.storage import Storage
-    from tuner.training.loop.runtime import CompileClock, missing_accelerator, use_persistent_cache, worker_layout
     from tuner.worker.dry_run import check_study
 
     url = storage_url(storage)
-    use_persistent_cache()
     devices = os.environ.get(DEVICES_VARIABLE, "")
-    warning = missing_accelerator(devices)
-    if warning:
-        tell(warning, "no_accelerator", "warning")
-    splits = call_study_code("data(seed) failed", study.data, study.seed)
+    runtime = make_runtime(devices, needs_jax=study.trainer is not None)
+    splits = None if study.data is None else call_study_code("data(seed) failed", study.data, study.seed)
     check_study(study, splits)
     about = {"study": study.name, "file": None if file is None else os.path.abspath(file)}
-    clock = CompileClock()
-    time_use = TimeUse({"compiling": lambda: clock.total_s, "database": database_s})
-    place = Place(artifacts_folder(artifacts), about, worker_layout(devices), devices, clock, time_use)
+    time_use = TimeUse({"compiling": lambda: runtime.clock.total_s, "database": database_s})
+    place = Place(artifacts_folder(artifacts), about, devices, runtime, time_use)
     stop = stop or Stop()
     stop.is_heeded = True
     patience = Patience(PATIENCE_S, lambda: stop.requested, statement_s=_STATEMENT_S)
@@ -150,15 +147,21 @@ class Worker:
             lease_s=LEASE_S,
             wall_s=None if study.wall_hours is None else 3600 * study.wall_hours,
             device_s=None if study.device_hours is None else 3600 * study.device_hours,
-            devices=max(1, len(place.layout.devices)),
+            devices=place.runtime.device_count,
             identity=registered.identity,
             failures_since_s=now_s(self.engine) - launched_for_s,
         )
         self.context = WorkerContext(
             study=study,
             study_id=study_id,
-            splits=splits,
-            optimizer_rules=optimizer_rules_of(registered.record),
+            trainable=make_trainable(
+                study,
+                splits,
+                place.runtime,
+                place.about,
+                optimizer_rules_of(registered.record),
+                ProgramModes(self.engine, study_id).choose,
+            ),
             storage=storage,
             engine=self.engine,
             prompt_engine=patient(self.engine, dataclasses.replace(PROMPT, is_over=lambda: stop.requested)),
@@ -171,7 +174,6 @@ class Worker:
             time_use=place.time_use,
             stop=stop,
             samplers=Samplers(study),
-            modes=ProgramModes(self.engine, study_id),
             final_writes=FinalWrites(self.engine),
             listener=say,
         )
@@ -197,8 +199,6 @@ class Worker:
         self.say(WorkerDone())
 
     def _work(self) -> None:
-        from tuner.training.loop.runtime import tidy
-
         is_idle = False
         while not self.context.stop.requested:
             self._limit_to_grid()
@@ -232,7 +232,7 @@ class Worker:
                     self._note_sampler_error(lease.number, ended)
             finally:
                 set_about(trial=None)
-            tidy()
+            self.place.runtime.tidy()
             if private.has_stopped(self.context.optuna_study):
                 self.say(SearchFinished())
                 break

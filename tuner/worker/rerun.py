@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import optuna
 from sqlalchemy import Engine
 
 from tuner.errors import StudyError, UsageError
 from tuner.results.rows import OTHER_FILE, best_rows, check_file, no_feasible
+from tuner.storage.artifacts import FILES
 from tuner.storage.read.lineage import read_metrics, read_study_file
 from tuner.storage.read.queries import StudyRow, find_baseline, find_study, read_by_ids, read_trial
 from tuner.storage.worker.confirmations import read_confirmations, store_confirmation
@@ -21,43 +24,132 @@ from tuner.storage.worker.studies import mode_of
 from tuner.study import StudySpec, trial_seed
 from tuner.study.file import split_target, study_in
 from tuner.study.launch_record import optimizer_rules_of
-from tuner.trial import Report
+from tuner.trial import Report, all_finite
+from tuner.trial.environment import DEVICES_VARIABLE
+from tuner.worker.runtime import Runtime, make_runtime
+from tuner.worker.trainable import Trainable, better_values, check_objectives, make_trainable
 
 
 @dataclass(frozen=True)
 class Rerunner:
-    """A study for training its trials again: its row, the `Study`, its file, and its data."""
+    """A study for training its trials again: its row, the `Study`, its file, and what trains a trial."""
 
     engine: Engine
     row: StudyRow
     study: StudySpec
     file: Path
-    splits: Any
+    trainable: Trainable
+    runtime: Runtime
 
-    def train(self, params: Mapping[str, object], seed: int, epochs: int) -> Iterator[Report]:
-        """Yield the reports of a training with stored hyperparameters, up to an epoch."""
-        from tuner.training.loop.runtime import worker_layout
-        from tuner.trial.environment import DEVICES_VARIABLE
+    def train(self, number: int, params: Mapping[str, object], seed: int, say: Callable[[Report], bool]) -> list[float]:
+        """Train with stored hyperparameters; return the values of the objectives.
 
-        study = self.study
-        training = study.trainer.train_model(
-            study.hparams_of(params),
-            self.splits,
-            epochs=study.epochs,
-            seed=seed,
-            objective=study.objectives[0],
-            direction=study.all_directions[0],
-            layout=worker_layout(os.environ.get(DEVICES_VARIABLE, "")),
-            optimizer_rules=optimizer_rules_of(self.row.record),
-            choose=partial(mode_of, self.engine, self.row.study_id),
-        )
-        try:
-            for report in training:
-                yield report
-                if report.epoch >= epochs:
-                    break
-        finally:
-            training.close()
+        Args:
+            number: The trial whose hyperparameters these are.
+            params: The stored hyperparameters.
+            seed: The seed of the training.
+            say: Called with each report; returns whether to end the training.
+        """
+        with tempfile.TemporaryDirectory(prefix="tuner-") as folder:
+            run = _Rerun(self.study, number, params, seed, Path(folder), say)
+            with self.trainable.saved(run) as saved:
+                self.trainable.run(run, saved)
+        return run.values
+
+
+class _Rerun:
+    """A run of a trial that stores nothing; implements `tuner.worker.trainable.Run`.
+
+    Args:
+        study: The study.
+        number: The trial.
+        params: Its stored hyperparameters.
+        seed: The seed of the training.
+        root: A folder for its files, which is removed afterwards.
+        say: Called with each report; returns whether to end the training.
+    """
+
+    is_resumed = False
+
+    def __init__(
+        self,
+        study: StudySpec,
+        number: int,
+        params: Mapping[str, object],
+        seed: int,
+        root: Path,
+        say: Callable[[Report], bool],
+    ) -> None:
+        self.study, self.number, self.seed, self.root = study, number, seed, root
+        self.folder, self.devices = root / FILES, os.environ.get(DEVICES_VARIABLE, "")
+        self.objectives, self.hparams = study.objectives, study.hparams_of(params)
+        self.trial = _ReportingTrial(params, number, self)
+        self.values: list[float] = []
+        self.must_end = False
+        self._say = say
+
+    @property
+    def user_attrs(self) -> Mapping[str, Any]:
+        return self.trial.user_attrs
+
+    def set_user_attr(self, name: str, value: object) -> None:
+        self.trial.set_user_attr(name, value)
+
+    def key(self) -> Any:
+        from tuner.training.foreign import key
+
+        return key(self.seed)
+
+    def must_stop(self) -> bool:
+        return False
+
+    def restart(self, why: str) -> None:
+        pass
+
+    def forget_reports(self, first: int = 0) -> None:
+        pass
+
+    def keep(self, earlier: Iterable[Report]) -> None:
+        pass
+
+    def report(self, report: Report, *, is_last: bool = False) -> bool:
+        check_objectives(report, self.objectives)
+        self.values = better_values(self.values, report.values(self.objectives), self.study)
+        self.must_end = self._say(report) or not all_finite(report.values(self.objectives))
+        return self.must_end
+
+    def store(self, report: Report, *, may_prune: bool = True) -> bool:
+        return self._say(report)
+
+    def set_values(self, values: Sequence[float]) -> None:
+        self.values = list(values)
+
+    def flush_later(self) -> None:
+        pass
+
+    def write_log(self, lines: Sequence[str]) -> None:
+        pass
+
+
+class _ReportingTrial(optuna.trial.FixedTrial):
+    """An Optuna trial with stored hyperparameters whose reports go to a run.
+
+    Args:
+        params: The stored hyperparameters.
+        number: The trial.
+        run: The run.
+    """
+
+    def __init__(self, params: Mapping[str, Any], number: int, run: _Rerun) -> None:
+        super().__init__(dict(params), number)
+        self._run, self._must_end = run, False
+
+    def report(self, value: float, step: int) -> None:
+        name = self._run.objectives[0]
+        self._must_end = self._run.store(Report(int(step), int(step), {name: float(value)})) or self._must_end
+
+    def should_prune(self) -> bool:
+        return self._must_end
 
 
 def open_study(engine: Engine, name: str, file: str | None, fixed: Mapping[str, str]) -> Rerunner:
@@ -73,8 +165,6 @@ def open_study(engine: Engine, name: str, file: str | None, fixed: Mapping[str, 
         UnknownStudy: there is no such study.
         UsageError: its file does not exist, or the study in it has changed.
     """
-    from tuner.training.loop.runtime import use_persistent_cache
-
     row = find_study(engine, name)
     if not row.record:
         raise UsageError(f"study {name!r} was not created by tuner: only trials of `tuner launch` can be trained again")
@@ -89,8 +179,11 @@ def open_study(engine: Engine, name: str, file: str | None, fixed: Mapping[str, 
         study.check_unchanged(row.record)
     except StudyError as error:
         raise StudyError(f"{error}; pass the same fixed hyperparameters as the launch (`fixed`)") from None
-    use_persistent_cache()
-    return Rerunner(engine, row, study, found, study.data(study.seed))
+    runtime = make_runtime(os.environ.get(DEVICES_VARIABLE, ""), needs_jax=study.trainer is not None)
+    splits = None if study.data is None else study.data(study.seed)
+    choose = partial(mode_of, engine, row.study_id)
+    trainable = make_trainable(study, splits, runtime, {}, optimizer_rules_of(row.record), choose)
+    return Rerunner(engine, row, study, found, trainable, runtime)
 
 
 # --- With the same seed
@@ -125,9 +218,13 @@ def reproduce(rerunner: Rerunner, number: int, say: Callable[[Report], None]) ->
     if not recorded:
         raise UsageError(f"trial {number} has no reports to compare with")
     found: dict[int, dict[str, float]] = {}
-    for report in rerunner.train(trial.hparams, trial_seed(study.seed, number, "training"), max(recorded)):
+
+    def note(report: Report) -> bool:
         say(report)
         found[report.epoch] = dict(report.metrics)
+        return report.epoch >= max(recorded)
+
+    rerunner.train(number, trial.hparams, trial_seed(study.seed, number, "training"), note)
     names = dict.fromkeys(name for metrics in recorded.values() for name in metrics)
     return [_compare(name, recorded, found) for name in names]
 
@@ -170,8 +267,6 @@ def confirm(rerunner: Rerunner, count: int, seeds: int, say: Callable[[int, int,
     Raises:
         UsageError: the study has several objectives or no complete trial, or its file has changed since a trial ran.
     """
-    from tuner.training.loop.runtime import tidy
-
     engine, study, row = rerunner.engine, rerunner.study, rerunner.row
     if len(study.objectives) > 1:
         raise UsageError(f"cannot confirm trials of several objectives: {study.name!r} has {len(study.objectives)}")
@@ -191,12 +286,9 @@ def confirm(rerunner: Rerunner, count: int, seeds: int, say: Callable[[int, int,
         for repeat in range(1, seeds + 1):
             if repeat in known.get(trial.trial_id, {}):
                 continue
-            value = None
-            for report in rerunner.train(trial.hparams, trial_seed(study.seed, repeat, "confirmation"), study.epochs):
-                value = report.values(study.objectives)[0]
-                if not math.isfinite(value):
-                    value = None
-                    break
+            seed = trial_seed(study.seed, repeat, "confirmation")
+            values = rerunner.train(trial.number, trial.hparams, seed, lambda report: False)
+            value = values[0] if values and math.isfinite(values[0]) else None
             store_confirmation(engine, row.study_id, trial.trial_id, repeat, value)
             say(trial.number, repeat, value)
-            tidy()
+            rerunner.runtime.tidy()

@@ -43,7 +43,7 @@ from tuner.storage.sql.tables import (
 from tuner.storage.sql.url import AnyURL, StorageURL, parse_url
 from tuner.storage.sql.zones import UTC, utc_time
 from tuner.storage.worker.fences import Lease
-from tuner.storage.worker.leases import store_attribute, store_suggested
+from tuner.storage.worker.leases import delete_attributes, store_attribute, store_suggested
 from tuner.storage.worker.points import Point, take_point
 from tuner.storage.worker.rungs import Rungs, enter_rung
 from tuner.storage.worker.studies import delete
@@ -97,6 +97,7 @@ class _Held:
     new_attributes: dict[str, str] = field(default_factory=dict[str, str])
     """System attributes from before the first `flush`, in which samplers store information about suggestions."""
     is_suggested: bool = False
+    flushing: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Storage(BaseStorage):
@@ -239,12 +240,31 @@ class Storage(BaseStorage):
 
         Raises:
             LeaseLost: another worker has the trial.
+
+        Concurrency: another thread may suggest more meanwhile; the next call writes it.
         """
         held = self._held[trial_id]
         held.is_suggested = True
-        if held.new_params or held.new_attributes:
-            store_suggested(self.engine, held.lease, held.new_params, held.new_attributes)
-        held.new_params, held.new_attributes = [], {}
+        with held.flushing:
+            params, attributes = held.new_params, held.new_attributes
+            held.new_params, held.new_attributes = [], {}
+            if not (params or attributes):
+                return
+            try:
+                store_suggested(self.engine, held.lease, params, attributes)
+            except BaseException:  # the next call stores them
+                held.new_params, held.new_attributes = params + held.new_params, attributes | held.new_attributes
+                raise
+
+    def forget_pruning(self, trial_id: int) -> None:
+        """Forget the reports of a trial, and delete what Optuna's own pruners stored with it: it starts again."""
+        held = self._held[trial_id]
+        held.trial.intermediate_values.clear()
+        keys = [key for key in held.trial.system_attrs if key.startswith(private.RUNG_KEY)]
+        if keys:
+            delete_attributes(self.engine, held.lease, keys)
+        for key in keys:
+            del private.system_attrs(held.trial)[key]
 
     def drop(self, trial_id: int) -> None:
         """Stop serving a trial from memory."""

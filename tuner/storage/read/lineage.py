@@ -236,7 +236,8 @@ def read_rungs(engine: Engine, study_id: int) -> list[RungRow]:
     """Return the rungs of a study, by bracket and rung."""
     place = (rungs.c.bracket, rungs.c.rung)
     went_on = sa.func.count(sa.case((rungs.c.is_promoted, 1)))
-    query = sa.select(*place, sa.func.count(), went_on).where(rungs.c.study_id == study_id).group_by(*place)
+    is_in = (rungs.c.study_id == study_id) & (rungs.c.bracket >= 0)  # not those that have left
+    query = sa.select(*place, sa.func.count(), went_on).where(is_in).group_by(*place)
 
     def work(connection: Connection) -> list[RungRow]:
         if not sa.inspect(connection).has_table(rungs.name):

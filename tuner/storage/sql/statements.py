@@ -299,9 +299,16 @@ def upsert_rows(
 
 
 @held_statement("delete rows")
-def delete_rows(dialect: str, held: sa.FromClause, bind: Bind, table: sa.Table) -> Any:
-    """Remove all rows of the trial from a table."""
-    return table.delete().where(_is_held(table, held))
+def delete_rows(dialect: str, held: sa.FromClause, bind: Bind, table: sa.Table, epoch: str) -> Any:
+    """Remove the rows of the trial from the epoch `first` on; `epoch` is the column that has it."""
+    return table.delete().where(_is_held(table, held), table.c[epoch] >= bind("first", table.c[epoch]))
+
+
+@held_statement("delete attribute")
+def delete_attribute(dialect: str, held: sa.FromClause, bind: Bind) -> Any:
+    """Delete the system attribute `key` of the trial."""
+    keys = trial_system_attributes.c.key
+    return trial_system_attributes.delete().where(_is_held(trial_system_attributes, held), keys == bind("key", keys))
 
 
 @held_statement("end trial")
@@ -360,7 +367,10 @@ def enter_rung_held(dialect: str) -> Any:
         leases.c.fence == sa.bindparam("fence", type_=sa.Integer),
         leases.c.worker == sa.bindparam("worker", type_=sa.Text),
     )
-    return rungs.insert().from_select([column.name for column in rungs.c], sa.select(*places).where(is_held))
+    made = insert(dialect, rungs).from_select([column.name for column in rungs.c], sa.select(*places).where(is_held))
+    # A trial that started again has left the rung.
+    changed = {name: made.excluded[name] for name in ("position", "bracket", "value", "is_promoted")}
+    return made.on_conflict_do_update(index_elements=["trial_id", "rung"], set_=changed)
 
 
 # --- Optuna's interface

@@ -220,9 +220,10 @@ rungs = Table(
     _study_id(),
     # Counts the rows of a study in the order of insertion.
     Column("position", Integer, nullable=False),
+    # Hyperband's bracket, else 0; -1 after the trial has left the rung, because it started again.
     Column("bracket", Integer, nullable=False),
     Column("value", Float(53), nullable=False),
-    # The decision when the trial reached the rung; it is not decided again after a restart.
+    # The decision when the trial reached the rung; it is not decided again after a restart from a checkpoint.
     Column("is_promoted", Boolean, nullable=False),
     Index("tuner_rungs_by_position", "study_id", "position", unique=True),
 )
@@ -260,6 +261,18 @@ workers = Table(
     Index("tuner_workers_of_study", "study_id"),
 )
 """Workers: each worker that ever joined a study, with its versions."""
+
+logs = Table(
+    "tuner_logs",
+    tuner_tables,
+    _trial_id(),
+    # The attempt that printed them.
+    Column("fence", Integer, primary_key=True),
+    # The last lines, separated by line breaks.
+    Column("lines", Text, nullable=False),
+    Column("written_at_s", _Seconds, nullable=False),
+)
+"""Logs: the last lines that each attempt of a trial printed. The whole log is a file in the trial's folder."""
 
 confirmations = Table(
     "tuner_confirmations",

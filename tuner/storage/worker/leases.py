@@ -15,6 +15,7 @@ from tuner.storage.sql.retry import read, write, write_once
 from tuner.storage.sql.tables import (
     attempts,
     leases,
+    logs,
     reports,
     trial_intermediate_values,
     trial_params,
@@ -24,7 +25,9 @@ from tuner.storage.sql.tables import (
 )
 from tuner.storage.worker.fences import Change, Lease, Write, fenced, lost_lease, upsert, write_held
 from tuner.trial import Outcome, Report
+from tuner.trial.failures import storable
 
+_MOST_LOG_CHARACTERS = 20_000
 _MOST_REPORTS = 100  # in one statement: after an outage there may be thousands
 
 
@@ -72,6 +75,15 @@ def store_attribute(engine: Engine, lease: Lease, table: sa.Table, key: str, val
     write_held(engine, lease, upsert(table, [row], "key"))
 
 
+def delete_attributes(engine: Engine, lease: Lease, keys: Sequence[str]) -> None:
+    """Delete system attributes of a trial.
+
+    Raises:
+        LeaseLost: another worker has the trial.
+    """
+    write_held(engine, lease, *(Write(statements.delete_attribute, {"key": key}) for key in keys))
+
+
 def report(engine: Engine, lease: Lease, several: Sequence[Report], objective: str | None) -> None:
     """Store the metrics of epochs and extend the lease. Existing reports are overwritten, not duplicated.
 
@@ -106,17 +118,31 @@ def report(engine: Engine, lease: Lease, several: Sequence[Report], objective: s
     write_held(engine, lease, *writes)
 
 
-def forget_reports(engine: Engine, lease: Lease) -> None:
-    """Remove the reports of a trial that restarts from its first epoch, and extend the lease.
+def forget_reports(engine: Engine, lease: Lease, first: int = 0) -> None:
+    """Remove the reports of a trial from an epoch on, and extend the lease.
 
-    Its entries in rungs are kept, because other trials were compared with them.
+    Its entries in rungs are kept, because other trials were compared with them; see `tuner.storage.worker.rungs`.
+
+    Args:
+        engine: The storage's engine.
+        lease: The trial's lease.
+        first: The first epoch to remove; by default all are removed.
 
     Raises:
         LeaseLost: another worker has the trial.
     """
-    write_held(
-        engine, lease, *(Write(statements.delete_rows.of(table), {}) for table in (reports, trial_intermediate_values))
-    )
+    places = ((reports, "epoch"), (trial_intermediate_values, "step"))
+    write_held(engine, lease, *(Write(statements.delete_rows.of(*place), {"first": first}) for place in places))
+
+
+def store_log(engine: Engine, lease: Lease, lines: Sequence[str]) -> None:
+    """Store the last lines of a trial's log, and extend the lease.
+
+    Raises:
+        LeaseLost: another worker has the trial.
+    """
+    row = {"fence": lease.fence, "lines": storable("\n".join(lines)[-_MOST_LOG_CHARACTERS:])}
+    write_held(engine, lease, upsert(logs, [row], "fence", time_column="written_at_s"))
 
 
 # --- Ends

@@ -6,12 +6,17 @@ import math
 from bisect import bisect_left, bisect_right, insort
 from dataclasses import dataclass, field
 
+import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
 from tuner.storage.sql import statements
 from tuner.storage.sql.prepared_statements import run
 from tuner.storage.sql.retry import write
-from tuner.storage.worker.fences import Lease, lost_lease
+from tuner.storage.sql.tables import rungs, studies
+from tuner.storage.worker.fences import Change, Lease, fenced, lost_lease
+
+_LEFT = -1
+"""The bracket of a trial that has left a rung."""
 
 
 @dataclass
@@ -22,15 +27,24 @@ class Rungs:
         newest: The position up to which the table was read.
         values: (bracket, rung) -> the values in it, ascending.
         decided: (trial's id, rung) -> whether the trial was promoted.
+        entered: (trial's id, rung) -> the bracket and the value with which it is in the rung.
     """
 
     newest: int = 0
     values: dict[tuple[int, int], list[float]] = field(default_factory=dict[tuple[int, int], list[float]])
     decided: dict[tuple[int, int], bool] = field(default_factory=dict[tuple[int, int], bool])
+    entered: dict[tuple[int, int], tuple[int, float]] = field(default_factory=dict[tuple[int, int], tuple[int, float]])
 
     def add(self, position: int, trial_id: int, bracket: int, rung: int, value: float, is_promoted: bool) -> None:
-        """Add a row of the table."""
+        """Add a row of the table; it replaces an earlier one of the same trial and rung."""
         self.newest = position
+        before = self.entered.pop((trial_id, rung), None)
+        if before is not None:
+            self.values[before[0], rung].remove(before[1])
+            del self.decided[trial_id, rung]
+        if bracket == _LEFT:
+            return
+        self.entered[trial_id, rung] = bracket, value
         insort(self.values.setdefault((bracket, rung), []), value)
         self.decided[trial_id, rung] = bool(is_promoted)
 
@@ -99,3 +113,27 @@ def enter_rung(
         return is_promoted
 
     return write(engine, work)
+
+
+def leave_rungs(engine: Engine, lease: Lease, study_id: int) -> None:
+    """Take a trial that starts again out of its rungs, and extend its lease; it will enter them again.
+
+    Raises:
+        LeaseLost: another worker has the trial.
+
+    Concurrency: one transaction that locks the study's row. Each changed row gets a new position, so that other
+        processes read it again.
+    """
+    of_study, of_trial = rungs.c.study_id == study_id, rungs.c.trial_id == lease.trial_id
+
+    def work(connection: Connection, _: int) -> None:
+        connection.execute(sa.select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update())
+        if not fenced(connection, lease, Change.EXTEND, []):
+            raise lost_lease(lease)
+        newest = connection.execute(sa.select(sa.func.max(rungs.c.position)).where(of_study)).scalar_one()
+        entered = connection.execute(sa.select(rungs.c.rung).where(of_trial, rungs.c.bracket != _LEFT)).scalars().all()
+        for at, rung in enumerate(entered, 1):
+            changed = {"position": newest + at, "bracket": _LEFT, "is_promoted": False}
+            connection.execute(rungs.update().where(of_trial, rungs.c.rung == rung).values(changed))
+
+    write(engine, work)

@@ -1,0 +1,39 @@
+"""An Optuna objective, to be run by workers: `Study(train=OptunaObjective(objective))`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tuner.errors import StudyError
+
+
+@dataclass(frozen=True)
+class OptunaObjective:
+    """A function of an `optuna.Trial` that returns the value of the objective, or a list of several.
+
+    Attributes:
+        function: The function, as for `optuna.Study.optimize`.
+
+    Raises:
+        StudyError: this is not a function of one argument.
+    """
+
+    function: Callable[[Any], Any]
+
+    def __post_init__(self) -> None:
+        if not callable(self.function) or inspect.isclass(self.function) or not takes(self.function, 1):
+            raise StudyError(f"an Optuna objective must be a function of a trial: got {self.function!r}")
+
+
+def takes(function: Callable[..., Any], count: int) -> bool:
+    """Return whether a function can be called with this number of positional arguments."""
+    try:
+        inspect.signature(function).bind(*range(count))
+    except TypeError:
+        return False
+    except ValueError:  # a built-in function without a signature
+        return True
+    return True

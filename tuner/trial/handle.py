@@ -1,0 +1,255 @@
+"""The trial that a training function gets as its second argument: `def train(hparams, trial)`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tuner.errors import StudyError, TrialPruned, is_int
+from tuner.trial.report import Report
+
+if TYPE_CHECKING:
+    import jax
+
+
+class TrialRun(Protocol):
+    """A running trial, as the worker offers it to a `Trial`."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def devices(self) -> str: ...
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def objectives(self) -> tuple[str, ...]: ...
+    @property
+    def user_attrs(self) -> Mapping[str, Any]: ...
+    @property
+    def must_end(self) -> bool:
+        """Whether a report has ended the trial: it is pruned, or has diverged."""
+        ...
+
+    def key(self) -> jax.Array: ...
+    def report(self, report: Report, *, is_last: bool = False) -> bool:
+        """Store a report; return whether the trial must end. The last one of a training is not pruned."""
+        ...
+
+    def must_stop(self) -> bool:
+        """Return whether the worker must give back the trial."""
+        ...
+
+    def set_user_attr(self, name: str, value: object) -> None: ...
+
+
+class Saves(Protocol):
+    """The saved states of a trial."""
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the state to resume from; 0 if there is none."""
+        ...
+
+    def save(self, state: object, epoch: int) -> None: ...
+    def restore(self, like: object) -> Any: ...
+
+
+class Trial:
+    """A running trial: it takes the metrics, and saves and restores the state of the training.
+
+    Attributes:
+        epoch: The last reported epoch of this run; 0 before the first, and the epoch of the saved state after
+            `restore`.
+    """
+
+    def __init__(self, run: TrialRun, saves: Saves) -> None:
+        self._run, self._saves = run, saves
+        self.epoch = 0
+        self._last: Report | None = None
+        self._has_saved = self._was_asked = False
+        self._ending: Exception | None = None
+
+    @property
+    def number(self) -> int:
+        """The trial's number in its study, from 0."""
+        return self._run.number
+
+    @property
+    def seed(self) -> int:
+        """The trial's seed, in [0, 2^31). It depends only on the study's seed and the trial's number."""
+        return self._run.seed
+
+    def key(self) -> jax.Array:
+        """Return a JAX key (Key[Array, ""]) from the trial's seed."""
+        return self._run.key()
+
+    @property
+    def devices(self) -> str:
+        """The worker's devices as `tuner launch` shows them, such as `gpu 0,1`; empty if it was given none.
+
+        Frameworks see only these devices: JAX's `jax.devices()` or PyTorch's `cuda:0` are the right ones.
+        """
+        return self._run.devices
+
+    @property
+    def folder(self) -> Path:
+        """The trial's own folder for files. It is kept as long as the trial is among the best of its study."""
+        self._run.folder.mkdir(parents=True, exist_ok=True)
+        return self._run.folder
+
+    @property
+    def user_attrs(self) -> Mapping[str, Any]:
+        """The trial's attributes, by name."""
+        return self._run.user_attrs
+
+    def set_user_attr(self, name: str, value: object) -> None:
+        """Store an attribute of the trial, which Optuna and its dashboard show.
+
+        Raises:
+            TypeError: JSON does not support the value.
+        """
+        self._run.set_user_attr(name, value)
+
+    # --- Reports
+
+    def report(self, metrics: Mapping[str, Any], *, epoch: int | None = None, step: int | None = None) -> None:
+        """Report the metrics of an epoch.
+
+        Args:
+            metrics: Numbers by name, among them the study's objectives. Arrays with one element count as numbers.
+            epoch: The number of the epoch, from 1; by default the last one plus one. A report for an epoch that has
+                one replaces it.
+            step: Optimizer updates so far; by default the epoch.
+
+        Raises:
+            TrialPruned: the trial must end; let the error pass.
+            StudyError: a metric is not a number, or an objective is missing.
+        """
+        if self._ending is not None:
+            raise self._ending
+        epoch = self.epoch + 1 if epoch is None else epoch
+        try:
+            must_end = self._run.report(self._checked(metrics, epoch, epoch if step is None else step))
+        except StudyError as error:
+            self._ending = error
+            raise
+        self.epoch = epoch
+        if must_end:
+            self._end("the trial must end")
+        if self._run.must_stop():
+            # A function that saves after its reports can save once more.
+            if self._was_asked or not self._has_saved:
+                self._end("the worker must stop")
+            self._was_asked = True
+
+    def _checked(self, metrics: Mapping[str, Any], epoch: int, step: int) -> Report:
+        for name, number in (("epoch", epoch), ("step", step)):
+            if not is_int(number) or number < 0:
+                raise StudyError(f"{name} must be an integer of at least 0: got {number!r}")
+        self._last = Report(epoch, step, numbers(metrics, epoch))
+        return self._last
+
+    def _end(self, why: str) -> None:
+        self._ending = TrialPruned(why)
+        raise self._ending
+
+    @property
+    def is_told_to_end(self) -> bool:
+        """Whether the training was told to end."""
+        return isinstance(self._ending, TrialPruned)
+
+    def should_stop(self) -> bool:
+        """Return whether the training should save its state and end: the next report raises `TrialPruned`."""
+        return self._ending is not None or self._run.must_stop()
+
+    def finish(self, returned: object) -> None:
+        """Take what a training function has returned: a number or metrics, as part of the last report.
+
+        Raises:
+            StudyError: it is neither, or nothing was ever reported.
+        """
+        if self._ending is not None:
+            raise self._ending
+        if returned is None:
+            if self._last is None:
+                raise StudyError(
+                    "train reported nothing: yield metrics, call trial.report(metrics), or return a number"
+                )
+            return
+        last = self._last
+        epoch = self.epoch + 1 if last is None else last.epoch
+        if not isinstance(returned, Mapping):
+            returned = {self._only_objective(): returned}
+        metrics = {**({} if last is None else last.metrics), **numbers(returned, epoch)}
+        if self._run.report(Report(epoch, epoch if last is None else last.step, metrics), is_last=True):
+            self._end("the trial must end")
+
+    def _only_objective(self) -> str:
+        name, *others = self._run.objectives
+        if others:
+            names = ", ".join(self._run.objectives)
+            raise StudyError(f"train must return a mapping with the objectives {names}: got one value")
+        return name
+
+    # --- States
+
+    def save(self, state: object, *, epoch: int | None = None) -> None:
+        """Save the state of the training, from which another worker can resume the trial.
+
+        Call it after the epoch's report. The newest two states are kept.
+
+        Args:
+            state: A pytree of arrays, numbers and texts, or the path (a `pathlib.Path`) of a file or a folder, which
+                is copied.
+            epoch: The epoch after which the training resumes; by default the last one that was reported.
+
+        Raises:
+            TrialPruned: the worker must stop; the state is saved. Let the error pass.
+            CheckpointError: a leaf is not an array, a number or a text.
+        """
+        self._saves.save(state, self.epoch if epoch is None else epoch)
+        self._has_saved = True
+        if self._was_asked:
+            self._end("the worker must stop")
+
+    def restore(self, like: Any = None) -> Any:
+        """Return the newest saved state, and continue to count epochs from there; None if there is none.
+
+        Args:
+            like: A pytree of the same structure, whose types and devices the arrays get. Without it, the result has
+                plain dicts and lists with NumPy arrays.
+
+        Returns:
+            The pytree, or the path of the copied file or folder, which must not be changed.
+
+        Raises:
+            CheckpointError: the state has another structure than `like`.
+        """
+        state = self._saves.restore(like)
+        if state is not None:
+            self.epoch = self._saves.epoch
+        return state
+
+
+def numbers(metrics: object, epoch: int) -> dict[str, float]:
+    """Return metrics as Python floats.
+
+    Raises:
+        StudyError: this is not a mapping from names to numbers.
+    """
+    if not isinstance(metrics, Mapping):
+        raise StudyError(f"metrics must be a mapping from names to numbers: got {metrics!r} (epoch {epoch})")
+    found: dict[str, float] = {}
+    for name, value in metrics.items():
+        if not isinstance(name, str) or not name:
+            raise StudyError(f"the name of a metric must be a text: got {name!r} (epoch {epoch})")
+        try:
+            if isinstance(value, str | bytes):
+                raise TypeError
+            found[name] = float(value)
+        except (TypeError, ValueError):
+            raise StudyError(f"the metric {name!r} must be a number: got {value!r} (epoch {epoch})") from None
+    return found

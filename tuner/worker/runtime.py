@@ -1,0 +1,126 @@
+"""What a worker uses of JAX: nothing, unless its study does."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+from typing import Any, Protocol
+
+from tuner.output.log import tell
+
+_FRAMEWORKS = {
+    "jax": "jax", "jaxlib": "jaxlib", "flax": "flax", "optax": "optax", "orbax.checkpoint": "orbax-checkpoint",
+    "equinox": "equinox", "haiku": "dm-haiku", "numpyro": "numpyro", "torch": "torch", "sklearn": "scikit-learn",
+    "numpy": "numpy",
+}  # fmt: skip
+"""Module -> distribution, of which results may depend."""
+
+
+class Clock(Protocol):
+    """Counts compiled programs, and the seconds spent on them."""
+
+    total_s: float
+    count: int
+
+
+class Runtime(Protocol):
+    """The runtime of a worker's framework."""
+
+    @property
+    def clock(self) -> Clock: ...
+    @property
+    def layout(self) -> Any:
+        """The devices as a `tuner.training.mesh.Layout`; None without JAX."""
+        ...
+
+    @property
+    def device_count(self) -> int: ...
+    def versions(self) -> dict[str, str]: ...
+    def tidy(self) -> None:
+        """Free memory between trials."""
+        ...
+
+    def is_out_of_memory(self, error: Exception) -> bool: ...
+
+
+class _NoCompiler:
+    total_s, count = 0.0, 0
+
+
+class PlainRuntime:
+    """The runtime of a worker whose study has not imported JAX.
+
+    Args:
+        devices: The worker's devices as text, such as `gpu 0,1`.
+    """
+
+    layout = None
+
+    def __init__(self, devices: str) -> None:
+        self.clock: Clock = _NoCompiler()
+        # Like JAX, which has one CPU device however many cores there are.
+        self.device_count = 1 if devices.startswith("cpu") else devices.count(",") + 1
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of Python and of the frameworks that the study has imported."""
+        loaded = {name for module, name in _FRAMEWORKS.items() if module in sys.modules}
+        return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in loaded}}
+
+    def tidy(self) -> None:
+        pass
+
+    def is_out_of_memory(self, error: Exception) -> bool:
+        """Return whether an error means that a device or the host is out of memory."""
+        if type(error).__name__ == "OutOfMemoryError":  # PyTorch's
+            return True
+        if "jax" in sys.modules:  # a function may import it late
+            return JaxRuntime.is_out_of_memory(error)
+        return isinstance(error, MemoryError)
+
+
+class JaxRuntime:
+    """The runtime of a worker whose study uses JAX: a compile cache on disk, and a clock for compilations.
+
+    Args:
+        devices: The worker's devices as text, such as `gpu 0,1`.
+    """
+
+    def __init__(self, devices: str) -> None:
+        from tuner.training.loop.runtime import CompileClock, missing_accelerator, use_persistent_cache, worker_layout
+
+        use_persistent_cache()
+        warning = missing_accelerator(devices)
+        if warning:
+            tell(warning, "no_accelerator", "warning")
+        self.clock: Clock = CompileClock()
+        self.layout = worker_layout(devices)
+        self.device_count = max(1, len(self.layout.devices))
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions on which results depend."""
+        from tuner.training.saved.run_record import versions
+
+        return versions()
+
+    def tidy(self) -> None:
+        from tuner.training.loop.runtime import tidy
+
+        tidy()
+
+    @staticmethod
+    def is_out_of_memory(error: Exception) -> bool:
+        """Return whether an error means that a device or the host is out of memory."""
+        from tuner.training.loop.runtime import is_out_of_memory
+
+        return is_out_of_memory(error)
+
+
+def make_runtime(devices: str, *, needs_jax: bool) -> Runtime:
+    """Return the runtime for a worker that has imported its study.
+
+    Args:
+        devices: The worker's devices as text, such as `gpu 0,1`; empty if it was given none.
+        needs_jax: Whether the study has a `TrainerModule`.
+    """
+    return JaxRuntime(devices) if needs_jax or "jax" in sys.modules else PlainRuntime(devices)

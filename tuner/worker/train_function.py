@@ -1,0 +1,112 @@
+"""Trains a trial with a function of `(hparams, trial)`."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Generator, Iterator
+from typing import Any, cast
+
+from tuner.errors import TrialPruned
+from tuner.study import StudySpec
+from tuner.trial.handle import Trial
+from tuner.worker.pytrees import registered_with_jax
+from tuner.worker.saves import TrialSaves
+from tuner.worker.trainable import AsksOptuna, End, Run
+
+
+class FunctionTrainable(AsksOptuna):
+    """A study's training function.
+
+    Args:
+        study: The study.
+        about: Information to save with the trial's states.
+    """
+
+    def __init__(self, study: StudySpec, about: dict[str, Any]) -> None:
+        self._study, self._about = study, about
+
+    def saved(self, run: Run) -> TrialSaves:
+        study = self._study
+        is_best = study.value == "best"
+        return TrialSaves(
+            run.root,
+            {**self._about, "trial": run.number},
+            direction=study.all_directions[0] if is_best else None,
+            objective=study.objectives[0],
+        )
+
+    def run(self, run: Run, saved: TrialSaves) -> End:
+        if run.is_resumed and saved.newest is None:
+            run.forget_reports()
+        trial = Trial(cast("Run", _Resumed(run, saved)), saved)
+        function: Any = self._study.train
+        try:
+            with registered_with_jax(run.hparams):
+                returned = function(run.hparams, trial)
+                if isinstance(returned, Iterator):
+                    returned = _reported(cast("Iterator[Any]", returned), trial)
+            trial.finish(returned)
+        except BaseException as error:
+            if not is_pruned(error):
+                raise
+            return End.STOPPED if trial.is_told_to_end and not run.must_end else End.PRUNED
+        return End.FINISHED
+
+
+def _reported(reports: Iterator[Any], trial: Trial) -> Any:
+    """Report what a generator yields; return what it returns."""
+    is_generator = isinstance(reports, Generator)
+    with contextlib.closing(cast("Generator[Any]", reports)) if is_generator else contextlib.nullcontext():
+        while True:
+            try:
+                given = next(reports)
+            except StopIteration as end:
+                return end.value
+            if isinstance(given, tuple):
+                epoch, metrics = cast("tuple[int, Any]", given)
+                trial.report(metrics, epoch=epoch)
+            else:
+                trial.report(given)
+
+
+class _Resumed:
+    """A run whose first report replaces all stored reports from its epoch on.
+
+    Args:
+        run: The run.
+        saved: The states of the trial.
+    """
+
+    def __init__(self, run: Run, saved: TrialSaves) -> None:
+        self._run, self._saved = run, saved
+        self._is_first = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._run, name)
+
+    def report(self, report: Any, *, is_last: bool = False) -> bool:
+        """See `TrialRun.report`."""
+        if self._is_first:
+            self._is_first = False
+            self._begin(report.epoch)
+        self._saved.add_reports([report])
+        return self._run.report(report, is_last=is_last)
+
+    def _begin(self, epoch: int) -> None:
+        newest = self._saved.newest
+        if not self._run.is_resumed or newest is None:
+            return
+        if not self._saved.is_resumed:
+            self._run.forget_reports()
+            return
+        self._run.forget_reports(epoch)
+        earlier = [one for one in newest.reports if one.epoch < epoch]
+        self._saved.add_reports(earlier)
+        self._run.keep(earlier)
+
+
+def is_pruned(error: BaseException) -> bool:
+    """Return whether an error is tuner's or Optuna's `TrialPruned`."""
+    optuna = sys.modules.get("optuna")
+    return isinstance(error, TrialPruned) or (optuna is not None and isinstance(error, optuna.TrialPruned))

@@ -1,0 +1,63 @@
+"""Trains a trial with a `TrainerModule`."""
+
+from __future__ import annotations
+
+import contextlib
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from tuner.study import StudySpec
+from tuner.trial import Report
+from tuner.worker.trainable import AsksOptuna, Choose, End, Run
+
+if TYPE_CHECKING:
+    from tuner.training.saved.checkpoints import Checkpoints
+
+
+class ModuleTrainable(AsksOptuna):
+    """A study's `TrainerModule`.
+
+    Args:
+        study: The study.
+        splits: Its data.
+        layout: The worker's devices.
+        about: Information to save with checkpoints.
+        optimizer_rules: The optimizer rules with which the study was started.
+        choose: Looks up how a program runs, or measures it.
+    """
+
+    def __init__(
+        self, study: StudySpec, splits: Any, layout: Any, about: dict[str, Any], optimizer_rules: int, choose: Choose
+    ) -> None:
+        self._study, self._splits, self._about = study, splits, about
+        self._options = {"layout": layout, "optimizer_rules": optimizer_rules, "choose": choose}
+
+    def saved(self, run: Run) -> Checkpoints:
+        from tuner.training.saved.checkpoints import Checkpoints
+
+        return Checkpoints(run.root, every_s=self._study.save_every_s, writes_best=False, restart=partial(run.restart))
+
+    def run(self, run: Run, saved: Checkpoints) -> End:
+        study = self._study
+        assert study.epochs is not None
+        reports = study.trainer.train_model(
+            run.hparams,
+            self._splits,
+            epochs=study.epochs,
+            seed=run.seed,
+            objective=study.objectives[0],
+            direction=study.all_directions[0],
+            checkpoints=saved,
+            about={**self._about, "trial": run.number},
+            stop=run.must_stop,
+            **self._options,
+        )
+        epoch = 0
+        with contextlib.closing(reports):
+            for report in reports:
+                if epoch == 0 and saved.restored is not None:
+                    run.keep(Report(**earlier) for earlier in saved.restored["reports"])
+                epoch = report.epoch
+                if run.report(report, is_last=epoch >= study.epochs):
+                    return End.PRUNED
+        return End.FINISHED if epoch >= study.epochs else End.STOPPED

@@ -1,0 +1,207 @@
+"""What a worker can run as a trial: the protocol of a `Trainable`, and the choice for a study."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tuner.errors import StudyError, nearest
+from tuner.storage.artifacts import FILES
+from tuner.study.command import Command
+from tuner.study.objective import OptunaObjective
+from tuner.study.spec import StudySpec
+from tuner.trial import Report, all_finite
+from tuner.trial.handle import TrialRun
+
+if TYPE_CHECKING:
+    import optuna
+
+    from tuner.worker.runtime import Runtime
+
+
+class End(enum.Enum):
+    """How a trainable's run of a trial ended."""
+
+    FINISHED = "it is complete"
+    PRUNED = "it was told to end, or ended itself by raising TrialPruned"
+    STOPPED = "the worker must give it back"
+
+
+class Run(TrialRun, Protocol):
+    """A trial that is being run, as a `Trainable` sees it."""
+
+    @property
+    def hparams(self) -> Any:
+        """The hyperparameters, a `Space` instance; None for an Optuna objective."""
+        ...
+
+    @property
+    def trial(self) -> optuna.Trial | optuna.trial.FixedTrial:
+        """The Optuna trial."""
+        ...
+
+    @property
+    def root(self) -> Path:
+        """The folder of the trial's checkpoints, files and log."""
+        ...
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether the trial was run before."""
+        ...
+
+    def restart(self, why: str) -> None:
+        """Delete all reports, because the training starts again although it had a checkpoint."""
+        ...
+
+    def forget_reports(self, first: int = 0) -> None:
+        """Delete stored reports from an epoch on; without an epoch also the trial's decisions in rungs."""
+        ...
+
+    def keep(self, earlier: Iterable[Report]) -> None:
+        """Store reports from before a restart with the next one."""
+        ...
+
+    def store(self, report: Report, *, may_prune: bool = True) -> bool:
+        """Store a report; return whether the pruner would end the trial."""
+        ...
+
+    def set_values(self, values: Sequence[float]) -> None:
+        """Set the values of the objectives, if they are not those of a report; NaN means that it has diverged."""
+        ...
+
+    def flush_later(self) -> None:
+        """Store suggested hyperparameters soon."""
+        ...
+
+    def write_log(self, lines: Sequence[str]) -> None:
+        """Store the last lines of the trial's log."""
+        ...
+
+
+class Saved(Protocol):
+    """The checkpoints of a running trial."""
+
+    @property
+    def folder(self) -> Path: ...
+    def write_best(self) -> Path | None:
+        """Write the checkpoint that is kept if the trial is among the best; return its folder, or None."""
+        ...
+
+    def delete_latest(self) -> None:
+        """Remove the checkpoints to resume from."""
+        ...
+
+    def close(self) -> None:
+        """Wait until all checkpoints are written."""
+        ...
+
+
+class Trainable(Protocol):
+    """Something that trains a trial: a `TrainerModule`, a function, an Optuna objective or a command."""
+
+    def make_trial(self, study: optuna.Study, trial_id: int, run: Run) -> optuna.Trial:
+        """Return the Optuna trial, which asks the study's sampler."""
+        ...
+
+    def saved(self, run: Run) -> AbstractContextManager[Saved]:
+        """Return the checkpoints of a trial."""
+        ...
+
+    def run(self, run: Run, saved: Any) -> End:
+        """Train a trial and report its metrics.
+
+        Args:
+            run: The trial.
+            saved: What `saved` returned.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class NoCheckpoints:
+    """The checkpoints of a trial that only has its own files."""
+
+    folder: Path
+
+    def write_best(self) -> Path | None:
+        """Return the folder of the trial's own files, if there are any."""
+        files = self.folder / FILES
+        return files if files.is_dir() and any(files.iterdir()) else None
+
+    def delete_latest(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> NoCheckpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def check_objectives(report: Report, objectives: Sequence[str]) -> None:
+    """Raise StudyError if the metrics of an epoch do not include an objective."""
+    for name in objectives:
+        if name not in report.metrics:
+            raise StudyError(
+                f"the objective {name!r} is missing from the metrics of epoch {report.epoch}: the training reported "
+                f"{', '.join(report.metrics) or 'none'}{nearest(name, report.metrics)}"
+            )
+
+
+def better_values(before: list[float] | None, values: list[float], study: StudySpec) -> list[float]:
+    """Return the values of a trial after another epoch: those of the last or of the best epoch, as the study says."""
+    if study.value == "last" or not before or not all_finite(before):
+        return values
+    is_better = values[0] > before[0] if study.all_directions[0] == "maximize" else values[0] < before[0]
+    return values if is_better else before
+
+
+class AsksOptuna:
+    """A trainable whose trials are plain Optuna trials."""
+
+    def make_trial(self, study: optuna.Study, trial_id: int, run: Run) -> optuna.Trial:
+        from optuna.trial import Trial
+
+        return Trial(study, trial_id)
+
+
+Choose = Callable[[str, Callable[[], str]], str]
+"""Looks up how a program runs, or calls the function and stores the result."""
+
+
+def make_trainable(
+    study: StudySpec, splits: Any, runtime: Runtime, about: dict[str, Any], optimizer_rules: int, choose: Choose
+) -> Trainable:
+    """Return the trainable of a study.
+
+    Args:
+        study: The study.
+        splits: Its data; None if it has no trainer.
+        runtime: The worker's runtime.
+        about: Information to save with checkpoints.
+        optimizer_rules: The optimizer rules with which the study was started.
+        choose: See `Choose`.
+    """
+    if study.trainer is not None:
+        from tuner.worker.train_module import ModuleTrainable
+
+        return ModuleTrainable(study, splits, runtime.layout, about, optimizer_rules, choose)
+    if isinstance(study.train, OptunaObjective):
+        from tuner.worker.train_objective import ObjectiveTrainable
+
+        return ObjectiveTrainable(study)
+    if isinstance(study.train, Command):
+        from tuner.worker.train_command import CommandTrainable
+
+        return CommandTrainable(study, study.train)
+    from tuner.worker.train_function import FunctionTrainable
+
+    return FunctionTrainable(study, about)
