@@ -202,7 +202,7 @@ class StudySpec:
         return {**params, **{name: value for name, value in fixed.items() if name in params}}
 
     def _check_search(self) -> None:
-        if len(self.objectives) > 1 and self.pruner not in (None, "asha", "none"):
+        if len(self.objectives) > 1 and isinstance(self.pruner, str) and self.pruner not in ("asha", "none"):
             raise StudyError(
                 f"a study with several objectives cannot be pruned: got pruner={self.pruner!r}; use pruner='none'"
             )
