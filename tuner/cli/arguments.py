@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
+import json
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -125,6 +126,61 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Fix a hyperparameter instead of searching it; may be repeated."),
 ]
+NameOption = Annotated[
+    str | None,
+    typer.Option("--name", metavar="NAME", help="The study's name; a function needs one.", show_default=False),
+]
+ObjectiveOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--objective",
+        metavar="METRIC",
+        help="For a function: the metric to optimize; may be repeated.  [default: value]",
+        show_default=False,
+    ),
+]
+DirectionOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--direction",
+        metavar="DIRECTION",
+        help="For a function: maximize or minimize, once for each objective.  [default: minimize, for an Optuna "
+        "objective]",
+        show_default=False,
+    ),
+]
+SamplerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--sampler",
+        metavar="NAME",
+        help="Sampler, by name or as JSON with its options; overrides the study's.",
+        show_default=False,
+    ),
+]
+PrunerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--pruner",
+        metavar="NAME",
+        help="Pruner, by name or as JSON with its options; overrides the study's.",
+        show_default=False,
+    ),
+]
+
+
+def parse_named(what: str, text: str | None) -> str | dict[str, Any] | None:
+    """Return a sampler or a pruner: its name, or from JSON its name and options.
+
+    Raises:
+        UsageError: the JSON is not valid; the message begins with `what`.
+    """
+    if text is None or not text.lstrip().startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UsageError(f'{what} must be a name, or JSON such as {{"name": "tpe"}}: got {text!r} ({error})') from None
 
 
 def split_pairs(what: str, words: list[str] | None) -> dict[str, str]:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, TextIO
+from typing import Annotated, TextIO, cast
 
 import typer
 
@@ -21,10 +21,15 @@ from tuner.cli.arguments import (
     ArtifactsOption,
     DebugOption,
     DeviceHoursOption,
+    DirectionOption,
     FileArgument,
     LogFormat,
     LogFormatOption,
     MlflowOption,
+    NameOption,
+    ObjectiveOption,
+    PrunerOption,
+    SamplerOption,
     SeedOption,
     SetOption,
     StorageOption,
@@ -32,10 +37,13 @@ from tuner.cli.arguments import (
     TrialsOption,
     WallHoursOption,
     WandbOption,
+    parse_named,
     split_pairs,
 )
 from tuner.errors import StudyStopped, UsageError
 from tuner.launch.signals import end_on_signals
+from tuner.study.file import Settings
+from tuner.study.spec import Direction
 from tuner.trial import Event, Stop, print_event
 from tuner.trial.events import StudyRefused, encode
 
@@ -60,6 +68,11 @@ def launch(
     artifacts: ArtifactsOption = None,
     seed: SeedOption = None,
     fixed: SetOption = None,
+    name: NameOption = None,
+    objective: ObjectiveOption = None,
+    direction: DirectionOption = None,
+    sampler: SamplerOption = None,
+    pruner: PrunerOption = None,
     mlflow: MlflowOption = None,
     tensorboard: TensorboardOption = None,
     wandb: WandbOption = None,
@@ -108,6 +121,11 @@ def launch(
         device_hours=device_hours,
         seed=seed,
         fixed=split_pairs("--set", fixed),
+        name=name,
+        objectives=tuple(objective or ()),
+        directions=tuple(direction or ()),
+        sampler=parse_named("--sampler", sampler),
+        pruner=parse_named("--pruner", pruner),
         mlflow=mlflow,
         tensorboard=tensorboard,
         wandb=wandb,
@@ -131,6 +149,11 @@ def worker(
     artifacts: ArtifactsOption = None,
     seed: SeedOption = None,
     fixed: SetOption = None,
+    name: NameOption = None,
+    objective: ObjectiveOption = None,
+    direction: DirectionOption = None,
+    sampler: SamplerOption = None,
+    pruner: PrunerOption = None,
     log_format: LogFormatOption = LogFormat.TEXT,
     debug: DebugOption = False,
 ) -> None:
@@ -145,7 +168,20 @@ def worker(
 
     check_number("trials", trials, 1)
     check_number("seed", seed, 0)
-    words = split_pairs("--set", fixed)
+    settings = Settings(
+        name=name,
+        objectives=objective or (),
+        directions=cast("list[Direction]", direction or []),
+        trials=trials,
+        fixed=split_pairs("--set", fixed),
+        more={
+            "wall_hours": wall_hours,
+            "device_hours": device_hours,
+            "seed": seed,
+            "sampler": parse_named("--sampler", sampler),
+            "pruner": parse_named("--pruner", pruner),
+        },
+    )
     if log_format is LogFormat.JSON and EVENTS_VARIABLE not in os.environ:
         from tuner.launch.relay import relay
 
@@ -153,8 +189,7 @@ def worker(
     settle(os.environ)
     descriptor = os.environ.pop(EVENTS_VARIABLE, None)
     stop = _stop_on_signals()
-    settings = {"trials": trials, "wall_hours": wall_hours, "device_hours": device_hours, "seed": seed}
-    work = partial(_work, file, storage, artifacts, settings, words, stop)
+    work = partial(_work, file, storage, artifacts, settings, stop)
     if descriptor is None:
         work(print_event)
     else:
@@ -188,23 +223,22 @@ def _work(
     file: str,
     storage: str | None,
     artifacts: str | None,
-    settings: dict[str, Any],
-    fixed: dict[str, str],
+    settings: Settings,
     stop: Stop,
     say: Callable[[Event], None],
 ) -> None:
     from tuner.storage import connect_when_up, storage_url
-    from tuner.study import load_study
-    from tuner.study.file import split_target
+    from tuner.study.file import load_target, split_target
     from tuner.trial.environment import LAUNCHED_VARIABLE
     from tuner.worker import run_worker
 
     url = storage_url(storage)
-    study = load_study(file).changed(fixed=fixed, **settings)
+    found = load_target(file, settings)
     # A launcher has already connected, and its workers wait longer.
     if LAUNCHED_VARIABLE not in os.environ and not url.is_new_file():
         connect_when_up(url).dispose()
-    run_worker(study, url, artifacts=artifacts, file=str(split_target(file)[0]), say=say, stop=stop)
+    path = str(split_target(file)[0])
+    run_worker(found.study, url, artifacts=artifacts, file=path, function=found.function, say=say, stop=stop)
 
 
 def _stop_on_signals() -> Stop:

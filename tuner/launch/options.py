@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from tuner.errors import UsageError
 from tuner.output.log import is_json
 from tuner.storage import AnyURL
 from tuner.tracking import MLFLOW_VARIABLE, check_trackers
 
-_OF_WORKERS = ("trials", "artifacts", "wall_hours", "device_hours", "seed")
+_OF_WORKERS = ("trials", "artifacts", "wall_hours", "device_hours", "seed", "name", "sampler", "pruner")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,11 @@ class LaunchOptions:
         device_hours: Device-hour budget; overrides the study's.
         seed: Random seed; overrides the study's.
         fixed: Hyperparameters that are not searched: name -> value, as written on a command line.
+        name: The study's name; overrides the study's. A function needs one.
+        objectives: For a function: the metrics to optimize; `value` by default.
+        directions: For a function: `maximize` or `minimize` for each objective.
+        sampler: A name, or a mapping with `name` and options; overrides the study's.
+        pruner: A name, or a mapping with `name` and options; overrides the study's.
         mlflow: The MLflow server to send the study to; `$MLFLOW_TRACKING_URI` if None.
         tensorboard: The folder in which to write the study for TensorBoard.
         wandb: The W&B project to send the study to.
@@ -51,6 +58,11 @@ class LaunchOptions:
     device_hours: float | None = None
     seed: int | None = None
     fixed: Mapping[str, str] | None = None
+    name: str | None = None
+    objectives: Sequence[str] = ()
+    directions: Sequence[str] = ()
+    sampler: str | Mapping[str, Any] | None = None
+    pruner: str | Mapping[str, Any] | None = None
     mlflow: str | None = None
     tensorboard: str | None = None
     wandb: str | None = None
@@ -69,6 +81,8 @@ class LaunchOptions:
         given = [(name, getattr(self, name)) for name in _OF_WORKERS]
         options = [_flag(name, value) for name, value in given if value is not None]
         options += [_flag("set", f"{name}={value}") for name, value in (self.fixed or {}).items()]
+        options += [_flag("objective", name) for name in self.objectives]
+        options += [_flag("direction", direction) for direction in self.directions]
         if is_json():
             options.insert(0, _flag("log_format", "json"))
         return [sys.executable, "-m", "tuner", "worker", target, *options]
@@ -100,7 +114,8 @@ class MirrorOptions:
 
 
 def _flag(name: str, value: object) -> str:
-    return f"--{name.replace('_', '-')}={value}"
+    text = json.dumps(value) if isinstance(value, Mapping) else value
+    return f"--{name.replace('_', '-')}={text}"
 
 
 def check_number(name: str, number: int | None, low: int) -> None:

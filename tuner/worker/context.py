@@ -41,6 +41,7 @@ class Place:
 
     artifacts: Path
     about: dict[str, Any]
+    function: str | None
     devices: str
     runtime: Runtime
     time_use: TimeUse
@@ -53,6 +54,7 @@ class Place:
             "pid": os.getpid(),
             "devices": self.devices or f"cpu {os.cpu_count()}",
             "file": file,
+            **({} if self.function is None else {"function": self.function}),
             "code": None if file is None else code_digest(Path(file)),
             "git": None if file is None else git_state(Path(file)),
             "versions": self.runtime.versions(),

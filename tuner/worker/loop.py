@@ -63,6 +63,7 @@ def run_worker(
     *,
     artifacts: str | None = None,
     file: str | None = None,
+    function: str | None = None,
     name: str | None = None,
     say: Callable[[Event], None] = lambda event: None,
     stop: Stop | None = None,
@@ -75,6 +76,7 @@ def run_worker(
         artifacts: The folder for checkpoints; `$TUNER_ARTIFACTS`, else `tuner-artifacts`, if None. Workers on several
             machines that share one can go on with each other's trials.
         file: The study's file, which checkpoints refer to.
+        function: The name of a function in the file, if the file has no `Study`.
         name: The worker's name.
         say: Called with each event, see `tuner.trial.events`.
         stop: Set by another thread to end early.
@@ -96,7 +98,7 @@ def run_worker(
     check_study(study, splits)
     about = {"study": study.name, "file": None if file is None else os.path.abspath(file)}
     time_use = TimeUse({"compiling": lambda: runtime.clock.total_s, "database": database_s})
-    place = Place(artifacts_folder(artifacts), about, devices, runtime, time_use)
+    place = Place(artifacts_folder(artifacts), about, function, devices, runtime, time_use)
     stop = stop or Stop()
     stop.is_heeded = True
     patience = Patience(PATIENCE_S, lambda: stop.requested, statement_s=_STATEMENT_S)

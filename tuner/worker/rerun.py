@@ -22,7 +22,7 @@ from tuner.storage.read.queries import StudyRow, find_baseline, find_study, read
 from tuner.storage.worker.confirmations import read_confirmations, store_confirmation
 from tuner.storage.worker.studies import mode_of
 from tuner.study import StudySpec, trial_seed
-from tuner.study.file import split_target, study_in
+from tuner.study.file import Settings, function_study, split_target, study_in
 from tuner.study.launch_record import optimizer_rules_of
 from tuner.trial import Report, all_finite
 from tuner.trial.environment import DEVICES_VARIABLE
@@ -168,13 +168,29 @@ def open_study(engine: Engine, name: str, file: str | None, fixed: Mapping[str, 
     row = find_study(engine, name)
     if not row.record:
         raise UsageError(f"study {name!r} was not created by tuner: only trials of `tuner launch` can be trained again")
-    path = file or read_study_file(engine, row.study_id)
-    if path is None:
+    recorded = read_study_file(engine, row.study_id)
+    if file is None and recorded is None:
         raise UsageError(f"the file of study {name!r} is not recorded: pass `file`")
-    if file is None and not Path(path).is_file():
-        raise UsageError(f"the file of study {name!r} is not on this machine: no file {path}; pass `file`")
-    found, asked = split_target(path) if file is not None else (Path(path), name)
-    study = study_in(found, asked).changed(seed=row.record["seed"], fixed=fixed)
+    if file is None and recorded is not None and not Path(recorded.path).is_file():
+        raise UsageError(f"the file of study {name!r} is not on this machine: no file {recorded.path}; pass `file`")
+    if file is not None:
+        found, asked = split_target(file)
+    else:
+        assert recorded is not None
+        found, asked = Path(recorded.path), name
+    if recorded is not None and recorded.function is not None:
+        settings = Settings(
+            name=name,
+            objectives=row.record["objective"],
+            directions=row.record["direction"],
+            epochs=row.record["epochs"],
+            trials=1,
+        )
+        function = recorded.function if file is None or asked is None else asked
+        study = function_study(found, function, settings)
+    else:
+        study = study_in(found, asked)
+    study = study.changed(seed=row.record["seed"], fixed=fixed)
     try:
         study.check_unchanged(row.record)
     except StudyError as error:

@@ -104,15 +104,23 @@ def read_about(engine: Engine, names: Collection[str]) -> dict[str, RanWith]:
     return read(engine, work)
 
 
-def read_study_file(engine: Engine, study_id: int) -> str | None:
-    """Return the path of the study file of the latest worker; None if no worker had a file."""
+@dataclass(frozen=True)
+class StudyFile:
+    """The path of a study's file, and the name of the function in it if the file has no `Study`."""
+
+    path: str
+    function: str | None
+
+
+def read_study_file(engine: Engine, study_id: int) -> StudyFile | None:
+    """Return the study file of the latest worker; None if no worker had a file."""
     query = sa.select(workers.c.about).where(workers.c.study_id == study_id).order_by(workers.c.started_at_s.desc())
 
-    def work(connection: Connection) -> str | None:
+    def work(connection: Connection) -> StudyFile | None:
         if not sa.inspect(connection).has_table(workers.name):
             return None
-        files = (json.loads(about).get("file") for about in connection.execute(query).scalars())
-        return next((file for file in files if file), None)
+        abouts = (json.loads(about) for about in connection.execute(query).scalars())
+        return next((StudyFile(one["file"], one.get("function")) for one in abouts if one.get("file")), None)
 
     return read(engine, work)
 
