@@ -11,6 +11,7 @@ from tuner.api import (
     int_uniform,
     log_uniform,
     open_storage,
+    optimize,
     uniform,
 )
 
@@ -25,5 +26,6 @@ __all__ = [
     "int_uniform",
     "log_uniform",
     "open_storage",
+    "optimize",
     "uniform",
 ]

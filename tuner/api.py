@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuner import errors
 from tuner.errors import StudyFileError
 from tuner.storage import AnyURL, open_storage
 from tuner.study.command import Command
+from tuner.study.file import Settings, study_of
 from tuner.study.objective import OptunaObjective
+from tuner.study.source import is_importing
 from tuner.study.space import Space, choice, int_uniform, log_uniform, uniform
-from tuner.study.spec import StudySpec
+from tuner.study.spec import Direction, StudySpec
 from tuner.trial.handle import Trial
+
+if TYPE_CHECKING:
+    import optuna
+
+    from tuner.worker.ask import AskedTrial, Asking
 
 __all__ = [
     "Command",
@@ -26,6 +34,7 @@ __all__ = [
     "int_uniform",
     "log_uniform",
     "open_storage",
+    "optimize",
     "uniform",
 ]
 
@@ -62,6 +71,48 @@ class Study(StudySpec):
             )
         launch(f"{path}:{variable}", LaunchOptions(**options))
 
+    def ask(self, storage: AnyURL | None = None) -> AskedTrial | None:
+        """Return a trial for a loop of your own; end it with `tell`.
+
+        This process holds the trial until then. If the process ends before, another call of `ask` gets the trial, with
+        the same number and hyperparameters.
+
+        Args:
+            storage: The storage's URL; `$TUNER_STORAGE`, else `sqlite:///tuner.db`, if None. Only the first call uses
+                it.
+
+        Returns:
+            The trial, with its hyperparameters as `trial.hparams`; None if the budget is used up, or the rest of it was
+            asked for here and not told yet.
+
+        Raises:
+            TunerError: see `tuner.worker.run_worker`.
+        """
+        return self._asking(storage).ask()
+
+    def tell(self, trial: AskedTrial, value: object = None, *, error: BaseException | None = None) -> None:
+        """End a trial that `ask` returned.
+
+        Args:
+            trial: The trial.
+            value: The value of the objective, or metrics by name; by default those of the last report.
+            error: The error that made the trial fail.
+
+        Raises:
+            StudyError: the trial was not asked for here, or was told before; or there is no value.
+            LeaseLost: another worker has the trial.
+        """
+        self._asking(None).tell(trial, value, error=error)
+
+    def _asking(self, storage: AnyURL | None) -> Asking:
+        from tuner.worker.ask import Asking
+
+        found: Asking | None = self.__dict__.get("_asker")
+        if found is None:
+            found = Asking(self, storage)
+            object.__setattr__(self, "_asker", found)
+        return found
+
     def run(self, storage: AnyURL | None = None) -> None:
         """Run this study with one worker in this process, as `tuner worker` does; progress goes to stderr.
 
@@ -76,3 +127,87 @@ class Study(StudySpec):
 
         file = getattr(sys.modules["__main__"], "__file__", None)
         run_worker(self, storage, file=file, say=print_event)
+
+
+def optimize(
+    objective: Callable[[optuna.Trial], Any],
+    *,
+    name: str,
+    trials: int,
+    direction: Direction | None = None,
+    directions: Sequence[Direction] | None = None,
+    workers: int = 1,
+    storage: AnyURL | None = None,
+    sampler: Any = None,
+    pruner: Any = None,
+    seed: int | None = None,
+) -> optuna.Study:
+    """Run an Optuna objective, as `tuner launch FILE:NAME` does; progress goes to stderr.
+
+    One worker runs in this process. Several workers are processes that import the file of the objective, which must
+    then be a function at the top level of a file, and this call must be below `if __name__ == "__main__":`.
+
+    Args:
+        objective: A function of an `optuna.Trial`, as for `optuna.Study.optimize`.
+        name: The study's name in the storage.
+        trials: The total number of trials.
+        direction: `"minimize"` or `"maximize"`; by default `"minimize"`, as in Optuna.
+        directions: The directions of several objectives.
+        workers: The number of workers.
+        storage: The storage's URL; `$TUNER_STORAGE`, else `sqlite:///tuner.db`, if None.
+        sampler: A sampler's name, a mapping with its options or, for one worker, an Optuna sampler; by default TPE.
+        pruner: A pruner, likewise; by default Optuna's median pruner.
+        seed: The study's seed.
+
+    Returns:
+        The study, as `optuna.load_study` returns it.
+
+    Raises:
+        StudyError: a setting is wrong.
+        StudyFileError: several workers cannot import the objective.
+        TunerError: see `tuner.launch.launch`.
+    """
+    import optuna
+
+    given = tuple(directions or (direction or "minimize",))
+    settings = Settings(
+        name=name, directions=given, trials=trials, more={"sampler": sampler, "pruner": pruner, "seed": seed}
+    )
+    main = sys.modules["__main__"]
+    if is_importing():
+        raise StudyFileError(
+            "the file calls tuner.optimize when a worker imports it: put the call below `if __name__ == '__main__':`"
+        )
+    study = study_of(objective, settings)  # checks the settings
+    if workers == 1:
+        from tuner.trial import print_event
+        from tuner.worker import run_worker
+
+        run_worker(study, storage, file=getattr(main, "__file__", None), say=print_event)
+    else:
+        from tuner.launch import LaunchOptions, launch
+
+        options = LaunchOptions(
+            storage=storage,
+            workers=workers,
+            trials=trials,
+            seed=seed,
+            name=name,
+            directions=given,
+            sampler=sampler,
+            pruner=pruner,
+        )
+        launch(_target_of(objective), options)
+    return optuna.load_study(study_name=name, storage=open_storage(storage))
+
+
+def _target_of(function: Callable[..., Any]) -> str:
+    """Return `FILE:NAME` of a function that workers can import."""
+    module = sys.modules.get(function.__module__)
+    path = getattr(module, "__file__", None)
+    if path is None or getattr(module, function.__qualname__, None) is not function:
+        raise StudyFileError(
+            f"several workers import the objective, so it must be a function at the top level of a Python file: got "
+            f"{function.__qualname__} of {path or 'no file'}; pass workers=1 to run it in this process"
+        )
+    return f"{path}:{function.__qualname__}"

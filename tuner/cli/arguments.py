@@ -180,7 +180,8 @@ def parse_named(what: str, text: str | None) -> str | dict[str, Any] | None:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise UsageError(f'{what} must be a name, or JSON such as {{"name": "tpe"}}: got {text!r} ({error})') from None
+        example = '{"name": "tpe"}'
+        raise UsageError(f"{what} must be a name, or JSON such as {example}: got {text!r} ({error})") from None
 
 
 def split_pairs(what: str, words: list[str] | None) -> dict[str, str]:

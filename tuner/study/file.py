@@ -114,7 +114,7 @@ def load_target(target: str, settings: Settings) -> Found:
         module = import_file(path)
     function = vars(module).get(name) if name is not None else None
     if callable(function) and not isinstance(function, StudySpec):
-        return Found(_study_of(function, settings), name)
+        return Found(study_of(function, settings), name)
     study = _find(path, vars(module), name)
     for setting, given in (("objective", settings.objectives), ("direction", settings.directions)):
         if given:
@@ -132,10 +132,15 @@ def function_study(path: Path, function: str, settings: Settings) -> StudySpec:
     found = vars(import_file(path)).get(function)
     if not callable(found):
         raise StudyFileError(f"no function {function!r} in {path}")
-    return _study_of(found, settings)
+    return study_of(found, settings)
 
 
-def _study_of(function: Callable[..., Any], settings: Settings) -> StudySpec:
+def study_of(function: Callable[..., Any], settings: Settings) -> StudySpec:
+    """Return the study of an Optuna objective or a training function.
+
+    Raises:
+        StudyError: a setting is wrong or missing.
+    """
     name = getattr(function, "__name__", "the function")
     if settings.name is None:
         raise StudyError(f"{name} is a function, which needs a name for its study: pass `name`")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from types import ModuleType
 from typing import TypedDict, TypeVar
@@ -39,7 +40,8 @@ def import_file(path: Path) -> ModuleType:
     sys.modules[name] = module
     sys.path.insert(0, str(path.absolute().parent))
     try:
-        spec.loader.exec_module(module)
+        with _importing(path):
+            spec.loader.exec_module(module)
     except TunerError as error:
         raise type(error)(f"{_where(path, error)}{error}") from error
     except (Exception, SystemExit) as error:
@@ -47,6 +49,23 @@ def import_file(path: Path) -> ModuleType:
             f"the study file cannot be imported: {_where(path, error)}{type(error).__name__}: {error}"
         ) from error
     return module
+
+
+_being_imported: list[Path] = []
+
+
+@contextlib.contextmanager
+def _importing(path: Path) -> Generator[None]:
+    _being_imported.append(path)
+    try:
+        yield
+    finally:
+        _being_imported.pop()
+
+
+def is_importing() -> bool:
+    """Return whether a study file is being imported right now."""
+    return bool(_being_imported)
 
 
 def _where(path: Path, error: BaseException) -> str:

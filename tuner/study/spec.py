@@ -37,7 +37,8 @@ class StudySpec:
             every trial uses the same split.
         train: Instead of a trainer: a function of `(hparams, trial)`, where `trial` is a `tuner.Trial`; a
             `tuner.Command`; or a `tuner.OptunaObjective`. A function is a generator that yields the metrics of each
-            epoch, or calls `trial.report(metrics)`, or returns a number or metrics.
+            epoch, or calls `trial.report(metrics)`, or returns a number or metrics. Without a trainer and `train`, a
+            study can only be used with `ask` and `tell`.
         objective: The name of a metric that the training reports, or several for a Pareto search.
         direction: `"maximize"` or `"minimize"`, for one objective.
         directions: The directions of several objectives.
@@ -151,9 +152,8 @@ class StudySpec:
     def _check_training(self) -> None:
         """Check that the study has either a trainer with its data, or something else to train."""
         name = f"study {self.name!r}"
-        if (self.trainer is None) == (self.train is None):
-            found = "neither" if self.trainer is None else "both"
-            raise StudyError(f"{name} needs either trainer=, a TrainerModule, or train=, a function: got {found}")
+        if self.trainer is not None and self.train is not None:
+            raise StudyError(f"{name} needs either trainer=, a TrainerModule, or train=, a function: got both")
         if self.trainer is not None:
             if not hasattr(self.trainer, "train_model"):
                 hint = "; pass a function as train=" if callable(self.trainer) else ""
@@ -167,7 +167,7 @@ class StudySpec:
             raise StudyError(f"{name} has data=, which only a trainer uses: load the data in its train function")
         if self.picture is not None:
             raise StudyError(f"{name} has picture=, which needs the model of a trainer: draw it in its train function")
-        if not isinstance(self.train, Command | OptunaObjective):
+        if not isinstance(self.train, Command | OptunaObjective | None):
             self._check_function(self.train)
 
     def _check_function(self, function: Any) -> None:
@@ -213,10 +213,10 @@ class StudySpec:
 
     @property
     def kind(self) -> str:
-        """What trains a trial: `trainer`, `function`, `objective` or `command`."""
+        """What trains a trial: `trainer`, `function`, `objective`, `command`, or `ask` for the caller of `ask`."""
         if self.trainer is not None:
             return "trainer"
-        return {Command: "command", OptunaObjective: "objective"}.get(type(self.train), "function")
+        return {type(None): "ask", Command: "command", OptunaObjective: "objective"}.get(type(self.train), "function")
 
     @property
     def objectives(self) -> tuple[str, ...]:

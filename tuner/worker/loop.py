@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tuner.errors import LeaseLost, StorageLost, StudyStopped
+from tuner.errors import LeaseLost, StorageLost, StudyError, StudyStopped
 from tuner.output.log import is_json, set_about
 from tuner.output.sanitize import hide_password
 from tuner.storage import AnyURL, storage_url, warn_of_password
@@ -21,6 +21,7 @@ from tuner.storage.sql.retry import IMPATIENT, PROMPT, Patience, patient
 from tuner.storage.sql.wait_time import database_s
 from tuner.storage.worker import claims, leases
 from tuner.storage.worker.claims import Claimant, NoTrial
+from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.studies import join, leave, register
 from tuner.study import StudySpec
 from tuner.study.launch_record import optimizer_rules_of
@@ -43,7 +44,7 @@ from tuner.worker.attempt import Attempt, Ended
 from tuner.worker.context import FinalWrites, Place, ProgramModes, Samplers, WorkerContext
 from tuner.worker.runtime import make_runtime
 from tuner.worker.time_use import TimeUse
-from tuner.worker.trainable import make_trainable
+from tuner.worker.trainable import Trainable, make_trainable
 
 if TYPE_CHECKING:
     from tuner.storage.optuna.storage import Storage
@@ -91,6 +92,8 @@ def run_worker(
     from tuner.storage.optuna.storage import Storage
     from tuner.worker.dry_run import check_study
 
+    if study.kind == "ask":
+        raise StudyError(f"study {study.name!r} has nothing to run: set trainer= or train=, or use ask() and tell()")
     url = storage_url(storage)
     devices = os.environ.get(DEVICES_VARIABLE, "")
     runtime = make_runtime(devices, needs_jax=study.trainer is not None)
@@ -124,6 +127,7 @@ class Worker:
         say: Callable[[Event], None],
         stop: Stop,
         place: Place,
+        trainable: Trainable | None = None,
     ) -> None:
         import optuna
 
@@ -156,7 +160,8 @@ class Worker:
         self.context = WorkerContext(
             study=study,
             study_id=study_id,
-            trainable=make_trainable(
+            trainable=trainable
+            or make_trainable(
                 study,
                 splits,
                 place.runtime,
@@ -185,29 +190,33 @@ class Worker:
 
     def run(self) -> None:
         """Claim and run trials until the budget is used up or a stop is requested."""
-        study = self.study
-        join(self.engine, self.claimant, self.place.describe())
-        self.say(StudyLoaded(study.name, study.trials, ", ".join(study.objectives)))
+        self.join()
         try:
             self._work()
         except StorageLost:
             if not self.context.stop.requested:  # otherwise it stopped waiting, because it must exit
                 raise
         finally:
-            self.context.background.close()
-            if not self.context.final_writes.is_over():
-                with contextlib.suppress(StorageLost):
-                    leave(self.context.final_writes.engine(), self.claimant.worker)
+            self.leave()
         self.say(WorkerDone())
+
+    def join(self) -> None:
+        """Register the worker with the study."""
+        study = self.study
+        join(self.engine, self.claimant, self.place.describe())
+        self.say(StudyLoaded(study.name, study.trials, ", ".join(study.objectives)))
+
+    def leave(self) -> None:
+        """Store that the worker has exited."""
+        self.context.background.close()
+        if not self.context.final_writes.is_over():
+            with contextlib.suppress(StorageLost):
+                leave(self.context.final_writes.engine(), self.claimant.worker)
 
     def _work(self) -> None:
         is_idle = False
         while not self.context.stop.requested:
-            self._limit_to_grid()
-            lease = claims.claim(self.engine, self.claimant)
-            for number in self.claimant.deadly:
-                message = f"trial {number} failed: too many workers died while running it"
-                self.say(TrialDeadly(number, message))
+            lease = self.claim()
             if lease is NoTrial.WAIT:
                 if not is_idle:
                     self.say(WorkerIdle())
@@ -217,7 +226,7 @@ class Worker:
                 self.context.say_seconds()
                 continue
             if isinstance(lease, NoTrial):
-                self._end(lease)
+                self.end(lease)
                 break
             is_idle = False
             self.context.final_writes.forget()
@@ -239,6 +248,14 @@ class Worker:
                 self.say(SearchFinished())
                 break
 
+    def claim(self) -> Lease | NoTrial:
+        """Claim the next trial; return the reason if there is none."""
+        self._limit_to_grid()
+        lease = claims.claim(self.engine, self.claimant)
+        for number in self.claimant.deadly:
+            self.say(TrialDeadly(number, f"trial {number} failed: too many workers died while running it"))
+        return lease
+
     def _limit_to_grid(self) -> None:
         """Limit the number of trials to those needed to try every point of a grid."""
         if self.grid_limits is None:
@@ -247,7 +264,7 @@ class Worker:
         self.claimant.trials = min(self.study.trials, limits.trials)
         self.claimant.new_trials = min(self.study.trials, limits.new)
 
-    def _end(self, reason: NoTrial) -> None:
+    def end(self, reason: NoTrial) -> None:
         """Raise StudyStopped unless the worker exits because everything is done."""
         name = self.study.name
         if reason is NoTrial.HOURS:

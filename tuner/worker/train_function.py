@@ -36,14 +36,22 @@ class FunctionTrainable(AsksOptuna):
             objective=study.objectives[0],
         )
 
+    def make_handle(self, run: Run, saved: TrialSaves, hparams: Any) -> Trial:
+        """Return the trial for the function."""
+        return Trial(run, saved)
+
+    def train(self, run: Run, trial: Trial) -> Any:
+        """Call the function; return what it returns."""
+        function: Any = self._study.train
+        return function(run.hparams, trial)
+
     def run(self, run: Run, saved: TrialSaves) -> End:
         if run.is_resumed and saved.newest is None:
             run.forget_reports()
-        trial = Trial(cast("Run", _Resumed(run, saved)), saved)
-        function: Any = self._study.train
+        trial = self.make_handle(cast("Run", _Resumed(run, saved)), saved, run.hparams)
         try:
             with registered_with_jax(run.hparams):
-                returned = function(run.hparams, trial)
+                returned = self.train(run, trial)
                 if isinstance(returned, Iterator):
                     returned = _reported(cast("Iterator[Any]", returned), trial)
             trial.finish(returned)
