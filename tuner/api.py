@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuner import errors
 from tuner.errors import StudyFileError
-from tuner.storage import AnyURL, open_storage
+from tuner.storage import AnyURL, open_storage, storage_url
 from tuner.study.command import Command
 from tuner.study.file import Settings, study_of
 from tuner.study.objective import OptunaObjective
@@ -198,7 +198,7 @@ def optimize(
             pruner=pruner,
         )
         launch(_target_of(objective), options)
-    return optuna.load_study(study_name=name, storage=open_storage(storage))
+    return optuna.load_study(study_name=name, storage=open_storage(storage_url(storage)))
 
 
 def _target_of(function: Callable[..., Any]) -> str:

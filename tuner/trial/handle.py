@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from tuner.errors import StudyError, TrialPruned, is_int
 from tuner.trial.report import Report
-
-if TYPE_CHECKING:
-    import jax
 
 
 class TrialRun(Protocol):
@@ -33,7 +30,7 @@ class TrialRun(Protocol):
         """Whether a report has ended the trial: it is pruned, or has diverged."""
         ...
 
-    def key(self) -> jax.Array: ...
+    def key(self) -> Any: ...
     def report(self, report: Report, *, is_last: bool = False) -> bool:
         """Store a report; return whether the trial must end. The last one of a training is not pruned."""
         ...
@@ -82,7 +79,7 @@ class Trial:
         """The trial's seed, in [0, 2^31). It depends only on the study's seed and the trial's number."""
         return self._run.seed
 
-    def key(self) -> jax.Array:
+    def key(self) -> Any:
         """Return a JAX key (Key[Array, ""]) from the trial's seed."""
         return self._run.key()
 

@@ -112,9 +112,8 @@ class Asking:
         self._storage = Storage(storage_url(storage))
         self._storage.engine = patient(self._storage.engine, Patience(PATIENCE_S, lambda: stop.requested))
         self._trainable = _HandOver(study, about)
-        self._worker = Worker(
-            study, None, self._storage, process_name(), lambda event: None, stop, place, self._trainable
-        )
+        name, trainable = process_name(), self._trainable
+        self._worker = Worker(study, None, self._storage, name, lambda event: None, stop, place, trainable)
         self._worker.join()
         self._open: dict[int, _Open] = {}
         self.close = weakref.finalize(self, _close, self._worker, self._storage, self._open)

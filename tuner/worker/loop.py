@@ -41,10 +41,11 @@ from tuner.trial.events import (
 )
 from tuner.trial.failures import describe, last_line, reason_to_stop
 from tuner.worker.attempt import Attempt, Ended
+from tuner.worker.choose import make_trainable
 from tuner.worker.context import FinalWrites, Place, ProgramModes, Samplers, WorkerContext
 from tuner.worker.runtime import make_runtime
 from tuner.worker.time_use import TimeUse
-from tuner.worker.trainable import Trainable, make_trainable
+from tuner.worker.trainable import Trainable
 
 if TYPE_CHECKING:
     from tuner.storage.optuna.storage import Storage

@@ -26,8 +26,9 @@ from tuner.study.file import Settings, function_study, split_target, study_in
 from tuner.study.launch_record import optimizer_rules_of
 from tuner.trial import Report, all_finite
 from tuner.trial.environment import DEVICES_VARIABLE
+from tuner.worker.choose import make_trainable
 from tuner.worker.runtime import Runtime, make_runtime
-from tuner.worker.trainable import Trainable, better_values, check_objectives, make_trainable
+from tuner.worker.trainable import Trainable, better_values, check_objectives
 
 
 @dataclass(frozen=True)

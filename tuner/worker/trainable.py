@@ -1,4 +1,4 @@
-"""What a worker can run as a trial: the protocol of a `Trainable`, and the choice for a study."""
+"""What a worker can run as a trial: the protocol of a `Trainable`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tuner.errors import StudyError, nearest
 from tuner.storage.artifacts import FILES
-from tuner.study.command import Command
-from tuner.study.objective import OptunaObjective
 from tuner.study.spec import StudySpec
 from tuner.trial import Report, all_finite
 from tuner.trial.handle import TrialRun
 
 if TYPE_CHECKING:
     import optuna
-
-    from tuner.worker.runtime import Runtime
 
 
 class End(enum.Enum):
@@ -175,33 +171,3 @@ class AsksOptuna:
 
 Choose = Callable[[str, Callable[[], str]], str]
 """Looks up how a program runs, or calls the function and stores the result."""
-
-
-def make_trainable(
-    study: StudySpec, splits: Any, runtime: Runtime, about: dict[str, Any], optimizer_rules: int, choose: Choose
-) -> Trainable:
-    """Return the trainable of a study.
-
-    Args:
-        study: The study.
-        splits: Its data; None if it has no trainer.
-        runtime: The worker's runtime.
-        about: Information to save with checkpoints.
-        optimizer_rules: The optimizer rules with which the study was started.
-        choose: See `Choose`.
-    """
-    if study.trainer is not None:
-        from tuner.worker.train_module import ModuleTrainable
-
-        return ModuleTrainable(study, splits, runtime.layout, about, optimizer_rules, choose)
-    if isinstance(study.train, OptunaObjective):
-        from tuner.worker.train_objective import ObjectiveTrainable
-
-        return ObjectiveTrainable(study)
-    if isinstance(study.train, Command):
-        from tuner.worker.train_command import CommandTrainable
-
-        return CommandTrainable(study, study.train)
-    from tuner.worker.train_function import FunctionTrainable
-
-    return FunctionTrainable(study, about)

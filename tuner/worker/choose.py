@@ -1,0 +1,41 @@
+"""Chooses what trains the trials of a study."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tuner.study import StudySpec
+from tuner.study.command import Command
+from tuner.study.objective import OptunaObjective
+from tuner.worker.runtime import Runtime
+from tuner.worker.trainable import Choose, Trainable
+
+
+def make_trainable(
+    study: StudySpec, splits: Any, runtime: Runtime, about: dict[str, Any], optimizer_rules: int, choose: Choose
+) -> Trainable:
+    """Return the trainable of a study.
+
+    Args:
+        study: The study.
+        splits: Its data; None if it has no trainer.
+        runtime: The worker's runtime.
+        about: Information to save with checkpoints.
+        optimizer_rules: The optimizer rules with which the study was started.
+        choose: See `Choose`.
+    """
+    if study.trainer is not None:
+        from tuner.worker.train_module import ModuleTrainable
+
+        return ModuleTrainable(study, splits, runtime.layout, about, optimizer_rules, choose)
+    if isinstance(study.train, OptunaObjective):
+        from tuner.worker.train_objective import ObjectiveTrainable
+
+        return ObjectiveTrainable(study)
+    if isinstance(study.train, Command):
+        from tuner.worker.train_command import CommandTrainable
+
+        return CommandTrainable(study, study.train)
+    from tuner.worker.train_function import FunctionTrainable
+
+    return FunctionTrainable(study, about)
