@@ -16,7 +16,7 @@ from tuner.study.objective import OptunaObjective
 from tuner.study.source import is_importing
 from tuner.study.space import Space, choice, int_uniform, log_uniform, uniform
 from tuner.study.spec import Direction, StudySpec
-from tuner.trial.handle import Trial
+from tuner.study.trial import Trial
 
 if TYPE_CHECKING:
     import optuna

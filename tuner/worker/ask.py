@@ -21,9 +21,9 @@ from tuner.storage.worker import leases
 from tuner.storage.worker.claims import NoTrial
 from tuner.study import StudySpec
 from tuner.study.space import Space
+from tuner.study.trial import Saves, Trial, TrialRun
 from tuner.trial import Stop
 from tuner.trial.environment import DEVICES_VARIABLE, process_name
-from tuner.trial.handle import Saves, Trial, TrialRun
 from tuner.worker.attempt import Attempt
 from tuner.worker.context import Place
 from tuner.worker.loop import PATIENCE_S, Worker

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from tuner.errors import TrialPruned
 from tuner.study import StudySpec
-from tuner.trial.handle import Trial
+from tuner.study.trial import Trial
 from tuner.worker.pytrees import registered_with_jax
 from tuner.worker.saves import TrialSaves
 from tuner.worker.trainable import AsksOptuna, End, Run

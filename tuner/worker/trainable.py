@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tuner.errors import StudyError, nearest
 from tuner.storage.artifacts import FILES
 from tuner.study.spec import StudySpec
+from tuner.study.trial import TrialRun
 from tuner.trial import Report, all_finite
-from tuner.trial.handle import TrialRun
 
 if TYPE_CHECKING:
     import optuna
