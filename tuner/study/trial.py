@@ -35,6 +35,10 @@ class TrialRun(Protocol):
         """Store a report; return whether the trial must end. The last one of a training is not pruned."""
         ...
 
+    def keep_saved(self) -> None:
+        """Store the reports that were saved with the state, because none follows."""
+        ...
+
     def must_stop(self) -> bool:
         """Return whether the worker must give back the trial."""
         ...
@@ -171,7 +175,9 @@ class Trial:
         if self._ending is not None:
             raise self._ending
         if returned is None:
-            if self._last is None:
+            if self._last is None and self.epoch > 0:  # it resumed after its last epoch
+                self._run.keep_saved()
+            elif self._last is None:
                 raise StudyError(
                     "train reported nothing: yield metrics, call trial.report(metrics), or return a number"
                 )

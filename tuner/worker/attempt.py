@@ -240,6 +240,9 @@ class Attempt:
         """Whether a report has ended the trial."""
         return self.decision is not None
 
+    def keep_saved(self) -> None:
+        """Do nothing: only functions have saved reports, and `FunctionTrainable` keeps them."""
+
     def restart(self, why: str) -> None:
         """Delete the trial's reports, because its checkpoint does not fit the study's file any more."""
         leases.forget_reports(self.context.engine, self.lease)

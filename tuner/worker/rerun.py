@@ -104,6 +104,9 @@ class _Rerun:
     def must_stop(self) -> bool:
         return False
 
+    def keep_saved(self) -> None:
+        """Do nothing: only functions have saved reports, and `FunctionTrainable` keeps them."""
+
     def restart(self, why: str) -> None:
         pass
 

@@ -211,28 +211,39 @@ def _content(state: object, epoch: int, record: dict[str, Any]) -> _Content:
         if not state.exists():
             raise CheckpointError(f"cannot save the trial's state: no file or folder {str(state)!r}")
         return _Content(epoch, to_json({**record, "kind": "files", "name": state.name}), path=state)
-    if "jax" in sys.modules:
+    arrays: dict[str, Any] = {}
+    try:
+        tree = _encoded(state, arrays, "state")
+    except _NeedsJax:
         from tuner.training.foreign import to_host
 
         return _Content(epoch, to_json({**record, "kind": "jax"}), jax_tree=to_host(state))
-    arrays: dict[str, Any] = {}
-    tree = _encoded(state, arrays, "state")
     return _Content(epoch, to_json({**record, "kind": "arrays", "tree": tree}), arrays=arrays)
 
 
+class _NeedsJax(Exception):
+    """A state has leaves that only JAX knows."""
+
+
 def _encoded(value: Any, arrays: dict[str, Any], where: str) -> Any:
-    """Return a tree as JSON; its arrays are copied to `arrays` and replaced by their numbers."""
+    """Return a tree as JSON; its arrays are copied to `arrays` and replaced by their numbers.
+
+    Raises:
+        _NeedsJax: it has a JAX array, or another node that may be one of JAX's.
+    """
     if value is None or isinstance(value, bool | int | float | str):
         return {"value": value}
-    if isinstance(value, Mapping):
+    if type(value) is dict:
         given = cast("Mapping[object, object]", value)
         if not all(isinstance(key, str) for key in given):
             raise CheckpointError(f"the keys of a saved state must be texts: got {list(given)!r} in {where}")
         return {"dict": {str(key): _encoded(part, arrays, f"{where}[{key!r}]") for key, part in given.items()}}
-    if isinstance(value, list | tuple):
+    if type(value) in (list, tuple):
         parts = cast("Sequence[object]", value)
         kind = "list" if isinstance(value, list) else "tuple"
         return {kind: [_encoded(part, arrays, f"{where}[{at}]") for at, part in enumerate(parts)]}
+    if "jax" in sys.modules and not isinstance(value, np.ndarray | np.generic):
+        raise _NeedsJax
     array = np.array(value)
     if array.dtype.kind in "OUSMm":
         raise CheckpointError(

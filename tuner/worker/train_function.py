@@ -101,6 +101,10 @@ class _Resumed:
         self._saved.add_reports([report])
         return self._run.report(report, is_last=is_last)
 
+    def keep_saved(self) -> None:
+        """See `TrialRun.keep_saved`."""
+        self._begin(self._saved.epoch + 1)
+
     def _begin(self, epoch: int) -> None:
         newest = self._saved.newest
         if not self._run.is_resumed or newest is None:
