@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import subprocess
 import sys
@@ -187,18 +188,16 @@ def test_a_wrong_report_ends_the_worker_and_gives_back_the_trial(runs: Runs, rep
 
 def test_a_function_cannot_hide_a_wrong_report(runs: Runs) -> None:
     def train(hparams: HParams, trial: Trial) -> float:
-        try:
+        with contextlib.suppress(Exception):
             trial.report({"loss": "high"})
-        except Exception:
-            pass
         return 1.0
 
-    with pytest.raises(StudyError, match="^the metric 'loss' must be a number"):
+    with pytest.raises(StudyError, match=r"^the metric 'loss' must be a number"):
         runs(train)
 
 
 def test_a_function_that_reports_nothing_is_refused(runs: Runs) -> None:
-    with pytest.raises(StudyError, match="^train reported nothing: yield metrics, call trial.report"):
+    with pytest.raises(StudyError, match=r"^train reported nothing: yield metrics, call trial.report"):
         runs(lambda hparams, trial: None)
 
 
@@ -372,8 +371,10 @@ def test_a_file_or_a_folder_can_be_a_state(runs: Runs) -> None:
             stop.requested = found is None and epoch == 1
 
     runs(train, stop=stop)
-    runs(train)
-    assert seen == [None, ("state", "after 2")]
+    (trial,) = runs(train)
+    assert seen == [None, ("state", "after 3")]
+    assert trial.state == TrialState.COMPLETE, "although the second run had nothing more to report"
+    assert trial.intermediate_values == {1: 1.0, 2: 1.0, 3: 1.0}
 
 
 def test_a_state_that_cannot_be_saved_fails_the_trial(runs: Runs) -> None:
@@ -381,8 +382,9 @@ def test_a_state_that_cannot_be_saved_fails_the_trial(runs: Runs) -> None:
         yield {"loss": 1.0}
         trial.save(trial.folder / "missing")
 
-    (trial,) = runs(train)
-    assert trial.state == TrialState.FAIL
+    with pytest.raises(StudyStopped, match="cannot save the trial's state: no file or folder"):
+        runs(train)
+    assert {one.state for one in runs.trials()} == {TrialState.FAIL}
 
 
 def test_the_states_of_trials_that_are_not_among_the_best_are_removed(runs: Runs) -> None:
