@@ -1,0 +1,246 @@
+"""Commands as trials: metrics in lines of JSON, logs, ends, and no process that outlives its trial."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from storage_tools import connection_to
+
+from tuner import Command, Space, Study, uniform
+from tuner.errors import StudyError, StudyStopped
+from tuner.trial import Stop
+from tuner.worker import run_worker
+
+
+class HParams(Space):
+    x: float = uniform(0.0, 1.0)
+
+
+class Commands:
+    """Runs studies whose command is a Python program."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.url = folder, f"sqlite:///{folder}/study.db"
+
+    def __call__(
+        self, program: str, *words: str, stop: Stop | None = None, grace_s: float = 4.0, **settings: Any
+    ) -> list[optuna.trial.FrozenTrial]:
+        path = self.folder / "program.py"
+        path.write_text(program)
+        given = {"objective": "loss", "direction": "minimize", "trials": 1, "pruner": "none", "retries": 0}
+        command = Command([sys.executable, str(path), *words], grace_s=grace_s)
+        study = Study(name="one", space=HParams, train=command, **{**given, **settings})
+        run_worker(study, self.url, artifacts=str(self.folder / "artifacts"), stop=stop)
+        return self.trials()
+
+    def trials(self) -> list[optuna.trial.FrozenTrial]:
+        return optuna.load_study(study_name="one", storage=self.url).trials
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        with connection_to(self.url) as connection:
+            return [tuple(row) for row in connection.exec_driver_sql(query)]
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Commands:
+    return Commands(tmp_path)
+
+
+def is_running(pid: int) -> bool:
+    """Return whether a process runs; one that has ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+REPORTS = """
+import json, os, sys
+print("starting", sys.argv[1:])
+for epoch in range(3):
+    print(json.dumps({"loss": 3.0 - epoch, "size": 2, "phase": "validation"}))
+print(json.dumps({"level": "info"}))
+print("careful", file=sys.stderr)
+print(json.dumps({"epoch": 9, "step": 90, "loss": 0.5}))
+given = {name: os.environ["TUNER_" + name.upper()] for name in ("hparams", "folder", "number", "seed")}
+open(os.path.join(given["folder"], "given.json"), "w").write(json.dumps(given))
+"""
+
+
+def test_lines_of_json_are_reports_and_the_rest_is_a_log(commands: Commands) -> None:
+    (trial,) = commands(REPORTS, "--x={x}", "{number}")
+    assert trial.state == TrialState.COMPLETE
+    assert trial.value == 0.5
+    assert trial.intermediate_values == {1: 3.0, 2: 2.0, 3: 1.0, 9: 0.5}
+    stored = commands.rows("SELECT epoch, step, metrics FROM tuner_reports ORDER BY epoch")
+    assert [(epoch, step, json.loads(metrics)) for epoch, step, metrics in stored] == [
+        (1, 1, {"loss": 3.0, "size": 2.0}),
+        (2, 2, {"loss": 2.0, "size": 2.0}),
+        (3, 3, {"loss": 1.0, "size": 2.0}),
+        (9, 90, {"loss": 0.5}),
+    ]
+    (root,) = commands.folder.glob("artifacts/*/0")
+    log = (root / "log.txt").read_text().splitlines()
+    assert sorted(log) == sorted([f"starting ['--x={trial.params['x']!r}', '0']", '{"level": "info"}', "careful"])
+    ((fence, lines),) = commands.rows("SELECT fence, lines FROM tuner_logs")
+    assert (fence, lines.splitlines()) == (1, log)
+    given = json.loads((root / "files" / "given.json").read_text())
+    assert json.loads(given["hparams"]) == trial.params
+    assert given["folder"] == str(root / "files")
+    assert given["number"] == "0"
+    assert 0 <= int(given["seed"]) < 2**31
+
+
+@pytest.mark.parametrize(
+    ("program", "error"),
+    [
+        ("print('before'); raise SystemExit(3)", "the command ended with exit status 3"),
+        ("import os, signal; print('before', flush=True); os.kill(os.getpid(), signal.SIGSEGV)", "ended with SIGSEGV"),
+        (
+            "print('before'); print('{\"los\": 1.0}')",
+            "the command reported no loss: print a line of JSON .* printed los",
+        ),
+    ],
+)
+def test_a_command_that_fails_shows_its_status_and_its_last_lines(commands: Commands, program: str, error: str) -> None:
+    with pytest.raises(StudyStopped, match=rf"the same error ended 3 trials in a row[^\n]*\nbefore\n(.*\n)*.*{error}"):
+        commands(program)
+    assert [one.state for one in commands.trials()] == [TrialState.FAIL] * 3
+
+
+def test_a_program_that_does_not_exist_fails_the_trial(commands: Commands) -> None:
+    study = Study(
+        name="one", space=HParams, train=Command("no-such-program {x}"), objective="loss", direction="minimize",
+        trials=1, retries=0,
+    )  # fmt: skip
+    with pytest.raises(StudyStopped, match="cannot run 'no-such-program': No such file or directory"):
+        run_worker(study, commands.url, artifacts=str(commands.folder / "artifacts"))
+
+
+def test_an_objective_that_is_not_a_number_is_refused(commands: Commands) -> None:
+    with pytest.raises(StudyError, match=r"the objective 'loss' is missing from the metrics of epoch 1"):
+        commands("""print('{"loss": "high"}')""")
+
+
+OUTLIVES = """
+import json, os, signal, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+signal.signal(signal.SIGTERM, lambda *_: (open("FOLDER/asked", "w").close(), IGNORES or sys.exit(0)))
+open("FOLDER/pids", "w").write(f"{os.getpid()} {child.pid}")
+print(json.dumps({"loss": 9.0}), flush=True)
+while True:
+    time.sleep(0.1)
+"""
+
+
+@pytest.mark.parametrize("ignores", [False, True])
+def test_a_pruned_command_ends_with_all_its_processes(commands: Commands, ignores: bool) -> None:
+    program = OUTLIVES.replace("FOLDER", str(commands.folder)).replace("IGNORES", str(ignores))
+    pruner = optuna.pruners.ThresholdPruner(upper=5.0)
+    (trial,) = commands(program, pruner=pruner, grace_s=0.5 if ignores else 60.0)
+    assert trial.state == TrialState.PRUNED
+    assert (commands.folder / "asked").exists(), "it got SIGTERM first"
+    pids = [int(word) for word in (commands.folder / "pids").read_text().split()]
+    assert [is_running(pid) for pid in pids] == [False, False]
+
+
+def test_a_stopped_command_is_given_back_and_resumes_from_its_folder(
+    commands: Commands, wait_until: Callable[..., Any]
+) -> None:
+    program = """
+import json, os, pathlib, sys, time
+path = pathlib.Path(os.environ["TUNER_FOLDER"], "epoch")
+done = int(path.read_text()) if path.exists() else 0
+for epoch in range(done + 1, 6):
+    if done == 0 and epoch == 4:
+        time.sleep(600)
+    path.write_text(str(epoch))
+    print(json.dumps({"epoch": epoch, "loss": float(epoch + 10 * (done > 0))}), flush=True)
+"""
+    import threading
+
+    stop = Stop()
+    worker = threading.Thread(target=commands, args=(program,), kwargs={"stop": stop})
+    worker.start()
+    try:
+        wait_until(lambda: list(commands.folder.glob("artifacts/*/0/files/epoch")), "a first epoch")
+        (path,) = commands.folder.glob("artifacts/*/0/files/epoch")
+        wait_until(lambda: path.read_text() == "3", "the third epoch")
+    finally:
+        stop.requested = True
+        worker.join()
+    (trial,) = commands.trials()
+    assert trial.state == TrialState.RUNNING
+    (trial,) = commands(program)
+    assert trial.state == TrialState.COMPLETE
+    assert trial.intermediate_values == {1: 1.0, 2: 2.0, 3: 3.0, 4: 14.0, 5: 15.0}
+
+
+def test_a_command_dies_with_its_worker(commands: Commands, wait_until: Callable[..., Any]) -> None:
+    program = OUTLIVES.replace("FOLDER", str(commands.folder)).replace("IGNORES", "True")
+    (commands.folder / "program.py").write_text(program)
+    (commands.folder / "study.py").write_text(
+        f"""
+import sys
+from tuner import Command, Space, Study, uniform
+
+class HParams(Space):
+    x: float = uniform(0.0, 1.0)
+
+command = Command([sys.executable, {str(commands.folder / "program.py")!r}])
+study = Study(name="one", space=HParams, train=command, objective="loss", direction="minimize", trials=1)
+"""
+    )
+    env = {**os.environ, "TUNER_STORAGE": commands.url, "TUNER_ARTIFACTS": str(commands.folder / "artifacts")}
+    worker = subprocess.Popen([sys.executable, "-m", "tuner", "worker", "study.py"], cwd=commands.folder, env=env)
+    try:
+        wait_until(lambda: (commands.folder / "pids").exists() and (commands.folder / "pids").read_text(), "its start")
+    finally:
+        worker.send_signal(signal.SIGKILL)
+        worker.wait()
+    pids = [int(word) for word in (commands.folder / "pids").read_text().split()]
+    wait_until(lambda: not any(map(is_running, pids)), "the end of both processes")
+
+
+def test_a_worker_of_a_command_does_not_import_jax(tmp_path: Path) -> None:
+    script = """
+import sys
+from tuner import Command, Space, Study, uniform
+from tuner.worker import run_worker
+
+class HParams(Space):
+    x: float = uniform(0.0, 1.0)
+
+command = Command([sys.executable, "-c", "print('{{\\"loss\\": {x}}}')"])
+study = Study(name="one", space=HParams, train=command, objective="loss", direction="minimize", trials=2)
+run_worker(study, "sqlite:///study.db", artifacts="artifacts")
+print("jax" in sys.modules)
+"""
+    (tmp_path / "script.py").write_text(script)
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
+
+
+def test_a_long_log_is_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tuner.worker import trial_log
+
+    monkeypatch.setattr(trial_log, "_MAX_BYTES", 100)
+    stored: list[list[str]] = []
+    path = tmp_path / "log.txt"
+    with trial_log.TrialLog(path, lambda lines: stored.append(list(lines))) as log:
+        for number in range(300):
+            log.add(f"line {number}")
+        log.add("x" * 20_000)
+    assert stored == [[*(f"line {number}" for number in range(201, 300)), "x" * 10_000]]
+    assert path.with_name("log.1.txt").read_text().splitlines() == ["x" * 10_000]
+    assert path.exists() is False
