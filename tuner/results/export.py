@@ -144,6 +144,7 @@ def export_bundle(engine: Engine, study_name: str, path: Path, number: int | Non
     study = find_study(engine, study_name)
     if number is None:
         number = best_number(engine, study_name)
+    check_has_model(study)
     trial = show_row(engine, study_name, number)
     checkpoint, file = checkpoint_of(trial), file_of(trial)
     check_file(engine, read_trial(engine, study, number), file)
@@ -163,6 +164,16 @@ def export_bundle(engine: Engine, study_name: str, path: Path, number: int | Non
         for part in sorted(checkpoint.rglob("*")):
             bundle.write(part, Path("checkpoint") / part.relative_to(checkpoint))
     return number
+
+
+def check_has_model(study: StudyRow) -> None:
+    """Raise UsageError if a study has no trainer, and so no model that tuner can load."""
+    kind = study.record.get("train")
+    if kind is not None:
+        raise UsageError(
+            f"study {study.name!r} has {'an' if kind == 'objective' else 'a'} {kind} instead of a trainer, so tuner "
+            "cannot load its models; `tuner show` prints the folder of the states or files that a trial has saved"
+        )
 
 
 def best_number(engine: Engine, study_name: str) -> int:

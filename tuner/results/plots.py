@@ -246,7 +246,9 @@ def _savings(subject: Subject) -> Figure:
     """Draw the device hours spent, and those saved by pruning, over the trials."""
     efforts, epochs = read_efforts(subject.engine, subject.row.study_id), subject.row.record.get("epochs")
     if not efforts or not epochs:
-        raise UsageError(f"the time saved is known only for studies created by tuner: {subject.row.name!r} was not")
+        is_ours = bool(subject.row.record)
+        reason = "does not say how many epochs a trial trains (`epochs`)" if is_ours else "was not created by tuner"
+        raise UsageError(f"the time saved is not known: study {subject.row.name!r} {reason}")
     figure, axes = _axes("Time saved by pruning (estimate)", "trial", "device hours")
     spent, saved, typical_s = [0.0], [0.0], typical_epoch_s(efforts)
     for effort in efforts:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuner.errors import CheckpointError, UsageError
 from tuner.output.jsonfile import read_json, write_json
+from tuner.results.export import check_has_model
 from tuner.results.rows import no_feasible
 from tuner.storage import AnyURL, StorageURL, connected, mirroring, parse_url
 from tuner.storage.read.queries import StudyRow, TrialRow, find_study, read_best, read_trial
@@ -100,6 +101,7 @@ def pack(study: StudyRow, trial: TrialRow, folder: Path) -> Mapping[str, Any]:
     """
     from tuner.training.saved.checkpoints import read
 
+    check_has_model(study)
     where = trial.record.checkpoint
     if where is None:
         raise UsageError(

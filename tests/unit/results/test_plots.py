@@ -163,7 +163,7 @@ def test_of_very_many_trials_a_part_is_drawn(url: str, monkeypatch: pytest.Monke
             "pair",
             "savings",
             "a.png",
-            r"the time saved is known only for studies created by tuner: 'pair' was not",
+            r"the time saved is not known: study 'pair' was not created by tuner",
         ),
     ],
 )
