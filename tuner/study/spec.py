@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from tuner.errors import SpaceError, StudyError, is_int, is_number
 from tuner.output.sanitize import is_unstorable
+from tuner.study.data import StudyData
 from tuner.study.domains import Domain, parameters
 from tuner.study.launch_record import OPTIMIZER_RULES, describe_space, differences, optimizer_rules_of, with_rules
+from tuner.study.signatures import takes_hparams
+from tuner.study.source import call_study_code
 from tuner.study.space import Space, check_fixed, from_params, is_space, parse_fixed, sample, to_params
 
 if TYPE_CHECKING:
@@ -30,8 +33,8 @@ class StudySpec:
         name: The study's name in the storage.
         space: A `Space` class, or a function from an Optuna trial to a `Space` instance (define-by-run).
         trainer: A `tuner.training.TrainerModule` class or instance.
-        data: A function that takes the study's seed and returns `tuner.training.Splits`. Each worker calls it once;
-            every trial uses the same split.
+        data: A function that returns `tuner.training.Splits`: `data(seed)`, which each worker calls once, or
+            `data(seed, hparams)`, which may read static hyperparameters. See `StudyData`.
         objective: The name of a validation metric that the trainer reports, or several for a Pareto search.
         direction: `"maximize"` or `"minimize"`, for one objective.
         directions: The directions of several objectives.
@@ -59,7 +62,7 @@ class StudySpec:
     name: str
     space: type[Space] | Callable[[optuna.Trial], Space]
     trainer: Any
-    data: Callable[[int], Any]
+    data: Callable[..., Any]
     objective: str | Sequence[str]
     direction: Direction | None = None
     directions: Sequence[Direction] | None = None
@@ -106,6 +109,7 @@ class StudySpec:
             raise StudyError(f"space must be a Space class or a function of an Optuna trial: got {self.space!r}")
         if not callable(self.data):
             raise StudyError(f"data must be a function that takes the study's seed: got {self.data!r}")
+        takes_hparams(self.data, "data", "seed")
         if self.picture is not None and not callable(self.picture):
             raise StudyError(f"picture must be a function of a trained model and the data: got {self.picture!r}")
         names = self.objectives if isinstance(self.objective, str | list | tuple) else ()
@@ -220,6 +224,19 @@ class StudySpec:
             return self.sample(optuna.trial.FixedTrial(dict(params)))  # pyright: ignore[reportArgumentType]
         except ValueError as error:
             raise SpaceError(f"invalid hyperparameters for {self.space.__name__}: {error}") from None
+
+    def data_for(self, hparams: Space, *, seed: int | None = None) -> Any:
+        """Return the data of a trial with these hyperparameters, `tuner.training.Splits`.
+
+        Args:
+            hparams: The hyperparameters.
+            seed: The seed of the stored study, if it was changed at the launch; the study's own if None.
+
+        Raises:
+            StudyError: `data` raised an error, or read a traced hyperparameter; the message has the line or the name.
+        """
+        data = StudyData(self.data, self.seed if seed is None else seed)
+        return call_study_code(data.failure, data.for_hparams, hparams)
 
     def changed(self, *, fixed: Mapping[str, str] | None = None, **settings: object) -> Self:
         """Return a copy of the study with settings from the command line.

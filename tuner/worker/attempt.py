@@ -168,7 +168,7 @@ class Attempt:
             )
             reports = study.trainer.train_model(
                 hparams,
-                context.splits,
+                context.data.for_hparams(hparams),
                 epochs=study.epochs,
                 seed=trial_seed(study.seed, lease.number, "training"),
                 objective=self.objectives[0],

@@ -19,7 +19,7 @@ from tuner.storage.sql.retry import Patience, patient
 from tuner.storage.worker.claims import Claimant
 from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.studies import mode_of
-from tuner.study import StudySpec
+from tuner.study import StudyData, StudySpec
 from tuner.study.source import code_digest, git_state
 from tuner.trial import Event, Stop
 from tuner.trial.events import SecondsSpent
@@ -143,7 +143,7 @@ class WorkerContext:
     Attributes:
         study: The study.
         study_id: Its id in the storage.
-        splits: Its data.
+        data: Its data, by hyperparameters.
         optimizer_rules: The optimizer rules with which the study was started.
         storage: Optuna's view of the database.
         engine: The same database; waits for it with a worker's patience.
@@ -164,7 +164,7 @@ class WorkerContext:
 
     study: StudySpec
     study_id: int
-    splits: Any
+    data: StudyData
     optimizer_rules: int
     storage: Storage
     engine: Engine

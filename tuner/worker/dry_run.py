@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from tuner.study import StudySpec
+from tuner.study import StudyData, StudySpec
 from tuner.study.source import call_study_code
 
 
-def check_study(study: StudySpec, splits: object) -> None:
-    """Trace the training for an example of each conditional option, before anything is stored.
+def check_study(study: StudySpec, data: StudyData) -> None:
+    """Trace the training for an example of each conditional option, with its data, before anything is stored.
 
     Raises:
         UsageError: see `tuner.training.loop.checks.check_trainer`.
@@ -25,6 +25,7 @@ def check_study(study: StudySpec, splits: object) -> None:
         trial = optuna.create_study(sampler=sampler).ask()
         candidates = iter([call_study_code("the space's function failed", study.sample, trial)])
     for hparams in candidates:
+        splits = call_study_code(data.failure, data.for_hparams, hparams)
         call_study_code(
             "the trainer failed", check_trainer, study.trainer, hparams, splits, study.objectives, study.epochs
         )

@@ -22,9 +22,8 @@ from tuner.storage.sql.wait_time import database_s
 from tuner.storage.worker import claims, leases
 from tuner.storage.worker.claims import Claimant, NoTrial
 from tuner.storage.worker.studies import join, leave, register
-from tuner.study import StudySpec
+from tuner.study import StudyData, StudySpec
 from tuner.study.launch_record import optimizer_rules_of
-from tuner.study.source import call_study_code
 from tuner.trial import Event, Stop
 from tuner.trial import optuna_private as private
 from tuner.trial.environment import DEVICES_VARIABLE, LAUNCHED_VARIABLE, worker_name
@@ -94,8 +93,8 @@ def run_worker(
     warning = missing_accelerator(devices)
     if warning:
         tell(warning, "no_accelerator", "warning")
-    splits = call_study_code("data(seed) failed", study.data, study.seed)
-    check_study(study, splits)
+    data = StudyData(study.data, study.seed)
+    check_study(study, data)
     about = {"study": study.name, "file": None if file is None else os.path.abspath(file)}
     clock = CompileClock()
     time_use = TimeUse({"compiling": lambda: clock.total_s, "database": database_s})
@@ -108,7 +107,7 @@ def run_worker(
     optuna_storage.engine = patient(optuna_storage.engine, patience)
     warn_of_password()
     try:
-        Worker(study, splits, optuna_storage, name or worker_name(), say, stop, place).run()
+        Worker(study, data, optuna_storage, name or worker_name(), say, stop, place).run()
     finally:
         optuna_storage.close()
 
@@ -119,7 +118,7 @@ class Worker:
     def __init__(
         self,
         study: StudySpec,
-        splits: object,
+        data: StudyData,
         storage: Storage,
         name: str,
         say: Callable[[Event], None],
@@ -157,7 +156,7 @@ class Worker:
         self.context = WorkerContext(
             study=study,
             study_id=study_id,
-            splits=splits,
+            data=data,
             optimizer_rules=optimizer_rules_of(registered.record),
             storage=storage,
             engine=self.engine,

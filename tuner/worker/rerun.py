@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import Engine
 
@@ -18,31 +17,32 @@ from tuner.storage.read.lineage import read_metrics, read_study_file
 from tuner.storage.read.queries import StudyRow, find_baseline, find_study, read_by_ids, read_trial
 from tuner.storage.worker.confirmations import read_confirmations, store_confirmation
 from tuner.storage.worker.studies import mode_of
-from tuner.study import StudySpec, trial_seed
+from tuner.study import StudyData, StudySpec, trial_seed
 from tuner.study.file import split_target, study_in
 from tuner.study.launch_record import optimizer_rules_of
+from tuner.study.source import call_study_code
 from tuner.trial import Report
 
 
 @dataclass(frozen=True)
 class Rerunner:
-    """A study for training its trials again: its row, the `Study`, its file, and its data."""
+    """A study for training its trials again: its row, the `Study`, its file, and its data by hyperparameters."""
 
     engine: Engine
     row: StudyRow
     study: StudySpec
     file: Path
-    splits: Any
+    data: StudyData
 
     def train(self, params: Mapping[str, object], seed: int, epochs: int) -> Iterator[Report]:
         """Yield the reports of a training with stored hyperparameters, up to an epoch."""
         from tuner.training.loop.runtime import worker_layout
         from tuner.trial.environment import DEVICES_VARIABLE
 
-        study = self.study
+        study, hparams = self.study, self.study.hparams_of(params)
         training = study.trainer.train_model(
-            study.hparams_of(params),
-            self.splits,
+            hparams,
+            call_study_code(self.data.failure, self.data.for_hparams, hparams),
             epochs=study.epochs,
             seed=seed,
             objective=study.objectives[0],
@@ -90,7 +90,7 @@ def open_study(engine: Engine, name: str, file: str | None, fixed: Mapping[str, 
     except StudyError as error:
         raise StudyError(f"{error}; pass the same fixed hyperparameters as the launch (`fixed`)") from None
     use_persistent_cache()
-    return Rerunner(engine, row, study, found, study.data(study.seed))
+    return Rerunner(engine, row, study, found, StudyData(study.data, study.seed))
 
 
 # --- With the same seed
