@@ -35,5 +35,7 @@ def takes_hparams(function: Callable[..., Any], what: str, first: str) -> bool:
     is_variable = any(each.kind is each.VAR_POSITIONAL for each in given)
     is_more = any(each.kind is each.KEYWORD_ONLY and each.default is each.empty for each in given)
     if len(needed) > 2 or is_more or not (by_position or is_variable):
-        raise StudyError(f"{what} must take ({first}) or ({first}, hparams): got {signature}")
+        names = [each.replace(annotation=each.empty) for each in given]
+        shown = signature.replace(parameters=names, return_annotation=signature.empty)
+        raise StudyError(f"{what} must take ({first}) or ({first}, hparams): got {shown}")
     return len(needed) == 2 or any(each.name == "hparams" for each in by_position[1:2])
