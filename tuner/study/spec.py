@@ -33,8 +33,9 @@ class StudySpec:
         name: The study's name in the storage.
         space: A `Space` class, or a function from an Optuna trial to a `Space` instance (define-by-run).
         trainer: A `tuner.training.TrainerModule` class or instance.
-        data: A function that returns `tuner.training.Splits`: `data(seed)`, which each worker calls once, or
-            `data(seed, hparams)`, which may read static hyperparameters. See `StudyData`.
+        data: A function that returns `tuner.training.Splits`. Each worker calls `data(seed)`, with the study's seed,
+            once. `data(seed, hparams)` may read static hyperparameters, and is called for each set of values that it
+            reads; see `StudyData`.
         objective: The name of a validation metric that the trainer reports, or several for a Pareto search.
         direction: `"maximize"` or `"minimize"`, for one objective.
         directions: The directions of several objectives.

@@ -74,15 +74,18 @@ def test_each_length_is_made_and_compiled_once(tmp_path: Path, clock: CompileClo
 
 
 def test_a_resumed_trial_has_its_own_data(tmp_path: Path) -> None:
-    made = study()
+    made = study(trials=3)
     quiet, url = f"sqlite:///{tmp_path}/quiet.db", f"sqlite:///{tmp_path}/study.db"
     run_worker(made, quiet, artifacts=str(tmp_path / "quiet"))
     expected = {row["number"]: (row["hparams"], row["value"]) for row in rows_of(quiet)}
     assert len({hparams["length"] for hparams, _ in expected.values()}) > 1
 
     said: list[Event] = []
-    for _ in range(4 * 3 + 4):  # each worker ends after one epoch
+    rounds = 0
+    while sum(isinstance(event, TrialEnded) for event in said) < 3:  # each worker ends after one epoch
         stop = Stop()
+        rounds += 1
+        assert rounds < 20
 
         def stop_after_one(event: Event, stop: Stop = stop) -> None:
             said.append(event)
@@ -90,28 +93,30 @@ def test_a_resumed_trial_has_its_own_data(tmp_path: Path) -> None:
 
         run_worker(made, url, artifacts=str(tmp_path / "artifacts"), say=stop_after_one, stop=stop)
 
-    assert sum(isinstance(event, TrialBegan) for event in said) > 4, "trials were resumed"
+    assert sum(isinstance(event, TrialBegan) for event in said) > 3, "trials were resumed"
     assert not any(isinstance(event, TrialRestarted) for event in said)
     assert {row["number"]: (row["hparams"], row["value"]) for row in rows_of(url)} == expected
 
 
 def test_an_error_in_the_data_of_one_trial_fails_only_that_trial(tmp_path: Path) -> None:
     def broken(seed: int, hparams: Any) -> Splits:
-        if hparams.length == 4:
+        if hparams.length == 4 and len(failures) < 2:  # the first trial of this length, and its retry
+            failures.append(hparams.length)
             raise ValueError("no windows of 4")
         return windows_study.data(seed, hparams)
 
-    line = broken.__code__.co_firstlineno + 2
+    line = broken.__code__.co_firstlineno + 3
     said: list[Event] = []
+    failures: list[int] = []
     url = f"sqlite:///{tmp_path}/study.db"
-    run_worker(study(data=broken, sampler="random"), url, artifacts=str(tmp_path / "artifacts"), say=said.append)
+    run_worker(study(data=broken), url, artifacts=str(tmp_path / "artifacts"), say=said.append)
 
-    ended = {row["hparams"]["length"]: row["outcome"] for row in rows_of(url) if row["outcome"] != "failed"}
-    assert ended == {2: "complete", 3: "complete"}
+    rows = rows_of(url)
+    assert [row["hparams"]["length"] for row in rows if row["outcome"] == "failed"] == [4]
+    assert [row["outcome"] for row in rows if row["outcome"] != "failed"] == ["complete"] * 4
     message = f"data(seed, hparams) failed: {__file__}:{line}: ValueError: no windows of 4"
     retried = [event.error for event in said if isinstance(event, TrialRetried)]
-    assert retried
-    assert set(retried) == {message}
+    assert retried == [message]
 
 
 def test_errors_before_the_first_trial_store_nothing(tmp_path: Path) -> None:
