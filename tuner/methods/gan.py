@@ -133,7 +133,7 @@ class GANTrainer(TrainerModule[H]):
         refuse_uncalled(self, GANTrainer, **steps, init_model="init_networks", init_optimizer="init_optimizers")
         if self.precision != "float32":
             raise StudyError(f"a GANTrainer needs precision='float32': got {self.precision!r}")
-        params, collections = self.build_model(hparams).init(Stream.INIT.key(key), self.inputs(batch))
+        params, collections = self.build_model(hparams).init(Stream.INIT.key(key), self._arguments(batch, hparams))
         optimizers = self.build_optimizers(hparams, total_steps, Stream.NOISE.key(key))
         opt_state = {name: optimizer.init(params[name]) for name, optimizer in optimizers.items()}
         average = None if self.ema_decay(hparams) is None else Average(params, collections)

@@ -131,7 +131,7 @@ class Laplace(Posterior[H]):
     def _curvature(self, state: TrainState, batch: Batch, hparams: H) -> jax.Array:
         """Return the curvature of a batch at a state's weights."""
         made, _ = super().apply_inputs(
-            state.params, state.collections["model"], self._arguments(batch), hparams, train=False
+            state.params, state.collections["model"], self._arguments(batch, hparams), hparams, train=False
         )
         outputs, features = self._checked(made)
         return gauss_newton(self.hessian(outputs, hparams), with_bias(features), batch["weight"])

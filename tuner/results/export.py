@@ -260,7 +260,7 @@ trial = json.loads((here / "trial.json").read_text())
 study = load_study(f"{here / 'study.py'}:{trial['study']}")
 hparams = study.hparams_of(trial["hparams"])
 loaded = load_from_checkpoint(here / "checkpoint", trainer=study.trainer, hparams=hparams)
-found = study.trainer.eval_model(loaded.state, study.data(trial["seed"]).validation, hparams)
+found = study.trainer.eval_model(loaded.state, study.data_for(hparams, seed=trial["seed"]).validation, hparams)
 recorded = loaded.record["best"]["metrics"]
 for name, value in found.items():
     print(f"{name}: {value:.6g}, recorded {recorded[name]:.6g}")

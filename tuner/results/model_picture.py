@@ -75,8 +75,9 @@ def _drawn(study: StudySpec, params: Mapping[str, object], checkpoint: Path, see
 
     from tuner.training import load_from_checkpoint
 
-    loaded = load_from_checkpoint(checkpoint, trainer=study.trainer, hparams=study.hparams_of(params))
-    splits = call_study_code("data(seed) failed", study.data, seed)
+    hparams = study.hparams_of(params)
+    loaded = load_from_checkpoint(checkpoint, trainer=study.trainer, hparams=hparams)
+    splits = study.data_for(hparams, seed=seed)
     assert study.picture is not None
     figure = call_study_code("picture(loaded, splits) failed", study.picture, loaded, splits)
     if not isinstance(figure, Figure):

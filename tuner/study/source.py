@@ -92,9 +92,14 @@ def call_study_code(failure: str, function: Callable[..., _Made], *arguments: ob
     except TunerError:
         raise
     except Exception as error:
-        last = (frames_of_author(error) or traceback.extract_tb(error.__traceback__))[-1]
-        reason = str(error).strip().partition("\n")[0]
-        raise StudyError(f"{failure}: {last.filename}:{last.lineno}: {type(error).__name__}: {reason}") from error
+        raise StudyError(describe_failure(failure, error)) from error
+
+
+def describe_failure(failure: str, error: Exception) -> str:
+    """Return what failed, the file and line of the author's code, and the error's first line."""
+    last = (frames_of_author(error) or traceback.extract_tb(error.__traceback__))[-1]
+    reason = str(error).strip().partition("\n")[0]
+    return f"{failure}: {last.filename}:{last.lineno}: {type(error).__name__}: {reason}"
 
 
 def frames_of_author(error: BaseException) -> list[traceback.FrameSummary]:

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from tuner.errors import SpaceError, StudyError, is_int, is_number
 from tuner.output.sanitize import is_unstorable
 from tuner.study.command import Command
+from tuner.study.data import StudyData
 from tuner.study.domains import Domain, parameters
 from tuner.study.launch_record import OPTIMIZER_RULES, describe_space, differences, optimizer_rules_of, with_rules
 from tuner.study.objective import OptunaObjective, takes
+from tuner.study.signatures import takes_hparams
+from tuner.study.source import call_study_code
 from tuner.study.space import Space, check_fixed, from_params, is_space, parse_fixed, sample, to_params
 
 if TYPE_CHECKING:
@@ -33,8 +36,9 @@ class StudySpec:
         space: A `Space` class, or a function from an Optuna trial to a `Space` instance (define-by-run). An Optuna
             objective has no space.
         trainer: A `tuner.training.TrainerModule` class or instance, which needs `data` and `epochs`.
-        data: A function that takes the study's seed and returns `tuner.training.Splits`. Each worker calls it once;
-            every trial uses the same split.
+        data: A function that returns `tuner.training.Splits`. Each worker calls `data(seed)`, with the study's seed,
+            once. `data(seed, hparams)` may read static hyperparameters, and is called for each set of values that it
+            reads; see `StudyData`.
         train: Instead of a trainer: a function of `(hparams, trial)`, where `trial` is a `tuner.Trial`; a
             `tuner.Command`; or a `tuner.OptunaObjective`. A function is a generator that yields the metrics of each
             epoch, or calls `trial.report(metrics)`, or returns a number or metrics. Without a trainer and `train`, a
@@ -69,7 +73,7 @@ class StudySpec:
     name: str
     space: type[Space] | Callable[[optuna.Trial], Space] | None = None
     trainer: Any = None
-    data: Callable[[int], Any] | None = None
+    data: Callable[..., Any] | None = None
     train: Callable[..., Any] | Command | OptunaObjective | None = None
     objective: str | Sequence[str]
     direction: Direction | None = None
@@ -160,6 +164,7 @@ class StudySpec:
                 raise StudyError(f"trainer must be a TrainerModule class or instance: got {self.trainer!r}{hint}")
             if not callable(self.data):
                 raise StudyError(f"data must be a function that takes the study's seed: got {self.data!r}")
+            takes_hparams(self.data, "data", "seed")
             if self.epochs is None:
                 raise StudyError(f"epochs must be an integer of at least 1: got None ({name})")
             return
@@ -285,6 +290,21 @@ class StudySpec:
         except ValueError as error:
             assert self.space is not None
             raise SpaceError(f"invalid hyperparameters for {self.space.__name__}: {error}") from None
+
+    def data_for(self, hparams: Space | None, *, seed: int | None = None) -> Any:
+        """Return the data of a trial with these hyperparameters, `tuner.training.Splits`.
+
+        Args:
+            hparams: The hyperparameters.
+            seed: The seed of the stored study, if it was changed at the launch; the study's own if None.
+
+        Raises:
+            StudyError: `data` raised an error, or read a traced hyperparameter; the message has the line or the name.
+        """
+        assert self.data is not None
+        assert hparams is not None
+        data = StudyData(self.data, self.seed if seed is None else seed)
+        return call_study_code(data.failure, data.for_hparams, hparams)
 
     def changed(self, *, fixed: Mapping[str, str] | None = None, **settings: object) -> Self:
         """Return a copy of the study with settings from the command line.

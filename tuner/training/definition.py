@@ -14,6 +14,7 @@ from flax.training.dynamic_scale import DynamicScale
 from typing_extensions import TypeVar
 
 from tuner.errors import StudyError
+from tuner.study.signatures import takes_hparams
 from tuner.training.data.arrays import Batch
 from tuner.training.data.batches import Order, epoch_order
 from tuner.training.data.feed import Dataset
@@ -93,8 +94,17 @@ class TrainerDefinition(Generic[H]):
         """
         return epoch_order(key, step, rows, batch_size=batch_size)
 
-    def inputs(self, batch: Batch) -> Any:
-        """Return the model's arguments: by default the array `inputs`; a tuple for several arguments."""
+    def inputs(self, batch: Batch, *args: Any, **kwargs: Any) -> Any:
+        """Return the model's arguments: by default the array `inputs`; a tuple for several arguments.
+
+        Define it as `inputs(self, batch)`, or as `inputs(self, batch, hparams)`. It runs inside the program: traced
+        hyperparameters are JAX values, static ones Python values.
+
+        Args:
+            batch: The batch.
+            args: Nothing: a subclass may take `hparams`.
+            kwargs: Likewise.
+        """
         if "inputs" not in batch:
             raise StudyError(
                 f"the data have no array 'inputs', only {', '.join(batch)}: add it, or define inputs(batch) in "
@@ -134,7 +144,7 @@ class TrainerDefinition(Generic[H]):
             key: The trial's key.
             total_steps: Updates of the whole training.
         """
-        params, collections = self.build_model(hparams).init(Stream.INIT.key(key), self._arguments(batch))
+        params, collections = self.build_model(hparams).init(Stream.INIT.key(key), self._arguments(batch, hparams))
         opt_state = self.build_optimizer(hparams, total_steps, Stream.NOISE.key(key)).init(params)
         average = None if self.ema_decay(hparams) is None else Average(params, collections)
         scale = _first_scale() if self.precision == "float16" else None
@@ -271,7 +281,7 @@ class TrainerDefinition(Generic[H]):
         Returns:
             The outputs, floats as float32, and the collections after the call (the same in evaluation mode).
         """
-        return self.apply_inputs(params, collections, self._arguments(batch), hparams, train=train, key=key)
+        return self.apply_inputs(params, collections, self._arguments(batch, hparams), hparams, train=train, key=key)
 
     def apply_inputs(
         self,
@@ -293,8 +303,8 @@ class TrainerDefinition(Generic[H]):
             outputs, after = model.apply(params, collections, inputs, train=train, key=key)
         return _cast(outputs, "float32"), after
 
-    def _arguments(self, batch: Batch) -> tuple[Any, ...]:
-        inputs = self.inputs(batch)
+    def _arguments(self, batch: Batch, hparams: H) -> tuple[Any, ...]:
+        inputs = self.inputs(batch, hparams) if inputs_take_hparams(self) else self.inputs(batch)
         return inputs if isinstance(inputs, tuple) else (inputs,)
 
     def _metrics(self, outputs: PyTree, batch: Batch, hparams: H) -> Metrics:
@@ -341,6 +351,15 @@ class TrainerDefinition(Generic[H]):
                 f"{batch['weight'].shape}"
             )
         return changed
+
+
+def inputs_take_hparams(trainer: TrainerDefinition) -> bool:
+    """Return whether a trainer's `inputs` takes the hyperparameters.
+
+    Raises:
+        StudyError: it takes neither a batch, nor a batch and hyperparameters.
+    """
+    return takes_hparams(trainer.inputs, f"{type(trainer).__name__}.inputs", "batch")
 
 
 def settings_of(trainer: TrainerDefinition) -> tuple[tuple[str, Any], ...]:

@@ -25,6 +25,8 @@ class TrainerModule(TrainerDefinition[H]):
     that are numbers, texts or tuples are settings: programs are compiled for them, and a checkpoint can be used only by
     a trainer with equal settings. Start the names of other attributes, such as a hook's counters, with an underscore.
 
+    `inputs` is the only method for which `hparams` is optional: `inputs(batch)` and `inputs(batch, hparams)` both work.
+
     Attributes:
         loop: `"scan"` runs an epoch as one compiled program, `"step"` as a loop of compiled steps, `"auto"` measures
             once which of them is faster for a program on a kind of device.

@@ -8,26 +8,32 @@ from tuner.study import StudySpec
 from tuner.study.command import Command
 from tuner.study.objective import OptunaObjective
 from tuner.worker.runtime import Runtime
-from tuner.worker.trainable import Choose, Trainable
+from tuner.worker.trainable import Choose, DataFor, Trainable
 
 
 def make_trainable(
-    study: StudySpec, splits: Any, runtime: Runtime, about: dict[str, Any], optimizer_rules: int, choose: Choose
+    study: StudySpec,
+    data_for: DataFor | None,
+    runtime: Runtime,
+    about: dict[str, Any],
+    optimizer_rules: int,
+    choose: Choose,
 ) -> Trainable:
     """Return the trainable of a study.
 
     Args:
         study: The study.
-        splits: Its data; None if it has no trainer.
+        data_for: Returns the data of a trial; None if the study has no trainer.
         runtime: The worker's runtime.
         about: Information to save with checkpoints.
         optimizer_rules: The optimizer rules with which the study was started.
         choose: See `Choose`.
     """
     if study.trainer is not None:
+        assert data_for is not None
         from tuner.worker.train_module import ModuleTrainable
 
-        return ModuleTrainable(study, splits, runtime.layout, about, optimizer_rules, choose)
+        return ModuleTrainable(study, data_for, runtime.layout, about, optimizer_rules, choose)
     if isinstance(study.train, OptunaObjective):
         from tuner.worker.train_objective import ObjectiveTrainable
 

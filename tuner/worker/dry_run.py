@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from tuner.study import StudySpec
+from tuner.study import StudyData, StudySpec
 from tuner.study.source import call_study_code
 
 
-def check_study(study: StudySpec, splits: object) -> None:
-    """Trace a trainer for an example of each conditional option, before anything is stored.
+def check_study(study: StudySpec, data: StudyData | None) -> None:
+    """Trace a trainer for an example of each conditional option, with its data, before anything is stored.
 
     Raises:
         UsageError: see `tuner.training.loop.checks.check_trainer`.
     """
-    if study.trainer is None:  # a function is checked when it reports for the first time
+    if data is None:  # a function is checked when it reports for the first time
         return
     import optuna
 
@@ -27,6 +27,7 @@ def check_study(study: StudySpec, splits: object) -> None:
         trial = optuna.create_study(sampler=sampler).ask()
         candidates = iter([call_study_code("the space's function failed", study.sample, trial)])
     for hparams in candidates:
+        splits = call_study_code(data.failure, data.for_hparams, hparams)
         call_study_code(
             "the trainer failed", check_trainer, study.trainer, hparams, splits, study.objectives, study.epochs
         )

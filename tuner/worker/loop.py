@@ -23,9 +23,8 @@ from tuner.storage.worker import claims, leases
 from tuner.storage.worker.claims import Claimant, NoTrial
 from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.studies import join, leave, register
-from tuner.study import StudySpec
+from tuner.study import StudyData, StudySpec
 from tuner.study.launch_record import optimizer_rules_of
-from tuner.study.source import call_study_code
 from tuner.trial import Event, Stop
 from tuner.trial import optuna_private as private
 from tuner.trial.environment import DEVICES_VARIABLE, LAUNCHED_VARIABLE, worker_name
@@ -98,8 +97,8 @@ def run_worker(
     url = storage_url(storage)
     devices = os.environ.get(DEVICES_VARIABLE, "")
     runtime = make_runtime(devices, needs_jax=study.trainer is not None)
-    splits = None if study.data is None else call_study_code("data(seed) failed", study.data, study.seed)
-    check_study(study, splits)
+    data = None if study.data is None else StudyData(study.data, study.seed)
+    check_study(study, data)
     about = {"study": study.name, "file": None if file is None else os.path.abspath(file)}
     time_use = TimeUse({"compiling": lambda: runtime.clock.total_s, "database": database_s})
     place = Place(artifacts_folder(artifacts), about, function, devices, runtime, time_use)
@@ -111,7 +110,7 @@ def run_worker(
     optuna_storage.engine = patient(optuna_storage.engine, patience)
     warn_of_password()
     try:
-        Worker(study, splits, optuna_storage, name or worker_name(), say, stop, place).run()
+        Worker(study, data, optuna_storage, name or worker_name(), say, stop, place).run()
     finally:
         optuna_storage.close()
 
@@ -122,7 +121,7 @@ class Worker:
     def __init__(
         self,
         study: StudySpec,
-        splits: object,
+        data: StudyData | None,
         storage: Storage,
         name: str,
         say: Callable[[Event], None],
@@ -164,7 +163,7 @@ class Worker:
             trainable=trainable
             or make_trainable(
                 study,
-                splits,
+                None if data is None else data.for_hparams,
                 place.runtime,
                 place.about,
                 optimizer_rules_of(registered.record),

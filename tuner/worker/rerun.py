@@ -21,9 +21,10 @@ from tuner.storage.read.lineage import read_metrics, read_study_file
 from tuner.storage.read.queries import StudyRow, find_baseline, find_study, read_by_ids, read_trial
 from tuner.storage.worker.confirmations import read_confirmations, store_confirmation
 from tuner.storage.worker.studies import mode_of
-from tuner.study import StudySpec, trial_seed
+from tuner.study import StudyData, StudySpec, trial_seed
 from tuner.study.file import Settings, function_study, split_target, study_in
 from tuner.study.launch_record import optimizer_rules_of
+from tuner.study.source import call_study_code
 from tuner.trial import Report, all_finite
 from tuner.trial.environment import DEVICES_VARIABLE
 from tuner.worker.choose import make_trainable
@@ -200,9 +201,12 @@ def open_study(engine: Engine, name: str, file: str | None, fixed: Mapping[str, 
     except StudyError as error:
         raise StudyError(f"{error}; pass the same fixed hyperparameters as the launch (`fixed`)") from None
     runtime = make_runtime(os.environ.get(DEVICES_VARIABLE, ""), needs_jax=study.trainer is not None)
-    splits = None if study.data is None else study.data(study.seed)
+    data_for = None
+    if study.data is not None:
+        data = StudyData(study.data, study.seed)
+        data_for = partial(call_study_code, data.failure, data.for_hparams)
     choose = partial(mode_of, engine, row.study_id)
-    trainable = make_trainable(study, splits, runtime, {}, optimizer_rules_of(row.record), choose)
+    trainable = make_trainable(study, data_for, runtime, {}, optimizer_rules_of(row.record), choose)
     return Rerunner(engine, row, study, found, trainable, runtime)
 
 

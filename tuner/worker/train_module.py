@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuner.study import StudySpec
 from tuner.trial import Report
-from tuner.worker.trainable import AsksOptuna, Choose, End, Run
+from tuner.worker.trainable import AsksOptuna, Choose, DataFor, End, Run
 
 if TYPE_CHECKING:
     from tuner.training.saved.checkpoints import Checkpoints
@@ -19,7 +19,7 @@ class ModuleTrainable(AsksOptuna):
 
     Args:
         study: The study.
-        splits: Its data.
+        data_for: Returns the data of a trial.
         layout: The worker's devices.
         about: Information to save with checkpoints.
         optimizer_rules: The optimizer rules with which the study was started.
@@ -27,9 +27,15 @@ class ModuleTrainable(AsksOptuna):
     """
 
     def __init__(
-        self, study: StudySpec, splits: Any, layout: Any, about: dict[str, Any], optimizer_rules: int, choose: Choose
+        self,
+        study: StudySpec,
+        data_for: DataFor,
+        layout: Any,
+        about: dict[str, Any],
+        optimizer_rules: int,
+        choose: Choose,
     ) -> None:
-        self._study, self._splits, self._about = study, splits, about
+        self._study, self._data_for, self._about = study, data_for, about
         self._options = {"layout": layout, "optimizer_rules": optimizer_rules, "choose": choose}
 
     def saved(self, run: Run) -> Checkpoints:
@@ -42,7 +48,7 @@ class ModuleTrainable(AsksOptuna):
         assert study.epochs is not None
         reports = study.trainer.train_model(
             run.hparams,
-            self._splits,
+            self._data_for(run.hparams),
             epochs=study.epochs,
             seed=run.seed,
             objective=study.objectives[0],

@@ -169,5 +169,7 @@ class AsksOptuna:
         return Trial(study, trial_id)
 
 
+DataFor = Callable[[Any], Any]
+"""Returns the data of a trial, from its hyperparameters."""
 Choose = Callable[[str, Callable[[], str]], str]
 """Looks up how a program runs, or calls the function and stores the result."""

@@ -21,6 +21,7 @@ from tuner.errors import CheckpointError, StudyError
 from tuner.models.transformer import Transformer
 from tuner.storage.read.queries import find_study
 from tuner.storage.worker.studies import register
+from tuner.study import StudyData
 from tuner.training import (
     ArrayDataset,
     Checkpoints,
@@ -384,7 +385,8 @@ def test_all_trials_of_a_study_are_trained_by_the_rules_it_was_begun_with(
     with opened(sqlite_url) as storage:
         register(storage, storage.engine, study.name, study.all_directions, record)
         run_worker(study, sqlite_url, artifacts=str(tmp_path))
-        rerunner = Rerunner(storage.engine, find_study(storage.engine, "old"), study, Path(__file__), same_splits())
+        data = StudyData(lambda seed: same_splits(), 0)
+        rerunner = Rerunner(storage.engine, find_study(storage.engine, "old"), study, Path(__file__), data)
         assert len(list(rerunner.train({"learning_rate": 0.01}, 0, 1))) == 1
         assert find_study(storage.engine, "old").record == record
     assert study.trainer._rules == [rules] * 3

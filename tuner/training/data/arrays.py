@@ -118,6 +118,10 @@ class View:
         """Return the array of a name for `stratify`."""
         raise NotImplementedError
 
+    def held_arrays(self) -> list[np.ndarray]:
+        """Return the arrays on the host that this view keeps in memory."""
+        return [self._rows, *self._shared.held_arrays()]
+
 
 def _shuffled(length: int, seed: object) -> np.ndarray:
     # NumPy would accept None as well, and shuffle differently each time.
@@ -212,6 +216,9 @@ class _Arrays:
     def __len__(self) -> int:
         return len(next(iter(self.host.values())))
 
+    def held_arrays(self) -> list[np.ndarray]:
+        return list(self.host.values())
+
     @cached_property
     def on_device(self) -> Batch:
         return _put(self.at(slice(None)))
@@ -238,6 +245,11 @@ class Splits(Generic[D]):
     train: D
     validation: D
     test: D | None = None
+
+    def array_bytes(self) -> dict[int, int]:
+        """Return the size in bytes of each array on the host, by the array's identity: views may share arrays."""
+        parts = [part for part in (self.train, self.validation, self.test) if isinstance(part, View)]
+        return {id(array): array.nbytes for part in parts for array in part.held_arrays()}
 
 
 def steps_per_epoch(length: int, batch_size: int) -> int:

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Generator
 from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +21,26 @@ from tuner.training.mesh import Layout
 Dataset = ArrayDataset | StreamDataset
 
 
-@lru_cache(maxsize=8)
+_arrays: WeakKeyDictionary[Any, dict[Layout, Batch]] = WeakKeyDictionary()
+_rows: WeakKeyDictionary[Dataset, dict[Layout, jax.Array]] = WeakKeyDictionary()
+"""What is on a trial's devices, for as long as the dataset exists: trials of one study may have different data."""
+
+
 def _placed_arrays(shared: Any, layout: Layout) -> Batch:
     """Return the arrays that all views of a dataset share, on a trial's devices; they are put there once."""
-    return layout.put(shared.on_device)
+    placed = _arrays.setdefault(shared, {})
+    if layout not in placed:
+        placed[layout] = layout.put(shared.on_device)
+    return placed[layout]
 
 
-@lru_cache(maxsize=64)
 def _placed_rows(dataset: Dataset, layout: Layout) -> jax.Array:
     """Return the rows of a view, on a trial's devices; they are put there once for all trials."""
-    return layout.put(dataset.rows if isinstance(dataset, ArrayDataset) else jnp.arange(len(dataset), dtype=jnp.int32))
+    placed = _rows.setdefault(dataset, {})
+    if layout not in placed:
+        rows = dataset.rows if isinstance(dataset, ArrayDataset) else jnp.arange(len(dataset), dtype=jnp.int32)
+        placed[layout] = layout.put(rows)
+    return placed[layout]
 
 
 @lru_cache(maxsize=1024)

@@ -104,6 +104,11 @@ class _Reading:
     workers: int
     prefetch: int
 
+    def held_arrays(self) -> list[np.ndarray]:
+        """Return the arrays of the source in memory; those that it maps from a file are not."""
+        held = getattr(self.source, "__dict__", {}).values()
+        return [array for array in held if isinstance(array, np.ndarray) and not isinstance(array, np.memmap)]
+
     def read(self, rows: np.ndarray, weights: np.ndarray, first: int) -> Generator[HostBatch]:
         """Yield the batches of rows of the source."""
         if not len(rows):

@@ -18,7 +18,7 @@ from tuner.study.launch_record import OPTIMIZER_RULES
 from tuner.training import metrics as metrics_
 from tuner.training.data.arrays import Splits, steps_per_epoch
 from tuner.training.data.feed import Dataset, Feed
-from tuner.training.definition import TrainerDefinition, settings_of
+from tuner.training.definition import TrainerDefinition, inputs_take_hparams, settings_of
 from tuner.training.hparams import register
 from tuner.training.loop.programs import Carry, programs
 from tuner.training.loop.spelling import check_spelling
@@ -49,6 +49,7 @@ def check_settings(trainer: object) -> None:
     if trainer.precision not in ("float32", "bfloat16", "float16"):
         raise StudyError(f"a trainer's precision must be 'float32', 'bfloat16' or 'float16': got {trainer.precision!r}")
     check_spelling(trainer)
+    inputs_take_hparams(trainer)
     every = trainer.validate_every
     if not is_int(every) or every < 1:
         raise StudyError(f"a trainer's validate_every must be a whole number of at least 1: got {every!r}")

@@ -9,9 +9,9 @@ import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakKeyDictionary
 
 import jax
 import numpy as np
@@ -175,16 +175,20 @@ def digests(splits: Splits) -> dict[str, str | None]:
     return {name: digest(part) for name, part in parts.items() if part is not None}
 
 
-@lru_cache(maxsize=8)
+_digests: WeakKeyDictionary[Dataset, str] = WeakKeyDictionary()
+
+
 def digest(dataset: Dataset) -> str | None:
-    """Return a digest of a dataset; None for a stream, which is not read for this."""
+    """Return a digest of a dataset, computed once; None for a stream, which is not read for this."""
     if not isinstance(dataset, ArrayDataset):
         return None
-    hashed = hashlib.blake2b(digest_size=16)
-    for name, array in sorted(dataset.host().items()):
-        hashed.update(f"{name} {array.dtype} {array.shape}".encode())
-        hashed.update(np.ascontiguousarray(array).data)
-    return hashed.hexdigest()
+    if dataset not in _digests:
+        hashed = hashlib.blake2b(digest_size=16)
+        for name, array in sorted(dataset.host().items()):
+            hashed.update(f"{name} {array.dtype} {array.shape}".encode())
+            hashed.update(np.ascontiguousarray(array).data)
+        _digests[dataset] = hashed.hexdigest()
+    return _digests[dataset]
 
 
 def versions() -> dict[str, str]:
