@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from aftermath import attempts_of, endings_of
-from observed import Scrape, address_of, held_trial, rows_of
+from after_faults import attempts_of, endings_of
+from launch_output import Scrape, address_of, held_trial, rows_of
 
 from tuner.storage import connect
 from tuner.storage.sql.tables import studies

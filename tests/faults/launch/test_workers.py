@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy
-from aftermath import processes_of
+from after_faults import processes_of
 
 from tuner.storage import connect
 from tuner.storage.sql.tables import attempts, leases, trial_intermediate_values

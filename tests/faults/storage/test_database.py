@@ -20,7 +20,7 @@ from typing import Any, cast
 import optuna
 import pytest
 import sqlalchemy as sa
-from aftermath import check_aftermath, endings_of, processes_of, table
+from after_faults import check_study_after_faults, endings_of, processes_of, table
 from postgres_server import PASSWORD, ROLE, Server
 from sqlalchemy.exc import DBAPIError
 
@@ -109,7 +109,7 @@ def check(
     assert PASSWORD not in output
     assert "Traceback" not in output, output
     assert " died (" not in output, output
-    check_aftermath(url, Path("tuner-artifacts"), trials, epochs=epochs, keeps_best=keeps_best)
+    check_study_after_faults(url, Path("tuner-artifacts"), trials, epochs=epochs, keeps_best=keeps_best)
     assert endings_of(url) == {number: list(endings) for number in range(trials)}
     points = trial_intermediate_values.c
     told = {(trial, epoch): value for trial, epoch, value in table(url, points.trial_id, points.step, points[3])}

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg2
 import pytest
 import sqlalchemy as sa
-from aftermath import check_aftermath, endings_of, processes_of
+from after_faults import check_study_after_faults, endings_of, processes_of
 from postgres_server import PASSWORD, ROLE, Server
 from silent_proxy import Proxy
 
@@ -192,7 +192,7 @@ def check_all(server: Server, database: str, output: str, trials: int, epochs: i
     assert "Traceback" not in output, output
     assert PASSWORD not in output
     url = server.url(database)
-    check_aftermath(url, Path("tuner-artifacts"), trials, epochs=epochs)
+    check_study_after_faults(url, Path("tuner-artifacts"), trials, epochs=epochs)
     assert endings_of(url) == {number: ["complete"] for number in range(trials)}
 
 

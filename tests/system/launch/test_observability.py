@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from observed import Scrape, address_of, held_trial, json_lines, listening, rows_of
+from launch_output import Scrape, address_of, held_trial, json_lines, listening, rows_of
 
 from tuner.trial import Outcome
 

@@ -21,7 +21,7 @@ import databases
 import pytest
 import sqlalchemy
 import yaml
-from served import make_users
+from dashboard_server import make_users
 
 ROOT = Path(__file__).resolve().parents[3]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())

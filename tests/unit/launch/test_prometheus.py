@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from attackers import PLAIN, attacked
-from observed import documented
+from launch_output import documented
 
 import tuner.launch.prometheus
 from tuner.errors import UsageError

@@ -43,7 +43,7 @@ class Answer:
 
 
 @dataclass
-class Served:
+class DashboardServer:
     """A running `tuner dashboard`."""
 
     process: subprocess.Popen[str]
@@ -90,7 +90,7 @@ class Served:
 @contextlib.contextmanager
 def serve(
     folder: Path, storage: str, *words: str, prefix: str = "", tls: ssl.SSLContext | None = None
-) -> Iterator[Served]:
+) -> Iterator[DashboardServer]:
     """Run `tuner dashboard` on a free port of loopback."""
     audit = folder / "audit.jsonl"
     process = subprocess.Popen(
@@ -106,7 +106,7 @@ def serve(
         for line in process.stderr:  # it ends if the process does
             said.append(line)
             if found := re.search(r"on https?://(\S+):(\d+)\S*, press Ctrl-C to stop", line):
-                yield Served(process, found[1], int(found[2]), prefix, audit, tls)
+                yield DashboardServer(process, found[1], int(found[2]), prefix, audit, tls)
                 break
         else:
             pytest.fail(f"it did not start: {said}")
