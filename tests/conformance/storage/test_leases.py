@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 from sqlalchemy import event
-from storage_tools import LEASE_S, StudyDatabase, report, shared_study_database, study_database
+from storage_tools import LEASE_S, StudyDatabase, report, study_database
 
 from tuner.errors import LeaseLost
 from tuner.storage import connect
@@ -22,17 +22,6 @@ from tuner.storage.worker.fences import Lease
 from tuner.trial import Outcome
 
 nan, inf = math.nan, math.inf
-
-
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
-def shared_db(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StudyDatabase]:
-    with shared_study_database(request, tmp_path_factory, "leases") as db:
-        yield db
-
-
-@pytest.fixture
-def db(shared_db: StudyDatabase) -> StudyDatabase:
-    return StudyDatabase(shared_db.url, shared_db.storage, shared_db.engine)
 
 
 @pytest.fixture

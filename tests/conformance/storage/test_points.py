@@ -2,7 +2,6 @@
 
 import random
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,7 +9,7 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import TrialState
-from storage_tools import LEASE_S, StudyDatabase, opened, shared_study_database
+from storage_tools import LEASE_S, StudyDatabase, opened
 
 from tuner.errors import LeaseLost
 from tuner.search.sequences import POINT, GridSampler
@@ -21,17 +20,6 @@ from tuner.trial import Outcome
 
 AXES = {"n": IntDistribution(1, 5), "c": CategoricalDistribution(("a", "b", "d"))}
 SIZE = 15
-
-
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
-def shared_db(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StudyDatabase]:
-    with shared_study_database(request, tmp_path_factory, "points") as db:
-        yield db
-
-
-@pytest.fixture
-def db(shared_db: StudyDatabase) -> StudyDatabase:
-    return StudyDatabase(shared_db.url, shared_db.storage, shared_db.engine)
 
 
 def sampler_of(number: int) -> GridSampler:
