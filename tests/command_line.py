@@ -54,7 +54,7 @@ class Tuner:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=300,
         )
 
     def rows(self, *words: str) -> Any:

@@ -56,9 +56,9 @@ class DashboardServer:
     def ask(self, method: str, path: str, body: Any = None, form: Any = None, **headers: str) -> Answer:
         """Send one request; keyword arguments are headers, `_` for `-`."""
         where = (self.host, self.port)
-        made = http.client.HTTPConnection(*where, timeout=30)
+        made = http.client.HTTPConnection(*where, timeout=3000)
         if self.tls is not None:
-            made = http.client.HTTPSConnection(*where, timeout=30, context=self.tls)
+            made = http.client.HTTPSConnection(*where, timeout=3000, context=self.tls)
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         if body is not None:
             given["Content-Type"], body = "application/json", json.dumps(body)

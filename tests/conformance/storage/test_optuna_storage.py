@@ -917,7 +917,7 @@ def test_the_optuna_command_reads_a_database_that_we_have_open(place: Place) -> 
 
     def optuna_says(*words: str) -> Any:
         command = [str(Path(sys.executable).with_name("optuna")), *words, "--storage", parse_url(place.url).for_optuna]
-        done = subprocess.run([*command, "-f", "json"], capture_output=True, text=True, timeout=100)
+        done = subprocess.run([*command, "-f", "json"], capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 

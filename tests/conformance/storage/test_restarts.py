@@ -1,6 +1,8 @@
 """Studies that were deleted, and servers that were restarted, while a worker runs."""
 
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -65,15 +67,18 @@ def test_after_a_restart_of_the_server_leases_may_be_renewed_for_a_while(
     with_own_texts.dispose()
 
 
-def test_a_lease_is_as_long_for_a_worker_that_had_to_wait_for_its_claim(postgres_db: BudgetedStudy) -> None:
+def test_a_lease_is_as_long_for_a_worker_that_had_to_wait_for_its_claim(
+    postgres_db: BudgetedStudy, wait_until: Callable[..., Any]
+) -> None:
     db, found = postgres_db, []
-    claiming = threading.Thread(target=lambda: found.append(db.lease(db.claimant(lease_s=1.0))))
+    claiming = threading.Thread(target=lambda: found.append(db.lease(db.claimant(lease_s=10.0))))
+    blocked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     with db.engine.begin() as connection:
         connection.execute(sa.text("SELECT 1 FROM studies FOR UPDATE"))
         claiming.start()
-        claiming.join(timeout=0.9)
+        wait_until(lambda: db.execute(blocked)[0][0] == 1)
+        waited_to_s = db.now_s()
     claiming.join()
 
-    query = "SELECT expires_at_s - extract(epoch FROM clock_timestamp()) FROM tuner_leases WHERE trial_id = {}"
-    ((left_s,),) = db.execute(query.format(found[0].trial_id))
-    assert 0.5 < left_s <= 1.0
+    ((end_s,),) = db.execute(f"SELECT expires_at_s FROM tuner_leases WHERE trial_id = {found[0].trial_id}")
+    assert waited_to_s + 10.0 <= end_s <= db.now_s() + 10.0, "its 10 s begin after it has waited"

@@ -42,6 +42,6 @@ def _claim(url: str, study_id: int, jump: str) -> str:
     """Ask for a trial in a process whose wall clock has jumped."""
     faked = {"LD_PRELOAD": str(FAKETIME), "FAKETIME": jump, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
     command = [sys.executable, "-W", "ignore", "-c", CLAIM, url, str(study_id), f"after {jump}"]
-    done = subprocess.run(command, env={**os.environ, **faked}, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env={**os.environ, **faked}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

@@ -200,14 +200,14 @@ def test_training_goes_on_while_old_connections_are_silent_and_leases_are_renewe
     tuner: Any, proxy: Proxy, server: Server, database: str, steps: Steps, wait_until: Wait
 ) -> None:
     worker = tuner.start("worker", "tiny.py", **steps.env, TINY_EPOCHS="60", TINY_TRIALS="1", TINY_LEASE_S="8")
-    wait_until(have_reported(server, database), 180)
+    wait_until(have_reported(server, database))
     query = "SELECT expires_at_s FROM tuner_leases"
     assert proxy.silence() >= 1
     before = server.ask(query, database=database)[0][0]
-    wait_until(steps.have_passed(5), 120)
-    wait_until(lambda: [row for row in server.ask(query, database=database) if row[0] > before], 120)
+    wait_until(steps.have_passed(5))
+    wait_until(lambda: [row for row in server.ask(query, database=database) if row[0] > before])
 
-    output, _ = worker.communicate(timeout=240)
+    output, _ = worker.communicate(timeout=300)
 
     assert worker.returncode == 0, output
     check_all(server, database, output, 1, 60)
@@ -220,16 +220,16 @@ def test_a_launch_goes_on_through_a_silent_network_and_a_frozen_server(
 ) -> None:
     budget = {"TINY_EPOCHS": "60", "TINY_TRIALS": "2", "TINY_LEASE_S": "300"}
     launcher = tuner.start("launch", "tiny.py", "--workers", "2", **steps.env, **budget)
-    wait_until(have_reported(server, database, 2), 180)
+    wait_until(have_reported(server, database, 2))
     if way == "network":
         proxy.hold()
-        wait_until(steps.have_passed(12, workers=2), 180)
+        wait_until(steps.have_passed(12, workers=2))
         proxy.resume()
     else:
         with server.frozen():
-            wait_until(steps.have_passed(12, workers=2), 180)
+            wait_until(steps.have_passed(12, workers=2))
 
-    output, _ = launcher.communicate(timeout=280)
+    output, _ = launcher.communicate(timeout=300)
 
     assert launcher.returncode == 0, output
     check_all(server, database, output, 2, 60)
@@ -244,15 +244,15 @@ def test_ctrl_c_ends_a_launch_whose_database_is_silent(
 ) -> None:
     budget = {"TINY_EPOCHS": "10000", "TINY_TRIALS": "2"}
     launcher = tuner.start("launch", "tiny.py", "--workers", "2", **steps.env, **budget)
-    wait_until(have_reported(server, database, 2), 180)
+    wait_until(have_reported(server, database, 2))
     with contextlib.ExitStack() as silence:
         if way == "network":
             proxy.hold()
         else:
             silence.enter_context(server.frozen())
-        wait_until(steps.have_passed(5, workers=2), 120)
+        wait_until(steps.have_passed(5, workers=2))
         launcher.send_signal(signal.SIGINT)
-        output, _ = launcher.communicate(timeout=120)
+        output, _ = launcher.communicate(timeout=300)
 
         # The database is still silent.
         assert launcher.returncode == 130, output

@@ -82,7 +82,7 @@ def test_two_launches_on_postgres_share_one_exact_budget(tuner_on_postgres: Any,
     options = ("--workers", "1", "--trials", "12", "--set", "noise=0.5")
     first, second = (tuner.start("launch", "tiny.py", *options, TINY_PAUSE_S="0.1") for _ in range(2))
 
-    outputs = [process.communicate(timeout=150)[0] for process in (first, second)]
+    outputs = [process.communicate(timeout=300)[0] for process in (first, second)]
 
     assert (first.returncode, second.returncode) == (0, 0), outputs
     trials = tuner.rows("trials", "tiny")
@@ -165,7 +165,7 @@ def test_a_study_runs_from_python(tuner_on_sqlite: Any, tiny_study: Path, call: 
         env=tuner_on_sqlite.env,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
     )
 
     assert done.returncode == 0, done.stderr

@@ -212,10 +212,10 @@ class PageShell:
             return status_of(f"{scheme}://127.0.0.1:{port}{prefix}{page}")
 
         # Strangers are told to log in, where there are users.
-        assert wait_until(answer, deadline_s=200) == (401 if "--users" in command else 200)
+        assert wait_until(answer) == (401 if "--users" in command else 200)
         if is_dashboard:
             process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 0, log.read_text()
+            assert process.wait(300) == 0, log.read_text()
 
     def end(self) -> None:
         for process in self.started:

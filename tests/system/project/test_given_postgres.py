@@ -45,7 +45,7 @@ def run_inner(folder: Path, given: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "TUNER_TEST_POSTGRES": given, "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 

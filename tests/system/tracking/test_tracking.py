@@ -123,7 +123,7 @@ def server(
     folder = tmp_path_factory.mktemp("mlflow")
     made = Server(folder, new_database(postgres_server))
     made.start()
-    wait_until(made.answers, deadline_s=150)
+    wait_until(made.answers)
     yield made
     made.stop()
     made.engine.dispose()
@@ -134,7 +134,7 @@ def mlflow(server: Server, wait_until: Callable[..., Any]) -> Server:
     """The server, under way."""
     if server.process is None or server.process.poll() is not None:
         server.start()
-    wait_until(server.answers, deadline_s=150)
+    wait_until(server.answers)
     return server
 
 
@@ -226,18 +226,18 @@ def test_a_server_that_is_away_or_stands_still_is_caught_up(
         return mlflow.rows("SELECT count(*) FROM metrics JOIN runs USING (run_uuid) WHERE name LIKE 'tiny %'")[0][0]
 
     before = sent()
-    wait_until(lambda: sent() > before, deadline_s=100)
+    wait_until(lambda: sent() > before)
     mlflow.send(how)
     there = reported()
-    wait_until(lambda: reported() > there + 40, deadline_s=100)  # trials go on meanwhile
+    wait_until(lambda: reported() > there + 40)  # trials go on meanwhile
     if how is signal.SIGKILL:
         assert mlflow.process is not None
         mlflow.process.wait()
         mlflow.start()
-        wait_until(mlflow.answers, deadline_s=100)
+        wait_until(mlflow.answers)
     else:
         mlflow.send(signal.SIGCONT)
-    output, _ = launched.communicate(timeout=150)
+    output, _ = launched.communicate(timeout=300)
 
     assert launched.returncode == 0, output
     if "not all of study" in output:  # the server took longer than the study
@@ -300,12 +300,12 @@ def test_a_mirror_ends_with_its_launcher_however_it_ends(
             if f"track\0{marker}".encode() in _bytes(path)
         ]
 
-    wait_until(mirrors, deadline_s=100)
+    wait_until(mirrors)
     (process,) = mirrors()
-    wait_until(lambda: os.getpriority(os.PRIO_PROCESS, process) == 10, deadline_s=100)
+    wait_until(lambda: os.getpriority(os.PRIO_PROCESS, process) == 10)
     launched.kill()
-    launched.communicate(timeout=60)
-    wait_until(lambda: not mirrors(), deadline_s=100)
+    launched.communicate(timeout=300)
+    wait_until(lambda: not mirrors())
 
 
 def _bytes(path: Path) -> bytes:
@@ -407,9 +407,9 @@ def test_a_mirror_killed_in_the_middle_of_a_batch(
         return mlflow.rows(query, name=name)[0][0]
 
     process = tuner.start("track", name, "--mlflow", mlflow.url)
-    wait_until(lambda: sent() > total / 4, deadline_s=100)
+    wait_until(lambda: sent() > total / 4)
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert sent() < total
 
     with sa.create_engine(url.replace("postgresql://", "postgresql+psycopg2://")).begin() as connection:
@@ -430,7 +430,7 @@ def test_of_two_mirrors_one_sends(tuner_on_postgres: Any, mlflow: Server, wait_u
     name = long_study(url)
 
     both = [tuner.start("track", name, "--once", "--mlflow", mlflow.url) for _ in range(2)]
-    outputs = [process.communicate(timeout=150)[0] for process in both]
+    outputs = [process.communicate(timeout=300)[0] for process in both]
 
     assert [process.returncode for process in both] == [0, 0], outputs
     waited = [output for output in outputs if f"another process is sending '{name}' to mlflow {mlflow.url}" in output]
@@ -449,9 +449,9 @@ def test_a_mirror_ends_on_signals(
         name = db.name
     for sent in (signal.SIGTERM, signal.SIGINT):
         process = tuner_on_sqlite.start("track", name, "--tensorboard", f"tb-{sent}")
-        wait_until(lambda sent=sent: list((tmp_path / f"tb-{sent}").glob("*/8/*")), deadline_s=100)
+        wait_until(lambda sent=sent: list((tmp_path / f"tb-{sent}").glob("*/8/*")))
         process.send_signal(sent)
-        output, _ = process.communicate(timeout=100)
+        output, _ = process.communicate(timeout=300)
         assert (process.returncode, output) == (130, "")
 
 

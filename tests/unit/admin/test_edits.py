@@ -307,7 +307,7 @@ def answer(tuner: Any, word: str, *words: str) -> tuple[int, str]:
             cwd=tuner.folder, env=tuner.env, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         os.write(ours, f"{word}\n".encode())
-        _, error = process.communicate(timeout=100)
+        _, error = process.communicate(timeout=300)
     finally:
         os.close(ours)
         os.close(theirs)
@@ -331,7 +331,7 @@ def test_a_study_is_deleted_under_its_workers(
     code, error = answer(tuner, "y", "delete", "tiny")
     assert (code, "tuner: deleted study 'tiny'" in error) == (0, True)
 
-    output, _ = worker.communicate(timeout=60)
+    output, _ = worker.communicate(timeout=300)
     assert worker.returncode == 2
     assert "the study was deleted while it ran" in output.splitlines()[-1]
     assert tuner.rows("studies") == []

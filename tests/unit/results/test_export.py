@@ -155,12 +155,12 @@ def test_a_bundle_runs_where_nothing_else_is(tuner_on_sqlite: Any, tmp_path: Pat
     requirements = (elsewhere / "requirements.txt").read_text().splitlines()
     (wheel,) = [line for line in requirements if "==" not in line]
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", ".", wheel]
-    subprocess.run(install, cwd=elsewhere, check=True, timeout=200)
+    subprocess.run(install, cwd=elsewhere, check=True, timeout=300)
     where = [sys.executable, "-c", "import tuner; print(tuner.__file__)"]
     found = subprocess.run(where, cwd=elsewhere, capture_output=True, text=True, check=True).stdout.strip()
     assert found == str(elsewhere / "tuner" / "__init__.py")
     ran = subprocess.run(
-        [sys.executable, "run.py"], cwd=elsewhere, env=tuner.env, capture_output=True, text=True, timeout=200
+        [sys.executable, "run.py"], cwd=elsewhere, env=tuner.env, capture_output=True, text=True, timeout=300
     )
     assert ran.returncode == 0, ran.stderr
     lines = [line.replace(",", "").split() for line in ran.stdout.splitlines()]
