@@ -64,6 +64,7 @@ def check_study(tuner: Any, trials: int, epochs: int = 3) -> list[dict[str, Any]
     return rows
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_its_trial_goes_on(
     tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -108,6 +109,7 @@ def test_an_interrupted_launch_ends_soon_and_resumes(
     check_study(tuner, 6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_worker_whose_data_never_come_ends_on_the_first_signal(
     tuner_on_sqlite: Any, tiny_study: Path, tmp_path: Path, wait_until: Callable[..., Any], sent: signal.Signals
@@ -225,6 +227,7 @@ def test_workers_do_not_outlive_their_launcher(
     check_study(tuner, 6)
 
 
+@pytest.mark.slow
 def test_the_same_error_three_times_stops_the_study_once_mended_it_goes_on(
     tuner_on_sqlite: Any, tiny_study: Path
 ) -> None:
@@ -259,6 +262,7 @@ def test_a_worker_that_starts_late_counts_the_failures_of_its_launch(tuner_on_sq
     assert tuner.run("launch", "tiny.py", "--workers", "1", "--trials", "7").returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "outcome"), [("nan", "diverged"), ("memory", "out_of_memory")])
 def test_hopeless_trials_use_budget_and_are_never_best(
     tuner_on_sqlite: Any, tiny_study: Path, mode: str, outcome: str

@@ -23,6 +23,7 @@ print(claim(new_engine(sys.argv[1]), Claimant(int(sys.argv[2]), sys.argv[3], tri
 JUMPS = ["+60s", "+8h", "-1h"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(FAKETIME is None, reason="needs libfaketime (apt-get install libfaketime)")
 def test_jumps_of_the_clock_take_no_trial_from_a_live_worker(sqlite_url: str) -> None:
     assert len(JUMPS) == MAX_DEATHS, "that would fail the trial"

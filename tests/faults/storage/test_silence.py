@@ -196,6 +196,7 @@ def check_all(server: Server, database: str, output: str, trials: int, epochs: i
     assert endings_of(url) == {number: ["complete"] for number in range(trials)}
 
 
+@pytest.mark.slow
 def test_training_goes_on_while_old_connections_are_silent_and_leases_are_renewed_on_new_ones(
     tuner: Any, proxy: Proxy, server: Server, database: str, steps: Steps, wait_until: Wait
 ) -> None:
@@ -238,7 +239,8 @@ def test_a_launch_goes_on_through_a_silent_network_and_a_frozen_server(
 # --- Ends
 
 
-@pytest.mark.parametrize("way", [pytest.param("network", marks=pytest.mark.slow), "server"])
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["network", "server"])
 def test_ctrl_c_ends_a_launch_whose_database_is_silent(
     tuner: Any, proxy: Proxy, server: Server, database: str, through: str, steps: Steps, wait_until: Wait, way: str
 ) -> None:

@@ -123,6 +123,7 @@ print(failures)
 """
 
 
+@pytest.mark.slow
 def test_a_folder_that_vanishes_under_a_save_is_an_error_and_no_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-c", VANISHING, str(tmp_path / "series")]
 
@@ -166,6 +167,7 @@ def _kill_after(zygote: subprocess.Popen[str], pid: int, delay_s: float) -> int:
     return step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("best", [0, 1])
 def test_a_kill_at_any_moment_leaves_a_good_checkpoint(
     best: int, zygote: subprocess.Popen[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -185,6 +187,7 @@ def test_a_kill_at_any_moment_leaves_a_good_checkpoint(
 
 
 # Of files that vanish under it Orbax complains after it has raised.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_two_writers_and_a_reader_do_not_disturb_each_other(zygote: subprocess.Popen[str], tmp_path: Path) -> None:
     pids = [_start_writer(zygote, tmp_path, 0, best) for best in (0, 0, 1, 1)]

@@ -140,6 +140,7 @@ def zygote(tmp_path: Path) -> Iterator[Zygote]:
     zygote.process.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rounds",
     [1, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.long])],
@@ -224,6 +225,7 @@ def test_a_killed_workers_trial_is_resumed_from_its_checkpoint(
     check_same_as_quiet(tuner, tmp_path, 1, **slow)
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_saves_in_mid_epoch_and_another_goes_on_from_there(
     tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any], tmp_path: Path
 ) -> None:

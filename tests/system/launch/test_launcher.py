@@ -172,6 +172,7 @@ def test_a_study_runs_from_python(tuner_on_sqlite: Any, tiny_study: Path, call: 
     assert [row["outcome"] for row in tuner_on_sqlite.rows("trials", "tiny")] == ["complete"] * 6
 
 
+@pytest.mark.slow
 def test_a_trial_that_violates_a_constraint_is_never_the_best(
     tuner_on_sqlite: Any, tiny_study: Path, tmp_path: Path
 ) -> None:
@@ -210,6 +211,7 @@ def test_a_trial_that_violates_a_constraint_is_never_the_best(
     assert kept == {str(row["number"]) for row in best}
 
 
+@pytest.mark.slow
 def test_the_best_of_several_objectives_are_a_front(tuner_on_sqlite: Any) -> None:
     storage = optuna.storages.RDBStorage(tuner_on_sqlite.env["TUNER_STORAGE"])
     study = optuna.create_study(study_name="two", storage=storage, directions=["minimize", "maximize"])

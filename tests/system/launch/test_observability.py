@@ -21,6 +21,7 @@ from tuner.trial import Outcome
 LOOPBACK = "0100007F"
 
 
+@pytest.mark.slow
 def test_metrics_are_the_studys_own_records(
     tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any]
 ) -> None:
@@ -171,6 +172,7 @@ def check_noise(lines: list[dict[str, Any]]) -> None:
     assert ("warning", "of a level between") in {(line["level"], line.get("message")) for line in lines}
 
 
+@pytest.mark.slow
 def test_a_launchs_log_is_json_to_the_last_line(tuner_on_sqlite: Any, tiny_study: Path) -> None:
     make_noisy(tiny_study, "raise RuntimeError('planted bug')")
     done = tuner_on_sqlite.run("launch", "tiny.py", "--workers", "2", "--log-format", "json")

@@ -191,6 +191,7 @@ def image_health_check() -> list[str]:
     return ["CMD", *json.loads(found[1])]
 
 
+@pytest.mark.slow
 def test_the_services_commands_see_a_study_through(
     tuner_on_postgres: Any, tiny_study: Path, wait_until: Callable[..., Any]
 ) -> None:

@@ -168,6 +168,7 @@ def test_an_unfinished_trial_of_an_old_database_resumes_under_its_number(restore
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_an_old_bundle_runs(tmp_path: Path) -> None:
     with zipfile.ZipFile(OLD / "bundle.zip") as bundle:
         bundle.extractall(tmp_path)
