@@ -11,6 +11,7 @@ from budgeted_study import BudgetedStudy
 from tuner.errors import UnknownStudy
 from tuner.storage import connect
 from tuner.storage.sql import prepared_statements, statements
+from tuner.storage.sql.dialect import clock
 from tuner.storage.worker import claims, leases
 from tuner.storage.worker.claims import NoTrial
 from tuner.storage.worker.studies import Registered, register
@@ -72,12 +73,14 @@ def test_a_lease_is_as_long_for_a_worker_that_had_to_wait_for_its_claim(
 ) -> None:
     db, found = postgres_db, []
     claiming = threading.Thread(target=lambda: found.append(db.lease(db.claimant(lease_s=10.0))))
+    engine = sa.create_engine(db.engine.url)  # the study's own has two connections at most
     blocked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    with db.engine.begin() as connection:
-        connection.execute(sa.text("SELECT 1 FROM studies FOR UPDATE"))
+    with engine.connect() as owner, engine.connect() as watcher:
+        owner.execute(sa.text("SELECT 1 FROM studies FOR UPDATE"))
         claiming.start()
-        wait_until(lambda: db.execute(blocked)[0][0] == 1)
-        waited_to_s = db.now_s()
+        wait_until(lambda: watcher.execute(sa.text(blocked)).scalar_one() == 1)
+        waited_to_s = watcher.execute(sa.select(clock("postgresql"))).scalar_one()
+    engine.dispose()
     claiming.join()
 
     ((end_s,),) = db.execute(f"SELECT expires_at_s FROM tuner_leases WHERE trial_id = {found[0].trial_id}")

@@ -27,6 +27,8 @@ from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.studies import join, register
 from tuner.trial import Outcome
 
+pytestmark = pytest.mark.with_tables
+
 
 @pytest.fixture
 def storage(storage_url: str) -> Iterator[Any]:

@@ -441,7 +441,12 @@ def distance(params: Any) -> Any:
     return optax.tree.norm(optax.tree.sub(params, TARGET), squared=True)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+_QUICK = ("adam", "adamw", "lion", "muon", "sgd")  # those used most; the others are in the slow part
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in _QUICK else [pytest.mark.slow]) for name in OPTIMIZERS]
+)
 def test_every_optimizer_lowers_a_quadratic_with_its_numbers_traced(name: str) -> None:
     rate = arguments_of(name).get("learning_rate")
     peak = None if rate is None or name == "lbfgs" else rate.default if rate.default not in (None, rate.empty) else 0.05
