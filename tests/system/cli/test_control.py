@@ -44,7 +44,7 @@ def train(tuner: Any, wait_until: Callable[..., Any], *words: str, **env: str) -
         running = [row["number"] for row in tuner.rows("trials", "tiny") if row["outcome"] == "running"]
         return len(running) == 2 and all(tuner.rows("show", "tiny", str(number))["reports"] for number in running)
 
-    wait_until(lambda: tuner.run("studies").returncode == 0 and tuner.rows("studies"))
+    wait_until(lambda: tuner.run_here("studies").returncode == 0 and tuner.rows("studies"))
     wait_until(both_train)
     return process
 
@@ -69,7 +69,7 @@ def test_a_stopped_study_ends_soon_and_resumed_it_ends_as_if_nothing_had_been(
 
     elsewhere = f"sqlite:///{tiny_study.parent / 'undisturbed.db'}"
     undisturbed = tuner.start(*LAUNCH, **SHAPE, TUNER_STORAGE=elsewhere)
-    again = tuner.run("stop", "tiny")
+    again = tuner.run_here("stop", "tiny")
     assert (again.returncode, again.stderr) == (0, "tuner: study 'tiny' was already stopped\n")
     refused = tuner.run(*LAUNCH, **SLOW)
     assert refused.returncode == 1
@@ -78,7 +78,7 @@ def test_a_stopped_study_ends_soon_and_resumed_it_ends_as_if_nothing_had_been(
 
     resumed = tuner.run("resume", "tiny")
     assert (resumed.returncode, resumed.stderr) == (0, "tuner: study 'tiny' can be launched again\n")
-    assert tuner.run("resume", "tiny").stderr == "tuner: study 'tiny' was not stopped\n"
+    assert tuner.run_here("resume", "tiny").stderr == "tuner: study 'tiny' was not stopped\n"
     finished = tuner.run(*LAUNCH, **SHAPE)
     assert finished.returncode == 0, finished.stderr
     ended = tuner.rows("trials", "tiny")
@@ -185,10 +185,10 @@ def test_a_worker_in_the_foreground_is_stopped_too(
 ) -> None:
     tuner = tuner_on_postgres
     process = tuner.start("worker", "tiny.py", TINY_LEASE_S="3", **SLOW)
-    wait_until(lambda: tuner.run("studies").returncode == 0 and tuner.rows("studies"))
+    wait_until(lambda: tuner.run_here("studies").returncode == 0 and tuner.rows("studies"))
     wait_until(lambda: [row["outcome"] for row in tuner.rows("trials", "tiny")] == ["running"])
 
-    assert tuner.run("stop", "tiny").returncode == 0
+    assert tuner.run_here("stop", "tiny").returncode == 0
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 1
     assert output.splitlines()[-1] == STOPPED
@@ -232,20 +232,24 @@ def test_names_of_studies_are_completed(tuner_on_sqlite: Any, tiny_study: Path) 
 
 @pytest.mark.slow
 def test_a_study_is_watched_until_it_is_finished(
-    tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any]
+    tuner_on_sqlite: Any, tiny_study: Path, tmp_path: Path, wait_until: Callable[..., Any]
 ) -> None:
-    tuner = tuner_on_sqlite
-    worker = tuner.start("worker", "tiny.py", TINY_PAUSE_S="0.1")
-    wait_until(lambda: tuner.run("studies", "--format", "csv").stdout.count("tiny") == 1)
-    watched = tuner.run("watch", "tiny", "--every", "0.1")
+    tuner, hold = tuner_on_sqlite, tmp_path / "hold"
+    hold.touch()
+    worker = tuner.start("worker", "tiny.py", TINY_PAUSE_S="0.1", TINY_HOLD_FILE=str(hold))
+    wait_until(lambda: tuner.run_here("studies", "--format", "csv").stdout.count("tiny") == 1)
+    watched = tuner.start("watch", "tiny", "--every", "0.1")
+    first = watched.stdout.readline()
+    hold.unlink()  # it watches by now
+    rest, _ = watched.communicate(timeout=300)
     assert watched.returncode == 0
-    lines = [line for line in watched.stdout.splitlines() if line]
+    lines = [line for line in (first + rest).splitlines() if line]
     assert lines[-1].startswith("tiny: finished, 6 complete, best ")
     assert len(lines) == len(set(lines)) >= 2, "a line for each change"
     assert any("tiny: running, " in line for line in lines)
     worker.communicate(timeout=300)
 
-    wrong = tuner.run("watch", "tiny", "--every", "0")
+    wrong = tuner.run_here("watch", "tiny", "--every", "0")
     assert (wrong.returncode, wrong.stderr) == (2, "tuner: --every must be above 0: got 0.0\n")
     on_terminal = subprocess.run(
         ["script", "-qec", f"{sys.executable} -m tuner watch tiny", "/dev/null"],

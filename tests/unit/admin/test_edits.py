@@ -322,7 +322,7 @@ def test_a_study_is_deleted_under_its_workers(
 ) -> None:
     tuner = tuner_on_sqlite
     worker = tuner.start("worker", "tiny.py", "--trials", "300", TINY_PAUSE_S="0.2")
-    wait_until(lambda: tuner.run("show", "tiny", "1").returncode == 0)
+    wait_until(lambda: tuner.run_here("show", "tiny", "1").returncode == 0)
 
     done = tuner.run("delete", "tiny")
     assert done.returncode == 2
@@ -352,7 +352,7 @@ def test_a_queued_trial_is_run_next(tuner_on_sqlite: Any, tiny_study: Path) -> N
     done = tuner.run("enqueue", "tiny", f"{name}={value}")
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith(f"tuner: a trial of 'tiny' with {name}={value} is queued")
-    wrong = tuner.run("enqueue", "tiny", "nonsense")
+    wrong = tuner.run_here("enqueue", "tiny", "nonsense")
     assert (wrong.returncode, wrong.stderr) == (
         2,
         "tuner: a hyperparameter must have the form NAME=VALUE: got 'nonsense'\n",

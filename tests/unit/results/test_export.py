@@ -143,7 +143,7 @@ def test_a_bundle_runs_where_nothing_else_is(tuner_on_sqlite: Any, tmp_path: Pat
         0,
         f"tuner: trial {best['number']} of 'digits_mlp' written to best.zip\n",
     ), done.stderr
-    refused = tuner.run("export", "digits_mlp", "trials.csv", "--trial", "1")
+    refused = tuner.run_here("export", "digits_mlp", "trials.csv", "--trial", "1")
     assert (refused.returncode, refused.stderr) == (
         2,
         "tuner: --trial works only with a bundle (.zip): got 'trials.csv'\n",
@@ -169,6 +169,6 @@ def test_a_bundle_runs_where_nothing_else_is(tuner_on_sqlite: Any, tmp_path: Pat
     assert {line[0] for line in lines} == {"accuracy:", "loss:"}
     assert all(found == recorded for _, found, _, recorded in lines), ran.stdout
     assert "jax==" in (elsewhere / "requirements.txt").read_text()
-    refused = tuner.run("export", "digits_mlp", "again.zip")
+    refused = tuner.run_here("export", "digits_mlp", "again.zip")
     assert refused.returncode == 2
     assert "is not on this machine: no " in refused.stderr
