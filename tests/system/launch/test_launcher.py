@@ -58,7 +58,7 @@ def test_a_study_runs_resumes_and_is_queried(tuner_on_sqlite: Any, tiny_study: P
     assert table[0].split() == ["number", "outcome", "value", "seconds", "learning_rate", "noise"]
     assert len(table) == 7
 
-    again = tuner.run("launch", "tiny.py", "--workers", "2")
+    again = tuner.run("launch", "tiny.py", "--workers", "1")
     assert again.returncode == 0
     assert tuner.rows("trials", "tiny") == trials
 
@@ -70,7 +70,7 @@ def test_a_study_runs_resumes_and_is_queried(tuner_on_sqlite: Any, tiny_study: P
     changed = tuner.run("launch", "tiny.py", "--workers", "1", TINY_EPOCHS="4")
     assert changed.returncode == 2
     assert "epochs was 3, is 4" in changed.stderr.splitlines()[-1]
-    fixed = tuner.run("launch", "tiny.py", "--workers", "1", "--set", "noise=0.25")
+    fixed = tuner.run("worker", "tiny.py", "--set", "noise=0.25")
     assert fixed.returncode == 2
     assert "space.noise was uniform(0.0, 1.0), is uniform(0.0, 1.0) fixed at 0.25" in fixed.stderr.splitlines()[-1]
     assert len(tuner.rows("trials", "tiny")) == 8
