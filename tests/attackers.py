@@ -15,7 +15,7 @@ _BEGIN = b"POST /login HTTP/1.1\r\nHost: 127.0.0.1\r\nOrigin: http://127.0.0.1\r
 
 def connect(port: int, address: str = ADDRESS) -> socket.socket:
     """Return a connection from an address of loopback."""
-    made = socket.create_connection(("127.0.0.1", port), timeout=30, source_address=(address, 0))
+    made = socket.create_connection(("127.0.0.1", port), timeout=300, source_address=(address, 0))
     made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # closed ones leave no port behind
     return made
 
@@ -109,7 +109,7 @@ def attacked(port: int, begin: Callable[[socket.socket], None], count: int) -> I
     """Attack a server while the body runs; the body begins once all connections were opened."""
     attack = Attack(port, begin, count)
     try:
-        assert attack.has_begun.wait(60)
+        assert attack.has_begun.wait(300)
         yield attack
     finally:
         attack.close()
@@ -117,7 +117,7 @@ def attacked(port: int, begin: Callable[[socket.socket], None], count: int) -> I
 
 def talk(port: int, raw: bytes, tls: ssl.SSLContext | None = None) -> bytes:
     """Send bytes as an honest client, and return all that comes until the server ends the connection."""
-    made: socket.socket = socket.create_connection(("127.0.0.1", port), timeout=30)
+    made: socket.socket = socket.create_connection(("127.0.0.1", port), timeout=300)
     if tls is not None:
         made = tls.wrap_socket(made, server_hostname="127.0.0.1")
     with made:

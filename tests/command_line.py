@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import threading
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 OURS = ("JAX_NUMPY", "XLA_", "JAX_COMPILATION", "JAX_PERSISTENT")
 """What the tests set for their own code, by the first letters: strict types, eight devices, the cache of programs."""
@@ -54,12 +59,31 @@ class Tuner:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=300,
         )
 
+    def run_here(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in this process, without seconds of imports: for queries, and for what is refused."""
+        from tuner.cli import main
+
+        output, errors, status = io.StringIO(), io.StringIO(), 0
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(output), redirect_stderr(errors):
+            for module in (sys, threading):
+                patch.setattr(module, "excepthook", module.excepthook)  # which the command replaces
+            patch.chdir(self.folder)
+            patch.setattr(sys, "argv", ["tuner", *words])
+            for name in ("TUNER_STORAGE", "COLUMNS"):
+                patch.setenv(name, self.env[name])
+            try:
+                main()
+            except SystemExit as ended:
+                status = ended.code or 0
+        assert isinstance(status, int)
+        return subprocess.CompletedProcess(words, status, output.getvalue(), errors.getvalue())
+
     def rows(self, *words: str) -> Any:
-        """Run a query and return its JSON."""
-        done = self.run(*words, "--format", "json")
+        """Run a query in this process and return its JSON."""
+        done = self.run_here(*words, "--format", "json")
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 

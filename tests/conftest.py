@@ -30,6 +30,7 @@ from command_line import Tuner
 # Compiled programs: shared by all processes of a run and kept for the next one, which need not compile them again.
 CACHE = Path(os.environ.setdefault("TUNER_TESTS_CACHE", str(Path(__file__).parents[1] / ".pytest_cache" / "compiled")))
 MOST_CACHE_BYTES = 2 * 2**30
+DEADLINE_S = 300.0  # no test waits so long for anything that comes, however busy the machine is
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE / "tests")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
@@ -65,18 +66,45 @@ def postgres_server(request: pytest.FixtureRequest) -> Iterator[str]:
         databases.drop_databases(server)
 
 
-@pytest.fixture
-def postgres_url(postgres_server: str) -> Iterator[str]:
-    """The URL of an empty Postgres database."""
+@pytest.fixture(scope="session")
+def postgres_with_tables(postgres_server: str) -> str:
+    """The URL of a Postgres database with the tables of a storage, and nothing in them."""
     made = databases.new_database(postgres_server)
+    _make_tables(made)
+    return made
+
+
+@pytest.fixture(scope="session")
+def sqlite_with_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with the tables of a storage, and nothing in them."""
+    path = tmp_path_factory.mktemp("tables") / "study.db"
+    _make_tables(f"sqlite:///{path}")
+    return path
+
+
+def _make_tables(url: str) -> None:
+    import tuner
+
+    tuner.open_storage(url).close()
+
+
+@pytest.fixture
+def postgres_url(request: pytest.FixtureRequest, postgres_server: str) -> Iterator[str]:
+    """The URL of an empty Postgres database; with the mark `with_tables`, of one with the tables of a storage."""
+    has_tables = request.node.get_closest_marker("with_tables") is not None
+    template = request.getfixturevalue("postgres_with_tables") if has_tables else None
+    made = databases.new_database(postgres_server, template)
     yield made.replace("postgresql+psycopg2:", "postgresql:", 1)
     databases.drop_database(postgres_server, made)
 
 
 @pytest.fixture
-def sqlite_url(tmp_path: Path) -> str:
-    """The URL of a SQLite file that does not exist yet."""
-    return f"sqlite:///{tmp_path / 'study.db'}"
+def sqlite_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a SQLite file that does not exist yet; with the mark `with_tables`, of one with those of a storage."""
+    path = tmp_path / "study.db"
+    if request.node.get_closest_marker("with_tables") is not None:
+        shutil.copy(request.getfixturevalue("sqlite_with_tables"), path)
+    return f"sqlite:///{path}"
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -148,7 +176,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def wait_until() -> Callable[..., Any]:
     """Return a function that calls a condition until it is true, or fails after a deadline."""
 
-    def wait(condition: Callable[[], Any], deadline_s: float = 60.0) -> Any:
+    def wait(condition: Callable[[], Any], deadline_s: float = DEADLINE_S) -> Any:
         end_s = time.monotonic() + deadline_s
         pause = threading.Event()
         while not (result := condition()):

@@ -14,10 +14,15 @@ _made: list[str] = []
 """The URLs of those that this process has made."""
 
 
-def new_database(server: str) -> str:
-    """Make a database on a server and return its URL, whose driver is psycopg2."""
+def new_database(server: str, template: str | None = None) -> str:
+    """Make a database on a server, empty or as another one is to which nobody is connected.
+
+    Returns:
+        Its URL, whose driver is psycopg2.
+    """
     name = f"tuner_{uuid.uuid4().hex[:12]}"  # one module's tests may be run in parts, by several processes
-    _execute(server, f"CREATE DATABASE {name}")
+    source = "" if template is None else f" TEMPLATE {sa.make_url(template).database}"
+    _execute(server, f"CREATE DATABASE {name}{source}")
     url = _driver_url(server).set(database=name).render_as_string(hide_password=False)
     _made.append(url)
     return url

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from databases import new_database as new_database
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
+from sqlalchemy import event
 
 import tuner
 from tuner.storage import connect, parse_url
@@ -37,6 +38,25 @@ def opened(url: str) -> Iterator[Storage]:
         yield storage
     finally:
         storage.close()
+
+
+@contextlib.contextmanager
+def sent_statements(storage: Storage, without: tuple[str, ...] = ("BEGIN",)) -> Iterator[list[str]]:
+    """Collect the statements that a storage sends, without those that begin with one of these words."""
+    sent: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, text: str, *_: Any) -> None:
+        if not text.startswith(without):
+            sent.append(text)
+
+    engines = (storage.engine, storage._rdb.engine)
+    for engine in engines:
+        event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield sent
+    finally:
+        for engine in engines:
+            event.remove(engine, "before_cursor_execute", note)
 
 
 @contextlib.contextmanager
@@ -78,7 +98,7 @@ def report(engine: sa.Engine, lease: Lease, epoch: int, value: float) -> None:
     leases.report(engine, lease, [Report(epoch, 10 * epoch, {"loss": value})], "loss")
 
 
-class Desk:
+class StudyDatabase:
     """A study of its own in a database that all tests share, and the calls of its workers."""
 
     def __init__(self, url: str, storage: BaseStorage, engine: sa.Engine) -> None:
@@ -131,21 +151,23 @@ class Desk:
 
 
 @contextlib.contextmanager
-def desk_at(url: str) -> Iterator[Desk]:
+def study_database(url: str) -> Iterator[StudyDatabase]:
     storage: Any = tuner.open_storage(url)
     engine = connect(url)
     try:
-        yield Desk(url, storage, engine)
+        yield StudyDatabase(url, storage, engine)
     finally:
         engine.dispose()
         storage.close()
 
 
 @contextlib.contextmanager
-def shared_desk_at(request: pytest.FixtureRequest, folders: pytest.TempPathFactory, name: str) -> Iterator[Desk]:
-    """Open a desk for all tests of a module: on SQLite or on Postgres, as the fixture's parameter says."""
+def shared_study_database(
+    request: pytest.FixtureRequest, folders: pytest.TempPathFactory, name: str
+) -> Iterator[StudyDatabase]:
+    """Open a database for all tests of a module: on SQLite or on Postgres, as the fixture's parameter says."""
     url = f"sqlite:///{folders.mktemp(name) / 'study.db'}"
     if request.param == "postgres":
         url = new_database(request.getfixturevalue("postgres_server"))
-    with desk_at(url) as desk:
-        yield desk
+    with study_database(url) as db:
+        yield db

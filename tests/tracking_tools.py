@@ -7,8 +7,9 @@ import math
 from typing import Any
 
 import sqlalchemy as sa
-from storage_tools import Desk
+from storage_tools import StudyDatabase
 
+from tuner.output.log import LogLine
 from tuner.results.rows import show_row, trial_rows
 from tuner.storage import connect
 from tuner.storage.worker import leases
@@ -22,53 +23,66 @@ ODD = ["a b", "x@y", "ä", "../up", "a//b", "opt.momentum", "long" * 80, "x#y"]
 """Names of hyperparameters and metrics, half of which MLflow does not take."""
 
 
-def report(desk: Desk, lease: Lease, *epochs: int, **metrics: float) -> None:
+class RecordedProgress:
+    """The lines that a launch shows of its mirror."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, message: str, event: str, level: str = "info", **fields: Any) -> None:
+        self.lines.append(message)
+
+    def say(self, said: LogLine) -> None:
+        self.lines.append(said.message)
+
+
+def report(db: StudyDatabase, lease: Lease, *epochs: int, **metrics: float) -> None:
     values = {"loss": 1.0, **metrics}
     several = [Report(epoch, 10 * epoch, {name: v / epoch for name, v in values.items()}) for epoch in epochs]
-    leases.report(desk.engine, lease, several, "loss")
+    leases.report(db.engine, lease, several, "loss")
 
 
-def fill(desk: Desk) -> None:
+def fill(db: StudyDatabase) -> None:
     """Give a study a trial of every kind: the outcomes in their order, then one retried, given back, odd, running."""
     join(
-        desk.engine,
-        Claimant(desk.study_id, "one", trials=50, lease_s=300.0),
+        db.engine,
+        Claimant(db.study_id, "one", trials=50, lease_s=300.0),
         {
             "host": "here", "pid": 1, "devices": "gpu 0", "file": "/studies/it.py",
             "versions": {"jax": "0.10.2"}, "git": {"commit": "abc", "is_changed": True},
         },
     )  # fmt: skip
     for outcome in (Outcome.COMPLETE, Outcome.PRUNED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outcome.FAILED):
-        lease = desk.claim(budget=50)
-        leases.store_suggested(desk.engine, lease, [("x", lease.number / 10, FLOAT)], {})
-        report(desk, lease, 1, 2, accuracy=0.25 + lease.number)
+        lease = db.claim(budget=50)
+        leases.store_suggested(db.engine, lease, [("x", lease.number / 10, FLOAT)], {})
+        report(db, lease, 1, 2, accuracy=0.25 + lease.number)
         if outcome is Outcome.DIVERGED:
             values = {"loss": math.nan, "accuracy": math.inf, "low": -math.inf}
-            leases.report(desk.engine, lease, [Report(3, 30, values)], "loss")
+            leases.report(db.engine, lease, [Report(3, 30, values)], "loss")
         error = {"error": "Traceback\nValueError: no", "error_kind": "no"} if outcome is Outcome.FAILED else {}
         leases.tell(
-            desk.engine, lease, outcome, [0.5] if outcome is Outcome.COMPLETE else None, {"train_s": 1.5, **error}
+            db.engine, lease, outcome, [0.5] if outcome is Outcome.COMPLETE else None, {"train_s": 1.5, **error}
         )
-    retried = desk.claim(budget=50)
-    report(desk, retried, 1, 2, 3)
-    assert leases.retry(desk.engine, retried, "ValueError: once", 1)
-    retried = desk.claim(budget=50)
-    report(desk, retried, 1)
-    desk.tell(retried)
-    given_back = desk.claim(budget=50)
-    report(desk, given_back, 1)
-    leases.release(desk.engine, given_back)
-    again = desk.claim("two", budget=50)
+    retried = db.claim(budget=50)
+    report(db, retried, 1, 2, 3)
+    assert leases.retry(db.engine, retried, "ValueError: once", 1)
+    retried = db.claim(budget=50)
+    report(db, retried, 1)
+    db.tell(retried)
+    given_back = db.claim(budget=50)
+    report(db, given_back, 1)
+    leases.release(db.engine, given_back)
+    again = db.claim("two", budget=50)
     assert (again.number, again.fence) == (given_back.number, 2)
-    report(desk, again, 2)
-    desk.tell(again)
-    odd = desk.claim(budget=50)
-    leases.store_suggested(desk.engine, odd, [(name, 0.5, FLOAT) for name in ODD], {})
-    leases.report(desk.engine, odd, [Report(1, 7, {"loss": 1.0, **{name: 2.0 for name in ODD}})], "loss")
-    desk.tell(odd)
-    running = desk.claim(budget=50)
-    leases.store_suggested(desk.engine, running, [("x", 0.75, FLOAT)], {})
-    report(desk, running, 1)
+    report(db, again, 2)
+    db.tell(again)
+    odd = db.claim(budget=50)
+    leases.store_suggested(db.engine, odd, [(name, 0.5, FLOAT) for name in ODD], {})
+    leases.report(db.engine, odd, [Report(1, 7, {"loss": 1.0, **{name: 2.0 for name in ODD}})], "loss")
+    db.tell(odd)
+    running = db.claim(budget=50)
+    leases.store_suggested(db.engine, running, [("x", 0.75, FLOAT)], {})
+    report(db, running, 1)
 
 
 def curves(url: str, study: str) -> dict[int, dict[tuple[str, int], float]]:

@@ -158,7 +158,7 @@ class Episode:
             path = self.folder / "study.db"
             if not path.exists():
                 return []
-            with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=20)) as connection:
+            with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=300)) as connection:
                 return connection.execute(query).fetchall()
         except (sqlite3.Error, OSError, psycopg2.Error):
             return []
@@ -176,7 +176,7 @@ class Episode:
                     self.server.ask(statement, database=self.database)
             else:
                 path = self.folder / "study.db"
-                with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=20)) as connection:
+                with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=300)) as connection:
                     connection.execute("BEGIN IMMEDIATE")
                     for statement in WATCHED_IN_SQLITE:
                         connection.execute(statement)
@@ -375,7 +375,7 @@ def lock_file(episode: Episode) -> bool:
     path = episode.folder / "study.db"
     if not path.exists():
         return False
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=20)) as connection:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=300)) as connection:
         try:
             connection.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError:

@@ -286,6 +286,7 @@ def test_what_has_ended_is_not_changed(asked: Asked) -> None:
     assert "has ended" in json.loads(told[0].body)["reason"]
 
 
+@pytest.mark.parametrize("asked", ["sqlite"], indirect=True)  # the database has no part in it
 @pytest.mark.parametrize("name", sorted(HEADERS))
 def test_headers_of_all_kinds(asked: Asked, name: str) -> None:
     there = str(asked.study("plain"))
@@ -295,6 +296,7 @@ def test_headers_of_all_kinds(asked: Asked, name: str) -> None:
                 asked.ask(method, paths(rule, there, "1", "bundle.js"), b"", **{name: value})
 
 
+@pytest.mark.parametrize("asked", ["sqlite"], indirect=True)  # the database has no part in it
 def test_bodies_where_none_belongs(asked: Asked) -> None:
     there = asked.study("plain")
     for kind in KINDS_OF_BODY:
@@ -320,6 +322,7 @@ def test_studies_of_all_names_are_shown(asked: Asked) -> None:
         assert ElementTree.fromstring(picture.body).tag == "{http://www.w3.org/2000/svg}svg"
 
 
+@pytest.mark.parametrize("asked", ["sqlite"], indirect=True)  # the database has no part in it
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_plot_of_hostile_names_is_a_picture(asked: Asked, kind: str) -> None:
     told = asked.ask("GET", f"/plots/{kind}.svg?study={quote(MATH, safe='')}")

@@ -29,6 +29,8 @@ from tuner.storage.sql import tables
 from tuner.storage.worker.confirmations import store_confirmation
 from tuner.storage.worker.studies import agree, register
 
+pytestmark = pytest.mark.with_tables
+
 inf = math.inf
 
 

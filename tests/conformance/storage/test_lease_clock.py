@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from storage_tools import Desk, desk_at
+from storage_tools import StudyDatabase, study_database
 
 from tuner.errors import LeaseLost
 from tuner.storage.read.hours import Hours, count_hours
@@ -28,15 +28,15 @@ from tuner.storage.worker.fences import Lease
 
 HOUR = 3600.0
 JUMPS = [60.0, 8 * HOUR, -60.0, -8 * HOUR]
-WRITES: dict[str, Callable[[Desk, Lease], None]] = {
-    "renew": lambda desk, lease: leases.renew(desk.engine, lease),
-    "tell": lambda desk, lease: desk.tell(lease),
-    "release": lambda desk, lease: leases.release(desk.engine, lease),
+WRITES: dict[str, Callable[[StudyDatabase, Lease], None]] = {
+    "renew": lambda db, lease: leases.renew(db.engine, lease),
+    "tell": lambda db, lease: db.tell(lease),
+    "release": lambda db, lease: leases.release(db.engine, lease),
 }
 
 
-class ClockedDesk(Desk):
-    """A desk whose wall clock can be set."""
+class ClockedStudyDatabase(StudyDatabase):
+    """A study in a database, whose wall clock can be set."""
 
     def execute(self, statement: str, **values: Any) -> list[Any]:
         with self.engine.begin() as connection:
@@ -63,124 +63,126 @@ class ClockedDesk(Desk):
 
 
 @pytest.fixture
-def desk(sqlite_url: str) -> Iterator[ClockedDesk]:
-    with desk_at(sqlite_url) as plain:
-        yield ClockedDesk(plain.url, plain.storage, plain.engine)
+def db(sqlite_url: str) -> Iterator[ClockedStudyDatabase]:
+    with study_database(sqlite_url) as plain:
+        yield ClockedStudyDatabase(plain.url, plain.storage, plain.engine)
 
 
 @pytest.mark.parametrize("jump_s", JUMPS)
-def test_a_jump_of_the_clock_takes_no_trial_from_a_live_worker(desk: ClockedDesk, jump_s: float) -> None:
-    lease = desk.claim("A", budget=1, lease_s=30.0)
+def test_a_jump_of_the_clock_takes_no_trial_from_a_live_worker(db: ClockedStudyDatabase, jump_s: float) -> None:
+    lease = db.claim("A", budget=1, lease_s=30.0)
     for _ in range(4):  # one more than would fail the trial
-        desk.jump(jump_s)
-        assert desk.ask("B", budget=1) is NoTrial.WAIT
-        assert 20 < desk.rest_s() <= 30
-    leases.renew(desk.engine, lease)
-    assert desk.leases() == [(0, "A", 1, 0)]
-    desk.tell(lease)
-    assert desk.states() == ["COMPLETE"]
+        db.jump(jump_s)
+        assert db.ask("B", budget=1) is NoTrial.WAIT
+        assert 20 < db.rest_s() <= 30
+    leases.renew(db.engine, lease)
+    assert db.leases() == [(0, "A", 1, 0)]
+    db.tell(lease)
+    assert db.states() == ["COMPLETE"]
 
 
 @pytest.mark.parametrize("change", WRITES)
 @pytest.mark.parametrize("jump_s", JUMPS)
-def test_an_attempt_is_as_long_as_it_was_at_work(desk: ClockedDesk, jump_s: float, change: str) -> None:
-    lease = desk.claim("A", lease_s=300.0)
-    ended = desk.claim("B")
-    desk.tell(ended)
-    desk.jump(jump_s)
-    (_, (before_s, end_s)) = desk.execute("SELECT started_at_s, ended_at_s FROM tuner_attempts ORDER BY trial_id")
+def test_an_attempt_is_as_long_as_it_was_at_work(db: ClockedStudyDatabase, jump_s: float, change: str) -> None:
+    lease = db.claim("A", lease_s=300.0)
+    ended = db.claim("B")
+    db.tell(ended)
+    db.jump(jump_s)
+    (_, (before_s, end_s)) = db.execute("SELECT started_at_s, ended_at_s FROM tuner_attempts ORDER BY trial_id")
 
-    WRITES[change](desk, lease)
+    WRITES[change](db, lease)
 
-    running_s, ended_s = desk.lengths()
+    running_s, ended_s = db.lengths()
     assert 0 <= running_s < 60
     assert ended_s == end_s - before_s
-    with desk.engine.connect() as connection:
-        used, _ = count_hours(connection, desk.study_id, now_s(desk.engine), Hours())
+    with db.engine.connect() as connection:
+        used, _ = count_hours(connection, db.study_id, now_s(db.engine), Hours())
     assert 0 <= used.device_s < 120
 
 
-def test_a_jump_while_a_connection_is_open_is_noticed(desk: ClockedDesk, monkeypatch: pytest.MonkeyPatch) -> None:
-    desk.claim("A", budget=1, lease_s=30.0)
-    assert desk.ask("B", budget=1) is NoTrial.WAIT
-    before_s, real = desk.rest_s(), lease_clock._ahead_s
+def test_a_jump_while_a_connection_is_open_is_noticed(
+    db: ClockedStudyDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db.claim("A", budget=1, lease_s=30.0)
+    assert db.ask("B", budget=1) is NoTrial.WAIT
+    before_s, real = db.rest_s(), lease_clock._ahead_s
     monkeypatch.setattr(lease_clock, "_ahead_s", lambda: real() + 60.0)
-    assert desk.ask("B", budget=1) is NoTrial.WAIT
-    assert 40.0 < desk.rest_s() - before_s <= 60.0
+    assert db.ask("B", budget=1) is NoTrial.WAIT
+    assert 40.0 < db.rest_s() - before_s <= 60.0
 
 
-def test_a_change_of_the_clocks_rate_moves_nothing(desk: ClockedDesk) -> None:
-    desk.claim("A", lease_s=30.0)
-    desk.jump(0.5)
-    before = desk.execute("SELECT expires_at_s, ahead_s FROM tuner_leases")
-    assert desk.ask("B", budget=1) is NoTrial.WAIT
-    assert desk.execute("SELECT expires_at_s, ahead_s FROM tuner_leases") == before
+def test_a_change_of_the_clocks_rate_moves_nothing(db: ClockedStudyDatabase) -> None:
+    db.claim("A", lease_s=30.0)
+    db.jump(0.5)
+    before = db.execute("SELECT expires_at_s, ahead_s FROM tuner_leases")
+    assert db.ask("B", budget=1) is NoTrial.WAIT
+    assert db.execute("SELECT expires_at_s, ahead_s FROM tuner_leases") == before
 
 
 @pytest.mark.parametrize("jump_s", [-8 * HOUR, 8 * HOUR])
 def test_a_dead_workers_trial_waits_for_its_lease_and_no_longer(
-    desk: ClockedDesk, jump_s: float, wait_until: Callable[..., Any]
+    db: ClockedStudyDatabase, jump_s: float, wait_until: Callable[..., Any]
 ) -> None:
-    desk.claim("A", budget=1, lease_s=2.0)
-    desk.jump(jump_s)
-    taken = wait_until(lambda: (found := desk.ask("B", budget=1)) is not NoTrial.WAIT and found)
-    assert (taken.number, taken.fence, desk.leases()) == (0, 2, [(0, "B", 2, 1)])
+    db.claim("A", budget=1, lease_s=2.0)
+    db.jump(jump_s)
+    taken = wait_until(lambda: (found := db.ask("B", budget=1)) is not NoTrial.WAIT and found)
+    assert (taken.number, taken.fence, db.leases()) == (0, 2, [(0, "B", 2, 1)])
 
 
-def test_a_trial_that_was_given_back_stays_free(desk: ClockedDesk) -> None:
-    leases.release(desk.engine, desk.claim("A", budget=1))
-    desk.jump(-8 * HOUR)
-    assert desk.claim("B", budget=1).fence == 2
-    claims.release_all(desk.engine, "B", died=True)
-    desk.jump(8 * HOUR)
-    assert desk.claim("C", budget=1).fence == 3
+def test_a_trial_that_was_given_back_stays_free(db: ClockedStudyDatabase) -> None:
+    leases.release(db.engine, db.claim("A", budget=1))
+    db.jump(-8 * HOUR)
+    assert db.claim("B", budget=1).fence == 2
+    claims.release_all(db.engine, "B", died=True)
+    db.jump(8 * HOUR)
+    assert db.claim("C", budget=1).fence == 3
 
 
 # --- Boots
 
 
-def _set_boot(desk: ClockedDesk, **changes: str) -> None:
+def _set_boot(db: ClockedStudyDatabase, **changes: str) -> None:
     here = this_boot()
     assert here is not None
-    desk.execute("UPDATE tuner_leases SET boot = :boot", boot=str(dataclasses.replace(here, **changes)))
-    desk.engine.dispose()
+    db.execute("UPDATE tuner_leases SET boot = :boot", boot=str(dataclasses.replace(here, **changes)))
+    db.engine.dispose()
 
 
-def test_a_reboot_ends_the_leases_of_its_host(desk: ClockedDesk) -> None:
-    desk.claim("A", budget=1, lease_s=300.0)
-    _set_boot(desk, id="an-earlier-one")
-    desk.jump(-8 * HOUR)  # a clock without a battery
-    assert (desk.claim("B", budget=1).fence, desk.leases()) == (2, [(0, "B", 2, 1)])
+def test_a_reboot_ends_the_leases_of_its_host(db: ClockedStudyDatabase) -> None:
+    db.claim("A", budget=1, lease_s=300.0)
+    _set_boot(db, id="an-earlier-one")
+    db.jump(-8 * HOUR)  # a clock without a battery
+    assert (db.claim("B", budget=1).fence, db.leases()) == (2, [(0, "B", 2, 1)])
 
 
 @pytest.mark.parametrize("changes", [{"id": "another", "host": "elsewhere"}, {"namespace": "time:[1]"}])
 def test_leases_of_other_hosts_and_time_namespaces_go_by_the_wall_clock(
-    desk: ClockedDesk, changes: dict[str, str]
+    db: ClockedStudyDatabase, changes: dict[str, str]
 ) -> None:
-    desk.claim("A", budget=1, lease_s=30.0)
-    _set_boot(desk, **changes)
-    assert desk.ask("B", budget=1) is NoTrial.WAIT
-    desk.jump(60.0)
-    _set_boot(desk, **changes)
-    assert desk.claim("B", budget=1).fence == 2
+    db.claim("A", budget=1, lease_s=30.0)
+    _set_boot(db, **changes)
+    assert db.ask("B", budget=1) is NoTrial.WAIT
+    db.jump(60.0)
+    _set_boot(db, **changes)
+    assert db.claim("B", budget=1).fence == 2
 
 
-def test_containers_of_one_machine_have_one_clock(desk: ClockedDesk) -> None:
-    desk.claim("A", budget=1, lease_s=30.0)
-    _set_boot(desk, host="a-container")
-    desk.jump(60.0)
-    assert desk.ask("B", budget=1) is NoTrial.WAIT
+def test_containers_of_one_machine_have_one_clock(db: ClockedStudyDatabase) -> None:
+    db.claim("A", budget=1, lease_s=30.0)
+    _set_boot(db, host="a-container")
+    db.jump(60.0)
+    assert db.ask("B", budget=1) is NoTrial.WAIT
 
 
 def test_without_an_id_of_the_boot_leases_go_by_the_wall_clock(
-    desk: ClockedDesk, monkeypatch: pytest.MonkeyPatch
+    db: ClockedStudyDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease_clock, "this_boot", lambda: None)
-    desk.claim("A", budget=1, lease_s=30.0)
-    assert desk.execute("SELECT boot, ahead_s, ahead_fence FROM tuner_leases") == [(None, None, None)]
-    assert desk.ask("B", budget=1) is NoTrial.WAIT
-    desk.jump(60.0)
-    assert desk.claim("B", budget=1).fence == 2
+    db.claim("A", budget=1, lease_s=30.0)
+    assert db.execute("SELECT boot, ahead_s, ahead_fence FROM tuner_leases") == [(None, None, None)]
+    assert db.ask("B", budget=1) is NoTrial.WAIT
+    db.jump(60.0)
+    assert db.claim("B", budget=1).fence == 2
 
 
 def test_the_id_of_the_boot_is_that_of_the_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -203,63 +205,63 @@ def test_a_process_that_is_stopped_between_two_readings_sees_no_jump(monkeypatch
 # --- Versions side by side
 
 
-def test_workers_of_the_version_before_go_by_the_wall_clock(desk: ClockedDesk) -> None:
+def test_workers_of_the_version_before_go_by_the_wall_clock(db: ClockedStudyDatabase) -> None:
     """They neither write the new columns nor look at them."""
-    desk.claim("old", budget=1, lease_s=30.0)
-    desk.execute("UPDATE tuner_leases SET boot = NULL, ahead_s = NULL, ahead_fence = NULL")
-    assert desk.ask("new", budget=1) is NoTrial.WAIT
-    desk.jump(60.0)
-    taken = desk.claim("new", budget=1, lease_s=30.0)
+    db.claim("old", budget=1, lease_s=30.0)
+    db.execute("UPDATE tuner_leases SET boot = NULL, ahead_s = NULL, ahead_fence = NULL")
+    assert db.ask("new", budget=1) is NoTrial.WAIT
+    db.jump(60.0)
+    taken = db.claim("new", budget=1, lease_s=30.0)
     # One of them takes it over after a jump; what stands in the new columns is the new worker's.
-    desk.jump(-60.0)
-    desk.execute("UPDATE tuner_leases SET worker = 'old', fence = 3, expires_at_s = :at", at=now_s(desk.engine) + 30)
+    db.jump(-60.0)
+    db.execute("UPDATE tuner_leases SET worker = 'old', fence = 3, expires_at_s = :at", at=now_s(db.engine) + 30)
     with pytest.raises(LeaseLost):
-        leases.renew(desk.engine, taken)
-    assert desk.ask("third", budget=1) is NoTrial.WAIT
-    assert 20 < desk.rest_s() <= 30
+        leases.renew(db.engine, taken)
+    assert db.ask("third", budget=1) is NoTrial.WAIT
+    assert 20 < db.rest_s() <= 30
 
 
-def test_leases_of_the_version_before_are_kept_by_the_upgrade(desk: ClockedDesk) -> None:
-    lease = desk.claim("A", budget=1, lease_s=300.0)
+def test_leases_of_the_version_before_are_kept_by_the_upgrade(db: ClockedStudyDatabase) -> None:
+    lease = db.claim("A", budget=1, lease_s=300.0)
     for name in ("boot", "ahead_s", "ahead_fence"):
-        desk.execute(f"ALTER TABLE tuner_leases DROP COLUMN {name}")
-    desk.execute("UPDATE tuner_alembic_version SET version_num = '0005'")
+        db.execute(f"ALTER TABLE tuner_leases DROP COLUMN {name}")
+    db.execute("UPDATE tuner_alembic_version SET version_num = '0005'")
 
-    said = schema.upgrade(desk.url)
+    said = schema.upgrade(db.url)
 
     assert said[-1] == "upgraded the tables of tuner from version 0005 to 0006"
-    assert desk.leases() == [(0, "A", 1, 0)]
-    assert desk.ask("B", budget=1) is NoTrial.WAIT
-    leases.renew(desk.engine, lease)
-    assert desk.execute("SELECT ahead_fence FROM tuner_leases") == [(1,)]
+    assert db.leases() == [(0, "A", 1, 0)]
+    assert db.ask("B", budget=1) is NoTrial.WAIT
+    leases.renew(db.engine, lease)
+    assert db.execute("SELECT ahead_fence FROM tuner_leases") == [(1,)]
 
 
 # --- Who is alive did not die
 
 
 def test_a_worker_that_is_alive_after_all_did_not_die(storage_url: str) -> None:
-    with desk_at(storage_url) as plain:
-        desk = ClockedDesk(plain.url, plain.storage, plain.engine)
-        slept = desk.claim("A", budget=1, lease_s=-1.0)
-        desk.claim("B", budget=1, lease_s=-1.0)  # dies
-        last = desk.claim("C", budget=1)
-        assert desk.leases() == [(0, "C", 3, 2)]
+    with study_database(storage_url) as plain:
+        db = ClockedStudyDatabase(plain.url, plain.storage, plain.engine)
+        slept = db.claim("A", budget=1, lease_s=-1.0)
+        db.claim("B", budget=1, lease_s=-1.0)  # dies
+        last = db.claim("C", budget=1)
+        assert db.leases() == [(0, "C", 3, 2)]
         for _ in range(2):
-            leases.withdraw_death(desk.engine, slept)
-            assert desk.leases() == [(0, "C", 3, 1)]
+            leases.withdraw_death(db.engine, slept)
+            assert db.leases() == [(0, "C", 3, 1)]
         endings = "SELECT worker, ending FROM tuner_attempts ORDER BY fence"
-        assert desk.execute(endings) == [("A", "preempted"), ("B", "died"), ("C", None)]
-        leases.withdraw_death(desk.engine, last)  # it holds the trial
-        desk.tell(last)
-        leases.withdraw_death(desk.engine, last)
-        assert desk.execute(endings) == [("A", "preempted"), ("B", "died"), ("C", "complete")]
+        assert db.execute(endings) == [("A", "preempted"), ("B", "died"), ("C", None)]
+        leases.withdraw_death(db.engine, last)  # it holds the trial
+        db.tell(last)
+        leases.withdraw_death(db.engine, last)
+        assert db.execute(endings) == [("A", "preempted"), ("B", "died"), ("C", "complete")]
 
 
 def test_on_postgres_leases_have_the_servers_clock_alone(postgres_url: str) -> None:
-    with desk_at(postgres_url) as plain:
-        desk = ClockedDesk(plain.url, plain.storage, plain.engine)
-        leases.renew(desk.engine, desk.claim())
-        assert desk.execute("SELECT boot, ahead_s, ahead_fence FROM tuner_leases") == [(None, None, None)]
+    with study_database(postgres_url) as plain:
+        db = ClockedStudyDatabase(plain.url, plain.storage, plain.engine)
+        leases.renew(db.engine, db.claim())
+        assert db.execute("SELECT boot, ahead_s, ahead_fence FROM tuner_leases") == [(None, None, None)]
 
 
 def test_suspended_time_is_not_counted_here() -> None:

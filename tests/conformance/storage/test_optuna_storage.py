@@ -31,8 +31,7 @@ from optuna.samplers import RandomSampler
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import event
-from storage_tools import new_database, opened
+from storage_tools import new_database, opened, sent_statements
 
 from tuner.errors import LeaseLost
 from tuner.storage import parse_url
@@ -79,25 +78,6 @@ def plain_optuna(url: str) -> Iterator[RDBStorage]:
     finally:
         storage.remove_session()
         storage.engine.dispose()
-
-
-@contextmanager
-def statements(storage: Storage) -> Iterator[list[str]]:
-    """Collect what a storage sends; on SQLite without what begins a transaction."""
-    sent: list[str] = []
-
-    def note(_connection: Any, _cursor: Any, text: str, *_: Any) -> None:
-        if not text.startswith("BEGIN"):
-            sent.append(text)
-
-    engines = (storage.engine, storage._rdb.engine)
-    for engine in engines:
-        event.listen(engine, "before_cursor_execute", note)
-    try:
-        yield sent
-    finally:
-        for engine in engines:
-            event.remove(engine, "before_cursor_execute", note)
 
 
 def as_text(trial: FrozenTrial) -> dict[str, str]:
@@ -233,7 +213,7 @@ def test_what_is_suggested_for_a_held_trial_is_written_together_and_in_order(pla
     suggested = suggest_three(trial)
     assert trial.params == suggested == place.one.get_trial(lease.trial_id).params
     assert place.stored()[1].params == {}
-    with statements(place.one) as sent:
+    with sent_statements(place.one) as sent:
         place.one.flush(lease.trial_id)
     stored = place.stored()[1]
     assert (stored.params, list(stored.params)) == (suggested, ["z", "a", "m"])
@@ -241,7 +221,7 @@ def test_what_is_suggested_for_a_held_trial_is_written_together_and_in_order(pla
     # On SQLite, where it costs no round trip, the lease is renewed by a statement before.
     assert len(sent) == (2 if place.url.startswith("sqlite") else 1), sent
 
-    with statements(place.one) as sent:
+    with sent_statements(place.one) as sent:
         place.one.flush(lease.trial_id)  # there is nothing new
     assert sent == []
     trial.suggest_float("late", 0.0, 1.0)
@@ -253,18 +233,18 @@ def test_a_held_new_trial_is_never_read(place: Place) -> None:
     study, lease = place.study(), place.claim()
     study._storage.get_study_directions(study._study_id)
     assert lease.is_new
-    with statements(place.one) as sent:
+    with sent_statements(place.one) as sent:
         place.one.hold(lease, place.study_id)
         trial = optuna.Trial(study, lease.trial_id)
         assert (trial.number, trial.params, trial.user_attrs) == (lease.number, {}, {})
         assert place.one.get_trial(lease.trial_id).state is TrialState.RUNNING
     assert sent == []
 
-    with statements(place.one) as sent:
+    with sent_statements(place.one) as sent:
         suggest_three(trial)
     assert len(sent) == 3  # whether others know the names with other distributions, asked once for each
     lease = place.claim()
-    with statements(place.one) as sent:
+    with sent_statements(place.one) as sent:
         place.one.hold(lease, place.study_id)
         suggest_three(optuna.Trial(study, lease.trial_id))
     assert sent == []
@@ -338,7 +318,7 @@ def test_a_trial_that_was_taken_over_is_held_with_what_its_first_worker_wrote(pl
     assert (taken.trial_id, taken.is_new) == (lease.trial_id, False)
     assert (again.params, again.user_attrs) == (suggested, {"k": [1]})
     assert place.one.get_trial(lease.trial_id).system_attrs == {} != place.two.get_trial(lease.trial_id).system_attrs
-    with statements(place.two) as sent:
+    with sent_statements(place.two) as sent:
         assert suggest_three(again) == suggested
         place.two.flush(taken.trial_id)
     assert sent == []
@@ -412,7 +392,7 @@ def test_only_new_and_unfinished_trials_are_read(place: Place, known: int, monke
 
     def listed() -> list[str]:
         filled.clear()
-        with statements(place.one) as sent:
+        with sent_statements(place.one) as sent:
             assert len(place.one.get_all_trials(place.study_id, deepcopy=False)) == count
         return [text for text in sent if not text.startswith("PREPARE")]
 
@@ -467,7 +447,7 @@ def test_names_and_directions_are_read_once(place: Place) -> None:
         directions.clear()
 
     read()
-    with statements(place.one) as sent:
+    with sent_statements(place.one) as sent:
         read()
     assert sent == []
 
@@ -833,7 +813,7 @@ def test_many_trials_are_read_as_few_are(place: Place, count: int) -> None:
 
     stored = place.stored()
     assert len(stored) == count + 1
-    with statements(place.one) as sent:
+    with sent_statements(place.one) as sent:
         found = place.one.get_all_trials(place.study_id)
     assert len([text for text in sent if not text.startswith("PREPARE")]) == 2
     assert same(found, stored)
@@ -937,7 +917,7 @@ def test_the_optuna_command_reads_a_database_that_we_have_open(place: Place) -> 
 
     def optuna_says(*words: str) -> Any:
         command = [str(Path(sys.executable).with_name("optuna")), *words, "--storage", parse_url(place.url).for_optuna]
-        done = subprocess.run([*command, "-f", "json"], capture_output=True, text=True, timeout=100)
+        done = subprocess.run([*command, "-f", "json"], capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
@@ -1073,12 +1053,12 @@ def a_trial(storage: Storage, study_id: int, value: float) -> FrozenTrial:
 def test_a_statement_is_prepared_once_for_a_connection(postgres_url: str) -> None:
     with opened(postgres_url) as storage, plain_optuna(postgres_url) as plain:
         study_id = storage.create_new_study([StudyDirection.MINIMIZE])
-        with statements(storage) as sent:
+        with sent_statements(storage) as sent:
             for value in (0.5, 1.0):  # what is read first is all there is, later what is new
                 a_trial(storage, study_id, value)
         names = names_prepared(storage)
         assert len(names) == len(set(names)) == sum(text.startswith("PREPARE") for text in sent) >= 6
-        with statements(storage) as sent:
+        with sent_statements(storage) as sent:
             for value in (0.25, 0.125):
                 a_trial(storage, study_id, value)
         assert [text for text in sent if text.startswith("PREPARE")] == []
@@ -1088,7 +1068,7 @@ def test_a_statement_is_prepared_once_for_a_connection(postgres_url: str) -> Non
         storage.engine = patient(storage.engine, Patience(30.0))
         with plain.engine.connect() as connection:
             connection.exec_driver_sql(CONNECTIONS.replace("count(*)", "pg_terminate_backend(pid)"))
-        with statements(storage) as sent:
+        with sent_statements(storage) as sent:
             a_trial(storage, study_id, 0.75)
         assert sum(text.startswith("PREPARE") for text in sent) >= 6
         assert len(names_prepared(storage)) >= 6
@@ -1146,7 +1126,7 @@ def test_a_server_that_keeps_nothing_prepared_is_served_all_the_same(
             # What was done before the trouble was rolled back: all is there once.
             assert len(plain.get_all_trials(study_id)) == count + (name in ("transaction", "claim"))
 
-            with statements(storage) as sent:
+            with sent_statements(storage) as sent:
                 run()
                 a_trial(storage, study_id, 0.5)
             assert not any(text.startswith(("PREPARE", "EXECUTE")) for text in sent), name

@@ -2,7 +2,6 @@
 
 import random
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,7 +9,7 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import TrialState
-from storage_tools import LEASE_S, Desk, opened, shared_desk_at
+from storage_tools import LEASE_S, StudyDatabase, opened
 
 from tuner.errors import LeaseLost
 from tuner.search.sequences import POINT, GridSampler
@@ -21,17 +20,6 @@ from tuner.trial import Outcome
 
 AXES = {"n": IntDistribution(1, 5), "c": CategoricalDistribution(("a", "b", "d"))}
 SIZE = 15
-
-
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
-def shared_desk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
-    with shared_desk_at(request, tmp_path_factory, "points") as desk:
-        yield desk
-
-
-@pytest.fixture
-def desk(shared_desk: Desk) -> Desk:
-    return Desk(shared_desk.url, shared_desk.storage, shared_desk.engine)
 
 
 def sampler_of(number: int) -> GridSampler:
@@ -47,20 +35,20 @@ def suggest(study: optuna.Study, lease: Lease) -> dict[str, Any]:
     return trial.params
 
 
-def test_workers_at_once_try_every_point_once(desk: Desk) -> None:
-    deadline_s = time.monotonic() + 120.0
+def test_workers_at_once_try_every_point_once(db: StudyDatabase) -> None:
+    deadline_s = time.monotonic() + 300.0
     for _ in range(2):
-        desk.study.enqueue_trial({"n": 3, "c": "a"})
-    desk.study.enqueue_trial({"n": 2})
+        db.study.enqueue_trial({"n": 3, "c": "a"})
+    db.study.enqueue_trial({"n": 2})
 
     def work(index: int) -> None:
         generator = random.Random(index)
-        with opened(desk.url) as storage:
-            study = optuna.load_study(study_name=desk.name, storage=storage)
-            claimant = Claimant(desk.study_id, f"worker-{index}", trials=99, lease_s=LEASE_S)
+        with opened(db.url) as storage:
+            study = optuna.load_study(study_name=db.name, storage=storage)
+            claimant = Claimant(db.study_id, f"worker-{index}", trials=99, lease_s=LEASE_S)
             while True:
                 assert time.monotonic() < deadline_s
-                known = storage.get_all_trials(desk.study_id, deepcopy=False)
+                known = storage.get_all_trials(db.study_id, deepcopy=False)
                 claimant.trials, claimant.new_trials = sampler_of(0).limits(known)
                 lease = claims.claim(storage.engine, claimant)
                 if lease is NoTrial.DONE:
@@ -68,7 +56,7 @@ def test_workers_at_once_try_every_point_once(desk: Desk) -> None:
                 if not isinstance(lease, Lease):
                     time.sleep(0.005)
                     continue
-                storage.hold(lease, desk.study_id)
+                storage.hold(lease, db.study_id)
                 suggest(study, lease)
                 storage.flush(lease.trial_id)
                 end = generator.random()
@@ -82,28 +70,28 @@ def test_workers_at_once_try_every_point_once(desk: Desk) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(4)))
-    done = [trial.params for trial in desk.trials() if trial.state is TrialState.COMPLETE]
+    done = [trial.params for trial in db.trials() if trial.state is TrialState.COMPLETE]
     points = [(params["n"], params["c"]) for params in done]
     assert len(set(points)) == SIZE
-    queued = sum(trial.system_attrs.get("fixed_params") == {"n": 3, "c": "a"} for trial in desk.trials())
+    queued = sum(trial.system_attrs.get("fixed_params") == {"n": 3, "c": "a"} for trial in db.trials())
     assert queued == 2
     assert points.count((3, "a")) <= 2  # one of the two may have failed
     assert len(points) - points.count((3, "a")) == SIZE - 1, "no other is tried twice"
 
 
-def test_no_trial_is_created_for_a_queued_one_that_failed_after_the_grid_was_counted(desk: Desk) -> None:
+def test_no_trial_is_created_for_a_queued_one_that_failed_after_the_grid_was_counted(db: StudyDatabase) -> None:
     for number in range(SIZE):
-        desk.study.enqueue_trial({"n": number % 5 + 1, "c": "abd"[number % 3]})  # codespell:ignore abd
-    desk.study.enqueue_trial({"n": 1, "c": "a"})  # a second time
-    claimant = Claimant(desk.study_id, "one", trials=99, lease_s=LEASE_S)
+        db.study.enqueue_trial({"n": number % 5 + 1, "c": "abd"[number % 3]})  # codespell:ignore abd
+    db.study.enqueue_trial({"n": 1, "c": "a"})  # a second time
+    claimant = Claimant(db.study_id, "one", trials=99, lease_s=LEASE_S)
 
     def count() -> None:
-        claimant.trials, claimant.new_trials = sampler_of(0).limits(desk.trials())
+        claimant.trials, claimant.new_trials = sampler_of(0).limits(db.trials())
 
     def end(outcome: Outcome) -> None:
-        lease = claims.claim(desk.engine, claimant)
+        lease = claims.claim(db.engine, claimant)
         assert isinstance(lease, Lease)
-        leases.tell(desk.engine, lease, outcome, [1.0] if outcome is Outcome.COMPLETE else None, {})
+        leases.tell(db.engine, lease, outcome, [1.0] if outcome is Outcome.COMPLETE else None, {})
 
     for _ in range(SIZE):
         count()
@@ -111,61 +99,61 @@ def test_no_trial_is_created_for_a_queued_one_that_failed_after_the_grid_was_cou
     count()
     assert claimant.trials == SIZE + 1
     end(Outcome.FAILED)  # the last in the queue; a worker that counted before still asks for one more
-    assert claims.claim(desk.engine, claimant) is NoTrial.WAIT
+    assert claims.claim(db.engine, claimant) is NoTrial.WAIT
     count()
-    assert claims.claim(desk.engine, claimant) is NoTrial.DONE
+    assert claims.claim(db.engine, claimant) is NoTrial.DONE
 
 
-def test_a_point_is_taken_from_the_moment_that_it_is_chosen(desk: Desk) -> None:
-    with opened(desk.url) as one, opened(desk.url) as two:
-        first, second = desk.claim("one"), desk.claim("two")
+def test_a_point_is_taken_from_the_moment_that_it_is_chosen(db: StudyDatabase) -> None:
+    with opened(db.url) as one, opened(db.url) as two:
+        first, second = db.claim("one"), db.claim("two")
         noted = []
         for storage, lease in ((one, first), (two, second)):
-            study = optuna.load_study(study_name=desk.name, storage=storage)
-            storage.hold(lease, desk.study_id)
+            study = optuna.load_study(study_name=db.name, storage=storage)
+            storage.hold(lease, db.study_id)
             study.sampler = GridSampler(distributions=AXES, number=0, seed=3)  # both would like the same
             optuna.Trial(study, lease.trial_id)  # nothing is suggested yet
             noted.append(storage.get_trial(lease.trial_id).system_attrs[POINT])
         assert noted[0] != noted[1]
-        stored = [trial.system_attrs[POINT] for trial in desk.trials()]
+        stored = [trial.system_attrs[POINT] for trial in db.trials()]
         assert stored == noted
 
 
-def test_a_trial_that_was_given_back_keeps_its_point(desk: Desk) -> None:
-    with opened(desk.url) as storage:
-        study = optuna.load_study(study_name=desk.name, storage=storage)
-        lease = desk.claim("one")
-        storage.hold(lease, desk.study_id)
+def test_a_trial_that_was_given_back_keeps_its_point(db: StudyDatabase) -> None:
+    with opened(db.url) as storage:
+        study = optuna.load_study(study_name=db.name, storage=storage)
+        lease = db.claim("one")
+        storage.hold(lease, db.study_id)
         study.sampler = sampler_of(0)
         optuna.Trial(study, lease.trial_id)
         noted = storage.get_trial(lease.trial_id).system_attrs[POINT]
-        leases.release(desk.engine, lease)
+        leases.release(db.engine, lease)
         storage.drop(lease.trial_id)
-        other, again = desk.claim("two"), desk.claim("three")
+        other, again = db.claim("two"), db.claim("three")
         assert other.number == 0
-        with opened(desk.url) as elsewhere:
-            elsewhere.hold(other, desk.study_id)
-            assert suggest(optuna.load_study(study_name=desk.name, storage=elsewhere), other) == noted
-        storage.hold(again, desk.study_id)
+        with opened(db.url) as elsewhere:
+            elsewhere.hold(other, db.study_id)
+            assert suggest(optuna.load_study(study_name=db.name, storage=elsewhere), other) == noted
+        storage.hold(again, db.study_id)
         assert suggest(study, again) != noted
 
 
-def test_whoever_lost_its_trial_takes_no_point(desk: Desk) -> None:
-    lease = desk.claim("one", lease_s=-1.0)
-    with opened(desk.url) as storage:
-        study = optuna.load_study(study_name=desk.name, storage=storage)
-        storage.hold(lease, desk.study_id)
-        assert desk.claim("two").number == 0
+def test_whoever_lost_its_trial_takes_no_point(db: StudyDatabase) -> None:
+    lease = db.claim("one", lease_s=-1.0)
+    with opened(db.url) as storage:
+        study = optuna.load_study(study_name=db.name, storage=storage)
+        storage.hold(lease, db.study_id)
+        assert db.claim("two").number == 0
         study.sampler = sampler_of(0)
         with pytest.raises(LeaseLost):
             optuna.Trial(study, lease.trial_id)
-    assert POINT not in desk.trials()[0].system_attrs
+    assert POINT not in db.trials()[0].system_attrs
 
 
-def test_a_grid_serves_a_study_of_plain_optuna_too(desk: Desk) -> None:
-    study = desk.study
+def test_a_grid_serves_a_study_of_plain_optuna_too(db: StudyDatabase) -> None:
+    study = db.study
     for number in range(SIZE):
         study.sampler = sampler_of(number)
         trial = study.ask(dict(AXES))
         study.tell(trial, 1.0)
-    assert len({tuple(trial.params.values()) for trial in desk.trials()}) == SIZE
+    assert len({tuple(trial.params.values()) for trial in db.trials()}) == SIZE

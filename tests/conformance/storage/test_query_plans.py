@@ -53,7 +53,7 @@ FILL = [
 ]  # fmt: skip
 
 
-class Desk:
+class WorkerStatements:
     """A worker's statements on a large study, as they were sent last."""
 
     def __init__(self, storage: Storage, study_id: int) -> None:
@@ -148,7 +148,7 @@ def scans(plan: dict[str, Any]) -> set[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def desk(request: pytest.FixtureRequest) -> Iterator[Desk]:
+def worker(request: pytest.FixtureRequest) -> Iterator[WorkerStatements]:
     url = new_database(request.getfixturevalue("postgres_server"))
     patch = pytest.MonkeyPatch()
     patch.setattr(prepared_statements, "_servers_prepare", True)
@@ -162,10 +162,10 @@ def desk(request: pytest.FixtureRequest) -> Iterator[Desk]:
                 connection.exec_driver_sql(text)
         with storage.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql("ANALYZE")
-        desk = Desk(storage, study_id)
+        worker = WorkerStatements(storage, study_id)
         for _ in range(RUNS):
-            desk.run_a_trial()
-        yield desk
+            worker.run_a_trial()
+        yield worker
     patch.undo()
 
 
@@ -173,8 +173,8 @@ def whole_tables(plan: dict[str, Any]) -> set[str]:
     return {table for kind, table in scans(plan) if kind == "Seq Scan" and table in LARGE}
 
 
-def test_no_statement_of_a_trial_reads_a_whole_table(desk: Desk) -> None:
-    plans = desk.plans()
+def test_no_statement_of_a_trial_reads_a_whole_table(worker: WorkerStatements) -> None:
+    plans = worker.plans()
     for first in (statements.trial_details, statements.load_trials, statements.standing):
         del plans[first.of(False)]  # the first reading of all trials
 
@@ -187,10 +187,10 @@ def test_no_statement_of_a_trial_reads_a_whole_table(desk: Desk) -> None:
     assert prepared_statements._names - sent == {"rebase", "hours", "delete rows", "enter rung, held"}
 
 
-def rows_touched(desk: Desk, key: Prepared, **changed: Any) -> float:
+def rows_touched(worker: WorkerStatements, key: Prepared, **changed: Any) -> float:
     """Run a statement as it was sent last, undo it, and return how many rows its plan has looked at."""
-    with desk.engine.connect() as connection:
-        text, parameters = desk.sent[called(connection.info[prepared_statements._PREPARED][key])]
+    with worker.engine.connect() as connection:
+        text, parameters = worker.sent[called(connection.info[prepared_statements._PREPARED][key])]
         rows = connection.exec_driver_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) {text}", {**parameters, **changed})
         (plan,) = rows.scalar_one()
         connection.rollback()
@@ -200,67 +200,67 @@ def rows_touched(desk: Desk, key: Prepared, **changed: Any) -> float:
     )
 
 
-def test_the_trials_of_other_studies_are_not_looked_at(desk: Desk) -> None:
+def test_the_trials_of_other_studies_are_not_looked_at(worker: WorkerStatements) -> None:
     """A study beside large and newer ones. After six times a statement is planned for any values."""
     fill = (
         "INSERT INTO trials (number, study_id, state) SELECT g, {}, 'COMPLETE' FROM generate_series(0, 9999) AS g (g)"
     )
     names = [f"other {at}" for at in range(4)]
-    others = [desk.storage.create_new_study([StudyDirection.MINIMIZE], name) for name in names]
-    with desk.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    others = [worker.storage.create_new_study([StudyDirection.MINIMIZE], name) for name in names]
+    with worker.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         for other in others:
             connection.exec_driver_sql(fill.format(other))
         connection.exec_driver_sql("ANALYZE")
     for _ in range(RUNS):
-        desk.run_a_trial()
-    assert rows_touched(desk, statements.standing.of(True)) < 500
-    assert rows_touched(desk, statements.load_trials.of(True)) < 500
+        worker.run_a_trial()
+    assert rows_touched(worker, statements.standing.of(True)) < 500
+    assert rows_touched(worker, statements.load_trials.of(True)) < 500
 
-    lease = desk.claim()
+    lease = worker.claim()
     held = {"held_id": lease.trial_id, "worker": lease.worker}
-    ends: list[Any] = [what for what in desk.plans() if getattr(what, "name", "") == "end lease"]
+    ends: list[Any] = [what for what in worker.plans() if getattr(what, "name", "") == "end lease"]
     assert len(ends) > 1
     for end in ends:
-        names = [name for name in desk.sent[desk.name_of(end)][1] if name.endswith("fence")]
-        assert 0 < rows_touched(desk, end, **held, **dict.fromkeys(names, lease.fence)) < 100
-    leases.tell(desk.engine, lease, Outcome.COMPLETE, [0.5], {})
+        names = [name for name in worker.sent[worker.name_of(end)][1] if name.endswith("fence")]
+        assert 0 < rows_touched(worker, end, **held, **dict.fromkeys(names, lease.fence)) < 100
+    leases.tell(worker.engine, lease, Outcome.COMPLETE, [0.5], {})
     for other in others:
-        desk.storage.delete_study(other)
+        worker.storage.delete_study(other)
 
 
-def test_a_claim_counts_only_trials_that_are_not_settled(desk: Desk) -> None:
-    assert desk.claimant.settled.total >= TRIALS
-    settled = desk.plans()[statements.standing.of(True)]
+def test_a_claim_counts_only_trials_that_are_not_settled(worker: WorkerStatements) -> None:
+    assert worker.claimant.settled.total >= TRIALS
+    settled = worker.plans()[statements.standing.of(True)]
     assert "trials_pkey" in {index for _, index in scans(settled)}
     assert settled["Plan Rows"] == 1
     assert sum(node["Plan Rows"] for node in nodes(settled)) < TRIALS / 20
 
     # A worker that has just come counts all trials, once.
-    desk.claimant = new = replace(desk.claimant, settled=claims.Settled())
-    lease = desk.claim()
-    assert {index for _, index in scans(desk.plans()[statements.standing.of(False)])} >= {"ix_trials_study_id"}
+    worker.claimant = new = replace(worker.claimant, settled=claims.Settled())
+    lease = worker.claim()
+    assert {index for _, index in scans(worker.plans()[statements.standing.of(False)])} >= {"ix_trials_study_id"}
     assert new.settled.total >= TRIALS
-    leases.tell(desk.engine, lease, Outcome.COMPLETE, [0.5], {})
-    desk.run_a_trial()
-    assert whole_tables(desk.plans()[statements.standing.of(True)]) == set()
+    leases.tell(worker.engine, lease, Outcome.COMPLETE, [0.5], {})
+    worker.run_a_trial()
+    assert whole_tables(worker.plans()[statements.standing.of(True)]) == set()
 
 
-def test_of_a_rung_only_what_is_new_is_read(desk: Desk) -> None:
+def test_of_a_rung_only_what_is_new_is_read(worker: WorkerStatements) -> None:
     count = sa.text("SELECT count(*) FROM tuner_rungs")
-    with desk.engine.connect() as connection:
+    with worker.engine.connect() as connection:
         assert connection.execute(count).scalar_one() >= TRIALS
     place: dict[str, Any] = {"bracket": 0, "reduction_factor": 4, "bootstrap_count": 0, "maximize": True}
     for _ in range(3):
-        trial_id = desk.storage.create_new_trial(desk.study_id)
-        desk.storage.enter_rung(desk.study_id, trial_id, rung=0, value=0.5, **place)
+        trial_id = worker.storage.create_new_trial(worker.study_id)
+        worker.storage.enter_rung(worker.study_id, trial_id, rung=0, value=0.5, **place)
 
-    plan = desk.plans()[statements.new_in_rungs]
+    plan = worker.plans()[statements.new_in_rungs]
     assert whole_tables(plan) == set()
     assert "tuner_rungs_by_position" in {index for _, index in scans(plan)}
 
 
-def test_the_latest_errors_are_read_from_the_end_of_their_index(desk: Desk) -> None:
-    plan = desk.plans()[statements.latest_errors]
+def test_the_latest_errors_are_read_from_the_end_of_their_index(worker: WorkerStatements) -> None:
+    plan = worker.plans()[statements.latest_errors]
 
     kinds = {node["Node Type"] for node in nodes(plan)}
     assert {"Limit", "Index Scan"} <= kinds
@@ -268,29 +268,29 @@ def test_the_latest_errors_are_read_from_the_end_of_their_index(desk: Desk) -> N
     assert ("Index Scan", "tuner_records_by_end") in scans(plan)
 
 
-def test_refreshing_reads_what_is_new_by_its_id(desk: Desk) -> None:
-    open_ids = [desk.storage.create_new_trial(desk.study_id) for _ in range(64)]  # as many run elsewhere
+def test_refreshing_reads_what_is_new_by_its_id(worker: WorkerStatements) -> None:
+    open_ids = [worker.storage.create_new_trial(worker.study_id) for _ in range(64)]  # as many run elsewhere
     for _ in range(RUNS):
-        desk.storage.get_all_trials(desk.study_id, deepcopy=False)
-    plans = desk.plans()
+        worker.storage.get_all_trials(worker.study_id, deepcopy=False)
+    plans = worker.plans()
 
     for what in (statements.load_trials.of(True), statements.trial_details.of(True)):
         assert whole_tables(plans[what]) == set(), what
         assert {index for kind, index in scans(plans[what]) if "Index" in kind} != set()
     for trial_id in open_ids:
-        desk.storage.set_trial_state_values(trial_id, optuna.trial.TrialState.FAIL)
+        worker.storage.set_trial_state_values(trial_id, optuna.trial.TrialState.FAIL)
 
 
-def test_a_scan_of_a_whole_table_would_be_noticed(desk: Desk) -> None:
-    with desk.engine.connect() as connection:
+def test_a_scan_of_a_whole_table_would_be_noticed(worker: WorkerStatements) -> None:
+    with worker.engine.connect() as connection:
         connection.exec_driver_sql("SET enable_indexscan = off")
         connection.exec_driver_sql("SET enable_bitmapscan = off")
         connection.exec_driver_sql("SET enable_indexonlyscan = off")
         connection.commit()
     try:
-        plans = desk.plans("force_custom_plan")
+        plans = worker.plans("force_custom_plan")
     finally:
-        with desk.engine.connect() as connection:
+        with worker.engine.connect() as connection:
             connection.exec_driver_sql("RESET ALL")
             connection.commit()
 

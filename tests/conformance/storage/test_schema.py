@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from command_line import Tuner
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from storage_tools import connection_to, everything, opened, restore
@@ -239,14 +238,11 @@ def test_an_upgrade_that_fails_is_one_line(storage_url: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_the_command_says_what_it_did(sqlite_url: str) -> None:
+def test_the_command_says_what_it_did(tuner_on_sqlite: Tuner, sqlite_url: str) -> None:
     restore(sqlite_url, "3.1.1")
-    command = [sys.executable, "-m", "tuner"]
+    tuner = tuner_on_sqlite
 
-    done = [
-        subprocess.run([*command, *words, "--storage", sqlite_url], capture_output=True, text=True)
-        for words in (["upgrade"], ["upgrade"], ["studies", "--format", "csv"])
-    ]
+    done = [tuner.run("upgrade"), tuner.run_here("upgrade"), tuner.run_here("studies", "--format", "csv")]
 
     assert [one.returncode for one in done] == [0, 0, 0]
     lines = done[0].stderr.splitlines()

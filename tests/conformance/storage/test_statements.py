@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from storage_tools import Desk, shared_desk_at
+from storage_tools import StudyDatabase, shared_study_database
 
 from tuner.storage.sql import prepared_statements, statements
 from tuner.storage.sql.prepared_statements import HeldStatement, Statement, statement
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
-def desk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
-    with shared_desk_at(request, tmp_path_factory, "statements") as desk:
-        yield desk
+def db(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StudyDatabase]:
+    with shared_study_database(request, tmp_path_factory, "statements") as db:
+        yield db
 
 
 ALL = [one for one in vars(statements).values() if isinstance(one, Statement | HeldStatement)]
@@ -39,9 +39,9 @@ def test_no_two_statements_have_one_name() -> None:
 
 
 @pytest.mark.parametrize("what", ALL, ids=lambda one: one.name)
-def test_each_statement_is_explained_by_its_database(desk: Desk, what: Statement | HeldStatement) -> None:
+def test_each_statement_is_explained_by_its_database(db: StudyDatabase, what: Statement | HeldStatement) -> None:
     what = what.of(*VARIANTS.get(what.name, ()))
-    dialect = desk.engine.dialect.name
+    dialect = db.engine.dialect.name
     if what.name == "rebase" and dialect != "sqlite":
         return  # of SQLite's clock only
     names = set(what.make(dialect).compile().params)
@@ -57,7 +57,7 @@ def test_each_statement_is_explained_by_its_database(desk: Desk, what: Statement
     values: dict[str, Any] = {name: others.get(name, 1) for name in names}
     if dialect == "sqlite":
         values = {name: "[1]" if isinstance(value, list) else value for name, value in values.items()}
-    with desk.engine.connect() as connection:
+    with db.engine.connect() as connection:
         plan = prepared_statements.explain(connection, what, values)
     # SQLite has no plan for an INSERT of given values.
     assert plan or "VALUES" in prepared_statements.text_of(what, dialect)

@@ -93,7 +93,7 @@ def test_many_processes_may_create_the_tables_at_once(storage_url: str) -> None:
         for process in processes:
             assert process.stdin is not None
             print("go", file=process.stdin, flush=True)
-        ends = [(process.communicate(timeout=60), process.returncode) for process in processes]
+        ends = [(process.communicate(timeout=300), process.returncode) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -213,7 +213,7 @@ def test_whoever_comes_first_records_the_study(storage_url: str) -> None:
 
     def launch(epochs: int) -> Registered:
         with opened(storage_url) as storage, connected(storage_url) as engine:
-            start.wait(timeout=60)
+            start.wait(timeout=300)
             return register(storage, engine, "raced", ["maximize", "minimize"], {"epochs": epochs})
 
     with ThreadPoolExecutor(2) as pool:

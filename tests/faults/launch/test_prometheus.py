@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from aftermath import attempts_of, endings_of
-from observed import Scrape, address_of, held_trial, rows_of
+from after_faults import attempts_of, endings_of
+from launch_output import Scrape, address_of, held_trial, rows_of
 
 from tuner.storage import connect
 from tuner.storage.sql.tables import studies
@@ -76,7 +76,7 @@ def test_trials_of_workers_that_are_killed_count_once(
         # Three pauses each, also in the trial whose worker died: it had told its reports.
         assert last.sum("tuner_seconds_total", "training") > 6 * 3 * 0.1
         give_back()
-        output, _ = launcher.communicate(timeout=60)
+        output, _ = launcher.communicate(timeout=300)
     assert launcher.returncode == 0, output
 
 
@@ -97,7 +97,7 @@ def test_a_trial_that_kills_its_workers_counts_as_failed_once(
         assert last.sum("tuner_worker_deaths_total") == 3
         assert Counter(row.outcome for row in rows_of(url)) == Counter(complete=6, failed=1, running=1)
         give_back()
-        output, _ = launcher.communicate(timeout=60)
+        output, _ = launcher.communicate(timeout=300)
     assert launcher.returncode == 0, output
 
 
@@ -124,7 +124,7 @@ def test_a_worker_that_sleeps_through_its_lease_loses_it_once(
         assert last.sum("tuner_trials_total") == len(rows_of(url, launcher)) == 6
         assert last.sum("tuner_worker_deaths_total") == 0
         give_back()
-        output, _ = launcher.communicate(timeout=60)
+        output, _ = launcher.communicate(timeout=300)
     assert launcher.returncode == 0, output
 
 
@@ -162,6 +162,6 @@ def test_time_in_which_a_worker_waits_for_a_lock_is_time_in_the_database(
         train_s = sum(row.record.train_s or 0.0 for row in rows_of(url, launcher))
         assert last.sum("tuner_seconds_total", "training") <= train_s + 1e-3
         give_back()
-        output, _ = launcher.communicate(timeout=60)
+        output, _ = launcher.communicate(timeout=300)
     engine.dispose()
     assert launcher.returncode == 0, output

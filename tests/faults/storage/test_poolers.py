@@ -166,7 +166,7 @@ def test_two_clients_run_trials_at_once(through: str, monkeypatch: pytest.Monkey
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(120)
+            thread.join(300)
         assert errors == []
         told = first.get_all_trials(study_id)
         assert [one.number for one in told] == list(range(40)), "the budget is exact"

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg2
 import pytest
 import sqlalchemy as sa
-from aftermath import check_aftermath, endings_of, processes_of
+from after_faults import check_study_after_faults, endings_of, processes_of
 from postgres_server import PASSWORD, ROLE, Server
 from silent_proxy import Proxy
 
@@ -192,22 +192,23 @@ def check_all(server: Server, database: str, output: str, trials: int, epochs: i
     assert "Traceback" not in output, output
     assert PASSWORD not in output
     url = server.url(database)
-    check_aftermath(url, Path("tuner-artifacts"), trials, epochs=epochs)
+    check_study_after_faults(url, Path("tuner-artifacts"), trials, epochs=epochs)
     assert endings_of(url) == {number: ["complete"] for number in range(trials)}
 
 
+@pytest.mark.slow
 def test_training_goes_on_while_old_connections_are_silent_and_leases_are_renewed_on_new_ones(
     tuner: Any, proxy: Proxy, server: Server, database: str, steps: Steps, wait_until: Wait
 ) -> None:
     worker = tuner.start("worker", "tiny.py", **steps.env, TINY_EPOCHS="60", TINY_TRIALS="1", TINY_LEASE_S="8")
-    wait_until(have_reported(server, database), 180)
+    wait_until(have_reported(server, database))
     query = "SELECT expires_at_s FROM tuner_leases"
     assert proxy.silence() >= 1
     before = server.ask(query, database=database)[0][0]
-    wait_until(steps.have_passed(5), 120)
-    wait_until(lambda: [row for row in server.ask(query, database=database) if row[0] > before], 120)
+    wait_until(steps.have_passed(5))
+    wait_until(lambda: [row for row in server.ask(query, database=database) if row[0] > before])
 
-    output, _ = worker.communicate(timeout=240)
+    output, _ = worker.communicate(timeout=300)
 
     assert worker.returncode == 0, output
     check_all(server, database, output, 1, 60)
@@ -220,16 +221,16 @@ def test_a_launch_goes_on_through_a_silent_network_and_a_frozen_server(
 ) -> None:
     budget = {"TINY_EPOCHS": "60", "TINY_TRIALS": "2", "TINY_LEASE_S": "300"}
     launcher = tuner.start("launch", "tiny.py", "--workers", "2", **steps.env, **budget)
-    wait_until(have_reported(server, database, 2), 180)
+    wait_until(have_reported(server, database, 2))
     if way == "network":
         proxy.hold()
-        wait_until(steps.have_passed(12, workers=2), 180)
+        wait_until(steps.have_passed(12, workers=2))
         proxy.resume()
     else:
         with server.frozen():
-            wait_until(steps.have_passed(12, workers=2), 180)
+            wait_until(steps.have_passed(12, workers=2))
 
-    output, _ = launcher.communicate(timeout=280)
+    output, _ = launcher.communicate(timeout=300)
 
     assert launcher.returncode == 0, output
     check_all(server, database, output, 2, 60)
@@ -238,21 +239,22 @@ def test_a_launch_goes_on_through_a_silent_network_and_a_frozen_server(
 # --- Ends
 
 
-@pytest.mark.parametrize("way", [pytest.param("network", marks=pytest.mark.slow), "server"])
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["network", "server"])
 def test_ctrl_c_ends_a_launch_whose_database_is_silent(
     tuner: Any, proxy: Proxy, server: Server, database: str, through: str, steps: Steps, wait_until: Wait, way: str
 ) -> None:
     budget = {"TINY_EPOCHS": "10000", "TINY_TRIALS": "2"}
     launcher = tuner.start("launch", "tiny.py", "--workers", "2", **steps.env, **budget)
-    wait_until(have_reported(server, database, 2), 180)
+    wait_until(have_reported(server, database, 2))
     with contextlib.ExitStack() as silence:
         if way == "network":
             proxy.hold()
         else:
             silence.enter_context(server.frozen())
-        wait_until(steps.have_passed(5, workers=2), 120)
+        wait_until(steps.have_passed(5, workers=2))
         launcher.send_signal(signal.SIGINT)
-        output, _ = launcher.communicate(timeout=120)
+        output, _ = launcher.communicate(timeout=300)
 
         # The database is still silent.
         assert launcher.returncode == 130, output

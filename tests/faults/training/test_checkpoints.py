@@ -22,7 +22,7 @@ from tuner.training.saved.checkpoints import Checkpoints, read
 
 
 def wait_for(condition: Any) -> None:
-    end_s = time.monotonic() + 30
+    end_s = time.monotonic() + 300.0
     while not condition():
         assert time.monotonic() < end_s
         threading.Event().wait(0.01)
@@ -123,10 +123,11 @@ print(failures)
 """
 
 
+@pytest.mark.slow
 def test_a_folder_that_vanishes_under_a_save_is_an_error_and_no_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-c", VANISHING, str(tmp_path / "series")]
 
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
 
     assert int(done.stdout) > 50, "the folder did vanish"
     assert done.stderr == ""
@@ -166,6 +167,7 @@ def _kill_after(zygote: subprocess.Popen[str], pid: int, delay_s: float) -> int:
     return step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("best", [0, 1])
 def test_a_kill_at_any_moment_leaves_a_good_checkpoint(
     best: int, zygote: subprocess.Popen[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -185,17 +187,15 @@ def test_a_kill_at_any_moment_leaves_a_good_checkpoint(
 
 
 # Of files that vanish under it Orbax complains after it has raised.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_two_writers_and_a_reader_do_not_disturb_each_other(zygote: subprocess.Popen[str], tmp_path: Path) -> None:
     pids = [_start_writer(zygote, tmp_path, 0, best) for best in (0, 0, 1, 1)]
     wait_for(lambda: (tmp_path / "best").exists() and (tmp_path / "latest").exists())
-    end_s, reads = time.monotonic() + 4, 0
-    while time.monotonic() < end_s:
+    for _ in range(100):
         for path in (tmp_path, tmp_path / "latest"):
             plain, record = read(path)
             assert_same(plain, small_state(record["n"]))
-            reads += 1
     for pid in pids:
         os.kill(pid, 0)  # each is still alive
         os.kill(pid, signal.SIGKILL)
-    assert reads > 0

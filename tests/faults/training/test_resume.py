@@ -140,6 +140,7 @@ def zygote(tmp_path: Path) -> Iterator[Zygote]:
     zygote.process.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rounds",
     [1, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.long])],
@@ -213,7 +214,7 @@ def test_a_killed_workers_trial_is_resumed_from_its_checkpoint(
     (victim,) = wait_until(lambda: [pid for pid, steps in steps_of(notes).items() if steps[-1] >= 11])
     os.kill(int(victim), signal.SIGKILL)
 
-    output, _ = launcher.communicate(timeout=120)
+    output, _ = launcher.communicate(timeout=300)
 
     assert launcher.returncode == 0, output
     assert "died (killed by SIGKILL)" in output
@@ -224,6 +225,7 @@ def test_a_killed_workers_trial_is_resumed_from_its_checkpoint(
     check_same_as_quiet(tuner, tmp_path, 1, **slow)
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_saves_in_mid_epoch_and_another_goes_on_from_there(
     tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -233,7 +235,7 @@ def test_a_stopped_worker_saves_in_mid_epoch_and_another_goes_on_from_there(
     wait_until(lambda: any(steps[-1] == 4 for steps in steps_of(notes).values()))
     first.send_signal(signal.SIGTERM)
 
-    output, _ = first.communicate(timeout=60)
+    output, _ = first.communicate(timeout=300)
 
     assert first.returncode == 130
     assert "trial 0: released" in output

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy
-from aftermath import attempts_of, check_aftermath, endings_of, results, table
+from after_faults import attempts_of, check_study_after_faults, endings_of, results, table
 
 from tuner.storage.sql.tables import budgets, leases, trial_intermediate_values, trials, workers
 from tuner.trial import Outcome
@@ -95,7 +95,7 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
     return results(tuner.env["TUNER_STORAGE"])
 
 
-def ended(process: subprocess.Popen[str], timeout_s: float = 90) -> int:
+def ended(process: subprocess.Popen[str], timeout_s: float = 300) -> int:
     """Wait for a process; return its exit status, its output kept as its attribute `said`."""
     output, _ = process.communicate(timeout=timeout_s)
     process.said = output  # pyright: ignore[reportAttributeAccessIssue]
@@ -135,7 +135,7 @@ def test_a_worker_killed_anywhere_is_replaced_and_nothing_is_lost_or_doubled(
     assert ended(launcher) == 0, said(launcher)
 
     assert said(launcher).count("died (killed by SIGKILL)") == 1
-    check_aftermath(faulty.url, faulty.artifacts, 5, left_behind=left_behind)
+    check_study_after_faults(faulty.url, faulty.artifacts, 5, left_behind=left_behind)
     found = sorted(endings_of(faulty.url).values(), key=len)
     assert found == [["complete"]] * 4 + [endings]
     check_same(results(faulty.url), quiet, 5)
@@ -155,7 +155,7 @@ def test_without_a_launcher_a_dead_workers_trial_is_free_when_its_lease_ends(
 
     assert sorted(ended(worker) for worker in both) == [-signal.SIGKILL, 0], [said(worker) for worker in both]
 
-    check_aftermath(faulty.url, faulty.artifacts, 5)
+    check_study_after_faults(faulty.url, faulty.artifacts, 5)
     (taken,) = [tries for tries in attempts_of(faulty.url).values() if len(tries) > 1]
     assert [attempt.ending for attempt in taken] == ["died", "complete"]
     assert taken[0].worker != taken[1].worker
@@ -211,7 +211,7 @@ def test_a_worker_that_slept_through_its_lease_drops_the_trial_quietly_and_goes_
     ], "it has said that it is alive"
     later = [rows[-1] for rows in tries.values() if rows[-1].started_at_s > went_on_s]
     assert "sleeper" in [attempt.worker for attempt in later], "it goes on with other trials"
-    check_aftermath(faulty.url, faulty.artifacts, 8, left_behind=1 if place.startswith("in_save") else 0)
+    check_study_after_faults(faulty.url, faulty.artifacts, 8, left_behind=1 if place.startswith("in_save") else 0)
     check_same(results(faulty.url), quiet, 8)
 
 
@@ -258,7 +258,7 @@ def test_a_full_disk_costs_checkpoints_only_and_a_line_for_each_trial(
     assert {name for name in whose if name.endswith("latest")} == expected
     assert set(whose.values()) == {1}
     ballast.unlink()
-    check_aftermath(faulty.url, small_disk, 5, keeps_best=0)
+    check_study_after_faults(faulty.url, small_disk, 5, keeps_best=0)
     check_same(results(faulty.url), quiet, 5)
 
 
@@ -283,7 +283,7 @@ def test_checkpoints_that_vanish_cost_time_only(
     assert "Traceback" not in said(launcher) + said(again)
     best = min(quiet, key=lambda number: (number > 4, quiet[number][1]))
     assert list(faulty.artifacts.glob(f"*/{best}/best/*")), "what was trained afterwards is there"
-    check_aftermath(faulty.url, faulty.artifacts, 5, keeps_best=0)
+    check_study_after_faults(faulty.url, faulty.artifacts, 5, keeps_best=0)
     check_same(results(faulty.url), quiet, 5)
 
 
@@ -305,7 +305,7 @@ def test_workers_whose_clocks_are_an_hour_apart_take_over_dead_ones_trials_only(
     assert ended(dies) == -signal.SIGKILL, said(dies)
     assert ended(lives) == 0, said(lives)
 
-    check_aftermath(faulty.url, faulty.artifacts, 4)
+    check_study_after_faults(faulty.url, faulty.artifacts, 4)
     tries = attempts_of(faulty.url)
     assert [(attempt.worker, attempt.ending) for attempt in tries[0]] == [("dies", "died"), ("lives", "complete")]
     assert [len(rows) for rows in tries.values()] == [2, 1, 1, 1]
@@ -319,7 +319,7 @@ def test_a_worker_whose_clock_is_hours_ahead_of_the_disks_can_save(faulty: Fault
     assert ended(worker) == 0, said(worker)
 
     assert "cannot write" not in said(worker)
-    check_aftermath(faulty.url, faulty.artifacts, 1)
+    check_study_after_faults(faulty.url, faulty.artifacts, 1)
 
 
 @pytest.mark.slow
@@ -341,7 +341,7 @@ def test_failures_are_counted_from_the_launch_whatever_a_workers_clock_says(faul
     # Of a later launch, on a machine whose clock is behind: it does not.
     mended = worker("behind", time.time())
     assert ended(mended) == 0, said(mended)
-    check_aftermath(faulty.url, faulty.artifacts, 1, failed=3)
+    check_study_after_faults(faulty.url, faulty.artifacts, 1, failed=3)
 
 
 # Launches beside each other.
@@ -363,7 +363,7 @@ def test_two_launches_of_one_study_share_its_budget(
     for launcher in both:
         assert "8/8 trials" in said(launcher)
         assert "died" not in said(launcher)
-    check_aftermath(faulty.url, faulty.artifacts, 8)
+    check_study_after_faults(faulty.url, faulty.artifacts, 8)
     assert set(map(tuple, endings_of(faulty.url).values())) == {("complete",)}
     launches = {rows[0].worker.rpartition(":")[0] for rows in attempts_of(faulty.url).values()}
     assert len(launches) == 2, "both had some of the trials"
@@ -397,7 +397,7 @@ def test_a_worker_whose_study_has_changed_is_refused_and_disturbs_nobody(
     assert "Traceback" not in said(running)
     assert table(faulty.url, budgets.c.trials) == [(4,)]
     assert table(faulty.url, workers.c.worker) == [("running",)]
-    check_aftermath(faulty.url, faulty.artifacts, 4)
+    check_study_after_faults(faulty.url, faulty.artifacts, 4)
     check_same(results(faulty.url), quiet, 4)
 
 
@@ -426,7 +426,7 @@ def test_a_failed_trial_is_tried_again_under_its_number_and_does_not_use_the_bud
             planted = f"RuntimeError: planted failure {count} of trial {number}\n"
             assert (attempt.error or "").endswith(planted if attempt.ending == Outcome.FAILED else "")
             assert (attempt.error is None) == (attempt.ending == Outcome.COMPLETE)
-    check_aftermath(faulty.url, faulty.artifacts, 5, failed=1)
+    check_study_after_faults(faulty.url, faulty.artifacts, 5, failed=1)
     check_same(results(faulty.url), quiet, 5)
 
 
@@ -459,7 +459,7 @@ def test_a_worker_asked_to_end_saves_and_another_goes_on_from_there(
             steps.setdefault(pid, []).append(int(step))
     before, after = steps.values()
     assert after[0] == before[-1] + 1, "no step is trained twice"
-    check_aftermath(faulty.url, faulty.artifacts, 2)
+    check_study_after_faults(faulty.url, faulty.artifacts, 2)
     check_same(results(faulty.url), quiet, 2)
 
 
@@ -469,19 +469,19 @@ def test_a_second_signal_ends_a_worker_at_once(
 ) -> None:
     notes = faulty.folder / "steps"
     env = {"TINY_TRIALS": "1", "TINY_STEPS_FILE": str(notes)}
-    worker = faulty.worker(TINY_STEP_S="100", **env)
+    worker = faulty.worker(TINY_STEP_S="1000", **env)
     wait_until(notes.exists)
     worker.send_signal(signal.SIGTERM)
     with pytest.raises(subprocess.TimeoutExpired):
         worker.wait(0.5)
     worker.send_signal(signal.SIGINT)
 
-    assert ended(worker, 10) == 130
+    assert ended(worker) == 130
 
     assert "Traceback" not in said(worker)
     assert endings_of(faulty.url) == {0: ["preempted"]}, "it gave its trial back nevertheless"
     faulty.finish(1)
-    check_aftermath(faulty.url, faulty.artifacts, 1)
+    check_study_after_faults(faulty.url, faulty.artifacts, 1)
     check_same(results(faulty.url), quiet, 1)
 
 
@@ -499,13 +499,13 @@ def read_until(process: subprocess.Popen[str], words: str) -> None:
 @pytest.mark.slow
 def test_a_worker_that_waits_for_another_ends_at_once(faulty: Faulty, wait_until: Callable[..., Any]) -> None:
     env = {"TINY_TRIALS": "1"}
-    holds = faulty.worker(TINY_STEP_S="100", **env)
+    holds = faulty.worker(TINY_STEP_S="1000", **env)
     wait_until(faulty.is_held)
     idle = faulty.worker(**env)
     read_until(idle, "waiting for a trial of another worker")
     idle.send_signal(signal.SIGTERM)
 
-    assert ended(idle, 10) == 130
+    assert ended(idle) == 130
 
     assert "Traceback" not in said(idle)
     assert holds.poll() is None
@@ -526,13 +526,13 @@ def test_a_worker_that_waits_for_its_database_ends_soon(faulty_on_postgres: Faul
         worker.wait(1.5)  # it has trained to the end, and waits to say so
     worker.send_signal(signal.SIGTERM)
 
-    status = ended(worker, 20)
+    status = ended(worker)
     allow_connections(postgres_server, faulty.url, True)
 
     assert status == 130, said(worker)
     assert "Traceback" not in said(worker)
     faulty.finish(2)
-    check_aftermath(faulty.url, faulty.artifacts, 2)
+    check_study_after_faults(faulty.url, faulty.artifacts, 2)
 
 
 @pytest.mark.slow
@@ -550,7 +550,7 @@ def test_epochs_of_a_time_without_database_are_told_by_the_worker_that_goes_on(
 
     faulty.finish(1)
 
-    check_aftermath(faulty.url, faulty.artifacts, 1)
+    check_study_after_faults(faulty.url, faulty.artifacts, 1)
 
 
 def allow_connections(server: str, url: str, are_allowed: bool) -> None:

@@ -12,9 +12,13 @@ import pytest
 SECRET = "s3cret"
 
 
-def one_line(tuner: Any, words: list[str]) -> tuple[int, str]:
-    """Run a command that must fail; return its exit status and its only line after the opening one."""
-    done = tuner.run(*words)
+def one_line(tuner: Any, words: list[str], *, here: bool = False) -> tuple[int, str]:
+    """Run a command that must fail, in a process of its own or here.
+
+    Returns:
+        Its exit status and its only line after the opening one.
+    """
+    done = tuner.run_here(*words) if here else tuner.run(*words)
     lines = [line for line in done.stderr.splitlines() if not re.search(r" with \d workers? on ", line)]
     assert done.stdout == ""
     assert len(lines) == 1, done.stderr
@@ -22,47 +26,53 @@ def one_line(tuner: Any, words: list[str]) -> tuple[int, str]:
     return done.returncode, lines[0]
 
 
+BEFORE = [
+    (["launch", "none.py"], 2, "study file not found: 'none.py'"),
+    (["launch", "syntax.py"], 2, "the study file is not valid Python: syntax.py:2: "),
+    (["launch", "tiny.py", "--trials", "0"], 2, "--trials must be at least 1: got 0"),
+    (["launch", "tiny.py", "--trials", "-3"], 2, "--trials must be at least 1: got -3"),
+    (["launch", "tiny.py", "--workers", "0"], 2, "--workers must be at least 1: got 0"),
+    (["launch", "tiny.py", "--workers", "-1"], 2, "--workers must be at least 1: got -1"),
+    (["launch", "tiny.py", "--seed", "-1"], 2, "--seed must be at least 0: got -1"),
+    (["launch", "tiny.py", "--devices", "4711"], 2, "no device 4711 on this machine: it has cpu 0"),
+    (["launch", "tiny.py", "--devices", "all"], 2, "--devices must be auto or ids such as 0,1,2: got 'all'"),
+    (
+        ["launch", "tiny.py", "--live"],
+        2,
+        "--live needs a terminal on standard error: got no terminal; use `tuner watch STUDY`",
+    ),
+    (["launch", "tiny.py", "--set", "noise"], 2, "--set must have the form NAME=VALUE: got 'noise'"),
+    (
+        ["launch", "tiny.py", "--storage", "nonsense"],
+        2,
+        "a storage URL must be sqlite:///FILE or postgresql+psycopg2://",
+    ),
+    (["launch", "tiny.py", "--storage", f"mysql://u:{SECRET}@h/d"], 2, "got 'mysql' in 'mysql://u:***@h/d'"),
+    (
+        ["best", "tiny", "--storage", f"postgresql://u:{SECRET}@127.0.0.1:1/d"],
+        1,
+        "cannot reach the storage postgresql://u:***",
+    ),
+    (["best", "tiny"], 1, "the storage does not exist: no file"),
+    (["worker", "tiny.py", "--trials", "0"], 2, "--trials must be at least 1: got 0"),
+    (["dashboard", "--port", "70000"], 2, "--port must be 1 to 65535, or 0 for a free one: got 70000"),
+    (["dashboard", "--host", "0.0.0.0"], 2, "any address but loopback needs a login"),
+]
+
+
+ONE_OF_EACH_COMMAND = list({words[0]: (words, *others) for words, *others in BEFORE}.values())
+
+
 @pytest.mark.parametrize(
-    ("words", "status", "message"),
-    [
-        (["launch", "none.py"], 2, "study file not found: 'none.py'"),
-        (["launch", "syntax.py"], 2, "the study file is not valid Python: syntax.py:2: "),
-        (["launch", "tiny.py", "--trials", "0"], 2, "--trials must be at least 1: got 0"),
-        (["launch", "tiny.py", "--trials", "-3"], 2, "--trials must be at least 1: got -3"),
-        (["launch", "tiny.py", "--workers", "0"], 2, "--workers must be at least 1: got 0"),
-        (["launch", "tiny.py", "--workers", "-1"], 2, "--workers must be at least 1: got -1"),
-        (["launch", "tiny.py", "--seed", "-1"], 2, "--seed must be at least 0: got -1"),
-        (["launch", "tiny.py", "--devices", "4711"], 2, "no device 4711 on this machine: it has cpu 0"),
-        (["launch", "tiny.py", "--devices", "all"], 2, "--devices must be auto or ids such as 0,1,2: got 'all'"),
-        (
-            ["launch", "tiny.py", "--live"],
-            2,
-            "--live needs a terminal on standard error: got no terminal; use `tuner watch STUDY`",
-        ),
-        (["launch", "tiny.py", "--set", "noise"], 2, "--set must have the form NAME=VALUE: got 'noise'"),
-        (
-            ["launch", "tiny.py", "--storage", "nonsense"],
-            2,
-            "a storage URL must be sqlite:///FILE or postgresql+psycopg2://",
-        ),
-        (["launch", "tiny.py", "--storage", f"mysql://u:{SECRET}@h/d"], 2, "got 'mysql' in 'mysql://u:***@h/d'"),
-        (
-            ["best", "tiny", "--storage", f"postgresql://u:{SECRET}@127.0.0.1:1/d"],
-            1,
-            "cannot reach the storage postgresql://u:***",
-        ),
-        (["best", "tiny"], 1, "the storage does not exist: no file"),
-        (["worker", "tiny.py", "--trials", "0"], 2, "--trials must be at least 1: got 0"),
-        (["dashboard", "--port", "70000"], 2, "--port must be 1 to 65535, or 0 for a free one: got 70000"),
-        (["dashboard", "--host", "0.0.0.0"], 2, "any address but loopback needs a login"),
-    ],
+    ("here", "words", "status", "message"),
+    [*((True, *one) for one in BEFORE), *((False, *one) for one in ONE_OF_EACH_COMMAND)],
 )
 def test_what_is_wrong_before_anything_runs(
-    tuner_on_sqlite: Any, tiny_study: Path, tmp_path: Path, words: list[str], status: int, message: str
+    tuner_on_sqlite: Any, tiny_study: Path, tmp_path: Path, here: bool, words: list[str], status: int, message: str
 ) -> None:
     (tmp_path / "syntax.py").write_text("x = 1\ndef f(:\n")
 
-    found = one_line(tuner_on_sqlite, words)
+    found = one_line(tuner_on_sqlite, words, here=here)
 
     assert found[0] == status
     assert message in found[1]
@@ -96,10 +106,15 @@ def line_of(text: str, part: str) -> int:
             'objective="los"',
             "objective 'los': it reports loss, train_grad_norm, train_loss; did you mean 'loss'?",
         ),
-        ("    noise: float", "    other: float", "HParams has no 'noise', it has learning_rate, other"),
-        ('sampler="random"', 'sampler="tpee"', "one of cmaes, gp, grid, nsga2, qmc, random, tpe: got 'tpee'; did you"),
-        ('pruner="none"', 'pruner="ahsa"', "one of asha, hyperband, median, none, patient, percentile, threshold, w"),
-        ("import numpy as np", "import numpie", "tiny.py:{line}: ModuleNotFoundError: No module named 'numpie'"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ("    noise: float", "    other: float", "HParams has no 'noise', it has learning_rate, other"),
+                ('sampler="random"', 'sampler="tpee"', "cmaes, gp, grid, nsga2, qmc, random, tpe: got 'tpee'; did you"),
+                ('pruner="none"', 'pruner="ahsa"', "one of asha, hyperband, median, none, patient, percentile, t"),
+                ("import numpy as np", "import numpie", "tiny.py:{line}: ModuleNotFoundError: No module named 'num"),
+            ]
+        ),
     ],
 )
 def test_what_is_wrong_in_the_study(
@@ -121,11 +136,12 @@ def test_an_unknown_study_has_a_nearest_one(tuner_on_sqlite: Any, tiny_study: Pa
     assert tuner_on_sqlite.run("worker", "tiny.py", "--trials", "1").returncode == 0
 
     for command in (["best", "tinny"], ["trials", "tinny"], ["show", "tinny", "0"]):
-        assert one_line(tuner_on_sqlite, command) == (
+        assert one_line(tuner_on_sqlite, command, here=True) == (
             2,
             "tuner: no study 'tinny' in this storage: it has tiny; did you mean 'tiny'?",
         )
-    assert one_line(tuner_on_sqlite, ["show", "tiny", "7"]) == (2, "tuner: study 'tiny' has no trial 7: it has 0 to 0")
+    found = one_line(tuner_on_sqlite, ["show", "tiny", "7"])
+    assert found == (2, "tuner: study 'tiny' has no trial 7: it has 0 to 0")
 
 
 @pytest.mark.parametrize(
@@ -136,21 +152,26 @@ def test_an_unknown_study_has_a_nearest_one(tuner_on_sqlite: Any, tiny_study: Pa
             "    raise FileNotFoundError('data.csv')\n    rng = ",
             "data(seed) failed: {file}:{line}: FileNotFound",
         ),
-        (
-            "data=data",
-            "data=lambda seed: 1",
-            "data must be a tuner.training.Splits (training and validation data): got int",
-        ),
-        ("nn.Dense(1)(x)[:, 0]", "nn.Dense(1)(x).no", "the trainer failed: {file}:{line}: AttributeError: "),
-        (
-            "nn.Dense(1)(x)[:, 0]",
-            "nn.Dense(1)(x)",
-            "must have one value per example, not a mean: 'loss' has shape (64, 64)",
-        ),
-        (
-            "class HParams",
-            "raise SystemExit(0)\n\n\nclass HParams",
-            "the study file cannot be imported: tiny.py:{line}: SystemExit: 0",
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                (
+                    "data=data",
+                    "data=lambda seed: 1",
+                    "data must be a tuner.training.Splits (training and validation data): got int",
+                ),
+                ("nn.Dense(1)(x)[:, 0]", "nn.Dense(1)(x).no", "the trainer failed: {file}:{line}: AttributeError: "),
+                (
+                    "nn.Dense(1)(x)[:, 0]",
+                    "nn.Dense(1)(x)",
+                    "must have one value per example, not a mean: 'loss' has shape (64, 64)",
+                ),
+                (
+                    "class HParams",
+                    "raise SystemExit(0)\n\n\nclass HParams",
+                    "the study file cannot be imported: tiny.py:{line}: SystemExit: 0",
+                ),
+            ]
         ),
     ],
 )

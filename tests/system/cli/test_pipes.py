@@ -21,7 +21,7 @@ def closed_pipe() -> int:
 
 def test_output_that_nobody_reads_is_no_error() -> None:
     pipe = closed_pipe()
-    done = subprocess.run([*TUNER, "--help"], stdout=pipe, stderr=subprocess.PIPE, text=True, timeout=200)
+    done = subprocess.run([*TUNER, "--help"], stdout=pipe, stderr=subprocess.PIPE, text=True, timeout=300)
     os.close(pipe)
     assert done.stderr == ""
     assert done.returncode in (0, 1)
@@ -32,7 +32,7 @@ def test_an_error_that_nobody_reads_keeps_its_status(tmp_path: Path, words: list
     env = {**os.environ, "TUNER_STORAGE": f"sqlite:///{tmp_path / 'none.db'}"}
     pipe = closed_pipe()
     done = subprocess.run(
-        [*TUNER, *words], stdout=subprocess.PIPE, stderr=pipe, text=True, timeout=200, cwd=tmp_path, env=env
+        [*TUNER, *words], stdout=subprocess.PIPE, stderr=pipe, text=True, timeout=300, cwd=tmp_path, env=env
     )
     os.close(pipe)
     assert done.stdout == ""
@@ -51,7 +51,7 @@ def test_closed_streams_get_no_output_and_no_files(tmp_path: Path, closed: str) 
         "open('streams', 'w').write(repr([os.fstat(number).st_rdev for number in (0, 1, 2)]))"
     )
     done = subprocess.run(
-        ["sh", "-c", command, sys.executable, code], capture_output=True, text=True, timeout=200, cwd=tmp_path
+        ["sh", "-c", command, sys.executable, code], capture_output=True, text=True, timeout=300, cwd=tmp_path
     )
     assert (done.stdout, done.stderr) == ("", "")
     assert (tmp_path / "status").read_text() == "1"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served import PASSWORD, Served, make_users, serve
+from dashboard_server import PASSWORD, DashboardServer, make_users, serve
 
 webdriver = pytest.importorskip("selenium.webdriver")
 from selenium.common.exceptions import WebDriverException  # noqa: E402
@@ -31,7 +31,7 @@ pytestmark = [
 class Browser:
     """Headless Chromium, looking at one dashboard."""
 
-    def __init__(self, folder: Path, served: Served, wait: Callable[..., Any]) -> None:
+    def __init__(self, folder: Path, dashboard: DashboardServer, wait: Callable[..., Any]) -> None:
         options = webdriver.ChromeOptions()
         for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
             options.add_argument(word)
@@ -41,15 +41,15 @@ class Browser:
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
         self.driver.set_page_load_timeout(120)
-        self.served = served
+        self.dashboard = dashboard
         self.wait = wait
 
     def go(self, path: str) -> None:
-        self.driver.get(self.served.origin + self.served.prefix + path)
+        self.driver.get(self.dashboard.origin + self.dashboard.prefix + path)
 
     @property
     def path(self) -> str:
-        return self.driver.current_url.removeprefix(self.served.origin)
+        return self.driver.current_url.removeprefix(self.dashboard.origin)
 
     def find(self, how: str, what: str) -> Any:
         """Wait for an element and return it."""
@@ -88,8 +88,8 @@ class Browser:
 @pytest.fixture
 def browser(tuner_on_postgres: Any, tmp_path: Path, wait_until: Callable[..., Any]) -> Iterator[Browser]:
     words = ("--users", str(make_users(tmp_path / "users")), "--prefix", "/tuner")
-    with serve(tmp_path, tuner_on_postgres.env["TUNER_STORAGE"], *words, prefix="/tuner") as served:
-        made = Browser(tmp_path, served, wait_until)
+    with serve(tmp_path, tuner_on_postgres.env["TUNER_STORAGE"], *words, prefix="/tuner") as dashboard:
+        made = Browser(tmp_path, dashboard, wait_until)
         yield made
         made.driver.quit()
 

@@ -58,7 +58,7 @@ def test_a_study_runs_resumes_and_is_queried(tuner_on_sqlite: Any, tiny_study: P
     assert table[0].split() == ["number", "outcome", "value", "seconds", "learning_rate", "noise"]
     assert len(table) == 7
 
-    again = tuner.run("launch", "tiny.py", "--workers", "2")
+    again = tuner.run("launch", "tiny.py", "--workers", "1")
     assert again.returncode == 0
     assert tuner.rows("trials", "tiny") == trials
 
@@ -70,7 +70,7 @@ def test_a_study_runs_resumes_and_is_queried(tuner_on_sqlite: Any, tiny_study: P
     changed = tuner.run("launch", "tiny.py", "--workers", "1", TINY_EPOCHS="4")
     assert changed.returncode == 2
     assert "epochs was 3, is 4" in changed.stderr.splitlines()[-1]
-    fixed = tuner.run("launch", "tiny.py", "--workers", "1", "--set", "noise=0.25")
+    fixed = tuner.run("worker", "tiny.py", "--set", "noise=0.25")
     assert fixed.returncode == 2
     assert "space.noise was uniform(0.0, 1.0), is uniform(0.0, 1.0) fixed at 0.25" in fixed.stderr.splitlines()[-1]
     assert len(tuner.rows("trials", "tiny")) == 8
@@ -82,7 +82,7 @@ def test_two_launches_on_postgres_share_one_exact_budget(tuner_on_postgres: Any,
     options = ("--workers", "1", "--trials", "12", "--set", "noise=0.5")
     first, second = (tuner.start("launch", "tiny.py", *options, TINY_PAUSE_S="0.1") for _ in range(2))
 
-    outputs = [process.communicate(timeout=150)[0] for process in (first, second)]
+    outputs = [process.communicate(timeout=300)[0] for process in (first, second)]
 
     assert (first.returncode, second.returncode) == (0, 0), outputs
     trials = tuner.rows("trials", "tiny")
@@ -165,13 +165,14 @@ def test_a_study_runs_from_python(tuner_on_sqlite: Any, tiny_study: Path, call: 
         env=tuner_on_sqlite.env,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
     )
 
     assert done.returncode == 0, done.stderr
     assert [row["outcome"] for row in tuner_on_sqlite.rows("trials", "tiny")] == ["complete"] * 6
 
 
+@pytest.mark.slow
 def test_a_trial_that_violates_a_constraint_is_never_the_best(
     tuner_on_sqlite: Any, tiny_study: Path, tmp_path: Path
 ) -> None:
@@ -210,6 +211,7 @@ def test_a_trial_that_violates_a_constraint_is_never_the_best(
     assert kept == {str(row["number"]) for row in best}
 
 
+@pytest.mark.slow
 def test_the_best_of_several_objectives_are_a_front(tuner_on_sqlite: Any) -> None:
     storage = optuna.storages.RDBStorage(tuner_on_sqlite.env["TUNER_STORAGE"])
     study = optuna.create_study(study_name="two", storage=storage, directions=["minimize", "maximize"])

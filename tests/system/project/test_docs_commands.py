@@ -149,7 +149,7 @@ def check_words(page: str, words: list[str]) -> None:
 
 
 @dataclass
-class Desk:
+class PageShell:
     """A folder, an environment, and the servers that were started: where one page's commands are run."""
 
     folder: Path
@@ -212,10 +212,10 @@ class Desk:
             return status_of(f"{scheme}://127.0.0.1:{port}{prefix}{page}")
 
         # Strangers are told to log in, where there are users.
-        assert wait_until(answer, deadline_s=200) == (401 if "--users" in command else 200)
+        assert wait_until(answer) == (401 if "--users" in command else 200)
         if is_dashboard:
             process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 0, log.read_text()
+            assert process.wait(300) == 0, log.read_text()
 
     def end(self) -> None:
         for process in self.started:
@@ -239,7 +239,7 @@ def status_of(url: str) -> int | None:
 def first_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the study of the first page was run."""
     folder = new_folder(tmp_path_factory.mktemp("first"))
-    Desk(folder, environment(folder), []).run(FIRST)
+    PageShell(folder, environment(folder), []).run(FIRST)
     return folder
 
 
@@ -277,7 +277,7 @@ def databases(own_postgres_server: str, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 @pytest.fixture
-def desk(tmp_path: Path, databases: list[tuple[str, str]], request: pytest.FixtureRequest) -> Iterator[Desk]:
+def shell(tmp_path: Path, databases: list[tuple[str, str]], request: pytest.FixtureRequest) -> Iterator[PageShell]:
     """Where a page is run: in an empty clone if it launches the first study itself, else after it."""
     page = request.node.callspec.params["page"]
     if any(command == FIRST for block in blocks_of(page) for command, _ in block.commands()):
@@ -289,13 +289,13 @@ def desk(tmp_path: Path, databases: list[tuple[str, str]], request: pytest.Fixtu
         made.private_key_pem.write_to_path(tmp_path / "key.pem")
         made.cert_chain_pems[0].write_to_path(tmp_path / "fullchain.pem")
     free_port = ("--metrics-port 9100", "--metrics-port 0")
-    made_desk = Desk(tmp_path, environment(tmp_path), [*databases, free_port])
+    shell = PageShell(tmp_path, environment(tmp_path), [*databases, free_port])
     text = (ROOT / page).read_text()
     if "db.example.org" in text and "CREATE ROLE" not in text:
         admin = "psql postgresql://postgres@db.example.org/postgres -c"
-        made_desk.run(f"{admin} 'CREATE ROLE tuner LOGIN' && {admin} 'CREATE DATABASE tuner OWNER tuner'")
-    yield made_desk
-    made_desk.end()
+        shell.run(f"{admin} 'CREATE ROLE tuner LOGIN' && {admin} 'CREATE DATABASE tuner OWNER tuner'")
+    yield shell
+    shell.end()
 
 
 @pytest.mark.slow
@@ -308,19 +308,19 @@ def desk(tmp_path: Path, databases: list[tuple[str, str]], request: pytest.Fixtu
         if has_something_to_run(page)
     ],
 )
-def test_a_page_runs_as_it_stands(page: str, desk: Desk, wait_until: Callable[..., object]) -> None:
+def test_a_page_runs_as_it_stands(page: str, shell: PageShell, wait_until: Callable[..., object]) -> None:
     for block in blocks_of(page):
         for command, head in block.commands():
             server = next((name for name in SERVERS if command.startswith(name)), None)
             if any(re.fullmatch(pattern, command) for pattern in NOT_RUN):
                 continue
             if server is not None:
-                desk.serve(command, SERVERS[server], wait_until)
+                shell.serve(command, SERVERS[server], wait_until)
             else:
-                printed = desk.run(command)
+                printed = shell.run(command)
                 assert not head or printed.partition("\n")[0].split() == head.split(), command
         if block.is_run_as_python:
             if block.title:
-                (desk.folder / block.title).write_text(block.text)
-            script = f"python - <<'PYTHON'\n{desk.here(block.text)}\nPYTHON"
-            desk.run(script)
+                (shell.folder / block.title).write_text(block.text)
+            script = f"python - <<'PYTHON'\n{shell.here(block.text)}\nPYTHON"
+            shell.run(script)

@@ -45,7 +45,7 @@ def run_inner(folder: Path, given: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "TUNER_TEST_POSTGRES": given, "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 
@@ -53,6 +53,7 @@ def names(connection: sa.Connection) -> set[str]:
     return set(connection.exec_driver_sql("SELECT datname FROM pg_database").scalars())
 
 
+@pytest.mark.slow
 def test_tests_make_their_databases_on_a_given_server_and_remove_them(
     admin: sa.Connection, own_postgres_server: str, tmp_path: Path
 ) -> None:

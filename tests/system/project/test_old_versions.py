@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,6 @@ import sqlalchemy as sa
 from command_line import Tuner
 from optuna.storages import RDBStorage
 
-from tuner.cli import main
 from tuner.training.saved.checkpoints import read
 
 OLD = Path(__file__).parents[2] / "data" / "v0.1"
@@ -81,7 +79,7 @@ def facts(rows: list[dict[str, Any]]) -> list[Any]:
 
 
 def test_an_old_database_opens_or_says_in_one_line_how_to_upgrade_it(restored: Restored) -> None:
-    done = restored.tuner.run("best", "old")
+    done = restored.tuner.run_here("best", "old")
     if done.returncode != 0:
         assert (done.returncode, done.stdout) == (2, "")
         assert re.fullmatch(r"tuner: [^\n]*`tuner upgrade`[^\n]*\n", done.stderr), done.stderr
@@ -112,23 +110,16 @@ COMMANDS = [
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_answers_on_an_old_database_or_says_in_one_line_how_to_upgrade_it(
-    restored: Restored, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    restored: Restored, command: str
 ) -> None:
-    """In this process: each command would import for seconds. `launch` and `worker` change the process itself."""
-    monkeypatch.chdir(restored.tuner.folder)
-    monkeypatch.setenv("TUNER_STORAGE", restored.tuner.env["TUNER_STORAGE"])
-    monkeypatch.setattr(sys, "argv", ["tuner", *command.split()])
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
-    with pytest.raises(SystemExit) as ended:
-        main()
-    said = capsys.readouterr().err
-    assert not re.search(r"Traceback|SELECT|no such|does not exist", said)
-    if ended.value.code != 0:
+    """In this process; `launch` and `worker` change the process itself."""
+    done = restored.tuner.run_here(*command.split())
+    assert not re.search(r"Traceback|SELECT|no such|does not exist", done.stderr)
+    if done.returncode != 0:
         pattern = (
             r"tuner: the tables of \w+ in .* are at version \d+, but this installation needs \d+; .*`tuner upgrade`"
         )
-        assert re.fullmatch(pattern, said.splitlines()[-1])
+        assert re.fullmatch(pattern, done.stderr.splitlines()[-1])
 
 
 def test_an_upgrade_changes_no_result(restored: Restored) -> None:
@@ -142,7 +133,7 @@ def test_an_upgrade_changes_no_result(restored: Restored) -> None:
     found = tuner.rows("show", "old", str(STOPPED))
     assert found["reports"] == expected["stopped"]["reports"]
     assert [attempt["ending"] for attempt in found["attempts"]] == ["preempted"]
-    assert tuner.run("upgrade").returncode == 0  # once more does nothing
+    assert tuner.run_here("upgrade").returncode == 0  # once more does nothing
 
 
 @pytest.mark.slow
@@ -168,6 +159,7 @@ def test_an_unfinished_trial_of_an_old_database_resumes_under_its_number(restore
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_an_old_bundle_runs(tmp_path: Path) -> None:
     with zipfile.ZipFile(OLD / "bundle.zip") as bundle:
         bundle.extractall(tmp_path)

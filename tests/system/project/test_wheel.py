@@ -81,7 +81,7 @@ class Installed(NamedTuple):
 
 
 def run(words: Sequence[str | Path], folder: Path, env: dict[str, str]) -> str:
-    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -146,7 +146,7 @@ def test_a_type_checker_reads_the_types_of_the_wheel(installed: Installed, tmp_p
     # Without XDG_CACHE_HOME, where pyright itself may already be.
     env = {**os.environ, "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
     env.pop("PYTHONPATH", None)
-    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     found = json.loads(done.stdout)["generalDiagnostics"]
     lines = [(Path(one["file"]).name, one["range"]["start"]["line"], one["rule"]) for one in found]
     last = len((TYPED + WRONG).splitlines()) - 1

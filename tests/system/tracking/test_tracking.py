@@ -20,8 +20,8 @@ from typing import Any, cast
 
 import pytest
 import sqlalchemy as sa
-from storage_tools import desk_at, new_database
-from tracking_tools import ODD, curves, fill, rows
+from storage_tools import new_database, study_database
+from tracking_tools import ODD, RecordedProgress, curves, fill, rows
 
 from tuner.errors import UsageError
 from tuner.launch.mirror_process import MirrorProcess
@@ -123,7 +123,7 @@ def server(
     folder = tmp_path_factory.mktemp("mlflow")
     made = Server(folder, new_database(postgres_server))
     made.start()
-    wait_until(made.answers, deadline_s=150)
+    wait_until(made.answers)
     yield made
     made.stop()
     made.engine.dispose()
@@ -134,7 +134,7 @@ def mlflow(server: Server, wait_until: Callable[..., Any]) -> Server:
     """The server, under way."""
     if server.process is None or server.process.poll() is not None:
         server.start()
-    wait_until(server.answers, deadline_s=150)
+    wait_until(server.answers)
     return server
 
 
@@ -226,18 +226,18 @@ def test_a_server_that_is_away_or_stands_still_is_caught_up(
         return mlflow.rows("SELECT count(*) FROM metrics JOIN runs USING (run_uuid) WHERE name LIKE 'tiny %'")[0][0]
 
     before = sent()
-    wait_until(lambda: sent() > before, deadline_s=100)
+    wait_until(lambda: sent() > before)
     mlflow.send(how)
     there = reported()
-    wait_until(lambda: reported() > there + 40, deadline_s=100)  # trials go on meanwhile
+    wait_until(lambda: reported() > there + 40)  # trials go on meanwhile
     if how is signal.SIGKILL:
         assert mlflow.process is not None
         mlflow.process.wait()
         mlflow.start()
-        wait_until(mlflow.answers, deadline_s=100)
+        wait_until(mlflow.answers)
     else:
         mlflow.send(signal.SIGCONT)
-    output, _ = launched.communicate(timeout=150)
+    output, _ = launched.communicate(timeout=300)
 
     assert launched.returncode == 0, output
     if "not all of study" in output:  # the server took longer than the study
@@ -266,26 +266,13 @@ def test_a_launch_with_a_server_that_is_never_there_says_so_and_is_fine(
     assert len(check(mlflow, tuner.env["TUNER_STORAGE"])) == 2
 
 
-class Said:
-    """What a launch shows of its mirror."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, message: str, event: str, level: str = "info", **fields: Any) -> None:
-        self.lines.append(message)
-
-    def say(self, said: LogLine) -> None:
-        self.lines.append(said.message)
-
-
 def test_a_launcher_hears_of_each_thing_that_a_tracker_takes(
     tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with desk_at(sqlite_url) as desk:
-        fill(desk)
-        name = desk.name
-    heard, shown, put = [], Said(), queue.Queue.put
+    with study_database(sqlite_url) as db:
+        fill(db)
+        name = db.name
+    heard, shown, put = [], RecordedProgress(), queue.Queue.put
     launched = MirrorProcess(MirrorOptions([f"--tensorboard={tmp_path / 'tb'}"]), parse_url(sqlite_url))
     monkeypatch.setattr(queue.Queue, "put", lambda self, message: (heard.append(message), put(self, message))[1])
 
@@ -313,12 +300,12 @@ def test_a_mirror_ends_with_its_launcher_however_it_ends(
             if f"track\0{marker}".encode() in _bytes(path)
         ]
 
-    wait_until(mirrors, deadline_s=100)
+    wait_until(mirrors)
     (process,) = mirrors()
-    wait_until(lambda: os.getpriority(os.PRIO_PROCESS, process) == 10, deadline_s=100)
+    wait_until(lambda: os.getpriority(os.PRIO_PROCESS, process) == 10)
     launched.kill()
-    launched.communicate(timeout=60)
-    wait_until(lambda: not mirrors(), deadline_s=100)
+    launched.communicate(timeout=300)
+    wait_until(lambda: not mirrors())
 
 
 def _bytes(path: Path) -> bytes:
@@ -334,9 +321,9 @@ def _bytes(path: Path) -> bytes:
 @pytest.mark.slow
 def test_every_kind_of_trial_and_odd_names(tuner_on_postgres: Any, mlflow: Server) -> None:
     tuner, url = tuner_on_postgres, tuner_on_postgres.env["TUNER_STORAGE"]
-    with desk_at(url) as desk:
-        fill(desk)
-        name = desk.name
+    with study_database(url) as db:
+        fill(db)
+        name = db.name
 
     done = tuner.run("track", name, "--once", "--mlflow", mlflow.url)
 
@@ -392,16 +379,16 @@ def test_several_objectives_and_a_study_without_trials(tuner_on_postgres: Any, m
 
 def long_study(url: str) -> str:
     """Fill a storage with a study that takes seconds to send; return its name."""
-    with desk_at(url) as desk:
-        fill(desk)
+    with study_database(url) as db:
+        fill(db)
         insert = (
             "INSERT INTO tuner_reports (trial_id, epoch, step, metrics, reported_at_s) SELECT trial_id, 100 + n, "
             "1000 + n, '{\"loss\": 0.' || n || ', \"other\": 1.5}', 1e9 + n "
             "FROM trials, generate_series(1, 300) AS s (n) WHERE study_id = :id AND state <> 'RUNNING'"
         )
-        with desk.engine.begin() as connection:
-            connection.execute(sa.text(insert), {"id": desk.study_id})
-        return desk.name
+        with db.engine.begin() as connection:
+            connection.execute(sa.text(insert), {"id": db.study_id})
+        return db.name
 
 
 @pytest.mark.slow
@@ -420,9 +407,9 @@ def test_a_mirror_killed_in_the_middle_of_a_batch(
         return mlflow.rows(query, name=name)[0][0]
 
     process = tuner.start("track", name, "--mlflow", mlflow.url)
-    wait_until(lambda: sent() > total / 4, deadline_s=100)
+    wait_until(lambda: sent() > total / 4)
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert sent() < total
 
     with sa.create_engine(url.replace("postgresql://", "postgresql+psycopg2://")).begin() as connection:
@@ -443,7 +430,7 @@ def test_of_two_mirrors_one_sends(tuner_on_postgres: Any, mlflow: Server, wait_u
     name = long_study(url)
 
     both = [tuner.start("track", name, "--once", "--mlflow", mlflow.url) for _ in range(2)]
-    outputs = [process.communicate(timeout=150)[0] for process in both]
+    outputs = [process.communicate(timeout=300)[0] for process in both]
 
     assert [process.returncode for process in both] == [0, 0], outputs
     waited = [output for output in outputs if f"another process is sending '{name}' to mlflow {mlflow.url}" in output]
@@ -457,14 +444,14 @@ def test_of_two_mirrors_one_sends(tuner_on_postgres: Any, mlflow: Server, wait_u
 def test_a_mirror_ends_on_signals(
     tuner_on_sqlite: Any, tmp_path: Path, sqlite_url: str, wait_until: Callable[..., Any]
 ) -> None:
-    with desk_at(sqlite_url) as desk:
-        fill(desk)
-        name = desk.name
+    with study_database(sqlite_url) as db:
+        fill(db)
+        name = db.name
     for sent in (signal.SIGTERM, signal.SIGINT):
         process = tuner_on_sqlite.start("track", name, "--tensorboard", f"tb-{sent}")
-        wait_until(lambda sent=sent: list((tmp_path / f"tb-{sent}").glob("*/8/*")), deadline_s=100)
+        wait_until(lambda sent=sent: list((tmp_path / f"tb-{sent}").glob("*/8/*")))
         process.send_signal(sent)
-        output, _ = process.communicate(timeout=100)
+        output, _ = process.communicate(timeout=300)
         assert (process.returncode, output) == (130, "")
 
 
@@ -476,9 +463,9 @@ def test_tensorboards_files_have_the_numbers(tuner_on_sqlite: Any, tmp_path: Pat
     import numpy as np
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with desk_at(sqlite_url) as desk:
-        fill(desk)
-        name = desk.name
+    with study_database(sqlite_url) as db:
+        fill(db)
+        name = db.name
     known = curves(sqlite_url, name)
 
     def read() -> dict[int, dict[tuple[str, int], float]]:
@@ -535,9 +522,9 @@ def wandb_records(path: Path) -> Iterator[Any]:
 def test_wandbs_files_have_the_numbers(tuner_on_sqlite: Any, tmp_path: Path, sqlite_url: str) -> None:
     import json
 
-    with desk_at(sqlite_url) as desk:
-        fill(desk)
-        name = desk.name
+    with study_database(sqlite_url) as db:
+        fill(db)
+        name = db.name
 
     done = tuner_on_sqlite.run("track", name, "--once", "--wandb", "team/project", WANDB_MODE="offline")
 
@@ -569,7 +556,7 @@ def test_wandbs_files_have_the_numbers(tuner_on_sqlite: Any, tmp_path: Path, sql
 
 def test_wrong_trackers_are_refused_in_one_line(tuner_on_sqlite: Any, tmp_path: Path, sqlite_url: str) -> None:
     (tmp_path / "file").touch()
-    with desk_at(sqlite_url):
+    with study_database(sqlite_url):
         pass
     none = tuner_on_sqlite.run("track", "tiny")
     assert none.returncode == 2
@@ -673,11 +660,11 @@ def test_a_registered_model_predicts_bit_for_bit_in_another_process(
 def test_what_cannot_be_registered_is_refused_in_one_line(
     tuner_on_sqlite: Any, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with desk_at(sqlite_url) as desk:
-        fill(desk)
-        empty = desk.register("empty")
+    with study_database(sqlite_url) as db:
+        fill(db)
+        empty = db.register("empty")
         assert empty
-        name = desk.name
+        name = db.name
     cases = {
         ("register", name): "no MLflow server given",
         ("register", name, "--mlflow", "http://127.0.0.1:1"): "trial 0 of study",

@@ -91,7 +91,7 @@ def test_the_best_are_ranked_by_other_seeds(tuner_on_postgres: Any) -> None:
     assert compared["better_by"] == pytest.approx(means[0] - means[2])
     said_of_it = f"trial {after[0]['number']} is better than the baseline (trial 0, "
     assert said_of_it in done.stderr.splitlines()[-1]
-    assert said_of_it in tuner.run("best", "digits_mlp").stderr
+    assert said_of_it in tuner.run_here("best", "digits_mlp").stderr
     engine = connect(tuner.env["TUNER_STORAGE"])
     with engine.connect() as connection:
         stored = connection.execute(sa.select(confirmations.c.trial_id, confirmations.c.value)).all()

@@ -27,6 +27,8 @@ from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.studies import join, register
 from tuner.trial import Outcome
 
+pytestmark = pytest.mark.with_tables
+
 
 @pytest.fixture
 def storage(storage_url: str) -> Iterator[Any]:
@@ -307,7 +309,7 @@ def answer(tuner: Any, word: str, *words: str) -> tuple[int, str]:
             cwd=tuner.folder, env=tuner.env, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         os.write(ours, f"{word}\n".encode())
-        _, error = process.communicate(timeout=100)
+        _, error = process.communicate(timeout=300)
     finally:
         os.close(ours)
         os.close(theirs)
@@ -320,7 +322,7 @@ def test_a_study_is_deleted_under_its_workers(
 ) -> None:
     tuner = tuner_on_sqlite
     worker = tuner.start("worker", "tiny.py", "--trials", "300", TINY_PAUSE_S="0.2")
-    wait_until(lambda: tuner.run("show", "tiny", "1").returncode == 0)
+    wait_until(lambda: tuner.run_here("show", "tiny", "1").returncode == 0)
 
     done = tuner.run("delete", "tiny")
     assert done.returncode == 2
@@ -331,7 +333,7 @@ def test_a_study_is_deleted_under_its_workers(
     code, error = answer(tuner, "y", "delete", "tiny")
     assert (code, "tuner: deleted study 'tiny'" in error) == (0, True)
 
-    output, _ = worker.communicate(timeout=60)
+    output, _ = worker.communicate(timeout=300)
     assert worker.returncode == 2
     assert "the study was deleted while it ran" in output.splitlines()[-1]
     assert tuner.rows("studies") == []
@@ -350,7 +352,7 @@ def test_a_queued_trial_is_run_next(tuner_on_sqlite: Any, tiny_study: Path) -> N
     done = tuner.run("enqueue", "tiny", f"{name}={value}")
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith(f"tuner: a trial of 'tiny' with {name}={value} is queued")
-    wrong = tuner.run("enqueue", "tiny", "nonsense")
+    wrong = tuner.run_here("enqueue", "tiny", "nonsense")
     assert (wrong.returncode, wrong.stderr) == (
         2,
         "tuner: a hyperparameter must have the form NAME=VALUE: got 'nonsense'\n",

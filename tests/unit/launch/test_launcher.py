@@ -53,7 +53,7 @@ def test_a_signal_ends_the_last_count_of_a_silent_database(monkeypatch: pytest.M
     counting.join(timeout=2 * launcher._LAST_WAIT_S)
     assert counting.is_alive(), "without a signal it waits"
     stop.set()
-    counting.join(timeout=60)
+    counting.join(timeout=300)
     assert not counting.is_alive()
     assert silent.asked == 1, "the same question is waited for"
 

@@ -6,6 +6,7 @@ import threading
 from typing import Any, cast
 
 import pytest
+from tracking_tools import RecordedProgress
 
 from tuner.launch import mirror_process as mirror
 from tuner.launch.mirror_process import MirrorProcess
@@ -61,19 +62,6 @@ class Process:
         self.returncode = -9
 
 
-class Said:
-    """What people are shown."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, message: str, event: str, level: str = "info", **fields: Any) -> None:
-        self.lines.append(message)
-
-    def say(self, said: LogLine) -> None:
-        self.lines.append(said.message)
-
-
 def end(
     monkeypatch: pytest.MonkeyPatch,
     said: dict[float, Any],
@@ -84,7 +72,7 @@ def end(
 ) -> tuple[Process, list[str]]:
     """End a launch whose mirror behaves so; return the mirror and what was shown."""
     made = MirrorProcess(MirrorOptions(), parse_url("sqlite:///x.db"), _study="tiny")
-    process, shown, stop = Process(made, said, ends_s, obeys=obeys), Said(), threading.Event()
+    process, shown, stop = Process(made, said, ends_s, obeys=obeys), RecordedProgress(), threading.Event()
     made._process = cast("Any", process)
     monkeypatch.setattr(mirror, "time", process)
 

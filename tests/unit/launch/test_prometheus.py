@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from attackers import PLAIN, attacked
-from observed import documented
+from launch_output import documented
 
 import tuner.launch.prometheus
 from tuner.errors import UsageError
@@ -76,7 +76,7 @@ def test_an_address_of_ipv6_is_told_as_one() -> None:
     metrics.observe(SNAPSHOT, 1)
     with served(metrics, "::1", 0) as url:
         assert url.startswith("http://[::1]:")
-        assert b'tuner_workers{study="tiny"} 1.0\n' in urllib.request.urlopen(url, timeout=20).read()
+        assert b'tuner_workers{study="tiny"} 1.0\n' in urllib.request.urlopen(url, timeout=300).read()
 
 
 def test_without_the_library_it_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,5 +94,5 @@ def test_clients_that_wait_do_not_stop_the_metrics(begin: Callable[[socket.socke
     metrics.observe(SNAPSHOT, 1)
     with served(metrics, "127.0.0.1", 0) as url, attacked(int(url.split(":")[2].split("/")[0]), begin, 40):
         for _ in range(3):
-            with urllib.request.urlopen(url, timeout=30) as answer:
+            with urllib.request.urlopen(url, timeout=300) as answer:
                 assert b"tuner_best_value" in answer.read()

@@ -59,12 +59,12 @@ def test_a_second_signal_ends_a_process_whose_main_thread_waits_for_a_silent_ser
     assert process.poll() is None
     process.send_signal(second)
 
-    assert process.wait(60) == 130
+    assert process.wait(300) == 130
 
 
 def test_what_a_forked_child_is_sent_is_no_signal_to_its_parent() -> None:
     process = started("fork")
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=300)
 
     assert process.returncode == 0, errors
     assert output.splitlines()[-1] == "undone True -1"
@@ -97,7 +97,7 @@ def test_a_worker_whose_study_ignores_the_interrupt_ends_all_the_same() -> None:
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
 
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
 
     assert output == "interrupted\n"
     assert process.returncode == 130
@@ -109,7 +109,7 @@ def test_a_worker_that_heeds_the_signal_is_not_interrupted() -> None:
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
 
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
 
     assert output == "requested True\n"
     assert process.returncode == 0
@@ -162,5 +162,5 @@ def test_a_reader_that_goes_away_after_a_signal_is_no_second_signal_to_a_relayed
     process.stdin.close()  # the worker goes on
 
     assert process.stdout.read() == "ended 130\n", "it is asked to end once"
-    assert process.wait(60) == 0
+    assert process.wait(300) == 0
     process.stdout.close()

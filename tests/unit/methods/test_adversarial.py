@@ -93,6 +93,7 @@ def test_pgd_starts_at_random_and_takes_its_steps() -> None:
     starts = [np.asarray(pgd(flat, INPUTS, 0.1, 1, jax.random.key(seed)) - INPUTS) for seed in (0, 1)]
     assert np.abs(starts[0] - starts[1]).min() > 0.0
     for start in starts:
+        # Drawn from -0.1 to 0.1, and moved by no gradient: a quarter of the numbers is beyond each of these bounds.
         assert start.min() < -0.05
         assert start.max() > 0.05
         assert np.abs(start).max() <= 0.1 + 1e-6
@@ -154,6 +155,7 @@ def started(trainer: Any, hparams: Any = HPARAMS) -> Any:
     return jit(trainer.init_state, static_argnums=3)(hparams, BATCH, KEY, 10)
 
 
+@pytest.mark.slow
 def test_training_descends_the_mean_of_the_clean_and_the_attacked_loss() -> None:
     trainer = Robust()
     state = started(trainer)
@@ -194,6 +196,7 @@ def test_without_an_epsilon_it_is_plain_training() -> None:
     assert after[1][1]["attacked_accuracy"] == after[1][1]["accuracy"] == after[0][1]["accuracy"]
 
 
+@pytest.mark.slow
 def test_the_augmented_batch_is_attacked_and_augmented_once() -> None:
     trainer = Dimmed()
     found = to_floats(jit(trainer.train_step)(started(trainer), BATCH, HPARAMS, KEY)[1])
@@ -215,6 +218,7 @@ class Recorded(Dimmed):
         return super().attack(weights, batch, hparams, epsilon, steps, key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "taken"), [(1, None), (5, 5)])
 def test_how_training_attacks_are_hyperparameters(steps: int, taken: Any) -> None:
     trainer, hparams = Recorded(), HParams(learning_rate=0.05, epsilon_train=0.02, attack_steps=steps)
@@ -242,6 +246,7 @@ def test_an_attack_may_lead_away_from_the_prediction() -> None:
         Robust(target="labels")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epsilon", [1e-3, 0.3])
 def test_validation_counts_hits_under_attack_and_no_padding(epsilon: float) -> None:
     trainer, state = Robust(epsilon=epsilon, pgd_steps=7), started(Robust())

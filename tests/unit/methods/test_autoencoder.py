@@ -60,6 +60,7 @@ def test_the_linear_one_is_pca() -> None:
     np.testing.assert_allclose(made, found.inverse_transform(found.transform(inputs)), atol=0.1)
 
 
+@pytest.mark.slow
 def test_every_few_epochs_there_is_a_picture_of_originals_above_reconstructions(tmp_path: Path) -> None:
     trainer, hparams = Linear(shown=SHOWN, every=2), {"learning_rate": 0.03}
     training = trainer.train_model(hparams, correlated(20), epochs=5, seed=0, log=tmp_path)
@@ -78,6 +79,7 @@ def test_every_few_epochs_there_is_a_picture_of_originals_above_reconstructions(
     np.testing.assert_array_equal(trainer.draw(training.state, hparams)[:2, :4], SHOWN[0])
 
 
+@pytest.mark.slow
 def test_without_images_there_are_no_pictures(tmp_path: Path) -> None:
     list(Linear(every=1).train_model({"learning_rate": 0.03}, correlated(20), epochs=1, seed=0, log=tmp_path))
     assert not (tmp_path / "pictures").exists()

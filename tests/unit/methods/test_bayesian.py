@@ -123,6 +123,7 @@ def test_members_are_trained_as_each_would_be_alone() -> None:
     assert np.abs(kernels[0] - kernels[1]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_an_ensemble_predicts_the_mean_of_its_members() -> None:
     together, batch = Ensemble(20, members=3), batch_of(8)
     hparams = hparams_of(0.1)
@@ -186,6 +187,7 @@ def test_a_temperature_scales_the_variance_of_the_noise() -> None:
     assert cold.eta == noise.eta / 4
 
 
+@pytest.mark.slow
 def test_a_step_is_half_eps_of_the_gradient_and_noise_of_variance_eps() -> None:
     eps, start = 0.01, np.array([0.3, 0.2])
     trainer = Linear(N, samples=2)
@@ -232,6 +234,7 @@ def test_samples_are_those_of_the_posterior(eps: float) -> None:
     np.testing.assert_allclose(exact, POSTERIOR, rtol=0.2, atol=0.02)
 
 
+@pytest.mark.slow
 def test_after_the_burn_in_every_so_many_steps_the_weights_are_a_sample() -> None:
     trainer, hparams = Linear(N, samples=3, burn_in=0.4), linear_hparams(0.01)
     state, seen, step = jit(trainer.init_state, static_argnums=3)(hparams, DATA, KEY, 10), [], jit(trainer.train_step)

@@ -46,6 +46,7 @@ def test_without_the_hyperparameter_it_is_plain_cross_entropy() -> None:
     np.testing.assert_array_equal(losses, metrics["nll"])
 
 
+@pytest.mark.slow
 def test_smoothed_weights_are_those_that_are_evaluated() -> None:
     rng = np.random.default_rng(0)
     dataset = ArrayDataset(inputs=rng.normal(size=(96, 4)), labels=rng.integers(0, 3, 96))

@@ -161,6 +161,7 @@ def test_each_loss_has_its_parameters() -> None:
     assert not is_same(others.params["probe"], after.params["probe"])
 
 
+@pytest.mark.slow
 def test_an_encoder_at_random_stays_so_while_probe_and_statistics_move() -> None:
     before, after, _ = stepped(Fixed(is_normed=True))
     assert is_same(before.params["encoder"], after.params["encoder"])  # no decay either
@@ -210,6 +211,7 @@ def test_the_probe_reads_the_encoders_output_of_the_image_as_it_is() -> None:
     np.testing.assert_allclose(trained["features"], now, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_padding_changes_neither_metrics_nor_gradients() -> None:
     padded = {
         "inputs": jnp.concatenate([BATCH["inputs"], 9.0 * BATCH["inputs"][:2]]),
@@ -221,6 +223,7 @@ def test_padding_changes_neither_metrics_nor_gradients() -> None:
     assert metrics["grad_norm"] > 0.1
 
 
+@pytest.mark.slow
 def test_every_validation_has_the_same_views() -> None:
     state, _, _ = stepped(NORMED)
     evaluate = programs(NORMED)[2]
@@ -254,6 +257,7 @@ def made(**changes: Any) -> Any:
     return hparams
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [8, 11])
 def test_the_encoder_takes_images_of_any_size(size: int) -> None:
     images = jnp.ones((2, size, size, 1))
@@ -292,6 +296,7 @@ def test_learned_features_beat_those_of_a_random_encoder() -> None:
     assert min(gains) > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_the_picture_is_drawn() -> None:
     splits, hparams = STUDY.data(0), made()

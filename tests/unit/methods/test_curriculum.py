@@ -117,6 +117,7 @@ def splits(rows: int = 60) -> Splits[Any]:
     return Splits(dataset, dataset)
 
 
+@pytest.mark.slow
 def test_the_loop_trains_on_what_is_allowed_and_the_program_does_not_know_of_it() -> None:
     class Watching(Trainer):
         def loss(self, outputs: Any, batch: Any, hparams: Any) -> Any:
@@ -135,6 +136,7 @@ def test_the_loop_trains_on_what_is_allowed_and_the_program_does_not_know_of_it(
     assert 20 < means[1][0] < 40
 
 
+@pytest.mark.slow
 def test_a_training_that_is_resumed_in_mid_epoch_draws_what_it_would_have_drawn(tmp_path: Path) -> None:
     trainer, data = Trainer(3), splits()
     whole = [report.metrics for report in trainer.train_model(HPARAMS, data, epochs=3, seed=0)]
@@ -151,6 +153,7 @@ def test_a_training_that_is_resumed_in_mid_epoch_draws_what_it_would_have_drawn(
     assert [report.metrics for report in resumed.reports] == whole
 
 
+@pytest.mark.slow
 def test_wrong_labels_are_the_hardest() -> None:
     rng = np.random.default_rng(1)
     inputs = rng.normal(size=(300, 4))

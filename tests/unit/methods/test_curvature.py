@@ -55,6 +55,7 @@ def test_a_product_with_the_hessian_of_a_quadratic_is_one_with_its_matrix() -> N
     np.testing.assert_allclose(columns, matrix, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "eigenvalues",
     [

@@ -169,6 +169,7 @@ def test_the_gradient_that_looks_ahead_by_hand() -> None:
     np.testing.assert_array_equal(grads["a"], [0.0])
 
 
+@pytest.mark.slow
 def test_the_difference_of_gradients_is_the_product_with_second_derivatives() -> None:
     keys = jax.random.split(KEY, 4)
     x, y = jax.random.normal(keys[0], (2, 16, 3)), jax.random.normal(keys[1], (2, 16))
@@ -193,14 +194,8 @@ def test_the_difference_of_gradients_is_the_product_with_second_derivatives() ->
     assert np.abs(first["a"] - expected["a"]).max() > 0.05  # the test tells them apart
 
 
-@pytest.mark.parametrize(
-    "planted",
-    [
-        "avg_pool_3x3",
-        pytest.param("skip_connect", marks=pytest.mark.slow),
-        pytest.param("max_pool_3x3", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("planted", ["avg_pool_3x3", "skip_connect", "max_pool_3x3"])
 def test_the_planted_operation_gets_the_highest_weight(planted: str) -> None:
     module = Mixed(OPERATIONS)
     images = jax.random.normal(KEY, (2, 16, 6, 6, 2))
@@ -266,7 +261,8 @@ def batch_of(rows: int = 8) -> Any:
 INIT = jit(SEARCH.init_state, static_argnums=3)
 
 
-@pytest.mark.parametrize("order", [pytest.param("second", marks=pytest.mark.slow), "first"])
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["second", "first"])
 def test_held_out_data_alone_move_the_architecture_and_training_data_the_weights(order: str) -> None:
     batch, given = batch_of(), hparams(order)
     # Not at the first step, where the weights' rate is 0.
@@ -292,6 +288,7 @@ def test_held_out_data_alone_move_the_architecture_and_training_data_the_weights
     assert not is_same(other.opt_state, after.opt_state)
 
 
+@pytest.mark.slow
 def test_without_a_search_the_architecture_stays_as_it_began() -> None:
     batch, given = batch_of(), hparams("none")
     state = INIT(given, batch, KEY, 10)
@@ -303,6 +300,7 @@ def test_without_a_search_the_architecture_stays_as_it_began() -> None:
         SEARCH.train_step(state, batch, dataclasses.replace(given, search_order="third"), KEY)
 
 
+@pytest.mark.slow
 def test_padding_changes_no_loss() -> None:
     batch, given = batch_of(), hparams("first")
     state = INIT(given, batch, KEY, 10)
@@ -371,6 +369,7 @@ FOUND = {"normal": [[["skip_connect", 0], ["sep_conv_3x3", 1]]], "reduce": [[["m
 SOME = ("none", "skip_connect", "max_pool_3x3", "sep_conv_3x3", "dil_conv_5x5")
 
 
+@pytest.mark.slow
 def test_the_discrete_network_is_the_search_network_with_all_weight_on_its_edges() -> None:
     # Logits of 40 leave e^-40 for the rest. Normalisations have scale 1 and offset 0 at the start, as without them.
     images = jax.random.normal(KEY, (2, 8, 8, 1))

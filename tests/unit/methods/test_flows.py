@@ -75,6 +75,7 @@ def test_the_inverse_is_exact_and_the_determinant_is_that_of_the_jacobian(featur
     assert every_coordinate_moves.all()
 
 
+@pytest.mark.slow
 def test_every_coordinate_depends_on_every_other() -> None:
     flow = Flow(couplings=2, width=8)
     params = perturbed(flow, 2)
@@ -113,6 +114,7 @@ def test_without_couplings_it_is_a_gaussian_with_any_covariance() -> None:
     np.testing.assert_allclose(np.cov(np.asarray(samples).T), COVARIANCE, atol=0.06)
 
 
+@pytest.mark.slow
 def test_samples_are_those_of_their_key() -> None:
     trainer, state = Trainer(2), TrainState(jnp.int32(0), perturbed(Flow(2, 8), 2)["params"], None, {}, KEY)
     draw = jit(lambda key: trainer.sample(state, {}, key, (4, 2)))
@@ -124,6 +126,7 @@ def test_samples_are_those_of_their_key() -> None:
     np.testing.assert_allclose(-trainer.loss(outputs, {}, {})[0], log_density, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_entropy_is_the_models_own_and_is_drawn_with_the_states_key() -> None:
     trainer = Trainer(0)
     batch = {"inputs": jnp.zeros((4000, 2)), "weight": (jnp.arange(4000) < 3900).astype(jnp.float32)}

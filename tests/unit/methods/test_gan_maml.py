@@ -232,6 +232,7 @@ class NormedGame(GANTrainer):
         return NormedSamples(), Normed()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("moves", "rests"), [("generator", "discriminator"), ("discriminator", "generator")])
 def test_batch_statistics_move_with_their_network_only(moves: str, rests: str) -> None:
     trainer, batch, hparams = NormedGame(), batch_of(GAN), {"learning_rate": 0.1, "gradient_penalty": 0.1}
@@ -243,6 +244,7 @@ def test_batch_statistics_move_with_their_network_only(moves: str, rests: str) -
     assert set(jit(trainer.eval_step)(after, batch, hparams)) == {"value"}
 
 
+@pytest.mark.slow
 def test_padding_changes_no_step_of_the_game() -> None:
     trainer, batch, hparams = GAN.study.trainer, batch_of(GAN), gan_hparams()
     batch["weight"] = batch["weight"].at[20:].set(0.0)
@@ -315,6 +317,7 @@ def test_no_inner_steps_are_no_adaptation() -> None:
     assert adapt(None, {"theta": 3.0}, "carried", 0.1, 0) == ({"theta": 3.0}, "carried")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_batch_of_tasks_is_each_task_alone() -> None:
     batch, hparams = batch_of(MAML, 6), maml_hparams(inner_rate=0.05)
     params = INIT_MAML(hparams, batch, KEY, 10).params
@@ -349,6 +352,7 @@ class NormedLearner(MetaLearner):
         return Regressor()
 
 
+@pytest.mark.slow
 def test_statistics_pass_through_a_tasks_steps_and_their_mean_over_real_tasks_is_kept() -> None:
     trainer, batch = NormedLearner(), batch_of(MAML, 3)
     batch["weight"] = jnp.array([1.0, 1.0, 0.0])
@@ -375,6 +379,7 @@ def test_statistics_pass_through_a_tasks_steps_and_their_mean_over_real_tasks_is
     assert is_same(judged(after, 0.01), judged(after, 0.01))
 
 
+@pytest.mark.slow
 def test_without_inner_steps_it_is_ordinary_training_on_the_query_points() -> None:
     trainer, batch, hparams = MAML.study.trainer, batch_of(MAML, 6), maml_hparams(inner_steps=0)
     state = INIT_MAML(hparams, batch, KEY, 10)
@@ -413,6 +418,7 @@ def test_the_trainer_descends_the_mean_over_the_tasks() -> None:
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_first_order_is_another_program_with_another_gradient_and_the_rate_is_not() -> None:
     trainer, batch, compiled = MAML.study.trainer, batch_of(MAML, 6), []
 
@@ -442,6 +448,7 @@ def test_error_falls_with_the_steps_of_adaptation() -> None:
         assert five < 1.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [GAN, MAML], ids=["gan", "maml"])
 def test_two_steps_on_tiny_data_are_pure(module: Any) -> None:
     trainer, batch = module.study.trainer, batch_of(module, 8)
@@ -484,6 +491,7 @@ class Skipping(GANTrainer):
         return 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_bad", [False, True])
 def test_an_adversarial_step_that_is_not_finite_changes_nothing(is_bad: bool) -> None:
     real = np.random.default_rng(0).normal(size=(8, 1))

@@ -86,6 +86,7 @@ def hparams_of(**changes: Any) -> Any:
 DATASET = ArrayDataset(inputs=X, labels=Y)
 
 
+@pytest.mark.slow
 def test_the_covariance_of_linear_regression_is_the_posteriors_after_each_epoch() -> None:
     training = Regressor(16).train_model(hparams_of(), Splits(DATASET, DATASET), epochs=2, seed=0)
     for _ in training:  # three batches, the last padded
@@ -94,6 +95,7 @@ def test_the_covariance_of_linear_regression_is_the_posteriors_after_each_epoch(
         np.testing.assert_allclose(covariance(found, PRECISION), POSTERIOR, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_linear_regression_has_its_posterior_exactly() -> None:
     trainer, hparams = Regressor(64), hparams_of()  # one batch, padded: no noise where it comes to rest
     training = trainer.train_model(hparams, Splits(DATASET, DATASET), epochs=200, seed=0)

@@ -134,6 +134,7 @@ def test_what_a_search_of_architectures_does_not_call_is_refused(method: str) ->
         trainer.init_state({}, {}, jax.random.key(0), 1)
 
 
+@pytest.mark.slow
 def test_an_ensembles_skipped_steps_are_counted_together() -> None:
     class Trainer(EnsembleClassifier):
         loop = "step"

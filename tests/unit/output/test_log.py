@@ -159,7 +159,7 @@ def test_a_reader_that_goes_away_is_as_one_sigterm(words: list[str], signals: in
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_READER, *words], stdout=subprocess.PIPE, stderr=writing, text=True, timeout=100
+        [sys.executable, "-c", WITHOUT_READER, *words], stdout=subprocess.PIPE, stderr=writing, text=True, timeout=300
     )
     os.close(writing)
 

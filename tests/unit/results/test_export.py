@@ -22,6 +22,8 @@ from tuner.results.export import export_bundle, export_trials
 from tuner.results.rows import trial_rows
 from tuner.storage import connect
 
+pytestmark = pytest.mark.with_tables
+
 KINDS = ('a, "quoted"\nü', 3, None)
 
 
@@ -141,7 +143,7 @@ def test_a_bundle_runs_where_nothing_else_is(tuner_on_sqlite: Any, tmp_path: Pat
         0,
         f"tuner: trial {best['number']} of 'digits_mlp' written to best.zip\n",
     ), done.stderr
-    refused = tuner.run("export", "digits_mlp", "trials.csv", "--trial", "1")
+    refused = tuner.run_here("export", "digits_mlp", "trials.csv", "--trial", "1")
     assert (refused.returncode, refused.stderr) == (
         2,
         "tuner: --trial works only with a bundle (.zip): got 'trials.csv'\n",
@@ -155,18 +157,18 @@ def test_a_bundle_runs_where_nothing_else_is(tuner_on_sqlite: Any, tmp_path: Pat
     requirements = (elsewhere / "requirements.txt").read_text().splitlines()
     (wheel,) = [line for line in requirements if "==" not in line]
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", ".", wheel]
-    subprocess.run(install, cwd=elsewhere, check=True, timeout=200)
+    subprocess.run(install, cwd=elsewhere, check=True, timeout=300)
     where = [sys.executable, "-c", "import tuner; print(tuner.__file__)"]
     found = subprocess.run(where, cwd=elsewhere, capture_output=True, text=True, check=True).stdout.strip()
     assert found == str(elsewhere / "tuner" / "__init__.py")
     ran = subprocess.run(
-        [sys.executable, "run.py"], cwd=elsewhere, env=tuner.env, capture_output=True, text=True, timeout=200
+        [sys.executable, "run.py"], cwd=elsewhere, env=tuner.env, capture_output=True, text=True, timeout=300
     )
     assert ran.returncode == 0, ran.stderr
     lines = [line.replace(",", "").split() for line in ran.stdout.splitlines()]
     assert {line[0] for line in lines} == {"accuracy:", "loss:"}
     assert all(found == recorded for _, found, _, recorded in lines), ran.stdout
     assert "jax==" in (elsewhere / "requirements.txt").read_text()
-    refused = tuner.run("export", "digits_mlp", "again.zip")
+    refused = tuner.run_here("export", "digits_mlp", "again.zip")
     assert refused.returncode == 2
     assert "is not on this machine: no " in refused.stderr

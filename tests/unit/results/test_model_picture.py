@@ -131,7 +131,7 @@ def test_what_is_wrong_with_the_question_is_told(engine: Any, place: Any, tmp_pa
 def test_the_command(place: Any, tmp_path: Path) -> None:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "tuner", "plot", "tiny", *words, f"--storage={place[1]}"]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
 
     done = run("picture", "--file", str(place[0] / "tiny.py"))
     assert done.returncode == 0, done.stderr

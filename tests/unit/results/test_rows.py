@@ -33,6 +33,8 @@ from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.studies import join, register, stop
 from tuner.trial import Outcome, Report
 
+pytestmark = pytest.mark.with_tables
+
 nan, inf = math.nan, math.inf
 ENDS = [Outcome.COMPLETE, Outcome.PRUNED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outcome.FAILED]
 

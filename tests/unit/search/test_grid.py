@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from costless import POINTS, make_study, work
 from optuna.trial import TrialState
+from sampler_study import POINTS, make_study, work
 from storage_tools import opened
 
 __all__ = ["work"]  # a fixture

@@ -8,10 +8,10 @@ from typing import Any
 
 import optuna
 import pytest
-from costless import LETTERS, NUMBERS, POINTS, Finite, Floats, make_study, work
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import TrialState
+from sampler_study import LETTERS, NUMBERS, POINTS, Finite, Floats, make_study, work
 from storage_tools import opened
 
 from tuner import Space

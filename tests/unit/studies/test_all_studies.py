@@ -17,11 +17,10 @@ from tuner.training.restore import Loaded
 STUDIES = sorted((Path(__file__).parents[3] / "studies").glob("*.py"))
 
 PLAIN = ("digits_cnn", "digits_mlp")  # they show how a study is written, and are compared with nothing
-QUICK = (*PLAIN, "maml_sinusoid")
 
 
 def cases() -> list[Any]:
-    return [pytest.param(path, marks=[] if path.stem in QUICK else pytest.mark.slow, id=path.stem) for path in STUDIES]
+    return [pytest.param(path, marks=[] if path.stem in PLAIN else pytest.mark.slow, id=path.stem) for path in STUDIES]
 
 
 @pytest.mark.parametrize("path", cases())

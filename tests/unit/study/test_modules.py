@@ -69,7 +69,7 @@ def test_a_process_of_a_study_finds_its_functions(tmp_path: Path, start: str, na
     (path.parent / "beside.py").write_text("ONE = 1\n")
 
     done = subprocess.run(
-        [sys.executable, "-c", RUN, start, str(path)], cwd="/", capture_output=True, text=True, timeout=150
+        [sys.executable, "-c", RUN, start, str(path)], cwd="/", capture_output=True, text=True, timeout=300
     )
 
     assert (done.returncode, done.stdout) == (0, "[0, 3, 6, 9] [0, 5, 10, 15]\n"), done.stderr
@@ -104,6 +104,6 @@ name = import_file(pathlib.Path({str(path)!r})).__name__
 code = f"import importlib; print(importlib.import_module({{name!r}}).times(2))"
 sys.exit(subprocess.run([sys.executable, "-c", code]).returncode)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, timeout=150)
+    done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, timeout=300)
 
     assert (done.returncode, done.stdout) == (0, "6\n"), done.stderr

@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
-from storage_tools import Desk, shared_desk_at
+from storage_tools import StudyDatabase, shared_study_database
 from tracking_tools import curves, fill, report, rows
 
 from tuner.errors import StorageLost, TrackerLost, TrackerRefused, UnknownStudy
@@ -22,15 +22,15 @@ from tuner.trial import Outcome, Report
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
-def shared_desk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
-    with shared_desk_at(request, tmp_path_factory, "mirror") as desk:
-        yield desk
+def shared_db(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StudyDatabase]:
+    with shared_study_database(request, tmp_path_factory, "mirror") as db:
+        yield db
 
 
 @pytest.fixture
-def desk(shared_desk: Desk) -> Desk:
+def db(shared_db: StudyDatabase) -> StudyDatabase:
     """A study of its own."""
-    return Desk(shared_desk.url, shared_desk.storage, shared_desk.engine)
+    return StudyDatabase(shared_db.url, shared_db.storage, shared_db.engine)
 
 
 class Book:
@@ -102,34 +102,34 @@ class Book:
         return found
 
 
-def catch_up(desk: Desk, book: Book) -> None:
-    follow(desk.url, desk.name, [book], once=True, ending=Ending())
+def catch_up(db: StudyDatabase, book: Book) -> None:
+    follow(db.url, db.name, [book], once=True, ending=Ending())
 
 
-def check(desk: Desk, book: Book) -> None:
+def check(db: StudyDatabase, book: Book) -> None:
     """Compare the book with the database."""
-    assert repr(sorted_points(book.curves())) == repr(sorted_points(curves(desk.url, desk.name)))
+    assert repr(sorted_points(book.curves())) == repr(sorted_points(curves(db.url, db.name)))
     told = {trial.number: (trial.outcome, dict(trial.hparams)) for trial in book.trials.values()}
-    assert told == {n: (Outcome(row["outcome"]), row["hparams"]) for n, row in rows(desk.url, desk.name).items()}
+    assert told == {n: (Outcome(row["outcome"]), row["hparams"]) for n, row in rows(db.url, db.name).items()}
 
 
 def sorted_points(found: dict[int, dict[Any, float]]) -> list[Any]:
     return sorted((number, *point, value) for number, points in found.items() for point, value in points.items())
 
 
-def held(desk: Desk) -> list[Any]:
+def held(db: StudyDatabase) -> list[Any]:
     query = "SELECT owner, expires_at_s FROM tuner_mirrors WHERE study_id = :id"
-    with desk.engine.connect() as connection:
-        return list(connection.execute(sa.text(query), {"id": desk.study_id}))
+    with db.engine.connect() as connection:
+        return list(connection.execute(sa.text(query), {"id": db.study_id}))
 
 
-def test_a_study_is_sent_whole(desk: Desk) -> None:
-    fill(desk)
+def test_a_study_is_sent_whole(db: StudyDatabase) -> None:
+    fill(db)
     book = Book()
 
-    catch_up(desk, book)
+    catch_up(db, book)
 
-    check(desk, book)
+    check(db, book)
     by_number = {trial.number: trial for trial in book.trials.values()}
     first = by_number[0]
     assert first.results == {"value": 0.5, "train_s": 1.5, "seconds": first.results["seconds"]}
@@ -147,37 +147,37 @@ def test_a_study_is_sent_whole(desk: Desk) -> None:
     assert first.ended_s is not None
     assert first.began_s <= min(at_s for *_, at_s, _ in book.rows["run 0.0"]) <= first.ended_s
     assert not book.is_finished
-    assert [row.owner for row in held(desk)] == [None]
+    assert [row.owner for row in held(db)] == [None]
 
 
-def test_what_was_sent_is_not_sent_again_and_what_is_new_is(desk: Desk) -> None:
-    fill(desk)
+def test_what_was_sent_is_not_sent_again_and_what_is_new_is(db: StudyDatabase) -> None:
+    fill(db)
     book = Book()
-    catch_up(desk, book)
+    catch_up(db, book)
     book.calls.clear()
 
-    catch_up(desk, book)
+    catch_up(db, book)
     assert book.calls == ["open_study", "open_trial"], "of the trial that runs there may be tags"
 
-    with desk.engine.connect() as connection:
+    with db.engine.connect() as connection:
         query = sa.text("SELECT trial_id FROM trials WHERE study_id = :id AND number = 8")
-        lease = leases.Lease(connection.execute(query, {"id": desk.study_id}).scalar_one(), 8, "one", 1, 300.0)
-    report(desk, lease, 2)
-    desk.tell(lease)
+        lease = leases.Lease(connection.execute(query, {"id": db.study_id}).scalar_one(), 8, "one", 1, 300.0)
+    report(db, lease, 2)
+    db.tell(lease)
     book.calls.clear()
-    catch_up(desk, book)
+    catch_up(db, book)
 
     assert book.calls == ["open_study", "open_trial", "end_trial"], "the last reports go with the end"
     assert "run 8.8" in book.ended
-    check(desk, book)
+    check(db, book)
 
 
 @pytest.mark.parametrize("call", ["open_study", "open_trial", "log", "end_trial"])
 @pytest.mark.parametrize("at", [1, 4])
 def test_a_tracker_that_goes_away_after_taking_something_is_caught_up(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, call: str, at: int
+    db: StudyDatabase, monkeypatch: pytest.MonkeyPatch, call: str, at: int
 ) -> None:
-    fill(desk)
+    fill(db)
     monkeypatch.setattr(mirror, "_ONCE_PATIENCE_S", 0.0)
     monkeypatch.setattr(mirror, "_EPOCHS", 1)
     book = Book()
@@ -187,24 +187,24 @@ def test_a_tracker_that_goes_away_after_taking_something_is_caught_up(
             raise TrackerLost("the book is shut")
 
     if (call, at) == ("open_study", 4):
-        catch_up(desk, book)
+        catch_up(db, book)
         book.calls = ["open_study"] * 3
     book.fails = fails
     with pytest.raises(
         TrackerLost, match=r"^the book is shut; send the missing data of '\w+' later with `tuner track`$"
     ):
-        catch_up(desk, book)
+        catch_up(db, book)
     book.fails = lambda name, run: None
-    catch_up(desk, book)
+    catch_up(db, book)
 
-    check(desk, book)
+    check(db, book)
 
 
 @pytest.mark.parametrize("at", [1, 2])
 def test_what_was_accepted_and_not_remembered_is_not_doubled(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, at: int
+    db: StudyDatabase, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    fill(desk)
+    fill(db)
     monkeypatch.setattr(mirror, "_TRIALS", 5)
     book, made = Book(), []
     save = mirroring.save
@@ -218,72 +218,72 @@ def test_what_was_accepted_and_not_remembered_is_not_doubled(
     with monkeypatch.context() as patch:
         patch.setattr(mirroring, "save", die)
         with pytest.raises(StorageLost, match="killed"):
-            catch_up(desk, book)
+            catch_up(db, book)
     assert book.ended
-    catch_up(desk, book)
+    catch_up(db, book)
 
     assert book.calls.count("end_trial") > len(book.ended), "something was sent twice"
-    check(desk, book)
+    check(db, book)
 
 
-def test_numbers_that_have_changed_are_sent_anew(desk: Desk) -> None:
+def test_numbers_that_have_changed_are_sent_anew(db: StudyDatabase) -> None:
     """A trial that began again on other devices reports other numbers for the same epochs."""
-    lease, book = desk.claim(), Book()
-    report(desk, lease, 1, 2)
-    catch_up(desk, book)
-    leases.release(desk.engine, lease)
-    lease = desk.claim("two")
-    report(desk, lease, 1, 2, 3, loss=1.5)
-    desk.tell(lease)
+    lease, book = db.claim(), Book()
+    report(db, lease, 1, 2)
+    catch_up(db, book)
+    leases.release(db.engine, lease)
+    lease = db.claim("two")
+    report(db, lease, 1, 2, 3, loss=1.5)
+    db.tell(lease)
 
-    catch_up(desk, book)
+    catch_up(db, book)
 
     assert "drop_trial" in book.calls
     assert book.curves() == {0: {("loss", 10): 1.5, ("loss", 20): 0.75, ("loss", 30): 0.5}}
-    check(desk, book)
+    check(db, book)
 
 
 @pytest.mark.timezone
-def test_a_report_keeps_its_first_time(desk: Desk) -> None:
-    lease = desk.claim()
-    report(desk, lease, 1)
-    with desk.engine.begin() as connection:
+def test_a_report_keeps_its_first_time(db: StudyDatabase) -> None:
+    lease = db.claim()
+    report(db, lease, 1)
+    with db.engine.begin() as connection:
         connection.execute(sa.text("UPDATE tuner_reports SET reported_at_s = reported_at_s - 100"))
 
-    report(desk, lease, 1, 2)
+    report(db, lease, 1, 2)
 
-    with desk.engine.connect() as connection:
+    with db.engine.connect() as connection:
         query = sa.text("SELECT reported_at_s FROM tuner_reports WHERE trial_id = :id ORDER BY epoch")
         first, second = connection.execute(query, {"id": lease.trial_id}).scalars()
     assert second - 200 < first < second - 50
 
 
 @pytest.mark.timezone
-def test_reports_of_before_there_were_times_are_as_old_as_their_trial(desk: Desk) -> None:
-    lease, book = desk.claim(), Book()
-    report(desk, lease, 1)
-    with desk.engine.begin() as connection:
+def test_reports_of_before_there_were_times_are_as_old_as_their_trial(db: StudyDatabase) -> None:
+    lease, book = db.claim(), Book()
+    report(db, lease, 1)
+    with db.engine.begin() as connection:
         connection.execute(sa.text("UPDATE tuner_reports SET reported_at_s = NULL"))
 
-    catch_up(desk, book)
+    catch_up(db, book)
 
     ((_, _, at_s, _),) = book.rows["run 0.0"]
     assert at_s == book.trials["run 0.0"].began_s > 1e9
 
 
-def test_another_process_sends_until_its_lease_ends(desk: Desk, capfd: pytest.CaptureFixture[str]) -> None:
-    report(desk, desk.claim(), 1)
+def test_another_process_sends_until_its_lease_ends(db: StudyDatabase, capfd: pytest.CaptureFixture[str]) -> None:
+    report(db, db.claim(), 1)
     book, ending = Book(), Ending(by_s=math.inf)
-    assert mirroring.hold(desk.engine, desk.study_id, "book", "other", 300.0)
+    assert mirroring.hold(db.engine, db.study_id, "book", "other", 300.0)
 
-    follow(desk.url, desk.name, [book], once=False, ending=ending)  # whoever ends does not wait for the other
+    follow(db.url, db.name, [book], once=False, ending=ending)  # whoever ends does not wait for the other
 
     assert book.calls == []
-    assert f"another process is sending {desk.name!r} to book; waiting for it to finish" in capfd.readouterr().err
-    assert not mirroring.hold(desk.engine, desk.study_id, "book", "third", 300.0)
-    assert mirroring.hold(desk.engine, desk.study_id, "book", "other", -1.0)
-    catch_up(desk, book)
-    check(desk, book)
+    assert f"another process is sending {db.name!r} to book; waiting for it to finish" in capfd.readouterr().err
+    assert not mirroring.hold(db.engine, db.study_id, "book", "third", 300.0)
+    assert mirroring.hold(db.engine, db.study_id, "book", "other", -1.0)
+    catch_up(db, book)
+    check(db, book)
 
 
 class Clock:
@@ -300,27 +300,27 @@ class Clock:
 
 
 def test_whoever_is_asked_to_end_sends_the_rest_as_long_as_the_tracker_takes_it(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    db: StudyDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fill(desk)
+    fill(db)
     clock, book, told = Clock(), Book(), []
     monkeypatch.setattr(mirror, "time", clock)
     book.fails = lambda call, run: clock.sleep(14.0)
     ending = Ending(on_progress=lambda: told.append(clock.now_s))
     ending.ask(15.0, 120.0)
 
-    follow(desk.url, desk.name, [book], once=False, ending=ending)
+    follow(db.url, db.name, [book], once=False, ending=ending)
 
-    check(desk, book)
+    check(db, book)
     assert clock.now_s > 1200.0, "each call took nearly as long as may pass without one"
     assert len(told) >= 19, "nine trials, opened and ended"
     assert max(later - before for before, later in itertools.pairwise(told)) < 60.0
 
 
 def test_whoever_is_asked_to_end_gives_up_a_tracker_that_takes_nothing_more(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    db: StudyDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fill(desk)
+    fill(db)
     clock, book = Clock(), Book()
     monkeypatch.setattr(mirror, "time", clock)
     monkeypatch.setattr(mirror, "_TRIALS", 1)
@@ -336,18 +336,18 @@ def test_whoever_is_asked_to_end_gives_up_a_tracker_that_takes_nothing_more(
     with pytest.raises(
         TrackerLost, match=r"^not all data of '\w+' was sent in time; send the rest later with `tuner track`$"
     ):
-        follow(desk.url, desk.name, [book], once=False, ending=ending)
+        follow(db.url, db.name, [book], once=False, ending=ending)
     assert len(book.ended) == 3
 
     book.fails = lambda call, run: None
-    catch_up(desk, book)
-    check(desk, book)
+    catch_up(db, book)
+    check(db, book)
 
 
 def test_a_tracker_that_was_away_for_a_moment_is_not_given_up_after_a_long_time_of_sending(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    db: StudyDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fill(desk)
+    fill(db)
     clock, book = Clock(), Book()
     monkeypatch.setattr(mirror, "time", clock)
 
@@ -358,62 +358,60 @@ def test_a_tracker_that_was_away_for_a_moment_is_not_given_up_after_a_long_time_
             raise TrackerLost("away for a moment")
 
     book.fails = fail_once
-    catch_up(desk, book)
+    catch_up(db, book)
 
     assert clock.now_s > 1000.0 + 10.0 * 10
-    check(desk, book)
+    check(db, book)
 
 
-def test_reports_with_many_metrics_are_sent_in_small_pieces(desk: Desk) -> None:
-    lease, book = desk.claim(), Book()
+def test_reports_with_many_metrics_are_sent_in_small_pieces(db: StudyDatabase) -> None:
+    lease, book = db.claim(), Book()
     metrics = {f"metric {number}": 0.5 for number in range(500)}
-    leases.report(
-        desk.engine, lease, [Report(epoch, epoch, {"loss": 1.0, **metrics}) for epoch in range(1, 11)], "loss"
-    )
+    leases.report(db.engine, lease, [Report(epoch, epoch, {"loss": 1.0, **metrics}) for epoch in range(1, 11)], "loss")
     sizes: list[int] = []
     book.measure = lambda reports: sizes.append(sum(len(one.metrics) for one in reports))
 
-    catch_up(desk, book)
+    catch_up(db, book)
 
     assert sizes == [3 * 501, 3 * 501, 3 * 501, 501]
-    check(desk, book)
+    check(db, book)
 
 
-def test_a_process_that_lost_its_lease_remembers_nothing(desk: Desk) -> None:
-    lease = desk.claim()
-    report(desk, lease, 1)
+def test_a_process_that_lost_its_lease_remembers_nothing(db: StudyDatabase) -> None:
+    lease = db.claim()
+    report(db, lease, 1)
     book = Book()
 
     def lose(call: str, run: str) -> None:
         if call == "log":
             book.fails = lambda call, run: None
-            with desk.engine.begin() as connection:
+            with db.engine.begin() as connection:
                 connection.execute(sa.text("UPDATE tuner_mirrors SET owner = 'other', expires_at_s = 1e12"))
 
     book.fails = lose
-    follow(desk.url, desk.name, [book], once=False, ending=Ending(by_s=math.inf))
+    follow(db.url, db.name, [book], once=False, ending=Ending(by_s=math.inf))
 
-    with desk.engine.connect() as connection:
+    with db.engine.connect() as connection:
         query = sa.text("SELECT * FROM tuner_mirrored WHERE trial_id = :id")
         assert list(connection.execute(query, {"id": lease.trial_id})) == []
-    assert [row.owner for row in held(desk)] == ["other"]
-    with desk.engine.begin() as connection:
+    assert [row.owner for row in held(db)] == ["other"]
+    with db.engine.begin() as connection:
         connection.execute(sa.text("DELETE FROM tuner_mirrors"))
 
 
-def test_a_tracker_that_has_nothing_of_a_study_gets_all_of_it(desk: Desk) -> None:
-    fill(desk)
-    catch_up(desk, Book())
+def test_a_tracker_that_has_nothing_of_a_study_gets_all_of_it(db: StudyDatabase) -> None:
+    fill(db)
+    catch_up(db, Book())
     empty = Book()
     empty.place = "new library"
 
-    catch_up(desk, empty)
+    catch_up(db, empty)
 
-    check(desk, empty)
+    check(db, empty)
 
 
-def test_a_trial_that_is_refused_holds_nothing_up(desk: Desk, capfd: pytest.CaptureFixture[str]) -> None:
-    fill(desk)
+def test_a_trial_that_is_refused_holds_nothing_up(db: StudyDatabase, capfd: pytest.CaptureFixture[str]) -> None:
+    fill(db)
     book = Book()
 
     def refuse(call: str, run: str) -> None:
@@ -424,66 +422,66 @@ def test_a_trial_that_is_refused_holds_nothing_up(desk: Desk, capfd: pytest.Capt
 
     book.fails = refuse
     with pytest.raises(TrackerRefused, match=r"^cannot send 1 of the trials; the first: trial 2: not this one$"):
-        catch_up(desk, book)
+        catch_up(db, book)
 
     assert capfd.readouterr().err.count("cannot send trial 2, skipping it: not this one") == 1
-    known = curves(desk.url, desk.name)[2]
+    known = curves(db.url, db.name)[2]
     assert repr(sorted_points({2: book.curves()[2]})) == repr(sorted_points({2: known})), "what is known of it is there"
     book.fails = lambda call, run: None
-    catch_up(desk, book)
-    check(desk, book)
+    catch_up(db, book)
+    check(db, book)
 
 
-def test_a_study_is_followed_until_its_budget_is_used(desk: Desk) -> None:
-    with desk.engine.begin() as connection:
-        connection.execute(sa.text("UPDATE tuner_budgets SET trials = 1 WHERE study_id = :id"), {"id": desk.study_id})
-    lease = desk.claim(budget=1)
+def test_a_study_is_followed_until_its_budget_is_used(db: StudyDatabase) -> None:
+    with db.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE tuner_budgets SET trials = 1 WHERE study_id = :id"), {"id": db.study_id})
+    lease = db.claim(budget=1)
     book = Book()
 
     def go_on(call: str, run: str) -> None:
         if call == "open_trial" and lease.trial_id:
             book.fails = lambda call, run: None
-            report(desk, lease, 1, 2)
-            desk.tell(lease)
+            report(db, lease, 1, 2)
+            db.tell(lease)
 
     book.fails = go_on
-    follow(desk.url, desk.name, [book], once=False, ending=Ending())
+    follow(db.url, db.name, [book], once=False, ending=Ending())
 
-    check(desk, book)
+    check(db, book)
     assert book.is_finished
 
 
-def test_a_study_without_trials_and_one_that_is_not_there(desk: Desk) -> None:
+def test_a_study_without_trials_and_one_that_is_not_there(db: StudyDatabase) -> None:
     book = Book()
-    catch_up(desk, book)
+    catch_up(db, book)
     assert book.calls == ["open_study"]
-    assert book.study.name == desk.name
+    assert book.study.name == db.name
     assert "sqlite:///" in book.study.settings["storage"] or "postgres:@" in book.study.settings["storage"]
     with pytest.raises(UnknownStudy, match="no study 'nowhere'"):
-        follow(desk.url, "nowhere", [book], once=True, ending=Ending())
+        follow(db.url, "nowhere", [book], once=True, ending=Ending())
 
 
-def test_enqueued_trials_wait_and_deleted_ones_are_forgotten(desk: Desk) -> None:
-    desk.study.enqueue_trial({"x": 0.5})
+def test_enqueued_trials_wait_and_deleted_ones_are_forgotten(db: StudyDatabase) -> None:
+    db.study.enqueue_trial({"x": 0.5})
     book = Book()
-    catch_up(desk, book)
+    catch_up(db, book)
     assert book.trials == {}
 
-    optuna.delete_study(study_name=desk.name, storage=desk.storage)
+    optuna.delete_study(study_name=db.name, storage=db.storage)
     with pytest.raises(UnknownStudy):
-        catch_up(desk, book)
+        catch_up(db, book)
 
 
-def test_many_trials_and_long_curves_are_sent_in_pieces(desk: Desk) -> None:
-    lease, book = desk.claim(budget=50), Book()
+def test_many_trials_and_long_curves_are_sent_in_pieces(db: StudyDatabase) -> None:
+    lease, book = db.claim(budget=50), Book()
     several = [Report(epoch, 10 * epoch, {"loss": 1.0 / epoch}) for epoch in range(1, 431)]
-    leases.report(desk.engine, lease, several, "loss")
+    leases.report(db.engine, lease, several, "loss")
     for _ in range(25):
-        other = desk.claim(budget=50)
-        report(desk, other, 1)
-        desk.tell(other)
+        other = db.claim(budget=50)
+        report(db, other, 1)
+        db.tell(other)
 
-    catch_up(desk, book)
+    catch_up(db, book)
 
     assert (book.calls.count("log"), book.calls.count("end_trial")) == (3, 25)
-    check(desk, book)
+    check(db, book)

@@ -157,7 +157,12 @@ def close(found: Any, expected: Any, atol: float = 1e-6) -> None:
         np.testing.assert_allclose(one, other, atol=atol)
 
 
-@pytest.mark.parametrize("name", FLAVOURS)
+_QUICK = ("linen", "nnx")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in _QUICK else [pytest.mark.slow]) for name in FLAVOURS]
+)
 def test_a_network_trains_alike_in_every_flavour(name: str) -> None:
     trainer = Classifier(FLAVOURS[name])
     start, value, grads, params, stats = reference()

@@ -168,7 +168,7 @@ def test_importing_the_module_imports_no_orbax() -> None:
     text = (
         "import sys, tuner.training.saved.checkpoints; sys.exit(any(name.startswith('orbax') for name in sys.modules))"
     )
-    assert subprocess.run([sys.executable, "-c", text], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", text], timeout=300).returncode == 0
 
 
 def test_what_cannot_be_saved_is_an_error_at_once(tmp_path: Path) -> None:

@@ -164,7 +164,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+_QUICK = ("a module", "the loss", "the gradient")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case in _QUICK else [pytest.mark.slow]) for case in CASES]
+)
 def test_a_planted_nan_is_found_at_its_step_and_place(case: str) -> None:
     trainer, where, step = CASES[case]
     training = trainer.train_model(H, SPLITS, epochs=2, seed=SEEDS[step], debug=True)

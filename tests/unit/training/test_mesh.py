@@ -1,6 +1,7 @@
 """Eight devices against one: the same numbers, and arrays that lie where they were asked to."""
 
 import re
+from functools import cache
 from typing import Any
 
 import flax.linen as nn
@@ -83,10 +84,10 @@ def train(trainer: TrainerModule, layout: Layout | None = None, splits: Any = SP
     return training
 
 
-@pytest.fixture(scope="module")
-def alone() -> dict[TrainerModule, Training]:
-    """The same trainings on one device."""
-    return {trainer: train(trainer) for trainer in (MLP_ADAMW, CNN_MOMENTUM)}
+@cache
+def alone(trainer: TrainerModule) -> Training:
+    """Return the same training on one device; tests share it."""
+    return train(trainer)
 
 
 def assert_same(one: Training, other: Training) -> None:
@@ -108,13 +109,17 @@ def pieces(tree: Any) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
     return found
 
 
-@pytest.mark.parametrize("trainer", [MLP_ADAMW, CNN_MOMENTUM], ids=["mlp adamw", "cnn momentum"])
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        pytest.param(MLP_ADAMW, id="mlp adamw"),
+        pytest.param(CNN_MOMENTUM, id="cnn momentum", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("layout", [COPIED, DIVIDED], ids=["copied", "divided"])
-def test_training_on_eight_devices_equals_one(
-    trainer: TrainerModule, layout: Layout, alone: dict[TrainerModule, Training]
-) -> None:
+def test_training_on_eight_devices_equals_one(trainer: TrainerModule, layout: Layout) -> None:
     training = train(trainer, layout)
-    assert_same(training, alone[trainer])
+    assert_same(training, alone(trainer))
     assert training.step == 20
     state = training.state
     found = {**pieces(state.params), **pieces(state.opt_state), **pieces(state.collections)}
@@ -131,9 +136,9 @@ def test_training_on_eight_devices_equals_one(
         assert all(piece != whole for whole, piece in kernels)
 
 
-def test_a_rule_says_where_an_array_lies(alone: dict[TrainerModule, Training]) -> None:
+def test_a_rule_says_where_an_array_lies() -> None:
     training = train(MLP_ADAMW, RULED)
-    assert_same(training, alone[MLP_ADAMW])
+    assert_same(training, alone(MLP_ADAMW))
     found = pieces(training.state.params)
     assert found["Dense_0/kernel"] == ((8, 16), (8, 2))
     assert found["Dense_1/kernel"] == ((16, 3), (16, 3))

@@ -286,7 +286,7 @@ def compile_all() -> dict[str, Any]:
 def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
     program, found = [sys.executable, __file__, str(tmp_path)], []
     for _ in range(2):
-        done = subprocess.run(program, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=200)
+        done = subprocess.run(program, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         found.append(json.loads(done.stdout))
     first, second = found

@@ -589,7 +589,7 @@ def load_elsewhere(path: Path, folder: Path) -> np.ndarray | str:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
     )
     return np.load(folder / "outputs.npy") if done.returncode == 0 else done.stderr
 
@@ -680,7 +680,7 @@ def test_the_best_trial_of_a_study_is_loaded_by_its_path(tuner_on_sqlite: Any) -
         env={**tuner.env, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     values = json.loads(done.stdout)

@@ -175,7 +175,7 @@ def test_as_many_batches_are_read_at_a_time_as_asked_for(prefetch: int) -> None:
 
     def meet(index: int, example: dict[str, Any]) -> dict[str, Any]:
         if index:
-            meeting.wait(timeout=30)  # breaks unless so many read at once
+            meeting.wait(timeout=300)  # breaks unless so many read at once
         return example
 
     data = StreamDataset(Rows({"id": np.arange(13)}, meet), prefetch=prefetch)
@@ -386,7 +386,7 @@ def half_read(tmp_path: pathlib.Path, sleep_s: float, end: str) -> tuple[subproc
     path = tmp_path / "half_read.py"
     path.write_text(HALF_READ.format(sleep_s=sleep_s, end=end))
     command = [sys.executable, "-W", "error", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)  # it starts three processes
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)  # it starts three processes
     return done, ast.literal_eval(done.stdout.splitlines()[0])
 
 

@@ -193,7 +193,13 @@ def runs(name: str) -> tuple[Any, Any]:
     return jit(jax.vmap(run)), jit(run)
 
 
-@pytest.mark.parametrize("name", TRAINERS)
+# The networks that compile longest, or are there twice, in the slow part.
+_QUICK = ("mlp-adamw", "mlp-sgd-ema")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in _QUICK else [pytest.mark.slow]) for name in TRAINERS]
+)
 def test_each_lane_is_the_trial_alone(name: str) -> None:
     vmapped, alone = runs(name)
     hparams = stacked()
@@ -231,7 +237,10 @@ def test_lanes_over_seeds_alone_share_their_hyperparameters() -> None:
 
 
 @pytest.mark.parametrize("planted", ["learning_rate", "dropout_rate", "weight"])
-@pytest.mark.parametrize("name", ["mlp-adamw", "mlp-sgd-ema", "cnn-adamw-ema", "nnx-sgd-ema"])
+@pytest.mark.parametrize(
+    "name",
+    [*_QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in ("cnn-adamw-ema", "nnx-sgd-ema"))],
+)
 def test_a_lane_of_nan_leaves_its_neighbours_bit_for_bit(name: str, planted: str) -> None:
     hparams, weights, vmapped = stacked(), WEIGHTS, runs(name)[0]
     healthy = vmapped(hparams, SEEDS, weights)

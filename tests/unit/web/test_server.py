@@ -35,7 +35,7 @@ class Echo:
         self.asked.append(environ)
         if environ["PATH_INFO"] == "/wait":
             self.waiting.release()
-            assert self.goes_on.wait(60)
+            assert self.goes_on.wait(300)
         if environ["PATH_INFO"] == "/read":
             environ["the body"] = environ["wsgi.input"].read()
         start_response("200 OK", [("Content-Type", "text/plain")])
@@ -57,9 +57,9 @@ def serving(app: Any, limits: Limits, tls: TLS | None = None) -> Iterator[tuple[
 
 
 def ask(port: int, path: str = "/", tls: ssl.SSLContext | None = None) -> bytes:
-    made = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    made = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
     if tls is not None:
-        made = http.client.HTTPSConnection("127.0.0.1", port, timeout=30, context=tls)
+        made = http.client.HTTPSConnection("127.0.0.1", port, timeout=300, context=tls)
     with contextlib.closing(made) as connection:
         connection.request("GET", path)
         return connection.getresponse().read()
@@ -137,7 +137,7 @@ def test_behind_a_proxy_connections_of_one_address_are_not_limited() -> None:
         for _ in range(100):
             made = held.enter_context(connect(server.bound_port))
             made.sendall(b"GET /wait HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-            assert app.waiting.acquire(timeout=60)
+            assert app.waiting.acquire(timeout=300)
         app.goes_on.set()
         assert len(app.asked) == 100
 
@@ -148,7 +148,7 @@ def test_answers_that_are_being_made_are_not_ended_for_others() -> None:
         asking = [held.enter_context(connect(server.bound_port)) for _ in range(2)]
         for one in asking:
             one.sendall(b"GET /wait HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-            assert app.waiting.acquire(timeout=60)
+            assert app.waiting.acquire(timeout=300)
         third = held.enter_context(connect(server.bound_port))
         assert third.recv(1) == b"", "a third of that address finds no place"
         app.goes_on.set()

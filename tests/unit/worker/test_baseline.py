@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import numpy as np
 import optuna
 import pytest
 import scipy.stats
+from fake_trainer import FakeTrainer, small_data
 from storage_tools import opened
 
 from tuner import Space, Study, choice, log_uniform, uniform
@@ -20,9 +20,9 @@ from tuner.errors import StudyError
 from tuner.results.rows import best_rows
 from tuner.storage import connect
 from tuner.storage.worker.confirmations import store_confirmation
-from tuner.training import ArrayDataset, TrainerModule
-from tuner.trial import Report
 from tuner.worker import run_worker
+
+pytestmark = pytest.mark.with_tables
 
 
 class Small(Space):
@@ -43,32 +43,20 @@ BASELINE = HParams(net=Large(width=4, slope=0.25), learning_rate=0.5)
 PARAMS = {"net": "Large", "net.Large.width": 4, "net.slope": 0.25, "learning_rate": 0.5}
 
 
-class Costless(TrainerModule):
-    """Reports values without training: the baseline's are the worst of all."""
+class Trainer(FakeTrainer):
+    """Reports losses of which the baseline's is the worst of all."""
 
-    def init_model(self, hparams: Any) -> nn.Module:
-        return nn.Dense(1)
-
-    def loss(self, outputs: Any, batch: Any, hparams: Any) -> Any:
-        return (outputs[:, 0] - batch["targets"]) ** 2, {}
-
-    def train_model(self, hparams: Any, splits: Any, *, epochs: int, **options: Any) -> Any:
-        is_baseline = getattr(hparams, "learning_rate", None) == 0.5
-        for epoch in range(1, epochs + 1):
-            yield Report(epoch, epoch, {"loss": 9.0 if is_baseline else getattr(hparams, "learning_rate", 1.0)})
-
-
-def a_few_numbers(seed: int) -> Any:
-    inputs = np.random.default_rng(seed).normal(size=(20, 2))
-    return ArrayDataset(inputs=inputs, targets=inputs.sum(1)).split(0.2, seed)
+    def values(self, hparams: Any, epoch: int) -> dict[str, float]:
+        loss = getattr(hparams, "learning_rate", 1.0)
+        return {"loss": 9.0 if loss == BASELINE.learning_rate else loss}
 
 
 def a_study(**settings: Any) -> Study:
     given: dict[str, Any] = {
         "name": "compared",
         "space": HParams,
-        "trainer": Costless(),
-        "data": a_few_numbers,
+        "trainer": Trainer(),
+        "data": small_data,
         "objective": "loss",
         "direction": "minimize",
         "epochs": 9,
@@ -177,7 +165,7 @@ def test_it_belongs_to_what_a_study_is() -> None:
 
 
 def test_one_that_failed_is_tried_again_and_then_compared_with(tmp_path: Path, sqlite_url: str) -> None:
-    class Broken(Costless):
+    class Broken(Trainer):
         def train_model(self, hparams: Any, splits: Any, *, epochs: int, **options: Any) -> Any:
             if hparams.learning_rate == 0.5:
                 raise RuntimeError("planted")

@@ -5,10 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
-import numpy as np
 import optuna
 import pytest
+from fake_trainer import FakeTrainer, small_data
 from optuna.samplers._tpe.sampler import _get_pruned_trial_score
 from optuna.trial import TrialState, create_trial
 from storage_tools import opened
@@ -23,7 +22,6 @@ from tuner.storage.worker.claims import Claimant
 from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.studies import register
 from tuner.study import trial_seed
-from tuner.training import ArrayDataset, TrainerModule
 from tuner.trial import Outcome, Report
 from tuner.worker import run_worker
 
@@ -96,23 +94,9 @@ def loss(a: float, learning_rate: float, epoch: int) -> float:
     return (a - 1) ** 2 + (math.log10(learning_rate) + 1) ** 2 + 3 / (1 + epoch) * (1 + 0.2 * math.sin(5 * a + epoch))
 
 
-class Costless(TrainerModule):
-    """Reports values without training."""
-
-    def init_model(self, hparams: Any) -> nn.Module:
-        return nn.Dense(1)
-
-    def loss(self, outputs: Any, batch: Any, hparams: Any) -> Any:
-        return (outputs[:, 0] - batch["targets"]) ** 2, {}
-
-    def train_model(self, hparams: Searched, splits: Any, *, epochs: int, **options: Any) -> Any:
-        for epoch in range(1, epochs + 1):
-            yield Report(epoch, epoch, {"loss": loss(hparams.a, hparams.learning_rate, epoch)})
-
-
-def a_few_numbers(seed: int) -> Any:
-    inputs = np.random.default_rng(seed).normal(size=(20, 2))
-    return ArrayDataset(inputs=inputs, targets=inputs.sum(1)).split(0.2, seed)
+class LateDivergence(FakeTrainer):
+    def values(self, hparams: Searched, epoch: int) -> dict[str, float]:
+        return {"loss": loss(hparams.a, hparams.learning_rate, epoch)}
 
 
 def in_plain_optuna(seed: int, trials: int, *, with_reports: bool) -> list[tuple[dict[str, float], str]]:
@@ -154,8 +138,8 @@ def test_tpe_ranks_trials_that_diverged_late_last(seed: int, tmp_path: Path) -> 
     study = Study(
         name="late",
         space=Searched,
-        trainer=Costless(),
-        data=a_few_numbers,
+        trainer=LateDivergence(),
+        data=small_data,
         objective="loss",
         direction="minimize",
         epochs=EPOCHS,

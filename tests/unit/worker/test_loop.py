@@ -6,16 +6,15 @@ import math
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import numpy as np
 import optuna
 import pytest
+from fake_trainer import FakeTrainer, small_data
 from optuna.search_space import intersection
 from storage_tools import opened
 
 from tuner import Space, Study, choice, log_uniform, uniform
 from tuner.errors import TrialPruned
-from tuner.training import ArrayDataset, TrainerModule
 from tuner.trial import Event, Report, Stop
 from tuner.trial.events import EpochEnded, TrialEnded, TrialRestarted
 from tuner.worker import run_worker
@@ -28,22 +27,9 @@ class Searched(Space):
     kind: str = choice("a", "b", "c")
 
 
-class Costless(TrainerModule):
-    """Reports a value without training."""
-
-    def init_model(self, hparams: Any) -> nn.Module:
-        return nn.Dense(1)
-
-    def loss(self, outputs: Any, batch: Any, hparams: Any) -> Any:
-        return (outputs[:, 0] - batch["targets"]) ** 2, {}
-
-    def train_model(self, hparams: Searched, splits: Any, *, epochs: int, **options: Any) -> Any:
-        yield Report(1, 1, {"loss": abs(hparams.slope) + len(hparams.kind) * math.log(hparams.learning_rate)})
-
-
-def a_few_numbers(seed: int) -> Any:
-    inputs = np.random.default_rng(seed).normal(size=(20, 2))
-    return ArrayDataset(inputs=inputs, targets=inputs.sum(1)).split(0.2, seed)
+class Trainer(FakeTrainer):
+    def values(self, hparams: Searched, epoch: int) -> dict[str, float]:
+        return {"loss": abs(hparams.slope) + len(hparams.kind) * math.log(hparams.learning_rate)}
 
 
 class Noting(optuna.samplers.RandomSampler):
@@ -60,10 +46,9 @@ class Noting(optuna.samplers.RandomSampler):
         self.seen.append(("after", trial.number, [one.number for one in study.get_trials(deepcopy=False)]))
 
 
-class ThreeEpochs(Costless):
-    def train_model(self, hparams: Searched, splits: Any, *, epochs: int, **options: Any) -> Any:
-        for epoch in range(1, epochs + 1):
-            yield Report(epoch, epoch, {"loss": hparams.slope})
+class ConstantTrainer(FakeTrainer):
+    def values(self, hparams: Searched, epoch: int) -> dict[str, float]:
+        return {"loss": hparams.slope}
 
 
 def test_under_hyperband_a_sampler_is_shown_the_bracket(tmp_path: Path) -> None:
@@ -88,8 +73,8 @@ def test_under_hyperband_a_sampler_is_shown_the_bracket(tmp_path: Path) -> None:
     study = Study(
         name=name,
         space=Searched,
-        trainer=ThreeEpochs(),
-        data=a_few_numbers,
+        trainer=ConstantTrainer(),
+        data=small_data,
         objective="loss",
         direction="minimize",
         epochs=epochs,
@@ -121,8 +106,8 @@ def test_what_all_trials_have_in_common_is_handed_from_sampler_to_sampler(
         study = Study(
             name="common",
             space=Searched,
-            trainer=Costless(),
-            data=a_few_numbers,
+            trainer=Trainer(),
+            data=small_data,
             objective="loss",
             direction="minimize",
             epochs=1,
@@ -145,7 +130,7 @@ def test_what_all_trials_have_in_common_is_handed_from_sampler_to_sampler(
     assert max(looked_at) == 16
 
 
-class Wide(Costless):
+class Wide(FakeTrainer):
     """Saves at each epoch; its checkpoints fit those of its width alone. It gives up after some epochs."""
 
     def __init__(self, width: int, *, reported: int) -> None:
@@ -167,7 +152,7 @@ class Wide(Costless):
 def test_a_trial_whose_checkpoint_no_longer_fits_restarts_and_says_so_and_the_study_goes_on(tmp_path: Path) -> None:
     def study(trainer: Wide) -> Study:
         return Study(
-            name="wide", space=Searched, trainer=trainer, data=a_few_numbers, objective="loss", direction="minimize",
+            name="wide", space=Searched, trainer=trainer, data=small_data, objective="loss", direction="minimize",
             epochs=4, trials=2, sampler="random", pruner="none", keep_best=0,
         )  # fmt: skip
 

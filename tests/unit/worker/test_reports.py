@@ -33,7 +33,7 @@ class Database:
 
     def store(self, one: Report) -> bool:
         with waiting():
-            assert self.may_answer.wait(60)
+            assert self.may_answer.wait(300)
         if self.error is not None:
             raise self.error
         if not self.is_away:

@@ -87,7 +87,7 @@ def _rows(url: str) -> list[TrialJson]:
         engine.dispose()
 
 
-def check_aftermath(
+def check_study_after_faults(
     url: str,
     artifacts: Path,
     budget: int,

@@ -1,4 +1,4 @@
-"""A study whose trials train nothing, and one worker that runs them in this process."""
+"""A study for samplers and pruners, whose trials train nothing, and one worker that runs it in this process."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
-import numpy as np
 import optax
 import pytest
+from fake_trainer import FakeTrainer, small_data
 from storage_tools import opened
 
 from tuner import Space, Study, choice, int_uniform, uniform
 from tuner.errors import StudyStopped
-from tuner.training import ArrayDataset, TrainerModule
-from tuner.trial import Report
 from tuner.trial.events import encode
 from tuner.worker import run_worker
 
@@ -34,15 +31,12 @@ class Floats(Space):
     y: float = uniform(-1.0, 1.0)
 
 
-class Costless(TrainerModule):
-    """Reports a value for each epoch without training."""
+class Trainer(FakeTrainer):
+    """Counts its trainings; each fails with `error`, if that is set."""
 
     def __init__(self) -> None:
         self.begun = 0
         self.error: Exception | None = None
-
-    def init_model(self, hparams: Any) -> nn.Module:
-        return nn.Dense(1)
 
     def init_optimizer(self, hparams: Any, total_steps: int) -> optax.GradientTransformation:
         return optax.sgd(0.1)
@@ -55,18 +49,15 @@ class Costless(TrainerModule):
         self.begun += 1
         if self.error is not None:
             raise self.error
-        at = float(sum(value if isinstance(value, float | int) else 0.5 for value in vars(hparams).values()))
-        for epoch in range(1, epochs + 1):
-            yield Report(epoch, epoch, {"loss": at + 1.0 / epoch, "size": -at})
+        yield from super().train_model(hparams, splits, epochs=epochs, **options)
 
-
-def a_few_numbers(seed: int) -> Any:
-    inputs = np.random.default_rng(seed).normal(size=(20, 2))
-    return ArrayDataset(inputs=inputs, targets=inputs.sum(1)).split(0.2, seed)
+    def values(self, hparams: Any, epoch: int) -> dict[str, float]:
+        size = float(sum(value if isinstance(value, float | int) else 0.5 for value in vars(hparams).values()))
+        return {"loss": size + 1.0 / epoch, "size": -size}
 
 
 def make_study(**settings: Any) -> Study:
-    given: dict[str, Any] = {"name": "objects", "space": Finite, "trainer": Costless(), "data": a_few_numbers}
+    given: dict[str, Any] = {"name": "objects", "space": Finite, "trainer": Trainer(), "data": small_data}
     given |= {"objective": "loss", "direction": "minimize", "epochs": 2, "trials": 6, "keep_best": 0, "pruner": "none"}
     return Study(**{**given, **settings})
 

@@ -43,7 +43,7 @@ class Answer:
 
 
 @dataclass
-class Served:
+class DashboardServer:
     """A running `tuner dashboard`."""
 
     process: subprocess.Popen[str]
@@ -56,9 +56,9 @@ class Served:
     def ask(self, method: str, path: str, body: Any = None, form: Any = None, **headers: str) -> Answer:
         """Send one request; keyword arguments are headers, `_` for `-`."""
         where = (self.host, self.port)
-        made = http.client.HTTPConnection(*where, timeout=30)
+        made = http.client.HTTPConnection(*where, timeout=3000)
         if self.tls is not None:
-            made = http.client.HTTPSConnection(*where, timeout=30, context=self.tls)
+            made = http.client.HTTPSConnection(*where, timeout=3000, context=self.tls)
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         if body is not None:
             given["Content-Type"], body = "application/json", json.dumps(body)
@@ -90,7 +90,7 @@ class Served:
 @contextlib.contextmanager
 def serve(
     folder: Path, storage: str, *words: str, prefix: str = "", tls: ssl.SSLContext | None = None
-) -> Iterator[Served]:
+) -> Iterator[DashboardServer]:
     """Run `tuner dashboard` on a free port of loopback."""
     audit = folder / "audit.jsonl"
     process = subprocess.Popen(
@@ -106,7 +106,7 @@ def serve(
         for line in process.stderr:  # it ends if the process does
             said.append(line)
             if found := re.search(r"on https?://(\S+):(\d+)\S*, press Ctrl-C to stop", line):
-                yield Served(process, found[1], int(found[2]), prefix, audit, tls)
+                yield DashboardServer(process, found[1], int(found[2]), prefix, audit, tls)
                 break
         else:
             pytest.fail(f"it did not start: {said}")

@@ -28,7 +28,7 @@ class Scrape:
     """The samples of one scrape: name and labels, without the study, -> value."""
 
     def __init__(self, url: str) -> None:
-        with urllib.request.urlopen(url, timeout=20) as response:
+        with urllib.request.urlopen(url, timeout=300) as response:
             text = response.read().decode()
         self.kinds = {}
         self.samples: dict[tuple[str, ...], float] = {}

@@ -1,0 +1,388 @@
+"""How many trials a claim counts: those of all workers and of plain Optuna, the settled ones only once."""
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+import pytest
+from budgeted_study import ENDS, STATES, BudgetedStudy, add_ended
+from optuna.trial import TrialState
+
+from tuner.errors import LeaseLost
+from tuner.storage import connect, parse_url
+from tuner.storage.sql import dialect
+from tuner.storage.worker import claims, leases
+from tuner.storage.worker.claims import MAX_DEATHS, NoTrial
+from tuner.storage.worker.fences import Lease
+from tuner.trial import Outcome
+
+
+@dataclass
+class Row:
+    """A trial of the model; its fence is 0 unless it is under our workers."""
+
+    state: str
+    worker: str | None = None
+    fence: int = 0
+    deaths: int = 0
+    has_expired: bool = False
+
+
+class Model:
+    """What a claim must answer: everything counted anew each time."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def claim(self, worker: str, budget: int) -> tuple[int, int, bool] | NoTrial:
+        """Return number, fence, and whether the trial is new."""
+        used = sum(row.state in ("COMPLETE", "PRUNED") for row in self.rows)
+        if used >= budget:
+            return NoTrial.DONE
+        # Also those of plain Optuna, whose processes have begun them just now.
+        held = sum(row.state == "RUNNING" and not row.has_expired for row in self.rows)
+        if used + held >= budget:
+            return NoTrial.WAIT  # of a budget that has been lowered, nothing is left for those that were given back
+        for number, row in enumerate(self.rows):
+            if row.state == "RUNNING" and row.has_expired:
+                row.deaths += row.worker is not None
+                if row.deaths >= MAX_DEATHS:
+                    row.state = "FAIL"
+                    continue
+                row.worker, row.fence, row.has_expired = worker, row.fence + 1, False
+                return number, row.fence, False
+        if used + sum(row.state == "RUNNING" for row in self.rows) >= budget:
+            return NoTrial.WAIT
+        for number, row in enumerate(self.rows):
+            if row.state == "WAITING":
+                row.state, row.worker, row.fence = "RUNNING", worker, 1
+                return number, 1, False
+        self.rows.append(Row("RUNNING", worker, 1))
+        return len(self.rows) - 1, 1, True
+
+    def holds(self, lease: Lease) -> bool:
+        row = self.rows[lease.number]
+        return (row.state, row.worker, row.fence) == ("RUNNING", lease.worker, lease.fence)
+
+
+class Workers:
+    """Workers, and tools of plain Optuna, that do anything in any order; each answer is compared with the model's."""
+
+    def __init__(self, db: BudgetedStudy, seed: int) -> None:
+        self.db, self.study, self.model, self.random = db, db.study, Model(), random.Random(seed)
+        self.claimants = [db.claimant(f"{seed}-{index}", trials=0) for index in range(4)]
+        self.budget = 25
+        self.leases: list[Lease] = []
+        self.theirs: list[int] = []
+        self.marks: set[int] = set()
+
+    def claim(self) -> None:
+        (claimant,) = self.random.choices(self.claimants, [8, 4, 2, 1])
+        claimant.trials = self.budget - self.random.choice([0, 0, 0, 10])  # launches may ask for different numbers
+        expected = self.model.claim(claimant.worker, claimant.trials)
+        found = claims.claim(self.db.engine, claimant)
+        if isinstance(found, Lease):
+            self.leases.append(found)
+            assert (found.number, found.fence, found.is_new) == expected
+        else:
+            assert found is expected
+        self.marks.add(claimant.settled.up_to)
+
+    def write(self, act: Callable[[Lease], None], **change: Any) -> None:
+        """Do a write of one of the latest leases, held or lost."""
+        if not self.leases:
+            return
+        lease = self.random.choice(self.leases[:4] if self.random.random() < 0.5 else self.leases[-6:])
+        if self.model.holds(lease):
+            act(lease)
+            for name, value in change.items():
+                setattr(self.model.rows[lease.number], name, value)
+        else:
+            with pytest.raises(LeaseLost):
+                act(lease)
+            self.leases.remove(lease)
+
+    def end(self) -> None:
+        outcome = self.random.choice(ENDS)
+        self.write(lambda lease: self.db.tell(lease, outcome), state=STATES.get(outcome, "PRUNED"))
+
+    def release(self) -> None:
+        self.write(lambda lease: leases.release(self.db.engine, lease), worker=None, has_expired=True)
+
+    def renew(self) -> None:
+        self.write(lambda lease: leases.renew(self.db.engine, lease), has_expired=False)
+
+    def expire(self) -> None:
+        for lease in self.random.sample(self.leases, min(1, len(self.leases))):
+            if self.model.holds(lease):
+                clock = str(dialect.clock(self.db.engine.dialect.name))
+                self.db.set_lease(lease, f"{clock} - 0.5")
+                self.model.rows[lease.number].has_expired = True
+
+    def release_all(self) -> None:
+        worker, died = self.random.choice(self.claimants).worker, self.random.random() < 0.5
+        claims.release_all(self.db.engine, worker, died=died)
+        for row in self.model.rows:
+            if row.state == "RUNNING" and row.worker == worker:
+                row.has_expired, row.worker = True, worker if died else None
+
+    def enqueue(self) -> None:
+        self.study.enqueue_trial({"x": 0.5})
+        self.model.rows.append(Row("WAITING"))
+
+    def ask(self) -> None:
+        number = self.study.ask().number
+        waiting = [number for number, row in enumerate(self.model.rows) if row.state == "WAITING"]
+        if waiting:
+            assert number in waiting
+            self.model.rows[number].state = "RUNNING"
+        else:
+            assert number == len(self.model.rows)
+            self.model.rows.append(Row("RUNNING"))
+        self.theirs.append(number)
+
+    def tell(self) -> None:
+        for number in self.random.sample(self.theirs, min(1, len(self.theirs))):
+            self.theirs.remove(number)
+            state = self.random.choice([TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL])
+            self.study.tell(number, [1.0] if state is TrialState.COMPLETE else None, state)
+            self.model.rows[number].state = state.name
+
+    def end_from_outside(self) -> None:
+        """End a trial of ours by a tool of plain Optuna."""
+        for number in [number for number, row in enumerate(self.model.rows) if row.state == "RUNNING" and row.fence][
+            :1
+        ]:
+            self.study.tell(number, state=TrialState.FAIL)
+            self.model.rows[number].state = "FAIL"
+
+    def add(self) -> None:
+        state = self.random.choice([TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL])
+        value = 1.0 if state is TrialState.COMPLETE else None
+        self.study.add_trial(optuna.trial.create_trial(state=state, value=value))
+        self.model.rows.append(Row(state.name))
+
+    def raise_budget(self) -> None:
+        self.budget += 5
+
+    def run(self, steps: int) -> None:
+        acts = {
+            self.claim: 40,
+            self.end: 30,
+            self.release: 3,
+            self.renew: 3,
+            self.expire: 6,
+            self.release_all: 3,
+            self.enqueue: 3,
+            self.ask: 3,
+            self.tell: 6,
+            self.end_from_outside: 1,
+            self.add: 2,
+            self.raise_budget: 5,
+        }
+        for act in self.random.choices(list(acts), list(acts.values()), k=steps):
+            act()
+            assert len(self.model.rows) < 10 * steps
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(3, 40))])
+def test_the_count_is_that_of_one_who_counts_everything(
+    db: BudgetedStudy, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "_SETTLE_AFTER", 4)
+    done = Workers(db, seed)
+    done.run(300)
+
+    trials = db.trials()
+    assert [(trial.number, trial.state.name) for trial in trials] == [
+        (number, row.state) for number, row in enumerate(done.model.rows)
+    ]
+    held = [(number, row.worker, row.fence) for number, row in enumerate(done.model.rows) if row.state == "RUNNING"]
+    assert [row[:3] for row in db.leases() if trials[row[0]].state is TrialState.RUNNING] == [
+        row for row in held if row[2]
+    ]
+    assert len(done.marks) > 2, "the mark moved"
+
+
+def test_at_first_and_after_two_hundred_ended_trials_the_mark_moves_over_all_that_is_there(db: BudgetedStudy) -> None:
+    first, second = db.claimant("one", trials=500), db.claimant("two", trials=500)
+    add_ended(db, *["COMPLETE", "PRUNED", "FAIL"] * 2)  # of which four count
+    zombie = db.study.ask()  # of a plain Optuna process, which was killed two hours ago
+    db.set_start(zombie, -7200)
+
+    held = [db.lease(first)]
+    assert first.settled == claims.Settled(held[0].trial_id, 6, 4, (zombie._trial_id, held[0].trial_id))
+    add_ended(db, *["COMPLETE"] * 197)
+    held.append(db.lease(first))
+    assert (held[1].number, first.settled.total) == (205, 6), "too few to settle"
+    add_ended(db, "FAIL")
+    held.append(db.lease(first))
+    open_ids = (zombie._trial_id, *(lease.trial_id for lease in held))
+    assert first.settled == claims.Settled(held[2].trial_id, 204, 201, open_ids)
+    held.append(db.lease(second))
+    assert held[3].number == 208
+    assert second.settled == claims.Settled(held[3].trial_id, 204, 201, (*open_ids, held[3].trial_id))
+
+    # Four are held, the zombie does not count.
+    for trials, answer in ((201, NoTrial.DONE), (202, NoTrial.WAIT), (205, NoTrial.WAIT)):
+        for claimant in (first, second, db.claimant("three")):
+            claimant.trials = trials
+            assert claims.claim(db.engine, claimant) is answer
+    db.study.tell(zombie, 1.0)
+    db.tell(held[0])
+    db.tell(held[1], Outcome.FAILED)
+    for claimant in (first, second):
+        claimant.trials = 205
+        assert claims.claim(db.engine, claimant) is NoTrial.WAIT, "203 used, two held"
+    first.trials = 206
+    assert db.lease(first).number == 209
+
+
+@pytest.fixture
+def plain(db: BudgetedStudy) -> Iterator[optuna.Study]:
+    """The study as a process of plain Optuna has it."""
+    storage = optuna.storages.RDBStorage(parse_url(db.url).for_optuna)
+    yield optuna.load_study(study_name=db.name, storage=storage)
+    storage.remove_session()
+    storage.engine.dispose()
+
+
+def test_a_running_trial_of_a_plain_optuna_process_uses_budget(db: BudgetedStudy, plain: optuna.Study) -> None:
+    claimant = db.claimant(trials=2)
+    theirs, held = plain.ask(), db.lease(claimant)
+    assert claims.claim(db.engine, claimant) is NoTrial.WAIT
+    db.tell(held)
+    assert claims.claim(db.engine, claimant) is NoTrial.WAIT
+    plain.tell(theirs, 1.0)
+    assert claims.claim(db.engine, claimant) is NoTrial.DONE
+
+    # One that failed leaves its place to another.
+    claimant.trials = 3
+    failing = plain.ask()
+    assert claims.claim(db.engine, claimant) is NoTrial.WAIT
+    plain.tell(failing, state=TrialState.FAIL)
+    db.tell(db.lease(claimant))
+    assert claims.claim(db.engine, claimant) is NoTrial.DONE
+
+
+def test_a_queued_trial_that_a_plain_optuna_process_took_uses_budget(db: BudgetedStudy, plain: optuna.Study) -> None:
+    db.study.enqueue_trial({"x": 0.5})
+    assert plain.ask().number == 0
+    assert claims.claim(db.engine, db.claimant(trials=1)) is NoTrial.WAIT
+
+
+@pytest.mark.parametrize(
+    ("began_s", "heartbeat_s", "is_counted"),
+    [
+        (-3500, None, True),
+        (-3700, None, False),
+        (3700, None, False),  # in the local time of another zone
+        (-36000, -540, True),
+        (-36000, -660, False),
+        (-3500, -660, True),
+    ],
+)
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Kolkata", "America/New_York"])
+def test_a_trial_of_a_process_that_died_uses_budget_for_a_while(
+    db: BudgetedStudy, plain: Any, began_s: float, heartbeat_s: float | None, is_counted: bool, zone: str
+) -> None:
+    theirs = plain.ask()
+    db.set_start(theirs, began_s)
+    is_postgres = db.engine.dialect.name == "postgresql"
+    if is_postgres:  # which has heartbeats in the time zone of the session
+        db.execute(f"ALTER DATABASE {db.engine.url.database} SET TimeZone = '{zone}'")
+        db.engine.dispose()
+        plain._storage.remove_session()
+        plain._storage._backend.engine.dispose()
+    try:
+        if heartbeat_s is not None:
+            for _ in range(2):  # the first is written by the server, later ones by the process
+                plain._storage.record_heartbeat(theirs._trial_id)
+            later = f"heartbeat + interval '{heartbeat_s} seconds'"
+            if not is_postgres:
+                later = f"strftime('%Y-%m-%d %H:%M:%f', heartbeat, '{heartbeat_s} seconds')"
+            db.execute(f"UPDATE trial_heartbeats SET heartbeat = {later} WHERE trial_id = {theirs._trial_id}")
+        claimant = db.claimant(trials=1)
+        if is_counted:
+            assert claims.claim(db.engine, claimant) is NoTrial.WAIT
+        else:
+            db.tell(db.lease(claimant))
+            assert claims.claim(db.engine, claimant) is NoTrial.DONE
+    finally:
+        if is_postgres:
+            db.execute(f"ALTER DATABASE {db.engine.url.database} RESET TimeZone")
+            db.engine.dispose()
+
+
+def test_of_a_long_queue_a_part_is_settled_at_a_time(db: BudgetedStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "_MOST_OPEN", 3)
+    monkeypatch.setattr(claims, "_SETTLE_AFTER", 2)
+    claimant = db.claimant("one")
+    queued = [db.study.add_trial(optuna.trial.create_trial(state=TrialState.WAITING)) for _ in range(8)]
+    ids = [trial._trial_id for trial in db.study.get_trials(deepcopy=False)]
+    assert len(queued) == len(ids)
+    found = []
+    for at in range(10):
+        lease = db.lease(claimant)
+        assert lease.number == at
+        found.append((claimant.settled.up_to - ids[0], claimant.settled.total, len(claimant.settled.still_open)))
+        db.tell(lease)
+
+    assert found == [
+        (2, 0, 3), (2, 0, 3), (4, 2, 3), (4, 2, 3), (6, 4, 3),
+        (6, 4, 3), (7, 6, 2), (7, 6, 2), (8, 8, 1), (8, 8, 1),
+    ]  # fmt: skip
+
+
+def test_a_claim_of_a_long_study_reads_the_rest_only(db: BudgetedStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    claimant, seen = db.claimant(), []
+    standing = claims._standing
+    monkeypatch.setattr(claims, "_standing", lambda *given: seen.append(standing(*given)) or seen[-1])
+    add_ended(db, *["COMPLETE"] * 450)
+    for _ in range(3):
+        db.tell(db.lease(claimant))
+
+    assert [found.total for found in seen] == [450, 1, 2]
+
+    held = db.lease(db.claimant("holder", trials=454))
+    waiting = db.claimant("waiting", trials=454)
+    for _ in range(2):
+        assert claims.claim(db.engine, waiting) is NoTrial.WAIT
+    assert [found.total for found in seen[-2:]] == [454, 1], "who waits counts all but once"
+    db.tell(held)
+    assert claims.claim(db.engine, waiting) is NoTrial.DONE
+
+
+def test_racing_workers_with_marks_of_their_own_run_exactly_the_budget(
+    db: BudgetedStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "_SETTLE_AFTER", 3)
+    monkeypatch.setattr(claims, "_MOST_OPEN", 3)
+    budget, deadline_s = 40, time.monotonic() + 300.0
+    marks: list[int] = []
+
+    def work(index: int) -> None:
+        engine, turn = connect(db.url), index
+        claimant = db.claimant(f"worker-{index}", trials=budget)
+        while (lease := claims.claim(engine, claimant)) is not NoTrial.DONE:
+            assert time.monotonic() < deadline_s
+            if isinstance(lease, Lease):
+                turn += 1
+                leases.tell(engine, lease, ENDS[turn % len(ENDS)], None, {})
+            else:
+                time.sleep(0.002)
+        marks.append(claimant.settled.up_to)
+        engine.dispose()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+
+    states = db.states()
+    assert states.count("COMPLETE") + states.count("PRUNED") == budget
+    assert states.count("FAIL") == len(states) - budget
+    assert [trial.number for trial in db.trials()] == list(range(len(states)))
+    assert max(marks) > -1
