@@ -115,6 +115,40 @@ def test_a_worker_that_heeds_the_signal_is_not_interrupted() -> None:
     assert process.returncode == 0
 
 
+# A worker beside the end of its launcher, which has the other end of its standard input.
+LAUNCHED = """
+import sys, time
+from tuner.cli import run
+from tuner.trial import Stop
+is_stuck = sys.argv[1] == "stuck"
+run._GRACE_S = 0.2 if is_stuck else 1000
+stop = Stop()
+run._stop_with_launcher(stop)
+print("ready", flush=True)
+end_s = time.monotonic() + 100
+while time.monotonic() < end_s and (is_stuck or not stop.requested):
+    time.sleep(0.01)
+print("requested", stop.requested, flush=True)
+"""
+
+
+@pytest.mark.parametrize(("way", "said", "status"), [("heeds", "requested True\n", 0), ("stuck", "", 130)])
+def test_a_worker_ends_with_its_launcher_also_if_its_main_thread_does_not_return(
+    way: str, said: str, status: int
+) -> None:
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", LAUNCHED, way], stdin=pipe, stdout=pipe, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)  # while the launcher lives
+
+    output, _ = process.communicate(timeout=60)  # this closes its standard input
+
+    assert output == said
+    assert process.returncode == status
+
+
 # A worker that speaks once more after it was asked to end, when nobody reads it any more.
 RELAY = """
 import os, sys

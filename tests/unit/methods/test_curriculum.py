@@ -172,8 +172,10 @@ def test_wrong_labels_are_the_hardest() -> None:
     losses = score(dataset)
     assert losses.shape == (300,)
     sorted_rows = easiest_first(dataset, losses).rows
-    assert is_wrong[np.asarray(sorted_rows[:150])].mean() < 0.06  # of a fifth
-    assert is_wrong[np.asarray(sorted_rows[-60:])].mean() > 0.6
+    # By chance a fifth. Over 12 seeds of data and training the shares were 0.020 and 0.747, with standard deviations of
+    # 0.015 and 0.062.
+    assert is_wrong[np.asarray(sorted_rows[:150])].mean() < 0.08
+    assert is_wrong[np.asarray(sorted_rows[-60:])].mean() > 0.5
     # Each by a model that has not seen it: what it says of one example does not depend on that one's label.
     changed = ArrayDataset(inputs=inputs, labels=np.where(np.arange(300) == 7, (given + 1) % 3, given))
     others = score(changed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -174,3 +175,81 @@ def test_a_trial_whose_checkpoint_no_longer_fits_restarts_and_says_so_and_the_st
     with opened(url) as storage:
         trials = optuna.load_study(study_name="wide", storage=storage).trials
     assert [trial.intermediate_values for trial in trials] == [{1: 3.0}, {1: 3.0}], "nothing is left of before"
+
+
+class Resumed(Costless):
+    """Its first worker stores the report of epoch 1 alone; its checkpoint has those of epochs 1 to 3."""
+
+    def train_model(self, hparams: Searched, splits: Any, *, epochs: int, checkpoints: Any, **options: Any) -> Any:
+        reports = [Report(epoch, 10 * epoch, {"loss": 1 / epoch}) for epoch in range(1, epochs + 1)]
+        state = {"w": np.zeros(1)}
+        if checkpoints.restore(state) is None:
+            checkpoints.save(30, state, {"reports": [dataclasses.asdict(one) for one in reports[:3]]})
+            yield reports[0]
+        else:
+            yield reports[3]
+
+
+class Curves(optuna.samplers.RandomSampler):
+    """Notes the values that it is told of at the end of a trial."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.told: list[dict[int, float]] = []
+
+    def after_trial(self, study: Any, trial: Any, state: Any, values: Any) -> None:
+        self.told.append(trial.intermediate_values)
+
+
+def test_reports_that_only_a_checkpoint_has_are_stored_by_the_worker_that_resumes_it(tmp_path: Path) -> None:
+    """Those of a worker that was killed before it could store them, as while the database was away."""
+    sampler, stop = Curves(), Stop()
+    study = Study(
+        name="resumed", space=Searched, trainer=Resumed(), data=a_few_numbers, objective="loss", direction="minimize",
+        epochs=4, trials=1, sampler=sampler, pruner="none", keep_best=0,
+    )  # fmt: skip
+    url, artifacts = f"sqlite:///{tmp_path / 'study.db'}", str(tmp_path / "artifacts")
+
+    def stop_at_once(event: Event) -> None:
+        stop.requested |= isinstance(event, EpochEnded)
+
+    def stored() -> dict[int, float]:
+        with opened(url) as storage:
+            (trial,) = optuna.load_study(study_name="resumed", storage=storage).trials
+        return trial.intermediate_values
+
+    run_worker(study, url, artifacts=artifacts, say=stop_at_once, stop=stop)
+    assert stored() == {1: 1.0}
+
+    run_worker(study, url, artifacts=artifacts)
+
+    assert stored() == {1: 1.0, 2: 1 / 2, 3: 1 / 3, 4: 1 / 4}
+    assert sampler.told == [stored()]
+
+
+class Placed(Costless):
+    """Notes where each trial saves its checkpoints."""
+
+    def __init__(self) -> None:
+        self.folders: list[Path] = []
+
+    def train_model(self, hparams: Searched, splits: Any, *, checkpoints: Any, **options: Any) -> Any:
+        assert not checkpoints.has_latest()
+        self.folders.append(checkpoints.folder)
+        checkpoints.save(1, {"w": np.zeros(1)}, {"reports": []})
+        yield Report(1, 1, {"loss": hparams.slope})
+
+
+def test_no_two_trials_use_one_folder_also_of_studies_with_one_name(tmp_path: Path) -> None:
+    trainer, count = Placed(), 12  # with numbers of two digits
+    study = Study(
+        name="placed", space=Searched, trainer=trainer, data=a_few_numbers, objective="loss", direction="minimize",
+        epochs=1, trials=count, sampler="random", pruner="none", keep_best=0,
+    )  # fmt: skip
+    for database in ("one", "two"):
+        run_worker(study, f"sqlite:///{tmp_path / database}.db", artifacts=str(tmp_path / "artifacts"))
+
+    assert len(set(trainer.folders)) == len(trainer.folders) == 2 * count
+    assert not any(one in other.parents for one in trainer.folders for other in trainer.folders)
+    assert len({folder.parent for folder in trainer.folders}) == 2, "one for each study"
+    assert {folder.parent.parent for folder in trainer.folders} == {tmp_path / "artifacts"}
