@@ -103,6 +103,9 @@ class _Rerun:
     def must_stop(self) -> bool:
         return False
 
+    def note_progress(self) -> None:
+        pass
+
     def restart(self, why: str) -> None:
         pass
 
