@@ -257,7 +257,7 @@ def _stop_with_launcher(stop: Stop) -> None:
 def _end_later(stop: Stop) -> None:
     """Give back the trial and end this process in a few seconds, if its main thread has not done so.
 
-    That thread may be in code that never looks whether to stop: a compilation, a sleep, another library.
+    That thread may be in code that never checks whether to stop: a compilation, a sleep, another library.
     """
 
     def end() -> None:

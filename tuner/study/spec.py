@@ -61,7 +61,7 @@ class StudySpec:
         device_hours: The budget in hours of training, multiplied by the devices of each worker; None for no limit.
         trial_minutes: The minutes that one trial may take, compiling included; None for no limit. A trial that takes
             longer ends without a result, with the outcome `timed_out`. The minutes of earlier attempts count if the
-            training goes on from their checkpoint.
+            training resumes from their checkpoint.
         stall_minutes: The minutes that a trial may go without a report or another sign of progress, counted from the
             first; None for no limit. A trial that takes longer is given back, and a death of its worker is counted: the
             third one fails the trial.

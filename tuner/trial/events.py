@@ -19,7 +19,7 @@ class Stop:
     Attributes:
         requested: Whether the worker must stop.
         is_heeded: Whether the worker checks the request yet; not while it imports the study and its data.
-        is_noticed: Whether the trial has been told to stop, and now saves its state.
+        is_noticed: Whether the trial has checked the request, and now saves its state.
         owns_process: Whether the process is only a worker, and may be ended with a trial that does not end.
         give_back: Gives back the worker's trial while its thread is still training; may be called on any thread.
     """

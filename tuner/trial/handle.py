@@ -183,7 +183,7 @@ class Trial:
         if self._ending is not None:
             raise self._ending
         if self._was_told:
-            self._end("the training was told to stop")
+            self._end("the training must stop")
         if returned is None:
             if self._last is None:
                 raise StudyError(

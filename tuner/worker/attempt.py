@@ -292,7 +292,7 @@ class Attempt:
             self._note(report.epoch, report.values(self.objectives))
 
     def _count_earlier_attempts(self) -> None:
-        """Count the time of the earlier attempts, because the training goes on from them."""
+        """Count the time of the earlier attempts, because the training resumes from them."""
         if self.study.trial_minutes is not None:
             self.watchdog.earlier_s = leases.earlier_s(self.context.engine, self.lease)
 

@@ -15,11 +15,11 @@ from tuner.study import StudySpec
 
 _POLL_S = 0.25
 _GRACE_S = 5.0
-"""Seconds after a limit within which the trial must look whether to stop: at a report or a stop check."""
+"""Seconds after a limit within which the trial must check whether to stop: at a report or a stop check."""
 _GRACE_SHARE = 0.1
 """The same for a trial that takes too long, as a share of its limit: an epoch may be long."""
 _END_S = 60.0
-"""Seconds within which the trial must end once it has looked: it saves its state, or ends its processes."""
+"""Seconds within which the trial must end once it has checked: it saves its state, or ends its processes."""
 
 
 class Overrun(enum.Enum):
@@ -60,7 +60,7 @@ class Watchdog:
         self._progress_s: float | None = None
         self._is_over, self._has_noticed = threading.Event(), threading.Event()
         self.earlier_s = 0.0
-        """Seconds of the earlier attempts from which the training goes on."""
+        """Seconds of the earlier attempts from which the training resumes."""
         self.is_stalled = False
         """Whether the trial has made no progress for too long, and must stop."""
         self.has_ended_trial = False
@@ -83,7 +83,7 @@ class Watchdog:
         self._progress_s = self._clock_s()
 
     def note_noticed(self) -> None:
-        """Note that the trial was told to stop, and is now ending."""
+        """Note that the trial knows that it must stop, and is ending."""
         self._has_noticed.set()
 
     def describe(self, overrun: Overrun) -> str:
