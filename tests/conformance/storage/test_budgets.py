@@ -772,7 +772,7 @@ def test_failures_of_different_kinds_stop_a_study_at_the_tenth(desk: Books) -> N
     assert len(desk.trials()) == 10
 
 
-@pytest.mark.parametrize("outcome", [Outcome.COMPLETE, Outcome.PRUNED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY])
+@pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome.uses_budget])
 def test_any_other_end_between_starts_the_count_again(desk: Books, outcome: Outcome) -> None:
     claimant = desk.claimant(failures_since_s=0.0)
     for _ in range(4):

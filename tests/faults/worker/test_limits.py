@@ -78,7 +78,7 @@ def test_a_signal_ends_a_worker_whose_trial_never_checks(limited: Any, place: st
 
 
 def test_a_signal_to_the_launch_ends_a_worker_whose_trial_never_checks(limited: Any) -> None:
-    launch = limited.start("launch", "limited.py:hanging", "--workers", "1", HANGS="train launched")
+    launch = limited.start("launch", "limited.py:hanging", "--workers", "1", HANGS="train in_c")
     wait_for_block(limited, launch)
     launch.send_signal(signal.SIGTERM)
     status, said = ended(launch)
@@ -89,14 +89,12 @@ def test_a_signal_to_the_launch_ends_a_worker_whose_trial_never_checks(limited: 
     assert processes_of(url_of(limited)) == []
 
 
-@pytest.mark.parametrize("place", ["data in_c", "import in_c"])
-def test_a_signal_ends_a_worker_that_loads_its_study(limited: Any, tiny_study: Path, place: str) -> None:
-    tiny_study.write_text(f"{tiny_study.read_text()}\nimport limited\nstudy = dataclasses.replace(study, data=DATA)")
-    tiny_study.write_text(
-        tiny_study.read_text()
-        .replace("import contextlib\n", "import contextlib\nimport dataclasses\n")
-        .replace("data=DATA", "data=limited.data" if "data" in place else "trials=3")
-    )
+@pytest.mark.parametrize(
+    ("place", "appended"),
+    [("data in_c", "study = dataclasses.replace(study, data=limited.data)"), ("import in_c", "")],
+)
+def test_a_signal_ends_a_worker_that_loads_its_study(limited: Any, tiny_study: Path, place: str, appended: str) -> None:
+    tiny_study.write_text(f"{tiny_study.read_text()}\nimport dataclasses\nimport limited\n{appended}\n")
     worker = limited.start("worker", "tiny.py", HANGS=place)
     wait_for_block(limited, worker)
     worker.send_signal(signal.SIGTERM)

@@ -34,7 +34,7 @@ from tuner.storage.worker.studies import join, register, stop
 from tuner.trial import Outcome, Report
 
 nan, inf = math.nan, math.inf
-ENDS = [Outcome.COMPLETE, Outcome.PRUNED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outcome.FAILED]
+ENDS = [Outcome.COMPLETE, Outcome.PRUNED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outcome.TIMED_OUT, Outcome.FAILED]
 
 
 class Shelf:
