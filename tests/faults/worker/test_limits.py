@@ -229,7 +229,7 @@ def test_a_trial_without_progress_ends_with_its_worker_and_fails_at_last(limited
     assert done.stderr.count("trial 0 made no progress for 1.2 s and does not end; its worker exits") == 3
     assert done.stderr.count("worker 0 died (exit status 1)") == 3
     # The failed trial uses no budget.
-    assert endings_of(url_of(limited)) == {0: ["died", "died", "failed"], 1: ["complete"], 2: ["complete"]}
+    assert endings_of(url_of(limited)) == {0: ["died", "died", "died"], 1: ["complete"], 2: ["complete"]}
     assert "3 workers died while running this trial" in limited.rows("show", "hanging", "0")["error"]
 
 
@@ -250,7 +250,7 @@ def test_a_command_without_output_is_ended_and_its_worker_goes_on(limited: Any) 
     # The first three trials fail for the same reason, which stops the study.
     assert done.returncode == 1, done.stderr
     assert done.stderr.count("it is asked to stop") == 9
-    assert set(map(tuple, endings_of(url_of(limited)).values())) == {("died", "died", "failed")}
+    assert set(map(tuple, endings_of(url_of(limited)).values())) == {("died", "died", "died")}
     assert len({row[2] for rows in attempts(limited).values() for row in rows}) == 1  # one process
     assert processes_of(url_of(limited)) == []
 
