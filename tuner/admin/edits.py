@@ -161,6 +161,9 @@ def _describe(domain: BaseDistribution) -> str:
     return f"[{low}, {high}]{f' in steps of {step}' if step not in (None, 1) else ''}"
 
 
+_MAY_BE_RETRIED = (Outcome.FAILED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outcome.TIMED_OUT)
+
+
 def retry(url: AnyURL, name: str, number: int) -> None:
     """Queue a trial with the hyperparameters of one that failed.
 
@@ -172,10 +175,10 @@ def retry(url: AnyURL, name: str, number: int) -> None:
     """
     with connected(url) as engine:
         trial = read_trial(engine, find_study(engine, name), number)
-    if trial.outcome not in (Outcome.FAILED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY):
+    if trial.outcome not in _MAY_BE_RETRIED:
         raise UsageError(
-            f"cannot retry trial {number} of {name!r}, which is {trial.outcome}: only trials that failed, diverged "
-            "or ran out of memory can be retried; `tuner reproduce` trains this one again"
+            f"cannot retry trial {number} of {name!r}, which is {trial.outcome}: only trials that failed, diverged, "
+            "ran out of memory or timed out can be retried; `tuner reproduce` trains this one again"
         )
     if not trial.hparams:
         raise UsageError(f"cannot retry trial {number} of {name!r}: it failed before its hyperparameters were sampled")

@@ -119,6 +119,24 @@ DeviceHoursOption = Annotated[
         show_default=False,
     ),
 ]
+TrialMinutesOption = Annotated[
+    float | None,
+    typer.Option(
+        "--trial-minutes",
+        metavar="M",
+        help="Minutes that one trial may take; overrides the study's.",
+        show_default=False,
+    ),
+]
+StallMinutesOption = Annotated[
+    float | None,
+    typer.Option(
+        "--stall-minutes",
+        metavar="M",
+        help="Minutes that a trial may go without progress; overrides the study's.",
+        show_default=False,
+    ),
+]
 SeedOption = Annotated[
     int | None, typer.Option("--seed", metavar="N", help="Random seed; overrides the study's.", show_default=False)
 ]

@@ -84,7 +84,7 @@ def retry(
     storage: StorageOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Queue a new trial with the hyperparameters of one that failed, diverged or ran out of memory.
+    """Queue a new trial with the hyperparameters of one that failed, diverged, ran out of memory or timed out.
 
     For example: tuner retry digits_mlp 16
     """

@@ -32,8 +32,10 @@ from tuner.cli.arguments import (
     SamplerOption,
     SeedOption,
     SetOption,
+    StallMinutesOption,
     StorageOption,
     TensorboardOption,
+    TrialMinutesOption,
     TrialsOption,
     WallHoursOption,
     WandbOption,
@@ -47,8 +49,10 @@ from tuner.study.spec import Direction
 from tuner.trial import Event, Stop, print_event
 from tuner.trial.events import StudyRefused, encode
 
-_GRACE_S = 10.0
-"""How long a worker may take to release its trial after its launcher exited, in seconds."""
+_GRACE_S = 4.0
+"""Seconds that a worker may take to stop; then another thread gives back its trial. Less than a launcher waits."""
+_SAVE_S = 20.0
+"""Seconds more for a trial that has noticed the request, and saves its state; a launcher does not wait for them."""
 
 
 def launch(
@@ -65,6 +69,8 @@ def launch(
     trials: TrialsOption = None,
     wall_hours: WallHoursOption = None,
     device_hours: DeviceHoursOption = None,
+    trial_minutes: TrialMinutesOption = None,
+    stall_minutes: StallMinutesOption = None,
     artifacts: ArtifactsOption = None,
     seed: SeedOption = None,
     fixed: SetOption = None,
@@ -119,6 +125,8 @@ def launch(
         trials=trials,
         wall_hours=wall_hours,
         device_hours=device_hours,
+        trial_minutes=trial_minutes,
+        stall_minutes=stall_minutes,
         seed=seed,
         fixed=split_pairs("--set", fixed),
         name=name,
@@ -146,6 +154,8 @@ def worker(
     trials: TrialsOption = None,
     wall_hours: WallHoursOption = None,
     device_hours: DeviceHoursOption = None,
+    trial_minutes: TrialMinutesOption = None,
+    stall_minutes: StallMinutesOption = None,
     artifacts: ArtifactsOption = None,
     seed: SeedOption = None,
     fixed: SetOption = None,
@@ -177,6 +187,8 @@ def worker(
         more={
             "wall_hours": wall_hours,
             "device_hours": device_hours,
+            "trial_minutes": trial_minutes,
+            "stall_minutes": stall_minutes,
             "seed": seed,
             "sampler": parse_named("--sampler", sampler),
             "pruner": parse_named("--pruner", pruner),
@@ -245,17 +257,15 @@ def _stop_on_signals() -> Stop:
     """Return a flag that SIGINT and SIGTERM set; a second signal ends the process immediately.
 
     Before the worker can have a trial, the first signal does the same: importing the study's file or its data may take
-    long, or wait for a process that never answers.
+    long, or wait for a process that never answers. If the main thread does not end in a few seconds, another one does.
     """
-    stop = Stop()
+    stop = Stop(owns_process=True)
 
     def request() -> None:
         is_first, stop.requested = not stop.requested, True
-        if stop.is_heeded:
-            return
-        if is_first:  # even if the study's code handles the interrupt
-            _end_later()
-        if threading.current_thread() is threading.main_thread():
+        if is_first:
+            _end_later(stop)
+        if not stop.is_heeded and threading.current_thread() is threading.main_thread():
             raise KeyboardInterrupt
 
     end_on_signals((signal.SIGINT, signal.SIGTERM), request)
@@ -268,16 +278,25 @@ def _stop_with_launcher(stop: Stop) -> None:
     def wait() -> None:
         sys.stdin.read()
         stop.requested = True
-        _end_later()
+        _end_later(stop)
 
     threading.Thread(target=wait, name="launcher-watch", daemon=True).start()
 
 
-def _end_later() -> None:
-    """End this process in a few seconds, whatever it is doing."""
+def _end_later(stop: Stop) -> None:
+    """Give back the trial and end this process in a few seconds, if its main thread has not done so.
+
+    That thread may be in code that never checks whether to stop: a compilation, a sleep, another library.
+    """
 
     def end() -> None:
         time.sleep(_GRACE_S)
-        os._exit(130)
+        end_s = time.monotonic() + _SAVE_S
+        while stop.is_noticed and time.monotonic() < end_s:
+            time.sleep(0.1)
+        try:
+            stop.give_back()
+        finally:
+            os._exit(130)
 
     threading.Thread(target=end, name="last-resort", daemon=True).start()

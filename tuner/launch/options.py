@@ -14,7 +14,18 @@ from tuner.output.log import is_json
 from tuner.storage import AnyURL
 from tuner.tracking import MLFLOW_VARIABLE, check_trackers
 
-_OF_WORKERS = ("trials", "artifacts", "wall_hours", "device_hours", "seed", "name", "sampler", "pruner")
+_OF_WORKERS = (
+    "trials",
+    "artifacts",
+    "wall_hours",
+    "device_hours",
+    "trial_minutes",
+    "stall_minutes",
+    "seed",
+    "name",
+    "sampler",
+    "pruner",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +41,8 @@ class LaunchOptions:
         trials: Total number of trials; overrides the study's.
         wall_hours: Budget in hours during which at least one worker runs; overrides the study's.
         device_hours: Device-hour budget; overrides the study's.
+        trial_minutes: Minutes that one trial may take; overrides the study's.
+        stall_minutes: Minutes that a trial may go without progress; overrides the study's.
         seed: Random seed; overrides the study's.
         fixed: Hyperparameters that are not searched: name -> value, as written on a command line.
         name: The study's name; overrides the study's. A function needs one.
@@ -56,6 +69,8 @@ class LaunchOptions:
     trials: int | None = None
     wall_hours: float | None = None
     device_hours: float | None = None
+    trial_minutes: float | None = None
+    stall_minutes: float | None = None
     seed: int | None = None
     fixed: Mapping[str, str] | None = None
     name: str | None = None

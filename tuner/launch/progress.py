@@ -18,7 +18,7 @@ from tuner.output.log import LogLine, clean, tell
 from tuner.output.numbers import duration
 from tuner.output.sanitize import one_line
 from tuner.trial import Event, Outcome, event_line
-from tuner.trial.events import HparamsUnused, SamplerFailed, TrialRestarted, TrialRetried, print_said
+from tuner.trial.events import HparamsUnused, SamplerFailed, TrialOverdue, TrialRestarted, TrialRetried, print_said
 
 _PLAIN_EVERY_S = 5.0
 _IN_ORDER = (
@@ -28,6 +28,7 @@ _IN_ORDER = (
     Outcome.FAILED,
     Outcome.DIVERGED,
     Outcome.OUT_OF_MEMORY,
+    Outcome.TIMED_OUT,
 )
 
 
@@ -107,7 +108,7 @@ class Progress(Protocol):
 def shown(said: Event | LogLine, place: int | None) -> str | None:
     """Return the line to show for an event of a worker or the mirror; None for none."""
     match said:
-        case TrialRetried() | TrialRestarted() | SamplerFailed() | HparamsUnused():
+        case TrialRetried() | TrialRestarted() | TrialOverdue() | SamplerFailed() | HparamsUnused():
             return f"[{place}] {event_line(said)}"
         case LogLine(event="output"):
             return f"[{place}] {said.message}"
@@ -210,6 +211,7 @@ def draw(snapshot: Snapshot, groups: list[DeviceGroup], now_s: float) -> Group:
         "pruned": str(snapshot.counts[Outcome.PRUNED]),
         "failed": str(snapshot.counts[Outcome.FAILED]),
         "diverged": str(snapshot.counts[Outcome.DIVERGED] + snapshot.counts[Outcome.OUT_OF_MEMORY]),
+        **({"timed out": str(timed_out)} if (timed_out := snapshot.counts[Outcome.TIMED_OUT]) else {}),
         f"best {snapshot.objective}".rstrip(): snapshot.best or "-",
         "time left": "" if (left := snapshot.seconds_left(now_s)) is None else duration(left),
     }

@@ -23,6 +23,7 @@ class EndedJson(TypedDict):
     pruned: int
     diverged: int
     out_of_memory: int
+    timed_out: int
     """The number of trials with this outcome; they count against the budget."""
     failed: int
     """The number of trials that ended with an error, after all retries."""
@@ -48,6 +49,7 @@ class StudyJson(TypedDict):
     pruned: int
     diverged: int
     out_of_memory: int
+    timed_out: int
     """The number of trials with this outcome; they count against the budget."""
     failed: int
     """The number of trials that ended with an error, after all retries."""
@@ -223,6 +225,7 @@ class CompareJson(TypedDict):
     pruned: int
     diverged: int
     out_of_memory: int
+    timed_out: int
     failed: int
     """Counts."""
     device_hours: float | None

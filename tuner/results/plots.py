@@ -42,7 +42,7 @@ _SIZE = (8.0, 4.5)
 _SIZES = {"plot_contour": (13.0, 11.0), "plot_slice": (12.0, 4.0), "plot_parallel_coordinate": (9.0, 4.5)}
 _ENDING_COLOURS = {
     "complete": "tab:green", "pruned": "tab:gray", "diverged": "tab:orange", "out_of_memory": "tab:purple",
-    "failed": "tab:red", "preempted": "tab:cyan", "died": "black", None: "tab:blue",
+    "timed_out": "tab:brown", "failed": "tab:red", "preempted": "tab:cyan", "died": "black", None: "tab:blue",
 }  # fmt: skip
 
 

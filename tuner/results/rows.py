@@ -84,6 +84,7 @@ def ended_counts(counts: Mapping[Outcome, int]) -> EndedJson:
         "pruned": counts[Outcome.PRUNED],
         "diverged": counts[Outcome.DIVERGED],
         "out_of_memory": counts[Outcome.OUT_OF_MEMORY],
+        "timed_out": counts[Outcome.TIMED_OUT],
         "failed": counts[Outcome.FAILED],
     }
 

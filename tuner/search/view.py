@@ -1,4 +1,4 @@
-"""The storage as samplers see it: trials that diverged or ran out of memory have no reports."""
+"""The storage as samplers see it: trials that diverged, ran out of memory or timed out have no reports."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from tuner.trial import optuna_private as private
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-_OUTCOMES = (Outcome.DIVERGED.value, Outcome.OUT_OF_MEMORY.value)
+_OUTCOMES = (Outcome.DIVERGED.value, Outcome.OUT_OF_MEMORY.value, Outcome.TIMED_OUT.value)
 
 
 class SamplerView:
-    """A storage in which trials that diverged or ran out of memory have no reports, and everything else is unchanged.
+    """The storage, in which trials that diverged, ran out of memory or timed out have no reports.
 
     Such trials are stored as pruned. TPE ranks pruned trials by how long they ran, so a trial that diverged late would
     rank above all that were pruned early. Without reports it ranks last.
+
+    A trial that timed out ranks last even if its reports were good. No trial with such hyperparameters completes within
+    the limit, and with the reports TPE would suggest more of them.
 
     Args:
         storage: The storage.

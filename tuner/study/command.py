@@ -25,8 +25,9 @@ class Command:
     `epoch` and `step` are optional. All other output goes to the trial's log. It also finds the hyperparameters in the
     environment: `TUNER_HPARAMS` has them as JSON, `TUNER_FOLDER`, `TUNER_NUMBER` and `TUNER_SEED` the rest.
 
-    If the trial is pruned or the worker must stop, the command and all processes that it started get SIGTERM, and
-    SIGKILL `grace_s` seconds later. A command that finds its own files in `{folder}` can resume from them.
+    If the trial is pruned, passes a limit of time, or the worker must stop, the command and all processes that it
+    started get SIGTERM, and SIGKILL `grace_s` seconds later. A command that finds its own files in `{folder}` can
+    resume from them.
 
     Attributes:
         line: The command as a text, which is split into words as a shell does, or as a list of words.

@@ -49,7 +49,7 @@ class StudySpec:
         epochs: Passes over the training data in a trial that is not pruned; > 0. With `train`, which decides itself how
             long it trains, only pruners use it.
         value: The value of a trial, and the state that is kept of it: `"last"` or `"best"` epoch.
-        trials: The budget: complete, pruned, diverged and out-of-memory trials count, failed ones do not; > 0.
+        trials: The budget: all trials that ended count, except failed ones; > 0.
         seed: Seed of the split, the samplers and (with the trial's number) each trial; >= 0.
         sampler: A name, a mapping with `name` and the sampler's options, or an Optuna sampler.
         pruner: A name, a mapping or an Optuna pruner, likewise; by default `"asha"`, or `"median"` if `epochs` is not
@@ -64,6 +64,12 @@ class StudySpec:
         keep_best: The number of best trials, by the first objective, whose best checkpoint is kept; >= 0.
         wall_hours: The budget in hours during which at least one worker runs; None for no limit.
         device_hours: The budget in hours of training, multiplied by the devices of each worker; None for no limit.
+        trial_minutes: The minutes that one trial may take, compiling included; None for no limit. A trial that takes
+            longer ends without a result, with the outcome `timed_out`. The minutes of earlier attempts count if the
+            training resumes from their checkpoint.
+        stall_minutes: The minutes that a trial may go without a report or another sign of progress, counted from the
+            first; None for no limit. A trial that takes longer is given back, and a death of its worker is counted: the
+            third one fails the trial.
         retries: How often a trial that raised an error is retried before it counts as failed; >= 0.
 
     Raises:
@@ -91,6 +97,8 @@ class StudySpec:
     keep_best: int = 3
     wall_hours: float | None = None
     device_hours: float | None = None
+    trial_minutes: float | None = None
+    stall_minutes: float | None = None
     retries: int = 1
 
     def __post_init__(self) -> None:
@@ -111,10 +119,10 @@ class StudySpec:
             value = getattr(self, setting)
             if not is_int(value) or value < low:
                 raise StudyError(f"{setting} must be an integer of at least {low}: got {value!r} (study {self.name!r})")
-        for setting in ("wall_hours", "device_hours"):
-            hours = getattr(self, setting)
-            if hours is not None and (not is_number(hours) or not hours > 0):
-                raise StudyError(f"{setting} must be a number of hours above 0: got {hours!r}")
+        for setting in ("wall_hours", "device_hours", "trial_minutes", "stall_minutes"):
+            limit, unit = getattr(self, setting), setting.partition("_")[2]
+            if limit is not None and (not is_number(limit) or not limit > 0):
+                raise StudyError(f"{setting} must be a number of {unit} above 0: got {limit!r}")
         if (
             isinstance(self.save_every_s, bool)
             or not isinstance(self.save_every_s, int | float)

@@ -27,7 +27,7 @@ class TrialRun(Protocol):
     def user_attrs(self) -> Mapping[str, Any]: ...
     @property
     def must_end(self) -> bool:
-        """Whether a report has ended the trial: it is pruned, or has diverged."""
+        """Whether the trial must end: it is pruned, has diverged, or has timed out."""
         ...
 
     def key(self) -> Any: ...
@@ -40,7 +40,11 @@ class TrialRun(Protocol):
         ...
 
     def must_stop(self) -> bool:
-        """Return whether the worker must give back the trial."""
+        """Return whether the training must end: the worker must give back the trial, or it has passed a limit."""
+        ...
+
+    def note_progress(self) -> None:
+        """Note that the training makes progress."""
         ...
 
     def set_user_attr(self, name: str, value: object) -> None: ...
@@ -70,7 +74,7 @@ class Trial:
         self._run, self._saves = run, saves
         self.epoch = 0
         self._last: Report | None = None
-        self._has_saved = self._was_asked = False
+        self._has_saved = self._was_asked = self._was_told = False
         self._ending: Exception | None = None
 
     @property
@@ -163,8 +167,13 @@ class Trial:
         return isinstance(self._ending, TrialPruned)
 
     def should_stop(self) -> bool:
-        """Return whether the training should save its state and end: the next report raises `TrialPruned`."""
-        return self._ending is not None or self._run.must_stop()
+        """Return whether the training should save its state and end: the next report raises `TrialPruned`.
+
+        What the function returns afterwards is not a result.
+        """
+        self._run.note_progress()
+        self._was_told = self._was_told or self._ending is not None or self._run.must_stop()
+        return self._was_told
 
     def finish(self, returned: object) -> None:
         """Take what a training function has returned: a number or metrics, as part of the last report.
@@ -174,6 +183,8 @@ class Trial:
         """
         if self._ending is not None:
             raise self._ending
+        if self._was_told:
+            self._end("the training must stop")
         if returned is None:
             if self._last is None and self.epoch > 0:  # it resumed after its last epoch
                 self._run.keep_saved()
@@ -213,7 +224,9 @@ class Trial:
             TrialPruned: the worker must stop; the state is saved. Let the error pass.
             CheckpointError: a leaf is not an array, a number or a text.
         """
+        self._run.note_progress()
         self._saves.save(state, self.epoch if epoch is None else epoch)
+        self._run.note_progress()
         self._has_saved = True
         if self._was_asked:
             self._end("the worker must stop")

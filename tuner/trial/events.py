@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -19,10 +19,16 @@ class Stop:
     Attributes:
         requested: Whether the worker must stop.
         is_heeded: Whether the worker checks the request yet; not while it imports the study and its data.
+        is_noticed: Whether the trial has checked the request, and now saves its state.
+        owns_process: Whether the process is only a worker, and may be ended with a trial that does not end.
+        give_back: Gives back the worker's trial while its thread is still training; may be called on any thread.
     """
 
     requested: bool = False
     is_heeded: bool = False
+    is_noticed: bool = False
+    owns_process: bool = False
+    give_back: Callable[[], None] = field(default=lambda: None)
 
 
 # --- What is said
@@ -139,6 +145,15 @@ class TrialLost(Event):
 
 
 @dataclass(frozen=True)
+class TrialOverdue(Event):
+    """A trial makes no progress, or does not end although it has passed a limit."""
+
+    name, level = "overdue", "warning"
+    trial: int
+    message: str
+
+
+@dataclass(frozen=True)
 class TrialDeadly(Event):
     """A trial was failed because too many workers died in it."""
 
@@ -220,6 +235,7 @@ _KINDS: Mapping[str, type[Event]] = {
     kind.name: kind
     for kind in (
         *(StudyLoaded, TrialBegan, EpochEnded, TrialEnded, TrialRetried, TrialRestarted, TrialLost, TrialDeadly),
+        TrialOverdue,
         *(SamplerFailed, HparamsUnused, SearchFinished, WorkerIdle, HoursUsed, WorkerDone, StudyRefused, SecondsSpent),
         RowsSent,
     )
@@ -276,7 +292,7 @@ def event_line(event: Event) -> str | None:
             return f"study {study}, {trials} trials"
         case HoursUsed():
             return "the study's hours are used up"
-        case SamplerFailed(_, message) | HparamsUnused(_, message):
+        case SamplerFailed(_, message) | HparamsUnused(_, message) | TrialOverdue(_, message):
             return message
         case SearchFinished():
             return "the sampler has ended the search"

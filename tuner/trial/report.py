@@ -15,6 +15,7 @@ class Outcome(enum.StrEnum):
     PRUNED = "pruned"
     DIVERGED = "diverged"
     OUT_OF_MEMORY = "out_of_memory"
+    TIMED_OUT = "timed_out"
     FAILED = "failed"
     PREEMPTED = "preempted"
     RUNNING = "running"
@@ -23,7 +24,16 @@ class Outcome(enum.StrEnum):
     @property
     def uses_budget(self) -> bool:
         """Whether trials with this outcome count towards the requested number of trials."""
-        return self in (Outcome.COMPLETE, Outcome.PRUNED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY)
+        return self in _USING_BUDGET
+
+
+_USING_BUDGET = (
+    Outcome.COMPLETE,
+    Outcome.PRUNED,
+    Outcome.DIVERGED,
+    Outcome.OUT_OF_MEMORY,
+    Outcome.TIMED_OUT,
+)
 
 
 @dataclass(frozen=True, slots=True)

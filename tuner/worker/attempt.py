@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from tuner.trial.events import (
     HparamsUnused,
     TrialBegan,
     TrialEnded,
+    TrialOverdue,
     TrialReleased,
     TrialRestarted,
     TrialRetried,
@@ -39,13 +41,14 @@ from tuner.trial.failures import describe, last_line, storable
 from tuner.worker.context import WorkerContext
 from tuner.worker.reports import Reports
 from tuner.worker.trainable import End, Saved, better_values, check_objectives
+from tuner.worker.watchdog import Limits, Overrun, Watchdog
 
 if TYPE_CHECKING:
     import optuna
     from sqlalchemy import Engine
 
 
-_WITHOUT_VALUES = (Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outcome.FAILED)
+_WITHOUT_VALUES = (Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outcome.TIMED_OUT, Outcome.FAILED)
 
 
 class _Stopped(Exception):
@@ -87,6 +90,7 @@ class Attempt:
         self.is_flush_queued = False
         self.optuna_trial: optuna.Trial | None = None
         self.hparams: Any = None
+        self.watchdog = Watchdog(Limits.of(context.study), self._warn_of_stall, self._end_aside)
         self.clock = context.runtime.clock
         self.began = time.perf_counter(), self.clock.total_s, self.clock.count
 
@@ -125,6 +129,8 @@ class Attempt:
                 self._give_back()
                 return None
             except LeaseLost:
+                if self.watchdog.has_ended_trial:
+                    return None
                 raise
             except BaseException:
                 # Not an error of this trial: the study's file is wrong, the database is down, or Ctrl-C.
@@ -166,13 +172,14 @@ class Attempt:
             self._warn_of_unused(trial)
             self.pruner = TrialPruner(context.pruning_study, trial)
             self.reports = Reports(context.background, self.reporter, self._is_hopeless, context.must_end)
-            end = context.trainable.run(self, saved)
+            with self.watchdog.watching():
+                end = context.trainable.run(self, saved)
             self._check_lease()
             if self.decision is None and end is End.STOPPED:
                 raise _Stopped  # the trial is resumed by another worker
-            return self.decision or (Outcome.COMPLETE if end is End.FINISHED else Outcome.PRUNED), {}
+            return self._decided(Outcome.COMPLETE if end is End.FINISHED else Outcome.PRUNED)
         except TrialPruned:
-            return self.decision or Outcome.PRUNED, {}
+            return self._decided(Outcome.PRUNED)
         except CheckpointError as error:
             return Outcome.FAILED, describe(error)
         except (TunerError, _Stopped, optuna.exceptions.StorageInternalError):
@@ -181,6 +188,14 @@ class Attempt:
             if context.runtime.is_out_of_memory(error):
                 return Outcome.OUT_OF_MEMORY, {"error": storable(str(error))}
             return Outcome.FAILED, describe(error)
+
+    def _decided(self, otherwise: Outcome) -> tuple[Outcome, dict[str, str]]:
+        """Return the outcome, as a report or a limit decided it, and the attributes of its error."""
+        outcome = self.decision or otherwise
+        return outcome, self._timeout() if outcome is Outcome.TIMED_OUT else {}
+
+    def _timeout(self) -> dict[str, str]:
+        return {"error": f"the trial {self.watchdog.describe(Overrun.TIME)}"}
 
     def _warn_of_unused(self, trial: optuna.Trial) -> None:
         """Warn if a trial was queued with hyperparameters that it does not have."""
@@ -230,18 +245,30 @@ class Attempt:
         return key(self.seed)
 
     def must_stop(self) -> bool:
-        """Return whether the trial must be given back."""
-        watch = self.watch
+        """Return whether the training must end: the trial must be given back, or has passed a limit."""
+        watch, watchdog, stop = self.watch, self.watchdog, self.context.stop
         self.context.say_seconds()
-        return self.context.stop.requested or watch.is_lost.is_set() or watch.must_stop.is_set()
+        if stop.requested or watch.is_lost.is_set() or watch.must_stop.is_set():
+            stop.is_noticed = stop.requested
+            return True
+        if watchdog.is_over_time():
+            self.decision = self.decision or Outcome.TIMED_OUT
+        if self.decision is not Outcome.TIMED_OUT and not watchdog.is_stalled:
+            return False
+        watchdog.note_noticed()
+        return True
 
     @property
     def must_end(self) -> bool:
-        """Whether a report has ended the trial."""
+        """Whether a report or a limit has ended the trial."""
         return self.decision is not None
 
     def keep_saved(self) -> None:
         """Do nothing: only functions have saved reports, and `FunctionTrainable` keeps them."""
+
+    def note_progress(self) -> None:
+        """Note that the training makes progress."""
+        self.watchdog.note_progress()
 
     def restart(self, why: str) -> None:
         """Delete the trial's reports, because its checkpoint does not fit the study's file any more."""
@@ -252,20 +279,28 @@ class Attempt:
         """Delete the trial's reports from an epoch on; without an epoch also its decisions in rungs."""
         context = self.context
         leases.forget_reports(context.engine, self.lease, first)
-        if first == 0:
+        if first > 0:
+            self._count_earlier_attempts()
+        else:
             rungs.leave_rungs(context.engine, self.lease, context.study_id)
             context.storage.forget_pruning(self.lease.trial_id)
 
     def keep(self, earlier: Iterable[Report]) -> None:
         """Store the reports from before a restart with the next one."""
         assert self.reports is not None
+        self._count_earlier_attempts()
         several = list(earlier)
         self.reports.keep(several)
         for report in several:
             self._note(report.epoch, report.values(self.objectives))
 
+    def _count_earlier_attempts(self) -> None:
+        """Count the time of the earlier attempts, because the training resumes from them."""
+        if self.study.trial_minutes is not None:
+            self.watchdog.earlier_s = leases.earlier_s(self.context.engine, self.lease)
+
     def report(self, report: Report, *, is_last: bool = False) -> bool:
-        """Store a report; return whether the trial must end, because it is pruned or has diverged.
+        """Store a report; return whether the trial must end, because it is pruned, has diverged or has timed out.
 
         Raises:
             StudyError: the metrics do not include an objective.
@@ -279,11 +314,17 @@ class Attempt:
             self.decision = Outcome.DIVERGED
         elif is_hopeless and not self._is_baseline():
             self.decision = Outcome.PRUNED
-        return self.decision is not None
+        elif not is_last and self.watchdog.is_over_time():
+            self.decision = Outcome.TIMED_OUT
+        if self.decision is None:
+            return False
+        self.watchdog.note_noticed()
+        return True
 
     def store(self, report: Report, *, may_prune: bool = True) -> bool:
         """Store a report; return whether the pruner would end the trial."""
         assert self.reports is not None
+        self.note_progress()
         self._check_lease()
         values = report.values(self.objectives)
         self._note(report.epoch, values)
@@ -379,14 +420,7 @@ class Attempt:
         context, lease = self.context, self.lease
         if "error" in record:
             record["error"] = hide_password(record["error"])
-        began, compile_s, compilations = self.began
-        compile_s = self.clock.total_s - compile_s
-        record |= {
-            "worker": lease.worker,
-            "compilations": self.clock.count - compilations,
-            "compile_s": round(compile_s, 4),
-            "train_s": round(time.perf_counter() - began - compile_s, 4),
-        }
+        record |= self._spent()
         path = self._keep_best(saved, outcome, values)
         if path is not None:
             record["checkpoint"] = path
@@ -395,6 +429,17 @@ class Attempt:
         if saved.folder.exists():  # with the best checkpoint, or only with pictures
             collect(context.folder, partial(removable, context.engine, context.study_id, **self._best_k()))
         context.say(TrialEnded(lease.number, outcome, values, record["train_s"], record["compile_s"]))
+
+    def _spent(self) -> dict[str, Any]:
+        """Return the worker, and how it spent its time, as columns of the record."""
+        began, compile_s, compilations = self.began
+        compile_s = self.clock.total_s - compile_s
+        return {
+            "worker": self.lease.worker,
+            "compilations": self.clock.count - compilations,
+            "compile_s": round(compile_s, 4),
+            "train_s": round(time.perf_counter() - began - compile_s, 4),
+        }
 
     def _best_k(self) -> dict[str, Any]:
         return {"keep": self.study.keep_best, "maximize": self.study.all_directions[0] == "maximize"}
@@ -417,5 +462,37 @@ class Attempt:
         try:
             self._finish_reports(engine)
         finally:
-            leases.release(engine, self.lease)
+            end = leases.bury if self.watchdog.is_stalled else leases.release
+            end(engine, self.lease)
         context.say(TrialReleased(self.lease.number))
+
+    # --- On the thread of the watchdog
+
+    def _warn_of_stall(self) -> None:
+        number, what = self.number, self.watchdog.describe(Overrun.STALL)
+        message = f"trial {number} has {what}; it is asked to stop, which counts as a death of its worker"
+        self.context.say_aside(TrialOverdue(number, message))
+
+    def _end_aside(self, overrun: Overrun) -> None:
+        """End a trial that does not return from its code, and then the process if it is only a worker.
+
+        The sampler is not told the end: it belongs to the trial's thread.
+        """
+        context, lease, number = self.context, self.lease, self.number
+        owns_process = context.stop.owns_process
+        message = f"trial {number} {self.watchdog.describe(overrun)} and does not end"
+        why = "; its worker exits" if owns_process else "; it is given up, but its code continues in this process"
+        context.say_aside(TrialOverdue(number, message + why))
+        try:
+            with contextlib.suppress(TunerError):
+                if overrun is Overrun.TIME:
+                    spent = self._spent()
+                    leases.tell(context.engine, lease, Outcome.TIMED_OUT, None, {**spent, **self._timeout()})
+                    ended = TrialEnded(number, Outcome.TIMED_OUT, None, spent["train_s"], spent["compile_s"])
+                    context.say_aside(ended)
+                else:
+                    leases.bury(context.engine, lease)
+        finally:
+            self.watch.is_lost.set()
+            if owns_process:
+                os._exit(1)

@@ -189,6 +189,10 @@ class WorkerContext:
         seconds = {name: round(spent_s, 6) for name, spent_s in self.time_use.take().items()}
         self.listener(dataclasses.replace(event, time=now(), seconds=seconds))
 
+    def say_aside(self, event: Event) -> None:
+        """Send an event from a thread that is not the worker's."""
+        self.listener(dataclasses.replace(event, time=now()))
+
     def say_seconds(self) -> None:
         """Report from time to time how the time is spent, because an epoch may take an hour."""
         if self.time_use.is_due():

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tuner.errors import LeaseLost, StorageLost, StudyError, StudyStopped
+from tuner.errors import LeaseLost, StorageLost, StudyError, StudyStopped, TunerError
 from tuner.output.log import is_json, set_about
 from tuner.output.sanitize import hide_password
 from tuner.storage import AnyURL, storage_url, warn_of_password
@@ -35,6 +35,7 @@ from tuner.trial.events import (
     StudyLoaded,
     TrialDeadly,
     TrialLost,
+    TrialReleased,
     WorkerDone,
     WorkerIdle,
 )
@@ -186,6 +187,7 @@ class Worker:
         )
         self.say = self.context.say
         self.grid_limits = getattr(self.context.optuna_study.sampler, "limits", None)
+        self.number: int | None = None  # of the trial that runs
         self.sampler_errors: list[str] = []  # their kinds, newest first, since the last trial without an error
 
     def run(self) -> None:
@@ -204,6 +206,7 @@ class Worker:
         """Register the worker with the study."""
         study = self.study
         join(self.engine, self.claimant, self.place.describe())
+        self.context.stop.give_back = self._give_back_now
         self.say(StudyLoaded(study.name, study.trials, ", ".join(study.objectives)))
 
     def leave(self) -> None:
@@ -230,6 +233,7 @@ class Worker:
                 break
             is_idle = False
             self.context.final_writes.forget()
+            self.number = lease.number
             set_about(trial=lease.number)
             try:
                 ended = Attempt(self.context, lease).run()
@@ -242,6 +246,7 @@ class Worker:
                 if ended is not None:
                     self._note_sampler_error(lease.number, ended)
             finally:
+                self.number = None
                 set_about(trial=None)
             self.place.runtime.tidy()
             if private.has_stopped(self.context.optuna_study):
@@ -255,6 +260,13 @@ class Worker:
         for number in self.claimant.deadly:
             self.say(TrialDeadly(number, f"trial {number} failed: too many workers died while running it"))
         return lease
+
+    def _give_back_now(self) -> None:
+        """Give back the trial from another thread, because its own does not return and the process must exit."""
+        with contextlib.suppress(TunerError):
+            claims.release_all(self.context.final_writes.engine(), self.claimant.worker, died=False)
+        if self.number is not None:
+            self.context.say_aside(TrialReleased(self.number))
 
     def _limit_to_grid(self) -> None:
         """Limit the number of trials to those needed to try every point of a grid."""

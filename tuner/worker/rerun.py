@@ -108,6 +108,9 @@ class _Rerun:
     def keep_saved(self) -> None:
         """Do nothing: only functions have saved reports, and `FunctionTrainable` keeps them."""
 
+    def note_progress(self) -> None:
+        pass
+
     def restart(self, why: str) -> None:
         pass
 

@@ -69,6 +69,7 @@ class CommandTrainable(AsksOptuna):
                 log.write_if_due()
                 if said is None:
                     continue
+                run.note_progress()
                 stream, line = said
                 metrics = _as_json(line) if stream == "out" else None
                 if metrics is None or not set(metrics) & set(self._objectives):

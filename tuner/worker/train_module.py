@@ -46,6 +46,11 @@ class ModuleTrainable(AsksOptuna):
     def run(self, run: Run, saved: Checkpoints) -> End:
         study = self._study
         assert study.epochs is not None
+
+        def must_stop() -> bool:
+            run.note_progress()
+            return run.must_stop()
+
         reports = study.trainer.train_model(
             run.hparams,
             self._data_for(run.hparams),
@@ -55,7 +60,7 @@ class ModuleTrainable(AsksOptuna):
             direction=study.all_directions[0],
             checkpoints=saved,
             about={**self._about, "trial": run.number},
-            stop=run.must_stop,
+            stop=must_stop,
             **self._options,
         )
         epoch = 0

@@ -81,9 +81,10 @@ class LeasedTrial(optuna.trial.Trial):
         self.is_stopped = False
 
     def should_prune(self) -> bool:
-        """Return whether the pruner ends the trial, or the worker must give it back."""
+        """Return whether the pruner ends the trial, it has passed a limit, or the worker must give it back."""
         if len(self.study.directions) > 1:
             return super().should_prune()  # raises Optuna's error
+        self._run.note_progress()
         self.is_stopped = self._run.must_stop()
         return self.is_stopped or self._reporting.is_hopeless
 
@@ -106,6 +107,7 @@ class _Reporting:
     def set_trial_param(self, trial_id: int, name: str, value: float, distribution: BaseDistribution) -> None:
         """See `optuna.storages.BaseStorage`."""
         self._storage.set_trial_param(trial_id, name, value, distribution)
+        self._run.note_progress()
         self._run.flush_later()
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, value: float) -> None:

@@ -24,7 +24,7 @@ class End(enum.Enum):
 
     FINISHED = "it is complete"
     PRUNED = "it was told to end, or ended itself by raising TrialPruned"
-    STOPPED = "the worker must give it back"
+    STOPPED = "the worker must give it back, or it has passed a limit"
 
 
 class Run(TrialRun, Protocol):

@@ -38,6 +38,7 @@ WRITES: dict[str, Callable[[sa.Engine, Lease], None]] = {
     "report": lambda engine, lease: report(engine, lease, 1, 0.125),
     "tell": lambda engine, lease: leases.tell(engine, lease, Outcome.COMPLETE, [0.125], {"worker": "stale"}),
     "release": leases.release,
+    "bury": leases.bury,
     "forget": leases.forget_reports,
 }
 
@@ -375,6 +376,7 @@ def test_a_report_is_stored_as_optuna_stores_it(db: StudyDatabase, value: float)
         (Outcome.PRUNED, None, TrialState.PRUNED),
         (Outcome.DIVERGED, None, TrialState.PRUNED),
         (Outcome.OUT_OF_MEMORY, None, TrialState.PRUNED),
+        (Outcome.TIMED_OUT, None, TrialState.PRUNED),
         (Outcome.FAILED, None, TrialState.FAIL),
     ],
 )
@@ -388,12 +390,43 @@ def test_optuna_sees_how_a_trial_ended(
     (trial,) = db.trials()
     assert (trial.state, trial.values) == (state, values)
     assert trial.user_attrs == {"outcome": outcome.value}
-    assert db.records() == [{**record, "number": 0, "outcome": outcome.value}]
+    # Earlier versions raise an error for an outcome that they do not know.
+    recorded = (
+        {"outcome": "pruned", "error_kind": "timed_out"} if outcome is Outcome.TIMED_OUT else {"outcome": outcome}
+    )
+    assert db.records() == [{**record, "number": 0, **recorded}]
     assert trial.datetime_start is not None
     assert trial.datetime_complete is not None
     assert trial.datetime_start <= trial.datetime_complete
     assert db.leases() == []
     assert_lost(db, lease)
+
+
+def test_a_trial_without_progress_is_free_and_the_third_death_fails_it(db: StudyDatabase) -> None:
+    for fence in (1, 2, 3):
+        lease = db.claim()
+        assert (lease.number, lease.fence) == (0, fence)
+        leases.bury(db.engine, lease)
+        assert_lost(db, lease)
+
+    assert db.claim().number == 1
+    (trial, _) = db.trials()
+    assert trial.state == TrialState.FAIL
+    (record,) = db.records()
+    assert record["error"] == "3 workers died while running this trial"
+
+
+def test_the_time_of_earlier_attempts_is_added_up(db: StudyDatabase) -> None:
+    first = db.claim()
+    assert leases.earlier_s(db.engine, first) == 0.0
+    leases.release(db.engine, first)
+    second = db.claim()
+    leases.release(db.engine, second)
+    with db.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE tuner_attempts SET started_at_s = 100, ended_at_s = 100 + 7 * fence"))
+    third = db.claim()
+    assert third.fence == 3
+    assert leases.earlier_s(db.engine, third) == 7.0 + 14.0
 
 
 def test_a_trial_that_another_tool_ended_is_lost(db: StudyDatabase) -> None:

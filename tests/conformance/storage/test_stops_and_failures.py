@@ -118,7 +118,7 @@ def test_failures_of_different_kinds_stop_a_study_at_the_tenth(db: BudgetedStudy
     assert len(db.trials()) == 10
 
 
-@pytest.mark.parametrize("outcome", [Outcome.COMPLETE, Outcome.PRUNED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY])
+@pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome.uses_budget])
 def test_any_other_end_between_starts_the_count_again(db: BudgetedStudy, outcome: Outcome) -> None:
     claimant = db.claimant(failures_since_s=0.0)
     for _ in range(4):

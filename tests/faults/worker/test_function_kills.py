@@ -173,7 +173,7 @@ def test_a_killed_worker_loses_and_doubles_nothing(
     if form != "returner" and place != "end":
         assert of_killed[:3] == [1, 2, 3]
         assert of_killed[3] > 1, "it resumed from a state"
-    wait_until(lambda: not programs(folder), "the end of all commands")
+    wait_until(lambda: not programs(folder))
 
 
 def programs(folder: Path) -> list[int]:
@@ -187,5 +187,3 @@ def programs(folder: Path) -> list[int]:
         if str(folder / "program.py").encode() in words and int(path.parent.name) != os.getpid():
             found.append(int(path.parent.name))
     return found
-
-

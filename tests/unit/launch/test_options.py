@@ -31,6 +31,8 @@ def test_the_worker_command_says_what_the_launch_was_told(monkeypatch: pytest.Mo
         workers=3,
         trials=7,
         wall_hours=0.5,
+        trial_minutes=30,
+        stall_minutes=2.5,
         seed=0,
         fixed={"rate": "1e-3", "name": "a=b"},
         mlflow="http://host",
@@ -44,7 +46,8 @@ def test_the_worker_command_says_what_the_launch_was_told(monkeypatch: pytest.Mo
     monkeypatch.setattr(run, "_stop_on_signals", lambda: run.Stop())
     monkeypatch.setattr(run.gc, "freeze", lambda: None)
     app(command[3:], standalone_mode=False)
-    settings = {"trials": 7, "wall_hours": 0.5, "device_hours": None, "seed": 0}
+    limits = {"trial_minutes": 30.0, "stall_minutes": 2.5}
+    settings = {"trials": 7, "wall_hours": 0.5, "device_hours": None, **limits, "seed": 0}
     assert read["given"] == ("study.py:one", None, "kept here", settings, {"rate": "1e-3", "name": "a=b"})
 
 

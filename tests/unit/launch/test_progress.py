@@ -78,6 +78,7 @@ def test_what_is_rare_stands_in_the_line_only_if_it_is_there() -> None:
     assert Snapshot(trials=30).line(150.0) == "0/30 trials, 0 complete, 0 pruned, 0 running, 0 failed"
     assert "1 diverged" in Snapshot(counts=counts(diverged=1)).line(0.0)
     assert "out of memory" not in Snapshot(counts=counts(diverged=1)).line(0.0)
+    assert "1 timed out" in Snapshot(counts=counts(timed_out=1)).line(0.0)
 
 
 # Plain lines
@@ -179,6 +180,12 @@ def drawn(shown: Snapshot, now_s: float = 150.0) -> list[str]:
     console = Console(record=True, width=100, file=io.StringIO())
     console.print(draw(shown, GROUPS, now_s))
     return [line.rstrip() for line in console.export_text().splitlines()]
+
+
+def test_the_table_has_a_column_for_trials_that_timed_out_if_there_are_any() -> None:
+    _, heading, numbers, *_ = drawn(snapshot(counts=counts(**NUMBERS, timed_out=7)))
+    assert numbers[: heading.index("timed out") + len("timed out")].endswith(" 7")
+    assert "timed out" not in drawn(snapshot())[1]
 
 
 def test_the_table_has_every_number() -> None:

@@ -29,7 +29,7 @@ def samples(metrics: LaunchMetrics) -> dict[tuple[str, ...], float]:
 def test_events_add_up_by_place() -> None:
     metrics = LaunchMetrics(["gpu 0", "gpu 1,2"])
     metrics.observe(SNAPSHOT, 2)
-    ends = ["complete", "pruned", "complete", "diverged", "out_of_memory", "failed"]
+    ends = ["complete", "pruned", "complete", "diverged", "out_of_memory", "timed_out", "failed"]
     spent = {"training": 2.0, "compiling": 0.5}
     for outcome in ends:
         metrics.take(0, TrialEnded(1, Outcome(outcome), None, 9.0, 9.0, seconds=spent))
@@ -46,10 +46,11 @@ def test_events_add_up_by_place() -> None:
         "pruned": 1,
         "diverged": 1,
         "out_of_memory": 1,
+        "timed_out": 1,
         "failed": 2,
     }
-    assert found["tuner_seconds_total", "0", "training"] == found["tuner_device_busy_seconds_total", "0", "gpu 0"] == 14
-    assert found["tuner_seconds_total", "0", "compiling"] == 3.5
+    assert found["tuner_seconds_total", "0", "training"] == found["tuner_device_busy_seconds_total", "0", "gpu 0"] == 16
+    assert found["tuner_seconds_total", "0", "compiling"] == 4.0
     assert found["tuner_seconds_total", "1", "database"] == 0.25
     assert found["tuner_seconds_total", "1", "waiting"] == 0, "there from the start, or increase() misses the first"
     assert found["tuner_device_busy_seconds_total", "1", "gpu 1,2"] == 1

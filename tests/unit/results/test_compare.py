@@ -55,6 +55,7 @@ def test_studies_lie_side_by_side(any_storage: Any, storage_url: str) -> None:
     run(engine, ours.study_id, Outcome.PRUNED, None, 4, compile_s=90.0)
     run(engine, ours.study_id, Outcome.PRUNED, None, 0)
     run(engine, ours.study_id, Outcome.DIVERGED, None, 2)
+    run(engine, ours.study_id, Outcome.TIMED_OUT, None, 3)  # is not pruned, and saves nothing
     run(engine, ours.study_id, Outcome.FAILED, None, 1)
     with engine.begin() as connection:  # each took 450 seconds
         connection.execute(attempts.update().values(started_at_s=1000.0, ended_at_s=1450.0))
@@ -65,9 +66,9 @@ def test_studies_lie_side_by_side(any_storage: Any, storage_url: str) -> None:
 
     first, second = compare_rows(engine, ["ours", "theirs"])
     assert first == {
-        "study": "ours", "objective": "accuracy", "direction": "maximize", "best": 0.75, "median": 0.375, "trials": 8,
-        "complete": 4, "pruned": 2, "diverged": 1, "out_of_memory": 0, "failed": 1,
-        "device_hours": 2.0,  # eight times 450 seconds on two devices
+        "study": "ours", "objective": "accuracy", "direction": "maximize", "best": 0.75, "median": 0.375, "trials": 9,
+        "complete": 4, "pruned": 2, "diverged": 1, "out_of_memory": 0, "timed_out": 1, "failed": 1,
+        "device_hours": 2.25,  # nine times 450 seconds on two devices
         "hours_saved": 0.5333,  # six epochs of a minute on two devices, and ten of the trial that reported none
     }  # fmt: skip
     assert [second[key] for key in ("best", "median", "trials", "device_hours", "hours_saved")] == [

@@ -163,7 +163,7 @@ time.sleep(600)
         study.tell(trial, 0.0)
         return None
 
-    trial = wait_until(ask, "the trial of the killed process")
+    trial = wait_until(ask)
     assert trial.hparams.x == x
     study.tell(trial, 1.0)
     assert stored(study)[0].intermediate_values == {1: 1.0}

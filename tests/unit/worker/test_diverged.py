@@ -169,7 +169,7 @@ def test_tpe_ranks_trials_that_diverged_late_last(seed: int, tmp_path: Path) -> 
 
 def test_a_sampler_sees_reports_of_no_other_trials_changed() -> None:
     study = optuna.create_study()
-    outcomes = ["diverged", "out_of_memory", "pruned", "complete", ["diverged"], None]
+    outcomes = ["diverged", "out_of_memory", "timed_out", "pruned", "complete", ["diverged"], None]
     for outcome in outcomes:
         attributes = {} if outcome is None else {"outcome": outcome}
         values: dict[str, Any] = {"user_attrs": attributes, "intermediate_values": {1: 0.5, 9: math.nan}}
@@ -178,10 +178,10 @@ def test_a_sampler_sees_reports_of_no_other_trials_changed() -> None:
     view: Any = SamplerView(study._storage)
     seen = view.get_all_trials(study._study_id, deepcopy=False)
 
-    assert [len(trial.intermediate_values) for trial in seen] == [0, 0, 2, 2, 2, 2, 1]
-    assert [trial.number for trial in seen] == list(range(7))
-    ranks = [_get_pruned_trial_score(trial, study) for trial in seen[:3]]
-    assert ranks[0] == ranks[1] > ranks[2]
+    assert [len(trial.intermediate_values) for trial in seen] == [0, 0, 0, 2, 2, 2, 2, 1]
+    assert [trial.number for trial in seen] == list(range(8))
+    ranks = [_get_pruned_trial_score(trial, study) for trial in seen[:4]]
+    assert ranks[0] == ranks[1] == ranks[2] > ranks[3]
     stored = study.get_trials(deepcopy=False)
     assert [len(trial.intermediate_values) for trial in stored] == [2] * 6 + [1], "the storage's own are as they were"
     assert seen[2] is stored[2]

@@ -177,7 +177,7 @@ def test_a_trial_whose_checkpoint_no_longer_fits_restarts_and_says_so_and_the_st
     assert [trial.intermediate_values for trial in trials] == [{1: 3.0}, {1: 3.0}], "nothing is left of before"
 
 
-class Resumed(Costless):
+class Resumed(FakeTrainer):
     """Its first worker stores the report of epoch 1 alone; its checkpoint has those of epochs 1 to 3."""
 
     def train_model(self, hparams: Searched, splits: Any, *, epochs: int, checkpoints: Any, **options: Any) -> Any:
@@ -205,7 +205,7 @@ def test_reports_that_only_a_checkpoint_has_are_stored_by_the_worker_that_resume
     """Those of a worker that was killed before it could store them, as while the database was away."""
     sampler, stop = Curves(), Stop()
     study = Study(
-        name="resumed", space=Searched, trainer=Resumed(), data=a_few_numbers, objective="loss", direction="minimize",
+        name="resumed", space=Searched, trainer=Resumed(), data=small_data, objective="loss", direction="minimize",
         epochs=4, trials=1, sampler=sampler, pruner="none", keep_best=0,
     )  # fmt: skip
     url, artifacts = f"sqlite:///{tmp_path / 'study.db'}", str(tmp_path / "artifacts")
@@ -227,7 +227,7 @@ def test_reports_that_only_a_checkpoint_has_are_stored_by_the_worker_that_resume
     assert sampler.told == [stored()]
 
 
-class Placed(Costless):
+class Placed(FakeTrainer):
     """Notes where each trial saves its checkpoints."""
 
     def __init__(self) -> None:
@@ -243,7 +243,7 @@ class Placed(Costless):
 def test_no_two_trials_use_one_folder_also_of_studies_with_one_name(tmp_path: Path) -> None:
     trainer, count = Placed(), 12  # with numbers of two digits
     study = Study(
-        name="placed", space=Searched, trainer=trainer, data=a_few_numbers, objective="loss", direction="minimize",
+        name="placed", space=Searched, trainer=trainer, data=small_data, objective="loss", direction="minimize",
         epochs=1, trials=count, sampler="random", pruner="none", keep_best=0,
     )  # fmt: skip
     for database in ("one", "two"):

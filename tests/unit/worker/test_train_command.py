@@ -173,9 +173,9 @@ for epoch in range(done + 1, 6):
     worker = threading.Thread(target=commands, args=(program,), kwargs={"stop": stop})
     worker.start()
     try:
-        wait_until(lambda: list(commands.folder.glob("artifacts/*/0/files/epoch")), "a first epoch")
+        wait_until(lambda: list(commands.folder.glob("artifacts/*/0/files/epoch")))
         (path,) = commands.folder.glob("artifacts/*/0/files/epoch")
-        wait_until(lambda: path.read_text() == "3", "the third epoch")
+        wait_until(lambda: path.read_text() == "3")
     finally:
         stop.requested = True
         worker.join()
@@ -204,12 +204,12 @@ study = Study(name="one", space=HParams, train=command, objective="loss", direct
     env = {**os.environ, "TUNER_STORAGE": commands.url, "TUNER_ARTIFACTS": str(commands.folder / "artifacts")}
     worker = subprocess.Popen([sys.executable, "-m", "tuner", "worker", "study.py"], cwd=commands.folder, env=env)
     try:
-        wait_until(lambda: (commands.folder / "pids").exists() and (commands.folder / "pids").read_text(), "its start")
+        wait_until(lambda: (commands.folder / "pids").exists() and (commands.folder / "pids").read_text())
     finally:
         worker.send_signal(signal.SIGKILL)
         worker.wait()
     pids = [int(word) for word in (commands.folder / "pids").read_text().split()]
-    wait_until(lambda: not any(map(is_running, pids)), "the end of both processes")
+    wait_until(lambda: not any(map(is_running, pids)))
 
 
 def test_a_worker_of_a_command_does_not_import_jax(tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ def test_the_rungs_of_optunas_pruner_are_cleared_with_the_reports(runs: Runs) ->
 def test_suggestions_are_stored_before_the_first_report(runs: Runs, wait_until: Callable[..., Any]) -> None:
     def objective(trial: optuna.Trial) -> float:
         x = trial.suggest_float("x", 0.0, 1.0)
-        wait_until(lambda: runs.trials()[0].params == {"x": x}, "the suggestion in the database")
+        wait_until(lambda: runs.trials()[0].params == {"x": x})
         return x
 
     (trial,) = runs(objective)

@@ -70,7 +70,7 @@ class CompilingRow(TypedDict):
 
 
 class FailureRow(TypedDict):
-    """An attempt that failed, ran out of memory, or whose worker died.
+    """An attempt that failed, ran out of memory or timed out, or whose worker died.
 
     `ago_s` is on the database's clock; `error`, the traceback, is None where the worker could not leave one.
     """
@@ -95,7 +95,7 @@ class CheckpointRow(TypedDict):
 
 
 _MOST_WORKERS = 200
-_OF_INTEREST = ("failed", "died", "out_of_memory")
+_OF_INTEREST = ("failed", "died", "out_of_memory", "timed_out")
 
 
 def study_of(engine: Engine, study_id: int | None, trial_id: int | None) -> int | None:
@@ -246,7 +246,7 @@ def read_compiling(engine: Engine, study_id: int | None) -> list[CompilingRow]:
 
 
 def read_failures(engine: Engine, study_id: int | None, count: int = 20) -> list[FailureRow]:
-    """Return the latest attempts that failed, ran out of memory, or whose worker died, newest first.
+    """Return the latest attempts that failed, ran out of memory or timed out, or whose worker died, newest first.
 
     Args:
         engine: The storage's engine.

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
 from tuner.storage.sql.dialect import clock, greatest, least
+from tuner.storage.sql.outcomes import recorded_outcome
 from tuner.storage.sql.retry import read
 from tuner.storage.sql.tables import attempts, leases, records, reports, rungs, trials, workers
 from tuner.trial import Outcome
@@ -173,7 +174,13 @@ def read_efforts(engine: Engine, study_id: int) -> list[Effort]:
     is_known = (tried.c.tries == 1) & (reached.c.between > 0) & reached.c.between_s.is_not(None)
     epoch_s = sa.case((is_known, reached.c.between_s / reached.c.between * tried.c.devices), else_=0.0)
     query = (
-        sa.select(trials.c.number, records.c.outcome, sa.func.coalesce(reached.c.epochs, 0), tried.c.device_s, epoch_s)
+        sa.select(
+            trials.c.number,
+            recorded_outcome(records),
+            sa.func.coalesce(reached.c.epochs, 0),
+            tried.c.device_s,
+            epoch_s,
+        )
         .select_from(records.join(trials, trials.c.trial_id == records.c.trial_id))
         .join(tried, tried.c.trial_id == records.c.trial_id)
         .outerjoin(reached, reached.c.trial_id == records.c.trial_id)

@@ -17,6 +17,7 @@ from tuner.storage.read.hours import Hours, count_hours
 from tuner.storage.read.ranking import Ranked, best_trials, is_feasible, read_constraints
 from tuner.storage.sql.dialect import clock
 from tuner.storage.sql.encoding import loaded_number
+from tuner.storage.sql.outcomes import recorded_outcome
 from tuner.storage.sql.retry import read
 from tuner.storage.sql.tables import (
     budgets,
@@ -42,6 +43,7 @@ _OUTCOME_OF_STATE = {
     "RUNNING": Outcome.RUNNING,
     "WAITING": Outcome.WAITING,
 }
+_STORED_AS_PRUNED = [Outcome.DIVERGED.value, Outcome.OUT_OF_MEMORY.value, Outcome.TIMED_OUT.value]
 _CHUNK = 500  # ids in one IN (...): SQLite allows 32,766 variables, Postgres plans short lists well
 
 
@@ -196,10 +198,10 @@ class _Ours:
         self.trials = trials.outerjoin(self.records, self.records.c.trial_id == trials.c.trial_id).outerjoin(
             lease, lease.c.trial_id == trials.c.trial_id
         )
-        known = self.records.c.outcome
+        known = recorded_outcome(self.records)
         is_given_back = lease.c.expires_at_s <= clock(connection.dialect.name)
         self.outcome = sa.case(
-            ((trials.c.state == "PRUNED") & known.in_(["diverged", "out_of_memory"]), known),
+            ((trials.c.state == "PRUNED") & known.in_(_STORED_AS_PRUNED), known),
             ((trials.c.state == "RUNNING") & is_given_back, Outcome.PREEMPTED.value),
             *((trials.c.state == state, outcome.value) for state, outcome in _OUTCOME_OF_STATE.items()),
         )

@@ -206,8 +206,18 @@ def extend_lease(dialect: str, clock_columns: tuple[str, ...]) -> Any:
 @statement("release lease")
 def release_lease(dialect: str) -> Any:
     """Give back a trial whose lease is still held, and return its id."""
-    given_back: dict[str, sa.ColumnElement[Any]] = {"worker": sa.null(), "expires_at_s": sa.literal_column("0.0")}
+    return leases.update().where(*_is_still_held()).values(_given_back()).returning(leases.c.trial_id)
+
+
+@statement("bury lease")
+def bury_lease(dialect: str) -> Any:
+    """Give back a trial whose lease is still held, count a death, and return its id."""
+    given_back = {**_given_back(), "deaths": leases.c.deaths + sa.literal_column("1")}
     return leases.update().where(*_is_still_held()).values(given_back).returning(leases.c.trial_id)
+
+
+def _given_back() -> dict[str, sa.ColumnElement[Any]]:
+    return {"worker": sa.null(), "expires_at_s": sa.literal_column("0.0")}
 
 
 @statement("end lease")

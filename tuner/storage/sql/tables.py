@@ -190,7 +190,8 @@ records = Table(
     Column("compilations", Integer),
     Column("train_s", Float(53)),
     Column("checkpoint", Text),
-    # The kind of the error, equal for similar errors; and the traceback.
+    # The kind of the error, equal for similar errors; and the traceback. The kind `timed_out` is an outcome
+    # (tuner.storage.sql.outcomes).
     Column("error_kind", Text),
     Column("error", Text),
     Index("tuner_records_by_end", "study_id", "ended_at_s"),

@@ -22,7 +22,7 @@ from tuner.storage.sql.prepared_statements import run
 from tuner.storage.sql.retry import is_recovering, read, write, write_once
 from tuner.storage.sql.tables import attempts, budgets, leases, trials, workers
 from tuner.storage.worker.fences import Lease, Write, insertion, run_with, run_write
-from tuner.storage.worker.leases import endings
+from tuner.storage.worker.leases import DIED, endings
 from tuner.trial import DEADLY, Outcome
 from tuner.trial.failures import reason_to_stop
 
@@ -69,7 +69,7 @@ class Claimant:
     Attributes:
         study_id: The study.
         worker: The worker's name.
-        trials: The requested trials: complete, pruned, diverged and out-of-memory ones count, failed ones do not.
+        trials: The requested trials: all that ended count, except failed ones.
             Running ones are expected to count, also those of plain Optuna processes.
         new_trials: A new trial is created only while fewer count or run; queued trials may start up to `trials`. None
             for no limit.
@@ -294,7 +294,7 @@ def _adopt(connection: Connection, claimant: Claimant, now_s: float) -> Lease | 
         .with_for_update(of=leases, skip_locked=True)
     )
     for row in connection.execute(query).all():
-        _close_attempts(connection, attempts.c.trial_id == row.trial_id, "died", min(now_s, row.expires_at_s))
+        _close_attempts(connection, attempts.c.trial_id == row.trial_id, DIED, min(now_s, row.expires_at_s))
         deaths = row.deaths + (row.worker is not None)
         if deaths >= MAX_DEATHS:
             _end_deadly(connection, claimant, row, deaths)
@@ -321,9 +321,11 @@ def _close_attempts(
 
 
 def _end_deadly(connection: Connection, claimant: Claimant, row: AnyRow, deaths: int) -> None:
-    error = f"{deaths} workers died while running this trial, the last was {row.worker}"
+    # A worker that gave back a trial without progress is not in its lease.
+    last = "" if row.worker is None else f", the last was {row.worker}"
+    error = f"{deaths} workers died while running this trial{last}"
     record = {"worker": row.worker, "error_kind": DEADLY, "error": error}
-    lease = Lease(row.trial_id, row.number, row.worker, row.fence, claimant.lease_s)
+    lease = Lease(row.trial_id, row.number, row.worker or "", row.fence, claimant.lease_s)
     for ending in endings(lease, Outcome.FAILED, None, record):
         run_write(connection, row.trial_id, ending)
     connection.execute(leases.delete().where(leases.c.trial_id == row.trial_id))
@@ -370,7 +372,7 @@ def release_all(engine: Engine, worker: str, *, died: bool) -> None:
         now_s = clock(connection.dialect.name)
         rebase(connection)
         connection.execute(leases.update().where(leases.c.worker == worker).values(values))
-        ending = "died" if died else Outcome.PREEMPTED.value
+        ending = DIED if died else Outcome.PREEMPTED.value
         _close_attempts(connection, attempts.c.worker == worker, ending, now_s)
         connection.execute(
             workers.update().where(workers.c.worker == worker, workers.c.ended_at_s.is_(None)).values(ended_at_s=now_s)

@@ -25,10 +25,15 @@ class Change(enum.Enum):
 
     EXTEND = "it ends later"
     RELEASE = "its trial may be taken over at once"
+    BURY = "the same, and a death is counted"
     END = "its trial has ended"
 
 
-_CHANGES = {Change.RELEASE: statements.release_lease, Change.END: statements.end_lease}
+_CHANGES = {
+    Change.RELEASE: statements.release_lease,
+    Change.BURY: statements.bury_lease,
+    Change.END: statements.end_lease,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Engine
 
 from tuner.storage.sql import statements
 from tuner.storage.sql.encoding import encode_metric, stored_number
+from tuner.storage.sql.outcomes import encode_outcome
 from tuner.storage.sql.retry import read, write, write_once
 from tuner.storage.sql.tables import (
     attempts,
@@ -27,6 +28,8 @@ from tuner.storage.worker.fences import Change, Lease, Write, fenced, lost_lease
 from tuner.trial import Outcome, Report
 from tuner.trial.failures import storable
 
+DIED = "died"
+"""The ending of an attempt whose worker died."""
 _MOST_LOG_CHARACTERS = 20_000
 _MOST_REPORTS = 100  # in one statement: after an outage there may be thousands
 
@@ -153,8 +156,8 @@ def tell(
 ) -> None:
     """End a trial: its state, values and record in one transaction.
 
-    Optuna has no state for a diverged or out-of-memory trial: they are stored as pruned, so that TPE learns to avoid
-    them (a failed trial is invisible to samplers), with the outcome as an attribute.
+    Optuna has no state for a trial that diverged, ran out of memory or timed out: they are stored as pruned, so that
+    TPE learns to avoid them (a failed trial is invisible to samplers), with the outcome as an attribute.
 
     Args:
         engine: The storage's engine.
@@ -197,7 +200,7 @@ def endings(lease: Lease, outcome: Outcome, values: Sequence[float] | None, reco
     told = {"key": "outcome", "value_json": json.dumps(outcome)}
     writes.append(upsert(trial_user_attributes, [told], "key"))
 
-    given = {"outcome": outcome.value, **record}
+    given = {**record, **encode_outcome(outcome)}
     return [
         *writes,
         Write(statements.end_trial, {"state": state}),
@@ -219,13 +222,30 @@ def release(engine: Engine, lease: Lease) -> None:
         raise lost_lease(lease)
 
 
-def _give_back(engine: Engine, lease: Lease, ending: Outcome, error: str | None) -> bool:
+def bury(engine: Engine, lease: Lease) -> None:
+    """Give back a trial that makes no progress, and count a death of its worker.
+
+    The worker may go on with other trials, or may be unable to end this one: its lease is over in both cases.
+
+    Raises:
+        LeaseLost: another worker has the trial already.
+    """
+    if not _give_back(engine, lease, DIED, None, Change.BURY):
+        raise lost_lease(lease)
+
+
+def earlier_s(engine: Engine, lease: Lease) -> float:
+    """Return the seconds of the earlier attempts at a trial."""
+    seconds = sa.func.sum(attempts.c.ended_at_s - attempts.c.started_at_s)
+    query = sa.select(seconds).where(attempts.c.trial_id == lease.trial_id, attempts.c.fence < lease.fence)
+    return read(engine, lambda connection: connection.execute(query).scalar_one()) or 0.0
+
+
+def _give_back(engine: Engine, lease: Lease, ending: str, error: str | None, change: Change = Change.RELEASE) -> bool:
     writes = [_attempt_ending(lease, ending, error)]
 
     def work(connection: Connection, tries: int) -> bool:
-        return fenced(connection, lease, Change.RELEASE, writes) or (
-            tries > 0 and _has_ended(connection, lease, ending)
-        )
+        return fenced(connection, lease, change, writes) or (tries > 0 and _has_ended(connection, lease, ending))
 
     return write_once(engine, work)
 
@@ -235,7 +255,7 @@ def withdraw_death(engine: Engine, lease: Lease) -> None:
 
     def work(connection: Connection, _: int) -> None:
         own = (attempts.c.trial_id == lease.trial_id) & (attempts.c.fence == lease.fence)
-        own &= (attempts.c.worker == lease.worker) & (attempts.c.ending == "died")
+        own &= (attempts.c.worker == lease.worker) & (attempts.c.ending == DIED)
         # The end of the attempt shows whether this was done before.
         if connection.execute(attempts.update().where(own).values(ending=Outcome.PREEMPTED.value)).rowcount:
             is_counted = (leases.c.trial_id == lease.trial_id) & (leases.c.fence > lease.fence) & (leases.c.deaths > 0)
