@@ -157,9 +157,9 @@ def study_of(function: Callable[..., Any], settings: Settings) -> StudySpec:
         raise StudyError(f"{name} is a training function, which needs a direction: pass `direction`")
     several = [f"value_{at}" for at in range(len(directions))] if len(directions) > 1 else ["value"]
     objectives = list(settings.objectives) or several
-    training: dict[str, Any] = {"train": OptunaObjective(function)}
-    if not is_objective:
-        training = {"train": function, "space": _space_of(function)}
+    training: dict[str, Any] = (
+        {"train": OptunaObjective(function)} if is_objective else {"train": function, "space": _space_of(function)}
+    )
     study = StudySpec(
         name=settings.name,
         objective=objectives[0] if len(objectives) == 1 else objectives,

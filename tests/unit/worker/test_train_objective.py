@@ -27,10 +27,10 @@ class Runs:
         self.folder, self.url = folder, f"sqlite:///{folder}/study.db"
 
     def __call__(
-        self, objective: Objective, *, stop: Stop | None = None, **settings: Any
+        self, function: Objective, *, stop: Stop | None = None, **settings: Any
     ) -> list[optuna.trial.FrozenTrial]:
         given = {"objective": "value", "direction": "minimize", "trials": 1, "retries": 0}
-        study = Study(name="one", train=OptunaObjective(objective), **{**given, **settings})
+        study = Study(name="one", train=OptunaObjective(function), **{**given, **settings})
         run_worker(study, self.url, artifacts=str(self.folder / "artifacts"), stop=stop)
         return self.trials()
 
