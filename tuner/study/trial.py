@@ -163,7 +163,7 @@ class Trial:
 
     @property
     def is_told_to_end(self) -> bool:
-        """Whether the training was told to end."""
+        """Whether a report has asked the training to end."""
         return isinstance(self._ending, TrialPruned)
 
     def should_stop(self) -> bool:

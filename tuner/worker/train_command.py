@@ -190,7 +190,7 @@ def _as_json(line: str) -> dict[str, Any] | None:
 
 
 def _report(said: Mapping[str, Any], epoch: int) -> Report:
-    """Return the report in a line of JSON; values that are not numbers are left out."""
+    """Return the report in a line of JSON; values that are not numbers are skipped."""
     number, step = said.get("epoch"), said.get("step")
     epoch = number if is_int(number) and number >= 0 else epoch + 1
     metrics = {name: float(value) for name, value in said.items() if name not in ("epoch", "step") and is_number(value)}

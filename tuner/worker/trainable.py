@@ -23,7 +23,7 @@ class End(enum.Enum):
     """How a trainable's run of a trial ended."""
 
     FINISHED = "it is complete"
-    PRUNED = "it was told to end, or ended itself by raising TrialPruned"
+    PRUNED = "a report ended it, or it raised TrialPruned itself"
     STOPPED = "the worker must give it back, or it has passed a limit"
 
 

@@ -145,9 +145,9 @@ def test_a_float_of_a_function_is_traced_and_a_constant_is_not() -> None:
 
 
 def test_a_hyperparameter_that_the_space_does_not_have_is_named() -> None:
-    message = "data reads a hyperparameter .* search space: Short has no 'lenght', .* did you mean 'length'"
+    message = "data reads a hyperparameter .* search space: Short has no 'lenght', .* did you mean 'length'"  # codespell:ignore
     with pytest.raises(MissingHParam, match=message):
-        StudyData(Counted(lambda hparams: hparams.window.lenght), 0).for_hparams(SHORT)
+        StudyData(Counted(lambda hparams: hparams.window.lenght), 0).for_hparams(SHORT)  # codespell:ignore
 
 
 def test_an_error_keeps_its_class_and_notes_its_line() -> None:
