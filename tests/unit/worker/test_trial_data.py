@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import runpy
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import windows_study
 
 from tuner import Space, choice, uniform
 from tuner.errors import StudyError
+from tuner.results.export import export_bundle
 from tuner.results.model_picture import draw_picture
 from tuner.results.rows import trial_rows
 from tuner.storage import connect
@@ -162,7 +165,9 @@ def test_every_example_is_checked_with_its_own_data(tmp_path: Path) -> None:
     assert not (tmp_path / "study.db").exists()
 
 
-def test_trials_are_repeated_confirmed_and_drawn_with_their_own_data(tmp_path: Path) -> None:
+def test_trials_are_repeated_confirmed_drawn_and_bundled_with_their_own_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "windows.py"
     file.write_text(Path(windows_study.__file__).read_text())
     url = f"sqlite:///{tmp_path}/study.db"
@@ -179,6 +184,14 @@ def test_trials_are_repeated_confirmed_and_drawn_with_their_own_data(tmp_path: P
             path = tmp_path / f"{row['number']}.svg"
             draw_picture(engine, "windows", path, row["number"])
             assert f"<!-- length {row['hparams']['length']} -->" in path.read_text()
+            bundle = tmp_path / f"{row['number']}.zip"
+            export_bundle(engine, "windows", bundle, row["number"])
+            with zipfile.ZipFile(bundle) as opened:
+                opened.extractall(tmp_path / bundle.stem)
+            runpy.run_path(str(tmp_path / bundle.stem / "run.py"))
+            assert (
+                f"length: {row['hparams']['length']}, recorded {row['hparams']['length']}\n" in capsys.readouterr().out
+            )
         confirmed: list[float | None] = []
         confirm(rerunner, 4, 1, lambda trial, repeat, value: confirmed.append(value))
     finally:
