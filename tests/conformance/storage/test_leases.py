@@ -391,10 +391,10 @@ def test_optuna_sees_how_a_trial_ended(
     assert (trial.state, trial.values) == (state, values)
     assert trial.user_attrs == {"outcome": outcome.value}
     # Earlier versions raise an error for an outcome that they do not know.
-    recorded = (
-        {"outcome": "pruned", "error_kind": "timed_out"} if outcome is Outcome.TIMED_OUT else {"outcome": outcome}
-    )
-    assert db.records() == [{**record, "number": 0, **recorded}]
+    recorded = Outcome.PRUNED if outcome is Outcome.TIMED_OUT else outcome
+    assert db.records() == [{**record, "number": 0, "outcome": recorded.value}]
+    (kind,) = db.records("error_kind")
+    assert kind["error_kind"] == ("timed_out" if outcome is Outcome.TIMED_OUT else None)
     assert trial.datetime_start is not None
     assert trial.datetime_complete is not None
     assert trial.datetime_start <= trial.datetime_complete

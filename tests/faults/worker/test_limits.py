@@ -86,7 +86,7 @@ def test_a_signal_to_the_launch_ends_a_worker_whose_trial_never_checks(limited: 
     assert status == 130, said
     assert endings_of(url_of(limited)) == {0: ["preempted"]}
     assert deaths(limited) == [(None, 0.0, 0)]
-    assert processes_of(url_of(limited)) == []
+    wait_until(lambda: processes_of(url_of(limited)) == [])
 
 
 @pytest.mark.parametrize(

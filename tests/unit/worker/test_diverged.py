@@ -183,8 +183,8 @@ def test_a_sampler_sees_reports_of_no_other_trials_changed() -> None:
     ranks = [_get_pruned_trial_score(trial, study) for trial in seen[:4]]
     assert ranks[0] == ranks[1] == ranks[2] > ranks[3]
     stored = study.get_trials(deepcopy=False)
-    assert [len(trial.intermediate_values) for trial in stored] == [2] * 6 + [1], "the storage's own are as they were"
-    assert seen[2] is stored[2]
+    assert [len(trial.intermediate_values) for trial in stored] == [2] * 7 + [1], "the storage's own are as they were"
+    assert seen[3] is stored[3]
     assert [trial.state for trial in view.get_all_trials(study._study_id, states=[TrialState.COMPLETE])] == [
         TrialState.COMPLETE
     ]

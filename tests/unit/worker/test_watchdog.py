@@ -80,6 +80,7 @@ def test_a_trial_that_knows_that_it_must_stop_has_longer(stalling: Watched) -> N
         assert stalling.warned.wait(LONG_S)
         stalling.dog.note_noticed()
         stalling.now_s += 50
+        assert not stalling.ended.wait(0.3)
     assert (stalling.endings, stalling.dog.has_ended_trial) == ([], False)
 
 
