@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tuner.errors import LeaseLost, StorageLost, TrialPruned, TunerError
+from tuner.errors import LeaseLost, StorageLost, TrialPruned, TunerError, is_interrupted
 from tuner.output.sanitize import hide_password
 from tuner.search import TrialPruner
 from tuner.storage.artifacts import collect, trial_folder
@@ -202,6 +202,8 @@ class Attempt:
         except (TunerError, _Stopped, optuna.exceptions.StorageInternalError):
             raise
         except Exception as error:
+            if is_interrupted(error):
+                raise
             if is_out_of_memory(error):
                 return Outcome.OUT_OF_MEMORY, None, {"error": storable(str(error))}
             return Outcome.FAILED, None, describe(error)

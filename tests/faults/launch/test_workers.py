@@ -211,16 +211,19 @@ def test_workers_do_not_outlive_their_launcher(
 ) -> None:
     tuner = tuner_on_sqlite
     url = tuner.env["TUNER_STORAGE"]
-    launcher = tuner.start("launch", "tiny.py", "--workers", "2", **SLOW)
-    wait_until(lambda: reports(url)() >= 2)
+    # Workers that go on by themselves are at it for two minutes.
+    env = {"TINY_TRIALS": "2", "TINY_EPOCHS": "40"}
+    launcher = tuner.start("launch", "tiny.py", "--workers", "2", **env, TINY_PAUSE_S="3")
+    wait_until(lambda: reports(url)() >= 2, deadline_s=150)
     workers = children(launcher.pid)
     assert len(workers) == 2
     launcher.kill()
 
-    wait_until(lambda: not any(is_alive(pid) for pid in workers), deadline_s=20)
+    wait_until(lambda: not any(is_alive(pid) for pid in workers))
 
-    assert tuner.run("launch", "tiny.py", "--workers", "2").returncode == 0, "they gave their trials back"
-    check_study(tuner, 6)
+    assert reports(url)() < 2 * 40
+    assert tuner.run("launch", "tiny.py", "--workers", "2", **env).returncode == 0, "the study goes on"
+    check_study(tuner, 2, epochs=40)
 
 
 def test_the_same_error_three_times_stops_the_study_once_mended_it_goes_on(
