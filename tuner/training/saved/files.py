@@ -98,7 +98,7 @@ def add(series: Path, content: Content, keep: int) -> None:
         scratch.mkdir(parents=True)
         clear_scratch(series.parent, _ABANDONED_S)
         _write(scratch, content)
-        series.mkdir()
+        series.mkdir(exist_ok=True)
         newest = max((int(path.name) for path in newest_first(series)), default=0)
         for number in itertools.count(newest + 1):
             try:
