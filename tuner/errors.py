@@ -167,6 +167,21 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
+def is_interrupted(error: BaseException) -> bool:
+    """Return whether an error was raised while an interrupt was handled, as by a second Ctrl-C.
+
+    `threading` makes such errors: an interrupt can keep a waiting thread from taking its lock back, and the lock then
+    cannot be released.
+    """
+    context, seen = error.__context__, set[int]()
+    while context is not None and id(context) not in seen:
+        if isinstance(context, KeyboardInterrupt):
+            return True
+        seen.add(id(context))
+        context = context.__context__
+    return False
+
+
 def is_int(value: object) -> TypeGuard[int]:
     """Return whether a setting is an integer; True and False are none."""
     return isinstance(value, int) and not isinstance(value, bool)

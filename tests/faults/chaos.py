@@ -495,7 +495,10 @@ def _trials(episode: Episode) -> Iterator[str]:
     states = Counter(str(state) for _, state in rows)
     failed = states.pop("FAIL", 0)
     if failed and episode.may_die < 3 * failed:
-        yield f"{failed} trials failed with {episode.may_die} deaths at most: three fail a trial"
+        errors = episode.rows("SELECT trial_id, error FROM tuner_records WHERE outcome = 'failed'")
+        tries = "SELECT trial_id, fence, worker, ending, started_at_s, ended_at_s FROM tuner_attempts ORDER BY 1, 2"
+        tried = [row for row in episode.rows(tries) if row[0] in dict(errors)]
+        yield f"{failed} trials failed with {episode.may_die} deaths at most: three fail a trial: {errors}, {tried}"
     if set(states) - {"COMPLETE", "PRUNED"}:
         yield f"trials are left unfinished: {dict(states)}"
     if sum(states.values()) != episode.trials:

@@ -17,7 +17,7 @@ from tuner.cli import control, dashboard, doctor, export, plot, rerun, run, trac
 from tuner.cli import show as queries
 from tuner.cli.arguments import DEBUG_VARIABLE
 from tuner.cli.explain import Command, explained
-from tuner.errors import DISTRIBUTION, TunerError, UsageError
+from tuner.errors import DISTRIBUTION, TunerError, UsageError, is_interrupted
 from tuner.output.log import clean_traces, drop, tell
 
 app = typer.Typer(
@@ -95,6 +95,8 @@ def main() -> None:
         drop(sys.stdout)
         sys.exit(0)
     except Exception as error:
+        if is_interrupted(error):
+            sys.exit(130)
         known = explained(error)
         if known is None:
             raise

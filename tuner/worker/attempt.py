@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tuner.errors import CheckpointError, LeaseLost, StorageLost, TrialPruned, TunerError
+from tuner.errors import CheckpointError, LeaseLost, StorageLost, TrialPruned, TunerError, is_interrupted
 from tuner.output.sanitize import hide_password
 from tuner.search import TrialPruner
 from tuner.storage.artifacts import FILES, collect, trial_folder
@@ -185,6 +185,8 @@ class Attempt:
         except (TunerError, _Stopped, optuna.exceptions.StorageInternalError):
             raise
         except Exception as error:
+            if is_interrupted(error):
+                raise
             if context.runtime.is_out_of_memory(error):
                 return Outcome.OUT_OF_MEMORY, {"error": storable(str(error))}
             return Outcome.FAILED, describe(error)

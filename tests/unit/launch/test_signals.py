@@ -120,26 +120,31 @@ LAUNCHED = """
 import sys, time
 from tuner.cli import run
 from tuner.trial import Stop
-is_stuck = sys.argv[1] == "stuck"
+is_done, is_stuck = sys.argv[1] == "done", sys.argv[1] == "stuck"
 run._GRACE_S = 0.2 if is_stuck else 1000
 stop = Stop()
 run._stop_with_launcher(stop)
 print("ready", flush=True)
 end_s = time.monotonic() + 100
-while time.monotonic() < end_s and (is_stuck or not stop.requested):
+while not is_done and time.monotonic() < end_s and (is_stuck or not stop.requested):
     time.sleep(0.01)
 print("requested", stop.requested, flush=True)
 """
+
+
+def launched(way: str) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", LAUNCHED, way], stdin=pipe, stdout=pipe, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
 
 
 @pytest.mark.parametrize(("way", "said", "status"), [("heeds", "requested True\n", 0), ("stuck", "", 130)])
 def test_a_worker_ends_with_its_launcher_also_if_its_main_thread_does_not_return(
     way: str, said: str, status: int
 ) -> None:
-    pipe = subprocess.PIPE
-    process = subprocess.Popen([sys.executable, "-c", LAUNCHED, way], stdin=pipe, stdout=pipe, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
+    process = launched(way)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.5)  # while the launcher lives
 
@@ -147,6 +152,15 @@ def test_a_worker_ends_with_its_launcher_also_if_its_main_thread_does_not_return
 
     assert output == said
     assert process.returncode == status
+
+
+def test_a_worker_that_is_done_does_not_wait_for_the_end_of_its_launcher() -> None:
+    process = launched("done")
+    try:
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.communicate()
 
 
 # A worker that speaks once more after it was asked to end, when nobody reads it any more.

@@ -11,6 +11,7 @@ import numpy as np
 import optuna
 import pytest
 from fake_trainer import FakeTrainer, small_data
+from interrupted import wait_interrupted
 from optuna.search_space import intersection
 from storage_tools import opened
 
@@ -253,3 +254,30 @@ def test_no_two_trials_use_one_folder_also_of_studies_with_one_name(tmp_path: Pa
     assert not any(one in other.parents for one in trainer.folders for other in trainer.folders)
     assert len({folder.parent for folder in trainer.folders}) == 2, "one for each study"
     assert {folder.parent.parent for folder in trainer.folders} == {tmp_path / "artifacts"}
+
+
+class Interrupted(FakeTrainer):
+    """Its first training is interrupted."""
+
+    is_first = True
+
+    def train_model(self, hparams: Searched, splits: Any, **options: Any) -> Any:
+        if self.is_first:
+            self.is_first = False
+            wait_interrupted()
+        yield Report(1, 1, {"loss": hparams.slope})
+
+
+def test_a_trial_that_is_interrupted_in_the_middle_of_threading_has_not_failed(tmp_path: Path) -> None:
+    study = Study(
+        name="interrupted", space=Searched, trainer=Interrupted(), data=small_data, objective="loss",
+        direction="minimize", epochs=1, trials=1, sampler="random", pruner="none", keep_best=0, retries=0,
+    )  # fmt: skip
+    url, artifacts = f"sqlite:///{tmp_path / 'study.db'}", str(tmp_path / "artifacts")
+    with pytest.raises(RuntimeError, match="un-acquired lock"):
+        run_worker(study, url, artifacts=artifacts)
+    ended: list[Event] = []
+
+    run_worker(study, url, artifacts=artifacts, say=ended.append)
+
+    assert [(event.trial, event.outcome) for event in ended if isinstance(event, TrialEnded)] == [(0, "complete")]

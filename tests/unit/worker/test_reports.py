@@ -172,6 +172,26 @@ def test_a_pruners_error_is_raised_where_training_is(background: Background, dat
         reports_of(background, database, fail).store(report(1), may_prune=True)
 
 
+def test_a_pruners_error_that_comes_after_the_training_is_no_error(
+    background: Background, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reports_, "_ANSWER_S", 0.1)
+    asked: list[int] = []
+
+    def fail(one: Report) -> bool:
+        asked.append(one.epoch)
+        raise ZeroDivisionError("the pruner's")
+
+    ours = reports_of(background, database, fail)
+    database.may_answer.clear()
+    assert not ours.store(report(1), may_prune=True)
+    database.may_answer.set()
+    ours.finish(ENGINE)
+
+    assert asked == [1]
+    assert database.stored == [1, -1]
+
+
 def test_the_end_waits_for_all_reports_unless_the_worker_ends(
     background: Background, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
