@@ -145,7 +145,7 @@ def test_a_float_of_a_function_is_traced_and_a_constant_is_not() -> None:
 
 
 def test_a_hyperparameter_that_the_space_does_not_have_is_named() -> None:
-    message = "data reads a hyperparameter .* search space: Short has no 'lenght', .* did you mean 'length'"  # codespell:ignore
+    message = "data reads a hyperparameter .* Short has no 'lenght', .* did you mean 'length'"  # codespell:ignore
     with pytest.raises(MissingHParam, match=message):
         StudyData(Counted(lambda hparams: hparams.window.lenght), 0).for_hparams(SHORT)  # codespell:ignore
 
