@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -150,7 +151,12 @@ class Searched(Space):
 
 def make_conditional(storage: Any, url: str, trials: int = 30, **settings: Any) -> Study:
     """Store a study as a worker does, with enough trials to have met every option."""
-    given: dict[str, Any] = {"name": "ours", "space": Searched, "trainer": object(), "data": lambda seed: None}
+    given: dict[str, Any] = {
+        "name": "ours",
+        "space": Searched,
+        "trainer": SimpleNamespace(train_model=None),
+        "data": lambda seed: None,
+    }
     study = Study(**given, objective="loss", direction="minimize", epochs=1, trials=trials, **settings)
     engine = connect(url)
     register(storage, engine, "ours", ["minimize"], study.record())

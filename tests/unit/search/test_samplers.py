@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,13 @@ GRID = {"name": "grid", "values": {"slope": [-2, 0.5, 6.0], "rate": [1e-4, 0.1]}
 
 
 def make_study(**settings: Any) -> Study:
-    given = {"name": "search", "space": Mixed, "trainer": object(), "data": lambda seed: None, "objective": "loss"}
+    given = {
+        "name": "search",
+        "space": Mixed,
+        "trainer": SimpleNamespace(train_model=None),
+        "data": lambda seed: None,
+        "objective": "loss",
+    }
     given |= {"direction": "minimize", "epochs": 9, "trials": 12, **settings}
     return Study(**given)
 

@@ -8,6 +8,7 @@ import textwrap
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -52,7 +53,7 @@ def study(**changes: Any) -> Study:
     values = {
         "name": "digits",
         "space": HParams,
-        "trainer": object(),
+        "trainer": SimpleNamespace(train_model=None),
         "data": lambda seed: None,
         "objective": "accuracy",
         "direction": "maximize",
@@ -339,7 +340,7 @@ HEAD = """
     class H(Space):
         rate: float = uniform(0.0, 1.0)
     def make(name, space=H):
-        return Study(name=name, space=space, trainer=None, data=print, objective="loss", direction="minimize",
+        return Study(name=name, space=space, trainer=SimpleNamespace(train_model=None), data=print, objective="loss", direction="minimize",
                      epochs=1, trials=1)
 """
 Write = Callable[..., str]
