@@ -31,6 +31,9 @@ from tuner.trial import Outcome
 pytestmark = pytest.mark.with_tables
 
 
+TRAINER = SimpleNamespace(train_model=None)
+
+
 @pytest.fixture
 def storage(storage_url: str) -> Iterator[Any]:
     storage = tuner.open_storage(storage_url)
@@ -154,7 +157,7 @@ def make_conditional(storage: Any, url: str, trials: int = 30, **settings: Any) 
     given: dict[str, Any] = {
         "name": "ours",
         "space": Searched,
-        "trainer": SimpleNamespace(train_model=None),
+        "trainer": TRAINER,
         "data": lambda seed: None,
     }
     study = Study(**given, objective="loss", direction="minimize", epochs=1, trials=trials, **settings)

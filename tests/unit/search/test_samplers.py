@@ -28,6 +28,9 @@ from tuner.study import trial_seed
 allow_experimental = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
 
+TRAINER = SimpleNamespace(train_model=None)
+
+
 class Mixed(Space):
     slope: float = uniform(-2.0, 6.0)
     rate: float = log_uniform(1e-4, 1.0)
@@ -62,7 +65,7 @@ def make_study(**settings: Any) -> Study:
     given = {
         "name": "search",
         "space": Mixed,
-        "trainer": SimpleNamespace(train_model=None),
+        "trainer": TRAINER,
         "data": lambda seed: None,
         "objective": "loss",
     }

@@ -305,7 +305,8 @@ def test_a_study_has_the_data_of_a_trial() -> None:
         return seed, hparams.length
 
     study = Study(
-        name="windows", space=HParams, trainer=SimpleNamespace(train_model=None), data=make, objective="loss", direction="minimize",
+        name="windows", space=HParams, trainer=SimpleNamespace(train_model=None),
+        data=make, objective="loss", direction="minimize",
         epochs=1, trials=1, seed=5,
     )  # fmt: skip
     assert study.data_for(SHORT) == (5, 4)

@@ -71,7 +71,8 @@ def test_the_second_parameter_decides(function: Callable[..., Any], expected: bo
 def test_other_parameters_are_refused_when_the_study_is_defined(function: Callable[..., Any], found: str) -> None:
     with pytest.raises(StudyError) as caught:
         Study(
-            name="wrong", space=HParams, trainer=SimpleNamespace(train_model=None), data=function, objective="loss", direction="minimize",
+            name="wrong", space=HParams, trainer=SimpleNamespace(train_model=None),
+            data=function, objective="loss", direction="minimize",
             epochs=1, trials=1,
         )  # fmt: skip
     assert str(caught.value) == f"data must take (seed) or (seed, hparams): got {found}"

@@ -340,7 +340,8 @@ HEAD = """
     class H(Space):
         rate: float = uniform(0.0, 1.0)
     def make(name, space=H):
-        return Study(name=name, space=space, trainer=SimpleNamespace(train_model=None), data=print, objective="loss", direction="minimize",
+        return Study(name=name, space=space, trainer=SimpleNamespace(train_model=None),
+        data=print, objective="loss", direction="minimize",
                      epochs=1, trials=1)
 """
 Write = Callable[..., str]
