@@ -185,7 +185,7 @@ def test_our_first_tables_become_these(storage_url: str) -> None:
         connection.execute(sa.text("INSERT INTO tuner_leases VALUES (:id, 'w', 3, 1, 7.5)"), {"id": running._trial_id})
 
     with pytest.raises(
-        StorageSchemaError, match=r"of tuner in .* are at version 0001, but this installation needs 0006"
+        StorageSchemaError, match=r"of tuner in .* are at version 0001, but this installation needs 0007"
     ):
         tuner.open_storage(storage_url)
     schema.upgrade(storage_url)
@@ -285,6 +285,7 @@ def test_deleted_trials_take_our_rows_with_them(storage_url: str) -> None:
         "tuner_rungs": {
             "rung": 0, "study_id": study_id, "position": 1, "bracket": 0, "value": 0.0, "is_promoted": True
         },
+        "tuner_logs": {"fence": 1, "lines": "said", "written_at_s": 0.0},
         "tuner_budgets": {"study_id": study_id, "identity": "x"},
         "tuner_workers": {
             "study_id": study_id, "worker": "w", "host": "h", "pid": 1, "devices": "cpu", "started_at_s": 0.0,

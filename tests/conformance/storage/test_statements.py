@@ -26,7 +26,7 @@ VARIANTS: dict[str, tuple[Any, ...]] = {
     "extend lease": ((),),
     "insert row": (TABLE, ("key", "value_json")),
     "upsert rows": (TABLE, ("key", "value_json"), "key", 2, None),
-    "delete rows": (TABLE,),
+    "delete rows": (statements.reports, "epoch"),
     "insert record": (("outcome",),),
     "open trial's row": (TABLE, ("key", "value_json"), ("value_json",)),
 }

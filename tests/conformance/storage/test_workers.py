@@ -15,6 +15,7 @@ from tuner.storage.worker import claims
 from tuner.storage.worker.studies import join, leave
 from tuner.study.source import git_state
 from tuner.worker.context import Place
+from tuner.worker.runtime import make_runtime
 from tuner.worker.time_use import TimeUse
 
 ABOUT = {"host": "here", "pid": 7, "devices": "0,1", "versions": {"python": "3.11.9"}, "git": None}
@@ -90,7 +91,8 @@ def test_the_database_has_what_the_latest_launch_asked_for(db: BudgetedStudy) ->
 
 def test_a_real_worker_says_where_it_runs_and_with_what(db: BudgetedStudy) -> None:
     name = uuid.uuid4().hex
-    join(db.engine, db.claimant(name), Place(Path(), {"file": __file__}, None, "", None, TimeUse({})).describe())
+    place = Place(Path(), {"file": __file__}, None, "", make_runtime("", needs_jax=True), TimeUse({}))
+    join(db.engine, db.claimant(name), place.describe())
 
     row = worker_row(db, name)
     assert row["host"]

@@ -14,7 +14,7 @@ from typing import Any
 
 import optuna
 import pytest
-from aftermath import attempts_of, endings_of, processes_of, table
+from after_faults import attempts_of, endings_of, processes_of, table
 
 from tuner.storage.sql.tables import leases, records
 

@@ -9,6 +9,7 @@ from tuner.cli import app, run
 from tuner.errors import UsageError
 from tuner.launch import LaunchOptions
 from tuner.output import log
+from tuner.study.file import Settings
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,11 @@ def test_the_worker_command_says_what_the_launch_was_told(monkeypatch: pytest.Mo
         stall_minutes=2.5,
         seed=0,
         fixed={"rate": "1e-3", "name": "a=b"},
+        name="mine",
+        objectives=("loss", "size"),
+        directions=("minimize", "maximize"),
+        sampler="random",
+        pruner={"name": "asha", "reduction_factor": 4},
         mlflow="http://host",
         live=False,
     )
@@ -42,13 +48,21 @@ def test_the_worker_command_says_what_the_launch_was_told(monkeypatch: pytest.Mo
     assert command[:5] == [sys.executable, "-m", "tuner", "worker", "study.py:one"]
 
     read: dict[str, Any] = {}
-    monkeypatch.setattr(run, "_work", lambda *given: read.update(given=given[:5]))
+    monkeypatch.setattr(run, "_work", lambda *given: read.update(given=given[:4]))
     monkeypatch.setattr(run, "_stop_on_signals", lambda: run.Stop())
     monkeypatch.setattr(run.gc, "freeze", lambda: None)
     app(command[3:], standalone_mode=False)
     limits = {"trial_minutes": 30.0, "stall_minutes": 2.5}
-    settings = {"trials": 7, "wall_hours": 0.5, "device_hours": None, **limits, "seed": 0}
-    assert read["given"] == ("study.py:one", None, "kept here", settings, {"rate": "1e-3", "name": "a=b"})
+    search = {"sampler": "random", "pruner": {"name": "asha", "reduction_factor": 4}}
+    settings = Settings(
+        name="mine",
+        objectives=["loss", "size"],
+        directions=["minimize", "maximize"],
+        trials=7,
+        fixed={"rate": "1e-3", "name": "a=b"},
+        more={"wall_hours": 0.5, "device_hours": None, **limits, "seed": 0, **search},
+    )
+    assert read["given"] == ("study.py:one", None, "kept here", settings)
 
 
 def test_a_launch_that_logs_json_has_workers_that_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,8 +108,8 @@ def test_every_outcome_is_told_apart(any_shelf: Shelf) -> None:
 
     ours, theirs = [*ENDS, Outcome.RUNNING], ["running", "complete", "failed", "pruned", "waiting"]
     assert [row["outcome"] for row in rows] == [*ours, *theirs]
-    assert [row["number"] for row in rows] == list(range(11))
-    assert [row["value"] for row in rows] == [0.5, *[None] * 6, 0.25, None, None, None]
+    assert [row["number"] for row in rows] == list(range(12))
+    assert [row["value"] for row in rows] == [0.5, *[None] * 7, 0.25, None, None, None]
     unfinished = {number for number, row in enumerate(rows) if row["seconds"] is None}
     assert unfinished == {5, 6, 10}
     assert all(0.0 <= row["seconds"] < 60.0 for row in rows if row["number"] not in unfinished)

@@ -331,6 +331,17 @@ def test_one_that_is_removed_goes_in_one_go(saved: Path, monkeypatch: pytest.Mon
     assert sorted(os.listdir(saved / "latest")) == ["2", "3"]
 
 
+def test_one_that_another_process_removes_first_is_no_error(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def listed_too_early(series: Path) -> list[Path]:
+        *newer, oldest = newest_first(series)
+        return [*newer, series / "0", oldest]
+
+    newest_first = files.newest_first
+    monkeypatch.setattr(files, "newest_first", listed_too_early)
+    files.add(saved / "latest", files.Content(30, small_state(30), {}), keep=2)
+    assert sorted(os.listdir(saved / "latest")) == ["2", "3"]
+
+
 def test_a_number_taken_by_a_faster_process_is_not_written_over(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (saved / "latest" / "3").write_text("not even a folder")
     monkeypatch.setattr(files, "newest_first", lambda series: [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from tuner import Space, Study, log_uniform
 from tuner.errors import CheckpointError, StudyError
 from tuner.models.transformer import Transformer
 from tuner.storage.read.queries import find_study
-from tuner.storage.worker.studies import register
-from tuner.study import StudyData
+from tuner.storage.worker.studies import mode_of, register
+from tuner.study.launch_record import optimizer_rules_of
 from tuner.training import (
     ArrayDataset,
     Checkpoints,
@@ -40,7 +41,9 @@ from tuner.training.optim.named import OPTIMIZERS, OWN_DECAY, POSITIONS, WHOLE_A
 from tuner.training.optim.stacks import Layers, collect_stacks, declare_stack
 from tuner.trial import Report
 from tuner.worker import run_worker
+from tuner.worker.choose import make_trainable
 from tuner.worker.rerun import Rerunner
+from tuner.worker.runtime import make_runtime
 
 DEPTH = 3
 OLD = Path(__file__).parents[2] / "data" / "optimizer-rules-1.zip"
@@ -385,8 +388,12 @@ def test_all_trials_of_a_study_are_trained_by_the_rules_it_was_begun_with(
     with opened(sqlite_url) as storage:
         register(storage, storage.engine, study.name, study.all_directions, record)
         run_worker(study, sqlite_url, artifacts=str(tmp_path))
-        data = StudyData(lambda seed: same_splits(), 0)
-        rerunner = Rerunner(storage.engine, find_study(storage.engine, "old"), study, Path(__file__), data)
-        assert len(list(rerunner.train({"learning_rate": 0.01}, 0, 1))) == 1
+        row, runtime = find_study(storage.engine, "old"), make_runtime("", needs_jax=True)
+        mode = partial(mode_of, storage.engine, row.study_id)
+        trainable = make_trainable(
+            study, lambda hparams: same_splits(), runtime, {}, optimizer_rules_of(row.record), mode
+        )
+        rerunner = Rerunner(storage.engine, row, study, Path(__file__), trainable, runtime)
+        assert len(rerunner.train(0, {"learning_rate": 0.01}, 0, lambda report: False)) == 1
         assert find_study(storage.engine, "old").record == record
     assert study.trainer._rules == [rules] * 3

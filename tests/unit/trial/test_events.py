@@ -57,6 +57,11 @@ SAID: list[tuple[Event, dict[str, Any], str | None]] = [
     (events.TrialDeadly(3, "died"), {"event": "deadly", "level": "warning", "trial": 3, "message": "died"}, None),
     (events.SamplerFailed(3, "oh"), {"event": "sampler", "level": "warning", "trial": 3, "message": "oh"}, "oh"),
     (events.HparamsUnused(3, "x=1"), {"event": "unused", "level": "warning", "trial": 3, "message": "x=1"}, "x=1"),
+    (
+        events.TrialOverdue(3, "trial 3 makes no progress"),
+        {"event": "overdue", "level": "warning", "trial": 3, "message": "trial 3 makes no progress"},
+        "trial 3 makes no progress",
+    ),
     (events.SearchFinished(), {"event": "finished"}, "the sampler has ended the search"),
     (events.WorkerIdle(), {"event": "idle"}, "waiting for a trial of another worker"),
     (events.HoursUsed(), {"event": "hours"}, "the study's hours are used up"),

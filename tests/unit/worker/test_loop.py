@@ -17,6 +17,7 @@ from storage_tools import opened
 
 from tuner import Space, Study, choice, log_uniform, uniform
 from tuner.errors import TrialPruned
+from tuner.storage.worker.reporter import Reporter
 from tuner.trial import Event, Report, Stop
 from tuner.trial.events import EpochEnded, TrialEnded, TrialRestarted
 from tuner.worker import run_worker
@@ -189,6 +190,37 @@ class Resumed(FakeTrainer):
             yield reports[0]
         else:
             yield reports[3]
+
+
+class Stoppable(FakeTrainer):
+    def train_model(self, hparams: Searched, splits: Any, *, epochs: int, stop: Any, **options: Any) -> Any:
+        for epoch in range(1, epochs + 1):
+            if stop():
+                return
+            yield Report(epoch, epoch, {"loss": 1 / epoch})
+
+
+@pytest.mark.parametrize("last", [2, 3])
+def test_reports_that_wait_for_the_database_are_stored_before_a_trial_ends_or_is_given_back(
+    last: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Reporter, "store", lambda reporter, one: reporter.keep([one]) is not None)  # as if it were away
+    stop = Stop()
+    study = Study(
+        name="away", space=Searched, trainer=Stoppable(), data=small_data, objective="loss", direction="minimize",
+        epochs=3, trials=1, sampler="random", pruner="none", keep_best=0,
+    )  # fmt: skip
+
+    def stop_after_the_last(event: Event) -> None:
+        stop.requested |= isinstance(event, EpochEnded) and event.epoch == last
+
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    run_worker(study, url, artifacts=str(tmp_path / "artifacts"), say=stop_after_the_last, stop=stop)
+
+    with opened(url) as storage:
+        (trial,) = optuna.load_study(study_name="away", storage=storage).trials
+    assert trial.state.name == ("COMPLETE" if last == 3 else "RUNNING")
+    assert trial.intermediate_values == {epoch: 1 / epoch for epoch in range(1, last + 1)}
 
 
 class Curves(optuna.samplers.RandomSampler):
