@@ -68,7 +68,7 @@ class StudyData:
         self._function, self._seed, self._limit_bytes = function, seed, limit_bytes
         self._takes_hparams = takes_hparams(function, "data", "seed")
         self._kept: list[_Kept] = []  # the least recently used first
-        self.failure = f"data(seed{', hparams' if self._takes_hparams else ''}) failed"
+        self.failure = "data(seed, hparams) failed" if self._takes_hparams else "data(seed) failed"
 
     def for_hparams(self, hparams: Space) -> Any:
         """Return the `tuner.training.Splits` of a trial with these hyperparameters.

@@ -48,8 +48,8 @@ class StudySpec:
         directions: The directions of several objectives.
         epochs: Passes over the training data in a trial that is not pruned; > 0. With `train`, which decides itself how
             long it trains, only pruners use it.
-        value: The value of a trial: that of its `"last"` or of its `"best"` epoch. The state of the same epoch is kept of
-            a training function; a trainer always keeps that of the best.
+        value: The value of a trial: that of its `"last"` or of its `"best"` epoch. A training function keeps the state
+            of the same epoch; a trainer always keeps that of the best.
         trials: The budget: all trials that ended count, except failed ones; > 0.
         seed: Seed of the split, the samplers and (with the trial's number) each trial; >= 0.
         sampler: A name, a mapping with `name` and the sampler's options, or an Optuna sampler.

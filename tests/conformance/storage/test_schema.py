@@ -117,7 +117,7 @@ def test_an_old_database_is_upgraded_on_request_and_loses_nothing(storage_url: s
 
     said = schema.upgrade(storage_url)
 
-    assert any("upgraded the tables of tuner from version none to 0006" in line for line in said)
+    assert any("upgraded the tables of tuner from version none to 0007" in line for line in said)
     assert any("upgraded the tables of Optuna from" in line for line in said) == (version in REFUSED)
     assert any("a copy of the database" in line for line in said) == storage_url.startswith("sqlite")
     with opened(storage_url) as storage:

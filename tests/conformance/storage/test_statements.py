@@ -9,6 +9,7 @@ from storage_tools import StudyDatabase, shared_study_database
 
 from tuner.storage.sql import prepared_statements, statements
 from tuner.storage.sql.prepared_statements import HeldStatement, Statement, statement
+from tuner.storage.sql.tables import reports
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
@@ -26,7 +27,7 @@ VARIANTS: dict[str, tuple[Any, ...]] = {
     "extend lease": ((),),
     "insert row": (TABLE, ("key", "value_json")),
     "upsert rows": (TABLE, ("key", "value_json"), "key", 2, None),
-    "delete rows": (statements.reports, "epoch"),
+    "delete rows": (reports, "epoch"),
     "insert record": (("outcome",),),
     "open trial's row": (TABLE, ("key", "value_json"), ("value_json",)),
 }
