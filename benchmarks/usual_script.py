@@ -51,7 +51,9 @@ class MLP(nn.Module):
 
 def load_arrays(seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Return training and validation arrays of the study's own split."""
-    splits = load_study(str(STUDY_FILE)).data(seed)
+    data = load_study(str(STUDY_FILE)).data
+    assert data is not None
+    splits = data(seed)
     return splits.train.host(), splits.validation.host()
 
 

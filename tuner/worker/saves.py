@@ -244,7 +244,7 @@ def _encoded(value: Any, arrays: dict[str, Any], where: str) -> Any:
         return {kind: [_encoded(part, arrays, f"{where}[{at}]") for at, part in enumerate(parts)]}
     if "jax" in sys.modules and not isinstance(value, np.ndarray | np.generic):
         raise _NeedsJax
-    array: Any = np.array(value)
+    array = cast("Any", np.array(cast("Any", value)))
     if array.dtype.kind in "OUSMm":
         raise CheckpointError(
             f"a saved state must consist of arrays, numbers and texts: {where} is {type(value).__name__}; write other "

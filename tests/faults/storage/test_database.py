@@ -239,12 +239,13 @@ def test_a_database_that_goes_away_before_a_pruning_decision_does_not_hold_train
     trial = study.ask()
     pruner = TrialPruner(study, trial)
     attempt = Attempt.__new__(Attempt)
+    attempt.pruner, attempt.objectives = pruner, ("loss",)
     attempt.context = cast("Any", SimpleNamespace(storage=storage, must_end=lambda: False))
     with server.refused(database):
-        assert not attempt._is_hopeless(pruner, 1, 0.5)
+        assert not attempt._is_hopeless(Report(1, 1, {"loss": 0.5}))
 
     assert storage.engine is waiting, "what else it does is waited for again"
-    assert not attempt._is_hopeless(pruner, 2, 0.5), "it is the best so far"
+    assert not attempt._is_hopeless(Report(2, 2, {"loss": 0.5})), "it is the best so far"
     assert rows(url, "SELECT rung, value FROM tuner_rungs") == [(0, 0.5)]
     storage.close()
 

@@ -6,16 +6,16 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-import tuner.study
 from tuner.cli import run
 from tuner.errors import StorageLost
 from tuner.launch import LaunchOptions, launch
 from tuner.storage import connect_when_up
 from tuner.storage.sql import server_startup
+from tuner.study.file import Found, Settings
 
 
 class Clock:
@@ -151,8 +151,8 @@ def test_a_launch_waits_for_a_server_that_starts(
 def test_a_worker_without_a_launcher_waits_for_a_server_that_starts(
     clock: Clock, refusing: Refusing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuner.study, "load_study", lambda file: SimpleNamespace(changed=lambda **settings: None))
+    monkeypatch.setattr("tuner.study.file.load_target", lambda file, settings: Found(cast("Any", None)))
     with pytest.raises(StorageLost, match="the database system is"):
-        run._work("study.py", url(refusing.port), None, {}, {}, run.Stop(), lambda event: None)
+        run._work("study.py", url(refusing.port), None, Settings(), run.Stop(), lambda event: None)
 
     assert clock.now_s == 60.0

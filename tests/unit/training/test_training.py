@@ -302,7 +302,8 @@ def test_the_digits_study_smooths_labels(alpha: float) -> None:
     values = {"learning_rate": 0.1, "weight_decay": 0.1, "dropout_rate": 0.0, "width": 32, "depth": 1}
     logits, labels = np.random.default_rng(1).normal(size=(4, 10)), np.array([0, 3, 9, 3])
     batch = {"labels": jnp.asarray(labels, jnp.int32)}
-    made = study.space(**values, label_smoothing=alpha)  # pyright: ignore[reportCallIssue]
+    space: Any = study.space
+    made = space(**values, label_smoothing=alpha)
     losses, metrics = study.trainer.loss(jnp.asarray(logits, jnp.float32), batch, made)
     targets = (1 - alpha) * np.eye(10)[labels] + alpha / 10
     log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))

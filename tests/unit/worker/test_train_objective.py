@@ -83,7 +83,7 @@ class Numbered(optuna.samplers.RandomSampler):
 
 
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
-def test_a_study_is_what_optuna_stores_itself(runs: Runs, direction: str) -> None:
+def test_a_study_is_what_optuna_stores_itself(runs: Runs, direction: Any) -> None:
     theirs = optuna.create_study(direction=direction, sampler=Numbered(), pruner=optuna.pruners.MedianPruner())
     theirs.optimize(suggests_everything, n_trials=20)
     ours = runs(suggests_everything, trials=20, direction=direction, sampler=Numbered())
