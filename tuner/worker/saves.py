@@ -242,12 +242,13 @@ def _encoded(value: Any, arrays: dict[str, Any], where: str) -> Any:
         parts = cast("Sequence[object]", value)
         kind = "list" if isinstance(value, list) else "tuple"
         return {kind: [_encoded(part, arrays, f"{where}[{at}]") for at, part in enumerate(parts)]}
-    if "jax" in sys.modules and not isinstance(value, np.ndarray | np.generic):
+    kind = type(value)
+    if "jax" in sys.modules and not issubclass(kind, np.ndarray | np.generic):
         raise _NeedsJax
-    array = cast("Any", np.array(cast("Any", value)))
+    array: Any = np.array(value)
     if array.dtype.kind in "OUSMm":
         raise CheckpointError(
-            f"a saved state must consist of arrays, numbers and texts: {where} is {type(value).__name__}; write other "
+            f"a saved state must consist of arrays, numbers and texts: {where} is {kind.__name__}; write other "
             "objects to a file and save its path"
         )
     name = str(len(arrays))

@@ -31,6 +31,7 @@ from tuner.storage.optuna.storage import Storage
 from tuner.storage.sql.engine import new_engine
 from tuner.storage.sql.retry import Patience, patient, read, write
 from tuner.storage.sql.tables import reports, trial_intermediate_values
+from tuner.trial import Report
 from tuner.worker.attempt import Attempt
 
 Wait = Callable[..., Any]
