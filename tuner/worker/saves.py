@@ -242,7 +242,7 @@ def _encoded(value: Any, arrays: dict[str, Any], where: str) -> Any:
         parts = cast("Sequence[object]", value)
         kind = "list" if isinstance(value, list) else "tuple"
         return {kind: [_encoded(part, arrays, f"{where}[{at}]") for at, part in enumerate(parts)]}
-    kind = type(value)
+    kind: type[Any] = type(value)
     if "jax" in sys.modules and not issubclass(kind, np.ndarray | np.generic):
         raise _NeedsJax
     array: Any = np.array(value)
