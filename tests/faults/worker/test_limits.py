@@ -18,6 +18,8 @@ from after_faults import attempts_of, endings_of, processes_of, table
 
 from tuner.storage.sql.tables import leases, records
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parents[2]
 SHORT = "0.02"
 """A limit in minutes that all trials here pass."""
