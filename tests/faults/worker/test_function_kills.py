@@ -122,7 +122,7 @@ def kill(at):
 for epoch in range(state["epoch"] + 1, EPOCHS + 1):
     state = {"epoch": epoch, "weights": state["weights"] + 2 * x}
     with open(os.path.join(os.environ["KILL_FOLDER"], "epochs"), "a") as file:
-        file.write(f"{trial} {epoch}\\n")
+        print(trial, epoch, file=file)
     print(json.dumps({"epoch": epoch, "loss": state["weights"]}), flush=True)
     if epoch == 3:
         kill("reports")
