@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tuner.errors import StudyError, StudyFileError
+from tuner.errors import StudyError, StudyFileError, nearest
 from tuner.study.objective import OptunaObjective, takes
 from tuner.study.source import import_file
 from tuner.study.space import is_space
@@ -213,7 +213,11 @@ def _find(path: Path, variables: Mapping[str, object], name: str | None) -> Stud
         for study in found.values():
             if name == study.name:
                 return study
-        raise StudyFileError(f"no study {name!r} in {path}: the file has {_names(found)}")
+        functions = [key for key, value in variables.items() if inspect.isfunction(value)]
+        raise StudyFileError(
+            f"no study or function {name!r} in {path}: its studies are {_names(found)}"
+            f"{nearest(name, [*found, *functions])}"
+        )
     if not unique:
         raise StudyFileError(
             f"no study in {path}: assign `Study(...)` to a name in the file, or pass {path}:FUNCTION with the name of "

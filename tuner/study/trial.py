@@ -242,7 +242,7 @@ class Trial:
             The pytree, or the path of the copied file or folder, which must not be changed.
 
         Raises:
-            CheckpointError: the state has another structure than `like`.
+            CheckpointError: the state cannot be read, or has another structure than `like`.
         """
         state = self._saves.restore(like)
         if state is not None:

@@ -50,7 +50,13 @@ class AskedTrial(Trial):
 
 
 class _Told:
-    """What was told about a trial: its value or metrics, or the error with which it failed; None to give it back."""
+    """What was told about a trial.
+
+    Args:
+        value: Its value or metrics; None if it failed.
+        error: The error with which it failed.
+        is_release: Whether to give the trial back instead.
+    """
 
     def __init__(self, value: object, error: BaseException | None, *, is_release: bool = False) -> None:
         self.value, self.error, self.is_release = value, error, is_release

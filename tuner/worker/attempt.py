@@ -40,7 +40,7 @@ from tuner.trial.events import (
 from tuner.trial.failures import describe, last_line, storable
 from tuner.worker.context import WorkerContext
 from tuner.worker.reports import Reports
-from tuner.worker.trainable import End, Saved, better_values, check_objectives
+from tuner.worker.trainable import End, Saved, TrialData, better_values, check_objectives
 from tuner.worker.watchdog import Limits, Overrun, Watchdog
 
 if TYPE_CHECKING:
@@ -63,13 +63,15 @@ class Ended:
     sampler_error: BaseException | None
 
 
-class Attempt:
+class Attempt(TrialData):
     """A worker's run of a trial; implements `tuner.worker.trainable.Run`.
 
     Args:
         context: The context of the worker's trials.
         lease: The worker's claim on the trial.
     """
+
+    resumes_later = True
 
     def __init__(self, context: WorkerContext, lease: Lease) -> None:
         self.context, self.lease, self.study = context, lease, context.study
@@ -88,6 +90,7 @@ class Attempt:
         self.decision: Outcome | None = None  # made by a report
         self.pruner: TrialPruner | None = None
         self.is_flush_queued = False
+        self.unstored_log: Sequence[str] | None = None
         self.optuna_trial: optuna.Trial | None = None
         self.hparams: Any = None
         self.watchdog = Watchdog(Limits.of(context.study), self._warn_of_stall, self._end_aside)
@@ -165,7 +168,7 @@ class Attempt:
 
         context, lease = self.context, self.lease
         try:
-            trial = self.optuna_trial = self._ask()
+            trial = self.trial = self.optuna_trial = self._ask()
             self.hparams = self.study.sample(trial)
             context.storage.flush(lease.trial_id)
             context.say(TrialBegan(lease.number, trial.params))
@@ -225,27 +228,6 @@ class Attempt:
 
     # --- For the trainable
 
-    @property
-    def trial(self) -> optuna.Trial:
-        """The Optuna trial."""
-        assert self.optuna_trial is not None
-        return self.optuna_trial
-
-    @property
-    def user_attrs(self) -> Mapping[str, Any]:
-        """The trial's attributes."""
-        return self.trial.user_attrs
-
-    def set_user_attr(self, name: str, value: object) -> None:
-        """Store an attribute of the trial."""
-        self.trial.set_user_attr(name, value)
-
-    def key(self) -> Any:
-        """Return a JAX key from the trial's seed."""
-        from tuner.training.foreign import key
-
-        return key(self.seed)
-
     def must_stop(self) -> bool:
         """Return whether the training must end: the trial must be given back, or has passed a limit."""
         watch, watchdog, stop = self.watch, self.watchdog, self.context.stop
@@ -264,9 +246,6 @@ class Attempt:
     def must_end(self) -> bool:
         """Whether a report or a limit has ended the trial."""
         return self.decision is not None
-
-    def keep_saved(self) -> None:
-        """Do nothing: only functions have saved reports, and `FunctionTrainable` keeps them."""
 
     def note_progress(self) -> None:
         """Note that the training makes progress."""
@@ -357,17 +336,27 @@ class Attempt:
             self.context.storage.flush(self.lease.trial_id)
 
     def write_log(self, lines: Sequence[str]) -> None:
-        """Store the last lines of the trial's log, on the thread that stores reports; a failure is ignored."""
-        self.context.background.submit(partial(leases.store_log, self.context.prompt_engine, self.lease, list(lines)))
+        """Store the last lines of the trial's log, on the thread that stores reports, at the latest with its end."""
+        self.unstored_log = list(lines)
+        self.context.background.submit(partial(self._store_log, self.context.prompt_engine))
+
+    def _store_log(self, engine: Engine) -> None:
+        lines = self.unstored_log
+        if lines is None:
+            return
+        leases.store_log(engine, self.lease, lines)
+        if self.unstored_log is lines:
+            self.unstored_log = None
 
     def _check_lease(self) -> None:
         if self.watch.is_lost.is_set():
             raise LeaseLost(f"trial {self.lease.number} was taken over by another worker")
 
     def _finish_reports(self, engine: Engine) -> None:
-        """Wait until all reports are stored, for as long as this engine waits."""
+        """Wait until all reports and the log are stored, for as long as this engine waits."""
         if self.reports is not None:
             self.reports.finish(engine)
+        self._store_log(engine)
 
     def _after_trial(self, outcome: Outcome, values: list[float] | None) -> BaseException | None:
         """Tell the sampler the end of the trial before it is stored, like `optuna.Study.tell`.

@@ -29,7 +29,7 @@ from tuner.trial import Report, all_finite
 from tuner.trial.environment import DEVICES_VARIABLE
 from tuner.worker.choose import make_trainable
 from tuner.worker.runtime import Runtime, make_runtime
-from tuner.worker.trainable import Trainable, better_values, check_objectives
+from tuner.worker.trainable import Trainable, TrialData, better_values, check_objectives
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Rerunner:
         return run.values
 
 
-class _Rerun:
+class _Rerun(TrialData):
     """A run of a trial that stores nothing; implements `tuner.worker.trainable.Run`.
 
     Args:
@@ -71,7 +71,7 @@ class _Rerun:
         say: Called with each report; returns whether to end the training.
     """
 
-    is_resumed = False
+    is_resumed = resumes_later = False
 
     def __init__(
         self,
@@ -90,23 +90,8 @@ class _Rerun:
         self.must_end = False
         self._say = say
 
-    @property
-    def user_attrs(self) -> Mapping[str, Any]:
-        return self.trial.user_attrs
-
-    def set_user_attr(self, name: str, value: object) -> None:
-        self.trial.set_user_attr(name, value)
-
-    def key(self) -> Any:
-        from tuner.training.foreign import key
-
-        return key(self.seed)
-
     def must_stop(self) -> bool:
         return False
-
-    def keep_saved(self) -> None:
-        """Do nothing: only functions have saved reports, and `FunctionTrainable` keeps them."""
 
     def note_progress(self) -> None:
         pass

@@ -242,13 +242,14 @@ def _encoded(value: Any, arrays: dict[str, Any], where: str) -> Any:
         parts = cast("Sequence[object]", value)
         kind = "list" if isinstance(value, list) else "tuple"
         return {kind: [_encoded(part, arrays, f"{where}[{at}]") for at, part in enumerate(parts)]}
-    kind: type[Any] = type(value)
-    if "jax" in sys.modules and not issubclass(kind, np.ndarray | np.generic):
+    leaf: object = value
+    leaf_type = type(leaf).__name__
+    if "jax" in sys.modules and not isinstance(leaf, np.ndarray | np.generic):
         raise _NeedsJax
     array: Any = np.array(value)
     if array.dtype.kind in "OUSMm":
         raise CheckpointError(
-            f"a saved state must consist of arrays, numbers and texts: {where} is {kind.__name__}; write other "
+            f"a saved state must consist of arrays, numbers and texts: {where} is {leaf_type}; write other "
             "objects to a file and save its path"
         )
     name = str(len(arrays))

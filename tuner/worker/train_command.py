@@ -146,11 +146,15 @@ class _Process:
                 return
 
     def read(self, seconds: float) -> tuple[Stream, str] | None:
-        """Return the next line; None if there was none for some seconds, and `_ENDED` after the last."""
+        """Return the next line; None if there was none for some seconds, and `_ENDED` after the last.
+
+        A process that left the command's group may keep its output open: after the command's end, silence ends it.
+        """
+        had_ended = self._supervisor.poll() is not None
         try:
             said = self._said.get(timeout=seconds)
         except queue.Empty:
-            return None
+            return _ENDED if had_ended else None
         if said is not None:
             return said
         self._open -= 1
@@ -175,7 +179,7 @@ class _Process:
             self._supervisor.stdin.close()  # the supervisor then kills the command
         self._supervisor.wait()
         for reader in self._readers:
-            reader.join(5.0)
+            reader.join(1.0)  # a process that left the group may keep the output open
 
 
 def _as_json(line: str) -> dict[str, Any] | None:

@@ -58,7 +58,7 @@ class ModuleTrainable(AsksOptuna):
             seed=run.seed,
             objective=study.objectives[0],
             direction=study.all_directions[0],
-            checkpoints=saved,
+            checkpoints=saved if run.resumes_later else None,
             about={**self._about, "trial": run.number},
             stop=must_stop,
             **self._options,

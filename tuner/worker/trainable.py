@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +50,11 @@ class Run(TrialRun, Protocol):
         """Whether the trial was run before."""
         ...
 
+    @property
+    def resumes_later(self) -> bool:
+        """Whether the trial may be resumed from its checkpoints; if not, none are written."""
+        ...
+
     def restart(self, why: str) -> None:
         """Delete all reports, because the training starts again although it had a checkpoint."""
         ...
@@ -77,6 +82,31 @@ class Run(TrialRun, Protocol):
     def write_log(self, lines: Sequence[str]) -> None:
         """Store the last lines of the trial's log."""
         ...
+
+
+class TrialData:
+    """The part of `Run` that concerns the trial alone."""
+
+    seed: int
+    trial: optuna.Trial | optuna.trial.FixedTrial
+
+    @property
+    def user_attrs(self) -> Mapping[str, Any]:
+        """The trial's attributes."""
+        return self.trial.user_attrs
+
+    def set_user_attr(self, name: str, value: object) -> None:
+        """Store an attribute of the trial."""
+        self.trial.set_user_attr(name, value)
+
+    def key(self) -> Any:
+        """Return a JAX key from the trial's seed."""
+        from tuner.training.foreign import key
+
+        return key(self.seed)
+
+    def keep_saved(self) -> None:
+        """Do nothing: only functions have saved reports, and `FunctionTrainable` keeps them."""
 
 
 class Saved(Protocol):

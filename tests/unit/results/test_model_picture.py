@@ -89,7 +89,7 @@ def test_the_picture_is_of_the_trial_that_is_asked_for(engine: Any, place: Any, 
             "study = dataclasses.replace(study, space=HParams)",
             r"the study's file has changed since trial \d ran: .*other\.py; restore it",
         ),
-        ("study = dataclasses.replace(study, name='other')", r"no study 'tiny' in .*other\.py: the file has"),
+        ("study = dataclasses.replace(study, name='other')", r"no study or function 'tiny' in .*other\.py: its studies are"),
         (
             "def picture(loaded, splits):\n    raise ValueError('none today')",
             r"picture\(loaded, splits\) failed: .*other\.py:\d+: ValueError: none today",

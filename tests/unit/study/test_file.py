@@ -90,7 +90,8 @@ def test_a_study_takes_the_settings_that_it_has(path: Path) -> None:
         ("study", {"objectives": ["loss"]}, "`objective` is for a function: study 'own' sets it in its file"),
         ("objective", {"name": "a", "trials": 3, "directions": ["up"]}, "a direction must be 'maximize' or 'minimize'"),
         ("objective", {"name": "a", "trials": 3, "fixed": {"x": "1"}}, "cannot fix hyperparameters"),
-        ("missing", {"name": "a", "trials": 3}, "no study 'missing' in"),
+        ("missing", {"name": "a", "trials": 3}, "no study or function 'missing' in .*: its studies are study$"),
+        ("objectiv", {"name": "a", "trials": 3}, "no study or function 'objectiv' in .*; did you mean 'objective'"),
     ],
 )
 def test_what_is_missing_or_does_not_fit_is_named(

@@ -441,7 +441,7 @@ def test_one_of_several_studies_is_loaded_by_either_name(write: Write) -> None:
         "two"
     ] * 2
     for name in ("three", "make", ""):
-        with pytest.raises(StudyFileError, match=rf"no study '{name}' in .*: the file has first, second"):
+        with pytest.raises(StudyFileError, match=rf"no study or function '{name}' in .*: its studies are first, second"):
             load_study(f"{path}:{name}")
 
 
@@ -450,7 +450,7 @@ def test_one_study_under_two_names_is_one(write: Write) -> None:
 
 
 def test_names_are_told_where_the_only_study_is_not_the_one_asked_for(write: Write) -> None:
-    with pytest.raises(StudyFileError, match=r"no study 'x' in .*: the file has none"):
+    with pytest.raises(StudyFileError, match=r"no study or function 'x' in .*: its studies are none"):
         load_study(f"{write('')}:x")
 
 

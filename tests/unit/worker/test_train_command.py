@@ -212,6 +212,22 @@ study = Study(name="one", space=HParams, train=command, objective="loss", direct
     wait_until(lambda: not any(map(is_running, pids)))
 
 
+def test_a_trial_ends_with_its_command_though_a_process_that_left_it_keeps_its_output_open(commands: Commands) -> None:
+    program = """
+import subprocess, sys
+away = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+open(sys.argv[1], "w").write(str(away.pid))
+print('{"loss": 0.25}')
+"""
+    (trial,) = commands(program, str(commands.folder / "pid"))
+    pid = int((commands.folder / "pid").read_text())
+    try:
+        assert (trial.state, trial.value) == (TrialState.COMPLETE, 0.25)
+        assert is_running(pid)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+
 def test_a_worker_of_a_command_does_not_import_jax(tmp_path: Path) -> None:
     script = """
 import sys

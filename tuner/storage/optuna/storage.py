@@ -98,6 +98,8 @@ class _Held:
     """System attributes from before the first `flush`, in which samplers store information about suggestions."""
     is_suggested: bool = False
     flushing: threading.Lock = field(default_factory=threading.Lock)
+    changing: threading.Lock = field(default_factory=threading.Lock)
+    """Held while `new_params` or `new_attributes` change: `flush` may run on another thread than the training."""
 
 
 class Storage(BaseStorage):
@@ -246,14 +248,16 @@ class Storage(BaseStorage):
         held = self._held[trial_id]
         held.is_suggested = True
         with held.flushing:
-            params, attributes = held.new_params, held.new_attributes
-            held.new_params, held.new_attributes = [], {}
+            with held.changing:
+                params, attributes = held.new_params, held.new_attributes
+                held.new_params, held.new_attributes = [], {}
             if not (params or attributes):
                 return
             try:
                 store_suggested(self.engine, held.lease, params, attributes)
             except BaseException:  # the next call stores them
-                held.new_params, held.new_attributes = params + held.new_params, attributes | held.new_attributes
+                with held.changing:
+                    held.new_params, held.new_attributes = params + held.new_params, attributes | held.new_attributes
                 raise
 
     def forget_pruning(self, trial_id: int) -> None:
@@ -322,7 +326,8 @@ class Storage(BaseStorage):
         text = distribution_to_json(distribution)
         distribution = to_distribution(text)  # the caller may change its copy
         if held is not None:
-            held.new_params.append((param_name, float(param_value_internal), text))
+            with held.changing:
+                held.new_params.append((param_name, float(param_value_internal), text))
             held.trial.params[param_name] = distribution.to_external_repr(param_value_internal)
             held.trial.distributions[param_name] = distribution
         else:
@@ -424,7 +429,8 @@ class Storage(BaseStorage):
             return
         text = json.dumps(value)
         if table is trial_system_attributes and not held.is_suggested:
-            held.new_attributes[key] = text
+            with held.changing:
+                held.new_attributes[key] = text
         else:
             store_attribute(self.engine, held.lease, table, key, value)
         attributes = held.trial.user_attrs if table is trial_user_attributes else held.trial.system_attrs
