@@ -62,11 +62,10 @@ def data(seed: int) -> Splits:
 def sleepy_study(**changes: Any) -> Study:
     """Return the study with other settings."""
     settings: dict[str, Any] = {
+        "space": HParams, "trainer": Trainer(), "data": data,
         "epochs": EPOCHS, "trials": 300, "sampler": "random", "pruner": "asha", "keep_best": 0, **changes
     }  # fmt: skip
-    return Study(
-        name="sleepy", space=HParams, trainer=Trainer(), data=data, objective="loss", direction="minimize", **settings
-    )
+    return Study(name="sleepy", objective="loss", direction="minimize", **settings)
 
 
 study = sleepy_study(epochs=1 if SLEEP_S else EPOCHS, pruner="none" if SLEEP_S else "asha")

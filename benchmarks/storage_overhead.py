@@ -15,15 +15,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 import sqlalchemy as sa
-from sleepy_study import EPOCHS, curve, sleepy_study
+from sleepy_study import EPOCHS, HParams, curve, sleepy_study
 from sqlalchemy import event
 
+from tuner import OptunaObjective, Trial
 from tuner.search import make_pruner
 from tuner.storage import open_storage, parse_url
 from tuner.trial import Event
@@ -87,17 +89,24 @@ def by_optuna(url: str, sampler: str, trials: int) -> float:
     return seconds
 
 
-def optimize(study: optuna.Study, trials: int) -> float:
-    def objective(trial: optuna.Trial) -> float:
-        suggest(trial)
-        value = 0.0
-        for epoch in range(1, EPOCHS + 1):
-            value = curve(trial.number, epoch)
-            trial.report(value, epoch)
-            if epoch < EPOCHS and trial.should_prune():
-                raise optuna.TrialPruned
-        return value
+def objective(trial: optuna.Trial) -> float:
+    suggest(trial)
+    value = 0.0
+    for epoch in range(1, EPOCHS + 1):
+        value = curve(trial.number, epoch)
+        trial.report(value, epoch)
+        if epoch < EPOCHS and trial.should_prune():
+            raise optuna.TrialPruned
+    return value
 
+
+def function(hparams: HParams, trial: Trial) -> Iterator[dict[str, float]]:
+    for epoch in range(1, EPOCHS + 1):
+        loss = curve(trial.number, epoch)
+        yield {"loss": loss, "train_loss": loss}
+
+
+def optimize(study: optuna.Study, trials: int) -> float:
     began = time.perf_counter()
     study.optimize(objective, n_trials=trials)
     return time.perf_counter() - began
@@ -119,11 +128,11 @@ def by_plain_optimize(url: str, sampler: str, trials: int) -> float:
     return seconds
 
 
-def by_worker(url: str, sampler: str, trials: int) -> float:
-    """Run trials as a worker does, with a trainer that costs nothing."""
+def by_worker(url: str, sampler: str, trials: int, **training: Any) -> float:
+    """Run trials as a worker does, with training that costs nothing: by default a trainer's."""
     at: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        study = sleepy_study(sampler=sampler, trials=trials)
+        study = sleepy_study(sampler=sampler, trials=trials, **training)
 
         def note(said: Event) -> None:
             at.setdefault(said.name, time.perf_counter())
@@ -141,6 +150,8 @@ def compare(
         "RDBStorage": by_optuna,
         "optimize on ours": by_plain_optimize,
         "worker": by_worker,
+        "worker, function": partial(by_worker, train=function, trainer=None, data=None),
+        "worker, objective": partial(by_worker, train=OptunaObjective(objective), trainer=None, data=None, space=None),
     }
     rows = []
     for _ in range(repeats):
@@ -150,7 +161,7 @@ def compare(
             run(url, sampler, 2)
             if held:
                 fill(url, held)
-            budget = 2 + held + trials if side == "worker" else trials
+            budget = 2 + held + trials if side.startswith("worker") else trials
             before = statements.count
             ms = 1000 * run(url, sampler, budget) / trials
             per_trial = (statements.count - before) / trials

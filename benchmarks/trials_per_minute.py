@@ -2,9 +2,10 @@
 
     python benchmarks/trials_per_minute.py --json results.jsonl
 
-Runs the same study (`studies/digits_mlp.py`) by turns through `tuner launch` and through `usual_script.py`, each as a
-process of its own on the same cores, each run with a fresh SQLite file and an empty compile cache. `README.md` beside
-this file says what is compared.
+Runs the same study (`studies/digits_mlp.py`) by turns through `tuner launch`, through `usual_script.py`, and, if width
+and depth are free, through `tuner launch usual_script.py:objective`: the script's own objective, unchanged, on two
+workers. Each is a process of its own on the same cores, with a fresh SQLite file and an empty compile cache.
+`README.md` beside this file says what is compared.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from tuner.storage.read.queries import TrialRow, find_study, read_trials
 ROOT = Path(__file__).resolve().parent.parent
 STUDY_FILE = ROOT / "studies" / "digits_mlp.py"
 FIXED = {"width": 64, "depth": 2}
-SIDES = ("tuner", "script")
+SCRIPT = ROOT / "benchmarks" / "usual_script.py"
+SIDES = ("tuner", "script", "objective")
 SPACES = ("fixed", "free")
 _TIMEOUT_S = 600
 _UNPRUNED = """
@@ -47,7 +49,7 @@ class Run:
     """One command from start to exit.
 
     Attributes:
-        side: `tuner` or `script`.
+        side: `tuner`, `script`, or `objective` for the script's objective through `tuner launch`.
         space: `fixed` or `free` width and depth.
         seconds: From the process's start to its exit.
         before_seconds: Of these, until the first trial starts.
@@ -105,6 +107,7 @@ class Comparison:
     space: str
     rate: str
     target: float | None = None
+    side: str = "tuner"
 
 
 COMPARISONS = (
@@ -114,6 +117,9 @@ COMPARISONS = (
     Comparison("   the same: epochs", "fixed", "epochs_a_minute"),
     Comparison("3. free, whole command: trials", "free", "trials_a_minute", 2),
     Comparison("   the same: epochs", "free", "epochs_a_minute"),
+    Comparison("4. the script's objective, 2 workers: trials", "free", "trials_a_minute", side="objective"),
+    Comparison("   the same: epochs", "free", "epochs_a_minute", side="objective"),
+    Comparison("   without first trials: epochs", "free", "warm_epochs_a_minute", side="objective"),
 )
 """`fixed` and `free` are width and depth; all rates are per minute."""
 
@@ -122,14 +128,28 @@ def command(side: str, space: str, url: str, trials: int, pruner: str, folder: P
     """Return the command of one run."""
     if side == "script":
         fixed = [f"--{name}={value}" for name, value in FIXED.items()] if space == "fixed" else []
-        script = str(ROOT / "benchmarks" / "usual_script.py")
-        return [sys.executable, script, f"--storage={url}", f"--trials={trials}", f"--pruner={pruner}", *fixed]
+        return [sys.executable, str(SCRIPT), f"--storage={url}", f"--trials={trials}", f"--pruner={pruner}", *fixed]
     fixed = [f"--set={name}={value}" for name, value in FIXED.items()] if space == "fixed" else []
-    file = STUDY_FILE
+    file = str(STUDY_FILE)
+    if side == "objective":
+        # The rungs that the study's `asha` has for 20 epochs, which an objective does not tell.
+        asha = json.dumps({"name": "asha", "min_resource": 3})
+        fixed = ["--name=digits_mlp", "--direction=maximize", "--sampler=tpe", "--workers=2"]
+        fixed.append(f"--pruner={asha if pruner == 'asha' else 'none'}")
+        return [
+            sys.executable,
+            "-m",
+            "tuner",
+            "launch",
+            f"{SCRIPT}:objective",
+            f"--storage={url}",
+            *fixed,
+            f"--trials={trials}",
+        ]
     if pruner == "none":
-        file = folder / "unpruned.py"
-        file.write_text(_UNPRUNED.format(file=str(STUDY_FILE)), encoding="utf-8")
-    return [sys.executable, "-m", "tuner", "launch", str(file), f"--storage={url}", f"--trials={trials}", *fixed]
+        file = str(folder / "unpruned.py")
+        Path(file).write_text(_UNPRUNED.format(file=str(STUDY_FILE)), encoding="utf-8")
+    return [sys.executable, "-m", "tuner", "launch", file, f"--storage={url}", f"--trials={trials}", *fixed]
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -208,7 +228,7 @@ def describe(run: Run) -> str:
     """Return one run as a line."""
     compiled = "" if run.compile_seconds is None else f", compiling {run.compile_seconds:.1f} s"
     return (
-        f"{run.side:<6} {run.space:<5} {run.trials} trials, {run.epochs} epochs in {run.seconds:.1f} s, "
+        f"{run.side:<9} {run.space:<5} {run.trials} trials, {run.epochs} epochs in {run.seconds:.1f} s, "
         f"{run.before_seconds:.1f} before and {run.after_seconds:.1f} after; "
         f"without first ones {run.warm_trials} trials, {run.warm_epochs} epochs in {run.warm_seconds:.2f} s; "
         f"{run.workers} worker{'s' if run.workers > 1 else ''}{compiled}; best {run.best:.4f}"
@@ -221,25 +241,25 @@ def compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
     for comparison in COMPARISONS:
         rates = {
             side: [getattr(run, comparison.rate) for run in runs if (run.side, run.space) == (side, comparison.space)]
-            for side in SIDES
+            for side in (comparison.side, "script")
         }
         if all(rates.values()):
             medians = {side: statistics.median(found) for side, found in rates.items()}
-            ratio = medians["tuner"] / medians["script"]
+            ratio = medians[comparison.side] / medians["script"]
             lines.append({**dataclasses.asdict(comparison), "rates": rates, "medians": medians, "ratio": ratio})
     return lines
 
 
 def print_table(lines: Sequence[dict[str, Any]]) -> None:
     """Print the comparisons: median [lowest-highest] of each side."""
-    print(f"\n{'width and depth ..., per minute':<40} {'tuner':>20} {'script':>20} {'ratio':>8}  target")
+    print(f"\n{'width and depth ..., per minute':<46} {'tuner launch':>20} {'script':>20} {'ratio':>8}  target")
     for line in lines:
         cells = [
             f"{line['medians'][side]:.0f} [{min(line['rates'][side]):.0f}-{max(line['rates'][side]):.0f}]"
-            for side in SIDES
+            for side in (line["side"], "script")
         ]
         target = f">= {line['target']}x" if line["target"] else ""
-        print(f"{line['question']:<40} {cells[0]:>20} {cells[1]:>20} {line['ratio']:>7.1f}x  {target}")
+        print(f"{line['question']:<46} {cells[0]:>20} {cells[1]:>20} {line['ratio']:>7.1f}x  {target}")
 
 
 def machine() -> dict[str, Any]:
@@ -280,7 +300,7 @@ def main() -> None:
     runs = []
     for space in args.spaces:
         for _ in range(args.repeats):
-            for side in SIDES:
+            for side in SIDES if space == "free" else SIDES[:2]:
                 runs.append(run_once(side, space, args.trials, args.pruner))
                 print(describe(runs[-1]), flush=True)
     lines = compare(runs)

@@ -1,6 +1,7 @@
 """The usual tuning script: one process, one Optuna objective, a fresh `jax.jit` for each trial.
 
     python benchmarks/usual_script.py --storage sqlite:////tmp/usual.db
+    tuner launch benchmarks/usual_script.py:objective --name digits_mlp --direction maximize --trials 30 --workers 2
 
 The other side of `trials_per_minute.py`, written as the examples of Optuna and Flax are: the objective asks for
 hyperparameters, builds model, optimizer and jitted steps around them, loops over shuffled mini-batches in NumPy,
@@ -15,7 +16,7 @@ persistent compile cache, because JAX has none until it is configured.
 from __future__ import annotations
 
 import argparse
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from flax.training.train_state import TrainState
 from tuner.search import make_pruner
 from tuner.study import load_study
 
-BATCH_SIZE = 64
+BATCH_SIZE, EPOCHS, SEED = 64, 20, 0
 STUDY_FILE = Path(__file__).resolve().parent.parent / "studies" / "digits_mlp.py"
 
 
@@ -49,31 +50,27 @@ class MLP(nn.Module):
         return nn.Dense(10)(x)
 
 
-def load_arrays(seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+@cache
+def load_arrays() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Return training and validation arrays of the study's own split."""
     data = load_study(str(STUDY_FILE)).data
     assert data is not None
-    splits = data(seed)
+    splits = data(SEED)
     return splits.train.host(), splits.validation.host()
 
 
-def objective(
-    trial: optuna.Trial,
-    train: dict[str, np.ndarray],
-    validation: dict[str, np.ndarray],
-    epochs: int,
-    fixed: dict[str, int],
-) -> float:
+def objective(trial: optuna.Trial) -> float:
+    train, validation = load_arrays()
     learning_rate = trial.suggest_float("learning_rate", 1e-4, 1e-1, log=True)
     weight_decay = trial.suggest_float("weight_decay", 1e-6, 1e-2, log=True)
     dropout_rate = trial.suggest_float("dropout_rate", 0.0, 0.6)
     label_smoothing = trial.suggest_float("label_smoothing", 0.0, 0.2)
-    width = fixed.get("width") or trial.suggest_categorical("width", [32, 64, 128])
-    depth = fixed.get("depth") or trial.suggest_categorical("depth", [1, 2, 3])
+    width = trial.suggest_categorical("width", [32, 64, 128])
+    depth = trial.suggest_categorical("depth", [1, 2, 3])
 
     model = MLP(width, depth, dropout_rate)
     steps = len(train["labels"]) // BATCH_SIZE
-    total = epochs * steps
+    total = EPOCHS * steps
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, total // 10, total, 0.01 * learning_rate)
     optimizer = optax.adamw(
         schedule, weight_decay=weight_decay, mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
@@ -102,14 +99,14 @@ def objective(
 
     rng = np.random.default_rng(trial.number)
     accuracy = 0.0
-    for epoch in range(1, epochs + 1):
+    for epoch in range(1, EPOCHS + 1):
         order = rng.permutation(len(train["labels"]))
         for step in range(steps):
             batch = order[step * BATCH_SIZE : (step + 1) * BATCH_SIZE]
             state, _ = train_step(state, train["inputs"][batch], train["labels"][batch])
         accuracy = float(eval_step(state.params, validation["inputs"], validation["labels"]))
         trial.report(accuracy, epoch)
-        if epoch < epochs and trial.should_prune():
+        if epoch < EPOCHS and trial.should_prune():
             raise optuna.TrialPruned
     return accuracy
 
@@ -118,26 +115,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Tune the digits MLP with a plain Optuna script.")
     parser.add_argument("--storage", required=True, help="URL of the database, as for Optuna's RDBStorage")
     parser.add_argument("--trials", type=int, default=30)
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pruner", choices=["asha", "none"], default="asha")
     parser.add_argument("--width", type=int, help="fix the width instead of searching it")
     parser.add_argument("--depth", type=int, help="fix the depth instead of searching it")
     args = parser.parse_args()
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    train, validation = load_arrays(args.seed)
+    fixed = {name: value for name, value in (("width", args.width), ("depth", args.depth)) if value is not None}
+    sampler: optuna.samplers.BaseSampler = optuna.samplers.TPESampler(seed=SEED)
+    if fixed:
+        sampler = optuna.samplers.PartialFixedSampler(fixed, sampler)
     study = optuna.create_study(
         study_name="digits_mlp",
         storage=optuna.storages.RDBStorage(args.storage),
-        sampler=optuna.samplers.TPESampler(seed=args.seed),
-        pruner=make_pruner(args.pruner, args.epochs),
+        sampler=sampler,
+        pruner=make_pruner(args.pruner, EPOCHS),
         direction="maximize",
     )
-    fixed = {name: value for name, value in (("width", args.width), ("depth", args.depth)) if value is not None}
-    study.optimize(
-        lambda trial: objective(trial, train, validation, args.epochs, fixed), n_trials=args.trials, n_jobs=1
-    )
+    study.optimize(objective, n_trials=args.trials)
     print(f"best accuracy {study.best_value:.4f} of {len(study.trials)} trials")
 
 

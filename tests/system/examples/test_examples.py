@@ -1,0 +1,116 @@
+"""The examples: few lines change to tune a script, a study of another library is short, and all of them run."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from tuner.study import StudySpec
+from tuner.study.source import import_file
+from tuner.worker import run_worker
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+PAIRS = ("linen", "nnx", "equinox", "pytorch")
+STUDIES = {"equinox_spirals": "epoch", "haiku_digits": "epoch", "cartpole_a2c": "update"}
+"""The studies of other libraries, and the function of each that must compile once."""
+MODULES = {"equinox": "equinox", "haiku": "haiku", "pytorch": "torch"}
+
+
+def imported(stem: str) -> Any:
+    """Import an example, or skip the test if its library is not installed."""
+    pytest.importorskip(MODULES.get(stem.partition("_")[0], "jax"))
+    return import_file(EXAMPLES / f"{stem}.py")
+
+
+def changed(before: str, after: str) -> tuple[int, int]:
+    """Return how many lines a change removes and adds, without empty ones."""
+    lines = [line for line in difflib.ndiff(before.splitlines(), after.splitlines()) if line[2:].strip()]
+    return sum(line.startswith("- ") for line in lines), sum(line.startswith("+ ") for line in lines)
+
+
+def test_changed_lines_are_counted() -> None:
+    assert changed("a\nb\nc\n", "a\n\nx\ny\nc\n") == (1, 2)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_ten_lines_change_to_tune_a_script(name: str) -> None:
+    before, after = ((EXAMPLES / f"{name}_digits{end}.py").read_text() for end in ("", "_tuned"))
+    assert max(changed(before, after)) <= 10
+    assert "tuner" not in before
+    assert "from tuner import" in after
+
+
+def test_an_optuna_script_is_launched_as_it_is() -> None:
+    text = (EXAMPLES / "optuna_digits.py").read_text()
+    assert "tuner" not in text[ast.parse(text).body[0].end_lineno or 0 :].split("\n", 3)[-1]
+    assert not re.search(r"^(import|from) tuner", text, re.M)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_of_another_library_has_at_most_sixty_lines(name: str) -> None:
+    text = (EXAMPLES / f"{name}.py").read_text()
+    docstring = ast.parse(text).body[0].end_lineno or 0
+    assert sum(bool(line.strip()) for line in text.splitlines()[docstring:]) <= 60
+
+
+def run(study: StudySpec, folder: Path) -> list[optuna.trial.FrozenTrial]:
+    url = f"sqlite:///{folder}/study.db"
+    run_worker(study, url, artifacts=str(folder / "artifacts"))
+    return optuna.load_study(study_name=study.name, storage=url).trials
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "function"), STUDIES.items())
+def test_trials_of_one_width_compile_once(name: str, function: str, tmp_path: Path) -> None:
+    module = imported(name)
+    study = module.study.changed(trials=3, sampler="random", pruner="none", fixed={"width": "16"})
+    trials = run(study, tmp_path)
+    assert len({trial.params["learning_rate"] for trial in trials}) == 3
+    assert len({trial.value for trial in trials}) == 3
+    assert compilations(getattr(module, function)) == 1
+
+
+def compilations(function: Any) -> int:
+    """Return how many programs a jitted function has, also one of Equinox."""
+    return getattr(function, "_cached", function)._cache_size()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_script_runs_and_its_tuned_version_finds_the_same_kind_of_value(name: str, tmp_path: Path) -> None:
+    study = imported(f"{name}_digits_tuned").study.changed(trials=2)
+    values = [trial.value for trial in run(study, tmp_path)]
+    script = EXAMPLES / f"{name}_digits.py"
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == study.epochs
+    accuracy = float(lines[-1].rpartition(" ")[2])
+    assert accuracy > 0.9
+    assert all(value is not None and 0.05 < value <= 1.0 for value in values)
+
+
+@pytest.mark.slow
+def test_the_optuna_script_runs_by_itself_and_launched(tmp_path: Path) -> None:
+    script = EXAMPLES / "optuna_digits.py"
+    env = {**os.environ, "TUNER_STORAGE": f"sqlite:///{tmp_path}/study.db"}
+    alone = [sys.executable, str(script)]
+    launched = [
+        *(sys.executable, "-m", "tuner", "launch", f"{script}:objective", "--name", "digits"),
+        *("--direction", "maximize", "--trials", "8", "--workers", "2"),
+    ]
+    for command in (alone, launched):
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+    study = optuna.load_study(study_name="digits", storage=env["TUNER_STORAGE"])
+    assert len(study.trials) == 8
+    assert study.best_value > 0.8
