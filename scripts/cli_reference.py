@@ -3,15 +3,26 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import typer
+
+from tuner.cli import app
+
 TARGET = Path(__file__).parent.parent / "docs" / "cli.md"
-COMMANDS = [
-    *("launch", "worker", "studies", "trials", "best", "show", "watch", "compare", "importance", "plot", "export"),
-    *("reproduce", "confirm", "enqueue", "retry", "stop", "resume", "delete", "gc", "doctor", "upgrade", "dashboard"),
-    *("track", "register", "user add", "user token"),
-]
 HEADER = "# Command line\n\nMade by `python scripts/cli_reference.py` from the commands' help; do not edit.\n"
+
+
+def commands(group: typer.Typer) -> Iterator[str]:
+    """Yield the names of all commands, such as `launch` and `user add`, in the order of the help."""
+    for command in group.registered_commands:
+        assert command.callback is not None
+        yield command.name or command.callback.__name__
+    for inner in group.registered_groups:
+        assert inner.typer_instance is not None
+        name = inner.name or inner.typer_instance.info.name
+        yield from (f"{name} {command}" for command in commands(inner.typer_instance))
 
 
 def help_of(*words: str) -> str:
@@ -27,7 +38,7 @@ def help_of(*words: str) -> str:
 def reference() -> str:
     """Return the text of docs/cli.md."""
     parts = [HEADER, f"```\n{help_of()}\n```\n"]
-    parts += [f"## tuner {command}\n\n```\n{help_of(*command.split())}\n```\n" for command in COMMANDS]
+    parts += [f"## tuner {command}\n\n```\n{help_of(*command.split())}\n```\n" for command in commands(app)]
     return "\n".join(parts)
 
 

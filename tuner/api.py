@@ -32,6 +32,7 @@ __all__ = [
     "choice",
     "errors",
     "int_uniform",
+    "load_state",
     "log_uniform",
     "open_storage",
     "optimize",
@@ -211,3 +212,22 @@ def _target_of(function: Callable[..., Any]) -> str:
             f"{function.__qualname__} of {path or 'no file'}; pass workers=1 to run it in this process"
         )
     return f"{path}:{function.__qualname__}"
+
+
+def load_state(path: str | Path, like: Any = None) -> Any:
+    """Return the state that a training function has saved with `trial.save`, after its trial has ended.
+
+    Args:
+        path: The folder that `tuner show STUDY NUMBER` prints as `checkpoint`, or `checkpoint` in a bundle.
+        like: A pytree of the same structure, whose types and devices the arrays get. Without it, the result has plain
+            dicts and lists with NumPy arrays.
+
+    Returns:
+        The pytree, or the path of the copied file or folder.
+
+    Raises:
+        CheckpointError: there is no saved state, it is damaged, or it has another structure than `like`.
+    """
+    from tuner.worker.saves import load_state
+
+    return load_state(Path(path), like)

@@ -96,6 +96,7 @@ FIRST = "trial_id = (SELECT min(trial_id) FROM trials)"
 BEST = "trial_id = (SELECT trial_id FROM trials JOIN trial_values USING (trial_id) ORDER BY value LIMIT 1)"
 
 
+@pytest.mark.slow
 def test_nothing_is_found_where_nothing_is_wrong(episode: chaos.Episode) -> None:
     assert chaos.check(episode) == []
 

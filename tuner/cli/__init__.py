@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from tuner.cli import control, dashboard, doctor, export, plot, rerun, run, tracking, watch
+from tuner.cli import control, dashboard, doctor, export, init, plot, rerun, run, tracking, watch
 from tuner.cli import show as queries
 from tuner.cli.arguments import DEBUG_VARIABLE
 from tuner.cli.explain import Command, explained
@@ -50,6 +50,7 @@ def _options(
 ) -> None: ...
 
 
+app.command(cls=Command)(init.init)
 app.command(cls=Command)(run.launch)
 app.command(cls=Command)(run.worker)
 app.command(cls=Command)(queries.studies)

@@ -31,7 +31,12 @@ class LogFormat(enum.StrEnum):
 
 
 FileArgument = Annotated[
-    str, typer.Argument(metavar="FILE", help="Python file that defines a Study; FILE:NAME if it defines several.")
+    str,
+    typer.Argument(
+        metavar="FILE",
+        help="Python file that defines a Study; FILE:NAME for one of several studies, a training function, or an Optuna"
+        " objective.",
+    ),
 ]
 
 

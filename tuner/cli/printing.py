@@ -29,6 +29,7 @@ _WORDS = {"found", "advice", "objective", "direction"}
 _FOLDED = 24
 _CONFIRMED = ("mean", "low", "high", "seeds", "is_tied", "margin", "tied_with")
 _BASELINE = ("number", "value", "better_by", "low", "high", "seeds")
+_EPOCHS = ("value_epoch", "kept_epoch")
 _COUNTS = {*Outcome, "workers"}
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -70,6 +71,8 @@ def _flat(row: JsonRow, prefix: str = "") -> dict[str, object]:
             flat.update({f"baseline.{name}": nested.get(name) for name in _BASELINE})
         elif key == "baseline":
             flat["better_by"] = nested.get("better_by")
+        elif key in _EPOCHS and not prefix:
+            continue  # `tuner best` says it in a line
         else:
             flat[key] = value
     return flat
@@ -214,5 +217,5 @@ def print_fields(row: JsonRow) -> None:
             _print_attempts(cast("list[AttemptJson]", value))
         elif key == "ran_with" and value:
             _print_ran_with(cast("RanWith", value))
-        elif value is not None and key != "ran_with":
+        elif value is not None and key not in ("ran_with", *_EPOCHS):
             print(f"{key:<20} {printable(as_text(value))}")

@@ -93,7 +93,18 @@ def best(
     emit(rows, format)
     if missing is not None:
         say(f"{missing}")
+    if format is Format.TABLE:
+        _say_epochs(rows)
     say_how_sure(rows)
+
+
+def _say_epochs(rows: Sequence[BestJson]) -> None:
+    """Print on stderr which epoch's value ranks the trials, and which epoch's model is kept."""
+    value, kept = (rows[0]["value_epoch"], rows[0]["kept_epoch"]) if rows else (None, None)
+    if value is None:
+        return
+    models = {None: "", value: ", whose model is kept"}
+    say(f"ranked by each trial's {value} epoch{models.get(kept, f'; the model of its {kept} epoch is kept')}")
 
 
 def say_how_sure(rows: Sequence[BestJson]) -> None:

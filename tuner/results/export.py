@@ -19,6 +19,7 @@ from tuner.output.numbers import plain
 from tuner.results.bundle_wheel import make_wheel
 from tuner.results.json_rows import JsonRow, ShownJson
 from tuner.results.rows import best_rows, check_file, format_time, no_feasible, show_row
+from tuner.storage.artifacts import RECORD
 from tuner.storage.read.queries import StudyRow, TrialRow, find_study, read_trial, read_trials
 
 _RECORDED = ("compile_s", "compilations", "train_s", "worker", "checkpoint", "error_kind", "error")
@@ -130,6 +131,8 @@ def _write_parquet(rows: Sequence[JsonRow], path: Path) -> None:
 def export_bundle(engine: Engine, study_name: str, path: Path, number: int | None, *, force: bool = False) -> int:
     """Write a trial's model and everything that it needs to a zip file; return the trial's number.
 
+    Of a study without a trainer it is the state that the trial saved, or its files.
+
     Args:
         engine: The storage's engine.
         study_name: The study.
@@ -144,17 +147,24 @@ def export_bundle(engine: Engine, study_name: str, path: Path, number: int | Non
     study = find_study(engine, study_name)
     if number is None:
         number = best_number(engine, study_name)
-    check_has_model(study)
     trial = show_row(engine, study_name, number)
+    if "train" in study.record and trial["checkpoint"] is None:
+        raise UsageError(
+            f"trial {number} of {study_name!r} has no saved state or files: a study keeps those of its best trials "
+            "(`keep_best`), if the training saves any (`trial.save`, or files in the trial's folder)"
+        )
     checkpoint, file = checkpoint_of(trial), file_of(trial)
+    run, about = _contents(study, checkpoint)
     check_file(engine, read_trial(engine, study, number), file)
     versions = (trial["ran_with"] or {}).get("versions", {})
     wheel = make_wheel()
     texts = {
         "trial.json": json.dumps({**trial, "seed": study.record["seed"]}, indent=2) + "\n",
-        "run.py": _RUN,
         "requirements.txt": f"{_requirements(versions)}./{wheel.name}\n",
-        "README.md": _README.format(study=study_name, number=number, python=versions.get("python", "3.11")),
+        "README.md": _README.format(
+            study=study_name, number=number, python=versions.get("python", "3.11"), about=about
+        ),
+        **({} if run is None else {"run.py": run}),
     }
     with in_place(path, force) as scratch, zipfile.ZipFile(scratch, "w", zipfile.ZIP_DEFLATED) as bundle:
         for name, text in texts.items():
@@ -166,13 +176,20 @@ def export_bundle(engine: Engine, study_name: str, path: Path, number: int | Non
     return number
 
 
+def _contents(study: StudyRow, checkpoint: Path) -> tuple[str | None, str]:
+    """Return the bundle's program, if it has one, and what its README says about it."""
+    if "train" not in study.record:
+        return _RUN, _ABOUT_MODEL
+    return (_RUN_STATE, _ABOUT_STATE) if (checkpoint / RECORD).is_file() else (None, _ABOUT_FILES)
+
+
 def check_has_model(study: StudyRow) -> None:
     """Raise UsageError if a study has no trainer, and so no model that tuner can load."""
     kind = study.record.get("train")
     if kind is not None:
         raise UsageError(
             f"study {study.name!r} has {'an' if kind == 'objective' else 'a'} {kind} instead of a trainer, so tuner "
-            "cannot load its models; `tuner show` prints the folder of the states or files that a trial has saved"
+            "cannot load its models: `tuner export` bundles the state or the files that a trial has saved"
         )
 
 
@@ -234,18 +251,49 @@ def _requirements(versions: dict[str, str]) -> str:
 
 _README = """# Trial {number} of {study}
 
-The trained model, the study it comes from, and what it ran with.
+What the trial has saved, the study it comes from, and what it ran with.
 
     pip install -r requirements.txt     # Python {python}; in this folder
-    python run.py
 
 `requirements.txt` has the versions that the trial ran with, and the wheel of tuner in this folder. Do not
 install `tuner` from the public package index: that is another project.
 
-`run.py` loads the model, evaluates it on the study's validation data, and compares the results with the recorded ones.
+{about}
 `study.py` is the study's file; `trial.json` has hyperparameters, curves, timings, versions and the state of the
 repository. The bundle does not contain modules that the study file imports from its own folder.
 """
+
+_ABOUT_MODEL = """`python run.py` loads the trained model, evaluates it on the study's validation data, and compares the
+results with the recorded ones."""
+_ABOUT_STATE = """`python run.py` loads the state that the training function has saved, and prints its parts.
+`requirements.txt` does not have the other packages that the function imports."""
+_ABOUT_FILES = "`checkpoint` has the files that the trial has written to its folder."
+
+_RUN_STATE = '''"""Load the state that the trial has saved, and print its hyperparameters and the parts of the state."""
+
+import json
+from pathlib import Path
+
+import tuner
+
+here = Path(__file__).parent
+trial = json.loads((here / "trial.json").read_text())
+print(f"trial {trial['number']} of {trial['study']}: {json.dumps(trial['hparams'])}")
+
+
+def show(part, name="state"):
+    if isinstance(part, dict):
+        for key, inner in part.items():
+            show(inner, f"{name}[{key!r}]")
+    elif isinstance(part, list | tuple):
+        for at, inner in enumerate(part):
+            show(inner, f"{name}[{at}]")
+    else:
+        print(f"{name}: {part.dtype}{list(part.shape)}" if hasattr(part, "shape") else f"{name}: {part}")
+
+
+show(tuner.load_state(here / "checkpoint"))
+'''
 
 _RUN = '''"""Load the trial, evaluate it, and compare the results with the recorded ones."""
 

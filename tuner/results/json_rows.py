@@ -130,7 +130,16 @@ class BaselineJson(TypedDict):
     """The number of other seeds behind these numbers; 0 if they are the trials' own values."""
 
 
-class BestJson(TrialJson):
+class EpochsJson(TypedDict):
+    """Which epoch of a trial counts."""
+
+    value_epoch: str | None
+    """The epoch whose value ranks the trials: `last` or `best`; null if the training returns the value itself."""
+    kept_epoch: str | None
+    """The epoch whose model or saved state is kept: `last` or `best`; null if tuner keeps none."""
+
+
+class BestJson(TrialJson, EpochsJson):
     """A row of `tuner best` and `tuner confirm`."""
 
     confirmed: NotRequired[ConfirmedJson | None]

@@ -20,6 +20,7 @@ from tuner.results.json_rows import (
     ConfirmedJson,
     EndedJson,
     EndJson,
+    EpochsJson,
     JsonRow,
     ReportJson,
     ResultJson,
@@ -49,6 +50,7 @@ from tuner.storage.read.queries import (
 )
 from tuner.storage.read.ranking import read_values
 from tuner.storage.worker.confirmations import read_confirmations
+from tuner.study.launch_record import kept_epoch_of, value_epoch_of
 from tuner.study.source import code_digest
 from tuner.trial import Outcome
 
@@ -190,7 +192,7 @@ def best_rows(engine: Engine, study_name: str, count: int | None = 1, *, confirm
     study = find_study(engine, study_name)
     if len(study.directions) > 1:
         front = pareto_front(read_trials(engine, study), study.maximize)[:count]
-        return [{**_trial_row(study, trial)} for trial in front]
+        return [{**_trial_row(study, trial), **_epochs_row(study)} for trial in front]
     repeats = read_confirmations(engine, study.study_id) if confirmed else {}
     again = {trial.trial_id: trial for trial in read_by_ids(engine, study, list(repeats))}
     infeasible = {trial_id for trial_id, trial in again.items() if trial.is_feasible is False}
@@ -206,12 +208,23 @@ def best_rows(engine: Engine, study_name: str, count: int | None = 1, *, confirm
     return [
         {
             **_end_row(study, found[one]),
+            **_epochs_row(study),
             "confirmed": _confirmed_row(ranked[one], [] if at else tied) if one in ranked else None,
             "baseline": None if baseline is None else _compared(study, found[one], baseline, ranked),
             "hparams": _hparams_of(found[one]),
         }
         for at, one in enumerate(order[:count])
     ]
+
+
+def _epochs_row(study: StudyRow) -> EpochsJson:
+    """Return which epoch ranks the trials, and which one's model is kept."""
+    kind = study.record.get("train", "trainer") if study.record else None
+    is_ranked, keeps = kind in ("trainer", "function", "command"), kind in ("trainer", "function")
+    return {
+        "value_epoch": value_epoch_of(study.record) if is_ranked else None,
+        "kept_epoch": kept_epoch_of(study.record) if keeps else None,
+    }
 
 
 def _confirmed_row(confirmed: Confirmed, tied: list[int]) -> ConfirmedJson:

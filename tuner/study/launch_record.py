@@ -8,7 +8,7 @@ import hashlib
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from tuner.study.domains import ChoiceDomain, HasDomains, domains_of, parameters
 from tuner.study.space import Space, is_space
@@ -29,6 +29,19 @@ def optimizer_rules_of(record: Mapping[str, Any]) -> int:
 def with_rules(record: Mapping[str, object]) -> dict[str, Any]:
     """Return a record with its optimizer rules, also if it was written by a version that had only one set of rules."""
     return {**record, "optimizer_rules": optimizer_rules_of(record)}
+
+
+def value_epoch_of(record: Mapping[str, Any]) -> Literal["last", "best"]:
+    """Return which epoch's value ranks the trials of a study, from its record."""
+    return record.get("value", "last")
+
+
+def kept_epoch_of(record: Mapping[str, Any]) -> Literal["last", "best"]:
+    """Return which epoch's model a study keeps, from its record.
+
+    Before version 0.3 studies were ranked by the last epoch, but kept the model of the best one; those go on like this.
+    """
+    return record.get("value", "best")
 
 
 def describe_space(space: type[Space] | Callable[..., Space] | None, fixed: Mapping[str, object]) -> dict[str, str]:

@@ -15,7 +15,14 @@ from tuner.output.sanitize import is_unstorable
 from tuner.study.command import Command
 from tuner.study.data import StudyData
 from tuner.study.domains import Domain, parameters
-from tuner.study.launch_record import OPTIMIZER_RULES, describe_space, differences, optimizer_rules_of, with_rules
+from tuner.study.launch_record import (
+    OPTIMIZER_RULES,
+    describe_space,
+    differences,
+    optimizer_rules_of,
+    value_epoch_of,
+    with_rules,
+)
 from tuner.study.objective import OptunaObjective, takes
 from tuner.study.signatures import takes_hparams
 from tuner.study.source import call_study_code
@@ -48,8 +55,8 @@ class StudySpec:
         directions: The directions of several objectives.
         epochs: Passes over the training data in a trial that is not pruned; > 0. With `train`, which decides itself how
             long it trains, only pruners use it.
-        value: The value of a trial: that of its `"last"` or of its `"best"` epoch. A training function keeps the state
-            of the same epoch; a trainer always keeps that of the best.
+        value: The value of a trial: that of its `"last"` or of its `"best"` epoch. The model that is kept, or the saved
+            state of a function, is that of the same epoch.
         trials: The budget: all trials that ended count, except failed ones; > 0.
         seed: Seed of the split, the samplers and (with the trial's number) each trial; >= 0.
         sampler: A name, a mapping with `name` and the sampler's options, or an Optuna sampler.
@@ -344,7 +351,7 @@ class StudySpec:
             "optimizer_rules": OPTIMIZER_RULES,
             **({} if self.baseline is None else {"baseline": self.baseline_params}),
             **({} if self.trainer is not None else {"train": self.kind}),
-            **({} if self.value == "last" else {"value": self.value}),
+            "value": self.value,
         }
 
     def check_unchanged(self, recorded: Mapping[str, object]) -> None:
@@ -362,7 +369,8 @@ class StudySpec:
                 f"supports {OPTIMIZER_RULES}): upgrade tuner"
             )
         # An older study keeps the optimizer rules with which it was started.
-        changes = differences(with_rules(recorded), {**mine, "optimizer_rules": rules})
+        theirs = {**with_rules(recorded), "value": value_epoch_of(recorded)}
+        changes = differences(theirs, {**mine, "optimizer_rules": rules})
         if changes:
             raise StudyError(
                 f"study {self.name!r} has changed since its first launch, so its trials cannot be compared: "

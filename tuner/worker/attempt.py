@@ -16,6 +16,7 @@ from tuner.errors import CheckpointError, LeaseLost, StorageLost, TrialPruned, T
 from tuner.output.sanitize import hide_password
 from tuner.search import TrialPruner
 from tuner.storage.artifacts import FILES, collect, trial_folder
+from tuner.storage.read.lineage import read_metrics
 from tuner.storage.read.queries import BASELINE_KEY
 from tuner.storage.read.ranking import is_among_best, is_feasible, removable
 from tuner.storage.sql.retry import PROMPT, hurried
@@ -265,6 +266,11 @@ class Attempt(TrialData):
         else:
             rungs.leave_rungs(context.engine, self.lease, context.study_id)
             context.storage.forget_pruning(self.lease.trial_id)
+
+    def stored_reports(self) -> list[Report]:
+        """Return the reports of earlier attempts, by epoch."""
+        stored = read_metrics(self.context.engine, self.lease.trial_id)
+        return [Report(epoch, step, metrics) for epoch, (step, metrics) in stored.items()]
 
     def keep(self, earlier: Iterable[Report]) -> None:
         """Store the reports from before a restart with the next one."""

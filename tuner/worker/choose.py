@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from tuner.study import StudySpec
@@ -16,7 +17,7 @@ def make_trainable(
     data_for: DataFor | None,
     runtime: Runtime,
     about: dict[str, Any],
-    optimizer_rules: int,
+    record: Mapping[str, Any],
     choose: Choose,
 ) -> Trainable:
     """Return the trainable of a study.
@@ -26,14 +27,14 @@ def make_trainable(
         data_for: Returns the data of a trial; None if the study has no trainer.
         runtime: The worker's runtime.
         about: Information to save with checkpoints.
-        optimizer_rules: The optimizer rules with which the study was started.
+        record: The settings that the study's first launch recorded.
         choose: See `Choose`.
     """
     if study.trainer is not None:
         assert data_for is not None
         from tuner.worker.train_module import ModuleTrainable
 
-        return ModuleTrainable(study, data_for, runtime.layout, about, optimizer_rules, choose)
+        return ModuleTrainable(study, data_for, runtime.layout, about, record, choose)
     if isinstance(study.train, OptunaObjective):
         from tuner.worker.train_objective import ObjectiveTrainable
 

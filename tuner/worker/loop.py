@@ -24,7 +24,6 @@ from tuner.storage.worker.claims import Claimant, NoTrial
 from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.studies import join, leave, register
 from tuner.study import StudyData, StudySpec
-from tuner.study.launch_record import optimizer_rules_of
 from tuner.trial import Event, Stop
 from tuner.trial import optuna_private as private
 from tuner.trial.environment import DEVICES_VARIABLE, LAUNCHED_VARIABLE, worker_name
@@ -167,7 +166,7 @@ class Worker:
                 None if data is None else data.for_hparams,
                 place.runtime,
                 place.about,
-                optimizer_rules_of(registered.record),
+                registered.record,
                 ProgramModes(self.engine, study_id).choose,
             ),
             storage=storage,

@@ -23,7 +23,6 @@ from tuner.storage.worker.confirmations import read_confirmations, store_confirm
 from tuner.storage.worker.studies import mode_of
 from tuner.study import StudyData, StudySpec, trial_seed
 from tuner.study.file import Settings, function_study, split_target, study_in
-from tuner.study.launch_record import optimizer_rules_of
 from tuner.study.source import call_study_code
 from tuner.trial import Report, all_finite
 from tuner.trial.environment import DEVICES_VARIABLE
@@ -101,6 +100,9 @@ class _Rerun(TrialData):
 
     def forget_reports(self, first: int = 0) -> None:
         pass
+
+    def stored_reports(self) -> list[Report]:
+        return []
 
     def keep(self, earlier: Iterable[Report]) -> None:
         pass
@@ -194,7 +196,7 @@ def open_study(engine: Engine, name: str, file: str | None, fixed: Mapping[str, 
         data = StudyData(study.data, study.seed)
         data_for = partial(call_study_code, data.failure, data.for_hparams)
     choose = partial(mode_of, engine, row.study_id)
-    trainable = make_trainable(study, data_for, runtime, {}, optimizer_rules_of(row.record), choose)
+    trainable = make_trainable(study, data_for, runtime, {}, row.record, choose)
     return Rerunner(engine, row, study, found, trainable, runtime)
 
 

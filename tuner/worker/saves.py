@@ -202,6 +202,13 @@ class TrialSaves:
         self.close()
 
 
+def load_state(folder: Path, like: object) -> Any:
+    """See `tuner.load_state`."""
+    if not (folder / RECORD).is_file():
+        raise CheckpointError(f"no saved state in {folder}: pass the folder that `tuner show` prints as `checkpoint`")
+    return _state(folder, like)
+
+
 # --- One state
 
 

@@ -79,6 +79,7 @@ class CommandTrainable(AsksOptuna):
                 report = _report(metrics, epoch)
                 if is_first and run.is_resumed:
                     run.forget_reports(0 if report.epoch <= 1 else report.epoch)
+                    run.keep(one for one in run.stored_reports() if one.epoch < report.epoch)
                 is_first, epoch = False, report.epoch
                 if run.report(report):
                     process.stop()
@@ -86,7 +87,9 @@ class CommandTrainable(AsksOptuna):
             status = process.wait()
         if status != 0:
             raise CommandFailed(f"the command ended with {_ending(status)}", log.last(_SHOWN_LINES))
-        if is_first:
+        if is_first and run.is_resumed and (earlier := run.stored_reports()):
+            run.keep(earlier)  # it had nothing left to do
+        elif is_first:
             names = ", ".join(self._objectives)
             found = f"; it printed {', '.join(sorted(seen))}" if seen else ""
             raise CommandFailed(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tuner.study import StudySpec
+from tuner.study.launch_record import kept_epoch_of, optimizer_rules_of
 from tuner.trial import Report
 from tuner.worker.trainable import AsksOptuna, Choose, DataFor, End, Run
 
@@ -22,7 +24,7 @@ class ModuleTrainable(AsksOptuna):
         data_for: Returns the data of a trial.
         layout: The worker's devices.
         about: Information to save with checkpoints.
-        optimizer_rules: The optimizer rules with which the study was started.
+        record: The settings that the study's first launch recorded.
         choose: Looks up how a program runs, or measures it.
     """
 
@@ -32,11 +34,16 @@ class ModuleTrainable(AsksOptuna):
         data_for: DataFor,
         layout: Any,
         about: dict[str, Any],
-        optimizer_rules: int,
+        record: Mapping[str, Any],
         choose: Choose,
     ) -> None:
         self._study, self._data_for, self._about = study, data_for, about
-        self._options = {"layout": layout, "optimizer_rules": optimizer_rules, "choose": choose}
+        self._options = {
+            "layout": layout,
+            "optimizer_rules": optimizer_rules_of(record),
+            "keep": kept_epoch_of(record),
+            "choose": choose,
+        }
 
     def saved(self, run: Run) -> Checkpoints:
         from tuner.training.saved.checkpoints import Checkpoints

@@ -63,6 +63,10 @@ class Run(TrialRun, Protocol):
         """Delete stored reports from an epoch on; without an epoch also the trial's decisions in rungs."""
         ...
 
+    def stored_reports(self) -> list[Report]:
+        """Return the reports of earlier attempts, by epoch."""
+        ...
+
     def keep(self, earlier: Iterable[Report]) -> None:
         """Store reports from before a restart with the next one."""
         ...

@@ -184,10 +184,12 @@ def test_no_statement_of_a_trial_reads_a_whole_table(worker: WorkerStatements) -
     sent = {what.name for what in plans} | {
         write.name for what in plans if isinstance(what, WithWrites) for write in what.writes
     }
-    assert prepared_statements._names - sent == {"rebase", "hours", "delete rows", "enter rung, held"}
+    assert prepared_statements._names - sent == {
+        *("rebase", "hours", "delete rows", "enter rung, held", "bury lease", "delete attribute"),
+    }
 
 
-def rows_touched(worker: WorkerStatements, key: Prepared, **changed: Any) -> float:
+def rows_touched(worker: WorkerStatements, key: Prepared, /, **changed: Any) -> float:
     """Run a statement as it was sent last, undo it, and return how many rows its plan has looked at."""
     with worker.engine.connect() as connection:
         text, parameters = worker.sent[called(connection.info[prepared_statements._PREPARED][key])]

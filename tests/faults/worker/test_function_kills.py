@@ -98,7 +98,7 @@ def returner(hparams, trial):
 
 
 COMMAND = """
-import json, os, pathlib, signal, sys
+import json, os, pathlib, signal, sqlite3, sys, time
 trial, x, folder = int(sys.argv[1]), float(sys.argv[2]), pathlib.Path(sys.argv[3])
 place = os.environ["KILL_PLACE"]
 path = folder / "state.json"
@@ -110,9 +110,15 @@ def kill(at):
             (pathlib.Path(os.environ["KILL_FOLDER"]) / "killed").touch(exist_ok=False)
         except FileExistsError:
             return
+        while not is_stored(EPOCHS if at == "end" else 3):  # a report that was not read yet would be lost
+            time.sleep(0.02)
         os.kill(int(os.environ["KILL_WORKER"]), signal.SIGKILL)
-        import time
         time.sleep(600)
+
+def is_stored(epoch):
+    with sqlite3.connect(os.path.join(os.environ["KILL_FOLDER"], "study.db"), timeout=60) as connection:
+        query = "SELECT count(*) FROM tuner_reports JOIN trials USING (trial_id) WHERE number = ? AND epoch = ?"
+        return connection.execute(query, (trial, epoch)).fetchone()[0]
 
 for epoch in range(state["epoch"] + 1, EPOCHS + 1):
     state = {"epoch": epoch, "weights": state["weights"] + 2 * x}

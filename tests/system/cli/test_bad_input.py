@@ -132,6 +132,7 @@ def test_what_is_wrong_in_the_study(
     assert written == {"tiny.py"}, "no storage was made for a study that cannot run"
 
 
+@pytest.mark.slow
 def test_an_unknown_study_has_a_nearest_one(tuner_on_sqlite: Any, tiny_study: Path) -> None:
     assert tuner_on_sqlite.run("worker", "tiny.py", "--trials", "1").returncode == 0
 
@@ -197,6 +198,7 @@ def test_a_file_that_is_no_database(tuner_on_sqlite: Any, tiny_study: Path, tmp_
     assert "file is not a database" in line
 
 
+@pytest.mark.slow
 def test_a_study_of_another_tool_with_another_direction(tuner_on_sqlite: Any, tiny_study: Path) -> None:
     storage = optuna.storages.RDBStorage(tuner_on_sqlite.env["TUNER_STORAGE"])
     optuna.create_study(study_name="tiny", storage=storage, direction="maximize")

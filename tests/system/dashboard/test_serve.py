@@ -109,6 +109,7 @@ def test_the_list_of_routes_is_all_of_them(storage_on_postgres: str) -> None:
     assert len({path for _, path in found if re.match(r"/api/studies/\d+/\d+/note", path)}) == 1
 
 
+@pytest.mark.slow
 def test_nothing_is_answered_to_strangers(dashboard: DashboardServer, storage_on_postgres: str) -> None:
     before = content(storage_on_postgres)
 
@@ -432,6 +433,7 @@ def run(folder: Path, *words: str, given: str = "") -> subprocess.CompletedProce
     )
 
 
+@pytest.mark.slow
 def test_users_are_made_by_commands(tmp_path: Path) -> None:
     added = run(tmp_path, "user", "add", "ann", "--role", "editor", "--users", "users", given=f"{PASSWORD}\n")
     token = run(tmp_path, "user", "token", "ci", "--role", "reader", "--users", "users")
@@ -449,6 +451,7 @@ def test_users_are_made_by_commands(tmp_path: Path) -> None:
     assert (tmp_path / "users").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.slow
 def test_what_cannot_be_served_is_said_in_a_line(tmp_path: Path, storage_on_postgres: str) -> None:
     (tmp_path / "key.pem").write_text("no key")
     for words, message in [

@@ -19,6 +19,7 @@ def notes(folder: Path) -> list[dict[str, str]]:
     return [dict(line.split("=", 1) for line in path.read_text().splitlines()) for path in sorted(folder.iterdir())]
 
 
+@pytest.mark.slow
 def test_a_study_runs_resumes_and_is_queried(tuner_on_sqlite: Any, tiny_study: Path, tmp_path: Path) -> None:
     tuner, given = tuner_on_sqlite, tmp_path / "notes"
     given.mkdir()

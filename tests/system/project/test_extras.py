@@ -94,6 +94,7 @@ def test_every_extra_has_a_case() -> None:
     assert extras["cuda"] == ["tuner-jax[cuda13]"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.extra}-{case.words[-1]}")
 def test_what_is_missing_is_named(
     tuner_on_sqlite: Any, sqlite_url: str, tiny_study: Path, tmp_path: Path, case: Case

@@ -71,6 +71,7 @@ def test_tests_make_their_databases_on_a_given_server_and_remove_them(
     assert names(admin) <= before, "other tests may have removed theirs"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", ["sqlite:///study.db", "localhost:5432", "postgresql://postgres@localhost"])
 def test_what_is_no_server_is_refused(given: str, tmp_path: Path) -> None:
     done = run_inner(tmp_path, given)

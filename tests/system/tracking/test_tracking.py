@@ -554,6 +554,7 @@ def test_wandbs_files_have_the_numbers(tuner_on_sqlite: Any, tmp_path: Path, sql
 # --- What is typed wrong
 
 
+@pytest.mark.slow
 def test_wrong_trackers_are_refused_in_one_line(tuner_on_sqlite: Any, tmp_path: Path, sqlite_url: str) -> None:
     (tmp_path / "file").touch()
     with study_database(sqlite_url):
@@ -657,6 +658,7 @@ def test_a_registered_model_predicts_bit_for_bit_in_another_process(
     assert refused.stderr.startswith(f"tuner: the checkpoint of trial {best['number']} of study 'tiny' is not on ")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_registered_is_refused_in_one_line(
     tuner_on_sqlite: Any, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,7 @@ def process(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", ["C"], indirect=True)
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_ends_a_process_whose_main_thread_waits_for_a_silent_server(

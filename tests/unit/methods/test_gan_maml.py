@@ -100,6 +100,7 @@ def test_a_step_of_one_network_leaves_the_other_as_it_is(moves: str, rests: str)
         assert not is_same(getattr(before, tree)[moves], getattr(after, tree)[moves])
 
 
+@pytest.mark.slow
 def test_each_network_has_its_rate_and_the_discriminator_its_steps() -> None:
     batch, step = batch_of(GAN), jit(GAN.study.trainer.train_step)
 
@@ -122,6 +123,7 @@ def test_each_network_has_its_rate_and_the_discriminator_its_steps() -> None:
     assert 0.9 < faster["generator"] / base["generator"] < 1.1
 
 
+@pytest.mark.slow
 def test_the_value_of_equal_distributions_is_at_most_minus_log_4_which_a_half_attains() -> None:
     trainer, batch, hparams = GAN.study.trainer, batch_of(GAN), gan_hparams(gradient_penalty=0.01)
     state = gan_state(batch, hparams, 2000)

@@ -129,6 +129,7 @@ def test_a_trace_hides_passwords() -> None:
         assert SECRET not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [FORMS[0], FORMS[5]])
 def test_commands_hide_the_password_of_a_storage(form: str) -> None:
     done = subprocess.run(

@@ -5,6 +5,7 @@ import datetime
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -17,7 +18,8 @@ import pytest
 from pyarrow import parquet
 
 import tuner
-from tuner.errors import UnknownStudy, UsageError
+from tuner import load_state
+from tuner.errors import CheckpointError, UnknownStudy, UsageError
 from tuner.results.export import export_bundle, export_trials
 from tuner.results.rows import trial_rows
 from tuner.storage import connect
@@ -128,6 +130,66 @@ def test_what_cannot_be_bundled_is_said(storage: Any, storage_url: str, tmp_path
         export_bundle(engine, "ours", path, 7)
     assert not path.exists()
     engine.dispose()
+
+
+FUNCTIONS = """
+import numpy as np
+from tuner import Command, Space, Study, uniform
+
+class HParams(Space):
+    x: float = uniform(0.0, 1.0)
+
+def train(hparams, trial):
+    yield {"loss": hparams.x}
+    trial.save({"weights": np.full((2, 3), hparams.x), "parts": [np.arange(4), "text"]})
+
+def forgetful(hparams, trial):
+    return hparams.x
+
+program = "import json, sys; json.dump([1], open(sys.argv[1] + '/out.json', 'w')); print(json.dumps({{'loss': 0.5}}))"
+common = {"space": HParams, "objective": "loss", "direction": "minimize", "trials": 2}
+saved = Study(name="saved", train=train, **common)
+unsaved = Study(name="unsaved", train=forgetful, **common)
+files = Study(name="files", train=Command(["python3", "-c", program, "{folder}"]), **common)
+"""
+
+
+@pytest.mark.slow
+def test_a_bundle_of_a_function_has_its_state_and_one_of_a_command_its_files(
+    tuner_on_sqlite: Any, tmp_path: Path
+) -> None:
+    tuner = tuner_on_sqlite
+    (tuner.folder / "own.py").write_text(FUNCTIONS)
+    for name in ("saved", "unsaved", "files"):
+        done = tuner.run("launch", f"own.py:{name}", "--workers", "1")
+        assert done.returncode == 0, done.stderr
+
+    refused = tuner.run("export", "unsaved", "unsaved.zip")
+    assert refused.returncode == 2
+    assert re.fullmatch(r"tuner: trial \d of 'unsaved' has no saved state or files: .*\n", refused.stderr)
+    assert not (tuner.folder / "unsaved.zip").exists()
+
+    number = tuner.rows("best", "saved")[0]["number"]
+    x = tuner.rows("best", "saved")[0]["hparams"]["x"]
+    for name in ("saved", "files"):
+        exported = tuner.run("export", name, f"{name}.zip")
+        assert exported.returncode == 0, exported.stderr
+        with zipfile.ZipFile(tuner.folder / f"{name}.zip") as bundle:
+            bundle.extractall(tmp_path / name)
+    ran = subprocess.run([sys.executable, "run.py"], cwd=tmp_path / "saved", capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines() == [
+        f'trial {number} of saved: {{"x": {x!r}}}',
+        "state['weights']: float64[2, 3]",
+        "state['parts'][0]: int64[4]",
+        "state['parts'][1]: text",
+    ]
+    state = load_state(tmp_path / "saved" / "checkpoint")
+    assert (state["weights"] == x).all()
+    assert json.loads((tmp_path / "files" / "checkpoint" / "out.json").read_text()) == [1]
+    assert not (tmp_path / "files" / "run.py").exists()
+    with pytest.raises(CheckpointError, match="no saved state in"):
+        load_state(tmp_path / "files" / "checkpoint")
 
 
 @pytest.mark.slow

@@ -58,6 +58,7 @@ def said(path: Path) -> tuple[float, float]:
     return float(found[1]), float(found[2])
 
 
+@pytest.mark.slow
 def test_the_picture_is_of_the_trial_that_is_asked_for(engine: Any, place: Any, tmp_path: Path) -> None:
     stored: list[Any] = list(trial_rows(engine, "tiny"))
     rows = sorted(stored, key=lambda row: row["value"])
@@ -89,7 +90,10 @@ def test_the_picture_is_of_the_trial_that_is_asked_for(engine: Any, place: Any, 
             "study = dataclasses.replace(study, space=HParams)",
             r"the study's file has changed since trial \d ran: .*other\.py; restore it",
         ),
-        ("study = dataclasses.replace(study, name='other')", r"no study or function 'tiny' in .*other\.py: its studies are"),
+        (
+            "study = dataclasses.replace(study, name='other')",
+            r"no study or function 'tiny' in .*other\.py: its studies are",
+        ),
         (
             "def picture(loaded, splits):\n    raise ValueError('none today')",
             r"picture\(loaded, splits\) failed: .*other\.py:\d+: ValueError: none today",
@@ -128,6 +132,7 @@ def test_what_is_wrong_with_the_question_is_told(engine: Any, place: Any, tmp_pa
     assert (tmp_path / "out.png").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_the_command(place: Any, tmp_path: Path) -> None:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "tuner", "plot", "tiny", *words, f"--storage={place[1]}"]

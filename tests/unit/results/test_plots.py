@@ -128,6 +128,7 @@ def test_what_pruning_saved_is_what_compare_says(url: str) -> None:
     assert whole - spent == pytest.approx(8 * 2 * 15 / 3600)
 
 
+@pytest.mark.slow
 def test_a_report_needs_nothing_else(url: str, tmp_path: Path) -> None:
     plot(url, NAME, "report", tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
@@ -183,6 +184,7 @@ def test_an_unknown_study_is_not_drawn(url: str, tmp_path: Path) -> None:
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_command_has_a_name_for_the_file(tuner_on_sqlite: Any, url: str) -> None:
     done = tuner_on_sqlite.run("plot", NAME, "edf", "--storage", url)
     assert (done.returncode, done.stderr) == (0, f"tuner: edf of {NAME!r} written to {NAME}-edf.png\n")

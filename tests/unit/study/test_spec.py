@@ -441,7 +441,9 @@ def test_one_of_several_studies_is_loaded_by_either_name(write: Write) -> None:
         "two"
     ] * 2
     for name in ("three", "make", ""):
-        with pytest.raises(StudyFileError, match=rf"no study or function '{name}' in .*: its studies are first, second"):
+        with pytest.raises(
+            StudyFileError, match=rf"no study or function '{name}' in .*: its studies are first, second"
+        ):
             load_study(f"{path}:{name}")
 
 

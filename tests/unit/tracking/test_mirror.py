@@ -70,10 +70,12 @@ class Book:
         self._note("log", run)
 
     def _write(self, run: str, reports: Sequence[TrackedReport]) -> None:
+        known = set(map(repr, self.rows[run]))  # NaN equals itself in text alone
         for one in reports:
             for name, value in one.metrics.items():
                 row = (name, one.step, one.at_s, value)
-                if repr(row) not in map(repr, self.rows[run]):
+                if repr(row) not in known:
+                    known.add(repr(row))
                     self.rows[run].append(row)
 
     def end_trial(self, run: str, trial: TrackedTrial, reports: Sequence[TrackedReport]) -> None:

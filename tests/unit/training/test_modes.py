@@ -283,6 +283,7 @@ def compile_all() -> dict[str, Any]:
     return {"compiled": clock.count, "name": name_of(), "metrics": metrics, "total_s": clock.total_s}
 
 
+@pytest.mark.slow
 def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
     program, found = [sys.executable, __file__, str(tmp_path)], []
     for _ in range(2):

@@ -390,6 +390,7 @@ class Growing(TrainerModule):
         return optax.stateless(lambda updates, params: jax.tree.map(lambda leaf: 2 * leaf, params))
 
 
+@pytest.mark.slow
 def test_debugging_a_resumed_scan_looks_at_each_step(tmp_path: Path) -> None:
     splits = Splits(ALL.take(range(40)), ALL.take([0]))
     with pytest.raises(NonFinite, match=r"step 1\d ") as anew:
@@ -510,6 +511,26 @@ def test_the_best_epoch_is_kept_also_when_resumed(
     assert not any(name.startswith("test_") for report in training.reports[:-1] for name in report.metrics)
 
 
+@pytest.mark.parametrize("stop_at", [None, STEPS + 1, 3 * STEPS - 1])
+def test_the_last_epoch_is_kept_if_asked_for_also_when_resumed(stop_at: int | None, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"objective": "value", "keep": "last"}
+    trainer, checkpoints = Scripted(1.0, 2.0, 3.0), never(tmp_path)
+    if stop_at is not None:
+        stopped = train(trainer, stop_at=stop_at, checkpoints=never(tmp_path), **options)
+        assert stopped.best is None
+    training = train(trainer, checkpoints=checkpoints, **options)
+    assert training.best is not None
+    assert (training.best.epoch, training.best.metrics["value"]) == (3, 3.0)
+    assert_bit_equal(training.best.state, training.state.for_evaluation())
+    path = checkpoints.write_best()
+    assert path is not None
+    loaded = load_from_checkpoint(path, trainer=trainer)
+    assert_bit_equal(loaded.state, training.state.for_evaluation())
+    test: Any = SPLITS.test
+    tested = trainer.eval_model(loaded.state, test, HPARAMS)
+    assert {f"test_{name}": value for name, value in tested.items()}.items() <= training.reports[-1].metrics.items()
+
+
 def test_no_epoch_is_best_where_all_are_nan(tmp_path: Path) -> None:
     checkpoints = often(tmp_path)
     training = train(Scripted(math.nan, math.nan, math.nan), objective="value", checkpoints=checkpoints)
@@ -603,6 +624,7 @@ def own_file(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_trainer_in_a_file_of_its_own_predicts_the_same_in_a_new_process(own_file: Path, tmp_path: Path) -> None:
     from tuner.study.source import import_file
 

@@ -104,6 +104,7 @@ def test_without_a_folder_nothing_is_written(
     assert not list(empty.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["scan", "step"])
 def test_a_log_is_enough_to_train_again_in_another_process(file: Any, tmp_path: Path, mode: Any) -> None:
     training = train(file, tmp_path / "run", choose=lambda program, measure: mode)

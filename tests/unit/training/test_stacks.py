@@ -22,7 +22,6 @@ from tuner.errors import CheckpointError, StudyError
 from tuner.models.transformer import Transformer
 from tuner.storage.read.queries import find_study
 from tuner.storage.worker.studies import mode_of, register
-from tuner.study.launch_record import optimizer_rules_of
 from tuner.training import (
     ArrayDataset,
     Checkpoints,
@@ -390,9 +389,7 @@ def test_all_trials_of_a_study_are_trained_by_the_rules_it_was_begun_with(
         run_worker(study, sqlite_url, artifacts=str(tmp_path))
         row, runtime = find_study(storage.engine, "old"), make_runtime("", needs_jax=True)
         mode = partial(mode_of, storage.engine, row.study_id)
-        trainable = make_trainable(
-            study, lambda hparams: same_splits(), runtime, {}, optimizer_rules_of(row.record), mode
-        )
+        trainable = make_trainable(study, lambda hparams: same_splits(), runtime, {}, row.record, mode)
         rerunner = Rerunner(storage.engine, row, study, Path(__file__), trainable, runtime)
         assert len(rerunner.train(0, {"learning_rate": 0.01}, 0, lambda report: False)) == 1
         assert find_study(storage.engine, "old").record == record

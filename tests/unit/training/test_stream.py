@@ -126,6 +126,7 @@ def test_batches_of_views_are_those_of_the_views_on_the_device() -> None:
         assert same(one.batches(*at), other, at) == -(-len(other) // 4)
 
 
+@pytest.mark.slow
 def test_batches_are_the_same_in_a_new_process() -> None:
     code = (
         "import jax, jax.numpy as jnp, numpy as np\n"
@@ -193,6 +194,7 @@ def test_worker_processes_read_and_this_one_does_not(tmp_path: pathlib.Path) -> 
     assert len({pid for pid, index in lines if index in ("0", "1", "4", "5", "8", "9")} & {lines[0][0]}) == 1
 
 
+@pytest.mark.slow
 def test_batches_of_worker_processes_come_without_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     # In containers /dev/shm is small. Grain takes a batch that lies there through this class.
     monkeypatch.delattr("multiprocessing.shared_memory.SharedMemory")
@@ -202,6 +204,7 @@ def test_batches_of_worker_processes_come_without_shared_memory(monkeypatch: pyt
     assert [batch["images"].tobytes() for batch in batches] == [images[::-1].astype("int32").tobytes()]
 
 
+@pytest.mark.slow
 def test_more_workers_than_steps_are_not_started() -> None:
     batches = numbered(workers=3).batches(np.arange(4).reshape(1, 4), np.ones((1, 4)))
     assert next(batches)["id"].tolist() == [0, 1, 2, 3]
@@ -288,6 +291,7 @@ def test_an_error_names_the_example(change: Any, kind: type[Exception], found: s
         list(batches)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "kind", "found"), [WRONG[0], WRONG[5]])
 def test_an_error_in_a_worker_process_names_the_example(change: Any, kind: type[Exception], found: str) -> None:
     data = StreamDataset(Rows({"x": np.zeros((20, 2))}, change), workers=1).take(range(3, 20))
@@ -305,6 +309,7 @@ def test_a_source_that_cannot_be_sent_to_a_process_is_refused() -> None:
         next(data.batches(*order()))
 
 
+@pytest.mark.slow
 def test_a_source_of_a_study_file_can_be_sent_to_a_process(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "faraway.py"
     path.write_text(
@@ -397,6 +402,7 @@ def gone(pid: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_program_may_end_in_mid_epoch(tmp_path: pathlib.Path) -> None:
     done, pids = half_read(tmp_path, 0, "pass")
     assert done.returncode == 0
@@ -405,6 +411,7 @@ def test_a_program_may_end_in_mid_epoch(tmp_path: pathlib.Path) -> None:
     assert all(gone(pid) for pid in pids)
 
 
+@pytest.mark.slow
 def test_worker_processes_end_with_a_parent_that_is_killed(
     tmp_path: pathlib.Path, wait_until: Callable[..., Any]
 ) -> None:
@@ -413,6 +420,7 @@ def test_worker_processes_end_with_a_parent_that_is_killed(
     wait_until(lambda: all(gone(pid) for pid in pids))
 
 
+@pytest.mark.slow
 def test_worker_processes_leave_an_interrupt_to_their_parent() -> None:
     batches = numbered(workers=2).batches(np.arange(40).reshape(20, 2), np.ones((20, 2)))
     first = next(batches)["id"].tolist()

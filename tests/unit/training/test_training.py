@@ -359,6 +359,7 @@ def fingerprint(seed: int) -> str:
     return json.dumps([metrics, [np.asarray(leaf).tobytes().hex() for leaf in jax.tree.leaves(state.params)]])
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_bits_here_and_in_a_new_process() -> None:
     assert fingerprint(3) == fingerprint(3) != fingerprint(4)
     command = [sys.executable, __file__]  # see the end of this file

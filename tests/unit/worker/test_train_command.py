@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,8 +168,6 @@ for epoch in range(done + 1, 6):
     path.write_text(str(epoch))
     print(json.dumps({"epoch": epoch, "loss": float(epoch + 10 * (done > 0))}), flush=True)
 """
-    import threading
-
     stop = Stop()
     worker = threading.Thread(target=commands, args=(program,), kwargs={"stop": stop})
     worker.start()
@@ -184,6 +183,36 @@ for epoch in range(done + 1, 6):
     (trial,) = commands(program)
     assert trial.state == TrialState.COMPLETE
     assert trial.intermediate_values == {1: 1.0, 2: 2.0, 3: 3.0, 4: 14.0, 5: 15.0}
+
+
+@pytest.mark.parametrize(("value", "expected"), [("last", 5.0), ("best", 1.0)])
+@pytest.mark.parametrize("done", [2, 5], ids=["resumes", "has nothing left to do"])
+def test_reports_of_an_earlier_attempt_count_after_a_resume(
+    commands: Commands, value: str, expected: float, done: int, wait_until: Callable[..., Any]
+) -> None:
+    program = """
+import json, os, pathlib, sys, time
+path = pathlib.Path(os.environ["TUNER_FOLDER"], "epoch")
+done = int(path.read_text()) if path.exists() else 0
+for epoch in range(done + 1, 6):
+    print(json.dumps({"epoch": epoch, "loss": float(epoch)}), flush=True)
+    path.write_text(str(epoch))
+    if epoch == int(sys.argv[1]) and done == 0:
+        time.sleep(600)
+"""
+    stop = Stop()
+    worker = threading.Thread(target=commands, args=(program, str(done)), kwargs={"stop": stop, "value": value})
+    worker.start()
+    try:
+        count = f"SELECT count(*) FROM tuner_reports WHERE epoch = {done}"
+        wait_until(lambda: list(commands.folder.glob("artifacts/*/0/files/epoch")) and commands.rows(count) == [(1,)])
+    finally:
+        stop.requested = True
+        worker.join()
+    (trial,) = commands(program, str(done), value=value)
+    assert trial.state == TrialState.COMPLETE
+    assert trial.value == expected
+    assert trial.intermediate_values == {epoch: float(epoch) for epoch in range(1, 6)}
 
 
 def test_a_command_dies_with_its_worker(commands: Commands, wait_until: Callable[..., Any]) -> None:

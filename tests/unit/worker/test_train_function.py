@@ -489,6 +489,7 @@ def test_a_worker_of_a_function_without_jax_does_not_import_it(tmp_path: Path) -
     assert run_script(tmp_path, body) == "False\n"
 
 
+@pytest.mark.slow
 def test_a_function_may_import_jax_itself(tmp_path: Path) -> None:
     body = """
     import jax

@@ -76,6 +76,7 @@ def test_each_length_is_made_and_compiled_once(tmp_path: Path, clock: CompileClo
     assert {row["outcome"] for row in rows_of(url)} == {"complete"}
 
 
+@pytest.mark.slow
 def test_a_resumed_trial_has_its_own_data(tmp_path: Path) -> None:
     made = study(trials=3)
     quiet, url = f"sqlite:///{tmp_path}/quiet.db", f"sqlite:///{tmp_path}/study.db"
@@ -165,6 +166,7 @@ def test_every_example_is_checked_with_its_own_data(tmp_path: Path) -> None:
     assert not (tmp_path / "study.db").exists()
 
 
+@pytest.mark.slow
 def test_trials_are_repeated_confirmed_drawn_and_bundled_with_their_own_data(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,7 +55,7 @@ def check_settings(trainer: object) -> None:
         raise StudyError(f"a trainer's validate_every must be a whole number of at least 1: got {every!r}")
 
 
-def check_arguments(epochs: object, seed: object, direction: object) -> None:
+def check_arguments(epochs: object, seed: object, direction: object, keep: object) -> None:
     """Raise StudyError for invalid arguments of a training."""
     if not is_int(epochs) or epochs < 1:
         raise StudyError(f"epochs must be a whole number of at least 1: got {epochs!r}")
@@ -63,6 +63,8 @@ def check_arguments(epochs: object, seed: object, direction: object) -> None:
         raise StudyError(f"seed must be a whole number in [0, 2^31): got {seed!r}")
     if direction not in ("minimize", "maximize"):
         raise StudyError(f"direction must be 'minimize' or 'maximize': got {direction!r}")
+    if keep not in ("best", "last"):
+        raise StudyError(f"keep must be 'best' or 'last': got {keep!r}")
 
 
 def check_kinds(stop: object, *options: tuple[type, object]) -> None:

@@ -55,7 +55,7 @@ _SMALL_BYTES = 2**24
 
 @dataclass(frozen=True)
 class Best:
-    """The best validation so far.
+    """The validation whose state is kept.
 
     Attributes:
         epoch: The epoch of the validation.
@@ -84,6 +84,7 @@ class Training(Generator[Report, None, TrainState]):
         seed: In [0, 2^31).
         objective: The metric that decides which state is the best; by default `loss`, if the trainer reports it.
         direction: `"minimize"` or `"maximize"`.
+        keep: The epoch whose state is kept, tested and written as the best checkpoint: `"best"` or `"last"`.
         checkpoints: The checkpoints to resume from and to save to, including the best state.
         about: Information to save with the arrays: study, trial number.
         log: A folder for the file `run.json`, which describes the training and has every report (see `load_run`), and
@@ -103,7 +104,7 @@ class Training(Generator[Report, None, TrainState]):
         feed: The training data cut into batches.
         batch: Shapes and types of a batch; available after the first step.
         reports: All reports so far, including those from before the training was resumed.
-        best: The best validation so far, or None.
+        best: The validation whose state is kept, or None: the best so far; with `keep="last"` that of the last epoch.
         mode: Whether epochs run as scans or as steps; None before the first epoch.
 
     Raises:
@@ -124,6 +125,7 @@ class Training(Generator[Report, None, TrainState]):
         seed: int,
         objective: str | None = None,
         direction: Literal["minimize", "maximize"] = "minimize",
+        keep: Literal["best", "last"] = "best",
         checkpoints: Checkpoints | None = None,
         about: Mapping[str, object] | None = None,
         log: str | Path | None = None,
@@ -139,11 +141,11 @@ class Training(Generator[Report, None, TrainState]):
         check_data(splits)
         check_hparams(hparams)
         check_examples(trainer, hparams, parts(splits))
-        check_arguments(epochs, seed, direction)
+        check_arguments(epochs, seed, direction, keep)
         check_kinds(stop, (Checkpoints, checkpoints), (Layout, layout), (Profile, profile))
         self.trainer, self.splits, self.epochs, self.seed = trainer, splits, epochs, seed
         self.objective, self.direction, self._must_report = objective or "loss", direction, objective is not None
-        self.checkpoints, self.about = checkpoints, dict(about or {})
+        self._keep, self.checkpoints, self.about = keep, checkpoints, dict(about or {})
         self.layout, self._choose, self._stop = layout or Layout(), choose or remembered(trainer), stop
         self._debug, self._profile = debug, profile
         self.optimizer_rules = find_optimizer_rules(optimizer_rules, checkpoints, log)
@@ -240,7 +242,8 @@ class Training(Generator[Report, None, TrainState]):
             found = self._validate(found)
             if overrides(self.trainer, "on_validation_epoch_end"):
                 pruned = self._call_hook("on_validation_epoch_end", found) or pruned
-            self._keep_best(found)
+            if self._is_kept(found, is_last):
+                self._keep_state(found)
             if is_last and self.splits.test is not None and self.best is not None:
                 state = jax.device_put(self.best.state, self.layout.shardings(self.best.state))
                 found.update(metrics_.to_floats(self._metrics_of(self.splits.test, state), "test_"))
@@ -353,15 +356,20 @@ class Training(Generator[Report, None, TrainState]):
     def _metrics_of(self, dataset: Dataset, state: TrainState) -> metrics_.Metrics:
         return eval_metrics(self._programs, self.layout, self.hparams, dataset, state, self.mode or "step")
 
-    def _keep_best(self, found: Mapping[str, float]) -> None:
+    def _is_kept(self, found: Mapping[str, float], is_last: bool) -> bool:
+        """Return whether to keep the state of this epoch."""
+        if self._keep == "last":
+            return is_last
         best = None if self.best is None else self.best.metrics.get(self.objective)
-        if is_new_model_better(found.get(self.objective), best, self.direction):
-            # A copy, because the next step invalidates the state.
-            state = self._programs.copy(self.state.for_evaluation())
-            # Small states stay on the device, because fetching takes longer; large ones are fetched to free its memory.
-            is_small = self.layout.size == 1 and sum(leaf.nbytes for leaf in jax.tree.leaves(state)) < _SMALL_BYTES
-            self.best = Best(self._epoch, dict(found), state if is_small else _to_host(state))
-            self._offer_best()
+        return is_new_model_better(found.get(self.objective), best, self.direction)
+
+    def _keep_state(self, found: Mapping[str, float]) -> None:
+        # A copy, because the next step invalidates the state.
+        state = self._programs.copy(self.state.for_evaluation())
+        # Small states stay on the device, because fetching takes longer; large ones are fetched to free its memory.
+        is_small = self.layout.size == 1 and sum(leaf.nbytes for leaf in jax.tree.leaves(state)) < _SMALL_BYTES
+        self.best = Best(self._epoch, dict(found), state if is_small else _to_host(state))
+        self._offer_best()
 
     # Checkpoints.
 

@@ -1,0 +1,70 @@
+"""`tuner init`."""
+
+from __future__ import annotations
+
+import enum
+import json
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tuner.cli.arguments import DebugOption
+from tuner.errors import UsageError
+from tuner.output.log import say
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+class Kind(enum.StrEnum):
+    """What trains a trial of a new study; each is a file in `templates/`."""
+
+    FLAX = "flax"
+    NNX = "nnx"
+    FUNCTION = "function"
+    OPTUNA = "optuna"
+    COMMAND = "command"
+
+
+def init(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Python file to write.")],
+    kind: Annotated[
+        Kind,
+        typer.Option(
+            help="What trains a trial: a Flax Linen model, a Flax NNX model, a function, an Optuna objective, or a"
+            " command."
+        ),
+    ] = Kind.FLAX,
+    debug: DebugOption = False,
+) -> None:
+    """Write a short study that runs as it is, to start from.
+
+    For example: tuner init study.py, or tuner init study.py --kind function
+    """
+    if file.suffix != ".py":
+        raise UsageError(f"the file of a study must end in .py: got {str(file)!r}")
+    if not str(file).isprintable() or set(str(file)) & set('"\\'):
+        raise UsageError(
+            f"the file's name must not contain quotes, backslashes or control characters: got {str(file)!r}"
+        )
+    if not file.parent.is_dir():
+        raise UsageError(f"the folder does not exist: {str(file.parent)!r}; create it first")
+    path, name = shlex.quote(str(file)), file.stem
+    text = (_TEMPLATES / f"{kind}.py").read_text(encoding="utf-8")
+    changes = {
+        "study.py": path,
+        "--name study": f"--name {shlex.quote(name)}",
+        'name="study"': f"name={json.dumps(name, ensure_ascii=False)}",
+    }
+    for before, after in changes.items():
+        text = text.replace(before, after)
+    try:
+        with file.open("x", encoding="utf-8") as target:
+            target.write(text)
+    except FileExistsError:
+        raise UsageError(f"the file exists: {str(file)!r}; choose another name") from None
+    except OSError as error:
+        raise UsageError(f"cannot write {str(file)!r}: {error.strerror}") from None
+    command = next(line.strip() for line in text.splitlines() if line.strip().startswith("tuner launch "))
+    say(f"wrote {file}: run it with `{command}`")
