@@ -1,4 +1,4 @@
-"""Training functions and commands whose worker is killed: nothing is lost, doubled or left running."""
+"""Functions, objectives and commands whose worker is killed: nothing is lost, doubled or left running."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ import numpy as np
 
 import tuner.worker.loop
 import tuner.worker.saves
-from tuner import Command, Space, Study, uniform
+from tuner import Command, OptunaObjective, Space, Study, uniform
 
 tuner.worker.loop.LEASE_S = 2.0
 FORM, PLACE, FOLDER = os.environ["KILL_FORM"], os.environ["KILL_PLACE"], Path(__file__).parent
@@ -97,6 +97,18 @@ def returner(hparams, trial):
     return loss
 
 
+def objective(trial):
+    x, loss = trial.suggest_float("x", 0.0, 1.0), 0.0
+    for epoch in range(1, EPOCHS + 1):
+        loss = 2 * epoch * x
+        note(trial.number, epoch)
+        trial.report(loss, epoch)
+        if epoch == 3:
+            kill("reports", trial.number)
+    kill("end", trial.number)
+    return loss
+
+
 COMMAND = """
 import json, os, pathlib, signal, sqlite3, sys, time
 trial, x, folder = int(sys.argv[1]), float(sys.argv[2]), pathlib.Path(sys.argv[3])
@@ -137,10 +149,11 @@ kill("end")
 os.environ |= {"KILL_WORKER": str(os.getpid()), "KILL_FOLDER": str(FOLDER)}
 (FOLDER / "program.py").write_text(COMMAND) if not (FOLDER / "program.py").exists() else None
 command = Command([sys.executable, str(FOLDER / "program.py"), "{number}", "{x}", "{folder}"])
-train = {"generator": generator, "reporter": reporter, "returner": returner, "command": command}[FORM]
+forms = {"generator": generator, "reporter": reporter, "returner": returner, "command": command}
+train = forms[FORM] if FORM in forms else OptunaObjective(objective)
 study = Study(
-    name="killed", space=HParams, train=train, objective="loss", direction="minimize", trials=TRIALS,
-    sampler="random", pruner="none",
+    name="killed", space=HParams if FORM in forms else None, train=train, objective="loss", direction="minimize",
+    trials=TRIALS, sampler="random", pruner="none",
 )
 '''
 
@@ -151,6 +164,8 @@ study = Study(
     [
         *((form, place) for form in ("generator", "reporter", "command") for place in ("reports", "save", "end")),
         ("returner", "end"),
+        ("objective", "reports"),
+        ("objective", "end"),
     ],
 )
 def test_a_killed_worker_loses_and_doubles_nothing(
@@ -175,7 +190,11 @@ def test_a_killed_worker_loses_and_doubles_nothing(
             assert trial.intermediate_values == expected
     ran = [line.split() for line in (folder / "epochs").read_text().splitlines()]
     of_killed = [int(epoch) for trial, epoch in ran if trial == "1"]
-    if form != "returner" and place != "end":
+    if form == "objective":
+        assert of_killed == [*range(1, (3 if place == "reports" else EPOCHS) + 1), *range(1, EPOCHS + 1)], (
+            "it restarted"
+        )
+    elif form != "returner" and place != "end":
         assert of_killed[:3] == [1, 2, 3]
         assert of_killed[3] > 1, "it resumed from a state"
     wait_until(lambda: not programs(folder))
