@@ -1,28 +1,14 @@
 """Write docs/cli.md from the commands' own help; with --check, fail if it is out of date."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import typer
-
-from tuner.cli import app
-
 TARGET = Path(__file__).parent.parent / "docs" / "cli.md"
 HEADER = "# Command line\n\nMade by `python scripts/cli_reference.py` from the commands' help; do not edit.\n"
-
-
-def commands(group: typer.Typer) -> Iterator[str]:
-    """Yield the names of all commands, such as `launch` and `user add`, in the order of the help."""
-    for command in group.registered_commands:
-        assert command.callback is not None
-        yield command.name or command.callback.__name__
-    for inner in group.registered_groups:
-        assert inner.typer_instance is not None
-        name = inner.name or inner.typer_instance.info.name
-        yield from (f"{name} {command}" for command in commands(inner.typer_instance))
 
 
 def help_of(*words: str) -> str:
@@ -35,10 +21,22 @@ def help_of(*words: str) -> str:
     return "\n".join(lines).replace("python -m tuner", "tuner").replace("__main__.py", "tuner")
 
 
+def commands(text: str, *group: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield the words and the help of each command that a help text lists, those of groups such as `user` included."""
+    listed = text.partition("\nCommands:\n")[2]
+    for name in re.findall(r"^  (\w+)  ", listed, re.MULTILINE):
+        inner = help_of(*group, name)
+        if "\nCommands:\n" in inner:
+            yield from commands(inner, *group, name)
+        else:
+            yield (*group, name), inner
+
+
 def reference() -> str:
     """Return the text of docs/cli.md."""
-    parts = [HEADER, f"```\n{help_of()}\n```\n"]
-    parts += [f"## tuner {command}\n\n```\n{help_of(*command.split())}\n```\n" for command in commands(app)]
+    whole = help_of()
+    parts = [HEADER, f"```\n{whole}\n```\n"]
+    parts += [f"## tuner {' '.join(words)}\n\n```\n{text}\n```\n" for words, text in commands(whole)]
     return "\n".join(parts)
 
 

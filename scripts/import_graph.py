@@ -16,7 +16,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("benchmarks", "scripts", "studies", "examples")
+FOLDERS = ("benchmarks", "scripts", "studies")
 Graph = dict[str, set[str]]
 
 
@@ -25,6 +25,8 @@ def modules(root: Path) -> dict[str, Path]:
     found = {}
     for folder in ("tuner", *FOLDERS):
         for path in sorted((root / folder).rglob("*.py")):
+            if folder == "tuner" and not (path.parent / "__init__.py").exists():
+                continue  # data: files that the package never imports
             parts = path.relative_to(root).with_suffix("").parts
             found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found

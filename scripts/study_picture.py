@@ -4,7 +4,6 @@ import sys
 
 from tuner.storage import connect
 from tuner.storage.read.queries import TrialRow, find_study, read_best, read_trials
-from tuner.trial import Outcome
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 760, 340, 56, 44, 34, 150
 LOW, HIGH = 0.5, 1.0
@@ -36,9 +35,9 @@ def picture(name: str, url: str) -> str:
     best = read_best(engine, study, 1)[0].number
     epochs = study.record["epochs"]
     engine.dispose()
-    colours = {Outcome.COMPLETE: ("#2563a8", 1.6), Outcome.PRUNED: ("#a8a8a8", 1.0)}
+    colours = {"complete": ("#2563a8", 1.6), "pruned": ("#a8a8a8", 1.0)}
     lines = []
-    for trial in sorted(trials, key=lambda trial: (trial.number == best, trial.outcome is Outcome.COMPLETE)):
+    for trial in sorted(trials, key=lambda trial: (trial.number == best, trial.outcome == "complete")):
         colour, width = ("#d9480f", 2.4) if trial.number == best else colours.get(trial.outcome, ("#a8a8a8", 1.0))
         lines += curve(trial, epochs, colour, width)
     for tenth in range(5, 11):
@@ -51,8 +50,8 @@ def picture(name: str, url: str) -> str:
     counts = {outcome: sum(trial.outcome is outcome for trial in trials) for outcome in colours}
     legend = [
         ("#d9480f", f"best: trial {best}"),
-        ("#2563a8", f"complete: {counts[Outcome.COMPLETE]}"),
-        ("#a8a8a8", f"pruned: {counts[Outcome.PRUNED]}"),
+        ("#2563a8", f"complete: {counts['complete']}"),
+        ("#a8a8a8", f"pruned: {counts['pruned']}"),
     ]
     for at, (colour, text) in enumerate(legend):
         lines.append(f'<circle cx="{WIDTH - RIGHT + 18}" cy="{TOP + 20 * at + 6}" r="4" fill="{colour}"/>')

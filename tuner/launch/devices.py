@@ -155,8 +155,9 @@ def assign(devices: Devices, workers: int | None, per_worker: int | None) -> lis
             raise DeviceError(f"`{name}` must be at least 1: got {number}")
     count = len(devices.ids)
     if per_worker is not None and per_worker * (workers or 1) > count:
+        given = f"{workers or 1} worker{'s' if workers and workers > 1 else ''}"
         raise DeviceError(
-            f"`devices_per_worker` {per_worker} with {workers or 1} workers needs more devices than this machine has: "
+            f"`devices_per_worker` {per_worker} with {given} needs more devices than this machine has: "
             f"{count} ({devices.kind} {', '.join(str(item) for item in devices.ids)})"
         )
     if workers is None:

@@ -18,8 +18,6 @@ from tuner.storage.sql.retry import read, write
 from tuner.storage.sql.tables import attempts, budgets, leases, mirrored, mirrors, records, reports, trials, workers
 from tuner.trial import Outcome
 
-ENDED = ("COMPLETE", "PRUNED", "FAIL")
-
 
 @dataclass(frozen=True)
 class Sent:

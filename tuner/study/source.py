@@ -14,10 +14,11 @@ import traceback
 from collections.abc import Callable, Generator
 from pathlib import Path
 from types import ModuleType
-from typing import TypedDict, TypeVar
+from typing import TypeVar
 
 from tuner.errors import PACKAGE, StudyError, StudyFileError, TunerError
 from tuner.study.modules import module_name
+from tuner.trial.environment import GitState
 
 _TYPED = ("<stdin>", "<python-input-", "<ipython-input-")
 """What code from a Python shell has in place of a file."""
@@ -124,13 +125,6 @@ def code_digest(path: Path) -> str | None:
     except (OSError, SyntaxError, ValueError):
         return None
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
-
-
-class GitState(TypedDict):
-    """The commit of a repository, and whether anything that it tracks differs."""
-
-    commit: str
-    is_changed: bool
 
 
 def git_state(path: Path) -> GitState | None:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from typing import TypedDict
 
 DEVICES_VARIABLE = "TUNER_DEVICES"
 """The worker's devices, as shown by `tuner launch`."""
@@ -11,6 +12,13 @@ LAUNCHED_VARIABLE = "TUNER_LAUNCHED_AT"
 """The start time of the launch, in seconds since 1970 on the launcher's clock."""
 WORKER_VARIABLE = "TUNER_WORKER"
 """The worker's name."""
+
+
+class GitState(TypedDict):
+    """The commit of a repository, and whether anything that it tracks differs."""
+
+    commit: str
+    is_changed: bool
 
 
 def process_name() -> str:

@@ -146,7 +146,7 @@ def test_cores_beside_gpus_are_dealt_out_too(
             gpus(2),
             None,
             3,
-            "`devices_per_worker` 3 with 1 workers needs more devices than this machine has: 2 \\(gpu 0, 1\\)",
+            "`devices_per_worker` 3 with 1 worker needs more devices than this machine has: 2 \\(gpu 0, 1\\)",
         ),
         (gpus(4), 3, 2, "`devices_per_worker` 2 with 3 workers needs more devices than this machine has: 4"),
         (tpus(4), 5, None, "needs 1, 2, 4 or 8 TPU chips of its own: got 5 workers on 4 chips"),

@@ -18,6 +18,7 @@ from tuner.storage.sql.outcomes import recorded_outcome
 from tuner.storage.sql.retry import read
 from tuner.storage.sql.tables import attempts, leases, records, reports, rungs, trials, workers
 from tuner.trial import Outcome
+from tuner.trial.environment import GitState
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,6 @@ def read_metrics(engine: Engine, trial_id: int) -> dict[int, tuple[int, dict[str
     return read(engine, work)
 
 
-class RecordedCommit(TypedDict):
-    """The commit of the study file's repository, as a worker has recorded it."""
-
-    commit: str
-    is_changed: bool
-
-
 class RanWith(TypedDict):
     """Where a worker runs and with which devices and versions; the table has it as JSON."""
 
@@ -84,7 +78,7 @@ class RanWith(TypedDict):
     """The study's file."""
     code: NotRequired[str | None]
     """A digest of the file's code."""
-    git: NotRequired[RecordedCommit | None]
+    git: NotRequired[GitState | None]
     versions: NotRequired[dict[str, str]]
     """Of Python, the packages, and the device."""
 
