@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import pytest
 
+from tuner.study import StudyData
 from tuner.study.source import import_file
 from tuner.study.space import Space, examples, is_space
 from tuner.training import Splits
@@ -31,17 +32,17 @@ def test_a_study_trains(path: Path, tmp_path: Path) -> None:
     assert f"tuner launch studies/{path.name}\n" in text
     assert re.search(r"Time: .*\d s\. Best validation \w+: \d\.\d+ \(\d{4}-\d\d-\d\d\)\.", text)
     assert study.name == path.stem
-    splits = study.data(study.seed)
-    # A posterior is told how many examples it is of.
-    few = splits.train if len(splits.train) < 300 else splits.train.take(range(80))
-    small = Splits(few, splits.validation.take(range(40)))
     assert is_space(study.space)
     assert (study.baseline is None) == (study.name in PLAIN)
-    loaded = None
+    data, loaded, small = StudyData(study.data, study.seed), None, None
     # A user's shell is not as strict about types as our own tests are.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         for hparams in examples(study.space):
             assert isinstance(hparams, Space)
+            splits = data.for_hparams(hparams)
+            # A posterior is told how many examples it is of.
+            few = splits.train if len(splits.train) < 300 else splits.train.take(range(80))
+            small = Splits(few, splits.validation.take(range(40)))
             check_trainer(study.trainer, hparams, small, study.objectives, 2)
             training = study.trainer.train_model(hparams, small, epochs=2, seed=0)
             report = next(training)
