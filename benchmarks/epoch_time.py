@@ -1,12 +1,12 @@
-"""How long does an epoch take in `train_model` against the best loop one can write by hand?
+"""How long is an epoch of `train_model`, compared with the best loop that one can write by hand?
 
     python benchmarks/epoch_time.py --json results.jsonl
 
 Three models on scikit-learn's digits, each trained by `tuner.training` and by a hand-written loop in both forms (an
 epoch as one `lax.scan`, and a Python loop of jitted steps with donated state), by turns in one process; the faster
 form counts. Same model, optimizer, batches of 64, shuffling on the device, mean loss and accuracy of the epoch
-fetched at its end. An epoch counts from the end of the one before it: compiling, the first state and validation are
-left out on both sides. `README.md` beside this file has the figures.
+fetched at its end. An epoch counts from the end of the one before it: compiling, the first state and validation do
+not count on either side. `README.md` beside this file has the figures.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How many bytes a trial takes in a Postgres database.
+"""How many bytes of a Postgres database a trial needs.
 
     python benchmarks/study_size.py [--trials 1000] [--json FILE]
 

@@ -55,7 +55,7 @@ def free_port() -> int:
 
 
 def start_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
-    """Start MLflow's server on the last core, behind Postgres: it stands for one on another machine."""
+    """Start MLflow's server on the last core, behind Postgres, in place of one on another machine."""
     command = [sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1"]
     command += [f"--backend-store-uri=sqlite:///{folder}/mlflow.db", f"--artifacts-destination={folder}/artifacts"]
     with (folder / "server.log").open("wb") as log:

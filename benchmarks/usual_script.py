@@ -9,7 +9,7 @@ reports each epoch and prunes. The study is that of `studies/digits_mlp.py`: the
 pruner and number of epochs.
 
 Nothing in it is slowed down: steps are jitted, the state is donated, nothing but the evaluation waits for the device,
-a last partial batch is left out (it would be compiled a second time), the validation set is one batch. There is no
+a last partial batch is skipped (it would be compiled a second time), the validation set is one batch. There is no
 persistent compile cache, because JAX has none until it is configured.
 """
 

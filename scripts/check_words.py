@@ -1,4 +1,4 @@
-"""Check our words: print phrases to avoid, in README.md, docs/ and the string literals of tuner/, with better ones."""
+"""Check our words: print phrases to avoid in Markdown files and in the strings of Python files, with better ones."""
 
 import ast
 import re
@@ -90,7 +90,10 @@ def findings(path: Path) -> set[str]:
 
 
 if __name__ == "__main__":
-    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "tuner").rglob("*.py")]
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    for folder in ("tuner", "studies", "examples", "benchmarks", "scripts"):
+        pages += [page for page in (ROOT / folder).rglob("*") if page.suffix in (".py", ".md")]
+    pages.remove(Path(__file__).resolve())
     bad = sorted(line for page in pages for line in findings(page))
     for line in bad:
         print(line)

@@ -1,4 +1,4 @@
-"""Ten layers from a poor start: noise on the gradient, which gets a network going that else stands still.
+"""Ten layers with a bad initialization: noise on the gradient makes a network learn that otherwise does not.
 
     tuner launch studies/digits_noise.py
 
@@ -6,8 +6,8 @@ Devices: 2 CPU cores, one worker on each. Time: 31 s. Best validation accuracy: 
 
 What is new beside `digits_mlp.py`: noise of variance eta / (1 + t)^gamma on the gradient of update t (Neelakantan et
 al., 2015), and a look at the Hessian: `sharpness` is its greatest eigenvalue on the validation set. The weights begin
-so small that nothing comes through ten layers: loss and gradient are flat, and it takes a push to leave that place.
-With the smallest eta, of the baseline, there is hardly any noise, and one digit in ten is right.
+so small that almost no signal passes ten layers: the loss is flat, and its gradient almost zero. With the smallest
+eta, of the baseline, there is hardly any noise, and one digit in ten is right.
 """
 
 import flax.linen as nn
