@@ -25,11 +25,28 @@ def block_in_c():
     ctypes.CDLL(None).system(line.encode())
 
 
+def compile_for_minutes():
+    """Compile a program with JAX that takes minutes; nothing is cached."""
+    import jax
+    import jax.numpy as jnp
+
+    def program(x):
+        for count in range(5000):
+            x = jnp.sort(x * count)[::-1] + jnp.cumsum(x)
+        return x
+
+    lowered = jax.jit(program).lower(jnp.ones(16))
+    (FOLDER / "blocked").touch()
+    lowered.compile()
+
+
 def block():
     """Create a file `blocked`, and do not return while a file `go` is missing."""
     try:
         if "in_c" in HANGS:
             block_in_c()
+        if "compiling" in HANGS:
+            compile_for_minutes()
         (FOLDER / "blocked").touch()
         while not (FOLDER / "go").exists():
             time.sleep(0.05)
