@@ -35,8 +35,8 @@ class Deep(nn.Module):
         return nn.Dense(10, kernel_init=nn.initializers.normal(0.1))(x)
 
 
-# 3. The trainer combines two classes: a classifier, and one that measures the sharpness in validation. This needs twelve
-#    products with the Hessian, so validation runs only every third epoch.
+# 3. The trainer combines two classes: a classifier, and one that measures the sharpness in validation. This needs
+#    twelve products with the Hessian, so validation runs only every third epoch.
 class Trainer(Sharpness, Classifier):
     loop = "scan"
     validate_every = 3

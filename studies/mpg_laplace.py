@@ -48,8 +48,8 @@ class Trainer(LaplaceRegressor):
         return 32
 
 
-# 3. The data: cylinders, displacement, horsepower, weight, acceleration, year and origin. All columns are scaled to mean
-#    0 and variance 1 over the training set.
+# 3. The data: cylinders, displacement, horsepower, weight, acceleration, year and origin. All columns are scaled to
+#    mean 0 and variance 1 over the training set.
 def data(seed: int) -> Splits:
     try:
         from mlxtend.data import autompg_data
