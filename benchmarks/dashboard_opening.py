@@ -1,8 +1,8 @@
-"""How long the dashboard takes to open a large study, against plain optuna-dashboard, on a real Postgres.
+"""How long does the dashboard take to open a large study, compared with plain optuna-dashboard, on a real Postgres?
 
     python benchmarks/dashboard_opening.py [--trials N] [--json FILE]
 
-Needs the `test` extra, which brings the server.
+Needs the `test` extra, which includes the server.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from storage_overhead import Server, by_worker, fill
 
 from tuner.storage import parse_url
 
-# What `optuna-dashboard URL` does, with the same server on both sides, so that the server is not what is measured.
+# The same as `optuna-dashboard URL`, but with the same server on both sides, so that servers are not compared.
 PLAIN = """
 import sys, optuna, optuna_dashboard
 from cheroot.wsgi import Server
@@ -44,9 +44,9 @@ def commands(url: str) -> dict[str, list[str]]:
 
 
 def open_study(port: int) -> tuple[float, int, str]:
-    """Request all of the study as the page does; return the seconds until the last byte, the bytes, and their digest.
+    """Request the whole study like the page; return the seconds until the last byte, the bytes, and a digest.
 
-    The digest is of the answer as an object, so that the order of keys does not count.
+    The digest is computed from the parsed answer, so that the order of keys does not matter.
     """
     began = time.perf_counter()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=900)
@@ -57,15 +57,13 @@ def open_study(port: int) -> tuple[float, int, str]:
     connection.close()
     assert answer.status == 200, body[:500]
     detail = json.loads(body)
-    del detail[
-        "has_intermediate_values"
-    ]  # of large studies ours tells the front-end not to draw a curve for each trial
+    del detail["has_intermediate_values"]  # for large studies, ours tells the front-end not to draw a curve per trial
     told = json.dumps(detail, sort_keys=True)
     return seconds, len(body), hashlib.sha256(told.encode()).hexdigest()
 
 
 def measure(words: list[str]) -> list[tuple[float, int, str]]:
-    """Start a dashboard and open the study twice: first it knows nothing, then it may remember."""
+    """Start a dashboard and open the study twice: the second request may use a cache."""
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:

@@ -1,12 +1,12 @@
-"""How long is an epoch of `train_model`, compared with the best loop that one can write by hand?
+"""How long is an epoch of `train_model`, compared with the fastest hand-written loop?
 
     python benchmarks/epoch_time.py --json results.jsonl
 
-Three models on scikit-learn's digits, each trained by `tuner.training` and by a hand-written loop in both forms (an
-epoch as one `lax.scan`, and a Python loop of jitted steps with donated state), by turns in one process; the faster
-form counts. Same model, optimizer, batches of 64, shuffling on the device, mean loss and accuracy of the epoch
-fetched at its end. An epoch counts from the end of the one before it: compiling, the first state and validation do
-not count on either side. `README.md` beside this file has the figures.
+Trains three models on scikit-learn's digits with `tuner.training` and with two forms of a hand-written loop,
+alternately in one process. The forms are an epoch as one `lax.scan`, and a Python loop of jitted steps with donated
+state; the faster one is used. All sides have the same model, optimizer and batches of 64, shuffle on the device, and
+fetch the mean loss and accuracy at the end of each epoch. An epoch is timed from the end of the previous one, so
+compiling, the initial state and validation are not included. See `README.md` in this folder for the figures.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ MODELS = {"mlp": MLP(), "cnn": CNN(), "resnet": ResNet()}
 
 
 class Trainer(TrainerModule):
-    """The model in the tuner's trainer; scan or step is the trainer's own choice."""
+    """Trains the model with tuner, which chooses between scan and steps."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -101,7 +101,7 @@ class Trainer(TrainerModule):
 
 
 def ours(module: nn.Module, splits: Splits, epochs: int) -> tuple[Callable[[], float], dict[str, str]]:
-    """Return a function that trains so many epochs with `train_model` and gives the seconds of one."""
+    """Return a function that trains `epochs` epochs with `train_model` and returns the seconds per epoch."""
     trainer, chosen = Trainer(module), {}
 
     def run() -> float:
@@ -116,7 +116,7 @@ def ours(module: nn.Module, splits: Splits, epochs: int) -> tuple[Callable[[], f
 
 
 def by_hand(module: nn.Module, splits: Splits, epochs: int, mode: str) -> Callable[[], float]:
-    """Return the same for a loop as one writes it for speed."""
+    """Return the same function for a hand-written loop that is optimised for speed."""
     inputs = jnp.asarray(splits.train.host()["inputs"], jnp.float32)
     labels = jnp.asarray(splits.train.host()["labels"], jnp.int32)
     steps = len(inputs) // BATCH
@@ -175,14 +175,14 @@ def by_hand(module: nn.Module, splits: Splits, epochs: int, mode: str) -> Callab
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Seconds an epoch in train_model and in a loop written by hand.")
-    parser.add_argument("--repeats", type=int, default=7, help="runs of each, by turns")
+    parser = argparse.ArgumentParser(description="Time an epoch in train_model and in a hand-written loop.")
+    parser.add_argument("--repeats", type=int, default=7, help="number of runs for each side, alternately")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--json", type=Path, metavar="FILE", help="append the figures as one JSON line")
     args = parser.parse_args()
     images, labels = load_digits(return_X_y=True)
     splits = ArrayDataset(inputs=images.reshape(-1, 8, 8, 1) / 16.0, labels=labels).split(0.2, 0)
-    whole = len(splits.train) // BATCH * BATCH  # both sides without a partial batch
+    whole = len(splits.train) // BATCH * BATCH  # no partial batch on either side
     splits = Splits(splits.train.take(range(whole)), splits.validation)
     record: dict[str, Any] = {**machine(), "repeats": args.repeats}
     print(", ".join(f"{key} {value}" for key, value in record.items()), flush=True)

@@ -1,7 +1,7 @@
-"""How often the 95 % interval that `tuner best` shows after `tuner confirm` covers the true mean of its trial.
+"""How often does the 95 % interval that `tuner best` shows after `tuner confirm` cover the true mean of its trial?
 
-Values are simulated: `value[trial, seed] = mean[trial] + effect[seed] + noise[trial, seed]`, all normal. The effect of
-a seed is the same for all trials, as `tuner confirm` trains them with the same seeds. The table goes into
+Simulates `value[trial, seed] = mean[trial] + effect[seed] + noise[trial, seed]`, all normally distributed. The effect
+of a seed is the same for all trials, because `tuner confirm` trains them with the same seeds. The resulting table is in
 docs/decisions/0020-an-interval-is-of-one-trial.md.
 
     python benchmarks/interval_coverage.py
@@ -29,13 +29,13 @@ def coverage(seeds: int, seed_sd: float, noise_sd: Sequence[float], rounds: int)
     """Return how often intervals cover the means, by simulation with a fixed random seed.
 
     Args:
-        seeds: How many seeds each trial is trained with.
-        seed_sd: The standard deviation of what a seed adds to all trials.
-        noise_sd: That of each trial's noise.
-        rounds: How many confirmations are simulated.
+        seeds: The number of seeds for each trial.
+        seed_sd: The standard deviation of the effect of a seed.
+        noise_sd: The standard deviation of the noise of each trial.
+        rounds: The number of simulated confirmations.
 
     Returns:
-        The share for each trial, and for the trial whose mean came out best.
+        The share for each trial, and for the trial with the best mean.
     """
     generator = np.random.default_rng(20)
     covered, first_covered = np.zeros(len(noise_sd)), 0

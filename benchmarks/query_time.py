@@ -1,8 +1,8 @@
-"""How long queries on a large study take against Optuna's own commands, whole processes on a real Postgres.
+"""How long do queries on a large study take, compared with Optuna's own commands, on a real Postgres?
 
     python benchmarks/query_time.py [--trials 50000] [--repeats 3] [--json FILE]
 
-Needs the `test` extra, which brings the server.
+Each query is timed as a whole process. Needs the `test` extra, which includes the server.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BIN = Path(sys.executable).parent
 
 
 def commands(url: str) -> dict[str, tuple[list[str], list[str] | None]]:
-    """Return for each query our words and Optuna's, None where it has no such command."""
+    """Return our command and Optuna's for each query; None if Optuna has no such command."""
     plain = parse_url(url).driver
     tuner, optuna = str(BIN / "tuner"), str(BIN / "optuna")
 
@@ -48,7 +48,7 @@ def commands(url: str) -> dict[str, tuple[list[str], list[str] | None]]:
 
 
 def seconds(words: list[str]) -> float:
-    """Return how long a command takes from its start to its exit."""
+    """Return the seconds from a command's start to its exit."""
     began_s = time.perf_counter()
     done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
     if done.returncode != 0:

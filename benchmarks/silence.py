@@ -1,4 +1,4 @@
-"""How many epochs are trained while the database is silent, and how long does Ctrl-C take then?
+"""How many epochs are trained while the database does not answer, and how long does Ctrl-C take?
 
 python benchmarks/silence.py --json results.jsonl
 """
@@ -35,7 +35,7 @@ def wait_until(condition: Callable[[], Any]) -> None:
     """Wait for a condition.
 
     Raises:
-        TimeoutError: it does not come true.
+        TimeoutError: the condition does not become true.
     """
     end_s = time.monotonic() + DEADLINE_S
     while not condition():
@@ -45,7 +45,7 @@ def wait_until(condition: Callable[[], Any]) -> None:
 
 
 def measure(server: Server, way: str, seconds: float, workers: int) -> dict[str, Any]:
-    """Launch the tests' tiny study, silence its database, count epochs, and send SIGINT."""
+    """Launch the tiny study of the tests, make its database stop answering, count epochs, and send SIGINT."""
     folder = Path(tempfile.mkdtemp(prefix="silence-"))
     shutil.copy(TESTS / "tiny_study.py", folder / "tiny.py")
     name = f"silence_{os.getpid()}_{WAYS.index(way)}"
@@ -99,12 +99,12 @@ def measure(server: Server, way: str, seconds: float, workers: int) -> dict[str,
 
 
 def main() -> None:
-    """Measure each way in which a database is silent."""
+    """Measure each way in which a database can stop answering."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=30.0, help="how long to count epochs, before and during")
+    parser.add_argument("--seconds", type=float, default=30.0, help="seconds before and during the silence")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
-    parser.add_argument("--json", type=Path, help="append the results to this file, a line each")
+    parser.add_argument("--json", type=Path, help="append each result to this file as a JSON line")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="silence-server-"))
     server = Server(folder)

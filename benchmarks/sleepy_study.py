@@ -1,4 +1,4 @@
-"""A study whose training costs nothing, or a second of sleep: what is left is the service's own work."""
+"""A study whose training takes no time or only sleeps, to measure the overhead of tuner."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SLEEP_S = float(os.environ.get("SLEEPY_S", "0"))
 
 
 def curve(number: int, epoch: int) -> float:
-    """Return a loss that gets better from trial to trial: none is pruned, each reports ten times."""
+    """Return a loss that improves from trial to trial, so no trial is pruned and each reports ten times."""
     return 1.0 / (1 + number) + 1e-9 / epoch
 
 
 class HParams(Space):
-    """Six hyperparameters that are searched, and what the optimizer wants."""
+    """Six hyperparameters that are searched, and the learning rate for the optimizer."""
 
     learning_rate: float = 0.1
     x0: float = uniform(0.0, 1.0)
@@ -35,7 +35,7 @@ class HParams(Space):
 
 
 class Trainer(TrainerModule):
-    """Reports a made-up curve."""
+    """Reports an artificial curve."""
 
     def init_model(self, hparams: HParams) -> nn.Module:
         """Return a model, which is never trained."""
@@ -54,13 +54,13 @@ class Trainer(TrainerModule):
 
 
 def data(seed: int) -> Splits:
-    """Return a few numbers."""
+    """Return a small data set."""
     inputs = np.random.default_rng(seed).normal(size=(20, 2))
     return ArrayDataset(inputs=inputs, targets=inputs.sum(1)).split(0.2, seed)
 
 
 def sleepy_study(**changes: Any) -> Study:
-    """Return the study with other settings."""
+    """Return the study with the given settings."""
     settings: dict[str, Any] = {
         "space": HParams, "trainer": Trainer(), "data": data,
         "epochs": EPOCHS, "trials": 300, "sampler": "random", "pruner": "asha", "keep_best": 0, **changes

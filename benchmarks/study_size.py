@@ -1,8 +1,8 @@
-"""How many bytes of a Postgres database a trial needs.
+"""How many bytes of a Postgres database does a trial need?
 
     python benchmarks/study_size.py [--trials 1000] [--json FILE]
 
-Needs the `test` extra, which brings the server. Trials are run by a real worker with a trainer that costs nothing.
+Needs the `test` extra, which includes the server. A real worker runs trials whose training takes no time.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from tuner.trial import Report
 from tuner.worker import run_worker
 
 WARM_UP = 100
-"""Trials that are there before: an empty table has pages as well."""
+"""The number of trials before the measurement, because even an empty table has pages."""
 
 
 class Talkative(Trainer):
-    """Reports so many metrics, with as many digits as real ones have."""
+    """Reports the given number of metrics, with as many digits as real metrics."""
 
     def __init__(self, metrics: int) -> None:
         self.metrics = metrics
@@ -43,7 +43,7 @@ class Talkative(Trainer):
 
 
 def measure(server: Server, epochs: int, metrics: int, trials: int) -> dict[str, Any]:
-    """Return the bytes that a trial adds, those of indexes included, by table."""
+    """Return the bytes that a trial adds to each table, including indexes."""
     url = server.new_database()
     study = sleepy_study(epochs=epochs, pruner="asha")
     study = dataclasses.replace(study, trainer=Talkative(metrics))
@@ -56,7 +56,7 @@ def measure(server: Server, epochs: int, metrics: int, trials: int) -> dict[str,
 
 
 def sizes(url: str) -> dict[str, int]:
-    """Return the bytes of each table, with its indexes and after autovacuum's work."""
+    """Return the bytes of each table, including indexes, after a VACUUM."""
     engine = sa.create_engine(parse_url(url).driver, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.exec_driver_sql("VACUUM")

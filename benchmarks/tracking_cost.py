@@ -2,10 +2,10 @@
 
     python benchmarks/tracking_cost.py [--cycles 90] [--json FILE]
 
-Launches one long study with `--mlflow` and lets its mirror work for one second in four (SIGCONT, SIGSTOP), which is as
-often as it looks for news by itself: epochs of that second beside those of the seconds around it, of the same trials in
-the same process. The machine's speed drifts by more than what is measured, within seconds not so far.
-`README.md` beside this file has the figures.
+Launches one long study with `--mlflow` and lets its mirror run for one second in four (SIGCONT, SIGSTOP), which is how
+often it checks for new data by itself. Compares the epochs in that second with those in the seconds before and after
+it, for the same trials in the same process. Over longer times, the speed of the machine drifts by more than the cost.
+See `README.md` in this folder for the figures.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def free_port() -> int:
 
 
 def start_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
-    """Start MLflow's server on the last core, behind Postgres, in place of one on another machine."""
+    """Start MLflow's server on the last core, at lower priority than Postgres, as if on another machine."""
     command = [sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1"]
     command += [f"--backend-store-uri=sqlite:///{folder}/mlflow.db", f"--artifacts-destination={folder}/artifacts"]
     with (folder / "server.log").open("wb") as log:
@@ -78,7 +78,7 @@ def mirror_of(launcher: int) -> int:
             try:
                 words = (process / "cmdline").read_text().split("\0")
                 parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:  # ended meanwhile
+            except OSError:  # the process has ended
                 continue
             if parent == launcher and "track" in words:
                 return int(process.name)
@@ -87,14 +87,14 @@ def mirror_of(launcher: int) -> int:
 
 
 def epochs_by(engine: sa.Engine, moments: list[float]) -> list[float]:
-    """Return how many epochs were reported by each moment, those under way in part."""
+    """Return the number of epochs reported by each moment, interpolated between reports."""
     with engine.connect() as connection:
         times = sorted(connection.execute(sa.text("SELECT reported_at_s FROM tuner_reports")).scalars())
     return [float(found) for found in np.interp(moments, times, range(len(times)))]
 
 
 def measure(folder: Path, url: str, side: str, uri: str, cycles: int) -> dict[str, Any]:
-    """Return the rates of epochs, with the mirror stopped and at work by turns, and what it costs in each cycle."""
+    """Return the rate of epochs while the mirror is stopped, and the cost of the mirror in each cycle."""
     env = {**os.environ, "TUNER_STORAGE": url, "XDG_CACHE_HOME": str(folder / "cache")}
     words = ["launch", "study.py", "--workers", "1", "--set", "optimizer=SGD", "--set", "channels=16"]
     command = [sys.executable, "-m", "tuner", *words, "--mlflow", uri]
@@ -102,7 +102,7 @@ def measure(folder: Path, url: str, side: str, uri: str, cycles: int) -> dict[st
         launcher = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log)
         try:
             mirror = mirror_of(launcher.pid)
-            time.sleep(20.0)  # programs are compiled, MLflow is imported
+            time.sleep(20.0)  # until programs are compiled and MLflow is imported
             engine = connect(url)
             moments = []
             for pause_s in [CYCLE_S - AT_WORK_S, AT_WORK_S] * cycles + [CYCLE_S - AT_WORK_S]:
@@ -131,7 +131,7 @@ def measure(folder: Path, url: str, side: str, uri: str, cycles: int) -> dict[st
 
 
 def trials_to_send(engine: sa.Engine) -> int:
-    """Return how many trials have ended whose end the tracker does not have."""
+    """Return the number of ended trials that have not been sent completely."""
     query = """
         SELECT count(*) FROM trials LEFT JOIN tuner_mirrored USING (trial_id)
         WHERE state = 'COMPLETE' AND is_ended IS NOT TRUE
@@ -142,7 +142,7 @@ def trials_to_send(engine: sa.Engine) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What does MLflow tracking cost a trial's training time?")
-    parser.add_argument("--cycles", type=int, default=90, help="of four seconds")
+    parser.add_argument("--cycles", type=int, default=90, help="number of cycles of four seconds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append the figures as JSON lines")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tuner-tracking-") as scratch:

@@ -1,14 +1,14 @@
-"""What does a trial cost beside running its compiled programs?
+"""What does a trial cost in addition to its compiled programs?
 
     python benchmarks/trial_cost.py --json results.jsonl
 
 1. Compilations of the training program in 20 trials that differ in traced hyperparameters, and in a second process
-   that finds the persistent cache.
-2. Seconds of a 20-epoch trial of `studies/digits_mlp.py` outside its compiled programs: `train_model` against the same
-   programs called in a bare loop, by turns.
-3. Memory of the process over trials of 200 different widths.
+   that uses the persistent cache.
+2. Seconds of a 20-epoch trial of `studies/digits_mlp.py` outside its compiled programs: `train_model` compared with a
+   bare loop that calls the same programs, alternately.
+3. Memory of the process during trials with 200 different widths.
 
-`README.md` beside this file has the figures.
+See `README.md` in this folder for the figures.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ TRIALS, EPOCHS, WIDTHS = 20, 20, 200
 
 @functools.cache
 def the_study() -> Any:
-    """Return the digits study; loaded once, because its classes are new each time."""
+    """Return the digits study. It is loaded only once, because loading creates new classes."""
     return load_study(str(STUDY_FILE))
 
 
@@ -63,7 +63,7 @@ def hparams_of(number: int, **static: int) -> Any:
 
 
 def count_compilations() -> dict[str, int]:
-    """Train 20 trials; return how many programs were compiled, by name; one found in the cache counts as none."""
+    """Train 20 trials; return the number of compiled programs by name, without those loaded from the cache."""
     compiled: dict[str, int] = {}
     pending: list[bool] = []
 
@@ -90,7 +90,7 @@ def count_compilations() -> dict[str, int]:
 
 
 def compilations() -> dict[str, Any]:
-    """Count in a first process and in a second that finds what the first compiled."""
+    """Count in a first process, and in a second one that uses the cache of the first."""
     with tempfile.TemporaryDirectory(prefix="tuner-benchmark-") as folder:
         env = {**os.environ, "XDG_CACHE_HOME": folder}
         command = [sys.executable, __file__, "--count"]
@@ -99,13 +99,13 @@ def compilations() -> dict[str, Any]:
 
 
 def outside_programs(repeats: int) -> dict[str, Any]:
-    """Time `train_model` and a bare loop over the same programs, by turns."""
+    """Time `train_model` and a bare loop over the same programs, alternately."""
     study = the_study()
     splits, trainer, layout = study.data(0), study.trainer, Layout()
 
     def whole(number: int) -> float:
         began = time.perf_counter()
-        # The same form on both sides, whatever would be measured to be faster now.
+        # Use the same form on both sides, without measuring which is faster.
         training = trainer.train_model(
             hparams_of(number), splits, epochs=EPOCHS, seed=number, choose=lambda program, measure: "scan"
         )
@@ -141,7 +141,7 @@ def outside_programs(repeats: int) -> dict[str, Any]:
 
 
 class AnyWidth(Space):
-    """The digits study's space, its width any number."""
+    """The space of the digits study, with any width."""
 
     learning_rate: float = log_uniform(1e-4, 1e-1)
     weight_decay: float = log_uniform(1e-6, 1e-2)
@@ -173,8 +173,8 @@ def widths() -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What a trial costs beside its compiled programs.")
-    parser.add_argument("--repeats", type=int, default=30, help="trials of each side, by turns")
+    parser = argparse.ArgumentParser(description="Measure what a trial costs in addition to its compiled programs.")
+    parser.add_argument("--repeats", type=int, default=30, help="number of trials for each side, alternately")
     parser.add_argument("--count", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, metavar="FILE", help="append the figures as one JSON line")
     args = parser.parse_args()

@@ -1,11 +1,11 @@
-"""How many trials a minute does `tuner launch` run against the usual script?
+"""How many trials per minute does `tuner launch` run, compared with the usual script?
 
     python benchmarks/trials_per_minute.py --json results.jsonl
 
-Runs the same study (`studies/digits_mlp.py`) by turns through `tuner launch`, through `usual_script.py`, and, if width
-and depth are free, through `tuner launch usual_script.py:objective`: the script's own objective, unchanged, on two
-workers. Each is a process of its own on the same cores, with a fresh SQLite file and an empty compile cache.
-`README.md` beside this file says what is compared.
+Runs the same study (`studies/digits_mlp.py`) alternately with `tuner launch` and with `usual_script.py`. If width and
+depth are free, it also runs `tuner launch usual_script.py:objective`, which is the unchanged objective of the script on
+two workers. Each run is a separate process on the same cores, with a new SQLite file and an empty compile cache. See
+`README.md` in this folder for details of the comparison.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ class Run:
         side: `tuner`, `script`, or `objective` for the script's objective through `tuner launch`.
         space: `fixed` or `free` width and depth.
         seconds: From the process's start to its exit.
-        before_seconds: Of these, until the first trial starts.
-        after_seconds: Of these, from the end of the last trial.
+        before_seconds: From the process's start until the first trial starts.
+        after_seconds: From the end of the last trial to the process's exit.
         trials: Trials finished.
         epochs: Epochs reported.
         warm_seconds: From the earliest start of any worker's second trial to the end of the last trial.
-        warm_trials: Trials but each worker's first.
-        warm_epochs: Epochs of those.
+        warm_trials: Trials without the first one of each worker.
+        warm_epochs: Epochs of those trials.
         workers: Workers that ran a trial.
-        compile_seconds: Spent compiling, all workers together; known for tuner only.
+        compile_seconds: Spent compiling, summed over all workers; known only for `tuner`.
         best: The best value.
     """
 
@@ -80,28 +80,28 @@ class Run:
 
     @property
     def trials_a_minute(self) -> float:
-        """Of the whole command."""
+        """Including the start and the exit of the command."""
         return 60 * self.trials / self.seconds
 
     @property
     def epochs_a_minute(self) -> float:
-        """Of the whole command."""
+        """Including the start and the exit of the command."""
         return 60 * self.epochs / self.seconds
 
     @property
     def warm_trials_a_minute(self) -> float:
-        """Once a worker's first trial is over."""
+        """Without the first trial of each worker."""
         return 60 * self.warm_trials / self.warm_seconds
 
     @property
     def warm_epochs_a_minute(self) -> float:
-        """Once a worker's first trial is over."""
+        """Without the first trial of each worker."""
         return 60 * self.warm_epochs / self.warm_seconds
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One line of the result: a rate of `Run`, and how many times the script's rate it should be."""
+    """One line of the result: a rate of `Run`, and the target for its ratio to the script's rate."""
 
     question: str
     space: str
@@ -121,7 +121,7 @@ COMPARISONS = (
     Comparison("   the same: epochs", "free", "epochs_a_minute", side="objective"),
     Comparison("   without first trials: epochs", "free", "warm_epochs_a_minute", side="objective"),
 )
-"""`fixed` and `free` are width and depth; all rates are per minute."""
+"""`fixed` and `free` refer to width and depth; all rates are per minute."""
 
 
 def command(side: str, space: str, url: str, trials: int, pruner: str, folder: Path) -> list[str]:
@@ -132,7 +132,7 @@ def command(side: str, space: str, url: str, trials: int, pruner: str, folder: P
     fixed = [f"--set={name}={value}" for name, value in FIXED.items()] if space == "fixed" else []
     file = str(STUDY_FILE)
     if side == "objective":
-        # The rungs that the study's `asha` has for 20 epochs, which an objective does not tell.
+        # Use the rungs of the study's `asha` for 20 epochs: an objective does not have a number of epochs.
         asha = json.dumps({"name": "asha", "min_resource": 3})
         fixed = ["--name=digits_mlp", "--direction=maximize", "--sampler=tpe", "--workers=2"]
         fixed.append(f"--pruner={asha if pruner == 'asha' else 'none'}")
@@ -153,17 +153,17 @@ def command(side: str, space: str, url: str, trials: int, pruner: str, folder: P
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Return an environment on CPUs with an empty compile cache and none of the caller's settings."""
+    """Return an environment for CPUs, with an empty compile cache and without the caller's settings."""
     dropped = ("JAX_", "XLA_", "TUNER_")
     env = {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
     return {**env, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(folder / "cache"), "TZ": "UTC"}
 
 
 def run_once(side: str, space: str, trials: int, pruner: str) -> Run:
-    """Run one command to its end and read from its database what it did.
+    """Run one command to its end and read the results from its database.
 
     Raises:
-        SystemExit: the command failed or ran another number of trials; the message has its output.
+        SystemExit: the command failed or ran a wrong number of trials; the message has its output.
     """
     with tempfile.TemporaryDirectory(prefix="tuner-benchmark-") as name:
         folder = Path(name)
@@ -187,7 +187,7 @@ def run_once(side: str, space: str, trials: int, pruner: str) -> Run:
 
 
 def summarise(side: str, space: str, began: datetime.datetime, seconds: float, rows: Sequence[TrialRow]) -> Run:
-    """Return the figures of one run from its trials."""
+    """Return the figures of one run, computed from its trials."""
     by_worker: dict[str, list[TrialRow]] = {}
     for row in rows:
         by_worker.setdefault(row.record.worker or "", []).append(row)
@@ -220,12 +220,12 @@ def _started(row: TrialRow) -> datetime.datetime:
 
 
 def _utc(time: datetime.datetime) -> datetime.datetime:
-    """Return a time with its zone: plain Optuna's have none where the database does not say so, and `TZ` is UTC."""
+    """Return a time with a zone. Plain Optuna may give a time without a zone, which is UTC because `TZ` is UTC."""
     return time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
 
 
 def describe(run: Run) -> str:
-    """Return one run as a line."""
+    """Return a line that describes one run."""
     compiled = "" if run.compile_seconds is None else f", compiling {run.compile_seconds:.1f} s"
     return (
         f"{run.side:<9} {run.space:<5} {run.trials} trials, {run.epochs} epochs in {run.seconds:.1f} s, "
@@ -236,7 +236,7 @@ def describe(run: Run) -> str:
 
 
 def compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return for each comparison both sides' rates, their medians, and the ratio of the medians."""
+    """Return the rates of both sides, their medians, and the ratio of the medians for each comparison."""
     lines = []
     for comparison in COMPARISONS:
         rates = {
@@ -263,7 +263,7 @@ def print_table(lines: Sequence[dict[str, Any]]) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """Return what the figures depend on."""
+    """Return the properties of the machine and the versions that affect the figures."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True
     )
@@ -285,12 +285,12 @@ def machine() -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Trials a minute of `tuner launch` and of the usual script.")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each command, by turns")
+    parser = argparse.ArgumentParser(description="Trials per minute of `tuner launch` and of the usual script.")
+    parser.add_argument("--repeats", type=int, default=3, help="number of runs for each command, alternately")
     parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--pruner", choices=["asha", "none"], default="asha", help="none: both train the same epochs")
-    parser.add_argument("--spaces", nargs="+", choices=SPACES, default=SPACES, help="width and depth fixed, or free")
-    parser.add_argument("--cores", type=int, default=2, help="cores that both sides may use")
+    parser.add_argument("--spaces", nargs="+", choices=SPACES, default=SPACES, help="width and depth: fixed or free")
+    parser.add_argument("--cores", type=int, default=2, help="number of cores that each side may use")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append the figures as one JSON line")
     args = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])

@@ -1,16 +1,16 @@
-"""The usual tuning script: one process, one Optuna objective, a fresh `jax.jit` for each trial.
+"""The usual tuning script: one process, one Optuna objective, a new `jax.jit` for each trial.
 
     python benchmarks/usual_script.py --storage sqlite:////tmp/usual.db
     tuner launch benchmarks/usual_script.py:objective --name digits_mlp --direction maximize --trials 30 --workers 2
 
-The other side of `trials_per_minute.py`, written as the examples of Optuna and Flax are: the objective asks for
-hyperparameters, builds model, optimizer and jitted steps around them, loops over shuffled mini-batches in NumPy,
-reports each epoch and prunes. The study is that of `studies/digits_mlp.py`: the same space, data, split, sampler,
-pruner and number of epochs.
+`trials_per_minute.py` compares this script with tuner. It follows the examples of Optuna and Flax: the objective
+suggests hyperparameters, builds the model, the optimizer and jitted steps, loops over shuffled mini-batches in NumPy,
+reports each epoch and prunes. The study is the same as `studies/digits_mlp.py`, with the same space, data, split,
+sampler, pruner and number of epochs.
 
-Nothing in it is slowed down: steps are jitted, the state is donated, nothing but the evaluation waits for the device,
-a last partial batch is skipped (it would be compiled a second time), the validation set is one batch. There is no
-persistent compile cache, because JAX has none until it is configured.
+The script is written for speed: steps are jitted, the state is donated, only the evaluation waits for the device, the
+last partial batch is skipped because it would need a second compilation, and the validation set is one batch. There is
+no persistent compile cache, because JAX does not use one by default.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STUDY_FILE = Path(__file__).resolve().parent.parent / "studies" / "digits_mlp.py
 
 
 class MLP(nn.Module):
-    """The model of `studies/digits_mlp.py` with Flax's own dropout."""
+    """The model of `studies/digits_mlp.py`, with Flax's own dropout."""
 
     width: int
     depth: int
@@ -52,7 +52,7 @@ class MLP(nn.Module):
 
 @cache
 def load_arrays() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return training and validation arrays of the study's own split."""
+    """Return the training and validation arrays of the study's split."""
     data = load_study(str(STUDY_FILE)).data
     assert data is not None
     splits = data(SEED)

@@ -1,11 +1,11 @@
-"""How much memory does a worker hold after many trials whose static hyperparameters differ?
+"""How much memory does a worker use after many trials with different static hyperparameters?
 
     python benchmarks/worker_memory.py --trials 1000 --json results.jsonl
 
-One worker runs a study in which nearly every trial has a width of its own, and so programs of its own. Its resident
-memory is read after the trials 20, 200 and 1,000, beside the size of its compile cache on disk.
+One worker runs a study in which nearly every trial has a different width, and therefore different programs. Measures
+its resident memory and the size of its compile cache on disk, for example after 20, 200 and 1,000 trials.
 
-`README.md` beside this file has the figures.
+See `README.md` in this folder for the figures.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ AT = (20, 50, 100, 200, 500, 1000, 1500)
 
 
 class HParams(Space):
-    """Few trials of a study draw a width that another has."""
+    """A space with so many widths that few trials have the same one."""
 
     learning_rate: float = log_uniform(1e-3, 1e-1)
     width: int = int_uniform(2, 20_000)
 
 
 class Trainer(TrainerModule):
-    """A linear model that is quick to compile: what stays in memory is mostly JAX's traces, not machine code."""
+    """A linear model that is quick to compile, so memory is used mostly for JAX's traces, not for machine code."""
 
-    loop = "step"  # "auto" would compile twice as much to measure
+    loop = "step"  # "auto" would compile both forms to measure them
 
     def init_model(self, hparams: Any) -> Any:
         def init(key: jax.Array, inputs: jax.Array) -> dict[str, jax.Array]:
@@ -61,7 +61,7 @@ class Trainer(TrainerModule):
 
 
 def data(seed: int) -> Any:
-    """Return 64 examples, split."""
+    """Return 64 examples, split into training and validation."""
     inputs = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
     return ArrayDataset(inputs=inputs, targets=inputs.sum(1)).split(0.25, seed)
 
@@ -104,7 +104,7 @@ def run(trials: int, folder: Path) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--trials", type=int, default=1000)
-    parser.add_argument("--json", help="append the rows to this file")
+    parser.add_argument("--json", help="append the rows to this file as JSON lines")
     options = parser.parse_args()
     print(json.dumps(machine()), flush=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Check our words: print phrases to avoid in Markdown files and in the strings of Python files, with better ones."""
+"""Print phrases to avoid in Markdown files and in the strings of Python files, with a better phrase for each."""
 
 import ast
 import re
@@ -66,7 +66,7 @@ PATTERNS = [(re.compile(rf"\b({phrase})\b", re.IGNORECASE), better) for phrase, 
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield first line number and text: of a Python file each string, of another the whole file."""
+    """Yield texts with their first line number: each string of a Python file, or the whole text of other files."""
     if path.suffix != ".py":
         yield 1, path.read_text()
         return
@@ -79,7 +79,7 @@ def texts(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def findings(path: Path) -> set[str]:
-    """Return `file:line: phrase -> better` for each phrase to avoid; a phrase may be broken over two lines."""
+    """Return `file:line: phrase -> better` for each phrase to avoid, including phrases that span two lines."""
     found = set()
     for first, text in texts(path):
         for pattern, better in PATTERNS:

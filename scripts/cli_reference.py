@@ -1,4 +1,4 @@
-"""Write docs/cli.md from the commands' own help; with --check, fail if it is out of date."""
+"""Write docs/cli.md from the help of the commands; with --check, fail if the page is out of date."""
 
 import os
 import re
@@ -12,7 +12,7 @@ HEADER = "# Command line\n\nMade by `python scripts/cli_reference.py` from the c
 
 
 def help_of(*words: str) -> str:
-    """Return a command's help as it appears on a terminal of 100 columns."""
+    """Return a command's help, formatted for a terminal with 100 columns."""
     env = {**os.environ, "COLUMNS": "100", "TERMINAL_WIDTH": "100", "NO_COLOR": "1"}
     run = subprocess.run(
         [sys.executable, "-m", "tuner", *words, "--help"], capture_output=True, text=True, check=True, env=env
@@ -22,7 +22,7 @@ def help_of(*words: str) -> str:
 
 
 def commands(text: str, *group: str) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield the words and the help of each command that a help text lists, those of groups such as `user` included."""
+    """Yield the words and the help of each command in a help text, including subcommands of groups such as `user`."""
     listed = text.partition("\nCommands:\n")[2]
     for name in re.findall(r"^  (\w+)  ", listed, re.MULTILINE):
         inner = help_of(*group, name)

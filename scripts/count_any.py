@@ -1,6 +1,6 @@
-"""Count the parameters of the package whose annotation mentions `Any`; fail if their share is too large.
+"""Count the parameters in the package with `Any` in their annotation; fail if their share is too large.
 
-`Any` switches a type checker off. Where a value may be of any type, `object` says so and is checked.
+`Any` disables type checking. For a value of any type, use `object`, which is checked.
 """
 
 import ast
@@ -13,7 +13,7 @@ LIMIT = 0.05
 
 
 def annotations(source: str) -> Iterator[ast.expr]:
-    """Yield the annotations of all parameters of functions in a module."""
+    """Yield the annotations of all function parameters in a module."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             given = node.args
@@ -22,13 +22,13 @@ def annotations(source: str) -> Iterator[ast.expr]:
 
 
 def has_any(annotation: ast.expr) -> bool:
-    """Return whether an annotation mentions `Any`, by itself or inside another type."""
+    """Return whether an annotation is `Any` or contains it."""
     names = (part.id if isinstance(part, ast.Name) else getattr(part, "attr", "") for part in ast.walk(annotation))
     return "Any" in names
 
 
 def main() -> None:
-    """Print the count; exit with an error if there are too many, and name the modules with most of them."""
+    """Print the count; if it is too high, exit with an error that lists the modules with the most."""
     found = {path: [*map(has_any, annotations(path.read_text()))] for path in sorted(PACKAGE.rglob("*.py"))}
     count, whole = sum(map(sum, found.values())), sum(map(len, found.values()))
     print(f"{count} of {whole} annotated parameters mention Any: {count / whole:.1%} (at most {LIMIT:.0%})")

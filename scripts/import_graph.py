@@ -1,9 +1,11 @@
-"""Count the packages, loose modules, arrows between them and circles of imports: `python scripts/import_graph.py`.
+"""Count packages, top-level modules, dependencies and import cycles: `python scripts/import_graph.py`.
 
-Late imports (inside functions) and type-only ones count as any other. A room is a package of `tuner`, a module that
-stands loose beside the packages, or one of the folders beside `tuner` that import it. An arrow is a pair of rooms of
-which the first imports the second. A circle is a set of files that import each other, directly or through others. An
-arrow runs upward when it leads to a room that the contract "Imports point down" in pyproject.toml puts higher.
+Imports inside functions and type-only imports also count. The code uses these names:
+
+- room: a package of `tuner`, a top-level ("loose") module of `tuner`, or a folder beside `tuner` that imports it
+- arrow: a dependency between two rooms, of which the first imports the second
+- circle: a cycle, a set of files that import each other directly or through other files
+- upward arrow: an arrow to a room in a higher layer of the contract "Imports point down" in pyproject.toml
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ Graph = dict[str, set[str]]
 
 
 def modules(root: Path) -> dict[str, Path]:
-    """Return every module by its name."""
+    """Return the path of every module by name."""
     found = {}
     for folder in ("tuner", *FOLDERS):
         for path in sorted((root / folder).rglob("*.py")):
@@ -33,7 +35,7 @@ def modules(root: Path) -> dict[str, Path]:
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Yield the names that a file imports, wherever in it: `a.b` for `import a.b` and for `from a import b`."""
+    """Yield the names that a file imports anywhere: `a.b` for `import a.b` and for `from a import b`."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -42,7 +44,7 @@ def imported(path: Path) -> Iterator[str]:
 
 
 def file_graph(found: dict[str, Path]) -> Graph:
-    """Return which modules each module imports."""
+    """Return the modules that each module imports."""
     graph: Graph = {}
     for name, path in found.items():
         targets = set()
@@ -61,7 +63,7 @@ def room(module: str) -> str:
 
 
 def room_graph(graph: Graph) -> Graph:
-    """Return which rooms each room imports."""
+    """Return the rooms that each room imports."""
     rooms: Graph = {room(module): set() for module in graph}
     for module, targets in graph.items():
         rooms[room(module)] |= {room(target) for target in targets} - {room(module)}
@@ -69,7 +71,7 @@ def room_graph(graph: Graph) -> Graph:
 
 
 def circles(graph: Graph) -> list[list[str]]:
-    """Return the sets of more than one module that import each other, by Tarjan's algorithm."""
+    """Return the sets of two or more modules that import each other, found by Tarjan's algorithm."""
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
@@ -98,14 +100,14 @@ def circles(graph: Graph) -> list[list[str]]:
 
 
 def layers(root: Path) -> list[set[str]]:
-    """Return the layers of the contract, from the top down."""
+    """Return the layers of the contract, starting at the top."""
     contracts = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     lines = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
     return [{one.strip() for one in line.replace(":", "|").split("|")} for line in lines]
 
 
 def upward(rooms: Graph, floors: list[set[str]]) -> list[tuple[str, str]]:
-    """Return the arrows that lead to a higher layer."""
+    """Return the arrows that point to a higher layer."""
     floor_of = {one: at for at, floor in enumerate(floors) for one in floor}
     return sorted(
         (one, other)
@@ -116,15 +118,15 @@ def upward(rooms: Graph, floors: list[set[str]]) -> list[tuple[str, str]]:
 
 
 def loose(names: Iterable[str], found: dict[str, Path]) -> list[str]:
-    """Return the rooms that are single files of `tuner`."""
+    """Return the rooms that are top-level modules of `tuner`."""
     return [name for name in sorted(names) if name.startswith("tuner.") and found[name].name != "__init__.py"]
 
 
 def main() -> None:
     """Print the counts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("root", nargs="?", type=Path, default=ROOT, help="a checkout (default: this one)")
-    parser.add_argument("--arrows", action="store_true", help="list the arrows as well")
+    parser.add_argument("root", nargs="?", type=Path, default=ROOT, help="the root of a checkout (default: this one)")
+    parser.add_argument("--arrows", action="store_true", help="also list the arrows")
     args = parser.parse_args()
     found = modules(args.root)
     graph = file_graph(found)

@@ -1,7 +1,7 @@
-"""Write the tables of fields in docs/json.md from the classes of the rows; with --check, fail if they are out of date.
+"""Write the field tables in docs/json.md from the row classes; with --check, fail if the page is out of date.
 
-Each table is below a comment `<!-- fields: MODULE.CLASS ... -->`. A field's text is the string below it in its
-class; a field without one shares the text of the next that has one.
+Each table follows a comment `<!-- fields: MODULE.CLASS ... -->`. The description of a field is the docstring below it
+in its class. A field without a docstring shares the description of the next field that has one.
 """
 
 import ast
@@ -19,7 +19,7 @@ TABLE = re.compile(r"<!-- fields: (?P<names>[\w. ]+) -->\n+(?:\|.*\n)*")
 
 
 def described(row: type, prefix: str = "") -> Iterator[tuple[list[str], str]]:
-    """Yield the fields of a class of rows, and of rows inside them: the names that share a text, and the text."""
+    """Yield the fields of a row class and of nested rows: the names that share a description, and the description."""
     names: list[str] = []
     hints = typing.get_type_hints(row)
     for one, after in pairs_of(row):
@@ -37,7 +37,7 @@ def described(row: type, prefix: str = "") -> Iterator[tuple[list[str], str]]:
 
 
 def pairs_of(row: type) -> Iterator[tuple[str, str | None]]:
-    """Yield each field that a class itself has, and its text if it has one."""
+    """Yield each field that the class itself defines, and its description, or None."""
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(row))).body
     assert isinstance(definition, ast.ClassDef)
     for part, after in zip(definition.body, [*definition.body[1:], None], strict=True):
@@ -47,19 +47,19 @@ def pairs_of(row: type) -> Iterator[tuple[str, str | None]]:
 
 
 def inner_row(hint: object) -> type | None:
-    """Return the class of rows that a type has inside it, in a list say; None without one."""
+    """Return the row class that a type contains, for example in a list; None if there is none."""
     if isinstance(hint, type) and typing.is_typeddict(hint):
         return hint
     return next((found for part in typing.get_args(hint) if (found := inner_row(part)) is not None), None)
 
 
 def is_told(row: type) -> bool:
-    """Return whether the fields of a row inside another have rows of their own in the table."""
+    """Return whether the table lists the fields of a nested row separately."""
     return row.__module__ == "tuner.results.json_rows"
 
 
 def table(names: str) -> str:
-    """Return the table of the fields of some classes of rows."""
+    """Return the table for the fields of the given row classes."""
     lines = ["| field | what it is |", "| --- | --- |"]
     for name in names.split():
         module, _, row = name.rpartition(".")
@@ -69,7 +69,7 @@ def table(names: str) -> str:
 
 
 def page(text: str) -> str:
-    """Return the page with new tables."""
+    """Return the page with updated tables."""
     return TABLE.sub(lambda found: table(found["names"]), text)
 
 

@@ -1,6 +1,6 @@
-"""Hook of mkdocs.yml: files of the repository that a page links, such as a study, become pages of the site.
+"""Hook for mkdocs.yml: adds a page to the site for each file of the repository that a page links to, such as a study.
 
-A link keeps the path that it has in the repository, so it also works for readers of the repository.
+Pages use the file's path in the repository as the link, so the links also work in the repository.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 FOLDER = "repository"
-"""Where these pages are in the site."""
+"""The folder of these pages in the site."""
 LINK = re.compile(r"(?<=\]\()([^)#\s:]+)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add a page for each file outside docs/ that a page links: Markdown as it is, anything else as a listing."""
+    """Add a page for each linked file outside docs/: Markdown files unchanged, other files as a code listing."""
     for path in sorted({target for page in DOCS.rglob("*.md") for target in linked(page)}):
         text = path.read_text()
         if path.suffix != ".md":
@@ -32,7 +32,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Replace the links to and from these pages by the paths that they have in the site."""
+    """Change the links to and from these pages to their paths in the site."""
     here = page.file.src_uri
     origin = ROOT / here.removeprefix(f"{FOLDER}/") if here.startswith(f"{FOLDER}/") else DOCS / here
 
@@ -45,18 +45,18 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def linked(page: Path) -> Iterator[Path]:
-    """Yield the files of the repository, outside docs/, that a page links."""
+    """Yield the files of the repository outside docs/ that a page links to."""
     targets = (resolved(page, link) for link in LINK.findall(page.read_text()))
     yield from (path for path in targets if path.is_file() and path.is_relative_to(ROOT) and DOCS not in path.parents)
 
 
 def resolved(page: Path, link: str) -> Path:
-    """Return the file that a link of a page means."""
+    """Return the file that a link of a page points to."""
     return Path(os.path.normpath(page.parent / link))
 
 
 def uri(path: Path) -> str:
-    """Return the path of a file's page below docs/, of those in docs/ their own."""
+    """Return the path of a file's page in docs/; for files in docs/, their own path."""
     if path.is_relative_to(DOCS):
         return path.relative_to(DOCS).as_posix()
     suffix = "" if path.suffix == ".md" else ".md"

@@ -1,4 +1,4 @@
-"""Draw a study's reports as SVG, for the README: python scripts/study_picture.py STUDY STORAGE_URL > picture.svg."""
+"""Draw a study's reports as SVG for the README: python scripts/study_picture.py STUDY STORAGE_URL > picture.svg."""
 
 import sys
 
@@ -10,14 +10,14 @@ LOW, HIGH = 0.5, 1.0
 
 
 def place(epoch: float, value: float, epochs: int) -> tuple[float, float]:
-    """Return a report's place in the picture; values below the axis are cut."""
+    """Return the position of a report in the picture; values below the axis are clipped."""
     x = LEFT + (epoch - 1) / max(1, epochs - 1) * (WIDTH - LEFT - RIGHT)
     y = HEIGHT - BOTTOM - (max(value, LOW) - LOW) / (HIGH - LOW) * (HEIGHT - BOTTOM - TOP)
     return x, y
 
 
 def curve(trial: TrialRow, epochs: int, colour: str, width: float) -> list[str]:
-    """Return a trial's line and the dot at its end."""
+    """Return the line of a trial and the dot at its end."""
     points = [place(epoch, value, epochs) for epoch, value in trial.reports.items()]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     x, y = points[-1]
@@ -28,7 +28,7 @@ def curve(trial: TrialRow, epochs: int, colour: str, width: float) -> list[str]:
 
 
 def picture(name: str, url: str) -> str:
-    """Return the SVG."""
+    """Return the SVG of a study."""
     engine = connect(url)
     study = find_study(engine, name)
     trials = [trial for trial in read_trials(engine, study, with_reports=True) if trial.reports]

@@ -1,13 +1,13 @@
-"""A chaotic series, Mackey-Glass: how much of its past a forecast needs.
+"""Forecasting a chaotic time series (Mackey-Glass): how many past values does a forecast need?
 
     tuner launch studies/chaos_windows.py
 
 Devices: 2 CPU cores, one worker on each. Time: 45 s. Best validation loss: 0.004 (2026-11-30).
 
-What is new beside `digits_mlp.py`: data that depend on a static hyperparameter, `data(seed, hparams)`, and arguments of
-the model that depend on a traced one, `inputs(batch, hparams)`. `data` makes the windows in the length of the trial, so
-the model need not cut them; trials of one length share their windows and their programs. Every length has the same
-targets: only so are the losses comparable. The series (Mackey & Glass, 1977) is made by a program, with noise.
+New compared with `digits_mlp.py`: the data depend on a static hyperparameter, `data(seed, hparams)`, and the inputs of
+the model depend on a traced one, `inputs(batch, hparams)`. `data` creates windows of the trial's length, so the model
+does not have to cut them. Trials with the same length share their windows and their programs. All lengths have the same
+targets, so that the losses are comparable. The series (Mackey & Glass, 1977) is computed, and noise is added.
 """
 
 import flax.linen as nn
@@ -22,7 +22,7 @@ COUNT = 4000
 NOISE = 0.1  # standard deviations of the series
 
 
-# 1. What is searched. The length is static: it is a shape. The memory is a number inside the program.
+# 1. The search space. `length` is static because it changes a shape. `memory` is an input of the compiled program.
 class HParams(Space):
     learning_rate: float = log_uniform(1e-3, 3e-2)
     memory: float = log_uniform(2.0, 64.0)
@@ -35,7 +35,7 @@ class Net(nn.Module):
         return nn.Dense(1)(nn.tanh(nn.Dense(64)(x)))[:, 0]
 
 
-# 2. The trainer. A value that lies `age` steps back comes into the model as its share exp(-age / memory).
+# 2. The trainer. A value from `age` steps ago is multiplied by exp(-age / memory) before it enters the model.
 class Trainer(TrainerModule):
     def init_model(self, hparams):
         return Net()
@@ -48,7 +48,7 @@ class Trainer(TrainerModule):
         return (outputs - batch["targets"]) ** 2, {}  # the series has variance 1
 
 
-# 3. The data: the last fifth of the series is for validation, a gap before it.
+# 3. The data. The last fifth of the series is used for validation, with a gap before it.
 def data(seed: int, hparams: HParams) -> Splits:
     series = mackey_glass(COUNT)
     noisy = series + NOISE * np.random.default_rng(seed).normal(size=COUNT)
@@ -60,8 +60,8 @@ def data(seed: int, hparams: HParams) -> Splits:
 
 
 def mackey_glass(count: int) -> np.ndarray:
-    """Return the series at whole times after its start has died away, with mean 0 and variance 1."""
-    steps = 10  # of Euler's method, from one time to the next
+    """Return the series at integer times, without its initial phase, scaled to mean 0 and variance 1."""
+    steps = 10  # of Euler's method, per unit of time
     values = [1.2] * (DELAY * steps + 1)
     for _ in range((count + 500) * steps):
         late = values[-DELAY * steps - 1]

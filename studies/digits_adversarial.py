@@ -1,12 +1,13 @@
-"""Digits that stay recognised when every pixel is changed for the worse: adversarial training.
+"""Adversarial training: digits that are still recognised after an attack on every pixel.
 
     tuner launch studies/digits_adversarial.py
 
 Devices: 2 CPU cores, one worker on each. Time: 18 s. Best validation pgd_accuracy: 0.712 (2026-11-22).
 
-What is new beside `digits_mlp.py`: a trainer of `tuner.methods` that attacks its own model, and an objective that is
-the accuracy under attack. How far training attacks is searched; `epsilon_train=0` is plain training, the baseline,
-whose model is fooled by most attacks. `tuner plot digits_adversarial picture` draws digits before and after one.
+New compared with `digits_mlp.py`: a trainer from `tuner.methods` that attacks its own model, and an objective that is
+the accuracy under attack. The strength of the attacks in training is a hyperparameter. The baseline,
+`epsilon_train=0`, trains without attacks, and most attacks fool its model. `tuner plot digits_adversarial picture`
+draws digits before and after an attack.
 """
 
 import flax.linen as nn
@@ -19,10 +20,10 @@ from tuner import Space, Study, choice, log_uniform, uniform
 from tuner.methods import AdversarialClassifier
 from tuner.training import ArrayDataset, Loaded, Splits
 
-EPSILON = 0.15  # of a pixel's range: what validation attacks with, whatever a trial was trained with
+EPSILON = 0.15  # of a pixel's range: the strength of attacks in validation, the same for all trials
 
 
-# 1. What is searched. With one step training attacks by FGSM, with more by PGD: another program each.
+# 1. The search space. Attacks use FGSM with one step and PGD with more steps. Each is a separate program.
 class HParams(Space):
     learning_rate: float = log_uniform(1e-3, 3e-2)
     weight_decay: float = log_uniform(1e-6, 1e-1)
@@ -38,9 +39,9 @@ class MLP(nn.Module):
         return nn.Dense(10)(x)
 
 
-# 2. The trainer: pixels are within [0, 1], which is what bounds attacks unless it is told otherwise.
+# 2. The trainer. Pixels are in [0, 1], which is also the default range for attacks.
 class Trainer(AdversarialClassifier):
-    loop = "scan"  # for dense models this small
+    loop = "scan"  # fastest for small dense models
 
     def init_model(self, hparams):
         return MLP()
@@ -51,7 +52,7 @@ def data(seed: int) -> Splits:
     return ArrayDataset(inputs=images / 16.0, labels=labels).split(0.4, seed, stratify="labels")
 
 
-# 3. A picture: digits as they are and attacked, with what the model takes them for.
+# 3. The picture: digits before and after an attack, with the classes that the model predicts.
 def picture(loaded: Loaded, splits: Splits):
     from matplotlib.figure import Figure
 

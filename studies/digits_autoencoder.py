@@ -1,10 +1,10 @@
-"""Digits through a bottleneck of four numbers: an autoencoder, beside the linear one, which is PCA.
+"""An autoencoder for digits with a bottleneck of four numbers, compared with a linear one, which is PCA.
 
     tuner launch studies/digits_autoencoder.py
 
 Devices: 2 CPU cores, one worker on each. Time: 19 s. Best validation loss: 0.017 (2026-11-22).
 
-What is new beside `digits_mlp.py`: there are no labels, and a hook lets one look. Every ten epochs the trainer saves a
+New compared with `digits_mlp.py`: there are no labels, and a hook saves pictures. Every ten epochs, the trainer saves a
 picture of eight digits above their reconstructions, `pictures/reconstructions-0010.png` in the trial's folder.
 
     tuner plot digits_autoencoder picture
@@ -21,8 +21,8 @@ from tuner.training import ArrayDataset, Splits
 LATENT = 4
 
 
-# 1. What is searched. Without hidden layers the autoencoder is linear: then the best is a projection on the first
-#    four principal components, so that is what depth is worth its price against.
+# 1. The search space. Without hidden layers, the autoencoder is linear. The best linear one projects on the first four
+#    principal components, so deeper models must be better than that.
 class HParams(Space):
     learning_rate: float = log_uniform(3e-4, 3e-2)
     weight_decay: float = log_uniform(1e-6, 1e-1)
@@ -30,7 +30,7 @@ class HParams(Space):
     width: int = choice(64, 128)
 
 
-# 2. Encoder and decoder mirror each other around the bottleneck.
+# 2. The model. The decoder has the layers of the encoder in reverse order.
 class Model(nn.Module):
     depth: int
     width: int
@@ -53,7 +53,7 @@ class Trainer(Autoencoder):
         return Model(hparams.depth, hparams.width)
 
 
-# 3. The data: the digits of `digits_mlp.py`, without their labels. The first eight, which are 0 to 7, are shown.
+# 3. The data: the digits of `digits_mlp.py`, without labels. The pictures show the first eight, which are 0 to 7.
 IMAGES = load_digits(return_X_y=True)[0].reshape(-1, 8, 8).astype(np.float32) / 16.0
 
 
@@ -61,7 +61,7 @@ def data(seed: int) -> Splits:
     return ArrayDataset(inputs=IMAGES.reshape(-1, 64)).split(0.2, seed)
 
 
-# 4. What comes out: digits that were not trained on, and what is left of them after four numbers.
+# 4. The picture: digits of the validation set and their reconstructions from four numbers.
 def picture(loaded, splits):
     from matplotlib.figure import Figure
 
@@ -82,7 +82,7 @@ study = Study(
     direction="minimize",
     epochs=40,
     trials=20,
-    # Of scikit-learn's PCA with four components the validation error is 0.038, which this comes to as well.
+    # This reaches a validation error of 0.038, the same as scikit-learn's PCA with four components.
     baseline=HParams(learning_rate=3e-2, weight_decay=1e-6, depth=0, width=64),
     picture=picture,
 )

@@ -1,11 +1,11 @@
-"""Digits with a small convolutional network and batch normalisation.
+"""A small convolutional network with batch normalisation on handwritten digits.
 
     tuner launch studies/digits_cnn.py
 
 Devices: 2 CPU cores, one worker on each. Time: 21 s. Best validation accuracy: 0.994 (2026-11-22).
 
-What is new beside `digits_mlp.py`: a nested space (momentum exists for SGD only), an optimizer of one's own, and a
-model with batch statistics, which the trainer carries along without being told.
+New compared with `digits_mlp.py`: a nested space (only SGD has a momentum), a custom optimizer, and a model with batch
+statistics, which the trainer updates automatically.
 """
 
 import flax.linen as nn
@@ -17,7 +17,7 @@ from tuner import Space, Study, choice, log_uniform, uniform
 from tuner.training import ArrayDataset, Splits, TrainerModule, warmup_cosine
 
 
-# 1. Conditional hyperparameters are spaces inside the space. Both options have a learning rate, with different
+# 1. The search space. Conditional hyperparameters are nested spaces. Both options have a learning rate, with different
 #    ranges: Optuna sees `optimizer.SGD.learning_rate` and `optimizer.AdamW.learning_rate`.
 class SGD(Space):
     learning_rate: float = log_uniform(1e-2, 1.0)
@@ -35,8 +35,8 @@ class HParams(Space):
     channels: int = choice(8, 16)
 
 
-# 2. Two convolutions, each followed by batch normalisation, then the mean over the image. `train` reaches the model
-#    because its `__call__` asks for it.
+# 2. The model: two convolutions, each followed by batch normalisation and pooling, then a dense layer. The trainer
+#    passes `train` because `__call__` has this parameter.
 class CNN(nn.Module):
     channels: int
     bn_momentum: float
@@ -50,10 +50,10 @@ class CNN(nn.Module):
         return nn.Dense(10)(x.reshape(len(x), -1))
 
 
-# 3. The optimizer depends on which space was chosen. A schedule is a shape without units times a rate: the rate may
-#    then be a number inside the program.
+# 3. The trainer. The optimizer depends on which space was chosen. The schedule is a fixed shape multiplied by the
+#    learning rate, so the rate can be an input of the compiled program.
 class Trainer(TrainerModule):
-    loop = "step"  # XLA's convolutions are slow inside loops on CPUs
+    loop = "step"  # on CPUs, XLA's convolutions are slow inside loops
 
     def init_model(self, hparams):
         return CNN(hparams.channels, hparams.bn_momentum)
@@ -73,7 +73,7 @@ class Trainer(TrainerModule):
         return losses, {"accuracy": jnp.argmax(outputs, axis=-1) == batch["labels"]}
 
 
-# 4. The images keep their two axes, and get one of a single channel.
+# 4. The data. The images keep their two axes and get a channel axis of size 1.
 def data(seed: int) -> Splits:
     images, labels = load_digits(return_X_y=True)
     return ArrayDataset(inputs=images.reshape(-1, 8, 8, 1) / 16.0, labels=labels).split(0.2, seed)

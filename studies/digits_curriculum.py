@@ -1,12 +1,12 @@
-"""Digits of which most have a wrong label, the easy ones first: curriculum learning.
+"""Curriculum learning: digits with mostly wrong labels, the easy ones first.
 
     tuner launch studies/digits_curriculum.py
 
 Devices: 2 CPU cores, one worker on each. Time: 16 s. Best validation accuracy: 0.904 (2026-11-22).
 
-What is new beside `digits_mlp.py`: the order of the examples is searched. How difficult one is says a network that was
-trained on the others for a moment: wrong labels are the hardest (Hacohen & Weinshall, 2019). The baseline has one
-stage, in which all examples are allowed.
+New compared with `digits_mlp.py`: the order of the examples is part of the search. A network that was trained briefly
+on other examples scores the difficulty of each example. Wrong labels are the hardest (Hacohen & Weinshall, 2019). The
+baseline has a single stage, which uses all examples.
 
     tuner plot digits_curriculum picture     the easiest and the hardest examples
 """
@@ -19,12 +19,12 @@ from tuner.methods import Classifier, Curriculum, easiest_first, held_out_losses
 from tuner.models import MLP
 from tuner.training import ArrayDataset, Splits
 
-DRAWN = 0.75  # the share of the training labels that is drawn at random; a tenth of them happen to be right
+DRAWN = 0.75  # the share of training labels drawn at random; a tenth of these are correct by chance
 EPOCHS = 30
 
 
-# 1. What is searched. In stage k of N the easiest k / N of the examples are allowed. Both numbers of the curriculum are
-#    traced: they change what is drawn, not the program. If the stages are long, the last ones are never reached.
+# 1. The search space. Stage k of N uses the easiest k / N of the examples. Both hyperparameters of the curriculum are
+#    traced: they change which examples are drawn, not the program. If stages are long, the last ones are never reached.
 class HParams(Space):
     learning_rate: float = log_uniform(1e-3, 3e-2)
     weight_decay: float = log_uniform(1e-4, 1.0)
@@ -33,7 +33,7 @@ class HParams(Space):
     stage_epochs: float = log_uniform(1.0, EPOCHS)
 
 
-# 2. The trainer: a classifier whose batches are drawn by a curriculum.
+# 2. The trainer: a classifier whose batches are drawn according to a curriculum.
 class Trainer(Curriculum, Classifier):
     loop = "scan"
 
@@ -41,8 +41,8 @@ class Trainer(Curriculum, Classifier):
         return MLP(self.classes, 64, 1, hparams.dropout_rate)
 
 
-# 3. The data: wrong labels in the training part only, and the order from easy to hard. The teacher is a plain
-#    classifier of the same kind; each example is scored by one that has not seen it.
+# 3. The data. Only the training set has wrong labels; its examples are ordered from easy to hard. A teacher, which is a
+#    plain classifier of the same size, scores the examples on which it was not trained.
 class Teacher(Classifier):
     loop = "scan"
 
@@ -61,7 +61,7 @@ def data(seed: int) -> Splits:
     return Splits(easiest_first(noisy, scores), splits.validation)
 
 
-# 4. What it looks like: of the training data the easiest, and the hardest, each with the label it has there.
+# 4. The picture: the easiest and the hardest training examples, each with its training label.
 def picture(loaded, splits):
     from matplotlib.figure import Figure
 
@@ -87,7 +87,7 @@ study = Study(
     direction="maximize",
     epochs=EPOCHS,
     trials=40,
-    pruner="none",  # a curriculum begins with few examples, and so behind
+    pruner="none",  # a curriculum starts with few examples, so its first results are worse
     baseline=HParams(learning_rate=3e-3, weight_decay=1e-3, dropout_rate=0.3, stages=1, stage_epochs=1.0),
     picture=picture,
 )

@@ -1,13 +1,13 @@
-"""Digits with a searched architecture: DARTS, and the network it finds, trained from scratch.
+"""Architecture search for digits: DARTS, then training the network that it finds from scratch.
 
     tuner launch studies/digits_darts.py
 
 Devices: 2 CPU cores, one worker on each. Time: 60 s. Best validation discrete_accuracy: 0.981 (2026-11-23).
 
-What is new beside `digits_cnn.py`: a trial trains twice. First mixtures of operations, whose weights descend the loss
-on one half of the training data while the architecture descends that on the other (Liu et al., 2019). Then the network
-that is left of them, from scratch, on both halves; its accuracy is the objective. The baseline is a random
-architecture: the search leaves it as it began, and everything else is the same.
+New compared with `digits_cnn.py`: each trial trains twice. First, it trains mixtures of operations: the weights
+minimise the loss on one half of the training data, and the architecture minimises the loss on the other half (Liu et
+al., 2019). Then it trains the resulting network from scratch on both halves. The accuracy of this network is the
+objective. The baseline is a random architecture: it is not changed by the search, and everything else is the same.
 
     tuner plot digits_darts picture     the cells that were found
 """
@@ -24,15 +24,15 @@ CELLS, CHANNELS, NODES = ("reduce",), 3, 2  # a cell that halves the image: conv
 OPERATIONS = ("none", "skip_connect", "max_pool_3x3", "sep_conv_3x3", "dil_conv_3x3")
 
 
-# 1. What is searched about the search; `none` is the baseline.
+# 1. The search space: the settings of the architecture search. `none` is the baseline.
 class HParams(Space):
     learning_rate: float = log_uniform(0.01, 0.3)
     architecture_rate: float = log_uniform(1e-3, 1e-1)
     search_order: str = choice("first", "none")
 
 
-# 2. The data: a fifth for validation. The pairs of a search are made of the same examples that the network found is
-#    trained on: the split is the same whatever the study's seed, which only pairs.
+# 2. The data. A fifth is used for validation. The search uses pairs of the examples on which the resulting network is
+#    trained. The split is always the same: the study's seed only determines the pairs.
 def images() -> Splits:
     inputs, labels = load_digits(return_X_y=True)
     return ArrayDataset(inputs=inputs.reshape(-1, 8, 8, 1) / 16.0, labels=labels).split(0.2, 0)
@@ -43,10 +43,10 @@ def data(seed: int) -> Splits:
     return Splits(paired_halves(splits.train, seed), splits.validation)
 
 
-# 3. The trainer. After the last epoch, the only one that is validated, a hook trains what was found. Its program is
-#    another for each architecture, and compiled for it.
+# 3. The trainer. Only the last epoch is validated. After it, a hook trains the resulting network. Each architecture is
+#    a different program and must be compiled.
 class Trainer(ArchitectureSearch):
-    loop = "step"  # XLA's convolutions are slow inside loops on CPUs
+    loop = "step"  # on CPUs, XLA's convolutions are slow inside loops
     validate_every = EPOCHS
 
     def on_validation_epoch_end(self, state, hparams, epoch, metrics):
@@ -59,7 +59,7 @@ class Trainer(ArchitectureSearch):
         return {"discrete_accuracy": last.metrics["accuracy"], "discrete_nll": last.metrics["nll"]}
 
 
-# 4. What it looks like. The architecture is part of the checkpoint.
+# 4. The picture. The architecture is part of the checkpoint.
 def picture(loaded, splits):
     from matplotlib.figure import Figure
 

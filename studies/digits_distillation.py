@@ -1,13 +1,13 @@
-"""A small student that learns digits from few examples, and from what a large teacher says of them.
+"""Distillation: a small student learns digits from a few examples and the predictions of a large teacher.
 
     tuner launch studies/digits_distillation.py
 
 Devices: 2 CPU cores, one worker on each. Time: 12 s. Best validation accuracy: 0.944 (2026-11-22).
 
-What is new beside `digits_mlp.py`: a teacher, trained once where the data are made; its logits become an array of the
-data. The student has a hundred images; what the teacher says about how alike digits are makes more of them (Hinton et
-al., 2015, section 6, has the same with 3% of the data). `alpha=1` is training on the labels alone, the baseline.
-`tuner plot digits_distillation picture` draws images, their labels and the teacher's soft ones.
+New compared with `digits_mlp.py`: a teacher is trained once, in `data`, and its logits become an array of the data. The
+student has a hundred images. The teacher's predictions also say how similar digits are, so the student learns more from
+each image (Hinton et al., 2015, section 6, do the same with 3% of the data). The baseline, `alpha=1`, trains on the
+labels alone. `tuner plot digits_distillation picture` draws images, their labels and the teacher's soft labels.
 """
 
 import flax.linen as nn
@@ -19,10 +19,10 @@ from tuner import Space, Study, log_uniform, uniform
 from tuner.methods import Classifier, DistilledClassifier, with_teacher
 from tuner.training import ArrayDataset, Loaded, Splits
 
-EXAMPLES = 100  # that the student has
+EXAMPLES = 100  # for the student
 
 
-# 1. What is searched: numbers inside one program.
+# 1. The search space. All hyperparameters are inputs of one compiled program.
 class HParams(Space):
     learning_rate: float = log_uniform(1e-3, 1e-1)
     weight_decay: float = log_uniform(1e-6, 1e-1)
@@ -40,9 +40,9 @@ class MLP(nn.Module):
         return nn.Dense(10)(x)
 
 
-# 2. Teacher and student: the same model in two sizes.
+# 2. The teacher and the student: the same model in two sizes.
 class Teacher(Classifier):
-    loop = "scan"  # for dense models this small
+    loop = "scan"  # fastest for small dense models
 
     def init_model(self, hparams):
         return MLP(256)
@@ -58,8 +58,8 @@ class Student(DistilledClassifier):
         return 20
 
 
-# 3. The data. Half of all images are for validation: neither teacher nor student is trained on them. The teacher learns
-#    from the other half, and tells once what it thinks of every image.
+# 3. The data. Half of the images are used for validation, and neither the teacher nor the student is trained on them.
+#    The teacher is trained on the other half and predicts the class of every image once.
 def data(seed: int) -> Splits:
     images, labels = load_digits(return_X_y=True)
     splits = ArrayDataset(inputs=images / 16.0, labels=labels).split(0.5, seed, stratify="labels")
@@ -70,7 +70,7 @@ def data(seed: int) -> Splits:
     return with_teacher(few, teacher.bind_model(training.state, hparams))
 
 
-# 4. A picture: what the labels do not say.
+# 4. The picture: images with their labels and soft labels.
 def picture(loaded: Loaded, splits: Splits):
     from matplotlib.figure import Figure
 

@@ -1,10 +1,10 @@
-"""Digits with a multilayer perceptron: the study to read first.
+"""A multilayer perceptron on handwritten digits: the study to read first.
 
     tuner launch studies/digits_mlp.py
 
 Devices: 2 CPU cores, one worker on each. Time: 15 s. Best validation accuracy: 0.992 (2026-11-22).
 
-A study is five things: a search space, a model, a loss, data, and how long to search.
+A study has five parts: a search space, a model, a loss, data, and a budget.
 """
 
 import flax.linen as nn
@@ -17,8 +17,8 @@ from tuner import Space, Study, choice, log_uniform, uniform
 from tuner.training import ArrayDataset, Dropout, Splits, TrainerModule
 
 
-# 1. What is searched. Floats are numbers inside the compiled program: trials that differ only in them share it.
-#    `width` and `depth` change the program's shape: each of the nine combinations is compiled once in a worker.
+# 1. The search space. Floats are inputs of the compiled program, so trials that differ only in floats share it.
+#    `width` and `depth` change the program, so each worker compiles each of the nine combinations once.
 class HParams(Space):
     learning_rate: float = log_uniform(1e-4, 1e-1)
     weight_decay: float = log_uniform(1e-6, 1e-2)
@@ -28,7 +28,7 @@ class HParams(Space):
     depth: int = choice(1, 2, 3)
 
 
-# 2. The model: plain Flax. `Dropout` is ours because Flax's own needs its rate before the program is compiled.
+# 2. The model, in plain Flax. `Dropout` comes from tuner, because Flax's own needs the rate at compile time.
 class MLP(nn.Module):
     width: int
     depth: int
@@ -42,10 +42,10 @@ class MLP(nn.Module):
         return nn.Dense(10)(x)
 
 
-# 3. The trainer says how hyperparameters become a model, and what is minimised: one loss per example, further
-#    metrics beside it. The optimizer is the default, AdamW over `learning_rate` and `weight_decay`.
+# 3. The trainer creates the model from the hyperparameters, and returns one loss per example and other metrics.
+#    The optimizer is the default, AdamW, with `learning_rate` and `weight_decay`.
 class Trainer(TrainerModule):
-    loop = "scan"  # for dense models this small; by default it is measured, which compiles both forms once
+    loop = "scan"  # fastest for small dense models; by default, tuner compiles and measures both forms
 
     def init_model(self, hparams):
         return MLP(hparams.width, hparams.depth, hparams.dropout_rate)
@@ -56,14 +56,14 @@ class Trainer(TrainerModule):
         return optax.softmax_cross_entropy(outputs, targets), {"accuracy": hits}
 
 
-# 4. The data: 1,797 images of 8x8 pixels that come with scikit-learn, a fifth of them for validation.
+# 4. The data: 1,797 images of 8x8 pixels from scikit-learn. A fifth of them are used for validation.
 def data(seed: int) -> Splits:
     images, labels = load_digits(return_X_y=True)
     return ArrayDataset(inputs=images / 16.0, labels=labels).split(0.2, seed)
 
 
-# 5. The search: 30 trials of at most 20 epochs. Samplers and pruners have names (here the defaults, "tpe" and
-#    "asha"), or are Optuna objects.
+# 5. The search: 30 trials of at most 20 epochs. The sampler and the pruner are the defaults, "tpe" and "asha". They can
+#    be given by name or as Optuna objects.
 study = Study(
     name="digits_mlp",
     space=HParams,

@@ -1,12 +1,12 @@
-"""Digits with five labels for each class: features learned without labels, by SimCLR, and a linear probe on them.
+"""SimCLR: features of digits learned without labels, and a linear probe trained on five labels per class.
 
     tuner launch studies/digits_simclr.py
 
 Devices: 2 CPU cores, one worker on each. Time: 68 s. Best validation probe_accuracy: 0.894 (2026-11-22).
 
-What is new beside `digits_mlp.py`: a trainer of `tuner.methods`, which needs a model and, here, how an image is changed
-at random: what an encoder must not see is all that it is taught. `contrastive=False` leaves the encoder at random, the
-baseline. `tuner plot digits_simclr picture` draws the features of both.
+New compared with `digits_mlp.py`: a trainer from `tuner.methods`, which needs a model and random transforms of images.
+The encoder learns only to ignore these transforms. The baseline, `contrastive=False`, has a random encoder.
+`tuner plot digits_simclr picture` draws the features of both.
 """
 
 import flax.linen as nn
@@ -20,10 +20,10 @@ from tuner import Space, Study, choice, log_uniform, uniform
 from tuner.methods import SimCLR, augment, contrast, crop, noise, rotate, scaled, shift
 from tuner.training import ArrayDataset, Loaded, Splits
 
-LABELLED = 5  # of each class
+LABELLED = 5  # per class
 
 
-# 1. What is searched: all numbers inside the program, but for the comparison.
+# 1. The search space. All hyperparameters except `contrastive` are inputs of one compiled program.
 class HParams(Space):
     learning_rate: float = log_uniform(1e-3, 3e-2)
     probe_learning_rate: float = log_uniform(1e-2, 0.3)
@@ -32,8 +32,8 @@ class HParams(Space):
     contrastive: bool = choice(True, False)
 
 
-# 2. The encoder: images (batch, 8, 8, 1) to features (batch, 64). The mean over the image at the end lets it take
-#    images of any size; batch statistics are carried along.
+# 2. The encoder maps images (batch, 8, 8, 1) to features (batch, 64). It averages over the image at the end, so it
+#    accepts images of any size. The trainer updates its batch statistics.
 class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x, *, train: bool):
@@ -43,12 +43,12 @@ class Encoder(nn.Module):
         return x.mean((1, 2))
 
 
-# 3. Transforms of one strength, each in units that suit it. Digits may not be mirrored: a 2 would be something else.
+# 3. The transforms have a common strength, scaled for each of them. They do not mirror digits, which changes a 2.
 TRANSFORMS = (scaled(crop, 0.4), scaled(shift, 0.2), scaled(rotate, 0.15), contrast, scaled(noise, 0.2))
 
 
 class Trainer(SimCLR):
-    loop = "step"  # XLA's convolutions are slow inside loops on CPUs
+    loop = "step"  # on CPUs, XLA's convolutions are slow inside loops
 
     def init_model(self, hparams):
         return Encoder()
@@ -60,7 +60,7 @@ class Trainer(SimCLR):
         return 256
 
 
-# 4. The data: all training images, of which the probe knows few labels; -1 is none. Validation knows all.
+# 4. The data. Few training images have a label for the probe; -1 means no label. All validation images have labels.
 def data(seed: int) -> Splits:
     images, labels = load_digits(return_X_y=True)
     dataset = ArrayDataset(inputs=images.reshape(-1, 8, 8, 1) / 16.0, labels=labels)
@@ -72,7 +72,7 @@ def data(seed: int) -> Splits:
     return Splits(ArrayDataset(inputs=train["inputs"], labels=few), splits.validation)
 
 
-# 5. A picture: the features of validation images on their two main axes, of an encoder at random and of this one.
+# 5. The picture: the first two principal components of the features, of a random encoder and of this one.
 def picture(loaded: Loaded, splits: Splits):
     from matplotlib.figure import Figure
 

@@ -1,14 +1,14 @@
-"""A generative adversarial network on a Gaussian: two networks, two optimizers, one trainer.
+"""A generative adversarial network (GAN) for a Gaussian: two networks and two optimizers in one trainer.
 
     tuner launch studies/gan_gaussian.py
 
 Devices: 2 CPU cores, one worker on each. Time: 18 s. Best validation distance: 0.068 (2026-11-22).
 
-What is new beside `digits_mlp.py`: a trainer whose step is no descent of one loss. The networks play for the value
-V(D, G) = E[log D(x)] + E[log(1 - D(G(z)))]: the discriminator raises it, the generator works against it (Goodfellow et
-al., 2014). The baseline is the plain game: equal rates, a step each, next to no penalty.
+New compared with `digits_mlp.py`: the training step does not minimise a single loss. The discriminator maximises
+V(D, G) = E[log D(x)] + E[log(1 - D(G(z)))], and the generator works against it (Goodfellow et al., 2014). The baseline
+is the plain GAN: equal learning rates, one step for each network, and almost no gradient penalty.
 
-    tuner plot gan_gaussian picture     what is generated, and the density
+    tuner plot gan_gaussian picture     generated samples and the true density
 """
 
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ from tuner.methods import GANTrainer
 from tuner.training import ArrayDataset, Metric, OptimizerSpec, Splits, WarmupCosine
 
 MEAN, STD = 4.0, 1.25
-NOISE = 2  # numbers that a sample is made of
+NOISE = 2  # random numbers per sample
 
 
-# 1. What is searched. The discriminator may learn faster than the generator (Heusel et al., 2017), and may take
-#    several steps for each of the generator's. The gradient penalty damps the circling of the two around each other.
+# 1. The search space. The discriminator may learn faster than the generator (Heusel et al., 2017), and may take several
+#    steps for each step of the generator. The gradient penalty damps oscillations between the two networks.
 class HParams(Space):
     learning_rate: float = log_uniform(1e-3, 3e-2)
     discriminator_speed: float = log_uniform(0.5, 8.0)
@@ -36,7 +36,7 @@ class HParams(Space):
     discriminator_steps: int = choice(1, 2)
 
 
-# 2. Both networks are the same small perceptron: noise (batch, 2) or a number (batch, 1) in, one number out.
+# 2. Both networks are the same small perceptron. It maps noise (batch, 2) or a number (batch, 1) to one number.
 class MLP(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -51,8 +51,8 @@ class Discriminator(nn.Module):
         return MLP()(samples)[:, 0]
 
 
-# 3. A metric of one's own. The distance of two distributions is no mean over examples, but their counts below fixed
-#    points add up from batch to batch: Wasserstein-1 is the area between the two cumulative curves.
+# 3. A custom metric. The distance between two distributions is not a mean over examples. But the counts of samples
+#    below fixed points can be summed over batches. Wasserstein-1 is the area between the two cumulative distributions.
 GRID = np.linspace(MEAN - 8 * STD, MEAN + 8 * STD, 401, dtype=np.float32)
 
 
@@ -74,8 +74,8 @@ class Distance(Metric):
         return float(np.trapezoid(np.abs(self.real - self.fake) / self.weight, GRID))
 
 
-# 4. The trainer: networks, optimizers, and what validation finds in the samples. Those are of the smoothed weights:
-#    networks that circle around the solution are closest to it on average.
+# 4. The trainer defines networks, optimizers and validation metrics. Samples for validation come from averaged weights:
+#    if the networks oscillate around the solution, the average is closest to it.
 class Trainer(GANTrainer):
     def init_networks(self, hparams):
         return MLP(), Discriminator()
@@ -93,13 +93,13 @@ class Trainer(GANTrainer):
         return {"distance": Distance.of(real[:, 0], fake[:, 0], batch["weight"]), "mean": fake[:, 0]}
 
 
-# 5. The data: 8,192 numbers, half of them for validation. Noise to be judged on comes with them.
+# 5. The data: 8,192 numbers, half of them for validation, and the noise from which validation generates samples.
 def data(seed: int) -> Splits:
     rng = np.random.default_rng(seed)
     return ArrayDataset(inputs=rng.normal(MEAN, STD, (8192, 1)), noise=rng.normal(size=(8192, NOISE))).split(0.5, seed)
 
 
-# 6. What it looks like: a trained generator is a function of noise.
+# 6. The picture. A trained generator is a function of noise.
 def picture(loaded, splits):
     from matplotlib.figure import Figure
 
@@ -124,7 +124,7 @@ study = Study(
     direction="minimize",
     epochs=40,
     trials=20,
-    pruner="none",  # early in a game the later winners are not ahead
+    pruner="none",  # early values do not predict which trials end best
     baseline=HParams(
         learning_rate=1e-2, discriminator_speed=1.0, momentum=0.0, gradient_penalty=1e-2, discriminator_steps=1
     ),

