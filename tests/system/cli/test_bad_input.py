@@ -89,7 +89,8 @@ def test_a_launch_waits_a_moment_for_a_server_that_is_not_there(
     assert SECRET not in done.stderr
     _, waiting, why = done.stderr.splitlines()
     assert "cannot reach the storage postgresql://u:***" in why
-    assert waiting == f"{why}; waiting up to 10 s for it to start"
+    assert why.endswith("; check the storage URL")
+    assert waiting == f"{why.removesuffix('; check the storage URL')}; waiting up to 10 s for it to start"
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.py"], "nothing was written"
 
 

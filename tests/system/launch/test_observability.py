@@ -106,7 +106,7 @@ def test_a_port_that_is_taken_is_told_before_any_worker_starts(tuner_on_sqlite: 
             ("--metrics-port", "0", "--metrics-host", "a..b"),
             "cannot serve metrics on a..b:0: not a valid host name; use another --metrics-port or --metrics-host",
         ),
-        (("--metrics-host", "::1"), "--metrics-host ::1 has no effect without --metrics-port N: pass both"),
+        (("--metrics-host", "::1"), "--metrics-host ::1 has no effect without --metrics-port: pass both"),
     ],
 )
 def test_wrong_addresses_are_refused_in_one_line(
