@@ -273,7 +273,7 @@ def check_found(done: Done, right: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("right", ["no USAGE on a schema", "no SELECT on"])
+@pytest.mark.parametrize("right", [pytest.param("no USAGE on a schema", marks=pytest.mark.long), "no SELECT on"])
 def test_without_any_right_every_command_is_refused_in_one_line(place: Place, role: str, right: str) -> None:
     if "USAGE" in right:
         execute(place.url, "REVOKE USAGE ON SCHEMA public FROM PUBLIC")
@@ -344,6 +344,7 @@ def test_where_no_table_exists_those_that_would_make_them_are_refused_in_one_lin
             check_refused(done, ABSENT)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_where_only_optunas_tables_exist_those_that_would_make_ours_are_refused_in_one_line(

@@ -91,7 +91,7 @@ class TestRandom(OverOurStorage, BasicSamplerTestCase, MultiObjectiveSamplerTest
         return RandomSampler
 
 
-@pytest.mark.slow
+@pytest.mark.long
 class TestRandomOnPostgres(TestRandom):
     @pytest.fixture
     def url(self, postgres_of_samplers: str) -> str:

@@ -50,7 +50,9 @@ class Scrapes:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["after_tell 2", "before_tell 2"], ids=["after_tell", "before_tell"])
+@pytest.mark.parametrize(
+    "place", ["after_tell 2", pytest.param("before_tell 2", marks=pytest.mark.long)], ids=["after_tell", "before_tell"]
+)
 def test_trials_of_workers_that_are_killed_count_once(
     place: str, tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any]
 ) -> None:

@@ -89,7 +89,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_goes_on(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_an_interrupted_launch_ends_soon_and_resumes(
     tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any], sent: signal.Signals
 ) -> None:
@@ -253,6 +253,7 @@ def test_the_same_error_three_times_stops_the_study_once_mended_it_goes_on(
     assert outcomes.count("complete") == 6, "failed trials do not use the budget"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_worker_that_starts_late_counts_the_failures_of_its_launch(tuner_on_sqlite: Any, tiny_study: Path) -> None:
     tuner, began_s = tuner_on_sqlite, str(time.time())

@@ -160,7 +160,7 @@ def steps(tmp_path: Path) -> Steps:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["fast", "immediate"])
+@pytest.mark.parametrize("mode", ["fast", pytest.param("immediate", marks=pytest.mark.long)])
 def test_training_goes_on_through_a_restart(tuner: Any, server: Server, url: str, wait_until: Wait, mode: str) -> None:
     # Short trials, so that each restart comes between the claim of one and its end, whose calls wait.
     short = {"TINY_PAUSE_S": "0.1", "TINY_EPOCHS": "1", "TINY_TRIALS": "24"}

@@ -215,7 +215,7 @@ def test_training_goes_on_while_old_connections_are_silent_and_leases_are_renewe
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["network", "server"])
+@pytest.mark.parametrize("way", [pytest.param("network", marks=pytest.mark.long), "server"])
 def test_a_launch_goes_on_through_a_silent_network_and_a_frozen_server(
     tuner: Any, proxy: Proxy, server: Server, database: str, steps: Steps, wait_until: Wait, way: str
 ) -> None:
@@ -240,7 +240,7 @@ def test_a_launch_goes_on_through_a_silent_network_and_a_frozen_server(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["network", "server"])
+@pytest.mark.parametrize("way", ["network", pytest.param("server", marks=pytest.mark.long)])
 def test_ctrl_c_ends_a_launch_whose_database_is_silent(
     tuner: Any, proxy: Proxy, server: Server, database: str, through: str, steps: Steps, wait_until: Wait, way: str
 ) -> None:

@@ -162,10 +162,18 @@ study = Study(
 @pytest.mark.parametrize(
     ("form", "place"),
     [
-        *((form, place) for form in ("generator", "reporter", "command") for place in ("reports", "save", "end")),
+        ("generator", "save"),
+        ("generator", "end"),
+        ("reporter", "reports"),
         ("returner", "end"),
         ("objective", "reports"),
-        ("objective", "end"),
+        ("command", "reports"),
+        ("command", "end"),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in [("generator", "reports"), ("reporter", "save"), ("reporter", "end")]
+        ),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in [("objective", "end"), ("command", "save")]),
     ],
 )
 def test_a_killed_worker_loses_and_doubles_nothing(

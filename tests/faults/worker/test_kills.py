@@ -119,8 +119,8 @@ def check_same(found: dict[int, Any], quiet: dict[int, Any], trials: int) -> Non
 @pytest.mark.parametrize(
     ("place", "endings", "left_behind"),
     [
-        ("after_claim 2", ["died", "complete"], 0),
-        ("after_report 2", ["died", "complete"], 0),
+        pytest.param("after_claim 2", ["died", "complete"], 0, marks=pytest.mark.long),
+        pytest.param("after_report 2", ["died", "complete"], 0, marks=pytest.mark.long),
         ("in_save 2", ["died", "complete"], 0),
         ("before_tell 2", ["died", "complete"], 0),
         ("after_tell 2", ["complete"], 1),
@@ -176,7 +176,7 @@ def state_of(pid: int) -> str:
     [
         ("before_report 5", "taken"),
         pytest.param("before_tell 2", "taken", marks=pytest.mark.long),
-        ("before_best 2", "ended"),
+        pytest.param("before_best 2", "ended", marks=pytest.mark.long),
         pytest.param("in_save 4", "ended", marks=pytest.mark.long),
     ],
 )
@@ -290,6 +290,7 @@ def test_checkpoints_that_vanish_cost_time_only(
 # Clocks.
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("ahead", ["dead", pytest.param("alive", marks=pytest.mark.long)])
 def test_workers_whose_clocks_are_an_hour_apart_take_over_dead_ones_trials_only(
@@ -312,6 +313,7 @@ def test_workers_whose_clocks_are_an_hour_apart_take_over_dead_ones_trials_only(
     check_same(results(faulty.url), quiet, 4)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_worker_whose_clock_is_hours_ahead_of_the_disks_can_save(faulty: Faulty) -> None:
     worker = faulty.worker(TINY_CLOCK_S="7200", TINY_TRIALS="1")
@@ -347,6 +349,7 @@ def test_failures_are_counted_from_the_launch_whatever_a_workers_clock_says(faul
 # Launches beside each other.
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_launches_of_one_study_share_its_budget(
     faulty: Faulty, quiet: dict[int, Any], wait_until: Callable[..., Any]
@@ -496,6 +499,7 @@ def read_until(process: subprocess.Popen[str], words: str) -> None:
     raise AssertionError("".join(lines))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_worker_that_waits_for_another_ends_at_once(faulty: Faulty, wait_until: Callable[..., Any]) -> None:
     env = {"TINY_TRIALS": "1"}

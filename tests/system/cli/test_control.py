@@ -123,7 +123,7 @@ def test_an_unknown_study_is_one_line_with_the_nearest(tuner_on_sqlite: Any, tin
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("flag", "words", "hours"),
-    [("wall", ("--workers", "2"), 0.001), ("device", ("--workers", "1"), 0.001)],
+    [("wall", ("--workers", "2"), 0.001), pytest.param("device", ("--workers", "1"), 0.001, marks=pytest.mark.long)],
 )
 def test_hours_end_a_launch_and_more_of_them_finish_the_study(
     tuner_on_sqlite: Any, tiny_study: Path, flag: str, words: tuple[str, ...], hours: float

@@ -87,7 +87,7 @@ def compilations(function: Any) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", ["linen", *(pytest.param(name, marks=pytest.mark.long) for name in PAIRS[1:])])
 def test_a_script_runs_and_its_tuned_version_finds_the_same_kind_of_value(name: str, tmp_path: Path) -> None:
     study = imported(f"{name}_digits_tuned").study.changed(trials=2)
     values = [trial.value for trial in run(study, tmp_path)]

@@ -205,7 +205,7 @@ def test_a_launched_study_is_in_mlflow_with_equal_numbers(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGKILL, marks=pytest.mark.long), signal.SIGSTOP])
 def test_a_server_that_is_away_or_stands_still_is_caught_up(
     tuner_on_postgres: Any, tiny_study: Path, mlflow: Server, wait_until: Callable[..., Any], how: signal.Signals
 ) -> None:

@@ -59,7 +59,7 @@ def test_each_stage_halves_the_image_and_doubles_the_channels() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["basic", "bottleneck"])
+@pytest.mark.parametrize("kind", ["basic", pytest.param("bottleneck", marks=pytest.mark.long)])
 def test_a_block_starts_as_the_identity(kind: str) -> None:
     module: Any = ResNet(10, kind, (1,), width=4, stem="small")
     images = jax.random.normal(KEY, (2, 8, 8, 3))

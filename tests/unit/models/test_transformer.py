@@ -77,7 +77,7 @@ def test_rotary_scores_depend_on_distances_alone() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", [pytest.param(False, marks=pytest.mark.long), True])
 def test_a_loop_of_layers_is_the_layers_one_after_another(remat: bool) -> None:
     unrolled, variables = made(is_scanned=False, is_causal=True)
     scanned, _ = made(is_causal=True, remat=remat)
