@@ -96,8 +96,16 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
 
 
 def ended(process: subprocess.Popen[str], timeout_s: float = 300) -> int:
-    """Wait for a process; return its exit status, its output kept as its attribute `said`."""
-    output, _ = process.communicate(timeout=timeout_s)
+    """Wait for a process; return its exit status, its output kept as its attribute `said`.
+
+    A process that hangs is ended by SIGABRT, so that its output ends with what its threads were doing.
+    """
+    try:
+        output, _ = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)
+        output, _ = process.communicate(timeout=60)
+        pytest.fail(f"a process hung:\n{output}")
     process.said = output  # pyright: ignore[reportAttributeAccessIssue]
     return process.returncode
 
