@@ -184,7 +184,9 @@ def optimize(
         from tuner.trial import print_event
         from tuner.worker import run_worker
 
-        run_worker(study, storage, file=getattr(main, "__file__", None), say=print_event)
+        path, function = _place_of(objective)
+        file = path or getattr(main, "__file__", None)
+        run_worker(study, storage, file=file, function=function, say=print_event)
     else:
         from tuner.launch import LaunchOptions, launch
 
@@ -204,14 +206,21 @@ def optimize(
 
 def _target_of(function: Callable[..., Any]) -> str:
     """Return `FILE:NAME` of a function that workers can import."""
-    module = sys.modules.get(function.__module__)
-    path = getattr(module, "__file__", None)
-    if path is None or getattr(module, function.__qualname__, None) is not function:
+    path, name = _place_of(function)
+    if name is None:
+        given = getattr(function, "__qualname__", function)
         raise StudyFileError(
             f"several workers import the objective, so it must be a function at the top level of a Python file: got "
-            f"{function.__qualname__} of {path or 'no file'}; pass workers=1 to run it in this process"
+            f"{given} of {path or 'no file'}; pass workers=1 to run it in this process"
         )
-    return f"{path}:{function.__qualname__}"
+    return f"{path}:{name}"
+
+
+def _place_of(function: Callable[..., Any]) -> tuple[str | None, str | None]:
+    """Return the file of a function, and its name if it is at the top level of the file."""
+    module = sys.modules.get(function.__module__)
+    path, name = getattr(module, "__file__", None), getattr(function, "__qualname__", "")
+    return path, name if path is not None and getattr(module, name, None) is function else None
 
 
 def load_state(path: str | Path, like: Any = None) -> Any:
@@ -219,8 +228,7 @@ def load_state(path: str | Path, like: Any = None) -> Any:
 
     Args:
         path: The folder that `tuner show STUDY NUMBER` prints as `checkpoint`, or `checkpoint` in a bundle.
-        like: A pytree of the same structure, whose types and devices the arrays get. Without it, the result has plain
-            dicts and lists with NumPy arrays.
+        like: See `tuner.Trial.restore`.
 
     Returns:
         The pytree, or the path of the copied file or folder.

@@ -151,7 +151,7 @@ SetOption = Annotated[
 ]
 NameOption = Annotated[
     str | None,
-    typer.Option("--name", metavar="NAME", help="The study's name; a function needs one.", show_default=False),
+    typer.Option("--name", metavar="NAME", help="For a function: the name of its study.", show_default=False),
 ]
 ObjectiveOption = Annotated[
     list[str] | None,

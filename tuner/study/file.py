@@ -49,7 +49,7 @@ class Settings:
     """Settings of a launch for what its file defines: a study, or a function, which needs a name and a direction.
 
     Attributes:
-        name: The study's name.
+        name: The name of a function's study.
         objectives: The metrics of a function; `value` (for several `value_0`, `value_1`, ...) by default.
         directions: `maximize` or `minimize` for each objective of a function.
         trials: The budget.
@@ -116,10 +116,11 @@ def load_target(target: str, settings: Settings) -> Found:
     if callable(function) and not isinstance(function, StudySpec):
         return Found(study_of(function, settings), name)
     study = _find(path, vars(module), name)
-    for setting, given in (("objective", settings.objectives), ("direction", settings.directions)):
+    functions = (("name", settings.name), ("objective", settings.objectives), ("direction", settings.directions))
+    for setting, given in functions:
         if given:
             raise StudyError(f"`{setting}` is for a function: study {study.name!r} sets it in its file")
-    changes = {**settings.more, "name": settings.name, "trials": settings.trials}
+    changes = {**settings.more, "trials": settings.trials}
     return Found(study.changed(fixed=settings.fixed, **changes))
 
 

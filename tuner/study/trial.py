@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -125,8 +126,8 @@ class Trial:
 
         Args:
             metrics: Numbers by name, among them the study's objectives. Arrays with one element count as numbers.
-            epoch: The number of the epoch, from 1; by default the last one plus one. A report for an epoch that has
-                one replaces it.
+            epoch: The number of the epoch, from 1; by default the last one plus one. A second report for an epoch
+                replaces the first.
             step: Optimizer updates so far; by default the epoch.
 
         Raises:
@@ -163,14 +164,11 @@ class Trial:
 
     @property
     def is_told_to_end(self) -> bool:
-        """Whether a report has asked the training to end."""
-        return isinstance(self._ending, TrialPruned)
+        """Whether a report or `should_stop` has asked the training to end."""
+        return self._was_told or isinstance(self._ending, TrialPruned)
 
     def should_stop(self) -> bool:
-        """Return whether the training should save its state and end: the next report raises `TrialPruned`.
-
-        What the function returns afterwards is not a result.
-        """
+        """Return whether the training should save its state and return. What it returns is then not a result."""
         self._run.note_progress()
         self._was_told = self._was_told or self._ending is not None or self._run.must_stop()
         return self._was_told
@@ -216,8 +214,8 @@ class Trial:
         Call it after the epoch's report. The newest two states are kept.
 
         Args:
-            state: A pytree of arrays, numbers and texts, or the path (a `pathlib.Path`) of a file or a folder, which
-                is copied.
+            state: A dict, list or tuple of arrays, numbers and texts; any pytree of arrays and numbers, if it has JAX
+                arrays; or the path (a `pathlib.Path`) of a file or a folder, which is copied.
             epoch: The epoch after which the training resumes; by default the last one that was reported.
 
         Raises:
@@ -235,8 +233,8 @@ class Trial:
         """Return the newest saved state, and continue to count epochs from there; None if there is none.
 
         Args:
-            like: A pytree of the same structure, whose types and devices the arrays get. Without it, the result has
-                plain dicts and lists with NumPy arrays.
+            like: For a state with JAX arrays: a pytree of the same structure, whose types and devices the arrays get.
+                Without it, each list, tuple and class comes back as a dict of NumPy arrays with keys such as `"0"`.
 
         Returns:
             The pytree, or the path of the copied file or folder, which must not be changed.
@@ -263,9 +261,10 @@ def numbers(metrics: object, epoch: int) -> dict[str, float]:
         if not isinstance(name, str) or not name:
             raise StudyError(f"the name of a metric must be a text: got {name!r} (epoch {epoch})")
         try:
-            if isinstance(value, str | bytes):
+            # PyTorch raises a RuntimeError for a tensor of several numbers.
+            if isinstance(value, str | bytes) or math.prod(getattr(value, "shape", ())) != 1:
                 raise TypeError
-            found[name] = float(value)
+            found[name] = float(value.item() if getattr(value, "shape", ()) else value)
         except (TypeError, ValueError):
             raise StudyError(f"the metric {name!r} must be a number: got {value!r} (epoch {epoch})") from None
     return found

@@ -43,4 +43,6 @@ def read_tree(folder: Path, like: PyTree) -> Any:
         CheckpointError: the files are damaged, or the tree has another structure than `like`.
     """
     plain = files.load(files.newest_first(folder)[0]).plain
-    return plain if like is None else from_plain(plain, like)
+    if like is not None:
+        return from_plain(plain, like)
+    return plain[""] if plain.keys() == {""} else plain  # a tree that is one leaf

@@ -41,7 +41,7 @@ from tuner.trial.events import (
 from tuner.trial.failures import describe, last_line, storable
 from tuner.worker.context import WorkerContext
 from tuner.worker.reports import Reports
-from tuner.worker.trainable import End, Saved, TrialData, better_values, check_objectives
+from tuner.worker.trainable import End, Saved, TrialData, check_objectives, ranking_values
 from tuner.worker.watchdog import Limits, Overrun, Watchdog
 
 if TYPE_CHECKING:
@@ -322,7 +322,7 @@ class Attempt(TrialData):
     def _note(self, epoch: int, values: list[float]) -> None:
         """Note an epoch's value for Optuna, and as the trial's value if it counts."""
         self.curve[epoch] = values[0]
-        self.values = better_values(self.values, values, self.study)
+        self.values = ranking_values(self.curve, values, self.study)
 
     def set_values(self, values: Sequence[float]) -> None:
         """Set the values of the objectives."""

@@ -24,11 +24,11 @@ from tuner.storage.worker.studies import mode_of
 from tuner.study import StudyData, StudySpec, trial_seed
 from tuner.study.file import Settings, function_study, split_target, study_in
 from tuner.study.source import call_study_code
-from tuner.trial import Report, all_finite
+from tuner.trial import Outcome, Report, all_finite
 from tuner.trial.environment import DEVICES_VARIABLE
 from tuner.worker.choose import make_trainable
 from tuner.worker.runtime import Runtime, make_runtime
-from tuner.worker.trainable import Trainable, TrialData, better_values, check_objectives
+from tuner.worker.trainable import Trainable, TrialData, check_objectives, ranking_values
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ class _Rerun(TrialData):
         self.objectives, self.hparams = study.objectives, study.hparams_of(params)
         self.trial = _ReportingTrial(params, number, self)
         self.values: list[float] = []
+        self.curve: dict[int, float] = {}
         self.must_end = False
         self._say = say
 
@@ -109,7 +110,9 @@ class _Rerun(TrialData):
 
     def report(self, report: Report, *, is_last: bool = False) -> bool:
         check_objectives(report, self.objectives)
-        self.values = better_values(self.values, report.values(self.objectives), self.study)
+        values = report.values(self.objectives)
+        self.curve[report.epoch] = values[0]
+        self.values = ranking_values(self.curve, values, self.study)
         self.must_end = self._say(report) or not all_finite(report.values(self.objectives))
         return self.must_end
 
@@ -232,11 +235,12 @@ def reproduce(rerunner: Rerunner, number: int, say: Callable[[Report], None]) ->
     if not recorded:
         raise UsageError(f"trial {number} has no reports to compare with")
     found: dict[int, dict[str, float]] = {}
+    is_complete = trial.outcome is Outcome.COMPLETE  # it ends by itself, maybe with a value that it returns
 
     def note(report: Report) -> bool:
         say(report)
         found[report.epoch] = dict(report.metrics)
-        return report.epoch >= max(recorded)
+        return not is_complete and report.epoch >= max(recorded)
 
     rerunner.train(number, trial.hparams, trial_seed(study.seed, number, "training"), note)
     names = dict.fromkeys(name for metrics in recorded.values() for name in metrics)
@@ -284,10 +288,10 @@ def confirm(rerunner: Rerunner, count: int, seeds: int, say: Callable[[int, int,
     engine, study, row = rerunner.engine, rerunner.study, rerunner.row
     if len(study.objectives) > 1:
         raise UsageError(f"cannot confirm trials of several objectives: {study.name!r} has {len(study.objectives)}")
-    numbers = [best["number"] for best in best_rows(engine, study.name, count, confirmed=False)]
+    numbers = [best["number"] for best in best_rows(engine, row.name, count, confirmed=False)]
     if not numbers:
-        missing = f"study {study.name!r} has no complete trials to confirm yet"
-        raise UsageError(no_feasible(engine, study.name) or missing)
+        missing = f"study {row.name!r} has no complete trials to confirm yet"
+        raise UsageError(no_feasible(engine, row.name) or missing)
     baseline = find_baseline(engine, row)
     if baseline is not None and baseline not in numbers:
         numbers.append(baseline)

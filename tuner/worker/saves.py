@@ -25,6 +25,7 @@ from tuner.output.jsonfile import from_json, sync, to_json
 from tuner.output.log import tell
 from tuner.storage.artifacts import RECORD
 from tuner.trial import Report
+from tuner.worker.trainable import NoCheckpoints
 
 _SCRATCH = ".tmp-"
 _KEPT = 2
@@ -167,11 +168,14 @@ class TrialSaves:
         return math.nan if report is None else report.metrics.get(self._objective, math.nan)
 
     def write_best(self) -> Path | None:
-        """Keep the state of the best epoch as the trial's best; return its folder, or None if nothing was saved."""
+        """Keep the state of the best epoch as the trial's best; return its folder.
+
+        If no state was saved, return the folder of the trial's own files, or None if it has none.
+        """
         self.close()
         best = self._best_saved()
         if best is None:
-            return None
+            return NoCheckpoints(self.folder).write_best()
         try:
             shutil.rmtree(self._best, ignore_errors=True)
             best.folder.rename(self._best)
@@ -204,6 +208,7 @@ class TrialSaves:
 
 def load_state(folder: Path, like: object) -> Any:
     """See `tuner.load_state`."""
+    folder = folder.absolute()  # Orbax does not accept relative paths
     if not (folder / RECORD).is_file():
         raise CheckpointError(f"no saved state in {folder}: pass the folder that `tuner show` prints as `checkpoint`")
     return _state(folder, like)
@@ -214,6 +219,8 @@ def load_state(folder: Path, like: object) -> Any:
 
 def _content(state: object, epoch: int, record: dict[str, Any]) -> _Content:
     """Return a copy of a state, independent of anything that may change."""
+    if isinstance(state, str):
+        raise CheckpointError(f"the state is the text {state!r}: pass a pathlib.Path to save a file or a folder")
     if isinstance(state, Path):
         if not state.exists():
             raise CheckpointError(f"cannot save the trial's state: no file or folder {str(state)!r}")
@@ -251,6 +258,10 @@ def _encoded(value: Any, arrays: dict[str, Any], where: str) -> Any:
         return {kind: [_encoded(part, arrays, f"{where}[{at}]") for at, part in enumerate(parts)]}
     leaf: object = value
     leaf_type = type(leaf).__name__
+    if issubclass(type(leaf), list | tuple | dict) and "jax" not in sys.modules:  # a namedtuple, for example
+        raise CheckpointError(
+            f"a saved state without JAX must consist of dicts, lists and tuples: {where} is {leaf_type}"
+        )
     if "jax" in sys.modules and not isinstance(leaf, np.ndarray | np.generic):
         raise _NeedsJax
     array: Any = np.array(value)
@@ -336,16 +347,3 @@ def _state(folder: Path, like: object) -> Any:
             return _decoded(record["tree"], dict(arrays))
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"the saved state is damaged: {folder} ({error})") from None
-
-
-def read_state(folder: str | Path, like: object = None) -> Any:
-    """Return the state in a saved folder, such as the `checkpoint` that `tuner show` prints.
-
-    Args:
-        folder: The folder.
-        like: See `tuner.Trial.restore`.
-
-    Raises:
-        CheckpointError: it is missing, damaged, or not a state that a training function saved.
-    """
-    return _state(Path(folder).absolute(), like)

@@ -19,7 +19,7 @@ from tuner.study import StudySpec
 from tuner.study.command import Command
 from tuner.trial import Report
 from tuner.trial.failures import CommandFailed
-from tuner.worker.trainable import AsksOptuna, End, NoCheckpoints, Run
+from tuner.worker.trainable import AsksOptuna, End, NoCheckpoints, Run, is_last_epoch
 from tuner.worker.trial_log import TrialLog
 
 _SUPERVISOR = str(Path(__file__).with_name("supervisor.py"))
@@ -38,7 +38,7 @@ class CommandTrainable(AsksOptuna):
     """
 
     def __init__(self, study: StudySpec, command: Command) -> None:
-        self._objectives, self._command = study.objectives, command
+        self._objectives, self._epochs, self._command = study.objectives, study.epochs, command
 
     def saved(self, run: Run) -> NoCheckpoints:
         return NoCheckpoints(run.root)
@@ -81,7 +81,7 @@ class CommandTrainable(AsksOptuna):
                     run.forget_reports(0 if report.epoch <= 1 else report.epoch)
                     run.keep(one for one in run.stored_reports() if one.epoch < report.epoch)
                 is_first, epoch = False, report.epoch
-                if run.report(report):
+                if run.report(report, is_last=is_last_epoch(report, self._epochs)):
                     process.stop()
                     return End.PRUNED
             status = process.wait()

@@ -12,7 +12,7 @@ from tuner.study import StudySpec
 from tuner.study.trial import Trial
 from tuner.worker.pytrees import registered_with_jax
 from tuner.worker.saves import TrialSaves
-from tuner.worker.trainable import AsksOptuna, End, Run
+from tuner.worker.trainable import AsksOptuna, End, Run, is_last_epoch
 
 
 class FunctionTrainable(AsksOptuna):
@@ -48,7 +48,7 @@ class FunctionTrainable(AsksOptuna):
     def run(self, run: Run, saved: TrialSaves) -> End:
         if run.is_resumed and saved.newest is None:
             run.forget_reports()
-        trial = self.make_handle(cast("Run", _Resumed(run, saved)), saved, run.hparams)
+        trial = self.make_handle(cast("Run", _Resumed(run, saved, self._study.epochs)), saved, run.hparams)
         try:
             with registered_with_jax(run.hparams):
                 returned = self.train(run, trial)
@@ -84,10 +84,11 @@ class _Resumed:
     Args:
         run: The run.
         saved: The states of the trial.
+        epochs: The study's epochs: the report of the last one is not pruned. None if it is not known.
     """
 
-    def __init__(self, run: Run, saved: TrialSaves) -> None:
-        self._run, self._saved = run, saved
+    def __init__(self, run: Run, saved: TrialSaves, epochs: int | None) -> None:
+        self._run, self._saved, self._epochs = run, saved, epochs
         self._is_first = True
 
     def __getattr__(self, name: str) -> Any:
@@ -99,7 +100,7 @@ class _Resumed:
             self._is_first = False
             self._begin(report.epoch)
         self._saved.add_reports([report])
-        return self._run.report(report, is_last=is_last)
+        return self._run.report(report, is_last=is_last or is_last_epoch(report, self._epochs))
 
     def keep_saved(self) -> None:
         """See `TrialRun.keep_saved`."""

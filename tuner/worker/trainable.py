@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from tuner.errors import StudyError, nearest
 from tuner.storage.artifacts import FILES
 from tuner.study.spec import StudySpec
 from tuner.study.trial import TrialRun
-from tuner.trial import Report, all_finite
+from tuner.trial import Report
 
 if TYPE_CHECKING:
     import optuna
@@ -186,12 +187,23 @@ def check_objectives(report: Report, objectives: Sequence[str]) -> None:
             )
 
 
-def better_values(before: list[float] | None, values: list[float], study: StudySpec) -> list[float]:
-    """Return the values of a trial after another epoch: those of the last or of the best epoch, as the study says."""
-    if study.value == "last" or not before or not all_finite(before):
+def is_last_epoch(report: Report, epochs: int | None) -> bool:
+    """Return whether a report is that of the last epoch, after which pruning would save nothing."""
+    return epochs is not None and report.epoch >= epochs
+
+
+def ranking_values(curve: Mapping[int, float], values: list[float], study: StudySpec) -> list[float]:
+    """Return the values of a trial: those of its last or of its best epoch, as the study says.
+
+    Args:
+        curve: The first objective of each epoch so far.
+        values: The objectives of the latest epoch.
+        study: The study.
+    """
+    finite = [value for value in curve.values() if math.isfinite(value)]
+    if study.value == "last" or not finite:
         return values
-    is_better = values[0] > before[0] if study.all_directions[0] == "maximize" else values[0] < before[0]
-    return values if is_better else before
+    return [max(finite) if study.all_directions[0] == "maximize" else min(finite)]
 
 
 class AsksOptuna:

@@ -307,6 +307,9 @@ def test_a_trial_that_starts_again_leaves_its_rungs_and_is_judged_anew(storage_u
         here = new_rung(one)
         there = Rung(two, here.study_id)
         first, second = new_lease(one, here.add()), new_lease(one, here.add())
+        for storage in (one, two):
+            storage.hold(first, here.study_id)
+            storage.hold(second, here.study_id)
         assert here.enter(first.trial_id, 0.5)
         assert not there.enter(second.trial_id, 0.75)
 

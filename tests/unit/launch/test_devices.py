@@ -63,7 +63,7 @@ def test_devices_are_dealt_out_fairly(
     found = Devices(kind, devices, devices if kind == "cpu" else tuple(range(100, 100 + cores)))
     if per_worker is not None and per_worker * (workers or 1) > count:
         with pytest.raises(
-            DeviceError, match=rf"`devices_per_worker` {per_worker} with {workers or 1} workers needs more"
+            DeviceError, match=rf"`devices_per_worker` {per_worker} with {workers or 1} workers? needs more"
         ):
             assign(found, workers, per_worker)
         return

@@ -67,11 +67,11 @@ def test_a_function_of_two_arguments_is_a_training_function(path: Path) -> None:
 
 
 def test_a_study_takes_the_settings_that_it_has(path: Path) -> None:
-    settings = Settings(name="other", trials=9, more={"sampler": "random", "pruner": None, "seed": 3})
+    settings = Settings(trials=9, more={"sampler": "random", "pruner": None, "seed": 3})
     found = load_target(str(path), settings)
     assert found.function is None
     study = found.study
-    assert (study.name, study.trials, study.sampler, study.seed) == ("other", 9, "random", 3)
+    assert (study.name, study.trials, study.sampler, study.seed) == ("own", 9, "random", 3)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +87,7 @@ def test_a_study_takes_the_settings_that_it_has(path: Path) -> None:
             "the first argument of without_type needs the space as its type, as in `hparams: HParams`",
         ),
         ("study", {"directions": ["minimize"]}, "`direction` is for a function: study 'own' sets it in its file"),
+        ("study", {"name": "other"}, "`name` is for a function: study 'own' sets it in its file"),
         ("study", {"objectives": ["loss"]}, "`objective` is for a function: study 'own' sets it in its file"),
         ("objective", {"name": "a", "trials": 3, "directions": ["up"]}, "a direction must be 'maximize' or 'minimize'"),
         ("objective", {"name": "a", "trials": 3, "fixed": {"x": "1"}}, "cannot fix hyperparameters"),

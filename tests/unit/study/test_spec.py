@@ -287,6 +287,7 @@ def test_what_is_recorded() -> None:
             "optimizer.beta": "uniform(0.8, 0.99) if optimizer=Adam",
         },
         "optimizer_rules": 2,
+        "value": "last",
     }
     assert json.loads(json.dumps(record)) == record
 

@@ -11,17 +11,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
+from storage_tools import opened
 
 import tuner
-from tuner import Space, Study, Trial, uniform
-from tuner.errors import StudyError, StudyStopped, TrialPruned
+from tuner import Space, Study, Trial, load_state, uniform
+from tuner.errors import CheckpointError, StudyError, StudyStopped, TrialPruned
+from tuner.results.rows import show_row
 from tuner.storage.read.lineage import read_metrics
+from tuner.study.trial import numbers
 from tuner.trial import Stop
 from tuner.worker import run_worker
+from tuner.worker.saves import TrialSaves
 
 
 class HParams(Space):
@@ -134,9 +139,43 @@ def test_the_best_epoch_counts_if_the_study_says_so(runs: Runs) -> None:
     (trial,) = runs(train, value="best")
     assert trial.value == 1.0
     (best,) = runs.folder.glob("artifacts/*/0/best")
-    from tuner.worker.saves import read_state
+    assert load_state(best) == {"loss": 1.0}
 
-    assert read_state(best) == {"loss": 1.0}
+
+@pytest.mark.parametrize(("value", "expected"), [("last", 2.5), ("best", 2.0)])
+def test_a_returned_value_replaces_that_of_the_last_report_also_for_the_best_epoch(
+    runs: Runs, value: str, expected: float
+) -> None:
+    def train(hparams: HParams, trial: Trial) -> Any:
+        for loss in (3.0, 2.0, 1.0):
+            yield {"loss": loss}
+        return 2.5
+
+    (trial,) = runs(train, value=value)
+    assert trial.value == expected
+    assert trial.intermediate_values == {1: 3.0, 2: 2.0, 3: 2.5}
+
+
+@pytest.mark.parametrize(("epochs", "state"), [(3, TrialState.COMPLETE), (4, TrialState.PRUNED)])
+def test_the_report_of_the_last_epoch_is_not_pruned(runs: Runs, epochs: int, state: TrialState) -> None:
+    def train(hparams: HParams, trial: Trial) -> Iterator[dict[str, float]]:
+        for _ in range(3):
+            yield {"loss": float(trial.number)}
+
+    pruner = {"name": "asha", "min_resource": 3, "reduction_factor": 2}  # one rung, at the third epoch
+    assert [one.state for one in runs(train, trials=2, pruner=pruner, epochs=epochs)] == [TrialState.COMPLETE, state]
+
+
+def test_files_without_a_state_are_kept_with_the_best_trials(runs: Runs) -> None:
+    def train(hparams: HParams, trial: Trial) -> float:
+        (trial.folder / "out.txt").write_text("kept")
+        return 0.5
+
+    runs(train)
+    with opened(runs.url) as storage:
+        path = show_row(storage.engine, "one", 0)["checkpoint"]
+    assert path is not None
+    assert [file.name for file in Path(path).iterdir()] == ["out.txt"]
 
 
 def test_a_trial_has_its_number_seed_folder_and_attributes(runs: Runs) -> None:
@@ -375,6 +414,59 @@ def test_a_file_or_a_folder_can_be_a_state(runs: Runs) -> None:
     assert seen == [None, ("state", "after 3")]
     assert trial.state == TrialState.COMPLETE, "although the second run had nothing more to report"
     assert trial.intermediate_values == {1: 1.0, 2: 1.0, 3: 1.0}
+
+
+def test_a_function_that_stops_and_raises_trial_pruned_gives_its_trial_back(runs: Runs) -> None:
+    stop = Stop()
+
+    def train(hparams: HParams, trial: Trial) -> Iterator[dict[str, float]]:
+        yield {"loss": 1.0}
+        stop.requested = True
+        assert trial.should_stop()
+        trial.save({"loss": 1.0})
+        raise TrialPruned
+
+    (trial,) = runs(train, stop=stop)
+    assert trial.state == TrialState.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [("model.pt", "pass a pathlib.Path to save a file or a folder"), ({"a": "text"}, None)],
+)
+def test_a_path_as_text_is_refused(tmp_path: Path, state: Any, reason: str | None) -> None:
+    with TrialSaves(tmp_path, {}) as saves:
+        if reason is None:
+            saves.save(state, 1)
+            saves.close()
+            assert saves.restore(None) == state
+        else:
+            with pytest.raises(CheckpointError, match=reason):
+                saves.save(state, 1)
+
+
+def test_a_jax_array_alone_is_restored_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with TrialSaves(tmp_path, {}) as saves:
+        saves.save(jnp.arange(3.0), 1)
+        saves.close()
+        np.testing.assert_array_equal(saves.restore(None), [0.0, 1.0, 2.0])
+    monkeypatch.chdir(tmp_path)
+    np.testing.assert_array_equal(load_state("latest/1"), [0.0, 1.0, 2.0])
+
+
+class Several:
+    """A value of two elements that is no number, like PyTorch's tensor."""
+
+    shape = (2,)
+
+    def __float__(self) -> float:
+        raise RuntimeError("a Tensor with 2 elements cannot be converted to Scalar")
+
+
+def test_several_numbers_are_no_metric() -> None:
+    with pytest.raises(StudyError, match="the metric 'loss' must be a number: got"):
+        numbers({"loss": Several()}, 1)
+    assert numbers({"loss": np.array([[1.5]])}, 1) == {"loss": 1.5}
 
 
 def test_a_state_that_cannot_be_saved_fails_the_trial(runs: Runs) -> None:

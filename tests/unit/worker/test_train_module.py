@@ -70,6 +70,7 @@ def test_the_model_of_the_epoch_that_counts_is_kept(
     assert path is not None
     loaded = load_from_checkpoint(path, trainer=Trainer())
     assert loaded.record["best"]["epoch"] == kept
+    assert loaded.state.step is not None
     assert int(loaded.state.step) == kept  # one batch in each epoch
 
 
