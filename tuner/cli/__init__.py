@@ -22,7 +22,7 @@ from tuner.output.log import clean_traces, drop, tell
 
 app = typer.Typer(
     name="tuner",
-    help="Tune hyperparameters of JAX and Flax models.",
+    help="Tune hyperparameters of JAX and Flax models, and of any other training code.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

@@ -34,7 +34,7 @@ FileArgument = Annotated[
     str,
     typer.Argument(
         metavar="FILE",
-        help="Python file that defines a Study; FILE:NAME for one of several studies, a training function, or an Optuna"
+        help="Python file with a Study; FILE:NAME chooses one of several studies, or a training function or an Optuna"
         " objective.",
     ),
 ]

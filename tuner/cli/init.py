@@ -38,7 +38,7 @@ def init(
     ] = Kind.FLAX,
     debug: DebugOption = False,
 ) -> None:
-    """Write a short study that runs as it is, to start from.
+    """Write a study file to start from. It runs as it is.
 
     For example: tuner init study.py, or tuner init study.py --kind function
     """

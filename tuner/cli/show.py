@@ -103,8 +103,8 @@ def _say_epochs(rows: Sequence[BestJson]) -> None:
     value, kept = (rows[0]["value_epoch"], rows[0]["kept_epoch"]) if rows else (None, None)
     if value is None:
         return
-    models = {None: "", value: ", whose model is kept"}
-    say(f"ranked by each trial's {value} epoch{models.get(kept, f'; the model of its {kept} epoch is kept')}")
+    models = {None: "", value: "; kept models are of that epoch"}
+    say(f"ranked by each trial's {value} epoch{models.get(kept, f'; kept models are of its {kept} epoch')}")
 
 
 def say_how_sure(rows: Sequence[BestJson]) -> None:

@@ -151,7 +151,8 @@ def export_bundle(engine: Engine, study_name: str, path: Path, number: int | Non
     if "train" in study.record and trial["checkpoint"] is None:
         raise UsageError(
             f"trial {number} of {study_name!r} has no saved state or files: a study keeps those of its best trials "
-            "(`keep_best`), if the training saves any (`trial.save`, or files in the trial's folder)"
+            "(`keep_best`), if the training saves any: a function with `trial.save` or in `trial.folder`, a command in "
+            "its `{folder}`"
         )
     checkpoint, file = checkpoint_of(trial), file_of(trial)
     run, about = _contents(study, checkpoint)

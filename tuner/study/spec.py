@@ -47,16 +47,16 @@ class StudySpec:
             once. `data(seed, hparams)` may read static hyperparameters, and is called for each set of values that it
             reads; see `StudyData`.
         train: Instead of a trainer: a function of `(hparams, trial)`, where `trial` is a `tuner.Trial`; a
-            `tuner.Command`; or a `tuner.OptunaObjective`. A function is a generator that yields the metrics of each
-            epoch, or calls `trial.report(metrics)`, or returns a number or metrics. Without a trainer and `train`, a
+            `tuner.Command`; or a `tuner.OptunaObjective`. A function yields the metrics of each epoch, calls
+            `trial.report(metrics)`, or only returns a number or metrics. Without a trainer and `train`, a
             study can only be used with `ask` and `tell`.
         objective: The name of a metric that the training reports, or several for a Pareto search.
         direction: `"maximize"` or `"minimize"`, for one objective.
         directions: The directions of several objectives.
         epochs: Passes over the training data in a trial that is not pruned; > 0. With `train`, which decides itself how
             long it trains, only pruners use it.
-        value: The value of a trial: that of its `"last"` or of its `"best"` epoch. The model that is kept, or the saved
-            state of a function, is that of the same epoch.
+        value: `"last"` or `"best"`: the epoch whose objective is the trial's value. The model that is kept is that of
+            the same epoch.
         trials: The budget: all trials that ended count, except failed ones; > 0.
         seed: Seed of the split, the samplers and (with the trial's number) each trial; >= 0.
         sampler: A name, a mapping with `name` and the sampler's options, or an Optuna sampler.
@@ -68,8 +68,9 @@ class StudySpec:
             hyperparameters are fixed in the baseline too.
         picture: A function that takes a trained model, `tuner.training.Loaded`, and the data, and returns a matplotlib
             figure. `tuner plot NAME picture` draws the model of the best trial, or of another one.
-        save_every_s: Seconds of training between checkpoints to resume from; a shorter trial writes none.
-        keep_best: The number of best trials, by the first objective, whose best checkpoint is kept; >= 0.
+        save_every_s: For a trainer: seconds of training between checkpoints to resume from; a shorter trial writes
+            none. A function decides itself when to save.
+        keep_best: The number of best trials, by the first objective, whose model or saved state is kept; >= 0.
         wall_hours: The budget in hours during which at least one worker runs; None for no limit.
         device_hours: The budget in hours of training, multiplied by the devices of each worker; None for no limit.
         trial_minutes: The minutes that one trial may take, compiling included; None for no limit. A trial that takes
