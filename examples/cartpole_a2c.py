@@ -37,7 +37,8 @@ def step(env, action, key):
     force = push - 0.05 * turn * jnp.cos(angle) / 1.1
     env = env + 0.02 * jnp.stack([speed, force, spin, turn, jnp.full_like(x, 50.0)], 1)
     done = (abs(env[:, 0]) > 2.4) | (abs(env[:, 2]) > jnp.pi / 15) | (time > 498.5)
-    return jnp.where(done[:, None], jax.random.uniform(key, env.shape, minval=-0.05, maxval=0.05), env), done
+    env = jnp.where(done[:, None], jax.random.uniform(key, env.shape, minval=-0.05, maxval=0.05), env)
+    return env, jnp.where(done, time + 1.0, 0.0)  # the length of an episode that ends
 
 
 @jax.jit
@@ -48,20 +49,20 @@ def update(hparams, params, moments, env, key):
         def act(env, key):
             out = net.apply(params, env[:, :4])
             logs, action = jax.nn.log_softmax(out[:, :2]), jax.random.categorical(key, out[:, :2])
-            env, done = step(env, action, jax.random.fold_in(key, 1))
+            env, length = step(env, action, jax.random.fold_in(key, 1))
             entropy = -(jnp.exp(logs) * logs).sum(1)
-            return env, (jnp.take_along_axis(logs, action[:, None], 1)[:, 0], entropy, out[:, 2], done)
+            return env, (jnp.take_along_axis(logs, action[:, None], 1)[:, 0], entropy, out[:, 2], length)
 
         def discount(after, now):
             value, done = now
             target = 1.0 + DISCOUNT * (1.0 - done) * (value + hparams.lambda_ * (after - value))
             return target, target
 
-        env, (logs, entropy, values, done) = jax.lax.scan(act, env, jax.random.split(key, STEPS))
+        env, (logs, entropy, values, lengths) = jax.lax.scan(act, env, jax.random.split(key, STEPS))
         after = jnp.concatenate([values[1:], net.apply(params, env[:, :4])[None, :, 2]])
-        targets = jax.lax.stop_gradient(jax.lax.scan(discount, after[-1], (after, done), reverse=True)[1])
+        targets = jax.lax.stop_gradient(jax.lax.scan(discount, after[-1], (after, lengths > 0), reverse=True)[1])
         policy = -jax.lax.stop_gradient(targets - values) * logs - hparams.entropy * entropy
-        return (policy + 0.5 * (targets - values) ** 2).mean(), (env, done.sum())
+        return (policy + 0.5 * (targets - values) ** 2).mean(), (env, jnp.stack([lengths.sum(), (lengths > 0).sum()]))
 
     grads, (env, ended) = jax.grad(loss, has_aux=True)(params, env)
     changes, moments = optimizer.update(grads, moments, params)
@@ -73,11 +74,11 @@ def train(hparams: HParams, trial):
     params, env = net.init(trial.key(), jnp.zeros((1, 4))), jnp.zeros((ENVS, 5))
     moments = optimizer.init(params)
     for keys in jax.random.split(trial.key(), (EPOCHS, UPDATES)):
-        ended = 0
+        ended = jnp.zeros(2)
         for key in keys:
             params, moments, env, now = update(hparams, params, moments, env, key)
             ended += now
-        yield {"return": ENVS * STEPS * UPDATES / max(int(ended), 1)}  # steps in each episode
+        yield {"return": ended[0] / jnp.maximum(ended[1], 1.0)}  # the mean length of the episodes that ended
 
 
 study = Study(
