@@ -34,7 +34,6 @@ class Tuner:
             "TUNER_STORAGE": storage,
             "XDG_CACHE_HOME": os.environ["TUNER_TESTS_CACHE"],
             "COLUMNS": "200",
-            "PYTHONFAULTHANDLER": "1",  # a process that is aborted prints what its threads were doing
         }
 
     def start(self, *words: str, **env: str) -> subprocess.Popen[str]:

@@ -35,7 +35,8 @@ class Faulty:
         self.artifacts = self.folder / "tuner-artifacts"
         tiny_study.write_text(tiny_study.read_text() + _PLANT)
         path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(TESTS)]))
-        tuner.env |= {"PYTHONPATH": path, **STEPS}
+        # `ended` aborts a process that hangs, which then prints what its threads were doing.
+        tuner.env |= {"PYTHONPATH": path, "PYTHONFAULTHANDLER": "1", **STEPS}
 
     def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
         return self.tuner.start(*words, **env)
