@@ -40,7 +40,8 @@ def test_a_study_runs_resumes_and_is_queried(tuner_on_sqlite: Any, tiny_study: P
     assert [row["number"] for row in trials] == list(range(6))
     assert all(set(row) >= {"number", "outcome", "value", "hparams", "seconds"} for row in trials)
     assert all(row["outcome"] == "complete" and row["seconds"] > 0 for row in trials)
-    by_value = [{**row, "confirmed": None, "baseline": None} for row in sorted(trials, key=lambda row: row["value"])]
+    of_best = {"value_epoch": "last", "kept_epoch": "last", "confirmed": None, "baseline": None}
+    by_value = [row | of_best for row in sorted(trials, key=lambda row: row["value"])]
     assert tuner.rows("best", "tiny") == by_value[:1]
     assert tuner.rows("best", "tiny", "-n", "4") == by_value[:4]
     shown = tuner.rows("show", "tiny", "3")
