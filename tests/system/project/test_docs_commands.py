@@ -31,8 +31,8 @@ ROOT = Path(__file__).resolve().parents[3]
 PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md")))]
 PAGES = [page for page in PAGES if not page.startswith(("docs/cli.md", "docs/reference/"))]  # made from the code
 LANGUAGES = {"sh", "console", "text", "python", "py", "nginx", "yaml", "promql"}
-"""What a block may be. `sh` has commands, `console` commands after `$` with what they print, `text` what is printed, and
-`py` Python that is only shown, because it needs a library that the tests do not have."""
+"""What a block may be. `sh` has commands, `console` commands after `$` with what they print, `text` what is printed.
+`py` is Python that is only shown, because it needs a library that the tests do not have."""
 
 NOT_RUN = {
     r"pip install( -c constraints\.txt)? (-e )?('tuner\[\w+\]'|\.|'\.\[\w+\]')": "it is installed where tests run",
