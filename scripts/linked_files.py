@@ -23,7 +23,13 @@ LINK = re.compile(r"(?<=\]\()([^)#\s:]+)")
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add a page for each linked file outside docs/: Markdown files unchanged, other files as a code listing."""
-    for path in sorted({target for page in DOCS.rglob("*.md") for target in linked(page)}):
+    found: set[Path] = set()
+    pages = list(DOCS.rglob("*.md"))
+    while pages:  # a linked Markdown file may link to more files
+        new = {target for page in pages for target in linked(page)} - found
+        found |= new
+        pages = [path for path in new if path.suffix == ".md"]
+    for path in sorted(found):
         text = path.read_text()
         if path.suffix != ".md":
             text = f"# {path.relative_to(ROOT)}\n\n```{path.suffix[1:]}\n{text}```\n"
