@@ -2,7 +2,7 @@
 
     pip install equinox && tuner launch examples/equinox_spirals.py
 
-Devices: 2 CPU cores, one worker on each. Time: about a minute.
+Devices: 2 CPU cores, one worker on each. Time: 22 s. Best validation loss: 0.008 (2026-11-30).
 
 There is no trainer: `train` is a function, and `epoch` compiles once for all trials of one width. `filter_jit` compiles
 again for each new Python float, so `train` makes arrays of the hyperparameters. The task is that of Equinox's own
