@@ -29,7 +29,7 @@ def export(
     """Export a study's trials to a file, or one trained model to a self-contained bundle.
 
     A bundle contains the checkpoint, the hyperparameters, the study's file and package versions. Its run.py evaluates
-    the model.
+    the model. Without a trainer, the bundle contains the state that the trial saved, and its files.
     For example: tuner export digits_mlp trials.parquet, or tuner export digits_mlp best.zip --trial 16
     """
     from tuner.results.export import export_bundle, export_trials

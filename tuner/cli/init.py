@@ -36,20 +36,21 @@ def init(
             " command."
         ),
     ] = Kind.FLAX,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")] = False,
     debug: DebugOption = False,
 ) -> None:
     """Write a study file to start from. It runs as it is.
 
     For example: tuner init study.py, or tuner init study.py --kind function
     """
+    from tuner.results.export import in_place
+
     if file.suffix != ".py":
         raise UsageError(f"the file of a study must end in .py: got {str(file)!r}")
     if not str(file).isprintable() or set(str(file)) & set('"\\'):
         raise UsageError(
             f"the file's name must not contain quotes, backslashes or control characters: got {str(file)!r}"
         )
-    if not file.parent.is_dir():
-        raise UsageError(f"the folder does not exist: {str(file.parent)!r}; create it first")
     path, name = shlex.quote(str(file)), file.stem
     text = (_TEMPLATES / f"{kind}.py").read_text(encoding="utf-8")
     changes = {
@@ -59,12 +60,7 @@ def init(
     }
     for before, after in changes.items():
         text = text.replace(before, after)
-    try:
-        with file.open("x", encoding="utf-8") as target:
-            target.write(text)
-    except FileExistsError:
-        raise UsageError(f"the file exists: {str(file)!r}; choose another name") from None
-    except OSError as error:
-        raise UsageError(f"cannot write {str(file)!r}: {error.strerror}") from None
+    with in_place(file, force) as scratch:
+        scratch.write_text(text, encoding="utf-8")
     command = next(line.strip() for line in text.splitlines() if line.strip().startswith("tuner launch "))
     say(f"wrote {file}: run it with `{command}`")

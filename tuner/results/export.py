@@ -19,7 +19,7 @@ from tuner.output.numbers import plain
 from tuner.results.bundle_wheel import make_wheel
 from tuner.results.json_rows import JsonRow, ShownJson
 from tuner.results.rows import best_rows, check_file, format_time, no_feasible, show_row
-from tuner.storage.artifacts import RECORD
+from tuner.storage.artifacts import FILES, RECORD
 from tuner.storage.read.queries import StudyRow, TrialRow, find_study, read_trial, read_trials
 
 _RECORDED = ("compile_s", "compilations", "train_s", "worker", "checkpoint", "error_kind", "error")
@@ -131,7 +131,7 @@ def _write_parquet(rows: Sequence[JsonRow], path: Path) -> None:
 def export_bundle(engine: Engine, study_name: str, path: Path, number: int | None, *, force: bool = False) -> int:
     """Write a trial's model and everything that it needs to a zip file; return the trial's number.
 
-    Of a study without a trainer it is the state that the trial saved, or its files.
+    For a study without a trainer, the bundle has the state that the trial saved, and its files.
 
     Args:
         engine: The storage's engine.
@@ -172,8 +172,11 @@ def export_bundle(engine: Engine, study_name: str, path: Path, number: int | Non
             bundle.writestr(name, text)
         bundle.writestr(wheel.name, wheel.content)
         bundle.write(file, "study.py")
-        for part in sorted(checkpoint.rglob("*")):
-            bundle.write(part, Path("checkpoint") / part.relative_to(checkpoint))
+        files = checkpoint.parent / FILES
+        folders = {"checkpoint": checkpoint} | ({"files": files} if files != checkpoint else {})
+        for name, folder in folders.items():
+            for part in sorted(folder.rglob("*")):
+                bundle.write(part, Path(name) / part.relative_to(folder))
     return number
 
 
@@ -267,8 +270,9 @@ repository. The bundle does not contain modules that the study file imports from
 _ABOUT_MODEL = """`python run.py` loads the trained model, evaluates it on the study's validation data, and compares the
 results with the recorded ones."""
 _ABOUT_STATE = """`python run.py` loads the state that the training function has saved, and prints its parts.
-`requirements.txt` does not have the other packages that the function imports."""
-_ABOUT_FILES = "`checkpoint` has the files that the trial has written to its folder."
+`files` has the files that it wrote to the trial's folder, if any. `requirements.txt` does not have the
+other packages that the function imports."""
+_ABOUT_FILES = "`checkpoint` has the files that the trial wrote to its folder."
 
 _RUN_STATE = '''"""Load the state that the trial has saved, and print its hyperparameters and the parts of the state."""
 

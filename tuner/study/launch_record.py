@@ -39,7 +39,7 @@ def value_epoch_of(record: Mapping[str, Any]) -> Literal["last", "best"]:
 def kept_epoch_of(record: Mapping[str, Any]) -> Literal["last", "best"]:
     """Return which epoch's model a study keeps, from its record.
 
-    Before version 0.3 studies were ranked by the last epoch, but kept the model of the best one; those go on like this.
+    Studies of version 0.2 and earlier are ranked by the last epoch, but keep the model of the best one.
     """
     return record.get("value", "best")
 

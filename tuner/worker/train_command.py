@@ -24,6 +24,8 @@ from tuner.worker.trial_log import TrialLog
 
 _SUPERVISOR = str(Path(__file__).with_name("supervisor.py"))
 _POLL_S = 0.2
+_SILENCE_S = 5.0
+"""Seconds without output after which a command that has exited has no more, though its output is still open."""
 _SHOWN_LINES = 20
 """Last lines of output in the error of a failed trial."""
 Stream = Literal["out", "err"]
@@ -78,8 +80,7 @@ class CommandTrainable(AsksOptuna):
                     continue
                 report = _report(metrics, epoch)
                 if is_first and run.is_resumed:
-                    run.forget_reports(0 if report.epoch <= 1 else report.epoch)
-                    run.keep(one for one in run.stored_reports() if one.epoch < report.epoch)
+                    resume(run, report.epoch)
                 is_first, epoch = False, report.epoch
                 if run.report(report, is_last=is_last_epoch(report, self._epochs)):
                     process.stop()
@@ -98,6 +99,15 @@ class CommandTrainable(AsksOptuna):
                 log.last(_SHOWN_LINES),
             )
         return End.FINISHED
+
+
+def resume(run: Run, epoch: int) -> None:
+    """Keep the reports of earlier attempts up to the epoch from which the command goes on; from 1 it starts again."""
+    if epoch <= 1:
+        run.forget_reports()
+        return
+    run.forget_reports(epoch)
+    run.keep(run.stored_reports())
 
 
 _ENDED: Any = object()
@@ -127,6 +137,7 @@ class _Process:
             start_new_session=True,
         )
         self._open = 2
+        self._silent_s = 0.0  # since the command's end
         streams: tuple[tuple[Stream, IO[str] | None], ...] = (
             ("out", self._supervisor.stdout),
             ("err", self._supervisor.stderr),
@@ -151,13 +162,16 @@ class _Process:
     def read(self, seconds: float) -> tuple[Stream, str] | None:
         """Return the next line; None if there was none for some seconds, and `_ENDED` after the last.
 
-        A process that left the command's group may keep its output open: after the command's end, silence ends it.
+        A process that left the command's group may keep its output open: after the command's end, seconds without a
+        line end it too.
         """
         had_ended = self._supervisor.poll() is not None
         try:
             said = self._said.get(timeout=seconds)
         except queue.Empty:
-            return _ENDED if had_ended else None
+            self._silent_s += seconds if had_ended else 0.0
+            return _ENDED if self._silent_s >= _SILENCE_S else None
+        self._silent_s = 0.0
         if said is not None:
             return said
         self._open -= 1

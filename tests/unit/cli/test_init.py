@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tuner.cli.init import Kind, init
-from tuner.errors import UsageError
+from tuner.errors import TunerError, UsageError
 from tuner.study import load_study
 from tuner.study.file import Settings, load_target
 
@@ -36,9 +36,9 @@ def test_an_optuna_script_is_launched_with_a_name(tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("name", "found"),
     [
-        ("there.py", r"the file exists: '.*there\.py'; choose another name"),
+        ("there.py", r"there\.py exists already: pass `force` to overwrite it"),
         ("study.txt", r"must end in \.py: got '.*study\.txt'"),
-        ("away/study.py", r"the folder does not exist: '.*away'; create it first"),
+        ("away/study.py", r"cannot write .*study\.py: there is no folder .*away"),
         ('a"b.py', r"must not contain quotes"),
         ("a\nb.py", r"must not contain quotes, backslashes or control characters"),
     ],
@@ -51,6 +51,13 @@ def test_what_cannot_be_written_is_refused(name: str, found: str, tmp_path: Path
     assert (tmp_path / "there.py").read_text() == "kept"
 
 
+def test_a_file_is_overwritten_if_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "there.py"
+    file.write_text("old")
+    init(file, Kind.COMMAND, force=True)
+    assert load_study(str(file)).name == "there"
+
+
 def test_a_folder_without_rights_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"cannot write '/proc/study\.py': "):  # also as root
+    with pytest.raises(TunerError, match=r"cannot write /proc/study\.py: "):  # also as root
         init(Path("/proc/study.py"))

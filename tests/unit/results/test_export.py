@@ -141,6 +141,7 @@ class HParams(Space):
 
 def train(hparams, trial):
     yield {"loss": hparams.x}
+    (trial.folder / "notes.txt").write_text("kept")
     trial.save({"weights": np.full((2, 3), hparams.x), "parts": [np.arange(4), "text"]})
 
 def forgetful(hparams, trial):
@@ -186,7 +187,9 @@ def test_a_bundle_of_a_function_has_its_state_and_one_of_a_command_its_files(
     ]
     state = load_state(tmp_path / "saved" / "checkpoint")
     assert (state["weights"] == x).all()
+    assert (tmp_path / "saved" / "files" / "notes.txt").read_text() == "kept"
     assert json.loads((tmp_path / "files" / "checkpoint" / "out.json").read_text()) == [1]
+    assert not (tmp_path / "files" / "files").exists(), "once is enough"
     assert not (tmp_path / "files" / "run.py").exists()
     with pytest.raises(CheckpointError, match="no saved state in"):
         load_state(tmp_path / "files" / "checkpoint")

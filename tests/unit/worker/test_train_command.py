@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 import pytest
@@ -19,8 +19,9 @@ from storage_tools import connection_to
 
 from tuner import Command, Space, Study, uniform
 from tuner.errors import StudyError, StudyStopped
-from tuner.trial import Stop
+from tuner.trial import Report, Stop
 from tuner.worker import run_worker
+from tuner.worker.train_command import resume
 
 
 class HParams(Space):
@@ -215,6 +216,26 @@ for epoch in range(done + 1, 6):
     assert trial.intermediate_values == {epoch: float(epoch) for epoch in range(1, 6)}
 
 
+@pytest.mark.parametrize(("epoch", "expected"), [(1, ["forget 0"]), (3, ["forget 3", "stored", "keep 2"])])
+def test_a_command_that_starts_again_keeps_nothing_of_earlier_attempts(epoch: int, expected: list[str]) -> None:
+    """Their time does not count either: `keep` counts it."""
+    calls: list[str] = []
+
+    class Recorded:
+        def forget_reports(self, first: int = 0) -> None:
+            calls.append(f"forget {first}")
+
+        def stored_reports(self) -> list[Report]:
+            calls.append("stored")
+            return [Report(1, 1, {"loss": 1.0}), Report(2, 2, {"loss": 1.0})]
+
+        def keep(self, earlier: list[Report]) -> None:
+            calls.append(f"keep {len(earlier)}")
+
+    resume(cast("Any", Recorded()), epoch)
+    assert calls == expected
+
+
 def test_a_command_dies_with_its_worker(commands: Commands, wait_until: Callable[..., Any]) -> None:
     program = OUTLIVES.replace("FOLDER", str(commands.folder)).replace("IGNORES", "True")
     (commands.folder / "program.py").write_text(program)
@@ -262,6 +283,7 @@ def test_a_worker_of_a_command_does_not_import_jax(tmp_path: Path) -> None:
 import sys
 from tuner import Command, Space, Study, uniform
 from tuner.worker import run_worker
+from tuner.worker.train_command import resume
 
 class HParams(Space):
     x: float = uniform(0.0, 1.0)
