@@ -22,7 +22,7 @@ from typing import Any
 TESTS = Path(__file__).parent.parent / "tests"
 sys.path.insert(0, str(TESTS))
 
-from aftermath import processes_of  # noqa: E402  # pyright: ignore[reportMissingImports]
+from after_faults import processes_of  # noqa: E402  # pyright: ignore[reportMissingImports]
 from postgres_server import PASSWORD, ROLE, Server  # noqa: E402  # pyright: ignore[reportMissingImports]
 from silent_proxy import Proxy  # noqa: E402  # pyright: ignore[reportMissingImports]
 
@@ -55,7 +55,12 @@ def measure(server: Server, way: str, seconds: float, workers: int) -> dict[str,
     with Proxy(server.port) as proxy:
         url = f"postgresql://{ROLE}:{PASSWORD}@127.0.0.1:{proxy.port}/{name}"
         tiny = {"TINY_PAUSE_S": str(PAUSE_S), "TINY_EPOCHS": "100000", "TINY_LOOP": "scan", "TINY_STEPS_FILE": steps}
-        env = {**os.environ, "TUNER_STORAGE": url, **{key: str(value) for key, value in tiny.items()}}
+        env = {
+            **os.environ,
+            "TUNER_STORAGE": url,
+            "PYTHONPATH": str(TESTS),
+            **{key: str(value) for key, value in tiny.items()},
+        }
         words = [sys.executable, "-m", "tuner", "launch", "tiny.py", "--workers", str(workers)]
         with (folder / "log").open("w") as log:
             launcher = subprocess.Popen(words, cwd=folder, env=env, stdout=log, stderr=log)

@@ -1,6 +1,6 @@
 """How many bytes of a Postgres database does a trial need?
 
-    python benchmarks/study_size.py [--trials 1000] [--json FILE]
+    python benchmarks/study_size.py [--trials 1000] [--reports 10 50] [--metrics 4 12] [--json FILE]
 
 Needs the `test` extra, which includes the server. A real worker runs trials whose training takes no time.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import tempfile
@@ -69,6 +70,8 @@ def sizes(url: str) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--reports", type=int, nargs="+", default=[10, 50], help="of each trial")
+    parser.add_argument("--metrics", type=int, nargs="+", default=[4, 12], help="of each report")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -78,7 +81,7 @@ def main() -> None:
         try:
             rows = [
                 measure(server, epochs, metrics, arguments.trials)
-                for epochs, metrics in ((10, 4), (10, 12), (50, 4), (50, 12))
+                for epochs, metrics in itertools.product(arguments.reports, arguments.metrics)
             ]
         finally:
             server.close()

@@ -93,7 +93,10 @@ def run(trials: int, folder: Path) -> list[dict[str, Any]]:
             return
         ended += 1
         if ended in AT or ended == trials:
-            sizes = {"resident_mb": round(resident_mb()), "cache_mb": round(size_mb(folder / "tuner"), 1)}
+            sizes = {
+                "resident_mb": round(resident_mb()),
+                "cache_mb": round(size_mb(folder / "artifacts" / f"compiled-{os.geteuid()}"), 1),
+            }
             rows.append({"trials": ended, **sizes, "seconds": round(time.perf_counter() - began)})
             print(json.dumps(rows[-1]), flush=True)
 

@@ -91,7 +91,7 @@ def findings(path: Path) -> set[str]:
 
 if __name__ == "__main__":
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
-    for folder in ("tuner", "studies", "examples", "benchmarks", "scripts"):
+    for folder in ("tuner", "studies", "examples", "benchmarks", "scripts", "docker"):
         pages += [page for page in (ROOT / folder).rglob("*") if page.suffix in (".py", ".md")]
     pages.remove(Path(__file__).resolve())
     bad = sorted(line for page in pages for line in findings(page))

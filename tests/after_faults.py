@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,12 @@ import sqlalchemy as sa
 from tuner.results.json_rows import TrialJson
 from tuner.results.rows import trial_rows
 from tuner.storage import connect
+from tuner.storage.artifacts import RECORD
 from tuner.storage.sql.tables import attempts, leases, records, reports, trial_intermediate_values, trials
 from tuner.training.saved.checkpoints import read
 from tuner.trial import Outcome
+from tuner.worker import saves
+from tuner.worker.saves import load_state
 
 UNFINISHED = {"died", "failed", "preempted"}
 """How attempts end that are not the last of their trial."""
@@ -147,9 +152,8 @@ def _check_attempts(url: str, outcomes: dict[int, str]) -> None:
 
 
 def _check_checkpoints(url: str, artifacts: Path, rows: list[TrialJson], keeps_best: int, left_behind: int) -> None:
-    for checkpoint in artifacts.glob("*/*/*/*"):
-        if checkpoint.parent.name in ("best", "latest"):
-            read(checkpoint)  # raises if it is torn
+    for record in artifacts.rglob(RECORD):
+        _saved_record(record.parent)  # raises if it is torn
     assert list(artifacts.rglob(".tmp-*")) == [], "nothing half written is left"
     assert len(list(artifacts.glob("*/*/latest"))) <= left_behind
     complete: list[Any] = [row for row in rows if row["outcome"] == Outcome.COMPLETE]
@@ -158,5 +162,33 @@ def _check_checkpoints(url: str, artifacts: Path, rows: list[TrialJson], keeps_b
     for row in sorted(complete, key=lambda row: row["value"])[:keeps_best]:
         path = of_number[row["number"]]
         assert path is not None, f"trial {row['number']} is among the best"
-        _, record = read(path)
-        assert record["trial"] == row["number"]
+        assert _saved_record(Path(path))["trial"] == row["number"]
+
+
+def _saved_record(folder: Path) -> Any:
+    """Read a trainer's checkpoint, or a training function's state; return what is saved about it."""
+    record = folder / RECORD
+    if record.exists() and "state" in json.loads(record.read_text()):
+        load_state(folder, None)
+        return saves._head(folder)
+    return read(folder)[1]
+
+
+def holders(url: str) -> list[str]:
+    """Return the workers that have a trial; none while there are no tables."""
+    try:
+        return [worker for (worker,) in table(url, leases.c.worker) if worker is not None]
+    except Exception:
+        return []
+
+
+def are_at_work(url: str, count: int = 2) -> Callable[[], bool]:
+    """Return whether so many workers have a trial with three epochs, after which a trial that is held waits."""
+
+    def check() -> bool:
+        if len(holders(url)) < count:
+            return False
+        trials = [trial_id for (trial_id,) in table(url, reports.c.trial_id)]
+        return len([one for one in set(trials) if trials.count(one) >= 3]) >= count
+
+    return check

@@ -23,6 +23,15 @@ def users_environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith(OURS)}
 
 
+def kept_programs() -> dict[str, str]:
+    """Return where commands store compiled programs, so that later tests need not compile them again.
+
+    Without it they would store them with the artifacts, which each test has in a folder of its own.
+    """
+    cache = os.environ["TUNER_TESTS_CACHE"]
+    return {"XDG_CACHE_HOME": cache, "JAX_COMPILATION_CACHE_DIR": str(Path(cache) / "tuner" / "xla")}
+
+
 class Tuner:
     """Runs the real command line in a folder, and ends whatever it started."""
 
@@ -32,8 +41,9 @@ class Tuner:
         self.env = {
             **users_environment(),
             "TUNER_STORAGE": storage,
-            "XDG_CACHE_HOME": os.environ["TUNER_TESTS_CACHE"],
+            **kept_programs(),
             "COLUMNS": "200",
+            "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(Path(__file__).parent)])),
         }
 
     def start(self, *words: str, **env: str) -> subprocess.Popen[str]:

@@ -20,7 +20,7 @@ os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {more_flags
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-for name in ("TUNER_STORAGE", "TUNER_DEBUG", "TUNER_CPUS", "TUNER_DEVICES", "CUDA_VISIBLE_DEVICES"):
+for name in ("TUNER_STORAGE", "TUNER_ARTIFACTS", "TUNER_DEBUG", "TUNER_CPUS", "TUNER_DEVICES", "CUDA_VISIBLE_DEVICES"):
     os.environ.pop(name, None)
 
 import databases
@@ -116,8 +116,18 @@ def storage_url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def tiny_study(tmp_path: Path) -> Path:
     """A study of seconds in a file of its own; what it does wrong is set by environment variables."""
-    path = tmp_path / "tiny.py"
-    path.write_text((Path(__file__).parent / "tiny_study.py").read_text())
+    return _write_tiny(tmp_path, "tiny_study.py")
+
+
+@pytest.fixture
+def tiny_function(tmp_path: Path) -> Path:
+    """The tiny study as a training function, whose workers start several times faster."""
+    return _write_tiny(tmp_path, "tiny_function.py")
+
+
+def _write_tiny(folder: Path, name: str) -> Path:
+    path = folder / "tiny.py"
+    path.write_text((Path(__file__).parent / name).read_text())
     return path
 
 
@@ -167,7 +177,7 @@ def compiles_anew() -> Iterator[None]:
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Delete the compiled programs that were not used for longest, when the folder has become large."""
     if "PYTEST_XDIST_WORKER" not in os.environ and CACHE.is_dir():
-        from tuner.training.loop.runtime import trim_cache
+        from tuner.training.loop.program_cache import trim_cache
 
         trim_cache(CACHE, MOST_CACHE_BYTES)
 

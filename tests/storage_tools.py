@@ -69,6 +69,16 @@ def connection_to(url: str) -> Iterator[sa.Connection]:
         engine.dispose()
 
 
+def plain_trials(url: str, study: str) -> list[FrozenTrial]:
+    """Return the trials of a study as plain Optuna reads them."""
+    storage = optuna.storages.RDBStorage(parse_url(url).for_optuna)
+    try:
+        return optuna.load_study(study_name=study, storage=storage).trials
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
 def restore(url: str, version: str) -> None:
     """Fill an empty database with what an old Optuna has written."""
     kind = "sqlite" if url.startswith("sqlite") else "postgres"

@@ -14,26 +14,25 @@ import dataclasses
 import datetime
 import itertools
 import os
+import pkgutil
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
 from tuner import Study
-from tuner.storage.worker import claims, leases
-from tuner.storage.worker.reporter import Reporter
-from tuner.training.saved import files as checkpoint_files
-from tuner.training.saved.checkpoints import Checkpoints
 
-PLACES: dict[str, tuple[Any, str, bool]] = {
-    "after_claim": (claims, "claim", True),
-    "before_report": (Reporter, "store", False),
-    "after_report": (Reporter, "store", True),
-    "in_save": (checkpoint_files, "_digest_head", False),  # the arrays are written, the record is not
-    "before_best": (Checkpoints, "write_best", False),
-    "before_tell": (leases, "tell", False),
-    "after_tell": (leases, "tell", True),
+PLACES: dict[str, tuple[str, str, bool]] = {
+    "after_claim": ("tuner.storage.worker.claims", "claim_several", True),
+    "before_report": ("tuner.storage.worker.reporter:Reporter", "store", False),
+    "after_report": ("tuner.storage.worker.reporter:Reporter", "store", True),
+    # The arrays are written, the record is not.
+    "in_save": ("tuner.training.saved.files", "_digest_head", False),
+    "before_best": ("tuner.training.saved.checkpoints:Checkpoints", "write_best", False),
+    "before_tell": ("tuner.storage.worker.leases", "tell", False),
+    "after_tell": ("tuner.storage.worker.leases", "tell", True),
 }
+"""Owner and name of the function of each place, and whether the place is after its call."""
 
 
 def plant(study: Study, folder: Path) -> Study:
@@ -42,7 +41,7 @@ def plant(study: Study, folder: Path) -> Study:
         sent, place, count = os.environ["TINY_FAULT"].split()
         plant_signal(signal.Signals[sent], place, int(count), folder / "faulty")
     if os.environ.get("TINY_SPACE") == "unknown":
-        checkpoint_files._check_space = lambda *_: None
+        pkgutil.resolve_name("tuner.training.saved.files")._check_space = lambda *_: None
     if "TINY_CLOCK_S" in os.environ:
         shift_clock(float(os.environ["TINY_CLOCK_S"]))
     if "TINY_FAILS" in os.environ:
@@ -51,7 +50,8 @@ def plant(study: Study, folder: Path) -> Study:
 
 
 def plant_signal(sent: signal.Signals, place: str, count: int, marker: Path) -> None:
-    owner, name, is_after = PLACES[place]
+    path, name, is_after = PLACES[place]
+    owner = pkgutil.resolve_name(path)  # imported late: checkpoints import JAX
     function, passes = getattr(owner, name), itertools.count(1)
 
     def fail_once() -> None:

@@ -12,6 +12,7 @@ from tuner.api import (
     load_state,
     log_uniform,
     open_storage,
+    open_study,
     optimize,
     uniform,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "load_state",
     "log_uniform",
     "open_storage",
+    "open_study",
     "optimize",
     "uniform",
 ]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuner import errors
-from tuner.errors import StudyFileError
+from tuner.errors import StudyFileError, UsageError
 from tuner.storage import AnyURL, open_storage, storage_url
 from tuner.study.command import Command
 from tuner.study.file import Settings, study_of
@@ -21,6 +21,7 @@ from tuner.study.trial import Trial
 if TYPE_CHECKING:
     import optuna
 
+    from tuner.admin.opened_study import OpenedStudy
     from tuner.worker.ask import AskedTrial, Asking
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "load_state",
     "log_uniform",
     "open_storage",
+    "open_study",
     "optimize",
     "uniform",
 ]
@@ -46,17 +48,30 @@ class Study(StudySpec):
     Its settings are the attributes of `tuner.study.StudySpec`, given by name.
     """
 
-    def launch(self, **options: Any) -> None:
+    def launch(
+        self,
+        *,
+        on: str | None = None,
+        options: Mapping[str, str] | None = None,
+        logs: str | None = None,
+        detach: bool = False,
+        **given: Any,
+    ) -> None:
         """Run this study with several workers, as `tuner launch` does; progress goes to stderr.
 
         Workers import the running script again: assign the study to a variable, and call `launch` below
         `if __name__ == "__main__":`.
 
         Args:
-            options: The attributes of `tuner.launch.LaunchOptions`, by name.
+            on: The engine that runs the workers, `slurm`, `kubernetes` or `ray`; this machine if None.
+            options: Settings of the engine by name, such as `{"partition": "gpu"}`.
+            logs: With Slurm: the folder for the workers' logs; `tuner-logs` if None.
+            detach: With `on`: return after the submission.
+            given: The attributes of `tuner.launch.LaunchOptions`, by name.
 
         Raises:
             StudyFileError: the running script is not a file, or does not define this study.
+            UsageError: `options`, `logs` or `detach` without `on`.
             TunerError: see `tuner.launch.launch`.
         """
         from tuner.launch import LaunchOptions, launch
@@ -70,7 +85,21 @@ class Study(StudySpec):
                 "the study to a variable and call launch() below `if __name__ == '__main__':`; call run() instead for "
                 "one worker in this process"
             )
-        launch(f"{path}:{variable}", LaunchOptions(**options))
+        target = f"{path}:{variable}"
+        if on is None:
+            if options or logs or detach:
+                raise UsageError("`options`, `logs` and `detach` have no effect without `on`: pass an engine")
+            launch(target, LaunchOptions(**given))
+            return
+        if given.get("live") is not None:
+            raise UsageError("`live` has no effect with `on`: leave it out, and run `tuner watch STUDY` on a terminal")
+        from tuner.launch import engines
+        from tuner.launch.engines.follow import tell_progress
+
+        plan = engines.make_plan(
+            target, LaunchOptions(**given), engines.JobOptions(on=on, options=options or {}, logs=logs)
+        )
+        engines.launch_on(plan, None if detach else tell_progress())
 
     def ask(self, storage: AnyURL | None = None) -> AskedTrial | None:
         """Return a trial for a loop of your own; end it with `tell`.
@@ -114,20 +143,27 @@ class Study(StudySpec):
             object.__setattr__(self, "_asker", found)
         return found
 
-    def run(self, storage: AnyURL | None = None) -> None:
+    def run(self, storage: AnyURL | None = None, *, trials: int | None = None) -> OpenedStudy:
         """Run this study with one worker in this process, as `tuner worker` does; progress goes to stderr.
 
         Args:
             storage: The storage's URL; `$TUNER_STORAGE`, else `sqlite:///tuner.db`, if None.
+            trials: The total number of trials, including those of earlier runs; the study's own number if None.
+
+        Returns:
+            The study as `open_study` returns it.
 
         Raises:
+            StudyError: `trials` is less than 1.
             TunerError: see `tuner.worker.run_worker`.
         """
+        from tuner.admin.opened_study import OpenedStudy
         from tuner.trial import print_event
         from tuner.worker import run_worker
 
         file = getattr(sys.modules["__main__"], "__file__", None)
-        run_worker(self, storage, file=file, say=print_event)
+        run_worker(self.changed(trials=trials), storage, file=file, say=print_event)
+        return OpenedStudy(self.name, storage_url(storage))
 
 
 def optimize(
@@ -223,11 +259,33 @@ def _place_of(function: Callable[..., Any]) -> tuple[str | None, str | None]:
     return path, name if path is not None and getattr(module, name, None) is function else None
 
 
+def open_study(name: str, storage: AnyURL | None = None) -> OpenedStudy:
+    """Return a study in a storage: its trials, best trial, curves, plots and models, and ways to change it.
+
+    Args:
+        name: The study's name.
+        storage: The storage's URL; `$TUNER_STORAGE`, else `sqlite:///tuner.db`, if None.
+
+    Raises:
+        UnknownStudy: there is no such study.
+        StorageLost: the database cannot be reached.
+    """
+    from tuner.admin.opened_study import OpenedStudy
+    from tuner.storage import connected
+    from tuner.storage.read.queries import find_study
+
+    url = storage_url(storage)
+    with connected(url) as engine:
+        find_study(engine, name)
+    return OpenedStudy(name, url)
+
+
 def load_state(path: str | Path, like: Any = None) -> Any:
     """Return the state that a training function has saved with `trial.save`, after its trial has ended.
 
     Args:
-        path: The folder that `tuner show STUDY NUMBER` prints as `checkpoint`, or `checkpoint` in a bundle.
+        path: The folder that `tuner show STUDY NUMBER` prints as `checkpoint`, or its URL in object storage, which is
+            copied to the user's cache folder; or `checkpoint` in a bundle.
         like: See `tuner.Trial.restore`.
 
     Returns:
@@ -235,7 +293,9 @@ def load_state(path: str | Path, like: Any = None) -> Any:
 
     Raises:
         CheckpointError: there is no saved state, it is damaged, or it has another structure than `like`.
+        ArtifactsLost: the object storage cannot be reached.
     """
+    from tuner.object_storage import fetched
     from tuner.worker.saves import load_state
 
-    return load_state(Path(path), like)
+    return load_state(fetched(path), like)

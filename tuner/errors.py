@@ -4,22 +4,29 @@
 TunerError                      exit status 1
 ├── UsageError                  exit status 2: invalid input
 │   ├── StudyFileError          the study file is missing, does not import, or has no study or several
-│   ├── StudyError              a setting of a study or trainer is wrong, or the study has changed
+│   ├── StudyBusy               exit status 75: the file is broken or has changed, and other workers run the study
+│   ├── StudyError              a setting of a study or trainer is wrong
+│   │   └── StudyChanged        the study differs from what it was at its first launch
 │   ├── SpaceError              the search space is wrong, or a value is outside of it
 │   │   └── MissingHParam       the trainer reads a hyperparameter that the space does not have
 │   ├── UnknownStudy            the storage has no study or trial of that name
 │   ├── StorageURLError         not a valid storage URL
+│   ├── ArtifactsURLError       not a valid URL of artifacts, or the object store refuses the calls
 │   ├── StorageSchemaError      the storage's tables belong to another version
 │   ├── StorageDenied           the database user may not read or write the tables
 │   └── DeviceError             a device that this machine does not have
-├── StorageLost                 the database cannot be reached
+├── StorageLost                 exit status 75: the database cannot be reached; try again later
+│   └── StorageMissing          exit status 2: the file does not exist, or is not a database
+├── ArtifactsLost               exit status 75: the object storage of the artifacts cannot be reached; try again later
 ├── NonFinite                   with debug=True: the origin of the first NaN or infinity
 ├── TrialPruned                 raised by a trainer's hook to stop the trial
 ├── CheckpointError             a checkpoint is damaged, missing or from another training, or cannot be written
 ├── TrackerLost                 a tracker does not answer; missing data is sent when it does
 ├── TrackerRefused              a tracker rejects one trial
+├── RankLost                    a process of a worker that spans hosts has ended, or cannot be reached
 ├── LeaseLost                   another worker has taken over the trial; this one must drop it
-└── StudyStopped                the study ended early: the same error several times, or its workers died
+└── StudyStopped                exit status 0: the study was stopped
+    └── StudyFailed             exit status 3: the same error several times, or its workers died; do not try again
 ```
 """
 
@@ -33,17 +40,24 @@ from typing import TypeGuard
 from tuner.output.sanitize import hide_password
 
 __all__ = [
+    "ArtifactsLost",
+    "ArtifactsURLError",
     "CheckpointError",
     "DeviceError",
     "LeaseLost",
     "MissingHParam",
     "NonFinite",
+    "RankLost",
     "SpaceError",
     "StorageDenied",
     "StorageLost",
+    "StorageMissing",
     "StorageSchemaError",
     "StorageURLError",
+    "StudyBusy",
+    "StudyChanged",
     "StudyError",
+    "StudyFailed",
     "StudyFileError",
     "StudyStopped",
     "TrackerLost",
@@ -56,6 +70,10 @@ __all__ = [
 
 PACKAGE = os.path.dirname(os.path.abspath(__file__))
 """The folder of this package; frames of a traceback in it belong to tuner."""
+
+
+TRY_AGAIN = 75
+"""The exit status for an error that may pass by itself, as `EX_TEMPFAIL` of sysexits.h."""
 
 
 class TunerError(Exception):
@@ -77,8 +95,18 @@ class StudyFileError(UsageError):
     """A study file is missing, does not import, or does not define exactly one study."""
 
 
+class StudyBusy(UsageError):
+    """The study's file cannot be used as it is now, but other workers run the study: it may be repaired."""
+
+    exit_status = TRY_AGAIN
+
+
 class StudyError(UsageError):
-    """A study's settings are wrong, or differ from those it was first launched with."""
+    """A study's settings are wrong."""
+
+
+class StudyChanged(StudyError):
+    """A study's settings differ from those it was first launched with."""
 
 
 class SpaceError(UsageError):
@@ -95,6 +123,10 @@ class UnknownStudy(UsageError):
 
 class StorageURLError(UsageError):
     """Not a valid storage URL."""
+
+
+class ArtifactsURLError(UsageError):
+    """Not a valid URL of artifacts, or the object store refuses the calls: no such bucket, missing credentials."""
 
 
 class StorageSchemaError(UsageError):
@@ -120,6 +152,20 @@ class DeviceError(UsageError):
 class StorageLost(TunerError):
     """The database cannot be reached."""
 
+    exit_status = TRY_AGAIN
+
+
+class StorageMissing(StorageLost):
+    """The storage's file does not exist, or is not a database: to try again does not help."""
+
+    exit_status = 2
+
+
+class ArtifactsLost(TunerError):
+    """The object storage of the artifacts cannot be reached."""
+
+    exit_status = TRY_AGAIN
+
 
 class NonFinite(TunerError):
     """Raised with `debug=True`; says where the first NaN or infinity was computed."""
@@ -141,12 +187,24 @@ class TrackerRefused(TunerError):
     """A tracker rejects the data of one trial."""
 
 
+class RankLost(TunerError):
+    """A process of a worker that spans hosts has ended, or cannot be reached; the others end as well."""
+
+
 class LeaseLost(TunerError):
     """Another worker has taken over the trial; this one must drop it without writing."""
 
 
 class StudyStopped(TunerError):
-    """The study ended before its budget was used up."""
+    """The study ended before its budget was used up: a user stopped it."""
+
+    exit_status = 0
+
+
+class StudyFailed(StudyStopped):
+    """The same error ended several trials in a row, or workers died again and again."""
+
+    exit_status = 3
 
 
 DISTRIBUTION = "tuner-jax"

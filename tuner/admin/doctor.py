@@ -17,6 +17,7 @@ from typing import Literal, TypedDict
 from tuner.errors import DISTRIBUTION, TunerError, UsageError, how_to_install
 from tuner.launch.devices import find_devices, nvidia_driver
 from tuner.storage import AnyURL, StorageURL, connected, hide_password, parse_url
+from tuner.storage.artifacts import Artifacts
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -25,7 +26,7 @@ class Check(TypedDict):
     """A row of `tuner doctor`."""
 
     check: str
-    """`python`, `packages`, `devices`, `storage`, `tables`, `connections`, `clock`, `disk`, `tracking`."""
+    """`python`, `packages`, `devices`, `storage`, `tables`, `connections`, `clock`, `disk`, `artifacts`, `tracking`."""
     status: Status
     """`ok`, `warn` or `fail`."""
     found: str
@@ -46,14 +47,22 @@ _TRACKING_TIMEOUT_S = 5.0
 _JAX = "import jax; print(jax.default_backend(), len(jax.local_devices()), jax.devices()[0].device_kind, sep='|')"
 
 
-def examine(url: AnyURL, artifacts: Path) -> list[Check]:
+def examine(url: AnyURL, artifacts: Artifacts) -> list[Check]:
     """Return a row for each check: `check`, `status` (ok, warn or fail), `found`, `advice`.
 
     Args:
         url: The storage's URL; nothing is created.
-        artifacts: The folder for checkpoints.
+        artifacts: Where checkpoints are written. Object storage is tried with an empty object, which is removed again.
     """
-    return [_python(), _packages(), _devices(), *_storage(parse_url(url)), _disk(artifacts), _tracking(os.environ)]
+    return [
+        _python(),
+        _packages(),
+        _devices(),
+        *_storage(parse_url(url)),
+        _disk(artifacts.folder),
+        *_artifacts(artifacts),
+        _tracking(os.environ),
+    ]
 
 
 def _row(check: str, status: Status, found: str, advice: str | None = None) -> Check:
@@ -173,6 +182,19 @@ def _disk(artifacts: Path) -> Check:
     if usage.free < _FEW_BYTES:
         return _row("disk", "warn", found, "`tuner gc STUDY` removes the checkpoints of all but the best trials")
     return _row("disk", "ok", found)
+
+
+def _artifacts(artifacts: Artifacts) -> list[Check]:
+    """Check that object storage can be written; no row for a folder, which `disk` checks."""
+    if artifacts.store is None:
+        return []
+    try:
+        artifacts.check()
+    except UsageError as error:
+        return [_row("artifacts", "fail", str(error), "see the message")]
+    except TunerError as error:
+        return [_row("artifacts", "fail", str(error), "check the network, and the address of the object storage")]
+    return [_row("artifacts", "ok", f"{artifacts} can be written")]
 
 
 def _tracking(env: Mapping[str, str]) -> Check:

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuner.errors import TunerError, UsageError, nearest
 from tuner.results.rows import best_rows
 from tuner.storage import AnyURL, connected, open_storage
-from tuner.storage.artifacts import collect, study_folder
+from tuner.storage.artifacts import Artifacts, StudyArtifacts
 from tuner.storage.read.queries import (
     find_study,
     outcome_counts,
@@ -208,6 +206,11 @@ class Shortage:
     used: int
     needed: int
 
+    def describe(self, name: str) -> str:
+        """Return in one line what the user must do, so that the queued trials of study `name` run."""
+        how = "used up" if self.used >= self.trials else "used up, running or queued"
+        return f"the {self.trials} trials of {name!r} are {how}: launch it with {self.needed} trials to run this one"
+
 
 def find_shortage(engine: Engine, name: str) -> Shortage | None:
     """Return why some queued trials will not run; None if all will, or if the study was never launched.
@@ -227,64 +230,70 @@ def find_shortage(engine: Engine, name: str) -> Shortage | None:
 
 @dataclass(frozen=True)
 class Belongings:
-    """The size of a study: its `trials`, the `workers` that hold one, and the `folder` of its checkpoints, if any."""
+    """The size of a study: its `trials`, the `workers` that hold one, and its `files`, if it has any."""
 
     trials: int
     workers: int
-    folder: Path | None
+    files: StudyArtifacts | None
 
 
-def belongings(engine: Engine, name: str, artifacts: Path) -> Belongings:
+def belongings(engine: Engine, name: str, artifacts: Artifacts) -> Belongings:
     """Return what deleting a study would remove.
 
     Raises:
         UnknownStudy: there is no such study.
+        ArtifactsLost: object storage cannot be reached.
     """
     study = find_study(engine, name)
     identity = read_identity(engine, study.study_id)
-    folder = None if identity is None else study_folder(artifacts, name, identity)
+    files = None if identity is None else artifacts.of_study(name, identity)
     standing = read_standings(engine).get(study.study_id)
     return Belongings(
         sum(outcome_counts(engine, study.study_id).values()),
         0 if standing is None else standing.workers,
-        folder if folder is not None and folder.is_dir() else None,
+        files if files is not None and files.exist() else None,
     )
 
 
-def delete(url: AnyURL, name: str, folder: Path | None) -> None:
-    """Delete a study, its trials and the folder of its checkpoints; its workers stop.
+def delete(url: AnyURL, name: str, files: StudyArtifacts | None) -> None:
+    """Delete a study, its trials and its files; its workers stop.
 
     Raises:
         UnknownStudy: there is no such study.
+        TunerError: the files could not be removed.
     """
     with connected(url) as engine:
         study_id = find_study(engine, name).study_id
     with contextlib.closing(open_storage(url)) as storage:
         storage.delete_study(study_id)
-    if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
-        if folder.exists():
-            raise TunerError(f"the study is deleted, but not its checkpoints: remove {folder} by hand")
+    if files is not None:
+        try:
+            files.remove()
+        except (TunerError, OSError) as error:
+            raise TunerError(
+                f"the study is deleted, but not its checkpoints: remove {files} by hand ({error})"
+            ) from None
 
 
-def clear(engine: Engine, name: str, artifacts: Path, keep: int) -> tuple[list[int], int]:
+def clear(engine: Engine, name: str, artifacts: Artifacts, keep: int) -> tuple[list[int], int]:
     """Remove the checkpoints of ended trials that are not among the best; return their numbers and the freed bytes.
 
     Args:
         engine: The storage's engine.
         name: The study.
-        artifacts: The folder of all studies' checkpoints.
+        artifacts: Where all studies' checkpoints are.
         keep: The number of best trials to keep; with several objectives by the first, plus the Pareto front.
 
     Raises:
         UnknownStudy: there is no such study.
-        UsageError: the study has no checkpoints in the folder.
+        UsageError: the study has no checkpoints there.
+        ArtifactsLost: object storage cannot be reached.
     """
     study = find_study(engine, name)
     identity = read_identity(engine, study.study_id)
-    folder = None if identity is None else study_folder(artifacts, name, identity)
-    if folder is None or not folder.is_dir():
-        raise UsageError(f"no checkpoints of {name!r} in {artifacts}: pass their folder as `artifacts`")
+    files = None if identity is None else artifacts.of_study(name, identity)
+    if files is None or not files.exist():
+        raise UsageError(f"no checkpoints of {name!r} in {artifacts}: pass their folder or URL as `artifacts`")
     maximize = study.maximize[0]
     # Also keep the best trials over other seeds, and with several objectives the whole front.
     best = (
@@ -295,4 +304,4 @@ def clear(engine: Engine, name: str, artifacts: Path, keep: int) -> tuple[list[i
         found = removable(engine, study.study_id, numbers, keep, maximize=maximize)
         return [number for number in found if number not in best]
 
-    return collect(folder, hopeless)
+    return files.collect(hopeless)

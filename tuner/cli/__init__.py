@@ -1,6 +1,13 @@
 """The command line: one module per group of commands. A command parses its arguments, calls one function and prints.
 
-Results go to stdout, progress and logs to stderr. Exit status: 0 done, 1 failed, 2 misuse, 130 interrupted.
+Results go to stdout, progress and logs to stderr. Exit statuses, the same for all commands:
+
+- 0: done; of `launch` and `worker`: the budget is used up, or a user stopped the study;
+- 1: failed, or crashed;
+- 2: invalid input;
+- 3: the study fails: the same error ended several trials in a row, or workers died again and again;
+- 75: the database cannot be reached, or the study's file cannot be used while other workers run it: try again later;
+- 130: interrupted by a signal; a worker has given back its trial.
 """
 
 from __future__ import annotations
@@ -13,7 +20,7 @@ from typing import Annotated
 
 import typer
 
-from tuner.cli import control, dashboard, doctor, export, init, plot, rerun, run, tracking, watch
+from tuner.cli import control, dashboard, database, doctor, export, init, jobs, plot, rerun, run, tracking, watch
 from tuner.cli import show as queries
 from tuner.cli.arguments import DEBUG_VARIABLE
 from tuner.cli.explain import Command, explained
@@ -64,6 +71,8 @@ app.command(cls=Command)(plot.plot)
 app.command(cls=Command)(export.export)
 app.command(cls=Command)(rerun.reproduce)
 app.command(cls=Command)(rerun.confirm)
+app.command(cls=Command)(jobs.scale)
+app.command(cls=Command)(jobs.logs)
 app.command(cls=Command)(control.enqueue)
 app.command(cls=Command)(control.retry)
 app.command(cls=Command)(control.stop)
@@ -73,6 +82,7 @@ app.command(cls=Command)(control.gc)
 app.command(cls=Command)(doctor.doctor)
 app.command(cls=Command)(control.upgrade)
 app.command(cls=Command)(dashboard.dashboard)
+app.command(cls=Command)(database.database)
 app.command(cls=Command)(tracking.track)
 app.command(cls=Command)(tracking.register)
 app.add_typer(dashboard.user)
@@ -120,7 +130,8 @@ def _fail(error: TunerError) -> None:
     """Print an error in one line and exit; with --debug raise it instead, with its traceback."""
     if os.environ.get(DEBUG_VARIABLE):
         raise
-    tell(str(error), "error", "error", exit_status=error.exit_status)
+    level = "error" if error.exit_status else "warning"
+    tell(str(error), "error", level, exit_status=error.exit_status)
     sys.exit(error.exit_status)
 
 

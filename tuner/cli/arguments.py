@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import os
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -72,8 +72,9 @@ ArtifactsOption = Annotated[
     str | None,
     typer.Option(
         "--artifacts",
-        metavar="DIR",
-        help="Folder for checkpoints.  [default: $TUNER_ARTIFACTS, or tuner-artifacts]",
+        metavar="DIR|URL",
+        help="Folder or object storage for checkpoints, such as s3://BUCKET/PREFIX.  "
+        "[default: $TUNER_ARTIFACTS, or tuner-artifacts]",
         show_default=False,
     ),
 ]
@@ -142,6 +143,15 @@ StallMinutesOption = Annotated[
         show_default=False,
     ),
 ]
+CohortOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cohort",
+        metavar="K|auto",
+        help="Trials that each worker trains at once in one program; auto measures how many. Overrides the study's.",
+        show_default=False,
+    ),
+]
 SeedOption = Annotated[
     int | None, typer.Option("--seed", metavar="N", help="Random seed; overrides the study's.", show_default=False)
 ]
@@ -191,6 +201,115 @@ PrunerOption = Annotated[
     ),
 ]
 
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        metavar="N",
+        help="Number of worker processes.  [default: one per device, on CPUs at most 4; with --on: 1]",
+        show_default=False,
+    ),
+]
+DevicesOption = Annotated[str, typer.Option("--devices", metavar="LIST", help="auto, or device numbers such as 0,1.")]
+DevicesPerWorkerOption = Annotated[
+    int | None,
+    typer.Option(
+        "--devices-per-worker",
+        metavar="N",
+        help="Number of devices for each worker.  [default: 1; with --on: 0]",
+        show_default=False,
+    ),
+]
+HostsPerWorkerOption = Annotated[
+    int | None,
+    typer.Option(
+        "--hosts-per-worker",
+        metavar="N",
+        help="Number of hosts that train each trial together; needs --on slurm.  [default: 1]",
+        show_default=False,
+    ),
+]
+HostsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--hosts",
+        metavar="N",
+        help="Number of hosts that train each trial together; run this command on each.  [default: 1]",
+        show_default=False,
+    ),
+]
+CoordinatorOption = Annotated[
+    str | None,
+    typer.Option(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="With --hosts: where rank 0 waits for the others.",
+        show_default=False,
+    ),
+]
+RankOption = Annotated[
+    int | None,
+    typer.Option(
+        "--rank",
+        metavar="N",
+        help="With --hosts: number of this process, from 0.  [default: $SLURM_PROCID, under srun]",
+        show_default=False,
+    ),
+]
+MetricsPortOption = Annotated[
+    int | None,
+    typer.Option(
+        "--metrics-port",
+        metavar="N",
+        help="Port on which to serve Prometheus metrics; 0 picks a free port.  [default: off]",
+        show_default=False,
+    ),
+]
+MetricsHostOption = Annotated[
+    str | None,
+    typer.Option(
+        "--metrics-host",
+        metavar="ADDRESS",
+        help="Address on which to serve the metrics; they need no login.  [default: 127.0.0.1]",
+        show_default=False,
+    ),
+]
+LiveOption = Annotated[
+    bool | None,
+    typer.Option("--live/--no-live", help="Show a live table, or one line per update.  [default: live on a terminal]"),
+]
+OnOption = Annotated[
+    str | None,
+    typer.Option(
+        "--on",
+        metavar="ENGINE",
+        help="Run the workers on a cluster: slurm, kubernetes or ray.  [default: here]",
+        show_default=False,
+    ),
+]
+EngineOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        metavar="NAME=VALUE",
+        help="With --on: a setting of the engine, such as partition=gpu; may be repeated.",
+        show_default=False,
+    ),
+]
+LogsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--logs",
+        metavar="DIR",
+        help="With --on slurm or ray: folder for the workers' logs.  [default: tuner-logs]",
+        show_default=False,
+    ),
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="With --on: print what would be submitted, and submit nothing.")
+]
+DetachOption = Annotated[bool, typer.Option("--detach", help="With --on: submit and return at once.")]
+
 
 def parse_named(what: str, text: str | None) -> str | dict[str, Any] | None:
     """Return a sampler or a pruner: its name, or from JSON its name and options.
@@ -205,6 +324,19 @@ def parse_named(what: str, text: str | None) -> str | dict[str, Any] | None:
     except ValueError as error:
         example = '{"name": "tpe"}'
         raise UsageError(f"{what} must be a name, or JSON such as {example}: got {text!r} ({error})") from None
+
+
+def parse_cohort(text: str | None) -> int | Literal["auto"] | None:
+    """Return the number of trials that train at once.
+
+    Raises:
+        UsageError: it is neither a whole number of at least 1 nor `auto`.
+    """
+    if text is None or text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"--cohort must be a whole number of at least 1, or auto: got {text!r}")
+    return int(text)
 
 
 def split_pairs(what: str, words: list[str] | None) -> dict[str, str]:

@@ -11,21 +11,24 @@ from tuner.cli.arguments import ArtifactsOption, DebugOption, StorageOption, Stu
 from tuner.errors import UsageError
 from tuner.output.log import say
 from tuner.storage import connected, storage_url
-from tuner.storage.artifacts import artifacts_folder
+from tuner.storage.artifacts import artifacts_of
 
 
 def stop(study: StudyArgument, storage: StorageOption = None, debug: DebugOption = False) -> None:
     """Stop a study on all machines.
 
     Running workers save their trials, release them, and exit within seconds. No worker starts on the study until
-    `tuner resume`.
+    `tuner resume`. Jobs of an engine such as Slurm are cancelled.
     For example: tuner stop digits_mlp
     """
+    from tuner.launch.engines import cancel_open_jobs
     from tuner.storage.read.queries import find_study
     from tuner.storage.worker.studies import stop as stop_study
 
     with connected(storage_url(storage)) as engine:
-        was_running = stop_study(engine, find_study(engine, study).study_id)
+        study_id = find_study(engine, study).study_id
+        was_running = stop_study(engine, study_id)
+        cancel_open_jobs(engine, study_id, "its workers exit by themselves when they start")
     say(f"study {study!r} {'is stopped' if was_running else 'was already stopped'}")
 
 
@@ -71,11 +74,7 @@ def _warn_used_up(study: str, storage: str | None) -> None:
     with connected(storage_url(storage)) as engine:
         found = find_shortage(engine, study)
     if found is not None:
-        how = "used up" if found.used >= found.trials else "used up, running or queued"
-        words = (
-            f"the {found.trials} trials of {study!r} are {how}: launch it with --trials {found.needed} to run this one"
-        )
-        say(words)
+        say(found.describe(study))
 
 
 def retry(
@@ -102,18 +101,21 @@ def delete(
     storage: StorageOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Delete a study: its trials, and its checkpoints on this machine. Asks for confirmation.
+    """Delete a study: its trials, and its checkpoints.
 
-    Running workers stop.
+    Asks for confirmation. Checkpoints in folders of other machines stay. Running workers stop, and jobs of an engine
+    such as Slurm are cancelled.
     For example: tuner delete digits_mlp
     """
     from tuner.admin.edits import belongings
     from tuner.admin.edits import delete as delete_study
+    from tuner.launch.engines import cancel_open_jobs
+    from tuner.storage.read.queries import find_study
 
     url = storage_url(storage)
     with connected(url) as engine:
-        found = belongings(engine, study, artifacts_folder(artifacts))
-    what = f"study {study!r}, its {found.trials} trials{f' and {found.folder}' if found.folder else ''}"
+        found = belongings(engine, study, artifacts_of(artifacts))
+    what = f"study {study!r}, its {found.trials} trials{f' and {found.files}' if found.files else ''}"
     at_work = f"; running workers: {found.workers}" if found.workers else ""
     if not yes:
         if not sys.stdin.isatty():
@@ -121,7 +123,10 @@ def delete(
         if not typer.confirm(f"delete {what}{at_work}?", err=True):
             say("nothing was deleted")
             return
-    delete_study(url, study, found.folder)
+    with connected(url) as engine:
+        what_then = "cancel it by hand, or workers that wait in its queue create the study again"
+        cancel_open_jobs(engine, find_study(engine, study).study_id, what_then)
+    delete_study(url, study, found.files)
     say(f"deleted {what}")
 
 
@@ -142,7 +147,7 @@ def gc(
     if keep < 0:
         raise UsageError(f"--keep must be at least 0: got {keep}")
     with connected(storage_url(storage)) as engine:
-        numbers, size = clear(engine, study, artifacts_folder(artifacts), keep)
+        numbers, size = clear(engine, study, artifacts_of(artifacts), keep)
     of_trials = f" of trials {', '.join(map(str, numbers))}" if numbers else ""
     say(f"removed {size / 1e6:.1f} MB of checkpoints{of_trials}")
 

@@ -51,11 +51,17 @@ def dashboard(
     ] = None,
     debug: DebugOption = False,
 ) -> None:
-    """Serve Optuna's dashboard, with extra pages on workers and checkpoints."""
-    from tuner.dashboard import Serving, check_serving, serve
+    """Serve Optuna's dashboard, with extra pages on workers and checkpoints.
+
+    If the users file has no users, $TUNER_DASHBOARD_USER and $TUNER_DASHBOARD_PASSWORD are its first one, an editor.
+    """
+    import os
+
+    from tuner.dashboard import Serving, add_user_of_environment, check_serving, serve
     from tuner.storage import connect, storage_url
 
     serving = check_serving(Serving(host, port, users, tls_cert, tls_key, behind_proxy, prefix, audit_log))
+    add_user_of_environment(os.environ, users)
     url = storage_url(storage)
     connect(url).dispose()
     serve(url, serving)

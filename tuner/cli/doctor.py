@@ -7,7 +7,7 @@ import typer
 from tuner.cli.arguments import ArtifactsOption, DebugOption, Format, FormatOption, StorageOption
 from tuner.cli.printing import emit
 from tuner.storage import storage_url
-from tuner.storage.artifacts import artifacts_folder
+from tuner.storage.artifacts import artifacts_of
 
 
 def doctor(
@@ -18,12 +18,12 @@ def doctor(
 ) -> None:
     """Check this machine's setup: Python, devices, storage, clock, disk, tracking.
 
-    Makes no changes. Exit status 1 if a check fails.
+    Makes no changes; to object storage it writes an empty object and removes it. Exit status 1 if a check fails.
     For example: tuner doctor --storage postgresql+psycopg2://tuner@db/tuner
     """
     from tuner.admin.doctor import examine
 
-    rows = examine(storage_url(storage), artifacts_folder(artifacts))
+    rows = examine(storage_url(storage), artifacts_of(artifacts))
     emit(rows, format)
     if any(row["status"] == "fail" for row in rows):
         raise typer.Exit(1)

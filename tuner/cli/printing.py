@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 from tuner.cli.arguments import Format
 from tuner.output.cells import csv_text
 from tuner.output.log import say
+from tuner.output.numbers import as_text
 from tuner.output.sanitize import one_line, printable
 from tuner.trial import Outcome
 
@@ -76,17 +77,6 @@ def _flat(row: JsonRow, prefix: str = "") -> dict[str, object]:
         else:
             flat[key] = value
     return flat
-
-
-def as_text(value: object) -> str:
-    """Return a value as text for a table."""
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    if isinstance(value, list):
-        return ", ".join(as_text(item) for item in value)
-    return str(value)
 
 
 def shown(value: object) -> str:

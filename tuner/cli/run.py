@@ -10,25 +10,40 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import partial
-from typing import Annotated, TextIO, cast
+from typing import TYPE_CHECKING, TextIO, cast
 
 import typer
 
 from tuner.cli.arguments import (
     DEBUG_VARIABLE,
     ArtifactsOption,
+    CohortOption,
+    CoordinatorOption,
     DebugOption,
+    DetachOption,
     DeviceHoursOption,
+    DevicesOption,
+    DevicesPerWorkerOption,
     DirectionOption,
+    DryRunOption,
+    EngineOption,
     FileArgument,
+    HostsOption,
+    HostsPerWorkerOption,
+    LiveOption,
     LogFormat,
     LogFormatOption,
+    LogsOption,
+    MetricsHostOption,
+    MetricsPortOption,
     MlflowOption,
     NameOption,
     ObjectiveOption,
+    OnOption,
     PrunerOption,
+    RankOption,
     SamplerOption,
     SeedOption,
     SetOption,
@@ -39,33 +54,38 @@ from tuner.cli.arguments import (
     TrialsOption,
     WallHoursOption,
     WandbOption,
+    WorkersOption,
+    parse_cohort,
     parse_named,
     split_pairs,
 )
-from tuner.errors import StudyStopped, UsageError
+from tuner.errors import StudyBusy, StudyChanged, StudyFileError, StudyStopped, TunerError, UsageError
 from tuner.launch.signals import end_on_signals
 from tuner.study.file import Settings
 from tuner.study.spec import Direction
 from tuner.trial import Event, Stop, print_event
+from tuner.trial.environment import LAUNCHED_VARIABLE, WORKER_VARIABLE
 from tuner.trial.events import StudyRefused, encode
+
+if TYPE_CHECKING:
+    from tuner.worker.group import Leader, Member
 
 _GRACE_S = 4.0
 """Seconds that a worker may take to stop; then another thread gives back its trial. Less than a launcher waits."""
 _SAVE_S = 20.0
 """Seconds more for a trial that has noticed the request, and saves its state; a launcher does not wait for them."""
 
+_FOLLOW_S = 40.0
+"""Seconds that another rank than 0 waits after a signal; rank 0 needs fewer."""
+
 
 def launch(
     file: FileArgument,
     storage: StorageOption = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Number of worker processes.  [default: one per device; on CPUs at most 4]"),
-    ] = None,
-    devices: Annotated[str, typer.Option(metavar="LIST", help="auto, or device numbers such as 0,1.")] = "auto",
-    devices_per_worker: Annotated[
-        int | None, typer.Option(metavar="N", help="Number of devices for each worker.  [default: 1]")
-    ] = None,
+    workers: WorkersOption = None,
+    devices: DevicesOption = "auto",
+    devices_per_worker: DevicesPerWorkerOption = None,
+    hosts_per_worker: HostsPerWorkerOption = None,
     trials: TrialsOption = None,
     wall_hours: WallHoursOption = None,
     device_hours: DeviceHoursOption = None,
@@ -79,34 +99,19 @@ def launch(
     direction: DirectionOption = None,
     sampler: SamplerOption = None,
     pruner: PrunerOption = None,
+    cohort: CohortOption = None,
     mlflow: MlflowOption = None,
     tensorboard: TensorboardOption = None,
     wandb: WandbOption = None,
-    metrics_port: Annotated[
-        int | None,
-        typer.Option(
-            "--metrics-port",
-            metavar="N",
-            help="Port on which to serve Prometheus metrics; 0 picks a free port.  [default: off]",
-            show_default=False,
-        ),
-    ] = None,
-    metrics_host: Annotated[
-        str | None,
-        typer.Option(
-            "--metrics-host",
-            metavar="ADDRESS",
-            help="Address on which to serve the metrics; they need no login.  [default: 127.0.0.1]",
-            show_default=False,
-        ),
-    ] = None,
+    metrics_port: MetricsPortOption = None,
+    metrics_host: MetricsHostOption = None,
     log_format: LogFormatOption = LogFormat.TEXT,
-    live: Annotated[
-        bool | None,
-        typer.Option(
-            "--live/--no-live", help="Show a live table, or one line per update.  [default: live on a terminal]"
-        ),
-    ] = None,
+    live: LiveOption = None,
+    on: OnOption = None,
+    option: EngineOption = None,
+    logs: LogsOption = None,
+    dry_run: DryRunOption = False,
+    detach: DetachOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Run a study with several workers.
@@ -122,6 +127,7 @@ def launch(
         workers=workers,
         devices=devices,
         devices_per_worker=devices_per_worker,
+        hosts_per_worker=hosts_per_worker,
         trials=trials,
         wall_hours=wall_hours,
         device_hours=device_hours,
@@ -134,6 +140,7 @@ def launch(
         directions=tuple(direction or ()),
         sampler=parse_named("--sampler", sampler),
         pruner=parse_named("--pruner", pruner),
+        cohort=parse_cohort(cohort),
         mlflow=mlflow,
         tensorboard=tensorboard,
         wandb=wandb,
@@ -141,11 +148,29 @@ def launch(
         metrics_host=metrics_host,
         live=live,
     )
-    snapshot = launch_study(file, options)
+    study: str | None
+    with _busy_if_at_work(file, storage):
+        if on is None:
+            _refuse_without_engine(option=option, logs=logs, dry_run=dry_run, detach=detach)
+            study = launch_study(file, options).study
+        else:
+            from tuner.cli.jobs import launch_on
+            from tuner.launch.engines import JobOptions
+
+            where = JobOptions(on=on, options=split_pairs("--option", option), logs=logs)
+            study = launch_on(file, options, where, is_dry=dry_run, is_detached=detach, log_format=log_format)
+    if study is None:
+        return
     from tuner.cli.show import print_best, tell_best
     from tuner.storage.sql.background_calls import aside
 
-    aside(partial(tell_best if log_format is LogFormat.JSON else print_best, snapshot.study, storage))
+    aside(partial(tell_best if log_format is LogFormat.JSON else print_best, study, storage))
+
+
+def _refuse_without_engine(**given: object) -> None:
+    for name, value in given.items():
+        if value:
+            raise UsageError(f"`{name}` has no effect without `on`: pass an engine with `on`, such as slurm")
 
 
 def worker(
@@ -164,6 +189,10 @@ def worker(
     direction: DirectionOption = None,
     sampler: SamplerOption = None,
     pruner: PrunerOption = None,
+    cohort: CohortOption = None,
+    hosts: HostsOption = None,
+    coordinator: CoordinatorOption = None,
+    rank: RankOption = None,
     log_format: LogFormatOption = LogFormat.TEXT,
     debug: DebugOption = False,
 ) -> None:
@@ -175,9 +204,12 @@ def worker(
     from tuner.launch.devices import settle
     from tuner.launch.options import check_number
     from tuner.launch.process import EVENTS_VARIABLE
+    from tuner.trial.environment import RELAYED_VARIABLE
+    from tuner.worker.group import find_member
 
     check_number("trials", trials, 1)
     check_number("seed", seed, 0)
+    member = find_member(hosts, coordinator, rank, os.environ)
     settings = Settings(
         name=name,
         objectives=objective or (),
@@ -192,6 +224,7 @@ def worker(
             "seed": seed,
             "sampler": parse_named("--sampler", sampler),
             "pruner": parse_named("--pruner", pruner),
+            "cohort": parse_cohort(cohort),
         },
     )
     if log_format is LogFormat.JSON and EVENTS_VARIABLE not in os.environ:
@@ -200,16 +233,24 @@ def worker(
         raise typer.Exit(relay())
     settle(os.environ)
     descriptor = os.environ.pop(EVENTS_VARIABLE, None)
-    stop = _stop_on_signals()
-    work = partial(_work, file, storage, artifacts, settings, stop)
+    is_relayed = os.environ.pop(RELAYED_VARIABLE, None) is not None
+    if member is not None and member.rank > 0:
+        stop = _leave_signals_to_rank_0()
+        work = partial(_work_in_group, file, storage, artifacts, settings, stop, member=member)
+    else:
+        stop = _stop_on_signals(has_launcher=descriptor is not None and not is_relayed)
+        given = (file, storage, artifacts, settings, stop)
+        work = partial(_work, *given) if member is None else partial(_work_in_group, *given, member=member)
     if descriptor is None:
         work(print_event)
     else:
         _stop_with_launcher(stop)
         with open(int(descriptor), "w", encoding="utf-8", buffering=1) as pipe:
             _work_for_launcher(work, pipe)
-    # Otherwise Python's garbage collector runs over all objects of JAX at exit: half a second.
-    gc.freeze()
+    # Otherwise Python's garbage collector runs over all objects of JAX at exit: half a second. Without JAX it is quick,
+    # and PyTorch warns of objects that it does not reach.
+    if "jax" in sys.modules:
+        gc.freeze()
     if stop.requested:
         raise typer.Exit(130)
 
@@ -238,28 +279,95 @@ def _work(
     settings: Settings,
     stop: Stop,
     say: Callable[[Event], None],
+    group: Leader | None = None,
 ) -> None:
     from tuner.storage import connect_when_up, storage_url
     from tuner.study.file import load_target, split_target
-    from tuner.trial.environment import LAUNCHED_VARIABLE
     from tuner.worker import run_worker
 
     url = storage_url(storage)
-    found = load_target(file, settings)
-    # A launcher has already connected, and its workers wait longer.
-    if LAUNCHED_VARIABLE not in os.environ and not url.is_new_file():
-        connect_when_up(url).dispose()
-    path = str(split_target(file)[0])
-    run_worker(found.study, url, artifacts=artifacts, file=path, function=found.function, say=say, stop=stop)
+    with _busy_if_at_work(file, storage):
+        found = load_target(file, settings)
+        # A launcher has already connected, and its workers wait longer.
+        if LAUNCHED_VARIABLE not in os.environ and not url.is_new_file():
+            connect_when_up(url).dispose()
+        path = str(split_target(file)[0])
+        run_worker(
+            found.study, url, artifacts=artifacts, file=path, function=found.function, say=say, stop=stop, group=group
+        )
 
 
-def _stop_on_signals() -> Stop:
+def _work_in_group(
+    file: str,
+    storage: str | None,
+    artifacts: str | None,
+    settings: Settings,
+    stop: Stop,
+    say: Callable[[Event], None],
+    member: Member,
+) -> None:
+    """Run a process of a worker that spans hosts. All of them end in order, or none."""
+    from tuner.study.file import load_target, split_target
+    from tuner.training.hosts import connect, disconnect
+    from tuner.worker.follow import run_follower
+    from tuner.worker.group import follow, lead
+
+    name = os.environ.get(WORKER_VARIABLE, "")
+    if member.rank == 0:
+        leader, address = lead(member, name)
+        leader.on_stop = partial(setattr, stop, "requested", True)
+        try:
+            connect(address, member)
+            _work(file, storage, artifacts, settings, stop, say, leader)
+        finally:
+            leader.close()
+            disconnect()
+        return
+    follower, address = follow(member, name, stop)
+    stop.give_back = follower.pass_on_stop
+    if stop.requested:  # while it connected
+        follower.pass_on_stop()
+    try:
+        connect(address, member)
+        run_follower(load_target(file, settings).study, follower, file=str(split_target(file)[0]))
+    except Exception as error:
+        follower.report(error)
+        follower.wait_for_dismissal()
+        raise
+    finally:
+        disconnect()
+
+
+@contextlib.contextmanager
+def _busy_if_at_work(target: str, storage: str | None) -> Generator[None]:
+    """Raise `StudyBusy` for a file that is broken or has changed while other workers run a study of this file.
+
+    They loaded an earlier version of it, and it may be repaired: who restarts this process should do so later.
+    """
+    from tuner.storage import connected, storage_url
+    from tuner.storage.read.activity import is_file_at_work
+    from tuner.study.file import split_path
+
+    try:
+        yield
+    except (StudyFileError, StudyChanged) as error:
+        url, is_at_work = storage_url(storage), False
+        with contextlib.suppress(TunerError):
+            if not url.is_new_file():
+                with connected(url) as engine:
+                    is_at_work = is_file_at_work(engine, split_path(target)[0].absolute())
+        if not is_at_work:
+            raise
+        raise StudyBusy(f"{error}; other workers run a study of this file: correct it, then start this again") from None
+
+
+def _stop_on_signals(*, has_launcher: bool) -> Stop:
     """Return a flag that SIGINT and SIGTERM set; a second signal ends the process immediately.
 
     Before the worker can have a trial, the first signal does the same: importing the study's file or its data may take
     long, or wait for a process that never answers. If the main thread does not end in a few seconds, another one does.
     """
-    stop = Stop(owns_process=True)
+    stop = Stop(owns_process=True, has_launcher=has_launcher)
 
     def request() -> None:
         is_first, stop.requested = not stop.requested, True
@@ -267,6 +375,27 @@ def _stop_on_signals() -> Stop:
             _end_later(stop)
         if not stop.is_heeded and threading.current_thread() is threading.main_thread():
             raise KeyboardInterrupt
+
+    end_on_signals((signal.SIGINT, signal.SIGTERM), request)
+    return stop
+
+
+def _leave_signals_to_rank_0() -> Stop:
+    """Return a flag that SIGINT and SIGTERM set. Rank 0 is told, and decides when to end.
+
+    Schedulers send the signals to all ranks, or only to those of a host that is taken away.
+    """
+    stop = Stop(owns_process=True)
+
+    def end() -> None:
+        stop.give_back()
+        time.sleep(_FOLLOW_S)
+        os._exit(130)
+
+    def request() -> None:
+        is_first, stop.requested = not stop.requested, True
+        if is_first:
+            threading.Thread(target=end, name="last-resort", daemon=True).start()
 
     end_on_signals((signal.SIGINT, signal.SIGTERM), request)
     return stop
@@ -288,6 +417,8 @@ def _end_later(stop: Stop) -> None:
 
     That thread may be in code that never checks whether to stop: a compilation, a sleep, another library.
     """
+    save_s = 0.0 if stop.has_launcher else _SAVE_S  # a launcher kills its workers after the grace
+    stop.ends_at_s = time.monotonic() + _GRACE_S + save_s
 
     def end() -> None:
         time.sleep(_GRACE_S)

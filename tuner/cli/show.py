@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tuner.cli.arguments import DebugOption, Format, FormatOption, StorageOption, StudiesArgument, StudyArgument
-from tuner.cli.printing import as_text, emit, print_fields
+from tuner.cli.printing import emit, print_fields
 from tuner.errors import UsageError
 from tuner.output.log import say, tell
+from tuner.output.numbers import as_text
 from tuner.storage import connected, storage_url
 from tuner.trial import Outcome
 

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tuner.cli.arguments import DebugOption, StorageOption, StudyArgument
-from tuner.cli.printing import as_text, shown
+from tuner.cli.printing import shown
 from tuner.errors import StorageLost, UsageError
 from tuner.output.log import clean
 from tuner.output.sanitize import one_line, printable
 from tuner.storage import connected, storage_url
-from tuner.trial import Outcome
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -40,7 +39,7 @@ def watch(
     from rich.console import Console
     from rich.live import Live
 
-    from tuner.results.rows import progress
+    from tuner.results.rows import progress, progress_line
 
     if not every > 0:
         raise UsageError(f"--every must be above 0: got {every}")
@@ -58,8 +57,8 @@ def watch(
                 time.sleep(every)
                 continue
             if console.is_terminal:
-                live.update(_draw(state), refresh=True)
-            elif (line := _line(state)) != said:
+                live.update(draw(state), refresh=True)
+            elif (line := progress_line(state["study"])) != said:
                 said = line
                 print(printable(line), flush=True)
             if state["study"]["state"] == "finished" and not state["workers"]:
@@ -67,24 +66,15 @@ def watch(
             time.sleep(every)
 
 
-def _line(state: WatchedJson) -> str:
-    row = state["study"]
-    counts = ", ".join(f"{count} {name}" for name, count in _counts(row).items())
-    best = f", best {as_text(row['best'])}" if row["best"] is not None else ""
-    return f"{row['study']}: {row['state'] or 'not created by tuner'}, {counts or 'no trials'}{best}"
-
-
-def _counts(row: JsonRow) -> dict[str, object]:
-    """Return the number of trials with each outcome that occurs, as text."""
-    return {outcome.replace("_", " "): row[outcome] for outcome in Outcome if row[outcome]}
-
-
-def _draw(state: WatchedJson) -> Group:
+def draw(state: WatchedJson) -> Group:
+    """Return the progress of a study as tables."""
     from rich.console import Group
     from rich.text import Text
 
+    from tuner.results.rows import shown_counts
+
     row = state["study"]
-    summary = {"state": row["state"], **_counts(row), f"best {row['objective'] or ''}".rstrip(): row["best"]}
+    summary = {"state": row["state"], **shown_counts(row), f"best {row['objective'] or ''}".rstrip(): row["best"]}
     parts: list[Any] = [Text(one_line(f"study {row['study']}"), style="bold"), _table([summary])]
     if state["workers"]:
         parts += [Text(""), _table(state["workers"])]

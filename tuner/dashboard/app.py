@@ -13,6 +13,7 @@ import bottle
 import optuna_dashboard
 
 from tuner.dashboard.api_checks import check_routes
+from tuner.dashboard.descriptions import Descriptions
 from tuner.dashboard.login import CALLER, WSGI, Login
 from tuner.dashboard.optuna_page import OptunaPage
 from tuner.dashboard.pages import checkpoints_page, plots_page, refusal_page, workers_page
@@ -23,7 +24,6 @@ from tuner.dashboard.users import Users
 from tuner.errors import StorageLost, UnknownStudy
 from tuner.output.numbers import plain_json
 from tuner.results.plots import KINDS
-from tuner.storage.artifacts import describe_checkpoint
 from tuner.storage.optuna.storage import Storage
 from tuner.storage.read.activity import WorkerRow, read_checkpoints, read_compiling, read_failures, read_workers
 from tuner.storage.read.queries import StudyRow, find_study, read_studies
@@ -64,7 +64,10 @@ def routes(storage: Storage) -> bottle.Bottle:
     app.get("/assets/<name>", callback=lambda name: bottle.static_file(name, root=str(ASSETS)))
     app.get("/workers", callback=lambda: _page(workers_page, **_chosen(storage), **_activity(storage)))
     app.get("/workers.json", callback=lambda: _json(_activity(storage)))
-    app.get("/checkpoints", callback=lambda: _page(checkpoints_page, **_chosen(storage), groups=_groups(storage)))
+    about = Descriptions()
+    app.get(
+        "/checkpoints", callback=lambda: _page(checkpoints_page, **_chosen(storage), groups=_groups(storage, about))
+    )
     pictures = PlotCache(storage)
     app.get("/plots", callback=lambda: _page(plots_page, **_chosen(storage), kinds=list(KINDS)))
     app.get("/plots/<kind:re:[a-z]+>.svg", callback=lambda kind: _picture(storage, pictures, kind))
@@ -161,20 +164,19 @@ def _picture(storage: Storage, pictures: PlotCache, kind: str) -> bytes:
     return pictures.svg(study, kind)
 
 
-def _groups(storage: Storage) -> list[dict[str, Any]]:
+def _groups(storage: Storage, descriptions: Descriptions) -> list[dict[str, Any]]:
     """Return each study with its best checkpoints."""
     study = _study(storage)
     studies = [study] if study else read_studies(storage.engine)
-    return [_group(storage, row) for row in studies]
+    return [_group(storage, row, descriptions) for row in studies]
 
 
-def _group(storage: Storage, study: StudyRow) -> dict[str, Any]:
+def _group(storage: Storage, study: StudyRow, descriptions: Descriptions) -> dict[str, Any]:
     objective = next(iter(study.record.get("objective", [])), "value")
     rows = []
-    for row in read_checkpoints(storage.engine, study.study_id):
-        path = Path(row["checkpoint"])
-        about = describe_checkpoint(path)
-        if about is None and path.parent.parent.is_dir():  # removed, because others became better
+    found = read_checkpoints(storage.engine, study.study_id)
+    for row, (about, is_known) in zip(found, descriptions.read([row["checkpoint"] for row in found]), strict=True):
+        if about is None and is_known:  # removed, because others became better
             continue
         curve = [float(metrics[objective]) for _, metrics in row["curve"] if objective in metrics]
         rows.append({**row, "about": about and asdict(about), "curve": curve})

@@ -171,7 +171,7 @@ Those of trials that others have surpassed are removed.</p>
  aria-label="{{group['objective']}} by epoch"><polyline points="{{polyline(row['curve'], 160, 40)}}"/></svg></td>
 % about = row['about']
 % if about is None:
-<td colspan="4">not on this machine</td>
+<td colspan="4">not readable from this machine</td>
 % else:
 <td class="number">{{blank(about['epoch'])}}</td>
 <td class="number">{{about['step']}}</td>

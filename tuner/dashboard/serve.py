@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import logging.handlers
 import os
 import re
 import signal
-import socket
 import ssl
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from tuner.dashboard.users import Users
 from tuner.errors import UsageError
 from tuner.output.log import say
 from tuner.storage import StorageURL
+from tuner.web.address import is_loopback
 
 _MOST_BODY_BYTES = 8 * 1024 * 1024  # notes are the longest; bodies of unknown senders are read and discarded
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)*")
@@ -74,23 +73,6 @@ def check_serving(serving: Serving) -> Serving:
             "pass `tls_cert` and `tls_key`, or `behind_proxy` if a proxy in front handles TLS"
         )
     return replace(serving, prefix=prefix)
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether an address, or every address of a name, is a loopback address.
-
-    Raises:
-        UsageError: The name cannot be resolved.
-    """
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        pass
-    try:
-        found = socket.getaddrinfo(host, None)
-    except (OSError, UnicodeError):
-        raise UsageError(f"`host` must be an address of this machine: got {host!r}") from None
-    return all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
 
 
 def serve(url: StorageURL, serving: Serving) -> None:

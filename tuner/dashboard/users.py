@@ -101,6 +101,30 @@ def add_user(path: Path, name: str, role: Role, secret: str) -> None:
 
     Concurrency: safe from many processes.
     """
+    _append(path, name, role, secret, if_empty=False)
+
+
+def add_first_user(path: Path, name: str, password: str) -> bool:
+    """Append an editor to a users file that has no users or does not exist; a file with users is not changed.
+
+    Args:
+        path: The file.
+        name: The user's name.
+        password: The user's password.
+
+    Returns:
+        Whether the user was added.
+
+    Raises:
+        UsageError: The name or the password is invalid, a line of the file is, or the file cannot be written.
+
+    Concurrency: safe from many processes.
+    """
+    return _append(path, name, Role.EDITOR, hash_password(password), if_empty=True)
+
+
+def _append(path: Path, name: str, role: Role, secret: str, *, if_empty: bool) -> bool:
+    """Append a user; with `if_empty`, only to a file without users. Return whether the user was added."""
     if not _NAME.fullmatch(name):
         raise UsageError(f"a user's name must be 1 to 64 letters, digits and . _ @ -: got {name!r}")
     try:
@@ -111,10 +135,14 @@ def add_user(path: Path, name: str, role: Role, secret: str) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         text = file.read()
-        if name in parse_users(text, str(path)):
+        users = parse_users(text, str(path))
+        if if_empty and users:
+            return False
+        if name in users:
             raise UsageError(f"user {name!r} is already in {path}: remove that line first to replace it")
         lead = "\n" if text and not text.endswith("\n") else ""
         file.write(f"{lead}{name} {role.value} {secret}\n")
+    return True
 
 
 def hash_password(password: str) -> str:

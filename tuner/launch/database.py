@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -28,11 +29,13 @@ class Counts:
         by_outcome: The number of trials with each outcome.
         best: The best value; None if there is none, or with several objectives.
         best_trial: The number of the trial with the best value.
+        seconds: The time that the database needed to count.
     """
 
     by_outcome: Mapping[Outcome, int]
     best: float | None
     best_trial: int | None
+    seconds: float
 
 
 class StudyDatabase:
@@ -90,13 +93,14 @@ class StudyDatabase:
         from tuner.storage.read.queries import find_study, outcome_counts, read_best
 
         with contextlib.suppress(TunerError):
-            engine = self._connect()
+            engine, began_s = self._connect(), time.monotonic()
             study = find_study(engine, name)
             by_outcome = outcome_counts(engine, study.study_id)
             rows = read_best(engine, study, 1) if len(study.directions) == 1 else []
+            seconds = time.monotonic() - began_s
             if rows and rows[0].values:
-                return Counts(by_outcome, rows[0].values[0], rows[0].number)
-            return Counts(by_outcome, None, None)
+                return Counts(by_outcome, rows[0].values[0], rows[0].number, seconds)
+            return Counts(by_outcome, None, None, seconds)
         return None
 
     def _release(self, worker: str, study: str, trial: int | None, died: bool) -> TrialEnded | None:

@@ -207,7 +207,8 @@ def environment(group: DeviceGroup, base: Mapping[str, str]) -> dict[str, str]:
     if group.kind == "gpu":
         env["CUDA_VISIBLE_DEVICES"] = ids
         env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the order of nvidia-smi; CUDA's default is fastest first
-        if group.sharers > 1:
+        # The user's share has precedence. JAX accepts only one of the two names.
+        if group.sharers > 1 and "XLA_CLIENT_MEM_FRACTION" not in env:
             env.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{_SHARED_MEMORY / group.sharers:.3f}")
     elif group.kind == "tpu":
         port = str(_TPU_FIRST_PORT + group.ids[0])

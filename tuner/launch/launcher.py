@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from tuner.errors import StudyStopped, TunerError, UsageError
+from tuner.errors import TRY_AGAIN, StorageLost, StudyBusy, StudyFailed, StudyStopped, TunerError, UsageError
 from tuner.launch.database import Counts, StudyDatabase
 from tuner.launch.devices import DeviceGroup, assign, choose, environment, find_devices
 from tuner.launch.mirror_process import MirrorProcess
@@ -27,6 +27,7 @@ from tuner.launch.signals import end_on_signals
 from tuner.output.log import has_reader, is_json, set_about, tell
 from tuner.output.sanitize import hide_password
 from tuner.storage import StorageURL, connect_when_up, storage_url, warn_of_password
+from tuner.storage.artifacts import artifacts_of
 from tuner.storage.sql.background_calls import aside
 from tuner.study.file import split_path, split_target
 from tuner.study.source import code_digest
@@ -53,9 +54,12 @@ _POLL_S = 0.5
 _WAIT_S, _LAST_WAIT_S = 2.0, 1.0
 """Seconds to wait for an answer of the database (a late one is used later); and after a signal."""
 _FINAL_COUNT_S = 15.0
+_COUNT_SHARE = 0.05
+"""The share of its time for which a launch may keep the database busy with counting; large studies take a second."""
 _MAX_EARLY_DEATHS = 4
-"""A worker that dies this often in a row without ending a trial is not restarted. This is one more than the deaths
-after which a trial fails (`storage.claims.MAX_DEATHS`), so that one bad trial does not stop the study."""
+"""A worker that dies this often in a row, without ending a trial or getting one further, is not restarted. This is one
+more than the deaths after which a trial fails (`storage.claims.MAX_DEATHS`), so that one bad trial does not stop the
+study."""
 
 
 class Interrupted(TunerError):
@@ -74,10 +78,14 @@ class _Place:
     starts: int = 0
     early_deaths: int = 0
     is_done: bool = False
+    is_finished: bool = False
+    """Whether its worker has exited because nothing is left to do."""
     is_at_work: bool = False
     """Whether the worker has the study loaded."""
     refusal: str = ""
     """The worker's message if the study's file cannot be used any more."""
+    is_busy: bool = False
+    """Whether it said that other workers run a study of this file."""
     trial: int | None = None
     """The trial whose start the worker has reported, until it reports the end."""
 
@@ -101,7 +109,10 @@ class _Launch:
     counting: Future[Counts | None] | None = None
     asked_s: float = 0.0
     counted_s: float = 0.0
+    count_pause_s: float = _POLL_S
     burials: list[_Burial] = field(default_factory=list[_Burial])
+    farthest: dict[int, int] = field(default_factory=dict[int, int])
+    """The greatest epoch that a worker has reported of each trial."""
     began_s: float = field(default_factory=time.time)
     code: str | None = None
     """The digest of the study's code at the start of this launch, or of the last version that was reported."""
@@ -113,7 +124,7 @@ class _Launch:
         """Start the workers and return when all are done.
 
         Raises:
-            TunerError: an error that a worker reported, `StudyStopped` if no worker stays alive, or `Interrupted`.
+            TunerError: an error that a worker reported, `StudyFailed` if no worker stays alive, or `Interrupted`.
         """
         try:
             for place in self.places:
@@ -122,7 +133,7 @@ class _Launch:
                 self._read_messages(progress)
                 self._watch(progress)
                 self.mirror.watch(progress)
-                self._count(_POLL_S)
+                self._count(self.count_pause_s)
                 self._take_burials(progress)
                 progress.update(self.snapshot)
                 workers = [place.worker for place in self.places if place.worker is not None]
@@ -136,7 +147,7 @@ class _Launch:
         if self.error is not None:
             raise self.error
         if not self.snapshot.study and not stop.is_set():
-            raise StudyStopped(f"all workers of {self.target} exited before starting the study")
+            raise TunerError(f"all workers of {self.target} exited before starting the study")
         if stop.is_set():
             raise Interrupted(
                 f"stopped with {self.snapshot.used} of {self.snapshot.trials or 'its'} trials finished; "
@@ -145,7 +156,7 @@ class _Launch:
 
     def _start(self, place: _Place) -> None:
         place.starts += 1
-        place.is_at_work, place.refusal = False, ""
+        place.is_at_work, place.refusal, place.is_busy = False, "", False
         host = os.uname().nodename
         name = f"{host}:{os.getpid()}:{place.index}.{place.starts}"
         env = {**environment(place.group, os.environ), "TUNER_STORAGE": self.url.text, "PYTHONUNBUFFERED": "1"}
@@ -180,8 +191,10 @@ class _Launch:
             case TrialBegan(trial):
                 snapshot.workers[index] = f"trial {trial}"
                 place.trial = trial
-            case EpochEnded():
+            case EpochEnded(trial, epoch):
                 snapshot.workers[index] = event_line(event) or ""
+                if trial not in self.farthest or epoch > self.farthest[trial]:
+                    place.early_deaths, self.farthest[trial] = 0, epoch
             case TrialEnded() | TrialReleased() | TrialRetried():
                 place.early_deaths, place.trial = 0, None
             case TrialLost():
@@ -195,9 +208,10 @@ class _Launch:
             case WorkerDone():
                 snapshot.workers[index] = "done"
             case StudyRefused(message, exit_status):
-                place.refusal = hide_password(message)
-                if exit_status != UsageError.exit_status:
-                    self.error = self.error or StudyStopped(place.refusal)
+                place.refusal, place.is_busy = hide_password(message), exit_status == StudyBusy.exit_status
+                if exit_status in (StudyStopped.exit_status, StudyFailed.exit_status):
+                    ended = StudyStopped if exit_status == StudyStopped.exit_status else StudyFailed
+                    self.error = self.error or ended(place.refusal)
             case _:
                 pass
 
@@ -208,8 +222,8 @@ class _Launch:
                 continue
             self._read_messages(progress)
             if place.worker.process.returncode == 0:
-                place.is_done, place.is_at_work = True, False
-            elif place.worker.process.returncode == UsageError.exit_status:
+                place.is_done, place.is_finished, place.is_at_work = True, True, False
+            elif place.worker.process.returncode == UsageError.exit_status or place.is_busy:
                 self._give_up(place, place.worker, progress)
             elif self.error is None:
                 self._replace(place, place.worker, progress)
@@ -217,12 +231,13 @@ class _Launch:
     def _give_up(self, place: _Place, refused: WorkerProcess, progress: Progress) -> None:
         """Note that a worker cannot run the study's file, which a restart would not change.
 
-        This ends the launch, unless other workers are running: then the file was changed after they had read it.
+        This ends the launch, unless other workers of it are running: then the file was changed after they had read it.
         """
         place.is_done, place.is_at_work = True, False
         why = place.refusal or hide_password("\n".join(refused.last_lines[-5:]))
         if not any(other.is_at_work for other in self.places):
-            self.error = self.error or UsageError(why)
+            refusal = StudyBusy if place.is_busy else UsageError
+            self.error = self.error or refusal(why)
             return
         self.snapshot.workers[place.index] = "given up (the study's file)"
         about = {"worker": refused.name, "place": place.index}
@@ -256,9 +271,12 @@ class _Launch:
             return
         place.is_done, place.is_at_work = True, False
         self.snapshot.workers[place.index] = f"given up ({dead.ending})"
-        if all(other.is_done for other in self.places):
+        if all(other.is_done and not other.is_finished for other in self.places):
             last = hide_password("\n".join(dead.last_lines[-5:]))
-            self.error = StudyStopped(
+            if dead.process.returncode == TRY_AGAIN:
+                self.error = StorageLost(last.removeprefix("tuner: "))
+                return
+            self.error = StudyFailed(
                 f"every worker died {_MAX_EARLY_DEATHS} times in a row, the last with {dead.ending}; "
                 f"run `tuner worker {self.target}` to see why\n{last}".rstrip()
             )
@@ -333,6 +351,7 @@ class _Launch:
         snapshot = self.snapshot
         if counts is None:  # down for a moment
             return
+        self.count_pause_s = max(_POLL_S, counts.seconds / _COUNT_SHARE)
         snapshot.counts = counts.by_outcome
         if counts.best is not None:
             snapshot.best_value, snapshot.best = counts.best, f"{counts.best:.4f} (trial {counts.best_trial})"
@@ -351,17 +370,21 @@ def launch(target: str, options: LaunchOptions | None = None) -> Snapshot:
         The study's state at the end.
 
     Raises:
-        UsageError: file, devices, storage URL or a setting of the study are wrong.
+        UsageError: file, devices, storage URL, artifacts or a setting of the study are wrong.
         StorageLost: the database cannot be reached.
-        StudyStopped: the same error ended three trials in a row, or the workers died.
+        StudyStopped: a user stopped the study.
+        StudyFailed: the same error ended three trials in a row, or the workers died.
+        StudyBusy: the study's file cannot be used, but workers of another launch run it.
         Interrupted: SIGINT or SIGTERM; the study can be resumed.
     """
     options = options or LaunchOptions()
-    _check_live(options.live)
+    if options.hosts_per_worker is not None:
+        raise UsageError("`hosts_per_worker` has no effect without `on`: pass an engine with `on`, such as slurm")
+    check_live(options.live)
     set_about(study=None)  # another launch in this process may have used one
     path, _ = split_target(target)
     groups = assign(choose(find_devices(), options.devices), options.workers, options.devices_per_worker)
-    url = storage_url(options.storage)
+    url, artifacts = storage_url(options.storage), artifacts_of(options.artifacts)
     mirror = MirrorProcess(options.mirror_options(), url)
     count = f"{len(groups)} worker{'s' if len(groups) > 1 else ''}"
     opening = f"{path} with {count} on {' | '.join(str(group) for group in groups)}, storage {url}"
@@ -369,6 +392,7 @@ def launch(target: str, options: LaunchOptions | None = None) -> Snapshot:
     tell(opening, "launch", file=str(path), devices=devices_of, storage=str(url))
     if not url.is_new_file():
         aside(lambda: connect_when_up(url).dispose())
+    aside(artifacts.check_or_warn)
     warn_of_password()
     metrics = LaunchMetrics(devices_of)
     places = [_Place(index, group) for index, group in enumerate(groups)]
@@ -400,7 +424,8 @@ def _progress(groups: list[DeviceGroup], live: bool | None) -> Progress:
     return LiveProgress(console, groups) if console.is_terminal and live is not False else PlainProgress()
 
 
-def _check_live(live: bool | None) -> None:
+def check_live(live: bool | None) -> None:
+    """Raise UsageError for a live table where there is no terminal for it."""
     if live and (is_json() or not sys.stderr.isatty()):
         found = "a JSON log" if is_json() else "no terminal"
         raise UsageError(f"`live` needs a terminal on standard error: got {found}; use `tuner watch STUDY` elsewhere")

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from tuner.errors import UsageError
 from tuner.output.log import is_json
@@ -25,6 +25,7 @@ _OF_WORKERS = (
     "name",
     "sampler",
     "pruner",
+    "cohort",
 )
 
 
@@ -34,10 +35,12 @@ class LaunchOptions:
 
     Attributes:
         storage: The storage's URL; `$TUNER_STORAGE`, else `sqlite:///tuner.db`, if None.
-        artifacts: The folder for checkpoints; `$TUNER_ARTIFACTS`, else `tuner-artifacts`, if None.
+        artifacts: The folder for checkpoints, or the URL of object storage such as `s3://bucket/prefix`;
+            `$TUNER_ARTIFACTS`, else `tuner-artifacts`, if None.
         workers: Number of workers; one for each device (on CPUs at most four) by default.
         devices: `auto`, or ids as in `0,1`.
-        devices_per_worker: Number of devices for each worker.
+        devices_per_worker: Number of devices for each worker; on each of its hosts if it has several.
+        hosts_per_worker: Number of hosts that train each trial together; on an engine only.
         trials: Total number of trials; overrides the study's.
         wall_hours: Budget in hours during which at least one worker runs; overrides the study's.
         device_hours: Device-hour budget; overrides the study's.
@@ -50,6 +53,7 @@ class LaunchOptions:
         directions: For a function: `maximize` or `minimize` for each objective.
         sampler: A name, or a mapping with `name` and options; overrides the study's.
         pruner: A name, or a mapping with `name` and options; overrides the study's.
+        cohort: Number of trials that a worker trains at once in one program, or `auto`; overrides the study's.
         mlflow: The MLflow server to send the study to; `$MLFLOW_TRACKING_URI` if None.
         tensorboard: The folder in which to write the study for TensorBoard.
         wandb: The W&B project to send the study to.
@@ -66,6 +70,7 @@ class LaunchOptions:
     workers: int | None = None
     devices: str = "auto"
     devices_per_worker: int | None = None
+    hosts_per_worker: int | None = None
     trials: int | None = None
     wall_hours: float | None = None
     device_hours: float | None = None
@@ -78,6 +83,7 @@ class LaunchOptions:
     directions: Sequence[str] = ()
     sampler: str | Mapping[str, Any] | None = None
     pruner: str | Mapping[str, Any] | None = None
+    cohort: int | Literal["auto"] | None = None
     mlflow: str | None = None
     tensorboard: str | None = None
     wandb: str | None = None
@@ -91,8 +97,13 @@ class LaunchOptions:
         if self.metrics_host is not None and self.metrics_port is None:
             raise UsageError(f"`metrics_host` {self.metrics_host} has no effect without `metrics_port`: pass both")
 
-    def worker_command(self, target: str) -> list[str]:
-        """Return the command line of a worker; the storage's URL is for its environment."""
+    def worker_command(self, target: str, python: str = sys.executable) -> list[str]:
+        """Return the command line of a worker; the storage's URL is for its environment.
+
+        Args:
+            target: `FILE` or `FILE:NAME`, as the worker finds it.
+            python: The worker's Python.
+        """
         given = [(name, getattr(self, name)) for name in _OF_WORKERS]
         options = [_flag(name, value) for name, value in given if value is not None]
         options += [_flag("set", f"{name}={value}") for name, value in (self.fixed or {}).items()]
@@ -100,7 +111,7 @@ class LaunchOptions:
         options += [_flag("direction", direction) for direction in self.directions]
         if is_json():
             options.insert(0, _flag("log_format", "json"))
-        return [sys.executable, "-m", "tuner", "worker", target, *options]
+        return [python, "-m", "tuner", "worker", target, *options]
 
     def mirror_options(self) -> MirrorOptions:
         """Return the options of the process that sends the study to trackers.

@@ -18,7 +18,15 @@ from tuner.output.log import LogLine, clean, tell
 from tuner.output.numbers import duration
 from tuner.output.sanitize import one_line
 from tuner.trial import Event, Outcome, event_line
-from tuner.trial.events import HparamsUnused, SamplerFailed, TrialOverdue, TrialRestarted, TrialRetried, print_said
+from tuner.trial.events import (
+    CohortChosen,
+    HparamsUnused,
+    SamplerFailed,
+    TrialOverdue,
+    TrialRestarted,
+    TrialRetried,
+    print_said,
+)
 
 _PLAIN_EVERY_S = 5.0
 _IN_ORDER = (
@@ -108,7 +116,7 @@ class Progress(Protocol):
 def shown(said: Event | LogLine, place: int | None) -> str | None:
     """Return the line to show for an event of a worker or the mirror; None for none."""
     match said:
-        case TrialRetried() | TrialRestarted() | TrialOverdue() | SamplerFailed() | HparamsUnused():
+        case TrialRetried() | TrialRestarted() | TrialOverdue() | SamplerFailed() | HparamsUnused() | CohortChosen():
             return f"[{place}] {event_line(said)}"
         case LogLine(event="output"):
             return f"[{place}] {said.message}"

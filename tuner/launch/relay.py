@@ -14,7 +14,7 @@ from types import FrameType
 from tuner.launch.process import Message, WorkerProcess
 from tuner.launch.progress import JsonProgress
 from tuner.output.log import note_ending, set_about
-from tuner.trial.environment import worker_name
+from tuner.trial.environment import RELAYED_VARIABLE, worker_name
 from tuner.trial.events import StudyLoaded
 
 
@@ -27,7 +27,7 @@ def relay() -> int:
     inbox: queue.Queue[Message] = queue.Queue()
     name = worker_name()
     command = [sys.executable, "-m", "tuner", *sys.argv[1:]]
-    worker = WorkerProcess(0, name, command, {**os.environ, "PYTHONUNBUFFERED": "1"}, inbox)
+    worker = WorkerProcess(0, name, command, {**os.environ, "PYTHONUNBUFFERED": "1", RELAYED_VARIABLE: "1"}, inbox)
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         note_ending(True)  # a closed pipe from now on does not count as a second signal

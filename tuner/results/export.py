@@ -19,7 +19,7 @@ from tuner.output.numbers import plain
 from tuner.results.bundle_wheel import make_wheel
 from tuner.results.json_rows import JsonRow, ShownJson
 from tuner.results.rows import best_rows, check_file, format_time, no_feasible, show_row
-from tuner.storage.artifacts import FILES, RECORD
+from tuner.storage.artifacts import FILES, RECORD, local_checkpoint
 from tuner.storage.read.queries import StudyRow, TrialRow, find_study, read_trial, read_trials
 
 _RECORDED = ("compile_s", "compilations", "train_s", "worker", "checkpoint", "error_kind", "error")
@@ -46,11 +46,20 @@ def export_trials(engine: Engine, study_name: str, path: Path, *, force: bool = 
         raise UsageError(
             f"the output file must end in .csv, .json, .parquet or, for one trial, .zip: got {str(path)!r}"
         )
-    study = find_study(engine, study_name)
-    rows = [_flat_row(study, trial) for trial in read_trials(engine, study)]
+    rows = flat_rows(engine, study_name)
     with in_place(path, force) as scratch:
         write(rows, scratch)
     return len(rows)
+
+
+def flat_rows(engine: Engine, study_name: str) -> list[dict[str, object]]:
+    """Return a row for each trial, with the columns of `export_trials`.
+
+    Raises:
+        UnknownStudy: there is no such study.
+    """
+    study = find_study(engine, study_name)
+    return [_flat_row(study, trial) for trial in read_trials(engine, study)]
 
 
 def _flat_row(study: StudyRow, trial: TrialRow) -> dict[str, object]:
@@ -193,7 +202,8 @@ def check_has_model(study: StudyRow) -> None:
     if kind is not None:
         raise UsageError(
             f"study {study.name!r} has {'an' if kind == 'objective' else 'a'} {kind} instead of a trainer, so tuner "
-            "cannot load its models: `tuner export` bundles the state or the files that a trial has saved"
+            "cannot load its models: `tuner export` bundles the state or the files that a trial has saved, and "
+            "`tuner.load_state` returns a saved state"
         )
 
 
@@ -212,24 +222,19 @@ def best_number(engine: Engine, study_name: str) -> int:
 
 
 def checkpoint_of(trial: ShownJson) -> Path:
-    """Return the path of a trial's best checkpoint.
+    """Return the path of a trial's best checkpoint; one in object storage is copied to this machine first.
 
     Args:
         trial: The trial's row, from `tuner.results.rows.show_row`.
 
     Raises:
         UsageError: it has no checkpoint, or none on this machine.
+        ArtifactsLost: the object storage cannot be reached.
     """
     name = f"trial {trial['number']} of {trial['study']!r}"
     if trial["checkpoint"] is None:
         raise UsageError(f"{name} has no checkpoint: a study keeps only those of its best trials (`keep_best`)")
-    checkpoint = Path(trial["checkpoint"])
-    if not checkpoint.is_dir():
-        raise UsageError(
-            f"the checkpoint of {name} is not on this machine: no folder {checkpoint}; it was removed in favour of "
-            "better trials, or is on the machine that ran the trial"
-        )
-    return checkpoint
+    return local_checkpoint(trial["checkpoint"], name)
 
 
 def file_of(trial: ShownJson) -> Path:
@@ -241,9 +246,14 @@ def file_of(trial: ShownJson) -> Path:
     Raises:
         UsageError: it is not on this machine.
     """
-    file = Path((trial["ran_with"] or {}).get("file") or "")
+    name, recorded = f"trial {trial['number']} of {trial['study']!r}", (trial["ran_with"] or {}).get("file")
+    if recorded is None:
+        raise UsageError(
+            f"{name} has no study file: it ran in a notebook or in a program of its own; define the study in a file, "
+            "and launch that"
+        )
+    file = Path(recorded)
     if not file.is_file():
-        name = f"trial {trial['number']} of {trial['study']!r}"
         raise UsageError(f"the study file of {name} is not on this machine: no file {str(file)!r}")
     return file
 

@@ -155,6 +155,10 @@ class TimingsJson(TypedDict):
     compile_s: float | None
     compilations: int | None
     """Seconds spent compiling in the last attempt, and the number of compiled programs."""
+    programs_fetched: int | None
+    """The number of programs that it took from the [compile cache](guide/several-machines.md#compiled-programs)."""
+    lanes: int | None
+    """The number of trials that its program trains [at once](guide/cohorts.md); 1 if it trained alone."""
     train_s: float | None
     """The other seconds of the last attempt."""
     wait_s: float | None
@@ -200,6 +204,10 @@ class ShownJson(TrialJson):
     compile_s: float | None
     compilations: int | None
     """Seconds spent compiling in the last attempt, and the number of compiled programs."""
+    programs_fetched: int | None
+    """The number of programs that it took from the [compile cache](guide/several-machines.md#compiled-programs)."""
+    lanes: int | None
+    """The number of trials that its program trains [at once](guide/cohorts.md); 1 if it trained alone."""
     train_s: float | None
     """The other seconds of the last attempt."""
     wait_s: float | None
@@ -207,7 +215,7 @@ class ShownJson(TrialJson):
     worker: str | None
     """The worker that ended it."""
     checkpoint: str | None
-    """The path of its best checkpoint."""
+    """The path of its best checkpoint, or its URL in object storage."""
     error: str | None
     """The traceback of a failed attempt."""
     reports: list[ReportJson]

@@ -73,8 +73,14 @@ class Subject:
 
 
 @contextlib.contextmanager
-def opened(url: AnyURL, name: str) -> Generator[Subject]:
+def opened(url: AnyURL, name: str, *, has_screen: bool = False) -> Generator[Subject]:
     """Yield a study to plot.
+
+    Args:
+        url: The storage's URL.
+        name: The study.
+        has_screen: Whether this process shows other figures, such as those of a notebook; if so, matplotlib's backend
+            stays as it is.
 
     Raises:
         UnknownStudy: there is no such study.
@@ -83,16 +89,16 @@ def opened(url: AnyURL, name: str) -> Generator[Subject]:
     with connected(url) as engine:
         row = find_study(engine, name)
         with contextlib.closing(open_storage(url)) as storage:
-            yield subject_of(storage, row)
+            yield subject_of(storage, row, has_screen=has_screen)
 
 
-def subject_of(storage: Storage, row: StudyRow) -> Subject:
-    """Return a study to plot.
+def subject_of(storage: Storage, row: StudyRow, *, has_screen: bool = False) -> Subject:
+    """Return a study to plot; see `opened`.
 
     Raises:
         UsageError: it has no trials yet, or matplotlib is not installed.
     """
-    need_matplotlib()
+    need_matplotlib(has_screen=has_screen)
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -102,8 +108,8 @@ def subject_of(storage: Storage, row: StudyRow) -> Subject:
     return Subject(row, storage.engine, whole, _part(whole))
 
 
-def need_matplotlib() -> None:
-    """Configure matplotlib to draw without a screen, and to write reproducible files.
+def need_matplotlib(*, has_screen: bool = False) -> None:
+    """Configure matplotlib to write reproducible files and, unless the process has a screen, to draw without one.
 
     Raises:
         UsageError: matplotlib is not installed.
@@ -112,7 +118,8 @@ def need_matplotlib() -> None:
         import matplotlib
     except ImportError:
         raise UsageError(f"plots need matplotlib: {how_to_install('plots')}") from None
-    matplotlib.use("Agg")
+    if not has_screen:
+        matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "tuner"
 
 
@@ -291,15 +298,25 @@ def plot(url: AnyURL, name: str, kind: str, path: Path, *, force: bool = False) 
         UnknownStudy: there is no such study.
         UsageError: the kind is unknown or cannot be drawn for this study, or the file has another suffix.
     """
-    if kind not in (*KINDS, "report"):
-        known = [*KINDS, "picture", "report"]
-        raise UsageError(f"a plot must be one of {', '.join(known)}: got {kind!r}{nearest(kind, known)}")
+    if kind != "report":
+        check_kind(kind, (*KINDS, "picture", "report"))
     check_suffix(kind, path)
     with opened(url, name) as subject, in_place(path, force) as scratch:
         if kind == "report":
             scratch.write_text(report(subject), encoding="utf-8")
         else:
             scratch.write_bytes(draw(subject, kind, path.suffix.lower().removeprefix(".")))
+
+
+def check_kind(kind: str, known: Sequence[str] = tuple(KINDS)) -> None:
+    """Raise UsageError unless `kind` is a plot that `KINDS` can draw.
+
+    Args:
+        kind: The plot.
+        known: The plots that the message names.
+    """
+    if kind not in KINDS:
+        raise UsageError(f"a plot must be one of {', '.join(known)}: got {kind!r}{nearest(kind, known)}")
 
 
 def check_suffix(kind: str, path: Path) -> None:
@@ -315,25 +332,38 @@ def draw(subject: Subject, kind: str, format: str) -> bytes:
     Raises:
         UsageError: the plot cannot be drawn for this study.
     """
+    return written(draw_figure(subject, kind), format)
+
+
+def draw_figure(subject: Subject, kind: str) -> Figure:
+    """Return a plot as a figure that pyplot does not keep.
+
+    Raises:
+        UsageError: the plot is unknown or cannot be drawn for this study.
+    """
     from matplotlib import pyplot
     from optuna.exceptions import ExperimentalWarning
 
+    others = set(pyplot.get_fignums())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             warnings.simplefilter("ignore", UserWarning)  # about layouts, and about equal values
-            return written(KINDS[kind](subject), format)
+            return KINDS[kind](subject)
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"cannot draw the plot {kind!r} of study {subject.row.name!r}: {error}") from None
     finally:
-        pyplot.close("all")
+        for number in set(pyplot.get_fignums()) - others:
+            pyplot.close(number)
 
 
-def written(figure: Figure, format: str) -> bytes:
+def written(figure: Figure, format: str, *, dpi: int = 200) -> bytes:
     """Return the content of a figure's file; the same figure gives the same file."""
     file = io.BytesIO()
     metadata = {"Date": None} if format == "svg" else {"Software": None}
-    cast("Any", figure).savefig(file, format=format, dpi=200, bbox_inches="tight", metadata=metadata)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # about layouts, when it is drawn
+        cast("Any", figure).savefig(file, format=format, dpi=dpi, bbox_inches="tight", metadata=metadata)
     return file.getvalue()
 
 

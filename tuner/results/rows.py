@@ -9,7 +9,7 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from tuner.errors import UsageError
-from tuner.output.numbers import plain
+from tuner.output.numbers import as_text, plain
 from tuner.results.confidence import Confirmed, rank
 from tuner.results.filters import filtered, in_order
 from tuner.results.json_rows import (
@@ -34,6 +34,7 @@ from tuner.results.json_rows import (
 from tuner.storage.read.activity import WorkerRow, read_workers
 from tuner.storage.read.lineage import Attempt, read_about, read_attempts, read_metrics
 from tuner.storage.read.queries import (
+    ProgramUse,
     Standing,
     StudyRow,
     TrialRow,
@@ -43,6 +44,7 @@ from tuner.storage.read.queries import (
     read_best,
     read_by_ids,
     read_latest,
+    read_programs,
     read_standings,
     read_studies,
     read_trial,
@@ -59,6 +61,16 @@ def study_rows(engine: Engine) -> list[StudyJson]:
     """Return one row for each study: its name, state, objectives, counts and best value."""
     standings = read_standings(engine)
     return [_study_row(engine, study, standings.get(study.study_id)) for study in read_studies(engine)]
+
+
+def study_row(engine: Engine, study_name: str) -> StudyJson:
+    """Return the row of one study.
+
+    Raises:
+        UnknownStudy: there is no such study.
+    """
+    study = find_study(engine, study_name)
+    return _study_row(engine, study, read_standings(engine, study.study_id).get(study.study_id))
 
 
 def _study_row(engine: Engine, study: StudyRow, standing: Standing | None) -> StudyJson:
@@ -116,10 +128,22 @@ def progress(engine: Engine, study_name: str, last: int) -> WatchedJson:
     """
     study = find_study(engine, study_name)
     return {
-        "study": _study_row(engine, study, read_standings(engine, study.study_id).get(study.study_id)),
+        "study": study_row(engine, study_name),
         "workers": [_busy_row(row) for row in read_workers(engine, study.study_id) if row["trial"] is not None],
         "ended": [_end_row(study, trial) for trial in read_latest(engine, study, last)],
     }
+
+
+def progress_line(row: StudyJson) -> str:
+    """Return the progress of a study, its row, in one line."""
+    counts = ", ".join(f"{count} {name}" for name, count in shown_counts(row).items())
+    best = f", best {as_text(row['best'])}" if row["best"] is not None else ""
+    return f"{row['study']}: {row['state'] or 'not created by tuner'}, {counts or 'no trials'}{best}"
+
+
+def shown_counts(row: JsonRow) -> dict[str, object]:
+    """Return the number of a study's trials with each outcome that occurs, by the outcome's text."""
+    return {outcome.replace("_", " "): row[outcome] for outcome in Outcome if row[outcome]}
 
 
 def _busy_row(row: WorkerRow) -> BusyJson:
@@ -320,7 +344,7 @@ def show_row(engine: Engine, study_name: str, number: int) -> ShownJson:
         "constraints": {name: plain(value) for name, value in trial.constraints.items()} or None,
         "started": format_time(trial.started),
         "completed": format_time(trial.completed),
-        **_timings(trial),
+        **_timings(trial, read_programs(engine, trial.trial_id)),
         "worker": trial.record.worker,
         "checkpoint": trial.record.checkpoint,
         "error": trial.record.error,
@@ -337,12 +361,20 @@ def format_time(moment: datetime.datetime | None, timespec: str = "seconds") -> 
     return moment.astimezone(datetime.UTC).replace(tzinfo=None).isoformat(timespec=timespec) + "Z"
 
 
-def _timings(trial: TrialRow) -> TimingsJson:
+def _timings(trial: TrialRow, programs: ProgramUse) -> TimingsJson:
     """Return how a trial's time was spent; `wait_s` is the rest: earlier attempts, and time when no worker ran it."""
     compile_s, train_s, wait_s = trial.record.compile_s, trial.record.train_s, None
     if trial.seconds is not None and compile_s is not None and train_s is not None:
         wait_s = max(0.0, round(trial.seconds - compile_s - train_s, 3))
-    return {"compile_s": compile_s, "compilations": trial.record.compilations, "train_s": train_s, "wait_s": wait_s}
+    compilations = trial.record.compilations
+    return {
+        "compile_s": compile_s,
+        "compilations": compilations,
+        "programs_fetched": None if compilations is None else programs.fetched,
+        "lanes": None if compilations is None else programs.lanes,
+        "train_s": train_s,
+        "wait_s": wait_s,
+    }
 
 
 def _report_rows(trial: TrialRow, metrics: Mapping[int, tuple[int, Mapping[str, float]]]) -> list[ReportJson]:

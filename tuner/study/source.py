@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import TypeVar
 
 from tuner.errors import PACKAGE, StudyError, StudyFileError, TunerError
+from tuner.study.git_record import RECORD_VARIABLE, read_record
 from tuner.study.modules import module_name
 from tuner.trial.environment import GitState
 
@@ -128,7 +129,20 @@ def code_digest(path: Path) -> str | None:
 
 
 def git_state(path: Path) -> GitState | None:
-    """Return the commit of a file's Git repository, and whether it has changes; None without a repository."""
+    """Return the commit of a file's Git repository, and whether it has changes; None if neither is known.
+
+    Without a repository, as in a container, the record that was made when the image was built is used.
+    """
+    return _state_of_repository(path) or _recorded_state(path)
+
+
+def _recorded_state(path: Path) -> GitState | None:
+    where = os.environ.get(RECORD_VARIABLE)
+    record = read_record(Path(where)) if where else None
+    return None if record is None else record.state_of(path)
+
+
+def _state_of_repository(path: Path) -> GitState | None:
     command = ["git", "-C", str(path.absolute().parent)]
     try:
         commit, status = (

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from tuner.errors import SpaceError, StudyError, is_int, is_number
+from tuner.errors import SpaceError, StudyChanged, StudyError, is_int, is_number
 from tuner.output.sanitize import is_unstorable
 from tuner.study.command import Command
 from tuner.study.data import StudyData
@@ -80,6 +80,8 @@ class StudySpec:
             first; None for no limit. A trial that takes longer is given back, and a death of its worker is counted: the
             third one fails the trial.
         retries: How often a trial that raised an error is retried before it counts as failed; >= 0.
+        cohort: For a trainer: the number of trials that a worker trains at once in one compiled program, on one device;
+            `"auto"` measures which number trains most trials per second. 1 trains one after another.
 
     Raises:
         StudyError: a setting is wrong; the message names it.
@@ -109,6 +111,7 @@ class StudySpec:
     trial_minutes: float | None = None
     stall_minutes: float | None = None
     retries: int = 1
+    cohort: int | Literal["auto"] = 1
 
     def __post_init__(self) -> None:
         if isinstance(self.trainer, type):
@@ -128,6 +131,10 @@ class StudySpec:
             value = getattr(self, setting)
             if not is_int(value) or value < low:
                 raise StudyError(f"{setting} must be an integer of at least {low}: got {value!r} (study {self.name!r})")
+        if self.cohort != "auto" and (not is_int(self.cohort) or self.cohort < 1):
+            raise StudyError(f"cohort must be an integer of at least 1, or 'auto': got {self.cohort!r}")
+        if self.cohort != 1 and self.trainer is None:
+            raise StudyError(f"cohort needs a study with `trainer`: got cohort={self.cohort!r} (study {self.name!r})")
         for setting in ("wall_hours", "device_hours", "trial_minutes", "stall_minutes"):
             limit, unit = getattr(self, setting), setting.partition("_")[2]
             if limit is not None and (not is_number(limit) or not limit > 0):
@@ -359,7 +366,8 @@ class StudySpec:
         """Compare the settings with those recorded at the study's first launch. The number of trials may change.
 
         Raises:
-            StudyError: a setting differs; the message names each difference.
+            StudyChanged: a setting differs; the message names each difference.
+            StudyError: a newer version of tuner created the study.
         """
         # Through JSON, because the stored record is JSON as well.
         mine = json.loads(json.dumps(self.record()))
@@ -373,7 +381,7 @@ class StudySpec:
         theirs = {**with_rules(recorded), "value": value_epoch_of(recorded)}
         changes = differences(theirs, {**mine, "optimizer_rules": rules})
         if changes:
-            raise StudyError(
+            raise StudyChanged(
                 f"study {self.name!r} has changed since its first launch, so its trials cannot be compared: "
                 f"{'; '.join(changes)}; change it back, or give the study a new name"
             )

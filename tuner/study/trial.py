@@ -264,7 +264,8 @@ def numbers(metrics: object, epoch: int) -> dict[str, float]:
             # PyTorch raises a RuntimeError for a tensor of several numbers.
             if isinstance(value, str | bytes) or math.prod(getattr(value, "shape", ())) != 1:
                 raise TypeError
-            found[name] = float(value.item() if getattr(value, "shape", ()) else value)
+            # `float` of a PyTorch loss warns of its gradient; `item` does not.
+            found[name] = float(value.item() if hasattr(value, "item") else value)
         except (TypeError, ValueError):
             raise StudyError(f"the metric {name!r} must be a number: got {value!r} (epoch {epoch})") from None
     return found

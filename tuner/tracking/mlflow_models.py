@@ -14,6 +14,7 @@ from tuner.output.jsonfile import read_json, write_json
 from tuner.results.export import check_has_model
 from tuner.results.rows import no_feasible
 from tuner.storage import AnyURL, StorageURL, connected, mirroring, parse_url
+from tuner.storage.artifacts import local_checkpoint
 from tuner.storage.read.queries import StudyRow, TrialRow, find_study, read_best, read_trial
 from tuner.study.source import import_file
 from tuner.tracking import check_trackers
@@ -98,6 +99,7 @@ def pack(study: StudyRow, trial: TrialRow, folder: Path) -> Mapping[str, Any]:
     Raises:
         UsageError: the checkpoint or the study's file does not exist.
         CheckpointError: the checkpoint is damaged.
+        ArtifactsLost: the object storage with the checkpoint cannot be reached.
     """
     from tuner.training.saved.checkpoints import read
 
@@ -108,14 +110,10 @@ def pack(study: StudyRow, trial: TrialRow, folder: Path) -> Mapping[str, Any]:
             f"trial {trial.number} of study {study.name!r} has no checkpoint: a study keeps only those of its "
             "best `keep_best` trials"
         )
-    if not Path(where).is_dir():
-        raise UsageError(
-            f"the checkpoint of trial {trial.number} of study {study.name!r} is not on this machine: no folder "
-            f"{where!r}; run the command on the machine that has the study's artifacts"
-        )
-    _, record = read(where)
+    checkpoint = local_checkpoint(where, f"trial {trial.number} of study {study.name!r}")
+    _, record = read(checkpoint)
     file = Path(record.get("file") or "")
-    if file.resolve().is_relative_to(Path(where).resolve()):
+    if file.resolve().is_relative_to(checkpoint.resolve()):
         raise CheckpointError(f"the file of study {study.name!r} is inside its checkpoint: {str(file)!r}; move it")
     if not file.is_file():
         raise UsageError(
@@ -123,7 +121,7 @@ def pack(study: StudyRow, trial: TrialRow, folder: Path) -> Mapping[str, Any]:
             "it is"
         )
     folder.mkdir()
-    shutil.copytree(where, folder / _CHECKPOINT)
+    shutil.copytree(checkpoint, folder / _CHECKPOINT)
     shutil.copy(file, folder / _FILE)
     own = record["space"]["name"] if record["space"]["file"] == str(file.resolve()) else None
     write_json(folder / _ABOUT, {"study": study.name, "trial": trial.number, "space": own})

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 from jax.tree_util import KeyPath
 
@@ -56,6 +57,11 @@ class Layout:
         return max(1, len(self.devices))
 
     @property
+    def spans_hosts(self) -> bool:
+        """Whether some of the devices are those of other processes, which run the same programs."""
+        return any(device.process_index != jax.process_index() for device in self.devices)
+
+    @property
     def _mesh(self) -> Mesh:
         return jax.make_mesh((self.size,), (AXIS,), axis_types=(AxisType.Auto,), devices=self.devices)
 
@@ -63,13 +69,52 @@ class Layout:
         """Return a pytree with each array on the trial's device, or copied to all of its devices."""
         if self.size == 1:
             return jax.device_put(tree, self.devices[0] if self.devices else None)
-        return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))
+        return place(tree, NamedSharding(self._mesh, PartitionSpec()))
+
+    def share(self, batch_size: int) -> np.ndarray:
+        """Return the positions in a batch that the devices of this process compute: Int[np.ndarray, "share"]."""
+        return np.concatenate([np.arange(*part.indices(batch_size)) for part in self._parts(batch_size)])
+
+    def put_share(self, batch: PyTree, batch_size: int) -> Any:
+        """Return a batch of which each process has read its share, divided among all devices.
+
+        Args:
+            batch: The examples at the positions that `share` returns, as NumPy arrays.
+            batch_size: The size of the whole batch.
+        """
+        sharding, starts, length = NamedSharding(self._mesh, PartitionSpec(AXIS)), dict[int, int](), 0
+        for part in self._parts(batch_size):
+            first, last, _ = part.indices(batch_size)
+            starts[first], length = length, length + last - first
+
+        def put(array: np.ndarray) -> jax.Array:
+            def rows(index: tuple[slice, ...] | None) -> np.ndarray:
+                assert index is not None
+                first, last, _ = index[0].indices(batch_size)
+                return array[starts[first] :][: last - first]
+
+            return jax.make_array_from_callback((batch_size, *array.shape[1:]), sharding, rows)
+
+        return jax.tree.map(put, batch)
+
+    def _parts(self, batch_size: int) -> list[slice]:
+        """Return the parts of a batch that the devices of this process compute, in the batch's order."""
+        sharding = NamedSharding(self._mesh, PartitionSpec(AXIS))
+        indices = sharding.addressable_devices_indices_map((batch_size,)).values()
+        parts = [index[0] for index in indices if index is not None]
+        return sorted(parts, key=lambda part: part.indices(batch_size)[0])
 
     def divide(self, batch: PyTree) -> Any:
         """Constrain a batch inside a program to be divided along its first axis."""
         if self.size == 1:
             return batch
         return jax.lax.with_sharding_constraint(batch, NamedSharding(self._mesh, PartitionSpec(AXIS)))
+
+    def copy(self, results: PyTree) -> Any:
+        """Constrain what the host fetches from a program to be on each device, if no process has all devices."""
+        if not self.spans_hosts:
+            return results
+        return jax.lax.with_sharding_constraint(results, NamedSharding(self._mesh, PartitionSpec()))
 
     def keep(self, state: PyTree) -> Any:
         """Constrain the placement of a state inside a program, so that it does not change between steps."""
@@ -82,7 +127,7 @@ class Layout:
             StudyError: a rule does not fit an array.
         """
         if self.size == 1:
-            device = self.devices[0] if self.devices else jax.devices()[0]
+            device = self.devices[0] if self.devices else jax.local_devices()[0]
             return jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(device), tree)
         mesh = self._mesh
         return jax.tree_util.tree_map_with_path(lambda path, leaf: self._sharding(mesh, path, leaf), tree)
@@ -123,3 +168,54 @@ class Layout:
                 f"batch_size must be a multiple of the number of devices: got batch_size={asked} on {self.size} devices"
             )
         return min(asked, -(-length // self.size) * self.size)
+
+
+def place(tree: PyTree, shardings: PyTree) -> Any:
+    """Return a pytree with its arrays placed like `jax.device_put`, which would compare them on all hosts each time.
+
+    Args:
+        tree: Arrays and numbers, the same in each process.
+        shardings: One sharding, or a tree of them that matches.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    several = isinstance(shardings, Sharding | None)
+    places = [shardings] * len(leaves) if several else structure.flatten_up_to(shardings)
+    if all(where is None or where.is_fully_addressable for where in places):
+        return jax.device_put(tree, shardings)
+    return structure.unflatten([_place(leaf, where) for leaf, where in zip(leaves, places, strict=True)])
+
+
+def _place(leaf: PyTree, sharding: Sharding | None) -> Any:
+    if sharding is None:
+        return jax.device_put(leaf)
+    if isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = _place(np.asarray(jax.random.key_data(leaf)), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    if not hasattr(leaf, "dtype") or getattr(leaf, "weak_type", False):
+        # Only a program keeps the weak type of a number, without which results would have other types.
+        number = leaf.item() if hasattr(leaf, "dtype") else leaf
+        return jax.jit(_same, out_shardings=sharding)(number)
+    array = np.asarray(leaf)
+    array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype))
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: np.asarray(array[index]))
+
+
+def _same(number: PyTree) -> PyTree:
+    return number
+
+
+def local(tree: PyTree) -> Any:
+    """Return a pytree with this process's own copy of each array that is copied to the devices of several hosts.
+
+    Raises:
+        StudyError: an array is divided among hosts, so that none has all of it.
+    """
+
+    def own(leaf: PyTree) -> Any:
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+            return leaf
+        if not leaf.is_fully_replicated:
+            raise StudyError("an array that is divided among several hosts cannot be read by one of them")
+        return leaf.addressable_data(0)
+
+    return jax.tree.map(own, tree)

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from tuner.errors import CheckpointError, StudyError
+from tuner.object_storage import fetched
 from tuner.study.launch_record import optimizer_rules_of
 from tuner.study.source import import_file
 from tuner.study.space import Space, from_params
@@ -64,14 +65,15 @@ class Loaded:
 def load_from_checkpoint(
     path: str | Path, *, trainer: TrainerModule | None = None, hparams: object = None, trust: bool = False
 ) -> Loaded:
-    """Load a trained model from a checkpoint's folder.
+    """Load a trained model from a checkpoint's folder, or from its URL in object storage.
 
     A checkpoint names the Python file of its study, or of its trainer's class. Importing that file runs its code. It is
     therefore imported only with `trust=True`, and never if it is inside the checkpoint. Modules that this process has
     already imported are used.
 
     Args:
-        path: A checkpoint, or a trial's folder, for its best checkpoint or else its latest.
+        path: A checkpoint, or a trial's folder, for its best checkpoint or else its latest; or the URL that
+            `tuner show` prints as `checkpoint`, which is copied to the user's cache folder.
         trainer: The trainer; then no file is imported for it.
         hparams: The hyperparameters, if they are not a `Space`, or if their class is not imported.
         trust: Import the file that the checkpoint names. The file must still be in the same place; put code that does
@@ -80,7 +82,9 @@ def load_from_checkpoint(
     Raises:
         CheckpointError: the checkpoint is damaged, missing or not one of tuner's, or its study is not found or trusted.
         StudyFileError: the study's file does not import.
+        ArtifactsLost: the object storage cannot be reached.
     """
+    path = fetched(path)
     plain, record = read(path)
     trainer = trainer or _find_trainer(path, record, trust)
     if hparams is None:
@@ -167,12 +171,23 @@ def load_run(
 
 def _find_trainer(path: str | Path, record: dict[str, Any], trust: bool) -> TrainerModule:
     """Return the trainer of the recorded study, or an instance of the recorded class."""
-    study = record.get("study")
+    study, file = record.get("study"), record.get("file")
     if study is not None:
-        for value in vars(_module(path, record["file"], f"study {study!r}", "trainer=", trust)).values():
+        # A study of a notebook has no file: it is in the running program, or in a module that it has imported.
+        modules: list[Any] = (
+            [sys.modules["__main__"], sys.modules.get(record["class"]["module"])]
+            if file is None
+            else [_module(path, file, f"study {study!r}", "trainer=", trust)]
+        )
+        for value in [value for module in modules if module is not None for value in vars(module).values()]:
             if getattr(value, "name", None) == study and isinstance(getattr(value, "trainer", None), TrainerModule):
                 return as_recorded(path, record, value.trainer)
-        raise CheckpointError(f"{record['file']} no longer defines the study {study!r} of {path}; pass trainer=")
+        if file is None:
+            raise CheckpointError(
+                f"study {study!r} of {path} was defined in a notebook or interactively: define it again first, or pass "
+                "trainer="
+            )
+        raise CheckpointError(f"{file} no longer defines the study {study!r} of {path}; pass trainer=")
     kind = _find(path, record["class"], "trainer=", trust)
     if not (isinstance(kind, type) and issubclass(kind, TrainerModule)):
         # A checkpoint may name anything: call only trainers.

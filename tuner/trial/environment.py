@@ -10,6 +10,8 @@ CPUS_VARIABLE = "TUNER_CPUS"
 """The cores that the worker binds itself to, such as `0,1`."""
 LAUNCHED_VARIABLE = "TUNER_LAUNCHED_AT"
 """The start time of the launch, in seconds since 1970 on the launcher's clock."""
+RELAYED_VARIABLE = "TUNER_RELAYED"
+"""Set for a worker without a launcher whose log is JSON: nothing kills it soon after a signal."""
 WORKER_VARIABLE = "TUNER_WORKER"
 """The worker's name."""
 

@@ -21,6 +21,8 @@ class Stop:
         is_heeded: Whether the worker checks the request yet; not while it imports the study and its data.
         is_noticed: Whether the trial has checked the request, and now saves its state.
         owns_process: Whether the process is only a worker, and may be ended with a trial that does not end.
+        has_launcher: Whether a launcher started the process, which kills it soon after a request.
+        ends_at_s: When the process ends at the latest, on the clock of `time.monotonic`; None before a request.
         give_back: Gives back the worker's trial while its thread is still training; may be called on any thread.
     """
 
@@ -28,6 +30,8 @@ class Stop:
     is_heeded: bool = False
     is_noticed: bool = False
     owns_process: bool = False
+    has_launcher: bool = False
+    ends_at_s: float | None = None
     give_back: Callable[[], None] = field(default=lambda: None)
 
 
@@ -195,6 +199,15 @@ class WorkerIdle(Event):
 
 
 @dataclass(frozen=True)
+class CohortChosen(Event):
+    """A worker has chosen how many trials it trains at once, and says why if that is only one."""
+
+    name = "cohort"
+    lanes: int
+    message: str
+
+
+@dataclass(frozen=True)
 class HoursUsed(Event):
     """The study's hours are used up."""
 
@@ -236,6 +249,7 @@ _KINDS: Mapping[str, type[Event]] = {
     for kind in (
         *(StudyLoaded, TrialBegan, EpochEnded, TrialEnded, TrialRetried, TrialRestarted, TrialLost, TrialDeadly),
         TrialOverdue,
+        CohortChosen,
         *(SamplerFailed, HparamsUnused, SearchFinished, WorkerIdle, HoursUsed, WorkerDone, StudyRefused, SecondsSpent),
         RowsSent,
     )
@@ -292,7 +306,9 @@ def event_line(event: Event) -> str | None:
             return f"study {study}, {trials} trials"
         case HoursUsed():
             return "the study's hours are used up"
-        case SamplerFailed(_, message) | HparamsUnused(_, message) | TrialOverdue(_, message):
+        case (
+            SamplerFailed(_, message) | HparamsUnused(_, message) | TrialOverdue(_, message) | CohortChosen(_, message)
+        ):
             return message
         case SearchFinished():
             return "the sampler has ended the search"

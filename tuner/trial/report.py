@@ -66,4 +66,4 @@ def all_finite(values: list[float]) -> bool:
 
 
 DEADLY = "dead workers"
-"""The kind of error of a trial that too many workers died in."""
+"""The kind of error of a trial in which too many workers died without it getting further."""

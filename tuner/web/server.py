@@ -215,6 +215,11 @@ class _Connection(HTTPConnection):
     def close(self) -> None:
         with self.server.open.lock:  # the number of a closed socket may soon belong to another one
             super().close()
+            if not self.linger:
+                # Fails if the client has not taken the whole answer. Otherwise the garbage collector would try to send
+                # the rest, and Python 3.13 would print a traceback.
+                with suppress(OSError, ValueError):
+                    self.wfile.close()
             self.server.open.connections.discard(self)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tuner.errors import LeaseLost, StudyError, TrialPruned, TunerError
 from tuner.storage import AnyURL, storage_url
-from tuner.storage.artifacts import artifacts_folder
+from tuner.storage.artifacts import artifacts_of
 from tuner.storage.optuna.storage import Storage
 from tuner.storage.sql.retry import Patience, patient
 from tuner.storage.sql.wait_time import database_s
@@ -32,6 +32,7 @@ from tuner.worker.saves import TrialSaves
 from tuner.worker.time_use import TimeUse
 from tuner.worker.train_function import FunctionTrainable
 from tuner.worker.trainable import End, Run
+from tuner.worker.trial_files import check_writable
 
 _POLL_S = 0.5
 
@@ -110,10 +111,12 @@ class Asking:
 
     def __init__(self, study: StudySpec, storage: AnyURL | None) -> None:
         devices = os.environ.get(DEVICES_VARIABLE, "")
-        runtime = make_runtime(devices, needs_jax=False)
+        files = artifacts_of(None)
+        check_writable(files)
+        runtime = make_runtime(devices, needs_jax=False, artifacts=files)
         about = {"study": study.name, "file": None}
         time_use = TimeUse({"compiling": lambda: runtime.clock.total_s, "database": database_s})
-        place = Place(artifacts_folder(None), about, None, devices, runtime, time_use)
+        place = Place(files, about, None, devices, runtime, time_use)
         stop = Stop(is_heeded=True)
         self._storage = Storage(storage_url(storage))
         self._storage.engine = patient(self._storage.engine, Patience(PATIENCE_S, lambda: stop.requested))

@@ -10,12 +10,13 @@ import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuner.errors import CheckpointError, LeaseLost, StorageLost, TrialPruned, TunerError, is_interrupted
 from tuner.output.sanitize import hide_password
 from tuner.search import TrialPruner
-from tuner.storage.artifacts import FILES, collect, trial_folder
+from tuner.storage.artifacts import FILES
 from tuner.storage.read.lineage import read_metrics
 from tuner.storage.read.queries import BASELINE_KEY
 from tuner.storage.read.ranking import is_among_best, is_feasible, removable
@@ -79,7 +80,8 @@ class Attempt(TrialData):
         self.objectives = context.study.objectives
         self.number, self.is_resumed = lease.number, lease.fence > 1
         self.seed = trial_seed(context.study.seed, lease.number, "training")
-        self.devices, self.root = context.place.devices, trial_folder(context.folder, lease.number)
+        self.devices, self.files = context.place.devices, context.files.of_attempt(lease)
+        self.root = self.files.root
         self.folder = self.root / FILES
         self.reporter = Reporter(
             context.prompt_engine, lease, self.objectives[0] if len(self.objectives) == 1 else None
@@ -93,10 +95,11 @@ class Attempt(TrialData):
         self.is_flush_queued = False
         self.unstored_log: Sequence[str] | None = None
         self.optuna_trial: optuna.Trial | None = None
+        self.sampler: optuna.samplers.BaseSampler | None = None
         self.hparams: Any = None
         self.watchdog = Watchdog(Limits.of(context.study), self._warn_of_stall, self._end_aside)
         self.clock = context.runtime.clock
-        self.began = time.perf_counter(), self.clock.total_s, self.clock.count
+        self.began = time.perf_counter(), self.clock.total_s, self.clock.count, self.clock.fetched
 
     def run(self) -> Ended | None:
         """Run the trial to its end, or give it back.
@@ -108,39 +111,51 @@ class Attempt(TrialData):
             LeaseLost: another worker has the trial.
             TunerError: the study's file is wrong, or the database cannot be reached.
         """
-        context, lease = self.context, self.lease
-        must_stop = partial(claims.must_stop, context.prompt_engine, context.claimant)
-        with (
-            renewed(context.engine, lease, must_stop, context.must_end) as self.watch,
-            context.trainable.saved(self) as saved,
-            self._held(),
-        ):
-            try:
-                with context.time_use.doing("training"):
-                    self._hold()
-                    outcome, record = self._train(saved)
-                    self._finish_reports(context.engine)
-                values = None if outcome in _WITHOUT_VALUES else self.values
-                if outcome is Outcome.FAILED and self._is_tried_again(saved, record):
-                    return None
-                error = self._after_trial(outcome, values)
-                if outcome is Outcome.COMPLETE and self._is_baseline():
-                    agree(context.engine, context.study_id, BASELINE_KEY, {"number": lease.number})
-                self._end(saved, outcome, values, record)
-                return Ended(outcome, error)
-            except _Stopped:
-                saved.close()  # the checkpoint must be written before another worker looks for it
+        context = self.context
+        with self._renewed() as self.watch, self.files:
+            if not self.files.fetch(self._must_give_back):
                 self._give_back()
                 return None
-            except LeaseLost:
-                if self.watchdog.has_ended_trial:
-                    return None
-                raise
-            except BaseException:
-                # Not an error of this trial: the study's file is wrong, the database is down, or Ctrl-C.
-                with contextlib.suppress(TunerError):
-                    leases.release(context.final_writes.engine(), lease)
-                raise
+            self.watchdog.restart()  # the time to fetch the files is not that of the trial
+            with context.trainable.saved(self) as saved, self._held():
+                return self._run(saved)
+
+    def _renewed(self) -> contextlib.AbstractContextManager[Watch]:
+        context = self.context
+        if context.renewals is not None:
+            return context.renewals.watching(self.lease)
+        must_stop = partial(claims.must_stop, context.prompt_engine, context.claimant)
+        return renewed(context.engine, self.lease, must_stop, context.must_end)
+
+    def _run(self, saved: Saved) -> Ended | None:
+        context, lease = self.context, self.lease
+        try:
+            with context.time_use.doing("training"):
+                self._hold()
+                outcome, record = self._train(saved)
+                self._finish_reports(context.engine)
+            values = None if outcome in _WITHOUT_VALUES else self.values
+            if outcome is Outcome.FAILED and self._is_tried_again(saved, record):
+                return None
+            error = self._after_trial(outcome, values)
+            if outcome is Outcome.COMPLETE and self._is_baseline():
+                agree(context.engine, context.study_id, BASELINE_KEY, {"number": lease.number})
+            self._end(saved, outcome, values, record)
+            return Ended(outcome, error)
+        except _Stopped:
+            saved.close()  # the checkpoint must be written before another worker looks for it
+            self.files.flush()
+            self._give_back()
+            return None
+        except LeaseLost:
+            if self.watchdog.has_ended_trial:
+                return None
+            raise
+        except BaseException:
+            # Not an error of this trial: the study's file is wrong, the database is down, or Ctrl-C.
+            with contextlib.suppress(TunerError):
+                leases.release(context.final_writes.engine(), lease)
+            raise
 
     @contextlib.contextmanager
     def _held(self) -> Generator[None]:
@@ -160,7 +175,7 @@ class Attempt(TrialData):
         """Return the Optuna trial of the claimed trial, with the sampler for its number."""
         study = self._optuna_study()
         private.forget_stop(study)  # a trial that is retried asks its sampler again
-        study.sampler = self.context.samplers.make(self.lease)
+        study.sampler = self.sampler = self.context.samplers.make(self.lease)
         return self.context.trainable.make_trial(study, self.lease.trial_id, self)
 
     def _train(self, saved: Saved) -> tuple[Outcome, dict[str, str]]:
@@ -231,16 +246,22 @@ class Attempt(TrialData):
 
     def must_stop(self) -> bool:
         """Return whether the training must end: the trial must be given back, or has passed a limit."""
-        watch, watchdog, stop = self.watch, self.watchdog, self.context.stop
+        watchdog = self.watchdog
         self.context.say_seconds()
-        if stop.requested or watch.is_lost.is_set() or watch.must_stop.is_set():
-            stop.is_noticed = stop.requested
+        if self._must_give_back():
             return True
         if watchdog.is_over_time():
             self.decision = self.decision or Outcome.TIMED_OUT
         if self.decision is not Outcome.TIMED_OUT and not watchdog.is_stalled:
             return False
         watchdog.note_noticed()
+        return True
+
+    def _must_give_back(self) -> bool:
+        watch, stop = self.watch, self.context.stop
+        if not (stop.requested or watch.is_lost.is_set() or watch.must_stop.is_set()):
+            return False
+        stop.is_noticed = stop.requested
         return True
 
     @property
@@ -383,7 +404,10 @@ class Attempt(TrialData):
         frozen = storage.get_trial(self.lease.trial_id)
         if len(self.objectives) == 1:
             frozen.intermediate_values = dict(self.curve)
-        study = private.filter_study(self._optuna_study(), frozen)
+        own = self._optuna_study()
+        if self.sampler is not None:
+            own.sampler = self.sampler  # other trials may have asked theirs since
+        study = private.filter_study(own, frozen)
         try:
             with self.context.time_use.doing("training"):
                 study.sampler.after_trial(study, frozen, state.get(outcome, TrialState.PRUNED), values)
@@ -405,9 +429,12 @@ class Attempt(TrialData):
     def _is_tried_again(self, saved: Saved, record: Mapping[str, str]) -> bool:
         """Give back a failed trial to be retried, unless it has failed too often; return whether it is retried."""
         context, lease, error = self.context, self.lease, hide_password(record["error"])
+        if not leases.may_retry(context.engine, lease, self.study.retries):
+            return False
+        saved.close()  # the checkpoint must be written, and uploaded, before another worker looks for it
+        self.files.flush()
         if not leases.retry(context.engine, lease, error, self.study.retries):
             return False
-        saved.close()
         private.forget_stop(context.optuna_study)  # the search continues with this trial
         context.say(TrialRetried(lease.number, last_line(error)))
         return True
@@ -420,16 +447,17 @@ class Attempt(TrialData):
         record |= self._spent()
         path = self._keep_best(saved, outcome, values)
         if path is not None:
-            record["checkpoint"] = path
-        leases.tell(context.engine, lease, outcome, values, record)
+            record["checkpoint"] = self.files.keep(path, lease.trial_id)
+        leases.tell(context.engine, lease, outcome, values, record, self._attributes())
         saved.delete_latest()
+        self.files.finish()
         if saved.folder.exists():  # with the best checkpoint, or only with pictures
-            collect(context.folder, partial(removable, context.engine, context.study_id, **self._best_k()))
+            context.files.collect(partial(removable, context.engine, context.study_id, **self._best_k()))
         context.say(TrialEnded(lease.number, outcome, values, record["train_s"], record["compile_s"]))
 
     def _spent(self) -> dict[str, Any]:
         """Return the worker, and how it spent its time, as columns of the record."""
-        began, compile_s, compilations = self.began
+        began, compile_s, compilations, _ = self.began
         compile_s = self.clock.total_s - compile_s
         return {
             "worker": self.lease.worker,
@@ -438,10 +466,18 @@ class Attempt(TrialData):
             "train_s": round(time.perf_counter() - began - compile_s, 4),
         }
 
+    def _attributes(self) -> dict[str, int]:
+        """Return attributes of the trial: how many programs came from the compile cache, and with how many it ran."""
+        fetched, lanes = self.clock.fetched - self.began[3], self.context.lanes()
+        return {
+            **({leases.FETCHED_KEY: fetched} if fetched else {}),
+            **({leases.LANES_KEY: lanes} if lanes > 1 else {}),
+        }
+
     def _best_k(self) -> dict[str, Any]:
         return {"keep": self.study.keep_best, "maximize": self.study.all_directions[0] == "maximize"}
 
-    def _keep_best(self, saved: Saved, outcome: Outcome, values: list[float] | None) -> str | None:
+    def _keep_best(self, saved: Saved, outcome: Outcome, values: list[float] | None) -> Path | None:
         """Save the best checkpoint if the trial is among the best of the study; return its path."""
         if outcome is not Outcome.COMPLETE or values is None or not self.study.keep_best:
             return None
@@ -450,8 +486,7 @@ class Attempt(TrialData):
             return None
         if not is_among_best(context.engine, context.study_id, values[0], **self._best_k()):
             return None
-        path = saved.write_best()
-        return None if path is None else str(path)
+        return saved.write_best()
 
     def _give_back(self) -> None:
         context = self.context
@@ -484,11 +519,14 @@ class Attempt(TrialData):
             with contextlib.suppress(TunerError):
                 if overrun is Overrun.TIME:
                     spent = self._spent()
-                    leases.tell(context.engine, lease, Outcome.TIMED_OUT, None, {**spent, **self._timeout()})
+                    record = {**spent, **self._timeout()}
+                    leases.tell(context.engine, lease, Outcome.TIMED_OUT, None, record, self._attributes())
                     ended = TrialEnded(number, Outcome.TIMED_OUT, None, spent["train_s"], spent["compile_s"])
                     context.say_aside(ended)
                 else:
                     leases.bury(context.engine, lease)
+                if owns_process and context.renewals is not None:  # the other trials of its cohort did nothing wrong
+                    claims.release_all(context.engine, lease.worker, died=False)
         finally:
             self.watch.is_lost.set()
             if owns_process:

@@ -8,6 +8,7 @@ from typing import Any
 from tuner.study import StudySpec
 from tuner.study.command import Command
 from tuner.study.objective import OptunaObjective
+from tuner.worker.group import Follower, Leader
 from tuner.worker.runtime import Runtime
 from tuner.worker.trainable import Choose, DataFor, Trainable
 
@@ -19,6 +20,7 @@ def make_trainable(
     about: dict[str, Any],
     record: Mapping[str, Any],
     choose: Choose,
+    group: Leader | Follower | None = None,
 ) -> Trainable:
     """Return the trainable of a study.
 
@@ -29,12 +31,13 @@ def make_trainable(
         about: Information to save with checkpoints.
         record: The settings that the study's first launch recorded.
         choose: See `Choose`.
+        group: The processes that train each trial together, if there are several.
     """
     if study.trainer is not None:
         assert data_for is not None
         from tuner.worker.train_module import ModuleTrainable
 
-        return ModuleTrainable(study, data_for, runtime.layout, about, record, choose)
+        return ModuleTrainable(study, data_for, runtime.layout, about, record, choose, group)
     if isinstance(study.train, OptunaObjective):
         from tuner.worker.train_objective import ObjectiveTrainable
 

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Engine
 
 from tuner.output.log import now
-from tuner.storage.sql.background_calls import Background
+from tuner.storage.artifacts import Artifacts
+from tuner.storage.sql.background_calls import Caller
 from tuner.storage.sql.retry import Patience, patient
 from tuner.storage.worker.claims import Claimant
 from tuner.storage.worker.fences import Lease
+from tuner.storage.worker.renewal import Renewals
 from tuner.storage.worker.studies import mode_of
 from tuner.study import StudySpec
 from tuner.study.source import code_digest, git_state
@@ -26,6 +28,7 @@ from tuner.trial.events import SecondsSpent
 from tuner.worker.runtime import Runtime
 from tuner.worker.time_use import TimeUse
 from tuner.worker.trainable import Trainable
+from tuner.worker.trial_files import StudyFiles
 
 if TYPE_CHECKING:
     import optuna
@@ -39,12 +42,14 @@ _LAST_PATIENCE_S = 3.0
 class Place:
     """The devices, folders and runtime of a worker's trials."""
 
-    artifacts: Path
+    artifacts: Artifacts
     about: dict[str, Any]
     function: str | None
     devices: str
     runtime: Runtime
     time_use: TimeUse
+    hosts: tuple[str, ...] = ()
+    """The hosts of a worker that spans several."""
 
     def describe(self) -> dict[str, Any]:
         """Return the information stored about a worker: where it runs, and its versions."""
@@ -52,13 +57,19 @@ class Place:
         return {
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "devices": self.devices or f"cpu {os.cpu_count()}",
+            "devices": self._devices(),
+            **({"hosts": list(self.hosts)} if self.hosts else {}),
             "file": file,
             **({} if self.function is None else {"function": self.function}),
             "code": None if file is None else code_digest(Path(file)),
             "git": None if file is None else git_state(Path(file)),
             "versions": self.runtime.versions(),
         }
+
+    def _devices(self) -> str:
+        if self.hosts:
+            return f"{self.runtime.device_count} devices of {len(self.hosts)} hosts"
+        return self.devices or f"cpu {os.cpu_count()}"
 
 
 class FinalWrites:
@@ -148,17 +159,19 @@ class WorkerContext:
         storage: Optuna's view of the database.
         engine: The same database; waits for it with a worker's patience.
         prompt_engine: The same database, for calls that must not wait.
-        background: The thread that stores reports.
+        background: Calls what stores reports, on a thread.
         optuna_study: The study for its sampler.
         pruning_study: The study for its pruner.
         claimant: The worker for the storage.
-        folder: The study's artifacts.
+        files: The files of its trials.
         place: Devices, and the information about the study in checkpoints.
         time_use: How the worker spends its time.
         stop: Whether the worker must stop.
         samplers: Creates the sampler of each trial.
         final_writes: The time limit for writes before the worker exits.
         listener: Receives the worker's events.
+        renewals: Renews the leases of several trials together; None for a thread for each.
+        lanes: Returns the number of lanes of the program in which the trial trains with others; 1 if it trains alone.
     """
 
     study: StudySpec
@@ -167,17 +180,19 @@ class WorkerContext:
     storage: Storage
     engine: Engine
     prompt_engine: Engine
-    background: Background
+    background: Caller
     optuna_study: optuna.Study
     pruning_study: optuna.Study
     claimant: Claimant
-    folder: Path
+    files: StudyFiles
     place: Place
     time_use: TimeUse
     stop: Stop
     samplers: Samplers
     final_writes: FinalWrites
     listener: Callable[[Event], None]
+    renewals: Renewals | None = None
+    lanes: Callable[[], int] = lambda: 1
 
     @property
     def runtime(self) -> Runtime:

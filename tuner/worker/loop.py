@@ -7,27 +7,31 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuner.errors import LeaseLost, StorageLost, StudyError, StudyStopped, TunerError
+from tuner.errors import LeaseLost, RankLost, StorageLost, StudyError, StudyFailed, StudyStopped, TunerError
 from tuner.output.log import is_json, set_about
 from tuner.output.sanitize import hide_password
 from tuner.storage import AnyURL, storage_url, warn_of_password
-from tuner.storage.artifacts import artifacts_folder, study_folder
+from tuner.storage.artifacts import artifacts_of
 from tuner.storage.read.queries import last_errors
 from tuner.storage.sql.background_calls import Background
 from tuner.storage.sql.dialect import now_s
 from tuner.storage.sql.retry import IMPATIENT, PROMPT, Patience, patient
 from tuner.storage.sql.wait_time import database_s
 from tuner.storage.worker import claims, leases
+from tuner.storage.worker.checkpoints import checkpoints_below, move_checkpoint
 from tuner.storage.worker.claims import Claimant, NoTrial
 from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.studies import join, leave, register
 from tuner.study import StudyData, StudySpec
+from tuner.study.source import code_digest
 from tuner.trial import Event, Stop
 from tuner.trial import optuna_private as private
 from tuner.trial.environment import DEVICES_VARIABLE, LAUNCHED_VARIABLE, worker_name
 from tuner.trial.events import (
+    CohortChosen,
     HoursUsed,
     SamplerFailed,
     SearchFinished,
@@ -42,12 +46,18 @@ from tuner.trial.failures import describe, last_line, reason_to_stop
 from tuner.worker.attempt import Attempt, Ended
 from tuner.worker.choose import make_trainable
 from tuner.worker.context import FinalWrites, Place, ProgramModes, Samplers, WorkerContext
+from tuner.worker.follow import STUDY, STUDY_FILE, check_group
+from tuner.worker.group import Leader
 from tuner.worker.runtime import make_runtime
 from tuner.worker.time_use import TimeUse
 from tuner.worker.trainable import Trainable
+from tuner.worker.trial_files import check_writable, make_study_files
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
     from tuner.storage.optuna.storage import Storage
+    from tuner.worker.cohort import Cohort
 
 
 LEASE_S = 30.0
@@ -68,23 +78,27 @@ def run_worker(
     name: str | None = None,
     say: Callable[[Event], None] = lambda event: None,
     stop: Stop | None = None,
+    group: Leader | None = None,
 ) -> None:
     """Run trials of a study until its budget is used up.
 
     Args:
         study: The study.
         storage: Its storage's URL; `$TUNER_STORAGE`, else `sqlite:///tuner.db`, if None.
-        artifacts: The folder for checkpoints; `$TUNER_ARTIFACTS`, else `tuner-artifacts`, if None. Workers on several
-            machines that share one can go on with each other's trials.
+        artifacts: The folder for checkpoints, or the URL of object storage such as `s3://bucket/prefix`;
+            `$TUNER_ARTIFACTS`, else `tuner-artifacts`, if None. Workers on several machines that share one can go on
+            with each other's trials.
         file: The study's file, which checkpoints refer to.
         function: The name of a function in the file, if the file has no `Study`.
         name: The worker's name.
         say: Called with each event, see `tuner.trial.events`.
         stop: Set by another thread to end early.
+        group: The other processes of a worker that spans hosts; see `tuner.worker.follow.run_follower`.
 
     Raises:
         UsageError: the study cannot run as it is written; nothing has been stored.
-        StudyStopped: the same error ended three trials in a row (the message has its traceback), or `tuner stop`.
+        StudyStopped: a user stopped the study (`tuner stop`).
+        StudyFailed: the same error ended three trials in a row; the message has its traceback.
         StorageLost: the database cannot be reached, or is down for `PATIENCE_S` seconds.
 
     Concurrency: any number of workers, on any number of machines.
@@ -94,14 +108,19 @@ def run_worker(
 
     if study.kind == "ask":
         raise StudyError(f"study {study.name!r} has nothing to run: set trainer= or train=, or use ask() and tell()")
-    url = storage_url(storage)
+    check_group(study, group)
+    url, files = storage_url(storage), artifacts_of(artifacts)
+    if LAUNCHED_VARIABLE not in os.environ:  # a launcher has checked them
+        check_writable(files)
     devices = os.environ.get(DEVICES_VARIABLE, "")
-    runtime = make_runtime(devices, needs_jax=study.trainer is not None)
+    runtime = make_runtime(devices, needs_jax=study.trainer is not None, artifacts=files, spans_hosts=group is not None)
     data = None if study.data is None else StudyData(study.data, study.seed)
     check_study(study, data)
+    if group is not None:
+        group.check_same(STUDY_FILE, None if file is None else code_digest(Path(file)))
     about = {"study": study.name, "file": None if file is None else os.path.abspath(file)}
     time_use = TimeUse({"compiling": lambda: runtime.clock.total_s, "database": database_s})
-    place = Place(artifacts_folder(artifacts), about, function, devices, runtime, time_use)
+    place = Place(files, about, function, devices, runtime, time_use, () if group is None else group.hosts)
     stop = stop or Stop()
     stop.is_heeded = True
     patience = Patience(PATIENCE_S, lambda: stop.requested, statement_s=_STATEMENT_S)
@@ -110,7 +129,7 @@ def run_worker(
     optuna_storage.engine = patient(optuna_storage.engine, patience)
     warn_of_password()
     try:
-        Worker(study, data, optuna_storage, name or worker_name(), say, stop, place).run()
+        Worker(study, data, optuna_storage, name or worker_name(), say, stop, place, group=group).run()
     finally:
         optuna_storage.close()
 
@@ -128,6 +147,7 @@ class Worker:
         stop: Stop,
         place: Place,
         trainable: Trainable | None = None,
+        group: Leader | None = None,
     ) -> None:
         import optuna
 
@@ -138,11 +158,15 @@ class Worker:
             optuna.logging.disable_default_handler()
             optuna.logging.enable_propagation()
         self.study, self.storage, self.engine, self.place = study, storage, storage.engine, place
+        self.group = group
         registered = register(storage, self.engine, study.name, study.all_directions, study.record())
         study.check_unchanged(registered.record)
+        if group is not None:
+            group.agree(STUDY, lambda: registered.record)
         study_id = registered.study_id
         given: dict[str, Any] = {"sampler": study.make_sampler(0), "pruner": study.make_pruner()}
         view: Any = SamplerView(storage)
+        artifacts = self.artifacts = place.artifacts.of_study(study.name, registered.identity)
         # Errors from before the launch may be fixed. The launch counts, not the start of this worker: a worker that
         # starts later, or again, would otherwise let the same error end three more trials.
         launched_for_s = time.time() - float(os.environ.get(LAUNCHED_VARIABLE) or time.time())
@@ -157,6 +181,7 @@ class Worker:
             identity=registered.identity,
             failures_since_s=now_s(self.engine) - launched_for_s,
         )
+        self.background = Background("reports")
         self.context = WorkerContext(
             study=study,
             study_id=study_id,
@@ -168,15 +193,16 @@ class Worker:
                 place.about,
                 registered.record,
                 ProgramModes(self.engine, study_id).choose,
+                group,
             ),
             storage=storage,
             engine=self.engine,
             prompt_engine=patient(self.engine, dataclasses.replace(PROMPT, is_over=lambda: stop.requested)),
-            background=Background("reports"),
+            background=self.background,
             optuna_study=optuna.load_study(study_name=study.name, storage=view, **given),
             pruning_study=optuna.load_study(study_name=study.name, storage=storage, **given),
             claimant=self.claimant,
-            folder=study_folder(place.artifacts, study.name, registered.identity),
+            files=make_study_files(artifacts, stop),
             place=place,
             time_use=place.time_use,
             stop=stop,
@@ -186,7 +212,12 @@ class Worker:
         )
         self.say = self.context.say
         self.grid_limits = getattr(self.context.optuna_study.sampler, "limits", None)
-        self.number: int | None = None  # of the trial that runs
+        self.numbers: set[int] = set()  # of the trials that run
+        self.no_trial: NoTrial | None = None  # the answer to the latest claim of a cohort
+        self.next_claim_s = 0.0
+        self.is_settled = False  # whether no trial of the cohort ran at that claim
+        self.cohort: Cohort | None = None
+        self.is_finished = False  # whether the sampler has ended the search
         self.sampler_errors: list[str] = []  # their kinds, newest first, since the last trial without an error
 
     def run(self) -> None:
@@ -206,16 +237,28 @@ class Worker:
         study = self.study
         join(self.engine, self.claimant, self.place.describe())
         self.context.stop.give_back = self._give_back_now
+        if self.group is not None:
+            self.group.on_loss = self._bury_now
+        if self.artifacts.store is not None:
+            self.context.files.resume(checkpoints_below(self.engine, self.claimant.study_id, self.artifacts.folder))
         self.say(StudyLoaded(study.name, study.trials, ", ".join(study.objectives)))
 
     def leave(self) -> None:
         """Store that the worker has exited."""
-        self.context.background.close()
+        self.background.close()
+        self.context.files.close()
         if not self.context.final_writes.is_over():
             with contextlib.suppress(StorageLost):
+                self._store_arrived(self.context.final_writes.engine())
                 leave(self.context.final_writes.engine(), self.claimant.worker)
 
     def _work(self) -> None:
+        if self.study.cohort != 1:
+            cohort = self._make_cohort()
+            if cohort is not None:
+                with contextlib.closing(cohort):
+                    if self._work_together(cohort):
+                        return
         is_idle = False
         while not self.context.stop.requested:
             lease = self.claim()
@@ -232,40 +275,149 @@ class Worker:
                 break
             is_idle = False
             self.context.final_writes.forget()
-            self.number = lease.number
+            self.numbers = {lease.number}
             set_about(trial=lease.number)
             try:
                 ended = Attempt(self.context, lease).run()
             except LeaseLost as error:
-                self.say(TrialLost(lease.number, str(error)))
-                with contextlib.suppress(StorageLost):
-                    leases.withdraw_death(self.context.final_writes.engine(), lease)
-                self.context.final_writes.forget()
+                self._note_lost(lease, error)
             else:
                 if ended is not None:
                     self._note_sampler_error(lease.number, ended)
             finally:
-                self.number = None
+                self.numbers = set()
                 set_about(trial=None)
+            self._store_arrived(self.engine)
+            if self.group is not None and self.group.is_broken:
+                raise RankLost("a rank did not leave a training that had ended: the group ends")
             self.place.runtime.tidy()
             if private.has_stopped(self.context.optuna_study):
                 self.say(SearchFinished())
                 break
 
+    def _make_cohort(self) -> Cohort | None:
+        """Return what trains several trials at once; None if this worker cannot."""
+        if self.group is not None or self.place.runtime.layout.size > 1:
+            why = "trials of a worker with several devices train one by one: cohorts need one device"
+            self.say(CohortChosen(1, why))
+            return None
+        from tuner.worker.cohort import Cohort
+
+        choose: Any = ProgramModes(self.engine, self.claimant.study_id).choose
+        return Cohort(self.context, self.study.cohort, choose, self._claim_several, self._note_end)
+
+    def _work_together(self, cohort: Cohort) -> bool:
+        """Run several trials at once; return False if the worker must go on with one at a time."""
+        from tuner.worker.cohort import CannotShare, ProgramFailed
+
+        stop, is_idle, self.cohort = self.context.stop, False, cohort
+        while not (cohort.is_empty and (stop.requested or self.is_finished)):
+            try:
+                with self.context.time_use.doing("training"):
+                    cohort.run()
+            except CannotShare as error:
+                self.say(CohortChosen(1, str(error)))
+                return False
+            except ProgramFailed as error:
+                if not error.is_out_of_memory or not cohort.halve():
+                    self.say(
+                        CohortChosen(1, f"the program of several trials failed, so they train one by one: {error}")
+                    )
+                    return False
+            self.context.say_seconds()
+            if not cohort.is_empty or stop.requested or self.is_finished:
+                is_idle = False
+            elif self.no_trial is NoTrial.WAIT:
+                if not is_idle:
+                    self.say(WorkerIdle())
+                is_idle = True
+                with self.context.time_use.doing("waiting"):
+                    time.sleep(_POLL_S)
+            elif self.no_trial is not None and self.is_settled:
+                self.end(self.no_trial)
+                return True
+            else:
+                self.next_claim_s = 0.0  # trials have ended since
+            self.context.final_writes.forget()
+        if self.is_finished:
+            self.say(SearchFinished())
+        return True
+
+    def _claim_several(self, most: int) -> list[Lease]:
+        """Claim trials for a cohort; after a claim without a trial, not again for a while."""
+        if self.is_finished or (self.no_trial is not None and time.monotonic() < self.next_claim_s):
+            return []
+        assert self.cohort is not None
+        self.is_settled = self.cohort.is_empty
+        try:
+            # Trials that train do not wait for a database that is down.
+            claimed = self._claim(most, self.engine if self.is_settled else self.context.prompt_engine)
+        except StorageLost:
+            if self.is_settled:
+                raise
+            claimed = NoTrial.WAIT
+        self.no_trial = claimed if isinstance(claimed, NoTrial) else None
+        self.next_claim_s = time.monotonic() + _POLL_S
+        if isinstance(claimed, NoTrial):
+            return []
+        self.claimant.held |= {lease.trial_id for lease in claimed}
+        self.numbers |= {lease.number for lease in claimed}
+        return claimed
+
+    def _note_end(self, lease: Lease, ended: Ended | None, error: BaseException | None) -> None:
+        """Note that a trial of a cohort has ended or was given back.
+
+        Raises:
+            BaseException: an error of the worker.
+        """
+        self.numbers.discard(lease.number)
+        if isinstance(error, LeaseLost):
+            self._note_lost(lease, error)
+        elif error is not None:
+            raise error
+        elif ended is not None:
+            self._note_sampler_error(lease.number, ended)
+        self._store_arrived(self.engine)
+        self.is_finished = self.is_finished or (self.cohort is not None and self.cohort.has_stopped)
+        if error is None:
+            self.context.final_writes.forget()  # the other trials have as long for theirs
+
+    def _note_lost(self, lease: Lease, error: LeaseLost) -> None:
+        self.say(TrialLost(lease.number, str(error)))
+        with contextlib.suppress(StorageLost):
+            leases.withdraw_death(self.context.final_writes.engine(), lease)
+        self.context.final_writes.forget()
+
     def claim(self) -> Lease | NoTrial:
         """Claim the next trial; return the reason if there is none."""
+        claimed = self._claim(1, self.engine)
+        return claimed if isinstance(claimed, NoTrial) else claimed[0]
+
+    def _claim(self, most: int, engine: Engine) -> list[Lease] | NoTrial:
         self._limit_to_grid()
-        lease = claims.claim(self.engine, self.claimant)
+        claimed = claims.claim_several(engine, self.claimant, most)
         for number in self.claimant.deadly:
-            self.say(TrialDeadly(number, f"trial {number} failed: too many workers died while running it"))
-        return lease
+            self.say(TrialDeadly(number, f"trial {number} failed: its workers died without it getting further"))
+        return claimed
 
     def _give_back_now(self) -> None:
         """Give back the trial from another thread, because its own does not return and the process must exit."""
         with contextlib.suppress(TunerError):
             claims.release_all(self.context.final_writes.engine(), self.claimant.worker, died=False)
-        if self.number is not None:
-            self.context.say_aside(TrialReleased(self.number))
+        for number in sorted(self.numbers):
+            self.context.say_aside(TrialReleased(number))
+
+    def _bury_now(self) -> None:
+        """Give back the trial from another thread, because a process of the group has died in it."""
+        with contextlib.suppress(TunerError):
+            claims.release_all(self.context.final_writes.engine(), self.claimant.worker, died=True)
+        for number in sorted(self.numbers):
+            self.context.say_aside(TrialReleased(number))
+
+    def _store_arrived(self, engine: Engine) -> None:
+        """Store where checkpoints are that were uploaded after the end of their trial."""
+        for late in self.context.files.take_arrived():
+            move_checkpoint(engine, late.trial_id, late.path, late.url)
 
     def _limit_to_grid(self) -> None:
         """Limit the number of trials to those needed to try every point of a grid."""
@@ -289,13 +441,13 @@ class Worker:
             errors = last_errors(self.engine, self.claimant.study_id, self.claimant.failures_since_s)
             why = reason_to_stop([kind for kind, _ in errors])
             trace = f"\n{errors[0][1].rstrip()}" if errors else ""
-            raise StudyStopped(f"study {name!r} stopped: {why}; fix it and launch again{trace}")
+            raise StudyFailed(f"study {name!r} stopped: {why}; fix it and launch again{trace}")
 
     def _note_sampler_error(self, number: int, ended: Ended) -> None:
         """Warn if the sampler raised an error after a trial, which is already stored.
 
         Raises:
-            StudyStopped: it raised an error after each of the latest trials.
+            StudyFailed: it raised an error after each of the latest trials.
         """
         error = ended.sampler_error
         if error is None:
@@ -309,7 +461,7 @@ class Worker:
         self.say(SamplerFailed(number, message))
         self.sampler_errors.insert(0, described["error_kind"])
         if reason_to_stop(self.sampler_errors) is not None:
-            raise StudyStopped(
+            raise StudyFailed(
                 f"study {self.study.name!r} stopped: the sampler failed after {len(self.sampler_errors)} trials in a "
                 f"row, which are stored; fix the sampler and launch again\n{trace}"
             )

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
 
 from sqlalchemy import Engine
 
 from tuner.errors import StorageLost, TunerError
-from tuner.storage.sql.background_calls import Background
+from tuner.storage.sql.background_calls import Caller
 from tuner.storage.worker.reporter import Reporter
 from tuner.trial import Report
 
@@ -20,6 +21,18 @@ _LAST_S = 3.0
 """Seconds that the last reports of an exiting worker may take."""
 
 
+@dataclass(frozen=True)
+class StoreCall:
+    """A call that stores a report and asks the pruner."""
+
+    reporter: Reporter
+    report: Report
+    call: Callable[[], bool]
+
+    def __call__(self) -> bool:
+        return self.call()
+
+
 class Reports:
     """Passes a trial's reports to a thread in order, and gets the decision whether to prune the trial.
 
@@ -27,7 +40,7 @@ class Reports:
     later report, and does not wait again until all earlier reports have been stored.
 
     Args:
-        background: The thread.
+        background: The thread, or what makes calls on it.
         reporter: Stores the reports; used on that thread.
         is_hopeless: Asks the pruner about a stored report; called on that thread.
         is_over: Whether the worker must exit: it then waits only briefly for its last reports.
@@ -35,7 +48,7 @@ class Reports:
 
     def __init__(
         self,
-        background: Background,
+        background: Caller,
         reporter: Reporter,
         is_hopeless: Callable[[Report], bool],
         is_over: Callable[[], bool],
@@ -63,7 +76,7 @@ class Reports:
         """
         self._collect()
         is_behind = bool(self._unanswered) or self._is_away
-        future = self._background.submit(partial(self._store, report, may_prune))
+        future = self._background.submit(StoreCall(self._reporter, report, partial(self._store, report, may_prune)))
         self._unanswered.append(future)
         if not is_behind:
             self._background.wait(future, _ANSWER_S)

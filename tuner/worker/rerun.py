@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,11 +15,18 @@ from typing import Any
 import optuna
 from sqlalchemy import Engine
 
-from tuner.errors import StudyError, UsageError
+from tuner.errors import ArtifactsURLError, StudyError, UsageError
 from tuner.results.rows import OTHER_FILE, best_rows, check_file, no_feasible
-from tuner.storage.artifacts import FILES
+from tuner.storage.artifacts import artifacts_of
 from tuner.storage.read.lineage import read_metrics, read_study_file
-from tuner.storage.read.queries import StudyRow, find_baseline, find_study, read_by_ids, read_trial
+from tuner.storage.read.queries import (
+    StudyRow,
+    find_baseline,
+    find_study,
+    read_by_ids,
+    read_programs,
+    read_trial,
+)
 from tuner.storage.worker.confirmations import read_confirmations, store_confirmation
 from tuner.storage.worker.studies import mode_of
 from tuner.study import StudyData, StudySpec, trial_seed
@@ -28,7 +36,7 @@ from tuner.trial import Outcome, Report, all_finite
 from tuner.trial.environment import DEVICES_VARIABLE
 from tuner.worker.choose import make_trainable
 from tuner.worker.runtime import Runtime, make_runtime
-from tuner.worker.trainable import Trainable, TrialData, check_objectives, ranking_values
+from tuner.worker.trainable import Trainable, UnstoredRun, check_objectives, ranking_values
 
 
 @dataclass(frozen=True)
@@ -57,8 +65,12 @@ class Rerunner:
                 self.trainable.run(run, saved)
         return run.values
 
+    def lanes(self, number: int) -> int:
+        """Return the number of trials that trained at once with a trial when it ran; 1 if it trained alone."""
+        return read_programs(self.engine, read_trial(self.engine, self.row, number).trial_id).lanes
 
-class _Rerun(TrialData):
+
+class _Rerun(UnstoredRun):
     """A run of a trial that stores nothing; implements `tuner.worker.trainable.Run`.
 
     Args:
@@ -81,32 +93,12 @@ class _Rerun(TrialData):
         root: Path,
         say: Callable[[Report], bool],
     ) -> None:
-        self.study, self.number, self.seed, self.root = study, number, seed, root
-        self.folder, self.devices = root / FILES, os.environ.get(DEVICES_VARIABLE, "")
-        self.objectives, self.hparams = study.objectives, study.hparams_of(params)
+        super().__init__(study, number, params, seed, root)
         self.trial = _ReportingTrial(params, number, self)
         self.values: list[float] = []
         self.curve: dict[int, float] = {}
         self.must_end = False
         self._say = say
-
-    def must_stop(self) -> bool:
-        return False
-
-    def note_progress(self) -> None:
-        pass
-
-    def restart(self, why: str) -> None:
-        pass
-
-    def forget_reports(self, first: int = 0) -> None:
-        pass
-
-    def stored_reports(self) -> list[Report]:
-        return []
-
-    def keep(self, earlier: Iterable[Report]) -> None:
-        pass
 
     def report(self, report: Report, *, is_last: bool = False) -> bool:
         check_objectives(report, self.objectives)
@@ -121,12 +113,6 @@ class _Rerun(TrialData):
 
     def set_values(self, values: Sequence[float]) -> None:
         self.values = list(values)
-
-    def flush_later(self) -> None:
-        pass
-
-    def write_log(self, lines: Sequence[str]) -> None:
-        pass
 
 
 class _ReportingTrial(optuna.trial.FixedTrial):
@@ -193,7 +179,11 @@ def open_study(engine: Engine, name: str, file: str | None, fixed: Mapping[str, 
         study.check_unchanged(row.record)
     except StudyError as error:
         raise StudyError(f"{error}; pass the same fixed hyperparameters as the launch (`fixed`)") from None
-    runtime = make_runtime(os.environ.get(DEVICES_VARIABLE, ""), needs_jax=study.trainer is not None)
+    devices, artifacts = os.environ.get(DEVICES_VARIABLE, ""), None
+    with contextlib.suppress(ArtifactsURLError):  # only for the compile cache
+        given = artifacts_of(None)
+        artifacts = given if given.folder.is_dir() else None  # the study's may be elsewhere
+    runtime = make_runtime(devices, needs_jax=study.trainer is not None, artifacts=artifacts)
     data_for = None
     if study.data is not None:
         data = StudyData(study.data, study.seed)

@@ -8,6 +8,7 @@ import sys
 from typing import Any, Protocol
 
 from tuner.output.log import tell
+from tuner.storage.artifacts import Artifacts
 
 _FRAMEWORKS = {
     "jax": "jax", "jaxlib": "jaxlib", "flax": "flax", "optax": "optax", "orbax.checkpoint": "orbax-checkpoint",
@@ -18,10 +19,11 @@ _FRAMEWORKS = {
 
 
 class Clock(Protocol):
-    """Counts compiled programs, and the seconds spent on them."""
+    """Counts compiled programs, those found in the compile cache, and the seconds spent on both."""
 
     total_s: float
     count: int
+    fetched: int
 
 
 class Runtime(Protocol):
@@ -45,7 +47,7 @@ class Runtime(Protocol):
 
 
 class _NoCompiler:
-    total_s, count = 0.0, 0
+    total_s, count, fetched = 0.0, 0, 0
 
 
 class PlainRuntime:
@@ -84,17 +86,22 @@ class JaxRuntime:
 
     Args:
         devices: The worker's devices as text, such as `gpu 0,1`.
+        artifacts: Where the study's artifacts are; the cache is there too if that is a folder.
+        spans_hosts: Whether trials use the devices of all connected processes. They use no cache: a program that one
+            process finds there and another compiles can make the other wait for ever.
     """
 
-    def __init__(self, devices: str) -> None:
+    def __init__(self, devices: str, artifacts: Artifacts | None = None, *, spans_hosts: bool = False) -> None:
+        from tuner.training.hosts import group_layout
         from tuner.training.loop.runtime import CompileClock, missing_accelerator, use_persistent_cache, worker_layout
 
-        use_persistent_cache()
+        if not spans_hosts:
+            use_persistent_cache(artifacts.folder if artifacts is not None and artifacts.store is None else None)
         warning = missing_accelerator(devices)
         if warning:
             tell(warning, "no_accelerator", "warning")
         self.clock: Clock = CompileClock()
-        self.layout = worker_layout(devices)
+        self.layout = group_layout() if spans_hosts else worker_layout(devices)
         self.device_count = max(1, len(self.layout.devices))
 
     def versions(self) -> dict[str, str]:
@@ -116,11 +123,17 @@ class JaxRuntime:
         return is_out_of_memory(error)
 
 
-def make_runtime(devices: str, *, needs_jax: bool) -> Runtime:
+def make_runtime(
+    devices: str, *, needs_jax: bool, artifacts: Artifacts | None = None, spans_hosts: bool = False
+) -> Runtime:
     """Return the runtime for a worker that has imported its study.
 
     Args:
         devices: The worker's devices as text, such as `gpu 0,1`; empty if it was given none.
         needs_jax: Whether the study has a `TrainerModule`.
+        artifacts: Where the study's artifacts are, if that is known.
+        spans_hosts: Whether trials use the devices of all connected processes.
     """
-    return JaxRuntime(devices) if needs_jax or "jax" in sys.modules else PlainRuntime(devices)
+    if needs_jax or "jax" in sys.modules:
+        return JaxRuntime(devices, artifacts, spans_hosts=spans_hosts)
+    return PlainRuntime(devices)

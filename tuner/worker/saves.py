@@ -337,7 +337,10 @@ def _head(folder: Path) -> dict[str, Any]:
 def _state(folder: Path, like: object) -> Any:
     record = _head(folder)
     if record["kind"] == "files":
-        return folder / _FILES / record["name"]
+        name = str(record["name"])
+        if not name or Path(name).name != name or name == "..":
+            raise CheckpointError(f"the saved state is damaged: {folder} has a file outside of it, {name!r}")
+        return folder / _FILES / name
     if record["kind"] == "jax":
         from tuner.training.foreign import read_tree
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import copy
+import json
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from tuner.errors import StudyError
 from tuner.study import StudySpec
 from tuner.study.launch_record import kept_epoch_of, optimizer_rules_of
 from tuner.trial import Report
+from tuner.worker.group import Follower, Group, Leader
 from tuner.worker.trainable import AsksOptuna, Choose, DataFor, End, Run
 
 if TYPE_CHECKING:
+    from tuner.training.loop.execution import Execute
     from tuner.training.saved.checkpoints import Checkpoints
 
 
@@ -26,6 +31,7 @@ class ModuleTrainable(AsksOptuna):
         about: Information to save with checkpoints.
         record: The settings that the study's first launch recorded.
         choose: Looks up how a program runs, or measures it.
+        group: The processes that train each trial together, if there are several.
     """
 
     def __init__(
@@ -36,38 +42,55 @@ class ModuleTrainable(AsksOptuna):
         about: dict[str, Any],
         record: Mapping[str, Any],
         choose: Choose,
+        group: Leader | Follower | None = None,
     ) -> None:
-        self._study, self._data_for, self._about = study, data_for, about
+        self._study, self._data_for, self._about, self._group = study, data_for, about, group
         self._options = {
             "layout": layout,
             "optimizer_rules": optimizer_rules_of(record),
             "keep": kept_epoch_of(record),
-            "choose": choose,
+            "choose": choose if group is None else partial(_choose_together, group, choose),
+            **({} if group is None else {"agree": group.agree}),
         }
+
+    def in_lane(self, execute: Execute) -> ModuleTrainable:
+        """Return the same with another way to run programs, see `tuner.training.Training`."""
+        other = copy.copy(self)
+        other._options = {**self._options, "execute": execute}
+        return other
 
     def saved(self, run: Run) -> Checkpoints:
         from tuner.training.saved.checkpoints import Checkpoints
+        from tuner.training.saved.shared import SharedCheckpoints
 
-        return Checkpoints(run.root, every_s=self._study.save_every_s, writes_best=False, restart=partial(run.restart))
+        make = Checkpoints if self._group is None else partial(SharedCheckpoints, self._group)
+        return make(run.root, every_s=self._study.save_every_s, writes_best=False, restart=partial(run.restart))
 
     def run(self, run: Run, saved: Checkpoints) -> End:
-        study = self._study
+        if not isinstance(self._group, Leader):
+            return self._train(run, saved)
+        params = json.loads(json.dumps(run.trial.params))
+        if self._study.hparams_of(params) != run.hparams:
+            raise StudyError(f"the hyperparameters {params} cannot be sent to the other hosts: they change as JSON")
+        with self._group.together({"number": run.number, "seed": run.seed, "params": params}):
+            return self._train(run, saved)
+
+    def _train(self, run: Run, saved: Checkpoints) -> End:
+        study, group = self._study, self._group
         assert study.epochs is not None
-
-        def must_stop() -> bool:
-            run.note_progress()
-            return run.must_stop()
-
+        data = self._data_for(run.hparams)
+        if group is not None:
+            _check_same_data(group, data)
         reports = study.trainer.train_model(
             run.hparams,
-            self._data_for(run.hparams),
+            data,
             epochs=study.epochs,
             seed=run.seed,
             objective=study.objectives[0],
             direction=study.all_directions[0],
             checkpoints=saved if run.resumes_later else None,
             about={**self._about, "trial": run.number},
-            stop=must_stop,
+            stop=partial(_must_stop, run, saved),
             **self._options,
         )
         epoch = 0
@@ -76,6 +99,42 @@ class ModuleTrainable(AsksOptuna):
                 if epoch == 0 and saved.restored is not None:
                     run.keep(Report(**earlier) for earlier in saved.restored["reports"])
                 epoch = report.epoch
-                if run.report(report, is_last=epoch >= study.epochs):
+                end = partial(run.report, report, is_last=epoch >= study.epochs)
+                if end() if group is None else group.agree(f"end after epoch {epoch}", end):
                     return End.PRUNED
         return End.FINISHED if epoch >= study.epochs else End.STOPPED
+
+
+def _must_stop(run: Run, saved: Checkpoints) -> bool:
+    from tuner.training.saved.shared import SharedCheckpoints
+
+    run.note_progress()
+    return saved.agree_to_stop(run.must_stop) if isinstance(saved, SharedCheckpoints) else run.must_stop()
+
+
+def _check_same_data(group: Group, splits: Any) -> None:
+    """Check that all processes have the same data; of streams, which are not read for this, only the lengths."""
+    from tuner.training.saved.run_record import digest
+
+    parts = [part for part in (splits.train, splits.validation, splits.test) if part is not None]
+    group.check_same("data", [[digest(part), len(part)] for part in parts])
+
+
+def _choose_together(group: Group, choose: Choose, program: str, measure: Callable[[], str]) -> str:
+    """Choose how a program runs: if rank 0 does not know it, all processes run the measurement."""
+    if group.is_leader:
+        measured = False
+
+        def announced() -> str:
+            nonlocal measured
+            measured = True
+            group.agree("measurement", lambda: True)
+            return measure()
+
+        mode = choose(program, announced)
+        if not measured:
+            group.agree("measurement", lambda: False)
+        return group.agree("mode", lambda: mode)
+    if group.agree("measurement", bool):
+        measure()
+    return group.agree("mode", str)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from tuner.storage.artifacts import FILES
 from tuner.study.spec import StudySpec
 from tuner.study.trial import TrialRun
 from tuner.trial import Report
+from tuner.trial.environment import DEVICES_VARIABLE
 
 if TYPE_CHECKING:
     import optuna
@@ -112,6 +114,47 @@ class TrialData:
 
     def keep_saved(self) -> None:
         """Do nothing: only functions have saved reports, and `FunctionTrainable` keeps them."""
+
+
+class UnstoredRun(TrialData):
+    """The part of `Run` that all runs share which store nothing and are not stopped.
+
+    Args:
+        study: The study.
+        number: The trial.
+        params: Its stored hyperparameters.
+        seed: The seed of the training.
+        root: A folder for its files, which is removed afterwards.
+    """
+
+    def __init__(self, study: StudySpec, number: int, params: Mapping[str, object], seed: int, root: Path) -> None:
+        self.study, self.number, self.seed, self.root = study, number, seed, root
+        self.folder, self.devices = root / FILES, os.environ.get(DEVICES_VARIABLE, "")
+        self.objectives, self.hparams = study.objectives, study.hparams_of(params)
+
+    def must_stop(self) -> bool:
+        return False
+
+    def note_progress(self) -> None:
+        pass
+
+    def restart(self, why: str) -> None:
+        pass
+
+    def forget_reports(self, first: int = 0) -> None:
+        pass
+
+    def stored_reports(self) -> list[Report]:
+        return []
+
+    def keep(self, earlier: Iterable[Report]) -> None:
+        pass
+
+    def flush_later(self) -> None:
+        pass
+
+    def write_log(self, lines: Sequence[str]) -> None:
+        pass
 
 
 class Saved(Protocol):

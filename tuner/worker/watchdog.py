@@ -56,6 +56,7 @@ class Watchdog:
     def __init__(self, limits: Limits, warn: Callable[[], None], end: Callable[[Overrun], None]) -> None:
         self._limits, self._warn, self._end = limits, warn, end
         self._waited = waited()
+        self._idle_s, self._idle_since_s = 0.0, None
         self._began_s = self._clock_s()
         self._progress_s: float | None = None
         self._is_over, self._has_noticed = threading.Event(), threading.Event()
@@ -66,8 +67,29 @@ class Watchdog:
         self.has_ended_trial = False
         """Whether `end` was called."""
 
+    _idle_since_s: float | None
+
     def _clock_s(self) -> float:
-        return time.monotonic() - self._waited.seconds
+        since_s = self._idle_since_s
+        return (time.monotonic() if since_s is None else since_s) - self._idle_s - self._waited.seconds
+
+    @contextlib.contextmanager
+    def idle(self) -> Generator[None]:
+        """Do not count the time of the body, in which other trials of a cohort train."""
+        self._idle_since_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self._idle_s += time.monotonic() - self._idle_since_s
+            self._idle_since_s = None
+
+    def count(self, seconds: float) -> None:
+        """Count seconds of an idle time after all: a program of all trials ran for this one too."""
+        self._idle_s -= seconds
+
+    def restart(self) -> None:
+        """Count the time from now on."""
+        self._began_s = self._clock_s()
 
     @property
     def seconds(self) -> float:

@@ -23,6 +23,7 @@ from tuner.storage.artifacts import study_folder
 
 PASSWORD = "s3cret-Word"
 READ, WRITE, CHECK, SEND = "reads", "writes", "checks rights", "reads, and writes once there is a model"
+JOBS = "reads, and needs a job of an engine"
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "launch": (WRITE, "tiny.py --workers 1 --trials 99"),
@@ -32,6 +33,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "best": (READ, "tiny"),
     "show": (READ, "tiny 0"),
     "watch": (READ, "tiny"),
+    "scale": (JOBS, "tiny 2"),
+    "logs": (JOBS, "tiny"),
     "compare": (READ, "tiny tiny"),
     "importance": (READ, "tiny"),
     "plot": (READ, "tiny history --out history.png --force"),
@@ -305,6 +308,8 @@ def test_with_the_right_to_read_queries_work_and_all_else_is_refused_in_one_line
             check_refused(done)
         elif kind == CHECK:
             check_found(done, "no INSERT on")
+        elif kind == JOBS:
+            check_refused(done, "(the study has no job of an|no) engine.*")
         else:
             check_refused(done, ".*checkpoint.*")  # after the reading: the study keeps none
 
@@ -325,6 +330,7 @@ def other_url(place: Place) -> Iterator[str]:
     databases.drop_database(place.server, made)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_where_no_table_exists_those_that_would_make_them_are_refused_in_one_line(

@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from tuner.dashboard.app import _group, _state
+from tuner.dashboard.descriptions import Descriptions
 from tuner.storage import open_storage
 from tuner.storage.optuna.storage import Storage
 from tuner.storage.read.activity import read_checkpoints, read_compiling, read_failures, read_workers
@@ -212,7 +213,7 @@ def test_checkpoints_are_described_where_their_files_are(storage: Storage, tmp_p
         scene.add(reports, trial_id=trial_id, epoch=1, step=1, metrics=json.dumps({"value": "nan", "other": 1.0}))
     files = [path for path in (here / "0" / "best" / "1" / "arrays").rglob("*") if path.is_file()]
 
-    found = _group(storage, StudyRow(study_id, "first", ("minimize",), {}))
+    found = _group(storage, StudyRow(study_id, "first", ("minimize",), {}), Descriptions())
 
     assert {row["trial"]: row["about"] for row in found["rows"]} == {
         0: {"step": 7, "epoch": 2, "size_bytes": sum(path.stat().st_size for path in files), "files": len(files)},
@@ -220,7 +221,9 @@ def test_checkpoints_are_described_where_their_files_are(storage: Storage, tmp_p
     }, "of a torn one nothing is told either"
     assert math.isnan(found["rows"][0]["curve"][0])
     files[0].unlink()
-    assert [row["trial"] for row in _group(storage, StudyRow(study_id, "first", ("minimize",), {}))["rows"]] == [3]
+    assert [
+        row["trial"] for row in _group(storage, StudyRow(study_id, "first", ("minimize",), {}), Descriptions())["rows"]
+    ] == [3]
 
 
 def test_a_storage_without_anything_tells_nothing(storage: Storage) -> None:

@@ -11,6 +11,7 @@ import optuna
 import pytest
 from budgeted_study import ENDS, STATES, BudgetedStudy, add_ended
 from optuna.trial import TrialState
+from storage_tools import report
 
 from tuner.errors import LeaseLost
 from tuner.storage import connect, parse_url
@@ -18,6 +19,7 @@ from tuner.storage.sql import dialect
 from tuner.storage.worker import claims, leases
 from tuner.storage.worker.claims import MAX_DEATHS, NoTrial
 from tuner.storage.worker.fences import Lease
+from tuner.storage.worker.studies import join, leave
 from tuner.trial import Outcome
 
 
@@ -30,6 +32,11 @@ class Row:
     fence: int = 0
     deaths: int = 0
     has_expired: bool = False
+    farthest: int = 0
+
+    def report(self, epoch: int) -> None:
+        if epoch > self.farthest:
+            self.farthest, self.deaths = epoch, 0
 
 
 class Model:
@@ -116,6 +123,15 @@ class Workers:
     def renew(self) -> None:
         self.write(lambda lease: leases.renew(self.db.engine, lease), has_expired=False)
 
+    def report(self) -> None:
+        epoch = self.random.randint(1, 5)
+
+        def act(lease: Lease) -> None:
+            report(self.db.engine, lease, epoch, 0.5)
+            self.model.rows[lease.number].report(epoch)
+
+        self.write(act, has_expired=False)
+
     def expire(self) -> None:
         for lease in self.random.sample(self.leases, min(1, len(self.leases))):
             if self.model.holds(lease):
@@ -175,6 +191,7 @@ class Workers:
             self.end: 30,
             self.release: 3,
             self.renew: 3,
+            self.report: 6,
             self.expire: 6,
             self.release_all: 3,
             self.enqueue: 3,
@@ -201,10 +218,9 @@ def test_the_count_is_that_of_one_who_counts_everything(
     assert [(trial.number, trial.state.name) for trial in trials] == [
         (number, row.state) for number, row in enumerate(done.model.rows)
     ]
-    held = [(number, row.worker, row.fence) for number, row in enumerate(done.model.rows) if row.state == "RUNNING"]
-    assert [row[:3] for row in db.leases() if trials[row[0]].state is TrialState.RUNNING] == [
-        row for row in held if row[2]
-    ]
+    rows = [(number, row.worker, row.fence, row.deaths, row.state) for number, row in enumerate(done.model.rows)]
+    held = [row[:4] for row in rows if row[4] == "RUNNING" and row[2]]
+    assert [row for row in db.leases() if trials[row[0]].state is TrialState.RUNNING] == held
     assert len(done.marks) > 2, "the mark moved"
 
 
@@ -386,3 +402,67 @@ def test_racing_workers_with_marks_of_their_own_run_exactly_the_budget(
     assert states.count("FAIL") == len(states) - budget
     assert [trial.number for trial in db.trials()] == list(range(len(states)))
     assert max(marks) > -1
+
+
+# --- Several at once
+
+
+def test_several_trials_are_claimed_as_one_after_another(db: BudgetedStudy) -> None:
+    claimant = db.claimant("one", trials=6)
+    add_ended(db, "COMPLETE")
+    abandoned = db.lease(db.claimant("gone", lease_s=-1.0))
+    db.storage.create_new_trial(db.study_id, optuna.create_trial(state=TrialState.WAITING))
+
+    several = claims.claim_several(db.engine, claimant, 3)
+    assert isinstance(several, list)
+    # One that was lost, then a queued one, then a new one.
+    assert [(lease.number, lease.fence, lease.is_new) for lease in several] == [
+        (abandoned.number, 2, False),
+        (2, 1, False),
+        (3, 1, True),
+    ]
+    rest = claims.claim_several(db.engine, claimant, 10)
+    assert isinstance(rest, list)
+    assert [lease.number for lease in rest] == [4, 5]
+    assert claims.claim_several(db.engine, claimant, 10) is NoTrial.WAIT
+    for lease in [*several, *rest]:
+        db.tell(lease)
+    assert claims.claim_several(db.engine, claimant, 10) is NoTrial.DONE
+    assert db.states() == ["COMPLETE"] * 6
+
+
+def several_of(db: BudgetedStudy, claimant: claims.Claimant, most: int) -> list[Lease]:
+    claimed = claims.claim_several(db.engine, claimant, most)
+    assert isinstance(claimed, list)
+    claimant.held |= {lease.trial_id for lease in claimed}
+    return claimed
+
+
+def test_a_worker_claims_its_part_if_others_run(db: BudgetedStudy) -> None:
+    claimants = [db.claimant(name, trials=10) for name in ("one", "two", "three")]
+    for claimant in claimants:
+        join(db.engine, claimant, {"host": "here", "pid": 1, "devices": "cpu"})
+    claimed = [several_of(db, claimant, 8) for claimant in claimants]
+    assert [len(several) for several in claimed] == [4, 4, 2]  # a third, rounded up, and what is left
+    assert claims.claim_several(db.engine, claimants[0], 8) is NoTrial.WAIT
+    for lease in claimed[1]:
+        leases.release(db.engine, lease)
+    claimants[1].held = set()
+    assert claims.claim_several(db.engine, claimants[0], 8) is NoTrial.WAIT  # it has its part
+    leave(db.engine, "two")
+    assert len(several_of(db, claimants[0], 8)) == 1  # now half of them
+    assert len(several_of(db, claimants[2], 8)) == 3
+
+
+def test_many_claims_at_once_are_counted_as_they_settle(db: BudgetedStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After many trials a worker does not count the ended ones again, also within a claim of several."""
+    monkeypatch.setattr(claims, "_SETTLE_AFTER", 3)
+    claimant, numbers = db.claimant("one", trials=50), list[int]()
+    while isinstance(several := claims.claim_several(db.engine, claimant, 7), list):
+        numbers += [lease.number for lease in several]
+        for lease in several[::2]:
+            db.tell(lease)
+        for lease in several[1::2]:
+            db.tell(lease, Outcome.PRUNED)
+    assert several is NoTrial.DONE
+    assert numbers == list(range(50))

@@ -21,6 +21,7 @@ class Interval:
     end: int | None
     devices: int
     lease_end: int | None = None
+    worker: str = "x"
 
     def cells(self, now: int) -> range:
         """Return the quarters in which somebody was at work."""
@@ -28,6 +29,9 @@ class Interval:
             return range(self.start, self.end)
         assert self.lease_end is not None
         return range(self.start, min(now, self.lease_end))
+
+
+DEVICES = {"x": 1, "y": 3, "z": 8}
 
 
 def store_attempts(db: BudgetedStudy, several: Sequence[Interval]) -> None:
@@ -38,12 +42,18 @@ def store_attempts(db: BudgetedStudy, several: Sequence[Interval]) -> None:
         if at % 3 == 0 or several[at - 1].end is None:
             (trial_id,) = add_ended(db, "RUNNING")
         end_s = None if one.end is None else one.end / 4
-        row = {"trial_id": trial_id, "fence": fence, "study_id": db.study_id, "worker": "x", "devices": one.devices}
+        row = {
+            "trial_id": trial_id,
+            "fence": fence,
+            "study_id": db.study_id,
+            "worker": one.worker,
+            "devices": one.devices,
+        }
         rows.append({**row, "start_s": one.start / 4, "end_s": end_s, "ending": None if end_s is None else "died"})
         if one.lease_end is not None:
-            lease = {"id": trial_id, "fence": fence, "end_s": one.lease_end / 4}
+            lease = {"id": trial_id, "fence": fence, "end_s": one.lease_end / 4, "worker": one.worker}
             names = "trial_id, worker, fence, deaths, expires_at_s"
-            db.execute(f"INSERT INTO tuner_leases ({names}) VALUES (:id, 'x', :fence, 0, :end_s)", lease)
+            db.execute(f"INSERT INTO tuner_leases ({names}) VALUES (:id, :worker, :fence, 0, :end_s)", lease)
     columns = "trial_id, fence, study_id, worker, devices, started_at_s, ended_at_s, ending"
     values = ":trial_id, :fence, :study_id, :worker, :devices, :start_s, :end_s, :ending"
     if rows:
@@ -59,10 +69,12 @@ def test_the_hours_spent_are_those_of_a_count_by_hand(db: BudgetedStudy, count: 
     several = []
     for _ in range(count):
         start, length = generator.randrange(400), generator.choice([0, 1, 5, 20, 80])
+        worker = generator.choice(list(DEVICES))
         if generator.random() < 0.3:  # still open, with a lease that goes on, has ended, or never began
-            several.append(Interval(start, None, generator.randint(1, 8), generator.choice([0, start - 4, 290, 900])))
+            lease_end = generator.choice([0, start - 4, 290, 900])
+            several.append(Interval(start, None, DEVICES[worker], lease_end, worker))
         else:
-            several.append(Interval(start, start + length, generator.randint(1, 8)))
+            several.append(Interval(start, start + length, DEVICES[worker], worker=worker))
     store_attempts(db, several)
 
     covered = {cell for one in several for cell in one.cells(now)}
@@ -70,7 +82,9 @@ def test_the_hours_spent_are_those_of_a_count_by_hand(db: BudgetedStudy, count: 
         used, settled = hours.count_hours(connection, db.study_id, now / 4, hours.Hours())
     assert settled == hours.Hours(), "too few to settle"
     assert used.wall_s == len(covered) / 4
-    assert used.device_s == sum(len(one.cells(now)) * one.devices for one in several) / 4
+    # What a worker trains at once counts once.
+    of_worker = {name: {cell for one in several if one.worker == name for cell in one.cells(now)} for name in DEVICES}
+    assert used.device_s == sum(len(cells) * DEVICES[name] for name, cells in of_worker.items()) / 4
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -96,7 +110,8 @@ def test_hours_that_are_settled_are_not_counted_otherwise_later(
                 running[trial_id] = now + 30
                 db.execute(f"UPDATE tuner_leases SET expires_at_s = {(now + 30) / 4} WHERE trial_id = {trial_id}")
         if generator.random() < 0.6:
-            store_attempts(db, [Interval(now, None, generator.randint(1, 4), now + 30)])
+            worker = generator.choice(list(DEVICES))
+            store_attempts(db, [Interval(now, None, DEVICES[worker], now + 30, worker)])
             (newest,) = db.execute("SELECT max(trial_id) AS id FROM trials")
             running[newest.id] = now + 30
         with db.engine.connect() as connection:
@@ -110,7 +125,7 @@ def test_hours_that_are_settled_are_not_counted_otherwise_later(
 @pytest.mark.parametrize(("limit", "spent_s"), [("wall_s", 150.0), ("device_s", 360.0)])
 def test_hours_end_a_study_and_more_of_them_let_it_go_on(db: BudgetedStudy, limit: str, spent_s: float) -> None:
     # Two at once for 20 seconds, then nobody for long, then one: 150 seconds in all, 360 of devices.
-    store_attempts(db, [Interval(0, 400, 2), Interval(320, 480, 2), Interval(40_000, 40_120, 3)])
+    store_attempts(db, [Interval(0, 400, 2), Interval(320, 480, 2, worker="y"), Interval(40_000, 40_120, 3)])
     running = db.lease(db.claimant("running", devices=4))
     short, enough = (db.claimant("one", **{limit: seconds}) for seconds in (spent_s, spent_s + 60.0))
 

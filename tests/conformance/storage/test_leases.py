@@ -335,7 +335,7 @@ def test_a_trial_that_kills_its_workers_is_failed(db: StudyDatabase) -> None:
     assert deadly.user_attrs["outcome"] == "failed"
     (record,) = db.records("error_kind", "error")
     assert record["error_kind"] == "dead workers"
-    assert record["error"] == "3 workers died while running this trial, the last was worker-2"
+    assert record["error"] == "3 workers in a row died without the trial getting further, the last was worker-2"
     assert_lost(db, held[-1])
 
 
@@ -413,7 +413,7 @@ def test_a_trial_without_progress_is_free_and_the_third_death_fails_it(db: Study
     (trial, _) = db.trials()
     assert trial.state == TrialState.FAIL
     (record,) = db.records()
-    assert record["error"] == "3 workers died while running this trial"
+    assert record["error"] == "3 workers in a row died without the trial getting further"
 
 
 def test_the_time_of_earlier_attempts_is_added_up(db: StudyDatabase) -> None:

@@ -18,7 +18,7 @@ from tuner.storage.worker import claims, leases
 from tuner.storage.worker.claims import MAX_DEATHS, Claimant, NoTrial
 from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.studies import resume, stop
-from tuner.trial import Outcome
+from tuner.trial import Outcome, Report
 
 
 def lose_answer(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch, *, is_done: bool) -> list[None]:
@@ -82,6 +82,31 @@ def test_a_claim_whose_answer_was_lost_is_the_same_claim(
     assert db.states() == ["RUNNING"] * 2
     assert db.attempts() == [(0, 1, "other", 1, None), (1, 1, "one", 1, None)]
     leases.renew(db.engine, lease)
+
+
+def test_a_claim_of_several_whose_answer_was_lost_is_the_same_claim(
+    postgres_db: BudgetedStudy, breaking_db: Callable[[], BudgetedStudy]
+) -> None:
+    db = breaking_db()
+    claimant = db.claimant()
+    (held,) = claims.claim_several(postgres_db.engine, claimant, 1)  # pyright: ignore[reportGeneralTypeIssues]
+    claimant.held = {held.trial_id}
+    several = claims.claim_several(db.engine, claimant, 3)
+
+    assert isinstance(several, list)
+    assert [(lease.number, lease.worker, lease.fence) for lease in several] == [(at, "one", 1) for at in (1, 2, 3)]
+    assert postgres_db.states() == ["RUNNING"] * 4, "none is claimed twice"
+    assert leases.renew_together(postgres_db.engine, [held, *several]) == [True] * 4
+
+
+def test_reports_of_several_trials_whose_answer_was_lost_are_stored_once(
+    postgres_db: BudgetedStudy, breaking_db: Callable[[], BudgetedStudy]
+) -> None:
+    db = postgres_db
+    held = [db.lease(db.claimant(f"worker {at}")) for at in range(3)]
+    given = [(lease, [Report(1, 10, {"loss": float(lease.number)})]) for lease in held]
+    assert leases.report_together(breaking_db().engine, given, "loss") == [True] * 3
+    assert [stored_reports(db, lease) for lease in held] == [{1: (10, {"loss": float(at)})} for at in range(3)]
 
 
 def test_a_take_over_whose_answer_was_lost_is_the_same(

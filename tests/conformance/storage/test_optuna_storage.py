@@ -250,6 +250,18 @@ def test_a_held_new_trial_is_never_read(place: Place) -> None:
     assert sent == []
 
 
+def test_a_list_of_trials_does_not_change_afterwards(place: Place) -> None:
+    """Optuna's successive halving stores the value of a trial, and then compares it with those of the list."""
+    lease, trial = place.hold()
+    listed = place.one.get_all_trials(place.study_id, deepcopy=False)
+    place.one.set_trial_system_attr(lease.trial_id, "completed_rung_0", 0.5)
+    trial.suggest_float("x", 0.0, 1.0)
+    (before,) = [one for one in listed if one.number == lease.number]
+    assert (before.system_attrs, before.params) == ({}, {})
+    (after,) = [one for one in place.one.get_all_trials(place.study_id, deepcopy=False) if one.number == lease.number]
+    assert (after.system_attrs, list(after.params)) == ({"completed_rung_0": 0.5}, ["x"])
+
+
 def test_a_wrong_distribution_is_refused_for_a_held_trial_too(place: Place) -> None:
     theirs = place.study(place.plain).ask()
     theirs.suggest_int("x", 1, 9)

@@ -117,7 +117,7 @@ def test_an_old_database_is_upgraded_on_request_and_loses_nothing(storage_url: s
 
     said = schema.upgrade(storage_url)
 
-    assert any("upgraded the tables of tuner from version none to 0007" in line for line in said)
+    assert any("upgraded the tables of tuner from version none to 0008" in line for line in said)
     assert any("upgraded the tables of Optuna from" in line for line in said) == (version in REFUSED)
     assert any("a copy of the database" in line for line in said) == storage_url.startswith("sqlite")
     with opened(storage_url) as storage:
@@ -185,7 +185,7 @@ def test_our_first_tables_become_these(storage_url: str) -> None:
         connection.execute(sa.text("INSERT INTO tuner_leases VALUES (:id, 'w', 3, 1, 7.5)"), {"id": running._trial_id})
 
     with pytest.raises(
-        StorageSchemaError, match=r"of tuner in .* are at version 0001, but this installation needs 0007"
+        StorageSchemaError, match=r"of tuner in .* are at version 0001, but this installation needs 0008"
     ):
         tuner.open_storage(storage_url)
     schema.upgrade(storage_url)
@@ -199,7 +199,11 @@ def test_our_first_tables_become_these(storage_url: str) -> None:
             0.5,
         )
         assert record.ended_at_s > 1.7e9
-        assert connection.execute(sa.text("SELECT fence, deaths FROM tuner_leases")).one() == (3, 1)
+        assert connection.execute(sa.text("SELECT fence, deaths, farthest_epoch FROM tuner_leases")).one() == (
+            3,
+            1,
+            None,
+        )
         assert connection.execute(sa.text("SELECT identity FROM tuner_budgets")).scalar_one() == "f00"
 
 

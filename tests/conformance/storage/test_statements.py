@@ -25,6 +25,7 @@ VARIANTS: dict[str, tuple[Any, ...]] = {
     "load trials": (True,),
     "trial details": (True,),
     "extend lease": ((),),
+    "extend lease, reported": ((),),
     "insert row": (TABLE, ("key", "value_json")),
     "upsert rows": (TABLE, ("key", "value_json"), "key", 2, None),
     "delete rows": (reports, "epoch"),

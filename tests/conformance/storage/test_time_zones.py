@@ -182,7 +182,7 @@ class Old:
         self.local(2, "datetime_complete")
         self.local(3, "datetime_start")
         with connection_to(db.url) as connection:
-            for name in ("boot", "ahead_s", "ahead_fence"):
+            for name in ("boot", "ahead_s", "ahead_fence", "farthest_epoch", "farthest_fence"):
                 connection.execute(sa.text(f"ALTER TABLE tuner_leases DROP COLUMN {name}"))
             unknown_zones.drop(connection)
             logs.drop(connection)

@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 from budgeted_study import TICK_S, BudgetedStudy
 
+from tuner.storage.artifacts import Artifacts
 from tuner.storage.sql.tables import budgets, workers
 from tuner.storage.worker import claims
 from tuner.storage.worker.studies import join, leave
@@ -91,7 +92,7 @@ def test_the_database_has_what_the_latest_launch_asked_for(db: BudgetedStudy) ->
 
 def test_a_real_worker_says_where_it_runs_and_with_what(db: BudgetedStudy) -> None:
     name = uuid.uuid4().hex
-    place = Place(Path(), {"file": __file__}, None, "", make_runtime("", needs_jax=True), TimeUse({}))
+    place = Place(Artifacts(Path()), {"file": __file__}, None, "", make_runtime("", needs_jax=True), TimeUse({}))
     join(db.engine, db.claimant(name), place.describe())
 
     row = worker_row(db, name)

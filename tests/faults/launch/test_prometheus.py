@@ -18,17 +18,15 @@ from launch_output import Scrape, address_of, held_trial, rows_of
 from tuner.storage import connect
 from tuner.storage.sql.tables import studies
 
-TESTS = Path(__file__).parents[2]
 _PLANT = """
+from pathlib import Path
 import tiny_faults
 study = tiny_faults.plant(study, Path(__file__).parent)
 """
 
 
-def plant(tuner: Any, tiny_study: Path) -> None:
-    tiny_study.write_text(tiny_study.read_text() + _PLANT)
-    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(TESTS)]))
-    tuner.env |= {"PYTHONPATH": path, "TINY_LOOP": "step", "TINY_SAVE_S": "0"}
+def plant(tuner: Any, tiny_function: Path) -> None:
+    tiny_function.write_text(tiny_function.read_text() + _PLANT)
 
 
 def start(tuner: Any, *words: str, **env: str) -> Any:
@@ -54,11 +52,11 @@ class Scrapes:
     "place", ["after_tell 2", pytest.param("before_tell 2", marks=pytest.mark.long)], ids=["after_tell", "before_tell"]
 )
 def test_trials_of_workers_that_are_killed_count_once(
-    place: str, tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any]
+    place: str, tuner_on_sqlite: Any, tiny_function: Path, wait_until: Callable[..., Any]
 ) -> None:
     tuner, url = tuner_on_sqlite, tuner_on_sqlite.env["TUNER_STORAGE"]
-    with held_trial(tiny_study, url) as give_back:
-        plant(tuner, tiny_study)
+    with held_trial(tiny_function, url) as give_back:
+        plant(tuner, tiny_function)
         launcher = start(tuner, TINY_FAULT=f"SIGKILL {place}", TINY_PAUSE_S="0.1")
         scrapes = Scrapes(address_of(launcher))
 
@@ -84,10 +82,10 @@ def test_trials_of_workers_that_are_killed_count_once(
 
 @pytest.mark.slow
 def test_a_trial_that_kills_its_workers_counts_as_failed_once(
-    tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any]
+    tuner_on_sqlite: Any, tiny_function: Path, wait_until: Callable[..., Any]
 ) -> None:
     url = tuner_on_sqlite.env["TUNER_STORAGE"]
-    with held_trial(tiny_study, url) as give_back:
+    with held_trial(tiny_function, url) as give_back:
         launcher = start(tuner_on_sqlite, TINY_MODE="kill")
         scrapes = Scrapes(address_of(launcher))
 
@@ -106,17 +104,17 @@ def test_a_trial_that_kills_its_workers_counts_as_failed_once(
 @pytest.mark.long
 @pytest.mark.slow
 def test_a_worker_that_sleeps_through_its_lease_loses_it_once(
-    tuner_on_postgres: Any, tiny_study: Path, wait_until: Callable[..., Any]
+    tuner_on_postgres: Any, tiny_function: Path, wait_until: Callable[..., Any]
 ) -> None:
     tuner, url = tuner_on_postgres, tuner_on_postgres.env["TUNER_STORAGE"]
-    with held_trial(tiny_study, url) as give_back:
-        plant(tuner, tiny_study)
+    with held_trial(tiny_function, url) as give_back:
+        plant(tuner, tiny_function)
         launcher = start(tuner, TINY_FAULT="SIGSTOP before_report 2", TINY_LEASE_S="1.5", TINY_PAUSE_S="0.1")
         scrapes = Scrapes(address_of(launcher))
         wait_until(lambda: ["died", "complete"] in endings_of(url).values())
         assert scrapes.next().sum("tuner_lease_losses_total") == 0, "it does not know yet"
 
-        os.kill(int((tiny_study.parent / "faulty").read_text()), signal.SIGCONT)
+        os.kill(int((tiny_function.parent / "faulty").read_text()), signal.SIGCONT)
 
         wait_until(lambda: scrapes.next().sum("tuner_lease_losses_total") == 1)
         wait_until(lambda: scrapes.next().sum("tuner_trials_total", "complete") == 6)
@@ -132,7 +130,7 @@ def test_a_worker_that_sleeps_through_its_lease_loses_it_once(
 
 @pytest.mark.slow
 def test_time_in_which_a_worker_waits_for_a_lock_is_time_in_the_database(
-    tuner_on_postgres: Any, tiny_study: Path, wait_until: Callable[..., Any]
+    tuner_on_postgres: Any, tiny_function: Path, wait_until: Callable[..., Any]
 ) -> None:
     url = tuner_on_postgres.env["TUNER_STORAGE"]
     engine = connect(url)
@@ -144,7 +142,7 @@ def test_time_in_which_a_worker_waits_for_a_lock_is_time_in_the_database(
         with engine.connect() as connection:
             return connection.execute(waiting).scalar_one() > 0
 
-    with held_trial(tiny_study, url) as give_back:
+    with held_trial(tiny_function, url) as give_back:
         launcher = tuner_on_postgres.start(
             *("launch", "tiny.py", "--workers", "1", "--trials", "4", "--metrics-port", "0"), TINY_PAUSE_S="0.1"
         )

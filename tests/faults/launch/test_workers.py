@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy
-from after_faults import processes_of
+from after_faults import endings_of, processes_of
 
 from tuner.storage import connect
 from tuner.storage.sql.tables import attempts, leases, trial_intermediate_values
@@ -66,7 +66,7 @@ def check_study(tuner: Any, trials: int, epochs: int = 3) -> list[dict[str, Any]
 
 @pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_its_trial_goes_on(
-    tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any], tmp_path: Path
+    tuner_on_sqlite: Any, tiny_function: Path, wait_until: Callable[..., Any], tmp_path: Path
 ) -> None:
     tuner = tuner_on_sqlite
     url = tuner.env["TUNER_STORAGE"]
@@ -91,7 +91,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_goes_on(
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_an_interrupted_launch_ends_soon_and_resumes(
-    tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any], sent: signal.Signals
+    tuner_on_sqlite: Any, tiny_function: Path, wait_until: Callable[..., Any], sent: signal.Signals
 ) -> None:
     tuner = tuner_on_sqlite
     url = tuner.env["TUNER_STORAGE"]
@@ -160,18 +160,18 @@ def test_a_trial_that_cannot_resume_starts_again_and_the_study_goes_on(
 
 @pytest.mark.slow
 def test_a_syntax_error_stops_no_worker_that_is_at_work(
-    tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any]
+    tuner_on_sqlite: Any, tiny_function: Path, wait_until: Callable[..., Any]
 ) -> None:
     tuner = tuner_on_sqlite
     url = tuner.env["TUNER_STORAGE"]
-    text = tiny_study.read_text()
+    text = tiny_function.read_text()
     launcher = tuner.start("launch", "tiny.py", "--workers", "2", TINY_TRIALS="16", TINY_PAUSE_S="0.5")
 
     def at_work() -> int:
         return count(url, leases)
 
     wait_until(lambda: reports(url)() and at_work() == 2)
-    tiny_study.write_text(f"{text}\ndef broken(:\n")
+    tiny_function.write_text(f"{text}\ndef broken(:\n")
     os.kill(children(launcher.pid)[0], signal.SIGKILL)
 
     output, _ = launcher.communicate(timeout=300)
@@ -185,13 +185,13 @@ def test_a_syntax_error_stops_no_worker_that_is_at_work(
     )
     assert changed == refused
     assert len(refused) == 1
-    tiny_study.write_text(text)
+    tiny_function.write_text(text)
     check_study(tuner, 16)
 
 
 @pytest.mark.slow
 def test_a_launch_whose_reader_has_gone_ends_in_good_order(
-    tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any]
+    tuner_on_sqlite: Any, tiny_function: Path, wait_until: Callable[..., Any]
 ) -> None:
     tuner = tuner_on_sqlite
     launcher = tuner.start("launch", "tiny.py", "--workers", "1", TINY_PAUSE_S="0.5")
@@ -210,7 +210,7 @@ def test_a_launch_whose_reader_has_gone_ends_in_good_order(
 
 @pytest.mark.slow
 def test_workers_do_not_outlive_their_launcher(
-    tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any]
+    tuner_on_sqlite: Any, tiny_function: Path, wait_until: Callable[..., Any]
 ) -> None:
     tuner = tuner_on_sqlite
     url = tuner.env["TUNER_STORAGE"]
@@ -231,12 +231,12 @@ def test_workers_do_not_outlive_their_launcher(
 
 @pytest.mark.slow
 def test_the_same_error_three_times_stops_the_study_once_mended_it_goes_on(
-    tuner_on_sqlite: Any, tiny_study: Path
+    tuner_on_sqlite: Any, tiny_function: Path
 ) -> None:
     tuner = tuner_on_sqlite
     done = tuner.run("launch", "tiny.py", "--workers", "2", TINY_MODE="bug")
 
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert "the same error ended 3 trials in a row" in done.stderr
     assert done.stderr.count("Traceback") == 1
     assert "failed and is retried: RuntimeError: planted bug\n" in done.stderr
@@ -255,7 +255,7 @@ def test_the_same_error_three_times_stops_the_study_once_mended_it_goes_on(
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_a_worker_that_starts_late_counts_the_failures_of_its_launch(tuner_on_sqlite: Any, tiny_study: Path) -> None:
+def test_a_worker_that_starts_late_counts_the_failures_of_its_launch(tuner_on_sqlite: Any, tiny_function: Path) -> None:
     tuner, began_s = tuner_on_sqlite, str(time.time())
     for _ in range(2):
         done = tuner.run("worker", "tiny.py", TINY_MODE="bug", TUNER_LAUNCHED_AT=began_s)
@@ -268,7 +268,7 @@ def test_a_worker_that_starts_late_counts_the_failures_of_its_launch(tuner_on_sq
 @pytest.mark.slow
 @pytest.mark.parametrize(("mode", "outcome"), [("nan", "diverged"), ("memory", "out_of_memory")])
 def test_hopeless_trials_use_budget_and_are_never_best(
-    tuner_on_sqlite: Any, tiny_study: Path, mode: str, outcome: str
+    tuner_on_sqlite: Any, tiny_function: Path, mode: str, outcome: str
 ) -> None:
     tuner = tuner_on_sqlite
     assert tuner.run("launch", "tiny.py", "--workers", "1", TINY_MODE=mode).returncode == 0
@@ -283,22 +283,65 @@ def test_hopeless_trials_use_budget_and_are_never_best(
 
 
 @pytest.mark.slow
-def test_a_worker_that_cannot_live_is_given_up(tuner_on_sqlite: Any, tiny_study: Path) -> None:
-    tiny_study.write_text(f"{tiny_study.read_text()}\nimport os\nprint('last words', flush=True)\nos._exit(9)\n")
+def test_a_worker_that_cannot_live_is_given_up(tuner_on_sqlite: Any, tiny_function: Path) -> None:
+    tiny_function.write_text(f"{tiny_function.read_text()}\nimport os\nprint('last words', flush=True)\nos._exit(9)\n")
 
     done = tuner_on_sqlite.run("launch", "tiny.py", "--workers", "1")
 
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert "every worker died 4 times in a row, the last with exit status 9" in done.stderr
     assert done.stderr.count("died (exit status 9)\n") == 3 * done.stderr.count("; it is not restarted\n") > 0
     assert done.stderr.splitlines()[-1] == "last words"
 
 
 @pytest.mark.slow
-def test_a_trial_that_kills_its_workers_is_failed_and_the_study_goes_on(tuner_on_sqlite: Any, tiny_study: Path) -> None:
+def test_a_trial_that_kills_its_workers_is_failed_and_the_study_goes_on(
+    tuner_on_sqlite: Any, tiny_function: Path
+) -> None:
     done = tuner_on_sqlite.run("launch", "tiny.py", "--workers", "1", TINY_MODE="kill")
 
     assert done.returncode == 0, done.stderr
     rows = tuner_on_sqlite.rows("trials", "tiny")
     assert [row["outcome"] for row in rows] == ["complete", "failed", *["complete"] * 5]
-    assert "3 workers died while running this trial" in tuner_on_sqlite.rows("show", "tiny", "1")["error"]
+    error = tuner_on_sqlite.rows("show", "tiny", "1")["error"]
+    assert "3 workers in a row died without the trial getting further" in error
+
+
+@pytest.mark.slow
+def test_a_trial_whose_worker_is_killed_after_each_new_epoch_finishes(
+    tuner_on_sqlite: Any, tiny_function: Path
+) -> None:
+    tuner, url = tuner_on_sqlite, tuner_on_sqlite.env["TUNER_STORAGE"]
+    (killed := tuner.folder / "killed").mkdir()
+    env = {"TINY_KILL_FOLDER": str(killed), "TINY_EPOCHS": "5", "TINY_TRIALS": "1"}
+    done = tuner.run("launch", "tiny.py", "--workers", "1", **env)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("worker 0 died (killed by SIGKILL)") == 5
+    assert sorted(path.name for path in killed.iterdir()) == ["1", "2", "3", "4", "5"]
+    assert endings_of(url) == {0: [*["died"] * 5, "complete"]}
+    shown = tuner.rows("show", "tiny", "0")
+    assert [report["epoch"] for report in shown["reports"]] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("saves", [pytest.param(True, marks=pytest.mark.long), False])
+def test_a_trial_whose_workers_die_at_the_same_epoch_fails_after_three(
+    tuner_on_sqlite: Any, tiny_function: Path, saves: bool
+) -> None:
+    tuner, url = tuner_on_sqlite, tuner_on_sqlite.env["TUNER_STORAGE"]
+    if not saves:  # then each attempt starts again, and reports the first epochs again
+        text = tiny_function.read_text()
+        assert "        trial.save(weights)\n" in text
+        tiny_function.write_text(text.replace("        trial.save(weights)\n", ""))
+    env = {"TINY_KILL_EPOCH": "3", "TINY_TRIALS": "1", "TINY_STEPS_FILE": str(tuner.folder / "steps")}
+    done = tuner.run("launch", "tiny.py", "--workers", "1", **env)
+
+    assert done.returncode == 0, done.stderr
+    assert endings_of(url) == {0: ["died"] * 3, 1: ["complete"]}
+    error = tuner.rows("show", "tiny", "0")["error"]
+    assert error.startswith("3 workers in a row died without the trial getting further, the last was ")
+    steps = [line.split()[1:] for line in (tuner.folder / "steps").read_text().splitlines()]
+    first = [int(epoch) for trial, epoch in steps if trial == "0"]
+    assert first.count(3) == 3
+    assert saves or first == [1, 2, 3] * 3

@@ -44,7 +44,7 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def tuner(tuner_on_sqlite: Any, url: str, tiny_study: Path) -> Any:
+def tuner(tuner_on_sqlite: Any, url: str, tiny_function: Path) -> Any:
     """The command line on the empty database, with the tiny study in its folder."""
     tuner_on_sqlite.env["TUNER_STORAGE"] = url
     return tuner_on_sqlite
@@ -185,7 +185,7 @@ def test_training_goes_on_through_a_restart(tuner: Any, server: Server, url: str
 def test_trials_train_on_while_the_server_is_away(
     tuner: Any, server: Server, url: str, steps: Steps, wait_until: Wait, pause_s: float, epochs: int, places: int
 ) -> None:
-    slow = {"TINY_PAUSE_S": str(pause_s), "TINY_EPOCHS": str(epochs), "TINY_TRIALS": "2", "TINY_LOOP": "scan"}
+    slow = {"TINY_PAUSE_S": str(pause_s), "TINY_EPOCHS": str(epochs), "TINY_TRIALS": "2"}
     start = steps.path.with_name("start")
     start.mkdir()
     notes = {"TINY_STEPS_FILE": str(steps.path), "TINY_START_FOLDER": str(start)}
@@ -253,7 +253,7 @@ def test_a_database_that_goes_away_before_a_pruning_decision_does_not_hold_train
 
 @pytest.mark.slow
 def test_a_worker_whose_database_stays_away_ends_and_another_goes_on_with_its_trial(
-    tuner: Any, server: Server, database: str, url: str, wait_until: Wait
+    tuner: Any, tiny_study: Path, server: Server, database: str, url: str, wait_until: Wait
 ) -> None:
     slow = {"TINY_PAUSE_S": "0.3", "TINY_EPOCHS": "8", "TINY_TRIALS": "1", "TINY_SAVE_S": "0", "TINY_LEASE_S": "4"}
     env = {**slow, "TINY_PATIENCE_S": "1", "TINY_LOOP": "scan"}
@@ -262,7 +262,7 @@ def test_a_worker_whose_database_stays_away_ends_and_another_goes_on_with_its_tr
     with server.refused(database):
         output, _ = first.communicate(timeout=300)
 
-    assert first.returncode == 1
+    assert first.returncode == 75
     last = output.splitlines()[-1]
     assert re.fullmatch(r"tuner: cannot reach the storage .*\*\*\*@.* check the storage URL", last)
     assert "Traceback" not in output
@@ -348,7 +348,7 @@ sys.stdin.read()
 @pytest.mark.long
 @pytest.mark.slow
 def test_workers_wait_for_a_sqlite_file_that_another_process_locks(
-    tuner_on_sqlite: Any, sqlite_url: str, tiny_study: Path, steps: Steps, wait_until: Wait
+    tuner_on_sqlite: Any, sqlite_url: str, tiny_function: Path, steps: Steps, wait_until: Wait
 ) -> None:
     tuner = tuner_on_sqlite
     launcher = tuner.start("launch", "tiny.py", "--workers", "2", TINY_PAUSE_S="0.3")
@@ -434,7 +434,7 @@ def test_twenty_workers_start_at_once_on_an_empty_storage(
     folder = tmp_path / "start"
     folder.mkdir()
     tuner_on_sqlite.env["TUNER_STORAGE"] = any_url
-    env = {"TINY_START_FOLDER": str(folder), "TINY_TRIALS": "30", "TINY_EPOCHS": "1", "TINY_LOOP": "scan"}
+    env = {"TINY_START_FOLDER": str(folder), "TINY_TRIALS": "30", "TINY_EPOCHS": "1"}
     workers = [tuner_on_sqlite.start("worker", "tiny.py", **env) for _ in range(20)]
     wait_until(lambda: len(list(folder.iterdir())) == 20)
     (folder / "go").touch()
@@ -555,7 +555,7 @@ def test_a_limit_that_was_set_before_ends_a_statement(url: str) -> None:
 def refusal(tuner: Any, url: str) -> str:
     """Return what `tuner studies` says of a storage that it cannot reach."""
     done = tuner.run("studies", TUNER_STORAGE=url)
-    assert done.returncode == 1
+    assert done.returncode == 75
     assert done.stdout == ""
     assert PASSWORD not in done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
@@ -712,7 +712,7 @@ def test_a_sqlite_file_that_becomes_read_only_is_waited_for_and_one_that_is_so_i
 
 @pytest.mark.slow
 def test_a_launch_waits_while_the_disk_under_the_database_is_full(
-    tuner_on_sqlite: Any, tiny_study: Path, small_disk: Path, wait_until: Wait
+    tuner_on_sqlite: Any, tiny_function: Path, small_disk: Path, wait_until: Wait
 ) -> None:
     tuner, url = tuner_on_sqlite, f"sqlite:///{small_disk / 'study.db'}"
     tuner.env["TUNER_STORAGE"] = url

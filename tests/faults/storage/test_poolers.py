@@ -225,7 +225,13 @@ def test_an_option_that_pgbouncer_refuses_is_told_at_once_however_patient_the_ca
 
 
 @pytest.mark.slow
-def test_a_launch_through_pgbouncer_is_as_any(tuner_on_sqlite: Any, through: str, url: str, tiny_study: Path) -> None:
+@pytest.mark.parametrize(
+    # In session mode each client has a connection to the server: two for a worker, one for the launcher.
+    "pooler", [{}, {"mode": "session", "size": 5}], indirect=True, ids=["transaction", "session"],
+)  # fmt: skip
+def test_a_launch_through_pgbouncer_is_as_any(
+    tuner_on_sqlite: Any, through: str, url: str, tiny_function: Path
+) -> None:
     tuner = tuner_on_sqlite
     tuner.env["TUNER_STORAGE"] = through
 

@@ -148,7 +148,7 @@ class Steps:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "steps"
         self.path.touch()
-        self.env = {"TINY_STEPS_FILE": str(self.path), "TINY_LOOP": "scan", "TINY_PAUSE_S": "0.3"}
+        self.env = {"TINY_STEPS_FILE": str(self.path), "TINY_PAUSE_S": "0.3"}
 
     def have_passed(self, number: int, workers: int = 1) -> Callable[[], bool]:
         """Return whether each of so many workers has passed so many places since now."""
@@ -167,7 +167,7 @@ def steps(tmp_path: Path) -> Steps:
 
 
 @pytest.fixture
-def tuner(tuner_on_sqlite: Any, through: str, tiny_study: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def tuner(tuner_on_sqlite: Any, through: str, tiny_function: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The command line on the empty database through the proxy."""
     monkeypatch.chdir(tuner_on_sqlite.folder)
     tuner_on_sqlite.env["TUNER_STORAGE"] = through

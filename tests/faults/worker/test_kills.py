@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -22,6 +21,7 @@ from tuner.trial import Outcome
 TESTS = Path(__file__).parents[2]
 STEPS = {"TINY_LOOP": "step", "TINY_SAVE_S": "0"}
 _PLANT = """
+from pathlib import Path
 import tiny_faults
 study = tiny_faults.plant(study, Path(__file__).parent)
 """
@@ -34,9 +34,8 @@ class Faulty:
         self.tuner, self.folder, self.url = tuner, tiny_study.parent, tuner.env["TUNER_STORAGE"]
         self.artifacts = self.folder / "tuner-artifacts"
         tiny_study.write_text(tiny_study.read_text() + _PLANT)
-        path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(TESTS)]))
         # `ended` aborts a process that hangs, which then prints what its threads were doing.
-        tuner.env |= {"PYTHONPATH": path, "PYTHONFAULTHANDLER": "1", **STEPS}
+        tuner.env |= {"PYTHONFAULTHANDLER": "1", **STEPS}
 
     def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
         return self.tuner.start(*words, **env)
@@ -159,7 +158,7 @@ def test_a_worker_killed_anywhere_is_replaced_and_nothing_is_lost_or_doubled(
 def test_without_a_launcher_a_dead_workers_trial_is_free_when_its_lease_ends(
     place: str, faulty: Faulty, quiet: dict[int, Any]
 ) -> None:
-    env = {"TINY_FAULT": f"SIGKILL {place}", "TINY_LEASE_S": "2", "TINY_TRIALS": "5", "TINY_PAUSE_S": "0.05"}
+    env = {"TINY_FAULT": f"SIGKILL {place}", "TINY_LEASE_S": "4", "TINY_TRIALS": "5", "TINY_PAUSE_S": "0.05"}
     both = [faulty.worker(**env) for _ in range(2)]
 
     assert sorted(ended(worker) for worker in both) == [-signal.SIGKILL, 0], [said(worker) for worker in both]
@@ -168,7 +167,7 @@ def test_without_a_launcher_a_dead_workers_trial_is_free_when_its_lease_ends(
     (taken,) = [tries for tries in attempts_of(faulty.url).values() if len(tries) > 1]
     assert [attempt.ending for attempt in taken] == ["died", "complete"]
     assert taken[0].worker != taken[1].worker
-    assert taken[0].ended_at_s - taken[0].started_at_s >= 1.9, "its lease was waited for"
+    assert taken[0].ended_at_s - taken[0].started_at_s >= 3.9, "its lease was waited for"
     check_same(results(faulty.url), quiet, 5)
 
 
@@ -275,7 +274,7 @@ def test_a_full_disk_costs_checkpoints_only_and_a_line_for_each_trial(
 def test_checkpoints_that_vanish_cost_time_only(
     faulty: Faulty, wait_until: Callable[..., Any], quiet: dict[int, Any]
 ) -> None:
-    env = {"TINY_TRIALS": "5", "TINY_PAUSE_S": "0.3"}
+    env = {"TINY_TRIALS": "5", "TINY_PAUSE_S": "1"}
     launcher = faulty.launch(**env)
     for reports in (2, 4):  # while they train
         wait_until(lambda reports=reports: faulty.reports() >= reports and faulty.artifacts.exists())
@@ -343,10 +342,10 @@ def test_failures_are_counted_from_the_launch_whatever_a_workers_clock_says(faul
 
     began_s = time.time()
     failing = worker("behind", began_s, TINY_MODE="bug", TINY_RETRIES="0")
-    assert ended(failing) == 1, said(failing)
+    assert ended(failing) == 3, said(failing)
     # Of the same launch, on a machine whose clock is ahead: it counts them.
     late = worker("ahead", began_s, TINY_MODE="bug", TINY_RETRIES="0")
-    assert ended(late) == 1, said(late)
+    assert ended(late) == 3, said(late)
     assert "the same error ended 3 trials in a row" in said(late)
     assert faulty.count(trials.c.trial_id) == 3, "it claimed none"
     # Of a later launch, on a machine whose clock is behind: it does not.

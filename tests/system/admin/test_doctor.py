@@ -13,6 +13,7 @@ import sqlalchemy as sa
 import tuner
 from tuner.admin.doctor import _devices, _health_page, _packages, _storage, _tracking, examine
 from tuner.storage import parse_url
+from tuner.storage.artifacts import artifacts_of
 
 DRIVERS = "CUDA 13 (extra cuda) needs the NVIDIA driver 580 or newer, CUDA 12 (extra cuda12) 525 or newer"
 
@@ -118,7 +119,7 @@ def test_devices_that_jax_does_not_use_are_told(
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     locked = tmp_path / "locked"
     locked.mkdir()
-    rows = {row["check"]: row for row in examine(sqlite_url, locked / "artifacts")}
+    rows = {row["check"]: row for row in examine(sqlite_url, artifacts_of(locked / "artifacts"))}
     assert rows["devices"]["status"] == "warn"
     assert rows["devices"]["found"].startswith("gpu 0,1; JAX sees ")
     assert rows["devices"]["advice"].startswith(

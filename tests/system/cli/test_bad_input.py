@@ -50,10 +50,10 @@ BEFORE = [
     (["launch", "tiny.py", "--storage", f"mysql://u:{SECRET}@h/d"], 2, "got 'mysql' in 'mysql://u:***@h/d'"),
     (
         ["best", "tiny", "--storage", f"postgresql://u:{SECRET}@127.0.0.1:1/d"],
-        1,
+        75,
         "cannot reach the storage postgresql://u:***",
     ),
-    (["best", "tiny"], 1, "the storage does not exist: no file"),
+    (["best", "tiny"], 2, "the storage does not exist: no file"),
     (["worker", "tiny.py", "--trials", "0"], 2, "--trials must be at least 1: got 0"),
     (["dashboard", "--port", "70000"], 2, "--port must be 1 to 65535, or 0 for a free one: got 70000"),
     (["dashboard", "--host", "0.0.0.0"], 2, "any address but loopback needs a login"),
@@ -85,7 +85,7 @@ def test_a_launch_waits_a_moment_for_a_server_that_is_not_there(
 ) -> None:
     done = tuner_on_sqlite.run("launch", "tiny.py", "--storage", f"postgresql://u:{SECRET}@127.0.0.1:1/d")
 
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (75, "")
     assert SECRET not in done.stderr
     _, waiting, why = done.stderr.splitlines()
     assert "cannot reach the storage postgresql://u:***" in why
@@ -195,7 +195,7 @@ def test_a_file_that_is_no_database(tuner_on_sqlite: Any, tiny_study: Path, tmp_
 
     status, line = one_line(tuner_on_sqlite, ["launch", "tiny.py", "--workers", "1", "--storage", "sqlite:///text.db"])
 
-    assert status == 1
+    assert status == 2
     assert "file is not a database" in line
 
 

@@ -51,15 +51,15 @@ def train(tuner: Any, wait_until: Callable[..., Any], *words: str, **env: str) -
 
 @pytest.mark.slow
 def test_a_stopped_study_ends_soon_and_resumed_it_ends_as_if_nothing_had_been(
-    tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any]
+    tuner_on_sqlite: Any, tiny_function: Path, wait_until: Callable[..., Any]
 ) -> None:
     tuner = tuner_on_sqlite
-    launched = train(tuner, wait_until, TINY_PAUSE_S="2.0")  # a slow machine must not be done with them before
+    launched = train(tuner, wait_until, TINY_PAUSE_S="3.5")  # a slow machine must not be done with them before
 
     stopped = tuner.run("stop", "tiny")
     assert (stopped.returncode, stopped.stderr) == (0, "tuner: study 'tiny' is stopped\n")
     output, _ = launched.communicate(timeout=300)
-    assert launched.returncode == 1
+    assert launched.returncode == 0
     assert message(output) == [STOPPED]
     trials = tuner.rows("trials", "tiny")
     assert [row["outcome"] for row in trials if row["outcome"] != "complete"] == ["preempted"] * 2
@@ -67,12 +67,12 @@ def test_a_stopped_study_ends_soon_and_resumed_it_ends_as_if_nothing_had_been(
     assert all(row == (None, 0.0) for row in rows(tuner, leases.c.worker, leases.c.expires_at_s))
     assert None not in [row[0] for row in rows(tuner, workers.c.ended_at_s)], "all workers have ended"
 
-    elsewhere = f"sqlite:///{tiny_study.parent / 'undisturbed.db'}"
+    elsewhere = f"sqlite:///{tiny_function.parent / 'undisturbed.db'}"
     undisturbed = tuner.start(*LAUNCH, **SHAPE, TUNER_STORAGE=elsewhere)
     again = tuner.run_here("stop", "tiny")
     assert (again.returncode, again.stderr) == (0, "tuner: study 'tiny' was already stopped\n")
     refused = tuner.run(*LAUNCH, **SLOW)
-    assert refused.returncode == 1
+    assert refused.returncode == 0
     assert message(refused.stderr) == [STOPPED]
     assert tuner.rows("trials", "tiny") == trials, "it changed nothing"
 
@@ -100,13 +100,13 @@ def test_a_stopped_study_ends_soon_and_resumed_it_ends_as_if_nothing_had_been(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["stop", "resume"])
-def test_an_unknown_study_is_one_line_with_the_nearest(tuner_on_sqlite: Any, tiny_study: Path, command: str) -> None:
+def test_an_unknown_study_is_one_line_with_the_nearest(tuner_on_sqlite: Any, tiny_function: Path, command: str) -> None:
     tuner = tuner_on_sqlite
     nowhere = tuner.run(command, "tiny")
-    assert nowhere.returncode == 1
+    assert nowhere.returncode == 2
     assert len(nowhere.stderr.splitlines()) == 1
     assert "the storage does not exist" in nowhere.stderr
-    assert sorted(path.name for path in tiny_study.parent.iterdir()) == ["tiny.py"]
+    assert sorted(path.name for path in tiny_function.parent.iterdir()) == ["tiny.py"]
     make = "import tuner, sys; tuner.open_storage(sys.argv[1]).create_new_study([1], 'digits')"
     subprocess.run(
         [sys.executable, "-W", "ignore", "-c", make, tuner.env["TUNER_STORAGE"]], check=True, capture_output=True
@@ -126,7 +126,7 @@ def test_an_unknown_study_is_one_line_with_the_nearest(tuner_on_sqlite: Any, tin
     [("wall", ("--workers", "2"), 0.001), pytest.param("device", ("--workers", "1"), 0.001, marks=pytest.mark.long)],
 )
 def test_hours_end_a_launch_and_more_of_them_finish_the_study(
-    tuner_on_sqlite: Any, tiny_study: Path, flag: str, words: tuple[str, ...], hours: float
+    tuner_on_sqlite: Any, tiny_function: Path, flag: str, words: tuple[str, ...], hours: float
 ) -> None:
     """Trials take a second almost: two workers cannot run 20 of them in four seconds."""
     tuner = tuner_on_sqlite
@@ -170,7 +170,7 @@ def test_hours_end_a_launch_and_more_of_them_finish_the_study(
     ],
 )
 def test_hours_that_cannot_be_are_one_line(
-    tuner_on_sqlite: Any, tiny_study: Path, tmp_path: Path, flag: str, value: str, shown: str
+    tuner_on_sqlite: Any, tiny_function: Path, tmp_path: Path, flag: str, value: str, shown: str
 ) -> None:
     done = tuner_on_sqlite.run("launch", "tiny.py", "--workers", "2", flag, value)
 
@@ -183,7 +183,7 @@ def test_hours_that_cannot_be_are_one_line(
 
 @pytest.mark.slow
 def test_a_worker_in_the_foreground_is_stopped_too(
-    tuner_on_postgres: Any, tiny_study: Path, wait_until: Callable[..., Any]
+    tuner_on_postgres: Any, tiny_function: Path, wait_until: Callable[..., Any]
 ) -> None:
     tuner = tuner_on_postgres
     process = tuner.start("worker", "tiny.py", TINY_LEASE_S="3", **SLOW)
@@ -192,7 +192,7 @@ def test_a_worker_in_the_foreground_is_stopped_too(
 
     assert tuner.run_here("stop", "tiny").returncode == 0
     output, _ = process.communicate(timeout=300)
-    assert process.returncode == 1
+    assert process.returncode == 0
     assert output.splitlines()[-1] == STOPPED
     assert [row["outcome"] for row in tuner.rows("trials", "tiny")] == ["preempted"]
     assert None not in [row[0] for row in rows(tuner, workers.c.ended_at_s)]
@@ -200,11 +200,11 @@ def test_a_worker_in_the_foreground_is_stopped_too(
 
 @pytest.mark.slow
 def test_a_study_that_fails_shows_its_traceback_once_though_trials_are_tried_again(
-    tuner_on_sqlite: Any, tiny_study: Path
+    tuner_on_sqlite: Any, tiny_function: Path
 ) -> None:
     done = tuner_on_sqlite.run(*LAUNCH, TINY_MODE="bug")
 
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert done.stderr.count("Traceback") == 1
     assert done.stderr.count("Traceback (most recent call last)") == 1
     endings = [row[0] for row in rows(tuner_on_sqlite, attempts.c.ending)]
@@ -214,7 +214,7 @@ def test_a_study_that_fails_shows_its_traceback_once_though_trials_are_tried_aga
 
 
 @pytest.mark.slow
-def test_names_of_studies_are_completed(tuner_on_sqlite: Any, tiny_study: Path) -> None:
+def test_names_of_studies_are_completed(tuner_on_sqlite: Any, tiny_function: Path) -> None:
     tuner = tuner_on_sqlite
 
     def complete(words: str) -> list[str]:
@@ -234,7 +234,7 @@ def test_names_of_studies_are_completed(tuner_on_sqlite: Any, tiny_study: Path) 
 
 @pytest.mark.slow
 def test_a_study_is_watched_until_it_is_finished(
-    tuner_on_sqlite: Any, tiny_study: Path, tmp_path: Path, wait_until: Callable[..., Any]
+    tuner_on_sqlite: Any, tiny_function: Path, tmp_path: Path, wait_until: Callable[..., Any]
 ) -> None:
     tuner, hold = tuner_on_sqlite, tmp_path / "hold"
     hold.touch()

@@ -94,8 +94,8 @@ def browser(tuner_on_postgres: Any, tmp_path: Path, wait_until: Callable[..., An
         made.driver.quit()
 
 
-def test_a_person_looks_at_a_study_and_leaves(tuner_on_postgres: Any, tiny_study: Path, browser: Browser) -> None:
-    done = tuner_on_postgres.run("launch", str(tiny_study), "--workers", "2", "--trials", "24")
+def test_a_person_looks_at_a_study_and_leaves(tuner_on_postgres: Any, tiny_function: Path, browser: Browser) -> None:
+    done = tuner_on_postgres.run("launch", str(tiny_function), "--workers", "2", "--trials", "24")
     assert done.returncode == 0, done.stderr
     trials = tuner_on_postgres.rows("trials", "tiny")
     values = {row["number"]: row["value"] for row in trials if row["outcome"] == "complete"}
@@ -205,7 +205,7 @@ def test_workers_are_seen_at_work_and_dead(
     browser.until(lambda: {row[2] for row in cells()} <= {"idle", "lost"} and len(cells()) == 2)
 
     bug = tuner_on_postgres.run("worker", str(tiny_study), TINY_MODE="bug", **slow)
-    assert bug.returncode == 1
+    assert bug.returncode == 3
     browser.until(lambda: "RuntimeError: planted bug" in browser.texts("#failures summary"))
     browser.driver.find_element(By.CSS_SELECTOR, "#failures summary").click()
     assert "Traceback (most recent call last)" in browser.find(By.CSS_SELECTOR, "#failures pre").text

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import optuna
 import pytest
-from command_line import users_environment
+from command_line import kept_programs, users_environment
 
 from tuner.study import StudySpec
 from tuner.study.source import import_file
@@ -104,7 +104,7 @@ def test_a_script_runs_and_its_tuned_version_finds_the_same_kind_of_value(name: 
 @pytest.mark.slow
 def test_the_optuna_script_runs_by_itself_and_launched(tmp_path: Path) -> None:
     script = EXAMPLES / "optuna_digits.py"
-    env = {**users_environment(), "TUNER_STORAGE": f"sqlite:///{tmp_path}/study.db"}
+    env = {**users_environment(), **kept_programs(), "TUNER_STORAGE": f"sqlite:///{tmp_path}/study.db"}
     alone = [sys.executable, str(script)]
     launched = [
         *(sys.executable, "-m", "tuner", "launch", f"{script}:objective", "--name", "digits"),

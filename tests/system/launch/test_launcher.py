@@ -20,7 +20,7 @@ def notes(folder: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_a_study_runs_resumes_and_is_queried(tuner_on_sqlite: Any, tiny_study: Path, tmp_path: Path) -> None:
+def test_a_study_runs_resumes_and_is_queried(tuner_on_sqlite: Any, tiny_function: Path, tmp_path: Path) -> None:
     tuner, given = tuner_on_sqlite, tmp_path / "notes"
     given.mkdir()
 
@@ -79,7 +79,7 @@ def test_a_study_runs_resumes_and_is_queried(tuner_on_sqlite: Any, tiny_study: P
 
 
 @pytest.mark.slow
-def test_two_launches_on_postgres_share_one_exact_budget(tuner_on_postgres: Any, tiny_study: Path) -> None:
+def test_two_launches_on_postgres_share_one_exact_budget(tuner_on_postgres: Any, tiny_function: Path) -> None:
     tuner = tuner_on_postgres
     options = ("--workers", "1", "--trials", "12", "--set", "noise=0.5")
     first, second = (tuner.start("launch", "tiny.py", *options, TINY_PAUSE_S="0.1") for _ in range(2))
@@ -121,7 +121,7 @@ def test_workers_get_their_gpus(tuner_on_sqlite: Any, tiny_study: Path, tmp_path
     assert [note["XLA_PYTHON_CLIENT_MEM_FRACTION"] for note in notes(given)] == ["0.450", "0.450"]
 
 
-def test_a_worker_runs_in_the_foreground(tuner_on_sqlite: Any, tiny_study: Path) -> None:
+def test_a_worker_runs_in_the_foreground(tuner_on_sqlite: Any, tiny_function: Path) -> None:
     done = tuner_on_sqlite.run("worker", "tiny.py:tiny", "--trials", "2", "--seed", "5")
 
     assert done.returncode == 0, done.stderr
@@ -158,12 +158,12 @@ def test_queries_import_neither_jax_nor_optuna() -> None:
 
 
 @pytest.mark.parametrize("call", ["study.run()", "study.launch(workers=1)"])
-def test_a_study_runs_from_python(tuner_on_sqlite: Any, tiny_study: Path, call: str) -> None:
-    tiny_study.write_text(f"{tiny_study.read_text()}\n\nif __name__ == '__main__':\n    {call}\n")
+def test_a_study_runs_from_python(tuner_on_sqlite: Any, tiny_function: Path, call: str) -> None:
+    tiny_function.write_text(f"{tiny_function.read_text()}\n\nif __name__ == '__main__':\n    {call}\n")
 
     done = subprocess.run(
         [sys.executable, "tiny.py"],
-        cwd=tiny_study.parent,
+        cwd=tiny_function.parent,
         env=tuner_on_sqlite.env,
         capture_output=True,
         text=True,
@@ -226,11 +226,11 @@ def test_the_best_of_several_objectives_are_a_front(tuner_on_sqlite: Any) -> Non
 
 
 @pytest.mark.slow
-def test_a_launch_ends_when_an_optuna_grid_has_no_point_left(tuner_on_sqlite: Any, tiny_study: Path) -> None:
-    text = tiny_study.read_text()
+def test_a_launch_ends_when_an_optuna_grid_has_no_point_left(tuner_on_sqlite: Any, tiny_function: Path) -> None:
+    text = tiny_function.read_text()
     grid = 'optuna.samplers.GridSampler({"learning_rate": [0.01, 0.02, 0.05], "noise": [0.25, 0.5]})'
     assert text.count('sampler="random"') == 1
-    tiny_study.write_text("import optuna\n" + text.replace('sampler="random"', f"sampler={grid}"))
+    tiny_function.write_text("import optuna\n" + text.replace('sampler="random"', f"sampler={grid}"))
 
     done = tuner_on_sqlite.run("launch", "tiny.py", "--workers", "2", "--trials", "20")
     assert done.returncode == 0, done.stderr

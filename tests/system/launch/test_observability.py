@@ -23,11 +23,11 @@ LOOPBACK = "0100007F"
 
 @pytest.mark.slow
 def test_metrics_are_the_studys_own_records(
-    tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any]
+    tuner_on_sqlite: Any, tiny_function: Path, wait_until: Callable[..., Any]
 ) -> None:
     tuner, url = tuner_on_sqlite, tuner_on_sqlite.env["TUNER_STORAGE"]
     options = ("--workers", "2", "--trials", "7", "--metrics-port", "0")
-    with held_trial(tiny_study, url) as give_back:
+    with held_trial(tiny_function, url) as give_back:
         launcher = tuner.start("launch", "tiny.py", *options, TINY_MODE="nan", TINY_PAUSE_S="0.2")
         address = address_of(launcher)
         port = int(address.split(":")[2].split("/")[0])
@@ -69,7 +69,9 @@ def test_metrics_are_the_studys_own_records(
 
 
 @pytest.mark.slow
-def test_nothing_listens_unless_asked(tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any]) -> None:
+def test_nothing_listens_unless_asked(
+    tuner_on_sqlite: Any, tiny_function: Path, wait_until: Callable[..., Any]
+) -> None:
     launcher = tuner_on_sqlite.start("launch", "tiny.py", "--workers", "1")
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
     (worker,) = map(int, wait_until(lambda: children.read_text().split()))
@@ -80,7 +82,7 @@ def test_nothing_listens_unless_asked(tuner_on_sqlite: Any, tiny_study: Path, wa
     launcher.communicate(timeout=300)
 
 
-def test_a_port_that_is_taken_is_told_before_any_worker_starts(tuner_on_sqlite: Any, tiny_study: Path) -> None:
+def test_a_port_that_is_taken_is_told_before_any_worker_starts(tuner_on_sqlite: Any, tiny_function: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = tuner_on_sqlite.run("launch", "tiny.py", "--metrics-port", str(port))
@@ -93,7 +95,7 @@ def test_a_port_that_is_taken_is_told_before_any_worker_starts(tuner_on_sqlite: 
         "use another --metrics-port or --metrics-host",
     )
     assert error == f"tuner: {listen}: {os.strerror(errno.EADDRINUSE)}; {advice}"
-    assert not (tiny_study.parent / "study.db").exists()
+    assert not (tiny_function.parent / "study.db").exists()
 
 
 @pytest.mark.slow
@@ -110,7 +112,7 @@ def test_a_port_that_is_taken_is_told_before_any_worker_starts(tuner_on_sqlite: 
     ],
 )
 def test_wrong_addresses_are_refused_in_one_line(
-    options: tuple[str, ...], error: str, tuner_on_sqlite: Any, tiny_study: Path
+    options: tuple[str, ...], error: str, tuner_on_sqlite: Any, tiny_function: Path
 ) -> None:
     done = tuner_on_sqlite.run("launch", "tiny.py", *options)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (2, f"tuner: {error}")
@@ -177,7 +179,7 @@ def test_a_launchs_log_is_json_to_the_last_line(tuner_on_sqlite: Any, tiny_study
     make_noisy(tiny_study, "raise RuntimeError('planted bug')")
     done = tuner_on_sqlite.run("launch", "tiny.py", "--workers", "2", "--log-format", "json")
 
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (3, "")
     lines = json_lines(done.stderr)
     check_noise(lines)
     launch, *_, last = lines
@@ -239,7 +241,7 @@ def test_a_worker_that_aborts_leaves_json_and_its_last_words(tuner_on_sqlite: An
 
 
 @pytest.mark.slow
-def test_a_worker_with_a_json_log_ends_as_any_other(tuner_on_sqlite: Any, tiny_study: Path) -> None:
+def test_a_worker_with_a_json_log_ends_as_any_other(tuner_on_sqlite: Any, tiny_function: Path) -> None:
     worker = tuner_on_sqlite.start("worker", "tiny.py", "--log-format", "json", TINY_PAUSE_S="0.5")
     assert worker.stdout is not None
     first = next(line for line in worker.stdout if '"event": "report"' in line)

@@ -11,21 +11,19 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
 import trustme
-import typer.main
-from command_line import users_environment
-
-from tuner.cli import app
+from command_line import kept_programs, users_environment
+from command_words import check_words
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md")))]
@@ -37,10 +35,19 @@ LANGUAGES = {"sh", "console", "text", "python", "py", "nginx", "yaml", "promql"}
 NOT_RUN = {
     r"pip install( -c constraints\.txt)? (-e )?('tuner\[\w+\]'|\.|'\.\[\w+\]')": "it is installed where tests run",
     r"python -m pytest": "it is what runs this",
+    r"(?s)docker .*": "no container is started where tests run; test_compose.py checks the words",
+    r"python3 docker/new_env\.py|mv \.env .*": "test_docker_scripts.py runs the script",
+    r"(?s)tuner launch .* --on (slurm|kubernetes|ray) .*|tuner (scale|logs) .*": "there is no cluster where tests run",
+    r"(?s)kubectl .*": "there is no cluster where tests run",
+    r"(?s)sky .*": "there is no cloud where tests run; test_skypilot.py checks the words",
+    r"tuner worker .* --hosts .*": "there are not several hosts where tests run",
+    r"export GIT_COMMIT=.*|git pull": "it needs a clone; test_git_record.py runs the command",
 }
 """Commands that are not run, and why; any other is."""
 SERVERS = {"tuner dashboard": "/", "mlflow server": "/health"}
 """Commands that run until they are stopped, and the page by which they answer."""
+DATABASE = "tuner database ~/tuner-db &"
+"""A server whose next command waits for it."""
 PYTHON_RUNS = ("docs/guide/", "docs/storage.md")
 """Pages whose Python is run, block by block; `tests/unit/project/test_docs.py` runs docs/training.md as one script."""
 LONG = {
@@ -134,18 +141,6 @@ def check_extras(command: str) -> None:
         assert name in extras, f"{command}: pyproject.toml has no extra {name!r}"
 
 
-def check_words(page: str, words: list[str]) -> None:
-    """Check that a command and its options exist; arguments may be left out."""
-    command: Any = typer.main.get_command(app)
-    while hasattr(command, "commands") and words and not words[0].startswith("-"):
-        assert words[0] in command.commands, f"{page} names a command `{' '.join(words)}` that is not there"
-        command = command.commands[words.pop(0)]
-    known = {name for parameter in command.params for name in parameter.opts} | {"--help", "-h"}
-    for word in words:
-        option = word.partition("=")[0]
-        assert not option.startswith("-") or option in known, f"{page}: {command.name} has no option {option}"
-
-
 # --- What is run
 
 
@@ -158,6 +153,7 @@ class PageShell:
     places: list[tuple[str, str]]
     exports: list[str] = field(default_factory=list)
     started: list[subprocess.Popen[str]] = field(default_factory=list)
+    databases: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def here(self, text: str) -> str:
         """Return a command with the page's examples of hosts and ports replaced by those that are here."""
@@ -218,7 +214,15 @@ class PageShell:
             process.send_signal(signal.SIGTERM)
             assert process.wait(300) == 0, log.read_text()
 
+    def serve_database(self, command: str) -> None:
+        """Start a server of a database, which runs until the page ends."""
+        words = shlex.split(self.here(command.removesuffix(" &")))
+        self.databases.append(subprocess.Popen(words, cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL))
+
     def end(self) -> None:
+        for database in self.databases:
+            database.terminate()
+            assert database.wait(300) == 0
         for process in self.started:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -254,7 +258,7 @@ def environment(folder: Path) -> dict[str, str]:
     inherited = users_environment()
     path = os.pathsep.join([str(Path(sys.executable).parent), inherited["PATH"]])
     home = {"HOME": str(folder), "COLUMNS": "200", "MLFLOW_DISABLE_TELEMETRY": "true", "MPLBACKEND": "agg"}
-    return {**inherited, **home, "PATH": path, "XDG_CACHE_HOME": os.environ["TUNER_TESTS_CACHE"]}
+    return {**inherited, **home, "PATH": path, **kept_programs()}
 
 
 @pytest.fixture
@@ -290,13 +294,17 @@ def shell(tmp_path: Path, databases: list[tuple[str, str]], request: pytest.Fixt
         made.private_key_pem.write_to_path(tmp_path / "key.pem")
         made.cert_chain_pems[0].write_to_path(tmp_path / "fullchain.pem")
     free_port = ("--metrics-port 9100", "--metrics-port 0")
-    shell = PageShell(tmp_path, environment(tmp_path), [*databases, free_port])
+    # As root, its server runs as another user, who may not enter pytest's folder.
+    served = Path(tempfile.mkdtemp(prefix="tuner-served-"))
+    served.chmod(0o711)
+    shell = PageShell(tmp_path, environment(tmp_path), [*databases, free_port, ("~/tuner-db", f"{served}/tuner-db")])
     text = (ROOT / page).read_text()
     if "db.example.org" in text and "CREATE ROLE" not in text:
         admin = "psql postgresql://postgres@db.example.org/postgres -c"
         shell.run(f"{admin} 'CREATE ROLE tuner LOGIN' && {admin} 'CREATE DATABASE tuner OWNER tuner'")
     yield shell
     shell.end()
+    shutil.rmtree(served)
 
 
 @pytest.mark.slow
@@ -315,7 +323,9 @@ def test_a_page_runs_as_it_stands(page: str, shell: PageShell, wait_until: Calla
             server = next((name for name in SERVERS if command.startswith(name)), None)
             if any(re.fullmatch(pattern, command) for pattern in NOT_RUN):
                 continue
-            if server is not None:
+            if command == DATABASE:
+                shell.serve_database(command)
+            elif server is not None:
                 shell.serve(command, SERVERS[server], wait_until)
             else:
                 printed = shell.run(command)

@@ -15,14 +15,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from command_line import users_environment
+from command_line import kept_programs, users_environment
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[3]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 WHERE = """
+import os
+from pathlib import Path
+
 import tuner.worker
+
 Path(os.environ["WHERE"]).write_text(tuner.worker.__file__)
 """
 """What a study file does more: it notes which package the worker imported."""
@@ -90,7 +94,7 @@ def run(words: Sequence[str | Path], folder: Path, env: dict[str, str]) -> str:
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     folder = tmp_path_factory.mktemp("wheel")
     env = {key: value for key, value in users_environment().items() if not key.startswith("PYTHON")}
-    env |= {"PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "XDG_CACHE_HOME": env["TUNER_TESTS_CACHE"]}
+    env |= {"PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", **kept_programs()}
 
     source = folder / "source"  # a build leaves folders behind
     shutil.copytree(ROOT / "tuner", source / "tuner", ignore=shutil.ignore_patterns("__pycache__"))
@@ -116,6 +120,7 @@ def test_a_study_runs_with_the_wheel_from_another_folder(
     installed: Installed, tiny_study: Path, tmp_path: Path
 ) -> None:
     tiny_study.write_text(tiny_study.read_text() + WHERE)
+    shutil.copy(ROOT / "tests" / "tiny_environment.py", tmp_path)
     assert installed.run("tuner", "--version", folder=tmp_path) == f"tuner {VERSION}\n"
 
     where = {"WHERE": str(tmp_path / "where"), "TUNER_STORAGE": f"sqlite:///{tmp_path / 'study.db'}"}

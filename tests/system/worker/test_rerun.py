@@ -12,7 +12,7 @@ from tuner.storage.sql.tables import confirmations, reports
 BASELINE = """
 import dataclasses
 
-study = dataclasses.replace(study, baseline=HParams(
+study = dataclasses.replace(study, epochs=8, baseline=HParams(
     learning_rate=1e-4, weight_decay=1e-2, dropout_rate=0.6, label_smoothing=0.2, width=32, depth=1
 ))
 """
@@ -108,3 +108,16 @@ def test_the_best_are_ranked_by_other_seeds(tuner_on_postgres: Any) -> None:
     assert {row["confirmed"]["seeds"] for row in tuner.rows("best", "digits_mlp", "-n", "3")} == {3}
     wrong = tuner.run("confirm", "digits_mlp", "--seeds", "0")
     assert (wrong.returncode, wrong.stderr) == (2, "tuner: --seeds must be at least 1: got 0\n")
+
+
+@pytest.mark.slow
+def test_a_trial_of_a_cohort_is_compared_with_one_alone(tuner_on_sqlite: Any, tiny_study: Path) -> None:
+    tuner = tuner_on_sqlite
+    done = tuner.run("worker", "tiny.py", "--cohort", "3", TINY_TRIALS="3")
+    assert done.returncode == 0, done.stderr
+    assert tuner.rows("show", "tiny", "1")["lanes"] == 3
+    done = tuner.run("reproduce", "tiny", "1", TINY_TRIALS="3")
+    assert done.returncode == 0, done.stderr
+    said = done.stderr.splitlines()[-2:]
+    assert said[0].startswith("tuner: trial 1 ran in a program of 3 trials, and alone now: ")
+    assert " matches: the largest relative difference is " in said[1] or said[1].endswith("identical, bit for bit")

@@ -20,7 +20,7 @@ from tuner.admin.edits import Shortage, clear, delete, enqueue, find_shortage, r
 from tuner.errors import UnknownStudy, UsageError
 from tuner.results.rows import trial_rows
 from tuner.storage import artifacts, connect
-from tuner.storage.artifacts import study_folder
+from tuner.storage.artifacts import StudyArtifacts, artifacts_of, study_folder
 from tuner.storage.sql.tables import CHILDREN_OF_TRIALS
 from tuner.storage.worker import leases
 from tuner.storage.worker.claims import Claimant, claim
@@ -265,7 +265,7 @@ def test_a_study_is_deleted_with_its_files_and_another_is_not(storage: Any, stor
     make(storage, "first")
     make(storage, "second")
     (tmp_path / "files" / "1").mkdir(parents=True)
-    delete(storage_url, "first", tmp_path / "files")
+    delete(storage_url, "first", StudyArtifacts(tmp_path / "files"))
     engine = connect(storage_url)
     with engine.connect() as connection:
         for name in CHILDREN_OF_TRIALS:
@@ -295,13 +295,13 @@ def test_checkpoints_of_the_best_and_of_those_that_run_are_kept(storage: Any, st
         (folder / str(number) / "best").mkdir(parents=True)
         (folder / str(number) / "best" / "arrays").write_bytes(bytes(1000))
 
-    numbers, size = clear(engine, "ours", tmp_path, 2)
+    numbers, size = clear(engine, "ours", artifacts_of(tmp_path), 2)
     assert numbers == [0, 2, 3]
     assert 3000 <= size < 3 * 10_000
     assert sorted(path.name for path in folder.iterdir()) == ["1", "4", "5"]
-    assert clear(engine, "ours", tmp_path, 0)[0] == [1, 4]
-    with pytest.raises(UsageError, match=r"no checkpoints of 'ours' in .*elsewhere: pass their folder as `art"):
-        clear(engine, "ours", tmp_path / "elsewhere", 2)
+    assert clear(engine, "ours", artifacts_of(tmp_path), 0)[0] == [1, 4]
+    with pytest.raises(UsageError, match=r"no checkpoints of 'ours' in .*elsewhere: pass their folder or URL as `art"):
+        clear(engine, "ours", artifacts_of(tmp_path / "elsewhere"), 2)
     assert [row["outcome"] for row in trial_rows(engine, "ours")][5] == "running"
     engine.dispose()
 
@@ -327,7 +327,7 @@ def answer(tuner: Any, word: str, *words: str) -> tuple[int, str]:
 
 @pytest.mark.slow
 def test_a_study_is_deleted_under_its_workers(
-    tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any], tmp_path: Path
+    tuner_on_sqlite: Any, tiny_function: Path, wait_until: Callable[..., Any], tmp_path: Path
 ) -> None:
     tuner = tuner_on_sqlite
     worker = tuner.start("worker", "tiny.py", "--trials", "300", TINY_PAUSE_S="0.2")
@@ -354,7 +354,7 @@ def test_a_study_is_deleted_under_its_workers(
 
 
 @pytest.mark.slow
-def test_a_queued_trial_is_run_next(tuner_on_sqlite: Any, tiny_study: Path) -> None:
+def test_a_queued_trial_is_run_next(tuner_on_sqlite: Any, tiny_function: Path) -> None:
     tuner = tuner_on_sqlite
     assert tuner.run("worker", "tiny.py", "--trials", "2").returncode == 0
     name, value = next(iter(tuner.rows("show", "tiny", "0")["hparams"].items()))

@@ -59,7 +59,14 @@ def test_only_the_command_line_names_flags() -> None:
                 text = re.sub(r"`tuner [^`]*`?", "", node.value)  # an f-string may end before the backtick does
                 flags = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) & own
                 found += [f"{path.name}: {flag}" for flag in flags]
-    assert found == ["devices.py: --format"], "nvidia-smi's own"
+    # Of nvidia-smi, of a worker's command line, and of squeue.
+    assert sorted(found) == [
+        "devices.py: --format",
+        "kubernetes.py: --artifacts",
+        "slurm.py: --coordinator",
+        "slurm.py: --format",
+        "slurm.py: --hosts",
+    ]
 
 
 def test_an_error_without_flags_is_left_alone() -> None:

@@ -115,11 +115,12 @@ def raised(work: Any) -> BaseException:
 
 
 def test_errors_of_libraries_about_odd_input_are_one_line() -> None:
+    import contextlib
     import sqlite3
 
     deep = explained(raised(lambda: json.loads("[" * 100_000)))
     assert type(deep) is TunerError
-    with sqlite3.connect(":memory:") as connection:
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
         huge = explained(raised(lambda: connection.execute("SELECT ?", (2**70,))))
         surrogate = explained(raised(lambda: connection.execute("SELECT ?", ("\udcff",))))
     assert isinstance(huge, UsageError)

@@ -217,6 +217,8 @@ def test_gpus_that_are_shared_share_their_memory(sharers: int, fraction: str | N
     assert environment(group, {}).get("XLA_PYTHON_CLIENT_MEM_FRACTION") == fraction
     own = {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".2"}
     assert environment(group, own)["XLA_PYTHON_CLIENT_MEM_FRACTION"] == ".2"
+    # The newer name of the same variable: with both, JAX does not start.
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in environment(group, {"XLA_CLIENT_MEM_FRACTION": ".2"})
 
 
 @pytest.mark.parametrize(("workers", "bounds"), [(8, "1,1,1"), (4, "1,2,1"), (2, "2,2,1"), (1, "2,4,1")])

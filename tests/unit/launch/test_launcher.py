@@ -13,6 +13,7 @@ import pytest
 
 from tuner.errors import UsageError
 from tuner.launch import launcher
+from tuner.launch.database import Counts
 from tuner.launch.devices import DeviceGroup
 from tuner.launch.mirror_process import MirrorProcess
 from tuner.launch.options import MirrorOptions
@@ -21,7 +22,7 @@ from tuner.launch.prometheus import LaunchMetrics
 from tuner.storage import parse_url
 from tuner.study.source import code_digest
 from tuner.trial import Event
-from tuner.trial.events import StudyLoaded, StudyRefused
+from tuner.trial.events import EpochEnded, StudyLoaded, StudyRefused
 
 
 class SilentDatabase:
@@ -56,6 +57,39 @@ def test_a_signal_ends_the_last_count_of_a_silent_database(monkeypatch: pytest.M
     counting.join(timeout=300)
     assert not counting.is_alive()
     assert silent.asked == 1, "the same question is waited for"
+
+
+class SlowDatabase(SilentDatabase):
+    """Counts, and says that it took so long."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def count(self, study: str) -> Future[Any]:
+        answer = super().count(study)
+        answer.set_result(Counts({}, None, None, self.seconds))
+        return answer
+
+
+@pytest.mark.parametrize(("seconds", "pause_s"), [(0.001, 0.5), (0.5, 10.0)])
+def test_a_launch_keeps_the_database_busy_with_counting_for_a_twentieth_of_the_time(
+    seconds: float, pause_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 1000.0
+    monkeypatch.setattr(launcher, "time", SimpleNamespace(monotonic=lambda: now_s, time=time.time))
+    url = parse_url("sqlite:///none.db")
+    run = launcher._Launch([], url, "study.py", [], MirrorProcess(MirrorOptions(), url), LaunchMetrics(["cpu 0"]))
+    run.database.close()
+    run.database = cast("Any", database := SlowDatabase(seconds))
+    run.snapshot.study = "tiny"
+    run._count(run.count_pause_s)
+    now_s += pause_s - 0.1
+    run._count(run.count_pause_s)
+    assert database.asked == 1
+    now_s += 0.2
+    run._count(run.count_pause_s)
+    assert database.asked == 2
 
 
 class Database:
@@ -207,6 +241,25 @@ def test_a_worker_that_has_not_begun_does_not_count_as_one_at_work(
     launch.look()
 
     assert str(launch.run.error) == "study.py:1"
+
+
+def test_a_worker_is_restarted_as_long_as_its_trial_gets_further(
+    new_launch: Callable[[Path], Launch], tmp_path: Path
+) -> None:
+    file = tmp_path / "study.py"
+    file.write_text("x = 1\n")
+    launch = new_launch(file)
+
+    def die_after(epoch: int) -> bool:
+        """Have worker 0 report an epoch of trial 7 and die; return whether it was given up."""
+        launch.worker(0).says(EpochEnded(7, epoch, 10 * epoch, [0.5]))
+        launch.worker(0).process.returncode = -9
+        launch.look()
+        return launch.places[0].is_done
+
+    assert [die_after(epoch) for epoch in range(6)] == [False] * 6
+    assert [die_after(epoch) for epoch in (5, 4, 6)] == [False] * 3, "one more than the deaths that fail the trial"
+    assert [die_after(epoch) for epoch in (6, 1, 6)] == [False, False, True], "the fourth in a row"
 
 
 @pytest.mark.parametrize("has_reader", [True, False])

@@ -1,5 +1,6 @@
 """The options of a launch: what they refuse, and the command lines that they make, as the command itself reads them."""
 
+import os
 import sys
 from typing import Any
 
@@ -8,8 +9,10 @@ import pytest
 from tuner.cli import app, run
 from tuner.errors import UsageError
 from tuner.launch import LaunchOptions
+from tuner.launch.process import EVENTS_VARIABLE
 from tuner.output import log
 from tuner.study.file import Settings
+from tuner.trial.environment import RELAYED_VARIABLE
 
 
 @pytest.mark.parametrize(
@@ -41,6 +44,7 @@ def test_the_worker_command_says_what_the_launch_was_told(monkeypatch: pytest.Mo
         directions=("minimize", "maximize"),
         sampler="random",
         pruner={"name": "asha", "reduction_factor": 4},
+        cohort=16,
         mlflow="http://host",
         live=False,
     )
@@ -49,11 +53,11 @@ def test_the_worker_command_says_what_the_launch_was_told(monkeypatch: pytest.Mo
 
     read: dict[str, Any] = {}
     monkeypatch.setattr(run, "_work", lambda *given: read.update(given=given[:4]))
-    monkeypatch.setattr(run, "_stop_on_signals", lambda: run.Stop())
+    monkeypatch.setattr(run, "_stop_on_signals", lambda has_launcher: run.Stop())
     monkeypatch.setattr(run.gc, "freeze", lambda: None)
     app(command[3:], standalone_mode=False)
     limits = {"trial_minutes": 30.0, "stall_minutes": 2.5}
-    search = {"sampler": "random", "pruner": {"name": "asha", "reduction_factor": 4}}
+    search = {"sampler": "random", "pruner": {"name": "asha", "reduction_factor": 4}, "cohort": 16}
     settings = Settings(
         name="mine",
         objectives=["loss", "size"],
@@ -70,3 +74,22 @@ def test_a_launch_that_logs_json_has_workers_that_do(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("tuner.launch.options.is_json", lambda: True)
     assert LaunchOptions().worker_command("a.py")[4:] == ["a.py", "--log-format=json"]
     assert not log.is_json()
+
+
+@pytest.mark.parametrize(
+    ("variables", "has_launcher"), [((), False), (("EVENTS",), True), (("EVENTS", "RELAYED"), False)]
+)
+def test_a_worker_knows_whether_a_launcher_will_kill_it(
+    monkeypatch: pytest.MonkeyPatch, variables: tuple[str, ...], has_launcher: bool
+) -> None:
+    found: list[bool] = []
+    monkeypatch.setattr(run, "_work", lambda *given: None)
+    monkeypatch.setattr(run, "_stop_with_launcher", lambda stop: None)
+    monkeypatch.setattr(run, "_stop_on_signals", lambda has_launcher: found.append(has_launcher) or run.Stop())
+    monkeypatch.setattr(run.gc, "freeze", lambda: None)
+    if "EVENTS" in variables:
+        monkeypatch.setenv(EVENTS_VARIABLE, str(os.dup(1)))
+    if "RELAYED" in variables:
+        monkeypatch.setenv(RELAYED_VARIABLE, "1")
+    app(["worker", "study.py"], standalone_mode=False)
+    assert found == [has_launcher]

@@ -13,7 +13,15 @@ from tuner.launch.devices import DeviceGroup
 from tuner.launch.progress import LiveProgress, PlainProgress, Snapshot, draw
 from tuner.output.log import LogLine
 from tuner.trial import Outcome
-from tuner.trial.events import EpochEnded, SecondsSpent, TrialBegan, TrialLost, TrialRestarted, TrialRetried
+from tuner.trial.events import (
+    CohortChosen,
+    EpochEnded,
+    SecondsSpent,
+    TrialBegan,
+    TrialLost,
+    TrialRestarted,
+    TrialRetried,
+)
 
 GROUPS = [DeviceGroup("gpu", (0, 1), (0,)), DeviceGroup("gpu", (2,), (1,), sharers=2), DeviceGroup("cpu", (7,), (7,))]
 
@@ -161,6 +169,7 @@ def test_people_are_shown_failures_and_what_was_printed_beside_the_snapshot(caps
         EpochEnded(3, 1, 5, [0.5]),
         TrialRetried(3, "ValueError: no"),
         TrialRestarted(4, "its checkpoint has another state"),
+        CohortChosen(4, "4 trials train at once in one program"),
         TrialLost(3, "gone"),
         LogLine("track", {"message": "sent"}),
         SecondsSpent(),
@@ -169,6 +178,7 @@ def test_people_are_shown_failures_and_what_was_printed_beside_the_snapshot(caps
     assert capsys.readouterr().err.splitlines() == [
         "tuner: [1] trial 3 failed and is retried: ValueError: no",
         "tuner: [1] trial 4 restarts from its first epoch: its checkpoint has another state",
+        "tuner: [1] 4 trials train at once in one program",
         "tuner: [track] sent",
     ]
 

@@ -76,7 +76,7 @@ STUBBORN = """
 import sys, time
 from tuner.cli import run
 run._GRACE_S = 0.2
-stop = run._stop_on_signals()
+stop = run._stop_on_signals(has_launcher=False)
 stop.is_heeded = sys.argv[1] == "heeded"
 end_s, is_told = time.monotonic() + 100, False
 while time.monotonic() < end_s and not (stop.is_heeded and stop.requested):

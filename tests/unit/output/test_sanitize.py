@@ -18,6 +18,7 @@ from tuner.admin.doctor import examine
 from tuner.errors import StorageSchemaError, TunerError, UsageError
 from tuner.output.log import say, tell
 from tuner.output.sanitize import hide_password, one_line, printable
+from tuner.storage.artifacts import artifacts_of
 from tuner.tracking.mlflow import MlflowTracker, address
 from tuner.tracking.wandb import WandbTracker
 from tuner.trial.failures import describe
@@ -162,7 +163,7 @@ def test_an_mlflow_address_has_no_password(uri: str, monkeypatch: pytest.MonkeyP
         assert SECRET not in tracker._line(OSError(f"login {SECRET} refused"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setattr("tuner.admin.doctor._devices", dict)
-    rows = examine("sqlite:///none.db", Path.cwd())
+    rows = examine("sqlite:///none.db", artifacts_of(Path.cwd()))
     assert SECRET not in json.dumps(rows)
 
 

@@ -13,6 +13,7 @@ from tuner.admin.doctor import examine
 from tuner.results.compare import compare_rows, importance_rows
 from tuner.results.rows import best_rows, show_row, study_rows, trial_rows
 from tuner.storage import connect
+from tuner.storage.artifacts import artifacts_of
 from tuner.storage.read.queries import BASELINE_KEY
 from tuner.storage.worker import leases
 from tuner.storage.worker.claims import Claimant, claim
@@ -76,7 +77,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, A
         "compare": compare_rows(engine, ["ours"]),
         "importance": importance_rows(url, "ours")[0],
         "reproduce": [vars(Comparison("loss", 1, 0.5, 0.5, 0.0))],
-        "doctor": examine(url, folder),
+        "doctor": examine(url, artifacts_of(folder)),
     }
     engine.dispose()
     storage.close()

@@ -57,9 +57,11 @@ def test_studies_lie_side_by_side(any_storage: Any, storage_url: str) -> None:
     run(engine, ours.study_id, Outcome.DIVERGED, None, 2)
     run(engine, ours.study_id, Outcome.TIMED_OUT, None, 3)  # is not pruned, and saves nothing
     run(engine, ours.study_id, Outcome.FAILED, None, 1)
-    with engine.begin() as connection:  # each took 450 seconds
-        connection.execute(attempts.update().values(started_at_s=1000.0, ended_at_s=1450.0))
-        connection.execute(reports.update().values(reported_at_s=1100.0 + 60.0 * reports.c.epoch))
+    with engine.begin() as connection:  # each took 450 seconds, one after another
+        start_s = 1000.0 + 450.0 * attempts.c.trial_id
+        connection.execute(attempts.update().values(started_at_s=start_s, ended_at_s=start_s + 450.0))
+        reported_s = 1100.0 + 450.0 * reports.c.trial_id + 60.0 * reports.c.epoch
+        connection.execute(reports.update().values(reported_at_s=reported_s))
     theirs = optuna.create_study(study_name="theirs", storage=any_storage)
     for value in (3.0, math.inf, 1.0):
         theirs.tell(theirs.ask(), value)

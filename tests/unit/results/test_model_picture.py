@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +38,9 @@ study = dataclasses.replace(study, picture=picture, keep_best=2, trials=3, seed=
 def place(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A folder with a study of three trials, of which the two best have a checkpoint; and its storage."""
     folder = tmp_path_factory.mktemp("drawn")
-    (folder / "tiny.py").write_text((Path(__file__).parents[2] / "tiny_study.py").read_text() + PICTURE)
+    tests = Path(__file__).parents[2]
+    (folder / "tiny.py").write_text((tests / "tiny_study.py").read_text() + PICTURE)
+    shutil.copy(tests / "tiny_environment.py", folder)
     url = f"sqlite:///{folder / 'study.db'}"
     study = load_study(str(folder / "tiny.py"))
     run_worker(study, url, file=str(folder / "tiny.py"), say=lambda event: None, artifacts=str(folder / "artifacts"))

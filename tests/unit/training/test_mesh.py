@@ -19,6 +19,7 @@ from tuner.training.data.feed import Feed
 from tuner.training.hparams import register
 from tuner.training.loop.programs import programs
 from tuner.training.loop.runtime import worker_layout
+from tuner.training.mesh import local
 from tuner.training.state import Stream
 
 RNG = np.random.default_rng(0)
@@ -249,3 +250,26 @@ def test_a_layout_of_one_device_is_that_device() -> None:
 def test_a_worker_uses_virtual_devices_only_if_given() -> None:
     assert worker_layout("") == Layout()
     assert worker_layout("cpu 0-7") == COPIED
+
+
+def test_each_process_reads_its_share_of_a_batch() -> None:
+    layout = Layout(EIGHT[:4])
+    assert not layout.spans_hosts
+    assert layout.share(12).tolist() == list(range(12)), "this process has all devices"
+    batch = {"inputs": np.arange(24, dtype=np.float32).reshape(12, 2), "weight": np.ones(12, np.float32)}
+    put = layout.put_share(batch, 12)
+    assert np.array_equal(put["inputs"], batch["inputs"])
+    assert [shard.data.shape for shard in put["inputs"].addressable_shards] == [(3, 2)] * 4
+
+
+def test_a_share_is_that_of_the_devices_that_a_process_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the second and the third of four devices were those of this process."""
+    layout, parts = Layout(EIGHT[:4]), [slice(6, 9), slice(3, 6)]
+    monkeypatch.setattr(Layout, "_parts", lambda self, size: sorted(parts, key=lambda part: part.start))
+    assert layout.share(12).tolist() == [3, 4, 5, 6, 7, 8]
+
+
+def test_arrays_of_one_process_are_read_as_they_are() -> None:
+    tree = {"a": jnp.ones(3), "b": np.ones(2), "c": jax.random.key(0)}
+    own = local(tree)
+    assert all(own[name] is tree[name] for name in tree)

@@ -210,7 +210,7 @@ def test_slow_steps_leave_the_scan_uncompiled(monkeypatch: pytest.MonkeyPatch) -
     trainer = Line()
     training = train(trainer, choose=lambda program, measure: measure())
     next(training)
-    made: Any = programs(trainer, training.hparams, Layout())
+    made: Any = programs(trainer, training.host_hparams, Layout())
     assert (training.mode, made.step._cache_size(), made.steps._cache_size()) == ("step", 1, 0)
 
 

@@ -13,7 +13,7 @@ from matplotlib.image import imread
 
 from tuner import Space, Study, log_uniform
 from tuner.errors import StudyError
-from tuner.storage.artifacts import artifacts_folder
+from tuner.storage.artifacts import artifacts_of
 from tuner.training import ArrayDataset, Checkpoints, TrainerModule, save_picture, tile
 from tuner.worker import run_worker
 
@@ -147,7 +147,7 @@ def test_pictures_go_with_the_trials_folder(keep: int, tmp_path: Path) -> None:
         keep_best=keep,
     )
     run_worker(study, f"sqlite:///{tmp_path}/study.db", artifacts=str(tmp_path / "files"))
-    (folder,) = artifacts_folder(tmp_path / "files").iterdir()
+    (folder,) = artifacts_of(tmp_path / "files").folder.iterdir()
     kept = list(folder.iterdir())
     assert len(kept) == keep
     for trial in kept:

@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from tuner import Space, Study, int_uniform
 from tuner.training import ArrayDataset, Layout, OptimizerSpec, TrainerModule
 from tuner.training.loop import programs, runtime
-from tuner.training.loop.runtime import CompileClock, trim_cache, use_persistent_cache
+from tuner.training.loop.program_cache import kind_of_machine
+from tuner.training.loop.runtime import CompileClock, use_persistent_cache
 from tuner.trial import Event
 from tuner.trial.events import TrialEnded
 from tuner.worker import run_worker
@@ -55,16 +57,29 @@ def clock(compiles_anew: None) -> Iterator[CompileClock]:
 
 
 @pytest.fixture
-def cache_settings() -> Iterator[None]:
-    """JAX's own settings of the persistent cache, put back afterwards."""
-    names = ("compilation_cache_dir", "compilation_cache_max_size", "persistent_cache_min_compile_time_secs")
-    names = tuple(f"jax_{name}" for name in (*names, "persistent_cache_min_entry_size_bytes"))
-    before = {name: getattr(jax.config, name) for name in names}
+def cache_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """JAX's settings of the persistent cache as a user has them, in a new home; put back afterwards."""
+    names = (
+        *("enable_compilation_cache", "compilation_cache_dir", "compilation_cache_max_size"),
+        *("persistent_cache_min_compile_time_secs", "persistent_cache_min_entry_size_bytes"),
+        "persistent_cache_enable_xla_caches",
+    )
+    before = {f"jax_{name}": getattr(jax.config, f"jax_{name}") for name in names}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(runtime, "_state", runtime._State(is_provided=runtime._state.is_provided))
     jax.config.update("jax_compilation_cache_dir", None)
-    jax.config.update("jax_compilation_cache_max_size", -1)
+    compilation_cache.reset_cache()
     yield
+    if runtime._state.cache is not None:
+        runtime._state.cache.close()
     for name, value in before.items():
         jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def private_folder(path: Path) -> Path:
+    path.mkdir(mode=0o700)
+    return path
 
 
 def make_programs(trainer: Line, first: int, count: int) -> None:
@@ -116,30 +131,25 @@ def write(folder: Path, name: str, size: int, used_at_s: float) -> Path:
     return path
 
 
-def test_a_full_cache_loses_what_was_not_used_for_longest(tmp_path: Path) -> None:
-    files = [write(tmp_path, name, 100, at) for name, at in (("b", 3), ("a", 1), ("inner/c", 2), ("d", 4), ("e", 5))]
-    os.utime(tmp_path / "a", (6, 1))  # read since, though the oldest
-    trim_cache(tmp_path, 500)
-    assert all(path.exists() for path in files)
-    trim_cache(tmp_path, 499)  # down to 449 bytes
-    assert [path.name for path in files if not path.exists()] == ["c"]
-    trim_cache(tmp_path, 250)
-    assert [path.name for path in files if path.exists()] == ["a", "e"]
-    trim_cache(tmp_path / "missing", 1)
+def of_this_machine(root: Path) -> Path:
+    """Return the folder of the programs that JAX uses."""
+    return root / kind_of_machine()
+
+
+def folder_in_use() -> str:
+    return jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_the_cache_on_disk_is_trimmed_at_the_start_and_then_once_a_minute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_settings: None
 ) -> None:
     seconds = iter([0.0, 59.0, 60.0])
-    monkeypatch.setattr(runtime, "_cache", None)
     monkeypatch.setattr(runtime.time, "monotonic", lambda: next(seconds))
     monkeypatch.setattr(runtime, "_CACHE_BYTES", 1000)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = tmp_path / "tuner" / "xla"
+    folder = private_folder(tmp_path / f"compiled-{os.geteuid()}") / "another-kind"
     old, new = write(folder, "old", 600, 1), write(folder, "new", 600, 2)
-    use_persistent_cache()
-    assert jax.config.jax_compilation_cache_dir == str(folder)  # pyright: ignore[reportAttributeAccessIssue]
+    use_persistent_cache(tmp_path)
+    assert folder_in_use() == str(of_this_machine(folder.parent))
     assert (old.exists(), new.exists()) == (False, True)
     newer = write(folder, "newer", 600, 3)
     runtime.tidy()
@@ -148,26 +158,79 @@ def test_the_cache_on_disk_is_trimmed_at_the_start_and_then_once_a_minute(
     assert (new.exists(), newer.exists()) == (False, True)
 
 
-def test_the_limit_is_the_one_that_jax_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_settings: None
-) -> None:
-    monkeypatch.setattr(runtime, "_cache", None)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    old = write(tmp_path / "tuner" / "xla", "old", 600, 1)
-    new = write(tmp_path / "tuner" / "xla", "new", 600, 2)
+def test_the_limit_is_the_one_that_jax_is_told(tmp_path: Path, cache_settings: None) -> None:
+    folder = private_folder(tmp_path / f"compiled-{os.geteuid()}")
+    old, new = write(folder, "old", 600, 1), write(folder, "new", 600, 2)
     jax.config.update("jax_compilation_cache_max_size", 1000)
-    use_persistent_cache()
+    use_persistent_cache(tmp_path)
     assert (old.exists(), new.exists()) == (False, True)
-    assert jax.config.jax_compilation_cache_max_size == -1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_programs_are_kept_with_the_artifacts_else_in_the_users_cache(tmp_path: Path, cache_settings: None) -> None:
+    own = of_this_machine(tmp_path / "cache" / "tuner" / "compiled")
+    use_persistent_cache()
+    assert folder_in_use() == str(own)
+    for name in ("one", "two"):  # two runs in one process
+        use_persistent_cache(tmp_path / name)
+        assert folder_in_use() == str(of_this_machine(tmp_path / name / f"compiled-{os.geteuid()}"))
+        width = 3 + len(list(tmp_path.iterdir()))
+        jax.jit(lambda x: x * 3.25)(np.zeros(width)).block_until_ready()
+        assert any(Path(folder_in_use()).iterdir())
+
+
+def test_a_folder_that_others_may_write_to_is_told_in_one_line_and_not_used(
+    tmp_path: Path, cache_settings: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = tmp_path / f"compiled-{os.geteuid()}"
+    shared.mkdir()
+    shared.chmod(0o777)
+    own = tmp_path / "cache" / "tuner" / "compiled"
+    use_persistent_cache(tmp_path)
+    assert folder_in_use() == str(of_this_machine(own))
+    assert capsys.readouterr().err == (
+        f"tuner: cannot share compiled programs in {shared}: others may write to it (mode 0777); "
+        f"this worker uses {own}\n"
+    )
+    assert list(shared.iterdir()) == []
+
+
+def test_without_any_folder_programs_are_compiled(
+    tmp_path: Path, cache_settings: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cache").write_text("not a folder")
+    use_persistent_cache()
+    assert folder_in_use() is None
+    assert "this worker compiles its own" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("setting", [("jax_enable_compilation_cache", False), ("jax_compilation_cache_max_size", 0)])
+def test_a_user_can_switch_the_cache_off(tmp_path: Path, cache_settings: None, setting: tuple[str, Any]) -> None:
+    jax.config.update(*setting)
+    use_persistent_cache(tmp_path)
+    assert folder_in_use() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_jaxs_private_name_its_own_cache_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_settings: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runtime, "provide_cache", lambda find: False)
+    monkeypatch.setattr(runtime._state, "is_provided", None)
+    use_persistent_cache(tmp_path)
+    assert "does not accept tuner's compile cache" in capsys.readouterr().err
+    monkeypatch.setattr(runtime._state, "cache", None)  # what JAX would be given, if it asked
+    jax.jit(lambda x: x * 4.75)(np.zeros(5)).block_until_ready()
+    assert [path.name[-6:] for path in Path(folder_in_use()).iterdir()] == ["-cache"]
 
 
 def test_a_folder_that_the_user_names_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_settings: None
 ) -> None:
-    monkeypatch.setattr(runtime, "_cache", None)
     monkeypatch.setattr(runtime, "_CACHE_BYTES", 10)
     kept = write(tmp_path, "kept", 600, 1)
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
-    use_persistent_cache()
+    use_persistent_cache(tmp_path / "artifacts")
     runtime.tidy()
     assert kept.exists()
+    assert folder_in_use() == str(tmp_path)
+    assert not (tmp_path / "artifacts").exists()

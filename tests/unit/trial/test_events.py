@@ -62,6 +62,11 @@ SAID: list[tuple[Event, dict[str, Any], str | None]] = [
         {"event": "overdue", "level": "warning", "trial": 3, "message": "trial 3 makes no progress"},
         "trial 3 makes no progress",
     ),
+    (
+        events.CohortChosen(16, "16 trials train at once in one program"),
+        {"event": "cohort", "lanes": 16, "message": "16 trials train at once in one program"},
+        "16 trials train at once in one program",
+    ),
     (events.SearchFinished(), {"event": "finished"}, "the sampler has ended the search"),
     (events.WorkerIdle(), {"event": "idle"}, "waiting for a trial of another worker"),
     (events.HoursUsed(), {"event": "hours"}, "the study's hours are used up"),

@@ -10,12 +10,11 @@ import pytest
 from fake_trainer import FakeTrainer, small_data
 from optuna.samplers._tpe.sampler import _get_pruned_trial_score
 from optuna.trial import TrialState, create_trial
-from storage_tools import opened
+from storage_tools import opened, plain_trials
 
 import tuner
 from tuner import Space, Study, log_uniform, uniform
 from tuner.search.view import SamplerView
-from tuner.storage import parse_url
 from tuner.storage.optuna.storage import Storage
 from tuner.storage.worker import claims, leases
 from tuner.storage.worker.claims import Claimant
@@ -161,8 +160,7 @@ def test_tpe_ranks_trials_that_diverged_late_last(seed: int, tmp_path: Path) -> 
     endings = [ending for _, ending in expected]
     assert endings != [ending for _, ending in in_plain_optuna(seed, trials, with_reports=True)], "it matters here"
     assert {"diverged", "pruned"} <= {*endings}
-    plain = optuna.load_study(study_name="late", storage=optuna.storages.RDBStorage(parse_url(url).for_optuna))
-    for trial, ending in zip(plain.trials, endings, strict=True):
+    for trial, ending in zip(plain_trials(url, "late"), endings, strict=True):
         assert trial.state == (TrialState.COMPLETE if ending == "complete" else TrialState.PRUNED)
         assert math.isnan(trial.intermediate_values[trial.last_step or 0]) == (ending == "diverged")
 

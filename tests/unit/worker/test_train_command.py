@@ -15,7 +15,7 @@ from typing import Any, cast
 import optuna
 import pytest
 from optuna.trial import TrialState
-from storage_tools import connection_to
+from storage_tools import connection_to, plain_trials
 
 from tuner import Command, Space, Study, uniform
 from tuner.errors import StudyError, StudyStopped
@@ -46,7 +46,7 @@ class Commands:
         return self.trials()
 
     def trials(self) -> list[optuna.trial.FrozenTrial]:
-        return optuna.load_study(study_name="one", storage=self.url).trials
+        return plain_trials(self.url, "one")
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         with connection_to(self.url) as connection:

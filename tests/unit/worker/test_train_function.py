@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
-from storage_tools import opened
+from storage_tools import opened, plain_trials
 
 import tuner
 from tuner import Space, Study, Trial, load_state, uniform
@@ -46,7 +47,7 @@ class Runs:
         return self.trials()
 
     def trials(self) -> list[optuna.trial.FrozenTrial]:
-        return optuna.load_study(study_name="one", storage=self.url).trials
+        return plain_trials(self.url, "one")
 
     def metrics(self, trial: optuna.trial.FrozenTrial) -> dict[int, tuple[int, dict[str, float]]]:
         storage: Any = tuner.open_storage(self.url)
@@ -588,3 +589,20 @@ def test_a_function_may_import_jax_itself(tmp_path: Path) -> None:
     assert float(jax.jit(lambda given: given.x * 2)(hparams)) == 2 * jax.numpy.float32(hparams.x)
     """
     assert run_script(tmp_path, body) == "True\n"
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "..", ""])
+def test_a_saved_state_names_no_file_outside_of_its_folder(tmp_path: Path, name: str) -> None:
+    given = tmp_path / "weights"
+    given.write_text("w")
+    saves = TrialSaves(tmp_path / "trial", {})
+    saves.save(given, 1)
+    state = tmp_path / "trial" / "latest" / "1"
+    assert load_state(state).read_text() == "w"
+    record = state / "record.json"
+    head = json.loads(record.read_text())
+    head["record"]["name"] = name
+    record.write_text(json.dumps(head))
+
+    with pytest.raises(CheckpointError, match=r"the saved state is damaged: .* has a file outside of it"):
+        load_state(state)

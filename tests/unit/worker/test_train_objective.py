@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
+from storage_tools import plain_trials
 
 from tuner import OptunaObjective, Space, Study, uniform
 from tuner.errors import StudyError, StudyStopped
@@ -35,7 +36,7 @@ class Runs:
         return self.trials()
 
     def trials(self) -> list[optuna.trial.FrozenTrial]:
-        return optuna.load_study(study_name="one", storage=self.url).trials
+        return plain_trials(self.url, "one")
 
 
 @pytest.fixture

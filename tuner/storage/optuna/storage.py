@@ -456,7 +456,8 @@ class Storage(BaseStorage):
                 name, changed = self._load(study_id, -1, [])
             known.name = name
             known.add(changed)
-            known.add([held.trial for held in held])
+            # As in Optuna's storages, a list of trials does not change afterwards: a pruner may store what it compares.
+            known.add(list(copies([held.trial for held in held])))
             found = known.trials
             found = list(found) if states is None else [trial for trial in found if trial.state in states]
         return list(copies(found)) if deepcopy else found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypedDict, cast
 
 import sqlalchemy as sa
@@ -126,6 +127,8 @@ def read_workers(engine: Engine, study_id: int | None) -> list[WorkerRow]:
     """
 
     def work(connection: Connection) -> list[WorkerRow]:
+        if not sa.inspect(connection).has_table(workers.name):  # a database of plain Optuna
+            return []
         dialect = connection.dialect.name
         now = clock(dialect)
         held = (
@@ -171,6 +174,25 @@ def read_workers(engine: Engine, study_id: int | None) -> list[WorkerRow]:
         latest = _latest_reports(connection, [row["trial_id"] for row in rows if row["trial_id"] is not None])
         nothing: Reported = {"epoch": None, "step": None, "metrics": None}
         return [cast("WorkerRow", row | latest.get(row["trial_id"], nothing)) for row in rows]
+
+    return read(engine, work)
+
+
+def is_file_at_work(engine: Engine, file: Path) -> bool:
+    """Return whether a trial is running whose worker has loaded its study from this file.
+
+    Args:
+        engine: The storage's engine.
+        file: The absolute path of the study's file.
+    """
+
+    def work(connection: Connection) -> bool:
+        query = (
+            sa.select(workers.c.about)
+            .join(leases, leases.c.worker == workers.c.worker)
+            .where(leases.c.expires_at_s > clock(connection.dialect.name), workers.c.ended_at_s.is_(None))
+        )
+        return any(json.loads(about).get("file") == str(file) for about in connection.execute(query).scalars())
 
     return read(engine, work)
 

@@ -23,7 +23,7 @@ class Hours:
 
     Attributes:
         wall_s: Seconds in which at least one worker was running.
-        device_s: Seconds of all workers, multiplied by the devices of each.
+        device_s: Seconds in which each worker trained, multiplied by its devices; trials at once count once.
         until_s: The time, in seconds on the database's clock.
     """
 

@@ -14,9 +14,19 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
 from tuner.storage.sql.dialect import clock, greatest, least
+from tuner.storage.sql.encoding import loaded_number
 from tuner.storage.sql.outcomes import recorded_outcome
 from tuner.storage.sql.retry import read
-from tuner.storage.sql.tables import attempts, leases, records, reports, rungs, trials, workers
+from tuner.storage.sql.tables import (
+    attempts,
+    leases,
+    records,
+    reports,
+    rungs,
+    trial_intermediate_values,
+    trials,
+    workers,
+)
 from tuner.trial import Outcome
 from tuner.trial.environment import GitState
 
@@ -65,6 +75,50 @@ def read_metrics(engine: Engine, trial_id: int) -> dict[int, tuple[int, dict[str
             epoch: (step, {name: float(value) for name, value in json.loads(text).items()})
             for epoch, step, text in connection.execute(query.order_by(reports.c.epoch))
         }
+
+    return read(engine, work)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A report: the trial's number, the epoch, optimizer updates so far (None if not known), metrics by name."""
+
+    number: int
+    epoch: int
+    step: int | None
+    metrics: dict[str, float]
+
+
+def read_curves(engine: Engine, study_id: int) -> list[Point]:
+    """Return all reports of a study, by trial and epoch.
+
+    A trial of plain Optuna only has its intermediate values, as the metric `value`.
+    """
+    ours = sa.select(trials.c.number, reports.c.epoch, reports.c.step, reports.c.metrics)
+    ours = ours.join(reports, reports.c.trial_id == trials.c.trial_id).where(trials.c.study_id == study_id)
+    values = sa.select(
+        trials.c.number,
+        trial_intermediate_values.c.step,
+        trial_intermediate_values.c.intermediate_value,
+        trial_intermediate_values.c.intermediate_value_type,
+    )
+    values = values.join(trial_intermediate_values, trial_intermediate_values.c.trial_id == trials.c.trial_id)
+    values = values.where(trials.c.study_id == study_id)
+
+    def work(connection: Connection) -> list[Point]:
+        points: list[Point] = []
+        if sa.inspect(connection).has_table(reports.name):
+            points = [
+                Point(number, epoch, step, {name: float(value) for name, value in json.loads(text).items()})
+                for number, epoch, step, text in connection.execute(ours)
+            ]
+        known = {point.number for point in points}
+        points += [
+            Point(number, step, None, {"value": loaded_number(value, kind)})
+            for number, step, value, kind in connection.execute(values)
+            if number not in known
+        ]
+        return sorted(points, key=lambda point: (point.number, point.epoch))
 
     return read(engine, work)
 

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
@@ -28,12 +28,14 @@ from tuner.storage.sql.tables import (
     study_system_attributes,
     trial_intermediate_values,
     trial_params,
+    trial_system_attributes,
     trial_values,
     trials,
     unknown_zones,
 )
 from tuner.storage.sql.zones import is_optuna_5
 from tuner.storage.worker.claims import latest_errors
+from tuner.storage.worker.leases import FETCHED_KEY, LANES_KEY
 from tuner.trial import Outcome
 
 _OUTCOME_OF_STATE = {
@@ -462,6 +464,35 @@ def find_record(engine: Engine, study_id: int, key: str) -> Any | None:
     )
     text = read(engine, lambda connection: connection.execute(query).scalar_one_or_none())
     return json.loads(text) if text else None
+
+
+def find_records(engine: Engine, study_id: int, prefix: str) -> dict[str, Any]:
+    """Return the values recorded with a study under keys that begin with a prefix, as plain JSON by key."""
+    key = study_system_attributes.c.key
+    query = sa.select(key, study_system_attributes.c.value_json).where(
+        study_system_attributes.c.study_id == study_id, key.startswith(prefix, autoescape=True)
+    )
+    return read(engine, lambda connection: {name: json.loads(text) for name, text in connection.execute(query)})
+
+
+class ProgramUse(NamedTuple):
+    """The programs of a trial.
+
+    Attributes:
+        fetched: The number that came from the compile cache; 0 if an earlier version ran the trial.
+        lanes: The number of trials that its program trains at once.
+    """
+
+    fetched: int = 0
+    lanes: int = 1
+
+
+def read_programs(engine: Engine, trial_id: int) -> ProgramUse:
+    """Return what is stored about the programs of a trial."""
+    table, keys = trial_system_attributes.c, {FETCHED_KEY: "fetched", LANES_KEY: "lanes"}
+    query = sa.select(table.key, table.value_json).where(table.trial_id == trial_id, table.key.in_(keys))
+    rows = read(engine, lambda connection: connection.execute(query).all())
+    return ProgramUse(**{keys[key]: json.loads(value) for key, value in rows})
 
 
 def find_baseline(engine: Engine, study: StudyRow) -> int | None:

@@ -9,12 +9,21 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from tuner.storage.sql.wait_time import Waited, waited, waiting
 
 T = TypeVar("T")
 _POLL_S = 0.05
+
+
+class Caller(Protocol):
+    """Makes calls on another thread: a `Background`, or one that makes several of them together."""
+
+    def submit(self, call: Callable[[], T]) -> Future[T]: ...
+    def wait(
+        self, future: Future[Any], database_s: float, seconds: float = float("inf"), is_over: Callable[[], bool] = bool
+    ) -> bool: ...
 
 
 class Background:

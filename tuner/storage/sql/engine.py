@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Dialect, Engine, event
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from tuner.errors import StorageDenied, StorageLost
+from tuner.errors import StorageDenied, StorageLost, StorageMissing
 from tuner.output.sanitize import hide_password
 from tuner.storage.sql import deadlines
 from tuner.storage.sql.url import AnyURL, StorageURL, parse_url
@@ -152,7 +152,8 @@ def lost(error: Exception, where: StorageURL | sqlalchemy.URL) -> StorageLost:
     original = getattr(error, "orig", None)
     if pgcode(error) == "53100" or sqlite_code(original) == sqlite3.SQLITE_FULL:
         return StorageLost(f"the storage's disk is full: {shown} ({error_line(error)}); free some space")
-    return StorageLost(f"cannot reach the storage {shown}: {error_line(error)}{ADVICE}")
+    kind = StorageMissing if sqlite_code(original) == sqlite3.SQLITE_NOTADB else StorageLost
+    return kind(f"cannot reach the storage {shown}: {error_line(error)}{ADVICE}")
 
 
 _STATEMENT_LINE = re.compile(r"\w+ \d+: ")
@@ -171,7 +172,7 @@ def connected_engine(url: AnyURL) -> Engine:
     """See `tuner.storage.connect`."""
     url = parse_url(url)
     if url.file is not None and not url.file.exists():
-        raise StorageLost(
+        raise StorageMissing(
             f"the storage does not exist: no file {str(url.file)!r} (storage {str(url)!r}); launch a study first"
         )
     engine = new_engine(url)

@@ -169,19 +169,26 @@ def hours(dialect: str) -> Any:
             start.label("start"),
             greatest(dialect, start, least(dialect, end, until)).label("end"),
             attempts.c.devices,
+            attempts.c.worker,
             sa.case((ended.is_(None), expires)).label("expires_at_s"),
         )
         .select_from(attempts.outerjoin(leases, leases.c.trial_id == attempts.c.trial_id))
         .where(attempts.c.study_id == sa.bindparam("study_id"), ended.is_(None) | (ended > since))
         .subquery("tried")
     )
-    # Their union: for each, the part after the end of all that started before it.
-    before = sa.func.max(tried.c.end).over(order_by=tried.c.start, rows=(None, -1))
-    fresh = tried.c.end - greatest(dialect, tried.c.start, sa.func.coalesce(before, tried.c.start))
     zero: sa.ColumnElement[float] = sa.literal_column("0.0")
+
+    def fresh(**among: Any) -> sa.ColumnElement[float]:
+        """Return the part of an attempt after the end of all that started before it: the sum is that of their union."""
+        before = sa.func.max(tried.c.end).over(order_by=tried.c.start, rows=(None, -1), **among)
+        return greatest(
+            dialect, tried.c.end - greatest(dialect, tried.c.start, sa.func.coalesce(before, tried.c.start)), zero
+        )
+
     covered = sa.select(
-        greatest(dialect, fresh, zero).label("wall_s"),
-        ((tried.c.end - tried.c.start) * tried.c.devices).label("device_s"),
+        fresh().label("wall_s"),
+        # Trials that a worker trains at once share its devices.
+        (fresh(partition_by=tried.c.worker) * tried.c.devices).label("device_s"),
         tried.c.expires_at_s,
     ).subquery("covered")
     return sa.select(
@@ -198,9 +205,25 @@ def hours(dialect: str) -> Any:
 @statement("extend lease")
 def extend_lease(dialect: str, clock_columns: tuple[str, ...]) -> Any:
     """Extend a lease that is still held by `lease_s` seconds, and return its trial's id."""
+    return _extension(dialect, clock_columns, {})
+
+
+@statement("extend lease, reported")
+def extend_lease_reported(dialect: str, clock_columns: tuple[str, ...]) -> Any:
+    """The same for a report of `epoch`; if no attempt has got so far, the deaths up to now no longer count."""
+    c, epoch = leases.c, _place("epoch", sa.Integer())
+    is_further = c.farthest_epoch.is_(None) | (c.farthest_epoch < epoch)
+    none: sa.ColumnElement[int] = sa.literal_column("0")
+    changed: dict[str, sa.ColumnElement[int]] = {"deaths": none, "farthest_epoch": epoch, "farthest_fence": c.fence}
+    progress = {name: sa.case((is_further, value), else_=c[name]) for name, value in changed.items()}
+    return _extension(dialect, clock_columns, progress)
+
+
+def _extension(dialect: str, clock_columns: tuple[str, ...], changes: Mapping[str, sa.ColumnElement[Any]]) -> Any:
     on_clock = {name: _place(f"of_{name}", leases.c[name].type) for name in clock_columns}
     ends = clock(dialect) + _place("lease_s", sa.Float(53))
-    return leases.update().where(*_is_still_held()).values(expires_at_s=ends, **on_clock).returning(leases.c.trial_id)
+    extended = {"expires_at_s": ends, **on_clock, **changes}
+    return leases.update().where(*_is_still_held()).values(extended).returning(leases.c.trial_id)
 
 
 @statement("release lease")

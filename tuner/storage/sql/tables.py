@@ -146,7 +146,7 @@ leases = Table(
     Column("worker", String(200)),
     # Counts the owners of the trial: writes with an older fence are refused.
     Column("fence", Integer, nullable=False),
-    # The number of workers that died in this trial.
+    # The number of workers that died in this trial since it last got further.
     Column("deaths", Integer, nullable=False),
     # On the wall clock; the columns below correct it on SQLite, and are NULL on Postgres.
     Column("expires_at_s", _Seconds, nullable=False),
@@ -156,6 +156,10 @@ leases = Table(
     Column("ahead_s", Float(53)),
     # The fence at that time. If it differs, a version without these columns has the lease.
     Column("ahead_fence", Integer),
+    # The greatest epoch that was ever reported, also by attempts whose reports were forgotten; NULL for none.
+    Column("farthest_epoch", Integer),
+    # The fence of the attempt that was the first to report it.
+    Column("farthest_fence", Integer),
 )
 """Leases: one row while a worker runs a trial. A trial that another tool ended keeps its row."""
 

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from tuner.storage.sql.row_types import AnyRow
 
 MAX_DEATHS = 3
-"""The number of workers that may die in a trial before it fails: a fourth would probably die as well."""
+"""The number of workers that may die in a trial, without it getting further, before it fails.
+
+A fourth would probably die as well.
+"""
 _SETTLE_AFTER = 200
 _MOST_OPEN = 200
 
@@ -81,6 +84,7 @@ class Claimant:
         failures_since_s: Failures that ended before, in seconds of the database's clock, do not stop the study; None
             for no such check.
         settled: The trials that it has already counted; each claim updates it.
+        held: The ids of the trials that the worker has claimed and not ended or given back.
         deadly: The trials that the latest claim failed because too many workers had died in them.
         hours: The hours used until an earlier time; each claim updates it.
     """
@@ -97,6 +101,7 @@ class Claimant:
     failures_since_s: float | None = None
     settled: Settled = field(default_factory=Settled)
     hours: Hours = field(default_factory=Hours)
+    held: set[int] = field(default_factory=set[int])
     deadly: list[int] = field(default_factory=list[int])
 
 
@@ -128,27 +133,55 @@ def claim(engine: Engine, claimant: Claimant) -> Lease | NoTrial:
 
     Concurrency: one transaction that locks the study's row.
     """
+    claimed = claim_several(engine, claimant, 1)
+    return claimed if isinstance(claimed, NoTrial) else claimed[0]
+
+
+def claim_several(engine: Engine, claimant: Claimant, most: int) -> list[Lease] | NoTrial:
+    """Claim trials like `claim`, in one transaction: at least one, and at most `most`.
+
+    If several workers run, a worker claims no more than its part of the trials that are left.
+
+    Returns:
+        The leases, or the reason why there are none.
+
+    Raises:
+        UnknownStudy: the study has been deleted.
+    """
     settled = claimant.settled
 
-    def work(connection: Connection, tries: int) -> Lease | NoTrial:
+    def work(connection: Connection, tries: int) -> list[Lease] | NoTrial:
         nonlocal settled
         settled = claimant.settled  # the earlier try may not have been committed
         is_stopped = _lock_study(connection, claimant)
-        if tries and (own := _own_lease(connection, claimant)) is not None:
-            return own  # also if the study was stopped since: it is given back like any other
+        if tries and (own := _own_leases(connection, claimant)):
+            return own  # also if the study was stopped since: they are given back like any other
         rebase(connection)
         claimant.deadly = []
+        several: list[Lease] = []
+        limit = most if most == 1 else min(most, _part(connection, claimant))
+        if limit < 1:
+            return NoTrial.WAIT
+        while len(several) < limit:
+            claimed = one(connection, is_stopped)
+            if isinstance(claimed, NoTrial):
+                return several or claimed
+            several.append(claimed)
+        return several
+
+    def one(connection: Connection, is_stopped: bool) -> Lease | NoTrial:
+        nonlocal settled
         if is_stopped:
             return NoTrial.STOPPED
         standing = _standing(connection, claimant)
         now_s = standing.now_s
-        if settled.used + standing.used >= claimant.trials:
+        if claimant.settled.used + standing.used >= claimant.trials:
             return NoTrial.DONE
         if _is_failing(connection, claimant):
             return NoTrial.FAILING
         if _hours_are_spent(connection, claimant, now_s):
             return NoTrial.HOURS
-        if settled.used + standing.used + standing.running - standing.expired >= claimant.trials:
+        if claimant.settled.used + standing.used + standing.running - standing.expired >= claimant.trials:
             settled = _settle(connection, claimant, standing, claimant.settled.up_to)
             return NoTrial.WAIT  # also for trials that were given back: the budget may have been lowered since
         if standing.expired and is_recovering(engine):
@@ -159,10 +192,10 @@ def claim(engine: Engine, claimant: Claimant) -> Lease | NoTrial:
                 return adopted
             # Count again: a trial may just have failed because too many workers died in it.
             standing = _standing(connection, claimant)
-        if settled.used + standing.used + standing.running >= claimant.trials:
+        if claimant.settled.used + standing.used + standing.running >= claimant.trials:
             return NoTrial.WAIT
         queued = _start_queued(connection, claimant, standing)
-        if queued is None and settled.used + standing.used + standing.running >= _most_new(claimant):
+        if queued is None and claimant.settled.used + standing.used + standing.running >= _most_new(claimant):
             return NoTrial.WAIT  # queued trials may have started since the limit was counted
         trial_id, number = queued or _create(connection, claimant, standing)
         settled = _settle(connection, claimant, standing, trial_id)
@@ -185,16 +218,26 @@ def _lock_study(connection: Connection, claimant: Claimant) -> bool:
     return row[1] is not None
 
 
-def _own_lease(connection: Connection, claimant: Claimant) -> Lease | None:
-    """Return the lease of a claim that was committed although its answer was lost."""
+def _part(connection: Connection, claimant: Claimant) -> int:
+    """Return how many trials a worker may claim so that all workers that run have the same number of the rest."""
+    standing, now = _standing(connection, claimant), clock(connection.dialect.name)
+    rest = claimant.trials - claimant.settled.used - standing.used
+    are_alive = workers.c.ended_at_s.is_(None) & (workers.c.seen_at_s > now - 4 * claimant.lease_s)
+    query = sa.select(sa.func.count()).where(workers.c.study_id == claimant.study_id, are_alive)
+    part = -(-rest // max(1, connection.execute(query).scalar_one()))
+    return max(part, 1) - len(claimant.held)
+
+
+def _own_leases(connection: Connection, claimant: Claimant) -> list[Lease]:
+    """Return the leases of a claim that was committed although its answer was lost."""
     query = (
         sa.select(leases.c.trial_id, trials.c.number, leases.c.fence)
         .select_from(leases.join(trials, trials.c.trial_id == leases.c.trial_id))
         .where(leases.c.worker == claimant.worker, trials.c.study_id == claimant.study_id)
         .where(trials.c.state == "RUNNING")  # not a trial that another tool has ended
     )
-    row = connection.execute(query).first()
-    return None if row is None else Lease(row[0], row[1], claimant.worker, row[2], claimant.lease_s)
+    rows = connection.execute(query.order_by(trials.c.number)).all()
+    return [Lease(*row[:2], claimant.worker, row[2], claimant.lease_s) for row in rows if row[0] not in claimant.held]
 
 
 def _standing(connection: Connection, claimant: Claimant) -> _Standing:
@@ -323,7 +366,7 @@ def _close_attempts(
 def _end_deadly(connection: Connection, claimant: Claimant, row: AnyRow, deaths: int) -> None:
     # A worker that gave back a trial without progress is not in its lease.
     last = "" if row.worker is None else f", the last was {row.worker}"
-    error = f"{deaths} workers died while running this trial{last}"
+    error = f"{deaths} workers in a row died without the trial getting further{last}"
     record = {"worker": row.worker, "error_kind": DEADLY, "error": error}
     lease = Lease(row.trial_id, row.number, row.worker or "", row.fence, claimant.lease_s)
     for ending in endings(lease, Outcome.FAILED, None, record):

@@ -63,7 +63,9 @@ def run_write(connection: Connection, trial_id: int, write: Write) -> None:
     run(connection, write.what, {**values, "held_id": trial_id})
 
 
-def fenced(connection: Connection, lease: Lease, change: Change, writes: Sequence[Write]) -> bool:
+def fenced(
+    connection: Connection, lease: Lease, change: Change, writes: Sequence[Write], *, epoch: int | None = None
+) -> bool:
     """Change the lease if it is still held, and only then run the writes; return whether it was held.
 
     Args:
@@ -71,14 +73,17 @@ def fenced(connection: Connection, lease: Lease, change: Change, writes: Sequenc
         lease: The lease.
         change: The change of the lease.
         writes: Other writes, in any order.
+        epoch: If the lease is extended by a write of reports, the greatest of their epochs.
     """
     rebase(connection)
     values: dict[str, Any] = {"held_id": lease.trial_id, "fence": lease.fence, "worker": lease.worker}
     what = _CHANGES.get(change)
     if what is None:
         on_clock = lease_clock(connection.dialect.name, lease.fence)
-        what = statements.extend_lease.of(tuple(on_clock))
+        extension = statements.extend_lease if epoch is None else statements.extend_lease_reported
+        what = extension.of(tuple(on_clock))
         values |= {"lease_s": lease.lease_s, **{f"of_{name}": value for name, value in on_clock.items()}}
+        values |= {} if epoch is None else {"epoch": epoch}
     return run_with(connection, what, values, writes) is not None
 
 
@@ -119,13 +124,19 @@ def lost_lease(lease: Lease) -> LeaseLost:
     )
 
 
-def write_held(engine: Engine, lease: Lease, *writes: Write) -> None:
+def write_held(engine: Engine, lease: Lease, *writes: Write, epoch: int | None = None) -> None:
     """Renew the lease and run the writes.
+
+    Args:
+        engine: The storage's engine.
+        lease: The lease.
+        writes: The writes.
+        epoch: The greatest epoch among the reports that they store; None if they store none.
 
     Raises:
         LeaseLost: another worker has the trial, or it has ended.
     """
-    if not write_once(engine, lambda connection, _: fenced(connection, lease, Change.EXTEND, writes)):
+    if not write_once(engine, lambda connection, _: fenced(connection, lease, Change.EXTEND, writes, epoch=epoch)):
         raise lost_lease(lease)
 
 

@@ -28,6 +28,10 @@ from tuner.storage.worker.fences import Change, Lease, Write, fenced, lost_lease
 from tuner.trial import Outcome, Report
 from tuner.trial.failures import storable
 
+FETCHED_KEY = "tuner:fetched"
+"""The system attribute of a trial with the number of programs that came from the compile cache; missing for none."""
+LANES_KEY = "tuner:lanes"
+"""The system attribute of a trial that trained together with others: the number of lanes of their program."""
 DIED = "died"
 """The ending of an attempt whose worker died."""
 _MOST_LOG_CHARACTERS = 20_000
@@ -41,6 +45,17 @@ def renew(engine: Engine, lease: Lease) -> None:
         LeaseLost: another worker has the trial.
     """
     write_held(engine, lease)
+
+
+def renew_together(engine: Engine, several: Sequence[Lease]) -> list[bool]:
+    """Extend leases by their length from now, in one transaction; return whether each was still held."""
+    ordered = sorted(range(len(several)), key=lambda at: several[at].trial_id)
+
+    def work(connection: Connection, _: int) -> list[bool]:
+        held = {at: fenced(connection, several[at], Change.EXTEND, []) for at in ordered}
+        return [held[at] for at in range(len(several))]
+
+    return write(engine, work)
 
 
 def store_suggested(
@@ -90,6 +105,8 @@ def delete_attributes(engine: Engine, lease: Lease, keys: Sequence[str]) -> None
 def report(engine: Engine, lease: Lease, several: Sequence[Report], objective: str | None) -> None:
     """Store the metrics of epochs and extend the lease. Existing reports are overwritten, not duplicated.
 
+    If an epoch is beyond all that were ever reported for the trial, earlier deaths of its workers no longer count.
+
     Args:
         engine: The storage's engine.
         lease: The trial's lease.
@@ -99,10 +116,42 @@ def report(engine: Engine, lease: Lease, several: Sequence[Report], objective: s
     Raises:
         LeaseLost: another worker has the trial.
     """
-    if len(several) > _MOST_REPORTS:
-        report(engine, lease, several[:_MOST_REPORTS], objective)
-        report(engine, lease, several[_MOST_REPORTS:], objective)
-        return
+    for at in range(0, len(several), _MOST_REPORTS):
+        part = several[at : at + _MOST_REPORTS]
+        write_held(engine, lease, *_report_writes(part, objective), epoch=_last_epoch(part))
+
+
+def report_together(
+    engine: Engine, reports: Sequence[tuple[Lease, Sequence[Report]]], objective: str | None
+) -> list[bool]:
+    """Store the reports of several trials like `report`, in one transaction.
+
+    Returns:
+        For each trial, whether its lease was still held; if not, nothing of it was stored.
+    """
+    # All such transactions lock leases in the same order.
+    ordered = sorted(range(len(reports)), key=lambda at: reports[at][0].trial_id)
+
+    def work(connection: Connection, _: int) -> list[bool]:
+        held = {at: _store_reports(connection, *reports[at], objective) for at in ordered}
+        return [held[at] for at in range(len(reports))]
+
+    return write(engine, work)
+
+
+def _store_reports(connection: Connection, lease: Lease, several: Sequence[Report], objective: str | None) -> bool:
+    parts = [several[at : at + _MOST_REPORTS] for at in range(0, len(several), _MOST_REPORTS)]
+    return all(
+        fenced(connection, lease, Change.EXTEND, _report_writes(part, objective), epoch=_last_epoch(part))
+        for part in parts
+    )
+
+
+def _last_epoch(several: Sequence[Report]) -> int:
+    return max(one.epoch for one in several)
+
+
+def _report_writes(several: Sequence[Report], objective: str | None) -> list[Write]:
     rows = [
         {
             "epoch": one.epoch,
@@ -118,13 +167,14 @@ def report(engine: Engine, lease: Lease, several: Sequence[Report], objective: s
             stored, kind = stored_number(one.metrics[objective])
             rows.append({"step": one.epoch, "intermediate_value": stored, "intermediate_value_type": kind})
         writes.append(upsert(trial_intermediate_values, rows, "step"))
-    write_held(engine, lease, *writes)
+    return writes
 
 
 def forget_reports(engine: Engine, lease: Lease, first: int = 0) -> None:
     """Remove the reports of a trial from an epoch on, and extend the lease.
 
-    Its entries in rungs are kept, because other trials were compared with them; see `tuner.storage.worker.rungs`.
+    Its entries in rungs are kept, because other trials were compared with them; see `tuner.storage.worker.rungs`. Its
+    lease still has the greatest epoch that was reported: epochs that are repeated are no progress.
 
     Args:
         engine: The storage's engine.
@@ -152,7 +202,12 @@ def store_log(engine: Engine, lease: Lease, lines: Sequence[str]) -> None:
 
 
 def tell(
-    engine: Engine, lease: Lease, outcome: Outcome, values: Sequence[float] | None, record: Mapping[str, object]
+    engine: Engine,
+    lease: Lease,
+    outcome: Outcome,
+    values: Sequence[float] | None,
+    record: Mapping[str, object],
+    attributes: Mapping[str, object] | None = None,
 ) -> None:
     """End a trial: its state, values and record in one transaction.
 
@@ -165,11 +220,15 @@ def tell(
         outcome: How the trial ended.
         values: The values of its objectives, if it has any.
         record: Columns of `tuner_records`.
+        attributes: System attributes of the trial.
 
     Raises:
         LeaseLost: another worker has the trial.
     """
     writes = endings(lease, outcome, values, record)
+    if attributes:
+        rows = [{"key": key, "value_json": json.dumps(value)} for key, value in attributes.items()]
+        writes.insert(0, upsert(trial_system_attributes, rows, "key"))
 
     def work(connection: Connection, tries: int) -> bool:
         is_held = fenced(connection, lease, Change.END, writes)
@@ -251,7 +310,10 @@ def _give_back(engine: Engine, lease: Lease, ending: str, error: str | None, cha
 
 
 def withdraw_death(engine: Engine, lease: Lease) -> None:
-    """Store that a worker whose trial was taken over is alive: its lease ended, but it did not die."""
+    """Store that a worker whose trial was taken over is alive: its lease ended, but it did not die.
+
+    If a later attempt has got further, the death does not count any more.
+    """
 
     def work(connection: Connection, _: int) -> None:
         own = (attempts.c.trial_id == lease.trial_id) & (attempts.c.fence == lease.fence)
@@ -259,9 +321,18 @@ def withdraw_death(engine: Engine, lease: Lease) -> None:
         # The end of the attempt shows whether this was done before.
         if connection.execute(attempts.update().where(own).values(ending=Outcome.PREEMPTED.value)).rowcount:
             is_counted = (leases.c.trial_id == lease.trial_id) & (leases.c.fence > lease.fence) & (leases.c.deaths > 0)
+            is_counted &= sa.func.coalesce(leases.c.farthest_fence, 0) <= lease.fence
             connection.execute(leases.update().where(is_counted).values(deaths=leases.c.deaths - 1))
 
     write(engine, work)
+
+
+def may_retry(engine: Engine, lease: Lease, limit: int) -> bool:
+    """Return whether a trial has failed less often than `limit`, so that `retry` would give it back."""
+    query = sa.select(sa.func.count()).where(
+        attempts.c.trial_id == lease.trial_id, attempts.c.ending == Outcome.FAILED.value
+    )
+    return read(engine, lambda connection: connection.execute(query).scalar_one()) < limit
 
 
 def retry(engine: Engine, lease: Lease, error: str, limit: int) -> bool:
@@ -276,10 +347,7 @@ def retry(engine: Engine, lease: Lease, error: str, limit: int) -> bool:
     Raises:
         LeaseLost: another worker has the trial already.
     """
-    query = sa.select(sa.func.count()).where(
-        attempts.c.trial_id == lease.trial_id, attempts.c.ending == Outcome.FAILED.value
-    )
-    if read(engine, lambda connection: connection.execute(query).scalar_one()) >= limit:
+    if not may_retry(engine, lease, limit):
         return False
     if not _give_back(engine, lease, Outcome.FAILED, error):
         raise lost_lease(lease)

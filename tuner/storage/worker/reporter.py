@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from sqlalchemy import Engine
 
 from tuner.errors import StorageLost
 from tuner.storage.sql.backoff import Backoff
 from tuner.storage.sql.retry import tell_away
-from tuner.storage.worker.fences import Lease
-from tuner.storage.worker.leases import report
+from tuner.storage.worker.fences import Lease, lost_lease
+from tuner.storage.worker.leases import report, report_together
 from tuner.trial import Report
 
 _LONGEST_PAUSE_S = 15.0
@@ -27,13 +27,15 @@ class Reporter:
     """
 
     def __init__(self, engine: Engine, lease: Lease, objective: str | None) -> None:
-        self._engine, self._lease, self._objective = engine, lease, objective
-        self._kept: dict[int, Report] = {}
+        self.engine, self.lease, self.objective = engine, lease, objective
+        self.kept: dict[int, Report] = {}
         self._pauses, self._next_try_s = Backoff(0.5, _LONGEST_PAUSE_S), 0.0
+        self._stored_together: set[int] = set()
+        self._is_lost = False
 
     def keep(self, several: Iterable[Report]) -> None:
         """Store reports with the next one: those of a checkpoint, whose worker may have died before storing them."""
-        self._kept |= {one.epoch: one for one in several}
+        self.kept |= {one.epoch: one for one in several}
 
     def store(self, one: Report) -> bool:
         """Store a report and the kept ones, without waiting; return whether that succeeded.
@@ -41,17 +43,31 @@ class Reporter:
         Raises:
             LeaseLost: another worker has the trial.
         """
+        if self._is_lost:
+            raise lost_lease(self.lease)
+        if one.epoch in self._stored_together:
+            self._stored_together.discard(one.epoch)
+            return True
         self.keep([one])
         if time.monotonic() < self._next_try_s:
             return False
         try:
-            self._store(self._engine)
+            self._store(self.engine)
         except StorageLost as error:
-            tell_away(self._engine, error, f"trial {self._lease.number} continues meanwhile")
-            self._next_try_s = time.monotonic() + self._pauses.next_s()
+            self.note_away(error)
             return False
         self._pauses.reset()
         return True
+
+    def note_away(self, error: StorageLost) -> None:
+        """Note that the database cannot be reached, so that the next tries are later."""
+        tell_away(self.engine, error, f"trial {self.lease.number} continues meanwhile")
+        self._next_try_s = time.monotonic() + self._pauses.next_s()
+
+    def note_stored(self, epoch: int, *, was_held: bool) -> None:
+        """Note that the kept reports were stored together with those of other trials, up to one of this epoch."""
+        self._is_lost, self.kept = not was_held, {}
+        self._stored_together.add(epoch)
 
     def flush(self, engine: Engine) -> None:
         """Store the kept reports, waiting for the database as long as this engine does.
@@ -60,9 +76,28 @@ class Reporter:
             LeaseLost: another worker has the trial.
             StorageLost: the database cannot be reached.
         """
-        if self._kept:
+        if self.kept:
             self._store(engine)
 
     def _store(self, engine: Engine) -> None:
-        report(engine, self._lease, list(self._kept.values()), self._objective)
-        self._kept = {}
+        report(engine, self.lease, list(self.kept.values()), self.objective)
+        self.kept = {}
+
+
+def store_together(several: Sequence[tuple[Reporter, Report]]) -> None:
+    """Store a report of each of several trials, and the kept ones, in one transaction.
+
+    `Reporter.store` of such a report then only returns how that went.
+    """
+    for reporter, one in several:
+        reporter.keep([one])
+    first = several[0][0]
+    given = [(reporter.lease, list(reporter.kept.values())) for reporter, _ in several]
+    try:
+        were_held = report_together(first.engine, given, first.objective)
+    except StorageLost as error:
+        for reporter, _ in several:
+            reporter.note_away(error)
+        return
+    for (reporter, one), was_held in zip(several, were_held, strict=True):
+        reporter.note_stored(one.epoch, was_held=was_held)

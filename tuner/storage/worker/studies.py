@@ -108,6 +108,19 @@ def agree(engine: Engine, study_id: int, key: str, value: object) -> Any:
     return recorded
 
 
+def put_record(engine: Engine, study_id: int, key: str, value: object) -> None:
+    """Record a plain JSON value with a study; replace the one that the key has."""
+
+    def work(connection: Connection, _: int) -> None:
+        statement = insert(connection.dialect.name, study_system_attributes).values(
+            study_id=study_id, key=key, value_json=json.dumps(value)
+        )
+        changed = {"value_json": statement.excluded.value_json}
+        connection.execute(statement.on_conflict_do_update(index_elements=["study_id", "key"], set_=changed))
+
+    write(engine, work)
+
+
 def mode_of(engine: Engine, study_id: int, program: str, measure: Callable[[], str]) -> str:
     """Return whether a program runs as scan or as steps in this study: the recorded mode, or else measure it.
 

@@ -28,6 +28,14 @@ class Source(NamedTuple):
         return gather(self.arrays, indices[position], weights[position])
 
 
+def batch_shapes(source: Source) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shapes and types of a batch, without tracing."""
+    if source.order is None:
+        return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in source.arrays.items()}
+    size = source.order[0].shape[1]
+    return {name: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype) for name, leaf in source.arrays.items()}
+
+
 @partial(jax.jit, static_argnames=("batch_size",))
 def epoch_order(key: jax.Array, step: jax.Array, rows: jax.Array, *, batch_size: int) -> Order:
     """Return an epoch's batches in a random order, which depends only on the trial's key and the epoch's first step.

@@ -16,7 +16,7 @@ from tuner.errors import StudyError
 from tuner.training.data.arrays import ArrayDataset, Batch, steps_per_epoch
 from tuner.training.data.batches import Order, Source, epoch_order, eval_order
 from tuner.training.data.stream import StreamDataset
-from tuner.training.mesh import Layout
+from tuner.training.mesh import Layout, local
 
 Dataset = ArrayDataset | StreamDataset
 
@@ -55,6 +55,7 @@ class Feed:
     Attributes:
         steps: Batches in an epoch, including the padded last one.
         is_resident: Whether the data are on the device, so that a program may take many steps.
+        rows: The rows of the dataset, on the device.
     """
 
     def __init__(self, dataset: Dataset, layout: Layout, batch_size: int) -> None:
@@ -65,7 +66,7 @@ class Feed:
         self.steps = steps_per_epoch(len(dataset), self.batch_size)
         self.is_resident = isinstance(dataset, ArrayDataset)
         self._arrays = _placed_arrays(dataset._shared, layout) if isinstance(dataset, ArrayDataset) else {}
-        self._rows = _placed_rows(dataset, layout)
+        self.rows = _placed_rows(dataset, layout)
 
     def shuffled(self, key: jax.Array, first_step: int, order: Callable[..., Order] = epoch_order) -> Order:
         """Return an epoch's batches. The same key gives the same batches in every process, also for streamed data.
@@ -78,7 +79,7 @@ class Feed:
         Raises:
             StudyError: `order` returned batches of another size or number.
         """
-        made = order(key, _placed_number(first_step, self.layout), self._rows, batch_size=self.batch_size)
+        made = order(key, _placed_number(first_step, self.layout), self.rows, batch_size=self.batch_size)
         expected = (self.steps, self.batch_size)
         if any(part.shape != expected for part in made):
             raise StudyError(
@@ -89,7 +90,7 @@ class Feed:
 
     def in_order(self) -> Order:
         """Return the batches of an evaluation."""
-        return eval_order(self._rows, batch_size=self.batch_size)
+        return eval_order(self.rows, batch_size=self.batch_size)
 
     def resident(self, order: Order) -> Source:
         """Return the source of all batches of an order, for data on the device."""
@@ -101,10 +102,19 @@ class Feed:
             source = self.resident(order)
             while True:
                 yield source
-        indices, weights = jax.device_get(order)
+        indices, weights = jax.device_get(local(order))
+        share = None
+        if self.layout.spans_hosts:  # each process reads what its own devices compute
+            share = self.layout.share(self.batch_size)
+            indices, weights = indices[:, share], weights[:, share]
         with contextlib.closing(self.dataset.batches(indices, weights, start=start)) as batches:
             for batch in batches:
-                yield Source(self.layout.put(batch))
+                put = self.layout.put(batch) if share is None else self.layout.put_share(batch, self.batch_size)
+                yield Source(put)
+
+    def shapes(self) -> Source:
+        """Return the shapes of what `first` returns. For data on the device no program is compiled or run."""
+        return Source(self._arrays, jax.eval_shape(self.in_order)) if self.is_resident else self.first()
 
     def first(self) -> Source:
         """Return the source of an arbitrary batch; only its shapes are used."""

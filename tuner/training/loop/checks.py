@@ -195,7 +195,7 @@ def first_shapes(trainer: TrainerDefinition, hparams: PyTree, splits: Splits, ep
     made = programs(trainer, hparams, layout)
     # With the same types as in `Training`, which then need not trace the program again.
     fixed = {"total_steps": epochs * feed.steps, "optimizer_rules": OPTIMIZER_RULES}
-    return made.init.eval_shape(feed.first(), hparams, np.uint32(0), **fixed)
+    return made.init.eval_shape(feed.shapes(), hparams, np.uint32(0), **fixed)
 
 
 @explained()
@@ -219,9 +219,9 @@ def check_trainer(
     number, rows = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((len(splits.train),), jnp.int32)
     jax.eval_shape(partial(trainer.order, hparams, batch_size=size), jax.random.key(0), number, rows)
     made, layout = programs(trainer, hparams, Layout()), Layout()
-    made.step.eval_shape(Feed(splits.train, layout, size).first(), hparams, *carry)
+    made.step.eval_shape(Feed(splits.train, layout, size).shapes(), hparams, *carry)
     position = jax.ShapeDtypeStruct((), jnp.int32)
-    source = Feed(splits.validation, layout, EVAL_BATCH).first()
+    source = Feed(splits.validation, layout, EVAL_BATCH).shapes()
     validated, _ = made.eval_step.eval_shape(source, hparams, carry.state, None, position)
     reported = [*_names(validated), *(f"train_{name}" for name in _names(carry.totals))]
     if has_hooks(trainer):

@@ -94,7 +94,7 @@ def memory(trainer: TrainerDefinition, hparams: PyTree, splits: Splits, layout: 
     layout = layout or Layout()
     feed = Feed(splits.train, layout, asked_batch_size(trainer, hparams))
     hparams = layout.put(hparams)
-    made, source = programs(trainer, hparams, layout), feed.first()
+    made, source = programs(trainer, hparams, layout), feed.shapes()
     carry = made.init.eval_shape(source, hparams, np.uint32(0), total_steps=feed.steps)
     placed = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

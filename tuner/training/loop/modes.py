@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Literal
+from functools import partial
+from typing import Literal, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 import jax
@@ -19,9 +20,29 @@ from tuner.training.definition import TrainerDefinition, settings_of
 from tuner.training.loop.programs import Carry, Programs
 from tuner.training.pytree import PyTree
 
+T = TypeVar("T")
 Mode = Literal["scan", "step"]
 Choose = Callable[[str, Callable[[], Mode]], Mode]
 """(program, measure) -> mode: looks up the mode of a program, or calls `measure()` and stores the result."""
+
+
+class Agree(Protocol):
+    """Lets the processes that train together go the same way."""
+
+    def __call__(self, what: str, decide: Callable[[], T]) -> T:
+        """Return a decision of rank 0 as plain JSON, where `decide` is called.
+
+        Args:
+            what: What is decided; the same in each process.
+            decide: Decides.
+        """
+        ...
+
+
+def alone(what: str, decide: Callable[[], T]) -> T:
+    """Decide in a process that trains alone; an `Agree`."""
+    return decide()
+
 
 _CHUNK = 256
 """The maximum number of steps in one program. A trial can be stopped and saved between programs."""
@@ -59,15 +80,18 @@ def program_name(trainer: TrainerDefinition, hparams: PyTree, feed: Feed, source
     )
 
 
-def measure(programs: Programs, source: Source, hparams: PyTree, carry: Carry, steps: int) -> Mode:
+def measure(
+    programs: Programs, source: Source, hparams: PyTree, carry: Carry, steps: int, agree: Agree = alone
+) -> Mode:
     """Measure whether scan or step is faster for these programs on this machine; `carry` is only copied.
 
-    If steps are long, the scan is not compiled for the measurement.
+    If steps are long, the scan is not compiled for the measurement. Processes that train together use the times of
+    rank 0.
     """
     few, many = min(steps, _TIMED_STEPS), chunk(steps)
 
     def step_s() -> float:
-        return _seconds(programs, carry, one_by_one) / few
+        return agreed(_seconds(programs, carry, one_by_one) / few)
 
     def one_by_one(carry: Carry) -> Carry:
         for _ in range(few):
@@ -75,7 +99,11 @@ def measure(programs: Programs, source: Source, hparams: PyTree, carry: Carry, s
         return carry
 
     def scan_s() -> float:
-        return _seconds(programs, carry, lambda carry: programs.steps(source, hparams, *carry, count=many)) / many
+        run = partial(programs.steps, source, hparams, count=many)
+        return agreed(_seconds(programs, carry, lambda carry: run(*carry)) / many)
+
+    def agreed(seconds: float) -> float:
+        return agree("seconds", lambda: seconds)
 
     step_s()  # compiles
     if step_s() > _SLOW_STEP_S:
@@ -83,7 +111,7 @@ def measure(programs: Programs, source: Source, hparams: PyTree, carry: Carry, s
     scan_s()
     # Alternate the two and use the minimum of each, so that other processes affect both in the same way.
     began, times = time.perf_counter(), []
-    while len(times) < 3 or (time.perf_counter() - began < _TIMED_S and len(times) < _TIMED_ROUNDS):
+    while len(times) < 3 or (agreed(time.perf_counter() - began) < _TIMED_S and len(times) < _TIMED_ROUNDS):
         times.append((step_s(), scan_s()))
     least_step, least_scan = (min(side) for side in zip(*times, strict=True))
     return "scan" if least_scan < least_step else "step"

@@ -64,7 +64,7 @@ def one_step(trainer: TrainerDefinition, layout: Layout, hparams: PyTree, source
     assert state.step is not None
     batch = layout.divide(source.at(position))
     state, metrics = trainer.train_step(state, batch, hparams, Stream.STEP.key(state.key, state.step))
-    return Carry(layout.keep(state), metrics_.add(totals, metrics), position + 1)
+    return Carry(layout.keep(state), layout.copy(metrics_.add(totals, metrics)), position + 1)
 
 
 def many_steps(
@@ -80,7 +80,7 @@ def many_steps(
 
 def eval_batch(trainer: TrainerDefinition, layout: Layout, hparams: PyTree, batch: Batch, state: TrainState) -> Metrics:
     """Return the metrics of one batch."""
-    return trainer.eval_step(state, layout.divide(batch), hparams)
+    return layout.copy(trainer.eval_step(state, layout.divide(batch), hparams))
 
 
 def eval_all(trainer: TrainerDefinition, layout: Layout, hparams: PyTree, source: Source, state: TrainState) -> Metrics:
@@ -121,7 +121,7 @@ class Programs:
         ) -> Carry:
             batch = layout.divide(source.at(jnp.zeros((), jnp.int32)))
             carry = first_carry(trainer, hparams, batch, seed, total_steps, optimizer_rules)
-            return carry._replace(state=layout.keep(carry.state))
+            return carry._replace(state=layout.keep(carry.state), totals=layout.copy(carry.totals))
 
         def train_step(
             source: Source, hparams: PyTree, state: TrainState, totals: Metrics, position: jax.Array

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
+import math
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.monitoring
+from jax.experimental.compilation_cache import compilation_cache
 
 from tuner.errors import how_to_install
+from tuner.output.log import tell
+from tuner.training.loop.jax_private import provide_cache
+from tuner.training.loop.program_cache import ProgramCache, kind_of_machine
 from tuner.training.loop.programs import forget_dropped
 from tuner.training.mesh import Layout
 
@@ -23,21 +29,26 @@ _CACHE_BYTES = 2 * 2**30
 _TRIM_EVERY_S = 60.0
 
 
-def use_persistent_cache() -> None:
-    """Store compiled programs on disk, in `$JAX_COMPILATION_CACHE_DIR` or the user's cache folder.
+def use_persistent_cache(artifacts: Path | None = None) -> None:
+    """Store compiled programs on disk, where all workers with the same artifacts folder find them.
 
-    `tidy` limits the size of the latter; a folder set by the user follows only JAX's own settings.
+    If the user has named a folder (`$JAX_COMPILATION_CACHE_DIR`), JAX uses that one, as it does without tuner.
+
+    Args:
+        artifacts: The folder of the artifacts; None if they are in object storage. Then, and if others can write to
+            the folder in it, programs are stored in the user's cache folder.
     """
-    global _cache
-    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(root / "tuner" / "xla"))
-        limit = getattr(jax.config, "jax_compilation_cache_max_size", -1)
-        _cache = _Cache(root / "tuner" / "xla", limit if limit > 0 else _CACHE_BYTES)
-        # JAX's own limit locks the folder for each read and write, and fails on files written without a limit.
-        jax.config.update("jax_compilation_cache_max_size", -1 if limit > 0 else limit)
-    # By default JAX stores only programs that took a second to compile; a study has many smaller ones.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    settings: Any = jax.config
+    limit = settings.jax_compilation_cache_max_size
+    if not settings.jax_enable_compilation_cache or limit == 0:
+        return
+    named = settings.jax_compilation_cache_dir
+    is_ours = named is None or (_state.cache is not None and named == str(_state.cache.folder))
+    if is_ours:
+        _use(_open_cache(artifacts, limit if limit > 0 else _CACHE_BYTES))
+    # By default JAX stores only programs that took a second to compile; a study has many smaller ones. In a folder of
+    # ours it stores all of them: otherwise each worker would compile the small ones.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0 if is_ours else 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     tidy()
 
@@ -45,68 +56,106 @@ def use_persistent_cache() -> None:
 def tidy() -> None:
     """Remove programs that were not used for long from memory and disk; call it between trials."""
     forget_dropped()
-    if _cache is not None:
-        _cache.trim_if_due()
+    now_s = time.monotonic()
+    if _state.cache is not None and now_s - _state.trimmed_at_s >= _TRIM_EVERY_S:
+        _state.trimmed_at_s = now_s
+        _state.cache.trim()
 
 
-class _Cache:
-    """The compile cache on disk; when it is full, the least recently used files are deleted.
+@dataclass
+class _State:
+    """The cache of this process.
 
-    Args:
-        folder: The folder of the cache.
-        limit: Its maximum size in bytes.
+    Attributes:
+        cache: Where JAX stores programs; None if the user has named a folder, or none can be used.
+        trimmed_at_s: When it was last trimmed, on the monotonic clock.
+        is_provided: Whether JAX asks us for its cache; None before it is set up.
     """
 
-    def __init__(self, folder: Path, limit: int) -> None:
-        self.folder, self.limit = folder, limit
-        self._trimmed_at_s: float | None = None
-
-    def trim_if_due(self) -> None:
-        """Trim the cache, at most once a minute."""
-        now_s = time.monotonic()
-        if self._trimmed_at_s is None or now_s - self._trimmed_at_s >= _TRIM_EVERY_S:
-            self._trimmed_at_s = now_s
-            trim_cache(self.folder, self.limit)
+    cache: ProgramCache | None = None
+    trimmed_at_s: float = -math.inf
+    is_provided: bool | None = None
 
 
-_cache: _Cache | None = None
+_state = _State()
 
 
-def trim_cache(folder: Path, limit: int) -> None:
-    """Delete the least recently used programs if all together are larger than `limit` bytes.
+def _open_cache(artifacts: Path | None, limit: int) -> ProgramCache | None:
+    """Open the cache in the artifacts folder, else the one in the user's cache folder."""
+    shared = [] if artifacts is None else [artifacts / f"compiled-{os.geteuid()}"]
+    own = _own_folder()
+    kind = kind_of_machine()
+    for root in (*shared, *([] if own is None else [own])):
+        if _state.cache is not None and (_state.cache.root, _state.cache.limit) == (root, limit):
+            return _state.cache
+        try:
+            return ProgramCache(root, kind, limit)
+        except OSError as error:
+            instead = f"this worker uses {own}" if root in shared and own else "this worker compiles its own"
+            message = f"cannot share compiled programs in {root}: {error.strerror}; {instead}"
+            tell(message, "compile_cache", "warning")
+    return None
 
-    It frees a tenth of the limit more than necessary. Other processes may use the folder at the same time: they compile
-    deleted programs again.
-    """
-    files = []
-    for root, _, names in os.walk(folder):
-        for name in names:
-            path = os.path.join(root, name)
-            with contextlib.suppress(OSError):  # deleted by another process
-                about = os.stat(path, follow_symlinks=False)
-                # Many file systems update the time of the last read only once a day, or never.
-                files.append((max(about.st_atime, about.st_mtime), about.st_size, path))
-    total = sum(size for _, size, _ in files)
-    if total <= limit:
-        return
-    for _, size, path in sorted(files):
-        if total <= 0.9 * limit:
-            break
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-        total -= size
+
+def _own_folder() -> Path | None:
+    """Return the folder for programs in the user's cache folder; None for a user without a home."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(cache) if cache else Path.home() / ".cache") / "tuner" / "compiled"
+    except RuntimeError:
+        return None
+
+
+def _use(cache: ProgramCache | None) -> None:
+    """Make JAX use a cache, from its next program on."""
+    if cache is not _state.cache:
+        before = _state.cache
+        _state.cache, _state.trimmed_at_s = cache, -math.inf
+        compilation_cache.reset_cache()
+        if before is not None:
+            before.close()
+    jax.config.update("jax_compilation_cache_dir", None if cache is None else str(cache.folder))
+    if _state.is_provided is None:
+        _state.is_provided = provide_cache(_cache_of)
+        jax.monitoring.register_event_duration_secs_listener(_compiled)
+        os.register_at_fork(after_in_child=_forked)
+        if not _state.is_provided:
+            message = "this version of JAX does not accept tuner's compile cache: workers that start at the same time"
+            tell(f"{message} compile the same programs; install a version that it supports", "compile_cache", "warning")
+    if _state.is_provided:
+        # JAX 0.9 and 0.10 put the path of XLA's cache of autotuning into its keys.
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+    else:
+        # JAX's own limit locks the folder for each read and write, and fails on files written without a limit.
+        jax.config.update("jax_compilation_cache_max_size", -1)
+
+
+def _cache_of(path: str) -> ProgramCache | None:
+    return _state.cache if _state.cache is not None and path == str(_state.cache.folder) else None
+
+
+def _compiled(event: str, duration_secs: float, **kwargs: str | int) -> None:
+    """Release a program that JAX has not stored, because it cannot be compiled, or contains a callback."""
+    if event == _COMPILE_EVENT and _state.cache is not None:
+        _state.cache.release()
+
+
+def _forked() -> None:
+    if _state.cache is not None:
+        _state.cache.forget()
 
 
 class CompileClock:
     """Counts the programs that JAX compiles in this process, from its creation on.
 
     Attributes:
-        total_s: Seconds spent, including reading compiled programs from the persistent cache.
+        total_s: Seconds spent, including waiting for another worker and reading programs from the persistent cache.
         count: Compiled programs; programs found in the persistent cache do not count.
+        fetched: Programs found in the persistent cache.
     """
 
     def __init__(self) -> None:
-        self.total_s, self.count = 0.0, 0
+        self.total_s, self.count, self.fetched = 0.0, 0, 0
         jax.monitoring.register_event_duration_secs_listener(self._add)
         jax.monitoring.register_event_listener(self._found)
 
@@ -118,6 +167,7 @@ class CompileClock:
     def _found(self, event: str, **kwargs: str | int) -> None:
         if event == _CACHE_HIT_EVENT:
             self.count -= 1
+            self.fetched += 1
 
 
 def worker_layout(wanted: str) -> Layout:

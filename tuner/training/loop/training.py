@@ -19,8 +19,8 @@ import numpy as np
 from tuner.errors import StudyError, TrialPruned, nearest
 from tuner.training import metrics as metrics_
 from tuner.training.data.arrays import Splits
-from tuner.training.data.batches import Order, Source
-from tuner.training.data.feed import Dataset, Feed
+from tuner.training.data.batches import batch_shapes
+from tuner.training.data.feed import Feed
 from tuner.training.definition import TrainerDefinition
 from tuner.training.loop.checks import (
     asked_batch_size,
@@ -36,13 +36,12 @@ from tuner.training.loop.checks import (
     overrides,
     parts,
 )
-from tuner.training.loop.diagnosis import Profile, check_finite, unjitted, with_progress
-from tuner.training.loop.evaluation import eval_metrics
-from tuner.training.loop.modes import Choose, Mode, chunk, measure, program_name, remembered
-from tuner.training.loop.programs import Carry, programs
-from tuner.training.mesh import Layout
+from tuner.training.loop.diagnosis import Profile, unjitted, with_progress
+from tuner.training.loop.execution import Execute, First, Solo
+from tuner.training.loop.modes import Agree, Choose, Mode, alone, remembered
+from tuner.training.loop.programs import Carry
+from tuner.training.mesh import Layout, local
 from tuner.training.model.tracing import explained
-from tuner.training.optim.build import skipped_steps
 from tuner.training.pytree import PyTree
 from tuner.training.saved.checkpoints import Checkpoints, is_new_model_better
 from tuner.training.saved.pictures import Pictures
@@ -95,6 +94,9 @@ class Training(Generator[Report, None, TrainState]):
         choose: For `loop = "auto"`: looks up whether a program runs as scan or steps, or calls the given function and
             stores the result. By default it is stored in this process.
         stop: Called after each program; if it returns True, the state is saved and the iteration ends.
+        agree: For processes that train together on a layout of all their devices: returns the decisions of rank 0.
+        execute: Makes what runs the programs, from trainer, hyperparameters and `feed`; by default they run on the
+            devices of `layout` alone. With it, `choose`, `debug` and `profile` are ignored.
         debug: Run without compiling, and check for NaN and infinities after each step. A step that `skip_nonfinite`
             skips counts, a step whose float16 gradient overflows does not.
         profile: Steps to trace with JAX's profiler.
@@ -105,7 +107,6 @@ class Training(Generator[Report, None, TrainState]):
         batch: Shapes and types of a batch; available after the first step.
         reports: All reports so far, including those from before the training was resumed.
         best: The validation whose state is kept, or None: the best so far; with `keep="last"` that of the last epoch.
-        mode: Whether epochs run as scans or as steps; None before the first epoch.
 
     Raises:
         StudyError: the trainer, hyperparameters, data or options are invalid.
@@ -133,6 +134,8 @@ class Training(Generator[Report, None, TrainState]):
         optimizer_rules: int | None = None,
         choose: Choose | None = None,
         stop: Callable[[], bool] = lambda: False,
+        agree: Agree = alone,
+        execute: Execute | None = None,
         debug: bool = False,
         profile: Profile | None = None,
         progress: bool = False,
@@ -146,27 +149,24 @@ class Training(Generator[Report, None, TrainState]):
         self.trainer, self.splits, self.epochs, self.seed = trainer, splits, epochs, seed
         self.objective, self.direction, self._must_report = objective or "loss", direction, objective is not None
         self._keep, self.checkpoints, self.about = keep, checkpoints, dict(about or {})
-        self.layout, self._choose, self._stop = layout or Layout(), choose or remembered(trainer), stop
-        self._debug, self._profile = debug, profile
+        self.layout, self._stop = layout or Layout(), stop
+        self._agree, self._debug, self._profile = agree, debug, profile
         self.optimizer_rules = find_optimizer_rules(optimizer_rules, checkpoints, log)
         self.feed = Feed(splits.train, self.layout, asked_batch_size(trainer, hparams))
         check_optimizer(trainer, hparams, epochs * self.feed.steps)
         check_average(trainer, hparams)
-        self.host_hparams, self.hparams = hparams, self.layout.put(hparams)
-        self._programs = programs(trainer, self.hparams, self.layout)
+        self.host_hparams = hparams
+        solo = partial(Solo, layout=self.layout, choose=choose or remembered(trainer), agree=agree)
+        self._execution = (execute or partial(solo, debug=debug, profile=profile))(trainer, hparams, self.feed)
         self.reports: list[Report] = []
         self.best: Best | None = None
-        self.mode: Mode | None = None
         # Read and hashed only if it will be compared.
         self.data = {} if checkpoints is None and log is None else digests(splits)
         self._log = None if log is None else RunLog(log, self)
         self._pictures = Pictures(checkpoints.folder if log is None and checkpoints is not None else log)
-        # The current or next epoch of the carry, and the number of its steps that are done.
+        # The current or next epoch, and the number of its steps that are done.
         self._epoch, self._position = 1, 0
-        self._carry: Carry | None = None
-        self._key: jax.Array | None = None
-        self._next_order: Order | None = None
-        self._is_stopping = False
+        self._has_begun = self._is_stopping = False
         self._generator = with_progress(self._run(), epochs) if progress else self._run()
 
     def send(self, value: None) -> Report:
@@ -181,9 +181,14 @@ class Training(Generator[Report, None, TrainState]):
     @property
     def state(self) -> TrainState:
         """The state after the latest step; it becomes invalid when the iteration continues."""
-        if self._carry is None:
+        if not self._has_begun:
             raise StudyError("a Training has no state before its first report: iterate over it first")
-        return self._carry.state
+        return self._execution.state
+
+    @property
+    def mode(self) -> Mode | None:
+        """Whether epochs run as scans or as steps; None before the first epoch."""
+        return self._execution.mode
 
     @property
     def step(self) -> int:
@@ -198,8 +203,9 @@ class Training(Generator[Report, None, TrainState]):
             self._begin()
             if self._log is not None:
                 self._log.write(self)
-            with self._pictures.taken():
-                self.trainer.on_training_start(self.state, self.host_hparams)
+            if overrides(self.trainer, "on_training_start"):
+                with self._pictures.taken():
+                    self.trainer.on_training_start(local(self.state), self.host_hparams)
             if self.reports and self._position == 0:
                 yield self.reports[-1]
             while self._epoch <= self.epochs and not self._is_stopping:
@@ -210,6 +216,7 @@ class Training(Generator[Report, None, TrainState]):
 
     def _leave(self) -> None:
         """Finish writing checkpoints when the iteration ends, for whatever reason."""
+        self._execution.close()
         if self.checkpoints is not None:
             self.checkpoints.wait()
             if self.checkpoints.writes_best and not self._is_stopping:
@@ -217,25 +224,23 @@ class Training(Generator[Report, None, TrainState]):
 
     def _begin(self) -> None:
         """Restore the newest checkpoint, or create the first state."""
-        first, seed = self.feed.first(), self.layout.put(np.uint32(self.seed))
-        self.batch = jax.eval_shape(lambda source: source.at(jnp.int32(0)), first)
-        fixed = {"total_steps": self.epochs * self.feed.steps, "optimizer_rules": self.optimizer_rules}
-        if self.checkpoints is not None and self.checkpoints.has_latest():
-            shapes = self._programs.init.eval_shape(first, self.hparams, seed, **fixed)
-            if self._restore(shapes):
-                return
-        carry = self._programs.init(first, self.hparams, seed, **fixed)
-        self._carry, self._nothing_seen = carry, (carry.totals, carry.position)
+        source = self.feed.first()
+        self.batch = batch_shapes(source)
+        first = First(source, self.seed, self.epochs * self.feed.steps, self.optimizer_rules)
+        has_checkpoint = self.checkpoints is not None and self.checkpoints.has_latest()
+        if not has_checkpoint or not self._restore(self._execution.shapes(first)):
+            self._execution.begin(first)
+            self._has_begun = True
 
     def _one_epoch(self) -> Iterator[Report]:
         """Train the rest of an epoch, validate, report."""
         self._train_epoch()
         if self._is_stopping:
             return
-        epoch, is_last, carry = self._epoch, self._epoch == self.epochs, self._now
+        epoch, is_last = self._epoch, self._epoch == self.epochs
         found, pruned = {}, None
         if overrides(self.trainer, "on_training_epoch_end"):
-            found = metrics_.to_floats(carry.totals, "train_")
+            found = metrics_.as_floats(self._execution.trained(), "train_")
             pruned = self._call_hook("on_training_epoch_end", found)
         is_validated = is_last or epoch % self.trainer.validate_every == 0 or pruned is not None
         if is_validated:
@@ -245,13 +250,13 @@ class Training(Generator[Report, None, TrainState]):
             if self._is_kept(found, is_last):
                 self._keep_state(found)
             if is_last and self.splits.test is not None and self.best is not None:
-                state = jax.device_put(self.best.state, self.layout.shardings(self.best.state))
-                found.update(metrics_.to_floats(self._metrics_of(self.splits.test, state), "test_"))
+                tested = metrics_.as_floats(self._execution.tested(self.splits.test, self.best.state), "test_")
+                found.update(self._agree("the test's metrics", lambda: tested))
             self.reports.append(Report(epoch, epoch * self.feed.steps, found))
             if not has_hooks(self.trainer):  # a hook may report it later
                 self._check_objective(self.reports[-1:])
         self._epoch, self._position = epoch + 1, 0
-        self._carry = Carry(carry.state, *self._nothing_seen)
+        self._execution.end_epoch()
         if is_validated:
             if self._log is not None:
                 self._log.write(self)
@@ -261,87 +266,41 @@ class Training(Generator[Report, None, TrainState]):
         if not is_last:
             self._save_if_due()
 
-    @property
-    def _now(self) -> Carry:
-        assert self._carry is not None
-        return self._carry
-
     def _call_hook(self, hook: str, found: dict[str, float]) -> TrialPruned | None:
         """Call a hook and add its metrics; return its `TrialPruned`, if it raised one."""
         try:
             with self._pictures.taken():
-                added = getattr(self.trainer, hook)(self.state, self.host_hparams, self._epoch, dict(found)) or {}
+                state = local(self.state)
+                added = getattr(self.trainer, hook)(state, self.host_hparams, self._epoch, dict(found)) or {}
+            added, why = _numbers(hook, added, found), None
         except TrialPruned as pruned:
-            return pruned
-        found.update(_numbers(hook, added, found))
-        return None
-
-    # Steps.
+            added, why = {}, pruned
+        added, is_pruned = self._agree(hook, lambda: (added, why is not None))
+        found.update(added)
+        return (why or TrialPruned()) if is_pruned else None
 
     def _train_epoch(self) -> None:
         """Train the rest of an epoch, or until asked to stop."""
-        order = self._shuffled(self._epoch) if self._next_order is None else self._next_order
-        self._next_order = None
-        self.mode = self.mode or self._find_mode(order)
-        with contextlib.closing(self.feed.sources(order, self._position)) as sources:
-            for source in sources:
-                self._advance(source)
-                if self._position >= self.feed.steps:
-                    if self._epoch < self.epochs:
-                        # Sorted while the device is still training and the host waits for it.
-                        self._next_order = self._shuffled(self._epoch + 1)
+        is_last = self._epoch == self.epochs
+        with contextlib.closing(self._execution.epoch(self._epoch, self._position, is_last=is_last)) as positions:
+            for position in positions:
+                self._position = position
+                if position >= self.feed.steps:
                     return
                 self._save_if_due()
                 if self._is_stopping:
                     return
 
-    def _shuffled(self, epoch: int) -> Order:
-        if self._key is None:
-            self._key = _copy(self._now.state.key)  # the state's own key becomes invalid with it
-        assert self._key is not None
-        order = partial(self.trainer.order, self.hparams)
-        return self.feed.shuffled(self._key, (epoch - 1) * self.feed.steps, order)
-
-    def _find_mode(self, order: Order) -> Mode:
-        if self._debug or not self.feed.is_resident:
-            return "step"
-        if self.trainer.loop != "auto":
-            return self.trainer.loop
-        source = self.feed.resident(order)
-        name = program_name(self.trainer, self.hparams, self.feed, source)
-        return self._choose(name, lambda: measure(self._programs, source, self.hparams, self._now, self.feed.steps))
-
-    def _advance(self, source: Source) -> None:
-        """Run the next program: a chunk of steps, or a single step."""
-        count, before = 1, None
-        is_scan = self.mode == "scan" and not self._debug
-        if is_scan:
-            count = min(chunk(self.feed.steps), self.feed.steps - self._position)
-        if self._profile is not None:
-            self._profile.before(self.step, count)
-        if self._debug:
-            before = self._programs.copy(self._now)
-        if is_scan:
-            self._carry = self._programs.steps(source, self.hparams, *self._now, count=count)
-        else:
-            self._carry = self._programs.step(source, self.hparams, *self._now)
-        self._position += count
-        if self._profile is not None:
-            self._profile.after(self.step, self._carry)
-        if before is not None:
-            check_finite(self.trainer, self.hparams, source, before, self._now, self.step)
-
     # Validation.
 
     def _validate(self, found: Mapping[str, float]) -> dict[str, float]:
         """Return all metrics of the epoch; the one place where training waits for the device."""
-        carry = self._now
-        validated = self._metrics_of(self.splits.validation, carry.state)
-        skipped = None if carry.state.opt_state is None else skipped_steps(carry.state.opt_state)
-        validated, trained, skipped = jax.device_get((validated, carry.totals, skipped))
-        values = metrics_.as_floats(validated)
-        values |= _numbers("on_training_epoch_end", found or metrics_.as_floats(trained, "train_"), values)
-        return values if skipped is None else {**values, "train_skipped_steps": float(np.sum(skipped))}
+        measured = self._execution.measured(self.splits.validation)
+        values = metrics_.as_floats(measured.validated)
+        values |= _numbers("on_training_epoch_end", found or metrics_.as_floats(measured.trained, "train_"), values)
+        if measured.skipped is not None:
+            values["train_skipped_steps"] = float(np.sum(measured.skipped))
+        return self._agree("the epoch's metrics", lambda: values)
 
     def _check_objective(self, reports: Sequence[Report]) -> None:
         """Raise StudyError if the requested objective is in none of these reports."""
@@ -353,9 +312,6 @@ class Training(Generator[Report, None, TrainState]):
             f"{', '.join(known)}{nearest(self.objective, known)}"
         )
 
-    def _metrics_of(self, dataset: Dataset, state: TrainState) -> metrics_.Metrics:
-        return eval_metrics(self._programs, self.layout, self.hparams, dataset, state, self.mode or "step")
-
     def _is_kept(self, found: Mapping[str, float], is_last: bool) -> bool:
         """Return whether to keep the state of this epoch."""
         if self._keep == "last":
@@ -364,8 +320,7 @@ class Training(Generator[Report, None, TrainState]):
         return is_new_model_better(found.get(self.objective), best, self.direction)
 
     def _keep_state(self, found: Mapping[str, float]) -> None:
-        # A copy, because the next step invalidates the state.
-        state = self._programs.copy(self.state.for_evaluation())
+        state = self._execution.kept()
         # Small states stay on the device, because fetching takes longer; large ones are fetched to free its memory.
         is_small = self.layout.size == 1 and sum(leaf.nbytes for leaf in jax.tree.leaves(state)) < _SMALL_BYTES
         self.best = Best(self._epoch, dict(found), state if is_small else _to_host(state))
@@ -387,7 +342,7 @@ class Training(Generator[Report, None, TrainState]):
         if self.checkpoints is not None and (self._is_stopping or self.checkpoints.is_due()):
             best = self.state.for_evaluation() if self.best is None else self.best.state
             said = {**self._whereabouts(), "kind": "latest"}
-            self.checkpoints.save(self.step, {"carry": self._now._asdict(), "best": best}, said)
+            self.checkpoints.save(self.step, {"carry": self._execution.carry._asdict(), "best": best}, said)
 
     def _restore(self, shapes: Carry) -> bool:
         """Resume from the newest good checkpoint; return False if there is none."""
@@ -400,18 +355,14 @@ class Training(Generator[Report, None, TrainState]):
         if restored is None:
             return False
         _, tree, saved = restored
-        self._carry, self.mode = Carry(**tree["carry"]), saved["mode"]
+        self._execution.resume(Carry(**tree["carry"]), saved["mode"])
+        self._has_begun = True
         self._epoch, self._position = saved["epoch"], saved["position"]
         self.reports = [Report(**report) for report in saved["reports"]]
         if saved["best"] is not None:
             self.best = Best(**saved["best"], state=_to_host(tree["best"]))
             self._offer_best()
-        nothing = (shapes.totals, shapes.position)
-        self._nothing_seen = self.layout.put(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), nothing))
         return True
-
-
-_copy = jax.jit(jnp.copy)
 
 
 def _numbers(hook: str, added: object, found: Mapping[str, float]) -> dict[str, float]:
@@ -430,7 +381,7 @@ def _numbers(hook: str, added: object, found: Mapping[str, float]) -> dict[str, 
 
 def _to_host(tree: PyTree) -> Any:
     """Return a pytree with its arrays fetched to the host, except keys, which NumPy does not support."""
-    leaves, structure = jax.tree.flatten(tree)
+    leaves, structure = jax.tree.flatten(local(tree))
     is_key = [jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
     fetched = iter(jax.device_get([leaf for leaf, key in zip(leaves, is_key, strict=True) if not key]))
     return structure.unflatten([leaf if key else next(fetched) for leaf, key in zip(leaves, is_key, strict=True)])

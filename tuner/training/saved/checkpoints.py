@@ -20,6 +20,7 @@ from tuner.errors import CheckpointError, is_number
 from tuner.output.jsonfile import to_json
 from tuner.output.log import tell
 from tuner.study.launch_record import with_rules
+from tuner.training.mesh import local
 from tuner.training.pytree import PyTree
 from tuner.training.saved import files
 from tuner.training.saved.plain import from_plain, to_plain
@@ -287,7 +288,7 @@ def _write(series: Path, content: files.Content, keep: int) -> str | None:
 def _copied(step: int, tree: PyTree, record: Mapping[str, object]) -> files.Content:
     """Return a copy of the tree, independent of anything that may change."""
     # A copy even if NumPy could use JAX's memory directly: the next step may reuse that memory.
-    plain = jax.tree.map(np.array, jax.device_get(to_plain(tree)))
+    plain = jax.tree.map(np.array, jax.device_get(to_plain(local(tree))))
     recorded = to_json(record)
     json.dumps(recorded, allow_nan=False)
     return files.Content(int(step), plain, recorded)

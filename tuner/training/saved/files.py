@@ -279,7 +279,10 @@ def _orbax_handler() -> Iterator[Any]:
     logging.getLogger("asyncio").addFilter(_is_no_late_write)
     if not isinstance(sys.unraisablehook, _LateWrites):
         sys.unraisablehook = _LateWrites(sys.unraisablehook)
-    with contextlib.closing(orbax.checkpoint.PyTreeCheckpointHandler()) as handler:
+    # Of processes that train together, only one reads and writes; Orbax must not wait for the others.
+    me = jax.process_index()
+    alone = orbax.checkpoint.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+    with contextlib.closing(orbax.checkpoint.PyTreeCheckpointHandler(multiprocessing_options=alone)) as handler:
         yield handler
 
 

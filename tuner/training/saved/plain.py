@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from tuner.errors import CheckpointError
+from tuner.training.mesh import place as placed
 from tuner.training.pytree import PyTree
 
 Path = tuple[str, ...]
@@ -104,7 +105,7 @@ def _restored(array: PyTree, expected: PyTree, place: jax.sharding.Sharding | No
             f"and {_kind(shape, dtype)} in the state"
         )
     if is_key:
-        return jax.device_put(jax.random.wrap_key_data(jax.device_put(array), impl=_key_impl(expected)), place)
+        return placed(jax.random.wrap_key_data(jax.device_put(array), impl=_key_impl(expected)), place)
     is_jax = isinstance(expected, jax.Array | jax.ShapeDtypeStruct)
     if not is_jax or jax.dtypes.canonicalize_dtype(dtype) != dtype:
         return np.array(array)
@@ -112,7 +113,7 @@ def _restored(array: PyTree, expected: PyTree, place: jax.sharding.Sharding | No
         # A strongly typed argument would need another program.
         weak = jax.numpy.asarray(array.item())
         array = weak if weak.dtype == dtype else array
-    return jax.device_put(array, place)
+    return placed(array, place)
 
 
 def _as_array(leaf: PyTree, path: Path) -> Any:

@@ -8,7 +8,7 @@ import inspect
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
@@ -91,8 +91,13 @@ def record(training: Recorded) -> dict[str, Any]:
         "versions": versions(),
         "mode": training.mode,
         "best": None if best is None else {"epoch": best.epoch, "metrics": dict(best.metrics)},
-        "reports": [asdict(report) for report in training.reports],
+        "reports": [_as_dict(report) for report in training.reports],
     }
+
+
+def _as_dict(report: Report) -> dict[str, Any]:
+    # A tenth of the time of `dataclasses.asdict`, which copies each number.
+    return {"epoch": report.epoch, "step": report.step, "metrics": dict(report.metrics)}
 
 
 class RunLog:
@@ -193,13 +198,13 @@ def digest(dataset: Dataset) -> str | None:
 
 def versions() -> dict[str, str]:
     """Return the versions on which results depend."""
+    return {**_installed(), "device": jax.devices()[0].device_kind, "xla_flags": os.environ.get("XLA_FLAGS", "")}
+
+
+@cache
+def _installed() -> dict[str, str]:
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    return {
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in names},
-        "device": jax.devices()[0].device_kind,
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-    }
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
 
 
 def describe_hparams(hparams: Any) -> Any:

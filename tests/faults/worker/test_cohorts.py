@@ -1,0 +1,78 @@
+"""Workers that train several trials at once, killed and stopped in the middle."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from after_faults import check_study_after_faults, endings_of, holders, results, table
+
+from tuner.storage.sql.tables import leases
+
+EPOCHS, TRIALS, LANES = 5, 6, 3
+ENV = {"TINY_EPOCHS": str(EPOCHS), "TINY_TRIALS": str(TRIALS), "TINY_LOOP": "step", "TINY_SAVE_S": "0"}
+COHORT = ("--workers", "1", "--cohort", str(LANES))
+
+
+@pytest.mark.slow
+def test_a_cohort_that_is_killed_five_times_loses_nothing(tuner_on_sqlite: Any, tiny_study: Path) -> None:
+    """The oracle is the same study without a kill: what was trained with as many lanes agrees bit for bit."""
+    tuner, url = tuner_on_sqlite, tuner_on_sqlite.env["TUNER_STORAGE"]
+    (killed := tuner.folder / "killed").mkdir()
+    done = tuner.run("launch", "tiny.py", *COHORT, TINY_KILL_FOLDER=str(killed), **ENV)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("worker 0 died (killed by SIGKILL)") == 5
+    check_study_after_faults(url, tuner.folder / "tuner-artifacts", TRIALS, epochs=EPOCHS)
+    endings = endings_of(url)
+    # Each kill frees all trials of the cohort, and each of them continues under its number.
+    assert all(endings[number] == [*["died"] * 5, "complete"] for number in range(LANES)), endings
+    assert all(endings[number] == ["complete"] for number in range(LANES, TRIALS)), endings
+
+    quiet = f"sqlite:///{tuner.folder / 'quiet.db'}"
+    done = tuner.run("launch", "tiny.py", *COHORT, TUNER_STORAGE=quiet, TUNER_ARTIFACTS="quiet", **ENV)
+    assert done.returncode == 0, done.stderr
+    assert results(url) == results(quiet)
+
+
+@pytest.mark.slow
+def test_a_cohort_that_is_stopped_gives_back_all_trials_and_they_go_on(
+    tuner_on_postgres: Any, tiny_study: Path, wait_until: Callable[..., None]
+) -> None:
+    tuner, url = tuner_on_postgres, tuner_on_postgres.env["TUNER_STORAGE"]
+    hold = tuner.folder / "hold"
+    hold.touch()
+    worker = tuner.start("worker", "tiny.py", "--cohort", str(LANES), TINY_HOLD_FILE=str(hold), **ENV)
+    wait_until(lambda: len(holders(url)) == LANES)
+    worker.send_signal(signal.SIGTERM)
+    hold.unlink()
+    output, _ = worker.communicate(timeout=300)
+
+    assert worker.returncode == 130, output
+    assert table(url, leases.c.worker) == [(None,)] * LANES
+    assert endings_of(url) == {number: ["preempted"] for number in range(LANES)}
+    done = tuner.run("worker", "tiny.py", "--cohort", str(LANES), **ENV)
+    assert done.returncode == 0, done.stderr
+    check_study_after_faults(url, tuner.folder / "tuner-artifacts", TRIALS, epochs=EPOCHS)
+    assert all(ends == ["preempted", "complete"] for number, ends in endings_of(url).items() if number < LANES)
+
+
+@pytest.mark.slow
+def test_a_trial_that_hangs_costs_the_others_of_its_cohort_nothing(tuner_on_sqlite: Any, tiny_study: Path) -> None:
+    tuner, url = tuner_on_sqlite, tuner_on_sqlite.env["TUNER_STORAGE"]
+    hold = tuner.folder / "hold"
+    hold.touch()
+    limit = ("--stall-minutes", "0.05")
+    done = tuner.run("worker", "tiny.py", "--cohort", str(LANES), *limit, TINY_HOLD_FILE=str(hold), **ENV)
+
+    assert done.returncode == 1, done.stderr
+    assert "made no progress for 3 s" in done.stderr
+    assert sorted(endings_of(url).items()) == [(0, ["died"]), (1, ["preempted"]), (2, ["preempted"])]
+    assert [deaths for (deaths,) in table(url, leases.c.deaths, by=(leases.c.trial_id,))] == [1, 0, 0]
+    hold.unlink()
+    done = tuner.run("worker", "tiny.py", "--cohort", str(LANES), **ENV)
+    assert done.returncode == 0, done.stderr
+    check_study_after_faults(url, tuner.folder / "tuner-artifacts", TRIALS, epochs=EPOCHS)

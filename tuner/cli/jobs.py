@@ -1,0 +1,118 @@
+"""`tuner launch --on`, `tuner scale` and `tuner logs`: workers that an engine such as Slurm runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tuner.cli.arguments import DebugOption, LogFormat, StorageOption, StudyArgument
+from tuner.cli.watch import draw
+from tuner.errors import UsageError
+from tuner.output.log import say
+from tuner.storage import connected, storage_url
+
+if TYPE_CHECKING:
+    from tuner.launch import LaunchOptions
+    from tuner.launch.engines import JobOptions
+    from tuner.results.json_rows import WatchedJson
+
+
+def launch_on(
+    target: str, options: LaunchOptions, where: JobOptions, *, is_dry: bool, is_detached: bool, log_format: LogFormat
+) -> str | None:
+    """Launch a study on an engine.
+
+    Returns:
+        The study's name, if it is finished; None if nothing was waited for.
+    """
+    from tuner.launch import engines
+    from tuner.launch.launcher import check_live
+
+    if options.live is not None and (is_dry or is_detached):
+        raise UsageError(f"`live` has no effect with `{'dry_run' if is_dry else 'detach'}`: leave it out")
+    check_live(options.live)
+    plan = engines.make_plan(target, options, where)
+    if is_dry:
+        print(plan.script(), end="")
+        return None
+    if is_detached:
+        study = engines.launch_on(plan, None).study
+        say(f"follow it with `tuner watch {study}`, end it with `tuner stop {study}`")
+        return None
+    with _shown(options.live, log_format) as show:
+        return engines.launch_on(plan, show).study
+
+
+@contextlib.contextmanager
+def _shown(live: bool | None, log_format: LogFormat) -> Generator[Callable[[WatchedJson], None]]:
+    """Yield a function that shows progress: as a live table on a terminal, else one line for each change."""
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(stderr=True)
+    if console.is_terminal and live is not False and log_format is LogFormat.TEXT:
+        with Live(console=console, auto_refresh=False) as table:
+            yield lambda state: table.update(draw(state), refresh=True)
+        return
+    from tuner.launch.engines.follow import tell_progress
+
+    yield tell_progress()
+
+
+def scale(
+    study: StudyArgument,
+    workers: Annotated[int, typer.Argument(metavar="N", min=0, help="Number of workers.")],
+    storage: StorageOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Change the number of workers of a study that an engine runs.
+
+    Workers that are too many give back their trials, and others resume them.
+    For example: tuner scale digits_mlp 8
+    """
+    from tuner.launch.engines import scale_jobs
+    from tuner.storage.read.queries import find_study
+
+    url = storage_url(storage)
+    with connected(url) as engine:
+        changed = scale_jobs(engine, find_study(engine, study).study_id, workers, url)
+    for job in changed:
+        say(f"{job.name}: {_count(job.workers)}" if job.workers else f"{job.name} is cancelled")
+    if not changed:
+        say(f"study {study!r} has {_count(workers)} already")
+
+
+def _count(workers: int) -> str:
+    return f"{workers} worker{'' if workers == 1 else 's'}"
+
+
+def logs(
+    study: StudyArgument,
+    worker: Annotated[
+        str | None,
+        typer.Option("--worker", metavar="W", help="Only this worker's log, by its name.", show_default=False),
+    ] = None,
+    trial: Annotated[
+        int | None,
+        typer.Option("--trial", metavar="N", help="Only what workers printed during this trial.", show_default=False),
+    ] = None,
+    is_followed: Annotated[bool, typer.Option("--follow", "-f", help="Print new lines until Ctrl-C.")] = False,
+    storage: StorageOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Print the logs of a study's workers that an engine runs.
+
+    With Slurm and Ray the logs are files: run the command where they are. Kubernetes is asked for the logs of the
+    pods. With several logs, each line begins with the log's name.
+    For example: tuner logs digits_mlp --trial 7
+    """
+    from tuner.launch.engines.logs import find_logs, follow_logs, read_logs
+
+    with connected(storage_url(storage)) as engine:
+        find = partial(find_logs, engine, study, worker=worker, trial=trial)
+        for line in follow_logs(find) if is_followed else read_logs(find()):
+            print(line, flush=is_followed)

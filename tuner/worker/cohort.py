@@ -1,0 +1,475 @@
+"""Runs several trials of a worker together: their trainings share one program, each in a lane of it.
+
+Each trial is an ordinary `Attempt` on a thread of its own. The threads take turns, so that only one of them runs. When
+all of them wait, the worker's thread does what they wait for, for all of them at once: it stores their reports in one
+transaction, and runs the program of all lanes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from tuner.errors import TunerError
+from tuner.output.log import set_about
+from tuner.storage.worker import claims
+from tuner.storage.worker.fences import Lease
+from tuner.storage.worker.renewal import Renewals
+from tuner.storage.worker.reporter import store_together
+from tuner.study.launch_record import OPTIMIZER_RULES
+from tuner.training.definition import TrainerDefinition
+from tuner.training.loop.execution import First, Solo
+from tuner.training.loop.lanes import MOST_LANES, Lane, Lanes, Task, best_count, program_key
+from tuner.training.loop.modes import Choose, alone
+from tuner.trial import optuna_private as private
+from tuner.trial.events import CohortChosen
+from tuner.trial.failures import last_line
+from tuner.worker.attempt import Attempt, Ended
+from tuner.worker.context import WorkerContext
+from tuner.worker.meeting import Meeting, Participant
+from tuner.worker.reports import StoreCall
+from tuner.worker.runtime import Runtime
+from tuner.worker.time_use import TimeUse
+from tuner.worker.train_module import ModuleTrainable
+
+if TYPE_CHECKING:
+    from tuner.training.data.feed import Feed
+    from tuner.training.loop.execution import Execution
+    from tuner.training.pytree import PyTree
+
+T = TypeVar("T")
+
+
+class TrialLeft(TunerError):
+    """The worker gives back a trial of a cohort."""
+
+
+class ProgramFailed(TunerError):
+    """The program of several lanes failed, which says nothing about a single trial.
+
+    Attributes:
+        is_out_of_memory: Whether so many lanes do not fit.
+    """
+
+    def __init__(self, message: str, is_out_of_memory: bool) -> None:
+        super().__init__(message)
+        self.is_out_of_memory = is_out_of_memory
+
+
+class CannotShare(TunerError):
+    """The trials cannot train in one program."""
+
+
+# --- What a trial asks for
+
+
+@dataclass(frozen=True)
+class Join:
+    """A lane of the program that this training needs."""
+
+    key: Hashable
+    trainer: TrainerDefinition
+    hparams: PyTree
+    feed: Feed
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Tasks of a lane, and the result of the last."""
+
+    lane: int
+    tasks: Sequence[Task]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Whether a call to the database is finished; waits as `Caller.wait` does."""
+
+    future: Future[Any]
+    database_s: float
+    seconds: float
+    is_over: Callable[[], bool]
+
+
+# --- What a trial has of its own
+
+
+@dataclass
+class _OwnClock:
+    total_s: float = 0.0
+    count: int = 0
+    fetched: int = 0
+
+
+class _OwnRuntime:
+    """The worker's runtime with a clock for one trial."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime, self.clock = runtime, _OwnClock()
+        self.layout, self.device_count = runtime.layout, runtime.device_count
+        self.versions, self.is_out_of_memory = runtime.versions, runtime.is_out_of_memory
+
+    def tidy(self) -> None:
+        pass  # the other trials need their programs
+
+
+class _Together:
+    """A `Caller` whose calls are made together with those of the other trials."""
+
+    def __init__(self, ask: Callable[[object], Any], calls: list[tuple[Future[Any], Callable[[], Any]]]) -> None:
+        self._ask, self._calls = ask, calls
+
+    def submit(self, call: Callable[[], T]) -> Future[T]:
+        future: Future[T] = Future()
+        self._calls.append((future, call))
+        return future
+
+    def wait(
+        self, future: Future[Any], database_s: float, seconds: float = float("inf"), is_over: Callable[[], bool] = bool
+    ) -> bool:
+        if not future.done():
+            self._ask(Answer(future, database_s, seconds, is_over))
+        return future.done()
+
+
+class _Alone(Solo):
+    """The execution of a trial that is the only one of its cohort."""
+
+    def __init__(
+        self,
+        trainer: TrainerDefinition,
+        hparams: PyTree,
+        feed: Feed,
+        choose: Choose,
+        leave: Callable[[], None],
+    ) -> None:
+        super().__init__(trainer, hparams, feed, layout=feed.layout, choose=choose, agree=alone)
+        self._leave = leave
+
+    def close(self) -> None:
+        self._leave()
+
+
+@dataclass
+class _Trial:
+    """A trial of the cohort.
+
+    Attributes:
+        lease: The claim on it.
+        attempt: Runs it; None before its first turn.
+        ended: How it ended; None before, and if it was given back.
+        lane: Its lane; None while it waits for one, or has left it.
+        lanes: The number of lanes of its program.
+        clock: Its compilations.
+    """
+
+    lease: Lease
+    clock: _OwnClock
+    attempt: Attempt | None = None
+    ended: Ended | None = None
+    lane: int | None = None
+    lanes: int = 1
+
+
+@dataclass
+class Cohort:
+    """The trials that a worker runs together.
+
+    Args:
+        context: The context of the worker's trials.
+        asked: The number of trials that train together, or `auto`.
+        choose: Looks up how a program runs, or measures it.
+        claim: Claims up to so many trials; returns none if there are none now.
+        ended: Called with each trial that has ended or was given back, and its error if it raised one.
+    """
+
+    context: WorkerContext
+    asked: int | Literal["auto"]
+    choose: Choose
+    claim: Callable[[int], list[Lease]]
+    ended: Callable[[Lease, Ended | None, BaseException | None], None]
+    meeting: Meeting = field(default_factory=Meeting)
+
+    def __post_init__(self) -> None:
+        self._trials: dict[Participant, _Trial] = {}
+        self._calls: list[tuple[Future[Any], Callable[[], Any]]] = []
+        self._tasks: dict[Participant, deque[Task]] = {}
+        self._lanes: Lanes | None = None
+        self._key: Hashable = None
+        self._most = min(self.context.study.trials, MOST_LANES if self.asked == "auto" else self.asked)
+        self.size = 1 if self.asked == "auto" else self._most
+        self._free: list[int] = list(range(self.size))
+        self._clock = self.context.runtime.clock
+        self._compiled = self._clock.total_s, self._clock.count, self._clock.fetched
+        self._said = 0
+        self.has_stopped = False  # whether the sampler has ended the search
+        must_stop = partial(claims.must_stop, self.context.prompt_engine, self.context.claimant)
+        self._renewals = Renewals(self.context.engine, self.context.claimant.lease_s, must_stop, self.context.must_end)
+        self._passed = 0  # trials that have got a lane while others waited for other lanes
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no trials."""
+        return not self._trials
+
+    def run(self) -> None:
+        """Go on until the next time that trials may be claimed.
+
+        Raises:
+            Exception: an error of the worker, not of a trial; all trials have been given back.
+        """
+        try:
+            self._fill()
+            self._take_turns()
+            if self._trials:
+                self._serve()
+        except BaseException:
+            self.give_back()
+            raise
+
+    def halve(self) -> bool:
+        """Train half as many trials at once from now on; return whether that is possible."""
+        self._most = self.size = self.size // 2
+        self._lanes, self._key, self._free = None, None, list(range(self.size))
+        self.asked = self.size
+        return self.size > 0
+
+    def close(self) -> None:
+        """End the thread that renews the leases; call it when there are no trials any more."""
+        self._renewals.close()
+
+    def give_back(self) -> None:
+        """Give back all trials, because the worker cannot go on with them."""
+        while self._trials:
+            for participant in self.meeting.participants:
+                if participant.request is not None:
+                    participant.answer(error=TrialLeft("the worker gives back its trials"))
+            with contextlib.suppress(Exception):  # there is one already
+                self._take_turns()
+
+    # --- Trials
+
+    def _fill(self) -> None:
+        others = len(self._others())
+        if not others:
+            self._passed = 0
+        # A trial that needs another program waits until as many others as there are lanes have gone ahead.
+        if others >= self.size or self._passed >= self.size or self.context.stop.requested or self.has_stopped:
+            return
+        free = self.size - (len(self._trials) - others)
+        if free > 0:
+            for lease in self.claim(free):
+                self._start(lease)
+
+    def _start(self, lease: Lease) -> None:
+        runtime = _OwnRuntime(self.context.runtime)
+        trial = _Trial(lease, runtime.clock)
+
+        def run(participant: Participant) -> None:
+            set_about(trial=lease.number)
+            trial.attempt = Attempt(self._context_of(participant, trial, runtime), lease)
+            trial.ended = trial.attempt.run()
+
+        self._trials[self.meeting.start(f"trial-{lease.number}", run)] = trial
+        self._renewals.add(lease)  # its first turn may be a while off
+
+    def _context_of(self, participant: Participant, trial: _Trial, runtime: Any) -> WorkerContext:
+        context = self.context
+        assert isinstance(context.trainable, ModuleTrainable)
+
+        def execute(trainer: TrainerDefinition, hparams: PyTree, feed: Feed) -> Execution:
+            key = program_key(trainer, hparams, feed)
+            lanes, lane = ask(Join(key, trainer, hparams, feed))
+            trial.lane, trial.lanes = lane, lanes.count
+            if lanes.count == 1:  # the same program without lanes is faster
+                return _Alone(trainer, hparams, feed, self.choose, leave)
+            return Lane(lanes, lane, hparams, meet, leave)
+
+        def meet(lane: int, tasks: Sequence[Task]) -> Any:
+            return ask(Tasks(lane, tasks))
+
+        def ask(request: object) -> Any:
+            assert trial.attempt is not None
+            with trial.attempt.watchdog.idle():
+                answer = participant.ask(request)
+            set_about(trial=trial.lease.number)
+            return answer
+
+        def leave() -> None:
+            self._leave(trial)
+
+        return dataclasses.replace(
+            context,
+            trainable=context.trainable.in_lane(execute),
+            background=_Together(ask, self._calls),
+            place=dataclasses.replace(context.place, runtime=runtime),
+            time_use=TimeUse({}, clock=lambda: 0.0),  # the worker's thread measures
+            renewals=self._renewals,
+            lanes=lambda: trial.lanes,
+        )
+
+    def _take_turns(self) -> None:
+        over = self.meeting.take_turns(lambda one: self._after_turn(self._trials[one]))
+        set_about(trial=None)
+        ended = [(self._trials.pop(participant), participant.error) for participant in over]
+        for participant in over:
+            self._tasks.pop(participant, None)
+        errors: list[BaseException] = []
+        for trial, error in ended:
+            self.context.claimant.held.discard(trial.lease.trial_id)
+            self._leave(trial)  # it has not, if its training could not begin
+            try:
+                self.ended(trial.lease, trial.ended, None if isinstance(error, TrialLeft) else error)
+            except BaseException as raised:
+                errors.append(raised)
+        if errors:
+            raise errors[0]
+
+    def _leave(self, trial: _Trial) -> None:
+        if trial.lane is not None:
+            if self._lanes is not None:
+                self._lanes.leave(trial.lane)
+            self._free.append(trial.lane)
+            trial.lane = None
+
+    def _after_turn(self, trial: _Trial) -> None:
+        self._note_compiled(trial)
+        # The next trial that asks its sampler forgets this.
+        self.has_stopped = self.has_stopped or private.has_stopped(self.context.optuna_study)
+
+    def _note_compiled(self, trial: _Trial) -> None:
+        """Count what was compiled since the last call for a trial."""
+        before, now = self._compiled, (self._clock.total_s, self._clock.count, self._clock.fetched)
+        trial.clock.total_s += now[0] - before[0]
+        trial.clock.count += now[1] - before[1]
+        trial.clock.fetched += now[2] - before[2]
+        self._compiled = now
+
+    def _waiting(self) -> list[Participant]:
+        """Return the trials that wait for a lane, oldest first."""
+        return [one for one in self.meeting.participants if isinstance(one.request, Join)]
+
+    def _others(self) -> list[Participant]:
+        """Return the trials that wait for lanes of another program than the present one."""
+        return [one for one in self._waiting() if one.request.key != self._key]
+
+    # --- What they wait for
+
+    def _serve(self) -> None:
+        """Do something of what the trials wait for."""
+        self._call()
+        if self._answer() or self._join():
+            return
+        self._do_tasks()
+
+    def _call(self) -> None:
+        """Make the calls to the database that trials have submitted, on the background thread."""
+        if not self._calls:
+            return
+        calls, self._calls[:] = list(self._calls), []
+
+        def work() -> None:
+            stores = [call for _, call in calls if isinstance(call, StoreCall)]
+            if len(stores) > 1:
+                with contextlib.suppress(Exception):  # then each call tries itself
+                    store_together([(one.reporter, one.report) for one in stores])
+            for future, call in calls:
+                try:
+                    future.set_result(call())
+                except BaseException as error:
+                    future.set_exception(error)
+
+        self.context.background.submit(work)
+
+    def _answer(self) -> bool:
+        """Wait for the calls that trials wait for; return whether there were any."""
+        asked = [(one, one.request) for one in self.meeting.participants if isinstance(one.request, Answer)]
+        began_s = time.monotonic()
+        # Calls are made in order, so when the last is finished, all are. The limits run at the same time for all.
+        for participant, wanted in reversed(asked):
+            spent_s = time.monotonic() - began_s
+            self.context.background.wait(
+                wanted.future, wanted.database_s - spent_s, wanted.seconds - spent_s, wanted.is_over
+            )
+            participant.answer()
+        return bool(asked)
+
+    def _join(self) -> bool:
+        """Give lanes to the trials that wait for one of this program; return whether there were any."""
+        waiting = self._waiting()
+        if leaving := [one for one in waiting if self._must_leave(self._trials[one])]:
+            for participant in leaving:
+                participant.answer(error=TrialLeft("the trial is given back before it has a lane"))
+            return True
+        if waiting and len(self._free) == self.size and not any(one.request.key == self._key for one in waiting):
+            try:
+                self._open(waiting[0].request)
+            except TunerError:
+                raise
+            except Exception as error:  # it fails alone
+                waiting[0].answer(error=error)
+                return True
+            self._note_compiled(self._trials[waiting[0]])
+        joined = [one for one in waiting if one.request.key == self._key][: len(self._free)]
+        for participant in joined:
+            participant.answer((self._lanes, self._free.pop(0)))
+        if self._others():
+            self._passed += len(joined)
+        return bool(joined)
+
+    def _must_leave(self, trial: _Trial) -> bool:
+        assert trial.attempt is not None
+        watch = trial.attempt.watch
+        return self.context.stop.requested or watch.must_stop.is_set() or watch.is_lost.is_set()
+
+    def _open(self, first: Join) -> None:
+        """Make lanes for the program of a trial.
+
+        Raises:
+            CannotShare: trials with this data cannot train together.
+        """
+        if not first.feed.is_resident:
+            raise CannotShare("trials with a StreamDataset train one by one: their data are read on the host")
+        if self.asked == "auto":
+            study = self.context.study
+            steps = (study.epochs or 1) * first.feed.steps
+            start = First(first.feed.first(), study.seed, steps, OPTIMIZER_RULES)
+            self.size = best_count(first.trainer, first.hparams, first.feed, start, self._most, self.choose)
+        self._lanes = Lanes(first.trainer, first.hparams, first.feed, self.size, self.choose)
+        self._key, self._passed, self._free = first.key, 0, list(range(self.size))
+        if self.size != self._said:
+            self._said = self.size
+            what = f"{self.size} trials train at once in one program" if self.size > 1 else "trials train one by one"
+            self.context.say(CohortChosen(self.size, what))
+
+    def _do_tasks(self) -> None:
+        """Run the next program for the lanes that wait for it."""
+        assert self._lanes is not None
+        for participant in self.meeting.participants:
+            if isinstance(participant.request, Tasks) and participant not in self._tasks:
+                self._tasks[participant] = deque(participant.request.tasks)
+        of_lane = {participant.request.lane: participant for participant in self._tasks}
+        chosen = self._lanes.next_tasks({lane: self._tasks[one][0] for lane, one in of_lane.items()})
+        began_s = time.monotonic()
+        try:
+            results: Mapping[int, Any] = self._lanes.do({lane: self._tasks[of_lane[lane]][0] for lane in chosen})
+        except Exception as error:
+            raise ProgramFailed(last_line(str(error)), self.context.runtime.is_out_of_memory(error)) from error
+        self._note_compiled(self._trials[of_lane[chosen[0]]])
+        seconds = time.monotonic() - began_s
+        for lane in chosen:
+            participant = of_lane[lane]
+            attempt = self._trials[participant].attempt
+            assert attempt is not None
+            attempt.watchdog.count(seconds)
+            self._tasks[participant].popleft()
+            if not self._tasks[participant]:
+                del self._tasks[participant]
+                participant.answer(results.get(lane))
