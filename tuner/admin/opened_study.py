@@ -221,7 +221,7 @@ class OpenedStudy:
 
         Args:
             kind: A plot of `tuner plot`: `history`, `intermediate`, `importances`, `parallel`, `contour`, `slice`,
-                `edf`, `pareto`, `timeline`, `rungs` or `savings`.
+                `edf`, `pareto`, `timeline`, `rungs`, `savings` or `lineage`.
 
         Raises:
             UsageError: the kind is unknown or cannot be drawn for this study, or matplotlib is not installed.

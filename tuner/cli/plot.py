@@ -20,8 +20,9 @@ def plot(
         str,
         typer.Argument(
             metavar="KIND",
-            help="history, intermediate, importances, parallel, contour, slice, edf, pareto, timeline, rungs, savings; "
-            "picture (drawn by Study(picture=...)), report (an HTML page with all of a study).",
+            help="history, intermediate, importances, parallel, contour, slice, edf, pareto, timeline, rungs, savings, "
+            "lineage (who copied whom, with pruner pbt); picture (drawn by Study(picture=...)), report (an HTML page "
+            "with all of a study).",
         ),
     ],
     out: Annotated[

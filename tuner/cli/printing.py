@@ -18,7 +18,7 @@ from tuner.output.sanitize import one_line, printable
 from tuner.trial import Outcome
 
 if TYPE_CHECKING:
-    from tuner.results.json_rows import AttemptJson, ConfirmedJson, JsonRow, Number, ReportJson
+    from tuner.results.json_rows import AttemptJson, ConfirmedJson, CopyJson, JsonRow, Number, ReportJson
     from tuner.storage.read.lineage import RanWith
 
 _RESULT_COLUMNS = {
@@ -132,6 +132,14 @@ def _fitting(widths: Mapping[str, int], room: int) -> list[str]:
     return kept
 
 
+def _print_copies(copies: Sequence[CopyJson] | None) -> None:
+    """Print the copies of other trials, with the hyperparameters with which the trial continued."""
+    for copy in copies or ():
+        settings = ", ".join(f"{one_line(name)}={shown(value)}" for name, value in copy["hparams"].items())
+        after = f"epoch {copy['epoch']}"
+        print(f"{after:<20} copies trial {copy['trial']}, then {settings}")
+
+
 def _print_attempts(attempts: Sequence[AttemptJson]) -> None:
     """Print the attempts of a trial, if there are several, with the errors of all but the last."""
     if len(attempts) < 2:
@@ -203,6 +211,8 @@ def print_fields(row: JsonRow) -> None:
             _print_confirmed(cast("ConfirmedJson | None", value))
         elif key == "reports":
             _print_curves(cast("list[ReportJson]", value))
+        elif key == "copies":
+            _print_copies(cast("list[CopyJson] | None", value))
         elif key == "attempts":
             _print_attempts(cast("list[AttemptJson]", value))
         elif key == "ran_with" and value:

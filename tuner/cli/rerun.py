@@ -41,7 +41,8 @@ def reproduce(
     """Train a trial again from its seed and check that its results match.
 
     Nothing is stored. On the same kind of machine with the same package versions, results are identical, bit for bit;
-    those of a trial that ran in a cohort match up to rounding, because it is trained alone now.
+    those of a trial that ran in a cohort match up to rounding, because it is trained alone now. If the trial copied
+    others (pruner pbt), their training is repeated up to the copy.
     Exit status 1 if they do not match.
     For example: tuner reproduce digits_mlp 16
     """
@@ -55,10 +56,12 @@ def reproduce(
     with connected(storage_url(storage)) as engine:
         rerunner = open_study(engine, study, file, split_pairs("--set", fixed))
         found = reproduce_trial(rerunner, number, lambda report: _say_epoch(number, report))
-        lanes = rerunner.lanes(number)
+        lanes, stretches = rerunner.lanes(number), rerunner.lineage(number)
     emit([{key: plain(value) for key, value in vars(one).items()} for one in found], format)
     if lanes > 1:
         say(f"trial {number} ran in a program of {lanes} trials, and alone now: numbers match up to rounding")
+    for stretch in stretches[:-1]:
+        say(f"epochs {stretch.first} to {stretch.last} are those of trial {stretch.trial}, which was copied")
     worst = max(found, key=lambda one: one.difference)
     if worst.difference == 0:
         say(f"trial {number} of {study!r} is identical, bit for bit")

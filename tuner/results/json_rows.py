@@ -190,6 +190,16 @@ class AttemptJson(TypedDict):
     """The traceback of a failed attempt."""
 
 
+class CopyJson(TypedDict):
+    """A copy that a trial took of another, with [pruner `pbt`](guide/population.md)."""
+
+    epoch: int
+    trial: int
+    """The epoch after which it took the copy, and the number of the copied trial."""
+    hparams: dict[str, Scalar]
+    """The hyperparameters with which it continued."""
+
+
 class ShownJson(TrialJson):
     """What `tuner show` prints."""
 
@@ -218,6 +228,8 @@ class ShownJson(TrialJson):
     """The path of its best checkpoint, or its URL in object storage."""
     error: str | None
     """The traceback of a failed attempt."""
+    copies: list[CopyJson] | None
+    """The copies that it took of other trials, by epoch; null if there are none. `hparams` has those of its start."""
     reports: list[ReportJson]
     """A list, by epoch."""
     attempts: list[AttemptJson]

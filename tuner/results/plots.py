@@ -24,8 +24,10 @@ from tuner.results.export import in_place
 from tuner.results.json_rows import JsonRow
 from tuner.results.rows import best_rows
 from tuner.storage import AnyURL, connected, open_storage
-from tuner.storage.read.lineage import read_efforts, read_rungs, read_timeline
+from tuner.storage.read.lineage import read_curves, read_efforts, read_rungs, read_timeline
+from tuner.storage.read.population import read_copies
 from tuner.storage.read.queries import StudyRow, find_study
+from tuner.study.population import lineage
 
 if TYPE_CHECKING:
     import optuna
@@ -269,6 +271,27 @@ def _savings(subject: Subject) -> Figure:
     return figure
 
 
+def _lineage(subject: Subject) -> Figure:
+    """Draw each trial as a line over its epochs, copies of others as arrows, and what led to the best trial thicker."""
+    copies = read_copies(subject.engine, subject.row.study_id)
+    if not copies:
+        raise UsageError(f"only trials of the pruner pbt copy each other: those of study {subject.row.name!r} have not")
+    lengths: dict[int, int] = {}
+    for point in read_curves(subject.engine, subject.row.study_id):
+        lengths[point.number] = max(point.epoch, lengths.get(point.number, 0))
+    figure, axes = _axes("Copies of trials", "epoch", "trial")
+    axes.hlines(list(lengths), 0, list(lengths.values()), color="tab:gray", linewidth=1)
+    for number, taken in copies.items():
+        for copy in taken:
+            ends = {"xy": (copy.epoch, number), "xytext": (copy.epoch, copy.trial)}
+            axes.annotate("", **ends, arrowprops={"arrowstyle": "->", "color": "tab:blue", "shrinkA": 0, "shrinkB": 0})
+    for best in best_rows(subject.engine, subject.row.name, confirmed=False):
+        for stretch in lineage(best["number"], copies, {number: {} for number in lengths}):
+            ends = (stretch.first - 1, stretch.last or lengths[stretch.trial])
+            axes.hlines([stretch.trial], *ends, color="tab:green", linewidth=3)
+    return figure
+
+
 KINDS: dict[str, Callable[[Subject], Figure]] = {
     "history": _optunas("plot_optimization_history"),
     "intermediate": _optunas("plot_intermediate_values", of_part=True, with_target=False),
@@ -281,6 +304,7 @@ KINDS: dict[str, Callable[[Subject], Figure]] = {
     "timeline": _timeline,
     "rungs": _rungs,
     "savings": _savings,
+    "lineage": _lineage,
 }
 
 

@@ -18,6 +18,7 @@ from tuner.results.json_rows import (
     BestJson,
     BusyJson,
     ConfirmedJson,
+    CopyJson,
     EndedJson,
     EndJson,
     EpochsJson,
@@ -33,6 +34,7 @@ from tuner.results.json_rows import (
 )
 from tuner.storage.read.activity import WorkerRow, read_workers
 from tuner.storage.read.lineage import Attempt, read_about, read_attempts, read_metrics
+from tuner.storage.read.population import read_copies
 from tuner.storage.read.queries import (
     ProgramUse,
     Standing,
@@ -53,6 +55,7 @@ from tuner.storage.read.queries import (
 from tuner.storage.read.ranking import read_values
 from tuner.storage.worker.confirmations import read_confirmations
 from tuner.study.launch_record import kept_epoch_of, value_epoch_of
+from tuner.study.population import Copy
 from tuner.study.source import code_digest
 from tuner.trial import Outcome
 
@@ -348,6 +351,7 @@ def show_row(engine: Engine, study_name: str, number: int) -> ShownJson:
         "worker": trial.record.worker,
         "checkpoint": trial.record.checkpoint,
         "error": trial.record.error,
+        "copies": _copy_rows(read_copies(engine, study.study_id, number).get(number, ())),
         "reports": _report_rows(trial, read_metrics(engine, trial.trial_id)),
         "attempts": [_attempt_row(attempt) for attempt in attempts],
         "ran_with": None if last is None else read_about(engine, [last]).get(last),
@@ -375,6 +379,10 @@ def _timings(trial: TrialRow, programs: ProgramUse) -> TimingsJson:
         "train_s": train_s,
         "wait_s": wait_s,
     }
+
+
+def _copy_rows(copies: Sequence[Copy]) -> list[CopyJson] | None:
+    return [{"epoch": copy.epoch, "trial": copy.trial, "hparams": dict(copy.hparams)} for copy in copies] or None
 
 
 def _report_rows(trial: TrialRow, metrics: Mapping[int, tuple[int, Mapping[str, float]]]) -> list[ReportJson]:

@@ -35,6 +35,15 @@ def _hyperband(options: dict[str, object], epochs: int | None) -> BasePruner:
     return call("pruner", "hyperband", BracketPruner, options, min_resource=1, max_resource=epochs)
 
 
+def _pbt(options: dict[str, object], epochs: int | None) -> BasePruner:
+    from tuner.search.population import PopulationPruner
+
+    made = call("pruner", "pbt", PopulationPruner, options)
+    if epochs is None or made.every >= epochs:
+        raise StudyError(f"the pruner 'pbt' needs more epochs than every={made.every}: got epochs={epochs}")
+    return made
+
+
 def _median(options: dict[str, object], epochs: int | None) -> BasePruner:
     from optuna.pruners import MedianPruner
 
@@ -82,6 +91,7 @@ PRUNERS: dict[str, Callable[[dict[str, Any], int | None], BasePruner]] = {
     "median": _median,
     "none": _none,
     "patient": _patient,
+    "pbt": _pbt,
     "percentile": _percentile,
     "threshold": _threshold,
     "wilcoxon": _wilcoxon,

@@ -61,7 +61,7 @@ class StudySpec:
         seed: Seed of the split, the samplers and (with the trial's number) each trial; >= 0.
         sampler: A name, a mapping with `name` and the sampler's options, or an Optuna sampler.
         pruner: A name, a mapping or an Optuna pruner, likewise; by default `"asha"`, or `"median"` if `epochs` is not
-            given. Studies with several objectives are not pruned.
+            given. Studies with several objectives are not pruned. `pbt` trains the trials as a population.
         fixed: Values of parameters that are not searched, by name; part of the study's definition.
         baseline: Hyperparameters to compare with, an instance of `space`. The first trial has them and is never pruned,
             `tuner best` prints how much better the best trial is, and `tuner confirm` how certain that is. Fixed
@@ -237,8 +237,31 @@ class StudySpec:
             )
         if len(self.objectives) > 1 and getattr(self.sampler, "get", lambda _: self.sampler)("name") == "cmaes":
             raise StudyError("the sampler 'cmaes' supports only one objective: use tpe, nsga2, random, qmc or grid")
-        self.make_pruner()
+        self._check_population(self.make_pruner())
         self.make_sampler(0)
+
+    def _check_population(self, pruner: object) -> None:
+        """Check that a study can be trained as a population, if its pruner says so."""
+        from tuner.search.population import PopulationPruner
+        from tuner.study.population import copied_domains
+
+        if not isinstance(pruner, PopulationPruner):
+            return
+        of, name = f"population-based training (pruner 'pbt', study {self.name!r})", self.sampler
+        if self.trainer is None:
+            raise StudyError(f"{of} needs a study with `trainer`: only its state can be copied")
+        if not is_space(self.space):
+            raise StudyError(f"{of} needs a Space class: got a define-by-run space")
+        searched = {key: domain for key, domain, _ in parameters(self.space) if key not in self.fixed}
+        if not copied_domains(searched):
+            raise StudyError(f"{of} needs a traced hyperparameter, which can change during a training: it has none")
+        if isinstance(name, Mapping):
+            name = name.get("name")  # pyright: ignore[reportUnknownMemberType]
+        if name not in ("random", "qmc"):
+            raise StudyError(
+                f"{of} needs sampler='random' or 'qmc', because others would learn from hyperparameters that trials no "
+                f"longer have: got sampler={self.sampler!r}"
+            )
 
     @property
     def kind(self) -> str:

@@ -140,6 +140,17 @@ class TrialRestarted(Event):
 
 
 @dataclass(frozen=True)
+class TrialCopied(Event):
+    """A trial continues with a copy of another: after which epoch, of which trial, with which hyperparameters."""
+
+    name = "copy"
+    trial: int
+    epoch: int
+    copied: int
+    hparams: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class TrialLost(Event):
     """A worker drops a trial that another has taken over."""
 
@@ -248,7 +259,7 @@ _KINDS: Mapping[str, type[Event]] = {
     kind.name: kind
     for kind in (
         *(StudyLoaded, TrialBegan, EpochEnded, TrialEnded, TrialRetried, TrialRestarted, TrialLost, TrialDeadly),
-        TrialOverdue,
+        *(TrialOverdue, TrialCopied),
         CohortChosen,
         *(SamplerFailed, HparamsUnused, SearchFinished, WorkerIdle, HoursUsed, WorkerDone, StudyRefused, SecondsSpent),
         RowsSent,
@@ -298,6 +309,9 @@ def event_line(event: Event) -> str | None:
             return f"trial {trial}, epoch {epoch}: {', '.join(f'{value:.4g}' for value in values)}"
         case TrialRetried(trial, error):
             return f"trial {trial} failed and is retried: {error}"
+        case TrialCopied(trial, epoch, copied, hparams):
+            settings = ", ".join(_setting(name, value) for name, value in hparams.items())
+            return f"trial {trial} copies trial {copied} after epoch {epoch}: {settings}"
         case TrialRestarted(trial, error):
             return f"trial {trial} restarts from its first epoch: {error}"
         case TrialEnded(trial=trial, outcome=outcome) | TrialReleased(trial=trial, outcome=outcome):

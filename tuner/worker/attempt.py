@@ -18,6 +18,7 @@ from tuner.output.sanitize import hide_password
 from tuner.search import TrialPruner
 from tuner.storage.artifacts import FILES
 from tuner.storage.read.lineage import read_metrics
+from tuner.storage.read.population import loaded_copies
 from tuner.storage.read.queries import BASELINE_KEY
 from tuner.storage.read.ranking import is_among_best, is_feasible, removable
 from tuner.storage.sql.retry import PROMPT, hurried
@@ -27,12 +28,14 @@ from tuner.storage.worker.renewal import Watch, renewed
 from tuner.storage.worker.reporter import Reporter
 from tuner.storage.worker.studies import agree
 from tuner.study import trial_seed
+from tuner.study.population import COPIES_KEY, Copy
 from tuner.trial import Outcome, Report, all_finite
 from tuner.trial import optuna_private as private
 from tuner.trial.events import (
     EpochEnded,
     HparamsUnused,
     TrialBegan,
+    TrialCopied,
     TrialEnded,
     TrialOverdue,
     TrialReleased,
@@ -48,6 +51,8 @@ from tuner.worker.watchdog import Limits, Overrun, Watchdog
 if TYPE_CHECKING:
     import optuna
     from sqlalchemy import Engine
+
+    from tuner.worker.population import Others
 
 
 _WITHOUT_VALUES = (Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outcome.TIMED_OUT, Outcome.FAILED)
@@ -276,6 +281,8 @@ class Attempt(TrialData):
     def restart(self, why: str) -> None:
         """Delete the trial's reports, because its checkpoint does not fit the study's file any more."""
         leases.forget_reports(self.context.engine, self.lease)
+        if self.copies():
+            self.set_copies([])
         self.context.say(TrialRestarted(self.lease.number, why))
 
     def forget_reports(self, first: int = 0) -> None:
@@ -423,6 +430,35 @@ class Attempt(TrialData):
         private.forget_trials(study)
         private.allow_stop(study)
         return study
+
+    # --- In a population
+
+    @property
+    def others(self) -> Others | None:
+        """The trials that this one may copy; None without population-based training."""
+        population = self.context.population
+        if population is None:
+            return None
+        from tuner.worker.population import RunningMember
+
+        return RunningMember(population, self)
+
+    def may_copy(self) -> bool:
+        """Return whether it may copy others; the baseline may not."""
+        return not self._is_baseline()
+
+    def copies(self) -> list[Copy]:
+        """Return the copies that the trial has taken."""
+        return loaded_copies(self.context.storage.get_trial(self.lease.trial_id).system_attrs.get(COPIES_KEY, ()))
+
+    def set_copies(self, copies: Sequence[Copy]) -> None:
+        """Store the copies that the trial has taken; waits for the database."""
+        stored = [dataclasses.asdict(copy) for copy in copies]
+        self.context.storage.set_trial_system_attr(self.lease.trial_id, COPIES_KEY, stored)
+
+    def note_copy(self, copy: Copy) -> None:
+        """Report that a copy was taken."""
+        self.context.say(TrialCopied(self.lease.number, copy.epoch, copy.trial, copy.hparams))
 
     # --- Ends
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import optuna
 
     from tuner.storage.optuna.storage import Storage
+    from tuner.worker.population import Population
 
 _LAST_PATIENCE_S = 3.0
 
@@ -172,6 +173,7 @@ class WorkerContext:
         listener: Receives the worker's events.
         renewals: Renews the leases of several trials together; None for a thread for each.
         lanes: Returns the number of lanes of the program in which the trial trains with others; 1 if it trains alone.
+        population: The states that trials copy from each other; None without population-based training.
     """
 
     study: StudySpec
@@ -193,6 +195,7 @@ class WorkerContext:
     listener: Callable[[Event], None]
     renewals: Renewals | None = None
     lanes: Callable[[], int] = lambda: 1
+    population: Population | None = None
 
     @property
     def runtime(self) -> Runtime:

@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 
 from tuner.errors import UsageError
+from tuner.search.population import PopulationPruner
 from tuner.study import StudyData, StudySpec
 from tuner.study.source import code_digest
 from tuner.trial import Report
@@ -29,6 +30,11 @@ def check_group(study: StudySpec, group: Group | None) -> None:
         raise UsageError(
             f"a worker on several hosts needs a study with `trainer`: the trials of study {study.name!r} are run by "
             "other code, which cannot be divided among processes"
+        )
+    if group is not None and isinstance(study.make_pruner(), PopulationPruner):
+        raise UsageError(
+            f"population-based training (pruner 'pbt', study {study.name!r}) needs workers on one host: got a group of "
+            "several"
         )
 
 

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 
     from tuner.storage.optuna.storage import Storage
     from tuner.worker.cohort import Cohort
+    from tuner.worker.population import Population
 
 
 LEASE_S = 30.0
@@ -209,6 +210,7 @@ class Worker:
             samplers=Samplers(study),
             final_writes=FinalWrites(self.engine),
             listener=say,
+            population=self._population(),
         )
         self.say = self.context.say
         self.grid_limits = getattr(self.context.optuna_study.sampler, "limits", None)
@@ -219,6 +221,16 @@ class Worker:
         self.cohort: Cohort | None = None
         self.is_finished = False  # whether the sampler has ended the search
         self.sampler_errors: list[str] = []  # their kinds, newest first, since the last trial without an error
+
+    def _population(self) -> Population | None:
+        from tuner.search.population import PopulationPruner
+
+        if not isinstance(self.study.make_pruner(), PopulationPruner):
+            return None
+        from tuner.worker.population import Population
+
+        engine = patient(self.engine, PROMPT)
+        return Population(self.study, self.claimant.study_id, engine, self.artifacts)
 
     def run(self) -> None:
         """Claim and run trials until the budget is used up or a stop is requested."""
@@ -246,6 +258,8 @@ class Worker:
     def leave(self) -> None:
         """Store that the worker has exited."""
         self.background.close()
+        if self.context.population is not None:
+            self.context.population.close()
         self.context.files.close()
         if not self.context.final_writes.is_over():
             with contextlib.suppress(StorageLost):
@@ -432,6 +446,8 @@ class Worker:
         name = self.study.name
         if reason is NoTrial.HOURS:
             self.say(HoursUsed())
+        if reason is NoTrial.DONE and self.context.population is not None:
+            self.context.population.remove()
         if reason is NoTrial.DONE and self.claimant.trials < self.study.trials:
             self.say(SearchFinished())
         if reason is NoTrial.STOPPED:

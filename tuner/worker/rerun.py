@@ -19,11 +19,13 @@ from tuner.errors import ArtifactsURLError, StudyError, UsageError
 from tuner.results.rows import OTHER_FILE, best_rows, check_file, no_feasible
 from tuner.storage.artifacts import artifacts_of
 from tuner.storage.read.lineage import read_metrics, read_study_file
+from tuner.storage.read.population import read_copies
 from tuner.storage.read.queries import (
     StudyRow,
     find_baseline,
     find_study,
     read_by_ids,
+    read_numbers,
     read_programs,
     read_trial,
 )
@@ -31,10 +33,12 @@ from tuner.storage.worker.confirmations import read_confirmations, store_confirm
 from tuner.storage.worker.studies import mode_of
 from tuner.study import StudyData, StudySpec, trial_seed
 from tuner.study.file import Settings, function_study, split_target, study_in
+from tuner.study.population import Stretch, lineage
 from tuner.study.source import call_study_code
 from tuner.trial import Outcome, Report, all_finite
 from tuner.trial.environment import DEVICES_VARIABLE
 from tuner.worker.choose import make_trainable
+from tuner.worker.population import ReplayedMember
 from tuner.worker.runtime import Runtime, make_runtime
 from tuner.worker.trainable import Trainable, UnstoredRun, check_objectives, ranking_values
 
@@ -50,20 +54,33 @@ class Rerunner:
     trainable: Trainable
     runtime: Runtime
 
-    def train(self, number: int, params: Mapping[str, object], seed: int, say: Callable[[Report], bool]) -> list[float]:
-        """Train with stored hyperparameters; return the values of the objectives.
+    def train(self, number: int, seed: int | None, say: Callable[[Report], bool]) -> list[float]:
+        """Train with a trial's stored hyperparameters; return the values of the objectives.
 
         Args:
-            number: The trial whose hyperparameters these are.
-            params: The stored hyperparameters.
-            seed: The seed of the training.
+            number: The trial.
+            seed: The seed of the training; None for those of the trial and of the trials that it copied.
             say: Called with each report; returns whether to end the training.
         """
+        stretches = self.lineage(number)
+        first = stretches[0]
+        own = trial_seed(self.study.seed, first.trial, "training") if seed is None else seed
         with tempfile.TemporaryDirectory(prefix="tuner-") as folder:
-            run = _Rerun(self.study, number, params, seed, Path(folder), say)
+            run = _Rerun(self.study, number, first.hparams, own, Path(folder), say)
+            if len(stretches) > 1:
+                run.others = ReplayedMember(self.study, stretches, reseed=seed is None)
             with self.trainable.saved(run) as saved:
                 self.trainable.run(run, saved)
         return run.values
+
+    def lineage(self, number: int) -> list[Stretch]:
+        """Return the training that led to a trial's last state: its own, and before that of trials that it copied."""
+        copies = read_copies(self.engine, self.row.study_id)
+        numbers = (
+            {number, *copies, *(copy.trial for taken in copies.values() for copy in taken)} if copies else {number}
+        )
+        initial = {trial.number: trial.hparams for trial in read_numbers(self.engine, self.row, numbers)}
+        return lineage(number, copies, initial)
 
     def lanes(self, number: int) -> int:
         """Return the number of trials that trained at once with a trial when it ran; 1 if it trained alone."""
@@ -214,14 +231,16 @@ class Comparison:
 def reproduce(rerunner: Rerunner, number: int, say: Callable[[Report], None]) -> list[Comparison]:
     """Train a trial again from its seed, for the same number of epochs, and compare all metrics of all epochs.
 
+    If it copied other trials, the epochs before are those of the trials that it copied.
+
     Raises:
         UnknownStudy: the study has no such trial.
         UsageError: the trial has no reports, or the study's file has changed since it ran.
     """
-    engine, study = rerunner.engine, rerunner.study
+    engine = rerunner.engine
     trial = read_trial(engine, rerunner.row, number)
     check_file(engine, trial, rerunner.file, OTHER_FILE)
-    recorded = {epoch: metrics for epoch, (_, metrics) in read_metrics(engine, trial.trial_id).items()}
+    recorded = _recorded(rerunner, number)
     if not recorded:
         raise UsageError(f"trial {number} has no reports to compare with")
     found: dict[int, dict[str, float]] = {}
@@ -232,9 +251,20 @@ def reproduce(rerunner: Rerunner, number: int, say: Callable[[Report], None]) ->
         found[report.epoch] = dict(report.metrics)
         return not is_complete and report.epoch >= max(recorded)
 
-    rerunner.train(number, trial.hparams, trial_seed(study.seed, number, "training"), note)
+    rerunner.train(number, None, note)
     names = dict.fromkeys(name for metrics in recorded.values() for name in metrics)
     return [_compare(name, recorded, found) for name in names]
+
+
+def _recorded(rerunner: Rerunner, number: int) -> dict[int, Mapping[str, float]]:
+    """Return the metrics of the training that led to a trial's last state, by epoch."""
+    found: dict[int, Mapping[str, float]] = {}
+    for stretch in rerunner.lineage(number):
+        trial_id = read_trial(rerunner.engine, rerunner.row, stretch.trial).trial_id
+        for epoch, (_, metrics) in read_metrics(rerunner.engine, trial_id).items():
+            if stretch.first <= epoch and (stretch.last is None or epoch <= stretch.last):
+                found[epoch] = metrics
+    return found
 
 
 def _compare(
@@ -295,7 +325,7 @@ def confirm(rerunner: Rerunner, count: int, seeds: int, say: Callable[[int, int,
             if repeat in known.get(trial.trial_id, {}):
                 continue
             seed = trial_seed(study.seed, repeat, "confirmation")
-            values = rerunner.train(trial.number, trial.hparams, seed, lambda report: False)
+            values = rerunner.train(trial.number, seed, lambda report: False)
             value = values[0] if values and math.isfinite(values[0]) else None
             store_confirmation(engine, row.study_id, trial.trial_id, repeat, value)
             say(trial.number, repeat, value)

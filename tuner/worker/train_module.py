@@ -93,15 +93,22 @@ class ModuleTrainable(AsksOptuna):
             stop=partial(_must_stop, run, saved),
             **self._options,
         )
-        epoch = 0
+        epoch, others, compared = 0, run.others, 0
         with contextlib.closing(reports):
             for report in reports:
                 if epoch == 0 and saved.restored is not None:
-                    run.keep(Report(**earlier) for earlier in saved.restored["reports"])
+                    earlier = [Report(**one) for one in saved.restored["reports"]]
+                    run.keep(earlier)
+                    compared = max((one.epoch for one in earlier), default=0)
                 epoch = report.epoch
+                is_compared = others is not None and epoch > compared and others.is_due(epoch)
+                if others is not None and is_compared:
+                    others.offer(epoch, reports.host_hparams, reports.saved_state())
                 end = partial(run.report, report, is_last=epoch >= study.epochs)
                 if end() if group is None else group.agree(f"end after epoch {epoch}", end):
                     return End.PRUNED
+                if others is not None and is_compared:
+                    others.compare(epoch, report.metrics[study.objectives[0]], reports.continue_with)
         return End.FINISHED if epoch >= study.epochs else End.STOPPED
 
 

@@ -21,6 +21,8 @@ from tuner.trial.environment import DEVICES_VARIABLE
 if TYPE_CHECKING:
     import optuna
 
+    from tuner.worker.population import Others
+
 
 class End(enum.Enum):
     """How a trainable's run of a trial ended."""
@@ -56,6 +58,11 @@ class Run(TrialRun, Protocol):
     @property
     def resumes_later(self) -> bool:
         """Whether the trial may be resumed from its checkpoints; if not, none are written."""
+        ...
+
+    @property
+    def others(self) -> Others | None:
+        """The trials that this one may copy; None without population-based training."""
         ...
 
     def restart(self, why: str) -> None:
@@ -131,6 +138,8 @@ class UnstoredRun(TrialData):
         self.study, self.number, self.seed, self.root = study, number, seed, root
         self.folder, self.devices = root / FILES, os.environ.get(DEVICES_VARIABLE, "")
         self.objectives, self.hparams = study.objectives, study.hparams_of(params)
+
+    others: Others | None = None
 
     def must_stop(self) -> bool:
         return False

@@ -240,6 +240,11 @@ def read_some(engine: Engine, study: StudyRow, trial_ids: Collection[int]) -> li
     return _load(engine, study, [trials.c.study_id == study.study_id, trials.c.trial_id.in_(trial_ids)])
 
 
+def read_numbers(engine: Engine, study: StudyRow, numbers: Collection[int]) -> list[TrialRow]:
+    """Return the trials of a study with these numbers, by number."""
+    return _load(engine, study, [trials.c.study_id == study.study_id, trials.c.number.in_(numbers)])
+
+
 def read_trial(engine: Engine, study: StudyRow, number: int) -> TrialRow:
     """Return one trial with its reports.
 

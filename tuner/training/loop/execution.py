@@ -75,6 +75,10 @@ class Execution(Protocol):
         """Continue with the carry of a checkpoint, and with the mode of the training that saved it."""
         ...
 
+    def set_hparams(self, hparams: PyTree) -> None:
+        """Set other hyperparameters, with the same static values; `resume` must follow."""
+        ...
+
     @property
     def carry(self) -> Carry:
         """The carry after the latest step; it becomes invalid with the next step."""
@@ -178,8 +182,14 @@ class Solo:
         carry = self._programs.init(*self._arguments(first), **_fixed(first))
         self._carry, self._nothing_seen = carry, (carry.totals, carry.position)
 
+    def set_hparams(self, hparams: PyTree) -> None:
+        self._hparams = self._layout.put(hparams)
+
     def resume(self, carry: Carry, mode: Mode) -> None:
-        self._carry, self._mode = carry, mode
+        is_first, self._carry, self._mode = self._carry is None, carry, mode
+        self._key = self._next_order = None
+        if not is_first:
+            return
         nothing = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), (carry.totals, carry.position))
         self._nothing_seen = self._layout.put(nothing)
 

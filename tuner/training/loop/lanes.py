@@ -313,7 +313,8 @@ class Lanes:
 
     def _measure(self, tasks: Iterable[int], dataset: Dataset) -> Mapping[int, Measured]:
         state = self.carry.state
-        skipped = None if state.opt_state is None else self.programs.skipped(state.opt_state)
+        has_counts = bool(jax.tree.leaves(state.opt_state))  # plain SGD has no state at all
+        skipped = self.programs.skipped(state.opt_state) if has_counts else None
         found = jax.device_get((self._metrics(dataset, state), self.carry.totals, skipped))
         return {lane: Measured(*_lane(found, lane)) for lane in tasks}
 
@@ -451,8 +452,8 @@ class Lane:
     def __init__(
         self, lanes: Lanes, lane: int, hparams: PyTree, meet: Meet, leave: Callable[[], None] = lambda: None
     ) -> None:
-        self._lanes, self._lane, self._host_hparams = lanes, lane, hparams
-        self._hparams = lanes.feed.layout.put(hparams)
+        self._lanes, self._lane = lanes, lane
+        self.set_hparams(hparams)
         self._meet, self._leave = meet, leave
         self._tasks: list[Task] = []
         self._has_ended = False
@@ -466,6 +467,9 @@ class Lane:
 
     def begin(self, first: First) -> None:
         self._enter(self._lanes.solo.init(*self._arguments(first), **_fixed(first)))
+
+    def set_hparams(self, hparams: PyTree) -> None:
+        self._host_hparams, self._hparams = hparams, self._lanes.feed.layout.put(hparams)
 
     def resume(self, carry: Carry, mode: Mode) -> None:
         self._enter(carry)  # all lanes have one mode, whatever the training had before

@@ -6,6 +6,7 @@ It does not wait for the device during an epoch; it fetches the metrics once, at
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tuner.errors import StudyError, TrialPruned, nearest
+from tuner.study.space import from_params
 from tuner.training import metrics as metrics_
 from tuner.training.data.arrays import Splits
 from tuner.training.data.batches import batch_shapes
@@ -45,7 +47,15 @@ from tuner.training.model.tracing import explained
 from tuner.training.pytree import PyTree
 from tuner.training.saved.checkpoints import Checkpoints, is_new_model_better
 from tuner.training.saved.pictures import Pictures
-from tuner.training.saved.run_record import RunLog, digests, find_optimizer_rules, identity, record
+from tuner.training.saved.plain import from_plain, to_plain
+from tuner.training.saved.run_record import (
+    RunLog,
+    describe_hparams,
+    digests,
+    find_optimizer_rules,
+    identity,
+    record,
+)
 from tuner.training.state import TrainState
 from tuner.trial import Report
 
@@ -60,11 +70,13 @@ class Best:
         epoch: The epoch of the validation.
         metrics: The metrics of its report.
         state: The part of that epoch's state that predictions need; on the host unless it is small.
+        hparams: The hyperparameters of that epoch as JSON, if the training has changed them; else None.
     """
 
     epoch: int
     metrics: Mapping[str, float]
     state: TrainState
+    hparams: Any = None
 
 
 class Training(Generator[Report, None, TrainState]):
@@ -155,7 +167,7 @@ class Training(Generator[Report, None, TrainState]):
         self.feed = Feed(splits.train, self.layout, asked_batch_size(trainer, hparams))
         check_optimizer(trainer, hparams, epochs * self.feed.steps)
         check_average(trainer, hparams)
-        self.host_hparams = hparams
+        self.host_hparams = self.first_hparams = hparams
         solo = partial(Solo, layout=self.layout, choose=choose or remembered(trainer), agree=agree)
         self._execution = (execute or partial(solo, debug=debug, profile=profile))(trainer, hparams, self.feed)
         self.reports: list[Report] = []
@@ -166,7 +178,7 @@ class Training(Generator[Report, None, TrainState]):
         self._pictures = Pictures(checkpoints.folder if log is None and checkpoints is not None else log)
         # The current or next epoch, and the number of its steps that are done.
         self._epoch, self._position = 1, 0
-        self._has_begun = self._is_stopping = False
+        self._has_begun = self._is_stopping = self._must_save = False
         self._generator = with_progress(self._run(), epochs) if progress else self._run()
 
     def send(self, value: None) -> Report:
@@ -194,6 +206,43 @@ class Training(Generator[Report, None, TrainState]):
     def step(self) -> int:
         """Optimizer updates so far, as the loop counts them."""
         return (self._epoch - 1) * self.feed.steps + self._position
+
+    # Between two epochs.
+
+    def saved_state(self) -> dict[str, Any]:
+        """Return a copy of the state after the latest epoch on the host, for `continue_with` of another training."""
+        return jax.tree.map(np.array, jax.device_get(to_plain(local(self.state))))
+
+    def continue_with(
+        self, hparams: PyTree, *, state: Mapping[str, Any] | None = None, seed: int | None = None
+    ) -> None:
+        """Continue after the latest report with other hyperparameters, and with the state of another training.
+
+        Random numbers and the order of the data stay this training's own. A checkpoint is written next.
+
+        Args:
+            hparams: The hyperparameters; only traced ones may differ.
+            state: What `saved_state` of another training returned after the same epoch; None keeps the own state.
+            seed: Continue with the random numbers of a training with this seed instead; None for no change.
+
+        Raises:
+            StudyError: a static hyperparameter differs.
+            CheckpointError: the state does not fit the model.
+        """
+        if jax.tree.structure(hparams) != jax.tree.structure(self.host_hparams):
+            raise StudyError(
+                f"only traced hyperparameters can change during a training: got {hparams!r} after {self.host_hparams!r}"
+            )
+        carry = self._execution.carry
+        new = carry.state
+        if state is not None:
+            like = self._execution.shapes(self._first).state
+            new = from_plain(state, like, self.layout.shardings(like) if self.layout.devices else None)
+        key = carry.state.key if seed is None else self.layout.put(jax.random.key(seed))
+        assert self.mode is not None
+        self._execution.set_hparams(hparams)
+        self._execution.resume(carry._replace(state=dataclasses.replace(new, key=key)), self.mode)
+        self.host_hparams, self._must_save = hparams, True
 
     def _run(self) -> Generator[Report, None, TrainState]:
         with contextlib.ExitStack() as stack:
@@ -226,7 +275,7 @@ class Training(Generator[Report, None, TrainState]):
         """Restore the newest checkpoint, or create the first state."""
         source = self.feed.first()
         self.batch = batch_shapes(source)
-        first = First(source, self.seed, self.epochs * self.feed.steps, self.optimizer_rules)
+        self._first = first = First(source, self.seed, self.epochs * self.feed.steps, self.optimizer_rules)
         has_checkpoint = self.checkpoints is not None and self.checkpoints.has_latest()
         if not has_checkpoint or not self._restore(self._execution.shapes(first)):
             self._execution.begin(first)
@@ -323,23 +372,27 @@ class Training(Generator[Report, None, TrainState]):
         state = self._execution.kept()
         # Small states stay on the device, because fetching takes longer; large ones are fetched to free its memory.
         is_small = self.layout.size == 1 and sum(leaf.nbytes for leaf in jax.tree.leaves(state)) < _SMALL_BYTES
-        self.best = Best(self._epoch, dict(found), state if is_small else _to_host(state))
+        hparams = None if self.host_hparams is self.first_hparams else describe_hparams(self.host_hparams)
+        self.best = Best(self._epoch, dict(found), state if is_small else _to_host(state), hparams)
         self._offer_best()
 
     # Checkpoints.
 
     def _offer_best(self) -> None:
         if self.checkpoints is not None and self.best is not None:
-            said = {**self._whereabouts(), "kind": "best"}
+            hparams = {} if self.best.hparams is None else {"hparams": self.best.hparams}
+            said = {**self._whereabouts(), **hparams, "kind": "best"}
             self.checkpoints.offer_best(self.best.epoch * self.feed.steps, self.best.state, said)
 
     def _whereabouts(self) -> dict[str, Any]:
-        return {**record(self), "epoch": self._epoch, "position": self._position}
+        changed = {} if self.host_hparams is self.first_hparams else {"changed": describe_hparams(self.host_hparams)}
+        return {**record(self), **changed, "epoch": self._epoch, "position": self._position}
 
     def _save_if_due(self) -> None:
         """Save a checkpoint to resume from, if it is due or the training is asked to stop."""
         self._is_stopping = self._stop()
-        if self.checkpoints is not None and (self._is_stopping or self.checkpoints.is_due()):
+        if self.checkpoints is not None and (self._is_stopping or self._must_save or self.checkpoints.is_due()):
+            self._must_save = False
             best = self.state.for_evaluation() if self.best is None else self.best.state
             said = {**self._whereabouts(), "kind": "latest"}
             self.checkpoints.save(self.step, {"carry": self._execution.carry._asdict(), "best": best}, said)
@@ -355,6 +408,9 @@ class Training(Generator[Report, None, TrainState]):
         if restored is None:
             return False
         _, tree, saved = restored
+        if "changed" in saved:
+            self.host_hparams = from_params(type(self.first_hparams), saved["changed"])
+            self._execution.set_hparams(self.host_hparams)
         self._execution.resume(Carry(**tree["carry"]), saved["mode"])
         self._has_begun = True
         self._epoch, self._position = saved["epoch"], saved["position"]

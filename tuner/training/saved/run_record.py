@@ -35,6 +35,8 @@ class _Best(Protocol):
     def epoch(self) -> int: ...
     @property
     def metrics(self) -> Mapping[str, float]: ...
+    @property
+    def hparams(self) -> Any: ...
 
 
 class Recorded(Protocol):
@@ -46,7 +48,7 @@ class Recorded(Protocol):
     epochs: int
     seed: int
     objective: str
-    host_hparams: Any
+    first_hparams: Any
     data: dict[str, Any]
     optimizer_rules: int
     about: dict[str, Any]
@@ -69,7 +71,7 @@ def identity(training: Recorded) -> dict[str, Any]:
         "epochs": training.epochs,
         "batch_size": training.feed.batch_size,
         "examples": len(training.splits.train),
-        "hparams": describe_hparams(training.host_hparams),
+        "hparams": describe_hparams(training.first_hparams),
         "trainer": type(training.trainer).__qualname__,
         "settings": settings(training.trainer),
         "objective": training.objective,
@@ -86,13 +88,18 @@ def record(training: Recorded) -> dict[str, Any]:
         **training.about,
         **identity(training),
         "class": _reference(type(training.trainer)),
-        "space": _reference(type(training.host_hparams)),
+        "space": _reference(type(training.first_hparams)),
         "batch": {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in training.batch.items()},
         "versions": versions(),
         "mode": training.mode,
-        "best": None if best is None else {"epoch": best.epoch, "metrics": dict(best.metrics)},
+        "best": None if best is None else _described(best),
         "reports": [_as_dict(report) for report in training.reports],
     }
+
+
+def _described(best: _Best) -> dict[str, Any]:
+    changed = {} if best.hparams is None else {"hparams": best.hparams}
+    return {"epoch": best.epoch, "metrics": dict(best.metrics), **changed}
 
 
 def _as_dict(report: Report) -> dict[str, Any]:
