@@ -132,3 +132,7 @@ def make_sampler(given: Named | BaseSampler, context: Context) -> BaseSampler:
         raise StudyError(f"the sampler must be a name, a mapping or an Optuna sampler: got {given!r}")
     name, options = split("sampler", given, SAMPLERS)
     return SAMPLERS[name](options, context)
+
+
+WINDOWED = ("tpe", "gp")
+"""The samplers that see a window of a large study: those that compare the best trials with the rest."""

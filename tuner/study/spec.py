@@ -303,6 +303,14 @@ class StudySpec:
             number = max(0, number - 1)
         return make_sampler(self.sampler, Context(self.seed, seed, number, distributions, is_conditional))
 
+    @property
+    def sees_window(self) -> bool:
+        """Whether the sampler sees only a part of the trials of a large study."""
+        from tuner.search.samplers import WINDOWED
+
+        name = self.sampler.get("name") if isinstance(self.sampler, Mapping) else self.sampler  # pyright: ignore
+        return len(self.objectives) == 1 and isinstance(name, str) and name in WINDOWED
+
     def _domain(self, name: str, domain: Domain) -> Domain:
         return domain.only(self.fixed[name]) if name in self.fixed else domain
 

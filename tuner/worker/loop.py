@@ -153,6 +153,7 @@ class Worker:
         import optuna
 
         from tuner.search.view import SamplerView
+        from tuner.storage.optuna.window import WindowedStorage
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         if is_json():
@@ -166,7 +167,8 @@ class Worker:
             group.agree(STUDY, lambda: registered.record)
         study_id = registered.study_id
         given: dict[str, Any] = {"sampler": study.make_sampler(0), "pruner": study.make_pruner()}
-        view: Any = SamplerView(storage)
+        seen: Any = WindowedStorage(storage) if study.sees_window else storage
+        view: Any = SamplerView(seen)
         artifacts = self.artifacts = place.artifacts.of_study(study.name, registered.identity)
         # Errors from before the launch may be fixed. The launch counts, not the start of this worker: a worker that
         # starts later, or again, would otherwise let the same error end three more trials.

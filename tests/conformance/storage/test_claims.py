@@ -241,7 +241,7 @@ def test_at_first_and_after_two_hundred_ended_trials_the_mark_moves_over_all_tha
     assert first.settled == claims.Settled(held[2].trial_id, 204, 201, open_ids)
     held.append(db.lease(second))
     assert held[3].number == 208
-    assert second.settled == claims.Settled(held[3].trial_id, 204, 201, (*open_ids, held[3].trial_id))
+    assert second.settled == claims.Settled(held[2].trial_id, 204, 201, open_ids), "counted before its first claim"
 
     # Four are held, the zombie does not count.
     for trials, answer in ((201, NoTrial.DONE), (202, NoTrial.WAIT), (205, NoTrial.WAIT)):
@@ -362,13 +362,13 @@ def test_a_claim_of_a_long_study_reads_the_rest_only(db: BudgetedStudy, monkeypa
     for _ in range(3):
         db.tell(db.lease(claimant))
 
-    assert [found.total for found in seen] == [450, 1, 2]
+    assert [found.total for found in seen] == [0, 1, 2], "450 were counted before the lock"
 
     held = db.lease(db.claimant("holder", trials=454))
     waiting = db.claimant("waiting", trials=454)
     for _ in range(2):
         assert claims.claim(db.engine, waiting) is NoTrial.WAIT
-    assert [found.total for found in seen[-2:]] == [454, 1], "who waits counts all but once"
+    assert [found.total for found in seen[-2:]] == [1, 1], "who waits counts only the trial that is held"
     db.tell(held)
     assert claims.claim(db.engine, waiting) is NoTrial.DONE
 
@@ -466,3 +466,22 @@ def test_many_claims_at_once_are_counted_as_they_settle(db: BudgetedStudy, monke
             db.tell(lease, Outcome.PRUNED)
     assert several is NoTrial.DONE
     assert numbers == list(range(50))
+
+
+def test_a_first_claim_in_a_large_study_counts_before_it_locks(
+    db: BudgetedStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "_SETTLE_AFTER", 5)
+    add_ended(db, *["COMPLETE"] * 20, "FAIL")
+    db.study.enqueue_trial({})
+    add_ended(db, "PRUNED")
+    lock, steps, standing = claims._lock_study, [], claims._standing
+    monkeypatch.setattr(claims, "_lock_study", lambda *given: steps.append("lock") or lock(*given))
+    monkeypatch.setattr(claims, "_standing", lambda *given: steps.append("count") or standing(*given))
+    claimant = db.claimant("one", trials=25)
+    queued = db.lease(claimant)
+    assert queued.number == 21
+    assert claimant.settled == claims.Settled(queued.trial_id + 1, 22, 21, (queued.trial_id,))
+    assert steps == ["lock", "lock", "count"], "the first lock only reads the newest id"
+    assert [db.lease(claimant).number for _ in range(3)] == [23, 24, 25]
+    assert claims.claim(db.engine, claimant) is NoTrial.WAIT

@@ -27,6 +27,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tuner.storage.optuna.loading import copies, load_trial, load_trials, new_trial, to_distribution
+from tuner.storage.optuna.window import Window, load_window
 from tuner.storage.sql import schema, statements
 from tuner.storage.sql.encoding import stored_number
 from tuner.storage.sql.engine import lost, new_engine
@@ -125,6 +126,7 @@ class Storage(BaseStorage):
         self.url, self.zone = url, zone
         self._lock = threading.RLock()
         self._known: dict[int, _Known] = {}
+        self._windows: dict[int, Window] = {}
         self._held: dict[int, _Held] = {}
         self._studies_of_new: dict[int, int] = {}  # trials created here that have not ended here
         self.engine = patient(new_engine(url), patience)
@@ -461,6 +463,39 @@ class Storage(BaseStorage):
             found = known.trials
             found = list(found) if states is None else [trial for trial in found if trial.state in states]
         return list(copies(found)) if deepcopy else found
+
+    def get_window(self, study_id: int) -> list[FrozenTrial]:
+        """Return the trials that a sampler sees of a study with one objective, by number; they must not be changed.
+
+        These are all trials of a small study; of a large one the best, those that run, and a sample of the others. No
+        more is read. Two processes that have read the same trials return the same.
+        """
+        with self._lock:
+            window = self._windows.get(study_id) or Window(self._maximizes(study_id))
+            held = [held for held in self._held.values() if held.study_id == study_id]
+            also = sorted(window.unfinished - {private.trial_id(held.trial) for held in held})
+
+            def work(connection: Connection) -> tuple[str, list[FrozenTrial]] | None:
+                if window.newest < 0:
+                    return load_window(connection, window, study_id, self.zone)
+                return load_trials(connection, study_id, window.newest, also, zone=self.zone)
+
+            found = read(self.engine, work)
+            if found is None:
+                self._windows.pop(study_id, None)
+                raise KeyError(f"there is no study with id {study_id}")
+            name, changed = found
+            if window.name not in (None, name):  # SQLite has reused the id of a deleted study
+                del self._windows[study_id]
+                return self.get_window(study_id)
+            window.name = name
+            window.add([*changed, *copies([held.trial for held in held])])
+            window.shrink()
+            self._windows[study_id] = window
+            return list(window.trials)
+
+    def _maximizes(self, study_id: int) -> bool:
+        return self.get_study_directions(study_id)[0] == StudyDirection.MAXIMIZE
 
     def _load(self, study_id: int, newer_than: int, also: list[int]) -> tuple[str, list[FrozenTrial]]:
         found = read(self.engine, lambda c: load_trials(c, study_id, newer_than, also, zone=self.zone))

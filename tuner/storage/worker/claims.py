@@ -148,6 +148,8 @@ def claim_several(engine: Engine, claimant: Claimant, most: int) -> list[Lease] 
     Raises:
         UnknownStudy: the study has been deleted.
     """
+    if claimant.settled.up_to < 0:
+        claimant.settled = _settle_without_lock(engine, claimant)
     settled = claimant.settled
 
     def work(connection: Connection, tries: int) -> list[Lease] | NoTrial:
@@ -276,6 +278,37 @@ def _settle(connection: Connection, claimant: Claimant, standing: _Standing, new
     newest, total, used = connection.execute(counts.where(have_ended), values).one()
     up_to = max(newest or -1, settled.up_to, *still_open[-1:])
     return Settled(up_to, settled.total + total, settled.used + used, still_open)
+
+
+def _settle_without_lock(engine: Engine, claimant: Claimant) -> Settled:
+    """Count the trials of a large study before a worker's first claim, so that other workers need not wait for it."""
+    of_study, of_trial = trials.c.study_id == claimant.study_id, trials.c.trial_id
+    newest = sa.select(of_trial, trials.c.number).where(of_study).order_by(of_trial.desc()).limit(1)
+    found = read(engine, lambda connection: connection.execute(newest).first())
+    if found is None or found[1] < _SETTLE_AFTER:
+        return claimant.settled
+
+    def locked(connection: Connection, _: int) -> int:
+        # A worker that creates a trial holds the lock, so no trial can appear below the newest of now.
+        _lock_study(connection, claimant)
+        return connection.execute(newest).one()[0]
+
+    def count(connection: Connection, up_to: int) -> Settled:
+        is_counted = of_study & (of_trial <= up_to)
+        are_open = is_counted & trials.c.state.in_(["RUNNING", "WAITING"])
+        oldest = sa.select(of_trial).where(are_open).order_by(of_trial).limit(_MOST_OPEN)
+        # Read first: a trial that ends meanwhile then is only counted later.
+        still_open = tuple(connection.execute(oldest).scalars())
+        if len(still_open) == _MOST_OPEN:
+            up_to = still_open[-1]
+            is_counted &= of_trial <= up_to
+        used = sa.func.count(sa.case((statements.is_used(trials.c.state), 1)))
+        have_ended = is_counted & of_trial.not_in(still_open)
+        total, used = connection.execute(sa.select(sa.func.count(), used).where(have_ended)).one()
+        return Settled(up_to, total, used, still_open)
+
+    up_to = write(engine, locked)
+    return read(engine, lambda connection: count(connection, up_to))
 
 
 def _is_failing(connection: Connection, claimant: Claimant) -> bool:

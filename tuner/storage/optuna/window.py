@@ -1,0 +1,213 @@
+"""The trials that a sampler sees of a large study: the best, those that run, and a sample of the rest.
+
+The time of a suggestion by TPE grows with the number of trials, and soon takes longer than a short training. TPE splits
+trials into the best few and the rest, so a sample of the rest says nearly as much. Every worker sees the same sample,
+because a hash of a trial's number decides. Below `WINDOW_FROM` ended trials a sampler sees all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Collection, Container, Iterable
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Connection
+
+from tuner.storage.optuna.loading import copies, load_trials
+from tuner.storage.read.ranking import is_feasible, read_constraints
+from tuner.storage.sql.encoding import loaded_number
+from tuner.storage.sql.tables import trial_intermediate_values, trial_values, trials
+from tuner.trial import optuna_private as private
+
+if TYPE_CHECKING:
+    import datetime
+
+    from tuner.storage.optuna.storage import Storage
+
+WINDOW_FROM = 1000
+"""The number of ended trials from twice of which on a sampler sees a window: between this many and twice as many."""
+BEST = 100
+"""The number of best trials that are always seen; TPE takes at most 25 as its best."""
+_ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+_HASH, _RANGE = 2654435761, 2**32  # multiplicative hashing, Knuth, The Art of Computer Programming, volume 3, 6.4
+
+Rank = tuple[int, float, float, int]
+
+
+def level(ended: int) -> int:
+    """Return how often the sample has been halved, so that it has between `WINDOW_FROM` trials and twice as many."""
+    return max(0, int(math.log2(max(ended, 1) / WINDOW_FROM))) if ended >= WINDOW_FROM else 0
+
+
+def is_sampled(number: int, level: int) -> bool:
+    """Return whether a trial is in a sample of one in 2**level trials; each sample contains the next smaller one."""
+    return (number * _HASH) % _RANGE < _RANGE >> level
+
+
+def rank(state: str, number: int, value: float | None, step: int | None, *, maximize: bool) -> Rank | None:
+    """Return the place of an ended trial as TPE orders them: complete ones by value, pruned ones by how long they ran.
+
+    Args:
+        state: The name of its state.
+        number: Its number.
+        value: Its value, or the last one reported if it was pruned.
+        step: The step of that report.
+        maximize: Whether larger values are better.
+
+    Returns:
+        The place; the least is the best. None for a trial that is not ordered.
+    """
+    if value is None or (state == "PRUNED" and step is None):
+        return None
+    cost = math.inf if math.isnan(value) else -value if maximize else value
+    return (0, 0.0, cost, number) if state == "COMPLETE" else (1, -float(step or 0), cost, number)
+
+
+@dataclass
+class Window:
+    """The trials that a sampler sees, as far as this process has read them.
+
+    Attributes:
+        maximize: Whether larger values are better.
+        name: The study's name; None before the first load.
+        trials: By number.
+        unfinished: Ids of trials that may change.
+        newest: The greatest id that was read.
+        ended: The number of complete and pruned trials of the study.
+    """
+
+    maximize: bool
+    name: str | None = None
+    trials: list[FrozenTrial] = field(default_factory=list[FrozenTrial])
+    unfinished: set[int] = field(default_factory=set[int])
+    newest: int = -1
+    ended: int = 0
+
+    def add(self, changed: Iterable[FrozenTrial]) -> None:
+        """Add trials that are new or have changed, each ended one only once."""
+        for trial in changed:
+            trial_id = private.trial_id(trial)
+            self.newest = max(self.newest, trial_id)
+            self.ended += trial.state in _ENDED
+            if trial.state.is_finished():
+                self.unfinished.discard(trial_id)
+            else:
+                self.unfinished.add(trial_id)
+            at = bisect_left(self.trials, trial.number, key=attrgetter("number"))
+            is_known = at < len(self.trials) and self.trials[at].number == trial.number
+            self.trials[at : at + is_known] = [trial]
+
+    def shrink(self) -> None:
+        """Remove what the window need not have."""
+        halved = level(self.ended)
+        if not halved:
+            return
+        ranks = ((self._rank(trial), trial.number) for trial in self.trials)
+        best = {number for _, number in sorted(one for one in ranks if one[0] is not None)[:BEST]}
+        self.trials = [
+            trial
+            for trial in self.trials
+            if not trial.state.is_finished() or trial.number in best or is_sampled(trial.number, halved)
+        ]
+
+    def _rank(self, trial: FrozenTrial) -> Rank | None:
+        if trial.state not in _ENDED or not is_feasible(trial.constraints):
+            return None
+        step = trial.last_step
+        value = trial.values[0] if trial.state is TrialState.COMPLETE else trial.intermediate_values.get(step or 0)
+        return rank(trial.state.name, trial.number, value, step, maximize=self.maximize)
+
+
+class WindowedStorage:
+    """The storage, whose list of trials is the window of a sampler; see `Storage.get_window`."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """Return a study's trials; see `optuna.storages.BaseStorage`."""
+        found = self._storage.get_window(study_id)
+        wanted = found if states is None else [trial for trial in found if trial.state in states]
+        return list(copies(wanted)) if deepcopy else wanted
+
+
+def load_window(
+    connection: Connection, window: Window, study_id: int, zone: datetime.tzinfo | None
+) -> tuple[str, list[FrozenTrial]] | None:
+    """Read the window of a study that has ended trials; sets `newest` and `ended` of the window.
+
+    Only ids, numbers and values are read of the trials outside.
+
+    Returns:
+        The study's name and the trials; None if there is no such study.
+    """
+    of_study = trials.c.study_id == study_id
+    columns = (trials.c.trial_id, trials.c.number, trials.c.state, trial_values.c.value, trial_values.c.value_type)
+    joined = trials.outerjoin(trial_values, trial_values.c.trial_id == trials.c.trial_id)
+    rows = connection.execute(sa.select(*columns).select_from(joined).where(of_study)).all()
+    ended = [row for row in rows if row.state in ("COMPLETE", "PRUNED")]
+    halved = level(len(ended))
+    if not halved:
+        return load_trials(connection, study_id, -1, zone=zone)
+    best = _best(connection, study_id, ended, window.maximize)
+    wanted = [
+        row.trial_id
+        for row in rows
+        if row.state in ("RUNNING", "WAITING") or row.trial_id in best or is_sampled(row.number, halved)
+    ]
+    newest = max(row.trial_id for row in rows)
+    found = load_trials(connection, study_id, newest, wanted, zone=zone)
+    # The trials that are read now are counted when they are added.
+    unseen = {row.trial_id for row in ended} - set(wanted)
+    window.newest, window.ended = newest, len(unseen)
+    return found
+
+
+def _best(connection: Connection, study_id: int, ended: Collection[Any], maximize: bool) -> set[int]:
+    """Return the ids of the best trials; trials that violate a constraint are not among them."""
+    ranks: dict[int, Rank] = {}
+    for row in ended:
+        value = None if row.value_type is None else loaded_number(row.value, row.value_type)
+        found = rank(row.state, row.number, value, None, maximize=maximize) if row.state == "COMPLETE" else None
+        if found is not None:
+            ranks[row.trial_id] = found
+    if len(ranks) < BEST:
+        numbers = {row.trial_id: row.number for row in ended if row.state == "PRUNED"}
+        for trial_id, step, value in _last_reports(connection, study_id):
+            found = rank("PRUNED", numbers[trial_id], value, step, maximize=maximize) if trial_id in numbers else None
+            if found is not None:
+                ranks[trial_id] = found
+    best: set[int] = set()
+    order = sorted(ranks, key=lambda trial_id: ranks[trial_id])
+    for start in range(0, len(order), 2 * BEST):
+        part = order[start : start + 2 * BEST]
+        constraints = read_constraints(connection, part)
+        best.update([trial_id for trial_id in part if is_feasible(constraints.get(trial_id, {}))][: BEST - len(best)])
+        if len(best) >= BEST:
+            break
+    return best
+
+
+def _last_reports(connection: Connection, study_id: int) -> list[tuple[int, int, float]]:
+    """Return the last report of each pruned trial: its id, the step and the value."""
+    reports = trial_intermediate_values.c
+    last = (
+        sa.select(reports.trial_id, sa.func.max(reports.step).label("step"))
+        .join(trials, trials.c.trial_id == reports.trial_id)
+        .where(trials.c.study_id == study_id, trials.c.state == "PRUNED")
+        .group_by(reports.trial_id)
+        .subquery()
+    )
+    query = sa.select(reports.trial_id, reports.step, reports.intermediate_value, reports.intermediate_value_type)
+    query = query.join(last, (last.c.trial_id == reports.trial_id) & (last.c.step == reports.step))
+    return [(trial_id, step, loaded_number(value, kind)) for trial_id, step, value, kind in connection.execute(query)]
