@@ -1,4 +1,4 @@
-"""How long does a suggestion by TPE take in a study with many trials, and how good is it?
+"""How long does TPE need for a suggestion in a study with many trials, and how good is it?
 
     python benchmarks/ask_time.py [--trials 1000 10000 50000] [--asks 5] [--json FILE]
     python benchmarks/ask_time.py --quality [--seeds 10]

@@ -146,7 +146,7 @@ def load_window(
 ) -> tuple[str, list[FrozenTrial]] | None:
     """Read the window of a study that has ended trials; sets `newest` and `ended` of the window.
 
-    Only ids, numbers and values are read of the trials outside.
+    Trials outside are not read, except for their ids, numbers and values.
 
     Returns:
         The study's name and the trials; None if there is no such study.
