@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 WINDOW_FROM = 1000
 """The number of ended trials from twice of which on a sampler sees a window: between this many and twice as many."""
-BEST = 100
-"""The number of best trials that are always seen; TPE takes at most 25 as its best."""
+BEST = 25
+"""The number of best trials that are always seen: as many as TPE takes. More would be too many among the others."""
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 _HASH, _RANGE = 2654435761, 2**32  # multiplicative hashing, Knuth, The Art of Computer Programming, volume 3, 6.4
 
