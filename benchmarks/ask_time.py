@@ -6,7 +6,7 @@
 Times: one trial is created and four hyperparameters are suggested, once the trials are read. Next to it is Optuna with
 the same sampler on `RDBStorage` and in memory, on the same trials in SQLite.
 
-Quality: 400 trials with a window from 50 trials on, next to TPE that sees all trials, from the same seeds. The regret
+Quality: 700 trials with a window from 300 trials on, next to TPE that sees all trials, from the same seeds. The regret
 is the best value minus the minimum, which is 0. A smaller window than that of the product shows what windows cost.
 """
 
@@ -160,7 +160,7 @@ def regret(function: Callable[[Mapping[str, float]], float], seed: int, trials: 
     return best
 
 
-def quality(seeds: int, trials: int = 400, window_from: int = 50) -> list[dict[str, Any]]:
+def quality(seeds: int, trials: int = 700, window_from: int = 150) -> list[dict[str, Any]]:
     """Return the regrets with a window and with all trials, for three functions."""
     window.WINDOW_FROM = window_from
     rows = []
