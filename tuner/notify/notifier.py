@@ -192,7 +192,8 @@ class _Watcher:
         try:
             given = self._states.get(timeout=0.0 if seen is not None else 0.2)
             while not isinstance(given, Ending):
-                seen, given = given, self._states.get_nowait()
+                seen = given
+                given = self._states.get_nowait()
             return given
         except queue.Empty:
             is_due = seen is None and time.monotonic() >= self._hours_s + _HOURS_EVERY_S
@@ -307,9 +308,12 @@ class _Courier:
             self._is_awake.clear()
             asked = self._asked
             try:
-                for due in notices.take_due(self._engine, self._study_id, self.receiver.key, self._pace.claim_s):
-                    self._try(self._engine, due)
-                self.left = notices.unsent(self._engine, self._study_id, self.receiver.key)
+                about = self._engine, self._study_id, self.receiver.key
+                self.left = notices.unsent(*about)
+                if any(rest_s <= 0.0 for rest_s in self.left.values()):
+                    for due in notices.take_due(*about, self._pace.claim_s):
+                        self._try(self._engine, due)
+                    self.left = notices.unsent(*about)
                 self._answered = asked
             except TunerError:  # the database is down
                 self._answered = asked if self._is_ending.is_set() else self._answered

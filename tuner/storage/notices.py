@@ -73,9 +73,10 @@ def post(engine: Engine, study_id: int, several: Sequence[Notice], receivers: Se
     """
 
     def work(connection: Connection, _: int) -> None:
-        for one in several:
+        for at, one in enumerate(several):
             row = {"event_id": one.event_id, "study_id": study_id, "kind": one.kind, "body": json.dumps(one.body)}
-            statement = insert(connection.dialect.name, notices).values(**row, made_at_s=clock(connection.dialect.name))
+            made_at_s = clock(connection.dialect.name) + at / 1000  # keeps the order
+            statement = insert(connection.dialect.name, notices).values(**row, made_at_s=made_at_s)
             connection.execute(statement.on_conflict_do_nothing(index_elements=["event_id"]))
         _add_missing(connection, study_id, receivers, None)
 
@@ -90,7 +91,7 @@ def _add_missing(connection: Connection, study_id: int, receivers: Sequence[str]
             "receiver": sa.literal(receiver),
             "study_id": notices.c.study_id,
             "tries": sa.literal(0),
-            "next_at_s": notices.c.made_at_s,
+            "next_at_s": sa.literal(0.0),
             "ending": sa.case((is_never_sent, _OLDER), else_=sa.literal(ending, sa.String(20))),
         }
         found = sa.select(*columns.values()).where(notices.c.study_id == study_id)
