@@ -335,16 +335,16 @@ class _Courier:
             self._send(due.notice)
         except NotDelivered as error:
             if due.since_s >= self._pace.give_up_s:
+                notices.settle(engine, due, notices.GIVEN_UP)
                 told = f"event {event_id} was given up after {due.tries} tries: {self.receiver}: {error}"
                 self._notes.put(Note(told, "error", event_id))
-                notices.settle(engine, due, notices.GIVEN_UP)
                 return
+            notices.settle(engine, due, None, self._pace.pause_s(due.tries))
             if not self._has_failed:
                 limit = duration(self._pace.give_up_s)
                 told = f"cannot notify {self.receiver}: {error}; event {event_id} is tried again, for {limit}"
                 self._notes.put(Note(told, "warning", event_id))
             self._has_failed = True
-            notices.settle(engine, due, None, self._pace.pause_s(due.tries))
         else:
             self._has_failed = False
             notices.settle(engine, due, notices.SENT)
