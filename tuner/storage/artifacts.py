@@ -31,6 +31,7 @@ from tuner.output.sanitize import folder_name
 
 __all__ = [
     "FILES",
+    "LOG",
     "RECORD",
     "VARIABLE",
     "Artifacts",
@@ -47,6 +48,8 @@ __all__ = [
 VARIABLE = "TUNER_ARTIFACTS"
 FILES = "files"
 """The folder of a trial's own files, in the trial's folder."""
+LOG = "log.txt"
+"""What a trial printed, in the trial's folder; `log.1.txt` has what was printed before, if that is much."""
 
 
 @dataclass(frozen=True)

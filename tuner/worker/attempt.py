@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tuner.errors import CheckpointError, LeaseLost, StorageLost, TrialPruned, TunerError, is_interrupted
 from tuner.output.sanitize import hide_password
 from tuner.search import TrialPruner
-from tuner.storage.artifacts import FILES
+from tuner.storage.artifacts import FILES, LOG
 from tuner.storage.read.lineage import read_metrics
 from tuner.storage.read.population import loaded_copies
 from tuner.storage.read.queries import BASELINE_KEY
@@ -137,7 +137,8 @@ class Attempt(TrialData):
         try:
             with context.time_use.doing("training"):
                 self._hold()
-                outcome, record = self._train(saved)
+                with self._logged():
+                    outcome, record = self._train(saved)
                 self._finish_reports(context.engine)
             values = None if outcome in _WITHOUT_VALUES else self.values
             if outcome is Outcome.FAILED and self._is_tried_again(saved, record):
@@ -161,6 +162,11 @@ class Attempt(TrialData):
             with contextlib.suppress(TunerError):
                 leases.release(context.final_writes.engine(), lease)
             raise
+
+    def _logged(self) -> contextlib.AbstractContextManager[None]:
+        """Write what the trial prints to its log."""
+        output = self.context.output
+        return contextlib.nullcontext() if output is None else output.of_trial(self.root / LOG, self.write_log)
 
     @contextlib.contextmanager
     def _held(self) -> Generator[None]:

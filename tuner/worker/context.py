@@ -25,6 +25,7 @@ from tuner.study import StudySpec
 from tuner.study.source import code_digest, git_state
 from tuner.trial import Event, Stop
 from tuner.trial.events import SecondsSpent
+from tuner.worker.captured_output import CapturedOutput
 from tuner.worker.runtime import Runtime
 from tuner.worker.time_use import TimeUse
 from tuner.worker.trainable import Trainable
@@ -171,6 +172,7 @@ class WorkerContext:
         samplers: Creates the sampler of each trial.
         final_writes: The time limit for writes before the worker exits.
         listener: Receives the worker's events.
+        output: Writes what a trial prints to its log; None if this process is not only a worker.
         renewals: Renews the leases of several trials together; None for a thread for each.
         lanes: Returns the number of lanes of the program in which the trial trains with others; 1 if it trains alone.
         population: The states that trials copy from each other; None without population-based training.
@@ -193,6 +195,7 @@ class WorkerContext:
     samplers: Samplers
     final_writes: FinalWrites
     listener: Callable[[Event], None]
+    output: CapturedOutput | None = None
     renewals: Renewals | None = None
     lanes: Callable[[], int] = lambda: 1
     population: Population | None = None
