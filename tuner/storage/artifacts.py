@@ -40,6 +40,7 @@ __all__ = [
     "artifacts_of",
     "collect",
     "describe_checkpoint",
+    "has_more_than_log",
     "local_checkpoint",
     "study_folder",
     "trial_folder",
@@ -241,6 +242,14 @@ def collect(study: Path, removable: Callable[[Collection[int]], Collection[int]]
         shutil.rmtree(folder, ignore_errors=True)
         removed.append(number)
     return sorted(removed), size
+
+
+def has_more_than_log(folder: Path) -> bool:
+    """Return whether the folder of a trial exists, and has other files than the log."""
+    try:
+        return any(not path.name.startswith("log.") for path in folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _size(folder: Path) -> int:

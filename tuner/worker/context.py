@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 
+from tuner.output.captured import CapturedOutput
 from tuner.output.log import now
 from tuner.storage.artifacts import Artifacts
 from tuner.storage.sql.background_calls import Caller
@@ -25,7 +26,6 @@ from tuner.study import StudySpec
 from tuner.study.source import code_digest, git_state
 from tuner.trial import Event, Stop
 from tuner.trial.events import SecondsSpent
-from tuner.worker.captured_output import CapturedOutput
 from tuner.worker.runtime import Runtime
 from tuner.worker.time_use import TimeUse
 from tuner.worker.trainable import Trainable

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuner.errors import LeaseLost, RankLost, StorageLost, StudyError, StudyFailed, StudyStopped, TunerError
+from tuner.output.captured import CapturedOutput
 from tuner.output.log import is_json, set_about
 from tuner.output.sanitize import hide_password
 from tuner.storage import AnyURL, storage_url, warn_of_password
@@ -44,7 +45,6 @@ from tuner.trial.events import (
 )
 from tuner.trial.failures import describe, last_line, reason_to_stop
 from tuner.worker.attempt import Attempt, Ended
-from tuner.worker.captured_output import CapturedOutput
 from tuner.worker.choose import make_trainable
 from tuner.worker.context import FinalWrites, Place, ProgramModes, Samplers, WorkerContext
 from tuner.worker.follow import STUDY, STUDY_FILE, check_group

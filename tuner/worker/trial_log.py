@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Self
 
 from tuner.output.log import tell
+from tuner.output.log_file import LONGEST_LINE, STORE_EVERY_S, LogFile
 from tuner.output.sanitize import hide_password
-from tuner.worker.log_file import LONGEST_LINE, LogFile
-
-STORE_EVERY_S = 5.0
 
 
 class TrialLog:

@@ -1,4 +1,4 @@
-"""The file of a trial's log, with its last lines. Imports nothing of the package: `output_pump.py` loads it alone."""
+"""The file of a trial's log, with its last lines. Imports nothing of the package: `pump.py` loads it alone."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 LONGEST_LINE = 10_000
 STORED_LINES = 100
 """Last lines that the database gets."""
+STORE_EVERY_S = 5.0
+"""Seconds between two times that it gets them."""
 _MAX_BYTES = 5 * 2**20
 
 

@@ -1,6 +1,6 @@
 """What a worker prints, with the part of each trial in the trial's log: prints, native code and child processes.
 
-The worker's standard output and error become pipes to a process, `output_pump.py`, that copies them to where they went
+The worker's standard output and error become pipes to a process, `pump.py`, that copies them to where they went
 before. Marks in the pipes tell it whose output follows: `NUL TOKEN ` and then `to PATH` (the log of a trial, or nothing
 for none), or `lines NUMBER PATH` and `end NUMBER PATH`, which ask for the last lines of a log; then another NUL. A mark
 is a single small write, which no other write can interrupt.
@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from tuner.output.log import tell
-from tuner.worker.trial_log import STORE_EVERY_S
+from tuner.output.log_file import STORE_EVERY_S
 
-_PUMP = str(Path(__file__).with_name("output_pump.py"))
+_PUMP = str(Path(__file__).with_name("pump.py"))
 _ANSWER_S = 2.0
 """Seconds to wait for the end of a log; a terminal that is paused keeps it back."""
 Store = Callable[[Sequence[str]], None]
@@ -87,12 +87,13 @@ class CapturedOutput:
             threading.Thread(target=work, name="output", daemon=True).start()
 
     @contextlib.contextmanager
-    def of_trial(self, path: Path, store: Store) -> Generator[None]:
+    def of_trial(self, path: Path, store: Store, store_last: Store) -> Generator[None]:
         """Write what is printed while the body runs to a log.
 
         Args:
             path: The log's file.
-            store: Called with its last lines from time to time, on another thread, and at the end.
+            store: Called with its last lines from time to time, on another thread.
+            store_last: Called with its last lines at the end, if they have changed since.
         """
         text = str(path)
         self._switch(text)
@@ -102,7 +103,7 @@ class CapturedOutput:
         finally:
             self._switch("")
             self._stores.pop(text, None)
-            self._take(text, store, "end")
+            self._take(text, store_last, "end")
 
     def close(self) -> None:
         """Pass on what is left, and restore standard output and error."""

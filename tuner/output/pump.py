@@ -1,9 +1,9 @@
 """Passes on what a worker prints, and writes the part of each trial to its log. A process beside the worker.
 
-`python -I -S output_pump.py TOKEN REPLIES OUT [ERR]`, with numbers of pipes. It copies OUT to its standard output and
+`python -I -S pump.py TOKEN REPLIES OUT [ERR]`, with numbers of pipes. It copies OUT to its standard output and
 ERR to its standard error until both end. It is a process of its own so that nothing is lost when the worker dies, and
 so that native code that prints while it holds Python's lock cannot wait for itself. Between the lines are marks, which
-are not copied: see `tuner.worker.captured_output`. Imports nothing of the package, so that it starts quickly.
+are not copied: see `tuner.output.captured`. Imports nothing of the package, so that it starts quickly.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _load(path: Path) -> Any:
 
 _HERE = Path(__file__).parent
 _log_file = _load(_HERE / "log_file.py")
-_sanitize = _load(_HERE.parent / "output" / "sanitize.py")
+_sanitize = _load(_HERE / "sanitize.py")
 
 
 class _Logs:
