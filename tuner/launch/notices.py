@@ -49,7 +49,7 @@ class LaunchNotices:
         self.notifier.start(study)
 
     def watch(self, progress: Progress, snapshot: Snapshot) -> None:
-        """Take the state of the study, and print what was said of notifications."""
+        """Take the state of the study, and print messages about notifications."""
         if snapshot.began_s is not None:
             self.notifier.see(_state(snapshot))
         self._tell(progress)
@@ -60,7 +60,7 @@ class LaunchNotices:
         """Notify of the end, and wait a while until all is delivered; not after a signal.
 
         Args:
-            progress: Shows what is said.
+            progress: Shows messages.
             snapshot: The study at the end.
             stop: Set by signals.
             error: The error that ended the launch.
