@@ -6,7 +6,7 @@ import json
 import socket
 import ssl
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from email import message_from_bytes, policy
 from pathlib import Path
 from typing import Any
@@ -201,7 +201,7 @@ class Mails:
         return AuthResult(success=data.password == b"p@ss", handled=False)
 
 
-def serve_mails(host: str = "127.0.0.1", context: ssl.SSLContext | None = None) -> Iterator[tuple[Mails, int]]:
+def serve_mails(host: str = "127.0.0.1", context: ssl.SSLContext | None = None) -> Generator[tuple[Mails, int]]:
     from aiosmtpd.controller import Controller
 
     mails = Mails()

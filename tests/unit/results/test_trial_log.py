@@ -23,7 +23,7 @@ class HParams(Space):
 @pytest.fixture
 def stored(tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A study with a trial whose last lines the database has."""
-    tell = leases.tell
+    tell: Any = leases.tell
 
     def tell_with_log(*given: Any) -> None:
         tell(*given[:6], ["c", "d postgresql://me:hidden@host/db"])
