@@ -245,11 +245,12 @@ def collect(study: Path, removable: Callable[[Collection[int]], Collection[int]]
 
 
 def has_more_than_log(folder: Path) -> bool:
-    """Return whether the folder of a trial exists, and has other files than the log."""
+    """Return whether the folder of a trial exists, and its log is not all that is in it."""
     try:
-        return any(not path.name.startswith("log.") for path in folder.iterdir())
+        names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return False
+    return not names or any(not name.startswith("log.") for name in names)
 
 
 def _size(folder: Path) -> int:
