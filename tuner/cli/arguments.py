@@ -102,6 +102,16 @@ WandbOption = Annotated[
         show_default=False,
     ),
 ]
+NotifyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--notify",
+        metavar="URL",
+        help="Whom to notify of events: https://..., slack+https://..., discord+https://..., smtp://..., exec:COMMAND,"
+        " or @FILE with one on each line; may be repeated.  [default: $TUNER_NOTIFY]",
+        show_default=False,
+    ),
+]
 FormatOption = Annotated[Format, typer.Option("--format", help="Output format.")]
 TrialsOption = Annotated[
     int | None,

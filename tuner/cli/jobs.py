@@ -1,4 +1,4 @@
-"""`tuner launch --on`, `tuner scale` and `tuner logs`: workers that an engine such as Slurm runs."""
+"""`tuner launch --on`, `tuner scale` and `tuner logs`: workers that an engine runs, and what trials printed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuner.cli.arguments import DebugOption, LogFormat, StorageOption, StudyArgument
+from tuner.cli.arguments import ArtifactsOption, DebugOption, LogFormat, StorageOption, StudyArgument
 from tuner.cli.watch import draw
 from tuner.errors import UsageError
 from tuner.output.log import say
 from tuner.storage import connected, storage_url
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
     from tuner.launch import LaunchOptions
     from tuner.launch.engines import JobOptions
     from tuner.results.json_rows import WatchedJson
@@ -92,6 +94,9 @@ def _count(workers: int) -> str:
 
 def logs(
     study: StudyArgument,
+    number: Annotated[
+        int | None, typer.Argument(metavar="[NUMBER]", help="A trial: print what it printed.", show_default=False)
+    ] = None,
     worker: Annotated[
         str | None,
         typer.Option("--worker", metavar="W", help="Only this worker's log, by its name.", show_default=False),
@@ -100,19 +105,44 @@ def logs(
         int | None,
         typer.Option("--trial", metavar="N", help="Only what workers printed during this trial.", show_default=False),
     ] = None,
-    is_followed: Annotated[bool, typer.Option("--follow", "-f", help="Print new lines until Ctrl-C.")] = False,
+    is_followed: Annotated[
+        bool, typer.Option("--follow", "-f", help="Print new lines until the trial ends, or Ctrl-C.")
+    ] = False,
+    artifacts: ArtifactsOption = None,
     storage: StorageOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Print the logs of a study's workers that an engine runs.
+    """Print what a trial printed, or the logs of a study's workers that an engine runs.
 
-    With Slurm and Ray the logs are files: run the command where they are. Kubernetes is asked for the logs of the
-    pods. With several logs, each line begins with the log's name.
-    For example: tuner logs digits_mlp --trial 7
+    With NUMBER: the trial's log, from its file if that is in the artifacts folder of this machine, else the last lines
+    that the database has. Without it: the logs of workers. With Slurm and Ray they are files: run the command where
+    they are. Kubernetes is asked for the logs of the pods. With several logs, each line begins with the log's name.
+    For example: tuner logs digits_mlp 7
     """
-    from tuner.launch.engines.logs import find_logs, follow_logs, read_logs
-
+    if number is not None and (worker is not None or trial is not None):
+        raise UsageError(
+            "NUMBER is for the log of a trial, --worker and --trial for those of workers: pass one or the other"
+        )
     with connected(storage_url(storage)) as engine:
+        if number is not None:
+            _print_trial_log(engine, study, number, artifacts, is_followed=is_followed)
+            return
+        from tuner.launch.engines.logs import find_logs, follow_logs, read_logs
+
         find = partial(find_logs, engine, study, worker=worker, trial=trial)
         for line in follow_logs(find) if is_followed else read_logs(find()):
             print(line, flush=is_followed)
+
+
+def _print_trial_log(engine: Engine, study: str, number: int, artifacts: str | None, *, is_followed: bool) -> None:
+    from tuner.results.trial_log import follow_log, read_log
+    from tuner.storage.artifacts import artifacts_of
+
+    find = partial(read_log, engine, study, number, artifacts_of(artifacts))
+    found = find()
+    if found.file is None and found.lines:
+        say(f"the last lines of trial {number}, from the database; its file is not in the artifacts folder here")
+    if not found.lines and (found.has_ended or not is_followed):
+        say(f"trial {number} has printed nothing that was kept")
+    for line in follow_log(find) if is_followed else found.lines:
+        print(line, flush=is_followed)

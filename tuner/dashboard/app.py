@@ -16,17 +16,19 @@ from tuner.dashboard.api_checks import check_routes
 from tuner.dashboard.descriptions import Descriptions
 from tuner.dashboard.login import CALLER, WSGI, Login
 from tuner.dashboard.optuna_page import OptunaPage
-from tuner.dashboard.pages import checkpoints_page, plots_page, refusal_page, workers_page
+from tuner.dashboard.pages import checkpoints_page, logs_page, plots_page, refusal_page, workers_page
 from tuner.dashboard.plot_cache import PlotCache
 from tuner.dashboard.study_detail import StudyDetail
 from tuner.dashboard.trials_csv import send_csv
 from tuner.dashboard.users import Users
 from tuner.errors import StorageLost, UnknownStudy
 from tuner.output.numbers import plain_json
+from tuner.output.sanitize import printable
 from tuner.results.plots import KINDS
+from tuner.results.trial_log import last_lines
 from tuner.storage.optuna.storage import Storage
 from tuner.storage.read.activity import WorkerRow, read_checkpoints, read_compiling, read_failures, read_workers
-from tuner.storage.read.queries import StudyRow, find_study, read_studies
+from tuner.storage.read.queries import StudyRow, find_study, read_studies, read_trial
 
 ASSETS = Path(__file__).parent / "assets"
 LOST_S = 60.0
@@ -70,6 +72,8 @@ def routes(storage: Storage) -> bottle.Bottle:
     )
     pictures = PlotCache(storage)
     app.get("/plots", callback=lambda: _page(plots_page, **_chosen(storage), kinds=list(KINDS)))
+    app.get("/logs", callback=lambda: _page(logs_page, **_chosen(storage), **_log(storage)))
+    app.get("/logs/<study_id:int>", callback=lambda study_id: _to_log(storage, study_id))
     app.get("/plots/<kind:re:[a-z]+>.svg", callback=lambda kind: _picture(storage, pictures, kind))
     app.error(500)(_failed)
     check_routes(app, storage)
@@ -162,6 +166,32 @@ def _picture(storage: Storage, pictures: PlotCache, kind: str) -> bytes:
     bottle.response.content_type = "image/svg+xml"
     bottle.response.set_header("Content-Security-Policy", "default-src 'none';style-src 'unsafe-inline'")
     return pictures.svg(study, kind)
+
+
+def _to_log(storage: Storage, study_id: int) -> None:
+    """Redirect from the id of a study, which Optuna's pages have in their addresses, to the log of a trial."""
+    names = [row.name for row in read_studies(storage.engine) if row.study_id == study_id]
+    query: Any = bottle.request.query
+    words = {**({_PARAMETER: names[0]} if names else {}), "trial": query.get("trial") or ""}
+    bottle.redirect(f"{bottle.request.environ['SCRIPT_NAME']}/logs?{bottle.urlencode(words)}", 303)
+
+
+def _log(storage: Storage) -> dict[str, Any]:
+    """Return the trial in the request, and its last lines.
+
+    Raises:
+        HTTPError: There is none of that number.
+    """
+    query: Any = bottle.request.query
+    study, number = _study(storage), query.get("trial") or ""
+    if study is None or not number:
+        return {"trial": None, "lines": "", "reloads": False}
+    try:
+        trial = read_trial(storage.engine, study, int(number) if number.isascii() and number.isdecimal() else -1)
+    except UnknownStudy as error:
+        raise bottle.HTTPError(404, str(error)) from None
+    lines = [printable(line) for line in last_lines(storage.engine, trial.trial_id)]
+    return {"trial": trial.number, "lines": "\n".join(lines), "reloads": trial.completed is None}
 
 
 def _groups(storage: Storage, descriptions: Descriptions) -> list[dict[str, Any]]:

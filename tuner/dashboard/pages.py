@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlencode
 
 from bottle import SimpleTemplate
 
@@ -72,6 +74,7 @@ _TOP = (
 <a href="{{prefix}}/workers{{query}}">Workers</a>
 <a href="{{prefix}}/checkpoints{{query}}">Checkpoints</a>
 <a href="{{prefix}}/plots{{query}}">Plots</a>
+<a href="{{prefix}}/logs{{query}}">Logs</a>
 <form method="get">
 <select name="study" aria-label="Study">
 <option value="">all studies</option>
@@ -108,7 +111,7 @@ Times are those of the database's clock.</p>
 <td class="{{row['state'].replace(' ', '-')}}">{{row['state']}}</td>
 <td class="number">{{seconds(row['unseen_s'])}} ago</td>
 <td>{{row['devices']}}</td>
-<td class="number">{{blank(row['trial'])}}</td>
+<td class="number">{{!trial_link(prefix, row)}}</td>
 <td class="number">{{blank(row['epoch'])}}</td>
 <td>{{metrics(row['metrics'])}}</td>
 <td class="number">{{lease(row)}}</td>
@@ -131,7 +134,7 @@ Times are those of the database's clock.</p>
 <tr>
 <td class="number">{{seconds(row['ago_s'])}} ago</td>
 <td>{{row['study']}}</td>
-<td class="number">{{row['trial']}}</td>
+<td class="number">{{!trial_link(prefix, row)}}</td>
 <td>{{row['worker']}}</td>
 <td>{{row['ending']}}</td>
 <td>
@@ -210,6 +213,33 @@ page of all.</p>
 )
 
 
+_LOGS = SimpleTemplate(
+    _TOP
+    + """% if not study:
+<p class="note">Choose a study above.</p>
+% else:
+<form method="get">
+<input type="hidden" name="study" value="{{study}}">
+<label for="trial">Trial</label>
+<input id="trial" name="trial" inputmode="numeric" pattern="[0-9]+" value="{{blank(trial)}}" required>
+<button>Show log</button>
+</form>
+% if trial is not None:
+<p class="note">The last lines that trial {{trial}} has printed, as far as they were stored: the latest are up to five
+seconds old. <code>tuner logs {{study}} {{trial}}</code> prints all of them where its file is.</p>
+% if lines:
+<pre id="log">{{lines}}</pre>
+% else:
+<p class="note">Nothing.</p>
+% end
+% end
+% end
+</body>
+</html>
+"""
+)
+
+
 def login_page(prefix: str, asked: str, wrong: str = "") -> str:
     """Return the login page.
 
@@ -229,6 +259,7 @@ def refusal_page(prefix: str, reason: str) -> str:
 def workers_page(**given: object) -> str:
     """Return the page of workers and failures."""
     formats = {"seconds": seconds, "blank": blank, "metrics": metrics, "lease": lease, "last_line": last_line}
+    formats |= {"trial_link": trial_link}
     return _WORKERS.render(title="Workers", reloads=True, **formats, **given)
 
 
@@ -241,6 +272,19 @@ def checkpoints_page(**given: object) -> str:
 def plots_page(**given: object) -> str:
     """Return the page of plots."""
     return _PLOTS.render(title="Plots", reloads=False, **given)
+
+
+def logs_page(*, reloads: bool, **given: object) -> str:
+    """Return the page with what a trial has printed."""
+    return _LOGS.render(title="Logs", reloads=reloads, blank=blank, **given)
+
+
+def trial_link(prefix: str, row: Mapping[str, Any]) -> str:
+    """Return the HTML of a trial's number, with a link to its log; nothing without a trial."""
+    if row["trial"] is None:
+        return ""
+    query = html.escape(urlencode({"study": row["study"], "trial": row["trial"]}, errors="backslashreplace"))
+    return f'<a href="{html.escape(prefix)}/logs?{query}">{row["trial"]}</a>'
 
 
 def seconds(value: float | None) -> str:

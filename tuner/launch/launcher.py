@@ -19,11 +19,13 @@ from tuner.errors import TRY_AGAIN, StorageLost, StudyBusy, StudyFailed, StudySt
 from tuner.launch.database import Counts, StudyDatabase
 from tuner.launch.devices import DeviceGroup, assign, choose, environment, find_devices
 from tuner.launch.mirror_process import MirrorProcess
+from tuner.launch.notices import LaunchNotices
 from tuner.launch.options import LaunchOptions
 from tuner.launch.process import Message, WorkerProcess
 from tuner.launch.progress import JsonProgress, LiveProgress, PlainProgress, Progress, Snapshot
 from tuner.launch.prometheus import LaunchMetrics, served
 from tuner.launch.signals import end_on_signals
+from tuner.notify.receivers import VARIABLE as NOTIFY_VARIABLE
 from tuner.output.log import has_reader, is_json, set_about, tell
 from tuner.output.sanitize import hide_password
 from tuner.storage import StorageURL, connect_when_up, storage_url, warn_of_password
@@ -102,6 +104,7 @@ class _Launch:
     target: str
     places: list[_Place]
     mirror: MirrorProcess
+    notices: LaunchNotices
     metrics: LaunchMetrics
     inbox: queue.Queue[Message] = field(default_factory=queue.Queue[Message])
     snapshot: Snapshot = field(default_factory=Snapshot)
@@ -133,6 +136,7 @@ class _Launch:
                 self._read_messages(progress)
                 self._watch(progress)
                 self.mirror.watch(progress)
+                self.notices.watch(progress, self.snapshot)
                 self._count(self.count_pause_s)
                 self._take_burials(progress)
                 progress.update(self.snapshot)
@@ -142,6 +146,8 @@ class _Launch:
             self._end_workers(progress)
             self._count_at_end(stop)
             progress.update(self.snapshot)
+            is_gone = all(place.is_done and not place.is_finished for place in self.places)
+            self.notices.end(progress, self.snapshot, stop, self.error, is_gone=is_gone)
             self.mirror.end(progress, stop)
             self.database.close()
         if self.error is not None:
@@ -161,6 +167,7 @@ class _Launch:
         name = f"{host}:{os.getpid()}:{place.index}.{place.starts}"
         env = {**environment(place.group, os.environ), "TUNER_STORAGE": self.url.text, "PYTHONUNBUFFERED": "1"}
         env[LAUNCHED_VARIABLE] = str(self.began_s)
+        env.pop(NOTIFY_VARIABLE, None)  # secrets that no worker needs
         place.worker = WorkerProcess(place.index, name, self.command, env, self.inbox)
         self.snapshot.workers[place.index] = "starting"
 
@@ -186,6 +193,7 @@ class _Launch:
                 snapshot.study, snapshot.trials, snapshot.objective = study, trials, objective
                 place.is_at_work = True
                 self.mirror.start(study)
+                self.notices.start(study)
                 if snapshot.began_s is None:
                     self._count(wait_s=_WAIT_S)
             case TrialBegan(trial):
@@ -354,7 +362,8 @@ class _Launch:
         self.count_pause_s = max(_POLL_S, counts.seconds / _COUNT_SHARE)
         snapshot.counts = counts.by_outcome
         if counts.best is not None:
-            snapshot.best_value, snapshot.best = counts.best, f"{counts.best:.4f} (trial {counts.best_trial})"
+            snapshot.best_value, snapshot.best_trial = counts.best, counts.best_trial
+            snapshot.best = f"{counts.best:.4f} (trial {counts.best_trial})"
         if snapshot.began_s is None:
             snapshot.began_s, snapshot.already = time.monotonic(), snapshot.used
 
@@ -386,6 +395,7 @@ def launch(target: str, options: LaunchOptions | None = None) -> Snapshot:
     groups = assign(choose(find_devices(), options.devices), options.workers, options.devices_per_worker)
     url, artifacts = storage_url(options.storage), artifacts_of(options.artifacts)
     mirror = MirrorProcess(options.mirror_options(), url)
+    notices = LaunchNotices.of(options.notify, url, len(groups))
     count = f"{len(groups)} worker{'s' if len(groups) > 1 else ''}"
     opening = f"{path} with {count} on {' | '.join(str(group) for group in groups)}, storage {url}"
     devices_of = [str(group) for group in groups]
@@ -396,7 +406,8 @@ def launch(target: str, options: LaunchOptions | None = None) -> Snapshot:
     warn_of_password()
     metrics = LaunchMetrics(devices_of)
     places = [_Place(index, group) for index, group in enumerate(groups)]
-    run = _Launch(options.worker_command(target), url, target, places, mirror, metrics, code=code_digest(path))
+    command = options.worker_command(target)
+    run = _Launch(command, url, target, places, mirror, notices, metrics, code=code_digest(path))
     with contextlib.ExitStack() as stack:
         if options.metrics_port is not None:
             address = stack.enter_context(served(metrics, options.metrics_host or "127.0.0.1", options.metrics_port))

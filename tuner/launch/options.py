@@ -57,6 +57,7 @@ class LaunchOptions:
         mlflow: The MLflow server to send the study to; `$MLFLOW_TRACKING_URI` if None.
         tensorboard: The folder in which to write the study for TensorBoard.
         wandb: The W&B project to send the study to.
+        notify: Whom to notify of events of the study, see docs/guide/notifications.md; `$TUNER_NOTIFY` if empty.
         metrics_port: The port on which to serve Prometheus metrics; 0 picks a free one. None serves none.
         metrics_host: The address on which to serve them, without a login; 127.0.0.1 if None.
         live: Whether to show a live table, or one line per update; on a terminal a table if None.
@@ -87,6 +88,7 @@ class LaunchOptions:
     mlflow: str | None = None
     tensorboard: str | None = None
     wandb: str | None = None
+    notify: Sequence[str] = field(default=(), repr=False)  # there may be secrets in it
     metrics_port: int | None = None
     metrics_host: str | None = None
     live: bool | None = None

@@ -50,6 +50,7 @@ class Snapshot:
         counts: The number of trials with each outcome, including those of other launches.
         best: The best value so far, as text.
         best_value: The same as a number; None with several objectives.
+        best_trial: The trial with the best value.
         began_s: When this launch started its first trial, on the monotonic clock.
         already: Trials that had used budget by then.
         workers: The state of each worker, by index.
@@ -63,6 +64,7 @@ class Snapshot:
     counts: Mapping[Outcome, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
     best: str = ""
     best_value: float | None = None
+    best_trial: int | None = None
     began_s: float | None = None
     already: int = 0
     workers: dict[int, str] = field(default_factory=dict[int, str])

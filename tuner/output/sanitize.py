@@ -22,16 +22,21 @@ _CLOSING = re.compile(r"['\"]?[)\],;.:}]*$")
 # Not the form that messages show, `postgresql+psycopg2://USER:PASSWORD@HOST`.
 _USER_INFO = re.compile(r"(\w://[^\s:/]*):(?!PASSWORD@HOST)\S+@(?=[^\s@]*(?:\s|$))")
 _TOKEN = re.compile(r"(https?://)[^\s/@:]+@")
+# Web hooks of Slack and Discord: whoever knows the path may write to the channel.
+_WEB_HOOK = re.compile(
+    r"(https?://(?:hooks\.slack(?:-gov)?\.com|(?:[\w-]+\.)?discord(?:app)?\.com/api/webhooks)/)(?!\*\*\*)[^\s'\"<>)\]},]+"
+)
 
 
 def hide_password(text: str) -> str:
-    """Return `text` with every password replaced by `***`: in URLs, their options, and settings.
+    """Return `text` with every password replaced by `***`: in URLs, their options, settings, and well-known web hooks.
 
     Empty passwords are not replaced. Hiding passwords twice changes nothing.
     """
     text = _OPTION.sub(_without_option, text)
     text = _SETTING.sub(_without_setting, text)
     text = _USER_INFO.sub(r"\1:***@", text)
+    text = _WEB_HOOK.sub(r"\1***", text)
     return _TOKEN.sub(r"\1***@", text)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -99,6 +99,26 @@ def half_width(values: Sequence[float]) -> float | None:
 
     quantile = float(stdtrit(len(values) - 1, (1 + LEVEL) / 2))
     return quantile * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def single_run_margin(repeats: Iterable[Repeats]) -> float | None:
+    """Return the difference from which two trials, each trained once, differ by more than the noise of seeds.
+
+    The noise is the standard deviation of a trial's repeats around their mean, pooled over all trials. The difference
+    of two runs has twice its variance; the margin is Student's t for that, with 95 % confidence.
+
+    Returns:
+        The margin; None if the noise was not measured: no trial has two finite repeats.
+    """
+    rows = [[value for value in row.values() if value is not None] for row in repeats]
+    rows = [row for row in rows if len(row) >= 2]
+    freedom = sum(len(row) - 1 for row in rows)
+    if not freedom:
+        return None
+    from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
+
+    squares = math.fsum((len(row) - 1) * statistics.variance(row) for row in rows)
+    return float(stdtrit(freedom, (1 + LEVEL) / 2)) * math.sqrt(2 * squares / freedom)
 
 
 def significant_difference(rows: Sequence[Sequence[float]]) -> float | None:

@@ -31,6 +31,7 @@ from tuner.output.sanitize import folder_name
 
 __all__ = [
     "FILES",
+    "LOG",
     "RECORD",
     "VARIABLE",
     "Artifacts",
@@ -39,6 +40,7 @@ __all__ = [
     "artifacts_of",
     "collect",
     "describe_checkpoint",
+    "has_more_than_log",
     "local_checkpoint",
     "study_folder",
     "trial_folder",
@@ -47,6 +49,8 @@ __all__ = [
 VARIABLE = "TUNER_ARTIFACTS"
 FILES = "files"
 """The folder of a trial's own files, in the trial's folder."""
+LOG = "log.txt"
+"""What a trial printed, in the trial's folder; `log.1.txt` has what was printed before, if that is much."""
 
 
 @dataclass(frozen=True)
@@ -238,6 +242,15 @@ def collect(study: Path, removable: Callable[[Collection[int]], Collection[int]]
         shutil.rmtree(folder, ignore_errors=True)
         removed.append(number)
     return sorted(removed), size
+
+
+def has_more_than_log(folder: Path) -> bool:
+    """Return whether the folder of a trial exists, and its log is not all that is in it."""
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return not names or any(not name.startswith("log.") for name in names)
 
 
 def _size(folder: Path) -> int:

@@ -15,7 +15,18 @@ from sqlalchemy import Connection, Engine
 from tuner.storage.read.queries import StudyRow, TrialRow, read_some
 from tuner.storage.sql.dialect import clock, ids_value, insert, of_study, one_of
 from tuner.storage.sql.retry import read, write
-from tuner.storage.sql.tables import attempts, budgets, leases, mirrored, mirrors, records, reports, trials, workers
+from tuner.storage.sql.tables import (
+    attempts,
+    budgets,
+    leases,
+    logs,
+    mirrored,
+    mirrors,
+    records,
+    reports,
+    trials,
+    workers,
+)
 from tuner.trial import Outcome
 
 
@@ -56,6 +67,7 @@ class Unsent:
         reports: The reports after `sent`; for an ended trial all.
         attempts: Its columns of `tuner_attempts`, in order.
         worker: The worker that held it last: columns of `tuner_workers`, with `about` as an object.
+        log: For an ended trial, the last lines that its last attempt printed.
     """
 
     row: TrialRow
@@ -64,6 +76,7 @@ class Unsent:
     reports: Sequence[StoredReport]
     attempts: Sequence[Mapping[str, Any]]
     worker: Mapping[str, Any]
+    log: str = ""
 
 
 def digest(before: str, several: Iterable[StoredReport]) -> str:
@@ -199,7 +212,7 @@ def read_unsent(engine: Engine, study: StudyRow, target: str, ids: Sequence[int]
     # Read the states first: then all reports of an ended trial are stored when they are read.
     rows = [row for row in read_some(engine, study, ids) if row.outcome is not Outcome.WAITING]
 
-    def work(connection: Connection) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
+    def work(connection: Connection) -> tuple[list[Any], list[Any], list[Any], list[Any], dict[int, str]]:
         dialect = connection.dialect.name
         values = {"ids": ids_value(dialect, [row.trial_id for row in rows])}
 
@@ -217,9 +230,11 @@ def read_unsent(engine: Engine, study: StudyRow, target: str, ids: Sequence[int]
         lineage = of_trials(sa.select(attempts).order_by(attempts.c.trial_id, attempts.c.fence), attempts)
         names = {one.worker for one in lineage}
         known = list(connection.execute(sa.select(workers).where(workers.c.worker.in_(names)))) if names else []
-        return sent, told, lineage, known
+        of_ended = sa.select(logs).where(one_of(dialect, logs.c.trial_id, "ended")).order_by(logs.c.fence)
+        printed = {one.trial_id: one.lines for one in connection.execute(of_ended, {"ended": values["ended"]})}
+        return sent, told, lineage, known, printed
 
-    sent, told, lineage, known = read(engine, work)
+    sent, told, lineage, known, printed = read(engine, work)
     by_worker = {one.worker: {**one._mapping, "about": json.loads(one.about)} for one in known}
 
     def of(row: TrialRow, several: Sequence[Any]) -> list[Any]:
@@ -231,7 +246,17 @@ def read_unsent(engine: Engine, study: StudyRow, target: str, ids: Sequence[int]
         own = [dict(one._mapping) for one in of(row, lineage)]
         worker = by_worker.get(own[-1]["worker"], {}) if own else {}
         had = [Sent(one.trial_id, one.run, one.epoch, one.digest, one.is_ended) for one in of(row, sent)]
-        found.append(Unsent(row, row.completed is not None, had[0] if had else None, stored, own, worker))
+        found.append(
+            Unsent(
+                row,
+                row.completed is not None,
+                had[0] if had else None,
+                stored,
+                own,
+                worker,
+                printed.get(row.trial_id, ""),
+            )
+        )
     return found
 
 

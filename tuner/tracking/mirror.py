@@ -16,6 +16,7 @@ from sqlalchemy import Engine
 
 from tuner.errors import TrackerLost, TrackerRefused, TunerError
 from tuner.output.log import say
+from tuner.output.sanitize import hide_password
 from tuner.storage import AnyURL, StorageURL, connected, mirroring, parse_url
 from tuner.storage.mirroring import Sent, StoredReport, Unsent
 from tuner.storage.read.queries import StudyRow, TrialRow, find_study
@@ -367,6 +368,7 @@ def describe_trial(study: StudyRow, unsent: Unsent) -> TrackedTrial:
         step=reports[-1].step if reports else 0,
         results=_results(study, unsent) if unsent.is_ended else {},
         tags=_tags(unsent),
+        log=hide_password(unsent.log),
     )
 
 

@@ -180,6 +180,8 @@ class MlflowTracker:
             Param(allowed_name(name), str(value)[:_LONGEST_PARAM]) for name, value in sorted(trial.hparams.items())
         ]
         told = {"outcome": trial.outcome.value, **trial.tags}
+        if trial.log:
+            told["log"] = trial.log[-_LONGEST_TAG:]
         tags = [RunTag(key, value) for key, value in _tags({f"tuner.{key}": told[key] for key in told}).items()]
         parts = itertools.zip_longest(
             _batches(metrics, _MOST_METRICS - 2 * _MOST_PARAMS),

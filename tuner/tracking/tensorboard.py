@@ -89,6 +89,7 @@ class TensorboardTracker:
         summaries = [
             _scalars({f"tuner/{name}": value for name, value in trial.results.items()}),
             _text("tuner/about", "\n".join(f"{name}: {value}  " for name, value in told.items())),
+            *([_text("tuner/log", _as_code(trial.log))] if trial.log else []),
             _ending(trial.ended_s, is_success=trial.outcome in (Outcome.COMPLETE, Outcome.PRUNED)),
         ]
         with _writing():
@@ -174,6 +175,11 @@ def _text(tag: str, text: str) -> Any:
     from tensorboard.plugins.text.summary import text_pb
 
     return text_pb(tag, text)
+
+
+def _as_code(text: str) -> str:
+    """Return a text as a block of code in Markdown."""
+    return "\n".join(f"    {line}" for line in text.split("\n"))
 
 
 def _ending(at_s: float, *, is_success: bool) -> Any:

@@ -31,6 +31,7 @@ class TrackedTrial:
         step: Optimizer updates at its last report, 0 before the first.
         results: Its results by name; empty before its end.
         tags: Other information about it, as texts by name.
+        log: The last lines that it printed; empty before its end.
     """
 
     number: int
@@ -41,6 +42,7 @@ class TrackedTrial:
     step: int
     results: Mapping[str, float]
     tags: Mapping[str, str]
+    log: str = ""
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,8 @@ class WandbTracker:
         with _answering():
             opened = self._runs.pop(run)
             opened.summary.update({f"tuner.{name}": value for name, value in trial.results.items()})
+            if trial.log:
+                opened.config.update({"tuner.log": trial.log}, allow_val_change=True)
             opened.finish(exit_code=0 if trial.outcome in (Outcome.COMPLETE, Outcome.PRUNED) else 1)
 
     def drop_trial(self, run: str) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tuner.errors import CheckpointError, LeaseLost, StorageLost, TrialPruned, TunerError, is_interrupted
 from tuner.output.sanitize import hide_password
 from tuner.search import TrialPruner
-from tuner.storage.artifacts import FILES
+from tuner.storage.artifacts import FILES, LOG, has_more_than_log
 from tuner.storage.read.lineage import read_metrics
 from tuner.storage.read.population import loaded_copies
 from tuner.storage.read.queries import BASELINE_KEY
@@ -137,7 +137,8 @@ class Attempt(TrialData):
         try:
             with context.time_use.doing("training"):
                 self._hold()
-                outcome, record = self._train(saved)
+                with self._logged():
+                    outcome, record = self._train(saved)
                 self._finish_reports(context.engine)
             values = None if outcome in _WITHOUT_VALUES else self.values
             if outcome is Outcome.FAILED and self._is_tried_again(saved, record):
@@ -161,6 +162,13 @@ class Attempt(TrialData):
             with contextlib.suppress(TunerError):
                 leases.release(context.final_writes.engine(), lease)
             raise
+
+    def _logged(self) -> contextlib.AbstractContextManager[None]:
+        """Write what the trial prints to its log."""
+        output = self.context.output
+        if output is None:
+            return contextlib.nullcontext()
+        return output.of_trial(self.root / LOG, self.write_log, partial(setattr, self, "unstored_log"))
 
     @contextlib.contextmanager
     def _held(self) -> Generator[None]:
@@ -370,7 +378,7 @@ class Attempt(TrialData):
             self.context.storage.flush(self.lease.trial_id)
 
     def write_log(self, lines: Sequence[str]) -> None:
-        """Store the last lines of the trial's log, on the thread that stores reports, at the latest with its end."""
+        """Store the last lines of the trial's log soon, on the thread that stores reports, else with its end."""
         self.unstored_log = list(lines)
         self.context.background.submit(partial(self._store_log, self.context.prompt_engine))
 
@@ -387,10 +395,9 @@ class Attempt(TrialData):
             raise LeaseLost(f"trial {self.lease.number} was taken over by another worker")
 
     def _finish_reports(self, engine: Engine) -> None:
-        """Wait until all reports and the log are stored, for as long as this engine waits."""
+        """Wait until all reports are stored, for as long as this engine waits."""
         if self.reports is not None:
             self.reports.finish(engine)
-        self._store_log(engine)
 
     def _after_trial(self, outcome: Outcome, values: list[float] | None) -> BaseException | None:
         """Tell the sampler the end of the trial before it is stored, like `optuna.Study.tell`.
@@ -469,6 +476,7 @@ class Attempt(TrialData):
             return False
         saved.close()  # the checkpoint must be written, and uploaded, before another worker looks for it
         self.files.flush()
+        self._store_log(context.engine)
         if not leases.retry(context.engine, lease, error, self.study.retries):
             return False
         private.forget_stop(context.optuna_study)  # the search continues with this trial
@@ -484,10 +492,10 @@ class Attempt(TrialData):
         path = self._keep_best(saved, outcome, values)
         if path is not None:
             record["checkpoint"] = self.files.keep(path, lease.trial_id)
-        leases.tell(context.engine, lease, outcome, values, record, self._attributes())
+        leases.tell(context.engine, lease, outcome, values, record, self._attributes(), self.unstored_log)
         saved.delete_latest()
         self.files.finish()
-        if saved.folder.exists():  # with the best checkpoint, or only with pictures
+        if has_more_than_log(saved.folder):  # the best checkpoint, or only pictures
             context.files.collect(partial(removable, context.engine, context.study_id, **self._best_k()))
         context.say(TrialEnded(lease.number, outcome, values, record["train_s"], record["compile_s"]))
 
@@ -529,6 +537,7 @@ class Attempt(TrialData):
         engine = context.final_writes.engine()
         try:
             self._finish_reports(engine)
+            self._store_log(engine)
         finally:
             end = leases.bury if self.watchdog.is_stalled else leases.release
             end(engine, self.lease)

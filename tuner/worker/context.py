@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 
+from tuner.output.captured import CapturedOutput
 from tuner.output.log import now
 from tuner.storage.artifacts import Artifacts
 from tuner.storage.sql.background_calls import Caller
@@ -171,6 +172,7 @@ class WorkerContext:
         samplers: Creates the sampler of each trial.
         final_writes: The time limit for writes before the worker exits.
         listener: Receives the worker's events.
+        output: Writes what a trial prints to its log; None if this process is not only a worker.
         renewals: Renews the leases of several trials together; None for a thread for each.
         lanes: Returns the number of lanes of the program in which the trial trains with others; 1 if it trains alone.
         population: The states that trials copy from each other; None without population-based training.
@@ -193,6 +195,7 @@ class WorkerContext:
     samplers: Samplers
     final_writes: FinalWrites
     listener: Callable[[Event], None]
+    output: CapturedOutput | None = None
     renewals: Renewals | None = None
     lanes: Callable[[], int] = lambda: 1
     population: Population | None = None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuner.errors import LeaseLost, RankLost, StorageLost, StudyError, StudyFailed, StudyStopped, TunerError
+from tuner.output.captured import CapturedOutput
 from tuner.output.log import is_json, set_about
 from tuner.output.sanitize import hide_password
 from tuner.storage import AnyURL, storage_url, warn_of_password
@@ -129,10 +130,14 @@ def run_worker(
     optuna_storage = Storage(url, patience if LAUNCHED_VARIABLE in os.environ else IMPATIENT)
     optuna_storage.engine = patient(optuna_storage.engine, patience)
     warn_of_password()
-    try:
-        Worker(study, data, optuna_storage, name or worker_name(), say, stop, place, group=group).run()
-    finally:
-        optuna_storage.close()
+    # Elsewhere, as in a notebook, the output is not only that of trials; a command has pipes of its own.
+    is_captured = stop.owns_process and study.kind != "command"
+    with contextlib.ExitStack() as stack:
+        stack.callback(optuna_storage.close)
+        output = CapturedOutput(by_thread=study.cohort != 1) if is_captured else None
+        if output is not None:
+            stack.callback(output.close)
+        Worker(study, data, optuna_storage, name or worker_name(), say, stop, place, group=group, output=output).run()
 
 
 class Worker:
@@ -149,6 +154,7 @@ class Worker:
         place: Place,
         trainable: Trainable | None = None,
         group: Leader | None = None,
+        output: CapturedOutput | None = None,
     ) -> None:
         import optuna
 
@@ -213,6 +219,7 @@ class Worker:
             final_writes=FinalWrites(self.engine),
             listener=say,
             population=self._population(),
+            output=output,
         )
         self.say = self.context.say
         self.grid_limits = getattr(self.context.optuna_study.sampler, "limits", None)

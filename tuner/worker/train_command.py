@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 from tuner.errors import is_int, is_number
+from tuner.storage.artifacts import LOG
 from tuner.study import StudySpec
 from tuner.study.command import Command
 from tuner.trial import Report
@@ -55,7 +56,7 @@ class CommandTrainable(AsksOptuna):
             "TUNER_HPARAMS": json.dumps(run.trial.params),
             **{f"TUNER_{name.upper()}": str(value) for name, value in own.items()},
         }
-        with TrialLog(run.root / "log.txt", run.write_log) as log:
+        with TrialLog(run.root / LOG, run.write_log) as log:
             return self._watch(run, log, _Process(words, env, self._command.grace_s))
 
     def _watch(self, run: Run, log: TrialLog, process: _Process) -> End:

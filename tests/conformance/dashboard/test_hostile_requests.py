@@ -314,7 +314,7 @@ def test_studies_of_all_names_are_shown(asked: Asked) -> None:
         query = "study=" + quote(name, safe="")
         detail = json.loads(asked.ask("GET", f"/api/studies/{asked.study(name)}").body)
         assert (detail["name"], len(detail["trials"])) == (name, 5)
-        for page in ("/workers", "/workers.json", "/checkpoints", "/plots"):
+        for page in ("/workers", "/workers.json", "/checkpoints", "/plots", "/logs"):
             told = asked.ask("GET", f"{page}?{query}", HTTP_ACCEPT="text/html")
             assert told.status == 200, (name, page)
             assert b"<script>alert" not in told.body

@@ -225,12 +225,13 @@ def test_leases_of_the_version_before_are_kept_by_the_upgrade(db: ClockedStudyDa
     lease = db.claim("A", budget=1, lease_s=300.0)
     for name in ("boot", "ahead_s", "ahead_fence", "farthest_epoch", "farthest_fence"):
         db.execute(f"ALTER TABLE tuner_leases DROP COLUMN {name}")
-    db.execute("DROP TABLE tuner_logs")
+    for name in ("logs", "notices", "deliveries"):
+        db.execute(f"DROP TABLE tuner_{name}")
     db.execute("UPDATE tuner_alembic_version SET version_num = '0005'")
 
     said = schema.upgrade(db.url)
 
-    assert said[-1] == "upgraded the tables of tuner from version 0005 to 0008"
+    assert said[-1] == "upgraded the tables of tuner from version 0005 to 0011"
     assert db.leases() == [(0, "A", 1, 0)]
     assert db.ask("B", budget=1) is NoTrial.WAIT
     leases.renew(db.engine, lease)

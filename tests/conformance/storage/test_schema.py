@@ -117,7 +117,7 @@ def test_an_old_database_is_upgraded_on_request_and_loses_nothing(storage_url: s
 
     said = schema.upgrade(storage_url)
 
-    assert any("upgraded the tables of tuner from version none to 0008" in line for line in said)
+    assert any("upgraded the tables of tuner from version none to 0011" in line for line in said)
     assert any("upgraded the tables of Optuna from" in line for line in said) == (version in REFUSED)
     assert any("a copy of the database" in line for line in said) == storage_url.startswith("sqlite")
     with opened(storage_url) as storage:
@@ -185,7 +185,7 @@ def test_our_first_tables_become_these(storage_url: str) -> None:
         connection.execute(sa.text("INSERT INTO tuner_leases VALUES (:id, 'w', 3, 1, 7.5)"), {"id": running._trial_id})
 
     with pytest.raises(
-        StorageSchemaError, match=r"of tuner in .* are at version 0001, but this installation needs 0008"
+        StorageSchemaError, match=r"of tuner in .* are at version 0001, but this installation needs 0011"
     ):
         tuner.open_storage(storage_url)
     schema.upgrade(storage_url)
@@ -298,6 +298,8 @@ def test_deleted_trials_take_our_rows_with_them(storage_url: str) -> None:
         "tuner_confirmations": {"study_id": study_id, "repeat": 1, "value": 0.5, "trained_at_s": 0.0},
         "tuner_mirrors": {"study_id": study_id, "target": "t", "expires_at_s": 0.0},
         "tuner_unknown_zones": {"is_start": True, "is_end": False},
+        "tuner_notices": {"event_id": "e", "study_id": study_id, "kind": "finished", "body": "{}", "made_at_s": 0.0},
+        "tuner_deliveries": {"event_id": "e", "receiver": "r", "study_id": study_id, "tries": 0, "next_at_s": 0.0},
         "tuner_mirrored": {"target": "t", "run": "r", "epoch": 1, "digest": "", "is_ended": False},
     }  # fmt: skip
     with connection_to(storage_url) as connection:

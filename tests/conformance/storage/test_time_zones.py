@@ -30,7 +30,7 @@ from tuner.storage.mirroring import read_unsent
 from tuner.storage.optuna.storage import Storage
 from tuner.storage.read.queries import find_study, read_trials
 from tuner.storage.sql import schema, zones
-from tuner.storage.sql.tables import attempts, logs, records, trials, unknown_zones
+from tuner.storage.sql.tables import attempts, deliveries, logs, notices, records, trials, unknown_zones
 from tuner.tracking import mirror
 
 pytestmark = pytest.mark.timezone
@@ -185,7 +185,8 @@ class Old:
             for name in ("boot", "ahead_s", "ahead_fence", "farthest_epoch", "farthest_fence"):
                 connection.execute(sa.text(f"ALTER TABLE tuner_leases DROP COLUMN {name}"))
             unknown_zones.drop(connection)
-            logs.drop(connection)
+            for table in (logs, notices, deliveries):
+                table.drop(connection)
             connection.execute(sa.text("UPDATE tuner_alembic_version SET version_num = '0004'"))
 
     def local(self, number: int, *columns: str) -> None:

@@ -299,9 +299,10 @@ print("jax" in sys.modules)
 
 
 def test_a_long_log_is_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tuner.output import log_file
     from tuner.worker import trial_log
 
-    monkeypatch.setattr(trial_log, "_MAX_BYTES", 100)
+    monkeypatch.setattr(log_file, "_MAX_BYTES", 100)
     stored: list[list[str]] = []
     path = tmp_path / "log.txt"
     with trial_log.TrialLog(path, lambda lines: stored.append(list(lines))) as log:

@@ -36,7 +36,14 @@
     bar.style.cssText =
       "position:fixed;right:12px;bottom:12px;z-index:2000;display:flex;gap:14px;align-items:center;" +
       "padding:6px 12px;border-radius:6px;background:#1c2733;color:#fff;font:13px system-ui,sans-serif;opacity:.92";
-    bar.append(link("Workers", "/workers"), link("Checkpoints", "/checkpoints"), link("Plots", "/plots"));
+    const logs = link("Logs", "/logs");
+    logs.addEventListener("click", function () {
+      // On the page of a trial: its log.
+      const study = location.pathname.match(/\/studies\/(\d+)\/trials/);
+      const trial = new URLSearchParams(location.search).get("numbers");
+      logs.href = prefix + "/logs" + (study && /^\d+$/.test(trial) ? "/" + study[1] + "?trial=" + trial : "");
+    });
+    bar.append(link("Workers", "/workers"), link("Checkpoints", "/checkpoints"), link("Plots", "/plots"), logs);
     if (user) {
       const who = document.createElement("span");
       who.textContent = user + " (" + role + ")";

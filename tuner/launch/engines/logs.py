@@ -62,7 +62,8 @@ def find_logs(database: Database, study: str, *, worker: str | None = None, tria
     jobs = all_jobs(database, row.study_id)
     if not jobs:
         raise UsageError(
-            f"no engine runs study {study!r}: its workers print to the terminal of `tuner launch` or `tuner worker`"
+            f"no engine runs study {study!r}: its workers print to the terminal of `tuner launch` or `tuner worker`; "
+            f"`tuner logs {study} NUMBER` prints what a trial printed"
         )
     wanted = [worker] if worker is not None else []
     if trial is not None:

@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from tuner.study import StudySpec
     from tuner.study.spec import Direction
 
-_LOCAL = ("metrics_port", "metrics_host", "mlflow", "tensorboard", "wandb")
+_LOCAL = ("metrics_port", "metrics_host", "mlflow", "tensorboard", "wandb", "notify")
 _LOCAL_HINTS = {
     **dict.fromkeys(("mlflow", "tensorboard", "wandb"), "run `tuner track STUDY` beside it"),
+    "notify": "a launch on this machine of the same study, with one worker, sends notifications",
     **dict.fromkeys(("metrics_port", "metrics_host"), "`tuner dashboard` serves the metrics of all workers"),
 }
 
@@ -136,7 +137,7 @@ def _check(options: LaunchOptions) -> None:
     if options.devices != "auto":
         raise UsageError(f"`devices` is for this machine: got {options.devices!r} with `on`; use `devices_per_worker`")
     for name in _LOCAL:
-        if getattr(options, name) is not None:
+        if getattr(options, name) not in (None, ()):
             raise UsageError(f"`{name}` is for a launch on this machine: with `on`, {_LOCAL_HINTS[name]}")
 
 

@@ -279,6 +279,37 @@ logs = Table(
 )
 """Logs: the last lines that each attempt of a trial printed. The whole log is a file in the trial's folder."""
 
+notices = Table(
+    "tuner_notices",
+    tuner_tables,
+    # The same for every launch that sees the event: made of the study's identity and what happened.
+    Column("event_id", String(36), primary_key=True),
+    _study_id(),
+    Column("kind", String(20), nullable=False),
+    # The event as a JSON object.
+    Column("body", Text, nullable=False),
+    Column("made_at_s", _Seconds, nullable=False),
+    Index("tuner_notices_of_study", "study_id"),
+)
+"""Notices: events of studies that `tuner launch --notify` sends."""
+
+deliveries = Table(
+    "tuner_deliveries",
+    tuner_tables,
+    Column("event_id", String(36), primary_key=True),
+    # A digest of the receiver's address, which may be a secret.
+    Column("receiver", String(64), primary_key=True),
+    _study_id(),
+    Column("tries", Integer, nullable=False),
+    Column("first_tried_at_s", _Seconds),
+    # The next try. During a try, when another launch may try instead, because the one that tries has died.
+    Column("next_at_s", _Seconds, nullable=False),
+    # `sent`, `given up` or `older` than the first launch with this receiver; NULL while it is to be sent.
+    Column("ending", String(20)),
+    Index("tuner_deliveries_of_study", "study_id"),
+)
+"""Deliveries: to whom each notice was or will be sent."""
+
 confirmations = Table(
     "tuner_confirmations",
     tuner_tables,

@@ -194,8 +194,12 @@ def store_log(engine: Engine, lease: Lease, lines: Sequence[str]) -> None:
     Raises:
         LeaseLost: another worker has the trial.
     """
+    write_held(engine, lease, _log_write(lease, lines))
+
+
+def _log_write(lease: Lease, lines: Sequence[str]) -> Write:
     row = {"fence": lease.fence, "lines": storable("\n".join(lines)[-_MOST_LOG_CHARACTERS:])}
-    write_held(engine, lease, upsert(logs, [row], "fence", time_column="written_at_s"))
+    return upsert(logs, [row], "fence", time_column="written_at_s")
 
 
 # --- Ends
@@ -208,6 +212,7 @@ def tell(
     values: Sequence[float] | None,
     record: Mapping[str, object],
     attributes: Mapping[str, object] | None = None,
+    log: Sequence[str] | None = None,
 ) -> None:
     """End a trial: its state, values and record in one transaction.
 
@@ -221,6 +226,7 @@ def tell(
         values: The values of its objectives, if it has any.
         record: Columns of `tuner_records`.
         attributes: System attributes of the trial.
+        log: The last lines of its log, unless they are stored.
 
     Raises:
         LeaseLost: another worker has the trial.
@@ -229,6 +235,8 @@ def tell(
     if attributes:
         rows = [{"key": key, "value_json": json.dumps(value)} for key, value in attributes.items()]
         writes.insert(0, upsert(trial_system_attributes, rows, "key"))
+    if log is not None:
+        writes.insert(0, _log_write(lease, log))
 
     def work(connection: Connection, tries: int) -> bool:
         is_held = fenced(connection, lease, Change.END, writes)
