@@ -33,7 +33,7 @@ from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 import tuner
 from tuner.search.view import SamplerView
 from tuner.storage.optuna import window
-from tuner.storage.optuna.window import WindowedStorage
+from tuner.storage.optuna.storage import WindowedStorage
 
 NAMES = ("a", "b", "c", "d")
 SPACE = dict.fromkeys(NAMES, FloatDistribution(0.0, 1.0))

@@ -159,7 +159,7 @@ class Worker:
         import optuna
 
         from tuner.search.view import SamplerView
-        from tuner.storage.optuna.window import WindowedStorage
+        from tuner.storage.optuna.storage import WindowedStorage
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         if is_json():

@@ -509,6 +509,24 @@ class Storage(BaseStorage):
         return best if self.zone is None else self.get_trial(private.trial_id(best))
 
 
+class WindowedStorage:
+    """The storage, whose list of trials is the window of a sampler; see `Storage.get_window`."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """Return a study's trials; see `optuna.storages.BaseStorage`."""
+        found = self._storage.get_window(study_id)
+        wanted = found if states is None else [trial for trial in found if trial.state in states]
+        return list(copies(wanted)) if deepcopy else wanted
+
+
 def _cold_storage(url: StorageURL, engine: Engine) -> RDBStorage:
     """Return Optuna's own storage, using our connections."""
     pool = {"pool": engine.pool}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Collection, Container, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection
 
-from tuner.storage.optuna.loading import copies, load_trials
+from tuner.storage.optuna.loading import load_trials
 from tuner.storage.read.ranking import is_feasible, read_constraints
 from tuner.storage.sql.encoding import loaded_number
 from tuner.storage.sql.tables import trial_intermediate_values, trial_values, trials
@@ -26,8 +26,6 @@ from tuner.trial import optuna_private as private
 
 if TYPE_CHECKING:
     import datetime
-
-    from tuner.storage.optuna.storage import Storage
 
 WINDOW_FROM = 1000
 """The number of ended trials from twice of which on a sampler sees a window: between this many and twice as many."""
@@ -121,24 +119,6 @@ class Window:
         step = trial.last_step
         value = trial.values[0] if trial.state is TrialState.COMPLETE else trial.intermediate_values.get(step or 0)
         return rank(trial.state.name, trial.number, value, step, maximize=self.maximize)
-
-
-class WindowedStorage:
-    """The storage, whose list of trials is the window of a sampler; see `Storage.get_window`."""
-
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._storage, name)
-
-    def get_all_trials(
-        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
-    ) -> list[FrozenTrial]:
-        """Return a study's trials; see `optuna.storages.BaseStorage`."""
-        found = self._storage.get_window(study_id)
-        wanted = found if states is None else [trial for trial in found if trial.state in states]
-        return list(copies(wanted)) if deepcopy else wanted
 
 
 def load_window(
