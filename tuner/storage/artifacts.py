@@ -47,6 +47,8 @@ __all__ = [
 VARIABLE = "TUNER_ARTIFACTS"
 FILES = "files"
 """The folder of a trial's own files, in the trial's folder."""
+SEEDS = "seeds"
+"""The folder with a folder for each seed of a trial but the first, in the trial's folder."""
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,7 @@ class TrialEnded(Event):
         values: A value per objective; None without a result.
         train_s: Seconds of training.
         compile_s: Seconds of compiling.
+        stderrs: The standard error of each value, the mean over several seeds; None with one seed.
     """
 
     name = "end"
@@ -110,6 +111,7 @@ class TrialEnded(Event):
     values: Sequence[float] | None
     train_s: float
     compile_s: float
+    stderrs: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
