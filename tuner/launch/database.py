@@ -29,15 +29,15 @@ class Counts:
         by_outcome: The number of trials with each outcome.
         best: The best value; None if there is none, or with several objectives.
         best_trial: The number of the trial with the best value.
-        best_stderr: The standard error of the best value, if it is the mean over several seeds.
         seconds: The time that the database needed to count.
+        best_stderr: The standard error of the best value, if it is the mean over several seeds.
     """
 
     by_outcome: Mapping[Outcome, int]
     best: float | None
     best_trial: int | None
-    best_stderr: float | None
     seconds: float
+    best_stderr: float | None = None
 
 
 class StudyDatabase:
@@ -103,8 +103,8 @@ class StudyDatabase:
             if rows and rows[0].values:
                 best, stderrs = rows[0], rows[0].stderrs
                 value = rows[0].values[0]
-                return Counts(by_outcome, value, best.number, None if stderrs is None else stderrs[0], seconds)
-            return Counts(by_outcome, None, None, None, seconds)
+                return Counts(by_outcome, value, best.number, seconds, None if stderrs is None else stderrs[0])
+            return Counts(by_outcome, None, None, seconds)
         return None
 
     def _release(self, worker: str, study: str, trial: int | None, died: bool) -> TrialEnded | None:

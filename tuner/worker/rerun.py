@@ -47,7 +47,7 @@ from tuner.worker.trainable import Trainable, UnstoredRun, check_objectives, ran
 class Rerunner:
     """A study for training its trials again: its row, the `Study`, its file, and what trains a trial.
 
-    `of_one_seed` trains with a single seed, also if trials of the study have several.
+    `of_one_seed` trains with a single seed if trials of the study have several.
     """
 
     engine: Engine
@@ -55,8 +55,8 @@ class Rerunner:
     study: StudySpec
     file: Path
     trainable: Trainable
-    of_one_seed: Trainable
     runtime: Runtime
+    of_one_seed: Trainable | None = None
 
     def train(
         self,
@@ -219,10 +219,10 @@ def open_study(engine: Engine, name: str, file: str | None, fixed: Mapping[str, 
         data = StudyData(study.data, study.seed)
         data_for = partial(call_study_code, data.failure, data.for_hparams)
     choose = partial(mode_of, engine, row.study_id)
-    several, one = (
+    trainable, one = (
         make_trainable(each, data_for, runtime, {}, row.record, choose) for each in (study, study.changed(seeds=1))
     )
-    return Rerunner(engine, row, study, found, several, one, runtime)
+    return Rerunner(engine, row, study, found, trainable, runtime, one)
 
 
 # --- With the same seed

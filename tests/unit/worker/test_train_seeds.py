@@ -464,7 +464,7 @@ def test_a_trial_comes_back_with_its_seeds_and_is_confirmed_with_others(
             make_trainable(one, lambda hparams: SPLITS, runtime, {}, row.record, lambda name, measure: measure())
             for one in (study, study.changed(seeds=1))
         ]
-        rerunner = Rerunner(storage.engine, row, study, Path(__file__), made[0], made[1], runtime)
+        rerunner = Rerunner(storage.engine, row, study, Path(__file__), made[0], runtime, made[1])
         compared = reproduce(rerunner, 1, lambda report: None)
         assert {one.metric for one in compared} >= {"loss", "loss_stderr", "test_loss"}
         assert {(one.difference, one.epochs) for one in compared} <= {(0.0, 4), (0.0, 1)}
@@ -555,7 +555,7 @@ def test_rungs_that_trials_pass_only_at_their_end_do_not_count() -> None:
 
 def test_members_of_a_population_have_one_seed() -> None:
     with pytest.raises(StudyError, match=r"population-based training .* trains one seed in each trial: got seeds=3"):
-        study_of(pruner="pbt")
+        study_of(pruner={"name": "pbt", "every": 1})
 
 
 def test_seeds_need_a_trainer() -> None:
