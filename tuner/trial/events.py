@@ -279,6 +279,8 @@ _STAMP = ("time", "seconds")
 def encode(event: Event) -> dict[str, Any]:
     """Return an event as a JSON object."""
     own = {part.name: getattr(event, part.name) for part in dataclasses.fields(event) if part.name not in _STAMP}
+    if own.get("stderrs", ...) is None:  # a trial with one seed
+        del own["stderrs"]
     before = {"time": event.time, "event": event.name, "level": event.level}
     stamped = {name: value for name, value in before.items() if value is not None} | own
     return stamped if event.seconds is None else {**stamped, "seconds": dict(event.seconds)}

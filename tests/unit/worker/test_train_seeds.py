@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import statistics
 from collections.abc import Callable
@@ -34,7 +35,15 @@ from tuner.study import trial_seed
 from tuner.training import ArrayDataset, Layout, TrainerModule, load_from_checkpoint
 from tuner.training.loop.lanes import Lanes
 from tuner.trial import Event, Outcome, Report, Stop
-from tuner.trial.events import CohortChosen, EpochEnded, TrialBegan, TrialEnded, TrialRestarted
+from tuner.trial.events import (
+    CohortChosen,
+    EpochEnded,
+    TrialBegan,
+    TrialEnded,
+    TrialRestarted,
+    encode,
+    parse,
+)
 from tuner.trial.seed_values import mean, standard_error
 from tuner.worker import run_worker, train_module
 from tuner.worker.choose import make_trainable
@@ -151,9 +160,10 @@ def test_a_trial_is_the_mean_of_trainings_by_hand(sqlite_url: str, work: Callabl
     study = study_of(trials=2)
     log = work(study, sqlite_url)
     stored, rows = reports_of(sqlite_url), rows_of(sqlite_url)
-    assert [(event.trial, event.outcome) for event in log.of(TrialEnded)] == [
-        (number, Outcome.COMPLETE) for number in (0, 1)
-    ]
+    ends = log.of(TrialEnded)
+    assert [(event.trial, event.outcome) for event in ends] == [(0, Outcome.COMPLETE), (1, Outcome.COMPLETE)]
+    assert [list(event.stderrs) for event in ends] == [[row.get("stderr")] for row in rows]
+    assert parse(json.dumps(encode(ends[0]))) == ends[0]
     assert [(event.trial, event.epoch) for event in log.of(EpochEnded)] == list(itertools.product((0, 1), range(1, 5)))
     for row in rows:
         alone = by_hand(study, row, 3)
