@@ -41,6 +41,7 @@ class StoredTrial:
         is_feasible: Whether it satisfies all its constraints; None if it has none.
         checkpoint: The folder or the URL of its saved model; None if it has none.
         error: The traceback of a failed trial.
+        stderrs: The standard error of each value, which is the mean over several seeds; None with one seed.
     """
 
     number: int
@@ -52,6 +53,7 @@ class StoredTrial:
     is_feasible: bool | None
     checkpoint: str | None
     error: str | None
+    stderrs: tuple[float, ...] | None = None
 
     @property
     def value(self) -> float | None:
@@ -313,6 +315,7 @@ class OpenedStudy:
             is_feasible=trial.is_feasible,
             checkpoint=trial.record.checkpoint,
             error=trial.record.error,
+            stderrs=None if trial.stderrs is None else tuple(trial.stderrs),
         )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 from tuner.cli.arguments import Format
 from tuner.output.cells import csv_text
 from tuner.output.log import say
-from tuner.output.numbers import as_text
+from tuner.output.numbers import as_text, with_error
 from tuner.output.sanitize import one_line, printable
 from tuner.trial import Outcome
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _RESULT_COLUMNS = {
     *("number", "outcome", "value", "values", "is_feasible", "mean", "low", "high", "better_by", "seconds"),
+    *("stderr", "stderrs", "trained_seeds", "best_stderr"),
     *("study", "state", "best", "median", "complete", "trials", "device_hours", "hours_saved"),
     *("check", "status", "metric", "recorded", "difference", "hparam", "ped_anova", "fanova"),
 }
@@ -31,6 +32,7 @@ _FOLDED = 24
 _CONFIRMED = ("mean", "low", "high", "seeds", "is_tied", "margin", "tied_with")
 _BASELINE = ("number", "value", "better_by", "low", "high", "seeds")
 _EPOCHS = ("value_epoch", "kept_epoch")
+_STDERRS = {"value": "stderr", "values": "stderrs"}
 _COUNTS = {*Outcome, "workers"}
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -186,6 +188,14 @@ def _print_confirmed(confirmed: ConfirmedJson | None) -> None:
         print(f"{'with other seeds':<20} {as_text(confirmed['mean'])} [{low}, {high}], {confirmed['seeds']} seeds")
 
 
+def _print_mean(key: str, row: JsonRow) -> None:
+    """Print the value of a trial with several seeds, or its values, with their standard errors."""
+    values, stderrs = row[key], row[_STDERRS[key]]
+    pairs = zip(values, stderrs, strict=True) if isinstance(values, list) and isinstance(stderrs, list) else None
+    text = ", ".join(with_error(*pair) for pair in pairs or [(values, stderrs)])
+    print(f"{key:<20} {text}, mean and standard error of {row['trained_seeds']} seeds")
+
+
 def _print_ran_with(about: RanWith) -> None:
     """Print the host, devices, file and versions of the last attempt."""
     for key in ("host", "devices", "file"):
@@ -217,5 +227,9 @@ def print_fields(row: JsonRow) -> None:
             _print_attempts(cast("list[AttemptJson]", value))
         elif key == "ran_with" and value:
             _print_ran_with(cast("RanWith", value))
-        elif value is not None and key not in ("ran_with", *_EPOCHS):
+        elif key in _STDERRS and row.get(_STDERRS[key]) is not None:
+            _print_mean(key, row)
+        elif key == "trained_seeds" and (row.get("stderr") or row.get("stderrs")) is not None:
+            continue  # it is said with the value
+        elif value is not None and key not in ("ran_with", *_EPOCHS, *_STDERRS.values()):
             print(f"{key:<20} {printable(as_text(value))}")

@@ -12,6 +12,7 @@ from tuner.cli.arguments import DebugOption, StorageOption, StudyArgument
 from tuner.cli.printing import shown
 from tuner.errors import StorageLost, UsageError
 from tuner.output.log import clean
+from tuner.output.numbers import with_error
 from tuner.output.sanitize import one_line, printable
 from tuner.storage import connected, storage_url
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-    from tuner.results.json_rows import JsonRow, WatchedJson
+    from tuner.results.json_rows import JsonRow, StudyJson, WatchedJson
 
 _LAST = 5
 
@@ -74,13 +75,17 @@ def draw(state: WatchedJson) -> Group:
     from tuner.results.rows import shown_counts
 
     row = state["study"]
-    summary = {"state": row["state"], **shown_counts(row), f"best {row['objective'] or ''}".rstrip(): row["best"]}
+    summary = {"state": row["state"], **shown_counts(row), **_best(row)}
     parts: list[Any] = [Text(one_line(f"study {row['study']}"), style="bold"), _table([summary])]
     if state["workers"]:
         parts += [Text(""), _table(state["workers"])]
     if state["ended"]:
         parts += [Text(""), _table(state["ended"])]
     return Group(*parts)
+
+
+def _best(row: StudyJson) -> dict[str, str]:
+    return {f"best {row['objective'] or ''}".rstrip(): with_error(row["best"], row.get("best_stderr"))}
 
 
 def _table(rows: Sequence[JsonRow]) -> Table:

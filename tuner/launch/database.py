@@ -30,12 +30,14 @@ class Counts:
         best: The best value; None if there is none, or with several objectives.
         best_trial: The number of the trial with the best value.
         seconds: The time that the database needed to count.
+        best_stderr: The standard error of the best value, if it is the mean over several seeds.
     """
 
     by_outcome: Mapping[Outcome, int]
     best: float | None
     best_trial: int | None
     seconds: float
+    best_stderr: float | None = None
 
 
 class StudyDatabase:
@@ -99,7 +101,9 @@ class StudyDatabase:
             rows = read_best(engine, study, 1) if len(study.directions) == 1 else []
             seconds = time.monotonic() - began_s
             if rows and rows[0].values:
-                return Counts(by_outcome, rows[0].values[0], rows[0].number, seconds)
+                best, stderrs = rows[0], rows[0].stderrs
+                value = rows[0].values[0]
+                return Counts(by_outcome, value, best.number, seconds, None if stderrs is None else stderrs[0])
             return Counts(by_outcome, None, None, seconds)
         return None
 
@@ -121,4 +125,4 @@ class StudyDatabase:
         # A trial that was failed after too many deaths has the name of the last worker that died.
         if kept.worker != worker or kept.error_kind == DEADLY or kept.train_s is None or kept.compile_s is None:
             return None
-        return TrialEnded(row.number, row.outcome, row.values, kept.train_s, kept.compile_s)
+        return TrialEnded(row.number, row.outcome, row.values, kept.train_s, kept.compile_s, row.stderrs)

@@ -362,8 +362,9 @@ class _Launch:
         self.count_pause_s = max(_POLL_S, counts.seconds / _COUNT_SHARE)
         snapshot.counts = counts.by_outcome
         if counts.best is not None:
+            error = "" if counts.best_stderr is None else f" ± {counts.best_stderr:.2g}"
             snapshot.best_value, snapshot.best_trial = counts.best, counts.best_trial
-            snapshot.best = f"{counts.best:.4f} (trial {counts.best_trial})"
+            snapshot.best = f"{counts.best:.4f}{error} (trial {counts.best_trial})"
         if snapshot.began_s is None:
             snapshot.began_s, snapshot.already = time.monotonic(), snapshot.used
 

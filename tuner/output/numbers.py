@@ -35,6 +35,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def with_error(value: object, stderr: object) -> str:
+    """Return a value as text, with the standard error of a mean if there is one: `0.98886 ± 0.0021`."""
+    return as_text(value) if stderr is None else f"{as_text(value)} ± {float(str(stderr)):.2g}"
+
+
 def as_text(value: object) -> str:
     """Return a value as text for a table."""
     if value is None:

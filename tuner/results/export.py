@@ -69,6 +69,7 @@ def _flat_row(study: StudyRow, trial: TrialRow) -> dict[str, object]:
     else:
         values = trial.values or [None] * len(study.directions)
         row |= {f"values.{name}": value for name, value in zip(study.objectives, values, strict=True)}
+    row |= _seeds_of(study, trial)
     row["is_feasible"] = trial.is_feasible
     row |= {f"constraints.{name}": value for name, value in trial.constraints.items()}
     row["seconds"] = trial.seconds
@@ -76,6 +77,16 @@ def _flat_row(study: StudyRow, trial: TrialRow) -> dict[str, object]:
         row[key] = format_time(time, "milliseconds")
     row |= {key: getattr(trial.record, key) for key in _RECORDED}
     return row | {f"hparams.{name}": value for name, value in trial.hparams.items()}
+
+
+def _seeds_of(study: StudyRow, trial: TrialRow) -> dict[str, object]:
+    """Return the standard errors of a trial's values and its number of seeds, if trials of the study have several."""
+    if not study.has_seeds:
+        return {}
+    stderrs = trial.stderrs or [None] * len(study.directions)
+    named = {f"stderrs.{name}": stderr for name, stderr in zip(study.objectives, stderrs, strict=True)}
+    errors: dict[str, object] = {"stderr": stderrs[0]} if len(study.directions) == 1 else dict(named)
+    return errors | {"trained_seeds": None if trial.seeds is None else len(trial.seeds.values)}
 
 
 @contextlib.contextmanager

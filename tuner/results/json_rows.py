@@ -60,6 +60,20 @@ class StudyJson(TypedDict):
     """The number of trials that a worker holds; the number of queued trials."""
     best: Number | None
     """The best objective of a complete trial that satisfies its constraints; null with several objectives."""
+    best_stderr: NotRequired[Number | None]
+    """Its standard error, if trials train with [several seeds](guide/seeds.md)."""
+
+
+class BestStderrJson(TypedDict):
+    """The standard error of a study's best value."""
+
+    best_stderr: NotRequired[Number | None]
+
+
+class SeedsJson(TypedDict):
+    """The values of a trial's seeds."""
+
+    seed_values: NotRequired[list[Number] | list[list[Number]] | None]
 
 
 class ResultJson(TypedDict):
@@ -67,6 +81,9 @@ class ResultJson(TypedDict):
 
     value: NotRequired[Number | None]
     values: NotRequired[list[Number] | None]
+    stderr: NotRequired[Number | None]
+    stderrs: NotRequired[list[Number] | None]
+    trained_seeds: NotRequired[int | None]
 
 
 class EndJson(TypedDict):
@@ -80,6 +97,13 @@ class EndJson(TypedDict):
     """The objective of a complete trial; with several objectives `values`, a list."""
     values: NotRequired[list[Number] | None]
     """The objectives in the study's order, if there are several."""
+    stderr: NotRequired[Number | None]
+    """The standard error of `value`, the mean over the trial's own seeds; only of a study with [several
+    seeds](guide/seeds.md); null unless the trial is complete."""
+    stderrs: NotRequired[list[Number] | None]
+    """The same for each of several objectives."""
+    trained_seeds: NotRequired[int | None]
+    """The number of these seeds; null before the trial has ended."""
     is_feasible: bool | None
     """Whether the trial satisfies all its constraints: each is 0 or less; null if it has none."""
     seconds: float | None
@@ -158,7 +182,8 @@ class TimingsJson(TypedDict):
     programs_fetched: int | None
     """The number of programs that it took from the [compile cache](guide/several-machines.md#compiled-programs)."""
     lanes: int | None
-    """The number of trials that its program trains [at once](guide/cohorts.md); 1 if it trained alone."""
+    """The number of trainings that its program runs [at once](guide/cohorts.md), one for each trial or seed; 1 if it
+    trained alone."""
     train_s: float | None
     """The other seconds of the last attempt."""
     wait_s: float | None
@@ -205,6 +230,9 @@ class ShownJson(TrialJson):
 
     study: str
     """The study's name."""
+    seed_values: NotRequired[list[Number] | list[list[Number]] | None]
+    """The objective with each seed, in a list per seed if there are several objectives; only of a study with [several
+    seeds](guide/seeds.md)."""
     constraints: dict[str, Number] | None
     """Optuna's constraints by name, or by position `0`, `1`, ... if they are a list; null if there are none."""
     started: str | None
@@ -217,7 +245,8 @@ class ShownJson(TrialJson):
     programs_fetched: int | None
     """The number of programs that it took from the [compile cache](guide/several-machines.md#compiled-programs)."""
     lanes: int | None
-    """The number of trials that its program trains [at once](guide/cohorts.md); 1 if it trained alone."""
+    """The number of trainings that its program runs [at once](guide/cohorts.md), one for each trial or seed; 1 if it
+    trained alone."""
     train_s: float | None
     """The other seconds of the last attempt."""
     wait_s: float | None

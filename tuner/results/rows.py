@@ -9,13 +9,14 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from tuner.errors import UsageError
-from tuner.output.numbers import as_text, plain
+from tuner.output.numbers import plain, with_error
 from tuner.results.confidence import Confirmed, rank
 from tuner.results.filters import filtered, in_order
 from tuner.results.json_rows import (
     AttemptJson,
     BaselineJson,
     BestJson,
+    BestStderrJson,
     BusyJson,
     ConfirmedJson,
     CopyJson,
@@ -26,6 +27,7 @@ from tuner.results.json_rows import (
     ReportJson,
     ResultJson,
     Scalar,
+    SeedsJson,
     ShownJson,
     StudyJson,
     TimingsJson,
@@ -91,7 +93,15 @@ def _study_row(engine: Engine, study: StudyRow, standing: Standing | None) -> St
         "running": counts[Outcome.RUNNING],
         "waiting": counts[Outcome.WAITING],
         "best": plain(best[0].values[0]) if best and best[0].values else None,
+        **_best_stderr(study, best),
     }
+
+
+def _best_stderr(study: StudyRow, best: Sequence[TrialRow]) -> BestStderrJson:
+    if not study.has_seeds:
+        return {}
+    stderrs = best[0].stderrs if best else None
+    return {"best_stderr": None if stderrs is None else plain(stderrs[0])}
 
 
 def ended_counts(counts: Mapping[Outcome, int]) -> EndedJson:
@@ -140,7 +150,7 @@ def progress(engine: Engine, study_name: str, last: int) -> WatchedJson:
 def progress_line(row: StudyJson) -> str:
     """Return the progress of a study, its row, in one line."""
     counts = ", ".join(f"{count} {name}" for name, count in shown_counts(row).items())
-    best = f", best {as_text(row['best'])}" if row["best"] is not None else ""
+    best = f", best {with_error(row['best'], row.get('best_stderr'))}" if row["best"] is not None else ""
     return f"{row['study']}: {row['state'] or 'not created by tuner'}, {counts or 'no trials'}{best}"
 
 
@@ -344,6 +354,7 @@ def show_row(engine: Engine, study_name: str, number: int) -> ShownJson:
     return {
         "study": study.name,
         **_trial_row(study, trial),
+        **_seeds_row(study, trial),
         "constraints": {name: plain(value) for name, value in trial.constraints.items()} or None,
         "started": format_time(trial.started),
         "completed": format_time(trial.completed),
@@ -450,9 +461,28 @@ def _end_row(study: StudyRow, trial: TrialRow) -> EndJson:
 
 def _result_of(study: StudyRow, trial: TrialRow) -> ResultJson:
     values = None if trial.values is None else [plain(value) for value in trial.values]
+    row: ResultJson = {"value": None if values is None else values[0]}
     if len(study.directions) > 1:
-        return {"values": values}
-    return {"value": None if values is None else values[0]}
+        row = {"values": values}
+    if not study.has_seeds:
+        return row
+    stderrs = None if trial.stderrs is None else [plain(stderr) for stderr in trial.stderrs]
+    if len(study.directions) > 1:
+        row["stderrs"] = stderrs
+    else:
+        row["stderr"] = None if stderrs is None else stderrs[0]
+    row["trained_seeds"] = None if trial.seeds is None else len(trial.seeds.values)
+    return row
+
+
+def _seeds_row(study: StudyRow, trial: TrialRow) -> SeedsJson:
+    """Return the values of a trial's seeds, if trials of its study have several."""
+    if not study.has_seeds:
+        return {}
+    values = None if trial.seeds is None else [[plain(value) for value in one] for one in trial.seeds.values]
+    if values is None or len(study.directions) > 1:
+        return {"seed_values": values}
+    return {"seed_values": [one[0] for one in values]}
 
 
 def _hparams_of(trial: TrialRow) -> dict[str, Scalar]:

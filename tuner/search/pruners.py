@@ -119,6 +119,26 @@ def make_pruner(given: Named | BasePruner, epochs: int | None) -> BasePruner:
     return PRUNERS[name](options, epochs)
 
 
+def rungs_of(pruner: BasePruner, below: int) -> list[int] | None:
+    """Return the epochs below a number at which successive halving compares trials; None for another pruner.
+
+    Hyperband has other rungs for each bracket of trials, and Optuna's `min_resource="auto"` is not known beforehand:
+    None for them too.
+    """
+    from optuna.pruners import SuccessiveHalvingPruner
+
+    if not isinstance(pruner, SuccessiveHalvingPruner):
+        return None
+    settings = private.halving(pruner)
+    if settings.min_resource is None:
+        return None
+    rungs, rung = [], settings.min_resource * settings.reduction_factor**settings.min_early_stopping_rate
+    while rung < below:
+        rungs.append(rung)
+        rung *= settings.reduction_factor
+    return rungs
+
+
 class TrialPruner:
     """Asks a study's pruner about a running trial, of which it keeps its own copy."""
 

@@ -51,6 +51,8 @@ FILES = "files"
 """The folder of a trial's own files, in the trial's folder."""
 LOG = "log.txt"
 """What a trial printed, in the trial's folder; `log.1.txt` has what was printed before, if that is much."""
+SEEDS = "seeds"
+"""The folder with a folder for each seed of a trial but the first, in the trial's folder."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from tuner.study.launch_record import (
     with_rules,
 )
 from tuner.study.objective import OptunaObjective, takes
+from tuner.study.seeds import SeedPlan, check_seeds, make_plan, seeds_of
 from tuner.study.signatures import takes_hparams
 from tuner.study.source import call_study_code
 from tuner.study.space import Space, check_fixed, from_params, is_space, parse_fixed, sample, to_params
@@ -82,6 +83,9 @@ class StudySpec:
         retries: How often a trial that raised an error is retried before it counts as failed; >= 0.
         cohort: For a trainer: the number of trials that a worker trains at once in one compiled program, on one device;
             `"auto"` measures which number trains most trials per second. 1 trains one after another.
+        seeds: For a trainer: the number of seeds with which each trial trains. The trial's value is the mean over them,
+            and it is one trial of the budget. `(1, 3, 5)` trains with one seed to the first rung of the pruner `asha`,
+            with three after it, and with five after the next.
 
     Raises:
         StudyError: a setting is wrong; the message names it.
@@ -112,6 +116,7 @@ class StudySpec:
     stall_minutes: float | None = None
     retries: int = 1
     cohort: int | Literal["auto"] = 1
+    seeds: int | Sequence[int] = 1
 
     def __post_init__(self) -> None:
         if isinstance(self.trainer, type):
@@ -135,6 +140,11 @@ class StudySpec:
             raise StudyError(f"cohort must be an integer of at least 1, or 'auto': got {self.cohort!r}")
         if self.cohort != 1 and self.trainer is None:
             raise StudyError(f"cohort needs a study with `trainer`: got cohort={self.cohort!r} (study {self.name!r})")
+        if check_seeds(self.seeds) != (1,) and self.trainer is None:
+            raise StudyError(
+                f"seeds needs a study with `trainer`: got seeds={self.seeds!r} (study {self.name!r}); train with "
+                "several seeds inside a trial and report the mean, or run `tuner confirm` after the study"
+            )
         for setting in ("wall_hours", "device_hours", "trial_minutes", "stall_minutes"):
             limit, unit = getattr(self, setting), setting.partition("_")[2]
             if limit is not None and (not is_number(limit) or not limit > 0):
@@ -239,6 +249,22 @@ class StudySpec:
             raise StudyError("the sampler 'cmaes' supports only one objective: use tpe, nsga2, random, qmc or grid")
         self._check_population(self.make_pruner())
         self.make_sampler(0)
+        _ = self.seed_plan
+
+    @property
+    def seed_plan(self) -> SeedPlan:
+        """How many seeds a trial trains with after each epoch."""
+        counts = check_seeds(self.seeds)
+        if len(counts) == 1:
+            return SeedPlan(counts)
+        from tuner.search import rungs_of
+
+        assert self.epochs is not None
+        every = getattr(self.trainer, "validate_every", 1)
+        last_decision = (self.epochs - 1) // every * every if is_int(every) and every > 0 else self.epochs - 1
+        pruner = "asha" if self.pruner is None else self.pruner
+        about = f"pruner={'none' if len(self.objectives) > 1 else pruner!r}, epochs={self.epochs} (study {self.name!r})"
+        return make_plan(counts, rungs_of(self.make_pruner(), self.epochs), last_decision, about)
 
     def _check_population(self, pruner: object) -> None:
         """Check that a study can be trained as a population, if its pruner says so."""
@@ -250,6 +276,8 @@ class StudySpec:
         of, name = f"population-based training (pruner 'pbt', study {self.name!r})", self.sampler
         if self.trainer is None:
             raise StudyError(f"{of} needs a study with `trainer`: only its state can be copied")
+        if check_seeds(self.seeds) != (1,):
+            raise StudyError(f"{of} trains one seed in each trial: got seeds={self.seeds!r}; remove seeds")
         if not is_space(self.space):
             raise StudyError(f"{of} needs a Space class: got a define-by-run space")
         searched = {key: domain for key, domain, _ in parameters(self.space) if key not in self.fixed}
@@ -391,6 +419,7 @@ class StudySpec:
             **({} if self.baseline is None else {"baseline": self.baseline_params}),
             **({} if self.trainer is not None else {"train": self.kind}),
             "value": self.value,
+            **self.seed_plan.record(),
         }
 
     def check_unchanged(self, recorded: Mapping[str, object]) -> None:
@@ -409,8 +438,8 @@ class StudySpec:
                 f"supports {OPTIMIZER_RULES}): upgrade tuner"
             )
         # An older study keeps the optimizer rules with which it was started.
-        theirs = {**with_rules(recorded), "value": value_epoch_of(recorded)}
-        changes = differences(theirs, {**mine, "optimizer_rules": rules})
+        theirs = {**with_rules(recorded), "value": value_epoch_of(recorded), "seeds": seeds_of(recorded)}
+        changes = differences(theirs, {**mine, "optimizer_rules": rules, "seeds": seeds_of(mine)})
         if changes:
             raise StudyChanged(
                 f"study {self.name!r} has changed since its first launch, so its trials cannot be compared: "

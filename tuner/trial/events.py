@@ -102,6 +102,7 @@ class TrialEnded(Event):
         values: A value per objective; None without a result.
         train_s: Seconds of training.
         compile_s: Seconds of compiling.
+        stderrs: The standard error of each value, the mean over several seeds; None with one seed.
     """
 
     name = "end"
@@ -110,6 +111,7 @@ class TrialEnded(Event):
     values: Sequence[float] | None
     train_s: float
     compile_s: float
+    stderrs: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -277,6 +279,8 @@ _STAMP = ("time", "seconds")
 def encode(event: Event) -> dict[str, Any]:
     """Return an event as a JSON object."""
     own = {part.name: getattr(event, part.name) for part in dataclasses.fields(event) if part.name not in _STAMP}
+    if own.get("stderrs", ...) is None:  # a trial with one seed
+        del own["stderrs"]
     before = {"time": event.time, "event": event.name, "level": event.level}
     stamped = {name: value for name, value in before.items() if value is not None} | own
     return stamped if event.seconds is None else {**stamped, "seconds": dict(event.seconds)}

@@ -43,6 +43,7 @@ from tuner.trial.events import (
     TrialRetried,
 )
 from tuner.trial.failures import describe, last_line, storable
+from tuner.trial.seed_values import SEEDS_KEY, SeedValues
 from tuner.worker.context import WorkerContext
 from tuner.worker.reports import Reports
 from tuner.worker.trainable import End, Saved, TrialData, check_objectives, ranking_values
@@ -95,6 +96,7 @@ class Attempt(TrialData):
         self.watch = Watch()
         self.curve: dict[int, float] = {}  # the epochs that were reported to Optuna
         self.values: list[float] | None = None
+        self.seed_values: SeedValues | None = None
         self.decision: Outcome | None = None  # made by a report
         self.pruner: TrialPruner | None = None
         self.is_flush_queued = False
@@ -366,6 +368,10 @@ class Attempt(TrialData):
         if any(math.isnan(value) for value in values):
             self.decision = Outcome.DIVERGED
 
+    def set_seeds(self, values: SeedValues) -> None:
+        """Set the values of the trial's seeds so far; the values of the trial are their means."""
+        self.seed_values, self.values = values, values.means
+
     def flush_later(self) -> None:
         """Store suggested hyperparameters soon, on the thread that stores reports."""
         if not self.is_flush_queued:
@@ -497,7 +503,8 @@ class Attempt(TrialData):
         self.files.finish()
         if has_more_than_log(saved.folder):  # the best checkpoint, or only pictures
             context.files.collect(partial(removable, context.engine, context.study_id, **self._best_k()))
-        context.say(TrialEnded(lease.number, outcome, values, record["train_s"], record["compile_s"]))
+        stderrs = None if values is None or self.seed_values is None else self.seed_values.stderrs
+        context.say(TrialEnded(lease.number, outcome, values, record["train_s"], record["compile_s"], stderrs))
 
     def _spent(self) -> dict[str, Any]:
         """Return the worker, and how it spent its time, as columns of the record."""
@@ -510,12 +517,13 @@ class Attempt(TrialData):
             "train_s": round(time.perf_counter() - began - compile_s, 4),
         }
 
-    def _attributes(self) -> dict[str, int]:
-        """Return attributes of the trial: how many programs came from the compile cache, and with how many it ran."""
-        fetched, lanes = self.clock.fetched - self.began[3], self.context.lanes()
+    def _attributes(self) -> dict[str, Any]:
+        """Return attributes of the trial: programs from the compile cache, lanes of its program, its seeds' values."""
+        fetched, lanes, seeds = self.clock.fetched - self.began[3], self.context.lanes(), self.seed_values
         return {
             **({leases.FETCHED_KEY: fetched} if fetched else {}),
             **({leases.LANES_KEY: lanes} if lanes > 1 else {}),
+            **({} if seeds is None else {SEEDS_KEY: seeds.to_json()}),
         }
 
     def _best_k(self) -> dict[str, Any]:

@@ -35,6 +35,10 @@ def make_trainable(
     """
     if study.trainer is not None:
         assert data_for is not None
+        if study.seed_plan.most > 1:
+            from tuner.worker.train_seeds import SeedsTrainable
+
+            return SeedsTrainable(study, data_for, runtime.layout, about, record, choose, group)
         from tuner.worker.train_module import ModuleTrainable
 
         return ModuleTrainable(study, data_for, runtime.layout, about, record, choose, group)

@@ -3,6 +3,9 @@
 Each trial is an ordinary `Attempt` on a thread of its own. The threads take turns, so that only one of them runs. When
 all of them wait, the worker's thread does what they wait for, for all of them at once: it stores their reports in one
 transaction, and runs the program of all lanes.
+
+A trial with several seeds has a lane for each. It gets all its lanes at once and keeps them to its end, so no trial
+waits for lanes while it holds some. Its seeds train on threads of their own, which also take turns.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from tuner.trial.events import CohortChosen
 from tuner.trial.failures import last_line
 from tuner.worker.attempt import Attempt, Ended
 from tuner.worker.context import WorkerContext
-from tuner.worker.meeting import Meeting, Participant
+from tuner.worker.meeting import Meeting, Participant, current
 from tuner.worker.reports import StoreCall
 from tuner.worker.runtime import Runtime
 from tuner.worker.time_use import TimeUse
@@ -86,6 +89,13 @@ class Tasks:
 
     lane: int
     tasks: Sequence[Task]
+
+
+@dataclass(frozen=True)
+class Gather:
+    """The ends of threads that train the seeds of the trial."""
+
+    threads: Sequence[Participant]
 
 
 @dataclass(frozen=True)
@@ -165,8 +175,10 @@ class _Trial:
         lease: The claim on it.
         attempt: Runs it; None before its first turn.
         ended: How it ended; None before, and if it was given back.
-        lane: Its lane; None while it waits for one, or has left it.
-        lanes: The number of lanes of its program.
+        place: The number of its place in the cohort; None while it waits for one, or has left it.
+        lanes: The lanes of its place that its trainings use.
+        unused: The other lanes of its place.
+        count: The number of lanes of its program.
         clock: Its compilations.
     """
 
@@ -174,8 +186,10 @@ class _Trial:
     clock: _OwnClock
     attempt: Attempt | None = None
     ended: Ended | None = None
-    lane: int | None = None
-    lanes: int = 1
+    place: int | None = None
+    lanes: set[int] = field(default_factory=set[int])
+    unused: list[int] = field(default_factory=list[int])
+    count: int = 1
 
 
 @dataclass
@@ -198,11 +212,13 @@ class Cohort:
     meeting: Meeting = field(default_factory=Meeting)
 
     def __post_init__(self) -> None:
-        self._trials: dict[Participant, _Trial] = {}
+        self._trials: dict[Participant, _Trial] = {}  # by the thread of the attempt
+        self._owners: dict[Participant, Participant] = {}  # of a thread of a seed: the thread of its trial
         self._calls: list[tuple[Future[Any], Callable[[], Any]]] = []
         self._tasks: dict[Participant, deque[Task]] = {}
         self._lanes: Lanes | None = None
         self._key: Hashable = None
+        self._width = self.context.study.seed_plan.most  # lanes of a trial
         self._most = min(self.context.study.trials, MOST_LANES if self.asked == "auto" else self.asked)
         self.size = 1 if self.asked == "auto" else self._most
         self._free: list[int] = list(range(self.size))
@@ -249,7 +265,9 @@ class Cohort:
         """Give back all trials, because the worker cannot go on with them."""
         while self._trials:
             for participant in self.meeting.participants:
-                if participant.request is not None:
+                if isinstance(participant.request, Gather):  # closes its trainings when their threads have ended
+                    self._gather(participant)
+                elif participant.request is not None:
                     participant.answer(error=TrialLeft("the worker gives back its trials"))
             with contextlib.suppress(Exception):  # there is one already
                 self._take_turns()
@@ -287,7 +305,7 @@ class Cohort:
         def execute(trainer: TrainerDefinition, hparams: PyTree, feed: Feed) -> Execution:
             key = program_key(trainer, hparams, feed)
             lanes, lane = ask(Join(key, trainer, hparams, feed))
-            trial.lane, trial.lanes = lane, lanes.count
+            leave = partial(self._leave, trial, lane)
             if lanes.count == 1:  # the same program without lanes is faster
                 return _Alone(trainer, hparams, feed, self.choose, leave)
             return Lane(lanes, lane, hparams, meet, leave)
@@ -298,33 +316,60 @@ class Cohort:
         def ask(request: object) -> Any:
             assert trial.attempt is not None
             with trial.attempt.watchdog.idle():
-                answer = participant.ask(request)
+                answer = current().ask(request)
             set_about(trial=trial.lease.number)
             return answer
 
-        def leave() -> None:
-            self._leave(trial)
+        def together(calls: Sequence[Callable[[], T]]) -> list[T]:
+            if len(calls) < 2:
+                return [call() for call in calls]
+            results: dict[int, T] = {}
+            threads = [self._start_seed(participant, trial, results, at, call) for at, call in enumerate(calls)]
+            ask(Gather(threads))
+            for thread in threads:
+                if thread.error is not None:
+                    raise thread.error
+            return [results[at] for at, _ in enumerate(calls)]
 
         return dataclasses.replace(
             context,
-            trainable=context.trainable.in_lane(execute),
+            trainable=context.trainable.in_lane(execute, together),
             background=_Together(ask, self._calls),
             place=dataclasses.replace(context.place, runtime=runtime),
             time_use=TimeUse({}, clock=lambda: 0.0),  # the worker's thread measures
             renewals=self._renewals,
-            lanes=lambda: trial.lanes,
+            lanes=lambda: trial.count,
         )
 
+    def _start_seed(
+        self, owner: Participant, trial: _Trial, results: dict[int, T], at: int, call: Callable[[], T]
+    ) -> Participant:
+        """Start a thread that makes a call for a trial."""
+
+        def run(_: Participant) -> None:
+            assert trial.attempt is not None
+            set_about(trial=trial.lease.number)
+            with trial.attempt.watchdog.busy():
+                results[at] = call()
+
+        thread = self.meeting.start(f"trial-{trial.lease.number}-{at}", run)
+        self._owners[thread] = owner
+        return thread
+
+    def _trial_of(self, participant: Participant) -> _Trial:
+        return self._trials[self._owners.get(participant, participant)]
+
     def _take_turns(self) -> None:
-        over = self.meeting.take_turns(lambda one: self._after_turn(self._trials[one]))
+        over = self.meeting.take_turns(lambda one: self._after_turn(self._trial_of(one)))
         set_about(trial=None)
-        ended = [(self._trials.pop(participant), participant.error) for participant in over]
         for participant in over:
             self._tasks.pop(participant, None)
+        ended = [(self._trials.pop(one), one.error) for one in over if self._owners.pop(one, None) is None]
         errors: list[BaseException] = []
         for trial, error in ended:
             self.context.claimant.held.discard(trial.lease.trial_id)
-            self._leave(trial)  # it has not, if its training could not begin
+            for lane in list(trial.lanes):  # of trainings that could not begin
+                self._leave(trial, lane)
             try:
                 self.ended(trial.lease, trial.ended, None if isinstance(error, TrialLeft) else error)
             except BaseException as raised:
@@ -332,12 +377,16 @@ class Cohort:
         if errors:
             raise errors[0]
 
-    def _leave(self, trial: _Trial) -> None:
-        if trial.lane is not None:
-            if self._lanes is not None:
-                self._lanes.leave(trial.lane)
-            self._free.append(trial.lane)
-            trial.lane = None
+    def _leave(self, trial: _Trial, lane: int) -> None:
+        if lane not in trial.lanes:
+            return
+        if self._lanes is not None:
+            self._lanes.leave(lane)
+        trial.lanes.discard(lane)
+        trial.unused.append(lane)
+        if not trial.lanes and trial.place is not None:
+            self._free.append(trial.place)
+            trial.place = None
 
     def _after_turn(self, trial: _Trial) -> None:
         self._note_compiled(trial)
@@ -356,18 +405,26 @@ class Cohort:
         """Return the trials that wait for a lane, oldest first."""
         return [one for one in self.meeting.participants if isinstance(one.request, Join)]
 
-    def _others(self) -> list[Participant]:
-        """Return the trials that wait for lanes of another program than the present one."""
-        return [one for one in self._waiting() if one.request.key != self._key]
+    def _others(self) -> set[int]:
+        """Return the numbers of the trials that wait for lanes of another program than the present one."""
+        return {self._trial_of(one).lease.number for one in self._waiting() if one.request.key != self._key}
 
     # --- What they wait for
 
     def _serve(self) -> None:
         """Do something of what the trials wait for."""
         self._call()
-        if self._answer() or self._join():
+        gathered = [self._gather(one) for one in self.meeting.participants if isinstance(one.request, Gather)]
+        if any(gathered) or self._answer() or self._join():
             return
         self._do_tasks()
+
+    def _gather(self, participant: Participant) -> bool:
+        """Let a trial go on if the threads of its seeds have ended; return whether it does."""
+        is_over = all(thread.is_over for thread in participant.request.threads)
+        if is_over:
+            participant.answer()
+        return is_over
 
     def _call(self) -> None:
         """Make the calls to the database that trials have submitted, on the background thread."""
@@ -404,7 +461,8 @@ class Cohort:
     def _join(self) -> bool:
         """Give lanes to the trials that wait for one of this program; return whether there were any."""
         waiting = self._waiting()
-        if leaving := [one for one in waiting if self._must_leave(self._trials[one])]:
+        homeless = [one for one in waiting if self._trial_of(one).place is None]
+        if leaving := [one for one in homeless if self._must_leave(self._trial_of(one))]:
             for participant in leaving:
                 participant.answer(error=TrialLeft("the trial is given back before it has a lane"))
             return True
@@ -416,13 +474,26 @@ class Cohort:
             except Exception as error:  # it fails alone
                 waiting[0].answer(error=error)
                 return True
-            self._note_compiled(self._trials[waiting[0]])
-        joined = [one for one in waiting if one.request.key == self._key][: len(self._free)]
-        for participant in joined:
-            participant.answer((self._lanes, self._free.pop(0)))
-        if self._others():
-            self._passed += len(joined)
-        return bool(joined)
+            self._note_compiled(self._trial_of(waiting[0]))
+        given = [self._give_lane(one) for one in waiting if one.request.key == self._key]
+        return any(given)
+
+    def _give_lane(self, participant: Participant) -> bool:
+        """Give a lane to a training; return False if its trial waits for a place."""
+        assert self._lanes is not None
+        trial = self._trial_of(participant)
+        if trial.place is None:
+            if not self._free:
+                return False
+            place = trial.place = self._free.pop(0)
+            trial.unused = list(range(place * self._width, (place + 1) * self._width))
+            trial.count = self._lanes.count
+            if self._others():
+                self._passed += 1
+        lane = trial.unused.pop(0)
+        trial.lanes.add(lane)
+        participant.answer((self._lanes, lane))
+        return True
 
     def _must_leave(self, trial: _Trial) -> bool:
         assert trial.attempt is not None
@@ -437,17 +508,27 @@ class Cohort:
         """
         if not first.feed.is_resident:
             raise CannotShare("trials with a StreamDataset train one by one: their data are read on the host")
+        count = self.size * self._width
         if self.asked == "auto":
             study = self.context.study
             steps = (study.epochs or 1) * first.feed.steps
             start = First(first.feed.first(), study.seed, steps, OPTIMIZER_RULES)
-            self.size = best_count(first.trainer, first.hparams, first.feed, start, self._most, self.choose)
-        self._lanes = Lanes(first.trainer, first.hparams, first.feed, self.size, self.choose)
+            most = min(self._most * self._width, MOST_LANES)
+            count = best_count(first.trainer, first.hparams, first.feed, start, most, self.choose)
+            self.size = max(1, count // self._width)
+            count = 1 if count == 1 else self.size * self._width
+        self._lanes = Lanes(first.trainer, first.hparams, first.feed, count, self.choose)
         self._key, self._passed, self._free = first.key, 0, list(range(self.size))
-        if self.size != self._said:
-            self._said = self.size
-            what = f"{self.size} trials train at once in one program" if self.size > 1 else "trials train one by one"
-            self.context.say(CohortChosen(self.size, what))
+        if count != self._said:
+            self._said = count
+            self.context.say(CohortChosen(self.size, self._described(count)))
+
+    def _described(self, lanes: int) -> str:
+        if lanes == 1:
+            return "trials train one by one"
+        seeds = f" with {self._width} seeds each" if self._width > 1 else ""
+        trials = f"{self.size} trials{seeds} train" if self.size > 1 else f"the {self._width} seeds of a trial train"
+        return f"{trials} at once in one program"
 
     def _do_tasks(self) -> None:
         """Run the next program for the lanes that wait for it."""
@@ -462,13 +543,14 @@ class Cohort:
             results: Mapping[int, Any] = self._lanes.do({lane: self._tasks[of_lane[lane]][0] for lane in chosen})
         except Exception as error:
             raise ProgramFailed(last_line(str(error)), self.context.runtime.is_out_of_memory(error)) from error
-        self._note_compiled(self._trials[of_lane[chosen[0]]])
+        self._note_compiled(self._trial_of(of_lane[chosen[0]]))
         seconds = time.monotonic() - began_s
+        trials = {trial.lease.number: trial for trial in (self._trial_of(of_lane[lane]) for lane in chosen)}
+        for trial in trials.values():
+            assert trial.attempt is not None
+            trial.attempt.watchdog.count(seconds)
         for lane in chosen:
             participant = of_lane[lane]
-            attempt = self._trials[participant].attempt
-            assert attempt is not None
-            attempt.watchdog.count(seconds)
             self._tasks[participant].popleft()
             if not self._tasks[participant]:
                 del self._tasks[participant]

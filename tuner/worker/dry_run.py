@@ -18,6 +18,7 @@ def check_study(study: StudySpec, data: StudyData | None) -> None:
 
     from tuner.study.space import examples, is_space
     from tuner.training.loop.checks import check_trainer
+    from tuner.worker.train_seeds import reserved_metrics
 
     if is_space(study.space):
         candidates = examples(study.space)
@@ -29,5 +30,12 @@ def check_study(study: StudySpec, data: StudyData | None) -> None:
     for hparams in candidates:
         splits = call_study_code(data.failure, data.for_hparams, hparams)
         call_study_code(
-            "the trainer failed", check_trainer, study.trainer, hparams, splits, study.objectives, study.epochs
+            "the trainer failed",
+            check_trainer,
+            study.trainer,
+            hparams,
+            splits,
+            study.objectives,
+            study.epochs,
+            reserved_metrics(study.objectives) if study.seed_plan.most > 1 else None,
         )

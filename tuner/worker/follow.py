@@ -36,6 +36,11 @@ def check_group(study: StudySpec, group: Group | None) -> None:
             f"population-based training (pruner 'pbt', study {study.name!r}) needs workers on one host: got a group of "
             "several"
         )
+    if group is not None and study.seed_plan.most > 1:
+        raise UsageError(
+            f"a worker on several hosts trains one seed: study {study.name!r} has seeds={study.seeds!r}; use workers "
+            "of one host each, which may have several devices, or seeds=1 and `tuner confirm`"
+        )
 
 
 def run_follower(study: StudySpec, group: Follower, *, file: str) -> None:

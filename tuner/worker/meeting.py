@@ -6,6 +6,13 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+_here = threading.local()
+
+
+def current() -> Participant:
+    """Return the participant whose thread this is."""
+    return _here.participant
+
 
 class Participant:
     """A thread that takes turns with others.
@@ -29,6 +36,7 @@ class Participant:
     request: Any
 
     def _work(self) -> None:
+        _here.participant = self
         self._may_go.acquire()
         try:
             self._run()

@@ -45,7 +45,10 @@ from tuner.worker.trainable import Trainable, UnstoredRun, check_objectives, ran
 
 @dataclass(frozen=True)
 class Rerunner:
-    """A study for training its trials again: its row, the `Study`, its file, and what trains a trial."""
+    """A study for training its trials again: its row, the `Study`, its file, and what trains a trial.
+
+    `of_one_seed` trains with a single seed if trials of the study have several.
+    """
 
     engine: Engine
     row: StudyRow
@@ -53,15 +56,25 @@ class Rerunner:
     file: Path
     trainable: Trainable
     runtime: Runtime
+    of_one_seed: Trainable | None = None
 
-    def train(self, number: int, seed: int | None, say: Callable[[Report], bool]) -> list[float]:
+    def train(
+        self,
+        number: int,
+        seed: int | None,
+        say: Callable[[Report], bool],
+        *,
+        trainable: Trainable | None = None,
+    ) -> list[float]:
         """Train with a trial's stored hyperparameters; return the values of the objectives.
 
         Args:
             number: The trial.
             seed: The seed of the training; None for those of the trial and of the trials that it copied.
             say: Called with each report; returns whether to end the training.
+            trainable: What trains; by default what trains a trial of the study, maybe with several seeds.
         """
+        trainable = trainable or self.trainable
         stretches = self.lineage(number)
         first = stretches[0]
         own = trial_seed(self.study.seed, first.trial, "training") if seed is None else seed
@@ -69,8 +82,8 @@ class Rerunner:
             run = _Rerun(self.study, number, first.hparams, own, Path(folder), say)
             if len(stretches) > 1:
                 run.others = ReplayedMember(self.study, stretches, reseed=seed is None)
-            with self.trainable.saved(run) as saved:
-                self.trainable.run(run, saved)
+            with trainable.saved(run) as saved:
+                trainable.run(run, saved)
         return run.values
 
     def lineage(self, number: int) -> list[Stretch]:
@@ -83,7 +96,7 @@ class Rerunner:
         return lineage(number, copies, initial)
 
     def lanes(self, number: int) -> int:
-        """Return the number of trials that trained at once with a trial when it ran; 1 if it trained alone."""
+        """Return the number of trainings that the program of a trial ran at once; 1 if it trained alone."""
         return read_programs(self.engine, read_trial(self.engine, self.row, number).trial_id).lanes
 
 
@@ -206,8 +219,10 @@ def open_study(engine: Engine, name: str, file: str | None, fixed: Mapping[str, 
         data = StudyData(study.data, study.seed)
         data_for = partial(call_study_code, data.failure, data.for_hparams)
     choose = partial(mode_of, engine, row.study_id)
-    trainable = make_trainable(study, data_for, runtime, {}, row.record, choose)
-    return Rerunner(engine, row, study, found, trainable, runtime)
+    trainable, one = (
+        make_trainable(each, data_for, runtime, {}, row.record, choose) for each in (study, study.changed(seeds=1))
+    )
+    return Rerunner(engine, row, study, found, trainable, runtime, one)
 
 
 # --- With the same seed
@@ -325,7 +340,7 @@ def confirm(rerunner: Rerunner, count: int, seeds: int, say: Callable[[int, int,
             if repeat in known.get(trial.trial_id, {}):
                 continue
             seed = trial_seed(study.seed, repeat, "confirmation")
-            values = rerunner.train(trial.number, seed, lambda report: False)
+            values = rerunner.train(trial.number, seed, lambda report: False, trainable=rerunner.of_one_seed)
             value = values[0] if values and math.isfinite(values[0]) else None
             store_confirmation(engine, row.study_id, trial.trial_id, repeat, value)
             say(trial.number, repeat, value)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from tuner.errors import StudyError
 from tuner.study import StudySpec
@@ -18,7 +18,24 @@ from tuner.worker.trainable import AsksOptuna, Choose, DataFor, End, Run
 
 if TYPE_CHECKING:
     from tuner.training.loop.execution import Execute
+    from tuner.training.loop.training import Training
     from tuner.training.saved.checkpoints import Checkpoints
+
+
+T = TypeVar("T")
+
+
+class Together(Protocol):
+    """Makes calls, perhaps at the same time."""
+
+    def __call__(self, calls: Sequence[Callable[[], T]]) -> list[T]:
+        """Return the results in order; raises the error of the first call that raised one."""
+        ...
+
+
+def one_by_one(calls: Sequence[Callable[[], T]]) -> list[T]:
+    """Make calls one after another."""
+    return [call() for call in calls]
 
 
 class ModuleTrainable(AsksOptuna):
@@ -45,6 +62,7 @@ class ModuleTrainable(AsksOptuna):
         group: Leader | Follower | None = None,
     ) -> None:
         self._study, self._data_for, self._about, self._group = study, data_for, about, group
+        self._together: Together = one_by_one
         self._options = {
             "layout": layout,
             "optimizer_rules": optimizer_rules_of(record),
@@ -53,10 +71,16 @@ class ModuleTrainable(AsksOptuna):
             **({} if group is None else {"agree": group.agree}),
         }
 
-    def in_lane(self, execute: Execute) -> ModuleTrainable:
-        """Return the same with another way to run programs, see `tuner.training.Training`."""
+    def in_lane(self, execute: Execute, together: Together) -> Self:
+        """Return the same for a trial of a cohort.
+
+        Args:
+            execute: Another way to run programs, see `tuner.training.Training`.
+            together: Makes calls that train, if the trial has several trainings.
+        """
         other = copy.copy(self)
         other._options = {**self._options, "execute": execute}
+        other._together = together
         return other
 
     def saved(self, run: Run) -> Checkpoints:
@@ -81,18 +105,7 @@ class ModuleTrainable(AsksOptuna):
         data = self._data_for(run.hparams)
         if group is not None:
             _check_same_data(group, data)
-        reports = study.trainer.train_model(
-            run.hparams,
-            data,
-            epochs=study.epochs,
-            seed=run.seed,
-            objective=study.objectives[0],
-            direction=study.all_directions[0],
-            checkpoints=saved if run.resumes_later else None,
-            about={**self._about, "trial": run.number},
-            stop=partial(_must_stop, run, saved),
-            **self._options,
-        )
+        reports = self._training(run, data, run.seed, saved)
         epoch, others, compared = 0, run.others, 0
         with contextlib.closing(reports):
             for report in reports:
@@ -110,6 +123,21 @@ class ModuleTrainable(AsksOptuna):
                 if others is not None and is_compared:
                     others.compare(epoch, report.metrics[study.objectives[0]], reports.continue_with)
         return End.FINISHED if epoch >= study.epochs else End.STOPPED
+
+    def _training(self, run: Run, data: Any, seed: int, saved: Checkpoints) -> Training:
+        study = self._study
+        return study.trainer.train_model(
+            run.hparams,
+            data,
+            epochs=study.epochs,
+            seed=seed,
+            objective=study.objectives[0],
+            direction=study.all_directions[0],
+            checkpoints=saved if run.resumes_later else None,
+            about={**self._about, "trial": run.number},
+            stop=partial(_must_stop, run, saved),
+            **self._options,
+        )
 
 
 def _must_stop(run: Run, saved: Checkpoints) -> bool:

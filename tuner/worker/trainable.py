@@ -17,6 +17,7 @@ from tuner.study.spec import StudySpec
 from tuner.study.trial import TrialRun
 from tuner.trial import Report
 from tuner.trial.environment import DEVICES_VARIABLE
+from tuner.trial.seed_values import SeedValues
 
 if TYPE_CHECKING:
     import optuna
@@ -89,6 +90,10 @@ class Run(TrialRun, Protocol):
         """Set the values of the objectives, if they are not those of a report; NaN means that it has diverged."""
         ...
 
+    def set_seeds(self, values: SeedValues) -> None:
+        """Set the values of the trial's seeds so far; the values of the trial are their means."""
+        ...
+
     def flush_later(self) -> None:
         """Store suggested hyperparameters soon."""
         ...
@@ -157,6 +162,9 @@ class UnstoredRun(TrialData):
         return []
 
     def keep(self, earlier: Iterable[Report]) -> None:
+        pass
+
+    def set_seeds(self, values: SeedValues) -> None:
         pass
 
     def flush_later(self) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from tuner.errors import CheckpointError
 from tuner.object_storage.store import check_complete, describe_error
 from tuner.output.log import tell
-from tuner.storage.artifacts import RECORD, ObjectStore
+from tuner.storage.artifacts import RECORD, SEEDS, ObjectStore
 
 LATEST, BEST = "latest", "best"
 _FILES_S = 30.0
@@ -37,7 +37,7 @@ class TrialUpload:
     """The files of one attempt of a trial, and which of them the store has.
 
     The store has the same files as the folder: the numbered checkpoints of `latest`, `best` after the trial's end, and
-    the trial's own files. No other attempt writes below its key.
+    the trial's own files, which the checkpoints of its other seeds are among. No other attempt writes below its key.
 
     Args:
         store: The store.
@@ -184,6 +184,8 @@ class TrialUpload:
     def tidy(self) -> None:
         """Remove what an ended trial does not need any more: checkpoints to resume from."""
         self._store.remove(f"{self.key}/{LATEST}")
+        for seed in {name.split("/")[1] for name in self._own if name.startswith(f"{SEEDS}/")}:
+            self._store.remove(f"{self.key}/{SEEDS}/{seed}/{LATEST}")
         if self._fence > 1:
             self.remove_earlier()
 
@@ -235,6 +237,8 @@ def _own_files(root: Path) -> Iterator[tuple[str, tuple[int, int]]]:
     for place, folders, names in os.walk(root):
         if Path(place) == root:
             folders[:] = [name for name in folders if name not in (LATEST, BEST) and not name.startswith(".tmp-")]
+        elif Path(place).parent == root / SEEDS:
+            folders[:] = [name for name in folders if not name.startswith(".tmp-")]
         for name in names:
             path = Path(place, name)
             with contextlib.suppress(FileNotFoundError, PermissionError):

@@ -45,6 +45,8 @@ class Limits:
 class Watchdog:
     """Watches one trial. Time that the trial's thread waits for the database does not count.
 
+    In a cohort, of whose threads one runs at a time, a trial may have several threads: see `idle` and `busy`.
+
     Created on the thread that trains the trial.
 
     Args:
@@ -57,6 +59,7 @@ class Watchdog:
         self._limits, self._warn, self._end = limits, warn, end
         self._waited = waited()
         self._idle_s, self._idle_since_s = 0.0, None
+        self._busy = 1  # threads of the trial that are not idle
         self._began_s = self._clock_s()
         self._progress_s: float | None = None
         self._is_over, self._has_noticed = threading.Event(), threading.Event()
@@ -75,13 +78,32 @@ class Watchdog:
 
     @contextlib.contextmanager
     def idle(self) -> Generator[None]:
-        """Do not count the time of the body, in which other trials of a cohort train."""
-        self._idle_since_s = time.monotonic()
+        """Do not count the time of the body, in which other trials of a cohort train, or other threads of this one."""
+        self._rest()
         try:
             yield
         finally:
+            self._resume()
+
+    @contextlib.contextmanager
+    def busy(self) -> Generator[None]:
+        """Count the time of the body, which runs on another thread of the trial while this one is idle."""
+        self._resume()
+        try:
+            yield
+        finally:
+            self._rest()
+
+    def _rest(self) -> None:
+        self._busy -= 1
+        if self._busy == 0:
+            self._idle_since_s = time.monotonic()
+
+    def _resume(self) -> None:
+        if self._idle_since_s is not None:
             self._idle_s += time.monotonic() - self._idle_since_s
             self._idle_since_s = None
+        self._busy += 1
 
     def count(self, seconds: float) -> None:
         """Count seconds of an idle time after all: a program of all trials ran for this one too."""

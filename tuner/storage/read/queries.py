@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine
 from tuner.errors import UnknownStudy, nearest
 from tuner.storage.read.hours import Hours, count_hours
 from tuner.storage.read.ranking import Ranked, best_trials, is_feasible, read_constraints
-from tuner.storage.sql.dialect import clock
+from tuner.storage.sql.dialect import clock, ids_value, one_of
 from tuner.storage.sql.encoding import loaded_number
 from tuner.storage.sql.outcomes import recorded_outcome
 from tuner.storage.sql.retry import read
@@ -37,6 +37,7 @@ from tuner.storage.sql.zones import is_optuna_5
 from tuner.storage.worker.claims import latest_errors
 from tuner.storage.worker.leases import FETCHED_KEY, LANES_KEY
 from tuner.trial import Outcome
+from tuner.trial.seed_values import SEEDS_KEY, StoredSeeds
 
 _OUTCOME_OF_STATE = {
     "COMPLETE": Outcome.COMPLETE,
@@ -62,6 +63,11 @@ class StudyRow:
     def maximize(self) -> tuple[bool, ...]:
         """Whether larger is better, for each objective."""
         return tuple(direction == "maximize" for direction in self.directions)
+
+    @property
+    def has_seeds(self) -> bool:
+        """Whether its trials train with several seeds."""
+        return self.record.get("seeds", [1]) != [1]
 
     @property
     def objectives(self) -> list[str]:
@@ -97,7 +103,8 @@ class TrialRow:
     """A trial as the storage has it; `values` is None unless it is complete.
 
     `started` and `completed` are UTC; without a zone where an earlier version stored local time of an unknown zone.
-    `constraints` has Optuna's by name; each is satisfied if it is 0 or less.
+    `constraints` has Optuna's by name; each is satisfied if it is 0 or less. `seeds` is None unless trials of the study
+    have several and the trial has ended.
     """
 
     trial_id: int
@@ -110,6 +117,12 @@ class TrialRow:
     reports: dict[int, float] = field(default_factory=dict[int, float])
     record: Recorded = field(default_factory=Recorded)
     constraints: dict[str, float] = field(default_factory=dict[str, float])
+    seeds: StoredSeeds | None = None
+
+    @property
+    def stderrs(self) -> list[float] | None:
+        """The standard error of each value, which is the mean over several seeds; None if the trial is not complete."""
+        return None if self.values is None or self.seeds is None else self.seeds.stderrs
 
     @property
     def is_feasible(self) -> bool | None:
@@ -376,6 +389,7 @@ def _load(
         read_rows: Any = connection.execute(query.where(*where).order_by(trials.c.number))
         found: list[Any] = list(read_rows)
         parts = _read_parts(connection, [row.trial_id for row in found], with_reports)
+        seeds = _read_seeds(connection, list(parts)) if study.has_seeds else {}
         rows: list[TrialRow] = []
         for trial_id, number, outcome, start, complete, is_start, is_end, *record in found:
             own, values = parts[trial_id], None
@@ -392,6 +406,7 @@ def _load(
                 reports=dict(sorted(own.reports.items())),
                 record=Recorded(*record),
                 constraints=own.constraints,
+                seeds=seeds.get(trial_id),
             )
             rows.append(row)
         return rows
@@ -428,6 +443,14 @@ def _read_parts(connection: Connection, ids: Sequence[int], with_reports: bool) 
     for trial_id, constraints in read_constraints(connection, ids).items():
         parts[trial_id].constraints.update(constraints)
     return parts
+
+
+def _read_seeds(connection: Connection, ids: Sequence[int]) -> dict[int, StoredSeeds]:
+    """Return what the trials that have ended say about their seeds, by trial."""
+    dialect, table = connection.dialect.name, trial_system_attributes.c
+    query = sa.select(table.trial_id, table.value_json).where(one_of(dialect, table.trial_id, "ids"))
+    rows = connection.execute(query.where(table.key == SEEDS_KEY), {"ids": ids_value(dialect, ids)})
+    return {trial_id: StoredSeeds.of_json(json.loads(text)) for trial_id, text in rows}
 
 
 def _of_trials(
@@ -485,7 +508,7 @@ class ProgramUse(NamedTuple):
 
     Attributes:
         fetched: The number that came from the compile cache; 0 if an earlier version ran the trial.
-        lanes: The number of trials that its program trains at once.
+        lanes: The number of trainings that its program runs at once.
     """
 
     fetched: int = 0

@@ -200,13 +200,26 @@ def first_shapes(trainer: TrainerDefinition, hparams: PyTree, splits: Splits, ep
 
 @explained()
 def check_trainer(
-    trainer: TrainerDefinition, hparams: PyTree, splits: Any, objectives: Sequence[str], epochs: int
+    trainer: TrainerDefinition,
+    hparams: PyTree,
+    splits: Any,
+    objectives: Sequence[str],
+    epochs: int,
+    reserved: Mapping[str, str] | None = None,
 ) -> None:
     """Trace the whole training without running it, to find errors that every trial would raise.
 
+    Args:
+        trainer: The trainer.
+        hparams: The hyperparameters of a training.
+        splits: The data.
+        objectives: The metrics that the training must report.
+        epochs: Passes over the training data.
+        reserved: Metrics that it must not report, each with the message for it.
+
     Raises:
         StudyError: the trainer or the data have the wrong type, or an objective is never reported; the message
-            lists the reported metrics.
+            lists the reported metrics. Or a reserved metric is reported.
         MissingHParam: the trainer reads a hyperparameter that the space does not have.
     """
     check_settings(trainer)
@@ -224,6 +237,9 @@ def check_trainer(
     source = Feed(splits.validation, layout, EVAL_BATCH).shapes()
     validated, _ = made.eval_step.eval_shape(source, hparams, carry.state, None, position)
     reported = [*_names(validated), *(f"train_{name}" for name in _names(carry.totals))]
+    for name, message in (reserved or {}).items():
+        if name in reported:
+            raise StudyError(message)
     if has_hooks(trainer):
         return  # a hook may report anything
     for objective in objectives:

@@ -1,0 +1,59 @@
+"""Workers that are killed while the seeds of their trials are at different positions."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from after_faults import check_study_after_faults, endings_of, results
+
+EPOCHS, TRIALS, KILLS = 5, 3, 3
+STUDY = """
+import dataclasses, os, signal
+from pathlib import Path
+import tiny
+
+CALLS, KILLED = int(os.environ.get("CALLS", "0")), Path(os.environ.get("KILLED", "."))
+calls = 0
+
+class Deadly(tiny.Trainer):
+    loop = "step"
+
+    def on_training_epoch_end(self, state, hparams, epoch, metrics):
+        "Kill the process at its n-th epoch of a seed, the first three times."
+        global calls
+        calls += 1
+        if calls == CALLS and len(list(KILLED.iterdir())) < 3:
+            (KILLED / str(os.getpid())).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+study = dataclasses.replace(
+    tiny.study, trainer=Deadly(), seeds=SEEDS, pruner={"name": "asha", "min_resource": 1, "reduction_factor": 2}
+)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seeds", "cohort", "calls"), [(3, 1, 5), ((1, 2, 3), 1, 6), (3, 2, 10)])
+def test_seeds_that_were_at_different_positions_come_to_what_they_come_to_undisturbed(
+    seeds: Any, cohort: int, calls: int, tuner_on_sqlite: Any, tiny_study: Path
+) -> None:
+    """The oracle is the same study without a kill, bit for bit."""
+    tuner, url = tuner_on_sqlite, tuner_on_sqlite.env["TUNER_STORAGE"]
+    (tuner.folder / "seeded.py").write_text(STUDY.replace("SEEDS", repr(seeds)))
+    (killed := tuner.folder / "killed").mkdir()
+    env = {"TINY_EPOCHS": str(EPOCHS), "TINY_TRIALS": str(TRIALS), "TINY_SAVE_S": "0"}
+    words = ("launch", "seeded.py", "--workers", "1", "--cohort", str(cohort))
+    done = tuner.run(*words, CALLS=str(calls), KILLED=str(killed), **env)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(f"worker 0 died (killed by {signal.SIGKILL.name})") == KILLS
+    check_study_after_faults(url, tuner.folder / "tuner-artifacts", TRIALS, epochs=EPOCHS)
+    assert sum(endings.count("died") for endings in endings_of(url).values()) == KILLS * cohort
+
+    quiet = f"sqlite:///{tuner.folder / 'quiet.db'}"
+    done = tuner.run(*words, TUNER_STORAGE=quiet, TUNER_ARTIFACTS="quiet", **env)
+    assert done.returncode == 0, done.stderr
+    assert results(url) == results(quiet)
