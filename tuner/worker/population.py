@@ -250,7 +250,11 @@ class RunningMember:
             order = population.order(epoch, Member(number, value))
         except StorageLost:  # the training does not wait for the database
             return
-        population.settle(epoch, number, order)
+        self._copy(epoch, order, take)
+        population.settle(epoch, number, order)  # last: it may remove the state that was copied
+
+    def _copy(self, epoch: int, order: Sequence[int], take: Take) -> None:
+        population, number = self.population, self.trial.number
         rng = random.Random(trial_seed(population.study.seed, number, f"population-{epoch}"))
         earlier = {copy.epoch: copy for copy in self.trial.copies()}
         before = earlier.pop(epoch, None)  # of an attempt that ended before it had saved the copied state

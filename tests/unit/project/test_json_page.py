@@ -20,11 +20,12 @@ from tuner.storage.worker.claims import Claimant, claim
 from tuner.storage.worker.confirmations import store_confirmation
 from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.studies import agree, join, register
+from tuner.study.population import COPIES_KEY
 from tuner.trial import Outcome, Report
 from tuner.worker.rerun import Comparison
 
 PAGE = (Path(__file__).parents[3] / "docs" / "json.md").read_text()
-OPEN = ("hparams", "reports[].metrics", "ran_with")
+OPEN = ("hparams", "copies[].hparams", "reports[].metrics", "ran_with")
 """Their keys are the user's, or are told in one row."""
 
 
@@ -65,6 +66,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, A
         assert isinstance(lease, Lease)
         space = optuna.distributions.FloatDistribution(0.0, 20.0)
         storage.set_trial_param(lease.trial_id, "x", float(at), space)
+        copy = {"epoch": 1, "trial": at + 1, "hparams": {"x": 2.0}}
+        storage.set_trial_system_attr(lease.trial_id, COPIES_KEY, [copy])
         leases.report(engine, lease, [Report(1, 1, {"loss": 1.0})], "loss")
         leases.tell(engine, lease, Outcome.COMPLETE, [float(at)], {"worker": "worker"})
         store_confirmation(engine, study.study_id, lease.trial_id, 1, 0.5)

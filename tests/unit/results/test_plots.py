@@ -20,6 +20,7 @@ from tuner.storage.worker import leases
 from tuner.storage.worker.claims import Claimant, claim
 from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.studies import join, register
+from tuner.study.population import COPIES_KEY
 from tuner.trial import Outcome, Report
 
 NAME = "ours <b>&"
@@ -42,6 +43,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
             storage.set_trial_param(lease.trial_id, param, value, optuna.distributions.FloatDistribution(0.0, 3.0))
         place: dict[str, Any] = {"bracket": 0, "reduction_factor": 3, "bootstrap_count": 0, "maximize": False}
         storage.enter_rung(study.study_id, lease.trial_id, rung=0, value=at / 10, **place)
+        if at in (0, 3):  # trial 0, the best, copied trial 3, which had copied trial 4
+            copy = {"epoch": 2 if at == 0 else 1, "trial": 3 if at == 0 else 4, "hparams": {"rate": 0.5}}
+            storage.set_trial_system_attr(lease.trial_id, COPIES_KEY, [copy])
         is_pruned = at % 3 == 2
         for epoch in range(1, 3 if is_pruned else 5):
             leases.report(engine, lease, [Report(epoch, epoch, {"loss": at / epoch})], "loss")
@@ -78,6 +82,18 @@ def test_each_kind_is_a_picture_and_the_same_each_time(url: str, tmp_path: Path,
     if kind != "timeline":  # it goes on
         plot(url, NAME, kind, tmp_path / "two.svg")
         assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+
+
+def test_the_lineage_has_a_thick_line_for_what_led_to_the_best_trial(url: str) -> None:
+    with opened(url, NAME) as subject:
+        figure: Any = plots._lineage(subject)
+    (axes,) = figure.axes
+    thin, *thick = [collection.get_segments() for collection in axes.collections]
+    assert len(thin) == 24
+    assert [[tuple(end) for end in segments[0]] for segments in thick] == [
+        [(0.0, 4.0), (1.0, 4.0)], [(1.0, 3.0), (2.0, 3.0)], [(2.0, 0.0), (4.0, 0.0)],
+    ]  # fmt: skip
+    assert sorted((text.xyann, text.xy) for text in axes.texts) == [((1, 4), (1, 3)), ((2, 3), (2, 0))]
 
 
 def test_a_picture_for_a_paper(url: str, tmp_path: Path) -> None:
