@@ -115,12 +115,12 @@ def importance_rows(url: AnyURL, name: str) -> tuple[list[ImportanceJson], list[
     """
     import optuna
 
-    from tuner.storage import connected, open_storage
+    from tuner.storage import connected, open_to_read
 
     with connected(url) as engine:
         study = find_study(engine, name)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with contextlib.closing(open_storage(url)) as storage:
+    with contextlib.closing(open_to_read(url)) as storage:
         whole = optuna.load_study(study_name=name, storage=storage)
         complete = whole.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
     if len(complete) < _FEWEST_TRIALS:

@@ -23,7 +23,7 @@ from tuner.results.compare import compare_rows, saved_s, typical_epoch_s
 from tuner.results.export import in_place
 from tuner.results.json_rows import JsonRow
 from tuner.results.rows import best_rows
-from tuner.storage import AnyURL, connected, open_storage
+from tuner.storage import AnyURL, connected, open_to_read
 from tuner.storage.read.lineage import read_curves, read_efforts, read_rungs, read_timeline
 from tuner.storage.read.population import read_copies
 from tuner.storage.read.queries import StudyRow, find_study
@@ -90,7 +90,7 @@ def opened(url: AnyURL, name: str, *, has_screen: bool = False) -> Generator[Sub
     """
     with connected(url) as engine:
         row = find_study(engine, name)
-        with contextlib.closing(open_storage(url)) as storage:
+        with contextlib.closing(open_to_read(url)) as storage:
             yield subject_of(storage, row, has_screen=has_screen)
 
 
