@@ -135,7 +135,7 @@ def importance_rows(url: AnyURL, name: str) -> tuple[list[ImportanceJson], list[
     notes[0] += "".join(f", {part}" for part in fewer)
     rows: list[ImportanceJson] = []
     for at, objective in enumerate(
-        study.record.get("objective") or [f"objective {at}" for at, _ in enumerate(study.directions)]
+        study.named_objectives or [f"objective {at}" for at, _ in enumerate(study.directions)]
     ):
         found = _importances(complete, at, study.directions[at], name)
         for one, shares in found.items():

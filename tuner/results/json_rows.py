@@ -67,6 +67,7 @@ class ResultJson(TypedDict):
 
     value: NotRequired[Number | None]
     values: NotRequired[list[Number] | None]
+    objectives: NotRequired[list[str]]
 
 
 class EndJson(TypedDict):
@@ -80,6 +81,9 @@ class EndJson(TypedDict):
     """The objective of a complete trial; with several objectives `values`, a list."""
     values: NotRequired[list[Number] | None]
     """The objectives in the study's order, if there are several."""
+    objectives: NotRequired[list[str]]
+    """Their names, in the same order; `0`, `1`, ... if another tool created the study without names. Tables and CSV
+    have a column `values.NAME` for each instead."""
     is_feasible: bool | None
     """Whether the trial satisfies all its constraints: each is 0 or less; null if it has none."""
     seconds: float | None
@@ -91,6 +95,8 @@ class TrialJson(EndJson):
 
     hparams: dict[str, Scalar]
     """Hyperparameter -> value; for a choice, its label."""
+    user_attrs: dict[str, object]
+    """Attributes that the training has stored with Optuna's `set_user_attr` -> value; any JSON."""
 
 
 class ConfirmedJson(TypedDict):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from sqlalchemy import Engine
 
 from tuner.errors import UsageError, how_to_install, nearest
+from tuner.output.labels import labelled
 from tuner.results.compare import compare_rows, saved_s, typical_epoch_s
 from tuner.results.export import in_place
 from tuner.results.json_rows import JsonRow
@@ -60,7 +61,7 @@ class Subject:
     @property
     def objectives(self) -> list[str]:
         """The names of the objectives."""
-        return self.row.record.get("objective") or [f"objective {at}" for at, _ in enumerate(self.row.directions)]
+        return self.row.named_objectives or [f"objective {at}" for at, _ in enumerate(self.row.directions)]
 
     def target(self, objective: int) -> dict[str, Any]:
         """Return the arguments of Optuna's plots for an objective."""
@@ -396,7 +397,8 @@ def report(subject: Subject) -> str:
     name = html.escape(subject.row.name)
     parts = [f"<h1>{name}</h1>", "<h2>Study</h2>", _table(compare_rows(subject.engine, [subject.row.name]))]
     best = best_rows(subject.engine, subject.row.name, 5)
-    parts += ["<h2>Best trials</h2>", _table([{**row, "hparams": _words(row["hparams"])} for row in best])]
+    shown = [labelled({**row, "hparams": _words(row["hparams"])}) for row in best]
+    parts += ["<h2>Best trials</h2>", _table(shown)]
     missing: list[str] = []
     for kind in KINDS:
         try:

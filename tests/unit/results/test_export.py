@@ -20,7 +20,8 @@ from pyarrow import parquet
 import tuner
 from tuner import load_state
 from tuner.errors import CheckpointError, UnknownStudy, UsageError
-from tuner.results.export import export_bundle, export_trials
+from tuner.results.bundle import export_bundle
+from tuner.results.export import export_trials
 from tuner.results.rows import trial_rows
 from tuner.storage import connect
 

@@ -61,9 +61,9 @@ def unreadable(file: Path, reason: str) -> StorageDenied | None:
     if _is_folder_writable(file) or not log.exists():
         return None
     return StorageDenied(
-        f"cannot read {str(file)!r} ({reason}): its folder is not writable, and {log.name!r} beside it holds changes of "
-        f"a process that runs, or ended without closing the file; stop that process and run a command such as `tuner "
-        "studies` as the owner of the folder, or copy both files to a folder that you may write to"
+        f"cannot read {str(file)!r} ({reason}): its folder is not writable, and {log.name!r} beside it holds changes "
+        "of a process that still runs or was killed; stop it and run `tuner studies` as the owner of the folder, or "
+        "copy both files to a folder that you may write to"
     )
 
 
