@@ -120,9 +120,9 @@ package index: that is another project.
 repository. Modules that the study's file imports from its own folder are beside it.
 """
 
-_ABOUT_MODEL = """`python predict.py inputs.npy` writes what the trained model predicts; it does not need the study's
-data. Without arguments, it says what it takes. `python run.py` evaluates the model on the study's validation data, and compares
-the results with the recorded ones."""
+_ABOUT_MODEL = """`python predict.py inputs.npy` writes what the trained model predicts, without the study's data.
+Without arguments, it says what it takes. `python run.py` evaluates the model on the study's validation data, and
+compares the results with the recorded ones."""
 _ABOUT_STATE = """`python run.py` loads the state that the training function has saved, and prints its parts.
 `files` has the files that it wrote to the trial's folder, if any."""
 _ABOUT_FILES = "`checkpoint` has the files that the trial wrote to its folder."

@@ -70,16 +70,19 @@ def preferred(study: StudyRow, front: Sequence[TrialRow], prefer: str | None) ->
 
 
 def _scaled_sums(front: Sequence[TrialRow], maximize: Sequence[bool]) -> Mapping[int, float]:
-    """Return the sum of each trial's objectives, each scaled to 0 for the best and 1 for the worst of the front."""
+    """Return the sum of each trial's objectives, each scaled to 0 for the best and 1 for the worst of the front.
+
+    It is infinite for a trial with an objective that is not finite.
+    """
     sums = {trial.number: 0.0 for trial in front}
     for at, larger in enumerate(maximize):
         costs = {trial.number: -_values(trial)[at] if larger else _values(trial)[at] for trial in front}
-        finite = [cost for cost in costs.values() if math.isfinite(cost)]
-        low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
+        finite = [cost for cost in costs.values() if math.isfinite(cost)] or [0.0]
+        low = min(finite) / 2  # halved, so that the difference does not overflow
+        width = max(finite) / 2 - low or 1.0
         for number, cost in costs.items():
-            width = high / 2 - low / 2  # halved, so that it does not overflow
-            sums[number] += cost if not math.isfinite(cost) else (cost / 2 - low / 2) / width if width else 0.0
-    return {number: math.inf if math.isnan(total) else total for number, total in sums.items()}
+            sums[number] += (cost / 2 - low) / width if math.isfinite(cost) else math.inf
+    return sums
 
 
 def _check_knee(study: StudyRow, ordered: Sequence[TrialRow], sums: Mapping[int, float]) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 
 from tuner.errors import TunerError, UsageError, how_to_install
 from tuner.output.cells import csv_text
+from tuner.output.numbers import plain_json
 from tuner.results.choice import pareto_front, preferred
 from tuner.results.json_rows import JsonRow, ShownJson
 from tuner.results.rows import best_rows, format_time, no_feasible
