@@ -241,6 +241,7 @@ def test_a_bundle_runs_where_nothing_else_is(tuner_on_sqlite: Any, tmp_path: Pat
     lines = [line.replace(",", "").split() for line in ran.stdout.splitlines()]
     assert {line[0] for line in lines} == {"accuracy:", "loss:"}
     assert all(found == recorded for _, found, _, recorded in lines), ran.stdout
+    (tmp_path / "gone").rename(tmp_path / "tuner-artifacts")
     refused = tuner.run_here("export", "digits_mlp", "again.zip")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert re.search(r"is not on this machine: no .*digits.py', which was on .+; pass .* as --file", refused.stderr)
