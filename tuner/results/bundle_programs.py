@@ -116,7 +116,7 @@ def main(words):
         sys.exit(f"cannot load the model: {{error}}")
     batch = ", ".join(f"{{name}} {{dtype}}{{list(shape)}}" for name, (shape, dtype) in loaded.record["batch"].items())
     if len(words) not in (1, 2):
-        sys.exit(f"{{__doc__.strip()}}\n\nThe batches of the training had: {{batch}}")
+        sys.exit(f"{{__doc__.strip()}}\\n\\nThe batches of the training had: {{batch}}")
     inputs = read(words[0])
     try:
         outputs = loaded.predict(*inputs)

@@ -242,8 +242,9 @@ def test_opening_imports_neither_jax_nor_optuna(url: str) -> None:
 def test_nothing_but_loading_a_model_imports_jax(url: str) -> None:
     program = (
         "import sys, tuner; pair = tuner.open_study('pair', sys.argv[1]); pair.trials(); pair.pareto();"
-        "pair.best('loss'); pair.importance(); pair.plot('pareto'); pair.curves(); pair.enqueue(rate=0.5); pair.stop(); pair.resume();"
-        "pair._repr_html_(); print(sorted({'jax', 'flax', 'jaxlib'} & sys.modules.keys()))"
+        "pair.best('loss'); pair.importance(); pair.plot('pareto'); pair.curves(); pair._repr_html_();"
+        "pair.enqueue(rate=0.5); pair.stop(); pair.resume();"
+        "print(sorted({'jax', 'flax', 'jaxlib'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", program, url], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

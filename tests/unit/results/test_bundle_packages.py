@@ -10,6 +10,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tuner.results.bundle_packages import imported_names, local_files, requirements
+from tuner.results.bundle_programs import PREDICT, RUN, RUN_STATE
 
 STUDY = """
 import json
@@ -47,6 +48,13 @@ def test_every_import_is_found() -> None:
         "json", "sklearn.datasets", "optax", "orbax.checkpoint", "my_model.Net", "mine.layers", "tuner",
         "tensorflow_that_nobody_has", "flax.linen.Dense", "jax.numpy",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("program", [PREDICT, RUN, RUN_STATE])
+def test_the_programs_of_a_bundle_are_python(program: str) -> None:
+    compile(program, "program.py", "exec")
+    assert "{{" not in program
+    assert not any(len(line) > 120 for line in program.splitlines())
 
 
 def test_modules_of_the_studys_folder_are_found_with_those_that_they_import(study: Path) -> None:
