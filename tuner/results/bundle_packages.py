@@ -63,7 +63,7 @@ def requirements(versions: Mapping[str, str], files: Sequence[Path]) -> str:
     """Return the lines of a requirements file, with a comment for each module whose package is not known.
 
     Packages that the trial has recorded have the recorded versions, all others those installed here. A local label of a
-    version, such as `+cpu`, is left out, because no package index has it.
+    version, such as `+cpu`, is not included, because no package index has it.
 
     Args:
         versions: The recorded versions: of packages by name, and of `python` and the device.

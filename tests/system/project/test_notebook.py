@@ -64,4 +64,5 @@ def test_the_page_runs_in_a_kernel_and_its_study_resumes_in_another(tmp_path: Pa
     (outputs,) = executed([again], tmp_path, env)
     assert "learning_rate" in "".join(one.get("text", "") for one in outputs)
     mine = tuner.open_study("mine", url)
-    assert list(mine.trials()["outcome"]) == ["complete"] * 5
+    assert set(mine.trials()["outcome"]) <= {"complete", "pruned"}
+    assert list(mine.trials()["number"]) == [0, 1, 2, 3, 4]
