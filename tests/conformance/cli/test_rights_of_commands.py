@@ -48,6 +48,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "delete": (WRITE, "tiny --yes"),
     "gc": (READ, "tiny --keep 99"),
     "doctor": (CHECK, "--format json"),
+    "mcp": (READ, "--read-only"),
     "upgrade": (READ, ""),
     "dashboard": (READ, "--port 0"),
     "track": (WRITE, "tiny --tensorboard board --once"),
@@ -342,7 +343,7 @@ def test_where_no_table_exists_those_that_would_make_them_are_refused_in_one_lin
             check_refused(done)
         elif name == "doctor":
             check_found(done, "no CREATE on schema public")
-        elif name == "studies":
+        elif name in ("studies", "mcp"):
             assert (done.status, check_said(done)) == (0, [])
         elif name == "dashboard":
             assert (done.status, len(check_said(done))) == (0, 1), "it waits for the first study"

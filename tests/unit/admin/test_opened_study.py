@@ -254,7 +254,7 @@ def test_a_front_needs_a_rule_for_its_best_trial(url: str) -> None:
     pair = tuner.open_study("pair", url)
     with pytest.raises(UsageError, match=r"call `pareto` for its best trials, or pass one of 'loss', 'size', 'knee'"):
         pair.best()
-    front = {trial.number: trial.values for trial in pair.pareto()}
+    front = {trial.number: trial.values or () for trial in pair.pareto()}
     assert front[pair.best("loss").number] == min(front.values())
     with pytest.raises(UsageError, match="has a function instead of a trainer"):
         pair.load(prefer="loss")

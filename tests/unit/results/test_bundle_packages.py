@@ -67,7 +67,7 @@ def test_requirements_are_the_distributions_that_provide_what_is_imported(study:
     (unknown,) = [line for line in lines if line.startswith("#")]
     assert "tensorflow_that_nobody_has" in unknown
     parsed = [Requirement(line) for line in lines if line != unknown]
-    versions = {canonicalize_name(one.name): str(one.specifier).removeprefix("==") for one in parsed}
+    versions: dict[str, str] = {canonicalize_name(one.name): str(one.specifier).removeprefix("==") for one in parsed}
     assert len(versions) == len(parsed), "each package once"
     assert (versions.pop("jax"), versions.pop("orbax-checkpoint")) == ("0.10.2", "0.12.1"), "as recorded"
     # Names that differ from those of their modules, and nothing of other parts of the namespace `orbax`.
