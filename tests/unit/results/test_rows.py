@@ -519,9 +519,9 @@ def test_the_number_of_statements_does_not_grow_with_the_trials(any_shelf: Shelf
         assert [row["number"] for row in best] == [0, 1, 2][:count]
 
     assert counts[1] == counts[500] < 48
-    # Two tables (parameters, values), a statement for each 500 trials.
-    assert counts[501] == counts[500] + 2
-    assert counts[1200] == counts[500] + 4
+    # Three tables (parameters, values, user attributes), a statement for each 500 trials.
+    assert counts[501] == counts[500] + 3
+    assert counts[1200] == counts[500] + 6
 
 
 def test_queries_start_without_optuna_and_jax(shelf: Shelf, sqlite_url: str) -> None:
