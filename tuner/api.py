@@ -144,7 +144,9 @@ class Study(StudySpec):
         return found
 
     def run(self, storage: AnyURL | None = None, *, trials: int | None = None) -> OpenedStudy:
-        """Run this study with one worker in this process, as `tuner worker` does; progress goes to stderr.
+        """Run this study with one worker in this process, as `tuner worker` does.
+
+        Progress goes to stderr; a notebook shows a bar with the counts, the best value and the current trial.
 
         Args:
             storage: The storage's URL; `$TUNER_STORAGE`, else `sqlite:///tuner.db`, if None.
@@ -157,13 +159,16 @@ class Study(StudySpec):
             StudyError: `trials` is less than 1.
             TunerError: see `tuner.worker.run_worker`.
         """
+        from tuner.admin.notebook import NotebookProgress, is_in_notebook
         from tuner.admin.opened_study import OpenedStudy
         from tuner.trial import print_event
         from tuner.worker import run_worker
 
+        url = storage_url(storage)
         file = getattr(sys.modules["__main__"], "__file__", None)
-        run_worker(self.changed(trials=trials), storage, file=file, say=print_event)
-        return OpenedStudy(self.name, storage_url(storage))
+        say = NotebookProgress(self.name, url) if is_in_notebook() else print_event
+        run_worker(self.changed(trials=trials), url, file=file, say=say)
+        return OpenedStudy(self.name, url)
 
 
 def optimize(

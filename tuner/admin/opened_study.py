@@ -35,10 +35,12 @@ class StoredTrial:
         number: Its number in the study, from 0.
         outcome: How it ended, such as `complete` or `pruned`; or `running`, `waiting` or `preempted`.
         values: The objectives, in the study's order; None unless the trial is complete.
+        objectives: Their names.
         hparams: Its hyperparameters; of a choice, the label.
         metrics: The metrics of its last report.
         seconds: The time from its start to its end; None before it has ended.
         is_feasible: Whether it satisfies all its constraints; None if it has none.
+        user_attrs: Attributes that the training has stored with Optuna's `set_user_attr`.
         checkpoint: The folder or the URL of its saved model; None if it has none.
         error: The traceback of a failed trial.
         stderrs: The standard error of each value, which is the mean over several seeds; None with one seed.
@@ -47,10 +49,12 @@ class StoredTrial:
     number: int
     outcome: str
     values: tuple[float, ...] | None
+    objectives: tuple[str, ...]
     hparams: Mapping[str, Any]
     metrics: Mapping[str, float]
     seconds: float | None
     is_feasible: bool | None
+    user_attrs: Mapping[str, Any]
     checkpoint: str | None
     error: str | None
     stderrs: tuple[float, ...] | None = None
@@ -70,10 +74,13 @@ class StoredTrial:
 
     def _repr_html_(self) -> str:
         """Return the trial as a table, for notebooks."""
-        result = as_text(None if self.values is None else list(self.values))
-        seconds = as_text(self.seconds)
-        shown: dict[str, object] = {"number": self.number, "outcome": self.outcome, "value": result, "seconds": seconds}
-        for group, values in (("hparams", self.hparams), ("metrics", self.metrics)):
+        shown: dict[str, object] = {"number": self.number, "outcome": self.outcome}
+        values = self.values or [None] * len(self.objectives)
+        names = ["value"] if len(self.objectives) == 1 else [f"values.{name}" for name in self.objectives]
+        shown |= {name: as_text(value) for name, value in zip(names, values, strict=True)}
+        shown["seconds"] = as_text(self.seconds)
+        groups = (("hparams", self.hparams), ("metrics", self.metrics), ("user_attrs", self.user_attrs))
+        for group, values in groups:
             shown |= {f"{group}.{name}": as_text(value) for name, value in values.items()}
         return _table(shown)
 
@@ -175,19 +182,27 @@ class OpenedStudy:
         with connected(self.storage) as engine:
             return self._trial(engine, number)
 
-    def best(self) -> StoredTrial:
+    def best(self, prefer: str | None = None) -> StoredTrial:
         """Return the best complete trial that satisfies its constraints, as `tuner best` finds it.
 
+        Args:
+            prefer: With several objectives, the trial of the Pareto front that is best in this objective, or `"knee"`
+                for the one that balances all; see `tuner.results.choice.preferred`.
+
         Raises:
-            UsageError: there is none yet, or the study has several objectives.
+            UsageError: there is none yet; or the study has several objectives, and `prefer` does not name one.
         """
         from tuner.results.export import best_number
 
         with connected(self.storage) as engine:
             study = self._row(engine)
-            if len(study.directions) > 1:
-                raise UsageError(f"study {self.name!r} has several objectives: call `pareto` for its best trials")
-            return self._trial(engine, best_number(engine, self.name))
+            if len(study.directions) > 1 and prefer is None:
+                known = ", ".join(repr(name) for name in [*study.objectives, "knee"])
+                raise UsageError(
+                    f"study {self.name!r} has several objectives: call `pareto` for its best trials, or pass one of "
+                    f"{known} as `prefer`"
+                )
+            return self._trial(engine, best_number(engine, self.name, prefer))
 
     def pareto(self) -> list[StoredTrial]:
         """Return the Pareto front: the trials that no other one beats in all objectives, by number.
@@ -234,11 +249,20 @@ class OpenedStudy:
         with opened(self.storage, self.name, has_screen=True) as subject:
             return Plot(draw_figure(subject, kind))
 
-    def load(self, number: int | None = None, *, trainer: TrainerModule | None = None, trust: bool = False) -> Loaded:
+    def load(
+        self,
+        number: int | None = None,
+        *,
+        prefer: str | None = None,
+        trainer: TrainerModule | None = None,
+        trust: bool = False,
+    ) -> Loaded:
         """Return the trained model of a trial; see `tuner.training.load_from_checkpoint`.
 
         Args:
-            number: The trial; the best if None. Only the best trials of a study keep their model (`keep_best`).
+            number: The trial; the best if None. Only the best trials of a study, or those of its Pareto front, keep
+                their model (`keep_best`).
+            prefer: With several objectives and no number, the trial to load; see `best`.
             trainer: The trainer; then no file is imported for it.
             trust: Import the study's file, which runs its code, if this process has not imported it yet.
 
@@ -250,7 +274,7 @@ class OpenedStudy:
         from tuner.results.model import load_model
 
         with connected(self.storage) as engine:
-            return load_model(engine, self.name, number, trainer=trainer, trust=trust)
+            return load_model(engine, self.name, number, prefer=prefer, trainer=trainer, trust=trust)
 
     def enqueue(self, **hparams: object) -> None:
         """Queue a trial with these hyperparameters for the next free worker; the others are sampled.
@@ -300,7 +324,8 @@ class OpenedStudy:
         return row
 
     def _trial(self, engine: Engine, number: int) -> StoredTrial:
-        trial = read_trial(engine, self._row(engine), number)
+        study = self._row(engine)
+        trial = read_trial(engine, study, number)
         metrics = read_metrics(engine, trial.trial_id)
         last = metrics[max(metrics)][1] if metrics else {}
         if not last and trial.reports:  # a trial of plain Optuna
@@ -309,10 +334,12 @@ class OpenedStudy:
             number=trial.number,
             outcome=trial.outcome.value,
             values=None if trial.values is None else tuple(trial.values),
+            objectives=tuple(study.objectives),
             hparams=trial.hparams,
             metrics=last,
             seconds=trial.seconds,
             is_feasible=trial.is_feasible,
+            user_attrs=trial.user_attrs,
             checkpoint=trial.record.checkpoint,
             error=trial.record.error,
             stderrs=None if trial.stderrs is None else tuple(trial.stderrs),

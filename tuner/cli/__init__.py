@@ -20,7 +20,7 @@ from typing import Annotated
 
 import typer
 
-from tuner.cli import control, dashboard, database, doctor, export, init, jobs, plot, rerun, run, tracking, watch
+from tuner.cli import control, dashboard, database, doctor, export, init, jobs, mcp, plot, rerun, run, tracking, watch
 from tuner.cli import show as queries
 from tuner.cli.arguments import DEBUG_VARIABLE
 from tuner.cli.explain import Command, explained
@@ -85,6 +85,7 @@ app.command(cls=Command)(dashboard.dashboard)
 app.command(cls=Command)(database.database)
 app.command(cls=Command)(tracking.track)
 app.command(cls=Command)(tracking.register)
+app.command(cls=Command)(mcp.mcp)
 app.add_typer(dashboard.user)
 
 

@@ -113,6 +113,16 @@ NotifyOption = Annotated[
     ),
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="Output format.")]
+PreferOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prefer",
+        metavar="NAME",
+        help="With several objectives: take the trial of the Pareto front that is best in this objective, or the one "
+        "that balances all (knee).",
+        show_default=False,
+    ),
+]
 TrialsOption = Annotated[
     int | None,
     typer.Option("--trials", metavar="N", help="Total number of trials; overrides the study's.", show_default=False),
@@ -347,6 +357,12 @@ def parse_cohort(text: str | None) -> int | Literal["auto"] | None:
     if not text.isdecimal() or int(text) < 1:
         raise UsageError(f"--cohort must be a whole number of at least 1, or auto: got {text!r}")
     return int(text)
+
+
+def check_choice(trial: int | None, prefer: str | None) -> None:
+    """Raise UsageError if a trial is chosen both by its number and by `--prefer`."""
+    if trial is not None and prefer is not None:
+        raise UsageError(f"--trial and --prefer both choose a trial: got {trial} and {prefer!r}; pass one of them")
 
 
 def split_pairs(what: str, words: list[str] | None) -> dict[str, str]:

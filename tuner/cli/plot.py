@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tuner.cli.arguments import DebugOption, StorageOption, StudyArgument
+from tuner.cli.arguments import DebugOption, PreferOption, StorageOption, StudyArgument, check_choice
 from tuner.errors import UsageError
 from tuner.output.log import say
 from tuner.storage import StorageURL, connected, storage_url
@@ -39,6 +39,7 @@ def plot(
             metavar="NUMBER", help="For a picture, the trial whose model is drawn.  [default: the best trial]"
         ),
     ] = None,
+    prefer: PreferOption = None,
     file: Annotated[
         str | None,
         typer.Option(
@@ -56,14 +57,15 @@ def plot(
     path = out or Path(f"{study.replace('/', '_')}-{kind}.{'html' if kind == 'report' else 'png'}")
     what = kind
     if kind == "picture":
-        number, has_changed = _draw_picture(storage_url(storage), study, path, trial, file, force)
+        check_choice(trial, prefer)
+        number, has_changed = _draw_picture(storage_url(storage), study, path, trial, prefer, file, force)
         what = f"picture of trial {number}"
         if has_changed:
             say(f"the code of {study!r} has changed since trial {number} ran")
     else:
         from tuner.results.plots import plot as draw_plot
 
-        for option, value in (("--trial", trial), ("--file", file)):
+        for option, value in (("--trial", trial), ("--prefer", prefer), ("--file", file)):
             if value is not None:
                 raise UsageError(f"{option} works only with a picture: got {kind!r}")
         draw_plot(storage_url(storage), study, kind, path, force=force)
@@ -71,11 +73,11 @@ def plot(
 
 
 def _draw_picture(
-    url: StorageURL, study: str, path: Path, trial: int | None, file: str | None, force: bool
+    url: StorageURL, study: str, path: Path, trial: int | None, prefer: str | None, file: str | None, force: bool
 ) -> tuple[int, bool]:
     from tuner.launch.devices import settle
     from tuner.results.model_picture import draw_picture
 
     settle(os.environ)
     with connected(url) as engine:
-        return draw_picture(engine, study, path, trial, file=file, force=force)
+        return draw_picture(engine, study, path, trial, prefer=prefer, file=file, force=force)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 from tuner.cli.arguments import Format
 from tuner.output.cells import csv_text
+from tuner.output.labels import labelled
 from tuner.output.log import say
 from tuner.output.numbers import as_text, with_error
 from tuner.output.sanitize import one_line, printable
@@ -60,13 +61,15 @@ def _cell(value: object) -> object:
 
 
 def _flat(row: JsonRow, prefix: str = "") -> dict[str, object]:
-    """Return a row with its hyperparameters as separate columns."""
+    """Return a row with its hyperparameters, and in CSV its user attributes, as separate columns."""
     flat: dict[str, object] = {}
-    for key, value in row.items():
+    for key, value in labelled(row).items():
         nested = cast("JsonRow", value or {})
         if key == "hparams":
             taken = {*row, *_CONFIRMED, "better_by"}
             flat.update({f"{prefix or 'hparams.' * (name in taken)}{name}": hparam for name, hparam in nested.items()})
+        elif key == "user_attrs":
+            flat.update({f"user_attrs.{name}": one for name, one in nested.items() if prefix})
         elif key == "confirmed":
             hidden = () if prefix else ("tied_with", "margin")
             flat.update({name: nested.get(name) for name in _CONFIRMED if name not in hidden})
@@ -129,7 +132,7 @@ def _fitting(widths: Mapping[str, int], room: int) -> list[str]:
     for column in reversed(list(widths)):
         if sum(min(widths[one], _FOLDED) if one in _WORDS else widths[one] for one in kept) + 2 * len(kept) - 2 <= room:
             break
-        if column not in _RESULT_COLUMNS | _WORDS:
+        if column not in _RESULT_COLUMNS | _WORDS and not column.startswith("values."):
             kept.remove(column)
     return kept
 
@@ -211,8 +214,8 @@ def _print_ran_with(about: RanWith) -> None:
 
 def print_fields(row: JsonRow) -> None:
     """Print one row, one field per line, without the fields that are None."""
-    for key, value in row.items():
-        if key == "hparams" or (key == "constraints" and value):
+    for key, value in labelled(row).items():
+        if key == "hparams" or (key in ("constraints", "user_attrs") and value):
             print(key)
             nested = cast("JsonRow", value)
             for name, hparam in nested.items():
@@ -231,5 +234,5 @@ def print_fields(row: JsonRow) -> None:
             _print_mean(key, row)
         elif key == "trained_seeds" and (row.get("stderr") or row.get("stderrs")) is not None:
             continue  # it is said with the value
-        elif value is not None and key not in ("ran_with", *_EPOCHS, *_STDERRS.values()):
+        elif value is not None and key not in ("ran_with", "user_attrs", *_EPOCHS, *_STDERRS.values()):
             print(f"{key:<20} {printable(as_text(value))}")

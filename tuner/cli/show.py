@@ -51,6 +51,15 @@ def trials(
         typer.Option(metavar="NAME", help="Column or hyperparameter to sort by; -NAME puts the largest first."),
     ] = None,
     limit: Annotated[int | None, typer.Option(metavar="N", help="Maximum number of trials to list.")] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Only these columns, separated by commas: number,value,learning_rate,user_attrs.note or, for several"
+            " objectives, values.loss.",
+            show_default=False,
+        ),
+    ] = None,
     storage: StorageOption = None,
     format: FormatOption = Format.TABLE,
     debug: DebugOption = False,
@@ -59,13 +68,13 @@ def trials(
 
     For example: tuner trials digits_mlp --where 'learning_rate<1e-3' --outcome complete --sort value --limit 10
     """
-    from tuner.results.rows import trial_rows
+    from tuner.results.rows import only_columns, trial_rows
 
     if limit is not None and limit < 1:
         raise UsageError(f"--limit must be at least 1: got {limit}")
     with connected(storage_url(storage)) as engine:
         rows = trial_rows(engine, study, where=where or (), outcomes=outcome or (), sort=sort, limit=limit)
-        emit(rows, format)
+        emit(rows if columns is None else only_columns(rows, columns.split(",")), format)
 
 
 def best(
@@ -73,6 +82,14 @@ def best(
     count: Annotated[
         int | None,
         typer.Option("-n", metavar="K", help="Number of trials.  [default: 1, or the whole Pareto front]"),
+    ] = None,
+    prefer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="With several objectives: order the Pareto front by this objective, or by balance of all (knee).",
+            show_default=False,
+        ),
     ] = None,
     storage: StorageOption = None,
     format: FormatOption = Format.TABLE,
@@ -89,7 +106,7 @@ def best(
     if count is not None and count < 1:
         raise UsageError(f"-n must be at least 1: got {count}")
     with connected(storage_url(storage)) as engine:
-        rows = _best(engine, study, count)
+        rows = _best(engine, study, count, prefer)
         missing = None if rows else no_feasible(engine, study)
     emit(rows, format)
     if missing is not None:
@@ -146,12 +163,20 @@ def say_ties(rows: Sequence[BestJson]) -> None:
         say(f"trial {rows[0]['number']} cannot be told apart from {others} (95 %, Tukey)")
 
 
-def _best(engine: Engine, study: str, count: int | None) -> list[BestJson]:
+def _best(engine: Engine, study: str, count: int | None, prefer: str | None = None) -> list[BestJson]:
     from tuner.results.rows import best_rows
 
-    rows = best_rows(engine, study, count or 1)
+    rows = best_rows(engine, study, count or 1, prefer=prefer)
+    if not rows or "values" not in rows[0]:
+        return rows
     # With several objectives one trial of the front is as arbitrary as any other.
-    return best_rows(engine, study, None) if count is None and rows and "values" in rows[0] else rows
+    front = best_rows(engine, study, None, prefer=prefer)
+    if count is not None and prefer is None and count < len(front):
+        raise UsageError(
+            f"the Pareto front of {study!r} has {len(front)} trials: pass --prefer to say which of them -n {count} "
+            "lists, or leave out -n"
+        )
+    return front[:count]
 
 
 def show(
@@ -221,7 +246,7 @@ def tell_best(study: str, storage: str | None) -> None:
     with connected(storage_url(storage)) as engine:
         rows = _best(engine, study, None)
     for row in rows:
-        known = {name: value for name, value in row.items() if name in ("value", "values", "hparams")}
+        known = {name: value for name, value in row.items() if name in ("value", "values", "objectives", "hparams")}
         tell(None, "best", "info", trial=row["number"], **known)
 
 

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuner.cli.arguments import DebugOption, MlflowOption, StorageOption, StudyArgument, TensorboardOption, WandbOption
+from tuner.cli.arguments import (
+    DebugOption,
+    MlflowOption,
+    PreferOption,
+    StorageOption,
+    StudyArgument,
+    TensorboardOption,
+    WandbOption,
+    check_choice,
+)
 from tuner.errors import UsageError
 from tuner.launch.signals import end_on_signals
 from tuner.trial.events import RowsSent, encode
@@ -67,6 +76,7 @@ def register(
         int | None,
         typer.Option("--trial", metavar="N", help="Trial to register.  [default: the best trial]", show_default=False),
     ] = None,
+    prefer: PreferOption = None,
     name: Annotated[
         str | None,
         typer.Option("--name", metavar="MODEL", help="Name of the registered model.  [default: the study's name]"),
@@ -86,7 +96,8 @@ def register(
     uri = mlflow or os.environ.get(MLFLOW_VARIABLE)
     if not uri:
         raise UsageError(f"no MLflow server given: pass --mlflow URI or set ${MLFLOW_VARIABLE}")
-    print(register_model(storage_url(storage), study, uri, number=trial, name=name))
+    check_choice(trial, prefer)
+    print(register_model(storage_url(storage), study, uri, number=trial, prefer=prefer, name=name))
 
 
 def _step_back() -> None:

@@ -11,6 +11,7 @@ import typer
 from tuner.cli.arguments import DebugOption, StorageOption, StudyArgument
 from tuner.cli.printing import shown
 from tuner.errors import StorageLost, UsageError
+from tuner.output.labels import labelled
 from tuner.output.log import clean
 from tuner.output.numbers import with_error
 from tuner.output.sanitize import one_line, printable
@@ -80,7 +81,7 @@ def draw(state: WatchedJson) -> Group:
     if state["workers"]:
         parts += [Text(""), _table(state["workers"])]
     if state["ended"]:
-        parts += [Text(""), _table(state["ended"])]
+        parts += [Text(""), _table([labelled(row) for row in state["ended"]])]
     return Group(*parts)
 
 

@@ -99,7 +99,7 @@ def serve(url: StorageURL, serving: Serving) -> None:
     from tuner.web.server import Limits, Server
 
     # Times with a zone, because a browser treats times without one as local.
-    storage = Storage(url, zone=UTC)
+    storage = Storage(url, zone=UTC, creates_tables=False)
     app = make_app(storage, users, prefix=serving.prefix, is_behind_proxy=serving.behind_proxy, audit=audit)
     limits = Limits(body_bytes=_MOST_BODY_BYTES)
     if serving.behind_proxy:  # all clients have the proxy's address

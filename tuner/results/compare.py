@@ -115,12 +115,12 @@ def importance_rows(url: AnyURL, name: str) -> tuple[list[ImportanceJson], list[
     """
     import optuna
 
-    from tuner.storage import connected, open_storage
+    from tuner.storage import connected, open_to_read
 
     with connected(url) as engine:
         study = find_study(engine, name)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with contextlib.closing(open_storage(url)) as storage:
+    with contextlib.closing(open_to_read(url)) as storage:
         whole = optuna.load_study(study_name=name, storage=storage)
         complete = whole.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
     if len(complete) < _FEWEST_TRIALS:
@@ -135,7 +135,7 @@ def importance_rows(url: AnyURL, name: str) -> tuple[list[ImportanceJson], list[
     notes[0] += "".join(f", {part}" for part in fewer)
     rows: list[ImportanceJson] = []
     for at, objective in enumerate(
-        study.record.get("objective") or [f"objective {at}" for at, _ in enumerate(study.directions)]
+        study.named_objectives or [f"objective {at}" for at, _ in enumerate(study.directions)]
     ):
         found = _importances(complete, at, study.directions[at], name)
         for one, shares in found.items():

@@ -84,6 +84,21 @@ def in_order(
     return [row for row, _ in (*present, *(pair for pair in found if not _is_there(pair[1])))]
 
 
+def picked(rows: Sequence[JsonRow], names: Sequence[str]) -> list[JsonRow]:
+    """Return some columns or hyperparameters of rows, in this order; None where a row does not have one.
+
+    Args:
+        rows: Rows with columns and, under `hparams`, hyperparameters.
+        names: Their names.
+
+    Raises:
+        UsageError: no row has such a column or hyperparameter.
+    """
+    for name in names:
+        _check_known(rows, name, "`columns`")
+    return [{name: _look_up(row, name) for name in names} for row in rows]
+
+
 def _hparams_in(row: JsonRow) -> Mapping[str, object]:
     return cast("Mapping[str, object]", row.get("hparams", {}))
 

@@ -84,6 +84,7 @@ class ResultJson(TypedDict):
     stderr: NotRequired[Number | None]
     stderrs: NotRequired[list[Number] | None]
     trained_seeds: NotRequired[int | None]
+    objectives: NotRequired[list[str]]
 
 
 class EndJson(TypedDict):
@@ -104,6 +105,9 @@ class EndJson(TypedDict):
     """The same for each of several objectives."""
     trained_seeds: NotRequired[int | None]
     """The number of these seeds; null before the trial has ended."""
+    objectives: NotRequired[list[str]]
+    """Their names, in the same order; `0`, `1`, ... if another tool created the study without names. Tables and CSV
+    have a column `values.NAME` for each instead."""
     is_feasible: bool | None
     """Whether the trial satisfies all its constraints: each is 0 or less; null if it has none."""
     seconds: float | None
@@ -115,6 +119,8 @@ class TrialJson(EndJson):
 
     hparams: dict[str, Scalar]
     """Hyperparameter -> value; for a choice, its label."""
+    user_attrs: dict[str, object]
+    """Attributes that the training has stored with Optuna's `set_user_attr` -> value; any JSON."""
 
 
 class ConfirmedJson(TypedDict):

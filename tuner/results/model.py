@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
 
 def load_model(
-    engine: Engine, name: str, number: int | None = None, *, trainer: TrainerModule | None = None, trust: bool = False
+    engine: Engine,
+    name: str,
+    number: int | None = None,
+    *,
+    prefer: str | None = None,
+    trainer: TrainerModule | None = None,
+    trust: bool = False,
 ) -> Loaded:
     """Return the model of a trial; see `tuner.training.load_from_checkpoint`.
 
@@ -24,6 +30,7 @@ def load_model(
         engine: The storage's engine.
         name: The study.
         number: The trial; the best if None.
+        prefer: The trial of a Pareto front if `number` is None; see `tuner.results.export.best_number`.
         trainer: The trainer; then no file is imported for it.
         trust: Import the study's file, which runs its code.
 
@@ -33,7 +40,7 @@ def load_model(
         CheckpointError: the checkpoint is damaged, or its study is not found or trusted.
     """
     check_has_model(find_study(engine, name))
-    trial = show_row(engine, name, best_number(engine, name) if number is None else number)
+    trial = show_row(engine, name, best_number(engine, name, prefer) if number is None else number)
     checkpoint = checkpoint_of(trial)
 
     from tuner.training import load_from_checkpoint

@@ -9,8 +9,7 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from tuner.errors import CheckpointError, SpaceError, UsageError
-from tuner.results.export import best_number, checkpoint_of, file_of, in_place
-from tuner.results.json_rows import ShownJson
+from tuner.results.export import best_number, checkpoint_of, in_place, study_file_of
 from tuner.results.plots import check_suffix, need_matplotlib, written
 from tuner.results.rows import OTHER_FILE, check_file, has_changed, show_row
 from tuner.storage.read.queries import find_study, read_trial
@@ -20,7 +19,14 @@ from tuner.study.source import call_study_code
 
 
 def draw_picture(
-    engine: Engine, name: str, path: Path, number: int | None = None, *, file: str | None = None, force: bool = False
+    engine: Engine,
+    name: str,
+    path: Path,
+    number: int | None = None,
+    *,
+    prefer: str | None = None,
+    file: str | None = None,
+    force: bool = False,
 ) -> tuple[int, bool]:
     """Draw the model of a trial with its study's picture function.
 
@@ -31,6 +37,7 @@ def draw_picture(
         name: The study.
         path: `.png` or `.svg`.
         number: The trial; the best if None.
+        prefer: The trial of a Pareto front if `number` is None; see `tuner.results.export.best_number`.
         file: The study's file, or `FILE:NAME` if the study has another name there; if None, the file of the trial.
         force: Whether to overwrite an existing file.
 
@@ -47,9 +54,9 @@ def draw_picture(
     check_suffix("picture", path)
     need_matplotlib()
     row = find_study(engine, name)
-    trial = show_row(engine, name, best_number(engine, name) if number is None else number)
+    trial = show_row(engine, name, best_number(engine, name, prefer) if number is None else number)
     checkpoint = checkpoint_of(trial)
-    source, own = _source(trial) if file is None else split_target(file)
+    source, own = (study_file_of(trial), None) if file is None else split_target(file)
     study, stored = study_in(source, own or name), read_trial(engine, row, trial["number"])
     if study.picture is None:
         raise UsageError(f"study {study.name!r} has no picture function: set Study(picture=...)")
@@ -61,13 +68,6 @@ def draw_picture(
             raise
         scratch.write_bytes(picture)
     return stored.number, has_changed(engine, stored, source)
-
-
-def _source(trial: ShownJson) -> tuple[Path, str | None]:
-    try:
-        return file_of(trial), None
-    except UsageError as error:
-        raise UsageError(f"{error}; pass its location as `file`") from None
 
 
 def _drawn(study: StudySpec, params: Mapping[str, object], checkpoint: Path, seed: int, suffix: str) -> bytes:

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any, cast
 from sqlalchemy import Engine
 
 from tuner.errors import UsageError, how_to_install, nearest
+from tuner.output.labels import labelled
 from tuner.results.compare import compare_rows, saved_s, typical_epoch_s
 from tuner.results.export import in_place
 from tuner.results.json_rows import JsonRow
 from tuner.results.rows import best_rows
-from tuner.storage import AnyURL, connected, open_storage
+from tuner.storage import AnyURL, connected, open_to_read
 from tuner.storage.read.lineage import read_curves, read_efforts, read_rungs, read_timeline
 from tuner.storage.read.population import read_copies
 from tuner.storage.read.queries import StudyRow, find_study
@@ -60,7 +61,7 @@ class Subject:
     @property
     def objectives(self) -> list[str]:
         """The names of the objectives."""
-        return self.row.record.get("objective") or [f"objective {at}" for at, _ in enumerate(self.row.directions)]
+        return self.row.named_objectives or [f"objective {at}" for at, _ in enumerate(self.row.directions)]
 
     def target(self, objective: int) -> dict[str, Any]:
         """Return the arguments of Optuna's plots for an objective."""
@@ -90,7 +91,7 @@ def opened(url: AnyURL, name: str, *, has_screen: bool = False) -> Generator[Sub
     """
     with connected(url) as engine:
         row = find_study(engine, name)
-        with contextlib.closing(open_storage(url)) as storage:
+        with contextlib.closing(open_to_read(url)) as storage:
             yield subject_of(storage, row, has_screen=has_screen)
 
 
@@ -396,7 +397,8 @@ def report(subject: Subject) -> str:
     name = html.escape(subject.row.name)
     parts = [f"<h1>{name}</h1>", "<h2>Study</h2>", _table(compare_rows(subject.engine, [subject.row.name]))]
     best = best_rows(subject.engine, subject.row.name, 5)
-    parts += ["<h2>Best trials</h2>", _table([{**row, "hparams": _words(row["hparams"])} for row in best])]
+    shown = [labelled({**row, "hparams": _words(row["hparams"])}) for row in best]
+    parts += ["<h2>Best trials</h2>", _table(shown)]
     missing: list[str] = []
     for kind in KINDS:
         try:

@@ -9,9 +9,11 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from tuner.errors import UsageError
-from tuner.output.numbers import plain, with_error
+from tuner.output.labels import labelled
+from tuner.output.numbers import plain, plain_json, with_error
+from tuner.results.choice import no_rule, pareto_front, preferred
 from tuner.results.confidence import Confirmed, rank
-from tuner.results.filters import filtered, in_order
+from tuner.results.filters import filtered, in_order, picked
 from tuner.results.json_rows import (
     AttemptJson,
     BaselineJson,
@@ -196,21 +198,34 @@ def trial_rows(
     """
     study = find_study(engine, study_name)
     rows = [_trial_row(study, trial) for trial in read_trials(engine, study)]
-    asked = filtered(rows, where, lambda row: _by_objective(study, row))
+    asked = filtered(rows, where, _columns)
     kept = [row for row in asked if not outcomes or row["outcome"] in outcomes]
-    return in_order(kept, sort, lambda row: _by_objective(study, row))[:limit]
+    return in_order(kept, sort, _columns)[:limit]
 
 
-def _by_objective(study: StudyRow, row: TrialJson) -> JsonRow:
-    """Return a row with a column for each of several objectives instead of `values`."""
-    if "values" not in row:
-        return row
-    values = row["values"] or [None] * len(study.directions)
-    named = {f"values.{name}": value for name, value in zip(study.objectives, values, strict=True)}
-    return {name: value for name, value in row.items() if name != "values"} | named
+def only_columns(rows: Sequence[TrialJson], names: Sequence[str]) -> list[JsonRow]:
+    """Return some columns of the rows of trials, in this order; None where a trial does not have one.
+
+    Args:
+        rows: The rows.
+        names: Columns, hyperparameters, `values.NAME` of several objectives, or `user_attrs.NAME`.
+
+    Raises:
+        UsageError: no row has such a column.
+    """
+    return picked([_columns(row) for row in rows], [name.strip() for name in names])
 
 
-def best_rows(engine: Engine, study_name: str, count: int | None = 1, *, confirmed: bool = True) -> list[BestJson]:
+def _columns(row: TrialJson) -> JsonRow:
+    """Return a row with a column for each of several objectives and for each user attribute."""
+    return labelled({name: value for name, value in row.items() if name != "user_attrs"}) | {
+        f"user_attrs.{name}": value for name, value in row["user_attrs"].items()
+    }
+
+
+def best_rows(
+    engine: Engine, study_name: str, count: int | None = 1, *, confirmed: bool = True, prefer: str | None = None
+) -> list[BestJson]:
     """Return the best complete trials, best first; for several objectives, the Pareto front.
 
     Trials that violate a constraint are skipped. Trials that were trained again with other seeds (`tuner confirm`) come
@@ -222,14 +237,20 @@ def best_rows(engine: Engine, study_name: str, count: int | None = 1, *, confirm
         study_name: The study.
         count: The maximum number of trials; None for all.
         confirmed: Whether to use the results of `tuner confirm`.
+        prefer: With several objectives, which trials come first; see `tuner.results.choice.preferred`. By number if
+            None.
 
     Raises:
         UnknownStudy: there is no such study.
+        UsageError: `prefer` is not possible for this study.
     """
     study = find_study(engine, study_name)
     if len(study.directions) > 1:
-        front = pareto_front(read_trials(engine, study), study.maximize)[:count]
-        return [{**_trial_row(study, trial), **_epochs_row(study)} for trial in front]
+        front = pareto_front(read_trials(engine, study), study.maximize)
+        chosen = preferred(study, front, prefer) if front and prefer is not None else front
+        return [{**_trial_row(study, trial), **_epochs_row(study)} for trial in chosen[:count]]
+    if prefer is not None:
+        raise no_rule(study)
     repeats = read_confirmations(engine, study.study_id) if confirmed else {}
     again = {trial.trial_id: trial for trial in read_by_ids(engine, study, list(repeats))}
     infeasible = {trial_id for trial_id, trial in again.items() if trial.is_feasible is False}
@@ -249,6 +270,7 @@ def best_rows(engine: Engine, study_name: str, count: int | None = 1, *, confirm
             "confirmed": _confirmed_row(ranked[one], [] if at else tied) if one in ranked else None,
             "baseline": None if baseline is None else _compared(study, found[one], baseline, ranked),
             "hparams": _hparams_of(found[one]),
+            "user_attrs": plain_json(found[one].user_attrs),
         }
         for at, one in enumerate(order[:count])
     ]
@@ -317,28 +339,6 @@ def _compared(study: StudyRow, trial: TrialRow, baseline: TrialRow, ranked: Mapp
         "high": plain(high),
         "seeds": seeds,
     }
-
-
-def pareto_front(trials: Sequence[TrialRow], maximize: Sequence[bool]) -> list[TrialRow]:
-    """Return the complete trials that no other one beats in one objective and equals or beats in all, by number.
-
-    Trials that violate a constraint are not in the front and do not beat others.
-    """
-    signs = [-1.0 if larger else 1.0 for larger in maximize]
-    costs = {
-        trial.trial_id: [sign * value for sign, value in zip(signs, trial.values, strict=True)]
-        for trial in trials
-        if trial.outcome is Outcome.COMPLETE and trial.values is not None and trial.is_feasible is not False
-    }
-
-    def is_beaten(trial_id: int) -> bool:
-        own = costs[trial_id]
-        return any(
-            other != own and all(theirs <= mine for theirs, mine in zip(other, own, strict=True))
-            for other in costs.values()
-        )
-
-    return [trial for trial in trials if trial.trial_id in costs and not is_beaten(trial.trial_id)]
 
 
 def show_row(engine: Engine, study_name: str, number: int) -> ShownJson:
@@ -446,7 +446,7 @@ def _attempt_row(attempt: Attempt) -> AttemptJson:
 
 
 def _trial_row(study: StudyRow, trial: TrialRow) -> TrialJson:
-    return {**_end_row(study, trial), "hparams": _hparams_of(trial)}
+    return {**_end_row(study, trial), "hparams": _hparams_of(trial), "user_attrs": plain_json(trial.user_attrs)}
 
 
 def _end_row(study: StudyRow, trial: TrialRow) -> EndJson:
@@ -463,7 +463,7 @@ def _result_of(study: StudyRow, trial: TrialRow) -> ResultJson:
     values = None if trial.values is None else [plain(value) for value in trial.values]
     row: ResultJson = {"value": None if values is None else values[0]}
     if len(study.directions) > 1:
-        row = {"values": values}
+        row = {"values": values, "objectives": study.objectives}
     if not study.has_seeds:
         return row
     stderrs = None if trial.stderrs is None else [plain(stderr) for stderr in trial.stderrs]

@@ -23,6 +23,7 @@ __all__ = [
     "connected",
     "hide_password",
     "open_storage",
+    "open_to_read",
     "parse_url",
     "storage_url",
     "warn_of_password",
@@ -45,6 +46,19 @@ def open_storage(url: AnyURL) -> Storage:
     from tuner.storage.optuna.storage import Storage
 
     return Storage(url)
+
+
+def open_to_read(url: AnyURL) -> Storage:
+    """Return the storage at `url` like `open_storage`, but create no tables; a database user may have only SELECT.
+
+    Raises:
+        StorageURLError: the URL is not a valid storage URL.
+        StorageLost: the database cannot be reached.
+        StorageSchemaError: its tables are those of another version; `tuner upgrade` upgrades older ones.
+    """
+    from tuner.storage.optuna.storage import Storage
+
+    return Storage(url, creates_tables=False)
 
 
 def connect(url: AnyURL) -> Engine:

@@ -71,7 +71,8 @@ class StudySpec:
             figure. `tuner plot NAME picture` draws the model of the best trial, or of another one.
         save_every_s: For a trainer: seconds of training between checkpoints to resume from; a shorter trial writes
             none. A function decides itself when to save.
-        keep_best: The number of best trials, by the first objective, whose model or saved state is kept; >= 0.
+        keep_best: The number of best trials whose model or saved state is kept; >= 0. With several objectives, those of
+            the whole Pareto front are kept, whatever the number; 0 keeps none.
         wall_hours: The budget in hours during which at least one worker runs; None for no limit.
         device_hours: The budget in hours of training, multiplied by the devices of each worker; None for no limit.
         trial_minutes: The minutes that one trial may take, compiling included; None for no limit. A trial that takes

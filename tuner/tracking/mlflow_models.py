@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuner.errors import CheckpointError, UsageError
 from tuner.output.jsonfile import read_json, write_json
-from tuner.results.export import check_has_model
+from tuner.results.export import best_number, check_has_model
 from tuner.results.rows import no_feasible
 from tuner.storage import AnyURL, StorageURL, connected, mirroring, parse_url
 from tuner.storage.artifacts import local_checkpoint
@@ -29,7 +29,15 @@ _ABOUT, _CHECKPOINT, _FILE = "model.json", "checkpoint", "study.py"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def register(url: AnyURL, study_name: str, uri: str, *, number: int | None = None, name: str | None = None) -> str:
+def register(
+    url: AnyURL,
+    study_name: str,
+    uri: str,
+    *,
+    number: int | None = None,
+    prefer: str | None = None,
+    name: str | None = None,
+) -> str:
     """Send a study to MLflow, and register the model of one of its trials.
 
     Args:
@@ -37,6 +45,7 @@ def register(url: AnyURL, study_name: str, uri: str, *, number: int | None = Non
         study_name: The study.
         uri: The MLflow server.
         number: The trial's number; None for the best trial.
+        prefer: The trial of a Pareto front if `number` is None; see `tuner.results.export.best_number`.
         name: The registered model; by default the study's name.
 
     Returns:
@@ -53,7 +62,7 @@ def register(url: AnyURL, study_name: str, uri: str, *, number: int | None = Non
     url = parse_url(url)
     with connected(url) as engine:
         study = find_study(engine, study_name)
-        trial = _chosen(engine, study, number)
+        trial = _chosen(engine, study, number, prefer)
         with tempfile.TemporaryDirectory(prefix="tuner-model-") as scratch:
             bundle = Path(scratch) / "bundle"
             record = pack(study, trial, bundle)
@@ -79,13 +88,11 @@ def register(url: AnyURL, study_name: str, uri: str, *, number: int | None = Non
             return tracker.register(run, str(model), name or re.sub(r"[/:]", "_", study.name), told)
 
 
-def _chosen(engine: Engine, study: StudyRow, number: int | None) -> TrialRow:
+def _chosen(engine: Engine, study: StudyRow, number: int | None, prefer: str | None) -> TrialRow:
+    if number is None and (len(study.directions) > 1 or prefer is not None):
+        number = best_number(engine, study.name, prefer)
     if number is not None:
         return read_trial(engine, study, number)
-    if len(study.directions) > 1:
-        raise UsageError(
-            f"study {study.name!r} has several objectives: choose one of the trials of `tuner best` as `trial`"
-        )
     best = read_best(engine, study, 1)
     if not best:
         missing = f"study {study.name!r} has no complete trial yet"

@@ -17,10 +17,11 @@ from tuner.errors import CheckpointError, LeaseLost, StorageLost, TrialPruned, T
 from tuner.output.sanitize import hide_password
 from tuner.search import TrialPruner
 from tuner.storage.artifacts import FILES, LOG, has_more_than_log
+from tuner.storage.read.front import is_worth_keeping, removable
 from tuner.storage.read.lineage import read_metrics
 from tuner.storage.read.population import loaded_copies
 from tuner.storage.read.queries import BASELINE_KEY
-from tuner.storage.read.ranking import is_among_best, is_feasible, removable
+from tuner.storage.read.ranking import is_feasible
 from tuner.storage.sql.retry import PROMPT, hurried
 from tuner.storage.worker import claims, leases, rungs
 from tuner.storage.worker.fences import Lease
@@ -527,16 +528,17 @@ class Attempt(TrialData):
         }
 
     def _best_k(self) -> dict[str, Any]:
-        return {"keep": self.study.keep_best, "maximize": self.study.all_directions[0] == "maximize"}
+        maximize = [direction == "maximize" for direction in self.study.all_directions]
+        return {"keep": self.study.keep_best, "maximize": maximize}
 
     def _keep_best(self, saved: Saved, outcome: Outcome, values: list[float] | None) -> Path | None:
-        """Save the best checkpoint if the trial is among the best of the study; return its path."""
+        """Save the best checkpoint if the trial is among the best of the study or on its front; return its path."""
         if outcome is not Outcome.COMPLETE or values is None or not self.study.keep_best:
             return None
         context = self.context
         if not is_feasible(context.storage.get_trial(self.lease.trial_id).constraints):
             return None
-        if not is_among_best(context.engine, context.study_id, values[0], **self._best_k()):
+        if not is_worth_keeping(context.engine, context.study_id, values, **self._best_k()):
             return None
         return saved.write_best()
 

@@ -28,7 +28,7 @@ from command_words import check_words
 ROOT = Path(__file__).resolve().parents[3]
 PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md")))]
 PAGES = [page for page in PAGES if not page.startswith(("docs/cli.md", "docs/reference/"))]  # made from the code
-LANGUAGES = {"sh", "console", "text", "python", "py", "nginx", "yaml", "promql"}
+LANGUAGES = {"sh", "console", "text", "python", "py", "json", "nginx", "yaml", "promql"}
 """What a block may be. `sh` has commands, `console` commands after `$` with what they print, `text` what is printed.
 `py` is Python that is only shown, because it needs a library that the tests do not have."""
 

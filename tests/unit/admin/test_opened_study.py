@@ -238,6 +238,28 @@ def test_opening_imports_neither_jax_nor_optuna(url: str) -> None:
     assert done.stdout == "[]\n"
 
 
+@pytest.mark.slow
+def test_nothing_but_loading_a_model_imports_jax(url: str) -> None:
+    program = (
+        "import sys, tuner; pair = tuner.open_study('pair', sys.argv[1]); pair.trials(); pair.pareto();"
+        "pair.best('loss'); pair.importance(); pair.plot('pareto'); pair.curves(); pair._repr_html_();"
+        "pair.enqueue(rate=0.5); pair.stop(); pair.resume();"
+        "print(sorted({'jax', 'flax', 'jaxlib'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, url], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_a_front_needs_a_rule_for_its_best_trial(url: str) -> None:
+    pair = tuner.open_study("pair", url)
+    with pytest.raises(UsageError, match=r"call `pareto` for its best trials, or pass one of 'loss', 'size', 'knee'"):
+        pair.best()
+    front = {trial.number: trial.values or () for trial in pair.pareto()}
+    assert front[pair.best("loss").number] == min(front.values())
+    with pytest.raises(UsageError, match="has a function instead of a trainer"):
+        pair.load(prefer="loss")
+
+
 CELL = """
 import numpy as np
 import flax.linen as nn

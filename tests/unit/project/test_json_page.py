@@ -1,5 +1,6 @@
 """docs/json.md names the fields that the queries print: all of them, and no others."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import optuna
 import pytest
+from jsonschema import Draft202012Validator
 
 import tuner
 from tuner.admin.doctor import examine
@@ -25,7 +27,7 @@ from tuner.trial import Outcome, Report
 from tuner.worker.rerun import Comparison
 
 PAGE = (Path(__file__).parents[3] / "docs" / "json.md").read_text()
-OPEN = ("hparams", "copies[].hparams", "reports[].metrics", "ran_with")
+OPEN = ("hparams", "copies[].hparams", "user_attrs", "reports[].metrics", "ran_with")
 """Their keys are the user's, or are told in one row."""
 
 
@@ -91,12 +93,27 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, A
 
 @pytest.mark.parametrize("command", re.findall(r"(?m)^## tuner (\w+)$", PAGE))
 def test_every_field_is_documented_and_no_other(rows: dict[str, list[dict[str, Any]]], command: str) -> None:
-    inherited = documented("trials") - {"values", "stderrs"} if command in ("best", "show") else set()
+    inherited = documented("trials") - {"values", "stderrs", "objectives"} if command in ("best", "show") else set()
     assert set(fields(rows[command])) == documented(command) | inherited
     if command == "doctor":
         checks = re.search(r"\| `check` \| (.*) \|", PAGE)
         assert checks is not None
         assert {row["check"] for row in rows[command]} <= set(re.findall(r"`(\w+)`", checks[1]))
+
+
+SCHEMA = json.loads((Path(__file__).parents[3] / "docs" / "json-schema.json").read_text())
+
+
+@pytest.mark.parametrize("command", sorted(SCHEMA["properties"]))
+def test_every_row_is_valid_against_the_schema(rows: dict[str, list[dict[str, Any]]], command: str) -> None:
+    found = json.loads(json.dumps(rows["best" if command == "confirm" else command]))
+    validator = Draft202012Validator({**SCHEMA["properties"][command], "$defs": SCHEMA["$defs"]})
+    validator.check_schema(validator.schema)
+    assert found
+    validator.validate(found[0] if command == "show" else found)
+    wrong = {name: {"not": "so"} for name in found[0]}
+    assert not validator.is_valid(wrong if command == "show" else [wrong])
+    assert not validator.is_valid({} if command == "show" else [{}])
 
 
 def test_every_query_has_a_section() -> None:

@@ -13,14 +13,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
+from packaging.requirements import Requirement
 from pyarrow import parquet
 
 import tuner
 from tuner import load_state
 from tuner.errors import CheckpointError, UnknownStudy, UsageError
-from tuner.results.export import export_bundle, export_trials
+from tuner.results.bundle import export_bundle
+from tuner.results.export import export_trials
 from tuner.results.rows import trial_rows
 from tuner.storage import connect
 
@@ -200,9 +203,12 @@ def test_a_bundle_runs_where_nothing_else_is(tuner_on_sqlite: Any, tmp_path: Pat
     tuner, elsewhere = tuner_on_sqlite, tmp_path / "elsewhere"
     source = Path(__file__).parents[3] / "studies" / "digits_mlp.py"
     study = tmp_path / "digits.py"
-    study.write_text(source.read_text())
+    study.write_text(source.read_text().replace("from tuner import", "import sizes\nfrom tuner import", 1))
+    (tmp_path / "sizes.py").write_text("WIDTH = 64\n")
     assert tuner.run("launch", "digits.py", "--workers", "1", "--trials", "3", "--seed", "5").returncode == 0
     (best,) = tuner.rows("best", "digits_mlp")
+    digits = np.random.default_rng(0).normal(size=(5, 64)).astype("float32")
+    expected = predictions(tuner, digits)
     done = tuner.run("export", "digits_mlp", "best.zip")
     assert (done.returncode, done.stderr) == (
         0,
@@ -217,10 +223,12 @@ def test_a_bundle_runs_where_nothing_else_is(tuner_on_sqlite: Any, tmp_path: Pat
     with zipfile.ZipFile(tmp_path / "best.zip") as bundle:
         bundle.extractall(elsewhere)
     study.unlink()
+    (tmp_path / "sizes.py").unlink()
     (tmp_path / "tuner-artifacts").rename(tmp_path / "gone")
     # With the tuner that the bundle brings, which lies in its folder from here on.
     requirements = (elsewhere / "requirements.txt").read_text().splitlines()
     (wheel,) = [line for line in requirements if "==" not in line]
+    assert {Requirement(line).name for line in requirements if line != wheel} >= {"jax", "flax", "scikit-learn"}
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", ".", wheel]
     subprocess.run(install, cwd=elsewhere, check=True, timeout=300)
     where = [sys.executable, "-c", "import tuner; print(tuner.__file__)"]
@@ -233,7 +241,50 @@ def test_a_bundle_runs_where_nothing_else_is(tuner_on_sqlite: Any, tmp_path: Pat
     lines = [line.replace(",", "").split() for line in ran.stdout.splitlines()]
     assert {line[0] for line in lines} == {"accuracy:", "loss:"}
     assert all(found == recorded for _, found, _, recorded in lines), ran.stdout
-    assert "jax==" in (elsewhere / "requirements.txt").read_text()
+    (tmp_path / "gone").rename(tmp_path / "tuner-artifacts")
     refused = tuner.run_here("export", "digits_mlp", "again.zip")
-    assert refused.returncode == 2
-    assert "is not on this machine: no " in refused.stderr
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert re.search(r"is not on this machine: no .*digits.py', which was on .+; pass .* as --file", refused.stderr)
+    check_predictions(elsewhere, tuner.env, digits, expected)
+
+
+PREDICT = """
+import sys, numpy, tuner
+found = tuner.open_study("digits_mlp").load(trust=True).predict(numpy.load(sys.argv[1]))
+numpy.save(sys.argv[2], found)
+"""
+
+
+def predictions(tuner: Any, inputs: Any) -> Any:
+    """Return what the study's best model predicts, in its own folder."""
+    np.save(tuner.folder / "inputs.npy", inputs)
+    words = [sys.executable, "-c", PREDICT, "inputs.npy", "expected.npy"]
+    subprocess.run(words, cwd=tuner.folder, env=tuner.env, check=True, timeout=300)
+    return np.load(tuner.folder / "expected.npy")
+
+
+def check_predictions(bundle: Path, env: dict[str, str], inputs: Any, expected: Any) -> None:
+    """Check predict.py of a bundle, which runs in a copy of the study's file whose data cannot be loaded."""
+    study = bundle / "study.py"
+    study.write_text(
+        study.read_text().replace("def data(seed", "def data(seed: int) -> None:\n    1 / 0\n\ndef _(seed")
+    )
+    np.save(bundle / "inputs.npy", inputs)
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "predict.py", *words]
+        return subprocess.run(command, cwd=bundle, env=env, capture_output=True, text=True, timeout=300)
+
+    done = run("inputs.npy")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "outputs: float32[5, 10] written to predictions.npy\n"
+    assert (np.load(bundle / "predictions.npy") == expected).all()
+    assert "The batches of the training had: inputs float32[" in run().stderr
+    np.save(bundle / "wrong.npy", inputs[:, :3])
+    refused = run("wrong.npy")
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
+    assert "cannot predict from float32[5, 3]: " in refused.stderr
+    study.unlink()
+    refused = run("inputs.npy")
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert "the bundle is not complete: no file " in refused.stderr

@@ -366,7 +366,7 @@ def test_several_objectives_are_asked_for_by_name(shelf: Shelf) -> None:
     assert [row["number"] for row in by_first] == [1, 2, 0, 3]
     kept = trial_rows(shelf.engine, "pair", where=[f"values.{other}>1", f"values.{one}<2"])
     assert kept == [everything[1]]
-    columns = ["number", "outcome", "values", "is_feasible", "seconds", "hparams"]
+    columns = ["number", "outcome", "values", "objectives", "is_feasible", "seconds", "hparams", "user_attrs"]
     assert list(everything[0]) == columns, "they are no columns"
     with pytest.raises(UsageError, match=rf"`sort` must name one of .*values\.{one}, values\.{other}.*: got 'values'"):
         trial_rows(shelf.engine, "pair", sort="values")
@@ -518,10 +518,10 @@ def test_the_number_of_statements_does_not_grow_with_the_trials(any_shelf: Shelf
         assert rows[-1]["hparams"] == {"one": 0.5, "two": 0.5}
         assert [row["number"] for row in best] == [0, 1, 2][:count]
 
-    assert counts[1] == counts[500] < 40
-    # Two tables (parameters, values), a statement for each 500 trials.
-    assert counts[501] == counts[500] + 2
-    assert counts[1200] == counts[500] + 4
+    assert counts[1] == counts[500] < 48
+    # Three tables (parameters, values, user attributes), a statement for each 500 trials.
+    assert counts[501] == counts[500] + 3
+    assert counts[1200] == counts[500] + 6
 
 
 def test_queries_start_without_optuna_and_jax(shelf: Shelf, sqlite_url: str) -> None:

@@ -492,6 +492,22 @@ def test_the_states_of_trials_that_are_not_among_the_best_are_removed(runs: Runs
     assert not list(runs.folder.glob("artifacts/*/*/latest"))
 
 
+def test_with_several_objectives_the_states_of_the_whole_front_are_kept(runs: Runs) -> None:
+    def train(hparams: HParams, trial: Trial) -> Iterator[dict[str, float]]:
+        # Half of the trials are on the front; the others are beaten, by later ones too.
+        beaten = 0.0 if trial.number % 2 else 1.0
+        yield {"loss": hparams.x + beaten, "size": 1.0 - hparams.x + beaten}
+        trial.save({"x": hparams.x})
+
+    objectives = {"objective": ["loss", "size"], "direction": None, "directions": ["minimize", "minimize"]}
+    trials = runs(train, trials=12, keep_best=1, sampler="random", **objectives)
+    front = optuna.load_study(study_name="one", storage=runs.url).best_trials
+    assert {one.number for one in front} == {1, 3, 5, 7, 9, 11}
+    assert len(trials) == 12
+    kept = {path.parent.name for path in runs.folder.glob("artifacts/*/*/best")}
+    assert kept == {str(one.number) for one in front}
+
+
 # --- JAX
 
 

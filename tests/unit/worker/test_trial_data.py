@@ -15,7 +15,7 @@ import windows_study
 
 from tuner import Space, choice, uniform
 from tuner.errors import StudyError
-from tuner.results.export import export_bundle
+from tuner.results.bundle import export_bundle
 from tuner.results.model_picture import draw_picture
 from tuner.results.rows import trial_rows
 from tuner.storage import connect

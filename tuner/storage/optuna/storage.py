@@ -113,6 +113,8 @@ class Storage(BaseStorage):
         url: The database's URL.
         patience: How long to wait in each call, including this one, for a database that does not answer.
         zone: The zone of trials' times. None for local times without a zone, as `RDBStorage` returns them.
+        creates_tables: Whether to create missing tables now; if not, the first study that is created or deleted here
+            does.
 
     Raises:
         StorageLost: the database cannot be reached, in this or any other call.
@@ -121,18 +123,27 @@ class Storage(BaseStorage):
     Concurrency: safe from many processes and threads.
     """
 
-    def __init__(self, url: AnyURL, patience: Patience = IMPATIENT, zone: datetime.tzinfo | None = None) -> None:
+    def __init__(
+        self,
+        url: AnyURL,
+        patience: Patience = IMPATIENT,
+        zone: datetime.tzinfo | None = None,
+        *,
+        creates_tables: bool = True,
+    ) -> None:
         url = parse_url(url)
-        self.url, self.zone = url, zone
+        self.url, self.zone, self._has_all_tables = url, zone, creates_tables
         self._lock = threading.RLock()
         self._known: dict[int, _Known] = {}
         self._windows: dict[int, Window] = {}
         self._held: dict[int, _Held] = {}
         self._studies_of_new: dict[int, int] = {}  # trials created here that have not ended here
+        self._optunas: RDBStorage | None = None
         self.engine = patient(new_engine(url), patience)
         try:
-            retried(self.engine, lambda _: schema.prepare(self.engine))
-            self._rdb = self._cold(lambda: _cold_storage(url, self.engine))
+            retried(self.engine, lambda _: (schema.prepare if creates_tables else schema.check)(self.engine))
+            if creates_tables:
+                self._cold(lambda: self._rdb)
         except (DBAPIError, StorageInternalError) as error:
             self.engine.dispose()
             raise lost(error, url) from None
@@ -141,19 +152,29 @@ class Storage(BaseStorage):
             raise
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url.text, "zone": self.zone}
+        return {"url": self.url.text, "zone": self.zone, "creates_tables": self._has_all_tables}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["url"], zone=state.get("zone"))
+        self.__init__(state["url"], zone=state.get("zone"), creates_tables=state.get("creates_tables", True))
+
+    @property
+    def _rdb(self) -> RDBStorage:
+        """Optuna's own storage, using our connections; it needs its tables."""
+        with self._lock:
+            if self._optunas is None:
+                self._optunas = _cold_storage(self.url, self.engine)
+            return self._optunas
 
     def close(self) -> None:
         """Close all connections; a later call opens new ones."""
-        self._rdb.remove_session()
+        self.remove_session()
         self.engine.dispose()
-        self._rdb.engine.pool = self.engine.pool  # dispose() creates a new pool
+        if self._optunas is not None:
+            self._optunas.engine.pool = self.engine.pool  # dispose() creates a new pool
 
     def remove_session(self) -> None:
-        self._rdb.remove_session()
+        if self._optunas is not None:
+            self._optunas.remove_session()
 
     def _cold(self, call: Callable[[], T]) -> T:
         """Make a call of `RDBStorage`, with our patience and our errors."""
@@ -169,13 +190,20 @@ class Storage(BaseStorage):
 
     # --- Studies
 
+    def _create_tables(self) -> None:
+        if not self._has_all_tables:
+            retried(self.engine, lambda _: schema.prepare(self.engine))
+            self._has_all_tables = True
+
     def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
+        self._create_tables()
         study_id = self._cold(lambda: self._rdb.create_new_study(directions, study_name))
         with self._lock:
             self._known[study_id] = _Known(study_name, list(directions))
         return study_id
 
     def delete_study(self, study_id: int) -> None:
+        self._create_tables()
         with self._lock:
             self._known.pop(study_id, None)
             self._studies_of_new.clear()
@@ -215,6 +243,8 @@ class Storage(BaseStorage):
         return self._cold(lambda: self._rdb.get_study_system_attrs(study_id))
 
     def get_all_studies(self) -> list[private.FrozenStudy]:
+        if not (self._has_all_tables or read(self.engine, lambda one: sa.inspect(one).has_table(studies.name))):
+            return []
         found = self._cold(self._rdb.get_all_studies)
         with self._lock:
             for study in found:

@@ -246,7 +246,13 @@ def read_compiling(engine: Engine, study_id: int | None) -> list[CompilingRow]:
     query = query.where(records.c.worker.is_not(None))
     if study_id is not None:
         query = query.where(records.c.study_id == study_id)
-    rows = read(engine, lambda connection: [dict(row) for row in connection.execute(query).mappings()])
+
+    def work(connection: Connection) -> list[dict[str, Any]]:
+        if not sa.inspect(connection).has_table(records.name):
+            return []
+        return [dict(row) for row in connection.execute(query).mappings()]
+
+    rows = read(engine, work)
     compiled: dict[int, tuple[int, float]] = {}
     for row in rows:
         count, seconds = compiled.get(row["study_id"], (0, 0.0))
@@ -277,6 +283,8 @@ def read_failures(engine: Engine, study_id: int | None, count: int = 20) -> list
     """
 
     def work(connection: Connection) -> list[FailureRow]:
+        if not sa.inspect(connection).has_table(attempts.name):
+            return []
         ago = clock(connection.dialect.name) - attempts.c.ended_at_s
         query = (
             sa.select(
@@ -314,6 +322,8 @@ def read_checkpoints(engine: Engine, study_id: int, count: int = 10) -> list[Che
     """
 
     def work(connection: Connection) -> list[CheckpointRow]:
+        if not sa.inspect(connection).has_table(records.name):
+            return []
         direction = connection.execute(
             sa.select(study_directions.c.direction).where(
                 study_directions.c.study_id == study_id, study_directions.c.objective == 0

@@ -14,9 +14,9 @@ from sqlalchemy import Connection, Engine
 
 from tuner.errors import UnknownStudy, nearest
 from tuner.storage.read.hours import Hours, count_hours
-from tuner.storage.read.ranking import Ranked, best_trials, is_feasible, read_constraints
+from tuner.storage.read.ranking import Ranked, best_trials, is_feasible
+from tuner.storage.read.trial_parts import CHUNK, read_parts
 from tuner.storage.sql.dialect import clock, ids_value, one_of
-from tuner.storage.sql.encoding import loaded_number
 from tuner.storage.sql.outcomes import recorded_outcome
 from tuner.storage.sql.retry import read
 from tuner.storage.sql.tables import (
@@ -26,16 +26,14 @@ from tuner.storage.sql.tables import (
     studies,
     study_directions,
     study_system_attributes,
-    trial_intermediate_values,
     trial_params,
     trial_system_attributes,
-    trial_values,
     trials,
     unknown_zones,
 )
 from tuner.storage.sql.zones import is_optuna_5
 from tuner.storage.worker.claims import latest_errors
-from tuner.storage.worker.leases import FETCHED_KEY, LANES_KEY
+from tuner.storage.worker.leases import FETCHED_KEY, LANES_KEY, OUTCOME_ATTRIBUTE
 from tuner.trial import Outcome
 from tuner.trial.seed_values import SEEDS_KEY, StoredSeeds
 
@@ -47,7 +45,6 @@ _OUTCOME_OF_STATE = {
     "WAITING": Outcome.WAITING,
 }
 _STORED_AS_PRUNED = [Outcome.DIVERGED.value, Outcome.OUT_OF_MEMORY.value, Outcome.TIMED_OUT.value]
-_CHUNK = 500  # ids in one IN (...): SQLite allows 32,766 variables, Postgres plans short lists well
 
 
 @dataclass(frozen=True)
@@ -58,6 +55,8 @@ class StudyRow:
     name: str
     directions: tuple[str, ...]
     record: dict[str, Any]
+    metric_names: tuple[str, ...] = ()
+    """Those that `optuna.Study.set_metric_names` has stored."""
 
     @property
     def maximize(self) -> tuple[bool, ...]:
@@ -71,8 +70,13 @@ class StudyRow:
 
     @property
     def objectives(self) -> list[str]:
-        """The names of the objectives; their numbers if another tool created the study."""
-        return self.record.get("objective") or [str(at) for at, _ in enumerate(self.directions)]
+        """The names of the objectives; their numbers if they have none."""
+        return self.named_objectives or [str(at) for at, _ in enumerate(self.directions)]
+
+    @property
+    def named_objectives(self) -> list[str]:
+        """The names of the objectives; empty if another tool created the study without names."""
+        return self.record.get("objective") or list(self.metric_names)
 
 
 @dataclass(frozen=True)
@@ -103,8 +107,9 @@ class TrialRow:
     """A trial as the storage has it; `values` is None unless it is complete.
 
     `started` and `completed` are UTC; without a zone where an earlier version stored local time of an unknown zone.
-    `constraints` has Optuna's by name; each is satisfied if it is 0 or less. `seeds` is None unless trials of the study
-    have several and the trial has ended.
+    `constraints` has Optuna's by name; each is satisfied if it is 0 or less. `user_attrs` are JSON values, without the
+    one in which tuner tells other tools the outcome. `seeds` is None unless trials of the study have several and the
+    trial has ended.
     """
 
     trial_id: int
@@ -117,6 +122,7 @@ class TrialRow:
     reports: dict[int, float] = field(default_factory=dict[int, float])
     record: Recorded = field(default_factory=Recorded)
     constraints: dict[str, float] = field(default_factory=dict[str, float])
+    user_attrs: dict[str, Any] = field(default_factory=dict[str, Any])
     seeds: StoredSeeds | None = None
 
     @property
@@ -152,14 +158,21 @@ def _read_studies(connection: Connection) -> list[StudyRow]:
     query = sa.select(study_directions.c.study_id, study_directions.c.direction)
     for study_id, direction in connection.execute(query.order_by(study_directions.c.objective)):
         directions.setdefault(study_id, []).append(direction.lower())
-    query = sa.select(study_system_attributes.c.study_id, study_system_attributes.c.value_json)
-    recorded = {
-        study_id: json.loads(text)
-        for study_id, text in connection.execute(query.where(study_system_attributes.c.key == RECORD_KEY))
+    key = study_system_attributes.c.key
+    query = sa.select(study_system_attributes.c.study_id, key, study_system_attributes.c.value_json)
+    known: dict[tuple[int, str], Any] = {
+        (study_id, name): json.loads(text)
+        for study_id, name, text in connection.execute(query.where(key.in_([RECORD_KEY, METRIC_NAMES_KEY])))
     }
     rows = connection.execute(sa.select(studies.c.study_id, studies.c.study_name).order_by(studies.c.study_id))
     return [
-        StudyRow(study_id, name, tuple(directions.get(study_id, ())), recorded.get(study_id, {}))
+        StudyRow(
+            study_id,
+            name,
+            tuple(directions.get(study_id, ())),
+            known.get((study_id, RECORD_KEY), {}),
+            tuple(known.get((study_id, METRIC_NAMES_KEY), ())),
+        )
         for study_id, name in rows
     ]
 
@@ -181,6 +194,8 @@ def find_study(engine: Engine, name: str) -> StudyRow:
 
 RECORD_KEY = "tuner:study"
 """The study attribute with the study's recorded settings."""
+METRIC_NAMES_KEY = "study:metric_names"
+"""Optuna's study attribute with the names of the objectives."""
 BASELINE_KEY = "tuner:baseline"
 """The study attribute with the number of the baseline's trial, set when it is complete."""
 
@@ -243,7 +258,7 @@ def read_latest(engine: Engine, study: StudyRow, count: int) -> list[TrialRow]:
 
 def read_by_ids(engine: Engine, study: StudyRow, ids: Sequence[int]) -> list[TrialRow]:
     """Return some trials by their ids, in that order."""
-    parts = [ids[start : start + _CHUNK] for start in range(0, len(ids), _CHUNK)]
+    parts = [ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK)]
     found = {row.trial_id: row for part in parts for row in _load(engine, study, [trials.c.trial_id.in_(part)])}
     return [found[trial_id] for trial_id in ids if trial_id in found]
 
@@ -388,7 +403,8 @@ def _load(
         ).select_from(source)
         read_rows: Any = connection.execute(query.where(*where).order_by(trials.c.number))
         found: list[Any] = list(read_rows)
-        parts = _read_parts(connection, [row.trial_id for row in found], with_reports)
+        hidden = [OUTCOME_ATTRIBUTE] if study.record else []
+        parts = read_parts(connection, [row.trial_id for row in found], with_reports, hidden)
         seeds = _read_seeds(connection, list(parts)) if study.has_seeds else {}
         rows: list[TrialRow] = []
         for trial_id, number, outcome, start, complete, is_start, is_end, *record in found:
@@ -407,6 +423,7 @@ def _load(
                 record=Recorded(*record),
                 constraints=own.constraints,
                 seeds=seeds.get(trial_id),
+                user_attrs=own.user_attrs,
             )
             rows.append(row)
         return rows
@@ -418,60 +435,12 @@ def _time(stored: datetime.datetime | None, *, is_known: bool) -> datetime.datet
     return stored.replace(tzinfo=datetime.UTC) if stored is not None and is_known else stored
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """What other tables have of a trial: values by objective, reports by epoch."""
-
-    hparams: dict[str, Any] = field(default_factory=dict[str, Any])
-    values: dict[int, float] = field(default_factory=dict[int, float])
-    reports: dict[int, float] = field(default_factory=dict[int, float])
-    constraints: dict[str, float] = field(default_factory=dict[str, float])
-
-
-def _read_parts(connection: Connection, ids: Sequence[int], with_reports: bool) -> dict[int, _Parts]:
-    parts = {trial_id: _Parts() for trial_id in ids}
-    columns = ("param_name", "param_value", "distribution_json")
-    for trial_id, name, value, text in _of_trials(connection, ids, trial_params, columns):
-        parts[trial_id].hparams[name] = _decode(value, text)
-    columns = ("objective", "value", "value_type")
-    for trial_id, objective, value, kind in _of_trials(connection, ids, trial_values, columns):
-        parts[trial_id].values[objective] = loaded_number(value, kind)
-    if with_reports:
-        columns = ("step", "intermediate_value", "intermediate_value_type")
-        for trial_id, step, value, kind in _of_trials(connection, ids, trial_intermediate_values, columns):
-            parts[trial_id].reports[step] = loaded_number(value, kind)
-    for trial_id, constraints in read_constraints(connection, ids).items():
-        parts[trial_id].constraints.update(constraints)
-    return parts
-
-
 def _read_seeds(connection: Connection, ids: Sequence[int]) -> dict[int, StoredSeeds]:
     """Return what the trials that have ended say about their seeds, by trial."""
     dialect, table = connection.dialect.name, trial_system_attributes.c
     query = sa.select(table.trial_id, table.value_json).where(one_of(dialect, table.trial_id, "ids"))
     rows = connection.execute(query.where(table.key == SEEDS_KEY), {"ids": ids_value(dialect, ids)})
     return {trial_id: StoredSeeds.of_json(json.loads(text)) for trial_id, text in rows}
-
-
-def _of_trials(
-    connection: Connection, ids: Sequence[int], table: sa.Table, columns: Sequence[str]
-) -> list[tuple[Any, ...]]:
-    """Return `columns` of the rows of these trials, in the order in which they were written."""
-    key = next(iter(table.primary_key.columns))
-    query: Any = sa.select(table.c.trial_id, *(table.c[name] for name in columns)).order_by(key)
-    found: list[tuple[Any, ...]] = []
-    for start in range(0, len(ids), _CHUNK):
-        rows: Any = connection.execute(query.where(table.c.trial_id.in_(ids[start : start + _CHUNK])))
-        found += [tuple(row) for row in rows]
-    return found
-
-
-def _decode(value: float, distribution: str) -> Any:
-    """Return a parameter's value from the float stored by Optuna and its distribution."""
-    kind = json.loads(distribution)
-    if "choices" in kind["attributes"]:
-        return kind["attributes"]["choices"][int(value)]
-    return int(value) if kind["name"].startswith("Int") else value
 
 
 def last_errors(engine: Engine, study_id: int, since_s: float) -> list[tuple[str, str]]:

@@ -8,16 +8,18 @@ import re
 import sqlite3
 import time
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy
 from sqlalchemy import Connection, Dialect, Engine, event
 from sqlalchemy.exc import DBAPIError, DisconnectionError
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from tuner.errors import StorageDenied, StorageLost, StorageMissing
 from tuner.output.sanitize import hide_password
-from tuner.storage.sql import deadlines
+from tuner.storage.sql import deadlines, sqlite_files
+from tuner.storage.sql.sqlite_files import Opening
 from tuner.storage.sql.url import AnyURL, StorageURL, parse_url
 
 _BUSY_TIMEOUT_S = 10
@@ -46,9 +48,7 @@ def new_engine(url: AnyURL) -> Engine:
     """Return an engine with at most two connections: one for the work, one for the thread that renews leases."""
     url = parse_url(url)
     if url.file is not None:
-        engine = sqlalchemy.create_engine(url.driver, connect_args={"timeout": _BUSY_TIMEOUT_S})
-        event.listen(engine, "connect", _prepare_sqlite)
-        return engine
+        return _sqlite_engine(url, url.file)
     parsed = sqlalchemy.make_url(url.driver)
     arguments = {"connect_timeout": _CONNECT_TIMEOUT_S, "application_name": "tuner", **_KEEPALIVE}
     engine = sqlalchemy.create_engine(
@@ -65,6 +65,21 @@ def new_engine(url: AnyURL) -> Engine:
     event.listen(engine, "connect", _prepare_postgres)
     event.listen(engine, "checkin", _note_use)  # codespell:ignore checkin
     event.listen(engine, "checkout", _ping)
+    return engine
+
+
+def _sqlite_engine(url: StorageURL, file: Path) -> Engine:
+    # Of an immutable file, each use opens a new connection: someone who may write to it may have changed it since.
+    pool = NullPool if sqlite_files.find_opening(file) is Opening.IMMUTABLE else None
+    engine = sqlalchemy.create_engine(url.driver, connect_args={"timeout": _BUSY_TIMEOUT_S}, poolclass=pool)
+
+    def open_file(dialect: Dialect, _record: object, _: object, options: dict[str, Any]) -> Any:
+        if sqlite_files.find_opening(file) is Opening.IMMUTABLE:
+            return dialect.connect(sqlite_files.immutable_uri(file), **{**options, "uri": True})
+        return None
+
+    event.listen(engine, "do_connect", open_file)
+    event.listen(engine, "connect", _prepare_sqlite)
     return engine
 
 
@@ -184,7 +199,8 @@ def connected_engine(url: AnyURL) -> Engine:
             answer = connection.exec_driver_sql(query).scalar_one()
     except DBAPIError as error:
         engine.dispose()
-        raise lost(error, url) from None
+        denied = None if url.file is None else sqlite_files.unreadable(url.file, error_line(error))
+        raise denied or lost(error, url) from None
     if answer is None:  # without a schema every table seems to be missing
         engine.dispose()
         raise StorageDenied.because("no USAGE on a schema of the search path")

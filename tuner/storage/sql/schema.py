@@ -47,9 +47,7 @@ def prepare(engine: Engine) -> None:
 
     Concurrency: safe from many processes, also on an empty database.
     """
-    with engine.connect() as connection:
-        versions = read_versions(connection)
-    check_tables(versions, engine)
+    versions = check(engine)
     if None in (versions.optuna, versions.tuner):
         # Optuna's `create_all` is not safe if two processes run it at once.
         with _locked(engine) as connection:
@@ -58,6 +56,18 @@ def prepare(engine: Engine) -> None:
                 _create_optuna_tables(connection)
             if versions.tuner is None:
                 migrate(connection)
+
+
+def check(engine: Engine) -> Versions:
+    """Return the versions of the tables, without creating any.
+
+    Raises:
+        StorageSchemaError: the tables belong to an older or a newer version.
+    """
+    with engine.connect() as connection:
+        versions = read_versions(connection)
+    check_tables(versions, engine)
+    return versions
 
 
 @contextlib.contextmanager

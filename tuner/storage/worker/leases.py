@@ -32,6 +32,8 @@ FETCHED_KEY = "tuner:fetched"
 """The system attribute of a trial with the number of programs that came from the compile cache; missing for none."""
 LANES_KEY = "tuner:lanes"
 """The system attribute of a trial that trained together with others: the number of lanes of their program."""
+OUTCOME_ATTRIBUTE = "outcome"
+"""The user attribute of a trial that tells other tools how it ended."""
 DIED = "died"
 """The ending of an attempt whose worker died."""
 _MOST_LOG_CHARACTERS = 20_000
@@ -264,7 +266,7 @@ def endings(lease: Lease, outcome: Outcome, values: Sequence[float] | None, reco
             stored, kind = stored_number(value)
             rows.append({"objective": objective, "value": stored, "value_type": kind})
         writes.append(upsert(trial_values, rows, "objective"))
-    told = {"key": "outcome", "value_json": json.dumps(outcome)}
+    told = {"key": OUTCOME_ATTRIBUTE, "value_json": json.dumps(outcome)}
     writes.append(upsert(trial_user_attributes, [told], "key"))
 
     given = {**record, **encode_outcome(outcome)}

@@ -1,0 +1,99 @@
+"""SQLite files in a folder that is not writable: when they are read as immutable, and what is said if they cannot be.
+
+Root may write to every folder. The process under test therefore runs without the capability for that.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+
+from tuner.storage import open_storage
+from tuner.storage.sql.sqlite_files import Opening, opening_of
+
+OVERRIDES = "-dac_override,-dac_read_search"
+
+
+@pytest.mark.parametrize(
+    ("is_wal", "has_log", "is_folder_writable", "expected"),
+    [
+        (True, False, False, Opening.IMMUTABLE),
+        (True, True, False, Opening.NORMAL),  # someone may be writing
+        (True, False, True, Opening.NORMAL),  # someone may begin to write
+        (True, True, True, Opening.NORMAL),
+        (False, False, False, Opening.NORMAL),  # needs no files beside it, and has locks
+        (False, True, True, Opening.NORMAL),
+    ],
+)
+def test_a_file_is_immutable_only_if_nobody_can_be_writing(
+    is_wal: bool, has_log: bool, is_folder_writable: bool, expected: Opening
+) -> None:
+    assert opening_of(is_wal=is_wal, has_log=has_log, is_folder_writable=is_folder_writable) is expected
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run `tuner` as a user who may not write to a folder without the right to."""
+    limits: list[str] = []
+    if os.geteuid() == 0:
+        found = shutil.which("setpriv")
+        if found is None:
+            pytest.skip("root can write everywhere, and there is no setpriv")
+        limits = [found, f"--bounding-set={OVERRIDES}", f"--inh-caps={OVERRIDES}"]
+    return subprocess.run([*limits, sys.executable, "-m", "tuner", *words], capture_output=True, text=True)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[Path]:
+    """A study's file with a space and a `#` in its path, in a folder that is not writable."""
+    folder = tmp_path / "read only #1"
+    folder.mkdir()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = open_storage(f"sqlite:///{folder / 'study.db'}")
+    study = optuna.create_study(study_name="done", storage=storage)
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    storage.close()
+    folder.chmod(0o555)
+    yield folder / "study.db"
+    folder.chmod(0o755)
+
+
+def test_a_file_in_a_read_only_folder_is_read(file: Path) -> None:
+    assert [path.name for path in file.parent.iterdir()] == ["study.db"]
+    done = run("trials", "done", "--format", "csv", "--storage", f"sqlite:///{file}")
+    assert (done.returncode, done.stdout.count("complete"), done.stderr) == (0, 2, "")
+    assert [path.name for path in file.parent.iterdir()] == ["study.db"]
+
+
+def test_changes_that_are_only_in_the_log_are_not_silently_left_out(file: Path) -> None:
+    file.parent.chmod(0o755)
+    copy = file.with_name("copy.db")
+    writer = sqlite3.connect(file)
+    writer.execute("CREATE TABLE more (x)")
+    writer.commit()
+    shutil.copy(file, copy)
+    shutil.copy(file.with_name("study.db-wal"), f"{copy}-wal")  # as after a crash: a log, and nobody who writes
+    writer.close()
+    file.parent.chmod(0o555)
+    done = run("studies", "--storage", f"sqlite:///{copy}")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "its folder is not writable, and 'copy.db-wal' beside it holds changes" in done.stderr
+
+
+def test_a_file_that_someone_is_writing_is_read_with_their_changes(file: Path) -> None:
+    file.parent.chmod(0o755)
+    writer = sqlite3.connect(file)
+    writer.execute("UPDATE studies SET study_name = 'renamed'")
+    writer.commit()
+    file.parent.chmod(0o555)
+    done = run("studies", "--format", "csv", "--storage", f"sqlite:///{file}")
+    writer.close()
+    assert done.returncode == 0, done.stderr
+    assert "renamed" in done.stdout
