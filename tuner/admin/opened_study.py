@@ -218,6 +218,28 @@ class OpenedStudy:
         rows, _ = importance_rows(self.storage, self.name)
         return _frame([dict(row) for row in rows], ["objective", "hparam"])
 
+    def replay(self, pruners: Sequence[Any], *, orders: int = 20, workers: int = 4) -> pd.DataFrame:
+        """Return what each pruner would have stopped, saved and lost in this study, as `tuner replay` does.
+
+        Args:
+            pruners: Each a name, a mapping with `name` and options, or an Optuna pruner.
+            orders: The number of random orders in which the trials arrive.
+            workers: The number of trials that run at once.
+
+        Returns:
+            A row for each pruner, with the columns of `tuner replay --format csv`: for example `stopped.mean`,
+            `stopped.low` and `stopped.high`. The means are missing if the study ran with pruning.
+
+        Raises:
+            UsageError: the study has several objectives, no curves or no complete trial, or pandas is not installed.
+            StudyError: a pruner's name or an option is unknown.
+        """
+        from tuner.results.replay import flat_row, replay_rows
+
+        with connected(self.storage) as engine:
+            rows, _ = replay_rows(engine, self.name, pruners, orders=orders, workers=workers)
+        return _frame([flat_row(row) for row in rows], ["pruner"])
+
     def plot(self, kind: str = "history") -> Plot:
         """Draw a plot with matplotlib; a notebook shows it.
 
