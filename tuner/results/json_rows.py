@@ -35,8 +35,11 @@ class StudyJson(TypedDict):
     study: str
     """Its name."""
     state: str | None
-    """`stopped` (by `tuner stop`), `finished` (the trials asked for are done), `out of hours`, `running` (a worker
-    holds a trial), `idle`; null for a study of plain Optuna."""
+    """`stopped` (by `tuner stop`), `finished` (the trials asked for are done, or `reason` says why the study has ended
+    before), `out of hours`, `running` (a worker holds a trial), `idle`; null for a study of plain Optuna."""
+    reason: str | None
+    """Why the study has ended before its trials were done: its [target, patience or
+    terminator](guide/when-to-stop.md); else null."""
     workers: int
     """The number of workers that hold a trial of the study."""
     objective: str | None
@@ -266,6 +269,8 @@ class ShownJson(TrialJson):
     ran_with: RanWith | None
     """About the last worker: `host`, `devices`, `file` (the study's), `code` (a digest of it), `git` (`commit`,
     `is_changed`), `versions`."""
+    ended_study: str | None
+    """Why the study has ended with this trial, if it reached the study's target; else null."""
 
 
 class CompareJson(TypedDict):
@@ -304,7 +309,7 @@ class ImportanceJson(TypedDict):
     """A row of `tuner importance`."""
 
     objective: str
-    """The name of the objective."""
+    """The name of the objective; `seconds` with `--of seconds`."""
     hparam: str
     """The hyperparameter."""
     ped_anova: float | None
