@@ -44,25 +44,27 @@ def of_emmr() -> BaseTerminator:
 
 
 @pytest.mark.parametrize(
-    ("given", "theirs"),
+    ("given", "theirs", "trials"),
     [
         (
             {"name": "best_value_stagnation", "max_stagnation_trials": 7},
             lambda: Terminator(BestValueStagnationEvaluator(7), min_n_trials=1),
+            40,
         ),
         pytest.param(
             {"name": "regret_bound", "error": 0.6, "min_n_trials": 5},
             lambda: Terminator(RegretBoundEvaluator(min_n_trials=5, seed=3), StaticErrorEvaluator(0.6), 5),
+            14,
             marks=pytest.mark.slow,
         ),
-        pytest.param({"name": "emmr", "warm_up_trials": 2, "n_initial_trials": 4}, of_emmr, marks=pytest.mark.slow),
+        pytest.param({"name": "emmr", "warm_up_trials": 2, "n_initial_trials": 4}, of_emmr, 14, marks=pytest.mark.slow),
     ],
 )
-def test_the_decisions_are_optunas(given: Any, theirs: Callable[[], BaseTerminator]) -> None:
+def test_the_decisions_are_optunas(given: Any, theirs: Callable[[], BaseTerminator], trials: int) -> None:
     if given["name"] != "best_value_stagnation":
         pytest.importorskip("torch")
-    found = decisions(make_terminator(given, 3), 14)
-    assert found == decisions(theirs(), 14)
+    found = decisions(make_terminator(given, 3), trials)
+    assert found == decisions(theirs(), trials)
     if given["name"] != "emmr":
         assert set(found) == {False, True}
 
