@@ -309,7 +309,7 @@ class ImportanceJson(TypedDict):
     """A row of `tuner importance`."""
 
     objective: str
-    """The name of the objective; `seconds` with `--of seconds`."""
+    """The name of the objective; `seconds` for the training time."""
     hparam: str
     """The hyperparameter."""
     ped_anova: float | None

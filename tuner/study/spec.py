@@ -28,7 +28,7 @@ from tuner.study.seeds import SeedPlan, check_seeds, make_plan, seeds_of
 from tuner.study.signatures import takes_hparams
 from tuner.study.source import call_study_code
 from tuner.study.space import Space, check_fixed, from_params, is_space, parse_fixed, sample, to_params
-from tuner.study.stopping import check_stopping, targets_of
+from tuner.study.stopping import check_stopping, check_terminator, targets_of
 
 if TYPE_CHECKING:
     import optuna
@@ -264,6 +264,19 @@ class StudySpec:
             raise StudyError("the sampler 'cmaes' supports only one objective: use tpe, nsga2, random, qmc or grid")
         self._check_population(self.make_pruner())
         self.make_sampler(0)
+        check_stopping(
+            self.name,
+            self.objectives,
+            target=self.target,
+            patience=self.patience,
+            noise=self.noise,
+            terminator=self.terminator,
+        )
+        if self.terminator is not None:
+            can_report_scores = isinstance(self.train, OptunaObjective)
+            check_terminator(
+                self.name, self.terminator, self.make_terminator(), self.trials, can_report_scores=can_report_scores
+            )
         check_stopping(self)
         _ = self.seed_plan
 

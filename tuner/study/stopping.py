@@ -10,7 +10,7 @@ from tuner.errors import StudyError, is_int, is_number, nearest
 from tuner.trial import optuna_private as private
 
 if TYPE_CHECKING:
-    from tuner.study.spec import StudySpec
+    from optuna.terminator import BaseTerminator
 
 
 def targets_of(target: object, objectives: Sequence[str]) -> dict[str, float]:
@@ -37,39 +37,51 @@ def targets_of(target: object, objectives: Sequence[str]) -> dict[str, float]:
     return {str(name): float(value) for name, value in targets.items()}
 
 
-def check_stopping(study: StudySpec) -> None:
+def check_stopping(
+    name: str, objectives: Sequence[str], *, target: object, patience: object, noise: object, terminator: object
+) -> None:
     """Check the settings that end a study early.
 
     Raises:
-        StudyError: one is wrong, needs one objective, or could never end the study.
+        StudyError: one is wrong, needs one objective, or has no effect.
     """
-    name = f"study {study.name!r}"
-    targets_of(study.target, study.objectives)
-    for setting in ("patience", "terminator"):
-        if getattr(study, setting) is not None and len(study.objectives) > 1:
-            raise StudyError(f"{setting} needs a study with one objective: {name} has {', '.join(study.objectives)}")
-    if study.patience is not None and (not is_int(study.patience) or study.patience < 1):
-        raise StudyError(f"patience must be a number of trials, at least 1: got {study.patience!r} ({name})")
-    if study.noise is not None and (not is_number(study.noise) or not 0 <= study.noise < math.inf):
-        raise StudyError(f"noise must be a difference of the objective, at least 0: got {study.noise!r} ({name})")
-    if study.noise is not None and study.patience is None:
-        raise StudyError(f"noise has no effect without patience: got noise={study.noise!r} ({name})")
-    if study.terminator is not None:
-        _check_terminator(study)
+    about = f"study {name!r}"
+    targets_of(target, objectives)
+    for setting, given in (("patience", patience), ("terminator", terminator)):
+        if given is not None and len(objectives) > 1:
+            raise StudyError(f"{setting} needs a study with one objective: {about} has {', '.join(objectives)}")
+    if patience is not None and (not is_int(patience) or patience < 1):
+        raise StudyError(f"patience must be a number of trials, at least 1: got {patience!r} ({about})")
+    if noise is not None and (not is_number(noise) or not 0 <= noise < math.inf):
+        raise StudyError(f"noise must be a difference of the objective, at least 0: got {noise!r} ({about})")
+    if noise is not None and patience is None:
+        raise StudyError(f"noise has no effect without patience: got noise={noise!r} ({about})")
 
 
-def _check_terminator(study: StudySpec) -> None:
+def check_terminator(
+    study: str, given: object, terminator: BaseTerminator, trials: int, *, can_report_scores: bool
+) -> None:
+    """Check that a terminator could end a study.
+
+    Args:
+        study: The study's name.
+        given: The terminator as the study has it.
+        terminator: The terminator.
+        trials: The study's number of trials.
+        can_report_scores: Whether its trials can report scores of cross-validation to Optuna.
+
+    Raises:
+        StudyError: it needs more trials, or an error.
+    """
     from tuner.search.terminators import name_of
 
-    fewest, given = private.fewest_trials(study.make_terminator()), study.terminator
-    name = name_of(given)
-    if fewest > study.trials:
+    fewest, name = private.fewest_trials(terminator), name_of(cast("Any", given))
+    if fewest > trials:
         raise StudyError(
-            f"the terminator {name!r} never ends a study before {fewest} trials are complete: study {study.name!r} has "
-            f"trials={study.trials}; set more trials, or leave it out"
+            f"the terminator {name!r} never ends a study before {fewest} trials are complete: study {study!r} has "
+            f"trials={trials}; set more trials, or leave it out"
         )
-    has_error = isinstance(given, Mapping) and "error" in given
-    if name == "regret_bound" and study.kind != "objective" and not has_error:
+    if name == "regret_bound" and not can_report_scores and not (isinstance(given, Mapping) and "error" in given):
         raise StudyError(
             "the terminator 'regret_bound' needs the error of the objective, because only an Optuna objective can "
             "report scores of cross-validation: set terminator={'name': 'regret_bound', 'error': 0.01}"
