@@ -21,6 +21,7 @@ from tuner.results.compare import typical_epoch_s
 from tuner.results.json_rows import ReplayJson, SpreadJson
 from tuner.results.simulation import Curve, Setting, simulate
 from tuner.search import make_pruner
+from tuner.search.population import PopulationPruner
 from tuner.storage.read.lineage import Effort, read_efforts
 from tuner.storage.read.queries import StudyRow, TrialRow, find_baseline, find_study, read_trials
 from tuner.trial import Outcome
@@ -147,7 +148,10 @@ def _orders(count: int, orders: int) -> list[list[int]]:
 
 
 def _row(recorded: _Recorded, given: Named | BasePruner, orders: Sequence[Sequence[int]]) -> ReplayJson:
-    make_pruner(given, recorded.epochs)  # checks it before anything runs
+    if isinstance(make_pruner(given, recorded.epochs), PopulationPruner):
+        raise UsageError(
+            "the pruner 'pbt' cannot be replayed: it changes the curves of trials instead of stopping them"
+        )
     cases = [recorded.curves] if not recorded.censored else [_continued(recorded, good) for good in (False, True)]
     found = [[_result(recorded, case, order, given) for case in cases] for order in orders]
     is_certain = len(cases) == 1

@@ -143,6 +143,8 @@ def test_what_cannot_be_replayed(recording: Recording, sqlite_url: str) -> None:
     recording.trial([1.0])
     with pytest.raises(StudyError, match="did you mean 'asha'"):
         recording.replay("ashaa")
+    with pytest.raises(UsageError, match="the pruner 'pbt' cannot be replayed"):
+        recording.replay({"name": "pbt", "every": 1})
     for option in ("orders", "workers"):
         with pytest.raises(UsageError, match=f"`{option}` must be at least 1: got 0"):
             recording.replay("asha", **{option: 0})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +34,21 @@ def train(hparams: Any, trial: Any) -> float:
     return ACCURACIES[trial.number]
 
 
+def run(url: str, folder: Path, **settings: Any) -> list[str]:
+    """Run a worker; return what it said of the end of the study."""
+    given: dict[str, Any] = {"space": HParams, "train": train, "objective": "acc", "direction": "maximize"}
+    study = Study(name="early", **{**given, "trials": 8, "sampler": "random", **settings})
+    said: list[Any] = []
+    run_worker(study, url, artifacts=str(folder / "files"), say=said.append)
+    return [event.message for event in said if isinstance(event, StudyEnded)]
+
+
 Work = Callable[..., list[str]]
 
 
 @pytest.fixture
 def work(sqlite_url: str, tmp_path: Path) -> Work:
-    """Run a worker; return what it said of the end of the study."""
-
-    def run(**settings: Any) -> list[str]:
-        given: dict[str, Any] = {"space": HParams, "train": train, "objective": "acc", "direction": "maximize"}
-        study = Study(name="early", **{**given, "trials": 8, "sampler": "random", **settings})
-        said: list[Any] = []
-        run_worker(study, sqlite_url, artifacts=str(tmp_path / "files"), say=said.append)
-        return [event.message for event in said if isinstance(event, StudyEnded)]
-
-    return run
+    return partial(run, sqlite_url, tmp_path)
 
 
 @pytest.fixture
@@ -78,6 +79,18 @@ def test_an_ended_study_starts_no_trial_until_the_setting_changes(work: Work, en
     assert work() == []
     row = study_row(engine, "early")
     assert (row["state"], row["reason"], row["complete"]) == ("finished", None, 8)
+
+
+def test_on_postgres_a_study_ends_and_continues_too(postgres_url: str, tmp_path: Path) -> None:
+    work = partial(run, postgres_url, tmp_path)
+    (line,) = work(target=0.9, patience=5)
+    assert work(target=0.9) == [line]
+    (line,) = work(patience=3)
+    assert "the latest 3 trials were not better than acc 0.9 of trial 2" in line
+    with opened(postgres_url) as storage:
+        row = study_row(storage.engine, "early")
+    assert (row["state"], row["complete"]) == ("finished", 6)
+    assert row["reason"] is not None
 
 
 def test_without_progress_the_study_ends(work: Work, engine: Any) -> None:
