@@ -277,7 +277,6 @@ class StudySpec:
             check_terminator(
                 self.name, self.terminator, self.make_terminator(), self.trials, can_report_scores=can_report_scores
             )
-        check_stopping(self)
         _ = self.seed_plan
 
     @property

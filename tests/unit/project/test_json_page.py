@@ -72,7 +72,6 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, A
         store_confirmation(engine, study.study_id, lease.trial_id, 1, 0.5)
     with engine.begin() as connection:  # so that the time of an epoch is known
         connection.execute(reports.update().values(reported_at_s=60.0 * reports.c.epoch))
-    pair = optuna.create_study(study_name="pair", storage=storage, directions=["minimize", "maximize"])
     register(storage, engine, "pair", ["minimize", "maximize"], {"objective": ["a", "b"], "seeds": [2]})
     pair = optuna.load_study(study_name="pair", storage=storage)
     pair.tell(pair.ask(), [1.0, 2.0])
