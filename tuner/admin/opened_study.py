@@ -6,13 +6,14 @@ import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tuner.admin import edits
 from tuner.errors import TunerError, UsageError, how_to_install, is_int
 from tuner.output.log import say
 from tuner.output.numbers import as_text
 from tuner.results.rows import best_rows, no_feasible, progress_line, shown_counts, study_row
+from tuner.results.stopping import recorded_end
 from tuner.storage import StorageURL, connected
 from tuner.storage.read.lineage import read_curves, read_metrics
 from tuner.storage.read.queries import StudyRow, find_study, read_trial
@@ -219,8 +220,11 @@ class OpenedStudy:
                 raise UsageError(no_feasible(engine, self.name) or missing)
             return [self._trial(engine, row["number"]) for row in rows]
 
-    def importance(self) -> pd.DataFrame:
+    def importance(self, of: Literal["objective", "seconds"] = "objective") -> pd.DataFrame:
         """Return the importance of each hyperparameter, as `tuner importance` does.
+
+        Args:
+            of: Importance for each objective, or for the seconds that a complete trial trains.
 
         Returns:
             Columns `objective`, `hparam`, `ped_anova` and `fanova`; both methods sum to 1 for each objective.
@@ -230,8 +234,30 @@ class OpenedStudy:
         """
         from tuner.results.compare import importance_rows
 
-        rows, _ = importance_rows(self.storage, self.name)
+        rows, _ = importance_rows(self.storage, self.name, of)
         return _frame([dict(row) for row in rows], ["objective", "hparam"])
+
+    def replay(self, pruners: Sequence[Any], *, orders: int = 20, workers: int = 4) -> pd.DataFrame:
+        """Return what each pruner would have stopped, saved and lost in this study, as `tuner replay` does.
+
+        Args:
+            pruners: Each a name, a mapping with `name` and options, or an Optuna pruner.
+            orders: The number of random orders in which the trials arrive.
+            workers: The number of trials that run at once.
+
+        Returns:
+            A row for each pruner, with the columns of `tuner replay --format csv`: for example `stopped.mean`,
+            `stopped.low` and `stopped.high`. The means are missing if the study ran with pruning.
+
+        Raises:
+            UsageError: the study has several objectives, no curves or no complete trial, or pandas is not installed.
+            StudyError: a pruner's name or an option is unknown.
+        """
+        from tuner.results.replay import flat_row, replay_rows
+
+        with connected(self.storage) as engine:
+            rows, _ = replay_rows(engine, self.name, pruners, orders=orders, workers=workers)
+        return _frame([flat_row(row) for row in rows], ["pruner"])
 
     def plot(self, kind: str = "history") -> Plot:
         """Draw a plot with matplotlib; a notebook shows it.
@@ -308,11 +334,19 @@ class OpenedStudy:
     def resume(self) -> None:
         """Allow a stopped study to be launched again, as `tuner resume` does.
 
+        A study that its target, patience or terminator has ended needs another setting instead; a line on stderr says
+        so.
+
         Raises:
             UsageError: the study was not created by tuner.
         """
         with connected(self.storage) as engine:
-            studies.resume(engine, self._ours(engine).study_id)
+            study_id = self._ours(engine).study_id
+            ended = recorded_end(engine, study_id)
+            if ended is None:
+                studies.resume(engine, study_id)
+            else:
+                say(ended.describe(self.name))
 
     def _row(self, engine: Engine) -> StudyRow:
         return find_study(engine, self.name)

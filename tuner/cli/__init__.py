@@ -20,7 +20,22 @@ from typing import Annotated
 
 import typer
 
-from tuner.cli import control, dashboard, database, doctor, export, init, jobs, mcp, plot, rerun, run, tracking, watch
+from tuner.cli import (
+    control,
+    dashboard,
+    database,
+    doctor,
+    export,
+    init,
+    jobs,
+    mcp,
+    plot,
+    replay,
+    rerun,
+    run,
+    tracking,
+    watch,
+)
 from tuner.cli import show as queries
 from tuner.cli.arguments import DEBUG_VARIABLE
 from tuner.cli.explain import Command, explained
@@ -67,6 +82,7 @@ app.command(cls=Command)(queries.show)
 app.command(cls=Command)(watch.watch)
 app.command(cls=Command)(queries.compare)
 app.command(cls=Command)(queries.importance)
+app.command(cls=Command)(replay.replay)
 app.command(cls=Command)(plot.plot)
 app.command(cls=Command)(export.export)
 app.command(cls=Command)(rerun.reproduce)

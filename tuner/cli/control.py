@@ -35,13 +35,20 @@ def stop(study: StudyArgument, storage: StorageOption = None, debug: DebugOption
 def resume(study: StudyArgument, storage: StorageOption = None, debug: DebugOption = False) -> None:
     """Allow a stopped study to be launched again, on any machine.
 
+    A study that its target, patience or terminator has ended needs another setting instead.
     For example: tuner resume digits_mlp
     """
+    from tuner.results.stopping import recorded_end
     from tuner.storage.read.queries import find_study
     from tuner.storage.worker.studies import resume as resume_study
 
     with connected(storage_url(storage)) as engine:
-        was_stopped = resume_study(engine, find_study(engine, study).study_id)
+        study_id = find_study(engine, study).study_id
+        ended = recorded_end(engine, study_id)
+        was_stopped = ended is None and resume_study(engine, study_id)
+    if ended is not None:
+        say(ended.describe(study))
+        return
     words = "can be launched again" if was_stopped else "was not stopped"
     say(f"study {study!r} {words}")
 

@@ -28,7 +28,7 @@ _RESULT_COLUMNS = {
     *("study", "state", "best", "median", "complete", "trials", "device_hours", "hours_saved"),
     *("check", "status", "metric", "recorded", "difference", "hparam", "ped_anova", "fanova"),
 }
-_WORDS = {"found", "advice", "objective", "direction"}
+_WORDS = {"found", "advice", "objective", "direction", "reason"}
 _FOLDED = 24
 _CONFIRMED = ("mean", "low", "high", "seeds", "is_tied", "margin", "tied_with")
 _BASELINE = ("number", "value", "better_by", "low", "high", "seeds")

@@ -78,6 +78,8 @@ def draw(state: WatchedJson) -> Group:
     row = state["study"]
     summary = {"state": row["state"], **shown_counts(row), **_best(row)}
     parts: list[Any] = [Text(one_line(f"study {row['study']}"), style="bold"), _table([summary])]
+    if row["reason"]:
+        parts += [Text(""), Text(one_line(row["reason"]))]
     if state["workers"]:
         parts += [Text(""), _table(state["workers"])]
     if state["ended"]:

@@ -39,6 +39,7 @@ from tuner.trial.events import (
     EpochEnded,
     HoursUsed,
     SearchFinished,
+    StudyEnded,
     StudyLoaded,
     StudyRefused,
     TrialBegan,
@@ -211,6 +212,8 @@ class _Launch:
                 snapshot.is_out_of_hours = True
             case SearchFinished():
                 snapshot.is_finished = True
+            case StudyEnded(_, message):
+                snapshot.ended = message
             case WorkerIdle():
                 snapshot.workers[index] = "waiting for other workers' trials"
             case WorkerDone():
@@ -421,6 +424,8 @@ def launch(target: str, options: LaunchOptions | None = None) -> Snapshot:
                 "launch with more hours to finish the rest",
                 "hours",
             )
+        if run.snapshot.ended:
+            progress.note(run.snapshot.ended, "ended")
         if run.snapshot.is_finished and run.snapshot.used < run.snapshot.trials:
             progress.note(
                 f"the sampler has ended the search with {run.snapshot.used} of {run.snapshot.trials} trials finished",

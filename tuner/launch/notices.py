@@ -80,6 +80,8 @@ class LaunchNotices:
         self._tell(progress)
 
     def _ending(self, snapshot: Snapshot, error: TunerError | None, is_gone: bool) -> Ending:
+        if error is None and snapshot.ended:
+            return self._ended(FINISHED, "ended_early", snapshot)
         if error is None:
             reason = "hours" if snapshot.is_out_of_hours else "budget"
             is_early = snapshot.is_finished and snapshot.used < snapshot.trials

@@ -55,6 +55,7 @@ class Snapshot:
         already: Trials that had used budget by then.
         workers: The state of each worker, by index.
         is_out_of_hours: Whether the study ended because its wall or device hours were used up.
+        ended: The line that says why the study has ended before its budget was used up; empty if it has not.
         is_finished: Whether a sampler ended the search, by `Study.stop()`.
     """
 
@@ -70,6 +71,7 @@ class Snapshot:
     workers: dict[int, str] = field(default_factory=dict[int, str])
     is_out_of_hours: bool = False
     is_finished: bool = False
+    ended: str = ""
 
     @property
     def used(self) -> int:

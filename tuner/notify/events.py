@@ -51,7 +51,7 @@ class Ending:
 
     Attributes:
         kind: `finished`, `failing` or `workers_gone`.
-        reason: For a finished study: `budget`, `hours`, `search_ended` or `stopped`. Else the error.
+        reason: For a finished study: `budget`, `hours`, `search_ended`, `ended_early` or `stopped`. Else the error.
         state: The study at the end.
         launch: Distinguishes the launch from others, for `workers_gone`.
         workers: The number of workers of the launch.
@@ -125,6 +125,7 @@ _REASONS = {
     "budget": "is finished",
     "hours": "has used up its hours",
     "search_ended": "is finished, because its sampler has ended the search",
+    "ended_early": "has ended at its target, without progress or by its terminator",
     "stopped": "was stopped with `tuner stop`",
 }
 

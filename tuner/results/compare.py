@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import statistics
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from sqlalchemy import Engine
 
@@ -15,7 +16,7 @@ from tuner.errors import UsageError
 from tuner.output.numbers import plain
 from tuner.results.json_rows import CompareJson, ImportanceJson, SharesJson
 from tuner.results.rows import ended_counts
-from tuner.storage.read.lineage import Effort, read_efforts
+from tuner.storage.read.lineage import Effort, read_efforts, read_train_seconds
 from tuner.storage.read.queries import find_study, outcome_counts, read_standings
 from tuner.storage.read.ranking import is_feasible, read_values
 from tuner.trial import Outcome
@@ -102,23 +103,34 @@ def _hours(seconds: Iterable[float]) -> float:
 # --- Importances
 
 
-def importance_rows(url: AnyURL, name: str) -> tuple[list[ImportanceJson], list[str]]:
-    """Return the importance of each hyperparameter for each objective by two methods, and a text about them.
+def importance_rows(
+    url: AnyURL, name: str, of: Literal["objective", "seconds"] = "objective"
+) -> tuple[list[ImportanceJson], list[str]]:
+    """Return the importance of each hyperparameter by two methods, and texts about them.
 
     PED-ANOVA (Watanabe et al., 2023, arXiv:2304.10255) measures what distinguishes the best tenth of the trials from
     all trials; fANOVA (Hutter et al., 2014) measures the share of the objective's variance over the whole space that
     each hyperparameter explains. Both sum to one over the hyperparameters.
 
+    Args:
+        url: The storage's URL.
+        name: The study.
+        of: What the hyperparameters are important for: each objective, or the training time of a complete trial. That
+            is its seconds without compiling, if it ran in one attempt; of a trial of plain Optuna, its duration.
+
     Raises:
         UnknownStudy: there is no such study.
-        UsageError: there are too few complete trials, or no hyperparameter varies.
+        UsageError: `of` is neither; there are too few complete trials, or no hyperparameter varies.
     """
     import optuna
 
     from tuner.storage import connected, open_to_read
 
+    if of not in ("objective", "seconds"):
+        raise UsageError(f"`of` must be objective or seconds: got {of!r}")
     with connected(url) as engine:
         study = find_study(engine, name)
+        seconds = read_train_seconds(engine, study.study_id) if of == "seconds" else {}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with contextlib.closing(open_to_read(url)) as storage:
         whole = optuna.load_study(study_name=name, storage=storage)
@@ -134,14 +146,30 @@ def importance_rows(url: AnyURL, name: str) -> tuple[list[ImportanceJson], list[
     fewer = [f"{method} from {most} of them" for method, most in used.items() if len(complete) > most]
     notes[0] += "".join(f", {part}" for part in fewer)
     rows: list[ImportanceJson] = []
-    for at, objective in enumerate(
-        study.named_objectives or [f"objective {at}" for at, _ in enumerate(study.directions)]
-    ):
-        found = _importances(complete, at, study.directions[at], name)
+    directions, objectives = study.directions, study.named_objectives
+    if of == "seconds":
+        timed = _timed(complete, seconds, is_ours=bool(study.record))
+        if len(timed) < len(complete):
+            notes.append(f"without {len(complete) - len(timed)} trials whose time is not known or had several attempts")
+        complete, directions, objectives = timed, ("minimize",), ["seconds"]
+    for at, objective in enumerate(objectives or [f"objective {at}" for at, _ in enumerate(directions)]):
+        found = _importances(complete, at, directions[at], name)
         for one, shares in found.items():
             rows.append({"objective": objective, "hparam": one, **shares})
         notes.append(f"{objective}: {_verdict(found)}")
     return rows, notes
+
+
+def _timed(complete: Sequence[FrozenTrial], seconds: Mapping[int, float], *, is_ours: bool) -> list[FrozenTrial]:
+    """Return the trials whose time is known, with it as their only value."""
+    timed: list[FrozenTrial] = []
+    for trial in complete:
+        duration = None if is_ours or trial.duration is None else trial.duration.total_seconds()
+        value = seconds.get(trial.number, duration)
+        if value is not None:
+            timed.append(copy.copy(trial))
+            timed[-1].values = [value]
+    return timed
 
 
 def _importances(complete: Sequence[FrozenTrial], objective: int, direction: str, name: str) -> dict[str, SharesJson]:
@@ -151,7 +179,7 @@ def _importances(complete: Sequence[FrozenTrial], objective: int, direction: str
     finite = [trial for trial in complete if math.isfinite(trial.values[objective])]
     if len(finite) < _FEWEST_TRIALS:
         raise UsageError(
-            f"importances need at least {_FEWEST_TRIALS} complete trials with a finite objective: study {name!r} has "
+            f"importances need at least {_FEWEST_TRIALS} complete trials with a finite value: study {name!r} has "
             f"{len(finite)} so far"
         )
     try:

@@ -142,6 +142,32 @@ def significant_difference(rows: Sequence[Sequence[float]]) -> float | None:
     return _studentized_range(len(rows), freedom) * noise / math.sqrt(count)
 
 
+def single_difference(repeats: Mapping[int, Repeats]) -> float | None:
+    """Return the difference from which two single trainings are distinguishable with 95 % confidence.
+
+    It is Student's least significant difference, from the variance of the repeats within each trial, pooled over the
+    trials (Scheffé, The Analysis of Variance, 1959, 3.2). Two trials of a study have different seeds, so the effect of
+    a seed is part of the noise here.
+
+    Args:
+        repeats: Trial -> its repeats; values that are not finite are skipped.
+
+    Returns:
+        The difference; None if no trial has two repeats, or if the repeats show no noise.
+    """
+    rows = [[value for value in row.values() if value is not None] for row in repeats.values()]
+    rows = [row for row in rows if len(row) > 1]
+    freedom = sum(len(row) - 1 for row in rows)
+    if not freedom:
+        return None
+    variance = math.fsum((len(row) - 1) * statistics.variance(row) for row in rows) / freedom
+    if variance == 0.0:
+        return None
+    from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
+
+    return float(stdtrit(freedom, (1 + LEVEL) / 2)) * math.sqrt(2 * variance)
+
+
 @functools.cache
 def _studentized_range(groups: int, freedom: int) -> float:
     from scipy.stats import studentized_range  # pyright: ignore[reportMissingTypeStubs]

@@ -35,8 +35,11 @@ class StudyJson(TypedDict):
     study: str
     """Its name."""
     state: str | None
-    """`stopped` (by `tuner stop`), `finished` (the trials asked for are done), `out of hours`, `running` (a worker
-    holds a trial), `idle`; null for a study of plain Optuna."""
+    """`stopped` (by `tuner stop`), `finished` (the trials asked for are done, or `reason` says why the study has ended
+    before), `out of hours`, `running` (a worker holds a trial), `idle`; null for a study of plain Optuna."""
+    reason: str | None
+    """Why the study has ended before its trials were done: its [target, patience or
+    terminator](guide/when-to-stop.md); else null."""
     workers: int
     """The number of workers that hold a trial of the study."""
     objective: str | None
@@ -272,6 +275,8 @@ class ShownJson(TrialJson):
     ran_with: RanWith | None
     """About the last worker: `host`, `devices`, `file` (the study's), `code` (a digest of it), `git` (`commit`,
     `is_changed`), `versions`."""
+    ended_study: str | None
+    """Why the study has ended with this trial, if it reached the study's target; else null."""
 
 
 class CompareJson(TypedDict):
@@ -310,12 +315,48 @@ class ImportanceJson(TypedDict):
     """A row of `tuner importance`."""
 
     objective: str
-    """The name of the objective."""
+    """The name of the objective; `seconds` for the training time."""
     hparam: str
     """The hyperparameter."""
     ped_anova: float | None
     fanova: float | None
     """Its share by each method; both sum to 1 over the hyperparameters; null if a method has none."""
+
+
+class SpreadJson(TypedDict):
+    """A number over the orders of arrival of a replay."""
+
+    mean: Number | None
+    """Its mean; null if the study was recorded with pruning."""
+    low: Number
+    high: Number
+    """The 2.5 and 97.5 % percentiles over the orders. If the study was recorded with pruning: those of the lower and of
+    the higher of the two cases of each order."""
+
+
+class ReplayJson(TypedDict):
+    """A row of `tuner replay`."""
+
+    pruner: str
+    """The pruner's name, or its JSON with the options."""
+    trials: int
+    censored: int
+    """The number of ended trials, and of those that were pruned when the study ran."""
+    orders: int
+    workers: int
+    """The number of random orders, and of trials that run at once."""
+    stopped: SpreadJson
+    """The number of trials that the pruner stops."""
+    epochs: int
+    epochs_saved: SpreadJson
+    """The epochs of all trials without a pruner; those that it saves."""
+    hours: float | None
+    hours_saved: SpreadJson | None
+    """The same in device hours; null if it is not known how long an epoch took."""
+    best: Number
+    """The best objective of the study, of a complete trial that satisfies its constraints."""
+    regret: SpreadJson
+    """How much worse the best trial is that the pruner does not stop; `inf` if it stops all with a value."""
 
 
 class BusyJson(TypedDict):

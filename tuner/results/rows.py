@@ -58,6 +58,7 @@ from tuner.storage.read.queries import (
 )
 from tuner.storage.read.ranking import read_values
 from tuner.storage.worker.confirmations import read_confirmations
+from tuner.storage.worker.studies import find_end
 from tuner.study.launch_record import kept_epoch_of, value_epoch_of
 from tuner.study.population import Copy
 from tuner.study.source import code_digest
@@ -86,6 +87,7 @@ def _study_row(engine: Engine, study: StudyRow, standing: Standing | None) -> St
     return {
         "study": study.name,
         "state": None if standing is None else _state(standing, counts),
+        "reason": None if standing is None else standing.end,
         "workers": 0 if standing is None else standing.workers,
         "objective": ", ".join(study.record.get("objective", [])) or None,
         "direction": ", ".join(study.directions),
@@ -122,7 +124,7 @@ def _state(standing: Standing, counts: Mapping[Outcome, int]) -> str:
     """Return the state of a study: the first that applies of stopped, finished, out of hours, running, idle."""
     used = sum(count for outcome, count in counts.items() if outcome.uses_budget)
     if standing.is_stopped:
-        return "stopped"
+        return "stopped" if standing.end is None else "finished"
     if standing.trials is not None and used >= standing.trials:
         return "finished"
     if standing.is_out_of_hours:
@@ -153,7 +155,8 @@ def progress_line(row: StudyJson) -> str:
     """Return the progress of a study, its row, in one line."""
     counts = ", ".join(f"{count} {name}" for name, count in shown_counts(row).items())
     best = f", best {with_error(row['best'], row.get('best_stderr'))}" if row["best"] is not None else ""
-    return f"{row['study']}: {row['state'] or 'not created by tuner'}, {counts or 'no trials'}{best}"
+    reason = f" ({row['reason']})" if row["reason"] else ""
+    return f"{row['study']}: {row['state'] or 'not created by tuner'}{reason}, {counts or 'no trials'}{best}"
 
 
 def shown_counts(row: JsonRow) -> dict[str, object]:
@@ -351,6 +354,7 @@ def show_row(engine: Engine, study_name: str, number: int) -> ShownJson:
     trial = read_trial(engine, study, number)
     attempts = read_attempts(engine, trial.trial_id)
     last = attempts[-1].worker if attempts else None
+    end = find_end(engine, study.study_id)
     return {
         "study": study.name,
         **_trial_row(study, trial),
@@ -366,6 +370,7 @@ def show_row(engine: Engine, study_name: str, number: int) -> ShownJson:
         "reports": _report_rows(trial, read_metrics(engine, trial.trial_id)),
         "attempts": [_attempt_row(attempt) for attempt in attempts],
         "ran_with": None if last is None else read_about(engine, [last]).get(last),
+        "ended_study": None if end is None or end["trial"] != number else end["why"],
     }
 
 

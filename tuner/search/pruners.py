@@ -16,6 +16,7 @@ from tuner.trial import optuna_private as private
 if TYPE_CHECKING:
     import optuna
     from optuna.pruners import BasePruner
+    from optuna.trial import FrozenTrial
 
 
 def _asha(options: dict[str, object], epochs: int | None) -> BasePruner:
@@ -142,7 +143,7 @@ def rungs_of(pruner: BasePruner, below: int) -> list[int] | None:
 class TrialPruner:
     """Asks a study's pruner about a running trial, of which it keeps its own copy."""
 
-    def __init__(self, study: optuna.Study, trial: optuna.Trial) -> None:
+    def __init__(self, study: optuna.Study, trial: optuna.Trial | FrozenTrial) -> None:
         self._study = study
         self._trial = private.storage_of(study).get_trial(private.trial_id(trial))
         # A trial that was taken over may have reports of its dead worker for later epochs.

@@ -28,9 +28,11 @@ from tuner.study.seeds import SeedPlan, check_seeds, make_plan, seeds_of
 from tuner.study.signatures import takes_hparams
 from tuner.study.source import call_study_code
 from tuner.study.space import Space, check_fixed, from_params, is_space, parse_fixed, sample, to_params
+from tuner.study.stopping import check_stopping, check_terminator, targets_of
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.terminator import BaseTerminator
 
 Direction = Literal["maximize", "minimize"]
 
@@ -75,6 +77,15 @@ class StudySpec:
             the whole Pareto front are kept, whatever the number; 0 keeps none.
         wall_hours: The budget in hours during which at least one worker runs; None for no limit.
         device_hours: The budget in hours of training, multiplied by the devices of each worker; None for no limit.
+        target: The value of the objective at which the study ends, or a mapping with values of several objectives,
+            which one trial must reach together. Only complete trials that satisfy their constraints count.
+        patience: The study ends when this many trials in a row have not improved on the best one; None for no such
+            end. All trials that use budget count.
+        noise: With `patience`: the difference of the objective that is no improvement. By default the difference
+            that `tuner confirm` finds between two trainings of one trial, or 0 before it was run.
+        terminator: One of Optuna's terminators, which ends the study when it expects no more improvement:
+            `"best_value_stagnation"`, `"emmr"` or `"regret_bound"`, a mapping with `name` and options, or an Optuna
+            terminator.
         trial_minutes: The minutes that one trial may take, compiling included; None for no limit. A trial that takes
             longer ends without a result, with the outcome `timed_out`. The minutes of earlier attempts count if the
             training resumes from their checkpoint.
@@ -113,6 +124,10 @@ class StudySpec:
     keep_best: int = 3
     wall_hours: float | None = None
     device_hours: float | None = None
+    target: float | Mapping[str, float] | None = None
+    patience: int | None = None
+    noise: float | None = None
+    terminator: Any = None
     trial_minutes: float | None = None
     stall_minutes: float | None = None
     retries: int = 1
@@ -250,6 +265,19 @@ class StudySpec:
             raise StudyError("the sampler 'cmaes' supports only one objective: use tpe, nsga2, random, qmc or grid")
         self._check_population(self.make_pruner())
         self.make_sampler(0)
+        check_stopping(
+            self.name,
+            self.objectives,
+            target=self.target,
+            patience=self.patience,
+            noise=self.noise,
+            terminator=self.terminator,
+        )
+        if self.terminator is not None:
+            can_report_scores = isinstance(self.train, OptunaObjective)
+            check_terminator(
+                self.name, self.terminator, self.make_terminator(), self.trials, can_report_scores=can_report_scores
+            )
         _ = self.seed_plan
 
     @property
@@ -308,6 +336,17 @@ class StudySpec:
     def all_directions(self) -> tuple[Direction, ...]:
         """The direction of each objective."""
         return (self.direction,) if self.direction is not None else tuple(self.directions or ())
+
+    @property
+    def targets(self) -> dict[str, float]:
+        """The targets by objective; empty without any."""
+        return targets_of(self.target, self.objectives)
+
+    def make_terminator(self) -> BaseTerminator:
+        """Return the study's terminator."""
+        from tuner.search.terminators import make_terminator
+
+        return make_terminator(self.terminator, self.seed)
 
     def make_pruner(self) -> optuna.pruners.BasePruner:
         """Return the pruner. It has no state that workers must share."""

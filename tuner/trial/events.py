@@ -205,6 +205,15 @@ class SearchFinished(Event):
 
 
 @dataclass(frozen=True)
+class StudyEnded(Event):
+    """The study has ended before its budget was used up: the setting that ended it, and a line that says why."""
+
+    name = "ended"
+    rule: str
+    message: str
+
+
+@dataclass(frozen=True)
 class WorkerIdle(Event):
     """A worker waits for trials of others."""
 
@@ -262,7 +271,7 @@ _KINDS: Mapping[str, type[Event]] = {
     for kind in (
         *(StudyLoaded, TrialBegan, EpochEnded, TrialEnded, TrialRetried, TrialRestarted, TrialLost, TrialDeadly),
         *(TrialOverdue, TrialCopied),
-        CohortChosen,
+        *(CohortChosen, StudyEnded),
         *(SamplerFailed, HparamsUnused, SearchFinished, WorkerIdle, HoursUsed, WorkerDone, StudyRefused, SecondsSpent),
         RowsSent,
     )
@@ -327,6 +336,8 @@ def event_line(event: Event) -> str | None:
         case (
             SamplerFailed(_, message) | HparamsUnused(_, message) | TrialOverdue(_, message) | CohortChosen(_, message)
         ):
+            return message
+        case StudyEnded(_, message):
             return message
         case SearchFinished():
             return "the sampler has ended the search"

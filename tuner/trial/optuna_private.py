@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.pruners import BasePruner, HyperbandPruner, SuccessiveHalvingPruner
     from optuna.study._frozen import FrozenStudy as _FrozenStudy
+    from optuna.terminator import BaseTerminator
     from optuna.trial import FrozenTrial
 
     FrozenStudy: TypeAlias = _FrozenStudy
@@ -139,6 +140,14 @@ def bracket(pruner: HyperbandPruner, study: optuna.Study, trial: FrozenTrial) ->
         pruner._try_initialization(study)
     number = pruner._get_bracket_id(study, trial)
     return number, pruner._pruners[number]
+
+
+# --- Settings of terminators
+
+
+def fewest_trials(terminator: BaseTerminator) -> int:
+    """Return the number of complete trials before which a terminator never ends a study; 0 if that is not known."""
+    return getattr(terminator, "_min_n_trials", 0)
 
 
 # --- Tables

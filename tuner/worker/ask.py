@@ -22,8 +22,9 @@ from tuner.storage.worker.claims import NoTrial
 from tuner.study import StudySpec
 from tuner.study.space import Space
 from tuner.study.trial import Saves, Trial, TrialRun
-from tuner.trial import Stop
+from tuner.trial import Event, Stop, print_event
 from tuner.trial.environment import DEVICES_VARIABLE, process_name
+from tuner.trial.events import StudyEnded
 from tuner.worker.attempt import Attempt
 from tuner.worker.context import Place
 from tuner.worker.loop import PATIENCE_S, Worker
@@ -95,6 +96,12 @@ class _Released(Exception):
     """The trial is given back."""
 
 
+def _say(event: Event) -> None:
+    """Print only why the study has ended, because its caller knows the rest."""
+    if isinstance(event, StudyEnded):
+        print_event(event)
+
+
 class Asking:
     """A worker whose trials are trained by its caller.
 
@@ -122,7 +129,7 @@ class Asking:
         self._storage.engine = patient(self._storage.engine, Patience(PATIENCE_S, lambda: stop.requested))
         self._trainable = _HandOver(study, about)
         name, trainable = process_name(), self._trainable
-        self._worker = Worker(study, None, self._storage, name, lambda event: None, stop, place, trainable)
+        self._worker = Worker(study, None, self._storage, name, _say, stop, place, trainable)
         self._worker.join()
         self._open: dict[int, _Open] = {}
         self.close = weakref.finalize(self, _close, self._worker, self._storage, self._open)

@@ -14,6 +14,7 @@ from tuner.errors import LeaseLost, RankLost, StorageLost, StudyError, StudyFail
 from tuner.output.captured import CapturedOutput
 from tuner.output.log import is_json, set_about
 from tuner.output.sanitize import hide_password
+from tuner.results.stopping import recorded_end
 from tuner.storage import AnyURL, storage_url, warn_of_password
 from tuner.storage.artifacts import artifacts_of
 from tuner.storage.read.queries import last_errors
@@ -36,6 +37,7 @@ from tuner.trial.events import (
     HoursUsed,
     SamplerFailed,
     SearchFinished,
+    StudyEnded,
     StudyLoaded,
     TrialDeadly,
     TrialLost,
@@ -50,6 +52,7 @@ from tuner.worker.context import FinalWrites, Place, ProgramModes, Samplers, Wor
 from tuner.worker.follow import STUDY, STUDY_FILE, check_group
 from tuner.worker.group import Leader
 from tuner.worker.runtime import make_runtime
+from tuner.worker.stop_rules import StopRules
 from tuner.worker.time_use import TimeUse
 from tuner.worker.trainable import Trainable
 from tuner.worker.trial_files import check_writable, make_study_files
@@ -222,6 +225,7 @@ class Worker:
             output=output,
         )
         self.say = self.context.say
+        self.rules = StopRules(study, study_id, self.context.optuna_study)
         self.grid_limits = getattr(self.context.optuna_study.sampler, "limits", None)
         self.numbers: set[int] = set()  # of the trials that run
         self.no_trial: NoTrial | None = None  # the answer to the latest claim of a cohort
@@ -257,6 +261,7 @@ class Worker:
         """Register the worker with the study."""
         study = self.study
         join(self.engine, self.claimant, self.place.describe())
+        self.rules.reopen(self.engine)
         self.context.stop.give_back = self._give_back_now
         if self.group is not None:
             self.group.on_loss = self._bury_now
@@ -418,6 +423,7 @@ class Worker:
 
     def _claim(self, most: int, engine: Engine) -> list[Lease] | NoTrial:
         self._limit_to_grid()
+        self.rules.apply(engine)
         claimed = claims.claim_several(engine, self.claimant, most)
         for number in self.claimant.deadly:
             self.say(TrialDeadly(number, f"trial {number} failed: its workers died without it getting further"))
@@ -459,6 +465,10 @@ class Worker:
             self.context.population.remove()
         if reason is NoTrial.DONE and self.claimant.trials < self.study.trials:
             self.say(SearchFinished())
+        ended = recorded_end(self.engine, self.claimant.study_id) if reason is NoTrial.STOPPED else None
+        if ended is not None:
+            self.say(StudyEnded(ended.rule, ended.describe(name)))
+            return
         if reason is NoTrial.STOPPED:
             raise StudyStopped(f"study {name!r} is stopped: run `tuner resume {name}`, then launch it again")
         if reason is NoTrial.FAILING:

@@ -223,6 +223,7 @@ def test_without_receivers_nothing_runs(url: str) -> None:
         (None, False, {}, ("finished", "budget")),
         (None, False, {"is_out_of_hours": True}, ("finished", "hours")),
         (None, False, {"is_finished": True}, ("finished", "search_ended")),
+        (None, False, {"ended": "study has ended"}, ("finished", "ended_early")),
         (StudyStopped("by a user"), False, {}, ("finished", "stopped")),
         (StudyFailed("three in a row"), False, {}, ("failing", "three in a row")),
         (StudyFailed("every worker died"), True, {}, ("workers_gone", "every worker died")),

@@ -13,10 +13,12 @@ from jsonschema import Draft202012Validator
 import tuner
 from tuner.admin.doctor import examine
 from tuner.results.compare import compare_rows, importance_rows
+from tuner.results.replay import replay_rows
 from tuner.results.rows import best_rows, show_row, study_rows, trial_rows
 from tuner.storage import connect
 from tuner.storage.artifacts import artifacts_of
 from tuner.storage.read.queries import BASELINE_KEY
+from tuner.storage.sql.tables import reports
 from tuner.storage.worker import leases
 from tuner.storage.worker.claims import Claimant, claim
 from tuner.storage.worker.confirmations import store_confirmation
@@ -70,9 +72,11 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, A
         storage.set_trial_param(lease.trial_id, "x", float(at), space)
         copy = {"epoch": 1, "trial": at + 1, "hparams": {"x": 2.0}}
         storage.set_trial_system_attr(lease.trial_id, COPIES_KEY, [copy])
-        leases.report(engine, lease, [Report(1, 1, {"loss": 1.0})], "loss")
+        leases.report(engine, lease, [Report(1, 1, {"loss": 1.0}), Report(2, 2, {"loss": 1.0})], "loss")
         leases.tell(engine, lease, Outcome.COMPLETE, [float(at)], {"worker": "worker"})
         store_confirmation(engine, study.study_id, lease.trial_id, 1, 0.5)
+    with engine.begin() as connection:  # so that the time of an epoch is known
+        connection.execute(reports.update().values(reported_at_s=60.0 * reports.c.epoch))
     register(storage, engine, "pair", ["minimize", "maximize"], {"objective": ["a", "b"], "seeds": [2]})
     pair = optuna.load_study(study_name="pair", storage=storage)
     pair.tell(pair.ask(), [1.0, 2.0])
@@ -82,6 +86,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, A
         "best": best_rows(engine, "ours", None),
         "show": [show_row(engine, "ours", 0)],
         "compare": compare_rows(engine, ["ours"]),
+        "replay": replay_rows(engine, "ours", ["none"], orders=1)[0],
         "importance": importance_rows(url, "ours")[0],
         "reproduce": [vars(Comparison("loss", 1, 0.5, 0.5, 0.0))],
         "doctor": examine(url, artifacts_of(folder)),
@@ -118,5 +123,5 @@ def test_every_row_is_valid_against_the_schema(rows: dict[str, list[dict[str, An
 
 def test_every_query_has_a_section() -> None:
     assert set(re.findall(r"(?m)^## tuner (\w+)$", PAGE)) == {
-        "studies", "trials", "best", "show", "compare", "importance", "reproduce", "doctor",
+        "studies", "trials", "best", "show", "compare", "replay", "importance", "reproduce", "doctor",
     }  # fmt: skip

@@ -1,5 +1,6 @@
 """Studies side by side, and importances, on studies whose answers are known."""
 
+import datetime
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -236,6 +237,55 @@ def test_what_cannot_be_analysed_is_said(storage: Any, sqlite_url: str) -> None:
     infinite = optuna.create_study(study_name="infinite", storage=storage)
     infinite.add_trials([optuna.create_trial(value=math.inf if at < 8 else 1.0) for at in range(12)])
     with pytest.raises(
-        UsageError, match="at least 10 complete trials with a finite objective: study 'infinite' has 4 so far"
+        UsageError, match="at least 10 complete trials with a finite value: study 'infinite' has 4 so far"
     ):
         importance_rows(sqlite_url, "infinite")
+
+
+def test_the_importance_for_seconds_is_that_of_an_optuna_study_of_the_seconds(storage: Any, sqlite_url: str) -> None:
+    """The objective depends on x, the seconds of training on y; a trial that was resumed is not counted."""
+    from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
+
+    study_id = register(storage, storage.engine, "ours", ["maximize"], {"objective": ["accuracy"]}).study_id
+    of_seconds = optuna.create_study()
+    space: Any = {name: optuna.distributions.FloatDistribution(0.0, 1.0) for name in ("x", "y")}
+    for at in range(25):
+        params = {"x": at / 25, "y": (at * 7 % 25) / 25}
+        claimant = Claimant(study_id, "worker", trials=100, lease_s=300.0)
+        lease = claim(storage.engine, claimant)
+        assert isinstance(lease, Lease)
+        if at == 24:
+            leases.release(storage.engine, lease)
+            lease = claim(storage.engine, claimant)
+            assert isinstance(lease, Lease)
+        for name, value in params.items():
+            storage.set_trial_param(lease.trial_id, name, value, space[name])
+        seconds = 1000.0 if at == 24 else 10 * params["y"] + params["x"]
+        leases.tell(storage.engine, lease, Outcome.COMPLETE, [params["x"]], {"train_s": seconds, "compile_s": 99.0})
+        if at < 24:
+            of_seconds.add_trial(optuna.create_trial(value=seconds, params=params, distributions=space))
+    rows, notes = importance_rows(sqlite_url, "ours", "seconds")
+    assert [(row["objective"], row["hparam"]) for row in rows] == [("seconds", "y"), ("seconds", "x")]
+    for method, evaluator in (
+        ("ped_anova", PedAnovaImportanceEvaluator()),
+        ("fanova", FanovaImportanceEvaluator(seed=0)),
+    ):
+        expected = get_param_importances(of_seconds, evaluator=evaluator)
+        assert {row["hparam"]: row[method] for row in rows} == pytest.approx(expected)
+    assert notes[:2] == ["from 25 complete trials", "without 1 trials whose time is not known or had several attempts"]
+    assert importance_rows(sqlite_url, "ours")[0][0]["hparam"] == "x"
+    with pytest.raises(UsageError, match="`of` must be objective or seconds: got 'time'"):
+        importance_rows(sqlite_url, "ours", "time")  # type: ignore[arg-type]
+
+
+def test_of_a_plain_optuna_study_the_seconds_are_the_duration(storage: Any, sqlite_url: str) -> None:
+    study = optuna.create_study(study_name="plain", storage=storage)
+    space: Any = {name: optuna.distributions.FloatDistribution(0.0, 1.0) for name in ("x", "y")}
+    start = datetime.datetime(2026, 1, 1)
+    for at in range(12):
+        params = {"x": at / 12, "y": (at * 5 % 12) / 12}
+        trial = optuna.create_trial(value=params["x"], params=params, distributions=space)
+        trial.datetime_start, trial.datetime_complete = start, start + datetime.timedelta(seconds=9 * params["y"])
+        study.add_trial(trial)
+    rows, _ = importance_rows(sqlite_url, "plain", "seconds")
+    assert rows[0]["hparam"] == "y"

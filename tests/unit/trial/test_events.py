@@ -55,6 +55,11 @@ SAID: list[tuple[Event, dict[str, Any], str | None]] = [
         None,
     ),
     (events.TrialDeadly(3, "died"), {"event": "deadly", "level": "warning", "trial": 3, "message": "died"}, None),
+    (
+        events.StudyEnded("target", "study 'tiny' has ended"),
+        {"event": "ended", "rule": "target", "message": "study 'tiny' has ended"},
+        "study 'tiny' has ended",
+    ),
     (events.SamplerFailed(3, "oh"), {"event": "sampler", "level": "warning", "trial": 3, "message": "oh"}, "oh"),
     (events.HparamsUnused(3, "x=1"), {"event": "unused", "level": "warning", "trial": 3, "message": "x=1"}, "x=1"),
     (

@@ -31,6 +31,7 @@ NAMES = {
     "_pruners": private.bracket,
     "_try_initialization": private.bracket,
     "_get_bracket_id": private.bracket,
+    "_min_n_trials": private.fewest_trials,
     "_rdb": private.table_models,
     "_frozen": None,
     "_FrozenStudy": None,

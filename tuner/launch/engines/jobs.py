@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from tuner.errors import StorageLost, UsageError
+from tuner.errors import StorageLost, StudyStopped, UsageError
 from tuner.launch.engines.choose import make_engine
 from tuner.launch.engines.engine import EngineError, Job
 from tuner.output.log import say, tell
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine as Database
 
     from tuner.launch.engines.plan import Plan
+    from tuner.storage.optuna.storage import Storage
+    from tuner.study import StudySpec
 
 _PREFIX = "tuner:job:"
 
@@ -50,6 +52,7 @@ def submit_job(plan: Plan) -> tuple[int, Job]:
 
     Raises:
         StudyError: the study differs from the one that the storage has.
+        StudyStopped: its target, patience or terminator has ended it.
         EngineError: the engine does not take the job.
     """
     import optuna
@@ -62,11 +65,23 @@ def submit_job(plan: Plan) -> tuple[int, Job]:
     try:
         registered = register(storage, storage.engine, study.name, study.all_directions, study.record())
         study.check_unchanged(registered.record)
+        _reopen(study, registered.study_id, storage)
         submitted = make_engine(job.engine).submit(job, plan.workers, _environment(job, plan.url))
         _record_submitted(storage.engine, registered.study_id, job, submitted)
     finally:
         storage.close()
     return registered.study_id, submitted
+
+
+def _reopen(study: StudySpec, study_id: int, storage: Storage) -> None:
+    """Let a study that a rule has ended go on, or raise StudyStopped if its present rules end it as well."""
+    import optuna
+
+    from tuner.worker.stop_rules import StopRules
+
+    ended = StopRules(study, study_id, optuna.load_study(study_name=study.name, storage=storage)).reopen(storage.engine)
+    if ended is not None:
+        raise StudyStopped(ended.describe(study.name))
 
 
 def scale_jobs(database: Database, study_id: int, workers: int, url: AnyURL) -> list[Job]:
@@ -101,8 +116,9 @@ def scale_jobs(database: Database, study_id: int, workers: int, url: AnyURL) -> 
 
 
 def _check_state(database: Database, study: str) -> None:
-    state = progress(database, study, 0)["study"]["state"]
-    hints = {"stopped": f"run `tuner resume {study}` first", "finished": "launch it with more trials"}
+    row = progress(database, study, 0)["study"]
+    state, more = row["state"], f"launch it with more trials{' or another setting' if row['reason'] else ''}"
+    hints = {"stopped": f"run `tuner resume {study}` first", "finished": more}
     if state in hints:
         raise UsageError(f"study {study!r} is {state}, so its workers would exit at once: {hints[state]}")
 

@@ -244,6 +244,21 @@ def read_efforts(engine: Engine, study_id: int) -> list[Effort]:
     return read(engine, work)
 
 
+def read_train_seconds(engine: Engine, study_id: int) -> dict[int, float]:
+    """Return the seconds of training without compiling of each ended trial that ran in one attempt, by number."""
+    once = sa.select(attempts.c.trial_id).where(attempts.c.study_id == study_id)
+    once = once.group_by(attempts.c.trial_id).having(sa.func.count() == 1)
+    query = sa.select(trials.c.number, records.c.train_s).join(records, records.c.trial_id == trials.c.trial_id)
+    query = query.where(records.c.study_id == study_id, records.c.train_s.is_not(None), trials.c.trial_id.in_(once))
+
+    def work(connection: Connection) -> dict[int, float]:
+        if not sa.inspect(connection).has_table(records.name):
+            return {}
+        return {number: seconds for number, seconds in connection.execute(query)}
+
+    return read(engine, work)
+
+
 @dataclass(frozen=True)
 class TimelineRow:
     """An attempt at a trial: worker, devices and times; a running one ends now, or with its lease."""

@@ -196,6 +196,8 @@ RECORD_KEY = "tuner:study"
 """The study attribute with the study's recorded settings."""
 METRIC_NAMES_KEY = "study:metric_names"
 """Optuna's study attribute with the names of the objectives."""
+END_KEY = "tuner:end"
+"""The study attribute that says why a study has ended before its budget was used up (`tuner.results.stopping.End`)."""
 BASELINE_KEY = "tuner:baseline"
 """The study attribute with the number of the baseline's trial, set when it is complete."""
 
@@ -300,6 +302,7 @@ class Standing:
         device_s: The device-time budget in seconds; None for no limit.
         used: The used part of both.
         is_stopped: Whether it was stopped.
+        end: Why it has ended before its budget was used up; None if it has not, or a user stopped it.
         workers: The number of workers that hold a trial.
     """
 
@@ -308,6 +311,7 @@ class Standing:
     device_s: float | None = None
     used: Hours = field(default_factory=Hours)
     is_stopped: bool = False
+    end: str | None = None
     workers: int = 0
 
     @property
@@ -327,12 +331,16 @@ def read_standings(engine: Engine, only: int | None = None) -> dict[int, Standin
         live = sa.select(trials.c.study_id, sa.func.count()).join(leases, leases.c.trial_id == trials.c.trial_id)
         live = live.where(trials.c.state == "RUNNING", leases.c.expires_at_s > now_s).group_by(trials.c.study_id)
         held = {study_id: count for study_id, count in connection.execute(live)}
+        table = study_system_attributes.c
+        ended = sa.select(table.study_id, table.value_json).where(table.key == END_KEY)
+        ends = {study_id: json.loads(text)["why"] for study_id, text in connection.execute(ended)}
         columns = (budgets.c.trials, budgets.c.wall_s, budgets.c.device_s, budgets.c.stopped_at_s)
         return {
             study_id: Standing(
                 *limits,
                 used=count_hours(connection, study_id, now_s, Hours())[0],
                 is_stopped=stopped_at_s is not None,
+                end=None if stopped_at_s is None else ends.get(study_id),
                 workers=held.get(study_id, 0),
             )
             for study_id, *limits, stopped_at_s in connection.execute(

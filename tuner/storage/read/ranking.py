@@ -159,3 +159,61 @@ def removable(engine: Engine, study_id: int, numbers: Collection[int], keep: int
         return [number for number in gone if number not in kept]
 
     return read(engine, work)
+
+
+class Result(NamedTuple):
+    """A trial that has ended and used budget.
+
+    Attributes:
+        number: Its number.
+        values: Its objectives; None unless it is complete.
+        is_feasible: Whether it satisfies its constraints, if it has some.
+    """
+
+    number: int
+    values: tuple[float, ...] | None
+    is_feasible: bool
+
+
+def _have_used(study_id: int) -> sa.ColumnElement[bool]:
+    return (trials.c.study_id == study_id) & trials.c.state.in_(["COMPLETE", "PRUNED"])
+
+
+def count_ended(engine: Engine, study_id: int) -> int:
+    """Return the number of a study's trials that have ended and used budget."""
+    query = sa.select(sa.func.count()).select_from(trials).where(_have_used(study_id))
+    return read(engine, lambda connection: connection.execute(query).scalar_one())
+
+
+def read_results(engine: Engine, study_id: int, objectives: int) -> list[Result]:
+    """Return the trials that have ended and used budget, in the order in which they ended.
+
+    Args:
+        engine: The storage's engine.
+        study_id: The study.
+        objectives: Its number of objectives.
+    """
+    ended = sa.select(trials.c.trial_id, trials.c.number, trials.c.state).where(_have_used(study_id))
+    ended = ended.order_by(trials.c.datetime_complete, trials.c.trial_id)
+    told = sa.select(trial_values.c.trial_id, trial_values.c.objective, _first_value())
+    told = told.join(trials, trials.c.trial_id == trial_values.c.trial_id).where(_have_used(study_id))
+
+    def work(connection: Connection) -> list[Result]:
+        rows: list[Any] = list(connection.execute(ended))
+        values: dict[int, dict[int, float]] = {}
+        for trial_id, objective, value in connection.execute(told):
+            values.setdefault(trial_id, {})[objective] = value
+        complete = [row.trial_id for row in rows if row.state == "COMPLETE"]
+        constraints = read_constraints(connection, complete)
+        return [
+            Result(
+                row.number,
+                tuple(values.get(row.trial_id, {}).get(at, math.nan) for at in range(objectives))
+                if row.state == "COMPLETE"
+                else None,
+                is_feasible(constraints.get(row.trial_id, {})),
+            )
+            for row in rows
+        ]
+
+    return read(engine, work)

@@ -48,6 +48,15 @@ class Rungs:
         insort(self.values.setdefault((bracket, rung), []), value)
         self.decided[trial_id, rung] = bool(is_promoted)
 
+    def promotes(
+        self, bracket: int, rung: int, value: float, *, reduction_factor: int, bootstrap_count: int, maximize: bool
+    ) -> bool:
+        """Return whether a trial that enters a rung with a value is promoted; see `enter_rung`."""
+        others = self.values.get((bracket, rung), [])
+        better = len(others) - bisect_right(others, value) if maximize else bisect_left(others, value)
+        count = len(others) + 1
+        return count > bootstrap_count and better <= max(0, count // reduction_factor - 1)
+
 
 def enter_rung(
     engine: Engine,
@@ -99,10 +108,9 @@ def enter_rung(
             return decided
         if math.isnan(value):
             return False
-        others = known.values.get((bracket, rung), [])
-        better = len(others) - bisect_right(others, value) if maximize else bisect_left(others, value)
-        count = len(others) + 1
-        is_promoted = count > bootstrap_count and better <= max(0, count // reduction_factor - 1)
+        is_promoted = known.promotes(
+            bracket, rung, value, reduction_factor=reduction_factor, bootstrap_count=bootstrap_count, maximize=maximize
+        )
         row = {**place, "position": known.newest + 1, "value": value, "is_promoted": is_promoted}
         if lease is None:
             run(connection, statements.enter_rung, row)

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
 from tuner.errors import StudyError
-from tuner.storage.read.queries import RECORD_KEY, find_record
+from tuner.storage.read.queries import END_KEY, RECORD_KEY, find_record
 from tuner.storage.sql.dialect import clock, insert
 from tuner.storage.sql.retry import write
 from tuner.storage.sql.schema import prepare
@@ -216,9 +216,47 @@ def stop(engine: Engine, study_id: int) -> bool:
 def resume(engine: Engine, study_id: int) -> bool:
     """Resume a stopped study; return whether it was stopped."""
     prepare(engine)
+    return reopen_study(engine, study_id)
+
+
+def end_study(engine: Engine, study_id: int, why: Mapping[str, object]) -> bool:
+    """Stop a study as `stop` does, and record why it has ended.
+
+    Returns:
+        Whether it was not stopped yet; otherwise the earlier reason stays.
+
+    Concurrency: one transaction that locks the study's row; safe from many workers.
+    """
+    reason = {"study_id": study_id, "key": END_KEY, "value_json": json.dumps(why)}
+
+    def work(connection: Connection, _: int) -> bool:
+        connection.execute(sa.select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update())
+        is_running = (budgets.c.study_id == study_id) & budgets.c.stopped_at_s.is_(None)
+        now = clock(connection.dialect.name)
+        if connection.execute(budgets.update().where(is_running).values(stopped_at_s=now)).rowcount == 0:
+            return False
+        statement = insert(connection.dialect.name, study_system_attributes).values(**reason)
+        changed = {"value_json": statement.excluded.value_json}
+        connection.execute(statement.on_conflict_do_update(index_elements=["study_id", "key"], set_=changed))
+        return True
+
+    return write(engine, work)
+
+
+def find_end(engine: Engine, study_id: int) -> dict[str, Any] | None:
+    """Return what `end_study` has recorded; None if it has not ended the study."""
+    return find_record(engine, study_id, END_KEY)
+
+
+def reopen_study(engine: Engine, study_id: int) -> bool:
+    """Undo `stop` or `end_study`; return whether the study was stopped."""
+    attributes = study_system_attributes.c
+    reason = study_system_attributes.delete().where(attributes.study_id == study_id, attributes.key == END_KEY)
 
     def work(connection: Connection, _: int) -> bool:
         statement = budgets.update().where(budgets.c.study_id == study_id, budgets.c.stopped_at_s.is_not(None))
-        return connection.execute(statement.values(stopped_at_s=None)).rowcount == 1
+        was_stopped = connection.execute(statement.values(stopped_at_s=None)).rowcount == 1
+        connection.execute(reason)
+        return was_stopped
 
     return write(engine, work)
