@@ -21,6 +21,7 @@ from tuner.trial import Event, Outcome, event_line
 from tuner.trial.events import (
     CohortChosen,
     HparamsUnused,
+    MetricUnusable,
     SamplerFailed,
     TrialOverdue,
     TrialRestarted,
@@ -120,7 +121,9 @@ class Progress(Protocol):
 def shown(said: Event | LogLine, place: int | None) -> str | None:
     """Return the line to show for an event of a worker or the mirror; None for none."""
     match said:
-        case TrialRetried() | TrialRestarted() | TrialOverdue() | SamplerFailed() | HparamsUnused() | CohortChosen():
+        case TrialRetried() | TrialRestarted() | TrialOverdue() | SamplerFailed():
+            return f"[{place}] {event_line(said)}"
+        case HparamsUnused() | CohortChosen() | MetricUnusable():
             return f"[{place}] {event_line(said)}"
         case LogLine(event="output"):
             return f"[{place}] {said.message}"

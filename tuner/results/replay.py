@@ -8,7 +8,7 @@ import json
 import math
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -148,6 +148,8 @@ def _orders(count: int, orders: int) -> list[list[int]]:
 
 
 def _row(recorded: _Recorded, given: Named | BasePruner, orders: Sequence[Sequence[int]]) -> ReplayJson:
+    if isinstance(given, Mapping) and not {"metric", "mode"}.isdisjoint(given):
+        raise UsageError(f"a replay has only the curves of the objective: remove metric and mode from {dict(given)}")
     if isinstance(make_pruner(given, recorded.epochs), PopulationPruner):
         raise UsageError(
             "the pruner 'pbt' cannot be replayed: it changes the curves of trials instead of stopping them"

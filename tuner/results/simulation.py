@@ -17,7 +17,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from tuner.search import TrialPruner
-from tuner.storage.worker.rungs import Rungs
+from tuner.storage.worker.rungs import Place, Rungs
 from tuner.trial import Outcome
 from tuner.trial import optuna_private as private
 
@@ -93,21 +93,24 @@ class MemoryStorage(InMemoryStorage):
         *,
         bracket: int,
         rung: int,
-        value: float,
+        values: tuple[float, ...],
         reduction_factor: int,
         bootstrap_count: int,
-        maximize: bool,
+        maximize: tuple[bool, ...],
+        metric: str | None = None,
     ) -> bool:
         """Enter a trial into a rung; see `tuner.storage.worker.rungs.enter_rung`."""
         known = self._rungs
         if (trial_id, rung) in known.decided:
             return known.decided[trial_id, rung]
+        (value,) = values
         if math.isnan(value):
             return False
+        place = Place(bracket, rung, metric, size=1)
         is_promoted = known.promotes(
-            bracket, rung, value, reduction_factor=reduction_factor, bootstrap_count=bootstrap_count, maximize=maximize
+            place, values, reduction_factor=reduction_factor, bootstrap_count=bootstrap_count, maximize=maximize
         )
-        known.add(known.newest + 1, trial_id, bracket, rung, value, is_promoted)
+        known.add(known.newest + 1, trial_id, bracket, rung, value, is_promoted, metric)
         return is_promoted
 
 

@@ -6,6 +6,7 @@ same decisions from the rungs alone, of which they read only new rows. On any ot
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,23 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What a pruner judges at an epoch.
+
+    Attributes:
+        step: The epoch.
+        values: The trial's value, or its value in each objective.
+        maximize: Whether larger is better, for each value.
+        metric: The metric that the value is of; None for the objectives.
+    """
+
+    step: int
+    values: tuple[float, ...]
+    maximize: tuple[bool, ...]
+    metric: str | None = None
+
+
 class AshaPruner(SuccessiveHalvingPruner):
     """Asynchronous successive halving (Li et al. 2018, https://arxiv.org/abs/1810.05934, algorithm 2).
 
@@ -31,9 +49,18 @@ class AshaPruner(SuccessiveHalvingPruner):
         return private.halving(self).min_resource is None  # set before the first decision, which uses it
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        if self._is_auto or not hasattr(private.storage_of(study), "enter_rung"):
+        if not self.has_rungs(study):
             return super().prune(study, trial)
-        return _is_hopeless(self, study, trial, bracket=0)
+        judged = _last_report(study, trial)
+        return judged is not None and self.judge(study, trial, judged)
+
+    def has_rungs(self, study: Study) -> bool:
+        """Return whether the pruner decides from the rungs in the database."""
+        return not self._is_auto and hasattr(private.storage_of(study), "enter_rung")
+
+    def judge(self, study: Study, trial: FrozenTrial, judged: Judged) -> bool:
+        """Return whether to stop a trial."""
+        return _is_hopeless(self, study, trial, judged, bracket=0)
 
 
 class BracketPruner(HyperbandPruner):
@@ -47,24 +74,36 @@ class BracketPruner(HyperbandPruner):
         return not private.has_max_resource(self)
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        if self._is_auto or not hasattr(private.storage_of(study), "enter_rung"):
+        if not self.has_rungs(study):
             return super().prune(study, trial)
+        judged = _last_report(study, trial)
+        return judged is not None and self.judge(study, trial, judged)
+
+    def has_rungs(self, study: Study) -> bool:
+        """Return whether the pruner decides from the rungs in the database."""
+        return not self._is_auto and hasattr(private.storage_of(study), "enter_rung")
+
+    def judge(self, study: Study, trial: FrozenTrial, judged: Judged) -> bool:
+        """Return whether to stop a trial."""
         bracket, pruner = private.bracket(self, study, trial)
-        return _is_hopeless(pruner, study, trial, bracket)
+        return _is_hopeless(pruner, study, trial, judged, bracket)
 
 
-def _is_hopeless(pruner: BasePruner, study: Study, trial: FrozenTrial, bracket: int) -> bool:
-    """Enter the rungs that a trial has reached until one does not promote it; return whether one did not."""
+def _last_report(study: Study, trial: FrozenTrial) -> Judged | None:
     step = trial.last_step
     if step is None:
-        return False
-    value = trial.intermediate_values[step]
+        return None
+    return Judged(step, (trial.intermediate_values[step],), (study.direction == StudyDirection.MAXIMIZE,))
+
+
+def _is_hopeless(pruner: BasePruner, study: Study, trial: FrozenTrial, judged: Judged, bracket: int) -> bool:
+    """Enter the rungs that a trial has reached until one does not promote it; return whether one did not."""
     assert isinstance(pruner, SuccessiveHalvingPruner)
     settings = private.halving(pruner)
     assert settings.min_resource is not None
     first = settings.min_resource * settings.reduction_factor**settings.min_early_stopping_rate
     rung = 0
-    while step >= first * settings.reduction_factor**rung:
+    while judged.step >= first * settings.reduction_factor**rung:
         key = f"completed_rung_{rung}"
         if key not in trial.system_attrs:
             is_promoted = private.storage_of(study).enter_rung(
@@ -72,13 +111,14 @@ def _is_hopeless(pruner: BasePruner, study: Study, trial: FrozenTrial, bracket: 
                 private.trial_id(trial),
                 bracket=bracket,
                 rung=rung,
-                value=value,
+                values=judged.values,
                 reduction_factor=settings.reduction_factor,
                 bootstrap_count=settings.bootstrap_count,
-                maximize=study.direction == StudyDirection.MAXIMIZE,
+                maximize=judged.maximize,
+                metric=judged.metric,
             )
             if not is_promoted:
                 return True
-            private.system_attrs(trial)[key] = value  # the caller keeps the trial and need not read it again
+            private.system_attrs(trial)[key] = judged.values[0]  # the caller keeps the trial and need not read it again
         rung += 1
     return False

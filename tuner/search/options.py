@@ -59,6 +59,7 @@ def call(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)  # the user chose it by name
+            warnings.filterwarnings("ignore", "`constraints_func` has been deprecated", FutureWarning)
             return make(**{**defaults, **options, **given})
     except (TypeError, ValueError) as error:
         raise StudyError(f"{kind} {name!r} does not accept its options {dict(options)}: {error}") from None

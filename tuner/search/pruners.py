@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tuner.errors import StudyError
+from tuner.search.followed import Followed, without_metric
 from tuner.search.options import Named, call, split
 from tuner.trial import optuna_private as private
 
@@ -60,7 +61,10 @@ def _percentile(options: dict[str, object], epochs: int | None) -> BasePruner:
 def _patient(options: dict[str, Any], epochs: int | None) -> BasePruner:
     from optuna.pruners import PatientPruner
 
-    wrapped = make_pruner(options.pop("wrapped", "median"), epochs)
+    inner = options.pop("wrapped", "median")
+    if isinstance(inner, dict) and not {"metric", "mode"}.isdisjoint(inner):
+        raise StudyError(f"metric and mode belong to the pruner 'patient', not to the one that it wraps: got {inner!r}")
+    wrapped = make_pruner(inner, epochs)
 
     def patient(patience: int, min_delta: float = 0.0) -> BasePruner:
         return PatientPruner(wrapped, patience=patience, min_delta=min_delta)
@@ -104,7 +108,8 @@ def make_pruner(given: Named | BasePruner, epochs: int | None) -> BasePruner:
     """Return the pruner for a name or options; an Optuna object is returned unchanged.
 
     Args:
-        given: A name, a mapping with `name` and the pruner's own options, or an Optuna pruner.
+        given: A name, a mapping with `name` and the pruner's own options, or an Optuna pruner. A mapping may have
+            `metric` and `mode` as well: see `tuner.search.followed`.
         epochs: The study's epochs per trial; None if it does not say.
 
     Raises:
@@ -117,7 +122,7 @@ def make_pruner(given: Named | BasePruner, epochs: int | None) -> BasePruner:
     if not isinstance(given, str | dict):
         raise StudyError(f"the pruner must be a name, a mapping or an Optuna pruner: got {given!r}")
     name, options = split("pruner", given, PRUNERS)
-    return PRUNERS[name](options, epochs)
+    return PRUNERS[name](without_metric(options), epochs)
 
 
 def rungs_of(pruner: BasePruner, below: int) -> list[int] | None:
@@ -141,20 +146,37 @@ def rungs_of(pruner: BasePruner, below: int) -> list[int] | None:
 
 
 class TrialPruner:
-    """Asks a study's pruner about a running trial, of which it keeps its own copy."""
+    """Asks a study's pruner about a running trial, of which it keeps its own copy.
 
-    def __init__(self, study: optuna.Study, trial: optuna.Trial | FrozenTrial) -> None:
-        self._study = study
+    Args:
+        study: The study. If the pruner follows another metric than the objective, its storage is a `MetricView`.
+        trial: The trial.
+        followed: The metrics that the pruner follows; the objective if None.
+    """
+
+    def __init__(
+        self, study: optuna.Study, trial: optuna.Trial | FrozenTrial, followed: Followed | None = None
+    ) -> None:
+        self._study, self._followed = study, followed
         self._trial = private.storage_of(study).get_trial(private.trial_id(trial))
         # A trial that was taken over may have reports of its dead worker for later epochs.
         self._trial.intermediate_values = {}
 
-    def should_prune(self, epoch: int, value: float) -> bool:
-        """Return whether to stop the trial after this epoch, for which it reported `value`."""
-        self._trial.intermediate_values[epoch] = value
+    def should_prune(self, epoch: int, *values: float) -> bool:
+        """Return whether to stop the trial after this epoch, for which it reported these values."""
+        self._trial.intermediate_values[epoch] = values[0]
         private.forget_trials(self._study)
-        is_hopeless = self._study.pruner.prune(self._study, self._trial)
+        is_hopeless = self._ask(epoch, values)
         # Optuna's own pruners store the rungs that a trial has passed.
         stored = private.storage_of(self._study).get_trial(private.trial_id(self._trial))
         private.system_attrs(self._trial).update(stored.system_attrs)
         return is_hopeless
+
+    def _ask(self, epoch: int, values: tuple[float, ...]) -> bool:
+        from tuner.search.halving import AshaPruner, BracketPruner, Judged
+
+        study, trial, followed = self._study, self._trial, self._followed
+        pruner: Any = study.pruner
+        if followed is None or not (isinstance(pruner, AshaPruner | BracketPruner) and pruner.has_rungs(study)):
+            return pruner.prune(study, trial)
+        return pruner.judge(study, trial, Judged(epoch, values, followed.maximize, followed.metric))

@@ -102,11 +102,18 @@ def _nsga2(options: dict[str, object], context: Context) -> BaseSampler:
     return call("sampler", "nsga2", NSGAIISampler, options, {"seed": context.trial_seed})
 
 
+def _nsga3(options: dict[str, object], context: Context) -> BaseSampler:
+    from optuna.samplers import NSGAIIISampler
+
+    return call("sampler", "nsga3", NSGAIIISampler, options, {"seed": context.trial_seed})
+
+
 SAMPLERS: dict[str, Callable[[dict[str, Any], Context], BaseSampler]] = {
     "cmaes": _cmaes,
     "gp": _gp,
     "grid": _grid,
     "nsga2": _nsga2,
+    "nsga3": _nsga3,
     "qmc": _qmc,
     "random": _random,
     "tpe": _tpe,

@@ -1,12 +1,13 @@
-"""The storage as samplers see it: trials that diverged, ran out of memory or timed out have no reports."""
+"""The storage as samplers see it, and as a pruner sees it that follows another metric than the objective."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Container
+from collections.abc import Callable, Collection, Container, Mapping
 from typing import TYPE_CHECKING, Any
 
 from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from tuner.trial import Outcome
@@ -45,6 +46,64 @@ class SamplerView:
 
 
 BaseStorage.register(SamplerView)
+
+Curve = Mapping[int, float]
+"""The values of a metric by epoch."""
+
+
+class MetricView:
+    """The storage, in which ended trials have the curve of another metric than the objective.
+
+    The study has one direction, that of the metric. Trials that still run have no reports: no pruner of Optuna looks at
+    them, except at the trial that it judges.
+
+    Args:
+        storage: The storage.
+        maximize: Whether a larger value of the metric is better.
+        read: Returns the curves of trials by id; each ended trial is asked for once.
+    """
+
+    def __init__(
+        self, storage: BaseStorage, maximize: bool, read: Callable[[Collection[int]], Mapping[int, Curve]]
+    ) -> None:
+        self._storage, self._maximize, self._read = storage, maximize, read
+        self._curves: dict[int, Curve] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
+        """Return the direction of the metric."""
+        return [StudyDirection.MAXIMIZE if self._maximize else StudyDirection.MINIMIZE]
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """Return a study's trials; see `optuna.storages.BaseStorage`."""
+        found = self._storage.get_all_trials(study_id, deepcopy=deepcopy, states=states)
+        new = {private.trial_id(one) for one in found if one.state.is_finished()} - self._curves.keys()
+        if new:
+            self._curves |= {trial_id: {} for trial_id in new} | dict(self._read(new))
+        return [self._with_curve(trial) for trial in found]
+
+    def get_best_trial(self, study_id: int) -> FrozenTrial:
+        """Return the best feasible trial by the objective.
+
+        Raises:
+            ValueError: there is none.
+        """
+        complete = self.get_all_trials(study_id, deepcopy=False, states=(TrialState.COMPLETE,))
+        feasible = [trial for trial in complete if all(value <= 0 for value in trial.constraints.values())]
+        larger = self._storage.get_study_directions(study_id)[0] == StudyDirection.MAXIMIZE
+        return (max if larger else min)(feasible, key=lambda trial: trial.values[0])
+
+    def _with_curve(self, trial: FrozenTrial) -> FrozenTrial:
+        copied = copy.copy(trial)
+        copied.intermediate_values = dict(self._curves.get(private.trial_id(trial), {}))
+        return copied
+
+
+BaseStorage.register(MetricView)
 
 
 def _shown(trial: FrozenTrial) -> FrozenTrial:

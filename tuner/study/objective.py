@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuner.errors import StudyError
+
+if TYPE_CHECKING:
+    from tuner.search import Followed
+    from tuner.study.constraints import Constraint
 
 
 @dataclass(frozen=True)
@@ -37,3 +41,17 @@ def takes(function: Callable[..., Any], count: int) -> bool:
     except ValueError:  # a built-in function without a signature
         return True
     return True
+
+
+def check_watched(constraints: Sequence[Constraint], pruner: object, followed: Followed) -> None:
+    """Raise StudyError if the constraints or the pruner of a study with an Optuna objective need other metrics."""
+    from tuner.search import prunes_nothing
+
+    if constraints:
+        names = ", ".join(repr(constraint.metric) for constraint in constraints)
+        raise StudyError(
+            f"an Optuna objective reports no metrics: call trial.set_constraint(name, value) in it instead of "
+            f"constraints= on {names}"
+        )
+    if followed.metric is not None or (len(followed.names) > 1 and not prunes_nothing(pruner)):
+        raise StudyError(f"an Optuna objective can only be pruned by its one objective: got pruner={pruner!r}")

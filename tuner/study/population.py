@@ -13,7 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tuner.study.domains import ChoiceDomain, Domain, FloatDomain, IntDomain, Stored
+from tuner.errors import StudyError
+from tuner.study.domains import ChoiceDomain, Domain, FloatDomain, IntDomain, Stored, parameters
+from tuner.study.seeds import check_seeds
+from tuner.study.space import is_space
 
 if TYPE_CHECKING:
     from tuner.search.population import PopulationPruner
@@ -176,3 +179,36 @@ def lineage(
             return [Stretch(number, 1, last, initial[number]), *reversed(found)]
         found.append(Stretch(number, copy.epoch + 1, last, copy.hparams))
         number, last = copy.trial, copy.epoch
+
+
+def check_population(
+    pruner: object,
+    study: str,
+    trainer: object,
+    seeds: object,
+    space: object,
+    fixed: Mapping[str, object],
+    sampler: object,
+) -> None:
+    """Raise StudyError if a study cannot be trained as a population although its pruner says so."""
+    from tuner.search.population import PopulationPruner
+
+    if not isinstance(pruner, PopulationPruner):
+        return
+    of, name = f"population-based training (pruner 'pbt', study {study!r})", sampler
+    if trainer is None:
+        raise StudyError(f"{of} needs a study with `trainer`: only its state can be copied")
+    if check_seeds(seeds) != (1,):
+        raise StudyError(f"{of} trains one seed in each trial: got seeds={seeds!r}; remove seeds")
+    if not is_space(space):
+        raise StudyError(f"{of} needs a Space class: got a define-by-run space")
+    searched = {key: domain for key, domain, _ in parameters(space) if key not in fixed}
+    if not copied_domains(searched):
+        raise StudyError(f"{of} needs a traced hyperparameter, which can change during a training: it has none")
+    if isinstance(name, Mapping):
+        name = name.get("name")  # pyright: ignore[reportUnknownMemberType]
+    if name not in ("random", "qmc"):
+        raise StudyError(
+            f"{of} needs sampler='random' or 'qmc', because others would learn from hyperparameters that trials no "
+            f"longer have: got sampler={sampler!r}"
+        )

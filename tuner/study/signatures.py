@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tuner.errors import StudyError
+from tuner.study.objective import takes
 
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -39,3 +40,15 @@ def takes_hparams(function: Callable[..., Any], what: str, first: str) -> bool:
         shown = signature.replace(parameters=names, return_annotation=signature.empty)
         raise StudyError(f"{what} must take ({first}) or ({first}, hparams): got {shown}")
     return len(needed) == 2 or any(each.name == "hparams" for each in by_position[1:2])
+
+
+def check_function(function: Any) -> None:
+    """Raise StudyError unless this is a training function, of `(hparams, trial)`."""
+    if not callable(function) or inspect.isclass(function):
+        raise StudyError(
+            f"train must be a function of (hparams, trial), a Command or an OptunaObjective: got {function!r}"
+        )
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise StudyError(f"train must not be an async function: got {function!r}")
+    if not takes(function, 2):
+        raise StudyError(f"train must be a function of (hparams, trial): got {inspect.signature(function)}")

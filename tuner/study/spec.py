@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from tuner.errors import SpaceError, StudyChanged, StudyError, is_int, is_number
 from tuner.output.sanitize import is_unstorable
 from tuner.study.command import Command
+from tuner.study.constraints import Constraint, parse_constraints
 from tuner.study.data import StudyData
 from tuner.study.domains import Domain, parameters
 from tuner.study.launch_record import (
@@ -23,9 +24,10 @@ from tuner.study.launch_record import (
     value_epoch_of,
     with_rules,
 )
-from tuner.study.objective import OptunaObjective, takes
+from tuner.study.objective import OptunaObjective, check_watched
+from tuner.study.population import check_population
 from tuner.study.seeds import SeedPlan, check_seeds, make_plan, seeds_of
-from tuner.study.signatures import takes_hparams
+from tuner.study.signatures import check_function, takes_hparams
 from tuner.study.source import call_study_code
 from tuner.study.space import Space, check_fixed, from_params, is_space, parse_fixed, sample, to_params
 from tuner.study.stopping import check_stopping, check_terminator, targets_of
@@ -33,6 +35,8 @@ from tuner.study.stopping import check_stopping, check_terminator, targets_of
 if TYPE_CHECKING:
     import optuna
     from optuna.terminator import BaseTerminator
+
+    from tuner.search import Followed
 
 Direction = Literal["maximize", "minimize"]
 
@@ -63,8 +67,11 @@ class StudySpec:
         trials: The budget: all trials that ended count, except failed ones; > 0.
         seed: Seed of the split, the samplers and (with the trial's number) each trial; >= 0.
         sampler: A name, a mapping with `name` and the sampler's options, or an Optuna sampler.
+        constraints: Bounds of reported metrics, such as `{"latency_ms": "<= 20"}`, for the epoch that gives the
+            trial's value. A trial that violates one, or does not report the metric, is never the best.
         pruner: A name, a mapping or an Optuna pruner, likewise; by default `"asha"`, or `"median"` if `epochs` is not
-            given. Studies with several objectives are not pruned. `pbt` trains the trials as a population.
+            given, and none with several objectives. `{"name": "asha", "metric": "val_loss", "mode": "min"}` follows
+            another metric than the objective. `pbt` trains the trials as a population.
         fixed: Values of parameters that are not searched, by name; part of the study's definition.
         baseline: Hyperparameters to compare with, an instance of `space`. The first trial has them and is never pruned,
             `tuner best` prints how much better the best trial is, and `tuner confirm` how certain that is. Fixed
@@ -117,6 +124,7 @@ class StudySpec:
     seed: int = 0
     sampler: Any = "tpe"
     pruner: Any = None
+    constraints: Mapping[str, str] = dataclasses.field(default_factory=dict)
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     baseline: Space | None = None
     picture: Callable[[Any, Any], Any] | None = None
@@ -223,17 +231,7 @@ class StudySpec:
         if self.picture is not None:
             raise StudyError(f"{name} has picture=, which needs the model of a trainer: draw it in its train function")
         if not isinstance(self.train, Command | OptunaObjective | None):
-            self._check_function(self.train)
-
-    def _check_function(self, function: Any) -> None:
-        if not callable(function) or inspect.isclass(function):
-            raise StudyError(
-                f"train must be a function of (hparams, trial), a Command or an OptunaObjective: got {function!r}"
-            )
-        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-            raise StudyError(f"train must not be an async function: got {function!r}")
-        if not takes(function, 2):
-            raise StudyError(f"train must be a function of (hparams, trial): got {inspect.signature(function)}")
+            check_function(self.train)
 
     def _check_baseline(self) -> None:
         if not is_space(self.space):
@@ -257,13 +255,10 @@ class StudySpec:
         return {**params, **{name: value for name, value in fixed.items() if name in params}}
 
     def _check_search(self) -> None:
-        if len(self.objectives) > 1 and isinstance(self.pruner, str) and self.pruner not in ("asha", "none"):
-            raise StudyError(
-                f"a study with several objectives cannot be pruned: got pruner={self.pruner!r}; use pruner='none'"
-            )
+        self._check_watched()
         if len(self.objectives) > 1 and getattr(self.sampler, "get", lambda _: self.sampler)("name") == "cmaes":
             raise StudyError("the sampler 'cmaes' supports only one objective: use tpe, nsga2, random, qmc or grid")
-        self._check_population(self.make_pruner())
+        check_population(self.make_pruner(), self.name, self.trainer, self.seeds, self.space, self.fixed, self.sampler)
         self.make_sampler(0)
         check_stopping(
             self.name,
@@ -291,34 +286,14 @@ class StudySpec:
         assert self.epochs is not None
         every = getattr(self.trainer, "validate_every", 1)
         last_decision = (self.epochs - 1) // every * every if is_int(every) and every > 0 else self.epochs - 1
-        pruner = "asha" if self.pruner is None else self.pruner
-        about = f"pruner={'none' if len(self.objectives) > 1 else pruner!r}, epochs={self.epochs} (study {self.name!r})"
+        about = f"pruner={self._pruner!r}, epochs={self.epochs} (study {self.name!r})"
         return make_plan(counts, rungs_of(self.make_pruner(), self.epochs), last_decision, about)
 
-    def _check_population(self, pruner: object) -> None:
-        """Check that a study can be trained as a population, if its pruner says so."""
-        from tuner.search.population import PopulationPruner
-        from tuner.study.population import copied_domains
-
-        if not isinstance(pruner, PopulationPruner):
-            return
-        of, name = f"population-based training (pruner 'pbt', study {self.name!r})", self.sampler
-        if self.trainer is None:
-            raise StudyError(f"{of} needs a study with `trainer`: only its state can be copied")
-        if check_seeds(self.seeds) != (1,):
-            raise StudyError(f"{of} trains one seed in each trial: got seeds={self.seeds!r}; remove seeds")
-        if not is_space(self.space):
-            raise StudyError(f"{of} needs a Space class: got a define-by-run space")
-        searched = {key: domain for key, domain, _ in parameters(self.space) if key not in self.fixed}
-        if not copied_domains(searched):
-            raise StudyError(f"{of} needs a traced hyperparameter, which can change during a training: it has none")
-        if isinstance(name, Mapping):
-            name = name.get("name")  # pyright: ignore[reportUnknownMemberType]
-        if name not in ("random", "qmc"):
-            raise StudyError(
-                f"{of} needs sampler='random' or 'qmc', because others would learn from hyperparameters that trials no "
-                f"longer have: got sampler={self.sampler!r}"
-            )
+    def _check_watched(self) -> None:
+        """Check the metrics that only constraints and the pruner read."""
+        followed, constraints = self.followed, self.all_constraints
+        if isinstance(self.train, OptunaObjective):
+            check_watched(constraints, self._pruner, followed)
 
     @property
     def kind(self) -> str:
@@ -348,13 +323,37 @@ class StudySpec:
 
         return make_terminator(self.terminator, self.seed)
 
+    @property
+    def all_constraints(self) -> tuple[Constraint, ...]:
+        """The constraints on metrics."""
+        return parse_constraints(self.constraints, self.name)
+
+    @property
+    def _pruner(self) -> Any:
+        if self.pruner is not None:
+            return self.pruner
+        return "none" if len(self.objectives) > 1 else "median" if self.epochs is None else "asha"
+
+    @property
+    def followed(self) -> Followed:
+        """The metrics that the pruner follows."""
+        from tuner.search import followed_metrics
+
+        return followed_metrics(self._pruner, self.objectives, self.all_directions)
+
+    @property
+    def other_metrics(self) -> list[tuple[str, str]]:
+        """The metrics besides the objectives that the training must report: what each is for, and its name."""
+        return [
+            *(("constraint's metric", constraint.metric) for constraint in self.all_constraints),
+            *(() if self.followed.metric is None else [("pruner's metric", self.followed.metric)]),
+        ]
+
     def make_pruner(self) -> optuna.pruners.BasePruner:
         """Return the pruner. It has no state that workers must share."""
         from tuner.search import make_pruner
 
-        default = "median" if self.epochs is None else "asha"
-        given = default if self.pruner is None else self.pruner
-        return make_pruner("none" if len(self.objectives) > 1 else given, self.epochs)
+        return make_pruner(self._pruner, self.epochs)
 
     def make_sampler(self, number: int) -> optuna.samplers.BaseSampler:
         """Return the sampler for trial `number`: a new one if it is given by name, otherwise the Optuna object."""
@@ -458,6 +457,7 @@ class StudySpec:
             "optimizer_rules": OPTIMIZER_RULES,
             **({} if self.baseline is None else {"baseline": self.baseline_params}),
             **({} if self.trainer is not None else {"train": self.kind}),
+            **({"constraints": {one.metric: str(one) for one in self.all_constraints}} if self.constraints else {}),
             "value": self.value,
             **self.seed_plan.record(),
         }
@@ -470,7 +470,7 @@ class StudySpec:
             StudyError: a newer version of tuner created the study.
         """
         # Through JSON, because the stored record is JSON as well.
-        mine = json.loads(json.dumps(self.record()))
+        mine = {"constraints": {}, **json.loads(json.dumps(self.record()))}
         rules = optimizer_rules_of(recorded)
         if rules > OPTIMIZER_RULES:
             raise StudyError(
@@ -478,7 +478,8 @@ class StudySpec:
                 f"supports {OPTIMIZER_RULES}): upgrade tuner"
             )
         # An older study keeps the optimizer rules with which it was started.
-        theirs = {**with_rules(recorded), "value": value_epoch_of(recorded), "seeds": seeds_of(recorded)}
+        theirs = {"constraints": {}, **with_rules(recorded), "value": value_epoch_of(recorded)}
+        theirs["seeds"] = seeds_of(recorded)
         changes = differences(theirs, {**mine, "optimizer_rules": rules, "seeds": seeds_of(mine)})
         if changes:
             raise StudyChanged(

@@ -49,6 +49,9 @@ class TrialRun(Protocol):
         ...
 
     def set_user_attr(self, name: str, value: object) -> None: ...
+    def set_constraint(self, name: str, value: float) -> None:
+        """Store a constraint of the trial, in place of an earlier one of this name."""
+        ...
 
 
 class Saves(Protocol):
@@ -118,6 +121,26 @@ class Trial:
             TypeError: JSON does not support the value.
         """
         self._run.set_user_attr(name, value)
+
+    def set_constraint(self, name: str, value: float) -> None:
+        """Store a constraint, which the trial satisfies if the value is 0 or less; otherwise it is never the best.
+
+        `Study(constraints=...)` does the same for reported metrics. As in Optuna, except that a later call for the same
+        name replaces the value.
+
+        Args:
+            name: The name, a text that the study's constraints do not have.
+            value: The number: how far the trial is from satisfying the constraint.
+
+        Raises:
+            StudyError: the name or the value is wrong; the value must not be NaN.
+        """
+        if not isinstance(name, str) or not name:
+            raise StudyError(f"the name of a constraint must be a text: got {name!r}")
+        number = numbers({name: value}, self.epoch)[name]
+        if math.isnan(number):
+            raise StudyError(f"the constraint {name!r} must not be NaN: use inf if it is violated")
+        self._run.set_constraint(name, number)
 
     # --- Reports
 

@@ -198,6 +198,15 @@ class HparamsUnused(Event):
 
 
 @dataclass(frozen=True)
+class MetricUnusable(Event):
+    """A trial counts as infeasible, because a metric with a constraint is missing or NaN."""
+
+    name, level = "infeasible", "warning"
+    trial: int
+    message: str
+
+
+@dataclass(frozen=True)
 class SearchFinished(Event):
     """The sampler has ended the search."""
 
@@ -271,7 +280,7 @@ _KINDS: Mapping[str, type[Event]] = {
     for kind in (
         *(StudyLoaded, TrialBegan, EpochEnded, TrialEnded, TrialRetried, TrialRestarted, TrialLost, TrialDeadly),
         *(TrialOverdue, TrialCopied),
-        *(CohortChosen, StudyEnded),
+        *(CohortChosen, StudyEnded, MetricUnusable),
         *(SamplerFailed, HparamsUnused, SearchFinished, WorkerIdle, HoursUsed, WorkerDone, StudyRefused, SecondsSpent),
         RowsSent,
     )
@@ -333,9 +342,9 @@ def event_line(event: Event) -> str | None:
             return f"study {study}, {trials} trials"
         case HoursUsed():
             return "the study's hours are used up"
-        case (
-            SamplerFailed(_, message) | HparamsUnused(_, message) | TrialOverdue(_, message) | CohortChosen(_, message)
-        ):
+        case SamplerFailed(_, message) | HparamsUnused(_, message) | MetricUnusable(_, message):
+            return message
+        case TrialOverdue(_, message) | CohortChosen(_, message):
             return message
         case StudyEnded(_, message):
             return message

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuner.errors import CheckpointError, LeaseLost, StorageLost, TrialPruned, TunerError, is_interrupted
+from tuner.errors import CheckpointError, LeaseLost, StorageLost, StudyError, TrialPruned, TunerError, is_interrupted
 from tuner.output.sanitize import hide_password
 from tuner.search import TrialPruner
 from tuner.storage.artifacts import FILES, LOG, has_more_than_log
@@ -21,7 +21,7 @@ from tuner.storage.read.front import is_worth_keeping, removable
 from tuner.storage.read.lineage import read_metrics
 from tuner.storage.read.population import loaded_copies
 from tuner.storage.read.queries import BASELINE_KEY
-from tuner.storage.read.ranking import is_feasible
+from tuner.storage.read.ranking import constraint_key, is_feasible
 from tuner.storage.sql.retry import PROMPT, hurried
 from tuner.storage.worker import claims, leases, rungs
 from tuner.storage.worker.fences import Lease
@@ -29,12 +29,14 @@ from tuner.storage.worker.renewal import Watch, renewed
 from tuner.storage.worker.reporter import Reporter
 from tuner.storage.worker.studies import agree
 from tuner.study import trial_seed
+from tuner.study.constraints import check_metrics
 from tuner.study.population import COPIES_KEY, Copy
 from tuner.trial import Outcome, Report, all_finite
 from tuner.trial import optuna_private as private
 from tuner.trial.events import (
     EpochEnded,
     HparamsUnused,
+    MetricUnusable,
     TrialBegan,
     TrialCopied,
     TrialEnded,
@@ -47,7 +49,7 @@ from tuner.trial.failures import describe, last_line, storable
 from tuner.trial.seed_values import SEEDS_KEY, SeedValues
 from tuner.worker.context import WorkerContext
 from tuner.worker.reports import Reports
-from tuner.worker.trainable import End, Saved, TrialData, check_objectives, ranking_values
+from tuner.worker.trainable import End, Saved, TrialData, check_objectives, ranking_epoch, ranking_values
 from tuner.worker.watchdog import Limits, Overrun, Watchdog
 
 if TYPE_CHECKING:
@@ -96,6 +98,10 @@ class Attempt(TrialData):
         self.reports: Reports | None = None
         self.watch = Watch()
         self.curve: dict[int, float] = {}  # the epochs that were reported to Optuna
+        self.metrics: dict[int, Mapping[str, float]] = {}  # of these epochs, if the study has constraints
+        self.latest_epoch = 0
+        self.violations: Mapping[str, float] = {}  # of the study's constraints, at the end
+        self.followed, self.constraints = context.study.followed, context.study.all_constraints
         self.values: list[float] | None = None
         self.seed_values: SeedValues | None = None
         self.decision: Outcome | None = None  # made by a report
@@ -146,6 +152,7 @@ class Attempt(TrialData):
             values = None if outcome in _WITHOUT_VALUES else self.values
             if outcome is Outcome.FAILED and self._is_tried_again(saved, record):
                 return None
+            self.violations = self._check_constraints(outcome)
             error = self._after_trial(outcome, values)
             if outcome is Outcome.COMPLETE and self._is_baseline():
                 agree(context.engine, context.study_id, BASELINE_KEY, {"number": lease.number})
@@ -205,7 +212,7 @@ class Attempt(TrialData):
             context.storage.flush(lease.trial_id)
             context.say(TrialBegan(lease.number, trial.params))
             self._warn_of_unused(trial)
-            self.pruner = TrialPruner(context.pruning_study, trial)
+            self.pruner = TrialPruner(context.pruning_study, trial, self.followed)
             self.reports = Reports(context.background, self.reporter, self._is_hopeless, context.must_end)
             with self.watchdog.watching():
                 end = context.trainable.run(self, saved)
@@ -254,7 +261,7 @@ class Attempt(TrialData):
         assert self.pruner is not None
         try:
             with hurried(dataclasses.replace(PROMPT, is_over=self.context.must_end)):
-                return self.pruner.should_prune(report.epoch, report.values(self.objectives)[0])
+                return self.pruner.should_prune(report.epoch, *self.followed.of(report.metrics))
         except StorageLost:
             return False
 
@@ -318,7 +325,7 @@ class Attempt(TrialData):
         several = list(earlier)
         self.reports.keep(several)
         for report in several:
-            self._note(report.epoch, report.values(self.objectives))
+            self._note(report)
 
     def _count_earlier_attempts(self) -> None:
         """Count the time of the earlier attempts, because the training resumes from them."""
@@ -329,12 +336,13 @@ class Attempt(TrialData):
         """Store a report; return whether the trial must end, because it is pruned, has diverged or has timed out.
 
         Raises:
-            StudyError: the metrics do not include an objective.
+            StudyError: the metrics do not include an objective, or the metric that the pruner follows.
         """
         check_objectives(report, self.objectives)
+        check_objectives(report, self.followed.names, "pruner's metric")
         values = report.values(self.objectives)
         # After the last report, pruning would save nothing.
-        may_prune = not is_last and len(values) == 1 and all_finite(values)
+        may_prune = not is_last and all_finite(values) and self._is_judged()
         is_hopeless = self.store(report, may_prune=may_prune)
         if not all_finite(values):
             self.decision = Outcome.DIVERGED
@@ -352,16 +360,48 @@ class Attempt(TrialData):
         assert self.reports is not None
         self.note_progress()
         self._check_lease()
-        values = report.values(self.objectives)
-        self._note(report.epoch, values)
+        values = self._note(report)
         is_hopeless = self.reports.store(report, may_prune=may_prune)
         self.context.say(EpochEnded(self.lease.number, report.epoch, report.step, values))
         return is_hopeless
 
-    def _note(self, epoch: int, values: list[float]) -> None:
-        """Note an epoch's value for Optuna, and as the trial's value if it counts."""
-        self.curve[epoch] = values[0]
+    def _is_judged(self) -> bool:
+        """Return whether the pruner may judge trials; with several objectives, only if it can compare them."""
+        from optuna.pruners import NopPruner
+
+        return len(self.objectives) == 1 or not isinstance(self.context.pruning_study.pruner, NopPruner)
+
+    def _note(self, report: Report) -> list[float]:
+        """Note an epoch's value for Optuna, and as the trial's value if it counts; return its values."""
+        values = report.values(self.objectives)
+        self.curve[report.epoch] = values[0]
+        self.latest_epoch = report.epoch
+        if self.constraints:
+            self.metrics[report.epoch] = report.metrics
         self.values = ranking_values(self.curve, values, self.study)
+        return values
+
+    def set_constraint(self, name: str, value: float) -> None:
+        """Store a constraint of the trial.
+
+        Raises:
+            StudyError: the study has a constraint of this name.
+        """
+        if any(constraint.metric == name for constraint in self.constraints):
+            raise StudyError(f"the constraint {name!r} is one of the study's: use another name")
+        self.context.storage.set_trial_system_attr(self.lease.trial_id, constraint_key(name), value)
+
+    def _check_constraints(self, outcome: Outcome) -> Mapping[str, float]:
+        """Return Optuna's numbers for the study's constraints, and say which metrics are missing or NaN."""
+        if not self.constraints or outcome is Outcome.FAILED:
+            return {}
+        epoch = ranking_epoch(self.curve, self.latest_epoch, self.study)
+        is_complete = outcome is Outcome.COMPLETE
+        checked = check_metrics(self.constraints, epoch, self.metrics.get(epoch, {}), is_complete=is_complete)
+        if is_complete and checked.problems:
+            message = f"trial {self.number} counts as infeasible: {'; '.join(checked.problems)}"
+            self.context.say(MetricUnusable(self.number, message))
+        return checked.violations
 
     def set_values(self, values: Sequence[float]) -> None:
         """Set the values of the objectives."""
@@ -423,6 +463,7 @@ class Attempt(TrialData):
         storage = self.context.storage
         storage.flush(self.lease.trial_id)  # suggestions before an error; later ones are written immediately
         frozen = storage.get_trial(self.lease.trial_id)
+        private.system_attrs(frozen).update(self._constraint_attributes())
         if len(self.objectives) == 1:
             frozen.intermediate_values = dict(self.curve)
         own = self._optuna_study()
@@ -518,10 +559,15 @@ class Attempt(TrialData):
             "train_s": round(time.perf_counter() - began - compile_s, 4),
         }
 
+    def _constraint_attributes(self) -> dict[str, float]:
+        """Return the attributes in which Optuna reads the study's constraints."""
+        return {constraint_key(name): value for name, value in self.violations.items()}
+
     def _attributes(self) -> dict[str, Any]:
-        """Return attributes of the trial: programs from the compile cache, lanes of its program, its seeds' values."""
+        """Return attributes of the trial: constraints, programs from the compile cache, lanes, its seeds' values."""
         fetched, lanes, seeds = self.clock.fetched - self.began[3], self.context.lanes(), self.seed_values
         return {
+            **self._constraint_attributes(),
             **({leases.FETCHED_KEY: fetched} if fetched else {}),
             **({leases.LANES_KEY: lanes} if lanes > 1 else {}),
             **({} if seeds is None else {SEEDS_KEY: seeds.to_json()}),
@@ -536,7 +582,7 @@ class Attempt(TrialData):
         if outcome is not Outcome.COMPLETE or values is None or not self.study.keep_best:
             return None
         context = self.context
-        if not is_feasible(context.storage.get_trial(self.lease.trial_id).constraints):
+        if not is_feasible({**context.storage.get_trial(self.lease.trial_id).constraints, **self.violations}):
             return None
         if not is_worth_keeping(context.engine, context.study_id, values, **self._best_k()):
             return None

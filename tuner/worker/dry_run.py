@@ -37,5 +37,6 @@ def check_study(study: StudySpec, data: StudyData | None) -> None:
             splits,
             study.objectives,
             study.epochs,
+            study.other_metrics,
             reserved_metrics(study.objectives) if study.seed_plan.most > 1 else None,
         )

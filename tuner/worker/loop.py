@@ -7,6 +7,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from tuner.output.sanitize import hide_password
 from tuner.results.stopping import recorded_end
 from tuner.storage import AnyURL, storage_url, warn_of_password
 from tuner.storage.artifacts import artifacts_of
+from tuner.storage.read.lineage import read_metric
 from tuner.storage.read.queries import last_errors
 from tuner.storage.sql.background_calls import Background
 from tuner.storage.sql.dialect import now_s
@@ -161,7 +163,7 @@ class Worker:
     ) -> None:
         import optuna
 
-        from tuner.search.view import SamplerView
+        from tuner.search.view import MetricView, SamplerView
         from tuner.storage.optuna.storage import WindowedStorage
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -178,6 +180,10 @@ class Worker:
         given: dict[str, Any] = {"sampler": study.make_sampler(0), "pruner": study.make_pruner()}
         seen: Any = WindowedStorage(storage) if study.sees_window else storage
         view: Any = SamplerView(seen)
+        followed, judged = study.followed, storage
+        if followed.metric is not None:
+            curves = partial(read_metric, self.engine, metric=followed.metric)
+            judged: Any = MetricView(storage, followed.maximize[0], curves)
         artifacts = self.artifacts = place.artifacts.of_study(study.name, registered.identity)
         # Errors from before the launch may be fixed. The launch counts, not the start of this worker: a worker that
         # starts later, or again, would otherwise let the same error end three more trials.
@@ -212,7 +218,7 @@ class Worker:
             prompt_engine=patient(self.engine, dataclasses.replace(PROMPT, is_over=lambda: stop.requested)),
             background=self.background,
             optuna_study=optuna.load_study(study_name=study.name, storage=view, **given),
-            pruning_study=optuna.load_study(study_name=study.name, storage=storage, **given),
+            pruning_study=optuna.load_study(study_name=study.name, storage=judged, **given),
             claimant=self.claimant,
             files=make_study_files(artifacts, stop),
             place=place,

@@ -165,6 +165,9 @@ class _ReportingTrial(optuna.trial.FixedTrial):
     def should_prune(self) -> bool:
         return self._must_end
 
+    def set_constraint(self, key: str, value: float) -> None:
+        """Do nothing: the stored trial keeps its constraints. Optuna's `FixedTrial` lacks this method."""
+
 
 def open_study(engine: Engine, name: str, file: str | None, fixed: Mapping[str, str]) -> Rerunner:
     """Load a stored study from the file of its last launch, or from another file.

@@ -155,6 +155,9 @@ class UnstoredRun(TrialData):
     def restart(self, why: str) -> None:
         pass
 
+    def set_constraint(self, name: str, value: float) -> None:
+        pass
+
     def forget_reports(self, first: int = 0) -> None:
         pass
 
@@ -237,12 +240,12 @@ class NoCheckpoints:
         pass
 
 
-def check_objectives(report: Report, objectives: Sequence[str]) -> None:
-    """Raise StudyError if the metrics of an epoch do not include an objective."""
-    for name in objectives:
+def check_objectives(report: Report, names: Sequence[str], what: str = "objective") -> None:
+    """Raise StudyError if the metrics of an epoch do not include an objective, or something else that is needed."""
+    for name in names:
         if name not in report.metrics:
             raise StudyError(
-                f"the objective {name!r} is missing from the metrics of epoch {report.epoch}: the training reported "
+                f"the {what} {name!r} is missing from the metrics of epoch {report.epoch}: the training reported "
                 f"{', '.join(report.metrics) or 'none'}{nearest(name, report.metrics)}"
             )
 
@@ -250,6 +253,20 @@ def check_objectives(report: Report, objectives: Sequence[str]) -> None:
 def is_last_epoch(report: Report, epochs: int | None) -> bool:
     """Return whether a report is that of the last epoch, after which pruning would save nothing."""
     return epochs is not None and report.epoch >= epochs
+
+
+def ranking_epoch(curve: Mapping[int, float], latest: int, study: StudySpec) -> int:
+    """Return the epoch that gives a trial's value; of equal ones the first.
+
+    Args:
+        curve: The first objective of each epoch so far.
+        latest: The latest epoch.
+        study: The study.
+    """
+    finite = {epoch: value for epoch, value in curve.items() if math.isfinite(value)}
+    if study.value == "last" or not finite:
+        return latest
+    return (max if study.all_directions[0] == "maximize" else min)(finite, key=lambda epoch: finite[epoch])
 
 
 def ranking_values(curve: Mapping[int, float], values: list[float], study: StudySpec) -> list[float]:

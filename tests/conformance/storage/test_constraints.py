@@ -6,13 +6,14 @@ import json
 import math
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 import sqlalchemy as sa
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from storage_tools import opened
 
 from tuner.errors import UsageError
@@ -26,12 +27,14 @@ from tuner.storage.read.activity import read_checkpoints
 from tuner.storage.read.queries import BASELINE_KEY
 from tuner.storage.read.ranking import is_among_best, removable
 from tuner.storage.sql import tables
+from tuner.storage.sql.encoding import stored_number
 from tuner.storage.worker.confirmations import store_confirmation
 from tuner.storage.worker.studies import agree, register
+from tuner.trial import optuna_private as private
 
 pytestmark = pytest.mark.with_tables
 
-inf = math.inf
+inf, nan = math.inf, math.nan
 
 
 @pytest.fixture
@@ -241,3 +244,103 @@ def test_every_row_with_an_infinite_constraint_is_json(storage: Storage) -> None
     with storage.engine.connect() as connection:
         text = connection.execute(sa.select(tables.trial_system_attributes.c.value_json)).scalar_one()
     assert text == "-Infinity", "as Optuna writes it"
+
+
+# --- Optuna as the oracle
+
+
+def random_trials(seed: int, objectives: int, count: int) -> list[FrozenTrial]:
+    """Return trials of all states, some of whose values and constraints are infinite."""
+    chance = random.Random(seed)
+    values = [inf, -inf, 0.0, 1.0, *(round(chance.random(), 1) for _ in range(6))]
+    limits = [[-1.0, 0.0], [-1.0, 0.0, 1.0], [1.0, inf], [-inf, -0.0, 1e-9]][seed % 4]
+    made = []
+    for _ in range(count):
+        state = chance.choice([TrialState.COMPLETE] * 4 + [TrialState.PRUNED, TrialState.FAIL])
+        attributes: dict[str, Any] = {}
+        if chance.random() < 0.7:
+            attributes |= {f"constraints:{name}": chance.choice(limits) for name in ("memory", "time")}
+        if chance.random() < 0.2:
+            attributes["constraints"] = chance.choice([None, [], [chance.choice(limits)]])
+        is_complete = state == TrialState.COMPLETE
+        made.append(
+            create_trial(
+                state=state,
+                values=[chance.choice(values) for _ in range(objectives)] if is_complete else None,
+                intermediate_values={1: chance.choice([*values, nan])} if objectives == 1 else {},
+                system_attrs=attributes,
+                user_attrs={} if is_complete else {"outcome": chance.choice(["diverged", "pruned", "failed"])},
+            )
+        )
+    return made
+
+
+@dataclass
+class Rows:
+    """Rows of studies, which are inserted together and without Optuna's storages."""
+
+    by_table: dict[sa.Table, list[dict[str, Any]]] = field(default_factory=dict[sa.Table, list[dict[str, Any]]])
+    last_id: int = 0
+
+    def add(self, name: str, directions: Sequence[str], several: Sequence[FrozenTrial]) -> None:
+        study_id = self._id()
+        self._row(tables.studies, study_id=study_id, study_name=name)
+        of_directions = private.table_models().StudyDirectionModel.__table__
+        for at, direction in enumerate(directions):
+            self._row(of_directions, study_id=study_id, objective=at, direction=direction.upper())
+        for number, trial in enumerate(several):
+            trial_id = self._id()
+            self._row(tables.trials, trial_id=trial_id, study_id=study_id, number=number, state=trial.state.name)
+            for at, value in enumerate(trial.values or ()):
+                stored, kind = stored_number(value)
+                self._row(tables.trial_values, trial_id=trial_id, objective=at, value=stored, value_type=kind)
+            for key, value in trial.system_attrs.items():
+                self._row(tables.trial_system_attributes, trial_id=trial_id, key=key, value_json=json.dumps(value))
+
+    def insert(self, engine: sa.Engine) -> None:
+        with engine.begin() as connection:
+            for table, rows in self.by_table.items():
+                connection.execute(table.insert(), rows)
+
+    def _id(self) -> int:
+        self.last_id += 1
+        return self.last_id
+
+    def _row(self, table: sa.Table, **row: Any) -> None:
+        self.by_table.setdefault(table, []).append(row)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "count"),
+    [(range(200), 9), pytest.param(range(1000, 1300), 60, marks=pytest.mark.slow)],
+    ids=["small", "large"],
+)
+def test_the_best_of_any_study_is_that_of_optuna(sqlite_url: str, seeds: range, count: int) -> None:
+    made: list[tuple[str, optuna.Study]] = []
+    found: set[int] = set()
+    rows = Rows()
+    for seed in seeds:
+        chance, objectives = random.Random(seed), 1 + seed % 3
+        directions: Any = [chance.choice(["minimize", "maximize"]) for _ in range(objectives)]
+        several = random_trials(seed, objectives, chance.randint(0, count))
+        theirs = optuna.create_study(directions=directions)
+        theirs.add_trials(several)
+        rows.add(f"study {seed}", directions, several)
+        made.append((f"study {seed}", theirs))
+    with opened(sqlite_url) as storage:
+        rows.insert(storage.engine)
+        totals = {row["study"]: row["best"] for row in study_rows(storage.engine)}
+        for name, theirs in made:
+            ours = numbers(best_rows(storage.engine, name, None))
+            if len(theirs.directions) > 1:
+                assert ours == [trial.number for trial in theirs.best_trials], name
+                found.add(len(ours))
+                continue
+            try:
+                best = theirs.best_trial.number
+            except ValueError:  # none is complete and feasible
+                best = None
+            assert (ours[0] if ours else None) == best, name
+            value = None if best is None else theirs.best_value
+            assert totals[name] in (value, str(value)), name  # infinite ones are texts
+    assert {0, 1, 2, 3} <= found

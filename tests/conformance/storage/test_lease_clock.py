@@ -225,6 +225,8 @@ def test_leases_of_the_version_before_are_kept_by_the_upgrade(db: ClockedStudyDa
     lease = db.claim("A", budget=1, lease_s=300.0)
     for name in ("boot", "ahead_s", "ahead_fence", "farthest_epoch", "farthest_fence"):
         db.execute(f"ALTER TABLE tuner_leases DROP COLUMN {name}")
+    for name in ("metric", "others"):
+        db.execute(f"ALTER TABLE tuner_rungs DROP COLUMN {name}")
     for name in ("logs", "notices", "deliveries"):
         db.execute(f"DROP TABLE tuner_{name}")
     db.execute("UPDATE tuner_alembic_version SET version_num = '0005'")

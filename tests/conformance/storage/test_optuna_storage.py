@@ -1101,7 +1101,7 @@ def calls_of(storage: Storage, study_id: int) -> dict[str, Callable[[], Any]]:
     def create_and_end() -> None:
         storage.set_trial_state_values(storage.create_new_trial(study_id), TrialState.COMPLETE, [0.5])
 
-    place = {"bracket": 0, "rung": 0, "value": 0.5, "reduction_factor": 3, "bootstrap_count": 0, "maximize": False}
+    place = {"bracket": 0, "rung": 0, "values": [0.5], "reduction_factor": 3, "bootstrap_count": 0, "maximize": [False]}
     return {
         "read": lambda: storage.get_all_trials(study_id),
         "write": lambda: storage.set_trial_user_attr(trial_id, "k", "%s $1"),

@@ -90,9 +90,9 @@ class WorkerStatements:
                     "bracket": 0,
                     "reduction_factor": 4,
                     "bootstrap_count": 0,
-                    "maximize": maximize,
+                    "maximize": [maximize],
                 }
-                storage.enter_rung(self.study_id, lease.trial_id, rung=epoch - 1, value=0.5, **place)
+                storage.enter_rung(self.study_id, lease.trial_id, rung=epoch - 1, values=[0.5], **place)
         # Plain Optuna's way into a trial.
         storage.set_trial_user_attr(lease.trial_id, "theirs", 1)
         storage.set_trial_system_attr(lease.trial_id, "theirs", 1)
@@ -251,10 +251,10 @@ def test_of_a_rung_only_what_is_new_is_read(worker: WorkerStatements) -> None:
     count = sa.text("SELECT count(*) FROM tuner_rungs")
     with worker.engine.connect() as connection:
         assert connection.execute(count).scalar_one() >= TRIALS
-    place: dict[str, Any] = {"bracket": 0, "reduction_factor": 4, "bootstrap_count": 0, "maximize": True}
+    place: dict[str, Any] = {"bracket": 0, "reduction_factor": 4, "bootstrap_count": 0, "maximize": [True]}
     for _ in range(3):
         trial_id = worker.storage.create_new_trial(worker.study_id)
-        worker.storage.enter_rung(worker.study_id, trial_id, rung=0, value=0.5, **place)
+        worker.storage.enter_rung(worker.study_id, trial_id, rung=0, values=[0.5], **place)
 
     plan = worker.plans()[statements.new_in_rungs]
     assert whole_tables(plan) == set()

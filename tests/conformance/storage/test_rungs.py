@@ -1,5 +1,6 @@
 """Successive halving whose rungs lie in the database decides as Optuna's own does, which reads all trials."""
 
+import json
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from optuna.trial import TrialState
 from storage_tools import new_database, opened, sent_statements
 
 from tuner.errors import LeaseLost
+from tuner.search.followed import Followed
 from tuner.search.halving import AshaPruner, BracketPruner
 from tuner.search.pruners import TrialPruner
 from tuner.storage.optuna.storage import Storage
@@ -213,9 +215,10 @@ class Rung:
     def add(self) -> int:
         return self.storage.create_new_trial(self.study_id)
 
-    def enter(self, trial_id: int, value: float, **place: Any) -> bool:
-        given = {"bracket": 0, "rung": 0, "reduction_factor": 2, "bootstrap_count": 0, "maximize": False, **place}
-        return self.storage.enter_rung(self.study_id, trial_id, value=value, **given)
+    def enter(self, trial_id: int, *values: float, **place: Any) -> bool:
+        maximize = [False for _ in values]
+        given = {"bracket": 0, "rung": 0, "reduction_factor": 2, "bootstrap_count": 0, "maximize": maximize, **place}
+        return self.storage.enter_rung(self.study_id, trial_id, values=values, **given)
 
     def rows(self) -> list[tuple[Any, ...]]:
         columns = (rungs.c.trial_id, rungs.c.bracket, rungs.c.rung, rungs.c.value, rungs.c.is_promoted)
@@ -257,7 +260,7 @@ def test_a_value_is_compared_with_those_in_the_rung_not_with_its_own_earlier_one
 def test_the_direction_tells_what_is_better(storage: Storage, maximize: bool, promoted: list[bool]) -> None:
     rung = new_rung(storage)
 
-    assert [rung.enter(rung.add(), value, maximize=maximize) for value in (0.5, 0.75, 0.25)] == promoted
+    assert [rung.enter(rung.add(), value, maximize=[maximize]) for value in (0.5, 0.75, 0.25)] == promoted
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
@@ -356,6 +359,114 @@ def test_the_rungs_of_a_deleted_study_are_forgotten(storage: Storage) -> None:
         assert len(rung.rows()) == 2
         storage.delete_study(rung.study_id)
         assert rung.rows() == []
+
+
+# --- Several objectives, and other metrics
+
+# Both are minimised, and n // 2 of n are promoted. The comments say how many rank before, and how many may.
+VECTORS = [
+    ((1.0, 9.0), True),  # 0, 0
+    ((2.0, 10.0), False),  # 1: dominated; 0
+    ((9.0, 1.0), True),  # 0: at the other end of the front; 0
+    ((4.0, 4.0), False),  # 2: both ends; 1
+    ((5.0, 5.0), False),  # 3: the front; 1
+    ((2.0, 5.0), False),  # 3: both ends, and (4, 4) is further from its neighbours: 11 / 8 > 8 / 8; 2
+    ((0.0, 0.0), True),  # 0: it dominates all; 2
+    ((0.0, 0.0), True),  # 0; 3
+    ((1.0, 9.0), True),  # 2; 3
+    ((6.0, 7.0), False),  # 9; 4
+]
+
+
+@pytest.mark.parametrize("signs", [(1, 1), (-1, 1), (-1, -1)])
+def test_vectors_by_hand(storage: Storage, signs: tuple[int, int]) -> None:
+    rung, maximize = new_rung(storage), [sign < 0 for sign in signs]
+    entered = [
+        rung.enter(rung.add(), *(sign * value for sign, value in zip(signs, vector, strict=True)), maximize=maximize)
+        for vector, _ in VECTORS
+    ]
+    assert entered == [promoted for _, promoted in VECTORS]
+
+
+def test_vectors_are_stored_and_a_trial_is_judged_once(storage: Storage) -> None:
+    rung = new_rung(storage)
+    first, second = rung.add(), rung.add()
+    assert rung.enter(first, 0.1, 1e300, -2.5)
+    assert not rung.enter(second, 0.2, 1e300, -2.5)
+    with storage.engine.connect() as connection:
+        query = sa.select(rungs.c.value, rungs.c.others, rungs.c.metric).where(rungs.c.study_id == rung.study_id)
+        stored = connection.execute(query.order_by(rungs.c.position)).all()
+    assert [(value, json.loads(others), metric) for value, others, metric in stored] == [
+        (0.1, [1e300, -2.5], None),
+        (0.2, [1e300, -2.5], None),
+    ]
+
+    assert not rung.enter(second, 0.0, 0.0, -9.0)
+    assert rung.enter(first, 9.0, 9e300, 9.0)
+    assert not rung.enter(rung.add(), 0.0, nan, 0.0), "it is not in the rung"
+    assert len(rung.rows()) == 2
+
+
+def test_processes_with_vectors_decide_as_one_does_also_after_a_restart(storage_url: str) -> None:
+    generator = random.Random(0)
+    vectors = [tuple(generator.choice([0.0, 0.25, 0.5, 1.0]) for _ in range(3)) for _ in range(40)]
+    with opened(storage_url) as one, opened(storage_url) as two:
+        rung = new_rung(one)
+        apart: list[bool] = []
+        for at, vector in enumerate(vectors):
+            if at % 7 == 0:  # a process that starts reads everything
+                one._known.clear()
+            apart.append(Rung([one, two][at % 2], rung.study_id).enter(rung.add(), *vector, reduction_factor=3))
+        alone = new_rung(two)
+
+        assert apart == [alone.enter(alone.add(), *vector, reduction_factor=3) for vector in vectors]
+        assert 5 < sum(apart) < 35
+
+
+def test_a_trial_with_a_vector_that_starts_again_is_judged_anew(storage_url: str) -> None:
+    with opened(storage_url) as one, opened(storage_url) as two:
+        here = new_rung(one)
+        there = Rung(two, here.study_id)
+        first = new_lease(one, here.add())
+        for storage in (one, two):
+            storage.hold(first, here.study_id)
+        assert here.enter(first.trial_id, 0.5, 0.5)
+        assert not there.enter(here.add(), 0.75, 0.75)
+        leave_rungs(two.engine, first, here.study_id)
+        assert here.enter(here.add(), 0.625, 0.625)
+        assert not there.enter(first.trial_id, 9.0, 9.0)
+        assert here.enter(here.add(), 0.5, 0.7), "of four two are promoted, and only one ranks before"
+
+
+def test_values_of_other_metrics_are_not_compared(storage: Storage) -> None:
+    rung = new_rung(storage)
+    assert rung.enter(rung.add(), 0.0)
+    assert rung.enter(rung.add(), 5.0, metric="val_loss"), "the first of this metric"
+    assert not rung.enter(rung.add(), 6.0, metric="val_loss")
+    assert rung.enter(rung.add(), 7.0, metric="seconds")
+    assert rung.enter(rung.add(), 8.0, 8.0), "the first with two objectives"
+    assert not rung.enter(rung.add(), 1.0), "the second without another metric"
+    assert not rung.enter(rung.add(), 9.0, 9.0)
+
+
+def test_a_trial_with_several_objectives_is_judged_at_each_rung(storage: Storage) -> None:
+    """Rungs at 1, 3 and 9; with Hyperband, trials of another bracket do not count."""
+    for pruner in (AshaPruner(1, 3), BracketPruner(1, 9, 3)):
+        study = optuna.create_study(directions=["minimize", "maximize"], storage=storage, pruner=pruner)
+        followed = Followed(("loss", "accuracy"), (False, True))
+        for at in range(6):
+            trial_id = storage.create_new_trial(study._study_id)
+            storage.hold(new_lease(storage, trial_id), study._study_id)
+            judge = TrialPruner(study, optuna.Trial(study, trial_id), followed)
+            ended = [step for step in range(1, 10) if judge.should_prune(step, at, -at)]
+            places = [
+                (bracket, rung) for one, bracket, rung, *_ in Rung(storage, study._study_id).rows() if one == trial_id
+            ]
+            assert {bracket for bracket, _ in places} <= ({0} if isinstance(pruner, AshaPruner) else {0, 1, 2})
+            if at == 0:
+                assert (ended, len(places)) == ([], 3 - places[0][0])
+            elif isinstance(pruner, AshaPruner):
+                assert (ended, places) == ([*range(1, 10)], [(0, 0)]), "it is dominated by the first"
 
 
 # --- What it costs, and where it is Optuna's

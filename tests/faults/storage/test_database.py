@@ -24,6 +24,7 @@ from postgres_server import PASSWORD, ROLE, Server
 from sqlalchemy.exc import DBAPIError
 
 from tuner.errors import StorageDenied, StorageLost
+from tuner.search.followed import Followed
 from tuner.search.halving import AshaPruner
 from tuner.search.pruners import TrialPruner
 from tuner.storage import connect, open_storage
@@ -240,7 +241,7 @@ def test_a_database_that_goes_away_before_a_pruning_decision_does_not_hold_train
     trial = study.ask()
     pruner = TrialPruner(study, trial)
     attempt = Attempt.__new__(Attempt)
-    attempt.pruner, attempt.objectives = pruner, ("loss",)
+    attempt.pruner, attempt.followed = pruner, Followed(("loss",), (False,))
     attempt.context = cast("Any", SimpleNamespace(storage=storage, must_end=lambda: False))
     with server.refused(database):
         assert not attempt._is_hopeless(Report(1, 1, {"loss": 0.5}))

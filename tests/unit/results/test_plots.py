@@ -41,8 +41,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
         assert isinstance(lease, Lease)
         for param, value in (("rate", (at + 1) / 25), ("width", float(at % 3)), ("other", at / 30)):
             storage.set_trial_param(lease.trial_id, param, value, optuna.distributions.FloatDistribution(0.0, 3.0))
-        place: dict[str, Any] = {"bracket": 0, "reduction_factor": 3, "bootstrap_count": 0, "maximize": False}
-        storage.enter_rung(study.study_id, lease.trial_id, rung=0, value=at / 10, **place)
+        place: dict[str, Any] = {"bracket": 0, "reduction_factor": 3, "bootstrap_count": 0, "maximize": [False]}
+        storage.enter_rung(study.study_id, lease.trial_id, rung=0, values=[at / 10], **place)
         if at in (0, 3):  # trial 0, the best, copied trial 3, which had copied trial 4
             copy = {"epoch": 2 if at == 0 else 1, "trial": 3 if at == 0 else 4, "hparams": {"rate": 0.5}}
             storage.set_trial_system_attr(lease.trial_id, COPIES_KEY, [copy])

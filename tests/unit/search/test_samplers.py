@@ -483,7 +483,11 @@ def test_naming_an_experimental_pruner_is_the_consent(name: str, recwarn: pytest
 @pytest.mark.parametrize(
     ("kind", "given", "reason"),
     [
-        ("sampler", "tp", "must be one of cmaes, gp, grid, nsga2, qmc, random, tpe: got 'tp'; did you mean 'tpe'?"),
+        (
+            "sampler",
+            "tp",
+            "must be one of cmaes, gp, grid, nsga2, nsga3, qmc, random, tpe: got 'tp'; did you mean 'tpe'?",
+        ),
         ("sampler", "", "must be one of .*: got ''$"),
         (
             "sampler",

@@ -122,9 +122,12 @@ def test_what_a_study_refuses(changes: dict[str, Any], message: str) -> None:
         study(**changes)
 
 
-def test_several_objectives_are_not_pruned() -> None:
-    with pytest.raises(StudyError, match="several objectives cannot be pruned: got pruner='median'; use pruner='none'"):
-        pareto(pruner="median")
+def test_several_objectives_are_not_pruned_unless_the_pruner_compares_them() -> None:
+    for pruner in ("median", {"name": "median"}, optuna.pruners.MedianPruner()):
+        with pytest.raises(StudyError, match=r"only the pruners asha and hyperband compare several obj.*: got pruner="):
+            pareto(pruner=pruner)
+    assert isinstance(pareto(pruner="asha").make_pruner(), optuna.pruners.SuccessiveHalvingPruner)
+    assert isinstance(pareto(pruner={"name": "hyperband"}).make_pruner(), optuna.pruners.HyperbandPruner)
     for made in (pareto(), pareto(pruner="none")):
         assert isinstance(made.make_pruner(), optuna.pruners.NopPruner)
         assert (made.objectives, made.all_directions) == (("accuracy", "seconds"), ("maximize", "minimize"))

@@ -54,6 +54,11 @@ SAID: list[tuple[Event, dict[str, Any], str | None]] = [
         {"event": "lost", "level": "warning", "trial": 3, "message": "taken over"},
         None,
     ),
+    (
+        events.TrialCopied(3, 5, 1, {"rate": 0.5}),
+        {"event": "copy", "trial": 3, "epoch": 5, "copied": 1, "hparams": {"rate": 0.5}},
+        "trial 3 copies trial 1 after epoch 5: rate=0.5",
+    ),
     (events.TrialDeadly(3, "died"), {"event": "deadly", "level": "warning", "trial": 3, "message": "died"}, None),
     (
         events.StudyEnded("target", "study 'tiny' has ended"),
@@ -61,6 +66,10 @@ SAID: list[tuple[Event, dict[str, Any], str | None]] = [
         "study 'tiny' has ended",
     ),
     (events.SamplerFailed(3, "oh"), {"event": "sampler", "level": "warning", "trial": 3, "message": "oh"}, "oh"),
+    (
+        *(events.MetricUnusable(3, "it is NaN"),),
+        *({"event": "infeasible", "level": "warning", "trial": 3, "message": "it is NaN"}, "it is NaN"),
+    ),
     (events.HparamsUnused(3, "x=1"), {"event": "unused", "level": "warning", "trial": 3, "message": "x=1"}, "x=1"),
     (
         events.TrialOverdue(3, "trial 3 makes no progress"),

@@ -28,6 +28,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tuner.storage.optuna.loading import copies, load_trial, load_trials, new_trial, to_distribution
 from tuner.storage.optuna.window import Window, load_window
+from tuner.storage.read.ranking import is_constraint_key
 from tuner.storage.sql import schema, statements
 from tuner.storage.sql.encoding import stored_number
 from tuner.storage.sql.engine import lost, new_engine
@@ -293,10 +294,11 @@ class Storage(BaseStorage):
                 raise
 
     def forget_pruning(self, trial_id: int) -> None:
-        """Forget the reports of a trial, and delete what Optuna's own pruners stored with it: it starts again."""
+        """Forget the reports of a trial, and delete its constraints and what Optuna's own pruners stored with it."""
         held = self._held[trial_id]
         held.trial.intermediate_values.clear()
-        keys = [key for key in held.trial.system_attrs if key.startswith(private.RUNG_KEY)]
+        attributes = held.trial.system_attrs
+        keys = [key for key in attributes if key.startswith(private.RUNG_KEY) or is_constraint_key(key)]
         if keys:
             delete_attributes(self.engine, held.lease, keys)
         for key in keys:

@@ -13,7 +13,7 @@ from typing import NotRequired, TypedDict, cast
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
-from tuner.storage.sql.dialect import clock, greatest, least
+from tuner.storage.sql.dialect import clock, greatest, ids_value, least, one_of
 from tuner.storage.sql.encoding import loaded_number
 from tuner.storage.sql.outcomes import recorded_outcome
 from tuner.storage.sql.retry import read
@@ -75,6 +75,23 @@ def read_metrics(engine: Engine, trial_id: int) -> dict[int, tuple[int, dict[str
             epoch: (step, {name: float(value) for name, value in json.loads(text).items()})
             for epoch, step, text in connection.execute(query.order_by(reports.c.epoch))
         }
+
+    return read(engine, work)
+
+
+def read_metric(engine: Engine, trial_ids: Collection[int], metric: str) -> dict[int, dict[int, float]]:
+    """Return the values of a metric by epoch, for the trials among these that have reported it."""
+
+    def work(connection: Connection) -> dict[int, dict[int, float]]:
+        dialect = connection.dialect.name
+        query = sa.select(reports.c.trial_id, reports.c.epoch, reports.c.metrics)
+        query = query.where(one_of(dialect, reports.c.trial_id, "ids")).order_by(reports.c.trial_id, reports.c.epoch)
+        found: dict[int, dict[int, float]] = {}
+        for trial_id, epoch, text in connection.execute(query, {"ids": ids_value(dialect, trial_ids)}):
+            metrics = json.loads(text)
+            if metric in metrics:
+                found.setdefault(trial_id, {})[epoch] = float(metrics[metric])
+        return found
 
     return read(engine, work)
 

@@ -28,6 +28,16 @@ class Ranked(NamedTuple):
     value: float
 
 
+def constraint_key(name: str) -> str:
+    """Return the attribute in which Optuna stores a constraint, from version 5 on."""
+    return f"{_KEY}:{name}"
+
+
+def is_constraint_key(key: str) -> bool:
+    """Return whether an attribute of a trial has one or all of its constraints."""
+    return key == _KEY or key.startswith(f"{_KEY}:")
+
+
 def is_feasible(constraints: Mapping[str, float]) -> bool:
     """Return whether all constraints are 0 or less, as in Optuna; True if there are none."""
     return all(value <= 0 for value in constraints.values())

@@ -380,7 +380,7 @@ def lock_rungs(dialect: str) -> Any:
 @statement("new in rungs")
 def new_in_rungs(dialect: str) -> Any:
     """Return the rows of the rungs of `study_id` after the position `newest`."""
-    columns = ("position", "trial_id", "bracket", "rung", "value", "is_promoted")
+    columns = ("position", "trial_id", "bracket", "rung", "value", "is_promoted", "metric", "others")
     is_new = (rungs.c.study_id == sa.bindparam("study_id")) & (rungs.c.position > sa.bindparam("newest"))
     return sa.select(*(rungs.c[name] for name in columns)).where(is_new).order_by(rungs.c.position)
 
@@ -402,7 +402,8 @@ def enter_rung_held(dialect: str) -> Any:
     )
     made = insert(dialect, rungs).from_select([column.name for column in rungs.c], sa.select(*places).where(is_held))
     # A trial that started again has left the rung.
-    changed = {name: made.excluded[name] for name in ("position", "bracket", "value", "is_promoted")}
+    names = ("position", "bracket", "value", "is_promoted", "metric", "others")
+    changed = {name: made.excluded[name] for name in names}
     return made.on_conflict_do_update(index_elements=["trial_id", "rung"], set_=changed)
 
 

@@ -230,6 +230,10 @@ rungs = Table(
     Column("value", Float(53), nullable=False),
     # The decision when the trial reached the rung; it is not decided again after a restart from a checkpoint.
     Column("is_promoted", Boolean, nullable=False),
+    # The metric that the pruner follows; null for the objective, or for all objectives.
+    Column("metric", Text),
+    # With several objectives: the values of all but the first, a JSON list.
+    Column("others", Text),
     Index("tuner_rungs_by_position", "study_id", "position", unique=True),
 )
 """The rungs of successive halving: each trial counts once in each."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 from bisect import bisect_left, bisect_right, insort
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
+from tuner.search.fronts import count_better
 from tuner.storage.sql import statements
 from tuner.storage.sql.prepared_statements import run
 from tuner.storage.sql.retry import write
@@ -19,43 +23,76 @@ _LEFT = -1
 """The bracket of a trial that has left a rung."""
 
 
+class Place(NamedTuple):
+    """What a rung's values are compared within.
+
+    Attributes:
+        bracket: The bracket of Hyperband; 0 without Hyperband.
+        rung: The rung, counted from 0.
+        metric: The metric that the pruner follows; None for the objectives.
+        size: The number of values of each trial.
+    """
+
+    bracket: int
+    rung: int
+    metric: str | None
+    size: int
+
+
+Vector = tuple[float, ...]
+
+
 @dataclass
 class Rungs:
     """The rungs of a study, as far as this process has read them.
 
     Attributes:
         newest: The position up to which the table was read.
-        values: (bracket, rung) -> the values in it, ascending.
+        values: The vectors in each place, ascending.
         decided: (trial's id, rung) -> whether the trial was promoted.
-        entered: (trial's id, rung) -> the bracket and the value with which it is in the rung.
+        entered: (trial's id, rung) -> the place and the values with which it is in the rung.
     """
 
     newest: int = 0
-    values: dict[tuple[int, int], list[float]] = field(default_factory=dict[tuple[int, int], list[float]])
+    values: dict[Place, list[Vector]] = field(default_factory=dict[Place, list[Vector]])
     decided: dict[tuple[int, int], bool] = field(default_factory=dict[tuple[int, int], bool])
-    entered: dict[tuple[int, int], tuple[int, float]] = field(default_factory=dict[tuple[int, int], tuple[int, float]])
+    entered: dict[tuple[int, int], tuple[Place, Vector]] = field(
+        default_factory=dict[tuple[int, int], tuple[Place, Vector]]
+    )
 
-    def add(self, position: int, trial_id: int, bracket: int, rung: int, value: float, is_promoted: bool) -> None:
+    def add(
+        self,
+        position: int,
+        trial_id: int,
+        bracket: int,
+        rung: int,
+        value: float,
+        is_promoted: bool,
+        metric: str | None = None,
+        others: str | None = None,
+    ) -> None:
         """Add a row of the table; it replaces an earlier one of the same trial and rung."""
         self.newest = position
         before = self.entered.pop((trial_id, rung), None)
         if before is not None:
-            self.values[before[0], rung].remove(before[1])
+            self.values[before[0]].remove(before[1])
             del self.decided[trial_id, rung]
         if bracket == _LEFT:
             return
-        self.entered[trial_id, rung] = bracket, value
-        insort(self.values.setdefault((bracket, rung), []), value)
+        vector = (value, *(() if others is None else json.loads(others)))
+        place = Place(bracket, rung, metric, len(vector))
+        self.entered[trial_id, rung] = place, vector
+        insort(self.values.setdefault(place, []), vector)
         self.decided[trial_id, rung] = bool(is_promoted)
 
     def promotes(
-        self, bracket: int, rung: int, value: float, *, reduction_factor: int, bootstrap_count: int, maximize: bool
+        self, place: Place, own: Vector, *, reduction_factor: int, bootstrap_count: int, maximize: Sequence[bool]
     ) -> bool:
-        """Return whether a trial that enters a rung with a value is promoted; see `enter_rung`."""
-        others = self.values.get((bracket, rung), [])
-        better = len(others) - bisect_right(others, value) if maximize else bisect_left(others, value)
+        """Return whether a trial that enters a rung with its values is promoted; see `enter_rung`."""
+        others = self.values.get(place, [])
         count = len(others) + 1
-        return count > bootstrap_count and better <= max(0, count // reduction_factor - 1)
+        most = max(0, count // reduction_factor - 1)
+        return count > bootstrap_count and _better(own, others, maximize, most) <= most
 
 
 def enter_rung(
@@ -67,16 +104,18 @@ def enter_rung(
     *,
     bracket: int,
     rung: int,
-    value: float,
+    values: Sequence[float],
     reduction_factor: int,
     bootstrap_count: int,
-    maximize: bool,
+    maximize: Sequence[bool],
+    metric: str | None = None,
 ) -> bool:
     """Enter a trial into a rung and return whether it is promoted to the next.
 
     It is promoted if its value is among the best n // reduction_factor (at least one) of the n values in the rung, and
-    n is greater than `bootstrap_count`, like in Optuna's `SuccessiveHalvingPruner`. If the trial has already been in
-    this rung, because a worker died, the earlier decision is returned.
+    n is greater than `bootstrap_count`, like in Optuna's `SuccessiveHalvingPruner`. Several values are ranked by
+    `tuner.search.fronts`. If the trial has already been in this rung, because a worker died, the earlier decision is
+    returned.
 
     Args:
         engine: The storage's engine.
@@ -86,10 +125,12 @@ def enter_rung(
         study_id: Its study.
         bracket: The bracket of Hyperband; 0 without Hyperband.
         rung: The rung, counted from 0.
-        value: The trial's value; with NaN it is not promoted, and the rung does not change.
+        values: The trial's value, or its value in each objective; with NaN it is not promoted, and the rung does not
+            change.
         reduction_factor: One in this many trials is promoted; > 1.
         bootstrap_count: The number of trials that a rung must have before any is promoted.
-        maximize: Whether larger is better.
+        maximize: Whether larger is better, for each value.
+        metric: The metric that the pruner follows, which is only compared with itself; None for the objectives.
 
     Raises:
         LeaseLost: another worker has the trial.
@@ -97,7 +138,10 @@ def enter_rung(
     Concurrency: one transaction that locks the study's row, so that positions have no gaps and no trial misses
         another. `known` is for one thread at a time.
     """
-    place = {"study_id": study_id, "bracket": bracket, "rung": rung, "trial_id": trial_id}
+    own, place = tuple(values), Place(bracket, rung, metric, len(values))
+    others = json.dumps(own[1:]) if own[1:] else None
+    given: dict[str, object] = {"study_id": study_id, "bracket": bracket, "rung": rung, "trial_id": trial_id}
+    given |= {"value": own[0], "metric": metric, "others": others}
 
     def work(connection: Connection, _: int) -> bool:
         news = {"study_id": study_id, "newest": known.newest}
@@ -106,12 +150,12 @@ def enter_rung(
         decided = known.decided.get((trial_id, rung))
         if decided is not None:
             return decided
-        if math.isnan(value):
+        if any(math.isnan(value) for value in own):
             return False
         is_promoted = known.promotes(
-            bracket, rung, value, reduction_factor=reduction_factor, bootstrap_count=bootstrap_count, maximize=maximize
+            place, own, reduction_factor=reduction_factor, bootstrap_count=bootstrap_count, maximize=maximize
         )
-        row = {**place, "position": known.newest + 1, "value": value, "is_promoted": is_promoted}
+        row = {**given, "position": known.newest + 1, "is_promoted": is_promoted}
         if lease is None:
             run(connection, statements.enter_rung, row)
             return is_promoted
@@ -121,6 +165,13 @@ def enter_rung(
         return is_promoted
 
     return write(engine, work)
+
+
+def _better(own: Vector, others: Sequence[Vector], maximize: Sequence[bool], most: int) -> int:
+    """Return how many of the others, in ascending order, rank before a trial's own values, exactly up to `most`."""
+    if len(own) > 1:
+        return count_better(own, others, maximize, most)
+    return len(others) - bisect_right(others, own) if maximize[0] else bisect_left(others, own)
 
 
 def leave_rungs(engine: Engine, lease: Lease, study_id: int) -> None:

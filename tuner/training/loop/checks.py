@@ -205,6 +205,7 @@ def check_trainer(
     splits: Any,
     objectives: Sequence[str],
     epochs: int,
+    others: Sequence[tuple[str, str]] = (),
     reserved: Mapping[str, str] | None = None,
 ) -> None:
     """Trace the whole training without running it, to find errors that every trial would raise.
@@ -215,11 +216,12 @@ def check_trainer(
         splits: The data.
         objectives: The metrics that the training must report.
         epochs: Passes over the training data.
+        others: Further such metrics: what each is for, and its name.
         reserved: Metrics that it must not report, each with the message for it.
 
     Raises:
-        StudyError: the trainer or the data have the wrong type, or an objective is never reported; the message
-            lists the reported metrics. Or a reserved metric is reported.
+        StudyError: the trainer or the data have the wrong type, or a metric is never reported; the message lists the
+            reported metrics. Or a reserved metric is reported.
         MissingHParam: the trainer reads a hyperparameter that the space does not have.
     """
     check_settings(trainer)
@@ -242,11 +244,11 @@ def check_trainer(
             raise StudyError(message)
     if has_hooks(trainer):
         return  # a hook may report anything
-    for objective in objectives:
-        if objective not in reported:
+    for what, name in [*(("objective", name) for name in objectives), *others]:
+        if name not in reported:
             raise StudyError(
-                f"the trainer does not report the objective {objective!r}: "
-                f"it reports {', '.join(reported)}{nearest(objective, reported)}"
+                f"the trainer does not report the {what} {name!r}: "
+                f"it reports {', '.join(reported)}{nearest(name, reported)}"
             )
 
 
