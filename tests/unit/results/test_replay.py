@@ -145,6 +145,8 @@ def test_what_cannot_be_replayed(recording: Recording, sqlite_url: str) -> None:
         recording.replay("ashaa")
     with pytest.raises(UsageError, match="the pruner 'pbt' cannot be replayed"):
         recording.replay({"name": "pbt", "every": 1})
+    with pytest.raises(UsageError, match="a replay has only the curves of the objective: remove metric and mode from"):
+        recording.replay({"name": "asha", "metric": "val_loss", "mode": "min"})
     for option in ("orders", "workers"):
         with pytest.raises(UsageError, match=f"`{option}` must be at least 1: got 0"):
             recording.replay("asha", **{option: 0})
