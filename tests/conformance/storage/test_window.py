@@ -14,7 +14,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from storage_tools import opened, sent_statements
 
 from tuner.storage.optuna import window
-from tuner.storage.optuna.window import WindowedStorage, is_sampled, level
+from tuner.storage.optuna.storage import WindowedStorage
+from tuner.storage.optuna.window import is_sampled, level
 
 FROM, BEST = 20, 5
 SPACE = {"x": FloatDistribution(0.0, 1.0)}
@@ -45,7 +46,7 @@ def some_trial(rng: random.Random, *, complete: float = 0.5) -> FrozenTrial:
     return create_trial(**params, state=state)
 
 
-def filled(url: str, count: int, seed: int, direction: str = "minimize", **options: Any) -> int:
+def filled(url: str, count: int, seed: int, direction: Any = "minimize", **options: Any) -> int:
     rng = random.Random(seed)
     with opened(url) as storage:
         study = optuna.create_study(storage=storage, study_name=f"study-{seed}", direction=direction)

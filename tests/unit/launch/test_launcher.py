@@ -16,6 +16,7 @@ from tuner.launch import launcher
 from tuner.launch.database import Counts
 from tuner.launch.devices import DeviceGroup
 from tuner.launch.mirror_process import MirrorProcess
+from tuner.launch.notices import LaunchNotices
 from tuner.launch.options import MirrorOptions
 from tuner.launch.process import Message
 from tuner.launch.prometheus import LaunchMetrics
@@ -44,7 +45,7 @@ def test_a_signal_ends_the_last_count_of_a_silent_database(monkeypatch: pytest.M
     monkeypatch.setattr(launcher, "_FINAL_COUNT_S", 600.0)
     url = parse_url("sqlite:///none.db")
     mirror = MirrorProcess(MirrorOptions(), url)
-    run = launcher._Launch([], url, "study.py", [], mirror, LaunchMetrics(["cpu 0"]))
+    run = launcher._Launch([], url, "study.py", [], mirror, LaunchNotices.of((), url, 1), LaunchMetrics(["cpu 0"]))
     run.database.close()
     run.database = cast("Any", silent := SilentDatabase())
     run.snapshot.study = "tiny"
@@ -79,7 +80,8 @@ def test_a_launch_keeps_the_database_busy_with_counting_for_a_twentieth_of_the_t
     now_s = 1000.0
     monkeypatch.setattr(launcher, "time", SimpleNamespace(monotonic=lambda: now_s, time=time.time))
     url = parse_url("sqlite:///none.db")
-    run = launcher._Launch([], url, "study.py", [], MirrorProcess(MirrorOptions(), url), LaunchMetrics(["cpu 0"]))
+    mirror, notices = MirrorProcess(MirrorOptions(), url), LaunchNotices.of((), url, 1)
+    run = launcher._Launch([], url, "study.py", [], mirror, notices, LaunchMetrics(["cpu 0"]))
     run.database.close()
     run.database = cast("Any", database := SlowDatabase(seconds))
     run.snapshot.study = "tiny"
@@ -150,8 +152,8 @@ class Launch:
         self.places = [launcher._Place(index, DeviceGroup("cpu", (index,), (index,))) for index in (0, 1)]
         url = parse_url("sqlite:///none.db")
         nothing, metrics = MirrorProcess(MirrorOptions(), url), LaunchMetrics(["cpu 0", "cpu 1"])
-        code = code_digest(file)
-        self.run = launcher._Launch([], url, str(file), self.places, nothing, metrics, code=code)
+        code, notices = code_digest(file), LaunchNotices.of((), url, 1)
+        self.run = launcher._Launch([], url, str(file), self.places, nothing, notices, metrics, code=code)
         self.run.database.close()
         self.run.database = cast("Any", Database())
         self.notes = Notes()

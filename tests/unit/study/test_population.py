@@ -89,12 +89,12 @@ def test_perturbing_multiplies_by_one_of_the_factors_and_stays_in_the_domain() -
 
 def test_resampling_draws_from_the_domain() -> None:
     settings, changing = PopulationPruner(every=1, resample=1.0), copied_domains(DOMAINS)
-    drawn = [explored(changing, PARAMS, settings, random.Random(seed)) for seed in range(1000)]
+    drawn: list[Any] = [explored(changing, PARAMS, settings, random.Random(seed)) for seed in range(1000)]
     for name, domain in changing.items():
         assert all(domain.contains(one[name]) for one in drawn)
     # The mean of a uniform number on [0, 1] is 1/2, with a standard deviation of sqrt(1/12); 5 standard errors.
-    rates: Any = [(math.log10(one["rate"]) + 4) / 3 for one in drawn]
-    shares: Any = [one["share"] for one in drawn]
+    rates = [(math.log10(one["rate"]) + 4) / 3 for one in drawn]
+    shares = [one["share"] for one in drawn]
     for uniforms in (rates, shares):
         assert sum(uniforms) / 1000 == pytest.approx(0.5, abs=5 * math.sqrt(1 / 12 / 1000))
     counts, powers = Counter(one["count"] for one in drawn), Counter(one["power"] for one in drawn)

@@ -522,7 +522,7 @@ def test_run_is_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     made = study()
     made.run("sqlite:///x.db")
     made.run()
-    assert calls == [(made, "sqlite:///x.db"), (made, None)]
+    assert [(study, str(url)) for study, url in calls] == [(made, "sqlite:///x.db"), (made, "sqlite:///tuner.db")]
 
 
 def test_a_changed_constant_is_refused() -> None:

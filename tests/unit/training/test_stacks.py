@@ -391,6 +391,6 @@ def test_all_trials_of_a_study_are_trained_by_the_rules_it_was_begun_with(
         mode = partial(mode_of, storage.engine, row.study_id)
         trainable = make_trainable(study, lambda hparams: same_splits(), runtime, {}, row.record, mode)
         rerunner = Rerunner(storage.engine, row, study, Path(__file__), trainable, runtime)
-        assert len(rerunner.train(0, {"learning_rate": 0.01}, 0, lambda report: False)) == 1
+        assert len(rerunner.train(0, 0, lambda report: False)) == 1
         assert find_study(storage.engine, "old").record == record
     assert study.trainer._rules == [rules] * 3
