@@ -38,8 +38,8 @@ def test_an_objective_orders_the_front_by_itself_and_the_knee_by_balance() -> No
 def test_without_a_rule_no_trial_is_taken() -> None:
     with pytest.raises(UsageError, match=r"4 trials on its Pareto front: choose .* one of accuracy, size, knee as `pr"):
         preferred(PAIR, FRONT, None)
-    with pytest.raises(UsageError, match=r"`prefer` must be one of accuracy, size, knee: got 'sise'; did you mean 's"):
-        preferred(PAIR, FRONT, "sise")
+    with pytest.raises(UsageError, match=r"`prefer` must be one of accuracy, size, knee: got 'sizes'; did you mean 's"):
+        preferred(PAIR, FRONT, "sizes")
     assert numbers(None, FRONT[2:3]) == [2], "one trial needs no choice"
     equal = trials_of((0.5, 1.0), (0.5, 1.0))
     assert numbers(None, equal) == [0, 1], "nor do equal ones, of which the earlier is as good"
