@@ -83,7 +83,7 @@ def document() -> dict[str, object]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "JSON of the queries of tuner",
-        "description": "What `tuner COMMAND --format json` prints is valid against `properties.COMMAND`.",
+        "description": "What a command prints with `--format json` is valid against the property of its name.",
         "type": "object",
         "properties": commands,
         "$defs": dict(sorted(defined.items())),

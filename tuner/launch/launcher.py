@@ -12,6 +12,7 @@ import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -19,7 +20,6 @@ from tuner.errors import TRY_AGAIN, StorageLost, StudyBusy, StudyFailed, StudySt
 from tuner.launch.database import Counts, StudyDatabase
 from tuner.launch.devices import DeviceGroup, assign, choose, environment, find_devices
 from tuner.launch.mirror_process import MirrorProcess
-from tuner.launch.notices import LaunchNotices
 from tuner.launch.options import LaunchOptions
 from tuner.launch.process import Message, WorkerProcess
 from tuner.launch.progress import JsonProgress, LiveProgress, PlainProgress, Progress, Snapshot
@@ -50,6 +50,9 @@ from tuner.trial.events import (
     WorkerDone,
     WorkerIdle,
 )
+
+if TYPE_CHECKING:
+    from tuner.launch.notices import LaunchNotices
 
 _GRACE_S = 5.0
 """Seconds that a worker may take to give back its trial; then it is killed, and the launcher gives back the trial."""
@@ -399,6 +402,8 @@ def launch(target: str, options: LaunchOptions | None = None) -> Snapshot:
     groups = assign(choose(find_devices(), options.devices), options.workers, options.devices_per_worker)
     url, artifacts = storage_url(options.storage), artifacts_of(options.artifacts)
     mirror = MirrorProcess(options.mirror_options(), url)
+    from tuner.launch.notices import LaunchNotices
+
     notices = LaunchNotices.of(options.notify, url, len(groups))
     count = f"{len(groups)} worker{'s' if len(groups) > 1 else ''}"
     opening = f"{path} with {count} on {' | '.join(str(group) for group in groups)}, storage {url}"

@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "logs": (JOBS, "tiny"),
     "compare": (READ, "tiny tiny"),
     "importance": (READ, "tiny"),
+    "replay": (READ, "tiny --pruner median"),
     "plot": (READ, "tiny history --out history.png --force"),
     "export": (READ, "tiny trials.csv --force"),
     "reproduce": (READ, "tiny {complete}"),

@@ -69,6 +69,8 @@ CASES = [
     Case("gcs", "gcsfs", [*LAUNCH, "--artifacts", "gs://bucket/prefix"]),
     Case("kubernetes", "kubernetes", [*LAUNCH, "--on", "kubernetes", "--storage", POSTGRES, "--option", "image=i"]),
     Case("ray", "ray", [*LAUNCH, "--on", "ray", "--storage", POSTGRES]),
+    Case("apprise", "apprise", [*LAUNCH, "--notify", "apprise+json://127.0.0.1:1"]),
+    Case("mcp", "mcp", ["mcp"]),
     Case("parquet", "pyarrow", ["export", "empty", "trials.parquet"]),
     Case("plots", "matplotlib", ["plot", "empty", "history"]),
     Case("plots", "matplotlib", ["plot", "empty", "picture"]),
