@@ -17,26 +17,65 @@ import optuna
 import pytest
 
 from tuner.storage import open_storage
-from tuner.storage.sql.sqlite_files import Opening, opening_of
+from tuner.storage.sql.sqlite_files import may_be_immutable
 
 OVERRIDES = "-dac_override,-dac_read_search"
 
 
 @pytest.mark.parametrize(
-    ("is_wal", "has_log", "is_folder_writable", "expected"),
+    ("has_log", "is_folder_writable", "expected"),
     [
-        (True, False, False, Opening.IMMUTABLE),
-        (True, True, False, Opening.NORMAL),  # someone may be writing
-        (True, False, True, Opening.NORMAL),  # someone may begin to write
-        (True, True, True, Opening.NORMAL),
-        (False, False, False, Opening.NORMAL),  # needs no files beside it, and has locks
-        (False, True, True, Opening.NORMAL),
+        (False, False, True),
+        (True, False, False),  # someone may be writing
+        (False, True, False),  # someone may begin to write
+        (True, True, False),
     ],
 )
 def test_a_file_is_immutable_only_if_nobody_can_be_writing(
-    is_wal: bool, has_log: bool, is_folder_writable: bool, expected: Opening
+    has_log: bool, is_folder_writable: bool, expected: bool
 ) -> None:
-    assert opening_of(is_wal=is_wal, has_log=has_log, is_folder_writable=is_folder_writable) is expected
+    assert may_be_immutable(has_log=has_log, is_folder_writable=is_folder_writable) is expected
+
+
+SECOND_CONNECTION = """
+import sys
+from tuner.storage import connect
+
+url = sys.argv[1]
+first = connect(url)
+one = first.connect()
+one.exec_driver_sql("SELECT count(*) FROM studies").all()  # it holds a lock on the log from now on
+second = connect(url)
+second.connect().exec_driver_sql("SELECT count(*) FROM studies").all()
+third = first.connect()
+print("ready", flush=True)
+input()
+one.exec_driver_sql("UPDATE studies SET study_name = 'written later'")
+one.commit()
+"""
+
+
+def test_a_second_connection_leaves_the_locks_of_the_first(file: Path) -> None:
+    file.parent.chmod(0o755)
+    url = f"sqlite:///{file}"
+    process = subprocess.Popen(
+        [sys.executable, "-c", SECOND_CONNECTION, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    log = file.with_name("study.db-wal").stat().st_ino
+    # Whoever closes the last connection removes the log, which the first process still writes to.
+    other = sqlite3.connect(file)
+    other.execute("SELECT count(*) FROM studies").fetchall()
+    other.close()
+    assert file.with_name("study.db-wal").stat().st_ino == log
+    process.communicate("\n", timeout=60)
+    assert process.returncode == 0
+    with sqlite3.connect(file) as found:
+        assert found.execute("SELECT study_name FROM studies").fetchall() == [("written later",)]
+        assert found.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    found.close()
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:

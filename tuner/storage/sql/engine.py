@@ -19,7 +19,6 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 from tuner.errors import StorageDenied, StorageLost, StorageMissing
 from tuner.output.sanitize import hide_password
 from tuner.storage.sql import deadlines, sqlite_files
-from tuner.storage.sql.sqlite_files import Opening
 from tuner.storage.sql.url import AnyURL, StorageURL, parse_url
 
 _BUSY_TIMEOUT_S = 10
@@ -70,13 +69,17 @@ def new_engine(url: AnyURL) -> Engine:
 
 def _sqlite_engine(url: StorageURL, file: Path) -> Engine:
     # Of an immutable file, each use opens a new connection: someone who may write to it may have changed it since.
-    pool = NullPool if sqlite_files.find_opening(file) is Opening.IMMUTABLE else None
+    pool = NullPool if sqlite_files.is_unwritable(file) else None
     engine = sqlalchemy.create_engine(url.driver, connect_args={"timeout": _BUSY_TIMEOUT_S}, poolclass=pool)
 
-    def open_file(dialect: Dialect, _record: object, _: object, options: dict[str, Any]) -> Any:
-        if sqlite_files.find_opening(file) is Opening.IMMUTABLE:
+    def open_file(dialect: Dialect, _record: object, arguments: Any, options: dict[str, Any]) -> Any:
+        def normal() -> Any:
+            return dialect.connect(*arguments, **options)
+
+        def immutable() -> Any:
             return dialect.connect(sqlite_files.immutable_uri(file), **{**options, "uri": True})
-        return None
+
+        return sqlite_files.opened(file, normal, immutable)
 
     event.listen(engine, "do_connect", open_file)
     event.listen(engine, "connect", _prepare_sqlite)

@@ -3,41 +3,57 @@
 from __future__ import annotations
 
 import os
-from enum import Enum
+import sqlite3
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tuner.errors import StorageDenied
 
-_WAL = b"\x02\x02"
-_MODE_AT = 18
-"""The offset of the two bytes of a file's header that are 2 for WAL: https://www.sqlite.org/fileformat.html."""
 
-
-class Opening(Enum):
-    """How to open a SQLite file."""
-
-    NORMAL = "normal"
-    IMMUTABLE = "immutable"
-    """Without locks, and without the files that WAL needs beside it: correct only if nobody writes."""
-
-
-def opening_of(*, is_wal: bool, has_log: bool, is_folder_writable: bool) -> Opening:
-    """Return how to open a SQLite file.
+def may_be_immutable(*, has_log: bool, is_folder_writable: bool) -> bool:
+    """Return whether nobody can be writing to a SQLite file, so that it may be opened without locks.
 
     SQLite reads a file in WAL mode only if it can create, or find, two files beside it. In a folder that is not
     writable it can do so only while another process has the file open. Without a log no other process has it open.
 
     Args:
-        is_wal: Whether the file is in WAL mode.
         has_log: Whether there is a log (`-wal`) beside it.
         is_folder_writable: Whether this process may create files beside it.
     """
-    return Opening.IMMUTABLE if is_wal and not has_log and not is_folder_writable else Opening.NORMAL
+    return not has_log and not is_folder_writable
 
 
-def find_opening(file: Path) -> Opening:
-    """Return how to open this file now."""
-    return opening_of(is_wal=_is_wal(file), has_log=log_of(file).exists(), is_folder_writable=_is_folder_writable(file))
+def is_unwritable(file: Path) -> bool:
+    """Return whether a file may be opened as immutable now.
+
+    The file itself is never opened here: to close it would drop the locks of all SQLite connections that this process
+    has to it, and another process would then write over what they have written (https://www.sqlite.org/howtocorrupt.html,
+    section 2.2).
+    """
+    return may_be_immutable(has_log=log_of(file).exists(), is_folder_writable=_is_folder_writable(file))
+
+
+def opened(file: Path, normal: Callable[[], sqlite3.Connection], immutable: Callable[[], sqlite3.Connection]) -> Any:
+    """Open a file: as usual, or as immutable if SQLite cannot create what it needs beside it and nobody can be writing.
+
+    Args:
+        file: The SQLite file.
+        normal: Opens it as usual.
+        immutable: Opens it without locks.
+
+    Raises:
+        sqlite3.Error: it cannot be opened.
+    """
+    if not is_unwritable(file):
+        return normal()
+    connection = normal()
+    try:
+        connection.execute("PRAGMA schema_version")
+    except sqlite3.OperationalError:
+        connection.close()
+        return immutable() if is_unwritable(file) else normal()
+    return connection
 
 
 def log_of(file: Path) -> Path:
@@ -69,12 +85,3 @@ def unreadable(file: Path, reason: str) -> StorageDenied | None:
 
 def _is_folder_writable(file: Path) -> bool:
     return os.access(file.absolute().parent, os.W_OK)
-
-
-def _is_wal(file: Path) -> bool:
-    try:
-        with file.open("rb") as opened:
-            opened.seek(_MODE_AT)
-            return opened.read(len(_WAL)) == _WAL
-    except OSError:  # SQLite reports it
-        return False
