@@ -23,6 +23,7 @@ from tuner.results.simulation import Curve, Setting, simulate
 from tuner.search import make_pruner
 from tuner.search.population import PopulationPruner
 from tuner.storage.read.lineage import Effort, read_efforts
+from tuner.storage.read.population import read_copies
 from tuner.storage.read.queries import StudyRow, TrialRow, find_baseline, find_study, read_trials
 from tuner.trial import Outcome
 
@@ -109,7 +110,11 @@ def replay_rows(
 
 def _read(engine: Engine, study: StudyRow, workers: int) -> _Recorded:
     if len(study.directions) > 1:
-        raise UsageError(f"study {study.name!r} has several objectives, and such a study is not pruned")
+        raise UsageError(f"a replay needs a study with one objective: {study.name!r} has {len(study.directions)}")
+    if read_copies(engine, study.study_id):
+        raise UsageError(
+            f"a replay needs trials that did not copy each other: those of study {study.name!r} did (pruner pbt)"
+        )
     trials = [trial for trial in read_trials(engine, study, with_reports=True) if trial.outcome not in _NOT_ENDED]
     if not any(trial.reports for trial in trials):
         raise UsageError(f"a replay needs trials that have reported epochs: study {study.name!r} has none that ended")
@@ -118,7 +123,9 @@ def _read(engine: Engine, study: StudyRow, workers: int) -> _Recorded:
     curves = tuple(_curve(trial, efforts.get(trial.number), typical_s) for trial in trials)
     values = [curve.value for curve in curves if curve.value is not None]
     if not values:
-        raise UsageError(f"a replay needs a complete trial to compare with: study {study.name!r} has none")
+        raise UsageError(
+            f"a replay needs a complete trial that satisfies the study's constraints: study {study.name!r} has none"
+        )
     epochs, baseline = study.record.get("epochs"), find_baseline(engine, study)
     is_objective = study.record.get("train", "trainer" if study.record else "objective") == "objective"
     setting = Setting(

@@ -40,6 +40,8 @@ def _hyperband(options: dict[str, object], epochs: int | None) -> BasePruner:
 def _pbt(options: dict[str, object], epochs: int | None) -> BasePruner:
     from tuner.search.population import PopulationPruner
 
+    if "every" not in options:
+        raise StudyError("the pruner 'pbt' needs the number of epochs between two comparisons: every=...")
     made = call("pruner", "pbt", PopulationPruner, options)
     if epochs is None or made.every >= epochs:
         raise StudyError(f"the pruner 'pbt' needs more epochs than every={made.every}: got epochs={epochs}")

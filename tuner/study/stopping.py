@@ -25,7 +25,11 @@ def targets_of(target: object, objectives: Sequence[str]) -> dict[str, float]:
         target = {objectives[0]: target}
     if not isinstance(target, Mapping) or not target:
         example = "{" + ", ".join(f"{name!r}: 0.9" for name in objectives) + "}"
-        needed = "a number" if len(objectives) == 1 else f"a mapping such as {example}, because there are several"
+        needed = (
+            "a number"
+            if len(objectives) == 1
+            else f"a mapping such as {example}, because the study has several objectives"
+        )
         raise StudyError(f"target must be {needed}: got {target!r}")
     targets = cast("Mapping[Any, Any]", target)
     for name, value in targets.items():
