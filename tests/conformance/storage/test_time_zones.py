@@ -184,6 +184,8 @@ class Old:
         with connection_to(db.url) as connection:
             for name in ("boot", "ahead_s", "ahead_fence", "farthest_epoch", "farthest_fence"):
                 connection.execute(sa.text(f"ALTER TABLE tuner_leases DROP COLUMN {name}"))
+            for name in ("metric", "others"):
+                connection.execute(sa.text(f"ALTER TABLE tuner_rungs DROP COLUMN {name}"))
             unknown_zones.drop(connection)
             for table in (logs, notices, deliveries):
                 table.drop(connection)
