@@ -31,7 +31,7 @@ TWO: dict[str, Any] = {"objective": ["acc", "ms"], "direction": None, "direction
         ({"target": {}}, r"target must be a number: got \{\}"),
         ({"target": math.nan}, r"the target of 'acc' must be a finite number: got nan"),
         ({"target": {"ac": 0.9}}, r"must name objectives of the study, acc: got 'ac'; did you mean 'acc'"),
-        ({**TWO, "target": 0.9}, r"must be a mapping such as \{'acc': 0.9, 'ms': 0.9\}, because the study has several objectives"),
+        ({**TWO, "target": 0.9}, r"such as \{'acc': 0.9, 'ms': 0.9\}, because the study has several objectives"),
         ({"patience": 0}, r"patience must be a number of trials, at least 1: got 0 \(study 'study'\)"),
         ({"patience": 2.5}, r"patience must be a number of trials, at least 1: got 2.5"),
         ({**TWO, "patience": 3}, r"patience needs a study with one objective: study 'study' has acc, ms"),
