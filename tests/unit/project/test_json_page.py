@@ -70,8 +70,6 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, A
         assert isinstance(lease, Lease)
         space = optuna.distributions.FloatDistribution(0.0, 20.0)
         storage.set_trial_param(lease.trial_id, "x", float(at), space)
-        copy = {"epoch": 1, "trial": at + 1, "hparams": {"x": 2.0}}
-        storage.set_trial_system_attr(lease.trial_id, COPIES_KEY, [copy])
         leases.report(engine, lease, [Report(1, 1, {"loss": 1.0}), Report(2, 2, {"loss": 1.0})], "loss")
         leases.tell(engine, lease, Outcome.COMPLETE, [float(at)], {"worker": "worker"})
         store_confirmation(engine, study.study_id, lease.trial_id, 1, 0.5)
@@ -80,13 +78,16 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, A
     register(storage, engine, "pair", ["minimize", "maximize"], {"objective": ["a", "b"], "seeds": [2]})
     pair = optuna.load_study(study_name="pair", storage=storage)
     pair.tell(pair.ask(), [1.0, 2.0])
+    replayed = replay_rows(engine, "ours", ["none"], orders=1)[0]  # before a trial copies another
+    first = storage.get_all_trials(study.study_id)[0]._trial_id
+    storage.set_trial_system_attr(first, COPIES_KEY, [{"epoch": 1, "trial": 1, "hparams": {"x": 2.0}}])
     found = {
         "studies": study_rows(engine),
         "trials": trial_rows(engine, "ours") + trial_rows(engine, "pair"),
         "best": best_rows(engine, "ours", None),
         "show": [show_row(engine, "ours", 0)],
         "compare": compare_rows(engine, ["ours"]),
-        "replay": replay_rows(engine, "ours", ["none"], orders=1)[0],
+        "replay": replayed,
         "importance": importance_rows(url, "ours")[0],
         "reproduce": [vars(Comparison("loss", 1, 0.5, 0.5, 0.0))],
         "doctor": examine(url, artifacts_of(folder)),
