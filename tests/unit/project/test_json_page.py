@@ -18,7 +18,7 @@ from tuner.results.rows import best_rows, show_row, study_rows, trial_rows
 from tuner.storage import connect
 from tuner.storage.artifacts import artifacts_of
 from tuner.storage.read.queries import BASELINE_KEY
-from tuner.storage.sql.tables import reports
+from tuner.storage.sql.tables import reports, trial_system_attributes
 from tuner.storage.worker import leases
 from tuner.storage.worker.claims import Claimant, claim
 from tuner.storage.worker.confirmations import store_confirmation
@@ -80,7 +80,10 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, A
     pair.tell(pair.ask(), [1.0, 2.0])
     replayed = replay_rows(engine, "ours", ["none"], orders=1)[0]  # before a trial copies another
     first = storage.get_all_trials(study.study_id)[0]._trial_id
-    storage.set_trial_system_attr(first, COPIES_KEY, [{"epoch": 1, "trial": 1, "hparams": {"x": 2.0}}])
+    copies = json.dumps([{"epoch": 1, "trial": 1, "hparams": {"x": 2.0}}])
+    with engine.begin() as connection:
+        row = {"trial_id": first, "key": COPIES_KEY, "value_json": copies}
+        connection.execute(trial_system_attributes.insert().values(row))
     found = {
         "studies": study_rows(engine),
         "trials": trial_rows(engine, "ours") + trial_rows(engine, "pair"),
