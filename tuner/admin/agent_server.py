@@ -94,6 +94,8 @@ class Tools:
 
     def compare(self, studies: list[str]) -> Rows:
         """Compare studies: best and median objective, number of trials, device hours, hours saved by pruning."""
+        if not studies:
+            raise UsageError("pass at least one study in `studies`")
         with connected(self._url) as engine:
             return _plain(compare_rows(engine, studies))
 
@@ -102,8 +104,14 @@ class Tools:
         return _plain(importance_rows(self._url, study)[0])
 
     def enqueue(self, study: str, hparams: dict[str, str | int | float | bool]) -> dict[str, Any]:
-        """Queue a trial with these hyperparameters for the next free worker; return them. The others are sampled."""
-        return edits.enqueue(self._url, study, {name: str(value) for name, value in hparams.items()})
+        """Queue a trial with these hyperparameters for the next free worker; the others are sampled.
+
+        Returns the hyperparameters as `hparams`, and in `note` what is needed for the trial to run, else null.
+        """
+        queued = edits.enqueue(self._url, study, {name: str(value) for name, value in hparams.items()})
+        with connected(self._url) as engine:
+            shortage = edits.find_shortage(engine, study)
+        return {"hparams": queued, "note": None if shortage is None else shortage.describe(study)}
 
     def stop(self, study: str) -> str:
         """Stop a study on all machines: its workers give back their trials and exit. `tuner resume` undoes it."""

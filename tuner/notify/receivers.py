@@ -82,7 +82,13 @@ def read_receivers(given: Sequence[str], environment: Mapping[str, str]) -> list
     """
     words = [*given] or environment.get(VARIABLE, "").split()
     texts = [text for word in words for text in (_lines(word[1:]) if word.startswith("@") else [word])]
-    found = {receiver.key: receiver for receiver in map(parse_receiver, texts)}
+    try:
+        found = {receiver.key: receiver for receiver in map(parse_receiver, texts)}
+    except UsageError as error:
+        if given:
+            raise
+        hint = f"a command with arguments needs a file, ${VARIABLE}=@FILE"
+        raise UsageError(f"in ${VARIABLE}, which is split at blanks: {error}; {hint}") from None
     return list(found.values())
 
 

@@ -54,6 +54,10 @@ class Others(Protocol):
         """
         ...
 
+    def withdraw(self, epoch: int) -> None:
+        """Withdraw the state after an epoch, because the trial has ended with it."""
+        ...
+
     def compare(self, epoch: int, value: float, take: Take) -> None:
         """Compare the trial with the others after its report; if it is among the last, take a copy of another.
 
@@ -127,6 +131,10 @@ class Population:
         record = {"epoch": epoch, "trial": number, "hparams": to_params(hparams)}
         self._kept[epoch, number] = Content(epoch, state, record)
 
+    def withdraw(self, epoch: int, number: int) -> None:
+        """Forget a state that was kept in memory."""
+        self._kept.pop((epoch, number), None)
+
     def settle(self, epoch: int, number: int, order: Sequence[int]) -> None:
         """Write the state of a trial that was compared, if it is good enough to be copied; remove what is not.
 
@@ -137,7 +145,7 @@ class Population:
         """
         wanted = set(order[: max(1, truncated(self.settings.quantile, self.study.trials))])
         if number not in wanted:
-            self._kept.pop((epoch, number), None)
+            self.withdraw(epoch, number)
         self._writer.submit(self._settle, epoch, number, frozenset(order) - wanted)
 
     def _settle(self, epoch: int, number: int, unwanted: frozenset[int]) -> None:
@@ -157,7 +165,7 @@ class Population:
         except Exception as error:  # also TensorStore's; the trial is then copied by none
             self._tell(f"cannot offer the state of trial {number} to other trials: {files.one_line(error)}")
         finally:
-            self._kept.pop((epoch, number), None)
+            self.withdraw(epoch, number)
 
     def _tell(self, message: str) -> None:
         if message.partition(": ")[2] != self._told:
@@ -171,13 +179,13 @@ class Population:
         kept = self._kept.get((epoch, number))
         if kept is not None:
             return kept
-        place = self._place(epoch, number)
+        place, store = self._place(epoch, number), self._artifacts.store
+        here = files.newest_good(place, files.load, lambda path, error: None)
+        if here is not None or store is None:
+            return here
         with contextlib.suppress(TunerError, OSError):
-            if self._artifacts.store is not None:
-                key = self._key(epoch, number)
-                self._artifacts.store.download(key, place, self._artifacts.store.sizes(key))
-            return files.newest_good(place, files.load, lambda path, error: None)
-        return None
+            store.download(self._key(epoch, number), place, store.sizes(self._key(epoch, number)))
+        return files.newest_good(place, files.load, lambda path, error: None)
 
     def _offered(self, epoch: int) -> set[int]:
         folder = self._folder / str(epoch)
@@ -244,11 +252,15 @@ class RunningMember:
     def offer(self, epoch: int, hparams: Any, state: dict[str, Any]) -> None:
         self.population.offer(epoch, self.trial.number, hparams, state)
 
+    def withdraw(self, epoch: int) -> None:
+        self.population.withdraw(epoch, self.trial.number)
+
     def compare(self, epoch: int, value: float, take: Take) -> None:
         population, number = self.population, self.trial.number
         try:
             order = population.order(epoch, Member(number, value))
         except StorageLost:  # the training does not wait for the database
+            self.withdraw(epoch)
             return
         self._copy(epoch, order, take)
         population.settle(epoch, number, order)  # last: it may remove the state that was copied
@@ -296,6 +308,9 @@ class ReplayedMember:
         return any(stretch.last == epoch for stretch in self.stretches)
 
     def offer(self, epoch: int, hparams: Any, state: dict[str, Any]) -> None:
+        pass
+
+    def withdraw(self, epoch: int) -> None:
         pass
 
     def compare(self, epoch: int, value: float, take: Take) -> None:

@@ -114,14 +114,16 @@ class ModuleTrainable(AsksOptuna):
                     run.keep(earlier)
                     compared = max((one.epoch for one in earlier), default=0)
                 epoch = report.epoch
-                is_compared = others is not None and epoch > compared and others.is_due(epoch)
-                if others is not None and is_compared:
-                    others.offer(epoch, reports.host_hparams, reports.saved_state())
+                due = others if others is not None and epoch > compared and others.is_due(epoch) else None
+                if due is not None:
+                    due.offer(epoch, reports.host_hparams, reports.saved_state())
                 end = partial(run.report, report, is_last=epoch >= study.epochs)
                 if end() if group is None else group.agree(f"end after epoch {epoch}", end):
+                    if due is not None:
+                        due.withdraw(epoch)
                     return End.PRUNED
-                if others is not None and is_compared:
-                    others.compare(epoch, report.metrics[study.objectives[0]], reports.continue_with)
+                if due is not None:
+                    due.compare(epoch, report.metrics[study.objectives[0]], reports.continue_with)
         return End.FINISHED if epoch >= study.epochs else End.STOPPED
 
     def _training(self, run: Run, data: Any, seed: int, saved: Checkpoints) -> Training:

@@ -70,13 +70,15 @@ def test_workers_at_once_try_every_point_once(db: StudyDatabase) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(4)))
-    done = [trial.params for trial in db.trials() if trial.state is TrialState.COMPLETE]
-    points = [(params["n"], params["c"]) for params in done]
+    done = {trial.number: trial.params for trial in db.trials() if trial.state is TrialState.COMPLETE}
+    points = [(params["n"], params["c"]) for params in done.values()]
     assert len(set(points)) == SIZE
     queued = sum(trial.system_attrs.get("fixed_params") == {"n": 3, "c": "a"} for trial in db.trials())
     assert queued == 2
     assert points.count((3, "a")) <= 2  # one of the two may have failed
-    assert len(points) - points.count((3, "a")) == SIZE - 1, "no other is tried twice"
+    # The one that was queued with a part of its point may find all such points taken, if its worker is slow.
+    whole = [point for number, point in zip(done, points, strict=True) if number != 2 and point != (3, "a")]
+    assert len(whole) == len(set(whole)), "no other is tried twice"
 
 
 def test_no_trial_is_created_for_a_queued_one_that_failed_after_the_grid_was_counted(db: StudyDatabase) -> None:

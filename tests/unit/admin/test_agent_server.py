@@ -14,6 +14,7 @@ from command_line import Tuner
 from mcp import Client, StdioServerParameters
 
 import tuner
+from tuner.admin import edits
 from tuner.admin.agent_server import make_server
 from tuner.errors import UsageError
 from tuner.results.compare import importance_rows
@@ -70,12 +71,18 @@ def test_queries_return_the_rows_of_the_commands(url: str) -> None:
 
 
 def test_changes_are_stored(url: str) -> None:
-    assert call(url, "enqueue", study="ours", hparams={"x": 0.25}) == {"x": 0.25}
+    assert call(url, "enqueue", study="ours", hparams={"x": 0.25}) == {"hparams": {"x": 0.25}, "note": None}
     (waiting,) = call(url, "trials", study="ours", outcomes=["waiting"])["result"]
     assert waiting["number"] == 12
     assert call(url, "stop", study="ours") == {"result": "study 'ours' is stopped"}
     with connected(url) as engine:
         assert read_standings(engine)[1].is_stopped
+
+
+def test_an_agent_is_told_what_a_queued_trial_needs(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edits, "find_shortage", lambda engine, name: edits.Shortage(trials=6, used=6, needed=7))
+    note = call(url, "enqueue", study="ours", hparams={"x": 0.5})["note"]
+    assert note == "the 6 trials of 'ours' are used up: launch it with 7 trials to run this one"
 
 
 @pytest.mark.slow
@@ -94,6 +101,7 @@ def test_importances_are_those_of_the_command(url: str) -> None:
         ("enqueue", {"study": "ours", "hparams": {"z": 1}}, "study 'ours' has no hyperparameter 'z'"),
         ("trials", {"study": "ours", "outcomes": ["done"]}, "`outcomes` must be some of complete, "),
         ("trials", {"study": "ours", "where": ["x"]}, "`where` must have the form NAME<VALUE"),
+        ("compare", {"studies": []}, "pass at least one study in `studies`"),
         ("best", {"study": "pair", "count": 1}, "study 'pair' has several objectives: pass `prefer` with `count`"),
     ],
 )

@@ -137,6 +137,8 @@ def test_addresses_come_from_options_files_and_else_the_variable(tmp_path: Path)
     of_variable = read_receivers([], {"TUNER_NOTIFY": f"{SLACK}\n@{path}"})
     assert [one.key for one in of_variable] == [one.key for one in given]
     assert read_receivers([], {}) == []
+    with pytest.raises(UsageError, match=r"^in \$TUNER_NOTIFY, which is split at blanks: .* needs a file, "):
+        read_receivers([], {"TUNER_NOTIFY": "exec:python hook.py"})
     with pytest.raises(UsageError, match=r"cannot read the file of `notify`: '.*nothing'"):
         read_receivers([f"@{tmp_path}/nothing"], {})
 

@@ -17,6 +17,7 @@ import numpy as np
 import optuna
 import pytest
 from after_faults import table
+from worker_log import Log, logged
 
 import tuner
 from tuner import Space, Study, choice, log_uniform, uniform
@@ -37,7 +38,7 @@ from tuner.trial.events import (
     TrialReleased,
     TrialRetried,
 )
-from tuner.worker import cohort, run_worker, watchdog
+from tuner.worker import cohort, watchdog
 
 TOLERANCE = 5e-6
 """As in `test_vmap.py`."""
@@ -107,27 +108,9 @@ def study_of(**settings: Any) -> Study:
     return Study(**{**given, **settings})
 
 
-class Log:
-    """The events of a worker."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def __call__(self, event: Event) -> None:
-        self.events.append(event)
-
-    def of(self, *kinds: type[Any]) -> list[Any]:
-        return [event for event in self.events if isinstance(event, kinds)]
-
-
 @pytest.fixture
 def work(tmp_path: Path) -> Callable[..., Log]:
-    def run(study: Study, url: str, log: Log | None = None, **options: Any) -> Log:
-        log = log or Log()
-        run_worker(study, url, artifacts=str(tmp_path / "artifacts"), say=log, **options)
-        return log
-
-    return run
+    return lambda study, url, log=None, **options: logged(study, url, tmp_path / "artifacts", log, **options)
 
 
 def results(url: str) -> dict[int, tuple[dict[str, Any], Any, dict[int, float]]]:

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import optuna
 import pytest
+from worker_log import Log, logged
 
 import tuner
 from tuner import Space, Study, choice, log_uniform, uniform
@@ -25,9 +26,8 @@ from tuner.storage.read.queries import find_study
 from tuner.study import trial_seed
 from tuner.study.population import Copy, Member
 from tuner.training import ArrayDataset, TrainerModule
-from tuner.trial import Event, Report, Stop
+from tuner.trial import Event, Outcome, Report, Stop
 from tuner.trial.events import EpochEnded, TrialCopied, TrialEnded
-from tuner.worker import run_worker
 from tuner.worker.population import Population, RunningMember
 from tuner.worker.rerun import Rerunner, reproduce
 
@@ -115,25 +115,12 @@ def study_of(**settings: Any) -> Study:
 SMALL = {"epochs": 8, "trials": 6, "trainer": SHUFFLED, "pruner": {"name": "pbt", "every": 2, "quantile": 0.5}}
 
 
-class Log:
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def __call__(self, event: Event) -> None:
-        self.events.append(event)
-
-    def of(self, kind: type[Any]) -> list[Any]:
-        return [event for event in self.events if isinstance(event, kind)]
-
-
 @pytest.fixture
 def work(tmp_path: Path) -> Callable[..., Log]:
     def run(study: Study, place: str = "first", log: Any = None, **options: Any) -> Log:
-        said = log or Log()
         folder = tmp_path / place
         folder.mkdir(exist_ok=True)
-        run_worker(study, f"sqlite:///{folder / 'tuner.db'}", artifacts=str(folder / "files"), say=said, **options)
-        return said
+        return logged(study, f"sqlite:///{folder / 'tuner.db'}", folder / "files", log, **options)
 
     return run
 
@@ -311,6 +298,31 @@ def test_a_copy_that_nobody_offers_is_not_taken(
     assert copies_in(tmp_path / "first") == {}
 
 
+class Diverging(NoisyQuadratic):
+    """Trials with a large rate diverge."""
+
+    def loss(self, outputs: Any, batch: Any, hparams: Any) -> Any:
+        losses, metrics = super().loss(outputs, batch, hparams)
+        return losses, {"variance": jnp.where(hparams.first > 0.1, jnp.nan, metrics["variance"])}
+
+
+def test_a_trial_that_diverges_at_a_comparison_leaves_no_state(
+    work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[int] = []
+    close = Population.close
+
+    def noted(self: Population) -> None:
+        close(self)
+        left.append(len(self._kept))
+
+    monkeypatch.setattr(Population, "close", noted)
+    log = work(study_of(**{**SMALL, "trainer": Diverging(), "pruner": {"name": "pbt", "every": 1}}))
+    outcomes = {event.outcome for event in log.of(TrialEnded)}
+    assert outcomes == {Outcome.COMPLETE, Outcome.DIVERGED}
+    assert set(left) == {0}
+
+
 def population(folder: Path, place: str | None = None, **settings: Any) -> Population:
     artifacts = artifacts_of(place or str(folder)).of_study("population", "1")
     return Population(study_of(**settings), 1, None, artifacts)  # pyright: ignore[reportArgumentType]
@@ -408,7 +420,9 @@ def test_a_trial_goes_on_without_a_database_and_without_a_state_that_fits(
         raise CheckpointError("another shape")
 
     monkeypatch.setattr(Population, "order", is_down)
+    RunningMember(made, trial).offer(2, Rates(first=0.1, second=0.1), {"x": np.zeros(3)})
     RunningMember(made, trial).compare(2, 1.0, does_not_fit)
+    assert made.find(2, trial.number) is None, "it is not kept in memory for ever"
     monkeypatch.setattr(Population, "order", lambda *args: [4, 2, 0, 1, 3, 5, 8, 9])
     RunningMember(made, trial).compare(2, 1.0, does_not_fit)
     assert (trial.stored, trial.noted) == ([], [])

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from after_faults import table
 from storage_tools import opened
+from worker_log import Log, logged
 
 import tuner
 from tuner import Space, Study, choice, log_uniform, uniform
@@ -34,7 +35,7 @@ from tuner.storage.sql.tables import leases
 from tuner.study import trial_seed
 from tuner.training import ArrayDataset, Layout, TrainerModule, load_from_checkpoint
 from tuner.training.loop.lanes import Lanes
-from tuner.trial import Event, Outcome, Report, Stop
+from tuner.trial import Outcome, Report, Stop
 from tuner.trial.events import (
     CohortChosen,
     EpochEnded,
@@ -45,7 +46,7 @@ from tuner.trial.events import (
     parse,
 )
 from tuner.trial.seed_values import mean, standard_error
-from tuner.worker import run_worker, train_module
+from tuner.worker import train_module
 from tuner.worker.choose import make_trainable
 from tuner.worker.follow import check_group
 from tuner.worker.rerun import Rerunner, confirm, reproduce
@@ -96,27 +97,9 @@ def study_of(**settings: Any) -> Study:
     return Study(**{**given, **settings})
 
 
-class Log:
-    """The events of a worker."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def __call__(self, event: Event) -> None:
-        self.events.append(event)
-
-    def of(self, *kinds: type[Any]) -> list[Any]:
-        return [event for event in self.events if isinstance(event, kinds)]
-
-
 @pytest.fixture
 def work(tmp_path: Path) -> Callable[..., Log]:
-    def run(study: Study, url: str, log: Log | None = None, **options: Any) -> Log:
-        log = log or Log()
-        run_worker(study, url, artifacts=str(tmp_path / Path(url).stem), say=log, **options)
-        return log
-
-    return run
+    return lambda study, url, log=None, **options: logged(study, url, tmp_path / Path(url).stem, log, **options)
 
 
 def reports_of(url: str) -> dict[int, dict[int, tuple[int, dict[str, float]]]]:

@@ -88,12 +88,12 @@ def parse_url(url: AnyURL) -> StorageURL:
 
 
 def warn_of_password() -> None:
-    """Warn on stderr if a storage's password is on this process's command line."""
+    """Warn on stderr if a password is on this process's command line."""
     words = " ".join(sys.argv)
     if hide_password(words) != words:
         tell(
-            "a password on the command line is visible in the process list; "
-            "use $TUNER_STORAGE, a PGPASSFILE or a service file instead",
+            "a password on the command line is visible in the process list; use an environment variable, such as "
+            "$TUNER_STORAGE or $TUNER_NOTIFY, or a file instead",
             "password_shown",
             "warning",
         )
