@@ -31,13 +31,13 @@ def numbers(found: list[FrozenTrial]) -> list[int]:
     return [trial.number for trial in found]
 
 
-def some_trial(rng: random.Random, *, complete: float = 0.5) -> FrozenTrial:
+def some_trial(rng: random.Random, *, complete: float = 0.5, infeasible: float = 0.1) -> FrozenTrial:
     """Return a trial of any kind, also with values that are equal, infinite or NaN."""
     params: dict[str, Any] = {"params": {"x": rng.random()}, "distributions": SPACE}
     value = rng.choice([rng.random(), 0.25, math.inf])
     kind = rng.random()
     if kind < complete:
-        attributes = {"constraints": [rng.choice([-1.0, 1.0])]} if rng.random() < 0.2 else {}
+        attributes = {"constraints": [1.0 if rng.random() < infeasible else -1.0]}
         return create_trial(**params, value=value, system_attrs=attributes)
     if kind < 0.8:
         curve = {step: rng.choice([rng.random(), math.nan]) for step in range(rng.randrange(4))}
@@ -81,11 +81,11 @@ def test_a_small_study_is_seen_as_a_whole(storage_url: str) -> None:
 
 
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
-@pytest.mark.parametrize("complete", [0.5, 0.02])
+@pytest.mark.parametrize(("complete", "infeasible"), [(0.5, 0.1), (0.02, 0.1), (0.5, 0.97)])
 def test_a_large_study_is_seen_as_its_best_trials_and_a_sample(
-    storage_url: str, direction: str, complete: float
+    storage_url: str, direction: str, complete: float, infeasible: float
 ) -> None:
-    study_id = filled(storage_url, 120, seed=2, direction=direction, complete=complete)
+    study_id = filled(storage_url, 120, seed=2, direction=direction, complete=complete, infeasible=infeasible)
     with opened(storage_url) as storage:
         everything = storage.get_all_trials(study_id)
         found = storage.get_window(study_id)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -155,27 +155,34 @@ def load_window(
 
 def _best(connection: Connection, study_id: int, ended: Collection[Any], maximize: bool) -> set[int]:
     """Return the ids of the best trials; trials that violate a constraint are not among them."""
-    ranks: dict[int, Rank] = {}
-    for row in ended:
-        value = None if row.value_type is None else loaded_number(row.value, row.value_type)
-        found = rank(row.state, row.number, value, None, maximize=maximize) if row.state == "COMPLETE" else None
-        if found is not None:
-            ranks[row.trial_id] = found
-    if len(ranks) < BEST:
+    complete = {
+        row.trial_id: rank("COMPLETE", row.number, loaded_number(row.value, row.value_type), None, maximize=maximize)
+        for row in ended
+        if row.state == "COMPLETE" and row.value_type is not None
+    }
+    best = _feasible(connection, complete, BEST)
+    if len(best) < BEST:
         numbers = {row.trial_id: row.number for row in ended if row.state == "PRUNED"}
-        for trial_id, step, value in _last_reports(connection, study_id):
-            found = rank("PRUNED", numbers[trial_id], value, step, maximize=maximize) if trial_id in numbers else None
-            if found is not None:
-                ranks[trial_id] = found
-    best: set[int] = set()
-    order = sorted(ranks, key=lambda trial_id: ranks[trial_id])
-    for start in range(0, len(order), 2 * BEST):
-        part = order[start : start + 2 * BEST]
-        constraints = read_constraints(connection, part)
-        best.update([trial_id for trial_id in part if is_feasible(constraints.get(trial_id, {}))][: BEST - len(best)])
-        if len(best) >= BEST:
-            break
+        pruned = {
+            trial_id: rank("PRUNED", numbers[trial_id], value, step, maximize=maximize)
+            for trial_id, step, value in _last_reports(connection, study_id)
+            if trial_id in numbers
+        }
+        best |= _feasible(connection, pruned, BEST - len(best))
     return best
+
+
+def _feasible(connection: Connection, ranks: Mapping[int, Rank | None], count: int) -> set[int]:
+    """Return the first trials, at most so many, that violate no constraint."""
+    found: list[int] = []
+    order = sorted((place, trial_id) for trial_id, place in ranks.items() if place is not None)
+    for start in range(0, len(order), 2 * BEST):
+        part = [trial_id for _, trial_id in order[start : start + 2 * BEST]]
+        constraints = read_constraints(connection, part)
+        found += [trial_id for trial_id in part if is_feasible(constraints.get(trial_id, {}))]
+        if len(found) >= count:
+            break
+    return set(found[:count])
 
 
 def _last_reports(connection: Connection, study_id: int) -> list[tuple[int, int, float]]:
