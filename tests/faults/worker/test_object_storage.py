@@ -125,7 +125,7 @@ def test_a_trial_of_a_killed_worker_resumes_on_another_machine_bit_for_bit(
     url = machines.checkpoints()[0]
     assert url is not None
     assert re.fullmatch(rf"s3://bucket/{machines.prefix}/tiny-[0-9a-f]{{8}}/0/2/best", url)
-    assert {key.split("/")[2] for key in machines.listed()} == {"best"}, "what it was resumed from is removed"
+    assert {key.split("/")[2] for key in machines.listed()} == {"best", "log.txt"}, "what it was resumed from is removed"
     assert {key.split("/")[1] for key in machines.listed()} == {"2"}
     for name, value in (machines.server.env | {"XDG_CACHE_HOME": str(machines.cache("c"))}).items():
         monkeypatch.setenv(name, value)
@@ -195,7 +195,7 @@ def test_a_store_that_is_away_during_a_trial_has_the_checkpoint_afterwards(
     assert endings_of(machines.url) == {0: ["complete"]}
     assert results(machines.url) == results(quiet(tmp_path / "quiet", "tiny_function.py", 1).env["TUNER_STORAGE"])
     assert str(machines.checkpoints()[0]).startswith("s3://")
-    assert {key.split("/", 2)[2] for key in machines.listed()} == {"best/arrays.npz", "best/record.json"}
+    assert {key.split("/", 2)[2] for key in machines.listed()} == {"best/arrays.npz", "best/record.json", "log.txt"}
 
 
 def test_trials_end_while_the_store_is_away_and_their_checkpoints_arrive_later(
@@ -221,8 +221,8 @@ def test_trials_end_while_the_store_is_away_and_their_checkpoints_arrive_later(
 
     assert sorted(machines.checkpoints()) == [0, 1, 2], "the budget is exact"
     assert all(str(path).startswith("s3://") for path in machines.checkpoints().values())
-    best = {f"{number}/1/best/{name}" for number in range(3) for name in ("arrays.npz", "record.json")}
-    assert set(machines.listed()) == best
+    files = ("best/arrays.npz", "best/record.json", "log.txt")
+    assert set(machines.listed()) == {f"{number}/1/{name}" for number in range(3) for name in files}
     assert results(machines.url) == results(quiet(tmp_path / "quiet", "tiny_function.py", 3).env["TUNER_STORAGE"])
     assert processes_of(machines.url) == []
 

@@ -121,6 +121,7 @@ def test_a_person_looks_at_a_study_and_leaves(tuner_on_postgres: Any, tiny_funct
         "Workers",
         "Checkpoints",
         "Plots",
+        "Logs",
         "ann",
         "(editor)",
         "Log",

@@ -222,7 +222,11 @@ def test_the_best_of_several_objectives_are_a_front(tuner_on_sqlite: Any) -> Non
     storage.engine.dispose()
 
     assert [row["values"] for row in tuner_on_sqlite.rows("best", "two")] == [[1.0, 1.0], [2.0, 1.5]]
-    assert [row["number"] for row in tuner_on_sqlite.rows("best", "two", "-n", "1")] == [0]
+    preferred = tuner_on_sqlite.rows("best", "two", "-n", "1", "--prefer", "1")
+    assert [row["number"] for row in preferred] == [1]
+    vague = tuner_on_sqlite.run_here("best", "two", "-n", "1")
+    assert (vague.returncode, vague.stdout) == (2, "")
+    assert "pass --prefer to say which of them -n 1 lists" in vague.stderr
 
 
 @pytest.mark.slow
