@@ -28,6 +28,7 @@ from tuner.cli import (
     export,
     init,
     jobs,
+    launch,
     mcp,
     plot,
     replay,
@@ -73,7 +74,7 @@ def _options(
 
 
 app.command(cls=Command)(init.init)
-app.command(cls=Command)(run.launch)
+app.command(cls=Command)(launch.launch)
 app.command(cls=Command)(run.worker)
 app.command(cls=Command)(queries.studies)
 app.command(cls=Command)(queries.trials)

@@ -40,6 +40,16 @@ FileArgument = Annotated[
 ]
 
 
+FilesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="FILE...",
+        help="Python files, each with a Study; FILE:NAME chooses one of several studies, or a training function or an"
+        " Optuna objective.",
+    ),
+]
+
+
 def complete_study(context: typer.Context, incomplete: str) -> list[str]:
     """Return the studies whose names start with `incomplete`; none if the storage cannot be read."""
     from tuner.errors import TunerError
@@ -297,6 +307,10 @@ MetricsHostOption = Annotated[
 LiveOption = Annotated[
     bool | None,
     typer.Option("--live/--no-live", help="Show a live table, or one line per update.  [default: live on a terminal]"),
+]
+ShareOption = Annotated[
+    bool,
+    typer.Option("--share", help="Run several files at the same time: divide the workers among them."),
 ]
 OnOption = Annotated[
     str | None,

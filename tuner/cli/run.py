@@ -1,4 +1,4 @@
-"""`tuner launch` and `tuner worker`."""
+"""`tuner worker`."""
 
 from __future__ import annotations
 
@@ -22,27 +22,14 @@ from tuner.cli.arguments import (
     CohortOption,
     CoordinatorOption,
     DebugOption,
-    DetachOption,
     DeviceHoursOption,
-    DevicesOption,
-    DevicesPerWorkerOption,
     DirectionOption,
-    DryRunOption,
-    EngineOption,
     FileArgument,
     HostsOption,
-    HostsPerWorkerOption,
-    LiveOption,
     LogFormat,
     LogFormatOption,
-    LogsOption,
-    MetricsHostOption,
-    MetricsPortOption,
-    MlflowOption,
     NameOption,
-    NotifyOption,
     ObjectiveOption,
-    OnOption,
     PrunerOption,
     RankOption,
     SamplerOption,
@@ -50,12 +37,9 @@ from tuner.cli.arguments import (
     SetOption,
     StallMinutesOption,
     StorageOption,
-    TensorboardOption,
     TrialMinutesOption,
     TrialsOption,
     WallHoursOption,
-    WandbOption,
-    WorkersOption,
     parse_cohort,
     parse_named,
     split_pairs,
@@ -78,102 +62,6 @@ _SAVE_S = 20.0
 
 _FOLLOW_S = 40.0
 """Seconds that another rank than 0 waits after a signal; rank 0 needs fewer."""
-
-
-def launch(
-    file: FileArgument,
-    storage: StorageOption = None,
-    workers: WorkersOption = None,
-    devices: DevicesOption = "auto",
-    devices_per_worker: DevicesPerWorkerOption = None,
-    hosts_per_worker: HostsPerWorkerOption = None,
-    trials: TrialsOption = None,
-    wall_hours: WallHoursOption = None,
-    device_hours: DeviceHoursOption = None,
-    trial_minutes: TrialMinutesOption = None,
-    stall_minutes: StallMinutesOption = None,
-    artifacts: ArtifactsOption = None,
-    seed: SeedOption = None,
-    fixed: SetOption = None,
-    name: NameOption = None,
-    objective: ObjectiveOption = None,
-    direction: DirectionOption = None,
-    sampler: SamplerOption = None,
-    pruner: PrunerOption = None,
-    cohort: CohortOption = None,
-    mlflow: MlflowOption = None,
-    tensorboard: TensorboardOption = None,
-    wandb: WandbOption = None,
-    notify: NotifyOption = None,
-    metrics_port: MetricsPortOption = None,
-    metrics_host: MetricsHostOption = None,
-    log_format: LogFormatOption = LogFormat.TEXT,
-    live: LiveOption = None,
-    on: OnOption = None,
-    option: EngineOption = None,
-    logs: LogsOption = None,
-    dry_run: DryRunOption = False,
-    detach: DetachOption = False,
-    debug: DebugOption = False,
-) -> None:
-    """Run a study with several workers.
-
-    Ends when the budget is used up. Run it again to resume a study, or to add trials with --trials.
-    """
-    from tuner.launch import LaunchOptions
-    from tuner.launch import launch as launch_study
-
-    options = LaunchOptions(
-        storage=storage,
-        artifacts=artifacts,
-        workers=workers,
-        devices=devices,
-        devices_per_worker=devices_per_worker,
-        hosts_per_worker=hosts_per_worker,
-        trials=trials,
-        wall_hours=wall_hours,
-        device_hours=device_hours,
-        trial_minutes=trial_minutes,
-        stall_minutes=stall_minutes,
-        seed=seed,
-        fixed=split_pairs("--set", fixed),
-        name=name,
-        objectives=tuple(objective or ()),
-        directions=tuple(direction or ()),
-        sampler=parse_named("--sampler", sampler),
-        pruner=parse_named("--pruner", pruner),
-        cohort=parse_cohort(cohort),
-        mlflow=mlflow,
-        tensorboard=tensorboard,
-        wandb=wandb,
-        notify=tuple(notify or ()),
-        metrics_port=metrics_port,
-        metrics_host=metrics_host,
-        live=live,
-    )
-    study: str | None
-    with _busy_if_at_work(file, storage):
-        if on is None:
-            _refuse_without_engine(option=option, logs=logs, dry_run=dry_run, detach=detach)
-            study = launch_study(file, options).study
-        else:
-            from tuner.cli.jobs import launch_on
-            from tuner.launch.engines import JobOptions
-
-            where = JobOptions(on=on, options=split_pairs("--option", option), logs=logs)
-            study = launch_on(file, options, where, is_dry=dry_run, is_detached=detach, log_format=log_format)
-    if study is None:
-        return
-    from tuner.cli.show import print_best, tell_best
-    from tuner.storage.sql.background_calls import aside
-
-    aside(partial(tell_best if log_format is LogFormat.JSON else print_best, study, storage))
-
-
-def _refuse_without_engine(**given: object) -> None:
-    for name, value in given.items():
-        if value:
-            raise UsageError(f"`{name}` has no effect without `on`: pass an engine with `on`, such as slurm")
 
 
 def worker(
@@ -289,7 +177,7 @@ def _work(
     from tuner.worker import run_worker
 
     url = storage_url(storage)
-    with _busy_if_at_work(file, storage):
+    with busy_if_at_work(file, storage):
         found = load_target(file, settings)
         # A launcher has already connected, and its workers wait longer.
         if LAUNCHED_VARIABLE not in os.environ and not url.is_new_file():
@@ -342,7 +230,7 @@ def _work_in_group(
 
 
 @contextlib.contextmanager
-def _busy_if_at_work(target: str, storage: str | None) -> Generator[None]:
+def busy_if_at_work(target: str, storage: str | None) -> Generator[None]:
     """Raise `StudyBusy` for a file that is broken or has changed while other workers run a study of this file.
 
     They loaded an earlier version of it, and it may be repaired: who restarts this process should do so later.

@@ -1,378 +1,38 @@
-"""Starts workers on this machine, watches them, restarts those that die, and stops them together."""
+"""Launches studies on this machine: one, several in turn, or several at once on the same workers."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import queue
 import signal
 import sys
 import threading
-import time
-from collections.abc import Generator, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Generator, Sequence
 
 from rich.console import Console
 
-from tuner.errors import TRY_AGAIN, StorageLost, StudyBusy, StudyFailed, StudyStopped, TunerError, UsageError
-from tuner.launch.database import Counts, StudyDatabase
-from tuner.launch.devices import DeviceGroup, assign, choose, environment, find_devices
+from tuner.errors import TunerError, UsageError
+from tuner.launch.devices import DeviceGroup, assign, choose, find_devices
 from tuner.launch.mirror_process import MirrorProcess
 from tuner.launch.options import LaunchOptions
-from tuner.launch.process import Message, WorkerProcess
 from tuner.launch.progress import JsonProgress, LiveProgress, PlainProgress, Progress, Snapshot
 from tuner.launch.prometheus import LaunchMetrics, served
+from tuner.launch.sharing import Sharing
 from tuner.launch.signals import end_on_signals
-from tuner.notify.receivers import VARIABLE as NOTIFY_VARIABLE
+from tuner.launch.study_launch import Interrupted, Place, StudyLaunch
 from tuner.output.log import has_reader, is_json, set_about, tell
-from tuner.output.sanitize import hide_password
 from tuner.storage import StorageURL, connect_when_up, storage_url, warn_of_password
 from tuner.storage.artifacts import artifacts_of
 from tuner.storage.sql.background_calls import aside
-from tuner.study.file import split_path, split_target
+from tuner.study.file import split_target
 from tuner.study.source import code_digest
-from tuner.trial import Event, event_line
-from tuner.trial.environment import LAUNCHED_VARIABLE
-from tuner.trial.events import (
-    EpochEnded,
-    HoursUsed,
-    SearchFinished,
-    StudyEnded,
-    StudyLoaded,
-    StudyRefused,
-    TrialBegan,
-    TrialEnded,
-    TrialLost,
-    TrialReleased,
-    TrialRetried,
-    WorkerDone,
-    WorkerIdle,
-)
-
-if TYPE_CHECKING:
-    from tuner.launch.notices import LaunchNotices
-
-_GRACE_S = 5.0
-"""Seconds that a worker may take to give back its trial; then it is killed, and the launcher gives back the trial."""
-_POLL_S = 0.5
-_WAIT_S, _LAST_WAIT_S = 2.0, 1.0
-"""Seconds to wait for an answer of the database (a late one is used later); and after a signal."""
-_FINAL_COUNT_S = 15.0
-_COUNT_SHARE = 0.05
-"""The share of its time for which a launch may keep the database busy with counting; large studies take a second."""
-_MAX_EARLY_DEATHS = 4
-"""A worker that dies this often in a row, without ending a trial or getting one further, is not restarted. This is one
-more than the deaths after which a trial fails (`storage.claims.MAX_DEATHS`), so that one bad trial does not stop the
-study."""
 
 
-class Interrupted(TunerError):
-    """The launch was stopped by a signal."""
+class SeveralFailed(TunerError):
+    """Some of several studies did not finish."""
 
-    exit_status = 130
-
-
-@dataclass
-class _Place:
-    """A device group and its current worker."""
-
-    index: int
-    group: DeviceGroup
-    worker: WorkerProcess | None = None
-    starts: int = 0
-    early_deaths: int = 0
-    is_done: bool = False
-    is_finished: bool = False
-    """Whether its worker has exited because nothing is left to do."""
-    is_at_work: bool = False
-    """Whether the worker has the study loaded."""
-    refusal: str = ""
-    """The worker's message if the study's file cannot be used any more."""
-    is_busy: bool = False
-    """Whether it said that other workers run a study of this file."""
-    trial: int | None = None
-    """The trial whose start the worker has reported, until it reports the end."""
-
-
-_Burial = tuple[_Place, str, Future[TrialEnded | None]]
-
-
-@dataclass
-class _Launch:
-    """The state of one launch."""
-
-    command: Sequence[str]
-    url: StorageURL
-    target: str
-    places: list[_Place]
-    mirror: MirrorProcess
-    notices: LaunchNotices
-    metrics: LaunchMetrics
-    inbox: queue.Queue[Message] = field(default_factory=queue.Queue[Message])
-    snapshot: Snapshot = field(default_factory=Snapshot)
-    error: TunerError | None = None
-    counting: Future[Counts | None] | None = None
-    asked_s: float = 0.0
-    counted_s: float = 0.0
-    count_pause_s: float = _POLL_S
-    burials: list[_Burial] = field(default_factory=list[_Burial])
-    farthest: dict[int, int] = field(default_factory=dict[int, int])
-    """The greatest epoch that a worker has reported of each trial."""
-    began_s: float = field(default_factory=time.time)
-    code: str | None = None
-    """The digest of the study's code at the start of this launch, or of the last version that was reported."""
-
-    def __post_init__(self) -> None:
-        self.database = StudyDatabase(self.url)
-
-    def run(self, progress: Progress, stop: threading.Event) -> None:
-        """Start the workers and return when all are done.
-
-        Raises:
-            TunerError: an error that a worker reported, `StudyFailed` if no worker stays alive, or `Interrupted`.
-        """
-        try:
-            for place in self.places:
-                self._start(place)
-            while not (stop.is_set() or self.error or all(place.is_done for place in self.places)):
-                self._read_messages(progress)
-                self._watch(progress)
-                self.mirror.watch(progress)
-                self.notices.watch(progress, self.snapshot)
-                self._count(self.count_pause_s)
-                self._take_burials(progress)
-                progress.update(self.snapshot)
-                workers = [place.worker for place in self.places if place.worker is not None]
-                self.metrics.observe(self.snapshot, sum(worker.process.poll() is None for worker in workers))
-        finally:
-            self._end_workers(progress)
-            self._count_at_end(stop)
-            progress.update(self.snapshot)
-            is_gone = all(place.is_done and not place.is_finished for place in self.places)
-            self.notices.end(progress, self.snapshot, stop, self.error, is_gone=is_gone)
-            self.mirror.end(progress, stop)
-            self.database.close()
-        if self.error is not None:
-            raise self.error
-        if not self.snapshot.study and not stop.is_set():
-            raise TunerError(f"all workers of {self.target} exited before starting the study")
-        if stop.is_set():
-            raise Interrupted(
-                f"stopped with {self.snapshot.used} of {self.snapshot.trials or 'its'} trials finished; "
-                "run the same command again to finish the rest"
-            )
-
-    def _start(self, place: _Place) -> None:
-        place.starts += 1
-        place.is_at_work, place.refusal, place.is_busy = False, "", False
-        host = os.uname().nodename
-        name = f"{host}:{os.getpid()}:{place.index}.{place.starts}"
-        env = {**environment(place.group, os.environ), "TUNER_STORAGE": self.url.text, "PYTHONUNBUFFERED": "1"}
-        env[LAUNCHED_VARIABLE] = str(self.began_s)
-        env.pop(NOTIFY_VARIABLE, None)  # secrets that no worker needs
-        place.worker = WorkerProcess(place.index, name, self.command, env, self.inbox)
-        self.snapshot.workers[place.index] = "starting"
-
-    def _read_messages(self, progress: Progress) -> None:
-        """Wait a moment for messages and handle all of them."""
-        try:
-            message = self.inbox.get(timeout=0.1)
-            while True:
-                if isinstance(message.said, Event):
-                    self._take(message.index, message.said)
-                if not isinstance(message.said, StudyRefused):  # that is raised
-                    progress.say(message.said, worker=message.worker, place=message.index)
-                message = self.inbox.get_nowait()
-        except queue.Empty:
-            return
-
-    def _take(self, index: int, event: Event) -> None:
-        snapshot, place = self.snapshot, self.places[index]
-        self.metrics.take(index, event)
-        match event:
-            case StudyLoaded(study, trials, objective):
-                set_about(study=study)
-                snapshot.study, snapshot.trials, snapshot.objective = study, trials, objective
-                place.is_at_work = True
-                self.mirror.start(study)
-                self.notices.start(study)
-                if snapshot.began_s is None:
-                    self._count(wait_s=_WAIT_S)
-            case TrialBegan(trial):
-                snapshot.workers[index] = f"trial {trial}"
-                place.trial = trial
-            case EpochEnded(trial, epoch):
-                snapshot.workers[index] = event_line(event) or ""
-                if trial not in self.farthest or epoch > self.farthest[trial]:
-                    place.early_deaths, self.farthest[trial] = 0, epoch
-            case TrialEnded() | TrialReleased() | TrialRetried():
-                place.early_deaths, place.trial = 0, None
-            case TrialLost():
-                place.trial = None
-            case HoursUsed():
-                snapshot.is_out_of_hours = True
-            case SearchFinished():
-                snapshot.is_finished = True
-            case StudyEnded(_, message):
-                snapshot.ended = message
-            case WorkerIdle():
-                snapshot.workers[index] = "waiting for other workers' trials"
-            case WorkerDone():
-                snapshot.workers[index] = "done"
-            case StudyRefused(message, exit_status):
-                place.refusal, place.is_busy = hide_password(message), exit_status == StudyBusy.exit_status
-                if exit_status in (StudyStopped.exit_status, StudyFailed.exit_status):
-                    ended = StudyStopped if exit_status == StudyStopped.exit_status else StudyFailed
-                    self.error = self.error or ended(place.refusal)
-            case _:
-                pass
-
-    def _watch(self, progress: Progress) -> None:
-        """Check for workers that have exited; restart those that died."""
-        for place in self.places:
-            if place.is_done or place.worker is None or not place.worker.has_ended():
-                continue
-            self._read_messages(progress)
-            if place.worker.process.returncode == 0:
-                place.is_done, place.is_finished, place.is_at_work = True, True, False
-            elif place.worker.process.returncode == UsageError.exit_status or place.is_busy:
-                self._give_up(place, place.worker, progress)
-            elif self.error is None:
-                self._replace(place, place.worker, progress)
-
-    def _give_up(self, place: _Place, refused: WorkerProcess, progress: Progress) -> None:
-        """Note that a worker cannot run the study's file, which a restart would not change.
-
-        This ends the launch, unless other workers of it are running: then the file was changed after they had read it.
-        """
-        place.is_done, place.is_at_work = True, False
-        why = place.refusal or hide_password("\n".join(refused.last_lines[-5:]))
-        if not any(other.is_at_work for other in self.places):
-            refusal = StudyBusy if place.is_busy else UsageError
-            self.error = self.error or refusal(why)
-            return
-        self.snapshot.workers[place.index] = "given up (the study's file)"
-        about = {"worker": refused.name, "place": place.index}
-        told = f"worker {place.index} cannot run the study's file as it is now; the other workers continue: {why}"
-        progress.note(told, "not_restarted", "error", **about)
-
-    def _tell_of_change(self, place: _Place, progress: Progress) -> None:
-        """Warn that the study's file has changed when a worker restarts and reads it again."""
-        code = code_digest(split_path(self.target)[0])
-        if code != self.code:
-            progress.note(
-                f"the study's file has changed: worker {place.index} restarts with the new version; "
-                "workers that are already running keep the old one",
-                "study_changed",
-                "warning",
-                place=place.index,
-            )
-        self.code = code
-
-    def _replace(self, place: _Place, dead: WorkerProcess, progress: Progress) -> None:
-        self._bury(place, dead, progress, died=True)
-        place.early_deaths += 1
-        self.metrics.add_death(place.index)
-        about = {"worker": dead.name, "place": place.index, "ending": dead.ending}
-        is_last = place.early_deaths >= _MAX_EARLY_DEATHS
-        told = f"worker {place.index} died ({dead.ending})" + ("; it is not restarted" if is_last else "")
-        progress.note(told, "died", "error" if is_last else "warning", **about)
-        if place.early_deaths < _MAX_EARLY_DEATHS:
-            self._tell_of_change(place, progress)
-            self._start(place)
-            return
-        place.is_done, place.is_at_work = True, False
-        self.snapshot.workers[place.index] = f"given up ({dead.ending})"
-        if all(other.is_done and not other.is_finished for other in self.places):
-            last = hide_password("\n".join(dead.last_lines[-5:]))
-            if dead.process.returncode == TRY_AGAIN:
-                self.error = StorageLost(last.removeprefix("tuner: "))
-                return
-            self.error = StudyFailed(
-                f"every worker died {_MAX_EARLY_DEATHS} times in a row, the last with {dead.ending}; "
-                f"run `tuner worker {self.target}` to see why\n{last}".rstrip()
-            )
-
-    def _bury(
-        self, place: _Place, dead: WorkerProcess, progress: Progress, *, died: bool, wait_s: float = _WAIT_S
-    ) -> None:
-        """Free the trial of a worker that has exited; otherwise it would be free only when its lease ends."""
-        burial = self.database.release(dead.name, self.snapshot.study, place.trial, died=died)
-        place.trial = None
-        self.burials.append((place, dead.name, burial))
-        self.database.wait(burial, wait_s)
-        self._take_burials(progress)
-
-    def _take_burials(self, progress: Progress) -> None:
-        """Handle the ends of trials that dead workers told the storage but not this launcher."""
-        done = [burial for burial in self.burials if burial[2].done()]
-        self.burials = [burial for burial in self.burials if burial not in done]
-        for place, name, burial in done:
-            end = burial.result()
-            if end is not None:
-                now = place.trial, place.early_deaths
-                self._take(place.index, end)
-                if place.worker is not None and place.worker.name != name:
-                    place.trial, place.early_deaths = now  # of the worker that has replaced the dead one
-                progress.say(end, worker=name, place=place.index)
-
-    def _end_workers(self, progress: Progress) -> None:
-        alive = [(place, place.worker) for place in self.places if place.worker is not None and not place.is_done]
-        for _, worker in alive:
-            worker.stop()
-        deadline_s = time.monotonic() + _GRACE_S
-        while any(worker.process.poll() is None for _, worker in alive) and time.monotonic() < deadline_s:
-            self._read_messages(progress)
-        for _, worker in alive:
-            if worker.process.poll() is None:
-                worker.kill()
-            worker.has_ended()
-        self._read_messages(progress)  # their last messages
-        deadline_s = max(deadline_s, time.monotonic() + (0.0 if self._is_silent() else _LAST_WAIT_S))
-        for place, worker in alive:
-            if worker.process.returncode != 0:
-                self._bury(place, worker, progress, died=False, wait_s=deadline_s - time.monotonic())
-
-    def _is_silent(self) -> bool:
-        """Return whether the database has not answered for a while."""
-        return self.counting is not None and time.monotonic() > self.asked_s + _LAST_WAIT_S
-
-    def _count_at_end(self, stop: threading.Event) -> None:
-        """Count the ended trials; after a signal only if the database answers immediately."""
-        if stop.is_set() and (self.burials or self._is_silent()):
-            return
-        began_s, is_latest = time.monotonic(), self.counting is None  # else it may be from before the last ends
-        while self.snapshot.study:
-            # A signal may come while this waits.
-            if time.monotonic() > began_s + (_LAST_WAIT_S if stop.is_set() else _FINAL_COUNT_S):
-                return
-            self._count()
-            if self.counting is None and is_latest:
-                return
-            is_latest = is_latest or self.counting is None
-
-    def _count(self, at_most_every_s: float = 0.0, wait_s: float = 0.2) -> None:
-        """Read the progress of the study from the storage, now or, if the answer is late, in a later call."""
-        if self.counting is None:
-            if not self.snapshot.study or time.monotonic() < self.counted_s + at_most_every_s:
-                return
-            self.counting, self.asked_s = self.database.count(self.snapshot.study), time.monotonic()
-        if not self.database.wait(self.counting, wait_s):
-            return
-        counts, self.counting, self.counted_s = self.counting.result(), None, time.monotonic()
-        snapshot = self.snapshot
-        if counts is None:  # down for a moment
-            return
-        self.count_pause_s = max(_POLL_S, counts.seconds / _COUNT_SHARE)
-        snapshot.counts = counts.by_outcome
-        if counts.best is not None:
-            error = "" if counts.best_stderr is None else f" ± {counts.best_stderr:.2g}"
-            snapshot.best_value, snapshot.best_trial = counts.best, counts.best_trial
-            snapshot.best = f"{counts.best:.4f}{error} (trial {counts.best_trial})"
-        if snapshot.began_s is None:
-            snapshot.began_s, snapshot.already = time.monotonic(), snapshot.used
+    def __init__(self, message: str, exit_status: int) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
 
 
 def launch(target: str, options: LaunchOptions | None = None) -> Snapshot:
@@ -393,50 +53,143 @@ def launch(target: str, options: LaunchOptions | None = None) -> Snapshot:
         StudyBusy: the study's file cannot be used, but workers of another launch run it.
         Interrupted: SIGINT or SIGTERM; the study can be resumed.
     """
+    (snapshot,) = _launch([target], options or LaunchOptions())
+    return snapshot
+
+
+def launch_at_once(targets: Sequence[str], options: LaunchOptions | None = None) -> list[Snapshot]:
+    """Run several studies at the same time, as `launch` runs one. They share the workers.
+
+    Each study has the same number of workers, or one more than another. If there are more studies than workers, some
+    wait. The workers of a study that has finished go on with the other studies.
+
+    Args:
+        targets: `FILE` or `FILE:NAME` of each study.
+        options: How to launch them; a budget is that of each study.
+
+    Returns:
+        The state of each study at the end.
+
+    Raises:
+        UsageError: an option is wrong, or a file.
+        SeveralFailed: some studies did not finish. A line has told the reason when it occurred.
+        Interrupted: SIGINT or SIGTERM; the studies can be resumed.
+    """
     options = options or LaunchOptions()
+    check_several(targets, options)
+    return _launch(targets, options)
+
+
+def in_turn(targets: Sequence[str], launch_one: Callable[[str], None]) -> None:
+    """Launch one study after another. An error of a study does not keep the next one from starting.
+
+    Args:
+        targets: `FILE` or `FILE:NAME` of each study.
+        launch_one: Launches a study.
+
+    Raises:
+        UsageError: a file does not exist or is not valid Python; then no study starts.
+        SeveralFailed: some studies did not finish. A line has told the reason when it occurred.
+        Interrupted: SIGINT or SIGTERM, which starts no further study.
+    """
+    failed: dict[str, TunerError] = {}
+    for target in targets:
+        try:
+            launch_one(target)
+        except Interrupted:
+            raise
+        except TunerError as error:
+            tell(f"{target}: {error}", "study_failed", "error", file=target)
+            failed[target] = error
+    _raise_failed(failed, len(targets))
+
+
+def check_several(targets: Sequence[str], options: LaunchOptions) -> None:
+    """Check the files of several studies, and that no option names one study.
+
+    Raises:
+        UsageError: the first that is wrong.
+    """
+    for at, target in enumerate(targets):
+        split_target(target)
+        if target in targets[:at]:
+            raise UsageError(f"each study can be launched once: got {target!r} twice")
+    if len(targets) > 1 and options.name is not None:
+        raise UsageError(f"`name` {options.name!r} names one study: got {len(targets)} files; launch them one by one")
+
+
+def _raise_failed(failed: dict[str, TunerError], count: int) -> None:
+    if failed:
+        status = next(iter(failed.values())).exit_status
+        raise SeveralFailed(f"{len(failed)} of {count} studies did not finish: {', '.join(failed)}", status)
+
+
+def _launch(targets: Sequence[str], options: LaunchOptions) -> list[Snapshot]:
     if options.hosts_per_worker is not None:
         raise UsageError("`hosts_per_worker` has no effect without `on`: pass an engine with `on`, such as slurm")
     check_live(options.live)
     set_about(study=None)  # another launch in this process may have used one
-    path, _ = split_target(target)
+    paths = [split_target(target)[0] for target in targets]
     groups = assign(choose(find_devices(), options.devices), options.workers, options.devices_per_worker)
     url, artifacts = storage_url(options.storage), artifacts_of(options.artifacts)
-    mirror = MirrorProcess(options.mirror_options(), url)
-    from tuner.launch.notices import LaunchNotices
-
-    notices = LaunchNotices.of(options.notify, url, len(groups))
+    launches = [_study_launch(target, options, url, groups, is_shared=len(targets) > 1) for target in targets]
     count = f"{len(groups)} worker{'s' if len(groups) > 1 else ''}"
-    opening = f"{path} with {count} on {' | '.join(str(group) for group in groups)}, storage {url}"
-    devices_of = [str(group) for group in groups]
-    tell(opening, "launch", file=str(path), devices=devices_of, storage=str(url))
+    files = ", ".join(map(str, paths))
+    devices = [str(group) for group in groups]
+    opening = f"{files} with {count} on {' | '.join(devices)}, storage {url}"
+    tell(opening, "launch", file=files, devices=devices, storage=str(url))
     if not url.is_new_file():
         aside(lambda: connect_when_up(url).dispose())
     aside(artifacts.check_or_warn)
     warn_of_password()
-    metrics = LaunchMetrics(devices_of)
-    places = [_Place(index, group) for index, group in enumerate(groups)]
-    command = options.worker_command(target)
-    run = _Launch(command, url, target, places, mirror, notices, metrics, code=code_digest(path))
+    places = [Place(index, group) for index, group in enumerate(groups)]
     with contextlib.ExitStack() as stack:
         if options.metrics_port is not None:
+            metrics = [one.metrics for one in launches]
             address = stack.enter_context(served(metrics, options.metrics_host or "127.0.0.1", options.metrics_port))
             tell(f"metrics on {address}", "metrics", address=address)
         stop, progress = stack.enter_context(_signals()), stack.enter_context(_progress(groups, options.live))
-        run.run(progress, stop)
-        if run.snapshot.is_out_of_hours:
-            progress.note(
-                f"the study's hours are used up with {run.snapshot.used} of {run.snapshot.trials} trials finished; "
-                "launch with more hours to finish the rest",
-                "hours",
-            )
-        if run.snapshot.ended:
-            progress.note(run.snapshot.ended, "ended")
-        if run.snapshot.is_finished and run.snapshot.used < run.snapshot.trials:
-            progress.note(
-                f"the sampler has ended the search with {run.snapshot.used} of {run.snapshot.trials} trials finished",
-                "finished",
-            )
-    return run.snapshot
+        if len(launches) == 1:
+            launches[0].places = places
+            launches[0].run(progress, stop)
+            _tell_why_ended(launches[0].snapshot, progress)
+        else:
+            sharing = Sharing(launches, places, progress, _tell_why_ended)
+            _raise_failed(sharing.run(stop), len(launches))
+    return [one.snapshot for one in launches]
+
+
+def _study_launch(
+    target: str, options: LaunchOptions, url: StorageURL, groups: Sequence[DeviceGroup], *, is_shared: bool
+) -> StudyLaunch:
+    from tuner.launch.notices import LaunchNotices
+
+    return StudyLaunch(
+        options.worker_command(target),
+        url,
+        target,
+        [],
+        MirrorProcess(options.mirror_options(), url),
+        LaunchNotices.of(options.notify, url, len(groups)),
+        LaunchMetrics([str(group) for group in groups]),
+        code=code_digest(split_target(target)[0]),
+        is_shared=is_shared,
+    )
+
+
+def _tell_why_ended(snapshot: Snapshot, progress: Progress) -> None:
+    if snapshot.is_out_of_hours:
+        progress.note(
+            f"the study's hours are used up with {snapshot.used} of {snapshot.trials} trials finished; "
+            "launch with more hours to finish the rest",
+            "hours",
+        )
+    if snapshot.ended:
+        progress.note(snapshot.ended, "ended")
+    if snapshot.is_finished and snapshot.used < snapshot.trials:
+        progress.note(
+            f"the sampler has ended the search with {snapshot.used} of {snapshot.trials} trials finished", "finished"
+        )
 
 
 def _progress(groups: list[DeviceGroup], live: bool | None) -> Progress:

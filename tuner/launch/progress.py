@@ -46,6 +46,7 @@ class Snapshot:
     """The state of a running study.
 
     Attributes:
+        file: Its file, as the launch got it.
         study: Its name; empty until a worker has loaded it.
         trials: The budget; 0 until then.
         counts: The number of trials with each outcome, including those of other launches.
@@ -61,6 +62,7 @@ class Snapshot:
     """
 
     objective: str = ""
+    file: str = ""
     study: str = ""
     trials: int = 0
     counts: Mapping[Outcome, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
@@ -106,12 +108,15 @@ class Snapshot:
 class Progress(Protocol):
     """Shows a snapshot from time to time, and all messages of the launcher and events of workers.
 
-    `say` gets the worker's name and place if they are known; the mirror has neither.
+    `say` gets the worker's name and place if they are known; the mirror has neither. If several studies run at once, it
+    gets the study's name.
     """
 
     def update(self, snapshot: Snapshot) -> None: ...
     def note(self, message: str, event: str, level: str = "info", **fields: object) -> None: ...
-    def say(self, said: Event | LogLine, *, worker: str | None = None, place: int | None = None) -> None: ...
+    def say(
+        self, said: Event | LogLine, *, worker: str | None = None, place: int | None = None, study: str | None = None
+    ) -> None: ...
     def __enter__(self) -> Progress: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -137,37 +142,50 @@ def _name(said: Event | LogLine) -> str:
     return said.event if isinstance(said, LogLine) else said.name
 
 
+@dataclass
+class _Printed:
+    """What was printed of a study last, and when it may be printed again."""
+
+    snapshot: Snapshot
+    counts: Mapping[Outcome, int] = field(default_factory=dict[Outcome, int])
+    next_s: float = 0.0
+
+
 class PlainProgress:
     """Prints one line when a trial has ended, at most every few seconds; for logs and pipes."""
 
     def __init__(self) -> None:
-        self._shown: Mapping[Outcome, int] = {}
-        self._next_s = 0.0
-        self._last: Snapshot | None = None
+        self._studies: dict[str, _Printed] = {}
 
     def update(self, snapshot: Snapshot) -> None:
         now_s = time.monotonic()
-        self._last = snapshot
-        if not snapshot.study or (now_s < self._next_s and snapshot.used < snapshot.trials):
+        last = self._studies.setdefault(snapshot.file, _Printed(snapshot))
+        last.snapshot = snapshot
+        if not snapshot.study or (now_s < last.next_s and snapshot.used < snapshot.trials):
             return
-        if snapshot.counts != self._shown:  # a change of only the time left is not shown
+        if snapshot.counts != last.counts:  # a change of only the time left is not shown
+            several = {"study": snapshot.study} if len(self._studies) > 1 else {}
+            line = snapshot.line(now_s)
             self.note(
-                snapshot.line(now_s),
+                f"{snapshot.study}: {line}" if several else line,
                 "progress",
+                **several,
                 trials=snapshot.trials,
                 counts=dict(snapshot.counts),
                 best=snapshot.best_value,
                 left_s=snapshot.seconds_left(now_s),
             )
-            self._shown, self._next_s = dict(snapshot.counts), now_s + _PLAIN_EVERY_S
+            last.counts, last.next_s = dict(snapshot.counts), now_s + _PLAIN_EVERY_S
 
     def note(self, message: str, event: str, level: str = "info", **fields: object) -> None:
         tell(message, event, level, **fields)
 
-    def say(self, said: Event | LogLine, *, worker: str | None = None, place: int | None = None) -> None:
+    def say(
+        self, said: Event | LogLine, *, worker: str | None = None, place: int | None = None, study: str | None = None
+    ) -> None:
         text = shown(said, place)
         if text is not None:
-            self.note(text, _name(said))
+            self.note(text if study is None else f"{study}: {text}", _name(said))
 
     def __enter__(self) -> PlainProgress:
         return self
@@ -175,16 +193,18 @@ class PlainProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._last is not None:
-            self._next_s = 0.0  # the end is always shown
-            self.update(self._last)
+        for last in list(self._studies.values()):
+            last.next_s = 0.0  # the end is always shown
+            self.update(last.snapshot)
 
 
 class JsonProgress(PlainProgress):
     """Prints the same and every event of the workers as JSON, for programs."""
 
-    def say(self, said: Event | LogLine, *, worker: str | None = None, place: int | None = None) -> None:
-        about = {"worker": worker, "place": place}
+    def say(
+        self, said: Event | LogLine, *, worker: str | None = None, place: int | None = None, study: str | None = None
+    ) -> None:
+        about = {"study": study, "worker": worker, "place": place}
         print_said(said, **{name: value for name, value in about.items() if value is not None})
 
 
@@ -192,19 +212,31 @@ class LiveProgress:
     """A live table, for terminals."""
 
     def __init__(self, console: Console, groups: list[DeviceGroup]) -> None:
-        self._console, self._groups = console, groups
+        self._groups = groups
+        self._snapshots: dict[str, Snapshot] = {}
         self._live = Live(console=console, refresh_per_second=4, transient=False)
 
     def update(self, snapshot: Snapshot) -> None:
-        self._live.update(draw(snapshot, self._groups, time.monotonic()))
+        self._snapshots[snapshot.file] = snapshot
+        shown = list(self._snapshots.values())
+        if len(shown) == 1:
+            self._live.update(draw(snapshot, self._groups, time.monotonic()))
+        else:
+            self._live.update(Group(*(part for one in shown for part in self._part(one))))
+
+    def _part(self, snapshot: Snapshot) -> tuple[Group, Text]:
+        """Draw one of several studies, with the workers that it has now."""
+        return draw(snapshot, self._groups, time.monotonic(), has_all=False), Text("")
 
     def note(self, message: str, event: str, level: str = "info", **fields: object) -> None:
         self._live.console.print(f"tuner: {clean(message)}", markup=False, highlight=False, soft_wrap=True)
 
-    def say(self, said: Event | LogLine, *, worker: str | None = None, place: int | None = None) -> None:
+    def say(
+        self, said: Event | LogLine, *, worker: str | None = None, place: int | None = None, study: str | None = None
+    ) -> None:
         text = shown(said, place)
         if text is not None:
-            self.note(text, _name(said))
+            self.note(text if study is None else f"{study}: {text}", _name(said))
 
     def __enter__(self) -> LiveProgress:
         self._live.__enter__()
@@ -216,8 +248,8 @@ class LiveProgress:
         self._live.__exit__(kind, error, trace)
 
 
-def draw(snapshot: Snapshot, groups: list[DeviceGroup], now_s: float) -> Group:
-    """Return the live table."""
+def draw(snapshot: Snapshot, groups: list[DeviceGroup], now_s: float, *, has_all: bool = True) -> Group:
+    """Return the live table of a study that has all workers of the launch, or only those that have a state."""
     counts = Table(box=None, pad_edge=False, header_style="bold")
     shown = {
         "done": f"{snapshot.used}/{snapshot.trials}" if snapshot.trials else "",
@@ -237,6 +269,8 @@ def draw(snapshot: Snapshot, groups: list[DeviceGroup], now_s: float) -> Group:
     for heading in ("worker", "devices", "state"):
         workers.add_column(heading, no_wrap=True)
     for index, group in enumerate(groups):
+        if not has_all and index not in snapshot.workers:
+            continue
         workers.add_row(str(index), str(group), Text(one_line(snapshot.workers.get(index, "starting"))))
     title = Text(one_line(f"study {snapshot.study}") if snapshot.study else "loading the study", style="bold")
     return Group(title, counts, Text(""), workers)

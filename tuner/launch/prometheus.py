@@ -8,6 +8,7 @@ import re
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from tuner.errors import UsageError, how_to_install
@@ -123,6 +124,22 @@ class LaunchMetrics:
         yield _gauge("tuner_best_value", "Best objective value of the study's complete trials", best)
 
 
+@dataclass(frozen=True)
+class _Together:
+    """The metrics of several studies: each family once, with the samples of all."""
+
+    studies: tuple[LaunchMetrics, ...]
+
+    def collect(self) -> Iterator[Metric]:
+        families: dict[str, Metric] = {}
+        for metrics in self.studies:
+            for family in metrics.collect():
+                families.setdefault(family.name, family)
+                if families[family.name] is not family:
+                    families[family.name].samples += family.samples
+        yield from families.values()
+
+
 def _counter(name: str, about: str, values: dict[tuple[str, ...], float], *labels: str) -> Metric:
     from prometheus_client.core import CounterMetricFamily
 
@@ -142,11 +159,11 @@ def _filled(family: CounterMetricFamily | GaugeMetricFamily, values: dict[tuple[
 
 
 @contextlib.contextmanager
-def served(metrics: LaunchMetrics, host: str, port: int) -> Generator[str]:
+def served(metrics: Sequence[LaunchMetrics], host: str, port: int) -> Generator[str]:
     """Serve a launch's metrics while the body runs.
 
     Args:
-        metrics: The metrics.
+        metrics: The metrics of each study.
         host: The address to listen on.
         port: The port; 0 picks a free one.
 
@@ -166,7 +183,7 @@ def served(metrics: LaunchMetrics, host: str, port: int) -> Generator[str]:
     from tuner.web.server import Limits, Server
 
     registry = CollectorRegistry()
-    registry.register(metrics)  # pyright: ignore[reportArgumentType]: all it needs is `collect`
+    registry.register(_Together(tuple(metrics)))  # pyright: ignore[reportArgumentType]: all it needs is `collect`
     app = cast("WSGIApplication", make_wsgi_app(registry))
     server = Server(host, port, app, Limits(), tell=_tell_error)
     try:

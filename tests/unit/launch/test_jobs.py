@@ -15,7 +15,7 @@ import tuner
 from tuner.errors import StorageLost, StudyFailed, UsageError
 from tuner.launch.engines import follow, jobs
 from tuner.launch.engines.engine import EngineError, Job, JobState, Part
-from tuner.launch.launcher import Interrupted
+from tuner.launch.study_launch import Interrupted
 from tuner.storage import connect
 from tuner.storage.read.queries import find_study
 from tuner.storage.worker.studies import stop

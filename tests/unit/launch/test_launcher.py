@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from tuner.errors import UsageError
-from tuner.launch import launcher
+from tuner.launch import launcher, study_launch
 from tuner.launch.database import Counts
 from tuner.launch.devices import DeviceGroup
 from tuner.launch.mirror_process import MirrorProcess
@@ -42,17 +42,17 @@ class SilentDatabase:
 
 
 def test_a_signal_ends_the_last_count_of_a_silent_database(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launcher, "_FINAL_COUNT_S", 600.0)
+    monkeypatch.setattr(study_launch, "_FINAL_COUNT_S", 600.0)
     url = parse_url("sqlite:///none.db")
     mirror = MirrorProcess(MirrorOptions(), url)
-    run = launcher._Launch([], url, "study.py", [], mirror, LaunchNotices.of((), url, 1), LaunchMetrics(["cpu 0"]))
+    run = study_launch.StudyLaunch([], url, "study.py", [], mirror, LaunchNotices.of((), url, 1), LaunchMetrics(["cpu 0"]))
     run.database.close()
     run.database = cast("Any", silent := SilentDatabase())
     run.snapshot.study = "tiny"
     stop = threading.Event()
     counting = threading.Thread(target=run._count_at_end, args=(stop,), daemon=True)
     counting.start()
-    counting.join(timeout=2 * launcher._LAST_WAIT_S)
+    counting.join(timeout=2 * study_launch._LAST_WAIT_S)
     assert counting.is_alive(), "without a signal it waits"
     stop.set()
     counting.join(timeout=300)
@@ -78,10 +78,10 @@ def test_a_launch_keeps_the_database_busy_with_counting_for_a_twentieth_of_the_t
     seconds: float, pause_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = 1000.0
-    monkeypatch.setattr(launcher, "time", SimpleNamespace(monotonic=lambda: now_s, time=time.time))
+    monkeypatch.setattr(study_launch, "time", SimpleNamespace(monotonic=lambda: now_s, time=time.time))
     url = parse_url("sqlite:///none.db")
     mirror, notices = MirrorProcess(MirrorOptions(), url), LaunchNotices.of((), url, 1)
-    run = launcher._Launch([], url, "study.py", [], mirror, notices, LaunchMetrics(["cpu 0"]))
+    run = study_launch.StudyLaunch([], url, "study.py", [], mirror, notices, LaunchMetrics(["cpu 0"]))
     run.database.close()
     run.database = cast("Any", database := SlowDatabase(seconds))
     run.snapshot.study = "tiny"
@@ -149,11 +149,11 @@ class Launch:
     """A launch with two workers of a file, which looks at them when it is told to."""
 
     def __init__(self, file: Path) -> None:
-        self.places = [launcher._Place(index, DeviceGroup("cpu", (index,), (index,))) for index in (0, 1)]
+        self.places = [study_launch.Place(index, DeviceGroup("cpu", (index,), (index,))) for index in (0, 1)]
         url = parse_url("sqlite:///none.db")
         nothing, metrics = MirrorProcess(MirrorOptions(), url), LaunchMetrics(["cpu 0", "cpu 1"])
         code, notices = code_digest(file), LaunchNotices.of((), url, 1)
-        self.run = launcher._Launch([], url, str(file), self.places, nothing, notices, metrics, code=code)
+        self.run = study_launch.StudyLaunch([], url, str(file), self.places, nothing, notices, metrics, code=code)
         self.run.database.close()
         self.run.database = cast("Any", Database())
         self.notes = Notes()
@@ -180,7 +180,7 @@ class Launch:
 
 @pytest.fixture
 def new_launch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Launch]:
-    monkeypatch.setattr(launcher, "WorkerProcess", Worker)
+    monkeypatch.setattr(study_launch, "WorkerProcess", Worker)
     return Launch
 
 

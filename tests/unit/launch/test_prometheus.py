@@ -75,7 +75,7 @@ def test_an_address_of_ipv6_is_told_as_one() -> None:
         pytest.skip("this machine has no IPv6")
     metrics = LaunchMetrics(["cpu 0"])
     metrics.observe(SNAPSHOT, 1)
-    with served(metrics, "::1", 0) as url:
+    with served([metrics], "::1", 0) as url:
         assert url.startswith("http://[::1]:")
         assert b'tuner_workers{study="tiny"} 1.0\n' in urllib.request.urlopen(url, timeout=300).read()
 
@@ -86,14 +86,14 @@ def test_without_the_library_it_is_told_how_to_get_it(monkeypatch: pytest.Monkey
         UsageError,
         match=r"must be installed to serve metrics: run `pip install -e '\.\[metrics\]'` in the clone of tuner$",
     ):
-        served(LaunchMetrics(["cpu 0"]), "127.0.0.1", 0).__enter__()
+        served([LaunchMetrics(["cpu 0"])], "127.0.0.1", 0).__enter__()
 
 
 @pytest.mark.parametrize("begin", PLAIN)
 def test_clients_that_wait_do_not_stop_the_metrics(begin: Callable[[socket.socket], None]) -> None:
     metrics = LaunchMetrics(["cpu 0"])
     metrics.observe(SNAPSHOT, 1)
-    with served(metrics, "127.0.0.1", 0) as url, attacked(int(url.split(":")[2].split("/")[0]), begin, 40):
+    with served([metrics], "127.0.0.1", 0) as url, attacked(int(url.split(":")[2].split("/")[0]), begin, 40):
         for _ in range(3):
             with urllib.request.urlopen(url, timeout=300) as answer:
                 assert b"tuner_best_value" in answer.read()

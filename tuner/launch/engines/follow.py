@@ -14,8 +14,8 @@ from tuner.launch.engines.choose import make_engine
 from tuner.launch.engines.engine import EngineError, Job, JobState
 from tuner.launch.engines.jobs import cancel_job, close_job, find_job, submit_job
 from tuner.launch.engines.plan import Plan, serves_one_host
-from tuner.launch.launcher import Interrupted
 from tuner.launch.signals import end_on_signals
+from tuner.launch.study_launch import Interrupted
 from tuner.output.log import tell
 from tuner.results.rows import progress, progress_line
 from tuner.storage import connect_when_up
