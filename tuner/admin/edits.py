@@ -16,6 +16,7 @@ from tuner.results.rows import best_rows
 from tuner.storage import AnyURL, connected, open_storage
 from tuner.storage.artifacts import Artifacts, StudyArtifacts
 from tuner.storage.read.queries import (
+    StudyRow,
     find_study,
     outcome_counts,
     read_distributions,
@@ -24,6 +25,8 @@ from tuner.storage.read.queries import (
     read_trial,
 )
 from tuner.storage.read.ranking import removable
+from tuner.storage.worker.studies import Owner, set_ownership
+from tuner.study.ownership import check_labels, check_owner
 from tuner.trial import Outcome
 
 if TYPE_CHECKING:
@@ -57,6 +60,34 @@ def enqueue(url: AnyURL, name: str, words: Mapping[str, str]) -> dict[str, Any]:
         _check_exists(key, params, conditions, known)
     _queue(url, name, params, {})
     return params
+
+
+def relabel(
+    url: AnyURL, name: str, *, owner: str | None = None, labels: Collection[str] = (), without: Collection[str] = ()
+) -> StudyRow:
+    """Change the owner and the labels of a study; return the study as it is then.
+
+    Args:
+        url: The storage's URL.
+        name: The study.
+        owner: Its new owner; None changes nothing.
+        labels: Labels to add.
+        without: Labels to remove.
+
+    Raises:
+        UnknownStudy: there is no such study.
+        UsageError: the study does not have a label to remove, or a text is no label or no owner.
+    """
+    check_owner(owner)
+    check_labels(list(labels))
+    with connected(url) as engine:
+        study = find_study(engine, name)
+        for label in without:
+            if label not in study.labels:
+                known = f"it has {', '.join(study.labels)}" if study.labels else "it has none"
+                raise UsageError(f"study {name!r} has no label {label!r}: {known}{nearest(label, study.labels)}")
+        set_ownership(engine, study.study_id, Owner(owner), list(labels), list(without))
+        return find_study(engine, name)
 
 
 def _parse(key: str, word: str, known: Mapping[str, list[str]], study: str) -> Any:

@@ -308,6 +308,19 @@ LiveOption = Annotated[
     bool | None,
     typer.Option("--live/--no-live", help="Show a live table, or one line per update.  [default: live on a terminal]"),
 ]
+OwnerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--owner",
+        metavar="NAME",
+        help="Who the study belongs to.  [default: the study's, $TUNER_OWNER, or who launches it first]",
+        show_default=False,
+    ),
+]
+LabelOption = Annotated[
+    list[str] | None,
+    typer.Option("--label", metavar="LABEL", help="Add a label to the study; may be repeated.", show_default=False),
+]
 ShareOption = Annotated[
     bool,
     typer.Option("--share", help="Run several files at the same time: divide the workers among them."),

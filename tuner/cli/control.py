@@ -53,6 +53,37 @@ def resume(study: StudyArgument, storage: StorageOption = None, debug: DebugOpti
     say(f"study {study!r} {words}")
 
 
+def label(
+    study: StudyArgument,
+    labels: Annotated[
+        list[str] | None, typer.Argument(metavar="LABEL...", help="Labels to add.", show_default=False)
+    ] = None,
+    remove: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LABEL", help="Remove this label; may be repeated.", show_default=False),
+    ] = None,
+    owner: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Set the owner of the study.", show_default=False)
+    ] = None,
+    storage: StorageOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Change the labels and the owner of a study.
+
+    `tuner studies` and the dashboard list the studies of an owner, or with a label.
+    For example: tuner label digits_mlp vision --remove draft --owner ann
+    """
+    from tuner.admin.edits import relabel
+
+    if not (labels or remove or owner):
+        raise UsageError("nothing to change: pass labels to add, --remove or --owner")
+    found = relabel(storage_url(storage), study, owner=owner, labels=labels or (), without=remove or ())
+    say(
+        f"study {study!r} belongs to {found.owner or 'nobody'}, "
+        f"and {'has the labels ' + ', '.join(found.labels) if found.labels else 'has no label'}"
+    )
+
+
 def enqueue(
     study: StudyArgument,
     values: Annotated[

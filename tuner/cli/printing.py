@@ -28,7 +28,7 @@ _RESULT_COLUMNS = {
     *("study", "state", "best", "median", "complete", "trials", "device_hours", "hours_saved"),
     *("check", "status", "metric", "recorded", "difference", "hparam", "ped_anova", "fanova"),
 }
-_WORDS = {"found", "advice", "objective", "direction", "reason"}
+_WORDS = {"found", "advice", "objective", "direction", "reason", "owner", "labels"}
 _FOLDED = 24
 _CONFIRMED = ("mean", "low", "high", "seeds", "is_tied", "margin", "tied_with")
 _BASELINE = ("number", "value", "better_by", "low", "high", "seeds")
@@ -122,8 +122,8 @@ def _print_table(rows: Sequence[JsonRow]) -> None:
 
 
 def _is_told(column: str, value: object) -> bool:
-    """Return whether a value makes its column worth showing. A count of 0 diverged trials, for example, does not."""
-    return value is not None and not (column in _COUNTS and value == 0)
+    """Return whether a value makes its column worth showing. A count of 0 diverged trials or no label does not."""
+    return value is not None and value != [] and not (column in _COUNTS and value == 0)
 
 
 def _fitting(widths: Mapping[str, int], room: int) -> list[str]:

@@ -23,15 +23,23 @@ if TYPE_CHECKING:
     from tuner.results.json_rows import BestJson
 
 
-def studies(storage: StorageOption = None, format: FormatOption = Format.TABLE, debug: DebugOption = False) -> None:
-    """List the studies of a storage with their state.
+def studies(
+    owner: Annotated[str | None, typer.Option(metavar="NAME", help="Only the studies of this owner.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="LABEL", help="Only studies with this label; may be repeated.")
+    ] = None,
+    storage: StorageOption = None,
+    format: FormatOption = Format.TABLE,
+    debug: DebugOption = False,
+) -> None:
+    """List the studies of a storage with their owner, labels and state.
 
-    For example: tuner studies --storage postgresql+psycopg2://tuner@db/tuner
+    For example: tuner studies --owner ann --label vision
     """
     from tuner.results.rows import study_rows
 
     with connected(storage_url(storage)) as engine:
-        emit(study_rows(engine), format)
+        emit(study_rows(engine, owner=owner, labels=label or ()), format)
 
 
 def trials(

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from tuner.errors import UsageError
 from tuner.output.log import is_json
 from tuner.storage import AnyURL
+from tuner.study.ownership import check_labels, check_owner
 from tuner.tracking import MLFLOW_VARIABLE, check_trackers
 
 _OF_WORKERS = (
@@ -26,6 +27,7 @@ _OF_WORKERS = (
     "sampler",
     "pruner",
     "cohort",
+    "owner",
 )
 
 
@@ -54,6 +56,8 @@ class LaunchOptions:
         sampler: A name, or a mapping with `name` and options; overrides the study's.
         pruner: A name, or a mapping with `name` and options; overrides the study's.
         cohort: Number of trials that a worker trains at once in one program, or `auto`; overrides the study's.
+        owner: Who the study belongs to; overrides the study's.
+        labels: Labels to add to those of the study.
         mlflow: The MLflow server to send the study to; `$MLFLOW_TRACKING_URI` if None.
         tensorboard: The folder in which to write the study for TensorBoard.
         wandb: The W&B project to send the study to.
@@ -85,6 +89,8 @@ class LaunchOptions:
     sampler: str | Mapping[str, Any] | None = None
     pruner: str | Mapping[str, Any] | None = None
     cohort: int | Literal["auto"] | None = None
+    owner: str | None = None
+    labels: Sequence[str] = ()
     mlflow: str | None = None
     tensorboard: str | None = None
     wandb: str | None = None
@@ -96,6 +102,8 @@ class LaunchOptions:
     def __post_init__(self) -> None:
         check_number("trials", self.trials, 1)
         check_number("seed", self.seed, 0)
+        check_owner(self.owner)
+        check_labels(self.labels)
         if self.metrics_host is not None and self.metrics_port is None:
             raise UsageError(f"`metrics_host` {self.metrics_host} has no effect without `metrics_port`: pass both")
 
@@ -111,6 +119,7 @@ class LaunchOptions:
         options += [_flag("set", f"{name}={value}") for name, value in (self.fixed or {}).items()]
         options += [_flag("objective", name) for name in self.objectives]
         options += [_flag("direction", direction) for direction in self.directions]
+        options += [_flag("label", label) for label in self.labels]
         if is_json():
             options.insert(0, _flag("log_format", "json"))
         return [python, "-m", "tuner", "worker", target, *options]

@@ -34,6 +34,10 @@ class StudyJson(TypedDict):
 
     study: str
     """Its name."""
+    owner: str | None
+    """Who it belongs to: its user attribute `owner`; null if it has none."""
+    labels: list[str]
+    """Its [labels](guide/several-studies.md): its user attribute `labels`."""
     state: str | None
     """`stopped` (by `tuner stop`), `finished` (the trials asked for are done, or `reason` says why the study has ended
     before), `out of hours`, `running` (a worker holds a trial), `idle`; null for a study of plain Optuna."""

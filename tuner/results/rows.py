@@ -65,10 +65,20 @@ from tuner.study.source import code_digest
 from tuner.trial import Outcome
 
 
-def study_rows(engine: Engine) -> list[StudyJson]:
-    """Return one row for each study: its name, state, objectives, counts and best value."""
+def study_rows(engine: Engine, *, owner: str | None = None, labels: Collection[str] = ()) -> list[StudyJson]:
+    """Return one row for each study: its name, owner, state, objectives, counts and best value.
+
+    Args:
+        engine: The storage's engine.
+        owner: Only the studies of this owner.
+        labels: Only studies that have all these labels.
+    """
     standings = read_standings(engine)
-    return [_study_row(engine, study, standings.get(study.study_id)) for study in read_studies(engine)]
+    return [
+        _study_row(engine, study, standings.get(study.study_id))
+        for study in read_studies(engine)
+        if owner in (None, study.owner) and set(labels) <= set(study.labels)
+    ]
 
 
 def study_row(engine: Engine, study_name: str) -> StudyJson:
@@ -86,6 +96,8 @@ def _study_row(engine: Engine, study: StudyRow, standing: Standing | None) -> St
     best = read_best(engine, study, 1) if len(study.directions) == 1 else []
     return {
         "study": study.name,
+        "owner": study.owner,
+        "labels": list(study.labels),
         "state": None if standing is None else _state(standing, counts),
         "reason": None if standing is None else standing.end,
         "workers": 0 if standing is None else standing.workers,

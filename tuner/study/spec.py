@@ -25,6 +25,7 @@ from tuner.study.launch_record import (
     with_rules,
 )
 from tuner.study.objective import OptunaObjective, check_watched
+from tuner.study.ownership import check_labels, check_owner
 from tuner.study.population import check_population
 from tuner.study.seeds import SeedPlan, check_seeds, make_plan, seeds_of
 from tuner.study.signatures import check_function, takes_hparams
@@ -102,6 +103,8 @@ class StudySpec:
         retries: How often a trial that raised an error is retried before it counts as failed; >= 0.
         cohort: For a trainer: the number of trials that a worker trains at once in one compiled program, on one device;
             `"auto"` measures which number trains most trials per second. 1 trains one after another.
+        owner: Who the study belongs to; `$TUNER_OWNER`, else the name of the user who launches it first, if None.
+        labels: Words by which `tuner studies --label` finds the study.
         seeds: For a trainer: the number of seeds with which each trial trains. The trial's value is the mean over them,
             and it is one trial of the budget. `(1, 3, 5)` trains with one seed to the first rung of the pruner `asha`,
             with three after it, and with five after the next.
@@ -141,6 +144,8 @@ class StudySpec:
     retries: int = 1
     cohort: int | Literal["auto"] = 1
     seeds: int | Sequence[int] = 1
+    owner: str | None = None
+    labels: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.trainer, type):
@@ -153,6 +158,8 @@ class StudySpec:
             raise StudyError(f"the name of a study must be a text of 1 to 512 characters: got {self.name!r}")
         if is_unstorable(self.name):
             raise StudyError(f"the name of a study must not contain NUL or a lone surrogate: got {self.name!r}")
+        check_owner(self.owner)
+        check_labels(self.labels)
         self._check_training()
         if self.epochs is not None and (not is_int(self.epochs) or self.epochs < 1):
             raise StudyError(f"epochs must be an integer of at least 1: got {self.epochs!r} (study {self.name!r})")
@@ -433,7 +440,7 @@ class StudySpec:
 
         Args:
             fixed: Hyperparameters that are not searched: name -> value as text.
-            settings: Other attributes by name; None keeps an attribute unchanged.
+            settings: Other attributes by name; None keeps an attribute unchanged. Labels are added to the study's own.
 
         Raises:
             StudyError: a setting is wrong.
@@ -444,6 +451,9 @@ class StudySpec:
             if not is_space(self.space):
                 raise StudyError("cannot fix hyperparameters of a define-by-run space: change its function")
             changes["fixed"] = {**self.fixed, **parse_fixed(self.space, fixed)}
+        if "labels" in changes:
+            check_labels(changes["labels"])
+            changes["labels"] = (*self.labels, *changes["labels"])  # pyright: ignore[reportGeneralTypeIssues]
         return dataclasses.replace(self, **changes)
 
     def record(self) -> dict[str, Any]:

@@ -28,8 +28,9 @@ from tuner.storage.worker import claims, leases
 from tuner.storage.worker.checkpoints import checkpoints_below, move_checkpoint
 from tuner.storage.worker.claims import Claimant, NoTrial
 from tuner.storage.worker.fences import Lease
-from tuner.storage.worker.studies import join, leave, register
+from tuner.storage.worker.studies import Owner, join, leave, register, set_ownership
 from tuner.study import StudyData, StudySpec
+from tuner.study.ownership import default_owner
 from tuner.study.source import code_digest
 from tuner.trial import Event, Stop
 from tuner.trial import optuna_private as private
@@ -177,6 +178,8 @@ class Worker:
         if group is not None:
             group.agree(STUDY, lambda: registered.record)
         study_id = registered.study_id
+        owner = Owner(default_owner(), is_certain=False) if study.owner is None else Owner(study.owner)
+        set_ownership(self.engine, study_id, owner, study.labels)
         given: dict[str, Any] = {"sampler": study.make_sampler(0), "pruner": study.make_pruner()}
         seen: Any = WindowedStorage(storage) if study.sees_window else storage
         view: Any = SamplerView(seen)

@@ -45,7 +45,9 @@ def test_a_signal_ends_the_last_count_of_a_silent_database(monkeypatch: pytest.M
     monkeypatch.setattr(study_launch, "_FINAL_COUNT_S", 600.0)
     url = parse_url("sqlite:///none.db")
     mirror = MirrorProcess(MirrorOptions(), url)
-    run = study_launch.StudyLaunch([], url, "study.py", [], mirror, LaunchNotices.of((), url, 1), LaunchMetrics(["cpu 0"]))
+    run = study_launch.StudyLaunch(
+        [], url, "study.py", [], mirror, LaunchNotices.of((), url, 1), LaunchMetrics(["cpu 0"])
+    )
     run.database.close()
     run.database = cast("Any", silent := SilentDatabase())
     run.snapshot.study = "tiny"

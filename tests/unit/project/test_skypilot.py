@@ -24,8 +24,8 @@ def test_the_command_is_one_of_tuner() -> None:
     assert words[:3] == ["exec", "~/tuner-env/bin/tuner", "launch"]
     commands: Any = typer.main.get_command(app)
     given = commands.commands["launch"].make_context("launch", words[3:]).params  # it refuses what it does not know
-    assert (given["file"], given["trials"], given["live"]) == ("studies/digits_mlp.py", 100, False)
-    assert (ROOT / given["file"]).exists()
+    assert (given["files"], given["trials"], given["live"]) == (["studies/digits_mlp.py"], 100, False)
+    assert (ROOT / given["files"][0]).exists()
     assert TASK["workdir"] == "."
 
 

@@ -15,6 +15,7 @@ from tuner.results.rows import progress
 from tuner.storage import AnyURL, parse_url
 from tuner.storage.read.queries import find_records
 from tuner.storage.worker.studies import put_record, register
+from tuner.study.ownership import OWNER_VARIABLE, default_owner
 from tuner.trial.environment import LAUNCHED_VARIABLE
 
 if TYPE_CHECKING:
@@ -204,7 +205,9 @@ def _record(database: Database, study_id: int, job: Job) -> None:
 
 def _environment(job: Job, url: AnyURL) -> Mapping[str, str]:
     """Return the environment of the workers; the storage's URL, which has a password, is nowhere else."""
+    owner = default_owner()
     return {
+        **({} if owner is None else {OWNER_VARIABLE: owner}),
         "TUNER_STORAGE": parse_url(url).text,
         "PYTHONUNBUFFERED": "1",
         LAUNCHED_VARIABLE: str(job.launched_at_s),

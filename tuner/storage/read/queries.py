@@ -26,6 +26,7 @@ from tuner.storage.sql.tables import (
     studies,
     study_directions,
     study_system_attributes,
+    study_user_attributes,
     trial_params,
     trial_system_attributes,
     trials,
@@ -57,6 +58,8 @@ class StudyRow:
     record: dict[str, Any]
     metric_names: tuple[str, ...] = ()
     """Those that `optuna.Study.set_metric_names` has stored."""
+    owner: str | None = None
+    labels: tuple[str, ...] = ()
 
     @property
     def maximize(self) -> tuple[bool, ...]:
@@ -164,6 +167,12 @@ def _read_studies(connection: Connection) -> list[StudyRow]:
         (study_id, name): json.loads(text)
         for study_id, name, text in connection.execute(query.where(key.in_([RECORD_KEY, METRIC_NAMES_KEY])))
     }
+    attribute = study_user_attributes.c
+    query = sa.select(attribute.study_id, attribute.key, attribute.value_json)
+    said: dict[tuple[int, str], Any] = {
+        (study_id, name): json.loads(text)
+        for study_id, name, text in connection.execute(query.where(attribute.key.in_([OWNER_KEY, LABELS_KEY])))
+    }
     rows = connection.execute(sa.select(studies.c.study_id, studies.c.study_name).order_by(studies.c.study_id))
     return [
         StudyRow(
@@ -172,6 +181,8 @@ def _read_studies(connection: Connection) -> list[StudyRow]:
             tuple(directions.get(study_id, ())),
             known.get((study_id, RECORD_KEY), {}),
             tuple(known.get((study_id, METRIC_NAMES_KEY), ())),
+            owner if isinstance(owner := said.get((study_id, OWNER_KEY)), str) else None,
+            tuple(labels_in(said.get((study_id, LABELS_KEY)))),
         )
         for study_id, name in rows
     ]
@@ -192,12 +203,19 @@ def find_study(engine: Engine, name: str) -> StudyRow:
     raise UnknownStudy(f"no study {name!r} in this storage: {known}{nearest(name, names)}")
 
 
+def labels_in(value: object) -> list[str]:
+    """Return the labels in a user attribute, which users may have set themselves."""
+    return [label for label in value if isinstance(label, str)] if isinstance(value, list) else []  # pyright: ignore[reportUnknownVariableType]
+
+
 RECORD_KEY = "tuner:study"
 """The study attribute with the study's recorded settings."""
 METRIC_NAMES_KEY = "study:metric_names"
 """Optuna's study attribute with the names of the objectives."""
 END_KEY = "tuner:end"
 """The study attribute that says why a study has ended before its budget was used up (`tuner.results.stopping.End`)."""
+OWNER_KEY, LABELS_KEY = "owner", "labels"
+"""The user attributes of a study with its owner, a text, and its labels, a list of texts."""
 BASELINE_KEY = "tuner:baseline"
 """The study attribute with the number of the baseline's trial, set when it is complete."""
 

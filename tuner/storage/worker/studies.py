@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
 from tuner.errors import StudyError
-from tuner.storage.read.queries import END_KEY, RECORD_KEY, find_record
+from tuner.storage.read.queries import END_KEY, LABELS_KEY, OWNER_KEY, RECORD_KEY, find_record, labels_in
 from tuner.storage.sql.dialect import clock, insert
 from tuner.storage.sql.retry import write
 from tuner.storage.sql.schema import prepare
@@ -24,12 +24,26 @@ from tuner.storage.sql.tables import (
     leases,
     studies,
     study_system_attributes,
+    study_user_attributes,
     workers,
 )
 from tuner.storage.worker.claims import Claimant
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who a study belongs to.
+
+    Attributes:
+        name: The owner; None if nobody is known.
+        is_certain: Whether the name was given, and replaces another one. A user's name does not.
+    """
+
+    name: str | None
+    is_certain: bool = True
 
 
 @dataclass(frozen=True)
@@ -117,6 +131,47 @@ def put_record(engine: Engine, study_id: int, key: str, value: object) -> None:
         )
         changed = {"value_json": statement.excluded.value_json}
         connection.execute(statement.on_conflict_do_update(index_elements=["study_id", "key"], set_=changed))
+
+    write(engine, work)
+
+
+def set_ownership(
+    engine: Engine, study_id: int, owner: Owner, labels: Sequence[str], without: Sequence[str] = ()
+) -> None:
+    """Store who a study belongs to, and change its labels.
+
+    They are user attributes of the study, so Optuna and its dashboard show them too.
+
+    Args:
+        engine: The storage's engine.
+        study_id: The study.
+        owner: The owner.
+        labels: Labels to add.
+        without: Labels to remove.
+
+    Concurrency: one transaction that locks the study's row; safe from many workers.
+    """
+    attributes = study_user_attributes.c
+
+    def work(connection: Connection, _: int) -> None:
+        connection.execute(sa.select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update())
+        query = sa.select(attributes.key, attributes.value_json).where(attributes.study_id == study_id)
+        stored = {key: json.loads(text) for key, text in connection.execute(query)}
+        changed: dict[str, Any] = {}
+        if owner.name is not None and (owner.is_certain or OWNER_KEY not in stored):
+            changed[OWNER_KEY] = owner.name
+        known = labels_in(stored.get(LABELS_KEY))
+        wanted = [label for label in dict.fromkeys([*known, *labels]) if label not in without]
+        if wanted != known:
+            changed[LABELS_KEY] = wanted
+        for key, value in changed.items():
+            statement = insert(connection.dialect.name, study_user_attributes)
+            statement = statement.values(study_id=study_id, key=key, value_json=json.dumps(value))
+            connection.execute(
+                statement.on_conflict_do_update(
+                    index_elements=["study_id", "key"], set_={"value_json": statement.excluded.value_json}
+                )
+            )
 
     write(engine, work)
 
