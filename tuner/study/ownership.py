@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 from collections.abc import Sequence
+from typing import cast
 
 from tuner.errors import StudyError
 from tuner.output.sanitize import is_unstorable
@@ -23,7 +24,7 @@ def check_owner(owner: object) -> None:
 def check_labels(labels: object) -> None:
     """Raise StudyError unless labels are a sequence of lines of text without commas."""
     are_several = isinstance(labels, Sequence) and not isinstance(labels, str | bytes)
-    if not are_several or not all(_is_line(label) and "," not in label for label in labels):
+    if not are_several or not all(_is_line(label) and "," not in label for label in cast("Sequence[str]", labels)):
         raise StudyError(
             f"labels must be texts of 1 to {_LONGEST} characters without commas, such as labels=['vision']: "
             f"got {labels!r}"
@@ -31,8 +32,9 @@ def check_labels(labels: object) -> None:
 
 
 def _is_line(text: object) -> bool:
-    is_text = isinstance(text, str) and 0 < len(text.strip()) == len(text) <= _LONGEST
-    return is_text and text.isprintable() and not is_unstorable(text)
+    if not isinstance(text, str) or not 0 < len(text.strip()) == len(text) <= _LONGEST:
+        return False
+    return text.isprintable() and not is_unstorable(text)
 
 
 def default_owner() -> str | None:

@@ -27,9 +27,7 @@ def ended(tuner: Any) -> dict[str, tuple[int, str]]:
     return {row["study"]: (row["complete"] + row["pruned"], row["state"]) for row in tuner.rows("studies")}
 
 
-def test_studies_run_in_turn_and_one_that_fails_stops_no_other(
-    tuner_on_sqlite: Any, files: list[str]
-) -> None:
+def test_studies_run_in_turn_and_one_that_fails_stops_no_other(tuner_on_sqlite: Any, files: list[str]) -> None:
     broken = Path(tuner_on_sqlite.folder, files[1])
     broken.write_text("import nothing_of_this_name\n" + broken.read_text())
 
