@@ -14,6 +14,7 @@ from tuner.errors import SpaceError, StudyChanged, StudyError, is_int, is_number
 from tuner.output.sanitize import is_unstorable
 from tuner.study.command import Command
 from tuner.study.constraints import Constraint, parse_constraints
+from tuner.study.costs import check_measure
 from tuner.study.data import StudyData
 from tuner.study.domains import Domain, parameters
 from tuner.study.launch_record import (
@@ -103,6 +104,8 @@ class StudySpec:
         retries: How often a trial that raised an error is retried before it counts as failed; >= 0.
         cohort: For a trainer: the number of trials that a worker trains at once in one compiled program, on one device;
             `"auto"` measures which number trains most trials per second. 1 trains one after another.
+        measure: For a trainer: costs of the model that each report has as metrics, of `"parameters"`, `"flops"` and
+            `"latency_ms"`; see `docs/guide/several-objectives.md`.
         owner: Who the study belongs to; `$TUNER_OWNER`, else the name of the user who launches it first, if None.
         labels: Words by which `tuner studies --label` finds the study.
         seeds: For a trainer: the number of seeds with which each trial trains. The trial's value is the mean over them,
@@ -144,6 +147,7 @@ class StudySpec:
     retries: int = 1
     cohort: int | Literal["auto"] = 1
     seeds: int | Sequence[int] = 1
+    measure: Sequence[str] = ()
     owner: str | None = None
     labels: Sequence[str] = ()
 
@@ -158,6 +162,7 @@ class StudySpec:
             raise StudyError(f"the name of a study must be a text of 1 to 512 characters: got {self.name!r}")
         if is_unstorable(self.name):
             raise StudyError(f"the name of a study must not contain NUL or a lone surrogate: got {self.name!r}")
+        check_measure(self.measure, self.name, has_trainer=self.trainer is not None)
         check_owner(self.owner)
         check_labels(self.labels)
         self._check_training()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tuner.study import StudyData, StudySpec
+from tuner.study.costs import taken_names
 from tuner.study.source import call_study_code
 
 
@@ -18,6 +19,7 @@ def check_study(study: StudySpec, data: StudyData | None) -> None:
 
     from tuner.study.space import examples, is_space
     from tuner.training.loop.checks import check_trainer
+    from tuner.training.loop.costs import check_costs
     from tuner.worker.train_seeds import reserved_metrics
 
     if is_space(study.space):
@@ -35,8 +37,9 @@ def check_study(study: StudySpec, data: StudyData | None) -> None:
             study.trainer,
             hparams,
             splits,
-            study.objectives,
+            [name for name in study.objectives if name not in study.measure],
             study.epochs,
-            study.other_metrics,
-            reserved_metrics(study.objectives) if study.seed_plan.most > 1 else None,
+            [(what, name) for what, name in study.other_metrics if name not in study.measure],
+            (reserved_metrics(study.objectives) if study.seed_plan.most > 1 else {}) | taken_names(study.measure),
         )
+        call_study_code("the trainer failed", check_costs, study.trainer, hparams, splits, study.measure)

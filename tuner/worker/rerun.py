@@ -32,6 +32,7 @@ from tuner.storage.read.queries import (
 from tuner.storage.worker.confirmations import read_confirmations, store_confirmation
 from tuner.storage.worker.studies import mode_of
 from tuner.study import StudyData, StudySpec, trial_seed
+from tuner.study.costs import LATENCY
 from tuner.study.file import Settings, function_study, split_target, study_in
 from tuner.study.population import Stretch, lineage
 from tuner.study.source import call_study_code
@@ -271,6 +272,8 @@ def reproduce(rerunner: Rerunner, number: int, say: Callable[[Report], None]) ->
 
     rerunner.train(number, None, note)
     names = dict.fromkeys(name for metrics in recorded.values() for name in metrics)
+    if LATENCY in rerunner.study.measure:
+        names.pop(LATENCY, None)  # a time is never the same
     return [_compare(name, recorded, found) for name in names]
 
 

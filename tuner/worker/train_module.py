@@ -127,6 +127,8 @@ class ModuleTrainable(AsksOptuna):
         return End.FINISHED if epoch >= study.epochs else End.STOPPED
 
     def _training(self, run: Run, data: Any, seed: int, saved: Checkpoints) -> Training:
+        from tuner.training.loop.costs import costs
+
         study = self._study
         return study.trainer.train_model(
             run.hparams,
@@ -138,6 +140,7 @@ class ModuleTrainable(AsksOptuna):
             checkpoints=saved if run.resumes_later else None,
             about={**self._about, "trial": run.number},
             stop=partial(_must_stop, run, saved),
+            costs=costs(study.trainer, run.hparams, data, study.measure),
             **self._options,
         )
 

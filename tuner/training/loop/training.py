@@ -109,6 +109,7 @@ class Training(Generator[Report, None, TrainState]):
         agree: For processes that train together on a layout of all their devices: returns the decisions of rank 0.
         execute: Makes what runs the programs, from trainer, hyperparameters and `feed`; by default they run on the
             devices of `layout` alone. With it, `choose`, `debug` and `profile` are ignored.
+        costs: Metrics that each report has besides, such as the number of parameters.
         debug: Run without compiling, and check for NaN and infinities after each step. A step that `skip_nonfinite`
             skips counts, a step whose float16 gradient overflows does not.
         profile: Steps to trace with JAX's profiler.
@@ -148,6 +149,7 @@ class Training(Generator[Report, None, TrainState]):
         stop: Callable[[], bool] = lambda: False,
         agree: Agree = alone,
         execute: Execute | None = None,
+        costs: Mapping[str, float] | None = None,
         debug: bool = False,
         profile: Profile | None = None,
         progress: bool = False,
@@ -170,6 +172,7 @@ class Training(Generator[Report, None, TrainState]):
         self.host_hparams = self.first_hparams = hparams
         solo = partial(Solo, layout=self.layout, choose=choose or remembered(trainer), agree=agree)
         self._execution = (execute or partial(solo, debug=debug, profile=profile))(trainer, hparams, self.feed)
+        self._costs = dict(costs or {})
         self.reports: list[Report] = []
         self.best: Best | None = None
         # Read and hashed only if it will be compared.
@@ -293,7 +296,7 @@ class Training(Generator[Report, None, TrainState]):
             pruned = self._call_hook("on_training_epoch_end", found)
         is_validated = is_last or epoch % self.trainer.validate_every == 0 or pruned is not None
         if is_validated:
-            found = self._validate(found)
+            found = {**self._validate(found), **self._costs}
             if overrides(self.trainer, "on_validation_epoch_end"):
                 pruned = self._call_hook("on_validation_epoch_end", found) or pruned
             if self._is_kept(found, is_last):
