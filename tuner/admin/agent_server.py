@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from tuner.admin import edits
 from tuner.admin.opened_study import OpenedStudy
-from tuner.errors import TunerError, UsageError, how_to_install
+from tuner.errors import TunerError, UsageError, how_to_install, nearest
 from tuner.output.numbers import plain_json
 from tuner.results.compare import compare_rows, importance_rows
 from tuner.results.rows import best_rows, only_columns, show_row, study_rows, trial_rows
@@ -138,12 +139,37 @@ def make_server(url: StorageURL, *, may_change: bool = True) -> MCPServer:
         from mcp.types import ToolAnnotations
     except ImportError:
         raise UsageError(f"`tuner mcp` needs the SDK of the protocol: {how_to_install('mcp')}") from None
-    server = MCPServer("tuner", instructions=_INSTRUCTIONS)
     tools = Tools(url)
+    server = _checked(MCPServer)("tuner", instructions=_INSTRUCTIONS, log_level="WARNING")
     for name in (*_READING, *(_CHANGING if may_change else ())):
         about = ToolAnnotations(read_only_hint=name in _READING, destructive_hint=name == "stop")
         server.tool(name, annotations=about)(_told(getattr(tools, name)))
     return server
+
+
+def _checked(kind: type[MCPServer]) -> type[MCPServer]:
+    """Return a kind of server that refuses unknown and wrong arguments in one line."""
+    from mcp.server.mcpserver.exceptions import ToolError
+    from pydantic import ValidationError
+
+    class Checked(kind):
+        async def call_tool(self, name: str, arguments: dict[str, Any], context: Any = None) -> Any:
+            tool = getattr(Tools, name) if name in (*_READING, *_CHANGING) else None
+            known = [] if tool is None else [one for one in inspect.signature(tool).parameters if one != "self"]
+            for given in arguments if tool is not None else ():
+                if given not in known:
+                    has = f"it has {', '.join(known)}" if known else "it has none"
+                    raise ToolError(f"the tool {name!r} has no argument {given!r}: {has}{nearest(given, known)}")
+            try:
+                return await super().call_tool(name, arguments, context)
+            except ToolError as error:
+                if not isinstance(error.__cause__, ValidationError):
+                    raise
+                wrong = error.__cause__.errors()[0]
+                place = ".".join(str(part) for part in wrong["loc"])
+                raise ToolError(f"the argument {place!r} is wrong: {wrong['msg']}, got {wrong['input']!r}") from None
+
+    return Checked
 
 
 def _told(tool: Callable[P, T]) -> Callable[P, T]:

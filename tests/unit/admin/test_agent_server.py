@@ -135,3 +135,18 @@ def test_a_missing_storage_or_sdk_is_said(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "mcp.server", None)
     with pytest.raises(UsageError, match=r"needs the SDK of the protocol: run `pip install -e '\.\[mcp\]'`"):
         make_server(parse_url(f"sqlite:///{tmp_path / 'none.db'}"))
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "message"),
+    [
+        ("trials", {"study": "ours", "limmit": 1}, "the tool 'trials' has no argument 'limmit': it has study, where, "),
+        ("studies", {"study": "ours"}, "the tool 'studies' has no argument 'study': it has none"),
+        ("trials", {"study": "ours", "where": "x<1"}, "the argument 'where' is wrong: Input should be a valid list"),
+        ("best", {}, "the argument 'study' is wrong: Field required, got {}"),
+    ],
+)
+def test_wrong_arguments_are_refused_in_one_line(url: str, tool: str, arguments: dict[str, Any], message: str) -> None:
+    said = call(url, tool, **arguments)
+    assert said.startswith(message)
+    assert "\n" not in said
