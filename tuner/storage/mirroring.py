@@ -266,9 +266,7 @@ def is_finished(engine: Engine, study_id: int) -> bool:
 
     def work(connection: Connection) -> bool:
         now = clock(connection.dialect.name)
-        budget = connection.execute(
-            sa.select(budgets.c.stopped_at_s).where(budgets.c.study_id == study_id)
-        ).first()
+        budget = connection.execute(sa.select(budgets.c.stopped_at_s).where(budgets.c.study_id == study_id)).first()
         held = sa.select(sa.func.count()).select_from(trials.join(leases, leases.c.trial_id == trials.c.trial_id))
         at_work = held.where(trials.c.study_id == study_id, trials.c.state == "RUNNING", leases.c.expires_at_s > now)
         if budget is None or connection.execute(at_work).scalar_one():
