@@ -161,7 +161,8 @@ def _describe(domain: BaseDistribution) -> str:
     return f"[{low}, {high}]{f' in steps of {step}' if step not in (None, 1) else ''}"
 
 
-_MAY_BE_RETRIED = (Outcome.FAILED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outcome.TIMED_OUT)
+MAY_BE_RETRIED = (Outcome.FAILED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outcome.TIMED_OUT)
+"""How a trial must have ended for `retry`."""
 
 
 def retry(url: AnyURL, name: str, number: int) -> None:
@@ -175,7 +176,7 @@ def retry(url: AnyURL, name: str, number: int) -> None:
     """
     with connected(url) as engine:
         trial = read_trial(engine, find_study(engine, name), number)
-    if trial.outcome not in _MAY_BE_RETRIED:
+    if trial.outcome not in MAY_BE_RETRIED:
         raise UsageError(
             f"cannot retry trial {number} of {name!r}, which is {trial.outcome}: only trials that failed, diverged, "
             "ran out of memory or timed out can be retried; `tuner reproduce` trains this one again"

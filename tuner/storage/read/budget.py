@@ -54,3 +54,13 @@ def read_effective_trials(connection: Connection, study_id: int | None = None) -
 def find_effective_trials(engine: Engine, study_id: int) -> int | None:
     """Return the number of trials of a study; None if it was never launched."""
     return read(engine, lambda connection: read_effective_trials(connection, study_id)).get(study_id)
+
+
+def find_all_effective_trials(engine: Engine) -> dict[int, int | None]:
+    """Return the number of trials of each study that was launched, by its id."""
+
+    def work(connection: Connection) -> dict[int, int | None]:
+        has_table = sa.inspect(connection).has_table(budgets.name)  # not in a database of plain Optuna
+        return read_effective_trials(connection) if has_table else {}
+
+    return read(engine, work)

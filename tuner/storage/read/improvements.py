@@ -23,15 +23,22 @@ class Improvement(NamedTuple):
     value: float
 
 
-def read_improvements(engine: Engine, studies: Sequence[StudyRow]) -> dict[int, list[Improvement]]:
+def read_improvements(
+    engine: Engine, studies: Sequence[StudyRow], only: int | None = None
+) -> dict[int, list[Improvement]]:
     """Return the improvements of each study, by its id and then by trial; few rows for any number of trials.
 
     Only finite values of trials that satisfy their constraints count. Studies without such trials are missing.
+
+    Args:
+        engine: The storage's engine.
+        studies: The studies.
+        only: The id of the only study to read; None for all.
     """
 
     def work(connection: Connection) -> dict[int, list[Improvement]]:
         found: dict[int, list[tuple[int, Improvement]]] = {}
-        for study_id, trial_id, number, value in connection.execute(_query()):
+        for study_id, trial_id, number, value in connection.execute(_query(only)):
             found.setdefault(study_id, []).append((trial_id, Improvement(number, value)))
         constraints = read_constraints(connection, [one for several in found.values() for one, _ in several])
         # If all of them are feasible, no infeasible trial was ever the best, so the others do not matter.
@@ -49,7 +56,7 @@ def read_improvements(engine: Engine, studies: Sequence[StudyRow]) -> dict[int, 
     return read(engine, work)
 
 
-def _query() -> sa.Select[tuple[int, int, int, float]]:
+def _query(only: int | None) -> sa.Select[tuple[int, int, int, float]]:
     is_first = (trial_values.c.trial_id == trials.c.trial_id) & (trial_values.c.objective == 0)
     is_of_first = (study_directions.c.study_id == trials.c.study_id) & (study_directions.c.objective == 0)
     sign = sa.case((study_directions.c.direction == "MAXIMIZE", -1.0), else_=1.0)
@@ -62,6 +69,7 @@ def _query() -> sa.Select[tuple[int, int, int, float]]:
         )
         .select_from(trials.join(trial_values, is_first).join(study_directions, is_of_first))
         .where(trials.c.state == "COMPLETE", trial_values.c.value_type == "FINITE")
+        .where(sa.true() if only is None else trials.c.study_id == only)
         .subquery()
     )  # fmt: skip
     c = ranked.c
