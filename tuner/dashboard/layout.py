@@ -24,8 +24,8 @@ HEAD = """<!DOCTYPE html>
 """
 TOP = (
     HEAD
-    + """% for name in scripts:
-<script src="{{prefix}}/assets/{{name}}" defer></script>
+    + """% for script in scripts:
+<script src="{{prefix}}/assets/{{script}}" defer></script>
 % end
 % if 'uPlot.iife.min.js' in scripts:
 <link rel="stylesheet" href="{{prefix}}/assets/uPlot.min.css">
@@ -33,8 +33,8 @@ TOP = (
 </head>
 <body class="tuner">
 <nav id="tuner-bar" aria-label="Dashboard">
-% for text, path in links(query):
-<a href="{{prefix}}{{path}}"{{!' aria-current="page"' if text == here else ''}}>{{text}}</a>
+% for link_text, link_path in links(query):
+<a href="{{prefix}}{{link_path}}"{{!' aria-current="page"' if link_text == here else ''}}>{{link_text}}</a>
 % end
 % if user:
 <span class="who">{{user}} ({{role}})</span>
