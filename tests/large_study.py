@@ -13,9 +13,9 @@ from tuner.storage.worker.confirmations import store_confirmation
 from tuner.storage.worker.studies import agree, join, register
 
 EPOCHS = 20
-BEST, TIED = 8, (30, 52)
-"""The best trial, and those that are as good with other seeds."""
-_QUALITY = "(0.6 + 0.35 * abs(sin(n * 12.9898)))"
+TIED = (30, 53)
+"""Trials that are as good as the best one with other seeds."""
+_QUALITY = "(0.55 + 0.35 * abs(sin(n * 12.9898)) * (0.3 + 0.7 * n / :trials))"
 _STATE = """CASE WHEN n >= :trials - 2 THEN 'RUNNING' WHEN n % 97 = 96 THEN 'FAIL'
     WHEN n % 3 = 1 THEN 'PRUNED' ELSE 'COMPLETE' END"""
 _REACHED = "CASE t.state WHEN 'PRUNED' THEN 4 WHEN 'FAIL' THEN 2 WHEN 'RUNNING' THEN 11 ELSE :epochs END"
@@ -65,6 +65,11 @@ _STATEMENTS = [
 ]
 
 
+def best_of(trials: int) -> int:
+    """Return the number of the best trial of a study with so many."""
+    return trials - 14
+
+
 def write_large_study(url: str, name: str, trials: int) -> int:
     """Write a study with these trials: most have ended, and two run on two workers; return its id.
 
@@ -83,7 +88,7 @@ def write_large_study(url: str, name: str, trials: int) -> int:
             claimant = Claimant(study_id, f"{name}-{at}", trials=trials + 200, lease_s=300.0)
             join(storage.engine, claimant, {"host": "gpu-box", "pid": 100 + at, "devices": f"gpu {at}"})
         error = "Traceback (most recent call last):\n  File train.py\nValueError: <script>hacked = 1</script>"
-        given = {"study_id": study_id, "trials": trials, "epochs": EPOCHS, "best": BEST, "name": name}
+        given = {"study_id": study_id, "trials": trials, "epochs": EPOCHS, "best": best_of(trials), "name": name}
         given |= {"rate": _RATE, "width": _WIDTH, "error": error}
         with connection_to(url) as connection:
             for statement in _STATEMENTS:
@@ -92,9 +97,11 @@ def write_large_study(url: str, name: str, trials: int) -> int:
             found = connection.execute(sa.text(f"SELECT number, trial_id {_OF_STUDY}"), given)
             ids = {number: trial_id for number, trial_id in found}
         agree(storage.engine, study_id, BASELINE_KEY, {"number": 0})
-        for number, mean in ((BEST, 0.951), (TIED[0], 0.9495), (TIED[1], 0.9488), (0, 0.71)):
-            for repeat, noise in enumerate((-0.002, 0.003, 0.0005, -0.001)):
-                value = mean + noise * (1 + number % 3 / 10) + 0.001 * ((number + repeat) % 2)
+        for at, (number, mean) in enumerate(
+            ((best_of(trials), 0.951), (TIED[0], 0.9495), (TIED[1], 0.9488), (0, 0.71))
+        ):
+            for repeat in range(4):
+                value = mean + (-0.002, 0.003, 0.0005, -0.0015)[(repeat + at) % 4]
                 store_confirmation(storage.engine, study_id, ids[number], repeat, value)
         storage.set_study_system_attr(study_id, "dashboard:note_ver", 1)
         note = "Larger widths help.\n<script>hacked = 1</script> <img src=x onerror='hacked = 1'>"

@@ -34,6 +34,7 @@ from tuner.dashboard.login import WSGI, Login
 from tuner.dashboard.optuna_page import OptunaPage
 from tuner.dashboard.pictures import send_picture
 from tuner.dashboard.plot_cache import PlotCache
+from tuner.dashboard.savings import SavingsCache
 from tuner.dashboard.start_page import START, read_overviews
 from tuner.dashboard.study_detail import StudyDetail
 from tuner.dashboard.study_page import STUDY, read_study_page
@@ -83,11 +84,11 @@ def routes(storage: Storage) -> bottle.Bottle:
             route.callback = lambda study_id: send_csv(storage, study_id)
         if (route.method, route.rule) == ("GET", "/"):
             route.callback = lambda: bottle.redirect("/studies", 302)
-    about, pictures = Descriptions(), PlotCache(storage)
+    about, pictures, savings = Descriptions(), PlotCache(storage), SavingsCache(storage.engine)
     ours = {
         "/assets/<name>": lambda name: bottle.static_file(name, root=str(ASSETS)),
         "/studies": lambda: send_page(START, "Studies", studies=read_overviews(storage.engine)),
-        "/study": lambda: _study_page(storage),
+        "/study": lambda: _study_page(storage, savings),
         "/trial": lambda: _trial_page(storage),
         "/curves": lambda: _curves_page(storage),
         "/curves.json": lambda: _curves_json(storage),
@@ -146,7 +147,7 @@ def _asked_trial(storage: Storage, study: StudyRow, number: int) -> TrialRow:
         raise bottle.HTTPError(404, str(error)) from None
 
 
-def _study_page(storage: Storage) -> bytes:
+def _study_page(storage: Storage, savings: SavingsCache) -> bytes:
     study = asked_study(storage)
     like = in_query("like")
     given: Mapping[str, object] = {}
@@ -154,7 +155,7 @@ def _study_page(storage: Storage) -> bytes:
         number = int(like) if like.isascii() and like.isdecimal() and len(like) < 10 else -1
         given = _asked_trial(storage, study, number).hparams
     try:
-        data = read_study_page(storage, study, given)
+        data = read_study_page(storage, study, savings, given)
     except UnknownStudy as error:
         raise bottle.HTTPError(404, str(error)) from None
     return send_page(STUDY, study.name, query=study_query(study.name), done=_done(), **data)

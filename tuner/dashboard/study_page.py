@@ -11,13 +11,12 @@ from tuner.admin.edits import find_shortage
 from tuner.dashboard.enqueue_form import FORM, read_fields
 from tuner.dashboard.layout import Page
 from tuner.dashboard.notes import read_note
+from tuner.dashboard.savings import Saved, SavingsCache
 from tuner.dashboard.start_page import best_text, used_trials
 from tuner.output.numbers import as_text, duration
-from tuner.results.compare import compare_rows
 from tuner.results.json_rows import BestJson, WatchedJson
 from tuner.results.rows import best_rows, progress
 from tuner.storage.optuna.storage import Storage
-from tuner.storage.read.activity import read_compiling
 from tuner.storage.read.improvements import read_improvements, read_owners
 from tuner.storage.read.queries import Standing, StudyRow, read_standings
 
@@ -186,12 +185,15 @@ def value_text(row: Mapping[str, object]) -> str:
 STUDY = Page(_BODY, "Studies", ["live.js", "forms.js"], {"value_text": value_text})
 
 
-def read_study_page(storage: Storage, study: StudyRow, given: Mapping[str, object]) -> dict[str, object]:
+def read_study_page(
+    storage: Storage, study: StudyRow, savings: SavingsCache, given: Mapping[str, object]
+) -> dict[str, object]:
     """Return the data of a study's page; a fixed number of queries, whose rows do not grow with the trials shown.
 
     Args:
         storage: The storage.
         study: The study.
+        savings: What pruning and shared compilation have saved.
         given: Hyperparameters that the form for queueing a trial begins with.
 
     Raises:
@@ -208,7 +210,7 @@ def read_study_page(storage: Storage, study: StudyRow, given: Mapping[str, objec
         "study": study.name,
         "study_id": study.study_id,
         "row": state["study"],
-        "tiles": _tiles(engine, study, state, standing, best),
+        "tiles": [*_tiles(engine, study, state, standing, best), _savings_tile(savings.read(study))],
         "shortage": None if shortage is None else shortage.describe(study.name),
         "history": improvements.get(study.study_id, []),
         "last": state["study"]["trials"] - 1,
@@ -238,7 +240,6 @@ def _tiles(
         tiles += [_best_tile(study, state, best), *_tied_tile(best), *_baseline_tile(best)]
     else:
         tiles += [Tile("best", "Pareto front", f"{len(best)} trials shown below")]
-    tiles += [_savings_tile(engine, study)]
     return [*tiles, *([Tile("owner", "Owner", owner)] if owner else [])]
 
 
@@ -304,10 +305,8 @@ def _baseline_tile(best: Sequence[BestJson]) -> list[Tile]:
     return [Tile("baseline", "Baseline", as_text(baseline["value"]), lines, [baseline["number"]])]
 
 
-def _savings_tile(engine: Engine, study: StudyRow) -> Tile:
-    hours = compare_rows(engine, [study.name])[0]["hours_saved"]
-    compiling = [row["saved_s"] for row in read_compiling(engine, study.study_id) if row["saved_s"] is not None]
-    pruning = "not known" if hours is None else f"about {duration(3600 * hours)}"
-    compilation = f"about {duration(sum(compiling))}" if compiling else "not known"
+def _savings_tile(saved: Saved) -> Tile:
+    pruning = "not known" if saved.pruning_s is None else f"about {duration(saved.pruning_s)}"
+    compilation = "not known" if saved.compilation_s is None else f"about {duration(saved.compilation_s)}"
     lines = ["of devices, by pruning", f"by shared compilation: {compilation}"]
     return Tile("savings", "Saved", pruning, lines)

@@ -1,7 +1,7 @@
 // Brings the parts of a page that are marked data-live up to date, unless they are being used.
 (function () {
   "use strict";
-  const EVERY_MS = 3000;
+  const EVERY_MS = 5000;
   function isInUse(part) {
     const active = document.activeElement;
     const isEdited = part.contains(active) && active.matches("input, select, textarea, button, summary");
