@@ -89,5 +89,5 @@ def _hint(domain: Any) -> str:
 
 
 def words_of(form: Mapping[str, str]) -> dict[str, str]:
-    """Return the hyperparameters in a sent form: name -> text; empty fields are left out."""
+    """Return the hyperparameters in a sent form: name -> text; without empty fields."""
     return {key.removeprefix(PREFIX): text for key, text in form.items() if key.startswith(PREFIX) and text.strip()}

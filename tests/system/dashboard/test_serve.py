@@ -365,6 +365,9 @@ def test_the_front_end_is_whole_below_the_prefix(dashboard: DashboardServer) -> 
     assert dashboard.ask("GET", "/", **known).headers["location"] == "/tuner/studies"
     assert dashboard.ask("GET", "/incompatible-rdb-schema", **known).headers["location"] == "/tuner/dashboard"
     assert dashboard.ask("GET", "x/api/studies", **known).status == 404
+    study_id = dashboard.ask("GET", "/api/studies", **known).json["study_summaries"][0]["study_id"]
+    by_id = dashboard.ask("GET", f"/of/{study_id}/logs?trial=0", **known)
+    assert (by_id.status, by_id.headers["location"]) == (303, "/tuner/logs?study=small&trial=0")
 
 
 def test_without_users_it_answers_to_this_machine_alone(

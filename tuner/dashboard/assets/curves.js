@@ -34,8 +34,12 @@
     return columns;
   }
 
+  const order = new Map(); // trial number -> the place in which it was first shown
   function color(number) {
-    const hue = (number * 137.508) % 360; // neighbours differ by the golden angle
+    if (!order.has(number)) {
+      order.set(number, order.size);
+    }
+    const hue = (210 + order.get(number) * 137.508) % 360; // neighbours differ by the golden angle
     return "hsl(" + hue.toFixed(1) + " 70% " + (dark.matches ? 65 : 38) + "%)";
   }
 
