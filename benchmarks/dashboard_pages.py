@@ -13,9 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from dashboard_server import serve
-from databases import new_database
-from large_study import write_large_study
+from dashboard_server import serve  # pyright: ignore[reportMissingImports]
+from databases import new_database  # pyright: ignore[reportMissingImports]
+from large_study import write_large_study  # pyright: ignore[reportMissingImports]
 
 PAGES = (
     "/studies",

@@ -50,5 +50,5 @@ def send_picture(engine: Engine, study: StudyRow, trial: TrialRow, name: str) ->
     """
     for path in find_pictures(engine, study, trial):
         if path.name == name:
-            return bottle.static_file(path.name, root=str(path.parent), mimetype="image/png")
+            return bottle.static_file(path.name, root=str(path.parent))  # its type is that of the suffix
     raise bottle.HTTPError(404, "the trial has no picture of that name on this machine")

@@ -178,7 +178,7 @@ class Dashboard:
         method, rule = key
         path = self.address(method, rule, values)
         if method == "GET":
-            return self.ask(method, path, **headers)[0]
+            return self.ask(method, path, b"", "", **headers)[0]
         if rule.startswith("/actions/"):
             return self.ask(method, path, urlencode(FORM).encode(), FORM_KIND, **headers)[0]
         return self.ask(method, path, json.dumps({**BODY, "study_name": f"new {self.made}"}).encode(), **headers)[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import pytest
@@ -82,7 +82,7 @@ def test_a_trial_of_plain_optuna_has_its_intermediate_values(storage: Any) -> No
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
 @pytest.mark.parametrize("has_constraints", [False, True])
 def test_improvements_are_the_running_best_of_feasible_trials(
-    storage: Any, direction: str, has_constraints: bool
+    storage: Any, direction: Literal["minimize", "maximize"], has_constraints: bool
 ) -> None:
     made = optuna.create_study(study_name="ours", storage=storage, direction=direction)
     optuna.create_study(study_name="empty", storage=storage)

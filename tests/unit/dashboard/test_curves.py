@@ -104,7 +104,7 @@ def test_an_answer_has_a_limited_size(db: Db, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(curves, "MOST_OF_ONE", 20)
     monkeypatch.setattr(curves, "MOST_METRICS", 2)
     for _ in range(3):
-        db.run(*[1 / at for at in range(1, 101)], **{f"metric_{at}": 1.0 for at in range(3)})
+        db.run(*[1 / at for at in range(1, 101)], metric_0=1.0, metric_1=1.0, metric_2=1.0)
     several, one = db.read(), db.read(count=1)
     assert (several["points_each"], several["is_thinned"], several["trials"][0]["reports"]) == (10, True, 100)
     assert [len(trial["epoch"]) for trial in several["trials"]] == [11] * 3, "every tenth, and the last"

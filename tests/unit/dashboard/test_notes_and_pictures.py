@@ -71,7 +71,7 @@ def test_pictures_are_those_of_the_trial(storage: Any, tmp_path: Path, monkeypat
     (tmp_path / "7" / "pictures" / "folder.png").mkdir()
     assert [path.name for path in find_pictures(storage.engine, study, trial)] == ["a.png", "b.png", "c.png"]
     bottle.request.bind({"REQUEST_METHOD": "GET", "wsgi.input": None})
-    sent = send_picture(storage.engine, study, trial, "c.png")
+    sent: Any = send_picture(storage.engine, study, trial, "c.png")
     assert (sent.status_code, sent.get_header("Content-Type")) == (200, "image/png")
     sent.body.close()
     for name in ("notes.txt", "../secret.png", "secret.png", "folder.png", "/etc/passwd"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
@@ -14,6 +14,9 @@ from tuner.storage.read.queries import StudyRow
 from tuner.storage.read.ranking import best_trials, is_feasible, read_constraints
 from tuner.storage.sql.retry import read
 from tuner.storage.sql.tables import study_directions, study_user_attributes, trial_values, trials
+
+if TYPE_CHECKING:
+    from tuner.storage.sql.row_types import AnySelect
 
 
 class Improvement(NamedTuple):
@@ -38,7 +41,8 @@ def read_improvements(
 
     def work(connection: Connection) -> dict[int, list[Improvement]]:
         found: dict[int, list[tuple[int, Improvement]]] = {}
-        for study_id, trial_id, number, value in connection.execute(_query(only)):
+        rows: Any = connection.execute(_query(only))
+        for study_id, trial_id, number, value in rows:
             found.setdefault(study_id, []).append((trial_id, Improvement(number, value)))
         constraints = read_constraints(connection, [one for several in found.values() for one, _ in several])
         # If all of them are feasible, no infeasible trial was ever the best, so the others do not matter.
@@ -56,7 +60,7 @@ def read_improvements(
     return read(engine, work)
 
 
-def _query(only: int | None) -> sa.Select[tuple[int, int, int, float]]:
+def _query(only: int | None) -> AnySelect:
     is_first = (trial_values.c.trial_id == trials.c.trial_id) & (trial_values.c.objective == 0)
     is_of_first = (study_directions.c.study_id == trials.c.study_id) & (study_directions.c.objective == 0)
     sign = sa.case((study_directions.c.direction == "MAXIMIZE", -1.0), else_=1.0)
