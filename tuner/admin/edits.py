@@ -1,4 +1,4 @@
-"""Changes a study by hand: queue a trial, retry a failed one, delete the study, remove checkpoints.
+"""Changes the trials of a study by hand: queue one, retry a failed one, end one; deletes studies and checkpoints.
 
 All of it is safe while workers run.
 """
@@ -25,6 +25,8 @@ from tuner.storage.read.queries import (
     read_trial,
 )
 from tuner.storage.read.ranking import removable
+from tuner.storage.sql.schema import prepare
+from tuner.storage.worker.leases import end_by_hand
 from tuner.storage.worker.studies import Owner, set_ownership
 from tuner.study.ownership import check_labels, check_owner
 from tuner.trial import Outcome
@@ -190,7 +192,8 @@ def _describe(domain: BaseDistribution) -> str:
     return f"[{low}, {high}]{f' in steps of {step}' if step not in (None, 1) else ''}"
 
 
-_MAY_BE_RETRIED = (Outcome.FAILED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outcome.TIMED_OUT)
+MAY_BE_RETRIED = (Outcome.FAILED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outcome.TIMED_OUT)
+"""How a trial must have ended for `retry`."""
 
 
 def retry(url: AnyURL, name: str, number: int) -> None:
@@ -204,7 +207,7 @@ def retry(url: AnyURL, name: str, number: int) -> None:
     """
     with connected(url) as engine:
         trial = read_trial(engine, find_study(engine, name), number)
-    if trial.outcome not in _MAY_BE_RETRIED:
+    if trial.outcome not in MAY_BE_RETRIED:
         raise UsageError(
             f"cannot retry trial {number} of {name!r}, which is {trial.outcome}: only trials that failed, diverged, "
             "ran out of memory or timed out can be retried; `tuner reproduce` trains this one again"
@@ -212,6 +215,27 @@ def retry(url: AnyURL, name: str, number: int) -> None:
     if not trial.hparams:
         raise UsageError(f"cannot retry trial {number} of {name!r}: it failed before its hyperparameters were sampled")
     _queue(url, name, trial.hparams, {"retry_of": number})
+
+
+def end_trial(url: AnyURL, name: str, number: int) -> Outcome:
+    """End one trial of a study that continues; return how it has ended.
+
+    A trial that has started ends as pruned: its reports stay, it counts towards the study's number of trials, and
+    samplers learn from it. Its worker drops it at its next report, or when it renews its lease. A queued trial is
+    removed from the queue: it ends as failed, which does not count.
+
+    Raises:
+        UnknownStudy: there is no such study or trial.
+        UsageError: the trial has ended already.
+    """
+    with connected(url) as engine:
+        trial = read_trial(engine, find_study(engine, name), number)
+        prepare(engine)  # a study of plain Optuna
+        ending = end_by_hand(engine, trial.trial_id)
+        if ending is None:
+            outcome = read_trial(engine, find_study(engine, name), number).outcome
+            raise UsageError(f"trial {number} of {name!r} has ended already: it is {outcome}")
+    return ending
 
 
 def _queue(url: AnyURL, name: str, params: Mapping[str, object], attributes: Mapping[str, object]) -> None:

@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tuner.admin import edits
+from tuner.admin import edits, lifecycle
 from tuner.errors import TunerError, UsageError, how_to_install, is_int
 from tuner.output.log import say
 from tuner.output.numbers import as_text
 from tuner.results.rows import best_rows, no_feasible, progress_line, shown_counts, study_row
-from tuner.results.stopping import recorded_end
 from tuner.storage import StorageURL, connected
 from tuner.storage.read.lineage import read_curves, read_metrics
 from tuner.storage.read.queries import StudyRow, find_study, read_trial
-from tuner.storage.worker import studies
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -324,12 +322,8 @@ class OpenedStudy:
         Raises:
             UsageError: the study was not created by tuner.
         """
-        from tuner.launch.engines import cancel_open_jobs
-
         with connected(self.storage) as engine:
-            study_id = self._ours(engine).study_id
-            studies.stop(engine, study_id)
-            cancel_open_jobs(engine, study_id, "its workers exit by themselves when they start")
+            lifecycle.stop(engine, self._ours(engine).name)
 
     def resume(self) -> None:
         """Allow a stopped study to be launched again, as `tuner resume` does.
@@ -341,12 +335,9 @@ class OpenedStudy:
             UsageError: the study was not created by tuner.
         """
         with connected(self.storage) as engine:
-            study_id = self._ours(engine).study_id
-            ended = recorded_end(engine, study_id)
-            if ended is None:
-                studies.resume(engine, study_id)
-            else:
-                say(ended.describe(self.name))
+            end = lifecycle.resume(engine, self._ours(engine).name).end
+        if end is not None:
+            say(end.describe(self.name))
 
     def _row(self, engine: Engine) -> StudyRow:
         return find_study(engine, self.name)

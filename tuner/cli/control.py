@@ -21,14 +21,10 @@ def stop(study: StudyArgument, storage: StorageOption = None, debug: DebugOption
     `tuner resume`. Jobs of an engine such as Slurm are cancelled.
     For example: tuner stop digits_mlp
     """
-    from tuner.launch.engines import cancel_open_jobs
-    from tuner.storage.read.queries import find_study
-    from tuner.storage.worker.studies import stop as stop_study
+    from tuner.admin.lifecycle import stop as stop_study
 
     with connected(storage_url(storage)) as engine:
-        study_id = find_study(engine, study).study_id
-        was_running = stop_study(engine, study_id)
-        cancel_open_jobs(engine, study_id, "its workers exit by themselves when they start")
+        was_running = stop_study(engine, study)
     say(f"study {study!r} {'is stopped' if was_running else 'was already stopped'}")
 
 
@@ -38,18 +34,14 @@ def resume(study: StudyArgument, storage: StorageOption = None, debug: DebugOpti
     A study that its target, patience or terminator has ended needs another setting instead.
     For example: tuner resume digits_mlp
     """
-    from tuner.results.stopping import recorded_end
-    from tuner.storage.read.queries import find_study
-    from tuner.storage.worker.studies import resume as resume_study
+    from tuner.admin.lifecycle import resume as resume_study
 
     with connected(storage_url(storage)) as engine:
-        study_id = find_study(engine, study).study_id
-        ended = recorded_end(engine, study_id)
-        was_stopped = ended is None and resume_study(engine, study_id)
-    if ended is not None:
-        say(ended.describe(study))
+        resumed = resume_study(engine, study)
+    if resumed.end is not None:
+        say(resumed.end.describe(study))
         return
-    words = "can be launched again" if was_stopped else "was not stopped"
+    words = "can be launched again" if resumed.was_stopped else "was not stopped"
     say(f"study {study!r} {words}")
 
 

@@ -178,7 +178,7 @@ class Login:
 
     def _login_page(self, environ: WSGIEnvironment, request: Request, start_response: StartResponse) -> Iterable[bytes]:
         if request.method in ("GET", "HEAD"):
-            asked = parse_qs(environ.get("QUERY_STRING", "")).get("next", ["/dashboard"])[0]
+            asked = parse_qs(environ.get("QUERY_STRING", "")).get("next", ["/studies"])[0]
             return self._answer(start_response, "200 OK", login_page(self.prefix, page_after_login(asked)))
         if request.method != "POST":
             raise Refused("405 Method Not Allowed", "log in by POST", [("Allow", "GET, HEAD, POST")])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import html
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from wsgiref.types import StartResponse, WSGIEnvironment
 
+from tuner.dashboard.layout import LINKS
 from tuner.dashboard.login import CALLER, WSGI
 from tuner.errors import UsageError
 
@@ -94,11 +96,13 @@ class OptunaPage:
 
     def _scripts(self, environ: WSGIEnvironment) -> str:
         caller = environ[CALLER]
-        data = {"prefix": self.prefix, "user": caller.name if caller.has_session else "", "role": caller.role}
+        user = caller.name if caller.has_session else ""
+        data = {"prefix": self.prefix, "user": user, "role": caller.role, "links": json.dumps(LINKS)}
         told = " ".join(f'data-{name}="{html.escape(str(value or ""))}"' for name, value in data.items())
         ours = f'<script src="{self.prefix}/assets/bar.js" {told}></script>'
         icon = f'<link rel="icon" href="{self.prefix}/favicon.ico">'
-        return f'{icon}\n    {ours}\n    <script defer src="{self.prefix}{_BUNDLE}">'
+        look = f'<link rel="stylesheet" href="{self.prefix}/assets/page.css">'
+        return f'{icon}\n    {look}\n    {ours}\n    <script defer src="{self.prefix}{_BUNDLE}">'
 
     def _send_script(self, environ: WSGIEnvironment, start_response: StartResponse, script: bytes) -> Iterable[bytes]:
         headers = [("Content-Type", "text/javascript; charset=utf-8"), ("Vary", "Accept-Encoding")]

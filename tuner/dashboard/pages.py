@@ -1,32 +1,16 @@
-"""HTML of the extra pages. Templates escape everything that comes from users, studies and databases."""
+"""HTML of the pages about workers, checkpoints, plots and logs, of the login and of refusals."""
 
 from __future__ import annotations
 
-import html
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any
-from urllib.parse import urlencode
-
 from bottle import SimpleTemplate
 
-from tuner.output.numbers import duration
+from tuner.dashboard.layout import CHOICE, HEAD, Page
 from tuner.storage.read.activity import WorkerRow
 
-_HEAD = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="UTF-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{title}}</title>
-<link rel="stylesheet" href="{{prefix}}/assets/page.css">
-<link rel="icon" href="{{prefix}}/favicon.ico">
-"""
-
 _LOGIN = SimpleTemplate(
-    _HEAD
+    HEAD
     + """</head>
-<body>
+<body class="tuner">
 <main class="login">
 <h1>tuner dashboard</h1>
 % if wrong:
@@ -47,12 +31,12 @@ _LOGIN = SimpleTemplate(
 )
 
 _REFUSAL = SimpleTemplate(
-    _HEAD
+    HEAD
     + """</head>
-<body>
+<body class="tuner">
 <main class="login">
 <h1>Not possible</h1>
-<p>{{reason}}</p>
+<p class="break">{{reason}}</p>
 <p><a href="{{prefix}}/">To the dashboard</a></p>
 </main>
 </body>
@@ -60,58 +44,29 @@ _REFUSAL = SimpleTemplate(
 """
 )
 
-_TOP = (
-    _HEAD
-    + """% if reloads:
-<script src="{{prefix}}/assets/reload.js" defer></script>
-<noscript><meta http-equiv="refresh" content="10"></noscript>
-% end
-</head>
-<body>
-<header>
-<h1>{{title}}</h1>
-<a href="{{prefix}}/dashboard">Studies</a>
-<a href="{{prefix}}/workers{{query}}">Workers</a>
-<a href="{{prefix}}/checkpoints{{query}}">Checkpoints</a>
-<a href="{{prefix}}/plots{{query}}">Plots</a>
-<a href="{{prefix}}/logs{{query}}">Logs</a>
-<form method="get">
-<select name="study" aria-label="Study">
-<option value="">all studies</option>
-% for name in studies:
-<option value="{{name}}"{{!' selected' if name == study else ''}}>{{name}}</option>
-% end
-</select>
-<button>Show</button>
-</form>
-% if user:
-<form method="post" action="{{prefix}}/logout"><button id="tuner-log-out">Log out {{user}}</button></form>
-% end
-</header>
-"""
-)
-
-_WORKERS = SimpleTemplate(
-    _TOP
-    + """<h2>Workers</h2>
+_WORKERS = (
+    CHOICE
+    + """<div id="live-workers" data-live>
+<h2>Workers</h2>
 <p class="note">{{at_work}} at work, {{len(workers)}} in all.
 % if saved_s is not None:
 Compiling took {{seconds(compile_s)}}; trials that found their program compiled saved about {{seconds(saved_s)}}:
 the mean of their study's trials that compiled, for each, less what reading the cache took.
 % end
 Times are those of the database's clock.</p>
-<div class="wide">
+<div class="wide" tabindex="0" role="region" aria-label="Workers">
 <table id="workers">
-<tr><th>worker</th><th>study</th><th>state</th><th>seen</th><th>devices</th><th>trial</th><th>epoch</th>
-<th>last metrics</th><th>lease</th><th>trials ended</th><th>training</th><th>compiling</th><th>saved</th></tr>
+<thead><tr><th>worker</th><th>study</th><th>state</th><th>seen</th><th>devices</th><th>trial</th><th>epoch</th>
+<th>last metrics</th><th>lease</th><th>trials ended</th><th>training</th><th>compiling</th><th>saved</th></tr></thead>
+<tbody>
 % for row in workers:
 <tr>
 <td title="process {{row['pid']}} on {{row['host']}}">{{row['worker']}}</td>
-<td>{{row['study']}}</td>
-<td class="{{row['state'].replace(' ', '-')}}">{{row['state']}}</td>
+<td>{{!study_link(prefix, row['study'])}}</td>
+<td class="{{state_class(row['state'])}}">{{row['state']}}</td>
 <td class="number">{{seconds(row['unseen_s'])}} ago</td>
 <td>{{row['devices']}}</td>
-<td class="number">{{!trial_link(prefix, row)}}</td>
+<td class="number">{{!trial_link(prefix, row['study'], row['trial'])}}</td>
 <td class="number">{{blank(row['epoch'])}}</td>
 <td>{{metrics(row['metrics'])}}</td>
 <td class="number">{{lease(row)}}</td>
@@ -121,54 +76,57 @@ Times are those of the database's clock.</p>
 <td class="number">{{seconds(row['saved_s'])}}</td>
 </tr>
 % end
+</tbody>
 </table>
 </div>
 <h2>Latest failures</h2>
 % if not failures:
 <p class="note">None.</p>
 % else:
-<div class="wide">
+<div class="wide" tabindex="0" role="region" aria-label="Latest failures">
 <table id="failures">
-<tr><th>when</th><th>study</th><th>trial</th><th>worker</th><th>ending</th><th>error</th></tr>
+<thead><tr><th>when</th><th>study</th><th>trial</th><th>worker</th><th>ending</th><th>error</th></tr></thead>
+<tbody>
 % for row in failures:
 <tr>
 <td class="number">{{seconds(row['ago_s'])}} ago</td>
-<td>{{row['study']}}</td>
-<td class="number">{{!trial_link(prefix, row)}}</td>
+<td>{{!study_link(prefix, row['study'])}}</td>
+<td class="number">{{!trial_link(prefix, row['study'], row['trial'])}}</td>
 <td>{{row['worker']}}</td>
-<td>{{row['ending']}}</td>
+<td class="{{state_class(row['ending'])}}">{{words(row['ending'])}}</td>
 <td>
 % if row['error']:
-<details><summary>{{last_line(row['error'])}}</summary><pre>{{row['error']}}</pre></details>
+<details><summary>{{last_line(row['error'])}}</summary><pre tabindex="0">{{row['error']}}</pre></details>
 % end
 </td>
 </tr>
 % end
+</tbody>
 </table>
 </div>
 % end
-</body>
-</html>
+</div>
 """
 )
 
-_CHECKPOINTS = SimpleTemplate(
-    _TOP
+_CHECKPOINTS = (
+    CHOICE
     + """<p class="note">Checkpoints of the best trials, kept for inference:
 <code>load_from_checkpoint(path, trainer=study.trainer)</code>.
 Those of trials that others have surpassed are removed.</p>
 % for group in groups:
-<h2>{{group['study']}}</h2>
+<h2>{{!study_link(prefix, group['study'])}}</h2>
 % if not group['rows']:
 <p class="note">None yet.</p>
 % else:
-<div class="wide">
+<div class="wide" tabindex="0" role="region" aria-label="Checkpoints of {{group['study']}}">
 <table class="checkpoints">
-<tr><th>trial</th><th>{{group['objective']}}</th><th>by epoch</th><th>epoch</th><th>step</th><th>size</th>
-<th>files</th><th>path</th></tr>
+<thead><tr><th>trial</th><th>{{group['objective']}}</th><th>by epoch</th><th>epoch</th><th>step</th><th>size</th>
+<th>files</th><th>path</th></tr></thead>
+<tbody>
 % for row in group['rows']:
 <tr>
-<td class="number">{{row['trial']}}</td>
+<td class="number">{{!trial_link(prefix, group['study'], row['trial'])}}</td>
 <td class="number">{{number(row['value'])}}</td>
 <td><svg class="curve" viewBox="0 0 160 40" width="160" height="40" role="img"
  aria-label="{{group['objective']}} by epoch"><polyline points="{{polyline(row['curve'], 160, 40)}}"/></svg></td>
@@ -184,18 +142,16 @@ Those of trials that others have surpassed are removed.</p>
 <td class="path">{{row['checkpoint']}}</td>
 </tr>
 % end
+</tbody>
 </table>
 </div>
 % end
 % end
-</body>
-</html>
 """
 )
 
-
-_PLOTS = SimpleTemplate(
-    _TOP
+_PLOTS = (
+    CHOICE
     + """% if not study:
 <p class="note">Choose a study above.</p>
 % else:
@@ -207,35 +163,31 @@ page of all.</p>
  src="{{prefix}}/plots/{{kind}}.svg{{query}}"></a>
 % end
 % end
-</body>
-</html>
 """
 )
 
-
-_LOGS = SimpleTemplate(
-    _TOP
+_LOGS = (
+    CHOICE
     + """% if not study:
 <p class="note">Choose a study above.</p>
 % else:
-<form method="get">
+<form method="get" class="row">
 <input type="hidden" name="study" value="{{study}}">
 <label for="trial">Trial</label>
 <input id="trial" name="trial" inputmode="numeric" pattern="[0-9]+" value="{{blank(trial)}}" required>
-<button>Show log</button>
+<button class="plain">Show log</button>
 </form>
 % if trial is not None:
-<p class="note">The last lines that trial {{trial}} has printed, as far as they were stored: the latest are up to five
-seconds old. <code>tuner logs {{study}} {{trial}}</code> prints all of them where its file is.</p>
+<p class="note">The last lines that trial {{!trial_link(prefix, study, trial)}} has printed, as far as they were stored:
+the latest are up to five seconds old. <code>tuner logs {{study}} {{trial}}</code> prints all of them where its file
+is.</p>
 % if lines:
-<pre id="log">{{lines}}</pre>
+<pre id="log" tabindex="0" data-live>{{lines}}</pre>
 % else:
-<p class="note">Nothing.</p>
+<p class="note" id="log" data-live>Nothing.</p>
 % end
 % end
 % end
-</body>
-</html>
 """
 )
 
@@ -256,65 +208,6 @@ def refusal_page(prefix: str, reason: str) -> str:
     return _REFUSAL.render(prefix=prefix, title="Not possible", reason=reason)
 
 
-def workers_page(**given: object) -> str:
-    """Return the page of workers and failures."""
-    formats = {"seconds": seconds, "blank": blank, "metrics": metrics, "lease": lease, "last_line": last_line}
-    formats |= {"trial_link": trial_link}
-    return _WORKERS.render(title="Workers", reloads=True, **formats, **given)
-
-
-def checkpoints_page(**given: object) -> str:
-    """Return the page of checkpoints."""
-    formats = {"blank": blank, "number": number, "size": size, "polyline": polyline}
-    return _CHECKPOINTS.render(title="Checkpoints", reloads=False, **formats, **given)
-
-
-def plots_page(**given: object) -> str:
-    """Return the page of plots."""
-    return _PLOTS.render(title="Plots", reloads=False, **given)
-
-
-def logs_page(*, reloads: bool, **given: object) -> str:
-    """Return the page with what a trial has printed."""
-    return _LOGS.render(title="Logs", reloads=reloads, blank=blank, **given)
-
-
-def trial_link(prefix: str, row: Mapping[str, Any]) -> str:
-    """Return the HTML of a trial's number, with a link to its log; nothing without a trial."""
-    if row["trial"] is None:
-        return ""
-    query = html.escape(urlencode({"study": row["study"], "trial": row["trial"]}, errors="backslashreplace"))
-    return f'<a href="{html.escape(prefix)}/logs?{query}">{row["trial"]}</a>'
-
-
-def seconds(value: float | None) -> str:
-    """Return a duration as people read it; nothing for None."""
-    return "" if value is None else duration(value)
-
-
-def size(value: int) -> str:
-    """Return a readable number of bytes."""
-    for unit, bytes_ in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if value >= bytes_:
-            return f"{value / bytes_:.1f} {unit}"
-    return f"{value} B"
-
-
-def number(value: object) -> str:
-    """Return a metric with five digits."""
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
-
-
-def metrics(values: Mapping[str, object] | None) -> str:
-    """Return metrics by name."""
-    return ", ".join(f"{name} {number(value)}" for name, value in (values or {}).items())
-
-
-def blank(value: object) -> Any:
-    """Return a value, or an empty text for None."""
-    return "" if value is None else value
-
-
 def lease(row: WorkerRow) -> str:
     """Return the remaining time of a worker's lease, and the number of workers that died in its trial."""
     rest_s = row["lease_rest_s"]
@@ -324,16 +217,7 @@ def lease(row: WorkerRow) -> str:
     return (f"{rest_s:.0f} s" if rest_s > 0 else "ended") + deaths
 
 
-def last_line(error: str) -> str:
-    """Return the last line of a traceback: the error itself."""
-    return error.rstrip().rpartition("\n")[2][:300]
-
-
-def polyline(curve: Sequence[float], width: int, height: int) -> str:
-    """Return values as the points of an SVG polyline that fills a box, skipping values that are not finite."""
-    places = [(place, value) for place, value in enumerate(curve) if math.isfinite(value)]
-    if len(places) < 2:
-        return ""
-    low, high = min(value for _, value in places), max(value for _, value in places)
-    across, up = (width - 4) / (len(curve) - 1), (height - 4) / ((high - low) or 1.0)
-    return " ".join(f"{2 + place * across:.1f},{height - 2 - (value - low) * up:.1f}" for place, value in places)
+WORKERS = Page(_WORKERS, "Workers", ["live.js"], {"lease": lease, "may_be_all": True})
+CHECKPOINTS = Page(_CHECKPOINTS, "Checkpoints", formats={"may_be_all": True})
+PLOTS = Page(_PLOTS, "Plots", formats={"may_be_all": False})
+LOGS = Page(_LOGS, "Logs", ["live.js"], {"may_be_all": False})

@@ -114,7 +114,7 @@ def page_after_login(asked: str) -> str:
     It can be sent as a `Location`: other characters than ASCII are percent-encoded.
     """
     is_ours = asked.startswith("/") and not asked.startswith("//") and "\\" not in asked and asked.isprintable()
-    return quote(asked, safe=_URL) if is_ours else "/dashboard"
+    return quote(asked, safe=_URL) if is_ours else "/studies"
 
 
 def read_body(environ: WSGIEnvironment) -> bytes:

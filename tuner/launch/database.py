@@ -31,6 +31,7 @@ class Counts:
         best_trial: The number of the trial with the best value.
         seconds: The time that the database needed to count.
         best_stderr: The standard error of the best value, if it is the mean over several seeds.
+        trials: The number of trials of the study, which a user may change while it runs; None if it is not known.
     """
 
     by_outcome: Mapping[Outcome, int]
@@ -38,6 +39,7 @@ class Counts:
     best_trial: int | None
     seconds: float
     best_stderr: float | None = None
+    trials: int | None = None
 
 
 class StudyDatabase:
@@ -92,6 +94,7 @@ class StudyDatabase:
         return self._engine
 
     def _count(self, name: str) -> Counts | None:
+        from tuner.storage.read.budget import find_effective_trials
         from tuner.storage.read.queries import find_study, outcome_counts, read_best
 
         with contextlib.suppress(TunerError):
@@ -99,12 +102,13 @@ class StudyDatabase:
             study = find_study(engine, name)
             by_outcome = outcome_counts(engine, study.study_id)
             rows = read_best(engine, study, 1) if len(study.directions) == 1 else []
+            trials = find_effective_trials(engine, study.study_id)
             seconds = time.monotonic() - began_s
             if rows and rows[0].values:
                 best, stderrs = rows[0], rows[0].stderrs
                 value = rows[0].values[0]
-                return Counts(by_outcome, value, best.number, seconds, None if stderrs is None else stderrs[0])
-            return Counts(by_outcome, None, None, seconds)
+                return Counts(by_outcome, value, best.number, seconds, None if stderrs is None else stderrs[0], trials)
+            return Counts(by_outcome, None, None, seconds, trials=trials)
         return None
 
     def _release(self, worker: str, study: str, trial: int | None, died: bool) -> TrialEnded | None:

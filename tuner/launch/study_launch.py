@@ -410,6 +410,7 @@ class StudyLaunch:
             return
         self.count_pause_s = max(_POLL_S, counts.seconds / _COUNT_SHARE)
         snapshot.counts = counts.by_outcome
+        snapshot.trials = counts.trials or snapshot.trials
         if counts.best is not None:
             error = "" if counts.best_stderr is None else f" ± {counts.best_stderr:.2g}"
             snapshot.best_value, snapshot.best_trial = counts.best, counts.best_trial

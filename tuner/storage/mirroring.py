@@ -12,6 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
+from tuner.storage.read.budget import read_effective_trials
 from tuner.storage.read.queries import StudyRow, TrialRow, read_some
 from tuner.storage.sql.dialect import clock, ids_value, insert, of_study, one_of
 from tuner.storage.sql.retry import read, write
@@ -265,9 +266,7 @@ def is_finished(engine: Engine, study_id: int) -> bool:
 
     def work(connection: Connection) -> bool:
         now = clock(connection.dialect.name)
-        budget = connection.execute(
-            sa.select(budgets.c.trials, budgets.c.stopped_at_s).where(budgets.c.study_id == study_id)
-        ).first()
+        budget = connection.execute(sa.select(budgets.c.stopped_at_s).where(budgets.c.study_id == study_id)).first()
         held = sa.select(sa.func.count()).select_from(trials.join(leases, leases.c.trial_id == trials.c.trial_id))
         at_work = held.where(trials.c.study_id == study_id, trials.c.state == "RUNNING", leases.c.expires_at_s > now)
         if budget is None or connection.execute(at_work).scalar_one():
@@ -276,6 +275,7 @@ def is_finished(engine: Engine, study_id: int) -> bool:
             return True
         used = [outcome.value for outcome in Outcome if outcome.uses_budget]
         query = sa.select(sa.func.count()).where(records.c.study_id == study_id, records.c.outcome.in_(used))
-        return budget.trials is not None and connection.execute(query).scalar_one() >= budget.trials
+        asked = read_effective_trials(connection, study_id).get(study_id)
+        return asked is not None and connection.execute(query).scalar_one() >= asked
 
     return read(engine, work)

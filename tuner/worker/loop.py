@@ -462,8 +462,8 @@ class Worker:
         if self.grid_limits is None:
             return
         limits = self.grid_limits(self.storage.get_all_trials(self.claimant.study_id, deepcopy=False))
-        self.claimant.trials = min(self.study.trials, limits.trials)
-        self.claimant.new_trials = min(self.study.trials, limits.new)
+        self.claimant.trials = min(self.claimant.asked, limits.trials)
+        self.claimant.new_trials = min(self.claimant.asked, limits.new)
 
     def end(self, reason: NoTrial) -> None:
         """Raise StudyStopped unless the worker exits because everything is done."""
@@ -472,7 +472,7 @@ class Worker:
             self.say(HoursUsed())
         if reason is NoTrial.DONE and self.context.population is not None:
             self.context.population.remove()
-        if reason is NoTrial.DONE and self.claimant.trials < self.study.trials:
+        if reason is NoTrial.DONE and self.claimant.trials < self.claimant.asked:
             self.say(SearchFinished())
         ended = recorded_end(self.engine, self.claimant.study_id) if reason is NoTrial.STOPPED else None
         if ended is not None:

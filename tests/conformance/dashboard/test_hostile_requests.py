@@ -19,6 +19,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 from storage_tools import new_database
 
+from tuner.dashboard.actions import ACTIONS
 from tuner.dashboard.api_checks import FIELDS, WITHOUT_BODY
 from tuner.dashboard.app import make_app
 from tuner.output.cells import plain_cell
@@ -171,13 +172,16 @@ def routes(asked: Asked) -> list[tuple[str, str]]:
 
 def paths(rule: str, study: str, trial: str, text: str) -> str:
     """Return a route's address with values for its parts."""
-    values = {"study_id": study, "trial_id": trial, "artifact_id": "00-00", "": "/" + text}
+    values = {"study_id": study, "trial_id": trial, "number": trial, "artifact_id": "00-00", "": "/" + text}
     return re.sub(r"<([^:>]*)[^>]*>", lambda part: values.get(part[1], text), rule)
 
 
 def test_every_route_that_changes_something_has_its_checks(asked: Asked) -> None:
     changing = {key for key in routes(asked) if key[0] != "GET"}
-    assert changing == FIELDS.keys() | WITHOUT_BODY, "what a new version of optuna-dashboard adds needs its checks"
+    ours = {("POST", rule) for rule in ACTIONS}
+    assert changing == FIELDS.keys() | WITHOUT_BODY | ours, (
+        "what a new version of optuna-dashboard adds needs its checks"
+    )
 
 
 def test_ids_of_all_kinds(asked: Asked) -> None:
@@ -208,7 +212,7 @@ def test_text_of_all_kinds_in_addresses(asked: Asked, text: str) -> None:
             asked.ask(method, paths(rule, there, "1", text), b"{}")
             asked.ask(method, f"{paths(rule, there, '1', 'edf')}/{text}", b"{}")
         if method == "GET":
-            for name in ("study", "after", "trial_ids", "next"):
+            for name in ("study", "after", "trial_ids", "next", "trial", "trials", "known", "show", "like", "done"):
                 asked.ask(method, f"{paths(rule, there, '1', 'edf')}?{name}={text}")
     for method in ("BREW", "TRACE", "PATCH", "\xff", ""):
         asked.ask(method, f"/{text}")
@@ -266,6 +270,36 @@ def test_bodies_of_all_kinds(asked: Asked, key: tuple[str, str]) -> None:
     assert all(0 < len(study["study_name"]) <= 512 for study in listed["study_summaries"])
 
 
+FORMS = [
+    *(b"text=%00", b"text=%ff&version=0", b"text=\xff&version=0", b"text=x&version=" + b"9" * 5000, b"version=0&text="),
+    *(b"trials=0", b"trials=-1", b"trials=1e3", b"trials=" + b"9" * 5000, b"trials=%EF%BC%91", b"trials=4294967296"),
+    *(b"hparam:a=1", b"hparam:%3Cb%3E=nan", b"hparam:-1=x", b"hparam:=1", b"hparam:choice=None", b"hparam:-1=0.5"),
+    *(
+        b"&".join(b"a=%d" % at for at in range(5000)),
+        b"a" * (2 << 20),
+        b"=",
+        b"&&&",
+        b"%",
+        b"text=%F0%9F%98%80&version=0",
+    ),
+]
+
+
+@pytest.mark.parametrize("rule", sorted(ACTIONS))
+def test_forms_of_all_kinds(asked: Asked, rule: str) -> None:
+    study = optuna.create_study(storage=asked.storage, study_name=f"forms of {rule}")
+    _fill(study)
+    path = paths(rule, str(study._study_id), "0", "")
+    for form in [*FORMS, *RAW_BODIES]:
+        for accept in ("text/html", "application/json"):
+            asked.ask("POST", path, form, CONTENT_TYPE="application/x-www-form-urlencoded", HTTP_ACCEPT=accept)
+            asked.ask("GET", f"/study?study={quote(study.study_name)}")
+    for kind in KINDS_OF_BODY:
+        if not kind.startswith("application/x-www"):
+            told = asked.ask("POST", path, b"text=x&version=0&trials=3", CONTENT_TYPE=kind)
+            assert (told.status, b"the body must be a form" in told.body) == (400, True)
+
+
 def test_values_that_are_nested_too_deeply_are_refused(asked: Asked) -> None:
     study = optuna.create_study(storage=asked.storage, study_name="deep")
     path = f"/api/trials/{study.ask()._trial_id}/user-attrs"
@@ -314,8 +348,11 @@ def test_studies_of_all_names_are_shown(asked: Asked) -> None:
         query = "study=" + quote(name, safe="")
         detail = json.loads(asked.ask("GET", f"/api/studies/{asked.study(name)}").body)
         assert (detail["name"], len(detail["trials"])) == (name, 5)
-        for page in ("/workers", "/workers.json", "/checkpoints", "/plots", "/logs"):
-            told = asked.ask("GET", f"{page}?{query}", HTTP_ACCEPT="text/html")
+        asked.storage.set_study_system_attr(asked.study(name), "dashboard:note_ver", 1)
+        asked.storage.set_study_system_attr(asked.study(name), "dashboard:note_str:0", "<script>alert(1)</script>")
+        pages = ("/workers", "/workers.json", "/checkpoints", "/plots", "/logs", "/study", "/curves", "/curves.json")
+        for page in (*pages, "/trial?trial=0", "/trial?trial=4", "/studies", "/study?like=0", "/logs?trial=0"):
+            told = asked.ask("GET", f"{page}{'&' if '?' in page else '?'}{query}", HTTP_ACCEPT="text/html")
             assert told.status == 200, (name, page)
             assert b"<script>alert" not in told.body
         picture = asked.ask("GET", f"/plots/history.svg?{query}")

@@ -2,87 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dashboard_server import PASSWORD, DashboardServer, make_users, serve
+from browser import NEEDS_CHROMIUM, Browser, By
+from dashboard_server import make_users, serve
 
-webdriver = pytest.importorskip("selenium.webdriver")
-from selenium.common.exceptions import WebDriverException  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
+from tuner.results.plots import KINDS
 
-from tuner.results.plots import KINDS  # noqa: E402
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        CHROMIUM is None or DRIVER is None, reason="needs Chromium: apt-get install chromium chromium-driver"
-    ),
-]
-
-
-class Browser:
-    """Headless Chromium, looking at one dashboard."""
-
-    def __init__(self, folder: Path, dashboard: DashboardServer, wait: Callable[..., Any]) -> None:
-        options = webdriver.ChromeOptions()
-        for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
-            options.add_argument(word)
-        options.add_argument(f"--user-data-dir={folder / 'profile'}")
-        options.add_argument("--window-size=1240,840")
-        options.binary_location = str(CHROMIUM)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-        self.driver.set_page_load_timeout(120)
-        self.dashboard = dashboard
-        self.wait = wait
-
-    def go(self, path: str) -> None:
-        self.driver.get(self.dashboard.origin + self.dashboard.prefix + path)
-
-    @property
-    def path(self) -> str:
-        return self.driver.current_url.removeprefix(self.dashboard.origin)
-
-    def find(self, how: str, what: str) -> Any:
-        """Wait for an element and return it."""
-        return self.wait(lambda: next(iter(self.driver.find_elements(how, what)), None), 120.0)
-
-    def until(self, condition: Callable[[], Any]) -> Any:
-        """Wait until a condition on the page holds; it may be looked at while the page changes."""
-
-        def holds() -> Any:
-            try:
-                return condition()
-            except WebDriverException:
-                return None
-
-        return self.wait(holds, 120.0)
-
-    def texts(self, css: str) -> list[str]:
-        return [element.text for element in self.driver.find_elements(By.CSS_SELECTOR, css)]
-
-    def log_in(self, name: str, password: str = PASSWORD) -> None:
-        self.find(By.NAME, "name").send_keys(name)
-        self.find(By.NAME, "password").send_keys(password)
-        self.find(By.CSS_SELECTOR, "main button").click()
-
-    def picture(self, name: str) -> None:
-        folder = os.environ.get("TUNER_PICTURES")
-        if folder:
-            self.driver.save_screenshot(str(Path(folder) / f"dashboard-{name}.png"))
-
-    def complaints(self) -> list[str]:
-        """What the browser complained of, but for refused requests."""
-        lines = [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
-        return [line for line in lines if "status of 401" not in line and "status of 403" not in line]
+pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
 
 
 @pytest.fixture
@@ -118,14 +49,7 @@ def test_a_person_looks_at_a_study_and_leaves(tuner_on_postgres: Any, tiny_funct
         "trace => trace.mode === 'markers').map(trace => trace.x.length))"  # fmt: skip
     browser.until(lambda: driver.execute_script(points) == ended)
     assert browser.find(By.ID, "tuner-bar").text.split() == [
-        "Workers",
-        "Checkpoints",
-        "Plots",
-        "Logs",
-        "ann",
-        "(editor)",
-        "Log",
-        "out",
+        *("Studies", "Curves", "Workers", "Checkpoints", "Plots", "Logs", "Optuna", "ann", "(editor)", "Log", "out"),
     ]
     browser.picture("study")
 

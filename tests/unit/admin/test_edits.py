@@ -12,21 +12,23 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 import tuner
 from tuner import Space, Study, choice, log_uniform, uniform
-from tuner.admin.edits import Shortage, clear, delete, enqueue, find_shortage, retry
-from tuner.errors import UnknownStudy, UsageError
+from tuner.admin.edits import Shortage, clear, delete, end_trial, enqueue, find_shortage, retry
+from tuner.errors import LeaseLost, UnknownStudy, UsageError
 from tuner.results.rows import trial_rows
-from tuner.storage import artifacts, connect
+from tuner.storage import artifacts, connect, parse_url
 from tuner.storage.artifacts import StudyArtifacts, artifacts_of, study_folder
+from tuner.storage.read.lineage import read_attempts
 from tuner.storage.sql.tables import CHILDREN_OF_TRIALS
 from tuner.storage.worker import leases
 from tuner.storage.worker.claims import Claimant, claim
 from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.studies import join, register
-from tuner.trial import Outcome
+from tuner.trial import Outcome, Report
 
 pytestmark = pytest.mark.with_tables
 
@@ -259,6 +261,50 @@ def test_a_failed_trial_is_tried_again_as_a_new_one(storage: Any, storage_url: s
     with pytest.raises(UnknownStudy):
         retry(storage_url, "ours", 9)
     assert len(study.get_trials()) == 3
+
+
+def test_one_trial_is_ended_and_the_study_continues(storage: Any, storage_url: str) -> None:
+    engine = connect(storage_url)
+    study_id = register(storage, engine, "ours", ["minimize"], {}).study_id
+    claimant = Claimant(study_id, "one", trials=4, lease_s=300.0)
+    running, given_back = (claim(engine, claimant) for _ in range(2))
+    assert isinstance(running, Lease)
+    assert isinstance(given_back, Lease)
+    leases.report(engine, running, [Report(1, 10, {"loss": 0.5})], "loss")
+    leases.release(engine, given_back)
+    study = optuna.load_study(study_name="ours", storage=storage)
+    study.enqueue_trial({})
+
+    endings = [end_trial(storage_url, "ours", number) for number in range(3)]
+
+    assert endings == [Outcome.PRUNED, Outcome.PRUNED, Outcome.FAILED]
+    # As Optuna sees them: only the trial in the queue is forgotten by samplers and by the budget.
+    states = [trial.state for trial in study.get_trials()]
+    assert states == [TrialState.PRUNED, TrialState.PRUNED, TrialState.FAIL]
+    assert study.trials[0].intermediate_values == {1: 0.5}
+    assert study.trials[0].datetime_complete is not None
+    attempts = read_attempts(engine, running.trial_id)
+    assert [(one.worker, one.ending, one.ended_at_s is not None) for one in attempts] == [("one", "pruned", True)]
+    assert [one.ending for one in read_attempts(engine, given_back.trial_id)] == ["preempted"]
+    # The worker that held it is refused, and two of the four trials are left.
+    with pytest.raises(LeaseLost):
+        leases.report(engine, running, [Report(2, 20, {"loss": 0.4})], "loss")
+    assert [isinstance(claim(engine, claimant), Lease) for _ in range(3)] == [True, True, False]
+    with pytest.raises(UsageError, match="trial 0 of 'ours' has ended already: it is pruned"):
+        end_trial(storage_url, "ours", 0)
+    with pytest.raises(UnknownStudy, match="study 'ours' has no trial 9: it has 0 to 4"):
+        end_trial(storage_url, "ours", 9)
+    engine.dispose()
+
+
+def test_a_trial_of_a_plain_optuna_process_is_ended(storage_url: str) -> None:
+    storage = optuna.storages.RDBStorage(parse_url(storage_url).for_optuna)
+    trial = optuna.create_study(study_name="theirs", storage=storage).ask()
+    assert end_trial(storage_url, "theirs", 0) is Outcome.FAILED
+    with pytest.raises(UpdateFinishedTrialError):
+        trial.report(1.0, 1)
+    storage.remove_session()
+    storage.engine.dispose()
 
 
 def test_a_study_is_deleted_with_its_files_and_another_is_not(storage: Any, storage_url: str, tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from tuner.dashboard.layout import Viewer
 from tuner.dashboard.login import Login
 from tuner.dashboard.optuna_page import below_prefix
-from tuner.dashboard.pages import checkpoints_page, login_page, polyline, workers_page
+from tuner.dashboard.pages import CHECKPOINTS, WORKERS, login_page
 from tuner.dashboard.request import is_loopback_name, page_after_login, read_body, read_request
 from tuner.dashboard.serve import Serving, check_serving
 from tuner.dashboard.sessions import IDLE_S, LONGEST_S, Attempts, Sessions
@@ -279,13 +280,13 @@ def test_attempts_from_one_ipv6_network_count_together() -> None:
     ("asked", "shown"),
     [
         ("/workers", "/workers"),
-        ("//evil.example", "/dashboard"),
-        ("/\\evil.example", "/dashboard"),
-        ("https://evil.example", "/dashboard"),
-        ("", "/dashboard"),
-        ("/a\r\nSet-Cookie: x", "/dashboard"),
-        ("/a\0", "/dashboard"),
-        ("/a\u2028b", "/dashboard"),
+        ("//evil.example", "/studies"),
+        ("/\\evil.example", "/studies"),
+        ("https://evil.example", "/studies"),
+        ("", "/studies"),
+        ("/a\r\nSet-Cookie: x", "/studies"),
+        ("/a\0", "/studies"),
+        ("/a\u2028b", "/studies"),
         ("/\u20ac/\u00e9", "/%E2%82%AC/%C3%A9"),
         ("/a%20b?x=1&y=%26#z", "/a%20b?x=1&y=%26#z"),
         ('/"<>', "/%22%3C%3E"),
@@ -411,30 +412,25 @@ def test_the_front_end_finds_its_addresses_below_a_prefix() -> None:
 
 def test_pages_escape_what_comes_from_elsewhere() -> None:
     nasty = "<script>alert(1)</script>\"'&"
-    head = {"prefix": "", "user": nasty, "studies": [nasty], "study": nasty, "query": "?study=%3Cscript%3E"}
+    viewer = Viewer("", nasty, nasty)
+    head = {"studies": [nasty], "study": nasty, "query": "?study=%3Cscript%3E"}
     failure = {"ago_s": 1.0, "study": nasty, "trial": 0, "worker": nasty, "ending": nasty, "error": f"x\n{nasty}"}
     numbers = dict.fromkeys(("unseen_s", "train_s", "compile_s", "saved_s", "lease_rest_s"), 1.0)
     words = dict.fromkeys(("worker", "study", "host", "devices", "state"), nasty)
     worker = {**numbers, **words, "pid": 1, "trial": 0, "epoch": 1, "metrics": {nasty: nasty}, "deaths": 0}
     worker |= {"trials": 1, "compilations": 1}
     row = {"trial": 0, "value": 1.0, "curve": [], "about": None, "checkpoint": nasty}
+    savings = {"at_work": 1, "compile_s": 1.0, "saved_s": 1.0}
 
     pages = [
-        workers_page(**head, workers=[worker], failures=[failure], at_work=1, compile_s=1.0, saved_s=1.0),
-        checkpoints_page(**head, groups=[{"study": nasty, "objective": nasty, "rows": [row]}]),
+        WORKERS.render(viewer, nasty, **head, workers=[worker], failures=[failure], **savings),
+        CHECKPOINTS.render(viewer, nasty, **head, groups=[{"study": nasty, "objective": nasty, "rows": [row]}]),
         login_page("", nasty, nasty),
     ]
 
     for page in pages:
         assert "<script>alert" not in page
         assert "&lt;script&gt;alert(1)" in page
-
-
-def test_a_curve_is_drawn_from_its_finite_values() -> None:
-    assert polyline([0.0, 5.0, 10.0], 104, 54) == "2.0,52.0 52.0,27.0 102.0,2.0"
-    assert polyline([0.0, float("nan"), 10.0], 104, 54) == "2.0,52.0 102.0,2.0"
-    assert polyline([3.0], 104, 54) == ""
-    assert polyline([3.0, 3.0], 104, 54) == "2.0,52.0 102.0,52.0"
 
 
 def test_a_users_file_is_not_made_where_it_cannot_be(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-// Links to our own pages beside Optuna's front-end, and its way back to the login when a session has ended.
+// The bar of our pages on Optuna's, and the way back to the login when a session has ended.
 (function () {
   "use strict";
-  const { prefix, user, role } = document.currentScript.dataset;
+  const { prefix, user, role, links } = document.currentScript.dataset;
   const send = window.fetch;
   window.fetch = async function (...words) {
     const answer = await send.apply(this, words);
@@ -11,44 +11,50 @@
     }
     return answer;
   };
+  // The address of one of our pages for the study and the trial that are looked at, as Optuna's address names them.
+  function address(path) {
+    const study = location.pathname.match(/\/studies\/(\d+)/);
+    if (!study || path === "/studies" || path === "/dashboard") {
+      return prefix + path;
+    }
+    const trial = new URLSearchParams(location.search).get("numbers");
+    const isOfTrial = path === "/logs" && /^\d+$/.test(trial || "");
+    return prefix + "/of/" + study[1] + path + (isOfTrial ? "?trial=" + trial : "");
+  }
   function link(text, path) {
     const made = document.createElement("a");
     made.textContent = text;
     made.href = prefix + path;
-    made.style.color = "#fff";
+    if (path === "/dashboard") {
+      made.setAttribute("aria-current", "page");
+    }
+    made.addEventListener("click", function () {
+      made.href = address(path);
+    });
     return made;
   }
-  function button(text) {
+  function logOut() {
     const form = document.createElement("form");
     form.method = "post";
     form.action = prefix + "/logout";
-    form.style.margin = "0";
     const made = document.createElement("button");
     made.id = "tuner-log-out";
-    made.textContent = text;
-    made.style.cssText = "font:inherit;color:#fff;background:none;border:1px solid #8aa;border-radius:4px;cursor:pointer";
+    made.textContent = "Log out";
     form.append(made);
     return form;
   }
   document.addEventListener("DOMContentLoaded", function () {
     const bar = document.createElement("nav");
     bar.id = "tuner-bar";
-    bar.style.cssText =
-      "position:fixed;right:12px;bottom:12px;z-index:2000;display:flex;gap:14px;align-items:center;" +
-      "padding:6px 12px;border-radius:6px;background:#1c2733;color:#fff;font:13px system-ui,sans-serif;opacity:.92";
-    const logs = link("Logs", "/logs");
-    logs.addEventListener("click", function () {
-      // On the page of a trial: its log.
-      const study = location.pathname.match(/\/studies\/(\d+)\/trials/);
-      const trial = new URLSearchParams(location.search).get("numbers");
-      logs.href = prefix + "/logs" + (study && /^\d+$/.test(trial) ? "/" + study[1] + "?trial=" + trial : "");
-    });
-    bar.append(link("Workers", "/workers"), link("Checkpoints", "/checkpoints"), link("Plots", "/plots"), logs);
+    bar.setAttribute("aria-label", "Dashboard");
+    bar.append(...JSON.parse(links).map(([text, path]) => link(text, path)));
     if (user) {
       const who = document.createElement("span");
+      who.className = "who";
       who.textContent = user + " (" + role + ")";
-      bar.append(who, button("Log out"));
+      bar.append(who, logOut());
     }
-    document.body.append(bar);
+    document.body.classList.add("tuner-optuna");
+    document.body.prepend(bar);
   });
 })();

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
 from tuner.errors import UnknownStudy, nearest
+from tuner.storage.read.budget import read_effective_trials
 from tuner.storage.read.hours import Hours, count_hours
 from tuner.storage.read.ranking import Ranked, best_trials, is_feasible
 from tuner.storage.read.trial_parts import CHUNK, read_parts
@@ -315,7 +316,8 @@ class Standing:
     """The budgets of a study, and how much of them is used.
 
     Attributes:
-        trials: The number of trials of the latest launch; None for a study of plain Optuna.
+        trials: The number of trials of the latest launch, or the one that a user has set since; None for a study that
+            was not launched.
         wall_s: The wall-clock budget in seconds; None for no limit.
         device_s: The device-time budget in seconds; None for no limit.
         used: The used part of both.
@@ -352,9 +354,11 @@ def read_standings(engine: Engine, only: int | None = None) -> dict[int, Standin
         table = study_system_attributes.c
         ended = sa.select(table.study_id, table.value_json).where(table.key == END_KEY)
         ends = {study_id: json.loads(text)["why"] for study_id, text in connection.execute(ended)}
-        columns = (budgets.c.trials, budgets.c.wall_s, budgets.c.device_s, budgets.c.stopped_at_s)
+        columns = (budgets.c.wall_s, budgets.c.device_s, budgets.c.stopped_at_s)
+        asked = read_effective_trials(connection, only)
         return {
             study_id: Standing(
+                asked.get(study_id),
                 *limits,
                 used=count_hours(connection, study_id, now_s, Hours())[0],
                 is_stopped=stopped_at_s is not None,

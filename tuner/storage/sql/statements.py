@@ -20,6 +20,7 @@ from tuner.storage.sql.tables import (
     records,
     rungs,
     studies,
+    study_system_attributes,
     trial_heartbeats,
     trial_intermediate_values,
     trial_params,
@@ -39,6 +40,8 @@ OTHERS_TRIAL_S = 3600
 """Seconds after its start that a running trial of a plain Optuna process uses budget..."""
 OTHERS_HEARTBEAT_S = 600
 """...and while its latest heartbeat is younger than this."""
+CHANGED_TRIALS_KEY = "tuner:trials"
+"""The study attribute with the number of trials that a user has set after the launch (`tuner.storage.read.budget`)."""
 CLOCK_JUMP_S = 1.0
 """Smaller changes of the clock are corrections of its rate, or the time between two readings."""
 
@@ -61,10 +64,19 @@ def _is_held(table: sa.Table, held: sa.FromClause) -> sa.ColumnElement[bool]:
 
 @statement("lock study")
 def lock_study(dialect: str) -> Any:
-    """Lock the row of `study_id` until the end of the transaction; return identity and stop flag of its budget."""
+    """Lock the row of `study_id` until the end of the transaction.
+
+    Return identity and stop flag of its budget, and the number of trials that a user has set since, as JSON.
+    """
+    attributes = study_system_attributes.c
+    is_changed = (attributes.study_id == studies.c.study_id) & (attributes.key == _word(CHANGED_TRIALS_KEY))
     return (
-        sa.select(budgets.c.identity, budgets.c.stopped_at_s)
-        .select_from(studies.outerjoin(budgets, budgets.c.study_id == studies.c.study_id))
+        sa.select(budgets.c.identity, budgets.c.stopped_at_s, attributes.value_json)
+        .select_from(
+            studies.outerjoin(budgets, budgets.c.study_id == studies.c.study_id).outerjoin(
+                study_system_attributes, is_changed
+            )
+        )
         .where(studies.c.study_id == sa.bindparam("study_id"))
         # NO KEY, so that ending a trial, which refers to the study's row, need not wait.
         .with_for_update(of=studies, key_share=True)

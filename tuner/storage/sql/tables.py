@@ -50,6 +50,14 @@ study_system_attributes = Table(
     Column("key", String(512)),
     Column("value_json", Text),
 )
+study_user_attributes = Table(
+    "study_user_attributes",
+    optuna_tables,
+    Column("study_user_attribute_id", Integer, primary_key=True),
+    Column("study_id", Integer),
+    Column("key", String(512)),
+    Column("value_json", Text),
+)
 trials = Table(
     "trials",
     optuna_tables,

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
 from tuner.errors import UnknownStudy
+from tuner.storage.read.budget import effective_trials
 from tuner.storage.read.hours import Hours, count_hours
 from tuner.storage.sql import statements
 from tuner.storage.sql.dialect import clock, greatest, ids_value, utc_now
@@ -86,6 +87,8 @@ class Claimant:
         settled: The trials that it has already counted; each claim updates it.
         held: The ids of the trials that the worker has claimed and not ended or given back.
         deadly: The trials that the latest claim failed because too many workers had died in them.
+        launched: The number of trials with which the claimant was made.
+        asked: The number that applies instead if a user has changed it since; each claim updates it, and then `trials`.
         hours: The hours used until an earlier time; each claim updates it.
     """
 
@@ -103,6 +106,11 @@ class Claimant:
     hours: Hours = field(default_factory=Hours)
     held: set[int] = field(default_factory=set[int])
     deadly: list[int] = field(default_factory=list[int])
+    launched: int = field(init=False)
+    asked: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.launched = self.asked = self.trials
 
 
 @dataclass(frozen=True)
@@ -217,6 +225,9 @@ def _lock_study(connection: Connection, claimant: Claimant) -> bool:
     row = run(connection, statements.lock_study, {"study_id": claimant.study_id}).first()
     if row is None or claimant.identity not in (None, row[0]):
         raise UnknownStudy(f"the study was deleted while it ran: id {claimant.study_id}")
+    asked = effective_trials(claimant.launched, row[2])
+    if asked is not None and asked != claimant.asked:
+        claimant.trials = claimant.asked = asked
     return row[1] is not None
 
 

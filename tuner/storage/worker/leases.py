@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
 from tuner.storage.sql import statements
+from tuner.storage.sql.dialect import utc_now
 from tuner.storage.sql.encoding import encode_metric, stored_number
 from tuner.storage.sql.outcomes import encode_outcome
 from tuner.storage.sql.retry import read, write, write_once
@@ -23,8 +24,9 @@ from tuner.storage.sql.tables import (
     trial_system_attributes,
     trial_user_attributes,
     trial_values,
+    trials,
 )
-from tuner.storage.worker.fences import Change, Lease, Write, fenced, lost_lease, upsert, write_held
+from tuner.storage.worker.fences import Change, Lease, Write, fenced, lost_lease, run_write, upsert, write_held
 from tuner.trial import Outcome, Report
 from tuner.trial.failures import storable
 
@@ -279,6 +281,39 @@ def endings(lease: Lease, outcome: Outcome, values: Sequence[float] | None, reco
 
 def _attempt_ending(lease: Lease, ending: str, error: str | None = None) -> Write:
     return Write(statements.end_attempt, {"fence": lease.fence, "ending": str(ending), "error": error})
+
+
+def end_by_hand(engine: Engine, trial_id: int) -> Outcome | None:
+    """End a trial that has not ended, whoever holds it; its worker drops it at its next write.
+
+    A trial that has started ends as pruned: it counts against the budget, and samplers learn from its reports. A queued
+    trial, and one of a plain Optuna process, end as failed.
+
+    Args:
+        engine: The storage's engine.
+        trial_id: The trial.
+
+    Returns:
+        The outcome; None if the trial had ended already, or does not exist.
+
+    Concurrency: one transaction; safe while workers claim, report and end the trial.
+    """
+    is_running = sa.exists().where(trials.c.trial_id == trial_id, trials.c.state == "RUNNING")
+    take = leases.delete().where(leases.c.trial_id == trial_id, is_running)
+
+    def work(connection: Connection, _: int) -> Outcome | None:
+        taken = connection.execute(take.returning(leases.c.fence, leases.c.worker)).first()
+        if taken is not None:
+            lease = Lease(trial_id, -1, taken.worker or "", taken.fence, 0.0)
+            for ending in endings(lease, Outcome.PRUNED, None, {"worker": taken.worker}):
+                run_write(connection, trial_id, ending)
+            return Outcome.PRUNED
+        is_open = (trials.c.trial_id == trial_id) & trials.c.state.in_(["RUNNING", "WAITING"])
+        changes = {"state": "FAIL", "datetime_complete": utc_now(connection.dialect.name)}
+        changed = connection.execute(trials.update().where(is_open).values(changes)).rowcount
+        return Outcome.FAILED if changed else None
+
+    return write(engine, work)
 
 
 def release(engine: Engine, lease: Lease) -> None:

@@ -13,10 +13,12 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
 from tuner.errors import StudyError
+from tuner.storage.read.budget import ChangedTrials, read_effective_trials
 from tuner.storage.read.queries import END_KEY, LABELS_KEY, OWNER_KEY, RECORD_KEY, find_record, labels_in
 from tuner.storage.sql.dialect import clock, insert
 from tuner.storage.sql.retry import write
 from tuner.storage.sql.schema import prepare
+from tuner.storage.sql.statements import CHANGED_TRIALS_KEY
 from tuner.storage.sql.tables import (
     CHILDREN_OF_STUDIES,
     CHILDREN_OF_TRIALS,
@@ -210,6 +212,39 @@ def join(engine: Engine, claimant: Claimant, about: Mapping[str, Any]) -> None:
         )
 
     write(engine, work)
+
+
+def change_trials(engine: Engine, study_id: int, trials: int) -> int | None:
+    """Set the number of trials of a study that was launched, for its running workers and for later launches.
+
+    It replaces the number of the latest launch, and applies until the study is launched with another one.
+
+    Args:
+        engine: The storage's engine.
+        study_id: The study.
+        trials: The number, at least 1.
+
+    Returns:
+        The number that applied before; None if the study was never launched, and then nothing is changed.
+
+    Concurrency: one transaction that locks the study's row; each claim of a worker reads the number under that lock.
+    """
+
+    def work(connection: Connection, _: int) -> int | None:
+        connection.execute(sa.select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update())
+        before = read_effective_trials(connection, study_id).get(study_id)
+        launched = connection.execute(sa.select(budgets.c.trials).where(budgets.c.study_id == study_id)).scalar()
+        if launched is None:
+            return None
+        changed: ChangedTrials = {"trials": trials, "instead_of": launched}
+        statement = insert(connection.dialect.name, study_system_attributes).values(
+            study_id=study_id, key=CHANGED_TRIALS_KEY, value_json=json.dumps(changed)
+        )
+        replaced = {"value_json": statement.excluded.value_json}
+        connection.execute(statement.on_conflict_do_update(index_elements=["study_id", "key"], set_=replaced))
+        return before
+
+    return write(engine, work)
 
 
 def leave(engine: Engine, worker: str) -> None:
