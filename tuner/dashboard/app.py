@@ -35,7 +35,7 @@ from tuner.dashboard.optuna_page import OptunaPage
 from tuner.dashboard.pictures import send_picture
 from tuner.dashboard.plot_cache import PlotCache
 from tuner.dashboard.savings import SavingsCache
-from tuner.dashboard.start_page import START, read_overviews
+from tuner.dashboard.start_page import START, Choice, read_overviews
 from tuner.dashboard.study_detail import StudyDetail
 from tuner.dashboard.study_page import STUDY, read_study_page
 from tuner.dashboard.trial_page import TRIAL, read_trial_page
@@ -87,7 +87,7 @@ def routes(storage: Storage) -> bottle.Bottle:
     about, pictures, savings = Descriptions(), PlotCache(storage), SavingsCache(storage.engine)
     ours = {
         "/assets/<name>": lambda name: bottle.static_file(name, root=str(ASSETS)),
-        "/studies": lambda: send_page(START, "Studies", studies=read_overviews(storage.engine)),
+        "/studies": lambda: _studies_page(storage),
         "/study": lambda: _study_page(storage, savings),
         "/trial": lambda: _trial_page(storage),
         "/curves": lambda: _curves_page(storage),
@@ -145,6 +145,12 @@ def _asked_trial(storage: Storage, study: StudyRow, number: int) -> TrialRow:
         return read_trial(storage.engine, study, number)
     except UnknownStudy as error:
         raise bottle.HTTPError(404, str(error)) from None
+
+
+def _studies_page(storage: Storage) -> bytes:
+    """Send the list of studies: all, or with `?owner=` and `?label=` those of an owner or with a label."""
+    chosen = Choice(in_query("owner"), in_query("label"))
+    return send_page(START, "Studies", chosen=chosen, studies=read_overviews(storage.engine, chosen))
 
 
 def _study_page(storage: Storage, savings: SavingsCache) -> bytes:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import urlencode
 
 from sqlalchemy import Engine
 
@@ -12,19 +14,28 @@ from tuner.output.numbers import with_error
 from tuner.results.json_rows import StudyJson
 from tuner.results.rows import study_rows
 from tuner.storage.read.budget import find_all_effective_trials
-from tuner.storage.read.improvements import read_improvements, read_owners
+from tuner.storage.read.improvements import read_improvements
 from tuner.storage.read.queries import read_studies
 from tuner.trial import Outcome
 
-_BODY = """% if not studies:
+_BODY = """% if chosen:
+<p class="note">Only studies {{chosen.describe()}}. <a href="{{prefix}}/studies">Show all studies</a></p>
+% end
+% if not studies and chosen:
+<p class="note">There is no such study in this storage.</p>
+% elif not studies:
 <p class="note">There is no study in this storage yet. <code>tuner launch FILE</code> starts one.</p>
 % else:
 % has_owners = any(one.owner for one in studies)
+% has_labels = any(one.labels for one in studies)
 <div class="wide" tabindex="0" role="region" aria-label="Studies" id="live-studies" data-live>
 <table id="studies" class="cards">
 <thead><tr><th>study</th><th>state</th><th>progress</th><th>workers</th><th>best</th><th>best so far</th>
 % if has_owners:
 <th>owner</th>
+% end
+% if has_labels:
+<th>labels</th>
 % end
 </tr></thead>
 <tbody>
@@ -46,7 +57,10 @@ _BODY = """% if not studies:
 % end
 </td>
 % if has_owners:
-<td data-label="owner">{{one.owner or ''}}</td>
+<td data-label="owner">{{!choice_link(prefix, 'owner', one.owner) if one.owner else ''}}</td>
+% end
+% if has_labels:
+<td data-label="labels">{{!', '.join(choice_link(prefix, 'label', label) for label in one.labels)}}</td>
 % end
 </tr>
 % end
@@ -55,7 +69,6 @@ _BODY = """% if not studies:
 </div>
 % end
 """
-START = Page(_BODY, "Studies", ["live.js"])
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,7 @@ class StudyOverview:
         history: The best value from each trial on that improved it.
         last: The greatest number of a trial.
         owner: Who owns it, if that is recorded.
+        labels: Its labels.
     """
 
     name: str
@@ -85,6 +99,7 @@ class StudyOverview:
     history: Sequence[tuple[int, float]]
     last: int
     owner: str | None
+    labels: Sequence[str]
 
     @property
     def progress(self) -> str:
@@ -104,12 +119,43 @@ def best_text(row: StudyJson) -> str:
     return "none yet" if row["best"] is None else with_error(row["best"], row.get("best_stderr"))
 
 
-def read_overviews(engine: Engine) -> list[StudyOverview]:
-    """Return all studies, the newest first; a few queries for each, however many trials it has."""
-    studies = read_studies(engine)
+@dataclass(frozen=True)
+class Choice:
+    """Which studies a page lists.
+
+    Attributes:
+        owner: Only those of this owner.
+        label: Only those with this label.
+    """
+
+    owner: str | None = None
+    label: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.owner is not None or self.label is not None
+
+    def describe(self) -> str:
+        """Return the choice in words, to be read after "studies"."""
+        owner = [] if self.owner is None else [f"of {self.owner}"]
+        return " ".join([*owner, *([] if self.label is None else [f"with the label {self.label}"])])
+
+
+def choice_link(prefix: str, kind: str, word: str) -> str:
+    """Return the HTML of an owner or a label, with a link to its studies."""
+    address = html.escape(f"{prefix}/studies?{urlencode({kind: word})}")
+    return f'<a href="{address}">{html.escape(word)}</a>'
+
+
+START = Page(_BODY, "Studies", ["live.js"], {"choice_link": choice_link})
+
+
+def read_overviews(engine: Engine, chosen: Choice) -> list[StudyOverview]:
+    """Return the chosen studies, the newest first; a few queries for each, however many trials it has."""
+    labels = [] if chosen.label is None else [chosen.label]
+    rows = {row["study"]: row for row in study_rows(engine, owner=chosen.owner, labels=labels)}
+    studies = [study for study in read_studies(engine) if study.name in rows]
     asked = find_all_effective_trials(engine)
-    improvements, owners = read_improvements(engine, studies), read_owners(engine, studies)
-    rows = {row["study"]: row for row in study_rows(engine)}
+    improvements = read_improvements(engine, studies)
     found: list[StudyOverview] = []
     for study in reversed(studies):
         row = rows.get(study.name)
@@ -126,7 +172,8 @@ def read_overviews(engine: Engine) -> list[StudyOverview]:
             best_text(row),
             improvements.get(study.study_id, []) if has_one else [],
             row["trials"] - 1,
-            owners.get(study.study_id),
+            study.owner,
+            study.labels,
         )
         found.append(overview)
     return found

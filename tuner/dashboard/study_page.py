@@ -17,7 +17,7 @@ from tuner.output.numbers import as_text, duration
 from tuner.results.json_rows import BestJson, WatchedJson
 from tuner.results.rows import best_rows, progress
 from tuner.storage.optuna.storage import Storage
-from tuner.storage.read.improvements import read_improvements, read_owners
+from tuner.storage.read.improvements import read_improvements
 from tuner.storage.read.queries import Standing, StudyRow, read_standings
 
 _SHOWN = 10
@@ -231,7 +231,6 @@ def _tiles(
     engine: Engine, study: StudyRow, state: WatchedJson, standing: Standing | None, best: Sequence[BestJson]
 ) -> list[Tile]:
     row = state["study"]
-    owner = read_owners(engine, [study]).get(study.study_id)
     tiles = [Tile("state", "State", row["state"] or "not created by tuner", [row["reason"]] if row["reason"] else [])]
     tiles += [_budget_tile(state, standing)]
     busy = len(state["workers"])
@@ -240,7 +239,8 @@ def _tiles(
         tiles += [_best_tile(study, state, best), *_tied_tile(best), *_baseline_tile(best)]
     else:
         tiles += [Tile("best", "Pareto front", f"{len(best)} trials shown below")]
-    return [*tiles, *([Tile("owner", "Owner", owner)] if owner else [])]
+    labels = [f"labels: {', '.join(study.labels)}"] if study.labels else []
+    return [*tiles, *([Tile("owner", "Owner", study.owner or "nobody", labels)] if study.owner or labels else [])]
 
 
 def _budget_tile(state: WatchedJson, standing: Standing | None) -> Tile:

@@ -45,6 +45,8 @@ def test_the_worker_command_says_what_the_launch_was_told(monkeypatch: pytest.Mo
         sampler="random",
         pruner={"name": "asha", "reduction_factor": 4},
         cohort=16,
+        owner="ann",
+        labels=("vision", "a b"),
         mlflow="http://host",
         live=False,
     )
@@ -58,13 +60,14 @@ def test_the_worker_command_says_what_the_launch_was_told(monkeypatch: pytest.Mo
     app(command[3:], standalone_mode=False)
     limits = {"trial_minutes": 30.0, "stall_minutes": 2.5}
     search = {"sampler": "random", "pruner": {"name": "asha", "reduction_factor": 4}, "cohort": 16}
+    ownership = {"owner": "ann", "labels": ("vision", "a b")}
     settings = Settings(
         name="mine",
         objectives=["loss", "size"],
         directions=["minimize", "maximize"],
         trials=7,
         fixed={"rate": "1e-3", "name": "a=b"},
-        more={"wall_hours": 0.5, "device_hours": None, **limits, "seed": 0, **search},
+        more={"wall_hours": 0.5, "device_hours": None, **limits, "seed": 0, **search, **ownership},
     )
     assert read["given"] == ("study.py:one", None, "kept here", settings)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,7 +12,7 @@ from sqlalchemy import Connection, Engine
 from tuner.storage.read.queries import StudyRow
 from tuner.storage.read.ranking import best_trials, is_feasible, read_constraints
 from tuner.storage.sql.retry import read
-from tuner.storage.sql.tables import study_directions, study_user_attributes, trial_values, trials
+from tuner.storage.sql.tables import study_directions, trial_values, trials
 
 if TYPE_CHECKING:
     from tuner.storage.sql.row_types import AnySelect
@@ -90,23 +89,3 @@ def _feasible(connection: Connection, study: StudyRow) -> list[Improvement]:
         if not kept or (one.value > kept[-1].value if maximize else one.value < kept[-1].value):
             kept.append(Improvement(one.number, one.value))
     return kept
-
-
-def read_owners(engine: Engine, studies: Sequence[StudyRow]) -> dict[int, str]:
-    """Return the owners of studies by id, from their record or their user attribute `owner`; only those that have one.
-
-    Args:
-        engine: The storage's engine.
-        studies: The studies.
-    """
-    c = study_user_attributes.c
-    query = sa.select(c.study_id, c.value_json).where(c.key == "owner")
-
-    def work(connection: Connection) -> dict[int, object]:
-        if not sa.inspect(connection).has_table(study_user_attributes.name):
-            return {}
-        return {study_id: json.loads(text) for study_id, text in connection.execute(query)}
-
-    found = read(engine, work)
-    owners = {study.study_id: study.record.get("owner") or found.get(study.study_id) for study in studies}
-    return {study_id: owner for study_id, owner in owners.items() if isinstance(owner, str)}

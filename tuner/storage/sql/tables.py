@@ -120,15 +120,6 @@ trial_heartbeats = Table(
     Column("heartbeat", DateTime, nullable=False),
 )
 
-study_user_attributes = Table(
-    "study_user_attributes",
-    optuna_tables,
-    Column("study_user_attribute_id", Integer, primary_key=True),
-    Column("study_id", Integer),
-    Column("key", String(512)),
-    Column("value_json", Text),
-)
-
 CHILDREN_OF_TRIALS = (
     "trial_heartbeats", "trial_intermediate_values", "trial_params", "trial_system_attributes", "trial_user_attributes",
     "trial_values",
