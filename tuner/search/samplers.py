@@ -81,31 +81,43 @@ def _grid(options: dict[str, object], context: Context) -> BaseSampler:
 def _cmaes(options: dict[str, object], context: Context) -> BaseSampler:
     from optuna.samplers import CmaEsSampler
 
-    return call(
-        "sampler", "cmaes", CmaEsSampler, options, {"seed": context.trial_seed}, warn_independent_sampling=False
-    )
+    from tuner.search.bad_trials import CautiousSampler
+
+    given = {"seed": context.trial_seed}
+    sampler = call("sampler", "cmaes", CmaEsSampler, options, given, warn_independent_sampling=False)
+    return CautiousSampler(sampler, rejects=True)
 
 
 def _gp(options: dict[str, object], context: Context) -> BaseSampler:
     from optuna.samplers import GPSampler
 
+    from tuner.search.bad_trials import CautiousSampler, as_violations
+
     try:
         import torch  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise StudyError(f"the sampler 'gp' needs PyTorch, which is not installed: {how_to_install('gp')}") from None
-    return call("sampler", "gp", GPSampler, options, {"seed": context.trial_seed}, warn_independent_sampling=False)
+    given = {"seed": context.trial_seed}
+    sampler = call("sampler", "gp", GPSampler, options, given, warn_independent_sampling=False)
+    return CautiousSampler(sampler, see=as_violations)
 
 
 def _nsga2(options: dict[str, object], context: Context) -> BaseSampler:
     from optuna.samplers import NSGAIISampler
 
-    return call("sampler", "nsga2", NSGAIISampler, options, {"seed": context.trial_seed})
+    from tuner.search.bad_trials import CautiousSampler
+
+    sampler = call("sampler", "nsga2", NSGAIISampler, options, {"seed": context.trial_seed})
+    return CautiousSampler(sampler, rejects=True)
 
 
 def _nsga3(options: dict[str, object], context: Context) -> BaseSampler:
     from optuna.samplers import NSGAIIISampler
 
-    return call("sampler", "nsga3", NSGAIIISampler, options, {"seed": context.trial_seed})
+    from tuner.search.bad_trials import CautiousSampler
+
+    sampler = call("sampler", "nsga3", NSGAIIISampler, options, {"seed": context.trial_seed})
+    return CautiousSampler(sampler, rejects=True)
 
 
 SAMPLERS: dict[str, Callable[[dict[str, Any], Context], BaseSampler]] = {

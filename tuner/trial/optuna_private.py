@@ -8,6 +8,7 @@ version, and that no other module uses one.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -46,6 +47,11 @@ def storage_of(study: optuna.Study) -> Any:
 def system_attrs(trial: FrozenTrial) -> dict[str, Any]:
     """Return a trial's system attributes themselves."""
     return trial._system_attrs
+
+
+def set_system_attrs(trial: FrozenTrial, attributes: dict[str, Any]) -> None:
+    """Set a trial's system attributes themselves."""
+    trial._system_attrs = attributes
 
 
 def user_attrs(trial: FrozenTrial) -> dict[str, Any]:
@@ -104,6 +110,18 @@ def filter_study(study: optuna.Study, trial: FrozenTrial) -> optuna.Study:
     from optuna.pruners import _filter_study
 
     return _filter_study(study, trial)
+
+
+def all_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials of a study, from the copy that it keeps while samplers look at it; they must not be changed."""
+    return study._get_trials(deepcopy=False, use_cache=True)
+
+
+def with_storage(study: optuna.Study, storage: Any, trial: FrozenTrial) -> optuna.Study:
+    """Return the study for the sampler of a trial, with another storage."""
+    copied = copy.copy(getattr(study, "_study", study))  # Hyperband's study of a bracket has the whole one
+    copied._storage = storage
+    return filter_study(copied, trial)
 
 
 # --- Settings of pruners

@@ -127,6 +127,9 @@ class Samplers:
         """Pass on the parameters that all trials share, so that a new sampler need not read all trials again."""
         from optuna.search_space import IntersectionSearchSpace
 
+        from tuner.search.bad_trials import CautiousSampler
+
+        sampler = sampler.sampler if isinstance(sampler, CautiousSampler) else sampler
         if isinstance(getattr(sampler, "_search_space", None), IntersectionSearchSpace):
             self._common_space = sampler._search_space = self._common_space or sampler._search_space
 

@@ -37,6 +37,8 @@ NAMES = {
     "_FrozenStudy": None,
     "_params": private.params,
     "_values": private.values,
+    "_get_trials": private.all_trials,
+    "_study": private.with_storage,
 }
 
 
@@ -104,6 +106,19 @@ def test_what_a_trial_holds_can_be_changed(study: optuna.Study) -> None:
     assert fields[private.VALUES] == trial.values
     assert fields[private.DISTRIBUTIONS] == trial.distributions
     assert [fields[name] for name in private.ATTRIBUTES] == [trial.params, trial.user_attrs, trial.system_attrs]
+
+
+def test_a_sampler_may_see_a_study_with_another_storage(study: optuna.Study) -> None:
+    private.set_system_attrs(study.get_trials(deepcopy=False)[0], {"seen": 1})
+    other: Any = optuna.storages.InMemoryStorage()
+    other.create_new_study([optuna.study.StudyDirection.MINIMIZE], study.study_name)
+    for pruner in (None, HyperbandPruner(min_resource=1, max_resource=9)):
+        study.pruner = pruner or study.pruner
+        seen = private.with_storage(private.filter_study(study, study.trials[0]), other, study.trials[0])
+        assert private.storage_of(seen) is other
+        assert private.all_trials(seen) == []
+        assert isinstance(seen.pruner, HyperbandPruner) == (pruner is not None)
+    assert [trial.system_attrs for trial in private.all_trials(study)] == [{"seen": 1}, {}]
 
 
 def test_a_trial_has_no_mapping_but_these() -> None:
