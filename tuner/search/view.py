@@ -10,7 +10,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from tuner.search.bad_trials import is_bad
+from tuner.search.informed import is_bad
 from tuner.trial import optuna_private as private
 
 if TYPE_CHECKING:

@@ -39,6 +39,8 @@ NAMES = {
     "_values": private.values,
     "_get_trials": private.all_trials,
     "_study": private.with_storage,
+    "_contains": private.contains,
+    "_get_generation_key": private.generation_key,
 }
 
 
@@ -119,6 +121,25 @@ def test_a_sampler_may_see_a_study_with_another_storage(study: optuna.Study) -> 
         assert private.all_trials(seen) == []
         assert isinstance(seen.pruner, HyperbandPruner) == (pruner is not None)
     assert [trial.system_attrs for trial in private.all_trials(study)] == [{"seen": 1}, {}]
+
+
+def test_a_domain_contains_the_values_that_a_trial_may_have() -> None:
+    width = optuna.distributions.IntDistribution(1, 9, step=2)
+    assert [private.contains(width, value) for value in (1, 9, 2, 11, "wide", None)] == [True] * 2 + [False] * 4
+    kind = optuna.distributions.CategoricalDistribution(("a", None))
+    assert [private.contains(kind, value) for value in ("a", None, "b")] == [True, True, False]
+
+
+def test_a_genetic_algorithm_stores_generations_under_its_key(study: optuna.Study) -> None:
+    study.sampler = optuna.samplers.NSGAIISampler(population_size=2)
+    study.ask({"rate": optuna.distributions.FloatDistribution(0, 1)})
+    assert study.trials[-1].system_attrs[private.generation_key(optuna.samplers.NSGAIISampler)] == 0
+
+
+def test_a_number_is_set_together_with_the_id() -> None:
+    trial = optuna.create_trial(value=1.0)
+    private.set_number(trial, -3)
+    assert (trial.number, private.trial_id(trial)) == (-3, -3)
 
 
 def test_a_trial_has_no_mapping_but_these() -> None:

@@ -1,7 +1,7 @@
-"""What samplers learn from trials that diverged, ran out of memory or timed out.
+"""What samplers learn from trials that diverged, ran out of memory or timed out, and from earlier studies.
 
 Such trials are stored as pruned. TPE reads pruned trials and ranks these last. Optuna's other samplers read only
-complete trials. A `CautiousSampler` tells them of the bad ones in the form that each can use.
+complete trials. An `InformedSampler` shows them the bad ones in the form that each can use.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseGASampler, BaseSampler
 from optuna.storages import BaseStorage
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 from tuner.trial import Outcome
 from tuner.trial import optuna_private as private
@@ -33,7 +33,7 @@ _TRIES = 20
 _NEAR = 0.5
 """A proposal is near bad trials if the nearest one is less than this times as far away as the nearest other trial."""
 
-See = Callable[["Sequence[FrozenTrial]"], "list[FrozenTrial]"]
+See = Callable[["Sequence[FrozenTrial]"], "Sequence[FrozenTrial]"]
 
 
 def is_bad(trial: FrozenTrial) -> bool:
@@ -71,6 +71,35 @@ def as_violations(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     return told
 
 
+def in_generation(trials: Sequence[FrozenTrial], kind: type[BaseGASampler]) -> list[FrozenTrial]:
+    """Return trials of earlier studies as the first generation of a genetic algorithm."""
+    key = private.generation_key(kind)
+    return [_changed(trial, {**private.system_attrs(trial), key: 0}) for trial in trials]
+
+
+def numbers_of(trials: Sequence[FrozenTrial], space: Mapping[str, BaseDistribution]) -> list[FrozenTrial]:
+    """Return complete trials with nothing but the numeric parameters of a space, for CMA-ES.
+
+    Args:
+        trials: The trials; those without one of the parameters, or with a value outside its domain, are skipped.
+        space: The parameters, by name.
+    """
+    numeric: dict[str, BaseDistribution] = {
+        name: one
+        for name, one in space.items()
+        if isinstance(one, FloatDistribution | IntDistribution) and not one.single()
+    }
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    complete = [trial for trial in complete if numeric.keys() <= trial.params.keys()]
+    return [
+        create_trial(
+            params={name: trial.params[name] for name in numeric}, distributions=numeric, values=list(trial.values)
+        )
+        for trial in complete
+        if numeric and all(private.contains(one, trial.params[name]) for name, one in numeric.items())
+    ]
+
+
 def _median(values: Sequence[float]) -> float:
     finite = [value for value in values if math.isfinite(value)]
     return statistics.median(finite) if finite else 0.0
@@ -96,34 +125,48 @@ class _History:
     ) -> list[FrozenTrial]:
         """Return a study's trials; see `optuna.storages.BaseStorage`."""
         found = self._see(self._storage.get_all_trials(study_id, deepcopy=deepcopy))
-        return found if states is None else [trial for trial in found if trial.state in states]
+        return [trial for trial in found if states is None or trial.state in states]
 
 
 BaseStorage.register(_History)
 
 
-class CautiousSampler(BaseSampler):
-    """A sampler that also learns from bad trials. Without any in the study, it suggests what the given one would.
+class InformedSampler(BaseSampler):
+    """A sampler that also learns from bad trials, and from those of earlier studies.
+
+    Without any such trials, it suggests what the given sampler would.
 
     Args:
         sampler: Optuna's sampler, for one trial.
-        see: How the sampler sees the trials of a study with bad ones; unchanged if None.
+        see: How the sampler sees the trials of a study with bad ones, in any state; unchanged if None.
+        earlier: Trials that the sampler sees before those of the study, with negative numbers and ids.
         rejects: Whether a proposal near bad trials is drawn again, at most 20 times; see `Neighbours`.
     """
 
-    def __init__(self, sampler: BaseSampler, *, see: See | None = None, rejects: bool = False) -> None:
-        self.sampler, self._told, self._rejects = sampler, see, rejects
+    def __init__(
+        self,
+        sampler: BaseSampler,
+        *,
+        see: See | None = None,
+        earlier: Sequence[FrozenTrial] = (),
+        rejects: bool = False,
+    ) -> None:
+        self.sampler, self._told, self._earlier, self._rejects = sampler, see, earlier, rejects
         self._seen: tuple[int, Study] | None = None
 
     def _see(self, study: Study, trial: FrozenTrial) -> Study:
         """Return the study as the sampler sees it during a trial."""
-        if self._told is None:
+        if self._told is None and not self._earlier:
             return study
         if self._seen is None or self._seen[0] != trial.number:
-            is_changed = any(is_bad(one) for one in private.all_trials(study))
-            history: Any = _History(private.storage_of(study), self._told)
+            is_changed = self._earlier or any(is_bad(one) for one in private.all_trials(study))
+            history: Any = _History(private.storage_of(study), self._change)
             self._seen = trial.number, private.with_storage(study, history, trial) if is_changed else study
         return self._seen[1]
+
+    def _change(self, trials: Sequence[FrozenTrial]) -> Sequence[FrozenTrial]:
+        known = [*self._earlier, *trials]
+        return known if self._told is None else self._told(known)
 
     def reseed_rng(self) -> None:
         self.sampler.reseed_rng()
@@ -141,7 +184,11 @@ class CautiousSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         seen = self._see(study, trial)
-        neighbours = Neighbours(private.all_trials(study), search_space) if self._rejects and search_space else None
+        neighbours = (
+            Neighbours([*self._earlier, *private.all_trials(study)], search_space)
+            if self._rejects and search_space
+            else None
+        )
         if neighbours is None or not neighbours.has_bad:
             return self.sampler.sample_relative(seen, trial, search_space)
         drawn: list[tuple[float, dict[str, Any]]] = []

@@ -14,7 +14,7 @@ from optuna.samplers import BaseSampler, CmaEsSampler, NSGAIIISampler, NSGAIISam
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tuner import Space, Study, choice, int_uniform, log_uniform, uniform
-from tuner.search.bad_trials import CautiousSampler, Neighbours, as_violations, is_bad
+from tuner.search.informed import InformedSampler, Neighbours, as_violations, is_bad
 from tuner.study import trial_seed
 
 
@@ -226,7 +226,7 @@ class Drawing(BaseSampler):
     ],
 )
 def test_a_proposal_near_a_bad_trial_is_drawn_again(proposed: list[float], taken: float) -> None:
-    search = optuna.create_study(sampler=CautiousSampler(Drawing(proposed), rejects=True))
+    search = optuna.create_study(sampler=InformedSampler(Drawing(proposed), rejects=True))
     space: dict[str, BaseDistribution] = {"x": FloatDistribution(0.0, 1.0), "y": FloatDistribution(0.0, 1.0)}
     search.add_trial(create_trial(value=1.0, params={"x": 0.4, "y": 0.5}, distributions=space))
     bad: dict[str, Any] = {"params": {"x": 0.9, "y": 0.5}, "distributions": space}
