@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tuner.errors import SpaceError, StudyError
 from tuner.study.domains import Domain, FloatDomain, IntDomain, parameters
@@ -16,10 +16,34 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
     from tuner.search import Agreed, Context, Prior
-    from tuner.study.spec import StudySpec
 
 
-def context_of(study: StudySpec, number: int, seed: int, agreed: Agreed | None) -> Context:
+class Searched(Protocol):
+    """The part of a study that its sampler needs; see `tuner.study.StudySpec`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def space(self) -> Any: ...
+    @property
+    def fixed(self) -> Mapping[str, Any]: ...
+    @property
+    def baseline(self) -> Any: ...
+    @property
+    def train(self) -> Any: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def objectives(self) -> Sequence[str]: ...
+    @property
+    def constraints(self) -> Mapping[str, str]: ...
+    @property
+    def warm_start(self) -> Sequence[str]: ...
+    def hparams_of(self, params: Mapping[str, Any]) -> Any: ...
+    def sample(self, trial: Any) -> Any: ...
+
+
+def context_of(study: Searched, number: int, seed: int, agreed: Agreed | None) -> Context:
     """Return the context of a trial's sampler.
 
     Args:
@@ -73,7 +97,7 @@ def check_cmaes(sampler: object, objectives: Sequence[str]) -> None:
         raise StudyError("the sampler 'cmaes' supports only one objective: use tpe, nsga2, random, qmc or grid")
 
 
-def check_warm_start(study: StudySpec) -> None:
+def check_warm_start(study: Searched) -> None:
     """Check the names of earlier studies.
 
     Raises:
@@ -92,7 +116,7 @@ def check_warm_start(study: StudySpec) -> None:
         )
 
 
-def suggested(study: StudySpec, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
+def suggested(study: Searched, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
     """Return the hyperparameters of a trial with these values, and their distributions; others are dropped.
 
     Raises:
