@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+from command_line import Tuner
 from optuna.trial import TrialState
 from storage_tools import opened
 
@@ -142,3 +144,38 @@ def test_a_conditional_hyperparameter_comes_with_its_condition(sqlite_url: str) 
     )
     ((number, params),) = enqueue_best(sqlite_url, "ours", "other", 2).trials
     assert (number, params.keys()) == (0, {"optimizer", "optimizer.momentum"})
+
+
+# --- The command
+
+
+def test_the_command_says_what_it_has_queued_and_what_does_not_match(url: str, tmp_path: Path) -> None:
+    shell = Tuner(tmp_path, url)
+    done = shell.run_here("enqueue", "ours", "--from", "other", "-n", "2", "--rename", "lr=learning_rate")
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == [
+        "tuner: a trial of 'ours' with learning_rate=0.01, width=64, kind=b is queued, from trial 3 of 'other'",
+        "tuner: a trial of 'ours' with width=16 is queued, from trial 2 of 'other'",
+        "tuner: not matched: learning_rate must be in [0.0001, 0.1] (1 of 2 trials)",
+        "tuner: not matched: kind must be in {a, b} (1 of 2 trials)",
+    ]
+    assert len(queued(url)) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ((), "pass hyperparameters as NAME=VALUE, or another study with --from, and not both"),
+        (("width=8", "--from", "other"), "pass hyperparameters as NAME=VALUE, or another study with --from"),
+        (("width=8", "-n", "2"), "`-n` and `--rename` have no effect without `--from`"),
+        (("width=8", "--rename", "a=b"), "`-n` and `--rename` have no effect without `--from`"),
+        (("--from", "other", "--rename", "lr"), "--rename must have the form NAME=VALUE: got 'lr'"),
+    ],
+)
+def test_words_that_do_not_go_together_are_refused(
+    words: tuple[str, ...], reason: str, url: str, tmp_path: Path
+) -> None:
+    done = Tuner(tmp_path, url).run_here("enqueue", "ours", *words)
+    assert done.returncode == 2
+    assert reason in done.stderr
+    assert queued(url) == []
