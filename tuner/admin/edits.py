@@ -30,6 +30,7 @@ from tuner.storage.worker.leases import end_by_hand
 from tuner.storage.worker.studies import Owner, set_ownership
 from tuner.study.ownership import check_labels, check_owner
 from tuner.trial import Outcome
+from tuner.trial import optuna_private as private
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -59,8 +60,8 @@ def enqueue(url: AnyURL, name: str, words: Mapping[str, str]) -> dict[str, Any]:
     params = {key: _parse(key, word, known, name) for key, word in words.items()}
     conditions = conditions_in(study.record.get("space", {}), known)
     for key in params:
-        _check_exists(key, params, conditions, known)
-    _queue(url, name, params, {})
+        check_exists(key, params, conditions, known)
+    queue(url, name, params, {})
     return params
 
 
@@ -102,10 +103,10 @@ def _parse(key: str, word: str, known: Mapping[str, list[str]], study: str) -> A
         )
     domains = [json_to_distribution(text) for text in known[key]]
     for domain in domains:
-        found = [value for value in _readings(domain, word) if _contains(domain, value)]
+        found = [value for value in _readings(domain, word) if private.contains(domain, value)]
         if found:
             return found[0]
-    raise UsageError(f"{key} must be in {' or '.join(map(_describe, domains))}: got {word!r}")
+    raise UsageError(f"{key} must be in {' or '.join(map(describe_domain, domains))}: got {word!r}")
 
 
 def conditions_in(space: Mapping[str, str], known: Mapping[str, list[str]]) -> dict[str, list[tuple[str, str]]]:
@@ -145,7 +146,7 @@ def _labels(texts: list[str]) -> list[Any]:
     return [label for domain in domains if isinstance(domain, CategoricalDistribution) for label in domain.choices]
 
 
-def _check_exists(
+def check_exists(
     name: str,
     params: Mapping[str, object],
     conditions: Mapping[str, list[tuple[str, str]]],
@@ -158,7 +159,7 @@ def _check_exists(
     for choice, label in conditions[name]:
         given = [params[choice]] if choice in params else _labels(known.get(choice, []))
         if {str(value) for value in given} == {label}:  # it is given, or is the only option
-            return _check_exists(choice, params, conditions, known)
+            return check_exists(choice, params, conditions, known)
     others = {choice: params[choice] for choice, _ in conditions[name] if choice in params}
     found = ", ".join(f"{choice}={value}" for choice, value in others.items())
     if found:
@@ -177,14 +178,8 @@ def _readings(domain: BaseDistribution, word: str) -> list[Any]:
     return [int(number) if type(domain).__name__.startswith("Int") and number.is_integer() else number]
 
 
-def _contains(domain: BaseDistribution, value: object) -> bool:
-    try:
-        return domain._contains(domain.to_internal_repr(value))
-    except ValueError:
-        return False
-
-
-def _describe(domain: BaseDistribution) -> str:
+def describe_domain(domain: BaseDistribution) -> str:
+    """Return a domain as text: `[low, high]`, or `{option, ...}`."""
     choices = getattr(domain, "choices", None)
     if choices is not None:
         return "{" + ", ".join(map(str, choices)) + "}"
@@ -214,7 +209,7 @@ def retry(url: AnyURL, name: str, number: int) -> None:
         )
     if not trial.hparams:
         raise UsageError(f"cannot retry trial {number} of {name!r}: it failed before its hyperparameters were sampled")
-    _queue(url, name, trial.hparams, {"retry_of": number})
+    queue(url, name, trial.hparams, {"retry_of": number})
 
 
 def end_trial(url: AnyURL, name: str, number: int) -> Outcome:
@@ -238,7 +233,8 @@ def end_trial(url: AnyURL, name: str, number: int) -> Outcome:
     return ending
 
 
-def _queue(url: AnyURL, name: str, params: Mapping[str, object], attributes: Mapping[str, object]) -> None:
+def queue(url: AnyURL, name: str, params: Mapping[str, object], attributes: Mapping[str, object]) -> None:
+    """Queue a trial with hyperparameters that were checked, and user attributes."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)

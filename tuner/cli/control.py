@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -79,22 +80,58 @@ def label(
 def enqueue(
     study: StudyArgument,
     values: Annotated[
-        list[str], typer.Argument(metavar="NAME=VALUE...", help="Hyperparameters; the rest are sampled.")
-    ],
+        list[str] | None, typer.Argument(metavar="NAME=VALUE...", help="Hyperparameters; the rest are sampled.")
+    ] = None,
+    other: Annotated[
+        str | None,
+        typer.Option("--from", metavar="OTHER", help="Queue the best trials of this study.", show_default=False),
+    ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option("-n", metavar="K", min=1, help="With --from: number of trials.  [default: 5]", show_default=False),
+    ] = None,
+    rename: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rename",
+            metavar="OLD=NEW",
+            help="With --from: the name in this study of a hyperparameter of the other; may be repeated.",
+        ),
+    ] = None,
     storage: StorageOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Queue a trial with given hyperparameters; the next free worker runs it.
+    """Queue trials with given hyperparameters, or with those of the best trials of another study.
 
-    The trial counts towards the study's number of trials.
+    The next free workers run them. They count towards the study's number of trials.
     For example: tuner enqueue digits_mlp learning_rate=3e-3 width=128
     """
     from tuner.admin.edits import enqueue as enqueue_trial
 
-    params = enqueue_trial(storage_url(storage), study, split_pairs("a hyperparameter", values))
-    words = ", ".join(f"{name}={value}" for name, value in params.items())
-    say(f"a trial of {study!r} with {words} is queued")
+    if other is not None and not values:
+        _enqueue_best(study, other, count or 5, split_pairs("--rename", rename), storage)
+    elif other is not None or not values:
+        raise UsageError("pass hyperparameters as NAME=VALUE, or another study with --from, and not both")
+    elif count is not None or rename:
+        raise UsageError("`-n` and `--rename` have no effect without `--from`: pass a study with --from")
+    else:
+        params = enqueue_trial(storage_url(storage), study, split_pairs("a hyperparameter", values))
+        say(f"a trial of {study!r} with {_settings(params)} is queued")
     _warn_used_up(study, storage)
+
+
+def _enqueue_best(study: str, other: str, count: int, rename: Mapping[str, str], storage: str | None) -> None:
+    from tuner.admin.transfer import enqueue_best
+
+    transferred = enqueue_best(storage_url(storage), study, other, count, rename)
+    for number, params in transferred.trials:
+        say(f"a trial of {study!r} with {_settings(params)} is queued, from trial {number} of {other!r}")
+    for text in transferred.unmatched:
+        say(f"not matched: {text}")
+
+
+def _settings(params: Mapping[str, object]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in params.items())
 
 
 def _warn_used_up(study: str, storage: str | None) -> None:

@@ -23,6 +23,7 @@ from tuner.trial.events import (
     HparamsUnused,
     MetricUnusable,
     SamplerFailed,
+    SearchPrepared,
     TrialOverdue,
     TrialRestarted,
     TrialRetried,
@@ -128,7 +129,7 @@ def shown(said: Event | LogLine, place: int | None) -> str | None:
     match said:
         case TrialRetried() | TrialRestarted() | TrialOverdue() | SamplerFailed():
             return f"[{place}] {event_line(said)}"
-        case HparamsUnused() | CohortChosen() | MetricUnusable():
+        case HparamsUnused() | CohortChosen() | MetricUnusable() | SearchPrepared():
             return f"[{place}] {event_line(said)}"
         case LogLine(event="output"):
             return f"[{place}] {said.message}"

@@ -183,7 +183,7 @@ class GridSampler(BaseSampler):
 
 def _axis(name: str, distribution: BaseDistribution, values: Sequence[object] | None) -> Sequence[Any]:
     if values is not None:
-        outside = [value for value in values if not distribution._contains(distribution.to_internal_repr(value))]
+        outside = [value for value in values if not private.contains(distribution, value)]
         if outside or not values:
             raise StudyError(f"the grid's values for {name!r} must be inside its domain: got {outside or 'no values'}")
         return values

@@ -10,13 +10,11 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from tuner.trial import Outcome
+from tuner.search.informed import is_bad
 from tuner.trial import optuna_private as private
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
-
-_OUTCOMES = (Outcome.DIVERGED.value, Outcome.OUT_OF_MEMORY.value, Outcome.TIMED_OUT.value)
 
 
 class SamplerView:
@@ -107,7 +105,7 @@ BaseStorage.register(MetricView)
 
 
 def _shown(trial: FrozenTrial) -> FrozenTrial:
-    if trial.state != TrialState.PRUNED or private.user_attrs(trial).get("outcome") not in _OUTCOMES:
+    if not is_bad(trial):
         return trial
     copied = copy.copy(trial)
     copied.intermediate_values = {}

@@ -9,10 +9,11 @@ import dataclasses
 import enum
 import math
 import struct
+import typing
 from abc import ABCMeta, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from tuner.errors import SpaceError, is_int, is_number
 
@@ -49,6 +50,18 @@ def as_traced(value: float) -> float:
             f"{value!r}; make it static, or search its logarithm"
         )
     return struct.unpack("f", struct.pack("f", value))[0]
+
+
+Confidence = Literal["low", "medium", "high"]
+"""How certain a prior is: low, medium or high."""
+
+
+def check_prior(prior: object, confidence: object, domain: Domain) -> None:
+    """Raise SpaceError if a prior is outside its domain, or its confidence is unknown."""
+    if confidence not in typing.get_args(Confidence):
+        raise SpaceError(f"the confidence of a prior must be 'low', 'medium' or 'high': got {confidence!r}")
+    if prior is not None and not domain.contains(prior):
+        raise SpaceError(f"the prior must be in {domain!r}: got {prior!r}")
 
 
 class HasDomains(Protocol):
@@ -112,12 +125,17 @@ class Domain(metaclass=ABCMeta):
 
 @dataclass(frozen=True)
 class FloatDomain(Domain):
-    """Floats in [low, high], uniform or uniform in their logarithm."""
+    """Floats in [low, high], uniform or uniform in their logarithm.
+
+    A prior is no part of the definition: domains with different priors are equal.
+    """
 
     low: float
     high: float
     log: bool = False
     traced: bool = True
+    prior: float | None = dataclasses.field(default=None, compare=False)
+    confidence: Confidence = dataclasses.field(default="medium", compare=False)
 
     def check(self) -> None:
         for bound in (self.low, self.high):
@@ -132,6 +150,7 @@ class FloatDomain(Domain):
                 f"low and high are equal as float32, the type of traced numbers: got low={self.low!r}, "
                 f"high={self.high!r}; make it static"
             )
+        check_prior(self.prior, self.confidence, self)
 
     def distribution(self) -> BaseDistribution:
         from optuna.distributions import FloatDistribution
@@ -157,7 +176,7 @@ class FloatDomain(Domain):
         return float(stored)
 
     def only(self, value: float) -> FloatDomain:
-        return dataclasses.replace(self, low=float(value), high=float(value))
+        return dataclasses.replace(self, low=float(value), high=float(value), prior=None)
 
     def __repr__(self) -> str:
         name = "log_uniform" if self.log else "uniform"
@@ -173,6 +192,8 @@ class IntDomain(Domain):
     step: int = 1
     log: bool = False
     traced: bool = False
+    prior: int | None = dataclasses.field(default=None, compare=False)
+    confidence: Confidence = dataclasses.field(default="medium", compare=False)
 
     def check(self) -> None:
         for bound in (self.low, self.high, self.step):
@@ -197,6 +218,7 @@ class IntDomain(Domain):
                 f"high must be low plus a multiple of step: got high={self.high}, step={self.step}; "
                 f"use high={reachable}"
             )
+        check_prior(self.prior, self.confidence, self)
 
     def distribution(self) -> BaseDistribution:
         from optuna.distributions import IntDistribution
@@ -219,7 +241,7 @@ class IntDomain(Domain):
         return int(stored)
 
     def only(self, value: int) -> IntDomain:
-        return dataclasses.replace(self, low=value, high=value, step=1)
+        return dataclasses.replace(self, low=value, high=value, step=1, prior=None)
 
     def __repr__(self) -> str:
         marks = f", step={self.step}" * (self.step != 1) + ", log=True" * self.log + ", traced=True" * self.traced
@@ -335,19 +357,46 @@ class ChoiceDomain(Domain):
         return f"choice({', '.join(repr(label) for label in self.labels)}{mark})"
 
 
-def uniform(low: float, high: float, *, static: bool = False) -> Any:
-    """A float between `low` and `high`; traced unless `static`."""
-    return FloatDomain(low, high, traced=not static)
+def uniform(
+    low: float, high: float, *, static: bool = False, prior: float | None = None, confidence: Confidence = "medium"
+) -> Any:
+    """A float between `low` and `high`; traced unless `static`.
+
+    Args:
+        low: The least value.
+        high: The greatest value.
+        static: Whether it changes the program.
+        prior: A value that is expected to be good, for the sampler `tpe`; None if nothing is known.
+        confidence: How certain that is: `low`, `medium` or `high`.
+    """
+    return FloatDomain(low, high, traced=not static, prior=prior, confidence=confidence)
 
 
-def log_uniform(low: float, high: float, *, static: bool = False) -> Any:
-    """A float between `low` > 0 and `high`, uniform in its logarithm; traced unless `static`."""
-    return FloatDomain(low, high, log=True, traced=not static)
+def log_uniform(
+    low: float, high: float, *, static: bool = False, prior: float | None = None, confidence: Confidence = "medium"
+) -> Any:
+    """A float between `low` > 0 and `high`, uniform in its logarithm; traced unless `static`.
+
+    For a prior see `uniform`.
+    """
+    return FloatDomain(low, high, log=True, traced=not static, prior=prior, confidence=confidence)
 
 
-def int_uniform(low: int, high: int, *, step: int = 1, log: bool = False, traced: bool = False) -> Any:
-    """An integer among low, low + step, ..., high (or uniform in its logarithm); static unless `traced`."""
-    return IntDomain(low, high, step=step, log=log, traced=traced)
+def int_uniform(
+    low: int,
+    high: int,
+    *,
+    step: int = 1,
+    log: bool = False,
+    traced: bool = False,
+    prior: int | None = None,
+    confidence: Confidence = "medium",
+) -> Any:
+    """An integer among low, low + step, ..., high (or uniform in its logarithm); static unless `traced`.
+
+    For a prior see `uniform`.
+    """
+    return IntDomain(low, high, step=step, log=log, traced=traced, prior=prior, confidence=confidence)
 
 
 def choice(*options: object, traced: bool = False) -> Any:

@@ -16,7 +16,7 @@ from tuner.study.command import Command
 from tuner.study.constraints import Constraint, parse_constraints
 from tuner.study.costs import check_measure
 from tuner.study.data import StudyData
-from tuner.study.domains import Domain, parameters
+from tuner.study.domains import parameters
 from tuner.study.launch_record import (
     OPTIMIZER_RULES,
     describe_space,
@@ -28,6 +28,7 @@ from tuner.study.launch_record import (
 from tuner.study.objective import OptunaObjective, check_watched
 from tuner.study.ownership import check_labels, check_owner
 from tuner.study.population import check_population
+from tuner.study.sampling import check_cmaes, check_warm_start, context_of
 from tuner.study.seeds import SeedPlan, check_seeds, make_plan, seeds_of
 from tuner.study.signatures import check_function, takes_hparams
 from tuner.study.source import call_study_code
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     import optuna
     from optuna.terminator import BaseTerminator
 
-    from tuner.search import Followed
+    from tuner.search import Agreed, Followed
 
 Direction = Literal["maximize", "minimize"]
 
@@ -69,6 +70,8 @@ class StudySpec:
         trials: The budget: all trials that ended count, except failed ones; > 0.
         seed: Seed of the split, the samplers and (with the trial's number) each trial; >= 0.
         sampler: A name, a mapping with `name` and the sampler's options, or an Optuna sampler.
+        warm_start: Names of other studies in the same storage. Their trials, as they are when this study is created,
+            are shown to its sampler, if it learns from trials; they are no trials of this study.
         constraints: Bounds of reported metrics, such as `{"latency_ms": "<= 20"}`, for the epoch that gives the
             trial's value. A trial that violates one, or does not report the metric, is never the best.
         pruner: A name, a mapping or an Optuna pruner, likewise; by default `"asha"`, or `"median"` if `epochs` is not
@@ -129,6 +132,7 @@ class StudySpec:
     trials: int
     seed: int = 0
     sampler: Any = "tpe"
+    warm_start: Sequence[str] = ()
     pruner: Any = None
     constraints: Mapping[str, str] = dataclasses.field(default_factory=dict)
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -268,8 +272,8 @@ class StudySpec:
 
     def _check_search(self) -> None:
         self._check_watched()
-        if len(self.objectives) > 1 and getattr(self.sampler, "get", lambda _: self.sampler)("name") == "cmaes":
-            raise StudyError("the sampler 'cmaes' supports only one objective: use tpe, nsga2, random, qmc or grid")
+        check_cmaes(self.sampler, self.objectives)
+        check_warm_start(self)
         check_population(self.make_pruner(), self.name, self.trainer, self.seeds, self.space, self.fixed, self.sampler)
         self.make_sampler(0)
         check_stopping(
@@ -367,31 +371,22 @@ class StudySpec:
 
         return make_pruner(self._pruner, self.epochs)
 
-    def make_sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        """Return the sampler for trial `number`: a new one if it is given by name, otherwise the Optuna object."""
-        from tuner.search import Context, make_sampler
+    def make_sampler(self, number: int, agreed: Agreed | None = None) -> optuna.samplers.BaseSampler:
+        """Return the sampler for trial `number`: a new one if it is given by name, otherwise the Optuna object.
 
-        distributions = None
-        is_conditional = False
-        if is_space(self.space):
-            found = {name: (self._domain(name, domain), when) for name, domain, when in parameters(self.space)}
-            distributions = {name: domain.distribution() for name, (domain, when) in found.items() if not when}
-            is_conditional = len(distributions) < len(found)
-        seed = trial_seed(self.seed, number, "sampler")
-        if self.baseline is not None:  # whose trial takes no point of a grid or a sequence
-            number = max(0, number - 1)
-        return make_sampler(self.sampler, Context(self.seed, seed, number, distributions, is_conditional))
+        Args:
+            number: The trial's number.
+            agreed: What is stored with the study for its sampler; None if nothing is stored yet.
+        """
+        from tuner.search import make_sampler
 
-    @property
-    def sees_window(self) -> bool:
-        """Whether the sampler sees only a part of the trials of a large study."""
-        from tuner.search.samplers import WINDOWED
+        return make_sampler(self.sampler, context_of(self, number, trial_seed(self.seed, number, "sampler"), agreed))
 
-        name = self.sampler.get("name") if isinstance(self.sampler, Mapping) else self.sampler  # pyright: ignore
-        return len(self.objectives) == 1 and isinstance(name, str) and name in WINDOWED
+    def sees_window(self, agreed: Agreed) -> bool:
+        """Return whether the sampler sees only a part of the trials of a large study."""
+        from tuner.search import sees_window
 
-    def _domain(self, name: str, domain: Domain) -> Domain:
-        return domain.only(self.fixed[name]) if name in self.fixed else domain
+        return len(self.objectives) == 1 and sees_window(self.sampler, agreed.plan)
 
     def sample(self, trial: optuna.Trial) -> Space | None:
         """Return the hyperparameters that Optuna suggests for a trial; None for an Optuna objective.
@@ -473,6 +468,7 @@ class StudySpec:
             **({} if self.baseline is None else {"baseline": self.baseline_params}),
             **({} if self.trainer is not None else {"train": self.kind}),
             **({"constraints": {one.metric: str(one) for one in self.all_constraints}} if self.constraints else {}),
+            **({"warm_start": list(self.warm_start)} if self.warm_start else {}),
             "value": self.value,
             **self.seed_plan.record(),
         }
@@ -485,7 +481,7 @@ class StudySpec:
             StudyError: a newer version of tuner created the study.
         """
         # Through JSON, because the stored record is JSON as well.
-        mine = {"constraints": {}, **json.loads(json.dumps(self.record()))}
+        mine = {"constraints": {}, "warm_start": [], **json.loads(json.dumps(self.record()))}
         rules = optimizer_rules_of(recorded)
         if rules > OPTIMIZER_RULES:
             raise StudyError(
@@ -493,7 +489,7 @@ class StudySpec:
                 f"supports {OPTIMIZER_RULES}): upgrade tuner"
             )
         # An older study keeps the optimizer rules with which it was started.
-        theirs = {"constraints": {}, **with_rules(recorded), "value": value_epoch_of(recorded)}
+        theirs = {"constraints": {}, "warm_start": [], **with_rules(recorded), "value": value_epoch_of(recorded)}
         theirs["seeds"] = seeds_of(recorded)
         changes = differences(theirs, {**mine, "optimizer_rules": rules, "seeds": seeds_of(mine)})
         if changes:

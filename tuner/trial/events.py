@@ -189,6 +189,14 @@ class SamplerFailed(Event):
 
 
 @dataclass(frozen=True)
+class SearchPrepared(Event):
+    """What was stored with a new study for its sampler: the choice of `auto`, a module, trials of earlier studies."""
+
+    name = "search"
+    message: str
+
+
+@dataclass(frozen=True)
 class HparamsUnused(Event):
     """A trial was queued with hyperparameters that it does not have."""
 
@@ -280,7 +288,7 @@ _KINDS: Mapping[str, type[Event]] = {
     for kind in (
         *(StudyLoaded, TrialBegan, EpochEnded, TrialEnded, TrialRetried, TrialRestarted, TrialLost, TrialDeadly),
         *(TrialOverdue, TrialCopied),
-        *(CohortChosen, StudyEnded, MetricUnusable),
+        *(CohortChosen, StudyEnded, MetricUnusable, SearchPrepared),
         *(SamplerFailed, HparamsUnused, SearchFinished, WorkerIdle, HoursUsed, WorkerDone, StudyRefused, SecondsSpent),
         RowsSent,
     )
@@ -346,7 +354,7 @@ def event_line(event: Event) -> str | None:
             return message
         case TrialOverdue(_, message) | CohortChosen(_, message):
             return message
-        case StudyEnded(_, message):
+        case StudyEnded(_, message) | SearchPrepared(message):
             return message
         case SearchFinished():
             return "the sampler has ended the search"

@@ -8,6 +8,7 @@ version, and that no other module uses one.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import optuna
     from optuna.distributions import BaseDistribution
     from optuna.pruners import BasePruner, HyperbandPruner, SuccessiveHalvingPruner
+    from optuna.samplers import BaseGASampler
     from optuna.study._frozen import FrozenStudy as _FrozenStudy
     from optuna.terminator import BaseTerminator
     from optuna.trial import FrozenTrial
@@ -48,6 +50,16 @@ def system_attrs(trial: FrozenTrial) -> dict[str, Any]:
     return trial._system_attrs
 
 
+def set_number(trial: FrozenTrial, number: int) -> None:
+    """Set a trial's number, and its id to the same."""
+    trial.number = trial._trial_id = number
+
+
+def set_system_attrs(trial: FrozenTrial, attributes: dict[str, Any]) -> None:
+    """Set a trial's system attributes themselves."""
+    trial._system_attrs = attributes
+
+
 def user_attrs(trial: FrozenTrial) -> dict[str, Any]:
     """Return a trial's user attributes themselves."""
     return trial._user_attrs
@@ -66,6 +78,14 @@ def values(trial: FrozenTrial) -> list[float] | None:
 def distributions(trial: FrozenTrial) -> dict[str, BaseDistribution]:
     """Return a trial's distributions themselves."""
     return trial._distributions
+
+
+def contains(distribution: BaseDistribution, value: Any) -> bool:
+    """Return whether a value, as a trial has it, is in a domain."""
+    try:
+        return distribution._contains(distribution.to_internal_repr(value))
+    except (ValueError, TypeError):
+        return False
 
 
 ATTRIBUTES = ("_params", "_user_attrs", "_system_attrs")
@@ -104,6 +124,23 @@ def filter_study(study: optuna.Study, trial: FrozenTrial) -> optuna.Study:
     from optuna.pruners import _filter_study
 
     return _filter_study(study, trial)
+
+
+def all_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials of a study, from the copy that it keeps while samplers look at it; they must not be changed."""
+    return study._get_trials(deepcopy=False, use_cache=True)
+
+
+def with_storage(study: optuna.Study, storage: Any, trial: FrozenTrial) -> optuna.Study:
+    """Return the study for the sampler of a trial, with another storage."""
+    copied = copy.copy(getattr(study, "_study", study))  # Hyperband's study of a bracket has the whole one
+    copied._storage = storage
+    return filter_study(copied, trial)
+
+
+def generation_key(kind: type[BaseGASampler]) -> str:
+    """Return the system attribute in which a genetic algorithm stores the generation of a trial."""
+    return kind._get_generation_key()
 
 
 # --- Settings of pruners

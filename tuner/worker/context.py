@@ -34,6 +34,7 @@ from tuner.worker.trial_files import StudyFiles
 if TYPE_CHECKING:
     import optuna
 
+    from tuner.search import Agreed
     from tuner.storage.optuna.storage import Storage
     from tuner.worker.population import Population
 
@@ -106,16 +107,17 @@ class Samplers:
 
     Args:
         study: The study.
+        agreed: What is stored with it for its sampler.
     """
 
-    def __init__(self, study: StudySpec) -> None:
-        self._study = study
+    def __init__(self, study: StudySpec, agreed: Agreed | None = None) -> None:
+        self._study, self._agreed = study, agreed
         self._has_made_one = False
         self._common_space: Any = None
 
     def make(self, lease: Lease) -> optuna.samplers.BaseSampler:
         """Return the sampler for a trial: a new one for its number, or the study's own object."""
-        sampler = self._study.make_sampler(lease.number)
+        sampler = self._study.make_sampler(lease.number, self._agreed)
         if sampler is self._study.sampler and not self._has_made_one and (lease.number > 0 or lease.fence > 1):
             # An Optuna object has the same seed in every process, so all workers would suggest the same values.
             sampler.reseed_rng()
@@ -127,6 +129,9 @@ class Samplers:
         """Pass on the parameters that all trials share, so that a new sampler need not read all trials again."""
         from optuna.search_space import IntersectionSearchSpace
 
+        from tuner.search.informed import InformedSampler
+
+        sampler = sampler.sampler if isinstance(sampler, InformedSampler) else sampler
         if isinstance(getattr(sampler, "_search_space", None), IntersectionSearchSpace):
             self._common_space = sampler._search_space = self._common_space or sampler._search_space
 

@@ -28,6 +28,7 @@ from tuner.storage.worker import claims, leases
 from tuner.storage.worker.checkpoints import checkpoints_below, move_checkpoint
 from tuner.storage.worker.claims import Claimant, NoTrial
 from tuner.storage.worker.fences import Lease
+from tuner.storage.worker.searches import agree_on_search, prepare_search
 from tuner.storage.worker.studies import Owner, join, leave, register, set_ownership
 from tuner.study import StudyData, StudySpec
 from tuner.study.ownership import default_owner
@@ -40,6 +41,7 @@ from tuner.trial.events import (
     HoursUsed,
     SamplerFailed,
     SearchFinished,
+    SearchPrepared,
     StudyEnded,
     StudyLoaded,
     TrialDeadly,
@@ -173,6 +175,7 @@ class Worker:
             optuna.logging.enable_propagation()
         self.study, self.storage, self.engine, self.place = study, storage, storage.engine, place
         self.group = group
+        prepared = prepare_search(self.engine, study)
         registered = register(storage, self.engine, study.name, study.all_directions, study.record())
         study.check_unchanged(registered.record)
         if group is not None:
@@ -180,8 +183,9 @@ class Worker:
         study_id = registered.study_id
         owner = Owner(default_owner(), is_certain=False) if study.owner is None else Owner(study.owner)
         set_ownership(self.engine, study_id, owner, study.labels)
-        given: dict[str, Any] = {"sampler": study.make_sampler(0), "pruner": study.make_pruner()}
-        seen: Any = WindowedStorage(storage) if study.sees_window else storage
+        agreed = agree_on_search(self.engine, study_id, study, prepared)
+        given: dict[str, Any] = {"sampler": study.make_sampler(0, agreed), "pruner": study.make_pruner()}
+        seen: Any = WindowedStorage(storage) if study.sees_window(agreed) else storage
         view: Any = SamplerView(seen)
         followed, judged = study.followed, storage
         if followed.metric is not None:
@@ -227,13 +231,15 @@ class Worker:
             place=place,
             time_use=place.time_use,
             stop=stop,
-            samplers=Samplers(study),
+            samplers=Samplers(study, agreed),
             final_writes=FinalWrites(self.engine),
             listener=say,
             population=self._population(),
             output=output,
         )
         self.say = self.context.say
+        for note in prepared.notes:
+            self.say(SearchPrepared(note))
         self.rules = StopRules(study, study_id, self.context.optuna_study)
         self.grid_limits = getattr(self.context.optuna_study.sampler, "limits", None)
         self.numbers: set[int] = set()  # of the trials that run

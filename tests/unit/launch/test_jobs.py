@@ -9,15 +9,17 @@ from typing import Any
 
 import optuna
 import pytest
+from sampler_study import Floats, make_study
 from sqlalchemy import Engine as Database
 
 import tuner
 from tuner.errors import StorageLost, StudyFailed, UsageError
 from tuner.launch.engines import follow, jobs
 from tuner.launch.engines.engine import EngineError, Job, JobState, Part
+from tuner.launch.engines.plan import Plan
 from tuner.launch.study_launch import Interrupted
-from tuner.storage import connect
-from tuner.storage.read.queries import find_study
+from tuner.storage import connect, parse_url
+from tuner.storage.read.queries import find_records, find_study
 from tuner.storage.worker.studies import stop
 
 URL = "postgresql://me@db/d"
@@ -284,3 +286,21 @@ def test_the_queue_is_told_when_it_changes(two: list[Job], capsys: pytest.Captur
         "6 workers run, 2 wait in the queue",
         "8 workers run, 0 wait in the queue",
     ]
+
+
+def test_the_machine_that_launches_stores_what_the_sampler_needs(
+    engine: Noted, sqlite_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nodes may have no network, so the module is stored before a job is submitted."""
+    folder = tmp_path / "module"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("from optuna.samplers import RandomSampler\n\nclass Own(RandomSampler): ...\n")
+    study = make_study(space=Floats, sampler={"name": "hub", "path": str(folder)})
+    plan = Plan(study, parse_url(sqlite_url), dataclasses.replace(job("new", 1, 1e9), study=study.name), 1)
+    study_id, _ = jobs.submit_job(plan)
+    assert engine.calls == [("submit", "new", 1)]
+    assert f"the sampler module {folder} is stored with the study" in capsys.readouterr().err
+    found = connect(sqlite_url)
+    (record,) = find_records(found, study_id, "tuner:hub:").values()
+    found.dispose()
+    assert list(record["files"]) == ["__init__.py"]

@@ -70,6 +70,7 @@ SAID: list[tuple[Event, dict[str, Any], str | None]] = [
         *(events.MetricUnusable(3, "it is NaN"),),
         *({"event": "infeasible", "level": "warning", "trial": 3, "message": "it is NaN"}, "it is NaN"),
     ),
+    (events.SearchPrepared("chosen"), {"event": "search", "message": "chosen"}, "chosen"),
     (events.HparamsUnused(3, "x=1"), {"event": "unused", "level": "warning", "trial": 3, "message": "x=1"}, "x=1"),
     (
         events.TrialOverdue(3, "trial 3 makes no progress"),

@@ -37,6 +37,10 @@ NAMES = {
     "_FrozenStudy": None,
     "_params": private.params,
     "_values": private.values,
+    "_get_trials": private.all_trials,
+    "_study": private.with_storage,
+    "_contains": private.contains,
+    "_get_generation_key": private.generation_key,
 }
 
 
@@ -104,6 +108,38 @@ def test_what_a_trial_holds_can_be_changed(study: optuna.Study) -> None:
     assert fields[private.VALUES] == trial.values
     assert fields[private.DISTRIBUTIONS] == trial.distributions
     assert [fields[name] for name in private.ATTRIBUTES] == [trial.params, trial.user_attrs, trial.system_attrs]
+
+
+def test_a_sampler_may_see_a_study_with_another_storage(study: optuna.Study) -> None:
+    private.set_system_attrs(study.get_trials(deepcopy=False)[0], {"seen": 1})
+    other: Any = optuna.storages.InMemoryStorage()
+    other.create_new_study([optuna.study.StudyDirection.MINIMIZE], study.study_name)
+    for pruner in (None, HyperbandPruner(min_resource=1, max_resource=9)):
+        study.pruner = pruner or study.pruner
+        seen = private.with_storage(private.filter_study(study, study.trials[0]), other, study.trials[0])
+        assert private.storage_of(seen) is other
+        assert private.all_trials(seen) == []
+        assert isinstance(seen.pruner, HyperbandPruner) == (pruner is not None)
+    assert [trial.system_attrs for trial in private.all_trials(study)] == [{"seen": 1}, {}]
+
+
+def test_a_domain_contains_the_values_that_a_trial_may_have() -> None:
+    width = optuna.distributions.IntDistribution(1, 9, step=2)
+    assert [private.contains(width, value) for value in (1, 9, 2, 11, "wide", None)] == [True] * 2 + [False] * 4
+    kind = optuna.distributions.CategoricalDistribution(("a", None))
+    assert [private.contains(kind, value) for value in ("a", None, "b")] == [True, True, False]
+
+
+def test_a_genetic_algorithm_stores_generations_under_its_key(study: optuna.Study) -> None:
+    study.sampler = optuna.samplers.NSGAIISampler(population_size=2)
+    study.ask({"rate": optuna.distributions.FloatDistribution(0, 1)})
+    assert study.trials[-1].system_attrs[private.generation_key(optuna.samplers.NSGAIISampler)] == 0
+
+
+def test_a_number_is_set_together_with_the_id() -> None:
+    trial = optuna.create_trial(value=1.0)
+    private.set_number(trial, -3)
+    assert (trial.number, private.trial_id(trial)) == (-3, -3)
 
 
 def test_a_trial_has_no_mapping_but_these() -> None:

@@ -49,7 +49,7 @@ class OneSampler:
     def __init__(self) -> None:
         self.sampler = Reseeded(seed=0)
 
-    def make_sampler(self, number: int) -> Reseeded:
+    def make_sampler(self, number: int, agreed: Any = None) -> Reseeded:
         return self.sampler
 
 

@@ -14,6 +14,7 @@ from tuner.output.log import say, tell
 from tuner.results.rows import progress
 from tuner.storage import AnyURL, parse_url
 from tuner.storage.read.queries import find_records
+from tuner.storage.worker.searches import agree_on_search, prepare_search
 from tuner.storage.worker.studies import put_record, register
 from tuner.study.ownership import OWNER_VARIABLE, default_owner
 from tuner.trial.environment import LAUNCHED_VARIABLE
@@ -64,8 +65,12 @@ def submit_job(plan: Plan) -> tuple[int, Job]:
     study, job = plan.study, plan.job
     storage = Storage(plan.url)
     try:
+        prepared = prepare_search(storage.engine, study)  # here, because nodes may have no network
         registered = register(storage, storage.engine, study.name, study.all_directions, study.record())
         study.check_unchanged(registered.record)
+        agree_on_search(storage.engine, registered.study_id, study, prepared)
+        for note in prepared.notes:
+            say(note)
         _reopen(study, registered.study_id, storage)
         submitted = make_engine(job.engine).submit(job, plan.workers, _environment(job, plan.url))
         _record_submitted(storage.engine, registered.study_id, job, submitted)
