@@ -22,8 +22,14 @@ pytestmark = pytest.mark.with_tables
 def listed(app: Any, query: str = "") -> tuple[list[str], str]:
     """Return the names of the studies of a page, and its HTML."""
     statuses: list[str] = []
-    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/studies", "QUERY_STRING": query, "SERVER_NAME": "localhost"}
-    environ |= {"SERVER_PORT": "80", "wsgi.url_scheme": "http", "wsgi.input": None, "SERVER_PROTOCOL": "HTTP/1.1"}
+    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/studies", "QUERY_STRING": query, "SCRIPT_NAME": ""}
+    environ |= {
+        "SERVER_NAME": "localhost",
+        "SERVER_PORT": "80",
+        "wsgi.url_scheme": "http",
+        "wsgi.input": None,
+        "SERVER_PROTOCOL": "HTTP/1.1",
+    }
     environ |= {"wsgi.errors": sys.stderr, CALLER: Caller(None, Role.EDITOR, has_session=False)}
     body = b"".join(app(environ, lambda status, *_: statuses.append(status))).decode()
     assert statuses == ["200 OK"]
