@@ -16,6 +16,7 @@ from tuner.results.rows import best_rows
 from tuner.storage import AnyURL, connected, open_storage
 from tuner.storage.artifacts import Artifacts, StudyArtifacts
 from tuner.storage.read.queries import (
+    Standing,
     StudyRow,
     find_study,
     outcome_counts,
@@ -271,7 +272,11 @@ def find_shortage(engine: Engine, name: str) -> Shortage | None:
     """
     study = find_study(engine, name)
     standing = read_standings(engine, study.study_id).get(study.study_id)
-    counts = outcome_counts(engine, study.study_id)
+    return shortage_of(standing, outcome_counts(engine, study.study_id))
+
+
+def shortage_of(standing: Standing | None, counts: Mapping[Outcome, int]) -> Shortage | None:
+    """Return the shortage of a study with this standing, and these numbers of trials by outcome."""
     used = sum(count for outcome, count in counts.items() if outcome.uses_budget)
     needed = sum(count for outcome, count in counts.items() if outcome is not Outcome.FAILED)
     if standing is None or standing.trials is None or needed <= standing.trials:

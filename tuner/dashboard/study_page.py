@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Engine
 
-from tuner.admin.edits import find_shortage
+from tuner.admin.edits import shortage_of
 from tuner.dashboard.enqueue_form import FORM, read_fields
 from tuner.dashboard.layout import Page
 from tuner.dashboard.notes import read_note
@@ -19,6 +19,7 @@ from tuner.results.rows import best_rows, progress
 from tuner.storage.optuna.storage import Storage
 from tuner.storage.read.improvements import read_improvements
 from tuner.storage.read.queries import Standing, StudyRow, read_standings
+from tuner.trial import Outcome
 
 _SHOWN = 10
 
@@ -204,7 +205,7 @@ def read_study_page(
     standing = read_standings(engine, study.study_id).get(study.study_id)
     best = best_rows(engine, study.name, _SHOWN)
     has_front = len(study.directions) > 1
-    shortage = find_shortage(engine, study.name)
+    shortage = shortage_of(standing, {outcome: state["study"][outcome.value] for outcome in Outcome})
     improvements = {} if has_front else read_improvements(engine, [study], study.study_id)
     return {
         "study": study.name,

@@ -91,6 +91,8 @@ def test_every_page_is_accessible_at_each_width_and_fits(browser: Browser) -> No
             assert browser.width() <= size[0], (name, size)
             if scheme == "light" and name in ("studies", "study", "trial", "curves"):
                 browser.picture(f"{name}{'-phone' if size == PHONE else ''}")
+    browser.driver.execute_script("document.querySelector('main').append(document.createElement('img'))")
+    assert [line.partition(" ")[0] for line in browser.findings()] == ["image-alt"], "what has no text is found"
     browser.go("/dashboard/studies/2")
     browser.find(By.ID, "tuner-bar")
     assert browser.findings("document.getElementById('tuner-bar')") == []
@@ -230,10 +232,13 @@ def test_curves_of_200_trials_are_drawn_on_every_kind_of_axis(browser: Browser) 
     for control in ("curves-log-x", "curves-log-y"):
         click(browser, control)
     assert run("const s = tunerCurves.drawn.get('loss').plot.scales; return [s.x.distr, s.y.distr]") == [3, 3]
-    milliseconds = run(
-        "const plot = tunerCurves.drawn.get('loss').plot; const from = performance.now(); "
-        "for (let i = 0; i < 10; i += 1) { plot.redraw(true, true); } return (performance.now() - from) / 10"
+    # uPlot draws in a microtask, which is done before the script continues.
+    milliseconds = browser.driver.execute_async_script(
+        "const done = arguments[0], plot = tunerCurves.drawn.get('loss').plot, from = performance.now(); "
+        "(async () => { for (let i = 0; i < 10; i += 1) { plot.redraw(true, true); await null; } "
+        "done((performance.now() - from) / 10); })()"
     )
+    print(f"a chart of 200 trials is drawn in {milliseconds:.0f} ms")
     assert milliseconds < 500, f"a chart of 200 trials: {milliseconds} ms"
     assert browser.complaints() == []
 
@@ -265,6 +270,7 @@ def test_a_click_ends_two_workers_whose_curves_are_seen_live(
         for worker in workers:
             worker.wait(timeout=60)
         took_s = time.monotonic() - clicked_s
+        print(f"both workers ended {took_s:.1f} s after the click")
         assert took_s < 5.0
         assert len(tuner.rows("trials", "tiny", "--outcome", "preempted")) == 2, "given back, not ended"
         browser.until(lambda: "0 at work" in browser.find(By.ID, "tile-workers").text)
