@@ -23,7 +23,7 @@ from tuner.storage.read.queries import (
     read_standings,
     read_trial,
 )
-from tuner.storage.read.ranking import removable
+from tuner.storage.read.extensions import unneeded
 from tuner.trial import Outcome
 
 if TYPE_CHECKING:
@@ -301,7 +301,7 @@ def clear(engine: Engine, name: str, artifacts: Artifacts, keep: int) -> tuple[l
     )
 
     def hopeless(numbers: Collection[int]) -> list[int]:
-        found = removable(engine, study.study_id, numbers, keep, maximize=maximize)
+        found = unneeded(engine, study.study_id, numbers, keep, maximize=(maximize,))
         return [number for number in found if number not in best]
 
     return files.collect(hopeless)

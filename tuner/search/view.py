@@ -10,6 +10,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from tuner.trial.extension import EXTENSION_KEY
 from tuner.trial import Outcome
 from tuner.trial import optuna_private as private
 
@@ -104,6 +105,30 @@ class MetricView:
 
 
 BaseStorage.register(MetricView)
+
+
+class PrunerView:
+    """The storage without the trials that continue others: they repeat a curve, and have more epochs than the rest.
+
+    Args:
+        storage: The storage.
+    """
+
+    def __init__(self, storage: BaseStorage) -> None:
+        self._storage = storage
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """Return a study's trials; see `optuna.storages.BaseStorage`."""
+        found = self._storage.get_all_trials(study_id, deepcopy=deepcopy, states=states)
+        return [trial for trial in found if EXTENSION_KEY not in private.system_attrs(trial)]
+
+
+BaseStorage.register(PrunerView)
 
 
 def _shown(trial: FrozenTrial) -> FrozenTrial:

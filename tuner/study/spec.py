@@ -82,6 +82,8 @@ class StudySpec:
             none. A function decides itself when to save.
         keep_best: The number of best trials whose model or saved state is kept; >= 0. With several objectives, those of
             the whole Pareto front are kept, whatever the number; 0 keeps none.
+        keep_last: The number of best trials whose last state is kept with the model, so that `tuner extend` can continue
+            them; at most `keep_best`. 0 keeps none.
         wall_hours: The budget in hours during which at least one worker runs; None for no limit.
         device_hours: The budget in hours of training, multiplied by the devices of each worker; None for no limit.
         target: The value of the objective at which the study ends, or a mapping with values of several objectives,
@@ -130,6 +132,7 @@ class StudySpec:
     picture: Callable[[Any, Any], Any] | None = None
     save_every_s: float = 60.0
     keep_best: int = 3
+    keep_last: int = 0
     wall_hours: float | None = None
     device_hours: float | None = None
     target: float | Mapping[str, float] | None = None
@@ -156,10 +159,11 @@ class StudySpec:
         self._check_training()
         if self.epochs is not None and (not is_int(self.epochs) or self.epochs < 1):
             raise StudyError(f"epochs must be an integer of at least 1: got {self.epochs!r} (study {self.name!r})")
-        for setting, low in (("trials", 1), ("seed", 0), ("keep_best", 0), ("retries", 0)):
+        for setting, low in (("trials", 1), ("seed", 0), ("keep_best", 0), ("keep_last", 0), ("retries", 0)):
             value = getattr(self, setting)
             if not is_int(value) or value < low:
                 raise StudyError(f"{setting} must be an integer of at least {low}: got {value!r} (study {self.name!r})")
+        self._check_keep_last()
         if self.cohort != "auto" and (not is_int(self.cohort) or self.cohort < 1):
             raise StudyError(f"cohort must be an integer of at least 1, or 'auto': got {self.cohort!r}")
         if self.cohort != 1 and self.trainer is None:
@@ -210,6 +214,16 @@ class StudySpec:
             check_fixed(self.space, self.fixed)
         if self.baseline is not None:
             self._check_baseline()
+
+    def _check_keep_last(self) -> None:
+        about = f"keep_last={self.keep_last} (study {self.name!r})"
+        if self.keep_last > self.keep_best:
+            raise StudyError(
+                f"keep_last must be at most keep_best={self.keep_best}, because a last state is kept with the model: "
+                f"got {about}"
+            )
+        if self.keep_last and self.kind not in ("trainer", "function"):
+            raise StudyError(f"keep_last needs a study with trainer= or a function as train=: got {about}")
 
     def _check_training(self) -> None:
         """Check that the study has either a trainer with its data, or something else to train."""

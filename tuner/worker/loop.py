@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tuner.errors import LeaseLost, RankLost, StorageLost, StudyError, StudyFailed, StudyStopped, TunerError
 from tuner.output.captured import CapturedOutput
@@ -163,7 +163,7 @@ class Worker:
     ) -> None:
         import optuna
 
-        from tuner.search.view import MetricView, SamplerView
+        from tuner.search.view import MetricView, PrunerView, SamplerView
         from tuner.storage.optuna.storage import WindowedStorage
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -180,10 +180,10 @@ class Worker:
         given: dict[str, Any] = {"sampler": study.make_sampler(0), "pruner": study.make_pruner()}
         seen: Any = WindowedStorage(storage) if study.sees_window else storage
         view: Any = SamplerView(seen)
-        followed, judged = study.followed, storage
+        followed, judged = study.followed, cast("Any", PrunerView(cast("Any", storage)))
         if followed.metric is not None:
             curves = partial(read_metric, self.engine, metric=followed.metric)
-            judged: Any = MetricView(storage, followed.maximize[0], curves)
+            judged = MetricView(judged, followed.maximize[0], curves)
         artifacts = self.artifacts = place.artifacts.of_study(study.name, registered.identity)
         # Errors from before the launch may be fixed. The launch counts, not the start of this worker: a worker that
         # starts later, or again, would otherwise let the same error end three more trials.

@@ -125,7 +125,9 @@ def test_a_trial_of_a_killed_worker_resumes_on_another_machine_bit_for_bit(
     url = machines.checkpoints()[0]
     assert url is not None
     assert re.fullmatch(rf"s3://bucket/{machines.prefix}/tiny-[0-9a-f]{{8}}/0/2/best", url)
-    assert {key.split("/")[2] for key in machines.listed()} == {"best", "log.txt"}, "what it was resumed from is removed"
+    assert {key.split("/")[2] for key in machines.listed()} == {"best", "log.txt"}, (
+        "what it was resumed from is removed"
+    )
     assert {key.split("/")[1] for key in machines.listed()} == {"2"}
     for name, value in (machines.server.env | {"XDG_CACHE_HOME": str(machines.cache("c"))}).items():
         monkeypatch.setenv(name, value)

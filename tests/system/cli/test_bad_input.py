@@ -111,7 +111,11 @@ def line_of(text: str, part: str) -> int:
             pytest.param(*case, marks=pytest.mark.slow)
             for case in [
                 ("    noise: float", "    other: float", "HParams has no 'noise', it has learning_rate, other"),
-                ('sampler="random"', 'sampler="tpee"', "cmaes, gp, grid, nsga2, nsga3, qmc, random, tpe: got 'tpee'; did you"),
+                (
+                    'sampler="random"',
+                    'sampler="tpee"',
+                    "cmaes, gp, grid, nsga2, nsga3, qmc, random, tpe: got 'tpee'; did you",
+                ),
                 ('pruner="none"', 'pruner="ahsa"', "one of asha, hyperband, median, none, patient, pbt, percentile, t"),
                 ("import numpy as np", "import numpie", "tiny.py:{line}: ModuleNotFoundError: No module named 'num"),
             ]
