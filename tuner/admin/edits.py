@@ -15,6 +15,7 @@ from tuner.errors import TunerError, UsageError, nearest
 from tuner.results.rows import best_rows
 from tuner.storage import AnyURL, connected, open_storage
 from tuner.storage.artifacts import Artifacts, StudyArtifacts
+from tuner.storage.read.extensions import unneeded
 from tuner.storage.read.queries import (
     find_study,
     outcome_counts,
@@ -23,7 +24,6 @@ from tuner.storage.read.queries import (
     read_standings,
     read_trial,
 )
-from tuner.storage.read.extensions import unneeded
 from tuner.trial import Outcome
 
 if TYPE_CHECKING:

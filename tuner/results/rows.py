@@ -37,8 +37,8 @@ from tuner.results.json_rows import (
     WatchedJson,
 )
 from tuner.storage.read.activity import WorkerRow, read_workers
-from tuner.storage.read.lineage import Attempt, read_about, read_attempts, read_metrics
 from tuner.storage.read.extensions import find_extension
+from tuner.storage.read.lineage import Attempt, read_about, read_attempts, read_metrics
 from tuner.storage.read.population import read_copies
 from tuner.storage.read.queries import (
     ProgramUse,

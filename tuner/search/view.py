@@ -10,9 +10,9 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from tuner.trial.extension import EXTENSION_KEY
 from tuner.trial import Outcome
 from tuner.trial import optuna_private as private
+from tuner.trial.extension import EXTENSION_KEY
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial

@@ -31,7 +31,6 @@ from tuner.storage.worker.reporter import Reporter
 from tuner.storage.worker.studies import agree
 from tuner.study import trial_seed
 from tuner.study.constraints import check_metrics
-from tuner.trial.extension import LAST_KEY, Extension
 from tuner.study.population import COPIES_KEY, Copy
 from tuner.trial import Outcome, Report, all_finite
 from tuner.trial import optuna_private as private
@@ -47,6 +46,7 @@ from tuner.trial.events import (
     TrialRestarted,
     TrialRetried,
 )
+from tuner.trial.extension import LAST_KEY, Extension
 from tuner.trial.failures import describe, last_line, storable
 from tuner.trial.seed_values import SEEDS_KEY, SeedValues
 from tuner.worker.context import WorkerContext

@@ -403,26 +403,28 @@ def test_it_is_reproduced_in_its_stages(runs: Runs, trainer: Any) -> None:
 def test_what_cannot_be_continued(runs: Runs) -> None:
     runs(make(keep_last=0))
     with pytest.raises(
-        UsageError, match="^no state to resume from: set keep_last in study 'one', which keeps the last"
+        UsageError, match=r"^no state to resume from: set keep_last in study 'one', which keeps the last"
     ):
         runs.extend(6)
-    with pytest.raises(UsageError, match="^cannot continue trial 0 of 'one': no state to resume from; set keep_last"):
+    with pytest.raises(UsageError, match=r"^cannot continue trial 0 of 'one': no state to resume from; set keep_last"):
         runs.extend(6, numbers=[0])
     runs(make(trials=3))
-    with pytest.raises(UsageError, match="^cannot continue trial 2 of 'one': it has 3 epochs: pass more .* got 3$"):
+    with pytest.raises(UsageError, match=r"^cannot continue trial 2 of 'one': it has 3 epochs: pass more .* got 3$"):
         runs.extend(3, numbers=[2])
-    with pytest.raises(UsageError, match="^pass either a number of best trials, at least 1, or numbers .*: got 0$"):
+    with pytest.raises(UsageError, match=r"^pass either a number of best trials, at least 1, or numbers .*: got 0$"):
         runs.extend(6, count=0)
-    with pytest.raises(UsageError, match="^pass either .*: got 1 and 2$"):
+    with pytest.raises(UsageError, match=r"^pass either .*: got 1 and 2$"):
         runs.extend(6, count=1, numbers=[2])
-    with pytest.raises(UsageError, match="^`epochs` must be at least 1: got 0$"):
+    with pytest.raises(UsageError, match=r"^`epochs` must be at least 1: got 0$"):
         runs.extend(0)
     runs.extend(6, numbers=[2])
-    with pytest.raises(UsageError, match="^cannot continue trial 3 of 'one': it is waiting, and only complete trials"):
+    with pytest.raises(UsageError, match=r"^cannot continue trial 3 of 'one': it is waiting, and only complete trials"):
         runs.extend(9, numbers=[3])
-    with pytest.raises(UsageError, match="^cannot continue trial 2 of 'one': trial 3 continues it to epoch 6 already$"):
+    with pytest.raises(
+        UsageError, match=r"^cannot continue trial 2 of 'one': trial 3 continues it to epoch 6 already$"
+    ):
         runs.extend(5, numbers=[2])
-    with pytest.raises(UsageError, match="^no trial of 'one' can be continued to epoch 6: trials 2 have a last state"):
+    with pytest.raises(UsageError, match=r"^no trial of 'one' can be continued to epoch 6: trials 2 have a last state"):
         runs.extend(6)
 
 
@@ -431,7 +433,7 @@ def test_what_keep_last_needs() -> None:
         StudyError, match=r"^keep_last must be at most keep_best=1, .*: got keep_last=2 \(study 'one'\)$"
     ):
         make(keep_best=1)
-    with pytest.raises(StudyError, match="^keep_last must be an integer of at least 0: got True"):
+    with pytest.raises(StudyError, match=r"^keep_last must be an integer of at least 0: got True"):
         make(keep_last=True)
     with pytest.raises(StudyError, match=r"^keep_last needs a study with trainer= or a function as train=: got"):
         make(trainer=None, data=None, train=Command("true"), keep_last=1)
