@@ -82,8 +82,8 @@ class StudySpec:
             none. A function decides itself when to save.
         keep_best: The number of best trials whose model or saved state is kept; >= 0. With several objectives, those of
             the whole Pareto front are kept, whatever the number; 0 keeps none.
-        keep_last: The number of best trials whose last state is kept with the model, so that `tuner extend` can continue
-            them; at most `keep_best`. 0 keeps none.
+        keep_last: The number of best trials whose last state is kept with the model, so that `tuner extend` can
+            continue them; at most `keep_best`. 0 keeps none.
         wall_hours: The budget in hours during which at least one worker runs; None for no limit.
         device_hours: The budget in hours of training, multiplied by the devices of each worker; None for no limit.
         target: The value of the objective at which the study ends, or a mapping with values of several objectives,

@@ -102,7 +102,7 @@ class Trial:
 
     @property
     def epochs(self) -> int | None:
-        """The epochs to train for: `Study.epochs`, or more if `tuner extend` continues a trial; None if it is not set."""
+        """The epochs to train for: `Study.epochs`, or more in a trial that continues another; None if it is not set."""
         return self._run.epochs
 
     @property

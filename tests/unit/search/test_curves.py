@@ -155,10 +155,7 @@ def test_short_curves_and_missing_values() -> None:
 
 
 def test_the_probability_is_that_of_the_option() -> None:
-    epochs, noisy = (
-        list(range(1, 21)),
-        [one + 0.05 * noise for one, noise in zip(BAD, RNG.normal(size=20), strict=True)],
-    )
+    epochs, noisy = list(range(1, 21)), list(np.array(BAD) + 0.05 * RNG.normal(size=20))
     bar = 1.9
     for probability in (0.01, 0.2):
         at = stopped(noisy, [[bar] * 20], pruner={"name": "curve", "probability": probability})

@@ -190,7 +190,7 @@ def test_an_extended_trial_is_extended(runs: Runs, whole: Runs) -> None:
 
 
 def test_the_schedule_is_that_of_the_new_total(runs: Runs) -> None:
-    """The reference: gradient descent by hand on all examples, with the rates of a cosine over 7 epochs from the 4th on.
+    """The reference: gradient descent by hand on all examples, with the cosine of 7 epochs from the 4th on.
 
     Its rounding errors are far below the change of the parameters, of which one thousandth is allowed.
     """
@@ -318,7 +318,7 @@ def test_an_interrupted_trial_resumes(runs: Runs, whole: Runs, save_every_s: flo
     assert runs.shown(1)["outcome"] == "preempted"
     log = Log()
     runs(make(trials=2, **settings), say=log)
-    assert [event.epoch for event in log.events if isinstance(event, EpochEnded)][0] >= 6, "it did not start again"
+    assert log.of(EpochEnded)[0].epoch >= 6, "it did not start again"
     whole(make(trials=1, epochs=9))
     assert runs.metrics(1) == whole.metrics(0)
 
