@@ -29,6 +29,7 @@ from tuner.cli import (
     init,
     jobs,
     mcp,
+    migrate,
     plot,
     replay,
     rerun,
@@ -97,6 +98,7 @@ app.command(cls=Command)(control.resume)
 app.command(cls=Command)(control.delete)
 app.command(cls=Command)(control.gc)
 app.command(cls=Command)(doctor.doctor)
+app.command(cls=Command)(migrate.migrate)
 app.command(cls=Command)(control.upgrade)
 app.command(cls=Command)(dashboard.dashboard)
 app.command(cls=Command)(database.database)

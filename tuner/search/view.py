@@ -15,6 +15,7 @@ from tuner.trial import optuna_private as private
 from tuner.trial.extension import EXTENSION_KEY
 
 if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
 _OUTCOMES = (Outcome.DIVERGED.value, Outcome.OUT_OF_MEMORY.value, Outcome.TIMED_OUT.value)
@@ -29,12 +30,15 @@ class SamplerView:
     A trial that timed out ranks last even if its reports were good. No trial with such hyperparameters completes within
     the limit, and with the reports TPE would suggest more of them.
 
+    If the study's space was changed, trials have the present distributions, and those outside of them are left out.
+
     Args:
         storage: The storage.
+        distributions: The present distributions by name; None if the space was never changed.
     """
 
-    def __init__(self, storage: BaseStorage) -> None:
-        self._storage = storage
+    def __init__(self, storage: BaseStorage, distributions: Mapping[str, BaseDistribution] | None = None) -> None:
+        self._storage, self._distributions = storage, distributions
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._storage, name)
@@ -43,7 +47,11 @@ class SamplerView:
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
         """Return a study's trials; see `optuna.storages.BaseStorage`."""
-        return [_shown(trial) for trial in self._storage.get_all_trials(study_id, deepcopy=deepcopy, states=states)]
+        found = self._storage.get_all_trials(study_id, deepcopy=deepcopy, states=states)
+        if self._distributions is not None:
+            given = self._distributions
+            found = [moved for trial in found if (moved := _in_space(trial, given)) is not None]
+        return [_shown(trial) for trial in found]
 
 
 BaseStorage.register(SamplerView)
@@ -129,6 +137,28 @@ class PrunerView:
 
 
 BaseStorage.register(PrunerView)
+
+
+def _in_space(trial: FrozenTrial, distributions: Mapping[str, BaseDistribution]) -> FrozenTrial | None:
+    """Return a trial with the present distributions; None if it is outside of them."""
+    own, present = trial.distributions, {}
+    for name, distribution in own.items():
+        present[name] = distributions.get(name, distribution)
+        if present[name] != distribution and not is_contained(present[name], trial.params[name]):
+            return None
+    if present == own:
+        return trial
+    copied = copy.copy(trial)
+    copied.distributions = present
+    return copied
+
+
+def is_contained(distribution: BaseDistribution, value: object) -> bool:
+    """Return whether a distribution has a value."""
+    try:
+        return distribution._contains(distribution.to_internal_repr(value))
+    except ValueError:  # it is not one of the choices
+        return False
 
 
 def _shown(trial: FrozenTrial) -> FrozenTrial:

@@ -34,6 +34,7 @@ from tuner.study.stopping import check_stopping, check_terminator, targets_of
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.distributions import BaseDistribution
     from optuna.terminator import BaseTerminator
 
     from tuner.search import Followed
@@ -392,6 +393,11 @@ class StudySpec:
         name = self.sampler.get("name") if isinstance(self.sampler, Mapping) else self.sampler  # pyright: ignore
         return len(self.objectives) == 1 and isinstance(name, str) and name in WINDOWED
 
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Return the distributions of all hyperparameters in new trials, by name; none if they are not known before."""
+        found = parameters(self.space) if is_space(self.space) else ()
+        return {name: self._domain(name, domain).distribution() for name, domain, _ in found}
+
     def _domain(self, name: str, domain: Domain) -> Domain:
         return domain.only(self.fixed[name]) if name in self.fixed else domain
 
@@ -496,9 +502,11 @@ class StudySpec:
         theirs["seeds"] = seeds_of(recorded)
         changes = differences(theirs, {**mine, "optimizer_rules": rules, "seeds": seeds_of(mine)})
         if changes:
+            may_migrate = is_space(self.space) and all(change.startswith("space.") for change in changes)
+            how = ", change the stored study (`tuner migrate`)," if may_migrate else ","
             raise StudyChanged(
                 f"study {self.name!r} has changed since its first launch, so its trials cannot be compared: "
-                f"{'; '.join(changes)}; change it back, or give the study a new name"
+                f"{'; '.join(changes)}; change it back{how} or give the study a new name"
             )
 
 

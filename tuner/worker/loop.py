@@ -19,10 +19,11 @@ from tuner.results.stopping import recorded_end
 from tuner.storage import AnyURL, storage_url, warn_of_password
 from tuner.storage.artifacts import artifacts_of
 from tuner.storage.read.lineage import read_metric
-from tuner.storage.read.queries import last_errors
+from tuner.storage.read.queries import RECORD_KEY, find_record, last_errors
 from tuner.storage.sql.background_calls import Background
 from tuner.storage.sql.dialect import now_s
 from tuner.storage.sql.retry import IMPATIENT, PROMPT, Patience, patient
+from tuner.storage.sql.statements import SPACE_VERSION_KEY
 from tuner.storage.sql.wait_time import database_s
 from tuner.storage.worker import claims, leases
 from tuner.storage.worker.checkpoints import checkpoints_below, move_checkpoint
@@ -173,13 +174,16 @@ class Worker:
         self.study, self.storage, self.engine, self.place = study, storage, storage.engine, place
         self.group = group
         registered = register(storage, self.engine, study.name, study.all_directions, study.record())
-        study.check_unchanged(registered.record)
+        # Before the record is read: a migration in between is noticed by the first claim.
+        version = find_record(self.engine, registered.study_id, SPACE_VERSION_KEY)
+        study.check_unchanged(find_record(self.engine, registered.study_id, RECORD_KEY) or registered.record)
         if group is not None:
             group.agree(STUDY, lambda: registered.record)
         study_id = registered.study_id
         given: dict[str, Any] = {"sampler": study.make_sampler(0), "pruner": study.make_pruner()}
         seen: Any = WindowedStorage(storage) if study.sees_window else storage
-        view: Any = SamplerView(seen)
+        # After a migration, some trials may have other distributions, or be outside of the space.
+        view: Any = SamplerView(seen, None if version is None else study.distributions())
         followed, judged = study.followed, cast("Any", PrunerView(cast("Any", storage)))
         if followed.metric is not None:
             curves = partial(read_metric, self.engine, metric=followed.metric)
@@ -198,6 +202,7 @@ class Worker:
             devices=place.runtime.device_count,
             identity=registered.identity,
             failures_since_s=now_s(self.engine) - launched_for_s,
+            space_version=None if version is None else str(version),
         )
         self.background = Background("reports")
         self.context = WorkerContext(

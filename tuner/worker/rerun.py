@@ -19,7 +19,7 @@ from tuner.errors import ArtifactsURLError, StudyError, UsageError
 from tuner.results.rows import OTHER_FILE, best_rows, check_file, no_feasible
 from tuner.storage.artifacts import LAST, artifacts_of
 from tuner.storage.read.extensions import find_extension
-from tuner.storage.read.lineage import read_metrics, read_study_file
+from tuner.storage.read.lineage import StudyFile, read_metrics, read_study_file
 from tuner.storage.read.population import read_copies
 from tuner.storage.read.queries import (
     StudyRow,
@@ -237,19 +237,8 @@ def open_study(engine: Engine, name: str, file: str | None, fixed: Mapping[str, 
         found, asked = split_target(file)
     else:
         assert recorded is not None
-        found, asked = Path(recorded.path), name
-    if recorded is not None and recorded.function is not None:
-        settings = Settings(
-            name=name,
-            objectives=row.record["objective"],
-            directions=row.record["direction"],
-            epochs=row.record["epochs"],
-            trials=1,
-        )
-        function = recorded.function if file is None or asked is None else asked
-        study = function_study(found, function, settings)
-    else:
-        study = study_in(found, asked)
+        found, asked = Path(recorded.path), name if recorded.function is None else None
+    study = load_again(row, recorded, found, asked)
     study = study.changed(seed=row.record["seed"], fixed=fixed)
     try:
         study.check_unchanged(row.record)
@@ -269,6 +258,30 @@ def open_study(engine: Engine, name: str, file: str | None, fixed: Mapping[str, 
         make_trainable(each, data_for, runtime, {}, row.record, choose) for each in (study, study.changed(seeds=1))
     )
     return Rerunner(engine, row, study, found, trainable, runtime, one)
+
+
+def load_again(row: StudyRow, recorded: StudyFile | None, path: Path, asked: str | None) -> StudySpec:
+    """Return a stored study as a file has it now: its `Study`, or that of the function that was launched.
+
+    Args:
+        row: The study.
+        recorded: The file of its latest worker.
+        path: The file.
+        asked: The name of a study or a function in the file; None if it has one, or for the recorded function.
+
+    Raises:
+        StudyFileError: the file has an error, or no such study.
+    """
+    if recorded is None or recorded.function is None:
+        return study_in(path, asked)
+    settings = Settings(
+        name=row.name,
+        objectives=row.record["objective"],
+        directions=row.record["direction"],
+        epochs=row.record["epochs"],
+        trials=1,
+    )
+    return function_study(path, asked or recorded.function, settings)
 
 
 # --- With the same seed

@@ -198,6 +198,8 @@ METRIC_NAMES_KEY = "study:metric_names"
 """Optuna's study attribute with the names of the objectives."""
 END_KEY = "tuner:end"
 """The study attribute that says why a study has ended before its budget was used up (`tuner.results.stopping.End`)."""
+MIGRATIONS_KEY = "tuner:migrations"
+"""The study attribute with the changes of its space by `tuner migrate`, in order."""
 BASELINE_KEY = "tuner:baseline"
 """The study attribute with the number of the baseline's trial, set when it is complete."""
 
