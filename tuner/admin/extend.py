@@ -90,7 +90,7 @@ class _Finished:
         if len(self.study.directions) > 1:
             raise UsageError(
                 f"study {self.study.name!r} has several objectives, so no order of its trials: name those to continue "
-                "(`--trial`)"
+                "(`trial`)"
             )
         if not self._last_epochs:
             raise UsageError(f"no state to resume from: {self._without_states()}")
@@ -100,7 +100,7 @@ class _Finished:
             raise UsageError(
                 f"no trial of {self.study.name!r} can be continued to epoch {epochs}: trials "
                 f"{', '.join(map(str, self._last_epochs))} have a last state, and are not complete, have as many "
-                "epochs, or are continued already; name one (`--trial`) for the reason"
+                "epochs, or are continued already; name one (`trial`) for the reason"
             )
         return [(trial, self._extension(trial, epochs)) for trial in able[:count]]
 

@@ -30,7 +30,7 @@ class SamplerView:
     A trial that timed out ranks last even if its reports were good. No trial with such hyperparameters completes within
     the limit, and with the reports TPE would suggest more of them.
 
-    If the study's space was changed, trials have the present distributions, and those outside of them are left out.
+    If the study's space was changed, trials have the present distributions, and those outside of them are hidden.
 
     Args:
         storage: The storage.

@@ -104,8 +104,8 @@ class SpacePlan:
                 raise _Incomplete
             if name not in self.defaults:
                 raise UsageError(
-                    f"the new hyperparameter {name!r} needs a value for earlier trials: pass `--default {name}=VALUE`, "
-                    "the value with which they have trained"
+                    f"the new hyperparameter {name!r} needs a value for earlier trials: pass it as `default`, "
+                    f"{name}=VALUE, the one with which they have trained"
                 )
             found[name] = self.defaults[name]
             return domain.decode(found[name])
@@ -179,7 +179,7 @@ def plan_space(recorded: Mapping[str, str], study: StudySpec, defaults: Mapping[
             continue
         changes.append(change)
     for name in defaults.keys() - set(known):
-        problems.append(f"`--default {name}` is not a new hyperparameter{nearest(name, known)}")
+        problems.append(f"`default` has {name!r}, which is not a new hyperparameter{nearest(name, known)}")
     if problems:
         raise UsageError(f"cannot migrate study {study.name!r}: {'; '.join(problems)}")
     rewritten = {
@@ -206,7 +206,7 @@ def _default(name: str, before: str | None, domain: Domain, study: StudySpec, gi
         except ValueError:
             raise UsageError(f"the default of {name} must be in {domain!r}: got {given!r}") from None
         if known is not _NOTHING and value != known:
-            raise UsageError(f"earlier trials have {name}={known!r}: `--default` says {given}")
+            raise UsageError(f"earlier trials have {name}={known!r}: `default` says {given}")
     if value is _NOTHING:
         return {}
     if isinstance(domain, FloatDomain) and isinstance(value, int) and not isinstance(value, bool):
@@ -226,7 +226,7 @@ def _compare(name: str, before: str | None, after: str | None) -> Change:
         UsageError: it cannot change so.
     """
     if after is None:
-        raise UsageError(f"{name} was removed: keep the field, or fix it in the file or with `--set` in a new study")
+        raise UsageError(f"{name} was removed: keep the field, or give the study a new name")
     if before is None:
         new = _parse(after)
         return Change(name, "constant" if new.domain is None else ADDED, "absent", after)

@@ -638,7 +638,7 @@ class Attempt(TrialData):
             return None
         if not is_worth_keeping(context.engine, context.study_id, values, **self._best_k()):
             return None
-        may_keep = {**self._best_k(), "keep": self.study.keep_last}
+        may_keep: dict[str, Any] = {**self._best_k(), "keep": self.study.keep_last}
         is_last_written = is_worth_keeping(context.engine, context.study_id, values, **may_keep) and saved.write_last(
             self.root / LAST
         )

@@ -187,7 +187,7 @@ class Worker:
         followed, judged = study.followed, cast("Any", PrunerView(cast("Any", storage)))
         if followed.metric is not None:
             curves = partial(read_metric, self.engine, metric=followed.metric)
-            judged = MetricView(judged, followed.maximize[0], curves)
+            judged = cast("Any", MetricView(judged, followed.maximize[0], curves))
         artifacts = self.artifacts = place.artifacts.of_study(study.name, registered.identity)
         # Errors from before the launch may be fixed. The launch counts, not the start of this worker: a worker that
         # starts later, or again, would otherwise let the same error end three more trials.

@@ -102,7 +102,7 @@ def study(tmp_path: Path, storage_url: str, monkeypatch: pytest.MonkeyPatch) -> 
     return made
 
 
-WIDER = {
+WIDER: dict[str, Any] = {
     "rate": "float = log_uniform(1e-4, 1.0)",
     "width": "int = int_uniform(8, 64, step=8)",
     "kind": 'str = choice("relu", "tanh", "gelu")',
@@ -181,7 +181,7 @@ def test_the_dry_run_lists_what_would_change_and_changes_nothing(study: Migratio
 
 
 def test_a_narrower_space_keeps_distributions_and_hides_trials_outside(study: Migrations) -> None:
-    narrow = {"rate": "float = log_uniform(1e-3, 1e-2)"}
+    narrow: dict[str, Any] = {"rate": "float = log_uniform(1e-3, 1e-2)"}
     before, rows = study.plain().trials, study.rows()
     outside = [trial.number for trial in before if trial.params["rate"] > 1e-2]
     assert 0 < len(outside) < 12
@@ -221,23 +221,23 @@ def test_a_linear_scale_becomes_a_logarithmic_one(study: Migrations) -> None:
 
 
 def test_a_new_field_needs_the_value_of_earlier_trials(study: Migrations) -> None:
-    new = {"drop": "float = uniform(0.0, 0.5)"}
+    new: dict[str, Any] = {"drop": "float = uniform(0.0, 0.5)"}
     with pytest.raises(UsageError, match=r"^the new hyperparameter 'drop' needs a value for earlier trials: pass"):
         study(**new)
     with pytest.raises(UsageError, match=r"the default of drop must be in uniform\(0.0, 0.5\): got 'x'$"):
         study(**new, defaults={"drop": "x"})
     with pytest.raises(UsageError, match=r"earlier trials have drop=0.7, which must be in uniform\(0.0, 0.5\): widen"):
         study(**new, defaults={"drop": "0.7"})
-    with pytest.raises(UsageError, match=r"`--default rate` is not a new hyperparameter"):
+    with pytest.raises(UsageError, match=r"`default` has 'rate', which is not a new hyperparameter"):
         study(**new, defaults={"drop": "0.2", "rate": "0.1"})
-    with pytest.raises(UsageError, match=r"^cannot migrate study 'one': earlier trials have slope=0.1: `--default` s"):
+    with pytest.raises(UsageError, match=r"^cannot migrate study 'one': earlier trials have slope=0.1: `default` says"):
         study(slope="float = uniform(0.0, 0.5)", defaults={"slope": "0.2"})
     study(**new, defaults={"drop": "0.2"})
     assert {trial.params["drop"] for trial in study.plain().trials} == {0.2}
 
 
 def test_a_new_choice_of_spaces_gets_the_values_below_it(study: Migrations) -> None:
-    new = {"inner": "SGD | Adam = choice(SGD, Adam)"}
+    new: dict[str, Any] = {"inner": "SGD | Adam = choice(SGD, Adam)"}
     with pytest.raises(UsageError, match=r"'inner.beta' needs a value"):
         study(**new, defaults={"inner": "Adam"})
     study(**new, defaults={"inner": "Adam", "inner.beta": "0.9"})
@@ -396,7 +396,7 @@ def test_a_baseline_gets_the_new_field(tmp_path: Path, sqlite_url: str) -> None:
     study = Migrations(tmp_path, sqlite_url)
     base = 'rate=0.01, width=8, kind="tanh", optimizer=None'
     study.run(study.file(more=f"baseline=HParams({base})"), trials=3)
-    new = {"slope": "float = uniform(0.0, 0.5)", "more": f"baseline=HParams({base}, slope=0.1)"}
+    new: dict[str, Any] = {"slope": "float = uniform(0.0, 0.5)", "more": f"baseline=HParams({base}, slope=0.1)"}
     study(**new)
     study.run(study.file(**new), trials=5)
     with pytest.raises(StudyChanged, match="baseline"):

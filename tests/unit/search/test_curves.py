@@ -39,7 +39,7 @@ def test_it_is_linear_regression_for_each_exponent() -> None:
         scale = math.sqrt(squares / 3 * (1 + new @ inverse @ new))
         distributions.append(stats.t(3, loc=new @ beta, scale=scale))
         weights.append(squares ** (-3 / 2) / math.sqrt(np.linalg.det(design.T @ design)))
-    predicted = predict(list(epochs), list(values), last)
+    predicted = predict(epochs.tolist(), values.tolist(), last)
     for value in (0.0, 0.7, 1.2):
         wanted = np.average([one.cdf(value) for one in distributions], weights=weights)
         assert predicted.below(value) == pytest.approx(wanted, rel=1e-6)
@@ -59,7 +59,7 @@ def test_intervals_cover_as_often_as_they_say(seen: int, last: int) -> None:
         epochs = np.arange(1, seen + 1)
         values = a + b * epochs**-c + noise * rng.normal(size=seen)
         end = a + b * last**-c + noise * rng.normal()
-        places.append(predict(list(epochs), list(values), last).below(end))
+        places.append(predict(epochs.tolist(), values.tolist(), last).below(end))
     found = np.array(places)
     assert 0.86 < np.mean((found > 0.05) & (found < 0.95)) < 0.93
     assert np.mean(found < 0.05) < 0.07
@@ -86,7 +86,7 @@ def stopped(
     curve: Mapping[int, float] | Sequence[float],
     ended: Sequence[Mapping[int, float] | Sequence[float]],
     *,
-    direction: str = "minimize",
+    direction: Any = "minimize",
     pruner: Any = "curve",
     violation: float | None = None,
 ) -> int | None:

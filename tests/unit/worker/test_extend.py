@@ -248,7 +248,8 @@ def test_pruners_neither_judge_nor_see_it(runs: Runs) -> None:
     runs.extend(9)
     runs(make(trials=5, pruner=halving))
     with opened(runs.url) as storage:
-        study = optuna.load_study(study_name="one", storage=PrunerView(storage))
+        view: Any = PrunerView(storage)
+        study = optuna.load_study(study_name="one", storage=view)
         assert [trial.number for trial in study.trials] == [0, 3, 4]
     assert {row.trial_id for row in table(runs.url, rungs.c.trial_id)} == {4, 5}
 
@@ -443,7 +444,7 @@ def test_the_state_of_a_trial_beyond_keep_last_is_not_written(runs: Runs) -> Non
     runs(make(trials=1, keep_last=1))
     assert Path(runs.shown(0)["checkpoint"]).with_name("last").is_dir()
     runs(make(trials=6, keep_last=1))
-    order = sorted(plain_trials(runs.url, "one"), key=lambda trial: trial.value)
+    order = sorted(plain_trials(runs.url, "one"), key=lambda trial: trial.values[0])
     later_and_worse = [trial for trial in order[1:] if trial.number > order[0].number]
     for trial in later_and_worse:
         checkpoint = runs.shown(trial.number)["checkpoint"]

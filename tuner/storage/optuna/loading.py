@@ -31,7 +31,7 @@ to_distribution = functools.lru_cache(maxsize=4096)(json_to_distribution)
 
 
 class Loaded(NamedTuple):
-    """What was read of a study.
+    """A study as it was read.
 
     Attributes:
         name: Its name.
@@ -69,7 +69,8 @@ def load_trials(
     found = {row[0]: new_trial(*row[:-2], zone=zone) for row in rows if row[0] is not None}
     if found:
         _fill(found, _details(connection, study_id, list(found)))
-    return Loaded(*rows[0][-2:], list(found.values()))
+    name, version = rows[0][-2:]
+    return Loaded(name, version, list(found.values()))
 
 
 def load_trial(connection: Connection, trial_id: int, zone: datetime.tzinfo | None = None) -> FrozenTrial | None:

@@ -351,7 +351,7 @@ class Storage(BaseStorage):
         return trial_id
 
     def _note_version(self, study_id: int, version: str | None) -> None:
-        """Forget what was read of a study whose space has been changed since."""
+        """Forget the cached trials of a study whose space has been changed since."""
         with self._lock:
             known = self._of(study_id)
             if known.version != version:

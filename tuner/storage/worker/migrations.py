@@ -116,7 +116,7 @@ def migrate_space(
         if run(connection, statements.lock_study, {"study_id": study_id}).first() is None:
             raise UnknownStudy(f"the study was deleted: id {study_id}")
         recorded = _attribute(connection, study_id, RECORD_KEY)
-        earlier = _attribute(connection, study_id, MIGRATIONS_KEY) or []
+        earlier: list[Any] = _attribute(connection, study_id, MIGRATIONS_KEY) or []
         if tries and recorded == after and earlier:  # committed, although the answer was lost
             return done[0]
         _check_no_live_trial(connection, study_id)
@@ -127,12 +127,9 @@ def migrate_space(
         _apply(connection, study_id, found)
         now_s = connection.execute(sa.select(clock(connection.dialect.name))).scalar_one()
         note = {"version": found.version, "at_s": now_s, **about}
-        for key, value in (
-            (RECORD_KEY, after),
-            (MIGRATIONS_KEY, [*earlier, note]),
-            (SPACE_VERSION_KEY, found.version),
-        ):
-            _put(connection, study_id, key, value)
+        _put(connection, study_id, RECORD_KEY, after)
+        _put(connection, study_id, MIGRATIONS_KEY, [*earlier, note])
+        _put(connection, study_id, SPACE_VERSION_KEY, found.version)
         return found
 
     done: list[Migrated] = []
