@@ -305,18 +305,17 @@ def test_a_cache_of_another_process_notices(study: Migrations) -> None:
         assert {one.distributions["kind"] for one in storage.get_window(study_id)} == {choices}
 
 
-def test_a_reader_that_only_asks_notices_too(study: Migrations) -> None:
-    with another_reader(study.url) as (_, seen):
-        seen.sampler = optuna.samplers.RandomSampler(seed=0)
-        seen.ask().suggest_categorical("kind", ("relu", "tanh"))
-        engine = connect(study.url)
-        with engine.begin() as connection:  # as if it had ended
-            connection.execute(trials.update().where(trials.c.state == "RUNNING").values(state="FAIL"))
-        engine.dispose()
+def test_a_process_that_only_creates_trials_notices_too(study: Migrations) -> None:
+    with opened(study.url) as storage:
+        old, new = CategoricalDistribution(("relu", "tanh")), CategoricalDistribution(("relu", "tanh", "gelu"))
+        first = storage.create_new_trial(1)
+        storage.set_trial_param(first, "kind", 1.0, old)
+        storage.set_trial_state_values(first, TrialState.FAIL)
         study(**WIDER)
-        seen.ask().suggest_categorical("kind", ("relu", "tanh", "gelu"))
+        second = storage.create_new_trial(1)
+        storage.set_trial_param(second, "kind", 2.0, new)
         with pytest.raises(ValueError, match="does not support dynamic value space"):
-            seen.ask().suggest_categorical("kind", ("relu", "tanh"))
+            storage.set_trial_param(storage.create_new_trial(1), "kind", 1.0, old)
 
 
 def test_a_worker_from_before_gets_no_trial(study: Migrations) -> None:

@@ -33,7 +33,7 @@ from tuner.storage.sql.tables import rungs
 from tuner.training import ArrayDataset, OptimizerSpec, TrainerModule, WarmupCosine
 from tuner.training.saved.checkpoints import read
 from tuner.trial import Stop
-from tuner.trial.events import EpochEnded
+from tuner.trial.events import CohortChosen, EpochEnded
 from tuner.worker import run_worker
 from tuner.worker.choose import make_trainable
 from tuner.worker.rerun import Rerunner, confirm, reproduce
@@ -227,6 +227,21 @@ def test_a_trial_in_a_cohort_continues(runs: Runs, whole: Runs) -> None:
         at_once = whole.metrics(one.user_attrs["extends"])
         for epoch, metrics in runs.metrics(one.number).items():
             assert metrics == pytest.approx(at_once[epoch], rel=5e-6), "as in `test_vmap.py`"
+
+
+def test_trials_of_a_cohort_with_other_lengths_have_their_own_schedules(runs: Runs, whole: Runs) -> None:
+    for one, cohort in ((runs, 2), (whole, 1)):
+        log = Log()
+        one(make(trainer=COSINE, cohort=cohort))
+        one.extend(6, numbers=[0])
+        one.extend(5, numbers=[1])
+        one(make(trainer=COSINE, cohort=cohort, trials=4), say=log)
+        assert all(event.lanes == 2 for event in log.of(CohortChosen)), log.of(CohortChosen)
+    for number in (2, 3):
+        found, wanted = runs.metrics(number), whole.metrics(number)
+        assert found.keys() == wanted.keys()
+        for epoch, metrics in found.items():
+            assert metrics == pytest.approx(wanted[epoch], rel=5e-6), "as in `test_vmap.py`"
 
 
 def test_each_seed_continues(runs: Runs, whole: Runs) -> None:
