@@ -15,6 +15,7 @@ from tuner.errors import TunerError, UsageError, nearest
 from tuner.results.rows import best_rows
 from tuner.storage import AnyURL, connected, open_storage
 from tuner.storage.artifacts import Artifacts, StudyArtifacts
+from tuner.storage.read.extensions import unneeded
 from tuner.storage.read.queries import (
     Standing,
     StudyRow,
@@ -25,7 +26,6 @@ from tuner.storage.read.queries import (
     read_standings,
     read_trial,
 )
-from tuner.storage.read.ranking import removable
 from tuner.storage.sql.schema import prepare
 from tuner.storage.worker.leases import end_by_hand
 from tuner.storage.worker.studies import Owner, set_ownership
@@ -357,7 +357,7 @@ def clear(engine: Engine, name: str, artifacts: Artifacts, keep: int) -> tuple[l
     )
 
     def hopeless(numbers: Collection[int]) -> list[int]:
-        found = removable(engine, study.study_id, numbers, keep, maximize=maximize)
+        found = unneeded(engine, study.study_id, numbers, keep, maximize=(maximize,))
         return [number for number in found if number not in best]
 
     return files.collect(hopeless)

@@ -30,6 +30,7 @@ from tuner.cli import (
     jobs,
     launch,
     mcp,
+    migrate,
     plot,
     replay,
     rerun,
@@ -93,11 +94,13 @@ app.command(cls=Command)(jobs.logs)
 app.command(cls=Command)(control.label)
 app.command(cls=Command)(control.enqueue)
 app.command(cls=Command)(control.retry)
+app.command(cls=Command)(control.extend)
 app.command(cls=Command)(control.stop)
 app.command(cls=Command)(control.resume)
 app.command(cls=Command)(control.delete)
 app.command(cls=Command)(control.gc)
 app.command(cls=Command)(doctor.doctor)
+app.command(cls=Command)(migrate.migrate)
 app.command(cls=Command)(control.upgrade)
 app.command(cls=Command)(dashboard.dashboard)
 app.command(cls=Command)(database.database)

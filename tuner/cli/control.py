@@ -134,6 +134,41 @@ def _settings(params: Mapping[str, object]) -> str:
     return ", ".join(f"{name}={value}" for name, value in params.items())
 
 
+def extend(
+    study: StudyArgument,
+    epochs: Annotated[
+        int, typer.Option("--epochs", metavar="N", help="Total number of epochs, those already trained included.")
+    ],
+    count: Annotated[
+        int | None,
+        typer.Option("-n", metavar="K", help="Number of best trials to continue.  [default: 1]", show_default=False),
+    ] = None,
+    numbers: Annotated[
+        list[int] | None,
+        typer.Option("--trial", metavar="NUMBER", help="A trial to continue, instead of the best; may be repeated."),
+    ] = None,
+    storage: StorageOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Queue trials that continue finished ones with more epochs.
+
+    Each continues the last state of a complete trial, with the same hyperparameters and seed, and counts towards the
+    study's number of trials. The finished trials do not change. The study needs keep_last. Pruners do not judge these
+    trials.
+    For example: tuner extend digits_mlp -n 3 --epochs 60
+    """
+    from tuner.admin.extend import extend as extend_trials
+
+    queued = extend_trials(storage_url(storage), study, epochs=epochs, count=count, numbers=numbers or ())
+    for one in queued:
+        say(
+            f"trial {one.number} of {study!r} is queued: it continues trial {one.of} from epoch {one.after} to {epochs}"
+        )
+    if count is not None and len(queued) < count:
+        say(f"{len(queued)} of {count} trials are queued: no others have a last state and fewer than {epochs} epochs")
+    _warn_used_up(study, storage)
+
+
 def _warn_used_up(study: str, storage: str | None) -> None:
     """Warn if a queued trial will not run until the study is launched with more trials."""
     from tuner.admin.edits import find_shortage

@@ -272,6 +272,8 @@ class ShownJson(TrialJson):
     """The traceback of a failed attempt."""
     copies: list[CopyJson] | None
     """The copies that it took of other trials, by epoch; null if there are none. `hparams` has those of its start."""
+    extends: int | None
+    """The number of the trial that it [continues](guide/extending.md); null if it began by itself."""
     reports: list[ReportJson]
     """A list, by epoch."""
     attempts: list[AttemptJson]

@@ -37,6 +37,7 @@ from tuner.results.json_rows import (
     WatchedJson,
 )
 from tuner.storage.read.activity import WorkerRow, read_workers
+from tuner.storage.read.extensions import find_extension
 from tuner.storage.read.lineage import Attempt, read_about, read_attempts, read_metrics
 from tuner.storage.read.population import read_copies
 from tuner.storage.read.queries import (
@@ -366,7 +367,7 @@ def show_row(engine: Engine, study_name: str, number: int) -> ShownJson:
     trial = read_trial(engine, study, number)
     attempts = read_attempts(engine, trial.trial_id)
     last = attempts[-1].worker if attempts else None
-    end = find_end(engine, study.study_id)
+    end, extension = find_end(engine, study.study_id), find_extension(engine, trial.trial_id)
     return {
         "study": study.name,
         **_trial_row(study, trial),
@@ -379,6 +380,7 @@ def show_row(engine: Engine, study_name: str, number: int) -> ShownJson:
         "checkpoint": trial.record.checkpoint,
         "error": trial.record.error,
         "copies": _copy_rows(read_copies(engine, study.study_id, number).get(number, ())),
+        "extends": None if extension is None else extension.of,
         "reports": _report_rows(trial, read_metrics(engine, trial.trial_id)),
         "attempts": [_attempt_row(attempt) for attempt in attempts],
         "ran_with": None if last is None else read_about(engine, [last]).get(last),

@@ -48,6 +48,18 @@ def _pbt(options: dict[str, object], epochs: int | None) -> BasePruner:
     return made
 
 
+def _curve(options: dict[str, Any], epochs: int | None) -> BasePruner:
+    from tuner.search.curves import CurvePruner
+
+    if epochs is None:
+        raise StudyError("the pruner 'curve' needs to know how long a trial trains: set epochs")
+
+    def curve(min_epochs: int = 4, probability: float = 0.05) -> BasePruner:
+        return CurvePruner(epochs, min_epochs=min_epochs, probability=probability)
+
+    return call("pruner", "curve", curve, options)
+
+
 def _median(options: dict[str, object], epochs: int | None) -> BasePruner:
     from optuna.pruners import MedianPruner
 
@@ -94,6 +106,7 @@ def _none(options: dict[str, object], epochs: int | None) -> BasePruner:
 
 PRUNERS: dict[str, Callable[[dict[str, Any], int | None], BasePruner]] = {
     "asha": _asha,
+    "curve": _curve,
     "hyperband": _hyperband,
     "median": _median,
     "none": _none,

@@ -12,8 +12,10 @@ from optuna.trial import TrialState
 
 from tuner.search.informed import is_bad
 from tuner.trial import optuna_private as private
+from tuner.trial.extension import EXTENSION_KEY
 
 if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
 
@@ -26,12 +28,15 @@ class SamplerView:
     A trial that timed out ranks last even if its reports were good. No trial with such hyperparameters completes within
     the limit, and with the reports TPE would suggest more of them.
 
+    If the study's space was changed, trials have the present distributions, and those outside of them are hidden.
+
     Args:
         storage: The storage.
+        distributions: The present distributions by name; None if the space was never changed.
     """
 
-    def __init__(self, storage: BaseStorage) -> None:
-        self._storage = storage
+    def __init__(self, storage: BaseStorage, distributions: Mapping[str, BaseDistribution] | None = None) -> None:
+        self._storage, self._distributions = storage, distributions
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._storage, name)
@@ -40,7 +45,11 @@ class SamplerView:
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
         """Return a study's trials; see `optuna.storages.BaseStorage`."""
-        return [_shown(trial) for trial in self._storage.get_all_trials(study_id, deepcopy=deepcopy, states=states)]
+        found = self._storage.get_all_trials(study_id, deepcopy=deepcopy, states=states)
+        if self._distributions is not None:
+            given = self._distributions
+            found = [moved for trial in found if (moved := _in_space(trial, given)) is not None]
+        return [_shown(trial) for trial in found]
 
 
 BaseStorage.register(SamplerView)
@@ -102,6 +111,52 @@ class MetricView:
 
 
 BaseStorage.register(MetricView)
+
+
+class PrunerView:
+    """The storage without the trials that continue others: they repeat a curve, and have more epochs than the rest.
+
+    Args:
+        storage: The storage.
+    """
+
+    def __init__(self, storage: BaseStorage) -> None:
+        self._storage = storage
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """Return a study's trials; see `optuna.storages.BaseStorage`."""
+        found = self._storage.get_all_trials(study_id, deepcopy=deepcopy, states=states)
+        return [trial for trial in found if EXTENSION_KEY not in private.system_attrs(trial)]
+
+
+BaseStorage.register(PrunerView)
+
+
+def _in_space(trial: FrozenTrial, distributions: Mapping[str, BaseDistribution]) -> FrozenTrial | None:
+    """Return a trial with the present distributions; None if it is outside of them."""
+    own, present = trial.distributions, {}
+    for name, distribution in own.items():
+        present[name] = distributions.get(name, distribution)
+        if present[name] != distribution and not is_contained(present[name], trial.params[name]):
+            return None
+    if present == own:
+        return trial
+    copied = copy.copy(trial)
+    copied.distributions = present
+    return copied
+
+
+def is_contained(distribution: BaseDistribution, value: object) -> bool:
+    """Return whether a distribution has a value."""
+    try:
+        return distribution._contains(distribution.to_internal_repr(value))
+    except ValueError:  # it is not one of the choices
+        return False
 
 
 def _shown(trial: FrozenTrial) -> FrozenTrial:

@@ -31,6 +31,7 @@ from tuner.output.sanitize import folder_name
 
 __all__ = [
     "FILES",
+    "LAST",
     "LOG",
     "RECORD",
     "VARIABLE",
@@ -51,6 +52,8 @@ FILES = "files"
 """The folder of a trial's own files, in the trial's folder."""
 LOG = "log.txt"
 """What a trial printed, in the trial's folder; `log.1.txt` has what was printed before, if that is much."""
+LAST = "last"
+"""The folder with the last state of a complete trial, in the trial's folder; it has the same folders as that one."""
 SEEDS = "seeds"
 """The folder with a folder for each seed of a trial but the first, in the trial's folder."""
 
@@ -162,7 +165,7 @@ def artifacts_of(given: str | Path | None) -> Artifacts:
     return Artifacts(Path(place).absolute())
 
 
-def local_checkpoint(recorded: str, name: str) -> Path:
+def local_checkpoint(recorded: str, name: str, what: str = "checkpoint") -> Path:
     """Return the folder of a checkpoint in a trial's record; one in object storage is copied to this machine.
 
     The trial's own files are copied with it, to the folder `files` beside it.
@@ -170,6 +173,7 @@ def local_checkpoint(recorded: str, name: str) -> Path:
     Args:
         recorded: The path or the URL in the record.
         name: The trial, for messages.
+        what: What is in the folder, for messages.
 
     Raises:
         UsageError: the checkpoint is not there any more, or it is on another machine.
@@ -183,12 +187,12 @@ def local_checkpoint(recorded: str, name: str) -> Path:
             with contextlib.suppress(CheckpointError):  # it has none
                 fetched(f"{recorded.rpartition('/')[0]}/{FILES}")
         except CheckpointError as error:
-            raise UsageError(f"cannot read the checkpoint of {name}: {error}") from None
+            raise UsageError(f"cannot read the {what} of {name}: {error}") from None
         return folder
     folder = Path(recorded)
     if not folder.is_dir():
         raise UsageError(
-            f"the checkpoint of {name} is not on this machine: no folder {folder}; it was removed in favour of "
+            f"the {what} of {name} is not on this machine: no folder {folder}; it was removed in favour of "
             "better trials, or is on the machine that ran the trial"
         )
     return folder

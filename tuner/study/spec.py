@@ -37,6 +37,7 @@ from tuner.study.stopping import check_stopping, check_terminator, targets_of
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.distributions import BaseDistribution
     from optuna.terminator import BaseTerminator
 
     from tuner.search import Agreed, Followed
@@ -87,6 +88,8 @@ class StudySpec:
             none. A function decides itself when to save.
         keep_best: The number of best trials whose model or saved state is kept; >= 0. With several objectives, those of
             the whole Pareto front are kept, whatever the number; 0 keeps none.
+        keep_last: The number of best trials whose last state is kept with the model, so that `tuner extend` can
+            continue them; at most `keep_best`. 0 keeps none.
         wall_hours: The budget in hours during which at least one worker runs; None for no limit.
         device_hours: The budget in hours of training, multiplied by the devices of each worker; None for no limit.
         target: The value of the objective at which the study ends, or a mapping with values of several objectives,
@@ -140,6 +143,7 @@ class StudySpec:
     picture: Callable[[Any, Any], Any] | None = None
     save_every_s: float = 60.0
     keep_best: int = 3
+    keep_last: int = 0
     wall_hours: float | None = None
     device_hours: float | None = None
     target: float | Mapping[str, float] | None = None
@@ -172,10 +176,11 @@ class StudySpec:
         self._check_training()
         if self.epochs is not None and (not is_int(self.epochs) or self.epochs < 1):
             raise StudyError(f"epochs must be an integer of at least 1: got {self.epochs!r} (study {self.name!r})")
-        for setting, low in (("trials", 1), ("seed", 0), ("keep_best", 0), ("retries", 0)):
+        for setting, low in (("trials", 1), ("seed", 0), ("keep_best", 0), ("keep_last", 0), ("retries", 0)):
             value = getattr(self, setting)
             if not is_int(value) or value < low:
                 raise StudyError(f"{setting} must be an integer of at least {low}: got {value!r} (study {self.name!r})")
+        self._check_keep_last()
         if self.cohort != "auto" and (not is_int(self.cohort) or self.cohort < 1):
             raise StudyError(f"cohort must be an integer of at least 1, or 'auto': got {self.cohort!r}")
         if self.cohort != 1 and self.trainer is None:
@@ -226,6 +231,16 @@ class StudySpec:
             check_fixed(self.space, self.fixed)
         if self.baseline is not None:
             self._check_baseline()
+
+    def _check_keep_last(self) -> None:
+        about = f"keep_last={self.keep_last} (study {self.name!r})"
+        if self.keep_last > self.keep_best:
+            raise StudyError(
+                f"keep_last must be at most keep_best={self.keep_best}, because a last state is kept with the model: "
+                f"got {about}"
+            )
+        if self.keep_last and self.kind not in ("trainer", "function"):
+            raise StudyError(f"keep_last needs a study with trainer= or a function as train=: got {about}")
 
     def _check_training(self) -> None:
         """Check that the study has either a trainer with its data, or something else to train."""
@@ -388,6 +403,14 @@ class StudySpec:
 
         return len(self.objectives) == 1 and sees_window(self.sampler, agreed.plan)
 
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Return the distributions of all hyperparameters in new trials, by name; none if they are not known before."""
+        found = parameters(self.space) if is_space(self.space) else ()
+        return {
+            name: (domain.only(self.fixed[name]) if name in self.fixed else domain).distribution()
+            for name, domain, _ in found
+        }
+
     def sample(self, trial: optuna.Trial) -> Space | None:
         """Return the hyperparameters that Optuna suggests for a trial; None for an Optuna objective.
 
@@ -493,9 +516,11 @@ class StudySpec:
         theirs["seeds"] = seeds_of(recorded)
         changes = differences(theirs, {**mine, "optimizer_rules": rules, "seeds": seeds_of(mine)})
         if changes:
+            may_migrate = is_space(self.space) and all(change.startswith("space.") for change in changes)
+            how = ", change the stored study (`tuner migrate`)," if may_migrate else ","
             raise StudyChanged(
                 f"study {self.name!r} has changed since its first launch, so its trials cannot be compared: "
-                f"{'; '.join(changes)}; change it back, or give the study a new name"
+                f"{'; '.join(changes)}; change it back{how} or give the study a new name"
             )
 
 

@@ -19,6 +19,8 @@ class TrialRun(Protocol):
     @property
     def seed(self) -> int: ...
     @property
+    def epochs(self) -> int | None: ...
+    @property
     def devices(self) -> str: ...
     @property
     def folder(self) -> Path: ...
@@ -88,12 +90,20 @@ class Trial:
 
     @property
     def seed(self) -> int:
-        """The trial's seed, in [0, 2^31). It depends only on the study's seed and the trial's number."""
+        """The trial's seed, in [0, 2^31). It depends only on the study's seed and the trial's number.
+
+        A trial that continues another one has the seed of that one.
+        """
         return self._run.seed
 
     def key(self) -> Any:
         """Return a JAX key (Key[Array, ""]) from the trial's seed."""
         return self._run.key()
+
+    @property
+    def epochs(self) -> int | None:
+        """The epochs to train for: `Study.epochs`, or more in a trial that continues another; None if it is not set."""
+        return self._run.epochs
 
     @property
     def devices(self) -> str:

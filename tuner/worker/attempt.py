@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from tuner.errors import CheckpointError, LeaseLost, StorageLost, StudyError, TrialPruned, TunerError, is_interrupted
 from tuner.output.sanitize import hide_password
 from tuner.search import TrialPruner
-from tuner.storage.artifacts import FILES, LOG, has_more_than_log
-from tuner.storage.read.front import is_worth_keeping, removable
+from tuner.storage.artifacts import FILES, LAST, LOG, has_more_than_log
+from tuner.storage.read.extensions import unneeded
+from tuner.storage.read.front import is_worth_keeping
 from tuner.storage.read.lineage import read_metrics
 from tuner.storage.read.population import loaded_copies
 from tuner.storage.read.queries import BASELINE_KEY
@@ -45,9 +46,11 @@ from tuner.trial.events import (
     TrialRestarted,
     TrialRetried,
 )
+from tuner.trial.extension import LAST_KEY, Extension
 from tuner.trial.failures import describe, last_line, storable
 from tuner.trial.seed_values import SEEDS_KEY, SeedValues
 from tuner.worker.context import WorkerContext
+from tuner.worker.extension import bring_last, extension_of
 from tuner.worker.reports import Reports
 from tuner.worker.trainable import End, Saved, TrialData, check_objectives, ranking_epoch, ranking_values
 from tuner.worker.watchdog import Limits, Overrun, Watchdog
@@ -89,6 +92,9 @@ class Attempt(TrialData):
         self.objectives = context.study.objectives
         self.number, self.is_resumed = lease.number, lease.fence > 1
         self.seed = trial_seed(context.study.seed, lease.number, "training")
+        self.extension: Extension | None = None  # how it continues another trial
+        self.cannot_extend: CheckpointError | None = None
+        self.is_last_kept = False
         self.devices, self.files = context.place.devices, context.files.of_attempt(lease)
         self.root = self.files.root
         self.folder = self.root / FILES
@@ -130,9 +136,38 @@ class Attempt(TrialData):
             if not self.files.fetch(self._must_give_back):
                 self._give_back()
                 return None
+            self._extend()
             self.watchdog.restart()  # the time to fetch the files is not that of the trial
             with context.trainable.saved(self) as saved, self._held():
                 return self._run(saved)
+
+    def _extend(self) -> None:
+        """If the trial continues another one, bring the state of that one to its folder."""
+        if self.lease.is_new:
+            return
+        self.extension = extension_of(self.context.storage.get_trial(self.lease.trial_id).system_attrs)
+        if self.extension is None:
+            return
+        self.seed, self.is_resumed = trial_seed(self.study.seed, self.extension.first, "training"), True
+        try:
+            bring_last(self.extension, self.root)
+        except CheckpointError as error:
+            self.cannot_extend = error
+
+    @property
+    def epochs(self) -> int | None:
+        """The epochs to train for; None if they are not known."""
+        return self.study.epochs if self.extension is None else self.extension.epochs
+
+    @property
+    def seeded_as(self) -> int:
+        """The number of the trial whose seeds the training has."""
+        return self.number if self.extension is None else self.extension.first
+
+    @property
+    def keeps_last(self) -> bool:
+        """Whether the last state may be kept, so that another trial can continue it."""
+        return self.study.keep_last > 0
 
     def _renewed(self) -> contextlib.AbstractContextManager[Watch]:
         context = self.context
@@ -211,6 +246,8 @@ class Attempt(TrialData):
             self.hparams = self.study.sample(trial)
             context.storage.flush(lease.trial_id)
             context.say(TrialBegan(lease.number, trial.params))
+            if self.cannot_extend is not None:
+                raise self.cannot_extend
             self._warn_of_unused(trial)
             self.pruner = TrialPruner(context.pruning_study, trial, self.followed)
             self.reports = Reports(context.background, self.reporter, self._is_hopeless, context.must_end)
@@ -219,6 +256,8 @@ class Attempt(TrialData):
             self._check_lease()
             if self.decision is None and end is End.STOPPED:
                 raise _Stopped  # the trial is resumed by another worker
+            if end is End.FINISHED and self.decision is None and (missed := self._missed_epochs()):
+                return Outcome.FAILED, {"error": missed, "error_kind": "NotExtended"}
             return self._decided(Outcome.COMPLETE if end is End.FINISHED else Outcome.PRUNED)
         except TrialPruned:
             return self._decided(Outcome.PRUNED)
@@ -232,6 +271,16 @@ class Attempt(TrialData):
             if context.runtime.is_out_of_memory(error):
                 return Outcome.OUT_OF_MEMORY, {"error": storable(str(error))}
             return Outcome.FAILED, describe(error)
+
+    def _missed_epochs(self) -> str | None:
+        """Return what is wrong if the trial continues another one, but has trained no further."""
+        if self.extension is None or self.latest_epoch > self.extension.after:
+            return None
+        return (
+            f"the training ended after epoch {self.latest_epoch}, although trial {self.number} continues trial "
+            f"{self.extension.of} to epoch {self.extension.epochs}: a function must restore the state of its trial, "
+            "and train until `trial.epochs`"
+        )
 
     def _decided(self, otherwise: Outcome) -> tuple[Outcome, dict[str, str]]:
         """Return the outcome, as a report or a limit decided it, and the attributes of its error."""
@@ -298,6 +347,8 @@ class Attempt(TrialData):
 
     def restart(self, why: str) -> None:
         """Delete the trial's reports, because its checkpoint does not fit the study's file any more."""
+        if self.extension is not None:
+            raise CheckpointError(f"cannot continue trial {self.extension.of}: {why}; its study's file has changed")
         leases.forget_reports(self.context.engine, self.lease)
         if self.copies():
             self.set_copies([])
@@ -341,8 +392,8 @@ class Attempt(TrialData):
         check_objectives(report, self.objectives)
         check_objectives(report, self.followed.names, "pruner's metric")
         values = report.values(self.objectives)
-        # After the last report, pruning would save nothing.
-        may_prune = not is_last and all_finite(values) and self._is_judged()
+        # After the last report, pruning would save nothing. A trial that continues another has no equals.
+        may_prune = not is_last and all_finite(values) and self.extension is None and self._is_judged()
         is_hopeless = self.store(report, may_prune=may_prune)
         if not all_finite(values):
             self.decision = Outcome.DIVERGED
@@ -492,7 +543,7 @@ class Attempt(TrialData):
     def others(self) -> Others | None:
         """The trials that this one may copy; None without population-based training."""
         population = self.context.population
-        if population is None:
+        if population is None or self.extension is not None:
             return None
         from tuner.worker.population import RunningMember
 
@@ -544,7 +595,7 @@ class Attempt(TrialData):
         saved.delete_latest()
         self.files.finish()
         if has_more_than_log(saved.folder):  # the best checkpoint, or only pictures
-            context.files.collect(partial(removable, context.engine, context.study_id, **self._best_k()))
+            context.files.collect(partial(unneeded, context.engine, context.study_id, **self._best_k()))
         stderrs = None if values is None or self.seed_values is None else self.seed_values.stderrs
         context.say(TrialEnded(lease.number, outcome, values, record["train_s"], record["compile_s"], stderrs))
 
@@ -570,6 +621,7 @@ class Attempt(TrialData):
             **self._constraint_attributes(),
             **({leases.FETCHED_KEY: fetched} if fetched else {}),
             **({leases.LANES_KEY: lanes} if lanes > 1 else {}),
+            **({LAST_KEY: self.latest_epoch} if self.is_last_kept else {}),
             **({} if seeds is None else {SEEDS_KEY: seeds.to_json()}),
         }
 
@@ -586,7 +638,13 @@ class Attempt(TrialData):
             return None
         if not is_worth_keeping(context.engine, context.study_id, values, **self._best_k()):
             return None
-        return saved.write_best()
+        may_keep: dict[str, Any] = {**self._best_k(), "keep": self.study.keep_last}
+        is_last_written = is_worth_keeping(context.engine, context.study_id, values, **may_keep) and saved.write_last(
+            self.root / LAST
+        )
+        path = saved.write_best()
+        self.is_last_kept = is_last_written and path is not None
+        return path
 
     def _give_back(self) -> None:
         context = self.context

@@ -303,7 +303,8 @@ class Cohort:
         assert isinstance(context.trainable, ModuleTrainable)
 
         def execute(trainer: TrainerDefinition, hparams: PyTree, feed: Feed) -> Execution:
-            key = program_key(trainer, hparams, feed)
+            assert trial.attempt is not None
+            key = program_key(trainer, hparams, feed), trial.attempt.epochs
             lanes, lane = ask(Join(key, trainer, hparams, feed))
             leave = partial(self._leave, trial, lane)
             if lanes.count == 1:  # the same program without lanes is faster

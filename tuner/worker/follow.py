@@ -85,7 +85,7 @@ class _FollowedRun(UnstoredRun):
 
     Args:
         study: The study.
-        task: What rank 0 says of the trial: number, seed, params.
+        task: What rank 0 says of the trial: number, seed, params, epochs.
         root: A folder for its files, which is removed afterwards.
     """
 
@@ -95,6 +95,11 @@ class _FollowedRun(UnstoredRun):
     def __init__(self, study: StudySpec, task: Message, root: Path) -> None:
         super().__init__(study, task["number"], task["params"], task["seed"], root)
         self.trial = optuna.trial.FixedTrial(task["params"], self.number)
+        self._epochs: int = task["epochs"]
+
+    @property
+    def epochs(self) -> int:
+        return self._epochs
 
     def report(self, report: Report, *, is_last: bool = False) -> bool:
         return False

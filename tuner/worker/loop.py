@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tuner.errors import LeaseLost, RankLost, StorageLost, StudyError, StudyFailed, StudyStopped, TunerError
 from tuner.output.captured import CapturedOutput
@@ -19,10 +19,11 @@ from tuner.results.stopping import recorded_end
 from tuner.storage import AnyURL, storage_url, warn_of_password
 from tuner.storage.artifacts import artifacts_of
 from tuner.storage.read.lineage import read_metric
-from tuner.storage.read.queries import last_errors
+from tuner.storage.read.queries import RECORD_KEY, find_record, last_errors
 from tuner.storage.sql.background_calls import Background
 from tuner.storage.sql.dialect import now_s
 from tuner.storage.sql.retry import IMPATIENT, PROMPT, Patience, patient
+from tuner.storage.sql.statements import SPACE_VERSION_KEY
 from tuner.storage.sql.wait_time import database_s
 from tuner.storage.worker import claims, leases
 from tuner.storage.worker.checkpoints import checkpoints_below, move_checkpoint
@@ -166,7 +167,7 @@ class Worker:
     ) -> None:
         import optuna
 
-        from tuner.search.view import MetricView, SamplerView
+        from tuner.search.view import MetricView, PrunerView, SamplerView
         from tuner.storage.optuna.storage import WindowedStorage
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -177,7 +178,9 @@ class Worker:
         self.group = group
         prepared = prepare_search(self.engine, study)
         registered = register(storage, self.engine, study.name, study.all_directions, study.record())
-        study.check_unchanged(registered.record)
+        # Before the record is read: a migration in between is noticed by the first claim.
+        version = find_record(self.engine, registered.study_id, SPACE_VERSION_KEY)
+        study.check_unchanged(find_record(self.engine, registered.study_id, RECORD_KEY) or registered.record)
         if group is not None:
             group.agree(STUDY, lambda: registered.record)
         study_id = registered.study_id
@@ -186,11 +189,12 @@ class Worker:
         agreed = agree_on_search(self.engine, study_id, study, prepared)
         given: dict[str, Any] = {"sampler": study.make_sampler(0, agreed), "pruner": study.make_pruner()}
         seen: Any = WindowedStorage(storage) if study.sees_window(agreed) else storage
-        view: Any = SamplerView(seen)
-        followed, judged = study.followed, storage
+        # After a migration, some trials may have other distributions, or be outside of the space.
+        view: Any = SamplerView(seen, None if version is None else study.distributions())
+        followed, judged = study.followed, cast("Any", PrunerView(cast("Any", storage)))
         if followed.metric is not None:
             curves = partial(read_metric, self.engine, metric=followed.metric)
-            judged: Any = MetricView(storage, followed.maximize[0], curves)
+            judged = cast("Any", MetricView(judged, followed.maximize[0], curves))
         artifacts = self.artifacts = place.artifacts.of_study(study.name, registered.identity)
         # Errors from before the launch may be fixed. The launch counts, not the start of this worker: a worker that
         # starts later, or again, would otherwise let the same error end three more trials.
@@ -205,6 +209,7 @@ class Worker:
             devices=place.runtime.device_count,
             identity=registered.identity,
             failures_since_s=now_s(self.engine) - launched_for_s,
+            space_version=None if version is None else str(version),
         )
         self.background = Background("reports")
         self.context = WorkerContext(

@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,9 @@ from sqlalchemy import Engine
 
 from tuner.errors import ArtifactsURLError, StudyError, UsageError
 from tuner.results.rows import OTHER_FILE, best_rows, check_file, no_feasible
-from tuner.storage.artifacts import artifacts_of
-from tuner.storage.read.lineage import read_metrics, read_study_file
+from tuner.storage.artifacts import LAST, artifacts_of
+from tuner.storage.read.extensions import find_extension
+from tuner.storage.read.lineage import StudyFile, read_metrics, read_study_file
 from tuner.storage.read.population import read_copies
 from tuner.storage.read.queries import (
     StudyRow,
@@ -39,6 +40,7 @@ from tuner.study.source import call_study_code
 from tuner.trial import Outcome, Report, all_finite
 from tuner.trial.environment import DEVICES_VARIABLE
 from tuner.worker.choose import make_trainable
+from tuner.worker.extension import copy_last
 from tuner.worker.population import ReplayedMember
 from tuner.worker.runtime import Runtime, make_runtime
 from tuner.worker.trainable import Trainable, UnstoredRun, check_objectives, ranking_values
@@ -77,15 +79,35 @@ class Rerunner:
         """
         trainable = trainable or self.trainable
         stretches = self.lineage(number)
-        first = stretches[0]
-        own = trial_seed(self.study.seed, first.trial, "training") if seed is None else seed
+        first, stages = stretches[0], self.stages(number)
+        seeded_as = stages[0].trial if len(stages) > 1 else number
+        own = first.trial if len(stages) == 1 else seeded_as
         with tempfile.TemporaryDirectory(prefix="tuner-") as folder:
-            run = _Rerun(self.study, number, first.hparams, own, Path(folder), say)
-            if len(stretches) > 1:
-                run.others = ReplayedMember(self.study, stretches, reseed=seed is None)
-            with trainable.saved(run) as saved:
-                trainable.run(run, saved)
-        return run.values
+            root, run = Path(folder), None
+            for at, stage in enumerate(stages):
+                run = _Rerun(self.study, number, first.hparams, _seed(self.study, own, seed), root / str(at), say)
+                run.stage, run.seeded_as = stage, seeded_as
+                run.is_resumed, run.keeps_last, run.resumes_later = at > 0, at < len(stages) - 1, len(stages) > 1
+                if at:
+                    copy_last(root / str(at - 1) / LAST, run.root)
+                if len(stretches) > 1:
+                    run.others = ReplayedMember(self.study, stretches, reseed=seed is None)
+                with trainable.saved(run) as saved:
+                    trainable.run(run, saved)
+                    if run.keeps_last and not saved.write_last(run.root / LAST):
+                        raise StudyError(
+                            f"trial {number} cannot be trained again: trial {stage.trial} has no last state"
+                        )
+            assert run is not None
+            return run.values
+
+    def stages(self, number: int) -> list[Stage]:
+        """Return the trainings that a trial consists of: its own, and before that of trials that it continues."""
+        trial = read_trial(self.engine, self.row, number)
+        extension = find_extension(self.engine, trial.trial_id)
+        if extension is None:
+            return [Stage(number, self.study.epochs)]
+        return [*self.stages(extension.of), Stage(number, extension.epochs)]
 
     def lineage(self, number: int) -> list[Stretch]:
         """Return the training that led to a trial's last state: its own, and before that of trials that it copied."""
@@ -101,6 +123,18 @@ class Rerunner:
         return read_programs(self.engine, read_trial(self.engine, self.row, number).trial_id).lanes
 
 
+def _seed(study: StudySpec, number: int, given: int | None) -> int:
+    return trial_seed(study.seed, number, "training") if given is None else given
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A training that another one continues: its trial, and the total number of epochs up to its end."""
+
+    trial: int
+    epochs: int | None
+
+
 class _Rerun(UnstoredRun):
     """A run of a trial that stores nothing; implements `tuner.worker.trainable.Run`.
 
@@ -113,7 +147,7 @@ class _Rerun(UnstoredRun):
         say: Called with each report; returns whether to end the training.
     """
 
-    is_resumed = resumes_later = False
+    is_resumed = resumes_later = keeps_last = False
 
     def __init__(
         self,
@@ -125,11 +159,20 @@ class _Rerun(UnstoredRun):
         say: Callable[[Report], bool],
     ) -> None:
         super().__init__(study, number, params, seed, root)
+        self.stage = Stage(number, study.epochs)
         self.trial = _ReportingTrial(params, number, self)
         self.values: list[float] = []
         self.curve: dict[int, float] = {}
         self.must_end = False
         self._say = say
+
+    @property
+    def epochs(self) -> int | None:
+        return self.stage.epochs
+
+    def keep(self, earlier: Iterable[Report]) -> None:
+        """Note the values of the training that this one continues."""
+        self.curve |= {report.epoch: report.values(self.objectives)[0] for report in earlier}
 
     def report(self, report: Report, *, is_last: bool = False) -> bool:
         check_objectives(report, self.objectives)
@@ -195,19 +238,8 @@ def open_study(engine: Engine, name: str, file: str | None, fixed: Mapping[str, 
         found, asked = split_target(file)
     else:
         assert recorded is not None
-        found, asked = Path(recorded.path), name
-    if recorded is not None and recorded.function is not None:
-        settings = Settings(
-            name=name,
-            objectives=row.record["objective"],
-            directions=row.record["direction"],
-            epochs=row.record["epochs"],
-            trials=1,
-        )
-        function = recorded.function if file is None or asked is None else asked
-        study = function_study(found, function, settings)
-    else:
-        study = study_in(found, asked)
+        found, asked = Path(recorded.path), name if recorded.function is None else None
+    study = load_again(row, recorded, found, asked)
     study = study.changed(seed=row.record["seed"], fixed=fixed)
     try:
         study.check_unchanged(row.record)
@@ -227,6 +259,30 @@ def open_study(engine: Engine, name: str, file: str | None, fixed: Mapping[str, 
         make_trainable(each, data_for, runtime, {}, row.record, choose) for each in (study, study.changed(seeds=1))
     )
     return Rerunner(engine, row, study, found, trainable, runtime, one)
+
+
+def load_again(row: StudyRow, recorded: StudyFile | None, path: Path, asked: str | None) -> StudySpec:
+    """Return a stored study as a file has it now: its `Study`, or that of the function that was launched.
+
+    Args:
+        row: The study.
+        recorded: The file of its latest worker.
+        path: The file.
+        asked: The name of a study or a function in the file; None if it has one, or for the recorded function.
+
+    Raises:
+        StudyFileError: the file has an error, or no such study.
+    """
+    if recorded is None or recorded.function is None:
+        return study_in(path, asked)
+    settings = Settings(
+        name=row.name,
+        objectives=row.record["objective"],
+        directions=row.record["direction"],
+        epochs=row.record["epochs"],
+        trials=1,
+    )
+    return function_study(path, asked or recorded.function, settings)
 
 
 # --- With the same seed

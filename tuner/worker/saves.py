@@ -184,6 +184,20 @@ class TrialSaves:
             return None
         return self._best
 
+    def write_last(self, folder: Path) -> bool:
+        """Copy the newest state and that of the best epoch; see `tuner.worker.trainable.Saved.write_last`."""
+        self.close()
+        best = self._best_saved()
+        if self.newest is None or best is None:
+            return False
+        try:
+            for path in {self.newest.folder, best.folder}:
+                shutil.copytree(path, folder / self._latest.name / path.name, dirs_exist_ok=True)
+        except OSError as error:
+            tell(f"cannot keep the last state in {folder}: {error.strerror or error}", "checkpoint", "warning")
+            return False
+        return True
+
     def delete_latest(self) -> None:
         """Remove the states to resume from, and the folder if it is empty."""
         self.close()

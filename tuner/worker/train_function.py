@@ -48,7 +48,7 @@ class FunctionTrainable(AsksOptuna):
     def run(self, run: Run, saved: TrialSaves) -> End:
         if run.is_resumed and saved.newest is None:
             run.forget_reports()
-        trial = self.make_handle(cast("Run", _Resumed(run, saved, self._study.epochs)), saved, run.hparams)
+        trial = self.make_handle(cast("Run", _Resumed(run, saved, run.epochs)), saved, run.hparams)
         try:
             with registered_with_jax(run.hparams):
                 returned = self.train(run, trial)

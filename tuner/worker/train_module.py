@@ -88,7 +88,8 @@ class ModuleTrainable(AsksOptuna):
         from tuner.training.saved.shared import SharedCheckpoints
 
         make = Checkpoints if self._group is None else partial(SharedCheckpoints, self._group)
-        return make(run.root, every_s=self._study.save_every_s, writes_best=False, restart=partial(run.restart))
+        every_s, keeps_last = self._study.save_every_s, run.keeps_last
+        return make(run.root, every_s=every_s, writes_best=False, restart=partial(run.restart), keeps_last=keeps_last)
 
     def run(self, run: Run, saved: Checkpoints) -> End:
         if not isinstance(self._group, Leader):
@@ -96,12 +97,12 @@ class ModuleTrainable(AsksOptuna):
         params = json.loads(json.dumps(run.trial.params))
         if self._study.hparams_of(params) != run.hparams:
             raise StudyError(f"the hyperparameters {params} cannot be sent to the other hosts: they change as JSON")
-        with self._group.together({"number": run.number, "seed": run.seed, "params": params}):
+        with self._group.together({"number": run.number, "seed": run.seed, "params": params, "epochs": run.epochs}):
             return self._train(run, saved)
 
     def _train(self, run: Run, saved: Checkpoints) -> End:
-        study, group = self._study, self._group
-        assert study.epochs is not None
+        study, group, epochs = self._study, self._group, run.epochs
+        assert epochs is not None
         data = self._data_for(run.hparams)
         if group is not None:
             _check_same_data(group, data)
@@ -117,14 +118,14 @@ class ModuleTrainable(AsksOptuna):
                 due = others if others is not None and epoch > compared and others.is_due(epoch) else None
                 if due is not None:
                     due.offer(epoch, reports.host_hparams, reports.saved_state())
-                end = partial(run.report, report, is_last=epoch >= study.epochs)
+                end = partial(run.report, report, is_last=epoch >= epochs)
                 if end() if group is None else group.agree(f"end after epoch {epoch}", end):
                     if due is not None:
                         due.withdraw(epoch)
                     return End.PRUNED
                 if due is not None:
                     due.compare(epoch, report.metrics[study.objectives[0]], reports.continue_with)
-        return End.FINISHED if epoch >= study.epochs else End.STOPPED
+        return End.FINISHED if epoch >= epochs else End.STOPPED
 
     def _training(self, run: Run, data: Any, seed: int, saved: Checkpoints) -> Training:
         from tuner.training.loop.costs import costs
@@ -133,7 +134,7 @@ class ModuleTrainable(AsksOptuna):
         return study.trainer.train_model(
             run.hparams,
             data,
-            epochs=study.epochs,
+            epochs=run.epochs,
             seed=seed,
             objective=study.objectives[0],
             direction=study.all_directions[0],

@@ -43,7 +43,7 @@ class SeedsTrainable(ModuleTrainable):
         data = self._data_for(run.hparams)
 
         def start(at: int) -> _Seed:
-            seed = seed_of(self._study.seed, run.number, at)
+            seed = seed_of(self._study.seed, run.seeded_as, at)
             return _Seed(self._training(run, data, seed, saved.each[at]), saved.each[at])
 
         trainings = SeedTrainings(self._study, run, saved, start, self._together)
@@ -66,7 +66,9 @@ class SeedCheckpoints:
         self._others, self._run, self._has_restarted = run.root / SEEDS, run, False
         self.has_reported = False
         folders = [run.root, *(self._others / str(at) for at in range(2, count + 1))]
-        make = partial(Checkpoints, every_s=every_s, writes_best=False, restart=self._restart)
+        make = partial(
+            Checkpoints, every_s=every_s, writes_best=False, restart=self._restart, keeps_last=run.keeps_last
+        )
         self.each: list[Checkpoints] = [make(folder) for folder in folders]
 
     def _restart(self, why: str) -> None:
@@ -81,6 +83,12 @@ class SeedCheckpoints:
 
     def write_best(self) -> Path | None:
         return self.each[0].write_best()
+
+    def write_last(self, folder: Path) -> bool:
+        is_written = self.each[0].write_last(folder)
+        for at, one in enumerate(self.each[1:], start=2):
+            one.write_last(folder / SEEDS / str(at))
+        return is_written
 
     def delete_latest(self) -> None:
         for one in reversed(self.each):
@@ -167,8 +175,8 @@ class SeedTrainings:
         start: Callable[[int], _Seed],
         together: Together,
     ) -> None:
-        assert study.epochs is not None
-        self._study, self._epochs, self._plan = study, study.epochs, study.seed_plan
+        assert run.epochs is not None
+        self._study, self._epochs, self._plan = study, run.epochs, study.seed_plan
         self._run, self._saved, self._start, self._together = run, saved, start, together
         self._seeds: list[_Seed] = []
         self._earlier: list[_Mean] = []  # made by earlier attempts, and not stored by this one yet

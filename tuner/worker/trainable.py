@@ -57,6 +57,16 @@ class Run(TrialRun, Protocol):
         ...
 
     @property
+    def seeded_as(self) -> int:
+        """The number of the trial whose seeds the training has: its own, or that of the trial that it continues."""
+        ...
+
+    @property
+    def keeps_last(self) -> bool:
+        """Whether the last state may be kept, so that another trial can continue it."""
+        ...
+
+    @property
     def resumes_later(self) -> bool:
         """Whether the trial may be resumed from its checkpoints; if not, none are written."""
         ...
@@ -143,8 +153,14 @@ class UnstoredRun(TrialData):
         self.study, self.number, self.seed, self.root = study, number, seed, root
         self.folder, self.devices = root / FILES, os.environ.get(DEVICES_VARIABLE, "")
         self.objectives, self.hparams = study.objectives, study.hparams_of(params)
+        self.seeded_as = number
 
     others: Others | None = None
+    keeps_last = False
+
+    @property
+    def epochs(self) -> int | None:
+        return self.study.epochs
 
     def must_stop(self) -> bool:
         return False
@@ -184,6 +200,10 @@ class Saved(Protocol):
     def folder(self) -> Path: ...
     def write_best(self) -> Path | None:
         """Write the checkpoint that is kept if the trial is among the best; return its folder, or None."""
+        ...
+
+    def write_last(self, folder: Path) -> bool:
+        """Write the last state to a folder that is laid out like the trial's; return whether there is one."""
         ...
 
     def delete_latest(self) -> None:
@@ -226,6 +246,9 @@ class NoCheckpoints:
         """Return the folder of the trial's own files, if there are any."""
         files = self.folder / FILES
         return files if files.is_dir() and any(files.iterdir()) else None
+
+    def write_last(self, folder: Path) -> bool:
+        return False
 
     def delete_latest(self) -> None:
         pass

@@ -332,7 +332,9 @@ class Longer(HParams):
     ],
 )
 def test_a_changed_study_is_refused(changes: dict[str, Any], difference: str) -> None:
-    message = f"study 'digits' has changed since its first launch.*: .*{difference}.*; change it back, or give"
+    may_migrate = difference.startswith("space.") and "by_run" not in difference
+    how = r", change the stored study \(`tuner migrate`\)," if may_migrate else ","
+    message = f"study 'digits' has changed since its first launch.*: .*{difference}.*; change it back{how} or give"
     with pytest.raises(StudyError, match=message):
         study(**changes).check_unchanged(json.loads(json.dumps(study().record())))
 

@@ -6,7 +6,7 @@ import datetime
 import functools
 import json
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
@@ -30,6 +30,20 @@ to_distribution = functools.lru_cache(maxsize=4096)(json_to_distribution)
 """Cache of distributions: a study has few, and each trial repeats them as JSON."""
 
 
+class Loaded(NamedTuple):
+    """A study as it was read.
+
+    Attributes:
+        name: Its name.
+        version: The version of its space, as text; None if it was never changed.
+        trials: Some of its trials, by id.
+    """
+
+    name: str
+    version: str | None
+    trials: list[FrozenTrial]
+
+
 def load_trials(
     connection: Connection,
     study_id: int,
@@ -37,8 +51,8 @@ def load_trials(
     also: Collection[int] = (),
     *,
     zone: datetime.tzinfo | None = None,
-) -> tuple[str, list[FrozenTrial]] | None:
-    """Return a study's name and some of its trials by id; None if there is no such study.
+) -> Loaded | None:
+    """Return a study's name, the version of its space, and some of its trials by id; None if there is no such study.
 
     Args:
         connection: A connection.
@@ -52,10 +66,11 @@ def load_trials(
     rows = run(connection, statements.load_trials.of(are_new), values).all()
     if not rows:
         return None
-    found = {row[0]: new_trial(*row[:-1], zone=zone) for row in rows if row[0] is not None}
+    found = {row[0]: new_trial(*row[:-2], zone=zone) for row in rows if row[0] is not None}
     if found:
         _fill(found, _details(connection, study_id, list(found)))
-    return rows[0][-1], list(found.values())
+    name, version = rows[0][-2:]
+    return Loaded(name, version, list(found.values()))
 
 
 def load_trial(connection: Connection, trial_id: int, zone: datetime.tzinfo | None = None) -> FrozenTrial | None:

@@ -26,7 +26,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from tuner.storage.optuna.loading import copies, load_trial, load_trials, new_trial, to_distribution
+from tuner.storage.optuna.loading import Loaded, copies, load_trial, load_trials, new_trial, to_distribution
 from tuner.storage.optuna.window import Window, load_window
 from tuner.storage.read.ranking import is_constraint_key
 from tuner.storage.sql import schema, statements
@@ -56,9 +56,10 @@ T = TypeVar("T")
 
 @dataclass
 class _Known:
-    """The cached trials of a study. Ended trials do not change, and ids only grow."""
+    """The cached trials of a study. Ended trials do not change, except with the version of the space; ids only grow."""
 
     name: str | None = None
+    version: str | None = None
     directions: list[StudyDirection] | None = None
     trials: list[FrozenTrial] = field(default_factory=list[FrozenTrial])  # by number
     unfinished: set[int] = field(default_factory=set[int])
@@ -200,7 +201,7 @@ class Storage(BaseStorage):
         self._create_tables()
         study_id = self._cold(lambda: self._rdb.create_new_study(directions, study_name))
         with self._lock:
-            self._known[study_id] = _Known(study_name, list(directions))
+            self._known[study_id] = _Known(study_name, directions=list(directions))
         return study_id
 
     def delete_study(self, study_id: int) -> None:
@@ -331,9 +332,11 @@ class Storage(BaseStorage):
             return self._cold(lambda: self._rdb.create_new_trial(study_id, template_trial))
 
         def work(connection: Connection, _: int) -> int:
-            lock = sa.select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update(key_share=True)
-            if connection.execute(lock).first() is None:
+            lock = sa.select(statements.space_version()).select_from(studies).where(studies.c.study_id == study_id)
+            found = connection.execute(lock.with_for_update(of=studies, key_share=True)).first()
+            if found is None:
                 raise KeyError(f"there is no study with id {study_id}")
+            self._note_version(study_id, found[0])
             number = sa.select(sa.func.count()).select_from(trials).where(trials.c.study_id == study_id)
             statement = trials.insert().values(
                 number=number.scalar_subquery(),
@@ -346,6 +349,13 @@ class Storage(BaseStorage):
         trial_id = write(self.engine, work)
         self._studies_of_new[trial_id] = study_id
         return trial_id
+
+    def _note_version(self, study_id: int, version: str | None) -> None:
+        """Forget the cached trials of a study whose space has been changed since."""
+        with self._lock:
+            known = self._of(study_id)
+            if known.version != version:
+                self._known[study_id] = _Known(known.name, version, known.directions)
 
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
@@ -484,17 +494,19 @@ class Storage(BaseStorage):
             known = self._of(study_id)
             held = [held for held in self._held.values() if held.study_id == study_id]
             also = known.unfinished - {private.trial_id(held.trial) for held in held}
-            name, changed = self._load(study_id, known.newest, sorted(also))
-            if known.name not in (None, name):  # SQLite has reused the id of a deleted study
+            found = self._load(study_id, known.newest, sorted(also))
+            # SQLite has reused the id of a deleted study, or the space has changed.
+            if known.name not in (None, found.name) or known.version != found.version:
+                is_partial = known.newest >= 0
                 known = self._known[study_id] = _Known()
-                name, changed = self._load(study_id, -1, [])
-            known.name = name
-            known.add(changed)
+                found = self._load(study_id, -1, []) if is_partial else found
+            known.name, known.version = found.name, found.version
+            known.add(found.trials)
             # As in Optuna's storages, a list of trials does not change afterwards: a pruner may store what it compares.
             known.add(list(copies([held.trial for held in held])))
-            found = known.trials
-            found = list(found) if states is None else [trial for trial in found if trial.state in states]
-        return list(copies(found)) if deepcopy else found
+            several = known.trials
+            several = list(several) if states is None else [trial for trial in several if trial.state in states]
+        return list(copies(several)) if deepcopy else several
 
     def get_window(self, study_id: int) -> list[FrozenTrial]:
         """Return the trials that a sampler sees of a study with one objective, by number; they must not be changed.
@@ -507,7 +519,7 @@ class Storage(BaseStorage):
             held = [held for held in self._held.values() if held.study_id == study_id]
             also = sorted(window.unfinished - {private.trial_id(held.trial) for held in held})
 
-            def work(connection: Connection) -> tuple[str, list[FrozenTrial]] | None:
+            def work(connection: Connection) -> Loaded | None:
                 if window.newest < 0:
                     return load_window(connection, window, study_id, self.zone)
                 return load_trials(connection, study_id, window.newest, also, zone=self.zone)
@@ -516,12 +528,12 @@ class Storage(BaseStorage):
             if found is None:
                 self._windows.pop(study_id, None)
                 raise KeyError(f"there is no study with id {study_id}")
-            name, changed = found
-            if window.name not in (None, name):  # SQLite has reused the id of a deleted study
+            # SQLite has reused the id of a deleted study, or the space has changed.
+            if window.name is not None and (window.name, window.version) != (found.name, found.version):
                 del self._windows[study_id]
                 return self.get_window(study_id)
-            window.name = name
-            window.add([*changed, *copies([held.trial for held in held])])
+            window.name, window.version = found.name, found.version
+            window.add([*found.trials, *copies([held.trial for held in held])])
             window.shrink()
             self._windows[study_id] = window
             return list(window.trials)
@@ -529,7 +541,7 @@ class Storage(BaseStorage):
     def _maximizes(self, study_id: int) -> bool:
         return self.get_study_directions(study_id)[0] == StudyDirection.MAXIMIZE
 
-    def _load(self, study_id: int, newer_than: int, also: list[int]) -> tuple[str, list[FrozenTrial]]:
+    def _load(self, study_id: int, newer_than: int, also: list[int]) -> Loaded:
         found = read(self.engine, lambda c: load_trials(c, study_id, newer_than, also, zone=self.zone))
         if found is None:
             self._known.pop(study_id, None)

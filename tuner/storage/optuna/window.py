@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection
 
-from tuner.storage.optuna.loading import load_trials
+from tuner.storage.optuna.loading import Loaded, load_trials
 from tuner.storage.read.ranking import is_feasible, read_constraints
 from tuner.storage.sql.encoding import loaded_number
 from tuner.storage.sql.tables import trial_intermediate_values, trial_values, trials
@@ -73,6 +73,7 @@ class Window:
     Attributes:
         maximize: Whether larger values are better.
         name: The study's name; None before the first load.
+        version: The version of its space.
         trials: By number.
         unfinished: Ids of trials that may change.
         newest: The greatest id that was read.
@@ -81,6 +82,7 @@ class Window:
 
     maximize: bool
     name: str | None = None
+    version: str | None = None
     trials: list[FrozenTrial] = field(default_factory=list[FrozenTrial])
     unfinished: set[int] = field(default_factory=set[int])
     newest: int = -1
@@ -121,15 +123,13 @@ class Window:
         return rank(trial.state.name, trial.number, value, step, maximize=self.maximize)
 
 
-def load_window(
-    connection: Connection, window: Window, study_id: int, zone: datetime.tzinfo | None
-) -> tuple[str, list[FrozenTrial]] | None:
+def load_window(connection: Connection, window: Window, study_id: int, zone: datetime.tzinfo | None) -> Loaded | None:
     """Read the window of a study that has ended trials; sets `newest` and `ended` of the window.
 
     Trials outside are not read, except for their ids, numbers and values.
 
     Returns:
-        The study's name and the trials; None if there is no such study.
+        What was read; None if there is no such study.
     """
     of_study = trials.c.study_id == study_id
     columns = (trials.c.trial_id, trials.c.number, trials.c.state, trial_values.c.value, trial_values.c.value_type)

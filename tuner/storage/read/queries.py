@@ -217,6 +217,8 @@ END_KEY = "tuner:end"
 """The study attribute that says why a study has ended before its budget was used up (`tuner.results.stopping.End`)."""
 OWNER_KEY, LABELS_KEY = "owner", "labels"
 """The user attributes of a study with its owner, a text, and its labels, a list of texts."""
+MIGRATIONS_KEY = "tuner:migrations"
+"""The study attribute with the changes of its space by `tuner migrate`, in order."""
 BASELINE_KEY = "tuner:baseline"
 """The study attribute with the number of the baseline's trial, set when it is complete."""
 

@@ -190,7 +190,9 @@ def upgrade(url: AnyURL, from_timezone: str | None = None) -> list[str]:
             done.append(f"the tables of {url} are already at this version")
             return done + _about_zones(unknown, zone, None)
         if url.file is not None:
-            done.append(f"a copy of the database from before the upgrade is in {_back_up(engine, url.file)}")
+            done.append(
+                f"a copy of the database from before the upgrade is in {back_up(engine, url.file, 'before-upgrade')}"
+            )
         if before.optuna != head:
             _mark_before_optuna(engine, before)
             _upgrade_optuna(url)
@@ -245,9 +247,12 @@ def _mark_before_optuna(engine: Engine, before: Versions) -> None:
             zones.mark(connection)
 
 
-def _back_up(engine: Engine, path: Path) -> Path:
-    """Copy a SQLite database, including its log, because Optuna's migrations on SQLite are not a transaction."""
-    copy = path.with_name(f"{path.name}.before-upgrade-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
+def back_up(engine: Engine, path: Path, why: str) -> Path:
+    """Copy a SQLite database, including its log, to a file beside it; return its path.
+
+    Optuna's migrations on SQLite are not a transaction.
+    """
+    copy = path.with_name(f"{path.name}.{why}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
     with engine.connect() as connection, contextlib.closing(sqlite3.connect(copy)) as target:
         source: Any = connection.connection.dbapi_connection
         source.backup(target)

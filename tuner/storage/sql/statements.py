@@ -42,6 +42,8 @@ OTHERS_HEARTBEAT_S = 600
 """...and while its latest heartbeat is younger than this."""
 CHANGED_TRIALS_KEY = "tuner:trials"
 """The study attribute with the number of trials that a user has set after the launch (`tuner.storage.read.budget`)."""
+SPACE_VERSION_KEY = "tuner:space_version"
+"""The study attribute that counts how often the space was changed (`tuner migrate`); missing if never."""
 CLOCK_JUMP_S = 1.0
 """Smaller changes of the clock are corrections of its rate, or the time between two readings."""
 
@@ -66,12 +68,13 @@ def _is_held(table: sa.Table, held: sa.FromClause) -> sa.ColumnElement[bool]:
 def lock_study(dialect: str) -> Any:
     """Lock the row of `study_id` until the end of the transaction.
 
-    Return identity and stop flag of its budget, and the number of trials that a user has set since, as JSON.
+    Return identity and stop flag of its budget, the number of trials that a user has set since, as JSON, and the
+    version of its space.
     """
     attributes = study_system_attributes.c
     is_changed = (attributes.study_id == studies.c.study_id) & (attributes.key == _word(CHANGED_TRIALS_KEY))
     return (
-        sa.select(budgets.c.identity, budgets.c.stopped_at_s, attributes.value_json)
+        sa.select(budgets.c.identity, budgets.c.stopped_at_s, attributes.value_json, space_version())
         .select_from(
             studies.outerjoin(budgets, budgets.c.study_id == studies.c.study_id).outerjoin(
                 study_system_attributes, is_changed
@@ -81,6 +84,13 @@ def lock_study(dialect: str) -> Any:
         # NO KEY, so that ending a trial, which refers to the study's row, need not wait.
         .with_for_update(of=studies, key_share=True)
     )
+
+
+def space_version() -> sa.ColumnElement[str]:
+    """Return the version of the space of the study in `studies`, as text; NULL if it was never changed."""
+    table = study_system_attributes.c
+    is_version = (table.study_id == studies.c.study_id) & (table.key == sa.literal_column(f"'{SPACE_VERSION_KEY}'"))
+    return sa.select(table.value_json).where(is_version).correlate(studies).scalar_subquery()
 
 
 @statement("standing")
@@ -94,7 +104,7 @@ def standing(dialect: str, are_new: bool) -> Any:
     is_ours = (state == _word("RUNNING")) & leases.c.trial_id.is_not(None)
     is_open = (state == _word("RUNNING")) | (state == _word("WAITING"))
     is_queued = state == _word("WAITING")
-    is_others = (state == _word("RUNNING")) & leases.c.trial_id.is_(None) & _is_alive(dialect)
+    is_others = (state == _word("RUNNING")) & leases.c.trial_id.is_(None) & is_alive(dialect)
     one: sa.ColumnElement[int] = sa.literal_column("1")
     count = sa.func.count
     return (
@@ -138,7 +148,7 @@ def has_expired(dialect: str, now_s: float | sa.ColumnElement[float]) -> sa.Colu
     return has_ended & (was_given_back | (leases.c.expires_at_s >= started_s) | (started_s + is_up_s <= now_s))
 
 
-def _is_alive(dialect: str) -> sa.ColumnElement[bool]:
+def is_alive(dialect: str) -> sa.ColumnElement[bool]:
     """Return whether a running trial of another tool probably has a live process."""
     # A value, not EXISTS, for which Postgres may read all heartbeats first.
     latest = sa.select(trial_heartbeats.c.heartbeat).where(trial_heartbeats.c.trial_id == trials.c.trial_id)
@@ -428,12 +438,15 @@ PARAM, VALUE, REPORT, USER, SYSTEM = range(5)
 
 @statement("load trials")
 def load_trials(dialect: str, are_new: bool) -> Any:
-    """Return the trials of `study_id` with an id above `newer_than` or among `also`, each with the study's name."""
+    """Return the trials of `study_id` with an id above `newer_than` or among `also`.
+
+    Each has the study's name and the version of its space.
+    """
     wanted = trials.c.trial_id > sa.bindparam("newer_than")
     wanted |= one_of(dialect, trials.c.trial_id, "also")
     wanted &= of_study(dialect, studies.c.study_id, are_new)
     return (
-        sa.select(*(trials.c[name] for name in TRIAL_COLUMNS), studies.c.study_name)
+        sa.select(*(trials.c[name] for name in TRIAL_COLUMNS), studies.c.study_name, space_version())
         .select_from(studies.outerjoin(trials, wanted))
         .where(studies.c.study_id == sa.bindparam("study_id"))
         .order_by(trials.c.trial_id)

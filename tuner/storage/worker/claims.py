@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
-from tuner.errors import UnknownStudy
+from tuner.errors import StudyChanged, UnknownStudy
 from tuner.storage.read.budget import effective_trials
 from tuner.storage.read.hours import Hours, count_hours
 from tuner.storage.sql import statements
@@ -85,6 +85,7 @@ class Claimant:
         failures_since_s: Failures that ended before, in seconds of the database's clock, do not stop the study; None
             for no such check.
         settled: The trials that it has already counted; each claim updates it.
+        space_version: The version of the study's space with which the worker works; None if it was never changed.
         held: The ids of the trials that the worker has claimed and not ended or given back.
         deadly: The trials that the latest claim failed because too many workers had died in them.
         launched: The number of trials with which the claimant was made.
@@ -102,6 +103,7 @@ class Claimant:
     identity: str | None = None
     new_trials: int | None = None
     failures_since_s: float | None = None
+    space_version: str | None = None
     settled: Settled = field(default_factory=Settled)
     hours: Hours = field(default_factory=Hours)
     held: set[int] = field(default_factory=set[int])
@@ -225,6 +227,8 @@ def _lock_study(connection: Connection, claimant: Claimant) -> bool:
     row = run(connection, statements.lock_study, {"study_id": claimant.study_id}).first()
     if row is None or claimant.identity not in (None, row[0]):
         raise UnknownStudy(f"the study was deleted while it ran: id {claimant.study_id}")
+    if row[3] != claimant.space_version:
+        raise StudyChanged("the study's space was changed by `tuner migrate` while this worker ran: launch it again")
     asked = effective_trials(claimant.launched, row[2])
     if asked is not None and asked != claimant.asked:
         claimant.trials = claimant.asked = asked

@@ -309,6 +309,8 @@ class Training(Generator[Report, None, TrainState]):
                 self._check_objective(self.reports[-1:])
         self._epoch, self._position = epoch + 1, 0
         self._execution.end_epoch()
+        if is_last and self.checkpoints is not None and self.checkpoints.keeps_last:
+            self.checkpoints.offer_last(self.step, *self._content("last"))
         if is_validated:
             if self._log is not None:
                 self._log.write(self)
@@ -396,9 +398,12 @@ class Training(Generator[Report, None, TrainState]):
         self._is_stopping = self._stop()
         if self.checkpoints is not None and (self._is_stopping or self._must_save or self.checkpoints.is_due()):
             self._must_save = False
-            best = self.state.for_evaluation() if self.best is None else self.best.state
-            said = {**self._whereabouts(), "kind": "latest"}
-            self.checkpoints.save(self.step, {"carry": self._execution.carry._asdict(), "best": best}, said)
+            self.checkpoints.save(self.step, *self._content("latest"))
+
+    def _content(self, kind: str) -> tuple[PyTree, dict[str, Any]]:
+        """Return the arrays and the record of a checkpoint to resume from."""
+        best = self.state.for_evaluation() if self.best is None else self.best.state
+        return {"carry": self._execution.carry._asdict(), "best": best}, {**self._whereabouts(), "kind": kind}
 
     def _restore(self, shapes: Carry) -> bool:
         """Resume from the newest good checkpoint; return False if there is none."""

@@ -93,6 +93,7 @@ class Checkpoints:
         clock: Returns the time in seconds.
         restart: Called with the reason if the newest undamaged checkpoint is from another training: the latest
             checkpoints are then removed, and the training starts again. If None, `restore` raises an error.
+        keeps_last: Whether the training offers its last state, for `write_last`.
 
     Raises:
         ValueError: A number is out of range.
@@ -107,6 +108,7 @@ class Checkpoints:
         writes_best: bool = True,
         clock: Callable[[], float] = time.monotonic,
         restart: Callable[[str], None] | None = None,
+        keeps_last: bool = False,
     ) -> None:
         if keep < 1:
             raise ValueError(f"keep must be at least 1: got {keep}")
@@ -116,9 +118,10 @@ class Checkpoints:
         self.folder = Path(folder).absolute()
         self._latest, self._best = self.folder / "latest", self.folder / "best"
         self._every_s, self._keep, self.writes_best, self._clock = every_s, keep, writes_best, clock
-        self._restart = restart
+        self._restart, self.keeps_last = restart, keeps_last
         self._began_s = clock()
         self._offered: tuple[int, Any, Mapping[str, Any]] | None = None
+        self._last: files.Content | None = None
         self._writer: threading.Thread | None = None
         self._told: str | None = None
         self.restored: dict[str, Any] | None = None
@@ -175,7 +178,8 @@ class Checkpoints:
         Args:
             like: As in `from_plain`.
             shardings: As in `from_plain`, for any devices that saved the checkpoint.
-            identity: Values that the record must have for a checkpoint of this training.
+            identity: Values that the record must have for a checkpoint of this training. The last state of a training
+                may be continued by one with more epochs.
 
         Returns:
             The step, the tree and the record; None if there is no good checkpoint.
@@ -189,7 +193,7 @@ class Checkpoints:
             content = files.load(path)
             for name, mine in to_json(identity or {}).items():
                 theirs = with_rules(to_json(content.record)).get(name)
-                if theirs != mine:
+                if theirs != mine and not (name == "epochs" and _may_extend(content.record, mine)):
                     return CheckpointError(f"{name}={theirs!r}, this training has {name}={mine!r}")
             try:
                 tree = from_plain(content.plain, like, shardings)
@@ -258,7 +262,25 @@ class Checkpoints:
             return None
         return self._best
 
-    # Both.
+    # To continue with more epochs.
+
+    def offer_last(self, step: int, tree: PyTree, record: Mapping[str, object]) -> None:
+        """Keep the last state of the training in memory, for `write_last`; the arguments are those of `save`."""
+        self._last = _copied(step, tree, record)
+
+    def write_last(self, folder: Path) -> bool:
+        """Write the last state below a folder, as a checkpoint to resume from; return whether it is there.
+
+        A failure prints a warning.
+        """
+        if self._last is None:
+            return False
+        trouble = _write(folder.absolute() / "latest", self._last, 1)
+        if trouble is not None:
+            tell(trouble, "checkpoint", "warning")
+        return trouble is None
+
+    # All.
 
     def wait(self) -> None:
         """Wait until all checkpoints are written or have failed."""
@@ -273,6 +295,11 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _may_extend(record: Mapping[str, Any], epochs: int) -> bool:
+    """Return whether a training with so many epochs may continue a checkpoint that has fewer."""
+    return record.get("kind") == "last" and record["epochs"] < epochs
 
 
 def _write(series: Path, content: files.Content, keep: int) -> str | None:

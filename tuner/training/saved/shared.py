@@ -85,6 +85,11 @@ class SharedCheckpoints(Checkpoints):
         if self._group.is_leader:
             super().save(step, tree, record)
 
+    def offer_last(self, step: int, tree: PyTree, record: Mapping[str, object]) -> None:
+        """See `Checkpoints.offer_last`."""
+        if self._group.is_leader:
+            super().offer_last(step, tree, record)
+
     def write_best(self) -> Path | None:
         """See `Checkpoints.write_best`."""
         return super().write_best() if self._group.is_leader else None

@@ -1,0 +1,57 @@
+"""`tuner migrate`: changes the space of a stored study."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tuner.cli.arguments import DebugOption, SetOption, StorageOption, StudyArgument, split_pairs
+from tuner.output.log import say
+from tuner.storage import storage_url
+
+
+def migrate(
+    study: StudyArgument,
+    file: Annotated[
+        str, typer.Option("--file", metavar="FILE", help="The study's file with the new space, or FILE:NAME.")
+    ],
+    default: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--default",
+            metavar="NAME=VALUE",
+            help="The value of earlier trials for a new hyperparameter; may be repeated.",
+        ),
+    ] = None,
+    fixed: SetOption = None,
+    is_dry: Annotated[bool, typer.Option("--dry-run", help="Print what would change, and change nothing.")] = False,
+    storage: StorageOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Change the space of a stored study.
+
+    Ranges may become wider or narrower, choices may be added at the end, and hyperparameters may be added, with the
+    value that earlier trials have trained with. No worker may hold a trial. A backup is made first. Restart Optuna's
+    dashboard and other programs that have the study open.
+    For example: tuner migrate digits_mlp --file studies/digits_mlp.py --dry-run
+    """
+    from tuner.admin.migrate import migrate as migrate_study
+
+    found = migrate_study(
+        storage_url(storage),
+        study,
+        file,
+        defaults=split_pairs("--default", default),
+        fixed=split_pairs("--set", fixed),
+        is_dry=is_dry,
+    )
+    for line in found.lines:
+        print(line)
+    if found.version is None:
+        return
+    if is_dry:
+        say(f"nothing was changed: this is what `tuner migrate {study}` would do without --dry-run")
+        return
+    say(f"the space of {study!r} is now version {found.version}; what was there before is in {found.backup}")
+    say("restart Optuna's dashboard, and other programs that have the study open")
