@@ -91,10 +91,10 @@ FUNCTIONS: Mapping[str, tuple[type[Space], Callable[[np.ndarray], float]]] = {
 
 
 def without_priors(space: type[Space]) -> type[Space]:
-    domains: dict[str, Any] = {
-        name: uniform(one.low, one.high)
-        for name, one in space.__domains__.items()  # pyright: ignore[reportAttributeAccessIssue]
-    }
+    """Return the same space without priors."""
+    made: Any = space
+    known: Mapping[str, Any] = made.__domains__
+    domains: dict[str, Any] = {name: uniform(one.low, one.high) for name, one in known.items()}
     return type(Space)(space.__name__, (Space,), {"__annotations__": dict.fromkeys(domains, float), **domains})  # pyright: ignore
 
 
@@ -131,7 +131,8 @@ def search(function: str, side: str, seed: int) -> dict[str, Any]:
     space = space if side == "tpe, priors" else without_priors(space)
     made: Any = SIDES[side]
     study = make_study(space, "random" if callable(made) else made, seed)
-    found = optuna.create_study(sampler=made(seed) if callable(made) else None)
+    own: Any = made(seed) if callable(made) else None
+    found = optuna.create_study(sampler=own)
     regrets, began_s = {}, time.perf_counter()
     for number in range(GP_TRIALS if side == "gp" else max(AFTER)):
         if not callable(made):
