@@ -515,7 +515,7 @@ def test_naming_an_experimental_pruner_is_the_consent(name: str, recwarn: pytest
         (
             "pruner",
             "ash",
-            "must be one of asha, hyperband, median, none, patient, .*: got 'ash'; did you mean 'asha'?",
+            "must be one of asha, curve, hyperband, median, none, patient, .*: got 'ash'; did you mean 'asha'?",
         ),
         ("pruner", {"name": "asha", "reduction": 2}, "'asha' has no option 'reduction': .*mean 'reduction_factor'?"),
         ("pruner", {"name": "none", "patience": 2}, "'none' has no option 'patience': it has none$"),

@@ -331,12 +331,11 @@ class Storage(BaseStorage):
         if template_trial is not None:
             return self._cold(lambda: self._rdb.create_new_trial(study_id, template_trial))
 
-        def work(connection: Connection, _: int) -> int:
+        def work(connection: Connection, _: int) -> tuple[int, str | None]:
             lock = sa.select(statements.space_version()).select_from(studies).where(studies.c.study_id == study_id)
             found = connection.execute(lock.with_for_update(of=studies, key_share=True)).first()
             if found is None:
                 raise KeyError(f"there is no study with id {study_id}")
-            self._note_version(study_id, found[0])
             number = sa.select(sa.func.count()).select_from(trials).where(trials.c.study_id == study_id)
             statement = trials.insert().values(
                 number=number.scalar_subquery(),
@@ -344,9 +343,10 @@ class Storage(BaseStorage):
                 state="RUNNING",
                 datetime_start=utc_time(datetime.datetime.now(UTC)),
             )
-            return connection.execute(statement.returning(trials.c.trial_id)).scalar_one()
+            return connection.execute(statement.returning(trials.c.trial_id)).scalar_one(), found[0]
 
-        trial_id = write(self.engine, work)
+        trial_id, version = write(self.engine, work)
+        self._note_version(study_id, version)  # not under the study's lock, for which others may wait with ours
         self._studies_of_new[trial_id] = study_id
         return trial_id
 

@@ -68,13 +68,12 @@ def _is_held(table: sa.Table, held: sa.FromClause) -> sa.ColumnElement[bool]:
 def lock_study(dialect: str) -> Any:
     """Lock the row of `study_id` until the end of the transaction.
 
-    Return identity and stop flag of its budget, the number of trials that a user has set since, as JSON, and the
-    version of its space.
+    Return identity and stop flag of its budget, and the number of trials that a user has set since, as JSON.
     """
     attributes = study_system_attributes.c
     is_changed = (attributes.study_id == studies.c.study_id) & (attributes.key == _word(CHANGED_TRIALS_KEY))
     return (
-        sa.select(budgets.c.identity, budgets.c.stopped_at_s, attributes.value_json, space_version())
+        sa.select(budgets.c.identity, budgets.c.stopped_at_s, attributes.value_json)
         .select_from(
             studies.outerjoin(budgets, budgets.c.study_id == studies.c.study_id).outerjoin(
                 study_system_attributes, is_changed
@@ -95,7 +94,7 @@ def space_version() -> sa.ColumnElement[str]:
 
 @statement("standing")
 def standing(dialect: str, are_new: bool) -> Any:
-    """Count the trials of `study_id` that are not settled, and read the clock.
+    """Count the trials of `study_id` that are not settled, and read the clock and the version of the space.
 
     In one statement: between two, another worker could end a trial, which neither would count.
     """
@@ -107,6 +106,11 @@ def standing(dialect: str, are_new: bool) -> Any:
     is_others = (state == _word("RUNNING")) & leases.c.trial_id.is_(None) & is_alive(dialect)
     one: sa.ColumnElement[int] = sa.literal_column("1")
     count = sa.func.count
+    table = study_system_attributes.c
+    is_version = (table.study_id == sa.bindparam("study_id")) & (
+        table.key == sa.literal_column(f"'{SPACE_VERSION_KEY}'")
+    )
+    version = sa.select(table.value_json).where(is_version).scalar_subquery()
     return (
         sa.select(
             count(),
@@ -116,6 +120,7 @@ def standing(dialect: str, are_new: bool) -> Any:
             sa.func.min(sa.case((is_queued, of_trial))),
             count(sa.case((is_ours & has_expired(dialect, now), one))),
             now,
+            version,
         )
         .select_from(trials.outerjoin(leases, leases.c.trial_id == of_trial))
         .where(is_unsettled(dialect, are_new))

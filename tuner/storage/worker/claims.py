@@ -227,8 +227,6 @@ def _lock_study(connection: Connection, claimant: Claimant) -> bool:
     row = run(connection, statements.lock_study, {"study_id": claimant.study_id}).first()
     if row is None or claimant.identity not in (None, row[0]):
         raise UnknownStudy(f"the study was deleted while it ran: id {claimant.study_id}")
-    if row[3] != claimant.space_version:
-        raise StudyChanged("the study's space was changed by `tuner migrate` while this worker ran: launch it again")
     asked = effective_trials(claimant.launched, row[2])
     if asked is not None and asked != claimant.asked:
         claimant.trials = claimant.asked = asked
@@ -261,7 +259,9 @@ def _standing(connection: Connection, claimant: Claimant) -> _Standing:
     """Count the trials that are not settled, and read the clock after waiting for the lock."""
     are_new = claimant.settled.up_to >= 0
     values = _unsettled(connection.dialect.name, claimant)
-    *counts, expired, now_s = run(connection, statements.standing.of(are_new), values).one()
+    *counts, expired, now_s, version = run(connection, statements.standing.of(are_new), values).one()
+    if version != claimant.space_version:
+        raise StudyChanged("the study's space was changed by `tuner migrate` while this worker ran: launch it again")
     return _Standing(*counts, expired=expired, now_s=now_s)
 
 
