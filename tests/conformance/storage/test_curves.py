@@ -12,7 +12,7 @@ import pytest
 from storage_tools import opened
 
 from tuner.storage.read.curves import Curves, read_thinned
-from tuner.storage.read.improvements import read_improvements, read_owners
+from tuner.storage.read.improvements import read_improvements
 from tuner.storage.read.queries import read_studies
 from tuner.storage.worker import leases
 from tuner.storage.worker.claims import Claimant, claim
@@ -104,13 +104,3 @@ def test_improvements_are_the_running_best_of_feasible_trials(
     assert set(found) == {study_id}
     assert [tuple(one) for one in found[study_id]] == expected
     assert len(expected) > 2
-
-
-def test_owners_are_those_of_the_record_or_of_the_attribute(storage: Any) -> None:
-    by_record = register(storage, storage.engine, "one", ["minimize"], {"owner": "ann"}).study_id
-    by_attribute = optuna.create_study(study_name="two", storage=storage)
-    by_attribute.set_user_attr("owner", "bob")
-    optuna.create_study(study_name="three", storage=storage).set_user_attr("owner", 7)
-    optuna.create_study(study_name="four", storage=storage).set_user_attr("team", "ann")
-    found = read_owners(storage.engine, read_studies(storage.engine))
-    assert found == {by_record: "ann", by_attribute._study_id: "bob"}
