@@ -18,6 +18,7 @@ from tuner.launch.engines import follow, jobs
 from tuner.launch.engines.engine import EngineError, Job, JobState, Part
 from tuner.launch.engines.plan import Plan
 from tuner.launch.study_launch import Interrupted
+from tuner.results.rows import progress
 from tuner.storage import connect, parse_url
 from tuner.storage.read.queries import find_records, find_study
 from tuner.storage.worker.studies import stop
@@ -304,3 +305,26 @@ def test_the_machine_that_launches_stores_what_the_sampler_needs(
     (record,) = find_records(found, study_id, "tuner:hub:").values()
     found.dispose()
     assert list(record["files"]) == ["__init__.py"]
+
+
+def test_a_study_that_had_finished_is_not_finished_once_a_job_with_more_trials_is_submitted(
+    engine: Noted, sqlite_url: str
+) -> None:
+    """Otherwise the launch would cancel its own job before the first worker starts."""
+    study = make_study(space=Floats, trials=2)
+    url = parse_url(sqlite_url)
+
+    def state_after(trials: int) -> str | None:
+        changed = study.changed(trials=trials)
+        jobs.submit_job(Plan(changed, url, dataclasses.replace(job(f"of {trials}", 1, 1e9), study=study.name), 1))
+        found = connect(sqlite_url)
+        state = progress(found, study.name, 1)["study"]["state"]
+        found.dispose()
+        return state
+
+    assert state_after(2) == "idle"
+    storage = tuner.open_storage(url)
+    optuna.load_study(study_name=study.name, storage=storage).optimize(lambda trial: trial.suggest_float("x", 0, 1), 2)
+    storage.close()
+    assert state_after(2) == "finished"
+    assert state_after(5) == "idle"

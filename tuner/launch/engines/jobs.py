@@ -15,7 +15,7 @@ from tuner.results.rows import progress
 from tuner.storage import AnyURL, parse_url
 from tuner.storage.read.queries import find_records
 from tuner.storage.worker.searches import agree_on_search, prepare_search
-from tuner.storage.worker.studies import put_record, register
+from tuner.storage.worker.studies import Budget, put_record, register, store_budget
 from tuner.study.ownership import OWNER_VARIABLE, default_owner
 from tuner.trial.environment import LAUNCHED_VARIABLE
 
@@ -72,11 +72,17 @@ def submit_job(plan: Plan) -> tuple[int, Job]:
         for note in prepared.notes:
             say(note)
         _reopen(study, registered.study_id, storage)
+        store_budget(storage.engine, registered.study_id, _budget_of(study))
         submitted = make_engine(job.engine).submit(job, plan.workers, _environment(job, plan.url))
         _record_submitted(storage.engine, registered.study_id, job, submitted)
     finally:
         storage.close()
     return registered.study_id, submitted
+
+
+def _budget_of(study: StudySpec) -> Budget:
+    hours = (study.wall_hours, study.device_hours)
+    return Budget(study.trials, *(None if one is None else 3600 * one for one in hours))
 
 
 def _reopen(study: StudySpec, study_id: int, storage: Storage) -> None:

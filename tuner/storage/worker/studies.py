@@ -49,6 +49,21 @@ class Owner:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """The budget of a launch.
+
+    Attributes:
+        trials: The number of trials.
+        wall_s: The seconds during which at least one worker runs; None for no limit.
+        device_s: The device seconds; None for no limit.
+    """
+
+    trials: int
+    wall_s: float | None = None
+    device_s: float | None = None
+
+
+@dataclass(frozen=True)
 class Registered:
     """A registered study: its id, its recorded settings, and its identity, which a later study of its name lacks."""
 
@@ -196,12 +211,12 @@ def join(engine: Engine, claimant: Claimant, about: Mapping[str, Any]) -> None:
         claimant: The worker.
         about: `host`, `pid`, `devices`, and any other information as plain JSON.
     """
-    asked = {"trials": claimant.trials, "wall_s": claimant.wall_s, "device_s": claimant.device_s}
+    asked = Budget(claimant.trials, claimant.wall_s, claimant.device_s)
     more = {key: value for key, value in about.items() if key not in ("host", "pid", "devices")}
 
     def work(connection: Connection, _: int) -> None:
         now = clock(connection.dialect.name)
-        connection.execute(budgets.update().where(budgets.c.study_id == claimant.study_id).values(**asked))
+        _store_budget(connection, claimant.study_id, asked)
         row = {"worker": claimant.worker, "study_id": claimant.study_id, "started_at_s": now, "seen_at_s": now}
         for name in ("host", "pid", "devices"):
             row[name] = about[name]
@@ -212,6 +227,15 @@ def join(engine: Engine, claimant: Claimant, about: Mapping[str, Any]) -> None:
         )
 
     write(engine, work)
+
+
+def store_budget(engine: Engine, study_id: int, asked: Budget) -> None:
+    """Store the budget of a launch whose workers start later; until then the study would seem to be finished."""
+    write(engine, lambda connection, _: _store_budget(connection, study_id, asked))
+
+
+def _store_budget(connection: Connection, study_id: int, asked: Budget) -> None:
+    connection.execute(budgets.update().where(budgets.c.study_id == study_id).values(**vars(asked)))
 
 
 def change_trials(engine: Engine, study_id: int, trials: int) -> int | None:
