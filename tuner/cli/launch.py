@@ -55,6 +55,7 @@ from tuner.errors import UsageError
 if TYPE_CHECKING:
     from tuner.launch import LaunchOptions
     from tuner.launch.engines import JobOptions
+    from tuner.launch.progress import Snapshot
 
 
 def launch(
@@ -155,7 +156,7 @@ def launch(
         return
     check_several(files, options)
     if share:
-        _launch_shared(files, options, log_format)
+        _launch_shared(files, options, storage, log_format)
     else:
         in_turn(files, one)
 
@@ -174,11 +175,13 @@ def _launch_there(
     return launch_on(file, options, where, is_dry=is_dry, is_detached=is_detached, log_format=log_format)
 
 
-def _launch_shared(files: Sequence[str], options: LaunchOptions, log_format: LogFormat) -> None:
+def _launch_shared(files: Sequence[str], options: LaunchOptions, storage: str | None, log_format: LogFormat) -> None:
     from tuner.launch import launch_at_once
 
-    for snapshot in launch_at_once(files, options):
-        _tell_result(snapshot.study, None if options.storage is None else str(options.storage), log_format)
+    def tell(snapshot: Snapshot) -> None:
+        _tell_result(snapshot.study, storage, log_format)
+
+    launch_at_once(files, options, tell)
 
 
 def _tell_result(study: str | None, storage: str | None, log_format: LogFormat) -> None:

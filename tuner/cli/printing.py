@@ -123,7 +123,7 @@ def _print_table(rows: Sequence[JsonRow]) -> None:
 
 def _is_told(column: str, value: object) -> bool:
     """Return whether a value makes its column worth showing. A count of 0 diverged trials or no label does not."""
-    return value is not None and value != [] and not (column in _COUNTS and value == 0)
+    return value is not None and not (isinstance(value, list) and not value) and not (column in _COUNTS and value == 0)
 
 
 def _fitting(widths: Mapping[str, int], room: int) -> list[str]:

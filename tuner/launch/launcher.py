@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
 
 from rich.console import Console
 
@@ -57,7 +58,11 @@ def launch(target: str, options: LaunchOptions | None = None) -> Snapshot:
     return snapshot
 
 
-def launch_at_once(targets: Sequence[str], options: LaunchOptions | None = None) -> list[Snapshot]:
+def launch_at_once(
+    targets: Sequence[str],
+    options: LaunchOptions | None = None,
+    tell_result: Callable[[Snapshot], None] = lambda _: None,
+) -> list[Snapshot]:
     """Run several studies at the same time, as `launch` runs one. They share the workers.
 
     Each study has the same number of workers, or one more than another. If there are more studies than workers, some
@@ -66,6 +71,7 @@ def launch_at_once(targets: Sequence[str], options: LaunchOptions | None = None)
     Args:
         targets: `FILE` or `FILE:NAME` of each study.
         options: How to launch them; a budget is that of each study.
+        tell_result: Called at the end for each study that has finished, also if others have not.
 
     Returns:
         The state of each study at the end.
@@ -77,7 +83,7 @@ def launch_at_once(targets: Sequence[str], options: LaunchOptions | None = None)
     """
     options = options or LaunchOptions()
     check_several(targets, options)
-    return _launch(targets, options)
+    return _launch(targets, options, tell_result)
 
 
 def in_turn(targets: Sequence[str], launch_one: Callable[[str], None]) -> None:
@@ -112,10 +118,16 @@ def check_several(targets: Sequence[str], options: LaunchOptions) -> None:
     """
     for at, target in enumerate(targets):
         split_target(target)
-        if target in targets[:at]:
-            raise UsageError(f"each study can be launched once: got {target!r} twice")
+        same = [other for other in targets[:at] if _place(other) == _place(target)]
+        if same:
+            raise UsageError(f"each study can be launched once: got {same[0]!r} and {target!r}")
     if len(targets) > 1 and options.name is not None:
         raise UsageError(f"`name` {options.name!r} names one study: got {len(targets)} files; launch them one by one")
+
+
+def _place(target: str) -> tuple[Path, str | None]:
+    path, name = split_target(target)
+    return path.resolve(), name
 
 
 def _raise_failed(failed: dict[str, TunerError], count: int) -> None:
@@ -124,7 +136,9 @@ def _raise_failed(failed: dict[str, TunerError], count: int) -> None:
         raise SeveralFailed(f"{len(failed)} of {count} studies did not finish: {', '.join(failed)}", status)
 
 
-def _launch(targets: Sequence[str], options: LaunchOptions) -> list[Snapshot]:
+def _launch(
+    targets: Sequence[str], options: LaunchOptions, tell_result: Callable[[Snapshot], None] = lambda _: None
+) -> list[Snapshot]:
     if options.hosts_per_worker is not None:
         raise UsageError("`hosts_per_worker` has no effect without `on`: pass an engine with `on`, such as slurm")
     check_live(options.live)
@@ -155,7 +169,11 @@ def _launch(targets: Sequence[str], options: LaunchOptions) -> list[Snapshot]:
             _tell_why_ended(launches[0].snapshot, progress)
         else:
             sharing = Sharing(launches, places, progress, _tell_why_ended)
-            _raise_failed(sharing.run(stop), len(launches))
+            failed = sharing.run(stop)
+            for one in launches:
+                if one.target not in failed:
+                    tell_result(one.snapshot)
+            _raise_failed(failed, len(launches))
     return [one.snapshot for one in launches]
 
 

@@ -152,7 +152,7 @@ def _partial_fixed(options: dict[str, object], context: Context) -> BaseSampler:
         raise StudyError(f"the sampler 'partial_fixed' must be {form}, where 'base' is a named sampler: got {found}")
     name, _ = split("sampler", base, SAMPLERS)
     if name in _OWN_POINTS:
-        raise StudyError(f"the base of 'partial_fixed' cannot be {name!r}: use another one, or fix with --set")
+        raise StudyError(f"the base of 'partial_fixed' cannot be {name!r}: use another one, or `fixed` of the study")
     domains = _domains(context)
     for parameter, value in fixed.items():
         if context.distributions is not None and parameter not in domains:

@@ -24,6 +24,7 @@ from tuner.storage.artifacts import study_folder
 PASSWORD = "s3cret-Word"
 READ, WRITE, CHECK, SEND = "reads", "writes", "checks rights", "reads, and writes once there is a model"
 JOBS = "reads, and needs a job of an engine"
+CONTINUE = "reads, and writes once there is a last state"
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "launch": (WRITE, "tiny.py --workers 1 --trials 99"),
@@ -44,6 +45,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "confirm": (WRITE, "tiny -n 1 --seeds 1"),
     "enqueue": (WRITE, "tiny learning_rate=0.01"),
     "retry": (WRITE, "tiny {diverged}"),
+    "label": (WRITE, "tiny vision"),
+    "extend": (CONTINUE, "tiny --epochs 4"),
+    "migrate": (WRITE, "tiny --file wider.py"),
     "stop": (WRITE, "tiny"),
     "resume": (WRITE, "tiny"),
     "delete": (WRITE, "tiny --yes"),
@@ -205,6 +209,7 @@ class Place:
 def place(postgres_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("rights")
     (folder / "tiny.py").write_text(STUDY)
+    (folder / "wider.py").write_text(STUDY.replace("uniform(0.0, 1.0)", "uniform(0.0, 2.0)"))
     made = databases.new_database(postgres_server)
     url = made.replace("postgresql+psycopg2:", "postgresql:", 1)
     shell = Shell(folder)
@@ -312,6 +317,8 @@ def test_with_the_right_to_read_queries_work_and_all_else_is_refused_in_one_line
             check_found(done, "no INSERT on")
         elif kind == JOBS:
             check_refused(done, "(the study has no job of an|no) engine.*")
+        elif kind == CONTINUE:
+            check_refused(done, ".*keep_last.*")
         else:
             check_refused(done, ".*checkpoint.*")  # after the reading: the study keeps none
 

@@ -112,7 +112,11 @@ def line_of(text: str, part: str) -> int:
             for case in [
                 ("    noise: float", "    other: float", "HParams has no 'noise', it has learning_rate, other"),
                 ('sampler="random"', 'sampler="tpee"', "partial_fixed, qmc, random, tpe: got 'tpee'; did you mean"),
-                ('pruner="none"', 'pruner="ahsa"', "one of asha, hyperband, median, none, patient, pbt, percentile, t"),
+                (
+                    'pruner="none"',
+                    'pruner="ahsa"',
+                    "one of asha, curve, hyperband, median, none, patient, pbt, percentile",
+                ),
                 ("import numpy as np", "import numpie", "tiny.py:{line}: ModuleNotFoundError: No module named 'num"),
             ]
         ),

@@ -176,18 +176,23 @@ def test_nobody_waits_again_for_a_program_that_cannot_be_stored(opener: Opener) 
 def test_a_thread_never_waits_with_a_lock(opener: Opener) -> None:
     """Two workers that need each other's programs."""
     ours, theirs = opener(), opener()
-    assert ours.get(KEY) is None
-    assert theirs.get(OTHER) is None
-    waiter = Waiter(ours, OTHER)
-    waits = threading.Event()
+    has_key, gives_up = threading.Event(), threading.Event()
 
-    def give_up() -> None:
-        waits.set()
+    def hold() -> None:
+        ours.get(KEY)
+        has_key.set()
+        gives_up.wait(MOST_S)
         ours.release()
 
-    threading.Timer(0.2, give_up).start()
+    holder = threading.Thread(target=hold, daemon=True)
+    holder.start()
+    assert has_key.wait(MOST_S)
+    assert theirs.get(OTHER) is None
+    waiter = Waiter(ours, OTHER)
+    threading.Timer(0.2, gives_up.set).start()
     assert theirs.get(KEY) is None  # waits for ours, after it has given up OTHER
-    assert waits.is_set()
+    assert gives_up.is_set()
+    holder.join(MOST_S)
     assert waiter.result() is None
 
 
