@@ -112,7 +112,7 @@ def check_warm_start(study: Searched) -> None:
     if given and isinstance(study.train, OptunaObjective):
         raise StudyError(
             f"warm_start needs a search space, which an Optuna objective does not have: queue trials with "
-            f"`tuner enqueue {study.name} --from {given[0]}` instead"
+            f"`tuner enqueue --from {given[0]} {study.name}` instead"
         )
 
 
