@@ -12,9 +12,10 @@ import optuna
 import pytest
 import sqlalchemy as sa
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution, json_to_distribution
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 from storage_tools import opened
 
+from tuner.admin.edits import end_trial
 from tuner.admin.migrate import Migration, migrate
 from tuner.errors import StudyChanged, UsageError
 from tuner.search.view import SamplerView
@@ -25,6 +26,7 @@ from tuner.storage.sql.tables import trial_params, trials
 from tuner.storage.worker import claims, leases
 from tuner.storage.worker.claims import Claimant, claim
 from tuner.study.file import load_study
+from tuner.trial.extension import EXTENSION_KEY, Extension
 from tuner.worker import run_worker
 
 HEAD = """
@@ -349,6 +351,17 @@ def test_no_other_program_may_run_a_trial(study: Migrations) -> None:
     study.plain().ask()
     with pytest.raises(UsageError, match=r"^another program runs trial 12: end it, or wait an hour after its start$"):
         study(**WIDER)
+
+
+def test_no_trial_may_wait_to_continue_another(study: Migrations) -> None:
+    extension = Extension(3, 1, 2, 3, "/gone").to_json()
+    for state in (TrialState.FAIL, TrialState.WAITING):
+        study.plain().add_trial(create_trial(state=state, system_attrs={EXTENSION_KEY: extension}))
+    for is_dry in (True, False):
+        with pytest.raises(UsageError, match=r"^trial 13 waits to continue another one .*: let it run first, or end it"):
+            study(is_dry=is_dry, **WIDER)
+    end_trial(study.url, "one", 13)
+    assert study(**WIDER).version == 1
 
 
 def test_the_backup_has_what_was_there(study: Migrations) -> None:

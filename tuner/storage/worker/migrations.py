@@ -18,7 +18,8 @@ from tuner.storage.sql.dialect import clock, insert
 from tuner.storage.sql.prepared_statements import run
 from tuner.storage.sql.retry import read, write
 from tuner.storage.sql.statements import SPACE_VERSION_KEY
-from tuner.storage.sql.tables import leases, study_system_attributes, trial_params, trials
+from tuner.storage.sql.tables import leases, study_system_attributes, trial_params, trial_system_attributes, trials
+from tuner.trial.extension import EXTENSION_KEY
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -76,11 +77,13 @@ def preview(engine: Engine, study_id: int, plan: Plan) -> Migrated:
     """Return what a migration would change.
 
     Raises:
-        UsageError: a worker holds a trial of the study, or the plan cannot be carried out.
+        UsageError: a worker holds a trial of the study, a trial waits to continue another one, or the plan cannot be
+            carried out.
     """
 
     def work(connection: Connection) -> Migrated:
         _check_no_live_trial(connection, study_id)
+        _check_no_waiting_continuation(connection, study_id)
         return _changes(connection, study_id, plan)
 
     return read(engine, work)
@@ -107,7 +110,8 @@ def migrate_space(
 
     Raises:
         UnknownStudy: the study was deleted.
-        UsageError: a worker holds a trial of the study, or its record has changed since.
+        UsageError: a worker holds a trial of the study, a trial waits to continue another one, or the study's record
+            has changed since.
 
     Concurrency: one transaction that locks the study's row, under which trials are claimed.
     """
@@ -120,6 +124,7 @@ def migrate_space(
         if tries and recorded == after and earlier:  # committed, although the answer was lost
             return done[0]
         _check_no_live_trial(connection, study_id)
+        _check_no_waiting_continuation(connection, study_id)
         if recorded != before:
             raise UsageError("the study's record has changed meanwhile: run `tuner migrate` again")
         found = _changes(connection, study_id, plan)
@@ -176,6 +181,17 @@ def _check_no_live_trial(connection: Connection, study_id: int) -> None:
     if numbers := connection.execute(others.order_by(trials.c.number)).scalars().all():
         raise UsageError(
             f"another program runs trial {', '.join(map(str, numbers))}: end it, or wait an hour after its start"
+        )
+
+
+def _check_no_waiting_continuation(connection: Connection, study_id: int) -> None:
+    attributes = trial_system_attributes.c
+    query = sa.select(trials.c.number).join(trial_system_attributes, attributes.trial_id == trials.c.trial_id)
+    query = query.where(trials.c.study_id == study_id, trials.c.state == "WAITING", attributes.key == EXTENSION_KEY)
+    if numbers := connection.execute(query.order_by(trials.c.number)).scalars().all():
+        raise UsageError(
+            f"trial {', '.join(map(str, numbers))} waits to continue another one with its hyperparameters: let it run "
+            "first, or end it in the dashboard"
         )
 
 
