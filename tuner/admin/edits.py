@@ -15,7 +15,7 @@ from tuner.errors import TunerError, UsageError, nearest
 from tuner.results.rows import best_rows
 from tuner.storage import AnyURL, connected, open_storage
 from tuner.storage.artifacts import Artifacts, StudyArtifacts
-from tuner.storage.read.extensions import unneeded
+from tuner.storage.read.extensions import find_extension, unneeded
 from tuner.storage.read.queries import (
     Standing,
     StudyRow,
@@ -199,14 +199,20 @@ def retry(url: AnyURL, name: str, number: int) -> None:
 
     Raises:
         UnknownStudy: there is no such study or trial.
-        UsageError: the trial did not fail.
+        UsageError: the trial did not fail, or continued another one.
     """
     with connected(url) as engine:
         trial = read_trial(engine, find_study(engine, name), number)
+        extension = find_extension(engine, trial.trial_id)
     if trial.outcome not in MAY_BE_RETRIED:
         raise UsageError(
             f"cannot retry trial {number} of {name!r}, which is {trial.outcome}: only trials that failed, diverged, "
             "ran out of memory or timed out can be retried; `tuner reproduce` trains this one again"
+        )
+    if extension is not None:
+        raise UsageError(
+            f"cannot retry trial {number} of {name!r}, which continued trial {extension.of}: continue that one again, "
+            f"`tuner extend {name} --trial {extension.of} --epochs {extension.epochs}`"
         )
     if not trial.hparams:
         raise UsageError(f"cannot retry trial {number} of {name!r}: it failed before its hyperparameters were sampled")
