@@ -238,6 +238,20 @@ def test_a_new_field_needs_the_value_of_earlier_trials(study: Migrations) -> Non
     assert {trial.params["drop"] for trial in study.plain().trials} == {0.2}
 
 
+def test_trials_without_any_hyperparameter_get_the_new_field(tmp_path: Path, sqlite_url: str) -> None:
+    """All fields of the space were constants."""
+    constant = {"rate": "float = 0.01", "width": "int = 8", "kind": 'str = "relu"', "slope": "float = 0.1"}
+    study = Migrations(tmp_path, sqlite_url)
+    study.run(study.file(**constant, remove=["optimizer"]), trials=3)
+    study.plain().enqueue_trial({})
+    new = "float = uniform(0.0, 0.5)"
+    found = study(**constant, drop=new, remove=["optimizer"], defaults={"drop": "0.2"})
+    assert found.lines[-1] == "3 trials: drop is added"
+    after = study.plain().trials
+    assert [trial.params for trial in after] == [{"drop": 0.2}] * 3 + [{}]
+    assert after[0].distributions == {"drop": FloatDistribution(0.0, 0.5)}
+
+
 def test_a_new_choice_of_spaces_gets_the_values_below_it(study: Migrations) -> None:
     new: dict[str, Any] = {"inner": "SGD | Adam = choice(SGD, Adam)"}
     with pytest.raises(UsageError, match=r"'inner.beta' needs a value"):

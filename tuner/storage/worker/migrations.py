@@ -167,6 +167,14 @@ def _params(connection: Connection, study_id: int) -> Sequence[Any]:
     return connection.execute(query).all()
 
 
+def _started(connection: Connection, study_id: int) -> list[tuple[int, int]]:
+    """Return ids and numbers of the trials that are not queued, in order, and of queued ones with hyperparameters."""
+    has_params = sa.exists().where(trial_params.c.trial_id == trials.c.trial_id)
+    query = sa.select(trials.c.trial_id, trials.c.number).where(trials.c.study_id == study_id)
+    query = query.where((trials.c.state != "WAITING") | has_params).order_by(trials.c.number)
+    return [(row[0], row[1]) for row in connection.execute(query)]
+
+
 def _check_no_live_trial(connection: Connection, study_id: int) -> None:
     dialect = connection.dialect.name
     is_running = (trials.c.study_id == study_id) & (trials.c.state == "RUNNING")
@@ -199,12 +207,12 @@ def _changes(connection: Connection, study_id: int, plan: Plan) -> Migrated:
     from optuna.distributions import distribution_to_json, json_to_distribution
 
     texts: dict[tuple[str, str], int] = {}
-    by_trial: dict[tuple[int, int], dict[str, Any]] = {}
+    by_trial: dict[tuple[int, int], dict[str, Any]] = {key: {} for key in _started(connection, study_id)}
     known: dict[str, BaseDistribution] = {}
     for trial_id, number, name, value, text in _params(connection, study_id):
         distribution = known.get(text) or known.setdefault(text, json_to_distribution(text))
         texts[name, text] = texts.get((name, text), 0) + 1
-        by_trial.setdefault((trial_id, number), {})[name] = distribution.to_external_repr(value)
+        by_trial[trial_id, number][name] = distribution.to_external_repr(value)
     rewrites: list[Rewrite] = []
     for (name, text), count in texts.items():
         if name not in plan.rewritten:
