@@ -188,6 +188,25 @@ def plan_space(recorded: Mapping[str, str], study: StudySpec, defaults: Mapping[
     return SpacePlan(study, tuple(changes), given, domains, frozenset(rewritten))
 
 
+def recorded_domains(recorded: Mapping[str, str]) -> dict[str, Domain]:
+    """Return the domains in the recorded space of a study, without constants; a fixed one has only its value.
+
+    Args:
+        recorded: Domains as text, by name. Choices have their labels as options.
+
+    Raises:
+        UsageError: it is not the space of a Space class.
+    """
+    found: dict[str, Domain] = {}
+    for name, text in recorded.items():
+        described = _parse(text)
+        if described.domain is None:
+            continue
+        value = _fixed_part(described.rest)
+        found[name] = described.domain.only(ast.literal_eval(value)) if value else described.domain
+    return found
+
+
 def _default(name: str, before: str | None, domain: Domain, study: StudySpec, given: str | None) -> dict[str, Stored]:
     """Return the value of earlier trials for a new hyperparameter, if it is known.
 

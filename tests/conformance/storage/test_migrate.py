@@ -15,8 +15,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState, create_trial
 from storage_tools import opened
 
-from tuner.admin.edits import end_trial
+from tuner.admin.edits import end_trial, enqueue
 from tuner.admin.migrate import Migration, migrate
+from tuner.admin.transfer import enqueue_best
 from tuner.errors import StudyChanged, UsageError
 from tuner.search.view import SamplerView
 from tuner.storage import connect
@@ -26,6 +27,7 @@ from tuner.storage.sql.tables import trial_params, trials
 from tuner.storage.worker import claims, leases
 from tuner.storage.worker.claims import Claimant, claim
 from tuner.study.file import load_study
+from tuner.study.migration import recorded_domains
 from tuner.trial.extension import EXTENSION_KEY, Extension
 from tuner.worker import run_worker
 
@@ -205,6 +207,36 @@ def test_a_narrower_space_keeps_distributions_and_hides_trials_outside(study: Mi
     study.run(study.file(**narrow, sampler={"name": "cmaes"}), trials=24)
 
 
+def test_no_trial_outside_of_a_narrower_space_is_queued(study: Migrations) -> None:
+    narrow: dict[str, Any] = {"rate": "float = log_uniform(1e-3, 1e-2)", "kind": 'str = choice("relu", "tanh", "gelu")'}
+    assert enqueue(study.url, "one", {"rate": "0.05"}) == {"rate": 0.05}
+    study(**narrow)
+    with pytest.raises(UsageError, match=r"^rate must be in \[0.001, 0.01\]: got '0.05'$"):
+        enqueue(study.url, "one", {"rate": "0.05"})
+    assert enqueue(study.url, "one", {"rate": "0.01", "kind": "gelu", "optimizer": "SGD"}) == {
+        "rate": 0.01,
+        "kind": "gelu",
+        "optimizer": "SGD",
+    }
+    source = optuna.create_study(study_name="other", storage=study.plain()._storage)
+    for rate in (0.05, 0.005):
+        distribution = FloatDistribution(1e-3, 1e-1, log=True)
+        source.add_trial(create_trial(params={"rate": rate}, distributions={"rate": distribution}, value=rate))
+    found = enqueue_best(study.url, "one", "other")
+    assert found.trials == [(1, {"rate": 0.005})]
+    assert found.unmatched == ["rate must be in [0.001, 0.01] (1 of 2 trials)"]
+
+
+def test_a_fixed_hyperparameter_is_queued_only_at_its_value() -> None:
+    recorded = {
+        "a": "choice('x if y', 'z') fixed at 'x if y' if b=c",
+        "n": "int_uniform(1, 9) fixed at 3",
+        "c": "constant 1",
+    }
+    found = {name: domain.distribution() for name, domain in recorded_domains(recorded).items()}
+    assert found == {"a": CategoricalDistribution(("x if y",)), "n": IntDistribution(3, 3)}
+
+
 def test_a_linear_scale_becomes_a_logarithmic_one(study: Migrations) -> None:
     study(width="int = int_uniform(8, 32, log=True)", slope="float = uniform(0.1, 0.5)")
     found = study.plain()
@@ -372,7 +404,9 @@ def test_no_trial_may_wait_to_continue_another(study: Migrations) -> None:
     for state in (TrialState.FAIL, TrialState.WAITING):
         study.plain().add_trial(create_trial(state=state, system_attrs={EXTENSION_KEY: extension}))
     for is_dry in (True, False):
-        with pytest.raises(UsageError, match=r"^trial 13 waits to continue another one .*: let it run first, or end it"):
+        with pytest.raises(
+            UsageError, match=r"^trial 13 waits to continue another one .*: let it run first, or end it"
+        ):
             study(is_dry=is_dry, **WIDER)
     end_trial(study.url, "one", 13)
     assert study(**WIDER).version == 1
