@@ -207,6 +207,20 @@ def test_a_narrower_space_keeps_distributions_and_hides_trials_outside(study: Mi
     study.run(study.file(**narrow, sampler={"name": "cmaes"}), trials=24)
 
 
+@pytest.mark.filterwarnings("ignore:Fixed parameter")
+def test_samplers_do_not_see_a_value_outside_of_its_own_distribution(study: Migrations) -> None:
+    """Optuna only warns of a queued value that is outside."""
+    narrow = {"rate": FloatDistribution(1e-3, 1e-2, log=True)}
+    plain = study.plain()
+    for rate in (0.05, 0.01):
+        plain.enqueue_trial({"rate": rate})
+        plain.tell(plain.ask(narrow), 1.0)
+    with opened(study.url) as storage:
+        view: Any = SamplerView(storage, narrow)
+        seen = [trial.number for trial in optuna.load_study(study_name="one", storage=view).trials]
+    assert [number for number in seen if number >= 12] == [13]
+
+
 def test_no_trial_outside_of_a_narrower_space_is_queued(study: Migrations) -> None:
     narrow: dict[str, Any] = {"rate": "float = log_uniform(1e-3, 1e-2)", "kind": 'str = choice("relu", "tanh", "gelu")'}
     assert enqueue(study.url, "one", {"rate": "0.05"}) == {"rate": 0.05}
