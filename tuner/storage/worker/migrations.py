@@ -195,7 +195,8 @@ def _check_no_live_trial(connection: Connection, study_id: int) -> None:
 def _check_no_waiting_continuation(connection: Connection, study_id: int) -> None:
     attributes = trial_system_attributes.c
     query = sa.select(trials.c.number).join(trial_system_attributes, attributes.trial_id == trials.c.trial_id)
-    query = query.where(trials.c.study_id == study_id, trials.c.state == "WAITING", attributes.key == EXTENSION_KEY)
+    is_open = trials.c.state.in_(["WAITING", "RUNNING"])  # one that runs was given back: nobody holds a trial
+    query = query.where(trials.c.study_id == study_id, is_open, attributes.key == EXTENSION_KEY)
     if numbers := connection.execute(query.order_by(trials.c.number)).scalars().all():
         raise UsageError(
             f"trial {', '.join(map(str, numbers))} waits to continue another one with its hyperparameters: let it run "
