@@ -43,7 +43,9 @@ def test_a_condition_is_added_after_the_others() -> None:
     ]
 
 
-@pytest.mark.parametrize("condition", ["", " if optimizer=S", " if optimizer=SGD or optimizer=SGD", " if optimizer=SGDM"])
+@pytest.mark.parametrize(
+    "condition", ["", " if optimizer=S", " if optimizer=SGD or optimizer=SGD", " if optimizer=SGDM"]
+)
 def test_conditions_are_compared_as_a_whole(condition: str) -> None:
     recorded = {**OPTIONS, "optimizer.momentum": f"uniform(0.0, 0.9){condition}"}
     with pytest.raises(UsageError, match=r"it must stay fixed or searched, and exist under the same conditions$"):
