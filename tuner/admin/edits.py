@@ -15,10 +15,12 @@ from tuner.errors import TunerError, UsageError, nearest
 from tuner.results.rows import best_rows
 from tuner.storage import AnyURL, connected, open_storage
 from tuner.storage.artifacts import Artifacts, StudyArtifacts
-from tuner.storage.read.extensions import unneeded
+from tuner.storage.read.extensions import find_extension, unneeded
 from tuner.storage.read.queries import (
+    MIGRATIONS_KEY,
     Standing,
     StudyRow,
+    find_record,
     find_study,
     outcome_counts,
     read_distributions,
@@ -29,6 +31,7 @@ from tuner.storage.read.queries import (
 from tuner.storage.sql.schema import prepare
 from tuner.storage.worker.leases import end_by_hand
 from tuner.storage.worker.studies import Owner, set_ownership
+from tuner.study.migration import recorded_domains
 from tuner.study.ownership import check_labels, check_owner
 from tuner.trial import Outcome
 from tuner.trial import optuna_private as private
@@ -55,7 +58,7 @@ def enqueue(url: AnyURL, name: str, words: Mapping[str, str]) -> dict[str, Any]:
     """
     with connected(url) as engine:
         study = find_study(engine, name)
-        known = read_distributions(engine, study.study_id)
+        known = known_distributions(engine, study)
     if not known:
         raise UsageError(f"study {name!r} has no trials yet, so its hyperparameters are unknown: launch it first")
     params = {key: _parse(key, word, known, name) for key, word in words.items()}
@@ -64,6 +67,19 @@ def enqueue(url: AnyURL, name: str, words: Mapping[str, str]) -> dict[str, Any]:
         check_exists(key, params, conditions, known)
     queue(url, name, params, {})
     return params
+
+
+def known_distributions(engine: Engine, study: StudyRow) -> dict[str, list[str]]:
+    """Return the distributions with which a trial may be queued, as JSON by hyperparameter.
+
+    They are those of the study's trials; after `tuner migrate` those of the present space.
+    """
+    from optuna.distributions import distribution_to_json
+
+    if find_record(engine, study.study_id, MIGRATIONS_KEY) is None:
+        return read_distributions(engine, study.study_id)
+    domains = recorded_domains(study.record["space"])
+    return {name: [distribution_to_json(domain.distribution())] for name, domain in domains.items()}
 
 
 def relabel(
@@ -199,14 +215,20 @@ def retry(url: AnyURL, name: str, number: int) -> None:
 
     Raises:
         UnknownStudy: there is no such study or trial.
-        UsageError: the trial did not fail.
+        UsageError: the trial did not fail, or continued another one.
     """
     with connected(url) as engine:
         trial = read_trial(engine, find_study(engine, name), number)
+        extension = find_extension(engine, trial.trial_id)
     if trial.outcome not in MAY_BE_RETRIED:
         raise UsageError(
             f"cannot retry trial {number} of {name!r}, which is {trial.outcome}: only trials that failed, diverged, "
             "ran out of memory or timed out can be retried; `tuner reproduce` trains this one again"
+        )
+    if extension is not None:
+        raise UsageError(
+            f"cannot retry trial {number} of {name!r}, which continued trial {extension.of}: continue that one again, "
+            f"`tuner extend {name} --trial {extension.of} --epochs {extension.epochs}`"
         )
     if not trial.hparams:
         raise UsageError(f"cannot retry trial {number} of {name!r}: it failed before its hyperparameters were sampled")

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 
+_COUNTING = (Outcome.WAITING, Outcome.RUNNING, Outcome.PREEMPTED, Outcome.COMPLETE)
+"""The outcomes of a continuation after which its trial is not continued to as many epochs again."""
+
+
 @dataclass(frozen=True)
 class Extended:
     """A trial that was queued to continue another one.
@@ -67,7 +71,10 @@ def extend(
             + (f" and {', '.join(map(str, numbers))}" if numbers else "")
         )
     with connected(url) as engine:
-        finished = _Finished(engine, find_study(engine, name))
+        study = find_study(engine, name)
+        if not study.record:
+            raise UsageError(f"study {name!r} was not created by tuner: only trials of `tuner launch` can be continued")
+        finished = _Finished(engine, study)
         if numbers:
             chosen = [finished.check(read_trial(engine, finished.study, one), epochs) for one in dict.fromkeys(numbers)]
         else:
@@ -84,7 +91,7 @@ class _Finished:
         self._extensions = read_extensions(engine, study.study_id)
         self._copies = read_copies(engine, study.study_id)
         open_or_used = read_numbers(engine, study, list(self._extensions)) if self._extensions else []
-        self._failed = {trial.number for trial in open_or_used if trial.outcome is Outcome.FAILED}
+        self._counting = {trial.number for trial in open_or_used if trial.outcome in _COUNTING}
 
     def best(self, count: int, epochs: int) -> list[tuple[TrialRow, Extension]]:
         if len(self.study.directions) > 1:
@@ -122,7 +129,7 @@ class _Finished:
         if last >= epochs:
             return f"it has {last} epochs: pass more than that as the total, got {epochs}"
         for other, extension in self._extensions.items():
-            if extension.of == number and extension.epochs >= epochs and other not in self._failed:
+            if extension.of == number and extension.epochs >= epochs and other in self._counting:
                 return f"trial {other} continues it to epoch {extension.epochs} already"
         if self._is_gone(_state_of(trial)):
             return "no state to resume from; it was removed in favour of better trials"

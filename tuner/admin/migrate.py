@@ -66,7 +66,8 @@ def migrate(
 
     Raises:
         UnknownStudy: there is no such study.
-        UsageError: a change is not possible, or a worker holds a trial of the study; nothing was changed.
+        UsageError: a change is not possible, a worker holds a trial of the study, or a trial waits to continue another
+            one; nothing was changed.
     """
     with connected(url) as engine:
         row = find_study(engine, name)

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tuner.admin.edits import check_exists, conditions_in, describe_domain, queue
+from tuner.admin.edits import check_exists, conditions_in, describe_domain, known_distributions, queue
 from tuner.errors import UsageError, nearest
 from tuner.results.rows import best_rows
 from tuner.storage import AnyURL, connected
-from tuner.storage.read.queries import find_study, read_distributions
+from tuner.storage.read.queries import find_study
 from tuner.trial import optuna_private as private
 
 SOURCE = "enqueued_from"
@@ -54,7 +54,7 @@ def enqueue_best(
         raise UsageError(f"the number of trials to queue must be at least 1: got {count}")
     with connected(url) as engine:
         study = find_study(engine, name)
-        known = read_distributions(engine, study.study_id)
+        known = known_distributions(engine, study)
         best = best_rows(engine, other, count)
     if not known:
         raise UsageError(f"study {name!r} has no trials yet, so its hyperparameters are unknown: launch it first")

@@ -9,7 +9,8 @@ from typing import Any
 from optuna.distributions import CategoricalDistribution, json_to_distribution
 from sqlalchemy import Engine
 
-from tuner.storage.read.queries import read_distributions
+from tuner.admin.edits import known_distributions
+from tuner.storage.read.queries import StudyRow
 
 PREFIX = "hparam:"
 """The names of the form's fields begin with it."""
@@ -61,15 +62,15 @@ class Field:
         return PREFIX + self.name
 
 
-def read_fields(engine: Engine, study_id: int, given: Mapping[str, object]) -> list[Field]:
+def read_fields(engine: Engine, study: StudyRow, given: Mapping[str, object]) -> list[Field]:
     """Return the fields for a study, in the order of its hyperparameters; none if it has no trials yet.
 
     Args:
         engine: The storage's engine.
-        study_id: The study.
+        study: The study.
         given: Values that the fields begin with, by hyperparameter.
     """
-    known = read_distributions(engine, study_id)
+    known = known_distributions(engine, study)
     return [_field(name, texts, given) for name, texts in list(known.items())[:MOST_FIELDS]]
 
 

@@ -218,7 +218,7 @@ def read_study_page(
         "is_ours": bool(study.record),
         "is_stopped": standing is not None and standing.is_stopped,
         "asked": None if standing is None else standing.trials,
-        "fields": read_fields(engine, study.study_id, given),
+        "fields": read_fields(engine, study, given),
         "is_filled": bool(given),
         "busy": state["workers"],
         "best": best,

@@ -139,11 +139,10 @@ BaseStorage.register(PrunerView)
 
 def _in_space(trial: FrozenTrial, distributions: Mapping[str, BaseDistribution]) -> FrozenTrial | None:
     """Return a trial with the present distributions; None if it is outside of them."""
-    own, present = trial.distributions, {}
-    for name, distribution in own.items():
-        present[name] = distributions.get(name, distribution)
-        if present[name] != distribution and not is_contained(present[name], trial.params[name]):
-            return None
+    own = trial.distributions
+    present = {name: distributions.get(name, distribution) for name, distribution in own.items()}
+    if not all(is_contained(present[name], trial.params[name]) for name in own if name in distributions):
+        return None
     if present == own:
         return trial
     copied = copy.copy(trial)

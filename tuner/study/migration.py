@@ -27,7 +27,7 @@ from tuner.study.spec import StudySpec
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-_FIXED = re.compile(r"^ fixed at (?P<value>.*?)(?= if |$)")
+_FIXED = " fixed at "
 _CONSTANT = "constant "
 
 
@@ -188,6 +188,25 @@ def plan_space(recorded: Mapping[str, str], study: StudySpec, defaults: Mapping[
     return SpacePlan(study, tuple(changes), given, domains, frozenset(rewritten))
 
 
+def recorded_domains(recorded: Mapping[str, str]) -> dict[str, Domain]:
+    """Return the domains in the recorded space of a study, without constants; a fixed one has only its value.
+
+    Args:
+        recorded: Domains as text, by name. Choices have their labels as options.
+
+    Raises:
+        UsageError: it is not the space of a Space class.
+    """
+    found: dict[str, Domain] = {}
+    for name, text in recorded.items():
+        described = _parse(text)
+        if described.domain is None:
+            continue
+        value = _fixed_part(described.rest)
+        found[name] = described.domain.only(ast.literal_eval(value)) if value else described.domain
+    return found
+
+
 def _default(name: str, before: str | None, domain: Domain, study: StudySpec, given: str | None) -> dict[str, Stored]:
     """Return the value of earlier trials for a new hyperparameter, if it is known.
 
@@ -237,7 +256,9 @@ def _compare(name: str, before: str | None, after: str | None) -> Change:
         )
     if old.domain is None:
         return Change(name, ADDED, before, after)
-    if not new.rest.startswith(old.rest) or _fixed_part(old.rest) != _fixed_part(new.rest):
+    earlier, later = _conditions(old.rest), _conditions(new.rest)
+    may_exist = later[: len(earlier)] == earlier and bool(later) == bool(earlier)
+    if not may_exist or _fixed_part(old.rest) != _fixed_part(new.rest):
         raise UsageError(
             f"{name} was {before}, is {after}: it must stay fixed or searched, and exist under the same conditions"
         )
@@ -246,8 +267,23 @@ def _compare(name: str, before: str | None, after: str | None) -> Change:
 
 
 def _fixed_part(rest: str) -> str:
-    found = _FIXED.match(rest)
-    return "" if found is None else found["value"]
+    """Return the text of the value at which a hyperparameter is fixed; empty if it is searched."""
+    if not rest.startswith(_FIXED):
+        return ""
+    text = rest.removeprefix(_FIXED)
+    for end in (*(found.start() for found in re.finditer(" if ", text)), len(text)):
+        try:
+            ast.literal_eval(text[:end])
+        except (SyntaxError, ValueError):
+            continue  # the word is part of a label
+        return text[:end]
+    return text
+
+
+def _conditions(rest: str) -> list[str]:
+    """Return the conditions under which a hyperparameter exists, one of which is enough; empty if it always does."""
+    text = rest.removeprefix(f"{_FIXED}{_fixed_part(rest)}") if rest.startswith(_FIXED) else rest
+    return text.removeprefix(" if ").split(" or ") if text else []
 
 
 def _changed_domain(name: str, old: Domain, new: Domain) -> str:

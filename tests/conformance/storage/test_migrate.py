@@ -12,10 +12,12 @@ import optuna
 import pytest
 import sqlalchemy as sa
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution, json_to_distribution
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 from storage_tools import opened
 
+from tuner.admin.edits import end_trial, enqueue
 from tuner.admin.migrate import Migration, migrate
+from tuner.admin.transfer import enqueue_best
 from tuner.errors import StudyChanged, UsageError
 from tuner.search.view import SamplerView
 from tuner.storage import connect
@@ -25,6 +27,8 @@ from tuner.storage.sql.tables import trial_params, trials
 from tuner.storage.worker import claims, leases
 from tuner.storage.worker.claims import Claimant, claim
 from tuner.study.file import load_study
+from tuner.study.migration import recorded_domains
+from tuner.trial.extension import EXTENSION_KEY, Extension
 from tuner.worker import run_worker
 
 HEAD = """
@@ -203,6 +207,50 @@ def test_a_narrower_space_keeps_distributions_and_hides_trials_outside(study: Mi
     study.run(study.file(**narrow, sampler={"name": "cmaes"}), trials=24)
 
 
+@pytest.mark.filterwarnings("ignore:Fixed parameter")
+def test_samplers_do_not_see_a_value_outside_of_its_own_distribution(study: Migrations) -> None:
+    """Optuna only warns of a queued value that is outside."""
+    narrow = {"rate": FloatDistribution(1e-3, 1e-2, log=True)}
+    plain = study.plain()
+    for rate in (0.05, 0.01):
+        plain.enqueue_trial({"rate": rate})
+        plain.tell(plain.ask(narrow), 1.0)
+    with opened(study.url) as storage:
+        view: Any = SamplerView(storage, narrow)
+        seen = [trial.number for trial in optuna.load_study(study_name="one", storage=view).trials]
+    assert [number for number in seen if number >= 12] == [13]
+
+
+def test_no_trial_outside_of_a_narrower_space_is_queued(study: Migrations) -> None:
+    narrow: dict[str, Any] = {"rate": "float = log_uniform(1e-3, 1e-2)", "kind": 'str = choice("relu", "tanh", "gelu")'}
+    assert enqueue(study.url, "one", {"rate": "0.05"}) == {"rate": 0.05}
+    study(**narrow)
+    with pytest.raises(UsageError, match=r"^rate must be in \[0.001, 0.01\]: got '0.05'$"):
+        enqueue(study.url, "one", {"rate": "0.05"})
+    assert enqueue(study.url, "one", {"rate": "0.01", "kind": "gelu", "optimizer": "SGD"}) == {
+        "rate": 0.01,
+        "kind": "gelu",
+        "optimizer": "SGD",
+    }
+    source = optuna.create_study(study_name="other", storage=study.plain()._storage)
+    for rate in (0.05, 0.005):
+        distribution = FloatDistribution(1e-3, 1e-1, log=True)
+        source.add_trial(create_trial(params={"rate": rate}, distributions={"rate": distribution}, value=rate))
+    found = enqueue_best(study.url, "one", "other")
+    assert found.trials == [(1, {"rate": 0.005})]
+    assert found.unmatched == ["rate must be in [0.001, 0.01] (1 of 2 trials)"]
+
+
+def test_a_fixed_hyperparameter_is_queued_only_at_its_value() -> None:
+    recorded = {
+        "a": "choice('x if y', 'z') fixed at 'x if y' if b=c",
+        "n": "int_uniform(1, 9) fixed at 3",
+        "c": "constant 1",
+    }
+    found = {name: domain.distribution() for name, domain in recorded_domains(recorded).items()}
+    assert found == {"a": CategoricalDistribution(("x if y",)), "n": IntDistribution(3, 3)}
+
+
 def test_a_linear_scale_becomes_a_logarithmic_one(study: Migrations) -> None:
     study(width="int = int_uniform(8, 32, log=True)", slope="float = uniform(0.1, 0.5)")
     found = study.plain()
@@ -234,6 +282,20 @@ def test_a_new_field_needs_the_value_of_earlier_trials(study: Migrations) -> Non
         study(slope="float = uniform(0.0, 0.5)", defaults={"slope": "0.2"})
     study(**new, defaults={"drop": "0.2"})
     assert {trial.params["drop"] for trial in study.plain().trials} == {0.2}
+
+
+def test_trials_without_any_hyperparameter_get_the_new_field(tmp_path: Path, sqlite_url: str) -> None:
+    """All fields of the space were constants."""
+    constant = {"rate": "float = 0.01", "width": "int = 8", "kind": 'str = "relu"', "slope": "float = 0.1"}
+    study = Migrations(tmp_path, sqlite_url)
+    study.run(study.file(**constant, remove=["optimizer"]), trials=3)
+    study.plain().enqueue_trial({})
+    new = "float = uniform(0.0, 0.5)"
+    found = study(**constant, drop=new, remove=["optimizer"], defaults={"drop": "0.2"})
+    assert found.lines[-1] == "3 trials: drop is added"
+    after = study.plain().trials
+    assert [trial.params for trial in after] == [{"drop": 0.2}] * 3 + [{}]
+    assert after[0].distributions == {"drop": FloatDistribution(0.0, 0.5)}
 
 
 def test_a_new_choice_of_spaces_gets_the_values_below_it(study: Migrations) -> None:
@@ -349,6 +411,19 @@ def test_no_other_program_may_run_a_trial(study: Migrations) -> None:
     study.plain().ask()
     with pytest.raises(UsageError, match=r"^another program runs trial 12: end it, or wait an hour after its start$"):
         study(**WIDER)
+
+
+def test_no_trial_may_wait_to_continue_another(study: Migrations) -> None:
+    extension = Extension(3, 1, 2, 3, "/gone").to_json()
+    for state in (TrialState.FAIL, TrialState.WAITING):
+        study.plain().add_trial(create_trial(state=state, system_attrs={EXTENSION_KEY: extension}))
+    for is_dry in (True, False):
+        with pytest.raises(
+            UsageError, match=r"^trial 13 waits to continue another one .*: let it run first, or end it"
+        ):
+            study(is_dry=is_dry, **WIDER)
+    end_trial(study.url, "one", 13)
+    assert study(**WIDER).version == 1
 
 
 def test_the_backup_has_what_was_there(study: Migrations) -> None:

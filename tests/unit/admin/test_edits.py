@@ -13,7 +13,7 @@ import optuna
 import pytest
 import sqlalchemy as sa
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 import tuner
 from tuner import Space, Study, choice, log_uniform, uniform
@@ -29,6 +29,7 @@ from tuner.storage.worker.claims import Claimant, claim
 from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.studies import join, register
 from tuner.trial import Outcome, Report
+from tuner.trial.extension import EXTENSION_KEY, Extension
 
 pytestmark = pytest.mark.with_tables
 
@@ -261,6 +262,16 @@ def test_a_failed_trial_is_tried_again_as_a_new_one(storage: Any, storage_url: s
     with pytest.raises(UnknownStudy):
         retry(storage_url, "ours", 9)
     assert len(study.get_trials()) == 3
+
+
+def test_a_failed_continuation_is_not_tried_again_from_the_start(storage: Any, storage_url: str) -> None:
+    study = make(storage)
+    extension = Extension(0, 1, 7, 0, "/gone").to_json()
+    study.add_trial(create_trial(state=TrialState.FAIL, system_attrs={EXTENSION_KEY: extension}))
+    with pytest.raises(
+        UsageError, match=r"^cannot retry trial 1 .* continued trial 0: .* `tuner extend ours --trial 0 --epochs 7`$"
+    ):
+        retry(storage_url, "ours", 1)
 
 
 def test_one_trial_is_ended_and_the_study_continues(storage: Any, storage_url: str) -> None:

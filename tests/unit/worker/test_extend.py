@@ -26,13 +26,17 @@ from tuner.admin.extend import Extended, extend
 from tuner.errors import StudyError, UsageError
 from tuner.results.rows import best_rows, show_row
 from tuner.search.view import PrunerView
+from tuner.storage import connect
 from tuner.storage.artifacts import artifacts_of
 from tuner.storage.read.lineage import read_metrics
 from tuner.storage.read.queries import find_study, read_trial
 from tuner.storage.sql.tables import rungs
+from tuner.storage.worker import leases
+from tuner.storage.worker.claims import Claimant, claim
+from tuner.storage.worker.fences import Lease
 from tuner.training import ArrayDataset, OptimizerSpec, TrainerModule, WarmupCosine
 from tuner.training.saved.checkpoints import read
-from tuner.trial import Stop
+from tuner.trial import Outcome, Stop
 from tuner.trial.events import CohortChosen, EpochEnded
 from tuner.worker import run_worker
 from tuner.worker.choose import make_trainable
@@ -442,6 +446,29 @@ def test_what_cannot_be_continued(runs: Runs) -> None:
         runs.extend(5, numbers=[2])
     with pytest.raises(UsageError, match=r"^no trial of 'one' can be continued to epoch 6: trials 2 have a last state"):
         runs.extend(6)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.PRUNED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outcome.TIMED_OUT])
+def test_a_continuation_that_ended_early_does_not_count(runs: Runs, outcome: Outcome) -> None:
+    runs(make(trials=1))
+    (first,) = runs.extend(6)
+    engine = connect(runs.url)
+    held = claim(engine, Claimant(1, "worker", trials=2, lease_s=30.0))
+    assert isinstance(held, Lease)
+    assert held.number == first.number
+    with pytest.raises(UsageError, match=r"trial 1 continues it to epoch 6 already$"):
+        runs.extend(6, numbers=[0])
+    leases.tell(engine, held, outcome, None, {})
+    assert runs.shown(1)["outcome"] == outcome
+    engine.dispose()
+    assert [(one.number, one.of) for one in runs.extend(6, numbers=[0])] == [(2, 0)]
+
+
+def test_a_study_of_plain_optuna_cannot_be_continued(runs: Runs) -> None:
+    optuna.create_study(study_name="one", storage=runs.url).optimize(lambda trial: trial.suggest_float("x", 0, 1), 1)
+    for which in ({}, {"numbers": [0]}):
+        with pytest.raises(UsageError, match=r"^study 'one' was not created by tuner: only trials of `tuner launch` "):
+            runs.extend(6, **which)
 
 
 def test_what_keep_last_needs() -> None:

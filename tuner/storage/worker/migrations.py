@@ -18,7 +18,8 @@ from tuner.storage.sql.dialect import clock, insert
 from tuner.storage.sql.prepared_statements import run
 from tuner.storage.sql.retry import read, write
 from tuner.storage.sql.statements import SPACE_VERSION_KEY
-from tuner.storage.sql.tables import leases, study_system_attributes, trial_params, trials
+from tuner.storage.sql.tables import leases, study_system_attributes, trial_params, trial_system_attributes, trials
+from tuner.trial.extension import EXTENSION_KEY
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -76,11 +77,13 @@ def preview(engine: Engine, study_id: int, plan: Plan) -> Migrated:
     """Return what a migration would change.
 
     Raises:
-        UsageError: a worker holds a trial of the study, or the plan cannot be carried out.
+        UsageError: a worker holds a trial of the study, a trial waits to continue another one, or the plan cannot be
+            carried out.
     """
 
     def work(connection: Connection) -> Migrated:
         _check_no_live_trial(connection, study_id)
+        _check_no_waiting_continuation(connection, study_id)
         return _changes(connection, study_id, plan)
 
     return read(engine, work)
@@ -107,7 +110,8 @@ def migrate_space(
 
     Raises:
         UnknownStudy: the study was deleted.
-        UsageError: a worker holds a trial of the study, or its record has changed since.
+        UsageError: a worker holds a trial of the study, a trial waits to continue another one, or the study's record
+            has changed since.
 
     Concurrency: one transaction that locks the study's row, under which trials are claimed.
     """
@@ -120,6 +124,7 @@ def migrate_space(
         if tries and recorded == after and earlier:  # committed, although the answer was lost
             return done[0]
         _check_no_live_trial(connection, study_id)
+        _check_no_waiting_continuation(connection, study_id)
         if recorded != before:
             raise UsageError("the study's record has changed meanwhile: run `tuner migrate` again")
         found = _changes(connection, study_id, plan)
@@ -162,6 +167,14 @@ def _params(connection: Connection, study_id: int) -> Sequence[Any]:
     return connection.execute(query).all()
 
 
+def _started(connection: Connection, study_id: int) -> list[tuple[int, int]]:
+    """Return ids and numbers of the trials that are not queued, in order, and of queued ones with hyperparameters."""
+    has_params = sa.exists().where(trial_params.c.trial_id == trials.c.trial_id)
+    query = sa.select(trials.c.trial_id, trials.c.number).where(trials.c.study_id == study_id)
+    query = query.where((trials.c.state != "WAITING") | has_params).order_by(trials.c.number)
+    return [(row[0], row[1]) for row in connection.execute(query)]
+
+
 def _check_no_live_trial(connection: Connection, study_id: int) -> None:
     dialect = connection.dialect.name
     is_running = (trials.c.study_id == study_id) & (trials.c.state == "RUNNING")
@@ -179,16 +192,28 @@ def _check_no_live_trial(connection: Connection, study_id: int) -> None:
         )
 
 
+def _check_no_waiting_continuation(connection: Connection, study_id: int) -> None:
+    attributes = trial_system_attributes.c
+    query = sa.select(trials.c.number).join(trial_system_attributes, attributes.trial_id == trials.c.trial_id)
+    is_open = trials.c.state.in_(["WAITING", "RUNNING"])  # one that runs was given back: nobody holds a trial
+    query = query.where(trials.c.study_id == study_id, is_open, attributes.key == EXTENSION_KEY)
+    if numbers := connection.execute(query.order_by(trials.c.number)).scalars().all():
+        raise UsageError(
+            f"trial {', '.join(map(str, numbers))} waits to continue another one with its hyperparameters: let it run "
+            "first, or end it in the dashboard"
+        )
+
+
 def _changes(connection: Connection, study_id: int, plan: Plan) -> Migrated:
     from optuna.distributions import distribution_to_json, json_to_distribution
 
     texts: dict[tuple[str, str], int] = {}
-    by_trial: dict[tuple[int, int], dict[str, Any]] = {}
+    by_trial: dict[tuple[int, int], dict[str, Any]] = {key: {} for key in _started(connection, study_id)}
     known: dict[str, BaseDistribution] = {}
     for trial_id, number, name, value, text in _params(connection, study_id):
         distribution = known.get(text) or known.setdefault(text, json_to_distribution(text))
         texts[name, text] = texts.get((name, text), 0) + 1
-        by_trial.setdefault((trial_id, number), {})[name] = distribution.to_external_repr(value)
+        by_trial[trial_id, number][name] = distribution.to_external_repr(value)
     rewrites: list[Rewrite] = []
     for (name, text), count in texts.items():
         if name not in plan.rewritten:
