@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Container, Mapping
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from optuna.storages import BaseStorage
@@ -47,8 +47,7 @@ class SamplerView:
         """Return a study's trials; see `optuna.storages.BaseStorage`."""
         found = self._storage.get_all_trials(study_id, deepcopy=deepcopy, states=states)
         if self._distributions is not None:
-            given = self._distributions
-            found = [moved for trial in found if (moved := _in_space(trial, given)) is not None]
+            found = in_space(found, self._distributions)
         return [_shown(trial) for trial in found]
 
 
@@ -135,6 +134,11 @@ class PrunerView:
 
 
 BaseStorage.register(PrunerView)
+
+
+def in_space(trials: Sequence[FrozenTrial], distributions: Mapping[str, BaseDistribution]) -> list[FrozenTrial]:
+    """Return trials with the present distributions, without those that are outside of them."""
+    return [moved for trial in trials if (moved := _in_space(trial, distributions)) is not None]
 
 
 def _in_space(trial: FrozenTrial, distributions: Mapping[str, BaseDistribution]) -> FrozenTrial | None:

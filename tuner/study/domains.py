@@ -60,6 +60,10 @@ def check_prior(prior: object, confidence: object, domain: Domain) -> None:
     """Raise SpaceError if a prior is outside its domain, or its confidence is unknown."""
     if confidence not in typing.get_args(Confidence):
         raise SpaceError(f"the confidence of a prior must be 'low', 'medium' or 'high': got {confidence!r}")
+    if prior is None and confidence != "medium":
+        raise SpaceError(
+            f"the confidence of a prior needs a prior: got confidence={confidence!r} in {domain!r}; add prior"
+        )
     if prior is not None and not domain.contains(prior):
         raise SpaceError(f"the prior must be in {domain!r}: got {prior!r}")
 
@@ -176,7 +180,7 @@ class FloatDomain(Domain):
         return float(stored)
 
     def only(self, value: float) -> FloatDomain:
-        return dataclasses.replace(self, low=float(value), high=float(value), prior=None)
+        return dataclasses.replace(self, low=float(value), high=float(value), prior=None, confidence="medium")
 
     def __repr__(self) -> str:
         name = "log_uniform" if self.log else "uniform"
@@ -241,7 +245,7 @@ class IntDomain(Domain):
         return int(stored)
 
     def only(self, value: int) -> IntDomain:
-        return dataclasses.replace(self, low=value, high=value, step=1, prior=None)
+        return dataclasses.replace(self, low=value, high=value, step=1, prior=None, confidence="medium")
 
     def __repr__(self) -> str:
         marks = f", step={self.step}" * (self.step != 1) + ", log=True" * self.log + ", traced=True" * self.traced

@@ -393,9 +393,12 @@ class StudySpec:
             number: The trial's number.
             agreed: What is stored with the study for its sampler; None if nothing is stored yet.
         """
-        from tuner.search import make_sampler
+        from tuner.search import learns_as, make_sampler
 
-        return make_sampler(self.sampler, context_of(self, number, trial_seed(self.seed, number, "sampler"), agreed))
+        # With its names, a study does not repeat the random trials of an earlier one that has the same seed.
+        is_learning = learns_as(self.sampler)[0] != "random"
+        purpose = "/".join(("sampler", *(self.warm_start if is_learning else ())))
+        return make_sampler(self.sampler, context_of(self, number, trial_seed(self.seed, number, purpose), agreed))
 
     def sees_window(self, agreed: Agreed) -> bool:
         """Return whether the sampler sees only a part of the trials of a large study."""

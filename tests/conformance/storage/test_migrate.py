@@ -26,6 +26,7 @@ from tuner.storage.read.queries import MIGRATIONS_KEY
 from tuner.storage.sql.tables import trial_params, trials
 from tuner.storage.worker import claims, leases
 from tuner.storage.worker.claims import Claimant, claim
+from tuner.storage.worker.searches import Prepared, agree_on_search
 from tuner.study.file import load_study
 from tuner.study.migration import recorded_domains
 from tuner.trial.extension import EXTENSION_KEY, Extension
@@ -484,3 +485,28 @@ def test_other_distributions_of_a_trial_are_found(study: Migrations) -> None:
     study(rate="float = log_uniform(1e-4, 1.0)")
     texts = {json_to_distribution(row[3]) for row in study.rows() if row[1] == "rate"}
     assert texts == {FloatDistribution(1e-4, 1.0, log=True)}
+
+
+def test_trials_of_earlier_studies_are_seen_in_the_changed_space(study: Migrations) -> None:
+    file = Path(study.file(sampler={"name": "tpe", "multivariate": True}, more='warm_start=["one"],'))
+    file.write_text(file.read_text().replace('name="one"', 'name="two"'))
+    study.run(str(file), trials=2)
+    new: dict[str, str] = {
+        "rate": "float = log_uniform(1e-3, 1e-2)",
+        "kind": 'str = choice("relu", "tanh", "gelu")',
+        "drop": "float = uniform(0.0, 0.5)",
+    }
+    moved = Path(study.file(**new, sampler={"name": "tpe", "multivariate": True}, more='warm_start=["one"],'))
+    moved.write_text(moved.read_text().replace('name="one"', 'name="two"'))
+    migrate(parsed(study.url), "two", str(moved), defaults={"drop": "0.25"})
+    with opened(study.url) as storage:
+        made = load_study(str(moved))
+        agreed = agree_on_search(storage.engine, storage.get_study_id_from_name("two"), made, Prepared({}))
+    inside = [trial for trial in study.plain().trials if trial.params["rate"] <= 1e-2]
+    assert 0 < len(inside) < 12
+    assert [trial.params for trial in agreed.earlier] == [{**trial.params, "drop": 0.25} for trial in inside]
+    for trial in agreed.earlier:
+        assert trial.distributions["rate"] == FloatDistribution(1e-3, 1e-2, log=True)
+        assert trial.distributions["kind"] == CategoricalDistribution(("relu", "tanh", "gelu"))
+        assert trial.distributions["drop"] == FloatDistribution(0.0, 0.5)
+    study.run(str(moved), trials=4)

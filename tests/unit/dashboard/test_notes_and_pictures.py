@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,31 @@ def test_a_note_is_the_one_that_optuna_shows(storage: Any) -> None:
         notes.save_note(storage, study._study_id, None, Note("three", 1))
     notes.save_note(storage, study._study_id, None, Note("", 2))
     assert get_note(study) == ""
+
+
+@pytest.mark.parametrize("of_trial", [False, True])
+def test_of_editors_who_save_at_once_one_is_told_saved_and_the_note_is_theirs(storage_url: str, of_trial: bool) -> None:
+    with opened(storage_url) as storage:
+        study = optuna.create_study(storage=storage)
+        trial_id = study.ask()._trial_id if of_trial else None
+        notes.save_note(storage, study._study_id, trial_id, Note("z" * 9000, 0))
+        texts = [letter * (5000 + 1000 * at) for at, letter in enumerate("abcd")]
+        start = threading.Barrier(len(texts))
+
+        def is_saved(text: str, version: int) -> bool:
+            start.wait()
+            try:
+                notes.save_note(storage, study._study_id, trial_id, Note(text, version))
+            except UsageError:
+                return False
+            return True
+
+        with ThreadPoolExecutor(len(texts)) as pool:
+            for version in range(1, 9):
+                told = list(pool.map(is_saved, texts, [version] * len(texts)))
+                saved = [text for text, is_theirs in zip(texts, told, strict=True) if is_theirs]
+                assert len(saved) == 1
+                assert read_note(storage, study._study_id, trial_id) == Note(saved[0], version + 1)
 
 
 @pytest.mark.parametrize(("text", "message"), [("x" * 20_001, "at most 20000 characters: got 20001"), ("a\0", "NUL")])

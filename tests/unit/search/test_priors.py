@@ -205,3 +205,8 @@ def test_a_wrong_prior_is_refused(make: Any, reason: str) -> None:
 
         class Wrong(Space):  # pyright: ignore[reportUnusedClass]
             x: object = make()
+
+
+def test_a_confidence_without_a_prior_is_refused() -> None:
+    with pytest.raises(SpaceError, match=r"a prior needs a prior: got confidence='high' in uniform\(0.0, 1.0\)"):
+        type("HParams", (Space,), {"__annotations__": {"x": float}, "x": uniform(0, 1, confidence="high")})

@@ -148,11 +148,18 @@ def test_suggestions_are_those_of_a_study_that_began_with_these_trials(url: str)
     by_hand = optuna.create_study()
     by_hand.add_trials(old)
     for number, trial in enumerate(found):
-        by_hand.sampler = TPESampler(seed=trial_seed(0, number, "sampler"))
+        by_hand.sampler = TPESampler(seed=trial_seed(0, number, "sampler/old"))
         again = by_hand.ask()
         params = {"rate": again.suggest_float("rate", 1e-5, 1.0, log=True), "width": again.suggest_int("width", 1, 64)}
         assert params == trial.params
         by_hand.tell(again, bowl(params))
+
+
+def test_a_study_does_not_repeat_the_trials_of_an_earlier_one_with_the_same_seed(url: str) -> None:
+    run(make_study(name="old", warm_start=[]), url)
+    run(make_study(), url)
+    first, second = ([trial.params["rate"] for trial in plain_trials(url, name)] for name in ("old", "new"))
+    assert not {*first} & {*second}
 
 
 # --- What matches

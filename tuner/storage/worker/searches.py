@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Engine
 
 from tuner.errors import StudyError
-from tuner.storage.read.queries import find_record, read_studies
+from tuner.storage.read.queries import MIGRATIONS_KEY, find_record, read_studies
+from tuner.storage.sql.statements import SPACE_VERSION_KEY
 from tuner.storage.worker.earlier import read_earlier, to_trials
 from tuner.storage.worker.studies import agree
 
 if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
     from tuner.search import Agreed
     from tuner.search.hub import Source
     from tuner.study import StudySpec
@@ -97,8 +100,35 @@ def agree_on_search(engine: Engine, study_id: int, study: StudySpec, prepared: P
     return Agreed(
         None if plan is None else Plan.of(plan),
         None if module is None else Module.of(module),
-        () if earlier is None else to_trials(earlier),
+        () if earlier is None else _in_present_space(engine, study_id, study, to_trials(earlier)),
     )
+
+
+def _in_present_space(
+    engine: Engine, study_id: int, study: StudySpec, trials: Sequence[FrozenTrial]
+) -> Sequence[FrozenTrial]:
+    """Return trials of earlier studies as samplers see those of the study after its space was changed.
+
+    New hyperparameters have the values that the study's trials got. Conditional ones are not added.
+    """
+    from tuner.search.view import in_space, is_contained
+    from tuner.study.sampling import context_of
+
+    if find_record(engine, study_id, SPACE_VERSION_KEY) is None:
+        return trials
+    unconditional = context_of(study, 0, 0, None).distributions or {}
+    defaults: dict[str, Any] = {}
+    for migration in find_record(engine, study_id, MIGRATIONS_KEY) or []:
+        defaults |= migration.get("defaults", {})
+    for trial in trials:
+        added = {name: defaults[name] for name in unconditional if name in defaults and name not in trial.params}
+        trial.distributions = {**trial.distributions, **{name: unconditional[name] for name in added}}
+        trial.params = {**trial.params, **added}
+    seen = in_space(trials, study.distributions())
+    # A new hyperparameter may have got a narrower domain since.
+    return [
+        one for one in seen if all(is_contained(one.distributions[name], value) for name, value in one.params.items())
+    ]
 
 
 def _plan(study: StudySpec) -> Any:
