@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from optuna_dashboard import _note as optuna_notes
 from sqlalchemy import Connection
 
 from tuner.dashboard.api_checks import is_storable
@@ -16,6 +15,7 @@ from tuner.storage.optuna.storage import Storage
 from tuner.storage.sql.dialect import insert
 from tuner.storage.sql.retry import write
 from tuner.storage.sql.tables import studies, study_system_attributes
+from tuner.trial import optuna_private as private
 
 LONGEST = 20_000
 """Characters of a note."""
@@ -31,7 +31,7 @@ class Note:
 
 def read_note(storage: Storage, study_id: int, trial_id: int | None = None) -> Note:
     """Return the note of a study, or of one of its trials; an empty one if there is none."""
-    found = optuna_notes.get_note_from_system_attrs(storage.get_study_system_attrs(study_id), trial_id)
+    found = private.notes().get_note_from_system_attrs(storage.get_study_system_attrs(study_id), trial_id)
     return Note(found["body"], found["version"])
 
 
@@ -60,7 +60,7 @@ def save_note(storage: Storage, study_id: int, trial_id: int | None, note: Note)
         if connection.execute(locked).first() is None:
             raise UnknownStudy("the study has been deleted")
         stored = _stored_note(connection, study_id, trial_id)
-        now = optuna_notes.get_note_from_system_attrs(stored, trial_id)
+        now = private.notes().get_note_from_system_attrs(stored, trial_id)
         if tries and now == {"version": note.version + 1, "body": note.text}:  # an earlier try was committed
             return
         if now["version"] != note.version:
@@ -68,10 +68,10 @@ def save_note(storage: Storage, study_id: int, trial_id: int | None, note: Note)
                 "the note was changed meanwhile: copy your text, go back, reload the page, and add it there"
             )
         # Parts of a longer note before stay, empty.
-        parts = dict.fromkeys(stored, "") | optuna_notes.split_body(note.text, trial_id)
+        parts = dict.fromkeys(stored, "") | private.notes().split_body(note.text, trial_id)
         rows = [
             {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
-            for key, value in {**parts, optuna_notes.note_ver_key(trial_id): note.version + 1}.items()
+            for key, value in {**parts, private.notes().note_ver_key(trial_id): note.version + 1}.items()
         ]
         statement = insert(connection.dialect.name, study_system_attributes)
         changed = {"value_json": statement.excluded.value_json}
@@ -83,7 +83,7 @@ def save_note(storage: Storage, study_id: int, trial_id: int | None, note: Note)
 def _stored_note(connection: Connection, study_id: int, trial_id: int | None) -> dict[str, Any]:
     """Return the attributes of a study in which Optuna's pages keep a note."""
     attributes = study_system_attributes.c
-    version, prefix = optuna_notes.note_ver_key(trial_id), optuna_notes.note_str_key_prefix(trial_id)
+    version, prefix = private.notes().note_ver_key(trial_id), private.notes().note_str_key_prefix(trial_id)
     is_of_note = (attributes.key == version) | attributes.key.startswith(prefix, autoescape=True)
     query = sa.select(attributes.key, attributes.value_json).where(attributes.study_id == study_id, is_of_note)
     return {key: json.loads(text) for key, text in connection.execute(query)}

@@ -145,21 +145,13 @@ def _in_space(trial: FrozenTrial, distributions: Mapping[str, BaseDistribution])
     """Return a trial with the present distributions; None if it is outside of them."""
     own = trial.distributions
     present = {name: distributions.get(name, distribution) for name, distribution in own.items()}
-    if not all(is_contained(present[name], trial.params[name]) for name in own if name in distributions):
+    if not all(private.contains(present[name], trial.params[name]) for name in own if name in distributions):
         return None
     if present == own:
         return trial
     copied = copy.copy(trial)
     copied.distributions = present
     return copied
-
-
-def is_contained(distribution: BaseDistribution, value: object) -> bool:
-    """Return whether a distribution has a value."""
-    try:
-        return distribution._contains(distribution.to_internal_repr(value))
-    except ValueError:  # it is not one of the choices
-        return False
 
 
 def _shown(trial: FrozenTrial) -> FrozenTrial:

@@ -202,3 +202,13 @@ def migrations() -> Path:
     from optuna.storages import _rdb
 
     return Path(str(_rdb.__file__)).parent / "alembic"
+
+
+# --- Notes
+
+
+def notes() -> Any:
+    """Return the module of optuna-dashboard with the form in which notes are stored."""
+    from optuna_dashboard import _note
+
+    return _note

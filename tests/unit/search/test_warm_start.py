@@ -247,7 +247,7 @@ def test_conditional_hyperparameters_are_taken_with_their_conditions(url: str) -
         (lambda: make_study(warm_start=["new"]), "must name other studies: got the study's own name"),
         (
             lambda: make_study(space=None, train=__import__("tuner").OptunaObjective(lambda trial: 1.0)),
-            "warm_start needs a search space, .*: queue trials with `tuner enqueue new --from old` instead",
+            "warm_start needs a search space, .*: queue trials with `tuner enqueue --from old new` instead",
         ),
     ],
 )

@@ -40,6 +40,7 @@ NAMES = {
     "_get_trials": private.all_trials,
     "_study": private.with_storage,
     "_contains": private.contains,
+    "_note": private.notes,
     "_get_generation_key": private.generation_key,
 }
 

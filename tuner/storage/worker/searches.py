@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from tuner.search import Agreed
     from tuner.search.hub import Source
-    from tuner.study import StudySpec
+    from tuner.trial import optuna_private as private
+from tuner.study import StudySpec
 
 AUTO_KEY = "tuner:auto"
 """The study attribute with the samplers that `auto` has chosen."""
@@ -111,7 +112,7 @@ def _in_present_space(
 
     New hyperparameters have the values that the study's trials got. Conditional ones are not added.
     """
-    from tuner.search.view import in_space, is_contained
+    from tuner.search.view import in_space
     from tuner.study.sampling import context_of
 
     if find_record(engine, study_id, SPACE_VERSION_KEY) is None:
@@ -127,7 +128,9 @@ def _in_present_space(
     seen = in_space(trials, study.distributions())
     # A new hyperparameter may have got a narrower domain since.
     return [
-        one for one in seen if all(is_contained(one.distributions[name], value) for name, value in one.params.items())
+        one
+        for one in seen
+        if all(private.contains(one.distributions[name], value) for name, value in one.params.items())
     ]
 
 
