@@ -211,7 +211,7 @@ def test_a_narrower_space_keeps_distributions_and_hides_trials_outside(study: Mi
 @pytest.mark.filterwarnings("ignore:Fixed parameter")
 def test_samplers_do_not_see_a_value_outside_of_its_own_distribution(study: Migrations) -> None:
     """Optuna only warns of a queued value that is outside."""
-    narrow = {"rate": FloatDistribution(1e-3, 1e-2, log=True)}
+    narrow: dict[str, Any] = {"rate": FloatDistribution(1e-3, 1e-2, log=True)}
     plain = study.plain()
     for rate in (0.05, 0.01):
         plain.enqueue_trial({"rate": rate})
@@ -287,7 +287,12 @@ def test_a_new_field_needs_the_value_of_earlier_trials(study: Migrations) -> Non
 
 def test_trials_without_any_hyperparameter_get_the_new_field(tmp_path: Path, sqlite_url: str) -> None:
     """All fields of the space were constants."""
-    constant = {"rate": "float = 0.01", "width": "int = 8", "kind": 'str = "relu"', "slope": "float = 0.1"}
+    constant: dict[str, Any] = {
+        "rate": "float = 0.01",
+        "width": "int = 8",
+        "kind": 'str = "relu"',
+        "slope": "float = 0.1",
+    }
     study = Migrations(tmp_path, sqlite_url)
     study.run(study.file(**constant, remove=["optimizer"]), trials=3)
     study.plain().enqueue_trial({})
