@@ -146,21 +146,13 @@ def _in_space(trial: FrozenTrial, distributions: Mapping[str, BaseDistribution])
     own, present = trial.distributions, {}
     for name, distribution in own.items():
         present[name] = distributions.get(name, distribution)
-        if present[name] != distribution and not is_contained(present[name], trial.params[name]):
+        if present[name] != distribution and not private.contains(present[name], trial.params[name]):
             return None
     if present == own:
         return trial
     copied = copy.copy(trial)
     copied.distributions = present
     return copied
-
-
-def is_contained(distribution: BaseDistribution, value: object) -> bool:
-    """Return whether a distribution has a value."""
-    try:
-        return distribution._contains(distribution.to_internal_repr(value))
-    except ValueError:  # it is not one of the choices
-        return False
 
 
 def _shown(trial: FrozenTrial) -> FrozenTrial:

@@ -18,6 +18,7 @@ from tuner.storage.read.queries import MIGRATIONS_KEY, find_record, read_studies
 from tuner.storage.sql.statements import SPACE_VERSION_KEY
 from tuner.storage.worker.earlier import read_earlier, to_trials
 from tuner.storage.worker.studies import agree
+from tuner.trial import optuna_private as private
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -111,7 +112,7 @@ def _in_present_space(
 
     New hyperparameters have the values that the study's trials got. Conditional ones are not added.
     """
-    from tuner.search.view import in_space, is_contained
+    from tuner.search.view import in_space
     from tuner.study.sampling import context_of
 
     if find_record(engine, study_id, SPACE_VERSION_KEY) is None:
@@ -127,7 +128,9 @@ def _in_present_space(
     seen = in_space(trials, study.distributions())
     # A new hyperparameter may have got a narrower domain since.
     return [
-        one for one in seen if all(is_contained(one.distributions[name], value) for name, value in one.params.items())
+        one
+        for one in seen
+        if all(private.contains(one.distributions[name], value) for name, value in one.params.items())
     ]
 
 
