@@ -119,7 +119,8 @@ def _in_present_space(
         return trials
     unconditional = context_of(study, 0, 0, None).distributions or {}
     defaults: dict[str, Any] = {}
-    for migration in find_record(engine, study_id, MIGRATIONS_KEY) or []:
+    migrations: Any = find_record(engine, study_id, MIGRATIONS_KEY) or []
+    for migration in migrations:
         defaults |= migration.get("defaults", {})
     for trial in trials:
         added = {name: defaults[name] for name in unconditional if name in defaults and name not in trial.params}
