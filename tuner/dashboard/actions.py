@@ -125,15 +125,18 @@ def add_actions(app: Any, storage: Storage) -> None:
 
 def _route(storage: Storage, act: Callable[[Asked], str]) -> Callable[..., Any]:
     def acted(study_id: int, number: int = -1) -> Any:
-        study = study_of_id(storage, study_id)
+        try:
+            study = study_of_id(storage, study_id)
+        except bottle.HTTPError as error:
+            raise _refused(error.status_code, str(error.body)) from None
         try:
             done = act(Asked(storage, study, number, read_form()))
         except StorageLost:
             raise
         except UnknownStudy as error:
-            raise _refused(404, error) from None
+            raise _refused(404, str(error)) from None
         except TunerError as error:
-            raise _refused(400, error) from None
+            raise _refused(400, str(error)) from None
         if not _wants_page():
             bottle.response.content_type = "application/json"
             return json.dumps({"done": DONE[done]})
@@ -144,8 +147,8 @@ def _route(storage: Storage, act: Callable[[Asked], str]) -> Callable[..., Any]:
     return acted
 
 
-def _refused(status: int, error: TunerError) -> bottle.HTTPResponse:
-    reason = " ".join(str(error).split("\n", 1)[0].split())
+def _refused(status: int, error: str) -> bottle.HTTPResponse:
+    reason = " ".join(error.split("\n", 1)[0].split())
     if _wants_page():
         return bottle.HTTPError(status, reason)
     headers = {"Content-Type": "application/json"}

@@ -74,7 +74,8 @@ def _grid(options: dict[str, object], context: Context) -> BaseSampler:
 
 def _brute_force(options: dict[str, object], context: Context) -> BaseSampler:
     from optuna.distributions import FloatDistribution
-    from optuna.samplers import BruteForceSampler
+
+    from tuner.search.sequences import ExhaustiveSampler
 
     floats = [
         name
@@ -86,7 +87,7 @@ def _brute_force(options: dict[str, object], context: Context) -> BaseSampler:
             f"the sampler 'brute_force' needs integers and choices only: {', '.join(floats)} must be fixed, or have "
             "choices instead; or use 'grid' with values"
         )
-    return call("sampler", "brute_force", BruteForceSampler, options, {"seed": context.trial_seed})
+    return call("sampler", "brute_force", ExhaustiveSampler, options, {"seed": context.trial_seed})
 
 
 def _cmaes(options: dict[str, object], context: Context) -> BaseSampler:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.samplers import BaseSampler, QMCSampler, RandomSampler
+from optuna.samplers import BaseSampler, BruteForceSampler, QMCSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from tuner.errors import StudyError
@@ -220,3 +221,18 @@ def _point(axes: Mapping[str, Sequence[object]], index: int) -> dict[str, Any]:
         index, at = divmod(index, len(axis))
         point[name] = axis[at]
     return {name: point[name] for name in axes}
+
+
+class ExhaustiveSampler(BruteForceSampler):
+    """Optuna's `BruteForceSampler`, which also ends a search that has tried every point before its next trial."""
+
+    def limits(self, trials: Sequence[FrozenTrial]) -> Limits:
+        """Return the number of trials that can count in a study: those that it has, once no point is left."""
+        states = [trial.state for trial in trials]
+        if not self._is_exhausted([trial for trial in trials if trial.state != TrialState.WAITING and trial.params]):
+            return Limits(sys.maxsize, sys.maxsize)
+        new = sum(state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING) for state in states)
+        return Limits(new + states.count(TrialState.WAITING), new)
+
+    def _is_exhausted(self, trials: list[FrozenTrial]) -> bool:
+        return bool(trials) and not private.has_untried(self, trials)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import optuna
     from optuna.distributions import BaseDistribution
     from optuna.pruners import BasePruner, HyperbandPruner, SuccessiveHalvingPruner
-    from optuna.samplers import BaseGASampler
+    from optuna.samplers import BaseGASampler, BruteForceSampler
     from optuna.study._frozen import FrozenStudy as _FrozenStudy
     from optuna.terminator import BaseTerminator
     from optuna.trial import FrozenTrial
@@ -202,6 +202,18 @@ def migrations() -> Path:
     from optuna.storages import _rdb
 
     return Path(str(_rdb.__file__)).parent / "alembic"
+
+
+def has_untried(sampler: BruteForceSampler, trials: list[FrozenTrial]) -> bool:
+    """Return whether a point is left that no trial has; True if the trials have different domains."""
+    from optuna.samplers._brute_force import _TreeNode
+
+    tree = _TreeNode()
+    try:
+        sampler._populate_tree(tree, trials, {})
+    except ValueError:  # the space was changed
+        return True
+    return tree.is_any_expandable(not sampler._avoid_premature_stop)
 
 
 # --- Notes

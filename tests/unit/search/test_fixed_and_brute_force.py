@@ -116,6 +116,14 @@ def test_brute_force_tries_every_point_once_and_ends_the_search(work: Any) -> No
     assert [event["event"] for event in events if event["event"] == "finished"] == ["finished"]
 
 
+def test_a_second_launch_of_brute_force_trains_nothing(work: Any) -> None:
+    work(make_finite(sampler="brute_force", trials=20))
+    found, events, raised = work(make_finite(sampler="brute_force", trials=20))
+    assert raised is None
+    assert len(found) == len(POINTS)
+    assert [event["event"] for event in events if event["event"] == "finished"] == ["finished"]
+
+
 def test_brute_force_needs_a_finite_space() -> None:
     with pytest.raises(StudyError, match="'brute_force' needs integers and choices only: rate must be fixed, or have"):
         make_study("brute_force")

@@ -42,6 +42,10 @@ NAMES = {
     "_contains": private.contains,
     "_note": private.notes,
     "_get_generation_key": private.generation_key,
+    "_brute_force": private.has_untried,
+    "_TreeNode": private.has_untried,
+    "_populate_tree": private.has_untried,
+    "_avoid_premature_stop": private.has_untried,
 }
 
 
@@ -129,6 +133,14 @@ def test_a_domain_contains_the_values_that_a_trial_may_have() -> None:
     assert [private.contains(width, value) for value in (1, 9, 2, 11, "wide", None)] == [True] * 2 + [False] * 4
     kind = optuna.distributions.CategoricalDistribution(("a", None))
     assert [private.contains(kind, value) for value in ("a", None, "b")] == [True, True, False]
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_point_is_left_until_a_trial_has_each_of_them() -> None:
+    sampler = optuna.samplers.BruteForceSampler()
+    width = optuna.distributions.IntDistribution(1, 3)
+    done = [optuna.trial.create_trial(params={"w": at}, distributions={"w": width}, value=0.0) for at in (1, 2, 2, 3)]
+    assert [private.has_untried(sampler, done[:count]) for count in range(5)] == [True, True, True, True, False]
 
 
 def test_a_genetic_algorithm_stores_generations_under_its_key(study: optuna.Study) -> None:

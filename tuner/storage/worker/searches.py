@@ -18,6 +18,7 @@ from tuner.storage.read.queries import MIGRATIONS_KEY, find_record, read_studies
 from tuner.storage.sql.statements import SPACE_VERSION_KEY
 from tuner.storage.worker.earlier import read_earlier, to_trials
 from tuner.storage.worker.studies import agree
+from tuner.trial import optuna_private as private
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -119,7 +120,8 @@ def _in_present_space(
         return trials
     unconditional = context_of(study, 0, 0, None).distributions or {}
     defaults: dict[str, Any] = {}
-    for migration in find_record(engine, study_id, MIGRATIONS_KEY) or []:
+    migrations: Any = find_record(engine, study_id, MIGRATIONS_KEY) or []
+    for migration in migrations:
         defaults |= migration.get("defaults", {})
     for trial in trials:
         added = {name: defaults[name] for name in unconditional if name in defaults and name not in trial.params}
