@@ -227,8 +227,8 @@ def retry(url: AnyURL, name: str, number: int) -> None:
         )
     if extension is not None:
         raise UsageError(
-            f"cannot retry trial {number} of {name!r}, which continued trial {extension.of}: continue that one again, "
-            f"`tuner extend {name} --trial {extension.of} --epochs {extension.epochs}`"
+            f"cannot retry trial {number} of {name!r}, which continued trial {extension.of}: continue that one again "
+            f"with `tuner extend {name}`, for {extension.epochs} epochs"
         )
     if not trial.hparams:
         raise UsageError(f"cannot retry trial {number} of {name!r}: it failed before its hyperparameters were sampled")

@@ -269,7 +269,7 @@ def test_a_failed_continuation_is_not_tried_again_from_the_start(storage: Any, s
     extension = Extension(0, 1, 7, 0, "/gone").to_json()
     study.add_trial(create_trial(state=TrialState.FAIL, system_attrs={EXTENSION_KEY: extension}))
     with pytest.raises(
-        UsageError, match=r"^cannot retry trial 1 .* continued trial 0: .* `tuner extend ours --trial 0 --epochs 7`$"
+        UsageError, match=r"^cannot retry trial 1 .* continued trial 0: .* with `tuner extend ours`, for 7 epochs$"
     ):
         retry(storage_url, "ours", 1)
 
