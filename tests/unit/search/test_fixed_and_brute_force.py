@@ -85,7 +85,7 @@ def test_a_space_that_is_a_function_is_not_checked() -> None:
         ({"fixed": {"width": 8}, "seed": 3}, "'partial_fixed' must be .*'seed': 3"),
         ({"fixed": {"width": 8}, "base": TPESampler()}, "'base' is a named sampler"),
         ({"fixed": {"width": 8}, "base": "tp"}, "the sampler must be one of .*: got 'tp'; did you mean 'tpe'"),
-        ({"fixed": {"width": 8}, "base": "grid"}, "base of 'partial_fixed' cannot be 'grid': use .* --set"),
+        ({"fixed": {"width": 8}, "base": "grid"}, "base of 'partial_fixed' cannot be 'grid': use .* `fixed`"),
         ({"fixed": {"widdth": 8}}, "no hyperparameter 'widdth' to fix: the space has rate.*did you mean 'width'"),
         ({"fixed": {"width": 65}}, r"'partial_fixed' must fix width in its domain, IntDistribution\(.*: got 65"),
         ({"fixed": {"kind": "d"}}, "must fix kind in its domain, .*: got 'd'"),
