@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 import bottle
 
 from tuner.admin import edits, lifecycle
-from tuner.dashboard.answers import study_of_id
+from tuner.dashboard.answers import refused, study_of_id, wants_page
 from tuner.dashboard.api_checks import is_storable
 from tuner.dashboard.enqueue_form import MOST_FIELDS, words_of
 from tuner.dashboard.layout import study_query
@@ -128,16 +128,16 @@ def _route(storage: Storage, act: Callable[[Asked], str]) -> Callable[..., Any]:
         try:
             study = study_of_id(storage, study_id)
         except bottle.HTTPError as error:
-            raise _refused(error.status_code, str(error.body)) from None
+            raise refused(error.status_code, str(error.body)) from None
         try:
             done = act(Asked(storage, study, number, read_form()))
         except StorageLost:
             raise
         except UnknownStudy as error:
-            raise _refused(404, str(error)) from None
+            raise refused(404, str(error)) from None
         except TunerError as error:
-            raise _refused(400, str(error)) from None
-        if not _wants_page():
+            raise refused(400, str(error)) from None
+        if not wants_page():
             bottle.response.content_type = "application/json"
             return json.dumps({"done": DONE[done]})
         if number < 0:
@@ -145,18 +145,6 @@ def _route(storage: Storage, act: Callable[[Asked], str]) -> Callable[..., Any]:
         bottle.redirect(f"/trial{study_query(study.name, trial=number, done=done)}", 303)
 
     return acted
-
-
-def _refused(status: int, error: str) -> bottle.HTTPResponse:
-    reason = " ".join(error.split("\n", 1)[0].split())
-    if _wants_page():
-        return bottle.HTTPError(status, reason)
-    headers = {"Content-Type": "application/json"}
-    return bottle.HTTPResponse(json.dumps({"reason": reason[:1000]}), status, headers=headers)
-
-
-def _wants_page() -> bool:
-    return "text/html" in (bottle.request.get_header("Accept") or "")
 
 
 def read_form() -> dict[str, str]:

@@ -43,6 +43,20 @@ def send_json(value: object) -> str:
     return json.dumps(plain_json(value), allow_nan=False)
 
 
+def wants_page() -> bool:
+    """Return whether a person's browser asks, and not a script."""
+    return "text/html" in (bottle.request.get_header("Accept") or "")
+
+
+def refused(status: int, error: str) -> bottle.HTTPResponse:
+    """Return the refusal of an action, to be raised: a page for a browser, else JSON with the `reason`."""
+    reason = " ".join(error.split("\n", 1)[0].split())
+    if wants_page():
+        return bottle.HTTPError(status, reason)
+    headers = {"Content-Type": "application/json"}
+    return bottle.HTTPResponse(json.dumps({"reason": reason[:1000]}), status, headers=headers)
+
+
 def in_query(name: str) -> str | None:
     """Return a text of the request's query; None if it is not there or empty.
 

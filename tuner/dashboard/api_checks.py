@@ -16,6 +16,7 @@ from typing import Any
 import bottle
 from optuna.exceptions import UpdateFinishedTrialError
 
+from tuner.dashboard.answers import refused
 from tuner.errors import StorageLost, is_int, is_number
 from tuner.storage.optuna.storage import Storage
 from tuner.storage.read.activity import study_of
@@ -155,7 +156,8 @@ def _page(storage: Storage, view: Callable[..., object]) -> Callable[..., Any]:
         try:
             _check_ids(storage, {name: value for name, value in ids.items() if isinstance(value, int)})
         except Wrong as wrong:
-            raise bottle.HTTPError(wrong.status, str(wrong)) from None
+            is_action = bottle.request.method == "POST"
+            raise (refused if is_action else bottle.HTTPError)(wrong.status, str(wrong)) from None
         return view(**ids)
 
     return checked

@@ -248,6 +248,17 @@ def test_a_refused_action_changes_nothing_and_is_in_the_audit_log(dashboard: Das
     assert (line["event"], line["user"], line["path"], line["status"]) == ("change", "cd", path, 200)
 
 
+def test_an_action_on_an_unknown_study_is_refused_in_json_except_to_a_page(dashboard: Dashboard) -> None:
+    status, headers, text = dashboard.ask("POST", "/actions/999999/stop", b"", FORM_KIND, authorization="Bearer cd")
+    assert status == 404
+    assert headers["content-type"] == "application/json"
+    assert json.loads(text) == {"reason": "study_id=999999 is not found"}
+    page = dashboard.ask("POST", "/actions/999999/stop", b"", FORM_KIND, authorization="Bearer cd", accept="text/html")
+    assert page[0] == 404
+    assert "study_id=999999 is not found" in page[2]
+    assert page[2].lstrip().startswith("<")
+
+
 def test_only_an_editor_sees_buttons(dashboard: Dashboard) -> None:
     study = dashboard.study()["study"]
     query = urlencode({"study": study, "trial": 0})
