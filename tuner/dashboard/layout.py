@@ -58,6 +58,23 @@ CHOICE = """<form method="get" class="row">
 <button class="plain">Show</button>
 </form>
 """
+NOTE = """<h2>Note</h2>
+% if note.text:
+<pre class="text" id="note">{{note.text}}</pre>
+% elif not may_change:
+<p class="note">None.</p>
+% end
+% if may_change:
+<details id="change-note"><summary>{{'Change the note' if note.text else 'Add a note'}}</summary>
+<form method="post" action="{{prefix}}{{note_path}}">
+<input type="hidden" name="version" value="{{note.version}}">
+<label for="note-text">Note, in Markdown</label>
+<textarea id="note-text" name="text" maxlength="20000">{{note.text}}</textarea>
+<button id="save-note">Save the note</button>
+</form>
+</details>
+% end
+"""
 BOTTOM = """</main>
 </body>
 </html>

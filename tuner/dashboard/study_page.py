@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 
 from tuner.admin.edits import shortage_of
 from tuner.dashboard.enqueue_form import FORM, read_fields
-from tuner.dashboard.layout import Page
+from tuner.dashboard.layout import NOTE, Page
 from tuner.dashboard.notes import read_note
 from tuner.dashboard.savings import Saved, SavingsCache
 from tuner.dashboard.start_page import best_text, used_trials
@@ -138,23 +138,8 @@ _BODY = (
 % trials_table('best', best, 'Pareto front' if has_front else 'Best trials')
 % trials_table('latest', latest, 'Latest trials')
 </div>
-<h2>Note</h2>
-% if note.text:
-<pre class="text" id="note">{{note.text}}</pre>
-% elif not may_change:
-<p class="note">None.</p>
-% end
-% if may_change:
-<details id="change-note"><summary>{{'Change the note' if note.text else 'Add a note'}}</summary>
-<form method="post" action="{{prefix}}/actions/{{study_id}}/note">
-<input type="hidden" name="version" value="{{note.version}}">
-<label for="note-text">Note, in Markdown</label>
-<textarea id="note-text" name="text" maxlength="20000">{{note.text}}</textarea>
-<button id="save-note">Save the note</button>
-</form>
-</details>
-% end
 """
+    + NOTE
 )
 
 
@@ -225,6 +210,7 @@ def read_study_page(
         "has_front": has_front,
         "latest": state["ended"],
         "note": read_note(storage, study.study_id),
+        "note_path": f"/actions/{study.study_id}/note",
     }
 
 

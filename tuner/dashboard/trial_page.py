@@ -8,7 +8,7 @@ from bottle import SimpleTemplate
 
 from tuner.admin.edits import MAY_BE_RETRIED
 from tuner.dashboard.curves_page import CHARTS, SCRIPTS
-from tuner.dashboard.layout import Page, study_query
+from tuner.dashboard.layout import NOTE, Page, study_query
 from tuner.dashboard.notes import read_note
 from tuner.dashboard.pictures import find_pictures
 from tuner.dashboard.study_page import value_text
@@ -125,23 +125,8 @@ _BODY = (
 </table>
 </div>
 % end
-<h2>Note</h2>
-% if note.text:
-<pre class="text" id="note">{{note.text}}</pre>
-% elif not may_change:
-<p class="note">None.</p>
-% end
-% if may_change:
-<details id="change-note"><summary>{{'Change the note' if note.text else 'Add a note'}}</summary>
-<form method="post" action="{{path}}/note">
-<input type="hidden" name="version" value="{{note.version}}">
-<label for="note-text">Note, in Markdown</label>
-<textarea id="note-text" name="text" maxlength="20000">{{note.text}}</textarea>
-<button id="save-note">Save the note</button>
-</form>
-</details>
-% end
 """
+    + NOTE
 )
 
 _FIELDS = SimpleTemplate("""% if not fields:
@@ -194,6 +179,7 @@ def read_trial_page(storage: Storage, study: StudyRow, number: int, prefix: str)
         "number_": number,
         "row": row,
         "path": f"{prefix}/actions/{study.study_id}/trials/{number}",
+        "note_path": f"/actions/{study.study_id}/trials/{number}/note",
         "like": study_query(study.name, like=number),
         "log": study_query(study.name, trial=number),
         "source": f"{prefix}/curves.json{study_query(study.name, trials=number)}",

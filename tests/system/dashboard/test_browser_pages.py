@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -267,13 +265,8 @@ def test_a_click_ends_two_workers_whose_curves_are_seen_live(
         browser.go("/study?study=tiny")
         browser.until(lambda: "2 at work" in browser.find(By.ID, "tile-workers").text)
         click(browser, "stop")
-        clicked_s = time.monotonic()
-        for worker in workers:
+        for worker in workers:  # benchmarks/dashboard_pages.py measures the seconds
             worker.wait(timeout=60)
-        took_s = time.monotonic() - clicked_s
-        print(f"both workers ended {took_s:.1f} s after the click")
-        # Five seconds, and in proportion more where more processes than cores want to run.
-        assert took_s < 5.0 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
         assert len(tuner.rows("trials", "tiny", "--outcome", "preempted")) == 2, "given back, not ended"
         browser.until(lambda: "0 at work" in browser.find(By.ID, "tile-workers").text)
         browser.until(lambda: "stopped" in browser.find(By.ID, "tile-state").text)
