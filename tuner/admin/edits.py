@@ -96,10 +96,14 @@ def relabel(
 
     Raises:
         UnknownStudy: there is no such study.
-        UsageError: the study does not have a label to remove, or a text is no label or no owner.
+        UsageError: the study does not have a label to remove, or one is to be added and removed.
+        StudyError: a text is no label or no owner.
     """
     check_owner(owner)
     check_labels(list(labels))
+    both = [label for label in labels if label in without]
+    if both:
+        raise UsageError(f"a label is either added or removed: got {both[0]!r} in both")
     with connected(url) as engine:
         study = find_study(engine, name)
         for label in without:
@@ -283,7 +287,8 @@ class Shortage:
     def describe(self, name: str) -> str:
         """Return in one line what the user must do, so that the queued trials of study `name` run."""
         how = "used up" if self.used >= self.trials else "used up, running or queued"
-        return f"the {self.trials} trials of {name!r} are {how}: launch it with {self.needed} trials to run this one"
+        budget = f"{self.trials} trial{'s' if self.trials != 1 else ''}"
+        return f"the budget of {name!r}, {budget}, is {how}: launch it with {self.needed} trials to run what is queued"
 
 
 def find_shortage(engine: Engine, name: str) -> Shortage | None:

@@ -68,7 +68,7 @@ def label(
     """
     from tuner.admin.edits import relabel
 
-    if not (labels or remove or owner):
+    if not labels and not remove and owner is None:
         raise UsageError("nothing to change: pass labels to add, --remove or --owner")
     found = relabel(storage_url(storage), study, owner=owner, labels=labels or (), without=remove or ())
     say(

@@ -258,10 +258,13 @@ def _compare(name: str, before: str | None, after: str | None) -> Change:
         return Change(name, ADDED, before, after)
     earlier, later = _conditions(old.rest), _conditions(new.rest)
     may_exist = later[: len(earlier)] == earlier and bool(later) == bool(earlier)
-    if not may_exist or _fixed_part(old.rest) != _fixed_part(new.rest):
+    if _fixed_part(old.rest) != _fixed_part(new.rest):
         raise UsageError(
-            f"{name} was {before}, is {after}: it must stay fixed or searched, and exist under the same conditions"
+            f"{name} was {before}, is {after}: it must stay fixed at the same value, or searched; pass the same values "
+            "with `fixed` as at the launch"
         )
+    if not may_exist:
+        raise UsageError(f"{name} was {before}, is {after}: it must exist under the same conditions")
     what = _changed_domain(name, old.domain, new.domain)
     return Change(name, what or "condition", before, after)
 

@@ -336,7 +336,7 @@ def test_a_new_choice_of_spaces_gets_the_values_below_it(study: Migrations) -> N
             {"slope": "float = log_uniform(0.2, 0.5)"},
             "earlier trials have slope=0.1, which must be in log_uniform(0.2, 0.5)",
         ),
-        ({"more": 'fixed={"kind": "relu"}'}, "it must stay fixed or searched, and exist under the same conditions"),
+        ({"more": 'fixed={"kind": "relu"}'}, "it must stay fixed at the same value, or searched; pass"),
         ({"more": "seed=3, epochs=4, value='best'"}, "epochs was None, is 4"),
     ],
 )

@@ -68,6 +68,8 @@ def test_studies_are_listed_by_owner_and_labels(storage_url: str) -> None:
         assert (found.owner, found.labels) == ("ann", ("y", "z"))
         with pytest.raises(UsageError, match="study 'b' has no label 'yy': it has y; did you mean 'y'"):
             relabel(url, "b", without=["yy"])
+        with pytest.raises(UsageError, match="either added or removed: got 'v' in both"):
+            relabel(url, "b", labels=["u", "v"], without=["v"])
         with pytest.raises(UnknownStudy):
             relabel(url, "d", labels=["x"])
         with pytest.raises(StudyError, match="labels must be texts"):

@@ -130,7 +130,10 @@ def test_a_trial_is_queued_and_run_with_more_trials(url: str, capsys: pytest.Cap
     queued = mine.run(url)
     assert queued == tuner.open_study("queued", url)
     queued.enqueue(rate=0.30, kind="large")
-    assert "the 2 trials of 'queued' are used up: launch it with 3 trials to run this one" in capsys.readouterr().err
+    assert (
+        "the budget of 'queued', 2 trials, is used up: launch it with 3 trials to run what is queued"
+        in capsys.readouterr().err
+    )
     assert list(queued.trials()["outcome"]) == ["complete", "complete", "waiting"]
     with pytest.raises(UsageError, match=r"rate must be in \[0.0, 1.0\]: got '7'"):
         queued.enqueue(rate=7)
