@@ -127,6 +127,9 @@ class StudyLaunch:
     code: str | None = None
     """The digest of the study's code at the start of this launch, or of the last version that was reported."""
 
+    changed_trials: int | None = None
+    """Another number of trials, until it is told."""
+
     has_no_worker: threading.Event = field(default_factory=threading.Event)
     """Set at the end, when all workers have exited."""
 
@@ -173,6 +176,7 @@ class StudyLaunch:
         self.mirror.watch(progress)
         self.notices.watch(progress, self.snapshot)
         self._count(self.count_pause_s)
+        self._tell_of_trials(progress)
         self._take_burials(progress)
         progress.update(self.snapshot)
         workers = [place.worker for place in self.places if place.worker is not None]
@@ -314,6 +318,17 @@ class StudyLaunch:
             )
         self.code = code
 
+    def _tell_of_trials(self, progress: Progress) -> None:
+        """Tell that the study has another number of trials than this launch asked for, or than a moment ago."""
+        trials, self.changed_trials = self.changed_trials, None
+        if trials is not None:
+            progress.note(
+                f"the study has {trials} trials now, as set in the dashboard or by another launch; to change that, "
+                "launch it with a number of trials",
+                "trials",
+                trials=trials,
+            )
+
     def _replace(self, place: Place, dead: WorkerProcess, progress: Progress) -> None:
         self._bury(place, dead, progress, died=True)
         place.early_deaths += 1
@@ -410,7 +425,8 @@ class StudyLaunch:
             return
         self.count_pause_s = max(_POLL_S, counts.seconds / _COUNT_SHARE)
         snapshot.counts = counts.by_outcome
-        snapshot.trials = counts.trials or snapshot.trials
+        if counts.trials not in (None, snapshot.trials):
+            snapshot.trials = self.changed_trials = counts.trials
         if counts.best is not None:
             error = "" if counts.best_stderr is None else f" ± {counts.best_stderr:.2g}"
             snapshot.best_value, snapshot.best_trial = counts.best, counts.best_trial

@@ -96,6 +96,32 @@ def test_a_launch_keeps_the_database_busy_with_counting_for_a_twentieth_of_the_t
     assert database.asked == 2
 
 
+def test_another_number_of_trials_than_was_asked_for_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = parse_url("sqlite:///none.db")
+    mirror, notices = MirrorProcess(MirrorOptions(), url), LaunchNotices.of((), url, 1)
+    run = study_launch.StudyLaunch([], url, "study.py", [], mirror, notices, LaunchMetrics(["cpu 0"]))
+    run.database.close()
+    run.snapshot.study, run.snapshot.trials = "tiny", 4
+    notes = Notes()
+
+    def told_after(trials: int | None) -> list[str]:
+        database = SlowDatabase(0.0)
+        answer: Future[Any] = Future()
+        answer.set_result(Counts({}, None, None, 0.0, trials=trials))
+        monkeypatch.setattr(database, "count", lambda _: answer)
+        run.database = cast("Any", database)
+        notes.told.clear()
+        run._count()
+        run._tell_of_trials(cast("Any", notes))
+        return [message.partition(",")[0] for event, message in notes.told if event == "trials"]
+
+    assert told_after(4) == []
+    assert told_after(7) == ["the study has 7 trials now"]
+    assert told_after(7) == []
+    assert told_after(None) == []
+    assert run.snapshot.trials == 7
+
+
 class Database:
     """Answers at once, and has nothing to tell."""
 
