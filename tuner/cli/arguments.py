@@ -173,6 +173,13 @@ StallMinutesOption = Annotated[
         show_default=False,
     ),
 ]
+CompileOnlyOption = Annotated[
+    bool,
+    typer.Option(
+        "--compile-only",
+        help="Compile the programs of all combinations of static hyperparameters into the compile cache, and exit.",
+    ),
+]
 CohortOption = Annotated[
     str | None,
     typer.Option(

@@ -20,6 +20,7 @@ from tuner.cli.arguments import (
     DEBUG_VARIABLE,
     ArtifactsOption,
     CohortOption,
+    CompileOnlyOption,
     CoordinatorOption,
     DebugOption,
     DeviceHoursOption,
@@ -88,6 +89,7 @@ def worker(
     hosts: HostsOption = None,
     coordinator: CoordinatorOption = None,
     rank: RankOption = None,
+    compile_only: CompileOnlyOption = False,
     log_format: LogFormatOption = LogFormat.TEXT,
     debug: DebugOption = False,
 ) -> None:
@@ -131,6 +133,8 @@ def worker(
     settle(os.environ)
     descriptor = os.environ.pop(EVENTS_VARIABLE, None)
     is_relayed = os.environ.pop(RELAYED_VARIABLE, None) is not None
+    if member is not None and compile_only:
+        raise UsageError("--compile-only is for programs of one device: leave out --hosts")
     if member is not None and member.rank > 0:
         stop = _leave_signals_to_rank_0()
         work = partial(_work_in_group, file, storage, artifacts, settings, stop, member=member)
@@ -138,6 +142,8 @@ def worker(
         stop = _stop_on_signals(has_launcher=descriptor is not None and not is_relayed)
         given = (file, storage, artifacts, settings, stop)
         work = partial(_work, *given) if member is None else partial(_work_in_group, *given, member=member)
+        if compile_only:
+            work = partial(_compile_only, file, artifacts, settings, stop)
     if descriptor is None:
         work(print_event)
     else:
@@ -192,6 +198,15 @@ def _work(
         run_worker(
             found.study, url, artifacts=artifacts, file=path, function=found.function, say=say, stop=stop, group=group
         )
+
+
+def _compile_only(
+    file: str, artifacts: str | None, settings: Settings, stop: Stop, say: Callable[[Event], None]
+) -> None:
+    from tuner.study.file import load_target
+    from tuner.worker.compile_ahead import compile_programs
+
+    compile_programs(load_target(file, settings).study, artifacts=artifacts, say=say, stop=stop)
 
 
 def _work_in_group(

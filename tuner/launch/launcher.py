@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tuner.errors import TunerError, UsageError
+from tuner.launch.compile_process import CompileProcess
 from tuner.launch.devices import DeviceGroup, assign, choose, find_devices
 from tuner.launch.mirror_process import MirrorProcess
 from tuner.launch.options import LaunchOptions
@@ -182,8 +183,9 @@ def _study_launch(
 ) -> StudyLaunch:
     from tuner.launch.notices import LaunchNotices
 
+    command = options.worker_command(target)
     return StudyLaunch(
-        options.worker_command(target),
+        command,
         url,
         target,
         [],
@@ -191,6 +193,7 @@ def _study_launch(
         LaunchNotices.of(options.notify, url, len(groups)),
         LaunchMetrics([str(group) for group in groups]),
         code=code_digest(split_target(target)[0]),
+        compiling=None if is_shared else CompileProcess(command, groups),
         is_shared=is_shared,
     )
 

@@ -22,6 +22,7 @@ from tuner.trial.events import (
     CohortChosen,
     HparamsUnused,
     MetricUnusable,
+    ProgramsCompiled,
     SamplerFailed,
     SearchPrepared,
     TrialOverdue,
@@ -131,6 +132,8 @@ def shown(said: Event | LogLine, place: int | None) -> str | None:
             return f"[{place}] {event_line(said)}"
         case HparamsUnused() | CohortChosen() | MetricUnusable() | SearchPrepared():
             return f"[{place}] {event_line(said)}"
+        case ProgramsCompiled():
+            return event_line(said)
         case LogLine(event="output"):
             return f"[{place}] {said.message}"
         case LogLine(event="track"):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tuner.errors import TRY_AGAIN, StorageLost, StudyBusy, StudyFailed, StudyStopped, TunerError, UsageError
+from tuner.launch.compile_process import CompileProcess
 from tuner.launch.database import Counts, StudyDatabase
 from tuner.launch.devices import DeviceGroup, environment
 from tuner.launch.mirror_process import MirrorProcess
@@ -122,6 +123,8 @@ class StudyLaunch:
     farthest: dict[int, int] = field(default_factory=dict[int, int])
     """The greatest epoch that a worker has reported of each trial."""
     began_s: float = field(default_factory=time.time)
+    compiling: CompileProcess | None = None
+    """Compiles programs before a trial needs them."""
     is_shared: bool = False
     """Whether other studies run in this launch at the same time."""
     code: str | None = None
@@ -174,6 +177,8 @@ class StudyLaunch:
         self._read_messages(progress)
         self._watch(progress)
         self.mirror.watch(progress)
+        if self.compiling is not None:
+            self.compiling.watch(progress)
         self.notices.watch(progress, self.snapshot)
         self._count(self.count_pause_s)
         self._tell_of_trials(progress)
@@ -184,6 +189,8 @@ class StudyLaunch:
 
     def end(self, progress: Progress, stop: threading.Event) -> None:
         """End the workers, count the trials, and wait until trackers and notifications have all that is new."""
+        if self.compiling is not None:
+            self.compiling.end()
         self._end_workers(progress)
         self.has_no_worker.set()
         self._count_at_end(stop)
@@ -238,13 +245,15 @@ class StudyLaunch:
         snapshot, place = self.snapshot, self._place(index)
         self.metrics.take(index, event)
         match event:
-            case StudyLoaded(study, trials, objective):
+            case StudyLoaded(study, trials, objective, combinations):
                 if not self.is_shared:
                     set_about(study=study)
                 snapshot.study, snapshot.trials, snapshot.objective = study, trials, objective
                 place.is_at_work = True
                 self.mirror.start(study)
                 self.notices.start(study)
+                if self.compiling is not None:
+                    self.compiling.start(combinations, os.environ)
                 if snapshot.began_s is None:
                     self._count(wait_s=_WAIT_S)
             case TrialBegan(trial):

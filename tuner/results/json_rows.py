@@ -194,6 +194,8 @@ class TimingsJson(TypedDict):
     """Seconds spent compiling in the last attempt, and the number of compiled programs."""
     programs_fetched: int | None
     """The number of programs that it took from the [compile cache](guide/several-machines.md#compiled-programs)."""
+    compile_saved_s: float | None
+    """The seconds that this saved; null if it took none from there."""
     lanes: int | None
     """The number of trainings that its program runs [at once](guide/cohorts.md), one for each trial or seed; 1 if it
     trained alone."""
@@ -257,6 +259,8 @@ class ShownJson(TrialJson):
     """Seconds spent compiling in the last attempt, and the number of compiled programs."""
     programs_fetched: int | None
     """The number of programs that it took from the [compile cache](guide/several-machines.md#compiled-programs)."""
+    compile_saved_s: float | None
+    """The seconds that this saved; null if it took none from there."""
     lanes: int | None
     """The number of trainings that its program runs [at once](guide/cohorts.md), one for each trial or seed; 1 if it
     trained alone."""

@@ -405,6 +405,7 @@ def _timings(trial: TrialRow, programs: ProgramUse) -> TimingsJson:
         "compile_s": compile_s,
         "compilations": compilations,
         "programs_fetched": None if compilations is None else programs.fetched,
+        "compile_saved_s": programs.saved_s,
         "lanes": None if compilations is None else programs.lanes,
         "train_s": train_s,
         "wait_s": wait_s,

@@ -11,7 +11,7 @@ import math
 import struct
 import typing
 from abc import ABCMeta, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -109,6 +109,10 @@ class Domain(metaclass=ABCMeta):
     @abstractmethod
     def example(self) -> Any:
         """Return an arbitrary value of this domain."""
+
+    def values(self) -> Sequence[Any] | None:
+        """Return all values of this domain; None if it is a range of floats."""
+        return None
 
     @abstractmethod
     def parse(self, text: str) -> Any:
@@ -235,6 +239,9 @@ class IntDomain(Domain):
     def example(self) -> int:
         return self.low
 
+    def values(self) -> Sequence[int]:
+        return range(self.low, self.high + 1, self.step)
+
     def contains(self, value: object) -> bool:
         return is_int(value) and self.low <= value <= self.high and (value - self.low) % self.step == 0
 
@@ -314,6 +321,9 @@ class ChoiceDomain(Domain):
 
     def example(self) -> Any:
         return self.decode(self.labels[0])
+
+    def values(self) -> Sequence[Any]:
+        return self.options
 
     def contains(self, value: object) -> bool:
         return any(type(value) is type(option) and value == option for option in self.options)

@@ -261,6 +261,52 @@ def examples(space: type[Space]) -> Iterator[Space]:
         yield build(space, value_of)
 
 
+def static_names(space: type[Space]) -> frozenset[str]:
+    """Return the names of the parameters that change the program."""
+    return frozenset(name for name, domain, _ in parameters(space) if not domain.traced)
+
+
+def static_combinations(space: type[Space], most: int, fixed: Mapping[str, object] | None = None) -> list[Space]:
+    """Return one instance for each combination of static values; none if there are more than `most`.
+
+    Args:
+        space: The space.
+        most: The limit.
+        fixed: The values of parameters that are not searched.
+    """
+    fixed = fixed or {}
+    pending: list[dict[str, Any]] = [{}]
+    found: list[Space] = []
+    while pending:
+        forced = pending.pop()
+        taken: dict[str, Any] = {}
+
+        def value_of(name: str, domain: Domain, forced: dict[str, Any] = forced, taken: dict[str, Any] = taken) -> Any:
+            if name in fixed:
+                return domain.only(fixed[name]).example()
+            if name in forced:
+                taken[name] = forced[name]
+                return forced[name]
+            values = [domain.example()] if domain.traced else domain.values()
+            if values is None or len(values) > most:
+                raise _TooMany
+            pending.extend({**taken, name: value} for value in reversed(values[1:]))
+            taken[name] = values[0]
+            return values[0]
+
+        try:
+            found.append(build(space, value_of))
+        except _TooMany:
+            return []
+        if len(found) + len(pending) > most:
+            return []
+    return found
+
+
+class _TooMany(Exception):
+    """There are too many static values."""
+
+
 def check_fixed(space: type[Space], fixed: Mapping[str, object]) -> None:
     """Check the values of fixed hyperparameters, given by parameter name.
 

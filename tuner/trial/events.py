@@ -64,12 +64,15 @@ class StudyLoaded(Event):
         study: The study's name.
         trials: The budget.
         objective: The names of the objectives, with commas between them.
+        combinations: The number of combinations of static hyperparameters whose programs can be compiled before a
+            trial needs them; 0 for none.
     """
 
     name = "study"
     study: str
     trials: int
     objective: str
+    combinations: int = 0
 
 
 @dataclass(frozen=True)
@@ -247,6 +250,24 @@ class CohortChosen(Event):
 
 
 @dataclass(frozen=True)
+class ProgramsCompiled(Event):
+    """Programs were compiled before a trial needed them.
+
+    Attributes:
+        combinations: The combinations of static hyperparameters.
+        programs: The number of programs.
+        fetched: The number of others, which the compile cache had already.
+        took_s: The seconds that it took.
+    """
+
+    name = "compiled"
+    combinations: int
+    programs: int
+    fetched: int
+    took_s: float
+
+
+@dataclass(frozen=True)
 class HoursUsed(Event):
     """The study's hours are used up."""
 
@@ -288,7 +309,7 @@ _KINDS: Mapping[str, type[Event]] = {
     for kind in (
         *(StudyLoaded, TrialBegan, EpochEnded, TrialEnded, TrialRetried, TrialRestarted, TrialLost, TrialDeadly),
         *(TrialOverdue, TrialCopied),
-        *(CohortChosen, StudyEnded, MetricUnusable, SearchPrepared),
+        *(CohortChosen, StudyEnded, MetricUnusable, SearchPrepared, ProgramsCompiled),
         *(SamplerFailed, HparamsUnused, SearchFinished, WorkerIdle, HoursUsed, WorkerDone, StudyRefused, SecondsSpent),
         RowsSent,
     )
@@ -356,6 +377,8 @@ def event_line(event: Event) -> str | None:
             return message
         case StudyEnded(_, message) | SearchPrepared(message):
             return message
+        case ProgramsCompiled(combinations, programs, _, took_s):
+            return f"compiled {programs} programs for {combinations} combinations of static values in {took_s:.0f} s"
         case SearchFinished():
             return "the sampler has ended the search"
         case WorkerIdle():

@@ -52,6 +52,7 @@ from tuner.trial.seed_values import SEEDS_KEY, SeedValues
 from tuner.worker.context import WorkerContext
 from tuner.worker.extension import bring_last, extension_of
 from tuner.worker.reports import Reports
+from tuner.worker.runtime import Compiled
 from tuner.worker.trainable import End, Saved, TrialData, check_objectives, ranking_epoch, ranking_values
 from tuner.worker.watchdog import Limits, Overrun, Watchdog
 
@@ -119,7 +120,7 @@ class Attempt(TrialData):
         self.hparams: Any = None
         self.watchdog = Watchdog(Limits.of(context.study), self._warn_of_stall, self._end_aside)
         self.clock = context.runtime.clock
-        self.began = time.perf_counter(), self.clock.total_s, self.clock.count, self.clock.fetched
+        self.began_s, self.compiled_before = time.perf_counter(), Compiled.read(self.clock)
 
     def run(self) -> Ended | None:
         """Run the trial to its end, or give it back.
@@ -246,6 +247,7 @@ class Attempt(TrialData):
             self.hparams = self.study.sample(trial)
             context.storage.flush(lease.trial_id)
             context.say(TrialBegan(lease.number, trial.params))
+            context.claimant.preference.note(trial.params)
             if self.cannot_extend is not None:
                 raise self.cannot_extend
             self._warn_of_unused(trial)
@@ -601,14 +603,17 @@ class Attempt(TrialData):
 
     def _spent(self) -> dict[str, Any]:
         """Return the worker, and how it spent its time, as columns of the record."""
-        began, compile_s, compilations, _ = self.began
-        compile_s = self.clock.total_s - compile_s
+        compiled = self._compiled()
         return {
             "worker": self.lease.worker,
-            "compilations": self.clock.count - compilations,
-            "compile_s": round(compile_s, 4),
-            "train_s": round(time.perf_counter() - began - compile_s, 4),
+            "compilations": compiled.count,
+            "compile_s": round(compiled.total_s, 4),
+            # Some programs compile while others run.
+            "train_s": round(max(0.0, time.perf_counter() - self.began_s - compiled.total_s), 4),
         }
+
+    def _compiled(self) -> Compiled:
+        return Compiled.read(self.clock).since(self.compiled_before)
 
     def _constraint_attributes(self) -> dict[str, float]:
         """Return the attributes in which Optuna reads the study's constraints."""
@@ -616,10 +621,11 @@ class Attempt(TrialData):
 
     def _attributes(self) -> dict[str, Any]:
         """Return attributes of the trial: constraints, programs from the compile cache, lanes, its seeds' values."""
-        fetched, lanes, seeds = self.clock.fetched - self.began[3], self.context.lanes(), self.seed_values
+        compiled, lanes, seeds = self._compiled(), self.context.lanes(), self.seed_values
         return {
             **self._constraint_attributes(),
-            **({leases.FETCHED_KEY: fetched} if fetched else {}),
+            **({leases.FETCHED_KEY: compiled.fetched} if compiled.fetched else {}),
+            **({leases.SAVED_KEY: round(compiled.saved_s, 3)} if compiled.fetched else {}),
             **({leases.LANES_KEY: lanes} if lanes > 1 else {}),
             **({LAST_KEY: self.latest_epoch} if self.is_last_kept else {}),
             **({} if seeds is None else {SEEDS_KEY: seeds.to_json()}),

@@ -38,7 +38,7 @@ from tuner.worker.attempt import Attempt, Ended
 from tuner.worker.context import WorkerContext
 from tuner.worker.meeting import Meeting, Participant, current
 from tuner.worker.reports import StoreCall
-from tuner.worker.runtime import Runtime
+from tuner.worker.runtime import Compiled, Runtime
 from tuner.worker.time_use import TimeUse
 from tuner.worker.train_module import ModuleTrainable
 
@@ -116,6 +116,13 @@ class _OwnClock:
     total_s: float = 0.0
     count: int = 0
     fetched: int = 0
+    saved_s: float = 0.0
+
+    def add(self, more: Compiled) -> None:
+        self.total_s += more.total_s
+        self.count += more.count
+        self.fetched += more.fetched
+        self.saved_s += more.saved_s
 
 
 class _OwnRuntime:
@@ -223,7 +230,7 @@ class Cohort:
         self.size = 1 if self.asked == "auto" else self._most
         self._free: list[int] = list(range(self.size))
         self._clock = self.context.runtime.clock
-        self._compiled = self._clock.total_s, self._clock.count, self._clock.fetched
+        self._compiled = Compiled.read(self._clock)
         self._said = 0
         self.has_stopped = False  # whether the sampler has ended the search
         must_stop = partial(claims.must_stop, self.context.prompt_engine, self.context.claimant)
@@ -396,10 +403,8 @@ class Cohort:
 
     def _note_compiled(self, trial: _Trial) -> None:
         """Count what was compiled since the last call for a trial."""
-        before, now = self._compiled, (self._clock.total_s, self._clock.count, self._clock.fetched)
-        trial.clock.total_s += now[0] - before[0]
-        trial.clock.count += now[1] - before[1]
-        trial.clock.fetched += now[2] - before[2]
+        now = Compiled.read(self._clock)
+        trial.clock.add(now.since(self._compiled))
         self._compiled = now
 
     def _waiting(self) -> list[Participant]:

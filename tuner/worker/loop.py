@@ -29,6 +29,7 @@ from tuner.storage.worker import claims, leases
 from tuner.storage.worker.checkpoints import checkpoints_below, move_checkpoint
 from tuner.storage.worker.claims import Claimant, NoTrial
 from tuner.storage.worker.fences import Lease
+from tuner.storage.worker.preference import Preference
 from tuner.storage.worker.searches import agree_on_search, prepare_search
 from tuner.storage.worker.studies import Owner, join, leave, register, set_ownership
 from tuner.study import StudyData, StudySpec
@@ -54,6 +55,7 @@ from tuner.trial.events import (
 from tuner.trial.failures import describe, last_line, reason_to_stop
 from tuner.worker.attempt import Attempt, Ended
 from tuner.worker.choose import make_trainable
+from tuner.worker.compile_ahead import count_static, static_parameters
 from tuner.worker.context import FinalWrites, Place, ProgramModes, Samplers, WorkerContext
 from tuner.worker.follow import STUDY, STUDY_FILE, check_group
 from tuner.worker.group import Leader
@@ -210,6 +212,7 @@ class Worker:
             identity=registered.identity,
             failures_since_s=now_s(self.engine) - launched_for_s,
             space_version=None if version is None else str(version),
+            preference=Preference(static_parameters(study)),
         )
         self.background = Background("reports")
         self.context = WorkerContext(
@@ -287,7 +290,8 @@ class Worker:
             self.group.on_loss = self._bury_now
         if self.artifacts.store is not None:
             self.context.files.resume(checkpoints_below(self.engine, self.claimant.study_id, self.artifacts.folder))
-        self.say(StudyLoaded(study.name, study.trials, ", ".join(study.objectives)))
+        combinations = count_static(study) if self.group is None else 0
+        self.say(StudyLoaded(study.name, study.trials, ", ".join(study.objectives), combinations))
 
     def leave(self) -> None:
         """Store that the worker has exited."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import sys
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tuner.output.log import tell
@@ -19,11 +20,36 @@ _FRAMEWORKS = {
 
 
 class Clock(Protocol):
-    """Counts compiled programs, those found in the compile cache, and the seconds spent on both."""
+    """Counts compiled programs, those found in the compile cache, the seconds spent on both, and those saved."""
 
     total_s: float
     count: int
     fetched: int
+    saved_s: float
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a clock shows, or the difference between two times; see `Clock`."""
+
+    total_s: float
+    count: int
+    fetched: int
+    saved_s: float
+
+    @classmethod
+    def read(cls, clock: Clock) -> Compiled:
+        """Return what a clock shows now."""
+        return cls(clock.total_s, clock.count, clock.fetched, clock.saved_s)
+
+    def since(self, before: Compiled) -> Compiled:
+        """Return the difference to an earlier time."""
+        return Compiled(
+            self.total_s - before.total_s,
+            self.count - before.count,
+            self.fetched - before.fetched,
+            self.saved_s - before.saved_s,
+        )
 
 
 class Runtime(Protocol):
@@ -47,7 +73,7 @@ class Runtime(Protocol):
 
 
 class _NoCompiler:
-    total_s, count, fetched = 0.0, 0, 0
+    total_s, count, fetched, saved_s = 0.0, 0, 0, 0.0
 
 
 class PlainRuntime:

@@ -19,6 +19,7 @@ from tuner.storage.sql import dialect
 from tuner.storage.worker import claims, leases
 from tuner.storage.worker.claims import MAX_DEATHS, NoTrial
 from tuner.storage.worker.fences import Lease
+from tuner.storage.worker.preference import MOST_AHEAD, Preference
 from tuner.storage.worker.studies import join, leave
 from tuner.trial import Outcome
 
@@ -484,4 +485,45 @@ def test_a_first_claim_in_a_large_study_counts_before_it_locks(
     assert claimant.settled == claims.Settled(queued.trial_id + 1, 22, 21, (queued.trial_id,))
     assert steps == ["lock", "lock", "count"], "the first lock only reads the newest id"
     assert [db.lease(claimant).number for _ in range(3)] == [23, 24, 25]
+    assert claims.claim(db.engine, claimant) is NoTrial.WAIT
+
+
+# --- Which of several trials that wait
+
+
+def with_width(db: BudgetedStudy, width: int) -> None:
+    db.study.enqueue_trial({"width": width})
+
+
+def test_a_worker_takes_waiting_trials_whose_program_it_has_first(db: BudgetedStudy) -> None:
+    widths = optuna.distributions.CategoricalDistribution((16, 32, 64))
+    storage: Any = db.storage
+    claimant = db.claimant(preference=Preference(frozenset({"width"})))
+    begun: list[Lease] = []
+    for width in (16, 32, 64):
+        lease = db.lease(claimant)
+        storage.hold(lease, db.study_id)
+        storage.set_trial_param(lease.trial_id, "width", widths.to_internal_repr(width), widths)
+        storage.flush(lease.trial_id)
+        begun.append(lease)
+    for lease in begun:
+        leases.release(db.engine, lease)
+        storage.drop(lease.trial_id)
+    for width in (16, 64, 32, 64):
+        with_width(db, width)
+
+    claimant.preference.note({"width": 64, "rate": 0.5})
+    taken = [db.lease(claimant).number for _ in range(7)]
+    # First the trials that were given back, then those that were queued: of each, first those with the width 64.
+    assert taken == [2, 0, 1, 4, 6, 3, 5]
+
+
+def test_one_worker_takes_every_waiting_trial_once_whatever_it_prefers(db: BudgetedStudy) -> None:
+    for number in range(30):
+        with_width(db, 16 if number % 3 else 32)
+    claimant = db.claimant(trials=30, preference=Preference(frozenset({"width"})))
+    claimant.preference.note({"width": 16})
+    taken = [db.lease(claimant).number for _ in range(30)]
+    assert sorted(taken) == list(range(30))
+    assert taken[: MOST_AHEAD + 1] == [1, 2, 4, 5, 7, 8, 10, 11, 0]
     assert claims.claim(db.engine, claimant) is NoTrial.WAIT

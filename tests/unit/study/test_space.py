@@ -31,6 +31,8 @@ from tuner.study.space import (
     log_uniform,
     parse_fixed,
     sample,
+    static_combinations,
+    static_names,
     to_params,
     uniform,
 )
@@ -499,3 +501,52 @@ def test_module_imports_neither_jax_nor_optuna() -> None:
     script = "import sys, tuner.study.space; assert not {'jax', 'optuna'} & sys.modules.keys()"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# --- Combinations of static values
+
+
+class Inner(Space):
+    momentum: float = uniform(0.0, 1.0)
+    steps: int = int_uniform(1, 5, step=2)
+
+
+class Static(Space):
+    rate: float = log_uniform(1e-3, 1.0)
+    width: int = choice(32, 64)
+    ratio: int = int_uniform(1, 9, traced=True)
+    inner: Inner | None = choice(None, Inner)
+
+
+def test_each_combination_of_static_values_is_found_once() -> None:
+    found = [to_params(one) for one in static_combinations(Static, 8)]
+    static = [{name: value for name, value in params.items() if name in static_names(Static)} for params in found]
+    expected = [
+        {"width": width, **inner}
+        for width in (32, 64)
+        for inner in ({"inner": None}, *({"inner": "Inner", "inner.steps": steps} for steps in (1, 3, 5)))
+    ]
+    assert sorted(map(str, static)) == sorted(map(str, expected))
+    assert len({params["rate"] for params in found}) == len({params["ratio"] for params in found}) == 1
+
+
+def test_combinations_are_none_if_there_are_too_many() -> None:
+    class Endless(Space):
+        scale: float = uniform(0.0, 1.0, static=True)
+
+    class Traced(Space):
+        scale: float = uniform(0.0, 1.0)
+
+    class Large(Space):
+        size: int = int_uniform(1, 2**40)
+
+    assert static_combinations(Static, 7) == static_combinations(Endless, 99) == static_combinations(Large, 99) == []
+    assert len(static_combinations(Traced, 99)) == 1
+
+
+def test_fixed_values_are_those_of_all_combinations() -> None:
+    found = [to_params(one) for one in static_combinations(Static, 3, {"width": 64, "inner": Inner})]
+    assert [(params["width"], params["inner"], params["inner.steps"]) for params in found] == [
+        (64, "Inner", steps) for steps in (1, 3, 5)
+    ]
+    assert len(static_combinations(Static, 1, {"width": 32, "inner": None})) == 1

@@ -35,7 +35,7 @@ from tuner.storage.sql.tables import (
 )
 from tuner.storage.sql.zones import is_optuna_5
 from tuner.storage.worker.claims import latest_errors
-from tuner.storage.worker.leases import FETCHED_KEY, LANES_KEY, OUTCOME_ATTRIBUTE
+from tuner.storage.worker.leases import FETCHED_KEY, LANES_KEY, OUTCOME_ATTRIBUTE, SAVED_KEY
 from tuner.trial import Outcome
 from tuner.trial.seed_values import SEEDS_KEY, StoredSeeds
 
@@ -510,15 +510,17 @@ class ProgramUse(NamedTuple):
     Attributes:
         fetched: The number that came from the compile cache; 0 if an earlier version ran the trial.
         lanes: The number of trainings that its program runs at once.
+        saved_s: The seconds that it took to compile those, less those of reading them; None if it is not known.
     """
 
     fetched: int = 0
     lanes: int = 1
+    saved_s: float | None = None
 
 
 def read_programs(engine: Engine, trial_id: int) -> ProgramUse:
     """Return what is stored about the programs of a trial."""
-    table, keys = trial_system_attributes.c, {FETCHED_KEY: "fetched", LANES_KEY: "lanes"}
+    table, keys = trial_system_attributes.c, {FETCHED_KEY: "fetched", LANES_KEY: "lanes", SAVED_KEY: "saved_s"}
     query = sa.select(table.key, table.value_json).where(table.trial_id == trial_id, table.key.in_(keys))
     rows = read(engine, lambda connection: connection.execute(query).all())
     return ProgramUse(**{keys[key]: json.loads(value) for key, value in rows})

@@ -24,10 +24,13 @@ from tuner.storage.sql.retry import is_recovering, read, write, write_once
 from tuner.storage.sql.tables import attempts, budgets, leases, trials, workers
 from tuner.storage.worker.fences import Lease, Write, insertion, run_with, run_write
 from tuner.storage.worker.leases import DIED, endings
+from tuner.storage.worker.preference import Preference, params_of, queued_params
 from tuner.trial import DEADLY, Outcome
 from tuner.trial.failures import reason_to_stop
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tuner.storage.sql.row_types import AnyRow
 
 MAX_DEATHS = 3
@@ -86,6 +89,7 @@ class Claimant:
             for no such check.
         settled: The trials that it has already counted; each claim updates it.
         space_version: The version of the study's space with which the worker works; None if it was never changed.
+        preference: Which of several trials that wait it takes first.
         held: The ids of the trials that the worker has claimed and not ended or given back.
         deadly: The trials that the latest claim failed because too many workers had died in them.
         launched: The number of trials with which the claimant was made.
@@ -106,6 +110,7 @@ class Claimant:
     space_version: str | None = None
     settled: Settled = field(default_factory=Settled)
     hours: Hours = field(default_factory=Hours)
+    preference: Preference = field(default_factory=Preference)
     held: set[int] = field(default_factory=set[int])
     deadly: list[int] = field(default_factory=list[int])
     launched: int = field(init=False)
@@ -384,7 +389,7 @@ def _adopt(connection: Connection, claimant: Claimant, now_s: float) -> Lease | 
         # Skip leases that their owners are writing to.
         .with_for_update(of=leases, skip_locked=True)
     )
-    for row in connection.execute(query).all():
+    for row in _preferred(connection, claimant, connection.execute(query).all()):
         _close_attempts(connection, attempts.c.trial_id == row.trial_id, DIED, min(now_s, row.expires_at_s))
         deaths = row.deaths + (row.worker is not None)
         if deaths >= MAX_DEATHS:
@@ -399,6 +404,15 @@ def _adopt(connection: Connection, claimant: Claimant, now_s: float) -> Lease | 
         run_write(connection, row.trial_id, _attempt(claimant, row.fence + 1, now_s))
         return Lease(row.trial_id, row.number, claimant.worker, row.fence + 1, claimant.lease_s)
     return None
+
+
+def _preferred(connection: Connection, claimant: Claimant, rows: Sequence[AnyRow]) -> list[AnyRow]:
+    """Return the trials in the order in which the worker takes them."""
+    if claimant.preference.is_empty or len(rows) < 2:
+        return list(rows)
+    params = params_of(connection, (row.trial_id for row in rows))
+    first = rows[claimant.preference.choose([params[row.trial_id] for row in rows])]
+    return [first, *(row for row in rows if row is not first)]
 
 
 def _close_attempts(
@@ -424,11 +438,16 @@ def _end_deadly(connection: Connection, claimant: Claimant, row: AnyRow, deaths:
 
 
 def _start_queued(connection: Connection, claimant: Claimant, standing: _Standing) -> tuple[int, int] | None:
-    if standing.queued is None:
+    queued = standing.queued
+    if queued is None:
         return None
+    if not claimant.preference.is_empty:
+        waiting = queued_params(connection, claimant.study_id)
+        if len(waiting) > 1:
+            queued = list(waiting)[claimant.preference.choose(list(waiting.values()))]
     statement = (
         trials.update()
-        .where(trials.c.trial_id == standing.queued, trials.c.state == "WAITING")
+        .where(trials.c.trial_id == queued, trials.c.state == "WAITING")
         .values(state="RUNNING", datetime_start=utc_now(connection.dialect.name))
         .returning(trials.c.trial_id, trials.c.number)
     )

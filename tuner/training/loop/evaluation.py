@@ -6,6 +6,7 @@ import contextlib
 import io
 import math
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from tuner.training.data.feed import Dataset, Feed
 from tuner.training.definition import TrainerDefinition
 from tuner.training.hparams import register
 from tuner.training.loop.checks import EVAL_BATCH, asked_batch_size, check_examples, first_shapes
+from tuner.training.loop.compiling import placed
 from tuner.training.loop.modes import Mode
 from tuner.training.loop.programs import Programs, programs
 from tuner.training.mesh import Layout
@@ -32,7 +34,7 @@ def eval_metrics(
     programs: Programs, layout: Layout, hparams: PyTree, dataset: Dataset, state: TrainState, mode: Mode
 ) -> Metrics:
     """Return the metrics over a dataset, still on the device."""
-    feed = Feed(dataset, layout, layout.size * -(-EVAL_BATCH // layout.size))
+    feed = _eval_feed(dataset, layout)
     order = feed.in_order()
     if feed.is_resident and (mode == "scan" or feed.steps == 1):
         return programs.eval_all(feed.resident(order), hparams, state)
@@ -42,6 +44,32 @@ def eval_metrics(
             totals, position = programs.eval_step(source, hparams, state, totals, position)
     assert totals is not None
     return totals
+
+
+def compile_eval(
+    programs: Programs, layout: Layout, hparams: PyTree, dataset: Dataset, state: TrainState, mode: Mode
+) -> list[Future[Any]]:
+    """Start to compile what `eval_metrics` runs, if the data are on the device.
+
+    The arguments are those of `eval_metrics`; of the state, the shapes and types are enough.
+    """
+    feed = _eval_feed(dataset, layout)
+    if not feed.is_resident:
+        return []
+    start, source = programs.compiling.start, feed.resident(feed.in_order())
+    if mode == "scan" or feed.steps == 1:
+        return [start(programs.eval_all, source, hparams, state)]
+    args = source, hparams, state
+    position = layout.put(np.int32(0))
+    totals, after = programs.eval_step.eval_shape(*args, None, position)
+    return [
+        start(programs.eval_step, *args, None, position),
+        start(programs.eval_step, *args, *placed((totals, after), layout)),
+    ]
+
+
+def _eval_feed(dataset: Dataset, layout: Layout) -> Feed:
+    return Feed(dataset, layout, layout.size * -(-EVAL_BATCH // layout.size))
 
 
 @explained()

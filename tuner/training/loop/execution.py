@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,9 @@ from tuner.training import metrics as metrics_
 from tuner.training.data.batches import Order, Source
 from tuner.training.data.feed import Dataset, Feed
 from tuner.training.definition import TrainerDefinition
+from tuner.training.loop.compiling import check_memory, placed
 from tuner.training.loop.diagnosis import Profile, check_finite
-from tuner.training.loop.evaluation import eval_metrics
+from tuner.training.loop.evaluation import compile_eval, eval_metrics
 from tuner.training.loop.modes import Agree, Choose, Mode, chunk, measure, program_name
 from tuner.training.loop.programs import Carry, programs
 from tuner.training.mesh import Layout, place
@@ -60,15 +62,23 @@ class Execution(Protocol):
 
     @property
     def mode(self) -> Mode | None:
-        """Whether epochs run as scans or as steps; None before the first epoch."""
+        """Whether epochs run as scans or as steps; None before `begin` or `resume`."""
         ...
 
     def shapes(self, first: First) -> Carry:
         """Return the shapes and types of the carry."""
         ...
 
-    def begin(self, first: First) -> None:
-        """Create the first carry."""
+    def begin(self, first: First, validation: Dataset | None = None) -> None:
+        """Create the first carry.
+
+        Args:
+            first: What it depends on.
+            validation: The data of `measured`; None if it will not be called.
+
+        Raises:
+            MemoryError: the program of a step does not fit into the memory of the device.
+        """
         ...
 
     def resume(self, carry: Carry, mode: Mode) -> None:
@@ -161,6 +171,8 @@ class Solo:
         self._carry: Carry | None = None
         self._key: jax.Array | None = None
         self._next_order: Order | None = None
+        self._steps_program: Future[Any] | None = None
+        self._eval_programs: list[Future[Any]] = []
 
     @property
     def mode(self) -> Mode | None:
@@ -178,9 +190,72 @@ class Solo:
     def shapes(self, first: First) -> Carry:
         return self._programs.init.eval_shape(*self._arguments(first), **_fixed(first))
 
-    def begin(self, first: First) -> None:
+    def begin(self, first: First, validation: Dataset | None = None) -> None:
+        self._mode = self._known_mode()
+        if self._mode is None:
+            name = program_name(self._trainer, self._hparams, self._feed, first.source)
+            self._mode = self._choose(name, partial(self._measure, first))
+        if self._carry is None:
+            self._make_carry(first, self._mode)
+        self._check_memory()
+        if self._compiles_first and validation is not None:
+            shapes = placed(self.shapes(first).state, self._layout)
+            # They compile while the first epoch trains.
+            self._eval_programs = compile_eval(
+                self._programs, self._layout, self._hparams, validation, shapes, self._mode
+            )
+
+    def compile(self, first: First, evaluated: Sequence[Dataset]) -> None:
+        """Compile all that a training runs which begins like this, without a step of it.
+
+        Args:
+            first: What the first carry depends on.
+            evaluated: The datasets for which metrics are computed.
+
+        Raises:
+            MemoryError: the program of a step does not fit into the memory of the device.
+        """
+        self.begin(first)
+        assert self._mode is not None
+        shapes = placed(self.shapes(first).state, self._layout)
+        for dataset in evaluated:
+            for program in compile_eval(self._programs, self._layout, self._hparams, dataset, shapes, self._mode):
+                program.result()
+        self._shuffled(1)
+        self._programs.copy(self.carry)
+        self.kept()
+
+    def _known_mode(self) -> Mode | None:
+        if self._debug or not self._feed.is_resident:
+            return "step"
+        return None if self._trainer.loop == "auto" else self._trainer.loop
+
+    def _measure(self, first: First) -> Mode:
+        self._make_carry(first, "step")
+        self._check_memory()
+        return measure(self._programs, first.source, self._hparams, self.carry, self._feed.steps, self._agree)
+
+    @property
+    def _compiles_first(self) -> bool:
+        """Whether programs are compiled before their first call. With several devices, XLA places what they return."""
+        return not self._debug and self._layout.size == 1
+
+    def _make_carry(self, first: First, mode: Mode) -> None:
+        """Create the first carry, while the program that runs next compiles as well."""
+        if self._compiles_first:
+            made, steps = self._programs, self._feed.steps
+            args = first.source, self._hparams, *placed(self.shapes(first), self._layout)
+            self._steps_program = (
+                made.compiling.start(made.steps, *args, count=chunk(steps))
+                if mode == "scan"
+                else made.compiling.start(made.step, *args)
+            )
         carry = self._programs.init(*self._arguments(first), **_fixed(first))
         self._carry, self._nothing_seen = carry, (carry.totals, carry.position)
+
+    def _check_memory(self) -> None:
+        if self._steps_program is not None:
+            check_memory(self._steps_program.result(), self._layout)
 
     def set_hparams(self, hparams: PyTree) -> None:
         self._hparams = self._layout.put(hparams)
@@ -199,7 +274,6 @@ class Solo:
     def epoch(self, epoch: int, position: int, *, is_last: bool) -> Generator[int]:
         order = self._shuffled(epoch) if self._next_order is None else self._next_order
         self._next_order = None
-        self._mode = self._mode or self._find_mode(order)
         done = (epoch - 1) * self._feed.steps
         with contextlib.closing(self._feed.sources(order, position)) as sources:
             while position < self._feed.steps:
@@ -215,16 +289,6 @@ class Solo:
         assert self._key is not None
         order = partial(self._trainer.order, self._hparams)
         return self._feed.shuffled(self._key, (epoch - 1) * self._feed.steps, order)
-
-    def _find_mode(self, order: Order) -> Mode:
-        feed, hparams = self._feed, self._hparams
-        if self._debug or not feed.is_resident:
-            return "step"
-        if self._trainer.loop != "auto":
-            return self._trainer.loop
-        source = feed.resident(order)
-        name = program_name(self._trainer, hparams, feed, source)
-        return self._choose(name, lambda: measure(self._programs, source, hparams, self.carry, feed.steps, self._agree))
 
     def _advance(self, source: Source, done: int, left: int) -> int:
         """Run the next program: a chunk of steps, or a single step; return the number of steps.
@@ -260,6 +324,8 @@ class Solo:
 
     def measured(self, validation: Dataset) -> Measured:
         carry = self.carry
+        for program in self._eval_programs:
+            program.result()
         validated = self._metrics(validation, carry.state)
         skipped = None if carry.state.opt_state is None else skipped_steps(carry.state.opt_state)
         return Measured(*jax.device_get((validated, carry.totals, skipped)))

@@ -23,6 +23,7 @@ from tuner.training import metrics as metrics_
 from tuner.training.data.batches import Order, Source
 from tuner.training.data.feed import Dataset, Feed
 from tuner.training.definition import TrainerDefinition, settings_of
+from tuner.training.loop.compiling import Compiling, check_memory
 from tuner.training.loop.evaluation import eval_metrics
 from tuner.training.loop.execution import First, Measured, Solo
 from tuner.training.loop.modes import Choose, Mode, alone, chunk, measure, program_name
@@ -40,7 +41,7 @@ class LanePrograms:
     """The compiled programs of all lanes. Arrays of lanes have the lane as first axis.
 
     Attributes:
-        step, steps, eval_step, eval_all, copy: as in `Programs`, for all lanes.
+        step, steps, eval_step, eval_all, copy, compiling: as in `Programs`, for all lanes.
         shuffle: (order, hparams, keys, first steps, rows, lanes, batch_size=) -> the order, new for some lanes.
         put: (all, lane, one) -> arrays of all lanes with those of one replaced; `all` becomes invalid.
         take: (all, lane) -> a copy of the arrays of one lane.
@@ -91,6 +92,7 @@ class LanePrograms:
 
             return _merged(lanes, jax.vmap(one)(hparams, keys, first), order)
 
+        self.compiling = Compiling()
         self.step = jax.jit(train_step, donate_argnames=("state",))
         self.steps = jax.jit(train_steps, static_argnames=("count",), donate_argnames=("state",))
         self.eval_step = jax.jit(eval_step)
@@ -209,6 +211,7 @@ class Lanes:
         self._nothing: tuple[PyTree, PyTree] = (None, None)
         self._order: Order | None = None
         self._occupied: set[int] = set()
+        self._fits = False
 
     # --- Lanes
 
@@ -302,6 +305,8 @@ class Lanes:
     def _advance(self, tasks: Iterable[int], count: int) -> None:
         assert self._order is not None
         lanes, source = set(tasks), self.feed.resident(self._order)
+        if not self._fits:
+            self.check_memory(source, self.mode or "step")
         waiting = bool(self._occupied - lanes)
         before = self.programs.copy(self.carry) if waiting else None
         if self.mode == "scan":
@@ -310,6 +315,22 @@ class Lanes:
             self._carry = self.programs.step(source, self._hparams, *self.carry)
         if waiting:
             self._carry = Carry(*self.programs.merge(self._mask(lanes), self._carry, before))
+
+    def check_memory(self, source: Source, mode: Mode) -> None:
+        """Compile the program of the steps, and check that it fits into the memory of the device.
+
+        Raises:
+            MemoryError: it does not fit.
+        """
+        made, args = self.programs, (source, self._hparams, *self.carry)
+        is_scan = mode == "scan"
+        program = (
+            made.compiling.start(made.steps, *args, count=chunk(self.feed.steps))
+            if is_scan
+            else made.compiling.start(made.step, *args)
+        )
+        check_memory(program.result(), self.feed.layout)
+        self._fits = True
 
     def _measure(self, tasks: Iterable[int], dataset: Dataset) -> Mapping[int, Measured]:
         state = self.carry.state
@@ -394,7 +415,6 @@ def best_count(trainer: TrainerDefinition, hparams: PyTree, feed: Feed, first: F
     def measured() -> str:
         solo = Solo(trainer, hparams, feed, layout=feed.layout, choose=choose, agree=alone)
         solo.begin(first)
-        next(solo.epoch(1, 0, is_last=True))  # measures its mode
         assert solo.mode is not None
         placed, made = feed.layout.put(hparams), programs(trainer, hparams, feed.layout)
         source = feed.resident(feed.in_order())
@@ -405,6 +425,7 @@ def best_count(trainer: TrainerDefinition, hparams: PyTree, feed: Feed, first: F
                 lanes = Lanes(trainer, hparams, feed, count, choose)
                 lanes.put(0, placed, made.copy(solo.carry))
                 several = feed.resident(jax.tree.map(partial(_repeat, count), feed.in_order()))
+                lanes.check_memory(several, solo.mode)
                 seconds = _seconds(lanes.programs, several, lanes._hparams, lanes.carry, feed.steps, solo.mode)
             except Exception:  # out of memory, or it cannot be mapped over lanes, while it works alone
                 break
@@ -465,7 +486,7 @@ class Lane:
     def shapes(self, first: First) -> Carry:
         return self._lanes.solo.init.eval_shape(*self._arguments(first), **_fixed(first))
 
-    def begin(self, first: First) -> None:
+    def begin(self, first: First, validation: Dataset | None = None) -> None:
         self._enter(self._lanes.solo.init(*self._arguments(first), **_fixed(first)))
 
     def set_hparams(self, hparams: PyTree) -> None:

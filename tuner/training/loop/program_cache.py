@@ -51,12 +51,15 @@ class ProgramCache:
         limit: Maximum size of the root in bytes; `trim` keeps to it.
         wait_s: Seconds to wait for another process at most.
 
+    Attributes:
+        locks: Whether a process that compiles a program makes others wait for it, and waits for them.
+
     Raises:
         OSError: the root cannot be used, or other users can write to it.
     """
 
     def __init__(self, root: Path, kind: str, limit: int, *, wait_s: float = _WAIT_S) -> None:
-        self.root, self.limit, self.wait_s = root, limit, wait_s
+        self.root, self.limit, self.wait_s, self.locks = root, limit, wait_s, True
         self.folder = self._path = root / kind
         root.parent.mkdir(parents=True, exist_ok=True)
         # Files are opened below these descriptors: a folder that is moved to the same path has no effect.
@@ -83,7 +86,7 @@ class ProgramCache:
         name = key[-_LONGEST_NAME:]  # it ends with a digest
         found = self._read(name)
         # The processes of one program wait for each other while it is compiled; they must not wait for others as well.
-        if found is None and jax.process_count() == 1:
+        if found is None and self.locks and jax.process_count() == 1:
             with contextlib.suppress(OSError):  # the file system has no locks, or is full
                 return self._wait(name)
         return found

@@ -20,6 +20,7 @@ from tuner.training import metrics as metrics_
 from tuner.training.data.arrays import Batch
 from tuner.training.data.batches import Source
 from tuner.training.definition import TrainerDefinition, settings_of
+from tuner.training.loop.compiling import Compiling
 from tuner.training.mesh import Layout
 from tuner.training.metrics import Metrics
 from tuner.training.optim.stacks import collect_stacks
@@ -107,9 +108,12 @@ class Programs:
         eval_all: (source, hparams, state) -> metrics over all batches.
         predict: (params, collections, inputs, hparams) -> outputs in evaluation mode.
         copy: a pytree of arrays -> a copy, which may be donated.
+        compiling: Those that are compiled before their first call.
     """
 
     def __init__(self, trainer: TrainerDefinition, layout: Layout) -> None:
+        self.compiling = Compiling()
+
         # The state and the batch are separate arguments below, because only the state is donated.
         def init_state(
             source: Source,

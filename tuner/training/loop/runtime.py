@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from tuner.training.mesh import Layout
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 _CACHE_HIT_EVENT = "/jax/compilation_cache/cache_hits"
+_SAVED_EVENT = "/jax/compilation_cache/compile_time_saved_sec"
+_KEPT_SPANS = 100
 
 
 _CACHE_BYTES = 2 * 2**30
@@ -29,7 +32,7 @@ _CACHE_BYTES = 2 * 2**30
 _TRIM_EVERY_S = 60.0
 
 
-def use_persistent_cache(artifacts: Path | None = None) -> None:
+def use_persistent_cache(artifacts: Path | None = None, *, locks: bool = True) -> None:
     """Store compiled programs on disk, where all workers with the same artifacts folder find them.
 
     If the user has named a folder (`$JAX_COMPILATION_CACHE_DIR`), JAX uses that one, as it does without tuner.
@@ -37,6 +40,7 @@ def use_persistent_cache(artifacts: Path | None = None) -> None:
     Args:
         artifacts: The folder of the artifacts; None if they are in object storage. Then, and if others can write to
             the folder in it, programs are stored in the user's cache folder.
+        locks: Whether others wait for the programs that this process compiles.
     """
     settings: Any = jax.config
     limit = settings.jax_compilation_cache_max_size
@@ -46,6 +50,8 @@ def use_persistent_cache(artifacts: Path | None = None) -> None:
     is_ours = named is None or (_state.cache is not None and named == str(_state.cache.folder))
     if is_ours:
         _use(_open_cache(artifacts, limit if limit > 0 else _CACHE_BYTES))
+        if _state.cache is not None:
+            _state.cache.locks = locks
     # By default JAX stores only programs that took a second to compile; a study has many smaller ones. In a folder of
     # ours it stores all of them: otherwise each worker would compile the small ones.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0 if is_ours else 0.1)
@@ -149,20 +155,35 @@ class CompileClock:
     """Counts the programs that JAX compiles in this process, from its creation on.
 
     Attributes:
-        total_s: Seconds spent, including waiting for another worker and reading programs from the persistent cache.
+        total_s: Seconds during which programs were compiled, including waiting for another worker and reading programs
+            from the persistent cache. Seconds during which several were compiled count once.
         count: Compiled programs; programs found in the persistent cache do not count.
         fetched: Programs found in the persistent cache.
+        saved_s: Seconds that it took to compile the programs found there, less those of reading them.
     """
 
     def __init__(self) -> None:
-        self.total_s, self.count, self.fetched = 0.0, 0, 0
+        self.total_s, self.count, self.fetched, self.saved_s = 0.0, 0, 0, 0.0
+        self._spans: list[tuple[float, float]] = []  # counted already; disjoint, and in order
+        self._lock = threading.Lock()
         jax.monitoring.register_event_duration_secs_listener(self._add)
         jax.monitoring.register_event_listener(self._found)
 
     def _add(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
-        if event == _COMPILE_EVENT:
-            self.total_s += duration_secs
+        if event == _SAVED_EVENT:
+            self.saved_s += max(0.0, duration_secs)
+        if event != _COMPILE_EVENT:
+            return
+        with self._lock:
             self.count += 1
+            end_s = time.perf_counter()
+            began_s = end_s - duration_secs
+            self.total_s += duration_secs
+            while self._spans and self._spans[-1][1] > began_s:
+                earlier = self._spans.pop()
+                self.total_s -= earlier[1] - max(began_s, earlier[0])
+                began_s = min(began_s, earlier[0])
+            self._spans = [*self._spans[-_KEPT_SPANS:], (began_s, end_s)]
 
     def _found(self, event: str, **kwargs: str | int) -> None:
         if event == _CACHE_HIT_EVENT:
@@ -174,11 +195,12 @@ def worker_layout(wanted: str) -> Layout:
     """Return the layout of a worker's trials: all devices that it was given.
 
     Args:
-        wanted: The worker's device group as text, such as `gpu 0,1`; empty if it was given none. Virtual CPU devices
-            are used only if the worker was given them.
+        wanted: The worker's device group as text, such as `gpu 0,1`; empty if it was given none. Several virtual CPU
+            devices are used only if the worker was given them.
     """
     is_ours = wanted or jax.default_backend() != "cpu"
-    return Layout(jax.local_devices() if is_ours else ())
+    # Also a single device is named, because programs for an unnamed one are others, which workers could not share.
+    return Layout(jax.local_devices() if is_ours else jax.local_devices()[:1])
 
 
 def missing_accelerator(wanted: str) -> str | None:

@@ -281,7 +281,7 @@ class Training(Generator[Report, None, TrainState]):
         self._first = first = First(source, self.seed, self.epochs * self.feed.steps, self.optimizer_rules)
         has_checkpoint = self.checkpoints is not None and self.checkpoints.has_latest()
         if not has_checkpoint or not self._restore(self._execution.shapes(first)):
-            self._execution.begin(first)
+            self._execution.begin(first, self.splits.validation)
             self._has_begun = True
 
     def _one_epoch(self) -> Iterator[Report]:
