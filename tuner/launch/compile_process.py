@@ -62,5 +62,8 @@ class CompileProcess:
 
     def end(self) -> None:
         """End it."""
-        if self._process is not None:
-            self._process.kill()
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            assert process.process.stdin is not None
+            process.process.stdin.close()
