@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from storage_tools import opened
@@ -11,7 +12,7 @@ import tuner
 from tuner.study.file import Settings, load_target
 from tuner.study.source import import_file
 from tuner.worker import run_worker
-from tuner.worker.rerun import open_study, reproduce
+from tuner.worker.rerun import Comparison, open_study, reproduce
 
 FILE = """
 from tuner import Space, Study, uniform
@@ -28,6 +29,24 @@ def objective(trial):
     x = trial.suggest_float("x", 0.0, 1.0)
     trial.report(x, 1)
     return 2 * x
+
+def two(trial):
+    x = trial.suggest_float("x", 0.0, 1.0)
+    return x, -x
+
+def changing(trial):
+    global calls
+    calls += 1
+    x = trial.suggest_float("x", 0.0, 1.0)
+    trial.report(x, 1)
+    return x + 1 + calls
+
+def returning(hparams: HParams, trial):
+    global calls
+    calls += 1
+    return hparams.x + calls
+
+calls = 0
 
 if __name__ == "__main__":
     raise AssertionError("it is imported")
@@ -47,8 +66,9 @@ def test_a_function_that_returns_its_value_comes_back(path: Path, sqlite_url: st
     run_worker(found.study, sqlite_url, artifacts=folder, file=str(path), function=found.function)
     with opened(sqlite_url) as storage:
         rerunner = open_study(storage.engine, "own", None, {})
-        (compared,) = reproduce(rerunner, 1, lambda report: None)
+        compared, value = reproduce(rerunner, 1, lambda report: None)
         x = storage.get_all_trials(1)[1].params["x"]
+    assert value == Comparison("value of loss", 0, x, x, 0.0)
     assert (compared.metric, compared.epochs, compared.difference) == ("loss", 3, 0.0)
     assert compared.recorded == compared.found == x, "the value that replaced that of the last report"
 
@@ -61,5 +81,46 @@ def test_an_objective_of_optimize_comes_back(path: Path, sqlite_url: str, monkey
     with opened(sqlite_url) as storage:
         rerunner = open_study(storage.engine, "own", None, {})
         assert rerunner.file == path
-        (compared,) = reproduce(rerunner, 0, lambda report: None)
+        compared, value = reproduce(rerunner, 0, lambda report: None)
+        x = storage.get_all_trials(1)[0].params["x"]
     assert (compared.epochs, compared.difference) == (1, 0.0)
+    assert value == Comparison(f"value of {compared.metric}", 0, 2 * x, 2 * x, 0.0)
+
+
+def launch(path: Path, url: str, name: str, **settings: Any) -> None:
+    found = load_target(f"{path}:{name}", Settings(name="own", trials=1, **settings))
+    folder = str(path.parent / "artifacts")
+    run_worker(found.study, url, artifacts=folder, file=str(path), function=found.function)
+
+
+def test_an_objective_that_reports_nothing_is_compared_by_its_values(path: Path, sqlite_url: str) -> None:
+    launch(path, sqlite_url, "two", directions=["minimize", "maximize"])
+    with opened(sqlite_url) as storage:
+        found = reproduce(open_study(storage.engine, "own", None, {}), 0, lambda report: None)
+        x = storage.get_all_trials(1)[0].params["x"]
+    assert [(one.epochs, one.recorded, one.found, one.difference) for one in found] == [(0, x, x, 0), (0, -x, -x, 0)]
+
+
+def test_an_objective_that_returns_another_value_does_not_come_back(path: Path, sqlite_url: str) -> None:
+    launch(path, sqlite_url, "changing", directions=["minimize"])
+    with opened(sqlite_url) as storage:
+        x = storage.get_all_trials(1)[0].params["x"]
+        rerunner = open_study(storage.engine, "own", None, {})
+        for _ in range(2):
+            compared, value = reproduce(rerunner, 0, lambda report: None)
+    assert compared.difference == 0
+    assert (value.recorded, value.found) == (x + 2, x + 3), "its file was imported again, and called twice"
+    assert value.difference == pytest.approx(1 / (x + 3))
+
+
+def test_a_function_that_returns_another_number_does_not_come_back(path: Path, sqlite_url: str) -> None:
+    launch(path, sqlite_url, "returning", directions=["minimize"], objectives=["loss"])
+    with opened(sqlite_url) as storage:
+        x = storage.get_all_trials(1)[0].params["x"]
+        rerunner = open_study(storage.engine, "own", None, {})
+        reproduce(rerunner, 0, lambda report: None)
+        compared, value = reproduce(rerunner, 0, lambda report: None)
+    assert (compared.metric, value.metric) == ("loss", "value of loss")
+    for one in (compared, value):
+        assert (one.recorded, one.found) == (x + 1, x + 2)
+        assert one.difference == pytest.approx(1 / (x + 2))
