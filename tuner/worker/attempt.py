@@ -7,7 +7,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from tuner.storage.read.ranking import constraint_key, is_feasible
 from tuner.storage.sql.retry import PROMPT, hurried
 from tuner.storage.worker import claims, leases, rungs
 from tuner.storage.worker.fences import Lease
-from tuner.storage.worker.renewal import Watch, renewed
+from tuner.storage.worker.renewal import Watch
 from tuner.storage.worker.reporter import Reporter
 from tuner.storage.worker.studies import agree
 from tuner.study import trial_seed
@@ -51,7 +51,7 @@ from tuner.trial.failures import describe, last_line, storable
 from tuner.trial.seed_values import SEEDS_KEY, SeedValues
 from tuner.worker.context import WorkerContext
 from tuner.worker.extension import bring_last, extension_of
-from tuner.worker.reports import Reports
+from tuner.worker.reports import GATHER_S, Reports
 from tuner.worker.trainable import End, Saved, TrialData, check_objectives, ranking_epoch, ranking_values
 from tuner.worker.watchdog import Limits, Overrun, Watchdog
 
@@ -132,7 +132,7 @@ class Attempt(TrialData):
             TunerError: the study's file is wrong, or the database cannot be reached.
         """
         context = self.context
-        with self._renewed() as self.watch, self.files:
+        with context.renewals.watching(self.lease) as self.watch, self.files:
             if not self.files.fetch(self._must_give_back):
                 self._give_back()
                 return None
@@ -169,13 +169,6 @@ class Attempt(TrialData):
         """Whether the last state may be kept, so that another trial can continue it."""
         return self.study.keep_last > 0
 
-    def _renewed(self) -> contextlib.AbstractContextManager[Watch]:
-        context = self.context
-        if context.renewals is not None:
-            return context.renewals.watching(self.lease)
-        must_stop = partial(claims.must_stop, context.prompt_engine, context.claimant)
-        return renewed(context.engine, self.lease, must_stop, context.must_end)
-
     def _run(self, saved: Saved) -> Ended | None:
         context, lease = self.context, self.lease
         try:
@@ -183,7 +176,8 @@ class Attempt(TrialData):
                 self._hold()
                 with self._logged():
                     outcome, record = self._train(saved)
-                self._finish_reports(context.engine)
+                if self.reports is not None:
+                    self.reports.settle()
             values = None if outcome in _WITHOUT_VALUES else self.values
             if outcome is Outcome.FAILED and self._is_tried_again(saved, record):
                 return None
@@ -204,6 +198,9 @@ class Attempt(TrialData):
             raise
         except BaseException:
             # Not an error of this trial: the study's file is wrong, the database is down, or Ctrl-C.
+            with contextlib.suppress(TunerError):
+                if not context.must_end():
+                    self._finish_reports(context.final_writes.engine())
             with contextlib.suppress(TunerError):
                 leases.release(context.final_writes.engine(), lease)
             raise
@@ -250,7 +247,15 @@ class Attempt(TrialData):
                 raise self.cannot_extend
             self._warn_of_unused(trial)
             self.pruner = TrialPruner(context.pruning_study, trial, self.followed)
-            self.reports = Reports(context.background, self.reporter, self._is_hopeless, context.must_end)
+            self.reports = Reports(
+                context.background,
+                self.reporter,
+                self._is_hopeless,
+                context.must_end,
+                self.pruner.must_judge,
+                context.gatherer,
+                self._flush_queued,
+            )
             with self.watchdog.watching():
                 end = context.trainable.run(self, saved)
             self._check_lease()
@@ -468,12 +473,24 @@ class Attempt(TrialData):
         """Store suggested hyperparameters soon, on the thread that stores reports."""
         if not self.is_flush_queued:
             self.is_flush_queued = True
-            self.context.background.submit(self._flush)
+            self._submit_soon(self._flush_queued)
 
-    def _flush(self) -> None:
+    def _submit_soon(self, call: Callable[[], None]) -> None:
+        background, gatherer = self.context.background, self.context.gatherer
+        if gatherer is None:
+            background.submit(call)
+        else:
+            gatherer.submit_later(call, GATHER_S)
+
+    def _flush_queued(self) -> None:
+        if not self.is_flush_queued:
+            return
         self.is_flush_queued = False
-        with hurried(PROMPT):
-            self.context.storage.flush(self.lease.trial_id)
+        try:
+            with hurried(PROMPT):
+                self.context.storage.flush(self.lease.trial_id)
+        except StorageLost:
+            self.is_flush_queued = True  # they are stored with a later report, or at the end
 
     def write_log(self, lines: Sequence[str]) -> None:
         """Store the last lines of the trial's log soon, on the thread that stores reports, else with its end."""
@@ -575,6 +592,7 @@ class Attempt(TrialData):
             return False
         saved.close()  # the checkpoint must be written, and uploaded, before another worker looks for it
         self.files.flush()
+        self._finish_reports(context.engine)
         self._store_log(context.engine)
         if not leases.retry(context.engine, lease, error, self.study.retries):
             return False
@@ -591,7 +609,9 @@ class Attempt(TrialData):
         path = self._keep_best(saved, outcome, values)
         if path is not None:
             record["checkpoint"] = self.files.keep(path, lease.trial_id)
-        leases.tell(context.engine, lease, outcome, values, record, self._attributes(), self.unstored_log)
+        last = [] if self.reports is None else self.reports.rest(context.engine)
+        told = {"log": self.unstored_log, "several": last, "objective": self.reporter.objective}
+        leases.tell(context.engine, lease, outcome, values, record, self._attributes(), **told)
         saved.delete_latest()
         self.files.finish()
         if has_more_than_log(saved.folder):  # the best checkpoint, or only pictures
@@ -684,7 +704,7 @@ class Attempt(TrialData):
                     context.say_aside(ended)
                 else:
                     leases.bury(context.engine, lease)
-                if owns_process and context.renewals is not None:  # the other trials of its cohort did nothing wrong
+                if owns_process and context.is_cohort:  # the other trials of its cohort did nothing wrong
                     claims.release_all(context.engine, lease.worker, died=False)
         finally:
             self.watch.is_lost.set()

@@ -29,6 +29,7 @@ from tuner.storage.worker import claims, leases
 from tuner.storage.worker.checkpoints import checkpoints_below, move_checkpoint
 from tuner.storage.worker.claims import Claimant, NoTrial
 from tuner.storage.worker.fences import Lease
+from tuner.storage.worker.renewal import Renewals
 from tuner.storage.worker.searches import agree_on_search, prepare_search
 from tuner.storage.worker.studies import Owner, join, leave, register, set_ownership
 from tuner.study import StudyData, StudySpec
@@ -212,6 +213,9 @@ class Worker:
             space_version=None if version is None else str(version),
         )
         self.background = Background("reports")
+        prompt_engine = patient(self.engine, dataclasses.replace(PROMPT, is_over=lambda: stop.requested))
+        must_stop = partial(claims.must_stop, prompt_engine, self.claimant)
+        self.renewals = Renewals(self.engine, LEASE_S, must_stop, lambda: stop.requested)
         self.context = WorkerContext(
             study=study,
             study_id=study_id,
@@ -227,8 +231,10 @@ class Worker:
             ),
             storage=storage,
             engine=self.engine,
-            prompt_engine=patient(self.engine, dataclasses.replace(PROMPT, is_over=lambda: stop.requested)),
+            prompt_engine=prompt_engine,
             background=self.background,
+            renewals=self.renewals,
+            gatherer=self.background,
             optuna_study=optuna.load_study(study_name=study.name, storage=view, **given),
             pruning_study=optuna.load_study(study_name=study.name, storage=judged, **given),
             claimant=self.claimant,
@@ -292,6 +298,7 @@ class Worker:
     def leave(self) -> None:
         """Store that the worker has exited."""
         self.background.close()
+        self.renewals.close()
         if self.context.population is not None:
             self.context.population.close()
         self.context.files.close()
@@ -303,10 +310,8 @@ class Worker:
     def _work(self) -> None:
         if self.study.cohort != 1:
             cohort = self._make_cohort()
-            if cohort is not None:
-                with contextlib.closing(cohort):
-                    if self._work_together(cohort):
-                        return
+            if cohort is not None and self._work_together(cohort):
+                return
         is_idle = False
         while not self.context.stop.requested:
             lease = self.claim()
