@@ -52,6 +52,13 @@ from tuner.trial.seed_values import SEEDS_KEY, SeedValues
 from tuner.worker.context import WorkerContext
 from tuner.worker.extension import bring_last, extension_of
 from tuner.worker.reports import GATHER_S, Reports
+from tuner.worker.tell_sampler import (
+    briefly,
+    optuna_study,
+    tell_of_end_elsewhere,
+    tell_sampler,
+    was_ended_by_hand,
+)
 from tuner.worker.trainable import End, Saved, TrialData, check_objectives, ranking_epoch, ranking_values
 from tuner.worker.watchdog import Limits, Overrun, Watchdog
 
@@ -195,6 +202,8 @@ class Attempt(TrialData):
         except LeaseLost:
             if self.watchdog.has_ended_trial:
                 return None
+            if self.optuna_trial is not None and was_ended_by_hand(context, lease):
+                tell_of_end_elsewhere(context, lease, self.sampler)
             raise
         except BaseException:
             # Not an error of this trial: the study's file is wrong, the database is down, or Ctrl-C.
@@ -228,7 +237,7 @@ class Attempt(TrialData):
 
     def _ask(self) -> optuna.Trial:
         """Return the Optuna trial of the claimed trial, with the sampler for its number."""
-        study = self._optuna_study()
+        study = optuna_study(self.context)
         private.forget_stop(study)  # a trial that is retried asks its sampler again
         study.sampler = self.sampler = self.context.samplers.make(self.lease)
         return self.context.trainable.make_trial(study, self.lease.trial_id, self)
@@ -517,12 +526,9 @@ class Attempt(TrialData):
     def _after_trial(self, outcome: Outcome, values: list[float] | None) -> BaseException | None:
         """Tell the sampler the end of the trial before it is stored, like `optuna.Study.tell`.
 
-        With a Hyperband pruner it gets the study of the trial's bracket.
-
         Returns:
             The error that the sampler raised. The trial has ended anyway and must be stored first.
         """
-        from optuna.exceptions import StorageInternalError
         from optuna.trial import TrialState
 
         if self.optuna_trial is None:  # `before_trial` failed, so Optuna has no trial
@@ -534,25 +540,7 @@ class Attempt(TrialData):
         private.system_attrs(frozen).update(self._constraint_attributes())
         if len(self.objectives) == 1:
             frozen.intermediate_values = dict(self.curve)
-        own = self._optuna_study()
-        if self.sampler is not None:
-            own.sampler = self.sampler  # other trials may have asked theirs since
-        study = private.filter_study(own, frozen)
-        try:
-            with self.context.time_use.doing("training"):
-                study.sampler.after_trial(study, frozen, state.get(outcome, TrialState.PRUNED), values)
-        except (LeaseLost, StorageLost, StorageInternalError):
-            raise  # the database is down
-        except BaseException as error:
-            return error
-        return None
-
-    def _optuna_study(self) -> optuna.Study:
-        """Return the study for a sampler: without a stale copy of the trials, and with `Study.stop` allowed."""
-        study = self.context.optuna_study
-        private.forget_trials(study)
-        private.allow_stop(study)
-        return study
+        return tell_sampler(self.context, self.sampler, frozen, state.get(outcome, TrialState.PRUNED), values)
 
     # --- In a population
 
@@ -684,11 +672,12 @@ class Attempt(TrialData):
         message = f"trial {number} has {what}; it is asked to stop, which counts as a death of its worker"
         self.context.say_aside(TrialOverdue(number, message))
 
-    def _end_aside(self, overrun: Overrun) -> None:
-        """End a trial that does not return from its code, and then the process if it is only a worker.
+    def _tell_of_timeout(self) -> None:
+        with contextlib.suppress(Exception):  # the trial ends anyway, maybe with its process
+            self._after_trial(Outcome.TIMED_OUT, None)
 
-        The sampler is not told the end: it belongs to the trial's thread.
-        """
+    def _end_aside(self, overrun: Overrun) -> None:
+        """End a trial that does not return from its code, and then the process if it is only a worker."""
         context, lease, number = self.context, self.lease, self.number
         owns_process = context.stop.owns_process
         message = f"trial {number} {self.watchdog.describe(overrun)} and does not end"
@@ -697,6 +686,7 @@ class Attempt(TrialData):
         try:
             with contextlib.suppress(TunerError):
                 if overrun is Overrun.TIME:
+                    briefly(self._tell_of_timeout)
                     spent = self._spent()
                     record = {**spent, **self._timeout()}
                     leases.tell(context.engine, lease, Outcome.TIMED_OUT, None, record, self._attributes())

@@ -60,6 +60,7 @@ from tuner.worker.follow import STUDY, STUDY_FILE, check_group
 from tuner.worker.group import Leader
 from tuner.worker.runtime import make_runtime
 from tuner.worker.stop_rules import StopRules
+from tuner.worker.tell_sampler import tell_of_end_elsewhere
 from tuner.worker.time_use import TimeUse
 from tuner.worker.trainable import Trainable
 from tuner.worker.trial_files import check_writable, make_study_files
@@ -450,8 +451,10 @@ class Worker:
         self._limit_to_grid()
         self.rules.apply(engine)
         claimed = claims.claim_several(engine, self.claimant, most)
-        for number in self.claimant.deadly:
-            self.say(TrialDeadly(number, f"trial {number} failed: its workers died without it getting further"))
+        for lease in self.claimant.deadly:
+            why = f"trial {lease.number} failed: its workers died without it getting further"
+            self.say(TrialDeadly(lease.number, why))
+            tell_of_end_elsewhere(self.context, lease)
         return claimed
 
     def _give_back_now(self) -> None:

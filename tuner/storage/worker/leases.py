@@ -267,10 +267,19 @@ def tell(
 
 def _has_ended(connection: Connection, lease: Lease, ending: str) -> bool:
     """Return whether this attempt has already ended like this: it was committed although the answer was lost."""
+    return _ending(connection, lease) == ending
+
+
+def find_ending(engine: Engine, lease: Lease) -> str | None:
+    """Return how the attempt of a lease has ended: an outcome, or `DIED`; None if it has not."""
+    return read(engine, lambda connection: _ending(connection, lease))
+
+
+def _ending(connection: Connection, lease: Lease) -> str | None:
     query = sa.select(attempts.c.ending).where(
         attempts.c.trial_id == lease.trial_id, attempts.c.fence == lease.fence, attempts.c.worker == lease.worker
     )
-    return connection.execute(query).scalar_one_or_none() == ending
+    return connection.execute(query).scalar_one_or_none()
 
 
 def endings(lease: Lease, outcome: Outcome, values: Sequence[float] | None, record: Mapping[str, Any]) -> list[Write]:
