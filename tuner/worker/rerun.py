@@ -161,6 +161,8 @@ class _Rerun(UnstoredRun):
         super().__init__(study, number, params, seed, root)
         self.stage = Stage(number, study.epochs)
         self.trial = _ReportingTrial(params, number, self)
+        if study.space is not None:
+            study.sample(self.trial)  # its `params` are those that were suggested
         self.values: list[float] = []
         self.curve: dict[int, float] = {}
         self.must_end = False
@@ -293,7 +295,7 @@ class Comparison:
     """One metric, recorded and found again: a row of `tuner reproduce`."""
 
     metric: str
-    """Its name; `value of NAME` for the trial's value in an objective."""
+    """Its name; `trial's NAME` for the trial's value in an objective."""
     epochs: int
     """How many epochs have it in both; 0 for a value of the trial."""
     recorded: float
@@ -340,7 +342,7 @@ def _compare_values(names: Sequence[str], recorded: Sequence[float], found: Sequ
     """Return a row for each objective, if values were recorded; the training may have ended without any now."""
     found = [*found, *[math.nan] * len(recorded)]
     pairs = zip(names, recorded, found, strict=False)
-    return [Comparison(f"value of {name}", 0, then, now, relative(then, now)) for name, then, now in pairs]
+    return [Comparison(f"trial's {name}", 0, then, now, relative(then, now)) for name, then, now in pairs]
 
 
 def _recorded(rerunner: Rerunner, number: int) -> dict[int, Mapping[str, float]]:

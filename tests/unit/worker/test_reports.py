@@ -278,13 +278,12 @@ def test_the_end_does_not_wait_for_the_moment(
 
 
 def test_a_trial_that_was_lost_is_learnt_of_after_gathered_reports(
-    background: Background, database: Database, monkeypatch: pytest.MonkeyPatch, wait_until: Callable[..., Any]
+    background: Background, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = gathering(background, database, (), monkeypatch, 0.05)
     database.error = LeaseLost("gone")
     ours.store(report(1), may_prune=True)
-    wait_until(lambda: not database.kept)
-    background.submit(int).result(timeout=300)
+    background.submit_later(int, 0.1).result(timeout=300)
     with pytest.raises(LeaseLost):
         ours.store(report(2), may_prune=True)
 

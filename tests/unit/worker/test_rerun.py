@@ -15,7 +15,8 @@ from tuner.worker import run_worker
 from tuner.worker.rerun import Comparison, open_study, reproduce
 
 FILE = """
-from tuner import Space, Study, uniform
+import tuner
+from tuner import Space, uniform
 
 class HParams(Space):
     x: float = uniform(0.0, 1.0)
@@ -40,6 +41,15 @@ def changing(trial):
     x = trial.suggest_float("x", 0.0, 1.0)
     trial.report(x, 1)
     return x + 1 + calls
+
+command = tuner.Study(
+    name="own",
+    space=HParams,
+    train=tuner.Command(["echo", '{{"loss": {x}}}']),
+    objective="loss",
+    direction="minimize",
+    trials=1,
+)
 
 def returning(hparams: HParams, trial):
     global calls
@@ -68,7 +78,7 @@ def test_a_function_that_returns_its_value_comes_back(path: Path, sqlite_url: st
         rerunner = open_study(storage.engine, "own", None, {})
         compared, value = reproduce(rerunner, 1, lambda report: None)
         x = storage.get_all_trials(1)[1].params["x"]
-    assert value == Comparison("value of loss", 0, x, x, 0.0)
+    assert value == Comparison("trial's loss", 0, x, x, 0.0)
     assert (compared.metric, compared.epochs, compared.difference) == ("loss", 3, 0.0)
     assert compared.recorded == compared.found == x, "the value that replaced that of the last report"
 
@@ -84,17 +94,17 @@ def test_an_objective_of_optimize_comes_back(path: Path, sqlite_url: str, monkey
         compared, value = reproduce(rerunner, 0, lambda report: None)
         x = storage.get_all_trials(1)[0].params["x"]
     assert (compared.epochs, compared.difference) == (1, 0.0)
-    assert value == Comparison(f"value of {compared.metric}", 0, 2 * x, 2 * x, 0.0)
+    assert value == Comparison(f"trial's {compared.metric}", 0, 2 * x, 2 * x, 0.0)
 
 
-def launch(path: Path, url: str, name: str, **settings: Any) -> None:
-    found = load_target(f"{path}:{name}", Settings(name="own", trials=1, **settings))
+def launch(path: Path, url: str, target: str, **settings: Any) -> None:
+    found = load_target(f"{path}:{target}", Settings(**settings))
     folder = str(path.parent / "artifacts")
     run_worker(found.study, url, artifacts=folder, file=str(path), function=found.function)
 
 
 def test_an_objective_that_reports_nothing_is_compared_by_its_values(path: Path, sqlite_url: str) -> None:
-    launch(path, sqlite_url, "two", directions=["minimize", "maximize"])
+    launch(path, sqlite_url, "two", name="own", trials=1, directions=["minimize", "maximize"])
     with opened(sqlite_url) as storage:
         found = reproduce(open_study(storage.engine, "own", None, {}), 0, lambda report: None)
         x = storage.get_all_trials(1)[0].params["x"]
@@ -102,7 +112,7 @@ def test_an_objective_that_reports_nothing_is_compared_by_its_values(path: Path,
 
 
 def test_an_objective_that_returns_another_value_does_not_come_back(path: Path, sqlite_url: str) -> None:
-    launch(path, sqlite_url, "changing", directions=["minimize"])
+    launch(path, sqlite_url, "changing", name="own", trials=1, directions=["minimize"])
     with opened(sqlite_url) as storage:
         x = storage.get_all_trials(1)[0].params["x"]
         rerunner = open_study(storage.engine, "own", None, {})
@@ -113,14 +123,22 @@ def test_an_objective_that_returns_another_value_does_not_come_back(path: Path, 
     assert value.difference == pytest.approx(1 / (x + 3))
 
 
+def test_a_command_comes_back(path: Path, sqlite_url: str) -> None:
+    launch(path, sqlite_url, "command")
+    with opened(sqlite_url) as storage:
+        found = reproduce(open_study(storage.engine, "own", None, {}), 0, lambda report: None)
+        x = storage.get_all_trials(1)[0].params["x"]
+    assert found == [Comparison("loss", 1, x, x, 0.0), Comparison("trial's loss", 0, x, x, 0.0)]
+
+
 def test_a_function_that_returns_another_number_does_not_come_back(path: Path, sqlite_url: str) -> None:
-    launch(path, sqlite_url, "returning", directions=["minimize"], objectives=["loss"])
+    launch(path, sqlite_url, "returning", name="own", trials=1, directions=["minimize"], objectives=["loss"])
     with opened(sqlite_url) as storage:
         x = storage.get_all_trials(1)[0].params["x"]
         rerunner = open_study(storage.engine, "own", None, {})
         reproduce(rerunner, 0, lambda report: None)
         compared, value = reproduce(rerunner, 0, lambda report: None)
-    assert (compared.metric, value.metric) == ("loss", "value of loss")
+    assert (compared.metric, value.metric) == ("loss", "trial's loss")
     for one in (compared, value):
         assert (one.recorded, one.found) == (x + 1, x + 2)
         assert one.difference == pytest.approx(1 / (x + 2))
