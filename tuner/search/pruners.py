@@ -203,8 +203,9 @@ class TrialPruner:
         from tuner.search.halving import AshaPruner, BracketPruner
 
         pruner: object = self._study.pruner
-        is_halving = isinstance(pruner, AshaPruner | BracketPruner) and pruner.has_rungs(self._study)
-        return pruner if is_halving and self._followed is not None else None
+        if self._followed is None or not isinstance(pruner, AshaPruner | BracketPruner):
+            return None
+        return pruner if pruner.has_rungs(self._study) else None
 
     def _ask(self, epoch: int, values: tuple[float, ...]) -> bool:
         from tuner.search.halving import Judged

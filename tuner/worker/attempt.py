@@ -598,7 +598,7 @@ class Attempt(TrialData):
         if path is not None:
             record["checkpoint"] = self.files.keep(path, lease.trial_id)
         last = [] if self.reports is None else self.reports.rest(context.engine)
-        told = {"log": self.unstored_log, "several": last, "objective": self.reporter.objective}
+        told: dict[str, Any] = {"log": self.unstored_log, "several": last, "objective": self.reporter.objective}
         leases.tell(context.engine, lease, outcome, values, record, self._attributes(), **told)
         saved.delete_latest()
         self.files.finish()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 from sqlalchemy import Engine
@@ -162,7 +162,7 @@ class _Rerun(UnstoredRun):
         self.stage = Stage(number, study.epochs)
         self.trial = _ReportingTrial(params, number, self)
         if study.space is not None:
-            study.sample(self.trial)  # its `params` are those that were suggested
+            study.sample(cast("Any", self.trial))  # its `params` are those that were suggested
         self.values: list[float] = []
         self.curve: dict[int, float] = {}
         self.must_end = False

@@ -380,18 +380,19 @@ def _as_like(saved: Any, like: Any, where: str) -> Any:
     Raises:
         CheckpointError: its structure, or a shape or dtype, differs from `like`.
     """
-    if isinstance(saved, dict) and isinstance(like, dict):
-        theirs, ours = cast("dict[str, Any]", saved), cast("dict[str, Any]", like)
-        for one, other, owner in ((theirs, ours, "`like`"), (ours, theirs, "the saved state")):
+    kinds: Any = (type(saved), type(like))
+    if kinds == (dict, dict):
+        for one, other, owner in ((saved, like, "`like`"), (like, saved, "the saved state")):
             missing = [key for key in one if key not in other]
             if missing:
                 raise CheckpointError(f"{_DIFFERS} {owner} has no {where}[{missing[0]!r}]")
-        return {key: _as_like(part, ours[key], f"{where}[{key!r}]") for key, part in theirs.items()}
-    if type(saved) in (list, tuple) and type(saved) is type(like) and len(saved) == len(like):
-        return type(saved)(_as_like(*pair, f"{where}[{at}]") for at, pair in enumerate(zip(saved, like, strict=True)))
+        return {key: _as_like(part, like[key], f"{where}[{key!r}]") for key, part in saved.items()}
+    if kinds in ((list, list), (tuple, tuple)) and len(saved) == len(like):
+        parts = [_as_like(part, like[at], f"{where}[{at}]") for at, part in enumerate(saved)]
+        return parts if kinds[0] is list else tuple(parts)
     if not _is_alike(saved, like):
         raise CheckpointError(f"{_DIFFERS} {where} is {_described(saved)}, and {_described(like)} in `like`")
-    if isinstance(saved, np.ndarray) and "jax" in sys.modules:
+    if kinds[0] is np.ndarray and "jax" in sys.modules:
         from tuner.training.foreign import placed_like
 
         return placed_like(saved, like)
@@ -399,16 +400,15 @@ def _as_like(saved: Any, like: Any, where: str) -> Any:
 
 
 def _is_alike(saved: Any, like: Any) -> bool:
-    """Return whether a leaf may stand for another one: a number for any number, an array for one of its kind."""
-    if isinstance(saved, list | tuple | dict) or isinstance(like, list | tuple | dict):
+    """Return whether a leaf fits another one: a text any text, a number any number, an array one of its kind."""
+    kinds: set[Any] = {type(saved), type(like)}
+    if kinds & {list, tuple, dict, str, type(None)}:
+        return len(kinds) == 1 and not kinds & {list, tuple, dict}
+    if np.shape(saved) != getattr(like, "shape", ()):
         return False
-    if saved is None or like is None or isinstance(saved, str) or isinstance(like, str):
-        return (saved is None and like is None) or (isinstance(saved, str) and isinstance(like, str))
-    shape = getattr(like, "shape", ())
-    if np.shape(saved) != shape:
-        return False
-    are_arrays = isinstance(saved, np.ndarray) and hasattr(like, "dtype") and not isinstance(like, float)
-    return not are_arrays or saved.dtype == like.dtype
+    if issubclass(type(saved), int | float) or issubclass(type(like), int | float):
+        return True
+    return bool(saved.dtype == getattr(like, "dtype", None))
 
 
 def _described(part: Any) -> str:
@@ -416,6 +416,7 @@ def _described(part: Any) -> str:
     shape, dtype = getattr(part, "shape", None), getattr(part, "dtype", None)
     if shape is not None and dtype is not None:
         return f"{dtype}[{','.join(map(str, shape))}]"
-    if isinstance(part, list | tuple):
-        return f"a {type(part).__name__} of {len(cast('Sequence[object]', part))}"
-    return "None" if part is None else f"of type {type(part).__name__}"
+    kind: str = type(part).__name__
+    if kind in ("list", "tuple"):
+        return f"a {kind} of {len(part)}"
+    return "None" if part is None else f"of type {kind}"

@@ -91,10 +91,12 @@ class Reporter:
 
     def take_last(self, engine: Engine) -> list[Report]:
         """Return the last of the kept reports, which the caller stores; the others are stored first, as in `flush`."""
-        *first, last = [[], *parts_of(list(self.kept.values()))]
-        self.kept = {one.epoch: one for part in first for one in part}
+        several = list(self.kept.values())
+        parts = list(parts_of(several))
+        last = list(parts[-1]) if parts else []
+        self.kept = {one.epoch: one for one in several[: len(several) - len(last)]}
         self.flush(engine)
-        return list(last)
+        return last
 
     def _store(self, engine: Engine) -> None:
         report(engine, self.lease, list(self.kept.values()), self.objective)
