@@ -151,7 +151,7 @@ def _store_reports(connection: Connection, lease: Lease, several: Sequence[Repor
 
 
 def parts_of(several: Sequence[Report]) -> Iterator[Sequence[Report]]:
-    """Yield the parts of several reports that are stored in a statement each; the last one is small."""
+    """Yield the parts of several reports that are stored in a statement each."""
     at = 0
     while at < len(several):
         left = len(several) - at
