@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tuner.models.precision import mixes_precisions
 from tuner.training import Dropout
 
 
@@ -30,6 +31,7 @@ class MLP(nn.Module):
     dtype: Any = None
 
     @nn.compact
+    @mixes_precisions
     def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
         """Return outputs [batch, classes] for inputs [batch, ...]; all axes but the first are flattened."""
         hidden = inputs.reshape(inputs.shape[0], -1)
@@ -60,6 +62,7 @@ class CNN(nn.Module):
     dtype: Any = None
 
     @nn.compact
+    @mixes_precisions
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Return outputs [batch, classes] for images [batch, height, width, channels] or [batch, height, width]."""
         hidden = images if images.ndim == 4 else images[..., None]

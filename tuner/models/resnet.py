@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from tuner.errors import StudyError, nearest
+from tuner.models.precision import mixes_precisions
 
 STAGES: dict[int, tuple[str, tuple[int, ...]]] = {
     18: ("basic", (2, 2, 2, 2)),
@@ -94,6 +95,7 @@ class ResNet(nn.Module):
     dtype: Any = None
 
     @nn.compact
+    @mixes_precisions
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Return outputs [batch, classes] for images [batch, height, width, channels]."""
         norm = partial(nn.BatchNorm, use_running_average=not train, momentum=self.bn_momentum, dtype=self.dtype)

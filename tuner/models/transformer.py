@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from tuner.errors import StudyError, nearest
 from tuner.models.kernels import RMSNorm
+from tuner.models.precision import mixes_precisions
 from tuner.training import Dropout, Stack
 
 POSITIONS = ("learned", "rotary")
@@ -119,6 +120,7 @@ class Transformer(nn.Module):
     dtype: Any = None
 
     @nn.compact
+    @mixes_precisions
     def __call__(self, tokens: jax.Array, *, train: bool) -> jax.Array:
         """Return outputs [batch, length, outputs] for tokens [batch, length].
 

@@ -6,6 +6,7 @@ same decisions from the rungs alone, of which they read only new rows. On any ot
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -62,6 +63,10 @@ class AshaPruner(SuccessiveHalvingPruner):
         """Return whether to stop a trial."""
         return _is_hopeless(self, study, trial, judged, bracket=0)
 
+    def has_reached_rung(self, study: Study, trial: FrozenTrial, step: int) -> bool:
+        """Return whether `judge` would enter a trial into a rung at an epoch."""
+        return any(True for _ in _open_rungs(self, trial, step))
+
 
 class BracketPruner(HyperbandPruner):
     """Hyperband (Li et al. 2018, https://jmlr.org/papers/v18/16-558.html): a trial's number gives its bracket.
@@ -88,6 +93,10 @@ class BracketPruner(HyperbandPruner):
         bracket, pruner = private.bracket(self, study, trial)
         return _is_hopeless(pruner, study, trial, judged, bracket)
 
+    def has_reached_rung(self, study: Study, trial: FrozenTrial, step: int) -> bool:
+        """Return whether `judge` would enter a trial into a rung at an epoch."""
+        return any(True for _ in _open_rungs(private.bracket(self, study, trial)[1], trial, step))
+
 
 def _last_report(study: Study, trial: FrozenTrial) -> Judged | None:
     step = trial.last_step
@@ -96,29 +105,40 @@ def _last_report(study: Study, trial: FrozenTrial) -> Judged | None:
     return Judged(step, (trial.intermediate_values[step],), (study.direction == StudyDirection.MAXIMIZE,))
 
 
-def _is_hopeless(pruner: BasePruner, study: Study, trial: FrozenTrial, judged: Judged, bracket: int) -> bool:
-    """Enter the rungs that a trial has reached until one does not promote it; return whether one did not."""
+def _open_rungs(pruner: BasePruner, trial: FrozenTrial, step: int) -> Iterator[int]:
+    """Yield the rungs that a trial has reached at an epoch without having entered them."""
     assert isinstance(pruner, SuccessiveHalvingPruner)
     settings = private.halving(pruner)
     assert settings.min_resource is not None
     first = settings.min_resource * settings.reduction_factor**settings.min_early_stopping_rate
     rung = 0
-    while judged.step >= first * settings.reduction_factor**rung:
-        key = f"completed_rung_{rung}"
-        if key not in trial.system_attrs:
-            is_promoted = private.storage_of(study).enter_rung(
-                private.study_id(study),
-                private.trial_id(trial),
-                bracket=bracket,
-                rung=rung,
-                values=judged.values,
-                reduction_factor=settings.reduction_factor,
-                bootstrap_count=settings.bootstrap_count,
-                maximize=judged.maximize,
-                metric=judged.metric,
-            )
-            if not is_promoted:
-                return True
-            private.system_attrs(trial)[key] = judged.values[0]  # the caller keeps the trial and need not read it again
+    while step >= first * settings.reduction_factor**rung:
+        if _key(rung) not in trial.system_attrs:
+            yield rung
         rung += 1
+
+
+def _key(rung: int) -> str:
+    return f"{private.RUNG_KEY}{rung}"
+
+
+def _is_hopeless(pruner: BasePruner, study: Study, trial: FrozenTrial, judged: Judged, bracket: int) -> bool:
+    """Enter the rungs that a trial has reached until one does not promote it; return whether one did not."""
+    assert isinstance(pruner, SuccessiveHalvingPruner)
+    settings = private.halving(pruner)
+    for rung in _open_rungs(pruner, trial, judged.step):
+        is_promoted = private.storage_of(study).enter_rung(
+            private.study_id(study),
+            private.trial_id(trial),
+            bracket=bracket,
+            rung=rung,
+            values=judged.values,
+            reduction_factor=settings.reduction_factor,
+            bootstrap_count=settings.bootstrap_count,
+            maximize=judged.maximize,
+            metric=judged.metric,
+        )
+        if not is_promoted:
+            return True
+        private.system_attrs(trial)[_key(rung)] = judged.values[0]  # the caller keeps the trial and need not read it
     return False

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from optuna.pruners import BasePruner
     from optuna.trial import FrozenTrial
 
+    from tuner.search.halving import AshaPruner, BracketPruner
+
 
 def _asha(options: dict[str, object], epochs: int | None) -> BasePruner:
     from tuner.search.halving import AshaPruner
@@ -177,6 +179,15 @@ class TrialPruner:
         # A trial that was taken over may have reports of its dead worker for later epochs.
         self._trial.intermediate_values = {}
 
+    def must_judge(self, epoch: int) -> bool:
+        """Return whether the pruner has something to decide at an epoch; if not, it need not be asked."""
+        from optuna.pruners import NopPruner
+
+        halving = self._halving()
+        if halving is not None:
+            return halving.has_reached_rung(self._study, self._trial, epoch)
+        return not isinstance(self._study.pruner, NopPruner)
+
     def should_prune(self, epoch: int, *values: float) -> bool:
         """Return whether to stop the trial after this epoch, for which it reported these values."""
         self._trial.intermediate_values[epoch] = values[0]
@@ -187,11 +198,19 @@ class TrialPruner:
         private.system_attrs(self._trial).update(stored.system_attrs)
         return is_hopeless
 
-    def _ask(self, epoch: int, values: tuple[float, ...]) -> bool:
-        from tuner.search.halving import AshaPruner, BracketPruner, Judged
+    def _halving(self) -> AshaPruner | BracketPruner | None:
+        """Return the pruner if it decides from rungs in the database, by the metrics that it is given."""
+        from tuner.search.halving import AshaPruner, BracketPruner
 
-        study, trial, followed = self._study, self._trial, self._followed
-        pruner: Any = study.pruner
-        if followed is None or not (isinstance(pruner, AshaPruner | BracketPruner) and pruner.has_rungs(study)):
-            return pruner.prune(study, trial)
-        return pruner.judge(study, trial, Judged(epoch, values, followed.maximize, followed.metric))
+        pruner: object = self._study.pruner
+        if self._followed is None or not isinstance(pruner, AshaPruner | BracketPruner):
+            return None
+        return pruner if pruner.has_rungs(self._study) else None
+
+    def _ask(self, epoch: int, values: tuple[float, ...]) -> bool:
+        from tuner.search.halving import Judged
+
+        study, trial, followed, halving = self._study, self._trial, self._followed, self._halving()
+        if followed is None or halving is None:
+            return study.pruner.prune(study, trial)
+        return halving.judge(study, trial, Judged(epoch, values, followed.maximize, followed.metric))

@@ -266,14 +266,15 @@ class Trial:
         """Return the newest saved state, and continue to count epochs from there; None if there is none.
 
         Args:
-            like: For a state with JAX arrays: a pytree of the same structure, whose types and devices the arrays get.
-                Without it, each list, tuple and class comes back as a dict of NumPy arrays with keys such as `"0"`.
+            like: A state of the same structure, shapes and dtypes, against which the saved one is checked. JAX arrays
+                get its types and devices; without it, each list, tuple and class of a state with JAX arrays comes back
+                as a dict of NumPy arrays with keys such as `"0"`.
 
         Returns:
             The pytree, or the path of the copied file or folder, which must not be changed.
 
         Raises:
-            CheckpointError: the state cannot be read, or has another structure than `like`.
+            CheckpointError: the state cannot be read, or differs from `like` in structure, a shape or a dtype.
         """
         state = self._saves.restore(like)
         if state is not None:

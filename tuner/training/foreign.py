@@ -13,7 +13,7 @@ from tuner.training.pytree import PyTree
 from tuner.training.saved import files
 from tuner.training.saved.plain import from_plain, to_plain
 
-__all__ = ["key", "read_tree", "register", "to_host", "write_tree"]
+__all__ = ["key", "placed_like", "read_tree", "register", "to_host", "write_tree"]
 
 
 def key(seed: int) -> jax.Array:
@@ -34,6 +34,11 @@ def to_host(tree: PyTree) -> dict[str, Any]:
 def write_tree(folder: Path, epoch: int, plain: dict[str, Any]) -> None:
     """Write what `to_host` returned with Orbax into a new folder."""
     files.add(folder, files.Content(epoch, plain, {}), 1)
+
+
+def placed_like(array: np.ndarray[Any, Any], like: PyTree) -> Any:
+    """Return an array of the shape and dtype of `like` as a JAX array if that is one, else as it is."""
+    return from_plain({"": array}, like) if isinstance(like, jax.Array | jax.ShapeDtypeStruct) else array
 
 
 def read_tree(folder: Path, like: PyTree) -> Any:

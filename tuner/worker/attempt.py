@@ -7,7 +7,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from tuner.storage.read.ranking import constraint_key, is_feasible
 from tuner.storage.sql.retry import PROMPT, hurried
 from tuner.storage.worker import claims, leases, rungs
 from tuner.storage.worker.fences import Lease
-from tuner.storage.worker.renewal import Watch, renewed
+from tuner.storage.worker.renewal import Watch
 from tuner.storage.worker.reporter import Reporter
 from tuner.storage.worker.studies import agree
 from tuner.study import trial_seed
@@ -51,8 +51,15 @@ from tuner.trial.failures import describe, last_line, storable
 from tuner.trial.seed_values import SEEDS_KEY, SeedValues
 from tuner.worker.context import WorkerContext
 from tuner.worker.extension import bring_last, extension_of
-from tuner.worker.reports import Reports
+from tuner.worker.reports import GATHER_S, Reports
 from tuner.worker.runtime import Compiled
+from tuner.worker.tell_sampler import (
+    briefly,
+    optuna_study,
+    tell_of_end_elsewhere,
+    tell_sampler,
+    was_ended_by_hand,
+)
 from tuner.worker.trainable import End, Saved, TrialData, check_objectives, ranking_epoch, ranking_values
 from tuner.worker.watchdog import Limits, Overrun, Watchdog
 
@@ -133,7 +140,7 @@ class Attempt(TrialData):
             TunerError: the study's file is wrong, or the database cannot be reached.
         """
         context = self.context
-        with self._renewed() as self.watch, self.files:
+        with context.renewals.watching(self.lease) as self.watch, self.files:
             if not self.files.fetch(self._must_give_back):
                 self._give_back()
                 return None
@@ -170,13 +177,6 @@ class Attempt(TrialData):
         """Whether the last state may be kept, so that another trial can continue it."""
         return self.study.keep_last > 0
 
-    def _renewed(self) -> contextlib.AbstractContextManager[Watch]:
-        context = self.context
-        if context.renewals is not None:
-            return context.renewals.watching(self.lease)
-        must_stop = partial(claims.must_stop, context.prompt_engine, context.claimant)
-        return renewed(context.engine, self.lease, must_stop, context.must_end)
-
     def _run(self, saved: Saved) -> Ended | None:
         context, lease = self.context, self.lease
         try:
@@ -184,7 +184,8 @@ class Attempt(TrialData):
                 self._hold()
                 with self._logged():
                     outcome, record = self._train(saved)
-                self._finish_reports(context.engine)
+                if self.reports is not None:
+                    self.reports.settle()
             values = None if outcome in _WITHOUT_VALUES else self.values
             if outcome is Outcome.FAILED and self._is_tried_again(saved, record):
                 return None
@@ -202,9 +203,14 @@ class Attempt(TrialData):
         except LeaseLost:
             if self.watchdog.has_ended_trial:
                 return None
+            if self.optuna_trial is not None and was_ended_by_hand(context, lease):
+                tell_of_end_elsewhere(context, lease, self.sampler)
             raise
         except BaseException:
             # Not an error of this trial: the study's file is wrong, the database is down, or Ctrl-C.
+            with contextlib.suppress(TunerError):
+                if not context.must_end():
+                    self._finish_reports(context.final_writes.engine())
             with contextlib.suppress(TunerError):
                 leases.release(context.final_writes.engine(), lease)
             raise
@@ -232,7 +238,7 @@ class Attempt(TrialData):
 
     def _ask(self) -> optuna.Trial:
         """Return the Optuna trial of the claimed trial, with the sampler for its number."""
-        study = self._optuna_study()
+        study = optuna_study(self.context)
         private.forget_stop(study)  # a trial that is retried asks its sampler again
         study.sampler = self.sampler = self.context.samplers.make(self.lease)
         return self.context.trainable.make_trial(study, self.lease.trial_id, self)
@@ -252,7 +258,15 @@ class Attempt(TrialData):
                 raise self.cannot_extend
             self._warn_of_unused(trial)
             self.pruner = TrialPruner(context.pruning_study, trial, self.followed)
-            self.reports = Reports(context.background, self.reporter, self._is_hopeless, context.must_end)
+            self.reports = Reports(
+                context.background,
+                self.reporter,
+                self._is_hopeless,
+                context.must_end,
+                self.pruner.must_judge,
+                context.gatherer,
+                self._flush_queued,
+            )
             with self.watchdog.watching():
                 end = context.trainable.run(self, saved)
             self._check_lease()
@@ -470,12 +484,24 @@ class Attempt(TrialData):
         """Store suggested hyperparameters soon, on the thread that stores reports."""
         if not self.is_flush_queued:
             self.is_flush_queued = True
-            self.context.background.submit(self._flush)
+            self._submit_soon(self._flush_queued)
 
-    def _flush(self) -> None:
+    def _submit_soon(self, call: Callable[[], None]) -> None:
+        background, gatherer = self.context.background, self.context.gatherer
+        if gatherer is None:
+            background.submit(call)
+        else:
+            gatherer.submit_later(call, GATHER_S)
+
+    def _flush_queued(self) -> None:
+        if not self.is_flush_queued:
+            return
         self.is_flush_queued = False
-        with hurried(PROMPT):
-            self.context.storage.flush(self.lease.trial_id)
+        try:
+            with hurried(PROMPT):
+                self.context.storage.flush(self.lease.trial_id)
+        except StorageLost:
+            self.is_flush_queued = True  # they are stored with a later report, or at the end
 
     def write_log(self, lines: Sequence[str]) -> None:
         """Store the last lines of the trial's log soon, on the thread that stores reports, else with its end."""
@@ -502,12 +528,9 @@ class Attempt(TrialData):
     def _after_trial(self, outcome: Outcome, values: list[float] | None) -> BaseException | None:
         """Tell the sampler the end of the trial before it is stored, like `optuna.Study.tell`.
 
-        With a Hyperband pruner it gets the study of the trial's bracket.
-
         Returns:
             The error that the sampler raised. The trial has ended anyway and must be stored first.
         """
-        from optuna.exceptions import StorageInternalError
         from optuna.trial import TrialState
 
         if self.optuna_trial is None:  # `before_trial` failed, so Optuna has no trial
@@ -519,25 +542,7 @@ class Attempt(TrialData):
         private.system_attrs(frozen).update(self._constraint_attributes())
         if len(self.objectives) == 1:
             frozen.intermediate_values = dict(self.curve)
-        own = self._optuna_study()
-        if self.sampler is not None:
-            own.sampler = self.sampler  # other trials may have asked theirs since
-        study = private.filter_study(own, frozen)
-        try:
-            with self.context.time_use.doing("training"):
-                study.sampler.after_trial(study, frozen, state.get(outcome, TrialState.PRUNED), values)
-        except (LeaseLost, StorageLost, StorageInternalError):
-            raise  # the database is down
-        except BaseException as error:
-            return error
-        return None
-
-    def _optuna_study(self) -> optuna.Study:
-        """Return the study for a sampler: without a stale copy of the trials, and with `Study.stop` allowed."""
-        study = self.context.optuna_study
-        private.forget_trials(study)
-        private.allow_stop(study)
-        return study
+        return tell_sampler(self.context, self.sampler, frozen, state.get(outcome, TrialState.PRUNED), values)
 
     # --- In a population
 
@@ -577,6 +582,7 @@ class Attempt(TrialData):
             return False
         saved.close()  # the checkpoint must be written, and uploaded, before another worker looks for it
         self.files.flush()
+        self._finish_reports(context.engine)
         self._store_log(context.engine)
         if not leases.retry(context.engine, lease, error, self.study.retries):
             return False
@@ -593,7 +599,9 @@ class Attempt(TrialData):
         path = self._keep_best(saved, outcome, values)
         if path is not None:
             record["checkpoint"] = self.files.keep(path, lease.trial_id)
-        leases.tell(context.engine, lease, outcome, values, record, self._attributes(), self.unstored_log)
+        last = [] if self.reports is None else self.reports.rest(context.engine)
+        told: dict[str, Any] = {"log": self.unstored_log, "several": last, "objective": self.reporter.objective}
+        leases.tell(context.engine, lease, outcome, values, record, self._attributes(), **told)
         saved.delete_latest()
         self.files.finish()
         if has_more_than_log(saved.folder):  # the best checkpoint, or only pictures
@@ -670,11 +678,12 @@ class Attempt(TrialData):
         message = f"trial {number} has {what}; it is asked to stop, which counts as a death of its worker"
         self.context.say_aside(TrialOverdue(number, message))
 
-    def _end_aside(self, overrun: Overrun) -> None:
-        """End a trial that does not return from its code, and then the process if it is only a worker.
+    def _tell_of_timeout(self) -> None:
+        with contextlib.suppress(Exception):  # the trial ends anyway, maybe with its process
+            self._after_trial(Outcome.TIMED_OUT, None)
 
-        The sampler is not told the end: it belongs to the trial's thread.
-        """
+    def _end_aside(self, overrun: Overrun) -> None:
+        """End a trial that does not return from its code, and then the process if it is only a worker."""
         context, lease, number = self.context, self.lease, self.number
         owns_process = context.stop.owns_process
         message = f"trial {number} {self.watchdog.describe(overrun)} and does not end"
@@ -683,6 +692,7 @@ class Attempt(TrialData):
         try:
             with contextlib.suppress(TunerError):
                 if overrun is Overrun.TIME:
+                    briefly(self._tell_of_timeout)
                     spent = self._spent()
                     record = {**spent, **self._timeout()}
                     leases.tell(context.engine, lease, Outcome.TIMED_OUT, None, record, self._attributes())
@@ -690,7 +700,7 @@ class Attempt(TrialData):
                     context.say_aside(ended)
                 else:
                     leases.bury(context.engine, lease)
-                if owns_process and context.renewals is not None:  # the other trials of its cohort did nothing wrong
+                if owns_process and context.is_cohort:  # the other trials of its cohort did nothing wrong
                     claims.release_all(context.engine, lease.worker, died=False)
         finally:
             self.watch.is_lost.set()

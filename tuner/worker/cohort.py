@@ -22,9 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from tuner.errors import TunerError
 from tuner.output.log import set_about
-from tuner.storage.worker import claims
 from tuner.storage.worker.fences import Lease
-from tuner.storage.worker.renewal import Renewals
 from tuner.storage.worker.reporter import store_together
 from tuner.study.launch_record import OPTIMIZER_RULES
 from tuner.training.definition import TrainerDefinition
@@ -233,8 +231,6 @@ class Cohort:
         self._compiled = Compiled.read(self._clock)
         self._said = 0
         self.has_stopped = False  # whether the sampler has ended the search
-        must_stop = partial(claims.must_stop, self.context.prompt_engine, self.context.claimant)
-        self._renewals = Renewals(self.context.engine, self.context.claimant.lease_s, must_stop, self.context.must_end)
         self._passed = 0  # trials that have got a lane while others waited for other lanes
 
     @property
@@ -263,10 +259,6 @@ class Cohort:
         self._lanes, self._key, self._free = None, None, list(range(self.size))
         self.asked = self.size
         return self.size > 0
-
-    def close(self) -> None:
-        """End the thread that renews the leases; call it when there are no trials any more."""
-        self._renewals.close()
 
     def give_back(self) -> None:
         """Give back all trials, because the worker cannot go on with them."""
@@ -303,7 +295,7 @@ class Cohort:
             trial.ended = trial.attempt.run()
 
         self._trials[self.meeting.start(f"trial-{lease.number}", run)] = trial
-        self._renewals.add(lease)  # its first turn may be a while off
+        self.context.renewals.add(lease)  # its first turn may be a while off
 
     def _context_of(self, participant: Participant, trial: _Trial, runtime: Any) -> WorkerContext:
         context = self.context
@@ -343,9 +335,9 @@ class Cohort:
             context,
             trainable=context.trainable.in_lane(execute, together),
             background=_Together(ask, self._calls),
+            gatherer=None,
             place=dataclasses.replace(context.place, runtime=runtime),
             time_use=TimeUse({}, clock=lambda: 0.0),  # the worker's thread measures
-            renewals=self._renewals,
             lanes=lambda: trial.count,
         )
 

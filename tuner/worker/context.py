@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 from tuner.output.captured import CapturedOutput
 from tuner.output.log import now
 from tuner.storage.artifacts import Artifacts
-from tuner.storage.sql.background_calls import Caller
+from tuner.storage.sql.background_calls import Background, Caller
 from tuner.storage.sql.retry import Patience, patient
 from tuner.storage.worker.claims import Claimant
 from tuner.storage.worker.fences import Lease
@@ -167,6 +167,7 @@ class WorkerContext:
         engine: The same database; waits for it with a worker's patience.
         prompt_engine: The same database, for calls that must not wait.
         background: Calls what stores reports, on a thread.
+        gatherer: The same thread, if reports that nobody waits for are stored several at once; None in a cohort.
         optuna_study: The study for its sampler.
         pruning_study: The study for its pruner.
         claimant: The worker for the storage.
@@ -178,7 +179,7 @@ class WorkerContext:
         final_writes: The time limit for writes before the worker exits.
         listener: Receives the worker's events.
         output: Writes what a trial prints to its log; None if this process is not only a worker.
-        renewals: Renews the leases of several trials together; None for a thread for each.
+        renewals: Renews the leases of trials, on a thread.
         lanes: Returns the number of lanes of the program in which the trial trains with others; 1 if it trains alone.
         population: The states that trials copy from each other; None without population-based training.
     """
@@ -190,6 +191,7 @@ class WorkerContext:
     engine: Engine
     prompt_engine: Engine
     background: Caller
+    renewals: Renewals
     optuna_study: optuna.Study
     pruning_study: optuna.Study
     claimant: Claimant
@@ -201,9 +203,14 @@ class WorkerContext:
     final_writes: FinalWrites
     listener: Callable[[Event], None]
     output: CapturedOutput | None = None
-    renewals: Renewals | None = None
+    gatherer: Background | None = None
     lanes: Callable[[], int] = lambda: 1
     population: Population | None = None
+
+    @property
+    def is_cohort(self) -> bool:
+        """Whether the worker trains several trials at once."""
+        return self.gatherer is None
 
     @property
     def runtime(self) -> Runtime:

@@ -30,6 +30,7 @@ from tuner.storage.worker.checkpoints import checkpoints_below, move_checkpoint
 from tuner.storage.worker.claims import Claimant, NoTrial
 from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.preference import Preference
+from tuner.storage.worker.renewal import Renewals
 from tuner.storage.worker.searches import agree_on_search, prepare_search
 from tuner.storage.worker.studies import Owner, join, leave, register, set_ownership
 from tuner.study import StudyData, StudySpec
@@ -61,6 +62,7 @@ from tuner.worker.follow import STUDY, STUDY_FILE, check_group
 from tuner.worker.group import Leader
 from tuner.worker.runtime import make_runtime
 from tuner.worker.stop_rules import StopRules
+from tuner.worker.tell_sampler import tell_of_end_elsewhere
 from tuner.worker.time_use import TimeUse
 from tuner.worker.trainable import Trainable
 from tuner.worker.trial_files import check_writable, make_study_files
@@ -215,6 +217,9 @@ class Worker:
             preference=Preference(static_parameters(study)),
         )
         self.background = Background("reports")
+        prompt_engine = patient(self.engine, dataclasses.replace(PROMPT, is_over=lambda: stop.requested))
+        must_stop = partial(claims.must_stop, prompt_engine, self.claimant)
+        self.renewals = Renewals(self.engine, LEASE_S, must_stop, lambda: stop.requested)
         self.context = WorkerContext(
             study=study,
             study_id=study_id,
@@ -230,8 +235,10 @@ class Worker:
             ),
             storage=storage,
             engine=self.engine,
-            prompt_engine=patient(self.engine, dataclasses.replace(PROMPT, is_over=lambda: stop.requested)),
+            prompt_engine=prompt_engine,
             background=self.background,
+            renewals=self.renewals,
+            gatherer=self.background,
             optuna_study=optuna.load_study(study_name=study.name, storage=view, **given),
             pruning_study=optuna.load_study(study_name=study.name, storage=judged, **given),
             claimant=self.claimant,
@@ -296,6 +303,7 @@ class Worker:
     def leave(self) -> None:
         """Store that the worker has exited."""
         self.background.close()
+        self.renewals.close()
         if self.context.population is not None:
             self.context.population.close()
         self.context.files.close()
@@ -307,10 +315,8 @@ class Worker:
     def _work(self) -> None:
         if self.study.cohort != 1:
             cohort = self._make_cohort()
-            if cohort is not None:
-                with contextlib.closing(cohort):
-                    if self._work_together(cohort):
-                        return
+            if cohort is not None and self._work_together(cohort):
+                return
         is_idle = False
         while not self.context.stop.requested:
             lease = self.claim()
@@ -449,8 +455,10 @@ class Worker:
         self._limit_to_grid()
         self.rules.apply(engine)
         claimed = claims.claim_several(engine, self.claimant, most)
-        for number in self.claimant.deadly:
-            self.say(TrialDeadly(number, f"trial {number} failed: its workers died without it getting further"))
+        for lease in self.claimant.deadly:
+            why = f"trial {lease.number} failed: its workers died without it getting further"
+            self.say(TrialDeadly(lease.number, why))
+            tell_of_end_elsewhere(self.context, lease)
         return claimed
 
     def _give_back_now(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -11,12 +12,14 @@ from functools import partial
 from sqlalchemy import Engine
 
 from tuner.errors import StorageLost, TunerError
-from tuner.storage.sql.background_calls import Caller
+from tuner.storage.sql.background_calls import Background, Caller
 from tuner.storage.worker.reporter import Reporter
 from tuner.trial import Report
 
+GATHER_S = 0.1
+"""Seconds after which a report is stored that training does not wait for, with those that came meanwhile."""
 _ANSWER_S = 1.5
-"""Seconds that training waits for the database at each report; usually the answer arrives earlier."""
+"""Seconds that training waits for the database at a report; usually the answer arrives earlier."""
 _LAST_S = 3.0
 """Seconds that the last reports of an exiting worker may take."""
 
@@ -36,14 +39,20 @@ class StoreCall:
 class Reports:
     """Passes a trial's reports to a thread in order, and gets the decision whether to prune the trial.
 
-    Training waits briefly for the answer to each report. If the database needs longer, training gets the answer at a
-    later report, and does not wait again until all earlier reports have been stored.
+    Training waits briefly for the answer to a report that the pruner judges. If the database needs longer, training
+    gets the answer at a later report, and does not wait again until all earlier reports have been stored.
+
+    Other reports are gathered: they are stored a moment later, with the next report that the pruner judges, or with the
+    end of the trial.
 
     Args:
         background: The thread, or what makes calls on it.
         reporter: Stores the reports; used on that thread.
         is_hopeless: Asks the pruner about a stored report; called on that thread.
         is_over: Whether the worker must exit: it then waits only briefly for its last reports.
+        is_judged: Whether the pruner has something to decide at an epoch.
+        gatherer: The thread, if reports may be gathered; None if training waits for each.
+        prepare: Called on the thread before reports are stored.
     """
 
     def __init__(
@@ -52,16 +61,25 @@ class Reports:
         reporter: Reporter,
         is_hopeless: Callable[[Report], bool],
         is_over: Callable[[], bool],
+        is_judged: Callable[[int], bool] = lambda epoch: True,
+        gatherer: Background | None = None,
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
         self._background, self._reporter = background, reporter
-        self._ask, self._is_over = is_hopeless, is_over
+        self._ask, self._is_over, self._is_judged = is_hopeless, is_over, is_judged
+        self._gatherer, self._prepare = gatherer, prepare
         self._unanswered: deque[Future[bool]] = deque()
+        self._gathered: list[Report] = []
+        self._gatherings: deque[Future[bool]] = deque()
+        self._gathering = threading.Lock()
+        self._is_gathering = False  # whether a call will store what is gathered
         self._is_hopeless = False
         self._is_away = False
 
     def keep(self, several: Iterable[Report]) -> None:
         """See `Reporter.keep`. Training still waits for the answer to the next report."""
-        self._background.submit(partial(self._reporter.keep, list(several)))
+        with self._gathering:
+            self._gathered += several
 
     def store(self, report: Report, *, may_prune: bool) -> bool:
         """Store a report; return whether the trial must be pruned, as far as it is known.
@@ -75,6 +93,9 @@ class Reports:
             Exception: an error of the pruner.
         """
         self._collect()
+        if self._gatherer is not None and not (may_prune and self._is_judged(report.epoch)):
+            self._gather(report, self._gatherer)
+            return may_prune and self._is_hopeless
         is_behind = bool(self._unanswered) or self._is_away
         future = self._background.submit(StoreCall(self._reporter, report, partial(self._store, report, may_prune)))
         self._unanswered.append(future)
@@ -90,6 +111,25 @@ class Reports:
             LeaseLost: another worker has the trial.
             StorageLost: the database cannot be reached, or does not answer while the worker must exit.
         """
+        self.settle()
+        self._take_gathered()
+        self._reporter.flush(engine)
+
+    def rest(self, engine: Engine) -> list[Report]:
+        """Return the last reports, which the caller stores with the end of the trial; the others are stored now.
+
+        Raises: those of `finish`.
+        """
+        self._take_gathered()
+        return self._reporter.take_last(engine)
+
+    def settle(self) -> None:
+        """Wait for the reports that are being stored; what is only gathered or kept is left for `finish` or `rest`.
+
+        Raises: those of `finish`.
+        """
+        self._unanswered += [future for future in self._gatherings if not future.cancel()]
+        self._gatherings.clear()
         while self._unanswered:
             future = self._unanswered[0]
             if not self._background.wait(future, float("inf"), is_over=self._is_over):
@@ -100,13 +140,41 @@ class Reports:
             if not isinstance(self._unanswered.popleft().exception(), TunerError | None):
                 continue
             future.result()
-        self._reporter.flush(engine)
+
+    def _gather(self, report: Report, gatherer: Background) -> None:
+        with self._gathering:
+            self._gathered.append(report)
+            if self._is_gathering:
+                return
+            self._is_gathering = True
+        self._gatherings.append(gatherer.submit_later(self._store_gathered, GATHER_S))
 
     def _collect(self) -> None:
+        while self._gatherings and self._gatherings[0].done():
+            self._gatherings.popleft().result()
         while self._unanswered and self._unanswered[0].done():
             self._is_hopeless = self._unanswered.popleft().result() or self._is_hopeless
 
+    def _take_gathered(self) -> None:
+        """Keep the gathered reports, so that they are stored with the next one."""
+        with self._gathering:
+            gathered, self._gathered = self._gathered, []
+        if gathered:
+            self._reporter.keep(gathered)
+
+    # --- On the thread
+
+    def _store_gathered(self) -> bool:
+        with self._gathering:
+            self._is_gathering = False
+        self._prepare()
+        self._take_gathered()
+        self._is_away = not self._reporter.store_kept()
+        return False
+
     def _store(self, report: Report, may_prune: bool) -> bool:
+        self._prepare()
+        self._take_gathered()
         self._is_away = not self._reporter.store(report)
         # While the database is down, trials cannot be compared.
         return not self._is_away and may_prune and self._ask(report)

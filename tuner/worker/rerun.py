@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 from sqlalchemy import Engine
@@ -161,6 +161,8 @@ class _Rerun(UnstoredRun):
         super().__init__(study, number, params, seed, root)
         self.stage = Stage(number, study.epochs)
         self.trial = _ReportingTrial(params, number, self)
+        if study.space is not None:
+            study.sample(cast("Any", self.trial))  # its `params` are those that were suggested
         self.values: list[float] = []
         self.curve: dict[int, float] = {}
         self.must_end = False
@@ -293,9 +295,9 @@ class Comparison:
     """One metric, recorded and found again: a row of `tuner reproduce`."""
 
     metric: str
-    """Its name."""
+    """Its name; `trial's NAME` for the trial's value in an objective."""
     epochs: int
-    """How many epochs have it in both."""
+    """How many epochs have it in both; 0 for a value of the trial."""
     recorded: float
     found: float
     """Its last value then and now."""
@@ -306,18 +308,20 @@ class Comparison:
 def reproduce(rerunner: Rerunner, number: int, say: Callable[[Report], None]) -> list[Comparison]:
     """Train a trial again from its seed, for the same number of epochs, and compare all metrics of all epochs.
 
-    If it copied other trials, the epochs before are those of the trials that it copied.
+    The values of a complete trial of a function, an Optuna objective or a command are compared as well. If the trial
+    copied others, the epochs before are those of the trials that it copied.
 
     Raises:
         UnknownStudy: the study has no such trial.
-        UsageError: the trial has no reports, or the study's file has changed since it ran.
+        UsageError: the trial has neither reports nor values, or the study's file has changed since it ran.
     """
     engine = rerunner.engine
     trial = read_trial(engine, rerunner.row, number)
     check_file(engine, trial, rerunner.file, OTHER_FILE)
     recorded = _recorded(rerunner, number)
-    if not recorded:
-        raise UsageError(f"trial {number} has no reports to compare with")
+    values = None if rerunner.study.kind == "trainer" else trial.values  # a trainer's are among its reports
+    if not (recorded or values):
+        raise UsageError(f"trial {number} has no reports and no value to compare with")
     found: dict[int, dict[str, float]] = {}
     is_complete = trial.outcome is Outcome.COMPLETE  # it ends by itself, maybe with a value that it returns
 
@@ -326,11 +330,19 @@ def reproduce(rerunner: Rerunner, number: int, say: Callable[[Report], None]) ->
         found[report.epoch] = dict(report.metrics)
         return not is_complete and report.epoch >= max(recorded)
 
-    rerunner.train(number, None, note)
+    again = rerunner.train(number, None, note)
     names = dict.fromkeys(name for metrics in recorded.values() for name in metrics)
     if LATENCY in rerunner.study.measure:
         names.pop(LATENCY, None)  # a time is never the same
-    return [_compare(name, recorded, found) for name in names]
+    rows = [_compare(name, recorded, found) for name in names]
+    return [*rows, *_compare_values(rerunner.study.objectives, values or [], again)]
+
+
+def _compare_values(names: Sequence[str], recorded: Sequence[float], found: Sequence[float]) -> list[Comparison]:
+    """Return a row for each objective, if values were recorded; the training may have ended without any now."""
+    found = [*found, *[math.nan] * len(recorded)]
+    pairs = zip(names, recorded, found, strict=False)
+    return [Comparison(f"trial's {name}", 0, then, now, relative(then, now)) for name, then, now in pairs]
 
 
 def _recorded(rerunner: Rerunner, number: int) -> dict[int, Mapping[str, float]]:

@@ -30,6 +30,7 @@ from tuner.worker.trainable import NoCheckpoints
 _SCRATCH = ".tmp-"
 _KEPT = 2
 _ARRAYS, _FILES, _CHECKPOINT = "arrays.npz", "files", "checkpoint"
+_DIFFERS = "the saved state does not fit `like`:"
 
 
 @dataclass(frozen=True)
@@ -279,7 +280,9 @@ def _encoded(value: Any, arrays: dict[str, Any], where: str) -> Any:
     if "jax" in sys.modules and not isinstance(leaf, np.ndarray | np.generic):
         raise _NeedsJax
     array: Any = np.array(value)
-    if array.dtype.kind in "OUSMm":
+    if array.dtype.kind == "V" and "jax" in sys.modules:  # bfloat16, for example: NumPy's files do not have it
+        raise _NeedsJax
+    if array.dtype.kind in "OUSMmV":
         raise CheckpointError(
             f"a saved state must consist of arrays, numbers and texts: {where} is {leaf_type}; write other "
             "objects to a file and save its path"
@@ -354,13 +357,66 @@ def _state(folder: Path, like: object) -> Any:
         name = str(record["name"])
         if not name or Path(name).name != name or name == "..":
             raise CheckpointError(f"the saved state is damaged: {folder} has a file outside of it, {name!r}")
+        if like is not None and not isinstance(like, Path):
+            raise CheckpointError(f"{_DIFFERS} it is the file or folder {name!r}, and {_described(like)} in `like`")
         return folder / _FILES / name
+    if isinstance(like, Path):
+        raise CheckpointError(f"{_DIFFERS} it has arrays, and `like` is a path; pass a state like the saved one")
     if record["kind"] == "jax":
         from tuner.training.foreign import read_tree
 
         return read_tree(folder / _CHECKPOINT, like)
     try:
         with np.load(folder / _ARRAYS, allow_pickle=False) as arrays:
-            return _decoded(record["tree"], dict(arrays))
+            state = _decoded(record["tree"], dict(arrays))
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"the saved state is damaged: {folder} ({error})") from None
+    return state if like is None else _as_like(state, like, "state")
+
+
+def _as_like(saved: Any, like: Any, where: str) -> Any:
+    """Return a saved state; arrays that are JAX arrays in `like` become JAX arrays.
+
+    Raises:
+        CheckpointError: its structure, or a shape or dtype, differs from `like`.
+    """
+    kinds: Any = (type(saved), type(like))
+    if kinds == (dict, dict):
+        for one, other, owner in ((saved, like, "`like`"), (like, saved, "the saved state")):
+            missing = [key for key in one if key not in other]
+            if missing:
+                raise CheckpointError(f"{_DIFFERS} {owner} has no {where}[{missing[0]!r}]")
+        return {key: _as_like(part, like[key], f"{where}[{key!r}]") for key, part in saved.items()}
+    if kinds in ((list, list), (tuple, tuple)) and len(saved) == len(like):
+        parts = [_as_like(part, like[at], f"{where}[{at}]") for at, part in enumerate(saved)]
+        return parts if kinds[0] is list else tuple(parts)
+    if not _is_alike(saved, like):
+        raise CheckpointError(f"{_DIFFERS} {where} is {_described(saved)}, and {_described(like)} in `like`")
+    if kinds[0] is np.ndarray and "jax" in sys.modules:
+        from tuner.training.foreign import placed_like
+
+        return placed_like(saved, like)
+    return saved
+
+
+def _is_alike(saved: Any, like: Any) -> bool:
+    """Return whether a leaf fits another one: a text any text, a number any number, an array one of its kind."""
+    kinds: set[Any] = {type(saved), type(like)}
+    if kinds & {list, tuple, dict, str, type(None)}:
+        return len(kinds) == 1 and not kinds & {list, tuple, dict}
+    if np.shape(saved) != getattr(like, "shape", ()):
+        return False
+    if issubclass(type(saved), int | float) or issubclass(type(like), int | float):
+        return True
+    return bool(saved.dtype == getattr(like, "dtype", None))
+
+
+def _described(part: Any) -> str:
+    """Return what a part of a state is: the type and shape of an array, or the type and length of anything else."""
+    shape, dtype = getattr(part, "shape", None), getattr(part, "dtype", None)
+    if shape is not None and dtype is not None:
+        return f"{dtype}[{','.join(map(str, shape))}]"
+    kind: str = type(part).__name__
+    if kind in ("list", "tuple"):
+        return f"a {kind} of {len(part)}"
+    return "None" if part is None else f"of type {kind}"

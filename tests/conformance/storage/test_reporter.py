@@ -13,8 +13,9 @@ from budgeted_study import BudgetedStudy, stored_reports
 from tuner.errors import LeaseLost, StorageLost
 from tuner.storage.worker import reporter
 from tuner.storage.worker.fences import Lease
+from tuner.storage.worker.leases import tell
 from tuner.storage.worker.reporter import Reporter
-from tuner.trial import Report
+from tuner.trial import Outcome, Report
 
 nan, inf = math.nan, math.inf
 
@@ -115,6 +116,23 @@ def test_the_rest_is_stored_at_the_end(db: BudgetedStudy, monkeypatch: pytest.Mo
 
     assert away.calls == [[1], [1, 2, 3], [1, 2, 3]], "nothing is sent twice"
     assert list(stored_reports(db, lease)) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("count", "left"), [(0, []), (4, [1, 2, 3, 4]), (20, [17, 18, 19, 20]), (64, list(range(1, 65)))]
+)
+def test_the_last_reports_are_stored_with_the_end(db: BudgetedStudy, count: int, left: list[int]) -> None:
+    lease = db.lease(db.claimant())
+    ours = Reporter(db.engine, lease, "loss")
+    ours.keep([one_report(epoch) for epoch in range(1, count + 1)])
+    last = ours.take_last(db.engine)
+    assert [one.epoch for one in last] == left
+    assert len(stored_reports(db, lease)) == count - len(left)
+    tell(db.engine, lease, Outcome.COMPLETE, [0.5], {}, several=last, objective="loss")
+    assert list(stored_reports(db, lease)) == list(range(1, count + 1))
+    (trial,) = db.trials()
+    assert trial.values == [0.5]
+    assert trial.intermediate_values == {epoch: epoch / 8 for epoch in range(1, count + 1)}
 
 
 def test_who_lost_its_trial_learns_it_from_a_report(db: BudgetedStudy) -> None:

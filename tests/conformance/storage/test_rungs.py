@@ -79,10 +79,11 @@ class ByWorker:
         self.trial_id = trial_id = storage.create_new_trial(study._study_id)
         if isinstance(storage, Storage):
             storage.hold(new_lease(storage, trial_id), study._study_id)
-        self._pruner = TrialPruner(study, optuna.Trial(study, trial_id))
+        followed = Followed(("loss",), (study.direction == optuna.study.StudyDirection.MAXIMIZE,))
+        self._pruner = TrialPruner(study, optuna.Trial(study, trial_id), followed)
 
     def should_prune(self, step: int, value: float) -> bool:
-        return self._pruner.should_prune(step, value)
+        return self._pruner.must_judge(step) and self._pruner.should_prune(step, value)
 
 
 class ByScript:

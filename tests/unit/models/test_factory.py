@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import jax
@@ -97,6 +98,26 @@ def test_dense_models_by_hand() -> None:
 def test_what_is_no_model_is_refused(words: Any, given: Any, why: str) -> None:
     with pytest.raises(StudyError, match=why):
         make_model(*words, **given)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if "dtype" in signature(MODELS[name]).parameters])
+def test_half_precision_works_under_strict_promotion(name: str) -> None:
+    """In programs that set `JAX_NUMPY_DTYPE_PROMOTION=strict`."""
+    given = GIVEN.get(name, {"classes": 5})
+    inputs = jnp.arange(24).reshape(4, 6) % 7 if "vocabulary" in given else IMAGES
+    module = make_model(name, dtype=jnp.bfloat16, **given)
+
+    def loss(params: Any, others: Any) -> Any:
+        variables, rngs = {**others, "params": params}, {"dropout": KEY}
+        return module.apply(variables, inputs, train=True, rngs=rngs, mutable=["batch_stats"])[0].mean()
+
+    with jax.numpy_dtype_promotion("strict"):
+        shapes = dict(jax.eval_shape(lambda: module.init(KEY, inputs, train=False)))
+        params = shapes.pop("params")
+        grads = jax.eval_shape(jax.grad(loss), params, shapes)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), grads) == jax.tree.map(
+        lambda leaf: (leaf.shape, jnp.float32), params
+    )
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "cifar_resnet", "decoder"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -29,22 +30,35 @@ class Database:
         self.may_answer.set()
         self.is_away = False
         self.stored: list[int] = []
+        self.together: list[list[int]] = []
+        self.kept: list[int] = []
         self.error: Exception | None = None
 
     def store(self, one: Report) -> bool:
+        self.keep([one])
+        return self.store_kept()
+
+    def store_kept(self) -> bool:
         with waiting():
             assert self.may_answer.wait(300)
         if self.error is not None:
             raise self.error
-        if not self.is_away:
-            self.stored.append(one.epoch)
+        if self.kept and not self.is_away:
+            self.stored += self.kept
+            self.together.append(self.kept)
+        self.kept = []
         return not self.is_away
 
     def keep(self, several: list[Report]) -> None:
-        self.stored += [one.epoch for one in several]
+        self.kept += [one.epoch for one in several]
 
     def flush(self, engine: sa.Engine) -> None:
+        self.store_kept()
         self.stored.append(-1)
+
+    def take_last(self, engine: sa.Engine) -> list[int]:
+        kept, self.kept = self.kept, []
+        return kept
 
 
 @pytest.fixture
@@ -210,6 +224,78 @@ def test_the_end_waits_for_all_reports_unless_the_worker_ends(
     with pytest.raises(StorageLost, match="the last reports are not stored"):
         ours.finish(ENGINE)
     assert database.stored == [1, -1]
+
+
+# --- Reports that the pruner does not judge
+
+
+def gathering(
+    background: Background, database: Database, rungs: tuple[int, ...], monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> Reports:
+    """Return reports of which those at rungs are judged, and others gathered for so many seconds."""
+    monkeypatch.setattr(reports_, "GATHER_S", seconds)
+    given = (background, cast("Reporter", database), lambda report: report.epoch == 6, lambda: False)
+    return Reports(*given, is_judged=lambda epoch: epoch in rungs, gatherer=background)
+
+
+def test_reports_between_rungs_are_stored_with_the_next_rung_and_the_rest_with_the_end(
+    background: Background, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = gathering(background, database, (2, 6), monkeypatch, 300)
+    assert [ours.store(report(epoch), may_prune=True) for epoch in range(1, 6)] == [False] * 5
+    assert database.together == [[1, 2]]
+    assert ours.store(report(6), may_prune=True), "the pruner's answer is waited for"
+    assert ours.store(report(7), may_prune=True), "it stays"
+    assert not ours.store(report(8), may_prune=False)
+    ours.settle()
+    assert database.together == [[1, 2], [3, 4, 5, 6]]
+    assert cast("Any", ours.rest(ENGINE)) == [7, 8]
+
+
+def test_gathered_reports_are_stored_a_moment_later(
+    background: Background, database: Database, monkeypatch: pytest.MonkeyPatch, wait_until: Callable[..., Any]
+) -> None:
+    ours = gathering(background, database, (), monkeypatch, 0.3)
+    for _ in range(2):
+        began = len(database.stored)
+        for epoch in (1, 2, 3):
+            ours.store(report(began + epoch), may_prune=True)
+        wait_until(lambda: len(database.stored) == began + 3)  # noqa: B023
+    assert database.together == [[1, 2, 3], [4, 5, 6]]
+    ours.finish(ENGINE)
+    assert database.stored == [1, 2, 3, 4, 5, 6, -1]
+
+
+def test_the_end_does_not_wait_for_the_moment(
+    background: Background, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = gathering(background, database, (), monkeypatch, 300)
+    ours.keep([report(1)])
+    ours.store(report(2), may_prune=True)
+    ours.finish(ENGINE)
+    assert database.together == [[1, 2]]
+    background.submit(int).result(timeout=300)
+
+
+def test_a_trial_that_was_lost_is_learnt_of_after_gathered_reports(
+    background: Background, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = gathering(background, database, (), monkeypatch, 0.05)
+    database.error = LeaseLost("gone")
+    ours.store(report(1), may_prune=True)
+    background.submit_later(int, 0.1).result(timeout=300)
+    with pytest.raises(LeaseLost):
+        ours.store(report(2), may_prune=True)
+
+
+def test_later_calls_are_made_in_order_and_not_if_they_are_cancelled(background: Background) -> None:
+    made: list[int] = []
+    futures = [background.submit_later(partial(made.append, at), seconds) for at, seconds in enumerate((0.3, 0.1, 0.2))]
+    assert futures[2].cancel()
+    background.submit(lambda: made.append(-1)).result(timeout=300)
+    for future in futures[:2]:
+        future.result(timeout=300)
+    assert made == [-1, 1, 0]
 
 
 def test_a_call_aside_returns_and_raises_as_any() -> None:

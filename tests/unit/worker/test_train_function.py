@@ -446,6 +446,71 @@ def test_a_path_as_text_is_refused(tmp_path: Path, state: Any, reason: str | Non
                 saves.save(state, 1)
 
 
+def plain_state(**changes: Any) -> dict[str, Any]:
+    state = {"w": np.ones((3, 2), np.float32), "epoch": 3, "best": 0.5, "parts": [np.arange(2), None, "sgd"]}
+    return {**state, **changes}
+
+
+@pytest.mark.parametrize(
+    ("like", "reason"),
+    [
+        (plain_state(w=np.ones((2, 3), np.float32)), r"state\['w'\] is float32\[3,2\], and float32\[2,3\] in `like`"),
+        (plain_state(w=np.ones((3, 2))), r"state\['w'\] is float32\[3,2\], and float64\[3,2\] in `like`"),
+        (plain_state(w=None), r"state\['w'\] is float32\[3,2\], and None in `like`"),
+        (plain_state(epoch="3"), r"state\['epoch'\] is of type int, and of type str in `like`"),
+        (plain_state(epoch=np.ones(1)), r"state\['epoch'\] is of type int, and float64\[1\] in `like`"),
+        (plain_state(more=1), r"the saved state has no state\['more'\]"),
+        ({"w": np.ones((3, 2), np.float32)}, r"`like` has no state\['epoch'\]"),
+        (plain_state(parts=[np.arange(2)]), r"state\['parts'\] is a list of 3, and a list of 1 in `like`"),
+        (plain_state(parts=(np.arange(2), None, "a")), r"is a list of 3, and a tuple of 3 in `like`"),
+        (
+            plain_state(parts=[np.arange(3), None, "a"]),
+            r"\['parts'\]\[0\] is int64\[2\], and int64\[3\] in `like`",
+        ),
+        ([1.0], r"state is of type dict, and a list of 1 in `like`"),
+        (Path("state.pt"), r"it has arrays, and `like` is a path"),
+    ],
+)
+def test_a_state_of_numpy_arrays_must_be_like_the_given_one(tmp_path: Path, like: Any, reason: str) -> None:
+    with TrialSaves(tmp_path, {}) as saves:
+        saves.save(plain_state(), 1)
+        saves.close()
+        with pytest.raises(CheckpointError, match=f"^the saved state does not fit `like`: .*{reason}"):
+            saves.restore(like)
+
+
+def test_a_state_of_numpy_arrays_comes_back_like_the_given_one(tmp_path: Path) -> None:
+    import jax
+
+    with TrialSaves(tmp_path, {}) as saves:
+        saves.save(plain_state(), 1)
+        saves.close()
+        np.testing.assert_equal(saves.restore(plain_state(best=1, parts=[np.zeros(2, int), None, ""])), plain_state())
+        found = saves.restore(plain_state(w=jnp.zeros((3, 2)), epoch=np.float32(0)))
+        assert isinstance(found["w"], jax.Array)
+        assert isinstance(found["parts"][0], np.ndarray)
+        np.testing.assert_equal(found, plain_state())
+
+
+def test_a_saved_file_is_not_like_arrays(tmp_path: Path) -> None:
+    (tmp_path / "state.pt").write_text("weights")
+    with TrialSaves(tmp_path, {}) as saves:
+        saves.save(tmp_path / "state.pt", 1)
+        assert saves.restore(Path("any")).read_text() == "weights"
+        with pytest.raises(CheckpointError, match=r"it is the file or folder 'state.pt', and float64\[2\] in `like`"):
+            saves.restore(np.ones(2))
+
+
+def test_arrays_that_files_of_numpy_cannot_have_come_back(tmp_path: Path) -> None:
+    state = {"w": np.asarray(jnp.arange(3, dtype=jnp.bfloat16))}
+    with TrialSaves(tmp_path, {}) as saves:
+        saves.save(state, 1)
+        saves.close()
+        for found in (saves.restore(None), saves.restore(state)):
+            assert found["w"].dtype == jnp.bfloat16
+            np.testing.assert_array_equal(found["w"], state["w"])
+
+
 def test_a_jax_array_alone_is_restored_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with TrialSaves(tmp_path, {}) as saves:
         saves.save(jnp.arange(3.0), 1)

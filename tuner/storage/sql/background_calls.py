@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
+import itertools
 import queue
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from tuner.storage.sql.wait_time import Waited, waited, waiting
 
 T = TypeVar("T")
 _POLL_S = 0.05
+
+
+@dataclass(frozen=True, order=True)
+class _Call:
+    due_s: float
+    order: int
+    future: Future[Any] = field(compare=False)
+    call: Callable[[], Any] = field(compare=False)
 
 
 class Caller(Protocol):
@@ -36,19 +47,26 @@ class Background:
     """
 
     def __init__(self, name: str) -> None:
-        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._later: list[_Call] = []  # a heap; used on the thread
+        self._order = itertools.count()
         self._waited = Waited()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def submit(self, call: Callable[[], T]) -> Future[T]:
         """Queue a call."""
+        return self.submit_later(call, 0.0)
+
+    def submit_later(self, call: Callable[[], T], seconds: float) -> Future[T]:
+        """Queue a call to be made after so many seconds, unless its future is cancelled before."""
         future: Future[T] = Future()
-        self._calls.put((future, call))
+        due_s = time.monotonic() + seconds if seconds > 0 else 0.0
+        self._calls.put(_Call(due_s, next(self._order), future, call))
         return future
 
     def close(self) -> None:
-        """End the thread after its queued calls, without waiting for them."""
+        """End the thread after its queued calls, without waiting for them; later ones are not made."""
         self._calls.put(None)
 
     def wait(
@@ -76,12 +94,26 @@ class Background:
 
     def _run(self) -> None:
         self._waited = waited()
-        while (given := self._calls.get()) is not None:
-            future, call = given
+        while (given := self._next()) is not None:
+            if given.due_s > time.monotonic():
+                heapq.heappush(self._later, given)
+                continue
+            if not given.future.set_running_or_notify_cancel():
+                continue
             try:
-                future.set_result(call())
+                given.future.set_result(given.call())
             except BaseException as error:
-                future.set_exception(error)
+                given.future.set_exception(error)
+
+    def _next(self) -> _Call | None:
+        """Return the next call, when it is due or was queued for later; None at the end."""
+        while self._later:
+            left_s = self._later[0].due_s - time.monotonic()
+            if left_s <= 0:
+                return heapq.heappop(self._later)
+            with contextlib.suppress(queue.Empty):
+                return self._calls.get(timeout=left_s)
+        return self._calls.get()
 
 
 def aside(call: Callable[[], T]) -> T:

@@ -91,7 +91,7 @@ class Claimant:
         space_version: The version of the study's space with which the worker works; None if it was never changed.
         preference: Which of several trials that wait it takes first.
         held: The ids of the trials that the worker has claimed and not ended or given back.
-        deadly: The trials that the latest claim failed because too many workers had died in them.
+        deadly: The leases of the trials that the latest claim failed because too many workers had died in them.
         launched: The number of trials with which the claimant was made.
         asked: The number that applies instead if a user has changed it since; each claim updates it, and then `trials`.
         hours: The hours used until an earlier time; each claim updates it.
@@ -112,7 +112,7 @@ class Claimant:
     hours: Hours = field(default_factory=Hours)
     preference: Preference = field(default_factory=Preference)
     held: set[int] = field(default_factory=set[int])
-    deadly: list[int] = field(default_factory=list[int])
+    deadly: list[Lease] = field(default_factory=list[Lease])
     launched: int = field(init=False)
     asked: int = field(init=False)
 
@@ -434,7 +434,7 @@ def _end_deadly(connection: Connection, claimant: Claimant, row: AnyRow, deaths:
     for ending in endings(lease, Outcome.FAILED, None, record):
         run_write(connection, row.trial_id, ending)
     connection.execute(leases.delete().where(leases.c.trial_id == row.trial_id))
-    claimant.deadly.append(row.number)
+    claimant.deadly.append(lease)
 
 
 def _start_queued(connection: Connection, claimant: Claimant, standing: _Standing) -> tuple[int, int] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -41,7 +41,8 @@ OUTCOME_ATTRIBUTE = "outcome"
 DIED = "died"
 """The ending of an attempt whose worker died."""
 _MOST_LOG_CHARACTERS = 20_000
-_MOST_REPORTS = 100  # in one statement: after an outage there may be thousands
+_FEW_REPORTS, _MOST_REPORTS = 8, 64
+"""Statements store up to 8, 16, 32 or 64 reports, because each number has a plan of its own in the database."""
 
 
 def renew(engine: Engine, lease: Lease) -> None:
@@ -122,8 +123,7 @@ def report(engine: Engine, lease: Lease, several: Sequence[Report], objective: s
     Raises:
         LeaseLost: another worker has the trial.
     """
-    for at in range(0, len(several), _MOST_REPORTS):
-        part = several[at : at + _MOST_REPORTS]
+    for part in parts_of(several):
         write_held(engine, lease, *_report_writes(part, objective), epoch=_last_epoch(part))
 
 
@@ -146,11 +146,20 @@ def report_together(
 
 
 def _store_reports(connection: Connection, lease: Lease, several: Sequence[Report], objective: str | None) -> bool:
-    parts = [several[at : at + _MOST_REPORTS] for at in range(0, len(several), _MOST_REPORTS)]
     return all(
         fenced(connection, lease, Change.EXTEND, _report_writes(part, objective), epoch=_last_epoch(part))
-        for part in parts
+        for part in parts_of(several)
     )
+
+
+def parts_of(several: Sequence[Report]) -> Iterator[Sequence[Report]]:
+    """Yield the parts of several reports that are stored in a statement each."""
+    at = 0
+    while at < len(several):
+        left = len(several) - at
+        size = left if left <= _FEW_REPORTS else min(_MOST_REPORTS, 1 << (left.bit_length() - 1))
+        yield several[at : at + size]
+        at += size
 
 
 def _last_epoch(several: Sequence[Report]) -> int:
@@ -219,8 +228,10 @@ def tell(
     record: Mapping[str, object],
     attributes: Mapping[str, object] | None = None,
     log: Sequence[str] | None = None,
+    several: Sequence[Report] = (),
+    objective: str | None = None,
 ) -> None:
-    """End a trial: its state, values and record in one transaction.
+    """End a trial: its state, values and record, and its last reports, in one transaction.
 
     Optuna has no state for a trial that diverged, ran out of memory or timed out: they are stored as pruned, so that
     TPE learns to avoid them (a failed trial is invisible to samplers), with the outcome as an attribute.
@@ -233,6 +244,8 @@ def tell(
         record: Columns of `tuner_records`.
         attributes: System attributes of the trial.
         log: The last lines of its log, unless they are stored.
+        several: A few reports of the trial that are not stored yet.
+        objective: See `report`.
 
     Raises:
         LeaseLost: another worker has the trial.
@@ -243,6 +256,8 @@ def tell(
         writes.insert(0, upsert(trial_system_attributes, rows, "key"))
     if log is not None:
         writes.insert(0, _log_write(lease, log))
+    if several:
+        writes[:0] = _report_writes(several, objective)
 
     def work(connection: Connection, tries: int) -> bool:
         is_held = fenced(connection, lease, Change.END, writes)
@@ -254,10 +269,19 @@ def tell(
 
 def _has_ended(connection: Connection, lease: Lease, ending: str) -> bool:
     """Return whether this attempt has already ended like this: it was committed although the answer was lost."""
+    return _ending(connection, lease) == ending
+
+
+def find_ending(engine: Engine, lease: Lease) -> str | None:
+    """Return how the attempt of a lease has ended: an outcome, or `DIED`; None if it has not."""
+    return read(engine, lambda connection: _ending(connection, lease))
+
+
+def _ending(connection: Connection, lease: Lease) -> str | None:
     query = sa.select(attempts.c.ending).where(
         attempts.c.trial_id == lease.trial_id, attempts.c.fence == lease.fence, attempts.c.worker == lease.worker
     )
-    return connection.execute(query).scalar_one_or_none() == ending
+    return connection.execute(query).scalar_one_or_none()
 
 
 def endings(lease: Lease, outcome: Outcome, values: Sequence[float] | None, record: Mapping[str, Any]) -> list[Write]:

@@ -11,7 +11,7 @@ from tuner.errors import StorageLost
 from tuner.storage.sql.backoff import Backoff
 from tuner.storage.sql.retry import tell_away
 from tuner.storage.worker.fences import Lease, lost_lease
-from tuner.storage.worker.leases import report, report_together
+from tuner.storage.worker.leases import parts_of, report, report_together
 from tuner.trial import Report
 
 _LONGEST_PAUSE_S = 15.0
@@ -49,6 +49,16 @@ class Reporter:
             self._stored_together.discard(one.epoch)
             return True
         self.keep([one])
+        return self.store_kept()
+
+    def store_kept(self) -> bool:
+        """Store the kept reports, without waiting; return whether that succeeded.
+
+        Raises:
+            LeaseLost: another worker has the trial.
+        """
+        if not self.kept:
+            return True
         if time.monotonic() < self._next_try_s:
             return False
         try:
@@ -78,6 +88,15 @@ class Reporter:
         """
         if self.kept:
             self._store(engine)
+
+    def take_last(self, engine: Engine) -> list[Report]:
+        """Return the last of the kept reports, which the caller stores; the others are stored first, as in `flush`."""
+        several = list(self.kept.values())
+        parts = list(parts_of(several))
+        last = list(parts[-1]) if parts else []
+        self.kept = {one.epoch: one for one in several[: len(several) - len(last)]}
+        self.flush(engine)
+        return last
 
     def _store(self, engine: Engine) -> None:
         report(engine, self.lease, list(self.kept.values()), self.objective)
