@@ -58,7 +58,8 @@ class StudySpec:
             once. `data(seed, hparams)` may read static hyperparameters, and is called for each set of values that it
             reads; see `StudyData`.
         train: Instead of a trainer: a function of `(hparams, trial)`, where `trial` is a `tuner.Trial`; a
-            `tuner.Command`; or a `tuner.OptunaObjective`. A function yields the metrics of each epoch, calls
+            `tuner.Command`; a `tuner.OptunaObjective`; or what `tuner.training.vmappable` returned, which trains like a
+            trainer and needs no `data`. A function yields the metrics of each epoch, calls
             `trial.report(metrics)`, or only returns a number or metrics. Without a trainer and `train`, a
             study can only be used with `ask` and `tell`.
         objective: The name of a metric that the training reports, or several for a Pareto search.
@@ -162,6 +163,11 @@ class StudySpec:
     def __post_init__(self) -> None:
         if isinstance(self.trainer, type):
             object.__setattr__(self, "trainer", self.trainer())
+        if self.trainer is None and hasattr(self.train, "train_model"):  # a function for compiled programs
+            object.__setattr__(self, "trainer", self.train)
+            object.__setattr__(self, "train", None)
+        if self.data is None and self.trainer is not None:
+            object.__setattr__(self, "data", getattr(self.trainer, "own_data", None))
         self._check_settings()
         self._check_search()
 
@@ -184,7 +190,10 @@ class StudySpec:
         if self.cohort != "auto" and (not is_int(self.cohort) or self.cohort < 1):
             raise StudyError(f"cohort must be an integer of at least 1, or 'auto': got {self.cohort!r}")
         if self.cohort != 1 and self.trainer is None:
-            raise StudyError(f"cohort needs a study with `trainer`: got cohort={self.cohort!r} (study {self.name!r})")
+            raise StudyError(
+                "cohort needs a study with `trainer`, or with a function marked with `tuner.training.vmappable`: got "
+                f"cohort={self.cohort!r} (study {self.name!r})"
+            )
         if check_seeds(self.seeds) != (1,) and self.trainer is None:
             raise StudyError(
                 f"seeds needs a study with `trainer`: got seeds={self.seeds!r} (study {self.name!r}); train with "

@@ -3,6 +3,7 @@
 from tuner.training.data.arrays import ArrayDataset, Splits
 from tuner.training.data.labels import check_labels
 from tuner.training.data.stream import StreamDataset
+from tuner.training.functions import FunctionTrainer, vmappable
 from tuner.training.loop.diagnosis import Profile
 from tuner.training.loop.evaluation import memory
 from tuner.training.loop.training import Training
@@ -29,6 +30,7 @@ __all__ = [
     "Constant",
     "Dropout",
     "Exponential",
+    "FunctionTrainer",
     "GradientNoise",
     "Layout",
     "Loaded",
@@ -61,5 +63,6 @@ __all__ = [
     "memory",
     "save_picture",
     "tile",
+    "vmappable",
     "warmup_cosine",
 ]

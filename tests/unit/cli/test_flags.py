@@ -61,6 +61,7 @@ def test_only_the_command_line_names_flags() -> None:
                 found += [f"{path.name}: {flag}" for flag in flags]
     # Of nvidia-smi, of a worker's command line, and of squeue.
     assert sorted(found) == [
+        "compile_process.py: --compile-only",
         "devices.py: --format",
         "kubernetes.py: --artifacts",
         "slurm.py: --coordinator",

@@ -151,10 +151,11 @@ def test_a_trial_is_shown_with_its_reports_and_its_error(any_shelf: Shelf) -> No
     for epoch, value in [(2, inf), (1, 0.5), (10, nan), (3, -inf), (2, 0.25)]:
         leases.report(any_shelf.engine, lease, [Report(epoch, 9, {"loss": value})], "loss")
     record = {"worker": "w", "compile_s": 0.5, "train_s": 1.5, "error": "Traceback ...\n", "compilations": 1}
-    leases.tell(any_shelf.engine, lease, Outcome.FAILED, None, record, {leases.FETCHED_KEY: 3})
+    attributes = {leases.FETCHED_KEY: 3, leases.SAVED_KEY: 2.5}
+    leases.tell(any_shelf.engine, lease, Outcome.FAILED, None, record, attributes)
 
     row = show_row(any_shelf.engine, "ours", 1)
-    assert (row["compilations"], row["programs_fetched"]) == (1, 3)
+    assert (row["compilations"], row["programs_fetched"], row["compile_saved_s"]) == (1, 3, 2.5)
     stored = any_shelf.storage.get_trial(lease.trial_id)
     assert row["reports"] == [
         {"epoch": epoch, "step": 9, "value": value, "metrics": {"loss": value}}
@@ -172,8 +173,8 @@ def test_a_trial_is_shown_with_its_reports_and_its_error(any_shelf: Shelf) -> No
     assert row["started"] <= row["completed"]
     running = show_row(any_shelf.engine, "ours", 0)
     assert [running[key] for key in ("outcome", "completed", "reports", "error")] == ["running", None, [], None]
-    unknown = ("compile_s", "compilations", "programs_fetched", "train_s", "wait_s", "ran_with")
-    assert [running[key] for key in unknown] == [None] * 6
+    unknown = ("compile_s", "compilations", "programs_fetched", "compile_saved_s", "train_s", "wait_s", "ran_with")
+    assert [running[key] for key in unknown] == [None] * 7
     theirs = study.ask()
     theirs.report(0.5, 3)
     plain = show_row(any_shelf.engine, "ours", theirs.number)

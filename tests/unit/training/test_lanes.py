@@ -375,3 +375,10 @@ def test_an_error_of_the_training_alone_is_raised(monkeypatch: pytest.MonkeyPatc
     start = First(feed(trainer).first(), 0, 10, 1)
     with pytest.raises(RuntimeError, match="planted"):
         best_count(trainer, hparams_of(0), feed(trainer), start, 4, remembered(trainer))
+
+
+def test_arrays_with_the_type_of_python_numbers_are_written_into_a_lane_too() -> None:
+    every, one = (jax.jit(lambda value, shape=shape: jnp.full(shape, value))(0.0) for shape in ((3, 2), (2,)))
+    assert every.weak_type
+    put = lanes_._put(every, np.int32(1), one + 5.0)  # pyright: ignore[reportArgumentType]
+    assert put.tolist() == [[0.0, 0.0], [5.0, 5.0], [0.0, 0.0]]

@@ -248,7 +248,7 @@ def test_a_layout_of_one_device_is_that_device() -> None:
 
 
 def test_a_worker_uses_virtual_devices_only_if_given() -> None:
-    assert worker_layout("") == Layout()
+    assert worker_layout("") == Layout(EIGHT[:1])
     assert worker_layout("cpu 0-7") == COPIED
 
 

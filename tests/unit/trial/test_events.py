@@ -14,9 +14,14 @@ from tuner.trial.events import OF_PIPES, encode, event_line, parse
 STAMP = {"time": "2026-01-02T03:04:05.678Z", "seconds": {"training": 1.5}}
 SAID: list[tuple[Event, dict[str, Any], str | None]] = [
     (
-        events.StudyLoaded("tiny", 4, "loss, accuracy"),
-        {"event": "study", "study": "tiny", "trials": 4, "objective": "loss, accuracy"},
+        events.StudyLoaded("tiny", 4, "loss, accuracy", 9),
+        {"event": "study", "study": "tiny", "trials": 4, "objective": "loss, accuracy", "combinations": 9},
         "study tiny, 4 trials",
+    ),
+    (
+        events.ProgramsCompiled(9, 40, 3, 12.5),
+        {"event": "compiled", "combinations": 9, "programs": 40, "fetched": 3, "took_s": 12.5},
+        "compiled 40 programs for 9 combinations of static values in 12 s",
     ),
     (
         events.TrialBegan(3, {"rate": 0.123456, "width": 8, "kind": "a"}),

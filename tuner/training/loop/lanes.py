@@ -109,7 +109,8 @@ class LanePrograms:
 def _put(every: PyTree, lane: jax.Array, one: PyTree) -> Any:
     def put(all_: jax.Array, new: jax.Array) -> jax.Array:
         if all_.weak_type:  # a Python number: it takes the type of what it is computed with, and must go on to
-            return jnp.where(jnp.arange(all_.shape[0]) == lane, new, all_)
+            is_lane = jnp.arange(all_.shape[0]) == lane
+            return jnp.where(is_lane.reshape(-1, *[1] * (all_.ndim - 1)), new, all_)
         return jax.lax.dynamic_update_index_in_dim(all_, new, lane, 0)
 
     return jax.tree.map(put, every, one)
