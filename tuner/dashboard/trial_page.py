@@ -19,6 +19,7 @@ from tuner.results.rows import show_row
 from tuner.results.trial_log import last_lines
 from tuner.storage.optuna.storage import Storage
 from tuner.storage.read.queries import StudyRow, read_trial
+from tuner.storage.worker.retries import find_open_retry
 from tuner.trial import Outcome
 
 MOST_REPORTS = 100
@@ -47,7 +48,9 @@ _BODY = (
 <button id="end">End this trial</button>
 </form>
 % end
-% if may_retry:
+% if retry is not None:
+<p class="note" id="retried"><a href="{{prefix}}/trial{{retried}}">Queued again as trial {{retry}}</a></p>
+% elif may_retry:
 <form method="post" action="{{path}}/retry"><button id="retry">Retry</button></form>
 % end
 % if row['hparams']:
@@ -172,6 +175,7 @@ def read_trial_page(storage: Storage, study: StudyRow, number: int, prefix: str)
     row = show_row(engine, study.name, number)
     trial = read_trial(engine, study, number)
     reports = _thinned(row["reports"])
+    retry = find_open_retry(engine, study.study_id, number)
     lines = [printable(line) for line in last_lines(engine, trial.trial_id)]
     return {
         "study": study.name,
@@ -185,6 +189,8 @@ def read_trial_page(storage: Storage, study: StudyRow, number: int, prefix: str)
         "source": f"{prefix}/curves.json{study_query(study.name, trials=number)}",
         "may_end": trial.outcome in _OPEN,
         "may_retry": trial.outcome in MAY_BE_RETRIED and bool(trial.hparams),
+        "retry": retry,
+        "retried": study_query(study.name, trial=retry),
         "facts": _facts(row),
         "pictures": [path.name for path in find_pictures(engine, study, trial)],
         "lines": "\n".join(lines),
