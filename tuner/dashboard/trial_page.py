@@ -14,6 +14,7 @@ from tuner.dashboard.pictures import find_pictures
 from tuner.dashboard.study_page import value_text
 from tuner.output.numbers import as_text, duration
 from tuner.output.sanitize import printable
+from tuner.results.gpus import gpu_texts
 from tuner.results.json_rows import ReportJson, ShownJson
 from tuner.results.rows import show_row
 from tuner.results.trial_log import last_lines
@@ -219,6 +220,7 @@ def _facts(row: ShownJson) -> dict[str, object]:
         "compiling": _time(row["compile_s"], f", {row['compilations']} programs"),
         "waiting": _time(row["wait_s"]),
         "ended the study": row["ended_study"],
+        **({} if row["gpu"] is None else gpu_texts(row["gpu"])),
     }
     facts |= {f"constraint {name}": value for name, value in (row["constraints"] or {}).items()}
     facts |= {name: value for name, value in row["user_attrs"].items()}

@@ -197,6 +197,14 @@ class SearchPrepared(Event):
 
 
 @dataclass(frozen=True)
+class GpusUnwatched(Event):
+    """Memory and utilisation of the worker's GPUs are not recorded any more."""
+
+    name = "gpu"
+    message: str
+
+
+@dataclass(frozen=True)
 class HparamsUnused(Event):
     """A trial was queued with hyperparameters that it does not have."""
 
@@ -288,7 +296,7 @@ _KINDS: Mapping[str, type[Event]] = {
     for kind in (
         *(StudyLoaded, TrialBegan, EpochEnded, TrialEnded, TrialRetried, TrialRestarted, TrialLost, TrialDeadly),
         *(TrialOverdue, TrialCopied),
-        *(CohortChosen, StudyEnded, MetricUnusable, SearchPrepared),
+        *(CohortChosen, StudyEnded, MetricUnusable, SearchPrepared, GpusUnwatched),
         *(SamplerFailed, HparamsUnused, SearchFinished, WorkerIdle, HoursUsed, WorkerDone, StudyRefused, SecondsSpent),
         RowsSent,
     )
@@ -354,7 +362,7 @@ def event_line(event: Event) -> str | None:
             return message
         case TrialOverdue(_, message) | CohortChosen(_, message):
             return message
-        case StudyEnded(_, message) | SearchPrepared(message):
+        case StudyEnded(_, message) | SearchPrepared(message) | GpusUnwatched(message):
             return message
         case SearchFinished():
             return "the sampler has ended the search"

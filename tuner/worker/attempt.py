@@ -51,6 +51,7 @@ from tuner.trial.failures import describe, last_line, storable
 from tuner.trial.seed_values import SEEDS_KEY, SeedValues
 from tuner.worker.context import WorkerContext
 from tuner.worker.extension import bring_last, extension_of
+from tuner.worker.gpu_use import GpuUse
 from tuner.worker.reports import Reports
 from tuner.worker.trainable import End, Saved, TrialData, check_objectives, ranking_epoch, ranking_values
 from tuner.worker.watchdog import Limits, Overrun, Watchdog
@@ -118,7 +119,7 @@ class Attempt(TrialData):
         self.sampler: optuna.samplers.BaseSampler | None = None
         self.hparams: Any = None
         self.watchdog = Watchdog(Limits.of(context.study), self._warn_of_stall, self._end_aside)
-        self.clock = context.runtime.clock
+        self.clock, self.gpu_use = context.runtime.clock, GpuUse()
         self.began = time.perf_counter(), self.clock.total_s, self.clock.count, self.clock.fetched
 
     def run(self) -> Ended | None:
@@ -181,7 +182,7 @@ class Attempt(TrialData):
         try:
             with context.time_use.doing("training"):
                 self._hold()
-                with self._logged():
+                with self._logged(), context.place.gpus.watching(self.gpu_use):
                     outcome, record = self._train(saved)
                 self._finish_reports(context.engine)
             values = None if outcome in _WITHOUT_VALUES else self.values
@@ -600,7 +601,7 @@ class Attempt(TrialData):
         context.say(TrialEnded(lease.number, outcome, values, record["train_s"], record["compile_s"], stderrs))
 
     def _spent(self) -> dict[str, Any]:
-        """Return the worker, and how it spent its time, as columns of the record."""
+        """Return the worker, how it spent its time, and the use of its GPUs, as columns of the record."""
         began, compile_s, compilations, _ = self.began
         compile_s = self.clock.total_s - compile_s
         return {
@@ -608,6 +609,7 @@ class Attempt(TrialData):
             "compilations": self.clock.count - compilations,
             "compile_s": round(compile_s, 4),
             "train_s": round(time.perf_counter() - began - compile_s, 4),
+            **self.gpu_use.columns(),
         }
 
     def _constraint_attributes(self) -> dict[str, float]:

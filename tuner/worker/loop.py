@@ -39,6 +39,7 @@ from tuner.trial import optuna_private as private
 from tuner.trial.environment import DEVICES_VARIABLE, LAUNCHED_VARIABLE, worker_name
 from tuner.trial.events import (
     CohortChosen,
+    GpusUnwatched,
     HoursUsed,
     SamplerFailed,
     SearchFinished,
@@ -56,6 +57,7 @@ from tuner.worker.attempt import Attempt, Ended
 from tuner.worker.choose import make_trainable
 from tuner.worker.context import FinalWrites, Place, ProgramModes, Samplers, WorkerContext
 from tuner.worker.follow import STUDY, STUDY_FILE, check_group
+from tuner.worker.gpu_use import GpuWatch
 from tuner.worker.group import Leader
 from tuner.worker.runtime import make_runtime
 from tuner.worker.stop_rules import StopRules
@@ -131,7 +133,8 @@ def run_worker(
         group.check_same(STUDY_FILE, None if file is None else code_digest(Path(file)))
     about = {"study": study.name, "file": None if file is None else os.path.abspath(file)}
     time_use = TimeUse({"compiling": lambda: runtime.clock.total_s, "database": database_s})
-    place = Place(files, about, function, devices, runtime, time_use, () if group is None else group.hosts)
+    gpus = GpuWatch(os.environ, is_wanted=runtime.trains_on_gpus())
+    place = Place(files, about, function, devices, runtime, time_use, gpus, () if group is None else group.hosts)
     stop = stop or Stop()
     stop.is_heeded = True
     patience = Patience(PATIENCE_S, lambda: stop.requested, statement_s=_STATEMENT_S)
@@ -243,6 +246,7 @@ class Worker:
             output=output,
         )
         self.say = self.context.say
+        place.gpus.tell = lambda message: self.context.say_aside(GpusUnwatched(message))
         for note in prepared.notes:
             self.say(SearchPrepared(note))
         self.rules = StopRules(study, study_id, self.context.optuna_study)

@@ -65,4 +65,6 @@ def _open(study_id: int, number: int) -> sa.Select[tuple[int]]:
     attributes = trial_user_attributes.c
     query = sa.select(trials.c.number).join(trial_user_attributes, attributes.trial_id == trials.c.trial_id)
     query = query.where(trials.c.study_id == study_id, trials.c.state.in_(["WAITING", "RUNNING"]))
-    return query.where(attributes.key == RETRY_OF, attributes.value_json == json.dumps(number)).order_by(trials.c.number)
+    return query.where(attributes.key == RETRY_OF, attributes.value_json == json.dumps(number)).order_by(
+        trials.c.number
+    )
