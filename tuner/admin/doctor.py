@@ -26,7 +26,8 @@ class Check(TypedDict):
     """A row of `tuner doctor`."""
 
     check: str
-    """`python`, `packages`, `devices`, `gpu_use` (with NVIDIA GPUs), `storage`, `tables`, `connections`, `clock`, `disk`, `artifacts`, `tracking`."""
+    """`python`, `packages`, `devices`, `gpu_use` (with NVIDIA GPUs), `storage`, `tables`, `connections`, `clock`,
+    `disk`, `artifacts`, `tracking`."""
     status: Status
     """`ok`, `warn` or `fail`."""
     found: str

@@ -36,9 +36,7 @@ def finished_by(standing: Standing, state: State) -> str | None:
     return "hours" if standing.is_out_of_hours else None
 
 
-def find_ending(
-    engine: Engine, study: StudyRow, standing: Standing, state: State, activity: Activity
-) -> Ending | None:
+def find_ending(engine: Engine, study: StudyRow, standing: Standing, state: State, activity: Activity) -> Ending | None:
     """Return how the launches of a study have ended, from the database alone; None if they have not.
 
     Workers that were asked to stop, and a sampler that has ended the search, cannot be told apart: neither is an end.

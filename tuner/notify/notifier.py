@@ -85,9 +85,7 @@ class Notifier:
     def start(self, study: str) -> None:
         """Start to notify of a study, once."""
         if self.receivers and self._watcher is None:
-            self._watcher = _Watcher(
-                study, self.receivers, self.url, self.pace, self._states, self._notes, self.engine
-            )
+            self._watcher = _Watcher(study, self.receivers, self.url, self.pace, self._states, self._notes, self.engine)
 
     def see(self, state: State) -> None:
         """Take the state of the study, if it has changed."""

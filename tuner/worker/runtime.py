@@ -117,9 +117,9 @@ class JaxRuntime:
 
     def trains_on_gpus(self) -> bool:
         """Return whether JAX uses GPUs, or PyTorch may use those that the worker was given."""
-        import jax
+        from tuner.training.loop.runtime import uses_gpus
 
-        return jax.default_backend() == "gpu" or ("torch" in sys.modules and self._devices.startswith("gpu"))
+        return uses_gpus() or ("torch" in sys.modules and self._devices.startswith("gpu"))
 
     def versions(self) -> dict[str, str]:
         """Return the versions on which results depend."""

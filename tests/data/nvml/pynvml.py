@@ -14,33 +14,33 @@ class NVMLError(Exception):
     pass
 
 
-class NVMLError_NotSupported(NVMLError):  # noqa: N801, N818
+class NVMLError_NotSupported(NVMLError):
     pass
 
 
-class NVMLError_GpuIsLost(NVMLError):  # noqa: N801, N818
+class NVMLError_GpuIsLost(NVMLError):
     def __str__(self) -> str:
         return "GPU is lost"
 
 
-class NVMLError_LibraryNotFound(NVMLError):  # noqa: N801, N818
+class NVMLError_LibraryNotFound(NVMLError):
     def __str__(self) -> str:
         return "NVML Shared Library Not Found"
 
 
-class NVMLError_NotFound(NVMLError):  # noqa: N801, N818
+class NVMLError_NotFound(NVMLError):
     pass
 
 
 @dataclasses.dataclass
-class c_nvmlMemory_t:  # noqa: N801
+class c_nvmlMemory_t:
     total: int
     free: int
     used: int
 
 
 @dataclasses.dataclass
-class c_nvmlUtilization_t:  # noqa: N801
+class c_nvmlUtilization_t:
     gpu: int
     memory: int
 
@@ -51,40 +51,40 @@ BROKEN: list[type[NVMLError]] = []
 CALLS: list[str] = []
 
 
-def nvmlInit() -> None:  # noqa: N802
+def nvmlInit() -> None:
     CALLS.append("nvmlInit")
     for error in BROKEN:
         raise error
 
 
-def nvmlDeviceGetCount() -> int:  # noqa: N802
+def nvmlDeviceGetCount() -> int:
     return len(GPUS)
 
 
-def nvmlDeviceGetHandleByIndex(index: int) -> Any:  # noqa: N802
+def nvmlDeviceGetHandleByIndex(index: int) -> Any:
     return GPUS[index]
 
 
-def nvmlDeviceGetHandleByUUID(uuid: str) -> Any:  # noqa: N802
+def nvmlDeviceGetHandleByUUID(uuid: str) -> Any:
     if uuid not in MIG:
         raise NVMLError_NotFound
     return MIG[uuid]
 
 
-def nvmlDeviceGetUUID(handle: Any) -> str:  # noqa: N802
+def nvmlDeviceGetUUID(handle: Any) -> str:
     return handle["uuid"]
 
 
-def nvmlDeviceGetName(handle: Any) -> str:  # noqa: N802
+def nvmlDeviceGetName(handle: Any) -> str:
     return handle.get("name", "NVIDIA H200")
 
 
-def nvmlDeviceGetMemoryInfo(handle: Any, version: Any = None) -> c_nvmlMemory_t:  # noqa: N802
+def nvmlDeviceGetMemoryInfo(handle: Any, version: Any = None) -> c_nvmlMemory_t:
     _fail(handle, "error")
     return c_nvmlMemory_t(handle["total"], handle["total"] - handle["used"], handle["used"])
 
 
-def nvmlDeviceGetUtilizationRates(handle: Any) -> c_nvmlUtilization_t:  # noqa: N802
+def nvmlDeviceGetUtilizationRates(handle: Any) -> c_nvmlUtilization_t:
     _fail(handle, "error")
     _fail(handle, "error_of_rates")
     return c_nvmlUtilization_t(handle["gpu"], 0)

@@ -106,7 +106,7 @@ def subscribe(receivers: Sequence[Receiver], database: Database, study: StudyRow
         notices.subscribe(database, study.study_id, [one.key for one in receivers])
         tell(
             "this command sends no notifications once it has ended: `tuner dashboard` sends them, with the same "
-            "`notify` or $TUNER_NOTIFY",
+            "--notify or $TUNER_NOTIFY",
             "notify",
             "warning",
         )

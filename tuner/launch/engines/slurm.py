@@ -139,7 +139,9 @@ class Slurm:
             job.logs.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise EngineError(f"cannot make the folder for logs {job.logs}: {error.strerror}") from None
-        inherited = {name: value for name, value in os.environ.items() if name not in _VARIABLES | _overriding(job) | {NOTIFY}}
+        inherited = {
+            name: value for name, value in os.environ.items() if name not in _VARIABLES | _overriding(job) | {NOTIFY}
+        }
         words = ["sbatch", "--parsable", "--export=ALL"]
         said = _run(words, input=self.script(job, workers), environment={**inherited, **environment})
         number = said.strip()

@@ -38,7 +38,7 @@ def queue_retry(engine: Engine, study_id: int, number: int, params: Mapping[str,
         engine: The storage's engine.
         study_id: The study.
         number: The trial to repeat.
-        params: Its hyperparameters, as Optuna has them.
+        params: Its hyperparameters, in Optuna's form.
 
     Concurrency: one transaction that locks the study's row; of several calls at once, one queues.
     """
