@@ -124,6 +124,7 @@ class StudiesNotifier:
             watched.seen = (standing, activity)
             return
         if watched.notifier is None:
+            notices.subscribe(engine, study.study_id, [one.key for one in self._receivers])  # an error ends it here
             watched.notifier = Notifier(self._receivers, self._url, self._pace, engine)
             watched.notifier.start(study.name)
         watched.notifier.see(state)

@@ -246,7 +246,7 @@ class Worker:
             output=output,
         )
         self.say = self.context.say
-        place.gpus.tell = lambda message: self.context.say_aside(GpusUnwatched(message))
+        place.gpus.tell = self._tell_of_gpus
         for note in prepared.notes:
             self.say(SearchPrepared(note))
         self.rules = StopRules(study, study_id, self.context.optuna_study)
@@ -501,6 +501,9 @@ class Worker:
             why = reason_to_stop([kind for kind, _ in errors])
             trace = f"\n{errors[0][1].rstrip()}" if errors else ""
             raise StudyFailed(f"study {name!r} stopped: {why}; fix it and launch again{trace}")
+
+    def _tell_of_gpus(self, message: str) -> None:
+        self.context.say_aside(GpusUnwatched(message))
 
     def _note_sampler_error(self, number: int, ended: Ended) -> None:
         """Warn if the sampler raised an error after a trial, which is already stored.

@@ -13,6 +13,7 @@ import pytest
 from notice_server import HANG, NoticeServer
 
 from tuner import open_storage
+from tuner.errors import StorageDenied
 from tuner.launch.notices import LaunchNotices
 from tuner.launch.progress import Snapshot
 from tuner.notify.all_studies import StudiesNotifier
@@ -252,6 +253,25 @@ def test_what_cannot_be_sent_for_long_is_given_up_with_one_line(storage_url: str
     wait_until(lambda: len([note for note in said if "given up" in note.text]) == 2)
     notifier.close()
     assert not any("very-secret" in note.text for note in said)
+
+
+def test_a_role_that_may_not_write_is_one_line(
+    storage_url: str, wait_until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    OneStudy(storage_url).join()
+
+    def refuse(*_: object) -> None:
+        raise StorageDenied("the database user is not allowed to write")
+
+    monkeypatch.setattr(notices, "subscribe", refuse)
+    said: list[Note] = []
+    receivers = [parse_receiver("http://127.0.0.1:1/very-secret")]
+    notifier = StudiesNotifier(receivers, parse_url(storage_url), said.append, every_s=0.05)
+    notifier.start()
+    wait_until(lambda: not notifier._thread.is_alive())
+    assert [note.text for note in said] == [
+        "no notifications are sent any more: the database user is not allowed to write"
+    ]
 
 
 def test_a_study_of_plain_optuna_is_left_alone(storage_url: str, wait_until: Any) -> None:

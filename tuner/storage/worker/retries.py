@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
@@ -61,7 +62,7 @@ def queue_retry(engine: Engine, study_id: int, number: int, params: Mapping[str,
     return write(engine, work)
 
 
-def _open(study_id: int, number: int) -> sa.Select[tuple[int]]:
+def _open(study_id: int, number: int) -> sa.Select[Any]:
     attributes = trial_user_attributes.c
     query = sa.select(trials.c.number).join(trial_user_attributes, attributes.trial_id == trials.c.trial_id)
     query = query.where(trials.c.study_id == study_id, trials.c.state.in_(["WAITING", "RUNNING"]))
