@@ -26,7 +26,8 @@ class Check(TypedDict):
     """A row of `tuner doctor`."""
 
     check: str
-    """`python`, `packages`, `devices`, `storage`, `tables`, `connections`, `clock`, `disk`, `artifacts`, `tracking`."""
+    """`python`, `packages`, `devices`, `gpu_use` (with NVIDIA GPUs), `storage`, `tables`, `connections`, `clock`,
+    `disk`, `artifacts`, `tracking`."""
     status: Status
     """`ok`, `warn` or `fail`."""
     found: str
@@ -58,6 +59,7 @@ def examine(url: AnyURL, artifacts: Artifacts) -> list[Check]:
         _python(),
         _packages(),
         _devices(),
+        *_gpu_use(),
         *_storage(parse_url(url)),
         _disk(artifacts.folder),
         *_artifacts(artifacts),
@@ -118,6 +120,21 @@ def _devices() -> Check:
         advice = _cuda_advice(driver) if machine.kind == "gpu" else how_to_install("tpu")
         return _row("devices", "warn", found, f"JAX does not use the {machine.kind}: {advice}")
     return _row("devices", "ok", found)
+
+
+def _gpu_use() -> list[Check]:
+    """Say whether memory and utilisation of NVIDIA GPUs are recorded."""
+    try:
+        if find_devices().kind != "gpu":
+            return []
+    except TunerError:
+        return []
+    try:
+        version = importlib.metadata.version("nvidia-ml-py")
+    except importlib.metadata.PackageNotFoundError:
+        found = "memory and utilisation of the GPUs are not recorded"
+        return [_row("gpu_use", "ok", found, f"to record them, {how_to_install('gpu')}")]
+    return [_row("gpu_use", "ok", f"memory and utilisation are recorded with nvidia-ml-py {version}")]
 
 
 def _cuda_advice(driver: str | None) -> str:

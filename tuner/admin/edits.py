@@ -20,6 +20,7 @@ from tuner.storage.read.queries import (
     MIGRATIONS_KEY,
     Standing,
     StudyRow,
+    TrialRow,
     find_record,
     find_study,
     outcome_counts,
@@ -30,11 +31,13 @@ from tuner.storage.read.queries import (
 )
 from tuner.storage.sql.schema import prepare
 from tuner.storage.worker.leases import end_by_hand
+from tuner.storage.worker.retries import queue_retry
 from tuner.storage.worker.studies import Owner, set_ownership
 from tuner.study.migration import recorded_domains
 from tuner.study.ownership import check_labels, check_owner
 from tuner.trial import Outcome
 from tuner.trial import optuna_private as private
+from tuner.trial.extension import Extension
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -212,35 +215,80 @@ MAY_BE_RETRIED = (Outcome.FAILED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outco
 """How a trial must have ended for `retry`."""
 
 
-def retry(url: AnyURL, name: str, number: int) -> None:
-    """Queue a trial with the hyperparameters of one that failed.
+def retry(url: AnyURL, name: str, number: int) -> int:
+    """Queue a trial with the hyperparameters of one that failed; return its number.
 
     It is a new trial with its own number, seed and curve; its attribute `retry_of` has the number of the old one.
 
     Raises:
         UnknownStudy: there is no such study or trial.
-        UsageError: the trial did not fail, or continued another one.
+        UsageError: the trial did not fail, or continued another one; or a trial that repeats it has not ended.
     """
     with connected(url) as engine:
-        trial = read_trial(engine, find_study(engine, name), number)
-        extension = find_extension(engine, trial.trial_id)
+        study = find_study(engine, name)
+        trial = read_trial(engine, study, number)
+        _check_retry(name, trial, find_extension(engine, trial.trial_id))
+        queued = queue_retry(engine, study.study_id, number, trial.hparams)
+    if not queued.is_new:
+        raise UsageError(
+            f"trial {number} of {name!r} is queued again already, as trial {queued.number}: it can be retried once "
+            "more when that one has ended"
+        )
+    return queued.number
+
+
+def _check_retry(name: str, trial: TrialRow, extension: Extension | None) -> None:
+    refused = f"cannot retry trial {trial.number} of {name!r}"
     if trial.outcome not in MAY_BE_RETRIED:
         raise UsageError(
-            f"cannot retry trial {number} of {name!r}, which is {trial.outcome}: only trials that failed, diverged, "
-            "ran out of memory or timed out can be retried; `tuner reproduce` trains this one again"
+            f"{refused}, which is {trial.outcome}: only trials that failed, diverged, ran out of memory or timed out "
+            "can be retried; `tuner reproduce` trains this one again"
         )
     if extension is not None:
         raise UsageError(
-            f"cannot retry trial {number} of {name!r}, which continued trial {extension.of}: continue that one again "
-            f"with `tuner extend {name}`, for {extension.epochs} epochs"
+            f"{refused}, which continued trial {extension.of}: continue that one again with `tuner extend {name}`, "
+            f"for {extension.epochs} epochs"
         )
     if not trial.hparams:
-        raise UsageError(f"cannot retry trial {number} of {name!r}: it failed before its hyperparameters were sampled")
-    queue(url, name, trial.hparams, {"retry_of": number})
+        raise UsageError(f"{refused}: it failed before its hyperparameters were sampled")
 
 
-def end_trial(url: AnyURL, name: str, number: int) -> Outcome:
-    """End one trial of a study that continues; return how it has ended.
+@dataclass(frozen=True)
+class EndedTrial:
+    """A trial that was ended by hand.
+
+    Attributes:
+        before: What it was before.
+        outcome: How it has ended: `pruned`, or `failed` if it was in the queue or another program ran it.
+        continues: The number of the trial that it was to continue; None for others.
+    """
+
+    before: Outcome
+    outcome: Outcome
+    continues: int | None
+
+    @property
+    def was_waiting(self) -> bool:
+        """Whether it was in the queue."""
+        return self.before is Outcome.WAITING and self.outcome is Outcome.FAILED
+
+    def describe(self, name: str, number: int) -> str:
+        """Return in one line what has happened to trial `number` of study `name`."""
+        if self.was_waiting:
+            text = f"trial {number} of {name!r} is removed from the queue"
+        elif self.outcome is Outcome.FAILED:
+            text = f"trial {number} of {name!r} is ended as failed: the program that runs it cannot report any more"
+        elif self.before is Outcome.PREEMPTED:
+            text = f"trial {number} of {name!r} is ended as pruned; no worker resumes it"
+        else:
+            text = f"trial {number} of {name!r} is ended as pruned; its worker drops it at its next report"
+        if self.continues is None:
+            return text
+        return f"{text}; trial {self.continues}, which it continues, can be continued again with `tuner extend`"
+
+
+def end_trial(url: AnyURL, name: str, number: int) -> EndedTrial:
+    """End one trial of a study that continues.
 
     A trial that has started ends as pruned: its reports stay, it counts towards the study's number of trials, and
     samplers learn from it. Its worker drops it at its next report, or when it renews its lease. A queued trial is
@@ -257,7 +305,8 @@ def end_trial(url: AnyURL, name: str, number: int) -> Outcome:
         if ending is None:
             outcome = read_trial(engine, find_study(engine, name), number).outcome
             raise UsageError(f"trial {number} of {name!r} has ended already: it is {outcome}")
-    return ending
+        extension = find_extension(engine, trial.trial_id)
+    return EndedTrial(trial.outcome, ending, None if extension is None else extension.of)
 
 
 def queue(url: AnyURL, name: str, params: Mapping[str, object], attributes: Mapping[str, object]) -> None:

@@ -15,13 +15,27 @@ from tuner.storage import connected, storage_url
 from tuner.storage.artifacts import artifacts_of
 
 
-def stop(study: StudyArgument, storage: StorageOption = None, debug: DebugOption = False) -> None:
-    """Stop a study on all machines.
+def stop(
+    study: StudyArgument,
+    trial: Annotated[
+        int | None,
+        typer.Option("--trial", metavar="NUMBER", help="End only this trial; the study continues.", show_default=False),
+    ] = None,
+    storage: StorageOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Stop a study on all machines, or end one trial of it.
 
     Running workers save their trials, release them, and exit within seconds. No worker starts on the study until
-    `tuner resume`. Jobs of an engine such as Slurm are cancelled.
-    For example: tuner stop digits_mlp
+    `tuner resume`. Jobs of an engine such as Slurm are cancelled. With --trial, the study continues: a running trial
+    ends as pruned, and its worker takes the next one; a trial in the queue is removed from it.
+    For example: tuner stop digits_mlp --trial 17
     """
+    if trial is not None:
+        from tuner.admin.edits import end_trial
+
+        say(end_trial(storage_url(storage), study, trial).describe(study, trial))
+        return
     from tuner.admin.lifecycle import stop as stop_study
 
     with connected(storage_url(storage)) as engine:
@@ -191,8 +205,8 @@ def retry(
     """
     from tuner.admin.edits import retry as retry_trial
 
-    retry_trial(storage_url(storage), study, number)
-    say(f"a trial with the hyperparameters of trial {number} of {study!r} is queued")
+    queued = retry_trial(storage_url(storage), study, number)
+    say(f"trial {queued} of {study!r} is queued, with the hyperparameters of trial {number}")
     _warn_used_up(study, storage)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tuner.cli.arguments import DebugOption, StorageOption
+from tuner.cli.arguments import DebugOption, NotifyOption, StorageOption
 from tuner.cli.explain import Command
 from tuner.dashboard.users import Role
 from tuner.errors import UsageError
@@ -49,22 +49,38 @@ def dashboard(
         Path | None,
         typer.Option(metavar="FILE", help="File to append audit lines to, instead of stderr.", show_default=False),
     ] = None,
+    notify: NotifyOption = None,
+    notify_study: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--notify-study",
+            metavar="STUDY",
+            help="Notify of this study only; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     debug: DebugOption = False,
 ) -> None:
     """Serve Optuna's dashboard, with extra pages on workers and checkpoints.
 
+    With --notify, it tells you what happens to the studies of the storage, whoever launches them.
     If the users file has no users, $TUNER_DASHBOARD_USER and $TUNER_DASHBOARD_PASSWORD are its first one, an editor.
     """
     import os
 
-    from tuner.dashboard import Serving, add_user_of_environment, check_serving, serve
+    from tuner.dashboard import Notifying, Serving, add_user_of_environment, check_serving, serve
+    from tuner.notify.receivers import read_receivers, warn_of_secrets
     from tuner.storage import connect, storage_url
 
     serving = check_serving(Serving(host, port, users, tls_cert, tls_key, behind_proxy, prefix, audit_log))
+    receivers = read_receivers(notify or (), os.environ)
+    warn_of_secrets(receivers)
+    if notify_study and not receivers:
+        raise UsageError("`notify_study` has no effect without receivers: pass `notify`, or set $TUNER_NOTIFY")
     add_user_of_environment(os.environ, users)
     url = storage_url(storage)
     connect(url).dispose()
-    serve(url, serving)
+    serve(url, serving, Notifying(receivers, notify_study or ()))
 
 
 @user.command(cls=Command)

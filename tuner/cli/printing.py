@@ -19,7 +19,7 @@ from tuner.output.sanitize import one_line, printable
 from tuner.trial import Outcome
 
 if TYPE_CHECKING:
-    from tuner.results.json_rows import AttemptJson, ConfirmedJson, CopyJson, JsonRow, Number, ReportJson
+    from tuner.results.json_rows import AttemptJson, ConfirmedJson, CopyJson, GpuJson, JsonRow, Number, ReportJson
     from tuner.storage.read.lineage import RanWith
 
 _RESULT_COLUMNS = {
@@ -199,6 +199,13 @@ def _print_mean(key: str, row: JsonRow) -> None:
     print(f"{key:<20} {text}, mean and standard error of {row['trained_seeds']} seeds")
 
 
+def _print_gpu(row: GpuJson) -> None:
+    from tuner.results.gpus import gpu_texts
+
+    for name, text in gpu_texts(row).items():
+        print(f"{name:<20} {text}")
+
+
 def _print_ran_with(about: RanWith) -> None:
     """Print the host, devices, file and versions of the last attempt."""
     for key in ("host", "devices", "file"):
@@ -228,6 +235,8 @@ def print_fields(row: JsonRow) -> None:
             _print_copies(cast("list[CopyJson] | None", value))
         elif key == "attempts":
             _print_attempts(cast("list[AttemptJson]", value))
+        elif key == "gpu" and value:
+            _print_gpu(cast("GpuJson", value))
         elif key == "ran_with" and value:
             _print_ran_with(cast("RanWith", value))
         elif key in _STDERRS and row.get(_STDERRS[key]) is not None:

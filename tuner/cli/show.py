@@ -37,7 +37,10 @@ def studies(
     For example: tuner studies --owner ann --label vision
     """
     from tuner.results.rows import study_rows
+    from tuner.study.ownership import check_labels, check_owner
 
+    check_owner(owner)
+    check_labels(label or [])
     with connected(storage_url(storage)) as engine:
         emit(study_rows(engine, owner=owner, labels=label or ()), format)
 

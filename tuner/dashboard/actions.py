@@ -95,8 +95,8 @@ def _note(asked: Asked) -> str:
 
 
 def _end(asked: Asked) -> str:
-    was_queued = edits.end_trial(asked.storage.url, asked.study.name, asked.number) is edits.Outcome.FAILED
-    return "removed" if was_queued else "ended"
+    ended = edits.end_trial(asked.storage.url, asked.study.name, asked.number)
+    return "removed" if ended.was_waiting else "ended"
 
 
 def _retry(asked: Asked) -> str:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import logging.handlers
 import os
 import re
 import signal
 import ssl
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tuner.dashboard.users import Users
 from tuner.errors import UsageError
-from tuner.output.log import say
+from tuner.output.log import say, tell
 from tuner.storage import StorageURL
 from tuner.web.address import is_loopback
+
+if TYPE_CHECKING:
+    from tuner.notify.notifier import Note
+    from tuner.notify.receivers import Receiver
 
 _MOST_BODY_BYTES = 8 * 1024 * 1024  # notes are the longest; bodies of unknown senders are read and discarded
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)*")
@@ -47,6 +53,14 @@ class Serving:
     audit_log: Path | None = None
 
 
+@dataclass(frozen=True)
+class Notifying:
+    """Whom to notify of which studies; of all studies if none is named."""
+
+    receivers: Sequence[Receiver] = ()
+    studies: Sequence[str] = ()
+
+
 def check_serving(serving: Serving) -> Serving:
     """Check the options, and return them with the prefix without a trailing slash.
 
@@ -75,12 +89,13 @@ def check_serving(serving: Serving) -> Serving:
     return replace(serving, prefix=prefix)
 
 
-def serve(url: StorageURL, serving: Serving) -> None:
+def serve(url: StorageURL, serving: Serving, notifying: Notifying | None = None) -> None:
     """Serve the dashboard until interrupted or terminated.
 
     Args:
         url: The storage's URL.
         serving: The options.
+        notifying: Whom to notify of which studies.
 
     Raises:
         KeyboardInterrupt: Ctrl-C.
@@ -111,11 +126,34 @@ def serve(url: StorageURL, serving: Serving) -> None:
         reason = error.strerror or str(error)
         raise UsageError(f"cannot serve the dashboard on {serving.host}:{serving.port}: {reason}") from None
     signal.signal(signal.SIGTERM, _end)
-    say(f"dashboard of {url} on {_address(serving, server)}, press Ctrl-C to stop")
+    with _notified(url, notifying or Notifying()):
+        say(f"dashboard of {url} on {_address(serving, server)}, press Ctrl-C to stop")
+        try:
+            server.serve()
+        finally:
+            server.stop()
+
+
+@contextlib.contextmanager
+def _notified(url: StorageURL, notifying: Notifying) -> Generator[None]:
+    """Notify of what happens to studies while the body runs."""
+    if not notifying.receivers:
+        yield
+        return
+    from tuner.notify.all_studies import StudiesNotifier
+
+    to = ", ".join(map(str, notifying.receivers))
+    say(f"notifications of {', '.join(notifying.studies) or 'all studies'} go to {to}")
+
+    def told(note: Note) -> None:
+        tell(note.text, "notify", note.level, **({} if note.event_id is None else {"id": note.event_id}))
+
+    notifier = StudiesNotifier(notifying.receivers, url, told, only=notifying.studies)
+    notifier.start()
     try:
-        server.serve()
+        yield
     finally:
-        server.stop()
+        notifier.close()
 
 
 def _end(*_: object) -> NoReturn:

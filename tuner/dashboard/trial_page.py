@@ -14,11 +14,13 @@ from tuner.dashboard.pictures import find_pictures
 from tuner.dashboard.study_page import value_text
 from tuner.output.numbers import as_text, duration
 from tuner.output.sanitize import printable
+from tuner.results.gpus import gpu_texts
 from tuner.results.json_rows import ReportJson, ShownJson
 from tuner.results.rows import show_row
 from tuner.results.trial_log import last_lines
 from tuner.storage.optuna.storage import Storage
 from tuner.storage.read.queries import StudyRow, read_trial
+from tuner.storage.worker.retries import find_open_retry
 from tuner.trial import Outcome
 
 MOST_REPORTS = 100
@@ -47,7 +49,9 @@ _BODY = (
 <button id="end">End this trial</button>
 </form>
 % end
-% if may_retry:
+% if retry is not None:
+<p class="note" id="retried"><a href="{{prefix}}/trial{{retried}}">Queued again as trial {{retry}}</a></p>
+% elif may_retry:
 <form method="post" action="{{path}}/retry"><button id="retry">Retry</button></form>
 % end
 % if row['hparams']:
@@ -172,6 +176,7 @@ def read_trial_page(storage: Storage, study: StudyRow, number: int, prefix: str)
     row = show_row(engine, study.name, number)
     trial = read_trial(engine, study, number)
     reports = _thinned(row["reports"])
+    retry = find_open_retry(engine, study.study_id, number)
     lines = [printable(line) for line in last_lines(engine, trial.trial_id)]
     return {
         "study": study.name,
@@ -185,6 +190,8 @@ def read_trial_page(storage: Storage, study: StudyRow, number: int, prefix: str)
         "source": f"{prefix}/curves.json{study_query(study.name, trials=number)}",
         "may_end": trial.outcome in _OPEN,
         "may_retry": trial.outcome in MAY_BE_RETRIED and bool(trial.hparams),
+        "retry": retry,
+        "retried": study_query(study.name, trial=retry),
         "facts": _facts(row),
         "pictures": [path.name for path in find_pictures(engine, study, trial)],
         "lines": "\n".join(lines),
@@ -213,6 +220,7 @@ def _facts(row: ShownJson) -> dict[str, object]:
         "compiling": _time(row["compile_s"], f", {row['compilations']} programs"),
         "waiting": _time(row["wait_s"]),
         "ended the study": row["ended_study"],
+        **({} if row["gpu"] is None else gpu_texts(row["gpu"])),
     }
     facts |= {f"constraint {name}": value for name, value in (row["constraints"] or {}).items()}
     facts |= {name: value for name, value in row["user_attrs"].items()}

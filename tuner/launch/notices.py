@@ -83,7 +83,7 @@ class LaunchNotices:
         if error is None and snapshot.ended:
             return self._ended(FINISHED, "ended_early", snapshot)
         if error is None:
-            reason = "hours" if snapshot.is_out_of_hours else "budget"
+            reason = "hours" if snapshot.is_out_of_hours and snapshot.used < snapshot.trials else "budget"
             is_early = snapshot.is_finished and snapshot.used < snapshot.trials
             return self._ended(FINISHED, "search_ended" if is_early else reason, snapshot)
         if isinstance(error, StudyFailed) and not is_gone:

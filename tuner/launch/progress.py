@@ -20,6 +20,7 @@ from tuner.output.sanitize import one_line
 from tuner.trial import Event, Outcome, event_line
 from tuner.trial.events import (
     CohortChosen,
+    GpusUnwatched,
     HparamsUnused,
     MetricUnusable,
     ProgramsCompiled,
@@ -130,7 +131,7 @@ def shown(said: Event | LogLine, place: int | None) -> str | None:
     match said:
         case TrialRetried() | TrialRestarted() | TrialOverdue() | SamplerFailed():
             return f"[{place}] {event_line(said)}"
-        case HparamsUnused() | CohortChosen() | MetricUnusable() | SearchPrepared():
+        case HparamsUnused() | CohortChosen() | MetricUnusable() | SearchPrepared() | GpusUnwatched():
             return f"[{place}] {event_line(said)}"
         case ProgramsCompiled():
             return event_line(said)

@@ -53,14 +53,14 @@ class Ending:
         kind: `finished`, `failing` or `workers_gone`.
         reason: For a finished study: `budget`, `hours`, `search_ended`, `ended_early` or `stopped`. Else the error.
         state: The study at the end.
-        launch: Distinguishes the launch from others, for `workers_gone`.
+        launch: Names the launch for people, in `workers_gone`; None if it is not known.
         workers: The number of workers of the launch.
     """
 
     kind: str
     reason: str
     state: State
-    launch: str
+    launch: str | None
     workers: int
 
 
@@ -130,13 +130,15 @@ _REASONS = {
 }
 
 
-def ended(study: StudyName, ending: Ending, attempts: int) -> Notice:
+def ended(study: StudyName, ending: Ending, attempts: int, joined: int = 0) -> Notice:
     """Return the notice of the end of a launch.
 
     Args:
         study: The study.
         ending: How it ended.
         attempts: The number of attempts that the study has had: if it is continued later, that is another end.
+        joined: The number of workers that have ever joined it: if others come and are gone as well, that is another
+            event.
     """
     state, facts = ending.state, {"used": ending.state.used, "trials": ending.state.trials}
     if ending.kind == FINISHED:
@@ -150,7 +152,7 @@ def ended(study: StudyName, ending: Ending, attempts: int) -> Notice:
     if ending.kind == FAILING:
         return make_notice(study, FAILING, attempts, why, **facts, error=why)
     count = f"all {ending.workers} workers" if ending.workers > 1 else "the only worker"
-    text = f"study {study.name!r}: {count} of the launch {ending.launch} are gone: {why}"
-    if ending.workers == 1:
-        text = text.replace(" are gone", " is gone")
-    return make_notice(study, GONE, ending.launch, text, **facts, error=why, launch=ending.launch)
+    launch = "" if ending.launch is None else f" of the launch {ending.launch}"
+    text = f"study {study.name!r}: {count}{launch} {'are' if ending.workers > 1 else 'is'} gone: {why}"
+    known = {**facts, "error": why, "launch": ending.launch}
+    return make_notice(study, GONE, f"{attempts} {joined}", text, **known)

@@ -70,11 +70,13 @@ class Notifier:
         receivers: Whom to notify; nothing happens without any.
         url: The storage's URL.
         pace: How long and how often to try.
+        engine: The storage's engine, which others use as well; None to connect to it.
     """
 
     receivers: Sequence[Receiver]
     url: StorageURL
     pace: Pace = field(default_factory=Pace)
+    engine: Engine | None = None
     _states: queue.SimpleQueue[State | Ending] = field(default_factory=queue.SimpleQueue[State | Ending])
     _notes: queue.SimpleQueue[Note] = field(default_factory=queue.SimpleQueue[Note])
     _last: State | None = None
@@ -83,13 +85,28 @@ class Notifier:
     def start(self, study: str) -> None:
         """Start to notify of a study, once."""
         if self.receivers and self._watcher is None:
-            self._watcher = _Watcher(study, self.receivers, self.url, self.pace, self._states, self._notes)
+            self._watcher = _Watcher(study, self.receivers, self.url, self.pace, self._states, self._notes, self.engine)
 
     def see(self, state: State) -> None:
         """Take the state of the study, if it has changed."""
         if self._watcher is not None and state != self._last:
             self._last = state
             self._states.put(state)
+
+    def post(self, ending: Ending) -> None:
+        """Notify of the end of a launch, and go on: another launch may follow."""
+        self._states.put(ending)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether everything that was seen is posted and delivered, or given up."""
+        return self._watcher is None or self._watcher.is_idle
+
+    def close(self) -> None:
+        """End the threads, without waiting for them; what is not delivered stays in the database."""
+        if self._watcher is not None:
+            self._watcher.close()
+            self._watcher = None
 
     def take_notes(self) -> list[Note]:
         """Return the lines since the last call."""
@@ -131,7 +148,9 @@ class _Watcher:
         pace: Pace,
         states: queue.SimpleQueue[State | Ending],
         notes: queue.SimpleQueue[Note],
+        shared: Engine | None,
     ) -> None:
+        self._shared, self._is_busy = shared, False
         self._study, self._url, self._pace, self._states, self._notes = study, url, pace, states, notes
         self._row: Any = None
         self._name = StudyName(study, "")
@@ -154,6 +173,12 @@ class _Watcher:
         """Return whether everything is posted and delivered."""
         return self._has_posted.is_set() and all(courier.is_idle for courier in self._couriers)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether all states are posted, and all is delivered."""
+        is_posted = self._engine is not None and self._states.empty() and not self._is_busy
+        return is_posted and all(courier.is_idle for courier in self._couriers)
+
     def left(self) -> list[tuple[str, str]]:
         """Return the events that are not delivered, each with its receiver."""
         return [(event_id, str(one.receiver)) for one in self._couriers for event_id in one.left]
@@ -163,7 +188,7 @@ class _Watcher:
         self._is_closed.set()
         for courier in self._couriers:
             courier.wake()
-        if self._engine is not None:
+        if self._engine is not None and self._shared is None:
             self._engine.dispose()
 
     def _watch(self) -> None:
@@ -173,12 +198,14 @@ class _Watcher:
             while not self._is_closed.is_set():
                 is_last = self._is_ending.is_set()
                 seen = self._newest(seen)
+                self._is_busy = seen is not None
                 try:
                     self._open()
                     self._post(seen)
-                    seen = None
+                    seen, self._is_busy = None, False
                 except TunerError:  # the database is down; that keeps back an ending only for a while
-                    if isinstance(seen, Ending) and time.monotonic() > self._ending_s + _LOST_S:
+                    is_lost = is_last and time.monotonic() > self._ending_s + _LOST_S
+                    if isinstance(seen, Ending) and is_lost:
                         self._send_directly(events.ended(self._name, seen, 0))
                         seen = None
                     self._is_closed.wait(0.2)
@@ -208,8 +235,10 @@ class _Watcher:
         from tuner.storage.sql.retry import Patience, patient
         from tuner.storage.worker.studies import identify
 
-        with deadlines.limit(_STATEMENT_S):
-            engine = patient(connect(self._url), Patience(0.0, statement_s=_STATEMENT_S))
+        engine = self._shared
+        if engine is None:
+            with deadlines.limit(_STATEMENT_S):
+                engine = patient(connect(self._url), Patience(0.0, statement_s=_STATEMENT_S))
         self._row = find_study(engine, self._study)
         self._name = StudyName(self._study, identify(engine, self._row.study_id))
         notices.subscribe(engine, self._row.study_id, self._keys)
@@ -229,7 +258,8 @@ class _Watcher:
         best = self._find_best(engine, self._state)
         found = [*([] if best is None else [best]), *events.nearly_used(self._name, self._state, hours)]
         if isinstance(seen, Ending):
-            found.append(events.ended(self._name, seen, notices.count_attempts(engine, study_id)))
+            joined = notices.count_workers(engine, study_id)
+            found.append(events.ended(self._name, seen, notices.count_attempts(engine, study_id), joined))
         if found:
             notices.post(engine, study_id, found, self._keys)
             for courier in self._couriers:

@@ -21,6 +21,7 @@ from tuner.results.rows import best_rows, format_time, no_feasible
 from tuner.storage.artifacts import local_checkpoint
 from tuner.storage.read.queries import StudyRow, TrialRow, find_study, read_trials
 
+_GPU = ("gpu_peak_bytes", "gpu_mean_bytes", "gpu_total_bytes", "gpu_percent")
 _RECORDED = ("compile_s", "compilations", "train_s", "worker", "checkpoint", "error_kind", "error")
 
 
@@ -59,10 +60,12 @@ def flat_rows(engine: Engine, study_name: str) -> list[dict[str, object]]:
         UnknownStudy: there is no such study.
     """
     study = find_study(engine, study_name)
-    return [_flat_row(study, trial) for trial in read_trials(engine, study)]
+    trials = read_trials(engine, study)
+    known = [name for name in _GPU if any(getattr(trial.record, name) is not None for trial in trials)]
+    return [_flat_row(study, trial, (*_RECORDED, *known)) for trial in trials]
 
 
-def _flat_row(study: StudyRow, trial: TrialRow) -> dict[str, object]:
+def _flat_row(study: StudyRow, trial: TrialRow, recorded: Sequence[str]) -> dict[str, object]:
     row: dict[str, object] = {"number": trial.number, "outcome": trial.outcome.value}
     if len(study.directions) == 1:
         row["value"] = None if trial.values is None else trial.values[0]
@@ -75,7 +78,7 @@ def _flat_row(study: StudyRow, trial: TrialRow) -> dict[str, object]:
     row["seconds"] = trial.seconds
     for key, time in (("started", trial.started), ("completed", trial.completed)):
         row[key] = format_time(time, "milliseconds")
-    row |= {key: getattr(trial.record, key) for key in _RECORDED}
+    row |= {key: getattr(trial.record, key) for key in recorded}
     row |= {f"hparams.{name}": value for name, value in trial.hparams.items()}
     return row | {f"user_attrs.{name}": value for name, value in trial.user_attrs.items()}
 

@@ -205,6 +205,17 @@ class TimingsJson(TypedDict):
     """The rest of `seconds`: earlier attempts, and time in which no worker ran it."""
 
 
+class GpuJson(TypedDict):
+    """The use of the [GPUs](guide/gpus.md) on which a trial trained in its last attempt: whatever ran there counts."""
+
+    peak_bytes: int | None
+    mean_bytes: int | None
+    total_bytes: int | None
+    """The memory in use of the fullest GPU, at most; of all its GPUs, on average; and all that the fullest one has."""
+    percent: float | None
+    """The mean utilisation: the share of the time in which a kernel ran, 0 to 100, over its GPUs and the samples."""
+
+
 class ReportJson(TypedDict):
     """What a trial has reported of an epoch."""
 
@@ -268,6 +279,8 @@ class ShownJson(TrialJson):
     """The other seconds of the last attempt."""
     wait_s: float | None
     """The rest of `seconds`: earlier attempts, and time in which no worker ran it."""
+    gpu: GpuJson | None
+    """The memory and the utilisation of its NVIDIA GPUs; null if they were not recorded."""
     worker: str | None
     """The worker that ended it."""
     checkpoint: str | None

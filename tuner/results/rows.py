@@ -14,6 +14,7 @@ from tuner.output.numbers import plain, plain_json, with_error
 from tuner.results.choice import no_rule, pareto_front, preferred
 from tuner.results.confidence import Confirmed, rank
 from tuner.results.filters import filtered, in_order, picked
+from tuner.results.gpus import gpu_row
 from tuner.results.json_rows import (
     AttemptJson,
     BaselineJson,
@@ -376,6 +377,7 @@ def show_row(engine: Engine, study_name: str, number: int) -> ShownJson:
         "started": format_time(trial.started),
         "completed": format_time(trial.completed),
         **_timings(trial, read_programs(engine, trial.trial_id)),
+        "gpu": gpu_row(trial),
         "worker": trial.record.worker,
         "checkpoint": trial.record.checkpoint,
         "error": trial.record.error,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +14,13 @@ from sqlalchemy import Connection, Engine
 from tuner.storage.read.hours import Hours, count_hours
 from tuner.storage.sql.dialect import clock, insert
 from tuner.storage.sql.retry import read, write
-from tuner.storage.sql.tables import attempts, budgets, deliveries, notices
+from tuner.storage.sql.tables import attempts, budgets, deliveries, notices, workers
 
 SENT, GIVEN_UP = "sent", "given up"
-REFERENCE = "first_result"
-"""The kind of notices that are stored to compare later events with, and never sent."""
+REFERENCE, SUBSCRIBED = "first_result", "subscribed"
+"""Kinds of notices that are never sent: one to compare later events with, and the sign that a receiver wants events."""
 _OLDER = "older"
+_NAMESPACE = uuid.UUID("2c1d8a34-90a1-4a0e-8f5c-5d6d0b7c3f11")
 
 
 @dataclass(frozen=True)
@@ -55,15 +57,34 @@ class HoursBudget:
     used: Hours
 
 
-def subscribe(engine: Engine, study_id: int, receivers: Sequence[str]) -> None:
-    """Note that receivers without any notice of this study do not want those that are there."""
+def subscribe(engine: Engine, study_id: int, receivers: Sequence[str], before: Sequence[Notice] = ()) -> None:
+    """Note that receivers without any notice of this study want those from now on, and not those that are there.
+
+    Args:
+        engine: The storage's engine.
+        study_id: The study.
+        receivers: Digests of the receivers.
+        before: Events that have happened, stored or not, which new receivers do not want.
+    """
 
     def work(connection: Connection, _: int) -> None:
-        known = sa.select(deliveries.c.receiver).where(deliveries.c.study_id == study_id).distinct()
-        old = set(connection.execute(known).scalars())
-        _add_missing(connection, study_id, [one for one in receivers if one not in old], _OLDER)
+        new = sorted({*receivers} - _subscribed(connection, study_id))
+        signs = [Notice(str(uuid.uuid5(_NAMESPACE, f"{study_id} {receiver}")), SUBSCRIBED, {}) for receiver in new]
+        if new:
+            _store(connection, study_id, [*before, *signs])
+        _add_missing(connection, study_id, new, _OLDER)
 
     write(engine, work)
+
+
+def subscribed(engine: Engine, study_id: int) -> set[str]:
+    """Return the receivers that are subscribed to a study."""
+    return read(engine, lambda connection: _subscribed(connection, study_id))
+
+
+def _subscribed(connection: Connection, study_id: int) -> set[str]:
+    known = sa.select(deliveries.c.receiver).where(deliveries.c.study_id == study_id).distinct()
+    return set(connection.execute(known).scalars())
 
 
 def post(engine: Engine, study_id: int, several: Sequence[Notice], receivers: Sequence[str]) -> None:
@@ -73,19 +94,23 @@ def post(engine: Engine, study_id: int, several: Sequence[Notice], receivers: Se
     """
 
     def work(connection: Connection, _: int) -> None:
-        for at, one in enumerate(several):
-            row = {"event_id": one.event_id, "study_id": study_id, "kind": one.kind, "body": json.dumps(one.body)}
-            made_at_s = clock(connection.dialect.name) + at / 1000  # keeps the order
-            statement = insert(connection.dialect.name, notices).values(**row, made_at_s=made_at_s)
-            connection.execute(statement.on_conflict_do_nothing(index_elements=["event_id"]))
+        _store(connection, study_id, several)
         _add_missing(connection, study_id, receivers, None)
 
     write(engine, work)
 
 
+def _store(connection: Connection, study_id: int, several: Sequence[Notice]) -> None:
+    for at, one in enumerate(several):
+        row = {"event_id": one.event_id, "study_id": study_id, "kind": one.kind, "body": json.dumps(one.body)}
+        made_at_s = clock(connection.dialect.name) + at / 1000  # keeps the order
+        statement = insert(connection.dialect.name, notices).values(**row, made_at_s=made_at_s)
+        connection.execute(statement.on_conflict_do_nothing(index_elements=["event_id"]))
+
+
 def _add_missing(connection: Connection, study_id: int, receivers: Sequence[str], ending: str | None) -> None:
     for receiver in receivers:
-        is_never_sent = notices.c.kind == REFERENCE
+        is_never_sent = notices.c.kind.in_([REFERENCE, SUBSCRIBED])
         columns = {
             "event_id": notices.c.event_id,
             "receiver": sa.literal(receiver),
@@ -97,6 +122,12 @@ def _add_missing(connection: Connection, study_id: int, receivers: Sequence[str]
         found = sa.select(*columns.values()).where(notices.c.study_id == study_id)
         statement = insert(connection.dialect.name, deliveries).from_select(list(columns), found)
         connection.execute(statement.on_conflict_do_nothing(index_elements=["event_id", "receiver"]))
+
+
+def is_stored(engine: Engine, event_id: str) -> bool:
+    """Return whether an event is stored."""
+    query = sa.select(notices.c.event_id).where(notices.c.event_id == event_id)
+    return read(engine, lambda connection: connection.execute(query).first()) is not None
 
 
 def take_due(engine: Engine, study_id: int, receiver: str, claim_s: float) -> list[Due]:
@@ -153,6 +184,12 @@ def last_of(engine: Engine, study_id: int, kinds: Sequence[str]) -> Mapping[str,
 def count_attempts(engine: Engine, study_id: int) -> int:
     """Return how many attempts at trials a study has had, which distinguishes its ends."""
     query = sa.select(sa.func.count()).select_from(attempts).where(attempts.c.study_id == study_id)
+    return read(engine, lambda connection: connection.execute(query).scalar_one())
+
+
+def count_workers(engine: Engine, study_id: int) -> int:
+    """Return how many workers have ever joined a study, which distinguishes its launches."""
+    query = sa.select(sa.func.count()).select_from(workers).where(workers.c.study_id == study_id)
     return read(engine, lambda connection: connection.execute(query).scalar_one())
 
 

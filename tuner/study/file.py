@@ -118,7 +118,7 @@ def load_target(target: str, settings: Settings) -> Found:
     study = _find(path, vars(module), name)
     functions = (("name", settings.name), ("objective", settings.objectives), ("direction", settings.directions))
     for setting, given in functions:
-        if given:
+        if given or given == "":
             raise StudyError(f"`{setting}` is for a function: study {study.name!r} sets it in its file")
     changes = {**settings.more, "trials": settings.trials}
     return Found(study.changed(fixed=settings.fixed, **changes))

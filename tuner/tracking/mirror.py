@@ -34,6 +34,7 @@ _LONGEST_PAUSE_S = 30.0
 _ONCE_PATIENCE_S = 30.0
 _STORAGE_PATIENCE_S = 600.0
 _TRIALS, _EPOCHS = 20, 200  # sent between two renewals of the lease
+_RECORDED = ("train_s", "compile_s", "compilations", "gpu_peak_bytes", "gpu_mean_bytes", "gpu_percent")
 _NUMBERS = 2000  # metrics sent in one call of a tracker, so that each call is short
 
 
@@ -380,7 +381,7 @@ def _results(study: StudyRow, unsent: Unsent) -> dict[str, float]:
         found = {f"value.{name}": value for name, value in zip(study.objectives, values, strict=True)}
     took = {
         "seconds": row.seconds,
-        **{name: getattr(row.record, name) for name in ("train_s", "compile_s", "compilations")},
+        **{name: getattr(row.record, name) for name in _RECORDED},
     }
     return {**found, **{name: float(value) for name, value in took.items() if value is not None}}
 

@@ -200,6 +200,14 @@ class SearchPrepared(Event):
 
 
 @dataclass(frozen=True)
+class GpusUnwatched(Event):
+    """Memory and utilisation of the worker's GPUs are not recorded any more."""
+
+    name = "gpu"
+    message: str
+
+
+@dataclass(frozen=True)
 class HparamsUnused(Event):
     """A trial was queued with hyperparameters that it does not have."""
 
@@ -309,7 +317,7 @@ _KINDS: Mapping[str, type[Event]] = {
     for kind in (
         *(StudyLoaded, TrialBegan, EpochEnded, TrialEnded, TrialRetried, TrialRestarted, TrialLost, TrialDeadly),
         *(TrialOverdue, TrialCopied),
-        *(CohortChosen, StudyEnded, MetricUnusable, SearchPrepared, ProgramsCompiled),
+        *(CohortChosen, StudyEnded, MetricUnusable, SearchPrepared, ProgramsCompiled, GpusUnwatched),
         *(SamplerFailed, HparamsUnused, SearchFinished, WorkerIdle, HoursUsed, WorkerDone, StudyRefused, SecondsSpent),
         RowsSent,
     )
@@ -375,7 +383,7 @@ def event_line(event: Event) -> str | None:
             return message
         case TrialOverdue(_, message) | CohortChosen(_, message):
             return message
-        case StudyEnded(_, message) | SearchPrepared(message):
+        case StudyEnded(_, message) | SearchPrepared(message) | GpusUnwatched(message):
             return message
         case ProgramsCompiled(combinations, programs, _, took_s):
             return f"compiled {programs} programs for {combinations} combinations of static values in {took_s:.0f} s"

@@ -27,6 +27,7 @@ from tuner.trial.environment import DEVICES_VARIABLE, process_name
 from tuner.trial.events import StudyEnded
 from tuner.worker.attempt import Attempt
 from tuner.worker.context import Place
+from tuner.worker.gpu_use import GpuWatch
 from tuner.worker.loop import PATIENCE_S, Worker
 from tuner.worker.runtime import make_runtime
 from tuner.worker.saves import TrialSaves
@@ -123,7 +124,8 @@ class Asking:
         runtime = make_runtime(devices, needs_jax=False, artifacts=files)
         about = {"study": study.name, "file": None}
         time_use = TimeUse({"compiling": lambda: runtime.clock.total_s, "database": database_s})
-        place = Place(files, about, None, devices, runtime, time_use)
+        gpus = GpuWatch(os.environ, is_wanted=runtime.trains_on_gpus())
+        place = Place(files, about, None, devices, runtime, time_use, gpus)
         stop = Stop(is_heeded=True)
         self._storage = Storage(storage_url(storage))
         self._storage.engine = patient(self._storage.engine, Patience(PATIENCE_S, lambda: stop.requested))

@@ -51,6 +51,7 @@ from tuner.trial.failures import describe, last_line, storable
 from tuner.trial.seed_values import SEEDS_KEY, SeedValues
 from tuner.worker.context import WorkerContext
 from tuner.worker.extension import bring_last, extension_of
+from tuner.worker.gpu_use import GpuUse
 from tuner.worker.reports import GATHER_S, Reports
 from tuner.worker.runtime import Compiled
 from tuner.worker.tell_sampler import (
@@ -126,7 +127,7 @@ class Attempt(TrialData):
         self.sampler: optuna.samplers.BaseSampler | None = None
         self.hparams: Any = None
         self.watchdog = Watchdog(Limits.of(context.study), self._warn_of_stall, self._end_aside)
-        self.clock = context.runtime.clock
+        self.clock, self.gpu_use = context.runtime.clock, GpuUse()
         self.began_s, self.compiled_before = time.perf_counter(), Compiled.read(self.clock)
 
     def run(self) -> Ended | None:
@@ -182,7 +183,7 @@ class Attempt(TrialData):
         try:
             with context.time_use.doing("training"):
                 self._hold()
-                with self._logged():
+                with self._logged(), context.place.gpus.watching(self.gpu_use):
                     outcome, record = self._train(saved)
                 if self.reports is not None:
                     self.reports.settle()
@@ -610,7 +611,7 @@ class Attempt(TrialData):
         context.say(TrialEnded(lease.number, outcome, values, record["train_s"], record["compile_s"], stderrs))
 
     def _spent(self) -> dict[str, Any]:
-        """Return the worker, and how it spent its time, as columns of the record."""
+        """Return the worker, how it spent its time, and the use of its GPUs, as columns of the record."""
         compiled = self._compiled()
         return {
             "worker": self.lease.worker,
@@ -618,6 +619,7 @@ class Attempt(TrialData):
             "compile_s": round(compiled.total_s, 4),
             # Some programs compile while others run.
             "train_s": round(max(0.0, time.perf_counter() - self.began_s - compiled.total_s), 4),
+            **self.gpu_use.columns(),
         }
 
     def _compiled(self) -> Compiled:

@@ -26,6 +26,7 @@ from tuner.study import StudySpec
 from tuner.study.source import code_digest, git_state
 from tuner.trial import Event, Stop
 from tuner.trial.events import SecondsSpent
+from tuner.worker.gpu_use import GpuWatch
 from tuner.worker.runtime import Runtime
 from tuner.worker.time_use import TimeUse
 from tuner.worker.trainable import Trainable
@@ -51,6 +52,7 @@ class Place:
     devices: str
     runtime: Runtime
     time_use: TimeUse
+    gpus: GpuWatch
     hosts: tuple[str, ...] = ()
     """The hosts of a worker that spans several."""
 

@@ -41,6 +41,7 @@ from tuner.trial import optuna_private as private
 from tuner.trial.environment import DEVICES_VARIABLE, LAUNCHED_VARIABLE, worker_name
 from tuner.trial.events import (
     CohortChosen,
+    GpusUnwatched,
     HoursUsed,
     SamplerFailed,
     SearchFinished,
@@ -59,6 +60,7 @@ from tuner.worker.choose import make_trainable
 from tuner.worker.compile_ahead import count_static, static_parameters
 from tuner.worker.context import FinalWrites, Place, ProgramModes, Samplers, WorkerContext
 from tuner.worker.follow import STUDY, STUDY_FILE, check_group
+from tuner.worker.gpu_use import GpuWatch
 from tuner.worker.group import Leader
 from tuner.worker.runtime import make_runtime
 from tuner.worker.stop_rules import StopRules
@@ -135,7 +137,8 @@ def run_worker(
         group.check_same(STUDY_FILE, None if file is None else code_digest(Path(file)))
     about = {"study": study.name, "file": None if file is None else os.path.abspath(file)}
     time_use = TimeUse({"compiling": lambda: runtime.clock.total_s, "database": database_s})
-    place = Place(files, about, function, devices, runtime, time_use, () if group is None else group.hosts)
+    gpus = GpuWatch(os.environ, is_wanted=runtime.trains_on_gpus())
+    place = Place(files, about, function, devices, runtime, time_use, gpus, () if group is None else group.hosts)
     stop = stop or Stop()
     stop.is_heeded = True
     patience = Patience(PATIENCE_S, lambda: stop.requested, statement_s=_STATEMENT_S)
@@ -253,6 +256,7 @@ class Worker:
             output=output,
         )
         self.say = self.context.say
+        place.gpus.tell = self._tell_of_gpus
         for note in prepared.notes:
             self.say(SearchPrepared(note))
         self.rules = StopRules(study, study_id, self.context.optuna_study)
@@ -509,6 +513,9 @@ class Worker:
             why = reason_to_stop([kind for kind, _ in errors])
             trace = f"\n{errors[0][1].rstrip()}" if errors else ""
             raise StudyFailed(f"study {name!r} stopped: {why}; fix it and launch again{trace}")
+
+    def _tell_of_gpus(self, message: str) -> None:
+        self.context.say_aside(GpusUnwatched(message))
 
     def _note_sampler_error(self, number: int, ended: Ended) -> None:
         """Warn if the sampler raised an error after a trial, which is already stored.

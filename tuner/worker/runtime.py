@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import sys
 from dataclasses import dataclass
@@ -64,6 +65,10 @@ class Runtime(Protocol):
 
     @property
     def device_count(self) -> int: ...
+    def trains_on_gpus(self) -> bool:
+        """Return whether trials train on GPUs, as far as that is known."""
+        ...
+
     def versions(self) -> dict[str, str]: ...
     def tidy(self) -> None:
         """Free memory between trials."""
@@ -87,8 +92,13 @@ class PlainRuntime:
 
     def __init__(self, devices: str) -> None:
         self.clock: Clock = _NoCompiler()
+        self._devices = devices
         # Like JAX, which has one CPU device however many cores there are.
         self.device_count = 1 if devices.startswith("cpu") else devices.count(",") + 1
+
+    def trains_on_gpus(self) -> bool:
+        """Return whether the worker was given GPUs, by its launcher or else by a scheduler."""
+        return self._devices.startswith("gpu") or bool(not self._devices and os.environ.get("CUDA_VISIBLE_DEVICES"))
 
     def versions(self) -> dict[str, str]:
         """Return the versions of Python and of the frameworks that the study has imported."""
@@ -129,6 +139,13 @@ class JaxRuntime:
         self.clock: Clock = CompileClock()
         self.layout = group_layout() if spans_hosts else worker_layout(devices)
         self.device_count = max(1, len(self.layout.devices))
+        self._devices = devices
+
+    def trains_on_gpus(self) -> bool:
+        """Return whether JAX uses GPUs, or PyTorch may use those that the worker was given."""
+        from tuner.training.loop.runtime import uses_gpus
+
+        return uses_gpus() or ("torch" in sys.modules and self._devices.startswith("gpu"))
 
     def versions(self) -> dict[str, str]:
         """Return the versions on which results depend."""

@@ -49,6 +49,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "extend": (CONTINUE, "tiny --epochs 4"),
     "migrate": (WRITE, "tiny --file wider.py"),
     "stop": (WRITE, "tiny"),
+    "stop --trial": (WRITE, "{complete} tiny"),
     "resume": (WRITE, "tiny"),
     "delete": (WRITE, "tiny --yes"),
     "gc": (READ, "tiny --keep 99"),
@@ -197,7 +198,7 @@ class Place:
 
     def words(self, name: str) -> list[str]:
         """Return a command and its arguments."""
-        return [name, *COMMANDS[name][1].format(**self.numbers).split()]
+        return [*name.split(), *COMMANDS[name][1].format(**self.numbers).split()]
 
     def runs(self, name: str, role: str, url: str | None = None) -> Done:
         """Run a command as a role, on the study's database or another."""
@@ -252,7 +253,7 @@ ABSENT = r"no study 'tiny' in this storage: it has none"
 
 
 def test_every_command_that_takes_a_storage_is_tried() -> None:
-    assert COMMANDS.keys() == WITH_STORAGE.keys()
+    assert {name.partition(" --")[0] for name in COMMANDS} == WITH_STORAGE.keys()
 
 
 def check_said(done: Done) -> list[str]:

@@ -233,7 +233,7 @@ def test_leases_of_the_version_before_are_kept_by_the_upgrade(db: ClockedStudyDa
 
     said = schema.upgrade(db.url)
 
-    assert said[-1] == "upgraded the tables of tuner from version 0005 to 0010"
+    assert said[-1] == "upgraded the tables of tuner from version 0005 to 0011"
     assert db.leases() == [(0, "A", 1, 0)]
     assert db.ask("B", budget=1) is NoTrial.WAIT
     leases.renew(db.engine, lease)

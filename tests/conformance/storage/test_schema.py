@@ -117,7 +117,7 @@ def test_an_old_database_is_upgraded_on_request_and_loses_nothing(storage_url: s
 
     said = schema.upgrade(storage_url)
 
-    assert any("upgraded the tables of tuner from version none to 0010" in line for line in said)
+    assert any("upgraded the tables of tuner from version none to 0011" in line for line in said)
     assert any("upgraded the tables of Optuna from" in line for line in said) == (version in REFUSED)
     assert any("a copy of the database" in line for line in said) == storage_url.startswith("sqlite")
     with opened(storage_url) as storage:
@@ -185,7 +185,7 @@ def test_our_first_tables_become_these(storage_url: str) -> None:
         connection.execute(sa.text("INSERT INTO tuner_leases VALUES (:id, 'w', 3, 1, 7.5)"), {"id": running._trial_id})
 
     with pytest.raises(
-        StorageSchemaError, match=r"of tuner in .* are at version 0001, but this installation needs 0010"
+        StorageSchemaError, match=r"of tuner in .* are at version 0001, but this installation needs 0011"
     ):
         tuner.open_storage(storage_url)
     schema.upgrade(storage_url)

@@ -1,6 +1,7 @@
 """`tuner doctor` on healthy and on sick places."""
 
 import http.server
+import importlib.metadata
 import os
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 import tuner
-from tuner.admin.doctor import _devices, _health_page, _packages, _storage, _tracking, examine
+from tuner.admin.doctor import _devices, _gpu_use, _health_page, _packages, _storage, _tracking, examine
 from tuner.storage import parse_url
 from tuner.storage.artifacts import artifacts_of
 
@@ -125,6 +126,32 @@ def test_devices_that_jax_does_not_use_are_told(
     assert rows["devices"]["advice"].startswith(
         "JAX does not use the gpu: run `pip install -e '.[cuda]'` in the clone of tuner; CUDA 13"
     )
+    assert rows["gpu_use"]["status"] == "ok"
+
+
+def test_the_package_that_reads_gpus_is_told_where_there_are_some(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    versions = {"nvidia-ml-py": "13.1"}
+
+    def version(name: str) -> str:
+        if name not in versions:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert _gpu_use() == [], "without GPUs nothing is said"
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 0\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (found,) = _gpu_use()
+    assert (found["found"], found["advice"]) == ("memory and utilisation are recorded with nvidia-ml-py 13.1", None)
+    versions.clear()
+    (found,) = _gpu_use()
+    assert found["found"] == "memory and utilisation of the GPUs are not recorded"
+    assert found["advice"] == "to record them, run `pip install -e '.[gpu]'` in the clone of tuner"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-abc")
+    assert _gpu_use() == [], "the row of the devices says what is wrong"
 
 
 @pytest.mark.parametrize(

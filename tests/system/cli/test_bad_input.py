@@ -54,6 +54,8 @@ BEFORE = [
         "cannot reach the storage postgresql://u:***",
     ),
     (["best", "tiny"], 2, "the storage does not exist: no file"),
+    (["studies", "--label", ""], 2, "labels must be texts of 1 to 100 characters without commas, such as labels"),
+    (["studies", "--owner", ""], 2, "owner must be a line of 1 to 100 characters: got ''"),
     (["worker", "tiny.py", "--trials", "0"], 2, "--trials must be at least 1: got 0"),
     (["dashboard", "--port", "70000"], 2, "--port must be 1 to 65535, or 0 for a free one: got 70000"),
     (["dashboard", "--host", "0.0.0.0"], 2, "any address but loopback needs a login"),

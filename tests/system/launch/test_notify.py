@@ -12,6 +12,8 @@ import pytest
 from command_line import Tuner
 from notice_server import NoticeServer
 
+from tuner.storage import connected, notices, parse_url
+
 pytestmark = pytest.mark.slow
 
 
@@ -70,6 +72,40 @@ def test_an_event_outlives_its_launcher(tuner_on_postgres: Tuner, tiny_function:
         done = tuner_on_postgres.run("launch", "tiny.py", "--workers", "1", **env)
         assert done.returncode == 0, done.stderr
     assert sorted(events(server)) == ["budget_nearly_used", "finished"]
+
+
+def is_subscribed(tuner: Tuner) -> bool:
+    """Return whether somebody wants the events of the first study."""
+    with connected(parse_url(tuner.env["TUNER_STORAGE"])) as engine:
+        return bool(notices.subscribed(engine, 1))
+
+
+def test_a_dashboard_tells_of_launches_that_tell_nobody(
+    tuner_on_postgres: Tuner, tiny_function: Path, wait_until: Any
+) -> None:
+    tuner = tuner_on_postgres
+    assert tuner.run("launch", "tiny.py", "--workers", "1", "--trials", "1", TINY_EPOCHS="1").returncode == 0
+    with NoticeServer([500, 503]) as server:
+        receivers = tuner.folder / "receivers"
+        receivers.write_text(f"{server.url}\n")
+        dashboard = tuner.start("dashboard", "--port", "0", "--notify", f"@{receivers}")
+        assert dashboard.stdout is not None
+        assert dashboard.stdout.readline() == "tuner: notifications of all studies go to http://127.0.0.1/***\n"
+        wait_until(lambda: "press Ctrl-C" in dashboard.stdout.readline())
+        wait_until(lambda: is_subscribed(tuner))
+        more = tuner.run("launch", "tiny.py", "--workers", "1", "--trials", "6", TINY_EPOCHS="1")
+        assert more.returncode == 0, more.stderr
+        wait_until(lambda: "finished" in events(server))
+        dashboard.send_signal(signal.SIGTERM)
+        rest, _ = dashboard.communicate(timeout=60)
+    assert dashboard.returncode == 0
+    assert "very-secret" not in rest
+    last = server.got[-1]
+    assert (last["event"], last["used"], last["trials"]) == ("finished", 6, 6)
+    refused = tuner.run_here("dashboard", "--port", "0", "--notify-study", "tiny")
+    assert refused.stderr == (
+        "tuner: --notify-study has no effect without receivers: pass --notify, or set $TUNER_NOTIFY\n"
+    )
 
 
 def _child(pid: int) -> int:

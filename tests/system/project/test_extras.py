@@ -101,7 +101,15 @@ def run_without(tuner_on_sqlite: Any, folder: Path, case: Case) -> Any:
 
 def test_every_extra_has_a_case() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    not_of_commands = {"test", "docs", "dev", "cuda12", "cuda13", "pandas"}  # pandas: test_opened_study.py
+    not_of_commands = {
+        "test",
+        "docs",
+        "dev",
+        "cuda12",
+        "cuda13",
+        "pandas",
+        "gpu",
+    }  # test_opened_study.py, test_gpu_use.py
     assert {case.extra for case in (*CASES, *WITH_JAX)} == set(extras) - not_of_commands
     # JAX says itself which CUDA it misses; `tuner doctor` chooses between the two by the driver.
     assert extras["cuda"] == ["tuner-jax[cuda13]"]

@@ -5,6 +5,7 @@ import pty
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from optuna.trial import TrialState, create_trial
 
 import tuner
 from tuner import Space, Study, choice, log_uniform, uniform
-from tuner.admin.edits import Shortage, clear, delete, end_trial, enqueue, find_shortage, retry
+from tuner.admin.edits import EndedTrial, Shortage, clear, delete, end_trial, enqueue, find_shortage, retry
 from tuner.errors import LeaseLost, UnknownStudy, UsageError
 from tuner.results.rows import trial_rows
 from tuner.storage import artifacts, connect, parse_url
@@ -249,7 +250,9 @@ def test_a_failed_trial_is_tried_again_as_a_new_one(storage: Any, storage_url: s
     failed = study.ask()
     hparams = define(failed)
     study.tell(failed, state=TrialState.FAIL)
-    retry(storage_url, "ours", failed.number)
+    assert retry(storage_url, "ours", failed.number) == 2
+    (queued,) = study.get_trials(states=[TrialState.WAITING])
+    assert (queued.number, queued.datetime_start, queued.system_attrs) == (2, None, {"fixed_params": hparams})
 
     again = study.ask()
     assert (again.number, define(again)) == (2, hparams)
@@ -262,6 +265,31 @@ def test_a_failed_trial_is_tried_again_as_a_new_one(storage: Any, storage_url: s
     with pytest.raises(UnknownStudy):
         retry(storage_url, "ours", 9)
     assert len(study.get_trials()) == 3
+
+
+def test_a_trial_is_queued_again_once_however_often_that_is_asked(storage: Any, storage_url: str) -> None:
+    study = make(storage)
+    failed = study.ask()
+    define(failed)
+    study.tell(failed, state=TrialState.FAIL)
+
+    def ask(_: int) -> object:
+        try:
+            return retry(storage_url, "ours", failed.number)
+        except UsageError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(4) as pool:
+        told = list(pool.map(ask, range(8)))
+
+    already = (
+        "trial 1 of 'ours' is queued again already, as trial 2: it can be retried once more when that one has ended"
+    )
+    assert sorted(told, key=str) == [2, *[already] * 7]
+    again = study.ask()
+    assert (again.number, ask(0)) == (2, already), "it runs now"
+    study.tell(again, state=TrialState.FAIL)
+    assert retry(storage_url, "ours", failed.number) == 3
 
 
 def test_a_failed_continuation_is_not_tried_again_from_the_start(storage: Any, storage_url: str) -> None:
@@ -288,7 +316,16 @@ def test_one_trial_is_ended_and_the_study_continues(storage: Any, storage_url: s
 
     endings = [end_trial(storage_url, "ours", number) for number in range(3)]
 
-    assert endings == [Outcome.PRUNED, Outcome.PRUNED, Outcome.FAILED]
+    assert endings == [
+        EndedTrial(Outcome.RUNNING, Outcome.PRUNED, None),
+        EndedTrial(Outcome.PREEMPTED, Outcome.PRUNED, None),
+        EndedTrial(Outcome.WAITING, Outcome.FAILED, None),
+    ]
+    assert [one.describe("ours", number) for number, one in enumerate(endings)] == [
+        "trial 0 of 'ours' is ended as pruned; its worker drops it at its next report",
+        "trial 1 of 'ours' is ended as pruned; no worker resumes it",
+        "trial 2 of 'ours' is removed from the queue",
+    ]
     # As Optuna sees them: only the trial in the queue is forgotten by samplers and by the budget.
     states = [trial.state for trial in study.get_trials()]
     assert states == [TrialState.PRUNED, TrialState.PRUNED, TrialState.FAIL]
@@ -308,10 +345,26 @@ def test_one_trial_is_ended_and_the_study_continues(storage: Any, storage_url: s
     engine.dispose()
 
 
+def test_a_continuation_is_ended_and_what_it_continues_is_named(storage: Any, storage_url: str) -> None:
+    study = make(storage)
+    extension = Extension(0, 1, 7, 0, "/gone").to_json()
+    study.add_trial(create_trial(state=TrialState.WAITING, system_attrs={EXTENSION_KEY: extension}))
+
+    ended = end_trial(storage_url, "ours", 1)
+
+    assert ended == EndedTrial(Outcome.WAITING, Outcome.FAILED, 0)
+    assert ended.describe("ours", 1) == (
+        "trial 1 of 'ours' is removed from the queue; trial 0, which it continues, can be continued again with "
+        "`tuner extend`"
+    )
+
+
 def test_a_trial_of_a_plain_optuna_process_is_ended(storage_url: str) -> None:
     storage = optuna.storages.RDBStorage(parse_url(storage_url).for_optuna)
     trial = optuna.create_study(study_name="theirs", storage=storage).ask()
-    assert end_trial(storage_url, "theirs", 0) is Outcome.FAILED
+    ended = end_trial(storage_url, "theirs", 0)
+    assert (ended.outcome, ended.was_waiting) == (Outcome.FAILED, False)
+    assert ended.describe("theirs", 0).startswith("trial 0 of 'theirs' is ended as failed: the program that runs it")
     with pytest.raises(UpdateFinishedTrialError):
         trial.report(1.0, 1)
     storage.remove_session()

@@ -88,6 +88,7 @@ def test_a_study_takes_the_settings_that_it_has(path: Path) -> None:
         ),
         ("study", {"directions": ["minimize"]}, "`direction` is for a function: study 'own' sets it in its file"),
         ("study", {"name": "other"}, "`name` is for a function: study 'own' sets it in its file"),
+        ("study", {"name": ""}, "`name` is for a function: study 'own' sets it in its file"),
         ("study", {"objectives": ["loss"]}, "`objective` is for a function: study 'own' sets it in its file"),
         ("objective", {"name": "a", "trials": 3, "directions": ["up"]}, "a direction must be 'maximize' or 'minimize'"),
         ("objective", {"name": "a", "trials": 3, "fixed": {"x": "1"}}, "cannot fix hyperparameters"),

@@ -87,6 +87,7 @@ SAID: list[tuple[Event, dict[str, Any], str | None]] = [
         {"event": "cohort", "lanes": 16, "message": "16 trials train at once in one program"},
         "16 trials train at once in one program",
     ),
+    (events.GpusUnwatched("no NVML"), {"event": "gpu", "message": "no NVML"}, "no NVML"),
     (events.SearchFinished(), {"event": "finished"}, "the sampler has ended the search"),
     (events.WorkerIdle(), {"event": "idle"}, "waiting for a trial of another worker"),
     (events.HoursUsed(), {"event": "hours"}, "the study's hours are used up"),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tuner.errors import StorageLost, StudyFailed, StudyStopped, UsageError
 from tuner.launch.engines.choose import make_engine
 from tuner.launch.engines.engine import EngineError, Job, JobState
+from tuner.launch.engines.job_notices import JobNotices, WorkersEnded, subscribe, watched
 from tuner.launch.engines.jobs import cancel_job, close_job, find_job, submit_job
 from tuner.launch.engines.plan import Plan, serves_one_host
 from tuner.launch.signals import end_on_signals
@@ -19,7 +20,7 @@ from tuner.launch.study_launch import Interrupted
 from tuner.output.log import tell
 from tuner.results.rows import progress, progress_line
 from tuner.storage import connect_when_up
-from tuner.storage.read.queries import last_errors
+from tuner.storage.read.queries import find_study, last_errors
 from tuner.storage.sql.dialect import now_s
 from tuner.trial import Outcome
 from tuner.trial.failures import reason_to_stop
@@ -70,8 +71,12 @@ def launch_on(plan: Plan, show: Callable[[WatchedJson], None] | None) -> Job:
         place = engine.log_place(job)
         count = f"{plan.workers} worker{'s' if plan.workers > 1 else ''}"
         tell(f"{job.name} of study {job.study!r} with {count}, logs in {place}", "submitted", study=job.study)
-        if show is not None:
-            follow(database, study_id, job, show)
+        if show is None:
+            subscribe(plan.receivers, database, find_study(database, job.study))
+        else:
+            notify = JobNotices(plan.receivers, plan.url, database, job)
+            with notify.until_end():
+                follow(database, study_id, job, watched(notify, show))
     finally:
         database.dispose()
     return job
@@ -241,7 +246,7 @@ def _check_statuses(job: Job, statuses: Sequence[int]) -> None:
         raise Interrupted(f"the workers of {job.name} were stopped; {again}")
     if 0 not in statuses or StudyFailed.exit_status in statuses:
         found = ", ".join(map(str, sorted(set(statuses))))
-        raise StudyFailed(
+        raise WorkersEnded(
             f"all workers of {job.name} have ended, but study {job.study!r} is not finished (exit statuses: {found}); "
             f"run `tuner logs {job.study}` to see why"
         )

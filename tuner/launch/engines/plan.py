@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -17,6 +18,7 @@ from tuner.errors import UsageError
 from tuner.launch.engines.choose import make_engine
 from tuner.launch.engines.engine import Job
 from tuner.launch.options import LaunchOptions, check_number
+from tuner.notify.receivers import Receiver, read_receivers, warn_of_secrets
 from tuner.storage import StorageURL, storage_url
 from tuner.storage.artifacts import artifacts_of
 from tuner.study.file import Settings, load_target, split_path
@@ -25,10 +27,9 @@ if TYPE_CHECKING:
     from tuner.study import StudySpec
     from tuner.study.spec import Direction
 
-_LOCAL = ("metrics_port", "metrics_host", "mlflow", "tensorboard", "wandb", "notify")
+_LOCAL = ("metrics_port", "metrics_host", "mlflow", "tensorboard", "wandb")
 _LOCAL_HINTS = {
     **dict.fromkeys(("mlflow", "tensorboard", "wandb"), "run `tuner track STUDY` beside it"),
-    "notify": "a launch on this machine of the same study, with one worker, sends notifications",
     **dict.fromkeys(("metrics_port", "metrics_host"), "`tuner dashboard` serves the metrics of all workers"),
 }
 
@@ -50,12 +51,13 @@ class JobOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """A study, its storage, and the job of its workers."""
+    """A study, its storage, the job of its workers, and who is notified of its events."""
 
     study: StudySpec
     url: StorageURL
     job: Job
     workers: int
+    receivers: Sequence[Receiver] = ()
 
     def script(self) -> str:
         """Return what is submitted, as text."""
@@ -86,6 +88,8 @@ def make_plan(target: str, options: LaunchOptions, where: JobOptions) -> Plan:
             f"workers of an engine need a Postgres database, because several hosts cannot share a SQLite file: got "
             f"storage {str(url)!r}; `tuner database` starts one"
         )
+    receivers = read_receivers(options.notify, os.environ)
+    warn_of_secrets(receivers)
     path, name = split_path(target)
     settings = Settings(
         name=options.name,
@@ -127,7 +131,7 @@ def make_plan(target: str, options: LaunchOptions, where: JobOptions) -> Plan:
             f"{study.name!r} has none"
         )
     engine.check(job)
-    return Plan(study, url, job, options.workers or 1)
+    return Plan(study, url, job, options.workers or 1, receivers)
 
 
 def _check(options: LaunchOptions) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 
 from tuner.errors import how_to_install
 from tuner.launch.engines.engine import EngineError
+from tuner.notify.receivers import VARIABLE as NOTIFY
 from tuner.output.sanitize import one_line
 
 _DRIVER = str(Path(__file__).with_name("ray_driver.py"))
@@ -61,7 +62,7 @@ class Link:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env={**_ENVIRONMENT, **os.environ},
+            env={**_ENVIRONMENT, **{name: value for name, value in os.environ.items() if name != NOTIFY}},
             start_new_session=True,  # Ctrl-C is for the launch, which asks it to stop the workers
         )
         self._rest = b""

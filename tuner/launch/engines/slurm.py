@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from tuner.errors import UsageError
 from tuner.launch.engines.engine import EngineError, Job, JobState, Part
 from tuner.launch.engines.log_file import LogFile
+from tuner.notify.receivers import VARIABLE as NOTIFY
 from tuner.output.sanitize import one_line
 
 SIGNAL_S = 60
@@ -138,7 +139,9 @@ class Slurm:
             job.logs.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise EngineError(f"cannot make the folder for logs {job.logs}: {error.strerror}") from None
-        inherited = {name: value for name, value in os.environ.items() if name not in _VARIABLES | _overriding(job)}
+        inherited = {
+            name: value for name, value in os.environ.items() if name not in _VARIABLES | _overriding(job) | {NOTIFY}
+        }
         words = ["sbatch", "--parsable", "--export=ALL"]
         said = _run(words, input=self.script(job, workers), environment={**inherited, **environment})
         number = said.strip()

@@ -92,6 +92,10 @@ class Recorded:
         compile_s: Seconds of compiling in the last attempt.
         compilations: The number of programs compiled in it.
         train_s: Its other seconds.
+        gpu_peak_bytes: The memory in use of the fullest of its GPUs, at most; what else ran there is included.
+        gpu_mean_bytes: The memory in use on average, over its GPUs and the samples.
+        gpu_total_bytes: The memory of the fullest GPU.
+        gpu_percent: The mean utilisation of its GPUs, 0 to 100.
         checkpoint: Where its best checkpoint is.
         error_kind: The kind of its error, by which trials in a row are compared.
         error: The traceback.
@@ -101,6 +105,10 @@ class Recorded:
     compile_s: float | None = None
     compilations: int | None = None
     train_s: float | None = None
+    gpu_peak_bytes: int | None = None
+    gpu_mean_bytes: int | None = None
+    gpu_total_bytes: int | None = None
+    gpu_percent: float | None = None
     checkpoint: str | None = None
     error_kind: str | None = None
     error: str | None = None

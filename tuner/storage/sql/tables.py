@@ -7,6 +7,7 @@ importing Optuna; a test compares the descriptions with Optuna's models.
 from __future__ import annotations
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     DateTime,
@@ -201,6 +202,12 @@ records = Table(
     Column("compile_s", Float(53)),
     Column("compilations", Integer),
     Column("train_s", Float(53)),
+    # The memory in use of the fullest of the worker's GPUs, at most; of all of them, on average; and what it has.
+    Column("gpu_peak_bytes", BigInteger),
+    Column("gpu_mean_bytes", BigInteger),
+    Column("gpu_total_bytes", BigInteger),
+    # Their mean utilisation, 0 to 100. All four are the devices' own: whatever else runs there is included.
+    Column("gpu_percent", Float(53)),
     Column("checkpoint", Text),
     # The kind of the error, equal for similar errors; and the traceback. The kind `timed_out` is an outcome
     # (tuner.storage.sql.outcomes).

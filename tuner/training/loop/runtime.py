@@ -216,6 +216,11 @@ def missing_accelerator(wanted: str) -> str | None:
     return f"this worker was given {wanted}, but JAX finds only CPUs: {how_to_install(extra)}"
 
 
+def uses_gpus() -> bool:
+    """Return whether JAX trains on GPUs."""
+    return jax.default_backend() == "gpu"
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Return whether an error means that a device or the host is out of memory."""
     if isinstance(error, jax.errors.JaxRuntimeError):
