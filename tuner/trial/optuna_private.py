@@ -9,6 +9,7 @@ version, and that no other module uses one.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     import optuna
     from optuna.distributions import BaseDistribution
     from optuna.pruners import BasePruner, HyperbandPruner, SuccessiveHalvingPruner
-    from optuna.samplers import BaseGASampler, BruteForceSampler
+    from optuna.samplers import BaseGASampler, BaseSampler, BruteForceSampler
+    from optuna.search_space import IntersectionSearchSpace
     from optuna.study._frozen import FrozenStudy as _FrozenStudy
     from optuna.terminator import BaseTerminator
     from optuna.trial import FrozenTrial
@@ -126,9 +128,14 @@ def filter_study(study: optuna.Study, trial: FrozenTrial) -> optuna.Study:
     return _filter_study(study, trial)
 
 
-def all_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the trials of a study, from the copy that it keeps while samplers look at it; they must not be changed."""
-    return study._get_trials(deepcopy=False, use_cache=True)
+def all_trials(study: optuna.Study, *, use_cache: bool = True) -> list[FrozenTrial]:
+    """Return the trials of a study; they must not be changed.
+
+    Args:
+        study: The study.
+        use_cache: Whether to return the copy that the study keeps while samplers look at it.
+    """
+    return study._get_trials(deepcopy=False, use_cache=use_cache)
 
 
 def with_storage(study: optuna.Study, storage: Any, trial: FrozenTrial) -> optuna.Study:
@@ -136,6 +143,19 @@ def with_storage(study: optuna.Study, storage: Any, trial: FrozenTrial) -> optun
     copied = copy.copy(getattr(study, "_study", study))  # Hyperband's study of a bracket has the whole one
     copied._storage = storage
     return filter_study(copied, trial)
+
+
+def replace_intersection(sampler: BaseSampler, make: Callable[[bool], IntersectionSearchSpace]) -> None:
+    """Replace the object with which a sampler computes the parameters that all trials have, if it has one.
+
+    Args:
+        sampler: The sampler.
+        make: Returns the new one; it is passed whether pruned trials count.
+    """
+    for name in ("_search_space", "_intersection_search_space"):
+        known = getattr(sampler, name, None)
+        if hasattr(known, "_include_pruned"):
+            setattr(sampler, name, make(known._include_pruned))
 
 
 def generation_key(kind: type[BaseGASampler]) -> str:
