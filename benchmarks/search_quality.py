@@ -52,7 +52,7 @@ POPULATION = 20
 WINDOW_TRIALS = 2000
 WINDOW_SIDES = ("tpe, window", "tpe, all trials")
 TABLE = digits_problems(Table.read())
-WINDOWS = {**{name: PLAIN[name] for name in ("hartmann6", "rastrigin4")}, "bowl4": Problem(Unit, one(sphere))}
+WINDOWS = {**{name: PLAIN[name] for name in ("branin", "hartmann6")}, "bowl4": Problem(Unit, one(sphere))}
 PROBLEMS: Mapping[str, Problem] = {**PLAIN, **CONSTRAINED, **SEVERAL, **TABLE, **WINDOWS}
 
 
@@ -92,7 +92,7 @@ SIDES: Mapping[str, Side] = {
     "gp, 50 trials": Side("gp", most=50),
     "gp, not told": Side("gp", is_told=False, most=50),
     "auto": Side("auto", most=50),
-    "Optuna's TPESampler": Side(lambda seed: TPESampler(seed=seed)),
+    "Optuna's TPESampler": Side(lambda seed: TPESampler(seed=seed), most=200),
     "Optuna's CmaEsSampler": Side(lambda seed: CmaEsSampler(seed=seed)),
     "Optuna's NSGAIISampler": Side(lambda seed: NSGAIISampler(seed=seed, population_size=POPULATION)),
     "Optuna's NSGAIIISampler": Side(lambda seed: NSGAIIISampler(seed=seed, population_size=POPULATION)),

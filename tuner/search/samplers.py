@@ -260,7 +260,7 @@ def learns_as(given: object) -> tuple[str | None, Mapping[str, Any]]:
 
 
 def sees_window(given: object, plan: Plan | None) -> bool:
-    """Return whether a sampler sees a window of a large study with one objective.
+    """Return whether a sampler sees a window of a large study.
 
     It does if it compares the best trials with the rest.
 

@@ -404,7 +404,7 @@ class StudySpec:
         """Return whether the sampler sees only a part of the trials of a large study."""
         from tuner.search import sees_window
 
-        return len(self.objectives) == 1 and sees_window(self.sampler, agreed.plan)
+        return sees_window(self.sampler, agreed.plan)
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Return the distributions of all hyperparameters in new trials, by name; none if they are not known before."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
+    import numpy as np
     import optuna
     from optuna.distributions import BaseDistribution
     from optuna.pruners import BasePruner, HyperbandPruner, SuccessiveHalvingPruner
@@ -161,6 +162,21 @@ def replace_intersection(sampler: BaseSampler, make: Callable[[bool], Intersecti
 def generation_key(kind: type[BaseGASampler]) -> str:
     """Return the system attribute in which a genetic algorithm stores the generation of a trial."""
     return kind._get_generation_key()
+
+
+def domination_ranks(costs: np.ndarray, count: int) -> np.ndarray:
+    """Return the non-domination rank of each trial, 0 for the Pareto front.
+
+    Args:
+        costs: The values of each trial to minimize. Float[Array, "trials objectives"].
+        count: Ranks are right for at least so many of the best trials; those of others are larger.
+
+    Returns:
+        Int[Array, "trials"].
+    """
+    from optuna.study._multi_objective import _fast_non_domination_rank
+
+    return _fast_non_domination_rank(costs, n_below=count)
 
 
 # --- Settings of pruners
