@@ -15,7 +15,6 @@ import dataclasses
 import json
 import math
 import statistics
-import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from typing import Any
 import optuna
 from optuna.samplers import CmaEsSampler, NSGAIIISampler, NSGAIISampler, TPESampler
 from optuna.storages import InMemoryStorage
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial
 from scipy import stats
 from search_problems import (
     CONSTRAINED,
@@ -41,11 +40,9 @@ from search_problems import (
     without_priors,
 )
 
-import tuner
 from tuner import Study
 from tuner.errors import StudyError
 from tuner.storage.optuna import window
-from tuner.storage.optuna.storage import WindowedStorage
 
 Line = dict[str, Any]
 POPULATION = 20
@@ -131,6 +128,25 @@ class SharingStorage(InMemoryStorage):
         super().set_trial_param(trial_id, param_name, param_value_internal, shared)
 
 
+class WindowedMemory(SharingStorage):
+    """The same, whose list of trials is the window that tuner's storage would show to a sampler."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._window, self._known = window.Window([False]), 0
+
+    def get_all_trials(self, study_id: int, deepcopy: bool = True, states: Any = None) -> list[FrozenTrial]:
+        """Return the trials of the window; see `optuna.storages.BaseStorage`."""
+        everything = super().get_all_trials(study_id, deepcopy=False)
+        new = [trial for trial in everything[self._known :] if trial.state.is_finished()]
+        self._known += len(new)
+        self._window.add(new)
+        self._window.shrink()
+        running = everything[self._known :]
+        found = [*self._window.seen, *running]
+        return [trial for trial in found if states is None or trial.state in states]
+
+
 def make_study(problem: Problem, side: Side, seed: int) -> Study:
     """Return a study whose sampler is to be compared."""
     names = [f"y{i}" for i in range(1 if math.isinf(problem.reference[0]) else 2)]
@@ -205,13 +221,10 @@ def search_windows(name: str, seed: int) -> list[Line]:
     problem = PROBLEMS[name]
     full, part = Search(problem, SIDES["tpe"], seed), Search(problem, SIDES["tpe"], seed)
     first = full.run(WINDOW_TRIALS // 2)
-    with tempfile.TemporaryDirectory() as folder:
-        storage = tuner.open_storage(f"sqlite:///{folder}/tuner.db")
-        seen: Any = WindowedStorage(storage)  # pyright: ignore[reportArgumentType]
-        part.found, part.feasible, part.asked = optuna.create_study(storage=seen), list(full.feasible), full.asked
-        part.found.add_trials(full.found.get_trials(deepcopy=False))
-        last = part.run(WINDOW_TRIALS)
-        storage.close()
+    part.found = optuna.create_study(storage=WindowedMemory())
+    part.found.add_trials(full.found.get_trials(deepcopy=False))
+    part.feasible, part.asked = list(full.feasible), full.asked
+    last = part.run(WINDOW_TRIALS)
     both = {"tpe, window": last, "tpe, all trials": full.run(WINDOW_TRIALS)}
     half = str(WINDOW_TRIALS // 2)
     return [line(name, side, seed, {half: first, str(WINDOW_TRIALS): end}, began_s) for side, end in both.items()]

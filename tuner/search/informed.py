@@ -38,7 +38,7 @@ See = Callable[["Sequence[FrozenTrial]"], "Sequence[FrozenTrial]"]
 
 def is_bad(trial: FrozenTrial) -> bool:
     """Return whether a trial diverged, ran out of memory or timed out."""
-    return trial.state == TrialState.PRUNED and private.user_attrs(trial).get("outcome") in _OUTCOMES
+    return trial.state is TrialState.PRUNED and private.user_attrs(trial).get("outcome") in _OUTCOMES
 
 
 def as_violations(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

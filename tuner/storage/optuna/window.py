@@ -8,7 +8,7 @@ because a hash of a trial's number decides. Below `WINDOW_FROM` ended trials a s
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -116,6 +116,8 @@ class Window:
     ended: int = 0
     depth: float = math.inf
     is_short: bool = False
+    _order: list[tuple[Rank, int]] = field(default_factory=list["tuple[Rank, int]"])
+    """The best trials with one objective, best first."""
     _shrunk_at: int = -1
     _best: Best = field(default_factory=lambda: Best(set(), set()))
 
@@ -132,25 +134,28 @@ class Window:
             at = bisect_left(self.trials, trial.number, key=attrgetter("number"))
             is_known = at < len(self.trials) and self.trials[at].number == trial.number
             self.trials[at : at + is_known] = [trial]
+            place = self._rank(trial)
+            if place is not None:
+                insort(self._order, (place, trial.number))
+        del self._order[BEST:]
 
     def shrink(self) -> None:
         """Forget what need not be known, and set what a sampler sees."""
         halved = level(self.ended)
         if not halved:
-            self.seen = list(self.trials)
+            self.seen = self.trials
             return
-        if self._shrunk_at != self.ended:  # no trial has ended since
+        if self._shrunk_at != self.ended:  # a trial has ended since
             self._best, self._shrunk_at = self._find_best(), self.ended
-        best, known = self._best
-        self.trials = [trial for trial in self.trials if _is_kept(trial, known, halved)]
-        is_more_known = len(known) > len(best)
-        self.seen = [trial for trial in self.trials if not is_more_known or _is_kept(trial, best, halved)]
+            self.trials = [trial for trial in self.trials if _is_kept(trial, self._best.known, halved)]
+        self.seen = self.trials
+        if len(self._best.known) > len(self._best.seen):
+            self.seen = [trial for trial in self.trials if _is_kept(trial, self._best.seen, halved)]
 
     def _find_best(self) -> Best:
         if len(self.maximize) > 1:
             return self._find_fronts()
-        ranks = ((self._rank(trial), trial.number) for trial in self.trials)
-        best = {number for _, number in sorted(one for one in ranks if one[0] is not None)[:BEST]}
+        best = {number for _, number in self._order}
         return Best(best, best)
 
     def _find_fronts(self) -> Best:
@@ -168,7 +173,7 @@ class Window:
         return Best(_without_most(found), found.known)
 
     def _rank(self, trial: FrozenTrial) -> Rank | None:
-        if trial.state not in _ENDED or not is_feasible(trial.constraints):
+        if len(self.maximize) > 1 or trial.state not in _ENDED or not is_feasible(trial.constraints):
             return None
         step = trial.last_step
         value = trial.values[0] if trial.state is TrialState.COMPLETE else trial.intermediate_values.get(step or 0)
