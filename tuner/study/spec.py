@@ -384,7 +384,8 @@ class StudySpec:
         """Return the pruner. It has no state that workers must share."""
         from tuner.search import make_pruner
 
-        return make_pruner(self._pruner, self.epochs)
+        # Of another metric, the curve of a trial says nothing about the epoch with the best objective.
+        return make_pruner(self._pruner, self.epochs, self.value if self.followed.metric is None else "last")
 
     def make_sampler(self, number: int, agreed: Agreed | None = None) -> optuna.samplers.BaseSampler:
         """Return the sampler for trial `number`: a new one if it is given by name, otherwise the Optuna object.
