@@ -193,21 +193,28 @@ class TrialPruner:
         # A trial that was taken over may have reports of its dead worker for later epochs.
         self._trial.intermediate_values = {}
 
-    def should_prune(self, epoch: int, *values: float) -> bool:
-        """Return whether to stop the trial after this epoch, for which it reported these values."""
+    def should_prune(self, epoch: int, *values: float, is_feasible: bool = True) -> bool:
+        """Return whether to stop the trial after this epoch.
+
+        Args:
+            epoch: The epoch.
+            values: What the trial reported for it.
+            is_feasible: Whether the trial satisfies its constraints at this epoch. Otherwise its values do not count
+                for other trials in the rungs of successive halving.
+        """
         self._trial.intermediate_values[epoch] = values[0]
         private.forget_trials(self._study)
-        is_hopeless = self._ask(epoch, values)
+        is_hopeless = self._ask(epoch, values, is_feasible)
         # Optuna's own pruners store the rungs that a trial has passed.
         stored = private.storage_of(self._study).get_trial(private.trial_id(self._trial))
         private.system_attrs(self._trial).update(stored.system_attrs)
         return is_hopeless
 
-    def _ask(self, epoch: int, values: tuple[float, ...]) -> bool:
+    def _ask(self, epoch: int, values: tuple[float, ...], is_feasible: bool) -> bool:
         from tuner.search.halving import AshaPruner, BracketPruner, Judged
 
         study, trial, followed = self._study, self._trial, self._followed
         pruner: Any = study.pruner
         if followed is None or not (isinstance(pruner, AshaPruner | BracketPruner) and pruner.has_rungs(study)):
             return pruner.prune(study, trial)
-        return pruner.judge(study, trial, Judged(epoch, values, followed.maximize, followed.metric))
+        return pruner.judge(study, trial, Judged(epoch, values, followed.maximize, followed.metric, is_feasible))

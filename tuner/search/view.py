@@ -113,7 +113,10 @@ BaseStorage.register(MetricView)
 
 
 class PrunerView:
-    """The storage without the trials that continue others: they repeat a curve, and have more epochs than the rest.
+    """The storage without trials that others are not compared with.
+
+    Trials that continue others repeat a curve, and have more epochs than the rest. Trials that violate a constraint
+    are hidden once a complete one satisfies all.
 
     Args:
         storage: The storage.
@@ -130,7 +133,16 @@ class PrunerView:
     ) -> list[FrozenTrial]:
         """Return a study's trials; see `optuna.storages.BaseStorage`."""
         found = self._storage.get_all_trials(study_id, deepcopy=deepcopy, states=states)
-        return [trial for trial in found if EXTENSION_KEY not in private.system_attrs(trial)]
+        found = [trial for trial in found if EXTENSION_KEY not in private.system_attrs(trial)]
+        violating = {trial.number for trial in found if any(value > 0 for value in trial.constraints.values())}
+        if not violating:
+            return found
+        everything = found if states is None else self._storage.get_all_trials(study_id, deepcopy=False)
+        is_one_feasible = any(
+            trial.state == TrialState.COMPLETE and all(value <= 0 for value in trial.constraints.values())
+            for trial in everything
+        )
+        return [trial for trial in found if trial.number not in violating] if is_one_feasible else found
 
 
 BaseStorage.register(PrunerView)
