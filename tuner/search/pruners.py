@@ -193,14 +193,14 @@ class TrialPruner:
         # A trial that was taken over may have reports of its dead worker for later epochs.
         self._trial.intermediate_values = {}
 
-    def should_prune(self, epoch: int, *values: float, is_feasible: bool = True) -> bool:
+    def should_prune(self, epoch: int, *values: float, is_feasible: bool | None = None) -> bool:
         """Return whether to stop the trial after this epoch.
 
         Args:
             epoch: The epoch.
             values: What the trial reported for it.
-            is_feasible: Whether the trial satisfies its constraints at this epoch. Otherwise its values do not count
-                for other trials in the rungs of successive halving.
+            is_feasible: Whether the trial satisfies its constraints at this epoch; None if it has none. If so, it is
+                only compared with trials that do.
         """
         self._trial.intermediate_values[epoch] = values[0]
         private.forget_trials(self._study)
@@ -210,11 +210,15 @@ class TrialPruner:
         private.system_attrs(self._trial).update(stored.system_attrs)
         return is_hopeless
 
-    def _ask(self, epoch: int, values: tuple[float, ...], is_feasible: bool) -> bool:
+    def _ask(self, epoch: int, values: tuple[float, ...], is_feasible: bool | None) -> bool:
         from tuner.search.halving import AshaPruner, BracketPruner, Judged
+        from tuner.search.view import FeasibleView
 
         study, trial, followed = self._study, self._trial, self._followed
         pruner: Any = study.pruner
         if followed is None or not (isinstance(pruner, AshaPruner | BracketPruner) and pruner.has_rungs(study)):
+            if is_feasible:
+                study = private.with_storage(study, FeasibleView(private.storage_of(study)), trial)
             return pruner.prune(study, trial)
-        return pruner.judge(study, trial, Judged(epoch, values, followed.maximize, followed.metric, is_feasible))
+        judged = Judged(epoch, values, followed.maximize, followed.metric, is_feasible is not False)
+        return pruner.judge(study, trial, judged)

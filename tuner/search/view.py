@@ -113,10 +113,7 @@ BaseStorage.register(MetricView)
 
 
 class PrunerView:
-    """The storage without trials that others are not compared with.
-
-    Trials that continue others repeat a curve, and have more epochs than the rest. Trials that violate a constraint
-    are hidden once a complete one satisfies all.
+    """The storage without the trials that continue others: they repeat a curve, and have more epochs than the rest.
 
     Args:
         storage: The storage.
@@ -133,18 +130,22 @@ class PrunerView:
     ) -> list[FrozenTrial]:
         """Return a study's trials; see `optuna.storages.BaseStorage`."""
         found = self._storage.get_all_trials(study_id, deepcopy=deepcopy, states=states)
-        found = [trial for trial in found if EXTENSION_KEY not in private.system_attrs(trial)]
-        violating = {trial.number for trial in found if any(value > 0 for value in trial.constraints.values())}
-        if not violating:
-            return found
-        everything = found if states is None else self._storage.get_all_trials(study_id, deepcopy=False)
-        is_one_feasible = any(
-            trial.state == TrialState.COMPLETE and all(value <= 0 for value in trial.constraints.values())
-            for trial in everything
-        )
-        return [trial for trial in found if trial.number not in violating] if is_one_feasible else found
+        return [trial for trial in found if self.is_shown(trial)]
+
+    def is_shown(self, trial: FrozenTrial) -> bool:
+        """Return whether others are compared with a trial."""
+        return EXTENSION_KEY not in private.system_attrs(trial)
 
 
+class FeasibleView(PrunerView):
+    """The storage without the trials that violate a constraint."""
+
+    def is_shown(self, trial: FrozenTrial) -> bool:
+        """Return whether a trial violates no constraint."""
+        return not any(value > 0 for value in trial.constraints.values())
+
+
+BaseStorage.register(FeasibleView)
 BaseStorage.register(PrunerView)
 
 

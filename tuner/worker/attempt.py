@@ -316,11 +316,12 @@ class Attempt(TrialData):
         except StorageLost:
             return False
 
-    def _is_feasible(self, report: Report) -> bool:
-        """Return whether the trial satisfies its constraints at an epoch, as far as they are reported."""
+    def _is_feasible(self, report: Report) -> bool | None:
+        """Return whether the trial satisfies its constraints at an epoch, as far as it has some; None without any."""
         own = self.context.storage.get_trial(self.lease.trial_id).constraints
         checked = check_metrics(self.constraints, report.epoch, report.metrics, is_complete=False)
-        return is_feasible({**own, **checked.violations})
+        found = {**own, **checked.violations}
+        return is_feasible(found) if found else None
 
     # --- For the trainable
 
