@@ -138,7 +138,9 @@ def times(counts: list[int], asks: int) -> list[dict[str, Any]]:
             }
             for name, make in storages.items():
                 own = TPESampler(seed=0)
-                first, ask, own_s = ask_s(make(), asks, spec.make_sampler if name == "tuner" else lambda _, own=own: own)
+                first, ask, own_s = ask_s(
+                    make(), asks, spec.make_sampler if name == "tuner" else lambda _, own=own: own
+                )
                 found = {"ask_ms": 1e3 * ask, "processor_ms": 1e3 * own_s, "first_ms": 1e3 * first}
                 rows.append({"trials": count, "storage": name, **found})
                 text = f"{1e3 * ask:8.1f} ms, {1e3 * own_s:8.1f} of the processor, the first {1e3 * first:8.0f} ms"

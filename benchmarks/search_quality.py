@@ -30,7 +30,6 @@ from search_problems import (
     CONSTRAINED,
     PLAIN,
     SEVERAL,
-    Digits,
     Problem,
     Table,
     Unit,
@@ -120,9 +119,7 @@ class SharingStorage(InMemoryStorage):
         super().__init__()
         self._shared: dict[str, Any] = {}
 
-    def set_trial_param(
-        self, trial_id: int, param_name: str, param_value_internal: float, distribution: Any
-    ) -> None:
+    def set_trial_param(self, trial_id: int, param_name: str, param_value_internal: float, distribution: Any) -> None:
         """Set a parameter; see `optuna.storages.BaseStorage`."""
         shared = self._shared.setdefault(param_name, distribution)
         super().set_trial_param(trial_id, param_name, param_value_internal, shared)
@@ -264,11 +261,12 @@ def tables(lines: Iterable[Line]) -> str:
     """Return a table for each problem: a row for each sampler, a column for each number of trials."""
     by: dict[str, dict[str, dict[str, dict[int, float]]]] = {}
     for one_line in lines:
-        samplers = by.setdefault(one_line["problem"], {})
+        side = one_line["sampler"].removesuffix(", 50 trials")
+        name = f"{one_line['problem']}, windows" if side in WINDOW_SIDES else one_line["problem"]
         for after, regret in one_line["regret"].items():
-            name = one_line["sampler"].removesuffix(", 50 trials")
-            samplers.setdefault(name, {}).setdefault(after, {})[one_line["seed"]] = regret
-    return "\n\n".join(table(name, by[name]) for name in PROBLEMS if name in by)
+            by.setdefault(name, {}).setdefault(side, {}).setdefault(after, {})[one_line["seed"]] = regret
+    names = [*PROBLEMS, *(f"{name}, windows" for name in WINDOWS)]
+    return "\n\n".join(table(name, by[name]) for name in names if name in by)
 
 
 def table(name: str, samplers: Mapping[str, Mapping[str, Regrets]]) -> str:

@@ -136,9 +136,7 @@ def _read(engine: Engine, study: StudyRow, workers: int) -> _Recorded:
     )
     censored = frozenset(trial.number for trial in trials if trial.outcome is Outcome.PRUNED)
     best = max(values) if study.maximize[0] else min(values)
-    return _Recorded(
-        curves, censored, best, epochs, typical_s is not None, setting, value_epoch_of(study.record)
-    )
+    return _Recorded(curves, censored, best, epochs, typical_s is not None, setting, value_epoch_of(study.record))
 
 
 def _curve(trial: TrialRow, effort: Effort | None, typical_s: float | None) -> Curve:

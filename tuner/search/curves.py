@@ -156,9 +156,7 @@ class CurvePruner(BasePruner):
         StudyError: an option is wrong.
     """
 
-    def __init__(
-        self, last: int, min_epochs: int = 4, probability: float = 0.05, *, takes_best: bool = False
-    ) -> None:
+    def __init__(self, last: int, min_epochs: int = 4, probability: float = 0.05, *, takes_best: bool = False) -> None:
         if not is_int(min_epochs) or min_epochs < 1:
             raise StudyError(f"min_epochs of the pruner 'curve' must be an integer of at least 1: got {min_epochs!r}")
         if not is_number(probability) or not 0 < probability < 1:

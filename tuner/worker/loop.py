@@ -502,9 +502,7 @@ class Worker:
             raise StudyFailed(f"study {name!r} stopped: {why}; fix it and launch again{trace}")
 
     def _note_ended(self, number: int, ended: Ended) -> None:
-        for line in self.fixed_names.check(
-            lambda: self.storage.get_all_trials(self.claimant.study_id, deepcopy=False)
-        ):
+        for line in self.fixed_names.check(lambda: self.storage.get_all_trials(self.claimant.study_id, deepcopy=False)):
             self.say(HparamsUnused(number, line))
         self._note_sampler_error(number, ended)
 

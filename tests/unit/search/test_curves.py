@@ -18,7 +18,6 @@ from tuner.search import TrialPruner, followed_metrics, make_pruner
 from tuner.search.curves import _EXPONENTS, any_below, predict
 
 
-
 class Rate(Space):
     rate: float = uniform(0.0, 1.0)
 

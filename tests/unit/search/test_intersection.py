@@ -23,7 +23,9 @@ def some_trial(rng: random.Random) -> FrozenTrial:
     """Return a trial of any state, which may lack a parameter or have another domain for it."""
     distributions = {name: rng.choice(several) for name, several in DOMAINS.items() if rng.random() < 0.9}
     values: dict[str, Any] = {"rate": 0.1, "width": 2, "kind": "a"}
-    state = rng.choice([TrialState.COMPLETE, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING])
+    state = rng.choice(
+        [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING]
+    )
     return create_trial(
         state=state,
         value=1.0 if state == TrialState.COMPLETE else None,

@@ -185,7 +185,7 @@ def _is_kept(trial: FrozenTrial, best: Container[int], halved: int) -> bool:
 
 
 def _without_most(found: Fronts) -> set[int]:
-    """Return the best trials; of a last rank that makes them more than `WINDOW_FROM`, a sample that makes them fewer."""
+    """Return the best trials; a sample of the last rank if it makes them more than `WINDOW_FROM`."""
     halved, best = 0, found.best
     while found.last and len(best) > WINDOW_FROM and halved < _MOST_HALVED:
         halved += 1
