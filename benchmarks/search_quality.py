@@ -148,6 +148,7 @@ def make_study(problem: Problem, side: Side, seed: int) -> Study:
     """Return a study whose sampler is to be compared."""
     names = [f"y{i}" for i in range(1 if math.isinf(problem.reference[0]) else 2)]
     has_constraint = problem.constraint is not None and side.is_told
+    directions: Any = ["minimize"] * len(names)
     return Study(
         name="quality",
         space=problem.space if side.has_priors else without_priors(problem.space),
@@ -157,7 +158,7 @@ def make_study(problem: Problem, side: Side, seed: int) -> Study:
         seed=seed,
         constraints={"room": "<= 0"} if has_constraint else {},
         objective=names if len(names) > 1 else names[0],
-        directions=["minimize"] * len(names),
+        directions=directions,
     )
 
 
@@ -174,7 +175,7 @@ class Search:
         self.problem, self.side, self.seed = problem, side, seed
         self.spec = make_study(problem, side, seed)
         self.is_own = callable(side.sampler)
-        directions = ["minimize"] * len(self.spec.objectives)
+        directions: Any = ["minimize"] * len(self.spec.objectives)
         sampler = side.sampler(seed) if self.is_own else None
         self.found = optuna.create_study(
             storage=None if self.is_own else SharingStorage(), sampler=sampler, directions=directions

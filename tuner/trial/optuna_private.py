@@ -154,7 +154,7 @@ def replace_intersection(sampler: BaseSampler, make: Callable[[bool], Intersecti
         make: Returns the new one; it is passed whether pruned trials count.
     """
     for name in ("_search_space", "_intersection_search_space"):
-        known = getattr(sampler, name, None)
+        known: Any = getattr(sampler, name, None)
         if hasattr(known, "_include_pruned"):
             setattr(sampler, name, make(known._include_pruned))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tuner.errors import nearest
 from tuner.study.space import is_space
@@ -23,9 +23,10 @@ class FixedNames:
     """
 
     def __init__(self, study: StudySpec) -> None:
-        given: Any = study.sampler
-        is_known = is_space(study.space) or not isinstance(given, Mapping) or given.get("name") != "partial_fixed"
-        self._names: Sequence[str] = () if is_known else [str(name) for name in given["fixed"]]
+        sampler: Any = study.sampler
+        given: Mapping[str, Any] = cast("Any", sampler) if isinstance(sampler, Mapping) else {}
+        is_unknown = given.get("name") == "partial_fixed" and not is_space(study.space)
+        self._names: Sequence[str] = [str(name) for name in given["fixed"]] if is_unknown else ()
 
     def check(self, read: Callable[[], Sequence[FrozenTrial]]) -> list[str]:
         """Return a line for each fixed name that no ended trial has; nothing before one has hyperparameters.

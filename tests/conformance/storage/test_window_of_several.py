@@ -8,7 +8,7 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.distributions import FloatDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import TPESampler
 from optuna.samplers._tpe.sampler import _split_trials, default_gamma_multiobjective
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -20,7 +20,7 @@ from tuner.storage.optuna.storage import WindowedStorage
 from tuner.storage.optuna.window import is_sampled, level
 
 FROM = 40
-SPACE = {"x": FloatDistribution(0.0, 1.0)}
+SPACE: dict[str, BaseDistribution] = {"x": FloatDistribution(0.0, 1.0)}
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -47,8 +47,8 @@ def some_trial(rng: random.Random, objectives: int, *, complete: float = 0.8, in
 
 
 def new_study(storage: Any, name: str, objectives: int) -> optuna.Study:
-    directions = ["minimize", "maximize", "minimize", "minimize"][:objectives]
-    return optuna.create_study(storage=storage, study_name=name, directions=directions)
+    directions: Any = ["minimize", "maximize", "minimize"]
+    return optuna.create_study(storage=storage, study_name=name, directions=directions[:objectives])
 
 
 def below(study: optuna.Study, trials: list[FrozenTrial], count: int) -> list[int]:
@@ -88,6 +88,7 @@ def test_the_best_are_those_of_the_whole_study(
 @pytest.mark.parametrize("objectives", [2, 3])
 def test_the_best_remain_right_while_trials_end(storage_url: str, objectives: int) -> None:
     rng = random.Random(10 + objectives)
+    seen: list[FrozenTrial] = []
     with opened(storage_url) as early:
         study = new_study(early, "several", objectives)
         for step in range(12):
