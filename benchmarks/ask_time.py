@@ -183,7 +183,7 @@ def regret(function: Callable[[Mapping[str, float]], float], seed: int, trials: 
 
 def quality(seeds: int, trials: int = 700, window_from: int = 150) -> list[dict[str, Any]]:
     """Return the regrets with a window and with all trials, for three functions."""
-    window.WINDOW_FROM = window_from
+    window.SAMPLE = window_from
     rows = []
     for function in (sphere, rastrigin, rosenbrock):
         pairs = [

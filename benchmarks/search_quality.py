@@ -215,7 +215,7 @@ def search_windows(name: str, seed: int) -> list[Line]:
 
     The first 1,000 trials are the same ones.
     """
-    began_s, window.WINDOW_FROM = time.perf_counter(), WINDOW_TRIALS // 4
+    began_s, window.SAMPLE = time.perf_counter(), WINDOW_TRIALS // 4
     problem = PROBLEMS[name]
     full, part = Search(problem, SIDES["tpe"], seed), Search(problem, SIDES["tpe"], seed)
     first = full.run(WINDOW_TRIALS // 2)

@@ -26,7 +26,7 @@ ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(window, "WINDOW_FROM", FROM)
+    monkeypatch.setattr(window, "SAMPLE", FROM)
 
 
 def numbers(found: list[FrozenTrial]) -> list[int]:

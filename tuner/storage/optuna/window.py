@@ -2,7 +2,7 @@
 
 The time of a suggestion by TPE grows with the number of trials, and soon takes longer than a short training. TPE splits
 trials into the best few and the rest, so a sample of the rest says nearly as much. Every worker sees the same sample,
-because a hash of a trial's number decides. Below `WINDOW_FROM` ended trials a sampler sees all of them.
+because a hash of a trial's number decides. Below twice `SAMPLE` ended trials a sampler sees all of them.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from tuner.trial import optuna_private as private
 if TYPE_CHECKING:
     import datetime
 
-WINDOW_FROM = 1000
-"""The number of ended trials from twice of which on a sampler sees a window: between this many and twice as many."""
+SAMPLE = 500
+"""The least number of trials in the sample of a large study; it has at most twice as many. From twice as many on, there is
+a window."""
 BEST = 25
 """The number of best trials that are always seen: as many as TPE takes. More would be too many among the others."""
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -55,14 +56,14 @@ class Best(NamedTuple):
 def best_of_several() -> int:
     """Return the number of best trials that are always seen with several objectives.
 
-    TPE takes a tenth of all that it sees as its best. A sampler sees up to twice `WINDOW_FROM` trials and these.
+    TPE takes a tenth of all that it sees as its best. A sampler sees up to twice `SAMPLE` trials and these.
     """
-    return WINDOW_FROM // 4
+    return SAMPLE // 4
 
 
 def level(ended: int) -> int:
-    """Return how often the sample has been halved, so that it has between `WINDOW_FROM` trials and twice as many."""
-    return max(0, int(math.log2(max(ended, 1) / WINDOW_FROM))) if ended >= WINDOW_FROM else 0
+    """Return how often the sample has been halved, so that it has between `SAMPLE` trials and twice as many."""
+    return max(0, int(math.log2(max(ended, 1) / SAMPLE))) if ended >= SAMPLE else 0
 
 
 def is_sampled(number: int, level: int) -> bool:
@@ -185,9 +186,9 @@ def _is_kept(trial: FrozenTrial, best: Container[int], halved: int) -> bool:
 
 
 def _without_most(found: Fronts) -> set[int]:
-    """Return the best trials; a sample of the last rank if it makes them more than `WINDOW_FROM`."""
+    """Return the best trials; a sample of the last rank if it makes them more than `SAMPLE`."""
     halved, best = 0, found.best
-    while found.last and len(best) > WINDOW_FROM and halved < _MOST_HALVED:
+    while found.last and len(best) > SAMPLE and halved < _MOST_HALVED:
         halved += 1
         best = {number for number in best if number not in found.last or is_sampled(number, halved)}
     return best
