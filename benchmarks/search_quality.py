@@ -254,8 +254,8 @@ def cell(regrets: Regrets, random: Regrets, seeds: int) -> str:
     median = f"{statistics.median(regrets.values()):.3g}"
     if regrets == random:
         return median
-    few = f", {len(regrets)} seeds" if len(regrets) < seeds else ""
-    return f"{gain(regrets, random)} ({median}{few})"
+    few = f", {len(regrets)} of {seeds} seeds" if len(regrets) < seeds else ""
+    return f"{gain(regrets, random)} ({median}{few})".strip()
 
 
 def tables(lines: Iterable[Line]) -> str:
