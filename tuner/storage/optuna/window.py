@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     import datetime
 
 SAMPLE = 500
-"""The least number of trials in the sample of a large study; it has at most twice as many. From twice as many on, there is
-a window."""
+"""The least number of trials in the sample of a large study; it has at most twice as many.
+
+There is a window once twice as many trials have ended.
+"""
 BEST = 25
 """The number of best trials that are always seen: as many as TPE takes. More would be too many among the others."""
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
