@@ -130,8 +130,8 @@ def _enqueue_best(study: str, other: str, count: int, rename: Mapping[str, str],
         say(f"not matched: {text}")
     if len(transferred.trials) < count:
         say(
-            f"{len(transferred.trials)} of {count} trials are queued: {other!r} has no others that are complete and satisfy "
-            "their constraints, with other hyperparameters"
+            f"{len(transferred.trials)} of {count} trials are queued: {other!r} has no others that are complete and "
+            "satisfy their constraints, with other hyperparameters"
         )
 
 
