@@ -1,194 +1,331 @@
 """Which named samplers beat random search, and do they find what Optuna's own samplers find?
 
-    python benchmarks/search_quality.py --out benchmarks/search_quality.jsonl
+    python benchmarks/search_quality.py --out benchmarks/search_quality.jsonl [--only plain digits] [--seeds 10]
+    python benchmarks/search_quality.py --out benchmarks/search_quality.jsonl --seeds 0 --readme benchmarks/README.md
 
-Each line of the output is one search: its function, sampler and seed, and its regret after 50 and 200 trials. Searches
-that the file has already are not repeated, so the command can be interrupted. At the end it prints a table.
+Each line of the output is one search: its problem, sampler and seed, and its regret after some numbers of trials.
+Searches that the file has are not repeated, so the command can be interrupted. At the end it prints tables, or writes
+them into a page between the two lines that name this script.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
+from optuna.samplers import CmaEsSampler, NSGAIIISampler, NSGAIISampler, TPESampler
+from optuna.storages import InMemoryStorage
+from optuna.trial import FrozenTrial
 from scipy import stats
+from search_problems import (
+    CONSTRAINED,
+    PLAIN,
+    SEVERAL,
+    Problem,
+    Table,
+    Unit,
+    digits_problems,
+    one,
+    sphere,
+    without_priors,
+)
 
-from tuner import Space, Study, uniform
+from tuner import Study
 from tuner.errors import StudyError
+from tuner.storage.optuna import window
 
-AFTER = (50, 200)
-GP_TRIALS = 50
-
-
-class Branin(Space):
-    """The space of `branin`, with priors near one of its minima."""
-
-    x0: float = uniform(-5.0, 10.0, prior=3.0)
-    x1: float = uniform(0.0, 15.0, prior=2.5)
-
-
-class Hartmann(Space):
-    """The space of `hartmann`, with priors near its minimum."""
-
-    x0: float = uniform(0.0, 1.0, prior=0.2)
-    x1: float = uniform(0.0, 1.0, prior=0.15)
-    x2: float = uniform(0.0, 1.0, prior=0.5)
-    x3: float = uniform(0.0, 1.0, prior=0.3)
-    x4: float = uniform(0.0, 1.0, prior=0.3)
-    x5: float = uniform(0.0, 1.0, prior=0.65)
+Line = dict[str, Any]
+POPULATION = 20
+WINDOW_TRIALS = 2000
+WINDOW_SIDES = ("tpe, window", "tpe, all trials")
+TABLE = digits_problems(Table.read())
+WINDOWS = {**{name: PLAIN[name] for name in ("branin", "hartmann6")}, "bowl4": Problem(Unit, one(sphere))}
+PROBLEMS: Mapping[str, Problem] = {**PLAIN, **CONSTRAINED, **SEVERAL, **TABLE, **WINDOWS}
 
 
-class Rastrigin(Space):
-    """The space of `rastrigin`, with priors near its minimum."""
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One way to search.
 
-    x0: float = uniform(-4.0, 6.0, prior=0.5)
-    x1: float = uniform(-4.0, 6.0, prior=0.5)
-    x2: float = uniform(-4.0, 6.0, prior=0.5)
-    x3: float = uniform(-4.0, 6.0, prior=0.5)
+    Attributes:
+        sampler: The sampler of a study, or a function that makes Optuna's own from a seed, one object for all trials.
+        has_priors: Whether the space has priors.
+        is_told: Whether the sampler is told the values of constraints.
+        most: The number of trials at most.
+    """
 
-
-def branin(x: np.ndarray) -> float:
-    b, c, r, t = 5.1 / (4 * math.pi**2), 5 / math.pi, 6.0, 1 / (8 * math.pi)
-    return (x[1] - b * x[0] ** 2 + c * x[0] - r) ** 2 + 10 * (1 - t) * math.cos(x[0]) + 10 - 0.397887357729738
-
-
-ALPHA = np.array([1.0, 1.2, 3.0, 3.2])
-A = np.array(
-    [[10, 3, 17, 3.5, 1.7, 8], [0.05, 10, 17, 0.1, 8, 14], [3, 3.5, 1.7, 10, 17, 8], [17, 8, 0.05, 10, 0.1, 14]]
-)
-P = 1e-4 * np.array(
-    [
-        [1312, 1696, 5569, 124, 8283, 5886],
-        [2329, 4135, 8307, 3736, 1004, 9991],
-        [2348, 1451, 3522, 2883, 3047, 6650],
-        [4047, 8828, 8732, 5743, 1091, 381],
-    ]
-)
+    sampler: Any
+    has_priors: bool = False
+    is_told: bool = True
+    most: int = 1000
 
 
-def hartmann(x: np.ndarray) -> float:
-    return float(-(ALPHA * np.exp(-(A * (x - P) ** 2).sum(axis=1))).sum()) + 3.322368011415515
+NSGA2 = {"name": "nsga2", "population_size": POPULATION}
+NSGA3 = {"name": "nsga3", "population_size": POPULATION}
+GRID = {"name": "grid"}
+SIDES: Mapping[str, Side] = {
+    "random": Side("random"),
+    "qmc": Side("qmc"),
+    "tpe": Side("tpe"),
+    "tpe, priors": Side("tpe", has_priors=True, most=200),
+    "tpe, not told": Side("tpe", is_told=False, most=200),
+    "cmaes": Side("cmaes"),
+    "nsga2": Side(NSGA2),
+    "nsga2, not told": Side(NSGA2, is_told=False),
+    "nsga3": Side(NSGA3),
+    "grid": Side(GRID),
+    "brute_force": Side("brute_force"),
+    "gp": Side("gp", most=200),
+    "gp, 50 trials": Side("gp", most=50),
+    "gp, not told": Side("gp", is_told=False, most=50),
+    "auto": Side("auto", most=50),
+    "Optuna's TPESampler": Side(lambda seed: TPESampler(seed=seed), most=200),
+    "Optuna's CmaEsSampler": Side(lambda seed: CmaEsSampler(seed=seed)),
+    "Optuna's NSGAIISampler": Side(lambda seed: NSGAIISampler(seed=seed, population_size=POPULATION)),
+    "Optuna's NSGAIIISampler": Side(lambda seed: NSGAIIISampler(seed=seed, population_size=POPULATION)),
+}
+OF_ONE = ("random", "qmc", "tpe", "nsga2", "Optuna's TPESampler", "Optuna's NSGAIISampler")
+OF_NUMBERS = ("cmaes", "Optuna's CmaEsSampler")
+OF_SEVERAL = (*OF_ONE, "nsga3", "Optuna's NSGAIIISampler")
+TOLD = ("random", "tpe", "tpe, not told", "nsga2", "nsga2, not told", "Optuna's TPESampler")
 
-
-def rastrigin(x: np.ndarray) -> float:
-    return float(10 * len(x) + (x**2 - 10 * np.cos(2 * math.pi * x)).sum())
-
-
-FUNCTIONS: Mapping[str, tuple[type[Space], Callable[[np.ndarray], float]]] = {
-    "branin": (Branin, branin),
-    "hartmann6": (Hartmann, hartmann),
-    "rastrigin4": (Rastrigin, rastrigin),
+# Group -> problems, and their sides; cheap groups first.
+GROUPS: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
+    "plain": (tuple(PLAIN), (*OF_ONE, *OF_NUMBERS, "tpe, priors")),
+    "digits": (("digits",), (*OF_ONE, *OF_NUMBERS, "tpe, priors", "grid", "brute_force")),
+    "constraints": ((*CONSTRAINED, "digits, small"), TOLD),
+    "several": ((*SEVERAL, "digits, loss and size"), OF_SEVERAL),
+    "windows": (tuple(WINDOWS), ("tpe, window",)),
+    "gp": ((*PLAIN, "digits"), ("gp, 50 trials", "auto")),
+    "gp, constraints": ((*CONSTRAINED, "digits, small"), ("gp, 50 trials", "gp, not told")),
+    "gp, several": ((*SEVERAL, "digits, loss and size"), ("gp, 50 trials",)),
+    "gp, 200": ((*PLAIN, "digits"), ("gp",)),
 }
 
 
-def without_priors(space: type[Space]) -> type[Space]:
-    """Return the same space without priors."""
-    made: Any = space
-    known: Mapping[str, Any] = made.__domains__
-    domains: dict[str, Any] = {name: uniform(one.low, one.high) for name, one in known.items()}
-    return type(Space)(space.__name__, (Space,), {"__annotations__": dict.fromkeys(domains, float), **domains})  # pyright: ignore
+class SharingStorage(InMemoryStorage):
+    """Optuna's storage in memory, whose trials share equal distributions, as those of tuner's storage do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shared: dict[str, Any] = {}
+
+    def set_trial_param(self, trial_id: int, param_name: str, param_value_internal: float, distribution: Any) -> None:
+        """Set a parameter; see `optuna.storages.BaseStorage`."""
+        shared = self._shared.setdefault(param_name, distribution)
+        super().set_trial_param(trial_id, param_name, param_value_internal, shared)
 
 
-def make_study(space: Any, sampler: Any, seed: int) -> Study:
+class WindowedMemory(SharingStorage):
+    """The same, whose list of trials is the window that tuner's storage would show to a sampler."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._window, self._known = window.Window([False]), 0
+
+    def get_all_trials(self, study_id: int, deepcopy: bool = True, states: Any = None) -> list[FrozenTrial]:
+        """Return the trials of the window; see `optuna.storages.BaseStorage`."""
+        everything = super().get_all_trials(study_id, deepcopy=False)
+        new = [trial for trial in everything[self._known :] if trial.state.is_finished()]
+        self._known += len(new)
+        self._window.add(new)
+        self._window.shrink()
+        running = everything[self._known :]
+        found = [*self._window.seen, *running]
+        return [trial for trial in found if states is None or trial.state in states]
+
+
+def make_study(problem: Problem, side: Side, seed: int) -> Study:
+    """Return a study whose sampler is to be compared."""
+    names = [f"y{i}" for i in range(1 if math.isinf(problem.reference[0]) else 2)]
+    has_constraint = problem.constraint is not None and side.is_told
+    directions: Any = ["minimize"] * len(names)
     return Study(
         name="quality",
-        space=space,
+        space=problem.space if side.has_priors else without_priors(problem.space),
         train=lambda hparams, trial: 0.0,
-        objective="loss",
-        direction="minimize",
-        trials=max(AFTER),
-        sampler=sampler,
+        trials=max(problem.trials),
+        sampler="random" if callable(side.sampler) else side.sampler,
         seed=seed,
+        constraints={"room": "<= 0"} if has_constraint else {},
+        objective=names if len(names) > 1 else names[0],
+        directions=directions,
     )
 
 
-# Name -> the sampler of a study, or a function that makes Optuna's own with a seed; one object for all trials.
-SIDES: Mapping[str, Any] = {
-    "random": "random",
-    "qmc": "qmc",
-    "tpe": "tpe",
-    "tpe, priors": "tpe",
-    "cmaes": "cmaes",
-    "nsga2": {"name": "nsga2", "population_size": 20},
-    "gp": "gp",
-    "Optuna's TPESampler": lambda seed: optuna.samplers.TPESampler(seed=seed),
-    "Optuna's CmaEsSampler": lambda seed: optuna.samplers.CmaEsSampler(seed=seed),
-}
+class Search:
+    """One search, trial by trial.
+
+    Args:
+        problem: What is searched.
+        side: How.
+        seed: The seed of the study.
+    """
+
+    def __init__(self, problem: Problem, side: Side, seed: int) -> None:
+        self.problem, self.side, self.seed = problem, side, seed
+        self.spec = make_study(problem, side, seed)
+        self.is_own = callable(side.sampler)
+        directions: Any = ["minimize"] * len(self.spec.objectives)
+        sampler = side.sampler(seed) if self.is_own else None
+        self.found = optuna.create_study(
+            storage=None if self.is_own else SharingStorage(), sampler=sampler, directions=directions
+        )
+        self.feasible: list[tuple[float, ...]] = []
+        self.asked = 0
+
+    def run(self, trials: int) -> float:
+        """Search until there are so many trials, and return the regret."""
+        while self.asked < trials:
+            if not self.is_own:
+                self.found.sampler = self.spec.make_sampler(self.asked)
+            self.asked += 1
+            trial = self.found.ask()
+            self.spec.sample(trial)
+            values, room = self.problem.values(trial.params), -1.0
+            if self.problem.constraint is not None:
+                room = self.problem.constraint(trial.params)
+                if self.side.is_told:
+                    trial.set_constraint("room", room)
+            self.found.tell(trial, values)
+            if room <= 0:
+                self.feasible.append(values)
+        return self.problem.regret(self.feasible)
 
 
-def search(function: str, side: str, seed: int) -> dict[str, Any]:
+def search(name: str, side: str, seed: int) -> list[Line]:
     """Return the regrets of one search."""
-    space, value = FUNCTIONS[function]
-    space = space if side == "tpe, priors" else without_priors(space)
-    made: Any = SIDES[side]
-    study = make_study(space, "random" if callable(made) else made, seed)
-    own: Any = made(seed) if callable(made) else None
-    found = optuna.create_study(sampler=own)
-    regrets, began_s = {}, time.perf_counter()
-    for number in range(GP_TRIALS if side == "gp" else max(AFTER)):
-        if not callable(made):
-            found.sampler = study.make_sampler(number)
-        trial = found.ask()
-        study.sample(trial)
-        found.tell(trial, value(np.array(list(trial.params.values()))))
-        if number + 1 in AFTER:
-            regrets[str(number + 1)] = found.best_value
+    problem, began_s = PROBLEMS[name], time.perf_counter()
+    made = Search(problem, SIDES[side], seed)
+    regrets = {str(after): made.run(after) for after in problem.trials if after <= SIDES[side].most}
+    return [line(name, side, seed, regrets, began_s)]
+
+
+def search_windows(name: str, seed: int) -> list[Line]:
+    """Return two searches by TPE of 2,000 trials: with a window from 1,000 trials on, and with all trials.
+
+    The first 1,000 trials are the same ones.
+    """
+    began_s, window.SAMPLE = time.perf_counter(), WINDOW_TRIALS // 4
+    problem = PROBLEMS[name]
+    full, part = Search(problem, SIDES["tpe"], seed), Search(problem, SIDES["tpe"], seed)
+    first = full.run(WINDOW_TRIALS // 2)
+    part.found = optuna.create_study(storage=WindowedMemory())
+    part.found.add_trials(full.found.get_trials(deepcopy=False))
+    part.feasible, part.asked = list(full.feasible), full.asked
+    last = part.run(WINDOW_TRIALS)
+    both = {"tpe, window": last, "tpe, all trials": full.run(WINDOW_TRIALS)}
+    half = str(WINDOW_TRIALS // 2)
+    return [line(name, side, seed, {half: first, str(WINDOW_TRIALS): end}, began_s) for side, end in both.items()]
+
+
+def line(name: str, side: str, seed: int, regrets: Mapping[str, float], began_s: float) -> Line:
+    """Return a line of the output."""
     seconds = round(time.perf_counter() - began_s, 2)
-    return {"function": function, "sampler": side, "seed": seed, "regret": regrets, "seconds": seconds}
+    return {"problem": name, "sampler": side, "seed": seed, "regret": dict(regrets), "seconds": seconds}
 
 
-def compare(lines: Iterable[Mapping[str, Any]]) -> str:
-    """Return the table: the median regret, and by how many powers of ten it is less than that of random search."""
-    by: dict[tuple[str, str, str], dict[int, float]] = {}
-    for line in lines:
-        for after, regret in line["regret"].items():
-            by.setdefault((line["function"], after, line["sampler"]), {})[line["seed"]] = regret
-    head = "| function | trials | sampler | seeds | median regret | powers of ten less than random |"
-    rows = [head, "| --- " * 6 + "|"]
-    for (function, after, sampler), regrets in sorted(by.items(), key=lambda one: (one[0][0], int(one[0][1]))):
-        random = by.get((function, after, "random"), {})
-        gains = [math.log10(random[seed] / regrets[seed]) for seed in sorted(regrets.keys() & random.keys())]
-        error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.nan
-        half = stats.t.ppf(0.975, max(1, len(gains) - 1)) * error
-        gain = "" if sampler == "random" else f"{statistics.mean(gains):+.2f} ± {half:.2f}"
-        median = statistics.median(regrets.values())
-        rows.append(f"| {function} | {after} | {sampler} | {len(regrets)} | {median:.3g} | {gain} |")
-    return "\n".join(rows)
+# --- Tables
+
+Regrets = Mapping[int, float]
+"""By seed."""
+
+
+def gain(regrets: Regrets, others: Regrets) -> str:
+    """Return by how many powers of ten regrets are less than others: the mean over seeds, with a 95 % interval."""
+    gains = [math.log10(others[seed] / regrets[seed]) for seed in sorted(regrets.keys() & others.keys())]
+    if len(gains) < 2:
+        return ""
+    half = stats.t.ppf(0.975, len(gains) - 1) * statistics.stdev(gains) / math.sqrt(len(gains))
+    return f"{statistics.mean(gains):+.2f} ± {half:.2f}"
+
+
+def cell(regrets: Regrets, random: Regrets, seeds: int) -> str:
+    """Return the gain over random search, the median regret, and the number of seeds if it is not the usual one."""
+    median = f"{statistics.median(regrets.values()):.3g}"
+    if regrets == random:
+        return median
+    few = f", {len(regrets)} of {seeds} seeds" if len(regrets) < seeds else ""
+    return f"{gain(regrets, random)} ({median}{few})".strip()
+
+
+def tables(lines: Iterable[Line]) -> str:
+    """Return a table for each problem: a row for each sampler, a column for each number of trials."""
+    by: dict[str, dict[str, dict[str, dict[int, float]]]] = {}
+    for one_line in lines:
+        side = one_line["sampler"].removesuffix(", 50 trials")
+        name = f"{one_line['problem']}, windows" if side in WINDOW_SIDES else one_line["problem"]
+        for after, regret in one_line["regret"].items():
+            by.setdefault(name, {}).setdefault(side, {}).setdefault(after, {})[one_line["seed"]] = regret
+    names = [*PROBLEMS, *(f"{name}, windows" for name in WINDOWS)]
+    return "\n\n".join(table(name, by[name]) for name in names if name in by)
+
+
+def table(name: str, samplers: Mapping[str, Mapping[str, Regrets]]) -> str:
+    """Return the table of a problem."""
+    seeds = max(len(regrets) for by_size in samplers.values() for regrets in by_size.values())
+    sizes = sorted({int(after) for by_size in samplers.values() for after in by_size})
+    rows = [[name, *(f"{size} trials" for size in sizes)], ["---"] * (1 + len(sizes))]
+    for side in [side for side in (*SIDES, *WINDOW_SIDES) if side in samplers]:
+        found = {int(after): regrets for after, regrets in samplers[side].items()}
+        base = samplers[WINDOW_SIDES[1] if side in WINDOW_SIDES else "random"]
+        cells = [cell(found[size], base[str(size)], seeds) if size in found else "" for size in sizes]
+        rows.append([side, *cells])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+BEGIN, END = "<!-- search_quality.py: begin -->", "<!-- search_quality.py: end -->"
+
+
+def write_tables(page: Path, text: str) -> None:
+    """Replace the tables of a page."""
+    before, rest = page.read_text().split(BEGIN)
+    after = rest.split(END)[1]
+    page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+
+
+def plan(groups: Sequence[str], seeds: int) -> Iterator[tuple[str, str, int]]:
+    """Yield problem, side and seed of each search; those of a group by seed, so that all sides have the same seeds."""
+    for group in groups:
+        problems, sides = GROUPS[group]
+        yield from ((problem, side, seed) for seed in range(seeds) for problem in problems for side in sides)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("search_quality.jsonl"))
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--samplers", nargs="*", default=list(SIDES))
+    parser.add_argument("--only", nargs="+", choices=list(GROUPS), default=list(GROUPS), metavar="GROUP")
+    parser.add_argument("--readme", type=Path, help="the page whose tables are replaced")
     given = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
-    lines = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.exists() else []
-    done = {(line["function"], line["sampler"], line["seed"]) for line in lines}
-    for seed in range(given.seeds):
-        for function in FUNCTIONS:
-            for side in given.samplers:
-                if (function, side, seed) in done:
-                    continue
-                try:
-                    line = search(function, side, seed)
-                except StudyError as error:  # PyTorch is not installed
-                    print(f"{side}: {error}")
-                    continue
-                lines.append(line)
-                with given.out.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
-    print(compare(lines))
+    lines = [json.loads(text) for text in given.out.read_text().splitlines()] if given.out.exists() else []
+    done = {(known["problem"], known["sampler"], known["seed"]) for known in lines}
+    for problem, side, seed in plan(given.only, given.seeds):
+        if (problem, side, seed) in done:
+            continue
+        try:
+            found = search_windows(problem, seed) if side in WINDOW_SIDES else search(problem, side, seed)
+        except StudyError as error:  # PyTorch is not installed
+            print(f"{side}: {error}")
+            continue
+        lines += found
+        with given.out.open("a") as file:
+            file.writelines(json.dumps(one_line) + "\n" for one_line in found)
+    text = tables(lines)
+    print(text)
+    if given.readme is not None:
+        write_tables(given.readme, text)
 
 
 if __name__ == "__main__":

@@ -142,6 +142,11 @@ def _enqueue_best(study: str, other: str, count: int, rename: Mapping[str, str],
         say(f"a trial of {study!r} with {_settings(params)} is queued, from trial {number} of {other!r}")
     for text in transferred.unmatched:
         say(f"not matched: {text}")
+    if len(transferred.trials) < count:
+        say(
+            f"{len(transferred.trials)} of {count} trials are queued: {other!r} has no others that are complete and "
+            "satisfy their constraints, with other hyperparameters"
+        )
 
 
 def _settings(params: Mapping[str, object]) -> str:

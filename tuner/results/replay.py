@@ -10,7 +10,7 @@ import random
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
 from sqlalchemy import Engine
@@ -25,6 +25,7 @@ from tuner.search.population import PopulationPruner
 from tuner.storage.read.lineage import Effort, read_efforts
 from tuner.storage.read.population import read_copies
 from tuner.storage.read.queries import StudyRow, TrialRow, find_baseline, find_study, read_trials
+from tuner.study.launch_record import value_epoch_of
 from tuner.trial import Outcome
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class _Recorded:
         epochs: The study's epochs; None if it does not say.
         has_times: Whether it is known how long an epoch takes.
         setting: The study.
+        value: The epoch whose objective is the value of a trial.
     """
 
     curves: tuple[Curve, ...]
@@ -57,6 +59,7 @@ class _Recorded:
     epochs: int | None
     has_times: bool
     setting: Setting
+    value: Literal["last", "best"]
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ def _read(engine: Engine, study: StudyRow, workers: int) -> _Recorded:
     )
     censored = frozenset(trial.number for trial in trials if trial.outcome is Outcome.PRUNED)
     best = max(values) if study.maximize[0] else min(values)
-    return _Recorded(curves, censored, best, epochs, typical_s is not None, setting)
+    return _Recorded(curves, censored, best, epochs, typical_s is not None, setting, value_epoch_of(study.record))
 
 
 def _curve(trial: TrialRow, effort: Effort | None, typical_s: float | None) -> Curve:
@@ -157,7 +160,7 @@ def _orders(count: int, orders: int) -> list[list[int]]:
 def _row(recorded: _Recorded, given: Named | BasePruner, orders: Sequence[Sequence[int]]) -> ReplayJson:
     if isinstance(given, Mapping) and not {"metric", "mode"}.isdisjoint(given):
         raise UsageError(f"a replay has only the curves of the objective: remove metric and mode from {dict(given)}")
-    if isinstance(make_pruner(given, recorded.epochs), PopulationPruner):
+    if isinstance(make_pruner(given, recorded.epochs, recorded.value), PopulationPruner):
         raise UsageError(
             "the pruner 'pbt' cannot be replayed: it changes the curves of trials instead of stopping them"
         )
@@ -182,7 +185,7 @@ def _row(recorded: _Recorded, given: Named | BasePruner, orders: Sequence[Sequen
 
 
 def _result(recorded: _Recorded, case: Sequence[Curve], order: Sequence[int], given: Named | BasePruner) -> _Result:
-    pruner = copy.deepcopy(make_pruner(given, recorded.epochs))  # an object keeps what it has inferred
+    pruner = copy.deepcopy(make_pruner(given, recorded.epochs, recorded.value))  # an object keeps what it has inferred
     curves = [case[at] for at in order]
     stopped = simulate(curves, pruner, recorded.setting)
     left = [(curve, curve.last_epoch - stopped[curve.number]) for curve in curves if curve.number in stopped]

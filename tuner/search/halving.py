@@ -31,12 +31,14 @@ class Judged:
         values: The trial's value, or its value in each objective.
         maximize: Whether larger is better, for each value.
         metric: The metric that the value is of; None for the objectives.
+        is_feasible: Whether the trial satisfies its constraints at this epoch, as far as it has reported them.
     """
 
     step: int
     values: tuple[float, ...]
     maximize: tuple[bool, ...]
     metric: str | None = None
+    is_feasible: bool = True
 
 
 class AshaPruner(SuccessiveHalvingPruner):
@@ -137,6 +139,7 @@ def _is_hopeless(pruner: BasePruner, study: Study, trial: FrozenTrial, judged: J
             bootstrap_count=settings.bootstrap_count,
             maximize=judged.maximize,
             metric=judged.metric,
+            **({} if judged.is_feasible else {"is_feasible": False}),
         )
         if not is_promoted:
             return True

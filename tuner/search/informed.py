@@ -38,7 +38,7 @@ See = Callable[["Sequence[FrozenTrial]"], "Sequence[FrozenTrial]"]
 
 def is_bad(trial: FrozenTrial) -> bool:
     """Return whether a trial diverged, ran out of memory or timed out."""
-    return trial.state == TrialState.PRUNED and private.user_attrs(trial).get("outcome") in _OUTCOMES
+    return trial.state is TrialState.PRUNED and private.user_attrs(trial).get("outcome") in _OUTCOMES
 
 
 def as_violations(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -184,12 +184,11 @@ class InformedSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         seen = self._see(study, trial)
-        neighbours = (
-            Neighbours([*self._earlier, *private.all_trials(study)], search_space)
-            if self._rejects and search_space
-            else None
-        )
-        if neighbours is None or not neighbours.has_bad:
+        known = [*self._earlier, *private.all_trials(study)] if self._rejects and search_space else []
+        if not any(is_bad(one) for one in known):
+            return self.sampler.sample_relative(seen, trial, search_space)
+        neighbours = Neighbours(known, search_space)
+        if not neighbours.has_bad:  # none has all these parameters
             return self.sampler.sample_relative(seen, trial, search_space)
         drawn: list[tuple[float, dict[str, Any]]] = []
         while len(drawn) < _TRIES:

@@ -7,7 +7,8 @@ disagree about the rungs; here they are set from the study.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from tuner.errors import StudyError
 from tuner.search.followed import Followed, without_metric
@@ -22,65 +23,79 @@ if TYPE_CHECKING:
     from tuner.search.halving import AshaPruner, BracketPruner
 
 
-def _asha(options: dict[str, object], epochs: int | None) -> BasePruner:
+@dataclass(frozen=True)
+class Trains:
+    """How a trial trains.
+
+    Attributes:
+        epochs: The number of epochs; None if the study does not say.
+        value: The epoch whose objective is the value of a trial.
+    """
+
+    epochs: int | None
+    value: Literal["last", "best"]
+
+
+def _asha(options: dict[str, object], trains: Trains) -> BasePruner:
     from tuner.search.halving import AshaPruner
 
     # Two rungs, at a ninth and a third of the epochs: the usual ones at 1, 3, 9, ... would judge a long training by
     # its warm-up, and leave one trial in dozens to the end.
-    first_rung = 1 if epochs is None else -(-epochs // 9)
+    first_rung = 1 if trains.epochs is None else -(-trains.epochs // 9)
     return call("pruner", "asha", AshaPruner, options, min_resource=first_rung, reduction_factor=3)
 
 
-def _hyperband(options: dict[str, object], epochs: int | None) -> BasePruner:
+def _hyperband(options: dict[str, object], trains: Trains) -> BasePruner:
     from tuner.search.halving import BracketPruner
 
-    if epochs is None and "max_resource" not in options:
+    if trains.epochs is None and "max_resource" not in options:
         raise StudyError("the pruner 'hyperband' needs to know how long a trial trains: set epochs, or max_resource")
-    return call("pruner", "hyperband", BracketPruner, options, min_resource=1, max_resource=epochs)
+    return call("pruner", "hyperband", BracketPruner, options, min_resource=1, max_resource=trains.epochs)
 
 
-def _pbt(options: dict[str, object], epochs: int | None) -> BasePruner:
+def _pbt(options: dict[str, object], trains: Trains) -> BasePruner:
     from tuner.search.population import PopulationPruner
 
     if "every" not in options:
         raise StudyError("the pruner 'pbt' needs the number of epochs between two comparisons: every=...")
     made = call("pruner", "pbt", PopulationPruner, options)
-    if epochs is None or made.every >= epochs:
-        raise StudyError(f"the pruner 'pbt' needs more epochs than every={made.every}: got epochs={epochs}")
+    if trains.epochs is None or made.every >= trains.epochs:
+        raise StudyError(f"the pruner 'pbt' needs more epochs than every={made.every}: got epochs={trains.epochs}")
     return made
 
 
-def _curve(options: dict[str, Any], epochs: int | None) -> BasePruner:
+def _curve(options: dict[str, Any], trains: Trains) -> BasePruner:
     from tuner.search.curves import CurvePruner
 
+    epochs, takes_best = trains.epochs, trains.value == "best"
     if epochs is None:
         raise StudyError("the pruner 'curve' needs to know how long a trial trains: set epochs")
 
     def curve(min_epochs: int = 4, probability: float = 0.05) -> BasePruner:
-        return CurvePruner(epochs, min_epochs=min_epochs, probability=probability)
+        return CurvePruner(epochs, min_epochs=min_epochs, probability=probability, takes_best=takes_best)
 
     return call("pruner", "curve", curve, options)
 
 
-def _median(options: dict[str, object], epochs: int | None) -> BasePruner:
+def _median(options: dict[str, object], trains: Trains) -> BasePruner:
     from optuna.pruners import MedianPruner
 
     return call("pruner", "median", MedianPruner, options)
 
 
-def _percentile(options: dict[str, object], epochs: int | None) -> BasePruner:
+def _percentile(options: dict[str, object], trains: Trains) -> BasePruner:
     from optuna.pruners import PercentilePruner
 
     return call("pruner", "percentile", PercentilePruner, options, percentile=25.0)
 
 
-def _patient(options: dict[str, Any], epochs: int | None) -> BasePruner:
+def _patient(options: dict[str, Any], trains: Trains) -> BasePruner:
     from optuna.pruners import PatientPruner
 
     inner = options.pop("wrapped", "median")
     if isinstance(inner, dict) and not {"metric", "mode"}.isdisjoint(inner):
         raise StudyError(f"metric and mode belong to the pruner 'patient', not to the one that it wraps: got {inner!r}")
-    wrapped = make_pruner(inner, epochs)
+    wrapped = make_pruner(inner, trains.epochs, trains.value)
 
     def patient(patience: int, min_delta: float = 0.0) -> BasePruner:
         return PatientPruner(wrapped, patience=patience, min_delta=min_delta)
@@ -88,25 +103,25 @@ def _patient(options: dict[str, Any], epochs: int | None) -> BasePruner:
     return call("pruner", "patient", patient, options, patience=3)
 
 
-def _threshold(options: dict[str, object], epochs: int | None) -> BasePruner:
+def _threshold(options: dict[str, object], trains: Trains) -> BasePruner:
     from optuna.pruners import ThresholdPruner
 
     return call("pruner", "threshold", ThresholdPruner, options)
 
 
-def _wilcoxon(options: dict[str, object], epochs: int | None) -> BasePruner:
+def _wilcoxon(options: dict[str, object], trains: Trains) -> BasePruner:
     from optuna.pruners import WilcoxonPruner
 
     return call("pruner", "wilcoxon", WilcoxonPruner, options)
 
 
-def _none(options: dict[str, object], epochs: int | None) -> BasePruner:
+def _none(options: dict[str, object], trains: Trains) -> BasePruner:
     from optuna.pruners import NopPruner
 
     return call("pruner", "none", NopPruner, options)
 
 
-PRUNERS: dict[str, Callable[[dict[str, Any], int | None], BasePruner]] = {
+PRUNERS: dict[str, Callable[[dict[str, Any], Trains], BasePruner]] = {
     "asha": _asha,
     "curve": _curve,
     "hyperband": _hyperband,
@@ -118,16 +133,17 @@ PRUNERS: dict[str, Callable[[dict[str, Any], int | None], BasePruner]] = {
     "threshold": _threshold,
     "wilcoxon": _wilcoxon,
 }
-"""Name -> a function that takes the options and the study's epochs."""
+"""Name -> a function that takes the options and how a trial trains."""
 
 
-def make_pruner(given: Named | BasePruner, epochs: int | None) -> BasePruner:
+def make_pruner(given: Named | BasePruner, epochs: int | None, value: Literal["last", "best"] = "last") -> BasePruner:
     """Return the pruner for a name or options; an Optuna object is returned unchanged.
 
     Args:
         given: A name, a mapping with `name` and the pruner's own options, or an Optuna pruner. A mapping may have
             `metric` and `mode` as well: see `tuner.search.followed`.
         epochs: The study's epochs per trial; None if it does not say.
+        value: The epoch whose objective is the value of a trial, which `curve` predicts.
 
     Raises:
         StudyError: the name or an option is unknown.
@@ -139,7 +155,7 @@ def make_pruner(given: Named | BasePruner, epochs: int | None) -> BasePruner:
     if not isinstance(given, str | dict):
         raise StudyError(f"the pruner must be a name, a mapping or an Optuna pruner: got {given!r}")
     name, options = split("pruner", given, PRUNERS)
-    return PRUNERS[name](without_metric(options), epochs)
+    return PRUNERS[name](without_metric(options), Trains(epochs, value))
 
 
 def rungs_of(pruner: BasePruner, below: int) -> list[int] | None:
@@ -188,11 +204,18 @@ class TrialPruner:
             return halving.has_reached_rung(self._study, self._trial, epoch)
         return not isinstance(self._study.pruner, NopPruner)
 
-    def should_prune(self, epoch: int, *values: float) -> bool:
-        """Return whether to stop the trial after this epoch, for which it reported these values."""
+    def should_prune(self, epoch: int, *values: float, is_feasible: bool | None = None) -> bool:
+        """Return whether to stop the trial after this epoch.
+
+        Args:
+            epoch: The epoch.
+            values: What the trial reported for it.
+            is_feasible: Whether the trial satisfies its constraints at this epoch; None if it has none. If so, it is
+                only compared with trials that do.
+        """
         self._trial.intermediate_values[epoch] = values[0]
         private.forget_trials(self._study)
-        is_hopeless = self._ask(epoch, values)
+        is_hopeless = self._ask(epoch, values, is_feasible)
         # Optuna's own pruners store the rungs that a trial has passed.
         stored = private.storage_of(self._study).get_trial(private.trial_id(self._trial))
         private.system_attrs(self._trial).update(stored.system_attrs)
@@ -207,10 +230,14 @@ class TrialPruner:
             return None
         return pruner if pruner.has_rungs(self._study) else None
 
-    def _ask(self, epoch: int, values: tuple[float, ...]) -> bool:
+    def _ask(self, epoch: int, values: tuple[float, ...], is_feasible: bool | None) -> bool:
         from tuner.search.halving import Judged
+        from tuner.search.view import FeasibleView
 
         study, trial, followed, halving = self._study, self._trial, self._followed, self._halving()
         if followed is None or halving is None:
+            if is_feasible:
+                study = private.with_storage(study, FeasibleView(private.storage_of(study)), trial)
             return study.pruner.prune(study, trial)
-        return halving.judge(study, trial, Judged(epoch, values, followed.maximize, followed.metric))
+        judged = Judged(epoch, values, followed.maximize, followed.metric, is_feasible is not False)
+        return halving.judge(study, trial, judged)

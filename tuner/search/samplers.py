@@ -26,6 +26,7 @@ def _tpe(options: dict[str, object], context: Context) -> BaseSampler:
     from optuna.samplers import TPESampler
 
     from tuner.search.informed import InformedSampler
+    from tuner.search.intersection import with_shared_intersection
 
     given: dict[str, object] = {"seed": context.trial_seed}
     if context.priors:
@@ -35,6 +36,7 @@ def _tpe(options: dict[str, object], context: Context) -> BaseSampler:
         sampler = PriorTPESampler(context.priors, **options, **given)
     else:
         sampler = call("sampler", "tpe", TPESampler, options, given)
+    with_shared_intersection(sampler)
     return InformedSampler(sampler, earlier=context.agreed.earlier) if context.agreed.earlier else sampler
 
 
@@ -99,6 +101,7 @@ def _make_cmaes(options: dict[str, object], context: Context, sources: Sequence[
     from optuna.samplers import CmaEsSampler
 
     from tuner.search.informed import InformedSampler, numbers_of
+    from tuner.search.intersection import with_shared_intersection
 
     given: dict[str, object] = {"seed": context.trial_seed}
     defaults: dict[str, object] = {"warn_independent_sampling": False}
@@ -106,13 +109,14 @@ def _make_cmaes(options: dict[str, object], context: Context, sources: Sequence[
     if found and not options.keys() & {"x0", "sigma0", "source_trials", "use_separable_cma"}:
         defaults["source_trials"] = found
     sampler = call("sampler", "cmaes", CmaEsSampler, options, given, **defaults)
-    return InformedSampler(sampler, rejects=True)
+    return InformedSampler(with_shared_intersection(sampler), rejects=True)
 
 
 def _gp(options: dict[str, object], context: Context) -> BaseSampler:
     from optuna.samplers import GPSampler
 
     from tuner.search.informed import InformedSampler, as_violations
+    from tuner.search.intersection import with_shared_intersection
 
     try:
         import torch  # noqa: F401  # pyright: ignore[reportMissingImports]
@@ -120,7 +124,7 @@ def _gp(options: dict[str, object], context: Context) -> BaseSampler:
         raise StudyError(f"the sampler 'gp' needs PyTorch, which is not installed: {how_to_install('gp')}") from None
     given: dict[str, object] = {"seed": context.trial_seed}
     sampler = call("sampler", "gp", GPSampler, options, given, warn_independent_sampling=False)
-    return InformedSampler(sampler, see=as_violations, earlier=context.agreed.earlier)
+    return InformedSampler(with_shared_intersection(sampler), see=as_violations, earlier=context.agreed.earlier)
 
 
 def _nsga2(options: dict[str, object], context: Context) -> BaseSampler:
@@ -137,10 +141,11 @@ def _nsga3(options: dict[str, object], context: Context) -> BaseSampler:
 
 def _genetic(name: str, kind: Any, options: dict[str, object], context: Context) -> BaseSampler:
     from tuner.search.informed import InformedSampler, in_generation
+    from tuner.search.intersection import with_shared_intersection
 
     earlier = in_generation(context.agreed.earlier, kind)
     sampler = call("sampler", name, kind, options, {"seed": context.trial_seed})
-    return InformedSampler(sampler, earlier=earlier, rejects=True)
+    return InformedSampler(with_shared_intersection(sampler), earlier=earlier, rejects=True)
 
 
 def _partial_fixed(options: dict[str, object], context: Context) -> BaseSampler:
@@ -255,7 +260,7 @@ def learns_as(given: object) -> tuple[str | None, Mapping[str, Any]]:
 
 
 def sees_window(given: object, plan: Plan | None) -> bool:
-    """Return whether a sampler sees a window of a large study with one objective.
+    """Return whether a sampler sees a window of a large study.
 
     It does if it compares the best trials with the rest.
 

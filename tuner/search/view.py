@@ -130,9 +130,22 @@ class PrunerView:
     ) -> list[FrozenTrial]:
         """Return a study's trials; see `optuna.storages.BaseStorage`."""
         found = self._storage.get_all_trials(study_id, deepcopy=deepcopy, states=states)
-        return [trial for trial in found if EXTENSION_KEY not in private.system_attrs(trial)]
+        return [trial for trial in found if self.is_shown(trial)]
+
+    def is_shown(self, trial: FrozenTrial) -> bool:
+        """Return whether others are compared with a trial."""
+        return EXTENSION_KEY not in private.system_attrs(trial)
 
 
+class FeasibleView(PrunerView):
+    """The storage without the trials that violate a constraint."""
+
+    def is_shown(self, trial: FrozenTrial) -> bool:
+        """Return whether a trial violates no constraint."""
+        return not any(value > 0 for value in trial.constraints.values())
+
+
+BaseStorage.register(FeasibleView)
 BaseStorage.register(PrunerView)
 
 

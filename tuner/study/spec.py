@@ -393,7 +393,8 @@ class StudySpec:
         """Return the pruner. It has no state that workers must share."""
         from tuner.search import make_pruner
 
-        return make_pruner(self._pruner, self.epochs)
+        # Of another metric, the curve of a trial says nothing about the epoch with the best objective.
+        return make_pruner(self._pruner, self.epochs, self.value if self.followed.metric is None else "last")
 
     def make_sampler(self, number: int, agreed: Agreed | None = None) -> optuna.samplers.BaseSampler:
         """Return the sampler for trial `number`: a new one if it is given by name, otherwise the Optuna object.
@@ -413,7 +414,7 @@ class StudySpec:
         """Return whether the sampler sees only a part of the trials of a large study."""
         from tuner.search import sees_window
 
-        return len(self.objectives) == 1 and sees_window(self.sampler, agreed.plan)
+        return sees_window(self.sampler, agreed.plan)
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Return the distributions of all hyperparameters in new trials, by name; none if they are not known before."""

@@ -9,15 +9,18 @@ version, and that no other module uses one.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
+    import numpy as np
     import optuna
     from optuna.distributions import BaseDistribution
     from optuna.pruners import BasePruner, HyperbandPruner, SuccessiveHalvingPruner
-    from optuna.samplers import BaseGASampler, BruteForceSampler
+    from optuna.samplers import BaseGASampler, BaseSampler, BruteForceSampler
+    from optuna.search_space import IntersectionSearchSpace
     from optuna.study._frozen import FrozenStudy as _FrozenStudy
     from optuna.terminator import BaseTerminator
     from optuna.trial import FrozenTrial
@@ -126,9 +129,14 @@ def filter_study(study: optuna.Study, trial: FrozenTrial) -> optuna.Study:
     return _filter_study(study, trial)
 
 
-def all_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the trials of a study, from the copy that it keeps while samplers look at it; they must not be changed."""
-    return study._get_trials(deepcopy=False, use_cache=True)
+def all_trials(study: optuna.Study, *, use_cache: bool = True) -> list[FrozenTrial]:
+    """Return the trials of a study; they must not be changed.
+
+    Args:
+        study: The study.
+        use_cache: Whether to return the copy that the study keeps while samplers look at it.
+    """
+    return study._get_trials(deepcopy=False, use_cache=use_cache)
 
 
 def with_storage(study: optuna.Study, storage: Any, trial: FrozenTrial) -> optuna.Study:
@@ -138,9 +146,37 @@ def with_storage(study: optuna.Study, storage: Any, trial: FrozenTrial) -> optun
     return filter_study(copied, trial)
 
 
+def replace_intersection(sampler: BaseSampler, make: Callable[[bool], IntersectionSearchSpace]) -> None:
+    """Replace the object with which a sampler computes the parameters that all trials have, if it has one.
+
+    Args:
+        sampler: The sampler.
+        make: Returns the new one; it is passed whether pruned trials count.
+    """
+    for name in ("_search_space", "_intersection_search_space"):
+        known: Any = getattr(sampler, name, None)
+        if hasattr(known, "_include_pruned"):
+            setattr(sampler, name, make(known._include_pruned))
+
+
 def generation_key(kind: type[BaseGASampler]) -> str:
     """Return the system attribute in which a genetic algorithm stores the generation of a trial."""
     return kind._get_generation_key()
+
+
+def domination_ranks(costs: np.ndarray, count: int) -> np.ndarray:
+    """Return the non-domination rank of each trial, 0 for the Pareto front.
+
+    Args:
+        costs: The values of each trial to minimize. Float[Array, "trials objectives"].
+        count: Ranks are right for at least so many of the best trials; those of others are larger.
+
+    Returns:
+        Int[Array, "trials"].
+    """
+    from optuna.study._multi_objective import _fast_non_domination_rank
+
+    return _fast_non_domination_rank(costs, n_below=count)
 
 
 # --- Settings of pruners

@@ -327,9 +327,18 @@ class Attempt(TrialData):
         assert self.pruner is not None
         try:
             with hurried(dataclasses.replace(PROMPT, is_over=self.context.must_end)):
-                return self.pruner.should_prune(report.epoch, *self.followed.of(report.metrics))
+                return self.pruner.should_prune(
+                    report.epoch, *self.followed.of(report.metrics), is_feasible=self._is_feasible(report)
+                )
         except StorageLost:
             return False
+
+    def _is_feasible(self, report: Report) -> bool | None:
+        """Return whether the trial satisfies its constraints at an epoch, as far as it has some; None without any."""
+        own = self.context.storage.get_trial(self.lease.trial_id).constraints
+        checked = check_metrics(self.constraints, report.epoch, report.metrics, is_complete=False)
+        found = {**own, **checked.violations}
+        return is_feasible(found) if found else None
 
     # --- For the trainable
 

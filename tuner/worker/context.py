@@ -115,7 +115,6 @@ class Samplers:
     def __init__(self, study: StudySpec, agreed: Agreed | None = None) -> None:
         self._study, self._agreed = study, agreed
         self._has_made_one = False
-        self._common_space: Any = None
 
     def make(self, lease: Lease) -> optuna.samplers.BaseSampler:
         """Return the sampler for a trial: a new one for its number, or the study's own object."""
@@ -124,18 +123,7 @@ class Samplers:
             # An Optuna object has the same seed in every process, so all workers would suggest the same values.
             sampler.reseed_rng()
         self._has_made_one = True
-        self._share_space(sampler)
         return sampler
-
-    def _share_space(self, sampler: Any) -> None:
-        """Pass on the parameters that all trials share, so that a new sampler need not read all trials again."""
-        from optuna.search_space import IntersectionSearchSpace
-
-        from tuner.search.informed import InformedSampler
-
-        sampler = sampler.sampler if isinstance(sampler, InformedSampler) else sampler
-        if isinstance(getattr(sampler, "_search_space", None), IntersectionSearchSpace):
-            self._common_space = sampler._search_space = self._common_space or sampler._search_space
 
 
 class ProgramModes:

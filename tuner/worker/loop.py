@@ -43,6 +43,7 @@ from tuner.trial.events import (
     CohortChosen,
     GpusUnwatched,
     HoursUsed,
+    HparamsUnused,
     SamplerFailed,
     SearchFinished,
     SearchPrepared,
@@ -59,6 +60,7 @@ from tuner.worker.attempt import Attempt, Ended
 from tuner.worker.choose import make_trainable
 from tuner.worker.compile_ahead import count_static, static_parameters
 from tuner.worker.context import FinalWrites, Place, ProgramModes, Samplers, WorkerContext
+from tuner.worker.fixed_names import FixedNames
 from tuner.worker.follow import STUDY, STUDY_FILE, check_group
 from tuner.worker.gpu_use import GpuWatch
 from tuner.worker.group import Leader
@@ -267,6 +269,7 @@ class Worker:
         self.is_settled = False  # whether no trial of the cohort ran at that claim
         self.cohort: Cohort | None = None
         self.is_finished = False  # whether the sampler has ended the search
+        self.fixed_names = FixedNames(study)
         self.sampler_errors: list[str] = []  # their kinds, newest first, since the last trial without an error
 
     def _population(self) -> Population | None:
@@ -345,7 +348,7 @@ class Worker:
                 self._note_lost(lease, error)
             else:
                 if ended is not None:
-                    self._note_sampler_error(lease.number, ended)
+                    self._note_ended(lease.number, ended)
             finally:
                 self.numbers = set()
                 set_about(trial=None)
@@ -438,7 +441,7 @@ class Worker:
         elif error is not None:
             raise error
         elif ended is not None:
-            self._note_sampler_error(lease.number, ended)
+            self._note_ended(lease.number, ended)
         self._store_arrived(self.engine)
         self.is_finished = self.is_finished or (self.cohort is not None and self.cohort.has_stopped)
         if error is None:
@@ -516,6 +519,11 @@ class Worker:
 
     def _tell_of_gpus(self, message: str) -> None:
         self.context.say_aside(GpusUnwatched(message))
+
+    def _note_ended(self, number: int, ended: Ended) -> None:
+        for line in self.fixed_names.check(lambda: self.storage.get_all_trials(self.claimant.study_id, deepcopy=False)):
+            self.say(HparamsUnused(number, line))
+        self._note_sampler_error(number, ended)
 
     def _note_sampler_error(self, number: int, ended: Ended) -> None:
         """Warn if the sampler raised an error after a trial, which is already stored.

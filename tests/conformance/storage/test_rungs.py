@@ -20,6 +20,7 @@ from tuner.search.followed import Followed
 from tuner.search.halving import AshaPruner, BracketPruner
 from tuner.search.pruners import TrialPruner
 from tuner.storage.optuna.storage import Storage
+from tuner.storage.read.lineage import read_rungs
 from tuner.storage.sql.tables import leases, rungs
 from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.rungs import leave_rungs
@@ -293,6 +294,27 @@ def test_rungs_brackets_and_studies_do_not_see_each_other(storage: Storage) -> N
     assert not rung.enter(rung.add(), 2.0, bracket=1)
     assert not rung.enter(rung.add(), 2.0, rung=1)
     assert not other.enter(other.add(), 2.0)
+
+
+def test_trials_that_violate_a_constraint_do_not_stop_those_that_do_not(storage: Storage) -> None:
+    rung = new_rung(storage)
+    for value in (0.1, 0.2, 0.3):
+        rung.enter(rung.add(), value, is_feasible=False)
+    feasible = rung.add()
+    assert rung.enter(feasible, 0.5), "the first that counts"
+    assert rung.enter(feasible, 0.5), "it is judged once"
+    assert not rung.enter(rung.add(), 0.6), "it is compared with the feasible one"
+    assert [row.promoted for row in read_rungs(storage.engine, rung.study_id)] == [2], "0.1 and 0.5"
+    assert [row.entered for row in read_rungs(storage.engine, rung.study_id)] == [5]
+
+
+def test_trials_that_violate_a_constraint_are_compared_with_all(storage: Storage) -> None:
+    rung = new_rung(storage)
+    rung.enter(rung.add(), 0.5)
+    assert not rung.enter(rung.add(), 0.6, is_feasible=False)
+    assert rung.enter(rung.add(), 0.4, is_feasible=False)
+    assert rung.enter(rung.add(), 0.45, is_feasible=False), "two of four"
+    assert not rung.enter(rung.add(), 0.55, is_feasible=False)
 
 
 def test_a_late_worker_cannot_enter_a_rung(storage: Storage) -> None:

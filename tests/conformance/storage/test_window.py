@@ -23,7 +23,7 @@ SPACE = {"x": FloatDistribution(0.0, 1.0)}
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(window, "WINDOW_FROM", FROM)
+    monkeypatch.setattr(window, "SAMPLE", FROM)
     monkeypatch.setattr(window, "BEST", BEST)
 
 

@@ -151,6 +151,7 @@ def test_auto_has_no_options() -> None:
 def test_a_window_is_seen_if_both_samplers_can() -> None:
     assert make_study().sees_window(Agreed(Plan("tpe", "tpe")))
     assert not make_study().sees_window(Agreed(Plan("tpe", "cmaes")))
-    assert not make_study(objectives=2).sees_window(Agreed(Plan("tpe", "tpe")))
+    assert make_study(objectives=2).sees_window(Agreed(Plan("tpe", "tpe")))
+    assert not make_study(objectives=2).sees_window(Agreed(Plan("tpe", "nsga2")))
     assert make_study(sampler={"name": "partial_fixed", "fixed": {"n": 3}}).sees_window(Agreed())
     assert not make_study(sampler={"name": "partial_fixed", "fixed": {"n": 3}, "base": "cmaes"}).sees_window(Agreed())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import optuna
@@ -12,9 +12,15 @@ import pytest
 from optuna.trial import TrialState
 from scipy import stats
 
+from tuner import Space, Study, uniform
 from tuner.errors import StudyError
 from tuner.search import TrialPruner, followed_metrics, make_pruner
-from tuner.search.curves import _EXPONENTS, predict
+from tuner.search.curves import _EXPONENTS, any_below, predict
+
+
+class Rate(Space):
+    rate: float = uniform(0.0, 1.0)
+
 
 RNG = np.random.default_rng(0)
 
@@ -79,6 +85,46 @@ def test_a_constant_curve_stays_where_it_is() -> None:
     assert predicted.below(0.1001) > 1 - 1e-6
 
 
+@pytest.mark.parametrize(("seen", "bar"), [(4, 0.9), (8, 0.7), (15, 0.58)])
+def test_with_one_epoch_left_any_later_epoch_is_that_epoch(seen: int, bar: float) -> None:
+    curve = list(np.array(falling(0.5, 1.0, 1.0)[:seen]) + 0.03 * np.random.default_rng(seen).normal(size=seen))
+    epochs = list(range(1, seen + 1))
+    wanted = predict(epochs, curve, seen + 1).below(bar)
+    assert 0.01 < wanted < 0.99
+    error = math.sqrt(wanted * (1 - wanted) / 4000)
+    assert any_below(epochs, curve, seen + 1, bar) == pytest.approx(wanted, abs=4 * error)
+
+
+def test_any_of_several_later_epochs_is_likelier_than_each_and_than_their_sum_is_not() -> None:
+    curve = list(np.array(falling(0.5, 1.0, 1.0)[:8]) + 0.03 * np.random.default_rng(0).normal(size=8))
+    epochs, bar = list(range(1, 9)), 0.5
+    each = [predict(epochs, curve, last).below(bar) for last in range(9, 21)]
+    found = any_below(epochs, curve, 20, bar)
+    assert max(each) < found < min(1.0, sum(each))
+
+
+def test_the_probability_of_any_later_epoch_is_right_for_simulated_curves() -> None:
+    """Power laws that are known for six epochs: a share of those with a probability near p beats the bar, at most p.
+
+    The flat priors are wider than the simulated curves, so that large probabilities are a little too large.
+    """
+    rng = np.random.default_rng(1)
+    told, beaten = [], []
+    for _ in range(1500):
+        a, b, c = rng.normal(), math.exp(rng.normal()), math.exp(rng.uniform(math.log(0.2), math.log(2.5)))
+        noise = b * math.exp(rng.uniform(math.log(0.003), math.log(0.05)))
+        curve = a + b * np.arange(1, 21) ** -c + noise * rng.normal(size=20)
+        bar = curve[:6].min() - b * rng.uniform(0.0, 0.3)
+        told.append(any_below(list(range(1, 7)), curve[:6].tolist(), 20, float(bar)))
+        beaten.append(bool(curve[6:].min() < bar))
+    probabilities, came = np.array(told), np.array(beaten)
+    for low, high in ((0.0, 0.05), (0.05, 0.3), (0.3, 0.7), (0.7, 1.0)):
+        part = (probabilities >= low) & (probabilities <= high)
+        assert part.sum() > 100
+        share = came[part].mean()
+        assert probabilities[part].mean() - 0.15 < share < probabilities[part].mean() + 0.03
+
+
 # --- Decisions
 
 
@@ -89,9 +135,10 @@ def stopped(
     direction: Any = "minimize",
     pruner: Any = "curve",
     violation: float | None = None,
+    value_of: Literal["last", "best"] = "last",
 ) -> int | None:
     """Return the epoch at which a trial with this curve is stopped, after others have ended."""
-    study = optuna.create_study(direction=direction, pruner=make_pruner(pruner, 20))
+    study = optuna.create_study(direction=direction, pruner=make_pruner(pruner, 20, value_of))
     for other in ended:
         reports = _by_epoch(other)
         constraints = {} if violation is None else {"constraints": [violation]}
@@ -163,6 +210,46 @@ def test_the_probability_is_that_of_the_option() -> None:
             epoch for epoch in range(4, 20) if predict(epochs[:epoch], noisy[:epoch], 20).below(bar) < probability
         ]
         assert at == next(iter(wanted), None)
+
+
+# Falls to 0.2 at epoch 5, then rises to 1.7 at epoch 20: a model that overfits.
+OVERFITTING = [*falling(0.0, 1.0, 1.0, 5), *(0.2 + 0.1 * epoch for epoch in range(1, 16))]
+
+
+def test_the_value_of_the_best_epoch_is_compared_with_best_epochs() -> None:
+    """Ended at 1.7 with its best at 0.2: a trial that goes to 0.6 beats its end and not its best."""
+    middling = falling(0.5, 1.0, 0.9)
+    assert stopped(middling, [OVERFITTING]) is None
+    assert stopped(middling, [OVERFITTING], value_of="best") is not None
+    better = falling(0.05, 1.0, 0.9)
+    assert stopped(better, [OVERFITTING], value_of="best") is None
+
+
+def test_a_trial_that_may_be_better_before_its_end_goes_on_if_the_best_epoch_counts() -> None:
+    """Noise of 0.1 around 0.5 for 16 epochs: the last is rarely below 0.3, one of all more often."""
+    noisy = [0.5 + 0.1 * (-1) ** epoch for epoch in range(1, 21)]
+    pruner = {"name": "curve", "probability": 0.1}
+    assert stopped(noisy, [[0.25] * 20], pruner=pruner) is not None
+    first = stopped(noisy, [[0.25] * 20], pruner=pruner, value_of="best")
+    assert first is None or first > (stopped(noisy, [[0.25] * 20], pruner=pruner) or 0)
+    mirrored = [-value for value in noisy]
+    assert stopped(mirrored, [[-0.25] * 20], pruner=pruner, value_of="best", direction="maximize") == first
+
+
+def test_a_pruner_that_wraps_it_and_a_study_pass_on_which_epoch_counts() -> None:
+    wrapped = {"name": "patient", "wrapped": "curve", "patience": 0}
+    middling = falling(0.5, 1.0, 0.9)
+    middling[5:] = [middling[4] + 0.001 * epoch for epoch in range(1, 16)]  # it is only asked of trials that stagnate
+    assert stopped(middling, [OVERFITTING], pruner=wrapped, value_of="best") is not None
+    assert stopped(middling, [OVERFITTING], pruner=wrapped) is None
+    settings: dict[str, Any] = {"name": "s", "space": Rate, "train": lambda hparams, trial: 0.0, "trials": 3}
+    settings |= {"objective": "loss", "direction": "minimize", "epochs": 20}
+    for value in ("last", "best"):
+        made: Any = Study(**settings, pruner="curve", value=value).make_pruner()
+        assert made._takes_best == (value == "best")
+        followed = {"name": "curve", "metric": "size", "mode": "min"}
+        other: Any = Study(**settings, pruner=followed, value=value).make_pruner()
+        assert not other._takes_best
 
 
 def test_it_follows_another_metric_and_one_objective_only() -> None:

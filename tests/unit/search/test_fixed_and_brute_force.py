@@ -77,6 +77,38 @@ def test_a_space_that_is_a_function_is_not_checked() -> None:
     assert study.sample(trial) == SGD(momentum=2)
 
 
+def by_condition(trial: optuna.Trial) -> Space:
+    if trial.number < 2:
+        return Plain(width=8)
+    return SGD(momentum=trial.suggest_int("momentum", 0, 3))
+
+
+class Plain(Space):
+    width: int = int_uniform(1, 64)
+
+
+def unused(events: list[dict[str, Any]]) -> list[tuple[int, str]]:
+    return [(event["trial"], event["message"]) for event in events if event["event"] == "unused"]
+
+
+def test_a_fixed_name_that_no_trial_has_is_said_once(work: Any) -> None:
+    fixed = {"momentum": 2, "momentun": 1, "rate": 0.1}
+    sampler = {"name": "partial_fixed", "fixed": fixed, "base": "random"}
+    found, events, raised = work(make_finite(sampler=sampler, space=by_function, trials=3))
+    assert raised is None
+    assert [trial.params for trial in found] == [{"momentum": 2}] * 3
+    begin = "the sampler 'partial_fixed' fixes {!r}, which no trial has suggested so far: they have momentum"
+    wanted = [begin.format("momentun") + "; did you mean 'momentum'?", begin.format("rate")]
+    assert unused(events) == [(0, line) for line in wanted]
+
+
+def test_trials_without_hyperparameters_say_nothing_about_fixed_names(work: Any) -> None:
+    sampler = {"name": "partial_fixed", "fixed": {"momentum": 2}, "base": "random"}
+    _, events, raised = work(make_finite(sampler=sampler, space=by_condition, trials=4))
+    assert raised is None
+    assert unused(events) == []
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

@@ -287,3 +287,47 @@ def test_a_named_sampler_takes_a_constraints_func(runs: Runs, name: str) -> None
     assert runs.best() == [trial.number for trial in trials if trial.params["x"] <= 0.5]
     with pytest.raises(StudyError, match="sampler 'random' has no option 'constraints_func'"):
         runs(THREE, sampler={"name": "random", "constraints_func": too_large})
+
+
+# --- Pruners
+
+
+def by_number(number: int) -> Iterator[dict[str, float]]:
+    """Three infeasible trials with small losses, then feasible ones with larger losses, the larger the later."""
+    is_large = number < 3
+    for _ in range(9):
+        yield {"loss": 0.1 if is_large else 0.5 + number, "latency_ms": 30.0 if is_large else 10.0}
+
+
+def numbered(hparams: HParams, trial: Trial) -> Iterator[dict[str, float]]:
+    return by_number(trial.number)
+
+
+def set_by_hand(hparams: HParams, trial: Trial) -> Iterator[dict[str, float]]:
+    trial.set_constraint("latency", 10.0 if trial.number < 3 else -10.0)
+    return by_number(trial.number)
+
+
+HALVING = {"name": "asha", "min_resource": 1, "reduction_factor": 3}
+MEDIAN = {"name": "median", "n_startup_trials": 1}
+
+
+@pytest.mark.parametrize("pruner", [HALVING, MEDIAN])
+@pytest.mark.parametrize(("train", "constraints"), [(numbered, LATENCY), (set_by_hand, {})])
+def test_infeasible_trials_do_not_stop_feasible_ones(
+    runs: Runs, pruner: Any, train: Any, constraints: dict[str, str]
+) -> None:
+    found = runs(train, trials=6, epochs=9, pruner=pruner, constraints=constraints)
+    states = [trial.state.name for trial in found]
+    assert states[3] == "COMPLETE"
+    assert states[4:] == ["PRUNED", "PRUNED"]
+
+
+@pytest.mark.parametrize("pruner", [HALVING, MEDIAN])
+def test_without_a_feasible_trial_infeasible_ones_are_compared(runs: Runs, pruner: Any) -> None:
+    def train(hparams: HParams, trial: Trial) -> Iterator[dict[str, float]]:
+        for _ in range(9):
+            yield {"loss": 1.0 + trial.number, "latency_ms": 30.0}
+
+    found = runs(train, trials=4, epochs=9, pruner=pruner, constraints=LATENCY)
+    assert [trial.state.name for trial in found] == ["COMPLETE", "PRUNED", "PRUNED", "PRUNED"]

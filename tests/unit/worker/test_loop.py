@@ -12,16 +12,17 @@ import optuna
 import pytest
 from fake_trainer import FakeTrainer, small_data
 from interrupted import wait_interrupted
-from optuna.search_space import intersection
+from optuna.search_space import IntersectionSearchSpace
 from storage_tools import opened
 
 from tuner import Space, Study, choice, log_uniform, uniform
 from tuner.errors import TrialPruned
+from tuner.search import intersection
+from tuner.search.intersection import SharedIntersection
 from tuner.storage.worker.reporter import Reporter
 from tuner.trial import Event, Report, Stop
 from tuner.trial.events import EpochEnded, TrialEnded, TrialRestarted
 from tuner.worker import run_worker
-from tuner.worker.context import Samplers
 
 
 class Searched(Space):
@@ -95,17 +96,16 @@ def test_under_hyperband_a_sampler_is_shown_the_bracket(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "cmaes"])
-def test_what_all_trials_have_in_common_is_handed_from_sampler_to_sampler(
+def test_what_all_trials_have_in_common_is_found_quickly(
     sampler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looked_at: list[int] = []
+    """The suggestions are those with Optuna's own comparison of all distributions."""
+    compared: list[str] = []
 
-    def looking(trials: list[Any], include_pruned: bool, space: Any, known: int) -> Any:
-        looked_at.append(sum(trial.number >= known for trial in trials))
-        return calculate(trials, include_pruned, space, known)
+    def noted(name: str, calculate: Any) -> Any:
+        return lambda *given, **options: compared.append(name) or calculate(*given, **options)
 
     def run(name: str) -> list[dict[str, Any]]:
-        looked_at.clear()
         study = Study(
             name="common",
             space=Searched,
@@ -123,14 +123,14 @@ def test_what_all_trials_have_in_common_is_handed_from_sampler_to_sampler(
         with opened(url) as storage:
             return [trial.params for trial in storage.get_all_trials(storage.get_study_id_from_name("common"))]
 
-    calculate = intersection._calculate
-    monkeypatch.setattr(intersection, "_calculate", looking)
-    handed_on = run("one")
-    assert len(looked_at) == 16
-    assert max(looked_at) <= 2
-    monkeypatch.setattr(Samplers, "_share_space", lambda *_: None)
-    assert run("two") == handed_on
-    assert max(looked_at) == 16
+    monkeypatch.setattr(SharedIntersection, "calculate", noted("ours", SharedIntersection.calculate))
+    monkeypatch.setattr(IntersectionSearchSpace, "calculate", noted("Optuna's", IntersectionSearchSpace.calculate))
+    found = run("one")
+    assert compared == ["ours"] * 16
+    compared.clear()
+    monkeypatch.setattr(intersection, "with_shared_intersection", lambda made: made)
+    assert run("two") == found
+    assert compared == ["Optuna's"] * 16
 
 
 class Wide(FakeTrainer):

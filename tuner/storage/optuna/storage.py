@@ -509,13 +509,13 @@ class Storage(BaseStorage):
         return list(copies(several)) if deepcopy else several
 
     def get_window(self, study_id: int) -> list[FrozenTrial]:
-        """Return the trials that a sampler sees of a study with one objective, by number; they must not be changed.
+        """Return the trials that a sampler sees, by number; they must not be changed.
 
         These are all trials of a small study; of a large one the best, those that run, and a sample of the others. No
         more is read. Two processes that have read the same trials return the same.
         """
         with self._lock:
-            window = self._windows.get(study_id) or Window(self._maximizes(study_id))
+            window = self._windows.get(study_id) or Window(self._maximized(study_id))
             held = [held for held in self._held.values() if held.study_id == study_id]
             also = sorted(window.unfinished - {private.trial_id(held.trial) for held in held})
 
@@ -536,10 +536,13 @@ class Storage(BaseStorage):
             window.add([*found.trials, *copies([held.trial for held in held])])
             window.shrink()
             self._windows[study_id] = window
-            return list(window.trials)
+            if window.is_short:
+                del self._windows[study_id]
+                return self.get_window(study_id)
+            return list(window.seen)
 
-    def _maximizes(self, study_id: int) -> bool:
-        return self.get_study_directions(study_id)[0] == StudyDirection.MAXIMIZE
+    def _maximized(self, study_id: int) -> list[bool]:
+        return [direction == StudyDirection.MAXIMIZE for direction in self.get_study_directions(study_id)]
 
     def _load(self, study_id: int, newer_than: int, also: list[int]) -> Loaded:
         found = read(self.engine, lambda c: load_trials(c, study_id, newer_than, also, zone=self.zone))

@@ -329,9 +329,10 @@ class RungRow:
 
 def read_rungs(engine: Engine, study_id: int) -> list[RungRow]:
     """Return the rungs of a study, by bracket and rung."""
-    place = (rungs.c.bracket, rungs.c.rung)
+    aside = -2 - rungs.c.bracket  # of trials that violate a constraint; see `tuner.storage.worker.rungs`
+    place = (sa.case((rungs.c.bracket < -1, aside), else_=rungs.c.bracket).label("bracket"), rungs.c.rung)
     went_on = sa.func.count(sa.case((rungs.c.is_promoted, 1)))
-    is_in = (rungs.c.study_id == study_id) & (rungs.c.bracket >= 0)  # not those that have left
+    is_in = (rungs.c.study_id == study_id) & (rungs.c.bracket != -1)  # not those that have left
     query = sa.select(*place, sa.func.count(), went_on).where(is_in).group_by(*place)
 
     def work(connection: Connection) -> list[RungRow]:

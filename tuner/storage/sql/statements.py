@@ -447,9 +447,16 @@ def load_trials(dialect: str, are_new: bool) -> Any:
 
     Each has the study's name and the version of its space.
     """
-    wanted = trials.c.trial_id > sa.bindparam("newer_than")
-    wanted |= one_of(dialect, trials.c.trial_id, "also")
-    wanted &= of_study(dialect, studies.c.study_id, are_new)
+    newer: sa.ColumnElement[int] = sa.bindparam("newer_than")
+    if are_new and dialect == "sqlite":  # which does not look up the two parts of an OR in a join
+        others = trials.alias()
+        newest = sa.select(others.c.trial_id).where(others.c.trial_id > newer)
+        listed = sa.func.json_each(sa.bindparam("also")).table_valued("value")
+        found = sa.union_all(newest.where(others.c.study_id == sa.bindparam("study_id")), sa.select(listed.c.value))
+        wanted = trials.c.trial_id.in_(found) & (trials.c.study_id + sa.literal_column("0") == studies.c.study_id)
+    else:
+        wanted = (trials.c.trial_id > newer) | one_of(dialect, trials.c.trial_id, "also")
+        wanted &= of_study(dialect, studies.c.study_id, are_new)
     return (
         sa.select(*(trials.c[name] for name in TRIAL_COLUMNS), studies.c.study_name, space_version())
         .select_from(studies.outerjoin(trials, wanted))

@@ -21,13 +21,15 @@ from tuner.storage.worker.fences import Change, Lease, fenced, lost_lease
 
 _LEFT = -1
 """The bracket of a trial that has left a rung."""
+_ASIDE = -2
+"""Less the bracket: the bracket of a trial that violates a constraint, whose values do not count for the others."""
 
 
 class Place(NamedTuple):
     """What a rung's values are compared within.
 
     Attributes:
-        bracket: The bracket of Hyperband; 0 without Hyperband.
+        bracket: The bracket of Hyperband; 0 without Hyperband; see `aside` for trials that violate a constraint.
         rung: The rung, counted from 0.
         metric: The metric that the pruner follows; None for the objectives.
         size: The number of values of each trial.
@@ -37,6 +39,10 @@ class Place(NamedTuple):
     rung: int
     metric: str | None
     size: int
+
+    def aside(self) -> Place:
+        """Return the place for the values of trials that violate a constraint."""
+        return self._replace(bracket=_ASIDE - self.bracket)
 
 
 Vector = tuple[float, ...]
@@ -86,10 +92,19 @@ class Rungs:
         self.decided[trial_id, rung] = bool(is_promoted)
 
     def promotes(
-        self, place: Place, own: Vector, *, reduction_factor: int, bootstrap_count: int, maximize: Sequence[bool]
+        self,
+        place: Place,
+        own: Vector,
+        *,
+        reduction_factor: int,
+        bootstrap_count: int,
+        maximize: Sequence[bool],
+        is_feasible: bool = True,
     ) -> bool:
         """Return whether a trial that enters a rung with its values is promoted; see `enter_rung`."""
         others = self.values.get(place, [])
+        if not is_feasible:
+            others = sorted([*others, *self.values.get(place.aside(), [])])
         count = len(others) + 1
         most = max(0, count // reduction_factor - 1)
         return count > bootstrap_count and _better(own, others, maximize, most) <= most
@@ -109,6 +124,7 @@ def enter_rung(
     bootstrap_count: int,
     maximize: Sequence[bool],
     metric: str | None = None,
+    is_feasible: bool = True,
 ) -> bool:
     """Enter a trial into a rung and return whether it is promoted to the next.
 
@@ -131,6 +147,8 @@ def enter_rung(
         bootstrap_count: The number of trials that a rung must have before any is promoted.
         maximize: Whether larger is better, for each value.
         metric: The metric that the pruner follows, which is only compared with itself; None for the objectives.
+        is_feasible: Whether the trial satisfies its constraints so far. If not, it is compared with all trials of the
+            rung; others are only compared with those that do.
 
     Raises:
         LeaseLost: another worker has the trial.
@@ -139,8 +157,9 @@ def enter_rung(
         another. `known` is for one thread at a time.
     """
     own, place = tuple(values), Place(bracket, rung, metric, len(values))
+    stored = place if is_feasible else place.aside()
     others = json.dumps(own[1:]) if own[1:] else None
-    given: dict[str, object] = {"study_id": study_id, "bracket": bracket, "rung": rung, "trial_id": trial_id}
+    given: dict[str, object] = {"study_id": study_id, "bracket": stored.bracket, "rung": rung, "trial_id": trial_id}
     given |= {"value": own[0], "metric": metric, "others": others}
 
     def work(connection: Connection, _: int) -> bool:
@@ -153,7 +172,12 @@ def enter_rung(
         if any(math.isnan(value) for value in own):
             return False
         is_promoted = known.promotes(
-            place, own, reduction_factor=reduction_factor, bootstrap_count=bootstrap_count, maximize=maximize
+            place,
+            own,
+            reduction_factor=reduction_factor,
+            bootstrap_count=bootstrap_count,
+            maximize=maximize,
+            is_feasible=is_feasible,
         )
         row = {**given, "position": known.newest + 1, "is_promoted": is_promoted}
         if lease is None:
