@@ -166,8 +166,8 @@ done = int(path.read_text()) if path.exists() else 0
 for epoch in range(done + 1, 6):
     if done == 0 and epoch == 4:
         time.sleep(600)
-    path.write_text(str(epoch))
     print(json.dumps({"epoch": epoch, "loss": float(epoch + 10 * (done > 0))}), flush=True)
+    path.write_text(str(epoch))
 """
     stop = Stop()
     worker = threading.Thread(target=commands, args=(program,), kwargs={"stop": stop})
