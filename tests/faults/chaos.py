@@ -52,6 +52,9 @@ time.sleep = lambda seconds: threading.Event().wait(seconds) and None
 """
 
 
+ENDED = """(SELECT worker FROM tuner_attempts WHERE trial_id = new.trial_id AND ended_at_s IS NOT NULL
+            ORDER BY fence DESC LIMIT 1)"""
+"""Who held a trial at its end: the last reports are stored in the statement that ends it."""
 WATCHED_IN_SQLITE = [
     "CREATE TABLE chaos_writes (trial_id INTEGER, epoch INTEGER, metrics TEXT, worker TEXT)",
     "CREATE TABLE chaos_takeovers (trial_id INTEGER, loser TEXT, taker TEXT, left_s FLOAT)",
@@ -59,7 +62,7 @@ WATCHED_IN_SQLITE = [
         f"""
         CREATE TRIGGER chaos_{event} AFTER {event} ON tuner_reports BEGIN
             INSERT INTO chaos_writes SELECT new.trial_id, new.epoch, new.metrics,
-            (SELECT worker FROM tuner_leases WHERE trial_id = new.trial_id);
+            coalesce((SELECT worker FROM tuner_leases WHERE trial_id = new.trial_id), {ENDED});
         END
         """
         for event in ("insert", "update")
@@ -77,7 +80,11 @@ WATCHED_IN_POSTGRES = [
     CREATE TABLE chaos_takeovers (trial_id int, loser text, taker text, left_s float);
     CREATE FUNCTION chaos_write() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
         INSERT INTO public.chaos_writes SELECT new.trial_id, new.epoch, new.metrics,
-        (SELECT worker FROM public.tuner_leases WHERE trial_id = new.trial_id);
+        coalesce(
+            (SELECT worker FROM public.tuner_leases WHERE trial_id = new.trial_id),
+            (SELECT worker FROM public.tuner_attempts WHERE trial_id = new.trial_id AND ended_at_s IS NOT NULL
+                ORDER BY fence DESC LIMIT 1)
+        );
         RETURN NULL;
     END $$;
     CREATE FUNCTION chaos_takeover() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN

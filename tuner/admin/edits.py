@@ -231,8 +231,8 @@ def retry(url: AnyURL, name: str, number: int) -> int:
         queued = queue_retry(engine, study.study_id, number, trial.hparams)
     if not queued.is_new:
         raise UsageError(
-            f"trial {number} of {name!r} is queued again already, as trial {queued.number}: it can be retried once "
-            "more when that one has ended"
+            f"trial {queued.number} of {name!r} already repeats trial {number} and has not ended: retry it again after "
+            "that"
         )
     return queued.number
 

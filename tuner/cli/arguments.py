@@ -177,7 +177,8 @@ CompileOnlyOption = Annotated[
     bool,
     typer.Option(
         "--compile-only",
-        help="Compile the programs of all combinations of static hyperparameters into the compile cache, and exit.",
+        help="Compile the programs of all combinations of static hyperparameters into the compile cache, and exit. "
+        "Runs no trial and needs no database.",
     ),
 ]
 CohortOption = Annotated[

@@ -147,7 +147,7 @@ def worker(
     if descriptor is None:
         work(print_event)
     else:
-        _stop_with_launcher(stop)
+        _stop_with_launcher(stop, at_once=compile_only)
         with open(int(descriptor), "w", encoding="utf-8", buffering=1) as pipe:
             _work_for_launcher(work, pipe)
     # Otherwise Python's garbage collector runs over all objects of JAX at exit: half a second. Without JAX it is quick,
@@ -313,11 +313,18 @@ def _leave_signals_to_rank_0() -> Stop:
     return stop
 
 
-def _stop_with_launcher(stop: Stop) -> None:
-    """Stop when the launcher ends for any reason: it has the other end of our standard input."""
+def _stop_with_launcher(stop: Stop, *, at_once: bool = False) -> None:
+    """Stop when the launcher ends for any reason: it has the other end of our standard input.
+
+    Args:
+        stop: Is set then.
+        at_once: Whether the process has nothing to end in order.
+    """
 
     def wait() -> None:
         sys.stdin.read()
+        if at_once:
+            os._exit(130)
         stop.requested = True
         _end_later(stop)
 

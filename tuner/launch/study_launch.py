@@ -253,7 +253,8 @@ class StudyLaunch:
                 self.mirror.start(study)
                 self.notices.start(study)
                 if self.compiling is not None:
-                    self.compiling.start(combinations, os.environ)
+                    like = None if place.worker is None else place.worker.process.pid
+                    self.compiling.start(combinations, os.environ, like)
                 if snapshot.began_s is None:
                     self._count(wait_s=_WAIT_S)
             case TrialBegan(trial):
@@ -332,8 +333,7 @@ class StudyLaunch:
         trials, self.changed_trials = self.changed_trials, None
         if trials is not None:
             progress.note(
-                f"the study has {trials} trials now, as set in the dashboard or by another launch; to change that, "
-                "launch it with a number of trials",
+                f"the study's number of trials is now {trials}, as set in the dashboard or by another launch",
                 "trials",
                 trials=trials,
             )

@@ -195,7 +195,7 @@ class TimingsJson(TypedDict):
     programs_fetched: int | None
     """The number of programs that it took from the [compile cache](guide/several-machines.md#compiled-programs)."""
     compile_saved_s: float | None
-    """The seconds that this saved; null if it took none from there."""
+    """Seconds of compiling that programs from the compile cache saved; null if none came from it."""
     lanes: int | None
     """The number of trainings that its program runs [at once](guide/cohorts.md), one for each trial or seed; 1 if it
     trained alone."""
@@ -209,9 +209,11 @@ class GpuJson(TypedDict):
     """The use of the [GPUs](guide/gpus.md) on which a trial trained in its last attempt: whatever ran there counts."""
 
     peak_bytes: int | None
+    """The highest memory use that was seen on one of its GPUs."""
     mean_bytes: int | None
+    """The mean memory use, over its GPUs and the samples."""
     total_bytes: int | None
-    """The memory in use of the fullest GPU, at most; of all its GPUs, on average; and all that the fullest one has."""
+    """The memory that the GPU with the highest use has."""
     percent: float | None
     """The mean utilisation: the share of the time in which a kernel ran, 0 to 100, over its GPUs and the samples."""
 
@@ -271,7 +273,7 @@ class ShownJson(TrialJson):
     programs_fetched: int | None
     """The number of programs that it took from the [compile cache](guide/several-machines.md#compiled-programs)."""
     compile_saved_s: float | None
-    """The seconds that this saved; null if it took none from there."""
+    """Seconds of compiling that programs from the compile cache saved; null if none came from it."""
     lanes: int | None
     """The number of trainings that its program runs [at once](guide/cohorts.md), one for each trial or seed; 1 if it
     trained alone."""

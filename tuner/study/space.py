@@ -269,6 +269,8 @@ def static_names(space: type[Space]) -> frozenset[str]:
 def static_combinations(space: type[Space], most: int, fixed: Mapping[str, object] | None = None) -> list[Space]:
     """Return one instance for each combination of static values; none if there are more than `most`.
 
+    A combination that the space itself refuses, for example in `__post_init__`, is left out.
+
     Args:
         space: The space.
         most: The limit.
@@ -298,6 +300,8 @@ def static_combinations(space: type[Space], most: int, fixed: Mapping[str, objec
             found.append(build(space, value_of))
         except _TooMany:
             return []
+        except Exception:  # the author's
+            pass
         if len(found) + len(pending) > most:
             return []
     return found

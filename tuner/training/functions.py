@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tuner.errors import StudyError
+from tuner.study.objective import takes
 from tuner.training.data.arrays import ArrayDataset, Batch, Splits
 from tuner.training.metrics import Mean, Metrics
 from tuner.training.pytree import PyTree
@@ -66,7 +67,7 @@ class FunctionTrainer(TrainerModule):
                 f"{made!r:.200}"
             )
         state, epoch = made
-        return jax.tree.map(_definite, state), cast("Epoch", epoch)
+        return self._arrays("the first state", state), cast("Epoch", epoch)
 
     def _train(self, epoch: Epoch, state: PyTree, key: jax.Array) -> tuple[PyTree, dict[str, jax.Array]]:
         made: Any = epoch(state, key)
@@ -74,15 +75,21 @@ class FunctionTrainer(TrainerModule):
             raise StudyError(
                 f"the epoch of {self.name} must return the next state and a dict of metrics: got {made!r:.200}"
             )
-        after, metrics = made
+        after, metrics = self._arrays("the state", made[0]), made[1]
         self._check_state(state, after)
+        metrics = {str(name): self._arrays(f"the metric {name!r}", value) for name, value in metrics.items()}
         shapes = {name: jnp.shape(value) for name, value in metrics.items()}
         wrong = next((f"{name!r} has shape {shape}" for name, shape in shapes.items() if shape != ()), None)
         if wrong is not None:
             raise StudyError(f"metrics must be numbers: {wrong} (the epoch of {self.name})")
-        return jax.tree.map(_definite, after), {
-            str(name): jnp.asarray(value).astype(jnp.float32) for name, value in metrics.items()
-        }
+        return after, {name: value.astype(jnp.float32) for name, value in metrics.items()}
+
+    def _arrays(self, what: str, tree: Any) -> Any:
+        """Return a pytree with arrays of definite types as leaves."""
+        try:
+            return jax.tree.map(_definite, tree)
+        except TypeError:
+            raise StudyError(f"{what} of {self.name} must consist of arrays and numbers: got {tree!r:.200}") from None
 
     def _check_state(self, before: PyTree, after: PyTree) -> None:
         if jax.tree.structure(before) != jax.tree.structure(after):
@@ -135,6 +142,6 @@ def vmappable(function: Callable[[Any, jax.Array], tuple[PyTree, Epoch]]) -> Fun
         StudyError: in the study's check, if what they return is something else, or the state changes its structure,
             shapes or types.
     """
-    if not callable(function):
+    if not callable(function) or not takes(function, 2):
         raise StudyError(f"vmappable needs a function of (hparams, key): got {function!r}")
     return FunctionTrainer(function)

@@ -386,7 +386,8 @@ def event_line(event: Event) -> str | None:
         case StudyEnded(_, message) | SearchPrepared(message) | GpusUnwatched(message):
             return message
         case ProgramsCompiled(combinations, programs, _, took_s):
-            return f"compiled {programs} programs for {combinations} combinations of static values in {took_s:.0f} s"
+            values = "1 combination" if combinations == 1 else f"{combinations} combinations"
+            return f"compiled {programs} programs for {values} of static values in {took_s:.0f} s"
         case SearchFinished():
             return "the sampler has ended the search"
         case WorkerIdle():

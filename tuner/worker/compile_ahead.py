@@ -7,14 +7,15 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from tuner.errors import UsageError
+from tuner.errors import StudyError, UsageError
+from tuner.output.log import tell
 from tuner.storage.artifacts import artifacts_of
 from tuner.study import StudyData, StudySpec
-from tuner.study.source import call_study_code
-from tuner.study.space import is_space, static_combinations, static_names
+from tuner.study.space import Space, is_space, static_combinations, static_names, to_params
 from tuner.trial import Event, Stop
 from tuner.trial.environment import DEVICES_VARIABLE
 from tuner.trial.events import ProgramsCompiled
+from tuner.trial.failures import describe, last_line
 
 _MOST = 1000
 
@@ -29,7 +30,7 @@ def static_parameters(study: StudySpec) -> frozenset[str]:
     return static_names(study.space) if study.trainer is not None and is_space(study.space) else frozenset()
 
 
-def _combinations(study: StudySpec) -> list[object]:
+def _combinations(study: StudySpec) -> list[Space]:
     return [*static_combinations(study.space, _MOST, study.fixed)] if is_space(study.space) else []
 
 
@@ -50,15 +51,16 @@ def compile_programs(
 
     Raises:
         UsageError: the study has no such programs, or too many combinations.
+        StudyError: the programs of no combination can be compiled. Of some, a line is printed for each.
     """
     if study.trainer is None:
-        raise UsageError(f"study {study.name!r} has no programs to compile ahead: it has no trainer=")
+        raise UsageError(f"study {study.name!r} has no programs to compile ahead: it has no `trainer`")
     if study.cohort != 1:
         raise UsageError(
             f"study {study.name!r} has no programs to compile ahead: its trials train in cohorts, whose size is part "
             "of a program"
         )
-    combinations = _combinations(study)
+    combinations, static = _combinations(study), static_parameters(study)
     if not combinations:
         raise UsageError(
             f"study {study.name!r} has more than {_MOST} combinations of static hyperparameters, or a function as its "
@@ -73,24 +75,26 @@ def compile_programs(
     layout = worker_layout(os.environ.get(DEVICES_VARIABLE, ""))
     if layout.size > 1:
         raise UsageError("programs for several devices cannot be compiled ahead: give the worker one device")
+    if stop is not None:
+        stop.is_heeded = True  # an exception of a signal in the middle of JAX would be printed
     clock, began_s = CompileClock(), time.perf_counter()
     assert study.data is not None
     assert study.epochs is not None
     data, done = StudyData(study.data, study.seed), 0
+    compile_one = partial(compile_ahead, study.trainer, epochs=study.epochs, layout=layout)
+    failed: list[str] = []
     for hparams in combinations:
         if stop is not None and stop.requested:
             break
-        splits = call_study_code(data.failure, data.for_hparams, hparams)
-        compiling = partial(compile_ahead, study.trainer, hparams, splits, epochs=study.epochs, layout=layout)
-        done += call_study_code("the trainer failed", _has_compiled, compiling)
+        try:
+            compile_one(hparams, data.for_hparams(hparams))
+            done += 1
+        except Exception as error:  # its trials will end in the same way
+            values = ", ".join(f"{name}={value}" for name, value in to_params(hparams).items() if name in static)
+            failed.append(f"{values}: {last_line(describe(error)['error'])}")
+            tell(f"cannot compile the programs for {failed[-1]}", "compile", "warning")
         tidy()
-    say(ProgramsCompiled(done, clock.count, clock.fetched, round(time.perf_counter() - began_s, 1)))
-
-
-def _has_compiled(compiling: Callable[[], None]) -> bool:
-    """Compile; return False if the program does not fit into memory, so that its trials end as `out_of_memory`."""
-    try:
-        compiling()
-    except MemoryError:
-        return False
-    return True
+    if failed and not done:
+        raise StudyError(f"no program of study {study.name!r} can be compiled: {failed[0]}")
+    if done:
+        say(ProgramsCompiled(done, clock.count, clock.fetched, round(time.perf_counter() - began_s, 1)))

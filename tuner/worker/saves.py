@@ -406,8 +406,8 @@ def _is_alike(saved: Any, like: Any) -> bool:
         return len(kinds) == 1 and not kinds & {list, tuple, dict}
     if np.shape(saved) != getattr(like, "shape", ()):
         return False
-    if issubclass(type(saved), int | float) or issubclass(type(like), int | float):
-        return True
+    if type(saved) in (bool, int, float) or type(like) in (bool, int, float):
+        return (bool in kinds) == (kinds == {bool})
     return bool(saved.dtype == getattr(like, "dtype", None))
 
 

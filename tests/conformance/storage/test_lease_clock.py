@@ -227,6 +227,8 @@ def test_leases_of_the_version_before_are_kept_by_the_upgrade(db: ClockedStudyDa
         db.execute(f"ALTER TABLE tuner_leases DROP COLUMN {name}")
     for name in ("metric", "others"):
         db.execute(f"ALTER TABLE tuner_rungs DROP COLUMN {name}")
+    for name in ("gpu_peak_bytes", "gpu_mean_bytes", "gpu_total_bytes", "gpu_percent"):
+        db.execute(f"ALTER TABLE tuner_records DROP COLUMN {name}")
     for name in ("logs", "notices", "deliveries"):
         db.execute(f"DROP TABLE tuner_{name}")
     db.execute("UPDATE tuner_alembic_version SET version_num = '0005'")

@@ -186,6 +186,8 @@ class Old:
                 connection.execute(sa.text(f"ALTER TABLE tuner_leases DROP COLUMN {name}"))
             for name in ("metric", "others"):
                 connection.execute(sa.text(f"ALTER TABLE tuner_rungs DROP COLUMN {name}"))
+            for name in ("gpu_peak_bytes", "gpu_mean_bytes", "gpu_total_bytes", "gpu_percent"):
+                connection.execute(sa.text(f"ALTER TABLE tuner_records DROP COLUMN {name}"))
             unknown_zones.drop(connection)
             for table in (logs, notices, deliveries):
                 table.drop(connection)

@@ -16,6 +16,7 @@ from tuner.storage.worker import claims
 from tuner.storage.worker.studies import join, leave
 from tuner.study.source import git_state
 from tuner.worker.context import Place
+from tuner.worker.gpu_use import GpuWatch
 from tuner.worker.runtime import make_runtime
 from tuner.worker.time_use import TimeUse
 
@@ -92,7 +93,8 @@ def test_the_database_has_what_the_latest_launch_asked_for(db: BudgetedStudy) ->
 
 def test_a_real_worker_says_where_it_runs_and_with_what(db: BudgetedStudy) -> None:
     name = uuid.uuid4().hex
-    place = Place(Artifacts(Path()), {"file": __file__}, None, "", make_runtime("", needs_jax=True), TimeUse({}))
+    runtime, gpus = make_runtime("", needs_jax=True), GpuWatch({}, is_wanted=False)
+    place = Place(Artifacts(Path()), {"file": __file__}, None, "", runtime, TimeUse({}), gpus)
     join(db.engine, db.claimant(name), place.describe())
 
     row = worker_row(db, name)

@@ -241,7 +241,8 @@ def test_a_database_that_goes_away_before_a_pruning_decision_does_not_hold_train
     trial = study.ask()
     pruner = TrialPruner(study, trial)
     attempt = Attempt.__new__(Attempt)
-    attempt.pruner, attempt.followed = pruner, Followed(("loss",), (False,))
+    attempt.pruner, attempt.followed, attempt.constraints = pruner, Followed(("loss",), (False,)), ()
+    attempt.lease = cast("Any", SimpleNamespace(trial_id=trial._trial_id))
     attempt.context = cast("Any", SimpleNamespace(storage=storage, must_end=lambda: False))
     with server.refused(database):
         assert not attempt._is_hopeless(Report(1, 1, {"loss": 0.5}))

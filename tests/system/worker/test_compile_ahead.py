@@ -147,7 +147,10 @@ def test_a_launch_compiles_the_later_shapes_while_the_first_trains_and_suggests_
     ("words", "found"),
     [
         (("--cohort", "4"), "its trials train in cohorts, whose size is part of a program"),
-        (("--hosts", "2"), "--compile-only is for programs of one device: leave out --hosts"),
+        (
+            ("--hosts", "2", "--coordinator", "localhost:1", "--rank", "0"),
+            "--compile-only is for programs of one device: leave out --hosts",
+        ),
     ],
 )
 def test_what_cannot_be_compiled_ahead_is_refused(nine: Tuner, words: tuple[str, ...], found: str) -> None:

@@ -109,7 +109,7 @@ def test_importance_has_a_row_for_each_hyperparameter(opened: OpenedStudy) -> No
 def test_a_plot_is_shown_by_notebooks_and_leaves_pyplot_alone(opened: OpenedStudy, tmp_path: Path) -> None:
     from matplotlib import pyplot
 
-    before = pyplot.get_backend()
+    before, figures = pyplot.get_backend(), pyplot.get_fignums()
     mine = pyplot.figure()
     plot = opened.plot("history")
     assert plot._repr_png_().startswith(b"\x89PNG")
@@ -118,7 +118,7 @@ def test_a_plot_is_shown_by_notebooks_and_leaves_pyplot_alone(opened: OpenedStud
     (axes, *_) = plot.figure.axes
     drawn = {float(value) for line in axes.collections for value in np.asarray(line.get_offsets())[:, 1]}
     assert drawn == {float(value) for value in opened.trials()["value"]}
-    assert pyplot.get_fignums() == [mine.number]  # pyright: ignore[reportAttributeAccessIssue]
+    assert pyplot.get_fignums() == [*figures, mine.number]  # pyright: ignore[reportAttributeAccessIssue]
     assert pyplot.get_backend() == before
     pyplot.close(mine)
     with pytest.raises(UsageError, match=r"a plot must be one of history, .* got 'history_'; did you mean 'history'\?"):

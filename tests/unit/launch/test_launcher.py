@@ -116,7 +116,7 @@ def test_another_number_of_trials_than_was_asked_for_is_told_once(monkeypatch: p
         return [message.partition(",")[0] for event, message in notes.told if event == "trials"]
 
     assert told_after(4) == []
-    assert told_after(7) == ["the study has 7 trials now"]
+    assert told_after(7) == ["the study's number of trials is now 7"]
     assert told_after(7) == []
     assert told_after(None) == []
     assert run.snapshot.trials == 7

@@ -234,7 +234,7 @@ def test_receivers_that_refuse_answer_500_or_hang_get_each_event_in_the_end(stor
         notifier.start()
         wait_until(seen(storage_url))
         study.run(0.5)
-        wait_until(lambda: len(server.got) == 5)
+        wait_until(lambda: len(server.got) >= 5)
         notifier.close()
     assert len(set(server.ids())) == 2
     assert not any("very-secret" in note.text for note in said)

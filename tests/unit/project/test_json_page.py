@@ -71,7 +71,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, A
         space = optuna.distributions.FloatDistribution(0.0, 20.0)
         storage.set_trial_param(lease.trial_id, "x", float(at), space)
         leases.report(engine, lease, [Report(1, 1, {"loss": 1.0}), Report(2, 2, {"loss": 1.0})], "loss")
-        leases.tell(engine, lease, Outcome.COMPLETE, [float(at)], {"worker": "worker"})
+        gpus = {"gpu_peak_bytes": 2, "gpu_mean_bytes": 1, "gpu_total_bytes": 3, "gpu_percent": 50.0}
+        leases.tell(engine, lease, Outcome.COMPLETE, [float(at)], {"worker": "worker", **gpus})
         store_confirmation(engine, study.study_id, lease.trial_id, 1, 0.5)
     with engine.begin() as connection:  # so that the time of an epoch is known
         connection.execute(reports.update().values(reported_at_s=60.0 * reports.c.epoch))

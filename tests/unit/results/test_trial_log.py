@@ -25,8 +25,8 @@ def stored(tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> 
     """A study with a trial whose last lines the database has."""
     tell: Any = leases.tell
 
-    def tell_with_log(*given: Any) -> None:
-        tell(*given[:6], ["c", "d postgresql://me:hidden@host/db"])
+    def tell_with_log(*given: Any, **more: Any) -> None:
+        tell(*given, **{**more, "log": ["c", "d postgresql://me:hidden@host/db"]})
 
     monkeypatch.setattr(leases, "tell", tell_with_log)
     study = Study(

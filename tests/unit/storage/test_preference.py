@@ -16,6 +16,13 @@ def test_a_worker_prefers_the_oldest_trial_whose_program_it_has() -> None:
     assert preference.choose([{}, {"rate": 0.1}, {"width": 1, "optimizer": "SGD", "rate": 1.0}]) == 2
 
 
+def test_values_that_only_other_tools_would_queue_are_other_programs() -> None:
+    preference = Preference(NAMES)
+    preference.note({"width": 2})
+    assert preference.choose([{"width": [1, 2]}, {"width": {"a": None}}, {"width": 2}]) == 2
+    assert preference.choose([{"width": [1, 2]}]) == 0
+
+
 def test_a_trial_that_waits_is_taken_after_a_number_of_others() -> None:
     preference = Preference(NAMES)
     preference.note({"width": 2})

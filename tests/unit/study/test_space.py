@@ -544,6 +544,19 @@ def test_combinations_are_none_if_there_are_too_many() -> None:
     assert len(static_combinations(Traced, 99)) == 1
 
 
+def test_combinations_that_the_space_refuses_are_left_out() -> None:
+    class Picky(Space):
+        width: int = choice(16, 32)
+        depth: int = choice(1, 2, 3)
+
+        def __post_init__(self) -> None:
+            if (self.width, self.depth) in ((16, 1), (32, 3)):
+                raise ValueError("too small, or too large")
+
+    found = [(one.width, one.depth) for one in static_combinations(Picky, 6)]  # pyright: ignore[reportAttributeAccessIssue]
+    assert sorted(found) == [(16, 2), (16, 3), (32, 1), (32, 2)]
+
+
 def test_fixed_values_are_those_of_all_combinations() -> None:
     found = [to_params(one) for one in static_combinations(Static, 3, {"width": 64, "inner": Inner})]
     assert [(params["width"], params["inner"], params["inner.steps"]) for params in found] == [

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tuner.training import ArrayDataset, Layout, TrainerModule
-from tuner.training.loop import compiling, execution, runtime
+from tuner.training.loop import compiling, execution, modes, runtime
 from tuner.training.loop.ahead import compile_ahead
 from tuner.training.loop.compiling import Compiling, check_memory, host_bytes
 from tuner.training.loop.execution import Solo
@@ -124,6 +124,28 @@ def test_a_program_that_cannot_be_compiled_raises_its_error_when_it_is_called() 
 
     assert Compiling().start(Broken(), jnp.ones(3)).result() is None
     check_memory(None, Layout())
+
+
+def test_a_program_that_cannot_be_traced_raises_its_error_each_time() -> None:
+    def broken(x: jax.Array) -> jax.Array:
+        raise RuntimeError("planted")
+
+    made, program = Compiling(), jax.jit(broken)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="planted"):
+            made.start(program, jnp.ones(3))
+
+
+def test_the_shorter_last_chunk_of_an_epoch_is_compiled_ahead_too(
+    clock: CompileClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modes, "_CHUNK", 16)
+    trainer, layout = Line("scan"), Layout(jax.devices()[:1])  # 38 steps: 13, 13 and 12
+    compile_ahead(trainer, {}, DATA, epochs=1, layout=layout)
+    compiled = clock.count
+    assert len(trained(trainer, "scan", layout)) == 2
+    assert trainer.__dict__ == {"loop": "scan", "width": 2}
+    assert clock.count == compiled
 
 
 # --- Memory

@@ -106,8 +106,9 @@ def test_it_is_a_trainer_with_data_of_its_own() -> None:
     assert shrinking.__doc__ == "Shrink a vector; the metric is its sum."
     with pytest.raises(StudyError, match="epochs must be an integer of at least 1: got None"):
         study_of(epochs=None)
-    with pytest.raises(StudyError, match=r"vmappable needs a function of \(hparams, key\): got 3"):
-        vmappable(3)  # pyright: ignore[reportArgumentType]
+    for wrong in (3, lambda hparams: None):
+        with pytest.raises(StudyError, match=r"vmappable needs a function of \(hparams, key\): got "):
+            vmappable(wrong)  # pyright: ignore[reportArgumentType]
 
 
 def returning(first: Any) -> Any:
@@ -130,6 +131,14 @@ def with_epoch(made: Callable[[Any], Any]) -> Any:
         (
             with_epoch(lambda state: ({"x": state["x"][:1]}, {"sum": 0})),
             r"must not change the shapes and types of the state: \['x'\] was float32\[2\], and is float32\[1\]",
+        ),
+        (
+            with_epoch(lambda state: (state, {"sum": "x"})),
+            "the metric 'sum' of .* must consist of arrays and numbers: got 'x'",
+        ),
+        (
+            lambda hparams, key: ({"a": "text"}, lambda state, key: (state, {"sum": 0})),
+            r"the first state of .* must consist of arrays and numbers: got \{'a': 'text'\}",
         ),
         (with_epoch(lambda state: (state, {"other": 0})), "does not report the objective 'sum': it reports other"),
     ],

@@ -105,8 +105,8 @@ def subscribe(receivers: Sequence[Receiver], database: Database, study: StudyRow
     if receivers:
         notices.subscribe(database, study.study_id, [one.key for one in receivers])
         tell(
-            "this command sends no notifications once it has ended: `tuner dashboard` sends them, with the same "
-            "--notify or $TUNER_NOTIFY",
+            "this command ends now and sends nothing: to get notifications, keep `tuner dashboard` running with the "
+            "same receivers, as `notify` or in $TUNER_NOTIFY",
             "notify",
             "warning",
         )

@@ -33,7 +33,7 @@ from tuner.trial.failures import storable
 FETCHED_KEY = "tuner:fetched"
 """The system attribute of a trial with the number of programs that came from the compile cache; missing for none."""
 SAVED_KEY = "tuner:compile_saved_s"
-"""The one with the seconds that it took to compile those, less those of reading them."""
+"""The system attribute with the seconds that this saved: of compiling the fetched programs, less those of reading."""
 LANES_KEY = "tuner:lanes"
 """The system attribute of a trial that trained together with others: the number of lanes of their program."""
 OUTCOME_ATTRIBUTE = "outcome"

@@ -18,7 +18,7 @@ _KEPT = 16
 _LOOKED_AT = 50
 """Queued trials of which the oldest is chosen; more would have to be read under the study's lock."""
 
-_Key = frozenset[tuple[str, Any]]
+_Key = frozenset[tuple[str, str]]
 
 
 @dataclass
@@ -59,7 +59,8 @@ class Preference:
         return not (self.names and self.known)
 
     def _key(self, params: Mapping[str, Any]) -> _Key:
-        return frozenset((name, params[name]) for name in self.names & params.keys())
+        # As JSON, because other tools may have queued any value.
+        return frozenset((name, json.dumps(params[name], sort_keys=True)) for name in self.names & params.keys())
 
 
 def params_of(connection: Connection, trial_ids: Iterable[int]) -> dict[int, dict[str, Any]]:

@@ -14,8 +14,6 @@ import jax
 from tuner.training.mesh import Layout
 from tuner.training.pytree import PyTree
 
-THREADS = "tuner-compile"
-"""How the names of the threads begin."""
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
@@ -39,13 +37,16 @@ class Compiling:
 
         Returns:
             The compiled program. None if that fails: the first call of the program then raises the error.
+
+        Raises:
+            Exception: the program cannot be traced.
         """
         leaves, structure = jax.tree.flatten(args)
         key = id(jitted), structure, tuple(_signature(leaf) for leaf in leaves), tuple(sorted(static.items()))
         if key not in self._started:
-            self._started[key] = future = Future[Any]()
-            lowered = jitted.lower(*args, **static)
-            threading.Thread(target=_compile, args=(lowered, future), name=f"{THREADS}-{len(self._started)}").start()
+            lowered, future = jitted.lower(*args, **static), Future[Any]()
+            threading.Thread(target=_compile, args=(lowered, future), name="compile").start()
+            self._started[key] = future
         return self._started[key]
 
 
@@ -58,11 +59,6 @@ def _compile(lowered: Any, future: Future[Any]) -> None:
 
 def _signature(leaf: Any) -> tuple[Any, ...]:
     return getattr(leaf, "shape", ()), str(getattr(leaf, "dtype", type(leaf))), getattr(leaf, "weak_type", False)
-
-
-def are_compiling() -> bool:
-    """Return whether a program is being compiled on a thread of its own."""
-    return any(thread.name.startswith(THREADS) for thread in threading.enumerate())
 
 
 def placed(shapes: PyTree, layout: Layout) -> Any:

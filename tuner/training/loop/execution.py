@@ -171,7 +171,7 @@ class Solo:
         self._carry: Carry | None = None
         self._key: jax.Array | None = None
         self._next_order: Order | None = None
-        self._steps_program: Future[Any] | None = None
+        self._steps_programs: list[Future[Any]] = []
         self._eval_programs: list[Future[Any]] = []
 
     @property
@@ -197,6 +197,8 @@ class Solo:
             self._mode = self._choose(name, partial(self._measure, first))
         if self._carry is None:
             self._make_carry(first, self._mode)
+        else:  # measured
+            self._compile_steps(first, self._mode)
         self._check_memory()
         if self._compiles_first and validation is not None:
             shapes = placed(self.shapes(first).state, self._layout)
@@ -242,20 +244,24 @@ class Solo:
 
     def _make_carry(self, first: First, mode: Mode) -> None:
         """Create the first carry, while the program that runs next compiles as well."""
-        if self._compiles_first:
-            made, steps = self._programs, self._feed.steps
-            args = first.source, self._hparams, *placed(self.shapes(first), self._layout)
-            self._steps_program = (
-                made.compiling.start(made.steps, *args, count=chunk(steps))
-                if mode == "scan"
-                else made.compiling.start(made.step, *args)
-            )
+        self._compile_steps(first, mode)
         carry = self._programs.init(*self._arguments(first), **_fixed(first))
         self._carry, self._nothing_seen = carry, (carry.totals, carry.position)
 
+    def _compile_steps(self, first: First, mode: Mode) -> None:
+        if self._compiles_first:
+            made, steps = self._programs, self._feed.steps
+            args = first.source, self._hparams, *placed(self.shapes(first), self._layout)
+            counts = {chunk(steps), steps % chunk(steps)} - {0}  # the last chunk of an epoch may be shorter
+            self._steps_programs = (
+                [made.compiling.start(made.steps, *args, count=count) for count in sorted(counts)]
+                if mode == "scan"
+                else [made.compiling.start(made.step, *args)]
+            )
+
     def _check_memory(self) -> None:
-        if self._steps_program is not None:
-            check_memory(self._steps_program.result(), self._layout)
+        for program in self._steps_programs:
+            check_memory(program.result(), self._layout)
 
     def set_hparams(self, hparams: PyTree) -> None:
         self._hparams = self._layout.put(hparams)

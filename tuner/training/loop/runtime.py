@@ -170,11 +170,12 @@ class CompileClock:
         jax.monitoring.register_event_listener(self._found)
 
     def _add(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
-        if event == _SAVED_EVENT:
-            self.saved_s += max(0.0, duration_secs)
-        if event != _COMPILE_EVENT:
+        if event not in (_SAVED_EVENT, _COMPILE_EVENT):
             return
-        with self._lock:
+        with self._lock:  # programs compile on several threads
+            if event == _SAVED_EVENT:
+                self.saved_s += max(0.0, duration_secs)
+                return
             self.count += 1
             end_s = time.perf_counter()
             began_s = end_s - duration_secs
@@ -187,8 +188,9 @@ class CompileClock:
 
     def _found(self, event: str, **kwargs: str | int) -> None:
         if event == _CACHE_HIT_EVENT:
-            self.count -= 1
-            self.fetched += 1
+            with self._lock:
+                self.count -= 1
+                self.fetched += 1
 
 
 def worker_layout(wanted: str) -> Layout:
