@@ -24,8 +24,8 @@ from tuner import Study
 
 PLACES: dict[str, tuple[str, str, bool]] = {
     "after_claim": ("tuner.storage.worker.claims", "claim_several", True),
-    "before_report": ("tuner.storage.worker.reporter:Reporter", "store", False),
-    "after_report": ("tuner.storage.worker.reporter:Reporter", "store", True),
+    "before_report": ("tuner.storage.worker.reporter:Reporter", "store_kept", False),
+    "after_report": ("tuner.storage.worker.reporter:Reporter", "store_kept", True),
     # The arrays are written, the record is not.
     "in_save": ("tuner.training.saved.files", "_digest_head", False),
     "before_best": ("tuner.training.saved.checkpoints:Checkpoints", "write_best", False),
