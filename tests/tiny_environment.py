@@ -3,6 +3,7 @@
 TINY_MODE: `bug`, `kill`, `memory` or `nan`, see the studies.
 TINY_EPOCHS, TINY_TRIALS: of the study.
 TINY_PAUSE_S: a pause before each report.
+TINY_JUDGED: the pruner is asked about each report, and prunes nothing. So each is stored on its own, before the next.
 TINY_HOLD_FILE, TINY_HOLD_EPOCH: while this file exists, training waits before the report of this epoch (1 by default)
 and of later ones; a training function ends if its worker must stop.
 TINY_STEPS_FILE: the file for notes of how far each training has come.
@@ -30,6 +31,7 @@ import tuner.worker.loop
 
 MODE = os.environ.get("TINY_MODE", "")
 EPOCHS, TRIALS = int(os.environ.get("TINY_EPOCHS", "3")), int(os.environ.get("TINY_TRIALS", "6"))
+PRUNER: Any = {"name": "median", "n_startup_trials": 10**6} if "TINY_JUDGED" in os.environ else "none"
 KILLED = 0.35438542517570404  # the noise of trial 1
 _PAUSE_S = float(os.environ.get("TINY_PAUSE_S", "0"))
 _HOLD_FILE, _HOLD_EPOCH = os.environ.get("TINY_HOLD_FILE"), int(os.environ.get("TINY_HOLD_EPOCH", "1"))

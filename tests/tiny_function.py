@@ -4,7 +4,7 @@ Linear regression on made-up data; its state is saved after each epoch. `tiny_en
 """
 
 import numpy as np
-from tiny_environment import EPOCHS, MODE, TRIALS, fail_if_told, note, pause, wait_for_others
+from tiny_environment import EPOCHS, MODE, PRUNER, TRIALS, fail_if_told, note, pause, wait_for_others
 
 from tuner import Space, Study, log_uniform, uniform
 
@@ -41,5 +41,5 @@ study = Study(
     epochs=EPOCHS,
     trials=TRIALS,
     sampler="random",
-    pruner="none",
+    pruner=PRUNER,
 )

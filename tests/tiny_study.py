@@ -10,7 +10,7 @@ import time
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from tiny_environment import EPOCHS, MODE, TRIALS, fail_if_told, note, pause, wait_for_others
+from tiny_environment import EPOCHS, MODE, PRUNER, TRIALS, fail_if_told, note, pause, wait_for_others
 
 from tuner import Space, Study, log_uniform, uniform
 from tuner.training import ArrayDataset, Splits, TrainerModule
@@ -73,6 +73,6 @@ study = Study(
     epochs=EPOCHS,
     trials=TRIALS,
     sampler="random",
-    pruner="none",
+    pruner=PRUNER,
     save_every_s=float(os.environ.get("TINY_SAVE_S", "60")),
 )

@@ -52,9 +52,8 @@ time.sleep = lambda seconds: threading.Event().wait(seconds) and None
 """
 
 
-ENDED = """(SELECT worker FROM tuner_attempts WHERE trial_id = new.trial_id AND ended_at_s IS NOT NULL
-            ORDER BY fence DESC LIMIT 1)"""
-"""Who held a trial at its end: the last reports are stored in the statement that ends it."""
+ENDING = "SELECT worker FROM tuner_attempts WHERE trial_id = new.trial_id AND ended_at_s IS NULL"
+"""Who ends a trial: the last reports are stored with its end, when its lease is gone and its attempt is still open."""
 WATCHED_IN_SQLITE = [
     "CREATE TABLE chaos_writes (trial_id INTEGER, epoch INTEGER, metrics TEXT, worker TEXT)",
     "CREATE TABLE chaos_takeovers (trial_id INTEGER, loser TEXT, taker TEXT, left_s FLOAT)",
@@ -62,7 +61,8 @@ WATCHED_IN_SQLITE = [
         f"""
         CREATE TRIGGER chaos_{event} AFTER {event} ON tuner_reports BEGIN
             INSERT INTO chaos_writes SELECT new.trial_id, new.epoch, new.metrics,
-            coalesce((SELECT worker FROM tuner_leases WHERE trial_id = new.trial_id), {ENDED});
+            CASE WHEN EXISTS (SELECT 1 FROM tuner_leases WHERE trial_id = new.trial_id)
+            THEN (SELECT worker FROM tuner_leases WHERE trial_id = new.trial_id) ELSE ({ENDING}) END;
         END
         """
         for event in ("insert", "update")
@@ -80,11 +80,12 @@ WATCHED_IN_POSTGRES = [
     CREATE TABLE chaos_takeovers (trial_id int, loser text, taker text, left_s float);
     CREATE FUNCTION chaos_write() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
         INSERT INTO public.chaos_writes SELECT new.trial_id, new.epoch, new.metrics,
-        coalesce(
-            (SELECT worker FROM public.tuner_leases WHERE trial_id = new.trial_id),
-            (SELECT worker FROM public.tuner_attempts WHERE trial_id = new.trial_id AND ended_at_s IS NOT NULL
-                ORDER BY fence DESC LIMIT 1)
-        );
+        CASE WHEN EXISTS (SELECT FROM public.tuner_leases WHERE trial_id = new.trial_id)
+        THEN (SELECT worker FROM public.tuner_leases WHERE trial_id = new.trial_id)
+        -- The attempt of who ends the trial in this transaction; it may be closed already.
+        ELSE (SELECT worker FROM public.tuner_attempts WHERE trial_id = new.trial_id
+            AND (ended_at_s IS NULL OR xmin::text::bigint = txid_current() % 4294967296) ORDER BY fence DESC LIMIT 1)
+        END;
         RETURN NULL;
     END $$;
     CREATE FUNCTION chaos_takeover() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN

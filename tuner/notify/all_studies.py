@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 EVERY_S = 5.0
 _STATEMENT_S = 10.0
+_CLOSE_S = 2.0
 
 
 @dataclass
@@ -77,26 +78,33 @@ class StudiesNotifier:
     def close(self) -> None:
         """End the threads, without waiting for receivers; what is not delivered stays in the database."""
         self._is_closed.set()
+        if self._thread.is_alive():
+            self._thread.join(_CLOSE_S)
         for watched in list(self._watched.values()):
             if watched.notifier is not None:
                 watched.notifier.close()
 
     def _run(self) -> None:
-        while not self._is_closed.is_set():
-            try:
-                self._look()
-                self._is_first = False
-            except StorageLost:  # for a moment
-                pass
-            except TunerError as error:
-                self._tell(Note(f"no notifications are sent any more: {error}", "error"))
-                return
-            self._is_closed.wait(self._every_s)
+        try:
+            while not self._is_closed.is_set():
+                with contextlib.suppress(StorageLost):  # for a moment
+                    self._look()
+                    self._is_first = False
+                self._is_closed.wait(self._every_s)
+        except Exception as error:
+            why = error if isinstance(error, TunerError) else f"{type(error).__name__}: {error}"
+            self._tell(Note(f"no notifications are sent any more: {why}", "error"))
+        finally:
+            if self._engine is not None:
+                self._engine.dispose()
 
     def _look(self) -> None:
         """Look at all studies once."""
         engine = self._connect()
         studies = {one.study_id: one for one in read_studies(engine) if one.record and self._wants(one.name)}
+        if self._is_first:
+            for missing in sorted(self._only - {one.name for one in studies.values()}):
+                self._tell(Note(f"no study {missing!r} yet: its events are sent when there is one", "warning"))
         standings, activities = read_standings(engine), read_activity(engine)
         for gone in [study_id for study_id in self._watched if study_id not in studies]:
             self._drop(self._watched.pop(gone))

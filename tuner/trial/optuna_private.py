@@ -122,6 +122,16 @@ def forget_stop(study: optuna.Study) -> None:
     study._stop_flag = False
 
 
+def note_stop(study: optuna.Study) -> None:
+    """Note that `Study.stop` was called, on another object for the same study."""
+    study._stop_flag = True
+
+
+def copied(study: optuna.Study) -> optuna.Study:
+    """Return another object for the same study, whose sampler can be set; it has no trials cached."""
+    return copy.copy(study)
+
+
 def filter_study(study: optuna.Study, trial: FrozenTrial) -> optuna.Study:
     """Return the study that a sampler sees: under Hyperband it has only the trials of the trial's bracket."""
     from optuna.pruners import _filter_study

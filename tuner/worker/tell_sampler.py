@@ -53,13 +53,17 @@ def tell_sampler(
     """
     from optuna.exceptions import StorageInternalError
 
-    own = optuna_study(context)
+    # Another trial of a cohort may ask its own sampler at the same time.
+    own = private.copied(context.optuna_study)
+    private.allow_stop(own)
     if sampler is not None:
-        own.sampler = sampler  # other trials may have asked theirs since
+        own.sampler = sampler
     study = private.filter_study(own, trial)
     try:
         with context.time_use.doing("training"):
             study.sampler.after_trial(study, trial, state, values)
+        if private.has_stopped(own):
+            private.note_stop(context.optuna_study)
     except (LeaseLost, StorageLost, StorageInternalError):
         raise  # the database is down
     except BaseException as error:

@@ -109,7 +109,7 @@ def test_a_worker_that_sleeps_through_its_lease_loses_it_once(
     tuner, url = tuner_on_postgres, tuner_on_postgres.env["TUNER_STORAGE"]
     with held_trial(tiny_function, url) as give_back:
         plant(tuner, tiny_function)
-        launcher = start(tuner, TINY_FAULT="SIGSTOP before_report 2", TINY_LEASE_S="1.5", TINY_PAUSE_S="0.1")
+        launcher = start(tuner, TINY_FAULT="SIGSTOP before_report 2", TINY_LEASE_S="1.5", TINY_JUDGED="1")
         scrapes = Scrapes(address_of(launcher))
         wait_until(lambda: ["died", "complete"] in endings_of(url).values())
         assert scrapes.next().sum("tuner_lease_losses_total") == 0, "it does not know yet"

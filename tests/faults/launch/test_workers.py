@@ -313,7 +313,7 @@ def test_a_trial_whose_worker_is_killed_after_each_new_epoch_finishes(
 ) -> None:
     tuner, url = tuner_on_sqlite, tuner_on_sqlite.env["TUNER_STORAGE"]
     (killed := tuner.folder / "killed").mkdir()
-    env = {"TINY_KILL_FOLDER": str(killed), "TINY_EPOCHS": "5", "TINY_TRIALS": "1"}
+    env = {"TINY_KILL_FOLDER": str(killed), "TINY_EPOCHS": "6", "TINY_TRIALS": "1", "TINY_JUDGED": "1"}
     done = tuner.run("launch", "tiny.py", "--workers", "1", **env)
 
     assert done.returncode == 0, done.stderr
@@ -321,7 +321,7 @@ def test_a_trial_whose_worker_is_killed_after_each_new_epoch_finishes(
     assert sorted(path.name for path in killed.iterdir()) == ["1", "2", "3", "4", "5"]
     assert endings_of(url) == {0: [*["died"] * 5, "complete"]}
     shown = tuner.rows("show", "tiny", "0")
-    assert [report["epoch"] for report in shown["reports"]] == [1, 2, 3, 4, 5]
+    assert [report["epoch"] for report in shown["reports"]] == [1, 2, 3, 4, 5, 6]  # the last with the end
 
 
 @pytest.mark.slow
@@ -334,7 +334,9 @@ def test_a_trial_whose_workers_die_at_the_same_epoch_fails_after_three(
         text = tiny_function.read_text()
         assert "        trial.save(weights)\n" in text
         tiny_function.write_text(text.replace("        trial.save(weights)\n", ""))
-    env = {"TINY_KILL_EPOCH": "3", "TINY_TRIALS": "1", "TINY_STEPS_FILE": str(tuner.folder / "steps")}
+    steps_file = str(tuner.folder / "steps")
+    env = {"TINY_KILL_EPOCH": "3", "TINY_EPOCHS": "4", "TINY_TRIALS": "1", "TINY_STEPS_FILE": steps_file}
+    env |= {"TINY_JUDGED": "1"}
     done = tuner.run("launch", "tiny.py", "--workers", "1", **env)
 
     assert done.returncode == 0, done.stderr

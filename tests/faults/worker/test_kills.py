@@ -192,9 +192,8 @@ def test_a_worker_that_slept_through_its_lease_drops_the_trial_quietly_and_goes_
     place: str, meanwhile: str, faulty_on_postgres: Faulty, wait_until: Callable[..., Any], quiet: dict[int, Any]
 ) -> None:
     faulty = faulty_on_postgres
-    env = {"TINY_LEASE_S": "1.5", "TINY_TRIALS": "8"}
-    # With a pause after each epoch, reports are stored one by one.
-    first = faulty.worker(TINY_FAULT=f"SIGSTOP {place}", TUNER_WORKER="sleeper", TINY_PAUSE_S="0.3", **env)
+    env = {"TINY_LEASE_S": "1.5", "TINY_TRIALS": "8", "TINY_JUDGED": "1"}
+    first = faulty.worker(TINY_FAULT=f"SIGSTOP {place}", TUNER_WORKER="sleeper", **env)
     second = faulty.worker(TUNER_WORKER="other", TINY_PAUSE_S="0.3", **env)
     wait_until(lambda: first.poll() is not None or (faulty.faulty() and state_of(first.pid) == "T"))
     (slept,) = [number for number, tries in attempts_of(faulty.url).items() if is_open(tries, "sleeper")]

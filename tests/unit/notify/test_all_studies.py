@@ -16,6 +16,7 @@ from tuner import open_storage
 from tuner.errors import StorageDenied
 from tuner.launch.notices import LaunchNotices
 from tuner.launch.progress import Snapshot
+from tuner.notify import all_studies
 from tuner.notify.all_studies import StudiesNotifier
 from tuner.notify.events import Ending, State
 from tuner.notify.looks import finished_by
@@ -94,6 +95,26 @@ def sending(url: str, server: NoticeServer | str, **options: Any) -> Iterator[li
     finally:
         notifier.close()
         notifier._thread.join(30.0)
+
+
+def test_a_named_study_that_does_not_exist_yet_is_told_and_waited_for(storage_url: str, wait_until: Any) -> None:
+    OneStudy(storage_url)
+    with NoticeServer([]) as server, sending(storage_url, server, only=["s", "typo"]) as said:
+        wait_until(lambda: said)
+        assert [note.text for note in said] == ["no study 'typo' yet: its events are sent when there is one"]
+
+
+def test_an_error_of_any_kind_ends_the_notifications_with_one_line(
+    storage_url: str, wait_until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    OneStudy(storage_url)
+    monkeypatch.setattr(all_studies, "read_activity", lambda engine: [][0])
+    said: list[Note] = []
+    notifier = StudiesNotifier([parse_receiver("http://127.0.0.1:1/x")], parse_url(storage_url), said.append)
+    notifier.start()
+    wait_until(lambda: not notifier._thread.is_alive())
+    assert [note.text for note in said] == ["no notifications are sent any more: IndexError: list index out of range"]
+    notifier.close()
 
 
 def kinds(server: NoticeServer, study: str = "s") -> list[str]:
@@ -215,7 +236,7 @@ def test_only_the_studies_that_are_named(storage_url: str, wait_until: Any) -> N
     both = [OneStudy(storage_url, name, trials=1) for name in ("s", "t")]
     for study in both:
         study.join(study.name)
-    with NoticeServer() as server, sending(storage_url, server, only=["t"]):
+    with NoticeServer([]) as server, sending(storage_url, server, only=["t"]):
         for study in both:
             study.run(0.5, worker=study.name)
         wait_until(lambda: "finished" in kinds(server, "t"))
