@@ -136,6 +136,6 @@ def test_a_job_that_nobody_waits_for_notes_who_wants_its_events(
     subscribe([receiver], database, study)
     said: Any = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "`tuner dashboard` sends them, with the same --notify or $TUNER_NOTIFY" in said
+    assert "keep `tuner dashboard` running with the same receivers, as `notify` or in $TUNER_NOTIFY" in said
     assert "secret" not in said
     assert notices.subscribed(database, study.study_id) == {receiver.key}

@@ -87,7 +87,7 @@ def test_a_worker_knows_whether_a_launcher_will_kill_it(
 ) -> None:
     found: list[bool] = []
     monkeypatch.setattr(run, "_work", lambda *given: None)
-    monkeypatch.setattr(run, "_stop_with_launcher", lambda stop: None)
+    monkeypatch.setattr(run, "_stop_with_launcher", lambda stop, at_once: None)
     monkeypatch.setattr(run, "_stop_on_signals", lambda has_launcher: found.append(has_launcher) or run.Stop())
     monkeypatch.setattr(run.gc, "freeze", lambda: None)
     if "EVENTS" in variables:

@@ -21,6 +21,9 @@ from tuner.trial.events import SamplerFailed
 from tuner.worker import run_worker, watchdog
 
 
+GONE = "UPDATE tuner_leases SET worker = 'gone', fence = fence + 1, expires_at_s = 0"
+
+
 class HParams(Space):
     x: float = uniform(0.0, 1.0)
 
@@ -107,7 +110,7 @@ def test_of_a_trial_whose_workers_died_the_worker_that_fails_it_tells(
         yield {"loss": 0.5}
         if trial.number == 0:
             with opened(sqlite_url) as storage, storage.engine.begin() as connection:
-                connection.execute(sa.text("UPDATE tuner_leases SET expires_at_s = 0"))
+                connection.execute(sa.text(GONE))  # it cannot be extended
             runs(train, second, trials=1)
             yield from until_noticed()
 
