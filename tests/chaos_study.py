@@ -17,13 +17,13 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
-import tuner.worker.loop
+import tuner.worker.opening
 from tuner import Space, Study, log_uniform, uniform
 from tuner.training import ArrayDataset, Checkpoints, Splits, TrainerModule
 from tuner.trial import Report
 
 STEPS = 7  # of an epoch
-tuner.worker.loop.LEASE_S = float(os.environ.get("CHAOS_LEASE_S", tuner.worker.loop.LEASE_S))
+tuner.worker.opening.LEASE_S = float(os.environ.get("CHAOS_LEASE_S", tuner.worker.opening.LEASE_S))
 
 
 def loss_at(learning_rate: float, noise: float, epoch: int) -> float:

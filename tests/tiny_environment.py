@@ -28,6 +28,7 @@ from typing import Any
 import tuner.storage.worker.claims
 import tuner.storage.worker.reporter
 import tuner.worker.loop
+import tuner.worker.opening
 
 MODE = os.environ.get("TINY_MODE", "")
 EPOCHS, TRIALS = int(os.environ.get("TINY_EPOCHS", "3")), int(os.environ.get("TINY_TRIALS", "6"))
@@ -42,9 +43,9 @@ if "TINY_NOTES" in os.environ:
     lines = [f"cores={cores}", *(f"{name}={os.environ.get(name, '')}" for name in names)]
     Path(os.environ["TINY_NOTES"], str(os.getpid())).write_text("\n".join(lines))
 
-for variable in ("PATIENCE_S", "LEASE_S"):
+for module, variable in ((tuner.worker.loop, "PATIENCE_S"), (tuner.worker.opening, "LEASE_S")):
     if f"TINY_{variable}" in os.environ:
-        setattr(tuner.worker.loop, variable, float(os.environ[f"TINY_{variable}"]))
+        setattr(module, variable, float(os.environ[f"TINY_{variable}"]))
 
 
 def fail_if_told(noise: float) -> None:

@@ -29,6 +29,7 @@ from tuner.worker.attempt import Attempt
 from tuner.worker.context import Place
 from tuner.worker.gpu_use import GpuWatch
 from tuner.worker.loop import PATIENCE_S, Worker
+from tuner.worker.opening import open_study
 from tuner.worker.runtime import make_runtime
 from tuner.worker.saves import TrialSaves
 from tuner.worker.time_use import TimeUse
@@ -131,7 +132,7 @@ class Asking:
         self._storage.engine = patient(self._storage.engine, Patience(PATIENCE_S, lambda: stop.requested))
         self._trainable = _HandOver(study, about)
         name, trainable = process_name(), self._trainable
-        self._worker = Worker(study, None, self._storage, name, _say, stop, place, trainable)
+        self._worker = Worker(open_study(study, None, self._storage, name, _say, stop, place, trainable))
         self._worker.join()
         self._open: dict[int, _Open] = {}
         self.close = weakref.finalize(self, _close, self._worker, self._storage, self._open)

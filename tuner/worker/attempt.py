@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import os
-import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuner.errors import CheckpointError, LeaseLost, StorageLost, StudyError, TrialPruned, TunerError, is_interrupted
+from tuner.errors import CheckpointError, LeaseLost, StudyError, TrialPruned, TunerError, is_interrupted
 from tuner.output.sanitize import hide_password
-from tuner.search import TrialPruner
-from tuner.storage.artifacts import FILES, LAST, LOG, has_more_than_log
-from tuner.storage.read.extensions import unneeded
-from tuner.storage.read.front import is_worth_keeping
+from tuner.storage.artifacts import FILES, LAST, LOG
 from tuner.storage.read.lineage import read_metrics
-from tuner.storage.read.population import loaded_copies
 from tuner.storage.read.queries import BASELINE_KEY
-from tuner.storage.read.ranking import constraint_key, is_feasible
-from tuner.storage.sql.retry import PROMPT, hurried
+from tuner.storage.read.ranking import constraint_key
 from tuner.storage.worker import claims, leases, rungs
 from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.renewal import Watch
 from tuner.storage.worker.reporter import Reporter
 from tuner.storage.worker.studies import agree
 from tuner.study import trial_seed
-from tuner.study.constraints import check_metrics
-from tuner.study.population import COPIES_KEY, Copy
 from tuner.trial import Outcome, Report, all_finite
 from tuner.trial import optuna_private as private
 from tuner.trial.events import (
@@ -39,7 +28,6 @@ from tuner.trial.events import (
     HparamsUnused,
     MetricUnusable,
     TrialBegan,
-    TrialCopied,
     TrialEnded,
     TrialOverdue,
     TrialReleased,
@@ -50,10 +38,13 @@ from tuner.trial.extension import LAST_KEY, Extension
 from tuner.trial.failures import describe, last_line, storable
 from tuner.trial.seed_values import SEEDS_KEY, SeedValues
 from tuner.worker.context import WorkerContext
+from tuner.worker.copies import StoredCopies
 from tuner.worker.extension import bring_last, extension_of
-from tuner.worker.gpu_use import GpuUse
-from tuner.worker.reports import GATHER_S, Reports
-from tuner.worker.runtime import Compiled
+from tuner.worker.judge import Judge
+from tuner.worker.kept import Kept, keep_states, remove_unneeded
+from tuner.worker.later_writes import LaterWrites
+from tuner.worker.reports import Reports
+from tuner.worker.spent import Spent
 from tuner.worker.tell_sampler import (
     briefly,
     optuna_study,
@@ -61,7 +52,8 @@ from tuner.worker.tell_sampler import (
     tell_sampler,
     was_ended_by_hand,
 )
-from tuner.worker.trainable import End, Saved, TrialData, check_objectives, ranking_epoch, ranking_values
+from tuner.worker.trainable import End, Saved, TrialData, check_objectives
+from tuner.worker.trial_values import TrialValues
 from tuner.worker.watchdog import Limits, Overrun, Watchdog
 
 if TYPE_CHECKING:
@@ -103,7 +95,7 @@ class Attempt(TrialData):
         self.seed = trial_seed(context.study.seed, lease.number, "training")
         self.extension: Extension | None = None  # how it continues another trial
         self.cannot_extend: CheckpointError | None = None
-        self.is_last_kept = False
+        self.kept = Kept()  # of its states, at its end
         self.devices, self.files = context.place.devices, context.files.of_attempt(lease)
         self.root = self.files.root
         self.folder = self.root / FILES
@@ -112,23 +104,15 @@ class Attempt(TrialData):
         )
         self.reports: Reports | None = None
         self.watch = Watch()
-        self.curve: dict[int, float] = {}  # the epochs that were reported to Optuna
-        self.metrics: dict[int, Mapping[str, float]] = {}  # of these epochs, if the study has constraints
-        self.latest_epoch = 0
-        self.violations: Mapping[str, float] = {}  # of the study's constraints, at the end
-        self.followed, self.constraints = context.study.followed, context.study.all_constraints
-        self.values: list[float] | None = None
-        self.seed_values: SeedValues | None = None
+        self.reported = TrialValues(context.study)
         self.decision: Outcome | None = None  # made by a report
-        self.pruner: TrialPruner | None = None
-        self.is_flush_queued = False
-        self.unstored_log: Sequence[str] | None = None
+        self.judge: Judge | None = None
+        self.later = LaterWrites(context, lease)
         self.optuna_trial: optuna.Trial | None = None
         self.sampler: optuna.samplers.BaseSampler | None = None
         self.hparams: Any = None
         self.watchdog = Watchdog(Limits.of(context.study), self._warn_of_stall, self._end_aside)
-        self.clock, self.gpu_use = context.runtime.clock, GpuUse()
-        self.began_s, self.compiled_before = time.perf_counter(), Compiled.read(self.clock)
+        self.spent, self.taken = Spent(context.runtime.clock), StoredCopies(context, lease, self._is_baseline)
 
     def run(self) -> Ended | None:
         """Run the trial to its end, or give it back.
@@ -183,14 +167,14 @@ class Attempt(TrialData):
         try:
             with context.time_use.doing("training"):
                 self._hold()
-                with self._logged(), context.place.gpus.watching(self.gpu_use):
+                with self._logged(), context.place.gpus.watching(self.spent.gpu_use):
                     outcome, record = self._train(saved)
                 if self.reports is not None:
                     self.reports.settle()
-            values = None if outcome in _WITHOUT_VALUES else self.values
+            values = None if outcome in _WITHOUT_VALUES else self.reported.values
             if outcome is Outcome.FAILED and self._is_tried_again(saved, record):
                 return None
-            self.violations = self._check_constraints(outcome)
+            self._check_constraints(outcome)
             error = self._after_trial(outcome, values)
             if outcome is Outcome.COMPLETE and self._is_baseline():
                 agree(context.engine, context.study_id, BASELINE_KEY, {"number": lease.number})
@@ -221,7 +205,7 @@ class Attempt(TrialData):
         output = self.context.output
         if output is None:
             return contextlib.nullcontext()
-        return output.of_trial(self.root / LOG, self.write_log, partial(setattr, self, "unstored_log"))
+        return output.of_trial(self.root / LOG, self.later.write_log, self.later.keep_log)
 
     @contextlib.contextmanager
     def _held(self) -> Generator[None]:
@@ -258,15 +242,15 @@ class Attempt(TrialData):
             if self.cannot_extend is not None:
                 raise self.cannot_extend
             self._warn_of_unused(trial)
-            self.pruner = TrialPruner(context.pruning_study, trial, self.followed)
+            self.judge = Judge(context, trial)
             self.reports = Reports(
                 context.background,
                 self.reporter,
-                self._is_hopeless,
+                self.judge.is_hopeless,
                 context.must_end,
-                self.pruner.must_judge,
+                self.judge.must_judge,
                 context.gatherer,
-                self._flush_queued,
+                self.later.flush_queued,
             )
             with self.watchdog.watching():
                 end = context.trainable.run(self, saved)
@@ -291,12 +275,12 @@ class Attempt(TrialData):
 
     def _missed_epochs(self) -> str | None:
         """Return what is wrong if the trial continues another one, but has trained no further."""
-        if self.extension is None or self.latest_epoch > self.extension.after:
+        if self.extension is None or self.reported.latest_epoch > self.extension.after:
             return None
         return (
-            f"the training ended after epoch {self.latest_epoch}, although trial {self.number} continues trial "
-            f"{self.extension.of} to epoch {self.extension.epochs}: a function must restore the state of its trial, "
-            "and train until `trial.epochs`"
+            f"the training ended after epoch {self.reported.latest_epoch}, although trial {self.number} continues "
+            f"trial {self.extension.of} to epoch {self.extension.epochs}: a function must restore the state of its "
+            "trial, and train until `trial.epochs`"
         )
 
     def _decided(self, otherwise: Outcome) -> tuple[Outcome, dict[str, str]]:
@@ -321,24 +305,6 @@ class Attempt(TrialData):
         if self.study.baseline is None:
             return False
         return self.context.storage.get_trial(self.lease.trial_id).params == self.study.baseline_params
-
-    def _is_hopeless(self, report: Report) -> bool:
-        """Ask the pruner; if the database goes down, do not wait, and do not prune."""
-        assert self.pruner is not None
-        try:
-            with hurried(dataclasses.replace(PROMPT, is_over=self.context.must_end)):
-                return self.pruner.should_prune(
-                    report.epoch, *self.followed.of(report.metrics), is_feasible=self._is_feasible(report)
-                )
-        except StorageLost:
-            return False
-
-    def _is_feasible(self, report: Report) -> bool | None:
-        """Return whether the trial satisfies its constraints at an epoch, as far as it has some; None without any."""
-        own = self.context.storage.get_trial(self.lease.trial_id).constraints
-        checked = check_metrics(self.constraints, report.epoch, report.metrics, is_complete=False)
-        found = {**own, **checked.violations}
-        return is_feasible(found) if found else None
 
     # --- For the trainable
 
@@ -376,8 +342,8 @@ class Attempt(TrialData):
         if self.extension is not None:
             raise CheckpointError(f"cannot continue trial {self.extension.of}: {why}; its study's file has changed")
         leases.forget_reports(self.context.engine, self.lease)
-        if self.copies():
-            self.set_copies([])
+        if self.taken.copies():
+            self.taken.set_copies([])
         self.context.say(TrialRestarted(self.lease.number, why))
 
     def forget_reports(self, first: int = 0) -> None:
@@ -402,7 +368,7 @@ class Attempt(TrialData):
         several = list(earlier)
         self.reports.keep(several)
         for report in several:
-            self._note(report)
+            self.reported.note(report)
 
     def _count_earlier_attempts(self) -> None:
         """Count the time of the earlier attempts, because the training resumes from them."""
@@ -416,10 +382,11 @@ class Attempt(TrialData):
             StudyError: the metrics do not include an objective, or the metric that the pruner follows.
         """
         check_objectives(report, self.objectives)
-        check_objectives(report, self.followed.names, "pruner's metric")
+        check_objectives(report, self.study.followed.names, "pruner's metric")
         values = report.values(self.objectives)
         # After the last report, pruning would save nothing. A trial that continues another has no equals.
-        may_prune = not is_last and all_finite(values) and self.extension is None and self._is_judged()
+        has_equals = self.extension is None and self.judge is not None and self.judge.compares()
+        may_prune = not is_last and all_finite(values) and has_equals
         is_hopeless = self.store(report, may_prune=may_prune)
         if not all_finite(values):
             self.decision = Outcome.DIVERGED
@@ -437,26 +404,10 @@ class Attempt(TrialData):
         assert self.reports is not None
         self.note_progress()
         self._check_lease()
-        values = self._note(report)
+        values = self.reported.note(report)
         is_hopeless = self.reports.store(report, may_prune=may_prune)
         self.context.say(EpochEnded(self.lease.number, report.epoch, report.step, values))
         return is_hopeless
-
-    def _is_judged(self) -> bool:
-        """Return whether the pruner may judge trials; with several objectives, only if it can compare them."""
-        from optuna.pruners import NopPruner
-
-        return len(self.objectives) == 1 or not isinstance(self.context.pruning_study.pruner, NopPruner)
-
-    def _note(self, report: Report) -> list[float]:
-        """Note an epoch's value for Optuna, and as the trial's value if it counts; return its values."""
-        values = report.values(self.objectives)
-        self.curve[report.epoch] = values[0]
-        self.latest_epoch = report.epoch
-        if self.constraints:
-            self.metrics[report.epoch] = report.metrics
-        self.values = ranking_values(self.curve, values, self.study)
-        return values
 
     def set_constraint(self, name: str, value: float) -> None:
         """Store a constraint of the trial.
@@ -464,67 +415,37 @@ class Attempt(TrialData):
         Raises:
             StudyError: the study has a constraint of this name.
         """
-        if any(constraint.metric == name for constraint in self.constraints):
+        if any(constraint.metric == name for constraint in self.study.all_constraints):
             raise StudyError(f"the constraint {name!r} is one of the study's: use another name")
         self.context.storage.set_trial_system_attr(self.lease.trial_id, constraint_key(name), value)
 
-    def _check_constraints(self, outcome: Outcome) -> Mapping[str, float]:
-        """Return Optuna's numbers for the study's constraints, and say which metrics are missing or NaN."""
-        if not self.constraints or outcome is Outcome.FAILED:
-            return {}
-        epoch = ranking_epoch(self.curve, self.latest_epoch, self.study)
+    def _check_constraints(self, outcome: Outcome) -> None:
+        """Check the study's constraints, and say which metrics of a complete trial are missing or NaN."""
+        if outcome is Outcome.FAILED:
+            return
         is_complete = outcome is Outcome.COMPLETE
-        checked = check_metrics(self.constraints, epoch, self.metrics.get(epoch, {}), is_complete=is_complete)
-        if is_complete and checked.problems:
-            message = f"trial {self.number} counts as infeasible: {'; '.join(checked.problems)}"
+        problems = self.reported.check_constraints(is_complete=is_complete)
+        if is_complete and problems:
+            message = f"trial {self.number} counts as infeasible: {'; '.join(problems)}"
             self.context.say(MetricUnusable(self.number, message))
-        return checked.violations
 
     def set_values(self, values: Sequence[float]) -> None:
         """Set the values of the objectives."""
-        self.values = list(values)
+        self.reported.set(values)
         if any(math.isnan(value) for value in values):
             self.decision = Outcome.DIVERGED
 
     def set_seeds(self, values: SeedValues) -> None:
         """Set the values of the trial's seeds so far; the values of the trial are their means."""
-        self.seed_values, self.values = values, values.means
+        self.reported.set_seeds(values)
 
     def flush_later(self) -> None:
-        """Store suggested hyperparameters soon, on the thread that stores reports."""
-        if not self.is_flush_queued:
-            self.is_flush_queued = True
-            self._submit_soon(self._flush_queued)
-
-    def _submit_soon(self, call: Callable[[], None]) -> None:
-        background, gatherer = self.context.background, self.context.gatherer
-        if gatherer is None:
-            background.submit(call)
-        else:
-            gatherer.submit_later(call, GATHER_S)
-
-    def _flush_queued(self) -> None:
-        if not self.is_flush_queued:
-            return
-        self.is_flush_queued = False
-        try:
-            with hurried(PROMPT):
-                self.context.storage.flush(self.lease.trial_id)
-        except StorageLost:
-            self.is_flush_queued = True  # they are stored with a later report, or at the end
+        """Store suggested hyperparameters soon."""
+        self.later.flush_later()
 
     def write_log(self, lines: Sequence[str]) -> None:
-        """Store the last lines of the trial's log soon, on the thread that stores reports, else with its end."""
-        self.unstored_log = list(lines)
-        self.context.background.submit(partial(self._store_log, self.context.prompt_engine))
-
-    def _store_log(self, engine: Engine) -> None:
-        lines = self.unstored_log
-        if lines is None:
-            return
-        leases.store_log(engine, self.lease, lines)
-        if self.unstored_log is lines:
-            self.unstored_log = None
+        """Store the last lines of the trial's log soon, else with its end."""
+        self.later.write_log(lines)
 
     def _check_lease(self) -> None:
         if self.watch.is_lost.is_set():
@@ -549,9 +470,9 @@ class Attempt(TrialData):
         storage = self.context.storage
         storage.flush(self.lease.trial_id)  # suggestions before an error; later ones are written immediately
         frozen = storage.get_trial(self.lease.trial_id)
-        private.system_attrs(frozen).update(self._constraint_attributes())
+        private.system_attrs(frozen).update(self.reported.constraint_attributes())
         if len(self.objectives) == 1:
-            frozen.intermediate_values = dict(self.curve)
+            frozen.intermediate_values = dict(self.reported.curve)
         return tell_sampler(self.context, self.sampler, frozen, state.get(outcome, TrialState.PRUNED), values)
 
     # --- In a population
@@ -564,24 +485,7 @@ class Attempt(TrialData):
             return None
         from tuner.worker.population import RunningMember
 
-        return RunningMember(population, self)
-
-    def may_copy(self) -> bool:
-        """Return whether it may copy others; the baseline may not."""
-        return not self._is_baseline()
-
-    def copies(self) -> list[Copy]:
-        """Return the copies that the trial has taken."""
-        return loaded_copies(self.context.storage.get_trial(self.lease.trial_id).system_attrs.get(COPIES_KEY, ()))
-
-    def set_copies(self, copies: Sequence[Copy]) -> None:
-        """Store the copies that the trial has taken; waits for the database."""
-        stored = [dataclasses.asdict(copy) for copy in copies]
-        self.context.storage.set_trial_system_attr(self.lease.trial_id, COPIES_KEY, stored)
-
-    def note_copy(self, copy: Copy) -> None:
-        """Report that a copy was taken."""
-        self.context.say(TrialCopied(self.lease.number, copy.epoch, copy.trial, copy.hparams))
+        return RunningMember(population, self.taken)
 
     # --- Ends
 
@@ -593,7 +497,7 @@ class Attempt(TrialData):
         saved.close()  # the checkpoint must be written, and uploaded, before another worker looks for it
         self.files.flush()
         self._finish_reports(context.engine)
-        self._store_log(context.engine)
+        self.later.store_log(context.engine)
         if not leases.retry(context.engine, lease, error, self.study.retries):
             return False
         private.forget_stop(context.optuna_study)  # the search continues with this trial
@@ -605,78 +509,38 @@ class Attempt(TrialData):
         context, lease = self.context, self.lease
         if "error" in record:
             record["error"] = hide_password(record["error"])
-        record |= self._spent()
-        path = self._keep_best(saved, outcome, values)
-        if path is not None:
-            record["checkpoint"] = self.files.keep(path, lease.trial_id)
+        record |= {"worker": lease.worker, **self.spent.columns()}
+        if outcome is Outcome.COMPLETE and values is not None:
+            self.kept = keep_states(context, lease, saved, self.root / LAST, values, self.reported.violations)
+        if self.kept.best is not None:
+            record["checkpoint"] = self.files.keep(self.kept.best, lease.trial_id)
         last = [] if self.reports is None else self.reports.rest(context.engine)
-        told: dict[str, Any] = {"log": self.unstored_log, "several": last, "objective": self.reporter.objective}
+        told: dict[str, Any] = {"log": self.later.log, "several": last, "objective": self.reporter.objective}
         leases.tell(context.engine, lease, outcome, values, record, self._attributes(), **told)
         saved.delete_latest()
         self.files.finish()
-        if has_more_than_log(saved.folder):  # the best checkpoint, or only pictures
-            context.files.collect(partial(unneeded, context.engine, context.study_id, **self._best_k()))
-        stderrs = None if values is None or self.seed_values is None else self.seed_values.stderrs
+        remove_unneeded(context, saved)
+        stderrs = None if values is None or self.reported.seeds is None else self.reported.seeds.stderrs
         context.say(TrialEnded(lease.number, outcome, values, record["train_s"], record["compile_s"], stderrs))
-
-    def _spent(self) -> dict[str, Any]:
-        """Return the worker, how it spent its time, and the use of its GPUs, as columns of the record."""
-        compiled = self._compiled()
-        return {
-            "worker": self.lease.worker,
-            "compilations": compiled.count,
-            "compile_s": round(compiled.total_s, 4),
-            # Some programs compile while others run.
-            "train_s": round(max(0.0, time.perf_counter() - self.began_s - compiled.total_s), 4),
-            **self.gpu_use.columns(),
-        }
-
-    def _compiled(self) -> Compiled:
-        return Compiled.read(self.clock).since(self.compiled_before)
-
-    def _constraint_attributes(self) -> dict[str, float]:
-        """Return the attributes in which Optuna reads the study's constraints."""
-        return {constraint_key(name): value for name, value in self.violations.items()}
 
     def _attributes(self) -> dict[str, Any]:
         """Return attributes of the trial: constraints, programs from the compile cache, lanes, its seeds' values."""
-        compiled, lanes, seeds = self._compiled(), self.context.lanes(), self.seed_values
+        compiled, lanes, seeds = self.spent.compiled(), self.context.lanes(), self.reported.seeds
         return {
-            **self._constraint_attributes(),
+            **self.reported.constraint_attributes(),
             **({leases.FETCHED_KEY: compiled.fetched} if compiled.fetched else {}),
             **({leases.SAVED_KEY: round(compiled.saved_s, 3)} if compiled.fetched else {}),
             **({leases.LANES_KEY: lanes} if lanes > 1 else {}),
-            **({LAST_KEY: self.latest_epoch} if self.is_last_kept else {}),
+            **({LAST_KEY: self.reported.latest_epoch} if self.kept.has_last else {}),
             **({} if seeds is None else {SEEDS_KEY: seeds.to_json()}),
         }
-
-    def _best_k(self) -> dict[str, Any]:
-        maximize = [direction == "maximize" for direction in self.study.all_directions]
-        return {"keep": self.study.keep_best, "maximize": maximize}
-
-    def _keep_best(self, saved: Saved, outcome: Outcome, values: list[float] | None) -> Path | None:
-        """Save the best checkpoint if the trial is among the best of the study or on its front; return its path."""
-        if outcome is not Outcome.COMPLETE or values is None or not self.study.keep_best:
-            return None
-        context = self.context
-        if not is_feasible({**context.storage.get_trial(self.lease.trial_id).constraints, **self.violations}):
-            return None
-        if not is_worth_keeping(context.engine, context.study_id, values, **self._best_k()):
-            return None
-        may_keep: dict[str, Any] = {**self._best_k(), "keep": self.study.keep_last}
-        is_last_written = is_worth_keeping(context.engine, context.study_id, values, **may_keep) and saved.write_last(
-            self.root / LAST
-        )
-        path = saved.write_best()
-        self.is_last_kept = is_last_written and path is not None
-        return path
 
     def _give_back(self) -> None:
         context = self.context
         engine = context.final_writes.engine()
         try:
             self._finish_reports(engine)
-            self._store_log(engine)
+            self.later.store_log(engine)
         finally:
             end = leases.bury if self.watchdog.is_stalled else leases.release
             end(engine, self.lease)
@@ -704,8 +568,8 @@ class Attempt(TrialData):
             with contextlib.suppress(TunerError):
                 if overrun is Overrun.TIME:
                     briefly(self._tell_of_timeout)
-                    spent = self._spent()
-                    record = {**spent, **self._timeout()}
+                    spent = self.spent.columns()
+                    record = {"worker": lease.worker, **spent, **self._timeout()}
                     leases.tell(context.engine, lease, Outcome.TIMED_OUT, None, record, self._attributes())
                     ended = TrialEnded(number, Outcome.TIMED_OUT, None, spent["train_s"], spent["compile_s"])
                     context.say_aside(ended)

@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 
 from tuner.output.captured import CapturedOutput
 from tuner.output.log import now
-from tuner.storage.artifacts import Artifacts
+from tuner.storage.artifacts import Artifacts, StudyArtifacts
 from tuner.storage.sql.background_calls import Background, Caller
 from tuner.storage.sql.retry import Patience, patient
 from tuner.storage.worker.claims import Claimant
@@ -162,6 +162,7 @@ class WorkerContext:
         pruning_study: The study for its pruner.
         claimant: The worker for the storage.
         files: The files of its trials.
+        artifacts: Where they are.
         place: Devices, and the information about the study in checkpoints.
         time_use: How the worker spends its time.
         stop: Whether the worker must stop.
@@ -186,6 +187,7 @@ class WorkerContext:
     pruning_study: optuna.Study
     claimant: Claimant
     files: StudyFiles
+    artifacts: StudyArtifacts
     place: Place
     time_use: TimeUse
     stop: Stop

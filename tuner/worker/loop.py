@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from tuner.errors import LeaseLost, RankLost, StorageLost, StudyError, StudyFailed, StudyStopped, TunerError
 from tuner.output.captured import CapturedOutput
-from tuner.output.log import is_json, set_about
+from tuner.output.log import set_about
 from tuner.output.sanitize import hide_password
 from tuner.results.stopping import recorded_end
 from tuner.storage import AnyURL, storage_url, warn_of_password
 from tuner.storage.artifacts import artifacts_of
-from tuner.storage.read.lineage import read_metric
-from tuner.storage.read.queries import RECORD_KEY, find_record, last_errors
-from tuner.storage.sql.background_calls import Background
-from tuner.storage.sql.dialect import now_s
-from tuner.storage.sql.retry import IMPATIENT, PROMPT, Patience, patient
-from tuner.storage.sql.statements import SPACE_VERSION_KEY
+from tuner.storage.read.queries import last_errors
+from tuner.storage.sql.retry import IMPATIENT, Patience, patient
 from tuner.storage.sql.wait_time import database_s
 from tuner.storage.worker import claims, leases
 from tuner.storage.worker.checkpoints import checkpoints_below, move_checkpoint
-from tuner.storage.worker.claims import Claimant, NoTrial
+from tuner.storage.worker.claims import NoTrial
 from tuner.storage.worker.fences import Lease
-from tuner.storage.worker.preference import Preference
-from tuner.storage.worker.renewal import Renewals
-from tuner.storage.worker.searches import agree_on_search, prepare_search
-from tuner.storage.worker.studies import Owner, join, leave, register, set_ownership
+from tuner.storage.worker.studies import join, leave
 from tuner.study import StudyData, StudySpec
-from tuner.study.ownership import default_owner
 from tuner.study.source import code_digest
 from tuner.trial import Event, Stop
 from tuner.trial import optuna_private as private
@@ -46,7 +36,6 @@ from tuner.trial.events import (
     HparamsUnused,
     SamplerFailed,
     SearchFinished,
-    SearchPrepared,
     StudyEnded,
     StudyLoaded,
     TrialDeadly,
@@ -57,33 +46,28 @@ from tuner.trial.events import (
 )
 from tuner.trial.failures import describe, last_line, reason_to_stop
 from tuner.worker.attempt import Attempt, Ended
-from tuner.worker.choose import make_trainable
-from tuner.worker.compile_ahead import count_static, static_parameters
-from tuner.worker.context import FinalWrites, Place, ProgramModes, Samplers, WorkerContext
+from tuner.worker.compile_ahead import count_static
+from tuner.worker.context import Place, ProgramModes, WorkerContext
 from tuner.worker.fixed_names import FixedNames
-from tuner.worker.follow import STUDY, STUDY_FILE, check_group
+from tuner.worker.follow import STUDY_FILE, check_group
 from tuner.worker.gpu_use import GpuWatch
 from tuner.worker.group import Leader
+from tuner.worker.opening import open_study
 from tuner.worker.runtime import make_runtime
 from tuner.worker.stop_rules import StopRules
 from tuner.worker.tell_sampler import tell_of_end_elsewhere
 from tuner.worker.time_use import TimeUse
-from tuner.worker.trainable import Trainable
-from tuner.worker.trial_files import check_writable, make_study_files
+from tuner.worker.trial_files import check_writable
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from tuner.storage.optuna.storage import Storage
     from tuner.worker.cohort import Cohort
-    from tuner.worker.population import Population
 
 
-LEASE_S = 30.0
 PATIENCE_S = 600.0
 """Seconds that a worker waits for a database that is down; it continues training its trial."""
 _STATEMENT_S = 20.0
-_LAST_PATIENCE_S = 3.0
 _POLL_S = 0.5
 
 
@@ -155,113 +139,25 @@ def run_worker(
         output = CapturedOutput(by_thread=study.cohort != 1) if is_captured else None
         if output is not None:
             stack.callback(output.close)
-        Worker(study, data, optuna_storage, name or worker_name(), say, stop, place, group=group, output=output).run()
+        given: dict[str, Any] = {"group": group, "output": output}
+        context = open_study(study, data, optuna_storage, name or worker_name(), say, stop, place, **given)
+        Worker(context, group).run()
 
 
 class Worker:
-    """The loop of a worker: claim, train, tell."""
+    """The loop of a worker: claim, train, tell.
 
-    def __init__(
-        self,
-        study: StudySpec,
-        data: StudyData | None,
-        storage: Storage,
-        name: str,
-        say: Callable[[Event], None],
-        stop: Stop,
-        place: Place,
-        trainable: Trainable | None = None,
-        group: Leader | None = None,
-        output: CapturedOutput | None = None,
-    ) -> None:
-        import optuna
+    Args:
+        context: The context of its trials.
+        group: The other processes of a worker that spans hosts.
+    """
 
-        from tuner.search.view import MetricView, PrunerView, SamplerView
-        from tuner.storage.optuna.storage import WindowedStorage
-
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        if is_json():
-            optuna.logging.disable_default_handler()
-            optuna.logging.enable_propagation()
-        self.study, self.storage, self.engine, self.place = study, storage, storage.engine, place
-        self.group = group
-        prepared = prepare_search(self.engine, study)
-        registered = register(storage, self.engine, study.name, study.all_directions, study.record())
-        # Before the record is read: a migration in between is noticed by the first claim.
-        version = find_record(self.engine, registered.study_id, SPACE_VERSION_KEY)
-        study.check_unchanged(find_record(self.engine, registered.study_id, RECORD_KEY) or registered.record)
-        if group is not None:
-            group.agree(STUDY, lambda: registered.record)
-        study_id = registered.study_id
-        owner = Owner(default_owner(), is_certain=False) if study.owner is None else Owner(study.owner)
-        set_ownership(self.engine, study_id, owner, study.labels)
-        agreed = agree_on_search(self.engine, study_id, study, prepared)
-        given: dict[str, Any] = {"sampler": study.make_sampler(0, agreed), "pruner": study.make_pruner()}
-        seen: Any = WindowedStorage(storage) if study.sees_window(agreed) else storage
-        # After a migration, some trials may have other distributions, or be outside of the space.
-        view: Any = SamplerView(seen, None if version is None else study.distributions())
-        followed, judged = study.followed, cast("Any", PrunerView(cast("Any", storage)))
-        if followed.metric is not None:
-            curves = partial(read_metric, self.engine, metric=followed.metric)
-            judged = cast("Any", MetricView(judged, followed.maximize[0], curves))
-        artifacts = self.artifacts = place.artifacts.of_study(study.name, registered.identity)
-        # Errors from before the launch may be fixed. The launch counts, not the start of this worker: a worker that
-        # starts later, or again, would otherwise let the same error end three more trials.
-        launched_for_s = time.time() - float(os.environ.get(LAUNCHED_VARIABLE) or time.time())
-        self.claimant = Claimant(
-            study_id,
-            name,
-            trials=study.trials,
-            lease_s=LEASE_S,
-            wall_s=None if study.wall_hours is None else 3600 * study.wall_hours,
-            device_s=None if study.device_hours is None else 3600 * study.device_hours,
-            devices=place.runtime.device_count,
-            identity=registered.identity,
-            failures_since_s=now_s(self.engine) - launched_for_s,
-            space_version=None if version is None else str(version),
-            preference=Preference(static_parameters(study)),
-        )
-        self.background = Background("reports")
-        prompt_engine = patient(self.engine, dataclasses.replace(PROMPT, is_over=lambda: stop.requested))
-        must_stop = partial(claims.must_stop, prompt_engine, self.claimant)
-        self.renewals = Renewals(self.engine, LEASE_S, must_stop, lambda: stop.requested)
-        self.context = WorkerContext(
-            study=study,
-            study_id=study_id,
-            trainable=trainable
-            or make_trainable(
-                study,
-                None if data is None else data.for_hparams,
-                place.runtime,
-                place.about,
-                registered.record,
-                ProgramModes(self.engine, study_id).choose,
-                group,
-            ),
-            storage=storage,
-            engine=self.engine,
-            prompt_engine=prompt_engine,
-            background=self.background,
-            renewals=self.renewals,
-            gatherer=self.background,
-            optuna_study=optuna.load_study(study_name=study.name, storage=view, **given),
-            pruning_study=optuna.load_study(study_name=study.name, storage=judged, **given),
-            claimant=self.claimant,
-            files=make_study_files(artifacts, stop),
-            place=place,
-            time_use=place.time_use,
-            stop=stop,
-            samplers=Samplers(study, agreed),
-            final_writes=FinalWrites(self.engine),
-            listener=say,
-            population=self._population(),
-            output=output,
-        )
+    def __init__(self, context: WorkerContext, group: Leader | None = None) -> None:
+        self.context, self.group, self.study = context, group, context.study
+        self.storage, self.engine, self.claimant = context.storage, context.engine, context.claimant
         self.say = self.context.say
-        place.gpus.tell = self._tell_of_gpus
-        for note in prepared.notes:
-            self.say(SearchPrepared(note))
-        self.rules = StopRules(study, study_id, self.context.optuna_study)
+        context.place.gpus.tell = self._tell_of_gpus
+        self.rules = StopRules(self.study, self.claimant.study_id, self.context.optuna_study)
         self.grid_limits = getattr(self.context.optuna_study.sampler, "limits", None)
         self.numbers: set[int] = set()  # of the trials that run
         self.no_trial: NoTrial | None = None  # the answer to the latest claim of a cohort
@@ -269,18 +165,8 @@ class Worker:
         self.is_settled = False  # whether no trial of the cohort ran at that claim
         self.cohort: Cohort | None = None
         self.is_finished = False  # whether the sampler has ended the search
-        self.fixed_names = FixedNames(study)
+        self.fixed_names = FixedNames(self.study)
         self.sampler_errors: list[str] = []  # their kinds, newest first, since the last trial without an error
-
-    def _population(self) -> Population | None:
-        from tuner.search.population import PopulationPruner
-
-        if not isinstance(self.study.make_pruner(), PopulationPruner):
-            return None
-        from tuner.worker.population import Population
-
-        engine = patient(self.engine, PROMPT)
-        return Population(self.study, self.claimant.study_id, engine, self.artifacts)
 
     def run(self) -> None:
         """Claim and run trials until the budget is used up or a stop is requested."""
@@ -297,20 +183,22 @@ class Worker:
     def join(self) -> None:
         """Register the worker with the study."""
         study = self.study
-        join(self.engine, self.claimant, self.place.describe())
+        join(self.engine, self.claimant, self.context.place.describe())
         self.rules.reopen(self.engine)
         self.context.stop.give_back = self._give_back_now
         if self.group is not None:
             self.group.on_loss = self._bury_now
-        if self.artifacts.store is not None:
-            self.context.files.resume(checkpoints_below(self.engine, self.claimant.study_id, self.artifacts.folder))
+        if self.context.artifacts.store is not None:
+            folder = self.context.artifacts.folder
+            self.context.files.resume(checkpoints_below(self.engine, self.claimant.study_id, folder))
         combinations = count_static(study) if self.group is None else 0
         self.say(StudyLoaded(study.name, study.trials, ", ".join(study.objectives), combinations))
 
     def leave(self) -> None:
         """Store that the worker has exited."""
-        self.background.close()
-        self.renewals.close()
+        if self.context.gatherer is not None:
+            self.context.gatherer.close()
+        self.context.renewals.close()
         if self.context.population is not None:
             self.context.population.close()
         self.context.files.close()
@@ -355,14 +243,14 @@ class Worker:
             self._store_arrived(self.engine)
             if self.group is not None and self.group.is_broken:
                 raise RankLost("a rank did not leave a training that had ended: the group ends")
-            self.place.runtime.tidy()
+            self.context.place.runtime.tidy()
             if private.has_stopped(self.context.optuna_study):
                 self.say(SearchFinished())
                 break
 
     def _make_cohort(self) -> Cohort | None:
         """Return what trains several trials at once; None if this worker cannot."""
-        if self.group is not None or self.place.runtime.layout.size > 1:
+        if self.group is not None or self.context.place.runtime.layout.size > 1:
             why = "trials of a worker with several devices train one by one: cohorts need one device"
             self.say(CohortChosen(1, why))
             return None

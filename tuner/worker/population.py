@@ -218,7 +218,8 @@ class Population:
 class TrialInPopulation(Protocol):
     """What a population needs to know of a running trial."""
 
-    number: int
+    @property
+    def number(self) -> int: ...
 
     def may_copy(self) -> bool:
         """Return whether it may copy others; the baseline may not."""

@@ -26,14 +26,13 @@ from sqlalchemy.exc import DBAPIError
 from tuner.errors import StorageDenied, StorageLost
 from tuner.search.followed import Followed
 from tuner.search.halving import AshaPruner
-from tuner.search.pruners import TrialPruner
 from tuner.storage import connect, open_storage
 from tuner.storage.optuna.storage import Storage
 from tuner.storage.sql.engine import new_engine
 from tuner.storage.sql.retry import Patience, patient, read, write
 from tuner.storage.sql.tables import reports, trial_intermediate_values
 from tuner.trial import Report
-from tuner.worker.attempt import Attempt
+from tuner.worker.judge import Judge
 
 Wait = Callable[..., Any]
 
@@ -239,16 +238,14 @@ def test_a_database_that_goes_away_before_a_pruning_decision_does_not_hold_train
     storage.engine = waiting = patient(storage.engine, Patience(3600.0))
     study = optuna.create_study(storage=storage, pruner=AshaPruner(min_resource=1))
     trial = study.ask()
-    pruner = TrialPruner(study, trial)
-    attempt = Attempt.__new__(Attempt)
-    attempt.pruner, attempt.followed, attempt.constraints = pruner, Followed(("loss",), (False,)), ()
-    attempt.lease = cast("Any", SimpleNamespace(trial_id=trial._trial_id))
-    attempt.context = cast("Any", SimpleNamespace(storage=storage, must_end=lambda: False))
+    ours = SimpleNamespace(followed=Followed(("loss",), (False,)), all_constraints=())
+    context = SimpleNamespace(storage=storage, pruning_study=study, study=ours, must_end=lambda: False)
+    judge = Judge(cast("Any", context), trial)
     with server.refused(database):
-        assert not attempt._is_hopeless(Report(1, 1, {"loss": 0.5}))
+        assert not judge.is_hopeless(Report(1, 1, {"loss": 0.5}))
 
     assert storage.engine is waiting, "what else it does is waited for again"
-    assert not attempt._is_hopeless(Report(2, 2, {"loss": 0.5})), "it is the best so far"
+    assert not judge.is_hopeless(Report(2, 2, {"loss": 0.5})), "it is the best so far"
     assert rows(url, "SELECT rung, value FROM tuner_rungs") == [(0, 0.5)]
     storage.close()
 

@@ -23,11 +23,11 @@ from pathlib import Path
 
 import numpy as np
 
-import tuner.worker.loop
+import tuner.worker.opening
 import tuner.worker.saves
 from tuner import Command, OptunaObjective, Space, Study, uniform
 
-tuner.worker.loop.LEASE_S = 2.0
+tuner.worker.opening.LEASE_S = 2.0
 FORM, PLACE, FOLDER = os.environ["KILL_FORM"], os.environ["KILL_PLACE"], Path(__file__).parent
 
 

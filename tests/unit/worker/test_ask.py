@@ -14,7 +14,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-import tuner.worker.loop
+import tuner.worker.opening
 from tuner import Space, Study, uniform
 from tuner.errors import StudyError, StudyStopped, TrialPruned
 
@@ -140,8 +140,8 @@ def test_the_trial_of_a_killed_process_is_asked_again(
     script = f"""
 {SEARCH}
 import time
-import tuner.worker.loop
-tuner.worker.loop.LEASE_S = 1.0
+import tuner.worker.opening
+tuner.worker.opening.LEASE_S = 1.0
 trial = study.ask()
 trial.report({{"loss": 7.0}})
 print(trial.hparams.x, flush=True)
@@ -153,7 +153,7 @@ time.sleep(600)
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    monkeypatch.setattr(tuner.worker.loop, "LEASE_S", 300.0)
+    monkeypatch.setattr(tuner.worker.opening, "LEASE_S", 300.0)
 
     def ask() -> Any:
         trial = study.ask()

@@ -453,7 +453,7 @@ def test_leases_are_renewed_before_the_first_turn(
     sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first trial's sampler waits until the lease of the last one was extended."""
-    monkeypatch.setattr("tuner.worker.loop.LEASE_S", 1.0)
+    monkeypatch.setattr("tuner.worker.opening.LEASE_S", 1.0)
     first: dict[int, float] = {}
 
     class Slow(optuna.samplers.RandomSampler):

@@ -20,7 +20,6 @@ from tuner.trial import Event
 from tuner.trial.events import SamplerFailed
 from tuner.worker import run_worker, watchdog
 
-
 GONE = "UPDATE tuner_leases SET worker = 'gone', fence = fence + 1, expires_at_s = 0"
 
 
