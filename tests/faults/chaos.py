@@ -84,7 +84,8 @@ WATCHED_IN_POSTGRES = [
         THEN (SELECT worker FROM public.tuner_leases WHERE trial_id = new.trial_id)
         -- The attempt of who ends the trial in this transaction; it may be closed already.
         ELSE (SELECT worker FROM public.tuner_attempts WHERE trial_id = new.trial_id
-            AND (ended_at_s IS NULL OR xmin::text::bigint = mod(txid_current(), 4294967296)) ORDER BY fence DESC LIMIT 1)
+            AND (ended_at_s IS NULL OR xmin::text::bigint = mod(txid_current(), 4294967296))
+            ORDER BY fence DESC LIMIT 1)
         END;
         RETURN NULL;
     END $$;

@@ -33,16 +33,20 @@ def finished_by(standing: Standing, state: State) -> str | None:
         return "stopped" if standing.end is None else "ended_early"
     if standing.trials is not None and state.used >= standing.trials:
         return "budget"
+    if standing.has_searched_all:
+        return "search_ended"
     return "hours" if standing.is_out_of_hours else None
 
 
 def find_ending(engine: Engine, study: StudyRow, standing: Standing, state: State, activity: Activity) -> Ending | None:
     """Return how the launches of a study have ended, from the database alone; None if they have not.
 
-    Workers that were asked to stop, and a sampler that has ended the search, cannot be told apart: neither is an end.
+    Workers that were asked to stop are no end. After its sampler has ended the search, other workers still finish.
     """
     workers = max(1, activity.joined)
     reason = finished_by(standing, state)
+    if reason == "search_ended" and activity.alive:
+        return None
     if reason is not None:
         return Ending(FINISHED, reason, state, None, workers)
     if standing.workers or activity.alive or not activity.joined:

@@ -66,6 +66,8 @@ from tuner.study.population import Copy
 from tuner.study.source import code_digest
 from tuner.trial import Outcome
 
+_SEARCHED_ALL = "the sampler has ended the search"
+
 
 def study_rows(engine: Engine, *, owner: str | None = None, labels: Collection[str] = ()) -> list[StudyJson]:
     """Return one row for each study: its name, owner, state, objectives, counts and best value.
@@ -96,12 +98,13 @@ def study_row(engine: Engine, study_name: str) -> StudyJson:
 def _study_row(engine: Engine, study: StudyRow, standing: Standing | None) -> StudyJson:
     counts = outcome_counts(engine, study.study_id)
     best = read_best(engine, study, 1) if len(study.directions) == 1 else []
+    state, reason = (None, None) if standing is None else _state(standing, counts)
     return {
         "study": study.name,
         "owner": study.owner,
         "labels": list(study.labels),
-        "state": None if standing is None else _state(standing, counts),
-        "reason": None if standing is None else standing.end,
+        "state": state,
+        "reason": reason,
         "workers": 0 if standing is None else standing.workers,
         "objective": ", ".join(study.record.get("objective", [])) or None,
         "direction": ", ".join(study.directions),
@@ -134,16 +137,21 @@ def ended_counts(counts: Mapping[Outcome, int]) -> EndedJson:
     }
 
 
-def _state(standing: Standing, counts: Mapping[Outcome, int]) -> str:
-    """Return the state of a study: the first that applies of stopped, finished, out of hours, running, idle."""
+def _state(standing: Standing, counts: Mapping[Outcome, int]) -> tuple[str, str | None]:
+    """Return the state of a study, and why it has ended early.
+
+    The state is the first that applies of stopped, finished, out of hours, running, idle.
+    """
     used = sum(count for outcome, count in counts.items() if outcome.uses_budget)
     if standing.is_stopped:
-        return "stopped" if standing.end is None else "finished"
+        return "stopped" if standing.end is None else "finished", standing.end
     if standing.trials is not None and used >= standing.trials:
-        return "finished"
+        return "finished", None
+    if standing.has_searched_all and not (standing.workers or counts[Outcome.WAITING] or counts[Outcome.PREEMPTED]):
+        return "finished", _SEARCHED_ALL
     if standing.is_out_of_hours:
-        return "out of hours"
-    return "running" if standing.workers else "idle"
+        return "out of hours", None
+    return "running" if standing.workers else "idle", None
 
 
 def progress(engine: Engine, study_name: str, last: int) -> WatchedJson:

@@ -23,7 +23,7 @@ from tuner.storage.worker import claims, leases
 from tuner.storage.worker.checkpoints import checkpoints_below, move_checkpoint
 from tuner.storage.worker.claims import NoTrial
 from tuner.storage.worker.fences import Lease
-from tuner.storage.worker.studies import join, leave
+from tuner.storage.worker.studies import join, leave, note_search_ended
 from tuner.study import StudyData, StudySpec
 from tuner.study.source import code_digest
 from tuner.trial import Event, Stop
@@ -245,7 +245,7 @@ class Worker:
                 raise RankLost("a rank did not leave a training that had ended: the group ends")
             self.context.place.runtime.tidy()
             if private.has_stopped(self.context.optuna_study):
-                self.say(SearchFinished())
+                self._note_search_ended()
                 break
 
     def _make_cohort(self) -> Cohort | None:
@@ -293,7 +293,7 @@ class Worker:
                 self.next_claim_s = 0.0  # trials have ended since
             self.context.final_writes.forget()
         if self.is_finished:
-            self.say(SearchFinished())
+            self._note_search_ended()
         return True
 
     def _claim_several(self, most: int) -> list[Lease]:
@@ -391,7 +391,7 @@ class Worker:
         if reason is NoTrial.DONE and self.context.population is not None:
             self.context.population.remove()
         if reason is NoTrial.DONE and self.claimant.trials < self.claimant.asked:
-            self.say(SearchFinished())
+            self._note_search_ended()
         ended = recorded_end(self.engine, self.claimant.study_id) if reason is NoTrial.STOPPED else None
         if ended is not None:
             self.say(StudyEnded(ended.rule, ended.describe(name)))
@@ -404,6 +404,11 @@ class Worker:
             why = reason_to_stop([kind for kind, _ in errors])
             trace = f"\n{errors[0][1].rstrip()}" if errors else ""
             raise StudyFailed(f"study {name!r} stopped: {why}; fix it and launch again{trace}")
+
+    def _note_search_ended(self) -> None:
+        self.say(SearchFinished())
+        with contextlib.suppress(StorageLost):
+            note_search_ended(self.context.final_writes.engine(), self.claimant.study_id)
 
     def _tell_of_gpus(self, message: str) -> None:
         self.context.say_aside(GpusUnwatched(message))

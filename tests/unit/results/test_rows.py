@@ -22,7 +22,7 @@ from sqlalchemy import event
 
 import tuner
 from tuner.errors import UnknownStudy, UsageError
-from tuner.results.rows import best_rows, pareto_front, show_row, study_rows, trial_rows
+from tuner.results.rows import best_rows, pareto_front, show_row, study_row, study_rows, trial_rows
 from tuner.storage import connect
 from tuner.storage.read.queries import TrialRow, find_study, last_errors
 from tuner.storage.sql import tables
@@ -30,7 +30,7 @@ from tuner.storage.sql.dialect import now_s
 from tuner.storage.worker import leases
 from tuner.storage.worker.claims import Claimant, claim
 from tuner.storage.worker.fences import Lease
-from tuner.storage.worker.studies import join, register, stop
+from tuner.storage.worker.studies import join, note_search_ended, register, stop
 from tuner.trial import Outcome, Report
 
 pytestmark = pytest.mark.with_tables
@@ -240,6 +240,26 @@ def test_a_study_says_what_it_is_doing(any_shelf: Shelf) -> None:
     assert state() == ("finished", 0)
     stop(engine, study._study_id)
     assert state() == ("stopped", 0)
+
+
+def test_a_study_whose_sampler_has_ended_the_search_is_finished_until_it_is_launched_again(any_shelf: Shelf) -> None:
+    engine, study = any_shelf.engine, any_shelf.add_study("ours")
+    claimant = Claimant(study._study_id, "worker", lease_s=300.0, trials=30)
+    join(engine, claimant, {"host": "here", "pid": 7, "devices": "cpu"})
+    lease = any_shelf.claim(study)
+    note_search_ended(engine, study._study_id)
+
+    def state() -> tuple[str | None, str | None]:
+        row = study_row(engine, "ours")
+        return row["state"], row["reason"]
+
+    assert state() == ("running", None)
+    leases.release(engine, lease)
+    assert state() == ("idle", None), "a trial waits to be resumed"
+    leases.tell(engine, any_shelf.claim(study), Outcome.COMPLETE, [0.5], {})
+    assert state() == ("finished", "the sampler has ended the search")
+    join(engine, claimant, {"host": "here", "pid": 7, "devices": "cpu"})
+    assert state() == ("idle", None)
 
 
 def test_trials_are_filtered_sorted_and_cut(shelf: Shelf) -> None:

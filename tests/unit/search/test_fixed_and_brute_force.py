@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,9 +14,11 @@ from optuna.trial import TrialState
 from sampler_study import POINTS
 from sampler_study import make_study as make_finite
 from sampler_study import work as work  # a fixture
+from storage_tools import opened
 
 from tuner import Space, Study, choice, int_uniform, log_uniform
 from tuner.errors import StudyError
+from tuner.results.rows import study_row
 from tuner.study import trial_seed
 
 
@@ -154,6 +157,13 @@ def test_a_second_launch_of_brute_force_trains_nothing(work: Any) -> None:
     assert raised is None
     assert len(found) == len(POINTS)
     assert [event["event"] for event in events if event["event"] == "finished"] == ["finished"]
+
+
+def test_a_study_that_brute_force_has_searched_is_finished(work: Any, tmp_path: Path) -> None:
+    work(make_finite(sampler="brute_force", trials=20))
+    with opened(f"sqlite:///{tmp_path}/study.db") as storage:
+        row = study_row(storage.engine, "objects")
+    assert (row["state"], row["reason"]) == ("finished", "the sampler has ended the search")
 
 
 def test_brute_force_needs_a_finite_space() -> None:

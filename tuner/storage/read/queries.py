@@ -223,6 +223,8 @@ METRIC_NAMES_KEY = "study:metric_names"
 """Optuna's study attribute with the names of the objectives."""
 END_KEY = "tuner:end"
 """The study attribute that says why a study has ended before its budget was used up (`tuner.results.stopping.End`)."""
+SEARCH_ENDED_KEY = "tuner:search_ended"
+"""The study attribute that is set when the sampler has ended the search, until the study is launched again."""
 OWNER_KEY, LABELS_KEY = "owner", "labels"
 """The user attributes of a study with its owner, a text, and its labels, a list of texts."""
 MIGRATIONS_KEY = "tuner:migrations"
@@ -333,6 +335,7 @@ class Standing:
         used: The used part of both.
         is_stopped: Whether it was stopped.
         end: Why it has ended before its budget was used up; None if it has not, or a user stopped it.
+        has_searched_all: Whether the sampler has ended the search.
         workers: The number of workers that hold a trial.
     """
 
@@ -342,6 +345,7 @@ class Standing:
     used: Hours = field(default_factory=Hours)
     is_stopped: bool = False
     end: str | None = None
+    has_searched_all: bool = False
     workers: int = 0
 
     @property
@@ -365,6 +369,7 @@ def read_standings(engine: Engine, only: int | None = None) -> dict[int, Standin
         ended = sa.select(table.study_id, table.value_json).where(table.key == END_KEY)
         ends = {study_id: json.loads(text)["why"] for study_id, text in connection.execute(ended)}
         columns = (budgets.c.wall_s, budgets.c.device_s, budgets.c.stopped_at_s)
+        searched = set(connection.scalars(sa.select(table.study_id).where(table.key == SEARCH_ENDED_KEY)))
         asked = read_effective_trials(connection, only)
         return {
             study_id: Standing(
@@ -373,6 +378,7 @@ def read_standings(engine: Engine, only: int | None = None) -> dict[int, Standin
                 used=count_hours(connection, study_id, now_s, Hours())[0],
                 is_stopped=stopped_at_s is not None,
                 end=None if stopped_at_s is None else ends.get(study_id),
+                has_searched_all=study_id in searched,
                 workers=held.get(study_id, 0),
             )
             for study_id, *limits, stopped_at_s in connection.execute(

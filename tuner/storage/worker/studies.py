@@ -14,7 +14,15 @@ from sqlalchemy import Connection, Engine
 
 from tuner.errors import StudyError
 from tuner.storage.read.budget import ChangedTrials, read_effective_trials
-from tuner.storage.read.queries import END_KEY, LABELS_KEY, OWNER_KEY, RECORD_KEY, find_record, labels_in
+from tuner.storage.read.queries import (
+    END_KEY,
+    LABELS_KEY,
+    OWNER_KEY,
+    RECORD_KEY,
+    SEARCH_ENDED_KEY,
+    find_record,
+    labels_in,
+)
 from tuner.storage.sql.dialect import clock, insert
 from tuner.storage.sql.retry import write
 from tuner.storage.sql.schema import prepare
@@ -204,7 +212,7 @@ def mode_of(engine: Engine, study_id: int, program: str, measure: Callable[[], s
 
 
 def join(engine: Engine, claimant: Claimant, about: Mapping[str, Any]) -> None:
-    """Register a worker and its budget with the study.
+    """Register a worker and its budget with the study, whose search goes on if a sampler had ended it.
 
     Args:
         engine: The storage's engine.
@@ -217,6 +225,9 @@ def join(engine: Engine, claimant: Claimant, about: Mapping[str, Any]) -> None:
     def work(connection: Connection, _: int) -> None:
         now = clock(connection.dialect.name)
         _store_budget(connection, claimant.study_id, asked)
+        attributes = study_system_attributes.c
+        was_ended = (attributes.study_id == claimant.study_id) & (attributes.key == SEARCH_ENDED_KEY)
+        connection.execute(study_system_attributes.delete().where(was_ended))
         row = {"worker": claimant.worker, "study_id": claimant.study_id, "started_at_s": now, "seen_at_s": now}
         for name in ("host", "pid", "devices"):
             row[name] = about[name]
@@ -227,6 +238,11 @@ def join(engine: Engine, claimant: Claimant, about: Mapping[str, Any]) -> None:
         )
 
     write(engine, work)
+
+
+def note_search_ended(engine: Engine, study_id: int) -> None:
+    """Record that the sampler has ended the search, before the budget was used up."""
+    put_record(engine, study_id, SEARCH_ENDED_KEY, True)
 
 
 def store_budget(engine: Engine, study_id: int, asked: Budget) -> None:
