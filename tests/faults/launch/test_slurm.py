@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import slurm_cluster
 from after_faults import are_at_work, attempts_of, check_study_after_faults, endings_of, holders, table
+from notice_server import NoticeServer
 from postgres_server import Server
 from slurm_cluster import SlurmCluster
 
@@ -63,7 +64,8 @@ def finish(tuner: Any, url: str) -> None:
 
 
 def test_a_launch_on_slurm_ends_like_any_other(tuner: Any, url: str, slurm: SlurmCluster) -> None:
-    done = tuner.run(*ON, "--option", "partition=main", "--devices-per-worker", "1")
+    with NoticeServer() as server:
+        done = tuner.run(*ON, "--option", "partition=main", "--devices-per-worker", "1", "--notify", server.url)
 
     assert done.returncode == 0, done.stderr + logs(tuner)
     assert "tuner: tiny: finished, 4 complete, best " in done.stderr
@@ -73,6 +75,8 @@ def test_a_launch_on_slurm_ends_like_any_other(tuner: Any, url: str, slurm: Slur
     assert set(map(tuple, endings_of(url).values())) == {("complete",)}
     assert "Traceback" not in done.stderr + logs(tuner)
     assert url not in logs(tuner) + done.stderr
+    assert {body["event"] for body in server.got} >= {"budget_nearly_used", "finished"}
+    assert "very-secret" not in logs(tuner) + done.stderr
 
 
 def test_preempted_workers_give_back_their_trials_and_come_back(
