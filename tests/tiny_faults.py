@@ -29,8 +29,13 @@ PLACES: dict[str, tuple[str, str, bool]] = {
     # The arrays are written, the record is not.
     "in_save": ("tuner.training.saved.files", "_digest_head", False),
     "before_best": ("tuner.training.saved.checkpoints:Checkpoints", "write_best", False),
-    "before_tell": ("tuner.storage.worker.leases", "tell", False),
-    "after_tell": ("tuner.storage.worker.leases", "tell", True),
+    "before_tell": ("tuner.storage.worker.leases", "end", False),
+    "after_tell": ("tuner.storage.worker.leases", "end", True),
+    # Those of several trials of a cohort, in one transaction.
+    "before_ends": ("tuner.storage.worker.leases", "end_together", False),
+    "after_ends": ("tuner.storage.worker.leases", "end_together", True),
+    "before_rungs": ("tuner.storage.optuna.storage:Storage", "enter_rungs", False),
+    "after_rungs": ("tuner.storage.optuna.storage:Storage", "enter_rungs", True),
 }
 """Owner and name of the function of each place, and whether the place is after its call."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optuna.pruners import HyperbandPruner, SuccessiveHalvingPruner
 from optuna.study import StudyDirection
@@ -65,6 +65,10 @@ class AshaPruner(SuccessiveHalvingPruner):
         """Return whether to stop a trial."""
         return _is_hopeless(self, study, trial, judged, bracket=0)
 
+    def next_place(self, study: Study, trial: FrozenTrial, judged: Judged) -> dict[str, Any] | None:
+        """Return the rung that `judge` would enter first, as arguments of the storage's `enter_rung`, if any."""
+        return _next_place(self, trial, judged, bracket=0)
+
     def has_reached_rung(self, study: Study, trial: FrozenTrial, step: int) -> bool:
         """Return whether `judge` would enter a trial into a rung at an epoch."""
         return any(True for _ in _open_rungs(self, trial, step))
@@ -94,6 +98,11 @@ class BracketPruner(HyperbandPruner):
         """Return whether to stop a trial."""
         bracket, pruner = private.bracket(self, study, trial)
         return _is_hopeless(pruner, study, trial, judged, bracket)
+
+    def next_place(self, study: Study, trial: FrozenTrial, judged: Judged) -> dict[str, Any] | None:
+        """Return the rung that `judge` would enter first, as arguments of the storage's `enter_rung`, if any."""
+        bracket, pruner = private.bracket(self, study, trial)
+        return _next_place(pruner, trial, judged, bracket)
 
     def has_reached_rung(self, study: Study, trial: FrozenTrial, step: int) -> bool:
         """Return whether `judge` would enter a trial into a rung at an epoch."""
@@ -126,22 +135,29 @@ def _key(rung: int) -> str:
 
 def _is_hopeless(pruner: BasePruner, study: Study, trial: FrozenTrial, judged: Judged, bracket: int) -> bool:
     """Enter the rungs that a trial has reached until one does not promote it; return whether one did not."""
-    assert isinstance(pruner, SuccessiveHalvingPruner)
-    settings = private.halving(pruner)
     for rung in _open_rungs(pruner, trial, judged.step):
-        is_promoted = private.storage_of(study).enter_rung(
-            private.study_id(study),
-            private.trial_id(trial),
-            bracket=bracket,
-            rung=rung,
-            values=judged.values,
-            reduction_factor=settings.reduction_factor,
-            bootstrap_count=settings.bootstrap_count,
-            maximize=judged.maximize,
-            metric=judged.metric,
-            **({} if judged.is_feasible else {"is_feasible": False}),
-        )
-        if not is_promoted:
+        place = _place(pruner, judged, bracket, rung)
+        if not private.storage_of(study).enter_rung(private.study_id(study), private.trial_id(trial), **place):
             return True
         private.system_attrs(trial)[_key(rung)] = judged.values[0]  # the caller keeps the trial and need not read it
     return False
+
+
+def _place(pruner: BasePruner, judged: Judged, bracket: int, rung: int) -> dict[str, Any]:
+    assert isinstance(pruner, SuccessiveHalvingPruner)
+    settings = private.halving(pruner)
+    return {
+        "bracket": bracket,
+        "rung": rung,
+        "values": judged.values,
+        "reduction_factor": settings.reduction_factor,
+        "bootstrap_count": settings.bootstrap_count,
+        "maximize": judged.maximize,
+        "metric": judged.metric,
+        **({} if judged.is_feasible else {"is_feasible": False}),
+    }
+
+
+def _next_place(pruner: BasePruner, trial: FrozenTrial, judged: Judged, bracket: int) -> dict[str, Any] | None:
+    rung = next(_open_rungs(pruner, trial, judged.step), None)
+    return None if rung is None else _place(pruner, judged, bracket, rung)

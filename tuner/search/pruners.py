@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from optuna.pruners import BasePruner
     from optuna.trial import FrozenTrial
 
-    from tuner.search.halving import AshaPruner, BracketPruner
+    from tuner.search.halving import AshaPruner, BracketPruner, Judged
 
 
 @dataclass(frozen=True)
@@ -230,8 +230,18 @@ class TrialPruner:
             return None
         return pruner if pruner.has_rungs(self._study) else None
 
+    def next_place(self, epoch: int, *values: float, is_feasible: bool | None = None) -> dict[str, Any] | None:
+        """Return the rung that `should_prune` would enter first, as arguments of the storage's `enter_rung`.
+
+        Returns:
+            The arguments; None if it enters none.
+        """
+        if self._followed is None or (halving := self._halving()) is None:
+            return None
+        judged = _judged(self._followed, epoch, values, is_feasible)
+        return halving.next_place(self._study, self._trial, judged)
+
     def _ask(self, epoch: int, values: tuple[float, ...], is_feasible: bool | None) -> bool:
-        from tuner.search.halving import Judged
         from tuner.search.view import FeasibleView
 
         study, trial, followed, halving = self._study, self._trial, self._followed, self._halving()
@@ -239,5 +249,10 @@ class TrialPruner:
             if is_feasible:
                 study = private.with_storage(study, FeasibleView(private.storage_of(study)), trial)
             return study.pruner.prune(study, trial)
-        judged = Judged(epoch, values, followed.maximize, followed.metric, is_feasible is not False)
-        return halving.judge(study, trial, judged)
+        return halving.judge(study, trial, _judged(followed, epoch, values, is_feasible))
+
+
+def _judged(followed: Followed, epoch: int, values: tuple[float, ...], is_feasible: bool | None) -> Judged:
+    from tuner.search.halving import Judged
+
+    return Judged(epoch, values, followed.maximize, followed.metric, is_feasible is not False)

@@ -17,6 +17,7 @@ from tuner.storage.read.queries import BASELINE_KEY
 from tuner.storage.read.ranking import constraint_key
 from tuner.storage.worker import claims, leases, rungs
 from tuner.storage.worker.fences import Lease
+from tuner.storage.worker.leases import Ending
 from tuner.storage.worker.renewal import Watch
 from tuner.storage.worker.reporter import Reporter
 from tuner.storage.worker.studies import agree
@@ -39,6 +40,7 @@ from tuner.trial.failures import describe, last_line, storable
 from tuner.trial.seed_values import SEEDS_KEY, SeedValues
 from tuner.worker.context import WorkerContext
 from tuner.worker.copies import StoredCopies
+from tuner.worker.ends import store_end
 from tuner.worker.extension import bring_last, extension_of
 from tuner.worker.judge import Judge
 from tuner.worker.kept import Kept, keep_states, remove_unneeded
@@ -251,6 +253,7 @@ class Attempt(TrialData):
                 self.judge.must_judge,
                 context.gatherer,
                 self.later.flush_queued,
+                self.judge.next_place,
             )
             with self.watchdog.watching():
                 end = context.trainable.run(self, saved)
@@ -515,8 +518,8 @@ class Attempt(TrialData):
         if self.kept.best is not None:
             record["checkpoint"] = self.files.keep(self.kept.best, lease.trial_id)
         last = [] if self.reports is None else self.reports.rest(context.engine)
-        told: dict[str, Any] = {"log": self.later.log, "several": last, "objective": self.reporter.objective}
-        leases.tell(context.engine, lease, outcome, values, record, self._attributes(), **told)
+        log, objective = self.later.log, self.reporter.objective
+        store_end(context, Ending(lease, outcome, values, record, self._attributes(), log, last, objective))
         saved.delete_latest()
         self.files.finish()
         remove_unneeded(context, saved)

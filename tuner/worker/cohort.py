@@ -1,8 +1,8 @@
 """Runs several trials of a worker together: their trainings share one program, each in a lane of it.
 
 Each trial is an ordinary `Attempt` on a thread of its own. The threads take turns, so that only one of them runs. When
-all of them wait, the worker's thread does what they wait for, for all of them at once: it stores their reports in one
-transaction, and runs the program of all lanes.
+all of them wait, the worker's thread does what they wait for, for all of them at once: it stores their reports, and
+their ends, in one transaction each, and runs the program of all lanes.
 
 A trial with several seeds has a lane for each. It gets all its lanes at once and keeps them to its end, so no trial
 waits for lanes while it holds some. Its seeds train on threads of their own, which also take turns.
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from tuner.errors import TunerError
 from tuner.output.log import set_about
+from tuner.storage.sql.retry import PROMPT, hurried
 from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.reporter import store_together
 from tuner.study.launch_record import OPTIMIZER_RULES
@@ -34,6 +35,7 @@ from tuner.trial.events import CohortChosen
 from tuner.trial.failures import last_line
 from tuner.worker.attempt import Attempt, Ended
 from tuner.worker.context import WorkerContext
+from tuner.worker.ends import EndCall, end_together
 from tuner.worker.meeting import Meeting, Participant, current
 from tuner.worker.reports import StoreCall
 from tuner.worker.runtime import Compiled, Runtime
@@ -435,6 +437,10 @@ class Cohort:
             if len(stores) > 1:
                 with contextlib.suppress(Exception):  # then each call tries itself
                     store_together([(one.reporter, one.report) for one in stores])
+                    self._enter_rungs(stores)
+            ends = [call for _, call in calls if isinstance(call, EndCall)]
+            if len(ends) > 1:
+                end_together(ends)
             for future, call in calls:
                 try:
                     future.set_result(call())
@@ -442,6 +448,13 @@ class Cohort:
                     future.set_exception(error)
 
         self.context.background.submit(work)
+
+    def _enter_rungs(self, stores: Sequence[StoreCall]) -> None:
+        """Enter the trials of stored reports into the rungs that they have reached, in one transaction."""
+        places = [place for one in stores if one.reporter.is_stored(one.report) and (place := one.next_place())]
+        if len(places) > 1:
+            with hurried(dataclasses.replace(PROMPT, is_over=self.context.must_end)):
+                self.context.storage.enter_rungs(self.context.study_id, places)
 
     def _answer(self) -> bool:
         """Wait for the calls that trials wait for; return whether there were any."""

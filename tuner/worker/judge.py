@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from tuner.errors import StorageLost
 from tuner.search import TrialPruner
@@ -48,6 +49,12 @@ class Judge:
                 )
         except StorageLost:
             return False
+
+    def next_place(self, report: Report) -> tuple[int, Mapping[str, Any]] | None:
+        """Return the trial's id and the rung that `is_hopeless` would enter first, if it enters one."""
+        values, is_feasible = self._followed.of(report.metrics), self._is_feasible(report)
+        place = self._pruner.next_place(report.epoch, *values, is_feasible=is_feasible)
+        return None if place is None else (private.trial_id(self._trial), place)
 
     def _is_feasible(self, report: Report) -> bool | None:
         """Return whether the trial satisfies its constraints at an epoch, as far as it has some; None without any."""

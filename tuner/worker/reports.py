@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from sqlalchemy import Engine
 
@@ -26,10 +27,19 @@ _LAST_S = 3.0
 
 @dataclass(frozen=True)
 class StoreCall:
-    """A call that stores a report and asks the pruner."""
+    """A call that stores a report and asks the pruner.
+
+    Attributes:
+        reporter: Stores the reports of its trial.
+        report: The report.
+        next_place: Returns the trial's id and the rung that the pruner will enter first; None if it is not asked, or
+            enters none.
+        call: Stores the report, and returns whether the trial must be pruned.
+    """
 
     reporter: Reporter
     report: Report
+    next_place: Callable[[], tuple[int, Mapping[str, Any]] | None]
     call: Callable[[], bool]
 
     def __call__(self) -> bool:
@@ -53,6 +63,7 @@ class Reports:
         is_judged: Whether the pruner has something to decide at an epoch.
         gatherer: The thread, if reports may be gathered; None if training waits for each.
         prepare: Called on the thread before reports are stored.
+        next_place: Returns the rung that the pruner will enter first for a report; see `StoreCall`.
     """
 
     def __init__(
@@ -64,10 +75,11 @@ class Reports:
         is_judged: Callable[[int], bool] = lambda epoch: True,
         gatherer: Background | None = None,
         prepare: Callable[[], None] = lambda: None,
+        next_place: Callable[[Report], tuple[int, Mapping[str, Any]] | None] = lambda report: None,
     ) -> None:
         self._background, self._reporter = background, reporter
         self._ask, self._is_over, self._is_judged = is_hopeless, is_over, is_judged
-        self._gatherer, self._prepare = gatherer, prepare
+        self._gatherer, self._prepare, self._next_place = gatherer, prepare, next_place
         self._unanswered: deque[Future[bool]] = deque()
         self._gathered: list[Report] = []
         self._gatherings: deque[Future[bool]] = deque()
@@ -97,7 +109,9 @@ class Reports:
             self._gather(report, self._gatherer)
             return may_prune and self._is_hopeless
         is_behind = bool(self._unanswered) or self._is_away
-        future = self._background.submit(StoreCall(self._reporter, report, partial(self._store, report, may_prune)))
+        next_place = partial(self._next_place, report) if may_prune else lambda: None
+        call = StoreCall(self._reporter, report, next_place, partial(self._store, report, may_prune))
+        future = self._background.submit(call)
         self._unanswered.append(future)
         if not is_behind:
             self._background.wait(future, _ANSWER_S)

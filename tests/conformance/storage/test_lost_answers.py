@@ -109,6 +109,17 @@ def test_reports_of_several_trials_whose_answer_was_lost_are_stored_once(
     assert [stored_reports(db, lease) for lease in held] == [{1: (10, {"loss": float(at)})} for at in range(3)]
 
 
+def test_ends_of_several_trials_whose_answer_was_lost_are_stored_once(
+    postgres_db: BudgetedStudy, breaking_db: Callable[[], BudgetedStudy]
+) -> None:
+    db = postgres_db
+    held = [db.lease(db.claimant(f"worker {at}")) for at in range(3)]
+    several = [leases.Ending(lease, Outcome.COMPLETE, [float(lease.number)], {}) for lease in held]
+    assert leases.end_together(breaking_db().engine, several) == [True] * 3
+    assert [trial.values for trial in db.trials()] == [[0.0], [1.0], [2.0]]
+    assert [ending for *_, ending in db.attempts()] == ["complete"] * 3
+
+
 def test_a_take_over_whose_answer_was_lost_is_the_same(
     postgres_db: BudgetedStudy, breaking_db: Callable[[], BudgetedStudy]
 ) -> None:

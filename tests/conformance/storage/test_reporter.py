@@ -13,7 +13,7 @@ from budgeted_study import BudgetedStudy, stored_reports
 from tuner.errors import LeaseLost, StorageLost
 from tuner.storage.worker import reporter
 from tuner.storage.worker.fences import Lease
-from tuner.storage.worker.leases import tell
+from tuner.storage.worker.leases import Ending, end, end_together
 from tuner.storage.worker.reporter import Reporter
 from tuner.trial import Outcome, Report
 
@@ -128,11 +128,35 @@ def test_the_last_reports_are_stored_with_the_end(db: BudgetedStudy, count: int,
     last = ours.take_last(db.engine)
     assert [one.epoch for one in last] == left
     assert len(stored_reports(db, lease)) == count - len(left)
-    tell(db.engine, lease, Outcome.COMPLETE, [0.5], {}, several=last, objective="loss")
+    end(db.engine, Ending(lease, Outcome.COMPLETE, [0.5], {}, several=last, objective="loss"))
     assert list(stored_reports(db, lease)) == list(range(1, count + 1))
     (trial,) = db.trials()
     assert trial.values == [0.5]
     assert trial.intermediate_values == {epoch: epoch / 8 for epoch in range(1, count + 1)}
+
+
+def test_the_ends_of_several_trials_are_stored_together_except_of_those_that_were_taken_over(db: BudgetedStudy) -> None:
+    lost = db.lease(db.claimant("gone", lease_s=-1.0))
+    db.lease(db.claimant("two"))  # takes it over
+    first, second = db.lease(db.claimant()), db.lease(db.claimant())
+    report = Report(1, 10, {"loss": 0.25})
+    several = [
+        Ending(second, Outcome.COMPLETE, [0.5], {"worker": "one"}, {"k": 1}, ["a line"], [report], "loss"),
+        Ending(lost, Outcome.COMPLETE, [0.75], {"worker": "gone"}, {"k": 2}, ["a line"], [report], "loss"),
+        Ending(first, Outcome.PRUNED, None, {"worker": "one"}),
+    ]
+    assert end_together(db.engine, several) == [True, False, True]
+
+    states = {trial.number: (trial.state.name, trial.values) for trial in db.trials()}
+    assert states[second.number] == ("COMPLETE", [0.5])
+    assert states[lost.number] == ("RUNNING", None)
+    assert states[first.number][0] == "PRUNED"
+    assert stored_reports(db, second) == {1: (10, {"loss": 0.25})}
+    assert stored_reports(db, lost) == {}
+    with pytest.raises(LeaseLost):
+        end(db.engine, several[0])
+    end(db.engine, several[0], may_be_stored=True)
+    assert end_together(db.engine, several) == [False] * 3
 
 
 def test_who_lost_its_trial_learns_it_from_a_report(db: BudgetedStudy) -> None:

@@ -1,5 +1,6 @@
 """Successive halving whose rungs lie in the database decides as Optuna's own does, which reads all trials."""
 
+import itertools
 import json
 import math
 import random
@@ -10,6 +11,8 @@ from typing import Any, Literal
 import optuna
 import pytest
 import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from optuna.pruners import BasePruner, HyperbandPruner, SuccessiveHalvingPruner
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
@@ -22,6 +25,7 @@ from tuner.search.pruners import TrialPruner
 from tuner.storage.optuna.storage import Storage
 from tuner.storage.read.lineage import read_rungs
 from tuner.storage.sql.tables import leases, rungs
+from tuner.storage.worker import rungs as rungs_module
 from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.rungs import leave_rungs
 
@@ -247,6 +251,60 @@ def test_a_trial_counts_once_in_a_rung_and_is_judged_once(storage: Storage) -> N
     assert not rung.enter(third, 0.625)  # of three one is promoted: with a trial counted twice it were two of four
     assert rung.enter(first, 0.5, rung=1)  # another rung of the same trial
     assert len(rung.rows()) == 4
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.booleans()), min_size=1, max_size=12),
+    st.lists(st.integers(1, 5), min_size=1, max_size=6),
+)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_trials_that_enter_together_are_decided_as_one_after_another(
+    storage: Storage, values: list[tuple[float, bool]], sizes: list[int]
+) -> None:
+    alone, together = new_rung(storage), new_rung(storage)
+    place = {"bracket": 0, "rung": 0, "reduction_factor": 2, "bootstrap_count": 1, "maximize": [False]}
+    expected = [alone.enter(alone.add(), value, bootstrap_count=1, is_feasible=good) for value, good in values]
+    found, at = [], 0
+    for size in [*sizes, len(values)]:
+        part = values[at : at + size]
+        entries = [(together.add(), {**place, "values": [value], "is_feasible": good}) for value, good in part]
+        storage.enter_rungs(together.study_id, entries)
+        found += [storage.enter_rung(together.study_id, trial_id, **given) for trial_id, given in entries]
+        at += size
+    assert found == expected
+    first = min((row[0] for row in alone.rows()), default=0) - min((row[0] for row in together.rows()), default=0)
+    assert [(row[0] + first, *row[1:]) for row in together.rows()] == alone.rows()
+
+
+def test_trials_that_could_not_enter_together_enter_alone(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    rung = new_rung(storage)
+    place = {"bracket": 0, "rung": 0, "reduction_factor": 2, "bootstrap_count": 0, "maximize": [False]}
+    entries = [(rung.add(), {**place, "values": [value]}) for value in (0.5, 0.25, 0.75)]
+    enter, entered = rungs_module._enter, itertools.count(1)
+
+    def fail_at_the_third(*given: Any) -> Any:
+        if next(entered) == 3:
+            raise RuntimeError("planted")
+        return enter(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rungs_module, "_enter", fail_at_the_third)
+        with pytest.raises(RuntimeError, match="planted"):
+            storage.enter_rungs(rung.study_id, entries)
+    assert rung.rows() == []
+    assert [rung.enter(trial_id, *given["values"]) for trial_id, given in entries] == [True, True, False]
+
+
+def test_a_decision_is_used_once_and_not_after_the_trial_starts_again(storage: Storage) -> None:
+    rung = new_rung(storage)
+    place = {"bracket": 0, "rung": 0, "reduction_factor": 2, "bootstrap_count": 0, "maximize": [False]}
+    first, second = rung.add(), rung.add()
+    storage.enter_rungs(rung.study_id, [(first, {**place, "values": [0.5]}), (second, {**place, "values": [0.75]})])
+    assert len(storage._entered) == 2
+    assert rung.enter(first, 0.5)
+    storage.drop(second)
+    assert storage._entered == {}
+    assert not rung.enter(second, 0.0), "decided before, with 0.75"
 
 
 def test_a_value_is_compared_with_those_in_the_rung_not_with_its_own_earlier_one(storage: Storage) -> None:

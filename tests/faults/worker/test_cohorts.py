@@ -39,6 +39,27 @@ def test_a_cohort_that_is_killed_five_times_loses_nothing(tuner_on_sqlite: Any, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("place", ["before_ends 1", "after_ends 1", "before_rungs 1", "after_rungs 1"])
+def test_a_cohort_that_is_killed_at_a_transaction_of_several_trials_loses_nothing(
+    place: str, tuner_on_postgres: Any, tiny_study: Path
+) -> None:
+    tuner, url = tuner_on_postgres, tuner_on_postgres.env["TUNER_STORAGE"]
+    plant = "import tiny_faults\nfrom pathlib import Path\nstudy = tiny_faults.plant(study, Path(__file__).parent)\n"
+    tiny_study.write_text(f"{tiny_study.read_text()}\n{plant}")
+    pruner = ("--pruner", "asha") if "rungs" in place else ()
+    done = tuner.run("launch", "tiny.py", *COHORT, *pruner, TINY_FAULT=f"SIGKILL {place}", **ENV)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("worker 0 died (killed by SIGKILL)") == 1
+    left_behind = LANES if place == "after_ends 1" else 0  # checkpoints of trials that had ended
+    check_study_after_faults(url, tuner.folder / "tuner-artifacts", TRIALS, epochs=EPOCHS, left_behind=left_behind)
+    ends = endings_of(url)
+    first = ["complete"] if place == "after_ends 1" else ["died", "complete"]
+    assert all(ends[number][: len(first)] in (first, ["died", "pruned"]) for number in range(LANES)), ends
+    assert all(len(ends[number]) == 1 for number in range(LANES, TRIALS)), ends
+
+
+@pytest.mark.slow
 def test_a_cohort_that_is_stopped_gives_back_all_trials_and_they_go_on(
     tuner_on_postgres: Any, tiny_study: Path, wait_until: Callable[..., None]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import pkgutil
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -446,6 +447,36 @@ def test_a_sampler_that_ends_the_search_ends_it(sqlite_url: str, work: Callable[
     log = work(study_of(sampler=Stopping(), trials=30), sqlite_url)
     assert len(log.of(TrialEnded)) == 3  # those that ran
     assert len(log.of(SearchFinished)) == 1
+
+
+@pytest.mark.with_tables
+def test_trials_that_report_together_enter_rungs_and_end_in_one_transaction(
+    sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: dict[str, list[int]] = {"rungs": [], "ends": [], "rung": [], "end": []}
+
+    def count(path: str, name: str, size: Callable[[Any], int]) -> None:
+        owner = pkgutil.resolve_name(path)
+        call = getattr(owner, name)
+        kind = {"enter_rungs": "rungs", "end_together": "ends", "_enter": "rung", "end": "end"}[name]
+
+        def counted(*given: Any, **options: Any) -> Any:
+            sizes[kind].append(size(given))
+            return call(*given, **options)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count("tuner.storage.optuna.storage", "enter_rungs", lambda given: len(given[3]))
+    count("tuner.storage.worker.leases", "end_together", lambda given: len(given[1]))
+    count("tuner.storage.worker.leases", "end", lambda given: 1)
+    count("tuner.storage.worker.rungs", "_enter", lambda given: 1)
+    pruner = {"name": "asha", "min_resource": 1, "reduction_factor": 2, "bootstrap_count": 10}  # it promotes none
+    log = work(study_of(trials=6, cohort=3, pruner=pruner), sqlite_url)
+    assert [event.outcome for event in log.of(TrialEnded)] == [Outcome.PRUNED] * 6
+    assert sizes["rungs"] == [3, 3]
+    assert len(sizes["rung"]) == 6, "each trial enters once"
+    assert sizes["ends"] == [3, 3]
+    assert sizes["end"] == []
 
 
 @pytest.mark.with_tables

@@ -47,7 +47,7 @@ from tuner.storage.sql.zones import UTC, utc_time
 from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.leases import delete_attributes, store_attribute, store_suggested
 from tuner.storage.worker.points import Point, take_point
-from tuner.storage.worker.rungs import Rungs, enter_rung
+from tuner.storage.worker.rungs import Entry, Rungs, enter_rung, enter_rungs
 from tuner.storage.worker.studies import delete
 from tuner.trial import optuna_private as private
 
@@ -139,6 +139,7 @@ class Storage(BaseStorage):
         self._known: dict[int, _Known] = {}
         self._windows: dict[int, Window] = {}
         self._held: dict[int, _Held] = {}
+        self._entered: dict[tuple[int, int], bool] = {}  # decisions of `enter_rungs`, by trial and rung
         self._studies_of_new: dict[int, int] = {}  # trials created here that have not ended here
         self._optunas: RDBStorage | None = None
         self.engine = patient(new_engine(url), patience)
@@ -297,6 +298,8 @@ class Storage(BaseStorage):
     def forget_pruning(self, trial_id: int) -> None:
         """Forget the reports of a trial, and delete its constraints and what Optuna's own pruners stored with it."""
         held = self._held[trial_id]
+        with self._lock:
+            self._forget_entered(trial_id)
         held.trial.intermediate_values.clear()
         attributes = held.trial.system_attrs
         keys = [key for key in attributes if key.startswith(private.RUNG_KEY) or is_constraint_key(key)]
@@ -309,13 +312,31 @@ class Storage(BaseStorage):
         """Stop serving a trial from memory."""
         with self._lock:
             self._held.pop(trial_id, None)
+            self._forget_entered(trial_id)
 
     def enter_rung(self, study_id: int, trial_id: int, **place: Any) -> bool:
         """See `tuner.storage.worker.rungs.enter_rung`."""
         with self._lock:
-            held = self._held.get(trial_id)
-            lease = None if held is None else held.lease
-            return enter_rung(self.engine, self._of(study_id).rungs, lease, trial_id, study_id, **place)
+            decided = self._entered.pop((trial_id, place["rung"]), None)
+            if decided is not None:
+                return decided
+            return enter_rung(self.engine, self._of(study_id).rungs, study_id, self._entry(trial_id, place))
+
+    def enter_rungs(self, study_id: int, several: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
+        """Enter several trials, each given with its place, in one transaction; `enter_rung` has the decisions then."""
+        with self._lock:
+            entries = [self._entry(trial_id, place) for trial_id, place in several]
+            decisions = enter_rungs(self.engine, self._of(study_id).rungs, study_id, entries)
+            for entry, decided in zip(entries, decisions, strict=True):
+                if decided is not None:
+                    self._entered[entry.trial_id, entry.rung] = decided
+
+    def _forget_entered(self, trial_id: int) -> None:
+        self._entered = {key: promoted for key, promoted in self._entered.items() if key[0] != trial_id}
+
+    def _entry(self, trial_id: int, place: Mapping[str, Any]) -> Entry:
+        held = self._held.get(trial_id)
+        return Entry(trial_id, None if held is None else held.lease, **place)
 
     def take_point(self, study_id: int, trial_id: int, key: str, choose: Callable[[Sequence[Point]], Point]) -> Point:
         """See `tuner.storage.worker.points.take_point`."""

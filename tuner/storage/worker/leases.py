@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
@@ -220,24 +221,14 @@ def _log_write(lease: Lease, lines: Sequence[str]) -> Write:
 # --- Ends
 
 
-def tell(
-    engine: Engine,
-    lease: Lease,
-    outcome: Outcome,
-    values: Sequence[float] | None,
-    record: Mapping[str, object],
-    attributes: Mapping[str, object] | None = None,
-    log: Sequence[str] | None = None,
-    several: Sequence[Report] = (),
-    objective: str | None = None,
-) -> None:
-    """End a trial: its state, values and record, and its last reports, in one transaction.
+@dataclass(frozen=True)
+class Ending:
+    """The end of a trial: its state, values and record, and its last reports.
 
     Optuna has no state for a trial that diverged, ran out of memory or timed out: they are stored as pruned, so that
     TPE learns to avoid them (a failed trial is invisible to samplers), with the outcome as an attribute.
 
-    Args:
-        engine: The storage's engine.
+    Attributes:
         lease: The trial's lease.
         outcome: How the trial ended.
         values: The values of its objectives, if it has any.
@@ -246,25 +237,82 @@ def tell(
         log: The last lines of its log, unless they are stored.
         several: A few reports of the trial that are not stored yet.
         objective: See `report`.
+    """
+
+    lease: Lease
+    outcome: Outcome
+    values: Sequence[float] | None
+    record: Mapping[str, object]
+    attributes: Mapping[str, object] = field(default_factory=dict[str, object])
+    log: Sequence[str] | None = None
+    several: Sequence[Report] = ()
+    objective: str | None = None
+
+    def writes(self) -> list[Write]:
+        """Return the writes of the end, except that of the lease."""
+        writes = endings(self.lease, self.outcome, self.values, self.record)
+        if self.attributes:
+            rows = [{"key": key, "value_json": json.dumps(value)} for key, value in self.attributes.items()]
+            writes.insert(0, upsert(trial_system_attributes, rows, "key"))
+        if self.log is not None:
+            writes.insert(0, _log_write(self.lease, self.log))
+        if self.several:
+            writes[:0] = _report_writes(self.several, self.objective)
+        return writes
+
+
+def tell(
+    engine: Engine,
+    lease: Lease,
+    outcome: Outcome,
+    values: Sequence[float] | None,
+    record: Mapping[str, object],
+    attributes: Mapping[str, object] | None = None,
+) -> None:
+    """End a trial; see `Ending` and `end`."""
+    end(engine, Ending(lease, outcome, values, record, attributes or {}))
+
+
+def end(engine: Engine, ending: Ending, *, may_be_stored: bool = False) -> None:
+    """End a trial, in one transaction.
+
+    Args:
+        engine: The storage's engine.
+        ending: The end.
+        may_be_stored: Whether it may have been stored already, by a call whose answer was lost.
 
     Raises:
         LeaseLost: another worker has the trial.
     """
-    writes = endings(lease, outcome, values, record)
-    if attributes:
-        rows = [{"key": key, "value_json": json.dumps(value)} for key, value in attributes.items()]
-        writes.insert(0, upsert(trial_system_attributes, rows, "key"))
-    if log is not None:
-        writes.insert(0, _log_write(lease, log))
-    if several:
-        writes[:0] = _report_writes(several, objective)
+    writes = ending.writes()
 
     def work(connection: Connection, tries: int) -> bool:
-        is_held = fenced(connection, lease, Change.END, writes)
-        return is_held or (tries > 0 and _has_ended(connection, lease, outcome))
+        return _end(connection, ending, writes, may_be_stored=may_be_stored or tries > 0)
 
     if not write_once(engine, work):
-        raise lost_lease(lease)
+        raise lost_lease(ending.lease)
+
+
+def end_together(engine: Engine, several: Sequence[Ending]) -> list[bool]:
+    """End several trials like `end`, in one transaction.
+
+    Returns:
+        For each trial, whether its lease was still held; if not, nothing of it was stored.
+    """
+    writes = [one.writes() for one in several]
+    # All such transactions lock leases in the same order.
+    ordered = sorted(range(len(several)), key=lambda at: several[at].lease.trial_id)
+
+    def work(connection: Connection, tries: int) -> list[bool]:
+        held = {at: _end(connection, several[at], writes[at], may_be_stored=tries > 0) for at in ordered}
+        return [held[at] for at in range(len(several))]
+
+    return write(engine, work)
+
+
+def _end(connection: Connection, ending: Ending, writes: Sequence[Write], *, may_be_stored: bool) -> bool:
+    is_held = fenced(connection, ending.lease, Change.END, writes)
+    return is_held or (may_be_stored and _has_ended(connection, ending.lease, ending.outcome))
 
 
 def _has_ended(connection: Connection, lease: Lease, ending: str) -> bool:

@@ -51,6 +51,10 @@ class Reporter:
         self.keep([one])
         return self.store_kept()
 
+    def is_stored(self, one: Report) -> bool:
+        """Return whether a report was stored together with those of other trials."""
+        return one.epoch in self._stored_together and not self._is_lost
+
     def store_kept(self) -> bool:
         """Store the kept reports, without waiting; return whether that succeeded.
 

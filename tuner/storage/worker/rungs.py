@@ -7,7 +7,7 @@ import math
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
@@ -91,6 +91,12 @@ class Rungs:
         insort(self.values.setdefault(place, []), vector)
         self.decided[trial_id, rung] = bool(is_promoted)
 
+    def forget(self) -> None:
+        """Forget everything, so that all rows are read again."""
+        self.newest = 0
+        for known in (self.values, self.decided, self.entered):
+            known.clear()
+
     def promotes(
         self,
         place: Place,
@@ -110,35 +116,13 @@ class Rungs:
         return count > bootstrap_count and _better(own, others, maximize, most) <= most
 
 
-def enter_rung(
-    engine: Engine,
-    known: Rungs,
-    lease: Lease | None,
-    trial_id: int,
-    study_id: int,
-    *,
-    bracket: int,
-    rung: int,
-    values: Sequence[float],
-    reduction_factor: int,
-    bootstrap_count: int,
-    maximize: Sequence[bool],
-    metric: str | None = None,
-    is_feasible: bool = True,
-) -> bool:
-    """Enter a trial into a rung and return whether it is promoted to the next.
+@dataclass(frozen=True)
+class Entry:
+    """A trial that reaches a rung.
 
-    It is promoted if its value is among the best n // reduction_factor (at least one) of the n values in the rung, and
-    n is greater than `bootstrap_count`, like in Optuna's `SuccessiveHalvingPruner`. Several values are ranked by
-    `tuner.search.fronts`. If the trial has already been in this rung, because a worker died, the earlier decision is
-    returned.
-
-    Args:
-        engine: The storage's engine.
-        known: The rungs that this process has read; updated.
-        lease: The lease on the trial; None for a trial of another tool.
+    Attributes:
         trial_id: The trial.
-        study_id: Its study.
+        lease: The lease on it; None for a trial of another tool.
         bracket: The bracket of Hyperband; 0 without Hyperband.
         rung: The rung, counted from 0.
         values: The trial's value, or its value in each objective; with NaN it is not promoted, and the rung does not
@@ -149,6 +133,33 @@ def enter_rung(
         metric: The metric that the pruner follows, which is only compared with itself; None for the objectives.
         is_feasible: Whether the trial satisfies its constraints so far. If not, it is compared with all trials of the
             rung; others are only compared with those that do.
+    """
+
+    trial_id: int
+    lease: Lease | None
+    bracket: int
+    rung: int
+    values: Sequence[float]
+    reduction_factor: int
+    bootstrap_count: int
+    maximize: Sequence[bool]
+    metric: str | None = None
+    is_feasible: bool = True
+
+
+def enter_rung(engine: Engine, known: Rungs, study_id: int, entry: Entry) -> bool:
+    """Enter a trial into a rung and return whether it is promoted to the next.
+
+    It is promoted if its value is among the best n // reduction_factor (at least one) of the n values in the rung, and
+    n is greater than `bootstrap_count`, like in Optuna's `SuccessiveHalvingPruner`. Several values are ranked by
+    `tuner.search.fronts`. If the trial has already been in this rung, because a worker died, the earlier decision is
+    returned.
+
+    Args:
+        engine: The storage's engine.
+        known: The rungs that this process has read; updated.
+        study_id: The study.
+        entry: The trial and its rung.
 
     Raises:
         LeaseLost: another worker has the trial.
@@ -156,39 +167,71 @@ def enter_rung(
     Concurrency: one transaction that locks the study's row, so that positions have no gaps and no trial misses
         another. `known` is for one thread at a time.
     """
-    own, place = tuple(values), Place(bracket, rung, metric, len(values))
-    stored = place if is_feasible else place.aside()
-    others = json.dumps(own[1:]) if own[1:] else None
-    given: dict[str, object] = {"study_id": study_id, "bracket": stored.bracket, "rung": rung, "trial_id": trial_id}
-    given |= {"value": own[0], "metric": metric, "others": others}
+    (is_promoted,) = enter_rungs(engine, known, study_id, [entry])
+    if is_promoted is None:
+        assert entry.lease is not None
+        raise lost_lease(entry.lease)
+    return is_promoted
 
-    def work(connection: Connection, _: int) -> bool:
+
+def enter_rungs(engine: Engine, known: Rungs, study_id: int, entries: Sequence[Entry]) -> list[bool | None]:
+    """Enter trials into rungs, one after another, in one transaction; see `enter_rung`.
+
+    Returns:
+        For each, whether it is promoted; None if another worker has the trial: it has not entered the rung.
+    """
+
+    def work(connection: Connection, tries: int) -> list[bool | None]:
+        if tries:
+            known.forget()  # what it knows of the earlier try may have been rolled back
         news = {"study_id": study_id, "newest": known.newest}
         for row in run(connection, statements.new_in_rungs, news, after=statements.lock_rungs):
             known.add(*row)
-        decided = known.decided.get((trial_id, rung))
-        if decided is not None:
-            return decided
-        if any(math.isnan(value) for value in own):
-            return False
-        is_promoted = known.promotes(
-            place,
-            own,
-            reduction_factor=reduction_factor,
-            bootstrap_count=bootstrap_count,
-            maximize=maximize,
-            is_feasible=is_feasible,
-        )
-        row = {**given, "position": known.newest + 1, "is_promoted": is_promoted}
-        if lease is None:
-            run(connection, statements.enter_rung, row)
-            return is_promoted
-        held = {**row, "fence": lease.fence, "worker": lease.worker}
-        if run(connection, statements.enter_rung_held, held).rowcount != 1:
-            raise lost_lease(lease)
-        return is_promoted
+        return [_enter(connection, known, study_id, entry) for entry in entries]
 
-    return write(engine, work)
+    try:
+        return write(engine, work)
+    except BaseException:
+        known.forget()
+        raise
+
+
+def _enter(connection: Connection, known: Rungs, study_id: int, entry: Entry) -> bool | None:
+    own = tuple(entry.values)
+    place = Place(entry.bracket, entry.rung, entry.metric, len(own))
+    decided = known.decided.get((entry.trial_id, entry.rung))
+    if decided is not None:
+        return decided
+    if any(math.isnan(value) for value in own):
+        return False
+    is_promoted = known.promotes(
+        place,
+        own,
+        reduction_factor=entry.reduction_factor,
+        bootstrap_count=entry.bootstrap_count,
+        maximize=entry.maximize,
+        is_feasible=entry.is_feasible,
+    )
+    row: dict[str, Any] = {
+        "study_id": study_id,
+        "position": known.newest + 1,
+        "bracket": (place if entry.is_feasible else place.aside()).bracket,
+        "rung": entry.rung,
+        "trial_id": entry.trial_id,
+        "value": own[0],
+        "metric": entry.metric,
+        "others": json.dumps(own[1:]) if own[1:] else None,
+        "is_promoted": is_promoted,
+    }
+    if entry.lease is None:
+        run(connection, statements.enter_rung, row)
+    else:
+        held = {**row, "fence": entry.lease.fence, "worker": entry.lease.worker}
+        if run(connection, statements.enter_rung_held, held).rowcount != 1:
+            return None
+    added = ("position", "trial_id", "bracket", "rung", "value", "is_promoted", "metric", "others")
+    known.add(*(row[name] for name in added))
+    return is_promoted
 
 
 def _better(own: Vector, others: Sequence[Vector], maximize: Sequence[bool], most: int) -> int:
