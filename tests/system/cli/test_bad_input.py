@@ -115,7 +115,7 @@ def line_of(text: str, part: str) -> int:
                 ("    noise: float", "    other: float", "HParams has no 'noise', it has learning_rate, other"),
                 ('sampler="random"', 'sampler="tpee"', "partial_fixed, qmc, random, tpe: got 'tpee'; did you mean"),
                 (
-                    'pruner="none"',
+                    "pruner=PRUNER",
                     'pruner="ahsa"',
                     "one of asha, curve, hyperband, median, none, patient, pbt, percentile",
                 ),
