@@ -18,8 +18,8 @@ from tuner.storage.artifacts import RECORD
 from tuner.storage.sql.tables import attempts, leases, records, reports, trial_intermediate_values, trials
 from tuner.training.saved.checkpoints import read
 from tuner.trial import Outcome
-from tuner.worker import saves
-from tuner.worker.saves import load_state
+from tuner.worker.trainables import saves
+from tuner.worker.trainables.saves import load_state
 
 UNFINISHED = {"died", "failed", "preempted"}
 """How attempts end that are not the last of their trial."""

@@ -301,6 +301,6 @@ def load_state(path: str | Path, like: Any = None) -> Any:
         ArtifactsLost: the object storage cannot be reached.
     """
     from tuner.object_storage import fetched
-    from tuner.worker.saves import load_state
+    from tuner.worker.trainables.saves import load_state
 
     return load_state(fetched(path), like)

@@ -25,17 +25,17 @@ from tuner.study.trial import Saves, Trial, TrialRun
 from tuner.trial import Event, Stop, print_event
 from tuner.trial.environment import DEVICES_VARIABLE, process_name
 from tuner.trial.events import StudyEnded
-from tuner.worker.attempt import Attempt
+from tuner.worker.attempts.attempt import Attempt
 from tuner.worker.context import Place
+from tuner.worker.files.trial_files import check_writable
 from tuner.worker.gpu_use import GpuWatch
 from tuner.worker.loop import PATIENCE_S, Worker
 from tuner.worker.opening import open_study
 from tuner.worker.runtime import make_runtime
-from tuner.worker.saves import TrialSaves
 from tuner.worker.time_use import TimeUse
-from tuner.worker.train_function import FunctionTrainable
-from tuner.worker.trainable import End, Run
-from tuner.worker.trial_files import check_writable
+from tuner.worker.trainables.saves import TrialSaves
+from tuner.worker.trainables.train_function import FunctionTrainable
+from tuner.worker.trainables.trainable import End, Run
 
 _POLL_S = 0.5
 

@@ -33,14 +33,14 @@ from tuner.training.loop.modes import Choose, alone
 from tuner.trial import optuna_private as private
 from tuner.trial.events import CohortChosen
 from tuner.trial.failures import last_line
-from tuner.worker.attempt import Attempt, Ended
+from tuner.worker.attempts.attempt import Attempt, Ended
+from tuner.worker.attempts.ends import EndCall, end_together
+from tuner.worker.attempts.reports import StoreCall
 from tuner.worker.context import WorkerContext
-from tuner.worker.ends import EndCall, end_together
 from tuner.worker.meeting import Meeting, Participant, current
-from tuner.worker.reports import StoreCall
 from tuner.worker.runtime import Compiled, Runtime
 from tuner.worker.time_use import TimeUse
-from tuner.worker.train_module import ModuleTrainable
+from tuner.worker.trainables.train_module import ModuleTrainable
 
 if TYPE_CHECKING:
     from tuner.training.data.feed import Feed

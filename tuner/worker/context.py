@@ -26,11 +26,11 @@ from tuner.study import StudySpec
 from tuner.study.source import code_digest, git_state
 from tuner.trial import Event, Stop
 from tuner.trial.events import SecondsSpent
+from tuner.worker.files.trial_files import StudyFiles
 from tuner.worker.gpu_use import GpuWatch
 from tuner.worker.runtime import Runtime
 from tuner.worker.time_use import TimeUse
-from tuner.worker.trainable import Trainable
-from tuner.worker.trial_files import StudyFiles
+from tuner.worker.trainables.trainable import Trainable
 
 if TYPE_CHECKING:
     import optuna

@@ -20,7 +20,7 @@ def check_study(study: StudySpec, data: StudyData | None) -> None:
     from tuner.study.space import examples, is_space
     from tuner.training.loop.checks import check_trainer
     from tuner.training.loop.costs import check_costs
-    from tuner.worker.train_seeds import reserved_metrics
+    from tuner.worker.trainables.train_seeds import reserved_metrics
 
     if is_space(study.space):
         candidates = examples(study.space)

@@ -16,10 +16,10 @@ from tuner.study import StudyData, StudySpec
 from tuner.study.source import code_digest
 from tuner.trial import Report
 from tuner.trial.environment import DEVICES_VARIABLE
-from tuner.worker.choose import make_trainable
 from tuner.worker.group import Dismissed, Follower, Group, Message
 from tuner.worker.runtime import make_runtime
-from tuner.worker.trainable import UnstoredRun
+from tuner.worker.trainables.choose import make_trainable
+from tuner.worker.trainables.trainable import UnstoredRun
 
 STUDY, STUDY_FILE = "study", "study file"
 
@@ -79,7 +79,7 @@ def run_follower(study: StudySpec, group: Follower, *, file: str) -> None:
 
 
 class _FollowedRun(UnstoredRun):
-    """A trial that rank 0 claimed; implements `tuner.worker.trainable.Run`.
+    """A trial that rank 0 claimed; implements `tuner.worker.trainables.trainable.Run`.
 
     It decides nothing: `ModuleTrainable` asks its group.
 

@@ -45,9 +45,11 @@ from tuner.trial.events import (
     WorkerIdle,
 )
 from tuner.trial.failures import describe, last_line, reason_to_stop
-from tuner.worker.attempt import Attempt, Ended
+from tuner.worker.attempts.attempt import Attempt, Ended
+from tuner.worker.attempts.tell_sampler import tell_of_end_elsewhere
 from tuner.worker.compile_ahead import count_static
 from tuner.worker.context import Place, ProgramModes, WorkerContext
+from tuner.worker.files.trial_files import check_writable
 from tuner.worker.fixed_names import FixedNames
 from tuner.worker.follow import STUDY_FILE, check_group
 from tuner.worker.gpu_use import GpuWatch
@@ -55,9 +57,7 @@ from tuner.worker.group import Leader
 from tuner.worker.opening import open_study
 from tuner.worker.runtime import make_runtime
 from tuner.worker.stop_rules import StopRules
-from tuner.worker.tell_sampler import tell_of_end_elsewhere
 from tuner.worker.time_use import TimeUse
-from tuner.worker.trial_files import check_writable
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -33,13 +33,13 @@ from tuner.study.ownership import default_owner
 from tuner.trial import Event, Stop
 from tuner.trial.environment import LAUNCHED_VARIABLE
 from tuner.trial.events import SearchPrepared
-from tuner.worker.choose import make_trainable
 from tuner.worker.compile_ahead import static_parameters
 from tuner.worker.context import FinalWrites, Place, ProgramModes, Samplers, WorkerContext
+from tuner.worker.files.trial_files import make_study_files
 from tuner.worker.follow import STUDY
 from tuner.worker.group import Leader
-from tuner.worker.trainable import Trainable
-from tuner.worker.trial_files import make_study_files
+from tuner.worker.trainables.choose import make_trainable
+from tuner.worker.trainables.trainable import Trainable
 
 if TYPE_CHECKING:
     import optuna

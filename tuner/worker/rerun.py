@@ -39,11 +39,11 @@ from tuner.study.population import Stretch, lineage
 from tuner.study.source import call_study_code
 from tuner.trial import Outcome, Report, all_finite
 from tuner.trial.environment import DEVICES_VARIABLE
-from tuner.worker.choose import make_trainable
 from tuner.worker.extension import copy_last
 from tuner.worker.population import ReplayedMember
 from tuner.worker.runtime import Runtime, make_runtime
-from tuner.worker.trainable import Trainable, UnstoredRun, check_objectives, ranking_values
+from tuner.worker.trainables.choose import make_trainable
+from tuner.worker.trainables.trainable import Trainable, UnstoredRun, check_objectives, ranking_values
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Stage:
 
 
 class _Rerun(UnstoredRun):
-    """A run of a trial that stores nothing; implements `tuner.worker.trainable.Run`.
+    """A run of a trial that stores nothing; implements `tuner.worker.trainables.trainable.Run`.
 
     Args:
         study: The study.

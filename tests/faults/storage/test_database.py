@@ -32,7 +32,7 @@ from tuner.storage.sql.engine import new_engine
 from tuner.storage.sql.retry import Patience, patient, read, write
 from tuner.storage.sql.tables import reports, trial_intermediate_values
 from tuner.trial import Report
-from tuner.worker.judge import Judge
+from tuner.worker.attempts.judge import Judge
 
 Wait = Callable[..., Any]
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 import tuner.worker.opening
-import tuner.worker.saves
+import tuner.worker.trainables.saves
 from tuner import Command, OptunaObjective, Space, Study, uniform
 
 tuner.worker.opening.LEASE_S = 2.0
@@ -54,7 +54,7 @@ def state_of(trial):
     return np.zeros(2) if state is None else state["weights"]
 
 
-write_content = tuner.worker.saves._write_content
+write_content = tuner.worker.trainables.saves._write_content
 
 
 def write_or_die(folder, content):
@@ -63,7 +63,7 @@ def write_or_die(folder, content):
         kill("save", content.record["trial"])
 
 
-tuner.worker.saves._write_content = write_or_die
+tuner.worker.trainables.saves._write_content = write_or_die
 
 
 def epochs(hparams, trial):

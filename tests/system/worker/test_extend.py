@@ -10,10 +10,10 @@ import os
 import signal
 from pathlib import Path
 
-import tuner.worker.attempt
+import tuner.worker.attempts.attempt
 
 once = Path(__file__).with_name("killed")
-store = tuner.worker.attempt.Attempt.report
+store = tuner.worker.attempts.attempt.Attempt.report
 
 def report(self, report, *, is_last=False):
     is_over = store(self, report, is_last=is_last)
@@ -22,7 +22,7 @@ def report(self, report, *, is_last=False):
         os.kill(os.getpid(), signal.SIGKILL)
     return is_over
 
-tuner.worker.attempt.Attempt.report = report
+tuner.worker.attempts.attempt.Attempt.report = report
 study = study.changed(keep_last=2, save_every_s=0.0)
 """
 

@@ -14,7 +14,7 @@ import pytest
 from tuner.errors import ArtifactsLost, ArtifactsURLError, CheckpointError, UsageError
 from tuner.object_storage import ObjectStore, cached_folder, fetched, parse_artifacts_url
 from tuner.storage.artifacts import VARIABLE, Artifacts, StudyArtifacts, describe_checkpoint, local_checkpoint
-from tuner.worker.saves import TrialSaves, load_state
+from tuner.worker.trainables.saves import TrialSaves, load_state
 
 MEMORY: Any = fsspec.filesystem("memory")  # pyright: ignore[reportUnknownMemberType]
 

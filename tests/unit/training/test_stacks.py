@@ -40,9 +40,9 @@ from tuner.training.optim.named import OPTIMIZERS, OWN_DECAY, POSITIONS, WHOLE_A
 from tuner.training.optim.stacks import Layers, collect_stacks, declare_stack
 from tuner.trial import Report
 from tuner.worker import run_worker
-from tuner.worker.choose import make_trainable
 from tuner.worker.rerun import Rerunner
 from tuner.worker.runtime import make_runtime
+from tuner.worker.trainables.choose import make_trainable
 
 DEPTH = 3
 OLD = Path(__file__).parents[2] / "data" / "optimizer-rules-1.zip"

@@ -14,8 +14,9 @@ from storage_tools import plain_trials
 from tuner import Space, Study, Trial, uniform
 from tuner.storage.worker import leases
 from tuner.trial import Stop
-from tuner.worker import run_worker, watchdog
-from tuner.worker.trial_files import _FolderFiles
+from tuner.worker import run_worker
+from tuner.worker.attempts import watchdog
+from tuner.worker.files.trial_files import _FolderFiles
 
 
 class HParams(Space):

@@ -39,7 +39,8 @@ from tuner.trial.events import (
     TrialReleased,
     TrialRetried,
 )
-from tuner.worker import cohort, watchdog
+from tuner.worker import cohort
+from tuner.worker.attempts import watchdog
 
 TOLERANCE = 5e-6
 """As in `test_vmap.py`."""

@@ -39,9 +39,9 @@ from tuner.training.saved.checkpoints import read
 from tuner.trial import Outcome, Stop
 from tuner.trial.events import CohortChosen, EpochEnded
 from tuner.worker import run_worker
-from tuner.worker.choose import make_trainable
 from tuner.worker.rerun import Rerunner, confirm, reproduce
 from tuner.worker.runtime import make_runtime
+from tuner.worker.trainables.choose import make_trainable
 
 RNG = np.random.default_rng(0)
 SPLITS = ArrayDataset(

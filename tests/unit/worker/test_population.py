@@ -171,8 +171,8 @@ def test_a_copy_continues_with_the_state_of_the_copied_trial(tmp_path: Path, wor
 
 def rerunner(study: Study, folder: Path, engine: Any) -> Rerunner:
     from tuner.study import StudyData
-    from tuner.worker.choose import make_trainable
     from tuner.worker.runtime import make_runtime
+    from tuner.worker.trainables.choose import make_trainable
 
     row = find_study(engine, "population")
     assert study.data is not None

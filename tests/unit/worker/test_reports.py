@@ -16,8 +16,8 @@ from tuner.storage.sql.background_calls import Background, aside
 from tuner.storage.sql.wait_time import database_s, waiting
 from tuner.storage.worker.reporter import Reporter
 from tuner.trial import Report
-from tuner.worker import reports as reports_
-from tuner.worker.reports import Reports
+from tuner.worker.attempts import reports as reports_
+from tuner.worker.attempts.reports import Reports
 
 ENGINE = cast("sa.Engine", None)
 

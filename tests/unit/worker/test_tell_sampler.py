@@ -18,7 +18,8 @@ from tuner.storage.worker import claims
 from tuner.storage.worker.leases import end_by_hand
 from tuner.trial import Event
 from tuner.trial.events import SamplerFailed
-from tuner.worker import run_worker, watchdog
+from tuner.worker import run_worker
+from tuner.worker.attempts import watchdog
 
 GONE = "UPDATE tuner_leases SET worker = 'gone', fence = fence + 1, expires_at_s = 0"
 

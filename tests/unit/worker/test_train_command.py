@@ -21,7 +21,7 @@ from tuner import Command, Space, Study, uniform
 from tuner.errors import StudyError, StudyStopped
 from tuner.trial import Report, Stop
 from tuner.worker import run_worker
-from tuner.worker.train_command import resume
+from tuner.worker.trainables.train_command import resume
 
 
 class HParams(Space):
@@ -283,7 +283,7 @@ def test_a_worker_of_a_command_does_not_import_jax(tmp_path: Path) -> None:
 import sys
 from tuner import Command, Space, Study, uniform
 from tuner.worker import run_worker
-from tuner.worker.train_command import resume
+from tuner.worker.trainables.train_command import resume
 
 class HParams(Space):
     x: float = uniform(0.0, 1.0)
@@ -300,7 +300,7 @@ print("jax" in sys.modules)
 
 def test_a_long_log_is_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tuner.output import log_file
-    from tuner.worker import trial_log
+    from tuner.worker.trainables import trial_log
 
     monkeypatch.setattr(log_file, "_MAX_BYTES", 100)
     stored: list[list[str]] = []

@@ -27,7 +27,7 @@ from tuner.storage.read.lineage import read_metrics
 from tuner.study.trial import numbers
 from tuner.trial import Stop
 from tuner.worker import run_worker
-from tuner.worker.saves import TrialSaves
+from tuner.worker.trainables.saves import TrialSaves
 
 
 class HParams(Space):

@@ -46,12 +46,12 @@ from tuner.trial.events import (
     parse,
 )
 from tuner.trial.seed_values import mean, standard_error
-from tuner.worker import train_module
-from tuner.worker.choose import make_trainable
 from tuner.worker.follow import check_group
 from tuner.worker.rerun import Rerunner, confirm, reproduce
 from tuner.worker.runtime import make_runtime
-from tuner.worker.train_seeds import merge, seed_of
+from tuner.worker.trainables import train_module
+from tuner.worker.trainables.choose import make_trainable
+from tuner.worker.trainables.train_seeds import merge, seed_of
 
 TOLERANCE = 5e-6
 """As in `test_vmap.py`: in a cohort, sums are taken in another order."""

@@ -18,10 +18,10 @@ from tuner.object_storage import ObjectStore, cached_folder, parse_artifacts_url
 from tuner.storage.artifacts import StudyArtifacts
 from tuner.storage.worker.fences import Lease
 from tuner.trial import Stop
-from tuner.worker import trial_files, uploads
-from tuner.worker.saves import TrialSaves, load_state
-from tuner.worker.trial_files import StudyFiles, TrialFiles, make_study_files
-from tuner.worker.trial_upload import TrialUpload
+from tuner.worker.files import trial_files, uploads
+from tuner.worker.files.trial_files import StudyFiles, TrialFiles, make_study_files
+from tuner.worker.files.trial_upload import TrialUpload
+from tuner.worker.trainables.saves import TrialSaves, load_state
 
 KEY = "tiny-12345678"
 

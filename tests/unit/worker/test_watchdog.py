@@ -7,8 +7,8 @@ import threading
 import pytest
 
 from tuner.storage.sql.wait_time import waiting
-from tuner.worker import watchdog
-from tuner.worker.watchdog import Limits, Overrun, Watchdog
+from tuner.worker.attempts import watchdog
+from tuner.worker.attempts.watchdog import Limits, Overrun, Watchdog
 
 LONG_S = 30.0
 """How long a test waits for what must happen."""

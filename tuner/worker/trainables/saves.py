@@ -25,7 +25,7 @@ from tuner.output.jsonfile import from_json, sync, to_json
 from tuner.output.log import tell
 from tuner.storage.artifacts import RECORD
 from tuner.trial import Report
-from tuner.worker.trainable import NoCheckpoints
+from tuner.worker.trainables.trainable import NoCheckpoints
 
 _SCRATCH = ".tmp-"
 _KEPT = 2
@@ -186,7 +186,7 @@ class TrialSaves:
         return self._best
 
     def write_last(self, folder: Path) -> bool:
-        """Copy the newest state and that of the best epoch; see `tuner.worker.trainable.Saved.write_last`."""
+        """Copy the newest state and that of the best epoch; see `Saved.write_last`."""
         self.close()
         best = self._best_saved()
         if self.newest is None or best is None:

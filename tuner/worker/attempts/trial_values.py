@@ -9,7 +9,7 @@ from tuner.study import StudySpec
 from tuner.study.constraints import check_metrics
 from tuner.trial import Report
 from tuner.trial.seed_values import SeedValues
-from tuner.worker.trainable import ranking_epoch, ranking_values
+from tuner.worker.trainables.trainable import ranking_epoch, ranking_values
 
 
 class TrialValues:

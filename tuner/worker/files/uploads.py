@@ -11,7 +11,7 @@ from tuner.object_storage.store import describe_error
 from tuner.output.log import tell
 from tuner.storage.artifacts import ObjectStore
 from tuner.storage.sql.backoff import Backoff
-from tuner.worker.trial_upload import Late, TrialUpload
+from tuner.worker.files.trial_upload import Late, TrialUpload
 
 _POLL_S = 1.0
 """Seconds between two looks for new checkpoints."""

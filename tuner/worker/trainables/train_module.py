@@ -14,7 +14,7 @@ from tuner.study import StudySpec
 from tuner.study.launch_record import kept_epoch_of, optimizer_rules_of
 from tuner.trial import Report
 from tuner.worker.group import Follower, Group, Leader
-from tuner.worker.trainable import AsksOptuna, Choose, DataFor, End, Run
+from tuner.worker.trainables.trainable import AsksOptuna, Choose, DataFor, End, Run
 
 if TYPE_CHECKING:
     from tuner.training.loop.execution import Execute

@@ -20,8 +20,8 @@ from tuner.study import StudySpec
 from tuner.study.command import Command
 from tuner.trial import Report
 from tuner.trial.failures import CommandFailed
-from tuner.worker.trainable import AsksOptuna, End, NoCheckpoints, Run, is_last_epoch
-from tuner.worker.trial_log import TrialLog
+from tuner.worker.trainables.trainable import AsksOptuna, End, NoCheckpoints, Run, is_last_epoch
+from tuner.worker.trainables.trial_log import TrialLog
 
 _SUPERVISOR = str(Path(__file__).with_name("supervisor.py"))
 _POLL_S = 0.2

@@ -10,7 +10,7 @@ from tuner.study.command import Command
 from tuner.study.objective import OptunaObjective
 from tuner.worker.group import Follower, Leader
 from tuner.worker.runtime import Runtime
-from tuner.worker.trainable import Choose, DataFor, Trainable
+from tuner.worker.trainables.trainable import Choose, DataFor, Trainable
 
 
 def make_trainable(
@@ -36,20 +36,20 @@ def make_trainable(
     if study.trainer is not None:
         assert data_for is not None
         if study.seed_plan.most > 1:
-            from tuner.worker.train_seeds import SeedsTrainable
+            from tuner.worker.trainables.train_seeds import SeedsTrainable
 
             return SeedsTrainable(study, data_for, runtime.layout, about, record, choose, group)
-        from tuner.worker.train_module import ModuleTrainable
+        from tuner.worker.trainables.train_module import ModuleTrainable
 
         return ModuleTrainable(study, data_for, runtime.layout, about, record, choose, group)
     if isinstance(study.train, OptunaObjective):
-        from tuner.worker.train_objective import ObjectiveTrainable
+        from tuner.worker.trainables.train_objective import ObjectiveTrainable
 
         return ObjectiveTrainable(study)
     if isinstance(study.train, Command):
-        from tuner.worker.train_command import CommandTrainable
+        from tuner.worker.trainables.train_command import CommandTrainable
 
         return CommandTrainable(study, study.train)
-    from tuner.worker.train_function import FunctionTrainable
+    from tuner.worker.trainables.train_function import FunctionTrainable
 
     return FunctionTrainable(study, about)

@@ -10,7 +10,7 @@ from tuner.errors import StorageLost
 from tuner.storage.sql.retry import PROMPT, hurried
 from tuner.storage.worker import leases
 from tuner.storage.worker.fences import Lease
-from tuner.worker.reports import GATHER_S
+from tuner.worker.attempts.reports import GATHER_S
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -17,8 +17,8 @@ from tuner.storage.artifacts import RECORD, Artifacts, ObjectStore, StudyArtifac
 from tuner.storage.sql.backoff import Backoff
 from tuner.storage.worker.fences import Lease
 from tuner.trial import Stop
-from tuner.worker.trial_upload import BEST, LATEST, Late, TrialUpload, remove_stale
-from tuner.worker.uploads import Uploads
+from tuner.worker.files.trial_upload import BEST, LATEST, Late, TrialUpload, remove_stale
+from tuner.worker.files.uploads import Uploads
 
 FETCH_S = 60.0
 """Seconds that a worker waits for a store that it cannot reach, before it starts an earlier trial again."""

@@ -10,9 +10,9 @@ from typing import Any, cast
 from tuner.errors import TrialPruned
 from tuner.study import StudySpec
 from tuner.study.trial import Trial
-from tuner.worker.pytrees import registered_with_jax
-from tuner.worker.saves import TrialSaves
-from tuner.worker.trainable import AsksOptuna, End, Run, is_last_epoch
+from tuner.worker.trainables.pytrees import registered_with_jax
+from tuner.worker.trainables.saves import TrialSaves
+from tuner.worker.trainables.trainable import AsksOptuna, End, Run, is_last_epoch
 
 
 class FunctionTrainable(AsksOptuna):

@@ -13,7 +13,7 @@ from tuner.storage.read.extensions import unneeded
 from tuner.storage.read.front import is_worth_keeping
 from tuner.storage.read.ranking import is_feasible
 from tuner.storage.worker.fences import Lease
-from tuner.worker.trainable import Saved
+from tuner.worker.trainables.trainable import Saved
 
 if TYPE_CHECKING:
     from tuner.worker.context import WorkerContext

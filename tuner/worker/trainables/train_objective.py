@@ -12,7 +12,7 @@ from optuna.storages import BaseStorage
 from tuner.study import StudySpec
 from tuner.study.objective import OptunaObjective
 from tuner.trial import Report
-from tuner.worker.trainable import End, NoCheckpoints, Run
+from tuner.worker.trainables.trainable import End, NoCheckpoints, Run
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -18,8 +18,8 @@ from tuner.storage.artifacts import SEEDS
 from tuner.study import StudySpec, trial_seed
 from tuner.trial import Report
 from tuner.trial.seed_values import STDERR, SeedValues, mean, standard_error
-from tuner.worker.train_module import ModuleTrainable, Together
-from tuner.worker.trainable import End, Run, check_objectives, ranking_values
+from tuner.worker.trainables.train_module import ModuleTrainable, Together
+from tuner.worker.trainables.trainable import End, Run, check_objectives, ranking_values
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,7 +52,7 @@ class SeedsTrainable(ModuleTrainable):
 
 
 class SeedCheckpoints:
-    """The checkpoints of each seed of a running trial; implements `tuner.worker.trainable.Saved` with the first seed's.
+    """The checkpoints of each seed of a running trial; implements `Saved` with those of the first seed.
 
     Args:
         run: The trial.

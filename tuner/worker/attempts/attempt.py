@@ -38,25 +38,25 @@ from tuner.trial.events import (
 from tuner.trial.extension import LAST_KEY, Extension
 from tuner.trial.failures import describe, last_line, storable
 from tuner.trial.seed_values import SEEDS_KEY, SeedValues
-from tuner.worker.context import WorkerContext
-from tuner.worker.copies import StoredCopies
-from tuner.worker.ends import store_end
-from tuner.worker.extension import bring_last, extension_of
-from tuner.worker.judge import Judge
-from tuner.worker.kept import Kept, keep_states, remove_unneeded
-from tuner.worker.later_writes import LaterWrites
-from tuner.worker.reports import Reports
-from tuner.worker.spent import Spent
-from tuner.worker.tell_sampler import (
+from tuner.worker.attempts.copies import StoredCopies
+from tuner.worker.attempts.ends import store_end
+from tuner.worker.attempts.judge import Judge
+from tuner.worker.attempts.kept import Kept, keep_states, remove_unneeded
+from tuner.worker.attempts.later_writes import LaterWrites
+from tuner.worker.attempts.reports import Reports
+from tuner.worker.attempts.spent import Spent
+from tuner.worker.attempts.tell_sampler import (
     briefly,
     optuna_study,
     tell_of_end_elsewhere,
     tell_sampler,
     was_ended_by_hand,
 )
-from tuner.worker.trainable import End, Saved, TrialData, check_objectives
-from tuner.worker.trial_values import TrialValues
-from tuner.worker.watchdog import Limits, Overrun, Watchdog
+from tuner.worker.attempts.trial_values import TrialValues
+from tuner.worker.attempts.watchdog import Limits, Overrun, Watchdog
+from tuner.worker.context import WorkerContext
+from tuner.worker.extension import bring_last, extension_of
+from tuner.worker.trainables.trainable import End, Saved, TrialData, check_objectives
 
 if TYPE_CHECKING:
     import optuna
@@ -81,7 +81,7 @@ class Ended:
 
 
 class Attempt(TrialData):
-    """A worker's run of a trial; implements `tuner.worker.trainable.Run`.
+    """A worker's run of a trial; implements `tuner.worker.trainables.trainable.Run`.
 
     Args:
         context: The context of the worker's trials.

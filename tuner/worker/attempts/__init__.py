@@ -1,0 +1,1 @@
+"""A worker's run of one trial, and its parts."""

@@ -1,0 +1,1 @@
+"""The files of trials: their folders, and the uploads to object storage."""
