@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,12 @@ class HParams(Space):
 @pytest.fixture
 def stored(tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A study with a trial whose last lines the database has."""
-    tell: Any = leases.tell
+    end = leases.end
 
-    def tell_with_log(*given: Any, **more: Any) -> None:
-        tell(*given, **{**more, "log": ["c", "d postgresql://me:hidden@host/db"]})
+    def end_with_log(engine: Any, ending: leases.Ending, **more: Any) -> None:
+        end(engine, replace(ending, log=["c", "d postgresql://me:hidden@host/db"]), **more)
 
-    monkeypatch.setattr(leases, "tell", tell_with_log)
+    monkeypatch.setattr(leases, "end", end_with_log)
     study = Study(
         name="s", space=HParams, train=lambda hparams, trial: 1.0, objective="loss", direction="minimize", trials=1
     )
