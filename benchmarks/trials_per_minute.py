@@ -49,7 +49,7 @@ class Run:
     """One command from start to exit.
 
     Attributes:
-        side: `tuner`, `script`, or `objective` for the script's objective through `tuner launch`.
+        side: `tuner`, `script`, `objective` for the script's objective through `tuner launch`, or `cohort K`.
         space: `fixed` or `free` width and depth.
         seconds: From the process's start to its exit.
         before_seconds: From the process's start until the first trial starts.
@@ -124,6 +124,16 @@ COMPARISONS = (
 """`fixed` and `free` refer to width and depth; all rates are per minute."""
 
 
+def comparisons_of(cohort: str) -> tuple[Comparison, ...]:
+    """Return the comparisons for `tuner launch --cohort`."""
+    side = f"cohort {cohort}"
+    return (
+        Comparison(f"fixed, {side}, without first trials: trials", "fixed", "warm_trials_a_minute", side=side),
+        Comparison(f"fixed, {side}, whole command: trials", "fixed", "trials_a_minute", side=side),
+        Comparison("   the same: epochs", "fixed", "epochs_a_minute", side=side),
+    )
+
+
 def command(side: str, space: str, url: str, trials: int, pruner: str, folder: Path) -> list[str]:
     """Return the command of one run."""
     if side == "script":
@@ -149,6 +159,8 @@ def command(side: str, space: str, url: str, trials: int, pruner: str, folder: P
     if pruner == "none":
         file = str(folder / "unpruned.py")
         Path(file).write_text(_UNPRUNED.format(file=str(STUDY_FILE)), encoding="utf-8")
+    if side.startswith("cohort "):
+        fixed.append(f"--cohort={side.removeprefix('cohort ')}")
     return [sys.executable, "-m", "tuner", "launch", file, f"--storage={url}", f"--trials={trials}", *fixed]
 
 
@@ -238,7 +250,8 @@ def describe(run: Run) -> str:
 def compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return the rates of both sides, their medians, and the ratio of the medians for each comparison."""
     lines = []
-    for comparison in COMPARISONS:
+    cohorts = dict.fromkeys(run.side.removeprefix("cohort ") for run in runs if run.side.startswith("cohort "))
+    for comparison in (*COMPARISONS, *(one for cohort in cohorts for one in comparisons_of(cohort))):
         rates = {
             side: [getattr(run, comparison.rate) for run in runs if (run.side, run.space) == (side, comparison.space)]
             for side in (comparison.side, "script")
@@ -290,6 +303,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--pruner", choices=["asha", "none"], default="asha", help="none: both train the same epochs")
     parser.add_argument("--spaces", nargs="+", choices=SPACES, default=SPACES, help="width and depth: fixed or free")
+    parser.add_argument("--cohorts", nargs="+", default=[], metavar="K", help="also `tuner launch --cohort K`")
     parser.add_argument("--cores", type=int, default=2, help="number of cores that each side may use")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append the figures as one JSON line")
     args = parser.parse_args()
@@ -300,7 +314,8 @@ def main() -> None:
     runs = []
     for space in args.spaces:
         for _ in range(args.repeats):
-            for side in SIDES if space == "free" else SIDES[:2]:
+            cohorts = [f"cohort {cohort}" for cohort in args.cohorts]
+            for side in SIDES if space == "free" else (*SIDES[:2], *cohorts):
                 runs.append(run_once(side, space, args.trials, args.pruner))
                 print(describe(runs[-1]), flush=True)
     lines = compare(runs)
