@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -22,9 +23,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from tuner.errors import TunerError
 from tuner.output.log import set_about
+from tuner.storage.sql.background_calls import Background
 from tuner.storage.sql.retry import PROMPT, hurried
 from tuner.storage.worker.fences import Lease
-from tuner.storage.worker.reporter import store_together
+from tuner.storage.worker.reporter import store_kept_together, store_together
 from tuner.study.launch_record import OPTIMIZER_RULES
 from tuner.training.definition import TrainerDefinition
 from tuner.training.loop.execution import First, Solo
@@ -35,7 +37,7 @@ from tuner.trial.events import CohortChosen
 from tuner.trial.failures import last_line
 from tuner.worker.attempts.attempt import Attempt, Ended
 from tuner.worker.attempts.ends import EndCall, end_together
-from tuner.worker.attempts.reports import StoreCall
+from tuner.worker.attempts.reports import GatherCall, StoreCall
 from tuner.worker.context import WorkerContext
 from tuner.worker.meeting import Meeting, Participant, current
 from tuner.worker.runtime import Compiled, Runtime
@@ -156,6 +158,40 @@ class _Together:
         return future.done()
 
 
+class _Gatherer:
+    """A `Gatherer` that stores the gathered reports of all trials in one transaction."""
+
+    def __init__(self, background: Background) -> None:
+        self._background = background
+        self._changing = threading.Lock()
+        self._calls: list[tuple[Future[Any], Callable[[], Any]]] = []
+
+    def submit_later(self, call: Callable[[], T], seconds: float) -> Future[T]:
+        future: Future[T] = Future()
+        with self._changing:
+            is_first = not self._calls
+            self._calls.append((future, call))
+        if is_first:
+            self._background.submit_later(self._make_calls, seconds)
+        return future
+
+    def _make_calls(self) -> None:
+        with self._changing:
+            calls, self._calls = self._calls, []
+        calls = [(future, call) for future, call in calls if future.set_running_or_notify_cancel()]
+        gathered = [call for _, call in calls if isinstance(call, GatherCall)]
+        with contextlib.suppress(Exception):  # then each call tries itself
+            for call in gathered:
+                call.take()
+            if several := [call.reporter for call in gathered if call.reporter.is_due()]:
+                store_kept_together(several)
+        for future, call in calls:
+            try:
+                future.set_result(call())
+            except BaseException as error:
+                future.set_exception(error)
+
+
 class _Alone(Solo):
     """The execution of a trial that is the only one of its cohort."""
 
@@ -222,6 +258,8 @@ class Cohort:
         self._trials: dict[Participant, _Trial] = {}  # by the thread of the attempt
         self._owners: dict[Participant, Participant] = {}  # of a thread of a seed: the thread of its trial
         self._calls: list[tuple[Future[Any], Callable[[], Any]]] = []
+        assert isinstance(self.context.background, Background)
+        self._gatherer = _Gatherer(self.context.background)
         self._tasks: dict[Participant, deque[Task]] = {}
         self._lanes: Lanes | None = None
         self._key: Hashable = None
@@ -337,7 +375,8 @@ class Cohort:
             context,
             trainable=context.trainable.in_lane(execute, together),
             background=_Together(ask, self._calls),
-            gatherer=None,
+            gatherer=self._gatherer,
+            is_cohort=True,
             place=dataclasses.replace(context.place, runtime=runtime),
             time_use=TimeUse({}, clock=lambda: 0.0),  # the worker's thread measures
             lanes=lambda: trial.count,

@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 from tuner.output.captured import CapturedOutput
 from tuner.output.log import now
 from tuner.storage.artifacts import Artifacts, StudyArtifacts
-from tuner.storage.sql.background_calls import Background, Caller
+from tuner.storage.sql.background_calls import Caller
 from tuner.storage.sql.retry import Patience, patient
 from tuner.storage.worker.claims import Claimant
 from tuner.storage.worker.fences import Lease
@@ -26,6 +26,7 @@ from tuner.study import StudySpec
 from tuner.study.source import code_digest, git_state
 from tuner.trial import Event, Stop
 from tuner.trial.events import SecondsSpent
+from tuner.worker.attempts.reports import Gatherer
 from tuner.worker.files.trial_files import StudyFiles
 from tuner.worker.gpu_use import GpuWatch
 from tuner.worker.runtime import Runtime
@@ -157,7 +158,7 @@ class WorkerContext:
         engine: The same database; waits for it with a worker's patience.
         prompt_engine: The same database, for calls that must not wait.
         background: Calls what stores reports, on a thread.
-        gatherer: The same thread, if reports that nobody waits for are stored several at once; None in a cohort.
+        gatherer: The same thread, for reports that nobody waits for, which are stored several at once.
         optuna_study: The study for its sampler.
         pruning_study: The study for its pruner.
         claimant: The worker for the storage.
@@ -171,6 +172,7 @@ class WorkerContext:
         listener: Receives the worker's events.
         output: Writes what a trial prints to its log; None if this process is not only a worker.
         renewals: Renews the leases of trials, on a thread.
+        is_cohort: Whether the worker trains several trials at once.
         lanes: Returns the number of lanes of the program in which the trial trains with others; 1 if it trains alone.
         population: The states that trials copy from each other; None without population-based training.
     """
@@ -195,14 +197,10 @@ class WorkerContext:
     final_writes: FinalWrites
     listener: Callable[[Event], None]
     output: CapturedOutput | None = None
-    gatherer: Background | None = None
+    gatherer: Gatherer | None = None
+    is_cohort: bool = False
     lanes: Callable[[], int] = lambda: 1
     population: Population | None = None
-
-    @property
-    def is_cohort(self) -> bool:
-        """Whether the worker trains several trials at once."""
-        return self.gatherer is None
 
     @property
     def runtime(self) -> Runtime:

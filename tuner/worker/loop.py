@@ -17,6 +17,7 @@ from tuner.results.stopping import recorded_end
 from tuner.storage import AnyURL, storage_url, warn_of_password
 from tuner.storage.artifacts import artifacts_of
 from tuner.storage.read.queries import last_errors
+from tuner.storage.sql.background_calls import Background
 from tuner.storage.sql.retry import IMPATIENT, Patience, patient
 from tuner.storage.sql.wait_time import database_s
 from tuner.storage.worker import claims, leases
@@ -196,8 +197,8 @@ class Worker:
 
     def leave(self) -> None:
         """Store that the worker has exited."""
-        if self.context.gatherer is not None:
-            self.context.gatherer.close()
+        if isinstance(self.context.background, Background):
+            self.context.background.close()
         self.context.renewals.close()
         if self.context.population is not None:
             self.context.population.close()

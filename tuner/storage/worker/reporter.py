@@ -61,6 +61,8 @@ class Reporter:
         Raises:
             LeaseLost: another worker has the trial.
         """
+        if self._is_lost:
+            raise lost_lease(self.lease)
         if not self.kept:
             return True
         if time.monotonic() < self._next_try_s:
@@ -78,10 +80,17 @@ class Reporter:
         tell_away(self.engine, error, f"trial {self.lease.number} continues meanwhile")
         self._next_try_s = time.monotonic() + self._pauses.next_s()
 
-    def note_stored(self, epoch: int, *, was_held: bool) -> None:
-        """Note that the kept reports were stored together with those of other trials, up to one of this epoch."""
+    def is_due(self) -> bool:
+        """Return whether there are kept reports that `store_kept` would try to store now."""
+        return bool(self.kept) and not self._is_lost and time.monotonic() >= self._next_try_s
+
+    def note_stored(self, *, was_held: bool) -> None:
+        """Note that the kept reports were stored together with those of other trials."""
         self._is_lost, self.kept = not was_held, {}
-        self._stored_together.add(epoch)
+
+    def note_stored_one(self, one: Report) -> None:
+        """Note that a report was among those, so that `store` has nothing to do."""
+        self._stored_together.add(one.epoch)
 
     def flush(self, engine: Engine) -> None:
         """Store the kept reports, waiting for the database as long as this engine does.
@@ -114,13 +123,24 @@ def store_together(several: Sequence[tuple[Reporter, Report]]) -> None:
     """
     for reporter, one in several:
         reporter.keep([one])
-    first = several[0][0]
-    given = [(reporter.lease, list(reporter.kept.values())) for reporter, _ in several]
+    if store_kept_together([reporter for reporter, _ in several]):
+        for reporter, one in several:
+            reporter.note_stored_one(one)
+
+
+def store_kept_together(reporters: Sequence[Reporter]) -> bool:
+    """Store the kept reports of several trials in one transaction, without waiting; return whether that succeeded.
+
+    `Reporter.store_kept` of these then only returns how that went.
+    """
+    first = reporters[0]
+    given = [(reporter.lease, list(reporter.kept.values())) for reporter in reporters]
     try:
         were_held = report_together(first.engine, given, first.objective)
     except StorageLost as error:
-        for reporter, _ in several:
+        for reporter in reporters:
             reporter.note_away(error)
-        return
-    for (reporter, one), was_held in zip(several, were_held, strict=True):
-        reporter.note_stored(one.epoch, was_held=was_held)
+        return False
+    for reporter, was_held in zip(reporters, were_held, strict=True):
+        reporter.note_stored(was_held=was_held)
+    return True

@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Engine
 
 from tuner.errors import StorageLost, TunerError
-from tuner.storage.sql.background_calls import Background, Caller
+from tuner.storage.sql.background_calls import Caller
 from tuner.storage.worker.reporter import Reporter
 from tuner.trial import Report
+
+T = TypeVar("T")
 
 GATHER_S = 0.1
 """Seconds after which a report is stored that training does not wait for, with those that came meanwhile."""
@@ -46,6 +48,30 @@ class StoreCall:
         return self.call()
 
 
+class Gatherer(Protocol):
+    """Makes calls that nobody waits for a moment later, on the thread that stores reports."""
+
+    def submit_later(self, call: Callable[[], T], seconds: float) -> Future[T]: ...
+
+
+@dataclass(frozen=True)
+class GatherCall:
+    """A call that stores the gathered reports of a trial.
+
+    Attributes:
+        reporter: Stores the reports of its trial.
+        take: Hands the gathered reports over to the reporter.
+        call: Stores them.
+    """
+
+    reporter: Reporter
+    take: Callable[[], None]
+    call: Callable[[], bool]
+
+    def __call__(self) -> bool:
+        return self.call()
+
+
 class Reports:
     """Passes a trial's reports to a thread in order, and gets the decision whether to prune the trial.
 
@@ -61,7 +87,7 @@ class Reports:
         is_hopeless: Asks the pruner about a stored report; called on that thread.
         is_over: Whether the worker must exit: it then waits only briefly for its last reports.
         is_judged: Whether the pruner has something to decide at an epoch.
-        gatherer: The thread, if reports may be gathered; None if training waits for each.
+        gatherer: The thread, or what makes several calls on it together; None if training waits for each report.
         prepare: Called on the thread before reports are stored.
         next_place: Returns the rung that the pruner will enter first for a report; see `StoreCall`.
     """
@@ -73,7 +99,7 @@ class Reports:
         is_hopeless: Callable[[Report], bool],
         is_over: Callable[[], bool],
         is_judged: Callable[[int], bool] = lambda epoch: True,
-        gatherer: Background | None = None,
+        gatherer: Gatherer | None = None,
         prepare: Callable[[], None] = lambda: None,
         next_place: Callable[[Report], tuple[int, Mapping[str, Any]] | None] = lambda report: None,
     ) -> None:
@@ -105,12 +131,13 @@ class Reports:
             Exception: an error of the pruner.
         """
         self._collect()
-        if self._gatherer is not None and not (may_prune and self._is_judged(report.epoch)):
+        is_judged = may_prune and self._is_judged(report.epoch)
+        if self._gatherer is not None and not is_judged:
             self._gather(report, self._gatherer)
             return may_prune and self._is_hopeless
         is_behind = bool(self._unanswered) or self._is_away
-        next_place = partial(self._next_place, report) if may_prune else lambda: None
-        call = StoreCall(self._reporter, report, next_place, partial(self._store, report, may_prune))
+        next_place = partial(self._next_place, report) if is_judged else lambda: None
+        call = StoreCall(self._reporter, report, next_place, partial(self._store, report, is_judged))
         future = self._background.submit(call)
         self._unanswered.append(future)
         if not is_behind:
@@ -155,13 +182,14 @@ class Reports:
                 continue
             future.result()
 
-    def _gather(self, report: Report, gatherer: Background) -> None:
+    def _gather(self, report: Report, gatherer: Gatherer) -> None:
         with self._gathering:
             self._gathered.append(report)
             if self._is_gathering:
                 return
             self._is_gathering = True
-        self._gatherings.append(gatherer.submit_later(self._store_gathered, GATHER_S))
+        call = GatherCall(self._reporter, self._begin_gathered, self._store_gathered)
+        self._gatherings.append(gatherer.submit_later(call, GATHER_S))
 
     def _collect(self) -> None:
         while self._gatherings and self._gatherings[0].done():
@@ -178,17 +206,20 @@ class Reports:
 
     # --- On the thread
 
-    def _store_gathered(self) -> bool:
+    def _begin_gathered(self) -> None:
         with self._gathering:
             self._is_gathering = False
         self._prepare()
         self._take_gathered()
+
+    def _store_gathered(self) -> bool:
+        self._begin_gathered()
         self._is_away = not self._reporter.store_kept()
         return False
 
-    def _store(self, report: Report, may_prune: bool) -> bool:
+    def _store(self, report: Report, is_judged: bool) -> bool:
         self._prepare()
         self._take_gathered()
         self._is_away = not self._reporter.store(report)
         # While the database is down, trials cannot be compared.
-        return not self._is_away and may_prune and self._ask(report)
+        return not self._is_away and is_judged and self._ask(report)
