@@ -67,7 +67,7 @@ class StudiesNotifier:
         self._receivers, self._url, self._tell, self._only = receivers, url, tell, frozenset(only)
         self._pace, self._every_s = pace or Pace(), every_s
         self._watched: dict[int, _Watched] = {}
-        self._is_first, self._is_closed = True, threading.Event()
+        self._is_first, self._has_told_missing, self._is_closed = True, False, threading.Event()
         self._engine: Engine | None = None
         self._thread = threading.Thread(target=self._run, name="notify-studies", daemon=True)
 
@@ -102,7 +102,8 @@ class StudiesNotifier:
         """Look at all studies once."""
         engine = self._connect()
         studies = {one.study_id: one for one in read_studies(engine) if one.record and self._wants(one.name)}
-        if self._is_first:
+        if not self._has_told_missing:
+            self._has_told_missing = True
             for missing in sorted(self._only - {one.name for one in studies.values()}):
                 self._tell(Note(f"no study {missing!r} yet: its events are sent when there is one", "warning"))
         standings, activities = read_standings(engine), read_activity(engine)

@@ -33,7 +33,7 @@ def finished_by(standing: Standing, state: State) -> str | None:
         return "stopped" if standing.end is None else "ended_early"
     if standing.trials is not None and state.used >= standing.trials:
         return "budget"
-    if standing.has_searched_all:
+    if standing.search_ended:
         return "search_ended"
     return "hours" if standing.is_out_of_hours else None
 
@@ -41,7 +41,8 @@ def finished_by(standing: Standing, state: State) -> str | None:
 def find_ending(engine: Engine, study: StudyRow, standing: Standing, state: State, activity: Activity) -> Ending | None:
     """Return how the launches of a study have ended, from the database alone; None if they have not.
 
-    Workers that were asked to stop are no end. After its sampler has ended the search, other workers still finish.
+    That workers were asked to stop is no end. A search that the sampler has ended is one only when no worker runs any
+    more.
     """
     workers = max(1, activity.joined)
     reason = finished_by(standing, state)

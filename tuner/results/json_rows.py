@@ -43,7 +43,7 @@ class StudyJson(TypedDict):
     before), `out of hours`, `running` (a worker holds a trial), `idle`; null for a study of plain Optuna."""
     reason: str | None
     """Why the study has ended before its trials were done: its [target, patience or
-    terminator](guide/when-to-stop.md), or its sampler, which has nothing left to try; else null."""
+    terminator](guide/when-to-stop.md), or that its sampler has ended the search; else null."""
     workers: int
     """The number of workers that hold a trial of the study."""
     objective: str | None

@@ -66,7 +66,7 @@ from tuner.study.population import Copy
 from tuner.study.source import code_digest
 from tuner.trial import Outcome
 
-_SEARCHED_ALL = "the sampler has ended the search"
+_SEARCH_ENDED = "the sampler has ended the search"
 
 
 def study_rows(engine: Engine, *, owner: str | None = None, labels: Collection[str] = ()) -> list[StudyJson]:
@@ -147,8 +147,8 @@ def _state(standing: Standing, counts: Mapping[Outcome, int]) -> tuple[str, str 
         return "stopped" if standing.end is None else "finished", standing.end
     if standing.trials is not None and used >= standing.trials:
         return "finished", None
-    if standing.has_searched_all and not (standing.workers or counts[Outcome.WAITING] or counts[Outcome.PREEMPTED]):
-        return "finished", _SEARCHED_ALL
+    if standing.search_ended:
+        return "finished", _SEARCH_ENDED
     if standing.is_out_of_hours:
         return "out of hours", None
     return "running" if standing.workers else "idle", None

@@ -1,8 +1,8 @@
 """Runs several trials of a worker together: their trainings share one program, each in a lane of it.
 
 Each trial is an ordinary `Attempt` on a thread of its own. The threads take turns, so that only one of them runs. When
-all of them wait, the worker's thread does what they wait for, for all of them at once: it stores their reports, and
-their ends, in one transaction each, and runs the program of all lanes.
+all of them wait, the worker's thread does what they wait for, for all of them at once: it stores all their reports in
+one transaction, their decisions in rungs in a second and their ends in a third, and runs the program of all lanes.
 
 A trial with several seeds has a lane for each. It gets all its lanes at once and keeps them to its end, so no trial
 waits for lanes while it holds some. Its seeds train on threads of their own, which also take turns.
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from tuner.training.pytree import PyTree
 
 T = TypeVar("T")
+_LAST_CALLS_S = 3.0
+"""Seconds that a worker which gives back its trials waits for each call to the database."""
 
 
 class TrialLeft(TunerError):
@@ -180,7 +182,7 @@ class _Gatherer:
             calls, self._calls = self._calls, []
         calls = [(future, call) for future, call in calls if future.set_running_or_notify_cancel()]
         gathered = [call for _, call in calls if isinstance(call, GatherCall)]
-        with contextlib.suppress(Exception):  # then each call tries itself
+        with contextlib.suppress(Exception):  # then each call stores its own reports
             for call in gathered:
                 call.take()
             if several := [call.reporter for call in gathered if call.reporter.is_due()]:
@@ -302,6 +304,8 @@ class Cohort:
 
     def give_back(self) -> None:
         """Give back all trials, because the worker cannot go on with them."""
+        with contextlib.suppress(Exception):  # there is one already
+            self._finish_calls()
         while self._trials:
             for participant in self.meeting.participants:
                 if isinstance(participant.request, Gather):  # closes its trainings when their threads have ended
@@ -472,15 +476,16 @@ class Cohort:
         calls, self._calls[:] = list(self._calls), []
 
         def work() -> None:
-            stores = [call for _, call in calls if isinstance(call, StoreCall)]
-            if len(stores) > 1:
-                with contextlib.suppress(Exception):  # then each call tries itself
-                    store_together([(one.reporter, one.report) for one in stores])
-                    self._enter_rungs(stores)
             ends = [call for _, call in calls if isinstance(call, EndCall)]
             if len(ends) > 1:
                 end_together(ends)
-            for future, call in calls:
+            stores = [call for _, call in calls if isinstance(call, StoreCall)]
+            if len(stores) > 1:
+                with contextlib.suppress(Exception):  # then each call stores its own report
+                    store_together([(one.reporter, one.report) for one in stores])
+                    self._enter_rungs(stores)
+            # Ends first: pruners compare with the trials that have ended.
+            for future, call in sorted(calls, key=lambda one: not isinstance(one[1], EndCall)):
                 try:
                     future.set_result(call())
                 except BaseException as error:
@@ -490,7 +495,11 @@ class Cohort:
 
     def _enter_rungs(self, stores: Sequence[StoreCall]) -> None:
         """Enter the trials of stored reports into the rungs that they have reached, in one transaction."""
-        places = [place for one in stores if one.reporter.is_stored(one.report) and (place := one.next_place())]
+        places = [
+            (one.reporter.lease, place)
+            for one in stores
+            if one.reporter.is_stored(one.report) and (place := one.next_place()) is not None
+        ]
         if len(places) > 1:
             with hurried(dataclasses.replace(PROMPT, is_over=self.context.must_end)):
                 self.context.storage.enter_rungs(self.context.study_id, places)
@@ -507,6 +516,15 @@ class Cohort:
             )
             participant.answer()
         return bool(asked)
+
+    def _finish_calls(self) -> None:
+        """Wait a moment for the calls that trials wait for, so that a trial that has ended is stored as ended."""
+        self._call()
+        for participant in self.meeting.participants:
+            if isinstance(participant.request, Answer):
+                wanted = participant.request
+                if self.context.background.wait(wanted.future, _LAST_CALLS_S, _LAST_CALLS_S):
+                    participant.answer()
 
     def _join(self) -> bool:
         """Give lanes to the trials that wait for one of this program; return whether there were any."""

@@ -24,7 +24,7 @@ from tuner.storage.worker import claims, leases
 from tuner.storage.worker.checkpoints import checkpoints_below, move_checkpoint
 from tuner.storage.worker.claims import NoTrial
 from tuner.storage.worker.fences import Lease
-from tuner.storage.worker.studies import join, leave, note_search_ended
+from tuner.storage.worker.studies import forget_search_end, join, leave, note_search_ended
 from tuner.study import StudyData, StudySpec
 from tuner.study.source import code_digest
 from tuner.trial import Event, Stop
@@ -165,6 +165,7 @@ class Worker:
         self.next_claim_s = 0.0
         self.is_settled = False  # whether no trial of the cohort ran at that claim
         self.cohort: Cohort | None = None
+        self.has_claimed = False  # so that the search goes on, if a sampler had ended it
         self.is_finished = False  # whether the sampler has ended the search
         self.fixed_names = FixedNames(self.study)
         self.sampler_errors: list[str] = []  # their kinds, newest first, since the last trial without an error
@@ -351,6 +352,10 @@ class Worker:
         self._limit_to_grid()
         self.rules.apply(engine)
         claimed = claims.claim_several(engine, self.claimant, most)
+        if not self.has_claimed and not isinstance(claimed, NoTrial):
+            with contextlib.suppress(StorageLost):
+                forget_search_end(self.context.prompt_engine, self.claimant.study_id)
+                self.has_claimed = True
         for lease in self.claimant.deadly:
             why = f"trial {lease.number} failed: its workers died without it getting further"
             self.say(TrialDeadly(lease.number, why))
@@ -409,7 +414,7 @@ class Worker:
     def _note_search_ended(self) -> None:
         self.say(SearchFinished())
         with contextlib.suppress(StorageLost):
-            note_search_ended(self.context.final_writes.engine(), self.claimant.study_id)
+            note_search_ended(self.context.prompt_engine, self.claimant.study_id)
 
     def _tell_of_gpus(self, message: str) -> None:
         self.context.say_aside(GpusUnwatched(message))

@@ -221,6 +221,11 @@ class Rung:
     def add(self) -> int:
         return self.storage.create_new_trial(self.study_id)
 
+    def hold(self) -> Lease:
+        lease = new_lease(self.storage, self.add())
+        self.storage.hold(lease, self.study_id)
+        return lease
+
     def enter(self, trial_id: int, *values: float, **place: Any) -> bool:
         maximize = [False for _ in values]
         given = {"bracket": 0, "rung": 0, "reduction_factor": 2, "bootstrap_count": 0, "maximize": maximize, **place}
@@ -267,9 +272,9 @@ def test_trials_that_enter_together_are_decided_as_one_after_another(
     found, at = [], 0
     for size in [*sizes, len(values)]:
         part = values[at : at + size]
-        entries = [(together.add(), {**place, "values": [value], "is_feasible": good}) for value, good in part]
+        entries = [(together.hold(), {**place, "values": [value], "is_feasible": good}) for value, good in part]
         storage.enter_rungs(together.study_id, entries)
-        found += [storage.enter_rung(together.study_id, trial_id, **given) for trial_id, given in entries]
+        found += [storage.enter_rung(together.study_id, lease.trial_id, **given) for lease, given in entries]
         at += size
     assert found == expected
     first = min((row[0] for row in alone.rows()), default=0) - min((row[0] for row in together.rows()), default=0)
@@ -279,7 +284,7 @@ def test_trials_that_enter_together_are_decided_as_one_after_another(
 def test_trials_that_could_not_enter_together_enter_alone(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     rung = new_rung(storage)
     place = {"bracket": 0, "rung": 0, "reduction_factor": 2, "bootstrap_count": 0, "maximize": [False]}
-    entries = [(rung.add(), {**place, "values": [value]}) for value in (0.5, 0.25, 0.75)]
+    entries = [(rung.hold(), {**place, "values": [value]}) for value in (0.5, 0.25, 0.75)]
     enter, entered = rungs_module._enter, itertools.count(1)
 
     def fail_at_the_third(*given: Any) -> Any:
@@ -292,19 +297,32 @@ def test_trials_that_could_not_enter_together_enter_alone(storage: Storage, monk
         with pytest.raises(RuntimeError, match="planted"):
             storage.enter_rungs(rung.study_id, entries)
     assert rung.rows() == []
-    assert [rung.enter(trial_id, *given["values"]) for trial_id, given in entries] == [True, True, False]
+    assert [rung.enter(lease.trial_id, *given["values"]) for lease, given in entries] == [True, True, False]
 
 
 def test_a_decision_is_used_once_and_not_after_the_trial_starts_again(storage: Storage) -> None:
     rung = new_rung(storage)
     place = {"bracket": 0, "rung": 0, "reduction_factor": 2, "bootstrap_count": 0, "maximize": [False]}
-    first, second = rung.add(), rung.add()
-    storage.enter_rungs(rung.study_id, [(first, {**place, "values": [0.5]}), (second, {**place, "values": [0.75]})])
-    assert len(storage._entered) == 2
-    assert rung.enter(first, 0.5)
-    storage.drop(second)
+    first, second, dropped = rung.hold(), rung.hold(), new_lease(storage, rung.add())
+    entries = zip((first, second, dropped), (0.5, 0.75, 0.875), strict=True)
+    storage.enter_rungs(rung.study_id, [(lease, {**place, "values": [value]}) for lease, value in entries])
+    assert set(storage._entered) == {(first.trial_id, 0), (second.trial_id, 0)}, "nobody holds the third any more"
+    assert rung.enter(first.trial_id, 0.5)
+    storage.drop(second.trial_id)
     assert storage._entered == {}
-    assert not rung.enter(second, 0.0), "decided before, with 0.75"
+    assert not rung.enter(second.trial_id, 0.0), "decided before, with 0.75"
+
+
+def test_a_trial_that_was_taken_over_does_not_enter_with_the_others(storage: Storage) -> None:
+    rung = new_rung(storage)
+    place = {"bracket": 0, "rung": 0, "reduction_factor": 2, "bootstrap_count": 0, "maximize": [False]}
+    held = [rung.hold() for _ in range(3)]
+    with storage.engine.begin() as connection:
+        connection.execute(leases.update().where(leases.c.trial_id == held[1].trial_id).values(fence=2, worker="two"))
+    storage.enter_rungs(rung.study_id, [(lease, {**place, "values": [0.5]}) for lease in held])
+    assert [row[0] for row in rung.rows()] == [held[0].trial_id, held[2].trial_id]
+    with pytest.raises(LeaseLost):
+        rung.enter(held[1].trial_id, 0.5)
 
 
 def test_a_value_is_compared_with_those_in_the_rung_not_with_its_own_earlier_one(storage: Storage) -> None:

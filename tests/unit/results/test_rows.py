@@ -30,7 +30,16 @@ from tuner.storage.sql.dialect import now_s
 from tuner.storage.worker import leases
 from tuner.storage.worker.claims import Claimant, claim
 from tuner.storage.worker.fences import Lease
-from tuner.storage.worker.studies import join, note_search_ended, register, stop
+from tuner.storage.worker.studies import (
+    Budget,
+    forget_search_end,
+    join,
+    note_search_ended,
+    register,
+    resume,
+    stop,
+    store_budget,
+)
 from tuner.trial import Outcome, Report
 
 pytestmark = pytest.mark.with_tables
@@ -257,8 +266,17 @@ def test_a_study_whose_sampler_has_ended_the_search_is_finished_until_it_is_laun
     leases.release(engine, lease)
     assert state() == ("idle", None), "a trial waits to be resumed"
     leases.tell(engine, any_shelf.claim(study), Outcome.COMPLETE, [0.5], {})
-    assert state() == ("finished", "the sampler has ended the search")
-    join(engine, claimant, {"host": "here", "pid": 7, "devices": "cpu"})
+    reason = "the sampler has ended the search"
+    assert state() == ("finished", reason)
+    stop(engine, study._study_id)
+    join(engine, claimant, {"host": "here", "pid": 7, "devices": "cpu"})  # it claims nothing
+    assert state() == ("stopped", None)
+    resume(engine, study._study_id)
+    assert state() == ("finished", reason)
+    store_budget(engine, study._study_id, Budget(30, None, None))
+    assert state() == ("idle", None)
+    note_search_ended(engine, study._study_id)
+    forget_search_end(engine, study._study_id)
     assert state() == ("idle", None)
 
 

@@ -164,6 +164,10 @@ def test_a_study_that_brute_force_has_searched_is_finished(work: Any, tmp_path: 
     with opened(f"sqlite:///{tmp_path}/study.db") as storage:
         row = study_row(storage.engine, "objects")
     assert (row["state"], row["reason"]) == ("finished", "the sampler has ended the search")
+    work(make_finite(sampler="random", trials=20))  # the search goes on
+    with opened(f"sqlite:///{tmp_path}/study.db") as storage:
+        row = study_row(storage.engine, "objects")
+    assert (row["state"], row["reason"]) == ("finished", None)
 
 
 def test_brute_force_needs_a_finite_space() -> None:

@@ -12,11 +12,13 @@ from typing import Any
 
 import optuna
 import pytest
+from after_faults import table
 from optuna.trial import TrialState
 
 import tuner.worker.opening
-from tuner import Space, Study, uniform
+from tuner import Space, Study, choice, uniform
 from tuner.errors import StudyError, StudyStopped, TrialPruned
+from tuner.storage.sql.tables import workers
 
 SEARCH = """
 from tuner import Space, Study, uniform
@@ -30,6 +32,10 @@ study = Study(name="one", space=HParams, objective="loss", direction="minimize",
 
 class HParams(Space):
     x: float = uniform(0.0, 1.0)
+
+
+class Few(Space):
+    x: float = choice(0.25, 0.75)
 
 
 @pytest.fixture
@@ -167,3 +173,18 @@ time.sleep(600)
     assert trial.hparams.x == x
     study.tell(trial, 1.0)
     assert stored(study)[0].intermediate_values == {1: 1.0}
+
+
+def test_a_caller_that_lives_on_after_the_search_has_left_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    monkeypatch.setenv("TUNER_STORAGE", url)
+    monkeypatch.setenv("TUNER_ARTIFACTS", str(tmp_path / "artifacts"))
+    monkeypatch.setattr("tuner.worker.context._LAST_PATIENCE_S", 0.0)
+    few: Any = Study(name="one", space=Few, objective="loss", direction="minimize", trials=20, sampler="grid")
+    while (trial := few.ask()) is not None:
+        few.tell(trial, trial.hparams.x)
+    close(few)
+    assert len(stored(few)) == 2
+    assert [ended is not None for (ended,) in table(url, workers.c.ended_at_s)] == [True]

@@ -24,7 +24,7 @@ import tuner
 from tuner import Space, Study, choice, log_uniform, uniform
 from tuner.admin import edits
 from tuner.errors import StudyError, StudyFailed, TrialPruned
-from tuner.storage.sql.tables import attempts, leases, trial_system_attributes, trials
+from tuner.storage.sql.tables import attempts, leases, reports, trial_system_attributes, trials
 from tuner.storage.worker.leases import LANES_KEY
 from tuner.training import ArrayDataset, Layout, StreamDataset, TrainerModule
 from tuner.training.data.arrays import Splits
@@ -41,6 +41,7 @@ from tuner.trial.events import (
 )
 from tuner.worker import cohort
 from tuner.worker.attempts import watchdog
+from tuner.worker.attempts.ends import EndCall
 
 TOLERANCE = 5e-6
 """As in `test_vmap.py`."""
@@ -478,6 +479,43 @@ def test_trials_that_report_together_enter_rungs_and_end_in_one_transaction(
     assert len(sizes["rung"]) == 6, "each trial enters once"
     assert sizes["ends"] == [3, 3]
     assert sizes["end"] == []
+
+
+@pytest.mark.with_tables
+def test_reports_that_no_pruner_judges_are_not_waited_for(
+    sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All are stored, though the call that stores gathered ones is never made: those of the end are stored with it."""
+    monkeypatch.setattr(cohort._Gatherer, "_make_calls", lambda self: None)
+    monkeypatch.setattr(cohort._Together, "wait", lambda self, future, *limits, **more: self._ask_end(future, *limits))
+
+    def ask_end(self: Any, future: Future[Any], *limits: Any) -> bool:
+        assert isinstance(self._calls[-1][1], EndCall), "a trial waits for its end only"
+        self._ask(cohort.Answer(future, float("inf"), float("inf"), bool))
+        return True
+
+    monkeypatch.setattr(cohort._Together, "_ask_end", ask_end, raising=False)
+    work(study_of(trials=4, cohort=2), sqlite_url)
+    found = table(sqlite_url, reports.c.trial_id, reports.c.epoch, by=(reports.c.trial_id, reports.c.epoch))
+    assert found == [(trial_id, epoch) for trial_id in (1, 2, 3, 4) for epoch in (1, 2, 3)]
+
+
+@pytest.mark.with_tables
+def test_trials_that_have_ended_are_stored_although_the_worker_fails(
+    sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_turns = cohort.Cohort._take_turns
+
+    def fail_when_all_end(self: Any) -> None:
+        take_turns(self)
+        if len([call for _, call in self._calls if isinstance(call, EndCall)]) == 3:
+            raise StudyError("planted")
+
+    monkeypatch.setattr(cohort.Cohort, "_take_turns", fail_when_all_end)
+    with pytest.raises(StudyError, match="planted"):
+        work(study_of(trials=3, cohort=3), sqlite_url)
+    endings = table(sqlite_url, attempts.c.ending, by=(attempts.c.trial_id,))
+    assert endings == [("complete",)] * 3, "the sampler was told"
 
 
 @pytest.mark.with_tables

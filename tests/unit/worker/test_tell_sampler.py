@@ -17,7 +17,7 @@ from tuner import Space, Study, Trial, uniform
 from tuner.storage.worker import claims
 from tuner.storage.worker.leases import end_by_hand
 from tuner.trial import Event
-from tuner.trial.events import SamplerFailed
+from tuner.trial.events import SamplerFailed, SearchFinished
 from tuner.worker import run_worker
 from tuner.worker.attempts import watchdog
 
@@ -150,3 +150,14 @@ def test_its_error_after_a_trial_that_a_user_ended_is_a_warning(runs: Runs, sqli
     (failed,) = [one for one in said if isinstance(one, SamplerFailed)]
     assert failed.message == ("the sampler failed after trial 0, which was ended elsewhere: ValueError: not this one")
     assert states(sqlite_url) == [TrialState.PRUNED, TrialState.COMPLETE]
+
+
+def test_a_search_that_it_stops_before_its_error_ends(runs: Runs, sqlite_url: str) -> None:
+    class Stopping(Recording):
+        def after_trial(self, study: Any, trial: Any, state: Any, values: Any) -> None:
+            study.stop()
+            raise ValueError("afterwards")
+
+    said = runs(lambda hparams, trial: 0.5, Stopping(), trials=5)
+    assert states(sqlite_url) == [TrialState.COMPLETE]
+    assert len([one for one in said if isinstance(one, SearchFinished)]) == 1

@@ -320,23 +320,26 @@ class Storage(BaseStorage):
             decided = self._entered.pop((trial_id, place["rung"]), None)
             if decided is not None:
                 return decided
-            return enter_rung(self.engine, self._of(study_id).rungs, study_id, self._entry(trial_id, place))
+            held = self._held.get(trial_id)
+            entry = Entry(trial_id, None if held is None else held.lease, **place)
+            return enter_rung(self.engine, self._of(study_id).rungs, study_id, entry)
 
-    def enter_rungs(self, study_id: int, several: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
-        """Enter several trials, each given with its place, in one transaction; `enter_rung` has the decisions then."""
+    def enter_rungs(self, study_id: int, several: Sequence[tuple[Lease, Mapping[str, Any]]]) -> None:
+        """Enter held trials into rungs in one transaction; the next `enter_rung` of each returns its decision.
+
+        Args:
+            study_id: The study.
+            several: Each trial's lease, and the rung as in `enter_rung`.
+        """
         with self._lock:
-            entries = [self._entry(trial_id, place) for trial_id, place in several]
+            entries = [Entry(lease.trial_id, lease, **place) for lease, place in several]
             decisions = enter_rungs(self.engine, self._of(study_id).rungs, study_id, entries)
             for entry, decided in zip(entries, decisions, strict=True):
-                if decided is not None:
+                if decided is not None and entry.trial_id in self._held:
                     self._entered[entry.trial_id, entry.rung] = decided
 
     def _forget_entered(self, trial_id: int) -> None:
         self._entered = {key: promoted for key, promoted in self._entered.items() if key[0] != trial_id}
-
-    def _entry(self, trial_id: int, place: Mapping[str, Any]) -> Entry:
-        held = self._held.get(trial_id)
-        return Entry(trial_id, None if held is None else held.lease, **place)
 
     def take_point(self, study_id: int, trial_id: int, key: str, choose: Callable[[Sequence[Point]], Point]) -> Point:
         """See `tuner.storage.worker.points.take_point`."""

@@ -335,7 +335,7 @@ class Standing:
         used: The used part of both.
         is_stopped: Whether it was stopped.
         end: Why it has ended before its budget was used up; None if it has not, or a user stopped it.
-        has_searched_all: Whether the sampler has ended the search.
+        search_ended: Whether the sampler has ended the search, and no trial is left to run or to resume.
         workers: The number of workers that hold a trial.
     """
 
@@ -345,7 +345,7 @@ class Standing:
     used: Hours = field(default_factory=Hours)
     is_stopped: bool = False
     end: str | None = None
-    has_searched_all: bool = False
+    search_ended: bool = False
     workers: int = 0
 
     @property
@@ -369,7 +369,9 @@ def read_standings(engine: Engine, only: int | None = None) -> dict[int, Standin
         ended = sa.select(table.study_id, table.value_json).where(table.key == END_KEY)
         ends = {study_id: json.loads(text)["why"] for study_id, text in connection.execute(ended)}
         columns = (budgets.c.wall_s, budgets.c.device_s, budgets.c.stopped_at_s)
-        searched = set(connection.scalars(sa.select(table.study_id).where(table.key == SEARCH_ENDED_KEY)))
+        is_open = (trials.c.study_id == table.study_id) & trials.c.state.in_(("RUNNING", "WAITING"))
+        over = sa.select(table.study_id).where(table.key == SEARCH_ENDED_KEY, ~sa.exists().where(is_open))
+        searched = set(connection.scalars(over))
         asked = read_effective_trials(connection, only)
         return {
             study_id: Standing(
@@ -378,7 +380,7 @@ def read_standings(engine: Engine, only: int | None = None) -> dict[int, Standin
                 used=count_hours(connection, study_id, now_s, Hours())[0],
                 is_stopped=stopped_at_s is not None,
                 end=None if stopped_at_s is None else ends.get(study_id),
-                has_searched_all=study_id in searched,
+                search_ended=study_id in searched,
                 workers=held.get(study_id, 0),
             )
             for study_id, *limits, stopped_at_s in connection.execute(

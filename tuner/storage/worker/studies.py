@@ -212,7 +212,7 @@ def mode_of(engine: Engine, study_id: int, program: str, measure: Callable[[], s
 
 
 def join(engine: Engine, claimant: Claimant, about: Mapping[str, Any]) -> None:
-    """Register a worker and its budget with the study, whose search goes on if a sampler had ended it.
+    """Register a worker and its budget with the study.
 
     Args:
         engine: The storage's engine.
@@ -225,9 +225,6 @@ def join(engine: Engine, claimant: Claimant, about: Mapping[str, Any]) -> None:
     def work(connection: Connection, _: int) -> None:
         now = clock(connection.dialect.name)
         _store_budget(connection, claimant.study_id, asked)
-        attributes = study_system_attributes.c
-        was_ended = (attributes.study_id == claimant.study_id) & (attributes.key == SEARCH_ENDED_KEY)
-        connection.execute(study_system_attributes.delete().where(was_ended))
         row = {"worker": claimant.worker, "study_id": claimant.study_id, "started_at_s": now, "seen_at_s": now}
         for name in ("host", "pid", "devices"):
             row[name] = about[name]
@@ -245,9 +242,25 @@ def note_search_ended(engine: Engine, study_id: int) -> None:
     put_record(engine, study_id, SEARCH_ENDED_KEY, True)
 
 
+def forget_search_end(engine: Engine, study_id: int) -> None:
+    """Note that the search goes on, although a sampler had ended it."""
+    write(engine, lambda connection, _: _forget_search_end(connection, study_id))
+
+
+def _forget_search_end(connection: Connection, study_id: int) -> None:
+    attributes = study_system_attributes.c
+    was_ended = (attributes.study_id == study_id) & (attributes.key == SEARCH_ENDED_KEY)
+    connection.execute(study_system_attributes.delete().where(was_ended))
+
+
 def store_budget(engine: Engine, study_id: int, asked: Budget) -> None:
     """Store the budget of a launch whose workers start later; until then the study would seem to be finished."""
-    write(engine, lambda connection, _: _store_budget(connection, study_id, asked))
+
+    def work(connection: Connection, _: int) -> None:
+        _store_budget(connection, study_id, asked)
+        _forget_search_end(connection, study_id)
+
+    write(engine, work)
 
 
 def _store_budget(connection: Connection, study_id: int, asked: Budget) -> None:

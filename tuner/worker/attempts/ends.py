@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tuner.errors import StorageLost
 from tuner.storage.worker import leases
 from tuner.storage.worker.fences import lost_lease
 from tuner.storage.worker.leases import Ending
@@ -28,8 +28,11 @@ class EndCall:
         self.engine, self.ending = engine, ending
         self.was_held: bool | None = None  # None before it is stored
         self.may_be_stored = False
+        self.error: StorageLost | None = None  # of the attempt to store it with others
 
     def __call__(self) -> None:
+        if self.error is not None:
+            raise self.error
         if self.was_held is None:
             leases.end(self.engine, self.ending, may_be_stored=self.may_be_stored)
         elif not self.was_held:
@@ -37,13 +40,21 @@ class EndCall:
 
 
 def end_together(calls: Sequence[EndCall]) -> None:
-    """Store several ends in one transaction; if that fails, each call tries itself."""
+    """Store several ends in one transaction; if that fails, each call then stores its own end.
+
+    They do not wait again for a database that was away for as long as their engine waits.
+    """
     for call in calls:
         call.may_be_stored = True
-    with contextlib.suppress(Exception):
+    try:
         held = leases.end_together(calls[0].engine, [call.ending for call in calls])
         for call, was_held in zip(calls, held, strict=True):
             call.was_held = was_held
+    except StorageLost as error:
+        for call in calls:
+            call.error = error
+    except Exception:
+        pass
 
 
 def store_end(context: WorkerContext, ending: Ending) -> None:

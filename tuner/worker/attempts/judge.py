@@ -50,11 +50,10 @@ class Judge:
         except StorageLost:
             return False
 
-    def next_place(self, report: Report) -> tuple[int, Mapping[str, Any]] | None:
-        """Return the trial's id and the rung that `is_hopeless` would enter first, if it enters one."""
+    def next_place(self, report: Report) -> Mapping[str, Any] | None:
+        """Return the rung that `is_hopeless` would enter first, as arguments of the storage's `enter_rung`, if any."""
         values, is_feasible = self._followed.of(report.metrics), self._is_feasible(report)
-        place = self._pruner.next_place(report.epoch, *values, is_feasible=is_feasible)
-        return None if place is None else (private.trial_id(self._trial), place)
+        return self._pruner.next_place(report.epoch, *values, is_feasible=is_feasible)
 
     def _is_feasible(self, report: Report) -> bool | None:
         """Return whether the trial satisfies its constraints at an epoch, as far as it has some; None without any."""

@@ -34,14 +34,13 @@ class StoreCall:
     Attributes:
         reporter: Stores the reports of its trial.
         report: The report.
-        next_place: Returns the trial's id and the rung that the pruner will enter first; None if it is not asked, or
-            enters none.
+        next_place: Returns the rung that the pruner will enter first; None if it is not asked, or enters none.
         call: Stores the report, and returns whether the trial must be pruned.
     """
 
     reporter: Reporter
     report: Report
-    next_place: Callable[[], tuple[int, Mapping[str, Any]] | None]
+    next_place: Callable[[], Mapping[str, Any] | None]
     call: Callable[[], bool]
 
     def __call__(self) -> bool:
@@ -101,7 +100,7 @@ class Reports:
         is_judged: Callable[[int], bool] = lambda epoch: True,
         gatherer: Gatherer | None = None,
         prepare: Callable[[], None] = lambda: None,
-        next_place: Callable[[Report], tuple[int, Mapping[str, Any]] | None] = lambda report: None,
+        next_place: Callable[[Report], Mapping[str, Any] | None] = lambda report: None,
     ) -> None:
         self._background, self._reporter = background, reporter
         self._ask, self._is_over, self._is_judged = is_hopeless, is_over, is_judged

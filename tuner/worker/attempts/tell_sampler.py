@@ -43,7 +43,7 @@ def tell_sampler(
 
     Args:
         context: The context of the worker's trials.
-        sampler: The sampler; None for that of the trial before.
+        sampler: The sampler; None for the study's present one.
         trial: The trial as it was before its end, or after it.
         state: Its state at the end.
         values: Its values at the end.
@@ -62,12 +62,13 @@ def tell_sampler(
     try:
         with context.time_use.doing("training"):
             study.sampler.after_trial(study, trial, state, values)
-        if private.has_stopped(own):
-            private.note_stop(context.optuna_study)
     except (LeaseLost, StorageLost, StorageInternalError):
         raise  # the database is down
     except BaseException as error:
         return error
+    finally:
+        if private.has_stopped(own):
+            private.note_stop(context.optuna_study)
     return None
 
 

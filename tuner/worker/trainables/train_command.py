@@ -23,7 +23,7 @@ from tuner.trial.failures import CommandFailed
 from tuner.worker.trainables.trainable import AsksOptuna, End, NoCheckpoints, Run, is_last_epoch
 from tuner.worker.trainables.trial_log import TrialLog
 
-_SUPERVISOR = str(Path(__file__).with_name("supervisor.py"))
+_SUPERVISOR = str(Path(__file__).parents[1] / "supervisor.py")
 _POLL_S = 0.2
 _SILENCE_S = 5.0
 """Seconds without output after which a command that has exited has no more, though its output is still open."""
