@@ -482,6 +482,8 @@ class Cohort:
             stores = [call for _, call in calls if isinstance(call, StoreCall)]
             if len(stores) > 1:
                 with contextlib.suppress(Exception):  # then each call stores its own report
+                    for one in stores:
+                        one.take()
                     store_together([(one.reporter, one.report) for one in stores])
                     self._enter_rungs(stores)
             # Ends first: pruners compare with the trials that have ended.

@@ -25,6 +25,7 @@ from tuner import Space, Study, choice, log_uniform, uniform
 from tuner.admin import edits
 from tuner.errors import StudyError, StudyFailed, TrialPruned
 from tuner.storage.sql.tables import attempts, leases, reports, trial_system_attributes, trials
+from tuner.storage.worker import reporter
 from tuner.storage.worker.leases import LANES_KEY
 from tuner.training import ArrayDataset, Layout, StreamDataset, TrainerModule
 from tuner.training.data.arrays import Splits
@@ -498,6 +499,29 @@ def test_reports_that_no_pruner_judges_are_not_waited_for(
     work(study_of(trials=4, cohort=2), sqlite_url)
     found = table(sqlite_url, reports.c.trial_id, reports.c.epoch, by=(reports.c.trial_id, reports.c.epoch))
     assert found == [(trial_id, epoch) for trial_id in (1, 2, 3, 4) for epoch in (1, 2, 3)]
+
+
+@pytest.mark.with_tables
+def test_gathered_reports_are_stored_with_those_that_a_pruner_judges(
+    sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cohort._Gatherer, "_make_calls", lambda self: None)
+    stored: list[list[int]] = []
+    store = reporter.report_together
+
+    def note(engine: Any, several: Any, objective: Any) -> list[bool]:
+        stored.append([len(of_trial) for _, of_trial in several])
+        return store(engine, several, objective)
+
+    monkeypatch.setattr(reporter, "report_together", note)
+    pruner = {"name": "asha", "min_resource": 3, "reduction_factor": 2}
+    log = work(study_of(trials=3, cohort=3, epochs=4, pruner=pruner), sqlite_url)
+    assert len(log.of(TrialEnded)) == 3
+    assert stored == [[3, 3, 3]], "epochs 1 to 3, at the rung; the fourth with the end"
+    found = table(sqlite_url, reports.c.trial_id, reports.c.epoch, by=(reports.c.trial_id, reports.c.epoch))
+    ended = {event.trial: event.outcome for event in log.of(TrialEnded)}
+    last = {number + 1: 4 if outcome is Outcome.COMPLETE else 3 for number, outcome in ended.items()}
+    assert found == [(trial_id, epoch) for trial_id in (1, 2, 3) for epoch in range(1, last[trial_id] + 1)]
 
 
 @pytest.mark.with_tables

@@ -34,12 +34,14 @@ class StoreCall:
     Attributes:
         reporter: Stores the reports of its trial.
         report: The report.
+        take: Hands the gathered reports over to the reporter.
         next_place: Returns the rung that the pruner will enter first; None if it is not asked, or enters none.
         call: Stores the report, and returns whether the trial must be pruned.
     """
 
     reporter: Reporter
     report: Report
+    take: Callable[[], None]
     next_place: Callable[[], Mapping[str, Any] | None]
     call: Callable[[], bool]
 
@@ -136,7 +138,8 @@ class Reports:
             return may_prune and self._is_hopeless
         is_behind = bool(self._unanswered) or self._is_away
         next_place = partial(self._next_place, report) if is_judged else lambda: None
-        call = StoreCall(self._reporter, report, next_place, partial(self._store, report, is_judged))
+        store = partial(self._store, report, is_judged)
+        call = StoreCall(self._reporter, report, self._hand_over, next_place, store)
         future = self._background.submit(call)
         self._unanswered.append(future)
         if not is_behind:
@@ -205,11 +208,14 @@ class Reports:
 
     # --- On the thread
 
+    def _hand_over(self) -> None:
+        self._prepare()
+        self._take_gathered()
+
     def _begin_gathered(self) -> None:
         with self._gathering:
             self._is_gathering = False
-        self._prepare()
-        self._take_gathered()
+        self._hand_over()
 
     def _store_gathered(self) -> bool:
         self._begin_gathered()
@@ -217,8 +223,7 @@ class Reports:
         return False
 
     def _store(self, report: Report, is_judged: bool) -> bool:
-        self._prepare()
-        self._take_gathered()
+        self._hand_over()
         self._is_away = not self._reporter.store(report)
         # While the database is down, trials cannot be compared.
         return not self._is_away and is_judged and self._ask(report)
