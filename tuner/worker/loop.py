@@ -63,7 +63,7 @@ from tuner.worker.time_use import TimeUse
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from tuner.worker.cohort import Cohort
+    from tuner.worker.cohorts.cohort import Cohort
 
 
 PATIENCE_S = 600.0
@@ -256,14 +256,14 @@ class Worker:
             why = "trials of a worker with several devices train one by one: cohorts need one device"
             self.say(CohortChosen(1, why))
             return None
-        from tuner.worker.cohort import Cohort
+        from tuner.worker.cohorts.cohort import Cohort
 
         choose: Any = ProgramModes(self.engine, self.claimant.study_id).choose
         return Cohort(self.context, self.study.cohort, choose, self._claim_several, self._note_end)
 
     def _work_together(self, cohort: Cohort) -> bool:
         """Run several trials at once; return False if the worker must go on with one at a time."""
-        from tuner.worker.cohort import CannotShare, ProgramFailed
+        from tuner.worker.cohorts.cohort import CannotShare, ProgramFailed
 
         stop, is_idle, self.cohort = self.context.stop, False, cohort
         while not (cohort.is_empty and (stop.requested or self.is_finished)):

@@ -26,7 +26,7 @@ from tuner.training.loop.modes import remembered
 from tuner.training.loop.runtime import CompileClock
 from tuner.training.mesh import Layout
 from tuner.trial import Report
-from tuner.worker.meeting import Meeting, Participant
+from tuner.worker.cohorts.meeting import Meeting, Participant
 
 TOLERANCE = 5e-6
 """As in `test_vmap.py`: sums are taken in another order."""

@@ -40,9 +40,9 @@ from tuner.trial.events import (
     TrialReleased,
     TrialRetried,
 )
-from tuner.worker import cohort
 from tuner.worker.attempts import watchdog
 from tuner.worker.attempts.ends import EndCall
+from tuner.worker.cohorts import calls, cohort
 
 TOLERANCE = 5e-6
 """As in `test_vmap.py`."""
@@ -487,15 +487,15 @@ def test_reports_that_no_pruner_judges_are_not_waited_for(
     sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All are stored, though the call that stores gathered ones is never made: those of the end are stored with it."""
-    monkeypatch.setattr(cohort._Gatherer, "_make_calls", lambda self: None)
-    monkeypatch.setattr(cohort._Together, "wait", lambda self, future, *limits, **more: self._ask_end(future, *limits))
+    monkeypatch.setattr(calls.Gatherer, "_make_calls", lambda self: None)
+    monkeypatch.setattr(calls.Together, "wait", lambda self, future, *limits, **more: self._ask_end(future, *limits))
 
     def ask_end(self: Any, future: Future[Any], *limits: Any) -> bool:
         assert isinstance(self._calls[-1][1], EndCall), "a trial waits for its end only"
-        self._ask(cohort.Answer(future, float("inf"), float("inf"), bool))
+        self._ask(calls.Answer(future, float("inf"), float("inf"), bool))
         return True
 
-    monkeypatch.setattr(cohort._Together, "_ask_end", ask_end, raising=False)
+    monkeypatch.setattr(calls.Together, "_ask_end", ask_end, raising=False)
     work(study_of(trials=4, cohort=2), sqlite_url)
     found = table(sqlite_url, reports.c.trial_id, reports.c.epoch, by=(reports.c.trial_id, reports.c.epoch))
     assert found == [(trial_id, epoch) for trial_id in (1, 2, 3, 4) for epoch in (1, 2, 3)]
@@ -505,7 +505,7 @@ def test_reports_that_no_pruner_judges_are_not_waited_for(
 def test_gathered_reports_are_stored_with_those_that_a_pruner_judges(
     sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cohort._Gatherer, "_make_calls", lambda self: None)
+    monkeypatch.setattr(calls.Gatherer, "_make_calls", lambda self: None)
     stored: list[list[int]] = []
     store = reporter.report_together
 
@@ -576,7 +576,7 @@ def test_trials_wait_for_a_slow_database_at_the_same_time(monkeypatch: pytest.Mo
         return False
 
     monkeypatch.setattr(cohort, "time", SimpleNamespace(monotonic=lambda: now))
-    requests = [cohort.Answer(Future(), limit_s, float("inf"), bool) for limit_s in (float("inf"), 1.5, 1.5, 1.5)]
+    requests = [calls.Answer(Future(), limit_s, float("inf"), bool) for limit_s in (float("inf"), 1.5, 1.5, 1.5)]
     answered: list[Any] = []
     participants = [SimpleNamespace(request=one, answer=lambda one=one: answered.append(one)) for one in requests]
     waiting: Any = SimpleNamespace(

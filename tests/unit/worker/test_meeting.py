@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tuner.worker.meeting import Meeting, Participant
+from tuner.worker.cohorts.meeting import Meeting, Participant
 
 
 def test_one_thread_at_a_time_and_each_until_it_waits() -> None:

@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -24,9 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from tuner.errors import TunerError
 from tuner.output.log import set_about
 from tuner.storage.sql.background_calls import Background
-from tuner.storage.sql.retry import PROMPT, hurried
 from tuner.storage.worker.fences import Lease
-from tuner.storage.worker.reporter import store_kept_together, store_together
 from tuner.study.launch_record import OPTIMIZER_RULES
 from tuner.training.definition import TrainerDefinition
 from tuner.training.loop.execution import First, Solo
@@ -36,10 +32,9 @@ from tuner.trial import optuna_private as private
 from tuner.trial.events import CohortChosen
 from tuner.trial.failures import last_line
 from tuner.worker.attempts.attempt import Attempt, Ended
-from tuner.worker.attempts.ends import EndCall, end_together
-from tuner.worker.attempts.reports import GatherCall, StoreCall
+from tuner.worker.cohorts.calls import Answer, Calls, Gatherer, Together, make_together
+from tuner.worker.cohorts.meeting import Meeting, Participant, current
 from tuner.worker.context import WorkerContext
-from tuner.worker.meeting import Meeting, Participant, current
 from tuner.worker.runtime import Compiled, Runtime
 from tuner.worker.time_use import TimeUse
 from tuner.worker.trainables.train_module import ModuleTrainable
@@ -102,16 +97,6 @@ class Gather:
     threads: Sequence[Participant]
 
 
-@dataclass(frozen=True)
-class Answer:
-    """Whether a call to the database is finished; waits as `Caller.wait` does."""
-
-    future: Future[Any]
-    database_s: float
-    seconds: float
-    is_over: Callable[[], bool]
-
-
 # --- What a trial has of its own
 
 
@@ -139,59 +124,6 @@ class _OwnRuntime:
 
     def tidy(self) -> None:
         pass  # the other trials need their programs
-
-
-class _Together:
-    """A `Caller` whose calls are made together with those of the other trials."""
-
-    def __init__(self, ask: Callable[[object], Any], calls: list[tuple[Future[Any], Callable[[], Any]]]) -> None:
-        self._ask, self._calls = ask, calls
-
-    def submit(self, call: Callable[[], T]) -> Future[T]:
-        future: Future[T] = Future()
-        self._calls.append((future, call))
-        return future
-
-    def wait(
-        self, future: Future[Any], database_s: float, seconds: float = float("inf"), is_over: Callable[[], bool] = bool
-    ) -> bool:
-        if not future.done():
-            self._ask(Answer(future, database_s, seconds, is_over))
-        return future.done()
-
-
-class _Gatherer:
-    """A `Gatherer` that stores the gathered reports of all trials in one transaction."""
-
-    def __init__(self, background: Background) -> None:
-        self._background = background
-        self._changing = threading.Lock()
-        self._calls: list[tuple[Future[Any], Callable[[], Any]]] = []
-
-    def submit_later(self, call: Callable[[], T], seconds: float) -> Future[T]:
-        future: Future[T] = Future()
-        with self._changing:
-            is_first = not self._calls
-            self._calls.append((future, call))
-        if is_first:
-            self._background.submit_later(self._make_calls, seconds)
-        return future
-
-    def _make_calls(self) -> None:
-        with self._changing:
-            calls, self._calls = self._calls, []
-        calls = [(future, call) for future, call in calls if future.set_running_or_notify_cancel()]
-        gathered = [call for _, call in calls if isinstance(call, GatherCall)]
-        with contextlib.suppress(Exception):  # then each call stores its own reports
-            for call in gathered:
-                call.take()
-            if several := [call.reporter for call in gathered if call.reporter.is_due()]:
-                store_kept_together(several)
-        for future, call in calls:
-            try:
-                future.set_result(call())
-            except BaseException as error:
-                future.set_exception(error)
 
 
 class _Alone(Solo):
@@ -259,9 +191,9 @@ class Cohort:
     def __post_init__(self) -> None:
         self._trials: dict[Participant, _Trial] = {}  # by the thread of the attempt
         self._owners: dict[Participant, Participant] = {}  # of a thread of a seed: the thread of its trial
-        self._calls: list[tuple[Future[Any], Callable[[], Any]]] = []
+        self._calls: Calls = []
         assert isinstance(self.context.background, Background)
-        self._gatherer = _Gatherer(self.context.background)
+        self._gatherer = Gatherer(self.context.background)
         self._tasks: dict[Participant, deque[Task]] = {}
         self._lanes: Lanes | None = None
         self._key: Hashable = None
@@ -378,7 +310,7 @@ class Cohort:
         return dataclasses.replace(
             context,
             trainable=context.trainable.in_lane(execute, together),
-            background=_Together(ask, self._calls),
+            background=Together(ask, self._calls),
             gatherer=self._gatherer,
             is_cohort=True,
             place=dataclasses.replace(context.place, runtime=runtime),
@@ -474,43 +406,14 @@ class Cohort:
         if not self._calls:
             return
         calls, self._calls[:] = list(self._calls), []
-
-        def work() -> None:
-            ends = [call for _, call in calls if isinstance(call, EndCall)]
-            if len(ends) > 1:
-                end_together(ends)
-            stores = [call for _, call in calls if isinstance(call, StoreCall)]
-            if len(stores) > 1:
-                with contextlib.suppress(Exception):  # then each call stores its own report
-                    for one in stores:
-                        one.take()
-                    store_together([(one.reporter, one.report) for one in stores])
-                    self._enter_rungs(stores)
-            # Ends first: pruners compare with the trials that have ended.
-            for future, call in sorted(calls, key=lambda one: not isinstance(one[1], EndCall)):
-                try:
-                    future.set_result(call())
-                except BaseException as error:
-                    future.set_exception(error)
-
-        self.context.background.submit(work)
-
-    def _enter_rungs(self, stores: Sequence[StoreCall]) -> None:
-        """Enter the trials of stored reports into the rungs that they have reached, in one transaction."""
-        places = [
-            (one.reporter.lease, place)
-            for one in stores
-            if one.reporter.is_stored(one.report) and (place := one.next_place()) is not None
-        ]
-        if len(places) > 1:
-            with hurried(dataclasses.replace(PROMPT, is_over=self.context.must_end)):
-                self.context.storage.enter_rungs(self.context.study_id, places)
+        enter = partial(self.context.storage.enter_rungs, self.context.study_id)
+        self.context.background.submit(partial(make_together, calls, enter, self.context.must_end))
 
     def _answer(self) -> bool:
         """Wait for the calls that trials wait for; return whether there were any."""
         asked = [(one, one.request) for one in self.meeting.participants if isinstance(one.request, Answer)]
         began_s = time.monotonic()
-        # Calls are made in order, so when the last is finished, all are. The limits run at the same time for all.
+        # The limits run at the same time for all.
         for participant, wanted in reversed(asked):
             spent_s = time.monotonic() - began_s
             self.context.background.wait(

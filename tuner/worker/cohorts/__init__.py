@@ -1,0 +1,1 @@
+"""Cohorts: several trials of a worker that train in one program."""
