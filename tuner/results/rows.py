@@ -66,7 +66,8 @@ from tuner.study.population import Copy
 from tuner.study.source import code_digest
 from tuner.trial import Outcome
 
-_SEARCH_ENDED = "the sampler has ended the search"
+SEARCH_ENDED = "the sampler has ended the search"
+"""The reason of a study that is finished because its sampler has nothing more to suggest, or has stopped it."""
 
 
 def study_rows(engine: Engine, *, owner: str | None = None, labels: Collection[str] = ()) -> list[StudyJson]:
@@ -148,7 +149,7 @@ def _state(standing: Standing, counts: Mapping[Outcome, int]) -> tuple[str, str 
     if standing.trials is not None and used >= standing.trials:
         return "finished", None
     if standing.search_ended:
-        return "finished", _SEARCH_ENDED
+        return "finished", SEARCH_ENDED
     if standing.is_out_of_hours:
         return "out of hours", None
     return "running" if standing.workers else "idle", None

@@ -18,7 +18,7 @@ from tuner.launch.engines.plan import Plan, serves_one_host
 from tuner.launch.signals import end_on_signals
 from tuner.launch.study_launch import Interrupted
 from tuner.output.log import tell
-from tuner.results.rows import progress, progress_line
+from tuner.results.rows import SEARCH_ENDED, progress, progress_line
 from tuner.storage import connect_when_up
 from tuner.storage.read.queries import find_study, last_errors
 from tuner.storage.sql.dialect import now_s
@@ -185,7 +185,7 @@ def _search_has_ended(database: Database, study_id: int, job: Job, statuses: Seq
     with contextlib.suppress(StorageLost):
         close_job(database, study_id, find_job(database, study_id, job.key) or job)
     _check_statuses(job, statuses)
-    tell(f"the sampler has ended the search with {_used(state)} trials finished", "finished")
+    tell(f"{SEARCH_ENDED} with {_used(state)} trials finished", "finished")
     return True
 
 
@@ -214,7 +214,10 @@ def _progress(database: Database, study: str) -> WatchedJson | None:
 
 
 def _is_over(state: WatchedJson) -> bool:
-    return state["study"]["state"] in ("finished", "stopped", "out of hours") and not state["workers"]
+    study = state["study"]
+    if study["reason"] == SEARCH_ENDED:
+        return False  # the other workers, each with a sampler of its own, may be about to claim a trial
+    return study["state"] in ("finished", "stopped", "out of hours") and not state["workers"]
 
 
 def _used(state: WatchedJson | None) -> str:
