@@ -269,7 +269,7 @@ def static_names(space: type[Space]) -> frozenset[str]:
 def static_combinations(space: type[Space], most: int, fixed: Mapping[str, object] | None = None) -> list[Space]:
     """Return one instance for each combination of static values; none if there are more than `most`.
 
-    A combination that the space itself refuses, for example in `__post_init__`, is left out.
+    A combination that the space itself refuses, for example in `__post_init__`, is skipped.
 
     Args:
         space: The space.
