@@ -298,6 +298,7 @@ def test_trials_that_could_not_enter_together_enter_alone(storage: Storage, monk
             storage.enter_rungs(rung.study_id, entries)
     assert rung.rows() == []
     assert [rung.enter(lease.trial_id, *given["values"]) for lease, given in entries] == [True, True, False]
+    assert [row[0] for row in rung.rows()] == [lease.trial_id for lease, _ in entries], "all are stored now"
 
 
 def test_a_decision_is_used_once_and_not_after_the_trial_starts_again(storage: Storage) -> None:

@@ -19,6 +19,7 @@ from storage_tools import opened
 from tuner import Space, Study, choice, int_uniform, log_uniform
 from tuner.errors import StudyError
 from tuner.results.rows import study_row
+from tuner.storage.read.queries import SEARCH_ENDED_KEY, find_record
 from tuner.study import trial_seed
 
 
@@ -167,7 +168,9 @@ def test_a_study_that_brute_force_has_searched_is_finished(work: Any, tmp_path: 
     work(make_finite(sampler="random", trials=20))  # the search goes on
     with opened(f"sqlite:///{tmp_path}/study.db") as storage:
         row = study_row(storage.engine, "objects")
+        record = find_record(storage.engine, 1, SEARCH_ENDED_KEY)
     assert (row["state"], row["reason"]) == ("finished", None)
+    assert record is None
 
 
 def test_brute_force_needs_a_finite_space() -> None:

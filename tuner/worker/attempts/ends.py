@@ -54,7 +54,7 @@ def end_together(calls: Sequence[EndCall]) -> None:
         for call in calls:
             call.error = error
     except Exception:
-        pass
+        return  # an error of one of them, which its own call raises
 
 
 def store_end(context: WorkerContext, ending: Ending) -> None:

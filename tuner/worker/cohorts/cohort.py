@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _LAST_CALLS_S = 3.0
-"""Seconds that a worker which gives back its trials waits for each call to the database."""
+"""Seconds that a worker which gives back its trials waits for their calls to the database, for all together."""
 
 
 class TrialLeft(TunerError):
@@ -425,10 +425,11 @@ class Cohort:
     def _finish_calls(self) -> None:
         """Wait a moment for the calls that trials wait for, so that a trial that has ended is stored as ended."""
         self._call()
+        end_s = time.monotonic() + _LAST_CALLS_S
         for participant in self.meeting.participants:
             if isinstance(participant.request, Answer):
-                wanted = participant.request
-                if self.context.background.wait(wanted.future, _LAST_CALLS_S, _LAST_CALLS_S):
+                left_s = end_s - time.monotonic()
+                if self.context.background.wait(participant.request.future, left_s, left_s):
                     participant.answer()
 
     def _join(self) -> bool:
