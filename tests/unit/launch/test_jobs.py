@@ -18,7 +18,7 @@ from tuner.launch.engines import follow, jobs
 from tuner.launch.engines.engine import EngineError, Job, JobState, Part
 from tuner.launch.engines.plan import Plan
 from tuner.launch.study_launch import Interrupted
-from tuner.results.rows import progress
+from tuner.results.rows import SEARCH_ENDED, progress
 from tuner.storage import connect, parse_url
 from tuner.storage.read.queries import find_records, find_study
 from tuner.storage.worker.studies import stop
@@ -328,3 +328,20 @@ def test_a_study_that_had_finished_is_not_finished_once_a_job_with_more_trials_i
     storage.close()
     assert state_after(2) == "finished"
     assert state_after(5) == "idle"
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "workers", "is_over"),
+    [
+        ("finished", None, [], True),
+        ("finished", None, [{}], False),
+        ("finished", "trial 3 reached the target 0.5 with loss 0.4", [], True),
+        ("finished", SEARCH_ENDED, [], False),  # another worker may be between two trials
+        ("running", None, [{}], False),
+    ],
+)
+def test_a_study_whose_job_is_not_needed_any_more(
+    state: str, reason: str | None, workers: list[Any], is_over: bool
+) -> None:
+    shown: Any = {"study": {"state": state, "reason": reason}, "workers": workers}
+    assert follow._is_over(shown) == is_over

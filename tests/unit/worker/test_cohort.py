@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -23,8 +23,9 @@ from worker_log import Log, logged
 import tuner
 from tuner import Space, Study, choice, log_uniform, uniform
 from tuner.admin import edits
-from tuner.errors import StudyError, StudyFailed, TrialPruned
+from tuner.errors import StorageLost, StudyError, StudyFailed, TrialPruned
 from tuner.storage.sql.tables import attempts, leases, reports, trial_system_attributes, trials
+from tuner.storage.worker import leases as storage_leases
 from tuner.storage.worker import reporter
 from tuner.storage.worker.leases import LANES_KEY
 from tuner.training import ArrayDataset, Layout, StreamDataset, TrainerModule
@@ -586,3 +587,42 @@ def test_trials_wait_for_a_slow_database_at_the_same_time(monkeypatch: pytest.Mo
     assert cohort.Cohort._answer(waiting)
     assert waits == [1.5, 0.0, 0.0, float("inf")]
     assert len(answered) == 4
+
+
+def test_the_last_calls_of_trials_that_are_given_back_share_one_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, waits = 0.0, list[float]()
+
+    def wait(future: Any, database_s: float, seconds: float) -> bool:
+        nonlocal now
+        waits.append(max(0.0, seconds))
+        now += waits[-1]
+        return False
+
+    monkeypatch.setattr(cohort, "time", SimpleNamespace(monotonic=lambda: now))
+    requests = [calls.Answer(Future(), float("inf"), float("inf"), bool) for _ in range(4)]
+    answered: list[Any] = []
+    participants = [SimpleNamespace(request=one, answer=lambda one=one: answered.append(one)) for one in requests]
+    waiting: Any = SimpleNamespace(
+        _call=lambda: None,
+        meeting=SimpleNamespace(participants=participants),
+        context=SimpleNamespace(background=SimpleNamespace(wait=wait)),
+    )
+    cohort.Cohort._finish_calls(waiting)
+    assert waits == [cohort._LAST_CALLS_S, 0.0, 0.0, 0.0]
+    assert answered == []
+
+
+def test_ends_do_not_wait_again_for_a_database_that_stayed_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: Any, **options: Any) -> Any:
+        tried.append(given)
+        raise StorageLost("away")
+
+    tried: list[Any] = []
+    for name in ("end", "end_together"):
+        monkeypatch.setattr(storage_leases, name, fail)
+    lease: Any = SimpleNamespace(trial_id=1)
+    several = [EndCall(cast("Any", None), storage_leases.Ending(lease, Outcome.COMPLETE, [0.5], {})) for _ in range(3)]
+    futures = [(Future[Any](), one) for one in several]
+    calls.make_together(cast("Any", futures), lambda places: None, lambda: False)
+    assert len(tried) == 1
+    assert [type(future.exception()) for future, _ in futures] == [StorageLost] * 3
