@@ -16,6 +16,7 @@ from tuner.results.rows import best_rows
 from tuner.storage import AnyURL, connected, open_storage
 from tuner.storage.artifacts import Artifacts, StudyArtifacts
 from tuner.storage.read.extensions import find_extension, unneeded
+from tuner.storage.read.launches import Activity, read_activity
 from tuner.storage.read.queries import (
     MIGRATIONS_KEY,
     Standing,
@@ -362,7 +363,7 @@ def shortage_of(standing: Standing | None, counts: Mapping[Outcome, int]) -> Sho
 
 @dataclass(frozen=True)
 class Belongings:
-    """The size of a study: its `trials`, the `workers` that hold one, and its `files`, if it has any."""
+    """The size of a study: its `trials`, the `workers` that run, and its `files`, if it has any."""
 
     trials: int
     workers: int
@@ -379,10 +380,11 @@ def belongings(engine: Engine, name: str, artifacts: Artifacts) -> Belongings:
     study = find_study(engine, name)
     identity = read_identity(engine, study.study_id)
     files = None if identity is None else artifacts.of_study(name, identity)
-    standing = read_standings(engine).get(study.study_id)
+    standing = read_standings(engine, study.study_id).get(study.study_id, Standing())
+    alive = read_activity(engine).get(study.study_id, Activity()).alive  # those between two trials too
     return Belongings(
         sum(outcome_counts(engine, study.study_id).values()),
-        0 if standing is None else standing.workers,
+        max(standing.workers, alive),
         files if files is not None and files.exist() else None,
     )
 
