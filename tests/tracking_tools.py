@@ -54,7 +54,7 @@ def fill(db: StudyDatabase) -> None:
     )  # fmt: skip
     for outcome in (Outcome.COMPLETE, Outcome.PRUNED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outcome.FAILED):
         lease = db.claim(budget=50)
-        leases.store_suggested(db.engine, lease, [("x", lease.number / 10, FLOAT)], {})
+        leases.store_suggested(db.engine, leases.Suggested(lease, [("x", lease.number / 10, FLOAT)], {}))
         report(db, lease, 1, 2, accuracy=0.25 + lease.number)
         if outcome is Outcome.DIVERGED:
             values = {"loss": math.nan, "accuracy": math.inf, "low": -math.inf}
@@ -77,11 +77,11 @@ def fill(db: StudyDatabase) -> None:
     report(db, again, 2)
     db.tell(again)
     odd = db.claim(budget=50)
-    leases.store_suggested(db.engine, odd, [(name, 0.5, FLOAT) for name in ODD], {})
+    leases.store_suggested(db.engine, leases.Suggested(odd, [(name, 0.5, FLOAT) for name in ODD], {}))
     leases.report(db.engine, odd, [Report(1, 7, {"loss": 1.0, **{name: 2.0 for name in ODD}})], "loss")
     db.tell(odd)
     running = db.claim(budget=50)
-    leases.store_suggested(db.engine, running, [("x", 0.75, FLOAT)], {})
+    leases.store_suggested(db.engine, leases.Suggested(running, [("x", 0.75, FLOAT)], {}))
     report(db, running, 1)
 
 

@@ -130,7 +130,7 @@ def test_other_writes_are_no_progress(db: BudgetedStudy) -> None:
     lease = died_twice(db)
     leases.renew(db.engine, lease)
     leases.store_log(db.engine, lease, ["epoch 2"])
-    leases.store_suggested(db.engine, lease, [], {"note": "2"})
+    leases.store_suggested(db.engine, leases.Suggested(lease, [], {"note": "2"}))
     leases.forget_reports(db.engine, lease)
     assert deaths(db) == [2]
 

@@ -10,6 +10,7 @@ from budgeted_study import STATES, BudgetedStudy, stored_reports
 from optuna.trial import TrialState
 from sqlalchemy import event
 from storage_tools import report
+from tracking_tools import FLOAT
 
 from tuner.errors import LeaseLost, StorageLost
 from tuner.storage import connect
@@ -118,6 +119,17 @@ def test_ends_of_several_trials_whose_answer_was_lost_are_stored_once(
     assert leases.end_together(breaking_db().engine, several) == [True] * 3
     assert [trial.values for trial in db.trials()] == [[0.0], [1.0], [2.0]]
     assert [ending for *_, ending in db.attempts()] == ["complete"] * 3
+
+
+def test_suggestions_for_several_trials_whose_answer_was_lost_are_stored_once(
+    postgres_db: BudgetedStudy, breaking_db: Callable[[], BudgetedStudy]
+) -> None:
+    db = postgres_db
+    held = [db.lease(db.claimant(f"worker {at}")) for at in range(3)]
+    several = [leases.Suggested(lease, [("x", lease.number / 4, FLOAT)], {"noted": "1"}) for lease in held]
+    assert leases.store_suggested_together(breaking_db().engine, several) == [True] * 3
+    assert [trial.params for trial in db.trials()] == [{"x": 0.0}, {"x": 0.25}, {"x": 0.5}]
+    assert [trial.system_attrs for trial in db.trials()] == [{"noted": 1}] * 3
 
 
 def test_a_take_over_whose_answer_was_lost_is_the_same(

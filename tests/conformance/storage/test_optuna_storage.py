@@ -36,6 +36,7 @@ from storage_tools import new_database, opened, sent_statements
 from tuner.errors import LeaseLost
 from tuner.storage import parse_url
 from tuner.storage.optuna import loading
+from tuner.storage.optuna import storage as storage_module
 from tuner.storage.optuna.storage import Storage
 from tuner.storage.sql import prepared_statements
 from tuner.storage.sql.retry import Patience, patient
@@ -320,10 +321,58 @@ def test_nothing_is_written_to_a_trial_that_was_taken_over(place: Place, taker: 
     assert same([place.one.get_trial(lease.trial_id)], before)
 
 
+def test_suggestions_for_several_trials_are_written_in_one_transaction(place: Place) -> None:
+    held = [place.hold(worker=f"worker {at}") for at in range(3)]
+    suggested = [suggest_three(trial) for _, trial in held]
+    commits: list[sa.Connection] = []
+    sa.event.listen(place.one.engine, "commit", commits.append)
+    place.one.flush_together([lease.trial_id for lease, _ in reversed(held)])
+    assert len(commits) == 1
+    assert [trial.params for trial in place.stored()] == suggested
+    with sent_statements(place.one) as sent:
+        place.one.flush_together([lease.trial_id for lease, _ in held])
+        for lease, _ in held:
+            place.one.flush(lease.trial_id)
+    assert sent == [], "what is written once is not written again"
+
+
+def test_suggestions_for_a_trial_that_was_taken_over_are_not_written_with_others(place: Place) -> None:
+    lost, trial = place.hold(lease_s=-1.0)
+    suggest_three(trial)
+    taken = place.claim("two")
+    assert taken.trial_id == lost.trial_id
+    other, trial = place.hold(worker="three")
+    expected = suggest_three(trial)
+    place.one.flush_together([lost.trial_id, other.trial_id])
+    assert [trial.params for trial in place.stored()] == [{}, expected]
+    with pytest.raises(LeaseLost, match=f"trial {lost.number} no longer belongs to one: "):
+        place.one.flush(lost.trial_id)
+
+
+def test_suggestions_that_could_not_be_written_together_are_written_one_by_one(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = [place.hold(worker=f"worker {at}") for at in range(2)]
+    suggested = [suggest_three(trial) for _, trial in held]
+
+    def fail(*given: Any) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(storage_module, "store_suggested_together", fail)
+    with pytest.raises(RuntimeError, match="no"):
+        place.one.flush_together([lease.trial_id for lease, _ in held])
+    assert [trial.params for trial in place.stored()] == [{}, {}]
+    for lease, _ in held:
+        place.one.flush(lease.trial_id)
+    assert [trial.params for trial in place.stored()] == suggested
+
+
 def test_a_trial_that_was_taken_over_is_held_with_what_its_first_worker_wrote(place: Place) -> None:
     lease, trial = place.hold(lease_s=-1.0)
     suggested = suggest_three(trial)
-    leases.store_suggested(place.two.engine, lease, place.one._held[lease.trial_id].new_params, {"noted": "1"})
+    leases.store_suggested(
+        place.two.engine, leases.Suggested(lease, place.one._held[lease.trial_id].new_params, {"noted": "1"})
+    )
     trial.set_user_attr("k", [1])
 
     taken, again = place.hold(place.two, worker="two")

@@ -78,7 +78,7 @@ class WorkerStatements:
         storage.get_all_trials(self.study_id, deepcopy=False)
         lease = self.claim()
         params = [(f"x{at}", 0.5, FLOAT) for at in range(3)]
-        leases.store_suggested(engine, lease, params, {"noted": "1"})
+        leases.store_suggested(engine, leases.Suggested(lease, params, {"noted": "1"}))
         storage.get_trial(lease.trial_id)
         leases.renew(engine, lease)
         for table in (trial_user_attributes, trial_system_attributes):

@@ -42,7 +42,9 @@ def test_a_cohort_that_is_killed_five_times_loses_nothing(tuner_on_sqlite: Any, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["before_ends 1", "after_ends 1", "before_rungs 1", "after_rungs 1"])
+@pytest.mark.parametrize(
+    "place", [f"{when}_{what} 1" for what in ("suggested", "ends", "rungs") for when in ("before", "after")]
+)
 def test_a_cohort_that_is_killed_at_a_transaction_of_several_trials_loses_nothing(
     place: str, tuner_on_postgres: Any, tiny_study: Path
 ) -> None:

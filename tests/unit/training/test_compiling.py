@@ -91,8 +91,10 @@ def test_programs_compile_at_the_same_time_and_the_trainer_runs_on_one_thread(mo
     compile_one = compiling._compile
 
     def together(lowered: Any, future: Any) -> None:
-        both.wait()
-        compile_one(lowered, future)
+        try:
+            both.wait()
+        finally:
+            compile_one(lowered, future)
 
     def traced(x: jax.Array) -> jax.Array:
         tracing.add(threading.get_ident())
@@ -101,8 +103,8 @@ def test_programs_compile_at_the_same_time_and_the_trainer_runs_on_one_thread(mo
     monkeypatch.setattr(compiling, "_compile", together)
     made, shape = Compiling(), jax.ShapeDtypeStruct((3,), np.float32)
     first, second = made.start(jax.jit(traced), shape), made.start(jax.jit(lambda x: traced(x) * 2), shape)
-    assert first.result() is not None
-    assert second.result() is not None
+    assert first.result() is not second.result()
+    assert not both.broken
     assert tracing == {threading.get_ident()}
 
 
@@ -112,6 +114,12 @@ def test_a_program_is_compiled_once_for_the_same_shapes() -> None:
     assert made.start(program, jnp.ones(3)) is first
     assert made.start(program, jnp.ones(4)) is not first
     assert not made.start(program, jnp.ones(4)).exception()
+
+
+def test_a_program_is_not_taken_for_an_earlier_one_that_was_deleted() -> None:
+    made, shape = Compiling(), jax.ShapeDtypeStruct((3,), np.float32)
+    several = [made.start(jax.jit(lambda x, at=at: x + at), shape) for at in range(20)]  # their ids may be used again
+    assert len(set(map(id, several))) == 20
 
 
 def test_a_program_that_cannot_be_compiled_raises_its_error_when_it_is_called() -> None:

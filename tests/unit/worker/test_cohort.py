@@ -43,6 +43,7 @@ from tuner.trial.events import (
 )
 from tuner.worker.attempts import watchdog
 from tuner.worker.attempts.ends import EndCall
+from tuner.worker.attempts.suggested import SuggestedCall
 from tuner.worker.cohorts import calls, cohort
 
 TOLERANCE = 5e-6
@@ -454,15 +455,18 @@ def test_a_sampler_that_ends_the_search_ends_it(sqlite_url: str, work: Callable[
 
 
 @pytest.mark.with_tables
-def test_trials_that_report_together_enter_rungs_and_end_in_one_transaction(
+def test_trials_that_begin_report_or_end_together_do_so_in_one_transaction(
     sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes: dict[str, list[int]] = {"rungs": [], "ends": [], "rung": [], "end": []}
+    sizes: dict[str, list[int]] = {"rungs": [], "ends": [], "rung": [], "end": [], "suggested": [], "one": []}
 
     def count(path: str, name: str, size: Callable[[Any], int]) -> None:
         owner = pkgutil.resolve_name(path)
         call = getattr(owner, name)
-        kind = {"enter_rungs": "rungs", "end_together": "ends", "_enter": "rung", "end": "end"}[name]
+        kind = {
+            "enter_rungs": "rungs", "end_together": "ends", "_enter": "rung", "end": "end",
+            "store_suggested_together": "suggested", "store_suggested": "one",
+        }[name]  # fmt: skip
 
         def counted(*given: Any, **options: Any) -> Any:
             sizes[kind].append(size(given))
@@ -471,6 +475,8 @@ def test_trials_that_report_together_enter_rungs_and_end_in_one_transaction(
         monkeypatch.setattr(owner, name, counted)
 
     count("tuner.storage.optuna.storage", "enter_rungs", lambda given: len(given[3]))
+    count("tuner.storage.optuna.storage", "store_suggested_together", lambda given: len(given[1]))
+    count("tuner.storage.optuna.storage", "store_suggested", lambda given: 1)
     count("tuner.storage.worker.leases", "end_together", lambda given: len(given[1]))
     count("tuner.storage.worker.leases", "end", lambda given: 1)
     count("tuner.storage.worker.rungs", "_enter", lambda given: 1)
@@ -481,6 +487,7 @@ def test_trials_that_report_together_enter_rungs_and_end_in_one_transaction(
     assert len(sizes["rung"]) == 6, "each trial enters once"
     assert sizes["ends"] == [3, 3]
     assert sizes["end"] == []
+    assert (sizes["suggested"], sizes["one"]) == ([3, 3], [])
 
 
 @pytest.mark.with_tables
@@ -492,7 +499,7 @@ def test_reports_that_no_pruner_judges_are_not_waited_for(
     monkeypatch.setattr(calls.Together, "wait", lambda self, future, *limits, **more: self._ask_end(future, *limits))
 
     def ask_end(self: Any, future: Future[Any], *limits: Any) -> bool:
-        assert isinstance(self._calls[-1][1], EndCall), "a trial waits for its end only"
+        assert isinstance(self._calls[-1][1], EndCall | SuggestedCall), "a trial waits for its beginning and its end"
         self._ask(calls.Answer(future, float("inf"), float("inf"), bool))
         return True
 

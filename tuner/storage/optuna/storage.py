@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import threading
@@ -45,7 +46,13 @@ from tuner.storage.sql.tables import (
 from tuner.storage.sql.url import AnyURL, StorageURL, parse_url
 from tuner.storage.sql.zones import UTC, utc_time
 from tuner.storage.worker.fences import Lease
-from tuner.storage.worker.leases import delete_attributes, store_attribute, store_suggested
+from tuner.storage.worker.leases import (
+    Suggested,
+    delete_attributes,
+    store_attribute,
+    store_suggested,
+    store_suggested_together,
+)
 from tuner.storage.worker.points import Point, take_point
 from tuner.storage.worker.rungs import Entry, Rungs, enter_rung, enter_rungs
 from tuner.storage.worker.studies import delete
@@ -103,6 +110,20 @@ class _Held:
     flushing: threading.Lock = field(default_factory=threading.Lock)
     changing: threading.Lock = field(default_factory=threading.Lock)
     """Held while `new_params` or `new_attributes` change: `flush` may run on another thread than the training."""
+
+    def take_new(self) -> Suggested:
+        """Return what is not stored yet, which the caller stores, or puts back."""
+        self.is_suggested = True
+        with self.changing:
+            taken = Suggested(self.lease, self.new_params, self.new_attributes)
+            self.new_params, self.new_attributes = [], {}
+        return taken
+
+    def put_back(self, suggested: Suggested) -> None:
+        """Keep what could not be stored for the next call."""
+        with self.changing:
+            self.new_params = [*suggested.params, *self.new_params]
+            self.new_attributes = {**suggested.attributes, **self.new_attributes}
 
 
 class Storage(BaseStorage):
@@ -281,19 +302,34 @@ class Storage(BaseStorage):
         Concurrency: another thread may suggest more meanwhile; the next call writes it.
         """
         held = self._held[trial_id]
-        held.is_suggested = True
         with held.flushing:
-            with held.changing:
-                params, attributes = held.new_params, held.new_attributes
-                held.new_params, held.new_attributes = [], {}
-            if not (params or attributes):
+            suggested = held.take_new()
+            if not (suggested.params or suggested.attributes):
                 return
             try:
-                store_suggested(self.engine, held.lease, params, attributes)
+                store_suggested(self.engine, suggested)
             except BaseException:  # the next call stores them
-                with held.changing:
-                    held.new_params, held.new_attributes = params + held.new_params, attributes | held.new_attributes
+                held.put_back(suggested)
                 raise
+
+    def flush_together(self, trial_ids: Sequence[int]) -> None:
+        """Do what `flush` does for several trials, in one transaction.
+
+        The suggestions for a trial that another worker has are not written; `flush` for that trial raises `LeaseLost`.
+        """
+        several = [self._held[trial_id] for trial_id in sorted(set(trial_ids))]
+        with contextlib.ExitStack() as flushing:
+            for held in several:
+                flushing.enter_context(held.flushing)
+            new = [(held, suggested) for held in several if (suggested := held.take_new()).writes()]
+            were_held = [False] * len(new)
+            try:
+                if new:
+                    were_held = store_suggested_together(self.engine, [suggested for _, suggested in new])
+            finally:
+                for (held, suggested), was_held in zip(new, were_held, strict=True):
+                    if not was_held:
+                        held.put_back(suggested)
 
     def forget_pruning(self, trial_id: int) -> None:
         """Forget the reports of a trial, and delete its constraints and what Optuna's own pruners stored with it."""

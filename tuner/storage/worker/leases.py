@@ -66,28 +66,59 @@ def renew_together(engine: Engine, several: Sequence[Lease]) -> list[bool]:
     return write(engine, work)
 
 
-def store_suggested(
-    engine: Engine, lease: Lease, params: Sequence[tuple[str, float, str]], attributes: Mapping[str, str]
-) -> None:
-    """Store a sampler's suggestions and its attributes.
+@dataclass(frozen=True)
+class Suggested:
+    """What a sampler has suggested for a trial.
 
-    Args:
-        engine: The storage's engine.
+    Attributes:
         lease: The trial's lease.
         params: Hyperparameters, each as name, Optuna's number for the value, and distribution as JSON.
         attributes: System attributes as JSON.
+    """
+
+    lease: Lease
+    params: Sequence[tuple[str, float, str]]
+    attributes: Mapping[str, str]
+
+    def writes(self) -> list[Write]:
+        """Return the writes that store it, except that of the lease."""
+        writes: list[Write] = []
+        if self.params:
+            rows = [
+                {"param_name": name, "param_value": number, "distribution_json": text}
+                for name, number, text in self.params
+            ]
+            writes.append(upsert(trial_params, rows, "param_name"))
+        if self.attributes:
+            rows = [{"key": key, "value_json": text} for key, text in self.attributes.items()]
+            writes.append(upsert(trial_system_attributes, rows, "key"))
+        return writes
+
+
+def store_suggested(engine: Engine, suggested: Suggested) -> None:
+    """Store a sampler's suggestions and its attributes.
 
     Raises:
         LeaseLost: another worker has the trial.
     """
-    writes: list[Write] = []
-    if params:
-        rows = [{"param_name": name, "param_value": number, "distribution_json": text} for name, number, text in params]
-        writes.append(upsert(trial_params, rows, "param_name"))
-    if attributes:
-        rows = [{"key": key, "value_json": text} for key, text in attributes.items()]
-        writes.append(upsert(trial_system_attributes, rows, "key"))
-    write_held(engine, lease, *writes)
+    write_held(engine, suggested.lease, *suggested.writes())
+
+
+def store_suggested_together(engine: Engine, several: Sequence[Suggested]) -> list[bool]:
+    """Store the suggestions for several trials like `store_suggested`, in one transaction.
+
+    Returns:
+        For each trial, whether its lease was still held; if not, nothing of it was stored.
+    """
+    writes = [one.writes() for one in several]
+    # All such transactions lock leases in the same order.
+    ordered = sorted(range(len(several)), key=lambda at: several[at].lease.trial_id)
+
+    def work(connection: Connection, _: int) -> list[bool]:
+        held = {at: fenced(connection, several[at].lease, Change.EXTEND, writes[at]) for at in ordered}
+        return [held[at] for at in range(len(several))]
+
+    return write(engine, work)
 
 
 def store_attribute(engine: Engine, lease: Lease, table: sa.Table, key: str, value: object) -> None:

@@ -25,7 +25,7 @@ class Compiling:
     """
 
     def __init__(self) -> None:
-        self._started: dict[Any, Future[Any]] = {}
+        self._started: dict[Any, tuple[Any, Future[Any]]] = {}  # with what was compiled, whose id is in the key
 
     def start(self, jitted: Any, *args: PyTree, **static: Any) -> Future[Any]:
         """Start to compile a program, unless that was done before.
@@ -46,8 +46,8 @@ class Compiling:
         if key not in self._started:
             lowered, future = jitted.lower(*args, **static), Future[Any]()
             threading.Thread(target=_compile, args=(lowered, future), name="compile").start()
-            self._started[key] = future
-        return self._started[key]
+            self._started[key] = jitted, future
+        return self._started[key][1]
 
 
 def _compile(lowered: Any, future: Future[Any]) -> None:

@@ -45,6 +45,7 @@ from tuner.worker.attempts.kept import Kept, keep_states, remove_unneeded
 from tuner.worker.attempts.later_writes import LaterWrites
 from tuner.worker.attempts.reports import Reports
 from tuner.worker.attempts.spent import Spent
+from tuner.worker.attempts.suggested import store_suggested
 from tuner.worker.attempts.tell_sampler import (
     briefly,
     optuna_study,
@@ -238,7 +239,7 @@ class Attempt(TrialData):
         try:
             trial = self.trial = self.optuna_trial = self._ask()
             self.hparams = self.study.sample(trial)
-            context.storage.flush(lease.trial_id)
+            store_suggested(context, lease.trial_id)
             context.say(TrialBegan(lease.number, trial.params))
             context.claimant.preference.note(trial.params)
             if self.cannot_extend is not None:

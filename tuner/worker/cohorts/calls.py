@@ -16,6 +16,8 @@ from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.reporter import store_kept_together, store_together
 from tuner.worker.attempts.ends import EndCall, end_together
 from tuner.worker.attempts.reports import GatherCall, StoreCall
+from tuner.worker.attempts.suggested import SuggestedCall
+from tuner.worker.attempts.suggested import store_together as store_suggestions_together
 
 T = TypeVar("T")
 Calls = list[tuple[Future[Any], Callable[[], Any]]]
@@ -82,7 +84,7 @@ class Gatherer:
 
 
 def make_together(calls: Calls, enter_rungs: EnterRungs, is_over: Callable[[], bool]) -> None:
-    """Make calls: all ends in one transaction, all reports in a second, all decisions in rungs in a third.
+    """Make calls: all ends in one transaction, and so with all suggestions, all reports, and all decisions in rungs.
 
     If one of these fails, each call then stores its own.
 
@@ -94,6 +96,9 @@ def make_together(calls: Calls, enter_rungs: EnterRungs, is_over: Callable[[], b
     ends = [call for _, call in calls if isinstance(call, EndCall)]
     if len(ends) > 1:
         end_together(ends)
+    suggested = [call for _, call in calls if isinstance(call, SuggestedCall)]
+    if len(suggested) > 1:
+        store_suggestions_together(suggested)
     stores = [call for _, call in calls if isinstance(call, StoreCall)]
     if len(stores) > 1:
         with contextlib.suppress(Exception):

@@ -1,8 +1,8 @@
 """Runs several trials of a worker together: their trainings share one program, each in a lane of it.
 
 Each trial is an ordinary `Attempt` on a thread of its own. The threads take turns, so that only one of them runs. When
-all of them wait, the worker's thread does what they wait for, for all of them at once: it stores all their reports in
-one transaction, their decisions in rungs in a second and their ends in a third, and runs the program of all lanes.
+all of them wait, the worker's thread does what they wait for, for all of them at once: it stores their hyperparameters,
+reports, decisions in rungs or ends in one transaction each, and runs the program of all lanes.
 
 A trial with several seeds has a lane for each. It gets all its lanes at once and keeps them to its end, so no trial
 waits for lanes while it holds some. Its seeds train on threads of their own, which also take turns.
