@@ -32,8 +32,13 @@ CACHE = Path(os.environ.setdefault("TUNER_TESTS_CACHE", str(Path(__file__).paren
 MOST_CACHE_BYTES = 2 * 2**30
 DEADLINE_S = 300.0  # no test waits so long for anything that comes, however busy the machine is
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE / "tests")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return how many processes run the tests: one more than there are cores, because some tests wait."""
+    return min((os.cpu_count() or 1) + 1, 4)
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +51,7 @@ def own_postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
     folder = Path(tempfile.mkdtemp(prefix="tuner-postgres-"))
     server = get_server(folder / "data", cleanup_mode="stop")
     try:
+        databases.turn_off_fsync(server.get_uri())
         yield server.get_uri()
     finally:
         server.cleanup()

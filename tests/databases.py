@@ -40,6 +40,13 @@ def drop_databases(server: str) -> None:
         drop_database(server, url)
 
 
+def turn_off_fsync(server: str) -> None:
+    """Let a server of the tests alone not wait for its disk: a test may kill it, but the machine stays up."""
+    for name in ("fsync", "full_page_writes"):
+        _execute(server, f"ALTER SYSTEM SET {name} = off")
+    _execute(server, "SELECT pg_reload_conf()")
+
+
 def wait_until_old_enough(server: str, age_s: float) -> None:
     """Return once a server has been up for so many seconds.
 

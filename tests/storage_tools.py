@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 import uuid
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ import optuna
 import pytest
 import sqlalchemy as sa
 from databases import new_database as new_database
+from optuna.distributions import distribution_to_json
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 from sqlalchemy import event
@@ -20,6 +22,9 @@ from sqlalchemy import event
 import tuner
 from tuner.storage import connect, parse_url
 from tuner.storage.optuna.storage import Storage
+from tuner.storage.sql import tables
+from tuner.storage.sql.encoding import stored_number
+from tuner.storage.sql.zones import utc_time
 from tuner.storage.worker import claims, leases
 from tuner.storage.worker.claims import Claimant, NoTrial
 from tuner.storage.worker.fences import Lease
@@ -38,6 +43,45 @@ def opened(url: str) -> Iterator[Storage]:
         yield storage
     finally:
         storage.close()
+
+
+def add_trials(storage: Storage, study_id: int, several: Sequence[FrozenTrial]) -> None:
+    """Do what `Study.add_trials` of Optuna does, in one transaction and ten times faster."""
+    rows: dict[sa.Table, list[dict[str, Any]]] = {}
+
+    def add(table: sa.Table, **row: Any) -> None:
+        rows.setdefault(table, []).append(row)
+
+    with storage.engine.begin() as connection:
+        count = sa.select(sa.func.count()).select_from(tables.trials).where(tables.trials.c.study_id == study_id)
+        number = connection.execute(count).scalar_one()
+        for at, trial in enumerate(several, number):
+            times = {"datetime_start": trial.datetime_start, "datetime_complete": trial.datetime_complete}
+            stored = {name: None if time is None else utc_time(time) for name, time in times.items()}
+            values = {"study_id": study_id, "number": at, "state": trial.state.name, **stored}
+            insert = tables.trials.insert().values(values).returning(tables.trials.c.trial_id)
+            trial_id = connection.execute(insert).scalar_one()
+            for name, domain in trial.distributions.items():
+                internal, text = domain.to_internal_repr(trial.params[name]), distribution_to_json(domain)
+                add(
+                    tables.trial_params,
+                    trial_id=trial_id,
+                    param_name=name,
+                    param_value=internal,
+                    distribution_json=text,
+                )
+            for objective, value in enumerate(trial.values or ()):
+                number, kind = stored_number(value)
+                add(tables.trial_values, trial_id=trial_id, objective=objective, value=number, value_type=kind)
+            for step, value in trial.intermediate_values.items():
+                number, kind = stored_number(value)
+                kept = {"step": step, "intermediate_value": number, "intermediate_value_type": kind}
+                add(tables.trial_intermediate_values, trial_id=trial_id, **kept)
+            for key, attribute in trial.system_attrs.items():
+                add(tables.trial_system_attributes, trial_id=trial_id, key=key, value_json=json.dumps(attribute))
+            assert not trial.user_attrs
+        for table, several_rows in rows.items():
+            connection.execute(table.insert(), several_rows)
 
 
 @contextlib.contextmanager

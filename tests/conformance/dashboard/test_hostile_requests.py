@@ -285,6 +285,7 @@ FORMS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", sorted(ACTIONS))
 def test_forms_of_all_kinds(asked: Asked, rule: str) -> None:
     study = optuna.create_study(storage=asked.storage, study_name=f"forms of {rule}")
@@ -320,6 +321,7 @@ def test_what_has_ended_is_not_changed(asked: Asked) -> None:
     assert "has ended" in json.loads(told[0].body)["reason"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", ["sqlite"], indirect=True)  # the database has no part in it
 @pytest.mark.parametrize("name", sorted(HEADERS))
 def test_headers_of_all_kinds(asked: Asked, name: str) -> None:
@@ -343,6 +345,7 @@ def names(asked: Asked) -> list[str]:
     return [study.study_name for study in asked.storage.get_all_studies() if study.study_name in (*STUDIES, "a\0b")]
 
 
+@pytest.mark.slow
 def test_studies_of_all_names_are_shown(asked: Asked) -> None:
     for name in names(asked):
         query = "study=" + quote(name, safe="")
@@ -359,6 +362,7 @@ def test_studies_of_all_names_are_shown(asked: Asked) -> None:
         assert ElementTree.fromstring(picture.body).tag == "{http://www.w3.org/2000/svg}svg"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", ["sqlite"], indirect=True)  # the database has no part in it
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_plot_of_hostile_names_is_a_picture(asked: Asked, kind: str) -> None:

@@ -118,6 +118,7 @@ def fill(study: optuna.Study, count: int, objectives: int = 1, seed: int = 0) ->
     study.add_trials(trials)
 
 
+@pytest.mark.slow
 @pytest.mark.timezone
 def test_a_study_with_everything_is_told_alike(sides: Sides) -> None:
     study = optuna.create_study(storage=sides.storage, study_name="all", direction="maximize")
@@ -160,6 +161,7 @@ def test_a_pareto_front_is_told_alike(sides: Sides, directions: Any) -> None:
     assert len(sides.compare(study)["best_trials"]) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("directions", [["minimize"], ["maximize"], ["minimize", "maximize"]])
 def test_an_infeasible_trial_is_not_told_to_be_the_best(sides: Sides, directions: Any) -> None:
     """Where optuna-dashboard says that it is, and knows nothing of the constraints of Optuna 5."""

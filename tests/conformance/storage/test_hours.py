@@ -87,6 +87,7 @@ def test_the_hours_spent_are_those_of_a_count_by_hand(db: BudgetedStudy, count: 
     assert used.device_s == sum(len(cells) * DEVICES[name] for name, cells in of_worker.items()) / 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_hours_that_are_settled_are_not_counted_otherwise_later(
     db: BudgetedStudy, seed: int, monkeypatch: pytest.MonkeyPatch

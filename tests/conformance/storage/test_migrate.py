@@ -116,6 +116,7 @@ WIDER: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_plain_optuna_goes_on_with_a_wider_space(study: Migrations) -> None:
     before = study.plain()
     best, values = before.best_trial, [trial.value for trial in before.trials]
@@ -222,6 +223,7 @@ def test_samplers_do_not_see_a_value_outside_of_its_own_distribution(study: Migr
     assert [number for number in seen if number >= 12] == [13]
 
 
+@pytest.mark.slow
 def test_no_trial_outside_of_a_narrower_space_is_queued(study: Migrations) -> None:
     narrow: dict[str, Any] = {"rate": "float = log_uniform(1e-3, 1e-2)", "kind": 'str = choice("relu", "tanh", "gelu")'}
     assert enqueue(study.url, "one", {"rate": "0.05"}) == {"rate": 0.05}
@@ -419,6 +421,7 @@ def test_no_other_program_may_run_a_trial(study: Migrations) -> None:
         study(**WIDER)
 
 
+@pytest.mark.slow
 def test_no_trial_may_wait_to_continue_another(study: Migrations) -> None:
     extension = Extension(3, 1, 2, 3, "/gone").to_json()
     for state in (TrialState.FAIL, TrialState.WAITING):

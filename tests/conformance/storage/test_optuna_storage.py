@@ -30,8 +30,8 @@ from optuna.distributions import (
 from optuna.samplers import RandomSampler
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
-from storage_tools import new_database, opened, sent_statements
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from storage_tools import add_trials, new_database, opened, sent_statements
 
 from tuner.errors import LeaseLost
 from tuner.storage import parse_url
@@ -885,6 +885,7 @@ def test_many_trials_are_read_as_few_are(place: Place, count: int) -> None:
     assert (len(found), found[count].user_attrs) == (2 * count + 1, {"k": 2})
 
 
+@pytest.mark.slow
 def test_trials_of_other_studies_are_left_out(place: Place, shared: tuple[Any, ...]) -> None:
     other = Place(*shared)
     for at in range(3):
@@ -1193,3 +1194,18 @@ def test_a_server_that_keeps_nothing_prepared_is_served_all_the_same(
             assert not any(text.startswith(("PREPARE", "EXECUTE")) for text in sent), name
             assert names_prepared(storage) == before
             assert same(storage.get_all_trials(study_id), plain.get_all_trials(study_id))
+
+
+def test_trials_that_our_tests_add_at_once_are_as_optuna_adds_them(place: Place) -> None:
+    known = [
+        create_trial(params={"x": 0.25}, distributions={"x": FloatDistribution(0, 1)}, value=math.inf,
+                     intermediate_values={1: 0.5, 2: math.nan}, system_attrs={"constraints": [1.0]}),
+        create_trial(state=TrialState.RUNNING), create_trial(state=TrialState.WAITING),
+        create_trial(state=TrialState.FAIL),
+    ]  # fmt: skip
+    study = place.study(place.one)
+    study.add_trials(known)
+    add_trials(place.one, study._study_id, known)
+    theirs, ours = study.trials[: len(known)], study.trials[len(known) :]
+    for one, other in zip(theirs, ours, strict=True):
+        assert as_text(other) == {**as_text(one), "_number": repr(other.number), "_trial_id": repr(other._trial_id)}

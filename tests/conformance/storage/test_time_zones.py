@@ -133,6 +133,7 @@ def test_a_trial_that_is_given_with_its_times_keeps_them(storage_url: str, zone:
         assert (trial.datetime_start, trial.duration) == (start, datetime.timedelta(seconds=5))
 
 
+@pytest.mark.slow
 @pytest.mark.with_tables
 def test_the_dashboard_tells_times_with_their_zone(storage_url: str, zone: str) -> None:
     with study_database(storage_url) as db:
@@ -310,6 +311,7 @@ def test_a_conversion_that_fails_changes_nothing(old: Old, monkeypatch: pytest.M
     assert stored_times(old.db.url) == old.utc
 
 
+@pytest.mark.slow
 @pytest.mark.with_tables
 def test_hours_that_occur_twice_and_times_that_never_were(old: Old) -> None:
     """In New York 01:30 came twice on 2026-11-01, at 05:30 and 06:30 UTC; 02:30 did not come on 2026-03-08."""

@@ -11,7 +11,7 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.samplers._tpe.sampler import _split_trials
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from storage_tools import opened, sent_statements
+from storage_tools import add_trials, opened, sent_statements
 
 from tuner.storage.optuna import window
 from tuner.storage.optuna.storage import WindowedStorage
@@ -50,8 +50,7 @@ def filled(url: str, count: int, seed: int, direction: Any = "minimize", **optio
     rng = random.Random(seed)
     with opened(url) as storage:
         study = optuna.create_study(storage=storage, study_name=f"study-{seed}", direction=direction)
-        for _ in range(count):
-            study.add_trial(some_trial(rng, **options))
+        add_trials(storage, study._study_id, [some_trial(rng, **options) for _ in range(count)])
         return study._study_id
 
 
@@ -103,6 +102,7 @@ def test_a_large_study_is_seen_as_its_best_trials_and_a_sample(
         assert best <= set(numbers(below)) <= set(numbers(found))
 
 
+@pytest.mark.slow
 def test_all_processes_see_the_same(storage_url: str) -> None:
     study_id, rng = filled(storage_url, 10, seed=3), random.Random(4)
     with opened(storage_url) as early:
@@ -118,6 +118,7 @@ def test_all_processes_see_the_same(storage_url: str) -> None:
         assert len(early.get_window(study_id)) < 70
 
 
+@pytest.mark.slow
 def test_only_the_window_is_read_as_a_whole(storage_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     study_id = filled(storage_url, 120, seed=2)
     asked: list[int] = []

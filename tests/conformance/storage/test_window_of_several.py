@@ -12,7 +12,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import TPESampler
 from optuna.samplers._tpe.sampler import _split_trials, default_gamma_multiobjective
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from storage_tools import opened
+from storage_tools import add_trials, opened
 
 from tuner.storage.optuna import storage as storage_module
 from tuner.storage.optuna import window
@@ -78,8 +78,8 @@ def test_the_best_are_those_of_the_whole_study(
     rng = random.Random(objectives)
     with opened(storage_url) as storage:
         study = new_study(storage, "several", objectives)
-        for _ in range(260):
-            study.add_trial(some_trial(rng, objectives, complete=complete, infeasible=infeasible))
+        options = {"complete": complete, "infeasible": infeasible}
+        add_trials(storage, study._study_id, [some_trial(rng, objectives, **options) for _ in range(260)])
     with opened(storage_url) as storage:
         seen = check(optuna.load_study(study_name="several", storage=storage), storage)
         assert len(seen) < 160
@@ -92,12 +92,12 @@ def test_the_best_remain_right_while_trials_end(storage_url: str, objectives: in
     with opened(storage_url) as early:
         study = new_study(early, "several", objectives)
         for step in range(12):
-            for _ in range(25):
-                trial = some_trial(rng, objectives)
+            added = [some_trial(rng, objectives) for _ in range(25)]
+            for trial in added:
                 if trial.values and step > 6:  # better than all before, so that whole ranks are overtaken
                     signs = [1.0, -1.0, 1.0][:objectives]
                     trial.values = [value - sign * step for value, sign in zip(trial.values, signs, strict=True)]
-                study.add_trial(trial)
+            add_trials(early, study._study_id, added)
             for trial in study.get_trials(states=(TrialState.RUNNING,))[::2]:
                 study.tell(trial.number, [rng.random() for _ in range(objectives)])
             seen = check(study, early)
@@ -106,6 +106,7 @@ def test_the_best_remain_right_while_trials_end(storage_url: str, objectives: in
         assert len(seen) < 190
 
 
+@pytest.mark.slow
 def test_trials_are_read_again_when_too_few_of_the_known_are_best(
     storage_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,18 +129,20 @@ def test_trials_are_read_again_when_too_few_of_the_known_are_best(
     assert len(loads) > 1
 
 
+@pytest.mark.slow
 def test_a_very_large_front_is_sampled(storage_url: str) -> None:
     with opened(storage_url) as storage:
         study = new_study(storage, "several", 2)
-        study.add_trials(
-            [create_trial(params={"x": 0.5}, distributions=SPACE, values=[float(at), float(at)]) for at in range(400)]
-        )
+        points = [[float(at), float(at)] for at in range(400)]
+        front = [create_trial(params={"x": 0.5}, distributions=SPACE, values=point) for point in points]
+        add_trials(storage, study._study_id, front)
         seen = storage.get_window(study._study_id)
         assert len(seen) < 3.5 * FROM
         with opened(storage_url) as late:
             assert numbers(seen) == numbers(late.get_window(study._study_id))
 
 
+@pytest.mark.slow
 def test_a_small_study_gets_the_suggestions_of_optuna(storage_url: str) -> None:
     rng = random.Random(5)
     known = [some_trial(rng, 2) for _ in range(60)]

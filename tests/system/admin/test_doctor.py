@@ -59,6 +59,7 @@ def test_a_healthy_place(tuner_on_postgres: Any) -> None:
     assert "JAX sees " in rows["devices"]["found"]
 
 
+@pytest.mark.slow
 def test_a_sick_place(tuner_on_sqlite: Any) -> None:
     wrong = "postgresql://somebody:secret@127.0.0.1:1/tuner"
     done = tuner_on_sqlite.run(

@@ -27,6 +27,7 @@ def test_output_that_nobody_reads_is_no_error() -> None:
     assert done.returncode in (0, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["studies"], ["launch", "none.py"]])
 def test_an_error_that_nobody_reads_keeps_its_status(tmp_path: Path, words: list[str]) -> None:
     env = {**os.environ, "TUNER_STORAGE": f"sqlite:///{tmp_path / 'none.db'}"}
@@ -39,6 +40,7 @@ def test_an_error_that_nobody_reads_keeps_its_status(tmp_path: Path, words: list
     assert done.returncode == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", ["2>&-", "1>&- 2>&-", "0<&- 1>&- 2>&-"])
 def test_closed_streams_get_no_output_and_no_files(tmp_path: Path, closed: str) -> None:
     command = f'exec "$0" -c "$1" {closed}'

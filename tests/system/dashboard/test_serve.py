@@ -420,6 +420,7 @@ def test_tls_and_an_end_in_good_order(storage_on_postgres: str, users_file: Path
         assert dashboard.process.wait(timeout=300) == 0
 
 
+@pytest.mark.slow
 def test_a_database_that_is_away_is_said(sqlite_url: str) -> None:
     storage = open_storage(sqlite_url)
     optuna.create_study(storage=storage)

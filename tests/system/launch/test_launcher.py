@@ -121,6 +121,7 @@ def test_workers_get_their_gpus(tuner_on_sqlite: Any, tiny_study: Path, tmp_path
     assert [note["XLA_PYTHON_CLIENT_MEM_FRACTION"] for note in notes(given)] == ["0.450", "0.450"]
 
 
+@pytest.mark.slow
 def test_a_worker_runs_in_the_foreground(tuner_on_sqlite: Any, tiny_function: Path) -> None:
     done = tuner_on_sqlite.run("worker", "tiny.py:tiny", "--trials", "2", "--seed", "5")
 

@@ -242,6 +242,7 @@ def test_every_service_has_a_health_check() -> None:
     assert "\nHEALTHCHECK " in DOCKERFILE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("service", OURS)
 def test_commands_are_commands_of_ours(service: str) -> None:
     name, *words = SERVICES[service]["command"]

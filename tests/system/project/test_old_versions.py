@@ -171,6 +171,7 @@ def test_an_old_bundle_runs(tmp_path: Path) -> None:
         assert float(value) == pytest.approx(float(recorded), rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # MLflow warns while it is imported
 def test_an_old_mlflow_model_predicts_what_its_arrays_say() -> None:
     import mlflow.pyfunc

@@ -268,6 +268,7 @@ def test_a_launch_with_a_server_that_is_never_there_says_so_and_is_fine(
     assert len(check(mlflow, tuner.env["TUNER_STORAGE"])) == 2
 
 
+@pytest.mark.slow
 def test_a_launcher_hears_of_each_thing_that_a_tracker_takes(
     tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,6 +143,7 @@ def test_a_launch_compiles_the_later_shapes_while_the_first_trains_and_suggests_
     assert [trial["hparams"] for trial in shown(alone, 18)] == [trial["hparams"] for trial in trials]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "found"),
     [

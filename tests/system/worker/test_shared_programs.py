@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
 from command_line import Tuner
 
 TESTS = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_a_copy_of_a_study_in_another_folder_compiles_nothing(tmp_path: Path) -> None:
     shown, artifacts = [], tmp_path / "artifacts"
     for name in ("here", "there"):

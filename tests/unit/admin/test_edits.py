@@ -62,6 +62,7 @@ def make(storage: Any, name: str = "ours") -> optuna.Study:
     return study
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "values"),
     [
@@ -194,6 +195,7 @@ def test_what_a_trial_might_not_have_is_not_queued(storage: Any, storage_url: st
     assert len(storage.get_all_trials(storage.get_study_id_from_name("ours"))) == 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -300,6 +302,7 @@ def test_a_failed_continuation_is_not_tried_again_from_the_start(storage: Any, s
         retry(storage_url, "ours", 1)
 
 
+@pytest.mark.slow
 def test_one_trial_is_ended_and_the_study_continues(storage: Any, storage_url: str) -> None:
     engine = connect(storage_url)
     study_id = register(storage, engine, "ours", ["minimize"], {}).study_id

@@ -232,6 +232,7 @@ def test_without_pandas_the_extra_is_named(opened: OpenedStudy, monkeypatch: pyt
         opened.trials()
 
 
+@pytest.mark.slow
 def test_opening_imports_neither_jax_nor_optuna(url: str) -> None:
     program = (
         "import sys, tuner; study = tuner.open_study('opened', sys.argv[1]); study.best(); study.curves(); repr(study);"

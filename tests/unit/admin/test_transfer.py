@@ -162,6 +162,7 @@ def test_the_command_says_what_it_has_queued_and_what_does_not_match(url: str, t
     assert len(queued(url)) == 2
 
 
+@pytest.mark.slow
 def test_the_command_says_if_it_has_queued_fewer_than_asked_for(url: str, tmp_path: Path) -> None:
     done = Tuner(tmp_path, url).run_here("enqueue", "ours", "--from", "other", "-n", "90")
     count = len(queued(url))

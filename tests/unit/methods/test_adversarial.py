@@ -45,6 +45,7 @@ def test_fgsm_of_a_linear_model_by_hand() -> None:
     assert (losses(attacked) > losses(INPUTS)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", [fgsm, partial(pgd, steps=5, key=KEY)])
 def test_what_holds_for_every_attack(attack: Any) -> None:
     np.testing.assert_array_equal(attack(losses, INPUTS, 0.0), INPUTS)  # to the bit

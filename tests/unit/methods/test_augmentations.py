@@ -25,6 +25,7 @@ def changed(transform: Any, strength: float, key: Any = KEY, images: Any = IMAGE
     return np.asarray(made(key, jnp.asarray(images), strength))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_what_holds_for_every_transform(transform: Any) -> None:
     made = jit(lambda key, images, strength: augment(key, images, strength, (transform,)))

@@ -74,6 +74,7 @@ def test_of_labels_that_are_drawn_from_the_probabilities_it_is_about_zero(classe
     np.testing.assert_allclose(error(jnp.asarray(sharper), jnp.asarray(labels)).compute(), excess, atol=0.01)
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(50, 2)).astype("f"), rng.integers(0, 2, 50)

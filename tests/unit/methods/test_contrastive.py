@@ -45,6 +45,7 @@ def test_the_loss_by_hand() -> None:
     np.testing.assert_allclose(LOSS(equal, equal, jnp.ones(4), 0.5), np.full(4, 1.94591), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.07, 0.5, 2.0])
 def test_the_loss_is_that_of_optax(temperature: float) -> None:
     first, second, ones = views(6)
@@ -151,6 +152,7 @@ def is_same(left: Any, right: Any) -> bool:
     return all(np.array_equal(np.asarray(one), np.asarray(other)) for one, other in pairs)
 
 
+@pytest.mark.slow
 def test_each_loss_has_its_parameters() -> None:
     before, after, _ = stepped(PLAIN)
     for part in ("encoder", "head", "probe"):

@@ -198,6 +198,7 @@ def test_equal_scores_keep_the_datas_order() -> None:
     assert np.asarray(view.rows).tolist() == [*range(0, 60, 2), *range(1, 60, 2)]
 
 
+@pytest.mark.slow
 def test_an_order_of_the_wrong_shape_is_refused() -> None:
     class Short(Trainer):
         def order(self, hparams: Any, key: Any, step: Any, rows: Any, *, batch_size: int) -> Any:

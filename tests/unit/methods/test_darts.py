@@ -127,6 +127,7 @@ def test_an_unknown_operation_is_refused() -> None:
         run(Operation("skip_conect"), jnp.ones((1, 4, 4, 1)))
 
 
+@pytest.mark.slow
 def test_a_cell_adds_up_its_edges_by_hand() -> None:
     # Node 0 is the mean of both inputs' copies, node 1 half of (input 1 + node 0); inputs are normalised on their way.
     wiring: Any = tuple(tuple((("none", "skip_connect"), source) for source in range(2 + node)) for node in range(2))

@@ -52,6 +52,7 @@ def gaussian_params(mean: np.ndarray, covariance: np.ndarray) -> Any:
     return {"Affine_0": {name: jnp.asarray(value, jnp.float32) for name, value in values.items()}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("features", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_the_inverse_is_exact_and_the_determinant_is_that_of_the_jacobian(features: int) -> None:
     flow = Flow(couplings=3, width=8)
@@ -103,6 +104,7 @@ def test_the_density_of_couplings_integrates_to_one() -> None:
     np.testing.assert_allclose(total, 1.0, atol=0.01)
 
 
+@pytest.mark.slow
 def test_without_couplings_it_is_a_gaussian_with_any_covariance() -> None:
     trainer, x = Trainer(0), np.random.default_rng(0).normal(size=(5, 2)).astype("f")
     state = TrainState(jnp.int32(0), gaussian_params(MEAN, COVARIANCE), None, {}, KEY)

@@ -86,6 +86,7 @@ def is_same(left: Any, right: Any) -> bool:
 # The game.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moves", "rests"),
     [("generator", "discriminator"), ("discriminator", "generator")],

@@ -100,6 +100,7 @@ def test_what_is_no_model_is_refused(words: Any, given: Any, why: str) -> None:
         make_model(*words, **given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in MODELS if "dtype" in signature(MODELS[name]).parameters])
 def test_half_precision_works_under_strict_promotion(name: str) -> None:
     """In programs that set `JAX_NUMPY_DTYPE_PROMOTION=strict`."""

@@ -45,6 +45,7 @@ def test_by_hand() -> None:
 SHAPES = [(64, 32), (2, 33, 24), (130, 1), (7,)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_values_and_gradients_are_those_of_the_reference(shape: tuple[int, ...]) -> None:
     keys = jax.random.split(KEY, 3)
@@ -72,6 +73,7 @@ def test_rows_of_zeros_have_a_gradient() -> None:
     np.testing.assert_allclose(grads, 1e3, rtol=1e-5)  # 1 / sqrt(epsilon)
 
 
+@pytest.mark.slow
 def test_it_may_be_vmapped_over_trials() -> None:
     inputs, scales = jax.random.normal(KEY, (3, 10, 6)), jax.random.normal(KEY, (3, 6))
     found = jit(jax.vmap(jax.grad(lambda x, s: (rms_norm(x, s) ** 2).sum(), argnums=(0, 1))))(inputs, scales)
@@ -99,6 +101,7 @@ def test_half_precision_is_kept_and_summed_in_float32() -> None:
     assert bool(jnp.isfinite(found))
 
 
+@pytest.mark.slow
 def test_a_transformer_with_it_is_one_with_flaxs_own() -> None:
     tokens = jax.random.randint(KEY, (3, 12), 0, 11)
 

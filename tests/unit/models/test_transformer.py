@@ -26,6 +26,7 @@ def made(**settings: Any) -> tuple[Any, Any]:
     return module, jax.jit(lambda: module.init(KEY, TOKENS, train=False))()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
 @pytest.mark.parametrize("is_scanned", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_causal_decoder_does_not_look_ahead(positions: str, is_scanned: bool) -> None:
@@ -119,6 +120,7 @@ def test_a_loop_that_forgets_takes_less_memory() -> None:
     assert [size / 1e6 for size in found] == pytest.approx([float(size) for size in stated.groups()], rel=0.2)
 
 
+@pytest.mark.slow
 def test_parameters_by_formula() -> None:
     _, variables = made()
     size = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))

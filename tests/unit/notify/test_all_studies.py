@@ -176,6 +176,7 @@ class _Silent:
     def note(self, *_: object, **__: object) -> None: ...
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("act", "event", "reason"),
     [

@@ -142,6 +142,7 @@ def fill(storage: Any, name: str, count: int, *directions: Any) -> optuna.Study:
     return study
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
 def test_importances_are_optunas(storage: Any, sqlite_url: str, direction: str) -> None:
     from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances

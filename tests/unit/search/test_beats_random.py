@@ -33,6 +33,7 @@ def gains(quality: Any, problem: str, side: str, trials: int) -> list[float]:
     return [math.log10(regret("random", seed) / regret(side, seed)) for seed in SEEDS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", ["hartmann6", "digits", "branin, disc"])
 def test_tpe_beats_random_search(quality: Any, problem: str) -> None:
     found = gains(quality, problem, "tpe", 60)

@@ -103,6 +103,7 @@ def test_any_of_several_later_epochs_is_likelier_than_each_and_than_their_sum_is
     assert max(each) < found < min(1.0, sum(each))
 
 
+@pytest.mark.slow
 def test_the_probability_of_any_later_epoch_is_right_for_simulated_curves() -> None:
     """Power laws that are known for six epochs: a share of those with a probability near p beats the bar, at most p.
 

@@ -26,6 +26,7 @@ def enqueue(tmp_path: Path, params: dict[str, Any]) -> None:
         optuna.load_study(study_name="objects", storage=storage).enqueue_trial(params)
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_queued_takes_no_point_from_the_others(work: Any, tmp_path: Path) -> None:
     work(make_study(sampler="grid", trials=3))
     done, _, _ = work(make_study(sampler="grid", trials=3))

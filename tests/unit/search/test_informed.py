@@ -53,6 +53,7 @@ def run(study: Study, trials: int, *, is_told: bool) -> tuple[list[bool], optuna
     return diverged, search
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "objectives", "trials", "seeds"),
     [

@@ -75,6 +75,7 @@ class Ending(RandomSampler):
 METHODS = ["before_trial", "infer_relative_search_space", "sample_relative", "sample_independent", "after_trial"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("pruner", ["none", optuna.pruners.HyperbandPruner(min_resource=1, max_resource=2)])
 def test_a_search_ends_after_the_trial_in_which_its_sampler_says_so(method: str, pruner: Any, work: Any) -> None:
@@ -171,6 +172,7 @@ def test_a_trial_whose_sampler_fails_has_failed_and_the_study_goes_on(method: st
     assert sampler.told == told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [*METHODS[:-1], "reseed_rng"])
 def test_a_sampler_that_always_fails_stops_the_study_with_its_traceback(method: str, work: Any) -> None:
     work(make_study(sampler="random", trials=1))  # the first trial of all asks for no new seed

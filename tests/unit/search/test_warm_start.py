@@ -81,6 +81,7 @@ def searched(function: Callable[[dict[str, Any]], float], shift: float, seed: in
     return search.trials
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [bowl, valley])
 def test_15_trials_find_a_better_point_than_without(function: Any, url: str) -> None:
     better = []

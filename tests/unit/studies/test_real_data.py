@@ -98,6 +98,7 @@ def test_the_picture_is_of_what_is_taken_for_another(mnist: Any) -> None:
 # --- MNIST-1D
 
 
+@pytest.mark.slow
 def test_the_signals_are_those_of_the_paper(signals: Any) -> None:
     _, splits = signals
     parts = [splits.train, splits.validation]

@@ -48,6 +48,7 @@ print(list(mapped(module.times, range(4))), list(mapped(module.Times(5), range(4
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("start", "name"),
     [

@@ -156,6 +156,7 @@ def choice_domains(draw: st.DrawFn) -> tuple[Domain, Any]:
     return domain, draw(st.sampled_from(options))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=250)
 @given(st.one_of(float_domains(), int_domains(), choice_domains()), st.integers(0, 2**31))
 def test_value_comes_back_from_storage_exactly(case: tuple[Domain, Any], seed: int) -> None:

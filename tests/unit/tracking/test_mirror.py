@@ -319,6 +319,7 @@ def test_whoever_is_asked_to_end_sends_the_rest_as_long_as_the_tracker_takes_it(
     assert max(later - before for before, later in itertools.pairwise(told)) < 60.0
 
 
+@pytest.mark.slow
 def test_whoever_is_asked_to_end_gives_up_a_tracker_that_takes_nothing_more(
     db: StudyDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -232,6 +232,7 @@ DROPPED: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DROPPED)
 def test_a_key_is_a_mask_and_evaluation_has_none(name: str) -> None:
     model, ones = as_model(DROPPED[name](0.5)), jnp.ones((64, 5))
@@ -324,6 +325,7 @@ class NNXTraced(nnx.Module):
         return self.last(self.norm(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [lambda h: LinenTraced(h.dropout_rate, h.momentum), lambda h: partial(NNXTraced, h.dropout_rate, h.momentum)],
@@ -461,6 +463,7 @@ class Tower(nnx.Module):
         return self.last(x)
 
 
+@pytest.mark.slow
 def test_modules_in_a_list_become_nested_dicts_and_train() -> None:
     trainer = Classifier(lambda _: Tower)
     *_, last = (training := trainer.train_model(hparams(), Splits(DATA, DATA), epochs=8, seed=0))

@@ -63,6 +63,7 @@ def trained(trainer: Line, mode: Mode, layout: Layout) -> list[dict[str, float]]
     return [dict(report.metrics) for report in training]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["scan", "step"])
 @pytest.mark.parametrize("devices", [(), tuple(jax.devices()[:1])])
 def test_each_program_is_compiled_once(
@@ -77,6 +78,7 @@ def test_each_program_is_compiled_once(
     assert clock.count - compiled == compiled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["scan", "step"])
 def test_a_training_compiles_nothing_that_was_compiled_ahead(clock: CompileClock, mode: Mode) -> None:
     trainer, layout = Line("auto"), Layout(jax.devices()[:1])
@@ -158,6 +160,7 @@ def test_the_shorter_last_chunk_of_an_epoch_is_compiled_ahead_too(
 # --- Memory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", ["scan", "step", "auto"])
 def test_a_training_that_cannot_fit_ends_before_its_first_step(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = list[str]()

@@ -88,6 +88,7 @@ def test_latency_is_the_median_time_and_measured_once_for_each_shape(monkeypatch
     assert len(runs) == 2 * count
 
 
+@pytest.mark.slow
 def test_each_report_has_the_costs() -> None:
     given = HParams(width=32, learning_rate=0.01)
     measured = costs(Trainer(), given, splits(), ["parameters"])

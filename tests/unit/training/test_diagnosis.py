@@ -167,6 +167,7 @@ CASES = {
 _QUICK = ("a module", "the loss", "the gradient")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=[] if case in _QUICK else [pytest.mark.slow]) for case in CASES]
 )
@@ -196,6 +197,7 @@ def test_without_debug_nobody_looks() -> None:
     assert report.metrics["train_one"] == 1
 
 
+@pytest.mark.slow
 def test_debugging_gives_the_numbers_of_the_compiled_programs() -> None:
     trainer = Regression()
     debugged = trainer.train_model(H, SPLITS, epochs=2, seed=0, debug=True)

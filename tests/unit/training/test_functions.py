@@ -61,6 +61,7 @@ def trials_of(url: str) -> list[Any]:
     return optuna.load_study(study_name="function", storage=tuner.open_storage(url)).trials
 
 
+@pytest.mark.slow
 @pytest.mark.with_tables
 @pytest.mark.parametrize("cohort", [1, 3])
 def test_trials_report_what_the_function_computes(sqlite_url: str, work: Callable[..., Log], cohort: int) -> None:
@@ -75,6 +76,7 @@ def test_trials_report_what_the_function_computes(sqlite_url: str, work: Callabl
     assert [event.lanes for event in log.of(CohortChosen)] == ([] if cohort == 1 else [3])
 
 
+@pytest.mark.slow
 @pytest.mark.with_tables
 def test_trials_and_epochs_draw_numbers_of_their_own(tmp_path: Path, work: Callable[..., Log]) -> None:
     drawn: list[list[float]] = []

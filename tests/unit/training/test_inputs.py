@@ -56,6 +56,7 @@ def by_hand(factor: float, power: int) -> tuple[Any, Any]:
     return weight, np.mean((weight * inputs - Y) ** 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", ["step", "scan"])
 def test_training_and_evaluation_pass_the_hyperparameters(loop: str, tmp_path: Path) -> None:
     trainer = Line(loop)
@@ -87,6 +88,7 @@ def test_other_traced_numbers_compile_nothing_new() -> None:
     assert len(trainer._seen) > traced
 
 
+@pytest.mark.slow
 def test_what_looks_at_a_model_passes_them_too(capsys: pytest.CaptureFixture[str]) -> None:
     trainer, hparams = Line(), HParams(factor=0.5, power=2)
     check_trainer(trainer, hparams, SPLITS, ["loss"], 1)

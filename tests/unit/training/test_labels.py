@@ -165,6 +165,7 @@ class Examples:
         return {"inputs": np.ones(4, np.float32), "labels": np.int32([0, 1, 2, -1][index])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("smoothing", [None, 0.1])
 def test_of_a_stream_a_wrong_label_makes_the_loss_nan_and_no_other(smoothing: float | None) -> None:
     hparams = {} if smoothing is None else {"label_smoothing": smoothing}

@@ -150,6 +150,7 @@ def assert_alike(found: Sequence[Report], expected: Sequence[Report]) -> None:
             assert value == pytest.approx(other.metrics[name], rel=TOLERANCE, abs=TOLERANCE), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", ["scan", "step"])
 def test_each_lane_reports_what_its_training_reports_alone(loop: str) -> None:
     trainer = Line(loop)
@@ -328,6 +329,7 @@ def test_what_is_done_next() -> None:
     assert lanes.next_tasks({0: Measure(SPLITS.train), 1: measure, 2: Measure(dataset)}) == [0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seconds", "most", "expected"),
     [

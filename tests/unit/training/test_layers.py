@@ -84,6 +84,7 @@ def trained(variables: Any, rate: Any, *, kind: str) -> Any:
     return outputs, stats, gradient
 
 
+@pytest.mark.slow
 def test_a_stack_is_its_layers_one_after_another(weights: tuple[Any, Any]) -> None:
     stacked, one_by_one = weights
     outputs, stats, gradient = trained(stacked, 0.0, kind="stack")
@@ -170,6 +171,7 @@ DATA = ArrayDataset(inputs=RNG.normal(size=(300, WIDTH)))
 SPLITS = Splits(DATA, DATA)
 
 
+@pytest.mark.slow
 def test_memory_of_a_step_with_and_without_activations() -> None:
     trainer = Regression(remat=False)
     plain, remat = (memory(made, H, SPLITS) for made in (trainer, Regression(remat=True)))
@@ -184,6 +186,7 @@ def test_memory_of_a_step_with_and_without_activations() -> None:
         assert 0 <= found["outputs"] < 1000  # the state takes over the memory of the one before
 
 
+@pytest.mark.slow
 def test_a_stack_carries_collections_that_only_its_layer_knows() -> None:
     stacked = Stack(Counting, DEPTH)
     variables = dict(stacked.init(jax.random.key(0), X, train=False))
@@ -213,6 +216,7 @@ class Counted(TrainerModule):
         return jnp.mean(outputs**2, axis=-1), {}
 
 
+@pytest.mark.slow
 def test_a_trainer_follows_the_collections_of_a_stack() -> None:
     dataset = ArrayDataset(inputs=np.asarray(X))
     training = Counted().train_model({"learning_rate": 0.01}, Splits(dataset, dataset), epochs=3, seed=0)

@@ -67,6 +67,7 @@ def after_three_steps(made: Any) -> Any:
     return params
 
 
+@pytest.mark.slow
 def test_progress_is_of_the_horizon_and_ends_with_it() -> None:
     weights = init_weights(KEY)
     short, long = (after_three_steps(learned(weights, total_steps=n)) for n in (3, 300))

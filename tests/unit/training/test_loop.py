@@ -199,6 +199,7 @@ def test_a_penalty_is_in_the_gradient_and_apart_from_the_loss() -> None:
     assert "penalty" not in metrics
 
 
+@pytest.mark.slow
 def test_augmentation_is_for_training_only_and_drawn_anew_each_step() -> None:
     class Augmented(Line):
         def augment(self, batch: Any, hparams: Any, key: jax.Array) -> Any:
@@ -336,6 +337,7 @@ class Made(Line):
         return self.model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [Net(), NNXNet])
 def test_a_table_of_parameters_has_all_and_a_bound_model_evaluates(
     model: Any, capsys: pytest.CaptureFixture[str]

@@ -110,6 +110,7 @@ def pieces(tree: Any) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "trainer",
     [
@@ -137,6 +138,7 @@ def test_training_on_eight_devices_equals_one(trainer: TrainerModule, layout: La
         assert all(piece != whole for whole, piece in kernels)
 
 
+@pytest.mark.slow
 def test_a_rule_says_where_an_array_lies() -> None:
     training = train(MLP_ADAMW, RULED)
     assert_same(training, alone(MLP_ADAMW))
@@ -147,6 +149,7 @@ def test_a_rule_says_where_an_array_lies() -> None:
     assert moments == [((8, 16), (8, 2))] * 2
 
 
+@pytest.mark.slow
 def test_a_gradient_on_eight_devices_is_that_of_one() -> None:
     made = programs(CNN_MOMENTUM, jax.device_put(H), Layout())
     feed = Feed(SPLITS.train, Layout(), 16)
@@ -211,6 +214,7 @@ class Line(TrainerModule):
         return optax.sgd(hparams.learning_rate)
 
 
+@pytest.mark.slow
 def test_fewer_examples_than_a_batch() -> None:
     few = Splits(ALL.take(np.arange(5)), ALL.take(np.arange(5, 16)))
     trainer = Line()

@@ -87,6 +87,7 @@ SHAPES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "peer"), SHAPES)
 def test_schedules_are_those_of_optax(shape: Any, peer: Any) -> None:
     shape.check(100)
@@ -113,6 +114,7 @@ def test_numbers_of_a_schedule_are_traced_and_share_one_program() -> None:
     assert programs(traced) == 1
 
 
+@pytest.mark.slow
 def test_a_peak_times_a_shape_moves_the_parameters() -> None:
     shape = spec(rate=1e-3, schedule=WarmupCosine(warmup_steps=10))
     moved = [0.0]
@@ -379,6 +381,7 @@ def test_plateau_scales_the_whole_step() -> None:
     close(jnp.stack(found), jnp.array([1, 1, 0.5, 0.5, 0.25])[:, None] * full[None])
 
 
+@pytest.mark.slow
 def test_lbfgs_searches_along_its_line() -> None:
     def loss(w: Any) -> Any:
         return jnp.sum(jnp.array([1.0, 30.0]) * (w - 1.0) ** 2)

@@ -131,6 +131,7 @@ def test_an_array_that_is_no_picture_is_refused(shape: tuple[int, ...]) -> None:
         save_picture("wrong", np.zeros(shape))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_pictures_go_with_the_trials_folder(keep: int, tmp_path: Path) -> None:
     study = Study(

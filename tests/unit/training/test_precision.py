@@ -90,6 +90,7 @@ def trained(precision: str) -> tuple[Training, frozenset[tuple[str, str]]]:
     return training, frozenset(SEEN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", *HALF])
 def test_activations_are_half_and_what_lasts_is_float32(precision: str) -> None:
     training, seen = trained(precision)

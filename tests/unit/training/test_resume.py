@@ -200,6 +200,7 @@ def uninterrupted(name: str) -> Training:
 # Interrupted anywhere.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(TRAINERS))
 def test_stopped_after_any_program_and_resumed_is_as_if_never_stopped(name: str, tmp_path: Path) -> None:
     expected, trainer = uninterrupted(name), TRAINERS[name]
@@ -258,6 +259,7 @@ def test_the_measured_mode_is_kept(tmp_path: Path) -> None:
     assert_same_training(resumed, uninterrupted("mlp-scan"))
 
 
+@pytest.mark.slow
 def test_a_stream_goes_on_in_mid_epoch_with_the_same_examples(tmp_path: Path) -> None:
     def streamed() -> Any:
         return Splits(StreamDataset(Rows()), SPLITS.validation, SPLITS.test)
@@ -309,6 +311,7 @@ class Line(TrainerModule):
 _QUICK = ("adamw", "lbfgs", "muon", *SCHEDULE_FREE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in _QUICK else [pytest.mark.slow]) for name in OPTIMIZERS]
 )
@@ -452,6 +455,7 @@ def test_a_disk_that_takes_no_checkpoint_fails_no_training(tmp_path: Path, capfd
 # On other devices.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(8, 1), (1, 8)])
 def test_it_goes_on_on_another_number_of_devices(before: int, after: int, tmp_path: Path) -> None:
     layouts = {1: Layout(), 8: Layout(jax.devices())}
@@ -474,6 +478,7 @@ def test_it_goes_on_on_another_number_of_devices(before: int, after: int, tmp_pa
 # The best.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "direction", "epoch"),
     [

@@ -65,6 +65,7 @@ def train(file: Any, folder: Path | None, **options: Any) -> Any:
     return file.Line().train_model(hparams, file.data(0), log=folder, **{"epochs": 3, "seed": 4, **options})
 
 
+@pytest.mark.slow
 def test_a_log_is_whole_from_the_start_and_after_each_report(file: Any, tmp_path: Path) -> None:
     training = train(file, tmp_path / "runs" / "one", objective="loss")
     lengths = []
@@ -207,6 +208,7 @@ def test_a_dict_of_plain_values_comes_back_and_others_are_asked_for(tmp_path: Pa
     assert load_run(tmp_path / "1", hparams=given).hparams is given
 
 
+@pytest.mark.slow
 def test_a_trainer_that_was_typed_in_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
         "import sys, numpy as np, jax.numpy as jnp, optax\n"
@@ -263,6 +265,7 @@ def test_a_trainer_that_is_made_otherwise_is_asked_for(tmp_path: Path) -> None:
         assert load(trainer=Scaled(5.0)).hparams == H
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -104,6 +104,7 @@ def test_programs_that_are_kept_are_not_compiled_again_before_many_others_were_d
     assert [compiled(), compiled(), compiled()] == [0, 1, 0]  # freed after the first, and only once
 
 
+@pytest.mark.slow
 def test_a_worker_frees_what_its_trials_no_longer_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(programs, "_programs", lru_cache(maxsize=1)(programs._programs.__wrapped__))
     monkeypatch.setattr(programs, "_DROPPED", 2)

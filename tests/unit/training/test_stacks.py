@@ -110,6 +110,7 @@ def after_steps(made: Any, params: Any, targets: Any) -> Any:
 _QUICK = ("adamw", *WHOLE_ARRAY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in _QUICK else [pytest.mark.slow]) for name in OPTIMIZERS]
 )
@@ -125,6 +126,7 @@ def test_each_layer_of_a_stack_is_updated_as_the_same_layer_alone(name: str) -> 
         np.testing.assert_allclose(one, names_of(expected)[where], atol=1e-3 * names_of(steps)[where], err_msg=where)
 
 
+@pytest.mark.slow
 def test_groups_with_a_stack_are_updated_as_its_layers_alone() -> None:
     def by_name(path: str) -> str:
         return "vectors" if path.endswith("bias") else "matrices"
@@ -186,6 +188,7 @@ def decayed(module: nn.Module, inputs: jax.Array, **settings: Any) -> set[str]:
     return {name for name, update in names_of(updates).items() if np.asarray(update).any()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_scanned", [True, False])
 @pytest.mark.parametrize("mask", [None, decay_matrices])
 def test_of_a_transformer_matrices_decay_and_neither_biases_nor_scales(is_scanned: bool, mask: Any) -> None:
@@ -197,6 +200,7 @@ def test_of_a_transformer_matrices_decay_and_neither_biases_nor_scales(is_scanne
     assert found == {*expected, "Embed_0/embedding", "positions", "head/kernel"}
 
 
+@pytest.mark.slow
 def test_a_vector_of_any_name_does_not_decay_in_a_stack_nor_in_a_stack_of_stacks() -> None:
     inputs = jnp.ones((2, 3))
     assert decayed(Stack(Gained, 2), inputs) == {"layers/Dense_0/kernel"}
@@ -215,6 +219,7 @@ def test_an_axis_counts_layers_only_below_the_stack_and_at_its_length() -> None:
 # A whole training.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_a_scanned_transformer_trains_as_an_unrolled_one(name: str) -> None:
     model = Transformer(vocabulary=5, width=8, heads=2, depth=2)
@@ -293,6 +298,7 @@ def old(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", "lamb", "schedule_free_sgd"])
 def test_a_training_of_before_resumes_to_the_numbers_of_before(name: str, old: Path) -> None:
     expected = json.loads((old / name / "expected.json").read_text())
@@ -323,6 +329,7 @@ def test_rules_of_another_training_or_version_are_refused(old: Path) -> None:
         train(optimizer_rules=3)
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_again_by_the_rules_in_its_log(tmp_path: Path) -> None:
     def losses(training: Any) -> list[float]:
         return [report.metrics["loss"] for report in training]

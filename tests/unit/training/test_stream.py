@@ -88,6 +88,7 @@ def numbered(length: int = 40, **options: Any) -> StreamDataset:
 # Batches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "start"), [(0, 0), (0, 3), (2, 0), (2, 3)])
 def test_batches_are_those_of_the_same_arrays_on_the_device(workers: int, start: int) -> None:
     indices, weights = order()
@@ -183,6 +184,7 @@ def test_as_many_batches_are_read_at_a_time_as_asked_for(prefetch: int) -> None:
     assert len(list(data.batches(np.arange(1, 13).reshape(12, 1), np.ones((12, 1))))) == 12
 
 
+@pytest.mark.slow
 def test_worker_processes_read_and_this_one_does_not(tmp_path: pathlib.Path) -> None:
     log = tmp_path / "log"
     data = StreamDataset(Rows({"id": np.arange(12)}, log=log), workers=2)
@@ -348,6 +350,7 @@ def readers() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("grain")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("workers", "end"), [(0, "close"), (0, "drop"), (0, "finish"), (1, "finish"), (2, "close"), (2, "drop")]
 )

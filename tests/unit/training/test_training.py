@@ -450,6 +450,7 @@ def test_a_batch_is_at_most_the_data() -> None:
     assert [report.step for report in reports] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_state_survives_flattening_jit_and_vmap() -> None:
     state, batch = first_state(CNN_SCAN, hparams()), gather(SPLITS.train.arrays, jnp.arange(7), jnp.ones(7))
     leaves, structure = jax.tree.flatten(state)

@@ -197,6 +197,7 @@ def runs(name: str) -> tuple[Any, Any]:
 _QUICK = ("mlp-adamw", "mlp-sgd-ema")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in _QUICK else [pytest.mark.slow]) for name in TRAINERS]
 )
@@ -212,6 +213,7 @@ def test_each_lane_is_the_trial_alone(name: str) -> None:
     assert together[0].state.step.tolist() == [STEPS] * LANES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", [TRAINERS["mlp-sgd-ema"]], ids=["mlp"])
 def test_many_steps_of_lanes_are_single_steps_one_after_the_other(trainer: TrainerModule) -> None:
     hparams = stacked()
@@ -228,6 +230,7 @@ def _some(trainer: TrainerModule, hparams: Any, seed: Any, steps: int) -> Carry:
     return many_steps(trainer, LAYOUT, hparams, SOURCE, carry, steps)
 
 
+@pytest.mark.slow
 def test_lanes_over_seeds_alone_share_their_hyperparameters() -> None:
     trainer, hparams = TRAINERS["mlp-adamw"], lane(stacked(), 1)
     together = jit(jax.vmap(partial(train, trainer), in_axes=(None, 0)))(hparams, SEEDS)
@@ -280,6 +283,7 @@ def test_gradients_of_each_example_average_to_that_of_the_batch() -> None:
         np.testing.assert_allclose(np.tensordot(weight, of_each, 1) / weight.sum(), of_batch, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_metrics_of_lanes_are_those_of_each_trial() -> None:
     trainer, hparams = TRAINERS["cnn-adamw-ema"], stacked()
     states = jit(jax.vmap(lambda hparams, seed: _some(trainer, hparams, seed, 3).state))(hparams, SEEDS)

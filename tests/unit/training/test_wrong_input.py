@@ -120,6 +120,7 @@ class Default(Line):
     init_optimizer = TrainerModule.init_optimizer
 
 
+@pytest.mark.slow
 def test_the_default_optimizer_takes_a_dict_and_misses_a_rate() -> None:
     assert len(list(Default().train_model(H, SPLITS, epochs=10, seed=0))) == 10
     with pytest.raises(StudyError, match="needs a hyperparameter 'learning_rate': dict has none; add it, or"):

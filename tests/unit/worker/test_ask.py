@@ -63,6 +63,7 @@ def stored(study: Study) -> list[optuna.trial.FrozenTrial]:
     return optuna.load_study(study_name="one", storage=os.environ["TUNER_STORAGE"]).trials
 
 
+@pytest.mark.slow
 def test_asked_trials_are_told_one_by_one(study: Study) -> None:
     seen = []
     while (trial := study.ask()) is not None:

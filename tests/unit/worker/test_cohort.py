@@ -156,6 +156,7 @@ def test_trials_come_to_what_they_come_to_one_by_one(
     assert read_rows(storage_url, attempts.c.ending) == [Outcome.COMPLETE.value] * 7
 
 
+@pytest.mark.slow
 @pytest.mark.with_tables
 @pytest.mark.parametrize(
     "seed", [0, 1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
@@ -207,6 +208,7 @@ def test_asha_decides_as_for_the_same_reports_one_after_another(sqlite_url: str,
     assert 0 < len(pruned) < 24
 
 
+@pytest.mark.slow
 @pytest.mark.with_tables
 def test_trials_of_other_programs_wait_for_their_turn_and_none_starves(
     sqlite_url: str, work: Callable[..., Log]
@@ -223,6 +225,7 @@ def test_trials_of_other_programs_wait_for_their_turn_and_none_starves(
     assert {2, 3, 4} == set(widths)
 
 
+@pytest.mark.slow
 @pytest.mark.with_tables
 def test_the_shares_of_static_values_are_those_of_the_sampler(sqlite_url: str, tmp_path: Path, work: Any) -> None:
     """Random search gives each trial the same hyperparameters in a cohort, so that no share can differ at all."""
@@ -254,6 +257,7 @@ def test_a_worker_that_is_asked_to_stop_gives_all_trials_back(sqlite_url: str, w
     assert len(trained) <= 7 * 6 + 3  # a resumed training reports its last epoch again
 
 
+@pytest.mark.slow
 @pytest.mark.with_tables
 def test_a_trial_that_waits_for_its_turn_does_not_use_up_its_minutes(
     sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
@@ -325,6 +329,7 @@ def test_a_program_that_fails_is_no_error_of_its_trials(
     assert log.of(TrialRetried) == []
 
 
+@pytest.mark.slow
 @pytest.mark.with_tables
 def test_without_memory_for_so_many_lanes_half_as_many_are_used(
     sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
@@ -354,6 +359,7 @@ def test_an_error_of_all_trials_stops_the_study(sqlite_url: str, work: Callable[
     assert read_rows(sqlite_url, leases.c.trial_id) == []
 
 
+@pytest.mark.slow
 @pytest.mark.with_tables
 def test_a_cohort_needs_one_device(sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNER_DEVICES", "cpu 0,1")
@@ -383,6 +389,7 @@ class Unmappable(Line):
         return {**batch, "targets": batch["targets"] * one}
 
 
+@pytest.mark.slow
 @pytest.mark.with_tables
 @pytest.mark.parametrize(("loop", "cohort"), [("auto", 3), ("scan", 3), ("auto", "auto")])
 def test_trials_that_cannot_share_a_program_train_one_by_one(
@@ -397,6 +404,7 @@ def test_trials_that_cannot_share_a_program_train_one_by_one(
     assert "\n" not in log.of(CohortChosen)[-1].message
 
 
+@pytest.mark.slow
 @pytest.mark.with_tables
 @pytest.mark.parametrize("cohort", [3, "auto"])
 def test_a_program_that_fails_for_some_trials_fails_those_alone(

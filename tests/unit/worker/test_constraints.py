@@ -312,6 +312,7 @@ HALVING = {"name": "asha", "min_resource": 1, "reduction_factor": 3}
 MEDIAN = {"name": "median", "n_startup_trials": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pruner", [HALVING, MEDIAN])
 @pytest.mark.parametrize(("train", "constraints"), [(numbered, LATENCY), (set_by_hand, {})])
 def test_infeasible_trials_do_not_stop_feasible_ones(

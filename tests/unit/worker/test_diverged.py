@@ -66,6 +66,7 @@ def bad_among_the_latest(storage: Storage, outcome: Outcome, seed: int) -> int:
     return sum(is_bad[-LATEST:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outcome", [Outcome.DIVERGED, Outcome.OUT_OF_MEMORY])
 def test_a_sampler_keeps_away_from_where_trials_diverge(storage: Storage, outcome: Outcome) -> None:
     avoided = [bad_among_the_latest(storage, outcome, seed) for seed in SEEDS]

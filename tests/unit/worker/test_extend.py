@@ -193,6 +193,7 @@ def test_an_extended_trial_is_extended(runs: Runs, whole: Runs) -> None:
     assert runs.metrics(2) == whole.metrics(0)
 
 
+@pytest.mark.slow
 def test_the_schedule_is_that_of_the_new_total(runs: Runs) -> None:
     """The reference: gradient descent by hand on all examples, with the cosine of 7 epochs from the 4th on.
 
@@ -220,6 +221,7 @@ def _distance(one: Any, other: Any) -> float:
     return float(optax.tree.norm(jax.tree.map(lambda a, b: jnp.asarray(a) - jnp.asarray(b), one, other)))
 
 
+@pytest.mark.slow
 def test_a_trial_in_a_cohort_continues(runs: Runs, whole: Runs) -> None:
     runs(make(trials=3, cohort=2))
     runs.extend(6, count=2)
@@ -233,6 +235,7 @@ def test_a_trial_in_a_cohort_continues(runs: Runs, whole: Runs) -> None:
             assert metrics == pytest.approx(at_once[epoch], rel=5e-6), "as in `test_vmap.py`"
 
 
+@pytest.mark.slow
 def test_trials_of_a_cohort_with_other_lengths_have_their_own_schedules(runs: Runs, whole: Runs) -> None:
     for one, cohort in ((runs, 2), (whole, 1)):
         log = Log()
@@ -288,6 +291,7 @@ def counted(hparams: HParams, trial: Trial) -> Iterator[dict[str, float]]:
         trial.save(state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["last", "best"])
 def test_a_function_continues(runs: Runs, whole: Runs, value: Any) -> None:
     settings: dict[str, Any] = {"trainer": None, "data": None, "train": counted, "value": value}
@@ -323,6 +327,7 @@ def test_a_function_that_does_not_go_on_fails(runs: Runs) -> None:
 # --- Interruptions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save_every_s", [0.0, 60.0])
 def test_an_interrupted_trial_resumes(runs: Runs, whole: Runs, save_every_s: float) -> None:
     settings = {"save_every_s": save_every_s}
@@ -343,6 +348,7 @@ def test_an_interrupted_trial_resumes(runs: Runs, whole: Runs, save_every_s: flo
     assert runs.metrics(1) == whole.metrics(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_another_machine_continues_from_object_storage(
     runs: Runs, whole: Runs, monkeypatch: pytest.MonkeyPatch, seeds: int
@@ -381,6 +387,7 @@ def test_a_state_that_is_gone_fails_the_trial(runs: Runs) -> None:
     assert "the last state of trial 0, which this trial continues, is not on this machine" in runs.shown(1)["error"]
 
 
+@pytest.mark.slow
 def test_a_changed_trainer_fails_the_trial(runs: Runs) -> None:
     runs(make(trials=1))
     runs.extend(6)

@@ -234,6 +234,7 @@ class Curves(optuna.samplers.RandomSampler):
         self.told.append(trial.intermediate_values)
 
 
+@pytest.mark.slow
 def test_reports_that_only_a_checkpoint_has_are_stored_by_the_worker_that_resumes_it(tmp_path: Path) -> None:
     """Those of a worker that was killed before it could store them, as while the database was away."""
     sampler, stop = Curves(), Stop()

@@ -136,6 +136,7 @@ def copies_in(folder: Path) -> dict[int, list[Copy]]:
         return read_copies(engine, find_study(engine, "population").study_id)
 
 
+@pytest.mark.slow
 def test_a_population_in_a_cohort_beats_every_constant_rate(tmp_path: Path, work: Callable[..., Log]) -> None:
     log = work(study_of(cohort=TRIALS))
     values = [event.values[0] for event in log.of(TrialEnded)]
@@ -153,6 +154,7 @@ def test_a_population_in_a_cohort_beats_every_constant_rate(tmp_path: Path, work
     assert not list((tmp_path / "first" / "files").glob("*/population"))  # all trials have ended
 
 
+@pytest.mark.slow
 def test_a_copy_continues_with_the_state_of_the_copied_trial(tmp_path: Path, work: Callable[..., Log]) -> None:
     work(study_of(**{**SMALL, "trainer": TRAINER}))
     found, reported = copies_in(tmp_path / "first"), curves(tmp_path / "first")
@@ -202,6 +204,7 @@ def test_the_lineage_of_each_trial_can_be_reproduced_bit_for_bit(tmp_path: Path,
         assert first.trial != number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cohort", "at"), [(1, 4), pytest.param(3, 2, marks=pytest.mark.slow)])
 def test_a_trial_that_is_interrupted_at_a_copy_continues_the_same(
     tmp_path: Path, work: Callable[..., Log], cohort: int, at: int
@@ -243,6 +246,7 @@ def test_a_trial_that_is_stopped_continues_the_same(tmp_path: Path, work: Callab
     assert curves(tmp_path / "second") == curves(tmp_path / "first")
 
 
+@pytest.mark.slow
 def test_trials_of_other_static_hyperparameters_are_other_populations(tmp_path: Path, work: Callable[..., Log]) -> None:
     work(study_of(space=Widths, **{**SMALL, "trials": 12}))
     storage = tuner.open_storage(f"sqlite:///{tmp_path / 'first' / 'tuner.db'}")
@@ -254,6 +258,7 @@ def test_trials_of_other_static_hyperparameters_are_other_populations(tmp_path: 
             assert widths[copy.trial] == widths[number] == copy.hparams["width"]
 
 
+@pytest.mark.slow
 def test_the_baseline_copies_nobody_and_can_be_copied(tmp_path: Path, work: Callable[..., Log]) -> None:
     def copied(rate: float, place: str) -> set[int]:
         work(study_of(**SMALL, baseline=Rates(first=rate, second=rate)), place)

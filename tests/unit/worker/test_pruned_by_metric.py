@@ -66,6 +66,7 @@ PRUNERS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "pruner",
     [pytest.param(one, marks=[pytest.mark.slow] if one["name"] == "wilcoxon" else []) for one in PRUNERS],

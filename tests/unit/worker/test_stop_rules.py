@@ -81,6 +81,7 @@ def test_an_ended_study_starts_no_trial_until_the_setting_changes(work: Work, en
     assert (row["state"], row["reason"], row["complete"]) == ("finished", None, 8)
 
 
+@pytest.mark.slow
 def test_on_postgres_a_study_ends_and_continues_too(postgres_url: str, tmp_path: Path) -> None:
     work = partial(run, postgres_url, tmp_path)
     (line,) = work(target=0.9, patience=5)

@@ -186,6 +186,7 @@ for epoch in range(done + 1, 6):
     assert trial.intermediate_values == {1: 1.0, 2: 2.0, 3: 3.0, 4: 14.0, 5: 15.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("value", "expected"), [("last", 5.0), ("best", 1.0)])
 @pytest.mark.parametrize("done", [2, 5], ids=["resumes", "has nothing left to do"])
 def test_reports_of_an_earlier_attempt_count_after_a_resume(

@@ -48,6 +48,7 @@ def study_of(value: Literal["last", "best"]) -> Study:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("value", "is_old", "expected", "kept"),
     [("last", False, 2.0, 3), ("best", False, 1.0, 2), ("last", True, 2.0, 2)],

@@ -186,6 +186,7 @@ def test_a_stopped_trial_starts_again_with_its_hyperparameters(runs: Runs) -> No
     assert trial.intermediate_values == {0: seen[0], 1: seen[0] + 1}
 
 
+@pytest.mark.slow
 def test_the_rungs_of_optunas_pruner_are_cleared_with_the_reports(runs: Runs) -> None:
     stop, calls = Stop(), []
 

@@ -175,6 +175,7 @@ def test_a_trial_is_the_mean_of_trainings_by_hand(sqlite_url: str, work: Callabl
     assert list(tmp_path.glob(f"**/{SEEDS}")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.with_tables
 def test_a_cohort_comes_to_the_same(sqlite_url: str, work: Callable[..., Log], tmp_path: Path) -> None:
     log = work(study_of(trials=5, cohort=2), sqlite_url)
@@ -314,6 +315,7 @@ class Steps(Line):
     loop = "step"
 
 
+@pytest.mark.slow
 @pytest.mark.with_tables
 @pytest.mark.parametrize(
     ("seeds", "cohort"),

@@ -54,6 +54,7 @@ def rows_of(url: str) -> list[Any]:
         engine.dispose()
 
 
+@pytest.mark.slow
 def test_each_length_is_made_and_compiled_once(
     tmp_path: Path, clock: CompileClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
