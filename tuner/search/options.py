@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import warnings
 from collections.abc import Callable, Collection, Mapping
@@ -50,7 +51,7 @@ def call(
     from optuna.exceptions import ExperimentalWarning
 
     given = given or {}
-    known = [parameter for parameter in inspect.signature(make).parameters if parameter not in ("self", *given)]
+    known = [parameter for parameter in _arguments_of(make) if parameter not in ("self", *given)]
     for option in options:
         if option not in known:
             raise StudyError(
@@ -63,3 +64,8 @@ def call(
             return make(**{**defaults, **options, **given})
     except (TypeError, ValueError) as error:
         raise StudyError(f"{kind} {name!r} does not accept its options {dict(options)}: {error}") from None
+
+
+@functools.lru_cache(maxsize=64)
+def _arguments_of(make: Callable[..., object]) -> tuple[str, ...]:
+    return tuple(inspect.signature(make).parameters)  # slow, and asked for each trial

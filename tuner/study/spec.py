@@ -8,6 +8,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from tuner.errors import SpaceError, StudyChanged, StudyError, is_int, is_number
@@ -374,7 +375,7 @@ class StudySpec:
             return self.pruner
         return "none" if len(self.objectives) > 1 else "median" if self.epochs is None else "asha"
 
-    @property
+    @cached_property
     def followed(self) -> Followed:
         """The metrics that the pruner follows."""
         from tuner.search import followed_metrics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -50,7 +51,7 @@ class TrainerModule(TrainerDefinition[H]):
         Raises:
             StudyError: an option is unknown, or the trainer, hyperparameters or data are invalid; see `Training`.
         """
-        known = list(inspect.signature(Training).parameters)
+        known = _options_of_training()
         for name in options:
             if name not in known:
                 raise StudyError(f"train_model has no option {name!r}{nearest(name, known)}")
@@ -72,3 +73,8 @@ class TrainerModule(TrainerDefinition[H]):
     def print_tabulate(self, hparams: H, splits: Splits) -> None:
         """Print the path, shape, type and size of each parameter, and the total size."""
         print(tabulate(self, hparams, splits))
+
+
+@functools.cache
+def _options_of_training() -> tuple[str, ...]:
+    return tuple(inspect.signature(Training).parameters)

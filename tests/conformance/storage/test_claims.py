@@ -469,6 +469,36 @@ def test_many_claims_at_once_are_counted_as_they_settle(db: BudgetedStudy, monke
     assert numbers == list(range(50))
 
 
+@pytest.mark.parametrize(("trials", "new_trials", "expected"), [(20, None, 8), (5, None, 5), (20, 6, 6), (8, 8, 8)])
+def test_a_claim_of_several_new_trials_counts_the_study_once(
+    db: BudgetedStudy, monkeypatch: pytest.MonkeyPatch, trials: int, new_trials: int | None, expected: int
+) -> None:
+    monkeypatch.setattr(claims, "_SETTLE_AFTER", 3)
+    calls, standing, settled = list[str](), claims._standing, claims.Settled
+    monkeypatch.setattr(claims, "_standing", lambda *given: calls.append("count") or standing(*given))
+    monkeypatch.setattr(claims, "Settled", lambda *given: calls.append("settle") or settled(*given))
+    claimant = db.claimant(trials=trials, new_trials=new_trials)
+    several = claims.claim_several(db.engine, claimant, 8)
+    assert isinstance(several, list)
+    assert [(lease.number, lease.fence, lease.is_new) for lease in several] == [(at, 1, True) for at in range(expected)]
+    is_limited = new_trials == 6
+    assert calls == [*["count"] * (2 + is_limited), "settle"], (
+        "for its part, to claim, and again if new ones are limited"
+    )
+    assert claimant.settled.still_open == tuple(lease.trial_id for lease in several)
+    assert (claims.claim_several(db.engine, claimant, 8) is NoTrial.WAIT) == (trials < 20 or is_limited)
+
+
+def test_a_claim_of_several_new_trials_counts_those_of_other_workers(db: BudgetedStudy) -> None:
+    others = [db.lease(db.claimant("other", trials=8)) for _ in range(3)]
+    db.tell(others[0])
+    claimant = db.claimant(trials=8)
+    several = claims.claim_several(db.engine, claimant, 8)
+    assert isinstance(several, list)
+    assert [lease.number for lease in several] == [3, 4, 5, 6, 7]
+    assert claims.claim_several(db.engine, claimant, 8) is NoTrial.WAIT
+
+
 def test_a_first_claim_in_a_large_study_counts_before_it_locks(
     db: BudgetedStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ The study's row is the lock under which trials are claimed.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import math
 from dataclasses import dataclass, field
@@ -136,6 +137,11 @@ class _Standing:
     expired: int
     now_s: float
 
+    @property
+    def is_simple(self) -> bool:
+        """Whether no trial waits for a worker."""
+        return self.queued is None and not self.expired
+
 
 def claim(engine: Engine, claimant: Claimant) -> Lease | NoTrial:
     """Take over a trial whose lease has ended, or start a queued one, or create the next if the budget allows it.
@@ -179,18 +185,25 @@ def claim_several(engine: Engine, claimant: Claimant, most: int) -> list[Lease] 
         limit = most if most == 1 else min(most, _part(connection, claimant))
         if limit < 1:
             return NoTrial.WAIT
-        while len(several) < limit:
-            claimed = one(connection, is_stopped)
-            if isinstance(claimed, NoTrial):
-                return several or claimed
-            several.append(claimed)
-        return several
-
-    def one(connection: Connection, is_stopped: bool) -> Lease | NoTrial:
-        nonlocal settled
         if is_stopped:
             return NoTrial.STOPPED
-        standing = _standing(connection, claimant)
+        while True:
+            standing = _standing(connection, claimant)
+            claimed = one(connection, standing)
+            if isinstance(claimed, NoTrial) and not several:
+                return claimed
+            if isinstance(claimed, NoTrial):
+                break
+            several.append(claimed)
+            if claimed.is_new and standing.is_simple:
+                several += _create_more(connection, claimant, standing, limit - len(several))
+            if len(several) == limit:
+                break
+        settled = _settle(connection, claimant, standing, max(lease.trial_id for lease in several))
+        return several
+
+    def one(connection: Connection, standing: _Standing) -> Lease | NoTrial:
+        nonlocal settled
         now_s = standing.now_s
         if claimant.settled.used + standing.used >= claimant.trials:
             return NoTrial.DONE
@@ -215,12 +228,21 @@ def claim_several(engine: Engine, claimant: Claimant, most: int) -> list[Lease] 
         if queued is None and claimant.settled.used + standing.used + standing.running >= _most_new(claimant):
             return NoTrial.WAIT  # queued trials may have started since the limit was counted
         trial_id, number = queued or _create(connection, claimant, standing)
-        settled = _settle(connection, claimant, standing, trial_id)
         return Lease(trial_id, number, claimant.worker, 1, claimant.lease_s, is_new=queued is None)
 
     claimed = write(engine, work)
     claimant.settled = settled
     return claimed
+
+
+def _create_more(connection: Connection, claimant: Claimant, standing: _Standing, most: int) -> list[Lease]:
+    """Create trials after the first, without counting again: nobody else creates trials while the study is locked."""
+    counted = claimant.settled.used + standing.used + standing.running
+    more: list[Lease] = []
+    for at in range(1, 1 + min(most, claimant.trials - counted - 1, _most_new(claimant) - counted - 1)):
+        trial_id, number = _create(connection, claimant, dataclasses.replace(standing, total=standing.total + at))
+        more.append(Lease(trial_id, number, claimant.worker, 1, claimant.lease_s, is_new=True))
+    return more
 
 
 def _most_new(claimant: Claimant) -> int:

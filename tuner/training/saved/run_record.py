@@ -8,7 +8,7 @@ import inspect
 import os
 import platform
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
@@ -237,6 +237,7 @@ def is_plain(hparams: object) -> bool:
     )
 
 
+@lru_cache(maxsize=64)
 def _reference(kind: type) -> Mapping[str, str]:
     try:
         file = str(Path(inspect.getfile(kind)).resolve())
