@@ -489,10 +489,11 @@ def test_a_claim_of_several_new_trials_counts_the_study_once(
     assert (claims.claim_several(db.engine, claimant, 8) is NoTrial.WAIT) == (trials < 20 or is_limited)
 
 
-def test_a_claim_of_several_new_trials_counts_those_of_other_workers(db: BudgetedStudy) -> None:
+@pytest.mark.parametrize("new_trials", [None, 8, 20])
+def test_a_claim_of_several_new_trials_counts_those_of_other_workers(db: BudgetedStudy, new_trials: int | None) -> None:
     others = [db.lease(db.claimant("other", trials=8)) for _ in range(3)]
     db.tell(others[0])
-    claimant = db.claimant(trials=8)
+    claimant = db.claimant(trials=8, new_trials=new_trials)
     several = claims.claim_several(db.engine, claimant, 8)
     assert isinstance(several, list)
     assert [lease.number for lease in several] == [3, 4, 5, 6, 7]

@@ -237,9 +237,9 @@ def claim_several(engine: Engine, claimant: Claimant, most: int) -> list[Lease] 
 
 def _create_more(connection: Connection, claimant: Claimant, standing: _Standing, most: int) -> list[Lease]:
     """Create trials after the first, without counting again: nobody else creates trials while the study is locked."""
-    counted = claimant.settled.used + standing.used + standing.running
+    counted = claimant.settled.used + standing.used + standing.running + 1
     more: list[Lease] = []
-    for at in range(1, 1 + min(most, claimant.trials - counted - 1, _most_new(claimant) - counted - 1)):
+    for at in range(1, 1 + min(most, min(claimant.trials, _most_new(claimant)) - counted)):
         trial_id, number = _create(connection, claimant, dataclasses.replace(standing, total=standing.total + at))
         more.append(Lease(trial_id, number, claimant.worker, 1, claimant.lease_s, is_new=True))
     return more
