@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,8 @@ __all__ = [
 ]
 
 VARIABLE = "TUNER_ARTIFACTS"
+_LAST_FILES_S = 10.0
+"""Seconds in which a worker notices that its study was deleted, and writes no more files."""
 FILES = "files"
 """The folder of a trial's own files, in the trial's folder."""
 LOG = "log.txt"
@@ -140,16 +143,20 @@ class StudyArtifacts:
         return sorted({*removed, *stored}), sum(freed.values()) or size
 
     def remove(self) -> None:
-        """Remove all files of the study.
+        """Remove all files of the study, also while a worker that has not stopped yet writes more.
 
         Raises:
             OSError: some could not be removed from the folder.
         """
         if self.store is not None:
             self.store.remove(self.key)
+        end_s = time.monotonic() + _LAST_FILES_S
         shutil.rmtree(self.folder, ignore_errors=True)
-        if self.folder.exists():
-            raise OSError(f"cannot remove {self.folder}")
+        while self.folder.exists():
+            if time.monotonic() > end_s:
+                raise OSError(f"cannot remove {self.folder}")
+            time.sleep(0.1)
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def artifacts_of(given: str | Path | None) -> Artifacts:

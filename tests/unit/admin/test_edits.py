@@ -1,7 +1,9 @@
 """What people do to a study by hand, seen by Optuna and on the disk."""
 
+import itertools
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -420,6 +422,27 @@ def test_checkpoints_of_the_best_and_of_those_that_run_are_kept(storage: Any, st
 # --- The commands
 
 
+def test_files_are_removed_while_a_worker_writes_its_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder := tmp_path / "study").mkdir()
+    remove, saves = shutil.rmtree, iter(["trial-1", "trial-2"])
+
+    def remove_and_save(path: Path, **options: Any) -> None:
+        remove(path, **options)
+        for name in itertools.islice(saves, 1):
+            (folder / name).mkdir(parents=True)
+
+    monkeypatch.setattr(shutil, "rmtree", remove_and_save)
+    StudyArtifacts(folder).remove()
+    assert not folder.exists()
+
+
+def test_files_that_cannot_be_removed_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifacts, "_LAST_FILES_S", 0.2)
+    monkeypatch.setattr(shutil, "rmtree", lambda *given, **options: None)
+    with pytest.raises(OSError, match=f"cannot remove {tmp_path}"):
+        StudyArtifacts(tmp_path).remove()
+
+
 def answer(tuner: Any, word: str, *words: str) -> tuple[int, str]:
     """Run a command on a terminal and answer its question."""
     ours, theirs = pty.openpty()
@@ -451,7 +474,7 @@ def test_a_study_is_deleted_under_its_workers(
     code, error = answer(tuner, "n", "delete", "tiny")
     assert (code, error.endswith("? [y/N]:tuner: nothing was deleted\n")) == (0, True), error
     code, error = answer(tuner, "y", "delete", "tiny")
-    assert (code, "tuner: deleted study 'tiny'" in error) == (0, True)
+    assert (code, "tuner: deleted study 'tiny'" in error) == (0, True), error
 
     output, _ = worker.communicate(timeout=300)
     assert worker.returncode == 2
