@@ -40,9 +40,9 @@ def reproduce(
 ) -> None:
     """Train a trial again from its seed and check that its results match.
 
-    Nothing is stored. On the same kind of machine with the same package versions, results are identical, bit for bit;
-    those of a trial that ran in a cohort match up to rounding, because it is trained alone now. If the trial copied
-    others (pruner pbt), their training is repeated up to the copy.
+    Nothing is stored. On the same kind of machine with the same package versions, results are identical, bit for bit.
+    A trial that ran in a cohort now trains alone, so its results match only up to rounding. If the trial copied others
+    (pruner pbt), their training is repeated up to the copy.
     Exit status 1 if they do not match.
     For example: tuner reproduce digits_mlp 16
     """

@@ -243,7 +243,7 @@ class Of(enum.StrEnum):
 def importance(
     study: StudyArgument,
     of: Annotated[
-        Of, typer.Option(help="Importance for the objective, or for the seconds that a complete trial trains.")
+        Of, typer.Option(help="Rank by the effect on the objective, or on the training time of a complete trial.")
     ] = Of.OBJECTIVE,
     storage: StorageOption = None,
     format: FormatOption = Format.TABLE,
@@ -251,9 +251,9 @@ def importance(
 ) -> None:
     """Rank hyperparameters by importance (PED-ANOVA and fANOVA).
 
-    PED-ANOVA finds what distinguishes the best tenth of the trials from the rest; fANOVA finds what the objective
-    varies with over the whole space. A line on stderr says whether they agree. With --of seconds, PED-ANOVA finds what
-    distinguishes the fastest tenth.
+    PED-ANOVA finds what distinguishes the best tenth of the trials from the rest; fANOVA measures how much each
+    hyperparameter affects the objective over the whole space. A line on stderr says whether they agree. With --of
+    seconds, PED-ANOVA finds what distinguishes the fastest tenth.
     For example: tuner importance digits_mlp --of seconds
     """
     from tuner.results.compare import importance_rows
