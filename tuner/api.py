@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from tuner.study.file import Settings, study_of
 from tuner.study.objective import OptunaObjective
 from tuner.study.source import is_importing
 from tuner.study.space import Space, choice, int_uniform, log_uniform, uniform
-from tuner.study.spec import Direction, StudySpec
+from tuner.study.spec import Direction, StudySpec, check_arguments
 from tuner.study.trial import Trial
 
 if TYPE_CHECKING:
@@ -47,6 +48,13 @@ class Study(StudySpec):
 
     Its settings are the attributes of `tuner.study.StudySpec`, given by name.
     """
+
+    if not TYPE_CHECKING:  # type checkers know the arguments of StudySpec
+
+        @functools.wraps(StudySpec.__init__)
+        def __init__(self, *given: object, **settings: object) -> None:
+            check_arguments(given, settings)
+            super().__init__(**settings)
 
     def launch(
         self,
@@ -88,7 +96,9 @@ class Study(StudySpec):
         target = f"{path}:{variable}"
         if on is None:
             if options or logs or detach:
-                raise UsageError("`options`, `logs` and `detach` have no effect without `on`: pass an engine")
+                raise UsageError(
+                    "`options`, `logs` and `detach` have no effect without `on`: pass a cluster, such as slurm"
+                )
             launch(target, LaunchOptions(**given))
             return
         if given.get("live") is not None:

@@ -27,8 +27,8 @@ def stop(
     """Stop a study on all machines, or end one trial of it.
 
     Running workers save their trials, release them, and exit within seconds. No worker starts on the study until
-    `tuner resume`. Its jobs on a cluster (Slurm, Kubernetes or Ray) are cancelled. With --trial, the study continues: a running trial
-    ends as pruned, and its worker takes the next one; a trial in the queue is removed from it.
+    `tuner resume`. Its jobs on a cluster (Slurm, Kubernetes or Ray) are cancelled. With --trial, the study continues: a
+    running trial ends as pruned, and its worker takes the next one; a trial in the queue is removed from it.
     For example: tuner stop digits_mlp --trial 17
     """
     if trial is not None:
@@ -125,7 +125,8 @@ def enqueue(
     if other is not None and not values:
         _enqueue_best(study, other, count or 5, split_pairs("--rename", rename), storage)
     elif other is not None or not values:
-        raise UsageError("pass hyperparameters as NAME=VALUE, or another study with --from, and not both")
+        hint = ", not both" if other is not None else ""
+        raise UsageError(f"pass either hyperparameters (NAME=VALUE) or another study (--from){hint}")
     elif count is not None or rename:
         raise UsageError("`-n` and `--rename` have no effect without `--from`: pass a study with --from")
     else:
@@ -144,8 +145,8 @@ def _enqueue_best(study: str, other: str, count: int, rename: Mapping[str, str],
         say(f"not matched: {text}")
     if len(transferred.trials) < count:
         say(
-            f"{len(transferred.trials)} of {count} trials are queued: {other!r} has no others that are complete and "
-            "satisfy their constraints, with other hyperparameters"
+            f"queued only {len(transferred.trials)} of {count} trials: {other!r} has no more complete, feasible trials "
+            "with other hyperparameters"
         )
 
 

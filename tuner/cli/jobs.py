@@ -122,9 +122,7 @@ def logs(
     For example: tuner logs digits_mlp 7
     """
     if number is not None and (worker is not None or trial is not None):
-        raise UsageError(
-            "NUMBER is for the log of a trial, --worker and --trial for those of workers: pass one or the other"
-        )
+        raise UsageError("pass either NUMBER (a trial's log), or --worker and --trial (logs of workers), not both")
     with connected(storage_url(storage)) as engine:
         if number is not None:
             _print_trial_log(engine, study, number, artifacts, is_followed=is_followed)
@@ -136,6 +134,12 @@ def logs(
             print(line, flush=is_followed)
 
 
+def _why_none(*, has_ended: bool) -> str:
+    if not has_ended:
+        return "it has printed nothing yet"
+    return "it printed nothing, or ran outside of a worker (`Study.run`, `Study.ask`), where output is not recorded"
+
+
 def _print_trial_log(engine: Engine, study: str, number: int, artifacts: str | None, *, is_followed: bool) -> None:
     from tuner.results.trial_log import follow_log, read_log
     from tuner.storage.artifacts import artifacts_of
@@ -145,6 +149,6 @@ def _print_trial_log(engine: Engine, study: str, number: int, artifacts: str | N
     if found.file is None and found.lines:
         say(f"the last lines of trial {number}, from the database; its file is not in the artifacts folder here")
     if not found.lines and (found.has_ended or not is_followed):
-        say(f"trial {number} has printed nothing that was kept")
+        say(f"no output of trial {number} is stored: {_why_none(has_ended=found.has_ended)}")
     for line in follow_log(find) if is_followed else found.lines:
         print(line, flush=is_followed)

@@ -59,7 +59,10 @@ def reproduce(
         lanes, stretches = rerunner.lanes(number), rerunner.lineage(number)
     emit([{key: plain(value) for key, value in vars(one).items()} for one in found], format)
     if lanes > 1:
-        say(f"trial {number} ran in a program of {lanes} trainings, and alone now: numbers match up to rounding")
+        say(
+            f"trial {number} ran in a program with {lanes} trainings at once (a cohort, or several seeds) and now "
+            "trains one by one, so its numbers match only up to rounding"
+        )
     for stretch in stretches[:-1]:
         say(f"epochs {stretch.first} to {stretch.last} are those of trial {stretch.trial}, which was copied")
     worst = max(found, key=lambda one: one.difference)

@@ -113,16 +113,19 @@ def best(
     confirm` has trained again come first, ranked by their mean over the seeds, with its 95 % interval.
     For example: tuner best digits_mlp -n 5 --format json
     """
-    from tuner.results.rows import no_feasible
+    from tuner.results.rows import no_best
 
     if count is not None and count < 1:
         raise UsageError(f"-n must be at least 1: got {count}")
     with connected(storage_url(storage)) as engine:
         rows = _best(engine, study, count, prefer)
-        missing = None if rows else no_feasible(engine, study)
-    emit(rows, format)
-    if missing is not None:
-        say(f"{missing}")
+        missing = None if rows else no_best(engine, study)
+    if missing is not None and format is Format.TABLE:
+        print(missing)
+    else:
+        emit(rows, format)
+        if missing is not None:
+            say(missing)
     if format is Format.TABLE:
         _say_epochs(rows)
     say_how_sure(rows)
@@ -275,13 +278,13 @@ def tell_best(study: str, storage: str | None) -> None:
 
 def print_best(study: str, storage: str | None) -> None:
     """Print the best trial of a study that has just ended."""
-    from tuner.results.rows import no_feasible
+    from tuner.results.rows import no_best
 
     with connected(storage_url(storage)) as engine:
         rows = _best(engine, study, None)
-        missing = None if rows else no_feasible(engine, study)
-    if not rows:
-        print(missing or f"no trial of {study!r} is complete")
+        missing = None if rows else no_best(engine, study)
+    if missing is not None:
+        print(missing)
     elif "values" in rows[0]:
         print(f"Pareto front of {study!r}:")
         emit(rows, Format.TABLE)
