@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from tuner.study.file import Settings, study_of
 from tuner.study.objective import OptunaObjective
 from tuner.study.source import is_importing
 from tuner.study.space import Space, choice, int_uniform, log_uniform, uniform
-from tuner.study.spec import Direction, StudySpec, check_arguments
+from tuner.study.spec import Direction, StudySpec, names_wrong_arguments
 from tuner.study.trial import Trial
 
 if TYPE_CHECKING:
@@ -43,18 +42,12 @@ __all__ = [
 ]
 
 
+@names_wrong_arguments
 class Study(StudySpec):
     """A study: its search space, trainer, data, objective, budget and search settings.
 
     Its settings are the attributes of `tuner.study.StudySpec`, given by name.
     """
-
-    if not TYPE_CHECKING:  # type checkers know the arguments of StudySpec
-
-        @functools.wraps(StudySpec.__init__)
-        def __init__(self, *given: object, **settings: object) -> None:
-            check_arguments(given, settings)
-            super().__init__(**settings)
 
     def launch(
         self,

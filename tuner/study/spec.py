@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from tuner.errors import SpaceError, StudyChanged, StudyError, is_int, is_number, nearest
 from tuner.output.sanitize import is_unstorable
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from tuner.search import Agreed, Followed
 
 Direction = Literal["maximize", "minimize"]
+_Spec = TypeVar("_Spec", bound="StudySpec")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -545,7 +547,20 @@ class StudySpec:
         return differences(theirs, {**mine, "optimizer_rules": rules, "seeds": seeds_of(mine)})
 
 
-def check_arguments(given: Sequence[object], settings: Mapping[str, object]) -> None:
+def names_wrong_arguments(kind: type[_Spec]) -> type[_Spec]:
+    """Make a class of studies refuse arguments with wrong names in words of its own; a class decorator."""
+    initialise: Any = kind.__init__
+
+    @functools.wraps(initialise)
+    def checked(self: object, *given: object, **settings: object) -> None:
+        _check_arguments(given, settings)
+        initialise(self, **settings)
+
+    setattr(kind, "__init__", checked)  # noqa: B010 (type checkers keep the signature of the class)
+    return kind
+
+
+def _check_arguments(given: Sequence[object], settings: Mapping[str, object]) -> None:
     """Check that the arguments of `Study` have names that it knows, and that none is missing.
 
     Args:

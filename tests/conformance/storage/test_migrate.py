@@ -308,7 +308,7 @@ def test_trials_without_any_hyperparameter_get_the_new_field(tmp_path: Path, sql
 
 def test_a_new_choice_of_spaces_gets_the_values_below_it(study: Migrations) -> None:
     new: dict[str, Any] = {"inner": "SGD | Adam = choice(SGD, Adam)"}
-    with pytest.raises(UsageError, match=r"'inner.beta' needs a value"):
+    with pytest.raises(UsageError, match=r"no value for the new hyperparameter 'inner.beta'"):
         study(**new, defaults={"inner": "Adam"})
     study(**new, defaults={"inner": "Adam", "inner.beta": "0.9"})
     assert {(one.params["inner"], one.params["inner.beta"]) for one in study.plain().trials} == {("Adam", 0.9)}
