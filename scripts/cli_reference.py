@@ -22,14 +22,12 @@ def help_of(*words: str) -> str:
 
 
 def commands(text: str, *group: str) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield the words and the help of each command in a help text, including subcommands of groups such as `user`."""
+    """Yield the words and the help of each command in a help text; after a group such as `user`, its subcommands."""
     listed = text.partition("\nCommands:\n")[2]
     for name in re.findall(r"^  (\w+)  ", listed, re.MULTILINE):
         inner = help_of(*group, name)
-        if "\nCommands:\n" in inner:
-            yield from commands(inner, *group, name)
-        else:
-            yield (*group, name), inner
+        yield (*group, name), inner
+        yield from commands(inner, *group, name)
 
 
 def reference() -> str:

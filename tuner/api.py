@@ -15,7 +15,7 @@ from tuner.study.file import Settings, study_of
 from tuner.study.objective import OptunaObjective
 from tuner.study.source import is_importing
 from tuner.study.space import Space, choice, int_uniform, log_uniform, uniform
-from tuner.study.spec import Direction, StudySpec
+from tuner.study.spec import Direction, StudySpec, names_wrong_arguments
 from tuner.study.trial import Trial
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 
+@names_wrong_arguments
 class Study(StudySpec):
     """A study: its search space, trainer, data, objective, budget and search settings.
 
@@ -88,7 +89,9 @@ class Study(StudySpec):
         target = f"{path}:{variable}"
         if on is None:
             if options or logs or detach:
-                raise UsageError("`options`, `logs` and `detach` have no effect without `on`: pass an engine")
+                raise UsageError(
+                    "`options`, `logs` and `detach` have no effect without `on`: pass a cluster, such as slurm"
+                )
             launch(target, LaunchOptions(**given))
             return
         if given.get("live") is not None:

@@ -8,7 +8,7 @@ TunerError                      exit status 1
 │   ├── StudyError              a setting of a study or trainer is wrong
 │   │   └── StudyChanged        the study differs from what it was at its first launch
 │   ├── SpaceError              the search space is wrong, or a value is outside of it
-│   │   └── MissingHParam       the trainer reads a hyperparameter that the space does not have
+│   │   └── MissingHParam       the training reads a hyperparameter that the space does not have
 │   ├── UnknownStudy            the storage has no study or trial of that name
 │   ├── StorageURLError         not a valid storage URL
 │   ├── ArtifactsURLError       not a valid URL of artifacts, or the object store refuses the calls

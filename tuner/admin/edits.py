@@ -232,8 +232,7 @@ def retry(url: AnyURL, name: str, number: int) -> int:
         queued = queue_retry(engine, study.study_id, number, trial.hparams)
     if not queued.is_new:
         raise UsageError(
-            f"trial {queued.number} of {name!r} already repeats trial {number} and has not ended: retry it again after "
-            "that"
+            f"trial {queued.number} of {name!r} is already a retry of trial {number}: wait until it has ended"
         )
     return queued.number
 
@@ -337,8 +336,8 @@ class Shortage:
     def describe(self, name: str) -> str:
         """Return in one line what the user must do, so that the queued trials of study `name` run."""
         how = "used up" if self.used >= self.trials else "used up, running or queued"
-        budget = f"{self.trials} trial{'s' if self.trials != 1 else ''}"
-        return f"the budget of {name!r}, {budget}, is {how}: launch it with {self.needed} trials to run what is queued"
+        trials = f"all {self.trials} trials of {name!r} are" if self.trials != 1 else f"the one trial of {name!r} is"
+        return f"{trials} {how}: `tuner launch FILE --trials {self.needed}` runs what is queued"
 
 
 def find_shortage(engine: Engine, name: str) -> Shortage | None:

@@ -96,18 +96,18 @@ class _Finished:
     def best(self, count: int, epochs: int) -> list[tuple[TrialRow, Extension]]:
         if len(self.study.directions) > 1:
             raise UsageError(
-                f"study {self.study.name!r} has several objectives, so no order of its trials: name those to continue "
-                "(`trial`)"
+                f"study {self.study.name!r} has several objectives, so its trials cannot be ranked: pass those to "
+                "continue as `numbers`"
             )
         if not self._last_epochs:
-            raise UsageError(f"no state to resume from: {self._without_states()}")
+            raise UsageError(f"study {self.study.name!r} has no saved last states: {self._how_to_keep()}")
         ranked = read_best(self._engine, self.study, None)
         able = [trial for trial in ranked if self._why_not(trial, epochs) is None]
         if not able:
             raise UsageError(
-                f"no trial of {self.study.name!r} can be continued to epoch {epochs}: trials "
-                f"{', '.join(map(str, self._last_epochs))} have a last state, and are not complete, have as many "
-                "epochs, or are continued already; name one (`trial`) for the reason"
+                f"no trial of {self.study.name!r} can be continued to epoch {epochs}: each one with a last state "
+                f"({', '.join(map(str, self._last_epochs))}) is not complete, has as many epochs already, or is "
+                "continued already; pass one of them as `numbers` to see its reason"
             )
         return [(trial, self._extension(trial, epochs)) for trial in able[:count]]
 
@@ -123,7 +123,7 @@ class _Finished:
         if trial.outcome is not Outcome.COMPLETE:
             return f"it is {trial.outcome}, and only complete trials can be continued"
         if last is None or trial.record.checkpoint is None:
-            return f"no state to resume from; {self._without_states()}"
+            return f"its last state was not saved; {self._how_to_keep()}"
         if number in self._copies:
             return "it copied other trials (pruner pbt), so its hyperparameters changed while it trained"
         if last >= epochs:
@@ -132,14 +132,11 @@ class _Finished:
             if extension.of == number and extension.epochs >= epochs and other in self._counting:
                 return f"trial {other} continues it to epoch {extension.epochs} already"
         if self._is_gone(_state_of(trial)):
-            return "no state to resume from; it was removed in favour of better trials"
+            return "its last state was removed, because better trials ended after it"
         return None
 
-    def _without_states(self) -> str:
-        return (
-            f"set keep_last in study {self.study.name!r}, which keeps the last states of the best trials that end from "
-            "then on"
-        )
+    def _how_to_keep(self) -> str:
+        return "set keep_last in the study's file, and the best trials that end after that can be continued"
 
     def _is_gone(self, state: str) -> bool:
         """Return whether a state is known to be gone; on other machines than those of the workers it is not known."""

@@ -117,8 +117,8 @@ NotifyOption = Annotated[
     typer.Option(
         "--notify",
         metavar="URL",
-        help="Whom to notify of events: https://..., slack+https://..., discord+https://..., smtp://..., exec:COMMAND,"
-        " or @FILE with one on each line; may be repeated.  [default: $TUNER_NOTIFY]",
+        help="Where to send notifications: https://..., slack+https://..., discord+https://..., smtp://...,"
+        " exec:COMMAND, or @FILE with one on each line; may be repeated.  [default: $TUNER_NOTIFY]",
         show_default=False,
     ),
 ]
@@ -142,7 +142,7 @@ WallHoursOption = Annotated[
     typer.Option(
         "--wall-hours",
         metavar="H",
-        help="Budget in hours during which at least one worker runs; overrides the study's.",
+        help="Time budget in hours, counted while at least one worker runs; overrides the study's.",
         show_default=False,
     ),
 ]
@@ -321,7 +321,7 @@ OwnerOption = Annotated[
     typer.Option(
         "--owner",
         metavar="NAME",
-        help="Who the study belongs to.  [default: the study's, $TUNER_OWNER, or who launches it first]",
+        help="Who the study belongs to.  [default: the study's, $TUNER_OWNER, or the user who launches it first]",
         show_default=False,
     ),
 ]
@@ -338,7 +338,7 @@ OnOption = Annotated[
     typer.Option(
         "--on",
         metavar="ENGINE",
-        help="Run the workers on a cluster: slurm, kubernetes or ray.  [default: here]",
+        help="Run the workers on a cluster: slurm, kubernetes or ray.  [default: this machine]",
         show_default=False,
     ),
 ]
@@ -347,7 +347,7 @@ EngineOption = Annotated[
     typer.Option(
         "--option",
         metavar="NAME=VALUE",
-        help="With --on: a setting of the engine, such as partition=gpu; may be repeated.",
+        help="With --on: a setting of the cluster, such as partition=gpu; may be repeated.",
         show_default=False,
     ),
 ]

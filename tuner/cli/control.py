@@ -27,8 +27,8 @@ def stop(
     """Stop a study on all machines, or end one trial of it.
 
     Running workers save their trials, release them, and exit within seconds. No worker starts on the study until
-    `tuner resume`. Jobs of an engine such as Slurm are cancelled. With --trial, the study continues: a running trial
-    ends as pruned, and its worker takes the next one; a trial in the queue is removed from it.
+    `tuner resume`. Its jobs on a cluster (Slurm, Kubernetes or Ray) are cancelled. With --trial, the study continues: a
+    running trial ends as pruned, and its worker takes the next one; a trial in the queue is removed from it.
     For example: tuner stop digits_mlp --trial 17
     """
     if trial is not None:
@@ -46,7 +46,7 @@ def stop(
 def resume(study: StudyArgument, storage: StorageOption = None, debug: DebugOption = False) -> None:
     """Allow a stopped study to be launched again, on any machine.
 
-    A study that its target, patience or terminator has ended needs another setting instead.
+    If its target, patience or terminator ended the study, change that setting and launch the study again instead.
     For example: tuner resume digits_mlp
     """
     from tuner.admin.lifecycle import resume as resume_study
@@ -109,7 +109,7 @@ def enqueue(
         typer.Option(
             "--rename",
             metavar="OLD=NEW",
-            help="With --from: the name in this study of a hyperparameter of the other; may be repeated.",
+            help="With --from: use the other study's OLD as NEW in this one; may be repeated.",
         ),
     ] = None,
     storage: StorageOption = None,
@@ -125,7 +125,8 @@ def enqueue(
     if other is not None and not values:
         _enqueue_best(study, other, count or 5, split_pairs("--rename", rename), storage)
     elif other is not None or not values:
-        raise UsageError("pass hyperparameters as NAME=VALUE, or another study with --from, and not both")
+        hint = ", not both" if other is not None else ""
+        raise UsageError(f"pass either hyperparameters (NAME=VALUE) or another study (--from){hint}")
     elif count is not None or rename:
         raise UsageError("`-n` and `--rename` have no effect without `--from`: pass a study with --from")
     else:
@@ -144,8 +145,8 @@ def _enqueue_best(study: str, other: str, count: int, rename: Mapping[str, str],
         say(f"not matched: {text}")
     if len(transferred.trials) < count:
         say(
-            f"{len(transferred.trials)} of {count} trials are queued: {other!r} has no others that are complete and "
-            "satisfy their constraints, with other hyperparameters"
+            f"queued only {len(transferred.trials)} of {count} trials: {other!r} has no more complete, feasible trials "
+            "with other hyperparameters"
         )
 
 
@@ -156,7 +157,7 @@ def _settings(params: Mapping[str, object]) -> str:
 def extend(
     study: StudyArgument,
     epochs: Annotated[
-        int, typer.Option("--epochs", metavar="N", help="Total number of epochs, those already trained included.")
+        int, typer.Option("--epochs", metavar="N", help="Total number of epochs, including those already trained.")
     ],
     count: Annotated[
         int | None,
@@ -172,8 +173,8 @@ def extend(
     """Queue trials that continue finished ones with more epochs.
 
     Each continues the last state of a complete trial, with the same hyperparameters and seed, and counts towards the
-    study's number of trials. The finished trials do not change. The study needs keep_last. Pruners do not judge these
-    trials.
+    study's number of trials. The finished trials do not change. Set keep_last in the study file first: otherwise last
+    states are not saved. Extended trials are not pruned.
     For example: tuner extend digits_mlp -n 3 --epochs 60
     """
     from tuner.admin.extend import extend as extend_trials
@@ -224,8 +225,8 @@ def delete(
 ) -> None:
     """Delete a study: its trials, and its checkpoints.
 
-    Asks for confirmation. Checkpoints in folders of other machines stay. Running workers stop, and jobs of an engine
-    such as Slurm are cancelled.
+    Asks for confirmation. Checkpoints in folders of other machines stay. Running workers stop, and jobs on a cluster
+    (Slurm, Kubernetes or Ray) are cancelled.
     For example: tuner delete digits_mlp
     """
     from tuner.admin.edits import belongings

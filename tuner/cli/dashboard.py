@@ -64,7 +64,8 @@ def dashboard(
     """Serve Optuna's dashboard, with extra pages on workers and checkpoints.
 
     With --notify, it tells you what happens to the studies of the storage, whoever launches them.
-    If the users file has no users, $TUNER_DASHBOARD_USER and $TUNER_DASHBOARD_PASSWORD are its first one, an editor.
+    If the users file has no users yet, the dashboard adds an editor: $TUNER_DASHBOARD_USER, with the password
+    $TUNER_DASHBOARD_PASSWORD.
     """
     import os
 

@@ -36,13 +36,13 @@ def database(
         ),
     ] = None,
     max_connections: Annotated[
-        int, typer.Option(metavar="N", help="Most connections at a time; a worker takes at most two.")
+        int, typer.Option(metavar="N", help="Maximum number of connections; each worker uses at most two.")
     ] = 200,
     debug: DebugOption = False,
 ) -> None:
     """Start a Postgres for workers on several machines, with its data in a folder, until Ctrl-C.
 
-    Needs no administrator. Prints the command that sets $TUNER_STORAGE.
+    Does not need root. Prints the command that sets $TUNER_STORAGE.
     For example: tuner database /scratch/me/tuner-db
     """
     from tuner.admin.database import DatabaseOptions, serve_database

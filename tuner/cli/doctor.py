@@ -18,7 +18,8 @@ def doctor(
 ) -> None:
     """Check this machine's setup: Python, devices, storage, clock, disk, tracking.
 
-    Makes no changes; to object storage it writes an empty object and removes it. Exit status 1 if a check fails.
+    Changes nothing, except that it writes an empty object to object storage and removes it. Exit status 1 if a check
+    fails.
     For example: tuner doctor --storage postgresql+psycopg2://tuner@db/tuner
     """
     from tuner.admin.doctor import examine

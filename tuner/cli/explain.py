@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
+import typer
 from typer.core import TyperCommand
 
 from tuner.errors import StorageDenied, StorageSchemaError, TunerError, UsageError
@@ -65,6 +66,14 @@ def _is_in_json(error: RecursionError) -> bool:
 
 class Command(TyperCommand):
     """A command whose errors name its options as they are typed."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments; leave out the words that pydantic puts before the reason why a value is wrong."""
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")
+            raise
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""

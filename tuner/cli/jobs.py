@@ -1,4 +1,4 @@
-"""`tuner launch --on`, `tuner scale` and `tuner logs`: workers that an engine runs, and what trials printed."""
+"""`tuner launch --on`, `tuner scale` and `tuner logs`: workers that an engine runs, and the output of trials."""
 
 from __future__ import annotations
 
@@ -71,9 +71,10 @@ def scale(
     storage: StorageOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Change the number of workers of a study that an engine runs.
+    """Change the number of workers of a study on a cluster.
 
-    Workers that are too many give back their trials, and others resume them.
+    For a study that `tuner launch --on` runs with Slurm, Kubernetes or Ray. With fewer workers, the surplus ones give
+    back their trials and stop; the others resume these trials.
     For example: tuner scale digits_mlp 8
     """
     from tuner.launch.engines import scale_jobs
@@ -95,7 +96,7 @@ def _count(workers: int) -> str:
 def logs(
     study: StudyArgument,
     number: Annotated[
-        int | None, typer.Argument(metavar="[NUMBER]", help="A trial: print what it printed.", show_default=False)
+        int | None, typer.Argument(metavar="[NUMBER]", help="The trial whose output to show.", show_default=False)
     ] = None,
     worker: Annotated[
         str | None,
@@ -112,17 +113,16 @@ def logs(
     storage: StorageOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Print what a trial printed, or the logs of a study's workers that an engine runs.
+    """Show the output of a trial, or the logs of workers on a cluster.
 
-    With NUMBER: the trial's log, from its file if that is in the artifacts folder of this machine, else the last lines
-    that the database has. Without it: the logs of workers. With Slurm and Ray they are files: run the command where
-    they are. Kubernetes is asked for the logs of the pods. With several logs, each line begins with the log's name.
+    With NUMBER, prints the trial's log file if it is in the artifacts folder on this machine, otherwise the trial's
+    last lines, which are in the database. Without NUMBER, prints the logs of workers on a cluster (Slurm, Kubernetes or
+    Ray). Slurm and Ray write them to files: run this command on a machine that can read them. On Kubernetes, it reads
+    the logs of the pods. With several logs, each line begins with the log's name.
     For example: tuner logs digits_mlp 7
     """
     if number is not None and (worker is not None or trial is not None):
-        raise UsageError(
-            "NUMBER is for the log of a trial, --worker and --trial for those of workers: pass one or the other"
-        )
+        raise UsageError("pass either NUMBER (a trial's log), or --worker and --trial (logs of workers), not both")
     with connected(storage_url(storage)) as engine:
         if number is not None:
             _print_trial_log(engine, study, number, artifacts, is_followed=is_followed)
@@ -134,6 +134,12 @@ def logs(
             print(line, flush=is_followed)
 
 
+def _why_none(*, has_ended: bool) -> str:
+    if not has_ended:
+        return "it has printed nothing yet"
+    return "it printed nothing, or ran outside of a worker (`Study.run`, `Study.ask`), where output is not recorded"
+
+
 def _print_trial_log(engine: Engine, study: str, number: int, artifacts: str | None, *, is_followed: bool) -> None:
     from tuner.results.trial_log import follow_log, read_log
     from tuner.storage.artifacts import artifacts_of
@@ -143,6 +149,6 @@ def _print_trial_log(engine: Engine, study: str, number: int, artifacts: str | N
     if found.file is None and found.lines:
         say(f"the last lines of trial {number}, from the database; its file is not in the artifacts folder here")
     if not found.lines and (found.has_ended or not is_followed):
-        say(f"trial {number} has printed nothing that was kept")
+        say(f"no output of trial {number} is stored: {_why_none(has_ended=found.has_ended)}")
     for line in follow_log(find) if is_followed else found.lines:
         print(line, flush=is_followed)

@@ -90,7 +90,7 @@ def launch(
     log_format: LogFormatOption = LogFormat.TEXT,
     live: LiveOption = None,
     on: OnOption = None,
-    option: EngineOption = None,
+    options: EngineOption = None,
     logs: LogsOption = None,
     dry_run: DryRunOption = False,
     detach: DetachOption = False,
@@ -104,7 +104,7 @@ def launch(
     """
     from tuner.launch import LaunchOptions, check_several, in_turn
 
-    options = LaunchOptions(
+    given = LaunchOptions(
         storage=storage,
         artifacts=artifacts,
         workers=workers,
@@ -136,27 +136,27 @@ def launch(
     )
     where = None
     if on is None:
-        _refuse_without_engine(option=option, logs=logs, dry_run=dry_run, detach=detach)
+        _refuse_without_engine(options=options, logs=logs, dry_run=dry_run, detach=detach)
     else:
         from tuner.launch.engines import JobOptions
 
-        where = JobOptions(on=on, options=split_pairs("--option", option), logs=logs)
+        where = JobOptions(on=on, options=split_pairs("--option", options), logs=logs)
     _check_share(files, share, on)
 
     def one(file: str) -> None:
         with busy_if_at_work(file, storage):
             if where is None:
-                study = _launch_here(file, options)
+                study = _launch_here(file, given)
             else:
-                study = _launch_there(file, options, where, dry_run, detach, log_format)
+                study = _launch_there(file, given, where, dry_run, detach, log_format)
         _tell_result(study, storage, log_format)
 
     if len(files) == 1:
         one(files[0])
         return
-    check_several(files, options)
+    check_several(files, given)
     if share:
-        _launch_shared(files, options, storage, log_format)
+        _launch_shared(files, given, storage, log_format)
     else:
         in_turn(files, one)
 
@@ -207,4 +207,4 @@ def _check_share(files: Sequence[str], is_shared: bool, on: str | None) -> None:
 def _refuse_without_engine(**given: object) -> None:
     for name, value in given.items():
         if value:
-            raise UsageError(f"`{name}` has no effect without `on`: pass an engine with `on`, such as slurm")
+            raise UsageError(f"`{name}` has no effect without `on`: pass a cluster with `on`, such as slurm")

@@ -19,7 +19,8 @@ def mcp(
 ) -> None:
     """Serve studies to agents over the Model Context Protocol, on standard input and output.
 
-    An agent's program starts this command. It offers the queries of tuner, and the tools enqueue and stop.
+    Configure your agent to start this command. It offers queries of studies, and tools to enqueue trials and to stop
+    studies.
     For example: tuner mcp --storage sqlite:////home/me/tuner.db --read-only
     """
     from tuner.admin.agent_server import make_server

@@ -21,7 +21,7 @@ def migrate(
         typer.Option(
             "--default",
             metavar="NAME=VALUE",
-            help="The value of earlier trials for a new hyperparameter; may be repeated.",
+            help="The value of a new hyperparameter with which earlier trials were trained; may be repeated.",
         ),
     ] = None,
     fixed: SetOption = None,
@@ -31,9 +31,9 @@ def migrate(
 ) -> None:
     """Change the space of a stored study.
 
-    Ranges may become wider or narrower, choices may be added at the end, and hyperparameters may be added, with the
-    value that earlier trials have trained with. No worker may hold a trial. A backup is made first. Restart Optuna's
-    dashboard and other programs that have the study open.
+    Ranges may become wider or narrower, and choices may be added at the end. You can add hyperparameters if you give
+    the value that earlier trials were trained with (--default). Stop all workers first. A backup is made. Restart
+    Optuna's dashboard and other programs that have the study open.
     For example: tuner migrate digits_mlp --file studies/digits_mlp.py --dry-run
     """
     from tuner.admin.migrate import migrate as migrate_study
@@ -53,5 +53,5 @@ def migrate(
     if is_dry:
         say(f"nothing was changed: this is what `tuner migrate {study}` would do without --dry-run")
         return
-    say(f"the space of {study!r} is now version {found.version}; what was there before is in {found.backup}")
+    say(f"the space of {study!r} is now version {found.version}; a backup is in {found.backup}")
     say("restart Optuna's dashboard, and other programs that have the study open")

@@ -31,8 +31,8 @@ def replay(
     """Compare pruners on the recorded curves of a study.
 
     Prints how many trials each pruner would have stopped, the epochs and device hours saved, and the regret: how much
-    worse the best of the other trials is than the best of the study. Each is a mean over random orders of arrival, with
-    the interval of 95 % of the orders. A study that ran with pruning gives only bounds.
+    worse the best trial that it keeps is than the best trial of the study. Each figure is the mean over random orders
+    of the trials, with the range of 95 % of the orders. For a study that ran with a pruner, only bounds are known.
     For example: tuner replay digits_mlp --pruner hyperband --pruner '{"name": "asha", "reduction_factor": 4}'
     """
     from tuner.results.replay import flat_row, replay_rows

@@ -40,9 +40,9 @@ def reproduce(
 ) -> None:
     """Train a trial again from its seed and check that its results match.
 
-    Nothing is stored. On the same kind of machine with the same package versions, results are identical, bit for bit;
-    those of a trial that ran in a cohort match up to rounding, because it is trained alone now. If the trial copied
-    others (pruner pbt), their training is repeated up to the copy.
+    Nothing is stored. On the same kind of machine with the same package versions, results are identical, bit for bit.
+    A trial that ran in a cohort now trains alone, so its results match only up to rounding. If the trial copied others
+    (pruner pbt), their training is repeated up to the copy.
     Exit status 1 if they do not match.
     For example: tuner reproduce digits_mlp 16
     """
@@ -59,7 +59,10 @@ def reproduce(
         lanes, stretches = rerunner.lanes(number), rerunner.lineage(number)
     emit([{key: plain(value) for key, value in vars(one).items()} for one in found], format)
     if lanes > 1:
-        say(f"trial {number} ran in a program of {lanes} trainings, and alone now: numbers match up to rounding")
+        say(
+            f"trial {number} ran in a program with {lanes} trainings at once (a cohort, or several seeds) and now "
+            "trains one by one, so its numbers match only up to rounding"
+        )
     for stretch in stretches[:-1]:
         say(f"epochs {stretch.first} to {stretch.last} are those of trial {stretch.trial}, which was copied")
     worst = max(found, key=lambda one: one.difference)

@@ -99,13 +99,14 @@ def worker(
     study.
     """
     from tuner.launch.devices import settle
-    from tuner.launch.options import check_number
+    from tuner.launch.options import check_limits, check_number
     from tuner.launch.process import EVENTS_VARIABLE
     from tuner.trial.environment import RELAYED_VARIABLE
     from tuner.worker.group import find_member
 
     check_number("trials", trials, 1)
     check_number("seed", seed, 0)
+    check_limits(wall_hours, device_hours, trial_minutes, stall_minutes)
     member = find_member(hosts, coordinator, rank, os.environ)
     settings = Settings(
         name=name,
@@ -270,7 +271,9 @@ def busy_if_at_work(target: str, storage: str | None) -> Generator[None]:
                     is_at_work = is_file_at_work(engine, split_path(target)[0].absolute())
         if not is_at_work:
             raise
-        raise StudyBusy(f"{error}; other workers run a study of this file: correct it, then start this again") from None
+        raise StudyBusy(
+            f"{error}; other workers are running a study of this file: correct the file, then run this command again"
+        ) from None
 
 
 def _stop_on_signals(*, has_launcher: bool) -> Stop:

@@ -113,16 +113,19 @@ def best(
     confirm` has trained again come first, ranked by their mean over the seeds, with its 95 % interval.
     For example: tuner best digits_mlp -n 5 --format json
     """
-    from tuner.results.rows import no_feasible
+    from tuner.results.rows import no_best
 
     if count is not None and count < 1:
         raise UsageError(f"-n must be at least 1: got {count}")
     with connected(storage_url(storage)) as engine:
         rows = _best(engine, study, count, prefer)
-        missing = None if rows else no_feasible(engine, study)
-    emit(rows, format)
-    if missing is not None:
-        say(f"{missing}")
+        missing = None if rows else no_best(engine, study)
+    if missing is not None and format is Format.TABLE:
+        print(missing)
+    else:
+        emit(rows, format)
+        if missing is not None:
+            say(missing)
     if format is Format.TABLE:
         _say_epochs(rows)
     say_how_sure(rows)
@@ -243,7 +246,7 @@ class Of(enum.StrEnum):
 def importance(
     study: StudyArgument,
     of: Annotated[
-        Of, typer.Option(help="Importance for the objective, or for the seconds that a complete trial trains.")
+        Of, typer.Option(help="Rank by the effect on the objective, or on the training time of a complete trial.")
     ] = Of.OBJECTIVE,
     storage: StorageOption = None,
     format: FormatOption = Format.TABLE,
@@ -251,9 +254,9 @@ def importance(
 ) -> None:
     """Rank hyperparameters by importance (PED-ANOVA and fANOVA).
 
-    PED-ANOVA finds what distinguishes the best tenth of the trials from the rest; fANOVA finds what the objective
-    varies with over the whole space. A line on stderr says whether they agree. With --of seconds, PED-ANOVA finds what
-    distinguishes the fastest tenth.
+    PED-ANOVA finds what distinguishes the best tenth of the trials from the rest; fANOVA measures how much each
+    hyperparameter affects the objective over the whole space. A line on stderr says whether they agree. With --of
+    seconds, PED-ANOVA finds what distinguishes the fastest tenth.
     For example: tuner importance digits_mlp --of seconds
     """
     from tuner.results.compare import importance_rows
@@ -275,13 +278,13 @@ def tell_best(study: str, storage: str | None) -> None:
 
 def print_best(study: str, storage: str | None) -> None:
     """Print the best trial of a study that has just ended."""
-    from tuner.results.rows import no_feasible
+    from tuner.results.rows import no_best
 
     with connected(storage_url(storage)) as engine:
         rows = _best(engine, study, None)
-        missing = None if rows else no_feasible(engine, study)
-    if not rows:
-        print(missing or f"no trial of {study!r} is complete")
+        missing = None if rows else no_best(engine, study)
+    if missing is not None:
+        print(missing)
     elif "values" in rows[0]:
         print(f"Pareto front of {study!r}:")
         emit(rows, Format.TABLE)

@@ -121,7 +121,7 @@ def check_several(targets: Sequence[str], options: LaunchOptions) -> None:
         split_target(target)
         same = [other for other in targets[:at] if _place(other) == _place(target)]
         if same:
-            raise UsageError(f"each study can be launched once: got {same[0]!r} and {target!r}")
+            raise UsageError(f"the same study is given twice, as {same[0]!r} and {target!r}: pass it once")
     if len(targets) > 1 and options.name is not None:
         raise UsageError(f"`name` {options.name!r} names one study: got {len(targets)} files; launch them one by one")
 
@@ -141,7 +141,7 @@ def _launch(
     targets: Sequence[str], options: LaunchOptions, tell_result: Callable[[Snapshot], None] = lambda _: None
 ) -> list[Snapshot]:
     if options.hosts_per_worker is not None:
-        raise UsageError("`hosts_per_worker` has no effect without `on`: pass an engine with `on`, such as slurm")
+        raise UsageError("`hosts_per_worker` has no effect without `on`: pass a cluster with `on`, such as slurm")
     check_live(options.live)
     set_about(study=None)  # another launch in this process may have used one
     paths = [split_target(target)[0] for target in targets]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tuner.errors import UsageError
+from tuner.errors import UsageError, is_number
 from tuner.output.log import is_json
 from tuner.storage import AnyURL
 from tuner.study.ownership import check_labels, check_owner
@@ -102,6 +102,7 @@ class LaunchOptions:
     def __post_init__(self) -> None:
         check_number("trials", self.trials, 1)
         check_number("seed", self.seed, 0)
+        check_limits(self.wall_hours, self.device_hours, self.trial_minutes, self.stall_minutes)
         check_owner(self.owner)
         check_labels(self.labels)
         if self.metrics_host is not None and self.metrics_port is None:
@@ -153,6 +154,21 @@ class MirrorOptions:
 def _flag(name: str, value: object) -> str:
     text = json.dumps(value) if isinstance(value, Mapping) else value
     return f"--{name.replace('_', '-')}={text}"
+
+
+def check_limits(
+    wall_hours: float | None, device_hours: float | None, trial_minutes: float | None, stall_minutes: float | None
+) -> None:
+    """Raise UsageError unless each limit of time is None or a number above 0."""
+    limits = {
+        "wall_hours": wall_hours,
+        "device_hours": device_hours,
+        "trial_minutes": trial_minutes,
+        "stall_minutes": stall_minutes,
+    }
+    for name, limit in limits.items():
+        if limit is not None and (not is_number(limit) or not limit > 0):
+            raise UsageError(f"`{name}` must be a number of {name.partition('_')[2]} above 0: got {limit!r}")
 
 
 def check_number(name: str, number: int | None, low: int) -> None:

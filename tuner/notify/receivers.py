@@ -37,6 +37,7 @@ _FORMS = (
     "https://..., slack+https://..., discord+https://..., smtp://..., exec:COMMAND, apprise+URL, or @FILE with one of "
     "them on each line"
 )
+_HIDDEN = "it is not shown, because it may contain a password"
 _LONGEST_DISCORD = 2000
 _COMMAND_S = 30.0
 """Seconds that a command may take."""
@@ -124,7 +125,7 @@ def parse_receiver(text: str) -> Receiver:
     scheme, separator, rest = text.partition("://")
     kind, _, inner = scheme.rpartition("+")
     if not separator or not scheme.isprintable() or len(scheme) > 30:
-        raise UsageError(f"`notify` must be {_FORMS}: got a text without a scheme, which is not shown")
+        raise UsageError(f"`notify` must be {_FORMS}: got a text without one of these schemes; {_HIDDEN}")
     if scheme.startswith("apprise+"):
         return _apprise(text.removeprefix("apprise+"))
     if inner in ("http", "https") and kind in ("", *_FORMATS):
@@ -143,7 +144,7 @@ def _split(url: str) -> SplitResult:
     except ValueError:
         is_right = False
     if not is_right or any(one.isspace() or not one.isprintable() for one in url):
-        raise UsageError(f"{must}: got one of scheme {parts.scheme!r}, which is not shown; escape / ? # @ in passwords")
+        raise UsageError(f"{must}: got one of scheme {parts.scheme!r}; {_HIDDEN}; escape / ? # @ in passwords")
     return parts
 
 
@@ -396,7 +397,7 @@ def _apprise(url: str) -> Apprise:
     logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)  # its lines may have parts of the URL
     scheme = url.partition("://")[0]
     if not Client().add(url):
-        raise UsageError(f"apprise does not know the address of `notify` with scheme {scheme[:30]!r}; it is not shown")
+        raise UsageError(f"apprise does not know the address of `notify` with scheme {scheme[:30]!r}; {_HIDDEN}")
     return Apprise(url, scheme)
 
 

@@ -56,9 +56,8 @@ def export_bundle(
     trial = show_row(engine, study_name, number)
     if "train" in study.record and trial["checkpoint"] is None:
         raise UsageError(
-            f"trial {number} of {study_name!r} has no saved state or files: a study keeps those of its best trials "
-            "(`keep_best`), if the training saves any: a function with `trial.save` or in `trial.folder`, a command in "
-            "its `{folder}`"
+            f"trial {number} of {study_name!r} has no saved state or files to export: save a state with `trial.save`, "
+            "or write files to `trial.folder` (in a command: `{folder}`); only the best trials keep them (`keep_best`)"
         )
     checkpoint = checkpoint_of(trial)
     source = study_file_of(trial) if file is None else split_target(file)[0]

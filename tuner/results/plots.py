@@ -127,10 +127,14 @@ def need_matplotlib(*, has_screen: bool = False) -> None:
 
 
 def _part(study: optuna.Study) -> optuna.Study:
-    """Return an in-memory copy of the ended trials; of very many, a part at equal distances."""
+    """Return an in-memory copy of the ended trials; of very many, a part at equal distances.
+
+    A trial that was removed from the queue has never started: it has nothing to draw, and Optuna refuses its copy.
+    """
     import optuna
 
-    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    trials = study.get_trials(deepcopy=False)
+    ended = [trial for trial in trials if trial.state.is_finished() and trial.datetime_start is not None]
     count = min(len(ended), MOST_LINES)
     copy = optuna.create_study(study_name=study.study_name, directions=study.directions)
     copy.add_trials([ended[len(ended) * at // count] for at in range(count)])

@@ -324,6 +324,16 @@ def _confirmed_row(confirmed: Confirmed, tied: list[int]) -> ConfirmedJson:
     }
 
 
+def no_best(engine: Engine, study_name: str) -> str:
+    """Return why a study has no best trial, which it has not, with the numbers of its trials by outcome."""
+    infeasible = no_feasible(engine, study_name)
+    if infeasible is not None:
+        return infeasible
+    counts = outcome_counts(engine, find_study(engine, study_name).study_id)
+    found = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
+    return f"study {study_name!r} has no complete trial yet: {found or 'no trials'}"
+
+
 def no_feasible(engine: Engine, study_name: str) -> str | None:
     """Return the message if all complete trials of a study violate a constraint, else None."""
     study = find_study(engine, study_name)

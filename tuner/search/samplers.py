@@ -158,7 +158,10 @@ def _partial_fixed(options: dict[str, object], context: Context) -> BaseSampler:
         raise StudyError(f"the sampler 'partial_fixed' must be {form}, where 'base' is a named sampler: got {found}")
     name, _ = split("sampler", base, SAMPLERS)
     if name in _OWN_POINTS:
-        raise StudyError(f"the base of 'partial_fixed' cannot be {name!r}: use another one, or `fixed` of the study")
+        raise StudyError(
+            f"the base of 'partial_fixed' cannot be {name!r}: use another base, or fix the hyperparameters with "
+            "`fixed` instead of 'partial_fixed'"
+        )
     domains = _domains(context)
     for parameter, value in fixed.items():
         if context.distributions is not None and parameter not in domains:

@@ -91,7 +91,7 @@ def differences(old: Mapping[str, object], new: Mapping[str, object], prefix: st
         if isinstance(before, dict) and isinstance(after, dict):
             found += differences(before, after, f"{prefix}{key}.")
         elif before != after:
-            found.append(f"{prefix}{key} was {_show(before)}, is {_show(after)}")
+            found.append(f"{prefix}{key} was {_show(before)} and is now {_show(after)}")
     return found
 
 

@@ -104,8 +104,8 @@ class SpacePlan:
                 raise _Incomplete
             if name not in self.defaults:
                 raise UsageError(
-                    f"the new hyperparameter {name!r} needs a value for earlier trials: pass it as `default`, "
-                    f"{name}=VALUE, the one with which they have trained"
+                    f"earlier trials have no value for the new hyperparameter {name!r}: pass the value with which they "
+                    f"were trained as `default` {name}=VALUE"
                 )
             found[name] = self.defaults[name]
             return domain.decode(found[name])
@@ -252,7 +252,7 @@ def _compare(name: str, before: str | None, after: str | None) -> Change:
     old, new = _parse(before), _parse(after)
     if new.domain is None:
         raise UsageError(
-            f"{name} was {before}, is {after}: trials with other values would count as trials with this one"
+            f"{name} was {before} and is now {after}: trials with other values would count as trials with this one"
         )
     if old.domain is None:
         return Change(name, ADDED, before, after)
@@ -260,11 +260,11 @@ def _compare(name: str, before: str | None, after: str | None) -> Change:
     may_exist = later[: len(earlier)] == earlier and bool(later) == bool(earlier)
     if _fixed_part(old.rest) != _fixed_part(new.rest):
         raise UsageError(
-            f"{name} was {before}, is {after}: it must stay fixed at the same value, or searched; pass the same values "
-            "with `fixed` as at the launch"
+            f"{name} was {before} and is now {after}: it must stay fixed at the same value, or searched; pass the same "
+            "values with `fixed` as at the launch"
         )
     if not may_exist:
-        raise UsageError(f"{name} was {before}, is {after}: it must exist under the same conditions")
+        raise UsageError(f"{name} was {before} and is now {after}: it must exist under the same conditions")
     what = _changed_domain(name, old.domain, new.domain)
     return Change(name, what or "condition", before, after)
 
@@ -293,7 +293,7 @@ def _changed_domain(name: str, old: Domain, new: Domain) -> str:
     """Return in words how a domain changes; empty if it does not."""
     if old == new:
         return ""
-    about = f"{name} was {old!r}, is {new!r}"
+    about = f"{name} was {old!r} and is now {new!r}"
     if type(old) is not type(new):
         raise UsageError(f"{about}: the kind of a hyperparameter cannot change")
     if old.traced != new.traced:
@@ -335,12 +335,18 @@ def _changed_choice(about: str, old: ChoiceDomain, new: ChoiceDomain) -> str:
 # --- Distributions
 
 
+_ELSE = "give the study a new name in its file; its `warm_start` can show these trials to the sampler"
+
+
 def _migrated(name: str, old: BaseDistribution, new: BaseDistribution) -> BaseDistribution:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if isinstance(old, CategoricalDistribution) and isinstance(new, CategoricalDistribution):
         if old.choices != new.choices[: len(old.choices)]:
-            raise UsageError(f"{name} has trials with other choices than its record: {old.choices!r}")
+            raise UsageError(
+                f"{name} has trials with other choices than its record, {old.choices!r}, so it cannot be migrated: "
+                f"{_ELSE}"
+            )
         return new
     if isinstance(old, FloatDistribution) and isinstance(new, FloatDistribution):
         if new.low <= old.low and old.high <= new.high:
@@ -355,7 +361,7 @@ def _migrated(name: str, old: BaseDistribution, new: BaseDistribution) -> BaseDi
         if old.log == new.log:
             return old
         return IntDistribution(min(old.low, new.low), max(old.high, new.high), log=new.log)
-    raise UsageError(f"{name} has trials of another kind than its record: {old!r}")
+    raise UsageError(f"{name} has trials of another kind than its record, {old!r}, so it cannot be migrated: {_ELSE}")
 
 
 # --- The record
@@ -378,7 +384,7 @@ def _parse(text: str) -> Described:
             continue  # the bracket is part of a label
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
             return Described(_domain(call.func.id, call), None, text[at + 1 :])
-    raise UsageError(f"the recorded domain {text!r} is not one of a Space class, so it cannot be migrated")
+    raise UsageError(f"the recorded domain {text!r} is not one of a Space class, so it cannot be migrated: {_ELSE}")
 
 
 def _domain(kind: str, call: ast.Call) -> Domain:

@@ -136,8 +136,8 @@ class Space(metaclass=SpaceMeta):
             raise AttributeError(name)
         known = [field.name for field in dataclasses.fields(self)]  # pyright: ignore[reportArgumentType]
         raise MissingHParam(
-            f"the trainer reads a hyperparameter that is not in the search space: {type(self).__name__} has no "
-            f"{name!r}, it has {', '.join(known) or 'none'}{nearest(name, known)}"
+            f"{type(self).__name__} has no hyperparameter {name!r} (it has {', '.join(known) or 'none'}): add it to "
+            f"the space, or correct the name in the training code{nearest(name, known)}"
         )
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
-from tuner.errors import SpaceError, StudyChanged, StudyError, is_int, is_number
+from tuner.errors import SpaceError, StudyChanged, StudyError, is_int, is_number, nearest
 from tuner.output.sanitize import is_unstorable
 from tuner.study.command import Command
 from tuner.study.constraints import Constraint, parse_constraints
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from tuner.search import Agreed, Followed
 
 Direction = Literal["maximize", "minimize"]
+_Spec = TypeVar("_Spec", bound="StudySpec")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -517,6 +519,21 @@ class StudySpec:
             StudyChanged: a setting differs; the message names each difference.
             StudyError: a newer version of tuner created the study.
         """
+        changes = self.changes_since(recorded)
+        if changes:
+            may_migrate = is_space(self.space) and all(change.startswith("space.") for change in changes)
+            how = ", change the stored study (`tuner migrate`)," if may_migrate else ","
+            raise StudyChanged(
+                f"study {self.name!r} has changed since its first launch, so its trials cannot be compared: "
+                f"{'; '.join(changes)}; change it back{how} or give the study a new name"
+            )
+
+    def changes_since(self, recorded: Mapping[str, object]) -> list[str]:
+        """Describe each setting that differs from those recorded at the study's first launch.
+
+        Raises:
+            StudyError: a newer version of tuner created the study.
+        """
         # Through JSON, because the stored record is JSON as well.
         mine = {"constraints": {}, "warm_start": [], **json.loads(json.dumps(self.record()))}
         rules = optimizer_rules_of(recorded)
@@ -528,14 +545,43 @@ class StudySpec:
         # An older study keeps the optimizer rules with which it was started.
         theirs = {"constraints": {}, "warm_start": [], **with_rules(recorded), "value": value_epoch_of(recorded)}
         theirs["seeds"] = seeds_of(recorded)
-        changes = differences(theirs, {**mine, "optimizer_rules": rules, "seeds": seeds_of(mine)})
-        if changes:
-            may_migrate = is_space(self.space) and all(change.startswith("space.") for change in changes)
-            how = ", change the stored study (`tuner migrate`)," if may_migrate else ","
-            raise StudyChanged(
-                f"study {self.name!r} has changed since its first launch, so its trials cannot be compared: "
-                f"{'; '.join(changes)}; change it back{how} or give the study a new name"
-            )
+        return differences(theirs, {**mine, "optimizer_rules": rules, "seeds": seeds_of(mine)})
+
+
+def names_wrong_arguments(kind: type[_Spec]) -> type[_Spec]:
+    """Make a class of studies refuse arguments with wrong names in words of its own; a class decorator."""
+    initialise: Any = kind.__init__
+
+    @functools.wraps(initialise)
+    def checked(self: object, *given: object, **settings: object) -> None:
+        _check_arguments(given, settings)
+        initialise(self, **settings)
+
+    setattr(kind, "__init__", checked)  # noqa: B010 (type checkers keep the signature of the class)
+    return kind
+
+
+def _check_arguments(given: Sequence[object], settings: Mapping[str, object]) -> None:
+    """Check that the arguments of `Study` have names that it knows, and that none is missing.
+
+    Args:
+        given: Those without a name.
+        settings: The others, by name.
+
+    Raises:
+        StudyError: an argument has no name, or an unknown one, or is missing.
+    """
+    fields = {field.name: field for field in dataclasses.fields(StudySpec)}
+    if given:
+        raise StudyError(f"Study takes its arguments by name, as in Study(name=..., trials=...): got {given[0]!r}")
+    for name in settings:
+        if name not in fields:
+            raise StudyError(f"Study has no argument {name!r}{nearest(name, list(fields))}")
+    missing = [
+        name for name, field in fields.items() if field.default is field.default_factory and name not in settings
+    ]  # both are MISSING
+    if missing:
+        raise StudyError(f"Study needs the argument{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))}")
 
 
 def trial_seed(study_seed: int, number: int, purpose: str) -> int:

@@ -15,7 +15,7 @@ from typing import Any, cast
 import optuna
 from sqlalchemy import Engine
 
-from tuner.errors import ArtifactsURLError, StudyError, UsageError
+from tuner.errors import ArtifactsURLError, StudyChanged, StudyError, UsageError
 from tuner.results.rows import OTHER_FILE, best_rows, check_file, no_feasible
 from tuner.storage.artifacts import LAST, artifacts_of
 from tuner.storage.read.extensions import find_extension
@@ -243,10 +243,7 @@ def open_study(engine: Engine, name: str, file: str | None, fixed: Mapping[str, 
         found, asked = Path(recorded.path), name if recorded.function is None else None
     study = load_again(row, recorded, found, asked)
     study = study.changed(seed=row.record["seed"], fixed=fixed)
-    try:
-        study.check_unchanged(row.record)
-    except StudyError as error:
-        raise StudyError(f"{error}; pass the same fixed hyperparameters as the launch (`fixed`)") from None
+    _check_same(study, row, found)
     devices, artifacts = os.environ.get(DEVICES_VARIABLE, ""), None
     with contextlib.suppress(ArtifactsURLError):  # only for the compile cache
         given = artifacts_of(None)
@@ -261,6 +258,21 @@ def open_study(engine: Engine, name: str, file: str | None, fixed: Mapping[str, 
         make_trainable(each, data_for, runtime, {}, row.record, choose) for each in (study, study.changed(seeds=1))
     )
     return Rerunner(engine, row, study, found, trainable, runtime, one)
+
+
+def _check_same(study: StudySpec, row: StudyRow, path: Path) -> None:
+    """Raise StudyChanged if the study in a file is not the stored one: its trials would train otherwise."""
+    changes = study.changes_since(row.record)
+    if not changes:
+        return
+    about_fixed = [change for change in changes if " fixed at " in change]
+    ways = ["pass the hyperparameters that the launch fixed as `fixed`"] if about_fixed else []
+    if len(about_fixed) < len(changes):
+        ways.append("change the file back, or pass a copy of it as it was at the launch as `file`")
+    raise StudyChanged(
+        f"{path} is not as study {row.name!r} was launched, so its trials would not train as before: "
+        f"{'; '.join(changes)}; {'; also '.join(ways)}"
+    )
 
 
 def load_again(row: StudyRow, recorded: StudyFile | None, path: Path, asked: str | None) -> StudySpec:

@@ -273,7 +273,7 @@ def test_a_linear_scale_becomes_a_logarithmic_one(study: Migrations) -> None:
 
 def test_a_new_field_needs_the_value_of_earlier_trials(study: Migrations) -> None:
     new: dict[str, Any] = {"drop": "float = uniform(0.0, 0.5)"}
-    with pytest.raises(UsageError, match=r"^the new hyperparameter 'drop' needs a value for earlier trials: pass"):
+    with pytest.raises(UsageError, match=r"^earlier trials have no value for the new hyperparameter 'drop': pass"):
         study(**new)
     with pytest.raises(UsageError, match=r"the default of drop must be in uniform\(0.0, 0.5\): got 'x'$"):
         study(**new, defaults={"drop": "x"})
@@ -308,7 +308,7 @@ def test_trials_without_any_hyperparameter_get_the_new_field(tmp_path: Path, sql
 
 def test_a_new_choice_of_spaces_gets_the_values_below_it(study: Migrations) -> None:
     new: dict[str, Any] = {"inner": "SGD | Adam = choice(SGD, Adam)"}
-    with pytest.raises(UsageError, match=r"'inner.beta' needs a value"):
+    with pytest.raises(UsageError, match=r"no value for the new hyperparameter 'inner.beta'"):
         study(**new, defaults={"inner": "Adam"})
     study(**new, defaults={"inner": "Adam", "inner.beta": "0.9"})
     assert {(one.params["inner"], one.params["inner.beta"]) for one in study.plain().trials} == {("Adam", 0.9)}
@@ -319,27 +319,33 @@ def test_a_new_choice_of_spaces_gets_the_values_below_it(study: Migrations) -> N
     [
         (
             {"kind": 'str = choice("relu")'},
-            "kind was choice('relu', 'tanh'), is choice('relu'): choices cannot be removed",
+            "kind was choice('relu', 'tanh') and is now choice('relu'): choices cannot be removed",
         ),
         ({"kind": 'str = choice("tanh", "relu")'}, "choices must keep their order, with new ones at the end"),
         ({"kind": 'str = choice("elu", "relu", "tanh")'}, "choices must keep their order, with new ones at the end"),
         (
             {"rate": "float = choice(0.001, 0.01)"},
-            "rate was log_uniform(0.001, 0.1), is choice(0.001, 0.01): the kind of a hyperparameter cannot change",
+            "rate was log_uniform(0.001, 0.1) and is now choice(0.001, 0.01): the kind of a hyperparameter cannot",
         ),
         ({"width": "float = uniform(8.0, 32.0)"}, "the kind of a hyperparameter cannot change"),
         ({"rate": "float = log_uniform(1e-3, 1e-1, static=True)"}, "whether it is traced cannot change"),
         ({"width": "int = int_uniform(8, 32, step=8, traced=True)"}, "whether it is traced cannot change"),
         ({"remove": ["kind"]}, "kind was removed: keep the field"),
         ({"remove": ["slope"]}, "slope was removed: keep the field"),
-        ({"slope": "float = 0.2"}, "slope was constant 0.1, is constant 0.2: trials with other values would count"),
-        ({"rate": "float = 0.01"}, "rate was log_uniform(0.001, 0.1), is constant 0.01: trials with other values"),
+        (
+            {"slope": "float = 0.2"},
+            "slope was constant 0.1 and is now constant 0.2: trials with other values would count",
+        ),
+        (
+            {"rate": "float = 0.01"},
+            "rate was log_uniform(0.001, 0.1) and is now constant 0.01: trials with other values",
+        ),
         (
             {"slope": "float = log_uniform(0.2, 0.5)"},
             "earlier trials have slope=0.1, which must be in log_uniform(0.2, 0.5)",
         ),
         ({"more": 'fixed={"kind": "relu"}'}, "it must stay fixed at the same value, or searched; pass"),
-        ({"more": "seed=3, epochs=4, value='best'"}, "epochs was None, is 4"),
+        ({"more": "seed=3, epochs=4, value='best'"}, "epochs was None and is now 4"),
     ],
 )
 def test_what_cannot_be_migrated(study: Migrations, fields: dict[str, Any], message: str) -> None:

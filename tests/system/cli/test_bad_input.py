@@ -112,7 +112,11 @@ def line_of(text: str, part: str) -> int:
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in [
-                ("    noise: float", "    other: float", "HParams has no 'noise', it has learning_rate, other"),
+                (
+                    "    noise: float",
+                    "    other: float",
+                    "HParams has no hyperparameter 'noise' (it has learning_rate, other)",
+                ),
                 ('sampler="random"', 'sampler="tpee"', "partial_fixed, qmc, random, tpe: got 'tpee'; did you mean"),
                 (
                     "pruner=PRUNER",

@@ -93,7 +93,7 @@ def test_a_wrong_file_is_2_and_75_while_others_run_it(
 
     assert done.returncode == 75, done.stderr
     assert done.stderr.splitlines()[-1].endswith(
-        "; other workers run a study of this file: correct it, then start this again"
+        "; other workers are running a study of this file: correct the file, then run this command again"
     )
     tiny_function.write_text(whole)
     hold.unlink()

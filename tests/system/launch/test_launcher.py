@@ -71,10 +71,12 @@ def test_a_study_runs_resumes_and_is_queried(tuner_on_sqlite: Any, tiny_function
 
     changed = tuner.run("launch", "tiny.py", "--workers", "1", TINY_EPOCHS="4")
     assert changed.returncode == 2
-    assert "epochs was 3, is 4" in changed.stderr.splitlines()[-1]
+    assert "epochs was 3 and is now 4" in changed.stderr.splitlines()[-1]
     fixed = tuner.run("worker", "tiny.py", "--set", "noise=0.25")
     assert fixed.returncode == 2
-    assert "space.noise was uniform(0.0, 1.0), is uniform(0.0, 1.0) fixed at 0.25" in fixed.stderr.splitlines()[-1]
+    assert (
+        "space.noise was uniform(0.0, 1.0) and is now uniform(0.0, 1.0) fixed at 0.25" in fixed.stderr.splitlines()[-1]
+    )
     assert len(tuner.rows("trials", "tiny")) == 8
 
 

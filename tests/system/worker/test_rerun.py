@@ -119,5 +119,7 @@ def test_a_trial_of_a_cohort_is_compared_with_one_alone(tuner_on_sqlite: Any, ti
     done = tuner.run("reproduce", "tiny", "1", TINY_TRIALS="3")
     assert done.returncode == 0, done.stderr
     said = done.stderr.splitlines()[-2:]
-    assert said[0].startswith("tuner: trial 1 ran in a program of 3 trainings, and alone now: ")
+    assert said[0].startswith(
+        "tuner: trial 1 ran in a program with 3 trainings at once (a cohort, or several seeds) and now "
+    )
     assert " matches: the largest relative difference is " in said[1] or said[1].endswith("identical, bit for bit")

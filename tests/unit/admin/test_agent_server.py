@@ -82,7 +82,7 @@ def test_changes_are_stored(url: str) -> None:
 def test_an_agent_is_told_what_a_queued_trial_needs(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(edits, "find_shortage", lambda engine, name: edits.Shortage(trials=6, used=6, needed=7))
     note = call(url, "enqueue", study="ours", hparams={"x": 0.5})["note"]
-    assert note == "the budget of 'ours', 6 trials, is used up: launch it with 7 trials to run what is queued"
+    assert note == "all 6 trials of 'ours' are used up: `tuner launch FILE --trials 7` runs what is queued"
 
 
 @pytest.mark.slow

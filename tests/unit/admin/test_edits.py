@@ -286,7 +286,7 @@ def test_a_trial_is_queued_again_once_however_often_that_is_asked(storage: Any, 
     with ThreadPoolExecutor(4) as pool:
         told = list(pool.map(ask, range(8)))
 
-    already = "trial 2 of 'ours' already repeats trial 1 and has not ended: retry it again after that"
+    already = "trial 2 of 'ours' is already a retry of trial 1: wait until it has ended"
     assert sorted(told, key=str) == [2, *[already] * 7]
     again = study.ask()
     assert (again.number, ask(0)) == (2, already), "it runs now"

@@ -131,7 +131,7 @@ def test_a_trial_is_queued_and_run_with_more_trials(url: str, capsys: pytest.Cap
     assert queued == tuner.open_study("queued", url)
     queued.enqueue(rate=0.30, kind="large")
     assert (
-        "the budget of 'queued', 2 trials, is used up: launch it with 3 trials to run what is queued"
+        "all 2 trials of 'queued' are used up: `tuner launch FILE --trials 3` runs what is queued"
         in capsys.readouterr().err
     )
     assert list(queued.trials()["outcome"]) == ["complete", "complete", "waiting"]

@@ -175,8 +175,11 @@ def test_the_command_says_if_it_has_queued_fewer_than_asked_for(url: str, tmp_pa
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ((), "pass hyperparameters as NAME=VALUE, or another study with --from, and not both"),
-        (("width=8", "--from", "other"), "pass hyperparameters as NAME=VALUE, or another study with --from"),
+        ((), "pass either hyperparameters (NAME=VALUE) or another study (--from)"),
+        (
+            ("width=8", "--from", "other"),
+            "pass either hyperparameters (NAME=VALUE) or another study (--from), not both",
+        ),
         (("width=8", "-n", "2"), "`-n` and `--rename` have no effect without `--from`"),
         (("width=8", "--rename", "a=b"), "`-n` and `--rename` have no effect without `--from`"),
         (("--from", "other", "--rename", "lr"), "--rename must have the form NAME=VALUE: got 'lr'"),

@@ -1,16 +1,20 @@
 """Options have the names of Python arguments in the library, and those of flags on the command line."""
 
 import ast
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+import typer
 from typer.main import get_command
 
 from tuner.cli import app
 from tuner.cli.explain import Command, with_flags
 from tuner.errors import TunerError
+from tuner.storage import open_storage
 
 TUNER = Path(__file__).parents[3] / "tuner"
 
@@ -23,6 +27,8 @@ TUNER = Path(__file__).parents[3] / "tuner"
             ["launch", "no.py", "--metrics-host", "::1"],
             "--metrics-host ::1 has no effect without --metrics-port: pass both",
         ),
+        (["launch", "no.py", "--wall-hours", "0"], "--wall-hours must be a number of hours above 0: got 0.0"),
+        (["worker", "no.py", "--stall-minutes", "nan"], "--stall-minutes must be a number of minutes above 0: got nan"),
         (["worker", "no.py", "--seed=-1"], "--seed must be at least 0: got -1"),
         (["dashboard", "--port", "70000"], "--port must be 1 to 65535, or 0 for a free one: got 70000"),
         (["dashboard", "--tls-cert", "a.pem"], "--tls-cert and --tls-key must be passed together"),
@@ -34,6 +40,20 @@ def test_errors_name_the_flags_of_the_command(words: list[str], said: str) -> No
     with pytest.raises(Exception, match=re.escape(said)) as caught:
         app(words, standalone_mode=False)
     assert "`" not in re.sub(r"`tuner [^`]*`", "", str(caught.value)), "no name in backticks is left"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trials", "s", "--format", "xml"], "'xml' is not one of 'table', 'json', 'csv'."),
+        (["trials", "s", "--outcome", "done"], "'done' is not one of 'complete', 'pruned'"),
+        (["importance", "s", "--of", "foo"], "'foo' is not one of 'objective', 'seconds'."),
+    ],
+)
+def test_a_wrong_choice_is_said_without_words_of_pydantic(words: list[str], said: str) -> None:
+    with pytest.raises(typer.BadParameter) as caught:
+        app(words, standalone_mode=False)
+    assert caught.value.message.startswith(said)
 
 
 def commands() -> list[Any]:
@@ -68,6 +88,20 @@ def test_only_the_command_line_names_flags() -> None:
         "slurm.py: --format",
         "slurm.py: --hosts",
     ]
+
+
+def test_best_says_why_there_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    with contextlib.closing(open_storage(url)) as storage:
+        study = optuna.create_study(study_name="q", storage=storage)
+        study.ask()
+        study.tell(study.ask(), state=optuna.trial.TrialState.FAIL)
+        study.enqueue_trial({"x": 0.5})
+    app(["best", "q", "--storage", url], standalone_mode=False)
+    assert capsys.readouterr().out == "study 'q' has no complete trial yet: 1 failed, 1 running, 1 waiting\n"
+    for form, printed in (("json", "[]\n"), ("csv", "")):
+        app(["best", "q", "--storage", url, "--format", form], standalone_mode=False)
+        assert capsys.readouterr().out.strip() == printed.strip()
 
 
 def test_an_error_without_flags_is_left_alone() -> None:

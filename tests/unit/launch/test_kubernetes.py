@@ -110,7 +110,7 @@ def test_names_are_labels_of_dns(job: Job, study: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "kubernetes needs the container image of the workers: pass the option image=REGISTRY/NAME:TAG"),
+        ({}, "kubernetes needs the container image of the workers: pass `options` image=REGISTRY/NAME:TAG"),
         ({"image": "i", "imag": "x"}, "must be one of cpu, device, .*: got 'imag'; did you mean 'image'?"),
         ({"image": "two words"}, "the option 'image' must be an image such as .*: got 'two words'"),
         ({"image": "i", "memory": "16 GB"}, "the option 'memory' must be an amount such as 16Gi: got '16 GB'"),
@@ -131,7 +131,7 @@ def test_wrong_options_are_refused(job: Job, options: dict[str, str], message: s
 @pytest.mark.parametrize(
     ("artifacts", "volume", "message"),
     [
-        ("/home/me/tuner-artifacts", None, "s3://BUCKET/PREFIX, or a folder in a volume, with the option volume="),
+        ("/home/me/tuner-artifacts", None, "s3://BUCKET/PREFIX, or a folder in a volume, with `options` volume="),
         ("/artifacts-2/x", "claim:/artifacts", "s3://BUCKET/PREFIX, or a folder in /artifacts: got '/artifacts-2/x'"),
         ("/artifacts/x", "claim:/artifacts", None),
         ("gs://bucket", None, None),

@@ -8,7 +8,7 @@ import pytest
 
 from tuner.errors import StorageLost, TunerError, UsageError
 from tuner.launch.engines.log_file import LogFile
-from tuner.launch.engines.logs import Log, follow_logs, read_logs
+from tuner.launch.engines.logs import Log, _nobody_ran, follow_logs, read_logs
 
 
 def test_whole_lines_of_a_growing_file_are_read_once(tmp_path: Path) -> None:
@@ -55,9 +55,26 @@ def test_new_files_are_followed_and_errors_of_a_moment_end_nothing(tmp_path: Pat
     assert next(lines) == "a: three"
 
 
+@pytest.mark.parametrize(
+    ("worker", "ran", "said"),
+    [
+        (None, [], "no worker has run trial 7 of study 'q'"),
+        ("a", [], "no worker has run trial 7 of study 'q'"),
+        ("a", ["b"], "worker 'a' did not run trial 7 of study 'q'; worker 'b' did: pass that name as `worker`"),
+        (
+            "a",
+            ["b", "c"],
+            "worker 'a' did not run trial 7 of study 'q'; workers 'b', 'c' did: pass one of these names as `worker`",
+        ),
+    ],
+)
+def test_the_workers_of_a_trial_are_named(worker: str | None, ran: list[str], said: str) -> None:
+    assert _nobody_ran("q", 7, worker, ran) == said
+
+
 def test_what_is_wrong_from_the_start_ends_it() -> None:
     def find() -> list[Log]:
-        raise UsageError("no engine runs study 'x'")
+        raise UsageError("study 'x' has no job on a cluster")
 
-    with pytest.raises(UsageError, match="no engine runs study"):
+    with pytest.raises(UsageError, match="has no job on a cluster"):
         next(follow_logs(find))

@@ -23,14 +23,17 @@ ON_KUBERNETES = ["launch", "tiny.py", "--on", "kubernetes", "--storage", POSTGRE
         ),
         (
             [*ON, "--storage", "sqlite:///x.db"],
-            "workers of an engine need a Postgres database, because several hosts cannot share a SQLite file: got",
+            "workers on a cluster need a Postgres database, because several hosts cannot share a SQLite file: got",
         ),
         ([*ON, "--storage", POSTGRES, "--devices", "0,1"], "--devices is for this machine: got '0,1' with --on"),
         (
             [*ON, "--storage", POSTGRES, "--mlflow", "http://m"],
-            "--mlflow is for a launch on this machine: with --on, ",
+            "--mlflow cannot be used with --on: run `tuner track STUDY --mlflow URI` beside the job",
         ),
-        ([*ON, "--storage", POSTGRES, "--metrics-port", "0"], "--metrics-port is for a launch on this machine"),
+        (
+            [*ON, "--storage", POSTGRES, "--metrics-port", "0"],
+            "--metrics-port cannot be used with --on: `tuner dashboard` serves",
+        ),
         ([*ON, "--storage", POSTGRES, "--workers", "0"], "--workers must be at least 1: got 0"),
         ([*ON, "--storage", POSTGRES, "--option", "array=1-9"], "the option 'array' of sbatch is set by tuner"),
         ([*ON, "--storage", POSTGRES, "--option", "partition"], "--option must have the form NAME=VALUE"),
@@ -40,7 +43,7 @@ ON_KUBERNETES = ["launch", "tiny.py", "--on", "kubernetes", "--storage", POSTGRE
             "--hosts-per-worker needs a study with `trainer`, because other code cannot be divided among hosts",
         ),
         (["launch", "tiny.py", "--hosts-per-worker", "2"], "--hosts-per-worker has no effect without --on"),
-        (ON_KUBERNETES, "kubernetes needs the container image of the workers: pass the option image="),
+        (ON_KUBERNETES, "kubernetes needs the container image of the workers: pass --option image="),
         ([*ON_KUBERNETES, "--logs", "x"], "--logs has no effect with --on kubernetes, which keeps logs itself"),
         ([*ON_KUBERNETES, "--option", "image=i"], "--artifacts must be where all pods can reach them: s3://BUCKET"),
         ([*ON_KUBERNETES, "--option", "queues=a"], "got 'queues'; did you mean 'queue'?"),
@@ -50,9 +53,9 @@ ON_KUBERNETES = ["launch", "tiny.py", "--on", "kubernetes", "--storage", POSTGRE
         ([*ON_RAY, "--option", "memory=16GB"], "the option 'memory' must be an amount such as 16Gi: got '16GB'"),
         ([*ON_RAY, "--option", "resources=GPU=1"], "the option 'resources' must not have GPU: use the options cpus"),
         ([*ON_RAY, "--option", "device=a", "--option", "resources=a=1"], "must not have a: use --devices-per-worker"),
-        ([*ON_RAY, "--detach"], "--detach needs a cluster: without the option address, ray runs on this machine and"),
+        ([*ON_RAY, "--detach"], "--detach needs a cluster: without --option address=..., ray runs on this machine and"),
         (["launch", "none.py", "--on", "slurm", "--storage", POSTGRES], "study file not found: 'none.py'"),
-        (["launch", "tiny.py", "--detach"], "--detach has no effect without --on: pass an engine"),
+        (["launch", "tiny.py", "--detach"], "--detach has no effect without --on: pass a cluster"),
         (["launch", "tiny.py", "--dry-run"], "--dry-run has no effect without --on"),
         (["launch", "tiny.py", "--option", "a=b"], "--option has no effect without --on"),
         (["launch", "tiny.py", "--logs", "x"], "--logs has no effect without --on"),
@@ -108,8 +111,11 @@ def test_a_dry_run_for_kubernetes_prints_a_manifest_and_needs_no_cluster(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["scale", "tiny", "2"], "the study has no job of an engine: start one with `tuner launch FILE --on ENGINE`"),
-        (["logs", "tiny"], "no engine runs study 'tiny': its workers print to the terminal of `tuner launch`"),
+        (["scale", "tiny", "2"], "the study has no job on a cluster: submit one with `tuner launch FILE --on ENGINE`"),
+        (
+            ["logs", "tiny"],
+            "study 'tiny' has no job on a cluster (Slurm, Kubernetes or Ray): its workers print to the terminal",
+        ),
     ],
 )
 def test_a_study_that_was_launched_here_has_no_job(

@@ -88,7 +88,7 @@ def test_the_address_is_the_option_or_the_variable(monkeypatch: pytest.MonkeyPat
     assert address_of({}) == "head:6379"
     assert address_of({"address": "auto"}) == "auto"
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
-    with pytest.raises(UsageError, match=r"RAY_ADDRESS must be auto.*got 'http.*8265'; pass the option address=auto"):
+    with pytest.raises(UsageError, match=r"RAY_ADDRESS must be auto.*got 'http.*8265'; pass `options` address=auto"):
         address_of({})
     assert address_of({"address": "local"}) == "local"
 

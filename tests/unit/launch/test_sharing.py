@@ -196,7 +196,7 @@ def test_all_files_are_checked_before_the_first_study_starts(tmp_path: Any) -> N
         check_several([str(good), str(bad)], LaunchOptions())
     with pytest.raises(UsageError, match="study file not found"):
         check_several([str(good), "missing.py"], LaunchOptions())
-    with pytest.raises(UsageError, match=r"each study can be launched once: got .*good\.py' and .*good\.py'"):
+    with pytest.raises(UsageError, match=r"the same study is given twice, as .*good\.py' and .*good\.py'"):
         check_several([str(good), str(good)], LaunchOptions())
     with pytest.raises(UsageError, match="`name` 'x' names one study: got 2 files"):
         check_several([f"{good}:a", f"{good}:b"], LaunchOptions(name="x"))

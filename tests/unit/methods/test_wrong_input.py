@@ -74,7 +74,7 @@ def test_a_curriculum_without_stages_is_found_before_anything_is_stored() -> Non
 
     hparams = Bare(learning_rate=0.01)
     register(hparams)
-    with pytest.raises(MissingHParam, match="Bare has no 'stages'"):
+    with pytest.raises(MissingHParam, match="Bare has no hyperparameter 'stages'"):
         check_trainer(Staged(3), hparams, Splits(DATA, DATA), ["accuracy"], 2)
     with pytest.raises(StudyError, match="no hyperparameter 'stages': it has learning_rate"):
         check_trainer(Staged(3), {"learning_rate": 0.01}, Splits(DATA, DATA), ["accuracy"], 2)

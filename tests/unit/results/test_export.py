@@ -170,7 +170,7 @@ def test_a_bundle_of_a_function_has_its_state_and_one_of_a_command_its_files(
 
     refused = tuner.run("export", "unsaved", "unsaved.zip")
     assert refused.returncode == 2
-    assert re.fullmatch(r"tuner: trial \d of 'unsaved' has no saved state or files: .*\n", refused.stderr)
+    assert re.fullmatch(r"tuner: trial \d of 'unsaved' has no saved state or files to export: .*\n", refused.stderr)
     assert not (tuner.folder / "unsaved.zip").exists()
 
     number = tuner.rows("best", "saved")[0]["number"]

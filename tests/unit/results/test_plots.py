@@ -1,5 +1,6 @@
 """Pictures of studies: what is in them, against the storage's numbers."""
 
+import contextlib
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -10,11 +11,12 @@ import pytest
 import sqlalchemy as sa
 
 import tuner
+from tuner.admin.edits import end_trial
 from tuner.errors import UnknownStudy, UsageError
 from tuner.results import plots
 from tuner.results.compare import compare_rows
 from tuner.results.plots import KINDS, opened, plot
-from tuner.storage import connect
+from tuner.storage import connect, open_storage
 from tuner.storage.sql.tables import attempts, reports
 from tuner.storage.worker import leases
 from tuner.storage.worker.claims import Claimant, claim
@@ -164,6 +166,21 @@ def test_of_very_many_trials_a_part_is_drawn(url: str, monkeypatch: pytest.Monke
         figure: Any = KINDS["intermediate"](subject)
         assert [text.get_text() for text in figure.texts] == ["10 of the trials"]
         assert len(KINDS["edf"](subject).axes) == 1
+
+
+@pytest.mark.parametrize("kind", ["history", "importances", "parallel", "contour", "slice", "edf", "report"])
+def test_a_trial_that_was_removed_from_the_queue_is_not_drawn(tmp_path: Path, kind: str) -> None:
+    """It has failed without a start, and Optuna refuses to copy such a trial."""
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    with contextlib.closing(open_storage(url)) as storage:
+        study = optuna.create_study(study_name="queued", storage=storage)
+        study.optimize(lambda trial: trial.suggest_float("x", 0.0, 1.0) + trial.suggest_float("y", 0.0, 0.1), 4)
+        study.enqueue_trial({"x": 0.5})
+    assert end_trial(url, "queued", 4).was_waiting
+    suffix = "html" if kind == "report" else "png"
+    plot(url, "queued", kind, tmp_path / f"a.{suffix}")
+    with opened(url, "queued") as subject:
+        assert (len(subject.whole.trials), len(subject.part.trials)) == (5, 4)
 
 
 @pytest.mark.parametrize(

@@ -263,7 +263,7 @@ def test_what_cannot_be_used_is_refused_before_anything_is_stored(make: Any, rea
 def test_the_names_are_part_of_the_definition(url: str) -> None:
     add(url, "old", [earlier_trial(1e-3, 8)])
     run(make_study(warm_start=[], trials=1), url)
-    with pytest.raises(StudyChanged, match="warm_start was , is old"):
+    with pytest.raises(StudyChanged, match="warm_start was  and is now old"):
         run(make_study(), url)
 
 

@@ -127,10 +127,10 @@ def test_constraints_are_part_of_the_study() -> None:
     assert recorded(first)["constraints"] == {"m": "<= 20", "n": ">= 0.5"}
     study(constraints={"n": ">=0.50", "m": "<= 2e1"}).check_unchanged(recorded(first))
     for constraints, change in (
-        ({"m": "<= 25", "n": ">= 0.5"}, "constraints.m was <= 20, is <= 25"),
-        ({"m": ">= 20", "n": ">= 0.5"}, "constraints.m was <= 20, is >= 20"),
-        ({"m": "<= 20"}, "constraints.n was >= 0.5, is absent"),
-        ({}, "constraints.m was <= 20, is absent; constraints.n was >= 0.5, is absent"),
+        ({"m": "<= 25", "n": ">= 0.5"}, "constraints.m was <= 20 and is now <= 25"),
+        ({"m": ">= 20", "n": ">= 0.5"}, "constraints.m was <= 20 and is now >= 20"),
+        ({"m": "<= 20"}, "constraints.n was >= 0.5 and is now absent"),
+        ({}, "constraints.m was <= 20 and is now absent; constraints.n was >= 0.5 and is now absent"),
     ):
         with pytest.raises(StudyChanged, match=f"so its trials cannot be compared: {change};"):
             study(constraints=constraints).check_unchanged(recorded(first))
@@ -140,5 +140,5 @@ def test_a_study_of_an_earlier_version_has_none() -> None:
     old = recorded(study())
     assert "constraints" not in old
     study().check_unchanged(old)
-    with pytest.raises(StudyChanged, match=r"constraints\.m was absent, is <= 1;"):
+    with pytest.raises(StudyChanged, match=r"constraints\.m was absent and is now <= 1;"):
         study(constraints={"m": "<= 1"}).check_unchanged(old)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import inspect
 import json
 import sys
 import textwrap
@@ -120,6 +121,25 @@ def _quiet_optuna() -> None:
 def test_what_a_study_refuses(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(StudyError, match=message):
         study(**changes)
+
+
+@pytest.mark.parametrize(
+    ("given", "settings", "message"),
+    [
+        ((), {"trails": 4}, r"^Study has no argument 'trails'; did you mean 'trials'\?$"),
+        ((), {"zzz": 4}, r"^Study has no argument 'zzz'$"),
+        ((), {"name": "a", "objective": "loss"}, r"^Study needs the argument 'trials'$"),
+        ((), {"name": "a"}, r"^Study needs the arguments 'objective', 'trials'$"),
+        (("a",), {}, r"^Study takes its arguments by name, as in Study\(name=..., trials=...\): got 'a'$"),
+    ],
+)
+def test_arguments_with_wrong_names_are_refused(given: Any, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(StudyError, match=message):
+        Study(*given, **settings)
+
+
+def test_the_signature_of_a_study_has_its_arguments() -> None:
+    assert list(inspect.signature(Study).parameters) == [field.name for field in dataclasses.fields(StudySpec)]
 
 
 def test_several_objectives_are_not_pruned_unless_the_pruner_compares_them() -> None:
@@ -315,19 +335,19 @@ class Longer(HParams):
 @pytest.mark.parametrize(
     ("changes", "difference"),
     [
-        ({"objective": "loss"}, "objective was accuracy, is loss"),
-        ({"direction": "minimize"}, "direction was maximize, is minimize"),
-        ({"epochs": 21}, "epochs was 20, is 21"),
-        ({"seed": 1}, "seed was 0, is 1"),
-        ({"space": Wider}, r"space.width was choice\(32, 64\), is choice\(32, 64, 128\)"),
-        ({"space": Longer}, r"space.depth was absent, is choice\(1, 2\)"),
-        ({"space": SGD}, r"space.learning_rate was log_uniform\(0.0001, 0.1\), is absent"),
-        ({"fixed": {"width": 64}}, r"space.width was choice\(32, 64\), is choice\(32, 64\) fixed at 64"),
-        ({"space": by_run}, "space.by_run was absent, is function, sha256 [0-9a-f]{12}"),
-        ({"epochs": 2, "seed": 3}, "epochs was 20, is 2; seed was 0, is 3"),
+        ({"objective": "loss"}, "objective was accuracy and is now loss"),
+        ({"direction": "minimize"}, "direction was maximize and is now minimize"),
+        ({"epochs": 21}, "epochs was 20 and is now 21"),
+        ({"seed": 1}, "seed was 0 and is now 1"),
+        ({"space": Wider}, r"space.width was choice\(32, 64\) and is now choice\(32, 64, 128\)"),
+        ({"space": Longer}, r"space.depth was absent and is now choice\(1, 2\)"),
+        ({"space": SGD}, r"space.learning_rate was log_uniform\(0.0001, 0.1\) and is now absent"),
+        ({"fixed": {"width": 64}}, r"space.width was choice\(32, 64\) and is now choice\(32, 64\) fixed at 64"),
+        ({"space": by_run}, "space.by_run was absent and is now function, sha256 [0-9a-f]{12}"),
+        ({"epochs": 2, "seed": 3}, "epochs was 20 and is now 2; seed was 0 and is now 3"),
         (
             {"objective": ["accuracy", "loss"], "direction": None, "directions": ["maximize", "minimize"]},
-            "objective was accuracy, is accuracy, loss; direction was maximize, is maximize, minimize",
+            "objective was accuracy and is now accuracy, loss; direction was maximize and is now maximize, minimize",
         ),
     ],
 )
@@ -489,7 +509,9 @@ def test_a_changed_function_is_a_changed_space(write: Write) -> None:
     text = "def space(trial):\n    return H(rate=trial.suggest_float('r', 0, {high}))\ns = make('one', space)\n"
     one, same, other = (load_study(write(text.format(high=high), f"{at}.py")) for at, high in enumerate((1, 1, 2)))
     same.check_unchanged(one.record())
-    with pytest.raises(StudyError, match=r"space\.space was function, sha256 \w{12}, is function, sha256 \w{12};"):
+    with pytest.raises(
+        StudyError, match=r"space\.space was function, sha256 \w{12} and is now function, sha256 \w{12};"
+    ):
         other.check_unchanged(one.record())
     assert 0 <= ask(other)[0].rate <= 2
 
@@ -537,5 +559,5 @@ def test_a_changed_constant_is_refused() -> None:
 
     recorded = study(space=with_classes(10)).record()
     study(space=with_classes(10)).check_unchanged(recorded)
-    with pytest.raises(StudyError, match=r"space\.classes was constant 10, is constant 20"):
+    with pytest.raises(StudyError, match=r"space\.classes was constant 10 and is now constant 20"):
         study(space=with_classes(20)).check_unchanged(recorded)

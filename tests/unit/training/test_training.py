@@ -518,7 +518,9 @@ def test_a_trainer_that_would_fail_in_every_trial_is_refused_first(trainer: Any,
 
 
 def test_a_missing_hyperparameter_is_named() -> None:
-    with pytest.raises(MissingHParam, match=r"HParams has no 'learning_rat', it has learning_rate, .*'learning_rate'"):
+    with pytest.raises(
+        MissingHParam, match=r"HParams has no hyperparameter 'learning_rat' \(it has learning_rate, .*'learning_rate'"
+    ):
         check_trainer(Linear(lambda hparams: hparams.learning_rat), hparams(), SPLITS, ["loss"], EPOCHS)
 
 

@@ -159,7 +159,7 @@ def test_it_belongs_to_what_a_study_is() -> None:
     recorded = a_study().record()
     a_study(trials=99).check_unchanged(recorded)
     changed = HParams(net=Large(width=4, slope=0.25), learning_rate=0.4)
-    with pytest.raises(StudyError, match=r"baseline\.learning_rate was 0\.5, is 0\.4"):
+    with pytest.raises(StudyError, match=r"baseline\.learning_rate was 0\.5 and is now 0\.4"):
         a_study(baseline=changed).check_unchanged(recorded)
     assert "baseline" not in a_study(baseline=None).record()
 

@@ -164,7 +164,7 @@ def test_states_of_infeasible_trials_are_not_kept(runs: Runs) -> None:
 
 def test_a_resumed_study_notices_another_constraint(runs: Runs) -> None:
     runs(THREE, constraints=LATENCY)
-    for constraints, change in (({"latency_ms": "<= 30"}, "<= 20, is <= 30"), ({}, "<= 20, is absent")):
+    for constraints, change in (({"latency_ms": "<= 30"}, "<= 20 and is now <= 30"), ({}, "<= 20 and is now absent")):
         with pytest.raises(StudyChanged, match=f"constraints.latency_ms was {change}"):
             runs(THREE, constraints=constraints, trials=2)
     assert len(runs(THREE, constraints={"latency_ms": "<=20.0"}, trials=2)) == 2

@@ -374,7 +374,7 @@ def test_a_state_of_a_queued_extension_is_kept(runs: Runs) -> None:
     assert runs.shown(queued.number)["outcome"] == "complete"
     with opened(runs.url) as storage:
         clear(storage.engine, "one", artifacts_of(runs.artifacts), keep=0)
-    with pytest.raises(UsageError, match=r"cannot continue trial \d of 'one': no state to resume from; it was removed"):
+    with pytest.raises(UsageError, match=r"cannot continue trial \d of 'one': its last state was removed"):
         runs.extend(9, numbers=[queued.of])
 
 
@@ -429,11 +429,11 @@ def test_it_is_reproduced_in_its_stages(runs: Runs, trainer: Any) -> None:
 
 def test_what_cannot_be_continued(runs: Runs) -> None:
     runs(make(keep_last=0))
-    with pytest.raises(
-        UsageError, match=r"^no state to resume from: set keep_last in study 'one', which keeps the last"
-    ):
+    with pytest.raises(UsageError, match=r"^study 'one' has no saved last states: set keep_last in the study's file"):
         runs.extend(6)
-    with pytest.raises(UsageError, match=r"^cannot continue trial 0 of 'one': no state to resume from; set keep_last"):
+    with pytest.raises(
+        UsageError, match=r"^cannot continue trial 0 of 'one': its last state was not saved; set keep_last"
+    ):
         runs.extend(6, numbers=[0])
     runs(make(trials=3))
     with pytest.raises(UsageError, match=r"^cannot continue trial 2 of 'one': it has 3 epochs: pass more .* got 3$"):
@@ -451,7 +451,9 @@ def test_what_cannot_be_continued(runs: Runs) -> None:
         UsageError, match=r"^cannot continue trial 2 of 'one': trial 3 continues it to epoch 6 already$"
     ):
         runs.extend(5, numbers=[2])
-    with pytest.raises(UsageError, match=r"^no trial of 'one' can be continued to epoch 6: trials 2 have a last state"):
+    with pytest.raises(
+        UsageError, match=r"^no trial of 'one' can .* to epoch 6: each one with a last state \(2\) is not"
+    ):
         runs.extend(6)
 
 

@@ -79,5 +79,5 @@ def test_another_choice_is_another_study(sqlite_url: str) -> None:
     record = study_of("last").record()
     del record["value"]
     study_of("last").check_unchanged(record)
-    with pytest.raises(StudyError, match="value was last, is best"):
+    with pytest.raises(StudyError, match="value was last and is now best"):
         study_of("best").check_unchanged(record)

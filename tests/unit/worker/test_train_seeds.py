@@ -562,13 +562,13 @@ def test_the_seeds_are_part_of_the_study() -> None:
     old = study_of(seeds=1).record()
     assert "seeds" not in old
     study_of(seeds=1).check_unchanged(old)
-    with pytest.raises(StudyError, match=r": seeds was 1, is 3;"):
+    with pytest.raises(StudyError, match=r": seeds was 1 and is now 3;"):
         study_of().check_unchanged(old)
-    with pytest.raises(StudyError, match=r": seeds was 3, is 1;"):
+    with pytest.raises(StudyError, match=r": seeds was 3 and is now 1;"):
         study_of(seeds=1).check_unchanged(study_of().record())
     halving = study_of(seeds=(1, 3), pruner=HALVING)
     halving.check_unchanged(halving.record())
-    with pytest.raises(StudyError, match=r": seed_rungs was 1, is 2;"):
+    with pytest.raises(StudyError, match=r": seed_rungs was 1 and is now 2;"):
         study_of(seeds=(1, 3), pruner={**HALVING, "min_resource": 2}).check_unchanged(halving.record())
 
 

@@ -124,8 +124,8 @@ def _enter(folder: DatabaseFolder, binaries: Binaries) -> None:
         closed = first_closed(path)
         if closed is not None:
             raise UsageError(
-                f"Postgres cannot run as root, and runs as {account.pw_name}, who may not enter {closed}: use another "
-                f"place for {path}, allow it with `chmod a+x {closed}`, or run the command as another user"
+                f"Postgres cannot run as root, so it runs as {account.pw_name}, but {account.pw_name} cannot enter "
+                f"{closed}: use another place for {path}, run `chmod a+x {closed}`, or run this as another user"
             )
 
 

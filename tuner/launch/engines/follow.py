@@ -57,7 +57,7 @@ def launch_on(plan: Plan, show: Callable[[WatchedJson], None] | None) -> Job:
     is_here = engine.ends_with_launch(plan.job)
     if is_here and show is None:
         raise UsageError(
-            f"`detach` needs a cluster: without the option address, {plan.job.engine} runs on this machine and "
+            f"`detach` needs a cluster: without `options` address=..., {plan.job.engine} runs on this machine and "
             "ends with this command; pass address=auto or address=HOST:PORT"
         )
     if serves_one_host(plan.url) and engine.passes_url(plan.job) and not is_here:

@@ -109,8 +109,8 @@ def scale_jobs(database: Database, study_id: int, workers: int, url: AnyURL) -> 
     jobs = all_jobs(database, study_id)
     if not jobs:
         raise UsageError(
-            "the study has no job of an engine: start one with `tuner launch FILE --on ENGINE`; for a launch on this "
-            "machine, start another `tuner launch` or `tuner worker`, or stop one with Ctrl-C"
+            "the study has no job on a cluster: submit one with `tuner launch FILE --on ENGINE` (slurm, kubernetes or "
+            "ray); on this machine, start another `tuner worker FILE`, or stop a worker with Ctrl-C"
         )
     if workers:
         _check_state(database, jobs[-1].study)

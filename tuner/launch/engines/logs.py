@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -62,7 +62,8 @@ def find_logs(database: Database, study: str, *, worker: str | None = None, tria
     jobs = all_jobs(database, row.study_id)
     if not jobs:
         raise UsageError(
-            f"no engine runs study {study!r}: its workers print to the terminal of `tuner launch` or `tuner worker`; "
+            f"study {study!r} has no job on a cluster (Slurm, Kubernetes or Ray): its workers print to the terminal of "
+            "`tuner launch` or `tuner worker`; "
             f"`tuner logs {study} NUMBER` prints what a trial printed"
         )
     wanted = [worker] if worker is not None else []
@@ -70,19 +71,27 @@ def find_logs(database: Database, study: str, *, worker: str | None = None, tria
         ran = _workers_of(database, read_trial(database, row, trial).trial_id)
         wanted = [one for one in ran if worker in (None, one)]
         if not wanted:
-            who = "no worker" if worker is None else f"not worker {worker!r}"
-            others = f", but {', '.join(ran)}" if ran else ""
-            raise UsageError(f"{who} has run trial {trial} of study {study!r}{others}")
+            raise UsageError(_nobody_ran(study, trial, worker, ran))
     engines = [(make_engine(job.engine), job) for job in jobs]
     sources = [log for engine, job in engines for log in engine.logs(job, wanted)]
     if not sources:
         where = ", ".join(sorted({engine.log_place(job) for engine, job in engines}))
         of = f" of {', '.join(wanted)}" if wanted else ""
-        hint = "run this where the workers' folder is; " if any(engine.shares_folders for engine, _ in engines) else ""
+        is_in_files = any(engine.shares_folders for engine, _ in engines)
+        hint = "if the workers wrote it on another machine, run this there; " if is_in_files else ""
         raise UsageError(
-            f"no log{of} in {where}: {hint}a job may wait in the queue, and the logs of a deleted one are gone"
+            f"no log{of} in {where}: {hint}the job may still be queued, or was deleted together with its logs"
         )
     return [Log(source, len(sources) > 1, trial) for source in sources]
+
+
+def _nobody_ran(study: str, trial: int, worker: str | None, ran: Sequence[str]) -> str:
+    """Return the message if no worker that was asked for has run a trial, but these have."""
+    if worker is None or not ran:
+        return f"no worker has run trial {trial} of study {study!r}"
+    others = f"worker{'s' if len(ran) > 1 else ''} {', '.join(map(repr, ran))}"
+    which = "one of these names" if len(ran) > 1 else "that name"
+    return f"worker {worker!r} did not run trial {trial} of study {study!r}; {others} did: pass {which} as `worker`"
 
 
 def read_logs(found: Iterable[Log]) -> Iterator[str]:

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 _LOCAL = ("metrics_port", "metrics_host", "mlflow", "tensorboard", "wandb")
 _LOCAL_HINTS = {
-    **dict.fromkeys(("mlflow", "tensorboard", "wandb"), "run `tuner track STUDY` beside it"),
+    "mlflow": "run `tuner track STUDY --mlflow URI` beside the job",
+    "tensorboard": "run `tuner track STUDY --tensorboard DIR` beside the job",
+    "wandb": "run `tuner track STUDY --wandb PROJECT` beside the job",
     **dict.fromkeys(("metrics_port", "metrics_host"), "`tuner dashboard` serves the metrics of all workers"),
 }
 
@@ -85,7 +87,7 @@ def make_plan(target: str, options: LaunchOptions, where: JobOptions) -> Plan:
     url = storage_url(options.storage)
     if url.file is not None:
         raise UsageError(
-            f"workers of an engine need a Postgres database, because several hosts cannot share a SQLite file: got "
+            f"workers on a cluster need a Postgres database, because several hosts cannot share a SQLite file: got "
             f"storage {str(url)!r}; `tuner database` starts one"
         )
     receivers = read_receivers(options.notify, os.environ)
@@ -142,7 +144,7 @@ def _check(options: LaunchOptions) -> None:
         raise UsageError(f"`devices` is for this machine: got {options.devices!r} with `on`; use `devices_per_worker`")
     for name in _LOCAL:
         if getattr(options, name) not in (None, ()):
-            raise UsageError(f"`{name}` is for a launch on this machine: with `on`, {_LOCAL_HINTS[name]}")
+            raise UsageError(f"`{name}` cannot be used with `on`: {_LOCAL_HINTS[name]}")
 
 
 def serves_one_host(url: StorageURL) -> bool:

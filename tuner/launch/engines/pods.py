@@ -91,7 +91,7 @@ def parse_settings(options: Mapping[str, str]) -> PodSettings:
     """
     given = parse_options("kubernetes", options, _FORMS)
     if "image" not in given:
-        raise UsageError("kubernetes needs the container image of the workers: pass the option image=REGISTRY/NAME:TAG")
+        raise UsageError("kubernetes needs the container image of the workers: pass `options` image=REGISTRY/NAME:TAG")
     return PodSettings(**given)
 
 
@@ -136,7 +136,7 @@ def check_artifacts(artifacts: str, settings: PodSettings) -> None:
     volume = settings.volume
     if is_url(artifacts) or (volume is not None and PurePosixPath(artifacts).is_relative_to(volume.path)):
         return
-    where = f"a folder in {volume.path}" if volume else "a folder in a volume, with the option volume=CLAIM:/FOLDER"
+    where = f"a folder in {volume.path}" if volume else "a folder in a volume, with `options` volume=CLAIM:/FOLDER"
     raise UsageError(
         f"`artifacts` must be where all pods can reach them: s3://BUCKET/PREFIX, or {where}: got {artifacts!r}"
     )

@@ -82,7 +82,7 @@ def address_of(options: Mapping[str, str]) -> str:
     try:
         return parse("RAY_ADDRESS", variable, _FORMS["address"])
     except UsageError as error:
-        raise UsageError(f"{error}; pass the option address=auto, or address=local for a Ray of its own") from None
+        raise UsageError(f"{error}; pass `options` address=auto, or address=local for a Ray of its own") from None
 
 
 def _cores(value: str) -> float:

@@ -282,7 +282,7 @@ def connect(address: str) -> dict[str, str]:
             ray.shutdown()
             if not left:  # a node gives up if one of its processes is not ready after 15 seconds
                 if address == "auto" and isinstance(error, ConnectionError):
-                    hint = "run `ray start` here, or pass the option address=HOST:PORT"
+                    hint = "run `ray start` here, or pass `options` address=HOST:PORT"
                     return {"error": f"no Ray runs on this machine: {hint}"}
                 what = "start Ray" if own else f"connect to Ray at {address!r}"
                 return {"error": f"cannot {what}: {error}"}

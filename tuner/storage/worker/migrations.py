@@ -199,8 +199,8 @@ def _check_no_waiting_continuation(connection: Connection, study_id: int) -> Non
     query = query.where(trials.c.study_id == study_id, is_open, attributes.key == EXTENSION_KEY)
     if numbers := connection.execute(query.order_by(trials.c.number)).scalars().all():
         raise UsageError(
-            f"trial {', '.join(map(str, numbers))} waits to continue another one with its hyperparameters: let it run "
-            "first, or end it in the dashboard"
+            f"trial {', '.join(map(str, numbers))} waits to continue another one with its hyperparameters: launch the "
+            "study and let it run first, or end it with `tuner stop STUDY --trial NUMBER`"
         )
 
 

@@ -96,7 +96,10 @@ class ModuleTrainable(AsksOptuna):
             return self._train(run, saved)
         params = json.loads(json.dumps(run.trial.params))
         if self._study.hparams_of(params) != run.hparams:
-            raise StudyError(f"the hyperparameters {params} cannot be sent to the other hosts: they change as JSON")
+            raise StudyError(
+                f"the hyperparameters {params} cannot be sent to the other hosts, because JSON changes their values: "
+                "use only texts, finite numbers, booleans and None"
+            )
         with self._group.together({"number": run.number, "seed": run.seed, "params": params, "epochs": run.epochs}):
             return self._train(run, saved)
 

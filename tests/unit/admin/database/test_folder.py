@@ -149,9 +149,11 @@ def test_a_folder_must_be_empty_or_ours(folder: DatabaseFolder, is_ours: bool) -
 
 
 def test_a_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    for path in (tmp_path / "file", tmp_path / "file" / "db"):
-        with pytest.raises(UsageError, match=f"{path} is a file, or is below one"):
+    file = tmp_path / "file"
+    file.touch()
+    for path in (file, file / "db"):
+        said = f"^{file} is a file, not a folder: pass a folder for the database, got {path}$"
+        with pytest.raises(UsageError, match=said):
             check_folder(DatabaseFolder(path))
 
 
