@@ -321,7 +321,7 @@ def test_an_ordinary_user_needs_no_other_account(command: DatabaseCommand, wait_
 def test_root_is_told_which_folder_is_closed(command: DatabaseCommand) -> None:
     command.parent.chmod(0o700)
     line = command.refusal()
-    assert f"who may not enter {command.parent}: use another place for {command.path}, allow it with `chmod a+x" in line
+    assert f" cannot enter {command.parent}: use another place for {command.path}, run `chmod a+x" in line
 
 
 # --- TLS

@@ -43,7 +43,7 @@ def test_a_killed_worker_resumes_an_extended_trial(tuner_on_sqlite: Any) -> None
     best = tuner.rows("best", "tiny")[0]["number"]
     first, second = done.stderr.splitlines()
     assert first == f"tuner: trial 2 of 'tiny' is queued: it continues trial {best} from epoch 3 to 12"
-    assert "launch it with 3 trials to run what is queued" in second
+    assert "`tuner launch FILE --trials 3` runs what is queued" in second
     done = tuner.run("launch", "killed_study.py", "--trials", "3", *options)
     assert done.returncode == 0, done.stderr
     assert (tuner.folder / "killed").exists()

@@ -167,8 +167,8 @@ def test_the_command_says_if_it_has_queued_fewer_than_asked_for(url: str, tmp_pa
     done = Tuner(tmp_path, url).run_here("enqueue", "ours", "--from", "other", "-n", "90")
     count = len(queued(url))
     assert done.stderr.splitlines()[-1] == (
-        f"tuner: {count} of 90 trials are queued: 'other' has no others that are complete and satisfy "
-        "their constraints, with other hyperparameters"
+        f"tuner: queued only {count} of 90 trials: 'other' has no more complete, feasible trials with other "
+        "hyperparameters"
     )
 
 
