@@ -147,7 +147,8 @@ def test_a_port_that_is_taken_is_refused(running: DatabaseCommand, command: Data
         (["db", "--host", "no.such.host.invalid"], "--host must be an address of this machine: got 'no.such.host.inv"),
         (["db", "--postgres", "."], "--postgres must be the folder with the programs initdb and postgres, such as"),
         (["."], "must be empty, or one that `tuner database` made: {here} contains 'kept.txt'; pass a folder that"),
-        (["kept.txt"], "must be a folder: {here}/kept.txt is a file"),
+        (["kept.txt"], "{here}/kept.txt is a file, not a folder: pass a folder for the database"),
+        (["kept.txt/db"], "{here}/kept.txt is a file, not a folder ({here}/kept.txt/db): pass a folder"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, words: list[str], message: str) -> None:

@@ -135,7 +135,8 @@ def check_folder(folder: DatabaseFolder) -> None:
         return
     except NotADirectoryError:
         file = next((one for one in (path, *path.parents) if one.exists() and not one.is_dir()), path)
-        raise UsageError(f"{file} is a file, not a folder: pass a folder for the database, got {path}") from None
+        where = "" if file == path else f" ({path})"
+        raise UsageError(f"{file} is a file, not a folder{where}: pass a folder for the database") from None
     except OSError as error:
         raise UsageError(f"the database's folder cannot be read: {path} ({error.strerror})") from None
     if names and folder.lock.name not in names:
