@@ -1,6 +1,6 @@
 """How long do trials wait for the compiler if the programs of other shapes are compiled before they are needed?
 
-    python benchmarks/compile_ahead.py --json results.jsonl [--epochs 200]
+    python benchmarks/compile_ahead.py --json results.jsonl
 
 The network of `studies/digits_mlp.py` has nine shapes. Random search with 27 trials runs three times with one worker,
 each time with an empty compile cache: as `tuner worker`, which compiles what it needs; as `tuner launch --workers 1`,
@@ -46,20 +46,11 @@ def tuner(folder: Path, *words: str) -> str:
     ).stdout
 
 
-def write_study(folder: Path, epochs: int) -> Path:
-    """Write the file of the study with another number of epochs; return its path."""
-    path = folder / "digits_mlp.py"
-    text = (ROOT / "studies" / "digits_mlp.py").read_text()
-    changed = f"import dataclasses\nstudy = dataclasses.replace(study, epochs={epochs})\n"
-    path.write_text(f"{text}\n{changed}")
-    return path
-
-
-def measure(commands: tuple[tuple[str, ...], ...], epochs: int) -> dict[str, Any]:
+def measure(commands: tuple[tuple[str, ...], ...]) -> dict[str, Any]:
     """Run the study; return its figures and the values of its trials."""
+    study = str(ROOT / "studies" / "digits_mlp.py")
     with tempfile.TemporaryDirectory(prefix="tuner-benchmark-") as name:
         folder = Path(name)
-        study = str(write_study(folder, epochs))
         wall_s = 0.0
         for command, *words in commands:
             began_s = time.perf_counter()
@@ -81,16 +72,15 @@ def measure(commands: tuple[tuple[str, ...], ...], epochs: int) -> dict[str, Any
 def main() -> None:
     """Measure the three ways; print the figures and write them to a file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=20, help="the epochs of a trial (default: 20)")
     parser.add_argument("--json", type=Path, help="append the results to this file")
     options = parser.parse_args()
-    found = {way: measure(commands, options.epochs) for way, commands in WAYS.items()}
+    found = {way: measure(commands) for way, commands in WAYS.items()}
     values = [one.pop("values") for one in found.values()]
     assert all(one == values[0] for one in values), "the three ways must train the same trials"
     print(json.dumps(found, indent=2))
     if options.json:
         with options.json.open("a") as file:
-            print(json.dumps({**machine(), "epochs": options.epochs, **found}), file=file)
+            print(json.dumps({**machine(), **found}), file=file)
 
 
 if __name__ == "__main__":
