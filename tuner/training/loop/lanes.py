@@ -392,6 +392,11 @@ _COUNTS = (4, 16, 64, 256)
 MOST_LANES = max(_COUNTS)
 _LEAST_GAIN = 1.1**2
 """The least gain in trials per second for which more lanes are used: a tenth for each doubling."""
+_HOST_S = 2e-4
+"""Seconds of Python for an epoch of a trial, which lanes do not save: half of what was measured on a server's core.
+
+More lanes whose program takes less time than this are no gain, and their trials wait for each other.
+"""
 _TIMED_STEPS, _TIMED_ROUNDS = 20, 3
 
 
@@ -419,7 +424,8 @@ def best_count(trainer: TrainerDefinition, hparams: PyTree, feed: Feed, first: F
         assert solo.mode is not None
         placed, made = feed.layout.put(hparams), programs(trainer, hparams, feed.layout)
         source = feed.resident(feed.in_order())
-        rate = 1 / _seconds(made, source, placed, made.copy(solo.carry), feed.steps, solo.mode)
+        seconds = _seconds(made, source, placed, made.copy(solo.carry), feed.steps, solo.mode)
+        rate = 1 / (seconds * feed.steps + _HOST_S)  # epochs of a trial per second
         best = 1
         for count in tried:
             try:
@@ -430,9 +436,10 @@ def best_count(trainer: TrainerDefinition, hparams: PyTree, feed: Feed, first: F
                 seconds = _seconds(lanes.programs, several, lanes._hparams, lanes.carry, feed.steps, solo.mode)
             except Exception:  # out of memory, or it cannot be mapped over lanes, while it works alone
                 break
-            if count / seconds < _LEAST_GAIN * rate:
+            faster = 1 / (seconds * feed.steps / count + _HOST_S)
+            if faster < _LEAST_GAIN * rate:
                 break
-            best, rate = count, count / seconds
+            best, rate = count, faster
         return str(best)
 
     counts: Any = choose
