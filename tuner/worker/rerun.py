@@ -270,7 +270,7 @@ def _check_same(study: StudySpec, row: StudyRow, path: Path) -> None:
     if len(about_fixed) < len(changes):
         ways.append("change the file back, or pass a copy of it as it was at the launch as `file`")
     raise StudyChanged(
-        f"{path} is not as study {row.name!r} was launched, so its trials would not train as before: "
+        f"study {row.name!r} has changed since its first launch, so its trials would not train as before ({path}): "
         f"{'; '.join(changes)}; {'; also '.join(ways)}"
     )
 
