@@ -390,13 +390,10 @@ def _lane(found: PyTree, lane: int) -> Any:
 _COUNTS = (4, 16, 64, 256)
 """The numbers of lanes that are tried, beside one."""
 MOST_LANES = max(_COUNTS)
+_MOST_ON_CPU = 64
+"""On a CPU, the Python of more trials costs more than their program saves."""
 _LEAST_GAIN = 1.1**2
 """The least gain in trials per second for which more lanes are used: a tenth for each doubling."""
-_HOST_S = 2e-4
-"""Seconds of Python for an epoch of a trial, which lanes do not save: half of what was measured on a server's core.
-
-More lanes whose program takes less time than this are no gain, and their trials wait for each other.
-"""
 _TIMED_STEPS, _TIMED_ROUNDS = 20, 3
 
 
@@ -416,6 +413,8 @@ def best_count(trainer: TrainerDefinition, hparams: PyTree, feed: Feed, first: F
     Raises:
         Exception: the training fails alone; so many lanes that fail only limit the number.
     """
+    device = feed.layout.devices[0] if feed.layout.devices else jax.local_devices()[0]
+    most = min(most, _MOST_ON_CPU) if device.platform == "cpu" else most
     tried = [count for count in _COUNTS if count <= most]
 
     def measured() -> str:
@@ -424,8 +423,7 @@ def best_count(trainer: TrainerDefinition, hparams: PyTree, feed: Feed, first: F
         assert solo.mode is not None
         placed, made = feed.layout.put(hparams), programs(trainer, hparams, feed.layout)
         source = feed.resident(feed.in_order())
-        seconds = _seconds(made, source, placed, made.copy(solo.carry), feed.steps, solo.mode)
-        rate = 1 / (seconds * feed.steps + _HOST_S)  # epochs of a trial per second
+        rate = 1 / _seconds(made, source, placed, made.copy(solo.carry), feed.steps, solo.mode)
         best = 1
         for count in tried:
             try:
@@ -436,10 +434,9 @@ def best_count(trainer: TrainerDefinition, hparams: PyTree, feed: Feed, first: F
                 seconds = _seconds(lanes.programs, several, lanes._hparams, lanes.carry, feed.steps, solo.mode)
             except Exception:  # out of memory, or it cannot be mapped over lanes, while it works alone
                 break
-            faster = 1 / (seconds * feed.steps / count + _HOST_S)
-            if faster < _LEAST_GAIN * rate:
+            if count / seconds < _LEAST_GAIN * rate:
                 break
-            best, rate = count, faster
+            best, rate = count, count / seconds
         return str(best)
 
     counts: Any = choose
