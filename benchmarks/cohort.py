@@ -169,7 +169,7 @@ STUDIES: dict[str, Callable[[], Study]] = {
     "cnn": lambda: fixed("digits_cnn.py", 2, optimizer="SGD", channels=8),
     "control": control,
 }
-TRIALS = {"small": 512, "mlp": 128, "cnn": 64, "control": 128}
+TRIALS = {"small": 512, "mlp": 128, "cnn": 128, "control": 256}
 
 
 def measure(study: Study, trials: int, cohort: Any) -> dict[str, Any]:
