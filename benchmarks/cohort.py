@@ -38,7 +38,7 @@ from tuner.study import load_study
 from tuner.training import ArrayDataset, OptimizerSpec, TrainerModule
 from tuner.training.metrics import Mean
 from tuner.trial import Event
-from tuner.trial.events import CohortChosen, TrialBegan, TrialEnded
+from tuner.trial.events import CohortChosen, TrialEnded
 from tuner.worker import run_worker
 
 WAYS: tuple[Any, ...] = (1, 4, 16, 64, "auto")

@@ -175,8 +175,7 @@ def test_hours_that_cannot_be_are_one_line(
     done = tuner_on_sqlite.run("launch", "tiny.py", "--workers", "2", flag, value)
 
     assert done.returncode == 2
-    setting = flag.strip("-").replace("-", "_")
-    assert message(done.stderr) == [f"tuner: {setting} must be a number of hours above 0: got {shown}"]
+    assert message(done.stderr) == [f"tuner: {flag} must be a number of hours above 0: got {shown}"]
     assert done.stdout == ""
     assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["tiny.py"], "nothing is written"
 
