@@ -31,6 +31,7 @@ from optuna.samplers import RandomSampler
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy import event
 from storage_tools import add_trials, new_database, opened, sent_statements
 
 from tuner.errors import LeaseLost
@@ -325,7 +326,7 @@ def test_suggestions_for_several_trials_are_written_in_one_transaction(place: Pl
     held = [place.hold(worker=f"worker {at}") for at in range(3)]
     suggested = [suggest_three(trial) for _, trial in held]
     commits: list[sa.Connection] = []
-    sa.event.listen(place.one.engine, "commit", commits.append)
+    event.listen(place.one.engine, "commit", commits.append)
     place.one.flush_together([lease.trial_id for lease, _ in reversed(held)])
     assert len(commits) == 1
     assert [trial.params for trial in place.stored()] == suggested
