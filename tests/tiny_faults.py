@@ -34,8 +34,8 @@ PLACES: dict[str, tuple[str, str, bool]] = {
     # Those of several trials of a cohort, in one transaction.
     "before_ends": ("tuner.storage.worker.leases", "end_together", False),
     "after_ends": ("tuner.storage.worker.leases", "end_together", True),
-    "before_suggested": ("tuner.storage.optuna.storage", "store_suggested_together", False),
-    "after_suggested": ("tuner.storage.optuna.storage", "store_suggested_together", True),
+    "before_suggested": ("tuner.storage.optuna.held", "store_suggested_together", False),
+    "after_suggested": ("tuner.storage.optuna.held", "store_suggested_together", True),
     "before_rungs": ("tuner.storage.optuna.storage:Storage", "enter_rungs", False),
     "after_rungs": ("tuner.storage.optuna.storage:Storage", "enter_rungs", True),
 }

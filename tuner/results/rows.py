@@ -325,7 +325,7 @@ def _confirmed_row(confirmed: Confirmed, tied: list[int]) -> ConfirmedJson:
 
 
 def no_best(engine: Engine, study_name: str) -> str:
-    """Return why a study has no best trial, which it has not, with the numbers of its trials by outcome."""
+    """Return why a study that has no best trial has none, with its numbers of trials by outcome."""
     infeasible = no_feasible(engine, study_name)
     if infeasible is not None:
         return infeasible

@@ -151,12 +151,13 @@ class StudyArtifacts:
         if self.store is not None:
             self.store.remove(self.key)
         end_s = time.monotonic() + _LAST_FILES_S
-        shutil.rmtree(self.folder, ignore_errors=True)
-        while self.folder.exists():
+        while True:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            if not self.folder.exists():
+                return
             if time.monotonic() > end_s:
                 raise OSError(f"cannot remove {self.folder}")
             time.sleep(0.1)
-            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def artifacts_of(given: str | Path | None) -> Artifacts:

@@ -577,9 +577,12 @@ def _check_arguments(given: Sequence[object], settings: Mapping[str, object]) ->
     for name in settings:
         if name not in fields:
             raise StudyError(f"Study has no argument {name!r}{nearest(name, list(fields))}")
-    missing = [
-        name for name, field in fields.items() if field.default is field.default_factory and name not in settings
-    ]  # both are MISSING
+    needed = [
+        name
+        for name, field in fields.items()
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    missing = [name for name in needed if name not in settings]
     if missing:
         raise StudyError(f"Study needs the argument{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))}")
 

@@ -36,8 +36,8 @@ from storage_tools import add_trials, new_database, opened, sent_statements
 
 from tuner.errors import LeaseLost
 from tuner.storage import parse_url
+from tuner.storage.optuna import held as held_module
 from tuner.storage.optuna import loading
-from tuner.storage.optuna import storage as storage_module
 from tuner.storage.optuna.storage import Storage
 from tuner.storage.sql import prepared_statements
 from tuner.storage.sql.retry import Patience, patient
@@ -359,7 +359,7 @@ def test_suggestions_that_could_not_be_written_together_are_written_one_by_one(
     def fail(*given: Any) -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr(storage_module, "store_suggested_together", fail)
+    monkeypatch.setattr(held_module, "store_suggested_together", fail)
     with pytest.raises(RuntimeError, match="no"):
         place.one.flush_together([lease.trial_id for lease, _ in held])
     assert [trial.params for trial in place.stored()] == [{}, {}]

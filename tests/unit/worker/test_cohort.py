@@ -483,8 +483,8 @@ def test_trials_that_begin_report_or_end_together_do_so_in_one_transaction(
         monkeypatch.setattr(owner, name, counted)
 
     count("tuner.storage.optuna.storage", "enter_rungs", lambda given: len(given[3]))
-    count("tuner.storage.optuna.storage", "store_suggested_together", lambda given: len(given[1]))
-    count("tuner.storage.optuna.storage", "store_suggested", lambda given: 1)
+    count("tuner.storage.optuna.held", "store_suggested_together", lambda given: len(given[1]))
+    count("tuner.storage.optuna.held", "store_suggested", lambda given: 1)
     count("tuner.storage.worker.leases", "end_together", lambda given: len(given[1]))
     count("tuner.storage.worker.leases", "end", lambda given: 1)
     count("tuner.storage.worker.rungs", "_enter", lambda given: 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import threading
@@ -27,6 +26,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from tuner.storage.optuna.held import Held, flush_together
 from tuner.storage.optuna.loading import Loaded, copies, load_trial, load_trials, new_trial, to_distribution
 from tuner.storage.optuna.window import Window, load_window
 from tuner.storage.read.ranking import is_constraint_key
@@ -46,13 +46,7 @@ from tuner.storage.sql.tables import (
 from tuner.storage.sql.url import AnyURL, StorageURL, parse_url
 from tuner.storage.sql.zones import UTC, utc_time
 from tuner.storage.worker.fences import Lease
-from tuner.storage.worker.leases import (
-    Suggested,
-    delete_attributes,
-    store_attribute,
-    store_suggested,
-    store_suggested_together,
-)
+from tuner.storage.worker.leases import delete_attributes, store_attribute
 from tuner.storage.worker.points import Point, take_point
 from tuner.storage.worker.rungs import Entry, Rungs, enter_rung, enter_rungs
 from tuner.storage.worker.studies import delete
@@ -96,36 +90,6 @@ class _Known:
             self.unfinished.add(trial_id)
 
 
-@dataclass
-class _Held:
-    """A trial on which this process has a lease: no other process may write to it, so it is read from memory."""
-
-    lease: Lease
-    study_id: int
-    trial: FrozenTrial
-    new_params: list[tuple[str, float, str]] = field(default_factory=list[tuple[str, float, str]])
-    new_attributes: dict[str, str] = field(default_factory=dict[str, str])
-    """System attributes from before the first `flush`, in which samplers store information about suggestions."""
-    is_suggested: bool = False
-    flushing: threading.Lock = field(default_factory=threading.Lock)
-    changing: threading.Lock = field(default_factory=threading.Lock)
-    """Held while `new_params` or `new_attributes` change: `flush` may run on another thread than the training."""
-
-    def take_new(self) -> Suggested:
-        """Return what is not stored yet, which the caller stores, or puts back."""
-        self.is_suggested = True
-        with self.changing:
-            taken = Suggested(self.lease, self.new_params, self.new_attributes)
-            self.new_params, self.new_attributes = [], {}
-        return taken
-
-    def put_back(self, suggested: Suggested) -> None:
-        """Keep what could not be stored for the next call."""
-        with self.changing:
-            self.new_params = [*suggested.params, *self.new_params]
-            self.new_attributes = {**suggested.attributes, **self.new_attributes}
-
-
 class Storage(BaseStorage):
     """Optuna's storage on SQLite or Postgres.
 
@@ -159,7 +123,7 @@ class Storage(BaseStorage):
         self._lock = threading.RLock()
         self._known: dict[int, _Known] = {}
         self._windows: dict[int, Window] = {}
-        self._held: dict[int, _Held] = {}
+        self._held: dict[int, Held] = {}
         self._entered: dict[tuple[int, int], bool] = {}  # decisions of `enter_rungs`, by trial and rung
         self._studies_of_new: dict[int, int] = {}  # trials created here that have not ended here
         self._optunas: RDBStorage | None = None
@@ -291,7 +255,7 @@ class Storage(BaseStorage):
         """
         trial = new_trial(lease.trial_id, lease.number) if lease.is_new else self.get_trial(lease.trial_id)
         with self._lock:
-            self._held[lease.trial_id] = _Held(lease, study_id, trial)
+            self._held[lease.trial_id] = Held(lease, study_id, trial)
 
     def flush(self, trial_id: int) -> None:
         """Write the hyperparameters suggested since the last call and the sampler's attributes together.
@@ -301,35 +265,14 @@ class Storage(BaseStorage):
 
         Concurrency: another thread may suggest more meanwhile; the next call writes it.
         """
-        held = self._held[trial_id]
-        with held.flushing:
-            suggested = held.take_new()
-            if not (suggested.params or suggested.attributes):
-                return
-            try:
-                store_suggested(self.engine, suggested)
-            except BaseException:  # the next call stores them
-                held.put_back(suggested)
-                raise
+        self._held[trial_id].flush(self.engine)
 
     def flush_together(self, trial_ids: Sequence[int]) -> None:
         """Do what `flush` does for several trials, in one transaction.
 
         The suggestions for a trial that another worker has are not written; `flush` for that trial raises `LeaseLost`.
         """
-        several = [self._held[trial_id] for trial_id in sorted(set(trial_ids))]
-        with contextlib.ExitStack() as flushing:
-            for held in several:
-                flushing.enter_context(held.flushing)
-            new = [(held, suggested) for held in several if (suggested := held.take_new()).writes()]
-            were_held = [False] * len(new)
-            try:
-                if new:
-                    were_held = store_suggested_together(self.engine, [suggested for _, suggested in new])
-            finally:
-                for (held, suggested), was_held in zip(new, were_held, strict=True):
-                    if not was_held:
-                        held.put_back(suggested)
+        flush_together(self.engine, [self._held[trial_id] for trial_id in sorted(set(trial_ids))])
 
     def forget_pruning(self, trial_id: int) -> None:
         """Forget the reports of a trial, and delete its constraints and what Optuna's own pruners stored with it."""

@@ -138,9 +138,9 @@ class _Standing:
     now_s: float
 
     @property
-    def is_simple(self) -> bool:
-        """Whether no trial waits for a worker."""
-        return self.queued is None and not self.expired
+    def has_waiting(self) -> bool:
+        """Whether trials wait for a worker: queued ones, and those whose leases have ended."""
+        return self.queued is not None or self.expired > 0
 
 
 def claim(engine: Engine, claimant: Claimant) -> Lease | NoTrial:
@@ -195,7 +195,7 @@ def claim_several(engine: Engine, claimant: Claimant, most: int) -> list[Lease] 
             if isinstance(claimed, NoTrial):
                 break
             several.append(claimed)
-            if claimed.is_new and standing.is_simple:
+            if claimed.is_new and not standing.has_waiting:
                 several += _create_more(connection, claimant, standing, limit - len(several))
             if len(several) == limit:
                 break

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,10 +57,25 @@ def renew(engine: Engine, lease: Lease) -> None:
 
 def renew_together(engine: Engine, several: Sequence[Lease]) -> list[bool]:
     """Extend leases by their length from now, in one transaction; return whether each was still held."""
+    return _together(engine, several, lambda connection, at, _: fenced(connection, several[at], Change.EXTEND, []))
+
+
+def _together(engine: Engine, several: Sequence[Lease], one: Callable[[Connection, int, int], bool]) -> list[bool]:
+    """Make a write for each of several leases, in one transaction.
+
+    Args:
+        engine: The storage's engine.
+        several: The leases.
+        one: Makes the write for the lease at an index; its last argument is the number of earlier tries.
+
+    Returns:
+        What it returned for each lease.
+    """
+    # All such transactions lock leases in the same order.
     ordered = sorted(range(len(several)), key=lambda at: several[at].trial_id)
 
-    def work(connection: Connection, _: int) -> list[bool]:
-        held = {at: fenced(connection, several[at], Change.EXTEND, []) for at in ordered}
+    def work(connection: Connection, tries: int) -> list[bool]:
+        held = {at: one(connection, at, tries) for at in ordered}
         return [held[at] for at in range(len(several))]
 
     return write(engine, work)
@@ -79,6 +94,11 @@ class Suggested:
     lease: Lease
     params: Sequence[tuple[str, float, str]]
     attributes: Mapping[str, str]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to store."""
+        return not (self.params or self.attributes)
 
     def writes(self) -> list[Write]:
         """Return the writes that store it, except that of the lease."""
@@ -110,15 +130,8 @@ def store_suggested_together(engine: Engine, several: Sequence[Suggested]) -> li
     Returns:
         For each trial, whether its lease was still held; if not, nothing of it was stored.
     """
-    writes = [one.writes() for one in several]
-    # All such transactions lock leases in the same order.
-    ordered = sorted(range(len(several)), key=lambda at: several[at].lease.trial_id)
-
-    def work(connection: Connection, _: int) -> list[bool]:
-        held = {at: fenced(connection, several[at].lease, Change.EXTEND, writes[at]) for at in ordered}
-        return [held[at] for at in range(len(several))]
-
-    return write(engine, work)
+    held, writes = [one.lease for one in several], [one.writes() for one in several]
+    return _together(engine, held, lambda connection, at, _: fenced(connection, held[at], Change.EXTEND, writes[at]))
 
 
 def store_attribute(engine: Engine, lease: Lease, table: sa.Table, key: str, value: object) -> None:
@@ -167,14 +180,8 @@ def report_together(
     Returns:
         For each trial, whether its lease was still held; if not, nothing of it was stored.
     """
-    # All such transactions lock leases in the same order.
-    ordered = sorted(range(len(reports)), key=lambda at: reports[at][0].trial_id)
-
-    def work(connection: Connection, _: int) -> list[bool]:
-        held = {at: _store_reports(connection, *reports[at], objective) for at in ordered}
-        return [held[at] for at in range(len(reports))]
-
-    return write(engine, work)
+    held = [lease for lease, _ in reports]
+    return _together(engine, held, lambda connection, at, _: _store_reports(connection, *reports[at], objective))
 
 
 def _store_reports(connection: Connection, lease: Lease, several: Sequence[Report], objective: str | None) -> bool:
@@ -331,14 +338,11 @@ def end_together(engine: Engine, several: Sequence[Ending]) -> list[bool]:
         For each trial, whether its lease was still held; if not, nothing of it was stored.
     """
     writes = [one.writes() for one in several]
-    # All such transactions lock leases in the same order.
-    ordered = sorted(range(len(several)), key=lambda at: several[at].lease.trial_id)
 
-    def work(connection: Connection, tries: int) -> list[bool]:
-        held = {at: _end(connection, several[at], writes[at], may_be_stored=tries > 0) for at in ordered}
-        return [held[at] for at in range(len(several))]
+    def one(connection: Connection, at: int, tries: int) -> bool:
+        return _end(connection, several[at], writes[at], may_be_stored=tries > 0)
 
-    return write(engine, work)
+    return _together(engine, [ending.lease for ending in several], one)
 
 
 def _end(connection: Connection, ending: Ending, writes: Sequence[Write], *, may_be_stored: bool) -> bool:

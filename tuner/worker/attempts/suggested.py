@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tuner.errors import StorageLost
+from tuner.worker.attempts.shared_calls import SharedCall, make_shared, try_together
 
 if TYPE_CHECKING:
     from tuner.storage.optuna.storage import Storage
     from tuner.worker.context import WorkerContext
 
 
-class SuggestedCall:
-    """A call that stores the suggestions for a trial, unless `store_together` has done so.
+class SuggestedCall(SharedCall):
+    """A call that stores the suggestions for a trial.
 
     Args:
         storage: Has the suggestions.
@@ -21,27 +21,17 @@ class SuggestedCall:
     """
 
     def __init__(self, storage: Storage, trial_id: int) -> None:
+        super().__init__()
         self.storage, self.trial_id = storage, trial_id
-        self.error: StorageLost | None = None  # of the attempt to store them with others
 
-    def __call__(self) -> None:
-        if self.error is not None:
-            raise self.error
+    def make(self) -> None:
+        """Store the suggestions, unless they are stored."""
         self.storage.flush(self.trial_id)
 
 
-def store_together(calls: Sequence[SuggestedCall]) -> None:
-    """Store the suggestions for several trials in one transaction; if that fails, each call then stores its own.
-
-    They do not wait again for a database that was away for as long as the storage waits.
-    """
-    try:
-        calls[0].storage.flush_together([call.trial_id for call in calls])
-    except StorageLost as error:
-        for call in calls:
-            call.error = error
-    except Exception:
-        return  # an error of one of them, which its own call raises
+def store_suggestions_together(calls: Sequence[SuggestedCall]) -> None:
+    """Store the suggestions for several trials; see `try_together`."""
+    try_together(calls, lambda: calls[0].storage.flush_together([call.trial_id for call in calls]))
 
 
 def store_suggested(context: WorkerContext, trial_id: int) -> None:
@@ -51,10 +41,4 @@ def store_suggested(context: WorkerContext, trial_id: int) -> None:
         LeaseLost: another worker has the trial.
         StorageLost: the database cannot be reached.
     """
-    call = SuggestedCall(context.storage, trial_id)
-    if not context.is_cohort:
-        call()
-        return
-    future = context.background.submit(call)
-    context.background.wait(future, float("inf"))
-    future.result()
+    make_shared(context, SuggestedCall(context.storage, trial_id))

@@ -16,8 +16,7 @@ from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.reporter import store_kept_together, store_together
 from tuner.worker.attempts.ends import EndCall, end_together
 from tuner.worker.attempts.reports import GatherCall, StoreCall
-from tuner.worker.attempts.suggested import SuggestedCall
-from tuner.worker.attempts.suggested import store_together as store_suggestions_together
+from tuner.worker.attempts.suggested import SuggestedCall, store_suggestions_together
 
 T = TypeVar("T")
 Calls = list[tuple[Future[Any], Callable[[], Any]]]
