@@ -20,7 +20,17 @@ from optuna.trial import TrialState, create_trial
 
 import tuner
 from tuner import Space, Study, choice, log_uniform, uniform
-from tuner.admin.edits import EndedTrial, Shortage, clear, delete, end_trial, enqueue, find_shortage, retry
+from tuner.admin.edits import (
+    EndedTrial,
+    Shortage,
+    belongings,
+    clear,
+    delete,
+    end_trial,
+    enqueue,
+    find_shortage,
+    retry,
+)
 from tuner.errors import LeaseLost, UnknownStudy, UsageError
 from tuner.results.rows import trial_rows
 from tuner.storage import artifacts, connect, parse_url
@@ -30,7 +40,7 @@ from tuner.storage.sql.tables import CHILDREN_OF_TRIALS
 from tuner.storage.worker import leases
 from tuner.storage.worker.claims import Claimant, claim
 from tuner.storage.worker.fences import Lease
-from tuner.storage.worker.studies import join, register
+from tuner.storage.worker.studies import join, leave, register
 from tuner.trial import Outcome, Report
 from tuner.trial.extension import EXTENSION_KEY, Extension
 
@@ -420,6 +430,16 @@ def test_checkpoints_of_the_best_and_of_those_that_run_are_kept(storage: Any, st
 
 
 # --- The commands
+
+
+def test_a_worker_between_two_trials_counts_as_running(storage: Any) -> None:
+    study_id = register(storage, storage.engine, "ours", ["minimize"], {}).study_id
+    claimant = Claimant(study_id, "one", trials=5, lease_s=300.0)
+    join(storage.engine, claimant, {"host": "here", "pid": 1, "devices": "cpu"})
+    found = belongings(storage.engine, "ours", artifacts_of(None))
+    assert (found.trials, found.workers) == (0, 1)
+    leave(storage.engine, "one")
+    assert belongings(storage.engine, "ours", artifacts_of(None)).workers == 0
 
 
 def test_files_are_removed_while_a_worker_writes_its_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
