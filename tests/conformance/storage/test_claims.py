@@ -1,5 +1,6 @@
 """How many trials a claim counts: those of all workers and of plain Optuna, the settled ones only once."""
 
+import dataclasses
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -489,6 +490,23 @@ def test_a_claim_of_several_new_trials_counts_the_study_once(
     assert (claims.claim_several(db.engine, claimant, 8) is NoTrial.WAIT) == (trials < 20 or is_limited)
 
 
+def test_queued_trials_are_claimed_although_another_tool_took_the_first(
+    db: BudgetedStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        db.study.enqueue_trial({})
+    start, calls = claims._start_queued, list[int]()
+
+    def start_later(*given: Any) -> Any:
+        calls.append(1)
+        return start(*given) if len(calls) > 1 else None
+
+    monkeypatch.setattr(claims, "_start_queued", start_later)
+    several = claims.claim_several(db.engine, db.claimant(trials=9), 3)
+    assert isinstance(several, list)
+    assert [(lease.number, lease.is_new) for lease in several] == [(2, True), (0, False), (1, False)]
+
+
 @pytest.mark.parametrize("new_trials", [None, 8, 20])
 def test_a_claim_of_several_new_trials_counts_those_of_other_workers(db: BudgetedStudy, new_trials: int | None) -> None:
     others = [db.lease(db.claimant("other", trials=8)) for _ in range(3)]
@@ -558,3 +576,20 @@ def test_one_worker_takes_every_waiting_trial_once_whatever_it_prefers(db: Budge
     assert sorted(taken) == list(range(30))
     assert taken[: MOST_AHEAD + 1] == [1, 2, 4, 5, 7, 8, 10, 11, 0]
     assert claims.claim(db.engine, claimant) is NoTrial.WAIT
+
+
+def test_transactions_of_several_trials_lock_leases_in_one_order(
+    db: BudgetedStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers that lock the same leases in different orders would wait for each other."""
+    held = [db.lease(db.claimant(f"worker {at}")) for at in range(3)]
+    lost = dataclasses.replace(held[1], fence=held[1].fence + 1)
+    locked, fenced = list[int](), leases.fenced
+
+    def note(connection: sa.Connection, lease: Lease, *given: Any, **options: Any) -> bool:
+        locked.append(lease.number)
+        return fenced(connection, lease, *given, **options)
+
+    monkeypatch.setattr(leases, "fenced", note)
+    assert leases.renew_together(db.engine, [held[2], lost, held[0]]) == [True, False, True]
+    assert locked == [0, 1, 2]

@@ -137,11 +137,6 @@ class _Standing:
     expired: int
     now_s: float
 
-    @property
-    def has_waiting(self) -> bool:
-        """Whether trials wait for a worker: queued ones, and those whose leases have ended."""
-        return self.queued is not None or self.expired > 0
-
 
 def claim(engine: Engine, claimant: Claimant) -> Lease | NoTrial:
     """Take over a trial whose lease has ended, or start a queued one, or create the next if the budget allows it.
@@ -195,7 +190,7 @@ def claim_several(engine: Engine, claimant: Claimant, most: int) -> list[Lease] 
             if isinstance(claimed, NoTrial):
                 break
             several.append(claimed)
-            if claimed.is_new and not standing.has_waiting:
+            if claimed.is_new and standing.queued is None:
                 several += _create_more(connection, claimant, standing, limit - len(several))
             if len(several) == limit:
                 break
