@@ -586,7 +586,7 @@ def test_transactions_of_several_trials_lock_leases_in_one_order(
     lost = dataclasses.replace(held[1], fence=held[1].fence + 1)
     locked, fenced = list[int](), leases.fenced
 
-    def note(connection: sa.Connection, lease: Lease, *given: Any, **options: Any) -> bool:
+    def note(connection: Any, lease: Lease, *given: Any, **options: Any) -> bool:
         locked.append(lease.number)
         return fenced(connection, lease, *given, **options)
 
