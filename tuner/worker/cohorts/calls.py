@@ -83,7 +83,7 @@ class Gatherer:
 
 
 def make_together(calls: Calls, enter_rungs: EnterRungs, is_over: Callable[[], bool]) -> None:
-    """Make calls: all ends in one transaction, and so with all suggestions, all reports, and all decisions in rungs.
+    """Make calls, each kind in one transaction: ends, suggestions, reports, decisions in rungs.
 
     If one of these fails, each call then stores its own.
 
