@@ -434,7 +434,7 @@ def test_no_trial_may_wait_to_continue_another(study: Migrations) -> None:
         study.plain().add_trial(create_trial(state=state, system_attrs={EXTENSION_KEY: extension}))
     for is_dry in (True, False):
         with pytest.raises(
-            UsageError, match=r"^trial 13 waits to continue another one .*: let it run first, or end it"
+            UsageError, match=r"^trial 13 waits to continue another one .*: launch the study and let it run first"
         ):
             study(is_dry=is_dry, **WIDER)
     end_trial(study.url, "one", 13)
