@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -20,6 +21,9 @@ os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {more_flags
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+# Tests start hundreds of processes: without bytecode files, each would compile tuner's sources again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 for name in ("TUNER_STORAGE", "TUNER_ARTIFACTS", "TUNER_DEBUG", "TUNER_CPUS", "TUNER_DEVICES", "CUDA_VISIBLE_DEVICES"):
     os.environ.pop(name, None)
 
