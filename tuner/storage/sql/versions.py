@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,15 +77,17 @@ def tuner_config() -> Any:
     return config
 
 
+@cache
 def tuner_scripts() -> ScriptDirectory:
-    """Return our migrations."""
+    """Return our migrations; Alembic runs all their files the first time."""
     from alembic.script import ScriptDirectory
 
     return ScriptDirectory.from_config(tuner_config())
 
 
+@cache
 def optuna_scripts() -> ScriptDirectory:
-    """Return Optuna's migrations."""
+    """Return Optuna's migrations; Alembic runs all their files the first time."""
     from alembic.script import ScriptDirectory
 
     return ScriptDirectory(str(migrations()))
