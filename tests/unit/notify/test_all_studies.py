@@ -33,7 +33,6 @@ from tuner.storage.worker.studies import Budget, join, leave, register, store_bu
 from tuner.trial import Outcome
 
 QUICK = Pace(timeout_s=5.0, first_pause_s=0.02, longest_pause_s=0.05, poll_s=0.05, end_s=30.0)
-pytestmark = pytest.mark.with_tables
 
 
 class OneStudy:

@@ -19,7 +19,6 @@ from tuner.storage import notices, parse_url
 
 QUICK = Pace(timeout_s=5.0, first_pause_s=0.02, longest_pause_s=0.05, poll_s=0.05, end_s=30.0)
 FINISHED = Ending("finished", "budget", State(10, 10, 0.5, 3), "host:1", 2)
-pytestmark = pytest.mark.with_tables
 
 
 @pytest.fixture

@@ -135,7 +135,6 @@ def lanes_of(url: str) -> list[str]:
     return [value for key, value in rows if key == LANES_KEY]
 
 
-@pytest.mark.with_tables
 def test_trials_come_to_what_they_come_to_one_by_one(
     storage_url: str, tmp_path: Path, work: Callable[..., Log]
 ) -> None:
@@ -157,7 +156,6 @@ def test_trials_come_to_what_they_come_to_one_by_one(
 
 
 @pytest.mark.slow
-@pytest.mark.with_tables
 @pytest.mark.parametrize(
     "seed", [0, 1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
 )
@@ -188,7 +186,6 @@ def test_random_ends_keep_the_lanes_busy_and_the_budget_exact(
     assert busy.count(4) * 4 >= reports - 8
 
 
-@pytest.mark.with_tables
 def test_asha_decides_as_for_the_same_reports_one_after_another(sqlite_url: str, work: Callable[..., Log]) -> None:
     """The oracle is Optuna's pruner, which gets the reports in the order in which the cohort made them."""
     pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
@@ -209,7 +206,6 @@ def test_asha_decides_as_for_the_same_reports_one_after_another(sqlite_url: str,
 
 
 @pytest.mark.slow
-@pytest.mark.with_tables
 def test_trials_of_other_programs_wait_for_their_turn_and_none_starves(
     sqlite_url: str, work: Callable[..., Log]
 ) -> None:
@@ -226,7 +222,6 @@ def test_trials_of_other_programs_wait_for_their_turn_and_none_starves(
 
 
 @pytest.mark.slow
-@pytest.mark.with_tables
 def test_the_shares_of_static_values_are_those_of_the_sampler(sqlite_url: str, tmp_path: Path, work: Any) -> None:
     """Random search gives each trial the same hyperparameters in a cohort, so that no share can differ at all."""
     alone = f"sqlite:///{tmp_path / 'alone.db'}"
@@ -236,7 +231,6 @@ def test_the_shares_of_static_values_are_those_of_the_sampler(sqlite_url: str, t
     assert {number: one[0] for number, one in found.items()} == {number: one[0] for number, one in expected.items()}
 
 
-@pytest.mark.with_tables
 def test_a_worker_that_is_asked_to_stop_gives_all_trials_back(sqlite_url: str, work: Callable[..., Log]) -> None:
     stop = Stop()
 
@@ -258,7 +252,6 @@ def test_a_worker_that_is_asked_to_stop_gives_all_trials_back(sqlite_url: str, w
 
 
 @pytest.mark.slow
-@pytest.mark.with_tables
 def test_a_trial_that_waits_for_its_turn_does_not_use_up_its_minutes(
     sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,7 +270,6 @@ def test_a_trial_that_waits_for_its_turn_does_not_use_up_its_minutes(
     assert now == 9 * 2 * 10.0  # three at once take a minute, and the last ones wait for two
 
 
-@pytest.mark.with_tables
 def test_trials_that_wait_for_their_turn_are_given_back_when_the_study_is_stopped(
     sqlite_url: str, work: Callable[..., Log]
 ) -> None:
@@ -296,7 +288,6 @@ def test_trials_that_wait_for_their_turn_are_given_back_when_the_study_is_stoppe
     assert set(read_rows(sqlite_url, attempts.c.ending)) == {Outcome.PREEMPTED.value}
 
 
-@pytest.mark.with_tables
 def test_streams_are_trained_one_by_one(sqlite_url: str, work: Callable[..., Log]) -> None:
     class Rows:
         def __len__(self) -> int:
@@ -314,7 +305,6 @@ def test_streams_are_trained_one_by_one(sqlite_url: str, work: Callable[..., Log
     assert {event.outcome for event in log.of(TrialEnded)} == {Outcome.COMPLETE}
 
 
-@pytest.mark.with_tables
 def test_a_program_that_fails_is_no_error_of_its_trials(
     sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,7 +320,6 @@ def test_a_program_that_fails_is_no_error_of_its_trials(
 
 
 @pytest.mark.slow
-@pytest.mark.with_tables
 def test_without_memory_for_so_many_lanes_half_as_many_are_used(
     sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -348,7 +337,6 @@ def test_without_memory_for_so_many_lanes_half_as_many_are_used(
     assert {event.outcome for event in log.of(TrialEnded)} == {Outcome.COMPLETE}
 
 
-@pytest.mark.with_tables
 def test_an_error_of_all_trials_stops_the_study(sqlite_url: str, work: Callable[..., Log]) -> None:
     class Broken(Line):
         def on_training_epoch_end(self, state: Any, hparams: Any, epoch: int, metrics: Any) -> Any:
@@ -360,7 +348,6 @@ def test_an_error_of_all_trials_stops_the_study(sqlite_url: str, work: Callable[
 
 
 @pytest.mark.slow
-@pytest.mark.with_tables
 def test_a_cohort_needs_one_device(sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNER_DEVICES", "cpu 0,1")
     monkeypatch.setattr("tuner.training.loop.runtime.worker_layout", lambda devices: Layout(jax.devices()[:2]))
@@ -390,7 +377,6 @@ class Unmappable(Line):
 
 
 @pytest.mark.slow
-@pytest.mark.with_tables
 @pytest.mark.parametrize(("loop", "cohort"), [("auto", 3), ("scan", 3), ("auto", "auto")])
 def test_trials_that_cannot_share_a_program_train_one_by_one(
     loop: Any, cohort: Any, sqlite_url: str, work: Callable[..., Log]
@@ -405,7 +391,6 @@ def test_trials_that_cannot_share_a_program_train_one_by_one(
 
 
 @pytest.mark.slow
-@pytest.mark.with_tables
 @pytest.mark.parametrize("cohort", [3, "auto"])
 def test_a_program_that_fails_for_some_trials_fails_those_alone(
     cohort: Any, sqlite_url: str, work: Callable[..., Log]
@@ -428,7 +413,6 @@ def test_a_program_that_fails_for_some_trials_fails_those_alone(
     assert Outcome.FAILED in ended.values()
 
 
-@pytest.mark.with_tables
 def test_failures_stop_the_study_only_if_no_trial_that_runs_is_better(
     sqlite_url: str, work: Callable[..., Log]
 ) -> None:
@@ -450,7 +434,6 @@ def test_failures_stop_the_study_only_if_no_trial_that_runs_is_better(
     assert (outcomes.count(Outcome.FAILED), outcomes.count(Outcome.COMPLETE)) == (3, 6)
 
 
-@pytest.mark.with_tables
 def test_a_sampler_that_ends_the_search_ends_it(sqlite_url: str, work: Callable[..., Log]) -> None:
     class Stopping(optuna.samplers.RandomSampler):
         def after_trial(self, study: Any, trial: Any, state: Any, values: Any) -> None:
@@ -462,7 +445,6 @@ def test_a_sampler_that_ends_the_search_ends_it(sqlite_url: str, work: Callable[
     assert len(log.of(SearchFinished)) == 1
 
 
-@pytest.mark.with_tables
 def test_trials_that_begin_report_or_end_together_do_so_in_one_transaction(
     sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -498,7 +480,6 @@ def test_trials_that_begin_report_or_end_together_do_so_in_one_transaction(
     assert (sizes["suggested"], sizes["one"]) == ([3, 3], [])
 
 
-@pytest.mark.with_tables
 def test_reports_that_no_pruner_judges_are_not_waited_for(
     sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -517,7 +498,6 @@ def test_reports_that_no_pruner_judges_are_not_waited_for(
     assert found == [(trial_id, epoch) for trial_id in (1, 2, 3, 4) for epoch in (1, 2, 3)]
 
 
-@pytest.mark.with_tables
 def test_gathered_reports_are_stored_with_those_that_a_pruner_judges(
     sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -540,7 +520,6 @@ def test_gathered_reports_are_stored_with_those_that_a_pruner_judges(
     assert found == [(trial_id, epoch) for trial_id in (1, 2, 3) for epoch in range(1, last[trial_id] + 1)]
 
 
-@pytest.mark.with_tables
 def test_trials_that_have_ended_are_stored_although_the_worker_fails(
     sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -558,7 +537,6 @@ def test_trials_that_have_ended_are_stored_although_the_worker_fails(
     assert endings == [("complete",)] * 3, "the sampler was told"
 
 
-@pytest.mark.with_tables
 def test_leases_are_renewed_before_the_first_turn(
     sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
 ) -> None:

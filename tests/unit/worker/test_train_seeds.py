@@ -138,7 +138,6 @@ def by_hand(study: Study, row: Any, count: int) -> list[list[Report]]:
 # --- Values
 
 
-@pytest.mark.with_tables
 def test_a_trial_is_the_mean_of_trainings_by_hand(sqlite_url: str, work: Callable[..., Log], tmp_path: Path) -> None:
     study = study_of(trials=2)
     log = work(study, sqlite_url)
@@ -176,7 +175,6 @@ def test_a_trial_is_the_mean_of_trainings_by_hand(sqlite_url: str, work: Callabl
 
 
 @pytest.mark.slow
-@pytest.mark.with_tables
 def test_a_cohort_comes_to_the_same(sqlite_url: str, work: Callable[..., Log], tmp_path: Path) -> None:
     log = work(study_of(trials=5, cohort=2), sqlite_url)
     alone = f"sqlite:///{tmp_path / 'alone.db'}"
@@ -197,7 +195,6 @@ def test_a_cohort_comes_to_the_same(sqlite_url: str, work: Callable[..., Log], t
         assert show_row(storage.engine, "seeded", 4)["lanes"] == 6
 
 
-@pytest.mark.with_tables
 def test_the_best_epoch_is_that_of_each_seed(sqlite_url: str, work: Callable[..., Log]) -> None:
     """So that the value is what a study with one seed would find on average, and what `tuner confirm` estimates."""
 
@@ -262,7 +259,6 @@ class ByTrial(Line):
         raise NotImplementedError
 
 
-@pytest.mark.with_tables
 @pytest.mark.parametrize("cohort", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_seed_that_diverges_ends_the_trial(cohort: int, sqlite_url: str, work: Callable[..., Log]) -> None:
     """In each of two trials the second seed reports NaN at its second epoch: the objective, or another metric."""
@@ -281,7 +277,6 @@ def test_a_seed_that_diverges_ends_the_trial(cohort: int, sqlite_url: str, work:
     assert table(sqlite_url, leases.c.trial_id) == []
 
 
-@pytest.mark.with_tables
 @pytest.mark.parametrize(("cohort", "every"), [(1, 1), (1, 3), pytest.param(2, 1, marks=pytest.mark.slow)])
 def test_a_hook_that_prunes_one_seed_prunes_the_trial(
     cohort: int, every: int, sqlite_url: str, work: Callable[..., Log]
@@ -316,7 +311,6 @@ class Steps(Line):
 
 
 @pytest.mark.slow
-@pytest.mark.with_tables
 @pytest.mark.parametrize(
     ("seeds", "cohort"),
     [((1, 2, 3), 1), *(pytest.param(*one, marks=pytest.mark.slow) for one in ((3, 1), (2, 2), ((1, 2, 3), 2)))],
@@ -368,7 +362,6 @@ def _result(row: Any) -> dict[str, Any]:
 # --- Seeds that are added
 
 
-@pytest.mark.with_tables
 @pytest.mark.parametrize("cohort", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_trials_that_survive_a_rung_get_more_seeds(
     cohort: int, sqlite_url: str, work: Callable[..., Log], tmp_path: Path
@@ -422,7 +415,6 @@ class Unsteady(Line):
 
 
 @pytest.mark.slow
-@pytest.mark.with_tables
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("seed", "seeds", "cohort"), [(0, 3, 3), (1, (1, 2, 3), 3), (2, (1, 3), "auto"), (3, (2, 4), 2)]
@@ -446,7 +438,6 @@ def test_random_ends_leave_no_trial_waiting_and_the_budget_exact(
 # --- Trained again
 
 
-@pytest.mark.with_tables
 def test_a_trial_comes_back_with_its_seeds_and_is_confirmed_with_others(
     sqlite_url: str, work: Callable[..., Log], tmp_path: Path
 ) -> None:
@@ -480,7 +471,6 @@ def test_a_trial_comes_back_with_its_seeds_and_is_confirmed_with_others(
 # --- What is shown
 
 
-@pytest.mark.with_tables
 def test_means_are_shown_with_their_standard_errors(
     sqlite_url: str, work: Callable[..., Log], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -572,7 +562,6 @@ def test_the_seeds_are_part_of_the_study() -> None:
         study_of(seeds=(1, 3), pruner={**HALVING, "min_resource": 2}).check_unchanged(halving.record())
 
 
-@pytest.mark.with_tables
 def test_a_metric_with_the_name_of_a_standard_error_is_refused_before_the_first_trial(
     sqlite_url: str, work: Callable[..., Log]
 ) -> None:
@@ -603,7 +592,6 @@ def test_no_seed_is_one_of_confirm() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.with_tables
 def test_a_worker_with_several_devices_trains_one_seed_after_another(
     sqlite_url: str, work: Callable[..., Log], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -617,7 +605,6 @@ def test_a_worker_with_several_devices_trains_one_seed_after_another(
 
 
 @pytest.mark.slow
-@pytest.mark.with_tables
 def test_without_memory_for_the_lanes_of_a_trial_its_seeds_train_one_by_one(
     sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
 ) -> None:
