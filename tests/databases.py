@@ -22,7 +22,7 @@ def new_database(server: str, template: str | None = None) -> str:
     """
     name = f"tuner_{uuid.uuid4().hex[:12]}"  # one module's tests may be run in parts, by several processes
     source = "" if template is None else f" TEMPLATE {sa.make_url(template).database}"
-    _execute(server, f"CREATE DATABASE {name}{source}")
+    _execute(server, f"CREATE DATABASE {name}{source} STRATEGY FILE_COPY")  # half the time of the default, WAL_LOG
     url = _driver_url(server).set(database=name).render_as_string(hide_password=False)
     _made.append(url)
     return url

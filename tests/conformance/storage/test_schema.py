@@ -24,6 +24,8 @@ from tuner.storage.sql import schema
 from tuner.storage.sql.engine import new_engine
 from tuner.storage.sql.tables import VERSION_TABLE, tuner_tables
 
+pytestmark = pytest.mark.without_tables
+
 inf, nan = math.inf, math.nan
 
 

@@ -364,6 +364,7 @@ def test_a_zone_must_exist(sqlite_url: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(("version", "is_new"), [("4.1.0", False), ("5.0.0", True)])
+@pytest.mark.without_tables
 def test_times_of_plain_optuna_are_utc_from_its_version_5_on(storage_url: str, version: str, is_new: bool) -> None:
     restore(storage_url, "4.1.0")
     with connection_to(storage_url) as connection:
@@ -378,6 +379,7 @@ def test_times_of_plain_optuna_are_utc_from_its_version_5_on(storage_url: str, v
         engine.dispose()
 
 
+@pytest.mark.without_tables
 def test_an_upgrade_that_ends_in_the_middle_forgets_no_local_times(
     storage_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import optuna
 import pytest
 
+pytestmark = pytest.mark.without_tables
+
 SECRET = "s3cret"
 
 
