@@ -113,6 +113,7 @@ def dashboard_of(url: str) -> tuple[Any, Storage]:
 
 
 @pytest.mark.parametrize("storage_url", ["postgres"], indirect=True)
+@pytest.mark.slow
 def test_the_dashboard_shows_a_plain_database_and_creates_no_tables(plain_url: str, reader_url: str) -> None:
     before = tables(plain_url)
     app, storage = dashboard_of(reader_url)

@@ -205,6 +205,7 @@ def test_ids_of_all_kinds(asked: Asked) -> None:
 
 
 @pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.slow
 def test_text_of_all_kinds_in_addresses(asked: Asked, text: str) -> None:
     there = str(asked.study("plain"))
     for method, rule in routes(asked):
@@ -333,6 +334,7 @@ def test_headers_of_all_kinds(asked: Asked, name: str) -> None:
 
 
 @pytest.mark.parametrize("asked", ["sqlite"], indirect=True)  # the database has no part in it
+@pytest.mark.slow
 def test_bodies_where_none_belongs(asked: Asked) -> None:
     there = asked.study("plain")
     for kind in KINDS_OF_BODY:

@@ -188,6 +188,7 @@ def test_an_infeasible_trial_is_not_told_to_be_the_best(sides: Sides, directions
     assert {**found, "best_trials": None} == {**plain, "best_trials": None}
 
 
+@pytest.mark.slow
 def test_few_trials_and_none_and_no_study_are_told_alike(sides: Sides) -> None:
     study = optuna.create_study(storage=sides.storage, study_name="few")
     assert sides.compare(study)["trials"] == []
@@ -235,6 +236,7 @@ def test_of_very_many_trials_the_front_end_draws_no_curves(sqlite_url: str, monk
     storage.close()
 
 
+@pytest.mark.slow
 def test_a_hundred_trials_are_written_after_a_few(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What makes it quick: optuna-dashboard itself is shown no more than the kinds of trials."""
     storage, shown = open_storage(sqlite_url), []

@@ -123,6 +123,7 @@ def test_what_a_trial_violates_is_shown(storage: Storage, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("directions", [("minimize", "maximize"), ("maximize", "minimize", "maximize")])
+@pytest.mark.slow
 def test_a_front_is_of_feasible_trials(storage: Storage, directions: tuple[str, ...]) -> None:
     """Infeasible trials neither belong to it nor hide those that they beat."""
     study, chance = new_study(storage, *directions), random.Random(1)

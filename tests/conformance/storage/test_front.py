@@ -30,6 +30,7 @@ def add(study: optuna.Study, values: tuple[float, float], constraint: float | No
     study.add_trial(optuna.trial.create_trial(values=list(values), system_attrs=attributes))
 
 
+@pytest.mark.slow
 def test_the_kept_models_are_those_of_optunas_front(study: optuna.Study) -> None:
     engine, draw = study._storage.engine, random.Random(3)  # type: ignore[attr-defined]
     for at in range(30):

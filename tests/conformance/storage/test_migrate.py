@@ -146,6 +146,7 @@ def test_plain_optuna_goes_on_with_a_wider_space(study: Migrations) -> None:
     assert set(shared) >= {"rate", "width", "kind", "optimizer", "slope"}
 
 
+@pytest.mark.slow
 def test_the_study_continues_under_its_number_of_trials(study: Migrations) -> None:
     new = study.file(**WIDER, sampler={"name": "tpe", "n_startup_trials": 4})
     with pytest.raises(StudyChanged, match=r"change it back, change the stored study \(`tuner migrate`\), or give"):
@@ -186,6 +187,7 @@ def test_the_dry_run_lists_what_would_change_and_changes_nothing(study: Migratio
     assert study(**WIDER).version is None
 
 
+@pytest.mark.slow
 def test_a_narrower_space_keeps_distributions_and_hides_trials_outside(study: Migrations) -> None:
     narrow: dict[str, Any] = {"rate": "float = log_uniform(1e-3, 1e-2)"}
     before, rows = study.plain().trials, study.rows()
@@ -254,6 +256,7 @@ def test_a_fixed_hyperparameter_is_queued_only_at_its_value() -> None:
     assert found == {"a": CategoricalDistribution(("x if y",)), "n": IntDistribution(3, 3)}
 
 
+@pytest.mark.slow
 def test_a_linear_scale_becomes_a_logarithmic_one(study: Migrations) -> None:
     study(width="int = int_uniform(8, 32, log=True)", slope="float = uniform(0.1, 0.5)")
     found = study.plain()
@@ -371,6 +374,7 @@ def another_reader(url: str) -> Iterator[tuple[Any, optuna.Study]]:
         yield storage, optuna.load_study(study_name="one", storage=storage)
 
 
+@pytest.mark.slow
 def test_a_cache_of_another_process_notices(study: Migrations) -> None:
     with another_reader(study.url) as (storage, seen):
         study_id = seen._study_id
@@ -492,6 +496,7 @@ def test_a_baseline_gets_the_new_field(tmp_path: Path, sqlite_url: str) -> None:
         study(**{**new, "more": f"baseline=HParams({base}, slope=0.2)"}, rate="float = log_uniform(1e-4, 1.0)")
 
 
+@pytest.mark.slow
 def test_other_distributions_of_a_trial_are_found(study: Migrations) -> None:
     """Two changes in a row: those of trials from before the first are rewritten by the second."""
     study(rate="float = log_uniform(1e-3, 1e-2)")
@@ -501,6 +506,7 @@ def test_other_distributions_of_a_trial_are_found(study: Migrations) -> None:
     assert texts == {FloatDistribution(1e-4, 1.0, log=True)}
 
 
+@pytest.mark.slow
 def test_trials_of_earlier_studies_are_seen_in_the_changed_space(study: Migrations) -> None:
     file = Path(study.file(sampler={"name": "tpe", "multivariate": True}, more='warm_start=["one"],'))
     file.write_text(file.read_text().replace('name="one"', 'name="two"'))

@@ -787,6 +787,7 @@ def frozen_trials(draw: st.DrawFn) -> FrozenTrial:
 @pytest.mark.timezone
 @settings(deadline=None, max_examples=20)
 @given(several=st.lists(frozen_trials(), min_size=1, max_size=3))
+@pytest.mark.slow
 def test_trials_are_loaded_as_optuna_loads_them(shared: tuple[Any, ...], several: list[FrozenTrial]) -> None:
     place = Place(*shared)
     for trial in several:
@@ -1022,6 +1023,7 @@ def open_connections(url: str) -> int:
         return connection.exec_driver_sql(CONNECTIONS).scalar_one()
 
 
+@pytest.mark.slow
 def test_threads_share_a_storage(storage_url: str) -> None:
     most = 0
     is_postgres = storage_url.startswith("postgres")

@@ -35,6 +35,7 @@ def suggest(study: optuna.Study, lease: Lease) -> dict[str, Any]:
     return trial.params
 
 
+@pytest.mark.slow
 def test_workers_at_once_try_every_point_once(db: StudyDatabase) -> None:
     deadline_s = time.monotonic() + 300.0
     for _ in range(2):

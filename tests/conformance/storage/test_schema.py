@@ -162,6 +162,7 @@ def test_the_copy_of_a_sqlite_file_is_the_old_database(sqlite_url: str, tmp_path
     assert everything(f"sqlite:///{copy}") == before
 
 
+@pytest.mark.slow
 def test_our_first_tables_become_these(storage_url: str) -> None:
     """A database of the first version has leases without a revision, and keeps its records as user attributes."""
     plain = RDBStorage(parse_url(storage_url).driver)
@@ -244,6 +245,7 @@ def test_an_upgrade_that_fails_is_one_line(storage_url: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_did(tuner_on_sqlite: Tuner, sqlite_url: str) -> None:
     restore(sqlite_url, "3.1.1")
     tuner = tuner_on_sqlite

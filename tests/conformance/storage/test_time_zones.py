@@ -257,6 +257,7 @@ def _times_row(url: str) -> Any:
     return next((row for row in _storage(parse_url(url)) if row["check"] == "times"), {})
 
 
+@pytest.mark.slow
 def test_local_times_are_converted_once(old: Old) -> None:
     said = schema.upgrade(old.db.url, "America/New_York")
 
@@ -380,6 +381,7 @@ def test_times_of_plain_optuna_are_utc_from_its_version_5_on(storage_url: str, v
 
 
 @pytest.mark.without_tables
+@pytest.mark.slow
 def test_an_upgrade_that_ends_in_the_middle_forgets_no_local_times(
     storage_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,6 +137,7 @@ def test_only_the_window_is_read_as_a_whole(storage_url: str, monkeypatch: pytes
     assert len([text for text in sent if text.startswith("SELECT")]) <= 2  # what has changed since
 
 
+@pytest.mark.slow
 def test_a_study_that_was_replaced_is_read_again(storage_url: str) -> None:
     study_id = filled(storage_url, 100, seed=5)
     with opened(storage_url) as storage, opened(storage_url) as other:

@@ -86,6 +86,7 @@ def test_the_best_are_those_of_the_whole_study(
 
 
 @pytest.mark.parametrize("objectives", [2, 3])
+@pytest.mark.slow
 def test_the_best_remain_right_while_trials_end(storage_url: str, objectives: int) -> None:
     rng = random.Random(10 + objectives)
     seen: list[FrozenTrial] = []

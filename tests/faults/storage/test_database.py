@@ -230,6 +230,7 @@ def test_workers_whose_connections_are_cut_off_again_and_again_lose_nothing(
     check(url, output, 11)
 
 
+@pytest.mark.slow
 def test_a_database_that_goes_away_before_a_pruning_decision_does_not_hold_training_up(
     server: Server, database: str, url: str
 ) -> None:
@@ -561,6 +562,7 @@ def refusal(tuner: Any, url: str) -> str:
     return done.stderr
 
 
+@pytest.mark.slow
 def test_a_server_without_encryption_is_refused_in_one_line_where_the_url_requires_it(tuner: Any, url: str) -> None:
     told = refusal(tuner, f"{url}?sslmode=require")
 

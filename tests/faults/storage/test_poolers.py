@@ -107,6 +107,7 @@ def run(engine: sa.Engine, name: str, text: str, **values: Any) -> Any:
     return read(engine, lambda connection: prepared_statements.run(connection, what, values).scalar())
 
 
+@pytest.mark.slow
 def test_no_client_runs_a_statement_that_another_has_prepared(through: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where nobody notices the pooler: names of statements say what they do."""
     monkeypatch.setattr(prepared_statements, "_texts", {})

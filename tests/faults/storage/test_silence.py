@@ -51,6 +51,7 @@ def one(connection: sa.Connection, _: int = 0) -> int:
 # --- Statements
 
 
+@pytest.mark.slow
 def test_a_statement_on_a_silent_connection_is_given_up_and_made_on_a_new_one(engine: sa.Engine, proxy: Proxy) -> None:
     assert read(engine, one) == 1
     accepted = proxy.accepted

@@ -69,6 +69,7 @@ def workers(tmp_path: Path) -> Iterator[Workers]:
     made.process.communicate()
 
 
+@pytest.mark.slow
 def test_eight_workers_that_start_together_compile_a_program_once(workers: Workers) -> None:
     workers.start(8)
     workers.wait_for("ready", 8)
@@ -79,6 +80,7 @@ def test_eight_workers_that_start_together_compile_a_program_once(workers: Worke
     assert {tuple(result["values"]) for result in results} == {tuple(results[0]["values"])}
 
 
+@pytest.mark.slow
 def test_others_take_over_from_a_worker_that_is_killed_while_it_compiles(workers: Workers) -> None:
     """Its child has all of its open files, and lives on. Without a release the others would wait for minutes."""
     workers.start(1, "hang")

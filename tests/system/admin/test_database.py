@@ -161,6 +161,7 @@ def test_what_is_refused(tmp_path: Path, words: list[str], message: str) -> None
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
+@pytest.mark.slow
 def test_without_tls_other_machines_are_refused_with_both_ways(tmp_path: Path, host: str) -> None:
     done = Tuner(tmp_path, "sqlite://").run_here("database", "db", "--host", host, "--port", "5544")
     assert (done.returncode, done.stdout) == (2, "")

@@ -112,6 +112,7 @@ def test_tables_of_another_version_and_few_connections(postgres_url: str, monkey
     assert rows["connections"]["found"] == "81 of 100"
 
 
+@pytest.mark.slow
 def test_devices_that_jax_does_not_use_are_told(
     monkeypatch: pytest.MonkeyPatch, sqlite_url: str, tmp_path: Path
 ) -> None:

@@ -202,6 +202,7 @@ def test_what_fails_in_the_authors_code(
     assert message.format(file=tiny_study, line=line_of(text, old)) in line
 
 
+@pytest.mark.slow
 def test_a_file_that_is_no_database(tuner_on_sqlite: Any, tiny_study: Path, tmp_path: Path) -> None:
     (tmp_path / "text.db").write_text("not a database " * 100)
 

@@ -152,6 +152,7 @@ def test_a_reader_reads_everything_and_changes_nothing(
     assert content(storage_on_postgres) == before, "and no route that reads writes"
 
 
+@pytest.mark.slow
 def test_what_another_site_makes_a_browser_send_is_refused(
     dashboard: DashboardServer, storage_on_postgres: str
 ) -> None:
@@ -370,6 +371,7 @@ def test_the_front_end_is_whole_below_the_prefix(dashboard: DashboardServer) -> 
     assert (by_id.status, by_id.headers["location"]) == (303, "/tuner/logs?study=small&trial=0")
 
 
+@pytest.mark.slow
 def test_without_users_it_answers_to_this_machine_alone(
     open_dashboard: DashboardServer, storage_on_postgres: str
 ) -> None:

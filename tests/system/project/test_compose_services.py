@@ -186,6 +186,7 @@ def tuner(server: Server, tmp_path: Path) -> Iterator[Any]:
     server.run(f"dropdb --username=postgres --force tuner && {ROLES}")
 
 
+@pytest.mark.slow
 def test_the_health_check_of_the_image_needs_the_right_password(tuner: Any) -> None:
     right = check_health(image_health_check(), tuner)
     tuner.env["PGPASSWORD"] = tuner.env["PGPASSWORD"][:-1]

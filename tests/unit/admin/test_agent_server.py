@@ -55,6 +55,7 @@ def call(url: str, tool: str, **arguments: Any) -> Any:
     return found.content[0].text if found.is_error else found.structured_content
 
 
+@pytest.mark.slow
 def test_queries_return_the_rows_of_the_commands(url: str) -> None:
     with connected(url) as engine:
         assert call(url, "studies") == {"result": study_rows(engine)}

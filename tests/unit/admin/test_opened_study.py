@@ -56,6 +56,7 @@ def optunas(url: str, name: str = "opened") -> optuna.Study:
     return optuna.load_study(study_name=name, storage=tuner.open_storage(url))
 
 
+@pytest.mark.slow
 def test_trials_are_those_of_optuna(opened: OpenedStudy, url: str) -> None:
     frame, theirs = opened.trials(), optunas(url).trials
     assert list(frame["number"]) == [trial.number for trial in theirs]

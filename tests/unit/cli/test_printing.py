@@ -89,6 +89,7 @@ def test_a_terminal_without_utf_8_gets_escapes_and_no_traceback(odd: str, env: d
     assert "\\u6f22\\x1b[2J" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_huge_trial_number_is_no_trial(odd: str) -> None:
     done = run(odd, "show", "=odd é漢\x1b[2J", str(10**25))
     assert done.returncode == 2

@@ -49,6 +49,7 @@ class Clock:
 # Users
 
 
+@pytest.mark.slow
 def test_a_users_file_is_made_for_its_owner_alone_and_read_back(tmp_path: Path) -> None:
     path, token = tmp_path / "users", new_token()
     add_user(path, "ann", Role.EDITOR, hash_password("correct horse"))

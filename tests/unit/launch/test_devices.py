@@ -55,6 +55,7 @@ def ids(groups: list[DeviceGroup]) -> list[tuple[int, ...]]:
     per_worker=st.none() | st.integers(1, 8),
 )
 @settings(deadline=None, max_examples=500)
+@pytest.mark.slow
 def test_devices_are_dealt_out_fairly(
     kind: Kind, count: int, cores: int, workers: int | None, per_worker: int | None
 ) -> None:
@@ -361,6 +362,7 @@ def test_a_worker_runs_on_exactly_its_cores(core: int) -> None:
     assert printed.split() == [str(core)]
 
 
+@pytest.mark.slow
 def test_a_cpu_worker_computes_on_the_cpu() -> None:
     base = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
     code = "import jax; print(jax.devices()[0].platform, jax.default_backend())"

@@ -149,6 +149,7 @@ def test_artifacts_must_be_where_all_pods_reach_them(
         Kubernetes().check(job)
 
 
+@pytest.mark.slow
 def test_the_url_is_only_in_a_secret_that_goes_with_the_job(job: Job, api: KubernetesAPI) -> None:
     submitted = Kubernetes().submit(job, 3, URL)
 
@@ -302,6 +303,7 @@ def test_a_progress_bar_is_one_line_of_a_log(job: Job, api: KubernetesAPI) -> No
     assert list(log.lines()) == [b"start\n", b"Epoch 0: 50%\rEpoch 1: 100%\n", b"end\n"]
 
 
+@pytest.mark.slow
 def test_logs_are_of_pods_and_each_line_is_read_once(job: Job, api: KubernetesAPI) -> None:
     submitted = Kubernetes().submit(job, 3, URL)
     api.objects["pods"] = [pod("w1", 0), pod("w2", None), pod("w3", None)]

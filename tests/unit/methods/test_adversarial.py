@@ -65,6 +65,7 @@ def test_what_holds_for_every_attack(attack: Any) -> None:
 
 
 @pytest.mark.parametrize("attack", [fgsm, partial(pgd, steps=5, key=KEY)])
+@pytest.mark.slow
 def test_standardised_inputs_have_bounds_and_an_epsilon_for_each_channel(attack: Any) -> None:
     mean, std = np.array([0.5, 0.2, 0.4]), np.array([0.2, 0.1, 0.25])
     rng = np.random.default_rng(1)
@@ -81,6 +82,7 @@ def test_standardised_inputs_have_bounds_and_an_epsilon_for_each_channel(attack:
     np.testing.assert_allclose(attacked * std + mean, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_step_of_pgd_from_the_inputs_is_fgsm() -> None:
     expected = fgsm(losses, INPUTS, 0.1)
     np.testing.assert_array_equal(pgd(losses, INPUTS, 0.1, 1, None, step_size=0.1), expected)
@@ -102,6 +104,7 @@ def test_pgd_starts_at_random_and_takes_its_steps() -> None:
     np.testing.assert_allclose(np.abs(taken - INPUTS), 0.03, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_pgd_finds_what_one_step_overlooks() -> None:
     # Uphill at first, downhill far beyond: the summit is at 0.55.
     def hill(inputs: Any) -> Any:
@@ -229,6 +232,7 @@ def test_how_training_attacks_are_hyperparameters(steps: int, taken: Any) -> Non
     assert found["away"] == pytest.approx(0.02, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_an_attack_may_lead_away_from_the_prediction() -> None:
     state = started(Robust())
     predicted = jnp.argmax(Robust().bind_model(state, HPARAMS)(INPUTS), axis=-1)

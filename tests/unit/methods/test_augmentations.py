@@ -87,6 +87,7 @@ def test_a_mirror_is_a_coin_of_half_the_strength() -> None:
     assert (changed(flip, 0.5, images=images)[~is_flipped] == IMAGES[0]).all()
 
 
+@pytest.mark.slow
 def test_brightness_contrast_and_noise_by_their_definitions() -> None:
     free = {"bounds": (-9.0, 9.0)}
     added = changed(brightness, 0.3, **free) - IMAGES
@@ -113,6 +114,7 @@ def test_scaled_is_another_unit_of_strength() -> None:
     np.testing.assert_array_equal(changed(scaled(noise, 0.5), 0.4), changed(noise, 0.2))
 
 
+@pytest.mark.slow
 def test_transforms_follow_each_other() -> None:
     def double(key: Any, image: Any, strength: Any) -> Any:
         return 2.0 * image

@@ -85,6 +85,7 @@ def test_the_penalty_is_minus_the_log_density_of_the_prior_over_the_examples() -
     np.testing.assert_allclose(prior_penalty(params, 0.5, 20), 0.5 / 40 * 14, rtol=rounding(3))  # the sum is exact
 
 
+@pytest.mark.slow
 def test_a_mixture_is_the_mean_of_probabilities() -> None:
     p = np.array([[[0.9, 0.1]], [[0.2, 0.8]], [[0.5, 0.5]]])
     # Of seven exponentials and logarithms, and of numbers up to 3, whose absolute errors exp makes relative.

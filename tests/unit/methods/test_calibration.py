@@ -39,6 +39,7 @@ def test_the_error_by_hand() -> None:
     np.testing.assert_allclose(share, [0.25, 0.75])
 
 
+@pytest.mark.slow
 def test_batches_add_up_and_padding_counts_for_nothing() -> None:
     whole = error(PROBABILITIES, LABELS)
     parts = error(PROBABILITIES[:3], LABELS[:3]) + error(PROBABILITIES[3:], LABELS[3:])

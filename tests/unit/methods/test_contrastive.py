@@ -75,6 +75,7 @@ def test_an_embedding_of_zeros_makes_no_nan_of_the_loss_or_its_gradient() -> Non
     np.testing.assert_allclose(LOSS(zeros, zeros, ones, 0.5), np.full(4, np.log(7)), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_padding_is_seen_by_nobody() -> None:
     first, second, _ = views(6)
     weights = jnp.array([1.0, 1.0, 1.0, 1.0, 0.0, 0.0])

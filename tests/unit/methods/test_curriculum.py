@@ -31,6 +31,7 @@ def test_difficulty_at_the_boundaries_of_the_stages(step: int, share: float) -> 
     assert float(jax.jit(difficulty)(jnp.int32(step), jnp.int32(10), jnp.int32(4))) == share
 
 
+@pytest.mark.slow
 def test_at_least_one_example_is_allowed_and_in_the_end_all() -> None:
     steps = jnp.arange(60)
     found = np.asarray(allowed(steps, 10, 4, 10))
@@ -52,6 +53,7 @@ def test_what_is_allowed_is_exact_where_the_product_needs_more_than_32_bits(exam
     assert found.tolist() == expected  # by Python's integers, which have no end
 
 
+@pytest.mark.slow
 def test_a_stage_of_billions_of_steps_is_one() -> None:
     rows = jnp.arange(8, dtype=jnp.int32)
     drawn = {int(row) for step in range(0, 400, 4) for row in order(step, rows, 2, 1e9, 2)[0].reshape(-1)}
@@ -80,6 +82,7 @@ def test_batches_are_of_the_allowed_beginning_uniform_and_different() -> None:
     assert len(np.unique(drawn.reshape(-1, 40), axis=0)) == 100  # nor one step from another
 
 
+@pytest.mark.slow
 def test_a_stage_may_end_in_mid_epoch_and_a_batch_may_be_larger_than_what_is_allowed() -> None:
     rows = jnp.arange(12, dtype=jnp.int32)
     indices, _ = order(0, rows, 12, 0.5, 6)  # two steps an epoch, a stage for each
@@ -89,6 +92,7 @@ def test_a_stage_may_end_in_mid_epoch_and_a_batch_may_be_larger_than_what_is_all
     assert order(0, rows, 4, 1e-6, 6)[0].max() < 6  # a stage lasts at least a step
 
 
+@pytest.mark.slow
 def test_a_step_draws_the_same_whatever_epoch_it_was_asked_for_in() -> None:
     rows = jnp.arange(64, dtype=jnp.int32)
     whole = np.concatenate([order(step, rows, 4, 1.0, 16)[0] for step in (0, 4, 8)])

@@ -41,6 +41,7 @@ def params_of(size: int) -> Any:
     return {"a": jnp.ones((2, 2)), "b": jnp.arange(size - 4, dtype=jnp.float32)}
 
 
+@pytest.mark.slow
 def test_a_product_with_the_hessian_of_a_quadratic_is_one_with_its_matrix() -> None:
     matrix = symmetric([3.0, 1.0, -2.0, 0.5, 4.0, 0.0])
     vector = {"a": jnp.array([[1.0, -1.0], [2.0, 0.5]]), "b": jnp.array([3.0, -2.0])}
@@ -74,6 +75,7 @@ def test_extreme_eigenvalues_are_those_of_the_matrix(eigenvalues: list[float]) -
     np.testing.assert_allclose([least, greatest], [min(eigenvalues), max(eigenvalues)], atol=2e-5 * scale + 1e-12)
 
 
+@pytest.mark.slow
 def test_few_products_never_say_more_than_there_is() -> None:
     eigenvalues = np.linspace(-3.0, 10.0, 40)
     loss, params = quadratic(symmetric(eigenvalues)), params_of(40)

@@ -69,6 +69,7 @@ def test_a_uniform_mixture_without_convolutions_is_the_share_of_the_rest(operati
     np.testing.assert_allclose(found[:, 1:-1, 1:-1], share, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_mixture_is_weighted_by_the_softmax() -> None:
     images = jax.random.normal(KEY, (2, 5, 5, 2))
     logits = jnp.log(jnp.array([1.0, 2.0, 5.0]))
@@ -459,6 +460,7 @@ def test_the_rate_ahead_is_that_of_the_weights() -> None:
     np.testing.assert_allclose(rates, SEARCH.look_ahead(given, jnp.arange(20), 20), rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_separable_convolution_is_one_of_each_channel_and_then_one_over_them() -> None:
     images = jax.random.normal(KEY, (2, 7, 7, 4))
     module = Operation("dil_conv_3x3", 2)

@@ -159,6 +159,7 @@ def test_the_value_by_hand() -> None:
     np.testing.assert_allclose(found, np.log(real) + np.log(1 - fake), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_distance_is_that_of_scipy_and_adds_up_over_batches() -> None:
     rng = np.random.default_rng(0)
     real, fake = rng.normal(4.0, 1.25, 300).astype("f"), rng.normal(3.0, 2.0, 300).astype("f")
@@ -184,6 +185,7 @@ def test_the_penalty_is_the_squared_slope_at_each_sample() -> None:
     np.testing.assert_allclose(square, [100.0] * 3)
 
 
+@pytest.mark.slow
 def test_half_the_penalty_goes_into_the_discriminators_gradient() -> None:
     trainer, batch = GAN.study.trainer, batch_of(GAN)
     batch["weight"] = batch["weight"].at[20:].set(0.0)

@@ -88,6 +88,7 @@ def test_it_may_be_vmapped_over_trials() -> None:
             assert (np.abs(one[at] - other) <= rounding(3 * 6 + 10 + 16) * size).all()
 
 
+@pytest.mark.slow
 def test_half_precision_is_kept_and_summed_in_float32() -> None:
     inputs = jax.random.normal(KEY, (4, 512)).astype(jnp.bfloat16)
     scale = jnp.ones(512, jnp.bfloat16)

@@ -40,6 +40,7 @@ def test_the_cifar_network_has_the_counts_of_the_course() -> None:
     assert count(cifar_resnet(10), 32, 32, 3) == first + sum(others) + 65 * 10 == 272_378
 
 
+@pytest.mark.slow
 def test_each_stage_halves_the_image_and_doubles_the_channels() -> None:
     def shapes(module: Any, size: int) -> list[tuple[int, ...]]:
         def run() -> Any:

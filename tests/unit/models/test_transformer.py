@@ -69,6 +69,7 @@ def test_rotary_positions_by_hand() -> None:
     np.testing.assert_allclose(turned[1], by_hand, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_rotary_scores_depend_on_distances_alone() -> None:
     query, key = jax.random.normal(KEY, (2, 8))
     turned = [rotate(jnp.broadcast_to(one, (1, 10, 1, 8)))[0, :, 0] for one in (query, key)]

@@ -211,6 +211,7 @@ def test_how_launches_end_is_found_in_the_database_with_the_id_that_a_launcher_g
         assert len(list(connection.execute(query))) == 1
 
 
+@pytest.mark.slow
 def test_a_study_that_ended_before_is_old_for_a_new_receiver_and_sent_to_one_that_waited(
     storage_url: str, wait_until: Any
 ) -> None:

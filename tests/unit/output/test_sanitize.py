@@ -74,6 +74,7 @@ def test_an_empty_password_and_a_password_file_are_shown(text: str) -> None:
 
 
 @given(st.text(min_size=1))
+@pytest.mark.slow
 def test_an_option_of_any_text_is_hidden(password: str) -> None:
     before = "postgresql://me@db/tuner?password="
     escaped = quote(password.encode("utf-8", "surrogatepass"), safe="'():;,")

@@ -133,6 +133,7 @@ def texts_of_the_program() -> Iterator[str]:
                 yield node.value
 
 
+@pytest.mark.slow
 def test_what_the_page_on_failures_says_is_seen_is_in_the_program() -> None:
     rows = re.findall(r"(?m)^\| (.+?) \| .+\|$", (ROOT / "docs" / "guide" / "failures.md").read_text())
     seen = [span for row in rows for span in re.findall(r"`([^`]+)`", row) if not span.startswith("tuner ")]

@@ -87,6 +87,7 @@ def test_the_extras_of_cuda_and_the_drivers_that_they_need() -> None:
         assert all(re.search(rf"\b{driver}\b", text) for driver in _OLDEST_DRIVERS.values())
 
 
+@pytest.mark.slow
 def test_no_text_of_the_program_has_a_postgres_url_that_other_tools_take_for_psycopg_3() -> None:
     for path in (ROOT / "tuner").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -62,6 +62,7 @@ def test_modules_of_the_studys_folder_are_found_with_those_that_they_import(stud
     assert found == ["helpers_of_model.py", "mine/__init__.py", "mine/broken.py", "mine/layers.py", "my_model.py"]
 
 
+@pytest.mark.slow
 def test_requirements_are_the_distributions_that_provide_what_is_imported(study: Path) -> None:
     lines = requirements(RECORDED, [study, *local_files(study)]).splitlines()
     (unknown,) = [line for line in lines if line.startswith("#")]

@@ -161,6 +161,7 @@ def test_importances_are_optunas(storage: Any, sqlite_url: str, direction: str) 
 
 
 @pytest.mark.parametrize("exponent", [1020, -1060])
+@pytest.mark.slow
 def test_importances_do_not_depend_on_the_scale(storage: Any, sqlite_url: str, exponent: int) -> None:
     """Objectives near the largest float, whose variances overflow, and near the smallest, whose variances vanish."""
     space: Any = {name: optuna.distributions.FloatDistribution(0.0, 1.0) for name in ("x", "y")}
@@ -188,6 +189,7 @@ def test_the_largest_floats_of_both_signs_have_importances(storage: Any, sqlite_
     assert first["ped_anova"] > 0.9
 
 
+@pytest.mark.slow
 def test_each_objective_has_importances_of_its_own(storage: Any, sqlite_url: str) -> None:
     fill(storage, "ours", 60, "minimize", "maximize")
     rows, notes = importance_rows(sqlite_url, "ours")
@@ -197,6 +199,7 @@ def test_each_objective_has_importances_of_its_own(storage: Any, sqlite_url: str
     assert len(notes) == 3
 
 
+@pytest.mark.slow
 def test_of_very_many_trials_a_part_is_drawn(storage: Any, sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(storage, "ours", 60, "minimize")
     monkeypatch.setattr("tuner.results.compare.MOST_TRIALS", 20)
@@ -209,6 +212,7 @@ def test_of_very_many_trials_a_part_is_drawn(storage: Any, sqlite_url: str, monk
     assert next(by_name) != next(by_name)
 
 
+@pytest.mark.slow
 def test_methods_that_disagree_are_told(storage: Any, sqlite_url: str) -> None:
     """Among the best only y matters; over the whole space x, which is either bad or irrelevant."""
     study = optuna.create_study(study_name="ours", storage=storage, sampler=optuna.samplers.RandomSampler(seed=0))
@@ -241,6 +245,7 @@ def test_what_cannot_be_analysed_is_said(storage: Any, sqlite_url: str) -> None:
         importance_rows(sqlite_url, "infinite")
 
 
+@pytest.mark.slow
 def test_the_importance_for_seconds_is_that_of_an_optuna_study_of_the_seconds(storage: Any, sqlite_url: str) -> None:
     """The objective depends on x, the seconds of training on y; a trial that was resumed is not counted."""
     from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances

@@ -76,6 +76,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "pareto"])
+@pytest.mark.slow
 def test_each_kind_is_a_picture_and_the_same_each_time(url: str, tmp_path: Path, kind: str) -> None:
     plot(url, NAME, kind, tmp_path / "one.svg")
     root = ElementTree.fromstring((tmp_path / "one.svg").read_text())
@@ -169,6 +170,7 @@ def test_of_very_many_trials_a_part_is_drawn(url: str, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("kind", ["history", "importances", "parallel", "contour", "slice", "edf", "report"])
+@pytest.mark.slow
 def test_a_trial_that_was_removed_from_the_queue_is_not_drawn(tmp_path: Path, kind: str) -> None:
     """It has failed without a start, and Optuna refuses to copy such a trial."""
     url = f"sqlite:///{tmp_path / 'study.db'}"

@@ -561,6 +561,7 @@ def test_the_number_of_statements_does_not_grow_with_the_trials(any_shelf: Shelf
     assert counts[1200] == counts[500] + 6
 
 
+@pytest.mark.slow
 def test_queries_start_without_optuna_and_jax(shelf: Shelf, sqlite_url: str) -> None:
     shelf.end(shelf.add_study("ours"), Outcome.COMPLETE, 0.5)
     script = (

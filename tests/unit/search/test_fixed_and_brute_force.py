@@ -160,6 +160,7 @@ def test_a_second_launch_of_brute_force_trains_nothing(work: Any) -> None:
     assert [event["event"] for event in events if event["event"] == "finished"] == ["finished"]
 
 
+@pytest.mark.slow
 def test_a_study_that_brute_force_has_searched_is_finished(work: Any, tmp_path: Path) -> None:
     work(make_finite(sampler="brute_force", trials=20))
     with opened(f"sqlite:///{tmp_path}/study.db") as storage:

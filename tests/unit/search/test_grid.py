@@ -48,6 +48,7 @@ def test_a_trial_that_is_queued_takes_no_point_from_the_others(work: Any, tmp_pa
     assert len(found) == 8
 
 
+@pytest.mark.slow
 def test_a_queued_point_is_not_tried_twice(work: Any, tmp_path: Path) -> None:
     work(make_study(sampler="grid", trials=1))
     found, _, _ = work(make_study(sampler="grid", trials=1))

@@ -75,6 +75,7 @@ def test_a_folder_that_has_changed_is_refused(work: Any, folder: Path) -> None:
         work(study)
 
 
+@pytest.mark.slow
 def test_a_package_is_fetched_at_its_commit(monkeypatch: pytest.MonkeyPatch, folder: Path, work: Any) -> None:
     asked: list[Any] = []
 

@@ -52,6 +52,7 @@ def best(space: type[Space], seed: int, trials: int) -> float:
     return search.best_value
 
 
+@pytest.mark.slow
 def test_a_good_prior_helps() -> None:
     without = np.array([best(space_with(None, None), seed, 15) for seed in range(10)])
     with_prior = np.array([best(space_with(2e-3, 0.5), seed, 15) for seed in range(10)])
@@ -59,6 +60,7 @@ def test_a_good_prior_helps() -> None:
     assert better.mean() > 3 * better.std(ddof=1) / math.sqrt(len(better)), better
 
 
+@pytest.mark.slow
 def test_a_wrong_prior_is_overcome_by_trial_100() -> None:
     wrong = space_with(3e-6, -4.0, "high")
     random = [loss_of_random(seed, 100) for seed in range(4)]

@@ -158,6 +158,7 @@ class Failing(RandomSampler):
 
 
 @pytest.mark.parametrize("method", METHODS[:-1])
+@pytest.mark.slow
 def test_a_trial_whose_sampler_fails_has_failed_and_the_study_goes_on(method: str, work: Any) -> None:
     sampler = Failing(method, {2})
     found, events, raised = work(make_study(sampler=sampler, retries=1))

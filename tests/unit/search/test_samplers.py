@@ -134,6 +134,7 @@ def print_suggestions(name: str, numbers: Sequence[int]) -> None:
     print(json.dumps([suggest(with_history(12), study, number).params for number in numbers]))
 
 
+@pytest.mark.slow
 def test_a_seed_and_a_number_mean_the_same_in_every_process(capsys: pytest.CaptureFixture[str]) -> None:
     names = sorted(SAMPLERS.keys() - {"gp", "brute_force"})
     numbers = [12, 13, 40]

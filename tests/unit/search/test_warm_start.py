@@ -141,6 +141,7 @@ def test_all_workers_see_the_trials_as_they_were_at_the_creation(url: str) -> No
     assert len(plain_trials(url, "new")) == 5
 
 
+@pytest.mark.slow
 def test_suggestions_are_those_of_a_study_that_began_with_these_trials(url: str) -> None:
     old = searched(bowl, 1.3, 0)
     add(url, "old", old)
@@ -209,6 +210,7 @@ def test_a_fixed_hyperparameter_must_have_its_value(url: str) -> None:
     assert said.startswith("the sampler starts from 1 of 2 trials of 'old'; 1 of 2 do not match: width must be in Int")
 
 
+@pytest.mark.slow
 def test_a_large_study_is_thinned(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(earlier, "MOST_TRIALS", 20)
     add(url, "old", [earlier_trial(1e-3, 1 + at % 60, float(at * 7 % 101)) for at in range(101)])
@@ -287,6 +289,7 @@ class Choices(HParams):
     kind: str = choice("a", "b")
 
 
+@pytest.mark.slow
 def test_auto_shows_them_to_the_sampler_that_it_has_chosen(url: str) -> None:
     add(url, "old", searched(bowl, 1.0, 0))
     run(make_study(name="middle", space=Choices, warm_start=[], sampler="random"), url)

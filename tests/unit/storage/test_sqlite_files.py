@@ -55,6 +55,7 @@ one.commit()
 """
 
 
+@pytest.mark.slow
 def test_a_second_connection_leaves_the_locks_of_the_first(file: Path) -> None:
     file.parent.chmod(0o755)
     url = f"sqlite:///{file}"
@@ -104,6 +105,7 @@ def file(tmp_path: Path) -> Iterator[Path]:
     folder.chmod(0o755)
 
 
+@pytest.mark.slow
 def test_a_file_in_a_read_only_folder_is_read(file: Path) -> None:
     assert [path.name for path in file.parent.iterdir()] == ["study.db"]
     done = run("trials", "done", "--format", "csv", "--storage", f"sqlite:///{file}")
@@ -111,6 +113,7 @@ def test_a_file_in_a_read_only_folder_is_read(file: Path) -> None:
     assert [path.name for path in file.parent.iterdir()] == ["study.db"]
 
 
+@pytest.mark.slow
 def test_changes_that_are_only_in_the_log_are_not_silently_left_out(file: Path) -> None:
     file.parent.chmod(0o755)
     copy = file.with_name("copy.db")
@@ -126,6 +129,7 @@ def test_changes_that_are_only_in_the_log_are_not_silently_left_out(file: Path) 
     assert "its folder is not writable, and 'copy.db-wal' beside it holds changes" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_file_that_someone_is_writing_is_read_with_their_changes(file: Path) -> None:
     file.parent.chmod(0o755)
     writer = sqlite3.connect(file)

@@ -25,6 +25,7 @@ def cases() -> list[Any]:
 
 
 @pytest.mark.parametrize("path", cases())
+@pytest.mark.slow
 def test_a_study_trains(path: Path, tmp_path: Path) -> None:
     module: Any = import_file(path)
     study = module.study

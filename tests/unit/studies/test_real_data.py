@@ -56,6 +56,7 @@ def score(splits: Splits[Any], part: str) -> float:
 # --- MNIST
 
 
+@pytest.mark.slow
 def test_mnists_classes_are_split_alike(mnist: Any) -> None:
     _, splits = mnist
     for part, each in (("train", 400), ("validation", 50), ("test", 50)):
@@ -111,6 +112,7 @@ def test_the_signals_are_those_of_the_paper(signals: Any) -> None:
     assert ours == sorted(signal.tobytes() for signal in made)
 
 
+@pytest.mark.slow
 def test_the_signals_are_as_hard_as_they_are_known_to_be(signals: Any) -> None:
     assert 0.28 < score(signals[1], "test") < 0.37
 

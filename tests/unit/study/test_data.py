@@ -224,6 +224,7 @@ def test_at_most_sixteen_results_without_arrays_are_kept() -> None:
     assert [number for _, number in function.seen] == [*range(17), 0]
 
 
+@pytest.mark.slow
 def test_dropped_data_are_freed_after_a_training_has_used_them() -> None:
     class Sized(Space):
         size: int = int_uniform(1, 10)

@@ -221,6 +221,7 @@ def space_classes(draw: st.DrawFn, pool: list[Domain], name: str = "Root", depth
 
 @thorough
 @given(space_classes(POOL), st.integers(0, 2**31))
+@pytest.mark.slow
 def test_hparams_equal_what_the_trial_stored(space: type[Space], seed: int) -> None:
     domains: dict[str, Domain] = {}
     for name, domain, _ in parameters(space):
@@ -263,6 +264,7 @@ def test_examples_visit_every_space_once() -> None:
 
 @thorough
 @given(space_classes(POOL))
+@pytest.mark.slow
 def test_examples_visit_every_option_of_every_name(space: type[Space]) -> None:
     wanted = {(name, label) for name, domain, _ in parameters(space) for label in getattr(domain, "spaces", ())}
     seen = {item for each in examples(space) for item in to_params(each).items()}

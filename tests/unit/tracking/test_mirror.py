@@ -125,6 +125,7 @@ def held(db: StudyDatabase) -> list[Any]:
         return list(connection.execute(sa.text(query), {"id": db.study_id}))
 
 
+@pytest.mark.slow
 def test_a_study_is_sent_whole(db: StudyDatabase) -> None:
     fill(db)
     book = Book()
@@ -475,6 +476,7 @@ def test_enqueued_trials_wait_and_deleted_ones_are_forgotten(db: StudyDatabase) 
         catch_up(db, book)
 
 
+@pytest.mark.slow
 def test_many_trials_and_long_curves_are_sent_in_pieces(db: StudyDatabase) -> None:
     lease, book = db.claim(budget=50), Book()
     several = [Report(epoch, 10 * epoch, {"loss": 1.0 / epoch}) for epoch in range(1, 431)]

@@ -252,6 +252,7 @@ def test_a_key_is_a_mask_and_evaluation_has_none(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["linen", "nnx"])
+@pytest.mark.slow
 def test_a_traced_rate_is_the_share_of_zeros_and_keeps_the_mean(name: str) -> None:
     ones, traced = jnp.ones((4000, 5)), []
 
@@ -282,6 +283,7 @@ def test_a_small_rate_drops_at_any_precision(name: str, dtype: Any) -> None:
     assert 100 < int((dropped == 0).sum()) < 300
 
 
+@pytest.mark.slow
 def test_the_nnx_layer_is_flaxs_own_but_for_the_traced_rate() -> None:
     x = jnp.asarray(np.random.default_rng(1).normal(size=(16, 5)), jnp.float32)
     for rate in (0.0, 0.4):
@@ -520,6 +522,7 @@ def test_an_nnx_module_instead_of_its_class_is_refused_in_one_line() -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_model_of_a_foreign_library_trains() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -146,6 +146,7 @@ def test_a_program_that_cannot_be_traced_raises_its_error_each_time() -> None:
             made.start(program, jnp.ones(3))
 
 
+@pytest.mark.slow
 def test_the_shorter_last_chunk_of_an_epoch_is_compiled_ahead_too(
     clock: CompileClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

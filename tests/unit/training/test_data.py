@@ -252,6 +252,7 @@ def test_a_split_is_random_and_depends_on_its_seed_only() -> None:
     assert ids(one.validation) not in (list(range(10)), list(range(30, 40)))
 
 
+@pytest.mark.slow
 def test_a_split_is_the_same_in_a_new_process() -> None:
     code = (
         "import numpy as np; from tuner.training import ArrayDataset; "
@@ -445,6 +446,7 @@ def test_gather_keeps_shapes_and_types() -> None:
 # Means
 
 
+@pytest.mark.slow
 def test_a_mean_does_not_depend_on_the_batch_size() -> None:
     values = np.random.default_rng(0).normal(size=23).astype(np.float32)
     indices, weights = batch_order(jnp.arange(23), 7)

@@ -184,6 +184,7 @@ def test_a_planted_nan_is_found_at_its_step_and_place(case: str) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.slow
 def test_a_nan_in_the_data_is_found_at_the_step_of_its_example(bad: float) -> None:
     splits = splits_of(labels=np.where(np.arange(12) == BAD, bad, 0.0))
     trainer, step = Regression(), 3
@@ -192,6 +193,7 @@ def test_a_nan_in_the_data_is_found_at_the_step_of_its_example(bad: float) -> No
         next(trainer.train_model(H, splits, epochs=1, seed=SEEDS[step], debug=True))
 
 
+@pytest.mark.slow
 def test_without_debug_nobody_looks() -> None:
     report = next(Own().train_model(H, SPLITS, epochs=1, seed=0))
     assert report.metrics["train_one"] == 1
@@ -213,6 +215,7 @@ def test_debugging_gives_the_numbers_of_the_compiled_programs() -> None:
     assert not jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
 
 
+@pytest.mark.slow
 def test_debugging_ends_with_the_training_and_pauses_between_reports() -> None:
     training = Own().train_model(H, splits_of(inputs=np.zeros((12, 3))), epochs=2, seed=0, debug=True)
     next(training)
@@ -252,6 +255,7 @@ def profile(mode: str, folder: Path, first: int, last: int, reports: int = 3) ->
 
 
 @pytest.mark.parametrize(("first", "last", "traced"), [(5, 6, 2), (0, 0, 1)])
+@pytest.mark.slow
 def test_a_profile_has_the_steps_asked_for(first: int, last: int, traced: int, tmp_path: Path) -> None:
     profile("step", tmp_path, first, last)  # 12 steps
     assert calls(tmp_path, "train_step") == traced
@@ -264,6 +268,7 @@ def test_the_steps_of_a_profile_are_whole_numbers_in_order(first: Any, last: Any
         Profile(tmp_path, first, last)
 
 
+@pytest.mark.slow
 def test_a_profile_of_scanned_epochs_has_them_whole(tmp_path: Path) -> None:
     profile("scan", tmp_path, 5, 6)
     assert (calls(tmp_path, "train_steps"), calls(tmp_path, "train_step")) == (1, 0)

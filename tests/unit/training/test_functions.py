@@ -86,6 +86,7 @@ def test_trials_and_epochs_draw_numbers_of_their_own(tmp_path: Path, work: Calla
     assert len(set(drawn[0])) == 24
 
 
+@pytest.mark.slow
 def test_a_trial_with_several_seeds_is_their_mean(sqlite_url: str, work: Callable[..., Log]) -> None:
     work(study_of(drawing, seeds=3, trials=2), sqlite_url)
     assert all(0.0 < trial.value < 1.0 for trial in trials_of(sqlite_url))

@@ -78,6 +78,7 @@ def test_training_and_evaluation_pass_the_hyperparameters(loop: str, tmp_path: P
     assert set(trainer._seen) == {(True, True)}
 
 
+@pytest.mark.slow
 def test_other_traced_numbers_compile_nothing_new() -> None:
     trainer = Line()
     list(trainer.train_model(HParams(factor=0.5, power=1), SPLITS, epochs=1, seed=0))

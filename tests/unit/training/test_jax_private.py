@@ -56,6 +56,7 @@ def run() -> float:
     return float(jax.jit(lambda x: 2.5 * x + 1.25)(np.float32(2.0)))
 
 
+@pytest.mark.slow
 def test_jax_asks_the_cache_it_was_given_and_stores_in_it(ours: Cache) -> None:
     assert run() == 6.25
     assert ours.asked == list(ours.programs) != []

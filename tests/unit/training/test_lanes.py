@@ -173,6 +173,7 @@ def clock() -> Iterator[CompileClock]:
     jax.monitoring.unregister_event_listener(made._found)
 
 
+@pytest.mark.slow
 def test_a_freed_lane_takes_the_next_training_without_compiling(clock: CompileClock) -> None:
     trainer = Line()
     together = Together(2, trainer)
@@ -222,6 +223,7 @@ def test_a_lane_of_nan_leaves_the_others_bit_for_bit() -> None:
     assert sick[0][-1].metrics["train_skipped_steps"] == EPOCHS * feed(Sick()).steps
 
 
+@pytest.mark.slow
 def test_a_training_moves_between_lanes_and_alone(tmp_path: Path) -> None:
     """Stopped in the middle of an epoch each time: in a lane, then alone, then in another lane beside others."""
     trainer = Line("step")
@@ -255,6 +257,7 @@ def test_a_training_moves_between_lanes_and_alone(tmp_path: Path) -> None:
     assert (Advance, (0, 1)) in third.done
 
 
+@pytest.mark.slow
 def test_a_resumed_lane_is_bit_for_bit_the_lane_that_was_not_stopped(tmp_path: Path) -> None:
     trainer = Line("step")
 
@@ -286,6 +289,7 @@ def test_a_resumed_lane_is_bit_for_bit_the_lane_that_was_not_stopped(tmp_path: P
     assert resumed[-1] == whole.results["one"][-1]
 
 
+@pytest.mark.slow
 def test_steps_of_some_lanes_leave_the_others_bit_for_bit() -> None:
     trainer = Line("step")
     lanes = Lanes(trainer, hparams_of(0), feed(trainer), 3, remembered(trainer))
@@ -301,6 +305,7 @@ def test_steps_of_some_lanes_leave_the_others_bit_for_bit() -> None:
     assert [int(lanes.take(lane).position) for lane in range(3)] == [0, 1, 0]
 
 
+@pytest.mark.slow
 def test_hyperparameters_keep_the_type_of_python_numbers() -> None:
     """In bfloat16, a float32 would make everything float32 that it is multiplied with."""
     seen = []

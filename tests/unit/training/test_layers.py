@@ -101,6 +101,7 @@ def test_a_stack_is_its_layers_one_after_another(weights: tuple[Any, Any]) -> No
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.slow
 def test_forgetting_activations_gives_the_same_gradient(rate: float, weights: tuple[Any, Any]) -> None:
     plain, remat = (trained(weights[0], rate, kind=kind) for kind in ("stack", "remat"))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7), plain, remat)

@@ -125,6 +125,7 @@ def logged(**options: Any) -> tuple[list[Any], Training]:
     return LOGGED.events, training
 
 
+@pytest.mark.slow
 def test_the_events_of_a_training_in_their_order() -> None:
     events, training = logged()
     assert events == [
@@ -184,6 +185,7 @@ def test_the_test_metrics_are_those_of_the_best_state(direction: Any, expected: 
     assert not any(name.startswith("test_") for report in training.reports[:-1] for name in report.metrics)
 
 
+@pytest.mark.slow
 def test_a_penalty_is_in_the_gradient_and_apart_from_the_loss() -> None:
     class Penalised(Line):
         def penalty(self, params: Any, hparams: Any) -> jax.Array:
@@ -272,6 +274,7 @@ def test_the_gradients_norm_is_that_before_clipping() -> None:
     np.testing.assert_allclose(step, -0.1 * 1e-2 * full / np.linalg.norm(full), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_gradient_noise_is_drawn_from_the_trials_seed() -> None:
     noisy = Specified(noise=GradientNoise(0.1))
     losses = [next(train(noisy, seed=seed)).metrics["loss"] for seed in (3, 3, 4)]
@@ -279,6 +282,7 @@ def test_gradient_noise_is_drawn_from_the_trials_seed() -> None:
     assert losses[0] != next(train(LINE, seed=3)).metrics["loss"]
 
 
+@pytest.mark.slow
 def test_steps_of_nan_gradients_are_skipped_and_counted() -> None:
     poisoned = ArrayDataset(inputs=X, labels=np.where(np.arange(14) == 5, np.nan, Y))
     splits = Splits(poisoned.take(np.arange(8)), poisoned.take(np.arange(8, 11)))
@@ -483,6 +487,7 @@ def test_numbers_of_hooks_become_floats() -> None:
     assert (type(found["array"]), found["array"], type(found["whole"]), found["whole"]) == (float, 0.5, float, 2.0)
 
 
+@pytest.mark.slow
 def test_a_trainer_whose_settings_change_is_another() -> None:
     class Scaled(Line):
         scale = 1.0

@@ -93,6 +93,7 @@ def clock(compiles_anew: None) -> Iterator[CompileClock]:
 
 
 @pytest.mark.parametrize("mode", ["scan", "step"])
+@pytest.mark.slow
 def test_a_program_is_measured_once_and_measuring_leaves_no_trace(mode: Any) -> None:
     asked: list[str] = []
 
@@ -152,6 +153,7 @@ def test_chunks_are_equal_parts_of_at_most_256_steps() -> None:
         assert 0 <= size - last < parts
 
 
+@pytest.mark.slow
 def test_a_long_epoch_is_a_few_programs_and_the_same_as_steps_one_by_one() -> None:
     long, trainer = Splits(ALL, SPLITS.validation), Line(size=1)
     between: list[int] = []
@@ -261,6 +263,7 @@ def test_a_clock_counts_what_is_compiled(clock: CompileClock) -> None:
 
 
 @pytest.mark.parametrize("mode", ["scan", "step"])
+@pytest.mark.slow
 def test_twenty_trials_compile_once_and_nothing_is_transferred_unasked(mode: Any, clock: CompileClock) -> None:
     trainer = Line(mode)
     with jax.transfer_guard("disallow"):

@@ -96,6 +96,7 @@ def test_schedules_are_those_of_optax(shape: Any, peer: Any) -> None:
     assert shape.factor(jnp.int32(100), 100) == shape.factor(jnp.int32(10_000), 100)
 
 
+@pytest.mark.slow
 def test_numbers_of_a_schedule_are_traced_and_share_one_program() -> None:
     def trace(warmup: Any, end: Any, rate: Any, boundary: Any) -> Any:
         shapes = [
@@ -169,6 +170,7 @@ def test_the_length_of_training_is_known(total: Any) -> None:
             check(total)
 
 
+@pytest.mark.slow
 def test_the_old_functions_are_the_new_ones() -> None:
     assert float(warmup_cosine(100)(jnp.int32(5))) == 0.5
     with pytest.raises(ValueError, match="got warmup_steps=100, total_steps=100"):
@@ -202,6 +204,7 @@ def test_decay_after_five_steps(name: str, kind: Any, options: Any, expected: An
     close(found["bias"], run(without, 5)[0])
 
 
+@pytest.mark.slow
 def test_first_step_of_adamw() -> None:
     close(run(spec("adamw", decay=0.1, decay_mask=decay_all))[0], (0.989, -2.008))
     # A decay of 0 is a value like others, whatever stands beside it.
@@ -213,6 +216,7 @@ def test_first_step_of_adamw() -> None:
         close(run(spec(name), 3, W, grads, {"value_fn": lambda w: jnp.sum(w**2)})[0], W, rtol=0)
 
 
+@pytest.mark.slow
 def test_decoupled_decay_follows_the_schedule() -> None:
     shape = Piecewise(boundaries=(1,), multipliers=(0.5,))
     for name in ("sgd", "adamw", "muon", "adafactor"):
@@ -233,6 +237,7 @@ def test_clip_keeps_the_direction_and_comes_before_decay() -> None:
         close(found[0, 0], 1 - 0.01 * (1 + 0.1))
 
 
+@pytest.mark.slow
 def test_noise_has_its_variance_and_its_key() -> None:
     made = spec(rate=1.0, noise=GradientNoise(0.25, 0.5))
     zeros = {"a": jnp.zeros(20_000), "b": jnp.zeros(20_000)}
@@ -255,6 +260,7 @@ def test_noise_has_its_variance_and_its_key() -> None:
     assert not np.allclose(first, another)
 
 
+@pytest.mark.slow
 def test_noise_is_neither_clipped_nor_shared_by_groups() -> None:
     one = spec(rate=1.0, noise=GradientNoise(1.0), clip_norm=0.001)
     zeros = {"a": jnp.zeros(1000), "b": jnp.zeros(1000)}
@@ -263,6 +269,7 @@ def test_noise_is_neither_clipped_nor_shared_by_groups() -> None:
     assert abs(np.corrcoef(found["a"], found["b"])[0, 1]) < 0.1
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_are_one_large_batch() -> None:
     grads = jax.random.normal(KEY, (6, 2))
     made = spec("sgd", 0.1, decay=0.1, decay_mask=decay_all, clip_norm=0.9, accumulate_steps=3)
@@ -282,6 +289,7 @@ def test_accumulated_gradients_are_one_large_batch() -> None:
             close(params, before, rtol=0)
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_are_weighted_by_their_examples() -> None:
     # Ten examples in batches of 8 and 2: the gradient of the whole is 8/10 of one and 2/10 of the other.
     grads, weights = jnp.array([[1.0, -2.0], [3.0, 0.5]]), jnp.array([8.0, 2.0])
@@ -352,6 +360,7 @@ def test_the_norm_after_clipping_is_that_of_the_step() -> None:
 # What uses the loss
 
 
+@pytest.mark.slow
 def test_the_loss_reaches_what_uses_it() -> None:
     grads, extra = jnp.array([1.0, -2.0]), {"value": jnp.float32(6)}
     options: Any = {"max_learning_rate": 2.0}

@@ -108,6 +108,7 @@ def test_activations_are_half_and_what_lasts_is_float32(precision: str) -> None:
 
 # Three standard deviations, which over eight seeds were 5.8e-4 and 1.4e-4.
 @pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 2e-3), ("float16", 5e-4)])
+@pytest.mark.slow
 def test_half_precision_ends_close_to_float32(precision: str, tolerance: float) -> None:
     (half, _), (full, _) = trained(precision), trained("float32")
     first, last = full.reports[0].metrics["train_loss"], full.reports[-1].metrics["train_loss"]
@@ -139,6 +140,7 @@ def first_state(scale: float = 2.0**15) -> Any:
     return dataclasses.replace(state, scale=state.scale.replace(growth_interval=2, scale=jnp.float32(scale)))
 
 
+@pytest.mark.slow
 def test_an_overflow_skips_the_step_and_halves_the_scale() -> None:
     state, _ = STEP(first_state(2.0**10), batch_of())
     assert (float(state.scale.scale), int(state.scale.fin_steps)) == (2.0**10, 1)
@@ -183,6 +185,7 @@ def test_the_scale_grows_after_steps_without_overflow_and_has_a_floor() -> None:
     assert float(state.scale.scale) == 1.0
 
 
+@pytest.mark.slow
 def test_scaling_the_loss_leaves_gradients_as_they_are() -> None:
     def gradients(scale: float) -> Any:
         state = first_state(scale)
@@ -205,6 +208,7 @@ def test_dropout_draws_the_same_in_half_precision(precision: str) -> None:
     np.testing.assert_array_equal(jnp.asarray(half) == 0, jnp.asarray(full) == 0)
 
 
+@pytest.mark.slow
 def test_an_optimizer_may_search_along_a_line_in_float16() -> None:
     class Searching(Classifier):
         def init_optimizer(self, hparams: Any, total_steps: int) -> OptimizerSpec:

@@ -220,6 +220,7 @@ def test_stopped_after_any_program_and_resumed_is_as_if_never_stopped(name: str,
     assert steps == list(range(STEPS // in_epoch, EPOCHS * STEPS, STEPS // in_epoch))
 
 
+@pytest.mark.slow
 def test_stopped_after_every_program_it_still_arrives(tmp_path: Path) -> None:
     starts = [train(MLP_STEP, stop_at=1, checkpoints=often(tmp_path)) for _ in range(EPOCHS * STEPS)]
     assert [training.step for training in starts] == list(range(1, EPOCHS * STEPS + 1))
@@ -245,6 +246,7 @@ def test_a_training_that_saves_is_the_same_and_saves_only_when_due(tmp_path: Pat
     assert not (tmp_path / "never" / "latest").exists()
 
 
+@pytest.mark.slow
 def test_the_measured_mode_is_kept(tmp_path: Path) -> None:
     trainer, asked = Trainer("auto"), []
 
@@ -270,6 +272,7 @@ def test_a_stream_goes_on_in_mid_epoch_with_the_same_examples(tmp_path: Path) ->
     assert_same_training(train(MLP_STEP, streamed(), checkpoints=never(tmp_path)), expected)
 
 
+@pytest.mark.slow
 def test_a_stream_is_read_for_its_epochs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = 0
 
@@ -536,6 +539,7 @@ def test_the_last_epoch_is_kept_if_asked_for_also_when_resumed(stop_at: int | No
     assert {f"test_{name}": value for name, value in tested.items()}.items() <= training.reports[-1].metrics.items()
 
 
+@pytest.mark.slow
 def test_no_epoch_is_best_where_all_are_nan(tmp_path: Path) -> None:
     checkpoints = often(tmp_path)
     training = train(Scripted(math.nan, math.nan, math.nan), objective="value", checkpoints=checkpoints)

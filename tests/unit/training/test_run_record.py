@@ -82,6 +82,7 @@ def test_a_log_is_whole_from_the_start_and_after_each_report(file: Any, tmp_path
     assert run.record["best"]["epoch"] == training.best.epoch
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_at_once_has_a_log(file: Any, tmp_path: Path) -> None:
     class Failing(file.Line):
         def on_training_start(self, state: Any, hparams: Any) -> None:
@@ -96,6 +97,7 @@ def test_a_run_that_failed_at_once_has_a_log(file: Any, tmp_path: Path) -> None:
     assert strictly(tmp_path / "run.json")["reports"] == []
 
 
+@pytest.mark.slow
 def test_without_a_folder_nothing_is_written(
     file: Any, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +134,7 @@ def test_a_log_is_enough_to_train_again_in_another_process(file: Any, tmp_path: 
     assert load_run(tmp_path / "run").hparams.sizes == (2, 3)
 
 
+@pytest.mark.slow
 def test_other_data_are_refused_and_options_may_be_added(file: Any, tmp_path: Path) -> None:
     reports = list(train(file, tmp_path))
     run = load_run(tmp_path)
@@ -157,6 +160,7 @@ def test_a_folder_is_of_one_run(file: Any, tmp_path: Path) -> None:
     assert (tmp_path / "run.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_with_its_log(file: Any, tmp_path: Path) -> None:
     stops = iter([False, True])
     options: Any = {"choose": lambda program, measure: "scan"}
@@ -198,6 +202,7 @@ def test_a_loaded_model_predicts_numpy_arrays(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, inputs @ np.asarray(training.state.params), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_dict_of_plain_values_comes_back_and_others_are_asked_for(tmp_path: Path) -> None:
     for number, hparams in enumerate([{"learning_rate": np.float32(0.5)}, [0.5]]):
         list(Plain().train_model(hparams, PLAIN, epochs=1, seed=0, log=tmp_path / str(number)))
@@ -256,6 +261,7 @@ class Scaled(Plain):
 H = {"learning_rate": 0.5}
 
 
+@pytest.mark.slow
 def test_a_trainer_that_is_made_otherwise_is_asked_for(tmp_path: Path) -> None:
     with Checkpoints(tmp_path / "ck") as checkpoints:
         list(Scaled(5.0).train_model(H, PLAIN, epochs=1, seed=0, log=tmp_path, checkpoints=checkpoints))

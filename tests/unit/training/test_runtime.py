@@ -87,6 +87,7 @@ def make_programs(trainer: Line, first: int, count: int) -> None:
         programs.programs(trainer, {"width": width, "names": {str(width): 1}}, Layout())
 
 
+@pytest.mark.slow
 def test_programs_that_are_kept_are_not_compiled_again_before_many_others_were_dropped(clock: CompileClock) -> None:
     trainer, mine = Line(), jax.jit(lambda x: x + 1)
     programs._programs.cache_clear()

@@ -110,6 +110,7 @@ def test_without_weights_of_its_own_a_source_gives_those_of_the_order() -> None:
     assert weights[-1].tolist() == [1, 1, 1, 0, 0]
 
 
+@pytest.mark.slow
 def test_batches_of_views_are_those_of_the_views_on_the_device() -> None:
     stream, arrays = StreamDataset(Rows()), ArrayDataset(**ARRAYS)
     for one, other in (

@@ -185,6 +185,7 @@ def test_eval_model_gives_the_mean_over_all_examples(batch: int, mode: Any, monk
     assert all(type(value) is float for value in found.values())
 
 
+@pytest.mark.slow
 def test_training_metrics_are_means_over_examples() -> None:
     # Without a step, every batch sees the first parameters: the last batch of 2 must not weigh as much as one of 7.
     reports, state = run(LINEAR, hparams(learning_rate=0.0))
@@ -287,6 +288,7 @@ def test_dropout_keeps_shape_and_type_and_is_the_identity_at_rate_zero(dtype: st
     assert drop(0.5, inputs, seed=1).tolist() == drop(0.5, inputs, seed=1).tolist() != half.tolist()
 
 
+@pytest.mark.slow
 def test_the_rate_of_dropout_may_be_traced() -> None:
     rates, inputs = [0.0, 0.25, 0.75], jnp.ones(4_000)
     program: Any = jax.jit(drop)
@@ -345,6 +347,7 @@ def test_trials_that_differ_in_numbers_compile_once(mode: Any, compiled: list[st
 
 
 @pytest.mark.parametrize(("scan", "step"), [(MLP_SCAN, MLP_STEP), (CNN_SCAN, Classifier(CNN(), "step"))])
+@pytest.mark.slow
 def test_scan_and_step_loops_agree(scan: Classifier, step: Classifier) -> None:
     (scanned, one), (stepped, other) = run(scan, hparams()), run(step, hparams())
     for left, right in zip(scanned, stepped, strict=True):
@@ -367,6 +370,7 @@ def test_a_seed_gives_the_same_bits_here_and_in_a_new_process() -> None:
     assert subprocess.check_output(command, cwd=ROOT, env=env, text=True).strip() == fingerprint(3)
 
 
+@pytest.mark.slow
 def test_every_stream_step_and_seed_draws_its_own_numbers() -> None:
     keys = [s.key(jax.random.key(seed), jnp.int32(at)) for s in Stream for at in (0, 1) for seed in (0, 1)]
     assert len({np.asarray(jax.random.key_data(key)).tobytes() for key in keys}) == 4 * len(Stream)
@@ -375,6 +379,7 @@ def test_every_stream_step_and_seed_draws_its_own_numbers() -> None:
     assert float(losses[0]) != float(losses[1])  # dropout
 
 
+@pytest.mark.slow
 def test_batch_statistics_follow_the_recursion() -> None:
     _, state = run(Linear(model=Normed()), hparams(), seed=1)
     mean, var = np.zeros(4), np.ones(4)
@@ -397,6 +402,7 @@ def test_evaluation_uses_batch_statistics_and_leaves_them_alone() -> None:
     assert_close(after, kept)
 
 
+@pytest.mark.slow
 def test_an_overridden_train_step_is_used_with_a_key_for_each_step() -> None:
     class Watched(Linear):
         def train_step(self, state: Any, batch: Any, hparams: Any, key: jax.Array) -> Any:
@@ -445,6 +451,7 @@ def test_an_epoch_takes_over_the_memory_of_the_state_before() -> None:
     assert not carry.position.is_deleted()  # it starts every epoch
 
 
+@pytest.mark.slow
 def test_a_batch_is_at_most_the_data() -> None:
     reports, _ = run(Linear(1000), hparams())
     assert [report.step for report in reports] == [1, 2, 3]
@@ -551,6 +558,7 @@ def test_data_must_be_splits() -> None:
         check_trainer(LINEAR, hparams(), ALL, ["loss"], EPOCHS)
 
 
+@pytest.mark.slow
 def test_a_trainer_that_works_passes_and_nothing_is_compiled(compiled: list[str]) -> None:
     compiled.clear()
     for objectives in (["accuracy"], ["loss", "train_loss"], []):

@@ -56,6 +56,7 @@ def stored(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "run", code / "own.py"
 
 
+@pytest.mark.slow
 def test_the_file_that_a_checkpoint_names_is_imported_only_if_it_is_trusted(stored: tuple[Path, Path]) -> None:
     folder, file = stored
     for load in (lambda **options: load_from_checkpoint(folder / "ck", **options), lambda **o: load_run(folder, **o)):

@@ -264,6 +264,7 @@ def test_a_lane_that_is_not_finite_is_skipped_and_counted_alone() -> None:
     assert all(np.isfinite(leaf).all() for leaf in keyless(sick.state.params))
 
 
+@pytest.mark.slow
 def test_gradients_of_each_example_average_to_that_of_the_batch() -> None:
     trainer, hparams = Classifier("mlp", "sgd"), lane(stacked(), 0)
     state = jit(lambda hparams: first_carry(trainer, hparams, BATCH, jnp.uint32(0), STEPS).state)(hparams)

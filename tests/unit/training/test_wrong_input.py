@@ -127,6 +127,7 @@ def test_the_default_optimizer_takes_a_dict_and_misses_a_rate() -> None:
         Default().train_model({"rate": 0.1}, SPLITS, epochs=10, seed=0)
 
 
+@pytest.mark.slow
 def test_a_penalty_may_be_a_number() -> None:
     trainer = changed(penalty=lambda self, params, hparams: 2)
     assert next(trainer.train_model(H, SPLITS, epochs=1, seed=0)).metrics["train_penalty"] == 2

@@ -76,6 +76,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[TLS, ssl.SSLC
 
 
 @pytest.mark.parametrize("begin", PLAIN)
+@pytest.mark.slow
 def test_clients_that_wait_stop_nobody_else(begin: Callable[[socket.socket], None]) -> None:
     # No deadline ends them meanwhile: that there are too many of one address does.
     with serving(Echo(), Limits(connections=40, per_address=8, reading_s=600.0, writing_s=600.0)) as (server, errors):
@@ -87,6 +88,7 @@ def test_clients_that_wait_stop_nobody_else(begin: Callable[[socket.socket], Non
 
 
 @pytest.mark.parametrize("begin", ON_TLS)
+@pytest.mark.slow
 def test_handshakes_that_are_not_finished_stop_nobody_else(
     begin: Callable[[socket.socket], None], certificate: tuple[TLS, ssl.SSLContext]
 ) -> None:
@@ -97,6 +99,7 @@ def test_handshakes_that_are_not_finished_stop_nobody_else(
         assert errors == []
 
 
+@pytest.mark.slow
 def test_a_client_that_is_gone_before_its_handshake_leaves_no_socket_open(
     certificate: tuple[TLS, ssl.SSLContext],
 ) -> None:

@@ -76,6 +76,7 @@ def test_asked_trials_are_told_one_by_one(study: Study) -> None:
     assert {one.state for one in trials} == {TrialState.COMPLETE}
 
 
+@pytest.mark.slow
 def test_several_trials_may_be_open_at_once(study: Study) -> None:
     first, second, third = (study.ask() for _ in range(3))
     assert first is not None
@@ -132,6 +133,7 @@ def test_trials_that_are_not_told_are_given_back_at_the_end(study: Study) -> Non
     close(other)
 
 
+@pytest.mark.slow
 def test_a_stopped_study_has_no_trials(study: Study) -> None:
     trial = study.ask()
     assert trial is not None
@@ -141,6 +143,7 @@ def test_a_stopped_study_has_no_trials(study: Study) -> None:
         study.ask()
 
 
+@pytest.mark.slow
 def test_the_trial_of_a_killed_process_is_asked_again(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait_until: Callable[..., Any]
 ) -> None:

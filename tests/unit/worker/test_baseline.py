@@ -82,6 +82,7 @@ def test_the_first_trial_has_it_and_is_not_pruned(sampler: str, tmp_path: Path, 
     assert "fixed_params" not in others[0].system_attrs
 
 
+@pytest.mark.slow
 def test_another_trial_with_its_hyperparameters_is_not_pruned_either(tmp_path: Path, sqlite_url: str) -> None:
     study = a_study(trials=9, pruner="asha")
     run_worker(study, sqlite_url, artifacts=str(tmp_path))
@@ -94,6 +95,7 @@ def test_another_trial_with_its_hyperparameters_is_not_pruned_either(tmp_path: P
 
 
 @pytest.mark.parametrize("sampler", [{"name": "grid", "values": {"learning_rate": [0.01, 0.1]}}, "qmc"])
+@pytest.mark.slow
 def test_it_takes_no_point_of_a_grid_or_a_sequence(sampler: Any, tmp_path: Path) -> None:
     class Flat(Space):
         width: int = choice(1, 2, 3)
@@ -162,6 +164,7 @@ def test_it_belongs_to_what_a_study_is() -> None:
     assert "baseline" not in a_study(baseline=None).record()
 
 
+@pytest.mark.slow
 def test_one_that_failed_is_tried_again_and_then_compared_with(tmp_path: Path, sqlite_url: str) -> None:
     class Broken(Trainer):
         def train_model(self, hparams: Any, splits: Any, *, epochs: int, **options: Any) -> Any:
@@ -183,6 +186,7 @@ def test_one_that_failed_is_tried_again_and_then_compared_with(tmp_path: Path, s
 
 
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
+@pytest.mark.slow
 def test_the_best_is_held_against_it(
     direction: str, tmp_path: Path, sqlite_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

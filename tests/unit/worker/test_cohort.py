@@ -186,6 +186,7 @@ def test_random_ends_keep_the_lanes_busy_and_the_budget_exact(
     assert busy.count(4) * 4 >= reports - 8
 
 
+@pytest.mark.slow
 def test_asha_decides_as_for_the_same_reports_one_after_another(sqlite_url: str, work: Callable[..., Log]) -> None:
     """The oracle is Optuna's pruner, which gets the reports in the order in which the cohort made them."""
     pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
@@ -231,6 +232,7 @@ def test_the_shares_of_static_values_are_those_of_the_sampler(sqlite_url: str, t
     assert {number: one[0] for number, one in found.items()} == {number: one[0] for number, one in expected.items()}
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_asked_to_stop_gives_all_trials_back(sqlite_url: str, work: Callable[..., Log]) -> None:
     stop = Stop()
 
@@ -270,6 +272,7 @@ def test_a_trial_that_waits_for_its_turn_does_not_use_up_its_minutes(
     assert now == 9 * 2 * 10.0  # three at once take a minute, and the last ones wait for two
 
 
+@pytest.mark.slow
 def test_trials_that_wait_for_their_turn_are_given_back_when_the_study_is_stopped(
     sqlite_url: str, work: Callable[..., Log]
 ) -> None:
@@ -288,6 +291,7 @@ def test_trials_that_wait_for_their_turn_are_given_back_when_the_study_is_stoppe
     assert set(read_rows(sqlite_url, attempts.c.ending)) == {Outcome.PREEMPTED.value}
 
 
+@pytest.mark.slow
 def test_streams_are_trained_one_by_one(sqlite_url: str, work: Callable[..., Log]) -> None:
     class Rows:
         def __len__(self) -> int:
@@ -337,6 +341,7 @@ def test_without_memory_for_so_many_lanes_half_as_many_are_used(
     assert {event.outcome for event in log.of(TrialEnded)} == {Outcome.COMPLETE}
 
 
+@pytest.mark.slow
 def test_an_error_of_all_trials_stops_the_study(sqlite_url: str, work: Callable[..., Log]) -> None:
     class Broken(Line):
         def on_training_epoch_end(self, state: Any, hparams: Any, epoch: int, metrics: Any) -> Any:
@@ -413,6 +418,7 @@ def test_a_program_that_fails_for_some_trials_fails_those_alone(
     assert Outcome.FAILED in ended.values()
 
 
+@pytest.mark.slow
 def test_failures_stop_the_study_only_if_no_trial_that_runs_is_better(
     sqlite_url: str, work: Callable[..., Log]
 ) -> None:
@@ -480,6 +486,7 @@ def test_trials_that_begin_report_or_end_together_do_so_in_one_transaction(
     assert (sizes["suggested"], sizes["one"]) == ([3, 3], [])
 
 
+@pytest.mark.slow
 def test_reports_that_no_pruner_judges_are_not_waited_for(
     sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -498,6 +505,7 @@ def test_reports_that_no_pruner_judges_are_not_waited_for(
     assert found == [(trial_id, epoch) for trial_id in (1, 2, 3, 4) for epoch in (1, 2, 3)]
 
 
+@pytest.mark.slow
 def test_gathered_reports_are_stored_with_those_that_a_pruner_judges(
     sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,6 +136,7 @@ def test_a_trial_that_ended_early_has_the_constraints_that_it_reported(
     assert (trial.state, trial.constraints, runs.lines) == (TrialState.PRUNED, stored, [])
 
 
+@pytest.mark.slow
 def test_a_failed_trial_has_none(runs: Runs) -> None:
     def train(hparams: HParams, trial: Trial) -> None:
         trial.report({"loss": 1.0, "latency_ms": 25.0})

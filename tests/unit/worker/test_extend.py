@@ -173,6 +173,7 @@ def test_it_is_equal_to_a_training_at_once(runs: Runs, whole: Runs, value: Any) 
     assert runs.shown(1)["extends"] is None
 
 
+@pytest.mark.slow
 def test_ended_trials_do_not_change(runs: Runs) -> None:
     runs(make())
     before = plain_trials(runs.url, "one")
@@ -183,6 +184,7 @@ def test_ended_trials_do_not_change(runs: Runs) -> None:
     assert [trial.last_step for trial in after] == [3, 3, 5, 5]
 
 
+@pytest.mark.slow
 def test_an_extended_trial_is_extended(runs: Runs, whole: Runs) -> None:
     runs(make(trials=1))
     runs.extend(5)
@@ -251,6 +253,7 @@ def test_trials_of_a_cohort_with_other_lengths_have_their_own_schedules(runs: Ru
             assert metrics == pytest.approx(wanted[epoch], rel=5e-6), "as in `test_vmap.py`"
 
 
+@pytest.mark.slow
 def test_each_seed_continues(runs: Runs, whole: Runs) -> None:
     runs(make(trials=2, seeds=2))
     runs.extend(5, numbers=[1])
@@ -260,6 +263,7 @@ def test_each_seed_continues(runs: Runs, whole: Runs) -> None:
     assert runs.shown(2)["seed_values"] == whole.shown(1)["seed_values"]
 
 
+@pytest.mark.slow
 def test_pruners_neither_judge_nor_see_it(runs: Runs) -> None:
     strict = {"name": "threshold", "upper": 0.0, "n_warmup_steps": 3}
     runs(make(trials=1))
@@ -365,6 +369,7 @@ def test_another_machine_continues_from_object_storage(
     assert runs.metrics(1) == whole.metrics(0)
 
 
+@pytest.mark.slow
 def test_a_state_of_a_queued_extension_is_kept(runs: Runs) -> None:
     runs(make(trials=3, keep_best=1, keep_last=1))
     (queued,) = runs.extend(6)
@@ -378,6 +383,7 @@ def test_a_state_of_a_queued_extension_is_kept(runs: Runs) -> None:
         runs.extend(9, numbers=[queued.of])
 
 
+@pytest.mark.slow
 def test_a_state_that_is_gone_fails_the_trial(runs: Runs) -> None:
     runs(make(trials=1))
     runs.extend(6)
@@ -408,6 +414,7 @@ def rerunner(runs: Runs, study: Study, engine: Any, folder: Path) -> Rerunner:
 
 
 @pytest.mark.parametrize("trainer", [CONSTANT, COSINE])
+@pytest.mark.slow
 def test_it_is_reproduced_in_its_stages(runs: Runs, trainer: Any) -> None:
     study = make(trainer=trainer, trials=2)
     runs(make(trainer=trainer, trials=1))
@@ -491,6 +498,7 @@ def test_what_keep_last_needs() -> None:
         make(trainer=None, data=None, train=Command("true"), keep_last=1)
 
 
+@pytest.mark.slow
 def test_the_state_of_a_trial_beyond_keep_last_is_not_written(runs: Runs) -> None:
     runs(make(trials=1, keep_last=1))
     assert Path(runs.shown(0)["checkpoint"]).with_name("last").is_dir()

@@ -55,6 +55,7 @@ class ConstantTrainer(FakeTrainer):
         return {"loss": hparams.slope}
 
 
+@pytest.mark.slow
 def test_under_hyperband_a_sampler_is_shown_the_bracket(tmp_path: Path) -> None:
     """As by Optuna itself, before a trial and after it."""
     name, trials, epochs = "brackets", 14, 9
@@ -96,6 +97,7 @@ def test_under_hyperband_a_sampler_is_shown_the_bracket(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "cmaes"])
+@pytest.mark.slow
 def test_what_all_trials_have_in_common_is_found_quickly(
     sampler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +154,7 @@ class Wide(FakeTrainer):
                 raise TrialPruned
 
 
+@pytest.mark.slow
 def test_a_trial_whose_checkpoint_no_longer_fits_restarts_and_says_so_and_the_study_goes_on(tmp_path: Path) -> None:
     def study(trainer: Wide) -> Study:
         return Study(
@@ -274,6 +277,7 @@ class Placed(FakeTrainer):
         yield Report(1, 1, {"loss": hparams.slope})
 
 
+@pytest.mark.slow
 def test_no_two_trials_use_one_folder_also_of_studies_with_one_name(tmp_path: Path) -> None:
     trainer, count = Placed(), 12  # with numbers of two digits
     study = Study(

@@ -184,6 +184,7 @@ def rerunner(study: Study, folder: Path, engine: Any) -> Rerunner:
     return Rerunner(engine, row, study, Path(__file__), trainable, runtime)
 
 
+@pytest.mark.slow
 def test_the_lineage_of_each_trial_can_be_reproduced_bit_for_bit(tmp_path: Path, work: Callable[..., Log]) -> None:
     study, folder = study_of(**SMALL), tmp_path / "first"
     work(study)
@@ -270,6 +271,7 @@ def test_the_baseline_copies_nobody_and_can_be_copied(tmp_path: Path, work: Call
     assert 0 in copied(0.2, "good")
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_says_the_hyperparameters_of_its_epoch(tmp_path: Path, work: Callable[..., Log]) -> None:
     study = study_of(**SMALL, keep_best=6)
     work(study)
@@ -293,6 +295,7 @@ def test_the_best_checkpoint_says_the_hyperparameters_of_its_epoch(tmp_path: Pat
     assert record["hparams"] == found[number][-1].hparams != row["hparams"]
 
 
+@pytest.mark.slow
 def test_a_copy_that_nobody_offers_is_not_taken(
     tmp_path: Path, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,6 +314,7 @@ class Diverging(NoisyQuadratic):
         return losses, {"variance": jnp.where(hparams.first > 0.1, jnp.nan, metrics["variance"])}
 
 
+@pytest.mark.slow
 def test_a_trial_that_diverges_at_a_comparison_leaves_no_state(
     work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
 ) -> None:

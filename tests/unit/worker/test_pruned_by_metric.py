@@ -90,6 +90,7 @@ def test_a_pruner_decides_as_if_its_metric_were_the_objective(tmp_path: Path, pr
     assert trial.value == pytest.approx(metrics(HParams(**trial.params), EPOCHS)[objective])
 
 
+@pytest.mark.slow
 def test_a_metric_of_one_of_several_objectives_is_followed(tmp_path: Path) -> None:
     two: dict[str, Any] = {"objective": ["other", "val_loss"], "directions": ["maximize", "minimize"]}
     for name in ("plain", "two"):

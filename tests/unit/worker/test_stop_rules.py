@@ -128,6 +128,7 @@ def test_workers_that_hold_a_trial_give_it_back_and_start_no_other(work: Work, e
     assert study_row(engine, "early")["running"] == 1  # until that worker has looked
 
 
+@pytest.mark.slow
 def test_the_first_reason_stays_and_a_user_can_stop_before(work: Work, engine: Any) -> None:
     work(trials=1)
     assert end_study(engine, 1, {"rule": "target", "why": "first", "trial": 0})

@@ -156,6 +156,7 @@ def test_a_pruned_command_ends_with_all_its_processes(commands: Commands, ignore
     assert [is_running(pid) for pid in pids] == [False, False]
 
 
+@pytest.mark.slow
 def test_a_stopped_command_is_given_back_and_resumes_from_its_folder(
     commands: Commands, wait_until: Callable[..., Any]
 ) -> None:
@@ -279,6 +280,7 @@ print('{"loss": 0.25}')
         os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_worker_of_a_command_does_not_import_jax(tmp_path: Path) -> None:
     script = """
 import sys

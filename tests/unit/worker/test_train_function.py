@@ -144,6 +144,7 @@ def test_the_best_epoch_counts_if_the_study_says_so(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize(("value", "expected"), [("last", 2.5), ("best", 2.0)])
+@pytest.mark.slow
 def test_a_returned_value_replaces_that_of_the_last_report_also_for_the_best_epoch(
     runs: Runs, value: str, expected: float
 ) -> None:
@@ -357,6 +358,7 @@ def test_a_stopped_trial_resumes_from_its_state(runs: Runs) -> None:
     assert trial.value == 6.0
 
 
+@pytest.mark.slow
 def test_a_stopped_trial_without_a_state_starts_again_with_its_hyperparameters(runs: Runs) -> None:
     stop, seen = Stop(), []
 
@@ -653,6 +655,7 @@ def run_script(folder: Path, body: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_worker_of_a_function_without_jax_does_not_import_it(tmp_path: Path) -> None:
     body = """
     import numpy as np

@@ -195,6 +195,7 @@ def test_a_cohort_comes_to_the_same(sqlite_url: str, work: Callable[..., Log], t
         assert show_row(storage.engine, "seeded", 4)["lanes"] == 6
 
 
+@pytest.mark.slow
 def test_the_best_epoch_is_that_of_each_seed(sqlite_url: str, work: Callable[..., Log]) -> None:
     """So that the value is what a study with one seed would find on average, and what `tuner confirm` estimates."""
 

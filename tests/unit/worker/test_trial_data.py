@@ -109,6 +109,7 @@ def test_a_resumed_trial_has_its_own_data(tmp_path: Path) -> None:
     assert {row["number"]: (row["hparams"], row["value"]) for row in rows_of(url)} == expected
 
 
+@pytest.mark.slow
 def test_an_error_in_the_data_of_one_trial_fails_only_that_trial(tmp_path: Path) -> None:
     def broken(seed: int, hparams: Any) -> Splits:
         if hparams.length == 4 and len(failures) < 2:  # the first trial of this length, and its retry
